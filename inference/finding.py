@@ -1,0 +1,84 @@
+"""What the node concludes about one image: plain frozen values that every other room passes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Laterality = Literal["R", "L", "B"]  # the patient's right, left, both
+
+
+class State(StrEnum):
+    """Where every image that was looked at ends; silence never means negative."""
+
+    ANALYSED = "analysed"
+    NOT_ANALYSED = "not_analysed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model package spoke: what goes into every result and into the derived UIDs."""
+
+    id: str  # the package's own name, for example "pleura-default"
+    version: str
+    digest: str  # sha256 over the package's files, hex
+    device_uid: str  # changes whenever the package changes (IHE AIR vol. 3, 6.5.3.1)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Figures of a mask in the source's own pixel matrix."""
+
+    area_px: int
+    area_mm2: float | None  # None where no spacing is known
+    area_estimated: bool  # True where only the detector's ImagerPixelSpacing is known (magnified, PS3.3 10.7.1.3)
+    centroid_px: tuple[float, float]  # (column, row), pixel centres at whole numbers, of all regions together
+    laterality: Laterality | None  # None where PatientOrientation does not tell
+    regions: int
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """The model's answer for one radiograph.
+
+    `mask` is (rows, columns), bool, in the source's pixel matrix. It is None where the classifier said "not
+    detected" (the segmenter never ran). A positive whose segmenter found no region has a mask without a true
+    pixel and no measurement: a visible result, never turned into a negative.
+    """
+
+    probability: float  # the classifier's, 0 to 1
+    threshold: float  # the operating point it was held against
+    positive: bool
+    mask: NDArray[np.bool_] | None = None
+    measurement: Measurement | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One checked DICOM object, ready to leave. `data` is a whole Part 10 file."""
+
+    kind: str  # SEG, SC
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The one visible state of one image, and the objects that tell of it (perhaps none)."""
+
+    state: State
+    content_digest: str
+    sop_instance_uid: str | None
+    study_instance_uid: str | None
+    reason: str | None = None  # a code of admission.REASONS; None when analysed
+    detail: str = ""  # for the log and the ledger: tags and UIDs, never a patient's value
+    finding: Finding | None = None
+    results: tuple[Result, ...] = ()
+    notes: tuple[str, ...] = ()  # what was absent or implausible and admitted all the same

@@ -1,0 +1,57 @@
+"""What every test may ask for: the real data, the peer programs, a free port. On a newcomer's machine a missing
+one skips with its reason; under CI=true it fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def missing(reason: str) -> None:
+    """Skip with the reason, or fail where everything is promised to be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real X-rays: PLEURA_DATA, default ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("PLEURA_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not (folder / "SOURCES.md").is_file():
+        missing(f"no test data: {folder} holds no SOURCES.md; set PLEURA_DATA to the folder of real X-rays")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def peer() -> Callable[[str], str]:
+    """peer("storescu") -> the program's path."""
+
+    def find(name: str) -> str:
+        # Debian puts Orthanc into sbin, which is not on every PATH.
+        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+        if path is None:
+            missing(f"peer program {name!r} is not installed (apt-get install dcmtk orthanc dicom3tools)")
+        assert path is not None
+        return path
+
+    return find
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """free_port() -> a TCP port nobody listens on now."""
+
+    def find() -> int:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return int(listener.getsockname()[1])
+
+    return find
