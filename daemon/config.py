@@ -114,11 +114,8 @@ class FolderDestination(_Settings):
 
 
 def _destination_kind(value: Any) -> str:
-    return (
-        "folder"
-        if isinstance(value, FolderDestination) or (isinstance(value, dict) and "folder" in value)
-        else "<dicom>"
-    )
+    folder = "folder" in value if isinstance(value, dict) else isinstance(value, FolderDestination)
+    return "<folder>" if folder else "<dicom>"
 
 
 Destination = Annotated[
@@ -223,9 +220,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _explain(path: Path, document: Any, error: dict[str, Any]) -> str:
-    keys = [
-        part for part in error["loc"] if part not in ("dicom", "folder") or part in _keys_at(document, error["loc"])
-    ]
+    keys = [part for part in error["loc"] if part not in ("<dicom>", "<folder>")]  # pydantic's, not the file's
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).lstrip(".")
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "extra_forbidden":

@@ -1,0 +1,230 @@
+"""Is this image to be analysed, and if not, why: pure rules over the header, and the table of reasons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydicom import Dataset
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    SecondaryCaptureImageStorage,
+)
+
+from inference.finding import State
+
+_PROCESSING_EQUIPMENT = "109102"  # DCM, ContributingEquipmentSequence purpose
+_ALGORITHM_KEYWORDS = ("SegmentSequence", "ContentSequence", "GraphicAnnotationSequence")
+_SOP_CLASSES = (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    SecondaryCaptureImageStorage,
+)
+
+# Free text decides only where the coded attribute is absent, and a chest word outweighs every other.
+_SERIES_DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
+_DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, "StudyDescription", "PerformedProcedureStepDescription")
+_ANIMALS = {"CANINE", "FELINE", "EQUINE", "BOVINE", "VETERINARY"}
+_CHEST_WORDS = {"CHEST", "THORAX", "LUNG", "LUNGS", "RIBS", "CXR"}
+_OTHER_BODY_PARTS = {
+    "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT", "HAND", "WRIST", "ELBOW",
+    "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
+}  # fmt: skip
+_LATERAL_WORDS = {"LATERAL", "LAT"}
+_FRONTAL_WORDS = {"PA", "AP", "FRONTAL", "DECUBITUS"}  # a lateral decubitus view is frontal
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an image was not analysed. `sent`: whether the archive is told by a Secondary Capture (design, section 1)."""
+
+    state: State
+    sent: bool
+    text: str  # what the banner and the log say; no patient value
+
+
+REASONS: dict[str, Reason] = {
+    "own_output": Reason(State.NOT_ANALYSED, False, "one of this node's own results"),
+    "foreign_result": Reason(State.NOT_ANALYSED, False, "a result of another system, not a radiograph"),
+    "sop_class": Reason(State.NOT_ANALYSED, False, "not a radiograph's SOP class"),
+    "modality": Reason(State.NOT_ANALYSED, False, "another modality"),
+    "species": Reason(State.NOT_ANALYSED, False, "not a human patient"),
+    "body_part": Reason(State.NOT_ANALYSED, False, "another body part"),
+    "view": Reason(State.NOT_ANALYSED, False, "not a frontal view"),
+    "no_identity": Reason(State.NOT_ANALYSED, False, "no usable Study or SOP Instance UID"),
+    "under_age": Reason(State.NOT_ANALYSED, True, "the patient is younger than the minimum age"),
+    "age_unknown": Reason(State.NOT_ANALYSED, True, "the patient's age is unknown and this site refuses that"),
+    "blank": Reason(State.NOT_ANALYSED, True, "the image is blank"),
+    "undecodable": Reason(State.NOT_ANALYSED, True, "the pixels cannot be decoded"),
+    "not_dicom": Reason(State.FAILED, False, "the bytes are not a DICOM object"),
+    "bytes_missing": Reason(State.FAILED, False, "the spool no longer holds the image"),
+    "analysis_error": Reason(State.FAILED, True, "the analysis broke repeatedly"),
+    "result_invalid": Reason(State.FAILED, True, "a result object failed its own check and was not sent"),
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a site admits; the YAML key `admission`."""
+
+    modalities: tuple[str, ...] = ("CR", "DX")
+    body_parts: tuple[str, ...] = ("CHEST", "THORAX")
+    views: tuple[str, ...] = ("AP", "PA")
+    minimum_age_years: int = 18
+    when_absent: Literal["admit", "refuse"] = "admit"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A header that is not analysed: a code of REASONS, and what was found where."""
+
+    reason: str
+    detail: str
+
+
+def judge(header: Dataset, rules: Rules, is_ours: Callable[[str], bool]) -> Refusal | tuple[str, ...]:
+    """A Refusal, or the notes on what was absent or implausible and admitted all the same.
+
+    `is_ours` tells whether a SOP Instance UID is one of our own results. Never-sent reasons come before sent ones,
+    so that a child's hip is a hip.
+    """
+    notes: list[str] = []
+    for check in (_origin, _identity, _kind, _anatomy):
+        refusal = check(header, rules, is_ours, notes)
+        if refusal is not None:
+            return refusal
+    return _age(header, rules, notes) or tuple(notes)
+
+
+_Check = Refusal | None
+
+
+def _origin(header: Dataset, _: Rules, is_ours: Callable[[str], bool], __: list[str]) -> _Check:
+    if is_ours(str(header.get("SOPInstanceUID", ""))):
+        return Refusal("own_output", "the SOP Instance UID is in the ledger's results")
+    for item in header.get("ContributingEquipmentSequence") or []:
+        if _code(item, "PurposeOfReferenceCodeSequence") != _PROCESSING_EQUIPMENT:
+            continue
+        # Design, section 1: our own DeviceUID. Every Pleura has its own by model, so the maker's name decides.
+        if str(item.get("Manufacturer", "")) == "Pleura" and "DeviceUID" in item:
+            return Refusal("own_output", "ContributingEquipmentSequence (0018,A001) names Pleura")
+    for keyword in _ALGORITHM_KEYWORDS:
+        if keyword in header:
+            return Refusal("foreign_result", f"{keyword} is present: annotations or segments, not a radiograph")
+    return None
+
+
+def _identity(header: Dataset, _: Rules, __: Callable[[str], bool], ___: list[str]) -> _Check:
+    for keyword in ("StudyInstanceUID", "SOPInstanceUID"):
+        if not usable_uid(str(header.get(keyword) or "")):
+            return Refusal("no_identity", f"{keyword} is absent or no UID (PS3.5 9.1): no result could name its image")
+    return None
+
+
+def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]) -> _Check:
+    sop_class_uid, modality = str(header.get("SOPClassUID", "")), _text(header, "Modality")
+    if modality not in rules.modalities:
+        return Refusal("modality", f"Modality (0008,0060) found {_shown(modality)}, admitted {_list(rules.modalities)}")
+    if sop_class_uid not in _SOP_CLASSES:
+        shown = sop_class_uid if usable_uid(sop_class_uid) else "no UID"
+        return Refusal("sop_class", f"SOP Class UID {shown} is not CR, DX for presentation or Secondary Capture")
+    photometric = _text(header, "PhotometricInterpretation")
+    if header.get("SamplesPerPixel") not in (1, None) or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+        # A radiograph is grey; in colour it is somebody's rendering (design, section 1, "Foreign").
+        return Refusal("foreign_result", f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}")
+    return None
+
+
+def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: list[str]) -> _Check:
+    if _species_is_animal(header) or _words(header, _DESCRIPTIONS) & _ANIMALS:
+        return Refusal("species", "PatientSpecies, PatientBreed or a description tells of an animal")
+    described = _words(header, _DESCRIPTIONS)
+    if not _text(header, "BodyPartExamined") and described & _OTHER_BODY_PARTS and not described & _CHEST_WORDS:
+        return Refusal("body_part", "BodyPartExamined is absent and a description names another body part")
+    of_series = _words(header, _SERIES_DESCRIPTIONS)
+    if not _text(header, "ViewPosition") and of_series & _LATERAL_WORDS and not of_series & _FRONTAL_WORDS:
+        return Refusal("view", "ViewPosition is absent and the series' description says lateral")
+    return _one_of(header, "BodyPartExamined", "body_part", rules, notes) or _one_of(
+        header, "ViewPosition", "view", rules, notes
+    )
+
+
+def _species_is_animal(header: Dataset) -> bool:
+    species = _text(header, "PatientSpeciesDescription")
+    code = _code(header, "PatientSpeciesCodeSequence")
+    if species in ("HOMO SAPIENS", "HUMAN") or code in ("337915000", "L-85B00"):  # SCT, SRT "Homo sapiens"
+        return False
+    return bool(species or code or _text(header, "PatientBreedDescription"))
+
+
+def _words(header: Dataset, keywords: tuple[str, ...]) -> set[str]:
+    return {word for keyword in keywords for word in re.findall(r"[A-Z]+", _text(header, keyword))}
+
+
+def _one_of(header: Dataset, keyword: str, reason: str, rules: Rules, notes: list[str]) -> _Check:
+    admitted = rules.body_parts if reason == "body_part" else rules.views
+    found = _text(header, keyword)
+    if not found:
+        if rules.when_absent == "refuse":
+            return Refusal(reason, f"{keyword} is absent and when_absent is refuse")
+        notes.append(f"{keyword} absent")
+        return None
+    if found not in admitted:
+        return Refusal(reason, f"{keyword} found {_shown(found)}, admitted {_list(admitted)}")
+    return None
+
+
+def _age(header: Dataset, rules: Rules, notes: list[str]) -> _Check:
+    age = age_years(header)
+    if age is None:
+        if rules.when_absent == "refuse":
+            return Refusal("age_unknown", "PatientAge is absent or implausible and when_absent is refuse")
+        notes.append("PatientAge absent or implausible")
+        return None
+    if age < rules.minimum_age_years:
+        return Refusal("under_age", f"PatientAge is under the minimum of {rules.minimum_age_years} years")
+    return None
+
+
+def age_years(header: Dataset) -> float | None:
+    """Years from PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years), else from the
+    birth date to the study date; None where absent or implausible (over 130)."""
+    match = re.fullmatch(r"(\d{1,3})([DWMY]?)", str(header.get("PatientAge") or "").strip().upper())
+    if match:
+        years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
+        return years if years <= 130 else None
+    dates = [str(header.get(keyword) or "") for keyword in ("PatientBirthDate", "StudyDate")]
+    if all(re.fullmatch(r"\d{8}", date) for date in dates):
+        born, studied = (int(date[:4]) + (int(date[4:6]) - 1) / 12 + (int(date[6:]) - 1) / 365 for date in dates)
+        return studied - born if 0 <= studied - born <= 130 else None
+    return None
+
+
+def usable_uid(value: str) -> bool:
+    """Whether a result can name its image by this UID: 1 to 64 digits and dots.
+
+    PS3.5 9.1 also forbids leading zeros in a component; equipment that breaks that rule still has patients.
+    """
+    return re.fullmatch(r"[0-9][0-9.]{0,63}", value) is not None
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    value = header.get(keyword)
+    return value.strip().upper() if isinstance(value, str) else ""
+
+
+def _code(item: Dataset, keyword: str) -> str:
+    sequence = item.get(keyword) or []
+    return str(sequence[0].get("CodeValue", "")) if len(sequence) else ""
+
+
+def _shown(value: str) -> str:
+    """A coded header value in a log: CS characters only (PS3.5 6.2), so that no free text slips through."""
+    return value if re.fullmatch(r"[A-Z0-9_ ]{1,16}", value) else "an empty or unusual value"
+
+
+def _list(values: tuple[str, ...]) -> str:
+    return ", ".join(values)

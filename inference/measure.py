@@ -1,0 +1,70 @@
+"""Mask -> Measurement: area, centroid, side, number of regions, in the source's own pixel matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.finding import Laterality, Measurement
+from inference.postprocess import label_regions
+from inference.radiograph import Spacing
+
+# How near the image's middle, as a part of its width, a region's centroid may lie before its side is left unsaid.
+MIDDLE = 0.05
+
+
+def measure(
+    mask: NDArray[np.bool_], spacing: Spacing | None, patient_orientation: Sequence[str] | None
+) -> Measurement | None:
+    """Measure a (rows, columns) bool mask; None when nothing is segmented.
+
+    `patient_orientation` is the source's PatientOrientation (0020,0020). Millimetres come from `spacing` alone, and are
+    marked as estimated where that is the detector's (PS3.3 10.7.1.3).
+    """
+    regions, count = label_regions(mask)
+    if count == 0:
+        return None
+    positions = np.argwhere(mask)  # (area_px, [row, column])
+    number = regions[mask] - 1
+    areas_px = np.bincount(number)
+    sums = np.stack([np.bincount(number, weights=positions[:, axis]) for axis in (0, 1)], axis=1)
+    area_px = len(positions)
+    row, column = positions.mean(axis=0)
+    known = spacing is not None and all(
+        math.isfinite(side) and side > 0 for side in (spacing.row_mm, spacing.column_mm)
+    )
+    return Measurement(
+        area_px=area_px,
+        area_mm2=area_px * spacing.row_mm * spacing.column_mm if spacing is not None and known else None,
+        area_estimated=bool(spacing is not None and known and spacing.detector),
+        centroid_px=(float(column), float(row)),
+        laterality=_laterality(sums / areas_px[:, None], (mask.shape[0], mask.shape[1]), patient_orientation),
+        regions=count,
+    )
+
+
+def _laterality(
+    centroids: NDArray[np.float64], shape: tuple[int, int], patient_orientation: Sequence[str] | None
+) -> Laterality | None:
+    """The patient's side(s) on which the regions' (row, column) centroids lie; None where the header does not tell.
+
+    PatientOrientation names where the rows run to (left to right on the image) and where the columns run to (top to
+    bottom), each by its main direction first: PS3.3 C.7.6.1.1.1. L\\F is the usual chest: image right is the patient's
+    left. The middle of the image stands in for the patient's midline, which is its limit: an off-centre or turned
+    patient shifts it, so a centroid near the middle leaves the side unsaid rather than guessed.
+    """
+    if patient_orientation is None or isinstance(patient_orientation, str) or len(patient_orientation) != 2:
+        return None
+    along_row, along_column = (str(direction).strip().upper()[:1] for direction in patient_orientation)
+    if (along_row in {"L", "R"}) == (along_column in {"L", "R"}):
+        return None  # neither axis runs across the patient, or both claim to
+    axis, towards = (1, along_row) if along_row in {"L", "R"} else (0, along_column)
+    extent = shape[axis]
+    offsets = centroids[:, axis] - (extent - 1) / 2
+    if np.any(np.abs(offsets) < MIDDLE * extent):
+        return None
+    sides: set[Laterality] = {"L" if (offset > 0) == (towards == "L") else "R" for offset in offsets}
+    return "B" if len(sides) == 2 else sides.pop()

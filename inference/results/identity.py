@@ -1,0 +1,261 @@
+"""Who a result is about, whose it is and what it is called: the attributes that every outgoing object shares."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import DataElement, Dataset, config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.valuerep import validate_value
+
+from inference.finding import Finding, ModelIdentity, State
+from inference.radiograph import COPIED_KEYWORDS, Spacing
+
+try:
+    PLEURA_VERSION = importlib.metadata.version("pleura")
+except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
+    PLEURA_VERSION = "0+unknown"
+
+MANUFACTURER = "Pleura"
+DISCLAIMER = "Research use only - not for diagnosis"
+IMPLEMENTATION_CLASS_UID = "2.25.127838263402316406951206402110346212361"  # PS3.7 D.3.3.2: names the implementation
+SCHEMA_VERSION = 1  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
+NAMESPACE = uuid.UUID("5e1e6a58-4c3f-4f0e-9b0c-2f5d2ab7c7a1")
+
+# Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present in each object, empty where unknown.
+TYPE_2_KEYWORDS = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
+# What these VRs allow is checkable without knowing the value's language; a value outside is not carried on.
+FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
+USABLE_UID = re.compile(r"[0-9][0-9.]{0,63}")
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """The settings that change pixels. Only these are part of the identity, so that editing a port doubles nothing."""
+
+    longest_side: int = 2048  # pixels of the radiograph within the overlay; a smaller source is never blown up to it
+    jpeg_quality: int = 90
+
+    def __post_init__(self) -> None:
+        if not 256 <= self.longest_side <= 16384:
+            raise ValueError(f"RenderSettings: longest_side {self.longest_side}; wanted 256 to 16384 pixels")
+        if not 50 <= self.jpeg_quality <= 100:
+            raise ValueError(f"RenderSettings: jpeg_quality {self.jpeg_quality}; wanted 50 to 100")
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there is no finding: a code of admission.REASONS, and a sentence for the reader without a patient's value."""
+
+    state: State  # NOT_ANALYSED or FAILED
+    reason: str
+    sentence: str
+
+    def __post_init__(self) -> None:
+        if self.state is State.ANALYSED or not self.reason or not self.sentence:
+            raise ValueError("Refusal: wanted NOT_ANALYSED or FAILED with a reason code and a sentence")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One image's answer, with everything a result needs. Constructed means that results can be built.
+
+    `header` is the source without Pixel Data. `pixels` is (rows, columns), float32, 0 black to 1 white in display
+    polarity, None where they cannot be decoded. Either `finding` or `refusal` is given. `result_time` is when the
+    answer was reached; no encoder asks a clock. A naive one is the site's local time; an aware one is written in its
+    own offset, or in the source's where that states one. `notes` are short plain phrases: what was absent or
+    implausible and admitted all the same, never a patient's value.
+
+    Raises:
+        ValueError: the source has no usable Study, Series or SOP Instance UID, or shapes disagree.
+    """
+
+    header: Dataset
+    content_digest: str
+    model: ModelIdentity
+    result_time: datetime
+    finding: Finding | None = None
+    refusal: Refusal | None = None
+    pixels: NDArray[np.float32] | None = None
+    spacing: Spacing | None = None
+    appearance: RenderSettings = RenderSettings()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.finding is None) == (self.refusal is None):
+            raise ValueError("Case: wanted either a finding or a refusal")
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+            if not USABLE_UID.fullmatch(str(self.header.get(keyword) or "")):
+                raise ValueError(f"Case: the source has no usable {keyword}; a result cannot refer to it")
+        if self.pixels is not None and self.pixels.shape != (self.header.get("Rows"), self.header.get("Columns")):
+            raise ValueError(f"Case: pixels of shape {self.pixels.shape} for another Rows and Columns")
+        if self.finding is not None:
+            if self.pixels is None:
+                raise ValueError("Case: a finding without the pixels it was found in")
+            if self.finding.mask is not None and self.finding.mask.shape != self.pixels.shape:
+                raise ValueError(f"Case: mask {self.finding.mask.shape}, pixels {self.pixels.shape}; wanted equal")
+
+    @property
+    def segmented(self) -> NDArray[np.bool_] | None:
+        """The (rows, columns) mask where the finding is positive and a pixel is in it, else None."""
+        finding = self.finding
+        return finding.mask if finding and finding.positive and finding.mask is not None and finding.mask.any() else None
+
+    @property
+    def local_time(self) -> datetime:
+        """The result's time on the clock that the object's dates and times are in (PS3.3 C.12.1.1.8)."""
+        offset = _source_offset(self.header)
+        return self.result_time if offset is None or self.result_time.tzinfo is None else self.result_time.astimezone(offset)
+
+
+def derived_uid(case: Case, kind: str) -> str:
+    """The UID of one object about this case: the same for the same content, another for any other content.
+
+    Archives keep the first object of a UID and answer success to the second, so all that changes content is in here.
+    """
+    outcome: list[object]
+    if case.finding is not None:
+        outcome = [State.ANALYSED.value, bool(case.finding.positive), float(case.finding.threshold)]
+    else:
+        assert case.refusal is not None  # one of the two: Case says so
+        outcome = [case.refusal.state.value, case.refusal.reason]
+    return _uuid5(kind, *_source(case), outcome, case.appearance.digest)
+
+
+def series_uid(case: Case, kind: str) -> str:
+    """One series per kind, source and model, so that a later version of a model does not mix with the former."""
+    return _uuid5("series", kind, *_source(case))
+
+
+def frame_of_reference_uid(case: Case) -> str:
+    """The source's own Frame of Reference UID, else one that all objects about this source share."""
+    own = str(case.header.get("FrameOfReferenceUID") or "")
+    return own if USABLE_UID.fullmatch(own) else _uuid5("frame of reference", str(case.header.SOPInstanceUID))
+
+
+def _source(case: Case) -> tuple[str, ...]:
+    return str(case.header.SOPInstanceUID), case.content_digest, case.model.digest
+
+
+def _uuid5(*parts: object) -> str:
+    name = json.dumps([*parts, SCHEMA_VERSION, PLEURA_VERSION], separators=(",", ":"), ensure_ascii=True)
+    return f"2.25.{uuid.uuid5(NAMESPACE, name).int}"  # PS3.5 B.2
+
+
+def copied(header: Dataset, keyword: str) -> DataElement | None:
+    """The source's element, or None where there is none or its VR does not allow the value; never repaired."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    if tag not in header or header[tag].is_empty:
+        return None
+    vr = dictionary_VR(tag)
+    element = header[tag]
+    values = element.value if element.VM > 1 else [element.value]
+    if element.VR != vr and not all(isinstance(value, str) for value in values):
+        return None
+    if vr in FORMAL_VRS:
+        try:
+            for value in values:
+                validate_value(vr, str(value), config.RAISE)
+        except ValueError:
+            return None
+        if vr in ("DA", "TM") and "-" in str(element.value):  # a range is for queries only (PS3.4 C.2.2.2.5)
+            return None
+        if keyword == "PatientSex" and element.value not in PATIENT_SEXES:
+            return None
+    # The element itself, not its value: a PersonName keeps the very bytes it came in.
+    return element if element.VR == vr else DataElement(tag, vr, element.value)
+
+
+def identify(case: Case, kind: str, number: int, description: str) -> Dataset:
+    """A new data set with what all objects of a case share: patient, study, series, equipment and SOP Common.
+
+    Patient and study are the source's (type 2 gaps stay empty, nothing is invented); the rest is our own.
+    """
+    dataset = Dataset()
+    for keyword in (*COPIED_KEYWORDS, "TimezoneOffsetFromUTC"):
+        element = copied(case.header, keyword)
+        if element is not None:
+            dataset.add(element)
+        elif keyword in TYPE_2_KEYWORDS:
+            setattr(dataset, keyword, None)
+    if _source_offset(case.header) is None and "TimezoneOffsetFromUTC" in dataset:
+        del dataset.TimezoneOffsetFromUTC
+    dataset.StudyInstanceUID = str(case.header.StudyInstanceUID)
+    dataset.SeriesInstanceUID = series_uid(case, kind)
+    dataset.SOPInstanceUID = derived_uid(case, kind)
+    dataset.SeriesNumber = number
+    dataset.InstanceNumber = 1
+    dataset.SeriesDescription = f"{description}. {DISCLAIMER}"
+    date, time = case.local_time.strftime("%Y%m%d"), case.local_time.strftime("%H%M%S.%f")
+    for prefix in ("Series", "Content", "InstanceCreation"):
+        setattr(dataset, f"{prefix}Date", date)
+        setattr(dataset, f"{prefix}Time", time)
+    dataset.Manufacturer = MANUFACTURER
+    dataset.ManufacturerModelName = case.model.id
+    dataset.DeviceSerialNumber = case.model.digest[:16]
+    dataset.SoftwareVersions = [f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"]
+    dataset.ContributingEquipmentSequence = [_equipment(case)]
+    return dataset
+
+
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """One item of a code sequence (PS3.3 8.8)."""
+    item = Dataset()
+    item.CodeValue = value
+    item.CodingSchemeDesignator = scheme
+    item.CodeMeaning = meaning
+    return item
+
+
+def reference(case: Case) -> Dataset:
+    """The source as an item that refers to it."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = str(case.header.SOPClassUID)
+    item.ReferencedSOPInstanceUID = str(case.header.SOPInstanceUID)
+    return item
+
+
+def reference_series(case: Case) -> Dataset:
+    """The source's series as an item of ReferencedSeriesSequence (PS3.3 C.12.2)."""
+    item = Dataset()
+    item.SeriesInstanceUID = str(case.header.SeriesInstanceUID)
+    item.ReferencedInstanceSequence = [reference(case)]
+    return item
+
+
+def _equipment(case: Case) -> Dataset:
+    """Pleura as contributing equipment. IHE AIR vol. 3, 6.5.3.1 wants the DeviceUID; the node knows its own by it."""
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [code("109102", "DCM", "Processing Equipment")]
+    item.Manufacturer = MANUFACTURER
+    item.ManufacturerModelName = case.model.id
+    item.SoftwareVersions = [f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"]
+    item.DeviceUID = case.model.device_uid
+    item.ContributionDateTime = case.local_time.strftime("%Y%m%d%H%M%S.%f%z")
+    item.ContributionDescription = "Pneumothorax detection and segmentation"
+    return item
+
+
+def _source_offset(header: Dataset) -> timezone | None:
+    """The source's TimezoneOffsetFromUTC (0008,0201): all its dates and times are in it, so ours must be as well."""
+    match = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(header.get("TimezoneOffsetFromUTC") or "").strip())
+    if match is None or not -12 * 60 <= (minutes := int(f"{match[1]}{int(match[2]) * 60 + int(match[3])}")) <= 14 * 60:
+        return None
+    return timezone(timedelta(minutes=minutes))
