@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,12 +199,12 @@ class Ledger:
     def give_back(self, job: ImageJob) -> None:
         """Return an image whose attempt ended for no fault of its own (shutdown, full disk): it does not count."""
         with self._transaction() as (conn, now):
-            row = conn.execute(sa.select(instances).where(instances.c.id == job.id)).mappings().one()
             conn.execute(
                 _held(instances, job).values(
                     owner=None,
                     lease_until=now,
-                    unfinished=max(0, row["unfinished"] - 1),
+                    attempt=job.attempt + 1,  # this attempt is over: giving back twice changes nothing
+                    unfinished=instances.c.unfinished - 1,
                     unfinished_alone=job.unfinished_alone,
                 )
             )
@@ -212,9 +212,9 @@ class Ledger:
     def abandon(self, job: ImageJob) -> None:
         """End an attempt that broke: it counts as unfinished, and the image is claimable at once, alone."""
         with self._transaction() as (conn, now):
-            conn.execute(_held(instances, job).values(owner=None, lease_until=now))
+            conn.execute(_held(instances, job).values(owner=None, lease_until=now, attempt=job.attempt + 1))
 
-    def complete(self, job: ImageJob, completion: Completion, owed: dict[str, Sequence[str]]) -> str | None:
+    def complete(self, job: ImageJob, completion: Completion, owed: Mapping[str, Sequence[str]]) -> str | None:
         """Image done, deliveries owed: one transaction. `owed` maps a destination's name to the kinds it takes.
 
         Returns the state written ("duplicate" when the same content was completed before), or None when the
@@ -276,7 +276,12 @@ class Ledger:
         return None if found is None else int(found)
 
     def _owe(
-        self, conn: Connection, now: float, image: tuple[int, int], result: StoredResult, owed: dict[str, Sequence[str]]
+        self,
+        conn: Connection,
+        now: float,
+        image: tuple[int, int],
+        result: StoredResult,
+        owed: Mapping[str, Sequence[str]],
     ) -> None:
         instance_id, priority = image
         same = conn.execute(

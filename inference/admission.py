@@ -54,7 +54,7 @@ REASONS: dict[str, Reason] = {
     "species": Reason(State.NOT_ANALYSED, False, "not a human patient"),
     "body_part": Reason(State.NOT_ANALYSED, False, "another body part"),
     "view": Reason(State.NOT_ANALYSED, False, "not a frontal view"),
-    "no_identity": Reason(State.NOT_ANALYSED, False, "no usable Study or SOP Instance UID"),
+    "no_identity": Reason(State.NOT_ANALYSED, False, "no usable Study, Series or SOP Instance UID"),
     "under_age": Reason(State.NOT_ANALYSED, True, "the patient is younger than the minimum age"),
     "age_unknown": Reason(State.NOT_ANALYSED, True, "the patient's age is unknown and this site refuses that"),
     "blank": Reason(State.NOT_ANALYSED, True, "the image is blank"),
@@ -118,7 +118,7 @@ def _origin(header: Dataset, _: Rules, is_ours: Callable[[str], bool], __: list[
 
 
 def _identity(header: Dataset, _: Rules, __: Callable[[str], bool], ___: list[str]) -> _Check:
-    for keyword in ("StudyInstanceUID", "SOPInstanceUID"):
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not usable_uid(str(header.get(keyword) or "")):
             return Refusal("no_identity", f"{keyword} is absent or no UID (PS3.5 9.1): no result could name its image")
     return None

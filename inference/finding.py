@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,3 +82,20 @@ class Outcome:
     finding: Finding | None = None
     results: tuple[Result, ...] = ()
     notes: tuple[str, ...] = ()  # what was absent or implausible and admitted all the same
+
+    def summary(self) -> dict[str, Any]:
+        """What `pleura predict` prints (design, section 4): plain values, None where there is nothing to say."""
+        finding, measurement = self.finding, self.finding.measurement if self.finding else None
+        return {
+            "sop_instance_uid": self.sop_instance_uid,
+            "state": self.state.value,
+            "reason": self.reason,
+            "detail": self.detail or None,
+            "probability": round(finding.probability, 6) if finding else None,
+            "positive": finding.positive if finding else None,
+            "area_px": measurement.area_px if measurement else None,
+            "area_mm2": measurement.area_mm2 if measurement else None,
+            "centroid_px": measurement.centroid_px if measurement else None,
+            "laterality": measurement.laterality if measurement else None,
+            "notes": list(self.notes),
+        }

@@ -59,10 +59,11 @@ class Classifier(Network):
 
 
 class Segmenter(Network):
-    """Image -> (side, side) logits of pneumothorax; regions smaller than `minimum_area` are dropped."""
+    """Image -> (side, side) logits of pneumothorax; postprocess.segment says what its three figures mean."""
 
-    threshold: Probability
-    minimum_area: Annotated[float, Field(ge=0.0, lt=1.0)]  # of one region, as a fraction of the image's area
+    bottom: Probability
+    top: Probability
+    min_area_at_1024_px: Annotated[float, Field(ge=0.0)]
 
 
 class Code(_Part):
@@ -106,15 +107,6 @@ class Package:
     identity: ModelIdentity
     classifier: nn.Module
     segmenter: nn.Module
-
-    @property
-    def thresholds(self) -> tuple[float, float, float]:
-        """What turns outputs into answers; part of every result's identity."""
-        return (
-            self.manifest.classifier.threshold,
-            self.manifest.segmenter.threshold,
-            self.manifest.segmenter.minimum_area,
-        )
 
 
 def default_folder() -> Path:

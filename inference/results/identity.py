@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -26,9 +27,9 @@ except importlib.metadata.PackageNotFoundError:  # run from a checkout that was 
 
 MANUFACTURER = "Pleura"
 DISCLAIMER = "Research use only - not for diagnosis"
-IMPLEMENTATION_CLASS_UID = "2.25.127838263402316406951206402110346212361"  # PS3.7 D.3.3.2: names the implementation
+IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"  # PS3.7 D.3.3.2: names the implementation
 SCHEMA_VERSION = 1  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
-NAMESPACE = uuid.UUID("5e1e6a58-4c3f-4f0e-9b0c-2f5d2ab7c7a1")
+NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
 
 # Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present in each object, empty where unknown.
 TYPE_2_KEYWORDS = (
@@ -115,13 +116,19 @@ class Case:
     def segmented(self) -> NDArray[np.bool_] | None:
         """The (rows, columns) mask where the finding is positive and a pixel is in it, else None."""
         finding = self.finding
-        return finding.mask if finding and finding.positive and finding.mask is not None and finding.mask.any() else None
+        return (
+            finding.mask if finding and finding.positive and finding.mask is not None and finding.mask.any() else None
+        )
 
     @property
     def local_time(self) -> datetime:
         """The result's time on the clock that the object's dates and times are in (PS3.3 C.12.1.1.8)."""
         offset = _source_offset(self.header)
-        return self.result_time if offset is None or self.result_time.tzinfo is None else self.result_time.astimezone(offset)
+        return (
+            self.result_time
+            if offset is None or self.result_time.tzinfo is None
+            else self.result_time.astimezone(offset)
+        )
 
 
 def derived_uid(case: Case, kind: str) -> str:
@@ -179,8 +186,8 @@ def copied(header: Dataset, keyword: str) -> DataElement | None:
             return None
         if keyword == "PatientSex" and element.value not in PATIENT_SEXES:
             return None
-    # The element itself, not its value: a PersonName keeps the very bytes it came in.
-    return element if element.VR == vr else DataElement(tag, vr, element.value)
+    # A copy of the element, not of its value: a PersonName keeps the very bytes it came in.
+    return copy.copy(element) if element.VR == vr else DataElement(tag, vr, element.value)
 
 
 def identify(case: Case, kind: str, number: int, description: str) -> Dataset:

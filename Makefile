@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` and `make test`. They set up their own .venv.
+# A build of torch of your choice: make demo TORCH="--index-url https://download.pytorch.org/whl/cu130 torch==2.13.0"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TESTED := $(VENV)/.installed-test
+
+.PHONY: demo test check chaos benchmarks train clean
+
+demo: $(INSTALLED)
+	$(BIN)/pleura demo
+
+test: check
+	$(BIN)/pytest -n auto --dist loadgroup
+
+check: $(TESTED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: $(INSTALLED)
+	$(BIN)/python -m benchmarks.end_to_end
+
+# The default model, again: some two hours on two cores. DATA is laid out as docs/training.md says.
+train: $(INSTALLED)
+	$(BIN)/pleura train --recipe default --data $(DATA) --out runs/default
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --disable-pip-version-check --quiet $(TORCH)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e .
+	touch $@
+
+$(TESTED): $(INSTALLED)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo runs build dist

@@ -1,0 +1,293 @@
+"""`pleura`: the commands, and the one place where the parts are put together.
+
+Each command imports what it needs inside itself: the receiving side stays without torch, and `pleura status` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+EXIT_FAILED = 1  # something was wrong with the work
+EXIT_CANNOT_START = 2  # something is wrong with the call or the settings: trying again changes nothing
+_PACKAGES = ("daemon", "inference", "training")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong call or settings."""
+    os.umask(0o077)  # what the node writes is a patient's (design, "Privacy")
+    options = _parser().parse_args(arguments)
+    _refuse_foreign_packages()
+    from daemon import log
+    from daemon.config import ConfigError
+    from daemon.service import CannotStartError
+
+    log.start()
+    try:
+        return int(options.run(options) or 0)
+    except (ConfigError, CannotStartError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_CANNOT_START
+    except KeyboardInterrupt:
+        return 130
+
+
+def shipped_file(package: str, name: str) -> Path:
+    """A file that ships inside a package of the wheel, or lies in the checkout's config folder."""
+    path = Path(str(importlib.resources.files(package))) / name
+    return path if path.exists() else Path(__file__).resolve().parent.parent / "config" / name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pleura", description="A DICOM node that finds pneumothorax on chest X-rays. Research use only."
+    )
+    parser.add_argument("--version", action="version", version=f"pleura {_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], Any], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    def with_config(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="the YAML settings")
+        return sub
+
+    with_config(command("serve", _serve, "Run the node: receive, analyse and deliver, supervised."))
+    with_config(command("receive", _role, "Run the receive role alone.")).set_defaults(role="receive")
+    analyse = with_config(command("analyse", _role, "Run the analyse role alone."))
+    analyse.set_defaults(role="analyse")
+    analyse.add_argument("--device", help="cpu, cuda:0, ...; default: the settings' device")
+    with_config(command("deliver", _role, "Run the deliver role alone.")).set_defaults(role="deliver")
+
+    status = with_config(command("status", _status, "What was received, what became of it, what is owed."))
+    status.add_argument("--json", action="store_true", help="the counts as JSON")
+
+    retry = with_config(command("retry", _retry, "Give failed images and refused deliveries another chance."))
+    retry.add_argument("--state", choices=("failed", "refused"), help="only these; default: both")
+    retry.add_argument("uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all")
+
+    predict = command("predict", _predict, "Analyse files without a node: one JSON line each.")
+    predict.add_argument("file", nargs="+", type=Path, metavar="FILE")
+    predict.add_argument("--model", default="default", help="the folder of a model package")
+    predict.add_argument("--device", default="auto")
+    predict.add_argument("--out", type=Path, metavar="DIR", help="write the result objects here")
+    predict.add_argument("--at", type=_time, metavar="TIME", help="the results' time, ISO 8601")
+
+    send = command("send", _send, "C-STORE files to a node; without files, C-ECHO.")
+    send.add_argument("file", nargs="*", type=Path, metavar="FILE")
+    send.add_argument("--to", required=True, type=_host_port, metavar="HOST:PORT")
+    send.add_argument("--called", required=True, metavar="AET")
+    send.add_argument("--calling", default="PLEURA", metavar="AET")
+
+    config = command("config", _config, "Check or show the settings.")
+    config.add_argument("action", choices=("check", "show"))
+    with_config(config)
+
+    model = command("model", _model, "Check or show a model package.")
+    model.add_argument("action", choices=("check", "show"))
+    model.add_argument("model", nargs="?", default="default", metavar="FOLDER")
+
+    train = command("train", _train, "Train a recipe on data laid out as in docs/training.md.")
+    train.add_argument("--recipe", required=True, metavar="NAME|FILE")
+    train.add_argument("--data", type=Path, required=True, metavar="DIR")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    evaluate = command("evaluate", _evaluate, "Measure a model package on labelled images; ignores admission.")
+    evaluate.add_argument("--model", default="default", metavar="FOLDER")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument("--json", action="store_true", help="the figures as JSON")
+
+    demo = command("demo", _demo, "See it work: a node on loopback, samples in over C-STORE, results out.")
+    demo.add_argument("file", nargs="*", type=Path, metavar="FILE", help="X-rays; default: two synthetic ones")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from daemon import config, service
+
+    settings = config.load(options.config)
+    return service.serve(settings, options.config)
+
+
+def _role(options: argparse.Namespace) -> int:
+    from daemon import config, service
+
+    settings = config.load(options.config)
+    device = getattr(options, "device", None)
+    if device:
+        settings = settings.model_copy(update={"device": device})
+    return service.run_role(options.role, settings)
+
+
+def _status(options: argparse.Namespace) -> int:
+    ledger = _ledger(options)
+    counts = ledger.counts()
+    if options.json:
+        print(json.dumps(counts))
+        return 0
+    for subject, states in counts.items():
+        print(f"{subject}: " + ", ".join(f"{number} {state}" for state, number in states.items()))
+    for subject, rows in ledger.troubles().items():
+        for row in rows:
+            print(
+                f"  {subject[:-1] if subject == 'instances' else 'delivery'}",
+                *(v for v in row.values() if v not in ("", None)),
+            )
+    return 0
+
+
+def _retry(options: argparse.Namespace) -> int:
+    count = _ledger(options).rearm([options.state] if options.state else ["failed", "refused"], options.uid)
+    print(f"{count} re-armed")
+    return 0 if count or not options.uid else EXIT_FAILED
+
+
+def _ledger(options: argparse.Namespace) -> Any:
+    from daemon import config
+    from daemon.ledger import Ledger, LedgerError
+    from daemon.service import CannotStartError
+
+    url = config.load(options.config).ledger
+    try:
+        return Ledger(url)
+    except LedgerError as error:
+        raise CannotStartError(str(error)) from error
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from daemon.service import CannotStartError
+    from inference.engine import Engine, choose_device
+    from inference.package import PackageError, load
+    from inference.pipeline import Pipeline, Settings
+
+    try:
+        pipeline = Pipeline(Engine(load(_model_folder(options.model)), choose_device(options.device)), Settings())
+    except (PackageError, ValueError) as error:
+        raise CannotStartError(f"model, device: {error}") from error
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+    result_time, status = options.at or _default_time(), 0
+    for path in options.file:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            print(f"{path}: cannot be read ({error.strerror})", file=sys.stderr)
+            status = EXIT_FAILED
+            continue
+        (outcome,) = pipeline.analyse([data], result_time)
+        print(json.dumps({"file": str(path)} | outcome.summary() | {"model": pipeline.engine.identity.id}), flush=True)
+        for result in outcome.results if options.out else ():
+            (options.out / f"{result.sop_instance_uid}.dcm").write_bytes(result.data)
+    return status
+
+
+def _send(options: argparse.Namespace) -> int:
+    from daemon.scu import send
+
+    worst = 0
+    host, port = options.to
+    for answer in send(options.file, (host, port), options.called, options.calling):
+        print(answer)
+        worst = max(worst, 0 if answer.ok else EXIT_FAILED)
+    return worst
+
+
+def _config(options: argparse.Namespace) -> int:
+    from daemon import config
+
+    settings = config.load(options.config)
+    print(config.show(settings) if options.action == "show" else f"{options.config}: ok")
+    return 0
+
+
+def _model(options: argparse.Namespace) -> int:
+    from daemon.service import CannotStartError
+    from inference import package
+
+    folder = _model_folder(options.model)
+    try:
+        if options.action == "show":
+            print(package.as_json(package.read_manifest(folder)))
+        else:
+            print(f"{folder}: ok, {package.load(folder).identity.digest}")
+    except package.PackageError as error:
+        raise CannotStartError(str(error)) from error
+    return 0
+
+
+def _model_folder(model: str) -> Path:
+    from inference import package
+
+    return package.default_folder() if model == "default" else Path(model)
+
+
+def _train(options: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from daemon import demo
+    from training import phantom
+
+    files = options.file or phantom.demo_samples(options.out / "samples")
+    return demo.run(files, options.out)
+
+
+def _default_time() -> datetime:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")  # reproducible-builds.org
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now().astimezone()
+
+
+def _time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.astimezone()
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} found, HOST:PORT wanted")
+    return host.strip("[]"), int(port)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("pleura")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _refuse_foreign_packages() -> None:
+    """Our packages have plain names; where another distribution owns one of them too, imports would be a lottery."""
+    owners = importlib.metadata.packages_distributions()
+    for package in _PACKAGES:
+        strangers = sorted(set(owners.get(package, [])) - {"pleura"})
+        if strangers:
+            _exit(
+                f"the Python package {package!r} is also installed by {', '.join(strangers)}; "
+                "give Pleura a virtual environment of its own"
+            )
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"pleura: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_CANNOT_START)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

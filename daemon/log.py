@@ -1,0 +1,41 @@
+"""What a log line may hold: our own words and UIDs, on one line, never a patient's value."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from types import TracebackType
+
+_ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class OneLineFormatter(logging.Formatter):
+    """Time, level, logger, message.
+
+    Control characters are escaped, so that a peer's string cannot forge a line. An exception shows where it rose
+    and its type; its text only where the operating system wrote it, for a library's text may quote a header.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in super().formatMessage(record))
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - logging's name
+        kind, error, where = ei
+        frames = "".join(traceback.format_tb(where))
+        text = f": {error}" if isinstance(error, OSError) else ""
+        return f"{frames}{kind.__name__ if kind else 'unknown'}{text}"
+
+
+def start() -> None:
+    """Send our own loggers to stderr. Libraries stay silent: pydicom and pynetdicom quote header values."""
+    root = logging.getLogger()
+    root.handlers[:] = [logging.NullHandler()]  # without one, Python prints warnings by itself
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLineFormatter())
+    ours = logging.getLogger("pleura")
+    ours.handlers[:] = [handler]
+    ours.setLevel(logging.INFO)

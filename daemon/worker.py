@@ -1,0 +1,190 @@
+"""The analyse role: claim what waits, run the pipeline, write results, commit. It may die at any byte."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from daemon.config import Config
+from daemon.ledger import Completion, ImageJob, Ledger, StoredResult
+from daemon.spool import Spool
+from inference import package
+from inference.admission import Rules
+from inference.engine import Engine, choose_device
+from inference.finding import Outcome
+from inference.pipeline import Pipeline, Settings
+from inference.results.identity import RenderSettings
+
+log = logging.getLogger("pleura.analyse")
+
+MAX_ALONE = 3  # solitary attempts that never ended; then the image, not its neighbours or the machine, is to blame
+_HEARTBEAT_S = 15.0  # a quarter of the lease
+_IDLE_S = 1.0  # how long the bell may be waited for before leases of the dead are looked at
+_PAUSE_S = 5.0  # after a trouble that is nobody's image (full disk, ledger away)
+
+
+def owner_name() -> str:
+    """Who holds a lease: host and process, for a reader of the ledger."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def model_folder(model: str) -> Path:
+    """The folder of the YAML key `model`."""
+    return package.default_folder() if model == "default" else Path(model)
+
+
+def build_pipeline(config: Config, device: str, ledger: Ledger | None = None) -> Pipeline:
+    """Load the model package and assemble the pipeline as the site configured it.
+
+    Raises:
+        PackageError, ValueError: the model or the device cannot serve.
+    """
+    engine = Engine(package.load(model_folder(config.model)), choose_device(device))
+    kinds = frozenset(kind for kinds in config.owed().values() for kind in kinds)
+    settings = Settings(
+        rules=Rules(**config.admission.model_dump()),
+        appearance=RenderSettings(config.overlay.longest_side_px, config.overlay.jpeg_quality),
+        kinds=kinds if config.destinations else frozenset({"SEG", "SC"}),
+        is_ours=ledger.made if ledger else lambda _: False,
+    )
+    return Pipeline(engine, settings)
+
+
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """One owner of one device."""
+
+    pipeline: Pipeline
+    ledger: Ledger
+    spool: Spool
+    config: Config
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; what is in hand then is finished first."""
+        owner = owner_name()
+        while not stop.is_set():
+            try:
+                jobs = self.ledger.claim_images(owner, self.config.max_batch)
+                if jobs:
+                    self._work(jobs)
+                    continue
+            except Exception:  # the loop's one catch-all: a ledger or disk that is away comes back
+                log.exception("the ledger or the spool is in trouble; trying again in %g s", _PAUSE_S)
+                stop.wait(_PAUSE_S)
+                continue
+            self.ledger.wait(_IDLE_S)
+
+    def _work(self, jobs: Sequence[ImageJob]) -> None:
+        try:
+            with _Heartbeat(self.ledger, jobs):
+                self._analyse(jobs)
+        except BaseException:
+            # The disk's or the ledger's fault, not the images': what is not finished waits again, uncounted.
+            for job in jobs:
+                self.ledger.give_back(job)
+            raise
+
+    def _analyse(self, jobs: Sequence[ImageJob]) -> None:
+        worn_out = [job for job in jobs if job.unfinished_alone >= MAX_ALONE]
+        for job in worn_out:
+            self._give_up(job)
+        jobs = [job for job in jobs if job not in worn_out]
+        files: list[tuple[ImageJob, bytes]] = []
+        for job in jobs:
+            try:
+                files.append((job, self.spool.read(job.spool_name)))
+            except FileNotFoundError:
+                log.error("image %d: its bytes are gone from the spool", job.id)
+                self.ledger.complete(job, Completion("failed", "", reason="bytes_missing"), {})
+        if not files:
+            return
+        try:
+            outcomes = self.pipeline.analyse([data for _, data in files], _local(files[0][0].claimed_at))
+        except Exception:
+            # Nobody knows yet which image it was: each comes back alone, and only a solitary failure counts.
+            log.exception("analysis of %d image(s) broke; each is tried alone", len(files))
+            for job, _ in files:
+                self.ledger.abandon(job)
+            return
+        for (job, _), outcome in zip(files, outcomes, strict=True):
+            self._finish(job, outcome)
+
+    def _give_up(self, job: ImageJob) -> None:
+        """The image has broken the analysis each time it was alone: end it visibly."""
+        reason = "analysis_error"
+        if job.unfinished_alone > MAX_ALONE:  # even saying so broke: say it in the ledger alone
+            self.ledger.complete(job, Completion("failed", "", reason=reason, detail="no result could be made"), {})
+            return
+        self._finish(job, self.pipeline.fail(self.spool.read(job.spool_name), reason, _local(job.claimed_at)))
+
+    def _finish(self, job: ImageJob, outcome: Outcome) -> None:
+        stored = []
+        for result in outcome.results:
+            name = self.spool.write(result.data)
+            stored.append(
+                StoredResult(
+                    result.kind, name, result.sop_class_uid, result.sop_instance_uid, result.transfer_syntax_uid
+                )
+            )
+        # Whether a commit that raised took place is unknown, so its files stay; the spool's sweep knows the orphans.
+        state = self.ledger.complete(job, self._completion(outcome, tuple(stored)), self.config.owed())
+        if state in (None, "duplicate"):
+            for one in stored:
+                self.spool.remove(one.spool_name)
+        log.info(
+            "image %d %s: %s%s",
+            job.id,
+            outcome.sop_instance_uid or "without a usable UID",
+            state or "left to a later owner",
+            f" ({outcome.reason}: {outcome.detail})" if outcome.reason else "",
+        )
+
+    def _completion(self, outcome: Outcome, written: tuple[StoredResult, ...]) -> Completion:
+        finding = outcome.finding
+        identity = self.pipeline.engine.identity
+        return Completion(
+            state=outcome.state.value,
+            content_digest=outcome.content_digest,
+            study_instance_uid=outcome.study_instance_uid,
+            reason=outcome.reason,
+            detail="; ".join(part for part in (outcome.detail, *outcome.notes) if part),
+            probability=finding.probability if finding else None,
+            positive=finding.positive if finding else None,
+            model=f"{identity.id} {identity.version} {identity.digest}",
+            results=written,
+        )
+
+
+class _Heartbeat:
+    """Renews the leases of what is in work, for as long as the block runs."""
+
+    def __init__(self, ledger: Ledger, jobs: Sequence[ImageJob]) -> None:
+        self._ledger = ledger
+        self._jobs = jobs
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._done.wait(_HEARTBEAT_S):
+            try:
+                self._ledger.renew(self._jobs)
+            except Exception:  # the lease may run out; then a later owner wins and nothing is lost
+                log.exception("leases could not be renewed")
+
+
+def _local(seconds: float) -> datetime:
+    """The ledger's clock as the site's local time, which DICOM dates are in unless they say otherwise."""
+    return datetime.fromtimestamp(seconds).astimezone()

@@ -1,0 +1,68 @@
+"""Who imports whom (docs/architecture.md), and that the listening process stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+OURS = {"daemon", "inference", "training"}
+ROLES = {"scp", "inbox", "worker", "scu"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_the_arrows_between_the_packages() -> None:
+    for package in sorted(OURS):
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            name = path.relative_to(REPOSITORY).as_posix()
+            found = {module.split(".")[0] for module in imports(path)} & OURS - {package}
+            allowed: set[str] = {"inference"} if package == "training" else set()
+            if name in ("daemon/cli.py", "daemon/worker.py"):
+                allowed = {"inference"}
+            if name == "daemon/cli.py":
+                allowed.add("training")
+            if name == "daemon/service.py":  # starts the analyse role, and knows how it can fail to start
+                allowed = {"inference"}
+            assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
+
+
+def test_the_roles_meet_only_in_ledger_and_spool() -> None:
+    for role in sorted(ROLES):
+        others = {f"daemon.{other}" for other in ROLES - {role}}
+        found = set(imports(REPOSITORY / "daemon" / f"{role}.py")) & others
+        assert not found, f"daemon/{role}.py imports {sorted(found)}"
+
+
+def test_the_listening_process_loads_neither_torch_nor_a_pixel_decoder() -> None:
+    program = (
+        "import sys, daemon.cli, daemon.config, daemon.service, daemon.ledger, daemon.scp, daemon.inbox\n"
+        "heavy = {'torch', 'highdicom', 'gdcm', '_gdcm', 'PIL', 'openjpeg', 'jpeg_ls', 'inference', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "[]"
+
+
+def test_every_dependency_is_known_to_the_constraints() -> None:
+    import tomllib
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+    }
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    names = {name.split(">")[0].split("=")[0].split("<")[0].split("[")[0].lower() for name in wanted}
+    assert names - pinned == {"torch"}  # pinned in pyproject.toml itself

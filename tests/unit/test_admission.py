@@ -1,0 +1,127 @@
+"""Who is analysed, and who is not for which reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForProcessing
+
+from inference.admission import REASONS, Refusal, Rules, age_years, judge
+
+# Values outside their VR are what these rules have to live with.
+pytestmark = pytest.mark.filterwarnings("ignore:.*nvalid value for VR:UserWarning")
+
+
+def chest(**changes: Any) -> Dataset:
+    header = Dataset()
+    values = {
+        "SOPClassUID": ComputedRadiographyImageStorage,
+        "SOPInstanceUID": "1.2.3",
+        "StudyInstanceUID": "1.2.4",
+        "SeriesInstanceUID": "1.2.5",
+        "Modality": "CR",
+        "BodyPartExamined": "CHEST",
+        "ViewPosition": "PA",
+        "PatientAge": "060Y",
+        "PhotometricInterpretation": "MONOCHROME2",
+        "SamplesPerPixel": 1,
+    }
+    for keyword, value in (values | changes).items():
+        if value is not None:
+            setattr(header, keyword, value)
+    return header
+
+
+def reason(header: Dataset, rules: Rules | None = None) -> str | None:
+    verdict = judge(header, rules or Rules(), lambda uid: uid == "9.9")
+    return verdict.reason if isinstance(verdict, Refusal) else None
+
+
+def item(**values: Any) -> Dataset:
+    made = Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+OURS = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufacturer="Pleura", DeviceUID="2.25.1")
+SCANNER = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufacturer="Scanner AG", DeviceUID="1.2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, None),
+        ({"ImageType": ["DERIVED", "PRIMARY"]}, None),  # a lossy copy of a real X-ray shall say DERIVED
+        ({"ContributingEquipmentSequence": [SCANNER]}, None),
+        ({"BodyPartExamined": None, "ViewPosition": None, "PatientAge": None}, None),
+        ({"BodyPartExamined": " chest "}, None),
+        ({"PatientAge": "152Y"}, None),
+        ({"SeriesDescription": "THORAX LATERAL DECUBITUS", "ViewPosition": None}, None),
+        ({"StudyDescription": "CHEST PA AND LATERAL", "ViewPosition": None}, None),
+        ({"StudyDescription": "CHEST AND SHOULDER", "BodyPartExamined": None}, None),
+        ({"SOPInstanceUID": "9.9"}, "own_output"),
+        ({"ContributingEquipmentSequence": [OURS]}, "own_output"),
+        ({"SegmentSequence": [item()]}, "foreign_result"),
+        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, "foreign_result"),
+        ({"StudyInstanceUID": None}, "no_identity"),
+        ({"SOPInstanceUID": "ID_abc"}, "no_identity"),
+        ({"Modality": "CT"}, "modality"),
+        ({"Modality": None}, "modality"),
+        ({"SOPClassUID": DigitalXRayImageStorageForProcessing}, "sop_class"),
+        ({"BodyPartExamined": "HIP"}, "body_part"),
+        ({"BodyPartExamined": None, "StudyDescription": "LEFT KNEE"}, "body_part"),
+        ({"ViewPosition": "LL"}, "view"),
+        ({"ViewPosition": None, "SeriesDescription": "chest lat"}, "view"),
+        ({"PatientSpeciesDescription": "Canis lupus familiaris"}, "species"),
+        ({"PatientSpeciesDescription": "Homo sapiens"}, None),
+        ({"ProtocolName": "CANINE THORAX"}, "species"),
+        ({"PatientAge": "017Y"}, "under_age"),
+        ({"PatientAge": "011M"}, "under_age"),
+        ({"PatientAge": "5"}, "under_age"),
+        ({"PatientAge": "017Y", "BodyPartExamined": "HIP"}, "body_part"),
+    ],
+)
+def test_who_is_analysed(changes: dict[str, Any], wanted: str | None) -> None:
+    assert reason(chest(**changes)) == wanted
+    assert wanted is None or wanted in REASONS
+
+
+def test_a_strict_site_refuses_what_is_absent() -> None:
+    strict = Rules(when_absent="refuse")
+    assert reason(chest(), strict) is None
+    assert reason(chest(BodyPartExamined=None), strict) == "body_part"
+    assert reason(chest(ViewPosition=None), strict) == "view"
+    assert reason(chest(PatientAge=None), strict) == "age_unknown"
+
+
+def test_what_was_absent_is_noted() -> None:
+    verdict = judge(chest(ViewPosition=None, PatientAge="999Y"), Rules(), lambda _: False)
+    assert verdict == ("ViewPosition absent", "PatientAge absent or implausible")
+
+
+@pytest.mark.parametrize(
+    ("changes", "years"),
+    [
+        ({"PatientAge": "018Y"}, 18),
+        ({"PatientAge": "024M"}, 2),
+        ({"PatientAge": "62"}, 62),
+        ({"PatientAge": "413Y"}, None),
+        ({"PatientAge": None, "PatientBirthDate": "20000101", "StudyDate": "20200101"}, 20),
+        ({"PatientAge": None, "PatientBirthDate": "20300101", "StudyDate": "20200101"}, None),
+    ],
+)
+def test_age(changes: dict[str, Any], years: float | None) -> None:
+    assert age_years(chest(**changes)) == years
+
+
+@pytest.mark.parametrize(
+    "keyword", ["Modality", "BodyPartExamined", "ViewPosition", "StudyDescription", "PatientSpeciesDescription"]
+)
+def test_a_refusal_quotes_no_free_text(keyword: str) -> None:
+    changes = {"BodyPartExamined": None, keyword: "Jane Doe, 1 Main St, KNEE"}
+    verdict = judge(chest(**changes), Rules(), lambda _: False)
+    assert isinstance(verdict, Refusal)
+    assert "jane" not in str(verdict).lower()

@@ -1,0 +1,87 @@
+"""Settings: one file, every error at once, and the commented file is the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from daemon import config
+from daemon.config import Config, ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "pleura.yaml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path)
+
+
+def test_the_commented_file_holds_every_key_at_its_default() -> None:
+    path = REPOSITORY / "config" / "pleura.yaml"
+    assert config.load(path) == Config()
+    keys = {line.split(":")[0] for line in path.read_text().splitlines() if line[:1].isalpha()}
+    assert keys == set(Config.model_fields)
+
+
+def test_every_error_is_told_at_once_with_key_value_and_what_is_allowed(tmp_path: Path) -> None:
+    wrong = """
+ae_title: A TITLE THAT IS TOO LONG
+prot: 104
+port: 99999
+tls: {certificate: x}
+destinations:
+  - {name: a, folder: 3, reslts: [SEG]}
+  - {name: b, ae_title: X, host: h, port: 1, results: [PDF], commitment: true}
+  - {name: c, ae_title: X}
+admission: {minimum_age_years: old}
+ledger: mysql://somewhere
+"""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, wrong)
+    lines = str(caught.value).splitlines()
+    for key, found in {
+        "ae_title": "A TITLE THAT IS TOO LONG",
+        "prot": "unknown key",
+        "port": "99999",
+        "tls": "not in this version",
+        "destinations[0].folder": "3",
+        "destinations[0].reslts": "unknown key",
+        "destinations[1].results[0]": "'PDF'; allowed: 'SEG' or 'SC'",
+        "destinations[1].commitment": "not in this version",
+        "destinations[2].host": "absent",
+        "admission.minimum_age_years": "'old'",
+        "ledger": "mysql://somewhere",
+    }.items():
+        assert any(f" {key}: " in line and found in line for line in lines), key
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("port: [", "YAML"),
+        ("- a\n- b", "keys and values"),
+        ("port: 104\nport: 105", "twice"),
+        ("destinations: [{name: a, folder: x}, {name: a, folder: y}]", "twice"),
+        ("ledger: 'sqlite://'", "absolute"),
+    ],
+)
+def test_what_is_no_settings_file_is_said(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        load(tmp_path, text)
+
+
+def test_an_absent_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_what_is_shown_loads_again(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        "peers: [{ae_title: XRAY1, host: 10.0.4.11, priority: stat}]\n"
+        "destinations: [{name: pacs, ae_title: A B, host: pacs.local, port: 104, results: [SC]}]\n",
+    )
+    assert load(tmp_path, config.show(settings)) == settings
+    assert settings.owed() == {"pacs": ("SC",)}

@@ -1,0 +1,234 @@
+"""The ledger's promises: one state each, leases that outlive nobody, nothing twice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.ledger import Arrival, Completion, DeliveryJob, ImageJob, Ledger, StoredResult
+
+OWED = {"pacs": ("SEG", "SC"), "outbox": ("SC",)}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", clock=clock, lease_s=60)
+    yield ledger
+    ledger.close()
+
+
+def arrival(uid: str = "1.2.3", priority: int = 1) -> Arrival:
+    return Arrival(
+        f"spool-{uid}", "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.840.10008.1.2.1", "XRAY1", "dimse", priority, 9
+    )
+
+
+def completion(uid: str, digest: str = "d", kinds: tuple[str, ...] = ("SEG", "SC")) -> Completion:
+    results = tuple(
+        StoredResult(kind, f"file-{uid}-{kind}", "1.2", f"{uid}.{i}", "1.2.1") for i, kind in enumerate(kinds)
+    )
+    return Completion("analysed", digest, "1.2", probability=0.9, positive=True, model="m", results=results)
+
+
+def claim_one(ledger: Ledger) -> ImageJob:
+    (job,) = ledger.claim_images("me", 1)
+    return job
+
+
+def instances(ledger: Ledger) -> dict[str, int]:
+    return ledger.counts()["instances"]
+
+
+def deliveries(ledger: Ledger) -> dict[str, int]:
+    return ledger.counts()["deliveries"]
+
+
+def test_stat_comes_first_then_the_oldest(ledger: Ledger) -> None:
+    ledger.receive([arrival("1.1"), arrival("1.2", priority=0), arrival("1.3")])
+    assert [job.sop_instance_uid for job in ledger.claim_images("me", 3)] == ["1.2", "1.1", "1.3"]
+
+
+def test_what_is_leased_is_nobody_elses_until_the_lease_ends(ledger: Ledger, clock: Clock) -> None:
+    ledger.receive([arrival()])
+    job = claim_one(ledger)
+    assert ledger.claim_images("other", 9) == []
+    clock.now += 59
+    ledger.renew([job])
+    clock.now += 59
+    assert ledger.claim_images("other", 9) == []
+    clock.now += 2
+    assert [other.id for other in ledger.claim_images("other", 9)] == [job.id]
+
+
+def test_a_late_owner_changes_nothing(ledger: Ledger, clock: Clock) -> None:
+    ledger.receive([arrival()])
+    late = claim_one(ledger)
+    clock.now += 61
+    current = claim_one(ledger)
+    assert ledger.complete(late, completion("1.9"), OWED) is None
+    ledger.give_back(late)
+    ledger.abandon(late)
+    assert ledger.claim_images("third", 9) == []
+    assert ledger.complete(current, completion("1.9"), OWED) == "analysed"
+    assert ledger.complete(current, completion("1.9"), OWED) is None
+    assert deliveries(ledger)["owed"] == 3
+
+
+def test_an_image_that_was_left_unfinished_comes_alone(ledger: Ledger) -> None:
+    ledger.receive([arrival("1.1"), arrival("1.2"), arrival("1.3")])
+    for job in ledger.claim_images("me", 2):
+        ledger.abandon(job)
+    # 1.1 and 1.2 are suspects now; each is claimed without neighbours.
+    assert [job.sop_instance_uid for job in ledger.claim_images("me", 9)] == ["1.1"]
+    assert [job.sop_instance_uid for job in ledger.claim_images("me", 9)] == ["1.2"]
+    assert [job.sop_instance_uid for job in ledger.claim_images("me", 9)] == ["1.3"]
+
+
+def test_only_solitary_attempts_count_against_an_image(ledger: Ledger) -> None:
+    ledger.receive([arrival("1.1"), arrival("1.2")])
+    for job in ledger.claim_images("me", 9):
+        ledger.abandon(job)
+    seen = []
+    for _ in range(3):
+        job = claim_one(ledger)
+        seen.append(job.unfinished_alone)
+        ledger.abandon(job)
+    assert seen == [0, 1, 2]
+    job = claim_one(ledger)
+    ledger.give_back(job)  # a full disk is not the image's fault
+    assert claim_one(ledger).unfinished_alone == 3
+
+
+def test_giving_back_twice_is_giving_back_once(ledger: Ledger) -> None:
+    ledger.receive([arrival()])
+    job = claim_one(ledger)
+    ledger.give_back(job)
+    ledger.give_back(job)
+    ledger.receive([arrival("1.9")])
+    assert len(ledger.claim_images("me", 9)) == 2  # not a suspect: it comes with its neighbour
+
+
+def test_the_same_content_is_no_new_work_and_other_content_is(ledger: Ledger) -> None:
+    ledger.receive([arrival(), arrival(), arrival()])
+    states = [
+        ledger.complete(job, completion(f"9.{job.id}", digest), OWED)
+        for job, digest in zip(ledger.claim_images("me", 3), ("a", "a", "b"), strict=True)
+    ]
+    assert states == ["analysed", "duplicate", "analysed"]
+    assert instances(ledger) == {"received": 0, "analysed": 2, "not_analysed": 0, "failed": 0}
+    assert deliveries(ledger)["owed"] == 6
+
+
+def test_what_failed_is_tried_again_when_it_is_sent_again(ledger: Ledger) -> None:
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), Completion("failed", "a", reason="analysis_error"), OWED)
+    ledger.receive([arrival()])
+    assert ledger.complete(claim_one(ledger), completion("9", "a"), OWED) == "analysed"
+
+
+def test_every_delivery_is_in_exactly_one_count(ledger: Ledger, clock: Clock) -> None:
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9"), OWED)
+    first, second = ledger.claim_deliveries("pacs", "me", 9)
+    assert ledger.claim_deliveries("pacs", "other", 9) == []
+    assert len(ledger.claim_deliveries("outbox", "other", 9)) == 1
+    ledger.stored(first, 0)
+    ledger.refused(second, "0x0122", 0x0122)
+    assert deliveries(ledger) == {"owed": 1, "stored": 1, "committed": 0, "refused": 1}
+    ledger.retry_later(first, "late", 1)
+    assert deliveries(ledger)["stored"] == 1
+    assert ledger.rearm(["refused"], [second.result.sop_instance_uid]) == 1
+    assert deliveries(ledger) == {"owed": 2, "stored": 1, "committed": 0, "refused": 0}
+
+
+def test_only_answers_count_as_failures_of_an_object(ledger: Ledger, clock: Clock) -> None:
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
+
+    def once(status: int | None) -> DeliveryJob:
+        (job,) = ledger.claim_deliveries("pacs", "me", 9)
+        ledger.retry_later(job, "trouble", 10, status)
+        assert ledger.claim_deliveries("pacs", "me", 9) == []
+        clock.now += 11
+        return job
+
+    assert [once(status).failures for status in (None, None, 0xC000, 0xC000)] == [0, 0, 0, 1]
+
+
+def test_a_destination_that_left_the_settings_is_visible(ledger: Ledger) -> None:
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9"), OWED)
+    assert ledger.refuse_unknown_destinations(["pacs"]) == 1
+    assert deliveries(ledger) == {"owed": 2, "stored": 0, "committed": 0, "refused": 1}
+
+
+def test_our_own_results_are_known(ledger: Ledger) -> None:
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9"), OWED)
+    assert ledger.made("9.0")
+    assert not ledger.made("1.2.3")
+
+
+def test_a_retried_failure_waits_again(ledger: Ledger) -> None:
+    ledger.receive([arrival("1.1"), arrival("1.2")])
+    for job in ledger.claim_images("me", 9):
+        ledger.complete(job, Completion("failed", "a", reason="analysis_error"), OWED)
+    assert ledger.rearm(["failed"], ["1.2"]) == 1
+    assert instances(ledger) == {"received": 1, "analysed": 0, "not_analysed": 0, "failed": 1}
+    assert claim_one(ledger).sop_instance_uid == "1.2"
+
+
+def test_many_owners_never_hold_the_same_image(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    Ledger(url).receive([arrival(f"1.{n}") for n in range(60)])
+    taken: list[int] = []
+
+    def work() -> None:
+        ledger = Ledger(url)
+        while jobs := ledger.claim_images(threading.current_thread().name, 3):
+            for job in jobs:
+                taken.append(job.id)
+                ledger.complete(job, completion(f"9.{job.id}"), OWED)
+        ledger.close()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(1, 61))
+
+
+def test_the_bell_rings_for_another_process_and_not_for_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    sleeper, other = Ledger(url), Ledger(url)
+    sleeper.wait(0)  # hangs the bell
+    woken = threading.Event()
+
+    def sleep() -> None:
+        sleeper.wait(0)
+        sleeper.wait(30)
+        woken.set()
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    assert not woken.wait(0.2)
+    other.receive([arrival()])
+    assert woken.wait(20)
+    thread.join()
