@@ -233,11 +233,43 @@ def _model_folder(model: str) -> Path:
 
 
 def _train(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from daemon.service import CannotStartError
+    from inference import package
+    from training import loop, recipe
+    from training.evaluate import evaluate
+
+    path = Path(options.recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = shipped_file("training", f"recipes/{options.recipe}.yaml")
+    try:
+        wanted = recipe.load(path)
+    except recipe.RecipeError as error:
+        raise CannotStartError(str(error)) from error
+    try:
+        folder = loop.train(wanted, options.data, options.out, f"pleura train --recipe {path.stem}")
+        figures = evaluate(folder, options.data, wanted.report_fold)
+    except (OSError, ValueError) as error:  # what is wrong with the data says where
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    package.amend(folder, figures)
+    print(json.dumps(figures, indent=2))
+    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from daemon.service import CannotStartError
+    from inference.package import PackageError
+    from training.evaluate import evaluate, table
+
+    try:
+        figures = evaluate(_model_folder(options.model), options.data)
+    except PackageError as error:
+        raise CannotStartError(str(error)) from error
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    print(json.dumps(figures, indent=2) if options.json else table(figures))
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -182,6 +182,16 @@ def write(
             golden[f"{role}.output"] = network(golden[f"{role}.input"]).float().contiguous()
     save_file(weights, folder / _WEIGHTS)
     save_file(golden, folder / _GOLDEN)
+    return _write_manifest(folder, manifest)
+
+
+def amend(folder: Path, metrics: dict[str, Any]) -> Manifest:
+    """Write measured figures into model.yaml, and list every file as it is now (a model card may have come)."""
+    manifest = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8")) | {"metrics": metrics}
+    return _write_manifest(folder, manifest)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> Manifest:
     listed = [name for name in (_WEIGHTS, _GOLDEN, "README.md") if (folder / name).is_file()]
     checked = Manifest.model_validate(manifest | {"sha256": {name: _sha256(folder / name) for name in listed}})
     text = yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

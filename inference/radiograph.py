@@ -178,10 +178,7 @@ def _displayed(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.
     if windowed:
         low, high = float(picture.min()), float(picture.max())
     else:
-        # No window: what lies in the outermost 0.5 % is collimator, marker or burnt-out air.
-        low, high = (float(v) for v in np.percentile(picture[:: max(1, picture.shape[0] // 1024)], (0.5, 99.5)))
-        if high <= low:
-            low, high = float(picture.min()), float(picture.max())
+        low, high = _central_range(picture)
     if not np.isfinite((low, high)).all() or high <= low:
         raise Unsuitable("blank", "nothing is left after the window is applied")
     image = np.clip((image - low) / (high - low), 0.0, 1.0)
@@ -190,6 +187,18 @@ def _displayed(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.
     if padding is not None:
         image[padding] = 0.0  # PS3.3 C.7.5.1.1.2: padding is no image; it is shown black
     return np.asarray(image, dtype=np.float32)
+
+
+def stretch(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale any grey image to 0..1 as an X-ray without a window is; for pictures that are no DICOM files."""
+    low, high = _central_range(values)
+    return np.asarray(np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0), dtype=np.float32)
+
+
+def _central_range(values: NDArray[np.float32]) -> tuple[float, float]:
+    # What lies in the outermost 0.5 % is collimator, marker or burnt-out air.
+    low, high = (float(v) for v in np.percentile(values[:: max(1, values.shape[0] // 1024)], (0.5, 99.5)))
+    return (low, high) if high > low else (float(values.min()), float(values.max()))
 
 
 def _padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_] | None:

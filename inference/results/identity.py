@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import re
 import uuid
@@ -28,6 +29,7 @@ except importlib.metadata.PackageNotFoundError:  # run from a checkout that was 
 MANUFACTURER = "Pleura"
 DISCLAIMER = "Research use only - not for diagnosis"
 IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"  # PS3.7 D.3.3.2: names the implementation
+IMPLEMENTATION_VERSION_NAME = f"PLEURA_{PLEURA_VERSION}"[:16]
 SCHEMA_VERSION = 1  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
 NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
 
@@ -220,6 +222,29 @@ def identify(case: Case, kind: str, number: int, description: str) -> Dataset:
     dataset.SoftwareVersions = [f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"]
     dataset.ContributingEquipmentSequence = [_equipment(case)]
     return dataset
+
+
+def lossy_history(header: Dataset) -> list[tuple[str, str]]:
+    """The (ratio, method) of each lossy step the source went through, oldest first, "" where it does not say.
+
+    PS3.3 C.7.6.1.1.5: whatever is derived from lossy pixels carries their history on; ratios and methods correspond by
+    position, so a gap in one list holds its place.
+    """
+    if header.get("LossyImageCompression") != "01":
+        return []
+    ratios, methods = (
+        [str(value) for value in (element.value if element.VM > 1 else [element.value])] if element else []
+        for element in (copied(header, f"LossyImageCompression{keyword}") for keyword in ("Ratio", "Method"))
+    )
+    return list(itertools.zip_longest(ratios, methods, fillvalue="")) or [("", "")]
+
+
+def record_lossy(dataset: Dataset, steps: list[tuple[str, str]]) -> None:
+    """Write the lossy history; a list of which nothing is known stays away (both are type 1C or 3, never empty)."""
+    dataset.LossyImageCompression = "01" if steps else "00"
+    for keyword, values in zip(("Ratio", "Method"), zip(*steps, strict=True), strict=False):
+        if any(values):
+            setattr(dataset, f"LossyImageCompression{keyword}", list(values))
 
 
 def code(value: str, scheme: str, meaning: str) -> Dataset:

@@ -21,10 +21,13 @@ from inference.results.identity import (
     derived_uid,
     frame_of_reference_uid,
     identify,
+    lossy_history,
+    record_lossy,
     reference_series,
 )
 
 KIND = "SEG"
+TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian
 SERIES_NUMBER = 9001
 ALGORITHM_FAMILY = ("123110", "DCM", "Artificial Intelligence")
 CATEGORY = ("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -58,12 +61,14 @@ def encode(case: Case) -> Dataset | None:
         device_serial_number=case.model.digest[:16],
         content_label="PNEUMOTHORAX",
         content_description=f"Pneumothorax, automatic. {DISCLAIMER}",
-        transfer_syntax_uid=ExplicitVRLittleEndian,
+        transfer_syntax_uid=TRANSFER_SYNTAX_UID,
     )
     for element in identify(case, KIND, SERIES_NUMBER, "Pneumothorax region"):
         segmentation.add(element)
     segmentation.SOPClassUID = SegmentationStorage
-    segmentation.PositionReferenceIndicator = None
+    segmentation.ContentCreatorName = None  # type 2
+    segmentation.PositionReferenceIndicator = None  # type 2
+    record_lossy(segmentation, lossy_history(case.header))
     # highdicom makes this UID up; two builds of one case must be the same bytes.
     dimensions = derived_uid(case, "SEG dimensions")
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = dimensions

@@ -1,0 +1,137 @@
+"""What both ends of the wire share: statuses, the SOP classes and transfer syntaxes we take, and a quiet library.
+
+Importing this module sets pynetdicom's own switches for the process: its logs quote what peers send, and its UID check
+would abort an association where PS3.4 B.2.3 wants a status.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+
+from pydicom import config, uid
+from pynetdicom import _config
+from pynetdicom.presentation import PresentationContext, build_context
+
+_config.LOG_HANDLER_LEVEL = "none"
+_config.VALIDATORS["UI"] = lambda _: (True, "")  # scp.py answers a bad SOP Instance UID with 0x0117
+_config.STORE_SEND_CHUNKED_DATASET = True  # a file goes out as the bytes it is, never decoded and encoded again
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+
+# PS3.7 D.3.3.2: names the implementation, in associations and in the file meta information of what we receive.
+IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"
+IMPLEMENTATION_VERSION_NAME = "PLEURA_0_1"
+
+MAXIMUM_PDU_BYTES = 256 * 1024  # fewer, larger PDUs than the usual 16 KiB; a peer may still send smaller ones
+
+
+class Status(IntEnum):
+    """C-STORE and C-ECHO statuses that this node answers with (PS3.4 Table B.2-1, PS3.7 C)."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    INVALID_OBJECT_INSTANCE = 0x0117
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    OUT_OF_RESOURCES = 0xA700
+
+
+class Priority(IntEnum):
+    """(0000,0700), PS3.7 E.1-1."""
+
+    MEDIUM = 0
+    HIGH = 1
+    LOW = 2
+
+
+UNCOMPRESSED = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
+
+# An acceptor picks the first of its own list that the peer proposes, so what loses nothing comes first: a sender that
+# offers both in one context must not be made to compress.
+_IMAGE_SYNTAXES = (
+    *UNCOMPRESSED,
+    uid.DeflatedExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLossless,
+    uid.JPEGLSLossless,
+    uid.JPEG2000Lossless,
+    uid.RLELossless,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+    uid.JPEGBaseline8Bit,
+    uid.JPEGExtended12Bit,
+    uid.JPEGLSNearLossless,
+    uid.JPEG2000,
+    uid.HTJ2K,
+)
+_OTHER_SYNTAXES = _IMAGE_SYNTAXES[:4]
+
+# The images we are for, and what a router may well push along with them, our own results first: taken and recorded,
+# never analysed. pynetdicom copies the contexts for each association: this table costs it 1.5 ms.
+_IMAGE_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography Image Storage
+    "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray Image Storage - For Presentation
+    "1.2.840.10008.5.1.4.1.1.1.1.1",  # Digital X-Ray Image Storage - For Processing
+    "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture Image Storage
+    "1.2.840.10008.5.1.4.1.1.7.1",  # Multi-frame Single Bit Secondary Capture Image Storage
+    "1.2.840.10008.5.1.4.1.1.7.2",  # Multi-frame Grayscale Byte Secondary Capture Image Storage
+    "1.2.840.10008.5.1.4.1.1.7.3",  # Multi-frame Grayscale Word Secondary Capture Image Storage
+    "1.2.840.10008.5.1.4.1.1.7.4",  # Multi-frame True Color Secondary Capture Image Storage
+    "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation Storage
+)
+_OTHER_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.11.1",  # Grayscale Softcopy Presentation State Storage
+    "1.2.840.10008.5.1.4.1.1.88.11",  # Basic Text SR Storage
+    "1.2.840.10008.5.1.4.1.1.88.22",  # Enhanced SR Storage
+    "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR Storage
+    "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR Storage
+    "1.2.840.10008.5.1.4.1.1.88.59",  # Key Object Selection Document Storage
+)
+VERIFICATION = "1.2.840.10008.1.1"
+
+
+def accepted_contexts() -> list[PresentationContext]:
+    """What the receive role takes: Verification and Storage."""
+    return [
+        build_context(VERIFICATION, list(UNCOMPRESSED)),
+        *(build_context(sop_class, list(_IMAGE_SYNTAXES)) for sop_class in _IMAGE_CLASSES),
+        *(build_context(sop_class, list(_OTHER_SYNTAXES)) for sop_class in _OTHER_CLASSES),
+    ]
+
+
+def wanted_contexts(objects: Sequence[tuple[str, str]]) -> list[PresentationContext]:
+    """What to propose for objects given as (SOP class UID, transfer syntax UID).
+
+    Each syntax has a context of its own, so that the peer's answer says of each whether it is taken: the object's own,
+    and the uncompressed ones it could be turned into.
+    """
+    wanted: dict[tuple[str, str], None] = {}
+    for sop_class, syntax in objects:
+        for each in (syntax, *UNCOMPRESSED):
+            wanted[(sop_class, str(each))] = None
+    return [build_context(sop_class, syntax) for sop_class, syntax in wanted]
+
+
+def no_delay(connection: socket.socket) -> None:
+    """Send small messages at once: with Nagle's algorithm each DIMSE message can wait 40 ms for an acknowledgement."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def printable(text: object, limit: int = 64) -> str:
+    """A peer's string as a log may show it: one line of ASCII, no longer than `limit` characters."""
+    return "".join(c if " " <= c <= "~" else "?" for c in str(text)[:limit])
+
+
+@contextmanager
+def lenient_headers() -> Iterator[None]:
+    """While it lasts, pydicom does not warn about values that break their VR's rules: its warnings quote them."""
+    settings = config.settings
+    before = settings.reading_validation_mode, settings.writing_validation_mode
+    settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
+    try:
+        yield
+    finally:
+        settings.reading_validation_mode, settings.writing_validation_mode = before

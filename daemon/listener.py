@@ -1,0 +1,177 @@
+"""The TCP edge before the Storage SCP: which connections are worth two threads, and how much they may make us hold.
+
+pynetdicom starts two polling threads for every TCP connection and keeps them for the whole ACSE timeout, reads a PDU of
+whatever length its header names, and waits for its bytes as long as they drip. So a connection here first waits, for
+nothing but its file descriptor, until it has said something: a load balancer's probe never becomes an association. What
+then reads from it is a socket that bounds the length of a PDU, the time it may take, and the bytes that lie unanswered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import selectors
+import socket
+import threading
+import time
+
+from pynetdicom.transport import AssociationServer
+
+from daemon.dimse import MAXIMUM_PDU_BYTES, no_delay
+
+log = logging.getLogger("pleura.receive")
+
+_MAXIMUM_SILENT = 256  # connections that have said nothing; with one more, the oldest goes. select(2) ends at 1024
+_SILENCE_S = 30.0  # how long one may say nothing (PS3.8 9.1.5, ARTIM)
+_PDU_S = 30.0  # how long one PDU may take from its first byte to its last
+_PDU_LIMIT_BYTES = 4 * MAXIMUM_PDU_BYTES  # for peers that do not keep to what we announced
+_MESSAGE_LIMIT_BYTES = 1 << 30  # one C-STORE; the largest detectors make 40 MB
+_BACKLOG = 128
+_PDU_HEADER_BYTES = 6  # PS3.8 9.3.1: type, reserved, length (4 bytes, big endian)
+_P_DATA_TF = 0x04
+
+
+class PeerSocket(socket.socket):
+    """An accepted connection. Reads whole PDU parts, and fails like a broken line where a peer goes too far."""
+
+    unanswered_bytes = 0  # of P-DATA since our last answer: what this peer makes us hold in memory
+    _body_bytes = 0
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        """The six bytes of a PDU's header, then its body: all of it at once, however few bytes are asked for.
+
+        pynetdicom asks in steps of 4 KiB and takes what it is given; in whole parts a large image arrives faster.
+
+        Raises:
+            OSError: the PDU is too long or too slow, or the peer has sent too much without an answer.
+        """
+        if flags:
+            return super().recv(bufsize, flags)
+        if self._body_bytes:
+            wanted, self._body_bytes = self._body_bytes, 0
+            return self._read(wanted)
+        header = self._read(_PDU_HEADER_BYTES)
+        if len(header) == _PDU_HEADER_BYTES:
+            self._body_bytes = int.from_bytes(header[2:6], "big")
+            if self._body_bytes > _PDU_LIMIT_BYTES:
+                raise self._too_much(f"a PDU of {self._body_bytes} bytes; at most {_PDU_LIMIT_BYTES} are taken")
+            if header[0] == _P_DATA_TF:
+                self.unanswered_bytes += self._body_bytes
+            if self.unanswered_bytes > _MESSAGE_LIMIT_BYTES:
+                raise self._too_much(f"a message of more than {_MESSAGE_LIMIT_BYTES} bytes")
+        return header
+
+    def shutdown(self, how: int, /) -> None:
+        """End the connection; the peer may have done so before, and then the file descriptor must still be closed."""
+        with contextlib.suppress(OSError):
+            super().shutdown(how)
+
+    def _read(self, size: int) -> bytes:
+        """Exactly `size` bytes, or fewer when the peer closes."""
+        buffer = bytearray(size)
+        view, got, deadline = memoryview(buffer), 0, time.monotonic() + _PDU_S
+        while got < size:
+            self.settimeout(max(0.001, deadline - time.monotonic()))
+            count = self.recv_into(view[got:])
+            if count == 0:
+                break
+            got += count
+        self.settimeout(_PDU_S)  # for what is sent next
+        return bytes(view[:got])
+
+    def _too_much(self, what: str) -> OSError:
+        log.warning("connection ended: the peer sent %s", what)
+        return OSError(errno.EMSGSIZE, what)
+
+
+class Listener:
+    """Accepts TCP connections and hands those that speak to pynetdicom's server."""
+
+    def __init__(self, server: AssociationServer, maximum_associations: int) -> None:
+        """`server` has bound its socket; pynetdicom's own accept loop is not used."""
+        self._server = server
+        self._maximum_running = 2 * maximum_associations  # beyond the maximum, pynetdicom answers 2/3/2 by itself
+        self._listening: socket.socket = server.socket  # type: ignore[assignment]
+        self._listening.listen(_BACKLOG)
+        self._listening.setblocking(False)
+        self._silent: dict[PeerSocket, tuple[tuple[str, int], float]] = {}  # oldest first: its address, its time
+        self._selector = selectors.DefaultSelector()
+        self._stop_receiver, self._stop_sender = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+
+    def start(self) -> None:
+        """Returns at once: the socket listens already."""
+        self._selector.register(self._listening, selectors.EVENT_READ)
+        self._selector.register(self._stop_receiver, selectors.EVENT_READ)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no new connection; associations go on."""
+        self._stop_sender.send(b"\0")
+        self._thread.join()
+        for connection in [*self._silent]:
+            self._drop(connection)
+        self._selector.close()
+        self._stop_receiver.close()
+        self._stop_sender.close()
+        self._server.server_close()
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select(timeout=1.0):
+                if key.fileobj is self._stop_receiver:
+                    return
+                try:
+                    if key.fileobj is self._listening:
+                        self._accept()
+                    elif key.fileobj in self._silent:
+                        self._hear(key.fileobj)
+                except Exception:  # the loop's one catch-all: one connection must not end the listening
+                    log.exception("a connection could not be served")
+            overdue = time.monotonic() - _SILENCE_S
+            for connection in [one for one, (_, since) in self._silent.items() if since < overdue]:
+                self._drop(connection)
+
+    def _accept(self) -> None:
+        try:
+            accepted, address = self._listening.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # too many open files, say: a silent one has to go
+            log.warning("no connection can be accepted (%s)", error.strerror)
+            if self._silent:
+                self._drop(next(iter(self._silent)))
+            else:
+                time.sleep(0.1)
+            return
+        connection = PeerSocket(fileno=accepted.detach())
+        self._silent[connection] = (address, time.monotonic())
+        self._selector.register(connection, selectors.EVENT_READ)
+        if len(self._silent) > _MAXIMUM_SILENT:
+            self._drop(next(iter(self._silent)))
+
+    def _hear(self, connection: PeerSocket) -> None:
+        """It has spoken, or gone."""
+        try:
+            said = connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            said = b""
+        if not said or len(self._server.active_associations) >= self._maximum_running:
+            self._drop(connection)
+            return
+        self._selector.unregister(connection)
+        address, _ = self._silent.pop(connection)
+        try:
+            connection.settimeout(_PDU_S)
+            no_delay(connection)
+            self._server.service_actions()  # collects what ended associations have left
+            self._server.process_request(connection, address)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _drop(self, connection: PeerSocket) -> None:
+        self._selector.unregister(connection)
+        del self._silent[connection]
+        connection.close()

@@ -1,0 +1,154 @@
+"""Bytes on disk: durable before anyone is told of them, under names of our own, never half there.
+
+A file is written as a hidden `.part`, fsynced, renamed and its folder fsynced: whoever sees the name sees all of the
+bytes, also after a power loss. Names are random, so that no peer's string ever becomes a path and any number of
+processes and hosts may write to one spool without asking each other. What a crash leaves (a `.part`, or a file whose
+ledger row was never committed) belongs to nobody and is swept once it is old.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+BytesLike = bytes | bytearray | memoryview
+
+_NAME = re.compile(r"[0-9a-f]{32}")  # 128 random bits
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # unfinished; hidden from whoever watches a folder
+_SHARDS = [f"{number:02x}" for number in range(256)]  # a million files stay a few thousand per folder
+_ORPHAN_AGE_S = 3600.0  # far longer than any write takes from its first byte to the ledger's commit
+
+
+class Spool:
+    """One folder of received images and results. Shared by all roles, and by all hosts of a node."""
+
+    def __init__(self, folder: Path) -> None:
+        """Create what is missing of the folder.
+
+        Raises:
+            OSError: it cannot be created or written.
+        """
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for shard in _SHARDS:
+            (folder / shard).mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(folder)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder}: not writable by this user; give it to the user that runs Pleura")
+
+    def write(self, *chunks: BytesLike) -> str:
+        """Make the bytes of `chunks`, one after another, durable. Returns the new file's name.
+
+        Raises:
+            OSError: no room, or the disk failed; nothing is left behind.
+        """
+        name = secrets.token_hex(16)
+        path = self.path(name)
+        try:
+            write_durably(path, *chunks)
+        except BaseException:
+            path.unlink(missing_ok=True)  # there, if only the last fsync failed
+            raise
+        return name
+
+    def read(self, name: str) -> bytes:
+        """All bytes of one file. Raises FileNotFoundError, ValueError (not a name of ours)."""
+        return self.path(name).read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        """One file for reading. Raises FileNotFoundError, ValueError (not a name of ours)."""
+        return self.path(name).open("rb")
+
+    def path(self, name: str) -> Path:
+        """Where a file lies. Raises ValueError for a name that is not of our own form."""
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"spool: {name!r} found, 32 hexadecimal digits wanted: only our own names are paths")
+        return self.folder / name[:2] / name
+
+    def remove(self, name: str) -> None:
+        """Remove one file; it may be gone already."""
+        self.path(name).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """What an ordinary user may still write to the spool's file system."""
+        room = os.statvfs(self.folder)
+        return room.f_bavail * room.f_frsize
+
+    def names(self) -> Iterator[str]:
+        """The names of all whole files, in no order."""
+        for shard in _SHARDS:
+            with os.scandir(self.folder / shard) as entries:
+                yield from (entry.name for entry in entries if _NAME.fullmatch(entry.name))
+
+    def sweep(self, known: Callable[[Iterable[str]], set[str]], age_s: float = _ORPHAN_AGE_S) -> int:
+        """Remove files older than `age_s` seconds that belong to nobody. Returns how many.
+
+        `known` says which of some names the ledger owns. Young files are left alone: another process or host may be
+        between its write and its commit.
+        """
+        count = 0
+        for shard in _SHARDS:
+            folder = self.folder / shard
+            count += sweep_unfinished(folder, age_s)
+            old = [name for name in _older(folder, age_s) if _NAME.fullmatch(name)]
+            for name in set(old) - (known(old) if old else set()):
+                self.remove(name)
+                count += 1
+        return count
+
+
+def write_durably(path: Path, *chunks: BytesLike) -> None:
+    """Put the bytes of `chunks` at `path`, whole and durable, or leave `path` as it was.
+
+    Raises:
+        OSError: no room, or the disk failed; the unfinished file is removed.
+    """
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            for chunk in chunks:
+                view = memoryview(chunk).cast("B")
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.rename(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def sweep_unfinished(folder: Path, age_s: float = _ORPHAN_AGE_S) -> int:
+    """Remove what writers that died have left unfinished in one folder. Returns how many files."""
+    left = [name for name in _older(folder, age_s) if _PART.fullmatch(name)]
+    for name in left:
+        (folder / name).unlink(missing_ok=True)
+    return len(left)
+
+
+def _older(folder: Path, age_s: float) -> list[str]:
+    newest = time.time() - age_s
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # its owner was quicker
+                if entry.stat(follow_symlinks=False).st_mtime < newest:
+                    names.append(entry.name)
+    return names
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,40 @@
+"""Fixtures of tests with real servers and real X-rays."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless
+
+from tests.peers.harness import Orthanc
+
+
+@pytest.fixture
+def orthanc(peer: Callable[[str], str], tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Orthanc]:
+    with Orthanc(peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port())) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def xrays(data: Path) -> list[Path]:
+    """Adults' X-rays of siim/, JPEG Baseline and JPEG-LS alternating in the order of folds.csv, positives first."""
+    by_syntax: dict[str, list[Path]] = {JPEGBaseline8Bit: [], JPEGLSLossless: []}
+    with (data / "siim" / "folds.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: -int(row["pneumothorax"]))
+    for row in rows:
+        path = data / "siim" / "dicom" / f"{row['ImageId']}.dcm"
+        header = dcmread(path, stop_before_pixels=True)
+        age = header.get("PatientAge", "")
+        if not age or int("".join(c for c in age if c.isdigit())) >= 18:
+            by_syntax[header.file_meta.TransferSyntaxUID].append(path)
+    # Both ends of each list: positives from the front, negatives from the back.
+    mixed = []
+    for files in by_syntax.values():
+        files[1::2] = reversed(files[1::2])
+    for pair in zip(*by_syntax.values(), strict=False):
+        mixed += pair
+    return mixed + by_syntax[JPEGBaseline8Bit][len(by_syntax[JPEGLSLossless]) :]

@@ -1,0 +1,213 @@
+"""Real processes for tests: a Pleura node, an Orthanc, a DCMTK sender; all on free loopback ports, in temp folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DEADLINE_S = 240.0  # far beyond what anything here takes: a test ends red, never hangs
+
+
+def wait_until(what: str, true: Callable[[], Any]) -> Any:
+    """Poll until `true()` is truthy and return that; fail with `what` at the deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        answer = true()
+        if answer:
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"not within {DEADLINE_S:.0f} s: {what}")
+
+
+class Node:
+    """`pleura serve` on a free port with its own spool and ledger."""
+
+    def __init__(self, folder: Path, port: int, **settings: Any) -> None:
+        self.folder, self.port = folder, port
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "pleura.yaml"
+        self.log = folder / "log.txt"
+        self.settings: dict[str, Any] = {
+            "ae_title": "PLEURA",
+            "host": "127.0.0.1",
+            "port": port,
+            "spool": str(folder / "spool"),
+            "ledger": f"sqlite:///{folder / 'ledger.db'}",
+            "spool_reserve_mb": 1,
+        } | settings
+        self.process: subprocess.Popen[str] | None = None
+
+    def write_settings(self) -> None:
+        self.path.write_text(yaml.safe_dump(self.settings))
+
+    def start(self) -> Node:
+        self.write_settings()
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "daemon.cli", "serve", "-c", str(self.path)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        ready = threading.Event()
+        assert self.process.stdout is not None
+        stdout = self.process.stdout
+
+        def listen() -> None:
+            for line in stdout:
+                if line.strip() == "READY":
+                    ready.set()
+
+        threading.Thread(target=listen, daemon=True).start()
+        process = self.process
+        wait_until(f"READY; log: {self.log}", lambda: ready.is_set() or process.poll() is not None)
+        assert process.poll() is None, self.log.read_text()
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(DEADLINE_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.process = None
+        return status
+
+    def role_pid(self, role: str) -> int | None:
+        """The process of one role, a child of serve."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for pid in children:
+            try:
+                if role in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
+                    return int(pid)
+            except OSError:
+                continue
+        return None
+
+    def status(self) -> dict[str, dict[str, int]]:
+        answer = subprocess.run(
+            [sys.executable, "-m", "daemon.cli", "status", "--json", "-c", str(self.path)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        counts: dict[str, dict[str, int]] = json.loads(answer.stdout)
+        return counts
+
+    def wait_done(self, images: int) -> dict[str, dict[str, int]]:
+        """Until `images` have ended and nothing is owed."""
+
+        def done() -> dict[str, dict[str, int]] | None:
+            counts = self.status()
+            ended = sum(counts["instances"].values()) - counts["instances"]["received"]
+            return counts if ended >= images and not counts["deliveries"]["owed"] else None
+
+        counts: dict[str, dict[str, int]] = wait_until(f"{images} images done; log: {self.log}", done)
+        return counts
+
+    def __enter__(self) -> Node:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.stop()
+
+
+class Orthanc:
+    """A real Orthanc as archive, with its REST API for looking inside."""
+
+    def __init__(self, program: str, folder: Path, ports: tuple[int, int]) -> None:
+        self.dicom_port, self.http_port = ports
+        self.ae_title = "ORTHANC"
+        folder.mkdir(parents=True, exist_ok=True)
+        configuration = {
+            "Name": "archive",
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "DicomAet": self.ae_title,
+            "DicomPort": self.dicom_port,
+            "HttpPort": self.http_port,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomAlwaysAllowStore": True,
+            "Plugins": [],
+        }
+        path = folder / "orthanc.json"
+        path.write_text(json.dumps(configuration))
+        self._program, self._path, self._log = program, path, folder / "orthanc.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Orthanc:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._program, str(self._path)], stdout=log, stderr=log, env=os.environ | {"TCP_NODELAY": "1"}
+            )
+        wait_until(f"Orthanc answers; log: {self._log}", self._answers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(DEADLINE_S)
+
+    def destination(self, **more: Any) -> dict[str, Any]:
+        """What an integrator writes into `destinations`."""
+        return {"name": "pacs", "ae_title": self.ae_title, "host": "127.0.0.1", "port": self.dicom_port} | more
+
+    def get(self, path: str) -> Any:
+        return json.loads(self._read(path))
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        """SOP Instance UID -> main tags with Modality and StudyInstanceUID, of everything it holds."""
+        held = {}
+        for name in self.get("/instances"):
+            tags = self.get(f"/instances/{name}/simplified-tags")
+            held[tags["SOPInstanceUID"]] = tags | {"orthanc": name}
+        return held
+
+    def file(self, orthanc_name: str) -> bytes:
+        return self._read(f"/instances/{orthanc_name}/file")
+
+    def _read(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=30) as answer:
+            body: bytes = answer.read()
+        return body
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/system")
+        except OSError:
+            return False
+        return True
+
+
+def storescu(program: str, node: Node, files: Iterable[Path], *options: str) -> subprocess.CompletedProcess[str]:
+    """DCMTK's storescu as a modality. `-xs`, `-xy`, ... propose one compressed syntax besides the uncompressed."""
+    return subprocess.run(
+        [program, *options, "-aec", "PLEURA", "-aet", "XRAY1", "127.0.0.1", str(node.port), *map(str, files)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TCP_NODELAY": "1"},
+    )
+
+
+def dicom_errors(program: str, files: Sequence[Path]) -> list[str]:
+    """dciodvfy's error lines over files, each with its file."""
+    found = []
+    for path in files:
+        answer = subprocess.run([program, str(path)], capture_output=True, text=True)
+        lines = (answer.stdout + answer.stderr).splitlines()
+        found += [f"{path.name}: {line}" for line in lines if line.startswith("Error")]
+    return found
