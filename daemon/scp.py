@@ -246,7 +246,8 @@ class Receiver:
             connection.unanswered_bytes = 0
 
     def _on_closed(self, event: Event) -> None:
-        event.assoc.dul.to_user_queue.put(cast(Any, None))  # else one that never asked is waited for (ACSE timeout)
+        if event.assoc.requestor.primitive is None:  # it never asked: end the wait for that (ACSE timeout) now
+            event.assoc.dul.to_user_queue.put(cast(Any, None))
         conversation = self._conversations.pop(event.assoc, None)
         if conversation is not None:
             log.info(

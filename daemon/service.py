@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from daemon.config import Config
 from daemon.ledger import Ledger, LedgerError
 from daemon.spool import Spool
+
+if TYPE_CHECKING:
+    from daemon.inbox import Inbox
 
 log = logging.getLogger("pleura.service")
 
@@ -65,7 +69,6 @@ def _open(config: Config) -> tuple[Ledger, Spool]:
 
 
 def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
-    from daemon.inbox import Inbox
     from daemon.scp import Receiver
 
     receiver = Receiver(config, ledger, spool)
@@ -74,7 +77,7 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     except OSError as error:
         what = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error})"
         raise CannotStartError(f"host, port: {config.host}:{config.port} {what}") from error
-    inbox = Inbox(config.inbox, ledger, spool) if config.inbox else None
+    inbox = _inbox(config, ledger, spool)
     if inbox:
         inbox.start()
     _say_ready("receive", f"listening on {config.host}:{config.port} as {config.ae_title}")
@@ -84,12 +87,24 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     receiver.stop()
 
 
+def _inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
+    from daemon.inbox import Inbox
+
+    if config.inbox is None:
+        return None
+    try:
+        return Inbox(config.inbox, ledger, spool, config.spool_reserve_mb * 1024 * 1024)
+    except OSError as error:
+        raise CannotStartError(f"inbox: {error}; this user must be able to read and write there") from error
+
+
 def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
     from daemon.worker import Worker, build_pipeline
     from inference.package import PackageError
 
     try:
         pipeline = build_pipeline(config, config.device, ledger)
+        pipeline.warm_up()
     except (PackageError, ValueError) as error:
         raise CannotStartError(f"model, device: {error}") from error
     _say_ready("analyse", f"model {pipeline.engine.identity.id} on {pipeline.engine.device}")

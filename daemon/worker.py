@@ -24,6 +24,7 @@ from inference.results.identity import RenderSettings
 log = logging.getLogger("pleura.analyse")
 
 MAX_ALONE = 3  # solitary attempts that never ended; then the image, not its neighbours or the machine, is to blame
+_WHOLE_PX = 16384  # "longest side" for overlays as large as their source: larger than any detector
 _HEARTBEAT_S = 15.0  # a quarter of the lease
 _IDLE_S = 1.0  # how long the bell may be waited for before leases of the dead are looked at
 _PAUSE_S = 5.0  # after a trouble that is nobody's image (full disk, ledger away)
@@ -49,7 +50,7 @@ def build_pipeline(config: Config, device: str, ledger: Ledger | None = None) ->
     kinds = frozenset(kind for kinds in config.owed().values() for kind in kinds)
     settings = Settings(
         rules=Rules(**config.admission.model_dump()),
-        appearance=RenderSettings(config.overlay.longest_side_px, config.overlay.jpeg_quality),
+        appearance=RenderSettings(config.overlay.longest_side_px or _WHOLE_PX, config.overlay.jpeg_quality),
         kinds=kinds if config.destinations else frozenset({"SEG", "SC"}),
         is_ours=ledger.made if ledger else lambda _: False,
     )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.uid import ComputedRadiographyImageStorage
 
 from inference import admission, postprocess, radiograph, results
 from inference.admission import REASONS, Rules
 from inference.engine import Engine
-from inference.finding import Finding, Outcome, State
+from inference.finding import Finding, Outcome, Result, State
 from inference.measure import measure
 from inference.radiograph import Radiograph, Unsuitable
 from inference.results.gate import GateError
@@ -126,35 +128,54 @@ class Pipeline:
         if read.header is None or (reason and not REASONS[reason].sent):
             return outcome
         try:
-            case = Case(
-                header=read.header,
-                content_digest=read.digest,
-                model=self.engine.identity,
-                result_time=result_time,
-                finding=finding,
-                refusal=Refusal(state, reason, REASONS[reason].text) if reason else None,
-                pixels=read.radiograph.pixels if read.radiograph else None,
-                spacing=read.radiograph.spacing if read.radiograph else None,
-                appearance=self._settings.appearance,
-                notes=read.notes,
-            )
-        except ValueError:
-            # Only a failure can come here without identity: admission has looked at all others.
-            return replace(outcome, detail=f"{detail} (no result: no usable identity)".strip())
-        try:
-            return replace(outcome, results=results.build(case, self._settings.kinds))
+            return replace(outcome, results=self._results(read, finding, reason, result_time))
         except GateError as error:
+            # Never sent, visible, and the archive is told that this image has no answer.
             log.error("gate: %s of %s refused: %s", error.kind, outcome.sop_instance_uid, error.what)
-            return replace(
-                outcome, state=State.FAILED, reason="result_invalid", detail=f"{error.kind}: {error.what}", finding=None
-            )
+            detail = f"{error.kind}: {error.what}"
+            outcome = replace(outcome, state=State.FAILED, reason="result_invalid", detail=detail, finding=None)
+        except ValueError:
+            # Only a failure comes here without identity: admission has looked at all others.
+            return replace(outcome, detail="no usable identity: no result can name its image")
+        with suppress(GateError, ValueError):
+            outcome = replace(outcome, results=self._results(read, None, "result_invalid", result_time))
+        return outcome
+
+    def _results(
+        self, read: _Read, finding: Finding | None, reason: str | None, result_time: datetime
+    ) -> tuple[Result, ...]:
+        assert read.header is not None
+        image = read.radiograph
+        case = Case(
+            header=read.header,
+            content_digest=read.digest,
+            model=self.engine.identity,
+            result_time=result_time,
+            finding=finding,
+            refusal=Refusal(REASONS[reason].state, reason, REASONS[reason].text) if reason else None,
+            pixels=image.pixels if image else None,
+            spacing=image.spacing if image else None,
+            appearance=self._settings.appearance,
+            notes=read.notes,
+        )
+        return results.build(case, sorted(self._settings.kinds))
+
+    def warm_up(self) -> None:
+        """Run networks and encoders once, so that no patient waits for first imports, lookups and allocations."""
+        pixels = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+        self.engine.classify([pixels])
+        self.engine.segment([pixels])
+        header = Dataset()
+        header.SOPClassUID = ComputedRadiographyImageStorage
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID = "2.25.1", "2.25.2", "2.25.3"
+        header.Modality, header.Rows, header.Columns = "CR", 64, 64
+        header.set_original_encoding(False, True)
+        mask = pixels > 0.5
+        finding = Finding(1.0, 0.5, positive=True, mask=mask, measurement=measure(mask, None, None))
+        read = _Read("", header, Radiograph(header, pixels, None, ""))
+        self._results(read, finding, None, datetime(2000, 1, 1))  # noqa: DTZ001 - it goes nowhere
 
 
 def _uid(header: Dataset | None, keyword: str) -> str | None:
     value = str(header.get(keyword) or "") if header is not None else ""
     return value if admission.usable_uid(value) else None
-
-
-def warm_up(pipeline: Pipeline, sample: bytes, result_time: datetime) -> None:
-    """Run one sample through everything, so that the first patient does not wait for imports and lookups."""
-    pipeline.analyse([sample], result_time)

@@ -14,7 +14,7 @@ def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
 
     A region hangs together over corners too: a thin apical crescent is often one pixel wide and runs diagonally.
     """
-    regions, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=bool))  # type: ignore[attr-defined]
+    regions, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=bool))
     return np.asarray(regions, dtype=np.int32), int(count)
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,15 @@ def free_port() -> Callable[[], int]:
             return int(listener.getsockname()[1])
 
     return find
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 16 MB."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        missing("a small file system cannot be mounted (needs root)")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -82,36 +85,43 @@ def test_xrays_in_results_out_once(
 def test_kills_lose_nothing_and_double_nothing(
     peer: Callable[[str], str], orthanc: Orthanc, xrays: list[Path], tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    files = xrays[:50]
+    """kill -9 of each role in turn and of serve itself while 50 images flow."""
     node = Node(tmp_path / "node", free_port(), peers=PEERS, destinations=[orthanc.destination()])
     node.start()
-    for number, batch in enumerate(files[i : i + 10] for i in range(0, 50, 10)):
-        pending = batch
-        if number < 3:
-            role = ("receive", "analyse", "deliver")[number]
-            pid = wait_until(f"a {role} process", lambda role=role: node.role_pid(role))
-            os.kill(pid, signal.SIGKILL)
-        elif number == 3:
-            pids = [
-                wait_until("a role", lambda role=role: node.role_pid(role))
-                for role in ("receive", "analyse", "deliver")
-            ]
-            node.stop(signal.SIGKILL)
-            wait_until("the children die with serve", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-            node.start()
-        # A modality repeats what was not acknowledged, one association per image.
-        for path in pending:
+    acknowledged: list[Path] = []
+
+    def modality() -> None:
+        for path in xrays[:50]:  # one association each; what was not acknowledged is sent again
             option = "-xy" if transfer_syntax(path) == JPEGBaseline8Bit else "-xt"
-            wait_until(
-                "the node accepts",
-                lambda path=path, option=option: storescu(peer("storescu"), node, [path], option).returncode == 0,
-            )
+            while storescu(peer("storescu"), node, [path], option).returncode:
+                time.sleep(0.2)
+            acknowledged.append(path)
+
+    sender = threading.Thread(target=modality)
+    sender.start()
+    for number, role in enumerate(("receive", "analyse", "deliver"), start=1):
+        wait_until("images flow", lambda wanted=10 * number: len(acknowledged) >= wanted)
+        os.kill(wait_until(f"a {role} process", lambda role=role: node.role_pid(role)), signal.SIGKILL)
+    wait_until("images flow", lambda: len(acknowledged) >= 40)
+    roles = [Path(f"/proc/{pid}") for pid in map(node.role_pid, ("receive", "analyse", "deliver")) if pid]
+    node.stop(signal.SIGKILL)
+    wait_until("the roles die with serve", lambda: not any(role.exists() for role in roles))
+    node.start()
+    sender.join()
     counts = node.wait_done(50)
     assert counts["instances"] == {"received": 0, "analysed": 50, "not_analysed": 0, "failed": 0}
     assert counts["deliveries"]["refused"] == 0
     found = results(orthanc)
     assert found["OT"] == 50
     assert found["SEG"] == counts["deliveries"]["stored"] - 50
+    told_of = Counter(
+        (
+            tags["Modality"],
+            tags["ReferencedSeriesSequence"][0]["ReferencedInstanceSequence"][0]["ReferencedSOPInstanceUID"],
+        )
+        for tags in orthanc.instances().values()
+    )
+    assert set(told_of.values()) == {1}
     assert node.stop() == 0
 
 
@@ -143,3 +153,72 @@ def test_sigterm_ends_a_role_alone_cleanly(role: str, tmp_path: Path, free_port:
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
+
+
+HOSTILE = "ZZTOPSECRET^JOHN\nForged log line"
+
+
+def test_no_patients_string_reaches_a_log(
+    peer: Callable[[str], str], xrays: list[Path], tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """A good image, one with a broken header, a truncated one, and bytes that are no DICOM: each text is a secret."""
+    files = []
+    for number, cut in enumerate((None, None, 40_000)):
+        dataset = dcmread(xrays[0])
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for keyword in ("PatientName", "PatientID", "StudyDescription", "PatientComments", "InstitutionName"):
+                setattr(dataset, keyword, HOSTILE)
+            if number == 1:  # values that break their VR's rules: what parsers like to quote
+                for keyword in ("BodyPartExamined", "PatientSex", "PatientBirthDate", "StudyTime", "ViewPosition"):
+                    setattr(dataset, keyword, HOSTILE)
+            path = tmp_path / f"{number}.dcm"
+            dataset.save_as(path)
+        if cut:
+            path.write_bytes(path.read_bytes()[:cut])
+        files.append(path)
+    with Node(tmp_path / "node", free_port(), inbox=str(tmp_path / "inbox"), destinations=[]) as node:
+        sent_over_network = storescu(peer("storescu"), node, files[:2], "-xy")
+        assert sent_over_network.returncode == 0, sent_over_network.stderr
+        (tmp_path / "inbox" / "truncated.dcm").write_bytes(files[2].read_bytes())
+        (tmp_path / "inbox" / f"{HOSTILE[:12]}.dcm").write_bytes(HOSTILE.encode() * 100)
+        counts = node.wait_done(4)
+        assert node.stop() == 0
+    assert counts["instances"]["failed"] == 1  # what is no DICOM
+    assert counts["instances"]["received"] == 0
+    log = node.log.read_text()
+    assert "1.2.3.0" in log
+    for secret in ("ZZTOPSECRET", "JOHN", "Forged"):
+        assert secret not in log
+
+
+def test_a_full_disk_is_answered_and_survived(
+    peer: Callable[[str], str], xrays: list[Path], tmp_path: Path, free_port: Callable[[], int], small_disk: Path
+) -> None:
+    """0xA700 while there is no room; everything acknowledged arrives; room again: all goes on."""
+    outbox = tmp_path / "outbox"
+    node = Node(
+        tmp_path / "node",
+        free_port(),
+        spool=str(small_disk / "spool"),
+        spool_reserve_mb=0,
+        destinations=[{"name": "outbox", "folder": str(outbox), "results": ["SC"]}],
+    )
+    with node:
+        ballast = small_disk / "ballast"
+        with ballast.open("wb") as file:
+            file.write(bytes(free_bytes(small_disk) - 60_000))
+        option = "-xy"
+        jpegs = [path for path in xrays if transfer_syntax(path) == JPEGBaseline8Bit][:2]
+        refused = storescu(peer("storescu"), node, jpegs[:1], option, "-v")
+        assert "0xa700" in (refused.stdout + refused.stderr).lower()
+        ballast.unlink()
+        assert storescu(peer("storescu"), node, jpegs, option).returncode == 0
+        node.wait_done(2)
+    assert len(list(outbox.glob("*.dcm"))) == 2
+
+
+def free_bytes(folder: Path) -> int:
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize
