@@ -27,6 +27,7 @@ from daemon.dimse import (
     MAXIMUM_PDU_BYTES,
     UNCOMPRESSED,
     VERIFICATION,
+    Priority,
     no_delay,
     wanted_contexts,
 )
@@ -64,7 +65,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One object to send. `part10` says that the file has a file meta information; then its bytes go out as they are."""
+    """One object to send. `part10`: the file has a file meta information, so its bytes can go out as they are."""
 
     path: Path
     sop_class_uid: str
@@ -134,7 +135,9 @@ class Link:
             raise UnsendableError(f"it cannot be read or decoded ({type(error).__name__})") from error
         self._association.dimse_timeout = _ANSWER_S + size_bytes / _SLOWEST_BYTES_PER_S
         try:
-            answer = self._association.send_c_store(what)
+            answer = self._association.send_c_store(what, priority=Priority.MEDIUM)
+        except (AttributeError, TypeError, ValueError) as error:  # raised before anything is sent
+            raise UnsendableError(f"it cannot be encoded ({type(error).__name__})") from error
         except (RuntimeError, OSError) as error:  # lost between two objects; or the file failed under the sender
             self._association.abort()
             raise LinkDownError("the association was lost") from error
@@ -180,8 +183,8 @@ def describe(path: Path) -> Outgoing:
     """What a file holds, with or without file meta information. Raises UnsendableError, OSError."""
     try:
         meta = read_file_meta_info(path)
-        uids = (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID)
-        return Outgoing(path, *(str(uid) for uid in uids))
+        sop_class_uid, sop_instance_uid = str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID)
+        return Outgoing(path, sop_class_uid, sop_instance_uid, str(meta.TransferSyntaxUID))
     except (InvalidDicomError, AttributeError):
         pass  # no preamble, or no complete file meta information: what the data set says
     header = _read(path, header_only=True)

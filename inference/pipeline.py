@@ -66,7 +66,7 @@ class Pipeline:
     def fail(self, data: bytes, reason: str, result_time: datetime) -> Outcome:
         """The Outcome of an image given up on: nothing of it is decoded, for that may be what kills."""
         try:
-            header = radiograph.without_pixels(radiograph.parse(data))
+            header = radiograph.without_pixels(radiograph.parse(data)[0])
         except Unsuitable as unsuitable:
             read = _Read(radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail))
         else:
@@ -76,7 +76,7 @@ class Pipeline:
     def _read(self, data: bytes) -> _Read:
         digest = radiograph.undecoded_digest(data)
         try:
-            dataset = radiograph.parse(data)
+            dataset, broken = radiograph.parse(data)
         except Unsuitable as unsuitable:
             return _Read(digest, refusal=(unsuitable.reason, unsuitable.detail))
         header = radiograph.without_pixels(dataset)
@@ -86,10 +86,10 @@ class Pipeline:
         try:
             image = radiograph.decode(dataset)
         except Unsuitable as unsuitable:
-            return _Read(digest, header, refusal=(unsuitable.reason, unsuitable.detail))
+            return _Read(digest, header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken)
         if isinstance(verdict, admission.Refusal):  # told to the archive, on the picture it is about
             return _Read(image.content_digest, header, image, (verdict.reason, verdict.detail))
-        return _Read(image.content_digest, header, image, notes=verdict)
+        return _Read(image.content_digest, header, image, notes=(*verdict, *broken))
 
     def _find(self, images: Sequence[Radiograph]) -> list[Finding]:
         if not images:

@@ -63,30 +63,41 @@ class Radiograph:
     content_digest: str
 
 
-def parse(data: bytes) -> FileDataset:
-    """A DICOM file's data set, pixels still encoded. A file without preamble or file meta is taken too.
+def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
+    """A DICOM file's data set, pixels still encoded, and notes on what of it cannot be read.
+
+    A file without preamble or file meta is taken too. An element that cannot be read is left out and noted by its
+    tag: one broken attribute must not cost an image. A file cut off in its pixels keeps its header.
 
     Raises:
         Unsuitable: "not_dicom" where no data set with a SOP Class and SOP Instance UID can be read.
     """
     with _quiet():
+        notes: list[str] = []
         try:
             dataset = dcmread(io.BytesIO(data), force=True)
-            identified = bool(dataset.get("SOPClassUID")) and "SOPInstanceUID" in dataset
-            # Every element is converted now: what is broken deep inside shows here, not at some later reader.
-            for _ in dataset.iterall():
-                pass
-        except Exception as error:  # the parser meets arbitrary bytes: whatever it raises, they are not DICOM
-            raise Unsuitable("not_dicom", f"the data set cannot be parsed ({type(error).__name__})") from error
-    if not identified:
-        raise Unsuitable(
-            "not_dicom", "no SOP Class UID and SOP Instance UID found; a DICOM composite object was wanted"
-        )
+        except Exception:  # the parser meets arbitrary bytes and raises what it likes
+            try:
+                dataset = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
+            except Exception as error:
+                raise Unsuitable("not_dicom", f"the data set cannot be parsed ({type(error).__name__})") from error
+            notes.append("file cut off")
+        for tag in list(dataset.keys()):
+            try:  # every element is converted now: what is broken shows here, not at some later reader
+                element = dataset[tag]
+                for item in element.value if element.VR == "SQ" else ():
+                    for _ in item.iterall():
+                        pass
+            except Exception:
+                del dataset[tag]
+                notes.append(f"{tag} unreadable")
+        if not dataset.get("SOPClassUID") or "SOPInstanceUID" not in dataset:
+            raise Unsuitable("not_dicom", "no SOP Class UID and SOP Instance UID found; a DICOM object was wanted")
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):
         # PS3.10 7.1 wants file meta information; without it pydicom has found out the encoding by itself.
         implicit, _ = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    return dataset
+    return dataset, tuple(notes)
 
 
 def undecoded_digest(data: bytes) -> str:

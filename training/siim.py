@@ -34,12 +34,12 @@ class Case:
     mask: NDArray[np.bool_]  # (rows, columns) of the image
 
     def read(self) -> Radiograph:
-        return radiograph.decode(radiograph.parse(self.path.read_bytes()))
+        return radiograph.decode(radiograph.parse(self.path.read_bytes())[0])
 
     @property
     def jpeg_baseline(self) -> bool:
         """As published; the others were re-wrapped from copies, and that alone predicts their label (SOURCES.md)."""
-        return bool(radiograph.parse(self.path.read_bytes()).file_meta.TransferSyntaxUID == JPEGBaseline8Bit)
+        return bool(radiograph.parse(self.path.read_bytes())[0].file_meta.TransferSyntaxUID == JPEGBaseline8Bit)
 
 
 def read_cases(folder: Path) -> list[Case]:

@@ -74,6 +74,9 @@ def encode(case: Case) -> Dataset | None:
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = dimensions
     for item in segmentation.DimensionIndexSequence:
         item.DimensionOrganizationUID = dimensions
+    packed_bytes = -(-mask.size // 8)
+    # highdicom 0.28 pads to even length with an ASCII "0"; an OB is padded with a zero byte (PS3.5 6.2).
+    segmentation.PixelData = segmentation.PixelData[:packed_bytes] + b"\0" * (packed_bytes % 2)
     segmentation.ReferencedSeriesSequence = [reference_series(case)]
     segmentation.add(copied(case.header, "PatientOrientation") or DataElement(0x00200020, "CS", None))
     return segmentation

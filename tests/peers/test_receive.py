@@ -1,0 +1,458 @@
+"""The Storage SCP against DCMTK, pynetdicom and raw sockets: what it acknowledges is there, nothing takes it down."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.association import Association
+
+from daemon import listener, scp
+from daemon.config import Config, Peer
+from daemon.ledger import Ledger
+from daemon.schema import instances
+from daemon.scp import Gate, Receiver
+from daemon.scu import send
+from daemon.spool import Spool
+
+CR = "1.2.840.10008.5.1.4.1.1.1"
+SC = "1.2.840.10008.5.1.4.1.1.7"
+JPEG, JPEG_LS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.80"
+DEADLINE_S = 30.0
+FreePort = Callable[[], int]
+Program = Callable[[str], str]
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for it, and fail when it does not come."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+class Node:
+    """A receiver with what is behind it."""
+
+    def __init__(self, folder: Path, port: int, **settings: Any) -> None:
+        self.config = Config(
+            host="127.0.0.1",
+            port=port,
+            spool=settings.pop("spool", folder / "spool"),
+            ledger=f"sqlite:///{folder / 'ledger.db'}",
+            spool_reserve_mb=settings.pop("spool_reserve_mb", 0),
+            **settings,
+        )
+        self.port = port
+        self.ledger = Ledger(self.config.ledger)
+        self.spool = Spool(self.config.spool)
+        self.receiver = Receiver(self.config, self.ledger, self.spool)
+        self.running = False
+
+    def start(self) -> None:
+        self.receiver.start()
+        self.running = True
+
+    def stop(self) -> None:
+        if self.running:
+            self.running = False
+            self.receiver.stop()
+
+    def rows(self) -> list[Any]:
+        engine = sa.create_engine(self.config.ledger)
+        with engine.connect() as conn:
+            found = list(conn.execute(sa.select(instances).order_by(instances.c.id)).mappings())
+        engine.dispose()
+        return found
+
+    def associate(self, calling: str = "TESTER", called: str = "PLEURA") -> Association:
+        entity = AE(calling)
+        for sop_class in (CR, SC):
+            entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
+        return entity.associate("127.0.0.1", self.port, ae_title=called)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+
+
+@pytest.fixture
+def start(tmp_path: Path, free_port: FreePort) -> Iterator[Callable[..., Node]]:
+    """start(key=value...) -> a listening node with these settings."""
+    nodes: list[Node] = []
+
+    def one(**settings: Any) -> Node:
+        node = Node(tmp_path, free_port(), **settings)
+        node.start()
+        nodes.append(node)
+        return node
+
+    yield one
+    for node in nodes:
+        node.stop()
+        node.ledger.close()
+
+
+def image(sop_instance_uid: str = "1.2.3.4", sop_class_uid: str = CR, size_bytes: int = 100) -> Dataset:
+    dataset = Dataset()
+    dataset.SOPClassUID = UID(sop_class_uid)
+    dataset.SOPInstanceUID = UID(sop_instance_uid)
+    dataset.PatientName = "Verraeter^Geheim"
+    dataset.PixelData = b"\0" * size_bytes
+    dataset["PixelData"].VR = "OW"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset
+
+
+def store(node: Node, *datasets: Dataset, priority: int = 0) -> list[int | None]:
+    """C-STORE each on one association; None where no status came."""
+    association = node.associate()
+    assert association.is_established
+    statuses = [association.send_c_store(dataset, priority=priority).get("Status") for dataset in datasets]
+    association.release()
+    return statuses
+
+
+def rejection(association: Association) -> tuple[int, int, int]:
+    assert association.is_rejected
+    answer = association.acceptor.primitive
+    return answer.result, answer.result_source, answer.diagnostic
+
+
+def siim(data: Path, count: int) -> dict[str, list[Path]]:
+    """The first files of each of the two transfer syntaxes there are."""
+    found: dict[str, list[Path]] = {JPEG: [], JPEG_LS: []}
+    for path in sorted((data / "siim" / "dicom").glob("*.dcm")):
+        found[dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID].append(path)
+        if min(map(len, found.values())) >= count:
+            break
+    return {syntax: paths[:count] for syntax, paths in found.items()}
+
+
+def storescu(peer: Program, node: Node, files: list[Path], *options: str) -> subprocess.CompletedProcess[str]:
+    command = [peer("storescu"), "-v", "-aet", "XRAY1", "-aec", "PLEURA", *options, "127.0.0.1", str(node.port)]
+    return subprocess.run([*command, *map(str, files)], capture_output=True, text=True, timeout=60)
+
+
+def test_dcmtk_sends_real_images_and_each_is_there_as_it_was_sent(
+    start: Callable[..., Node], peer: Program, data: Path
+) -> None:
+    node = start()
+    echo = subprocess.run([peer("echoscu"), "-aec", "PLEURA", "127.0.0.1", str(node.port)], timeout=60)
+    assert echo.returncode == 0
+    files = siim(data, 2)
+    for syntax, option in ((JPEG, "-xy"), (JPEG_LS, "-xt")):
+        sent = storescu(peer, node, files[syntax], option)
+        assert sent.returncode == 0, sent.stderr
+        assert (sent.stdout + sent.stderr).count("Received Store Response (Success)") == 2
+    rows = node.rows()
+    assert len(rows) == 4
+    for row, path in zip(rows, [*files[JPEG], *files[JPEG_LS]], strict=True):
+        source, kept = dcmread(path), dcmread(node.spool.path(row["spool_name"]))
+        assert kept == source
+        assert kept.file_meta.TransferSyntaxUID == source.file_meta.TransferSyntaxUID == row["transfer_syntax_uid"]
+        assert kept.file_meta.MediaStorageSOPInstanceUID == source.SOPInstanceUID == row["sop_instance_uid"]
+        assert kept.file_meta.MediaStorageSOPClassUID == SC == row["sop_class_uid"]
+        assert kept.file_meta.SourceApplicationEntityTitle == row["calling_ae_title"] == "XRAY1"
+        assert (row["origin"], row["state"], row["priority"]) == ("dimse", "received", 1)
+        assert row["size_bytes"] == node.spool.path(row["spool_name"]).stat().st_size
+
+
+def test_every_file_of_the_receiving_side_is_taken_byte_for_byte(start: Callable[..., Node], data: Path) -> None:
+    node = start()
+    files = sorted((data / "node").glob("*.dcm"))
+    sent = list(send(files, ("127.0.0.1", node.port), "PLEURA", "MODALITY"))
+    assert [str(one) for one in sent if not one.ok and one.status != 0x0117] == []
+    kept = [node.spool.read(row["spool_name"]) for row in node.rows()]
+    whole = [one.file.read_bytes() for one in sent if one.ok and one.file]
+    for source, copy in zip(whole, kept, strict=True):
+        if source[128:132] == b"DICM":
+            assert copy.endswith(source[144 + int.from_bytes(source[140:144], "little") :])
+    assert len(kept) == len([one for one in sent if one.ok])
+
+
+def test_who_is_not_known_is_rejected_with_the_reason_that_fits(start: Callable[..., Node]) -> None:
+    node = start(peers=(Peer(ae_title="TESTER", host="localhost"), Peer(ae_title="ELSEWHERE", host="192.0.2.7")))
+    assert rejection(node.associate(called="SOMEONE")) == (1, 1, 7)
+    assert rejection(node.associate(calling="STRANGER")) == (1, 1, 3)
+    assert rejection(node.associate(calling="ELSEWHERE")) == (1, 1, 1)
+    assert store(node, image()) == [0x0000]
+
+
+def test_with_no_peers_named_only_this_machine_may_associate() -> None:
+    gate = Gate("PLEURA", ())
+    assert isinstance(gate.admit("PLEURA", "ANY", "127.0.0.1"), Peer)
+    assert isinstance(gate.admit("PLEURA", "ANY", "::ffff:127.0.0.1"), Peer)
+    assert gate.admit("PLEURA", "ANY", "192.0.2.7") == (1, 1, 1)
+    named = Gate("PLEURA", (Peer(ae_title="A", host="192.0.2.7"), Peer(ae_title="B"), Peer(ae_title="A", host="::1")))
+    assert isinstance(named.admit("PLEURA", "A", "::ffff:192.0.2.7"), Peer)
+    assert isinstance(named.admit("PLEURA", "A", "::1"), Peer)
+    assert isinstance(named.admit("PLEURA", "B", "198.51.100.1"), Peer)
+    assert named.admit("PLEURA", "A", "127.0.0.1") == (1, 1, 1)
+
+
+def test_urgency_is_the_message_s_then_the_peer_s(start: Callable[..., Node]) -> None:
+    node = start(peers=(Peer(ae_title="TESTER", priority="routine"), Peer(ae_title="ER", priority="stat")))
+    for priority in (0, 1, 2):
+        assert store(node, image(), priority=priority) == [0x0000]
+    association = node.associate(calling="ER")
+    association.send_c_store(image(), priority=0)
+    association.release()
+    assert [row["priority"] for row in node.rows()] == [1, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "uid", ["../../etc/cron.d/x", "1." * 33 + "1", "1.2\n2026 ERROR forged", "ID_44e8b2bbe", "1.2\\3.4"]
+)
+def test_a_hostile_instance_uid_is_refused_and_forges_nothing(
+    start: Callable[..., Node], caplog: pytest.LogCaptureFixture, uid: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    node = start()
+    assert store(node, image(uid), image("1.2.3")) == [0x0117, 0x0000]
+    assert len(node.rows()) == len(list(node.spool.names())) == 1
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert "Geheim" not in caplog.text
+
+
+def test_a_class_that_is_not_the_context_s_is_refused(start: Callable[..., Node]) -> None:
+    node = start()
+    association = node.associate()
+    dataset = image(sop_class_uid=SC)
+    by_class = {context.abstract_syntax: context for context in association.accepted_contexts}
+    by_class[CR].abstract_syntax, by_class[SC].abstract_syntax = UID(SC), UID(CR)  # lie about what was negotiated
+    assert association.send_c_store(dataset).Status == 0x0122
+    association.release()
+    assert list(node.spool.names()) == []
+
+
+def test_no_room_is_answered_0xa700_and_healed_by_room(start: Callable[..., Node], tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this environment forbids mounting")
+    try:
+        node = start(spool=small / "spool")
+        big = image("1.2.3", size_bytes=1_200_000)
+        assert store(node, big, big, image("1.2.5")) == [0x0000, 0xA700, 0x0000]
+        assert len(list(node.spool.names())) == len(node.rows()) == 2
+        assert sum(path.is_file() for path in small.rglob("*")) == 2  # nothing half-written either
+        node.spool.remove(node.rows()[0]["spool_name"])
+        assert store(node, big) == [0x0000]
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_the_disk_filling_up_while_it_is_written_is_0xa700_too(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start()
+    write, room = os.write, [False]
+
+    def full(descriptor: int, chunk: bytes) -> int:
+        if not room[0] and len(chunk) > 10_000:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, chunk)
+
+    monkeypatch.setattr(os, "write", full)
+    big = image(size_bytes=20_000)
+    assert store(node, big) == [0xA700]
+    room[0] = True
+    assert store(node, big) == [0x0000]
+    assert len(node.rows()) == len(list(node.spool.names())) == 1
+
+
+def test_the_reserve_is_kept_free(start: Callable[..., Node]) -> None:
+    node = start(spool_reserve_mb=10**9)
+    assert store(node, image()) == [0xA700]
+    assert node.rows() == []
+
+
+def test_without_a_commit_there_is_no_success_and_no_file(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = start()
+    receive = node.ledger.receive
+
+    def failing(_: Any) -> list[int]:
+        raise RuntimeError("Geheim")
+
+    def committed_but_unheard(arrivals: Any) -> list[int]:
+        receive(arrivals)
+        raise ConnectionError
+
+    monkeypatch.setattr(node.ledger, "receive", failing)
+    assert store(node, image("1.2.1")) == [0xA700]
+    assert list(node.spool.names()) == []
+    monkeypatch.setattr(node.ledger, "receive", committed_but_unheard)
+    assert store(node, image("1.2.2")) == [0x0000]
+    monkeypatch.setattr(node.ledger, "receive", receive)
+    assert store(node, image("1.2.3")) == [0x0000]
+    rows = node.rows()
+    assert [row["sop_instance_uid"] for row in rows] == ["1.2.2", "1.2.3"]
+    assert {row["spool_name"] for row in rows} == set(node.spool.names())
+    assert "Geheim" not in caplog.text
+
+
+def test_arrivals_that_wait_together_share_a_commit(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start()
+    receive, groups, go = node.ledger.receive, [], threading.Event()
+
+    def slow(arrivals: Any) -> list[int]:
+        groups.append(len(arrivals))
+        assert go.wait(DEADLINE_S)
+        return receive(arrivals)
+
+    monkeypatch.setattr(node.ledger, "receive", slow)
+    with ThreadPoolExecutor(6) as senders:
+        answers = [senders.submit(store, node, image(f"1.2.{number}")) for number in range(6)]
+        until(lambda: len(list(node.spool.names())) == 6 and groups)
+        time.sleep(0.1)
+        assert not any(answer.done() for answer in answers)  # durable bytes alone are no success
+        go.set()
+        assert [answer.result() for answer in answers] == [[0x0000]] * 6
+    assert sum(groups) == 6
+    assert len(groups) <= 3
+
+
+def test_stopping_finishes_what_is_being_received_and_takes_nothing_new(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start()
+    receive, entered, go = node.ledger.receive, threading.Event(), threading.Event()
+
+    def slow(arrivals: Any) -> list[int]:
+        entered.set()
+        assert go.wait(DEADLINE_S)
+        return receive(arrivals)
+
+    monkeypatch.setattr(node.ledger, "receive", slow)
+    idle = node.associate()
+    with ThreadPoolExecutor(2) as threads:
+        answer = threads.submit(lambda: node.associate().send_c_store(image()).Status)
+        assert entered.wait(DEADLINE_S)
+        stopped = threads.submit(node.stop)
+        until(lambda: idle.is_aborted)
+        with pytest.raises(ConnectionRefusedError):
+            node.connect()
+        assert not stopped.done()
+        go.set()
+        assert answer.result() == 0x0000
+        stopped.result()
+    assert len(node.rows()) == 1
+
+
+def resources() -> tuple[int, int]:
+    gc.collect()
+    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+
+def associate_rq(calling: bytes) -> bytes:
+    """An A-ASSOCIATE-RQ for Verification (PS3.8 9.3.2), its calling AE title as given."""
+
+    def item(kind: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", kind, 0, len(body)) + body
+
+    context = b"\x01\0\0\0" + item(0x30, b"1.2.840.10008.1.1") + item(0x40, b"1.2.840.10008.1.2")
+    user = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3")
+    items = item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
+    body = struct.pack(">HH16s16s32s", 1, 0, b"PLEURA".ljust(16), calling.ljust(16), b"") + items
+    return struct.pack(">BBL", 1, 0, len(body)) + body
+
+
+HOSTILE = {
+    "nothing": b"",
+    "http": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "noise": bytes(range(256)) * 8,
+    "half a header": b"\x01\x00\x00",
+    "endless associate": b"\x01\x00\xff\xff\xff\xff" + b"\0" * 5000,
+    "endless data": associate_rq(b"TESTER") + b"\x04\x00\xff\xff\xff\xff" + b"\0" * 5000,
+    "data first": b"\x04\x00\x00\x00\x00\x0a" + b"\x00\x00\x00\x06\x01\x03abcd",
+    "forged line": associate_rq(b"X\n2026 ERROR me"),
+    "foreign letters": associate_rq("Müller".encode()),
+    "empty command": associate_rq(b"TESTER") + b"\x04\x00\x00\x00\x00\x06" + b"\x00\x00\x00\x02\x01\x03",
+    "unknown context": associate_rq(b"TESTER") + b"\x04\x00\x00\x00\x00\x08" + b"\x00\x00\x00\x04\xff\x00\0\0",
+    "released twice": associate_rq(b"TESTER") + b"\x05\x00\x00\x00\x00\x04\0\0\0\0" * 2,
+}
+
+
+def test_whatever_bytes_come_honest_senders_get_through_and_nothing_leaks(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(listener, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(listener, "_PDU_S", 1.0)
+    monkeypatch.setattr(scp, "_IDLE_S", 2.0)
+    node = start()
+    assert store(node, image("1.2.1")) == [0x0000]
+    until(lambda: not node.receiver._ae.active_associations)
+    before = resources()
+    for rude in (False, True):
+        connections = []
+        for said in HOSTILE.values():
+            connection = node.connect()
+            connection.sendall(said)
+            connections.append(connection)
+        assert store(node, image("1.2.2")) == [0x0000]
+        for connection in connections:
+            if not rude:  # wait to be thrown out
+                connection.settimeout(DEADLINE_S)
+                with connection:
+                    while connection.recv(4096):
+                        pass
+            connection.close()
+    until(lambda: resources() <= before)
+    assert store(node, image("1.2.3")) == [0x0000]
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(start: Callable[..., Node]) -> None:
+    node = start()
+    assert store(node, image("1.2.1")) == [0x0000]
+    until(lambda: not node.receiver._ae.active_associations)
+    threads, descriptors = resources()
+    for _ in range(500):  # a load balancer's probes
+        node.connect().close()
+    held = [node.connect() for _ in range(300)]  # and connections that stay, and never say a word
+    assert threading.active_count() <= threads
+    assert store(node, image("1.2.2")) == [0x0000]
+    for connection in held:
+        connection.close()
+    until(lambda: resources() <= (threads, descriptors))
+    assert len(node.rows()) == 2
+
+
+def test_a_message_that_never_ends_is_cut_off(start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_MESSAGE_LIMIT_BYTES", 1_000_000)
+    node = start()
+    assert store(node, *[image("1.2.1", size_bytes=600_000)] * 3) == [0x0000] * 3  # the bound is for one message
+    assert store(node, image("1.2.2", size_bytes=3_000_000)) == [None]
+    assert {row["sop_instance_uid"] for row in node.rows()} == {"1.2.1"}
+    assert store(node, image("1.2.3")) == [0x0000]
+
+
+def test_starting_on_a_port_in_use_says_so(start: Callable[..., Node], tmp_path: Path) -> None:
+    node = start()
+    with pytest.raises(OSError, match="in use"):
+        Receiver(node.config, node.ledger, node.spool).start()

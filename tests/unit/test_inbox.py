@@ -1,0 +1,178 @@
+"""The watch folder, against a real ledger and spool."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from daemon import inbox
+from daemon.inbox import Inbox
+from daemon.ledger import Ledger
+from daemon.schema import instances
+from daemon.spool import Spool
+
+DEADLINE_S = 20.0
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for it, and fail when it does not come."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+class Node:
+    """An inbox with what is behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "inbox"
+        self.folder.mkdir()
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
+        self.spool = Spool(folder / "spool")
+        self.inbox: Inbox | None = None
+
+    def start(self) -> None:
+        self.inbox = Inbox(self.folder, self.ledger, self.spool)
+        self.inbox.start()
+
+    def stop(self) -> None:
+        if self.inbox:
+            self.inbox.stop()
+        self.ledger.close()
+
+    def rows(self) -> list[Any]:
+        engine = sa.create_engine(self.ledger._engine.url)
+        with engine.connect() as conn:
+            found = list(conn.execute(sa.select(instances).order_by(instances.c.id)).mappings())
+        engine.dispose()
+        return found
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    monkeypatch.setattr(inbox, "_SETTLED_S", 0.3)
+    monkeypatch.setattr(inbox, "_RESCAN_S", 0.1)
+    one = Node(tmp_path)
+    yield one
+    one.stop()
+
+
+def test_files_found_closed_and_moved_in_are_taken_with_their_bytes_and_go(
+    node: Node, data: Path, tmp_path: Path
+) -> None:
+    source = (data / "node" / "RG2_UNC.dcm").read_bytes()
+    (node.folder / "before.dcm").write_bytes(source)
+    node.start()
+    (node.folder / "closed.dcm").write_bytes(source)
+    below = node.folder / "ward 3" / "today"
+    below.mkdir(parents=True)
+    (tmp_path / "elsewhere").write_bytes(b"no DICOM at all")
+    (tmp_path / "elsewhere").rename(below / "moved")
+    until(lambda: node.left() == [])
+    rows = sorted(node.rows(), key=lambda row: row["size_bytes"])
+    assert [node.spool.read(row["spool_name"]) for row in rows] == [b"no DICOM at all", source, source]
+    assert [row["size_bytes"] for row in rows] == [15, len(source), len(source)]
+    assert {row["origin"] for row in rows} == {"inbox"}
+    assert rows[0]["sop_instance_uid"] == rows[0]["sop_class_uid"] == rows[0]["transfer_syntax_uid"] == ""
+    assert rows[1]["sop_class_uid"] == "1.2.840.10008.5.1.4.1.1.1"
+    assert rows[1]["transfer_syntax_uid"] == "1.2.840.10008.1.2.1"
+
+
+def test_a_file_is_not_taken_before_its_writer_is_done(node: Node, tmp_path: Path) -> None:
+    node.start()
+    with (node.folder / "growing.dcm").open("wb") as file:
+        for number in range(10):  # longer than it takes to count as settled, but never unchanged for so long
+            file.write(b"%d" % number)
+            file.flush()
+            time.sleep(0.1)
+            assert node.left() == ["growing.dcm"]
+    until(lambda: node.left() == [])
+    assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"0123456789"]
+
+
+def test_unfinished_hidden_and_linked_files_stay(node: Node, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"not for the node")
+    (node.folder / "link.dcm").symlink_to(secret)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside.dcm").write_bytes(b"neither")
+    (node.folder / "linked-folder").symlink_to(tmp_path / "folder")
+    os.mkfifo(node.folder / "pipe")
+    for name in (".hidden.dcm", "a.part", "b.tmp", "c~"):
+        (node.folder / name).write_bytes(b"unfinished")
+    node.start()
+    (node.folder / "a.part").rename(node.folder / "a.dcm")
+    until(lambda: "a.dcm" not in node.left())
+    time.sleep(0.6)  # whatever were to be taken wrongly has settled by now
+    assert node.left() == [".hidden.dcm", "b.tmp", "c~", "link.dcm", "linked-folder", "pipe"]
+    assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"unfinished"]
+    assert secret.exists()
+
+
+def test_while_the_ledger_is_away_files_stay_and_are_not_tried_at_every_look(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "_FIRST_PAUSE_S", 0.4)
+    receive, tries = node.ledger.receive, []
+
+    def away(arrivals: Any) -> list[int]:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise RuntimeError("ledger away")
+        return receive(arrivals)
+
+    monkeypatch.setattr(node.ledger, "receive", away)
+    (node.folder / "kept.dcm").write_bytes(b"kept")
+    node.start()
+    until(lambda: node.left() == [])
+    assert len(tries) == 3
+    assert tries[1] - tries[0] >= 0.4
+    assert tries[2] - tries[1] >= 0.8
+    assert len(node.rows()) == 1
+    assert list(node.spool.names()) == [node.rows()[0]["spool_name"]]
+
+
+def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox, "_FIRST_PAUSE_S", 0.1)
+    unlink, tries = Path.unlink, []
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        if self.parent == node.folder:
+            tries.append(self)
+            if len(tries) < 4:
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    (node.folder / "stuck.dcm").write_bytes(b"stuck")
+    node.start()
+    until(lambda: node.left() == [])
+    assert len(node.rows()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"), [("ext4", False), ("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ceph", True)]
+)
+def test_network_mounts_are_told_by_their_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
+) -> None:
+    shared = tmp_path / "with blank"
+    shared.mkdir()
+    mounts = f"/dev/vda / ext4 rw 0 0\nserver:/x {str(shared).replace(' ', chr(92) + '040')} {kind} rw 0 0\n"
+    read_text = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *a, **k: mounts if str(self) == "/proc/mounts" else read_text(self, *a, **k)
+    )
+    assert inbox._on_network(shared) is network
+    assert inbox._on_network(tmp_path) is False

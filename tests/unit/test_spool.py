@@ -1,0 +1,136 @@
+"""The spool's promise: a visible name is a whole file, whatever happened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon.spool import Spool, write_durably
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_is_written_is_whole_private_and_under_our_own_name(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    name = spool.write(b"head", memoryview(b"body"), bytearray(b"tail"))
+    assert spool.read(name) == b"headbodytail"
+    with spool.open(name) as file:
+        assert file.read(4) == b"head"
+    assert list(Spool(tmp_path / "spool").names()) == [name]
+    for path in (tmp_path / "spool").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0
+    spool.remove(name)
+    spool.remove(name)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "", "1.2.840.10008", "A" * 32, "0" * 31, "0" * 32 + "\n", "/etc/passwd"]
+)
+def test_only_our_own_names_are_paths(tmp_path: Path, name: str) -> None:
+    spool = Spool(tmp_path)
+    for use in (spool.path, spool.read, spool.open, spool.remove):
+        with pytest.raises(ValueError, match="only our own names"):
+            use(name)
+
+
+def test_bytes_are_durable_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        steps.append("folder synced" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "bytes synced")
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        steps.append("named")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    spool.write(b"x")
+    assert steps == ["bytes synced", "named", "folder synced"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from daemon.spool import Spool
+spool = Spool(Path(sys.argv[1]))
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+point = sys.argv[2]
+if point == "while writing":
+    write = os.write
+    os.write = lambda descriptor, data: die() if len(data) < 100_000 else write(descriptor, data[:60_000])
+if point == "before syncing":
+    os.fsync = die
+if point == "before naming":
+    Path.rename = die
+spool.write(b"x" * 200_000)
+"""
+
+
+@pytest.mark.parametrize("point", ["while writing", "before syncing", "before naming"])
+def test_killed_anywhere_nothing_is_visible_and_the_rest_is_swept(tmp_path: Path, point: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), point])
+    assert ended.returncode == -signal.SIGKILL
+    spool = Spool(tmp_path)
+    assert list(spool.names()) == []
+    assert len(files(tmp_path)) == 1  # the kill was where it says
+    assert spool.sweep(lambda _: set(), age_s=3600) == 0  # it may be another process at work
+    assert spool.sweep(lambda _: set(), age_s=-1) == 1
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_no_room_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    spool = Spool(tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, failing, full)
+        with pytest.raises(OSError, match="No space left"):
+            spool.write(b"x" * 1000)
+    assert files(tmp_path) == []
+    assert spool.read(spool.write(b"there is room again")) == b"there is room again"
+
+
+def test_sweeping_spares_what_the_ledger_knows_and_what_is_young(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    owned, orphan, young = spool.write(b"owned"), spool.write(b"orphan"), spool.write(b"young")
+    hour_ago = time.time() - 3600
+    for name in (owned, orphan):
+        os.utime(spool.path(name), (hour_ago, hour_ago))
+    assert spool.sweep(lambda names: {owned} & set(names), age_s=1800) == 1
+    assert set(spool.names()) == {owned, young}
+    assert not spool.path(orphan).exists()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "1.2.3.dcm"
+    write_durably(target, b"first")
+
+    def failed(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failed)
+        with pytest.raises(OSError, match="Input/output"):
+            write_durably(target, b"second")
+    assert target.read_bytes() == b"first"
+    assert files(tmp_path) == [target]
