@@ -6,6 +6,7 @@ the same object under the same UID, its lossy history kept (PS3.3 C.7.6.1.1.5).
 
 from __future__ import annotations
 
+import socket
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Link:
         entity.connection_timeout, entity.acse_timeout, entity.network_timeout = _CONNECT_S, _ACSE_S, _STALLED_S
         entity.dimse_timeout = _ANSWER_S
         syntaxes = [(one.sop_class_uid, one.transfer_syntax_uid) for one in objects]
-        self._connected = False
+        self._socket: socket.socket | None = None
         try:
             self._association = entity.associate(
                 remote.host,
@@ -103,6 +104,7 @@ class Link:
             raise LinkDownError(f"{remote}: {error.strerror or error}") from error
         self._accepted = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in self._association.accepted_contexts}
         if not self._association.is_established and not self._answered_without_contexts():
+            self._close()
             raise LinkDownError(f"{remote}: {self._why_not()}")
 
     def store(self, outgoing: Outgoing) -> int:
@@ -153,16 +155,21 @@ class Link:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._association.is_established:
             self._association.release()
+        self._close()
 
     def _status(self, answer: Dataset) -> int:
         if "Status" not in answer:
             raise LinkDownError("the association was aborted, or no answer came in time")
         return int(answer.Status)
 
+    def _close(self) -> None:
+        if self._socket is not None:  # pynetdicom leaves it open where the peer was quicker
+            self._socket.close()
+
     def _on_open(self, event: Event) -> None:
-        self._connected = True
         transport = event.assoc.dul.socket
         if transport is not None and transport.socket is not None:
+            self._socket = transport.socket
             no_delay(transport.socket)
             transport.socket.settimeout(_STALLED_S)  # pynetdicom would wait for ever for room to send
 
@@ -176,7 +183,7 @@ class Link:
             answer = cast(A_ASSOCIATE, self._association.acceptor.primitive)
             numbers = f"{answer.result}/{answer.result_source}/{answer.diagnostic}"
             return f"association rejected with {numbers} ({answer.reason_str})"
-        return "connected, but the association was aborted or not answered" if self._connected else "cannot connect"
+        return "connected, but the association was aborted or not answered" if self._socket else "cannot connect"
 
 
 def describe(path: Path) -> Outgoing:

@@ -15,7 +15,10 @@ from enum import IntEnum
 
 from pydicom import config, uid
 from pynetdicom import _config
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.presentation import PresentationContext, build_context
+
+log = logging.getLogger("pleura.receive")
 
 _config.LOG_HANDLER_LEVEL = "none"
 _config.VALIDATORS["UI"] = lambda _: (True, "")  # scp.py answers a bad SOP Instance UID with 0x0117
@@ -134,6 +137,28 @@ def lenient_headers() -> Iterator[None]:
         yield
     finally:
         _Leniency.leave()
+
+
+@contextmanager
+def quiet_reactors() -> Iterator[None]:
+    """While it lasts, an association whose state machine meets the impossible ends with one line, not a traceback.
+
+    A peer that talks on while it is being answered can bring pynetdicom there (PS3.8 Table 9-10 has no such event);
+    its thread then dies, and the association with it.
+    """
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if isinstance(args.thread, DULServiceProvider):
+            log.warning("association ended: its peer kept to no protocol (%s)", args.exc_type.__name__)
+        else:
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class _Leniency:

@@ -27,8 +27,10 @@ _SILENCE_S = 30.0  # how long one may say nothing (PS3.8 9.1.5, ARTIM)
 _PDU_S = 30.0  # how long one PDU may take from its first byte to its last
 _PDU_LIMIT_BYTES = 4 * MAXIMUM_PDU_BYTES  # for peers that do not keep to what we announced
 _MESSAGE_LIMIT_BYTES = 1 << 30  # one C-STORE; the largest detectors make 40 MB
-_BACKLOG = 128
+_BACKLOG = 512
+_ACCEPTED_AT_ONCE = 64  # then those that speak are heard, also in a flood
 _PDU_HEADER_BYTES = 6  # PS3.8 9.3.1: type, reserved, length (4 bytes, big endian)
+_PDU_TYPES = range(0x01, 0x08)
 _P_DATA_TF = 0x04
 
 
@@ -37,6 +39,7 @@ class PeerSocket(socket.socket):
 
     unanswered_bytes = 0  # of P-DATA since our last answer: what this peer makes us hold in memory
     _body_bytes = 0
+    _spoilt = False  # where the next PDU begins is unknown, so nothing more is read
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """The six bytes of a PDU's header, then its body: all of it at once, however few bytes are asked for.
@@ -48,19 +51,27 @@ class PeerSocket(socket.socket):
         """
         if flags:
             return super().recv(bufsize, flags)
+        if self._spoilt:
+            raise OSError(errno.EPROTO, "no PDU can follow")
         if self._body_bytes:
             wanted, self._body_bytes = self._body_bytes, 0
             return self._read(wanted)
         header = self._read(_PDU_HEADER_BYTES)
         if len(header) == _PDU_HEADER_BYTES:
-            self._body_bytes = int.from_bytes(header[2:6], "big")
-            if self._body_bytes > _PDU_LIMIT_BYTES:
-                raise self._too_much(f"a PDU of {self._body_bytes} bytes; at most {_PDU_LIMIT_BYTES} are taken")
-            if header[0] == _P_DATA_TF:
-                self.unanswered_bytes += self._body_bytes
-            if self.unanswered_bytes > _MESSAGE_LIMIT_BYTES:
-                raise self._too_much(f"a message of more than {_MESSAGE_LIMIT_BYTES} bytes")
+            self._expect(header[0], int.from_bytes(header[2:], "big"))
         return header
+
+    def _expect(self, pdu_type: int, body_bytes: int) -> None:
+        if pdu_type not in _PDU_TYPES:  # pynetdicom answers it with A-ABORT, and reads on
+            self._spoilt = True
+            return
+        if body_bytes > _PDU_LIMIT_BYTES:
+            raise self._too_much(f"a PDU of {body_bytes} bytes; at most {_PDU_LIMIT_BYTES} are taken")
+        if pdu_type == _P_DATA_TF:
+            self.unanswered_bytes += body_bytes
+        if self.unanswered_bytes > _MESSAGE_LIMIT_BYTES:
+            raise self._too_much(f"a message of more than {_MESSAGE_LIMIT_BYTES} bytes")
+        self._body_bytes = body_bytes
 
     def shutdown(self, how: int, /) -> None:
         """End the connection; the peer may have done so before, and then the file descriptor must still be closed."""
@@ -71,6 +82,7 @@ class PeerSocket(socket.socket):
         """Exactly `size` bytes, or fewer when the peer closes."""
         buffer = bytearray(size)
         view, got, deadline = memoryview(buffer), 0, time.monotonic() + _PDU_S
+        self._spoilt = True  # until it is complete
         while got < size:
             self.settimeout(max(0.001, deadline - time.monotonic()))
             count = self.recv_into(view[got:])
@@ -78,9 +90,11 @@ class PeerSocket(socket.socket):
                 break
             got += count
         self.settimeout(_PDU_S)  # for what is sent next
+        self._spoilt = got < size
         return bytes(view[:got])
 
     def _too_much(self, what: str) -> OSError:
+        self._spoilt = True
         log.warning("connection ended: the peer sent %s", what)
         return OSError(errno.EMSGSIZE, what)
 
@@ -124,7 +138,9 @@ class Listener:
                     return
                 try:
                     if key.fileobj is self._listening:
-                        self._accept()
+                        for _ in range(_ACCEPTED_AT_ONCE):
+                            if not self._accept():
+                                break
                     elif key.fileobj in self._silent:
                         self._hear(key.fileobj)
                 except Exception:  # the loop's one catch-all: one connection must not end the listening
@@ -133,23 +149,25 @@ class Listener:
             for connection in [one for one, (_, since) in self._silent.items() if since < overdue]:
                 self._drop(connection)
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Take one connection. Returns whether there may be another."""
         try:
             accepted, address = self._listening.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError as error:  # too many open files, say: a silent one has to go
             log.warning("no connection can be accepted (%s)", error.strerror)
             if self._silent:
                 self._drop(next(iter(self._silent)))
             else:
                 time.sleep(0.1)
-            return
+            return False
         connection = PeerSocket(fileno=accepted.detach())
         self._silent[connection] = (address, time.monotonic())
         self._selector.register(connection, selectors.EVENT_READ)
         if len(self._silent) > _MAXIMUM_SILENT:
             self._drop(next(iter(self._silent)))
+        return True
 
     def _hear(self, connection: PeerSocket) -> None:
         """It has spoken, or gone."""

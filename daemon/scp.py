@@ -41,6 +41,7 @@ from daemon.dimse import (
     accepted_contexts,
     lenient_headers,
     printable,
+    quiet_reactors,
 )
 from daemon.intake import Intake, NoRoomError
 from daemon.ledger import Arrival, Ledger
@@ -153,6 +154,7 @@ class Receiver:
             ],
         )
         self._while_running.enter_context(lenient_headers())
+        self._while_running.enter_context(quiet_reactors())
         self._intake = Intake(self._ledger, self._spool, self._reserve_bytes)
         self._listener = Listener(server, _MAXIMUM_ASSOCIATIONS)
         self._listener.start()

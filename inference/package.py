@@ -177,7 +177,7 @@ def write(
         weights |= {f"{role}.{name}": value for name, value in stored.items()}
         network.load_state_dict(_widened(stored))
         network.eval()
-        golden[f"{role}.input"] = golden_inputs[role].float().contiguous()
+        golden[f"{role}.input"] = golden_inputs[role].float().clone().contiguous()
         with torch.inference_mode():
             golden[f"{role}.output"] = network(golden[f"{role}.input"]).float().contiguous()
     save_file(weights, folder / _WEIGHTS)

@@ -173,7 +173,7 @@ class Pipeline:
         mask = pixels > 0.5
         finding = Finding(1.0, 0.5, positive=True, mask=mask, measurement=measure(mask, None, None))
         read = _Read("", header, Radiograph(header, pixels, None, ""))
-        self._results(read, finding, None, datetime(2000, 1, 1))  # noqa: DTZ001 - it goes nowhere
+        self._results(read, finding, None, datetime(2000, 1, 1))
 
 
 def _uid(header: Dataset | None, keyword: str) -> str | None:

@@ -73,15 +73,11 @@ def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
         Unsuitable: "not_dicom" where no data set with a SOP Class and SOP Instance UID can be read.
     """
     with _quiet():
-        notes: list[str] = []
-        try:
-            dataset = dcmread(io.BytesIO(data), force=True)
-        except Exception:  # the parser meets arbitrary bytes and raises what it likes
-            try:
-                dataset = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
-            except Exception as error:
-                raise Unsuitable("not_dicom", f"the data set cannot be parsed ({type(error).__name__})") from error
-            notes.append("file cut off")
+        dataset, notes = _read(data, stop_before_pixels=False), []
+        if dataset is None:  # perhaps cut off in its pixels
+            dataset, notes = _read(data, stop_before_pixels=True), ["file cut off"]
+        if dataset is None:
+            raise Unsuitable("not_dicom", "no SOP Class UID and SOP Instance UID found; a DICOM object was wanted")
         for tag in list(dataset.keys()):
             try:  # every element is converted now: what is broken shows here, not at some later reader
                 element = dataset[tag]
@@ -91,13 +87,20 @@ def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
             except Exception:
                 del dataset[tag]
                 notes.append(f"{tag} unreadable")
-        if not dataset.get("SOPClassUID") or "SOPInstanceUID" not in dataset:
-            raise Unsuitable("not_dicom", "no SOP Class UID and SOP Instance UID found; a DICOM object was wanted")
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):
         # PS3.10 7.1 wants file meta information; without it pydicom has found out the encoding by itself.
         implicit, _ = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     return dataset, tuple(notes)
+
+
+def _read(data: bytes, stop_before_pixels: bool) -> FileDataset | None:
+    try:
+        dataset = dcmread(io.BytesIO(data), force=True, stop_before_pixels=stop_before_pixels)
+        identified = bool(dataset.get("SOPClassUID")) and "SOPInstanceUID" in dataset
+    except Exception:  # the parser meets arbitrary bytes and raises what it likes
+        return None
+    return dataset if identified else None
 
 
 def undecoded_digest(data: bytes) -> str:

@@ -7,6 +7,7 @@ Tricks", CVPR 2019). With the default widths the classifier has 3.5 million para
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -65,7 +66,7 @@ class ResidualEncoder(nn.Module):
         )  # fmt: skip
         self.stages = nn.ModuleList(
             nn.Sequential(ResidualBlock(i, o, 2), *(ResidualBlock(o, o, 1) for _ in range(blocks - 1)))
-            for i, o in zip(widths[:-1], widths[1:], strict=True)
+            for i, o in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -76,7 +77,7 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualClassifier(nn.Module):
-    """(n, 1, side, side) float32 -> (n, 1) logits. Mean and maximum are both pooled: a thin apical line is a maximum."""
+    """(n, 1, side, side) float32 -> (n, 1) logits. Mean and maximum are both pooled: a thin line is a maximum."""
 
     def __init__(self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS, dropout: float = 0.3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A case becomes checked DICOM objects: one module per IOD, a shared identity, and a gate that nothing passes unread."""
+"""A case becomes checked DICOM objects: one module per IOD, one identity, and a gate that nothing passes unread."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build(case: Case, kinds: Iterable[str]) -> tuple[Result, ...]:
         if kind not in ENCODERS:
             raise ValueError(f"results: kind {kind!r}; wanted one of {', '.join(ENCODERS)}")
         with warnings.catch_warnings():
-            # pydicom's and highdicom's warnings quote header values, which may be a patient's. The gate judges, not they.
+            # Warnings of pydicom and highdicom quote header values, which may be a patient's; the gate judges instead.
             warnings.simplefilter("ignore")
             dataset = ENCODERS[kind].encode(case)
             if dataset is None:

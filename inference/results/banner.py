@@ -7,12 +7,13 @@ source as below a 3000-pixel one. Pillow's built-in font knows ASCII only: so do
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset
 
-from inference.finding import Finding, Laterality, State
+from inference.finding import Finding, Laterality, Measurement, State
 from inference.results.identity import DISCLAIMER, PLEURA_VERSION, Case, copied
 
 # Told apart by any colour vision: they differ in lightness and on the blue-yellow axis, and the words say it as well.
@@ -23,14 +24,19 @@ BRIGHT, TEXT, DIM = (245, 246, 248), (222, 225, 229), (150, 156, 164)
 SIDE_WORDS: dict[Laterality, str] = {"R": "patient's right", "L": "patient's left", "B": "both sides"}
 
 
+Fact = tuple[str, str]  # label, value
+
+
 @dataclass(frozen=True)
 class Message:
-    """What the banner says."""
+    """What the banner says: always in the same places, so that a reader finds it without looking for it."""
 
     colour: tuple[int, int, int]
     headline: str
     second: str  # "" for none
-    facts: tuple[tuple[str, str], ...]  # label, value
+    left: tuple[Fact, ...]
+    right: tuple[Fact, ...]
+    note: str  # "" for none
 
 
 def draw(case: Case, width: int) -> Image.Image:
@@ -39,37 +45,35 @@ def draw(case: Case, width: int) -> Image.Image:
 
 
 def _message(case: Case) -> Message:
-    finding = case.finding
-    if finding is None:
-        assert case.refusal is not None  # one of the two: Case says so
-        failed = case.refusal.state is State.FAILED
-        reason = case.refusal.sentence.rstrip(".") + ". No statement about pneumothorax is made."
-        headline = "Not analysed: the analysis failed" if failed else "Not analysed"
-        return Message(PALE, headline, reason, _facts(case))
-    if not finding.positive:
-        headline = "Pneumothorax not detected by the algorithm"
-        return Message(STEEL, headline, "This does not exclude pneumothorax.", _facts(case))
-    side = finding.measurement.laterality if finding.measurement else None
-    headline = "Pneumothorax suspected" + (f", {SIDE_WORDS[side]}" if side else "")
-    outlined = "" if case.segmented is not None else "Positive, but no region could be outlined."
-    return Message(AMBER, headline, outlined, _facts(case))
-
-
-def _facts(case: Case) -> tuple[tuple[str, str], ...]:
-    facts: list[tuple[str, str]] = []
+    colour, headline, second = _answer(case)
+    left = [_taken(case.header)]
     if case.finding is not None:
-        facts.append(("Score", _score(case.finding)))
         if case.segmented is not None and case.finding.measurement is not None:
-            facts.append(("Area", _area(case.finding)))
-    facts += [
-        _taken(case.header),
+            left.insert(0, ("Area", _area(case.finding.measurement)))
+        left.insert(0, ("Score", _score(case.finding)))
+    right = (
         ("Model", f"{case.model.id} {case.model.version}"),
         ("Software", f"Pleura {PLEURA_VERSION}"),
         ("Processed", f"{case.local_time:%Y-%m-%d %H:%M}"),
-    ]
-    if case.notes:
-        facts.append(("Note", "; ".join(case.notes)))
-    return tuple(facts)
+    )
+    return Message(colour, headline, second, tuple(left), right, "; ".join(case.notes))
+
+
+def _answer(case: Case) -> tuple[tuple[int, int, int], str, str]:
+    """Colour, headline and second line."""
+    finding = case.finding
+    if finding is None:
+        assert case.refusal is not None  # one of the two: Case says so
+        what = "Analysis failed" if case.refusal.state is State.FAILED else "Not analysed"
+        return PALE, f"{what}: {case.refusal.sentence.rstrip('.')}", "No statement about pneumothorax is made."
+    if not finding.positive:
+        return STEEL, "Pneumothorax not detected by the algorithm", "This does not exclude pneumothorax."
+    side = finding.measurement.laterality if finding.measurement else None
+    headline = "Pneumothorax suspected" + (f", {SIDE_WORDS[side]}" if side else "")
+    regions = finding.measurement.regions if finding.measurement else 0
+    if case.segmented is None:
+        return AMBER, headline, "Positive, but no region could be outlined."
+    return AMBER, headline, f"{regions} regions outlined." if regions > 1 else "1 region outlined."
 
 
 def _score(finding: Finding) -> str:
@@ -81,14 +85,12 @@ def _score(finding: Finding) -> str:
     return f"{finding.probability:.{digits}f} (positive from {finding.threshold:.{digits}f})"
 
 
-def _area(finding: Finding) -> str:
-    measured = finding.measurement
-    assert measured is not None
+def _area(measured: Measurement) -> str:
     text = f"{_grouped(measured.area_px)} px"
     if measured.area_mm2 is not None:
         caveat = ", estimated at detector plane" if measured.area_estimated else ""
         text += f", {_grouped(measured.area_mm2)} mm^2{caveat}"
-    return text + (f", {measured.regions} regions" if measured.regions > 1 else "")
+    return text
 
 
 def _grouped(number: float) -> str:
@@ -105,51 +107,46 @@ def _taken(header: Dataset) -> tuple[str, str]:
     return "Acquired", "date not stated"
 
 
-
 def _set(message: Message, width: int) -> Image.Image:
+    """Give everything its place, then the banner its height, then draw."""
     unit = width / 100
     left, right = 2.6 * unit, width - 2.2 * unit
-    title, lead, body = font(3.7 * unit), font(2.5 * unit), font(2.05 * unit)
-    small = font(1.9 * unit)
-    half = (right - left) / 2
-    label_width = max(body.getlength(label) for label, _ in message.facts) + 1.4 * unit
-    # First everything gets its place, then the banner its height, then all is drawn.
+    title, lead, body = typeface(3.5 * unit), typeface(2.5 * unit), typeface(2.05 * unit)
     placed: list[tuple[float, float, str, ImageFont.FreeTypeFont, tuple[int, int, int]]] = []
-    y = 1.9 * unit
-    for text, font, colour, leading in (
-        (message.headline, title, message.colour if message.colour == AMBER else BRIGHT, 1.28),
+    y = 1.8 * unit
+    for text, face, colour, leading in (
+        (message.headline, title, AMBER if message.colour == AMBER else BRIGHT, 1.28),
         (message.second, lead, TEXT, 1.35),
     ):
-        for line in _wrap(text, font, right - left):
-            placed.append((left, y, line, font, colour))
-            y += font.size * leading
-    y += 0.8 * unit
-    columns = [y, y]
-    short = [fact for fact in message.facts if fact[0] != "Note"]
-    for index, (label, value) in enumerate(short):
-        column = 0 if index < (len(short) + 1) // 2 else 1
-        x = left + column * (half + unit)
-        placed.append((x, columns[column], label, body, DIM))
-        for line in _wrap(value, body, half - label_width - unit):
-            placed.append((x + label_width, columns[column], line, body, TEXT))
-            columns[column] += body.size * 1.42
-    y = max(columns)
-    for label, value in message.facts:
-        if label == "Note":
-            placed.append((left, y, label, body, DIM))
-            for line in _wrap(value, body, right - left - label_width):
-                placed.append((left + label_width, y, line, body, TEXT))
+        for line in _wrap(text, face, right - left):
+            placed.append((left, y, line, face, colour))
+            y += face.size * leading
+    top = y + 0.8 * unit
+
+    def table(facts: Iterable[Fact], x: float, y: float, end: float) -> float:
+        """Place label and value lines; give where the next would come."""
+        for label, value in facts:
+            placed.append((x, y, label, body, DIM))
+            for line in _wrap(value, body, end - x - indent):
+                placed.append((x + indent, y, line, body, TEXT))
                 y += body.size * 1.42
+        return y
+
+    indent = max(body.getlength(label) for label, _ in (*message.left, *message.right)) + 1.4 * unit
+    middle = left + 0.56 * (right - left)
+    y = max(table(message.left, left, top, middle - unit), table(message.right, middle, top, right))
+    y = table([("Note", message.note)] if message.note else [], left, y, right)
+
     strip_top = round(y + 0.9 * unit)
-    height = round(strip_top + 3.5 * unit)
+    height = round(strip_top + 3.9 * unit)
     banner = Image.new("RGB", (width, height), BACKGROUND)
     pen = ImageDraw.Draw(banner)
     pen.rectangle((0, strip_top, width, height), fill=STRIP)
     pen.rectangle((0, 0, width, max(0, round(0.1 * unit) - 1)), fill=RULE)
     pen.rectangle((0, 0, round(0.9 * unit), strip_top - 1), fill=message.colour)
-    for x, top, text, font, colour in placed:
-        _text(pen, (x, top), text, font, colour)
-    pen.text((left, (strip_top + height) / 2), DISCLAIMER, font=small, fill=BRIGHT, anchor="lm")
+    for x, line_top, text, face, colour in placed:
+        _text(pen, (x, line_top), text, face, colour)
+    pen.text((left, (strip_top + height) / 2), DISCLAIMER, font=typeface(2.2 * unit), fill=BRIGHT, anchor="lm")
     return banner
 
 
@@ -164,7 +161,7 @@ def _text(
     x, y = at
     for piece in re.split(r"(\^2)", text):
         if piece == "^2":
-            raised = font(font.size * 0.62)
+            raised = typeface(font.size * 0.62)
             pen.text((x, y - font.size * 0.02), "2", font=raised, fill=colour)
             x += raised.getlength("2")
         else:
@@ -194,7 +191,7 @@ def _ascii(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 
-def font(size_px: float) -> ImageFont.FreeTypeFont:
+def typeface(size_px: float) -> ImageFont.FreeTypeFont:
     """Pillow's built-in font in one size."""
     font = ImageFont.load_default(size=max(9.0, size_px))
     assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's wheels are built with FreeType

@@ -191,10 +191,11 @@ def _times_and_words(dataset: Dataset, case: Case) -> Iterator[str]:
 def _lossy_history(dataset: Dataset, case: Case) -> Iterator[str]:
     """What the source went through is carried on; the overlay adds its own step (PS3.3 C.7.6.1.1.5)."""
     steps = lossy_history(case.header)
-    found = {
-        keyword: [str(v) for v in (element.value if element.VM > 1 else [element.value])] if (element := _element(dataset, keyword)) else []
-        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
-    }
+    found = {}
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        element = dataset[keyword] if keyword in dataset else None  # noqa: SIM401 - get() gives the value
+        values = [] if element is None else element.value if element.VM > 1 else [element.value]
+        found[keyword] = [str(value) for value in values]
     if dataset.SOPClassUID == SecondaryCaptureImageStorage:
         own = (found["LossyImageCompressionRatio"] or ["0"])[-1]
         if not 1 < float(own) < 1000:
@@ -217,15 +218,19 @@ def _items(dataset: Dataset) -> Iterator[Dataset]:
                 yield from _items(item)
 
 
-def _element(dataset: Dataset, keyword: str) -> DataElement | None:
-    return dataset[keyword] if keyword in dataset else None
-
-
 def _same(element: DataElement, header: Dataset) -> bool:
     return element.tag in header and str(header[element.tag].value) == str(element.value)
 
 
-COMMON: tuple[Rule, ...] = (_uids, _patient_and_study, _values_allowed, _references, _equipment, _times_and_words, _lossy_history)
+COMMON: tuple[Rule, ...] = (
+    _uids,
+    _patient_and_study,
+    _values_allowed,
+    _references,
+    _equipment,
+    _times_and_words,
+    _lossy_history,
+)
 RULES: dict[str, tuple[Rule, ...]] = {
     "SEG": (*COMMON, *gate_seg.RULES),
     "SC": (*COMMON, *gate_sc.RULES),

@@ -43,12 +43,12 @@ def _picture(dataset: Dataset, case: Case) -> Iterator[str]:
         grey = jpeg.convert("L")
     across, down = grey.width / full[0], grey.height / full[1]
     box = (panel.left * across, 0.0, (panel.left + panel.width) * across, panel.height * down)
-    shown = np.asarray(grey.resize((64, 64), Image.Resampling.BOX, box), dtype=np.float32) / 255
+    shown = np.asarray(grey.resize((64, 64), Image.Resampling.BOX, box), dtype=np.float64) / 255
     if case.pixels is None:
-        wanted = np.full((64, 64), np.mean(overlay.NO_IMAGE) / 255, dtype=np.float32)
+        wanted = np.full((64, 64), np.mean(overlay.NO_IMAGE) / 255)
     else:
         source = Image.fromarray((case.pixels * 255).astype(np.uint8))
-        wanted = np.asarray(source.resize((64, 64), Image.Resampling.BOX, reducing_gap=2), dtype=np.float32) / 255
+        wanted = np.asarray(source.resize((64, 64), Image.Resampling.BOX, reducing_gap=2), dtype=np.float64) / 255
     if float(np.abs(shown - wanted).mean()) > PICTURE_TOLERANCE:
         yield "the picture does not show the source's pixels"
     banner = np.asarray(grey.crop((0, round(panel.height * down) + 1, grey.width, grey.height)), dtype=np.float32)

@@ -176,7 +176,7 @@ def copied(header: Dataset, keyword: str) -> DataElement | None:
     vr = dictionary_VR(tag)
     element = header[tag]
     values = element.value if element.VM > 1 else [element.value]
-    if element.VR != vr and not all(isinstance(value, str) for value in values):
+    if vr != element.VR and not all(isinstance(value, str) for value in values):
         return None
     if vr in FORMAL_VRS:
         try:
@@ -189,7 +189,7 @@ def copied(header: Dataset, keyword: str) -> DataElement | None:
         if keyword == "PatientSex" and element.value not in PATIENT_SEXES:
             return None
     # A copy of the element, not of its value: a PersonName keeps the very bytes it came in.
-    return copy.copy(element) if element.VR == vr else DataElement(tag, vr, element.value)
+    return copy.copy(element) if vr == element.VR else DataElement(tag, vr, element.value)
 
 
 def identify(case: Case, kind: str, number: int, description: str) -> Dataset:

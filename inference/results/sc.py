@@ -55,6 +55,8 @@ def encode(case: Case) -> Dataset:
     body_part = copied(case.header, "BodyPartExamined")
     if body_part is not None:
         dataset.add(body_part)
+    if body_part is None or body_part.value != "CHEST":
+        dataset.Laterality = None  # type 2C, PS3.3 C.7.3.1: wanted unless the body part is known to be unpaired
     # The banner names no patient, but the source's own pixels may: silence is no promise.
     dataset.BurnedInAnnotation = "NO" if case.header.get("BurnedInAnnotation") == "NO" else "YES"
     dataset.RecognizableVisualFeatures = "NO"

@@ -1,0 +1,490 @@
+"""The deliver role against DCMTK's storescp and hostile archives: everything owed arrives, or is refused visibly."""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
+from pynetdicom import AE, evt
+
+from daemon import association, scu
+from daemon.config import Config, DicomDestination, FolderDestination
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.schema import deliveries, results
+from daemon.scu import Deliverer, send
+from daemon.spool import Spool
+
+SC = "1.2.840.10008.5.1.4.1.1.7"
+SEG = "1.2.840.10008.5.1.4.1.1.66.4"
+DEADLINE_S = 30.0
+FreePort = Callable[[], int]
+Program = Callable[[str], str]
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for it, and fail when it does not come."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def overlay(uid: str) -> bytes:
+    """A colour Secondary Capture in JPEG baseline, as a Part 10 file."""
+    rows, columns = np.mgrid[0:64, 0:96]
+    rgb = np.stack([rows * 3, columns * 2, (rows + columns) % 256], axis=-1).astype(np.uint8)
+    jpeg = io.BytesIO()
+    Image.fromarray(rgb).save(jpeg, "JPEG", quality=90)  # 4:2:0, YCbCr
+    dataset = common(uid, SC, JPEGBaseline8Bit)
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PlanarConfiguration = 64, 96, 3, 0
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PhotometricInterpretation = "YBR_FULL_422"
+    dataset.LossyImageCompression, dataset.LossyImageCompressionRatio = "01", "10"
+    dataset.LossyImageCompressionMethod = "ISO_10918_1"
+    dataset.PixelData = encapsulate([jpeg.getvalue()])
+    dataset["PixelData"].VR = "OB"
+    return part10(dataset)
+
+
+def segmentation(uid: str, size_bytes: int = 1000) -> bytes:
+    """Something of the Segmentation class; what is inside does not matter to the wire."""
+    dataset = common(uid, SEG, ExplicitVRLittleEndian)
+    dataset.PixelData = b"\x55" * size_bytes
+    dataset["PixelData"].VR = "OB"
+    return part10(dataset)
+
+
+def common(uid: str, sop_class_uid: str, syntax: str) -> Dataset:
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class_uid, uid
+    dataset.PatientName, dataset.PatientID = "Geheim^Vera", "4711"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "2.25.1", "2.25.2"
+    dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = dataset.Modality = ""
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def part10(dataset: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+class Node:
+    """A deliver role with what is behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder / 'ledger.db'}"
+        self.ledger = Ledger(self.url)
+        self.spool = Spool(folder / "spool")
+        self.deliverer: Deliverer | None = None
+        self.made: dict[str, bytes] = {}
+
+    def owe(self, *objects: bytes, to: str = "pacs") -> None:
+        """One image done, these results owed to a destination."""
+        self.ledger.receive([Arrival(self.spool.write(b"x"), SC, "1.2.3", "", "", "dimse", 1, 1)])
+        (job,) = self.ledger.claim_images("test", 1)
+        stored = []
+        for data in objects:
+            meta = dcmread(io.BytesIO(data), stop_before_pixels=True)
+            kind = "SEG" if meta.SOPClassUID == SEG else "SC"
+            syntax = meta.file_meta.TransferSyntaxUID
+            stored.append(
+                StoredResult(kind, self.spool.write(data), meta.SOPClassUID, meta.SOPInstanceUID, str(syntax))
+            )
+            self.made[meta.SOPInstanceUID] = data
+        done = Completion("analysed", f"digest {time.monotonic_ns()}", results=tuple(stored))
+        assert self.ledger.complete(job, done, {to: ("SEG", "SC")}) == "analysed"
+
+    def start(self, *destinations: DicomDestination | FolderDestination) -> None:
+        config = Config(destinations=destinations, ledger=self.url)
+        self.deliverer = Deliverer(config, self.ledger, self.spool)
+        self.deliverer.start()
+
+    def stop(self) -> None:
+        if self.deliverer:
+            self.deliverer.stop()
+        self.ledger.close()
+
+    def counts(self) -> dict[str, int]:
+        return {state: number for state, number in self.ledger.counts()["deliveries"].items() if number}
+
+    def rows(self) -> dict[str, Any]:
+        """SOP Instance UID -> its delivery."""
+        engine = sa.create_engine(self.url)
+        with engine.connect() as conn:
+            joined = sa.select(deliveries, results.c.sop_instance_uid).join(results)
+            found = {row["sop_instance_uid"]: row for row in conn.execute(joined).mappings()}
+        engine.dispose()
+        return found
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    monkeypatch.setattr(scu, "_BACKOFF_S", (0.1, 0.4))
+    one = Node(tmp_path)
+    yield one
+    one.stop()
+
+
+class StoreSCP:
+    """DCMTK's storescp, writing what arrives below a folder, bit by bit as received."""
+
+    def __init__(self, program: str, port: int, folder: Path, *options: str) -> None:
+        self.port, self.folder = port, folder
+        folder.mkdir(exist_ok=True)
+        command = [program, "-aet", "ARCHIVE", "-od", str(folder), "+B", *options, str(port)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(self._listens)
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def received(self) -> dict[str, Dataset]:
+        found = (dcmread(path) for path in sorted(self.folder.iterdir()))
+        return {str(dataset.SOPInstanceUID): dataset for dataset in found}
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+@pytest.fixture
+def storescp(peer: Program, tmp_path: Path) -> Iterator[Callable[..., StoreSCP]]:
+    """storescp(port, option...) -> a listening one."""
+    running: list[StoreSCP] = []
+
+    def start(port: int, *options: str) -> StoreSCP:
+        running.append(StoreSCP(peer("storescp"), port, tmp_path / "archive", *options))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.stop()
+
+
+class Archive:
+    """An SCP of pynetdicom that answers as told: `answer(dataset's UID)` -> status, or None to abort."""
+
+    def __init__(self, port: int, answer: Callable[[str], int | None]) -> None:
+        self.stored: list[str] = []
+        self.associations = 0
+        self._answer = answer
+        self._sockets: list[socket.socket] = []
+        entity = AE("ARCHIVE")
+        for sop_class in (SC, SEG):
+            entity.add_supported_context(sop_class, [JPEGBaseline8Bit, ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ACCEPTED, self._accepted)]
+        self.server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+
+    def _accepted(self, event: Any) -> None:
+        self.associations += 1
+        self._sockets.append(event.assoc.dul.socket.socket)
+
+    def _store(self, event: Any) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        status = self._answer(uid)
+        if status is None:
+            event.assoc.abort()
+            return 0
+        if status == 0:
+            self.stored.append(uid)
+        return status
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        for connection in self._sockets:
+            connection.close()
+
+
+@pytest.fixture
+def archive(free_port: FreePort) -> Iterator[Callable[..., tuple[Archive, DicomDestination]]]:
+    """archive(answer) -> it, listening, and its destination."""
+    running: list[Archive] = []
+
+    def start(answer: Callable[[str], int | None]) -> tuple[Archive, DicomDestination]:
+        port = free_port()
+        running.append(Archive(port, answer))
+        return running[-1], pacs(port)
+
+    yield start
+    for one in running:
+        one.stop()
+
+
+def pacs(port: int) -> DicomDestination:
+    return DicomDestination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port=port)
+
+
+def test_objects_arrive_as_they_are_over_one_association(
+    node: Node, storescp: Callable[..., StoreSCP], free_port: FreePort
+) -> None:
+    scp = storescp(free_port(), "+xa")  # accepts everything
+    node.owe(segmentation("2.25.10"), overlay("2.25.11"))
+    node.start(pacs(scp.port))
+    until(lambda: node.counts() == {"stored": 2})
+    for uid, dataset in scp.received().items():
+        source = dcmread(io.BytesIO(node.made[uid]))
+        assert dataset == source
+        assert dataset.file_meta.TransferSyntaxUID == source.file_meta.TransferSyntaxUID
+    assert set(scp.received()) == {"2.25.10", "2.25.11"}
+
+
+@pytest.mark.parametrize(("option", "syntax"), [("+xe", ExplicitVRLittleEndian), ("+xi", ImplicitVRLittleEndian)])
+def test_who_takes_no_jpeg_gets_its_decoded_pixels_under_the_same_uid(
+    node: Node, storescp: Callable[..., StoreSCP], free_port: FreePort, option: str, syntax: str
+) -> None:
+    scp = storescp(free_port(), option)
+    node.owe(overlay("2.25.11"), segmentation("2.25.10"))
+    node.start(pacs(scp.port))
+    until(lambda: node.counts() == {"stored": 2})
+    source, arrived = dcmread(io.BytesIO(node.made["2.25.11"])), scp.received()["2.25.11"]
+    assert arrived.file_meta.TransferSyntaxUID == syntax
+    assert arrived.PhotometricInterpretation == "RGB"
+    assert np.array_equal(pixel_array(arrived), pixel_array(source))
+    assert arrived.LossyImageCompression == "01"
+    assert arrived.LossyImageCompressionMethod == "ISO_10918_1"
+    assert scp.received()["2.25.10"].PixelData == dcmread(io.BytesIO(node.made["2.25.10"])).PixelData
+
+
+def test_an_outage_refuses_nothing_and_drains_when_it_ends(
+    node: Node, storescp: Callable[..., StoreSCP], free_port: FreePort
+) -> None:
+    port = free_port()
+    node.owe(*(segmentation(f"2.25.{number}") for number in range(20)))
+    node.start(pacs(port))
+    until(lambda: any(row["attempt"] >= 3 for row in node.rows().values()))
+    assert node.counts() == {"owed": 20}
+    assert all(row["failures"] == 0 for row in node.rows().values())
+    scp = storescp(port)
+    until(lambda: node.counts() == {"stored": 20})
+    assert len(scp.received()) == 20
+
+
+def test_rejected_associations_are_waited_out(node: Node, peer: Program, storescp: Any, free_port: FreePort) -> None:
+    port = free_port()
+    refusing = storescp(port, "--refuse")
+    node.owe(segmentation("2.25.1"))
+    node.start(pacs(port))
+    until(lambda: node.rows()["2.25.1"]["attempt"] >= 3)
+    assert node.counts() == {"owed": 1}
+    assert "rejected with" in node.rows()["2.25.1"]["why"]
+    refusing.stop()
+    storescp(port)
+    until(lambda: node.counts() == {"stored": 1})
+
+
+def test_each_answer_has_its_consequence(node: Node, archive: Any) -> None:
+    answers = {"2.25.1": [0xB000], "2.25.2": [0xA900], "2.25.3": [0xA700, 0xA700, 0], "2.25.4": [0xC000] * 9}
+    archive_scp, destination = archive(lambda uid: answers[uid].pop(0))
+    node.owe(*(segmentation(uid) for uid in answers))
+    node.start(destination)
+    until(lambda: node.counts() == {"stored": 2, "refused": 2})
+    rows = node.rows()
+    assert {uid: rows[uid]["status"] for uid in answers} == {
+        "2.25.1": 0xB000,
+        "2.25.2": 0xA900,
+        "2.25.3": 0x0000,
+        "2.25.4": 0xC000,
+    }
+    assert answers["2.25.4"] == [0xC000]  # eight answers, then it was refused
+    assert archive_scp.stored == ["2.25.3"]
+
+
+def test_what_makes_the_archive_abort_holds_no_other_up(node: Node, archive: Any) -> None:
+    patience = [4]
+
+    def answer(uid: str) -> int | None:
+        if uid == "2.25.1" and patience[0]:
+            patience[0] -= 1
+            return None
+        return 0
+
+    archive_scp, destination = archive(answer)
+    node.owe(*(segmentation(f"2.25.{number}") for number in range(1, 7)))
+    node.start(destination)
+    until(lambda: node.counts() == {"stored": 6})
+    assert archive_scp.stored[-1] == "2.25.1"
+    assert sorted(archive_scp.stored) == [f"2.25.{number}" for number in range(1, 7)]
+
+
+def test_what_cannot_be_sent_is_refused_and_leaves_the_association_to_the_others(node: Node, archive: Any) -> None:
+    archive_scp, destination = archive(lambda _: 0)
+    node.owe(segmentation("2.25.1"), overlay("2.25.2"), segmentation("2.25.3"), segmentation("2.25.4"))
+    names = {str(dcmread(node.spool.path(n)).SOPInstanceUID): n for n in node.spool.names() if n_is_dicom(node, n)}
+    node.spool.remove(names["2.25.1"])
+    node.spool.path(names["2.25.3"]).write_bytes(b"garbage")
+    node.start(destination)
+    until(lambda: node.counts() == {"stored": 2, "refused": 2})
+    assert sorted(archive_scp.stored) == ["2.25.2", "2.25.4"]
+    assert archive_scp.associations == 1
+    assert "gone" in node.rows()["2.25.1"]["why"]
+
+
+def n_is_dicom(node: Node, name: str) -> bool:
+    return node.spool.read(name)[128:132] == b"DICM"
+
+
+def test_a_class_the_archive_does_not_take_is_refused_and_says_so(node: Node, free_port: FreePort) -> None:
+    for supported, stored in (((SC,), 1), (("1.2.840.10008.1.1",), 0)):
+        port, before = free_port(), len(node.rows())
+        entity = AE("ARCHIVE")
+        for sop_class in supported:
+            entity.add_supported_context(sop_class, [JPEGBaseline8Bit])
+        server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)])
+        try:
+            node.owe(segmentation(f"2.25.{port}1"), overlay(f"2.25.{port}2"))
+            node.start(pacs(port))
+            until(lambda: sum(node.counts().get(state, 0) for state in ("stored", "refused")) == before + 2)  # noqa: B023
+            assert node.deliverer is not None
+            node.deliverer.stop()
+        finally:
+            server.shutdown()
+        rows = node.rows()
+        assert rows[f"2.25.{port}1"]["state"] == "refused"
+        assert "no presentation context" in rows[f"2.25.{port}1"]["why"]
+        assert rows[f"2.25.{port}2"]["state"] == ("stored" if stored else "refused")
+
+
+def test_an_archive_that_never_answers_is_given_up_and_tried_again(
+    node: Node, free_port: FreePort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(association, "_ACSE_S", 0.3)
+    node.owe(segmentation("2.25.1"))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        node.start(pacs(mute.getsockname()[1]))
+        until(lambda: node.rows()["2.25.1"]["attempt"] >= 3)
+        assert node.counts() == {"owed": 1}
+
+
+def test_an_archive_that_stops_reading_does_not_hold_the_role(
+    node: Node, archive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(association, "_STALLED_S", 0.5)
+    monkeypatch.setattr(association, "_ANSWER_S", 1.0)
+    stuck = threading.Event()
+    archive_scp, destination = archive(lambda _: 0)
+    frozen = []
+
+    def freeze(event: Any) -> None:  # in the reader's thread: nothing more is read
+        if not frozen:
+            frozen.append(True)
+            stuck.wait(DEADLINE_S)
+
+    archive_scp.server.bind(evt.EVT_PDU_RECV, freeze)
+    node.owe(segmentation("2.25.1", size_bytes=20_000_000))
+    node.start(destination)
+    try:
+        until(lambda: node.rows()["2.25.1"]["attempt"] >= 2)
+    finally:
+        stuck.set()
+    until(lambda: node.counts() == {"stored": 1})
+
+
+def test_a_folder_gets_whole_files_and_is_waited_for(node: Node, tmp_path: Path) -> None:
+    outbox = tmp_path / "mounted" / "outbox"
+    outbox.parent.write_bytes(b"")  # a file where a folder should be
+    node.owe(segmentation("2.25.10"), overlay("2.25.11"), to="outbox")
+    node.start(FolderDestination(name="outbox", folder=outbox))
+    until(lambda: any(row["attempt"] >= 3 for row in node.rows().values()))
+    assert node.counts() == {"owed": 2}
+    outbox.parent.unlink()
+    until(lambda: node.counts() == {"stored": 2})
+    assert {path.name: path.read_bytes() for path in outbox.iterdir()} == {
+        f"{uid}.dcm": data for uid, data in node.made.items()
+    }
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (outbox, *outbox.iterdir()))
+
+
+def test_one_dead_destination_delays_no_other(node: Node, tmp_path: Path, free_port: FreePort) -> None:
+    node.owe(segmentation("2.25.1"), to="pacs")
+    node.owe(segmentation("2.25.2"), to="outbox")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        node.start(pacs(mute.getsockname()[1]), FolderDestination(name="outbox", folder=tmp_path / "outbox"))
+        until(lambda: node.counts() == {"stored": 1, "owed": 1})
+        mute.close()
+
+
+def test_stopping_finishes_the_object_in_flight_and_gives_the_rest_back(
+    node: Node, archive: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    entered, go = threading.Event(), threading.Event()
+
+    def slow(_: str) -> int:
+        entered.set()
+        assert go.wait(DEADLINE_S)
+        return 0
+
+    archive_scp, destination = archive(slow)
+    node.owe(*(segmentation(f"2.25.{number}") for number in range(3)))
+    node.start(destination)
+    assert entered.wait(DEADLINE_S)
+    assert node.deliverer is not None
+    stopping = threading.Thread(target=node.deliverer.stop)
+    stopping.start()
+    go.set()
+    stopping.join(DEADLINE_S)
+    assert not stopping.is_alive()
+    assert len(archive_scp.stored) == 1
+    assert node.counts() == {"stored": 1, "owed": 2}
+    assert len(node.ledger.claim_deliveries("pacs", "another", 10)) == 2  # at once: no lease is left to run out
+    assert "Geheim" not in caplog.text
+
+
+def test_send_tells_of_each_file_what_was_answered(
+    storescp: Callable[..., StoreSCP], free_port: FreePort, data: Path, tmp_path: Path
+) -> None:
+    scp = storescp(free_port(), "+xa")
+    address = ("127.0.0.1", scp.port)
+    (echo,) = send([], address, "ARCHIVE")
+    assert echo.ok
+    assert str(echo) == "C-ECHO: 0x0000"
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(b"no DICOM at all")
+    bare = data / "node" / "CR-MONO1-10-chest.dcm"  # no file meta information
+    files = [bare, garbage, tmp_path / "absent", *sorted((data / "node").glob("RG*.dcm"))]
+    sent = {one.file: one for one in send(files, address, "ARCHIVE")}
+    assert set(sent) == set(files)
+    assert sorted(path.name for path, one in sent.items() if path and not one.ok) == ["absent", "garbage"]
+    received = scp.received()
+    for path in files[3:]:
+        source = dcmread(path)
+        assert received[source.SOPInstanceUID].PixelData == source.PixelData
+        assert received[source.SOPInstanceUID].file_meta.TransferSyntaxUID == source.file_meta.TransferSyntaxUID
+    assert received[dcmread(bare, force=True).SOPInstanceUID].PixelData == dcmread(bare, force=True).PixelData
+
+
+def test_send_says_why_it_could_not(storescp: Callable[..., StoreSCP], free_port: FreePort, data: Path) -> None:
+    file = data / "node" / "RG2_UNC.dcm"
+    port = free_port()
+    for files in ([], [file]):
+        (unreachable,) = send(files, ("127.0.0.1", port), "ARCHIVE")
+        assert not unreachable.ok
+        assert "cannot connect" in str(unreachable)
+    storescp(port, "--refuse")
+    (rejected,) = send([file], ("127.0.0.1", port), "ARCHIVE")
+    assert not rejected.ok
+    assert "rejected with" in str(rejected)

@@ -1,0 +1,166 @@
+"""Bytes -> Radiograph: polarity, window, digest, and what is said of broken files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from inference import radiograph
+from inference.radiograph import Radiograph, Unsuitable
+from training import phantom
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return phantom.write(phantom.draw(3, True, 128), tmp_path_factory.mktemp("phantom") / "one.dcm").read_bytes()
+
+
+def changed(data: bytes, **changes: Any) -> bytes:
+    dataset = dcmread(io.BytesIO(data))
+    for keyword, value in changes.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    return written(dataset)
+
+
+def written(dataset: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> Radiograph:
+    return radiograph.decode(radiograph.parse(data)[0])
+
+
+def test_pixels_are_in_display_polarity_whatever_the_photometric_interpretation(tmp_path: Path) -> None:
+    drawn = phantom.draw(3, True, 128)
+    pictures = [
+        decoded(phantom.write(drawn, tmp_path / "p.dcm", photometric, bits).read_bytes()).pixels
+        for photometric in ("MONOCHROME1", "MONOCHROME2")
+        for bits in (8, 10, 12, 16)
+    ]
+    for picture in pictures:
+        assert picture.dtype == np.float32
+        assert picture.min() >= 0
+        assert picture.max() <= 1
+        assert picture[0, 0] < 0.2  # air beside the shoulder is dark
+        assert np.abs(picture - pictures[0]).max() < 0.02
+
+
+def test_a_window_is_applied(sample: bytes) -> None:
+    plain, windowed = decoded(sample), decoded(changed(sample, WindowCenter=1000, WindowWidth=200))
+    assert (windowed.pixels == 1).mean() > (plain.pixels == 1).mean() + 0.2
+
+
+def test_presentation_lut_shape_decides_over_the_photometric_interpretation(sample: bytes) -> None:
+    inverse = decoded(changed(sample, PresentationLUTShape="INVERSE")).pixels
+    assert np.allclose(inverse, 1 - decoded(sample).pixels, atol=1e-6)
+
+
+def test_padding_is_black(sample: bytes) -> None:
+    dataset = dcmread(io.BytesIO(sample))
+    pixels = dataset.pixel_array.copy()
+    pixels[:10] = 4095
+    dataset.PixelData = pixels.tobytes()
+    dataset.add_new("PixelPaddingValue", "US", 4095)
+    assert (decoded(written(dataset)).pixels[:10] == 0).all()
+
+
+def test_the_digest_names_the_picture_and_the_patient_not_the_encoding(sample: bytes) -> None:
+    dataset = dcmread(io.BytesIO(sample))
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    other_encoding = io.BytesIO()
+    dataset.save_as(other_encoding, implicit_vr=True)
+    assert decoded(other_encoding.getvalue()).content_digest == decoded(sample).content_digest
+    assert decoded(changed(sample, PatientID="another")).content_digest != decoded(sample).content_digest
+    pixels = dcmread(io.BytesIO(sample)).pixel_array.copy()
+    pixels[5, 5] ^= 1
+    assert decoded(changed(sample, PixelData=pixels.tobytes())).content_digest != decoded(sample).content_digest
+
+
+def test_the_undecoded_digest_leaves_the_file_meta_out(sample: bytes) -> None:
+    dataset = dcmread(io.BytesIO(sample))
+    dataset.file_meta.SourceApplicationEntityTitle = "ANOTHER"
+    assert radiograph.undecoded_digest(written(dataset)) == radiograph.undecoded_digest(sample)
+    assert radiograph.undecoded_digest(changed(sample, PatientID="x")) != radiograph.undecoded_digest(sample)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"PixelSpacing": [0.2, 0.3]}, (0.2, 0.3, False)),
+        ({}, (0.4, 0.4, True)),  # the phantom's ImagerPixelSpacing
+        ({"PixelSpacing": [0, 0]}, (0.4, 0.4, True)),
+        ({"ImagerPixelSpacing": None}, None),
+        ({"ImagerPixelSpacing": None, "PixelSpacing": [0, 0]}, None),
+        ({"ImagerPixelSpacing": [-1, 1]}, None),
+    ],
+)
+def test_never_a_millimetre_that_is_not_known(sample: bytes, changes: dict[str, Any], wanted: Any) -> None:
+    spacing = decoded(changed(sample, **changes)).spacing
+    assert (spacing and (spacing.row_mm, spacing.column_mm, spacing.detector)) == wanted
+
+
+def test_files_without_meta_are_read(sample: bytes) -> None:
+    dataset = dcmread(io.BytesIO(sample))
+    bare = io.BytesIO()
+    dataset.preamble = None
+    del dataset.file_meta
+    dataset.save_as(bare, implicit_vr=False, little_endian=True, enforce_file_format=False)
+    parsed, _ = radiograph.parse(bare.getvalue())
+    assert parsed.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert np.array_equal(radiograph.decode(parsed).pixels, decoded(sample).pixels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"PixelData": None}, "undecodable"),
+        ({"PixelData": b"\0" * 100}, "undecodable"),
+        ({"PixelData": b"\7\0" * 128 * 128}, "blank"),
+        ({"Rows": 65535, "Columns": 65535}, "undecodable"),
+        ({"Rows": 0}, "undecodable"),
+        ({"NumberOfFrames": 3}, "undecodable"),
+        ({"BitsAllocated": None}, "undecodable"),
+    ],
+)
+def test_what_is_no_picture_has_its_reason(sample: bytes, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unsuitable) as caught:
+        decoded(changed(sample, **changes))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", bytes(132) + b"DICM", bytes(200_000), b"\xff" * 1000])
+def test_what_is_no_dicom_is_said(data: bytes) -> None:
+    with pytest.raises(Unsuitable) as caught:
+        radiograph.parse(data)
+    assert caught.value.reason == "not_dicom"
+
+
+def test_a_file_cut_anywhere_keeps_its_header_or_is_no_dicom(data: Path) -> None:
+    whole = (data / "node" / "siim_relabelled_MONOCHROME1.dcm").read_bytes()
+    seen = set()
+    for cut in range(100, len(whole), len(whole) // 60):
+        try:
+            decoded(whole[:cut])
+        except Unsuitable as unsuitable:
+            seen.add(unsuitable.reason)
+    assert seen == {"not_dicom", "undecodable"}
+
+
+def test_one_broken_element_costs_no_image(sample: bytes) -> None:
+    broken = sample.replace(b"\x20\x00\x10\x00SH\x02\x00", b"\x20\x00\x10\x00FL\x02\x00")  # two bytes are no FL
+    assert broken != sample
+    dataset, notes = radiograph.parse(broken)
+    assert "StudyID" not in dataset
+    assert notes == ("(0020,0010) unreadable",)
+    assert decoded(broken).pixels.shape == (128, 128)
