@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
 
-.PHONY: demo test check chaos benchmarks train clean
+.PHONY: demo test check wheel-demo benchmarks train clean
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
@@ -20,6 +20,14 @@ check: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The wheel, installed in a clean environment elsewhere, does what the checkout does.
+wheel-demo: $(TESTED)
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	set -e; folder=$$(mktemp -d); trap 'rm -rf $$folder' EXIT; \
+	$(PYTHON) -m venv $$folder/venv; \
+	$$folder/venv/bin/pip install --disable-pip-version-check --quiet -c constraints.txt $(TORCH) dist/pleura-*.whl; \
+	cd $$folder && venv/bin/pleura demo
 
 benchmarks: $(INSTALLED)
 	$(BIN)/python -m benchmarks.end_to_end

@@ -34,6 +34,7 @@ from daemon.dimse import (
 )
 
 _CONNECT_S = 10.0
+_DIAGNOSIS_S = 2.0
 _ACSE_S = 30.0  # for the answer to an association or release request
 _STALLED_S = 60.0  # a peer that takes no byte for so long is gone
 _ANSWER_S = 60.0  # for the answer to a message, on top of the time its bytes need at _SLOWEST_BYTES_PER_S
@@ -105,7 +106,7 @@ class Link:
         self._accepted = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in self._association.accepted_contexts}
         if not self._association.is_established and not self._answered_without_contexts():
             self._close()
-            raise LinkDownError(f"{remote}: {self._why_not()}")
+            raise LinkDownError(f"{remote}: {self._why_not(remote)}")
 
     def store(self, outgoing: Outgoing) -> int:
         """C-STORE one object; returns the peer's status. The association stays, whatever is wrong with the object.
@@ -178,12 +179,23 @@ class Link:
         answer = self._association.acceptor.primitive
         return isinstance(answer, A_ASSOCIATE) and answer.result == 0
 
-    def _why_not(self) -> str:
+    def _why_not(self, remote: Remote) -> str:
+        if self._socket is None:
+            return f"cannot connect ({_network_trouble(remote)})"
         if self._association.is_rejected:
             answer = cast(A_ASSOCIATE, self._association.acceptor.primitive)
             numbers = f"{answer.result}/{answer.result_source}/{answer.diagnostic}"
             return f"association rejected with {numbers} ({answer.reason_str})"
-        return "connected, but the association was aborted or not answered" if self._socket else "cannot connect"
+        return "connected, but the association request was aborted or not answered"
+
+
+def _network_trouble(remote: Remote) -> str:
+    """What the operating system says: pynetdicom keeps that to itself."""
+    try:
+        socket.create_connection((remote.host, remote.port), timeout=_DIAGNOSIS_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return "a second try did"
 
 
 def describe(path: Path) -> Outgoing:

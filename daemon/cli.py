@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     with_config(command("deliver", _role, "Run the deliver role alone.")).set_defaults(role="deliver")
 
     status = with_config(command("status", _status, "What was received, what became of it, what is owed."))
-    status.add_argument("--json", action="store_true", help="the counts as JSON")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.add_argument("uid", nargs="*", metavar="UID", help="what became of these images, by SOP Instance UID")
 
     retry = with_config(command("retry", _retry, "Give failed images and refused deliveries another chance."))
     retry.add_argument("--state", choices=("failed", "refused"), help="only these; default: both")
@@ -132,6 +133,10 @@ def _role(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     ledger = _ledger(options)
+    if options.uid:
+        histories = {uid: ledger.history(uid) for uid in options.uid}
+        print(json.dumps(histories, indent=None if options.json else 2))
+        return 0 if all(histories.values()) else EXIT_FAILED
     counts = ledger.counts()
     if options.json:
         print(json.dumps(counts))
@@ -140,10 +145,8 @@ def _status(options: argparse.Namespace) -> int:
         print(f"{subject}: " + ", ".join(f"{number} {state}" for state, number in states.items()))
     for subject, rows in ledger.troubles().items():
         for row in rows:
-            print(
-                f"  {subject[:-1] if subject == 'instances' else 'delivery'}",
-                *(v for v in row.values() if v not in ("", None)),
-            )
+            name = "image" if subject == "instances" else "delivery"
+            print(f"  {name}", *(value for value in row.values() if value not in ("", None)))
     return 0
 
 

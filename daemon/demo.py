@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from PIL import Image
@@ -21,6 +22,7 @@ from pydicom.pixels.utils import pixel_array
 from rich.console import Console
 from rich.table import Table
 
+from daemon.ledger import Ledger
 from daemon.scu import send
 
 _RESULTS_S = 300.0
@@ -45,7 +47,7 @@ def run(files: Sequence[Path], out: Path) -> int:
                 "port": port,
                 "destinations": [{"name": "folder", "folder": str(results.resolve()), "results": ["SEG", "SC"]}],
                 "spool": str((node_folder / "spool").resolve()),
-                "ledger": f"sqlite:///{(node_folder / 'ledger.db').resolve()}",
+                "ledger": _ledger_url(node_folder),
             },
             sort_keys=False,
         ),
@@ -70,7 +72,7 @@ def run(files: Sequence[Path], out: Path) -> int:
         finally:
             node.terminate()
             node.wait()
-    return _report(console, files, results, counts)
+    return _report(console, files, node_folder, counts)
 
 
 def _wait(settings: Path, wanted: int) -> dict[str, dict[str, int]]:
@@ -87,37 +89,51 @@ def _wait(settings: Path, wanted: int) -> dict[str, dict[str, int]]:
         time.sleep(0.2)
 
 
-def _report(console: Console, files: Sequence[Path], results: Path, counts: dict[str, dict[str, int]]) -> int:
+def _report(console: Console, files: Sequence[Path], node_folder: Path, counts: dict[str, dict[str, int]]) -> int:
     """The table of what came out and the picture of the first overlay; 1 when something did not arrive."""
-    objects = [dcmread(path) for path in sorted(results.glob("*.dcm"))]
-    table = Table(title="what the folder destination received", title_justify="left")
-    for column in ("source SOP Instance UID", "object", "finding", "file"):
+    ledger = Ledger(_ledger_url(node_folder))
+    table = Table(title="what came out", title_justify="left")
+    for column in ("image", "state", "answer", "objects in the folder"):
         table.add_column(column, overflow="fold")
-    for made in sorted(objects, key=_source):
-        table.add_row(_source(made), str(made.Modality), str(made.SeriesDescription), f"{made.SOPInstanceUID}.dcm")
+    for file in files:
+        for ending in ledger.history(str(dcmread(file, stop_before_pixels=True, force=True).get("SOPInstanceUID"))):
+            kinds = ", ".join(result["kind"] for result in ending["results"] if result["state"] == "stored")
+            table.add_row(file.name, ending["state"], _answer(ending), kinds or "none")
+    ledger.close()
     console.print(table)
-    console.print(json.dumps(counts))
-    overlays = sorted((made for made in objects if made.Modality == "OT"), key=lambda made: -_outlined(made, objects))
+    console.print(json.dumps(counts), soft_wrap=True)
+    folder = node_folder.parent / "results"
+    objects = [dcmread(path) for path in sorted(folder.glob("*.dcm"))]
+    console.print(f"objects: {folder}", soft_wrap=True)
+    overlays = [made for made in objects if made.Modality == "OT"]
     if overlays:
-        picture = results.parent / "overlay.png"
-        save_png(overlays[0], picture)
+        outlined = {_source(made) for made in objects if made.Modality == "SEG"}
+        picture = node_folder.parent / "overlay.png"
+        save_png(max(overlays, key=lambda made: _source(made) in outlined), picture)
         console.print(f"overlay picture: {picture}", soft_wrap=True)
     console.print("Research use only - not for diagnosis.")
     missing = counts["instances"]["received"] + counts["instances"]["failed"] + counts["deliveries"]["owed"]
     return 1 if missing or sum(counts["instances"].values()) < len(files) else 0
 
 
+def _answer(ending: dict[str, Any]) -> str:
+    if ending["positive"] is None:
+        return ending["reason"] or ""
+    found = "pneumothorax suspected" if ending["positive"] else "not detected"
+    return f"{found}, score {ending['probability']:.2f}"
+
+
 def _source(made: Dataset) -> str:
     return str(made.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID)
-
-
-def _outlined(overlay: Dataset, objects: Sequence[Dataset]) -> bool:
-    return any(made.Modality == "SEG" and _source(made) == _source(overlay) for made in objects)
 
 
 def save_png(overlay: Dataset, path: Path) -> None:
     """The pixels of a received Secondary Capture as a PNG."""
     Image.fromarray(pixel_array(overlay)).save(path)
+
+
+def _ledger_url(node_folder: Path) -> str:
+    return f"sqlite:///{(node_folder / 'ledger.db').resolve()}"
 
 
 def _free_port() -> int:

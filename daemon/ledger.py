@@ -412,6 +412,31 @@ class Ledger:
                 "deliveries": [dict(row) for row in conn.execute(of_deliveries).mappings()],
             }
 
+    def history(self, sop_instance_uid: str) -> list[dict[str, Any]]:
+        """What became of one image, each time it was received, oldest first; with its results and their deliveries."""
+        c, d = instances.c, deliveries.c
+        received = (
+            sa.select(
+                c.id, c.received_at, c.calling_ae_title, c.origin, c.state, c.reason, c.detail, c.positive,
+                c.probability, c.model, c.completed_at,
+            )
+            .where(c.sop_instance_uid == sop_instance_uid)
+            .order_by(c.id)
+        )  # fmt: skip
+        made = (
+            sa.select(results.c.instance_id, results.c.kind, results.c.sop_instance_uid, d.destination, d.state, d.why)
+            .join(deliveries, d.result_id == results.c.id, isouter=True)
+            .join(instances, c.id == results.c.instance_id)
+            .where(c.sop_instance_uid == sop_instance_uid)
+            .order_by(results.c.id, d.id)
+        )
+        with self._reader.connect() as conn:
+            rows = [dict(row) for row in conn.execute(received).mappings()]
+            of_results = [dict(row) for row in conn.execute(made).mappings()]
+        for row in rows:
+            row["results"] = [one for one in of_results if one["instance_id"] == row["id"]]
+        return rows
+
     def rearm(self, states: Sequence[str], uids: Sequence[str]) -> int:
         """`pleura retry`: failed images wait again, refused deliveries are owed again. Returns how many.
 

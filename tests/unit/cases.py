@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import Dataset, config
 from pydicom.uid import ComputedRadiographyImageStorage
 
 from inference.finding import Finding, ModelIdentity, State
@@ -17,7 +17,7 @@ from inference.radiograph import decode, parse, spacing_of
 from inference.results import Case, Refusal
 
 MODEL = ModelIdentity(id="pleura-default", version="1.2.3", digest="ab" * 32, device_uid="2.25.20260304")
-AT = datetime(2026, 3, 4, 5, 6, 7, 890123)  # noqa: DTZ001 - naive is allowed: the site's local time
+AT = datetime(2026, 3, 4, 5, 6, 7, 890123)  # naive is allowed: the site's local time
 NOT_ANALYSED = Refusal(State.NOT_ANALYSED, "under_age", "the patient is younger than the minimum age")
 
 
@@ -33,9 +33,10 @@ def header(**changes: Any) -> Dataset:
         "BodyPartExamined": "CHEST", "PatientOrientation": ["L", "F"], "PixelSpacing": [0.2, 0.2],
         "Rows": 41, "Columns": 37,
     }  # fmt: skip
-    for keyword, value in (values | changes).items():
-        if value is not None:
-            setattr(source, keyword, value)
+    with config.disable_value_validation():
+        for keyword, value in (values | changes).items():
+            if value is not None:
+                setattr(source, keyword, value)
     source.set_original_encoding(False, True, source.get("SpecificCharacterSet"))
     return source
 

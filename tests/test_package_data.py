@@ -1,0 +1,67 @@
+"""What is shipped: the wheel's contents, the systemd units, the README's settings."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daemon import config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_holds_exactly_the_three_packages(wheel: list[str]) -> None:
+    tops = {name.split("/")[0] for name in wheel}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"daemon", "inference", "training"}
+
+
+def test_the_wheel_holds_settings_recipe_and_model(wheel: list[str]) -> None:
+    wanted = {"daemon/pleura.yaml", "training/recipes/default.yaml"}
+    wanted |= {
+        f"inference/models/default/{name}" for name in ("model.yaml", "weights.safetensors", "golden.safetensors")
+    }
+    assert wanted <= set(wheel)
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in (REPOSITORY / "systemd").iterdir()))
+def test_systemd_accepts_the_units(unit: str, tmp_path: Path, peer: Callable[[str], str]) -> None:
+    for path in (REPOSITORY / "systemd").iterdir():
+        # Where the command lies on this machine is not the unit's business.
+        text = path.read_text().replace("/opt/pleura/bin/pleura", "/bin/true").replace("User=pleura", "User=root")
+        (tmp_path / path.name).write_text(text.replace("Group=pleura", "Group=root"))
+    name = unit.replace("@.", "@cpu.")
+    (tmp_path / name).write_text((tmp_path / unit).read_text())
+    answer = subprocess.run(
+        [peer("systemd-analyze"), "verify", "--recursive-errors=yes", str(tmp_path / name)],
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert str(tmp_path) not in answer.stderr, answer.stderr
+
+
+def test_the_readmes_settings_are_settings(tmp_path: Path) -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    match = re.search(r"\n((?:    .*\n)*    ae_title:.*\n(?:    .*\n)*)", text)
+    assert match is not None
+    path = tmp_path / "pleura.yaml"
+    path.write_text(re.sub(r"^    ", "", match[1], flags=re.M))
+    settings = config.load(path)
+    assert settings.destinations
+    assert len(match[1].splitlines()) <= 10

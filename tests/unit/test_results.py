@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.encaps import generate_frames
+
+from inference.finding import Finding, ModelIdentity, Result, State
+from inference.results import Case, Refusal, RenderSettings, banner, build, derived_uid, overlay
+from tests.unit.cases import AT, MODEL, blob, header, negative, positive, real, refused
+
+KINDS = ("SEG", "SC")
+REAL = [
+    "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.13666.1517875247.117800.dcm",  # JPEG Baseline, SC class
+    "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.1000.1517875165.878027.dcm",  # JPEG-LS, no ages, empty dates
+    "node/RG1_J2KI.dcm",  # 15-bit MONOCHROME1, lossy with a ratio but no method, PixelSpacing 0\0
+    "node/RG1_JLSN.dcm",
+    "node/Issue44_Monochrome1-Jpeg.dcm",  # no body part, no Frame of Reference
+    "node/nih_wrapped_DX.dcm",  # DX in an SC class, six type 2 attributes missing, age without a unit
+]
+
+
+def read(result: Result) -> Any:
+    return dcmread(io.BytesIO(result.data))
+
+
+def picture(result: Result) -> Image.Image:
+    return Image.open(io.BytesIO(next(generate_frames(read(result).PixelData, number_of_frames=1))))
+
+
+@pytest.mark.parametrize(
+    ("case", "kinds"),
+    [
+        (positive(), ["SEG", "SC"]),
+        (positive(mask=np.zeros((41, 37), dtype=bool)), ["SC"]),
+        (negative(), ["SC"]),
+        (refused(), ["SC"]),
+        (refused(pixels=None), ["SC"]),
+        (refused(refusal=Refusal(State.FAILED, "analysis_error", "it broke")), ["SC"]),
+    ],
+    ids=["positive", "positive without region", "not detected", "not analysed", "undecodable", "failed"],
+)
+def test_every_answer_has_its_objects(case: Case, kinds: list[str]) -> None:
+    results = build(case, KINDS)
+    assert [result.kind for result in results] == kinds
+    assert all(read(result).SOPInstanceUID == result.sop_instance_uid for result in results)
+
+
+def test_an_unknown_kind_is_an_error() -> None:
+    with pytest.raises(ValueError, match="SEG, SC"):
+        build(negative(), ["SR"])
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_sources_give_objects_that_validators_accept(
+    name: str, data: Path, peer: Callable[[str], str], tmp_path: Path
+) -> None:
+    case = real(data / name)
+    answers = {"positive": case, "negative": replace(case, finding=Finding(0.1, 0.4, False))}
+    files = []
+    for answer, about in answers.items():
+        for result in build(about, KINDS):
+            files.append(tmp_path / f"{answer}-{result.kind}.dcm")
+            files[-1].write_bytes(result.data)
+    assert len(files) == 3
+    for file in files:
+        found = subprocess.run([peer("dciodvfy"), file], capture_output=True, text=True, check=False)
+        assert "Error" not in found.stdout + found.stderr, found.stderr
+        assert subprocess.run([peer("dcmftest"), file], capture_output=True, check=False).returncode == 0
+    # Positive and negative never meet in an archive; each goes with its source.
+    for together in (files[:2], files[2:]):
+        found = subprocess.run([peer("dcentvfy"), data / name, *together], capture_output=True, text=True, check=False)
+        assert "Error" not in found.stdout + found.stderr, found.stderr
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_pydicom_and_highdicom_read_the_segmentation_back_pixel_for_pixel(name: str, data: Path) -> None:
+    case = real(data / name)
+    seg, _ = build(case, KINDS)
+    assert case.segmented is not None
+    assert np.array_equal(read(seg).pixel_array.astype(bool), case.segmented)
+    again = hd.seg.segread(io.BytesIO(seg.data))
+    frames = again.get_pixels_by_source_instance([case.header.SOPInstanceUID], ignore_spatial_locations=False)
+    assert np.array_equal(frames[0, ..., 0].astype(bool), case.segmented)
+
+
+def test_a_wider_header_of_real_origin_still_gives_valid_objects(
+    data: Path, peer: Callable[[str], str], tmp_path: Path
+) -> None:
+    """DX and CR variants: own frame of reference, turned, other spacings, Japanese names, twice lossy."""
+    variants: list[dict[str, Any]] = [
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1", "Modality": "DX", "FrameOfReferenceUID": "1.2.3.4"},
+        {"PatientOrientation": ["R", "F"], "PixelSpacing": None, "ImagerPixelSpacing": [0.14, 0.14]},
+        {"PatientOrientation": ["F", "L"], "PixelSpacing": [0.0, 0.0], "BodyPartExamined": "THORAX"},
+        {
+            "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+            "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+            "ReferringPhysicianName": "Suzuki=鈴木",
+        },
+        {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Δοκιμή^Ένα", "StudyDescription": "胸部"},
+        {
+            "LossyImageCompression": "01",
+            "LossyImageCompressionRatio": [10, 12.5],
+            "LossyImageCompressionMethod": ["ISO_15444_1", "ISO_10918_1"],
+        },
+        {"PatientName": None, "StudyID": None, "AccessionNumber": None, "PatientBirthDate": None, "StudyTime": None},
+        {"TimezoneOffsetFromUTC": "-0400"},
+    ]
+    for number, changes in enumerate(variants):
+        for result in build(positive(header(**changes)), KINDS):
+            file = tmp_path / f"{number}-{result.kind}.dcm"
+            file.write_bytes(result.data)
+            found = subprocess.run([peer("dciodvfy"), file], capture_output=True, text=True, check=False)
+            assert "Error" not in found.stdout + found.stderr, (changes, found.stderr)
+            for keyword in ("PatientName", "ReferringPhysicianName", "StudyDescription", "PatientID"):
+                assert str(read(result).get(keyword) or "") == str(changes.get(keyword, header().get(keyword)) or "")
+
+
+def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build(positive(), KINDS)
+    script = (
+        "import sys, time, datetime, hashlib\n"
+        "from tests.unit.cases import positive\n"
+        "from inference.results import build\n"
+        "for result in build(positive(), ('SEG', 'SC')): print(hashlib.sha256(result.data).hexdigest())\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    environment = {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "77", "PATH": "/usr/bin:/bin"}
+    there = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True, check=True
+    )
+    assert there.stdout.split() == [hashlib.sha256(result.data).hexdigest() for result in first]
+    now = time.time()
+    while int(time.time()) == int(now):  # highdicom's own clock has moved on
+        time.sleep(0.05)
+    assert [result.data for result in build(positive(), KINDS)] == [result.data for result in first]
+
+
+def test_the_uid_changes_with_everything_that_changes_the_content_and_with_nothing_else() -> None:
+    base = positive()
+    assert base.finding is not None
+    other_threshold = replace(base, finding=replace(base.finding, threshold=0.5))
+    others = [
+        other_threshold,
+        positive(header(SOPInstanceUID="2.25.99")),
+        replace(base, content_digest="d0" * 32),
+        replace(base, model=ModelIdentity("pleura-default", "1.2.3", "cd" * 32, "2.25.1")),
+        replace(base, appearance=RenderSettings(longest_side=1024)),
+        negative(),
+        refused(),
+        refused(refusal=Refusal(State.NOT_ANALYSED, "blank", "the image is blank")),
+        refused(refusal=Refusal(State.FAILED, "blank", "the image is blank")),
+    ]
+    uids = {derived_uid(case, "SC") for case in [base, *others]} | {derived_uid(base, "SEG")}
+    assert len(uids) == len(others) + 2
+    later = replace(base, result_time=AT + timedelta(days=1))
+    assert derived_uid(later, "SC") == derived_uid(base, "SC")
+    assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in uids)
+
+
+def test_patient_and_study_are_copied_and_never_invented() -> None:
+    source = header(PatientAge="81", PatientSex="female", StudyTime="25:99", AccessionNumber=None, StudyID=None)
+    for result in build(positive(source), KINDS):
+        written = read(result)
+        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "StudyDate"):
+            assert written[keyword].value == source[keyword].value
+        # What its VR does not allow is not carried on; type 2 stays, empty.
+        assert "PatientAge" not in written
+        for keyword in ("PatientSex", "StudyTime", "AccessionNumber", "StudyID"):
+            assert written[keyword].is_empty
+        assert written.Manufacturer == "Pleura"
+        assert written.SeriesInstanceUID != source.SeriesInstanceUID
+        assert written.SeriesDescription.endswith("Research use only - not for diagnosis")
+        assert len(written.SeriesDescription) <= 64
+        assert written.ContributingEquipmentSequence[0].DeviceUID == MODEL.device_uid
+    assert source.PatientAge == "81"  # the source was not touched
+    assert source.StudyInstanceUID == "2.25.12"
+
+
+def test_hostile_headers_give_objects_and_name_no_patient_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    source = header(
+        PatientName="SECRET" * 40,
+        PatientID="SECRET\\ID\n" + "x" * 100,
+        StudyDate="SECRET",
+        PatientBirthDate="19700101-19800101",
+        SpecificCharacterSet="ISO_IR SECRET",
+        BodyPartExamined="secret; drop",
+        StudyDescription="SECRET" * 20,
+    )
+    results = build(positive(source), KINDS)  # pytest turns a warning into an error
+    assert len(results) == 2
+    assert read(results[0]).PatientID == source.PatientID
+    assert read(results[0])["StudyDate"].is_empty
+    assert read(results[0])["PatientBirthDate"].is_empty
+    assert "SECRET" not in caplog.text
+
+
+def test_times_are_the_results_in_the_sources_own_offset() -> None:
+    aware = datetime(2026, 3, 4, 23, 30, tzinfo=timezone(timedelta(hours=1)))
+    plain, shifted = (
+        read(build(replace(negative(header(TimezoneOffsetFromUTC=offset)), result_time=aware), ["SC"])[0])
+        for offset in (None, "+0530")
+    )
+    assert (plain.ContentDate, plain.ContentTime[:4]) == ("20260304", "2330")
+    assert (shifted.ContentDate, shifted.ContentTime[:4]) == ("20260305", "0400")
+    assert shifted.TimezoneOffsetFromUTC == "+0530"
+    assert shifted.ContributingEquipmentSequence[0].ContributionDateTime == "20260305040000.000000+0530"
+    assert "TimezoneOffsetFromUTC" not in plain
+
+
+def test_the_segmentation_carries_what_viewers_and_readers_need() -> None:
+    seg = read(build(positive(header(FrameOfReferenceUID=None)), ["SEG"])[0])
+    assert seg.FrameOfReferenceUID.startswith("2.25.")
+    segment = seg.SegmentSequence[0]
+    assert segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning == "Right"
+    assert segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "1.2.3"
+    assert read(build(positive(header(FrameOfReferenceUID="1.2.3")), ["SEG"])[0]).FrameOfReferenceUID == "1.2.3"
+    silent = read(build(positive(header(PatientOrientation=None)), ["SEG"])[0])
+    assert "AnatomicRegionModifierSequence" not in silent.SegmentSequence[0].AnatomicRegionSequence[0]
+    spacing = {
+        0.2: {},
+        0.14: {"PixelSpacing": None, "ImagerPixelSpacing": [0.14, 0.14]},
+        1.0: {"PixelSpacing": [0, 0]},
+    }
+    for wanted, changes in spacing.items():
+        groups = read(build(positive(header(**changes)), ["SEG"])[0]).SharedFunctionalGroupsSequence[0]
+        assert groups.PixelMeasuresSequence[0].PixelSpacing == [wanted, wanted]
+
+
+def test_the_lossy_history_is_carried_on_and_the_overlay_adds_its_own_step() -> None:
+    seg, sc = (
+        read(result)
+        for result in build(
+            positive(
+                header(
+                    LossyImageCompression="01",
+                    LossyImageCompressionRatio=["10", "12.5"],
+                    LossyImageCompressionMethod=["ISO_15444_1"],
+                )
+            ),
+            KINDS,
+        )
+    )
+    assert (seg.LossyImageCompression, list(seg.LossyImageCompressionRatio)) == ("01", [10, 12.5])
+    assert list(seg.LossyImageCompressionMethod) == ["ISO_15444_1", ""]
+    assert len(sc.LossyImageCompressionRatio) == 3
+    assert list(sc.LossyImageCompressionMethod) == ["ISO_15444_1", "", "ISO_10918_1"]
+    seg, sc = (read(result) for result in build(positive(), KINDS))
+    assert (seg.LossyImageCompression, sc.LossyImageCompression) == ("00", "01")
+    assert "LossyImageCompressionMethod" not in seg
+
+
+@pytest.mark.parametrize("shape", [(169, 211), (41, 37), (1024, 1024), (3000, 2500), (500, 1900)])
+def test_the_overlay_leaves_the_radiograph_alone_and_writes_below_it(shape: tuple[int, int]) -> None:
+    source = header(Rows=shape[0], Columns=shape[1])
+    case = negative(source)
+    image = picture(build(case, ["SC"])[0])
+    panel = overlay.place(case)
+    assert max(panel.width, panel.height) <= 2048
+    assert panel.scale in (1, 2, 4, 16) or panel.scale < 1
+    assert image.width >= 760
+    assert image.height - panel.height >= image.width // 8
+    shown = np.asarray(image.crop((panel.left, 0, panel.left + panel.width, panel.height)), dtype=float)
+    assert np.ptp(shown, axis=2).max() <= 3  # grey stays grey
+    assert case.pixels is not None
+    middle = case.pixels[shape[0] // 2, shape[1] // 2] * 255
+    assert abs(shown[panel.height // 2, panel.width // 2].mean() - middle) < 6
+    assert "PixelSpacing" not in read(build(case, ["SC"])[0])
+
+
+def test_the_contour_runs_along_the_edge_of_the_mask_and_nothing_else_is_coloured() -> None:
+    source = header(Rows=600, Columns=700)
+    mask = blob(source)
+    case = positive(source, mask)
+    panel = overlay.place(case)
+    shown = np.asarray(picture(build(case, ["SC"])[0]), dtype=int)[
+        : panel.height, panel.left : panel.left + panel.width
+    ]
+    coloured = (shown[..., 0] - shown[..., 2] > 80)[:: int(panel.scale), :: int(panel.scale)]
+    inside = np.pad(mask, 4)
+    edge = np.zeros_like(mask)
+    for down in range(-4, 5):
+        for across in range(-4, 5):
+            edge |= mask != inside[4 + down : 604 + down, 4 + across : 704 + across]
+    assert coloured.sum() > 800
+    assert not (coloured & ~edge).any()
+
+
+def test_contours_are_faithful_and_lose_no_region() -> None:
+    rows, columns = np.mgrid[0:400, 0:400]
+    disc = (rows - 200) ** 2 + (columns - 190) ** 2 < 120**2
+    (line,) = overlay.contours(disc)
+    radius = np.hypot(line[:, 0] - 190, line[:, 1] - 200)
+    assert np.abs(radius - 119.75).max() < 1.0
+    assert np.array_equal(line[0], line[-1])
+    dots = np.zeros((50, 50), dtype=bool)
+    dots[0, 0] = dots[49, 49] = dots[20, 10:40] = True
+    assert len(overlay.contours(dots)) == 3
+    assert overlay.contours(np.zeros((5, 5), dtype=bool)) == []
+
+
+def test_the_banner_says_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    draw = banner._text
+    monkeypatch.setattr(banner, "_text", lambda pen, at, text, *rest: (said.append(text), draw(pen, at, text, *rest)))
+
+    def words(case: Case) -> str:
+        said.clear()
+        banner.draw(case, 1024)
+        return " ".join(said)
+
+    text = words(positive())
+    for part in ("suspected, patient's right", "0.87", "0.42", "pleura-default 1.2.3", "2026-03-03", "mm^2"):
+        assert part in text
+    assert "detector plane" not in text
+    assert "estimated at detector plane" in words(
+        positive(header(PixelSpacing=None, ImagerPixelSpacing=[0.1, 0.1], PatientOrientation=None))
+    ).replace("  ", " ")
+    assert "mm" not in words(positive(header(PixelSpacing=None)))
+    assert "no region could be outlined" in words(positive(mask=np.zeros((41, 37), dtype=bool)))
+    text = words(negative())
+    assert "not detected by the algorithm" in text
+    assert "does not exclude pneumothorax" in text
+    text = words(refused(notes=("PatientAge implausible",)))
+    assert "Not analysed: the patient is younger than the minimum age" in text
+    assert "PatientAge implausible" in text
+    for case in (positive(), negative(), refused(pixels=None)):
+        assert "Grün" not in words(case)
+        assert "P-1" not in words(case)
+    near = replace(negative(), finding=Finding(0.41999, 0.42, False))
+    assert "0.41999" in words(near)
+
+
+@pytest.mark.parametrize("wrong", ["", "not a uid", "1" * 65, None])
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+def test_a_source_that_cannot_be_named_gives_no_case(keyword: str, wrong: str | None) -> None:
+    with pytest.raises(ValueError, match=keyword):
+        refused(header(**{keyword: wrong}))
+
+
+def test_a_case_holds_one_answer_in_one_matrix() -> None:
+    with pytest.raises(ValueError, match="either"):
+        negative(refusal=Refusal(State.FAILED, "x", "y"))
+    with pytest.raises(ValueError, match="pixels"):
+        negative(pixels=np.zeros((3, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match="mask"):
+        replace(positive(), finding=Finding(0.9, 0.5, True, np.zeros((3, 3), dtype=bool)))
+
+
+def test_the_source_header_is_left_as_it_was() -> None:
+    source = header()
+    before = str(source)
+    build(positive(source), KINDS)
+    assert str(source) == before
+    assert isinstance(source, Dataset)
