@@ -163,7 +163,7 @@ def _ledger(options: argparse.Namespace) -> Any:
 
     url = config.load(options.config).ledger
     try:
-        return Ledger(url)
+        return Ledger.existing(url)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error
 

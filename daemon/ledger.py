@@ -99,11 +99,24 @@ class Ledger:
     def __init__(self, url: str, clock: Callable[[], float] = time.time, lease_s: float = LEASE_S) -> None:
         self._clock = clock
         self._lease_s = lease_s
-        self._engine = _open(url)
+        self._engine = _engine(url)
         self._reader = self._engine.execution_options(write=False)
         self._is_sqlite = self._engine.dialect.name == "sqlite"
         self._bell = threading.local()
-        self._create()
+        try:
+            self._create()
+        except sa.exc.OperationalError as error:
+            if self._is_sqlite:
+                raise LedgerError(f"ledger {url}: cannot be opened or created ({error.orig})") from error
+            raise  # a server that is away comes back; its clients are started again until then
+
+    @classmethod
+    def existing(cls, url: str) -> Ledger:
+        """The ledger of a node that has run; raises LedgerError rather than make an empty one at a mistyped path."""
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
+            raise LedgerError(f"ledger {url}: there is no such file; the node has not run with these settings yet")
+        return cls(url)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -535,7 +548,7 @@ def _held(table: sa.Table, job: ImageJob | DeliveryJob) -> sa.Update:
     return table.update().where(table.c.id == job.id, table.c.attempt == job.attempt, table.c.state == open_state)
 
 
-def _open(url: str) -> Engine:
+def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, pool_pre_ping=True)

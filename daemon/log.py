@@ -20,6 +20,10 @@ class OneLineFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = None  # what another handler's formatter may have left there
+        return super().format(record)
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in super().formatMessage(record))
 

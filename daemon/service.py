@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import OperationalError
+
 from daemon.config import Config
 from daemon.ledger import Ledger, LedgerError
 from daemon.spool import Spool
@@ -64,6 +66,8 @@ def _open(config: Config) -> tuple[Ledger, Spool]:
         return Ledger(config.ledger), Spool(config.spool)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error
+    except ModuleNotFoundError as error:
+        raise CannotStartError(f"ledger: {error}; for PostgreSQL: pip install 'pleura[postgresql]'") from error
     except OSError as error:
         raise CannotStartError(f"spool or ledger: {error}; this user must be able to write there") from error
 
@@ -180,7 +184,8 @@ def serve(config: Config, path: Path) -> int:
 
 class _Supervisor:
     def __init__(self, config: Config, path: Path) -> None:
-        _open(config)[0].close()  # a wrong ledger or spool is one clear error, not three
+        with contextlib.suppress(OperationalError):  # a database server that is away: the roles wait for it
+            _open(config)[0].close()  # a wrong ledger or spool is one clear error, not three
         self._command = [sys.executable, "-m", "daemon.cli"]
         self._path = path
         self._children = [_Child(role) for role in ROLES]

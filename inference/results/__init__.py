@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydicom import Dataset, dcmwrite
@@ -54,9 +56,7 @@ def build(case: Case, kinds: Iterable[str]) -> tuple[Result, ...]:
     for kind in kinds:
         if kind not in ENCODERS:
             raise ValueError(f"results: kind {kind!r}; wanted one of {', '.join(ENCODERS)}")
-        with warnings.catch_warnings():
-            # Warnings of pydicom and highdicom quote header values, which may be a patient's; the gate judges instead.
-            warnings.simplefilter("ignore")
+        with _silent_libraries():
             dataset = ENCODERS[kind].encode(case)
             if dataset is None:
                 continue
@@ -64,6 +64,23 @@ def build(case: Case, kinds: Iterable[str]) -> tuple[Result, ...]:
             gate.check(result, case)
         results.append(result)
     return tuple(results)
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """pydicom warns and logs header values, which may be a patient's. The gate judges instead, and names tags only.
+
+    highdicom is given no patient's value in the first place (seg.py).
+    """
+    log = logging.getLogger("pydicom")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 def _write(dataset: Dataset, kind: str) -> Result:

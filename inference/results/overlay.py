@@ -20,8 +20,10 @@ from inference.results.identity import Case
 NARROWEST_BANNER_PX = 760  # below this the text would not be legible; a small radiograph stands in its middle
 ENLARGE_BELOW_PX = 640  # a smaller radiograph is enlarged by a whole factor: its pixels stay its pixels
 NO_IMAGE_SIDE_PX = 1024
+JPEG_BLOCK_PX = 8  # the banner begins on a block of its own: none of its colour bleeds into the anatomy
 SUPERSAMPLING = 4  # lines are drawn this much larger and averaged down: Pillow's own lines are jagged
 
+VERTEX_EVERY_PX = 2.0  # of a smooth line, more vertices cost time and change nothing
 NO_IMAGE = (44, 47, 52)
 
 
@@ -34,6 +36,7 @@ class Panel:
     height: int
     scale: float
     canvas_width: int
+    banner_top: int
 
 
 def place(case: Case) -> Panel:
@@ -46,16 +49,18 @@ def place(case: Case) -> Panel:
         scale = float(max(1, min(-(-ENLARGE_BELOW_PX // longest), limit // longest)))
     width, height = max(1, round(columns * scale)), max(1, round(rows * scale))
     canvas = max(width, NARROWEST_BANNER_PX)
-    return Panel(left=(canvas - width) // 2, width=width, height=height, scale=scale, canvas_width=canvas)
+    left = (canvas - width) // 2 // JPEG_BLOCK_PX * JPEG_BLOCK_PX
+    banner_top = -(-height // JPEG_BLOCK_PX) * JPEG_BLOCK_PX
+    return Panel(left, width, height, scale, canvas, banner_top)
 
 
 def draw(case: Case) -> Image.Image:
     """The whole picture, RGB: the radiograph on top, the banner below."""
     panel = place(case)
     words = banner.draw(case, panel.canvas_width)
-    picture = Image.new("RGB", (panel.canvas_width, panel.height + words.height), (0, 0, 0))
+    picture = Image.new("RGB", (panel.canvas_width, panel.banner_top + words.height), (0, 0, 0))
     picture.paste(_radiograph(case, panel), (panel.left, 0))
-    picture.paste(words, (0, panel.height))
+    picture.paste(words, (0, panel.banner_top))
     return picture
 
 
@@ -73,7 +78,7 @@ def _radiograph(case: Case, panel: Panel) -> Image.Image:
         return blank
     grey = Image.fromarray((case.pixels * 255.0 + 0.5).clip(0, 255).astype(np.uint8))
     if panel.scale < 1:
-        grey = grey.resize(size, Image.Resampling.LANCZOS)
+        grey = grey.resize(size, Image.Resampling.BICUBIC)
     elif panel.scale > 1:
         grey = grey.resize(size, Image.Resampling.NEAREST)
     image = grey.convert("RGB")
@@ -108,6 +113,9 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 def _stroke(image: Image.Image, line: NDArray[np.float64]) -> None:
     """Draw one closed line of (column, row) onto the image: a fine colour over a dark halo, both anti-aliased."""
+    steps_px = float(np.linalg.norm(np.diff(line, axis=0), axis=1).mean())
+    every = max(1, min(round(VERTEX_EVERY_PX / steps_px), len(line) // 24))
+    line = np.vstack([line[:-1:every], line[:1]])
     width = float(np.clip(max(image.size) * 0.0015, 2.0, 3.2))
     halo = width + float(np.clip(max(image.size) * 0.0012, 1.8, 3.0))
     margin = int(halo) + 2

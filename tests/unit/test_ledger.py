@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.ledger import Arrival, Completion, DeliveryJob, ImageJob, Ledger, StoredResult
+from daemon.ledger import Arrival, Completion, DeliveryJob, ImageJob, Ledger, LedgerError, StoredResult
 
 OWED = {"pacs": ("SEG", "SC"), "outbox": ("SC",)}
 
@@ -232,3 +232,43 @@ def test_the_bell_rings_for_another_process_and_not_for_nothing(tmp_path: Path) 
     other.receive([arrival()])
     assert woken.wait(20)
     thread.join()
+
+
+def test_a_history_tells_what_became_of_one_image(ledger: Ledger) -> None:
+    ledger.receive([arrival(), arrival()])
+    first, second = ledger.claim_images("me", 9)
+    ledger.complete(first, completion("9"), OWED)
+    ledger.complete(second, completion("9"), OWED)
+    ledger.stored(ledger.claim_deliveries("outbox", "me", 1)[0], 0)
+    original, again = ledger.history("1.2.3")
+    assert (original["state"], again["state"]) == ("analysed", "duplicate")
+    assert {(one["kind"], one["destination"], one["state"]) for one in original["results"]} == {
+        ("SEG", "pacs", "owed"),
+        ("SC", "pacs", "owed"),
+        ("SC", "outbox", "stored"),
+    }
+    assert again["results"] == []
+    assert ledger.history("4.5.6") == []
+
+
+def test_a_mistyped_path_makes_no_new_ledger(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="no such file"):
+        Ledger.existing(f"sqlite:///{tmp_path}/none.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ledger_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+    (tmp_path / "folder.db").mkdir()
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        Ledger(f"sqlite:///{tmp_path}/folder.db")
+
+
+def test_a_ledger_of_another_version_is_said(tmp_path: Path) -> None:
+    import sqlite3
+
+    Ledger(f"sqlite:///{tmp_path}/ledger.db").close()
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        connection.execute("UPDATE schema_version SET version = 99")
+    connection.close()
+    with pytest.raises(LedgerError, match="schema version 99 found"):
+        Ledger(f"sqlite:///{tmp_path}/ledger.db")

@@ -1,0 +1,118 @@
+"""The commands as a person or a script calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daemon.cli import shipped_file
+from daemon.ledger import Arrival, Completion, Ledger
+
+
+def pleura(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "daemon.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    path = tmp_path / "pleura.yaml"
+    path.write_text(yaml.safe_dump({"spool": str(tmp_path / "spool"), "ledger": f"sqlite:///{tmp_path}/ledger.db"}))
+    return path
+
+
+def test_config_check_and_show(settings: Path, tmp_path: Path) -> None:
+    assert pleura("config", "check", "-c", settings).stdout == f"{settings}: ok\n"
+    shown = pleura("config", "show", "-c", settings)
+    assert yaml.safe_load(shown.stdout)["port"] == 11112
+    (tmp_path / "wrong.yaml").write_text("port: x\nprot: 1\n")
+    wrong = pleura("config", "check", "-c", tmp_path / "wrong.yaml")
+    assert wrong.returncode == 2
+    assert len(wrong.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", [["serve"], ["receive"], ["analyse"], ["deliver"], ["status"], ["retry"]])
+def test_wrong_settings_stop_every_command_with_2(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("prot: 1\n")
+    answer = pleura(*command, "-c", tmp_path / "wrong.yaml")
+    assert answer.returncode == 2
+    assert "prot: unknown key" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"model": "/nowhere"}, "model"),
+        ({"ledger": "sqlite:////proc/none/ledger.db"}, "ledger"),
+        ({"spool": "/proc/none"}, "spool"),
+        ({"host": "192.0.2.1"}, "host, port"),
+    ],
+)
+def test_serve_that_cannot_start_says_why_and_ends(
+    settings: Path, change: dict[str, str], word: str, free_port: Callable[[], int]
+) -> None:
+    settings.write_text(yaml.safe_dump(yaml.safe_load(settings.read_text()) | {"port": free_port()} | change))
+    answer = pleura("serve", "-c", settings)
+    assert answer.returncode == 2, answer.stderr
+    assert word in answer.stderr
+    assert "READY" not in answer.stdout
+    assert "Traceback" not in answer.stderr
+
+
+def test_status_and_retry(settings: Path, tmp_path: Path) -> None:
+    before = pleura("status", "-c", settings)
+    assert before.returncode == 2
+    assert "has not run" in before.stderr
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    ledger.receive([Arrival("a", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 1)])
+    (job,) = ledger.claim_images("test", 1)
+    ledger.complete(job, Completion("failed", "d", reason="analysis_error"), {})
+    ledger.close()
+    counts = json.loads(pleura("status", "--json", "-c", settings).stdout)
+    assert counts == {
+        "instances": {"received": 0, "analysed": 0, "not_analysed": 0, "failed": 1},
+        "deliveries": {"owed": 0, "stored": 0, "committed": 0, "refused": 0},
+    }
+    told = pleura("status", "-c", settings).stdout
+    assert "1 failed" in told
+    assert "1.2.3 failed analysis_error" in told
+    history = json.loads(pleura("status", "--json", "-c", settings, "1.2.3").stdout)
+    assert history["1.2.3"][0]["state"] == "failed"
+    assert pleura("status", "-c", settings, "9.9").returncode == 1
+    assert pleura("retry", "-c", settings, "--state", "refused").stdout == "0 re-armed\n"
+    assert pleura("retry", "-c", settings, "1.2.3").stdout == "1 re-armed\n"
+
+
+def test_send_says_that_nobody_listens(free_port: Callable[[], int]) -> None:
+    answer = pleura("send", "--to", f"127.0.0.1:{free_port()}", "--called", "PLEURA")
+    assert answer.returncode == 1
+    assert "C-ECHO" in answer.stdout
+    assert pleura("send", "--to", "nonsense", "--called", "PLEURA").returncode == 2
+
+
+def test_what_the_node_writes_is_nobody_elses(settings: Path) -> None:
+    program = "import os, sys; from daemon import cli; cli.main(sys.argv[1:]); print(oct(os.umask(0)))"
+    command = [sys.executable, "-c", program, "config", "check", "-c", str(settings)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "0o77"
+
+
+def test_shipped_files_are_found_in_the_checkout() -> None:
+    assert shipped_file("daemon", "pleura.yaml").is_file()
+    assert shipped_file("training", "recipes/default.yaml").is_file()
+
+
+def test_model_check_and_show() -> None:
+    assert ": ok, " in pleura("model", "check").stdout
+    assert json.loads(pleura("model", "show").stdout)["task"] == "pneumothorax"
+    wrong = pleura("model", "check", "/nowhere")
+    assert wrong.returncode == 2
+    assert os.linesep.join(wrong.stderr.splitlines()).startswith("/nowhere")

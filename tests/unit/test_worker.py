@@ -1,0 +1,145 @@
+"""The analyse role over a real ledger, spool and pipeline (an untrained package): what it does when things break."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from daemon.config import Config, FolderDestination
+from daemon.ledger import Arrival, Ledger
+from daemon.log import OneLineFormatter
+from daemon.spool import Spool
+from daemon.worker import Worker
+from inference import package
+from inference.engine import Engine
+from inference.finding import Outcome
+from inference.pipeline import Pipeline, Settings
+from training import phantom
+
+SECRET = "Doe^Jane"
+POISON = b"PHANTOM-13"  # the patient ID of the image that breaks the analysis
+
+
+class BreakablePipeline(Pipeline):
+    """Breaks on one image, as a decoder's bug would, whatever batch it comes in."""
+
+    batches: list[int]
+
+    def analyse(self, files: Sequence[bytes], result_time: datetime) -> list[Outcome]:
+        self.batches.append(len(files))
+        if any(POISON in data for data in files):
+            raise RuntimeError(f"broken by {SECRET}")
+        return super().analyse(files, result_time)
+
+
+class Bench:
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.ledger, self.spool, self.folder = Ledger(f"sqlite:///{folder}/ledger.db"), Spool(folder / "spool"), folder
+        destinations = (FolderDestination(name="outbox", folder=folder / "outbox"),)
+        config = Config(destinations=destinations, spool=folder / "spool", max_batch=8)
+        engine = Engine(package.load(model), torch.device("cpu"))
+        self.pipeline = BreakablePipeline(engine, Settings(is_ours=self.ledger.made))
+        self.pipeline.batches = []
+        self.worker = Worker(self.pipeline, self.ledger, self.spool, config)
+
+    def receive(self, seed: int) -> None:
+        path = phantom.write(phantom.draw(seed, False, 64), self.folder / "sent.dcm")
+        uid = f"1.2.{seed}"
+        name = self.spool.write(path.read_bytes())
+        self.ledger.receive([Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", 1, 1)])
+
+    def run(self) -> dict[str, int]:
+        """Until nothing is received any more."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self.worker.run, args=(stop,))
+        thread.start()
+        while self.ledger.counts()["instances"]["received"]:
+            assert thread.is_alive()
+            stop.wait(0.02)
+        stop.set()
+        thread.join()
+        return self.ledger.counts()["instances"]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_package: Path) -> Bench:
+    return Bench(tmp_path / "node", tiny_package)
+
+
+def test_images_end_with_results_owed(bench: Bench) -> None:
+    for seed in range(3):
+        bench.receive(seed)
+    assert bench.run() == {"received": 0, "analysed": 3, "not_analysed": 0, "failed": 0}
+    owed = bench.ledger.claim_deliveries("outbox", "me", 99)
+    assert len({job.result.sop_instance_uid for job in owed}) == len(owed) >= 3
+    assert all(bench.spool.read(job.result.spool_name)[128:132] == b"DICM" for job in owed)
+
+
+def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in (11, 12, 13, 14):
+        bench.receive(seed)
+    assert bench.run() == {"received": 0, "analysed": 3, "not_analysed": 0, "failed": 1}
+    (ending,) = bench.ledger.history("1.2.13")
+    assert (ending["state"], ending["reason"]) == ("failed", "analysis_error")
+    assert [result["kind"] for result in ending["results"]] == ["SC"]  # the archive is told
+    assert bench.pipeline.batches == [4, 1, 1, 1, 1, 1, 1]  # once together, then alone: three times the poison
+    assert caplog.records
+    assert not any(SECRET in OneLineFormatter().format(record) for record in caplog.records)
+
+
+def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.receive(13)
+    assert bench.run()["failed"] == 1
+    monkeypatch.setattr(BreakablePipeline, "analyse", Pipeline.analyse)
+    assert bench.ledger.rearm(["failed"], []) == 1
+    assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
+    (ending,) = bench.ledger.history("1.2.13")
+    results = [result["sop_instance_uid"] for result in ending["results"] if result["kind"] == "SC"]
+    assert len(set(results)) == 2  # "failed" and the answer are two objects: an archive keeps the first of a UID
+
+
+def test_a_full_disk_is_no_images_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.worker._PAUSE_S", 0.01)
+    full = 10
+    write = Spool.write
+
+    def no_room(spool: Spool, *chunks: bytes) -> str:
+        nonlocal full
+        full -= 1
+        if full > 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(spool, *chunks)
+
+    bench.receive(1)
+    monkeypatch.setattr(Spool, "write", no_room)
+    assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
+    assert full <= 0
+
+
+def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
+    bench.receive(1)
+    (name,) = bench.spool.names()
+    bench.spool.remove(name)
+    assert bench.run()["failed"] == 1
+    assert bench.ledger.history("1.2.1")[0]["reason"] == "bytes_missing"
+
+
+def test_the_same_image_again_makes_nothing(bench: Bench) -> None:
+    bench.receive(1)
+    bench.receive(1)
+    assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
+    owed = len(bench.ledger.claim_deliveries("outbox", "me", 99))
+    bench.receive(1)
+    assert bench.run()["analysed"] == 1
+    assert len(bench.ledger.claim_deliveries("outbox", "me", 99)) == 0
+    assert len(list(bench.spool.names())) == 3 + owed  # three receptions; no result file of a duplicate stays
