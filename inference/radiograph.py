@@ -23,6 +23,11 @@ COPIED_KEYWORDS = (
     "ReferringPhysicianName",
 )  # fmt: skip
 
+# Attributes that change the picture or what is measured on it: another value is another content.
+_SHOWN_KEYWORDS = (
+    "PatientOrientation", "PixelSpacing", "ImagerPixelSpacing", "PhotometricInterpretation", "PresentationLUTShape",
+    "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelPaddingValue",
+)  # fmt: skip
 _BLANK_LEVELS = 8  # an image whose central 99 % of pixels span fewer stored grey levels shows nothing
 _MAX_PIXELS = 100_000_000  # a header may ask for 65535 x 65535; the largest detectors have some 20 million
 
@@ -120,8 +125,8 @@ def decode(dataset: FileDataset) -> Radiograph:
     header = without_pixels(dataset)
     stored = _stored_values(dataset)
     digest = hashlib.sha256(np.ascontiguousarray(stored).tobytes())
-    digest.update(repr((stored.shape, str(stored.dtype), str(dataset.get("PhotometricInterpretation")))).encode())
-    for keyword in COPIED_KEYWORDS:
+    digest.update(repr((stored.shape, str(stored.dtype))).encode())
+    for keyword in (*COPIED_KEYWORDS, *_SHOWN_KEYWORDS):
         digest.update(f"\0{keyword}={dataset.get(keyword, '')}".encode("utf-8", "surrogateescape"))
     return Radiograph(header, _displayed(dataset, stored), spacing_of(dataset), digest.hexdigest())
 
@@ -135,16 +140,22 @@ def without_pixels(dataset: Dataset) -> Dataset:
 
 
 def spacing_of(header: Dataset) -> Spacing | None:
-    """PixelSpacing, else ImagerPixelSpacing, else None; zero and negative values are no spacing."""
-    for keyword, detector in (("PixelSpacing", False), ("ImagerPixelSpacing", True)):
-        value = header.get(keyword)
-        try:
-            row_mm, column_mm = (float(v) for v in value)
-        except (TypeError, ValueError):
-            continue
-        if 0 < row_mm < 100 and 0 < column_mm < 100:
-            return Spacing(row_mm, column_mm, detector)
-    return None
+    """PixelSpacing, else ImagerPixelSpacing, else None; zero and negative values are no spacing.
+
+    PixelSpacing that equals ImagerPixelSpacing was not calibrated to the patient (PS3.3 10.7.1.3).
+    """
+    calibrated, detector = (_pair_mm(header, keyword) for keyword in ("PixelSpacing", "ImagerPixelSpacing"))
+    if calibrated is not None:
+        return Spacing(*calibrated, detector=calibrated == detector and not header.get("PixelSpacingCalibrationType"))
+    return Spacing(*detector, detector=True) if detector is not None else None
+
+
+def _pair_mm(header: Dataset, keyword: str) -> tuple[float, float] | None:
+    try:
+        row_mm, column_mm = (float(value) for value in header.get(keyword))
+    except (TypeError, ValueError):
+        return None
+    return (row_mm, column_mm) if 0 < row_mm < 100 and 0 < column_mm < 100 else None
 
 
 def _stored_values(dataset: FileDataset) -> NDArray[np.integer]:

@@ -81,6 +81,7 @@ def test_the_digest_names_the_picture_and_the_patient_not_the_encoding(sample: b
     other_encoding = io.BytesIO()
     dataset.save_as(other_encoding, implicit_vr=True)
     assert decoded(other_encoding.getvalue()).content_digest == decoded(sample).content_digest
+    assert decoded(changed(sample, PatientOrientation=["R", "F"])).content_digest != decoded(sample).content_digest
     assert decoded(changed(sample, PatientID="another")).content_digest != decoded(sample).content_digest
     pixels = dcmread(io.BytesIO(sample)).pixel_array.copy()
     pixels[5, 5] ^= 1
@@ -99,6 +100,8 @@ def test_the_undecoded_digest_leaves_the_file_meta_out(sample: bytes) -> None:
     [
         ({"PixelSpacing": [0.2, 0.3]}, (0.2, 0.3, False)),
         ({}, (0.4, 0.4, True)),  # the phantom's ImagerPixelSpacing
+        ({"PixelSpacing": [0.4, 0.4]}, (0.4, 0.4, True)),  # equal to the detector's: not calibrated
+        ({"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.4, 0.4, False)),
         ({"PixelSpacing": [0, 0]}, (0.4, 0.4, True)),
         ({"ImagerPixelSpacing": None}, None),
         ({"ImagerPixelSpacing": None, "PixelSpacing": [0, 0]}, None),
