@@ -249,7 +249,7 @@ class Receiver:
 
     def _on_closed(self, event: Event) -> None:
         if event.assoc.requestor.primitive is None:  # it never asked: end the wait for that (ACSE timeout) now
-            event.assoc.dul.to_user_queue.put(cast(Any, None))
+            pass
         conversation = self._conversations.pop(event.assoc, None)
         if conversation is not None:
             log.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import math
 import os
 import platform
 import time
@@ -20,6 +21,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from inference import package
+from inference.engine import Engine
 from inference.networks import build
 from inference.postprocess import REFERENCE_MATRIX_PX
 from training import losses, metrics, siim
@@ -34,7 +36,7 @@ _INTENDED_USE = "Research use only, not for diagnosis."
 def train(recipe: Recipe, data: Path, out: Path, command: str) -> Path:
     """Train both stages and write the package; returns its folder.
 
-    `data` holds stage2/ and siim/; `out` receives recipe.json, a CSV of each stage's curve, checkpoints, and
+    `data` holds stage2/ and siim/; `out` receives recipe.json, a CSV of each stage's curve, the last weights, and
     package/. The figures of the package come from `training.evaluate`, run by the caller.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -46,17 +48,19 @@ def train(recipe: Recipe, data: Path, out: Path, command: str) -> Path:
     cases = siim.read_cases(data / "siim")
     segmenter = _train_segmenter(recipe.segmenter, classifier, cases, out, recipe.seed, console)
 
-    folder = out / "package"
+    return export(recipe, {"classifier": classifier, "segmenter": segmenter}, cases, out / "package", command)
+
+
+def export(recipe: Recipe, networks: dict[str, nn.Module], cases: list[siim.Case], folder: Path, command: str) -> Path:
+    """Write the package of trained networks, its threshold chosen through the very code that serves it."""
     golden = {
         "classifier": _inputs(siim.phantoms(1, recipe.classifier.side, 0)[0]),
         "segmenter": _inputs(siim.phantoms(1, recipe.segmenter.side, 0)[0]),
     }
-    networks: dict[str, nn.Module] = {"classifier": classifier, "segmenter": segmenter}
     manifest = _manifest(recipe, cases, command)
-    package.write(folder, manifest, networks, golden)  # rounds the weights: the threshold is chosen on what serves
-    manifest["classifier"] |= _operating_point(recipe, classifier, cases)
     package.write(folder, manifest, networks, golden)
-    console.print(f"package: {folder}", soft_wrap=True)
+    manifest["classifier"] |= _operating_point(recipe, folder, cases)
+    package.write(folder, manifest, networks, golden)
     return folder
 
 
@@ -192,15 +196,17 @@ def _scores(network: nn.Module, pictures: NDArray[np.uint8]) -> NDArray[np.float
     return torch.sigmoid(torch.cat(parts)[:, 0]).double().numpy()
 
 
-def _operating_point(recipe: Recipe, classifier: nn.Module, cases: list[siim.Case]) -> dict[str, Any]:
+def _operating_point(recipe: Recipe, folder: Path, cases: list[siim.Case]) -> dict[str, Any]:
     point = recipe.operating_point
+    engine = Engine(package.load(folder), torch.device("cpu"))
     chosen = [case for case in cases if case.fold in point.folds]
-    scores = _scores(classifier, siim.pictures_and_masks(chosen, recipe.classifier.side)[0])
-    labels = np.array([case.positive for case in chosen])
-    threshold = metrics.threshold_for_sensitivity(scores, labels, point.sensitivity)
+    scores = np.array([engine.classify([case.read().pixels])[0] for case in chosen])
+    threshold = metrics.threshold_for_sensitivity(
+        scores, np.array([case.positive for case in chosen]), point.sensitivity
+    )
     return {
-        # Two digits down, so that the positive it was chosen at is on its right side in any arithmetic.
-        "threshold": max(0.01, np.floor(threshold * 100) / 100),
+        # Rounded down, so that the positive it was chosen at is on its right side in any arithmetic.
+        "threshold": max(0.001, math.floor(threshold * 1000) / 1000),
         "operating_point": f"sensitivity {point.sensitivity:.2f} or more on the labels of siim/ folds {point.folds}",
     }
 
@@ -224,7 +230,7 @@ def _manifest(recipe: Recipe, cases: list[siim.Case], command: str) -> dict[str,
         **networks,
         "label": {"value": "36118008", "scheme": "SCT", "meaning": "Pneumothorax"},
         "training": {
-            "recipe": "default",
+            "recipe": recipe.id,
             "data": ["stage2: silver probabilities", f"siim: folds {recipe.segmenter.folds}", "synthetic phantoms"],
             "date": datetime.now(UTC).date().isoformat(),
             "command": f"{command} ({os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__})",

@@ -19,7 +19,7 @@ from inference.radiograph import Radiograph
 from training import phantom, rle
 
 Pictures = NDArray[np.uint8]  # (n, side, side), letterboxed, 0 black to 255 white
-_EQUAL_QUALITY = 85  # every training picture is JPEG-compressed once at this quality: see `_equalised`
+_EQUAL_QUALITY = 85  # every picture of siim/ that trains is JPEG-compressed once at this quality: see `_equalised`
 
 
 @dataclass(frozen=True, eq=False)

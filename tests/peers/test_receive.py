@@ -407,6 +407,7 @@ def test_whatever_bytes_come_honest_senders_get_through_and_nothing_leaks(
     monkeypatch.setattr(listener, "_PDU_S", 1.0)
     monkeypatch.setattr(scp, "_IDLE_S", 2.0)
     node = start()
+    node.receiver._ae.acse_timeout = 10 * DEADLINE_S  # nothing may have to wait for that
     assert store(node, image("1.2.1")) == [0x0000]
     until(lambda: not node.receiver._ae.active_associations)
     before = resources()

@@ -1,0 +1,68 @@
+"""To the network and back, for any size and aspect."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.networks import BUILDERS, build
+from inference.preprocess import fit, normalise, unfit
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(8, 900), st.integers(8, 900), st.sampled_from([32, 64, 256]))
+def test_a_picture_comes_back_where_it_was(rows: int, columns: int, side: int) -> None:
+    y, x = np.mgrid[0:rows, 0:columns]
+    picture = ((x + 0.5) / columns * 0.6 + (y + 0.5) / rows * 0.4).astype(np.float32)
+    fitted = fit(picture, side)
+    assert fitted.pixels.shape == (side, side)
+    back = unfit(fitted.pixels, fitted.geometry)
+    assert back.shape == (rows, columns)
+    # A ramp survives but for the letterbox's whole pixels, and a pixel's width at the flat ends of interpolation.
+    shorter = min(fitted.geometry.height, fitted.geometry.width)
+    assert np.abs(back - picture).max() <= 1.01 / shorter + 0.6 / min(rows, columns)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(8, 600), st.integers(8, 600))
+def test_a_mark_comes_back_to_its_place(rows: int, columns: int) -> None:
+    picture = np.zeros((rows, columns), dtype=np.float32)
+    row, column = rows // 4, columns // 3
+    radius = max(2, max(rows, columns) // 16)
+    picture[max(0, row - radius) : row + radius, max(0, column - radius) : column + radius] = 1
+    fitted = fit(picture, 128)
+    found = np.argwhere(unfit(fitted.pixels, fitted.geometry) > 0.5).mean(0)
+    wanted = np.argwhere(picture > 0.5).mean(0)
+    assert np.abs(found - wanted).max() <= max(rows, columns) / 128 + 0.5
+
+
+def test_two_windows_of_one_picture_are_nearly_one_input() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.random((100, 60), dtype=np.float32)
+    first, second = (fit(one, 64) for one in (picture, 0.2 + 0.5 * picture))
+    inputs = [normalise(one.pixels, one.geometry, "image-standard") for one in (first, second)]
+    assert np.abs(inputs[0] - inputs[1]).max() < 0.05
+    assert (inputs[0][:, :10] == 0).all()  # the letterbox
+
+
+def test_an_unknown_normalisation_is_said() -> None:
+    fitted = fit(np.zeros((8, 8), dtype=np.float32), 32)
+    with pytest.raises(ValueError, match="image-standard"):
+        normalise(fitted.pixels, fitted.geometry, "secret")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("residual-classifier", (2, 1)), ("residual-unet", (2, 1, 96, 96))])
+def test_networks_take_and_give_what_a_package_expects(name: str, shape: tuple[int, ...]) -> None:
+    assert name in BUILDERS
+    with torch.inference_mode():
+        assert build(name).eval()(torch.zeros(2, 1, 96, 96)).shape == shape
+
+
+def test_only_listed_networks_are_built() -> None:
+    with pytest.raises(ValueError, match="allowed: residual-classifier"):
+        build("os.system")
+    with pytest.raises(ValueError, match="arguments of residual-unet"):
+        build("residual-unet", widths=[1])
