@@ -53,6 +53,7 @@ log = logging.getLogger("pleura.receive")
 _MAXIMUM_ASSOCIATIONS = 64
 _IDLE_S = 60.0  # an association without a message
 _DRAIN_S = 20.0  # what is being received when we are told to stop
+_GIVE_UP_S = 5.0  # after that
 _ADDRESSES_S = 60.0  # how long a peer's host name stays resolved
 _UID = re.compile(r"[0-9.]{1,64}")
 _URGENCY = {"stat": 0, "routine": 1}  # peers[].priority -> Arrival.priority
@@ -164,10 +165,10 @@ class Receiver:
         """No new association; what is being received is finished and answered, then the associations end."""
         self._listener.stop()
         deadline = time.monotonic() + _DRAIN_S
-        while running := self._ae.active_associations:
+        while (running := self._ae.active_associations) and time.monotonic() < deadline + _GIVE_UP_S:
             for association in running:
                 if time.monotonic() > deadline or not _unanswered(association):
-                    association.abort()
+                    association.abort(block=False)
             time.sleep(0.01)
         self._intake.stop()
         self._while_running.close()
@@ -249,7 +250,7 @@ class Receiver:
 
     def _on_closed(self, event: Event) -> None:
         if event.assoc.requestor.primitive is None:  # it never asked: end the wait for that (ACSE timeout) now
-            pass
+            event.assoc.dul.to_user_queue.put(cast(Any, None))
         conversation = self._conversations.pop(event.assoc, None)
         if conversation is not None:
             log.info(

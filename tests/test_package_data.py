@@ -7,9 +7,11 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from daemon import config
 
@@ -65,3 +67,22 @@ def test_the_readmes_settings_are_settings(tmp_path: Path) -> None:
     settings = config.load(path)
     assert settings.destinations
     assert len(match[1].splitlines()) <= 10
+
+
+def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
+    seen, waiting = set(), ["pleura"]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        about = metadata.metadata(name)
+        licence = " ".join(
+            [about.get("License-Expression") or about.get("License") or "", *about.get_all("Classifier", [])]
+        )
+        assert "GPL" not in licence.split("\n")[0] or "LGPL" in licence, f"{name}: {licence[:200]}"
+        for text in metadata.requires(name) or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    assert {"torch", "pydicom", "python-gdcm"} <= seen
