@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+import warnings
 from types import TracebackType
 
 _ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -35,7 +36,9 @@ class OneLineFormatter(logging.Formatter):
 
 
 def start() -> None:
-    """Send our own loggers to stderr. Libraries stay silent: pydicom and pynetdicom quote header values."""
+    """Send our own loggers to stderr. Libraries stay silent, warnings too: they quote header values."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]  # without one, Python prints warnings by itself
     handler = logging.StreamHandler(sys.stderr)
