@@ -127,7 +127,7 @@ def _role(options: argparse.Namespace) -> int:
     settings = config.load(options.config)
     device = getattr(options, "device", None)
     if device:
-        settings = settings.model_copy(update={"device": device})
+        settings = config.with_device(settings, device)
     return service.run_role(options.role, settings)
 
 
@@ -188,7 +188,12 @@ def _predict(options: argparse.Namespace) -> int:
             print(f"{path}: cannot be read ({error.strerror})", file=sys.stderr)
             status = EXIT_FAILED
             continue
-        (outcome,) = pipeline.analyse([data], result_time)
+        try:
+            (outcome,) = pipeline.analyse([data], result_time)
+        except Exception as error:  # the loop's one catch-all: the other files have their answers
+            print(f"{path}: the analysis broke ({type(error).__name__})", file=sys.stderr)
+            outcome = pipeline.fail(data, "analysis_error", result_time)
+            status = EXIT_FAILED
         print(json.dumps({"file": str(path)} | outcome.summary() | {"model": pipeline.engine.identity.id}), flush=True)
         for result in outcome.results if options.out else ():
             (options.out / f"{result.sop_instance_uid}.dcm").write_bytes(result.data)

@@ -199,6 +199,18 @@ def load(path: Path) -> Config:
         raise ConfigError("\n".join(lines)) from error
 
 
+def with_device(config: Config, device: str) -> Config:
+    """The same settings for another device (`pleura analyse --device`).
+
+    Raises:
+        ConfigError: it is no device's name.
+    """
+    try:
+        return Config.model_validate(config.model_dump() | {"device": device})
+    except ValidationError as error:
+        raise ConfigError(f"--device: found {device!r}; allowed: auto, cpu, cuda or cuda:N") from error
+
+
 def show(config: Config) -> str:
     """The whole effective configuration as YAML, defaults filled in."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

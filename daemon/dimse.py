@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from importlib.metadata import version
 
 from pydicom import config, uid
 from pynetdicom import _config
@@ -27,7 +28,7 @@ logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 
 # PS3.7 D.3.3.2: names the implementation, in associations and in the file meta information of what we receive.
 IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"
-IMPLEMENTATION_VERSION_NAME = "PLEURA_0_1"
+IMPLEMENTATION_VERSION_NAME = f"PLEURA_{version('pleura')}"[:16]
 
 MAXIMUM_PDU_BYTES = 256 * 1024  # fewer, larger PDUs than the usual 16 KiB; a peer may still send smaller ones
 

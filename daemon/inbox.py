@@ -50,7 +50,7 @@ _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "fuse", "9p", "lustre", "
 class _Seen:
     """What is known of a file that has not been taken yet."""
 
-    signature: tuple[int, int]  # size in bytes, modification time in ns
+    signature: tuple[int, int, int]  # size in bytes, modification time in ns, inode
     since: float
     pause_s: float = 0.0
     not_before: float = 0.0
@@ -143,7 +143,8 @@ class Inbox:
         try:
             seen.taken = seen.taken or self._take(path, signature)
             if seen.taken:
-                path.unlink(missing_ok=True)
+                if _signature(path.lstat()) == signature:  # else: another file under the same name, to be taken next
+                    path.unlink(missing_ok=True)
                 return False
         except (OSError, NoRoomError) as error:
             seen.pause_s = min(2 * seen.pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
@@ -152,7 +153,7 @@ class Inbox:
             log.warning("inbox: a file stays (%s); trying again in %g s", why, seen.pause_s)
         return True
 
-    def _take(self, path: Path, signature: tuple[int, int]) -> bool:
+    def _take(self, path: Path, signature: tuple[int, int, int]) -> bool:
         """Durable in the spool and committed. False when it has changed meanwhile."""
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:  # noqa: PTH123 - no link may be followed
@@ -184,8 +185,8 @@ class _Whole(FileSystemEventHandler):
             self._inbox.whole(Path(os.fsdecode(event.dest_path)))
 
 
-def _signature(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
+def _signature(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _identity(data: bytes) -> tuple[str, str, str]:

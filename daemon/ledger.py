@@ -22,6 +22,8 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from daemon.schema import SCHEMA_VERSION, deliveries, instances, metadata, results, schema_version
 
 LEASE_S = 60.0  # a dead owner's work is claimable after this; owners at work renew it (heartbeat)
+_HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")  # no other start would do better
+_LONGEST_WAIT_S = 3600.0  # nothing is put off for longer; a later date is a clock that was set back
 _DOORBELL_S = 0.01  # PRAGMA data_version costs 2 microseconds
 _POLL_S = 0.2  # where there is no doorbell (PostgreSQL, until LISTEN is built)
 
@@ -105,10 +107,10 @@ class Ledger:
         self._bell = threading.local()
         try:
             self._create()
-        except sa.exc.OperationalError as error:
-            if self._is_sqlite:
+        except sa.exc.DBAPIError as error:
+            if getattr(error.orig, "sqlite_errorname", "").startswith(_HOPELESS):
                 raise LedgerError(f"ledger {url}: cannot be opened or created ({error.orig})") from error
-            raise  # a server that is away comes back; its clients are started again until then
+            raise  # a full disk, a lock or a server that is away: the role is started again until that is over
 
     @classmethod
     def existing(cls, url: str) -> Ledger:
@@ -167,7 +169,7 @@ class Ledger:
         with self._transaction() as (conn, now):
             waiting = (
                 sa.select(instances)
-                .where(instances.c.state == "received", instances.c.lease_until <= now)
+                .where(instances.c.state == "received", _past(instances.c.lease_until, now))
                 .order_by(instances.c.priority, instances.c.id)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
@@ -342,8 +344,8 @@ class Ledger:
                 .where(
                     deliveries.c.destination == destination,
                     deliveries.c.state == "owed",
-                    deliveries.c.due_at <= now,
-                    deliveries.c.lease_until <= now,
+                    _past(deliveries.c.due_at, now),
+                    _past(deliveries.c.lease_until, now),
                 )
                 .order_by(deliveries.c.priority, deliveries.c.id)
                 .limit(limit)
@@ -542,6 +544,10 @@ def _fields(result: StoredResult) -> dict[str, str]:
     return {name: getattr(result, name) for name in _RESULT_FIELDS}
 
 
+def _past(column: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
+    return sa.or_(column <= now, column > now + _LONGEST_WAIT_S)
+
+
 def _held(table: sa.Table, job: ImageJob | DeliveryJob) -> sa.Update:
     """An update that changes nothing when another attempt has taken over since."""
     open_state = "received" if table is instances else "owed"
@@ -557,9 +563,16 @@ def _engine(url: str) -> Engine:
     engine = sa.create_engine(parsed, connect_args={"timeout": 30})
 
     @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _: object) -> None:
+    def _configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # SQLAlchemy's "begin" below starts transactions, not the driver
-        connection.execute("PRAGMA journal_mode=WAL")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            # Only for a new file; the switch asks for the whole file, and takes no time-out from "connect".
+            for _ in range(200):
+                try:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    break
+                except sqlite3.OperationalError:  # another role is at it
+                    time.sleep(0.05)
         connection.execute("PRAGMA synchronous=FULL")  # a commit that was answered survives power loss
         connection.execute("PRAGMA foreign_keys=ON")
 

@@ -220,7 +220,8 @@ class Receiver:
         sop_class_uid, sop_instance_uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
 
         def refuse(status: Status, why: str) -> Status:
-            log.warning("refused %s from %s with 0x%04X: %s", printable(sop_instance_uid), calling, status, why)
+            shown = sop_instance_uid if _UID.fullmatch(sop_instance_uid) else "an instance without a UID"
+            log.warning("refused %s from %s with 0x%04X: %s", shown, calling, status, why)
             return status
 
         if sop_class_uid != event.context.abstract_syntax:

@@ -154,14 +154,18 @@ class _Courier:
                     except LinkDownError as error:
                         trouble = str(error)
                         self._later(job, trouble)
+                    except Exception as error:
+                        self._later(job, f"{type(error).__name__} while it was sent")
+                        raise
                     else:
                         found = self._judge(job, status)
                         stored += found is Verdict.STORED
                         trouble = f"answered 0x{status:04X}" if found is Verdict.BUSY else None
         except LinkDownError as error:
             trouble = str(error)
-        for job, _ in waiting:
-            self._ledger.retry_later(job, trouble or "its turn did not come", 0.0)
+        finally:  # also where something unforeseen breaks: no neighbour stays leased
+            for job, _ in waiting:
+                self._ledger.retry_later(job, trouble or "its turn did not come", 0.0)
         return stored, trouble
 
     def _open(self, objects: Sequence[Outgoing]) -> Link | nullcontext[_Folder]:

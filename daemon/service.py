@@ -222,7 +222,7 @@ class _Supervisor:
         if status is None:
             return
         self._forget(child)
-        if status == _EXIT_CANNOT_START:
+        if status == _EXIT_CANNOT_START and not self._said_ready:  # later, a file half edited must not end the others
             log.error("%s cannot start; see its message above", child.role)
             child.start_again_at = float("inf")
             return

@@ -17,7 +17,7 @@ from daemon.spool import Spool
 from inference import package
 from inference.admission import Rules
 from inference.engine import Engine, choose_device
-from inference.finding import Outcome
+from inference.finding import Outcome, State
 from inference.pipeline import Pipeline, Settings
 from inference.results.identity import RenderSettings
 
@@ -57,6 +57,10 @@ def build_pipeline(config: Config, device: str, ledger: Ledger | None = None) ->
     return Pipeline(engine, settings)
 
 
+class EngineBrokenError(Exception):
+    """The networks no longer run at all; another process may heal that."""
+
+
 @dataclass(frozen=True, eq=False)
 class Worker:
     """One owner of one device."""
@@ -75,6 +79,8 @@ class Worker:
                 if jobs:
                     self._work(jobs)
                     continue
+            except EngineBrokenError:
+                raise  # the process ends, and is started again
             except Exception:  # the loop's one catch-all: a ledger or disk that is away comes back
                 log.exception("the ledger or the spool is in trouble; trying again in %g s", _PAUSE_S)
                 stop.wait(_PAUSE_S)
@@ -110,11 +116,19 @@ class Worker:
         except Exception:
             # Nobody knows yet which image it was: each comes back alone, and only a solitary failure counts.
             log.exception("analysis of %d image(s) broke; each is tried alone", len(files))
+            self._check_engine()
             for job, _ in files:
                 self.ledger.abandon(job)
             return
         for (job, _), outcome in zip(files, outcomes, strict=True):
             self._finish(job, outcome)
+
+    def _check_engine(self) -> None:
+        """Is it the device? Then no image is to blame, and only a new process can heal it (a poisoned CUDA context)."""
+        try:
+            self.pipeline.warm_up()
+        except Exception as error:
+            raise EngineBrokenError("the analysis breaks on its own sample too: the device or the model") from error
 
     def _give_up(self, job: ImageJob) -> None:
         """The image has broken the analysis each time it was alone: end it visibly."""
@@ -122,9 +136,21 @@ class Worker:
         if job.unfinished_alone > MAX_ALONE:  # even saying so broke: say it in the ledger alone
             self.ledger.complete(job, Completion("failed", "", reason=reason, detail="no result could be made"), {})
             return
-        self._finish(job, self.pipeline.fail(self.spool.read(job.spool_name), reason, _local(job.claimed_at)))
+        try:
+            outcome = self.pipeline.fail(self.spool.read(job.spool_name), reason, _local(job.claimed_at))
+        except Exception:
+            log.exception("image %d: not even its failure can be told to the archive", job.id)
+            self.ledger.complete(job, Completion("failed", "", reason=reason, detail="no result could be made"), {})
+            return
+        self._finish(job, outcome)
 
     def _finish(self, job: ImageJob, outcome: Outcome) -> None:
+        if outcome.sop_instance_uid and job.sop_instance_uid not in ("", outcome.sop_instance_uid):
+            # Design, "Refusal": whose image this is cannot be told.
+            outcome = Outcome(
+                State.FAILED, outcome.content_digest, outcome.sop_instance_uid, outcome.study_instance_uid,
+                reason="uid_mismatch", detail=f"the data set says {outcome.sop_instance_uid}",
+            )  # fmt: skip
         stored = []
         for result in outcome.results:
             name = self.spool.write(result.data)

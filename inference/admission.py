@@ -28,13 +28,39 @@ _SOP_CLASSES = (
 _SERIES_DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
 _DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, "StudyDescription", "PerformedProcedureStepDescription")
 _ANIMALS = {"CANINE", "FELINE", "EQUINE", "BOVINE", "VETERINARY"}
-_CHEST_WORDS = {"CHEST", "THORAX", "LUNG", "LUNGS", "RIBS", "CXR"}
+_CHEST_WORDS = {"CHEST", "THORAX", "TORAX", "TORACE", "THORACIC", "LUNG", "LUNGS", "RIBS", "CXR"}
 _OTHER_BODY_PARTS = {
     "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT", "HAND", "WRIST", "ELBOW",
     "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
 }  # fmt: skip
 _LATERAL_WORDS = {"LATERAL", "LAT"}
-_FRONTAL_WORDS = {"PA", "AP", "FRONTAL", "DECUBITUS"}  # a lateral decubitus view is frontal
+_KNOWN_TERMS = (
+    _OTHER_BODY_PARTS
+    | {"LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA"}  # PS3.3 C.8.1.1: View Position
+    | {
+        "CT",
+        "MR",
+        "US",
+        "NM",
+        "PT",
+        "XA",
+        "RF",
+        "MG",
+        "SC",
+        "OT",
+        "SR",
+        "PR",
+        "SEG",
+        "DX",
+        "CR",
+        "IO",
+        "PX",
+        "KO",
+        "DOC",
+    }
+    | {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2"}
+)
+_FRONTAL_WORDS = {"PA", "AP", "FRONTAL", "POSTERO", "ANTERO", "DECUBITUS"}  # a lateral decubitus view is frontal
 
 
 @dataclass(frozen=True)
@@ -61,6 +87,7 @@ REASONS: dict[str, Reason] = {
     "undecodable": Reason(State.NOT_ANALYSED, True, "the pixels cannot be decoded"),
     "not_dicom": Reason(State.FAILED, False, "the bytes are not a DICOM object"),
     "bytes_missing": Reason(State.FAILED, False, "the spool no longer holds the image"),
+    "uid_mismatch": Reason(State.FAILED, False, "the data set is another instance than the one announced"),
     "analysis_error": Reason(State.FAILED, True, "the analysis broke repeatedly"),
     "result_invalid": Reason(State.FAILED, True, "a result object failed its own check and was not sent"),
 }
@@ -141,10 +168,10 @@ def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]
 def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: list[str]) -> _Check:
     if _species_is_animal(header) or _words(header, _DESCRIPTIONS) & _ANIMALS:
         return Refusal("species", "PatientSpecies, PatientBreed or a description tells of an animal")
-    described = _words(header, _DESCRIPTIONS)
+    described = _words(header, _DESCRIPTIONS) | _meaning_words(header, "AnatomicRegionSequence")
     if not _text(header, "BodyPartExamined") and described & _OTHER_BODY_PARTS and not described & _CHEST_WORDS:
         return Refusal("body_part", "BodyPartExamined is absent and a description names another body part")
-    of_series = _words(header, _SERIES_DESCRIPTIONS)
+    of_series = _words(header, _SERIES_DESCRIPTIONS) | _meaning_words(header, "ViewCodeSequence")
     if not _text(header, "ViewPosition") and of_series & _LATERAL_WORDS and not of_series & _FRONTAL_WORDS:
         return Refusal("view", "ViewPosition is absent and the series' description says lateral")
     return _one_of(header, "BodyPartExamined", "body_part", rules, notes) or _one_of(
@@ -157,7 +184,13 @@ def _species_is_animal(header: Dataset) -> bool:
     code = _code(header, "PatientSpeciesCodeSequence")
     if species in ("HOMO SAPIENS", "HUMAN") or code in ("337915000", "L-85B00"):  # SCT, SRT "Homo sapiens"
         return False
-    return bool(species or code or _text(header, "PatientBreedDescription"))
+    # A breed alone is an empty field that somebody filled in ("N/A").
+    return bool(code) or species not in ("", "UNKNOWN", "N/A", "NA", "NONE", "OTHER")
+
+
+def _meaning_words(header: Dataset, keyword: str) -> set[str]:
+    """What a code sequence means, in words: in DX it is type 1 where the plain attribute may be absent."""
+    return {word for item in header.get(keyword) or [] for word in _words(item, ("CodeMeaning",))}
 
 
 def _words(header: Dataset, keywords: tuple[str, ...]) -> set[str]:
@@ -172,6 +205,9 @@ def _one_of(header: Dataset, keyword: str, reason: str, rules: Rules, notes: lis
             return Refusal(reason, f"{keyword} is absent and when_absent is refuse")
         notes.append(f"{keyword} absent")
         return None
+    words = set(re.findall("[A-Z]+", found))
+    if reason == "body_part" and words & (_CHEST_WORDS | set(admitted)):
+        return None  # "CHEST PA", "LUNG": a chest by another name
     if found not in admitted:
         return Refusal(reason, f"{keyword} found {_shown(found)}, admitted {_list(admitted)}")
     return None
@@ -193,7 +229,7 @@ def age_years(header: Dataset) -> float | None:
     """Years from PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years), else from the
     birth date to the study date; None where absent or implausible (over 130)."""
     match = re.fullmatch(r"(\d{1,3})([DWMY]?)", str(header.get("PatientAge") or "").strip().upper())
-    if match:
+    if match and match[0] != "000Y":  # what a console writes that was told nothing
         years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
         return years if years <= 130 else None
     dates = [str(header.get(keyword) or "") for keyword in ("PatientBirthDate", "StudyDate")]
@@ -222,8 +258,8 @@ def _code(item: Dataset, keyword: str) -> str:
 
 
 def _shown(value: str) -> str:
-    """A coded header value in a log: CS characters only (PS3.5 6.2), so that no free text slips through."""
-    return value if re.fullmatch(r"[A-Z0-9_ ]{1,16}", value) else "an empty or unusual value"
+    """A coded header value in a log: only a term we know, for any other may be a patient's name in the wrong place."""
+    return value if value in _KNOWN_TERMS else "another value" if value else "nothing"
 
 
 def _list(values: tuple[str, ...]) -> str:

@@ -26,7 +26,10 @@ def choose_device(wanted: str) -> torch.device:
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    device = torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted)
+    try:
+        device = torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted)
+    except RuntimeError as error:
+        raise ValueError(f"device: {wanted!r} found; allowed: auto, cpu, cuda, cuda:N") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.index is not None and device.index >= count:
         raise ValueError(

@@ -129,14 +129,13 @@ class Pipeline:
             return outcome
         try:
             return replace(outcome, results=self._results(read, finding, reason, result_time))
-        except GateError as error:
-            # Never sent, visible, and the archive is told that this image has no answer.
-            log.error("gate: %s of %s refused: %s", error.kind, outcome.sop_instance_uid, error.what)
-            detail = f"{error.kind}: {error.what}"
-            outcome = replace(outcome, state=State.FAILED, reason="result_invalid", detail=detail, finding=None)
-        except ValueError:
-            # Only a failure comes here without identity: admission has looked at all others.
-            return replace(outcome, detail="no usable identity: no result can name its image")
+        except (GateError, ValueError) as error:
+            # Never sent, visible, and the archive is told, where it can be, that this image has no answer.
+            detail = f"{error.kind}: {error.what}" if isinstance(error, GateError) else type(error).__name__
+            log.error("no result for %s: %s", outcome.sop_instance_uid, detail)
+            if state is not State.FAILED:
+                reason = "result_invalid"
+            outcome = replace(outcome, state=State.FAILED, reason=reason, detail=detail, finding=None)
         with suppress(GateError, ValueError):
             outcome = replace(outcome, results=self._results(read, None, "result_invalid", result_time))
         return outcome

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, dcmread
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 # Patient and study attributes that results copy from their source; part of the content digest (design, "Identity").
 COPIED_KEYWORDS = (
@@ -176,8 +176,9 @@ def _stored_values(dataset: FileDataset) -> NDArray[np.integer]:
             stored = pixel_array(dataset, raw=True)
         except Exception as error:  # codecs meet arbitrary bytes and raise what they like
             syntax = dataset.file_meta.TransferSyntaxUID
+            named = syntax if syntax in AllTransferSyntaxes else "unknown"  # a peer's string is not logged
             raise Unsuitable(
-                "undecodable", f"transfer syntax {syntax}: {type(error).__name__} in the decoder"
+                "undecodable", f"transfer syntax {named}: {type(error).__name__} in the decoder"
             ) from error
     if stored.shape != (rows, columns):
         raise Unsuitable("undecodable", f"{stored.shape} pixels decoded, ({rows}, {columns}) wanted")

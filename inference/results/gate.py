@@ -119,6 +119,8 @@ def _values_allowed(dataset: Dataset, case: Case) -> Iterator[str]:
             continue
         if element.VR == "SQ" or element.is_empty or _same(element, case.header):
             continue
+        if element.VR == "UI" and element.value in (case.header.SOPInstanceUID, case.header.SOPClassUID):
+            continue  # equipment that breaks PS3.5 9.1 (leading zeros) still has patients
         for value in element.value if element.VM > 1 else [element.value]:
             try:
                 validate_value(element.VR, str(value) if element.VR in FORMAL_VRS else value, config.RAISE)

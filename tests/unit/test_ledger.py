@@ -272,3 +272,13 @@ def test_a_ledger_of_another_version_is_said(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(LedgerError, match="schema version 99 found"):
         Ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+def test_a_clock_that_was_set_back_stops_nothing(ledger: Ledger, clock: Clock) -> None:
+    clock.now = 1e9  # a node that booted with its clock far ahead
+    ledger.receive([arrival("1.1"), arrival("1.2")])
+    first, _ = ledger.claim_images("me", 9)
+    ledger.complete(first, completion("9"), OWED)
+    clock.now = 1000.0
+    assert [job.sop_instance_uid for job in ledger.claim_images("other", 9)] == ["1.2"]
+    assert len(ledger.claim_deliveries("pacs", "me", 9)) == 2

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydicom import dcmread
 
 from daemon.config import Config, FolderDestination
 from daemon.ledger import Arrival, Ledger
 from daemon.log import OneLineFormatter
 from daemon.spool import Spool
-from daemon.worker import Worker
+from daemon.worker import EngineBrokenError, Worker
 from inference import package
 from inference.engine import Engine
 from inference.finding import Outcome
@@ -48,9 +49,11 @@ class Bench:
         self.pipeline.batches = []
         self.worker = Worker(self.pipeline, self.ledger, self.spool, config)
 
-    def receive(self, seed: int) -> None:
+    def receive(self, seed: int, inside: str | None = None) -> None:
         path = phantom.write(phantom.draw(seed, False, 64), self.folder / "sent.dcm")
-        uid = f"1.2.{seed}"
+        dataset, uid = dcmread(path), f"1.2.{seed}"
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid if inside is None else inside
+        dataset.save_as(path)
         name = self.spool.write(path.read_bytes())
         self.ledger.receive([Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", 1, 1)])
 
@@ -132,6 +135,37 @@ def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
     bench.spool.remove(name)
     assert bench.run()["failed"] == 1
     assert bench.ledger.history("1.2.1")[0]["reason"] == "bytes_missing"
+
+
+def test_an_image_that_is_another_than_announced_is_told_of_by_nobody(bench: Bench) -> None:
+    bench.receive(1, inside="1.2.999")
+    assert bench.run()["failed"] == 1
+    (ending,) = bench.ledger.history("1.2.1")
+    assert (ending["reason"], ending["results"]) == ("uid_mismatch", [])
+
+
+def test_a_broken_device_fails_no_image_and_ends_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> list[float]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for seed in (1, 2):
+        bench.receive(seed)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "classify", broken)
+        with pytest.raises(EngineBrokenError):
+            bench.worker.run(threading.Event())
+    assert bench.ledger.counts()["instances"] == {"received": 2, "analysed": 0, "not_analysed": 0, "failed": 0}
+    assert bench.run()["analysed"] == 2
+
+
+def test_an_image_whose_failure_cannot_be_told_blocks_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Outcome:
+        raise TypeError("an encoder's bug")
+
+    monkeypatch.setattr(Pipeline, "fail", broken)
+    for seed in (13, 14):
+        bench.receive(seed)
+    assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 1}
 
 
 def test_the_same_image_again_makes_nothing(bench: Bench) -> None:
