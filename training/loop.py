@@ -48,6 +48,8 @@ def train(recipe: Recipe, data: Path, out: Path, command: str) -> Path:
     cases = siim.read_cases(data / "siim")
     segmenter = _train_segmenter(recipe.segmenter, classifier, cases, out, recipe.seed, console)
 
+    classifier = _finish_classifier(recipe.classifier, classifier, data, out, recipe.seed, console)
+
     return export(recipe, {"classifier": classifier, "segmenter": segmenter}, cases, out / "package", command)
 
 
@@ -66,6 +68,20 @@ def export(recipe: Recipe, networks: dict[str, nn.Module], cases: list[siim.Case
 
 def _train_classifier(stage: ClassifierStage, data: Path, out: Path, seed: int, console: Console) -> nn.Module:
     console.print("reading stage2/ (silver labels: probabilities of somebody's ensemble, used as soft targets)")
+    network = build(stage.architecture, **stage.arguments)
+    return _fit_classifier(network, stage, data, seed, out / "classifier", console)
+
+
+def _finish_classifier(
+    stage: ClassifierStage, classifier: nn.Module, data: Path, out: Path, seed: int, console: Console
+) -> nn.Module:
+    last = stage.model_copy(update=stage.finish.model_dump())
+    return _fit_classifier(classifier, last, data, seed, out / "classifier-finish", console)
+
+
+def _fit_classifier(
+    network: nn.Module, stage: ClassifierStage, data: Path, seed: int, out: Path, console: Console
+) -> nn.Module:
     pictures, silver = siim.read_silver(data / "stage2", stage.side)
     order = np.random.default_rng(seed).permutation(len(pictures))
     watched, used = order[: stage.held_out], order[stage.held_out :]
@@ -77,9 +93,8 @@ def _train_classifier(stage: ClassifierStage, data: Path, out: Path, seed: int, 
         scores = _scores(network, pictures[watched])
         return {"silver_auc": metrics.auc(scores, silver[watched] > 0.5)}
 
-    network = build(stage.architecture, **stage.arguments)
     batches = _Batches(images, targets[:, None], stage, seed)
-    return _fit(network, batches, losses.soft_cross_entropy, watch, out / "classifier", console)
+    return _fit(network, batches, losses.soft_cross_entropy, watch, out, console)
 
 
 def _train_segmenter(

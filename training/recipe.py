@@ -38,10 +38,19 @@ class Stage(_Part):
     augmentation: Augmentation = Augmentation()
 
 
+class Finish(_Part):
+    """Last, a few epochs with many phantoms: among few, and at a high learning rate, they are not learned."""
+
+    epochs: Count
+    phantoms: Count
+    learning_rate: Positive
+
+
 class ClassifierStage(Stage):
     """Trained on stage2/ with silver probabilities as soft targets."""
 
     held_out: Count  # images of stage2/ that only watch
+    finish: Finish
 
 
 class SegmenterStage(Stage):
