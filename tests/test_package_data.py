@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from daemon import config
+from inference.admission import REASONS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -67,6 +68,13 @@ def test_the_readmes_settings_are_settings(tmp_path: Path) -> None:
     settings = config.load(path)
     assert settings.destinations
     assert len(match[1].splitlines()) <= 10
+
+
+def test_the_operations_page_has_every_reason() -> None:
+    text = (REPOSITORY / "docs" / "operations.md").read_text()
+    for code, reason in REASONS.items():
+        told = "yes" if reason.sent else "no"
+        assert f"| `{code}`: {reason.text} | {reason.state.value} | {told} |" in text
 
 
 def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
