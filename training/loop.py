@@ -75,8 +75,16 @@ def _train_classifier(stage: ClassifierStage, data: Path, out: Path, seed: int, 
 def _finish_classifier(
     stage: ClassifierStage, classifier: nn.Module, data: Path, out: Path, seed: int, console: Console
 ) -> nn.Module:
-    last = stage.model_copy(update=stage.finish.model_dump())
-    return _fit_classifier(classifier, last, data, seed, out / "classifier-finish", console)
+    """Fine-tune on many phantoms, then go a share of the way (Wortsman et al., "Robust fine-tuning", CVPR 2022)."""
+    last = stage.model_copy(update=stage.finish.model_dump(exclude={"share"}))
+    before = copy.deepcopy(classifier)
+    after = _fit_classifier(classifier, last, data, seed, out / "classifier-finish", console)
+    return _between(before, after, stage.finish.share)
+
+
+def _between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
+    _follow(before, after, 1 - share)
+    return before
 
 
 def _fit_classifier(

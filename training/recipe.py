@@ -44,6 +44,7 @@ class Finish(_Part):
     epochs: Count
     phantoms: Count
     learning_rate: Positive
+    share: Annotated[float, Field(gt=0, le=1)]  # of the way from the weights before to those after
 
 
 class ClassifierStage(Stage):
