@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -428,13 +429,14 @@ def test_whatever_bytes_come_honest_senders_get_through_and_nothing_leaks(
         connections = []
         for said in HOSTILE.values():
             connection = node.connect()
-            connection.sendall(said)
+            with contextlib.suppress(ConnectionError):  # thrown out before it had said all
+                connection.sendall(said)
             connections.append(connection)
         assert store(node, image("1.2.2")) == [0x0000]
         for connection in connections:
             if not rude:  # wait to be thrown out
                 connection.settimeout(DEADLINE_S)
-                with connection:
+                with connection, contextlib.suppress(ConnectionError):  # a reset is an end as well
                     while connection.recv(4096):
                         pass
             connection.close()
