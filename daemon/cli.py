@@ -171,11 +171,11 @@ def _ledger(options: argparse.Namespace) -> Any:
 def _predict(options: argparse.Namespace) -> int:
     from daemon.service import CannotStartError
     from inference.engine import Engine, choose_device
-    from inference.package import PackageError, load
+    from inference.package import PackageError, folder_of, load
     from inference.pipeline import Pipeline, Settings
 
     try:
-        pipeline = Pipeline(Engine(load(_model_folder(options.model)), choose_device(options.device)), Settings())
+        pipeline = Pipeline(Engine(load(folder_of(options.model)), choose_device(options.device)), Settings())
     except (PackageError, ValueError) as error:
         raise CannotStartError(f"model, device: {error}") from error
     if options.out:
@@ -223,7 +223,7 @@ def _model(options: argparse.Namespace) -> int:
     from daemon.service import CannotStartError
     from inference import package
 
-    folder = _model_folder(options.model)
+    folder = package.folder_of(options.model)
     try:
         if options.action == "show":
             print(package.as_json(package.read_manifest(folder)))
@@ -232,12 +232,6 @@ def _model(options: argparse.Namespace) -> int:
     except package.PackageError as error:
         raise CannotStartError(str(error)) from error
     return 0
-
-
-def _model_folder(model: str) -> Path:
-    from inference import package
-
-    return package.default_folder() if model == "default" else Path(model)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -266,11 +260,11 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from daemon.service import CannotStartError
-    from inference.package import PackageError
+    from inference.package import PackageError, folder_of
     from training.evaluate import evaluate, table
 
     try:
-        figures = evaluate(_model_folder(options.model), options.data)
+        figures = evaluate(folder_of(options.model), options.data)
     except PackageError as error:
         raise CannotStartError(str(error)) from error
     except (OSError, ValueError) as error:

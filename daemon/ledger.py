@@ -7,6 +7,8 @@ SQLAlchemy Core over SQLite (WAL, synchronous FULL) or PostgreSQL; the statement
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
 import threading
 import time
@@ -89,6 +91,11 @@ class DeliveryJob:
     destination: str
     failures: int  # how often the destination has answered this object with a failure status
     result: StoredResult
+
+
+def owner_name() -> str:
+    """Who holds a lease: host and process, for a reader of the ledger."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class LedgerError(Exception):

@@ -8,10 +8,8 @@ later. An object that itself is the trouble steps behind the others.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import re
-import socket
 import threading
 import time
 from collections import deque
@@ -24,7 +22,7 @@ from pathlib import Path
 from daemon.association import Link, LinkDownError, NotAcceptedError, Outgoing, Remote, UnsendableError, describe
 from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.dimse import Status
-from daemon.ledger import DeliveryJob, Ledger
+from daemon.ledger import DeliveryJob, Ledger, owner_name
 from daemon.spool import Spool, sweep_unfinished, write_durably
 
 log = logging.getLogger("pleura.deliver")
@@ -119,7 +117,7 @@ class _Courier:
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop` is set; the object in flight then is finished first."""
-        owner = f"{socket.gethostname()}:{os.getpid()}"
+        owner = owner_name()
         failures = 0  # in a row, of the destination
         while not stop.is_set():
             try:

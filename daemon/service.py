@@ -107,7 +107,7 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     from inference.package import PackageError
 
     try:
-        pipeline = build_pipeline(config, config.device, ledger)
+        pipeline = build_pipeline(config, ledger)
         pipeline.warm_up()
     except (PackageError, ValueError) as error:
         raise CannotStartError(f"model, device: {error}") from error

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from daemon.config import Config
-from daemon.ledger import Completion, ImageJob, Ledger, StoredResult
+from daemon.ledger import Completion, ImageJob, Ledger, StoredResult, owner_name
 from daemon.spool import Spool
 from inference import package
 from inference.admission import Rules
@@ -30,29 +27,19 @@ _IDLE_S = 1.0  # how long the bell may be waited for before leases of the dead a
 _PAUSE_S = 5.0  # after a trouble that is nobody's image (full disk, ledger away)
 
 
-def owner_name() -> str:
-    """Who holds a lease: host and process, for a reader of the ledger."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def model_folder(model: str) -> Path:
-    """The folder of the YAML key `model`."""
-    return package.default_folder() if model == "default" else Path(model)
-
-
-def build_pipeline(config: Config, device: str, ledger: Ledger | None = None) -> Pipeline:
+def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
     """Load the model package and assemble the pipeline as the site configured it.
 
     Raises:
         PackageError, ValueError: the model or the device cannot serve.
     """
-    engine = Engine(package.load(model_folder(config.model)), choose_device(device))
+    engine = Engine(package.load(package.folder_of(config.model)), choose_device(config.device))
     kinds = frozenset(kind for kinds in config.owed().values() for kind in kinds)
     settings = Settings(
         rules=Rules(**config.admission.model_dump()),
         appearance=RenderSettings(config.overlay.longest_side_px or _WHOLE_PX, config.overlay.jpeg_quality),
         kinds=kinds if config.destinations else frozenset({"SEG", "SC"}),
-        is_ours=ledger.made if ledger else lambda _: False,
+        is_ours=ledger.made,
     )
     return Pipeline(engine, settings)
 
@@ -132,17 +119,16 @@ class Worker:
 
     def _give_up(self, job: ImageJob) -> None:
         """The image has broken the analysis each time it was alone: end it visibly."""
-        reason = "analysis_error"
-        if job.unfinished_alone > MAX_ALONE:  # even saying so broke: say it in the ledger alone
-            self.ledger.complete(job, Completion("failed", "", reason=reason, detail="no result could be made"), {})
+        reason, outcome = "analysis_error", None
+        if job.unfinished_alone == MAX_ALONE:  # beyond, even saying so has killed: say it in the ledger alone
+            try:
+                outcome = self.pipeline.fail(self.spool.read(job.spool_name), reason, _local(job.claimed_at))
+            except Exception:
+                log.exception("image %d: not even its failure can be told to the archive", job.id)
+        if outcome is not None:
+            self._finish(job, outcome)
             return
-        try:
-            outcome = self.pipeline.fail(self.spool.read(job.spool_name), reason, _local(job.claimed_at))
-        except Exception:
-            log.exception("image %d: not even its failure can be told to the archive", job.id)
-            self.ledger.complete(job, Completion("failed", "", reason=reason, detail="no result could be made"), {})
-            return
-        self._finish(job, outcome)
+        self.ledger.complete(job, Completion("failed", "", reason=reason, detail="no result could be made"), {})
 
     def _finish(self, job: ImageJob, outcome: Outcome) -> None:
         if outcome.sop_instance_uid and job.sop_instance_uid not in ("", outcome.sop_instance_uid):

@@ -114,6 +114,11 @@ def default_folder() -> Path:
     return Path(str(importlib.resources.files("inference"))) / "models" / "default"
 
 
+def folder_of(model: str) -> Path:
+    """The folder that a setting or an option names: "default", or a path."""
+    return default_folder() if model == "default" else Path(model)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """model.yaml and the checksums, without loading a weight.
 

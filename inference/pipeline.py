@@ -74,19 +74,20 @@ class Pipeline:
         return self._conclude(read, None, result_time)
 
     def _read(self, data: bytes) -> _Read:
-        digest = radiograph.undecoded_digest(data)
         try:
             dataset, broken = radiograph.parse(data)
         except Unsuitable as unsuitable:
-            return _Read(digest, refusal=(unsuitable.reason, unsuitable.detail))
+            return _Read(radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail))
         header = radiograph.without_pixels(dataset)
         verdict = admission.judge(header, self._settings.rules, self._settings.is_ours)
         if isinstance(verdict, admission.Refusal) and not REASONS[verdict.reason].sent:
-            return _Read(digest, header, refusal=(verdict.reason, verdict.detail))
+            return _Read(radiograph.undecoded_digest(data), header, refusal=(verdict.reason, verdict.detail))
         try:
             image = radiograph.decode(dataset)
         except Unsuitable as unsuitable:
-            return _Read(digest, header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken)
+            return _Read(
+                radiograph.undecoded_digest(data), header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken
+            )
         if isinstance(verdict, admission.Refusal):  # told to the archive, on the picture it is about
             return _Read(image.content_digest, header, image, (verdict.reason, verdict.detail))
         return _Read(image.content_digest, header, image, notes=(*verdict, *broken))
