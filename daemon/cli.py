@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     retry.add_argument("--state", choices=("failed", "refused"), help="only these; default: both")
     retry.add_argument("uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all")
 
+    with_config(command("verify", _verify, "Compare the spool with the ledger: is everything there, and whole?"))
+
     predict = command("predict", _predict, "Analyse files without a node: one JSON line each.")
     predict.add_argument("file", nargs="+", type=Path, metavar="FILE")
     predict.add_argument("--model", default="default", help="the folder of a model package")
@@ -154,6 +156,26 @@ def _retry(options: argparse.Namespace) -> int:
     count = _ledger(options).rearm([options.state] if options.state else ["failed", "refused"], options.uid)
     print(f"{count} re-armed")
     return 0 if count or not options.uid else EXIT_FAILED
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from daemon import config
+    from daemon.service import CannotStartError
+    from daemon.spool import Spool
+    from daemon.verify import verify
+
+    ledger = _ledger(options)
+    try:
+        report = verify(ledger, Spool(config.load(options.config).spool))
+    except OSError as error:
+        raise CannotStartError(f"spool: {error}") from error
+    for fault in report.faults:
+        print(fault)
+    print(
+        f"{report.files} files counted on, {len(report.faults)} faults; "
+        f"{report.unowned} files belong to nobody (they are swept when they are an hour old)"
+    )
+    return 0 if report.clean else EXIT_FAILED
 
 
 def _ledger(options: argparse.Namespace) -> Any:

@@ -41,12 +41,6 @@ def _built_later(value: Any) -> None:
         raise ValueError("not in this version: only null")
 
 
-def _no_commitment(value: bool) -> bool:
-    if value:
-        raise ValueError("not in this version: only false")
-    return value
-
-
 def _ledger_url(value: str) -> str:
     try:
         backend = make_url(value).get_backend_name()
@@ -78,7 +72,6 @@ AETitle = Annotated[str, AfterValidator(_application_entity_title)]
 Host = Annotated[str, AfterValidator(_host)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-NoCommitment = Annotated[bool, AfterValidator(_no_commitment)]
 Later = Annotated[None, BeforeValidator(_built_later)]
 
 
@@ -102,7 +95,7 @@ class DicomDestination(_Settings):
     host: Host
     port: Port
     results: tuple[ResultKind, ...] = Field(default=("SEG", "SC"), min_length=1)
-    commitment: NoCommitment = False
+    commitment: bool = False  # ask it whether it keeps what it stored (PS3.4 Annex J)
 
 
 class FolderDestination(_Settings):
@@ -134,6 +127,14 @@ class Admission(_Settings):
     when_absent: Literal["admit", "refuse"] = "admit"
 
 
+class Retention(_Settings):
+    """How long bytes are kept once nothing is owed on them, and how much room is kept free. Ledger rows stay."""
+
+    keep_days: Annotated[float, Field(ge=0)] = 14
+    keep_failed_days: Annotated[float, Field(ge=0)] = 60
+    free_mb: Annotated[int, Field(ge=0)] = 2048
+
+
 class Overlay(_Settings):
     """What changes the pixels of the Secondary Capture: part of every result's identity."""
 
@@ -157,6 +158,7 @@ class Config(_Settings):
     max_batch: Annotated[int, Field(ge=1, le=256)] = 8
     spool: Path = Path("/var/lib/pleura/spool")
     spool_reserve_mb: Annotated[int, Field(ge=0)] = 256
+    retention: Retention = Retention()
     ledger: Annotated[str, AfterValidator(_ledger_url)] = "sqlite:////var/lib/pleura/ledger.db"
     inbox: Path | None = None
     web: Later = None
@@ -168,6 +170,19 @@ class Config(_Settings):
         if twice:
             raise ValueError(f"destinations: the name {twice[0]!r} is given twice; deliveries are owed by name")
         return self
+
+    @model_validator(mode="after")
+    def _room_is_made_before_it_is_refused(self) -> Config:
+        if 0 < self.retention.free_mb <= self.spool_reserve_mb:
+            raise ValueError(
+                f"retention.free_mb: found {self.retention.free_mb}; allowed: more than spool_reserve_mb "
+                f"({self.spool_reserve_mb}), so that bytes are removed before images are refused; or 0: never early"
+            )
+        return self
+
+    def committing(self) -> tuple[DicomDestination, ...]:
+        """The destinations that are asked for storage commitment."""
+        return tuple(one for one in self.destinations if isinstance(one, DicomDestination) and one.commitment)
 
     def owed(self) -> dict[str, tuple[str, ...]]:
         """Which destination is owed which kinds of result."""

@@ -34,11 +34,14 @@ MAXIMUM_PDU_BYTES = 256 * 1024  # fewer, larger PDUs than the usual 16 KiB; a pe
 
 
 class Status(IntEnum):
-    """C-STORE and C-ECHO statuses that this node answers with (PS3.4 Table B.2-1, PS3.7 C)."""
+    """Statuses that this node answers with (PS3.4 Table B.2-1, PS3.7 Annex C)."""
 
     SUCCESS = 0x0000
     PROCESSING_FAILURE = 0x0110
+    NO_SUCH_EVENT_TYPE = 0x0113
+    INVALID_ARGUMENT_VALUE = 0x0115
     INVALID_OBJECT_INSTANCE = 0x0117
+    NO_SUCH_SOP_CLASS = 0x0118
     SOP_CLASS_NOT_SUPPORTED = 0x0122
     OUT_OF_RESOURCES = 0xA700
 
@@ -96,15 +99,25 @@ _OTHER_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.88.59",  # Key Object Selection Document Storage
 )
 VERIFICATION = "1.2.840.10008.1.1"
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model
+STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # well-known, PS3.4 J.3.5
 
 
 def accepted_contexts() -> list[PresentationContext]:
-    """What the receive role takes: Verification and Storage."""
+    """What the receive role takes: Verification, storage commitment reports, and Storage."""
     return [
-        build_context(VERIFICATION, list(UNCOMPRESSED)),
+        *report_contexts(),
         *(build_context(sop_class, list(_IMAGE_SYNTAXES)) for sop_class in _IMAGE_CLASSES),
         *(build_context(sop_class, list(_OTHER_SYNTAXES)) for sop_class in _OTHER_CLASSES),
     ]
+
+
+def report_contexts() -> list[PresentationContext]:
+    """What an archive that is asked for storage commitment may do here: Verification, and report (PS3.4 J.3.3)."""
+    commitment = build_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))
+    commitment.scp_role = True  # it may propose that role for itself; many report without negotiating one
+    commitment.scu_role = False
+    return [build_context(VERIFICATION, list(UNCOMPRESSED)), commitment]
 
 
 def wanted_contexts(objects: Sequence[tuple[str, str]]) -> list[PresentationContext]:

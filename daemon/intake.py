@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import cast
 
 from daemon.ledger import Arrival, Ledger
-from daemon.spool import BytesLike, Spool
+from daemon.spool import BytesLike, Spool, Unfinished
 
 log = logging.getLogger("pleura.receive")
 
@@ -40,22 +41,28 @@ class Intake:
             NoRoomError: nothing was taken; the message says why.
             OSError: the disk failed; nothing was taken.
         """
-        size = sum(len(chunk) for chunk in chunks)
+        entry = self.begin()
+        entry.write(*chunks)
+        entry.keep(arrival)
+
+    def begin(self) -> Entry:
+        """An instance whose bytes come piece by piece."""
+        return Entry(self, self._spool)
+
+    def require_room(self, size: int) -> None:
+        """Raises NoRoomError when `size` bytes more would be too many."""
         if self._spool.free_bytes() < self._reserve_bytes + size:
             raise NoRoomError(f"{size} bytes would leave less than the reserve of {self._reserve_bytes} bytes free")
-        try:
-            name = self._spool.write(*chunks)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise NoRoomError(f"spool: {error.strerror}") from error
-            raise
+
+    def commit(self, arrival: Arrival) -> None:
+        """Returns when the row is committed. Raises NoRoomError; then the bytes are gone as well."""
         done: Future[None] = Future()
-        self._queue.put((arrival(name), done))
+        self._queue.put((arrival, done))
         try:
             done.result()
         except Exception as error:
             log.error("the ledger cannot be written (%s)", _kind(error))
-            if not self._was_committed(name):
+            if not self._was_committed(arrival.spool_name):
                 raise NoRoomError("the ledger cannot be written") from error
 
     def stop(self) -> None:
@@ -91,6 +98,54 @@ class Intake:
             else:
                 for _, done in waiting:
                     done.set_result(None)
+
+
+class Entry:
+    """One instance on its way in. When a method raises, nothing of it is left."""
+
+    def __init__(self, intake: Intake, spool: Spool) -> None:
+        self._intake = intake
+        self._spool = spool
+        self._file: Unfinished | None = None
+
+    def write(self, *chunks: BytesLike) -> None:
+        """Append the bytes of `chunks`. Raises NoRoomError, OSError."""
+        try:
+            self._intake.require_room(sum(len(chunk) for chunk in chunks))
+            if self._file is None:
+                self._file = self._spool.begin()
+            self._file.write(*chunks)
+        except NoRoomError:
+            self.drop()
+            raise
+        except OSError as error:
+            raise _told_apart(error) from error
+
+    def keep(self, arrival: Callable[[str], Arrival]) -> None:
+        """Make the bytes durable, then commit the row that `arrival` makes of the spool name.
+
+        Raises:
+            NoRoomError: nothing was taken; the message says why.
+            OSError: the disk failed; nothing was taken.
+        """
+        if self._file is None:
+            self.write()
+        file, self._file = cast(Unfinished, self._file), None
+        try:
+            file.keep()
+        except OSError as error:
+            self._spool.remove(file.name)  # there, if only the last fsync failed
+            raise _told_apart(error) from error
+        self._intake.commit(arrival(file.name))
+
+    def drop(self) -> None:
+        """Remove what was written."""
+        if self._file is not None:
+            self._file.drop()
+
+
+def _told_apart(error: OSError) -> Exception:
+    return NoRoomError(f"spool: {error.strerror}") if error.errno in _NO_ROOM else error
 
 
 def _kind(error: Exception) -> str:

@@ -2,32 +2,31 @@
 
 Every transition is one method and one transaction. A caller holds work by a lease: a claim names its attempt, and
 every later transition names that attempt and changes nothing when another has taken over since (design, "Leases").
-SQLAlchemy Core over SQLite (WAL, synchronous FULL) or PostgreSQL; the statements are the same.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import sqlite3
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection, make_url
 
-from daemon.schema import SCHEMA_VERSION, deliveries, instances, metadata, results, schema_version
+from daemon.database import Database
+from daemon.database import LedgerError as LedgerError
+from daemon.schema import commitments, deliveries, instances, results, state_is
 
 LEASE_S = 60.0  # a dead owner's work is claimable after this; owners at work renew it (heartbeat)
-_HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")  # no other start would do better
-_LONGEST_WAIT_S = 3600.0  # nothing is put off for longer; a later date is a clock that was set back
-_DOORBELL_S = 0.01  # PRAGMA data_version costs 2 microseconds
-_POLL_S = 0.2  # where there is no doorbell (PostgreSQL, until LISTEN is built)
+LONGEST_WAIT_S = 3600.0  # nothing is put off for longer; a later date is a clock that was set back
+_MAXIMUM_REMAKES = 3  # of the results of one image whose files were lost
+_REMAKE_S = 30.0  # when a delivery whose file is being made again is looked at again
+_FORGETFUL_S = 60.0  # how long what an archive has lost a second time waits; doubled each time
+_COMMITMENTS_KEPT_S = 90 * 86400.0  # an archive that reports later is asked again
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ class ImageJob:
     spool_name: str
     sop_instance_uid: str
     unfinished_alone: int  # solitary attempts that began before this one and never ended
-    claimed_at: float  # the ledger's clock, seconds since 1970
+    size_bytes: int  # what was accepted; a file of another size was damaged since
+    result_time: float  # what its results say: the ledger's clock at the first completion, or now
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class StoredResult:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    size_bytes: int | None = None  # None: written by a version that did not count
 
 
 @dataclass(frozen=True)
@@ -93,31 +94,36 @@ class DeliveryJob:
     result: StoredResult
 
 
+@dataclass(frozen=True)
+class CommitmentRequest:
+    """What one destination is asked to commit to, under a transaction UID that its report will name."""
+
+    transaction_uid: str
+    references: tuple[tuple[str, str], ...]  # SOP class UID, SOP Instance UID
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """A spool file that the ledger counts on."""
+
+    spool_name: str
+    size_bytes: int | None
+    what: str  # for people: whose file it is
+
+
 def owner_name() -> str:
     """Who holds a lease: host and process, for a reader of the ledger."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-class LedgerError(Exception):
-    """The ledger cannot be used as it is: the message says where and what to do."""
-
-
 class Ledger:
-    """States behind one URL. `clock` gives seconds since 1970 on SQLite; PostgreSQL uses its own."""
+    """States behind one URL. `clock`, for tests, takes the place of the engine's own."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.time, lease_s: float = LEASE_S) -> None:
-        self._clock = clock
+    def __init__(self, url: str, clock: Callable[[], float] | None = None, lease_s: float = LEASE_S) -> None:
+        """Open the ledger at `url`, creating it or bringing it forward. Raises LedgerError: it cannot be used."""
+        self.url = url
+        self._database = Database(url, clock)
         self._lease_s = lease_s
-        self._engine = _engine(url)
-        self._reader = self._engine.execution_options(write=False)
-        self._is_sqlite = self._engine.dialect.name == "sqlite"
-        self._bell = threading.local()
-        try:
-            self._create()
-        except sa.exc.DBAPIError as error:
-            if getattr(error.orig, "sqlite_errorname", "").startswith(_HOPELESS):
-                raise LedgerError(f"ledger {url}: cannot be opened or created ({error.orig})") from error
-            raise  # a full disk, a lock or a server that is away: the role is started again until that is over
 
     @classmethod
     def existing(cls, url: str) -> Ledger:
@@ -128,42 +134,33 @@ class Ledger:
         return cls(url)
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.close()
 
     # -- receive ------------------------------------------------------------------------------------------------
 
-    def receive(self, arrivals: Sequence[Arrival]) -> list[int]:
-        """Record what was received, all of it in one commit. Returns the row ids, in order."""
-        with self._transaction() as (conn, now):
-            ids = []
-            for arrival in arrivals:
-                values = {name: getattr(arrival, name) for name in Arrival.__dataclass_fields__}
-                row = conn.execute(
-                    instances.insert().values(
-                        **values,
-                        received_at=now,
-                        state="received",
-                        lease_until=0.0,
-                        attempt=0,
-                        unfinished=0,
-                        unfinished_alone=0,
-                    )
-                )
-                assert row.inserted_primary_key is not None
-                ids.append(int(row.inserted_primary_key[0]))
-            return ids
+    def receive(self, arrivals: Sequence[Arrival]) -> None:
+        """Record what was received, all of it in one commit."""
+        waiting = {"state": "received", "lease_until": 0.0, "attempt": 0, "unfinished": 0, "unfinished_alone": 0}
+        with self._database.transaction() as (conn, now):
+            conn.execute(
+                instances.insert(),
+                [
+                    {name: getattr(arrival, name) for name in _ARRIVAL_FIELDS} | waiting | {"received_at": now}
+                    for arrival in arrivals
+                ],
+            )
+            self._database.ring(conn)
 
     def known_spool_names(self, names: Iterable[str]) -> set[str]:
-        """Which of these spool names any row owns; the others are orphans of a crash before the commit."""
+        """Which of these files are still counted on; the others are orphans of a crash, or were to be removed."""
         known: set[str] = set()
         wanted = list(names)
-        with self._reader.connect() as conn:
+        with self._database.reading() as conn:
             for start in range(0, len(wanted), 500):
                 part = wanted[start : start + 500]
-                for table in (instances, results):
-                    known.update(
-                        conn.execute(sa.select(table.c.spool_name).where(table.c.spool_name.in_(part))).scalars()
-                    )
+                for table, files in ((instances, sa.select(instances.c.spool_name)), (results, _RESULT_FILES)):
+                    kept = files.where(table.c.spool_name.in_(part), instances.c.removed_at.is_(None))
+                    known.update(conn.execute(kept).scalars())
         return known
 
     # -- analyse ------------------------------------------------------------------------------------------------
@@ -171,12 +168,13 @@ class Ledger:
     def claim_images(self, owner: str, limit: int) -> list[ImageJob]:
         """Lease what is waiting: stat first, then oldest, at most `limit`.
 
-        An image with an unfinished earlier attempt comes alone, so that what kills a worker is known by name.
+        An image with an unfinished earlier attempt comes alone, so that what kills a worker is known by name; so does
+        one whose results are made again, for they say a time of their own.
         """
-        with self._transaction() as (conn, now):
+        with self._database.transaction() as (conn, now):
             waiting = (
                 sa.select(instances)
-                .where(instances.c.state == "received", _past(instances.c.lease_until, now))
+                .where(state_is(instances, "received"), _past(instances.c.lease_until, now))
                 .order_by(instances.c.priority, instances.c.id)
                 .limit(limit)
                 .with_for_update(skip_locked=True)
@@ -184,9 +182,9 @@ class Ledger:
             rows = conn.execute(waiting).mappings().all()
             if not rows:
                 return []
-            suspects = [row for row in rows if row["unfinished"] > 0]
+            fresh = [row for row in rows if row["unfinished"] == 0 and row["result_time"] is None]
             alone = rows[0]["unfinished"] > 0
-            chosen = suspects[:1] if alone else [row for row in rows if row["unfinished"] == 0]
+            chosen = fresh if rows[0] in fresh else rows[:1]
             jobs = []
             for row in chosen:
                 conn.execute(
@@ -207,22 +205,25 @@ class Ledger:
                         spool_name=row["spool_name"],
                         sop_instance_uid=row["sop_instance_uid"],
                         unfinished_alone=row["unfinished_alone"],
-                        claimed_at=now,
+                        size_bytes=row["size_bytes"],
+                        result_time=row["result_time"] or now,
                     )
                 )
             return jobs
 
-    def renew(self, jobs: Sequence[ImageJob]) -> None:
+    def renew(self, jobs: Sequence[ImageJob] | Sequence[DeliveryJob]) -> None:
         """The heartbeat of an owner at work."""
-        with self._transaction() as (conn, now):
+        with self._database.transaction() as (conn, now):
             for job in jobs:
-                conn.execute(_held(instances, job).values(lease_until=now + self._lease_s))
+                table = instances if isinstance(job, ImageJob) else deliveries
+                # Not what was given back meanwhile: it must not wait for a lease that nobody holds.
+                conn.execute(_held(job).where(table.c.owner.is_not(None)).values(lease_until=now + self._lease_s))
 
     def give_back(self, job: ImageJob) -> None:
         """Return an image whose attempt ended for no fault of its own (shutdown, full disk): it does not count."""
-        with self._transaction() as (conn, now):
+        with self._database.transaction() as (conn, now):
             conn.execute(
-                _held(instances, job).values(
+                _held(job).values(
                     owner=None,
                     lease_until=now,
                     attempt=job.attempt + 1,  # this attempt is over: giving back twice changes nothing
@@ -230,11 +231,13 @@ class Ledger:
                     unfinished_alone=job.unfinished_alone,
                 )
             )
+            self._database.ring(conn)
 
     def abandon(self, job: ImageJob) -> None:
         """End an attempt that broke: it counts as unfinished, and the image is claimable at once, alone."""
-        with self._transaction() as (conn, now):
-            conn.execute(_held(instances, job).values(owner=None, lease_until=now, attempt=job.attempt + 1))
+        with self._database.transaction() as (conn, now):
+            conn.execute(_held(job).values(owner=None, lease_until=now, attempt=job.attempt + 1))
+            self._database.ring(conn)
 
     def complete(self, job: ImageJob, completion: Completion, owed: Mapping[str, Sequence[str]]) -> str | None:
         """Image done, deliveries owed: one transaction. `owed` maps a destination's name to the kinds it takes.
@@ -242,7 +245,9 @@ class Ledger:
         Returns the state written ("duplicate" when the same content was completed before), or None when the
         attempt is stale: then nothing changed, and the caller's result files belong to nobody.
         """
-        with self._transaction() as (conn, now):
+        with self._database.transaction() as (conn, now):
+            # Of two copies of one image that end at the same time, on two hosts, one has to be the duplicate.
+            self._database.lock_until_commit(conn, job.sop_instance_uid)
             held = conn.execute(
                 sa.select(instances)
                 .where(instances.c.id == job.id, instances.c.attempt == job.attempt)
@@ -255,7 +260,7 @@ class Ledger:
             if original is not None:
                 # Design, "Duplicates": no new work, no new result, whatever model is loaded now.
                 conn.execute(
-                    _held(instances, job).values(
+                    _held(job).values(
                         state="duplicate",
                         duplicate_of=original,
                         content_digest=completion.content_digest,
@@ -266,7 +271,7 @@ class Ledger:
                 )
                 return "duplicate"
             conn.execute(
-                _held(instances, job).values(
+                _held(job).values(
                     state=completion.state,
                     reason=completion.reason,
                     detail=completion.detail,
@@ -276,11 +281,13 @@ class Ledger:
                     positive=completion.positive,
                     model=completion.model,
                     completed_at=now,
+                    result_time=job.result_time,
                     owner=None,
                 )
             )
             for result in completion.results:
                 self._owe(conn, now, (job.id, row["priority"]), result, owed)
+            self._database.ring(conn)
             return completion.state
 
     def _earlier_same(self, conn: Connection, job: ImageJob, content_digest: str) -> int | None:
@@ -310,7 +317,12 @@ class Ledger:
             sa.select(results.c.id).where(results.c.sop_instance_uid == result.sop_instance_uid)
         ).scalar()
         if same is not None:
-            # Derived UIDs make an identical result identical (a retried failure that failed alike): owed already.
+            # Derived UIDs make an identical result identical (its file was lost, or a retried failure failed alike):
+            # owed already, now from the newer file. The older one is an orphan, and is swept.
+            newer = {"spool_name": result.spool_name, "size_bytes": result.size_bytes}
+            conn.execute(results.update().where(results.c.id == same).values(**newer))
+            still_owed = deliveries.update().where(deliveries.c.result_id == same, state_is(deliveries, "owed"))
+            conn.execute(still_owed.values(due_at=now))
             return
         row = conn.execute(results.insert().values(instance_id=instance_id, **_fields(result)))
         assert row.inserted_primary_key is not None
@@ -331,7 +343,7 @@ class Ledger:
 
     def made(self, sop_instance_uid: str) -> bool:
         """Whether this UID is one of our own results: such an object is never analysed."""
-        with self._reader.connect() as conn:
+        with self._database.reading() as conn:
             found = conn.execute(sa.select(results.c.id).where(results.c.sop_instance_uid == sop_instance_uid)).first()
         return found is not None
 
@@ -339,7 +351,7 @@ class Ledger:
 
     def claim_deliveries(self, destination: str, owner: str, limit: int) -> list[DeliveryJob]:
         """Lease what is owed to one destination and due: stat first, then oldest."""
-        with self._transaction() as (conn, now):
+        with self._database.transaction() as (conn, now):
             due = (
                 sa.select(
                     deliveries.c.id,
@@ -350,7 +362,7 @@ class Ledger:
                 .join(results, results.c.id == deliveries.c.result_id)
                 .where(
                     deliveries.c.destination == destination,
-                    deliveries.c.state == "owed",
+                    state_is(deliveries, "owed"),
                     _past(deliveries.c.due_at, now),
                     _past(deliveries.c.lease_until, now),
                 )
@@ -369,37 +381,220 @@ class Ledger:
                 jobs.append(DeliveryJob(row["id"], row["attempt"] + 1, destination, row["failures"], result))
             return jobs
 
-    def stored(self, job: DeliveryJob, status: int) -> None:
-        """The destination has it."""
-        with self._transaction() as (conn, now):
+    def stored(self, job: DeliveryJob, status: int, commitment: bool = False) -> None:
+        """The destination has it; with `commitment` it is to be asked whether it keeps it."""
+        with self._database.transaction() as (conn, now):
             done = {"state": "stored", "status": status, "why": None, "owner": None, "stored_at": now}
-            conn.execute(_held(deliveries, job).values(**done))
+            conn.execute(_held(job).values(**done, commit_due_at=now if commitment else None))
+            if commitment:
+                self._database.ring(conn)
 
     def refused(self, job: DeliveryJob, why: str, status: int | None = None) -> None:
         """The destination will not take this object; visible until `pleura retry` re-arms it."""
-        with self._transaction() as (conn, _):
-            conn.execute(_held(deliveries, job).values(state="refused", why=why, status=status, owner=None))
+        with self._database.transaction() as (conn, _):
+            conn.execute(_held(job).values(state="refused", why=why, status=status, owner=None))
 
     def retry_later(self, job: DeliveryJob, why: str, delay_s: float, status: int | None = None) -> None:
         """Still owed, due again after `delay_s`; `status` only where the destination answered with one."""
-        with self._transaction() as (conn, now):
+        with self._database.transaction() as (conn, now):
             later = {"why": why, "status": status, "owner": None, "due_at": now + delay_s, "lease_until": now}
             later["failures"] = job.failures + (status is not None)
-            conn.execute(_held(deliveries, job).values(**later))
+            conn.execute(_held(job).values(**later))
+
+    def give_back_delivery(self, job: DeliveryJob, why: str | None = None) -> None:
+        """Return a delivery whose turn did not come; `why`: what is wrong with its destination, if anything."""
+        with self._database.transaction() as (conn, now):
+            conn.execute(_held(job).values(owner=None, lease_until=now, **({"why": why} if why else {})))
+            self._database.ring(conn)
+
+    def remake(self, job: DeliveryJob, why: str) -> bool:
+        """The result's file is lost: its image is analysed again, and the same result is owed from a new file.
+
+        Returns False where that cannot be: the image's own bytes are gone, or it was tried often enough.
+        """
+        with self._database.transaction() as (conn, now):
+            image = sa.select(results.c.instance_id).join(deliveries, deliveries.c.result_id == results.c.id)
+            again = instances.update().where(
+                instances.c.id == image.where(deliveries.c.id == job.id).scalar_subquery(),
+                instances.c.removed_at.is_(None),
+                instances.c.remakes < _MAXIMUM_REMAKES,
+            )
+            # Another of its results may have been found lost at the same time: then it waits already.
+            made = {"state": "received", "remakes": instances.c.remakes + 1, "lease_until": now}
+            finished = instances.c.state.in_(("analysed", "not_analysed"))
+            waits = conn.execute(again.where(finished).values(**made)).rowcount or (
+                conn.execute(again.where(state_is(instances, "received")).values(remakes=instances.c.remakes)).rowcount
+            )
+            if waits:
+                conn.execute(_held(job).values(why=why, owner=None, due_at=now + _REMAKE_S, lease_until=now))
+                self._database.ring(conn)
+            return bool(waits)
 
     def refuse_unknown_destinations(self, known: Iterable[str]) -> int:
         """Deliveries owed to a name that left the YAML become refused, visibly. Returns how many."""
-        with self._transaction() as (conn, _):
-            gone = deliveries.update().where(deliveries.c.state == "owed", deliveries.c.destination.not_in(list(known)))
+        with self._database.transaction() as (conn, _):
+            gone = deliveries.update().where(state_is(deliveries, "owed"), deliveries.c.destination.not_in(list(known)))
             return conn.execute(
                 gone.values(state="refused", why="destination is no longer configured", owner=None)
             ).rowcount
+
+    # -- storage commitment --------------------------------------------------------------------------------------
+
+    def ask_commitment(self, destination: str, limit: int, first_wait_s: float) -> CommitmentRequest | None:
+        """What to ask one destination for now, if anything. The question is recorded before it is asked.
+
+        Without a report it comes up again after `first_wait_s` seconds, then after twice as long each time.
+        """
+        with self._database.transaction() as (conn, now):
+            due = (
+                sa.select(
+                    deliveries.c.id, deliveries.c.commit_asks, results.c.sop_class_uid, results.c.sop_instance_uid
+                )
+                .join(results, results.c.id == deliveries.c.result_id)
+                .where(
+                    deliveries.c.destination == destination,
+                    state_is(deliveries, "stored"),
+                    deliveries.c.commit_due_at.is_not(None),
+                    _past(deliveries.c.commit_due_at, now),
+                )
+                .order_by(deliveries.c.commit_due_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True, of=deliveries)
+            )
+            rows = conn.execute(due).all()
+            if not rows:
+                return None
+            for row in rows:
+                wait_s = _doubling(first_wait_s, row.commit_asks)
+                again = {"commit_due_at": now + wait_s, "commit_asks": row.commit_asks + 1}
+                conn.execute(deliveries.update().where(deliveries.c.id == row.id).values(**again))
+            transaction_uid = f"2.25.{uuid.uuid4().int}"
+            asked = {"transaction_uid": transaction_uid, "destination": destination, "asked_at": now}
+            conn.execute(commitments.insert().values(**asked))
+            return CommitmentRequest(transaction_uid, tuple((row.sop_class_uid, row.sop_instance_uid) for row in rows))
+
+    def commitment_not_asked(self, destination: str, request: CommitmentRequest, why: str, delay_s: float) -> None:
+        """The question did not get through: it comes up again after `delay_s`."""
+        with self._database.transaction() as (conn, now):
+            for part in _parts([uid for _, uid in request.references]):
+                again = {"commit_due_at": now + delay_s, "commit_asks": deliveries.c.commit_asks - 1, "why": why}
+                conn.execute(_stored_at(destination, part).values(**again))
+
+    def commitment_reported(
+        self,
+        destination: str,
+        transaction_uid: str,
+        committed: Collection[str],
+        lost: Mapping[str, str],
+        refused: Mapping[str, str],
+    ) -> bool:
+        """A destination's report, in one transaction: SOP Instance UIDs, the failed ones with the reason.
+
+        What it has lost is owed again, later each time. Returns False, and changes nothing, for a transaction UID that
+        this destination was not asked under. What a report does not mention is asked for again when that is due.
+        """
+        with self._database.transaction() as (conn, now):
+            known = commitments.update().where(
+                commitments.c.transaction_uid == transaction_uid, commitments.c.destination == destination
+            )
+            if not conn.execute(known.values(reported_at=now)).rowcount:
+                return False
+            for part in _parts(committed):
+                done = {"state": "committed", "committed_at": now, "why": None}
+                conn.execute(_stored_at(destination, part).values(**done))
+            for uid, why in lost.items():
+                asks = sa.select(deliveries.c.id, deliveries.c.commit_asks).where(_is_stored_at(destination, [uid]))
+                for row in conn.execute(asks).all():
+                    # At once the first time. An archive that forgets everything must not be sent to in a circle.
+                    due_at = now + (_doubling(_FORGETFUL_S, row.commit_asks - 2) if row.commit_asks > 1 else 0.0)
+                    again = {"state": "owed", "why": why, "due_at": due_at, "lease_until": now, "commit_due_at": None}
+                    conn.execute(deliveries.update().where(deliveries.c.id == row.id).values(**again))
+            for uid, why in refused.items():
+                conn.execute(_stored_at(destination, [uid]).values(state="refused", why=why))
+            self._database.ring(conn)
+            return True
+
+    # -- retention ----------------------------------------------------------------------------------------------
+
+    def release(self, kept_s: float, kept_failed_s: float, committing: Collection[str], limit: int) -> list[str]:
+        """Give up bytes of the oldest images on which nothing is owed, at most `limit`. Returns the files to remove.
+
+        They are kept for `kept_s` seconds; where the image failed, or a result of it was refused, for `kept_failed_s`:
+        a person may want that tried again. They are always kept while a destination of `committing` has not committed
+        to a result it stored. The caller removes the files; after a crash they are orphans, and are swept.
+        """
+        of_image = deliveries.join(results, results.c.id == deliveries.c.result_id)
+        mine = sa.select(deliveries.c.id).select_from(of_image).where(results.c.instance_id == instances.c.id)
+        awaited = sa.and_(
+            deliveries.c.state == "stored",
+            deliveries.c.commit_due_at.is_not(None),
+            deliveries.c.destination.in_(list(committing)),
+        )
+        owed = mine.where(sa.or_(deliveries.c.state == "owed", awaited)).exists()
+        troubled = sa.or_(instances.c.state == "failed", mine.where(deliveries.c.state == "refused").exists())
+        with self._database.transaction() as (conn, now):
+            kept_since = sa.case((troubled, now - kept_failed_s), else_=now - kept_s)
+            old = (
+                sa.select(instances.c.id, instances.c.spool_name)
+                .where(
+                    instances.c.removed_at.is_(None),
+                    instances.c.state != "received",
+                    instances.c.completed_at <= kept_since,
+                    sa.not_(owed),
+                )
+                .order_by(instances.c.completed_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            rows = conn.execute(old).all()
+            ids = [row.id for row in rows]
+            conn.execute(instances.update().where(instances.c.id.in_(ids)).values(removed_at=now))
+            made = sa.select(results.c.spool_name).where(results.c.instance_id.in_(ids))
+            conn.execute(commitments.delete().where(commitments.c.asked_at < now - _COMMITMENTS_KEPT_S))
+            return [row.spool_name for row in rows] + list(conn.execute(made).scalars())
+
+    def kept_files(self) -> Iterator[KeptFile]:
+        """Every spool file that is counted on: images' own bytes and their results'."""
+        c, r = instances.c, results.c
+        own = sa.select(c.spool_name, c.size_bytes, c.sop_instance_uid, sa.literal("image").label("kind"))
+        made = sa.select(r.spool_name, r.size_bytes, r.sop_instance_uid, r.kind).join(instances, c.id == r.instance_id)
+        for query in (own, made):
+            with self._database.reading() as conn:
+                rows = conn.execution_options(yield_per=1000).execute(query.where(c.removed_at.is_(None)))
+                for row in rows:
+                    yield KeptFile(row.spool_name, row.size_bytes, f"{row.kind} {row.sop_instance_uid}")
+
+    def contradictions(self) -> list[str]:
+        """What cannot be, one line each: rows that deny each other."""
+        c, d = instances.c, deliveries.c
+        of_image = deliveries.join(results, results.c.id == d.result_id).join(instances, c.id == results.c.instance_id)
+        other = instances.alias()
+        queries = {
+            "is finished, but has no end time": sa.select(c.sop_instance_uid).where(
+                c.state != "received", c.completed_at.is_(None)
+            ),
+            "is a duplicate of an image that is not there": sa.select(c.sop_instance_uid).where(
+                c.state == "duplicate", ~sa.exists().where(other.c.id == c.duplicate_of)
+            ),
+            "has lost its bytes to retention while it waits": sa.select(c.sop_instance_uid).where(
+                c.state == "received", c.removed_at.is_not(None)
+            ),
+            "is owed, but its bytes were given up": sa.select(results.c.sop_instance_uid)
+            .select_from(of_image)
+            .where(state_is(deliveries, "owed"), c.removed_at.is_not(None)),
+            "is owed twice to one destination": sa.select(results.c.sop_instance_uid)
+            .join(deliveries, d.result_id == results.c.id)
+            .group_by(results.c.sop_instance_uid, d.destination)
+            .having(sa.func.count() > 1),
+        }
+        with self._database.reading() as conn:
+            return [f"{uid} {what}" for what, query in queries.items() for uid in conn.execute(query).scalars()]
 
     # -- people -------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, dict[str, int]]:
         """What `pleura status` shows: each accepted instance and each delivery in exactly one count."""
-        with self._reader.connect() as conn:
+        with self._database.reading() as conn:
             groups = [
                 ("instances", instances.c.state, ("received", "analysed", "not_analysed", "failed")),
                 ("deliveries", deliveries.c.state, ("owed", "stored", "committed", "refused")),
@@ -428,7 +623,7 @@ class Ledger:
             .order_by(d.id.desc())
             .limit(limit)
         )
-        with self._reader.connect() as conn:
+        with self._database.reading() as conn:
             return {
                 "instances": [dict(row) for row in conn.execute(of_images).mappings()],
                 "deliveries": [dict(row) for row in conn.execute(of_deliveries).mappings()],
@@ -452,7 +647,7 @@ class Ledger:
             .where(c.sop_instance_uid == sop_instance_uid)
             .order_by(results.c.id, d.id)
         )
-        with self._reader.connect() as conn:
+        with self._database.reading() as conn:
             rows = [dict(row) for row in conn.execute(received).mappings()]
             of_results = [dict(row) for row in conn.execute(made).mappings()]
         for row in rows:
@@ -464,10 +659,10 @@ class Ledger:
 
         `uids` are SOP Instance UIDs of images or results; none means all in these states.
         """
-        with self._transaction() as (conn, now):
+        with self._database.transaction() as (conn, now):
             count = 0
             if "failed" in states:
-                failed = instances.update().where(instances.c.state == "failed")
+                failed = instances.update().where(instances.c.state == "failed", instances.c.removed_at.is_(None))
                 if uids:
                     failed = failed.where(instances.c.sop_instance_uid.in_(uids))
                 count += conn.execute(
@@ -483,67 +678,24 @@ class Ledger:
                 ).rowcount
             if "refused" in states:
                 refused = deliveries.update().where(deliveries.c.state == "refused")
+                there = sa.select(results.c.id).join(instances, instances.c.id == results.c.instance_id)
+                there = there.where(instances.c.removed_at.is_(None))
                 if uids:
-                    named = sa.select(results.c.id).where(results.c.sop_instance_uid.in_(uids))
-                    refused = refused.where(deliveries.c.result_id.in_(named))
+                    there = there.where(results.c.sop_instance_uid.in_(uids))
+                refused = refused.where(deliveries.c.result_id.in_(there))
                 count += conn.execute(
                     refused.values(state="owed", why=None, due_at=now, lease_until=now, failures=0)
                 ).rowcount
+            self._database.ring(conn)
             return count
 
-    # -- the bell -----------------------------------------------------------------------------------------------
-
     def wait(self, timeout_s: float) -> None:
-        """Sleep until another process or thread may have committed something, at most `timeout_s`.
-
-        Each waiting thread has a bell of its own: what was committed since it last woke wakes it at once.
-        """
-        deadline = time.monotonic() + timeout_s
-        if not self._is_sqlite:
-            time.sleep(min(timeout_s, _POLL_S))
-            return
-        bell: sqlite3.Connection | None = getattr(self._bell, "connection", None)
-        if bell is None:
-            bell = sqlite3.connect(str(self._engine.url.database), isolation_level=None)
-            self._bell.connection = bell
-            self._bell.heard = None
-        while True:
-            version = bell.execute("PRAGMA data_version").fetchone()[0]
-            if version != self._bell.heard:
-                self._bell.heard = version
-                return
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return
-            time.sleep(min(_DOORBELL_S, left_s))
-
-    # -- the engine ---------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _transaction(self) -> Iterator[tuple[Connection, float]]:
-        with self._engine.begin() as conn:
-            if self._is_sqlite:
-                yield conn, self._clock()
-            else:
-                now = conn.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one()
-                yield conn, float(now)
-
-    def _create(self) -> None:
-        with self._engine.begin() as conn:
-            if not self._is_sqlite:
-                # Several roles start at once: one creates, the others wait.
-                conn.execute(sa.select(sa.func.pg_advisory_xact_lock(0x706C6575)))
-            metadata.create_all(conn)
-            version = conn.execute(sa.select(schema_version.c.version)).scalar()
-            if version is None:
-                conn.execute(schema_version.insert().values(version=SCHEMA_VERSION))
-            elif version != SCHEMA_VERSION:
-                raise LedgerError(
-                    f"ledger {self._engine.url.render_as_string()}: schema version {version} found, "
-                    f"{SCHEMA_VERSION} wanted; run the Pleura version that wrote it, or start with a new ledger"
-                )
+        """Sleep until another process or thread may have made work, at most `timeout_s`. Never raises."""
+        self._database.wait(timeout_s)
 
 
+_ARRIVAL_FIELDS = tuple(Arrival.__dataclass_fields__)
+_RESULT_FILES = sa.select(results.c.spool_name).join(instances, instances.c.id == results.c.instance_id)
 _RESULT_FIELDS = tuple(StoredResult.__dataclass_fields__)
 
 
@@ -552,41 +704,32 @@ def _fields(result: StoredResult) -> dict[str, str]:
 
 
 def _past(column: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
-    return sa.or_(column <= now, column > now + _LONGEST_WAIT_S)
+    return sa.or_(column <= now, column > now + LONGEST_WAIT_S)
 
 
-def _held(table: sa.Table, job: ImageJob | DeliveryJob) -> sa.Update:
+def _held(job: ImageJob | DeliveryJob) -> sa.Update:
     """An update that changes nothing when another attempt has taken over since."""
-    open_state = "received" if table is instances else "owed"
+    table, open_state = (instances, "received") if isinstance(job, ImageJob) else (deliveries, "owed")
     return table.update().where(table.c.id == job.id, table.c.attempt == job.attempt, table.c.state == open_state)
 
 
-def _engine(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
-    if parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = sa.create_engine(parsed, connect_args={"timeout": 30})
+def _is_stored_at(destination: str, uids: Sequence[str]) -> sa.ColumnElement[bool]:
+    named = sa.select(results.c.id).where(results.c.sop_instance_uid.in_(uids))
+    return sa.and_(
+        deliveries.c.destination == destination, deliveries.c.state == "stored", deliveries.c.result_id.in_(named)
+    )
 
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # SQLAlchemy's "begin" below starts transactions, not the driver
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            # Only for a new file; the switch asks for the whole file, and takes no time-out from "connect".
-            for _ in range(200):
-                try:
-                    connection.execute("PRAGMA journal_mode=WAL")
-                    break
-                except sqlite3.OperationalError:  # another role is at it
-                    time.sleep(0.05)
-        connection.execute("PRAGMA synchronous=FULL")  # a commit that was answered survives power loss
-        connection.execute("PRAGMA foreign_keys=ON")
 
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A writer takes the lock at once: a read that turns into a write could not wait for it (SQLITE_BUSY).
-        writes = connection.get_execution_options().get("write", True)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _stored_at(destination: str, uids: Sequence[str]) -> sa.Update:
+    return deliveries.update().where(_is_stored_at(destination, uids))
 
-    return engine
+
+def _parts(uids: Collection[str]) -> Iterator[list[str]]:
+    """A few hundred at a time: databases bound how many values one statement may name."""
+    every = list(uids)
+    for start in range(0, len(every), 500):
+        yield every[start : start + 500]
+
+
+def _doubling(first_s: float, times: int) -> float:
+    return min(LONGEST_WAIT_S, first_s * 2.0 ** min(times, 30))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import select
 import selectors
 import socket
 import threading
@@ -25,7 +26,7 @@ log = logging.getLogger("pleura.receive")
 _MAXIMUM_SILENT = 256  # connections that have said nothing; with one more, the oldest goes. select(2) ends at 1024
 _SILENCE_S = 30.0  # how long one may say nothing (PS3.8 9.1.5, ARTIM)
 _PDU_S = 30.0  # how long one PDU may take from its first byte to its last
-_PDU_LIMIT_BYTES = 4 * MAXIMUM_PDU_BYTES  # for peers that do not keep to what we announced
+PDU_LIMIT_BYTES = 4 * MAXIMUM_PDU_BYTES  # for peers that do not keep to what we announced
 _MESSAGE_LIMIT_BYTES = 1 << 30  # one C-STORE; the largest detectors make 40 MB
 _BACKLOG = 512
 _ACCEPTED_AT_ONCE = 64  # then those that speak are heard, also in a flood
@@ -38,7 +39,9 @@ class PeerSocket(socket.socket):
     """An accepted connection. Reads whole PDU parts, and fails like a broken line where a peer goes too far."""
 
     unanswered_bytes = 0  # of P-DATA since our last answer: what this peer makes us hold in memory
+    _header = b""
     _body_bytes = 0
+    _again: tuple[bytes, ...] = ()  # what was unread
     _spoilt = False  # where the next PDU begins is unknown, so nothing more is read
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
@@ -51,6 +54,10 @@ class PeerSocket(socket.socket):
         """
         if flags:
             return super().recv(bufsize, flags)
+        if self._again:
+            part, *rest = self._again
+            self._again = tuple(rest)
+            return part
         if self._spoilt:
             raise OSError(errno.EPROTO, "no PDU can follow")
         if self._body_bytes:
@@ -61,12 +68,48 @@ class PeerSocket(socket.socket):
             self._expect(header[0], int.from_bytes(header[2:], "big"))
         return header
 
+    def readable(self, timeout_s: float) -> bool:
+        """Wait until there is something to read, be it the end of the connection."""
+        poll = select.poll()  # select(2) ends at 1024 file descriptors
+        poll.register(self, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def begin_pdu(self) -> tuple[int, int]:
+        """The type and length of the next PDU, whose body is then to be read, or the whole to be unread.
+
+        Raises:
+            OSError: as recv(), and at the end of the connection.
+        """
+        self._header = self.recv(_PDU_HEADER_BYTES)
+        if len(self._header) < _PDU_HEADER_BYTES:
+            raise OSError(errno.ECONNRESET, "the connection was closed")
+        return self._header[0], self._body_bytes
+
+    def read_body(self, into: memoryview) -> None:
+        """Fill `into`, which is as long as the PDU, without another copy. Raises OSError, as begin_pdu()."""
+        self._body_bytes = 0
+        if self._fill(into) < len(into):
+            raise OSError(errno.ECONNRESET, "the connection was closed")
+
+    def unread(self, body: bytes | memoryview = b"") -> None:
+        """recv() gives the PDU that was begun last again: its header, then its `body` if that was read."""
+        self._again = (self._header, bytes(body)) if body else (self._header,)
+
+    def answer(self, pdu: bytes) -> None:
+        """Send what ends a message: what may lie unanswered is counted anew. Raises OSError."""
+        self.sendall(pdu)
+        self.unanswered_bytes = 0
+
+    def spoil(self) -> None:
+        """Nothing more is to be read: recv() fails."""
+        self._spoilt = True
+
     def _expect(self, pdu_type: int, body_bytes: int) -> None:
         if pdu_type not in _PDU_TYPES:  # pynetdicom answers it with A-ABORT, and reads on
             self._spoilt = True
             return
-        if body_bytes > _PDU_LIMIT_BYTES:
-            raise self._too_much(f"a PDU of {body_bytes} bytes; at most {_PDU_LIMIT_BYTES} are taken")
+        if body_bytes > PDU_LIMIT_BYTES:
+            raise self._too_much(f"a PDU of {body_bytes} bytes; at most {PDU_LIMIT_BYTES} are taken")
         if pdu_type == _P_DATA_TF:
             self.unanswered_bytes += body_bytes
         if self.unanswered_bytes > _MESSAGE_LIMIT_BYTES:
@@ -81,17 +124,21 @@ class PeerSocket(socket.socket):
     def _read(self, size: int) -> bytes:
         """Exactly `size` bytes, or fewer when the peer closes."""
         buffer = bytearray(size)
-        view, got, deadline = memoryview(buffer), 0, time.monotonic() + _PDU_S
+        return bytes(memoryview(buffer)[: self._fill(memoryview(buffer))])
+
+    def _fill(self, view: memoryview) -> int:
+        """Read into the whole of `view`. Returns how much was read: less when the peer closes."""
+        got, began = 0, time.monotonic()
         self._spoilt = True  # until it is complete
-        while got < size:
-            self.settimeout(max(0.001, deadline - time.monotonic()))
-            count = self.recv_into(view[got:])
+        while got < len(view):
+            count = self.recv_into(view[got:])  # waits as long as the socket's time-out, _PDU_S
             if count == 0:
-                break
+                return got
             got += count
-        self.settimeout(_PDU_S)  # for what is sent next
-        self._spoilt = got < size
-        return bytes(view[:got])
+            if got < len(view) and time.monotonic() > began + _PDU_S:
+                raise TimeoutError("the peer sends too slowly")
+        self._spoilt = False
+        return got
 
     def _too_much(self, what: str) -> OSError:
         self._spoilt = True

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = sa.MetaData()
 
 schema_version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, nullable=False))
+
+
+def state_is(table: sa.Table, state: str) -> sa.ColumnElement[bool]:
+    """`state = '...'` as a literal: the databases use a partial index only where they can read the value."""
+    return table.c.state == sa.literal_column(f"'{state}'")
+
 
 # One row for each accepted instance, kept after its bytes are gone.
 instances = sa.Table(
@@ -41,9 +47,26 @@ instances = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("unfinished", sa.Integer, nullable=False),  # attempts begun and not ended
     sa.Column("unfinished_alone", sa.Integer, nullable=False),  # of these, the ones with no neighbour to blame
+    sa.Column("result_time", sa.Float),  # what the first results say; objects made again say the same
+    sa.Column("remakes", sa.Integer, nullable=False, server_default="0"),  # result files that were lost and made again
+    sa.Column("removed_at", sa.Float),  # its bytes and those of its results are gone: retention
 )
-sa.Index("waiting", instances.c.state, instances.c.priority, instances.c.id)
+sa.Index(
+    "waiting",
+    instances.c.priority,
+    instances.c.id,
+    sqlite_where=state_is(instances, "received"),
+    postgresql_where=state_is(instances, "received"),
+)
+sa.Index("instances_by_state", instances.c.state, instances.c.id)
 sa.Index("same_image", instances.c.sop_instance_uid, instances.c.content_digest)
+sa.Index("instances_by_file", instances.c.spool_name)
+sa.Index(
+    "kept_bytes",
+    instances.c.completed_at,
+    sqlite_where=instances.c.removed_at.is_(None),
+    postgresql_where=instances.c.removed_at.is_(None),
+)
 
 results = sa.Table(
     "results",
@@ -55,7 +78,9 @@ results = sa.Table(
     sa.Column("sop_class_uid", sa.Text, nullable=False),
     sa.Column("sop_instance_uid", sa.Text, nullable=False, unique=True),
     sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger),  # null: written before version 2
 )
+sa.Index("results_by_file", results.c.spool_name)
 
 deliveries = sa.Table(
     "deliveries",
@@ -73,5 +98,66 @@ deliveries = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("failures", sa.Integer, nullable=False),  # answers with a failure status; outages do not count
     sa.Column("stored_at", sa.Float),
+    sa.Column("commit_due_at", sa.Float),  # when to ask for storage commitment (again); null: nobody is asked
+    sa.Column("commit_asks", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("committed_at", sa.Float),
 )
-sa.Index("owed", deliveries.c.destination, deliveries.c.state, deliveries.c.priority, deliveries.c.id)
+sa.Index(
+    "owed",
+    deliveries.c.destination,
+    deliveries.c.priority,
+    deliveries.c.id,
+    sqlite_where=state_is(deliveries, "owed"),
+    postgresql_where=state_is(deliveries, "owed"),
+)
+sa.Index(
+    "uncommitted",
+    deliveries.c.destination,
+    deliveries.c.commit_due_at,
+    sqlite_where=state_is(deliveries, "stored") & deliveries.c.commit_due_at.is_not(None),
+    postgresql_where=state_is(deliveries, "stored") & deliveries.c.commit_due_at.is_not(None),
+)
+sa.Index("deliveries_by_state", deliveries.c.state, deliveries.c.id)
+sa.Index(
+    "troubled",
+    deliveries.c.id,
+    sqlite_where=deliveries.c.why.is_not(None),
+    postgresql_where=deliveries.c.why.is_not(None),
+)
+
+# One row for each storage commitment request; its report may come at any time, or never.
+commitments = sa.Table(
+    "commitments",
+    metadata,
+    sa.Column("transaction_uid", sa.Text, primary_key=True),
+    sa.Column("destination", sa.Text, nullable=False),
+    sa.Column("asked_at", sa.Float, nullable=False),
+    sa.Column("reported_at", sa.Float),
+)
+
+# What turns the tables of one version into those of the next, in both databases' SQL.
+STEPS: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE instances ADD COLUMN result_time FLOAT",
+        "ALTER TABLE instances ADD COLUMN remakes INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE instances ADD COLUMN removed_at FLOAT",
+        "ALTER TABLE results ADD COLUMN size_bytes BIGINT",
+        "ALTER TABLE deliveries ADD COLUMN commit_due_at FLOAT",
+        "ALTER TABLE deliveries ADD COLUMN commit_asks INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE deliveries ADD COLUMN committed_at FLOAT",
+        "CREATE TABLE commitments (transaction_uid TEXT NOT NULL PRIMARY KEY, destination TEXT NOT NULL,"
+        " asked_at FLOAT NOT NULL, reported_at FLOAT)",
+        "DROP INDEX waiting",
+        "DROP INDEX owed",
+        "CREATE INDEX waiting ON instances (priority, id) WHERE state = 'received'",
+        "CREATE INDEX instances_by_state ON instances (state, id)",
+        "CREATE INDEX instances_by_file ON instances (spool_name)",
+        "CREATE INDEX results_by_file ON results (spool_name)",
+        "CREATE INDEX kept_bytes ON instances (completed_at) WHERE removed_at IS NULL",
+        "CREATE INDEX owed ON deliveries (destination, priority, id) WHERE state = 'owed'",
+        "CREATE INDEX uncommitted ON deliveries (destination, commit_due_at)"
+        " WHERE state = 'stored' AND commit_due_at IS NOT NULL",
+        "CREATE INDEX deliveries_by_state ON deliveries (state, id)",
+        "CREATE INDEX troubled ON deliveries (id) WHERE why IS NOT NULL",
+    ),
+}

@@ -3,35 +3,41 @@
 One thread per destination, so that a slow or dead one delays no other. A table says what an answer means; what only an
 administrator can heal (a rejected association, a dead host) refuses no object, it only makes the thread come back
 later. An object that itself is the trouble steps behind the others.
+
+Twice sent is possible where once stored is not known: a crash between the archive's answer and our commit, PS3.4 B.2.3
+has no transaction. The UID is the same then, and so are the bytes.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
+from typing import Protocol
 
 from daemon.association import Link, LinkDownError, NotAcceptedError, Outgoing, Remote, UnsendableError, describe
+from daemon.backoff import backoff_s
+from daemon.commitment import Asker
 from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.dimse import Status
+from daemon.heartbeat import Heartbeat
 from daemon.ledger import DeliveryJob, Ledger, owner_name
+from daemon.retention import Retention
 from daemon.spool import Spool, sweep_unfinished, write_durably
 
 log = logging.getLogger("pleura.deliver")
 
 _BATCH = 16  # objects per association
-_TURN_S = 30.0  # half of the lease: what has not begun by then is given back
+_TURN_S = 30.0  # what has not begun by then is given back: something more urgent may have come
 _IDLE_S = 1.0
 _PAUSE_S = 5.0  # after trouble with our own ledger
-_BACKOFF_S = (0.5, 300.0)  # the first and the longest
 _MAXIMUM_FAILURES = 8  # answers 0xCxxx to one object
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
@@ -70,10 +76,14 @@ def verdict(status: int, failures: int) -> Verdict:
     return found
 
 
-def backoff_s(failures: int) -> float:
-    """How long to wait after so many failures in a row: doubling, capped, jittered so that nodes fall out of step."""
-    first, longest = _BACKOFF_S
-    return min(longest, first * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)
+class Store(Protocol):
+    """Where objects go: an association, or a folder behind the same seam."""
+
+    def echo(self) -> int:
+        """Whether it answers. Raises LinkDownError, NotAcceptedError."""
+
+    def store(self, outgoing: Outgoing) -> int:
+        """The status of storing one object. Raises NotAcceptedError, UnsendableError, LinkDownError."""
 
 
 class _Folder:
@@ -87,7 +97,12 @@ class _Folder:
             raise LinkDownError(f"{folder}: {error.strerror}") from error
         self._folder = folder
 
+    def echo(self) -> int:
+        """It is there: the constructor saw that."""
+        return Status.SUCCESS
+
     def store(self, outgoing: Outgoing) -> int:
+        """Write one object."""
         if not _UID.fullmatch(outgoing.sop_instance_uid) or len(outgoing.sop_instance_uid) > 64:
             raise UnsendableError("its SOP Instance UID is no UID and cannot name a file")
         try:
@@ -103,13 +118,18 @@ class _Folder:
         return Status.SUCCESS
 
 
-class _Courier:
-    """One destination's thread."""
+class Courier:
+    """One destination's thread.
+
+    Its circuit is closed while objects get through. Trouble opens it: then no object is touched until a probe (C-ECHO)
+    is answered, on a clock that slows down to one try in five minutes and has no end.
+    """
 
     def __init__(
         self, destination: DicomDestination | FolderDestination, config: Config, ledger: Ledger, spool: Spool
     ) -> None:
         self._destination = destination
+        self._commitment = destination in config.committing()
         self._calling_ae_title = config.ae_title
         self._ledger = ledger
         self._spool = spool
@@ -121,32 +141,60 @@ class _Courier:
         failures = 0  # in a row, of the destination
         while not stop.is_set():
             try:
-                # While it is down, one object is enough to find out whether it is back.
-                jobs = self._ledger.claim_deliveries(self._destination.name, owner, 1 if failures else _BATCH)
-                if not jobs:
-                    self._ledger.wait(_IDLE_S)
-                    continue
-                stored, trouble = self._deliver(jobs, stop)
+                stored, trouble = 0, self._probe() if failures else None
+                if trouble is None:
+                    # It answers, but whether it stores is still to be seen: one object is enough for that.
+                    jobs = self._ledger.claim_deliveries(self._destination.name, owner, 1 if failures else _BATCH)
+                    if not jobs:
+                        failures = 0
+                        self._ledger.wait(_IDLE_S)
+                        continue
+                    with Heartbeat(self._ledger, jobs):
+                        stored, trouble = self._deliver(jobs, stop)
             except Exception:  # the loop's one catch-all: a ledger that is away comes back
                 log.exception("%s: the ledger is in trouble; trying again in %g s", self._destination.name, _PAUSE_S)
-                stop.wait(_PAUSE_S)
+                self.pause(stop, _PAUSE_S)
                 continue
             failures = 0 if trouble is None else 1 if stored else failures + 1
             if trouble is not None:
                 pause_s = backoff_s(failures)
                 log.warning("%s: %s; again in %.1f s", self._destination.name, trouble, pause_s)
-                stop.wait(pause_s)
+                self.pause(stop, pause_s)
+
+    def pause(self, stop: threading.Event, seconds: float) -> None:
+        """Wait, but not longer than until `stop`. A simulation of days overrides this."""
+        stop.wait(seconds)
+
+    def open(self, objects: Sequence[Outgoing]) -> AbstractContextManager[Store]:
+        """An open way to the destination. Raises LinkDownError."""
+        if isinstance(self._destination, FolderDestination):
+            return nullcontext(_Folder(self._destination.folder))
+        remote = Remote(self._destination.ae_title, self._destination.host, self._destination.port)
+        return Link(self._calling_ae_title, remote, objects)
+
+    def _probe(self) -> str | None:
+        """What is still wrong with the destination, if anything."""
+        try:
+            with self.open([]) as way:
+                way.echo()  # whatever the status: it answers
+        except NotAcceptedError:
+            pass  # it answers, and knows no Verification
+        except LinkDownError as error:
+            return str(error)
+        return None
 
     def _deliver(self, jobs: Sequence[DeliveryJob], stop: threading.Event) -> tuple[int, str | None]:
         """Send what can be sent. Returns how many were stored, and what is wrong with the destination, if anything."""
-        waiting, until, stored = deque((job, self._outgoing(job)) for job in jobs), time.monotonic() + _TURN_S, 0
+        waiting, until, stored = deque(job for job in jobs if self._is_whole(job)), time.monotonic() + _TURN_S, 0
+        if not waiting:
+            return 0, None
         trouble: str | None = None
         try:
-            with self._open([outgoing for _, outgoing in waiting]) as link:
+            with self.open([self._outgoing(job) for job in waiting]) as way:
                 while waiting and trouble is None and not stop.is_set() and time.monotonic() < until:
-                    job, outgoing = waiting.popleft()
+                    job = waiting.popleft()
                     try:
-                        status = link.store(outgoing)
+                        status = way.store(self._outgoing(job))
                     except (NotAcceptedError, UnsendableError) as error:
                         self._refuse(job, str(error))
                     except LinkDownError as error:
@@ -162,15 +210,28 @@ class _Courier:
         except LinkDownError as error:
             trouble = str(error)
         finally:  # also where something unforeseen breaks: no neighbour stays leased
-            for job, _ in waiting:
-                self._ledger.retry_later(job, trouble or "its turn did not come", 0.0)
+            for job in waiting:
+                self._ledger.give_back_delivery(job, trouble)
         return stored, trouble
 
-    def _open(self, objects: Sequence[Outgoing]) -> Link | nullcontext[_Folder]:
-        if isinstance(self._destination, FolderDestination):
-            return nullcontext(_Folder(self._destination.folder))
-        remote = Remote(self._destination.ae_title, self._destination.host, self._destination.port)
-        return Link(self._calling_ae_title, remote, objects)
+    def _is_whole(self, job: DeliveryJob) -> bool:
+        """Whether the result's file is what was written. If not, the result is made again, or refused in the end."""
+        wanted = job.result.size_bytes
+        try:
+            size_bytes = self._spool.path(job.result.spool_name).stat().st_size
+        except FileNotFoundError:
+            why = "its file is gone"
+        except OSError:
+            return True  # the disk's trouble; sending it will say so
+        else:
+            if wanted in (None, size_bytes):
+                return True
+            why = f"its file has {size_bytes} of {wanted} bytes"
+        if self._ledger.remake(job, why):
+            log.error("%s %s: %s; it is made again", job.result.kind, job.result.sop_instance_uid, why)
+        else:
+            self._refuse(job, why)
+        return False
 
     def _outgoing(self, job: DeliveryJob) -> Outgoing:
         result = job.result
@@ -180,7 +241,7 @@ class _Courier:
     def _judge(self, job: DeliveryJob, status: int) -> Verdict:
         found = verdict(status, job.failures)
         if found is Verdict.STORED:
-            self._ledger.stored(job, status)
+            self._ledger.stored(job, status, self._commitment)
             self._tries.pop(job.id, None)
             log.info("%s has %s %s (0x%04X)", job.destination, job.result.kind, job.result.sop_instance_uid, status)
         elif found is Verdict.REFUSED:
@@ -206,14 +267,19 @@ class Deliverer:
 
     def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
         self._stop = threading.Event()
-        self._threads = []
+        self._threads: list[threading.Thread] = []
         for destination in config.destinations:
-            courier = _Courier(destination, config, ledger, spool)
-            name = f"deliver-{destination.name}"
-            self._threads.append(threading.Thread(target=courier.run, args=(self._stop,), name=name, daemon=True))
+            courier = Courier(destination, config, ledger, spool)
+            self._add(f"deliver-{destination.name}", courier.run)
+        for committing in config.committing():
+            self._add(f"commitment-{committing.name}", Asker(committing, config.ae_title, ledger).run)
+        self._add("retention", Retention(config, ledger, spool).run)
+
+    def _add(self, name: str, run: Callable[[threading.Event], None]) -> None:
+        self._threads.append(threading.Thread(target=run, args=(self._stop,), name=name, daemon=True))
 
     def start(self) -> None:
-        """One thread for each destination."""
+        """One thread for each destination, one for each that is asked for commitment, one that tidies up."""
         for thread in self._threads:
             thread.start()
 

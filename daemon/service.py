@@ -118,9 +118,6 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
     from daemon.scu import Deliverer
 
-    gone = ledger.refuse_unknown_destinations([destination.name for destination in config.destinations])
-    if gone:
-        log.warning("%d deliveries are owed to destinations that are no longer configured: refused", gone)
     deliverer = Deliverer(config, ledger, spool)
     deliverer.start()
     _say_ready("deliver", f"{len(config.destinations)} destination(s)")

@@ -22,6 +22,7 @@ BytesLike = bytes | bytearray | memoryview
 _NAME = re.compile(r"[0-9a-f]{32}")  # 128 random bits
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # unfinished; hidden from whoever watches a folder
 _SHARDS = [f"{number:02x}" for number in range(256)]  # a million files stay a few thousand per folder
+_AT_ONCE = 1000  # pieces in one system call (IOV_MAX is 1024)
 _ORPHAN_AGE_S = 3600.0  # far longer than any write takes from its first byte to the ledger's commit
 
 
@@ -48,14 +49,18 @@ class Spool:
         Raises:
             OSError: no room, or the disk failed; nothing is left behind.
         """
-        name = secrets.token_hex(16)
-        path = self.path(name)
+        file = self.begin()
+        file.write(*chunks)
         try:
-            write_durably(path, *chunks)
+            file.keep()
         except BaseException:
-            path.unlink(missing_ok=True)  # there, if only the last fsync failed
+            self.remove(file.name)  # there, if only the last fsync failed
             raise
-        return name
+        return file.name
+
+    def begin(self) -> Unfinished:
+        """A new file, to be written piece by piece. Raises OSError."""
+        return Unfinished(self.path(secrets.token_hex(16)))
 
     def read(self, name: str) -> bytes:
         """All bytes of one file. Raises FileNotFoundError, ValueError (not a name of ours)."""
@@ -103,28 +108,69 @@ class Spool:
         return count
 
 
+class Unfinished:
+    """A file that is being written: nobody sees its name before keep(), and nothing is left of it when that fails."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self.name = path.name
+        self._path = path
+        self._part = path.with_name(f".{secrets.token_hex(8)}.part")
+        self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def write(self, *chunks: BytesLike) -> None:
+        """Append the bytes of `chunks`, one after another.
+
+        Raises:
+            OSError: no room, or the disk failed; the file is dropped.
+        """
+        left = [memoryview(chunk).cast("B") for chunk in chunks if len(chunk)]
+        try:
+            while left:
+                written = os.writev(self._descriptor, left[:_AT_ONCE])
+                while left and written >= len(left[0]):
+                    written -= len(left.pop(0))
+                if written:
+                    left[0] = left[0][written:]
+        except BaseException:
+            self.drop()
+            raise
+
+    def keep(self) -> None:
+        """Make the file durable under its name.
+
+        Raises:
+            OSError: no room, or the disk failed; the file is dropped.
+        """
+        try:
+            os.fsync(self._descriptor)
+            self._close()
+            self._part.rename(self._path)
+        except BaseException:
+            self.drop()
+            raise
+        _sync_folder(self._path.parent)
+
+    def drop(self) -> None:
+        """Remove what was written; what was kept stays."""
+        self._close()
+        self._part.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
 def write_durably(path: Path, *chunks: BytesLike) -> None:
     """Put the bytes of `chunks` at `path`, whole and durable, or leave `path` as it was.
 
     Raises:
         OSError: no room, or the disk failed; the unfinished file is removed.
     """
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            for chunk in chunks:
-                view = memoryview(chunk).cast("B")
-                while view:
-                    view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        part.rename(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    file = Unfinished(path)
+    file.write(*chunks)
+    file.keep()
 
 
 def sweep_unfinished(folder: Path, age_s: float = _ORPHAN_AGE_S) -> int:

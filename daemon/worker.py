@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from daemon.config import Config
+from daemon.heartbeat import Heartbeat
 from daemon.ledger import Completion, ImageJob, Ledger, StoredResult, owner_name
 from daemon.spool import Spool
 from inference import package
@@ -22,7 +23,6 @@ log = logging.getLogger("pleura.analyse")
 
 MAX_ALONE = 3  # solitary attempts that never ended; then the image, not its neighbours or the machine, is to blame
 _WHOLE_PX = 16384  # "longest side" for overlays as large as their source: larger than any detector
-_HEARTBEAT_S = 15.0  # a quarter of the lease
 _IDLE_S = 1.0  # how long the bell may be waited for before leases of the dead are looked at
 _PAUSE_S = 5.0  # after a trouble that is nobody's image (full disk, ledger away)
 
@@ -42,6 +42,10 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
         is_ours=ledger.made,
     )
     return Pipeline(engine, settings)
+
+
+class _BytesMissingError(Exception):
+    """What was accepted cannot be read back; the message says what is left."""
 
 
 class EngineBrokenError(Exception):
@@ -76,7 +80,7 @@ class Worker:
 
     def _work(self, jobs: Sequence[ImageJob]) -> None:
         try:
-            with _Heartbeat(self.ledger, jobs):
+            with Heartbeat(self.ledger, jobs):
                 self._analyse(jobs)
         except BaseException:
             # The disk's or the ledger's fault, not the images': what is not finished waits again, uncounted.
@@ -92,14 +96,14 @@ class Worker:
         files: list[tuple[ImageJob, bytes]] = []
         for job in jobs:
             try:
-                files.append((job, self.spool.read(job.spool_name)))
-            except FileNotFoundError:
-                log.error("image %d: its bytes are gone from the spool", job.id)
-                self.ledger.complete(job, Completion("failed", "", reason="bytes_missing"), {})
+                files.append((job, self._read(job)))
+            except _BytesMissingError as error:
+                log.error("image %d: %s", job.id, error)
+                self.ledger.complete(job, Completion("failed", "", reason="bytes_missing", detail=str(error)), {})
         if not files:
             return
         try:
-            outcomes = self.pipeline.analyse([data for _, data in files], _local(files[0][0].claimed_at))
+            outcomes = self.pipeline.analyse([data for _, data in files], _local(files[0][0].result_time))
         except Exception:
             # Nobody knows yet which image it was: each comes back alone, and only a solitary failure counts.
             log.exception("analysis of %d image(s) broke; each is tried alone", len(files))
@@ -109,6 +113,16 @@ class Worker:
             return
         for (job, _), outcome in zip(files, outcomes, strict=True):
             self._finish(job, outcome)
+
+    def _read(self, job: ImageJob) -> bytes:
+        """All that was accepted. A disk that lied about its fsync may have lost the end of it, or all of it."""
+        try:
+            data = self.spool.read(job.spool_name)
+        except FileNotFoundError as error:
+            raise _BytesMissingError("the spool no longer holds it") from error
+        if len(data) != job.size_bytes:
+            raise _BytesMissingError(f"the spool holds {len(data)} of its {job.size_bytes} bytes")
+        return data
 
     def _check_engine(self) -> None:
         """Is it the device? Then no image is to blame, and only a new process can heal it (a poisoned CUDA context)."""
@@ -122,7 +136,7 @@ class Worker:
         reason, outcome = "analysis_error", None
         if job.unfinished_alone == MAX_ALONE:  # beyond, even saying so has killed: say it in the ledger alone
             try:
-                outcome = self.pipeline.fail(self.spool.read(job.spool_name), reason, _local(job.claimed_at))
+                outcome = self.pipeline.fail(self._read(job), reason, _local(job.result_time))
             except Exception:
                 log.exception("image %d: not even its failure can be told to the archive", job.id)
         if outcome is not None:
@@ -142,9 +156,10 @@ class Worker:
             name = self.spool.write(result.data)
             stored.append(
                 StoredResult(
-                    result.kind, name, result.sop_class_uid, result.sop_instance_uid, result.transfer_syntax_uid
+                    result.kind, name, result.sop_class_uid, result.sop_instance_uid, result.transfer_syntax_uid,
+                    len(result.data),
                 )
-            )
+            )  # fmt: skip
         # Whether a commit that raised took place is unknown, so its files stay; the spool's sweep knows the orphans.
         state = self.ledger.complete(job, self._completion(outcome, tuple(stored)), self.config.owed())
         if state in (None, "duplicate"):
@@ -172,30 +187,6 @@ class Worker:
             model=f"{identity.id} {identity.version} {identity.digest}",
             results=written,
         )
-
-
-class _Heartbeat:
-    """Renews the leases of what is in work, for as long as the block runs."""
-
-    def __init__(self, ledger: Ledger, jobs: Sequence[ImageJob]) -> None:
-        self._ledger = ledger
-        self._jobs = jobs
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._done.wait(_HEARTBEAT_S):
-            try:
-                self._ledger.renew(self._jobs)
-            except Exception:  # the lease may run out; then a later owner wins and nothing is lost
-                log.exception("leases could not be renewed")
 
 
 def _local(seconds: float) -> datetime:

@@ -4,6 +4,7 @@ one skips with its reason; under CI=true it fails."""
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.postgres import Postgres, binaries
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -46,16 +49,42 @@ def peer() -> Callable[[str], str]:
     return find
 
 
+def unused_port() -> int:
+    """A TCP port nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     """free_port() -> a TCP port nobody listens on now."""
+    return unused_port
 
-    def find() -> int:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            return int(listener.getsockname()[1])
 
-    return find
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL server for the whole session; tests that stop it start one of their own."""
+    if binaries() is None:
+        missing("PostgreSQL's server is not installed (apt-get install postgresql)")
+    with Postgres(tmp_path_factory.mktemp("postgres"), unused_port(), durable=False) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """The URL of an empty database."""
+    name = f"test_{secrets.token_hex(6)}"
+    yield postgres.create_database(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a new ledger may be, on each engine in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    return str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture

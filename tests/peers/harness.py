@@ -128,7 +128,8 @@ class Node:
 class Orthanc:
     """A real Orthanc as archive, with its REST API for looking inside."""
 
-    def __init__(self, program: str, folder: Path, ports: tuple[int, int]) -> None:
+    def __init__(self, program: str, folder: Path, ports: tuple[int, int], node_port: int | None = None) -> None:
+        """`node_port`: where Orthanc finds the node, to report storage commitment to it."""
         self.dicom_port, self.http_port = ports
         self.ae_title = "ORTHANC"
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +144,7 @@ class Orthanc:
             "AuthenticationEnabled": False,
             "DicomAlwaysAllowStore": True,
             "Plugins": [],
+            "DicomModalities": {"pleura": ["PLEURA", "127.0.0.1", node_port]} if node_port else {},
         }
         path = folder / "orthanc.json"
         path.write_text(json.dumps(configuration))
@@ -179,6 +181,10 @@ class Orthanc:
 
     def file(self, orthanc_name: str) -> bytes:
         return self._read(f"/instances/{orthanc_name}/file")
+
+    def delete(self, orthanc_name: str) -> None:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}/instances/{orthanc_name}", method="DELETE")
+        urllib.request.urlopen(request, timeout=30).close()
 
     def _read(self, path: str) -> bytes:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=30) as answer:

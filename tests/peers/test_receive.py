@@ -27,8 +27,9 @@ from pynetdicom.association import Association
 from daemon import listener, scp
 from daemon.config import Config, Peer
 from daemon.ledger import Ledger
+from daemon.peers import Caller, Gate
 from daemon.schema import instances
-from daemon.scp import Gate, Receiver
+from daemon.scp import Receiver
 from daemon.scu import send
 from daemon.spool import Spool
 
@@ -203,13 +204,13 @@ def test_who_is_not_known_is_rejected_with_the_reason_that_fits(start: Callable[
 
 def test_with_no_peers_named_only_this_machine_may_associate() -> None:
     gate = Gate("PLEURA", ())
-    assert isinstance(gate.admit("PLEURA", "ANY", "127.0.0.1"), Peer)
+    assert isinstance(gate.admit("PLEURA", "ANY", "127.0.0.1"), Caller)
     assert isinstance(gate.admit("PLEURA", "ANY", "::ffff:127.0.0.1"), Peer)
     assert gate.admit("PLEURA", "ANY", "192.0.2.7") == (1, 1, 1)
     named = Gate("PLEURA", (Peer(ae_title="A", host="192.0.2.7"), Peer(ae_title="B"), Peer(ae_title="A", host="::1")))
-    assert isinstance(named.admit("PLEURA", "A", "::ffff:192.0.2.7"), Peer)
-    assert isinstance(named.admit("PLEURA", "A", "::1"), Peer)
-    assert isinstance(named.admit("PLEURA", "B", "198.51.100.1"), Peer)
+    assert isinstance(named.admit("PLEURA", "A", "::ffff:192.0.2.7"), Caller)
+    assert isinstance(named.admit("PLEURA", "A", "::1"), Caller)
+    assert isinstance(named.admit("PLEURA", "B", "198.51.100.1"), Caller)
     assert named.admit("PLEURA", "A", "127.0.0.1") == (1, 1, 1)
 
 
@@ -270,14 +271,14 @@ def test_the_disk_filling_up_while_it_is_written_is_0xa700_too(
     start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = start()
-    write, room = os.write, [False]
+    writev, room = os.writev, [False]
 
-    def full(descriptor: int, chunk: bytes) -> int:
-        if not room[0] and len(chunk) > 10_000:
+    def full(descriptor: int, chunks: list[bytes]) -> int:
+        if not room[0] and sum(map(len, chunks)) > 10_000:
             raise OSError(28, "No space left on device")
-        return write(descriptor, chunk)
+        return writev(descriptor, chunks)
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "writev", full)
     big = image(size_bytes=20_000)
     assert store(node, big) == [0xA700]
     room[0] = True

@@ -33,7 +33,7 @@ port: 99999
 tls: {certificate: x}
 destinations:
   - {name: a, folder: 3, reslts: [SEG]}
-  - {name: b, ae_title: X, host: h, port: 1, results: [PDF], commitment: true}
+  - {name: b, ae_title: X, host: h, port: 1, results: [PDF], commitment: often}
   - {name: c, ae_title: X}
 admission: {minimum_age_years: old}
 ledger: mysql://somewhere
@@ -49,7 +49,7 @@ ledger: mysql://somewhere
         "destinations[0].folder": "3",
         "destinations[0].reslts": "unknown key",
         "destinations[1].results[0]": "'PDF'; allowed: 'SEG' or 'SC'",
-        "destinations[1].commitment": "not in this version",
+        "destinations[1].commitment": "'often'",
         "destinations[2].host": "absent",
         "admission.minimum_age_years": "'old'",
         "ledger": "mysql://somewhere",

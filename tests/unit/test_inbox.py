@@ -49,7 +49,7 @@ class Node:
         self.ledger.close()
 
     def rows(self) -> list[Any]:
-        engine = sa.create_engine(self.ledger._engine.url)
+        engine = sa.create_engine(self.ledger.url)
         with engine.connect() as conn:
             found = list(conn.execute(sa.select(instances).order_by(instances.c.id)).mappings())
         engine.dispose()

@@ -1,4 +1,4 @@
-"""The ledger's promises: one state each, leases that outlive nobody, nothing twice."""
+"""The ledger's promises, on each engine: one state each, leases that outlive nobody, nothing twice."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from daemon.ledger import Arrival, Completion, DeliveryJob, ImageJob, Ledger, LedgerError, StoredResult
 
@@ -27,8 +28,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", clock=clock, lease_s=60)
+def ledger(ledger_url: str, clock: Clock) -> Iterator[Ledger]:
+    ledger = Ledger(ledger_url, clock=clock, lease_s=60)
     yield ledger
     ledger.close()
 
@@ -194,13 +195,12 @@ def test_a_retried_failure_waits_again(ledger: Ledger) -> None:
     assert claim_one(ledger).sop_instance_uid == "1.2"
 
 
-def test_many_owners_never_hold_the_same_image(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    Ledger(url).receive([arrival(f"1.{n}") for n in range(60)])
+def test_many_owners_never_hold_the_same_image(ledger: Ledger, ledger_url: str) -> None:
+    ledger.receive([arrival(f"1.{n}") for n in range(60)])
     taken: list[int] = []
 
     def work() -> None:
-        ledger = Ledger(url)
+        ledger = Ledger(ledger_url)
         while jobs := ledger.claim_images(threading.current_thread().name, 3):
             for job in jobs:
                 taken.append(job.id)
@@ -215,23 +215,60 @@ def test_many_owners_never_hold_the_same_image(tmp_path: Path) -> None:
     assert sorted(taken) == list(range(1, 61))
 
 
-def test_the_bell_rings_for_another_process_and_not_for_nothing(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    sleeper, other = Ledger(url), Ledger(url)
-    sleeper.wait(0)  # hangs the bell
+def test_the_bell_rings_for_another_process_and_not_for_nothing(ledger: Ledger, ledger_url: str) -> None:
     woken = threading.Event()
 
     def sleep() -> None:
-        sleeper.wait(0)
-        sleeper.wait(30)
+        ledger.wait(0)  # hangs the bell of this thread
+        ledger.wait(300)
         woken.set()
 
     thread = threading.Thread(target=sleep)
     thread.start()
-    assert not woken.wait(0.2)
+    assert not woken.wait(0.3)
+    other = Ledger(ledger_url)
     other.receive([arrival()])
-    assert woken.wait(20)
+    other.close()
+    assert woken.wait(60)  # long before the sleep's own end
     thread.join()
+
+
+def test_what_was_committed_before_a_thread_slept_wakes_it(ledger: Ledger) -> None:
+    ledger.wait(0)
+    ledger.receive([arrival()])
+    started = threading.Event()
+
+    def sleep() -> None:
+        ledger.wait(300)
+        started.set()
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    assert started.wait(60)  # a thread that has not slept yet looks first
+    thread.join()
+
+
+def test_a_sleeper_whose_ledger_is_closed_wakes_without_an_error(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    raised: list[BaseException] = []
+    asleep = threading.Event()
+
+    def sleep() -> None:
+        try:
+            ledger.wait(0)
+            asleep.set()
+            ledger.wait(1)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    assert asleep.wait(60)
+    ledger.close()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert raised == []
+    ledger.close()
 
 
 def test_a_history_tells_what_became_of_one_image(ledger: Ledger) -> None:
@@ -263,15 +300,14 @@ def test_a_ledger_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
         Ledger(f"sqlite:///{tmp_path}/folder.db")
 
 
-def test_a_ledger_of_another_version_is_said(tmp_path: Path) -> None:
-    import sqlite3
-
-    Ledger(f"sqlite:///{tmp_path}/ledger.db").close()
-    with sqlite3.connect(tmp_path / "ledger.db") as connection:
-        connection.execute("UPDATE schema_version SET version = 99")
-    connection.close()
+def test_a_ledger_of_another_version_is_said(ledger_url: str) -> None:
+    Ledger(ledger_url).close()
+    engine = sa.create_engine(ledger_url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE schema_version SET version = 99"))
+    engine.dispose()
     with pytest.raises(LedgerError, match="schema version 99 found"):
-        Ledger(f"sqlite:///{tmp_path}/ledger.db")
+        Ledger(ledger_url)
 
 
 def test_a_clock_that_was_set_back_stops_nothing(ledger: Ledger, clock: Clock) -> None:

@@ -73,8 +73,8 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 point = sys.argv[2]
 if point == "while writing":
-    write = os.write
-    os.write = lambda descriptor, data: die() if len(data) < 100_000 else write(descriptor, data[:60_000])
+    write = os.writev
+    os.writev = lambda descriptor, data: die() if len(data[0]) < 100_000 else write(descriptor, [data[0][:60_000]])
 if point == "before syncing":
     os.fsync = die
 if point == "before naming":
@@ -95,7 +95,7 @@ def test_killed_anywhere_nothing_is_visible_and_the_rest_is_swept(tmp_path: Path
     assert files(tmp_path) == []
 
 
-@pytest.mark.parametrize("failing", ["write", "fsync"])
+@pytest.mark.parametrize("failing", ["writev", "fsync"])
 def test_no_room_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     spool = Spool(tmp_path)
 
@@ -108,6 +108,28 @@ def test_no_room_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
             spool.write(b"x" * 1000)
     assert files(tmp_path) == []
     assert spool.read(spool.write(b"there is room again")) == b"there is room again"
+
+
+def test_a_file_written_piece_by_piece_is_seen_once_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path)
+    writev = os.writev
+    monkeypatch.setattr(
+        os, "writev", lambda descriptor, data: writev(descriptor, [data[0][:7]])
+    )  # a write may be short
+    pieces = [bytes([number % 251]) * (number % 5) for number in range(2500)]  # more than one system call takes
+    file = spool.begin()
+    file.write(*pieces[:1200])
+    file.write(*pieces[1200:])
+    assert list(spool.names()) == []
+    file.keep()
+    file.drop()  # too late
+    assert spool.read(file.name) == b"".join(pieces)
+    dropped = spool.begin()
+    dropped.write(b"x")
+    dropped.drop()
+    dropped.drop()
+    assert list(spool.names()) == [file.name]
+    assert len(files(tmp_path)) == 1
 
 
 def test_sweeping_spares_what_the_ledger_knows_and_what_is_young(tmp_path: Path) -> None:

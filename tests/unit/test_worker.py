@@ -55,7 +55,7 @@ class Bench:
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid if inside is None else inside
         dataset.save_as(path)
         name = self.spool.write(path.read_bytes())
-        self.ledger.receive([Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", 1, 1)])
+        self.ledger.receive([Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", 1, path.stat().st_size)])
 
     def run(self) -> dict[str, int]:
         """Until nothing is received any more."""

@@ -1,0 +1,185 @@
+"""C-STOREs straight from the socket to the disk, beneath pynetdicom.
+
+pynetdicom polls in two threads per association, collects a data set in memory and copies it several times on the way.
+Here its own thread, when it asks whether there is something to read, takes C-STOREs off the wire itself: fragments go
+to the file as they arrive, and the answer goes out at once. Whatever else comes is left to pynetdicom untouched:
+associations, C-ECHO, releases, aborts, and each C-STORE-RQ that is not as the standard has it.
+
+It rests on what pynetdicom 3.0.4 does inside; with any other version all goes through pynetdicom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import pynetdicom
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import uid_to_service_class
+from pynetdicom.transport import AssociationSocket
+
+from daemon.listener import PDU_LIMIT_BYTES, PeerSocket
+from daemon.wire import (
+    A_ABORT_BY_PROVIDER,
+    P_DATA_TF,
+    SMALLEST_PDU_BYTES,
+    Fragment,
+    MalformedError,
+    StoreRequest,
+    fragments,
+    store_request,
+    store_response,
+)
+
+log = logging.getLogger("pleura.receive")
+
+_TESTED = "3.0.4"
+_WRITTEN_AT_ONCE_BYTES = 1 << 20
+_WRITTEN_AT_ONCE_PARTS = 1000  # IOV_MAX is 1024
+_NOTICE_S = 0.1  # how soon a wait for the peer notices that we are to end the association
+_NOTHING = Fragment(0, False, False, memoryview(b""))
+
+
+class Incoming(Protocol):
+    """One object that is arriving. Nothing here raises: what goes wrong is in the status."""
+
+    def write(self, *chunks: memoryview) -> None:
+        """The next bytes of its data set."""
+
+    def end(self) -> int:
+        """The data set is complete: keep it. Returns the status to answer with."""
+
+    def drop(self) -> None:
+        """It will not become complete."""
+
+
+Begin = Callable[[StoreRequest, str, str], Incoming]  # request, abstract and transfer syntax of its context
+
+
+def install(association: Association, begin: Begin) -> None:
+    """From its establishment on, C-STOREs of `association` go to what `begin` makes of each request."""
+    plain = association.dul.socket
+    if pynetdicom.__version__ == _TESTED and plain is not None and isinstance(plain.socket, PeerSocket):
+        association.dul.socket = _StoreTransport(plain, plain.socket, begin)
+
+
+class _StoreTransport(AssociationSocket):
+    """pynetdicom's socket, which answers `ready` only for what is not ours to take."""
+
+    def __init__(self, plain: AssociationSocket, connection: PeerSocket, begin: Begin) -> None:
+        self.__dict__ = plain.__dict__  # it takes the other's place: one state, however long that is still in use
+        self._peer = connection
+        self._begin = begin
+        self._contexts: dict[int, tuple[str, str]] | None = None
+        self._buffer: memoryview | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something for pynetdicom to read. Called by its thread, again and again."""
+        if not super().ready:
+            return False
+        if self.assoc.dul.state_machine.current_state != "Sta6" or self.assoc.dimse.message is not None:
+            return True  # no association, or pynetdicom is in the middle of a message
+        if self._contexts is None:
+            self._contexts = self._storage_contexts()
+        reactor = self.assoc._reactor_checkpoint  # while it is cleared, pynetdicom's other thread does not poll
+        reactor.clear()
+        try:
+            while self._take(self._contexts):
+                if not self._wait(or_send=True):
+                    return False
+        except MalformedError as error:
+            log.warning("association ended: the peer sent %s", error)
+            self._peer.spoil()
+            with contextlib.suppress(OSError):
+                self._peer.sendall(A_ABORT_BY_PROVIDER)
+        except OSError:
+            self._peer.spoil()  # pynetdicom reads that as the end of the connection
+        except Exception:  # the loop's one catch-all: this association ends, the others go on
+            log.exception("association ended: a message could not be taken")
+            self._peer.spoil()
+        finally:
+            reactor.set()
+        return True
+
+    def _storage_contexts(self) -> dict[int, tuple[str, str]]:
+        """Context ID -> abstract and transfer syntax, of the contexts whose C-STOREs are taken here."""
+        if 0 < (self.assoc.requestor.maximum_length or 0) < SMALLEST_PDU_BYTES:
+            return {}
+        return {
+            context.context_id: (str(context.abstract_syntax), str(context.transfer_syntax[0]))
+            for context in self.assoc.accepted_contexts
+            if context.context_id is not None
+            and uid_to_service_class(str(context.abstract_syntax)) is StorageServiceClass
+        }
+
+    def _take(self, contexts: dict[int, tuple[str, str]]) -> bool:
+        """Take one C-STORE and answer it; False when what comes next is for pynetdicom to read, or nothing can."""
+        body = self._next_pdu(0)
+        if body is None:
+            return False
+        command, *parts = fragments(body) or [_NOTHING]
+        request = store_request(command.value) if command.of_command and command.last else None
+        if request is None or command.context_id not in contexts:
+            self._peer.unread(body)
+            return False
+        incoming = self._begin(request, *contexts[command.context_id])
+        whole = False
+        try:
+            whole = self._take_data_set(incoming, command.context_id, parts, len(body))
+        finally:
+            if not whole:
+                incoming.drop()
+        if whole:
+            self._peer.answer(store_response(command.context_id, request, incoming.end()))
+        return whole
+
+    def _take_data_set(self, incoming: Incoming, context_id: int, parts: list[Fragment], filled: int) -> bool:
+        """Hand over the data set as it arrives, `parts` first. Returns whether it became complete."""
+        waiting: list[memoryview] = []
+        while True:
+            for part in parts:
+                if part.of_command or part.context_id != context_id or (part.last and part is not parts[-1]):
+                    raise MalformedError("another message inside a data set")
+                waiting.append(part.value)
+            last = bool(parts) and parts[-1].last
+            if last or filled >= _WRITTEN_AT_ONCE_BYTES or len(waiting) >= _WRITTEN_AT_ONCE_PARTS:
+                incoming.write(*waiting)
+                waiting.clear()
+                filled = 0
+            if last:
+                return True
+            if not self._wait():
+                self._peer.spoil()
+                return False
+            body = self._next_pdu(filled)
+            if body is None:
+                return False
+            parts = fragments(body)
+            filled += len(body)
+
+    def _next_pdu(self, at: int) -> memoryview | None:
+        """The body of the next PDU, in the buffer from `at` on; None, and nothing is read, where it has no data."""
+        pdu_type, size = self._peer.begin_pdu()
+        self.assoc.dul._idle_timer.restart()
+        if pdu_type != P_DATA_TF:
+            self._peer.unread()
+            return None
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(_WRITTEN_AT_ONCE_BYTES + PDU_LIMIT_BYTES))
+        body = self._buffer[at : at + size]
+        self._peer.read_body(body)
+        return body
+
+    def _wait(self, or_send: bool = False) -> bool:
+        """Wait for bytes; False when pynetdicom has to act first: to end the association, or to send at all."""
+        dul = self.assoc.dul
+        while not self._peer.readable(_NOTICE_S):
+            to_send = [*dul.to_provider_queue.queue]
+            if dul.idle_timer_expired() or any(or_send or isinstance(one, A_ABORT | A_P_ABORT) for one in to_send):
+                return False
+        return True

@@ -1,0 +1,225 @@
+"""An archive in a process of its own, quick and honest by default, and bad in each known way on command.
+
+It keeps a record that outlives it: a line for each object it has answered 0x0000, written before the answer. The
+folder holds
+
+    mode           one of MODES, read at each request
+    record         a JSON line for each answered object: uid, digest of the data set, kept or forgotten
+    objects/UID    the data set of what it kept, as it came over the wire; the first of a UID stays, as in an archive
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+from pynetdicom import AE, evt
+from pynetdicom import build_role as role_of
+from pynetdicom.events import Event
+
+AE_TITLE = "ARCHIVE"
+COMMITMENT, COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # PS3.4 J.3
+MODES = ("well", "slow", "rejects", "aborts", "full", "forgets")
+_SYNTAXES = [JPEGBaseline8Bit, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+_NO_SUCH_INSTANCE = 0x0112  # PS3.3 C.14.1.1
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One C-STORE that was answered 0x0000."""
+
+    uid: str
+    digest: str
+    kept: bool
+
+
+class Archive:
+    """The test's side: starts, stops and instructs it, and reads its record."""
+
+    def __init__(self, context: ForkServerContext, folder: Path, port: int, node_port: int, commits: bool) -> None:
+        (folder / "objects").mkdir(parents=True, exist_ok=True)
+        self.folder, self.port = folder, port
+        self._context, self._arguments = context, (folder, port, node_port, commits)
+        self._commits = commits
+        self._process: BaseProcess | None = None
+        self.behave("well")
+
+    def destination(self, **more: Any) -> dict[str, Any]:
+        """What an integrator writes into `destinations`."""
+        commitment = {"commitment": True} if self._commits else {}
+        return {"name": "archive", "ae_title": AE_TITLE, "host": "127.0.0.1", "port": self.port} | commitment | more
+
+    def behave(self, mode: str) -> None:
+        """From the next request on."""
+        assert mode in MODES
+        part = self.folder / ".mode"
+        part.write_text(mode)
+        part.rename(self.folder / "mode")
+
+    def start(self) -> None:
+        """Returns at once; it listens soon."""
+        self._process = self._context.Process(target=run, args=self._arguments)
+        self._process.start()
+
+    def kill(self) -> None:
+        """It is down: kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+    def answered(self) -> list[Answered]:
+        """All that was ever answered 0x0000, in order."""
+        with contextlib.suppress(FileNotFoundError):
+            return [Answered(**json.loads(line)) for line in (self.folder / "record").read_text().splitlines()]
+        return []
+
+    def held(self) -> dict[str, str]:
+        """UID -> digest of what it holds, from its files."""
+        return {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (self.folder / "objects").iterdir()
+            if not path.name.startswith(".")
+        }
+
+
+def run(folder: Path, port: int, node_port: int, commits: bool) -> None:
+    """The archive's process."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with (folder / "log").open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    _Server(folder, node_port).run(port, commits)
+
+
+class _Server:
+    def __init__(self, folder: Path, node_port: int) -> None:
+        self._folder, self._node_port = folder, node_port
+        self._record = os.open(folder / "record", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._parts: Counter[int] = Counter()
+        self._lock = threading.Lock()
+
+    def run(self, port: int, commits: bool) -> None:
+        entity = AE(AE_TITLE)
+        entity.maximum_associations = 50
+        for sop_class in (SecondaryCaptureImageStorage, SegmentationStorage):
+            entity.add_supported_context(sop_class, _SYNTAXES)
+        if commits:
+            entity.add_supported_context(COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        handlers: list[Any] = [
+            (evt.EVT_REQUESTED, self._on_requested),
+            (evt.EVT_PDU_RECV, self._on_pdu),
+            (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_C_ECHO, lambda _: 0),
+            (evt.EVT_N_ACTION, self._on_action),
+        ]
+        entity.add_supported_context("1.2.840.10008.1.1")
+        while True:
+            with contextlib.suppress(OSError):  # its killed predecessor's port may be held for a moment
+                entity.start_server(("127.0.0.1", port), block=True, evt_handlers=handlers)
+            time.sleep(0.05)
+
+    def _mode(self) -> str:
+        return (self._folder / "mode").read_text()
+
+    def _on_requested(self, event: Event) -> None:
+        if self._mode() == "rejects":
+            event.assoc.acse.send_reject(0x01, 0x01, 0x03)
+            event.assoc.kill()
+
+    def _on_pdu(self, event: Event) -> None:
+        """In the middle of an object: every fifth P-DATA of an association."""
+        if type(event.pdu).__name__ != "P_DATA_TF" or self._mode() != "aborts":
+            return
+        self._parts[id(event.assoc)] += 1
+        if self._parts[id(event.assoc)] % 5 == 4:
+            event.assoc.abort(block=False)
+
+    def _on_store(self, event: Event) -> int:
+        mode = self._mode()
+        if mode == "full":
+            return 0xA700
+        if mode == "slow":
+            time.sleep(0.3)
+        data = event.request.DataSet.getvalue()
+        uid = str(event.request.AffectedSOPInstanceUID)
+        kept = not (mode == "forgets" and random.random() < 0.5)
+        digest = hashlib.sha256(data).hexdigest()
+        path = self._folder / "objects" / uid
+        with self._lock:
+            if kept and not path.exists():
+                part = path.with_name(f".{uid}")
+                part.write_bytes(data)
+                part.rename(path)
+            line = json.dumps({"uid": uid, "digest": digest, "kept": kept}) + "\n"
+            os.write(self._record, line.encode())
+        return 0x0000
+
+    def _on_action(self, event: Event) -> tuple[int, None]:
+        """Storage commitment (PS3.4 J.3.2): accepted; the report comes on an association of our own."""
+        asked = event.action_information
+        threading.Thread(target=self._report, args=(asked,), daemon=True).start()
+        return 0x0000, None
+
+    def _report(self, asked: Dataset) -> None:
+        held: list[Dataset] = []
+        failed: list[Dataset] = []
+        for item in asked.ReferencedSOPSequence:
+            one = Dataset()
+            one.ReferencedSOPClassUID = item.ReferencedSOPClassUID
+            one.ReferencedSOPInstanceUID = item.ReferencedSOPInstanceUID
+            if (self._folder / "objects" / item.ReferencedSOPInstanceUID).exists():
+                held.append(one)
+            else:
+                one.FailureReason = _NO_SUCH_INSTANCE
+                failed.append(one)
+        report = Dataset()
+        report.TransactionUID = asked.TransactionUID
+        report.ReferencedSOPSequence = held
+        if failed:
+            report.FailedSOPSequence = failed
+        entity = AE(AE_TITLE)
+        entity.add_requested_context(COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        for _ in range(20):  # the node may be dead at the moment; without an end it asks again itself
+            association = entity.associate(
+                "127.0.0.1", self._node_port, ae_title="PLEURA", ext_neg=_as_scp([COMMITMENT])
+            )
+            if association.is_established:
+                try:
+                    status, _ = association.send_n_event_report(
+                        report, 2 if failed else 1, COMMITMENT, COMMITMENT_INSTANCE
+                    )
+                except (RuntimeError, ValueError):
+                    status = Dataset()
+                if association.is_established:
+                    association.release()
+                if "Status" in status and status.Status == 0x0000:
+                    return
+            time.sleep(0.3)
+
+
+def _as_scp(sop_classes: Sequence[str]) -> list[Any]:
+    """Who reports is the SCP although it opens the association (PS3.7 D.3.3.4)."""
+    return [role_of(sop_class, scp_role=True) for sop_class in sop_classes]

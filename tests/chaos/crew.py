@@ -1,0 +1,193 @@
+"""The roles of one node, each in a process of its own that is started again as soon as it is dead."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tests.chaos.points import POINTS, missing
+from tests.chaos.victim import Plan, forked
+
+ROLES = ("receive", "analyse", "analyse", "deliver")
+AT_RANDOM = "at a random time"
+_HURRY_S = 6.0  # an order that is not met by then gives way to a kill at that time
+_SETTLED_S = 1.5  # a role that has run this long is past its start
+
+
+def forkserver() -> ForkServerContext:
+    """What forks victims from a process that has loaded all they need."""
+    root = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.chaos.preload"])
+    return context
+
+
+@dataclass
+class Kills:
+    """How many, by role and point."""
+
+    wanted: int = 0
+    counted: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def done(self) -> int:
+        return self.counted.total()
+
+
+class Orders:
+    """Which point a role dies at next: all of its points in turn, in an order drawn anew each time round."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._bags: dict[str, list[int]] = {}
+        self._usable = [number for number, point in enumerate(POINTS) if not missing(point)]
+
+    def draw(self, role: str) -> tuple[int, int]:
+        """A point's number and the pass to die on."""
+        bag = self._bags.setdefault(role, [])
+        if not bag:
+            bag += [number for number in self._usable if POINTS[number].role == role]
+            self._rng.shuffle(bag)
+        number = bag.pop()
+        return number, self._rng.randint(1, POINTS[number].passes)
+
+
+@dataclass(eq=False)
+class _Slot:
+    role: str
+    process: BaseProcess | None = None
+    began: float = 0.0  # monotonic, as the others
+    kill_at: float | None = None
+    hurry_at: float = 0.0  # when an order that is not met gives way to a kill
+    drains: bool = False  # it was told to end
+
+
+class Crew:
+    """Keeps the roles alive, and kills them until told to stop. What ends otherwise than by SIGKILL is noted.
+
+    `tolerated`: exit statuses that are no violation, where a role may end itself to be started again.
+    """
+
+    def __init__(
+        self,
+        context: ForkServerContext,
+        config: Path,
+        plan: Plan,
+        kills: Kills,
+        rng: random.Random,
+        roles: Sequence[str] = ROLES,
+        tolerated: Sequence[int] = (),
+    ) -> None:
+        self._context, self._config, self._plan, self._kills, self._rng = context, config, plan, kills, rng
+        self._orders = Orders(rng)
+        self._slots = [_Slot(role) for role in roles]
+        self._tolerated = tolerated
+        self.unexpected: list[str] = []
+        self.gave_up = 0  # ended with a tolerated status
+        self._over = threading.Event()
+        self._deadly = True
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def spare(self) -> None:
+        """No more kills: who starts from now on lives, and who has an order is relieved of it."""
+        self._deadly = False
+
+    def stop(self, number: int = signal.SIGTERM) -> list[int | None]:
+        """End them all; returns their exit statuses."""
+        self._over.set()
+        self._thread.join()
+        processes = [slot.process for slot in self._slots if slot.process is not None]
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid or 0, number)
+        for process in processes:
+            process.join(90)
+        return [process.exitcode for process in processes]
+
+    def drain(self) -> tuple[str, int, int | None] | None:
+        """SIGTERM to one role that is at work, as an update does: its name, process id and exit status.
+
+        None when there is none to take. The role is started again.
+        """
+        settled = [
+            slot
+            for slot in self._slots
+            if slot.process is not None and slot.process.is_alive() and not slot.hurry_at and slot.kill_at is None
+            and time.monotonic() - slot.began > _SETTLED_S
+        ]  # fmt: skip
+        if not settled:
+            return None
+        slot = self._rng.choice(settled)
+        slot.drains = True
+        process = slot.process
+        assert process is not None
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(90)
+        return slot.role, process.pid, process.exitcode
+
+    def _keep(self) -> None:
+        while not self._over.is_set():
+            now = time.monotonic()
+            for slot in self._slots:
+                self._look_after(slot, now)
+            self._over.wait(0.02)
+
+    def _look_after(self, slot: _Slot, now: float) -> None:
+        if slot.process is not None and slot.process.is_alive():
+            due = slot.kill_at is not None and now >= slot.kill_at
+            late = bool(slot.hurry_at) and (now >= slot.hurry_at or not self._deadly)
+            if due or late:
+                slot.process.kill()
+                slot.process.join()
+            else:
+                return
+        if slot.process is not None:
+            self._count(slot)
+        self._begin(slot, now)
+
+    def _count(self, slot: _Slot) -> None:
+        assert slot.process is not None
+        status = slot.process.exitcode
+        if slot.drains:
+            return  # whoever told it looks at its status
+        if status in self._tolerated:
+            self.gave_up += 1
+            return
+        if status != -signal.SIGKILL:
+            self.unexpected.append(f"{slot.role} ended with status {status}")
+            self._over.wait(0.5)
+            return
+        point = self._plan.died().get(slot.process.pid or 0, f"{slot.role}: {AT_RANDOM}")
+        self._kills.counted[point] += 1
+
+    def _begin(self, slot: _Slot, now: float) -> None:
+        slot.kill_at, slot.hurry_at, slot.drains, order = None, 0.0, False, None
+        if self._deadly and self._kills.done < self._kills.wanted:
+            if self._rng.random() < 0.3:
+                slot.kill_at = now + self._rng.expovariate(1.0)
+            else:
+                order = self._orders.draw(slot.role)
+                slot.hurry_at = now + _HURRY_S
+        log = self._config.parent / "log.txt"
+        slot.process = self._context.Process(
+            target=forked, args=(slot.role, self._config, self._plan.folder, log, order)
+        )
+        slot.process.start()
+        slot.began = time.monotonic()

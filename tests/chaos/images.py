@@ -1,0 +1,112 @@
+"""What flows through the node under test: small chests in any number, and a model that answers in milliseconds."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydicom import Dataset, dcmread
+from torch import nn
+
+from inference import package
+from inference.engine import Engine, choose_device
+from inference.networks import build
+from inference.pipeline import Pipeline, Settings
+from training import phantom
+
+_TINY: dict[str, Any] = {"widths": [8, 8, 8, 8, 8], "blocks": 1}
+_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image to send: `template` says whose pixels it has, the UID is its own."""
+
+    template: int
+    sop_instance_uid: str
+    dataset: Dataset
+
+
+class Templates:
+    """Few pictures, any number of images: each is a template under a UID of its own."""
+
+    def __init__(self, files: Sequence[Path], rng: random.Random) -> None:
+        self._data = [path.read_bytes() for path in files]
+        self._rng = rng
+
+    def draw(self) -> Image:
+        number = self._rng.randrange(len(self._data))
+        uid = f"2.25.{uuid.UUID(int=self._rng.getrandbits(128), version=4).int}"
+        return self.image(number, uid)
+
+    def image(self, number: int, uid: str) -> Image:
+        """The same image again, for whoever sends it twice."""
+        dataset = dcmread(io.BytesIO(self._data[number]))
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
+        return Image(number, uid, dataset)
+
+
+def chests(folder: Path, number: int = 6, side_px: int = 192) -> list[Path]:
+    """Synthetic chests, half of them with a pneumothorax."""
+    return [
+        phantom.write(phantom.draw(seed, seed % 2 == 0, side_px), folder / f"chest-{seed}.dcm")
+        for seed in range(number)
+    ]
+
+
+def undecodable(folder: Path) -> Path:
+    """A chest whose pixels cannot be decoded: what became of it is told to the archive."""
+    dataset = dcmread(phantom.write(phantom.draw(0, True, 64), folder / "undecodable.dcm"))
+    dataset.PixelData = dataset.PixelData[:1000]
+    dataset.save_as(folder / "undecodable.dcm")
+    return folder / "undecodable.dcm"
+
+
+def quick_model(folder: Path, files: Sequence[Path]) -> Path:
+    """A package with untrained networks that call half of `files` positive. Returns `folder`."""
+    torch.manual_seed(0)
+    networks: dict[str, nn.Module] = {
+        "classifier": build("residual-classifier", **_TINY),
+        "segmenter": build("residual-unet", **_TINY, up_widths=[8, 8, 8, 8]),
+    }
+    for network in networks.values():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+    _write(folder / "first", networks)
+    pipeline = Pipeline(Engine(package.load(folder / "first"), choose_device("cpu")), Settings())
+    outcomes = pipeline.analyse([path.read_bytes() for path in files], datetime(2026, 1, 1, tzinfo=UTC))
+    chances = sorted(outcome.finding.probability for outcome in outcomes if outcome.finding)
+    logits = [math.log(p / (1 - p)) for p in chances]
+    half = len(logits) // 2
+    middle, gap = (logits[half - 1] + logits[half]) / 2, logits[half] - logits[half - 1]
+    head = networks["classifier"].head
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.bias.copy_((head.bias - middle) / gap)
+        head.weight.div_(gap)
+    return _write(folder / "model", networks)
+
+
+def _write(folder: Path, networks: dict[str, nn.Module]) -> Path:
+    manifest = {
+        "id": "quick", "version": "1.0.0", "task": "pneumothorax",
+        "classifier": {"architecture": "residual-classifier", "arguments": _TINY, "side": _SIDE,
+                       "normalisation": "image-standard", "threshold": 0.5, "operating_point": "none"},
+        "segmenter": {"architecture": "residual-unet", "arguments": _TINY | {"up_widths": [8, 8, 8, 8]},
+                      "side": _SIDE, "normalisation": "image-standard", "bottom": 0.5, "top": 0.5,
+                      "min_area_at_1024_px": 10},
+        "label": {"value": "36118008", "scheme": "SCT", "meaning": "Pneumothorax"},
+        "training": {"recipe": "none", "data": [], "date": "2026-01-01", "command": "none"},
+        "metrics": {}, "licence": "none", "intended_use": "tests",
+    }  # fmt: skip
+    package.write(folder, manifest, networks, dict.fromkeys(networks, torch.rand(2, 1, _SIDE, _SIDE)))
+    return folder

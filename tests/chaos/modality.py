@@ -1,0 +1,102 @@
+"""Modalities that send without end and write down what was answered 0x0000: what the node then owes an answer for."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.association import Association
+
+from tests.chaos.images import Image, Templates
+
+_SUCCESS = 0x0000
+
+
+class Modality:
+    """One sender's thread. What it was not answered for it sends again; some it sends twice although it was."""
+
+    def __init__(
+        self, port: int, templates: Templates, record: Path, may_send: Callable[[], bool], rng: random.Random
+    ) -> None:
+        self._port, self._templates, self._may_send, self._rng = port, templates, may_send, rng
+        self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._entity = AE("XRAY1")
+        self._entity.add_requested_context(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
+        self._entity.acse_timeout, self._entity.dimse_timeout, self._entity.network_timeout = 10, 20, 20
+        self._waiting: list[Image] = []  # sent, and not answered 0x0000
+        self._known: list[tuple[int, str]] = []  # acknowledged: to be sent again now and then
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when the object in hand is answered, or is known not to be."""
+        self._stop.set()
+        self._thread.join()
+        os.close(self._record)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if not self._may_send():
+                self._stop.wait(0.05)
+                continue
+            association = self._entity.associate("127.0.0.1", self._port, ae_title="PLEURA")
+            if not association.is_established:
+                self._stop.wait(0.05)
+                continue
+            for _ in range(self._rng.randint(1, 8)):
+                if self._stop.is_set() or not self._send(association):
+                    break
+            if association.is_established:
+                association.release()
+
+    def _send(self, association: Association) -> bool:
+        image = self._next()
+        self._note("sent", image)  # also what is never answered may arrive
+        try:
+            answer = association.send_c_store(image.dataset)
+        except (RuntimeError, ValueError, OSError):
+            answer = None
+        status = answer.Status if answer is not None and "Status" in answer else None
+        if status != _SUCCESS:
+            self._waiting.append(image)
+            if status is not None:
+                time.sleep(0.05)
+            return status is not None
+        self._note("acknowledged", image)
+        self._known.append((image.template, image.sop_instance_uid))
+        return True
+
+    def _next(self) -> Image:
+        if self._waiting:
+            return self._waiting.pop(0)
+        if self._known and self._rng.random() < 0.07:
+            return self._templates.image(*self._rng.choice(self._known))
+        return self._templates.draw()
+
+    def _note(self, what: str, image: Image) -> None:
+        os.write(self._record, (json.dumps([what, image.sop_instance_uid, image.template]) + "\n").encode())
+
+
+class Record:
+    """What all modalities of one node have written down."""
+
+    def __init__(self, path: Path) -> None:
+        self.sent: Counter[str] = Counter()  # SOP Instance UID -> how often it was sent
+        self.acknowledged: Counter[str] = Counter()  # ... and answered 0x0000
+        self.template: dict[str, int] = {}
+        counts = {"sent": self.sent, "acknowledged": self.acknowledged}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            what, uid, template = json.loads(line)
+            counts[what][uid] += 1
+            self.template[uid] = template

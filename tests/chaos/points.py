@@ -1,0 +1,137 @@
+"""Where a role may die: named points between any two steps, as a table. victim.py patches the one that is ordered.
+
+A file step is seen at the system call (os.open, os.write, ...), a ledger step at the transition's method and at the
+engine's COMMIT, a network step at the socket: so the table outlives a rewrite of what lies between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import product
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Point:
+    """Die `moment` the call of one of `targets`, on a pass that is drawn from 1 to `passes`.
+
+    `half`: after half of the bytes that the call was given. `where`: only for this kind of path (victim.py).
+    `during`: only inside this method of the ledger.
+    """
+
+    role: str
+    name: str
+    moment: str  # before, after, half
+    targets: tuple[str, ...]  # "module:attribute", "module:Class.method"
+    passes: int = 4
+    where: str = ""
+    during: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.name}"
+
+
+WRITES = ("os:write", "os:writev", "os:pwrite", "os:pwritev")
+NAMES = ("os:rename", "os:replace", "os:link")
+_COMMIT = ("sqlalchemy.engine.default:DefaultDialect.do_commit",)
+
+# step, moment, calls, kind of path behind the folder's name
+_FILE_STEPS = (
+    ("file opened", "after", ("os:open",), "new file"),
+    ("half of the bytes written", "half", WRITES, "file"),
+    ("bytes written, not synced", "before", ("os:fsync",), "file"),
+    ("file synced, not named", "before", NAMES, "file"),
+    ("file named, folder not synced", "after", NAMES, "file"),
+    ("folder synced", "after", ("os:fsync",), "folder"),
+)
+_WRITERS = (("receive", "spool"), ("analyse", "spool"), ("deliver", "outbox"))
+
+# Every transition that a role makes: entered, committing, committed.
+_TRANSITIONS = (
+    ("receive", "receive", 6),
+    ("receive", "commitment_reported", 2),
+    ("analyse", "claim_images", 6),
+    ("analyse", "complete", 8),
+    ("deliver", "claim_deliveries", 6),
+    ("deliver", "stored", 8),
+    ("deliver", "retry_later", 1),
+    ("deliver", "give_back_delivery", 1),
+    ("deliver", "ask_commitment", 2),
+    ("deliver", "commitment_not_asked", 1),
+    ("deliver", "release", 1),
+)
+_TRANSITION_STEPS = (
+    ("before {}", "before", None),
+    ("before the commit of {}", "before", _COMMIT),
+    ("after the commit of {}", "after", _COMMIT),
+)
+
+_ASSOCIATION = "pynetdicom.association:Association"
+SENDS = ("socket:socket.send", "socket:socket.sendall", "socket:socket.sendmsg")
+READS = ("socket:socket.recv", "socket:socket.recv_into")
+# role, step, moment, calls, passes
+_OTHER_STEPS = (
+    ("receive", "bytes read from a peer", "after", READS, 60),
+    ("receive", "before an answer", "before", SENDS, 12),
+    ("receive", "half of an answer sent", "half", SENDS, 12),
+    ("receive", "an answer sent", "after", SENDS, 12),
+    ("receive", "sweeping", "before", ("daemon.spool:Spool.sweep",), 1),
+    ("analyse", "before the first claim", "after", ("inference.pipeline:Pipeline.warm_up",), 1),
+    ("analyse", "before the analysis", "before", ("inference.pipeline:Pipeline.analyse",), 3),
+    ("analyse", "analysed, nothing written", "after", ("inference.pipeline:Pipeline.analyse",), 3),
+    ("analyse", "before a duplicate's file goes", "before", ("daemon.spool:Spool.remove",), 1),
+    ("analyse", "after a duplicate's file went", "after", ("daemon.spool:Spool.remove",), 1),
+    ("deliver", "before the association", "before", ("daemon.association:Link.__init__",), 2),
+    ("deliver", "associated", "after", ("daemon.association:Link.__init__",), 2),
+    ("deliver", "before C-STORE", "before", ("daemon.association:Link.store",), 8),
+    ("deliver", "half of an object sent", "half", SENDS, 20),
+    ("deliver", "a part of an object sent", "after", SENDS, 20),
+    ("deliver", "answered", "after", READS, 30),
+    ("deliver", "answer understood", "after", ("daemon.association:Link.store",), 8),
+    ("deliver", "before the association's end", "before", ("daemon.association:Link.__exit__",), 2),
+    ("deliver", "commitment about to be asked", "before", (f"{_ASSOCIATION}.send_n_action",), 1),
+    ("deliver", "commitment asked", "after", (f"{_ASSOCIATION}.send_n_action",), 1),
+    ("deliver", "before an old file goes", "before", ("daemon.spool:Spool.remove",), 4),
+    ("deliver", "after an old file went", "after", ("daemon.spool:Spool.remove",), 4),
+    ("serve", "a child started", "after", ("subprocess:Popen.__init__",), 6),
+    ("serve", "children watched", "after", ("subprocess:Popen.poll",), 60),
+)
+
+
+def _table() -> list[Point]:
+    table = [
+        Point(role, f"{folder}: {step}", moment, calls, 4, f"{folder} {kind}")
+        for (role, folder), (step, moment, calls, kind) in product(_WRITERS, _FILE_STEPS)
+    ]
+    for (role, method, passes), (step, moment, calls) in product(_TRANSITIONS, _TRANSITION_STEPS):
+        own = (f"daemon.ledger:Ledger.{method}",)
+        table.append(Point(role, step.format(method), moment, calls or own, passes, during=method if calls else ""))
+    table += [Point(*step) for step in _OTHER_STEPS]
+    return table
+
+
+POINTS = _table()
+
+
+def missing(point: Point) -> list[str]:
+    """What of a point's code does not exist: the table is behind a rewrite."""
+    wanted = list(point.targets) + ([f"daemon.ledger:Ledger.{point.during}"] if point.during else [])
+    absent = []
+    for target in wanted:
+        try:
+            holder, name = resolve(target)
+            getattr(holder, name)
+        except (ImportError, AttributeError):
+            absent.append(target)
+    return absent
+
+
+def resolve(target: str) -> tuple[Any, str]:
+    """ "module:Class.method" -> the class and "method". Raises ImportError, AttributeError."""
+    module, _, path = target.partition(":")
+    holder: Any = import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        holder = getattr(holder, parent)
+    return holder, name

@@ -1,0 +1,245 @@
+"""A role that dies on order: it patches one named point, then runs the real command. Production code knows nothing of it.
+
+`python -m tests.chaos.victim serve|receive|analyse|deliver -c F` with PLEURA_CHAOS naming the plan's folder. There lie
+
+    orders/ROLE    the next life of that role takes it: "NUMBER PASS", a line of points.POINTS and the pass to die on
+    deaths         a line for each death at a point, process id and name, written by the victim itself
+    clock          seconds by which the ledger's clock is off
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.points import POINTS, Point, resolve
+
+PLAN = "PLEURA_CHAOS"
+LEASE_S = 2.0
+_PR_SET_PDEATHSIG = 1
+
+# Nobody waits a minute here for what a dead process had in hand.
+QUICKER: dict[str, Any] = {
+    "daemon.heartbeat:_HEARTBEAT_S": 0.5,
+    "daemon.backoff:_BACKOFF_S": (0.05, 0.5),
+    "daemon.worker:_PAUSE_S": 0.3,
+    "daemon.scu:_PAUSE_S": 0.3,
+    "daemon.association:_ANSWER_S": 10.0,
+    "daemon.association:_ACSE_S": 5.0,
+    "daemon.commitment:_FIRST_REPORT_S": 2.0,
+    "daemon.commitment:_SAME_ASSOCIATION_S": 0.1,
+    "daemon.commitment:_PAUSE_S": 0.3,
+    "daemon.commitment:_ANSWER_S": 10.0,
+    "daemon.ledger:_REMAKE_S": 0.5,
+    "daemon.ledger:_FORGETFUL_S": 0.5,
+    "daemon.retention:_EVERY_S": 0.5,
+}
+_kill, _write, _open, _readlink = os.kill, os.write, os.open, os.readlink
+
+
+class Plan:
+    """The folder that the test and its victims share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._orders = folder / "orders"
+        self._orders.mkdir(parents=True, exist_ok=True)
+        self.deaths = folder / "deaths"
+        self._clock = folder / "clock"
+
+    def order(self, role: str, number: int, on_pass: int) -> None:
+        """The next process of `role` dies at this point. Replaces an order that nobody took."""
+        part = self._orders / f".{role}"
+        part.write_text(f"{number} {on_pass}")
+        part.rename(self._orders / role)
+
+    def cancel(self) -> None:
+        """Who starts from now on lives."""
+        for path in self._orders.iterdir():
+            path.unlink(missing_ok=True)
+
+    def take(self, role: str) -> tuple[int, int] | None:
+        """The order for a life of `role` that begins now, if there is one."""
+        path = self._orders / role
+        try:
+            number, on_pass = map(int, path.read_text().split())
+            path.unlink()
+        except FileNotFoundError:
+            return None
+        return number, on_pass
+
+    def set_clock(self, offset_s: float) -> None:
+        part = self._clock.with_suffix(".part")
+        part.write_text(str(offset_s))
+        part.rename(self._clock)
+
+    def now(self) -> float:
+        """The ledger's clock, for all roles."""
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() + float(self._clock.read_text())
+        return time.time()
+
+    def died(self) -> dict[int, str]:
+        """Process id -> the point at which it has died."""
+        with contextlib.suppress(FileNotFoundError):
+            return dict(json.loads(line) for line in self.deaths.read_text().splitlines())
+        return {}
+
+
+def main() -> int:
+    """Run the command of sys.argv as a victim."""
+    role, plan = sys.argv[1], Plan(Path(os.environ[PLAN]))
+    return live(sys.argv[1:], plan, plan.take(role))
+
+
+def live(arguments: list[str], plan: Plan, order: tuple[int, int] | None) -> int:
+    """Patch what is ordered, then run daemon.cli with `arguments` in this process."""
+    from daemon import cli, config
+
+    settings = config.load(Path(arguments[arguments.index("-c") + 1]))
+    _quicken(plan)
+    if arguments[0] == "serve":
+        _make_children_victims()
+    if order is not None:
+        folders = {"spool": settings.spool}
+        for destination in settings.destinations:
+            if hasattr(destination, "folder"):
+                folders["outbox"] = destination.folder
+        arm(POINTS[order[0]], order[1], plan, folders)
+    return cli.main(arguments)
+
+
+def arm(point: Point, on_pass: int, plan: Plan, folders: dict[str, Path]) -> None:
+    """Wrap the point's calls so that the `on_pass`th pass is the last thing this process does."""
+    passes = 0
+    lock = threading.Lock()
+    inside = threading.local()
+    real = {name: str(folder.resolve()) for name, folder in folders.items()}
+
+    def due(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+        nonlocal passes
+        if point.during and not getattr(inside, "transition", 0):
+            return False
+        if point.where and _kind_of_path(arguments, keywords, real) != point.where:
+            return False
+        with lock:
+            passes += 1
+            return passes == on_pass
+
+    def die() -> None:
+        line = json.dumps([os.getpid(), str(point)]) + "\n"
+        _write(_open(plan.deaths, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), line.encode())
+        _kill(os.getpid(), signal.SIGKILL)
+        while True:
+            time.sleep(1)
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def before(*arguments: Any, **keywords: Any) -> Any:
+            if due(arguments, keywords):
+                die()
+            return original(*arguments, **keywords)
+
+        def after(*arguments: Any, **keywords: Any) -> Any:
+            is_due = due(arguments, keywords)  # a rename's source is gone afterwards
+            answer = original(*arguments, **keywords)
+            if is_due:
+                die()
+            return answer
+
+        def half(*arguments: Any, **keywords: Any) -> Any:
+            if due(arguments, keywords):
+                original(arguments[0], _half(arguments[1]), *arguments[2:], **keywords)  # of os.write, socket.send
+                die()
+            return original(*arguments, **keywords)
+
+        return {"before": before, "after": after, "half": half}[point.moment]
+
+    def note(original: Callable[..., Any]) -> Callable[..., Any]:
+        def transition(*arguments: Any, **keywords: Any) -> Any:
+            inside.transition = getattr(inside, "transition", 0) + 1
+            try:
+                return original(*arguments, **keywords)
+            finally:
+                inside.transition -= 1
+
+        return transition
+
+    for target in point.targets:
+        _patch(target, wrap)
+    if point.during:
+        _patch(f"daemon.ledger:Ledger.{point.during}", note)
+
+
+def _patch(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    holder, name = resolve(target)
+    setattr(holder, name, wrap(getattr(holder, name)))
+
+
+def _kind_of_path(arguments: tuple[Any, ...], keywords: dict[str, Any], folders: dict[str, str]) -> str:
+    """ "spool file", "outbox folder", "spool new file", ... of the path or descriptor that a call of os names."""
+    first = arguments[0]
+    path = _readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.path.abspath(os.fsdecode(first))
+    name = next((name for name, folder in folders.items() if path == folder or path.startswith(folder + "/")), None)
+    if name is None:
+        return ""
+    if len(arguments) > 1 and isinstance(first, (str, Path)) and isinstance(arguments[1], int):  # os.open
+        return f"{name} new file" if arguments[1] & os.O_CREAT else ""
+    return f"{name} folder" if os.path.isdir(path) else f"{name} file"
+
+
+def _half(data: Any) -> Any:
+    if isinstance(data, list):  # of os.writev
+        return [memoryview(data[0]).cast("B")[: len(data[0]) // 2]]
+    return memoryview(data).cast("B")[: len(data) // 2]
+
+
+def _quicken(plan: Plan) -> None:
+    """Short leases and pauses, and a ledger whose clock the test turns."""
+    for target, value in QUICKER.items():
+        holder, name = resolve(target)
+        setattr(holder, name, value)
+    from daemon import ledger, service
+
+    service.Ledger = partial(ledger.Ledger, clock=plan.now, lease_s=LEASE_S)  # type: ignore[misc, assignment]
+
+
+def _make_children_victims() -> None:
+    """`serve` starts `python -m daemon.cli ROLE`: let that be this module instead."""
+    original = subprocess.Popen.__init__
+
+    def start(self: Any, command: Any, *arguments: Any, **keywords: Any) -> None:
+        command = ["tests.chaos.victim" if part == "daemon.cli" else part for part in command]
+        original(self, command, *arguments, **keywords)
+
+    subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+
+
+def forked(role: str, config: Path, plan_folder: Path, log: Path, order: tuple[int, int] | None) -> None:
+    """One role as a forked process: a start costs a tenth of a second, for torch and pydicom are there already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    import torch
+
+    torch.set_num_threads(1)
+    status = live([role, "-c", str(config)], Plan(plan_folder), order)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

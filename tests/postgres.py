@@ -1,0 +1,125 @@
+"""A PostgreSQL of the tests' own: a fresh cluster on a loopback port, started, stopped and restarted on command.
+
+The server refuses to run as root and cannot enter pytest's folders, which are closed to other users: so its data lie in
+a folder of their own, and root hands it to the user `postgres` that Debian's package makes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_DEADLINE_S = 60.0
+_USER = "pleura"  # the cluster's superuser; trusted, on loopback
+_STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}  # postgres(1)
+
+
+def binaries() -> Path | None:
+    """The folder of `initdb` and `postgres`, newest version first; None where there is none."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -float(path.parent.name))
+    elsewhere = shutil.which("initdb")  # Debian keeps the server's programs off the PATH
+    folders = [*debian, *([Path(elsewhere).resolve().parent] if elsewhere else [])]
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+class Postgres:
+    """One cluster, as a context manager that starts it and removes it. Its log is `folder`/postgres.log.
+
+    `durable=False` leaves fsync out: only a power loss, never a crash of the server, tells the difference.
+    """
+
+    def __init__(self, folder: Path, port: int, durable: bool = True) -> None:
+        found = binaries()
+        assert found is not None, "PostgreSQL's server is not installed"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.log = port, folder / "postgres.log"
+        self._bin = found
+        self._home = Path(tempfile.mkdtemp(prefix="pleura-postgres-"))
+        self._data = self._home / "data"
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            shutil.chown(self._home, "postgres", "postgres")
+            self._as = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        self._run("initdb", "-D", str(self._data), "-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+        settings = {
+            "port": str(port),
+            "listen_addresses": "'127.0.0.1'",
+            "unix_socket_directories": "''",
+            "shared_buffers": "32MB",
+            "max_connections": "100",
+            "fsync": "on" if durable else "off",
+        }
+        with (self._data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{key} = {value}\n" for key, value in settings.items())
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def url(self, database: str = "postgres") -> str:
+        """What `ledger:` takes."""
+        return f"postgresql+psycopg://{_USER}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, name: str) -> str:
+        """An empty database; returns its URL."""
+        self._run("createdb", *self._here(), name)
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database, whoever is connected to it."""
+        self._run("dropdb", *self._here(), "--force", name)
+
+    def start(self) -> None:
+        """Returns when it takes connections."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._bin / "postgres"), "-D", str(self._data)], stdout=log, stderr=log, cwd=self._home, **self._as
+            )
+        deadline = time.monotonic() + _DEADLINE_S
+        while not self._ready():
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"PostgreSQL does not start; log: {self.log}"
+            time.sleep(0.02)
+
+    def stop(self, mode: str = "fast") -> None:
+        """fast: open transactions are rolled back. immediate: as if it had crashed. smart: waits for its clients."""
+        assert self._process is not None
+        self._process.send_signal(_STOP[mode])
+        self._process.wait(_DEADLINE_S)
+        self._process = None
+
+    def restart(self, mode: str = "fast") -> None:
+        """Stop, then start; connections are lost."""
+        self.stop(mode)
+        self.start()
+
+    def __enter__(self) -> Postgres:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process is not None:
+            self.stop("immediate")
+        shutil.rmtree(self._home)
+
+    def _ready(self) -> bool:
+        # The last line of the lock file is the server's own word (PM_STATUS_READY), written with each change.
+        try:
+            lines = (self._data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        assert self._process is not None
+        return lines[:1] == [str(self._process.pid)] and len(lines) >= 8 and lines[7].strip() == "ready"
+
+    def _here(self) -> list[str]:
+        return ["-h", "127.0.0.1", "-p", str(self.port), "-U", _USER]
+
+    def _run(self, program: str, *arguments: str) -> None:
+        answer = subprocess.run(
+            [str(self._bin / program), *arguments], capture_output=True, text=True, cwd=self._home, **self._as
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
