@@ -40,7 +40,6 @@ log = logging.getLogger("pleura.receive")
 _TESTED = "3.0.4"
 _WRITTEN_AT_ONCE_BYTES = 1 << 20
 _WRITTEN_AT_ONCE_PARTS = 1000  # IOV_MAX is 1024
-_NOTICE_S = 0.1  # how soon a wait for the peer notices that we are to end the association
 _NOTHING = Fragment(0, False, False, memoryview(b""))
 
 
@@ -89,9 +88,9 @@ class _StoreTransport(AssociationSocket):
         reactor = self.assoc._reactor_checkpoint  # while it is cleared, pynetdicom's other thread does not poll
         reactor.clear()
         try:
-            while self._take(self._contexts):
-                if not self._wait(or_send=True):
-                    return False
+            while taken := self._take(self._contexts):
+                pass
+            return taken is False
         except MalformedError as error:
             log.warning("association ended: the peer sent %s", error)
             self._peer.spoil()
@@ -117,9 +116,12 @@ class _StoreTransport(AssociationSocket):
             and uid_to_service_class(str(context.abstract_syntax)) is StorageServiceClass
         }
 
-    def _take(self, contexts: dict[int, tuple[str, str]]) -> bool:
-        """Take one C-STORE and answer it; False when what comes next is for pynetdicom to read, or nothing can."""
-        body = self._next_pdu(0)
+    def _take(self, contexts: dict[int, tuple[str, str]]) -> bool | None:
+        """Take one C-STORE and answer it. False: what comes next is pynetdicom's to read; None: it has to act first."""
+        opened = self._peer.begin_pdu(self._pynetdicom_waits)
+        if opened is None:
+            return None
+        body = self._body(opened, 0)
         if body is None:
             return False
         command, *parts = fragments(body) or [_NOTHING]
@@ -128,7 +130,7 @@ class _StoreTransport(AssociationSocket):
             self._peer.unread(body)
             return False
         incoming = self._begin(request, *contexts[command.context_id])
-        whole = False
+        whole: bool | None = False
         try:
             whole = self._take_data_set(incoming, command.context_id, parts, len(body))
         finally:
@@ -138,8 +140,8 @@ class _StoreTransport(AssociationSocket):
             self._peer.answer(store_response(command.context_id, request, incoming.end()))
         return whole
 
-    def _take_data_set(self, incoming: Incoming, context_id: int, parts: list[Fragment], filled: int) -> bool:
-        """Hand over the data set as it arrives, `parts` first. Returns whether it became complete."""
+    def _take_data_set(self, incoming: Incoming, context_id: int, parts: list[Fragment], filled: int) -> bool | None:
+        """Hand over the data set as it arrives, `parts` first. True: it is complete; else as _take()."""
         waiting: list[memoryview] = []
         while True:
             for part in parts:
@@ -153,19 +155,20 @@ class _StoreTransport(AssociationSocket):
                 filled = 0
             if last:
                 return True
-            if not self._wait():
+            opened = self._peer.begin_pdu(self._association_goes_on)
+            if opened is None:
                 self._peer.spoil()
-                return False
-            body = self._next_pdu(filled)
+                return None
+            body = self._body(opened, filled)
             if body is None:
                 return False
             parts = fragments(body)
             filled += len(body)
 
-    def _next_pdu(self, at: int) -> memoryview | None:
-        """The body of the next PDU, in the buffer from `at` on; None, and nothing is read, where it has no data."""
-        pdu_type, size = self._peer.begin_pdu()
+    def _body(self, opened: tuple[int, int], at: int) -> memoryview | None:
+        """The body of the PDU that was begun, in the buffer from `at` on; None, and it is unread, where it has no data."""
         self.assoc.dul._idle_timer.restart()
+        pdu_type, size = opened
         if pdu_type != P_DATA_TF:
             self._peer.unread()
             return None
@@ -175,11 +178,11 @@ class _StoreTransport(AssociationSocket):
         self._peer.read_body(body)
         return body
 
-    def _wait(self, or_send: bool = False) -> bool:
-        """Wait for bytes; False when pynetdicom has to act first: to end the association, or to send at all."""
+    def _pynetdicom_waits(self) -> bool:
+        """Neither has it anything to send, nor has the peer been silent for too long."""
+        return self.assoc.dul.to_provider_queue.empty() and not self.assoc.dul.idle_timer_expired()
+
+    def _association_goes_on(self) -> bool:
         dul = self.assoc.dul
-        while not self._peer.readable(_NOTICE_S):
-            to_send = [*dul.to_provider_queue.queue]
-            if dul.idle_timer_expired() or any(or_send or isinstance(one, A_ABORT | A_P_ABORT) for one in to_send):
-                return False
-        return True
+        ending = any(isinstance(one, A_ABORT | A_P_ABORT) for one in [*dul.to_provider_queue.queue])
+        return not ending and not dul.idle_timer_expired()

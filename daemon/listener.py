@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import select
 import selectors
 import socket
+import struct
 import threading
 import time
+from collections.abc import Callable
 
 from pynetdicom.transport import AssociationServer
 
@@ -25,6 +26,7 @@ log = logging.getLogger("pleura.receive")
 
 _MAXIMUM_SILENT = 256  # connections that have said nothing; with one more, the oldest goes. select(2) ends at 1024
 _SILENCE_S = 30.0  # how long one may say nothing (PS3.8 9.1.5, ARTIM)
+_NOTICE_S = 0.1  # how soon a wait for a peer that is silent notices that it is no longer wanted
 _PDU_S = 30.0  # how long one PDU may take from its first byte to its last
 PDU_LIMIT_BYTES = 4 * MAXIMUM_PDU_BYTES  # for peers that do not keep to what we announced
 _MESSAGE_LIMIT_BYTES = 1 << 30  # one C-STORE; the largest detectors make 40 MB
@@ -68,22 +70,30 @@ class PeerSocket(socket.socket):
             self._expect(header[0], int.from_bytes(header[2:], "big"))
         return header
 
-    def readable(self, timeout_s: float) -> bool:
-        """Wait until there is something to read, be it the end of the connection."""
-        poll = select.poll()  # select(2) ends at 1024 file descriptors
-        poll.register(self, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
+    def bound_waits(self) -> None:
+        """Let the kernel bound each wait: one system call for a read or write, where Python's time-outs take two."""
+        self.settimeout(None)
+        for option, seconds in ((socket.SO_RCVTIMEO, _NOTICE_S), (socket.SO_SNDTIMEO, _PDU_S)):
+            self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
 
-    def begin_pdu(self) -> tuple[int, int]:
+    def begin_pdu(self, wanted: Callable[[], bool]) -> tuple[int, int] | None:
         """The type and length of the next PDU, whose body is then to be read, or the whole to be unread.
+
+        Waits for it as long as `wanted`, asked every now and then, says yes; then None.
 
         Raises:
             OSError: as recv(), and at the end of the connection.
         """
-        self._header = self.recv(_PDU_HEADER_BYTES)
-        if len(self._header) < _PDU_HEADER_BYTES:
-            raise OSError(errno.ECONNRESET, "the connection was closed")
-        return self._header[0], self._body_bytes
+        if self._spoilt:
+            raise OSError(errno.EPROTO, "no PDU can follow")
+        header = bytearray(_PDU_HEADER_BYTES)
+        if self._fill(memoryview(header), wanted) < len(header):
+            if self._spoilt:
+                raise OSError(errno.ECONNRESET, "the connection was closed")
+            return None
+        self._header = bytes(header)
+        self._expect(header[0], int.from_bytes(header[2:], "big"))
+        return header[0], self._body_bytes
 
     def read_body(self, into: memoryview) -> None:
         """Fill `into`, which is as long as the PDU, without another copy. Raises OSError, as begin_pdu()."""
@@ -126,15 +136,25 @@ class PeerSocket(socket.socket):
         buffer = bytearray(size)
         return bytes(memoryview(buffer)[: self._fill(memoryview(buffer))])
 
-    def _fill(self, view: memoryview) -> int:
-        """Read into the whole of `view`. Returns how much was read: less when the peer closes."""
+    def _fill(self, view: memoryview, wanted: Callable[[], bool] | None = None) -> int:
+        """Read into the whole of `view`. Returns how much was read: less when the peer closes.
+
+        Nothing is read, and the next PDU can still follow, when `wanted` has said no.
+        """
         got, began = 0, time.monotonic()
         self._spoilt = True  # until it is complete
         while got < len(view):
-            count = self.recv_into(view[got:])  # waits as long as the socket's time-out, _PDU_S
-            if count == 0:
-                return got
-            got += count
+            try:
+                count = self.recv_into(view[got:], 0, socket.MSG_WAITALL)
+            except BlockingIOError:  # nothing has come in _NOTICE_S
+                if wanted is not None and not got:
+                    began = time.monotonic()
+                    if not wanted():
+                        break
+            else:
+                got += count
+                if not count:
+                    return got
             if got < len(view) and time.monotonic() > began + _PDU_S:
                 raise TimeoutError("the peer sends too slowly")
         self._spoilt = False
@@ -228,7 +248,7 @@ class Listener:
         self._selector.unregister(connection)
         address, _ = self._silent.pop(connection)
         try:
-            connection.settimeout(_PDU_S)
+            connection.bound_waits()
             no_delay(connection)
             self._server.service_actions()  # collects what ended associations have left
             self._server.process_request(connection, address)

@@ -1,9 +1,9 @@
 """One association, at its requestor's end: PS3.8 over one socket, in the caller's own thread.
 
-pynetdicom encodes and decodes the negotiation. Its own association would run two threads that look around every
-millisecond and pass an object between them in pieces, each copied several times; that costs two to five times what
-storescu takes. Here an object goes from its file into a buffer that already has the PDU headers in it, and from there
-to the socket: two system calls for each quarter of a megabyte.
+pynetdicom encodes and decodes the negotiation. Its own association runs two threads that look around every millisecond
+and hand an object to each other in pieces, each copied several times: two to five times what storescu takes
+(benchmarks/send.py). Here a piece is read from the file to its place behind the PDU header that is there already, and
+up to a megabyte of such PDUs goes out at once.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pynetdicom.presentation import PresentationContext
 from daemon.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MAXIMUM_PDU_BYTES, no_delay
 
 _APPLICATION_CONTEXT = UID("1.2.840.10008.3.1.1.1")  # PS3.7 A.2.1
-_BUFFER_BYTES = 1 << 20  # one turn from the file to the socket
-_ENDING_S = 1.0
+_BUFFER_BYTES = 1 << 20  # of PDUs that go out at once
+_FAREWELL_S = 1.0  # for what nobody needs to read any more
 
 # PS3.8 9.3.1: types of PDU; each begins with its type, a reserved byte and the length of the rest.
 _ASSOCIATE_AC, _ASSOCIATE_RJ, _P_DATA_TF, _RELEASE_RQ, _RELEASE_RP, _ABORT = range(0x02, 0x08)
@@ -201,7 +201,7 @@ class Requestor:
         while not complete:
             kind, body = self._receive(deadline)
             if kind == _RELEASE_RQ:
-                self._send(memoryview(_RELEASE_RP_PDU), _ENDING_S, deadline)
+                self._send(memoryview(_RELEASE_RP_PDU), _FAREWELL_S, deadline)
                 raise ConnectionError("the peer released the association")
             if kind != _P_DATA_TF or len(command) > MAXIMUM_PDU_BYTES:
                 raise ProtocolError(f"a PDU of type {kind:#04x} came where a response was due")

@@ -21,6 +21,7 @@ from tests.chaos.victim import Plan, forked
 
 ROLES = ("receive", "analyse", "analyse", "deliver")
 AT_RANDOM = "at a random time"
+_AT_RANDOM_SHARE = 0.2
 _HURRY_S = 6.0  # an order that is not met by then gives way to a kill at that time
 _SETTLED_S = 1.5  # a role that has run this long is past its start
 
@@ -180,7 +181,7 @@ class Crew:
     def _begin(self, slot: _Slot, now: float) -> None:
         slot.kill_at, slot.hurry_at, slot.drains, order = None, 0.0, False, None
         if self._deadly and self._kills.done < self._kills.wanted:
-            if self._rng.random() < 0.3:
+            if self._rng.random() < _AT_RANDOM_SHARE:
                 slot.kill_at = now + self._rng.expovariate(1.0)
             else:
                 order = self._orders.draw(slot.role)

@@ -51,10 +51,10 @@ _WRITERS = (("receive", "spool"), ("analyse", "spool"), ("deliver", "outbox"))
 _TRANSITIONS = (
     ("receive", "receive", 6),
     ("receive", "commitment_reported", 2),
-    ("analyse", "claim_images", 6),
-    ("analyse", "complete", 8),
+    ("analyse", "claim_images", 3),
+    ("analyse", "complete", 4),
     ("deliver", "claim_deliveries", 6),
-    ("deliver", "stored", 8),
+    ("deliver", "stored", 6),
     ("deliver", "retry_later", 1),
     ("deliver", "give_back_delivery", 1),
     ("deliver", "ask_commitment", 2),

@@ -434,16 +434,19 @@ def serve(chaos: Chaos, number: int) -> Account:
         for turn in range(number):
             role = ("serve", "receive", "analyse", "deliver")[turn % 4]
             before = len(site.plan.died())
-            if chaos.rng.random() < 0.5:
-                # Taken by that role's next life, which begins now.
+            ordered = turn % 2 == 0 or chaos.rng.random() < 0.5
+            if ordered:  # taken by that role's next life, which begins now
                 site.plan.order(role, *orders.draw(role))
             served.kill(role)
             tally.counted[f"{role}: under serve, at a random time"] += 1
-            site.until_acknowledged(3)
-            deadline = time.monotonic() + _ORDER_S
-            while time.monotonic() < deadline and len(site.plan.died()) == before:
-                time.sleep(0.05)
+            goal, deadline = site.acknowledged() + 3, time.monotonic() + _ORDER_S * ordered
+
+            def gone_on(goal: int = goal, deadline: float = deadline, before: int = before) -> bool:
                 served.keep()
+                died = len(site.plan.died()) > before or time.monotonic() > deadline
+                return died and site.acknowledged() >= goal
+
+            wait("images flow under serve", gone_on, REST_S)
             site.plan.cancel()
         for point in site.plan.died().values():
             tally.counted[point] += 1
@@ -475,6 +478,7 @@ class Served:
         assert self._process is not None
         if role == "serve":
             self._process.kill()
+            self._process.wait()
             self.keep()
             return
         for pid in self._children():

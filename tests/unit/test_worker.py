@@ -54,8 +54,9 @@ class Bench:
         dataset, uid = dcmread(path), f"1.2.{seed}"
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid if inside is None else inside
         dataset.save_as(path)
-        name = self.spool.write(path.read_bytes())
-        self.ledger.receive([Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", 1, path.stat().st_size)])
+        data = path.read_bytes()
+        name = self.spool.write(data)
+        self.ledger.receive([Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", 1, len(data))])
 
     def run(self) -> dict[str, int]:
         """Until nothing is received any more."""
@@ -135,6 +136,45 @@ def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
     bench.spool.remove(name)
     assert bench.run()["failed"] == 1
     assert bench.ledger.history("1.2.1")[0]["reason"] == "bytes_missing"
+
+
+def test_an_image_whose_end_a_lying_disk_has_lost_ends_visibly(bench: Bench) -> None:
+    bench.receive(1)
+    (name,) = bench.spool.names()
+    whole = bench.spool.read(name)
+    bench.spool.path(name).write_bytes(whole[:-100])
+    assert bench.run()["failed"] == 1
+    ending = bench.ledger.history("1.2.1")[0]
+    assert ending["reason"] == "bytes_missing"
+    assert f"{len(whole) - 100} of its {len(whole)} bytes" in ending["detail"]
+
+
+def test_a_result_whose_file_is_lost_is_made_again_to_the_byte(bench: Bench) -> None:
+    bench.receive(1)
+    bench.run()
+    jobs = bench.ledger.claim_deliveries("outbox", "me", 99)
+    before = {job.result.sop_instance_uid: bench.spool.read(job.result.spool_name) for job in jobs}
+    for job in jobs:
+        bench.spool.remove(job.result.spool_name)
+        assert bench.ledger.remake(job, "its file is gone")
+    assert bench.ledger.counts()["instances"]["received"] == 1
+    bench.run()
+    again = bench.ledger.claim_deliveries("outbox", "me", 99)
+    assert {job.result.sop_instance_uid: bench.spool.read(job.result.spool_name) for job in again} == before
+    assert {job.id for job in again} == {job.id for job in jobs}
+
+
+def test_a_result_that_is_lost_again_and_again_is_refused_in_the_end(bench: Bench) -> None:
+    bench.receive(1)
+    made_again = 0
+    while True:
+        bench.run()
+        (job,) = bench.ledger.claim_deliveries("outbox", "me", 1)
+        bench.spool.remove(job.result.spool_name)
+        if not bench.ledger.remake(job, "its file is gone"):
+            break
+        made_again += 1
+    assert made_again == 3
 
 
 def test_an_image_that_is_another_than_announced_is_told_of_by_nobody(bench: Bench) -> None:

@@ -1,0 +1,414 @@
+"""Our end of an association against DCMTK, Orthanc and scripted archives: every byte arrives, and an end is an end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, evt
+from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import split_dataset
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ, P_DATA_TF
+
+from daemon import association
+from daemon.association import Link, LinkDownError, Outgoing, Remote, UnsendableError, describe
+from daemon.requestor import Requestor
+from tests.peers.harness import Orthanc
+from tests.peers.test_deliver import SEG, StoreSCP, segmentation
+
+DEADLINE_S = 30.0
+FreePort = Callable[[], int]
+ABORT = bytes.fromhex("07 00 00000004 0000 00 00")  # PS3.8 9.3.8
+RELEASE_RQ = bytes.fromhex("05 00 00000004 00000000")  # PS3.8 9.3.6
+RELEASE_RP = bytes.fromhex("06 00 00000004 00000000")  # PS3.8 9.3.7
+
+
+def outgoing(folder: Path, data_set_bytes: int, uid: str = "2.25.1") -> Outgoing:
+    """A file with a data set of this length."""
+    path = folder / f"{uid}.dcm"
+    path.write_bytes(segmentation(uid, 1000))
+    path.write_bytes(segmentation(uid, 1000 + (data_set_bytes - len(data_set(path))) // 2 * 2))
+    path.write_bytes(path.read_bytes() + b"\0" * (data_set_bytes - len(data_set(path))))
+    assert len(data_set(path)) == data_set_bytes
+    return describe(path)
+
+
+def data_set(path: Path) -> bytes:
+    """The bytes after the file meta information, as a reader other than ours finds them."""
+    return path.read_bytes()[split_dataset(path)[1] :]
+
+
+def link_to(port: int, *objects: Outgoing, ae_title: str = "ARCHIVE") -> Link:
+    return Link("PLEURA", Remote(ae_title, "127.0.0.1", port), objects)
+
+
+# -- whole objects ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maximum_bytes", [4096, 16384, 131072])
+def test_dcmtk_has_every_byte_whatever_the_length(
+    peer: Callable[[str], str], tmp_path: Path, free_port: FreePort, maximum_bytes: int
+) -> None:
+    fragment_bytes = maximum_bytes - 6
+    lengths = [2000, fragment_bytes - 2, fragment_bytes, fragment_bytes + 2, 9 * fragment_bytes, 15_000_002]
+    objects = [outgoing(tmp_path, length, f"2.25.{number}") for number, length in enumerate(lengths, 1)]
+    scp = StoreSCP(peer("storescp"), free_port(), tmp_path / "archive", "-pdu", str(maximum_bytes))
+    try:
+        with link_to(scp.port, *objects) as link:
+            assert [link.store(one) for one in objects] == [0] * len(objects)
+    finally:
+        scp.stop()
+    arrived = {str(dcmread(path).SOPInstanceUID): data_set(path) for path in scp.folder.iterdir()}
+    assert arrived == {one.sop_instance_uid: data_set(one.path) for one in objects}
+
+
+def test_orthanc_has_every_byte(orthanc: Orthanc, tmp_path: Path) -> None:
+    objects = [outgoing(tmp_path, length, f"2.25.{length}") for length in (2000, 16_378, 16_380, 15_000_002)]
+    with link_to(orthanc.dicom_port, *objects, ae_title=orthanc.ae_title) as link:
+        assert [link.store(one) for one in objects] == [0] * len(objects)
+    instances = orthanc.instances()
+    assert set(instances) == {one.sop_instance_uid for one in objects}
+    for one in objects:
+        kept = tmp_path / "kept.dcm"
+        kept.write_bytes(orthanc.file(instances[one.sop_instance_uid]["orthanc"]))
+        assert data_set(kept) == data_set(one.path)
+
+
+@pytest.mark.parametrize("maximum_bytes", [0, 8, 9, 100, 1 << 30])  # 0: no limit
+def test_the_peers_maximum_pdu_length_is_kept(tmp_path: Path, free_port: FreePort, maximum_bytes: int) -> None:
+    """With an odd data set too, which no standard has, but a disk may."""
+    arrived: list[bytes] = []
+    lengths: list[int] = []
+
+    def store(event: Any) -> int:
+        arrived.append(event.request.DataSet.getvalue())
+        return 0
+
+    def note(event: Any) -> None:
+        if isinstance(event.pdu, P_DATA_TF):
+            lengths.append(event.pdu.pdu_length)
+
+    entity, port = AE("ARCHIVE"), free_port()
+    entity.maximum_pdu_size = maximum_bytes
+    entity.add_supported_context(SEG, ExplicitVRLittleEndian)
+    handlers: list[Any] = [(evt.EVT_C_STORE, store), (evt.EVT_PDU_RECV, note)]
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    large = 2000 if 0 < maximum_bytes < 1000 else 1_000_001
+    objects = [outgoing(tmp_path, length, f"2.25.{length}") for length in (1999, large)]
+    try:
+        with link_to(port, *objects) as link:
+            assert [link.store(one) for one in objects] == [0, 0]
+    finally:
+        server.shutdown()
+    assert arrived == [data_set(one.path) for one in objects]
+    assert max(lengths) <= (maximum_bytes or 1 << 30)
+
+
+# -- scripted archives -----------------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Accepts an association in everything proposed, then does as its script says; once."""
+
+    def __init__(self, script: Callable[[Scripted], None], maximum_bytes: int = 16384) -> None:
+        self._script, self._maximum_bytes = script, maximum_bytes
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._run)
+        self.port = int(self._listener.getsockname()[1])
+        self.message_ids: list[int] = []
+        self.saw: list[int] = []  # types of PDUs
+
+    def _run(self) -> None:
+        self.connection, _ = self._listener.accept()
+        with self._listener, self.connection:
+            self.connection.settimeout(DEADLINE_S)
+            request = A_ASSOCIATE_RQ()
+            request.decode(self.pdu())
+            primitive = request.to_primitive()
+            contexts = primitive.presentation_context_definition_list
+            for context in contexts:
+                context.transfer_syntax, context.result = [context.transfer_syntax[0]], 0
+            primitive.presentation_context_definition_results_list = contexts
+            primitive.presentation_context_definition_list = []
+            primitive.maximum_length_received = self._maximum_bytes
+            primitive.result, primitive.result_source = 0, 1
+            self.connection.sendall(A_ASSOCIATE_AC(primitive).encode())
+            self._script(self)
+
+    def pdu(self) -> bytes:
+        """The next one; b"" at the end."""
+        data = self._exactly(6)
+        self.saw += data[:1]
+        return data + self._exactly(int.from_bytes(data[2:], "big"))
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size and (part := self.connection.recv(size - len(data))):
+            data += part
+        return data
+
+    def request(self) -> None:
+        """Read a whole C-STORE-RQ."""
+        message, done = C_STORE_RQ(), False
+        while not done:
+            pdu = P_DATA_TF()
+            pdu.decode(self.pdu())
+            done = bool(message.decode_msg(pdu.to_primitive()))
+        message_id = message.message_to_primitive().MessageID
+        assert message_id is not None
+        self.message_ids.append(message_id)
+
+    def response(self, message_id: int | None = None, fragment_bytes: int = 16384) -> bytes:
+        """The PDUs of a C-STORE-RSP."""
+        primitive, message = C_STORE(), C_STORE_RSP()
+        primitive.MessageIDBeingRespondedTo = self.message_ids[-1] if message_id is None else message_id
+        primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID, primitive.Status = SEG, "2.25.1", 0xB007
+        message.primitive_to_message(primitive)
+        return b"".join(P_DATA_TF(part).encode() for part in message.encode_msg(1, fragment_bytes))
+
+    def until_closed(self) -> None:
+        """Read and ignore."""
+        while self.connection.recv(1 << 16):
+            pass
+
+    def __enter__(self) -> Scripted:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
+
+def abort_midway(archive: Scripted) -> None:
+    for _ in range(5):
+        archive.pdu()
+    archive.connection.sendall(ABORT)
+
+
+def close_midway(archive: Scripted) -> None:
+    for _ in range(5):
+        archive.pdu()
+
+
+def abort_instead(archive: Scripted) -> None:
+    archive.request()
+    archive.connection.sendall(ABORT)
+
+
+def close_instead(archive: Scripted) -> None:
+    archive.request()
+
+
+def release_instead(archive: Scripted) -> None:
+    archive.request()
+    archive.connection.sendall(RELEASE_RQ)
+    assert archive.pdu() == RELEASE_RP
+
+
+def answer_another(archive: Scripted) -> None:
+    archive.request()
+    archive.connection.sendall(archive.response(archive.message_ids[-1] + 1))
+
+
+def answer_with_a_request(archive: Scripted) -> None:
+    archive.request()
+    message, primitive = C_STORE_RQ(), C_STORE()
+    primitive.MessageID, primitive.Priority = archive.message_ids[-1], 0
+    primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID = SEG, "2.25.1"
+    message.primitive_to_message(primitive)
+    (part,) = message.encode_msg(1, 16384)
+    archive.connection.sendall(P_DATA_TF(part).encode())
+
+
+def answer_without_end(archive: Scripted) -> None:
+    archive.request()
+    archive.connection.sendall(archive.response()[:-20])
+    archive.until_closed()
+
+
+def answer_garbage(archive: Scripted) -> None:
+    archive.request()
+    archive.connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+def answer_endlessly(archive: Scripted) -> None:
+    archive.request()
+    archive.connection.sendall(b"\x04\0\xff\xff\xff\xff")
+
+
+def answer_an_empty_pdv(archive: Scripted) -> None:
+    archive.request()
+    archive.connection.sendall(b"\x04\0\0\0\0\x04\0\0\0\0")
+
+
+def answer_nothing(archive: Scripted) -> None:
+    archive.request()
+    archive.until_closed()
+
+
+def read_nothing(archive: Scripted) -> None:
+    archive.pdu()
+    time.sleep(1.0)
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (abort_midway, ""),  # the kernel may say so first
+        (close_midway, ""),
+        (abort_instead, "aborted the association"),
+        (close_instead, "closed the connection"),
+        (release_instead, "released the association"),
+        (answer_another, "to another request"),
+        (answer_with_a_request, "to another request"),
+        (answer_without_end, "no answer came in time"),
+        (answer_garbage, "type 0x48"),
+        (answer_endlessly, "4294967295 bytes"),
+        (answer_an_empty_pdv, "none"),
+        (answer_nothing, "no answer came in time"),
+        (read_nothing, "reads no more"),
+    ],
+)
+def test_a_peer_that_gives_up_ends_the_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Callable[[Scripted], None], why: str
+) -> None:
+    monkeypatch.setattr(association, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(association, "_STALLED_S", 0.3)
+    monkeypatch.setattr(association, "_SLOWEST_BYTES_PER_S", 1e9)
+    one = outgoing(tmp_path, 30_000_000 if script in (abort_midway, close_midway, read_nothing) else 30_000)
+    with Scripted(script) as archive, link_to(archive.port, one) as link:
+        with pytest.raises(LinkDownError, match=f"the association was lost: .*{why}"):
+            link.store(one)
+        with pytest.raises(LinkDownError):
+            link.store(one)
+
+
+def test_a_second_answer_is_not_taken_for_the_next_objects(tmp_path: Path) -> None:
+    def script(archive: Scripted) -> None:
+        archive.request()
+        archive.connection.sendall(2 * archive.response())
+        archive.request()
+
+    one, another = outgoing(tmp_path, 3000, "2.25.1"), outgoing(tmp_path, 3000, "2.25.2")
+    with Scripted(script) as archive, link_to(archive.port, one, another) as link:
+        assert link.store(one) == 0xB007
+        with pytest.raises(LinkDownError, match="to another request"):
+            link.store(another)
+
+
+def test_an_answer_may_come_in_pieces(tmp_path: Path) -> None:
+    def script(archive: Scripted) -> None:
+        archive.request()
+        for byte in archive.response(fragment_bytes=20):
+            archive.connection.sendall(bytes([byte]))
+        assert archive.pdu() == RELEASE_RQ
+        archive.connection.sendall(RELEASE_RP)
+
+    one = outgoing(tmp_path, 3000)
+    with Scripted(script) as archive, link_to(archive.port, one) as link:
+        assert link.store(one) == 0xB007
+
+
+def test_a_file_that_becomes_shorter_is_never_sent_as_whole(tmp_path: Path) -> None:
+    one = outgoing(tmp_path, 60_000_000)  # more than the sockets' buffers hold
+    lasts: list[bool] = []
+
+    def script(archive: Scripted) -> None:
+        for _ in range(5):
+            archive.pdu()
+        os.truncate(one.path, 20_000_000)
+        while len(pdu := archive.pdu()) > 12:
+            lasts.append(bool(pdu[11] & 0b10))
+
+    with (
+        Scripted(script) as archive,
+        link_to(archive.port, one) as link,
+        pytest.raises(LinkDownError, match="became shorter"),
+    ):
+        link.store(one)
+    assert lasts
+    assert not any(lasts)
+
+
+def test_who_takes_pdus_that_nothing_fits_into_is_no_peer(tmp_path: Path) -> None:
+    one = outgoing(tmp_path, 3000)
+    with (
+        Scripted(Scripted.until_closed, maximum_bytes=7) as archive,
+        pytest.raises(LinkDownError, match="at most 7 bytes"),
+    ):
+        link_to(archive.port, one)
+
+
+def test_an_interrupted_object_is_aborted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its answer an association cannot be released; that would wait for the time-out."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def script(archive: Scripted) -> None:
+        archive.request()
+        assert archive.pdu()[0] == ABORT[0]
+
+    one = outgoing(tmp_path, 3000)
+    monkeypatch.setattr(Requestor, "_response", interrupt)
+    with Scripted(script) as archive, link_to(archive.port, one) as link, pytest.raises(KeyboardInterrupt):
+        link.store(one)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive_port(free_port: FreePort) -> Iterator[int]:
+    """An archive that stores nothing and says it did."""
+    entity, port = AE("ARCHIVE"), free_port()
+    entity.add_supported_context(SEG, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)])
+    yield port
+    server.shutdown()
+
+
+def test_a_file_of_another_object_is_not_sent_under_this_ones_name(tmp_path: Path, archive_port: int) -> None:
+    one, another = outgoing(tmp_path, 3000, "2.25.1"), outgoing(tmp_path, 3000, "2.25.2")
+    one.path.write_bytes(another.path.read_bytes())
+    with link_to(archive_port, one, another) as link:
+        with pytest.raises(UnsendableError, match="another object"):
+            link.store(one)
+        assert link.store(another) == 0
+
+
+def test_a_file_without_data_set_is_not_sent(tmp_path: Path, archive_port: int) -> None:
+    one, another = outgoing(tmp_path, 3000, "2.25.1"), outgoing(tmp_path, 3000, "2.25.2")
+    one.path.write_bytes(one.path.read_bytes()[: split_dataset(one.path)[1]])
+    with link_to(archive_port, one, another) as link:
+        with pytest.raises(UnsendableError, match="no data set"):
+            link.store(one)
+        assert link.store(another) == 0
+
+
+@pytest.mark.parametrize("wrong", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x10\0\0\0", b"\xff\x0f\0\0"])
+def test_a_wrong_group_length_does_not_move_the_data_set(
+    peer: Callable[[str], str], tmp_path: Path, free_port: FreePort, wrong: bytes
+) -> None:
+    one = outgoing(tmp_path, 3000)
+    head, tail = one.path.read_bytes()[:140], one.path.read_bytes()[144:]
+    one.path.write_bytes(head + wrong + tail)
+    assert describe(one.path) == one
+    scp = StoreSCP(peer("storescp"), free_port(), tmp_path / "archive")
+    try:
+        with link_to(scp.port, one) as link:
+            assert link.store(one) == 0
+    finally:
+        scp.stop()
+    (path,) = scp.folder.iterdir()
+    assert data_set(path) == data_set(one.path)

@@ -1,0 +1,308 @@
+"""Random lives of images, late owners and moved clocks included: the ledger does what the model says, row by row."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+
+from daemon.ledger import Arrival, CommitmentRequest, Completion, DeliveryJob, ImageJob, Ledger, StoredResult
+from daemon.schema import deliveries, instances, metadata, results, schema_version
+from tests.property.model import LEASE_S, Delivery, Image, Model
+
+OWED = {"pacs": ("SEG", "SC"), "outbox": ("SC",)}
+KINDS = {"analysed": ("SEG", "SC"), "not_analysed": ("SC",), "failed": ("SC",)}
+
+uids = st.sampled_from(["1.1", "1.2", "1.3"])
+owners = st.sampled_from(["anna", "bert"])
+destinations = st.sampled_from(sorted(OWED))
+limits = st.integers(1, 4)
+
+
+@pytest.fixture
+def tables(ledger_url: str) -> Iterator[tuple[str, sa.Engine]]:
+    """An empty ledger's URL, and a view into its tables."""
+    Ledger(ledger_url).close()
+    engine = sa.create_engine(ledger_url)
+    yield ledger_url, engine
+    engine.dispose()
+
+
+def test_the_ledger_does_what_the_model_says(tables: tuple[str, sa.Engine]) -> None:
+    url, engine = tables
+
+    class Machine(Lives):
+        ledger_url, view = url, engine
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+class Lives(RuleBasedStateMachine):
+    """Jobs and requests are never forgotten: every rule may come from an owner who is hours late."""
+
+    ledger_url: str
+    view: sa.Engine
+    jobs = Bundle("jobs")
+    parcels = Bundle("parcels")
+    requests = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Model()
+        self.files = (f"file-{n}" for n in itertools.count())
+        self.committed: set[int] = set()
+        self._empty()
+        self.ledger = Ledger(self.ledger_url, clock=lambda: self.model.now, lease_s=LEASE_S)
+
+    def teardown(self) -> None:
+        self.ledger.close()
+
+    # -- what happens ---------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([1.0, 31.0, 61.0, 900.0, 4000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.model.now += seconds
+
+    @rule(seconds=st.sampled_from([2.0, 100.0, 100_000.0]))
+    def the_clock_is_set_back(self, seconds: float) -> None:
+        self.model.now -= seconds
+
+    @rule(uid=uids, priority=st.integers(0, 2), copies=st.integers(1, 3))
+    def receive(self, uid: str, priority: int, copies: int) -> None:
+        arrivals = [
+            Arrival(next(self.files), "1.2.840", uid, "1.2.1", "XRAY1", "dimse", priority, 9) for _ in range(copies)
+        ]
+        self.ledger.receive(arrivals)
+        for arrival in arrivals:
+            self.model.receive(arrival)
+
+    @rule(target=jobs, owner=owners, limit=limits)
+    def claim_images(self, owner: str, limit: int) -> Any:
+        jobs = self.ledger.claim_images(owner, limit)
+        assert [(job.id, job.attempt, job.unfinished_alone) for job in jobs] == self.model.claim_images(owner, limit)
+        for job in jobs:
+            image = self.model.images[job.id]
+            assert job.spool_name == image.arrival.spool_name
+            assert job.result_time == (self.model.now if image.result_time is None else image.result_time)
+        return multiple(*jobs)
+
+    @rule(held=st.lists(jobs, min_size=1, max_size=3))
+    def renew(self, held: list[ImageJob]) -> None:
+        self.ledger.renew(held)
+        for job in held:
+            self.model.renew(job)
+
+    @rule(job=jobs)
+    def give_back(self, job: ImageJob) -> None:
+        self.ledger.give_back(job)
+        self.model.give_back(job)
+
+    @rule(job=jobs)
+    def abandon(self, job: ImageJob) -> None:
+        self.ledger.abandon(job)
+        self.model.abandon(job)
+
+    @rule(
+        job=jobs,
+        state=st.sampled_from(["analysed", "analysed", "not_analysed", "failed"]),
+        digest=st.sampled_from("ab"),
+    )
+    def complete(self, job: ImageJob, state: str, digest: str) -> None:
+        # Results' UIDs are derived: the same content that ends alike has the same results (design, "Identity").
+        made = tuple(
+            StoredResult(kind, next(self.files), "1.2", f"{job.sop_instance_uid}.{digest}.{state}.{kind}", "1.2.1", 5)
+            for kind in KINDS[state]
+        )
+        completion = Completion(state, digest, "1.2", results=made)
+        assert self.ledger.complete(job, completion, OWED) == self.model.complete(job, completion, OWED)
+
+    @rule(target=parcels, destination=destinations, owner=owners, limit=limits)
+    def claim_deliveries(self, destination: str, owner: str, limit: int) -> Any:
+        claimed = self.ledger.claim_deliveries(destination, owner, limit)
+        wanted = self.model.claim_deliveries(destination, owner, limit)
+        assert [(job.id, job.attempt, job.failures) for job in claimed] == wanted
+        for job in claimed:
+            uid = self.model.deliveries[job.id].result_uid
+            assert job.destination == destination
+            assert job.result.sop_instance_uid == uid
+            assert job.result.spool_name == self.model.results[uid].spool_name
+        return multiple(*claimed)
+
+    @rule(job=parcels)
+    def renew_delivery(self, job: DeliveryJob) -> None:
+        self.ledger.renew([job])
+        self.model.renew(job)
+
+    @rule(job=parcels, commitment=st.booleans())
+    def stored(self, job: DeliveryJob, commitment: bool) -> None:
+        self.ledger.stored(job, 0, commitment)
+        self.model.stored(job, commitment)
+
+    @rule(job=parcels)
+    def refused(self, job: DeliveryJob) -> None:
+        self.ledger.refused(job, "0x0122", 0x0122)
+        self.model.refused(job)
+
+    @rule(job=parcels, delay_s=st.sampled_from([0.0, 10.0, 3600.0]), status=st.sampled_from([None, 0xC000]))
+    def retry_later(self, job: DeliveryJob, delay_s: float, status: int | None) -> None:
+        self.ledger.retry_later(job, "trouble", delay_s, status)
+        self.model.retry_later(job, delay_s, status)
+
+    @rule(job=parcels)
+    def give_back_delivery(self, job: DeliveryJob) -> None:
+        self.ledger.give_back_delivery(job)
+        self.model.give_back_delivery(job)
+
+    @rule(job=parcels)
+    def remake(self, job: DeliveryJob) -> None:
+        assert self.ledger.remake(job, "its file is lost") == self.model.remake(job)
+
+    @rule(known=st.sampled_from([["pacs", "outbox"], ["pacs", "outbox"], ["pacs"], []]))
+    def refuse_unknown_destinations(self, known: list[str]) -> None:
+        assert self.ledger.refuse_unknown_destinations(known) == self.model.refuse_unknown_destinations(known)
+
+    @rule(target=requests, destination=destinations, limit=limits)
+    def ask_commitment(self, destination: str, limit: int) -> Any:
+        due = self.model.awaiting(destination)
+        request = self.ledger.ask_commitment(destination, limit, 40.0)
+        if request is None:
+            assert due == []
+            return multiple()
+        asked = [uid for _, uid in request.references]
+        assert len(asked) == len(set(asked)) == min(limit, len(due))
+        assert set(asked) <= {self.model.deliveries[number].result_uid for number in due}
+        assert request.transaction_uid not in self.model.asked
+        self.model.ask(destination, request.transaction_uid, asked, 40.0)
+        return (destination, request)
+
+    @rule(asked=requests)
+    def commitment_not_asked(self, asked: tuple[str, CommitmentRequest]) -> None:
+        destination, request = asked
+        self.ledger.commitment_not_asked(destination, request, "rejected", 20.0)
+        self.model.not_asked(destination, [uid for _, uid in request.references], 20.0)
+
+    @rule(asked=requests, answers=st.lists(st.sampled_from("clrx"), min_size=4, max_size=4))
+    def commitment_reported(self, asked: tuple[str, CommitmentRequest], answers: list[str]) -> None:
+        destination, request = asked
+        self._report(destination, request.transaction_uid, request, answers)
+
+    @rule(asked=requests, destination=destinations)
+    def a_report_from_somewhere(self, asked: tuple[str, CommitmentRequest], destination: str) -> None:
+        self._report(destination, asked[1].transaction_uid, asked[1], ["c"] * 4)
+
+    @rule(asked=requests)
+    def a_report_to_no_question(self, asked: tuple[str, CommitmentRequest]) -> None:
+        self._report(asked[0], "2.25.1", asked[1], ["c", "l", "r", "c"])
+
+    def _report(self, destination: str, uid: str, request: CommitmentRequest, answers: list[str]) -> None:
+        named = [uid for _, uid in request.references]
+        good, lost, no = ([one for one, said in zip(named, answers, strict=False) if said == what] for what in "clr")
+        known = self.ledger.commitment_reported(
+            destination, uid, good, dict.fromkeys(lost, "0x0112"), dict.fromkeys(no, "0x0119")
+        )
+        assert known == self.model.reported(destination, uid, good, lost, no)
+
+    @rule(
+        kept_s=st.sampled_from([0.0, 50.0]),
+        kept_failed_s=st.sampled_from([0.0, 500.0]),
+        limit=limits,
+        also=st.booleans(),
+    )
+    def release(self, kept_s: float, kept_failed_s: float, limit: int, also: bool) -> None:
+        committing = sorted(OWED) if also else []
+        may = self.model.releasable(kept_s, kept_failed_s, committing)
+        files = self.ledger.release(kept_s, kept_failed_s, committing, limit)
+        gone = [number for number in may if self.model.images[number].arrival.spool_name in files]
+        assert len(gone) == min(limit, len(may))
+        assert sorted(files) == sorted(name for number in gone for name in self.model.files_of(number))
+        ages = {number: self.model.images[number].completed_at or 0.0 for number in may}
+        assert all(ages[number] <= ages[other] for number in gone for other in may if other not in gone)
+        for number in gone:
+            self.model.images[number].removed_at = self.model.now
+
+    @rule(states=st.sampled_from([["failed"], ["refused"], ["failed", "refused"]]), uid=st.none() | uids)
+    def rearm(self, states: list[str], uid: str | None) -> None:
+        named = [] if uid is None else [uid, f"{uid}.a.analysed.SC"]
+        assert self.ledger.rearm(states, named) == self.model.rearm(states, named)
+
+    # -- what always holds ----------------------------------------------------------------------------------------
+
+    @invariant()
+    def every_row_is_as_the_model_says(self) -> None:
+        with self.view.connect() as conn:
+            images = {row["id"]: row for row in conn.execute(sa.select(instances)).mappings()}
+            made = list(conn.execute(sa.select(results)).mappings())
+            owed = list(
+                conn.execute(
+                    sa.select(deliveries, results.c.sop_instance_uid.label("result_uid")).join(results)
+                ).mappings()
+            )
+        first = min(images, default=1) - 1, min((row["id"] for row in owed), default=1) - 1
+        assert first == (0, 0)
+        assert {number: {name: row[name] for name in _IMAGE} for number, row in images.items()} == {
+            number: {name: getattr(image, name) for name in _IMAGE} for number, image in self.model.images.items()
+        }
+        assert {row["id"]: {name: row[name] for name in _DELIVERY} for row in owed} == {
+            number: {name: getattr(one, name) for name in _DELIVERY} for number, one in self.model.deliveries.items()
+        }
+        # A result exists once, and is owed at most once to each destination.
+        assert sorted(row["sop_instance_uid"] for row in made) == sorted(self.model.results)
+        pairs = [(row["result_uid"], row["destination"]) for row in owed]
+        assert len(pairs) == len(set(pairs))
+        # Nothing leads out of committed.
+        committed = {row["id"] for row in owed if row["state"] == "committed"}
+        assert self.committed <= committed
+        self.committed = committed
+
+    @invariant()
+    def each_accepted_instance_is_in_one_count(self) -> None:
+        counts = self.ledger.counts()
+        states = [image.state for image in self.model.images.values()]
+        assert sum(counts["instances"].values()) == len(states) - states.count("duplicate")
+        assert sum(counts["deliveries"].values()) == len(self.model.deliveries)
+        for state, count in counts["instances"].items():
+            assert count == states.count(state)
+
+    @invariant()
+    def bytes_are_counted_on_exactly_while_they_are_needed(self) -> None:
+        kept = [one.spool_name for one in self.ledger.kept_files()]
+        assert len(kept) == len(set(kept))
+        assert set(kept) == self.model.kept_files()
+        every = [name for number in self.model.images for name in self.model.files_of(number)]
+        assert self.ledger.known_spool_names(every) == set(kept)
+        # Said once more without the model's rules: who waits or is owed has bytes.
+        for number, image in self.model.images.items():
+            assert image.state != "received" or set(self.model.files_of(number)) <= set(kept)
+        for one in self.model.deliveries.values():
+            assert one.state != "owed" or self.model.results[one.result_uid].spool_name in kept
+        assert self.ledger.contradictions() == []
+
+    def _empty(self) -> None:
+        with self.view.begin() as conn:
+            if self.view.dialect.name == "postgresql":
+                names = ", ".join(table.name for table in metadata.sorted_tables if table is not schema_version)
+                conn.execute(sa.text(f"TRUNCATE {names} RESTART IDENTITY"))
+                return
+            for table in reversed(metadata.sorted_tables):
+                if table is not schema_version:
+                    conn.execute(table.delete())
+
+
+_IMAGE = [name for name in Image.__dataclass_fields__ if name != "arrival"]
+_DELIVERY = list(Delivery.__dataclass_fields__)
