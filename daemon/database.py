@@ -25,7 +25,17 @@ _CHANNEL = "pleura"  # LISTEN, NOTIFY
 _DOORBELL_S = 0.01  # PRAGMA data_version costs 2 microseconds
 _LOOK_UP_S = 0.5  # how often who listens looks whether the database is being closed
 _WITHOUT_BELL_S = 0.2  # a pause where the server is away
-_CONNECT_S = 5  # a host that is gone is given up, and a later try finds its successor
+# What libpq is told. A server that vanished without a word is given up after half a minute, and a later try finds its
+# successor; the server gives up a host of ours that vanished as soon, so that no row stays locked by the dead.
+_LIBPQ: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,  # milliseconds
+    "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+    " -c tcp_user_timeout=25000 -c idle_in_transaction_session_timeout=30000",
+}
 
 
 class LedgerError(Exception):
@@ -178,7 +188,7 @@ class _ServerBell:
         import psycopg
 
         plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        self._connection = psycopg.connect(plain, autocommit=True, connect_timeout=_CONNECT_S)
+        self._connection = psycopg.connect(plain, autocommit=True, **_LIBPQ)
         self._connection.execute(f"LISTEN {_CHANNEL}")
         self._in_use = threading.Lock()
         self._closing = False
@@ -209,7 +219,7 @@ def _engine(url: str) -> Engine:
 
 def _postgresql(url: sa.URL) -> Engine:
     # pre_ping: a connection from before the server's restart is replaced, not handed out.
-    engine = sa.create_engine(url, pool_pre_ping=True, pool_size=8, connect_args={"connect_timeout": _CONNECT_S})
+    engine = sa.create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=_LIBPQ)
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

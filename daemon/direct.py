@@ -138,6 +138,7 @@ class _StoreTransport(AssociationSocket):
                 incoming.drop()
         if whole:
             self._peer.answer(store_response(command.context_id, request, incoming.end()))
+            self.assoc.dul._idle_timer.restart()  # the peer's silence begins now, however long ours was
         return whole
 
     def _take_data_set(self, incoming: Incoming, context_id: int, parts: list[Fragment], filled: int) -> bool | None:
@@ -166,7 +167,7 @@ class _StoreTransport(AssociationSocket):
             filled += len(body)
 
     def _body(self, opened: tuple[int, int], at: int) -> memoryview | None:
-        """The body of the PDU that was begun, in the buffer from `at` on; None, and it is unread, where it has no data."""
+        """The body of the PDU that was begun, in the buffer from `at` on; None, and it is unread, if it has no data."""
         self.assoc.dul._idle_timer.restart()
         pdu_type, size = opened
         if pdu_type != P_DATA_TF:

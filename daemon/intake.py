@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from queue import SimpleQueue
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import cast
 
 from daemon.ledger import Arrival, Ledger
@@ -15,6 +17,7 @@ from daemon.spool import BytesLike, Spool, Unfinished
 
 log = logging.getLogger("pleura.receive")
 
+_SIBLINGS_S = 0.002  # how long a commit waits for those that are about to join it
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -23,16 +26,16 @@ class NoRoomError(Exception):
 
 
 class Intake:
-    """The one way in. A thread writes all rows that wait at a time with one commit, which is what makes it scale."""
+    """The one way in. Whoever finds nobody committing does it, for all that wait at that time: so it scales."""
 
     def __init__(self, ledger: Ledger, spool: Spool, reserve_bytes: int = 0) -> None:
         """Nothing is taken when less than `reserve_bytes` would stay free: results need room too."""
         self._ledger = ledger
         self._spool = spool
         self._reserve_bytes = reserve_bytes
-        self._queue: SimpleQueue[tuple[Arrival, Future[None]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._write_rows, name="intake", daemon=True)
-        self._thread.start()
+        self._waiting: SimpleQueue[_Row] = SimpleQueue()
+        self._committing = threading.Lock()
+        self.finishing: set[Entry] = set()  # what will ask for its row in a moment
 
     def take(self, arrival: Callable[[str], Arrival], *chunks: BytesLike) -> None:
         """Write the bytes of `chunks`, then the row that `arrival` makes of the spool name. Returns when both last.
@@ -55,20 +58,21 @@ class Intake:
             raise NoRoomError(f"{size} bytes would leave less than the reserve of {self._reserve_bytes} bytes free")
 
     def commit(self, arrival: Arrival) -> None:
-        """Returns when the row is committed. Raises NoRoomError; then the bytes are gone as well."""
-        done: Future[None] = Future()
-        self._queue.put((arrival, done))
-        try:
-            done.result()
-        except Exception as error:
-            log.error("the ledger cannot be written (%s)", _kind(error))
+        """Returns when file name and row are durable. Raises NoRoomError; then the bytes are gone as well."""
+        row = _Row(arrival)
+        self._waiting.put(row)
+        with self._committing:
+            if not row.done:  # then it still waits
+                self._commit(self._group())
+        if row.error is not None:
+            log.error("what was received cannot be committed (%s)", _kind(row.error))
             if not self._was_committed(arrival.spool_name):
-                raise NoRoomError("the ledger cannot be written") from error
+                raise NoRoomError("the ledger cannot be written") from row.error
 
     def stop(self) -> None:
-        """Returns when what was handed over before is committed."""
-        self._queue.put(None)
-        self._thread.join()
+        """Returns when what is being committed is."""
+        with self._committing:
+            pass
 
     def _was_committed(self, name: str) -> bool:
         """A commit may have taken place although its answer was lost: then the row stands, and so do the bytes."""
@@ -81,23 +85,33 @@ class Intake:
             self._spool.remove(name)
         return False
 
-    def _write_rows(self) -> None:
-        last = False
-        while not last:
-            group = [self._queue.get()]
-            while not self._queue.empty():
-                group.append(self._queue.get())
-            last = None in group
-            waiting = [one for one in group if one is not None]
-            try:
-                if waiting:
-                    self._ledger.receive([arrival for arrival, _ in waiting])
-            except Exception as error:  # the loop's one catch-all: each sender gets its answer
-                for _, done in waiting:
-                    done.set_exception(error)
-            else:
-                for _, done in waiting:
-                    done.set_result(None)
+    def _commit(self, group: list[_Row]) -> None:
+        arrivals = [row.arrival for row in group]
+        error = None
+        try:
+            self._spool.sync(arrival.spool_name for arrival in arrivals)
+            self._ledger.receive(arrivals)
+        except Exception as failure:  # each that waits gets its answer
+            error = failure
+        for row in group:
+            row.error, row.done = error, True
+
+    def _group(self) -> list[_Row]:
+        """All that wait, and those that are about to: a commit costs the same for one and for many."""
+        group, until = [], time.monotonic() + _SIBLINGS_S
+        with contextlib.suppress(Empty):
+            while self.finishing or not self._waiting.empty():
+                group.append(self._waiting.get(timeout=max(0.0, until - time.monotonic())))
+        return group
+
+
+@dataclass(eq=False)
+class _Row:
+    """A row that is to be committed."""
+
+    arrival: Arrival
+    done: bool = False
+    error: Exception | None = field(default_factory=lambda: RuntimeError("whoever was to commit it did not"))
 
 
 class Entry:
@@ -131,11 +145,13 @@ class Entry:
         if self._file is None:
             self.write()
         file, self._file = cast(Unfinished, self._file), None
+        self._intake.finishing.add(self)
         try:
-            file.keep()
+            file.finish()
         except OSError as error:
-            self._spool.remove(file.name)  # there, if only the last fsync failed
             raise _told_apart(error) from error
+        finally:
+            self._intake.finishing.discard(self)
         self._intake.commit(arrival(file.name))
 
     def drop(self) -> None:

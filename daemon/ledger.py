@@ -26,6 +26,7 @@ LONGEST_WAIT_S = 3600.0  # nothing is put off for longer; a later date is a cloc
 _MAXIMUM_REMAKES = 3  # of the results of one image whose files were lost
 _REMAKE_S = 30.0  # when a delivery whose file is being made again is looked at again
 _FORGETFUL_S = 60.0  # how long what an archive has lost a second time waits; doubled each time
+_RETENTION = "retention"  # who gives up bytes, or owes them again, does it one after the other
 _COMMITMENTS_KEPT_S = 90 * 86400.0  # an archive that reports later is asked again
 
 
@@ -415,14 +416,15 @@ class Ledger:
         with self._database.transaction() as (conn, now):
             image = sa.select(results.c.instance_id).join(deliveries, deliveries.c.result_id == results.c.id)
             again = instances.update().where(
-                instances.c.id == image.where(deliveries.c.id == job.id).scalar_subquery(),
-                instances.c.removed_at.is_(None),
-                instances.c.remakes < _MAXIMUM_REMAKES,
+                instances.c.id == image.where(*_is_held(job)).scalar_subquery(), instances.c.removed_at.is_(None)
             )
-            # Another of its results may have been found lost at the same time: then it waits already.
-            made = {"state": "received", "remakes": instances.c.remakes + 1, "lease_until": now}
             finished = instances.c.state.in_(("analysed", "not_analysed"))
-            waits = conn.execute(again.where(finished).values(**made)).rowcount or (
+            # Another of its results may have been found lost at the same time: then it waits already.
+            waits = conn.execute(
+                again.where(finished, instances.c.remakes < _MAXIMUM_REMAKES).values(
+                    remakes=instances.c.remakes + 1, **_waits_again(now)
+                )
+            ).rowcount or (
                 conn.execute(again.where(state_is(instances, "received")).values(remakes=instances.c.remakes)).rowcount
             )
             if waits:
@@ -507,7 +509,7 @@ class Ledger:
                 for row in conn.execute(asks).all():
                     # At once the first time. An archive that forgets everything must not be sent to in a circle.
                     due_at = now + (_doubling(_FORGETFUL_S, row.commit_asks - 2) if row.commit_asks > 1 else 0.0)
-                    again = {"state": "owed", "why": why, "due_at": due_at, "lease_until": now, "commit_due_at": None}
+                    again = _owed_again(now) | {"why": why, "due_at": due_at, "commit_due_at": None}
                     conn.execute(deliveries.update().where(deliveries.c.id == row.id).values(**again))
             for uid, why in refused.items():
                 conn.execute(_stored_at(destination, [uid]).values(state="refused", why=why))
@@ -533,6 +535,7 @@ class Ledger:
         owed = mine.where(sa.or_(deliveries.c.state == "owed", awaited)).exists()
         troubled = sa.or_(instances.c.state == "failed", mine.where(deliveries.c.state == "refused").exists())
         with self._database.transaction() as (conn, now):
+            self._database.lock_until_commit(conn, _RETENTION)
             kept_since = sa.case((troubled, now - kept_failed_s), else_=now - kept_s)
             old = (
                 sa.select(instances.c.id, instances.c.spool_name)
@@ -657,24 +660,18 @@ class Ledger:
     def rearm(self, states: Sequence[str], uids: Sequence[str]) -> int:
         """`pleura retry`: failed images wait again, refused deliveries are owed again. Returns how many.
 
+        Not those whose bytes are gone: what was refused and given up by retention since cannot be sent any more.
         `uids` are SOP Instance UIDs of images or results; none means all in these states.
         """
         with self._database.transaction() as (conn, now):
+            self._database.lock_until_commit(conn, _RETENTION)  # what retention just gives up cannot be owed again
             count = 0
             if "failed" in states:
                 failed = instances.update().where(instances.c.state == "failed", instances.c.removed_at.is_(None))
                 if uids:
                     failed = failed.where(instances.c.sop_instance_uid.in_(uids))
                 count += conn.execute(
-                    failed.values(
-                        state="received",
-                        reason=None,
-                        detail=None,
-                        completed_at=None,
-                        lease_until=now,
-                        unfinished=0,
-                        unfinished_alone=0,
-                    )
+                    failed.values(reason=None, detail=None, completed_at=None, **_waits_again(now))
                 ).rowcount
             if "refused" in states:
                 refused = deliveries.update().where(deliveries.c.state == "refused")
@@ -683,9 +680,7 @@ class Ledger:
                 if uids:
                     there = there.where(results.c.sop_instance_uid.in_(uids))
                 refused = refused.where(deliveries.c.result_id.in_(there))
-                count += conn.execute(
-                    refused.values(state="owed", why=None, due_at=now, lease_until=now, failures=0)
-                ).rowcount
+                count += conn.execute(refused.values(why=None, failures=0, **_owed_again(now))).rowcount
             self._database.ring(conn)
             return count
 
@@ -707,10 +702,31 @@ def _past(column: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
     return sa.or_(column <= now, column > now + LONGEST_WAIT_S)
 
 
+def _is_held(job: ImageJob | DeliveryJob) -> tuple[sa.ColumnElement[bool], ...]:
+    table, open_state = (instances, "received") if isinstance(job, ImageJob) else (deliveries, "owed")
+    return table.c.id == job.id, table.c.attempt == job.attempt, table.c.state == open_state
+
+
 def _held(job: ImageJob | DeliveryJob) -> sa.Update:
     """An update that changes nothing when another attempt has taken over since."""
-    table, open_state = (instances, "received") if isinstance(job, ImageJob) else (deliveries, "owed")
-    return table.update().where(table.c.id == job.id, table.c.attempt == job.attempt, table.c.state == open_state)
+    table = instances if isinstance(job, ImageJob) else deliveries
+    return table.update().where(*_is_held(job))
+
+
+def _waits_again(now: float) -> dict[str, Any]:
+    """A finished image goes back to those that wait, with no attempt held against it, and none from before valid."""
+    return {
+        "state": "received",
+        "lease_until": now,
+        "attempt": instances.c.attempt + 1,
+        "unfinished": 0,
+        "unfinished_alone": 0,
+    }
+
+
+def _owed_again(now: float) -> dict[str, Any]:
+    """A delivery that had ended is owed once more; no attempt from before is valid."""
+    return {"state": "owed", "due_at": now, "lease_until": now, "attempt": deliveries.c.attempt + 1}
 
 
 def _is_stored_at(destination: str, uids: Sequence[str]) -> sa.ColumnElement[bool]:

@@ -26,7 +26,8 @@ class OneLineFormatter(logging.Formatter):
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in super().formatMessage(record))
+        line = super().formatMessage(record)
+        return line if line.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
 
     def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - logging's name
         kind, error, where = ei

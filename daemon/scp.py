@@ -80,6 +80,7 @@ class Receiver:
         self._spool = spool
         self._gate = Gate(config.ae_title, config.peers, config.committing())
         self._conversations: WeakKeyDictionary[Association, _Conversation] = WeakKeyDictionary()
+        self._contexts = {True: accepted_contexts(), False: report_contexts()}  # for those who may store, and others
         self._while_running = ExitStack()
         self._ae = AE(config.ae_title)
         self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -96,7 +97,7 @@ class Receiver:
         """
         server = self._ae.make_server(
             self._address,
-            contexts=accepted_contexts(),
+            contexts=report_contexts(),  # copied for each association, which costs; _on_requested() replaces them
             evt_handlers=[
                 (evt.EVT_REQUESTED, self._on_requested),
                 (evt.EVT_C_ECHO, lambda _: Status.SUCCESS.value),
@@ -131,8 +132,7 @@ class Receiver:
         called, calling = str(request.called_ae_title).strip(), str(request.calling_ae_title).strip()
         verdict = self._gate.admit(called, calling, address)
         if isinstance(verdict, Caller):
-            if not verdict.stores:
-                association.acceptor.supported_contexts = report_contexts()
+            association.acceptor.supported_contexts = self._contexts[verdict.stores]
             conversation = _Conversation(verdict, address, time.monotonic())
             self._conversations[association] = conversation
             direct.install(association, partial(self._begin, conversation))

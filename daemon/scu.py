@@ -317,7 +317,7 @@ def send(
         try:
             with Link(calling_ae_title, remote, []) as link:
                 yield Sent(None, link.echo())
-        except LinkDownError as error:
+        except (LinkDownError, NotAcceptedError) as error:
             yield Sent(None, None, str(error))
     described: list[Outgoing] = []
     for file in files:

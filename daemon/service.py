@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import logging
 import os
 import selectors
@@ -84,6 +85,7 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     inbox = _inbox(config, ledger, spool)
     if inbox:
         inbox.start()
+    gc.freeze()  # what is loaded stays: the collector need not go through it again for every few dozen associations
     _say_ready("receive", f"listening on {config.host}:{config.port} as {config.ae_title}")
     stop.wait()
     if inbox:

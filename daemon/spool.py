@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 BytesLike = bytes | bytearray | memoryview
 
-_NAME = re.compile(r"[0-9a-f]{32}")  # 128 random bits
+_NAME = re.compile(r"[0-9a-f]{32}")  # 120 random bits behind the folder's two digits
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # unfinished; hidden from whoever watches a folder
 _SHARDS = [f"{number:02x}" for number in range(256)]  # a million files stay a few thousand per folder
 _AT_ONCE = 1000  # pieces in one system call (IOV_MAX is 1024)
@@ -51,16 +51,23 @@ class Spool:
         """
         file = self.begin()
         file.write(*chunks)
+        file.finish()
         try:
-            file.keep()
+            self.sync([file.name])
         except BaseException:
-            self.remove(file.name)  # there, if only the last fsync failed
+            self.remove(file.name)
             raise
         return file.name
 
     def begin(self) -> Unfinished:
         """A new file, to be written piece by piece. Raises OSError."""
-        return Unfinished(self.path(secrets.token_hex(16)))
+        # Names of the same second begin alike: what is written at a time lies in one folder, and one sync() is for all.
+        return Unfinished(self.path(_SHARDS[int(time.time()) % len(_SHARDS)] + secrets.token_hex(15)))
+
+    def sync(self, names: Iterable[str]) -> None:
+        """Make the names of files durable that are so themselves. Raises OSError."""
+        for folder in {self.path(name).parent for name in names}:
+            _sync_folder(folder)
 
     def read(self, name: str) -> bytes:
         """All bytes of one file. Raises FileNotFoundError, ValueError (not a name of ours)."""
@@ -109,7 +116,7 @@ class Spool:
 
 
 class Unfinished:
-    """A file that is being written: nobody sees its name before keep(), and nothing is left of it when that fails."""
+    """A file that is being written: nobody sees its name before finish(), and nothing is left of it when that fails."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
@@ -136,8 +143,8 @@ class Unfinished:
             self.drop()
             raise
 
-    def keep(self) -> None:
-        """Make the file durable under its name.
+    def finish(self) -> None:
+        """Make the bytes durable, then give them their name. It lasts once the folder is synced as well.
 
         Raises:
             OSError: no room, or the disk failed; the file is dropped.
@@ -149,10 +156,9 @@ class Unfinished:
         except BaseException:
             self.drop()
             raise
-        _sync_folder(self._path.parent)
 
     def drop(self) -> None:
-        """Remove what was written; what was kept stays."""
+        """Remove what was written; a finished file stays."""
         self._close()
         self._part.unlink(missing_ok=True)
 
@@ -170,7 +176,8 @@ def write_durably(path: Path, *chunks: BytesLike) -> None:
     """
     file = Unfinished(path)
     file.write(*chunks)
-    file.keep()
+    file.finish()
+    _sync_folder(path.parent)
 
 
 def sweep_unfinished(folder: Path, age_s: float = _ORPHAN_AGE_S) -> int:

@@ -35,11 +35,11 @@ class Postgres:
     `durable=False` leaves fsync out: only a power loss, never a crash of the server, tells the difference.
     """
 
-    def __init__(self, folder: Path, port: int, durable: bool = True) -> None:
+    def __init__(self, folder: Path, port: int, durable: bool = True, address: str = "127.0.0.1") -> None:
         found = binaries()
         assert found is not None, "PostgreSQL's server is not installed"
         folder.mkdir(parents=True, exist_ok=True)
-        self.port, self.log = port, folder / "postgres.log"
+        self.address, self.port, self.log = address, port, folder / "postgres.log"
         self._bin = found
         self._home = Path(tempfile.mkdtemp(prefix="pleura-postgres-"))
         self._data = self._home / "data"
@@ -50,7 +50,7 @@ class Postgres:
         self._run("initdb", "-D", str(self._data), "-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
         settings = {
             "port": str(port),
-            "listen_addresses": "'127.0.0.1'",
+            "listen_addresses": f"'{address}'",
             "unix_socket_directories": "''",
             "shared_buffers": "32MB",
             "max_connections": "100",
@@ -58,11 +58,13 @@ class Postgres:
         }
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(f"{key} = {value}\n" for key, value in settings.items())
+        with (self._data / "pg_hba.conf").open("a") as file:
+            file.write("host all all samenet trust\n")
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres") -> str:
         """What `ledger:` takes."""
-        return f"postgresql+psycopg://{_USER}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql+psycopg://{_USER}@{self.address}:{self.port}/{database}"
 
     def create_database(self, name: str) -> str:
         """An empty database; returns its URL."""
@@ -116,7 +118,7 @@ class Postgres:
         return lines[:1] == [str(self._process.pid)] and len(lines) >= 8 and lines[7].strip() == "ready"
 
     def _here(self) -> list[str]:
-        return ["-h", "127.0.0.1", "-p", str(self.port), "-U", _USER]
+        return ["-h", self.address, "-p", str(self.port), "-U", _USER]
 
     def _run(self, program: str, *arguments: str) -> None:
         answer = subprocess.run(

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - a program that prints
 """`python -m tests.chaos --kills 1000 --seed 1`: the long form, a table at its end, exit status 1 on any violation."""
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos import rounds
+from tests.chaos.invariant import Account
 from tests.chaos.points import POINTS
 from tests.chaos.rounds import Chaos
 from tests.conftest import REPOSITORY
@@ -56,7 +58,7 @@ def main() -> int:
     return _table(chaos, time.monotonic() - began, options.folder)
 
 
-def _cycle(chaos: Chaos, left: int) -> list[tuple[str, Callable[[], rounds.Account]]]:
+def _cycle(chaos: Chaos, left: int) -> list[tuple[str, Callable[[], Account]]]:
     """One of each round, so that a run that is ended early has seen all of them."""
     number = min(left, _AT_ONCE)
     quick = {"keep_days": 5 / 86400, "free_mb": 0}

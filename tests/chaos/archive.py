@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import io
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydicom import Dataset
 from pydicom.uid import (
@@ -37,6 +38,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom import build_role as role_of
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 
 AE_TITLE = "ARCHIVE"
@@ -163,8 +165,8 @@ class _Server:
             return 0xA700
         if mode == "slow":
             time.sleep(0.3)
-        data = event.request.DataSet.getvalue()
-        uid = str(event.request.AffectedSOPInstanceUID)
+        request = cast(C_STORE, event.request)
+        data, uid = cast(io.BytesIO, request.DataSet).getvalue(), str(request.AffectedSOPInstanceUID)
         kept = not (mode == "forgets" and random.random() < 0.5)
         digest = hashlib.sha256(data).hexdigest()
         path = self._folder / "objects" / uid

@@ -21,9 +21,10 @@ from tests.chaos.victim import Plan, forked
 
 ROLES = ("receive", "analyse", "analyse", "deliver")
 AT_RANDOM = "at a random time"
-_AT_RANDOM_SHARE = 0.2
+_AT_RANDOM_SHARE = 0.2  # of the deaths
+_STARTING_SHARE = 0.2  # of these, the ones before READY
 _HURRY_S = 6.0  # an order that is not met by then gives way to a kill at that time
-_SETTLED_S = 1.5  # a role that has run this long is past its start
+_SETTLED_S = 0.5  # a role that has been ready for so long is at work
 
 
 def forkserver() -> ForkServerContext:
@@ -70,9 +71,10 @@ class Orders:
 class _Slot:
     role: str
     process: BaseProcess | None = None
-    began: float = 0.0  # monotonic, as the others
+    ready_at: float | None = None  # monotonic, as kill_at
+    doomed: bool = False
+    kill_after_s: float = 0.0  # what the doomed gets, from its start or from READY; an order may be quicker
     kill_at: float | None = None
-    hurry_at: float = 0.0  # when an order that is not met gives way to a kill
     drains: bool = False  # it was told to end
 
 
@@ -121,17 +123,20 @@ class Crew:
             process.join(90)
         return [process.exitcode for process in processes]
 
+    @property
+    def at_ease(self) -> bool:
+        """All have said READY, and none of them is to die."""
+        return all(slot.ready_at is not None and not slot.doomed for slot in self._slots)
+
     def drain(self) -> tuple[str, int, int | None] | None:
         """SIGTERM to one role that is at work, as an update does: its name, process id and exit status.
 
         None when there is none to take. The role is started again.
         """
+        now = time.monotonic()
         settled = [
-            slot
-            for slot in self._slots
-            if slot.process is not None and slot.process.is_alive() and not slot.hurry_at and slot.kill_at is None
-            and time.monotonic() - slot.began > _SETTLED_S
-        ]  # fmt: skip
+            slot for slot in self._slots if not slot.doomed and slot.ready_at and now - slot.ready_at > _SETTLED_S
+        ]
         if not settled:
             return None
         slot = self._rng.choice(settled)
@@ -152,9 +157,10 @@ class Crew:
 
     def _look_after(self, slot: _Slot, now: float) -> None:
         if slot.process is not None and slot.process.is_alive():
-            due = slot.kill_at is not None and now >= slot.kill_at
-            late = bool(slot.hurry_at) and (now >= slot.hurry_at or not self._deadly)
-            if due or late:
+            if slot.ready_at is None and self._plan.is_ready(slot.process.pid):
+                slot.ready_at = now
+                slot.kill_at = slot.kill_at or (now + slot.kill_after_s)
+            if slot.doomed and (not self._deadly or (slot.kill_at is not None and now >= slot.kill_at)):
                 slot.process.kill()
                 slot.process.join()
             else:
@@ -179,16 +185,17 @@ class Crew:
         self._kills.counted[point] += 1
 
     def _begin(self, slot: _Slot, now: float) -> None:
-        slot.kill_at, slot.hurry_at, slot.drains, order = None, 0.0, False, None
-        if self._deadly and self._kills.done < self._kills.wanted:
-            if self._rng.random() < _AT_RANDOM_SHARE:
-                slot.kill_at = now + self._rng.expovariate(1.0)
-            else:
-                order = self._orders.draw(slot.role)
-                slot.hurry_at = now + _HURRY_S
+        order = None
+        slot.ready_at, slot.kill_at, slot.drains = None, None, False
+        slot.doomed = self._deadly and self._kills.done < self._kills.wanted
+        if slot.doomed and self._rng.random() < _AT_RANDOM_SHARE:
+            slot.kill_after_s = self._rng.expovariate(1.0)
+            if self._rng.random() < _STARTING_SHARE:
+                slot.kill_at = now + self._rng.uniform(0.0, 0.5)
+        elif slot.doomed:
+            order, slot.kill_after_s = self._orders.draw(slot.role), _HURRY_S
         log = self._config.parent / "log.txt"
         slot.process = self._context.Process(
             target=forked, args=(slot.role, self._config, self._plan.folder, log, order)
         )
         slot.process.start()
-        slot.began = time.monotonic()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from pydicom import Dataset, dcmread
+from pydicom.uid import UID
 from torch import nn
 
 from inference import package
@@ -50,7 +51,7 @@ class Templates:
     def image(self, number: int, uid: str) -> Image:
         """The same image again, for whoever sends it twice."""
         dataset = dcmread(io.BytesIO(self._data[number]))
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(uid)
         return Image(number, uid, dataset)
 
 

@@ -90,7 +90,9 @@ class Check:
         for uid, times in self._sent.acknowledged.items():
             rows = self._rows.get(uid, [])
             if len(rows) < times:
-                self._violation(f"lost: image {uid} was acknowledged {times} times, the ledger knows it {len(rows)} times")
+                self._violation(
+                    f"lost: image {uid} was acknowledged {times} times, the ledger knows it {len(rows)} times"
+                )
                 continue
             states = Counter(row["state"] for row in rows)
             done = states["analysed"] + states["not_analysed"]
@@ -219,7 +221,9 @@ class Check:
         """The spool files of what retention has not removed: those that must be there, and those known as damaged."""
         kept = {row["id"]: row for row in self._instances if row["removed_at"] is None}
         damaged = {row["spool_name"] for row in kept.values() if row["reason"] == "bytes_missing"}
-        files = {row["spool_name"] for row in (*kept.values(), *self._results) if row.get("instance_id", row["id"]) in kept}
+        files = {
+            row["spool_name"] for row in (*kept.values(), *self._results) if row.get("instance_id", row["id"]) in kept
+        }
         return files - damaged, damaged
 
     def _verify_command(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from pynetdicom.association import Association
 from tests.chaos.images import Image, Templates
 
 _SUCCESS = 0x0000
+_PAUSE_S = 0.2
 
 
 class Modality:
@@ -33,6 +35,7 @@ class Modality:
         self._entity = AE("XRAY1")
         self._entity.add_requested_context(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
         self._entity.acse_timeout, self._entity.dimse_timeout, self._entity.network_timeout = 10, 20, 20
+        self.acknowledged = 0  # C-STOREs answered 0x0000
         self._waiting: list[Image] = []  # sent, and not answered 0x0000
         self._known: list[tuple[int, str]] = []  # acknowledged: to be sent again now and then
 
@@ -48,17 +51,23 @@ class Modality:
     def _run(self) -> None:
         while not self._stop.is_set():
             if not self._may_send():
-                self._stop.wait(0.05)
+                self._stop.wait(_PAUSE_S)
                 continue
-            association = self._entity.associate("127.0.0.1", self._port, ae_title="PLEURA")
-            if not association.is_established:
-                self._stop.wait(0.05)
+            association = self._associate()
+            if association is None or not association.is_established:
+                self._stop.wait(_PAUSE_S)
                 continue
             for _ in range(self._rng.randint(1, 8)):
                 if self._stop.is_set() or not self._send(association):
                     break
             if association.is_established:
                 association.release()
+
+    def _associate(self) -> Association | None:
+        with socket.socket() as probe:  # cheaper than an association that comes to nothing
+            if probe.connect_ex(("127.0.0.1", self._port)):
+                return None
+        return self._entity.associate("127.0.0.1", self._port, ae_title="PLEURA")
 
     def _send(self, association: Association) -> bool:
         image = self._next()
@@ -74,6 +83,7 @@ class Modality:
                 time.sleep(0.05)
             return status is not None
         self._note("acknowledged", image)
+        self.acknowledged += 1
         self._known.append((image.template, image.sop_instance_uid))
         return True
 

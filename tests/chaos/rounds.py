@@ -35,6 +35,7 @@ from tests.postgres import Postgres
 
 REST_S = 180.0  # a node that is not at rest by then is stuck
 _HOPELESS = 20  # roles that ended by themselves: the round is over
+_MORE = 5  # images that a node must still take after its round
 _ORDER_S = 12.0  # how long a victim under serve gets to reach its point
 _BACKLOG = 40  # images under way: more would only lengthen the rest
 _MIB = 1024 * 1024
@@ -145,7 +146,8 @@ class Site:
         self._modalities.clear()
 
     def acknowledged(self) -> int:
-        return len(Record(self.folder / "sent").acknowledged)
+        """How often a modality that sends now was answered 0x0000."""
+        return sum(one.acknowledged for one in self._modalities)
 
     def until_acknowledged(self, images: int, seconds: float = 120.0) -> None:
         """Until so many images more are acknowledged."""
@@ -182,11 +184,12 @@ class Site:
 
     def settle(self) -> Account:
         """No more faults and images; rest, a clean end of all roles, and the account."""
-        self.hush()
         crew = self.crew
         assert crew is not None
         crew.spare()
+        self.hush()
         try:
+            wait(f"all roles are ready; log: {self.folder / 'log.txt'}", lambda: crew.at_ease, REST_S)
             self.rest()
             stuck = []
         except AssertionError as error:
@@ -194,9 +197,19 @@ class Site:
         statuses = self.dismiss()
         account = self.check()
         account.violations += stuck
-        account.violations += [f"after rest and SIGTERM a role ended with status {status}" for status in statuses if status]
+        account.violations += [
+            f"after rest and SIGTERM a role ended with status {status}" for status in statuses if status
+        ]
         account.violations += crew.unexpected
         return self.chaos.settle(account)
+
+    def settle_after(self, images: int) -> Account:
+        """The same, once so many images more are acknowledged: the node still works."""
+        assert self.crew is not None
+        self.crew.spare()
+        with contextlib.suppress(AssertionError):  # the account tells how it is stuck
+            self.until_acknowledged(images)
+        return self.settle()
 
     def check(self) -> Account:
         """The account as it stands; nothing may run."""
@@ -214,7 +227,7 @@ def wait(what: str, true: Callable[[], Any], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 # -- the rounds ---------------------------------------------------------------------------------------------------
@@ -227,7 +240,7 @@ def kills(chaos: Chaos, number: int, **settings: Any) -> Account:
         site.send()
         while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < _HOPELESS:
             mood(site, chaos.rng.choice(("well", "well", "well", "down", *MODES)), chaos.rng.uniform(0.2, 1.5))
-        return site.settle()
+        return site.settle_after(_MORE)
 
 
 def moods(chaos: Chaos) -> Account:
@@ -382,7 +395,7 @@ def postgresql(chaos: Chaos, restarts: int, number_of_kills: int) -> Account:
                 chaos.tally.faults["PostgreSQL restarted"] += 1
             while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < _HOPELESS:
                 time.sleep(0.2)
-            return site.settle()
+            return site.settle_after(_MORE)
 
 
 def clock_steps(chaos: Chaos, steps: int, number_of_kills: int) -> Account:
@@ -461,6 +474,7 @@ class Served:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._process: subprocess.Popen[bytes] | None = None
+        self._last: list[int] = []  # its children when it was last seen alive
         self._orphans: list[str] = []
 
     def __enter__(self) -> Served:
@@ -492,7 +506,7 @@ class Served:
         if self._process.poll() is None:
             self._last = self._children() or self._last
             return
-        wait("the roles die with serve", lambda: not any(map(_runs, self._last)), 10)
+        wait("the roles die with serve", lambda: not any(map(_runs, self._last)), REST_S)
         self._start()
 
     def restart(self) -> None:
@@ -520,7 +534,7 @@ class Served:
         environment = os.environ | {PLAN: str(self._site.plan.folder), "OMP_NUM_THREADS": "1"}
         with (self._site.folder / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        self._last: list[int] = []
+        self._last = []
 
     def _children(self) -> list[int]:
         assert self._process is not None

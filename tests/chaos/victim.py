@@ -1,9 +1,10 @@
-"""A role that dies on order: it patches one named point, then runs the real command. Production code knows nothing of it.
+"""A role that dies on order: it patches one named point, then runs the real command, which knows nothing of it.
 
 `python -m tests.chaos.victim serve|receive|analyse|deliver -c F` with PLEURA_CHAOS naming the plan's folder. There lie
 
     orders/ROLE    the next life of that role takes it: "NUMBER PASS", a line of points.POINTS and the pass to die on
     deaths         a line for each death at a point, process id and name, written by the victim itself
+    ready/PID      made when that process has said READY
     clock          seconds by which the ledger's clock is off
 """
 
@@ -23,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from daemon import cli, config, service
+from daemon.ledger import Ledger
 from tests.chaos.points import POINTS, Point, resolve
 
 PLAN = "PLEURA_CHAOS"
@@ -55,6 +58,8 @@ class Plan:
         self.folder = folder
         self._orders = folder / "orders"
         self._orders.mkdir(parents=True, exist_ok=True)
+        self._ready = folder / "ready"
+        self._ready.mkdir(exist_ok=True)
         self.deaths = folder / "deaths"
         self._clock = folder / "clock"
 
@@ -78,6 +83,13 @@ class Plan:
         except FileNotFoundError:
             return None
         return number, on_pass
+
+    def say_ready(self) -> None:
+        """This process has said READY."""
+        (self._ready / str(os.getpid())).touch()
+
+    def is_ready(self, pid: int | None) -> bool:
+        return (self._ready / str(pid)).exists()
 
     def set_clock(self, offset_s: float) -> None:
         part = self._clock.with_suffix(".part")
@@ -105,8 +117,6 @@ def main() -> int:
 
 def live(arguments: list[str], plan: Plan, order: tuple[int, int] | None) -> int:
     """Patch what is ordered, then run daemon.cli with `arguments` in this process."""
-    from daemon import cli, config
-
     settings = config.load(Path(arguments[arguments.index("-c") + 1]))
     _quicken(plan)
     if arguments[0] == "serve":
@@ -183,19 +193,19 @@ def arm(point: Point, on_pass: int, plan: Plan, folders: dict[str, Path]) -> Non
 
 def _patch(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     holder, name = resolve(target)
-    setattr(holder, name, wrap(getattr(holder, name)))
+    _replace(target, wrap(getattr(holder, name)))
 
 
 def _kind_of_path(arguments: tuple[Any, ...], keywords: dict[str, Any], folders: dict[str, str]) -> str:
     """ "spool file", "outbox folder", "spool new file", ... of the path or descriptor that a call of os names."""
     first = arguments[0]
-    path = _readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.path.abspath(os.fsdecode(first))
+    path = _readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fsdecode(first)
     name = next((name for name, folder in folders.items() if path == folder or path.startswith(folder + "/")), None)
     if name is None:
         return ""
     if len(arguments) > 1 and isinstance(first, (str, Path)) and isinstance(arguments[1], int):  # os.open
         return f"{name} new file" if arguments[1] & os.O_CREAT else ""
-    return f"{name} folder" if os.path.isdir(path) else f"{name} file"
+    return f"{name} folder" if Path(path).is_dir() else f"{name} file"
 
 
 def _half(data: Any) -> Any:
@@ -207,11 +217,21 @@ def _half(data: Any) -> Any:
 def _quicken(plan: Plan) -> None:
     """Short leases and pauses, and a ledger whose clock the test turns."""
     for target, value in QUICKER.items():
-        holder, name = resolve(target)
-        setattr(holder, name, value)
-    from daemon import ledger, service
+        _replace(target, value)
+    _replace("daemon.service:Ledger", partial(Ledger, clock=plan.now, lease_s=LEASE_S))
+    notify = service.notify
 
-    service.Ledger = partial(ledger.Ledger, clock=plan.now, lease_s=LEASE_S)  # type: ignore[misc, assignment]
+    def told(message: str) -> None:
+        if message == "READY=1":
+            plan.say_ready()
+        notify(message)
+
+    _replace("daemon.service:notify", told)
+
+
+def _replace(target: str, value: Any) -> None:
+    holder, name = resolve(target)
+    setattr(holder, name, value)
 
 
 def _make_children_victims() -> None:
@@ -222,7 +242,7 @@ def _make_children_victims() -> None:
         command = ["tests.chaos.victim" if part == "daemon.cli" else part for part in command]
         original(self, command, *arguments, **keywords)
 
-    subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+    _replace("subprocess:Popen.__init__", start)
 
 
 def forked(role: str, config: Path, plan_folder: Path, log: Path, order: tuple[int, int] | None) -> None:
@@ -235,6 +255,7 @@ def forked(role: str, config: Path, plan_folder: Path, log: Path, order: tuple[i
     import torch
 
     torch.set_num_threads(1)
+    _replace("daemon.cli:_refuse_foreign_packages", lambda: None)  # a third of a second per start, of no interest here
     status = live([role, "-c", str(config)], Plan(plan_folder), order)
     sys.stdout.flush()
     sys.stderr.flush()

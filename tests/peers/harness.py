@@ -33,8 +33,9 @@ def wait_until(what: str, true: Callable[[], Any], every_s: float = 0.05) -> Any
 class Node:
     """`pleura serve` on a free port with its own spool and ledger."""
 
-    def __init__(self, folder: Path, port: int, **settings: Any) -> None:
-        self.folder, self.port = folder, port
+    def __init__(self, folder: Path, port: int, prefix: Sequence[str] = (), **settings: Any) -> None:
+        """`prefix`: what starts the command on another host."""
+        self.folder, self.port, self._prefix = folder, port, prefix
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "pleura.yaml"
         self.log = folder / "log.txt"
@@ -55,7 +56,7 @@ class Node:
         self.write_settings()
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "daemon.cli", "serve", "-c", str(self.path)],
+                [*self._prefix, sys.executable, "-m", "daemon.cli", "serve", "-c", str(self.path)],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

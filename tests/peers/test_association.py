@@ -20,7 +20,7 @@ from pynetdicom.dsutils import split_dataset
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ, P_DATA_TF
 
 from daemon import association
-from daemon.association import Link, LinkDownError, Outgoing, Remote, UnsendableError, describe
+from daemon.association import Link, LinkDownError, NotAcceptedError, Outgoing, Remote, UnsendableError, describe
 from daemon.requestor import Requestor
 from tests.peers.harness import Orthanc
 from tests.peers.test_deliver import SEG, StoreSCP, segmentation
@@ -396,13 +396,16 @@ def test_a_file_without_data_set_is_not_sent(tmp_path: Path, archive_port: int) 
         assert link.store(another) == 0
 
 
-@pytest.mark.parametrize("wrong", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x10\0\0\0", b"\xff\x0f\0\0"])
+@pytest.mark.parametrize("wrong", ["0", "16", "4095", "2**32 - 1", "right - 2", "right + 8", "before the last element"])
 def test_a_wrong_group_length_does_not_move_the_data_set(
-    peer: Callable[[str], str], tmp_path: Path, free_port: FreePort, wrong: bytes
+    peer: Callable[[str], str], tmp_path: Path, free_port: FreePort, wrong: str
 ) -> None:
     one = outgoing(tmp_path, 3000)
-    head, tail = one.path.read_bytes()[:140], one.path.read_bytes()[144:]
-    one.path.write_bytes(head + wrong + tail)
+    data = one.path.read_bytes()
+    right = int.from_bytes(data[140:144], "little")
+    lengths = {"0": 0, "16": 16, "4095": 4095, "2**32 - 1": 2**32 - 1, "right - 2": right - 2, "right + 8": right + 8}
+    lengths["before the last element"] = data.index(b"\x02\x00\x13\x00SH") - 144
+    one.path.write_bytes(data[:140] + lengths[wrong].to_bytes(4, "little") + data[144:])
     assert describe(one.path) == one
     scp = StoreSCP(peer("storescp"), free_port(), tmp_path / "archive")
     try:
@@ -411,4 +414,18 @@ def test_a_wrong_group_length_does_not_move_the_data_set(
     finally:
         scp.stop()
     (path,) = scp.folder.iterdir()
-    assert data_set(path) == data_set(one.path)
+    arrived = path.read_bytes()  # with a group length that is right
+    assert arrived[144 + int.from_bytes(arrived[140:144], "little") :] == data_set(one.path)
+
+
+def test_verification_is_answered_or_not_accepted(
+    archive_port: int, peer: Callable[[str], str], free_port: FreePort, tmp_path: Path
+) -> None:
+    with link_to(archive_port) as link, pytest.raises(NotAcceptedError, match="Verification"):
+        link.echo()
+    scp = StoreSCP(peer("storescp"), free_port(), tmp_path / "archive")
+    try:
+        with link_to(scp.port) as link:
+            assert [link.echo(), link.echo()] == [0, 0]
+    finally:
+        scp.stop()

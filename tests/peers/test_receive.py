@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.dsutils import decode
 
-from daemon import listener, scp
+from daemon import direct, listener, scp
 from daemon.config import Config, Peer
 from daemon.ledger import Ledger
 from daemon.peers import Caller, Gate
@@ -36,7 +38,7 @@ from daemon.spool import Spool
 CR = "1.2.840.10008.5.1.4.1.1.1"
 SC = "1.2.840.10008.5.1.4.1.1.7"
 JPEG, JPEG_LS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.80"
-OF_A_NODE = 2  # threads: the listener's and the intake's
+OF_A_NODE = 1  # thread: the listener's
 DEADLINE_S = 30.0
 FreePort = Callable[[], int]
 Program = Callable[[str], str]
@@ -386,17 +388,259 @@ class Resources:
         return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def associate_rq(calling: bytes) -> bytes:
-    """An A-ASSOCIATE-RQ for Verification (PS3.8 9.3.2), its calling AE title as given."""
+def associate_rq(calling: bytes, sop_class_uid: str = "1.2.840.10008.1.1", maximum_pdu_bytes: int = 16384) -> bytes:
+    """An A-ASSOCIATE-RQ (PS3.8 9.3.2) for one class in Implicit VR Little Endian, its calling AE title as given."""
 
     def item(kind: int, body: bytes) -> bytes:
         return struct.pack(">BBH", kind, 0, len(body)) + body
 
-    context = b"\x01\0\0\0" + item(0x30, b"1.2.840.10008.1.1") + item(0x40, b"1.2.840.10008.1.2")
-    user = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3")
+    context = b"\x01\0\0\0" + item(0x30, sop_class_uid.encode()) + item(0x40, b"1.2.840.10008.1.2")
+    user = item(0x51, struct.pack(">L", maximum_pdu_bytes)) + item(0x52, b"1.2.3")
     items = item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
     body = struct.pack(">HH16s16s32s", 1, 0, b"PLEURA".ljust(16), calling.ljust(16), b"") + items
     return struct.pack(">BBL", 1, 0, len(body)) + body
+
+
+COMMAND, DATA, LAST = 1, 0, 2  # the bits of a PDV's message control header (PS3.8 E.2)
+Pdv = tuple[int, bytes]
+
+
+def p_data(*pdvs: Pdv, context_id: int = 1) -> bytes:
+    body = b"".join(struct.pack(">LBB", len(value) + 2, context_id, flags) + value for flags, value in pdvs)
+    return struct.pack(">BBL", 4, 0, len(body)) + body
+
+
+def c_store(sop_instance_uid: str = "1.2.3.40", sop_class_uid: str = CR, **other: bytes) -> bytes:
+    """The command set of a C-STORE-RQ. `other` replaces elements: E0110=b"" and so on."""
+    elements = {
+        0x0002: sop_class_uid.encode() + b"\0" * (len(sop_class_uid) % 2),
+        0x0100: b"\x01\0",
+        0x0110: b"\x07\0",
+        0x0700: b"\0\0",
+        0x0800: b"\x01\0",
+        0x1000: sop_instance_uid.encode(),
+    } | {int(name[1:], 16): value for name, value in other.items()}
+    return b"".join(struct.pack("<HHL", 0, number, len(value)) + value for number, value in elements.items())
+
+
+class RawSender:
+    """An association of its own making, for messages that no toolkit would send."""
+
+    def __init__(self, node: Node, maximum_pdu_bytes: int = 16384) -> None:
+        self.socket = node.connect()
+        self.socket.sendall(associate_rq(b"TESTER", CR, maximum_pdu_bytes))
+        assert self.answer()[0] == 0x02
+
+    def __enter__(self) -> RawSender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, *pdus: bytes) -> None:
+        self.socket.sendall(b"".join(pdus))
+
+    def answer(self) -> tuple[int, bytes]:
+        """The next PDU's type and body; type 0 at the end of the connection."""
+        header = self._exactly(6)
+        return (header[0], self._exactly(int.from_bytes(header[2:], "big"))) if len(header) == 6 else (0, b"")
+
+    def status(self) -> int:
+        """Of the next response; -1 when the association ends instead."""
+        kind, body = self.answer()
+        if kind != 0x04:
+            return -1
+        response = decode(BytesIO(body[6:]), True, True)
+        assert response.MessageIDBeingRespondedTo == 7
+        assert response.AffectedSOPClassUID
+        return int(response.Status)
+
+    def _exactly(self, size: int) -> bytes:
+        got = b""
+        with contextlib.suppress(ConnectionError):
+            while len(got) < size and (more := self.socket.recv(size - len(got))):
+                got += more
+        return got
+
+
+BODY = bytes(range(256)) * 40
+WHOLE = {
+    "one PDU": [p_data((COMMAND | LAST, c_store()), (DATA | LAST, BODY))],
+    "many PDUs": [
+        p_data((COMMAND | LAST, c_store())),
+        *(p_data((DATA, BODY[at : at + 4])) for at in range(0, len(BODY) - 4, 4)),
+        p_data((DATA | LAST, BODY[-4:])),
+    ],
+    "two fragments in a PDU": [
+        p_data((COMMAND | LAST, c_store()), (DATA, BODY[:1000])),
+        p_data((DATA, BODY[1000:3001]), (DATA, BODY[3001:5000])),
+        p_data((DATA | LAST, BODY[5000:])),
+    ],
+    "an empty last fragment": [p_data((COMMAND | LAST, c_store()), (DATA, BODY)), p_data((DATA | LAST, b""))],
+    "empty PDUs": [p_data(), p_data((COMMAND | LAST, c_store())), p_data(), p_data((DATA | LAST, BODY))],
+    "a command in two fragments": [
+        p_data((COMMAND, c_store()[:50])),
+        p_data((COMMAND | LAST, c_store()[50:])),
+        p_data((DATA | LAST, BODY)),
+    ],
+}
+
+
+@pytest.fixture(params=["direct", "through pynetdicom"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways that a C-STORE can take; the second is for whatever the first has no version or bytes for."""
+    if request.param != "direct":
+        monkeypatch.setattr(direct, "_TESTED", "another version")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("how", WHOLE)
+def test_a_message_is_taken_however_it_is_cut_up(start: Callable[..., Node], how: str) -> None:
+    node = start()
+    with RawSender(node) as sender:
+        for _ in range(2):
+            sender.send(*WHOLE[how])
+            assert sender.status() == 0x0000
+    for row in node.rows():
+        kept = node.spool.read(row["spool_name"])
+        assert kept.endswith(BODY)
+        assert row["size_bytes"] == len(kept)
+        meta = dcmread(BytesIO(kept), stop_before_pixels=True, force=True).file_meta
+        assert (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID) == (CR, "1.2.3.40")
+        assert (meta.TransferSyntaxUID, meta.SourceApplicationEntityTitle) == ("1.2.840.10008.1.2", "TESTER")
+        assert meta.FileMetaInformationVersion == b"\0\1"
+        assert meta.ImplementationVersionName.startswith("PLEURA")
+        assert len(kept) == 144 + meta.FileMetaInformationGroupLength + len(BODY)
+    assert len(node.rows()) == 2
+
+
+def test_peers_whose_pdus_are_tiny_are_served(start: Callable[..., Node]) -> None:
+    node = start()
+    with RawSender(node, maximum_pdu_bytes=64) as sender:
+        sender.send(*WHOLE["one PDU"])
+        kind, body = sender.answer()
+        assert kind == 0x04
+        assert len(body) <= 64
+    assert len(node.rows()) == 1
+
+
+HALF = [p_data((COMMAND | LAST, c_store())), p_data((DATA, BODY))]
+BROKEN = {
+    "nothing more": [],
+    "half a PDU": [p_data((DATA | LAST, BODY))[:-1]],
+    "an abort": [b"\x07\0\0\0\0\x04\0\0\0\0"],
+    "a release": [b"\x05\0\0\0\0\x04\0\0\0\0"],
+    "another command": [p_data((COMMAND | LAST, c_store()))],
+    "another context": [p_data((DATA | LAST, BODY), context_id=3)],
+    "a fragment longer than its PDU": [b"\x04\0\0\0\0\x08" + b"\0\0\x10\0\x01\x02ab"],
+    "a fragment header cut off": [b"\x04\0\0\0\0\x03" + b"\0\0\0"],
+    "no PDU": [b"GET / HTTP/1.1\r\n"],
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_does_not_become_whole_leaves_nothing(start: Callable[..., Node], tmp_path: Path, how: str) -> None:
+    node = start()
+    big = p_data((DATA, b"\0" * 500_000))
+    with RawSender(node) as sender:
+        sender.send(*HALF, big, big, big)  # so much that it was being written already
+        until(lambda: list(tmp_path.rglob("*.part")))
+        sender.send(*BROKEN[how])
+        sender.socket.shutdown(socket.SHUT_WR)
+        while sender.answer()[0]:
+            pass
+    until(lambda: not list(tmp_path.rglob("*.part")))
+    assert list(node.spool.names()) == node.rows() == []
+    assert store(node, image()) == [0x0000]
+
+
+@pytest.mark.usefixtures("way")
+def test_messages_of_all_kinds_follow_one_another_on_an_association(start: Callable[..., Node]) -> None:
+    node = start()
+    entity = AE("TESTER")
+    entity.add_requested_context(CR, ExplicitVRLittleEndian)
+    entity.add_requested_context("1.2.840.10008.1.1")
+    keep = [(evt.EVT_CONN_OPEN, lambda event: node.sockets.append(event.assoc.dul.socket.socket))]
+    association = entity.associate("127.0.0.1", node.port, ae_title="PLEURA", evt_handlers=keep)
+    for _ in range(2):
+        assert association.send_c_store(image(size_bytes=3_000_000)).Status == 0x0000
+        assert association.send_c_echo().Status == 0x0000
+        assert association.send_c_store(image("../x")).Status == 0x0117
+    association.release()
+    assert association.is_released
+    assert len(node.rows()) == len(list(node.spool.names())) == 2
+
+
+@pytest.mark.usefixtures("way")
+def test_who_has_sent_and_then_says_nothing_is_let_go(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scp, "_IDLE_S", 0.5)
+    node = start()
+    with RawSender(node) as silent, RawSender(node) as halfway:
+        silent.send(*WHOLE["one PDU"])
+        assert silent.status() == 0x0000
+        halfway.send(*HALF)
+        assert halfway.answer()[0] == silent.answer()[0] == 0x07
+    assert len(node.rows()) == len(list(node.spool.names())) == 1
+
+
+def test_stopping_ends_an_association_that_has_sent_and_waits(start: Callable[..., Node]) -> None:
+    node = start()
+    with RawSender(node) as sender:
+        sender.send(*WHOLE["one PDU"])
+        assert sender.status() == 0x0000
+        began = time.monotonic()
+        node.stop()
+        assert sender.answer()[0] == 0x07
+        assert time.monotonic() < began + scp._DRAIN_S
+
+
+@pytest.mark.usefixtures("way")
+def test_the_answer_comes_after_bytes_name_and_row(start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    node = start()
+    steps: list[str] = []
+    fsync, rename, receive = os.fsync, Path.rename, node.ledger.receive
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        steps.append("folder synced" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "bytes synced")
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        steps.append("named")
+        return rename(self, target)
+
+    def noted_receive(arrivals: Any) -> None:
+        receive(arrivals)
+        steps.append("committed")
+
+    with RawSender(node) as sender, monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", noted_fsync)
+        patched.setattr(Path, "rename", noted_rename)
+        patched.setattr(node.ledger, "receive", noted_receive)
+        sender.send(*HALF, p_data((DATA | LAST, BODY)))
+        assert sender.status() == 0x0000
+        assert steps == ["bytes synced", "named", "folder synced", "committed"]
+
+
+def test_no_room_in_the_middle_of_a_message_gives_back_what_it_took(
+    start: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = start()
+    free, big = node.spool.free_bytes(), p_data((DATA, b"\0" * 600_000))
+    with RawSender(node) as sender:
+        sender.send(*HALF, big, big)
+        until(lambda: list(tmp_path.rglob("*.part")))
+        monkeypatch.setattr(node.spool, "free_bytes", lambda: 1000)
+        sender.send(big, big)
+        until(lambda: not list(tmp_path.rglob("*.part")))
+        sender.send(big, p_data((DATA | LAST, BODY)))
+        assert sender.status() == 0xA700
+        monkeypatch.setattr(node.spool, "free_bytes", lambda: free)
+        sender.send(*WHOLE["one PDU"])
+        assert sender.status() == 0x0000
+    assert len(node.rows()) == len(list(node.spool.names())) == 1
 
 
 HOSTILE = {

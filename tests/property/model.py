@@ -64,6 +64,10 @@ class Model:
     deliveries: dict[int, Delivery] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)  # transaction UID -> destination
 
+    def states(self) -> set[str]:
+        """All states that some image or delivery is in."""
+        return {row.state for row in (*self.images.values(), *self.deliveries.values())}
+
     def past(self, when: float) -> bool:
         return when <= self.now or when > self.now + LONGEST_WAIT_S
 

@@ -110,7 +110,9 @@ def test_no_room_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     assert spool.read(spool.write(b"there is room again")) == b"there is room again"
 
 
-def test_a_file_written_piece_by_piece_is_seen_once_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_written_piece_by_piece_is_seen_once_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spool = Spool(tmp_path)
     writev = os.writev
     monkeypatch.setattr(
@@ -121,7 +123,8 @@ def test_a_file_written_piece_by_piece_is_seen_once_it_is_kept(tmp_path: Path, m
     file.write(*pieces[:1200])
     file.write(*pieces[1200:])
     assert list(spool.names()) == []
-    file.keep()
+    file.finish()
+    spool.sync([file.name])
     file.drop()  # too late
     assert spool.read(file.name) == b"".join(pieces)
     dropped = spool.begin()
