@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, make_url
 
 from daemon.database import Database
 from daemon.database import LedgerError as LedgerError
-from daemon.schema import commitments, deliveries, instances, results, state_is
+from daemon.schema import commitments, deliveries, instances, results, state_is, state_is_not
 
 LEASE_S = 60.0  # a dead owner's work is claimable after this; owners at work renew it (heartbeat)
 LONGEST_WAIT_S = 3600.0  # nothing is put off for longer; a later date is a clock that was set back
@@ -440,6 +440,27 @@ class Ledger:
                 gone.values(state="refused", why="destination is no longer configured", owner=None)
             ).rowcount
 
+    # -- leases -------------------------------------------------------------------------------------------------
+
+    def owners(self) -> set[str]:
+        """Who holds a lease, as owner_name() has it."""
+        with self._database.reading() as conn:
+            return {
+                owner
+                for table, state in ((instances, "received"), (deliveries, "owed"))
+                for owner in conn.execute(
+                    sa.select(table.c.owner).where(state_is(table, state), table.c.owner.is_not(None)).distinct()
+                ).scalars()
+            }
+
+    def expire(self, owner: str) -> None:
+        """End the leases of an owner that is known to be dead: what it held need not wait for them to run out."""
+        with self._database.transaction() as (conn, now):
+            for table, state in ((instances, "received"), (deliveries, "owed")):
+                held = table.update().where(state_is(table, state), table.c.owner == owner)
+                conn.execute(held.values(owner=None, lease_until=now))
+            self._database.ring(conn)
+
     # -- storage commitment --------------------------------------------------------------------------------------
 
     def ask_commitment(self, destination: str, limit: int, first_wait_s: float) -> CommitmentRequest | None:
@@ -599,14 +620,14 @@ class Ledger:
         """What `pleura status` shows: each accepted instance and each delivery in exactly one count."""
         with self._database.reading() as conn:
             groups = [
-                ("instances", instances.c.state, ("received", "analysed", "not_analysed", "failed")),
-                ("deliveries", deliveries.c.state, ("owed", "stored", "committed", "refused")),
+                ("instances", instances, ("received", "analysed", "not_analysed", "failed")),
+                ("deliveries", deliveries, ("owed", "stored", "committed", "refused")),
             ]
             answer: dict[str, dict[str, int]] = {}
-            for name, column, states in groups:
-                found = {
-                    state: int(n) for state, n in conn.execute(sa.select(column, sa.func.count()).group_by(column))
-                }
+            for name, table, states in groups:
+                of_each = sa.select(table.c.state, sa.func.count()).group_by(table.c.state)
+                parts = of_each.where(state_is(table, states[0])), of_each.where(state_is_not(table, states[0]))
+                found = {state: int(n) for state, n in conn.execute(sa.union_all(*parts))}
                 answer[name] = {state: found.get(state, 0) for state in states}
             return answer
 
@@ -615,7 +636,7 @@ class Ledger:
         c, d = instances.c, deliveries.c
         of_images = (
             sa.select(c.sop_instance_uid, c.state, c.reason, c.detail)
-            .where(c.state.in_(("failed", "not_analysed")))
+            .where(c.state.in_(("failed", "not_analysed")), state_is_not(instances, "received"))
             .order_by(c.id.desc())
             .limit(limit)
         )
@@ -667,14 +688,18 @@ class Ledger:
             self._database.lock_until_commit(conn, _RETENTION)  # what retention just gives up cannot be owed again
             count = 0
             if "failed" in states:
-                failed = instances.update().where(instances.c.state == "failed", instances.c.removed_at.is_(None))
+                failed = instances.update().where(
+                    instances.c.state == "failed",
+                    state_is_not(instances, "received"),
+                    instances.c.removed_at.is_(None),
+                )
                 if uids:
                     failed = failed.where(instances.c.sop_instance_uid.in_(uids))
                 count += conn.execute(
                     failed.values(reason=None, detail=None, completed_at=None, **_waits_again(now))
                 ).rowcount
             if "refused" in states:
-                refused = deliveries.update().where(deliveries.c.state == "refused")
+                refused = deliveries.update().where(deliveries.c.state == "refused", state_is_not(deliveries, "owed"))
                 there = sa.select(results.c.id).join(instances, instances.c.id == results.c.instance_id)
                 there = there.where(instances.c.removed_at.is_(None))
                 if uids:

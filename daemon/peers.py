@@ -47,15 +47,15 @@ class Gate:
         if called != self._ae_title:
             return _CALLED_AE_UNKNOWN
         here = _normal(address)
-        destinations = tuple(
-            one.name for one in self._committing if one.ae_title == calling and here in self._addresses(one.host)
-        )
+        namesakes = [one for one in self._committing if one.ae_title == calling]
+        destinations = tuple(one.name for one in namesakes if here in self._addresses(one.host))
         if not self._peers and ipaddress.ip_address(here).is_loopback:
             return Caller(calling, destinations=destinations)
         named = [peer for peer in self._peers if peer.ae_title == calling]
         for peer in named:
             if peer.host is None or here in self._addresses(peer.host):
-                return Caller(calling, priority=peer.priority, destinations=destinations)
+                # An archive may come from another address than it listens on (a load balancer's): `peers` says so.
+                return Caller(calling, priority=peer.priority, destinations=tuple(one.name for one in namesakes))
         if destinations:
             return Caller(calling, stores=False, destinations=destinations)
         return _ADDRESS_NOT_ALLOWED if named or not self._peers else _CALLING_AE_UNKNOWN

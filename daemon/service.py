@@ -57,6 +57,7 @@ def run_role(role: str, config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     ledger, spool = _open(config)
+    _bury(ledger)
     _ROLES[role](config, ledger, spool, stop)
     ledger.close()
     return 0
@@ -71,6 +72,15 @@ def _open(config: Config) -> tuple[Ledger, Spool]:
         raise CannotStartError(f"ledger: {error}; for PostgreSQL: pip install 'pleura[postgresql]'") from error
     except OSError as error:
         raise CannotStartError(f"spool or ledger: {error}; this user must be able to write there") from error
+
+
+def _bury(ledger: Ledger) -> None:
+    """End the leases of processes of this host that are no more; those of other hosts run out by themselves."""
+    for owner in ledger.owners():
+        host, _, pid = owner.rpartition(":")
+        if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
+            log.info("the leases of %s, which is no more, are over", owner)
+            ledger.expire(owner)
 
 
 def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:

@@ -16,7 +16,7 @@ from pynetdicom import AE, build_role, evt
 
 from daemon import commitment
 from daemon.commitment import Asker
-from daemon.config import Config, DicomDestination
+from daemon.config import Config, DicomDestination, Peer
 from daemon.dimse import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.peers import Gate
@@ -187,6 +187,7 @@ def test_a_report_that_overtakes_the_answer_counts(bench: Bench, archive: Archiv
     bench.store("1.1", "1.2")
     bench.ask()
     wait_until("both are committed", lambda: bench.states() == {"committed": 2})
+    wait_until("the report is answered", lambda: statuses)
     assert statuses == [0x0000]
     assert archive.questions[0][1] == ["1.1", "1.2"]
 
@@ -283,3 +284,8 @@ def test_who_a_destination_is(bench: Bench) -> None:
     caller = gate.admit("PLEURA", "ARCHIVE", "127.0.0.1")
     assert not isinstance(caller, tuple)
     assert (caller.stores, caller.destinations) == (False, ("pacs",))
+    # Behind a load balancer it comes from that one's address, if `peers` says so.
+    behind = Gate("PLEURA", (Peer(ae_title="ARCHIVE", host="192.0.2.9"),), bench.config.committing())
+    caller = behind.admit("PLEURA", "ARCHIVE", "192.0.2.9")
+    assert not isinstance(caller, tuple)
+    assert caller.destinations == ("pacs",)

@@ -27,7 +27,7 @@ from pynetdicom.association import Association
 from pynetdicom.dsutils import decode
 
 from daemon import direct, listener, scp
-from daemon.config import Config, Peer
+from daemon.config import Config, Peer, Retention
 from daemon.ledger import Ledger
 from daemon.peers import Caller, Gate
 from daemon.schema import instances
@@ -207,7 +207,7 @@ def test_who_is_not_known_is_rejected_with_the_reason_that_fits(start: Callable[
 def test_with_no_peers_named_only_this_machine_may_associate() -> None:
     gate = Gate("PLEURA", ())
     assert isinstance(gate.admit("PLEURA", "ANY", "127.0.0.1"), Caller)
-    assert isinstance(gate.admit("PLEURA", "ANY", "::ffff:127.0.0.1"), Peer)
+    assert isinstance(gate.admit("PLEURA", "ANY", "::ffff:127.0.0.1"), Caller)
     assert gate.admit("PLEURA", "ANY", "192.0.2.7") == (1, 1, 1)
     named = Gate("PLEURA", (Peer(ae_title="A", host="192.0.2.7"), Peer(ae_title="B"), Peer(ae_title="A", host="::1")))
     assert isinstance(named.admit("PLEURA", "A", "::ffff:192.0.2.7"), Caller)
@@ -289,7 +289,7 @@ def test_the_disk_filling_up_while_it_is_written_is_0xa700_too(
 
 
 def test_the_reserve_is_kept_free(start: Callable[..., Node]) -> None:
-    node = start(spool_reserve_mb=10**9)
+    node = start(spool_reserve_mb=10**9, retention=Retention(free_mb=0))
     assert store(node, image()) == [0xA700]
     assert node.rows() == []
 

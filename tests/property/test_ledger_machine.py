@@ -50,7 +50,9 @@ delivery_ends = st.sampled_from(
     ]
 )
 reports = st.lists(
-    st.sampled_from(["committed", "lost", "refused", "not mentioned", "unknown transaction"]), min_size=4, max_size=4
+    st.sampled_from(["committed", "lost", "lost", "refused", "not mentioned", "unknown transaction"]),
+    min_size=4,
+    max_size=4,
 )
 
 
@@ -72,7 +74,7 @@ def test_the_ledger_does_what_the_model_says(tables: tuple[str, sa.Engine]) -> N
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=30,
+            max_examples=40,
             report_multiple_bugs=False,
             stateful_step_count=50,
             deadline=None,

@@ -59,7 +59,7 @@ ROWS = (
     _IMAGE.format(uid="1.1", rest="'received', NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0"),
     _IMAGE.format(uid="1.2", rest="'received', NULL, NULL, NULL, NULL, 'gone:1', 150, 1, 1, 0"),
     _IMAGE.format(uid="1.3", rest="'analysed', NULL, 'a', NULL, 110, NULL, 150, 1, 1, 0"),
-    _IMAGE.replace("image-{uid}", "image-again").format(uid="1.3", rest="'duplicate', NULL, 'a', 3, 111, NULL, 150, 1, 1, 0"),
+    _IMAGE.replace("-{uid}", "-again").format(uid="1.3", rest="'duplicate', NULL, 'a', 3, 111, NULL, 150, 1, 1, 0"),
     _IMAGE.format(uid="1.4", rest="'not_analysed', 'modality', 'b', NULL, 110, NULL, 150, 1, 1, 0"),
     _IMAGE.format(uid="1.5", rest="'failed', 'decode', 'c', NULL, 110, NULL, 150, 3, 3, 2"),
     f"{_RESULT} VALUES (3, 'SEG', 'made-1', '1.2.5', '9.1', '1.2.1')",

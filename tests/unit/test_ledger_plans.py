@@ -1,0 +1,79 @@
+"""What the roles ask all day is answered from the partial indexes: its cost does not grow with the years of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from benchmarks.ledger import fill
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+
+_ASKS: dict[str, tuple[str, Callable[[Ledger], object]]] = {
+    "waiting": ("FROM instances", lambda ledger: ledger.claim_images("me", 8)),
+    "owed": ("FROM deliveries", lambda ledger: ledger.claim_deliveries("pacs", "me", 8)),
+    "uncommitted": ("FROM deliveries", lambda ledger: ledger.ask_commitment("pacs", 8, 60.0)),
+    "kept_bytes": ("FROM instances", lambda ledger: ledger.release(0.0, 0.0, ["pacs"], 8)),
+    "instances_by_state": ("FROM instances", lambda ledger: ledger.troubles()),
+    "troubled": ("FROM deliveries", lambda ledger: ledger.troubles()),
+    "same_image": (
+        "content_digest = ",
+        lambda ledger: ledger.complete(ledger.claim_images("me", 1)[0], Completion("analysed", "d"), {}),
+    ),
+    "instances_by_file": ("FROM instances", lambda ledger: ledger.known_spool_names(["file"])),
+    "results_by_file": ("FROM results", lambda ledger: ledger.known_spool_names(["file"])),
+}
+
+
+@pytest.fixture
+def url(ledger_url: str) -> str:
+    """A ledger with many finished images, and something to do everywhere."""
+    ledger = Ledger(ledger_url)
+    fill(ledger_url, 3000)
+    ledger.receive([Arrival(f"new-{n}", "1.2", f"1.2.{n}", "1.2.1", "XRAY1", "dimse", 1, 9) for n in range(30)])
+    for job in ledger.claim_images("me", 20):
+        made = StoredResult("SC", f"made-{job.id}", "1.2", f"9.{job.id}", "1.2.1", 9)
+        ledger.complete(job, Completion("analysed", "d", results=(made,)), {"pacs": ["SC"]})
+    for parcel in ledger.claim_deliveries("pacs", "me", 10):
+        ledger.stored(parcel, 0, commitment=True)
+    ledger.close()
+    engine = sa.create_engine(ledger_url)
+    if engine.dialect.name == "postgresql":  # the server does so by itself within a minute
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.exec_driver_sql("VACUUM ANALYZE")
+    engine.dispose()
+    return ledger_url
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """All statements that any engine executes, with their parameters."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        seen.append((statement, parameters))
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield seen
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("index", _ASKS)
+def test_the_index_is_used(url: str, index: str) -> None:
+    text, ask = _ASKS[index]
+    ledger = Ledger(url)
+    with statements() as seen:
+        ask(ledger)
+    ledger.close()
+    statement, parameters = next(one for one in seen if text in " ".join(one[0].split()) and "SELECT" in one[0])
+    engine = sa.create_engine(url)
+    explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+    with engine.connect() as conn:
+        plan = "\n".join(str(tuple(row)) for row in conn.exec_driver_sql(f"{explain} {statement}", parameters))
+    engine.dispose()
+    assert f"INDEX {index} " in plan or f"using {index} " in plan or f"on {index} " in plan, plan
+    assert "SCAN instances\n" not in plan
+    assert "Seq Scan" not in plan, plan

@@ -1,0 +1,177 @@
+"""What only PostgreSQL can show: many hosts at once, a server that dies, and one that was set up carelessly."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from daemon.database import Database
+from daemon.ledger import Arrival, Completion, ImageJob, Ledger
+from tests.conftest import unused_port
+from tests.postgres import Postgres
+
+_DEADLINE_S = 60.0
+
+
+@pytest.fixture
+def ledger(postgres_url: str) -> Iterator[Ledger]:
+    ledger = Ledger(postgres_url)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def other_host(postgres_url: str) -> Iterator[sa.Engine]:
+    """Somebody else at the same database."""
+    engine = sa.create_engine(postgres_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def server(tmp_path: Path, postgres: Postgres) -> Iterator[Postgres]:
+    """A server that may be killed. `postgres` only skips where there is none."""
+    with Postgres(tmp_path / "server", unused_port()) as server:
+        yield server
+
+
+def arrivals(*uids: str) -> list[Arrival]:
+    return [Arrival(f"spool-{uid}", "1.2.840", uid, "1.2.1", "XRAY1", "dimse", 1, 9) for uid in uids]
+
+
+def wait_until(what: str, true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _DEADLINE_S
+    while not true():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.02)
+
+
+def waiting_for_locks(engine: sa.Engine) -> int:
+    with engine.connect() as conn:
+        return int(conn.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one())
+
+
+def test_what_another_host_is_just_claiming_is_passed_over(ledger: Ledger, other_host: sa.Engine) -> None:
+    ledger.receive(arrivals("1.1", "1.2", "1.3"))
+    with other_host.begin() as conn:
+        conn.exec_driver_sql("SELECT 1 FROM instances WHERE sop_instance_uid = '1.1' FOR UPDATE")
+        conn.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+        assert [job.sop_instance_uid for job in ledger.claim_images("me", 2)] == ["1.2", "1.3"]
+
+
+def test_of_two_copies_that_end_at_the_same_time_one_is_the_duplicate(ledger: Ledger, other_host: sa.Engine) -> None:
+    ledger.receive(arrivals("1.1", "1.1"))
+    states: list[str | None] = []
+
+    def complete(job: ImageJob) -> None:
+        states.append(ledger.complete(job, Completion("analysed", "the same"), {}))
+
+    threads = [threading.Thread(target=complete, args=(job,)) for job in ledger.claim_images("me", 2)]
+    with other_host.begin() as conn:
+        # The first cannot end before we let it; the second has to wait for the first.
+        conn.exec_driver_sql("SELECT 1 FROM instances WHERE id = 1 FOR UPDATE")
+        for number, thread in enumerate(threads, start=1):
+            thread.start()
+            wait_until("it waits", lambda number=number: waiting_for_locks(other_host) >= number)
+        assert states == []
+    for thread in threads:
+        thread.join()
+    assert states == ["analysed", "duplicate"]
+
+
+def test_the_clock_is_the_servers(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 0.0)  # a host that has just booted
+    ledger.receive(arrivals("1.1"))
+    assert len(ledger.claim_images("me", 9)) == 1
+    assert ledger.claim_images("other", 9) == []
+    assert ledger.history("1.1")[0]["received_at"] > 1.6e9
+
+
+@pytest.mark.parametrize(("default", "ours"), [("off", "on"), ("local", "on"), ("on", "on"), ("remote_apply",) * 2])
+def test_a_commit_is_durable_whatever_the_servers_default(
+    postgres_url: str, other_host: sa.Engine, default: str, ours: str
+) -> None:
+    with other_host.begin() as conn:
+        name = conn.exec_driver_sql("SELECT current_database()").scalar_one()
+        conn.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = {default}")
+    database = Database(postgres_url)
+    for _ in range(2):  # a connection that comes back from the pool too
+        with database.transaction() as (conn, _now):
+            assert conn.exec_driver_sql("SHOW synchronous_commit").scalar_one() == ours
+    database.close()
+
+
+def test_a_sleeper_and_its_work_outlive_the_servers_crash(server: Postgres) -> None:
+    url = server.create_database("ledger")
+    ledger, other = Ledger(url), Ledger(url)
+    claimed: list[str] = []
+    asleep, stop = threading.Event(), threading.Event()
+
+    def work() -> None:  # as the roles do
+        while not stop.is_set():
+            try:
+                claimed.extend(job.sop_instance_uid for job in ledger.claim_images("me", 9))
+            except DBAPIError:
+                time.sleep(0.02)
+                continue
+            asleep.set()
+            ledger.wait(300)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert asleep.wait(_DEADLINE_S)
+    server.restart("immediate")
+    other.receive(arrivals("1.1"))  # its connection of before the crash is replaced
+    wait_until("the image is claimed", lambda: claimed == ["1.1"])
+    asleep.clear()
+    other.receive(arrivals("1.2"))  # the new bell rings too
+    wait_until("the next image is claimed", lambda: claimed == ["1.1", "1.2"])
+    stop.set()
+    other.receive(arrivals("1.3"))
+    thread.join(_DEADLINE_S)
+    assert not thread.is_alive()
+    ledger.close()
+    other.close()
+
+
+def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> None:
+    url = server.create_database("ledger")
+    ledger = Ledger(url, lease_s=1.0)
+    uids = [f"1.{number}" for number in range(60)]
+    ledger.receive(arrivals(*uids))
+    errors = 0
+    done: list[str] = []
+
+    def work() -> None:
+        nonlocal errors
+        while len(done) < len(uids):
+            try:
+                for job in ledger.claim_images("me", 2):
+                    if ledger.complete(job, Completion("analysed", job.sop_instance_uid), {}) is not None:
+                        done.append(job.sop_instance_uid)
+                if ledger.counts()["instances"]["analysed"] == len(uids):
+                    return  # one whose answer was lost is not in `done`
+            except DBAPIError:
+                errors += 1
+                time.sleep(0.02)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_until("work has begun", lambda: len(done) > 5)
+    server.stop("immediate")
+    wait_until("somebody has noticed", lambda: errors > 0)
+    server.start()
+    for thread in threads:
+        thread.join(_DEADLINE_S)
+    assert not any(thread.is_alive() for thread in threads)
+    assert ledger.counts()["instances"] == {"received": 0, "analysed": 60, "not_analysed": 0, "failed": 0}
+    assert len(done) == len(set(done))
+    assert ledger.contradictions() == []
+    ledger.close()
