@@ -3,8 +3,8 @@
     python -m benchmarks.ledger [--rows N] [--rounds N] [--folder DIR]
 
 - claim: one batch of 8 images claimed and completed, and 8 deliveries claimed and stored, in a ledger of a few hundred
-  rows and in one with N finished images (a result and a stored delivery each), alternating; the ratio of medians says
-  whether the cost grows with the years. Wanted: at most 1.2.
+  rows, in one with N finished images (a result and a stored delivery each) and in one where N images and N deliveries
+  wait, alternating; the ratios of medians say whether the cost grows with the years. Wanted: at most 1.2.
 - receive: rows per second that 1, 4 and 8 writers get committed through the receive role's group commit.
 - wake: from the call that commits work to the return of an idle waiter's wait().
 
@@ -37,8 +37,6 @@ OWED = {"pacs": ["SC"]}
 WRITING_S = 3.0
 
 _NUMBERS = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
-# Finished images of an earlier life: through "received" and "owed", as rows come, so that the indexes of what waits
-# have seen them all.
 _FILL = (
     "INSERT INTO instances (spool_name, sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae_title, origin,"
     " priority, size_bytes, received_at, state, lease_until, attempt, unfinished, unfinished_alone)"
@@ -49,6 +47,9 @@ _FILL = (
     " '1.2.840.10008.1.2.4.50', 200000 FROM instances",
     "INSERT INTO deliveries (result_id, destination, priority, state, due_at, lease_until, attempt, failures)"
     " SELECT id, 'pacs', 1, 'owed', 0, 0, 0, 0 FROM results",
+)
+# Through "received" and "owed", as rows come, so that the indexes of what waits have seen them all.
+_FINISH = (
     "UPDATE instances SET state = 'analysed', content_digest = spool_name, completed_at = received_at, attempt = 1,"
     " unfinished = 1, result_time = received_at",
     "UPDATE deliveries SET state = 'stored', status = 0, stored_at = 1, attempt = 1",
@@ -75,20 +76,21 @@ def main() -> None:
 
 def measure(engine: str, database: Callable[[str], str], folder: Path, options: argparse.Namespace) -> None:
     """Print one engine's figures."""
-    with opened(database("few")) as few, opened(database("many")) as many:
+    with opened(database("few")) as few, opened(database("many")) as many, opened(database("queue")) as queue:
         started = time.perf_counter()
         fill(many.url, options.rows)
-        print(f"\n{engine}: {options.rows} finished images filled in {time.perf_counter() - started:.0f} s")
-        ledgers = {"few": Rounds(few), "many": Rounds(many)}
+        fill(queue.url, options.rows, finished=False)
+        print(f"\n{engine}: two ledgers of {options.rows} images filled in {time.perf_counter() - started:.0f} s")
+        ledgers = {"few": Rounds(few), "finished": Rounds(many), "waiting": Rounds(queue)}
         for turn in range(options.rounds + 10):
             for rounds in ledgers.values():
                 rounds.once(keep=turn >= 10)  # the first ones warm up
         for what in ("claim and complete", "claim and store"):
-            few_ms, many_ms = (statistics.median(rounds.seconds[what]) * 1e3 for rounds in ledgers.values())
-            print(
-                f"  {what} {BATCH:2d}: median {few_ms:7.2f} ms among {len(ledgers['few'].seconds[what]) * BATCH} rows,"
-                f" {many_ms:7.2f} ms among {options.rows}: ratio {many_ms / few_ms:.2f}"
-            )
+            medians = {name: statistics.median(rounds.seconds[what]) * 1e3 for name, rounds in ledgers.items()}
+            print(f"  {what} {BATCH}: median {medians['few']:.2f} ms in a ledger of a few hundred rows")
+            for name in ("finished", "waiting"):
+                ratio = medians[name] / medians["few"]
+                print(f"    with {options.rows} {name}: {medians[name]:.2f} ms, ratio {ratio:.2f}")
         for writers in (1, 4, 8):
             print(f"  receive: {writers} writers {received_per_s(few, folder, writers):8.0f} rows/s committed")
         waits = sorted(wakes(few, options.rounds))
@@ -104,11 +106,11 @@ def opened(url: str) -> Iterator[Ledger]:
     ledger.close()
 
 
-def fill(url: str, rows: int) -> None:
-    """Finished images by SQL; statistics as the databases keep them by themselves."""
+def fill(url: str, rows: int, finished: bool = True) -> None:
+    """Images by SQL, a result and a delivery each; statistics as the databases keep them by themselves."""
     engine = sa.create_engine(url)
     with engine.begin() as conn:
-        for statement in _FILL:
+        for statement in (*_FILL, *(_FINISH if finished else ())):
             conn.exec_driver_sql(statement.format(rows=rows))
     engine.dispose()
 

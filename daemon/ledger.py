@@ -432,10 +432,14 @@ class Ledger:
                 self._database.ring(conn)
             return bool(waits)
 
-    def refuse_unknown_destinations(self, known: Iterable[str]) -> int:
-        """Deliveries owed to a name that left the YAML become refused, visibly. Returns how many."""
-        with self._database.transaction() as (conn, _):
-            gone = deliveries.update().where(state_is(deliveries, "owed"), deliveries.c.destination.not_in(list(known)))
+    def refuse_unknown_destinations(self, known: Iterable[str], owed_for_s: float = 0.0) -> int:
+        """What has been owed for so long to a name that is not in the settings becomes refused. Returns how many."""
+        with self._database.transaction() as (conn, now):
+            gone = deliveries.update().where(
+                state_is(deliveries, "owed"),
+                deliveries.c.destination.not_in(list(known)),
+                deliveries.c.due_at <= now - owed_for_s,
+            )
             return conn.execute(
                 gone.values(state="refused", why="destination is no longer configured", owner=None)
             ).rowcount
@@ -563,6 +567,7 @@ class Ledger:
                 .where(
                     instances.c.removed_at.is_(None),
                     instances.c.state != "received",
+                    instances.c.completed_at <= now - min(kept_s, kept_failed_s),  # as far as the index can tell
                     instances.c.completed_at <= kept_since,
                     sa.not_(owed),
                 )

@@ -18,6 +18,7 @@ log = logging.getLogger("pleura.retention")
 
 _EVERY_S = 60.0
 _SWEEP_EVERY_S = 3600.0
+_UNKNOWN_FOR_S = 600.0  # another host may have newer settings, and this one not yet
 _BATCH = 100  # images per transaction
 _DAY_S = 86400.0
 
@@ -47,7 +48,8 @@ class Retention:
 
     def refuse_unknown_destinations(self) -> None:
         """What is owed to a name that left the settings becomes refused, visibly."""
-        gone = self._ledger.refuse_unknown_destinations([one.name for one in self._config.destinations])
+        known = [one.name for one in self._config.destinations]
+        gone = self._ledger.refuse_unknown_destinations(known, _UNKNOWN_FOR_S)
         if gone:
             log.warning("%d deliveries are owed to destinations that are no longer configured: refused", gone)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -318,3 +319,112 @@ def test_a_clock_that_was_set_back_stops_nothing(ledger: Ledger, clock: Clock) -
     clock.now = 1000.0
     assert [job.sop_instance_uid for job in ledger.claim_images("other", 9)] == ["1.2"]
     assert len(ledger.claim_deliveries("pacs", "me", 9)) == 2
+
+
+def stored_at_pacs(ledger: Ledger, commitment: bool = True) -> str:
+    """The UID of a result that was analysed, sent and stored."""
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
+    (job,) = ledger.claim_deliveries("pacs", "me", 9)
+    ledger.stored(job, 0, commitment)
+    return job.result.sop_instance_uid
+
+
+def test_results_made_again_count_as_no_attempt_against_their_image(ledger: Ledger, clock: Clock) -> None:
+    ledger.receive([arrival()])
+    first = claim_one(ledger)
+    ledger.complete(first, completion("9", kinds=("SEG",)), OWED)
+    for _ in range(3):
+        clock.now += 31
+        (job,) = ledger.claim_deliveries("pacs", "me", 9)
+        assert ledger.remake(job, "its file is lost")
+        clock.now += 31
+        again = claim_one(ledger)
+        assert again.unfinished_alone == 0  # else a third loss would be taken for a poisonous image
+        assert again.result_time == first.result_time
+        assert ledger.complete(again, completion("9", kinds=("SEG",)), OWED) == "analysed"
+    (job,) = ledger.claim_deliveries("pacs", "me", 9)
+    assert not ledger.remake(job, "its file is lost")  # often enough
+
+
+def test_a_late_owner_has_nothing_made_again(ledger: Ledger, clock: Clock) -> None:
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
+    (late,) = ledger.claim_deliveries("pacs", "me", 9)
+    clock.now += 61
+    (job,) = ledger.claim_deliveries("pacs", "other", 9)
+    assert not ledger.remake(late, "its file is lost")
+    ledger.stored(job, 0)
+    assert not ledger.remake(job, "its file is lost")
+    assert instances(ledger)["received"] == 0
+
+
+def test_who_ended_something_is_late_once_it_begins_anew(ledger: Ledger) -> None:
+    ledger.receive([arrival()])
+    ended = claim_one(ledger)
+    ledger.complete(ended, Completion("failed", "a", reason="analysis_error"), OWED)
+    ledger.rearm(["failed"], [])
+    assert ledger.complete(ended, completion("9"), OWED) is None
+    ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
+    (refused,) = ledger.claim_deliveries("pacs", "me", 9)
+    ledger.refused(refused, "0x0122", 0x0122)
+    ledger.rearm(["refused"], [])
+    ledger.stored(refused, 0)
+    assert deliveries(ledger)["owed"] == 1
+
+
+def test_what_retention_gave_up_is_not_owed_again(ledger: Ledger, clock: Clock) -> None:
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
+    (job,) = ledger.claim_deliveries("pacs", "me", 9)
+    ledger.refused(job, "0x0122", 0x0122)
+    clock.now += 100
+    assert ledger.release(10, 1000, [], 9) == []  # a person may want that tried again
+    assert sorted(ledger.release(10, 100, [], 9)) == ["file-9-SEG", "spool-1.2.3"]
+    assert ledger.rearm(["refused"], []) == 0
+    assert ledger.contradictions() == []
+
+
+def test_bytes_stay_until_the_archive_has_committed(ledger: Ledger, clock: Clock) -> None:
+    uid = stored_at_pacs(ledger)
+    clock.now += 1e6
+    assert ledger.release(0, 0, ["pacs"], 9) == []
+    request = ledger.ask_commitment("pacs", 9, 60)
+    assert request is not None
+    assert request.references == (("1.2", uid),)
+    assert ledger.commitment_reported("pacs", request.transaction_uid, [uid], {}, {})
+    assert len(ledger.release(0, 0, ["pacs"], 9)) == 2
+
+
+def test_what_an_archive_has_lost_is_sent_again_later_each_time(ledger: Ledger, clock: Clock) -> None:
+    uid = stored_at_pacs(ledger)
+    pauses = []
+    for _ in range(4):
+        request = ledger.ask_commitment("pacs", 9, 60)
+        assert request is not None
+        ledger.commitment_reported("pacs", request.transaction_uid, [], {uid: "0x0112"}, {})
+        lost_at = clock.now
+        while not (jobs := ledger.claim_deliveries("pacs", "me", 9)):
+            clock.now += 30
+        pauses.append(clock.now - lost_at)
+        ledger.stored(jobs[0], 0, commitment=True)
+    assert pauses == [0, 60, 120, 240]
+
+
+def test_a_report_under_an_unknown_transaction_changes_nothing(ledger: Ledger) -> None:
+    uid = stored_at_pacs(ledger)
+    request = ledger.ask_commitment("pacs", 9, 60)
+    assert request is not None
+    assert not ledger.commitment_reported("pacs", "2.25.1", [uid], {}, {})
+    assert not ledger.commitment_reported("outbox", request.transaction_uid, [uid], {}, {})
+    assert deliveries(ledger)["stored"] == 1
+
+
+def test_an_unanswered_question_comes_up_again_after_twice_as_long(ledger: Ledger, clock: Clock) -> None:
+    stored_at_pacs(ledger)
+    asked_at = []
+    for _ in range(4):
+        while ledger.ask_commitment("pacs", 9, 60) is None:
+            clock.now += 30
+        asked_at.append(clock.now)
+    assert [later - earlier for earlier, later in itertools.pairwise(asked_at)] == [60, 120, 240]
