@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
 
-.PHONY: demo test check wheel-demo benchmarks train clean
+.PHONY: demo test check wheel-demo benchmarks train clean chaos
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
@@ -29,8 +29,17 @@ wheel-demo: $(TESTED)
 	$$folder/venv/bin/pip install --disable-pip-version-check --quiet -c constraints.txt $(TORCH) dist/pleura-*.whl; \
 	cd $$folder && venv/bin/pleura demo
 
-benchmarks: $(INSTALLED)
+benchmarks: $(TESTED)
 	$(BIN)/python -m benchmarks.end_to_end
+	$(BIN)/python -m benchmarks.receive
+	$(BIN)/python -m benchmarks.send
+	$(BIN)/python -m benchmarks.ledger
+	$(BIN)/python -m benchmarks.throughput
+
+# Faults to survive, the long form: 1,000 kills and all the other faults, a table, status 1 on any violation. The short
+# form is part of `make test`. Root is needed for small file systems (full disks).
+chaos: $(TESTED)
+	$(BIN)/python -m tests.chaos --kills 1000 $(CHAOS)
 
 # The default model, again: some two hours on two cores. DATA is laid out as docs/training.md says.
 train: $(INSTALLED)

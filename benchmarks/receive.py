@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -39,9 +40,9 @@ import yaml
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from benchmarks.end_to_end import REPOSITORY, _free_port
 from tests.peers.harness import Orthanc, wait_until
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 ASSOCIATIONS = (1, 4, 8)
 TIMEOUT_S = 60.0
 PDU_LIMIT_BYTES = 128 * 1024
@@ -93,9 +94,14 @@ def main() -> None:
         for number in range(options.rounds + 1):
             for sample in samples:
                 for associations in ASSOCIATIONS:
-                    took = {"write+fsync": _write(plain / f"{sample.name}, {associations}", sample, associations)}
-                    for party in parties[number % 3 :] + parties[: number % 3]:
-                        took[party.name] = _send(party, sample, associations)
+                    senders: dict[str, Callable[[], float]] = {
+                        party.name: partial(_send, party, sample, associations) for party in parties
+                    }
+                    where = plain / f"{sample.name}, {associations}"
+                    senders["write+fsync"] = partial(_write, where, sample, associations)
+                    turns = list(senders)
+                    first = number % len(turns)
+                    took = {name: senders[name]() for name in turns[first:] + turns[:first]}
                     for name, seconds in took.items() if number else ():  # the first round warms up
                         times.setdefault((sample.name, associations, name), []).append(seconds)
             for party in parties:
@@ -138,7 +144,7 @@ def _uncompressed() -> Sample:
         "15 MB uncompressed",
         ComputedRadiographyImageStorage,
         ExplicitVRLittleEndian,
-        _encoded(dataset, ExplicitVRLittleEndian),
+        _encoded(dataset),
         {1: 6, 4: 3, 8: 2},
         {"orthanc": dict.fromkeys(ASSOCIATIONS, 1.5), "storescp + write+fsync": dict.fromkeys(ASSOCIATIONS, 0.8)},
     )
@@ -149,20 +155,19 @@ def _xray(folder: Path) -> Sample:
     for path in sorted(folder.glob("*.dcm"), key=lambda path: abs(path.stat().st_size - 130_000)):
         dataset = dcmread(path)
         if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
-            data_set = _encoded(dataset, JPEGBaseline8Bit)
+            data_set = _encoded(dataset)
             name, counts = f"{len(data_set) / 1e6:.2f} MB JPEG X-ray", {1: 40, 4: 20, 8: 20}
             wanted = {"orthanc": {1: 1.0, 4: 1.5, 8: 1.5}}
             return Sample(name, str(dataset.SOPClassUID), JPEGBaseline8Bit, data_set, counts, wanted)
     raise SystemExit(f"{folder}: no JPEG X-ray found; give --data")
 
 
-def _encoded(dataset: Dataset, syntax: UID) -> bytes:
+def _encoded(dataset: Dataset) -> bytes:
     dataset.SOPInstanceUID = UID(PLACEHOLDER)
     dataset.PatientID, dataset.PatientName = "BENCHMARK", "Benchmark"
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = UID("2.25.20"), UID("2.25.21")
     buffer = BytesIO()
     dcmwrite(buffer, dataset, implicit_vr=False, little_endian=True)
-    assert syntax.is_little_endian
     return buffer.getvalue()
 
 
@@ -372,6 +377,12 @@ def _spawn(running: ExitStack, command: list[str], folder: Path, **how: int) -> 
 
     running.callback(stop)
     return process
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

@@ -80,18 +80,26 @@ def _take_report(event: Event, destinations: Iterable[str], ledger: Ledger) -> S
         return Status.NO_SUCH_SOP_CLASS
     if request.EventTypeID not in (_COMPLETE, _FAILURES_EXIST):
         return Status.NO_SUCH_EVENT_TYPE
-    report = event.event_information
-    transaction_uid = str(report.get("TransactionUID", ""))
-    committed = {str(item.ReferencedSOPInstanceUID) for item in report.get("ReferencedSOPSequence", None) or ()}
-    reasons = {
-        str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", 0x0112))
-        for item in report.get("FailedSOPSequence", None) or ()
-    }
+    try:
+        transaction_uid, committed, reasons = _read(event.event_information)
+    except Exception as error:  # a parser met what it cannot take; its text may quote that
+        log.warning("a storage commitment report cannot be read (%s): not taken", type(error).__name__)
+        return Status.INVALID_ARGUMENT_VALUE
     for name in destinations:
         if _record(ledger, name, transaction_uid, committed - reasons.keys(), reasons):
             return Status.SUCCESS
     log.warning("a storage commitment report names a transaction that was not asked for: not taken")
     return Status.INVALID_ARGUMENT_VALUE
+
+
+def _read(report: Dataset) -> tuple[str, set[str], dict[str, int]]:
+    """Transaction UID, the SOP Instance UIDs committed to, and the others with their failure reasons."""
+    committed = {str(item.ReferencedSOPInstanceUID) for item in report.get("ReferencedSOPSequence", None) or ()}
+    reasons = {
+        str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", 0x0112))
+        for item in report.get("FailedSOPSequence", None) or ()
+    }
+    return str(report.get("TransactionUID", "")), committed, reasons
 
 
 def _record(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib.metadata import version
+from typing import Any, cast
 
 from pydicom import config, uid
 from pynetdicom import _config
@@ -158,13 +159,16 @@ def quiet_reactors() -> Iterator[None]:
     """While it lasts, an association whose state machine meets the impossible ends with one line, not a traceback.
 
     A peer that talks on while it is being answered can bring pynetdicom there (PS3.8 Table 9-10 has no such event);
-    its thread then dies, and the association with it.
+    its thread then dies, and the association, with its connection, must end with it.
     """
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
         if isinstance(args.thread, DULServiceProvider):
             log.warning("association ended: its peer kept to no protocol (%s)", args.exc_type.__name__)
+            if args.thread.socket is not None:
+                args.thread.socket.close()
+            args.thread.to_user_queue.put(cast(Any, None))  # its other thread may wait for a request, 30 s long
         else:
             before(args)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from mmap import mmap
 from typing import Protocol
 
 import pynetdicom
@@ -105,6 +106,11 @@ class _StoreTransport(AssociationSocket):
             reactor.set()
         return True
 
+    def close(self) -> None:
+        """As pynetdicom's; what has ended is garbage for a while, and its buffer must not be."""
+        super().close()
+        self._buffer = None
+
     def _storage_contexts(self) -> dict[int, tuple[str, str]]:
         """Context ID -> abstract and transfer syntax, of the contexts whose C-STOREs are taken here."""
         if 0 < (self.assoc.requestor.maximum_length or 0) < SMALLEST_PDU_BYTES:
@@ -174,7 +180,8 @@ class _StoreTransport(AssociationSocket):
             self._peer.unread()
             return None
         if self._buffer is None:
-            self._buffer = memoryview(bytearray(_WRITTEN_AT_ONCE_BYTES + PDU_LIMIT_BYTES))
+            # Pages of its own: only what is used is taken, and it goes back when the connection is closed.
+            self._buffer = memoryview(mmap(-1, _WRITTEN_AT_ONCE_BYTES + PDU_LIMIT_BYTES))
         body = self._buffer[at : at + size]
         self._peer.read_body(body)
         return body

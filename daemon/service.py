@@ -37,6 +37,7 @@ READY = "READY"
 _EXIT_CANNOT_START = 2
 _RESTART_S = (0.5, 30.0)  # the first and the longest pause before a dead role is started again
 _SETTLED_S = 60.0  # a role that ran this long starts from the first pause again
+_NOTICE_S = 0.5  # how late a SIGTERM may be noticed
 _DRAIN_S = 60.0  # what a role in the middle of its work gets to end it after SIGTERM
 _PARENT = "PLEURA_PARENT"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -97,7 +98,7 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
         inbox.start()
     gc.freeze()  # what is loaded stays: the collector need not go through it again for every few dozen associations
     _say_ready("receive", f"listening on {config.host}:{config.port} as {config.ae_title}")
-    stop.wait()
+    _wait(stop)
     if inbox:
         inbox.stop()
     receiver.stop()
@@ -133,8 +134,14 @@ def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     deliverer = Deliverer(config, ledger, spool)
     deliverer.start()
     _say_ready("deliver", f"{len(config.destinations)} destination(s)")
-    stop.wait()
+    _wait(stop)
     deliverer.stop()
+
+
+def _wait(stop: threading.Event) -> None:
+    """Until SIGTERM, never in one endless wait: with other threads at work, a signal does not always end that."""
+    while not stop.wait(_NOTICE_S):
+        pass
 
 
 _ROLES: dict[str, Callable[[Config, Ledger, Spool, threading.Event], None]] = {

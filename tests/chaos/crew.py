@@ -23,7 +23,7 @@ ROLES = ("receive", "analyse", "analyse", "deliver")
 AT_RANDOM = "at a random time"
 _AT_RANDOM_SHARE = 0.2  # of the deaths
 _STARTING_SHARE = 0.2  # of these, the ones before READY
-_HURRY_S = 6.0  # an order that is not met by then gives way to a kill at that time
+_HURRY_S = 4.0  # an order that is not met by then gives way to a kill at that time
 _SETTLED_S = 0.5  # a role that has been ready for so long is at work
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,7 @@ class Site:
         self.config: Config = load(self.path)
         self._modalities: list[Modality] = []
         self._ledger: Ledger | None = None
+        self._opening = threading.Lock()
         self.crew: Crew | None = None
 
     def settings(self, **changes: Any) -> None:
@@ -155,8 +157,10 @@ class Site:
         wait(f"{images} images are acknowledged", lambda: self.acknowledged() >= goal, seconds)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        if self._ledger is None:
-            self._ledger = Ledger.existing(self.config.ledger)
+        """As `pleura status`. Raises whatever a ledger does that is not made yet, or whose server is away."""
+        with self._opening:
+            if self._ledger is None:
+                self._ledger = Ledger.existing(self.config.ledger)
         return self._ledger.counts()
 
     def rest(self) -> None:
@@ -393,15 +397,14 @@ def postgresql(chaos: Chaos, restarts: int, number_of_kills: int) -> Account:
                 time.sleep(chaos.rng.uniform(0.0, 1.5))
                 server.start()
                 chaos.tally.faults["PostgreSQL restarted"] += 1
-            while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < _HOPELESS:
-                time.sleep(0.2)
+            until_killed(chaos, crew)
             return site.settle_after(_MORE)
 
 
 def clock_steps(chaos: Chaos, steps: int, number_of_kills: int) -> Account:
     """The ledger's clock is set back and forth by minutes, hours and days while roles die with leases in hand."""
     with chaos.site("clock") as site:
-        site.man(kills=number_of_kills)
+        crew = site.man(kills=number_of_kills)
         site.send()
         offset_s = 0.0
         for _ in range(steps):
@@ -409,7 +412,14 @@ def clock_steps(chaos: Chaos, steps: int, number_of_kills: int) -> Account:
             offset_s += chaos.rng.choice((-86400.0 * 3, -86400.0, -7200.0, -600.0, -30.0, 30.0, 5400.0))
             site.plan.set_clock(offset_s)
             chaos.tally.faults["clock stepped"] += 1
-        return site.settle()
+        until_killed(chaos, crew)
+        return site.settle_after(_MORE)
+
+
+def until_killed(chaos: Chaos, crew: Crew) -> None:
+    """Until as many have died as were to; or until roles end by themselves all the time."""
+    while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < _HOPELESS:
+        time.sleep(0.2)
 
 
 def drains(chaos: Chaos, times: int) -> Account:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 
 from tests.chaos import rounds
@@ -24,6 +27,12 @@ KILLS = 30
 @pytest.fixture(scope="module")
 def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
     return Chaos(tmp_path_factory.mktemp("chaos"), SEED)
+
+
+@pytest.fixture(autouse=True)
+def _sockets_of_dead_associations() -> Iterator[None]:
+    yield
+    gc.collect()  # while the warning about them is ignored
 
 
 def holds(account: Account, images: int) -> None:

@@ -37,7 +37,9 @@ CONTEXTS = {1: (VERIFICATION, IMPLICIT), 3: (CR, EXPLICIT), 5: (SC, EXPLICIT), 7
 RELEASE_RQ = b"\x05\0\0\0\0\x04\0\0\0\0"
 ABORT = b"\x07\0\0\0\0\x04\0\0\0\0"
 _P_DATA = 0x04
+_ASSOCIATED_S = 1.0  # an association request that is not answered by then is no valid one
 _ANSWERED_S = 0.1  # nothing more comes after so long: only how much of the answers is seen hangs on it
+_STOPS_S = 60.0  # twice what the node gives what it is receiving
 _EXTREMES = (0, 1, 2, 3, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 
 Rng = random.Random
@@ -329,8 +331,8 @@ def element_value(rng: Rng, pdus: Pdus) -> Pdus:
         at = rng.choice(starts)
         size = struct.unpack_from("<L", one, at + 4)[0]
         fields = (0x0020, 0x0021, 0x0010, 0x0FFF, 0x8001, 0x8030, 0x0140, 0x0150, 0x0110, 0x0120, 0x0101)
-        value = struct.pack("<H", rng.choice(fields)) if size == 2 else rng.randbytes(size)
-        one[at + 8 : at + 8 + size] = value
+        value = struct.pack("<H", rng.choice(fields)) if size == 2 else rng.randbytes(min(size, 64))
+        one[at + 8 : at + 8 + len(value)] = value
 
     return _of_data(rng, pdus, change, command=True)
 
@@ -401,7 +403,11 @@ class Case:
 
     number: int
     mutations: tuple[str, ...]
-    said: bytes
+    pdus: tuple[bytes, ...]
+
+    @property
+    def said(self) -> bytes:
+        return b"".join(self.pdus)
 
     @property
     def name(self) -> str:
@@ -417,7 +423,7 @@ def case(seed: int, number: int) -> Case:
         chosen.append(rng.choice(MUTATIONS))
     for mutation in chosen:
         pdus = mutation(rng, pdus) or pdus
-    return Case(number, tuple(one.__name__ for one in chosen), b"".join(pdus))
+    return Case(number, tuple(one.__name__ for one in chosen), tuple(pdus))
 
 
 # What may come of it.
@@ -501,7 +507,7 @@ class Receive:
             "retention": {"free_mb": 0},
         }
         (folder / "pleura.yaml").write_text(yaml.safe_dump(settings))
-        lines = ["import importlib, sys"]
+        lines = ["import faulthandler, importlib, signal, sys; faulthandler.register(signal.SIGUSR1)"]
         for target, value in (quicker or {}).items():
             module, name = target.split(":")
             lines.append(f"m = importlib.import_module({module!r}); m.{name}; m.{name} = {value!r}")
@@ -514,12 +520,18 @@ class Receive:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "READY\n", self.log.read_text()
         self.spool = Spool(self.log.parent / "spool")
+        self._threads = self.footprint().threads
+        self._descriptors: int | None = None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
-            status = self.process.wait(DEADLINE_S)
+            status = self.process.wait(_STOPS_S)
+        except subprocess.TimeoutExpired:  # where it hangs is in its log
+            self.process.send_signal(signal.SIGUSR1)
+            time.sleep(1)
+            raise
         finally:
             self.process.kill()
             self.process.wait()
@@ -535,16 +547,17 @@ class Receive:
         return footprint(self.process.pid)
 
     def at_rest(self) -> Footprint:
-        """What it holds once as many threads and descriptors are open as at the first call, or fewer."""
-        if not hasattr(self, "_rest"):
-            self._rest = self.footprint()
-        rest = self._rest
+        """What it holds once no association is left: as many threads as at READY, descriptors as at the first call."""
 
         def back() -> Footprint | None:
             now = self.footprint()
-            return now if now.threads <= rest.threads and now.descriptors <= rest.descriptors else None
+            is_back = now.threads <= self._threads and now.descriptors <= (self._descriptors or 0)
+            return now if is_back else None
 
-        there: Footprint = wait_until(f"threads and descriptors as at the beginning ({rest}): {self.footprint()}", back)
+        if self._descriptors is None:  # the ledger's connections are open from the first object on
+            wait_until("the first associations end", lambda: self.footprint().threads <= self._threads)
+            self._descriptors = self.footprint().descriptors
+        there: Footprint = wait_until(f"{self._threads} threads, {self._descriptors} descriptors again", back)
         return there
 
     def rows(self) -> list[tuple[str, str]]:
@@ -653,22 +666,38 @@ class Account:
         return bad
 
 
-def converse(node: Receive, said: bytes, rng: Rng) -> bytes:
-    """Say it, in pieces of any size, and go: politely, rudely, or with half the line closed. Returns the answers."""
+def converse(node: Receive, pdus: Sequence[bytes], rng: Rng) -> bytes:
+    """Say it, in pieces of any size, and go: politely, rudely, or with half the line closed. Returns the answers.
+
+    Mostly the answer to the association request is waited for, as PS3.8 Table 9-10 has it, else nothing else is tried.
+    """
     heard = b""
     with node.connect() as connection, contextlib.suppress(OSError):  # it may well throw us out before we have done
-        connection.settimeout(_ANSWERED_S)
-        while said:
-            size = rng.choice((1, 5, 100, 5000, len(said)))
-            with contextlib.suppress(TimeoutError):
-                said = said[connection.send(said[:size]) :]
+        for number, one in enumerate(pdus):
+            _say(connection, one, rng)
+            if rng.random() < (0.95 if number == 0 else 0.2):
+                heard += _hear(connection, _ASSOCIATED_S if number == 0 else _ANSWERED_S)
         if rng.random() < 0.2:
             connection.shutdown(socket.SHUT_WR)
-        while part := connection.recv(65536):
+        while part := _hear(connection, _ANSWERED_S):
             heard += part
         if rng.random() < 0.3:
             be_rude(connection)
     return heard
+
+
+def _say(connection: socket.socket, said: bytes, rng: Rng) -> None:
+    connection.settimeout(_ASSOCIATED_S)
+    while said:
+        said = said[connection.send(said[: rng.choice((1, 5, 100, 5000, len(said)))]) :]
+
+
+def _hear(connection: socket.socket, within_s: float) -> bytes:
+    connection.settimeout(within_s)
+    try:
+        return connection.recv(65536)
+    except TimeoutError:
+        return b""
 
 
 def be_rude(connection: socket.socket) -> None:
@@ -681,7 +710,7 @@ def fuzz(node: Receive, seed: int, numbers: Sequence[int], account: Account, at_
 
     def play(number: int) -> tuple[Case, bytes]:
         one = case(seed, number)
-        return one, converse(node, one.said, Rng(f"{seed}:{number}:conduct"))
+        return one, converse(node, one.pdus, Rng(f"{seed}:{number}:conduct"))
 
     with ThreadPoolExecutor(at_once) as threads:
         for one, heard in threads.map(play, numbers):

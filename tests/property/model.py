@@ -210,8 +210,17 @@ class Model:
         one.owner, one.due_at, one.lease_until = None, self.now + 30, self.now
         return True
 
-    def refuse_unknown_destinations(self, known: Sequence[str]) -> int:
-        gone = [one for one in self.deliveries.values() if one.state == "owed" and one.destination not in known]
+    def expire(self, owner: str) -> None:
+        for row in (*self.images.values(), *self.deliveries.values()):
+            if row.state in ("received", "owed") and row.owner == owner:
+                row.owner, row.lease_until = None, self.now
+
+    def refuse_unknown_destinations(self, known: Sequence[str], owed_for_s: float) -> int:
+        gone = [
+            one
+            for one in self.deliveries.values()
+            if one.state == "owed" and one.destination not in known and one.due_at <= self.now - owed_for_s
+        ]
         for one in gone:
             one.state, one.owner = "refused", None
         return len(gone)

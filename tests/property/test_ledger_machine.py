@@ -74,7 +74,7 @@ def test_the_ledger_does_what_the_model_says(tables: tuple[str, sa.Engine]) -> N
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40,
+            max_examples=25,
             report_multiple_bugs=False,
             stateful_step_count=50,
             deadline=None,
@@ -266,9 +266,16 @@ class Lives(RuleBasedStateMachine):
         assert self.ledger.rearm(states, named) == self.model.rearm(states, named)
 
     @precondition(lambda self: "owed" in self.model.states())
-    @rule(known=st.sampled_from([["pacs", "outbox"], ["pacs"]]))
-    def refuse_unknown_destinations(self, known: list[str]) -> None:
-        assert self.ledger.refuse_unknown_destinations(known) == self.model.refuse_unknown_destinations(known)
+    @rule(known=st.sampled_from([["pacs", "outbox"], ["pacs"]]), owed_for_s=st.sampled_from([0.0, 60.0]))
+    def refuse_unknown_destinations(self, known: list[str], owed_for_s: float) -> None:
+        refused = self.ledger.refuse_unknown_destinations(known, owed_for_s)
+        assert refused == self.model.refuse_unknown_destinations(known, owed_for_s)
+
+    @rule(owner=owners)
+    def an_owner_is_known_to_be_dead(self, owner: str) -> None:
+        self.ledger.expire(owner)
+        self.model.expire(owner)
+        assert owner not in self.ledger.owners()
 
     # -- what always holds ----------------------------------------------------------------------------------------
 

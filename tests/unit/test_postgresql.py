@@ -57,12 +57,13 @@ def waiting_for_locks(engine: sa.Engine) -> int:
         return int(conn.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one())
 
 
-def test_what_another_host_is_just_claiming_is_passed_over(ledger: Ledger, other_host: sa.Engine) -> None:
+def test_what_another_host_is_just_claiming_is_passed_over(postgres_url: str, other_host: sa.Engine) -> None:
+    ledger = Ledger(f"{postgres_url}?options=-clock_timeout%3D5s")  # who does not pass over fails
     ledger.receive(arrivals("1.1", "1.2", "1.3"))
     with other_host.begin() as conn:
         conn.exec_driver_sql("SELECT 1 FROM instances WHERE sop_instance_uid = '1.1' FOR UPDATE")
-        conn.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
         assert [job.sop_instance_uid for job in ledger.claim_images("me", 2)] == ["1.2", "1.3"]
+    ledger.close()
 
 
 def test_of_two_copies_that_end_at_the_same_time_one_is_the_duplicate(ledger: Ledger, other_host: sa.Engine) -> None:
