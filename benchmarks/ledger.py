@@ -193,7 +193,7 @@ def wakes(ledger: Ledger, count: int) -> list[float]:
                 woken_at = time.perf_counter()
                 woken.set()
 
-    thread = threading.Thread(target=sleep)
+    thread = threading.Thread(target=sleep, daemon=True)
     thread.start()
     seconds = []
     for number in range(count):

@@ -315,15 +315,16 @@ class Ledger:
     ) -> None:
         instance_id, priority = image
         same = conn.execute(
-            sa.select(results.c.id).where(results.c.sop_instance_uid == result.sop_instance_uid)
-        ).scalar()
+            sa.select(results.c.id, results.c.instance_id).where(results.c.sop_instance_uid == result.sop_instance_uid)
+        ).first()
         if same is not None:
-            # Derived UIDs make an identical result identical (its file was lost, or a retried failure failed alike):
-            # owed already, now from the newer file. The older one is an orphan, and is swept.
-            newer = {"spool_name": result.spool_name, "size_bytes": result.size_bytes}
-            conn.execute(results.update().where(results.c.id == same).values(**newer))
-            still_owed = deliveries.update().where(deliveries.c.result_id == same, state_is(deliveries, "owed"))
-            conn.execute(still_owed.values(due_at=now))
+            # Derived UIDs make an identical result identical: owed already. Where it was made again because its file
+            # was lost, it is owed from the new file; where a second image failed alike, the first one's file stands.
+            if same.instance_id == instance_id:
+                newer = {"spool_name": result.spool_name, "size_bytes": result.size_bytes}
+                conn.execute(results.update().where(results.c.id == same.id).values(**newer))
+                still_owed = deliveries.update().where(deliveries.c.result_id == same.id, state_is(deliveries, "owed"))
+                conn.execute(still_owed.values(due_at=now))
             return
         row = conn.execute(results.insert().values(instance_id=instance_id, **_fields(result)))
         assert row.inserted_primary_key is not None
@@ -583,9 +584,13 @@ class Ledger:
             return [row.spool_name for row in rows] + list(conn.execute(made).scalars())
 
     def kept_files(self) -> Iterator[KeptFile]:
-        """Every spool file that is counted on: images' own bytes and their results'."""
+        """Every spool file that is counted on: images' own bytes and their results'.
+
+        An image that ended for want of its bytes is told of by its state, and not again here.
+        """
         c, r = instances.c, results.c
         own = sa.select(c.spool_name, c.size_bytes, c.sop_instance_uid, sa.literal("image").label("kind"))
+        own = own.where(sa.func.coalesce(c.reason, "") != "bytes_missing")
         made = sa.select(r.spool_name, r.size_bytes, r.sop_instance_uid, r.kind).join(instances, c.id == r.instance_id)
         for query in (own, made):
             with self._database.reading() as conn:

@@ -86,7 +86,7 @@ REASONS: dict[str, Reason] = {
     "blank": Reason(State.NOT_ANALYSED, True, "the image is blank"),
     "undecodable": Reason(State.NOT_ANALYSED, True, "the pixels cannot be decoded"),
     "not_dicom": Reason(State.FAILED, False, "the bytes are not a DICOM object"),
-    "bytes_missing": Reason(State.FAILED, False, "the spool no longer holds the image"),
+    "bytes_missing": Reason(State.FAILED, False, "the spool no longer holds the whole image"),
     "uid_mismatch": Reason(State.FAILED, False, "the data set is another instance than the one announced"),
     "analysis_error": Reason(State.FAILED, True, "the analysis broke repeatedly"),
     "result_invalid": Reason(State.FAILED, True, "a result object failed its own check and was not sent"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -345,9 +346,10 @@ def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Accoun
             site.man(kills=number_of_kills, tolerated=(1, 2))
             site.send()
             end = time.monotonic() + seconds
-            while time.monotonic() < end:
+            for name in itertools.cycle(folders):
+                if time.monotonic() > end:
+                    break
                 site.until_acknowledged(1)
-                name = chaos.rng.choice(list(folders))
                 chaos.tally.faults[f"disk full: {name}"] += 1
                 with full(folders[name], chaos.rng.randrange(200_000)):
                     time.sleep(chaos.rng.uniform(0.5, 1.5))

@@ -19,7 +19,9 @@ class Footprint(NamedTuple):
 
     def __str__(self) -> str:
         rss_mb, pss_mb = self.rss_kb / 1024, self.pss_kb / 1024
-        return f"RSS {rss_mb:6.1f} MB  PSS {pss_mb:6.1f} MB  {self.threads:2d} threads  {self.descriptors:3d} descriptors"
+        return (
+            f"RSS {rss_mb:6.1f} MB  PSS {pss_mb:6.1f} MB  {self.threads:2d} threads  {self.descriptors:3d} descriptors"
+        )
 
 
 def footprint(pid: int) -> Footprint:

@@ -106,9 +106,7 @@ def echo_rq(message_id: int = 1) -> bytes:
 
 
 def store_command(message_id: int, uid: str, sop_class: str = CR) -> bytes:
-    return command_set(
-        {0x0002: sop_class, 0x0100: 0x0001, 0x0110: message_id, 0x0700: 0, 0x0800: 0x0001, 0x1000: uid}
-    )
+    return command_set({0x0002: sop_class, 0x0100: 0x0001, 0x0110: message_id, 0x0700: 0, 0x0800: 0x0001, 0x1000: uid})
 
 
 def data_set(uid: str, size: int, sop_class: str = CR) -> bytes:
@@ -379,7 +377,8 @@ def item_length(rng: Rng, pdus: Pdus) -> Pdus:
 
 def many_items(rng: Rng, pdus: Pdus) -> Pdus:
     """An association request that goes on and on."""
-    repeated = rng.choice((item(0x20, b"\1\0\0\0" + item(0x30, b"1.2") + item(0x40, b"1.2")), item(0x55, b"x"), item(0, b"")))
+    context = item(0x20, b"\1\0\0\0" + item(0x30, b"1.2") + item(0x40, b"1.2"))
+    repeated = rng.choice((context, item(0x55, b"x"), item(0, b"")))
     request = bytearray(pdus[0] + repeated * rng.choice((200, 3000)))
     _with_length(request)
     return [bytes(request), *pdus[1:]]
@@ -596,10 +595,34 @@ def uid_of(number: int) -> str:
 
 
 @dataclass
+class Account:
+    """What was said to the node, and what it has acknowledged."""
+
+    offered: set[bytes] = field(default_factory=set)
+    acknowledged: Counter[str] = field(default_factory=Counter)
+    cases: int = 0
+
+    def violations(self, node: Receive) -> list[str]:
+        """What is in the spool and was never completely sent, and what was acknowledged and is not there."""
+        rows = node.rows()
+        names, known = set(node.spool.names()), {name for _, name in rows}
+        bad = [f"file without a row: {name}" for name in names - known]
+        bad += [f"row without a file: {name}" for name in known - names]
+        bad += [f"left over: {path.name}" for path in node.spool.folder.rglob("*.part")]
+        by_uid = Counter(uid for uid, _ in rows)
+        bad += [f"acknowledged, not there: {uid!r}" for uid, times in self.acknowledged.items() if by_uid[uid] < times]
+        for uid, name in rows:
+            if name in names and hashlib.sha256(data_set_of(node.spool.read(name))).digest() not in self.offered:
+                bad.append(f"never sent like this: {uid}")
+        return bad
+
+
+@dataclass
 class Honest:
     """A sender that keeps to the standard, and tries again when it is not let in, as each does."""
 
     node: Receive
+    account: Account
     template: bytes
     folder: Path
     stored: int = 0
@@ -609,6 +632,7 @@ class Honest:
         """Send one object until it is answered with 0x0000, and find it in the spool. Returns its UID."""
         self.stored += 1
         path = copy(self.template, self.folder / "honest.dcm", self.stored)
+        self.account.offered.add(hashlib.sha256(data_set_of(path.read_bytes())).digest())
 
         def accepted() -> bool:
             self.tried += 1
@@ -618,6 +642,7 @@ class Honest:
 
         wait_until("an honest sender gets through", accepted, every_s=0.2)
         uid = uid_of(self.stored)
+        self.account.acknowledged[uid] += 1
         kept = [name for known, name in self.node.rows() if known == uid]
         assert kept
         assert all(data_set_of(self.node.spool.read(name)) == data_set_of(path.read_bytes()) for name in kept)
@@ -641,29 +666,6 @@ class Honest:
             finally:
                 over.set()
             running.result()
-
-
-@dataclass
-class Account:
-    """What was said to the node, and what it has acknowledged."""
-
-    offered: set[bytes] = field(default_factory=set)
-    acknowledged: Counter[str] = field(default_factory=Counter)
-    cases: int = 0
-
-    def violations(self, node: Receive) -> list[str]:
-        """What is in the spool and was never completely sent, and what was acknowledged and is not there."""
-        rows = node.rows()
-        names, known = set(node.spool.names()), {name for _, name in rows}
-        bad = [f"file without a row: {name}" for name in names - known]
-        bad += [f"row without a file: {name}" for name in known - names]
-        bad += [f"left over: {path.name}" for path in node.spool.folder.rglob("*.part")]
-        by_uid = Counter(uid for uid, _ in rows)
-        bad += [f"acknowledged, not there: {uid!r}" for uid, times in self.acknowledged.items() if by_uid[uid] < times]
-        for uid, name in rows:
-            if name in names and hashlib.sha256(data_set_of(node.spool.read(name))).digest() not in self.offered:
-                bad.append(f"never sent like this: {uid}")
-        return bad
 
 
 def converse(node: Receive, pdus: Sequence[bytes], rng: Rng) -> bytes:
@@ -746,12 +748,66 @@ def wait_thrown_out(connection: socket.socket) -> bytes:
     return heard
 
 
-def drip(connection: socket.socket, said: bytes, step: int, pause_s: float) -> None:
-    """Say it slowly, `step` bytes at a time, until it is said or the node has had enough."""
-    with contextlib.suppress(OSError):
-        for at in range(0, len(said), step):
-            connection.sendall(said[at : at + step])
-            time.sleep(pause_s)
+class Crowd:
+    """Connections that each say the same, a little at a time, over and over its last part, until they are closed."""
+
+    def __init__(
+        self, node: Receive, number: int, said: tuple[bytes, bytes, bytes], pause_s: float, reads: bool = True
+    ) -> None:
+        """Each says the first, and once that is answered the second, then the third without end.
+
+        Of that, one byte every `pause_s`, or all of it each time if not `reads`.
+        Who does not read has a small window, so that the node is soon left with what it wants to say.
+        """
+        self.ended = 0
+        self._node, self._number, (self._first, self._next, self._then) = node, number, said
+        self._pause_s, self._reads = pause_s, reads
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Crowd:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        said: dict[socket.socket, int] = {}
+        while not self._over.is_set():
+            while len(said) < self._number and not self._over.is_set():  # who was thrown out comes back
+                with contextlib.suppress(OSError):
+                    connection = socket.socket()
+                    if not self._reads:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                    connection.connect(("127.0.0.1", self._node.port))
+                    connection.settimeout(_ASSOCIATED_S)
+                    connection.sendall(self._first)
+                    if self._first:
+                        connection.recv(500)  # no more than the answer to the association request
+                        connection.sendall(self._next)
+                    connection.setblocking(False)
+                    said[connection] = 0
+            for connection in [*said]:
+                try:
+                    self._go_on(connection, said)
+                except OSError:
+                    self.ended += 1
+                    del said[connection]
+                    connection.close()
+            self._over.wait(self._pause_s)
+        for connection in said:
+            connection.close()
+
+    def _go_on(self, connection: socket.socket, said: dict[socket.socket, int]) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if self._reads and not connection.recv(65536):
+                raise ConnectionResetError
+        with contextlib.suppress(BlockingIOError):
+            if self._then:
+                at = said[connection] % len(self._then)
+                said[connection] += connection.send(self._then[at : at + 1] if self._reads else self._then[at:])
 
 
 def bad_log_lines(log: Path) -> list[str]:
