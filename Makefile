@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
 
-.PHONY: demo test check wheel-demo benchmarks train clean chaos
+.PHONY: demo test check wheel-demo benchmarks train clean chaos soak
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
@@ -28,6 +28,10 @@ wheel-demo: $(TESTED)
 	$(PYTHON) -m venv $$folder/venv; \
 	$$folder/venv/bin/pip install --disable-pip-version-check --quiet -c constraints.txt $(TORCH) dist/pleura-*.whl; \
 	cd $$folder && venv/bin/pleura demo
+
+# Memory over 10,000 associations and images, 100,000 bare connects, 20,000 mutated conversations: about an hour.
+soak: $(TESTED)
+	$(BIN)/python -m tests.soak
 
 benchmarks: $(TESTED)
 	$(BIN)/python -m benchmarks.end_to_end

@@ -82,8 +82,12 @@ class _StoreTransport(AssociationSocket):
         """Whether there is something for pynetdicom to read. Called by its thread, again and again."""
         if not super().ready:
             return False
-        if self.assoc.dul.state_machine.current_state != "Sta6" or self.assoc.dimse.message is not None:
-            return True  # no association, or pynetdicom is in the middle of a message
+        if self.assoc.dul.state_machine.current_state != "Sta6":
+            return True  # no association
+        if not self.assoc.dimse.msg_queue.empty():
+            return False  # who does not wait for an answer waits here, not in our memory (PS3.7 D.3.3.3: one at a time)
+        if self.assoc.dimse.message is not None:
+            return True  # pynetdicom is in the middle of a message
         if self._contexts is None:
             self._contexts = self._storage_contexts()
         reactor = self.assoc._reactor_checkpoint  # while it is cleared, pynetdicom's other thread does not poll

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -49,16 +48,18 @@ class Course:
         self.done.append(done)
         self.seen.append(footprint(self.pid))
 
-    def growth(self, of: Callable[[Footprint], float] = lambda one: one.rss_kb / 1024) -> float:
-        """By how much `of` rose over the second half of the run, in its unit: MB of RSS.
+    def growth_mb(self) -> float:
+        """By how much RSS rose over the second half of the run.
 
-        Medians of the second and the fourth quarter, scaled from the half run between their middles to what lies in
-        the second half: one sample during a burst decides nothing, and what is only allocated once has been by then.
+        From the median of the second quarter to that of the fourth, whose middles lie half a run apart: one look in the
+        middle of a burst decides nothing, and what is allocated only once has been by then.
         """
         quarter = len(self.seen) // 4
         before, after = self.seen[quarter : 2 * quarter], self.seen[-quarter:]
-        return median(map(of, after)) - median(map(of, before))
+        return (median(one.rss_kb for one in after) - median(one.rss_kb for one in before)) / 1024
 
-    def growth_per_thousand(self) -> float:
-        """MB of RSS per thousand of what was done, over the second half."""
-        return self.growth() / (self.done[-1] / 2) * 1000
+    def __str__(self) -> str:
+        """A table."""
+        lines = [f"  {done:7d}  {one}" for done, one in zip(self.done, self.seen, strict=True)]
+        step = max(1, len(lines) // 10)
+        return "\n".join([*lines[:-1:step], lines[-1], f"  second half: {self.growth_mb():+.2f} MB of RSS"])

@@ -39,6 +39,7 @@ ABORT = b"\x07\0\0\0\0\x04\0\0\0\0"
 _P_DATA = 0x04
 _ASSOCIATED_S = 1.0  # an association request that is not answered by then is no valid one
 _ANSWERED_S = 0.1  # nothing more comes after so long: only how much of the answers is seen hangs on it
+_DRIP_S = 0.2  # between two words of a crowd
 _STOPS_S = 60.0  # twice what the node gives what it is receiving
 _EXTREMES = (0, 1, 2, 3, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 
@@ -749,19 +750,18 @@ def wait_thrown_out(connection: socket.socket) -> bytes:
 
 
 class Crowd:
-    """Connections that each say the same, a little at a time, over and over its last part, until they are closed."""
+    """Connections that each say the same, a little at a time and without end. Who is thrown out comes back."""
 
     def __init__(
-        self, node: Receive, number: int, said: tuple[bytes, bytes, bytes], pause_s: float, reads: bool = True
+        self, node: Receive, number: int, said: tuple[bytes, bytes, bytes], at_once: int = 1, reads: bool = True
     ) -> None:
-        """Each says the first, and once that is answered the second, then the third without end.
+        """Each says the first, and once that is answered the second, then the third over and over, `at_once` bytes.
 
-        Of that, one byte every `pause_s`, or all of it each time if not `reads`.
         Who does not read has a small window, so that the node is soon left with what it wants to say.
         """
         self.ended = 0
         self._node, self._number, (self._first, self._next, self._then) = node, number, said
-        self._pause_s, self._reads = pause_s, reads
+        self._at_once, self._reads = at_once, reads
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -796,7 +796,7 @@ class Crowd:
                     self.ended += 1
                     del said[connection]
                     connection.close()
-            self._over.wait(self._pause_s)
+            self._over.wait(_DRIP_S)
         for connection in said:
             connection.close()
 
@@ -807,7 +807,7 @@ class Crowd:
         with contextlib.suppress(BlockingIOError):
             if self._then:
                 at = said[connection] % len(self._then)
-                said[connection] += connection.send(self._then[at : at + 1] if self._reads else self._then[at:])
+                said[connection] += connection.send(self._then[at : at + self._at_once])
 
 
 def bad_log_lines(log: Path) -> list[str]:

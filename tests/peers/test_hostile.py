@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.transport import AssociationSocket
 
+from daemon import service
+from daemon.dimse import quiet_reactors
 from tests.peers import hostile
 from tests.peers.harness import wait_until
 from tests.peers.hostile import (
@@ -28,7 +34,7 @@ from tests.peers.hostile import (
 pytestmark = pytest.mark.xdist_group("hostile")
 SEED = 20260101
 # Nobody waits half a minute here: the same rules at a tenth of the time.
-QUICKER = {"daemon.listener:_PDU_S": 3.0, "daemon.listener:_SILENCE_S": 3.0, "daemon.scp:_IDLE_S": 6.0}
+QUICKER = {"daemon.listener:_PDU_S": 3.0, "daemon.listener:_SILENCE_S": 3.0, "daemon.scp:_IDLE_S": 3.0}
 MAXIMUM_ASSOCIATIONS = 64
 RETURNED_MB = 8.0  # measured: within 1.5 from the second batch of 200 cases on
 
@@ -75,32 +81,46 @@ def test_mutated_conversations(node: Receive, honest: Honest) -> None:
 
 ASSOCIATED = associate_rq()
 COMMAND = p_data(pdv(3, 3, store_command(1, "1.2.3")))
-SLOWLY = {  # what is said, what once that is answered, and what then drips
+ONE_BYTE = p_data(pdv(3, 0, b"x"))
+# What is said, what once that is answered, and what then drips.
+SLOWLY = {
     "before the association": (b"", b"", ASSOCIATED[:1] + b"\0\0\0\xff\xff" + bytes(60_000)),
     "after the association": (ASSOCIATED, b"", b""),
     "inside a PDU": (ASSOCIATED, COMMAND, b"\x04\0\0\x00\xff\xff" + bytes(70_000)),
-    "between PDUs of a message": (ASSOCIATED, COMMAND, p_data(pdv(3, 0, b"x"))),
 }
 
 
 @pytest.mark.parametrize("phase", SLOWLY)
-def test_slow_senders(node: Receive, honest: Honest, phase: str) -> None:
-    with Crowd(node, 2 * MAXIMUM_ASSOCIATIONS, SLOWLY[phase], pause_s=0.2) as crowd:
+def test_slow_senders_are_ended(node: Receive, honest: Honest, phase: str) -> None:
+    """Twice as many as there may be associations."""
+    with Crowd(node, 2 * MAXIMUM_ASSOCIATIONS, SLOWLY[phase]) as crowd:
         wait_until("the node ends one of them", lambda: crowd.ended)
         honest.store()
 
 
-def test_who_never_reads_an_answer(node: Receive, honest: Honest) -> None:
+def test_who_sends_slowly_but_as_the_standard_has_it(node: Receive, honest: Honest) -> None:
+    """A data set in PDUs of one byte may take its time: fewer of these than the maximum leave room for others."""
+    held = Crowd(node, MAXIMUM_ASSOCIATIONS // 2, (ASSOCIATED, COMMAND, ONE_BYTE), at_once=len(ONE_BYTE))
+    with held:
+        wait_until("they are in", lambda: node.footprint().threads > MAXIMUM_ASSOCIATIONS)  # two each
+        for _ in range(5):
+            honest.store()
+
+
+def test_who_never_waits_for_an_answer_nor_reads_one(node: Receive, honest: Honest) -> None:
+    """What the node could not yet answer stays with the sender, not in the node's memory."""
     echoes = b"".join(hostile.echo_rq(number) for number in range(100))
-    with Crowd(node, 30, (ASSOCIATED, b"", echoes), pause_s=0.05, reads=False) as crowd:
-        wait_until("the node ends one of them", lambda: crowd.ended)
-        honest.store()
+    before = node.at_rest()
+    with Crowd(node, 16, (ASSOCIATED, b"", echoes), at_once=len(echoes), reads=False):
+        for _ in range(20):
+            honest.store()
+    assert node.at_rest().rss_kb - before.rss_kb < RETURNED_MB * 1024
 
 
 def test_a_flood_of_associations(node: Receive, honest: Honest) -> None:
-    """Many more than the maximum, each as valid as can be, and all of them stay as long as they may."""
-    with Crowd(node, 4 * MAXIMUM_ASSOCIATIONS, (ASSOCIATED, b"", hostile.echo_rq()), pause_s=0.5) as crowd:
-        wait_until("some are not let in", lambda: crowd.ended > MAXIMUM_ASSOCIATIONS)
+    """Many more than the maximum, each as valid as can be; who is not let in tries again at once."""
+    with Crowd(node, 3 * MAXIMUM_ASSOCIATIONS, (ASSOCIATED, b"", b"")) as crowd:
+        wait_until("many are not let in", lambda: crowd.ended > 2 * MAXIMUM_ASSOCIATIONS)
         honest.store()
 
 
@@ -117,6 +137,33 @@ def test_sigterm_amid_hostile_talk(tmp_path: Path, free_port: Callable[[], int])
             talking.start()
             wait_until("it is at work", partial(at_work, node))
         talking.join()
+
+
+def test_a_wait_for_sigterm_looks_up_now_and_then() -> None:
+    """With other threads at work, a signal does not always end a wait of the main thread that has no time limit."""
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            self.set()
+            return super().wait(timeout)
+
+    service._wait(Stop())
+
+
+def test_a_reactor_that_dies_takes_its_connection_along(caplog: pytest.LogCaptureFixture) -> None:
+    """Else the association's other thread waits for its request for 30 s, and with it the place of an honest sender."""
+    ours, theirs = socket.socketpair()
+    association = Association(AE(), "acceptor")
+    association.dul.socket = AssociationSocket(association, client_socket=ours)
+    association.dul.state_machine.current_state = "nowhere"
+    with quiet_reactors(), theirs:
+        association.dul.start()
+        theirs.settimeout(30)
+        assert theirs.recv(1) == b""
+        assert association.dul.receive_pdu(wait=True, timeout=30) is None
+        association.dul.join()
+    assert "kept to no protocol (InvalidEventError)" in caplog.text
 
 
 def at_work(node: Receive) -> bool:

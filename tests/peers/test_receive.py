@@ -706,6 +706,25 @@ def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(start:
     assert len(node.rows()) == 2
 
 
+def test_requests_that_nobody_waits_for_lie_with_their_sender(start: Callable[..., Node]) -> None:
+    """Read before they can be served, they would be Python objects in our memory, of any number."""
+    echo = bytes.fromhex("0400000000500000004c0103") + struct.pack("<HHLL", 0, 0, 4, 62)
+    for number, value in ((2, b"1.2.840.10008.1.1\0"), (0x100, b"\x30\0"), (0x110, b"\1\0"), (0x800, b"\1\1")):
+        echo += struct.pack("<HHL", 0, number, len(value)) + value
+    echo = echo[:2] + struct.pack(">LL", len(echo) - 6, len(echo) - 10) + echo[10:]
+    node = start()
+    with node.connect() as connection:
+        connection.sendall(associate_rq(b"TESTER"))
+        assert connection.recv(4096)[:1] == b"\x02"
+        (association,) = node.receiver._ae.active_associations
+        connection.sendall(echo * 1000)
+        heard, waiting = 0, []
+        while heard < 1000 * len(echo):  # an answer is longer than its request
+            heard += len(connection.recv(4096))
+            waiting.append(association.dimse.msg_queue.qsize())
+    assert max(waiting) <= 1
+
+
 def test_a_message_that_never_ends_is_cut_off(start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "_MESSAGE_LIMIT_BYTES", 1_000_000)
     node = start()

@@ -1,0 +1,31 @@
+"""Memory is flat over associations and over images. `make soak` is the long form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.peers import runs
+
+pytestmark = pytest.mark.xdist_group("hostile")
+
+# Megabytes of RSS by which a role may rise in the second half of a run. Measured over several runs: receive and deliver
+# up to 0.3, serve 0, analyse up to 1.5 (torch and highdicom still allocate once in a while). A leak of the size of one
+# association (a quarter of a megabyte) or one image (0.02 MB of pixels, much more of objects) in each would be above.
+FLAT_MB = {"receive": 2.0, "deliver": 2.0, "serve": 1.0, "analyse": 4.0}
+
+
+def test_memory_is_flat_over_associations(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    course = runs.associations(tmp_path, free_port(), 1000)
+    assert course.growth_mb() < FLAT_MB["receive"], str(course)
+    assert course.seen[-1].descriptors <= course.seen[0].descriptors + 4, str(course)  # one or two that are ending
+
+
+def test_memory_is_flat_over_images(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    """300, not a tenth of the long form's 10,000: half a minute."""
+    for role, course in runs.images(tmp_path, free_port(), 320).items():
+        assert course.growth_mb() < FLAT_MB[role], f"{role}\n{course}"
+        assert course.seen[-1].descriptors <= course.seen[0].descriptors + 4, f"{role}\n{course}"
+        assert course.seen[-1].threads <= course.seen[0].threads + 4, f"{role}\n{course}"
