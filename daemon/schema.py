@@ -76,10 +76,10 @@ sa.Index(
 sa.Index("same_image", instances.c.sop_instance_uid, instances.c.content_digest)
 sa.Index("instances_by_file", instances.c.spool_name)
 sa.Index(
-    "kept_bytes",
+    "kept_bytes",  # and not of what waits: receiving writes to as few pages as can be
     instances.c.completed_at,
-    sqlite_where=instances.c.removed_at.is_(None),
-    postgresql_where=instances.c.removed_at.is_(None),
+    sqlite_where=instances.c.removed_at.is_(None) & instances.c.completed_at.is_not(None),
+    postgresql_where=instances.c.removed_at.is_(None) & instances.c.completed_at.is_not(None),
 )
 
 results = sa.Table(
@@ -173,7 +173,8 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX instances_by_state ON instances (state, id) WHERE state != 'received'",
         "CREATE INDEX instances_by_file ON instances (spool_name)",
         "CREATE INDEX results_by_file ON results (spool_name)",
-        "CREATE INDEX kept_bytes ON instances (completed_at) WHERE removed_at IS NULL",
+        "CREATE INDEX kept_bytes ON instances (completed_at)"
+        " WHERE removed_at IS NULL AND completed_at IS NOT NULL",
         "CREATE INDEX owed ON deliveries (destination, priority, id) WHERE state = 'owed'",
         "CREATE INDEX uncommitted ON deliveries (destination, commit_due_at)"
         " WHERE state = 'stored' AND commit_due_at IS NOT NULL",

@@ -20,7 +20,7 @@ from tests.chaos.points import POINTS
 from tests.chaos.rounds import Chaos
 from tests.conftest import REPOSITORY
 
-_AT_ONCE = 60  # kills between two looks at everything
+_AT_ONCE = 150  # kills between two looks at everything
 
 
 def main() -> int:

@@ -341,6 +341,7 @@ def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Accoun
             spool=str(folders["spool"] / "spool"),
             ledger=f"sqlite:///{folders['ledger'] / 'ledger.db'}",
             spool_reserve_mb=0,
+            retention={"keep_days": 5 / 86400, "free_mb": 0},  # else what is done would fill them by itself
         ) as site:
             site.settings(destinations=[site.archive.destination(), outbox])
             site.man(kills=number_of_kills, tolerated=(1, 2))

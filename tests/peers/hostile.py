@@ -718,7 +718,7 @@ def fuzz(node: Receive, seed: int, numbers: Sequence[int], account: Account, at_
     with ThreadPoolExecutor(at_once) as threads:
         for one, heard in threads.map(play, numbers):
             account.offered |= offered(one.said)
-            account.acknowledged += acknowledged(heard)
+            account.acknowledged.update(acknowledged(heard))
             account.cases += 1
 
 
