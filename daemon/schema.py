@@ -173,8 +173,7 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX instances_by_state ON instances (state, id) WHERE state != 'received'",
         "CREATE INDEX instances_by_file ON instances (spool_name)",
         "CREATE INDEX results_by_file ON results (spool_name)",
-        "CREATE INDEX kept_bytes ON instances (completed_at)"
-        " WHERE removed_at IS NULL AND completed_at IS NOT NULL",
+        "CREATE INDEX kept_bytes ON instances (completed_at) WHERE removed_at IS NULL AND completed_at IS NOT NULL",
         "CREATE INDEX owed ON deliveries (destination, priority, id) WHERE state = 'owed'",
         "CREATE INDEX uncommitted ON deliveries (destination, commit_due_at)"
         " WHERE state = 'stored' AND commit_due_at IS NOT NULL",

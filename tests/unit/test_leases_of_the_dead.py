@@ -1,4 +1,4 @@
-"""What a process that died held is free at once for its successor on the same host; a live owner keeps what it holds."""
+"""What a process that died held is free at once for its successor on the same host; the living keep what they hold."""
 
 from __future__ import annotations
 
