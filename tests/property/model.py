@@ -147,6 +147,8 @@ class Model:
         image.state, image.result_time = completion.state, job.result_time
         for result in completion.results:
             if result.sop_instance_uid in self.results:
+                if self.results[result.sop_instance_uid].image != job.id:
+                    continue  # another image failed alike: the first one's file stands
                 self.results[result.sop_instance_uid].spool_name = result.spool_name
                 for delivery in self.deliveries.values():
                     if delivery.result_uid == result.sop_instance_uid and delivery.state == "owed":
