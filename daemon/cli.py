@@ -161,13 +161,17 @@ def _retry(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.service import CannotStartError
-    from daemon.spool import Spool
+    from daemon.spool import Spool, SpoolError
     from daemon.verify import verify
 
-    ledger = _ledger(options)
+    ledger, folder = _ledger(options), config.load(options.config).spool
+    if not folder.is_dir():
+        raise CannotStartError(f"spool {folder}: there is no such folder; the node has not run with these settings yet")
     try:
-        report = verify(ledger, Spool(config.load(options.config).spool))
-    except OSError as error:
+        spool = Spool(folder)
+        spool.claim(ledger.spool_identity)
+        report = verify(ledger, spool)
+    except (OSError, SpoolError) as error:
         raise CannotStartError(f"spool: {error}") from error
     for fault in report.faults:
         print(fault)

@@ -153,8 +153,10 @@ class Asker:
     def _ask(self, request: CommitmentRequest, stop: threading.Event) -> str | None:
         """Put one question. Returns what went wrong, if anything."""
         reported = threading.Event()
+        reporters: list[threading.Thread] = []
 
         def on_report(event: Event) -> tuple[int, None]:
+            reporters.append(threading.current_thread())
             answer = take_report(event, [self._destination.name], self._ledger)
             reported.set()
             return answer
@@ -172,6 +174,8 @@ class Asker:
                 return f"answered 0x{answer.Status:04X}"
             if not stop.is_set():
                 reported.wait(_SAME_ASSOCIATION_S)
+            for reporter in reporters:  # pynetdicom's own thread: a release before its answer went out breaks both
+                reporter.join(_ANSWER_S)
             return None
         except (RuntimeError, ValueError):  # pynetdicom: the association ended meanwhile, or has no such context
             return "the association was lost"

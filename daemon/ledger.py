@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, make_url
 
 from daemon.database import Database
 from daemon.database import LedgerError as LedgerError
-from daemon.schema import commitments, deliveries, instances, results, state_is, state_is_not
+from daemon.schema import commitments, deliveries, instances, results, spools, state_is, state_is_not
 
 LEASE_S = 60.0  # a dead owner's work is claimable after this; owners at work renew it (heartbeat)
 LONGEST_WAIT_S = 3600.0  # nothing is put off for longer; a later date is a clock that was set back
@@ -113,8 +113,17 @@ class KeptFile:
 
 
 def owner_name() -> str:
-    """Who holds a lease: host and process, for a reader of the ledger."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """Who holds a lease: where it runs, and its process ID."""
+    return f"{this_machine()}:{os.getpid()}"
+
+
+def this_machine() -> str:
+    """Within what process IDs are unique: host, boot and (containers) namespace, for a reader of the ledger."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        return f"{socket.gethostname()}/{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return f"{socket.gethostname()}/{uuid.getnode():x}"
 
 
 class Ledger:
@@ -257,7 +266,8 @@ class Ledger:
             row = held.mappings().first()
             if row is None or row["state"] != "received":
                 return None
-            original = self._earlier_same(conn, job, completion.content_digest)
+            # One whose lost results are made again stays their owner, whoever was sent meanwhile.
+            original = None if row["remakes"] else self._earlier_same(conn, job, completion.content_digest)
             if original is not None:
                 # Design, "Duplicates": no new work, no new result, whatever model is loaded now.
                 conn.execute(
@@ -287,7 +297,7 @@ class Ledger:
                 )
             )
             for result in completion.results:
-                self._owe(conn, now, (job.id, row["priority"]), result, owed)
+                self._owe(conn, now, row, result, owed)
             self._database.ring(conn)
             return completion.state
 
@@ -309,24 +319,25 @@ class Ledger:
         self,
         conn: Connection,
         now: float,
-        image: tuple[int, int],
+        image: sa.RowMapping,
         result: StoredResult,
         owed: Mapping[str, Sequence[str]],
     ) -> None:
-        instance_id, priority = image
         same = conn.execute(
             sa.select(results.c.id, results.c.instance_id).where(results.c.sop_instance_uid == result.sop_instance_uid)
         ).first()
         if same is not None:
             # Derived UIDs make an identical result identical: owed already. Where it was made again because its file
             # was lost, it is owed from the new file; where a second image failed alike, the first one's file stands.
-            if same.instance_id == instance_id:
+            if same.instance_id == image["id"]:
                 newer = {"spool_name": result.spool_name, "size_bytes": result.size_bytes}
                 conn.execute(results.update().where(results.c.id == same.id).values(**newer))
                 still_owed = deliveries.update().where(deliveries.c.result_id == same.id, state_is(deliveries, "owed"))
                 conn.execute(still_owed.values(due_at=now))
             return
-        row = conn.execute(results.insert().values(instance_id=instance_id, **_fields(result)))
+        if image["remakes"]:
+            return  # made again by another version or with other settings: a second answer is not what was lost
+        row = conn.execute(results.insert().values(instance_id=image["id"], **_fields(result)))
         assert row.inserted_primary_key is not None
         for destination, kinds in owed.items():
             if result.kind in kinds:
@@ -334,7 +345,7 @@ class Ledger:
                     deliveries.insert().values(
                         result_id=row.inserted_primary_key[0],
                         destination=destination,
-                        priority=priority,
+                        priority=image["priority"],
                         state="owed",
                         due_at=now,
                         lease_until=0.0,
@@ -623,6 +634,15 @@ class Ledger:
         }
         with self._database.reading() as conn:
             return [f"{uid} {what}" for what, query in queries.items() for uid in conn.execute(query).scalars()]
+
+    def spool_identity(self, proposed: str | None) -> str | None:
+        """Which spool this ledger's files lie in: the one that was proposed first. None: none was."""
+        with self._database.transaction() as (conn, _):
+            self._database.lock_until_commit(conn, "spool")
+            known: str | None = conn.execute(sa.select(spools.c.identity)).scalar()
+            if known is None and proposed is not None:
+                conn.execute(spools.insert().values(identity=proposed))
+            return known or proposed
 
     # -- people -------------------------------------------------------------------------------------------------
 

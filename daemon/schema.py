@@ -155,6 +155,9 @@ commitments = sa.Table(
     sa.Column("reported_at", sa.Float),
 )
 
+# One row: the spool that the files lie in carries the same identity (spool.py).
+spools = sa.Table("spools", metadata, sa.Column("identity", sa.Text, primary_key=True))
+
 # What turns the tables of one version into those of the next, in both databases' SQL.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
@@ -167,6 +170,7 @@ STEPS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE deliveries ADD COLUMN committed_at FLOAT",
         "CREATE TABLE commitments (transaction_uid TEXT NOT NULL PRIMARY KEY, destination TEXT NOT NULL,"
         " asked_at FLOAT NOT NULL, reported_at FLOAT)",
+        "CREATE TABLE spools (identity TEXT NOT NULL PRIMARY KEY)",
         "DROP INDEX waiting",
         "DROP INDEX owed",
         "CREATE INDEX waiting ON instances (priority, id) WHERE state = 'received'",

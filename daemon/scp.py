@@ -170,7 +170,8 @@ class Receiver:
         return _Incoming(conversation, request, abstract, syntax, self._intake.begin())
 
     def _on_event_report(self, event: Event) -> tuple[int, None]:
-        return take_report(event, self._conversations[event.assoc].caller.destinations, self._ledger)
+        conversation = self._conversations.get(event.assoc)  # gone, if the archive did not wait for the answer
+        return take_report(event, conversation.caller.destinations if conversation else (), self._ledger)
 
     def _on_answered(self, event: Event) -> None:
         # A message that is arriving meanwhile is counted from its next PDU on; the bound stays one.

@@ -38,6 +38,7 @@ _BATCH = 16  # objects per association
 _TURN_S = 30.0  # what has not begun by then is given back: something more urgent may have come
 _IDLE_S = 1.0
 _PAUSE_S = 5.0  # after trouble with our own ledger
+_ABOUT_THE_OBJECT = range(0xC000, 0xD000)
 _MAXIMUM_FAILURES = 8  # answers 0xCxxx to one object
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
@@ -220,6 +221,7 @@ class Courier:
         try:
             size_bytes = self._spool.path(job.result.spool_name).stat().st_size
         except FileNotFoundError:
+            self._spool.require()
             why = "its file is gone"
         except OSError:
             return True  # the disk's trouble; sending it will say so
@@ -248,7 +250,7 @@ class Courier:
             self._refuse(job, f"answered 0x{status:04X}", status)
         else:
             # Only answers about the object count towards refusing it.
-            self._later(job, f"answered 0x{status:04X}", None if found is Verdict.BUSY else status)
+            self._later(job, f"answered 0x{status:04X}", status if status in _ABOUT_THE_OBJECT else None)
         return found
 
     def _refuse(self, job: DeliveryJob, why: str, status: int | None = None) -> None:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import OperationalError
 
 from daemon.config import Config
-from daemon.ledger import Ledger, LedgerError
-from daemon.spool import Spool
+from daemon.ledger import Ledger, LedgerError, this_machine
+from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
     from daemon.inbox import Inbox
@@ -35,6 +35,7 @@ log = logging.getLogger("pleura.service")
 ROLES = ("receive", "analyse", "deliver")
 READY = "READY"
 _EXIT_CANNOT_START = 2
+_EXIT_AGAIN = 1  # who watches starts the role again: time may heal it
 _RESTART_S = (0.5, 30.0)  # the first and the longest pause before a dead role is started again
 _SETTLED_S = 60.0  # a role that ran this long starts from the first pause again
 _NOTICE_S = 0.5  # how late a SIGTERM may be noticed
@@ -58,6 +59,11 @@ def run_role(role: str, config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     ledger, spool = _open(config)
+    try:
+        spool.claim(ledger.spool_identity)
+    except SpoolError as error:
+        log.error("%s", error)
+        return _EXIT_AGAIN
     _bury(ledger)
     _ROLES[role](config, ledger, spool, stop)
     ledger.close()
@@ -76,10 +82,10 @@ def _open(config: Config) -> tuple[Ledger, Spool]:
 
 
 def _bury(ledger: Ledger) -> None:
-    """End the leases of processes of this host that are no more; those of other hosts run out by themselves."""
+    """End the leases of processes of this host that are no more; those of others run out by themselves."""
     for owner in ledger.owners():
-        host, _, pid = owner.rpartition(":")
-        if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
+        machine, _, pid = owner.rpartition(":")
+        if machine == this_machine() and not Path(f"/proc/{pid}").exists():
             log.info("the leases of %s, which is no more, are over", owner)
             ledger.expire(owner)
 

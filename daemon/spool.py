@@ -21,9 +21,14 @@ BytesLike = bytes | bytearray | memoryview
 
 _NAME = re.compile(r"[0-9a-f]{32}")  # 120 random bits behind the folder's two digits
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # unfinished; hidden from whoever watches a folder
+_MARKER = "spool.id"
 _SHARDS = [f"{number:02x}" for number in range(256)]  # a million files stay a few thousand per folder
 _AT_ONCE = 1000  # pieces in one system call (IOV_MAX is 1024)
 _ORPHAN_AGE_S = 3600.0  # far longer than any write takes from its first byte to the ledger's commit
+
+
+class SpoolError(Exception):
+    """The folder is not the one it should be. Time may heal that: it is mounted late, or again."""
 
 
 class Spool:
@@ -36,12 +41,39 @@ class Spool:
             OSError: it cannot be created or written.
         """
         self.folder = folder
+        self._identity: str | None = None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shard in _SHARDS:
             (folder / shard).mkdir(mode=0o700, exist_ok=True)
         _sync_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder}: not writable by this user; give it to the user that runs Pleura")
+
+    def claim(self, agree: Callable[[str | None], str | None]) -> None:
+        """Make sure that this is the folder whose files the ledger knows, and not an empty mount point.
+
+        `agree` takes this folder's identity, or None to only ask, and returns the one that the ledger knows.
+
+        Raises:
+            SpoolError: it is another folder.
+        """
+        marker = self.folder / _MARKER
+        if agree(None) is None:  # a new ledger: of several hosts that start at once, one makes the marker
+            part = self.folder / f".{secrets.token_hex(8)}.part"
+            write_durably(part, secrets.token_hex(16).encode())
+            with contextlib.suppress(FileExistsError):
+                marker.hardlink_to(part)
+            part.unlink()
+            _sync_folder(self.folder)
+        found = marker.read_text() if marker.exists() else None
+        if found is None or agree(found) != found:
+            raise SpoolError(f"spool {self.folder}: not the folder whose files this ledger knows; is it mounted here?")
+        self._identity = found
+
+    def require(self) -> None:
+        """Raises SpoolError when the folder is not there any more: then no file of it is lost."""
+        if self._identity is not None and not (self.folder / _MARKER).exists():
+            raise SpoolError(f"spool {self.folder}: no longer there; is it mounted?")
 
     def write(self, *chunks: BytesLike) -> str:
         """Make the bytes of `chunks`, one after another, durable. Returns the new file's name.

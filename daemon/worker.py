@@ -119,6 +119,7 @@ class Worker:
         try:
             data = self.spool.read(job.spool_name)
         except FileNotFoundError as error:
+            self.spool.require()
             raise _BytesMissingError("the spool no longer holds it") from error
         if len(data) != job.size_bytes:
             raise _BytesMissingError(f"the spool holds {len(data)} of its {job.size_bytes} bytes")

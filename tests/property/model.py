@@ -141,7 +141,7 @@ class Model:
             if other.content_digest == digest and other.state in FINISHED
         ]
         image.owner, image.completed_at, image.content_digest = None, self.now, digest
-        if originals:
+        if originals and not image.remakes:
             image.state, image.duplicate_of = "duplicate", originals[0]
             return "duplicate"
         image.state, image.result_time = completion.state, job.result_time
@@ -154,6 +154,8 @@ class Model:
                     if delivery.result_uid == result.sop_instance_uid and delivery.state == "owed":
                         delivery.due_at = self.now
                 continue
+            if image.remakes:
+                continue  # another version's answer is not what was lost
             self.results[result.sop_instance_uid] = Result(job.id, result.spool_name)
             for destination, kinds in owed.items():
                 if result.kind in kinds:

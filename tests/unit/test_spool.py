@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.spool import Spool, write_durably
+from daemon.ledger import Ledger
+from daemon.spool import Spool, SpoolError, write_durably
 
 
 def files(folder: Path) -> list[Path]:
@@ -159,3 +160,29 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
             write_durably(target, b"second")
     assert target.read_bytes() == b"first"
     assert files(tmp_path) == [target]
+
+
+def test_a_folder_that_is_not_the_ledger_s_is_refused(tmp_path: Path) -> None:
+    """As a mount point is where the share is not mounted: an empty folder that can be written to."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    for _ in range(2):  # new, then known
+        Spool(tmp_path / "spool").claim(ledger.spool_identity)
+    with pytest.raises(SpoolError, match="mounted"):
+        Spool(tmp_path / "mount-point").claim(ledger.spool_identity)
+    other = Ledger(f"sqlite:///{tmp_path}/other.db")
+    Spool(tmp_path / "other").claim(other.spool_identity)
+    with pytest.raises(SpoolError):
+        Spool(tmp_path / "other").claim(ledger.spool_identity)
+    ledger.close()
+    other.close()
+
+
+def test_a_folder_that_is_unmounted_has_lost_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    spool = Spool(tmp_path / "spool")
+    spool.claim(ledger.spool_identity)
+    spool.require()
+    (tmp_path / "spool").rename(tmp_path / "elsewhere")
+    with pytest.raises(SpoolError, match="no longer there"):
+        spool.require()
+    ledger.close()

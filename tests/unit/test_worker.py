@@ -138,6 +138,23 @@ def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
     assert bench.ledger.history("1.2.1")[0]["reason"] == "bytes_missing"
 
 
+def test_images_whose_spool_is_not_mounted_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.worker._PAUSE_S", 0.01)
+    bench.spool.claim(bench.ledger.spool_identity)
+    bench.receive(1)
+    away = bench.spool.folder.with_name("away")
+    bench.spool.folder.rename(away)
+    stop = threading.Event()
+    thread = threading.Thread(target=bench.worker.run, args=(stop,))
+    thread.start()
+    stop.wait(0.5)
+    assert bench.ledger.counts()["instances"]["received"] == 1
+    away.rename(bench.spool.folder)
+    stop.set()
+    thread.join()
+    assert bench.run()["analysed"] == 1
+
+
 def test_an_image_whose_end_a_lying_disk_has_lost_ends_visibly(bench: Bench) -> None:
     bench.receive(1)
     (name,) = bench.spool.names()
