@@ -136,7 +136,7 @@ class Spool:
         `known` says which of some names the ledger owns. Young files are left alone: another process or host may be
         between its write and its commit.
         """
-        count = 0
+        count = sweep_unfinished(self.folder, age_s)
         for shard in _SHARDS:
             folder = self.folder / shard
             count += sweep_unfinished(folder, age_s)

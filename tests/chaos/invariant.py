@@ -213,7 +213,8 @@ class Check:
             self._violation(f"the sweep left {name}, which nothing needs")
         for name in sorted(needed - after):
             self._violation(f"lost: the sweep took {name}")
-        left = [path for path in self._config.spool.rglob("*") if path.is_file() and path.name not in after]
+        expected = after | {"spool.id"}
+        left = [path for path in self._config.spool.rglob("*") if path.is_file() and path.name not in expected]
         for path in left:
             self._violation(f"left in the spool: {path.name}")
 
