@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from pydicom.uid import JPEGBaseline8Bit
 from inference import package
 from inference.engine import Engine
 from inference.pipeline import Pipeline, Settings
+from tests.conftest import unused_port
 from tests.peers.harness import Node, Orthanc, storescu, wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -50,8 +50,8 @@ def main() -> None:
             raise SystemExit(f"{name} is not installed (apt-get install dcmtk orthanc)")
     through, bare, expected = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
-        archive = Orthanc(str(programs["Orthanc"]), Path(folder) / "orthanc", (_free_port(), _free_port()))
-        node = Node(Path(folder) / "node", _free_port(), destinations=[archive.destination()])
+        archive = Orthanc(str(programs["Orthanc"]), Path(folder) / "orthanc", (unused_port(), unused_port()))
+        node = Node(Path(folder) / "node", unused_port(), destinations=[archive.destination()])
         with archive, node:
             for path in files:
                 started = time.perf_counter()
@@ -71,12 +71,6 @@ def main() -> None:
     print(f"bare decode + forward + encode     median {bare_ms:7.1f} ms")
     print(f"C-STORE success -> in the archive  median {through_ms:7.1f} ms")
     print(f"ratio of medians {through_ms / bare_ms:.2f}, difference {through_ms - bare_ms:.1f} ms")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ import yaml
 from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
+from tests.conftest import unused_port
 from tests.peers.harness import Orthanc, wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -320,7 +321,7 @@ def _timed(one: Callable[[int], None], at_a_time: int) -> float:
 
 def _pleura(running: ExitStack, folder: Path) -> Party:
     folder.mkdir()
-    port, spool = _free_port(), folder / "spool"
+    port, spool = unused_port(), folder / "spool"
     settings = {"host": "127.0.0.1", "port": port, "spool": str(spool), "ledger": f"sqlite:///{folder / 'ledger.db'}"}
     (folder / "pleura.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "daemon.cli", "receive", "-c", str(folder / "pleura.yaml")]
@@ -335,7 +336,7 @@ def _pleura(running: ExitStack, folder: Path) -> Party:
 
 
 def _orthanc(running: ExitStack, folder: Path) -> Party:
-    server = running.enter_context(Orthanc(_program("Orthanc"), folder, (_free_port(), _free_port())))
+    server = running.enter_context(Orthanc(_program("Orthanc"), folder, (unused_port(), unused_port())))
 
     def forget() -> None:
         for patient in server.get("/patients"):
@@ -350,7 +351,7 @@ def _storescp(running: ExitStack, folder: Path) -> Party:
     kept = folder / "kept"
     kept.mkdir(parents=True)
     quickest = ["--bit-preserving", "--max-pdu", "131072", "--disable-host-lookup", "+xa", "-od", str(kept)]
-    alone, forking = _free_port(), _free_port()
+    alone, forking = unused_port(), unused_port()
     for port, more in ((alone, ["--single-process"]), (forking, ["--fork"])):
         _spawn(running, [_program("storescp"), *quickest, *more, str(port)], folder)
         wait_until("storescp listens", lambda port=port: _listens(port))
@@ -381,12 +382,6 @@ def _spawn(running: ExitStack, command: list[str], folder: Path, **how: int) -> 
 
     running.callback(stop)
     return process
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

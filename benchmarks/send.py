@@ -38,6 +38,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
 from daemon.scu import send
+from tests.conftest import unused_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 AE_TITLE = "ARCHIVE"
@@ -65,7 +66,7 @@ def main() -> None:
             "0.13 MB JPEG X-ray": ([xray] * 300, "-xy"),
         }
         for receiver, start in {"sink": sink, "storescp": storescp}.items():
-            port = free_port()
+            port = unused_port()
             with start(port):
                 for kind, (files, syntax) in kinds.items():
                     theirs = per_object(partial(storescu, port, syntax), files)
@@ -224,12 +225,6 @@ def wait_for(port: int) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pynetdicom.transport import AssociationServer
 
 from daemon.dimse import MAXIMUM_PDU_BYTES, no_delay
+from daemon.wire import P_DATA_TF, PDU_HEADER_BYTES
 
 log = logging.getLogger("pleura.receive")
 
@@ -32,9 +33,7 @@ PDU_LIMIT_BYTES = 4 * MAXIMUM_PDU_BYTES  # for peers that do not keep to what we
 _MESSAGE_LIMIT_BYTES = 1 << 30  # one C-STORE; the largest detectors make 40 MB
 _BACKLOG = 512
 _ACCEPTED_AT_ONCE = 64  # then those that speak are heard, also in a flood
-_PDU_HEADER_BYTES = 6  # PS3.8 9.3.1: type, reserved, length (4 bytes, big endian)
 _PDU_TYPES = range(0x01, 0x08)
-_P_DATA_TF = 0x04
 
 
 class PeerSocket(socket.socket):
@@ -65,8 +64,8 @@ class PeerSocket(socket.socket):
         if self._body_bytes:
             wanted, self._body_bytes = self._body_bytes, 0
             return self._read(wanted)
-        header = self._read(_PDU_HEADER_BYTES)
-        if len(header) == _PDU_HEADER_BYTES:
+        header = self._read(PDU_HEADER_BYTES)
+        if len(header) == PDU_HEADER_BYTES:
             self._expect(header[0], int.from_bytes(header[2:], "big"))
         return header
 
@@ -86,7 +85,7 @@ class PeerSocket(socket.socket):
         """
         if self._spoilt:
             raise OSError(errno.EPROTO, "no PDU can follow")
-        header = bytearray(_PDU_HEADER_BYTES)
+        header = bytearray(PDU_HEADER_BYTES)
         if self._fill(memoryview(header), wanted) < len(header):
             if self._spoilt:
                 raise OSError(errno.ECONNRESET, "the connection was closed")
@@ -120,7 +119,7 @@ class PeerSocket(socket.socket):
             return
         if body_bytes > PDU_LIMIT_BYTES:
             raise self._too_much(f"a PDU of {body_bytes} bytes; at most {PDU_LIMIT_BYTES} are taken")
-        if pdu_type == _P_DATA_TF:
+        if pdu_type == P_DATA_TF:
             self.unanswered_bytes += body_bytes
         if self.unanswered_bytes > _MESSAGE_LIMIT_BYTES:
             raise self._too_much(f"a message of more than {_MESSAGE_LIMIT_BYTES} bytes")

@@ -27,25 +27,22 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import PresentationContext
 
 from daemon.dimse import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MAXIMUM_PDU_BYTES, no_delay
+from daemon.wire import ELEMENT, P_DATA, P_DATA_TF, PDV_HEADER_BYTES, command_set
 
 _APPLICATION_CONTEXT = UID("1.2.840.10008.3.1.1.1")  # PS3.7 A.2.1
 _BUFFER_BYTES = 1 << 20  # of PDUs that go out at once
 _FAREWELL_S = 1.0  # for what nobody needs to read any more
 
 # PS3.8 9.3.1: types of PDU; each begins with its type, a reserved byte and the length of the rest.
-_ASSOCIATE_AC, _ASSOCIATE_RJ, _P_DATA_TF, _RELEASE_RQ, _RELEASE_RP, _ABORT = range(0x02, 0x08)
+_ASSOCIATE_AC, _ASSOCIATE_RJ, _, _RELEASE_RQ, _RELEASE_RP, _ABORT = range(0x02, 0x08)
 _PDU = struct.Struct(">BBL")
 _RELEASE_RQ_PDU = _PDU.pack(_RELEASE_RQ, 0, 4) + bytes(4)  # PS3.8 9.3.6
 _RELEASE_RP_PDU = _PDU.pack(_RELEASE_RP, 0, 4) + bytes(4)  # PS3.8 9.3.7
 _ABORT_PDU = _PDU.pack(_ABORT, 0, 4) + bytes(4)  # PS3.8 9.3.8: by the service user
 
-# PS3.8 9.3.5 and E.2: a P-DATA-TF PDU with one PDV. Its length, context ID, message control header; then the fragment.
-_P_DATA = struct.Struct(">BBLLBB")
-_PDV_BYTES = 6  # of it, what counts towards the maximum length
 _COMMAND, _LAST = 0b01, 0b10
 
 # PS3.7 E.1: elements (0000,xxxx) of a command set, implicit VR little endian.
-_ELEMENT = struct.Struct("<HHL")
 AFFECTED_SOP_CLASS_UID, PRIORITY, AFFECTED_SOP_INSTANCE_UID = 0x0002, 0x0700, 0x1000
 _COMMAND_FIELD, _MESSAGE_ID, _RESPONDED_TO, _DATA_SET_TYPE, _STATUS = 0x0100, 0x0110, 0x0120, 0x0800, 0x0900
 _NO_DATA_SET, _DATA_SET = 0x0101, 0x0001
@@ -100,7 +97,7 @@ class Requestor:
             longest = self._take(*self._receive(deadline), contexts)
             # PS3.8 D.1: what may follow a PDU's header; 0 is no limit. An object of even length is cut evenly.
             longest = min(longest or MAXIMUM_PDU_BYTES, MAXIMUM_PDU_BYTES)
-            self._fragment_bytes = (longest - _PDV_BYTES) // 2 * 2
+            self._fragment_bytes = (longest - PDV_HEADER_BYTES) // 2 * 2
             if self._fragment_bytes <= 0:
                 raise ProtocolError(f"the peer takes PDUs of at most {longest} bytes, and nothing fits into them")
         except BaseException:
@@ -122,7 +119,7 @@ class Requestor:
         self._message_id = self._message_id % 0xFFFF + 1  # its own each time: a second answer is not taken for the next
         data_set_type = _NO_DATA_SET if message.data is None else _DATA_SET
         known = {_COMMAND_FIELD: message.command_field, _MESSAGE_ID: self._message_id, _DATA_SET_TYPE: data_set_type}
-        command = _encode({**message.command, **known})
+        command = command_set({**message.command, **known})
         self._idle = False
         deadline = time.monotonic() + within_s
         for pdus in self._fragments(message.context_id, io.BytesIO(command), len(command), _COMMAND):
@@ -181,15 +178,17 @@ class Requestor:
 
     def _fragments(self, context_id: int, source: Source, length: int, kind: int) -> Iterator[memoryview]:
         """The next `length` bytes of `source` as P-DATA-TF PDUs, as many at a time as fit into the buffer."""
-        at_once = _BUFFER_BYTES // (_P_DATA.size + self._fragment_bytes)
+        at_once = _BUFFER_BYTES // (P_DATA.size + self._fragment_bytes)
         while length:
             end, fragments = 0, list[memoryview]()
             while length and len(fragments) < at_once:
                 size = min(length, self._fragment_bytes)
                 length -= size
                 control = kind if length else kind | _LAST
-                _P_DATA.pack_into(self._buffer, end, _P_DATA_TF, 0, size + _PDV_BYTES, size + 2, context_id, control)
-                begin, end = end + _P_DATA.size, end + _P_DATA.size + size
+                P_DATA.pack_into(
+                    self._buffer, end, P_DATA_TF, 0, size + PDV_HEADER_BYTES, size + 2, context_id, control
+                )
+                begin, end = end + P_DATA.size, end + P_DATA.size + size
                 fragments.append(self._buffer[begin:end])
             for fragment in fragments:
                 _fill(fragment, source)
@@ -203,13 +202,13 @@ class Requestor:
             if kind == _RELEASE_RQ:
                 self._send(memoryview(_RELEASE_RP_PDU), _FAREWELL_S, deadline)
                 raise ConnectionError("the peer released the association")
-            if kind != _P_DATA_TF or len(command) > MAXIMUM_PDU_BYTES:
+            if kind != P_DATA_TF or len(command) > MAXIMUM_PDU_BYTES:
                 raise ProtocolError(f"a PDU of type {kind:#04x} came where a response was due")
             while body:  # PS3.8 9.3.5.1: any number of PDVs
                 end = 4 + int.from_bytes(body[:4], "big")
-                if not _PDV_BYTES <= end <= len(body) or complete or not body[5] & _COMMAND:
+                if not PDV_HEADER_BYTES <= end <= len(body) or complete or not body[5] & _COMMAND:
                     raise ProtocolError("a response came that is none")
-                command, complete = command + body[_PDV_BYTES:end], bool(body[5] & _LAST)
+                command, complete = command + body[PDV_HEADER_BYTES:end], bool(body[5] & _LAST)
                 body = body[end:]
         return _decode(command)
 
@@ -277,21 +276,11 @@ def _fill(fragment: memoryview, source: Source) -> None:
         fragment = fragment[count:]
 
 
-def _encode(command: Mapping[int, int | str]) -> bytes:
-    """A command set with its group length, PS3.7 6.3.1."""
-    elements = b""
-    for number, value in sorted(command.items()):
-        raw = value.to_bytes(2, "little") if isinstance(value, int) else value.encode("ascii")
-        raw += b"\0" * (len(raw) % 2)
-        elements += _ELEMENT.pack(0, number, len(raw)) + raw
-    return _ELEMENT.pack(0, 0, 4) + len(elements).to_bytes(4, "little") + elements
-
-
 def _decode(command: bytes) -> dict[int, bytes]:
     """Element number -> value; what lies beyond the end is not there."""
     values: dict[int, bytes] = {}
-    while len(command) >= _ELEMENT.size:
-        _, number, length = _ELEMENT.unpack_from(command)
-        end = _ELEMENT.size + length
-        values[number], command = command[_ELEMENT.size : end], command[end:]
+    while len(command) >= ELEMENT.size:
+        _, number, length = ELEMENT.unpack_from(command)
+        end = ELEMENT.size + length
+        values[number], command = command[ELEMENT.size : end], command[end:]
     return values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 SCHEMA_VERSION = 2
@@ -22,6 +24,11 @@ def state_is_not(table: sa.Table, state: str) -> sa.ColumnElement[bool]:
     That index leaves out what waits, so that nobody finds it there in an order that would have to be sorted.
     """
     return table.c.state != sa.literal_column(f"'{state}'")
+
+
+def _partial_index(name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool]) -> None:
+    """An index of the rows that `where` names, on both databases."""
+    sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
 # One row for each accepted instance, kept after its bytes are gone.
@@ -59,27 +66,24 @@ instances = sa.Table(
     sa.Column("remakes", sa.Integer, nullable=False, server_default="0"),  # result files that were lost and made again
     sa.Column("removed_at", sa.Float),  # its bytes and those of its results are gone: retention
 )
-sa.Index(
+_partial_index(
     "waiting",
     instances.c.priority,
     instances.c.id,
-    sqlite_where=state_is(instances, "received"),
-    postgresql_where=state_is(instances, "received"),
+    where=state_is(instances, "received"),
 )
-sa.Index(
+_partial_index(
     "instances_by_state",
     instances.c.state,
     instances.c.id,
-    sqlite_where=state_is_not(instances, "received"),
-    postgresql_where=state_is_not(instances, "received"),
+    where=state_is_not(instances, "received"),
 )
 sa.Index("same_image", instances.c.sop_instance_uid, instances.c.content_digest)
 sa.Index("instances_by_file", instances.c.spool_name)
-sa.Index(
+_partial_index(
     "kept_bytes",  # and not of what waits: receiving writes to as few pages as can be
     instances.c.completed_at,
-    sqlite_where=instances.c.removed_at.is_(None) & instances.c.completed_at.is_not(None),
-    postgresql_where=instances.c.removed_at.is_(None) & instances.c.completed_at.is_not(None),
+    where=instances.c.removed_at.is_(None) & instances.c.completed_at.is_not(None),
 )
 
 results = sa.Table(
@@ -116,33 +120,29 @@ deliveries = sa.Table(
     sa.Column("commit_asks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("committed_at", sa.Float),
 )
-sa.Index(
+_partial_index(
     "owed",
     deliveries.c.destination,
     deliveries.c.priority,
     deliveries.c.id,
-    sqlite_where=state_is(deliveries, "owed"),
-    postgresql_where=state_is(deliveries, "owed"),
+    where=state_is(deliveries, "owed"),
 )
-sa.Index(
+_partial_index(
     "uncommitted",
     deliveries.c.destination,
     deliveries.c.commit_due_at,
-    sqlite_where=state_is(deliveries, "stored") & deliveries.c.commit_due_at.is_not(None),
-    postgresql_where=state_is(deliveries, "stored") & deliveries.c.commit_due_at.is_not(None),
+    where=state_is(deliveries, "stored") & deliveries.c.commit_due_at.is_not(None),
 )
-sa.Index(
+_partial_index(
     "deliveries_by_state",
     deliveries.c.state,
     deliveries.c.id,
-    sqlite_where=state_is_not(deliveries, "owed"),
-    postgresql_where=state_is_not(deliveries, "owed"),
+    where=state_is_not(deliveries, "owed"),
 )
-sa.Index(
+_partial_index(
     "troubled",
     deliveries.c.id,
-    sqlite_where=deliveries.c.why.is_not(None),
-    postgresql_where=deliveries.c.why.is_not(None),
+    where=deliveries.c.why.is_not(None),
 )
 
 # One row for each storage commitment request; its report may come at any time, or never.

@@ -1,9 +1,9 @@
-"""A C-STORE as bytes: its command sets and PDUs on the wire, its file meta information on disk. Pure functions."""
+"""DIMSE as bytes: command sets and PDUs on the wire, for both ends; file meta information on disk. Pure functions."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 PDU_HEADER_BYTES = 6  # PS3.8 9.3.1: type, reserved, length (4 bytes, big endian)
@@ -11,7 +11,10 @@ P_DATA_TF = 0x04
 A_ABORT_BY_PROVIDER = b"\x07\0\0\0\0\x04\0\0\x02\x06"  # PS3.8 9.3.8: source provider, invalid PDU parameter value
 SMALLEST_PDU_BYTES = 1024  # any answer of ours fits into one
 
-_PDV_HEADER_BYTES = 6  # PS3.8 9.3.5.1: length (4 bytes, big endian), context, message control header
+# PS3.8 9.3.5 and E.2: a P-DATA-TF PDU with one PDV. Its length, context ID, message control header; then the fragment.
+P_DATA = struct.Struct(">BBLLBB")
+PDV_HEADER_BYTES = 6  # PS3.8 9.3.5.1: length (4 bytes, big endian), context, message control header
+ELEMENT = struct.Struct("<HHL")  # PS3.7 6.3.1: group, element, length; then the value. Implicit VR little endian
 _C_STORE_RQ, _C_STORE_RSP = 0x0001, 0x8001  # PS3.7 E.1-1
 _NO_DATA_SET = 0x0101
 
@@ -44,13 +47,13 @@ def fragments(body: memoryview) -> list[Fragment]:
     """The PDVs in the body of a P-DATA-TF PDU. Raises MalformedError."""
     found, at = [], 0
     while at < len(body):
-        if len(body) - at < _PDV_HEADER_BYTES:
+        if len(body) - at < PDV_HEADER_BYTES:
             raise MalformedError("a PDV header that is cut off")
         length, context_id, control = struct.unpack_from(">LBB", body, at)
         end = at + 4 + length
         if length < 2 or end > len(body):
             raise MalformedError("a PDV length that does not fit its PDU")
-        found.append(Fragment(context_id, bool(control & 1), bool(control & 2), body[at + _PDV_HEADER_BYTES : end]))
+        found.append(Fragment(context_id, bool(control & 1), bool(control & 2), body[at + PDV_HEADER_BYTES : end]))
         at = end
     return found
 
@@ -72,19 +75,26 @@ def store_request(command: memoryview) -> StoreRequest | None:
 
 def store_response(context_id: int, request: StoreRequest, status: int) -> bytes:
     """The PDU of a C-STORE-RSP (PS3.7 9.3.1.2)."""
-    body = b"".join(
-        struct.pack("<HHL", 0, number, len(value)) + value
-        for number, value in (
-            (0x0002, _even(request.sop_class_uid, b"\0")),
-            (0x0100, struct.pack("<H", _C_STORE_RSP)),
-            (0x0120, struct.pack("<H", request.message_id)),
-            (0x0800, struct.pack("<H", _NO_DATA_SET)),
-            (0x0900, struct.pack("<H", status)),
-            (0x1000, _even(request.sop_instance_uid[:64], b"\0")),
-        )
+    command = command_set(
+        {
+            0x0002: request.sop_class_uid,
+            0x0100: _C_STORE_RSP,
+            0x0120: request.message_id,
+            0x0800: _NO_DATA_SET,
+            0x0900: status,
+            0x1000: request.sop_instance_uid[:64],
+        }
     )
-    command = struct.pack("<HHLL", 0, 0, 4, len(body)) + body
-    return struct.pack(">BBLLBB", P_DATA_TF, 0, len(command) + 6, len(command) + 2, context_id, 0x03) + command
+    return P_DATA.pack(P_DATA_TF, 0, len(command) + PDV_HEADER_BYTES, len(command) + 2, context_id, 0x03) + command
+
+
+def command_set(elements: Mapping[int, int | str]) -> bytes:
+    """A command set with its group length (PS3.7 6.3.1): element number -> US or text. Raises ValueError."""
+    body = b""
+    for number, value in sorted(elements.items()):
+        raw = value.to_bytes(2, "little") if isinstance(value, int) else _even(value, b"\0")
+        body += ELEMENT.pack(0, number, len(raw)) + raw
+    return ELEMENT.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
 
 
 def file_meta(
@@ -108,8 +118,8 @@ def _elements(command: memoryview) -> dict[int, bytes]:
     """Element number -> value of an encoded command set: implicit VR, little endian, group 0000 (PS3.7 6.3.1)."""
     found, at = {}, 0
     while at < len(command):
-        group, number, length = struct.unpack_from("<HHL", command, at)
-        at += 8
+        group, number, length = ELEMENT.unpack_from(command, at)
+        at += ELEMENT.size
         if group != 0 or length > len(command) - at:
             raise KeyError(number)
         found[number] = bytes(command[at : at + length])

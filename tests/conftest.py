@@ -88,6 +88,25 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def disk_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What this process makes durable and names from now on, in order; a test may add steps, or clear what was."""
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        steps.append("folder synced" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "bytes synced")
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        steps.append("named")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    return steps
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An empty file system of 16 MB."""
     folder = tmp_path / "small-disk"

@@ -598,30 +598,22 @@ def test_stopping_ends_an_association_that_has_sent_and_waits(start: Callable[..
 
 
 @pytest.mark.usefixtures("way")
-def test_the_answer_comes_after_bytes_name_and_row(start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answer_comes_after_bytes_name_and_row(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, disk_steps: list[str]
+) -> None:
     node = start()
-    steps: list[str] = []
-    fsync, rename, receive = os.fsync, Path.rename, node.ledger.receive
-
-    def noted_fsync(descriptor: int) -> None:
-        fsync(descriptor)
-        steps.append("folder synced" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "bytes synced")
-
-    def noted_rename(self: Path, target: Path) -> Path:
-        steps.append("named")
-        return rename(self, target)
+    receive = node.ledger.receive
 
     def noted_receive(arrivals: Any) -> None:
         receive(arrivals)
-        steps.append("committed")
+        disk_steps.append("committed")
 
     with RawSender(node) as sender, monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", noted_fsync)
-        patched.setattr(Path, "rename", noted_rename)
         patched.setattr(node.ledger, "receive", noted_receive)
+        disk_steps.clear()
         sender.send(*HALF, p_data((DATA | LAST, BODY)))
         assert sender.status() == 0x0000
-        assert steps == ["bytes synced", "named", "folder synced", "committed"]
+        assert disk_steps == ["bytes synced", "named", "folder synced", "committed"]
 
 
 def test_no_room_in_the_middle_of_a_message_gives_back_what_it_took(

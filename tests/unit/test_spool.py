@@ -45,24 +45,12 @@ def test_only_our_own_names_are_paths(tmp_path: Path, name: str) -> None:
 
 
 def test_bytes_are_durable_before_the_name_and_the_name_before_the_return(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk_steps: list[str]
 ) -> None:
     spool = Spool(tmp_path)
-    steps: list[str] = []
-    fsync, rename = os.fsync, Path.rename
-
-    def noted_fsync(descriptor: int) -> None:
-        fsync(descriptor)
-        steps.append("folder synced" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "bytes synced")
-
-    def noted_rename(self: Path, target: Path) -> Path:
-        steps.append("named")
-        return rename(self, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "rename", noted_rename)
+    disk_steps.clear()
     spool.write(b"x")
-    assert steps == ["bytes synced", "named", "folder synced"]
+    assert disk_steps == ["bytes synced", "named", "folder synced"]
 
 
 KILLED = """
