@@ -49,11 +49,21 @@ def peer() -> Callable[[str], str]:
     return find
 
 
+# Below the ports that Linux gives to outgoing connections (32768 up): one of those can be taken, or linger after one
+# of a thousand connections of another test, between our asking for it and a server's listening on it.
+_PORTS = range(15_000, 32_000)
+
+
 def unused_port() -> int:
-    """A TCP port nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port nobody listens on now, drawn at random so that tests in parallel do not meet."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 @pytest.fixture

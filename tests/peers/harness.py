@@ -157,7 +157,13 @@ class Orthanc:
             self._process = subprocess.Popen(
                 [self._program, str(self._path)], stdout=log, stderr=log, env=os.environ | {"TCP_NODELAY": "1"}
             )
-        wait_until(f"Orthanc answers; log: {self._log}", self._answers)
+        try:
+            wait_until("Orthanc answers, or ends", lambda: self._ended() or self._answers())
+        except AssertionError:
+            self._process.kill()
+            self._process.wait(DEADLINE_S)
+        if self._ended():
+            raise AssertionError(f"Orthanc did not start; its log:\n{self._log.read_text(errors='replace')[-4000:]}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -191,6 +197,10 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=30) as answer:
             body: bytes = answer.read()
         return body
+
+    def _ended(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None
 
     def _answers(self) -> bool:
         try:
