@@ -35,7 +35,7 @@ from daemon.ledger import CommitmentRequest, Ledger
 
 log = logging.getLogger("pleura.commitment")
 
-_REFERENCES = 200  # objects per question
+_REFERENCES = 200  # objects per question, at most
 _FIRST_REPORT_S = 60.0  # an archive that has not reported by then is asked again; twice as long each time
 _SAME_ASSOCIATION_S = 1.0  # some archives report on the association that asked, at once
 _IDLE_S = 1.0
@@ -122,6 +122,14 @@ def _record(
     return True
 
 
+class _NotAskedError(Exception):
+    """The question was not taken, and why."""
+
+
+class _QuestionFailedError(_NotAskedError):
+    """The archive understood the question and failed it: something that it names may be to blame."""
+
+
 class Asker:
     """One destination's thread: asks it to commit to what it has stored."""
 
@@ -132,26 +140,31 @@ class Asker:
 
     def run(self, stop: threading.Event) -> None:
         """Ask until `stop` is set."""
-        name, failures = self._destination.name, 0
+        name, failures, limit = self._destination.name, 0, _REFERENCES
         while not stop.is_set():
             try:
-                request = self._ledger.ask_commitment(name, _REFERENCES, _FIRST_REPORT_S)
+                request = self._ledger.ask_commitment(name, limit, _FIRST_REPORT_S)
                 if request is None:
                     self._ledger.wait(_IDLE_S)
                     continue
-                trouble = self._ask(request, stop)
-                failures = failures + 1 if trouble else 0
-                if trouble:
+                try:
+                    self._ask(request, stop)
+                except _NotAskedError as trouble:
+                    if isinstance(trouble, _QuestionFailedError):
+                        limit = max(1, len(request.references) // 2)  # one bad reference must not hold up the others
+                    failures += 1
                     pause_s = backoff_s(failures)
                     log.warning("%s: storage commitment: %s; again in %.1f s", name, trouble, pause_s)
                     self._ledger.commitment_not_asked(name, request, f"storage commitment: {trouble}", pause_s)
                     stop.wait(pause_s)
+                else:
+                    failures, limit = 0, min(_REFERENCES, limit + 1)
             except Exception:  # the loop's one catch-all: a ledger that is away comes back
                 log.exception("%s: the ledger is in trouble; trying again in %g s", name, _PAUSE_S)
                 stop.wait(_PAUSE_S)
 
-    def _ask(self, request: CommitmentRequest, stop: threading.Event) -> str | None:
-        """Put one question. Returns what went wrong, if anything."""
+    def _ask(self, request: CommitmentRequest, stop: threading.Event) -> None:
+        """Put one question. Raises _NotAskedError."""
         reported = threading.Event()
         reporters: list[threading.Thread] = []
 
@@ -164,21 +177,20 @@ class Asker:
         association = self._associate(on_report)
         try:
             if not association.is_established:
-                return "no association for it (not connected, rejected, or the service is not accepted)"
+                raise _NotAskedError("no association for it (not connected, rejected, or the service is not accepted)")
             answer, _ = association.send_n_action(
                 _information(request), _REQUEST, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
             )
             if "Status" not in answer:
-                return "the association was lost, or no answer came in time"
+                raise _NotAskedError("the association was lost, or no answer came in time")
             if answer.Status != Status.SUCCESS:
-                return f"answered 0x{answer.Status:04X}"
+                raise _QuestionFailedError(f"answered 0x{answer.Status:04X}")
             if not stop.is_set():
                 reported.wait(_SAME_ASSOCIATION_S)
             for reporter in reporters:  # pynetdicom's own thread: a release before its answer went out breaks both
                 reporter.join(_ANSWER_S)
-            return None
-        except (RuntimeError, ValueError):  # pynetdicom: the association ended meanwhile, or has no such context
-            return "the association was lost"
+        except (RuntimeError, ValueError) as error:  # pynetdicom: the association ended, or has no such context
+            raise _NotAskedError("the association was lost") from error
         finally:
             if association.is_established:
                 association.release()

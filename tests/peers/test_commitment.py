@@ -235,6 +235,22 @@ def test_an_archive_that_does_not_report_is_asked_again(
     assert bench.states() == {"committed": 1}
 
 
+def test_one_reference_that_fails_a_whole_question_holds_up_no_other(
+    bench: Bench, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commitment, "backoff_s", lambda _: 0.01)
+
+    def on_question(_: Any, transaction: str, uids: list[str]) -> None:
+        archive.status = 0x0110 if "1.3" in uids else 0x0000
+        if not archive.status:
+            report(bench.port, information(transaction, uids, {}))
+
+    archive.on_question = on_question
+    bench.store(*(f"1.{number}" for number in range(1, 9)))
+    bench.ask()
+    wait_until("the others are committed", lambda: bench.states() == {"committed": 7, "stored": 1})
+
+
 def test_an_archive_that_is_away_or_declines_is_asked_later(bench: Bench) -> None:
     bench.store("1.1")
     bench.ask()
