@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
     with_config(command("verify", _verify, "Compare the spool with the ledger: is everything there, and whole?"))
 
+    with_config(command("doctor", _doctor, "Is everything the settings name there, and does it answer?"))
+
     predict = command("predict", _predict, "Analyse files without a node: one JSON line each.")
     predict.add_argument("file", nargs="+", type=Path, metavar="FILE")
     predict.add_argument("--model", default="default", help="the folder of a model package")
@@ -180,6 +182,27 @@ def _verify(options: argparse.Namespace) -> int:
         f"{report.unowned} files belong to nobody (they are swept when they are an hour old)"
     )
     return 0 if report.clean else EXIT_FAILED
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from daemon import config, doctor
+    from inference import package
+
+    settings, bad = config.load(options.config), 0
+
+    def model() -> str:
+        from inference.engine import choose_device
+
+        try:
+            identity = package.load(package.folder_of(settings.model)).identity
+            return f"{identity.id} {identity.version} on {choose_device(settings.device)}"
+        except (package.PackageError, ValueError) as error:
+            raise doctor.Trouble(str(error)) from error
+
+    for finding in doctor.examine(settings, model):
+        print(finding, flush=True)
+        bad += bool(finding.trouble)
+    return EXIT_FAILED if bad else 0
 
 
 def _ledger(options: argparse.Namespace) -> Any:

@@ -65,7 +65,7 @@ class Spool:
                 marker.hardlink_to(part)
             part.unlink()
             _sync_folder(self.folder)
-        found = marker.read_text() if marker.exists() else None
+        found = identity(self.folder)
         if found is None or agree(found) != found:
             raise SpoolError(f"spool {self.folder}: not the folder whose files this ledger knows; is it mounted here?")
         self._identity = found
@@ -198,6 +198,12 @@ class Unfinished:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+
+
+def identity(folder: Path) -> str | None:
+    """What the ledger knows a spool by, or None where the folder is no spool of a node that has run."""
+    marker = folder / _MARKER
+    return marker.read_text() if marker.exists() else None
 
 
 def write_durably(path: Path, *chunks: BytesLike) -> None:

@@ -72,7 +72,11 @@ class Node:
 
         threading.Thread(target=listen, daemon=True).start()
         process = self.process
-        wait_until(f"READY; log: {self.log}", lambda: ready.is_set() or process.poll() is not None)
+        try:
+            wait_until(f"READY; log: {self.log}", lambda: ready.is_set() or process.poll() is not None)
+        except AssertionError:
+            self.stop(signal.SIGKILL)
+            raise
         assert process.poll() is None, self.log.read_text()
         return self
 
