@@ -7,8 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
+OHIF := $(or $(PLEURA_OHIF),.cache/ohif)
+OHIF_VERSION := 3.13.2
+OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 
-.PHONY: demo test check wheel-demo benchmarks train clean chaos soak
+.PHONY: demo test check wheel-demo ohif benchmarks train clean chaos soak
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
@@ -20,6 +23,15 @@ check: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The OHIF viewer as its authors publish it (50 MB), for tests/peers/test_viewers.py. Its 150 MB of neural networks stay out.
+ohif: $(OHIF)/package/dist/index.html
+
+$(OHIF)/package/dist/index.html:
+	mkdir -p $(OHIF)
+	set -e; cd $(OHIF); npm pack --silent @ohif/app@$(OHIF_VERSION); \
+	echo "$(OHIF_SHA256)  ohif-app-$(OHIF_VERSION).tgz" | sha256sum --check --quiet; \
+	tar xzf ohif-app-$(OHIF_VERSION).tgz --exclude=package/dist/ort; rm ohif-app-$(OHIF_VERSION).tgz
 
 # The wheel, installed in a clean environment elsewhere, does what the checkout does.
 wheel-demo: $(TESTED)
@@ -34,7 +46,12 @@ soak: $(TESTED)
 	$(BIN)/python -m tests.soak
 
 benchmarks: $(TESTED)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[benchmark]'
 	$(BIN)/python -m benchmarks.end_to_end
+	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.encode
 	$(BIN)/python -m benchmarks.receive
 	$(BIN)/python -m benchmarks.send
 	$(BIN)/python -m benchmarks.ledger

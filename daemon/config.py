@@ -22,7 +22,15 @@ from pydantic import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-ResultKind = Literal["SEG", "SC"]
+ResultKind = Literal["SEG", "SC", "SR", "PR"]
+ProfileName = Literal["ohif", "pacs-with-gsps", "sc-only", "all"]
+# What a common viewer makes something of; it stands for `results`.
+PROFILES: dict[str, tuple[ResultKind, ...]] = {
+    "ohif": ("SEG", "SC", "SR"),  # 3.13 shows no presentation states
+    "pacs-with-gsps": ("SC", "PR"),
+    "sc-only": ("SC",),
+    "all": ("SEG", "SC", "SR", "PR"),
+}
 
 
 class ConfigError(Exception):
@@ -87,23 +95,42 @@ class Peer(_Settings):
     priority: Literal["stat", "routine"] = "routine"
 
 
-class DicomDestination(_Settings):
-    """An archive that takes results by C-STORE."""
+class _Receiver(_Settings):
+    """Who gets which kinds of result: listed, or by a profile, which `results` then spells out."""
 
     name: Name
+    results: tuple[ResultKind, ...] = Field(default=("SEG", "SC"), min_length=1)
+    profile: ProfileName | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_stands_for_results(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("profile") not in PROFILES:
+            return value  # absent, null or no profile's name: that is the field's own business
+        if "results" in value:
+            raise ValueError("results or profile, not both: a profile is a list of results")
+        return {key: each for key, each in value.items() if key != "profile"} | {"results": PROFILES[value["profile"]]}
+
+    @model_validator(mode="after")
+    def _each_kind_once(self) -> _Receiver:
+        if len(set(self.results)) < len(self.results):
+            raise ValueError("results that name each kind once")
+        return self
+
+
+class DicomDestination(_Receiver):
+    """An archive that takes results by C-STORE."""
+
     ae_title: AETitle
     host: Host
     port: Port
-    results: tuple[ResultKind, ...] = Field(default=("SEG", "SC"), min_length=1)
     commitment: bool = False  # ask it whether it keeps what it stored (PS3.4 Annex J)
 
 
-class FolderDestination(_Settings):
+class FolderDestination(_Receiver):
     """A folder that takes results as files."""
 
-    name: Name
     folder: Path
-    results: tuple[ResultKind, ...] = Field(default=("SEG", "SC"), min_length=1)
 
 
 def _destination_kind(value: Any) -> str:
@@ -125,6 +152,7 @@ class Admission(_Settings):
     views: tuple[str, ...] = ("AP", "PA")
     minimum_age_years: Annotated[int, Field(ge=0, le=150)] = 18
     when_absent: Literal["admit", "refuse"] = "admit"
+    for_processing: bool = False
 
 
 class Retention(_Settings):
@@ -153,8 +181,10 @@ class Config(_Settings):
     destinations: tuple[Destination, ...] = ()
     admission: Admission = Admission()
     overlay: Overlay = Overlay()
+    report_absent: bool = False
     model: str = Field(default="default", min_length=1)
     device: Annotated[str, AfterValidator(_device)] = "auto"
+    engine: Literal["auto", "torch", "compile", "openvino"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=256)] = 8
     spool: Path = Path("/var/lib/pleura/spool")
     spool_reserve_mb: Annotated[int, Field(ge=0)] = 256
@@ -183,6 +213,10 @@ class Config(_Settings):
     def committing(self) -> tuple[DicomDestination, ...]:
         """The destinations that are asked for storage commitment."""
         return tuple(one for one in self.destinations if isinstance(one, DicomDestination) and one.commitment)
+
+    def refers_to_segmentation(self) -> bool:
+        """May an SR refer to its SEG? Only where each that gets the one gets the other: a reference leads somewhere."""
+        return all("SEG" in one.results for one in self.destinations if "SR" in one.results)
 
     def owed(self) -> dict[str, tuple[str, ...]]:
         """Which destination is owed which kinds of result."""

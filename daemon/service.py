@@ -42,6 +42,7 @@ _NOTICE_S = 0.5  # how late a SIGTERM may be noticed
 _DRAIN_S = 60.0  # what a role in the middle of its work gets to end it after SIGTERM
 _PARENT = "PLEURA_PARENT"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_M_ARENA_MAX = -8  # mallopt(3)
 
 
 class CannotStartError(Exception):
@@ -58,6 +59,7 @@ def run_role(role: str, config: Config) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # analyse has a use for it; a terminal that is gone ends no role
     ledger, spool = _open(config)
     try:
         spool.claim(ledger.spool_identity)
@@ -122,16 +124,28 @@ def _inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
 
 
 def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
+    # OpenMP's threads would spin while they wait for one another: beside threads that decode and encode, each forward
+    # pass then takes seven times as long. Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 2)  # glibc keeps free memory apart for each thread: pictures' worth of it
+    began = time.monotonic()
     from daemon.worker import Worker, build_pipeline
     from inference.package import PackageError
 
+    imported = time.monotonic()
     try:
         pipeline = build_pipeline(config, ledger)
+        loaded = time.monotonic()
         pipeline.warm_up()
     except (PackageError, ValueError) as error:
         raise CannotStartError(f"model, device: {error}") from error
+    worker = Worker(pipeline, ledger, spool, config)
+    signal.signal(signal.SIGHUP, lambda *_: worker.succession.ask())
+    times = (imported - began, loaded - imported, time.monotonic() - loaded)
+    log.info("analyse: imports {:.1f} s, package and golden replay {:.1f} s, warm-up {:.1f} s".format(*times))
     _say_ready("analyse", f"model {pipeline.engine.identity.id} on {pipeline.engine.device}")
-    Worker(pipeline, ledger, spool, config).run(stop)
+    worker.run(stop)
 
 
 def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
@@ -212,12 +226,14 @@ class _Supervisor:
         self._path = path
         self._children = [_Child(role) for role in ROLES]
         self._stopping = False
+        self._reloading = False
         self._said_ready = False
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._reload)
         with _child_signals(self._selector):
             while not self._stopping:
                 for child in self._children:
@@ -225,6 +241,7 @@ class _Supervisor:
                     if child.process is None and child.start_again_at == float("inf"):
                         self._end()
                         return _EXIT_CANNOT_START
+                self._pass_on_reload()
                 self._listen(0.2)
             notify("STOPPING=1")
             self._end()
@@ -232,6 +249,16 @@ class _Supervisor:
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
+
+    def _reload(self, *_: object) -> None:
+        self._reloading = True
+
+    def _pass_on_reload(self) -> None:
+        """SIGHUP is for the model, and that is analyse's; one that is still starting gets it when it is ready."""
+        for child in self._children:
+            if self._reloading and child.role == "analyse" and child.process is not None and child.ready:
+                self._reloading = False
+                child.process.send_signal(signal.SIGHUP)
 
     def _keep(self, child: _Child) -> None:
         """Start the child, or note its death and when it is to be started again."""

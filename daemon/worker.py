@@ -1,22 +1,31 @@
-"""The analyse role: claim what waits, run the pipeline, write results, commit. It may die at any byte."""
+"""The analyse role: claim what waits, read, answer, conclude, commit. It may die at any byte.
+
+Reading and concluding overlap with the networks (flow.py); every image has a lease, an attempt and an end of its own.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from daemon.config import Config
+from daemon.flow import Flow, Steps
 from daemon.heartbeat import Heartbeat
 from daemon.ledger import Completion, ImageJob, Ledger, StoredResult, owner_name
 from daemon.spool import Spool
+from daemon.succession import Succession
 from inference import package
 from inference.admission import Rules
-from inference.engine import Engine, choose_device
+from inference.engine import Engine, EngineBrokenError, cache_folder, choose_device
 from inference.finding import Outcome, State
-from inference.pipeline import Pipeline, Settings
+from inference.package import PackageError
+from inference.pipeline import Answer, Pipeline, Reading, Settings
 from inference.results.identity import RenderSettings
 
 log = logging.getLogger("pleura.analyse")
@@ -25,6 +34,7 @@ MAX_ALONE = 3  # solitary attempts that never ended; then the image, not its nei
 _WHOLE_PX = 16384  # "longest side" for overlays as large as their source: larger than any detector
 _IDLE_S = 1.0  # how long the bell may be waited for before leases of the dead are looked at
 _PAUSE_S = 5.0  # after a trouble that is nobody's image (full disk, ledger away)
+_MOST_HANDS = 8  # of Python's threads more do not run side by side
 
 
 def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
@@ -33,86 +43,211 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
     Raises:
         PackageError, ValueError: the model or the device cannot serve.
     """
-    engine = Engine(package.load(package.folder_of(config.model)), choose_device(config.device))
+    engine = Engine(
+        package.load(package.folder_of(config.model)),
+        choose_device(config.device),
+        wanted=config.engine,
+        cache=cache_folder(),
+        max_batch=config.max_batch,
+    )
     kinds = frozenset(kind for kinds in config.owed().values() for kind in kinds)
     settings = Settings(
         rules=Rules(**config.admission.model_dump()),
-        appearance=RenderSettings(config.overlay.longest_side_px or _WHOLE_PX, config.overlay.jpeg_quality),
+        appearance=RenderSettings(
+            longest_side=config.overlay.longest_side_px or _WHOLE_PX,
+            jpeg_quality=config.overlay.jpeg_quality,
+            report_absent=config.report_absent,
+            refer_to_segmentation=config.refers_to_segmentation(),
+        ),
         kinds=kinds if config.destinations else frozenset({"SEG", "SC"}),
         is_ours=ledger.made,
     )
     return Pipeline(engine, settings)
 
 
+def ready_pipeline(config: Config, ledger: Ledger) -> Pipeline:
+    """As `build_pipeline`, and warm: no patient waits for first imports, lookups and allocations."""
+    pipeline = build_pipeline(config, ledger)
+    pipeline.warm_up()
+    return pipeline
+
+
 class _BytesMissingError(Exception):
     """What was accepted cannot be read back; the message says what is left."""
 
 
-class EngineBrokenError(Exception):
-    """The networks no longer run at all; another process may heal that."""
+@dataclass(eq=False)
+class _Image:
+    """One claimed image on its way. The model that answers it is fixed by the claim."""
+
+    job: ImageJob
+    pipeline: Pipeline
+    reading: Reading | None = None
+    answer: Answer | None = None
 
 
-@dataclass(frozen=True, eq=False)
 class Worker:
     """One owner of one device."""
 
-    pipeline: Pipeline
-    ledger: Ledger
-    spool: Spool
-    config: Config
+    def __init__(self, pipeline: Pipeline, ledger: Ledger, spool: Spool, config: Config) -> None:
+        self.pipeline, self.ledger, self.spool, self.config = pipeline, ledger, spool, config
+        self.succession = Succession(lambda: ready_pipeline(config, ledger), _name, (PackageError, ValueError))
+        self._device = threading.RLock()  # who holds it may run the networks
+        self._trouble = threading.Event()  # of the disk or the ledger, seen by one of the hands
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; what is in hand then is finished first."""
         owner = owner_name()
-        while not stop.is_set():
+        steps = Steps(self._begin, self._answer, self._end, self._idle)
+        flow = Flow(steps, self.config.max_batch, max(2, min(_MOST_HANDS, os.cpu_count() or 1)))
+        try:
+            with Heartbeat(self.ledger, lambda: [image.job for image in flow.in_hand]), flow:
+                while not stop.is_set():
+                    self._take_successor(flow)
+                    try:
+                        if self._work(flow, owner):
+                            continue
+                    except Exception:  # the loop's one catch-all: a ledger or disk that is away comes back
+                        if flow.broken:
+                            raise
+                        log.exception("the ledger or the spool is in trouble; trying again in %g s", _PAUSE_S)
+                        self._trouble.set()
+                    if self._trouble.is_set():
+                        stop.wait(_PAUSE_S)
+                        self._trouble.clear()
+                    else:
+                        self.ledger.wait(_IDLE_S)
+                flow.drain()
+        finally:
+            for image in flow.in_hand:  # only where the flow broke
+                self._give_back(image.job)
+            self.succession.close()
+
+    def _work(self, flow: Flow[_Image], owner: str) -> bool:
+        """Claim and hand on; False where there is nothing to do, or the disk or the ledger is in trouble."""
+        room = flow.wait_for_room(_IDLE_S)
+        if self._trouble.is_set():
+            return False
+        if not room:
+            return True
+        jobs = self.ledger.claim_images(owner, room)
+        if not jobs:
+            return False
+        # The ledger claims by itself what has an unfinished attempt, which is then not its first.
+        alone = len(jobs) == 1 and jobs[0].attempt > 1
+        if alone and flow.in_hand:
+            # Beside neighbours that might die with it, it would not be alone: it is claimed again when they are done.
+            self.ledger.give_back(jobs[0])
+            flow.drain()
+            return True
+        flow.put([_Image(job, self.pipeline) for job in jobs])
+        if alone:
+            flow.drain()
+        return True
+
+    def _take_successor(self, flow: Flow[_Image]) -> None:
+        """A new model takes what is claimed from now on; what is in hand stays with the one that it was claimed for."""
+        new = self.succession.take(self.pipeline)
+        if new is not None:
+            self.pipeline = new
+            flow.wake()  # its engine may have to be tuned
+
+    # -- the steps of one image -----------------------------------------------------------------------------------
+
+    def _begin(self, image: _Image) -> bool:
+        job = image.job
+        try:
+            if job.unfinished_alone >= MAX_ALONE:
+                self._give_up(image)
+                return False
+            data = self._read(job)
+        except _BytesMissingError as error:
+            log.error("image %d: %s", job.id, error)
+            missing = Completion("failed", "", reason="bytes_missing", detail=str(error))
+            self._or_give_back(job, lambda: self.ledger.complete(job, missing, {}))
+            return False
+        except Exception:
+            self._in_trouble(job)
+            return False
+        try:
+            image.reading = image.pipeline.read(data)
+        except SQLAlchemyError:  # the ledger is asked whether the image is a result of ours
+            self._in_trouble(job)
+            return False
+        except Exception:
+            self._broken([image])
+            return False
+        return True
+
+    def _answer(self, images: Sequence[_Image]) -> Sequence[_Image]:
+        """Of images of one model, those that were answered; the others follow in a batch of their own."""
+        done: list[_Image] = []
+        for pipeline in {id(image.pipeline): image.pipeline for image in images}.values():
+            batch = [image for image in images if image.pipeline is pipeline]
             try:
-                jobs = self.ledger.claim_images(owner, self.config.max_batch)
-                if jobs:
-                    self._work(jobs)
-                    continue
+                with self._device:
+                    answers = pipeline.answer([image.reading for image in batch if image.reading is not None])
             except EngineBrokenError:
                 raise  # the process ends, and is started again
-            except Exception:  # the loop's one catch-all: a ledger or disk that is away comes back
-                log.exception("the ledger or the spool is in trouble; trying again in %g s", _PAUSE_S)
-                stop.wait(_PAUSE_S)
+            except Exception:
+                # Nobody knows yet which image it was: each comes back alone, and only a solitary failure counts.
+                self._broken(batch)
                 continue
-            self.ledger.wait(_IDLE_S)
+            for image, answer in zip(batch, answers, strict=True):
+                image.answer = answer
+            done += batch
+        return done
 
-    def _work(self, jobs: Sequence[ImageJob]) -> None:
+    def _end(self, image: _Image) -> None:
+        assert image.reading is not None
         try:
-            with Heartbeat(self.ledger, jobs):
-                self._analyse(jobs)
-        except BaseException:
-            # The disk's or the ledger's fault, not the images': what is not finished waits again, uncounted.
-            for job in jobs:
-                self.ledger.give_back(job)
-            raise
-
-    def _analyse(self, jobs: Sequence[ImageJob]) -> None:
-        worn_out = [job for job in jobs if job.unfinished_alone >= MAX_ALONE]
-        for job in worn_out:
-            self._give_up(job)
-        jobs = [job for job in jobs if job not in worn_out]
-        files: list[tuple[ImageJob, bytes]] = []
-        for job in jobs:
-            try:
-                files.append((job, self._read(job)))
-            except _BytesMissingError as error:
-                log.error("image %d: %s", job.id, error)
-                self.ledger.complete(job, Completion("failed", "", reason="bytes_missing", detail=str(error)), {})
-        if not files:
-            return
-        try:
-            outcomes = self.pipeline.analyse([data for _, data in files], _local(files[0][0].result_time))
+            outcome = image.pipeline.conclude(image.reading, image.answer, _local(image.job.result_time))
         except Exception:
-            # Nobody knows yet which image it was: each comes back alone, and only a solitary failure counts.
-            log.exception("analysis of %d image(s) broke; each is tried alone", len(files))
-            self._check_engine()
-            for job, _ in files:
-                self.ledger.abandon(job)
+            self._broken([image])
             return
-        for (job, _), outcome in zip(files, outcomes, strict=True):
-            self._finish(job, outcome)
+        self._or_give_back(image.job, lambda: self._finish(image, outcome))
+
+    def _idle(self) -> bool:
+        """One step towards a quicker engine, where there is one to be found; whether there are more."""
+        with self._device:
+            return self.pipeline.engine.tune_step()
+
+    # -- what can go wrong ------------------------------------------------------------------------------------------
+
+    def _or_give_back(self, job: ImageJob, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception:
+            self._in_trouble(job)
+
+    def _in_trouble(self, job: ImageJob) -> None:
+        """The disk's or the ledger's fault, not the image's: it waits again, uncounted."""
+        log.exception("image %d: the ledger or the spool is in trouble", job.id)
+        self._trouble.set()
+        self._give_back(job)
+
+    def _give_back(self, job: ImageJob) -> None:
+        try:
+            self.ledger.give_back(job)
+        except Exception:  # its lease runs out, and it is claimed again
+            log.exception("image %d could not be given back", job.id)
+
+    def _broken(self, images: Sequence[_Image]) -> None:
+        log.exception("analysis of %d image(s) broke; each is tried alone", len(images))
+        self._check_engine(images[0].pipeline)
+        for image in images:
+            try:
+                self.ledger.abandon(image.job)
+            except Exception:
+                self._in_trouble(image.job)
+
+    def _check_engine(self, pipeline: Pipeline) -> None:
+        """Is it the device? Then no image is to blame, and only a new process can heal it (a poisoned CUDA context)."""
+        try:
+            with self._device:
+                pipeline.warm_up()
+        except Exception as error:
+            raise EngineBrokenError("the analysis breaks on its own sample too: the device or the model") from error
 
     def _read(self, job: ImageJob) -> bytes:
         """All that was accepted. A disk that lied about its fsync may have lost the end of it, or all of it."""
@@ -125,27 +260,23 @@ class Worker:
             raise _BytesMissingError(f"the spool holds {len(data)} of its {job.size_bytes} bytes")
         return data
 
-    def _check_engine(self) -> None:
-        """Is it the device? Then no image is to blame, and only a new process can heal it (a poisoned CUDA context)."""
-        try:
-            self.pipeline.warm_up()
-        except Exception as error:
-            raise EngineBrokenError("the analysis breaks on its own sample too: the device or the model") from error
-
-    def _give_up(self, job: ImageJob) -> None:
+    def _give_up(self, image: _Image) -> None:
         """The image has broken the analysis each time it was alone: end it visibly."""
-        reason, outcome = "analysis_error", None
+        job, reason, outcome = image.job, "analysis_error", None
         if job.unfinished_alone == MAX_ALONE:  # beyond, even saying so has killed: say it in the ledger alone
             try:
-                outcome = self.pipeline.fail(self._read(job), reason, _local(job.result_time))
+                outcome = image.pipeline.fail(self._read(job), reason, _local(job.result_time))
             except Exception:
                 log.exception("image %d: not even its failure can be told to the archive", job.id)
         if outcome is not None:
-            self._finish(job, outcome)
+            self._finish(image, outcome)
             return
         self.ledger.complete(job, Completion("failed", "", reason=reason, detail="no result could be made"), {})
 
-    def _finish(self, job: ImageJob, outcome: Outcome) -> None:
+    # -- the end of one image ---------------------------------------------------------------------------------------
+
+    def _finish(self, image: _Image, outcome: Outcome) -> None:
+        job = image.job
         if outcome.sop_instance_uid and job.sop_instance_uid not in ("", outcome.sop_instance_uid):
             # Design, "Refusal": whose image this is cannot be told.
             outcome = Outcome(
@@ -162,7 +293,8 @@ class Worker:
                 )
             )  # fmt: skip
         # Whether a commit that raised took place is unknown, so its files stay; the spool's sweep knows the orphans.
-        state = self.ledger.complete(job, self._completion(outcome, tuple(stored)), self.config.owed())
+        completion = _completion(outcome, image.pipeline, tuple(stored))
+        state = self.ledger.complete(job, completion, self.config.owed())
         if state in (None, "duplicate"):
             for one in stored:
                 self.spool.remove(one.spool_name)
@@ -174,20 +306,25 @@ class Worker:
             f" ({outcome.reason}: {outcome.detail})" if outcome.reason else "",
         )
 
-    def _completion(self, outcome: Outcome, written: tuple[StoredResult, ...]) -> Completion:
-        finding = outcome.finding
-        identity = self.pipeline.engine.identity
-        return Completion(
-            state=outcome.state.value,
-            content_digest=outcome.content_digest,
-            study_instance_uid=outcome.study_instance_uid,
-            reason=outcome.reason,
-            detail="; ".join(part for part in (outcome.detail, *outcome.notes) if part),
-            probability=finding.probability if finding else None,
-            positive=finding.positive if finding else None,
-            model=f"{identity.id} {identity.version} {identity.digest}",
-            results=written,
-        )
+
+def _completion(outcome: Outcome, pipeline: Pipeline, written: tuple[StoredResult, ...]) -> Completion:
+    finding = outcome.finding
+    return Completion(
+        state=outcome.state.value,
+        content_digest=outcome.content_digest,
+        study_instance_uid=outcome.study_instance_uid,
+        reason=outcome.reason,
+        detail="; ".join(part for part in (outcome.detail, *outcome.notes) if part),
+        probability=finding.probability if finding else None,
+        positive=finding.positive if finding else None,
+        model=_name(pipeline),
+        results=written,
+    )
+
+
+def _name(pipeline: Pipeline) -> str:
+    identity = pipeline.engine.identity
+    return f"{identity.id} {identity.version} {identity.digest}"
 
 
 def _local(seconds: float) -> datetime:

@@ -11,6 +11,9 @@ from pydicom import Dataset
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     SecondaryCaptureImageStorage,
 )
 
@@ -22,6 +25,8 @@ _SOP_CLASSES = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     SecondaryCaptureImageStorage,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,  # of one frame: what some gateways wrap X-rays in
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 
 # Free text decides only where the coded attribute is absent, and a chest word outweighs every other.
@@ -34,33 +39,13 @@ _OTHER_BODY_PARTS = {
     "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
 }  # fmt: skip
 _LATERAL_WORDS = {"LATERAL", "LAT"}
-_KNOWN_TERMS = (
-    _OTHER_BODY_PARTS
-    | {"LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA"}  # PS3.3 C.8.1.1: View Position
-    | {
-        "CT",
-        "MR",
-        "US",
-        "NM",
-        "PT",
-        "XA",
-        "RF",
-        "MG",
-        "SC",
-        "OT",
-        "SR",
-        "PR",
-        "SEG",
-        "DX",
-        "CR",
-        "IO",
-        "PX",
-        "KO",
-        "DOC",
-    }
-    | {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2"}
-)
 _FRONTAL_WORDS = {"PA", "AP", "FRONTAL", "POSTERO", "ANTERO", "DECUBITUS"}  # a lateral decubitus view is frontal
+_KNOWN_TERMS = {
+    *_OTHER_BODY_PARTS,
+    "LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA",  # PS3.3 C.8.1.1: View Position
+    "CT", "MR", "US", "NM", "PT", "XA", "RF", "MG", "SC", "OT", "SR", "PR", "SEG", "DX", "CR", "IO", "PX", "KO", "DOC",
+    "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,10 +61,13 @@ REASONS: dict[str, Reason] = {
     "own_output": Reason(State.NOT_ANALYSED, False, "one of this node's own results"),
     "foreign_result": Reason(State.NOT_ANALYSED, False, "a result of another system, not a radiograph"),
     "sop_class": Reason(State.NOT_ANALYSED, False, "not a radiograph's SOP class"),
+    "for_processing": Reason(State.NOT_ANALYSED, False, "raw data for processing, not for presentation"),
+    "multi_frame": Reason(State.NOT_ANALYSED, False, "more than one frame, not one radiograph"),
     "modality": Reason(State.NOT_ANALYSED, False, "another modality"),
     "species": Reason(State.NOT_ANALYSED, False, "not a human patient"),
     "body_part": Reason(State.NOT_ANALYSED, False, "another body part"),
     "view": Reason(State.NOT_ANALYSED, False, "not a frontal view"),
+    "not_a_frontal_chest": Reason(State.NOT_ANALYSED, False, "not a frontal chest by its picture"),
     "no_identity": Reason(State.NOT_ANALYSED, False, "no usable Study, Series or SOP Instance UID"),
     "under_age": Reason(State.NOT_ANALYSED, True, "the patient is younger than the minimum age"),
     "age_unknown": Reason(State.NOT_ANALYSED, True, "the patient's age is unknown and this site refuses that"),
@@ -102,6 +90,7 @@ class Rules:
     views: tuple[str, ...] = ("AP", "PA")
     minimum_age_years: int = 18
     when_absent: Literal["admit", "refuse"] = "admit"
+    for_processing: bool = False  # raw detector data, which its sender also sends as a picture (PS3.3 A.26)
 
 
 @dataclass(frozen=True)
@@ -155,13 +144,18 @@ def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]
     sop_class_uid, modality = str(header.get("SOPClassUID", "")), _text(header, "Modality")
     if modality not in rules.modalities:
         return Refusal("modality", f"Modality (0008,0060) found {_shown(modality)}, admitted {_list(rules.modalities)}")
-    if sop_class_uid not in _SOP_CLASSES:
+    raw = sop_class_uid == DigitalXRayImageStorageForProcessing
+    if (raw or _text(header, "PresentationIntentType") == "FOR PROCESSING") and not rules.for_processing:
+        return Refusal("for_processing", "DX for processing, and admission.for_processing is false")
+    if sop_class_uid not in _SOP_CLASSES and not raw:
         shown = sop_class_uid if usable_uid(sop_class_uid) else "no UID"
         return Refusal("sop_class", f"SOP Class UID {shown} is not CR, DX for presentation or Secondary Capture")
     photometric = _text(header, "PhotometricInterpretation")
     if header.get("SamplesPerPixel") not in (1, None) or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         # A radiograph is grey; in colour it is somebody's rendering (design, section 1, "Foreign").
         return Refusal("foreign_result", f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}")
+    if not re.fullmatch(r"|0*[01]", str(header.get("NumberOfFrames") or "").strip()):
+        return Refusal("multi_frame", "NumberOfFrames (0028,0008) is not 1")
     return None
 
 
@@ -174,9 +168,19 @@ def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: lis
     of_series = _words(header, _SERIES_DESCRIPTIONS) | _meaning_words(header, "ViewCodeSequence")
     if not _text(header, "ViewPosition") and of_series & _LATERAL_WORDS and not of_series & _FRONTAL_WORDS:
         return Refusal("view", "ViewPosition is absent and the series' description says lateral")
+    if not _text(header, "ViewPosition") and _runs_through_the_chest(header):
+        return Refusal("view", "ViewPosition is absent and PatientOrientation (0020,0020) is a lateral view's")
     return _one_of(header, "BodyPartExamined", "body_part", rules, notes) or _one_of(
         header, "ViewPosition", "view", rules, notes
     )
+
+
+def _runs_through_the_chest(header: Dataset) -> bool:
+    """Whether rows or columns run mainly from front to back of the patient (PS3.3 C.7.6.1.1.1): seen from the side."""
+    orientation = header.get("PatientOrientation")
+    if orientation is None or isinstance(orientation, str):
+        return False
+    return any(str(direction).strip().upper()[:1] in ("A", "P") for direction in orientation)
 
 
 def _species_is_animal(header: Dataset) -> bool:
@@ -208,6 +212,8 @@ def _one_of(header: Dataset, keyword: str, reason: str, rules: Rules, notes: lis
     words = set(re.findall("[A-Z]+", found))
     if reason == "body_part" and words & (_CHEST_WORDS | set(admitted)):
         return None  # "CHEST PA", "LUNG": a chest by another name
+    if reason == "view" and words & set(admitted) and not words & _LATERAL_WORDS:
+        return None  # "AP ERECT", "PORTABLE AP"
     if found not in admitted:
         return Refusal(reason, f"{keyword} found {_shown(found)}, admitted {_list(admitted)}")
     return None

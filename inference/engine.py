@@ -1,74 +1,235 @@
-"""Runs a model package's two networks on one device: lists of images in, plain numpy out."""
+"""Runs a model package's networks on one device: lists of images in, plain numpy out."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from inference import preprocess
+from inference import engines, preprocess
+from inference.engines import PLAIN, Candidate, Plan, Runner, cores
+from inference.engines.faults import is_fatal, is_out_of_memory
+from inference.engines.memory import Memory
+from inference.engines.memory import folder as cache_folder
+from inference.engines.trial import Trial
 from inference.finding import ModelIdentity
-from inference.package import Manifest, Network, Package
+from inference.manifest import Manifest, Role
+from inference.package import Package
 from inference.preprocess import Geometry
 
+__all__ = ["Engine", "EngineBrokenError", "cache_folder", "choose_device"]
+
 log = logging.getLogger("pleura.engine")
+
+MAX_BATCH = 8
+_NO_MORE = object()
+
+
+class EngineBrokenError(Exception):
+    """The device is lost to this process (a poisoned CUDA context); only another process can heal that."""
 
 
 def choose_device(wanted: str) -> torch.device:
     """The device for "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N".
 
+    Where torch sees no GPU at all it is the CPU, with a warning if one was to be expected: a slow answer beats none.
+
     Raises:
-        ValueError: a CUDA device is named that this machine or this build of torch does not have.
+        ValueError: no device's name, or a CUDA device that is absent beside others that are there.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if wanted == "cpu":
         return torch.device("cpu")
     try:
         device = torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted)
+        if device.type != "cuda":
+            raise RuntimeError("not among these")
     except RuntimeError as error:
         raise ValueError(f"device: {wanted!r} found; allowed: auto, cpu, cuda, cuda:N") from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        expected = wanted != "auto" or torch.version.cuda is not None
+        log.log(
+            logging.WARNING if expected else logging.INFO,
+            "device: %s: torch %s sees no GPU; on the CPU, much slower (README: CUDA builds; nvidia-smi: driver)",
+            wanted,
+            torch.__version__,
+        )
+        return torch.device("cpu")
     if device.index is not None and device.index >= count:
         raise ValueError(
-            f"device: {wanted} found, but torch {torch.__version__} sees {count} CUDA devices; "
-            "use auto or cpu, or install a CUDA build of torch (README, torch)"
+            f"device: {wanted} found, but torch sees {count} CUDA device(s); allowed: cuda:0 to {count - 1}"
         )
     return device
 
 
 class Engine:
-    """One package on one device. Not thread-safe: one owner per device (design, section 1)."""
+    """One package on one device. Not thread-safe: one owner per device (design, section 1).
 
-    def __init__(self, package: Package, device: torch.device) -> None:
+    It starts on plain torch, which has been replayed already. `tune_step` then tries what `wanted` ("auto", "torch",
+    "compile" or "openvino") allows, and changes over, one network at a time, to what is faster and agrees. `cache` is
+    a folder in which choices are kept (`cache_folder`); None keeps none.
+    """
+
+    def __init__(
+        self,
+        package: Package,
+        device: torch.device,
+        wanted: str = "auto",
+        cache: Path | None = None,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
         self.device = device
         self.manifest: Manifest = package.manifest
         self.identity: ModelIdentity = package.identity
-        # channels_last: 1.5 times the speed of the default layout on CPUs, and what GPUs' tensor cores want.
-        self._classifier, self._segmenter = (
-            nn.Module.to(network, device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for network in (package.classifier, package.segmenter)
-        )
+        self.threads = cores.use(device)
+        self._wanted = wanted
+        self._golden = package.golden
+        self._max_batch = max_batch
+        self._limit: dict[Role, int] = dict.fromkeys(package.networks, max_batch)
+        self._modules: dict[Role, nn.Module] = {
+            role: nn.Module.to(network, device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for role, network in package.networks.items()
+        }
+        self._plain: dict[Role, Runner] = {role: self._build(role, PLAIN) for role in self._modules}
+        self._chosen: dict[Role, tuple[Candidate, Runner]] = {r: (PLAIN, one) for r, one in self._plain.items()}
+        self._steps = self._tuning(cache)
+
+    @property
+    def running(self) -> dict[Role, str]:
+        """What each network runs on now, in words."""
+        return {role: str(candidate) for role, (candidate, _) in self._chosen.items()}
+
+    def plausible(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
+        """Probability of being a frontal chest X-ray for each image (as `classify`); 1 where no network judges it."""
+        if self.manifest.plausibility is None:
+            return [1.0] * len(images)
+        return self._probabilities("plausibility", images)
 
     def classify(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
-        """Probability of pneumothorax, 0 to 1, for each (rows, columns) float32 image of display polarity."""
-        logits, _ = self._forward(self._classifier, self.manifest.classifier, images)
-        return [float(p) for p in torch.sigmoid(logits.flatten()).tolist()]
+        """Probability of pneumothorax, 0 to 1, for each (rows, columns) float32 image of display polarity.
+
+        Raises, as `plausible` and `segment` do:
+            EngineBrokenError: the device is lost; end the process.
+            RuntimeError, MemoryError: this batch does not run, not even one image at a time.
+        """
+        return self._probabilities("classifier", images)
 
     def segment(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Probability map of pneumothorax, (rows, columns) float32 like each image given."""
-        logits, geometries = self._forward(self._segmenter, self.manifest.segmenter, images)
-        maps = torch.sigmoid(logits[:, 0]).numpy()
+        logits, geometries = self._run("segmenter", images)
+        maps = torch.sigmoid(torch.from_numpy(logits[:, 0])).numpy()
         return [preprocess.unfit(one, geometry) for one, geometry in zip(maps, geometries, strict=True)]
 
-    def _forward(
-        self, module: nn.Module, network: Network, images: Sequence[NDArray[np.float32]]
-    ) -> tuple[Tensor, list[Geometry]]:
+    def logits(self, role: Role, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """One network's logits, (n, ...) float32, of a batch that preprocess has made, (n, 1, side, side) float32.
+
+        In parts as large as memory allows. Raises as `classify`.
+        """
+        size = self._limit[role]
+        if len(batch) > size:
+            return np.concatenate([self.logits(role, batch[i : i + size]) for i in range(0, len(batch), size)])
+        candidate, runner = self._chosen[role]
+        try:
+            return _finite(runner(batch))
+        except (RuntimeError, MemoryError, ArithmeticError) as error:
+            if is_fatal(error):
+                raise EngineBrokenError(f"{role}: {error}") from error
+            if is_out_of_memory(error) and len(batch) > 1:
+                self._limit[role] = len(batch) // 2
+                log.warning(
+                    "%s: out of memory with %d images; at most %d from now on", role, len(batch), len(batch) // 2
+                )
+            elif candidate != PLAIN:
+                self._chosen[role] = (PLAIN, self._plain[role])
+                log.warning("%s: %s broke (%s); on torch from now on", role, candidate, type(error).__name__)
+            else:
+                raise
+        # Out of the handler: the error's frames held the tensors of the attempt.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self.logits(role, batch)
+
+    def tune(self) -> None:
+        """Choose and change over now: all of `tune_step`'s steps."""
+        while self.tune_step():
+            pass
+
+    def tune_step(self) -> bool:
+        """Build, check or time one engine once, and change over when all is known; whether there is more to do.
+
+        A step takes as long as one batch, or as converting one network. For the device's owner, between batches.
+
+        Raises:
+            EngineBrokenError: the device is lost. An engine that fails otherwise is left out, with a warning.
+        """
+        return next(self._steps, _NO_MORE) is not _NO_MORE
+
+    def _tuning(self, cache: Path | None) -> Iterator[None]:
+        memory = Memory(cache, self.identity.digest, self.device, self._max_batch)
+        known = memory.recall()
+        proven: dict[str, str] = {}
+        for role in self._modules:
+            if trial := self._trial(role):
+                chosen = yield from self._try(role, trial, known.get(role))
+                if chosen is not None:
+                    proven[role] = str(chosen)
+                log.info("%s: on %s", role, self.running[role])
+        if self._wanted == "auto" and proven != known:
+            memory.keep(proven)
+
+    def _trial(self, role: Role) -> Trial | None:
+        golden = self._golden.get(f"{role}.input")
+        candidates = engines.candidates(self._wanted, self.device, self.manifest.allows_bf16(role))
+        if golden is None or not candidates:
+            return None
+        sizes = tuple(sorted({1, self._limit[role]}))
+        return Trial(role, self._plain[role], candidates, golden.numpy(), sizes, partial(self._build, role))
+
+    def _try(self, role: Role, trial: Trial, known: str | None) -> Generator[None, None, Candidate | None]:
+        """Change over to the best of what is tried. None: there is no other engine now; the next start tries again."""
+        measured = self._wanted == "auto"
+        if measured and known == str(PLAIN):
+            return PLAIN
+        if measured and (remembered := tuple(one for one in trial.candidates if str(one) == known)):
+            trial, measured = replace(trial, candidates=remembered), False
+        try:
+            runners = yield from trial.accepted()
+            if not runners:
+                return None
+            runners[PLAIN] = trial.plain
+            candidate = (yield from trial.fastest(runners)) if measured else next(iter(runners))
+        except Exception as error:  # whatever breaks in the attempt, plain torch goes on
+            if is_fatal(error):
+                raise EngineBrokenError(f"{role}: {error}") from error
+            log.warning("%s: the choice of an engine broke (%s); on torch", role, type(error).__name__)
+            return None
+        self._chosen[role] = (candidate, runners[candidate])
+        return candidate
+
+    def _build(self, role: Role, candidate: Candidate) -> Runner:
+        side = self.manifest.networks[role].side
+        return engines.build(candidate, self._modules[role], Plan(self.device, side, candidate.bf16))
+
+    def _probabilities(self, role: Role, images: Sequence[NDArray[np.float32]]) -> list[float]:
+        logits, _ = self._run(role, images)
+        return [float(p) for p in torch.sigmoid(torch.from_numpy(logits).flatten()).tolist()]
+
+    def _run(self, role: Role, images: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], list[Geometry]]:
+        network = self.manifest.networks[role]
         fitted = [preprocess.fit(image, network.side) for image in images]
         arrays = [preprocess.normalise(one.pixels, one.geometry, network.normalisation) for one in fitted]
-        batch = torch.from_numpy(np.stack(arrays))[:, None]
-        with torch.inference_mode():
-            logits = module(batch.to(self.device).contiguous(memory_format=torch.channels_last))
-        return logits.float().cpu(), [one.geometry for one in fitted]
+        return self.logits(role, np.stack(arrays)[:, None]), [one.geometry for one in fitted]
+
+
+def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(logits).all():
+        # NaN is below every threshold: it would read as "not detected".
+        raise ArithmeticError("the network gave NaN or infinity")
+    return logits

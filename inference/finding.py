@@ -40,6 +40,8 @@ class Measurement:
     centroid_px: tuple[float, float]  # (column, row), pixel centres at whole numbers, of all regions together
     laterality: Laterality | None  # None where PatientOrientation does not tell
     regions: int
+    extent_px: tuple[int, int, int, int] | None = None  # (first row, first column, last row, last column) of them all
+    spread_px: tuple[float, float] | None = None  # (row, column): standard deviation of their pixels' positions
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Mask -> Measurement: area, centroid, side, number of regions, in the source's own pixel matrix."""
+"""Mask -> Measurement: area, centroid, extent, spread, side and number of regions, in the source's own pixel matrix."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def measure(
     sums = np.stack([np.bincount(number, weights=positions[:, axis]) for axis in (0, 1)], axis=1)
     area_px = len(positions)
     row, column = positions.mean(axis=0)
+    spread_rows, spread_columns = positions.std(axis=0)
+    (top, left), (bottom, right) = positions.min(axis=0), positions.max(axis=0)
     known = spacing is not None and all(
         math.isfinite(side) and side > 0 for side in (spacing.row_mm, spacing.column_mm)
     )
@@ -41,12 +43,14 @@ def measure(
         area_mm2=area_px * spacing.row_mm * spacing.column_mm if spacing is not None and known else None,
         area_estimated=bool(spacing is not None and known and spacing.detector),
         centroid_px=(float(column), float(row)),
-        laterality=_laterality(sums / areas_px[:, None], (mask.shape[0], mask.shape[1]), patient_orientation),
+        laterality=laterality(sums / areas_px[:, None], (mask.shape[0], mask.shape[1]), patient_orientation),
         regions=count,
+        extent_px=(int(top), int(left), int(bottom), int(right)),
+        spread_px=(float(spread_rows), float(spread_columns)),
     )
 
 
-def _laterality(
+def laterality(
     centroids: NDArray[np.float64], shape: tuple[int, int], patient_orientation: Sequence[str] | None
 ) -> Laterality | None:
     """The patient's side(s) on which the regions' (row, column) centroids lie; None where the header does not tell.

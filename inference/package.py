@@ -1,102 +1,44 @@
 """A model package: model.yaml, weights.safetensors, golden.safetensors. Loading runs no code from it.
 
 The networks are built by allow-listed names (inference/networks), their weights are plain tensors, every file is
-held against its sha256, and the golden inputs are replayed before the package may serve.
+held against its sha256, and the golden inputs are replayed before the package may serve. The order of the checks
+matters: what a package says is bounded before anything of that size is made (docs/models.md has the list).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 from uuid import UUID, uuid5
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from inference import manifest as manifests
+from inference.container import MAX_FILE_BYTES, PackageError, opened
 from inference.finding import ModelIdentity
-from inference.networks import build
+from inference.manifest import Manifest, ManifestError, Network, Role, as_json
+from inference.networks import build, shapes
+
+__all__ = [
+    "Manifest", "Network", "Package", "PackageError",
+    "amend", "as_json", "default_folder", "folder_of", "load", "read_manifest", "write",
+]  # fmt: skip
 
 GOLDEN_TOLERANCE = 1e-3  # design, "Model package": more than this off in plain torch fp32 means refuse
+_MAX_GOLDEN_IMAGES = 16
 _DEVICE_NAMESPACE = UUID("6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11")  # fixed for ever: DeviceUIDs are derived in it
+_MANIFEST = "model.yaml"
 _WEIGHTS = "weights.safetensors"
 _GOLDEN = "golden.safetensors"
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
-class PackageError(Exception):
-    """The package cannot serve. The message says where, what was found, what is wanted."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Network(_Part):
-    """One network: an allow-listed builder, its plain arguments, and the image it wants."""
-
-    architecture: str
-    arguments: dict[str, int | float | bool | str | list[int]] = {}
-    side: Annotated[int, Field(ge=32, le=4096)]  # input is (n, 1, side, side), letterboxed by inference/preprocess.py
-    normalisation: str  # a name inference/preprocess.py knows
-
-
-class Classifier(Network):
-    """Image -> one logit of pneumothorax, held against `threshold` after the sigmoid."""
-
-    threshold: Probability
-    operating_point: str  # how the threshold was chosen, in words
-
-
-class Segmenter(Network):
-    """Image -> (side, side) logits of pneumothorax; postprocess.segment says what its three figures mean."""
-
-    bottom: Probability
-    top: Probability
-    min_area_at_1024_px: Annotated[float, Field(ge=0.0)]
-
-
-class Code(_Part):
-    """A coded concept (PS3.3 section 8)."""
-
-    value: str
-    scheme: str
-    meaning: str
-
-
-class Training(_Part):
-    """Where the weights come from."""
-
-    recipe: str
-    data: list[str]
-    date: str
-    command: str
-
-
-class Manifest(_Part):
-    """model.yaml."""
-
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")  # goes into SH and LO attributes
-    version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
-    task: Literal["pneumothorax"]
-    classifier: Classifier
-    segmenter: Segmenter
-    label: Code
-    training: Training
-    metrics: dict[str, Any]
-    licence: str
-    intended_use: str
-    sha256: dict[str, Sha256]  # of every other file of the package
+_LISTED = (_WEIGHTS, _GOLDEN, "README.md", "LICENSE")
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +49,30 @@ class Package:
     identity: ModelIdentity
     classifier: nn.Module
     segmenter: nn.Module
+    plausibility: nn.Module | None = None  # None where the manifest names none
+    golden: dict[str, Tensor] = field(default_factory=dict)  # "<role>.input", "<role>.output": for other engines
+    replay_error: dict[Role, float] = field(default_factory=dict)  # how far this machine was off, at most 1e-3
+
+    @property
+    def networks(self) -> dict[Role, nn.Module]:
+        """The networks there are, each in eval mode, float32, on the CPU."""
+        networks: dict[Role, nn.Module] = {"classifier": self.classifier, "segmenter": self.segmenter}
+        return networks | ({"plausibility": self.plausibility} if self.plausibility is not None else {})
+
+    def describe(self) -> str:
+        """What it is, for a person (`pleura model check`)."""
+        weights = {role: sum(one.numel() for one in module.parameters()) for role, module in self.networks.items()}
+        return manifests.describe(self.manifest, weights, self.replay_error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    """A package's files after every checksum was right: what was hashed is what is read from here."""
+
+    path: Path
+    manifest: Manifest
+    digest: str  # of model.yaml, which holds the sha256 of every other file
+    kept: dict[str, bytes]
 
 
 def default_folder() -> Path:
@@ -115,70 +81,68 @@ def default_folder() -> Path:
 
 
 def folder_of(model: str) -> Path:
-    """The folder that a setting or an option names: "default", or a path."""
+    """The folder or zip that a setting or an option names: "default", or a path."""
     return default_folder() if model == "default" else Path(model)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """model.yaml and the checksums, without loading a weight.
+def read_manifest(path: Path) -> Manifest:
+    """model.yaml of a folder or zip, every checksum checked, without loading a weight.
 
     Raises:
-        PackageError: absent, not YAML, a wrong or unknown key, or a file whose sha256 differs.
+        PackageError: absent, not plain YAML, a wrong or unknown key, a file that is not listed, or one whose sha256
+            differs.
     """
-    path = folder / "model.yaml"
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        manifest = Manifest.model_validate(document)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PackageError(f"{path}: cannot be read as YAML ({error}); give the folder of a model package") from error
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise PackageError(f"{path}: {faults}") from error
-    for name in (_WEIGHTS, _GOLDEN):
-        if name not in manifest.sha256:
-            raise PackageError(f"{path}: sha256: {name} is not listed; every file of the package must be")
-    for name, wanted in manifest.sha256.items():
-        if Path(name).name != name:
-            raise PackageError(f"{path}: sha256: {name!r} is not a plain file name; a package is one flat folder")
-        found = _sha256(folder / name)
-        if found != wanted:
-            raise PackageError(
-                f"{folder / name}: sha256 {found} found, {wanted} wanted; the file is not the one packed"
-            )
-    return manifest
+    return _read(path).manifest
 
 
-def load(folder: Path) -> Package:
-    """Check, build, fill and replay a package on the CPU in fp32.
+def load(path: Path) -> Package:
+    """Check, build, fill and replay a package (folder or zip) on the CPU in fp32.
 
     Raises:
-        PackageError: see `read_manifest`; also weights that do not fit, are not finite, or a golden replay that
-            is off by more than 1e-3.
+        PackageError: see `read_manifest`; also an architecture out of bounds, weights that do not fit or are not
+            finite, or a golden replay that is off by more than 1e-3.
     """
-    manifest = read_manifest(folder)
-    weights = _tensors(folder / _WEIGHTS)
-    networks = {}
-    for role, network in (("classifier", manifest.classifier), ("segmenter", manifest.segmenter)):
-        networks[role] = _filled(folder, role, network, weights)
-    package = Package(manifest, _identity(folder, manifest), networks["classifier"], networks["segmenter"])
-    _replay(folder, package)
-    return package
+    files = _read(path)
+    weights, golden = (_tensors(f"{path}/{name}", files.kept.pop(name)) for name in (_WEIGHTS, _GOLDEN))
+    roles = files.manifest.networks
+    strangers = sorted(name for name in weights if name.partition(".")[0] not in roles)
+    if strangers:
+        raise PackageError(f"{path}/{_WEIGHTS}: {strangers[0][:200]} belongs to no network of {_MANIFEST}")
+    networks, errors = {}, {}
+    for role, network in roles.items():
+        own = {name.removeprefix(f"{role}."): value for name, value in weights.items() if name.startswith(f"{role}.")}
+        networks[role] = _filled(path, role, network, own)
+        errors[role] = _replayed(path, role, network, networks[role], golden)
+    device_uid = f"2.25.{uuid5(_DEVICE_NAMESPACE, files.digest).int}"
+    identity = ModelIdentity(files.manifest.id, files.manifest.version, files.digest, device_uid)
+    return Package(files.manifest, identity, **networks, golden=golden, replay_error=errors)
 
 
 def write(
-    folder: Path, manifest: dict[str, Any], networks: dict[str, nn.Module], golden_inputs: dict[str, Tensor]
+    folder: Path,
+    manifest: dict[str, Any],
+    networks: dict[str, nn.Module],
+    golden_inputs: dict[str, Tensor],
+    exact: bool = False,
 ) -> Manifest:
-    """Write a package: weights as float16 tensors, golden outputs computed from exactly those.
+    """Write a package: weights as float16 tensors (`exact`: as they are), golden outputs computed from exactly those.
 
-    `manifest` is a Manifest's fields without `sha256`; `networks` and `golden_inputs` have "classifier" and
-    "segmenter"; a golden input is (n, 1, side, side) float32 as preprocess makes it. The networks are left holding
-    the rounded weights. A README.md already in the folder (the model card) is listed too.
+    `manifest` is a Manifest's fields without `sha256`; `networks` and `golden_inputs` have "classifier", "segmenter"
+    and, where the manifest has one, "plausibility"; a golden input is (n, 1, side, side) float32 as preprocess makes
+    it, n at most 16. The networks are left holding the rounded weights. A README.md (the model card) and a LICENSE
+    already in the folder are listed too.
+
+    Raises:
+        PackageError: a manifest that is none, networks other than the manifest's, or weights that float16 cannot hold.
     """
+    _checked(folder, manifest | {"sha256": {}}, networks, golden_inputs)
     folder.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {}
     golden: dict[str, Tensor] = {}
     for role, network in networks.items():
-        stored = {name: _stored(value) for name, value in network.state_dict().items()}
+        stored = {name: _stored(value, exact) for name, value in network.state_dict().items()}
+        for name, value in stored.items():
+            _refuse_not_finite(f"{folder}/{_WEIGHTS}", f"{role}.{name}", value)
         weights |= {f"{role}.{name}": value for name, value in stored.items()}
         network.load_state_dict(_widened(stored))
         network.eval()
@@ -191,92 +155,146 @@ def write(
 
 
 def amend(folder: Path, metrics: dict[str, Any]) -> Manifest:
-    """Write measured figures into model.yaml, and list every file as it is now (a model card may have come)."""
-    manifest = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8")) | {"metrics": metrics}
-    return _write_manifest(folder, manifest)
+    """Write measured figures into model.yaml, and list every file as it is now (a model card may have come).
+
+    Raises:
+        PackageError: model.yaml is none.
+    """
+    try:
+        manifest = manifests.parse((folder / _MANIFEST).read_bytes())
+    except (OSError, ManifestError) as error:
+        raise PackageError(f"{folder}/{_MANIFEST}: {error}") from error
+    return _write_manifest(folder, manifest.model_dump(mode="json") | {"metrics": metrics})
+
+
+def _checked(folder: Path, document: dict[str, Any], *by_role: dict[str, Any]) -> Manifest:
+    try:
+        manifest = manifests.validate(document)
+    except ManifestError as error:
+        raise PackageError(f"{folder}/{_MANIFEST}: {error}") from error
+    for given in by_role:
+        if set(given) != set(manifest.networks):
+            raise PackageError(f"{folder}: {sorted(given)} given; the manifest names {sorted(manifest.networks)}")
+    return manifest
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> Manifest:
-    listed = [name for name in (_WEIGHTS, _GOLDEN, "README.md") if (folder / name).is_file()]
-    checked = Manifest.model_validate(manifest | {"sha256": {name: _sha256(folder / name) for name in listed}})
-    text = yaml.safe_dump(checked.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-    (folder / "model.yaml").write_text(text, encoding="utf-8")
+    listed = {name: _sha256((folder / name).read_bytes()) for name in _LISTED if (folder / name).is_file()}
+    checked = _checked(folder, manifest | {"sha256": listed})
+    (folder / _MANIFEST).write_text(manifests.dump(checked), encoding="utf-8")
     return checked
+
+
+def _read(path: Path) -> _Files:
+    with opened(path) as files:
+        names = files.names()
+        text = files.read(_MANIFEST, manifests.MAX_BYTES)
+        try:
+            manifest = manifests.parse(text)
+        except ManifestError as error:
+            raise PackageError(f"{files.where(_MANIFEST)}: {error}") from error
+        for name in (_WEIGHTS, _GOLDEN):
+            if name not in manifest.sha256:
+                raise PackageError(f"{files.where(_MANIFEST)}: sha256: {name} is not listed; every file must be")
+        strangers = sorted(set(names) - set(manifest.sha256) - {_MANIFEST})
+        if strangers:
+            raise PackageError(
+                f"{files.where(strangers[0])}: not listed under sha256 of {_MANIFEST}; a package holds nothing else, "
+                "remove the file or list it"
+            )
+        kept = {}
+        for name, wanted in manifest.sha256.items():
+            data = files.read(name, MAX_FILE_BYTES)
+            if (found := _sha256(data)) != wanted:
+                raise PackageError(
+                    f"{files.where(name)}: sha256 {found} found, {wanted} wanted; the file is not the one packed"
+                )
+            if name in (_WEIGHTS, _GOLDEN):
+                kept[name] = data
+    return _Files(path, manifest, _sha256(text), kept)
 
 
 def _widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
-def _stored(value: Tensor) -> Tensor:
+def _stored(value: Tensor, exact: bool) -> Tensor:
     # Half the bytes; the golden outputs and every published figure are of exactly these rounded weights.
     value = value.detach().cpu().contiguous()
-    return value.half() if value.is_floating_point() else value
+    return value.half() if value.is_floating_point() and not exact else value
 
 
-def _identity(folder: Path, manifest: Manifest) -> ModelIdentity:
-    digest = _sha256(folder / "model.yaml")  # it holds the sha256 of every other file
-    device_uid = f"2.25.{uuid5(_DEVICE_NAMESPACE, digest).int}"
-    return ModelIdentity(manifest.id, manifest.version, digest, device_uid)
-
-
-def _filled(folder: Path, role: str, network: Network, weights: dict[str, Tensor]) -> nn.Module:
+def _filled(path: Path, role: Role, network: Network, weights: dict[str, Tensor]) -> nn.Module:
     try:
-        module = build(network.architecture, **network.arguments)
+        wanted = shapes(network.architecture, **network.arguments)
     except ValueError as error:
-        raise PackageError(f"{folder / 'model.yaml'}: {role}: {error}") from error
-    own = {name.removeprefix(f"{role}."): value for name, value in weights.items() if name.startswith(f"{role}.")}
-    for name, value in own.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise PackageError(f"{folder / _WEIGHTS}: {role}.{name} holds NaN or infinity; weights must be finite")
-    try:
-        module.load_state_dict(_widened(own))
-    except RuntimeError as error:
-        raise PackageError(f"{folder / _WEIGHTS}: {role} does not fit {network.architecture}: {error}") from error
+        raise PackageError(f"{path}/{_MANIFEST}: {role}: {error}") from error
+    faults = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
+    faults += [f"{name} is of no use" for name in weights.keys() - wanted.keys()]
+    for name in wanted.keys() & weights.keys():
+        here, there = weights[name], wanted[name]
+        if here.shape != there.shape:
+            faults.append(f"{name} is {tuple(here.shape)}, wanted {tuple(there.shape)}")
+        elif here.dtype not in (_FLOATS if there.is_floating_point() else {there.dtype}):
+            faults.append(f"{name} is {here.dtype}, wanted {there.dtype}")
+    if faults:
+        shown = "; ".join(sorted(faults)[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+        raise PackageError(f"{path}/{_WEIGHTS}: {role} does not fit {network.architecture}: {shown[:1000]}")
+    for name, value in weights.items():
+        _refuse_not_finite(f"{path}/{_WEIGHTS}", f"{role}.{name}", value)
+    module = build(network.architecture, **network.arguments)
+    module.load_state_dict(_widened(weights))
     return module.eval()
 
 
-def _replay(folder: Path, package: Package) -> None:
-    golden = _tensors(folder / _GOLDEN)
-    for role, module in (("classifier", package.classifier), ("segmenter", package.segmenter)):
-        try:
-            given, wanted = golden[f"{role}.input"], golden[f"{role}.output"]
-        except KeyError as error:
-            raise PackageError(
-                f"{folder / _GOLDEN}: {error} is absent; it must hold input and {role}.output"
-            ) from error
+def _output(role: Role, network: Network) -> tuple[int, ...]:
+    return (1, network.side, network.side) if role == "segmenter" else (1,)
+
+
+def _replayed(path: Path, role: Role, network: Network, module: nn.Module, golden: dict[str, Tensor]) -> float:
+    where = f"{path}/{_GOLDEN}"
+    given, wanted = golden.get(f"{role}.input"), golden.get(f"{role}.output")
+    if given is None or wanted is None:
+        raise PackageError(f"{where}: {role}.input or {role}.output is absent; it must hold both")
+    number = len(given) if given.ndim else 0
+    if not 1 <= number <= _MAX_GOLDEN_IMAGES:
+        raise PackageError(f"{where}: {role}.input holds {number} images, 1 to {_MAX_GOLDEN_IMAGES} allowed")
+    shapes = {"input": (given, (1, network.side, network.side)), "output": (wanted, _output(role, network))}
+    for name, (value, shape) in shapes.items():
+        if tuple(value.shape) != (number, *shape) or value.dtype != torch.float32:
+            found = f"{tuple(value.shape)} {value.dtype}"
+            raise PackageError(f"{where}: {role}.{name} {found} found, {(number, *shape)} float32 wanted")
+    try:
         with torch.inference_mode():
-            try:
-                found = module(given)
-            except RuntimeError as error:
-                raise PackageError(f"{folder / _GOLDEN}: input {tuple(given.shape)} does not run: {error}") from error
-        if found.shape != wanted.shape:
-            raise PackageError(
-                f"{folder / _GOLDEN}: {role}.output {tuple(wanted.shape)} found, {tuple(found.shape)} wanted"
-            )
-        off = float((found - wanted).abs().max())
-        if not off <= GOLDEN_TOLERANCE:
-            raise PackageError(
-                f"{folder}: golden replay of the {role} is {off:.2e} off, at most {GOLDEN_TOLERANCE:.0e} allowed; "
-                "the weights, the network or this machine's arithmetic differ from what was packed"
-            )
+            found = module(given)
+    except RuntimeError as error:  # a side that does not halve often enough
+        raise PackageError(f"{where}: {role}.input does not run through {network.architecture}: {error}") from error
+    if found.shape != wanted.shape:
+        raise PackageError(
+            f"{path}/{_MANIFEST}: {network.architecture} gives {tuple(found.shape)}; a {role} must give "
+            f"{tuple(wanted.shape)}"
+        )
+    off = float((found - wanted).abs().max())
+    if not off <= GOLDEN_TOLERANCE:  # NaN is not either
+        raise PackageError(
+            f"{path}: golden replay of the {role} is {off:.2e} off, at most {GOLDEN_TOLERANCE:.0e} allowed; "
+            "the weights, the network or this machine's arithmetic differ from what was packed"
+        )
+    return off
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _refuse_not_finite(where: str, name: str, value: Tensor) -> None:
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        raise PackageError(f"{where}: {name} holds NaN or infinity; weights must be finite")
+
+
+def _tensors(where: str, data: bytes) -> dict[str, Tensor]:
     try:
-        return load_safetensors(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise PackageError(f"{path}: not a safetensors file ({error})") from error
+        return load_safetensors(data)
+    # Beside its own error: a type torch has no name for, a tensor of no bytes.
+    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise PackageError(f"{where}: not a safetensors file ({str(error)[:300]})") from error
 
 
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PackageError(f"{path}: cannot be read ({error.strerror}); the package is incomplete") from error
-
-
-def as_json(manifest: Manifest) -> str:
-    """The manifest for `pleura model show`."""
-    return json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -13,13 +12,14 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage
 
-from inference import admission, postprocess, radiograph, results
+from inference import admission, plausibility, postprocess, radiograph, results
 from inference.admission import REASONS, Rules
 from inference.engine import Engine
-from inference.finding import Finding, Outcome, Result, State
+from inference.finding import Finding, Outcome, State
 from inference.measure import measure
+from inference.plausibility import UPRIGHT, Pose
+from inference.preprocess import as_stored, upright
 from inference.radiograph import Radiograph, Unsuitable
-from inference.results.gate import GateError
 from inference.results.identity import Case, Refusal, RenderSettings
 
 log = logging.getLogger("pleura.analyse")
@@ -36,7 +36,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
+class Reading:
     """One image after reading: either a radiograph to analyse, or why not."""
 
     digest: str
@@ -46,8 +46,23 @@ class _Read:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the networks say of one radiograph. No frontal chest by the plausibility gate: nothing else was asked."""
+
+    plausibility: float = 1.0  # 0 to 1; 1 where the package has no such network
+    plausible: bool = True
+    pose: Pose = UPRIGHT  # in which the networks were shown it
+    probability: float = 0.0  # the classifier's, 0 to 1
+    probability_map: NDArray[np.float32] | None = None  # (rows, columns); of positives alone
+
+
 class Pipeline:
-    """Bytes in, one Outcome each out. It never raises for what is in the bytes."""
+    """Bytes in, one Outcome each out. It never raises for what is in the bytes.
+
+    Three steps, so that a worker may overlap them: `read` and `conclude` are for any thread, any number at a time;
+    `answer` is for the one that owns the device.
+    """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
@@ -58,97 +73,129 @@ class Pipeline:
 
         `result_time` is written into every object; no clock is asked (design, "Result times").
         """
-        reads = [self._read(data) for data in files]
-        admitted = [read for read in reads if read.refusal is None]
-        findings = iter(self._find([read.radiograph for read in admitted if read.radiograph is not None]))
-        return [self._conclude(read, None if read.refusal else next(findings), result_time) for read in reads]
+        readings = [self.read(data) for data in files]
+        answers = self.answer(readings)
+        return [self.conclude(*both, result_time) for both in zip(readings, answers, strict=True)]
 
     def fail(self, data: bytes, reason: str, result_time: datetime) -> Outcome:
         """The Outcome of an image given up on: nothing of it is decoded, for that may be what kills."""
         try:
             header = radiograph.without_pixels(radiograph.parse(data)[0])
         except Unsuitable as unsuitable:
-            read = _Read(radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail))
+            reading = Reading(radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail))
         else:
-            read = _Read(radiograph.undecoded_digest(data), header, refusal=(reason, ""))
-        return self._conclude(read, None, result_time)
+            reading = Reading(radiograph.undecoded_digest(data), header, refusal=(reason, ""))
+        return self.conclude(reading, None, result_time)
 
-    def _read(self, data: bytes) -> _Read:
+    def read(self, data: bytes) -> Reading:
+        """Parse, judge and decode one file."""
         try:
             dataset, broken = radiograph.parse(data)
         except Unsuitable as unsuitable:
-            return _Read(radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail))
+            return Reading(radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail))
         header = radiograph.without_pixels(dataset)
         verdict = admission.judge(header, self._settings.rules, self._settings.is_ours)
         if isinstance(verdict, admission.Refusal) and not REASONS[verdict.reason].sent:
-            return _Read(radiograph.undecoded_digest(data), header, refusal=(verdict.reason, verdict.detail))
+            return Reading(radiograph.undecoded_digest(data), header, refusal=(verdict.reason, verdict.detail))
         try:
             image = radiograph.decode(dataset)
         except Unsuitable as unsuitable:
-            return _Read(
+            return Reading(
                 radiograph.undecoded_digest(data), header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken
             )
         if isinstance(verdict, admission.Refusal):  # told to the archive, on the picture it is about
-            return _Read(image.content_digest, header, image, (verdict.reason, verdict.detail))
-        return _Read(image.content_digest, header, image, notes=(*verdict, *broken))
+            return Reading(image.content_digest, header, image, (verdict.reason, verdict.detail))
+        return Reading(image.content_digest, header, image, notes=(*verdict, *broken, *image.notes))
 
-    def _find(self, images: Sequence[Radiograph]) -> list[Finding]:
+    def answer(self, readings: Sequence[Reading]) -> list[Answer | None]:
+        """Run the networks over what was admitted: one Answer each, None for what was not. For the device's owner."""
+        asked = [index for index, reading in enumerate(readings) if reading.refusal is None]
+        answers: list[Answer | None] = [None] * len(readings)
+        for index, answer in zip(asked, self._ask([_pixels(readings[index]) for index in asked]), strict=True):
+            answers[index] = answer
+        return answers
+
+    def _ask(self, images: Sequence[NDArray[np.float32]]) -> list[Answer]:
         if not images:
             return []
-        threshold = self.engine.manifest.classifier.threshold
-        findings = [
-            Finding(probability, threshold, positive=probability >= threshold)
-            for probability in self.engine.classify([image.pixels for image in images])
-        ]
-        positives = [index for index, finding in enumerate(findings) if finding.positive]
+        manifest, engine = self.engine.manifest, self.engine
+        answers = [Answer()] * len(images)
+        if manifest.plausibility is not None:
+            limit = manifest.plausibility.threshold
+            answers = [
+                Answer(_sure(one.plausibility), plausible=one.pose is not None, pose=one.pose or UPRIGHT)
+                for one in plausibility.judge(engine.plausible, images, limit)
+            ]
+        chests = [index for index, answer in enumerate(answers) if answer.plausible]
+        shown = [answer.pose.righted(image) for answer, image in zip(answers, images, strict=True)]
+        if chests:
+            for index, probability in zip(chests, engine.classify([shown[i] for i in chests]), strict=True):
+                answers[index] = replace(answers[index], probability=_sure(probability))
+        positives = [index for index in chests if answers[index].probability >= manifest.classifier.threshold]
         if positives:
-            maps = self.engine.segment([images[index].pixels for index in positives])
-            for index, probability_map in zip(positives, maps, strict=True):
-                findings[index] = self._outlined(findings[index], images[index], probability_map)
-        return findings
+            for index, one in zip(positives, engine.segment([shown[i] for i in positives]), strict=True):
+                answers[index] = replace(answers[index], probability_map=answers[index].pose.as_given(one))
+        return answers
 
-    def _outlined(self, finding: Finding, image: Radiograph, probability_map: NDArray[np.float32]) -> Finding:
-        segmenter = self.engine.manifest.segmenter
-        mask = postprocess.segment(probability_map, segmenter.bottom, segmenter.top, segmenter.min_area_at_1024_px)
+    def _finding(self, image: Radiograph, answer: Answer) -> Finding:
+        threshold = self.engine.manifest.classifier.threshold
+        if answer.probability_map is None:
+            return Finding(answer.probability, threshold, positive=False)
+        # A region that post-processing leaves nothing of takes no positive back: the overlay says positive, nothing is
+        # outlined, and there is no SEG, for it would read like a negative.
+        rule = self.engine.manifest.segmenter
         orientation = image.header.get("PatientOrientation") or None
-        return replace(finding, mask=mask, measurement=measure(mask, image.spacing, orientation))
+        mask = postprocess.segment(as_stored(answer.probability_map, orientation), *rule.rule)
+        # A picture that had to be turned contradicts what its header says of sides.
+        sides = None if answer.pose.quarter_turns else orientation
+        measurement = measure(mask, image.spacing, sides)
+        return Finding(answer.probability, threshold, positive=True, mask=mask, measurement=measurement)
 
-    def _conclude(self, read: _Read, finding: Finding | None, result_time: datetime) -> Outcome:
-        reason, detail = read.refusal or (None, "")
+    def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
+        """Make and check the objects of one image that was read and, if it was admitted, answered."""
+        reason, detail = reading.refusal or (None, "")
+        finding = None
+        if answer is not None and answer.pose != UPRIGHT:
+            reading = replace(reading, notes=(*reading.notes, answer.pose.note))
+        if answer is not None and not answer.plausible:
+            reason, detail = "not_a_frontal_chest", f"plausibility {answer.plausibility:.3f}"
+        elif answer is not None:
+            assert reading.radiograph is not None
+            finding = self._finding(reading.radiograph, answer)
         state = REASONS[reason].state if reason else State.ANALYSED
         outcome = Outcome(
             state=state,
-            content_digest=read.digest,
-            sop_instance_uid=_uid(read.header, "SOPInstanceUID"),
-            study_instance_uid=_uid(read.header, "StudyInstanceUID"),
+            content_digest=reading.digest,
+            sop_instance_uid=_uid(reading.header, "SOPInstanceUID"),
+            study_instance_uid=_uid(reading.header, "StudyInstanceUID"),
             reason=reason,
             detail=detail,
             finding=finding,
-            notes=read.notes,
+            notes=reading.notes,
         )
-        if read.header is None or (reason and not REASONS[reason].sent):
+        if reading.header is None or (reason and not REASONS[reason].sent):
             return outcome
-        try:
-            return replace(outcome, results=self._results(read, finding, reason, result_time))
-        except (GateError, ValueError) as error:
-            # Never sent, visible, and the archive is told, where it can be, that this image has no answer.
-            detail = f"{error.kind}: {error.what}" if isinstance(error, GateError) else type(error).__name__
-            log.error("no result for %s: %s", outcome.sop_instance_uid, detail)
-            if state is not State.FAILED:
-                reason = "result_invalid"
-            outcome = replace(outcome, state=State.FAILED, reason=reason, detail=detail, finding=None)
-        with suppress(GateError, ValueError):
-            outcome = replace(outcome, results=self._results(read, None, "result_invalid", result_time))
-        return outcome
+        built = self._results(reading, finding, reason, result_time)
+        for problem in built.problems:  # never sent, visible, and in nobody's way
+            log.error("no %s for %s: %s", problem.kind, outcome.sop_instance_uid, problem.what)
+        said = (f"{problem.kind} not sent: {problem.what}" for problem in built.problems)
+        detail = "; ".join(part for part in (detail, *said) if part)
+        if built.results or not built.problems:
+            return replace(outcome, results=built.results, detail=detail)
+        # Nothing is left to tell the archive what was found: it is told, where it can be, that there is no answer.
+        if state is not State.FAILED:
+            reason = "result_invalid"
+        outcome = replace(outcome, state=State.FAILED, reason=reason, detail=detail, finding=None)
+        return replace(outcome, results=self._results(reading, None, "result_invalid", result_time).results)
 
     def _results(
-        self, read: _Read, finding: Finding | None, reason: str | None, result_time: datetime
-    ) -> tuple[Result, ...]:
-        assert read.header is not None
-        image = read.radiograph
+        self, reading: Reading, finding: Finding | None, reason: str | None, result_time: datetime
+    ) -> results.Built:
+        assert reading.header is not None
+        image = reading.radiograph
         case = Case(
-            header=read.header,
-            content_digest=read.digest,
+            header=reading.header,
+            content_digest=reading.digest,
             model=self.engine.identity,
             result_time=result_time,
             finding=finding,
@@ -156,13 +203,14 @@ class Pipeline:
             pixels=image.pixels if image else None,
             spacing=image.spacing if image else None,
             appearance=self._settings.appearance,
-            notes=read.notes,
+            notes=reading.notes,
         )
-        return results.build(case, sorted(self._settings.kinds))
+        return results.build_what_passes(case, sorted(self._settings.kinds))
 
     def warm_up(self) -> None:
         """Run networks and encoders once, so that no patient waits for first imports, lookups and allocations."""
         pixels = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+        self.engine.plausible([pixels])
         self.engine.classify([pixels])
         self.engine.segment([pixels])
         header = Dataset()
@@ -172,8 +220,22 @@ class Pipeline:
         header.set_original_encoding(False, True)
         mask = pixels > 0.5
         finding = Finding(1.0, 0.5, positive=True, mask=mask, measurement=measure(mask, None, None))
-        read = _Read("", header, Radiograph(header, pixels, None, ""))
-        self._results(read, finding, None, datetime(2000, 1, 1))
+        reading = Reading("", header, Radiograph(header, pixels, None, ""))
+        for problem in self._results(reading, finding, None, datetime(2000, 1, 1)).problems:
+            raise problem
+
+
+def _sure(probability: float) -> float:
+    """NaN is below every threshold, and would be a silent "not detected"."""
+    if not 0.0 <= probability <= 1.0:
+        raise ArithmeticError(f"a network answered {probability}, wanted 0 to 1")
+    return probability
+
+
+def _pixels(reading: Reading) -> NDArray[np.float32]:
+    """What the networks see: the image standing up, however it is stored."""
+    assert reading.radiograph is not None
+    return upright(reading.radiograph.pixels, reading.radiograph.header.get("PatientOrientation"))
 
 
 def _uid(header: Dataset | None, keyword: str) -> str | None:

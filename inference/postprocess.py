@@ -1,4 +1,4 @@
-"""Probability map -> mask: two thresholds and a smallest area, nothing cleverer."""
+"""Probability map -> mask: two thresholds and two areas, nothing cleverer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-REFERENCE_MATRIX_PX = 1024 * 1024  # the matrix that a smallest area is stated for: the one of the training masks
+REFERENCE_MATRIX_PX = 1024 * 1024  # the matrix that areas are stated for: the one of the training masks
 
 
 def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
@@ -19,24 +19,39 @@ def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
 
 
 def segment(
-    probability: NDArray[np.float32], bottom: float, top: float, min_area_at_1024_px: float
+    probability: NDArray[np.float32],
+    bottom: float,
+    top: float,
+    min_area_at_1024_px: float,
+    min_sure_area_at_1024_px: float = 0.0,
 ) -> NDArray[np.bool_]:
     """Give the (rows, columns) bool mask of a (rows, columns) float32 probability map.
 
-    A region is what hangs together at `bottom` or more. It stays when enough of it reaches `top`: at least
-    `min_area_at_1024_px`, stated for a 1024 x 1024 matrix and scaled to this one, so that a package's figure means the
-    same part of a chest in every matrix. This is the triplet rule of the SIIM-ACR 2019 winner, kept per region instead
-    of per image; with bottom = top it is: threshold, then drop small regions.
+    1. The mask is what reaches `bottom`.
+    2. Its regions of less than `min_area_at_1024_px` are dropped.
+    3. There is a lesion at all only if what is left has `min_sure_area_at_1024_px`, one pixel at the least, that
+       reaches `top`; else the mask is empty.
+
+    The rule of the SIIM-ACR 2019 winner is steps 1 and 3 (`min_area_at_1024_px` 0): more than so many sure pixels in
+    the whole image decide that there is something, and the lower threshold draws it. The usual rule, threshold and
+    drop what is small, is steps 1 and 2 (`bottom` = `top`). With both, a speck that was dropped speaks for nothing.
+
+    Areas are stated for a 1024 x 1024 matrix and scaled to this one, so that a package's figure means the same part
+    of a chest in every matrix. What is no number reaches no threshold: it is not a finding.
+
+    Raises:
+        ValueError: not two axes, or thresholds other than 0 < bottom <= top <= 1.
     """
     if probability.ndim != 2:
         raise ValueError(f"segment: a probability map of shape {probability.shape}; wanted (rows, columns)")
     if not 0 < bottom <= top <= 1:
         raise ValueError(f"segment: bottom {bottom} and top {top}; wanted 0 < bottom <= top <= 1")
-    regions, count = label_regions(probability >= bottom)
-    if count == 0:
-        return np.zeros(probability.shape, dtype=bool)
-    # NaN compares false on both thresholds: what the network could not say is not a finding.
-    sure_px = np.bincount(regions.ravel(), weights=(probability >= top).ravel(), minlength=count + 1)
-    keep = sure_px >= max(1.0, min_area_at_1024_px * probability.size / REFERENCE_MATRIX_PX)
-    keep[0] = False
-    return np.asarray(keep[regions], dtype=bool)
+    scale = probability.size / REFERENCE_MATRIX_PX
+    mask = np.asarray(probability >= bottom)
+    if min_area_at_1024_px * scale > 1:  # else no region is too small
+        regions, count = label_regions(mask)
+        keep = np.bincount(regions.ravel(), minlength=count + 1) >= min_area_at_1024_px * scale
+        keep[0] = False
+        mask = np.asarray(keep[regions], dtype=bool)
+    sure_px = np.count_nonzero(mask & (probability >= top))
+    return mask if sure_px >= max(1.0, min_sure_area_at_1024_px * scale) else np.zeros_like(mask)

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SCHEMES = ("image-standard",)
+SCHEMES = ("image-standard", "unit")
+
+
+Pixels = TypeVar("Pixels", bound=NDArray[Any])
+
+
+def upright(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels:
+    """A view of a (rows, columns) image as networks were trained on it: patient's left at the right, feet below.
+
+    `patient_orientation` is PatientOrientation (0020,0020), where rows and columns run to (PS3.3 C.7.6.1.1.1). Where it
+    does not say both, the image stays as it is stored.
+    """
+    transposed, mirrored, upside_down = _turn(patient_orientation)
+    turned: Any = pixels.T if transposed else pixels
+    return turned[:: -1 if upside_down else 1, :: -1 if mirrored else 1]  # type: ignore[no-any-return]
+
+
+def as_stored(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels:
+    """The way back from `upright`: its (rows, columns) image in the source's own matrix, as a view."""
+    transposed, mirrored, upside_down = _turn(patient_orientation)
+    turned: Any = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    return turned.T if transposed else turned  # type: ignore[no-any-return]
+
+
+def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:
+    """(transposed, mirrored, upside down) against L\\F, the order of undoing it."""
+    if patient_orientation is None or isinstance(patient_orientation, str) or len(patient_orientation) != 2:
+        return False, False, False
+    along_row, along_column = (str(direction).strip().upper()[:1] for direction in patient_orientation)
+    if along_row in ("H", "F") and along_column in ("L", "R"):
+        return True, along_column == "R", along_row == "H"
+    if along_row in ("L", "R") and along_column in ("H", "F"):
+        return False, along_row == "R", along_column == "H"
+    return False, False, False
 
 
 @dataclass(frozen=True)
@@ -63,9 +98,12 @@ def normalise(pixels: NDArray[np.float32], geometry: Geometry, scheme: str) -> N
 
     "image-standard": zero mean and unit deviation of the image's own pixels, so that one picture shown through two
     windows is nearly one input; the letterbox is 0.
+    "unit": as it is, 0 black to 1 white, the letterbox black; what else is wanted is in the network's own first step.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"normalisation: {scheme!r} found, allowed: {', '.join(SCHEMES)}")
+    if scheme == "unit":
+        return pixels
     inside = pixels[_inside(geometry)]
     square = np.zeros_like(pixels)
     square[_inside(geometry)] = (inside - inside.mean()) / (inside.std() + 1e-3)

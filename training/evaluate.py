@@ -56,9 +56,8 @@ def evaluate(model: Path, data: Path, report_fold: int = 3) -> dict[str, Any]:
 def _answer(engine: Engine, cases: Sequence[siim.Case]) -> list[_Answer]:
     pictures = [case.read().pixels for case in cases]
     answers = []
-    segmenter = engine.manifest.segmenter
     for case, probability, found in zip(cases, engine.classify(pictures), engine.segment(pictures), strict=True):
-        mask = postprocess.segment(found, segmenter.bottom, segmenter.top, segmenter.min_area_at_1024_px)
+        mask = postprocess.segment(found, *engine.manifest.segmenter.rule)
         alone = metrics.dice(mask, case.mask)
         both = alone if probability >= engine.manifest.classifier.threshold else metrics.dice(mask & False, case.mask)
         answers.append(_Answer(case, probability, alone, both))
@@ -69,7 +68,7 @@ def _auc(answers: Sequence[_Answer]) -> dict[str, Any]:
     scores = np.array([answer.probability for answer in answers])
     labels = np.array([answer.case.positive for answer in answers])
     interval = _bootstrap(answers, lambda chosen: metrics.auc(scores[chosen], labels[chosen]))
-    return {"value": metrics.auc(scores, labels), "interval_95": interval} | _count(answers)
+    return {"value": metrics.auc(scores, labels), "interval_95": list(interval)} | _count(answers)
 
 
 def _operating(answers: Sequence[_Answer], threshold: float) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def _operating(answers: Sequence[_Answer], threshold: float) -> dict[str, Any]:
     figures = {}
     for name, right, among in (("sensitivity", said, true), ("specificity", ~said, ~true)):
         hits, of = int((right & among).sum()), int(among.sum())
-        figures[name] = {"value": hits / of, "interval_95": metrics.wilson(hits, of), "right": hits, "of": of}
+        figures[name] = {"value": hits / of, "interval_95": list(metrics.wilson(hits, of)), "right": hits, "of": of}
     return figures
 
 
@@ -94,7 +93,7 @@ def _overlap(answers: Sequence[_Answer]) -> dict[str, Any]:
 def _mean(answers: Sequence[_Answer], values: list[float]) -> dict[str, Any]:
     array = np.array(values)
     interval = _bootstrap(answers, lambda chosen: float(array[chosen].mean()))
-    return {"value": float(array.mean()), "interval_95": interval} | _count(answers)
+    return {"value": float(array.mean()), "interval_95": list(interval)} | _count(answers)
 
 
 def _count(answers: Sequence[_Answer]) -> dict[str, int]:

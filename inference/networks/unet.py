@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from inference.networks.residual import BLOCKS, WIDTHS, ResidualEncoder
 
+UP_WIDTHS = (128, 80, 48, 32)
+
 
 class UpBlock(nn.Module):
     """Double the size, join the encoder's map of that size, two 3 x 3 convolutions."""
@@ -34,7 +36,7 @@ class ResidualUNet(nn.Module):
     """(n, 1, side, side) float32 -> (n, 1, side, side) logits. The last step, from half the side, is bilinear."""
 
     def __init__(
-        self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS, up_widths: Sequence[int] = (128, 80, 48, 32)
+        self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS, up_widths: Sequence[int] = UP_WIDTHS
     ) -> None:
         super().__init__()
         self.encoder = ResidualEncoder(widths, blocks)

@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator
 
 from pydicom import DataElement, Dataset, FileDataset, config, dcmread, dcmwrite
 from pydicom.datadict import dictionary_VR
-from pydicom.uid import SecondaryCaptureImageStorage, SegmentationStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    GrayscaleSoftcopyPresentationStateStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 from pydicom.valuerep import validate_value
 
 from inference.finding import Result
 from inference.radiograph import COPIED_KEYWORDS
-from inference.results import gate_sc, gate_seg
+from inference.results import content, gate_pr, gate_sc, gate_seg, gate_sr
 from inference.results.identity import (
     DISCLAIMER,
     FORMAL_VRS,
@@ -50,9 +55,48 @@ TYPE_1_KEYWORDS = {
         "Columns", "BitsAllocated", "BitsStored", "PlanarConfiguration", "BurnedInAnnotation", "SourceImageSequence",
         "DerivationDescription", "DerivationCodeSequence", "ReferencedSeriesSequence", "PixelData",
     ),
+    "SR": (
+        "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber",
+        "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions", "InstanceNumber",
+        "ContentDate", "ContentTime", "CompletionFlag", "VerificationFlag", "PreliminaryFlag",
+        "CurrentRequestedProcedureEvidenceSequence", "ValueType", "ConceptNameCodeSequence", "ContinuityOfContent",
+        "ContentTemplateSequence", "ContentSequence",
+    ),
+    "PR": (
+        "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber",
+        "InstanceNumber", "ContentLabel", "PresentationCreationDate", "PresentationCreationTime",
+        "ReferencedSeriesSequence", "DisplayedAreaSelectionSequence", "GraphicLayerSequence",
+        "GraphicAnnotationSequence", "PresentationLUTShape",
+    ),
 }  # fmt: skip
-SOP_CLASSES = {"SEG": SegmentationStorage, "SC": SecondaryCaptureImageStorage}
-MODALITIES = {"SEG": "SEG", "SC": "OT"}
+OWN_TYPE_2_KEYWORDS = {
+    "SR": ("ReferencedPerformedProcedureStepSequence", "PerformedProcedureCodeSequence"),
+    "PR": ("ContentDescription", "ContentCreatorName"),
+}
+SOP_CLASSES = {
+    "SEG": SegmentationStorage,
+    "SC": SecondaryCaptureImageStorage,
+    "SR": Comprehensive3DSRStorage,
+    "PR": GrayscaleSoftcopyPresentationStateStorage,
+}
+DESCRIPTIONS = {"SEG": "region", "SC": "overlay", "SR": "report", "PR": "contours"}
+MODALITIES = {"SEG": "SEG", "SC": "OT", "SR": "SR", "PR": "PR"}
+# Where an object of ours holds text: nowhere else may any stand, and here only our own words.
+TEXT_VRS = ("LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
+TEXT_KEYWORDS = {
+    "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions", "SeriesDescription",
+    "ContributionDescription", "CodeValue", "CodingSchemeDesignator", "CodeMeaning", "ContentDescription",
+    "SegmentLabel", "SegmentAlgorithmName", "AlgorithmName", "AlgorithmVersion", "TrackingID",
+    "DimensionDescriptionLabel", "DerivationDescription", "SecondaryCaptureDeviceManufacturer",
+    "SecondaryCaptureDeviceManufacturerModelName", "SecondaryCaptureDeviceSoftwareVersions", "TextValue",
+    "UnformattedTextValue", "GraphicLayerDescription", "RescaleType", "ModalityLUTType",
+    "TimezoneOffsetFromUTC",
+}  # fmt: skip
+CODES = {code for code in vars(content).values() if isinstance(code, tuple) and len(code) == 3} | {
+    *content.SIDES.values(), *content.MODALITIES.values(), ("109102", "DCM", "Processing Equipment"),
+    ("113076", "DCM", "Segmentation"), ("113085", "DCM", "Spatial resampling"), ("113040", "DCM", "Lossy Compression"),
+    ("121322", "DCM", "Source image for image processing operation"),
+}  # fmt: skip
 
 
 class GateError(Exception):
@@ -101,7 +145,8 @@ def _read(result: Result) -> FileDataset:
     missing = [
         keyword for keyword in TYPE_1_KEYWORDS[result.kind] if keyword not in dataset or dataset[keyword].is_empty
     ]
-    missing += [keyword for keyword in TYPE_2_KEYWORDS if keyword not in dataset]
+    empty_allowed = (*TYPE_2_KEYWORDS, *OWN_TYPE_2_KEYWORDS.get(result.kind, ()))
+    missing += [keyword for keyword in empty_allowed if keyword not in dataset]
     if missing:
         raise GateError(result.kind, f"required and not there: {', '.join(missing)}")
     again = io.BytesIO()
@@ -114,7 +159,7 @@ def _read(result: Result) -> FileDataset:
 def _values_allowed(dataset: Dataset, case: Case) -> Iterator[str]:
     """Each value is one its VR allows (PS3.5 6.2); text that is the source's own is the source's business."""
     for element in dataset.iterall():
-        if element.tag.is_private or element.VR not in (dictionary_VR(element.tag), "OB"):
+        if element.tag.is_private or element.VR not in (*dictionary_VR(element.tag).split(" or "), "OB"):
             yield f"{element.tag} is private or has VR {element.VR}"
             continue
         if element.VR == "SQ" or element.is_empty or _same(element, case.header):
@@ -140,6 +185,27 @@ def _patient_and_study(dataset: Dataset, case: Case) -> Iterator[str]:
     for element in dataset.iterall():
         if element.tag.group == 0x0010 and element.keyword not in COPIED_KEYWORDS:
             yield f"{element.tag} {element.keyword} tells of a patient and is not one of the copied attributes"
+
+
+def _words(dataset: Dataset, _: Case) -> Iterator[str]:
+    """Text stands only where ours does, and every code is one of ours: no patient's value hides in either."""
+    for element in dataset.iterall():
+        if element.VR not in TEXT_VRS or element.is_empty or element.keyword in COPIED_KEYWORDS:
+            continue
+        if element.keyword not in TEXT_KEYWORDS:
+            yield f"{element.tag} {element.keyword} holds text where none belongs"
+    for item in _items(dataset):
+        if "CodeValue" in item and (
+            item.CodeValue,
+            item.get("CodingSchemeDesignator"),
+            item.get("CodeMeaning"),
+        ) not in (CODES):
+            yield "a code that is none of ours, or means something else"
+    if str(dataset.get("ContentDescription") or DISCLAIMER) not in (
+        DISCLAIMER,
+        f"Pneumothorax, automatic. {DISCLAIMER}",
+    ):
+        yield "ContentDescription is not ours"
 
 
 def _uids(dataset: Dataset, case: Case) -> Iterator[str]:
@@ -183,11 +249,12 @@ def _equipment(dataset: Dataset, case: Case) -> Iterator[str]:
 
 def _times_and_words(dataset: Dataset, case: Case) -> Iterator[str]:
     date, time = case.local_time.strftime("%Y%m%d"), case.local_time.strftime("%H%M%S.%f")
-    for prefix in ("Series", "Content", "InstanceCreation"):
+    for prefix in ("Series", "PresentationCreation" if dataset.Modality == "PR" else "Content", "InstanceCreation"):
         if (dataset.get(f"{prefix}Date"), dataset.get(f"{prefix}Time")) != (date, time):
             yield f"{prefix}Date and Time are not the result's"
-    if not str(dataset.get("SeriesDescription")).endswith(DISCLAIMER):
-        yield f"SeriesDescription does not say {DISCLAIMER!r}"
+    kind = next(kind for kind, modality in MODALITIES.items() if modality == dataset.Modality)
+    if dataset.get("SeriesDescription") != (said := f"Pneumothorax {DESCRIPTIONS[kind]}. {DISCLAIMER}"):
+        yield f"SeriesDescription does not say {said!r}"
 
 
 def _lossy_history(dataset: Dataset, case: Case) -> Iterator[str]:
@@ -228,12 +295,14 @@ COMMON: tuple[Rule, ...] = (
     _uids,
     _patient_and_study,
     _values_allowed,
-    _references,
+    _words,
     _equipment,
     _times_and_words,
-    _lossy_history,
 )
+OF_IMAGES: tuple[Rule, ...] = (_references, _lossy_history)
 RULES: dict[str, tuple[Rule, ...]] = {
-    "SEG": (*COMMON, *gate_seg.RULES),
-    "SC": (*COMMON, *gate_sc.RULES),
+    "SEG": (*COMMON, *OF_IMAGES, *gate_seg.RULES),
+    "SC": (*COMMON, *OF_IMAGES, *gate_sc.RULES),
+    "SR": (*COMMON, *gate_sr.RULES),
+    "PR": (*COMMON, *gate_pr.RULES),
 }

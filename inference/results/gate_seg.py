@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from pydicom import Dataset
 
-from inference.results import seg
-from inference.results.identity import Case, derived_uid, frame_of_reference_uid
+from inference.results import content
+from inference.results.identity import Case, frame_of_reference_uid
+from inference.results.lesions import Lesion
 
 
 def _segmentation(dataset: Dataset, case: Case) -> Iterator[str]:
@@ -16,8 +17,9 @@ def _segmentation(dataset: Dataset, case: Case) -> Iterator[str]:
     if mask is None:
         yield "a SEG where nothing is segmented"
         return
-    if (dataset.Rows, dataset.Columns, dataset.NumberOfFrames) != (*mask.shape, 1):
-        yield f"{dataset.Rows} x {dataset.Columns} x {dataset.NumberOfFrames} pixels, wanted {mask.shape} x 1"
+    count = len(case.lesions)
+    if (dataset.Rows, dataset.Columns, dataset.NumberOfFrames) != (*mask.shape, count):
+        yield f"{dataset.Rows} x {dataset.Columns} x {dataset.NumberOfFrames} pixels, wanted {mask.shape} x {count}"
         return
     shape = (
         dataset.SegmentationType,
@@ -32,28 +34,40 @@ def _segmentation(dataset: Dataset, case: Case) -> Iterator[str]:
         or dataset.PhotometricInterpretation != "MONOCHROME2"
     ):
         yield "the pixels are not described as one bit each"
-    # PS3.5 8.1.1: packed from the least significant bit on, padded to even length.
+    # PS3.5 8.1.1: packed from the least significant bit on, frame after frame, padded to even length.
+    size = mask.size * count
     bits = np.unpackbits(np.frombuffer(dataset.PixelData, dtype=np.uint8), bitorder="little")
-    if bits.size < mask.size or not np.array_equal(bits[: mask.size].astype(bool), mask.ravel()):
-        yield "the mask is not the one that was segmented"
-    if bits[mask.size :].any() or len(dataset.PixelData) != (mask.size + 15) // 16 * 2:
-        yield f"{len(dataset.PixelData)} bytes of Pixel Data, wanted {(mask.size + 15) // 16 * 2}"
-    if len(dataset.SegmentSequence) != 1:
-        yield f"{len(dataset.SegmentSequence)} segments, wanted 1"
+    if bits[size:].any() or len(dataset.PixelData) != (size + 15) // 16 * 2:
+        yield f"{len(dataset.PixelData)} bytes of Pixel Data, wanted {(size + 15) // 16 * 2}"
         return
-    yield from _segment(dataset.SegmentSequence[0], case)
+    frames = bits[:size].reshape(count, *mask.shape).view(bool)
+    if not np.array_equal(frames[0] if count == 1 else frames.sum(axis=0, dtype=np.uint8), mask):
+        yield "the mask is not the one that was segmented"
+    segments, groups = dataset.SegmentSequence, dataset.PerFrameFunctionalGroupsSequence
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    if (len(segments), len(groups)) != (count, count):
+        yield f"{len(segments)} segments in {len(groups)} frames, wanted {count}"
+        return
+    for lesion, segment, frame, group in zip(case.lesions, segments, frames, groups, strict=True):
+        if count > 1 and int(frame.sum()) != lesion.area_px:
+            yield f"frame {lesion.number} does not hold its lesion"
+        named = (group if "SegmentIdentificationSequence" in group else shared).SegmentIdentificationSequence
+        if [item.ReferencedSegmentNumber for item in named] != [lesion.number]:
+            yield f"frame {lesion.number} is not of the segment of that number"
+        yield from _segment(segment, lesion, case)
 
 
-def _segment(segment: Dataset, case: Case) -> Iterator[str]:
+def _segment(segment: Dataset, lesion: Lesion, case: Case) -> Iterator[str]:
     for keyword, wanted in (
-        ("SegmentedPropertyCategoryCodeSequence", seg.CATEGORY),
-        ("SegmentedPropertyTypeCodeSequence", seg.PNEUMOTHORAX),
-        ("AnatomicRegionSequence", seg.LUNG),
+        ("SegmentedPropertyCategoryCodeSequence", content.MORPHOLOGICALLY_ABNORMAL),
+        ("SegmentedPropertyTypeCodeSequence", content.PNEUMOTHORAX),
+        ("AnatomicRegionSequence", content.LUNG),
     ):
         if [(item.CodeValue, item.CodingSchemeDesignator) for item in segment.get(keyword) or []] != [wanted[:2]]:
             yield f"{keyword} is not {wanted[2]}"
-    if segment.SegmentNumber != 1 or segment.SegmentAlgorithmType != "AUTOMATIC" or not segment.get("SegmentLabel"):
-        yield "the segment is not number 1, AUTOMATIC, with a label"
+    numbered = (segment.SegmentNumber, segment.SegmentAlgorithmType, segment.get("SegmentLabel"))
+    if numbered != (lesion.number, "AUTOMATIC", lesion.tracking_id):
+        yield f"the segment is not number {lesion.number}, AUTOMATIC, with its label"
     algorithms = segment.get("SegmentationAlgorithmIdentificationSequence") or [Dataset()]
     if (algorithms[0].get("AlgorithmName"), algorithms[0].get("AlgorithmVersion")) != (
         case.model.id,
@@ -62,12 +76,10 @@ def _segment(segment: Dataset, case: Case) -> Iterator[str]:
         yield "SegmentationAlgorithmIdentificationSequence does not name the model and its version"
     if not segment.get("SegmentAlgorithmName"):
         yield "SegmentAlgorithmName is empty"
-    if not segment.get("TrackingID") or segment.get("TrackingUID") != derived_uid(case, "tracking"):
-        yield "TrackingID or TrackingUID is not the finding's"
-    measurement = case.finding.measurement if case.finding else None
-    side = measurement.laterality if measurement else None
+    if (segment.get("TrackingID"), segment.get("TrackingUID")) != (lesion.tracking_id, lesion.tracking_uid):
+        yield "TrackingID or TrackingUID is not the lesion's"
     modifiers = segment.AnatomicRegionSequence[0].get("AnatomicRegionModifierSequence") or []
-    if [item.CodeValue for item in modifiers] != ([seg.SIDES[side][0]] if side else []):
+    if [item.CodeValue for item in modifiers] != ([content.SIDES[lesion.side][0]] if lesion.side else []):
         yield "AnatomicRegionModifierSequence is not the side that was measured"
 
 
@@ -81,10 +93,11 @@ def _viewer_geometry(dataset: Dataset, case: Case) -> Iterator[str]:
     wanted = (case.spacing.row_mm, case.spacing.column_mm) if case.spacing else (1.0, 1.0)
     if not np.allclose([float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing], wanted, rtol=1e-6):
         yield "PixelSpacing is not the source's"
-    if len(frames) != 1 or list(frames[0].PlanePositionSequence[0].ImagePositionPatient) != [0, 0, 0]:
-        yield "ImagePositionPatient is not 0\\0\\0 in one frame"
-    elif not frames[0].DerivationImageSequence[0].SourceImageSequence:
-        yield "the frame does not say which image it is derived from"
+    for frame in frames:
+        if list(frame.PlanePositionSequence[0].ImagePositionPatient) != [0, 0, 0]:
+            yield "ImagePositionPatient is not 0\\0\\0 in each frame"
+        elif not frame.DerivationImageSequence[0].SourceImageSequence:
+            yield "a frame does not say which image it is derived from"
 
 
 RULES = (_segmentation, _viewer_geometry)

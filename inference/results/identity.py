@@ -9,8 +9,9 @@ import itertools
 import json
 import re
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from pydicom.valuerep import validate_value
 
 from inference.finding import Finding, ModelIdentity, State
 from inference.radiograph import COPIED_KEYWORDS, Spacing
+from inference.results.lesions import Lesion, find
 
 try:
     PLEURA_VERSION = importlib.metadata.version("pleura")
@@ -30,13 +32,22 @@ MANUFACTURER = "Pleura"
 DISCLAIMER = "Research use only - not for diagnosis"
 IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"  # PS3.7 D.3.3.2: names the implementation
 IMPLEMENTATION_VERSION_NAME = f"PLEURA_{PLEURA_VERSION}"[:16]
-SCHEMA_VERSION = 1  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
+SCHEMA_VERSION = 2  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
 NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
 
 # Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present in each object, empty where unknown.
 TYPE_2_KEYWORDS = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+# What results also take from their source, and the content digest does not cover.
+TAKEN_KEYWORDS = (
+    "SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "TimezoneOffsetFromUTC", "Modality", "BodyPartExamined",
+    "BurnedInAnnotation", "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+    "AcquisitionDate", "AcquisitionTime", "PixelAspectRatio", "RescaleType", "ModalityLUTSequence", "VOILUTSequence",
+    "ShutterShape", "ShutterLeftVerticalEdge", "ShutterRightVerticalEdge", "ShutterUpperHorizontalEdge",
+    "ShutterLowerHorizontalEdge", "CenterOfCircularShutter", "RadiusOfCircularShutter",
+    "VerticesOfThePolygonalShutter",
 )  # fmt: skip
 PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
 # What these VRs allow is checkable without knowing the value's language; a value outside is not carried on.
@@ -46,20 +57,18 @@ USABLE_UID = re.compile(r"[0-9][0-9.]{0,63}")
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """The settings that change pixels. Only these are part of the identity, so that editing a port doubles nothing."""
+    """The settings that change pixels or words: each part of the identity of what it changes, and of nothing else."""
 
     longest_side: int = 2048  # pixels of the radiograph within the overlay; a smaller source is never blown up to it
     jpeg_quality: int = 90
+    report_absent: bool = False  # "not detected" is also coded as Absent in the SR: a site's own decision
+    refer_to_segmentation: bool = True  # False where an SR goes to somebody who does not get the SEG
 
     def __post_init__(self) -> None:
         if not 256 <= self.longest_side <= 16384:
             raise ValueError(f"RenderSettings: longest_side {self.longest_side}; wanted 256 to 16384 pixels")
         if not 50 <= self.jpeg_quality <= 100:
             raise ValueError(f"RenderSettings: jpeg_quality {self.jpeg_quality}; wanted 50 to 100")
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,27 @@ class Case:
             finding.mask if finding and finding.positive and finding.mask is not None and finding.mask.any() else None
         )
 
+    @cached_property
+    def lesions(self) -> tuple[Lesion, ...]:
+        """The lesions of what is segmented, the largest first; none where nothing is."""
+        if self.segmented is None:
+            return ()
+        orientation = self.header.get("PatientOrientation") or None
+        return find(self.segmented, orientation, lambda number: _tracking_uid(self, number))
+
+    @cached_property
+    def taken_digest(self) -> str:
+        """Over what results take from the source beside its content, over spacing and notes."""
+        digest = hashlib.sha256(repr((self.notes, self.spacing)).encode("utf-8", "surrogateescape"))
+        for keyword in TAKEN_KEYWORDS:
+            element = self.header[keyword] if keyword in self.header else None  # noqa: SIM401 - get() gives the value
+            values = [] if element is None else [element]
+            if element is not None and element.VR == "SQ":
+                values = [each for item in element.value for each in item.iterall()]
+            for each in values:
+                digest.update(f"\0{keyword} {each.tag}={each.value!r}".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
     @property
     def local_time(self) -> datetime:
         """The result's time on the clock that the object's dates and times are in (PS3.3 C.12.1.1.8)."""
@@ -144,7 +174,21 @@ def derived_uid(case: Case, kind: str) -> str:
     else:
         assert case.refusal is not None  # one of the two: Case says so
         outcome = [case.refusal.state.value, case.refusal.reason]
-    return _uuid5(kind, *_source(case), outcome, case.appearance.digest)
+    return _uuid5(kind, *_source(case), outcome, _settings(case, kind), case.taken_digest)
+
+
+def _settings(case: Case, kind: str) -> list[object]:
+    """The settings that change what this kind of object holds."""
+    chosen = case.appearance
+    if kind == "SC":
+        return [chosen.longest_side, chosen.jpeg_quality]
+    return [chosen.report_absent, chosen.refer_to_segmentation and bool(case.lesions)] if kind == "SR" else []
+
+
+def _tracking_uid(case: Case, number: int) -> str:
+    """The UID of a lesion, the same in every object that speaks of it, however that is rendered."""
+    assert case.finding is not None  # it has lesions
+    return _uuid5("tracking", *_source(case), float(case.finding.threshold), number)
 
 
 def series_uid(case: Case, kind: str) -> str:

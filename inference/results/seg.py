@@ -1,4 +1,4 @@
-"""The DICOM Segmentation: the mask in the source's exact pixel matrix, one binary segment.
+"""The DICOM Segmentation: the mask in the source's exact pixel matrix, one binary segment for each lesion.
 
 PS3.3 A.51. The geometry is a viewer's, not the patient's: a projection has no position in space, but a SEG without a
 frame of reference, orientation and position is drawn by no viewer tried, and crashes one (docs/decisions.md).
@@ -7,10 +7,12 @@ frame of reference, orientation and position is drawn by no viewer tried, and cr
 from __future__ import annotations
 
 import highdicom as hd
+import numpy as np
+from numpy.typing import NDArray
 from pydicom import DataElement, Dataset
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
-from inference.finding import Laterality
+from inference.results import content
 from inference.results.identity import (
     DISCLAIMER,
     MANUFACTURER,
@@ -25,20 +27,12 @@ from inference.results.identity import (
     record_lossy,
     reference_series,
 )
+from inference.results.lesions import Lesion
 
 KIND = "SEG"
 TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian
 SERIES_NUMBER = 9001
-ALGORITHM_FAMILY = ("123110", "DCM", "Artificial Intelligence")
-CATEGORY = ("49755003", "SCT", "Morphologically Abnormal Structure")
-PNEUMOTHORAX = ("36118008", "SCT", "Pneumothorax")
-LUNG = ("39607008", "SCT", "Lung")
-SIDES: dict[Laterality, tuple[str, str, str]] = {
-    "R": ("24028007", "SCT", "Right"),
-    "L": ("7771000", "SCT", "Left"),
-    "B": ("51440002", "SCT", "Right and left"),
-}
-DISPLAY_COLOUR_CIELAB = [53000, 38000, 53000]  # amber, as in the overlay; 16-bit scaled, PS3.3 C.10.7.1.1
+DISPLAY_COLOUR_CIELAB = [46273, 37131, 52089]  # orange, as in the overlay; 16-bit scaled, PS3.3 C.10.7.1.1
 
 
 def encode(case: Case) -> Dataset | None:
@@ -48,9 +42,9 @@ def encode(case: Case) -> Dataset | None:
         return None
     segmentation = hd.seg.Segmentation(
         source_images=[_stand_in(case)],
-        pixel_array=mask[None].astype("uint8"),  # (frames, rows, columns)
+        pixel_array=_numbered(case, mask)[None],  # (frames, rows, columns)
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_describe(case)],
+        segment_descriptions=[_describe(case, lesion) for lesion in case.lesions],
         series_instance_uid="2.25.0",  # the identity comes from identify(), below
         series_number=SERIES_NUMBER,
         sop_instance_uid="2.25.0",
@@ -74,7 +68,7 @@ def encode(case: Case) -> Dataset | None:
     segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = dimensions
     for item in segmentation.DimensionIndexSequence:
         item.DimensionOrganizationUID = dimensions
-    packed_bytes = -(-mask.size // 8)
+    packed_bytes = -(-mask.size * len(case.lesions) // 8)  # frames follow each other without a gap
     # highdicom 0.28 pads to even length with an ASCII "0"; an OB is padded with a zero byte (PS3.5 6.2).
     segmentation.PixelData = segmentation.PixelData[:packed_bytes] + b"\0" * (packed_bytes % 2)
     segmentation.ReferencedSeriesSequence = [reference_series(case)]
@@ -104,25 +98,31 @@ def _stand_in(case: Case) -> Dataset:
     return source
 
 
-def _describe(case: Case) -> hd.seg.SegmentDescription:
-    finding = case.finding
-    assert finding is not None
-    side = finding.measurement.laterality if finding.measurement else None
+def _numbered(case: Case, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The (rows, columns) mask with each lesion's number in place of True."""
+    numbers = mask.astype(np.uint8)
+    for lesion in case.lesions[1:]:
+        top, left = lesion.corner
+        numbers[top : top + lesion.part.shape[0], left : left + lesion.part.shape[1]][lesion.part] = lesion.number
+    return numbers
+
+
+def _describe(case: Case, lesion: Lesion) -> hd.seg.SegmentDescription:
     description = hd.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="Pneumothorax",
-        segmented_property_category=hd.sr.CodedConcept(*CATEGORY),
-        segmented_property_type=hd.sr.CodedConcept(*PNEUMOTHORAX),
+        segment_number=lesion.number,
+        segment_label=lesion.tracking_id,
+        segmented_property_category=hd.sr.CodedConcept(*content.MORPHOLOGICALLY_ABNORMAL),
+        segmented_property_type=hd.sr.CodedConcept(*content.PNEUMOTHORAX),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name=case.model.id, family=hd.sr.CodedConcept(*ALGORITHM_FAMILY), version=case.model.version
+            name=case.model.id, family=hd.sr.CodedConcept(*content.ARTIFICIAL_INTELLIGENCE), version=case.model.version
         ),
-        tracking_id="Pneumothorax",
-        tracking_uid=derived_uid(case, "tracking"),  # the same in every object about this finding
-        anatomic_regions=[hd.sr.CodedConcept(*LUNG)],
+        tracking_id=lesion.tracking_id,
+        tracking_uid=lesion.tracking_uid,
+        anatomic_regions=[hd.sr.CodedConcept(*content.LUNG)],
     )
     description.RecommendedDisplayCIELabValue = DISPLAY_COLOUR_CIELAB
-    if side is not None:
+    if lesion.side is not None:
         # PS3.3 10.5: the side modifies the region.
-        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [code(*SIDES[side])]
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [code(*content.SIDES[lesion.side])]
     return description

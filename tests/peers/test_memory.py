@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("hostile")
 # deliver 0.2, serve 0, analyse 1.0 to 2.5, which its first hundreds of images still make it allocate once. So what is
 # seen is a leak of 4 kB per association, 12 kB per image in receive and deliver, 40 kB in analyse; the long form sees
 # a thirtieth of that.
-FLAT_MB = {"receive": 2.0, "deliver": 2.0, "serve": 1.0, "analyse": 6.0}
+FLAT_MB = {"receive": 2.0, "deliver": 2.0, "serve": 1.0, "analyse": 12.0}
 
 
 def test_memory_is_flat_over_associations(tmp_path: Path, free_port: Callable[[], int]) -> None:
@@ -25,8 +25,8 @@ def test_memory_is_flat_over_associations(tmp_path: Path, free_port: Callable[[]
 
 
 def test_memory_is_flat_over_images(tmp_path: Path, free_port: Callable[[], int]) -> None:
-    """300, not a tenth of the long form's 10,000: half a minute."""
-    for role, course in runs.images(tmp_path, free_port(), 320).items():
+    """A tenth of the long form's 10,000."""
+    for role, course in runs.images(tmp_path, free_port(), 1000).items():
         assert course.growth_mb() < FLAT_MB[role], f"{role}\n{course}"
         assert course.seen[-1].descriptors <= course.seen[0].descriptors + 4, f"{role}\n{course}"
         assert course.seen[-1].threads <= course.seen[0].threads + 4, f"{role}\n{course}"

@@ -31,6 +31,7 @@ def header(**changes: Any) -> Dataset:
         "PatientAge": "056Y", "StudyDate": "20260303", "StudyTime": "101112", "StudyID": "S1",
         "AccessionNumber": "A1", "ReferringPhysicianName": "Weiß^Otto", "Modality": "CR", "Manufacturer": "Scanner",
         "BodyPartExamined": "CHEST", "PatientOrientation": ["L", "F"], "PixelSpacing": [0.2, 0.2],
+        "PixelSpacingCalibrationType": "FIDUCIAL",
         "Rows": 41, "Columns": 37,
     }  # fmt: skip
     with config.disable_value_validation():

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 from pydicom import Dataset
-from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForProcessing
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    CTImageStorage,
+    DigitalXRayImageStorageForProcessing,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+)
 
 from inference.admission import REASONS, Refusal, Rules, age_years, judge
 
@@ -78,7 +83,21 @@ SCANNER = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufa
         ({"SOPInstanceUID": "ID_abc"}, "no_identity"),
         ({"Modality": "CT"}, "modality"),
         ({"Modality": None}, "modality"),
-        ({"SOPClassUID": DigitalXRayImageStorageForProcessing}, "sop_class"),
+        ({"SOPClassUID": CTImageStorage}, "sop_class"),
+        ({"SOPClassUID": DigitalXRayImageStorageForProcessing}, "for_processing"),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "for_processing"),
+        ({"PresentationIntentType": "FOR PRESENTATION"}, None),
+        ({"NumberOfFrames": 2}, "multi_frame"),
+        ({"NumberOfFrames": 1}, None),
+        ({"SOPClassUID": MultiFrameGrayscaleByteSecondaryCaptureImageStorage, "NumberOfFrames": 1}, None),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "foreign_result"),
+        ({"ViewPosition": "AP ERECT"}, None),
+        ({"ViewPosition": "PORTABLE AP"}, None),
+        ({"ViewPosition": "AP LATERAL"}, "view"),
+        ({"ViewPosition": None, "PatientOrientation": ["A", "F"]}, "view"),
+        ({"ViewPosition": None, "PatientOrientation": ["PL", "F"]}, "view"),
+        ({"ViewPosition": None, "PatientOrientation": ["L", "F"]}, None),
+        ({"ViewPosition": "PA", "PatientOrientation": ["A", "F"]}, None),  # what is coded outweighs it
         ({"BodyPartExamined": "HIP"}, "body_part"),
         ({"BodyPartExamined": None, "StudyDescription": "LEFT KNEE"}, "body_part"),
         ({"ViewPosition": "LL"}, "view"),
@@ -103,6 +122,13 @@ def test_a_strict_site_refuses_what_is_absent() -> None:
     assert reason(chest(BodyPartExamined=None), strict) == "body_part"
     assert reason(chest(ViewPosition=None), strict) == "view"
     assert reason(chest(PatientAge=None), strict) == "age_unknown"
+
+
+def test_raw_images_are_analysed_where_a_site_wants_it() -> None:
+    wanting = Rules(for_processing=True)
+    assert reason(chest(SOPClassUID=DigitalXRayImageStorageForProcessing, Modality="DX"), wanting) is None
+    assert reason(chest(PresentationIntentType="FOR PROCESSING"), wanting) is None
+    assert reason(chest(SOPClassUID=CTImageStorage), wanting) == "sop_class"
 
 
 def test_what_was_absent_is_noted() -> None:

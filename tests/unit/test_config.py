@@ -48,7 +48,7 @@ ledger: mysql://somewhere
         "tls": "not in this version",
         "destinations[0].folder": "3",
         "destinations[0].reslts": "unknown key",
-        "destinations[1].results[0]": "'PDF'; allowed: 'SEG' or 'SC'",
+        "destinations[1].results[0]": "'PDF'; allowed: 'SEG', 'SC', 'SR' or 'PR'",
         "destinations[1].commitment": "'often'",
         "destinations[2].host": "absent",
         "admission.minimum_age_years": "'old'",
@@ -85,3 +85,37 @@ def test_what_is_shown_loads_again(tmp_path: Path) -> None:
     )
     assert load(tmp_path, config.show(settings)) == settings
     assert settings.owed() == {"pacs": ("SC",)}
+
+
+def test_a_profile_stands_for_the_results_of_a_common_viewer(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        "destinations:\n"
+        "  - {name: viewer, folder: a, profile: ohif}\n"
+        "  - {name: pacs, ae_title: A, host: h, port: 104, profile: pacs-with-gsps}\n"
+        "  - {name: plain, folder: b, profile: null}\n",
+    )
+    assert settings.owed() == {"viewer": ("SEG", "SC", "SR"), "pacs": ("SC", "PR"), "plain": ("SEG", "SC")}
+    assert load(tmp_path, config.show(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("destination", "words"),
+    [
+        ("{name: a, folder: x, profile: ohif, results: [SC]}", "not both"),
+        ("{name: a, folder: x, profile: osirix}", r"profile: found 'osirix'; allowed: 'ohif'"),
+        ("{name: a, folder: x, results: [SC, SC]}", "once"),
+        ("{name: a, folder: x, results: []}", "results"),
+    ],
+)
+def test_a_profile_and_results_exclude_each_other(tmp_path: Path, destination: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(tmp_path, f"destinations: [{destination}]")
+
+
+@pytest.mark.parametrize(("second", "refers"), [("[SEG, SR]", True), ("[SR]", False), ("[SC]", True)])
+def test_an_sr_refers_to_a_seg_only_where_each_that_gets_it_gets_both(
+    tmp_path: Path, second: str, refers: bool
+) -> None:
+    text = f"destinations: [{{name: a, folder: x, profile: all}}, {{name: b, folder: y, results: {second}}}]"
+    assert load(tmp_path, text).refers_to_segmentation() is refers

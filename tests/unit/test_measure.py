@@ -65,3 +65,14 @@ def test_the_side_is_the_patients_and_comes_from_patient_orientation_alone(
     found = measure(mask_of(*boxes), None, orientation)
     assert found is not None
     assert found.laterality == side
+
+
+def test_extent_and_spread_are_of_all_regions_together() -> None:
+    found = measure(mask_of(LEFT, RIGHT), None, None)
+    assert found is not None
+    assert found.extent_px == (10, 20, 19, 169)  # first row and column, last row and column
+    columns = np.concatenate([np.tile(np.arange(20, 40), 10), np.tile(np.arange(160, 170), 10)])
+    assert found.spread_px == pytest.approx((np.arange(10, 20).std(), columns.std()))
+    one = measure(mask_of((3, 4, 7, 8)), None, None)
+    assert one is not None
+    assert (one.extent_px, one.spread_px) == ((3, 7, 3, 7), (0.0, 0.0))

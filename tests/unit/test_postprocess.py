@@ -2,39 +2,115 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
 
-from inference.postprocess import label_regions, segment
+from inference.postprocess import REFERENCE_MATRIX_PX, label_regions, segment
+
+maps = arrays.arrays(
+    np.float32,
+    arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12),
+    elements=st.sampled_from([0.0, 0.2, 0.4, 0.6, 0.8, 1.0, float("nan")]),
+)
+thresholds = st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9])
+pixels = st.integers(0, 20)
 
 
-def test_a_region_stays_when_enough_of_it_is_sure_and_is_then_drawn_down_to_the_lower_threshold() -> None:
+def segment_px(
+    probability: NDArray[np.float32], bottom: float, top: float, area: float, sure: float = 0.0
+) -> NDArray[np.bool_]:
+    """segment() with areas in this map's own pixels."""
+    scale = REFERENCE_MATRIX_PX / probability.size
+    # A hundredth less, for what a float makes of the way there and back.
+    return segment(probability, bottom, top, max(0, area - 0.01) * scale, max(0, sure - 0.01) * scale)
+
+
+def test_the_winners_rule_sure_pixels_decide_and_the_lower_threshold_draws() -> None:
     probability = np.zeros((1024, 1024), dtype=np.float32)
     probability[100:130, 100:130] = 0.4  # 900 px, a rim ...
     probability[110:120, 110:120] = 0.8  # ... around 100 sure ones
-    probability[300:330, 300:330] = 0.4  # a rim around nothing
-    probability[500:505, 500:505] = 0.9  # sure, but small
-    mask = segment(probability, bottom=0.3, top=0.7, min_area_at_1024_px=100)
+    probability[300:330, 300:330] = 0.4  # less sure, elsewhere: of the mask all the same
+    mask = segment(probability, 0.3, 0.7, min_area_at_1024_px=0, min_sure_area_at_1024_px=100)
     assert mask.dtype == bool
-    assert mask[100:130, 100:130].all()
-    assert mask.sum() == 900
+    assert mask.sum() == 1800
+    assert not segment(probability, 0.3, 0.7, min_area_at_1024_px=0, min_sure_area_at_1024_px=101).any()
 
 
-def test_the_smallest_area_means_the_same_part_of_a_chest_in_every_matrix() -> None:
+def test_small_regions_are_dropped_and_speak_for_nothing() -> None:
+    probability = np.zeros((1024, 1024), dtype=np.float32)
+    probability[100:130, 100:130] = 0.8
+    probability[500:505, 500:505] = 0.9
+    assert segment(probability, 0.5, 0.5, min_area_at_1024_px=26).sum() == 900
+    assert segment(probability, 0.5, 0.5, min_area_at_1024_px=25).sum() == 925
+    assert not segment(probability, 0.5, 0.85, min_area_at_1024_px=26).any()  # only the speck was sure
+
+
+def test_areas_mean_the_same_part_of_a_chest_in_every_matrix() -> None:
     for side in (512, 1024, 2048):
         probability = np.zeros((side, side), dtype=np.float32)
         edge = side // 32
         probability[:edge, :edge] = 0.9  # 1024 px of a 1024 x 1024 matrix
-        assert segment(probability, 0.5, 0.5, min_area_at_1024_px=1024).any()
-        assert not segment(probability, 0.5, 0.5, min_area_at_1024_px=1025).any()
+        for areas in ((1024, 0), (0, 1024)):
+            assert segment(probability, 0.5, 0.5, *areas).any()
+            assert not segment(probability, 0.5, 0.5, *(area + 1 if area else 0 for area in areas)).any()
 
 
 def test_a_diagonal_line_is_one_region_and_what_is_no_number_is_none() -> None:
     probability = np.eye(64, dtype=np.float32)
     assert label_regions(probability > 0.5)[1] == 1
-    assert segment(probability, 0.5, 0.5, 0).sum() == 64
+    assert segment_px(probability, 0.5, 0.5, 64).sum() == 64
     assert not segment(np.full((8, 8), np.nan, dtype=np.float32), 0.5, 0.5, 0).any()
     assert not segment(np.zeros((8, 8), dtype=np.float32), 0.5, 0.5, 0).any()
 
 
-def test_thresholds_the_wrong_way_round_are_refused() -> None:
+@given(maps, thresholds, thresholds, pixels, pixels)
+def test_what_a_mask_promises(
+    probability: NDArray[np.float32], bottom: float, top: float, area: int, sure: int
+) -> None:
+    assume(bottom <= top)
+    mask = segment_px(probability, bottom, top, area, sure)
+    assert mask.shape == probability.shape
+    assert (probability[mask] >= bottom).all()  # no pixel that is less sure, none that is no number
+    regions, count = label_regions(mask)
+    assert all((regions == number).sum() >= area for number in range(1, count + 1))
+    if mask.any():
+        assert (probability[mask] >= top).sum() >= max(1, sure)
+        # Nothing that could stay was left out: the rest of what reaches `bottom` is in regions that are too small.
+        whole, number = label_regions(probability >= bottom)
+        assert all((whole == i).sum() < area for i in range(1, number + 1) if not mask[whole == i].any())
+        # Cut again, it is the same mask.
+        assert (segment_px(mask.astype(np.float32), bottom, top, area, sure) == mask).all()
+
+
+@given(maps, thresholds, thresholds, pixels, pixels)
+def test_asking_for_more_never_draws_more(
+    probability: NDArray[np.float32], bottom: float, top: float, area: int, sure: int
+) -> None:
+    assume(bottom <= top)
+    mask = segment_px(probability, bottom, top, area, sure)
+    for stricter in (
+        segment_px(probability, top, top, area, sure),
+        segment_px(probability, bottom, 0.95, area, sure),
+        segment_px(probability, bottom, top, area + 3, sure),
+        segment_px(probability, bottom, top, area, sure + 3),
+    ):
+        assert not (stricter & ~mask).any()
+
+
+@given(maps, thresholds, thresholds, pixels, pixels)
+def test_a_mirrored_picture_has_the_mirrored_mask(
+    probability: NDArray[np.float32], bottom: float, top: float, area: int, sure: int
+) -> None:
+    assume(bottom <= top)
+    mask = segment_px(probability, bottom, top, area, sure)
+    assert (segment_px(probability[:, ::-1], bottom, top, area, sure) == mask[:, ::-1]).all()
+    assert (segment_px(probability.T, bottom, top, area, sure) == mask.T).all()
+
+
+def test_thresholds_the_wrong_way_round_and_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="bottom"):
         segment(np.zeros((8, 8), dtype=np.float32), bottom=0.7, top=0.3, min_area_at_1024_px=0)
+    with pytest.raises(ValueError, match="shape"):
+        segment(np.zeros((1, 8, 8), dtype=np.float32), 0.5, 0.5, 0)

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    SecondaryCaptureImageStorage,
+)
 
 from inference import radiograph
 from inference.radiograph import Radiograph, Unsuitable
@@ -24,6 +31,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def changed(data: bytes, **changes: Any) -> bytes:
     dataset = dcmread(io.BytesIO(data))
     for keyword, value in changes.items():
+        if value is None and keyword not in dataset:
+            continue
         if value is None:
             delattr(dataset, keyword)
         else:
@@ -57,8 +66,9 @@ def test_pixels_are_in_display_polarity_whatever_the_photometric_interpretation(
 
 
 def test_a_window_is_applied(sample: bytes) -> None:
-    plain, windowed = decoded(sample), decoded(changed(sample, WindowCenter=1000, WindowWidth=200))
-    assert (windowed.pixels == 1).mean() > (plain.pixels == 1).mean() + 0.2
+    plain, windowed = decoded(sample), decoded(changed(sample, WindowCenter=2500, WindowWidth=1000))
+    assert (windowed.pixels == 1).mean() > (plain.pixels == 1).mean() + 0.1
+    assert windowed.content_digest != plain.content_digest
 
 
 def test_presentation_lut_shape_decides_over_the_photometric_interpretation(sample: bytes) -> None:
@@ -95,22 +105,45 @@ def test_the_undecoded_digest_leaves_the_file_meta_out(sample: bytes) -> None:
     assert radiograph.undecoded_digest(changed(sample, PatientID="x")) != radiograph.undecoded_digest(sample)
 
 
+NO_DETECTOR: dict[str, Any] = {"ImagerPixelSpacing": None}
+SCANNED: dict[str, Any] = NO_DETECTOR | {"SOPClassUID": SecondaryCaptureImageStorage}
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"PixelSpacing": [0.2, 0.3]}, (0.2, 0.3, False)),
+        ({"PixelSpacing": [0.2, 0.3]}, (0.2, 0.3, False)),  # another than the detector's: calibrated
         ({}, (0.4, 0.4, True)),  # the phantom's ImagerPixelSpacing
         ({"PixelSpacing": [0.4, 0.4]}, (0.4, 0.4, True)),  # equal to the detector's: not calibrated
         ({"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.4, 0.4, False)),
+        ({"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "GEOMETRY"}, (0.4, 0.4, False)),
         ({"PixelSpacing": [0, 0]}, (0.4, 0.4, True)),
-        ({"ImagerPixelSpacing": None}, None),
-        ({"ImagerPixelSpacing": None, "PixelSpacing": [0, 0]}, None),
+        ({"EstimatedRadiographicMagnificationFactor": 1.25}, (0.32, 0.32, True)),
+        ({"EstimatedRadiographicMagnificationFactor": 0}, (0.4, 0.4, True)),
+        ({"PixelSpacing": [0.3, 0.3], "EstimatedRadiographicMagnificationFactor": 1.25}, (0.3, 0.3, False)),
         ({"ImagerPixelSpacing": [-1, 1]}, None),
+        ({"ImagerPixelSpacing": [20, 20]}, None),  # 128 pixels of 2.5 m
+        ({"ImagerPixelSpacing": [0.4]}, None),
+        (NO_DETECTOR, None),
+        (NO_DETECTOR | {"PixelSpacing": [0, 0]}, None),
+        (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]}, (0.2, 0.2, True)),  # it cannot be determined: an estimate
+        (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.2, False)),
+        (SCANNED | {"PixelSpacing": [0.2, 0.2]}, None),  # perhaps resized since: the SIIM set
+        (SCANNED | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.2, False)),
+        (SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1]}, (0.1, 0.1, True)),
+        (SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1], "PixelSpacing": [0.1, 0.1]}, (0.1, 0.1, True)),
     ],
 )
 def test_never_a_millimetre_that_is_not_known(sample: bytes, changes: dict[str, Any], wanted: Any) -> None:
     spacing = decoded(changed(sample, **changes)).spacing
     assert (spacing and (spacing.row_mm, spacing.column_mm, spacing.detector)) == wanted
+
+
+def test_the_real_secondary_captures_have_no_millimetres(data: Path) -> None:
+    # Their PixelSpacing is that of the original, not of the 1024 x 1024 pixels it was resized to.
+    wrapped = [dcmread(path, stop_before_pixels=True) for path in sorted((data / "siim" / "dicom").glob("*.dcm"))]
+    assert sum("PixelSpacing" in dataset for dataset in wrapped) == 199
+    assert {radiograph.spacing_of(dataset) for dataset in wrapped} == {None}
 
 
 def test_files_without_meta_are_read(sample: bytes) -> None:
@@ -132,7 +165,7 @@ def test_files_without_meta_are_read(sample: bytes) -> None:
         ({"PixelData": b"\7\0" * 128 * 128}, "blank"),
         ({"Rows": 65535, "Columns": 65535}, "undecodable"),
         ({"Rows": 0}, "undecodable"),
-        ({"NumberOfFrames": 3}, "undecodable"),
+        ({"NumberOfFrames": 3}, "multi_frame"),
         ({"BitsAllocated": None}, "undecodable"),
     ],
 )
@@ -147,6 +180,34 @@ def test_what_is_no_dicom_is_said(data: bytes) -> None:
     with pytest.raises(Unsuitable) as caught:
         radiograph.parse(data)
     assert caught.value.reason == "not_dicom"
+
+
+def test_a_deflated_file_is_bounded_and_may_be_cut_off(sample: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = dcmread(io.BytesIO(sample))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    deflated = written(dataset)
+    assert decoded(deflated).content_digest == decoded(sample).content_digest
+    assert radiograph.parse(deflated)[0].file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
+    header, _ = radiograph.parse(deflated[:3000])
+    assert header.Rows == 128
+    with pytest.raises(Unsuitable, match="undecodable"):
+        radiograph.decode(header)
+    for broken in (deflated[:400] + b"\xff" * 200 + deflated[600:], deflated[:350] + bytes(10)):
+        with pytest.raises(Unsuitable):
+            decoded(broken)
+    monkeypatch.setattr(radiograph, "_INFLATED_LIMIT_BYTES", 10_000)
+    with pytest.raises(Unsuitable, match="not_dicom: the deflated data set is larger"):
+        radiograph.parse(deflated)
+
+
+def test_a_stream_that_asks_for_another_size_is_not_given_to_a_decoder(sample: bytes) -> None:
+    for syntax in (JPEG2000Lossless, JPEGLSLossless):
+        dataset = dcmread(io.BytesIO(sample))
+        dataset.compress(syntax, generate_instance_uid=False)
+        assert decoded(written(dataset)).content_digest == decoded(sample).content_digest
+        dataset.Rows = 64
+        with pytest.raises(Unsuitable, match=r"the stream holds \(128, 128, 1\)"):
+            decoded(written(dataset))
 
 
 def test_a_file_cut_anywhere_keeps_its_header_or_is_no_dicom(data: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 import threading
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ from daemon.worker import EngineBrokenError, Worker
 from inference import package
 from inference.engine import Engine
 from inference.finding import Outcome
-from inference.pipeline import Pipeline, Settings
+from inference.pipeline import Answer, Pipeline, Reading, Settings
 from training import phantom
 
 SECRET = "Doe^Jane"
@@ -28,15 +31,38 @@ POISON = b"PHANTOM-13"  # the patient ID of the image that breaks the analysis
 
 
 class BreakablePipeline(Pipeline):
-    """Breaks on one image, as a decoder's bug would, whatever batch it comes in."""
+    """Breaks on one image in one of its steps, as a library's bug would, whatever batch the image comes in."""
 
-    batches: list[int]
+    breaks_in = "answer"
+    events: list[tuple[str, str]]  # step, patient ID
 
-    def analyse(self, files: Sequence[bytes], result_time: datetime) -> list[Outcome]:
-        self.batches.append(len(files))
-        if any(POISON in data for data in files):
+    def read(self, data: bytes) -> Reading:
+        if POISON in data:
+            self._step("read", POISON.decode())
+        reading = super().read(data)
+        if POISON not in data:
+            self._step("read", _patient(reading))
+        return reading
+
+    def answer(self, readings: Sequence[Reading]) -> list[Answer | None]:
+        for reading in readings:
+            self._step("answer", _patient(reading))
+        return super().answer(readings)
+
+    def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
+        if answer is not None:  # else it is given up on
+            self._step("conclude", _patient(reading))
+        return super().conclude(reading, answer, result_time)
+
+    def _step(self, step: str, patient: str) -> None:
+        self.events.append((step, patient))
+        if patient == POISON.decode() and step == self.breaks_in:
             raise RuntimeError(f"broken by {SECRET}")
-        return super().analyse(files, result_time)
+
+
+def _patient(reading: Reading) -> str:
+    assert reading.header is not None
+    return str(reading.header.PatientID)
 
 
 class Bench:
@@ -46,17 +72,18 @@ class Bench:
         config = Config(destinations=destinations, spool=folder / "spool", max_batch=8)
         engine = Engine(package.load(model), torch.device("cpu"))
         self.pipeline = BreakablePipeline(engine, Settings(is_ours=self.ledger.made))
-        self.pipeline.batches = []
+        self.pipeline.events = []
         self.worker = Worker(self.pipeline, self.ledger, self.spool, config)
 
-    def receive(self, seed: int, inside: str | None = None) -> None:
+    def receive(self, seed: int, inside: str | None = None, priority: int = 1) -> None:
         path = phantom.write(phantom.draw(seed, False, 64), self.folder / "sent.dcm")
         dataset, uid = dcmread(path), f"1.2.{seed}"
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid if inside is None else inside
         dataset.save_as(path)
         data = path.read_bytes()
         name = self.spool.write(data)
-        self.ledger.receive([Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", 1, len(data))])
+        arrival = Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", priority, len(data))
+        self.ledger.receive([arrival])
 
     def run(self) -> dict[str, int]:
         """Until nothing is received any more."""
@@ -85,18 +112,152 @@ def test_images_end_with_results_owed(bench: Bench) -> None:
     assert all(bench.spool.read(job.result.spool_name)[128:132] == b"DICM" for job in owed)
 
 
+@pytest.mark.parametrize("step", ["read", "answer", "conclude"])
 def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    step: str, bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(BreakablePipeline, "breaks_in", step)
     for seed in (11, 12, 13, 14):
         bench.receive(seed)
     assert bench.run() == {"received": 0, "analysed": 3, "not_analysed": 0, "failed": 1}
     (ending,) = bench.ledger.history("1.2.13")
     assert (ending["state"], ending["reason"]) == ("failed", "analysis_error")
     assert [result["kind"] for result in ending["results"]] == ["SC"]  # the archive is told
-    assert bench.pipeline.batches == [4, 1, 1, 1, 1, 1, 1]  # once together, then alone: three times the poison
+    events = bench.pipeline.events
+    tried = [number for number, event in enumerate(events) if event == ("read", POISON.decode())]
+    assert len(tried) == 4  # once beside its neighbours, then three times alone
+    steps_to_its_end = 1 + ["read", "answer", "conclude"].index(step)
+    for first in tried[1:]:
+        assert {patient for _, patient in events[first : first + steps_to_its_end]} == {POISON.decode()}
     assert caplog.records
     assert not any(SECRET in OneLineFormatter().format(record) for record in caplog.records)
+
+
+def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a neighbour that dies and takes it along, the attempt would count against the wrong one."""
+    bench.receive(1)
+    (suspect,) = bench.ledger.claim_images("a worker that died", 1)
+    bench.ledger.abandon(suspect)
+    bench.receive(2, priority=0)  # the fresh one comes first
+    conclude = BreakablePipeline.conclude
+
+    def slowly(self: BreakablePipeline, *arguments: Any) -> Outcome:
+        time.sleep(0.3)  # the suspect has the time to overtake
+        return conclude(self, *arguments)
+
+    monkeypatch.setattr(BreakablePipeline, "conclude", slowly)
+    assert bench.run()["analysed"] == 2
+    order = [bench.pipeline.events.index(event) for event in (("conclude", "PHANTOM-2"), ("read", "PHANTOM-1"))]
+    assert order == sorted(order)
+    assert bench.ledger.history("1.2.1")[0]["state"] == "analysed"
+
+
+def test_what_arrives_while_the_networks_run_is_read_meanwhile(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = BreakablePipeline.answer
+    one_more = threading.Event()
+
+    def waits_for_another(self: BreakablePipeline, readings: Sequence[Reading]) -> list[Answer | None]:
+        if not one_more.is_set():
+            one_more.set()
+            bench.receive(2)
+            while ("read", "PHANTOM-2") not in self.events:
+                time.sleep(0.01)
+        return answer(self, readings)
+
+    monkeypatch.setattr(BreakablePipeline, "answer", waits_for_another)
+    bench.receive(1)
+    assert bench.run()["analysed"] == 2
+
+
+def test_images_do_not_wait_until_the_engine_is_tuned(bench: Bench) -> None:
+    """Steps without end: an image is answered between two of them."""
+    steps = 0
+
+    def tune_step() -> bool:
+        nonlocal steps
+        steps += 1
+        return True
+
+    bench.pipeline.engine.tune_step = tune_step  # type: ignore[method-assign]
+    bench.receive(1)
+    assert bench.run()["analysed"] == 1
+    assert steps > 0
+
+
+class Changed:
+    """A model setting, and what is asked for by SIGHUP."""
+
+    def __init__(self, bench: Bench, folder: Path) -> None:
+        self.bench, self.folder = bench, folder
+        config = bench.worker.config.model_copy(update={"model": str(folder)})
+        bench.worker = Worker(bench.pipeline, bench.ledger, bench.spool, config)
+
+    def version(self, version: str) -> None:
+        path = self.folder / "model.yaml"
+        path.write_text(re.sub("version: .*", f"version: {version}", path.read_text()))
+
+    def ask(self) -> None:
+        """As SIGHUP, and wait for its end, with an image before and one after that."""
+        succession = self.bench.worker.succession
+        succession.ask()
+        stop = threading.Event()
+        thread = threading.Thread(target=self.bench.worker.run, args=(stop,))
+        thread.start()
+        while succession.pending:
+            stop.wait(0.02)
+        stop.set()
+        thread.join()
+
+    def model_of(self, seed: int) -> str:
+        self.bench.receive(seed)
+        assert self.bench.run()["received"] == 0
+        return str(self.bench.ledger.history(f"1.2.{seed}")[0]["model"]).split()[1]
+
+
+def test_a_changed_model_takes_over_and_a_broken_one_does_not(
+    bench: Bench, tiny_package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = Changed(bench, tiny_package)
+    assert changed.model_of(1) == "1.0.0"
+    changed.version("1.0.1")
+    assert changed.model_of(2) == "1.0.0"  # nobody has asked
+    changed.ask()
+    assert changed.model_of(3) == "1.0.1"
+    assert bench.ledger.history("1.2.1")[0]["model"].split()[1] == "1.0.0"  # what was, stays
+
+    (tiny_package / "weights.safetensors").write_bytes(b"half a file")
+    changed.version("1.0.2")
+    caplog.clear()
+    changed.ask()
+    assert changed.model_of(4) == "1.0.1"
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "weights.safetensors" in error.getMessage()
+    assert "1.0.1" in error.getMessage()
+
+
+def test_a_package_that_has_not_changed_changes_nothing(bench: Bench, tiny_package: Path) -> None:
+    changed = Changed(bench, tiny_package)
+    before = bench.worker.pipeline
+    changed.ask()
+    assert bench.worker.pipeline is before
+
+
+def test_what_is_in_hand_stays_with_the_model_it_was_claimed_for(
+    bench: Bench, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = Changed(bench, tiny_package)
+    changed.version("1.0.1")
+    conclude = BreakablePipeline.conclude
+
+    def after_the_change(self: BreakablePipeline, *arguments: Any) -> Outcome:
+        bench.worker.succession.ask()
+        while bench.worker.pipeline is self:
+            time.sleep(0.01)
+        return conclude(self, *arguments)
+
+    monkeypatch.setattr(BreakablePipeline, "conclude", after_the_change)
+    assert changed.model_of(1) == "1.0.0"
+    assert changed.model_of(2) == "1.0.1"
 
 
 def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
@@ -104,7 +265,7 @@ def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
 ) -> None:
     bench.receive(13)
     assert bench.run()["failed"] == 1
-    monkeypatch.setattr(BreakablePipeline, "analyse", Pipeline.analyse)
+    monkeypatch.setattr(BreakablePipeline, "breaks_in", "nothing")
     assert bench.ledger.rearm(["failed"], []) == 1
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
     (ending,) = bench.ledger.history("1.2.13")

@@ -1,0 +1,70 @@
+"""What can run a network: plain adapters over one shape of call, as a table.
+
+An engine is built here, from the weights that were checked and replayed: nothing compiled comes from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from inference.engines import native, openvino
+from inference.engines.plan import Plan, UnavailableError
+
+__all__ = ["ENGINES", "PLAIN", "Candidate", "Plan", "Runner", "UnavailableError", "build", "candidates"]
+
+
+class Runner(Protocol):
+    """One network, ready to run."""
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, 1, side, side) -> the network's logits, n first. For one thread at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine and its arithmetic."""
+
+    engine: str
+    bf16: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.engine} bf16" if self.bf16 else self.engine
+
+
+ENGINES: dict[str, Callable[[nn.Module, Plan], Runner]] = {
+    "torch": native.Eager,
+    "compile": native.Compiled,
+    "openvino": openvino.Compiled,
+}
+PLAIN = Candidate("torch")  # what every other is held against, and what is left when the others fail
+
+
+def build(candidate: Candidate, module: nn.Module, plan: Plan) -> Runner:
+    """An engine over a module that is in its place already.
+
+    Raises:
+        UnavailableError: this machine lacks what it needs. Other exceptions: it broke on this network.
+    """
+    return ENGINES[candidate.engine](module, plan)
+
+
+def candidates(wanted: str, device: torch.device, allows_bf16: bool) -> tuple[Candidate, ...]:
+    """What to try beside plain torch for a setting: "auto", or an engine's name (then in float32 alone).
+
+    "auto" leaves torch.compile out: it compiles for a minute or more per network, and the device is held meanwhile.
+    """
+    if wanted != "auto":
+        return (Candidate(wanted),) if wanted != PLAIN.engine else ()
+    engines = ["openvino"] if device.type == "cpu" and openvino.is_installed() else []
+    tried = [Candidate(engine) for engine in engines]
+    if allows_bf16 and native.computes_bf16(device):
+        tried += [Candidate(engine, bf16=True) for engine in ("torch", *engines)]
+    return tuple(tried)

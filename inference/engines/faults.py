@@ -1,0 +1,19 @@
+"""What an error of a device or a library means."""
+
+from __future__ import annotations
+
+import torch
+
+# What torch, OpenVINO and the C++ library say when memory is short; torch.OutOfMemoryError is for accelerators alone.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "bad_alloc")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        mark in str(error).lower() for mark in _OUT_OF_MEMORY
+    )
+
+
+def is_fatal(error: Exception) -> bool:
+    """A CUDA error other than want of memory: the context is poisoned, every later call fails alike."""
+    return not is_out_of_memory(error) and (isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error))

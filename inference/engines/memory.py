@@ -1,0 +1,84 @@
+"""Which engine was the fastest here, kept from one start to the next. Names only: nothing that could be run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger("pleura.engine")
+
+_FILE = "engines.json"
+_KEPT = 64  # choices; a new model, version or machine makes a new one, and the oldest goes
+
+
+def folder() -> Path | None:
+    """Where choices are kept: systemd's CacheDirectory, else the user's cache; None where there is no home."""
+    if given := os.environ.get("CACHE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "pleura"
+    try:
+        return Path.home() / ".cache" / "pleura"
+    except RuntimeError:
+        return None
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """What an engine's speed and arithmetic depend on, beside the model."""
+    versions = {}
+    for name in ("torch", "openvino", "pleura"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    found: dict[str, object] = {"versions": versions, "build": torch.__version__, "device": device.type}
+    if device.type == "cuda":
+        return found | {"name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found | {"cpu": dict(torch.cpu.get_capabilities()), "threads": torch.get_num_threads()}
+
+
+class Memory:
+    """The choices for one model on one machine at one largest batch; a file that cannot be read is an empty one."""
+
+    def __init__(self, where: Path | None, model_digest: str, device: torch.device, max_batch: int) -> None:
+        self._path = where / _FILE if where else None
+        facts = {"model": model_digest, "machine": machine(device), "max_batch": max_batch}
+        self._key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def recall(self) -> dict[str, str]:
+        """Role -> the engine's name; empty where nothing is known."""
+        found = self._read().get(self._key)
+        if not isinstance(found, dict):
+            return {}
+        return {str(role): str(name) for role, name in found.items()}
+
+    def keep(self, choices: dict[str, str]) -> None:
+        """Remember. Where that cannot be written, the next start measures again."""
+        if self._path is None:
+            return
+        document = self._read()
+        document.pop(self._key, None)
+        document = dict([*document.items(), (self._key, choices)][-_KEPT:])
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Two roles may end at once: each writes a file of its own, the last name stands.
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self._path.parent, prefix=".engines-", delete=False, encoding="utf-8"
+            ) as file:
+                json.dump(document, file, indent=1)
+            Path(file.name).replace(self._path)
+        except OSError as error:
+            log.info("the choice of engines is not kept (%s); the next start measures again", error)
+
+    def _read(self) -> dict[str, object]:
+        try:
+            document = json.loads(self._path.read_text(encoding="utf-8")) if self._path else {}
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return document if isinstance(document, dict) else {}

@@ -1,0 +1,25 @@
+"""What networks want that were trained on photographs first (Deng et al., "ImageNet", CVPR 2009)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Mean and deviation of the training photographs' red, green and blue: what every published checkpoint was given.
+_MEAN = (0.485, 0.456, 0.406)
+_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class ImageNetInput(nn.Module):
+    """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), standardised. It holds nothing that is trained or stored."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation  # one map against three: broadcast

@@ -1,0 +1,65 @@
+"""Millimetres per pixel: what a projection's header says of them, and never one that is not known (PS3.3 10.7.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pydicom import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
+
+_CALIBRATED = ("GEOMETRY", "FIDUCIAL")  # PixelSpacingCalibrationType, PS3.3 10.7.1.2
+_LONGEST_MM = 1500.0  # whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m
+
+
+@dataclass(frozen=True)
+class Spacing:
+    """Millimetres per pixel, and whether they are an estimate.
+
+    `detector` is True where nothing says that the size is calibrated to the patient: it is, or may be, that at the
+    detector's front plane, magnified against the patient (PS3.3 10.7.1.1).
+    """
+
+    row_mm: float
+    column_mm: float
+    detector: bool
+
+
+def spacing_of(header: Dataset) -> Spacing | None:
+    """The patient's size where PixelSpacing is calibrated, else an estimate, else None.
+
+    PixelSpacing is calibrated where PixelSpacingCalibrationType says so, or where it differs from the spacing of the
+    detector or the scanned film; where neither of those is there it cannot be determined (PS3.3 10.7.1.1). A Secondary
+    Capture's bare PixelSpacing is none: what wrapped the picture may have resized it, as in the SIIM set.
+    """
+    shown = _pair_mm(header, "PixelSpacing")
+    plane = _pair_mm(header, "ImagerPixelSpacing") or _pair_mm(header, "NominalScannedPixelSpacing")
+    calibrated = str(header.get("PixelSpacingCalibrationType") or "").strip() in _CALIBRATED
+    if shown is not None and (calibrated or (plane is not None and shown != plane)):
+        return Spacing(*shown, detector=False)
+    if plane is not None:
+        magnification = _magnification(header)
+        return Spacing(plane[0] / magnification, plane[1] / magnification, detector=True)
+    if shown is not None and header.get("SOPClassUID") != SecondaryCaptureImageStorage:
+        return Spacing(*shown, detector=True)
+    return None
+
+
+def _magnification(header: Dataset) -> float:
+    """EstimatedRadiographicMagnificationFactor, detector to patient; 1 where absent or no factor of a chest."""
+    try:
+        factor = float(header.get("EstimatedRadiographicMagnificationFactor"))
+    except (TypeError, ValueError):
+        return 1.0
+    return factor if 1 <= factor <= 2 else 1.0
+
+
+def _pair_mm(header: Dataset, keyword: str) -> tuple[float, float] | None:
+    try:
+        row_mm, column_mm = (float(value) for value in header.get(keyword))
+        rows, columns = int(header.get("Rows") or 1), int(header.get("Columns") or 1)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not (math.isfinite(row_mm) and math.isfinite(column_mm) and row_mm > 0 and column_mm > 0):
+        return None
+    return (row_mm, column_mm) if max(rows * row_mm, columns * column_mm) <= _LONGEST_MM else None

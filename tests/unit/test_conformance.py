@@ -1,0 +1,115 @@
+"""docs/conformance.md and docs/air.md say what the code does: their tables are made from it, and held here.
+
+After a change that is meant: PLEURA_WRITE_DOCS=1 pytest tests/unit/test_conformance.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import ModuleType
+
+import pytest
+from pydicom import Dataset
+
+from daemon import association, backoff, commitment, dimse, listener, scp, scu
+from inference.results import ENCODERS
+from tests.documents import DOCS, Table, air, filled, network, objects, received
+from tests.documents.sources import built
+
+PAGES: dict[str, Mapping[str, Table]] = {
+    "conformance.md": {
+        "services": network.services,
+        "implementation": network.implementation,
+        "accepted": network.accepted,
+        "rejections": network.rejections,
+        "answers": network.answers,
+        "proposed": network.proposed,
+        "verdicts": network.verdicts,
+        "failures": network.failures,
+        "times": network.times,
+        "settings": network.settings,
+        "used": received.used,
+        "reasons": received.reasons,
+        "character sets": received.character_sets,
+        "classes": objects.classes,
+        "modules": objects.modules,
+        "common": objects.common,
+        **{f"attributes of {kind.lower()}": objects.own(kind) for kind in ENCODERS},
+        "content tree": objects.content_tree,
+        "codes": objects.code_table,
+    },
+    "air.md": {"primitives": air.primitives},
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_says_what_the_code_does(name: str) -> None:
+    page = (DOCS / name).read_text()
+    now = filled(page, PAGES[name])
+    if os.environ.get("PLEURA_WRITE_DOCS"):
+        (DOCS / name).write_text(now)
+    else:
+        assert now == page, f"docs/{name} is not what the code does; see this file's first lines"
+
+
+def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
+    page = "<!-- one -->\nold\n<!-- end -->\n"
+    assert filled(page, {"one": lambda: ["new"]}) == "<!-- one -->\nnew\n<!-- end -->\n"
+    with pytest.raises(KeyError):
+        filled(page, {})
+    with pytest.raises(ValueError):
+        filled(page, {"one": lambda: [], "two": lambda: []})
+
+
+@pytest.mark.parametrize(
+    ("table", "module", "name", "value"),
+    [
+        (network.services, dimse, "_OTHER_CLASSES", ()),
+        (network.accepted, dimse, "_OTHER_SYNTAXES", dimse._IMAGE_SYNTAXES[:2]),
+        (network.proposed, dimse, "UNCOMPRESSED", dimse.UNCOMPRESSED[:1]),
+        (network.implementation, dimse, "MAXIMUM_PDU_BYTES", 16384),
+        (network.rejections, scp, "_MAXIMUM_ASSOCIATIONS", 3),
+        (network.verdicts, scu, "_MAXIMUM_FAILURES", 3),
+        (network.verdicts, scu, "_VERDICTS", scu._VERDICTS[:4]),
+        (network.failures, commitment, "_FATES", {0x0112: commitment._Fate.REFUSED}),
+        (network.times, backoff, "_BACKOFF_S", (1.0, 2.0)),
+        (network.times, association, "_CONNECT_S", 99.0),
+        (network.times, listener, "_SILENCE_S", 99.0),
+    ],
+)
+def test_another_table_in_the_code_is_another_table_in_the_page(
+    table: Table, module: ModuleType, name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [*table()]
+    monkeypatch.setattr(module, name, value)
+    assert [*table()] != before
+
+
+def test_another_attribute_in_an_object_is_another_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = objects.own("SC")()
+    changed = Dataset({**built("base")["SC"]})
+    changed.LossyImageCompression, changed.ImageComments = "00", "new"
+    monkeypatch.setitem(built("base"), "SC", changed)
+    objects.attributes.cache_clear()
+    try:
+        rows = {*objects.own("SC")()} - {*before}
+    finally:
+        monkeypatch.undo()
+        objects.attributes.cache_clear()
+    assert any("Image Comments (0020,4000)" in row for row in rows)
+    assert any("Lossy Image Compression (0028,2110)" in row and "`01` or `00`" in row for row in rows)
+
+
+def test_one_lesion_has_one_tracking_uid_in_every_object_that_speaks_of_it() -> None:
+    base = built("base")
+    (segment,) = base["SEG"].SegmentSequence
+    drawn = {item.TrackingUID for item in base["PR"].GraphicAnnotationSequence[0].GraphicObjectSequence}
+    told = {value for path, _, value in objects.tree(base["SR"]) if "Tracking Unique Identifier" in path[-1]}
+    assert {segment.TrackingUID} == drawn == told
+
+
+def test_every_object_names_its_device() -> None:
+    devices = {item.DeviceUID for each in built("base").values() for item in each.ContributingEquipmentSequence}
+    assert len(built("base")) == len(ENCODERS)
+    assert len(devices) == 1

@@ -1,0 +1,128 @@
+"""The windows of PS3.3 C.11.2 against its text, written out a second time; tables against arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.display import WINDOWS, displayed
+from inference.pixels import Unsuitable
+from tests.unit.variants import header
+
+
+def by_the_standard(name: str, x: float, c: float, w: float, y_min: float, y_max: float) -> float:
+    """The pseudo-code of C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2, one value at a time."""
+    if name == "LINEAR":
+        if x <= c - 0.5 - (w - 1) / 2:
+            return y_min
+        if x > c - 0.5 + (w - 1) / 2:
+            return y_max
+        return ((x - (c - 0.5)) / (w - 1) + 0.5) * (y_max - y_min) + y_min
+    if name == "LINEAR_EXACT":
+        if x <= c - w / 2:
+            return y_min
+        if x > c + w / 2:
+            return y_max
+        return ((x - c) / w + 0.5) * (y_max - y_min) + y_min
+    return (y_max - y_min) / (1 + math.exp(min(700, -4 * (x - c) / w))) + y_min
+
+
+@given(
+    st.sampled_from(sorted(WINDOWS)),
+    st.integers(-3000, 3000),
+    st.integers(-2000, 2000).map(lambda n: n / 2),
+    st.integers(1, 5000),
+)
+def test_a_window_is_the_standards(name: str, x: int, centre: float, width: int) -> None:
+    wanted = by_the_standard(name, x, centre, width, 0, 255)
+    found = WINDOWS[name](np.array([float(x)]), centre, width)[0] * 255
+    assert found == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("edge", [-0.5, 0.0, 0.5, 1.0])
+@pytest.mark.parametrize("width", [1, 2, 100])
+@pytest.mark.parametrize("name", ["LINEAR", "LINEAR_EXACT"])
+def test_the_edges_of_a_window_are_the_standards(name: str, width: int, edge: float) -> None:
+    for x in (50 - width / 2 + edge, 50 + width / 2 + edge, 49.5, 50, 50.5):
+        wanted = by_the_standard(name, x, 50, width, 0, 1)
+        assert WINDOWS[name](np.array([x]), 50, width)[0] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_width_of_one_is_a_threshold() -> None:
+    assert WINDOWS["LINEAR"](np.array([99.0, 99.5, 100.0]), 100, 1).tolist() == [0, 0, 1]
+
+
+@given(
+    st.sampled_from(["uint8", "int8", "uint16", "int16"]),
+    st.sampled_from(sorted(WINDOWS)),
+    st.floats(-4, 4).filter(lambda slope: abs(slope) > 0.01),
+    st.integers(-500, 500),
+)
+def test_the_table_gives_each_pixel_what_the_formulas_give_it(
+    dtype: str, name: str, slope: float, intercept: int
+) -> None:
+    kind = np.iinfo(dtype)
+    stored = np.linspace(kind.min, kind.max, 60 * 50).round().astype(dtype).reshape(60, 50)
+    low, high = sorted(slope * edge + intercept for edge in (kind.min, kind.max))
+    window = {"WindowCenter": round((low + high) / 2), "WindowWidth": max(2, round((high - low) * 0.7))}
+    described = header(RescaleSlope=f"{slope:.6f}", RescaleIntercept=intercept, VOILUTFunction=name, **window)
+    shown, notes = displayed(described, stored)
+    assert notes == ()
+    for row, column in ((0, 0), (59, 49), (30, 20), (10, 7), (45, 3)):
+        x = float(f"{slope:.6f}") * int(stored[row, column]) + intercept
+        wanted = by_the_standard(name, x, window["WindowCenter"], window["WindowWidth"], 0, 1)
+        assert shown[row, column] == pytest.approx(wanted, abs=1e-6)
+
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+def test_a_window_for_bone_or_lung_is_kept() -> None:
+    for centre in (800, 2048, 3300):
+        shown, notes = displayed(header(WindowCenter=centre, WindowWidth=900), RAMP)
+        assert notes == ()
+        assert 0.1 < ((shown > 0) & (shown < 1)).mean() < 0.5
+
+
+@pytest.mark.parametrize("window", [(-500, 100), (9000, 500), (2048, 2), (128, 256), (0, 10_000_000)])
+def test_a_window_that_would_hide_the_lung_gives_way(window: tuple[int, int]) -> None:
+    shown, notes = displayed(header(WindowCenter=window[0], WindowWidth=window[1]), RAMP)
+    assert np.ptp(shown) == 1
+    assert notes == ("the window hides the picture, so the central range of its values is shown",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "RescaleSlope is no usable number"),
+        ({"RescaleSlope": "1e308", "RescaleIntercept": "1e308"}, "RescaleSlope is no usable number"),
+        ({"PresentationLUTShape": "INVERSE"}, "PresentationLUTShape contradicts PhotometricInterpretation"),
+        (
+            {"WindowCenter": 2048, "WindowWidth": 4096, "VOILUTFunction": "CUBIC"},
+            "VOILUTFunction unknown, LINEAR taken",
+        ),
+        ({"VOILUTSequence": [header()]}, "VOILUTSequence cannot be applied"),
+    ],
+)  # fmt: skip
+def test_what_is_not_usable_is_noted(changes: dict[str, object], note: str) -> None:
+    shown, notes = displayed(header(**changes), RAMP)
+    assert notes == (note,)
+    assert np.ptp(shown) == 1
+
+
+def test_a_modality_lut_that_cannot_be_applied_is_not_guessed() -> None:
+    with pytest.raises(Unsuitable, match="undecodable"):
+        displayed(header(ModalityLUTSequence=[header()]), RAMP)
+
+
+def test_signed_padding_that_was_written_unsigned_is_padding() -> None:
+    stored = RAMP.astype(np.int16) - 2000
+    stored[:8] = -2001
+    described = header(WindowCenter=48, WindowWidth=4096)
+    described.add_new("PixelPaddingValue", "US", 65536 - 2001)
+    described.PhotometricInterpretation = "MONOCHROME1"
+    assert (displayed(described, stored)[0][:8] == 0).all()

@@ -1,0 +1,249 @@
+"""The gate by mutation, SR and presentation state: one thing broken at a time, and each must be refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+
+from inference.finding import Result
+from inference.results import Case, GateError, build, gate
+from inference.results.identity import DISCLAIMER
+from tests.unit.cases import header, negative, positive, refused
+from tests.unit.mutations import Change, broken, cut, drop, item, put, within
+
+TWO = np.zeros((41, 37), dtype=bool)
+TWO[3:13, 3:13] = True
+TWO[6:8, 6:8] = False  # a hole
+TWO[20:26, 28:34] = True
+RESCALE = {"RescaleSlope": 1, "RescaleIntercept": -5}
+CASE = positive(
+    header(PixelSpacing=None, ImagerPixelSpacing=[0.2, 0.2], WindowCenter=100, WindowWidth=200, **RESCALE), TWO
+)
+NEGATIVE = negative()
+GOOD = {result.kind: result for result in build(CASE, ["SEG", "SR", "PR"])}
+(GOOD_NEGATIVE,) = build(NEGATIVE, ["SR"])
+STRANGER = Dataset()
+STRANGER.ReferencedSOPClassUID, STRANGER.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "2.25.666"
+
+
+def shift(line: list[float], by: float) -> list[float]:
+    return [float(value) + by for value in line]
+
+
+def move_contour(dataset: Any) -> None:
+    dataset.GraphicData = shift(dataset.GraphicData, 1.0)
+
+
+def open_contour(dataset: Any) -> None:
+    dataset.GraphicData = list(dataset.GraphicData)[:-2]
+
+
+def transpose_contour(dataset: Any) -> None:
+    dataset.GraphicData = np.reshape(dataset.GraphicData, (-1, 2))[:, ::-1].ravel().tolist()
+
+
+def code(value: str, meaning: str) -> Change:
+    return within("ConceptCodeSequence", put(CodeValue=value, CodeMeaning=meaning))
+
+
+def add_to_evaluations(one: Dataset) -> Change:
+    return item("Qualitative Evaluations", lambda found: found.ContentSequence.append(one))
+
+
+def said(value: str) -> Dataset:
+    one = Dataset()
+    one.RelationshipType, one.ValueType, one.TextValue = "CONTAINS", "TEXT", value
+    name = Dataset()
+    name.CodeValue, name.CodingSchemeDesignator, name.CodeMeaning = "121106", "DCM", "Comment"
+    one.ConceptNameCodeSequence = [name]
+    return one
+
+
+def swap_groups(dataset: Any) -> None:
+    item("Imaging Measurements", lambda found: found.ContentSequence.append(found.ContentSequence.pop(0)))(dataset)
+
+
+def lose_a_lesion(dataset: Any) -> None:
+    item("Imaging Measurements", lambda found: put(ContentSequence=found.ContentSequence[:2])(found))(dataset)
+
+
+EVIDENCE = "CurrentRequestedProcedureEvidenceSequence"
+COMMON: dict[str, Change] = {
+    "another patient's ID": put(PatientID="P-2"),
+    "no patient ID": put(PatientID=None),
+    "another study": put(StudyInstanceUID="2.25.999"),
+    "a UID that is not derived": put(SOPInstanceUID="2.25.5"),
+    "the source's series": put(SeriesInstanceUID="2.25.13"),
+    "a patient's address": put(PatientAddress="X"),
+    "a name in the description": put(SeriesDescription=f"Gruen^Ada. {DISCLAIMER}"),
+    "text where none belongs": put(ImageComments="Gruen"),
+    "an operator": put(OperatorsName="Doe^Jane"),
+    "the scanner's name": put(Manufacturer="Scanner"),
+    "no device UID": within("ContributingEquipmentSequence", drop("DeviceUID")),
+    "a code that means something else": within(
+        "ContributingEquipmentSequence.PurposeOfReferenceCodeSequence", put(CodeMeaning="Gruen^Ada")
+    ),
+    "another modality": put(Modality="OT"),
+    "an empty series number": put(SeriesNumber=None),
+}
+SR: dict[str, Change] = {
+    "the clock's time": put(ContentTime="050608.000000"),
+    "a final document": put(PreliminaryFlag="FINAL"),
+    "a verified document": put(VerificationFlag="VERIFIED"),
+    "another template": within("ContentTemplateSequence", put(TemplateIdentifier="2000")),
+    "another title": within("ConceptNameCodeSequence", put(CodeValue="126001")),
+    "no content": drop("ContentSequence"),
+    "no evidence": drop(EVIDENCE),
+    "evidence of another study": within(EVIDENCE, put(StudyInstanceUID="2.25.14")),
+    "evidence without the SEG": within(EVIDENCE, lambda d: d.ReferencedSeriesSequence.pop()),
+    "evidence of a stranger": within(
+        f"{EVIDENCE}.ReferencedSeriesSequence", lambda d: put(ReferencedSOPSequence=[STRANGER])(d)
+    ),
+    "a contour on a stranger": item(
+        "Image Region", within("ContentSequence", lambda d: put(ReferencedSOPSequence=[STRANGER])(d))
+    ),
+    "a contour on nothing": item("Image Region", drop("ContentSequence")),
+    "a contour that is moved": item("Image Region", move_contour),
+    "a contour that is open": item("Image Region", open_contour),
+    "a contour that is transposed": item("Image Region", transpose_contour),
+    "a contour that is a point": item("Image Region", put(GraphicType="POINT", GraphicData=[5.0, 5.0])),
+    "no contour": cut("Image Region"),
+    "another SEG": item(
+        "Referenced Segmentation Frame", within("ReferencedSOPSequence", put(ReferencedSOPInstanceUID="2.25.7"))
+    ),
+    "another frame": item(
+        "Referenced Segmentation Frame", within("ReferencedSOPSequence", put(ReferencedFrameNumber=2))
+    ),
+    "frame and segment together": item(
+        "Referenced Segmentation Frame", within("ReferencedSOPSequence", put(ReferencedSegmentNumber=1))
+    ),
+    "no tracking UID": cut("Tracking Unique Identifier"),
+    "another tracking UID": item("Tracking Unique Identifier", put(UID="2.25.8")),
+    "lesions in another order": swap_groups,
+    "a lesion less": lose_a_lesion,
+    "another finding": item("Finding", code("36118009", "Pneumothorax")),
+    "the other side": item("Laterality", code("7771000", "Left")),
+    "no finding site": cut("Finding Site"),
+    "an empty algorithm": item("Algorithm Name", put(TextValue="")),
+    "no algorithm version": cut("Algorithm Version"),
+    "another operating point": item("Algorithm Parameters", put(TextValue="positive from 41 %")),
+    "another score": item("Certainty of Finding", within("MeasuredValueSequence", put(NumericValue="88"))),
+    "another area": item("Area of defined region", within("MeasuredValueSequence", put(NumericValue="97"))),
+    "an area that claims to be exact": cut("Derivation"),
+    "absent and present": item("Pneumothorax", code("272519000", "Absent")),
+    "no sentence": cut("Comment"),
+    "another sentence": item("Comment", put(TextValue="Pneumothorax excluded.")),
+    "a sentence more": add_to_evaluations(said("Patient Gruen^Ada")),
+    "another observer": item("Device Observer UID", put(UID="2.25.3")),
+    "a person observing": item("Device Observer Name", put(TextValue="Gruen^Ada")),
+    "another orientation in the library": item("Patient Orientation Row", put(TextValue="R")),
+    "a relation of its own": item("Finding", put(RelationshipType="INFERRED FROM")),
+    "an item without a name": item("Finding", drop("ConceptNameCodeSequence")),
+    "no heading": cut("Qualitative Evaluations"),
+}
+GRAPHICS, GRAPHIC = "GraphicAnnotationSequence", "GraphicAnnotationSequence.GraphicObjectSequence"
+PR: dict[str, Change] = {
+    "the clock's time": put(PresentationCreationTime="050608.000000"),
+    "another series": within("ReferencedSeriesSequence", put(SeriesInstanceUID="2.25.14")),
+    "another image": within(
+        "ReferencedSeriesSequence.ReferencedImageSequence", put(ReferencedSOPInstanceUID="2.25.666")
+    ),
+    "graphics on another image": within(f"{GRAPHICS}.ReferencedImageSequence", put(ReferencedSOPClassUID="1.2.3")),
+    "graphics on a layer that is not there": within(GRAPHICS, put(GraphicLayer="OTHER")),
+    "no layer": drop("GraphicLayerSequence"),
+    "no graphics": drop("GraphicAnnotationSequence"),
+    "a contour less": within(GRAPHICS, lambda d: d.GraphicObjectSequence.pop()),
+    "a contour that is moved": within(GRAPHIC, move_contour),
+    "a contour that is open": within(
+        GRAPHIC, lambda d: (open_contour(d), put(NumberOfGraphicPoints=len(d.GraphicData) // 2)(d))
+    ),
+    "a count of other points": within(GRAPHIC, put(NumberOfGraphicPoints=3)),
+    "a filled contour": within(GRAPHIC, put(GraphicFilled="Y")),
+    "contours of the display": within(GRAPHIC, put(GraphicAnnotationUnits="DISPLAY")),
+    "another tracking UID": within(GRAPHIC, put(TrackingUID="2.25.8")),
+    "no tracking": within(GRAPHIC, drop("TrackingID", "TrackingUID")),
+    "a patient's name in the text": within(f"{GRAPHICS}.TextObjectSequence", put(UnformattedTextValue="Gruen^Ada")),
+    "a part of the image": within("DisplayedAreaSelectionSequence", put(DisplayedAreaBottomRightHandCorner=[30, 41])),
+    "the polarity turned": put(PresentationLUTShape="INVERSE"),
+    "no polarity": drop("PresentationLUTShape"),
+    "another window": within("SoftcopyVOILUTSequence", put(WindowCenter=90)),
+    "a rescale of its own": put(RescaleSlope=2),
+    "a shutter of its own": put(ShutterShape="CIRCULAR", RadiusOfCircularShutter=10),
+    "a window that is lost": drop("SoftcopyVOILUTSequence"),
+    "a rescale that is lost": drop("RescaleSlope", "RescaleIntercept", "RescaleType"),
+}
+ABSENT = said("")
+ABSENT.ValueType = "CODE"
+del ABSENT.TextValue
+ABSENT.ConceptNameCodeSequence[0].CodeValue = "36118008"
+ABSENT.ConceptNameCodeSequence[0].CodingSchemeDesignator = "SCT"
+ABSENT.ConceptNameCodeSequence[0].CodeMeaning = "Pneumothorax"
+ABSENT.ConceptCodeSequence = [copy.deepcopy(ABSENT.ConceptNameCodeSequence[0])]
+ABSENT.ConceptCodeSequence[0].CodeValue, ABSENT.ConceptCodeSequence[0].CodeMeaning = "272519000", "Absent"
+OF_A_NEGATIVE: dict[str, Change] = {
+    "Absent, which the site never allowed": add_to_evaluations(ABSENT),
+    "it says suspected": item("Comment", put(TextValue="Pneumothorax suspected by the algorithm.")),
+    "no disclaimer": item("Qualitative Evaluations", lambda found: found.ContentSequence.pop()),
+}
+MUTATIONS = [
+    *((GOOD[kind], CASE, name, change) for kind in ("SR", "PR") for name, change in COMMON.items()),
+    *((GOOD["SR"], CASE, name, change) for name, change in SR.items()),
+    *((GOOD["PR"], CASE, name, change) for name, change in PR.items()),
+    *((GOOD_NEGATIVE, NEGATIVE, f"not detected: {name}", change) for name, change in OF_A_NEGATIVE.items()),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("good", "case", "name", "change"), MUTATIONS, ids=[f"{good.kind}: {name}" for good, _, name, _ in MUTATIONS]
+)
+def test_a_broken_object_is_refused(good: Result, case: Case, name: str, change: Change) -> None:
+    result = broken(good, change)
+    assert result.data != good.data
+    with pytest.raises(GateError) as caught:
+        gate.check(result, case)
+    assert caught.value.kind == good.kind
+    assert not any(value in caught.value.what for value in ("Grün", "Gruen", "P-1"))
+
+
+@pytest.mark.parametrize("kind", ["SR", "PR", "SEG"])
+def test_a_good_object_passes_also_when_written_again(kind: str) -> None:
+    gate.check(GOOD[kind], CASE)
+    gate.check(broken(GOOD[kind], lambda dataset: None), CASE)
+
+
+def second_segment(dataset: Any, **values: object) -> None:
+    put(**values)(dataset.SegmentSequence[1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: second_segment(d, TrackingUID="2.25.8"),
+        lambda d: second_segment(d, SegmentLabel="Pneumothorax"),
+        lambda d: put(SegmentSequence=list(reversed(d.SegmentSequence)))(d),
+        lambda d: put(PixelData=d.PixelData[190:] + d.PixelData[:190])(d),
+        lambda d: within("PerFrameFunctionalGroupsSequence.SegmentIdentificationSequence",
+                         put(ReferencedSegmentNumber=2))(d),
+        lambda d: d.PerFrameFunctionalGroupsSequence.pop(),
+    ],
+    ids=["tracking", "label", "segments swapped", "frames swapped", "frame of another segment", "a frame less"],
+)  # fmt: skip
+def test_a_seg_of_two_lesions_keeps_them_apart(change: Change) -> None:
+    with pytest.raises(GateError):
+        gate.check(broken(GOOD["SEG"], change), CASE)
+
+
+def test_a_good_object_of_another_case_is_refused() -> None:
+    others = [positive(header(PatientID="P-2"), TWO), positive(header(), np.roll(TWO, 1, axis=0)), NEGATIVE, refused()]
+    for other in others:
+        for kind in ("SR", "PR"):
+            with pytest.raises(GateError):
+                gate.check(GOOD[kind], other)
+    with pytest.raises(GateError):
+        gate.check(GOOD_NEGATIVE, refused())

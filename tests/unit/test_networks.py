@@ -1,0 +1,118 @@
+"""The allow-listed networks: what they take and give, and that they are the published ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from inference.networks import BUILDERS, build, shapes
+from inference.preprocess import fit, normalise
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(one.numel() for one in network.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+@pytest.mark.parametrize("number", [1, 2])
+def test_each_gives_one_logit_or_one_map(name: str, number: int) -> None:
+    with torch.inference_mode():
+        found = build(name).eval()(torch.rand(number, 1, 64, 64))
+    assert found.shape in ((number, 1), (number, 1, 64, 64))
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "count"),
+    [
+        ("densenet-121", {"outputs": 1000, "stem": "imagenet"}, 7_978_856),  # torchvision's and the paper's
+        ("densenet-121", {"outputs": 14, "stem": "imagenet"}, 7_978_856 - 1025 * 986),  # CheXNet
+        ("densenet-121", {}, 7_978_856 - 1025 * 999 - 2 * 64 * 49),  # one output, one grey map in
+        ("unet-resnet34", {"stem": "imagenet"}, 24_436_369),  # segmentation_models.pytorch's
+    ],
+)
+def test_they_have_the_published_number_of_parameters(name: str, arguments: dict[str, Any], count: int) -> None:
+    assert parameters(build(name, **arguments)) == count
+
+
+def test_the_encoder_is_a_resnet34() -> None:
+    encoder = build("unet-resnet34", stem="imagenet").get_submodule("encoder")
+    assert parameters(encoder) == 21_797_672 - 1000 * 513  # torchvision's, without its 1,000 classes
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape"),
+    [
+        ("densenet-121", "features.conv0.weight", (64, 3, 7, 7)),
+        ("densenet-121", "features.norm0.running_var", (64,)),
+        ("densenet-121", "features.denseblock1.denselayer1.norm1.weight", (64,)),
+        ("densenet-121", "features.denseblock4.denselayer16.conv2.weight", (32, 128, 3, 3)),
+        ("densenet-121", "features.transition3.conv.weight", (512, 1024, 1, 1)),
+        ("densenet-121", "features.norm5.bias", (1024,)),
+        ("densenet-121", "classifier.weight", (1, 1024)),
+        ("unet-resnet34", "encoder.conv1.weight", (64, 3, 7, 7)),
+        ("unet-resnet34", "encoder.layer2.0.downsample.0.weight", (128, 64, 1, 1)),
+        ("unet-resnet34", "encoder.layer4.2.bn2.num_batches_tracked", ()),
+        ("unet-resnet34", "decoder.blocks.0.conv1.0.weight", (256, 768, 3, 3)),
+        ("unet-resnet34", "decoder.blocks.4.conv2.1.weight", (16,)),
+        ("unet-resnet34", "segmentation_head.0.bias", (1,)),
+    ],
+)
+def test_weights_have_the_names_that_published_checkpoints_have(name: str, key: str, shape: tuple[int, ...]) -> None:
+    assert tuple(shapes(name, stem="imagenet")[key].shape) == shape
+
+
+def test_nothing_is_stored_but_what_is_trained() -> None:
+    assert len(shapes("densenet-121", stem="imagenet")) == len(shapes("densenet-121")) == 121 * 6 + 1
+    assert not any(name.startswith("input") for name in shapes("unet-resnet34", stem="imagenet"))
+
+
+def test_the_imagenet_stem_standardises_as_published() -> None:
+    stem = build("densenet-121", stem="imagenet").get_submodule("input")
+    black, white = stem(torch.zeros(1, 1, 1, 1)).flatten(), stem(torch.ones(1, 1, 1, 1)).flatten()
+    assert black.tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
+    assert white.tolist() == pytest.approx([2.2489, 2.4286, 2.6400], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "word"),
+    [
+        ("os.system", {}, "allowed"),
+        ("residual-classifier", {"widths": [10**9] * 5}, r"widths\.0"),
+        ("residual-classifier", {"widths": [1024, 1024]}, "stage 0"),
+        ("residual-classifier", {"widths": [8] * 1000}, "at most 7"),
+        ("residual-classifier", {"blocks": 10**6}, "blocks"),
+        ("residual-classifier", {"dropout": 7.0}, "dropout"),
+        ("residual-unet", {"up_widths": [8, 8, 8, 1024]}, "stage 0"),
+        ("residual-unet", {"up_widths": [8]}, "arguments of residual-unet"),
+        ("densenet-121", {"outputs": 10**9}, "outputs"),
+        ("densenet-121", {"stem": "__import__"}, "stem"),
+        ("unet-resnet34", {"$import": "os"}, r"\$import"),
+        ("unet-resnet34", {"_target_": "os.system"}, "_target_"),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_before_it_is_built(name: str, arguments: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        build(name, **arguments)
+    with pytest.raises(ValueError, match=word):
+        shapes(name, **arguments)
+
+
+def test_shapes_cost_no_memory_and_count_what_they_would() -> None:
+    with pytest.raises(ValueError, match="weights, at most"):
+        shapes("residual-classifier", widths=[128, 256, 512, 1024, 2048, 2048, 2048], blocks=16)
+    assert all(one.device.type == "meta" for one in shapes("unet-resnet34").values())
+
+
+def test_the_scheme_for_networks_that_standardise_themselves_gives_the_picture_as_it_is() -> None:
+    picture = np.linspace(0, 1, 32 * 16, dtype=np.float32).reshape(32, 16)
+    fitted = fit(picture, 32)
+    given = normalise(fitted.pixels, fitted.geometry, "unit")
+    assert (given[:, 8:24] == picture).all()
+    assert (given[:, :8] == 0).all()
+    assert (given[:, 24:] == 0).all()

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference.contours import contours
+from inference.finding import Finding, ModelIdentity, State
+from inference.results import Case, Refusal, RenderSettings, banner, build, overlay
+from inference.results.identity import DISCLAIMER
+from tests.gallery import KINDS, picture
+from tests.unit.cases import blob, header, negative, positive, refused
+
+
+def shown(case: Case) -> np.ndarray:
+    """The decoded radiograph of the built object: (rows, columns, RGB), without margins and banner."""
+    panel = overlay.place(case)
+    image = np.asarray(picture(build(case, ["SC"])[0]), dtype=int)
+    return image[: panel.height, panel.left : panel.left + panel.width]
+
+
+def words(case: Case, monkeypatch: pytest.MonkeyPatch, width: int = 1024) -> str:
+    """All that the banner writes, in the order in which it does."""
+    said: list[str] = []
+    draw = banner._text
+    monkeypatch.setattr(banner, "_text", lambda pen, at, text, *rest: (said.append(text), draw(pen, at, text, *rest)))
+    banner._set.cache_clear()
+    banner.draw(case, width, width)
+    monkeypatch.undo()
+    return " ".join(said)
+
+
+# Large ones take seconds; the tests of single traits below have some.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.endswith(("3520", "2048", "2500"))])
+def test_every_kind_passes_the_gate_and_is_valid(kind: str, peer: Callable[[str], str], tmp_path: Path) -> None:
+    result = build(KINDS[kind](), ["SC"])[0]  # the gate has seen it
+    file = tmp_path / "overlay.dcm"
+    file.write_bytes(result.data)
+    found = subprocess.run([peer("dciodvfy"), file], capture_output=True, text=True, check=False)
+    assert "Error" not in found.stdout + found.stderr, found.stderr
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("size", [(41, 37), (700, 600), (2100, 900)])
+def test_away_from_the_contour_the_picture_is_the_sources_grey(size: tuple[int, int], grey: float) -> None:
+    source = header(Rows=size[0], Columns=size[1])
+    case = positive(source, pixels=np.full(size, grey, dtype=np.float32))
+    panel = overlay.place(case)
+    drawn = np.asarray(overlay.draw(case), dtype=int)[: panel.height, panel.left : panel.left + panel.width]
+    far = np.ones((panel.height, panel.width), dtype=bool)
+    reach = int(panel.line_px + panel.halo_px + panel.scale) + 3
+    for row, column in (np.concatenate(contours(blob(source))) + 0.5) * panel.scale:
+        far[max(0, int(row) - reach) : int(row) + reach, max(0, int(column) - reach) : int(column) + reach] = False
+    # The stretches between two vertices, too.
+    top, left = (np.argwhere(blob(source)).min(axis=0) * panel.scale).astype(int) - reach
+    bottom, right = ((np.argwhere(blob(source)).max(axis=0) + 1) * panel.scale).astype(int) + reach
+    far[max(0, top) : bottom, max(0, left) : right] = False
+    assert far.any()
+    assert np.all(drawn[far] == round(grey * 255))
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
+def test_the_contour_stands_out_from_black_and_from_white(grey: float) -> None:
+    source = header(Rows=700, Columns=600)
+    case = positive(source, pixels=np.full((700, 600), grey, dtype=np.float32))
+    near = shown(case)[100:300, 40:220]
+    luminance = near @ np.array([0.299, 0.587, 0.114])
+    assert np.ptp(luminance) > 100
+    assert (near[..., 0] - near[..., 2]).max() > 150
+
+
+@pytest.mark.parametrize("size", [(700, 600), (2100, 900), (64, 64)])
+def test_the_contour_lies_on_the_masks_edge(size: tuple[int, int]) -> None:
+    source = header(Rows=size[0], Columns=size[1])
+    mask = blob(source)
+    case = positive(source, mask)
+    scale = overlay.place(case).scale
+    image = shown(case)
+    coloured = np.argwhere(image[..., 0] - image[..., 2] > 110)
+    edge = np.concatenate(contours(mask))
+    top, left, bottom, right = edge[:, 0].min(), edge[:, 1].min(), edge[:, 0].max(), edge[:, 1].max()
+    # The mask is a box with a hole of one pixel: the coloured pixels span the box to within a line's width.
+    low, high = ((np.array([[top, left], [bottom, right]]) + 0.5) * scale - 0.5).tolist()
+    assert np.abs(coloured.min(axis=0) - low).max() <= 3 + 0.25 * scale
+    assert np.abs(coloured.max(axis=0) - high).max() <= 3 + 0.25 * scale
+
+
+def test_a_region_at_the_border_has_its_line_just_within_and_none_in_the_banner() -> None:
+    source = header(Rows=640, Columns=640)
+    mask = np.zeros((640, 640), dtype=bool)
+    mask[500:, 100:300] = True
+    image = shown(positive(source, mask, pixels=np.full((640, 640), 0.5, dtype=np.float32)))
+    assert (image[638:640, 150:250, 0] - image[638:640, 150:250, 2]).max(axis=0).min() > 60
+
+
+def test_the_banner_says_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = words(positive(), monkeypatch)
+    for part in ("Pneumothorax suspected", "Patient's right. 1 region", "0.87 (positive from 0.42)", "pleura-default"):
+        assert part in text
+    for part in ("1.2.3", "2026-03-03 10:11", "mm^2", "2026-03-04 05:06"):
+        assert part in text
+    assert "Side not determined" in words(positive(header(PatientOrientation=None)), monkeypatch)
+    estimated = header(PixelSpacing=None, ImagerPixelSpacing=[0.1, 0.1])
+    assert "estimated at detector plane" in words(positive(estimated), monkeypatch, 3000)
+    text = words(positive(header(PixelSpacing=None)), monkeypatch, 3000)
+    assert "mm" not in text
+    assert "px (pixel spacing not known)" in text
+    assert "no region could be outlined" in words(positive(mask=np.zeros((41, 37), dtype=bool)), monkeypatch)
+    text = words(negative(), monkeypatch)
+    assert "Pneumothorax not detected" in text
+    assert "does not exclude pneumothorax" in text
+    text = words(refused(notes=("PatientAge implausible",)), monkeypatch)
+    assert "Not analysed The patient is younger than the minimum age." in text
+    assert "PatientAge implausible" in text
+    near = replace(negative(), finding=Finding(0.41999, 0.42, False))
+    assert "0.41999" in words(near, monkeypatch)
+    for case in (positive(), negative(), refused(pixels=None)):
+        text = words(case, monkeypatch)
+        assert "Gr" not in text
+        assert "P-1" not in text
+
+
+def test_answers_differ_in_shape_and_word_not_only_in_colour() -> None:
+    failed = refused(refusal=Refusal(State.FAILED, "analysis_error", "it broke"))
+    answers = {banner._answer(case)[:3] for case in (positive(), negative(), refused(), failed)}
+    assert len({shape for _, shape, _ in answers}) == len({word for _, _, word in answers}) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a" * 5000, "胸部モデル", "x\n\r\t\0\x1b[31m", "wide words " * 300, "‮abc", "^2^2"]
+)
+def test_no_name_or_note_breaks_the_banner(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelIdentity(name, name, "ab" * 32, "2.25.1")
+    case = positive(model=model, notes=(name,) * 3)
+    text = words(case, monkeypatch)
+    assert text.isascii()
+    assert text.isprintable()
+    plain, hostile = (banner.draw(each, 1024, 1024) for each in (positive(), case))
+    assert hostile.height <= plain.height * 1.6
+    assert words(case, monkeypatch).startswith("Pneumothorax suspected Patient's right.")
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (2500, 2048), (2048, 2500), (500, 1900), (64, 64)])
+def test_the_finding_word_is_ten_pixels_high_in_a_thumbnail(size: tuple[int, int]) -> None:
+    case = negative(header(Rows=size[0], Columns=size[1]))
+    panel = overlay.place(case)
+    height = panel.banner_top + banner.draw(case, panel.canvas_width, panel.height).height
+    letters = banner._Sizes.of(panel.canvas_width, panel.height).title
+    assert letters * 256 / max(panel.canvas_width, height) >= 10
+
+
+def test_the_same_words_stand_in_the_same_place_above_the_same_disclaimer() -> None:
+    size = {"Rows": 1024, "Columns": 1024}
+    banners = [banner.draw(make(header(**size)), 1024, 1024) for make in (positive, negative, refused)]
+    strips = [np.asarray(each.crop((0, each.height - 40, 1024, each.height))) for each in banners]
+    assert np.array_equal(strips[0], strips[1])
+    assert np.array_equal(strips[0], strips[2])
+    assert DISCLAIMER == "Research use only - not for diagnosis"
+
+
+def test_a_setting_of_the_picture_changes_its_uid() -> None:
+    results = [build(negative(appearance=RenderSettings(side, 90)), ["SC"])[0] for side in (512, 1024)]
+    assert results[0].sop_instance_uid != results[1].sop_instance_uid
+
+
+def test_the_picture_is_baseline_jpeg() -> None:
+    assert isinstance(picture(build(negative(), ["SC"])[0]), Image.Image)

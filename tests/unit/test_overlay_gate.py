@@ -1,0 +1,187 @@
+"""The gate of the overlay lets pass whatever we draw, at any size and setting, and nothing else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
+from scipy import ndimage
+
+from inference.finding import Finding, Result
+from inference.results import Case, GateError, RenderSettings, build, gate, overlay
+from tests.gallery import KINDS
+from tests.unit.cases import header, negative, positive, refused
+
+
+def smooth(rng: np.random.Generator, rows: int, columns: int, grain: float) -> np.ndarray:
+    """A grey image of any graininess, noise from pixel to pixel at its least."""
+    field = ndimage.zoom(rng.random((-(-rows // 8) + 1, -(-columns // 8) + 1)), 8, order=1)[:rows, :columns]
+    return np.asarray((1 - grain) * field + grain * rng.random((rows, columns)), dtype=np.float32)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    rows, columns = draw(st.integers(1, 900)), draw(st.integers(1, 900))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    source = header(Rows=rows, Columns=columns)
+    given_values = {
+        "pixels": smooth(rng, rows, columns, draw(st.floats(0, 0.3))),
+        "appearance": RenderSettings(draw(st.integers(256, 1100)), draw(st.integers(50, 100))),
+    }
+    make = draw(st.sampled_from([positive, positive, negative, refused]))
+    if make is positive:
+        field = ndimage.gaussian_filter(rng.random((rows, columns)), draw(st.floats(0.5, 40)))
+        given_values["mask"] = field >= np.quantile(field, draw(st.floats(0.3, 1)))
+    return make(source, **given_values)
+
+
+@settings(deadline=None, max_examples=40)
+@given(cases())
+def test_whatever_we_draw_passes(case: Case) -> None:
+    build(case, ["SC"])
+
+
+@pytest.mark.parametrize("side", [256, 300, 512, 768, 1024, 2048])
+@pytest.mark.parametrize("quality", [50, 90, 100])
+def test_a_small_source_passes_at_every_setting(side: int, quality: int) -> None:
+    for size in (64, 192, 700):
+        build(positive(header(Rows=size, Columns=size), appearance=RenderSettings(side, quality)), ["SC"])
+
+
+CASE = KINDS["positive"]()
+GOOD = build(CASE, ["SC"])[0]
+PANEL = overlay.place(CASE)
+
+
+def repainted(change: Callable[[Image.Image], Image.Image | None], good: Result = GOOD) -> Result:
+    """The good object with another picture in it, of the same size where the change gives one."""
+    dataset = dcmread(io.BytesIO(good.data))
+    image = Image.open(io.BytesIO(next(generate_frames(dataset.PixelData, number_of_frames=1))))
+    image.load()
+    file = io.BytesIO()
+    (change(image) or image).save(file, "JPEG", quality=90, subsampling=0)
+    dataset.PixelData = encapsulate([file.getvalue()])
+    dataset["PixelData"].is_undefined_length = True
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return replace(good, data=file.getvalue())
+
+
+def drawn(case: Case) -> Callable[[Image.Image], Image.Image]:
+    return lambda image: overlay.draw(case)
+
+
+def moved(pixels: int) -> Case:
+    assert CASE.finding is not None
+    assert CASE.finding.mask is not None
+    mask = np.roll(CASE.finding.mask, pixels, axis=1)
+    return replace(CASE, finding=replace(CASE.finding, mask=mask))
+
+
+def with_pixels(change: Callable[[np.ndarray], np.ndarray]) -> Case:
+    assert CASE.pixels is not None
+    return replace(CASE, pixels=np.ascontiguousarray(change(CASE.pixels), dtype=np.float32))
+
+
+def half_the_contour() -> Case:
+    assert CASE.finding is not None
+    assert CASE.finding.mask is not None
+    mask = CASE.finding.mask.copy()
+    mask[mask.shape[0] // 3 :] = False
+    return replace(CASE, finding=replace(CASE.finding, mask=mask))
+
+
+def text_on_the_anatomy(image: Image.Image) -> None:
+    ImageDraw.Draw(image).text((60, 60), "DOE JOHN", fill=(255, 255, 255), font_size=20)
+
+
+def tinted(image: Image.Image) -> Image.Image:
+    red, green, blue = image.split()
+    return Image.merge("RGB", [red, green, blue.point(lambda value: value * 0.9)])
+
+
+def without_contour(image: Image.Image) -> None:
+    bare = overlay.draw(replace(CASE, finding=Finding(0.87, 0.42, False)))
+    image.paste(bare.crop((0, 0, image.width, PANEL.height)), (0, 0))
+
+
+def over_the_banner(box: tuple[float, float, float, float]) -> Callable[[Image.Image], None]:
+    """Paint over a part of the banner, in parts of its width and height."""
+
+    def change(image: Image.Image) -> None:
+        top, height = PANEL.banner_top, image.height - PANEL.banner_top
+        left, upper, right, lower = box
+        corners = (left * image.width, top + upper * height, right * image.width, top + lower * height)
+        ImageDraw.Draw(image).rectangle(corners, fill=(16, 18, 21))
+
+    return change
+
+
+BROKEN: dict[str, Callable[[Image.Image], Image.Image | None]] = {
+    "another chest": drawn(with_pixels(lambda pixels: KINDS["not-detected"]().pixels)),  # type: ignore[arg-type,return-value]
+    "mirrored": drawn(with_pixels(np.fliplr)),
+    "upside down": drawn(with_pixels(np.flipud)),
+    "the other polarity": drawn(with_pixels(lambda pixels: 1 - pixels)),
+    "another window": drawn(with_pixels(lambda pixels: pixels**1.2)),
+    "shifted by ten pixels": drawn(with_pixels(lambda pixels: np.roll(pixels, 10, axis=1))),
+    "text on the anatomy": text_on_the_anatomy,
+    "a coloured spot on the anatomy": lambda image: image.paste((230, 159, 0), (60, 800, 72, 812)),
+    "a tinted radiograph": tinted,
+    "no contour": without_contour,
+    "half the contour": drawn(half_the_contour()),
+    "a contour twenty pixels off": drawn(moved(-20)),
+    "a grey contour": lambda image: image.paste(
+        image.crop((0, 0, image.width, PANEL.height)).convert("L").convert("RGB"), (0, 0)
+    ),
+    "no disclaimer": over_the_banner((0, 0.85, 1, 1)),
+    "no headline": over_the_banner((0, 0, 1, 0.3)),
+    "no score": over_the_banner((0.1, 0.4, 0.5, 0.6)),
+    "no banner at all": over_the_banner((0, 0, 1, 1)),
+    "the banner of a negative": lambda image: image.paste(
+        overlay.draw(replace(CASE, finding=Finding(0.1, 0.42, False))).crop(
+            (0, PANEL.banner_top, image.width, image.height)
+        ),
+        (0, PANEL.banner_top),
+    ),
+    "cropped": lambda image: image.crop((0, 0, image.width, image.height - 8)),
+}  # fmt: skip
+
+
+def test_the_same_picture_encoded_again_passes() -> None:
+    gate.check(repainted(lambda image: None), CASE)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_picture_is_refused(name: str) -> None:
+    with pytest.raises(GateError) as refusal:
+        gate.check(repainted(BROKEN[name]), CASE)
+    assert refusal.value.kind == "SC"
+
+
+def test_a_contour_on_a_negative_is_refused() -> None:
+    case = replace(CASE, finding=Finding(0.1, 0.42, False))
+    good = build(case, ["SC"])[0]
+
+    def with_contour(image: Image.Image) -> None:
+        image.paste(overlay.draw(CASE).crop((0, 0, PANEL.width, PANEL.height)), (PANEL.left, 0))
+
+    gate.check(good, case)
+    with pytest.raises(GateError, match="coloured"):
+        gate.check(repainted(with_contour, good), case)
+
+
+def test_a_picture_where_there_is_no_image_is_refused() -> None:
+    case = refused(header(Rows=1024, Columns=1024), pixels=None)
+    good = build(case, ["SC"])[0]
+    assert CASE.pixels is not None
+    grey = Image.fromarray((CASE.pixels * 255).astype(np.uint8)).convert("RGB")
+    with pytest.raises(GateError, match="no image"):
+        gate.check(repainted(lambda image: image.paste(grey, (0, 0)), good), case)

@@ -1,0 +1,217 @@
+"""From readings to outcomes: the plausibility gate, positives without a region, and answers that are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian
+
+from inference import package, results
+from inference.engine import Engine
+from inference.finding import Outcome, State
+from inference.manifest import Plausibility
+from inference.pipeline import Pipeline, Settings
+from inference.plausibility import OTHERS, Pose
+from inference.results import Encoder
+from training import phantom
+
+AT = datetime(2026, 1, 2, 3, 4, 5)
+Images = Sequence[NDArray[np.float32]]
+
+
+class Scripted:
+    """An engine whose networks say what a test wants, and note what they were asked."""
+
+    def __init__(self, engine: Engine, plausibility: float | None = None) -> None:
+        self.device, self.identity = engine.device, engine.identity
+        network = {**engine.manifest.classifier.model_dump(), "threshold": 0.4}
+        gate = Plausibility(**network) if plausibility is not None else None
+        self.manifest = engine.manifest.model_copy(update={"plausibility": gate})
+        self.plausibility, self.probability, self.inside = plausibility or 0.0, 0.9, 1.0
+        self.in_other_poses: list[float] = [0.0] * len(OTHERS)
+        self.asked: list[str] = []
+
+    def plausible(self, images: Images) -> list[float]:
+        self.asked.append("plausible")
+        # The first image of a batch is the one in question; then its other poses are.
+        first = self.asked.count("plausible") == 1
+        return [self.plausibility, *[1.0] * (len(images) - 1)] if first else self.in_other_poses
+
+    def classify(self, images: Images) -> list[float]:
+        self.asked += ["classify"] * len(images)
+        return [self.probability] * len(images)
+
+    def segment(self, images: Images) -> list[NDArray[np.float32]]:
+        self.asked += ["segment"] * len(images)
+        return [np.full(image.shape, self.inside, dtype=np.float32) for image in images]
+
+
+@pytest.fixture
+def engine(tiny_package: Path) -> Scripted:
+    return Scripted(Engine(package.load(tiny_package), torch.device("cpu")))
+
+
+@pytest.fixture
+def gated(tiny_package: Path) -> Scripted:
+    return Scripted(Engine(package.load(tiny_package), torch.device("cpu")), plausibility=0.1)
+
+
+def analysed(engine: Scripted, folder: Path, images: int = 1) -> list[Outcome]:
+    files = [
+        phantom.write(phantom.draw(seed, False, 64), folder / f"{seed}.dcm").read_bytes() for seed in range(images)
+    ]
+    return Pipeline(engine, Settings()).analyse(files, AT)  # type: ignore[arg-type]
+
+
+def test_what_is_no_frontal_chest_is_asked_nothing_more_and_told_nobody(gated: Scripted, tmp_path: Path) -> None:
+    no_chest, chest = analysed(gated, tmp_path, 2)
+    assert (no_chest.state, no_chest.reason) == (State.NOT_ANALYSED, "not_a_frontal_chest")
+    assert no_chest.results == ()
+    assert no_chest.finding is None
+    assert no_chest.detail == "plausibility 0.100"
+    assert no_chest.content_digest != ""
+    assert chest.state is State.ANALYSED
+    assert chest.results
+    assert gated.asked == ["plausible", "plausible", "classify", "segment"]
+
+
+def test_where_nothing_is_plausible_nothing_is_classified(gated: Scripted, tmp_path: Path) -> None:
+    assert analysed(gated, tmp_path)[0].reason == "not_a_frontal_chest"
+    assert gated.asked == ["plausible", "plausible"]
+
+
+def test_a_chest_shown_upside_down_is_analysed_turned_and_says_so(gated: Scripted, tmp_path: Path) -> None:
+    """Its region lies where the source has it; of sides nothing is said, for the header is not to be believed."""
+    gated.in_other_poses[OTHERS.index(Pose(2))] = 0.97
+
+    def segment(images: Images) -> list[NDArray[np.float32]]:
+        maps = [np.zeros(image.shape, dtype=np.float32) for image in images]
+        maps[0][4:20, 40:60] = 1.0
+        return maps
+
+    gated.segment = segment  # type: ignore[method-assign]
+    (outcome,) = analysed(gated, tmp_path)
+    assert outcome.finding is not None
+    assert outcome.finding.mask is not None
+    assert outcome.finding.mask[44:60, 4:24].all()
+    assert outcome.finding.mask.sum() == 16 * 20
+    assert outcome.finding.measurement is not None
+    assert outcome.finding.measurement.laterality is None
+    assert "analysed turned by 180 degrees" in "; ".join(outcome.notes)
+
+
+def test_an_image_at_the_threshold_is_a_chest(gated: Scripted, tmp_path: Path) -> None:
+    gated.plausibility = 0.4
+    assert analysed(gated, tmp_path)[0].state is State.ANALYSED
+
+
+def test_a_package_without_the_gate_takes_every_image_for_a_chest(engine: Scripted, tmp_path: Path) -> None:
+    assert analysed(engine, tmp_path)[0].state is State.ANALYSED
+    assert engine.asked == ["classify", "segment"]
+
+
+def test_a_positive_without_a_region_stays_positive(engine: Scripted, tmp_path: Path) -> None:
+    """The overlay says so; no SEG, for an empty one reads like a negative."""
+    engine.inside = 0.0
+    (outcome,) = analysed(engine, tmp_path)
+    assert outcome.finding is not None
+    assert outcome.finding.positive
+    assert outcome.finding.mask is not None
+    assert not outcome.finding.mask.any()
+    assert outcome.finding.measurement is None
+    assert [result.kind for result in outcome.results] == ["SC"]
+
+
+def unmakeable(_: object) -> Dataset:
+    raise TypeError("a header nobody thought of")
+
+
+def test_an_object_that_cannot_be_made_is_told_of_and_holds_up_no_other(
+    engine: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(results.ENCODERS, "SEG", Encoder(unmakeable, ExplicitVRLittleEndian))
+    (outcome,) = analysed(engine, tmp_path)
+    assert (outcome.state, outcome.reason) == (State.ANALYSED, None)
+    assert [result.kind for result in outcome.results] == ["SC"]
+    assert "SEG not sent: it cannot be made (TypeError)" in outcome.detail
+    assert "no SEG for" in caplog.text
+
+
+def test_where_no_object_can_be_made_the_image_has_failed(
+    engine: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("SEG", "SC"):
+        monkeypatch.setitem(results.ENCODERS, kind, Encoder(unmakeable, ExplicitVRLittleEndian))
+    (outcome,) = analysed(engine, tmp_path)
+    assert (outcome.state, outcome.reason) == (State.FAILED, "result_invalid")
+    assert outcome.results == ()
+    assert "SC not sent" in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (["L", "F"], lambda stored: stored),
+        (["R", "F"], lambda stored: stored[:, ::-1]),
+        (["R", "H"], lambda stored: stored[::-1, ::-1]),
+        (["F", "L"], lambda stored: stored.T),
+        (["H", "R"], lambda stored: stored.T[::-1, ::-1]),
+    ],
+)
+def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
+    orientation: list[str], turn: Callable[[NDArray[np.integer]], NDArray[np.integer]], engine: Scripted, tmp_path: Path
+) -> None:
+    dataset = dcmread(phantom.write(phantom.draw(1, False, 64), tmp_path / "standing.dcm"))
+    standing = dataset.pixel_array.copy()
+    standing[:8, :24] = standing.min()  # no side is like another
+    stored = np.ascontiguousarray(turn(standing))
+    dataset.PixelData, dataset.PatientOrientation = stored.tobytes(), orientation
+    seen: list[NDArray[np.float32]] = []
+
+    def segment(images: Images) -> list[NDArray[np.float32]]:
+        seen.extend(images)
+        maps = [np.zeros(image.shape, dtype=np.float32) for image in images]
+        maps[0][4:20, 40:60] = 1.0  # above, at the patient's left
+        return maps
+
+    engine.segment = segment  # type: ignore[method-assign]
+    dataset.save_as(tmp_path / "turned.dcm")
+    (outcome,) = Pipeline(engine, Settings()).analyse([(tmp_path / "turned.dcm").read_bytes()], AT)  # type: ignore[arg-type]
+    assert np.corrcoef(seen[0].ravel(), standing.ravel())[0, 1] > 0.99
+    assert outcome.finding is not None
+    assert outcome.finding.mask is not None
+    wanted = np.zeros((64, 64), dtype=bool)
+    wanted[4:20, 40:60] = True
+    assert np.array_equal(outcome.finding.mask, turn(wanted))
+    assert outcome.finding.measurement is not None
+    assert outcome.finding.measurement.laterality == "L"
+
+
+def test_a_negative_is_not_segmented(engine: Scripted, tmp_path: Path) -> None:
+    engine.probability = 0.1
+    (outcome,) = analysed(engine, tmp_path)
+    assert outcome.finding is not None
+    assert not outcome.finding.positive
+    assert outcome.finding.mask is None
+    assert engine.asked == ["classify"]
+
+
+@pytest.mark.parametrize("answer", [math.nan, math.inf, -0.1])
+def test_an_answer_that_is_no_probability_is_never_a_negative(answer: float, engine: Scripted, tmp_path: Path) -> None:
+    engine.probability = answer
+    with pytest.raises(ArithmeticError):
+        analysed(engine, tmp_path)
+
+
+def test_a_gate_that_answers_no_probability_refuses_nobody(gated: Scripted, tmp_path: Path) -> None:
+    gated.plausibility = math.nan
+    with pytest.raises(ArithmeticError):
+        analysed(gated, tmp_path)
