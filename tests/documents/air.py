@@ -6,7 +6,8 @@ from pydicom.datadict import dictionary_description
 
 from inference.results import ENCODERS
 from tests.documents import table
-from tests.documents.objects import flat, tree
+from tests.documents.content import tree
+from tests.documents.objects import flat
 from tests.documents.sources import built
 
 _GROUP = ("Imaging Measurements", "Measurement Group")

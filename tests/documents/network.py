@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydicom.uid import UID
 from pynetdicom import AE
 from pynetdicom.presentation import PresentationContext
@@ -273,9 +274,13 @@ def _defaults(model: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
             "peers": (Peer,),
             "destinations": (DicomDestination, FolderDestination),
         }
-        fields = {one: field for kind in items.get(name, ()) for one, field in kind.model_fields.items()}
-        for one, field in fields.items():
-            yield f"`{name}[].{one}`", "required" if field.is_required() else _as_yaml(field.default)
+        for kind in items.get(name, ()):
+            said = (f"{key}: {_default(field)}" for key, field in kind.model_fields.items())
+            yield f"`{prefix}{name}[]`", "; ".join(said)
+
+
+def _default(field: FieldInfo) -> str:
+    return "required" if field.is_required() else _as_yaml(field.default)
 
 
 def _as_yaml(value: Any) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_description, tag_for_keyword
-from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 
 from inference.results import ENCODERS, gate
@@ -21,7 +20,7 @@ from tests.documents.sources import CHANGES, objects, sources
 Path = tuple[str, ...]  # keywords, or concepts, from the outside in
 Values = Mapping[Path, tuple[Any, ...]]  # of all items that have it, in order
 _LONGEST = 70  # of a fixed value that is shown
-_CONTENT = "ContentSequence"
+CONTENT = "ContentSequence"
 _OF_CODES = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
 
 
@@ -54,7 +53,12 @@ def follows(values: Mapping[str, tuple[Any, ...]], copied: Callable[[str, str], 
         if shown.get("bare", "") and copied("bare", shown["bare"]) != found:
             return f"{found}, else {'AUTO' if shown['bare'].startswith('2.25.') else _brief(shown['bare'])}"
         return found
-    return f"AUTO ({', '.join(changed)})" if changed else " or ".join(map(_brief, dict.fromkeys(shown.values())))
+    if len(shown) == 1 and not {"base"} & {*shown}:
+        changed = dict.fromkeys(CHANGES[name][1] for name in shown)
+    different = dict.fromkeys(shown.values())
+    if changed and not all(text.startswith("(") and len(text) <= _LONGEST for text in different):
+        return f"AUTO ({', '.join(changed)})"
+    return " or ".join(map(_brief, different))
 
 
 def presence(values: Mapping[str, tuple[Any, ...]], names: Iterable[str]) -> str:
@@ -83,12 +87,13 @@ def _text(element: DataElement) -> str:
     if isinstance(element.value, bytes):
         return hashlib.sha256(element.value).hexdigest() if element.value else ""
     if element.VR == "SQ":
-        return "; ".join(_code(item) for item in element.value)
+        return "; ".join(code_text(item) for item in element.value)
     values = [] if element.is_empty else element.value if element.VM > 1 else [element.value]
     return "\\".join(f"{value:.6g}" if type(value) is float else str(value) for value in values)
 
 
-def _code(item: Dataset) -> str:
+def code_text(item: Dataset) -> str:
+    """One item of a code sequence."""
     return f"({item.CodeValue}, {item.CodingSchemeDesignator}, {item.CodeMeaning})"
 
 
@@ -109,11 +114,12 @@ def flat(dataset: Dataset, at: Path = ()) -> Iterator[tuple[Path, str, Any]]:
             yield path, element.VR, _text(element)
             continue
         yield path, "SQ", _text(element) if _is_coded(element) else len(element.value)
-        for item in element.value if element.keyword != _CONTENT else ():
+        for item in element.value if element.keyword != CONTENT else ():
             yield from (row for row in flat(item, path) if row[0][-1] not in _OF_CODES)
 
 
-def _gathered(rows: Iterable[tuple[Path, str, Any]]) -> Values:
+def gathered(rows: Iterable[tuple[Path, str, Any]]) -> Values:
+    """The values at each path, of all items together."""
     found: dict[Path, tuple[Any, ...]] = {}
     for path, _, value in rows:
         found[path] = (*found.get(path, ()), value)
@@ -123,7 +129,7 @@ def _gathered(rows: Iterable[tuple[Path, str, Any]]) -> Values:
 @cache
 def attributes(kind: str) -> tuple[Attribute, ...]:
     """Every attribute of an object of this kind, in the order of tags."""
-    by_source = {name: _gathered(flat(dataset)) for name, dataset in objects(kind).items()}
+    by_source = {name: gathered(flat(dataset)) for name, dataset in objects(kind).items()}
     vrs = {path: vr for dataset in objects(kind).values() for path, vr, _ in flat(dataset)}
     found = []
     for path in sorted(vrs, key=lambda path: [tag_for_keyword(keyword) or 0 for keyword in path]):
@@ -132,14 +138,14 @@ def attributes(kind: str) -> tuple[Attribute, ...]:
         if vrs[path] == "SQ" and all(isinstance(one, int) for each in values.values() for one in each):
             counts = {one for each in values.values() for one in each}
             said = "no item" if counts == {0} else "1 item" if counts == {1} else "1 item or more"
-            said = "its content is below" if path[-1] == _CONTENT else said
+            said = "its content is below" if path[-1] == CONTENT else said
         else:
-            said = follows(values, lambda source, value, path=path: _copy(source, value, path[-1]))  # type: ignore[misc]
+            said = follows(values, lambda source, value, path=path: copy_of(source, value, path[-1]))  # type: ignore[misc]
         found.append(Attribute(path, vrs[path], presence(values, around), said))
     return tuple(found)
 
 
-def _copy(source: str, value: str, keyword: str) -> str:
+def copy_of(source: str, value: str, keyword: str) -> str:
     """COPY where the source's attribute of that name has the value; else of which attribute it is one."""
     header = sources()[source].header
     if keyword in header and _text(header[keyword]) == value:
@@ -159,13 +165,13 @@ def _attribute_table(found: Iterable[Attribute]) -> list[str]:
     """A row for each attribute, and one for all that are alike at one place: the page is for reading."""
     alike: dict[tuple[object, ...], list[Attribute]] = {}
     for one in found:
-        is_sequence = one.vr == "SQ"
-        alike.setdefault((one.path[: None if is_sequence else -1], one.vr, one.presence, one.value), []).append(one)
+        place = one.path if one.vr == "SQ" else one.path[:-1]
+        alike.setdefault((place, one.presence, one.value), []).append(one)
     rows = []
     for group in sorted(alike.values(), key=lambda group: [tag_for_keyword(keyword) or 0 for keyword in group[0].path]):
-        names = ", ".join(f"{dictionary_description(one.path[-1])} {one.tag}" for one in group)
-        rows.append((">" * (len(group[0].path) - 1) + names, group[0].vr, group[0].presence, group[0].value))
-    return table(("attribute", "VR", "presence", "value"), rows)
+        names = ", ".join(f"{dictionary_description(one.path[-1])} {one.tag} {one.vr}" for one in group)
+        rows.append((">" * (len(group[0].path) - 1) + names, group[0].presence, group[0].value))
+    return table(("attribute, tag, VR", "presence", "value"), rows)
 
 
 def common() -> list[str]:
@@ -252,138 +258,3 @@ def classes() -> list[str]:
     words["refused"] = "not analysed, failed"
     said = [(*row[:-1], ", ".join(words[name] for name in row[-1].split(", "))) for row in rows]
     return table(("kind", "SOP class", "Modality", "transfer syntax", "conformance", "made for"), said)
-
-
-# ---- the SR's content
-
-
-def tree(dataset: Dataset, at: Path = ()) -> Iterator[tuple[Path, str, Any]]:
-    """(concepts from the outside in, relationship and value type, value) of each content item below the root."""
-    for item in dataset.get(_CONTENT) or []:
-        names = item.get("ConceptNameCodeSequence")
-        path = (*at, _code(names[0]) if names else "(no name)")
-        yield path, f"{item.RelationshipType}|{item.ValueType}", _value(item)
-        yield from tree(item, path)
-
-
-def _value(item: Dataset) -> str:
-    if item.ValueType == "CODE":
-        return _code(item.ConceptCodeSequence[0])
-    if item.ValueType == "NUM":
-        measured = item.MeasuredValueSequence[0]
-        return f"{measured.NumericValue} {_code(measured.MeasurementUnitsCodeSequence[0])}"
-    if item.ValueType == "SCOORD":
-        return f"{item.GraphicType} {list(item.GraphicData)}"
-    if item.ValueType == "IMAGE":
-        return str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
-    if item.ValueType == "CONTAINER":
-        template = item.get("ContentTemplateSequence")
-        return f"TID {template[0].TemplateIdentifier}" if template else ""
-    return str(item.get("TextValue", item.get("UID", "")))
-
-
-def content_tree() -> list[str]:
-    by_source = {name: _gathered(tree(dataset)) for name, dataset in objects("SR").items()}
-    kinds = {path: kind for name in ("base", *by_source) for path, kind, _ in tree(objects("SR")[name])}
-    rows = []
-    for path in _in_order(by_source):
-        values = {name: each[path] for name, each in by_source.items() if path in each}
-        around = [name for name, each in by_source.items() if len(path) == 1 or path[:-1] in each]
-        relation, value_type = kinds[path].split("|")
-        said = follows(values, lambda source, value: _copy(source, value, ""))
-        if value_type == "NUM" and said.startswith("AUTO"):
-            units = {one[one.index("(") :] for each in values.values() for one in each}
-            said += f", in {', '.join(sorted(units))}"
-        here = presence({name: tuple("there" for _ in each) for name, each in values.items()}, around)
-        rows.append((f"{'>' * (len(path) - 1)}{path[-1]}", relation, value_type, here, said))
-    return table(("concept", "relationship", "type", "presence", "value"), rows)
-
-
-def _in_order(by_source: Mapping[str, Values]) -> list[Path]:
-    """Every path, each below the one around it, as the fullest report has them."""
-    paths: dict[Path, None] = {}
-    for each in by_source.values():
-        paths |= dict.fromkeys(each)
-
-    def below(at: Path) -> Iterator[Path]:
-        for path in [one for one in paths if one[:-1] == at]:
-            yield path
-            yield from below(path)
-
-    return list(below(()))
-
-
-# ---- codes
-
-# Where a code stands (an attribute, or the concept whose value it is) and the context groups that the standard names.
-_GROUPS = {
-    "ConceptNameCodeSequence": (7021,),
-    "PurposeOfReferenceCodeSequence": (7005, 7202),
-    "SegmentedPropertyCategoryCodeSequence": (7150,),
-    "SegmentedPropertyTypeCodeSequence": (7151,),
-    "AnatomicRegionSequence": (4,),
-    "AnatomicRegionModifierSequence": (2, 244),
-    "AlgorithmFamilyCodeSequence": (7162,),
-    "DerivationCodeSequence": (7203,),
-    "MeasurementUnitsCodeSequence": (7181,),
-    "Observer Type": (270,),
-    "Procedure reported": (100,),
-    "Modality": (29,),
-    "Target Region": (4031,),
-    "Derivation": (7464,),
-    "Laterality": (244,),
-}
-
-
-@cache
-def coded() -> dict[str, dict[str, set[str]]]:
-    """Code -> place where it stands -> kinds, over all objects. Names of SR content items are not among them."""
-    found: dict[str, dict[str, set[str]]] = {}
-    for kind in ENCODERS:
-        for dataset in objects(kind).values():
-            for place, code in _codes(dataset):
-                found.setdefault(code, {}).setdefault(place, set()).add(kind)
-    return found
-
-
-def _codes(dataset: Dataset, in_content: bool = False) -> Iterator[tuple[str, str]]:
-    for element in dataset:
-        if element.VR != "SQ" or (in_content and element.keyword == "ConceptNameCodeSequence"):
-            continue
-        place = element.keyword
-        if place == "ConceptCodeSequence":
-            place = str(dataset.ConceptNameCodeSequence[0].CodeMeaning)
-        for item in element.value:
-            if "CodeValue" in item:
-                yield place, _code(item)
-            yield from _codes(item, in_content or element.keyword == _CONTENT)
-
-
-def code_table() -> list[str]:
-    rows = []
-    for code, places in sorted(coded().items(), key=lambda each: (each[0].split(", ")[1], each[0])):
-        kinds = ", ".join(kind for kind in ENCODERS if any(kind in each for each in places.values()))
-        where = sorted({_words(place) for place in places})
-        rows.append((code, kinds, "; ".join(where), _group(code, places)))
-    return table(("code", "in", "as", "context group"), rows)
-
-
-def _words(place: str) -> str:
-    tag = tag_for_keyword(place)
-    return dictionary_description(tag) if tag and place != "Modality" else place
-
-
-def _group(code: str, places: Iterable[str]) -> str:
-    """The groups asked for at these places that hold the code, and those that it extends."""
-    asked = sorted({group for place in places for group in _GROUPS.get(place, ())})
-    value, scheme, _ = code.strip("()").split(", ", 2)
-    holding = [group for group in asked if (value, scheme) in _members(group)]
-    if holding:
-        return ", ".join(f"CID {group}" for group in holding)
-    return f"not in CID {', '.join(map(str, asked))}" if asked else ""
-
-
-@cache
-def _members(group: int) -> frozenset[tuple[str, str]]:
-    collection = getattr(codes, f"cid{group}")
-    return frozenset((one.value, one.scheme_designator) for one in collection.concepts.values())
