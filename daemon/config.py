@@ -144,12 +144,16 @@ Destination = Annotated[
 ]
 
 
+# A Code String as headers have it (PS3.5 6.2, CS): upper case, however it is written in the settings.
+CodeString = Annotated[str, AfterValidator(lambda text: text.strip().upper()), Field(min_length=1)]
+
+
 class Admission(_Settings):
     """Which images are analysed; inference/admission.py applies it."""
 
-    modalities: tuple[str, ...] = ("CR", "DX")
-    body_parts: tuple[str, ...] = ("CHEST", "THORAX")
-    views: tuple[str, ...] = ("AP", "PA")
+    modalities: tuple[CodeString, ...] = ("CR", "DX")
+    body_parts: tuple[CodeString, ...] = ("CHEST", "THORAX")
+    views: tuple[CodeString, ...] = ("AP", "PA")
     minimum_age_years: Annotated[int, Field(ge=0, le=150)] = 18
     when_absent: Literal["admit", "refuse"] = "admit"
     for_processing: bool = False

@@ -60,8 +60,8 @@ class Database:
     `clock` takes its place: seconds since 1970, for tests.
     """
 
-    def __init__(self, url: str, clock: Callable[[], float] | None = None) -> None:
-        """Open it; create the tables, or bring those of an earlier version forward.
+    def __init__(self, url: str, clock: Callable[[], float] | None = None, as_it_is: bool = False) -> None:
+        """Open it; create the tables, or bring those of an earlier version forward, unless it is wanted as it is.
 
         Raises:
             LedgerError: it cannot be used. What time may heal (a full disk, a server that is away) raises as it comes.
@@ -74,7 +74,10 @@ class Database:
         self._bells: set[_Bell] = set()
         self._closed = False
         try:
-            self._create()
+            if as_it_is:
+                self._require()
+            else:
+                self._create()
         except Exception as error:
             self.engine.dispose()
             cause = getattr(error, "orig", None)
@@ -133,6 +136,17 @@ class Database:
         for bell in list(self._bells):
             bell.close()
         self.engine.dispose()
+
+    def _require(self) -> None:
+        with self.reading() as conn:
+            if not sa.inspect(conn).has_table(schema_version.name):
+                raise LedgerError("the database holds no ledger yet; the node has not run with these settings")
+            version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
+            if version != SCHEMA_VERSION:
+                raise LedgerError(
+                    f"schema version {version} found, {SCHEMA_VERSION} wanted; an earlier one is brought forward when "
+                    "the node is started"
+                )
 
     def _create(self) -> None:
         """Tables of this version. Several roles start at once: one creates, the others wait for its commit."""

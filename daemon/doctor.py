@@ -18,6 +18,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import AE
+from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.config import Config, DicomDestination
 from daemon.dimse import (
@@ -78,12 +79,15 @@ def examine(config: Config, model: Callable[[], str]) -> Iterator[Finding]:
             yield Finding(what, note=look())
         except (Trouble, LedgerError, OSError, ModuleNotFoundError) as error:
             yield Finding(what, trouble=str(error))
+        except SQLAlchemyError as error:  # its text may hold the password
+            why = f"the ledger's database does not answer ({type(error).__name__}); is it running?"
+            yield Finding(what, trouble=why)
     if not config.destinations:
         yield Finding("destinations", trouble="none is named: results would be made and sent nowhere")
 
 
 def _ledger(config: Config) -> str:
-    with closing(Ledger.existing(config.ledger)) as ledger:
+    with closing(Ledger.existing(config.ledger, as_it_is=True)) as ledger:
         counts, troubles = ledger.counts(), ledger.troubles()
     waiting, owed = counts["instances"]["received"], counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
@@ -93,7 +97,7 @@ def _ledger(config: Config) -> str:
 def _spool(config: Config) -> str:
     note = _folder(config.spool)
     found = identity(config.spool)
-    with closing(Ledger.existing(config.ledger)) as ledger:
+    with closing(Ledger.existing(config.ledger, as_it_is=True)) as ledger:
         known = ledger.spool_identity(None)
     if found != known:
         raise Trouble("not the folder whose files this ledger knows; is it mounted here?")

@@ -129,19 +129,25 @@ def this_machine() -> str:
 class Ledger:
     """States behind one URL. `clock`, for tests, takes the place of the engine's own."""
 
-    def __init__(self, url: str, clock: Callable[[], float] | None = None, lease_s: float = LEASE_S) -> None:
-        """Open the ledger at `url`, creating it or bringing it forward. Raises LedgerError: it cannot be used."""
+    def __init__(
+        self, url: str, clock: Callable[[], float] | None = None, lease_s: float = LEASE_S, as_it_is: bool = False
+    ) -> None:
+        """Open the ledger at `url`, creating it or bringing it forward, unless it is wanted as it is.
+
+        Raises:
+            LedgerError: it cannot be used.
+        """
         self.url = url
-        self._database = Database(url, clock)
+        self._database = Database(url, clock, as_it_is)
         self._lease_s = lease_s
 
     @classmethod
-    def existing(cls, url: str) -> Ledger:
+    def existing(cls, url: str, as_it_is: bool = False) -> Ledger:
         """The ledger of a node that has run; raises LedgerError rather than make an empty one at a mistyped path."""
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
             raise LedgerError(f"ledger {url}: there is no such file; the node has not run with these settings yet")
-        return cls(url)
+        return cls(url, as_it_is=as_it_is)
 
     def close(self) -> None:
         self._database.close()

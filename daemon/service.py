@@ -67,7 +67,13 @@ def run_role(role: str, config: Config) -> int:
         log.error("%s", error)
         return _EXIT_AGAIN
     _bury(ledger)
-    _ROLES[role](config, ledger, spool, stop)
+    try:
+        _ROLES[role](config, ledger, spool, stop)
+    except CannotStartError:
+        raise
+    except Exception:  # said by our own log: what Python prints of it may quote a header
+        log.exception("the %s role ends", role)
+        return _EXIT_AGAIN
     ledger.close()
     return 0
 
@@ -145,6 +151,7 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     times = (imported - began, loaded - imported, time.monotonic() - loaded)
     log.info("analyse: imports {:.1f} s, package and golden replay {:.1f} s, warm-up {:.1f} s".format(*times))
     _say_ready("analyse", f"model {pipeline.engine.identity.id} on {pipeline.engine.device}")
+    del pipeline  # the worker's to let go of, when another takes its place
     worker.run(stop)
 
 
@@ -160,8 +167,8 @@ def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
 def _wait(stop: threading.Event) -> None:
     """Until SIGTERM, never in one endless wait: with other threads at work, a signal does not always end that."""
-    while not stop.wait(_NOTICE_S):
-        pass
+    while not stop.is_set():
+        time.sleep(_NOTICE_S)  # not stop.wait: the signal's handler would meet its lock held by the very same thread
 
 
 _ROLES: dict[str, Callable[[Config, Ledger, Spool, threading.Event], None]] = {

@@ -5,11 +5,14 @@ Reading and concluding overlap with the networks (flow.py); every image has a le
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,6 +26,7 @@ from daemon.succession import Succession
 from inference import package
 from inference.admission import Rules
 from inference.engine import Engine, EngineBrokenError, cache_folder, choose_device
+from inference.engines.faults import is_out_of_memory
 from inference.finding import Outcome, State
 from inference.package import PackageError
 from inference.pipeline import Answer, Pipeline, Reading, Settings
@@ -34,6 +38,8 @@ MAX_ALONE = 3  # solitary attempts that never ended; then the image, not its nei
 _WHOLE_PX = 16384  # "longest side" for overlays as large as their source: larger than any detector
 _IDLE_S = 1.0  # how long the bell may be waited for before leases of the dead are looked at
 _PAUSE_S = 5.0  # after a trouble that is nobody's image (full disk, ledger away)
+_LONGEST_S = 600.0  # what one image may take; beyond, a decoder loops or the device hangs, and nothing comes back
+_OF_ONE_FILE = {errno.ENOENT, errno.EIO, errno.EACCES, errno.EISDIR}  # the folder answers, this file does not
 _MOST_HANDS = 8  # of Python's threads more do not run side by side
 
 
@@ -84,6 +90,7 @@ class _Image:
     pipeline: Pipeline
     reading: Reading | None = None
     answer: Answer | None = None
+    since: float = field(default_factory=time.monotonic)
 
 
 class Worker:
@@ -101,7 +108,7 @@ class Worker:
         steps = Steps(self._begin, self._answer, self._end, self._idle)
         flow = Flow(steps, self.config.max_batch, max(2, min(_MOST_HANDS, os.cpu_count() or 1)))
         try:
-            with Heartbeat(self.ledger, lambda: [image.job for image in flow.in_hand]), flow:
+            with Heartbeat(self.ledger, lambda: self._held(flow)), flow:
                 while not stop.is_set():
                     self._take_successor(flow)
                     try:
@@ -119,9 +126,21 @@ class Worker:
                         self.ledger.wait(_IDLE_S)
                 flow.drain()
         finally:
+            faulthandler.cancel_dump_traceback_later()
             for image in flow.in_hand:  # only where the flow broke
                 self._give_back(image.job)
             self.succession.close()
+
+    def _held(self, flow: Flow[_Image]) -> list[ImageJob]:
+        """Whose leases are to be renewed. Asked at each beat, it also winds up what ends a process that is stuck.
+
+        That is a thread without Python: it works where a decoder never lets go of the interpreter. The attempt counts,
+        and the process is started again.
+        """
+        held = flow.in_hand
+        if all(time.monotonic() - image.since < _LONGEST_S for image in held):
+            faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
+        return [image.job for image in held]
 
     def _work(self, flow: Flow[_Image], owner: str) -> bool:
         """Claim and hand on; False where there is nothing to do, or the disk or the ledger is in trouble."""
@@ -247,15 +266,19 @@ class Worker:
             with self._device:
                 pipeline.warm_up()
         except Exception as error:
+            if is_out_of_memory(error):
+                return  # what is in hand fills it: the images come again one by one
             raise EngineBrokenError("the analysis breaks on its own sample too: the device or the model") from error
 
     def _read(self, job: ImageJob) -> bytes:
         """All that was accepted. A disk that lied about its fsync may have lost the end of it, or all of it."""
         try:
             data = self.spool.read(job.spool_name)
-        except FileNotFoundError as error:
-            self.spool.require()
-            raise _BytesMissingError("the spool no longer holds it") from error
+        except OSError as error:
+            self.spool.require()  # the folder answers: it is this file
+            if error.errno not in _OF_ONE_FILE:
+                raise
+            raise _BytesMissingError(f"the spool cannot give it back ({error.strerror})") from error
         if len(data) != job.size_bytes:
             raise _BytesMissingError(f"the spool holds {len(data)} of its {job.size_bytes} bytes")
         return data

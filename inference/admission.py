@@ -29,12 +29,17 @@ _SOP_CLASSES = (
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 
-# Free text decides only where the coded attribute is absent, and a chest word outweighs every other.
+# Free text decides only where the coded attribute is absent, and a chest word outweighs every other. A study holds
+# several images, so what describes it tells of one of them only where nothing nearer says anything.
 _SERIES_DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
-_DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, "StudyDescription", "PerformedProcedureStepDescription")
+_STUDY_DESCRIPTIONS = ("StudyDescription", "PerformedProcedureStepDescription")
+_DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, *_STUDY_DESCRIPTIONS)
 _ANIMALS = {"CANINE", "FELINE", "EQUINE", "BOVINE", "VETERINARY"}
 _CHEST_WORDS = {"CHEST", "THORAX", "TORAX", "TORACE", "THORACIC", "LUNG", "LUNGS", "RIBS", "CXR"}
+_CHEST_ITSELF = {"CHEST", "THORAX", "TORAX", "TORACE", "CXR"}  # beside a spine: "THORACIC SPINE" is no chest
+_SPINES = {"SPINE", "CSPINE", "CTSPINE", "TSPINE", "TLSPINE", "LSPINE", "LSSPINE", "SSPINE"}  # PS3.16 annex L
 _OTHER_BODY_PARTS = {
+    *_SPINES,
     "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT", "HAND", "WRIST", "ELBOW",
     "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
 }  # fmt: skip
@@ -162,17 +167,24 @@ def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]
 def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: list[str]) -> _Check:
     if _species_is_animal(header) or _words(header, _DESCRIPTIONS) & _ANIMALS:
         return Refusal("species", "PatientSpecies, PatientBreed or a description tells of an animal")
-    described = _words(header, _DESCRIPTIONS) | _meaning_words(header, "AnatomicRegionSequence")
-    if not _text(header, "BodyPartExamined") and described & _OTHER_BODY_PARTS and not described & _CHEST_WORDS:
+    of_series, coded_view = _words(header, _SERIES_DESCRIPTIONS), _meaning_words(header, "ViewCodeSequence")
+    described = of_series | _meaning_words(header, "AnatomicRegionSequence")
+    if not described and not coded_view and not _text(header, "ViewPosition"):
+        described = _words(header, _STUDY_DESCRIPTIONS)
+    if not _text(header, "BodyPartExamined") and described & _OTHER_BODY_PARTS and not _is_chest(described):
         return Refusal("body_part", "BodyPartExamined is absent and a description names another body part")
-    of_series = _words(header, _SERIES_DESCRIPTIONS) | _meaning_words(header, "ViewCodeSequence")
-    if not _text(header, "ViewPosition") and of_series & _LATERAL_WORDS and not of_series & _FRONTAL_WORDS:
-        return Refusal("view", "ViewPosition is absent and the series' description says lateral")
+    view = coded_view if coded_view & (_LATERAL_WORDS | _FRONTAL_WORDS) else of_series
+    if not _text(header, "ViewPosition") and view & _LATERAL_WORDS and not view & _FRONTAL_WORDS:
+        return Refusal("view", "ViewPosition is absent and the view's code or the series' description says lateral")
     if not _text(header, "ViewPosition") and _runs_through_the_chest(header):
         return Refusal("view", "ViewPosition is absent and PatientOrientation (0020,0020) is a lateral view's")
     return _one_of(header, "BodyPartExamined", "body_part", rules, notes) or _one_of(
         header, "ViewPosition", "view", rules, notes
     )
+
+
+def _is_chest(words: set[str]) -> bool:
+    return bool(words & (_CHEST_ITSELF if words & _SPINES else _CHEST_WORDS))
 
 
 def _runs_through_the_chest(header: Dataset) -> bool:
@@ -210,7 +222,7 @@ def _one_of(header: Dataset, keyword: str, reason: str, rules: Rules, notes: lis
         notes.append(f"{keyword} absent")
         return None
     words = set(re.findall("[A-Z]+", found))
-    if reason == "body_part" and words & (_CHEST_WORDS | set(admitted)):
+    if reason == "body_part" and (words & set(admitted) or _is_chest(words)):
         return None  # "CHEST PA", "LUNG": a chest by another name
     if reason == "view" and words & set(admitted) and not words & _LATERAL_WORDS:
         return None  # "AP ERECT", "PORTABLE AP"
@@ -233,11 +245,12 @@ def _age(header: Dataset, rules: Rules, notes: list[str]) -> _Check:
 
 def age_years(header: Dataset) -> float | None:
     """Years from PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years), else from the
-    birth date to the study date; None where absent or implausible (over 130)."""
+    birth date to the study date, also where PatientAge is implausible (over 130); None where neither tells."""
     match = re.fullmatch(r"(\d{1,3})([DWMY]?)", str(header.get("PatientAge") or "").strip().upper())
     if match and match[0] != "000Y":  # what a console writes that was told nothing
         years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
-        return years if years <= 130 else None
+        if years <= 130:
+            return years
     dates = [str(header.get(keyword) or "") for keyword in ("PatientBirthDate", "StudyDate")]
     if all(re.fullmatch(r"\d{8}", date) for date in dates):
         born, studied = (int(date[:4]) + (int(date[4:6]) - 1) / 12 + (int(date[6:]) - 1) / 365 for date in dates)

@@ -37,7 +37,7 @@ def displayed(header: Dataset, stored: NDArray[np.integer]) -> tuple[NDArray[np.
     notes: list[str] = []
     counts = _histogram(stored)
     levels = np.arange(len(counts), dtype=np.float64) + np.iinfo(stored.dtype).min
-    padding = _padding(header, levels)
+    padding = _padding(header, levels, np.iinfo(stored.dtype))
     counts[padding] = 0
     if not counts.any():
         raise Unsuitable("blank", "every pixel is padding")
@@ -108,7 +108,7 @@ def _looked_up(table: NDArray[np.float32], stored: NDArray[np.integer]) -> NDArr
 
 
 def _modality(header: Dataset, levels: Array, notes: list[str]) -> Array:
-    table = _lut(header, "ModalityLUTSequence", signed=levels[0] < 0)
+    table = lut_of(header, "ModalityLUTSequence", signed=levels[0] < 0)
     if table is not None:
         return table(levels)[0]
     if header.get("ModalityLUTSequence"):
@@ -120,17 +120,16 @@ def _modality(header: Dataset, levels: Array, notes: list[str]) -> Array:
     return levels * (slope or 1.0) + (intercept or 0.0)
 
 
-def _lut(header: Dataset, keyword: str, signed: bool) -> Callable[[Array], tuple[Array, float]] | None:
+def lut_of(header: Dataset, keyword: str, signed: bool) -> Callable[[Array], tuple[Array, float]] | None:
     """The first item's table as a function of input values: (output values, the largest that its bits allow)."""
     try:
         item = header[keyword].value[0]
         entries, first, bits = (int(v) for v in item.LUTDescriptor)
-        data = item.LUTData
+        data = lut_words(item.LUTData, header) or item.LUTData
         entries = entries or 65536  # PS3.3 C.11.1.1: 0 stands for 2^16
         if isinstance(data, bytes):
             wide = len(data) >= 2 * entries  # 8-bit entries may be packed two to a word
-            order = ">" if header.original_encoding[1] is False else "<"
-            table = np.frombuffer(data, dtype=f"{order}u2" if wide else "u1")[:entries].astype(np.float64)
+            table = np.frombuffer(data, dtype="<u2" if wide else "u1")[:entries].astype(np.float64)
         else:
             table = np.atleast_1d(np.asarray(data, dtype=np.float64))[:entries]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
@@ -147,13 +146,33 @@ def _lut(header: Dataset, keyword: str, signed: bool) -> Callable[[Array], tuple
     return look_up
 
 
+def lut_words(data: object, header: Dataset) -> bytes | None:
+    """LUTData as 16-bit little endian words, the same from every transfer syntax; None where it is no such words.
+
+    It is US or OW (PS3.3 C.11.1): numbers where the VR is written, and bytes in the file's own order elsewhere.
+
+    Args:
+        data: the value as it was read.
+        header: of the file that it was read from, for its byte order.
+    """
+    if isinstance(data, bytes):
+        order = ">" if header.original_encoding[1] is False else "<"
+        return np.frombuffer(data, f"{order}u2").astype("<u2").tobytes() if len(data) % 2 == 0 else None
+    try:
+        words = np.asarray(data)
+        fits = words.dtype.kind in "iu" and words.min() >= 0 and words.max() <= 65535
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return words.astype("<u2").tobytes() if fits else None  # by other numbers it is another picture
+
+
 # ---- VOI LUT (PS3.3 C.11.2)
 
 
 def _voi(header: Dataset, values: Array, notes: list[str]) -> Array | None:
     """Grey 0..1 by the first VOI LUT, else the first window, else None. Several are alternatives (PS3.3 C.11.2.1)."""
     if header.get("VOILUTSequence"):
-        table = _lut(header, "VOILUTSequence", signed=values.min() < 0)
+        table = lut_of(header, "VOILUTSequence", signed=values.min() < 0)
         if table is not None:
             grey, largest = table(values)
             return np.clip(grey / largest, 0.0, 1.0)
@@ -210,21 +229,23 @@ def _inverse(header: Dataset, notes: list[str]) -> bool:
     return bool(shape == "INVERSE")
 
 
-def _padding(header: Dataset, levels: Array) -> NDArray[np.bool_]:
+def _padding(header: Dataset, levels: Array, kind: np.iinfo[Any]) -> NDArray[np.bool_]:
     """Which of the levels are no image: PixelPaddingValue, or from there to PixelPaddingRangeLimit."""
     value = _number(header, "PixelPaddingValue")
     if value is None:
         return np.zeros(levels.shape, dtype=bool)
     limit = _number(header, "PixelPaddingRangeLimit")
-    # US written for SS, or the other way round: the pixel's own type says which number is meant
-    low, high = sorted(_wrapped(edge, levels) for edge in (value, value if limit is None else limit))
+    low, high = sorted(_wrapped(edge, kind) for edge in (value, value if limit is None else limit))
     return (levels >= low) & (levels <= high)
 
 
-def _wrapped(value: float, levels: Array) -> float:
-    if value > levels[-1]:
-        return value - 65536
-    return value + 65536 if value < levels[0] else value
+def _wrapped(value: float, kind: np.iinfo[Any]) -> float:
+    """US written for SS, or the other way round: the pixel's own type says which number is meant.
+
+    A limit beyond the image's own highest value is still itself: a detector's 4095 where 3990 was reached.
+    """
+    meant = (each for each in (value, value - 65536, value + 65536) if kind.min <= each <= kind.max)
+    return next(meant, value)
 
 
 def _number(header: Dataset, keyword: str) -> float | None:

@@ -50,7 +50,8 @@ class Finding:
 
     `mask` is (rows, columns), bool, in the source's pixel matrix. It is None where the classifier said "not
     detected" (the segmenter never ran). A positive whose segmenter found no region has a mask without a true
-    pixel and no measurement: a visible result, never turned into a negative.
+    pixel and no measurement: a visible result, never turned into a negative. `sided` is False where the picture
+    contradicts what its header says of the patient's sides.
     """
 
     probability: float  # the classifier's, 0 to 1
@@ -58,13 +59,14 @@ class Finding:
     positive: bool
     mask: NDArray[np.bool_] | None = None
     measurement: Measurement | None = None
+    sided: bool = True
 
 
 @dataclass(frozen=True)
 class Result:
     """One checked DICOM object, ready to leave. `data` is a whole Part 10 file."""
 
-    kind: str  # SEG, SC
+    kind: str  # SEG, SC, SR, PR
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str

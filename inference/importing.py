@@ -92,7 +92,10 @@ def chexnet(checkpoint: Path) -> nn.Module:
     faults += [
         f"{name} holds NaN or infinity"
         for name, value in sorted(state.items())
-        if value.is_floating_point() and not torch.isfinite(value).all()
+        if name in wanted
+        and value.shape == wanted[name].shape
+        and value.is_floating_point()
+        and not torch.isfinite(value).all()
     ]
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""

@@ -142,7 +142,7 @@ class Manifest(_Part):
     """model.yaml."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")  # goes into SH and LO attributes
-    version: str = Field(pattern=r"^\d{1,9}\.\d{1,9}\.\d{1,9}$")
+    version: str = Field(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$")
     task: Literal["pneumothorax"]
     classifier: Classifier
     segmenter: Segmenter

@@ -262,11 +262,13 @@ def _replayed(path: Path, role: Role, network: Network, module: nn.Module, golde
     shapes = {"input": (given, (1, network.side, network.side)), "output": (wanted, _output(role, network))}
     for name, (value, shape) in shapes.items():
         if tuple(value.shape) != (number, *shape) or value.dtype != torch.float32:
-            found = f"{tuple(value.shape)} {value.dtype}"
-            raise PackageError(f"{where}: {role}.{name} {found} found, {(number, *shape)} float32 wanted")
+            what = f"{tuple(value.shape)} {value.dtype}"
+            raise PackageError(f"{where}: {role}.{name} {what} found, {(number, *shape)} float32 wanted")
     try:
         with torch.inference_mode():
-            found = module(given)
+            found = torch.cat(
+                [module(one) for one in torch.split(given, 1)]
+            )  # one by one: sixteen large ones take gigabytes
     except RuntimeError as error:  # a side that does not halve often enough
         raise PackageError(f"{where}: {role}.input does not run through {network.architecture}: {error}") from error
     if found.shape != wanted.shape:

@@ -100,9 +100,8 @@ class Pipeline:
         try:
             image = radiograph.decode(dataset)
         except Unsuitable as unsuitable:
-            return Reading(
-                radiograph.undecoded_digest(data), header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken
-            )
+            digest = unsuitable.content_digest or radiograph.undecoded_digest(data)
+            return Reading(digest, header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken)
         if isinstance(verdict, admission.Refusal):  # told to the archive, on the picture it is about
             return Reading(image.content_digest, header, image, (verdict.reason, verdict.detail))
         return Reading(image.content_digest, header, image, notes=(*verdict, *broken, *image.notes))
@@ -146,10 +145,9 @@ class Pipeline:
         rule = self.engine.manifest.segmenter
         orientation = image.header.get("PatientOrientation") or None
         mask = postprocess.segment(as_stored(answer.probability_map, orientation), *rule.rule)
-        # A picture that had to be turned contradicts what its header says of sides.
-        sides = None if answer.pose.quarter_turns else orientation
-        measurement = measure(mask, image.spacing, sides)
-        return Finding(answer.probability, threshold, positive=True, mask=mask, measurement=measurement)
+        sided = not answer.pose.quarter_turns  # a picture that had to be turned contradicts its header
+        measurement = measure(mask, image.spacing, orientation if sided else None)
+        return Finding(answer.probability, threshold, True, mask, measurement, sided)
 
     def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
         """Make and check the objects of one image that was read and, if it was admitted, answered."""

@@ -65,12 +65,16 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
 class Unsuitable(Exception):  # noqa: N818 - an outcome, not an error
-    """No Radiograph can be made. `reason` is a code of admission.REASONS; `detail` holds no patient value."""
+    """No Radiograph can be made. `reason` is a code of admission.REASONS; `detail` holds no patient value.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    `content_digest` is that of the pixels where they were decoded all the same, else None.
+    """
+
+    def __init__(self, reason: str, detail: str, content_digest: str | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.content_digest = content_digest
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, dcmread
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+)
 
-from inference.display import displayed
+from inference.display import displayed, lut_words
 from inference.display import stretch as stretch
 from inference.pixels import MAX_PIXELS, quiet, stored_values
 from inference.pixels import Unsuitable as Unsuitable
@@ -36,6 +42,7 @@ _RARELY_SHOWN_KEYWORDS = (
     "PixelPaddingRangeLimit", "PixelSpacingCalibrationType", "NominalScannedPixelSpacing",
     "EstimatedRadiographicMagnificationFactor",
 )  # fmt: skip
+_ALWAYS_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _LUT_KEYWORDS = ("ModalityLUTSequence", "VOILUTSequence")
 _INFLATED_LIMIT_BYTES = 2 * MAX_PIXELS + (16 << 20)  # deflate makes a thousandfold of nothing
 
@@ -153,14 +160,25 @@ def decode(dataset: FileDataset) -> Radiograph:
             digest.update(f"\0{keyword}={dataset.get(keyword)}".encode("utf-8", "surrogateescape"))
     for keyword in _LUT_KEYWORDS:
         for item in dataset.get(keyword) or ():
-            digest.update(f"\0{keyword}={item.get('LUTDescriptor')}={item.get('LUTData')!r}".encode())
-    pixels, notes = displayed(header, stored)
+            digest.update(f"\0{keyword}={item.get('LUTDescriptor')}=".encode())
+            table = item.get("LUTData")
+            digest.update(lut_words(table, dataset) or repr(table).encode("utf-8", "surrogateescape"))
+    try:
+        pixels, notes = displayed(header, stored)
+    except Unsuitable as unsuitable:  # decoded all the same: one blank image is one, whatever its transfer syntax
+        raise Unsuitable(unsuitable.reason, unsuitable.detail, digest.hexdigest()) from unsuitable
     return Radiograph(header, pixels, spacing_of(header), digest.hexdigest(), notes)
 
 
 def without_pixels(dataset: Dataset) -> Dataset:
-    """The header: a copy that shares every element but Pixel Data."""
+    """The header: a copy that shares every element but Pixel Data.
+
+    Pixels that came in a process that is always lossy are lossy, whether or not the sender says so: results carry
+    that on (PS3.3 C.7.6.1.1.5).
+    """
     header = Dataset({tag: element for tag, element in dataset.items() if tag != 0x7FE00010})
     implicit, little_endian = dataset.original_encoding
     header.set_original_encoding(implicit, little_endian, dataset.original_character_set)
+    if getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None) in _ALWAYS_LOSSY:
+        header.add_new("LossyImageCompression", "CS", "01")  # a new element: the others are shared
     return header

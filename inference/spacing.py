@@ -6,9 +6,19 @@ import math
 from dataclasses import dataclass
 
 from pydicom import Dataset
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import (
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
+)
 
 _CALIBRATED = ("GEOMETRY", "FIDUCIAL")  # PixelSpacingCalibrationType, PS3.3 10.7.1.2
+_WRAPPED = (
+    SecondaryCaptureImageStorage,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+)
+_ROUNDING = 0.01  # 0.139 beside 0.1388889 is one spacing written shorter
 _LONGEST_MM = 1500.0  # whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m
 
 
@@ -29,20 +39,25 @@ def spacing_of(header: Dataset) -> Spacing | None:
     """The patient's size where PixelSpacing is calibrated, else an estimate, else None.
 
     PixelSpacing is calibrated where PixelSpacingCalibrationType says so, or where it differs from the spacing of the
-    detector or the scanned film; where neither of those is there it cannot be determined (PS3.3 10.7.1.1). A Secondary
-    Capture's bare PixelSpacing is none: what wrapped the picture may have resized it, as in the SIIM set.
+    detector or the scanned film by more than rounding; where neither of those is there it cannot be determined (PS3.3
+    10.7.1.1). A Secondary Capture's bare PixelSpacing is none: what wrapped the picture may have resized it, as in the
+    SIIM set.
     """
     shown = _pair_mm(header, "PixelSpacing")
     plane = _pair_mm(header, "ImagerPixelSpacing") or _pair_mm(header, "NominalScannedPixelSpacing")
     calibrated = str(header.get("PixelSpacingCalibrationType") or "").strip() in _CALIBRATED
-    if shown is not None and (calibrated or (plane is not None and shown != plane)):
+    if shown is not None and (calibrated or (plane is not None and _differ(shown, plane))):
         return Spacing(*shown, detector=False)
     if plane is not None:
         magnification = _magnification(header)
         return Spacing(plane[0] / magnification, plane[1] / magnification, detector=True)
-    if shown is not None and header.get("SOPClassUID") != SecondaryCaptureImageStorage:
+    if shown is not None and header.get("SOPClassUID") not in _WRAPPED:
         return Spacing(*shown, detector=True)
     return None
+
+
+def _differ(shown: tuple[float, float], plane: tuple[float, float]) -> bool:
+    return any(abs(one - other) > _ROUNDING * other for one, other in zip(shown, plane, strict=True))
 
 
 def _magnification(header: Dataset) -> float:

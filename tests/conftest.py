@@ -126,3 +126,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         missing("a small file system cannot be mounted (needs root)")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def tiny_package(tmp_path: Path) -> Path:
+    """A model package with untrained networks of a few thousand weights, and no plausibility network."""
+    from tests.models import write_tiny  # torch: only where a test wants it
+
+    return write_tiny(tmp_path / "tiny")

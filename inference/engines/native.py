@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 
 import numpy as np
 import torch
@@ -43,6 +45,11 @@ class Compiled(Eager):
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
             raise UnavailableError(f"torch.compile needs a C++ compiler, and {compiler} is not installed")
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            # Its own default lies under /tmp by a name that any user of the machine may have taken before us.
+            folder = tempfile.mkdtemp(prefix="pleura-compiled-")
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
         from torch._inductor import config
 
         config.compile_threads = 1  # else it leaves a pool of processes behind

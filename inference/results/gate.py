@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 
-from pydicom import DataElement, Dataset, FileDataset, config, dcmread, dcmwrite
+from pydicom import Dataset, FileDataset, config, dcmread, dcmwrite
 from pydicom.datadict import dictionary_VR
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -22,7 +22,8 @@ from pydicom.valuerep import validate_value
 
 from inference.finding import Result
 from inference.radiograph import COPIED_KEYWORDS
-from inference.results import content, gate_pr, gate_sc, gate_seg, gate_sr
+from inference.results import gate_pr, gate_sc, gate_seg, gate_sr, gate_words
+from inference.results.gate_words import DESCRIPTIONS, items, same
 from inference.results.identity import (
     DISCLAIMER,
     FORMAL_VRS,
@@ -32,6 +33,7 @@ from inference.results.identity import (
     copied,
     derived_uid,
     lossy_history,
+    orientation,
     series_uid,
 )
 
@@ -79,24 +81,7 @@ SOP_CLASSES = {
     "SR": Comprehensive3DSRStorage,
     "PR": GrayscaleSoftcopyPresentationStateStorage,
 }
-DESCRIPTIONS = {"SEG": "region", "SC": "overlay", "SR": "report", "PR": "contours"}
 MODALITIES = {"SEG": "SEG", "SC": "OT", "SR": "SR", "PR": "PR"}
-# Where an object of ours holds text: nowhere else may any stand, and here only our own words.
-TEXT_VRS = ("LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
-TEXT_KEYWORDS = {
-    "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions", "SeriesDescription",
-    "ContributionDescription", "CodeValue", "CodingSchemeDesignator", "CodeMeaning", "ContentDescription",
-    "SegmentLabel", "SegmentAlgorithmName", "AlgorithmName", "AlgorithmVersion", "TrackingID",
-    "DimensionDescriptionLabel", "DerivationDescription", "SecondaryCaptureDeviceManufacturer",
-    "SecondaryCaptureDeviceManufacturerModelName", "SecondaryCaptureDeviceSoftwareVersions", "TextValue",
-    "UnformattedTextValue", "GraphicLayerDescription", "RescaleType", "ModalityLUTType",
-    "TimezoneOffsetFromUTC",
-}  # fmt: skip
-CODES = {code for code in vars(content).values() if isinstance(code, tuple) and len(code) == 3} | {
-    *content.SIDES.values(), *content.MODALITIES.values(), ("109102", "DCM", "Processing Equipment"),
-    ("113076", "DCM", "Segmentation"), ("113085", "DCM", "Spatial resampling"), ("113040", "DCM", "Lossy Compression"),
-    ("121322", "DCM", "Source image for image processing operation"),
-}  # fmt: skip
 
 
 class GateError(Exception):
@@ -162,7 +147,7 @@ def _values_allowed(dataset: Dataset, case: Case) -> Iterator[str]:
         if element.tag.is_private or element.VR not in (*dictionary_VR(element.tag).split(" or "), "OB"):
             yield f"{element.tag} is private or has VR {element.VR}"
             continue
-        if element.VR == "SQ" or element.is_empty or _same(element, case.header):
+        if element.VR == "SQ" or element.is_empty or same(element, case.header):
             continue
         if element.VR == "UI" and element.value in (case.header.SOPInstanceUID, case.header.SOPClassUID):
             continue  # equipment that breaks PS3.5 9.1 (leading zeros) still has patients
@@ -176,7 +161,7 @@ def _values_allowed(dataset: Dataset, case: Case) -> Iterator[str]:
 def _patient_and_study(dataset: Dataset, case: Case) -> Iterator[str]:
     for keyword in COPIED_KEYWORDS:
         if keyword in dataset and not dataset[keyword].is_empty:
-            if not _same(dataset[keyword], case.header):
+            if not same(dataset[keyword], case.header):
                 yield f"{keyword} is not the source's"
         elif keyword in IDENTIFYING_KEYWORDS and keyword in case.header and not case.header[keyword].is_empty:
             yield f"{keyword} is missing, the source has one"
@@ -185,27 +170,6 @@ def _patient_and_study(dataset: Dataset, case: Case) -> Iterator[str]:
     for element in dataset.iterall():
         if element.tag.group == 0x0010 and element.keyword not in COPIED_KEYWORDS:
             yield f"{element.tag} {element.keyword} tells of a patient and is not one of the copied attributes"
-
-
-def _words(dataset: Dataset, _: Case) -> Iterator[str]:
-    """Text stands only where ours does, and every code is one of ours: no patient's value hides in either."""
-    for element in dataset.iterall():
-        if element.VR not in TEXT_VRS or element.is_empty or element.keyword in COPIED_KEYWORDS:
-            continue
-        if element.keyword not in TEXT_KEYWORDS:
-            yield f"{element.tag} {element.keyword} holds text where none belongs"
-    for item in _items(dataset):
-        if "CodeValue" in item and (
-            item.CodeValue,
-            item.get("CodingSchemeDesignator"),
-            item.get("CodeMeaning"),
-        ) not in (CODES):
-            yield "a code that is none of ours, or means something else"
-    if str(dataset.get("ContentDescription") or DISCLAIMER) not in (
-        DISCLAIMER,
-        f"Pneumothorax, automatic. {DISCLAIMER}",
-    ):
-        yield "ContentDescription is not ours"
 
 
 def _uids(dataset: Dataset, case: Case) -> Iterator[str]:
@@ -222,7 +186,7 @@ def _uids(dataset: Dataset, case: Case) -> Iterator[str]:
 def _references(dataset: Dataset, case: Case) -> Iterator[str]:
     """Whatever the object refers to is its source, by instance, class and series."""
     count = 0
-    for item in _items(dataset):
+    for item in items(dataset):
         if "ReferencedSOPInstanceUID" in item or "ReferencedSOPClassUID" in item:
             count += 1
             if item.get("ReferencedSOPInstanceUID") != case.header.SOPInstanceUID:
@@ -278,28 +242,21 @@ def _lossy_history(dataset: Dataset, case: Case) -> Iterator[str]:
             yield f"{keyword} does not carry the source's history on"
 
 
-def _items(dataset: Dataset) -> Iterator[Dataset]:
-    """Every item of every sequence, at any depth."""
-    for element in dataset:
-        if element.VR == "SQ":
-            for item in element.value:
-                yield item
-                yield from _items(item)
-
-
-def _same(element: DataElement, header: Dataset) -> bool:
-    return element.tag in header and str(header[element.tag].value) == str(element.value)
+def _orientation(dataset: Dataset, case: Case) -> Iterator[str]:
+    element = dataset["PatientOrientation"]
+    if (None if element.is_empty else element.value) != orientation(case.header):
+        yield "PatientOrientation is not the source's"
 
 
 COMMON: tuple[Rule, ...] = (
     _uids,
     _patient_and_study,
     _values_allowed,
-    _words,
+    *gate_words.RULES,
     _equipment,
     _times_and_words,
 )
-OF_IMAGES: tuple[Rule, ...] = (_references, _lossy_history)
+OF_IMAGES: tuple[Rule, ...] = (_references, _lossy_history, _orientation)
 RULES: dict[str, tuple[Rule, ...]] = {
     "SEG": (*COMMON, *OF_IMAGES, *gate_seg.RULES),
     "SC": (*COMMON, *OF_IMAGES, *gate_sc.RULES),

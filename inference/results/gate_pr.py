@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from pydicom import Dataset
+from pydicom import DataElement, Dataset, dcmread, dcmwrite
+from pydicom.datadict import keyword_for_tag
+from pydicom.tag import BaseTag
 
 from inference.contours import LARGEST_DISTANCE_PX
 from inference.results import pr
@@ -14,6 +17,9 @@ from inference.results.lesions import Lesion
 
 # Carried on from the image as it is, or not at all.
 CARRIED_KEYWORDS = ("RescaleSlope", "RescaleIntercept", "ShutterShape", *(k for ks in pr.SHUTTERS.values() for k in ks))
+
+# Where attributes say how an image is shown: shutters, pixels and LUTs, presentation, polarity.
+SHOWN_GROUPS = (0x0018, 0x0028, 0x0070, 0x2050, *range(0x6000, 0x6020, 2))
 
 
 def contour_is_of(values: Sequence[float], lesion: Lesion, outline: int) -> Iterator[str]:
@@ -85,6 +91,7 @@ def _display(dataset: Dataset, case: Case) -> Iterator[str]:
         yield "the displayed area is not the whole image"
     if dataset.PresentationLUTShape != pr.polarity(case.header):
         yield "PresentationLUTShape turns the image's polarity"
+    yield from _as_made(dataset, case)
     for keyword in CARRIED_KEYWORDS:
         if keyword in dataset and dataset[keyword].value != case.header.get(keyword):
             yield f"{keyword} is not the source's"
@@ -96,6 +103,25 @@ def _display(dataset: Dataset, case: Case) -> Iterator[str]:
                 yield f"{keyword} is not the source's"
 
 
+def _as_made(dataset: Dataset, case: Case) -> Iterator[str]:
+    """LUTs, windows, spacing, shutter, layer and text box are what the encoder makes of the case, and no more."""
+    made = pr.encode(case)
+    if made is None:
+        yield "a presentation state of an image that can have none"
+        return
+    file = io.BytesIO()  # written and read again: numbers are as their VRs hold them
+    dcmwrite(file, made, implicit_vr=False, little_endian=True)
+    wanted = _shown(dcmread(file, force=True))
+    found = _shown(dataset)
+    for tag in sorted({*found, *wanted}):
+        if found.get(tag) != wanted.get(tag):
+            yield f"{keyword_for_tag(tag) or tag} is not what the image's own display gives"
+
+
+def _shown(dataset: Dataset) -> dict[BaseTag, DataElement]:
+    return {element.tag: element for element in dataset if element.tag.group in SHOWN_GROUPS and not element.is_empty}
+
+
 def _kept(dataset: Dataset, case: Case) -> Iterator[str]:
     """A presentation state replaces what the image says: what it leaves out is lost on the screen."""
     for names, place, table in (
@@ -103,7 +129,7 @@ def _kept(dataset: Dataset, case: Case) -> Iterator[str]:
         (("WindowCenter", "WindowWidth"), (dataset.get("SoftcopyVOILUTSequence") or [Dataset()])[0], "VOILUTSequence"),
     ):
         own = [copied(case.header, keyword) for keyword in names]
-        if None in own or table in case.header or any(keyword in place for keyword in names):
+        if None in own or any(keyword in place for keyword in (table, *names)):
             continue
         if names[1] != "WindowWidth" or all(float(each) >= 1 for each in np.atleast_1d(case.header[names[1]].value)):
             yield f"{names[0]} and {names[1]} of the source are lost"

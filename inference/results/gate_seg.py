@@ -11,6 +11,9 @@ from inference.results import content
 from inference.results.identity import Case, frame_of_reference_uid
 from inference.results.lesions import Lesion
 
+# (attribute, functional group): ReferencedSegmentNumber, ImagePositionPatient
+DIMENSIONS = [(0x0062000B, 0x0062000A), (0x00200032, 0x00209113)]
+
 
 def _segmentation(dataset: Dataset, case: Case) -> Iterator[str]:
     mask = case.segmented
@@ -49,7 +52,9 @@ def _segmentation(dataset: Dataset, case: Case) -> Iterator[str]:
         yield f"{len(segments)} segments in {len(groups)} frames, wanted {count}"
         return
     for lesion, segment, frame, group in zip(case.lesions, segments, frames, groups, strict=True):
-        if count > 1 and int(frame.sum()) != lesion.area_px:
+        top, left = lesion.corner
+        place = frame[top : top + lesion.part.shape[0], left : left + lesion.part.shape[1]]
+        if np.count_nonzero(frame) != lesion.area_px or not np.array_equal(place, lesion.part):
             yield f"frame {lesion.number} does not hold its lesion"
         named = (group if "SegmentIdentificationSequence" in group else shared).SegmentIdentificationSequence
         if [item.ReferencedSegmentNumber for item in named] != [lesion.number]:
@@ -83,6 +88,19 @@ def _segment(segment: Dataset, lesion: Lesion, case: Case) -> Iterator[str]:
         yield "AnatomicRegionModifierSequence is not the side that was measured"
 
 
+def _dimensions(dataset: Dataset, case: Case) -> Iterator[str]:
+    """Each frame has one index for each dimension (PS3.3 C.7.6.17): its segment, and the one position there is."""
+    dimensions = [
+        (int(item.DimensionIndexPointer), int(item.FunctionalGroupPointer)) for item in dataset.DimensionIndexSequence
+    ]
+    if dimensions != DIMENSIONS:
+        yield "DimensionIndexSequence is not segment number and position"
+    for lesion, frame in zip(case.lesions, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        (described,) = frame.get("FrameContentSequence") or [Dataset()]
+        if described.get("DimensionIndexValues") != [lesion.number, 1]:
+            yield f"DimensionIndexValues of frame {lesion.number} are not its segment number and 1"
+
+
 def _viewer_geometry(dataset: Dataset, case: Case) -> Iterator[str]:
     """Without these a viewer shows nothing or falls over, though the object is valid."""
     if dataset.FrameOfReferenceUID != frame_of_reference_uid(case):
@@ -100,4 +118,4 @@ def _viewer_geometry(dataset: Dataset, case: Case) -> Iterator[str]:
             yield "a frame does not say which image it is derived from"
 
 
-RULES = (_segmentation, _viewer_geometry)
+RULES = (_segmentation, _dimensions, _viewer_geometry)

@@ -19,6 +19,7 @@ from pydicom import DataElement, Dataset, config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.valuerep import validate_value
 
+from inference.display import lut_words
 from inference.finding import Finding, ModelIdentity, State
 from inference.radiograph import COPIED_KEYWORDS, Spacing
 from inference.results.lesions import Lesion, find
@@ -32,7 +33,7 @@ MANUFACTURER = "Pleura"
 DISCLAIMER = "Research use only - not for diagnosis"
 IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"  # PS3.7 D.3.3.2: names the implementation
 IMPLEMENTATION_VERSION_NAME = f"PLEURA_{PLEURA_VERSION}"[:16]
-SCHEMA_VERSION = 2  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
+SCHEMA_VERSION = 3  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
 NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
 
 # Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present in each object, empty where unknown.
@@ -53,6 +54,7 @@ PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
 # What these VRs allow is checkable without knowing the value's language; a value outside is not carried on.
 FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
 USABLE_UID = re.compile(r"[0-9][0-9.]{0,63}")
+DIRECTION = re.compile(r"[AFHLPR]{1,3}")  # PS3.3 C.7.6.1.1.1, of a human: anything else may be anything
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ class Case:
     @cached_property
     def lesions(self) -> tuple[Lesion, ...]:
         """The lesions of what is segmented, the largest first; none where nothing is."""
-        if self.segmented is None:
+        if self.segmented is None or self.finding is None:
             return ()
-        orientation = self.header.get("PatientOrientation") or None
-        return find(self.segmented, orientation, lambda number: _tracking_uid(self, number))
+        directions = orientation(self.header) if self.finding.sided else None
+        return find(self.segmented, directions, lambda number: _tracking_uid(self, number))
 
     @cached_property
     def taken_digest(self) -> str:
@@ -149,7 +151,9 @@ class Case:
             if element is not None and element.VR == "SQ":
                 values = [each for item in element.value for each in item.iterall()]
             for each in values:
-                digest.update(f"\0{keyword} {each.tag}={each.value!r}".encode("utf-8", "surrogateescape"))
+                words = lut_words(each.value, self.header) if each.keyword == "LUTData" else None
+                value = words or each.value
+                digest.update(f"\0{keyword} {each.tag}={value!r}".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     @property
@@ -234,6 +238,15 @@ def copied(header: Dataset, keyword: str) -> DataElement | None:
             return None
     # A copy of the element, not of its value: a PersonName keeps the very bytes it came in.
     return copy.copy(element) if vr == element.VR else DataElement(tag, vr, element.value)
+
+
+def orientation(header: Dataset) -> list[str] | None:
+    """The source's PatientOrientation, of the row and of the column; None where it is not two directions."""
+    element = copied(header, "PatientOrientation")
+    if element is None or element.VM != 2:
+        return None
+    directions = [str(direction) for direction in element.value]
+    return directions if all(DIRECTION.fullmatch(each) for each in directions) else None
 
 
 def identify(case: Case, kind: str, number: int, description: str) -> Dataset:

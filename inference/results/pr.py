@@ -2,7 +2,8 @@
 
 A presentation state replaces all that the image says of its own display, so that is carried on: modality LUT, window,
 polarity, shutter. highdicom's own class takes the first three from the image too, but knows no shutter, and needs
-values that must not reach a log; the few attributes are our own.
+values that must not reach a log; the few attributes are our own. Where the image has a LUT that cannot be carried on,
+there is no presentation state: it would show another grey.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, GrayscaleSoftcopyPresentationStateStorage
 
+from inference import display
 from inference.results import seg
 from inference.results.content import graphic_data
 from inference.results.identity import DISCLAIMER, Case, copied, identify, reference
@@ -31,8 +33,12 @@ SHUTTERS: dict[str, tuple[str, ...]] = {  # PS3.3 C.7.6.11
 }  # fmt: skip
 
 
+class _NotCarriedError(Exception):
+    """The image is shown through a LUT that a presentation state cannot hold."""
+
+
 def encode(case: Case) -> Dataset | None:
-    """Build the presentation state, or None where nothing is outlined."""
+    """Build the presentation state, or None where nothing is outlined, or the image's own grey would be lost."""
     if not case.lesions:
         return None
     dataset = identify(case, KIND, SERIES_NUMBER, "Pneumothorax contours")
@@ -57,7 +63,10 @@ def encode(case: Case) -> Dataset | None:
     dataset.DisplayedAreaSelectionSequence = [_displayed_area(case)]
     dataset.GraphicLayerSequence = [_layer()]
     dataset.GraphicAnnotationSequence = [_annotation(case)]
-    _grey(dataset, case)
+    try:
+        _grey(dataset, case)
+    except _NotCarriedError:
+        return None
     return dataset
 
 
@@ -142,17 +151,20 @@ def _grey(dataset: Dataset, case: Case) -> None:
     """From stored values to grey: modality LUT (C.11.1), window or VOI LUT (C.11.8), polarity (C.11.6)."""
     header = case.header
     slope, intercept = copied(header, "RescaleSlope"), copied(header, "RescaleIntercept")
-    luts = _lut(header, "ModalityLUTSequence")
-    if luts:
-        dataset.ModalityLUTSequence = luts
+    if header.get("ModalityLUTSequence"):
+        lut = _lut(header, "ModalityLUTSequence")
+        if lut is None:
+            raise _NotCarriedError
+        lut.ModalityLUTType = "US"  # type 1; what the numbers are is not stated here
+        dataset.ModalityLUTSequence = [lut]
     elif slope is not None and intercept is not None:
         dataset.update({one.tag: one for one in (slope, intercept)})
         kind = header.get("RescaleType")
         dataset.RescaleType = kind if kind in RESCALE_TYPES else "US"
     voi = Dataset()
-    luts = _lut(header, "VOILUTSequence")
-    if luts:
-        voi.VOILUTSequence = luts
+    lut = _lut(header, "VOILUTSequence")
+    if lut is not None:
+        voi.VOILUTSequence = [lut]
     else:
         center, width, function = (
             copied(header, keyword) for keyword in ("WindowCenter", "WindowWidth", "VOILUTFunction")
@@ -175,22 +187,39 @@ def polarity(header: Dataset) -> str:
     return "INVERSE" if header.get("PhotometricInterpretation") == "MONOCHROME1" else "IDENTITY"
 
 
-def _lut(header: Dataset, keyword: str) -> list[Dataset]:
-    """The first LUT of the source, with its data as words; none where it is not whole."""
-    source = (header.get(keyword) or [Dataset()])[0]
-    try:
-        entries, first, bits = (int(value) for value in source.LUTDescriptor)
-        data = source.LUTData
-        words = data if isinstance(data, bytes) else np.asarray(data, dtype="<u2").tobytes()
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        return []
-    if not header.original_encoding[1] or len(words) != 2 * (entries or 65536) or not 8 <= bits <= 16:
-        return []
+def _lut(header: Dataset, keyword: str) -> Dataset | None:
+    """The first LUT of the source as the image is shown with it, packed as the standard has it.
+
+    None where the image is shown without it: it is not there, or cannot be applied.
+
+    Raises:
+        _NotCarriedError: the image is shown with it, and no item can hold it (PS3.3 C.11.1.1, C.11.2.1.1).
+    """
+    signed = header.get("PixelRepresentation") == 1
+    if keyword == "VOILUTSequence" and header.get("ModalityLUTSequence"):
+        signed = False  # of what that gives nothing is negative
+    look_up = display.lut_of(header, keyword, signed)
+    if look_up is None:
+        return None
+    entries, first, bits = (int(value) for value in header[keyword].value[0].LUTDescriptor)
+    rescaled = "RescaleSlope" in header or "RescaleIntercept" in header
+    if first > 32767 and keyword == "VOILUTSequence" and rescaled and not header.get("ModalityLUTSequence"):
+        raise _NotCarriedError  # SS written as US, or not: that takes the pixels to tell
+    if signed and first > 32767:
+        first -= 65536
+    table, largest = look_up(np.arange(entries or 65536, dtype=np.float64) + first)
+    if keyword == "VOILUTSequence":
+        # The same greys in words of 16 bits: dciodvfy takes no other number between 8 and 16 here.
+        table, bits = np.round(np.minimum(table, largest) * (65535 / largest)), 16
+    elif table.max() > largest:
+        bits = 16
+    if table.min() < 0 or table.max() > 65535 or bits < 8:
+        raise _NotCarriedError
     if not (first >= 0 or (first >= -32768 and entries < 32768)):
-        return []
+        raise _NotCarriedError  # the descriptor is US or SS as a whole
     item = Dataset()
-    item.add_new(0x00283002, "US" if first >= 0 else "SS", [entries, first, bits])
-    item.add_new(0x00283006, "OW", words)  # US could not hold 65536 of them (PS3.5 7.1.2)
-    if keyword == "ModalityLUTSequence":
-        item.ModalityLUTType = "US"  # type 1; what the numbers are is not stated here
-    return [item]
+    item.add_new(0x00283002, "US" if first >= 0 else "SS", [entries % 65536, first, bits])
+    # 8-bit entries are packed two to a word (PS3.3 C.11.1.1.1). US could not hold 65536 words (PS3.5 7.1.2).
+    data = table.astype("u1" if bits == 8 else "<u2").tobytes()
+    item.add_new(0x00283006, "OW", data + b"\0" * (len(data) % 2))
+    return item

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from pydicom import DataElement, Dataset
+from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
@@ -17,6 +17,7 @@ from inference.results.identity import (
     copied,
     identify,
     lossy_history,
+    orientation,
     record_lossy,
     reference,
     reference_series,
@@ -51,7 +52,7 @@ def encode(case: Case) -> Dataset:
     dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = dataset.ContentDate, dataset.ContentTime
 
     dataset.ImageType = ["DERIVED", "SECONDARY"]
-    dataset.add(copied(case.header, "PatientOrientation") or DataElement(0x00200020, "CS", None))  # type 2C
+    dataset.PatientOrientation = orientation(case.header)  # type 2C
     body_part = copied(case.header, "BodyPartExamined")
     if body_part is not None:
         dataset.add(body_part)

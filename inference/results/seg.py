@@ -9,7 +9,7 @@ from __future__ import annotations
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import DataElement, Dataset
+from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from inference.results import content
@@ -19,11 +19,11 @@ from inference.results.identity import (
     PLEURA_VERSION,
     Case,
     code,
-    copied,
     derived_uid,
     frame_of_reference_uid,
     identify,
     lossy_history,
+    orientation,
     record_lossy,
     reference_series,
 )
@@ -72,7 +72,7 @@ def encode(case: Case) -> Dataset | None:
     # highdicom 0.28 pads to even length with an ASCII "0"; an OB is padded with a zero byte (PS3.5 6.2).
     segmentation.PixelData = segmentation.PixelData[:packed_bytes] + b"\0" * (packed_bytes % 2)
     segmentation.ReferencedSeriesSequence = [reference_series(case)]
-    segmentation.add(copied(case.header, "PatientOrientation") or DataElement(0x00200020, "CS", None))
+    segmentation.PatientOrientation = orientation(case.header)
     return segmentation
 
 

@@ -8,7 +8,6 @@ neither that row nor a reference to a frame that dciodvfy takes, so the items ar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from pydicom import Dataset
@@ -24,6 +23,7 @@ from inference.results.identity import (
     copied,
     derived_uid,
     identify,
+    orientation,
     reference,
     series_uid,
 )
@@ -32,7 +32,6 @@ from inference.results.lesions import Lesion
 KIND = "SR"
 TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian
 SERIES_NUMBER = 9003
-DIRECTION = re.compile(r"[AFHLPR]{1,3}")  # PS3.3 C.7.6.1.1.1, of a human: anything else may be anything
 NOT_DETECTED = "Pneumothorax not detected by the algorithm; does not exclude pneumothorax."
 
 
@@ -129,17 +128,15 @@ def _library(case: Case) -> Iterator[Dataset]:
 
     Beside measurements only: its entry has no concept name, and OHIF's text view of other reports breaks on that.
     """
-    orientation, spacing = copied(case.header, "PatientOrientation"), copied(case.header, "ImagerPixelSpacing")
+    directions, spacing = orientation(case.header), copied(case.header, "ImagerPixelSpacing")
     modality = content.MODALITIES.get(str(case.header.get("Modality")))
-    if orientation is None or orientation.VM != 2 or spacing is None or spacing.VM != 2 or modality is None:
-        return
-    if not all(DIRECTION.fullmatch(str(direction)) for direction in orientation.value):
+    if directions is None or spacing is None or spacing.VM != 2 or modality is None:
         return
     described = [
         content.coded(ACQUISITION, content.MODALITY, modality),
         content.coded(ACQUISITION, content.TARGET_REGION, content.CHEST),
-        content.text(ACQUISITION, content.ORIENTATION_ROW, str(orientation.value[0])),
-        content.text(ACQUISITION, content.ORIENTATION_COLUMN, str(orientation.value[1])),
+        content.text(ACQUISITION, content.ORIENTATION_ROW, directions[0]),
+        content.text(ACQUISITION, content.ORIENTATION_COLUMN, directions[1]),
         content.number(ACQUISITION, content.HORIZONTAL_SPACING, str(spacing.value[1]), content.MM),
         content.number(ACQUISITION, content.VERTICAL_SPACING, str(spacing.value[0]), content.MM),
     ]

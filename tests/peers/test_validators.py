@@ -87,7 +87,7 @@ class Doctored:
     identity = MODEL
     manifest = SimpleNamespace(
         classifier=SimpleNamespace(threshold=0.42),
-        segmenter=SimpleNamespace(bottom=0.5, top=0.5, min_area_at_1024_px=1),
+        segmenter=SimpleNamespace(rule=(0.5, 0.5, 1, 0)),
         plausibility=None,
     )
 
@@ -261,7 +261,7 @@ def test_a_second_sending_changes_nothing_in_the_archive(
 
 
 def test_a_node_delivers_all_kinds_once_and_takes_them_back_in_silence(
-    peer: Callable[[str], str], orthanc: Orthanc, tmp_path: Path, free_port: Callable[[], int]
+    peer: Callable[[str], str], orthanc: Orthanc, tiny_package: Path, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     files = []
     for number, changes in enumerate(MADE.values()):
@@ -269,7 +269,8 @@ def test_a_node_delivers_all_kinds_once_and_takes_them_back_in_silence(
         files[-1].write_bytes(made(changes | {"SOPInstanceUID": f"2.25.{1000 + number}"}))
         if number == 2:
             break
-    with Node(tmp_path / "node", free_port(), destinations=[orthanc.destination(profile="all")]) as node:
+    places = [orthanc.destination(profile="all")]
+    with Node(tmp_path / "node", free_port(), model=str(tiny_package), destinations=places) as node:
         assert storescu(peer("storescu"), node, files, "-R").returncode == 0
         node.wait_done(len(files))
         held = orthanc.instances()

@@ -54,6 +54,8 @@ def item(**values: Any) -> Dataset:
 OURS = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufacturer="Pleura", DeviceUID="2.25.1")
 SCANNER = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufacturer="Scanner AG", DeviceUID="1.2")
 
+LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-anterior")
+
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
@@ -74,6 +76,9 @@ SCANNER = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufa
         ({"PatientAge": "000Y"}, None),
         ({"ViewPosition": None, "ViewCodeSequence": [item(CodeMeaning="postero-anterior")]}, None),
         ({"ViewPosition": None, "ViewCodeSequence": [item(CodeMeaning="left lateral")]}, "view"),
+        ({"ViewPosition": None, "ViewCodeSequence": [LATERAL], "SeriesDescription": "CHEST PA/LAT"}, "view"),
+        ({"ViewPosition": None, "ViewCodeSequence": [FRONTAL], "SeriesDescription": "CHEST LAT"}, None),
+        ({"ViewPosition": None, "SeriesDescription": "CHEST PA/LAT"}, None),
         ({"BodyPartExamined": None, "AnatomicRegionSequence": [item(CodeMeaning="Knee")]}, "body_part"),
         ({"SOPInstanceUID": "9.9"}, "own_output"),
         ({"ContributingEquipmentSequence": [OURS]}, "own_output"),
@@ -99,13 +104,40 @@ SCANNER = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufa
         ({"ViewPosition": None, "PatientOrientation": ["L", "F"]}, None),
         ({"ViewPosition": "PA", "PatientOrientation": ["A", "F"]}, None),  # what is coded outweighs it
         ({"BodyPartExamined": "HIP"}, "body_part"),
-        ({"BodyPartExamined": None, "StudyDescription": "LEFT KNEE"}, "body_part"),
+        ({"BodyPartExamined": None, "ViewPosition": None, "StudyDescription": "LEFT KNEE"}, "body_part"),
+        # A study holds several images: nearer descriptions and a view outweigh what is said of all of it.
+        ({"BodyPartExamined": None, "StudyDescription": "HIP FRACTURE PREOP"}, None),
+        ({"BodyPartExamined": None, "PerformedProcedureStepDescription": "HIP FRACTURE PREOP"}, None),
+        (
+            {
+                "BodyPartExamined": None,
+                "ViewPosition": None,
+                "SeriesDescription": "CHEST",
+                "StudyDescription": "HIP FRACTURE PREOP",
+            },
+            None,
+        ),
+        ({"BodyPartExamined": None, "SeriesDescription": "HIP AP", "StudyDescription": "CHEST AND HIP"}, "body_part"),
+        ({"BodyPartExamined": "THORACIC SPINE"}, "body_part"),
+        ({"BodyPartExamined": "TSPINE"}, "body_part"),
+        ({"BodyPartExamined": "LSPINE"}, "body_part"),
+        ({"BodyPartExamined": "CHEST SPINE"}, None),
+        ({"BodyPartExamined": "THORACIC"}, None),
+        ({"BodyPartExamined": None, "SeriesDescription": "THORACIC SPINE AP"}, "body_part"),
+        ({"BodyPartExamined": None, "SeriesDescription": "T-SPINE AP"}, "body_part"),
+        ({"BodyPartExamined": None, "SeriesDescription": "CSPINE AP"}, "body_part"),
+        ({"BodyPartExamined": None, "SeriesDescription": "CHEST AND THORACIC SPINE AP"}, None),
+        (
+            {"BodyPartExamined": None, "ViewPosition": None, "StudyDescription": "THORACIC SPINE 2 VIEWS"},
+            "body_part",
+        ),
         ({"ViewPosition": "LL"}, "view"),
         ({"ViewPosition": None, "SeriesDescription": "chest lat"}, "view"),
         ({"PatientSpeciesDescription": "Canis lupus familiaris"}, "species"),
         ({"PatientSpeciesDescription": "Homo sapiens"}, None),
         ({"ProtocolName": "CANINE THORAX"}, "species"),
         ({"PatientAge": "017Y"}, "under_age"),
+        ({"PatientAge": "152Y", "PatientBirthDate": "20150101", "StudyDate": "20200101"}, "under_age"),
         ({"PatientAge": "011M"}, "under_age"),
         ({"PatientAge": "5"}, "under_age"),
         ({"PatientAge": "017Y", "BodyPartExamined": "HIP"}, "body_part"),
@@ -143,6 +175,7 @@ def test_what_was_absent_is_noted() -> None:
         ({"PatientAge": "024M"}, 2),
         ({"PatientAge": "62"}, 62),
         ({"PatientAge": "413Y"}, None),
+        ({"PatientAge": "152Y", "PatientBirthDate": "20150101", "StudyDate": "20200101"}, 5),
         ({"PatientAge": None, "PatientBirthDate": "20000101", "StudyDate": "20200101"}, 20),
         ({"PatientAge": None, "PatientBirthDate": "20300101", "StudyDate": "20200101"}, None),
     ],
@@ -155,7 +188,7 @@ def test_age(changes: dict[str, Any], years: float | None) -> None:
     "keyword", ["Modality", "BodyPartExamined", "ViewPosition", "StudyDescription", "PatientSpeciesDescription"]
 )
 def test_a_refusal_quotes_no_free_text(keyword: str) -> None:
-    changes = {"BodyPartExamined": None, keyword: "Jane Doe KNEE"}
+    changes = {"BodyPartExamined": None, "ViewPosition": None, keyword: "Jane Doe KNEE"}
     verdict = judge(chest(**changes), Rules(), lambda _: False)
     assert isinstance(verdict, Refusal)
     assert "jane" not in str(verdict).lower()

@@ -119,3 +119,10 @@ def test_an_sr_refers_to_a_seg_only_where_each_that_gets_it_gets_both(
 ) -> None:
     text = f"destinations: [{{name: a, folder: x, profile: all}}, {{name: b, folder: y, results: {second}}}]"
     assert load(tmp_path, text).refers_to_segmentation() is refers
+
+
+def test_admission_terms_are_compared_as_headers_have_them(tmp_path: Path) -> None:
+    admission = load(tmp_path, "admission: {views: [ap, ' pa'], modalities: [dx], body_parts: [Chest]}").admission
+    assert (admission.views, admission.modalities, admission.body_parts) == (("AP", "PA"), ("DX",), ("CHEST",))
+    with pytest.raises(ConfigError, match="views"):
+        load(tmp_path, "admission: {views: ['']}")

@@ -119,6 +119,16 @@ def test_a_modality_lut_that_cannot_be_applied_is_not_guessed() -> None:
         displayed(header(ModalityLUTSequence=[header()]), RAMP)
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_a_padding_limit_above_the_images_own_maximum_is_not_another_number(kind: str) -> None:
+    top = 250 if kind == "uint8" else 3990
+    stored = np.linspace(0, top, 4096).astype(kind).reshape(64, 64)
+    value = top - top // 20
+    shown, _ = displayed(header(PixelPaddingValue=value, PixelPaddingRangeLimit=4095), stored)
+    assert (shown[stored >= value] == 0).all()
+    assert (shown > 0).mean() > 0.9
+
+
 def test_signed_padding_that_was_written_unsigned_is_padding() -> None:
     stored = RAMP.astype(np.int16) - 2000
     stored[:8] = -2001

@@ -95,6 +95,8 @@ def stranger(dataset: Any) -> None:
     dataset.SourceImageSequence = [*dataset.SourceImageSequence, item]
 
 
+NAME = Dataset()
+NAME.CodeMeaning = "DOE JOHN"
 SEGMENT, SHARED = "SegmentSequence", "SharedFunctionalGroupsSequence"
 FRAME = "PerFrameFunctionalGroupsSequence"
 BOTH: dict[str, Callable[[Any], object]] = {
@@ -127,6 +129,19 @@ BOTH: dict[str, Callable[[Any], object]] = {
     "no disclaimer": put(SeriesDescription="Pneumothorax"),
     "a value its VR does not allow": put(SeriesNumber=None),
     "a private attribute": lambda d: d.add_new(0x00111001, "LO", "x"),
+    "another orientation": put(PatientOrientation=["R", "F"]),
+    "no orientation of the patient": put(PatientOrientation=None),
+    "a name as the software": put(SoftwareVersions=["DOE JOHN", "model 1.2.3"]),
+    "a name as the equipment's software": within("ContributingEquipmentSequence", put(SoftwareVersions="DOE JOHN")),
+    "a name as the contribution": within("ContributingEquipmentSequence", put(ContributionDescription="DOE JOHN")),
+    "a name as the serial number": put(DeviceSerialNumber="DOE JOHN"),
+    "a name as a report's text": put(TextValue="DOE JOHN"),
+    "a name as a graphic's text": put(UnformattedTextValue="DOE JOHN"),
+    "a name as a code of its own": put(CodeMeaning="DOE JOHN"),
+    "a name in a meaning without a code": within(
+        "ContributingEquipmentSequence", lambda d: put(InstitutionCodeSequence=[NAME])(d)
+    ),
+    "a name as the study, deep down": within("ContributingEquipmentSequence", put(StudyDescription="DOE JOHN")),
     "a lost lossy history": drop("LossyImageCompressionRatio"),
     "lossless, it says": put(LossyImageCompression="00"),
 }
@@ -144,6 +159,14 @@ SEG_ONLY: dict[str, Callable[[Any], object]] = {
     "no position": within(FRAME, drop("PlanePositionSequence")),
     "no derivation": within(FRAME, drop("DerivationImageSequence")),
     "another spacing": within(f"{SHARED}.PixelMeasuresSequence", put(PixelSpacing=[0.1, 0.1])),
+    "no frame content": within(FRAME, drop("FrameContentSequence")),
+    "no indices": within(f"{FRAME}.FrameContentSequence", drop("DimensionIndexValues")),
+    "an index less": within(f"{FRAME}.FrameContentSequence", put(DimensionIndexValues=[1])),
+    "an index more": within(f"{FRAME}.FrameContentSequence", put(DimensionIndexValues=[1, 1, 1])),
+    "a dimension less": lambda d: d.DimensionIndexSequence.pop(),
+    "a dimension of something else": within("DimensionIndexSequence", put(DimensionIndexPointer=0x00209056)),
+    "a name as a dimension": within("DimensionIndexSequence", put(DimensionDescriptionLabel="DOE JOHN")),
+    "a name as the segment": within(SEGMENT, put(SegmentAlgorithmName="DOE JOHN")),
     "no algorithm": within(SEGMENT, drop("SegmentationAlgorithmIdentificationSequence")),
     "an empty algorithm name": within(SEGMENT, put(SegmentAlgorithmName="")),
     "another algorithm version": within(
@@ -168,6 +191,8 @@ SC_ONLY: dict[str, Callable[[Any], object]] = {
     "a spacing": put(PixelSpacing=[0.1, 0.1]),
     "a promise of no burnt-in text": put(BurnedInAnnotation="NO"),
     "no derivation": drop("DerivationCodeSequence"),
+    "a name as the derivation": put(DerivationDescription="DOE JOHN"),
+    "a name as the capture's software": put(SecondaryCaptureDeviceSoftwareVersions="DOE JOHN"),
     "the source's lossy step only": put(LossyImageCompressionRatio="8", LossyImageCompressionMethod="ISO_10918_1"),
 }
 MUTATIONS = [

@@ -25,6 +25,8 @@ CASE = positive(
 )
 NEGATIVE = negative()
 GOOD = {result.kind: result for result in build(CASE, ["SEG", "SR", "PR"])}
+PLAIN = positive(header(), TWO)  # no window and no LUT
+(GOOD_PLAIN,) = build(PLAIN, ["PR"])
 (GOOD_NEGATIVE,) = build(NEGATIVE, ["SR"])
 STRANGER = Dataset()
 STRANGER.ReferencedSOPClassUID, STRANGER.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "2.25.666"
@@ -81,6 +83,9 @@ COMMON: dict[str, Change] = {
     "a patient's address": put(PatientAddress="X"),
     "a name in the description": put(SeriesDescription=f"Gruen^Ada. {DISCLAIMER}"),
     "text where none belongs": put(ImageComments="Gruen"),
+    "a name as the software": put(SoftwareVersions=["DOE JOHN", "model 1.2.3"]),
+    "a name as the contribution": within("ContributingEquipmentSequence", put(ContributionDescription="DOE JOHN")),
+    "a name at the root": put(TextValue="DOE JOHN"),
     "an operator": put(OperatorsName="Doe^Jane"),
     "the scanner's name": put(Manufacturer="Scanner"),
     "no device UID": within("ContributingEquipmentSequence", drop("DeviceUID")),
@@ -176,6 +181,46 @@ PR: dict[str, Change] = {
     "a window that is lost": drop("SoftcopyVOILUTSequence"),
     "a rescale that is lost": drop("RescaleSlope", "RescaleIntercept", "RescaleType"),
 }
+AREA, TEXT = "DisplayedAreaSelectionSequence", f"{GRAPHICS}.TextObjectSequence"
+
+
+def aspect(**values: object) -> Change:
+    return within(AREA, lambda d: (drop("PresentationPixelAspectRatio")(d), put(**values)(d)))
+
+
+def through(keyword: str) -> Dataset:
+    """A LUT that turns all black, as VOI or modality LUT."""
+    table, item = Dataset(), Dataset()
+    table.add_new(0x00283002, "US", [256, 0, 16])
+    table.add_new(0x00283006, "OW", bytes(512))
+    if keyword == "ModalityLUTSequence":
+        table.ModalityLUTType = "US"
+    setattr(item, keyword, [table])
+    return item
+
+
+WINDOW = Dataset()
+WINDOW.WindowCenter, WINDOW.WindowWidth = 10, 20
+PR_OF_A_PLAIN_IMAGE: dict[str, Change] = {
+    "a black VOI LUT": lambda d: put(SoftcopyVOILUTSequence=[through("VOILUTSequence")])(d),
+    "a black modality LUT": lambda d: d.update(through("ModalityLUTSequence")),
+    "an invented window": lambda d: put(SoftcopyVOILUTSequence=[WINDOW])(d),
+    "a rescale": put(RescaleSlope=1, RescaleIntercept=0, RescaleType="US"),
+    "an invented spacing": aspect(PresentationPixelSpacing=[0.3, 0.4]),
+    "another aspect": aspect(PresentationPixelAspectRatio=[1, 3]),
+    "no aspect": aspect(),
+    "true size": within(AREA, put(PresentationSizeMode="TRUE SIZE")),
+    "the text over the lungs": within(
+        TEXT, put(BoundingBoxTopLeftHandCorner=[0.3, 0.3], BoundingBoxBottomRightHandCorner=[0.7, 0.7])
+    ),
+    "the text in image pixels": within(TEXT, put(BoundingBoxAnnotationUnits="PIXEL")),
+    "an anchor": within(
+        TEXT, put(AnchorPoint=[5.0, 5.0], AnchorPointVisibility="Y", AnchorPointAnnotationUnits="PIXEL")
+    ),
+    "the image turned": put(ImageRotation=90, ImageHorizontalFlip="Y"),
+    "another colour": within("GraphicLayerSequence", put(GraphicLayerRecommendedDisplayGrayscaleValue=0)),
+    "a name as the layer": within("GraphicLayerSequence", put(GraphicLayerDescription="DOE JOHN")),
+}
 ABSENT = said("")
 ABSENT.ValueType = "CODE"
 del ABSENT.TextValue
@@ -193,6 +238,7 @@ MUTATIONS = [
     *((GOOD[kind], CASE, name, change) for kind in ("SR", "PR") for name, change in COMMON.items()),
     *((GOOD["SR"], CASE, name, change) for name, change in SR.items()),
     *((GOOD["PR"], CASE, name, change) for name, change in PR.items()),
+    *((GOOD_PLAIN, PLAIN, name, change) for name, change in PR_OF_A_PLAIN_IMAGE.items()),
     *((GOOD_NEGATIVE, NEGATIVE, f"not detected: {name}", change) for name, change in OF_A_NEGATIVE.items()),
 ]
 
@@ -237,6 +283,18 @@ def second_segment(dataset: Any, **values: object) -> None:
 def test_a_seg_of_two_lesions_keeps_them_apart(change: Change) -> None:
     with pytest.raises(GateError):
         gate.check(broken(GOOD["SEG"], change), CASE)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frames_of_lesions_of_one_area_are_not_swapped() -> None:
+    mask = np.zeros((48, 40), dtype=bool)  # a whole number of bytes, so that frames are swapped by bytes
+    mask[2:8, 2:8] = mask[30:36, 30:36] = True
+    case = positive(header(Rows=48, Columns=40), mask)
+    (good,) = build(case, ["SEG"])
+    middle = mask.size // 8
+    swapped = broken(good, lambda d: put(PixelData=d.PixelData[middle:] + d.PixelData[:middle])(d))
+    with pytest.raises(GateError, match="does not hold its lesion"):
+        gate.check(swapped, case)
 
 
 def test_a_good_object_of_another_case_is_refused() -> None:

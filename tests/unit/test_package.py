@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from inference import package
 from inference.networks import build
 from inference.package import PackageError
-from tests.unit.conftest import TINY
+from tests.models import TINY
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from inference import package
 from inference.package import PackageError
-from tests.unit.conftest import TINY
+from tests.models import TINY
 from tests.unit.test_package import edit, replace_tensors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,9 @@ def test_a_chest_shown_upside_down_is_analysed_turned_and_says_so(gated: Scripte
     assert outcome.finding.mask.sum() == 16 * 20
     assert outcome.finding.measurement is not None
     assert outcome.finding.measurement.laterality is None
+    (segmentation,) = [dcmread(BytesIO(one.data)) for one in outcome.results if one.kind == "SEG"]
+    region = segmentation.SegmentSequence[0].AnatomicRegionSequence[0]
+    assert "AnatomicRegionModifierSequence" not in region
     assert "analysed turned by 180 degrees" in "; ".join(outcome.notes)
 
 

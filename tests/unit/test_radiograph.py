@@ -11,15 +11,23 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLSLossless,
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     SecondaryCaptureImageStorage,
 )
 
 from inference import radiograph
+from inference.pipeline import Pipeline, Settings
 from inference.radiograph import Radiograph, Unsuitable
+from inference.results.identity import lossy_history
+from tests.unit.cases import refused
 from training import phantom
 
 
@@ -98,6 +106,76 @@ def test_the_digest_names_the_picture_and_the_patient_not_the_encoding(sample: b
     assert decoded(changed(sample, PixelData=pixels.tobytes())).content_digest != decoded(sample).content_digest
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
+    sample: bytes, keyword: str, packed: bool
+) -> None:
+    words = [n * 251 % 65536 for n in range(16)]  # as 8-bit entries, packed two to a word, 32 of them
+
+    def encoded(vr: str, implicit: bool, little_endian: bool, values: list[int]) -> bytes:
+        dataset = dcmread(io.BytesIO(sample))
+        table = Dataset()
+        table.add_new("LUTDescriptor", "US", [32, 1000, 8] if packed else [16, 1000, 16])
+        order = "<" if little_endian else ">"
+        table.add_new("LUTData", vr, np.array(values, f"{order}u2").tobytes() if vr == "OW" else values)
+        setattr(dataset, keyword, [table])
+        if not little_endian:
+            dataset.PixelData = dataset.pixel_array.astype(">u2").tobytes()
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        elif implicit:
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        buffer = io.BytesIO()
+        fresh = Dataset(dataset)  # no memory of how it was read
+        fresh.file_meta = dataset.file_meta
+        fresh.save_as(buffer, implicit_vr=implicit, little_endian=little_endian, enforce_file_format=True)
+        return buffer.getvalue()
+
+    forms = [("US", False, True), ("OW", False, True), ("US", True, True), ("US", False, False), ("OW", False, False)]
+    shown = [decoded(encoded(*form, words)) for form in forms]
+    assert len({image.content_digest for image in shown}) == 1
+    assert len({image.pixels.tobytes() for image in shown}) == 1
+    assert len({refused(image.header, pixels=image.pixels).taken_digest for image in shown}) == 1
+    other = decoded(encoded(*forms[0], [*words[:-1], 7]))
+    assert other.content_digest != shown[0].content_digest
+
+
+def test_a_table_that_is_no_table_has_a_digest_all_the_same(sample: bytes) -> None:
+    for vr, value in (("OB", b"\1\2\3"), ("LO", "none"), ("US", None)):
+        table = Dataset()
+        table.LUTDescriptor = [16, 0, 16]
+        table.add_new("LUTData", vr, value)
+        image = decoded(changed(sample, VOILUTSequence=[table]))
+        assert image.content_digest != decoded(sample).content_digest
+        assert image.notes == ("VOILUTSequence cannot be applied",)
+
+
+def test_one_blank_image_is_one_whatever_its_transfer_syntax(sample: bytes) -> None:
+    blank = changed(sample, PixelData=b"\7\0" * 128 * 128)
+    dataset = dcmread(io.BytesIO(blank))
+    dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+    digests = set()
+    pipeline = Pipeline(None, Settings())  # type: ignore[arg-type] - reading needs no engine
+    for data in (blank, written(dataset), changed(blank, SeriesDescription="another")):
+        with pytest.raises(Unsuitable, match="blank") as caught:
+            decoded(data)
+        digests |= {caught.value.content_digest, pipeline.read(data).digest}
+    assert len(digests) == 1
+    assert None not in digests
+    with pytest.raises(Unsuitable, match="undecodable") as caught:
+        decoded(changed(sample, PixelData=b"\0" * 100))
+    assert caught.value.content_digest is None
+
+
+@pytest.mark.parametrize("said", [None, "00", "01"])
+def test_a_lossy_jpeg_is_lossy_whether_or_not_it_says_so(sample: bytes, said: str | None) -> None:
+    for syntax, lossy in ((JPEGBaseline8Bit, True), (JPEGExtended12Bit, True), (JPEGLSLossless, said == "01")):
+        dataset = radiograph.parse(changed(sample, LossyImageCompression=said))[0]
+        dataset.file_meta.TransferSyntaxUID = syntax
+        assert bool(lossy_history(radiograph.without_pixels(dataset))) is lossy
+        assert dataset.get("LossyImageCompression") == said  # what was received stays what was received
+
+
 def test_the_undecoded_digest_leaves_the_file_meta_out(sample: bytes) -> None:
     dataset = dcmread(io.BytesIO(sample))
     dataset.file_meta.SourceApplicationEntityTitle = "ANOTHER"
@@ -107,6 +185,8 @@ def test_the_undecoded_digest_leaves_the_file_meta_out(sample: bytes) -> None:
 
 NO_DETECTOR: dict[str, Any] = {"ImagerPixelSpacing": None}
 SCANNED: dict[str, Any] = NO_DETECTOR | {"SOPClassUID": SecondaryCaptureImageStorage}
+WRAPPED_BYTES = NO_DETECTOR | {"SOPClassUID": MultiFrameGrayscaleByteSecondaryCaptureImageStorage}
+WRAPPED_WORDS = NO_DETECTOR | {"SOPClassUID": MultiFrameGrayscaleWordSecondaryCaptureImageStorage}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +210,10 @@ SCANNED: dict[str, Any] = NO_DETECTOR | {"SOPClassUID": SecondaryCaptureImageSto
         (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.2, False)),
         (SCANNED | {"PixelSpacing": [0.2, 0.2]}, None),  # perhaps resized since: the SIIM set
         (SCANNED | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.2, False)),
+        (WRAPPED_BYTES | {"PixelSpacing": [0.2, 0.2]}, None),
+        (WRAPPED_WORDS | {"PixelSpacing": [0.2, 0.2]}, None),
+        ({"PixelSpacing": [0.402, 0.398]}, (0.4, 0.4, True)),  # rounded, not calibrated
+        ({"PixelSpacing": [0.4, 0.39]}, (0.4, 0.39, False)),
         (SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1]}, (0.1, 0.1, True)),
         (SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1], "PixelSpacing": [0.1, 0.1]}, (0.1, 0.1, True)),
     ],

@@ -15,7 +15,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 
 from inference.finding import Result, State
-from inference.results import Case, GateError, Refusal, RenderSettings, build, build_what_passes, lesions
+from inference.results import Case, GateError, Refusal, RenderSettings, build, build_what_passes, identity, lesions
 from inference.results import seg as seg_module
 from tests.unit.cases import header, negative, positive, refused
 from tests.unit.mutations import content
@@ -215,6 +215,29 @@ def test_the_presentation_state_shows_the_image_as_it_is() -> None:
     assert "ShutterShape" not in shown
     assert "WindowCenter" not in shown.SoftcopyVOILUTSequence[0]
     assert len(shown.SoftcopyVOILUTSequence[0].VOILUTSequence[0].LUTData) == 512
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["L", "F"], ["L", "F"]),
+        (["LH", "FAR"], ["LH", "FAR"]),
+        ("DOE JOHN", None),
+        (["L", "F", "DOE JOHN"], None),
+        (["L", "DOE JOHN"], None),
+        (["L", ""], None),
+        ("L", None),
+        (["LF", "l"], None),
+    ],
+)
+def test_an_orientation_is_carried_on_only_if_it_is_one(given: Any, wanted: list[str] | None) -> None:
+    source = header(PatientOrientation=given, ImagerPixelSpacing=[0.1, 0.1])
+    seg, sc, sr = build(positive(source), ["SEG", "SC", "SR"])
+    for result in (seg, sc):
+        assert (read(result).PatientOrientation or None) == wanted
+        assert b"DOE" not in result.data
+    assert ("Image Library" in meanings(read(sr))) == (wanted is not None)
+    assert identity.orientation(source) == wanted
 
 
 def test_what_fails_does_not_block_the_rest_and_the_report_then_refers_to_no_seg(

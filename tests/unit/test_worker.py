@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import re
 import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from daemon.config import Config, FolderDestination
 from daemon.ledger import Arrival, Ledger
 from daemon.log import OneLineFormatter
 from daemon.spool import Spool
-from daemon.worker import EngineBrokenError, Worker
+from daemon.worker import EngineBrokenError, Worker, _Image
 from inference import package
 from inference.engine import Engine
 from inference.finding import Outcome
@@ -314,6 +316,40 @@ def test_images_whose_spool_is_not_mounted_wait(bench: Bench, monkeypatch: pytes
     stop.set()
     thread.join()
     assert bench.run()["analysed"] == 1
+
+
+def test_a_file_that_the_disk_cannot_read_ends_visibly_and_holds_up_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        bench.receive(seed)
+    read, bad = Spool.read, next(iter(bench.spool.names()))
+
+    def unreadable(spool: Spool, name: str) -> bytes:
+        if name == bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(spool, name)
+
+    monkeypatch.setattr(Spool, "read", unreadable)
+    counts = bench.run()
+    assert (counts["failed"], counts["received"]) == (1, 0)
+
+
+def test_a_process_whose_image_never_comes_back_is_wound_up_to_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wound: list[float] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, exit: wound.append(seconds))
+    worker = bench.worker
+    bench.receive(1)
+    (job,) = bench.ledger.claim_images("test", 1)
+    image = _Image(job, bench.pipeline)
+    flow = SimpleNamespace(in_hand=[image])
+    assert worker._held(flow) == [job]  # type: ignore[arg-type]
+    assert len(wound) == 1
+    image.since -= 3600
+    assert worker._held(flow) == [job]  # type: ignore[arg-type]
+    assert len(wound) == 1  # not put off any more
 
 
 def test_an_image_whose_end_a_lying_disk_has_lost_ends_visibly(bench: Bench) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from inference import package
@@ -14,9 +13,8 @@ from inference.networks import build
 TINY: dict[str, Any] = {"widths": [8, 8, 8, 8, 8], "blocks": 1}
 
 
-@pytest.fixture
-def tiny_package(tmp_path: Path) -> Path:
-    """A model package with untrained networks of a few thousand weights."""
+def write_tiny(folder: Path) -> Path:
+    """A model package with untrained networks of a few thousand weights, and no plausibility network."""
     torch.manual_seed(0)
     unet = TINY | {"up_widths": [8, 8, 8, 8]}
     manifest = {
@@ -30,5 +28,5 @@ def tiny_package(tmp_path: Path) -> Path:
         "metrics": {}, "licence": "none", "intended_use": "tests",
     }  # fmt: skip
     networks = {"classifier": build("residual-classifier", **TINY), "segmenter": build("residual-unet", **unet)}
-    package.write(tmp_path / "tiny", manifest, networks, dict.fromkeys(networks, torch.rand(2, 1, 32, 32)))
-    return tmp_path / "tiny"
+    package.write(folder, manifest, networks, dict.fromkeys(networks, torch.rand(2, 1, 32, 32)))
+    return folder

@@ -1,0 +1,99 @@
+"""The image's own LUTs in the presentation state: whoever opens it sees the grey that the model saw."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+
+from inference.display import displayed
+from inference.finding import Result
+from inference.results import build
+from tests.unit.cases import header, positive
+
+
+def read(result: Result) -> Any:
+    return dcmread(io.BytesIO(result.data))
+
+
+def lut(first: int, bits: int, data: bytes | list[int], entries: int) -> list[Dataset]:
+    item = Dataset()
+    item.add_new(0x00283002, "SS" if first < 0 else "US", [entries % 65536, first, bits])
+    item.add_new(0x00283006, "OW" if isinstance(data, bytes) else "US", data)
+    return [item]
+
+
+def shown_grey(name: str, source: Dataset, luts_of: Dataset) -> NDArray[np.float32]:
+    """What a ramp over the tables' values looks like, through the LUTs and windows of a data set."""
+    ramp = np.arange(8192).reshape(64, 128).astype("<u2")
+    if source.get("PixelRepresentation") == 1:
+        ramp = (ramp - np.uint16(4096)).view("<i2")
+    elif name == "SS as US":  # where it is just US
+        ramp = ramp // 2 + np.uint16(61440)
+    seen = Dataset()
+    seen.PhotometricInterpretation = "MONOCHROME2"
+    for one in (luts_of, *luts_of.get("SoftcopyVOILUTSequence", ())):
+        for keyword in (
+            "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth",
+        ):  # fmt: skip
+            if keyword in one:
+                seen.add(one[keyword])
+    seen.set_original_encoding(*luts_of.original_encoding)
+    return displayed(seen, ramp)[0]
+
+
+RAMP = np.linspace(0, 4095, 4096).astype(np.uint16)
+WORDS = (RAMP.astype(np.int64) ** 2 // 4096 * 16 + 15).astype(np.uint16)
+BYTES = (RAMP // 16).astype(np.uint8)
+TABLES: dict[str, tuple[bool, list[Dataset]]] = {  # little endian?, the LUT
+    "words": (True, lut(0, 16, WORDS.astype("<u2").tobytes(), 4096)),
+    "numbers": (True, lut(100, 16, WORDS.tolist(), 4096)),
+    "packed bytes": (True, lut(0, 8, BYTES.tobytes(), 4096)),
+    "an odd number of packed bytes": (True, lut(0, 8, BYTES[:4095].tobytes() + b"\0", 4095)),
+    "bytes in words": (True, lut(0, 8, BYTES.astype("<u2").tobytes(), 4096)),
+    "big endian words": (False, lut(0, 12, RAMP.astype(">u2").tobytes(), 4096)),
+    "big endian packed bytes": (False, lut(0, 8, BYTES.tobytes(), 4096)),
+    "65536 entries": (True, lut(0, 16, np.arange(65536).astype("<u2").tobytes(), 65536)),
+    "more than its bits": (True, lut(0, 10, RAMP.astype("<u2").tobytes(), 4096)),
+    "from a negative value": (True, lut(-500, 16, WORDS.astype("<u2").tobytes(), 4096)),
+    "SS as US": (True, lut(61440, 16, WORDS.astype("<u2").tobytes(), 4096)),
+}
+
+
+@pytest.mark.parametrize("keyword", ["ModalityLUTSequence", "VOILUTSequence"])
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("name", TABLES)
+def test_the_presentation_state_gives_the_grey_of_the_source_however_its_lut_is_packed(
+    name: str, signed: int, keyword: str
+) -> None:
+    little_endian, table = TABLES[name]
+    source = header(PixelRepresentation=signed, **{keyword: table})
+    source.set_original_encoding(False, little_endian, "ISO_IR 100")
+    (result,) = build(positive(source), ["PR"])
+    made = read(result)
+    holder = made if keyword == "ModalityLUTSequence" else made.SoftcopyVOILUTSequence[0]
+    item = holder[keyword].value[0]
+    entries, _, bits = item.LUTDescriptor
+    assert 8 <= bits <= 16
+    # PS3.3 C.11.1.1.1: entries of 8 bits are packed, others are words
+    assert len(item.LUTData) == -(-entries // 2) * 2 if bits == 8 else 2 * (entries or 65536)
+    assert np.allclose(shown_grey(name, source, made), shown_grey(name, source, source), rtol=0, atol=1e-5)
+
+
+def test_a_lut_that_cannot_be_carried_leaves_no_presentation_state_and_a_broken_one_the_window() -> None:
+    wide = lut(65531, 16, np.arange(40000).astype("<u2").tobytes(), 40000)  # from -5 on: neither US nor SS
+    few_bits = lut(0, 4, bytes(range(16)), 16)  # what a modality LUT gives has 8 or 16
+    either = lut(65000, 16, RAMP.astype("<u2").tobytes(), 4096)
+    for changes in (
+        {"VOILUTSequence": wide, "PixelRepresentation": 1},
+        {"ModalityLUTSequence": few_bits},
+        {"VOILUTSequence": either, "RescaleSlope": 1, "RescaleIntercept": -1024},
+        {"ModalityLUTSequence": lut(0, 16, b"half", 256)},
+    ):
+        assert build(positive(header(**changes)), ["PR"]) == ()
+    (kept,) = build(positive(header(VOILUTSequence=lut(0, 16, b"half", 256), WindowCenter=50, WindowWidth=100)), ["PR"])
+    assert read(kept).SoftcopyVOILUTSequence[0].WindowCenter == 50
