@@ -167,8 +167,8 @@ def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
 def _wait(stop: threading.Event) -> None:
     """Until SIGTERM, never in one endless wait: with other threads at work, a signal does not always end that."""
-    while not stop.is_set():
-        time.sleep(_NOTICE_S)  # not stop.wait: the signal's handler would meet its lock held by the very same thread
+    while not stop.wait(_NOTICE_S):
+        pass
 
 
 _ROLES: dict[str, Callable[[Config, Ledger, Spool, threading.Event], None]] = {
