@@ -191,6 +191,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from daemon import config, doctor
     from inference import package
+    from inference.results.gate import SOP_CLASSES
 
     settings, bad = config.load(options.config), 0
 
@@ -203,7 +204,7 @@ def _doctor(options: argparse.Namespace) -> int:
         except (package.PackageError, ValueError) as error:
             raise doctor.Trouble(str(error)) from error
 
-    for finding in doctor.examine(settings, model):
+    for finding in doctor.examine(settings, model, SOP_CLASSES):
         print(finding, flush=True)
         bad += bool(finding.trouble)
     return EXIT_FAILED if bad else 0

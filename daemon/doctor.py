@@ -5,18 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pydicom.uid import (
-    Comprehensive3DSRStorage,
-    GrayscaleSoftcopyPresentationStateStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-)
 from pynetdicom import AE
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,12 +25,6 @@ from daemon.ledger import Ledger, LedgerError
 from daemon.spool import identity
 
 _TIMEOUT_S = 10.0
-_SOP_CLASSES = {
-    "SEG": SegmentationStorage,
-    "SC": SecondaryCaptureImageStorage,
-    "SR": Comprehensive3DSRStorage,
-    "PR": GrayscaleSoftcopyPresentationStateStorage,
-}
 
 
 @dataclass(frozen=True)
@@ -55,9 +43,11 @@ class Trouble(Exception):  # noqa: N818 - what an examination finds
     """What is wrong with what was looked at, and what to do."""
 
 
-def examine(config: Config, model: Callable[[], str]) -> Iterator[Finding]:
-    """Look at everything the settings name, one finding each. `model` loads the model package and says what it is,
-    or raises Trouble.
+def examine(config: Config, model: Callable[[], str], sop_classes: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at everything the settings name, one finding each.
+
+    `model` loads the model package and says what it is, or raises Trouble. `sop_classes` are those of the kinds of
+    result.
 
     Nothing is made: neither a spool nor a ledger where there is none yet.
     """
@@ -71,7 +61,7 @@ def examine(config: Config, model: Callable[[], str]) -> Iterator[Finding]:
         examinations.append((f"inbox {config.inbox}", partial(_folder, config.inbox)))
     for one in config.destinations:
         if isinstance(one, DicomDestination):
-            examinations.append((f"destination {one.name}", partial(_archive, config, one)))
+            examinations.append((f"destination {one.name}", partial(_archive, config, one, sop_classes)))
         else:
             examinations.append((f"destination {one.name}", partial(_folder, one.folder)))
     for what, look in examinations:
@@ -129,9 +119,9 @@ def _listener(config: Config) -> str:
     return f"somebody listens; {who}"
 
 
-def _archive(config: Config, destination: DicomDestination) -> str:
+def _archive(config: Config, destination: DicomDestination, sop_classes: Mapping[str, str]) -> str:
     """Propose what would be sent there. The archive's answer to the proposal says what it takes."""
-    wanted: dict[str, str] = {kind: _SOP_CLASSES[kind] for kind in destination.results}
+    wanted: dict[str, str] = {kind: sop_classes[kind] for kind in destination.results}
     if destination.commitment:
         wanted["storage commitment"] = STORAGE_COMMITMENT
     entity = AE(config.ae_title)

@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 _BLANK_LEVELS = 8  # an image whose central 99 % of pixels span fewer stored grey levels shows nothing
 _SEEN_SPAN = 1 / 16  # a window that leaves the central 99 % fewer of the display's greys than this hides the picture,
 _SEEN_PART = 0.1  # and so does one that makes all but this part of the pixels plain black or white
+_SHAPES = ("IDENTITY", "INVERSE")  # PresentationLUTShape
 _OUTER = 0.005  # without a window: what lies in the outermost 0.5 % is collimator, marker or burnt-out air
 _SAMPLED_PIXELS = 300_000
 _BLOCK_PIXELS = 16_384  # numpy turns indices into 8 bytes each: that many stay in the processor's cache
@@ -54,8 +55,10 @@ def displayed(header: Dataset, stored: NDArray[np.integer]) -> tuple[NDArray[np.
         if high <= low:
             raise Unsuitable("undecodable", "the modality LUT leaves one value of all")
         grey = np.clip((values - low) / (high - low), 0.0, 1.0)
-    if _inverse(header, notes):
+    if inverse(header):
         grey = 1.0 - grey
+    if inverse(header) != _dark_is_high(header):
+        notes.append("PresentationLUTShape contradicts PhotometricInterpretation")
     grey[padding] = 0.0  # PS3.3 C.7.5.1.1.2: padding is no image
     return _looked_up(grey.astype(np.float32), stored), tuple(notes)
 
@@ -219,14 +222,14 @@ WINDOWS: dict[str, Callable[[Array, float, float], Array]] = {
 # ---- polarity and padding
 
 
-def _inverse(header: Dataset, notes: list[str]) -> bool:
-    dark_is_high = str(header.get("PhotometricInterpretation")).strip() == "MONOCHROME1"
-    shape = header.get("PresentationLUTShape")  # PS3.3 C.11.6: it decides where it is present
-    if shape not in ("INVERSE", "IDENTITY"):
-        return dark_is_high
-    if dark_is_high != (shape == "INVERSE"):
-        notes.append("PresentationLUTShape contradicts PhotometricInterpretation")
-    return bool(shape == "INVERSE")
+def inverse(header: Dataset) -> bool:
+    """Whether low values are bright. PresentationLUTShape decides where it is present (PS3.3 C.11.6)."""
+    shape = header.get("PresentationLUTShape")
+    return bool(shape == "INVERSE") if shape in _SHAPES else _dark_is_high(header)
+
+
+def _dark_is_high(header: Dataset) -> bool:
+    return str(header.get("PhotometricInterpretation")).strip() == "MONOCHROME1"
 
 
 def _padding(header: Dataset, levels: Array, kind: np.iinfo[Any]) -> NDArray[np.bool_]:

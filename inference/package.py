@@ -266,9 +266,8 @@ def _replayed(path: Path, role: Role, network: Network, module: nn.Module, golde
             raise PackageError(f"{where}: {role}.{name} {what} found, {(number, *shape)} float32 wanted")
     try:
         with torch.inference_mode():
-            found = torch.cat(
-                [module(one) for one in torch.split(given, 1)]
-            )  # one by one: sixteen large ones take gigabytes
+            # One by one: sixteen large ones take gigabytes.
+            found = torch.cat([module(one) for one in torch.split(given, 1)])
     except RuntimeError as error:  # a side that does not halve often enough
         raise PackageError(f"{where}: {role}.input does not run through {network.architecture}: {error}") from error
     if found.shape != wanted.shape:

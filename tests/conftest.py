@@ -131,6 +131,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def tiny_package(tmp_path: Path) -> Path:
     """A model package with untrained networks of a few thousand weights, and no plausibility network."""
-    from tests.models import write_tiny  # torch: only where a test wants it
+    from tests import models  # torch: only where a test wants it
 
-    return write_tiny(tmp_path / "tiny")
+    return models.write(tmp_path / "tiny", models.tiny_networks())

@@ -172,8 +172,12 @@ def _patient_and_study(dataset: Dataset, case: Case) -> Iterator[str]:
             yield f"{element.tag} {element.keyword} tells of a patient and is not one of the copied attributes"
 
 
+def _kind(dataset: Dataset) -> str:
+    return next(kind for kind, sop_class in SOP_CLASSES.items() if sop_class == dataset.SOPClassUID)
+
+
 def _uids(dataset: Dataset, case: Case) -> Iterator[str]:
-    kind = next(kind for kind, sop_class in SOP_CLASSES.items() if sop_class == dataset.SOPClassUID)
+    kind = _kind(dataset)
     if dataset.SOPInstanceUID != derived_uid(case, kind):
         yield f"SOPInstanceUID {dataset.SOPInstanceUID} is not the one derived from the case"
     if (
@@ -216,8 +220,8 @@ def _times_and_words(dataset: Dataset, case: Case) -> Iterator[str]:
     for prefix in ("Series", "PresentationCreation" if dataset.Modality == "PR" else "Content", "InstanceCreation"):
         if (dataset.get(f"{prefix}Date"), dataset.get(f"{prefix}Time")) != (date, time):
             yield f"{prefix}Date and Time are not the result's"
-    kind = next(kind for kind, modality in MODALITIES.items() if modality == dataset.Modality)
-    if dataset.get("SeriesDescription") != (said := f"Pneumothorax {DESCRIPTIONS[kind]}. {DISCLAIMER}"):
+    said = f"Pneumothorax {DESCRIPTIONS[_kind(dataset)]}. {DISCLAIMER}"
+    if dataset.get("SeriesDescription") != said:
         yield f"SeriesDescription does not say {said!r}"
 
 

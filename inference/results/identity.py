@@ -19,6 +19,7 @@ from pydicom import DataElement, Dataset, config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.valuerep import validate_value
 
+from inference.admission import usable_uid
 from inference.display import lut_words
 from inference.finding import Finding, ModelIdentity, State
 from inference.radiograph import COPIED_KEYWORDS, Spacing
@@ -53,7 +54,6 @@ TAKEN_KEYWORDS = (
 PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
 # What these VRs allow is checkable without knowing the value's language; a value outside is not carried on.
 FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
-USABLE_UID = re.compile(r"[0-9][0-9.]{0,63}")
 DIRECTION = re.compile(r"[AFHLPR]{1,3}")  # PS3.3 C.7.6.1.1.1, of a human: anything else may be anything
 
 
@@ -115,7 +115,7 @@ class Case:
         if (self.finding is None) == (self.refusal is None):
             raise ValueError("Case: wanted either a finding or a refusal")
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
-            if not USABLE_UID.fullmatch(str(self.header.get(keyword) or "")):
+            if not usable_uid(str(self.header.get(keyword) or "")):
                 raise ValueError(f"Case: the source has no usable {keyword}; a result cannot refer to it")
         if self.pixels is not None and self.pixels.shape != (self.header.get("Rows"), self.header.get("Columns")):
             raise ValueError(f"Case: pixels of shape {self.pixels.shape} for another Rows and Columns")
@@ -203,7 +203,7 @@ def series_uid(case: Case, kind: str) -> str:
 def frame_of_reference_uid(case: Case) -> str:
     """The source's own Frame of Reference UID, else one that all objects about this source share."""
     own = str(case.header.get("FrameOfReferenceUID") or "")
-    return own if USABLE_UID.fullmatch(own) else _uuid5("frame of reference", str(case.header.SOPInstanceUID))
+    return own if usable_uid(own) else _uuid5("frame of reference", str(case.header.SOPInstanceUID))
 
 
 def _source(case: Case) -> tuple[str, ...]:

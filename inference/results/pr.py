@@ -180,11 +180,8 @@ def _grey(dataset: Dataset, case: Case) -> None:
 
 
 def polarity(header: Dataset) -> str:
-    """IDENTITY, or INVERSE where low values are bright (PS3.3 C.11.6); the source's own attribute decides."""
-    shape = header.get("PresentationLUTShape")
-    if shape in ("IDENTITY", "INVERSE"):
-        return str(shape)
-    return "INVERSE" if header.get("PhotometricInterpretation") == "MONOCHROME1" else "IDENTITY"
+    """IDENTITY, or INVERSE where low values are bright (PS3.3 C.11.6)."""
+    return "INVERSE" if display.inverse(header) else "IDENTITY"
 
 
 def _lut(header: Dataset, keyword: str) -> Dataset | None:

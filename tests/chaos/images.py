@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydicom import Dataset, dcmread
@@ -19,12 +18,9 @@ from torch import nn
 
 from inference import package
 from inference.engine import Engine, choose_device
-from inference.networks import build
 from inference.pipeline import Pipeline, Settings
+from tests import models
 from training import phantom
-
-_TINY: dict[str, Any] = {"widths": [8, 8, 8, 8, 8], "blocks": 1}
-_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -73,16 +69,12 @@ def undecodable(folder: Path) -> Path:
 
 def quick_model(folder: Path, files: Sequence[Path]) -> Path:
     """A package with untrained networks that call half of `files` positive. Returns `folder`."""
-    torch.manual_seed(0)
-    networks: dict[str, nn.Module] = {
-        "classifier": build("residual-classifier", **_TINY),
-        "segmenter": build("residual-unet", **_TINY, up_widths=[8, 8, 8, 8]),
-    }
+    networks = models.tiny_networks()
     for network in networks.values():
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-    _write(folder / "first", networks)
+    models.write(folder / "first", networks)
     pipeline = Pipeline(Engine(package.load(folder / "first"), choose_device("cpu")), Settings())
     outcomes = pipeline.analyse([path.read_bytes() for path in files], datetime(2026, 1, 1, tzinfo=UTC))
     chances = sorted(outcome.finding.probability for outcome in outcomes if outcome.finding)
@@ -94,20 +86,4 @@ def quick_model(folder: Path, files: Sequence[Path]) -> Path:
     with torch.no_grad():
         head.bias.copy_((head.bias - middle) / gap)
         head.weight.div_(gap)
-    return _write(folder / "model", networks)
-
-
-def _write(folder: Path, networks: dict[str, nn.Module]) -> Path:
-    manifest = {
-        "id": "quick", "version": "1.0.0", "task": "pneumothorax",
-        "classifier": {"architecture": "residual-classifier", "arguments": _TINY, "side": _SIDE,
-                       "normalisation": "image-standard", "threshold": 0.5, "operating_point": "none"},
-        "segmenter": {"architecture": "residual-unet", "arguments": _TINY | {"up_widths": [8, 8, 8, 8]},
-                      "side": _SIDE, "normalisation": "image-standard", "bottom": 0.5, "top": 0.5,
-                      "min_area_at_1024_px": 10},
-        "label": {"value": "36118008", "scheme": "SCT", "meaning": "Pneumothorax"},
-        "training": {"recipe": "none", "data": [], "date": "2026-01-01", "command": "none"},
-        "metrics": {}, "licence": "none", "intended_use": "tests",
-    }  # fmt: skip
-    package.write(folder, manifest, networks, dict.fromkeys(networks, torch.rand(2, 1, _SIDE, _SIDE)))
-    return folder
+    return models.write(folder / "model", networks, "quick")
