@@ -56,6 +56,7 @@ benchmarks: $(TESTED)
 	$(BIN)/python -m benchmarks.send
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.train
 
 # Faults to survive, the long form: 1,000 kills and all the other faults, a table, status 1 on any violation. The short
 # form is part of `make test`. Root is needed for small file systems (full disks).

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -109,12 +109,23 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train a recipe on data laid out as in docs/training.md.")
     train.add_argument("--recipe", required=True, metavar="NAME|FILE")
     train.add_argument("--data", type=Path, required=True, metavar="DIR")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same again resumes")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob: networks.0.side=128")
+    train.add_argument("--start", action="append", default=[], metavar="N=FILE", help="weights network N starts from")
+    train.add_argument("--fold", type=int, metavar="K", help="k-fold: validate on this one, report on the next")
 
     evaluate = command("evaluate", _evaluate, "Measure a model package on labelled images; ignores admission.")
     evaluate.add_argument("--model", default="default", metavar="PACKAGE")
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument("--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)")
+    evaluate.add_argument("--split", type=Path, metavar="FILE", help="split.csv of a run: figures of its parts")
+    evaluate.add_argument("--report", type=Path, metavar="FILE.html", help="curves, tables and cases on one page")
     evaluate.add_argument("--json", action="store_true", help="the figures as JSON")
+
+    explore = command("explore", _explore, "Describe a data set on one HTML page.")
+    explore.add_argument("--data", type=Path, required=True, metavar="DIR")
+    explore.add_argument("--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)")
+    explore.add_argument("--out", type=Path, required=True, metavar="FILE.html")
 
     demo = command("demo", _demo, "See it work: a node on loopback, samples in over C-STORE, results out.")
     demo.add_argument("file", nargs="*", type=Path, metavar="FILE", help="X-rays; default: two synthetic ones")
@@ -306,42 +317,77 @@ def _model(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from daemon.service import CannotStartError
-    from inference import package
-    from training import loop, recipe
-    from training.evaluate import evaluate
+    from training import commands
+    from training.recipe import Recipe
 
     path = Path(options.recipe)
     if path.suffix not in (".yaml", ".yml"):
         path = shipped_file("training", f"recipes/{options.recipe}.yaml")
     try:
-        wanted = recipe.load(path)
-    except recipe.RecipeError as error:
+        wanted = commands.read_recipe(path, dict(_pairs("--set", options.set)), options.fold)
+        starts = {int(number): Path(file) for number, file in _pairs("--start", options.start)}
+    except (commands.RecipeError, ValueError) as error:
         raise CannotStartError(str(error)) from error
-    try:
-        folder = loop.train(wanted, options.data, options.out, f"pleura train --recipe {path.stem}")
-        figures = evaluate(folder, options.data, wanted.report_fold)
-    except (OSError, ValueError) as error:  # what is wrong with the data says where
-        print(error, file=sys.stderr)
-        return EXIT_FAILED
-    package.amend(folder, figures)
-    print(json.dumps(figures, indent=2))
-    return 0
+    command = ["pleura", *sys.argv[1:]]
+
+    def say() -> str:
+        if isinstance(wanted, Recipe):
+            figures = commands.train_package(wanted, options.data, options.out, command, starts)
+        else:
+            figures = commands.train_outcome(wanted, options.data, options.out)
+        return json.dumps(figures, indent=2)
+
+    return _said(say)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from inference.package import folder_of
+    from training import commands
+    from training.measures.evaluate import table
+
+    def say() -> str:
+        recipes = shipped_file("training", "recipes")
+        model = folder_of(options.model)
+        figures, published = commands.measure(
+            model, options.data, options.layout, options.split, options.report, recipes
+        )
+        return json.dumps(figures, indent=2) if options.json else table(figures, published)
+
+    return _said(say)
+
+
+def _explore(options: argparse.Namespace) -> int:
+    from training import commands
+
+    def say() -> str:
+        commands.explore_data(options.data, options.layout, options.out)
+        return str(options.out)
+
+    return _said(say)
+
+
+def _said(say: Callable[[], str]) -> int:
+    """Print what a training command has to say, or why it failed."""
     from daemon.service import CannotStartError
-    from inference.package import PackageError, folder_of
-    from training.evaluate import evaluate, table
+    from inference.package import PackageError
+    from training import commands
 
     try:
-        figures = evaluate(folder_of(options.model), options.data)
+        print(say())
     except PackageError as error:
         raise CannotStartError(str(error)) from error
-    except (OSError, ValueError) as error:
+    except commands.FAILURES as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
-    print(json.dumps(figures, indent=2) if options.json else table(figures))
     return 0
+
+
+def _pairs(option: str, given: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{option} {text}: KEY=VALUE wanted")
+        yield key, value
 
 
 def _demo(options: argparse.Namespace) -> int:

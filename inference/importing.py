@@ -77,7 +77,7 @@ def chexnet(checkpoint: Path) -> nn.Module:
     Raises:
         PackageError: see `import_chexnet`.
     """
-    state = renamed(_state_dict(checkpoint))
+    state = renamed(state_dict(checkpoint))
     wanted = shapes("densenet-121", outputs=len(CHEXNET_LABELS), stem="imagenet")
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):  # training's bookkeeping; torch before 0.4.1 had none
@@ -117,7 +117,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_HEADS.get(name, _OLD_NAME.sub(r"\1\2", name)): value for name, value in state.items()}
 
 
-def _state_dict(checkpoint: Path) -> dict[str, Tensor]:
+def state_dict(checkpoint: Path) -> dict[str, Tensor]:
     try:
         if (size := checkpoint.stat().st_size) > MAX_FILE_BYTES:
             raise PackageError(f"{checkpoint}: {size} bytes found, at most {MAX_FILE_BYTES} allowed")

@@ -24,6 +24,7 @@ from inference.container import checked_name
 from inference.preprocess import SCHEMES
 
 Role = Literal["classifier", "segmenter", "plausibility"]
+Task = Literal["pneumothorax", "lower-grade-glioma"]  # the second: training and measuring only, no node serves it
 
 MAX_BYTES = 256 * 1024  # of model.yaml; the largest honest ones hold a few kilobytes of metrics
 _MAX_DEPTH = 32
@@ -51,7 +52,7 @@ class Network(_Part):
     """One network: an allow-listed builder, its plain arguments, and the image it wants."""
 
     architecture: str
-    arguments: dict[str, int | float | bool | str | list[int]] = {}
+    arguments: dict[str, JsonValue] = {}  # plain values; each builder checks its own
     side: Annotated[int, Field(ge=32, le=2048)]  # input is (n, 1, side, side), letterboxed by inference/preprocess.py
     normalisation: str  # one of preprocess.SCHEMES
 
@@ -143,7 +144,7 @@ class Manifest(_Part):
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")  # goes into SH and LO attributes
     version: str = Field(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$")
-    task: Literal["pneumothorax"]
+    task: Task
     classifier: Classifier
     segmenter: Segmenter
     plausibility: Plausibility | None = None  # absent: every admitted image counts as a frontal chest

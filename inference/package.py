@@ -31,6 +31,7 @@ __all__ = [
     "amend", "as_json", "default_folder", "folder_of", "load", "read_manifest", "write",
 ]  # fmt: skip
 
+SERVED_TASK = "pneumothorax"
 GOLDEN_TOLERANCE = 1e-3  # design, "Model package": more than this off in plain torch fp32 means refuse
 _MAX_GOLDEN_IMAGES = 16
 _DEVICE_NAMESPACE = UUID("6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11")  # fixed for ever: DeviceUIDs are derived in it
@@ -95,14 +96,20 @@ def read_manifest(path: Path) -> Manifest:
     return _read(path).manifest
 
 
-def load(path: Path) -> Package:
+def load(path: Path, any_task: bool = False) -> Package:
     """Check, build, fill and replay a package (folder or zip) on the CPU in fp32.
 
     Raises:
-        PackageError: see `read_manifest`; also an architecture out of bounds, weights that do not fit or are not
-            finite, or a golden replay that is off by more than 1e-3.
+        PackageError: see `read_manifest`; also a model for something else than chest X-rays (unless `any_task`), an
+            architecture out of bounds, weights that do not fit or are not finite, or a golden replay that is off by
+            more than 1e-3.
     """
     files = _read(path)
+    if files.manifest.task != SERVED_TASK and not any_task:
+        raise PackageError(
+            f"{path}/{_MANIFEST}: task: {files.manifest.task} found, {SERVED_TASK} wanted; a node analyses chest "
+            "X-rays, other models can be trained and evaluated only"
+        )
     weights, golden = (_tensors(f"{path}/{name}", files.kept.pop(name)) for name in (_WEIGHTS, _GOLDEN))
     roles = files.manifest.networks
     strangers = sorted(name for name in weights if name.partition(".")[0] not in roles)

@@ -31,7 +31,9 @@ from torch.nn import functional
 from inference import package, plausibility, radiograph
 from inference.networks import build
 from inference.preprocess import fit, normalise
-from training import metrics, non_chests, phantom, siim
+from training import non_chests, phantom
+from training.data import siim
+from training.measures import metrics
 
 ARCHITECTURE = "plain-classifier"
 INPUT_SIDE = 64
@@ -73,10 +75,10 @@ def read_chests(data: Path) -> Chests:
     folds = np.random.default_rng(0).integers(0, FOLDS, len(names)).tolist()  # patients of stage 2 are unknown
     reported = []
     relabelled = {path.stem for path in (data / "node").glob("*.dcm")}
-    for case in siim.read_cases(data / "siim"):
+    for case in siim.read(data):
         if case.image_id in relabelled or case.image_id in TURNED_OR_INVERTED:
             continue
-        picture = _small(case.read().pixels)
+        picture = _small(case.pixels())
         if case.fold == REPORT_FOLD:
             reported.append(picture)
         else:

@@ -1,17 +1,32 @@
-"""A recipe: every knob of a training run, checked before anything is computed."""
+"""A recipe: every knob of a training run, checked before anything is computed.
+
+A recipe of config/recipes reads like a row of a table of published systems: what was built, of what, how it was
+optimised, and what was published for it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from training.augment import Augmentation
+from inference.preprocess import SCHEMES
+from training.fitting.augment import Augmentation
+from training.measures.metrics import LABEL_FIGURES, MASK_FIGURES
 
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Role = Literal["classifier", "segmenter"]
+ROLES: tuple[Role, ...] = ("classifier", "segmenter")
+Layout = Literal["siim", "silver", "lgg", "table", "phantom"]
+
+
+Form = TypeVar("Form", bound=BaseModel)
 
 
 class RecipeError(Exception):
@@ -22,20 +37,70 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Stage(_Part):
-    """How one network is built and optimised."""
+class Split(_Part):
+    """Which images train, choose and report: patient-grouped, stratified folds (training/data/split.py).
 
-    architecture: str
-    arguments: dict[str, int | float | bool | str | list[int]] = {}
-    side: Annotated[int, Field(ge=32, le=2048)]
-    normalisation: str
-    epochs: Count
-    batch: Count
+    A fold that is in none of the lists trains. What reports neither trains nor chooses.
+    """
+
+    folds: Count | Literal["published"] = 10  # "published": those that the data bring along
+    train: list[Whole] | None = None  # None: whatever neither validates nor reports
+    validate_: Annotated[list[Whole], Field(alias="validate", min_length=1)]  # best weights, thresholds, early stop
+    report: list[Whole] = []  # empty: figures are of the validation folds, and say so
+    seed: int = 0
+
+
+class Optimiser(_Part):
+    """torch.optim's, by name."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0)]
-    average: Annotated[float, Field(ge=0, lt=1)]  # decay of the running average of the weights that is kept
-    phantoms: Annotated[int, Field(ge=0)]  # synthetic images among the real ones
-    augmentation: Augmentation = Augmentation()
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(ge=0)] = 0.0  # largest norm of the gradient; 0: not clipped
+
+
+class Schedule(_Part):
+    """How the learning rate moves. `warm_up` epochs rise to it from a hundredth, whatever follows."""
+
+    name: Literal["constant", "plateau", "cosine", "cyclic", "one-cycle"] = "constant"
+    warm_up: Whole = 0
+    patience: Whole = 3  # plateau: epochs without a better `best_by` before the rate falls
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1  # plateau: to this share
+    cooldown: Whole = 0  # plateau: epochs before it counts again
+    cycle: Count = 5  # cyclic: epochs from peak to peak, along a cosine
+    floor: Share = 0.01  # cosine, cyclic: the lowest rate, as a share of the highest
+    rise: Share = 0.15  # one-cycle: share of the steps that go up
+
+
+class Average(_Part):
+    """Which weights are kept: a running mean of the steps' (ema), or the mean of the last epochs' (swa)."""
+
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay; 0: none
+    swa_last_epochs: Whole = 0  # Izmailov et al., UAI 2018; batch-norm statistics are computed anew
+
+
+class Freeze(_Part):
+    """The first part of the encoder is not trained for the first epochs."""
+
+    epochs: Whole  # 0: for all of them
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the encoder's modules that hold weights, from the input on
+
+
+class Loss(_Part):
+    """Weights of the terms of training/fitting/losses.py; 0 leaves one out."""
+
+    cross_entropy: Annotated[float, Field(ge=0)] = 0.0
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    dice: Annotated[float, Field(ge=0)] = 0.0
+    tanimoto: Annotated[float, Field(ge=0)] = 0.0
+    balance: bool = False  # labels only: classes weigh inverse to their frequency
+    empty: bool = False  # Dice also of images whose mask is empty (it then counts what was found in vain)
+
+    @model_validator(mode="after")
+    def _some(self) -> Loss:
+        if not self.cross_entropy + self.focal + self.dice + self.tanimoto:
+            raise ValueError("every weight is 0; at least one term wanted")
+        return self
 
 
 class Finish(_Part):
@@ -47,51 +112,179 @@ class Finish(_Part):
     share: Annotated[float, Field(gt=0, le=1)]  # of the way from the weights before to those after
 
 
-class ClassifierStage(Stage):
-    """Trained on stage2/ with silver probabilities as soft targets."""
+class Stage(_Part):
+    """How one network is built and optimised. Several of one role are an ensemble."""
 
-    held_out: Count  # images of stage2/ that only watch
-    finish: Finish
+    role: Role
+    architecture: str  # a name of inference/networks
+    arguments: dict[str, Any] = {}
+    side: Annotated[int, Field(ge=32, le=2048)]  # images are letterboxed into side x side
+    normalisation: str = "unit"
+    start: Literal["random", "imagenet", "chexnet", "classifier"] = "random"
+    layout: Layout | None = None  # None: the recipe's
+    learns: Literal["labels", "masks"] | None = None  # None: a classifier labels, a segmenter masks
+    images: Literal["all", "positives"] = "all"  # "positives": those with something to find
+    repeats: Count = 1  # times each real image is seen in an epoch
+    phantoms: Whole = 0  # synthetic images among the real ones
+    held_out: Whole = 0  # of an own layout, which has no folds: images that only watch
+    augmentation: Augmentation = Augmentation()
+    loss: Loss
+    epochs: Count
+    batch: Count
+    accumulate: Count = 1  # batches per step
+    optimiser: Optimiser
+    schedule: Schedule = Schedule()
+    average: Average = Average()
+    freeze: Freeze | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"  # arithmetic of the forward pass; weights stay fp32
+    best_by: str | None = (
+        None  # a figure of the validation images (training/measures/metrics.py); None: the last weights
+    )
+    early_stop: Whole = 0  # epochs without a better `best_by`; 0: never
+    finish: Finish | None = None
+
+    @property
+    def on_masks(self) -> bool:
+        """Whether masks are what it learns from; else labels."""
+        return (self.learns or ("masks" if self.role == "segmenter" else "labels")) == "masks"
+
+    @field_validator("normalisation")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SCHEMES:
+            raise ValueError(f"allowed: {', '.join(SCHEMES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _watched(self) -> Stage:
+        if (self.early_stop or self.schedule.name == "plateau") and self.best_by is None:
+            raise ValueError("early_stop and plateau want best_by: the figure they watch")
+        figures = LABEL_FIGURES if self.role == "classifier" else MASK_FIGURES
+        if self.best_by not in (None, *figures):
+            raise ValueError(f"best_by: {self.best_by} found, allowed for a {self.role}: {', '.join(figures)}")
+        if self.average.ema and self.average.swa_last_epochs:
+            raise ValueError("average: ema or swa_last_epochs, not both")
+        return self
 
 
-class SegmenterStage(Stage):
-    """Trained on the masks of siim/."""
+class Rule(_Part):
+    """How a map becomes a mask (inference/postprocess.py)."""
 
-    folds: list[int]
-    repeats: Count  # times each real image is seen in an epoch
-    threshold: Annotated[float, Field(gt=0, lt=1)]
-    smallest: Annotated[float, Field(ge=0, lt=1)]  # quantile of annotated areas below which a region is dropped
+    search: bool = False  # the best of a grid on the validation images (training/measures/thresholds.py)
+    bottom: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    top: Annotated[float, Field(gt=0, lt=1)] | None = None  # None: as bottom
+    min_area_at_1024_px: Annotated[float, Field(ge=0)] = 0.0
+    smallest: Share = 0.0  # or: the quantile of the annotated areas of the training images
+    min_sure_area_at_1024_px: Annotated[float, Field(ge=0)] = 0.0
 
 
 class OperatingPoint(_Part):
-    """Where "positive" begins."""
+    """Where "positive" begins, chosen on the validation images."""
 
-    sensitivity: Annotated[float, Field(gt=0, le=1)]
-    folds: list[int]  # of siim/, on whose labels the threshold is chosen
+    sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None  # the highest threshold that keeps it
+    best: Literal["mcc", "f1", "accuracy"] | None = None  # or the threshold at which this is highest
+
+    @model_validator(mode="after")
+    def _one(self) -> OperatingPoint:
+        if (self.sensitivity is None) == (self.best is None):
+            raise ValueError("sensitivity or best, one of them")
+        return self
 
 
 class Recipe(_Part):
-    """Both stages, and how their package is called."""
+    """The networks of a system, the data that train them, and what was published for it."""
 
-    id: str
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
     version: str
-    seed: int
-    classifier: ClassifierStage
-    segmenter: SegmenterStage
-    operating_point: OperatingPoint
-    report_fold: int  # of siim/: trains nothing, chooses nothing
+    case_study: str | None = None  # row of docs/training.md
+    about: str
+    published: dict[str, float] = {}  # figure (training/measures/metrics.py) -> value, on data that are not ours
+    task: Literal["pneumothorax", "lower-grade-glioma"] = "pneumothorax"
+    layout: Layout = "siim"
+    split: Split
+    seed: int = 1
+    networks: Annotated[list[Stage], Field(min_length=1)]
+    flip: list[Role] = []  # roles that also see the mirrored image; both answers are averaged
+    rule: Rule = Rule()
+    operating_point: OperatingPoint | None = None  # of the classifier; a segmenter alone answers by `rule`
+
+    def of(self, role: Role) -> list[Stage]:
+        """The members of one role, in their order."""
+        return [stage for stage in self.networks if stage.role == role]
+
+    def with_fold(self, fold: int) -> Recipe:
+        """The same, validating on this fold and, where another fold reports, reporting on the next (k-fold).
+
+        Raises:
+            RecipeError: no such fold, or folds that the data bring along, of which the number is not known here.
+        """
+        count = self.split.folds
+        if count == "published":
+            raise RecipeError("split.folds: published found; a number wanted for --fold")
+        if not 0 <= fold < count:
+            raise RecipeError(f"fold {fold} found; 0 to {count - 1} wanted")
+        report = [(fold + 1) % count] if self.split.report else []
+        return self.model_copy(update={"split": self.split.model_copy(update={"validate_": [fold], "report": report})})
+
+    @model_validator(mode="after")
+    def _sound(self) -> Recipe:
+        if bool(self.of("classifier")) != (self.operating_point is not None):
+            raise ValueError("operating_point belongs to a classifier: both or neither")
+        for role in ROLES:
+            if len({stage.normalisation for stage in self.of(role)}) > 1:
+                raise ValueError(f"the {role}s of an ensemble share one normalisation")
+        for stage in self.networks:
+            if stage.start == "classifier" and (stage.role != "segmenter" or self.networks[0].role != "classifier"):
+                raise ValueError("start: classifier is for a segmenter that comes after a classifier")
+        return self
 
 
-def load(path: Path) -> Recipe:
-    """Read and check one recipe.
+def load(path: Path, changes: Mapping[str, str] | None = None) -> Recipe:
+    """Read and check one recipe. `changes` maps dotted keys to YAML values: {"networks.0.side": "128"}.
 
     Raises:
-        RecipeError: unreadable, not YAML, or wrong keys; all of them.
+        RecipeError: unreadable, not YAML, a change of a key that is not there to hold one, or wrong keys; all of them.
+    """
+    document = read(path)
+    for key, text in (changes or {}).items():
+        _change(document, key, text)
+    return checked(Recipe, document, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The document of a recipe's file, not checked yet.
+
+    Raises:
+        RecipeError: unreadable, or no YAML mapping.
     """
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: a YAML mapping wanted")
+    return document
+
+
+def checked(form: type[Form], document: dict[str, Any], path: Path) -> Form:
+    """The document as what it is to be.
+
+    Raises:
+        RecipeError: every wrong key.
+    """
+    try:
+        return form.model_validate(document)
     except ValidationError as error:
         faults = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
         raise RecipeError("\n".join(faults)) from error
+
+
+def _change(document: Any, key: str, text: str) -> None:
+    *places, last = key.split(".")
+    try:
+        value = yaml.safe_load(text)
+        for place in places:
+            document = document[int(place)] if isinstance(document, list) else document.setdefault(place, {})
+        document[int(last) if isinstance(document, list) else last] = value
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise RecipeError(f"--set {key}={text}: no such place in the recipe, or no YAML value") from error

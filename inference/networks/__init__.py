@@ -7,43 +7,102 @@ is built. A new network is a file in this folder and a function here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, ValidationError, validate_call
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, validate_call
 from torch import Tensor, nn
 
+from inference.networks.dc_unet import DCUNet
+from inference.networks.decoders.deeplab_v3 import DeepLabV3Decoder
+from inference.networks.decoders.encnet import EncNetDecoder
+from inference.networks.decoders.fcn import FCNDecoder
+from inference.networks.decoders.fpn import FPNDecoder
+from inference.networks.decoders.linknet import LinkNetDecoder
+from inference.networks.decoders.unet import UP_WIDTHS as UNET_UP_WIDTHS
+from inference.networks.decoders.unet import UNetDecoder
+from inference.networks.decoders.unet_plus_plus import UNetPlusPlusDecoder
 from inference.networks.densenet import DenseNet121
+from inference.networks.double_unet import DoubleUNet
+from inference.networks.encoder_classifier import EncoderClassifier
+from inference.networks.encoder_decoder import EncoderDecoder
+from inference.networks.encoders import ENCODERS
+from inference.networks.ensemble import Ensemble
+from inference.networks.largest_of_map import LargestOfMap
+from inference.networks.monai_unet_plus_plus import FEATURES, MonaiUNetPlusPlus
 from inference.networks.plain import PLAIN_WIDTHS, PlainClassifier
+from inference.networks.plain_unet import PLAIN_UNET_UP_WIDTHS, PLAIN_UNET_WIDTHS, PlainUNet
 from inference.networks.residual import BLOCKS, WIDTHS, ResidualClassifier
 from inference.networks.unet import UP_WIDTHS, ResidualUNet
-from inference.networks.unet_resnet34 import UNetResNet34
 
-_FIRST_WIDTH = 128  # of the largest maps, a quarter of the input's pixels each; each further stage may double it
 MAX_WEIGHTS = 1 << 29  # of one network; the largest of the usual encoders has 1.2e8
+_MAX_DEPTH = 2  # of networks inside networks: an ensemble of maps' largest, and the other way round
+_MAX_MEMBERS = 8
 
 
-def _pyramid(widths: Sequence[int]) -> Sequence[int]:
+def _pyramid(first: int) -> Callable[[Sequence[int]], Sequence[int]]:
+    """At most `first` maps of the largest size; each further stage, of a quarter of the pixels, may double it."""
+
     # Weights are counted before they are made (`shapes`); what an image costs on its way through is bounded here.
-    for stage, width in enumerate(widths):
-        if width > _FIRST_WIDTH << stage:
-            raise ValueError(f"stage {stage} has {width} maps, at most {_FIRST_WIDTH << stage} allowed")
-    return widths
+    def checked(widths: Sequence[int]) -> Sequence[int]:
+        for stage, width in enumerate(widths):
+            if width > first << stage:
+                raise ValueError(f"stage {stage} has {width} maps, at most {first << stage} allowed")
+        return widths
+
+    return checked
 
 
-def _reversed_pyramid(widths: Sequence[int]) -> Sequence[int]:
-    _pyramid(widths[::-1])
-    return widths
+def _upwards(check: Callable[[Sequence[int]], Sequence[int]]) -> Callable[[Sequence[int]], Sequence[int]]:
+    return lambda widths: check(widths[::-1])[::-1]
 
 
+def _features(widths: Sequence[int]) -> Sequence[int]:
+    return [*_FULL(widths[:-1]), *_FULL(widths[-1:])]  # the last is of the full side again
+
+
+def _encoder(name: str) -> str:
+    if name not in ENCODERS:
+        raise ValueError(f"allowed: {', '.join(ENCODERS)}")
+    return name
+
+
+_FULL, _HALF = _pyramid(64), _pyramid(128)  # of networks that begin at the full side, and at half of it
 _Width = Annotated[int, Field(ge=8, le=2048)]  # squeeze-and-excitation wants an eighth of it
 _Stages = Annotated[Sequence[_Width], Field(min_length=2, max_length=7)]
-_Widths = Annotated[_Stages, AfterValidator(_pyramid)]
-_UpWidths = Annotated[Sequence[_Width], Field(min_length=1, max_length=6), AfterValidator(_reversed_pyramid)]
+_Widths = Annotated[_Stages, AfterValidator(_HALF)]
+_UpWidths = Annotated[Sequence[_Width], Field(min_length=1, max_length=6), AfterValidator(_upwards(_HALF))]
+_FullWidths = Annotated[_Stages, AfterValidator(_FULL)]
+_FullUpWidths = Annotated[Sequence[_Width], Field(min_length=1, max_length=6), AfterValidator(_upwards(_FULL))]
+_Features = Annotated[Sequence[_Width], Field(min_length=6, max_length=6), AfterValidator(_features)]
 _Blocks = Annotated[int, Field(ge=1, le=16)]
 _Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 _Outputs = Annotated[int, Field(ge=1, le=1000)]
+_Hidden = Annotated[int, Field(ge=0, le=4096)]
+_Pixels = Annotated[int, Field(ge=1, le=2048 * 2048)]
 _Stem = Literal["grey", "imagenet"]
+_Stride = Literal[8, 16, 32]
+_Encoder = Annotated[str, AfterValidator(_encoder)]
+
+
+class _Part(BaseModel):
+    """A network inside another."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str
+    arguments: dict[str, JsonValue] = {}
+
+    def build(self) -> nn.Module:
+        return build(self.architecture, **self.arguments)
+
+
+class _Member(_Part):
+    side: Annotated[int, Field(ge=32, le=2048)] | None = None  # None: that of the ensemble's input
+
+
+_Members = Annotated[list[_Member], Field(min_length=1, max_length=_MAX_MEMBERS)]
 
 
 @validate_call
@@ -67,8 +126,91 @@ def _densenet_121(outputs: _Outputs = 1, stem: _Stem = "grey") -> nn.Module:
 
 
 @validate_call
+def _unet(encoder: _Encoder = "resnet34", stem: _Stem = "grey", up_widths: _FullUpWidths = UNET_UP_WIDTHS) -> nn.Module:
+    return EncoderDecoder(encoder, stem, partial(UNetDecoder, up_widths=up_widths))
+
+
+@validate_call
 def _unet_resnet34(stem: _Stem = "grey") -> nn.Module:
-    return UNetResNet34(stem)
+    return EncoderDecoder("resnet34", stem, UNetDecoder)
+
+
+@validate_call
+def _unet_plus_plus(
+    encoder: _Encoder = "resnet34",
+    stem: _Stem = "grey",
+    up_widths: _FullUpWidths = UNET_UP_WIDTHS,
+    residual: bool = False,
+    deep_supervision: bool = False,
+) -> nn.Module:
+    decoder = partial(UNetPlusPlusDecoder, up_widths=up_widths, residual=residual, deep_supervision=deep_supervision)
+    return EncoderDecoder(encoder, stem, decoder)
+
+
+@validate_call
+def _linknet(encoder: _Encoder = "resnet34", stem: _Stem = "grey") -> nn.Module:
+    return EncoderDecoder(encoder, stem, LinkNetDecoder)
+
+
+@validate_call
+def _fpn(encoder: _Encoder = "resnet34", stem: _Stem = "grey") -> nn.Module:
+    return EncoderDecoder(encoder, stem, FPNDecoder)
+
+
+@validate_call
+def _deeplab_v3(encoder: _Encoder = "resnet34", stem: _Stem = "grey", stride: _Stride = 16) -> nn.Module:
+    return EncoderDecoder(encoder, stem, partial(DeepLabV3Decoder, stride=stride), stride)
+
+
+@validate_call
+def _encnet(encoder: _Encoder = "resnet34", stem: _Stem = "grey", stride: _Stride = 8) -> nn.Module:
+    return EncoderDecoder(encoder, stem, partial(EncNetDecoder, stride=stride), stride)
+
+
+@validate_call
+def _fcn(
+    encoder: _Encoder = "resnet34",
+    stem: _Stem = "grey",
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 512,
+    kernel: Literal[1, 3, 5, 7] = 3,
+    dropout: _Dropout = 0.5,
+) -> nn.Module:
+    return EncoderDecoder(encoder, stem, partial(FCNDecoder, hidden=hidden, kernel=kernel, dropout=dropout))
+
+
+@validate_call
+def _plain_unet(widths: _FullWidths = PLAIN_UNET_WIDTHS, up_widths: _FullUpWidths = PLAIN_UNET_UP_WIDTHS) -> nn.Module:
+    return PlainUNet(widths, up_widths)
+
+
+@validate_call
+def _double_unet(blocks: Literal[2, 3, 4] = 4, stem: _Stem = "grey") -> nn.Module:
+    return DoubleUNet(blocks, stem)
+
+
+@validate_call
+def _dc_unet() -> nn.Module:
+    return DCUNet()
+
+
+@validate_call
+def _monai_unet_plus_plus(features: _Features = FEATURES, deep_supervision: bool = False) -> nn.Module:
+    return MonaiUNetPlusPlus(features, deep_supervision)
+
+
+@validate_call
+def _classifier(encoder: _Encoder, stem: _Stem = "grey", hidden: _Hidden = 0, dropout: _Dropout = 0.0) -> nn.Module:
+    return EncoderClassifier(encoder, stem, hidden, dropout)
+
+
+@validate_call
+def _ensemble(members: _Members, flip: bool = False) -> nn.Module:
+    return Ensemble([one.build() for one in members], [one.side for one in members], flip)
+
+
+@validate_call
+def _largest_of_map(of: _Part, pixels: _Pixels) -> nn.Module:
+    return LargestOfMap(of.build(), pixels)
 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -76,7 +218,21 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "residual-classifier": _residual_classifier,
     "residual-unet": _residual_unet,
     "densenet-121": _densenet_121,
+    "unet": _unet,
     "unet-resnet34": _unet_resnet34,
+    "unet-plus-plus": _unet_plus_plus,
+    "linknet": _linknet,
+    "fpn": _fpn,
+    "deeplab-v3": _deeplab_v3,
+    "encnet": _encnet,
+    "fcn": _fcn,
+    "plain-unet": _plain_unet,
+    "double-unet": _double_unet,
+    "dc-unet": _dc_unet,
+    "monai-unet-plus-plus": _monai_unet_plus_plus,
+    "classifier": _classifier,
+    "ensemble": _ensemble,
+    "largest-of-map": _largest_of_map,
 }
 
 
@@ -88,6 +244,9 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
     """
     if architecture not in BUILDERS:
         raise ValueError(f"architecture: {architecture[:60]!r} found, allowed: {', '.join(sorted(BUILDERS))}")
+    depth = _depth(arguments)
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"arguments of {architecture}: networks nested {depth} deep, at most {_MAX_DEPTH} allowed")
     try:
         return BUILDERS[architecture](**arguments)
     except ValidationError as error:
@@ -109,3 +268,10 @@ def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
     if count > MAX_WEIGHTS:
         raise ValueError(f"arguments of {architecture}: {count} weights, at most {MAX_WEIGHTS} allowed")
     return tensors
+
+
+def _depth(arguments: Any) -> int:
+    """How many networks are inside one another in arguments."""
+    if isinstance(arguments, dict):
+        return ("architecture" in arguments) + max(map(_depth, arguments.values()), default=0)
+    return max(map(_depth, arguments), default=0) if isinstance(arguments, list) else 0

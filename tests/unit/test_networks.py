@@ -12,19 +12,26 @@ from torch import nn
 from inference.networks import BUILDERS, build, shapes
 from inference.preprocess import fit, normalise
 
+_COMPOSED: dict[str, dict[str, Any]] = {  # of those that cannot be built without arguments
+    "classifier": {"encoder": "resnet34"},
+    "ensemble": {"members": [{"architecture": "plain-classifier"}]},
+    "largest-of-map": {"of": {"architecture": "residual-unet"}, "pixels": 3},
+}
+
 
 def parameters(network: nn.Module) -> int:
     return sum(one.numel() for one in network.parameters())
 
 
 @pytest.mark.parametrize("name", sorted(BUILDERS))
-@pytest.mark.parametrize("number", [1, 2])
-def test_each_gives_one_logit_or_one_map(name: str, number: int) -> None:
+def test_each_gives_one_logit_or_one_map(name: str) -> None:
+    network = build(name, **_COMPOSED.get(name, {})).eval()
     with torch.inference_mode():
-        found = build(name).eval()(torch.rand(number, 1, 64, 64))
-    assert found.shape in ((number, 1), (number, 1, 64, 64))
-    assert found.dtype == torch.float32
-    assert torch.isfinite(found).all()
+        for number in (1, 2):
+            found = network(torch.rand(number, 1, 32, 32))
+            assert found.shape in ((number, 1), (number, 1, 32, 32))
+            assert found.dtype == torch.float32
+            assert torch.isfinite(found).all()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""Encoders: an image -> five feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of its side. One file each.
+
+A new one is a file in this folder, a row of `ENCODERS`, and its published number of parameters in its docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from inference.networks.encoders.base import Encoder, SymmetricInput
+from inference.networks.encoders.densenet import densenet121
+from inference.networks.encoders.efficientnet import efficientnet_b3, efficientnet_b4
+from inference.networks.encoders.inception_resnet_v2 import inception_resnet_v2
+from inference.networks.encoders.inception_v3 import inception_v3
+from inference.networks.encoders.resnet import resnet34, resnet50
+from inference.networks.encoders.senet import se_resnext50, se_resnext101, senet154
+from inference.networks.encoders.vgg import vgg19
+from inference.networks.encoders.xception import xception
+from inference.networks.imagenet import ImageNetInput
+
+__all__ = ["ENCODERS", "Encoder", "build"]
+
+# Each takes the number of input channels.
+ENCODERS: dict[str, Callable[[int], Encoder]] = {
+    "densenet121": densenet121,
+    "efficientnet-b3": efficientnet_b3,
+    "efficientnet-b4": efficientnet_b4,
+    "inception-resnet-v2": inception_resnet_v2,
+    "inception-v3": inception_v3,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "se-resnext50": se_resnext50,
+    "se-resnext101": se_resnext101,
+    "senet154": senet154,
+    "vgg19": vgg19,
+    "xception": xception,
+}
+
+# The others' published checkpoints were given ImageNet's standardised colours.
+_SYMMETRIC = ("inception-resnet-v2", "inception-v3", "xception")
+
+
+def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
+    """(input, encoder): what goes before an encoder for `stem` ("grey" or "imagenet"), and the encoder.
+
+    Raises:
+        ValueError: a name that is not on the list.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"encoder: {name[:60]!r} found, allowed: {', '.join(ENCODERS)}")
+    if stem == "grey":
+        return nn.Identity(), ENCODERS[name](1)
+    return SymmetricInput() if name in _SYMMETRIC else ImageNetInput(), ENCODERS[name](3)

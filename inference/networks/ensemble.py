@@ -1,0 +1,49 @@
+"""Several networks with one answer, each at its own side, and of the mirrored image too if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Ensemble(nn.Module):
+    """(n, 1, side, side) float32 -> the logit of the members' mean probability, (n, 1) or (n, 1, side, side).
+
+    `sides` are the members' own, None for that of the input. With `flip` each member also sees the image mirrored,
+    left to right. Members are trained one by one: this is always in eval mode.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], sides: Sequence[int | None], flip: bool = False) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.sides = tuple(sides)
+        self.flip = flip
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Ensemble:  # noqa: ARG002
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers = []
+        for member, side in zip(self.members, self.sides, strict=True):
+            image = _resize(x, side or x.shape[-1])
+            answers.append(_resize(member(image), x.shape[-1]))
+            if self.flip:
+                answers.append(_resize(_mirror(member(_mirror(image))), x.shape[-1]))
+        # Mean of sigmoids as a logit, without leaving the logarithm: exact where probabilities round to 0 or 1.
+        logits = torch.stack(answers).float()
+        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
+
+
+def _mirror(x: Tensor) -> Tensor:
+    return x.flip(3) if x.dim() == 4 else x
+
+
+def _resize(x: Tensor, side: int) -> Tensor:
+    """Images and maps to (side, side), as preprocess.fit does it; (n, 1) as it is."""
+    if x.dim() == 2 or x.shape[-1] == side:
+        return x
+    return functional.interpolate(x.float(), size=(side, side), mode="bilinear", antialias=True)

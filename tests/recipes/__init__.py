@@ -1,0 +1,125 @@
+"""Every recipe of config/recipes, from files to a package that the node's engine loads.
+
+As a program: each recipe at its real size, two steps of every network. `make recipes`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from inference import package
+from inference.engine import Engine, choose_device
+from inference.pipeline import Pipeline, Settings
+from training import phantom, recipe
+from training.data import rle
+from training.recipe import Recipe
+
+FOLDER = Path(__file__).resolve().parents[2] / "config" / "recipes"
+OUTCOME = "lgg-outcome"  # trains no network
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != OUTCOME)
+_SLICES = 3
+# Where the side is another one, so are the encoders that take a minute to export; tests/unit/test_encoders.py has them.
+_LIGHTER = {"senet154": "resnet34", "se-resnext101": "resnet34"}
+
+
+def made(folder: Path, images: int) -> Path:
+    """Made data in three layouts: SIIM-ACR as published, stage2/ with silver labels, brain MRI. Returns `folder`."""
+    _siim(folder / "siim", images)
+    _silver(folder / "stage2", images, 256)
+    _lgg(folder / "kaggle_3m", images, 64)
+    return folder
+
+
+def short(name: str, side: int | None = None, batch: int = 2) -> Recipe:
+    """The recipe for an epoch of so few images that it takes seconds; `side`: another one than the recipe's."""
+    document = recipe.read(FOLDER / f"{name}.yaml")
+    changes = {"split": "{folds: 4, validate: [0]}"}
+    for number in range(len(document["networks"])):
+        changes |= {f"networks.{number}.epochs": "1", f"networks.{number}.batch": str(batch)}
+        for knob in {"phantoms", "held_out"} & document["networks"][number].keys():
+            changes[f"networks.{number}.{knob}"] = "4"
+        if "finish" in document["networks"][number]:
+            changes[f"networks.{number}.finish"] = "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 0.7}"
+        if side:
+            changes[f"networks.{number}.side"] = str(side)
+            for place, encoder in _encoders(document["networks"][number], f"networks.{number}"):
+                changes |= {place: _LIGHTER[encoder]} if encoder in _LIGHTER else {}
+    return recipe.load(FOLDER / f"{name}.yaml", changes)
+
+
+def _encoders(document: dict[str, Any], place: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, name) of every encoder of a network, also of those inside it."""
+    for key, value in document.items():
+        if key == "encoder":
+            yield f"{place}.encoder", value
+        elif isinstance(value, dict):
+            yield from _encoders(value, f"{place}.{key}")
+
+
+def answers(folder: Path, task: str) -> int:
+    """Load the package of a run in the node's engine and ask it about an image; returns how many answers came."""
+    drawn = phantom.draw(3, pneumothorax=True, size=256)
+    if task != package.SERVED_TASK:
+        engine = Engine(package.load(folder, any_task=True), choose_device("cpu"))
+        return len(engine.classify([drawn.pixels])) * len(engine.segment([drawn.pixels]))
+    pipeline = Pipeline(Engine(package.load(folder), choose_device("cpu")), Settings())
+    file = phantom.write(drawn, folder.parent / "asked.dcm").read_bytes()
+    outcomes = pipeline.analyse([file], datetime(2026, 1, 1, tzinfo=UTC))
+    return sum(outcome.finding is not None and bool(outcome.results) for outcome in outcomes)
+
+
+def _siim(folder: Path, images: int) -> None:
+    rows = []
+    for number in range(images):
+        small = phantom.draw(number, pneumothorax=number % 2 == 0, size=256)  # 1024 px take a second each to draw
+        drawn = replace(small, pixels=_enlarged(small.pixels), mask=_enlarged(small.mask))
+        path = folder / "dicom-images-train" / f"1.2.{number}" / f"1.3.{number}" / f"1.4.{number}.dcm"
+        path.parent.mkdir(parents=True)
+        phantom.write(drawn, path)
+        rows.append((path.stem, rle.encode(drawn.mask)))
+    _write(folder / "train-rle.csv", [("ImageId", " EncodedPixels"), *rows])
+
+
+def _enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
+    return pixels.repeat(4, axis=0).repeat(4, axis=1)  # to 1024 x 1024, the matrix of SIIM-ACR's run lengths
+
+
+def _silver(folder: Path, images: int, size: int) -> None:
+    (folder / "jpeg512").mkdir(parents=True)
+    rows = []
+    for number in range(images):
+        drawn = phantom.draw(1000 + number, pneumothorax=number % 2 == 0, size=size)
+        Image.fromarray((drawn.pixels * 255).astype(np.uint8)).save(folder / "jpeg512" / f"made{number}.jpg")
+        rows.append((f"made{number}", 0.9 if number % 2 == 0 else 0.1))
+    _write(folder / "silver-labels.csv", [("ImageId", "probability"), *rows])
+
+
+def _lgg(folder: Path, patients: int, size: int) -> None:
+    rng = np.random.default_rng(0)
+    clinical = []
+    for patient in range(patients):
+        name = f"TCGA_XX_{patient:04d}"
+        (folder / f"{name}_20000101").mkdir(parents=True)
+        clinical.append((name, rng.normal(), "" if patient % 3 == 0 else rng.normal(), patient % 2))
+        for number in range(_SLICES):
+            y, x = np.mgrid[0:size, 0:size] / size
+            inside = (x - 0.4) ** 2 + (y - 0.5) ** 2 < (0.05 * number) ** 2
+            picture = np.repeat((rng.random((size, size, 1)) * 60 + 120 * inside[..., None]), 3, axis=2)
+            stem = folder / f"{name}_20000101" / f"{name}_20000101_{number + 1}"
+            Image.fromarray(picture.astype(np.uint8)).save(f"{stem}.tif")
+            Image.fromarray(inside.astype(np.uint8) * 255).save(f"{stem}_mask.tif")
+    _write(folder / "data.csv", [("Patient", "age", "grade", "death01"), *clinical])
+
+
+def _write(path: Path, rows: list[tuple[object, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)

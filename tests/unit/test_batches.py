@@ -1,0 +1,135 @@
+"""Batches: every image once, the same again from the same seed, normalised as the node does it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from inference import preprocess
+from training.fitting.augment import Augmentation
+from training.fitting.batches import Batches, Samples, inputs
+from training.recipe import Stage
+
+CPU = torch.device("cpu")
+STILL = dict.fromkeys(Augmentation.model_fields, 0)
+
+
+def stage(**changes: Any) -> Stage:
+    whole: dict[str, Any] = {
+        "role": "segmenter", "architecture": "plain", "side": 32, "loss": {"cross_entropy": 1}, "epochs": 1,
+        "batch": 4, "optimiser": {"learning_rate": 0.1}, "augmentation": STILL,
+    }  # fmt: skip
+    return Stage.model_validate(whole | changes)
+
+
+def numbered(count: int, first: int = 0) -> NDArray[np.uint8]:
+    """Images of one grey each: their number."""
+    return np.full((count, 32, 32), np.arange(first, first + count)[:, None, None], np.uint8)
+
+
+def greys(batches: Batches, epoch: int) -> list[list[int]]:
+    return [(images[:, 0, 0, 0] * 255).round().int().tolist() for images, _ in batches.epoch(epoch)]
+
+
+def test_each_image_is_seen_once_and_repeats_so_often() -> None:
+    parts = [
+        Samples(images=numbered(6), targets=np.zeros(6, np.float32), times=3),
+        Samples(images=numbered(6, first=100), targets=np.ones(6, np.float32)),
+    ]
+    batches = Batches(parts, stage(), 1, CPU)
+    seen = greys(batches, 0)
+    assert sorted(itertools.chain(*seen)) == sorted([*range(6)] * 3 + [*range(100, 106)])
+    assert len(seen) == len(batches) == 6
+    assert greys(batches, 1) != seen
+    for images, labels in batches.epoch(0):
+        assert ((images[:, 0, 0, 0] > 0.3) == (labels[:, 0] == 1)).all()
+    assert batches.positive_share == 0.25
+
+
+def test_the_same_seed_gives_the_same_again_and_another_does_not() -> None:
+    rng = np.random.default_rng(0)
+    images, masks = (rng.integers(0, 256, (13, 32, 32), dtype=np.uint8) for _ in "im")
+    samples = Samples(images=images, targets=masks)
+
+    def all_of(seed: int, epoch: int) -> list[torch.Tensor]:
+        return [one for batch in Batches([samples], stage(augmentation={}), seed, CPU).epoch(epoch) for one in batch]
+
+    first, again, other = all_of(5, 3), all_of(5, 3), all_of(6, 3)
+    assert len(first) == 6  # the thirteenth image fills no batch
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert {one.shape for one in first} == {(4, 1, 32, 32)}
+    assert {one.dtype for one in first} == {torch.float32}
+    assert all(one.min() >= 0 and one.max() <= 1 for one in first)
+
+
+def test_memory_maps_stay_on_the_disk(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", numbered(8))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    batches = Batches([Samples(images=images, targets=images)], stage(), 1, CPU)
+    for pictures, masks in batches.epoch(0):
+        assert torch.equal(pictures, masks)
+
+
+@pytest.mark.parametrize("scheme", preprocess.SCHEMES)
+@pytest.mark.parametrize("shape", [(40, 40), (30, 50), (64, 11)])
+def test_normalised_as_the_node_does_it(scheme: str, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(1)
+    fitted = preprocess.fit(rng.random(shape, dtype=np.float32), 32)
+    image = (fitted.pixels * 255).round().astype(np.uint8)
+    geometry = fitted.geometry
+    box = np.array([[geometry.top, geometry.left, geometry.height, geometry.width]])
+    wanted = preprocess.normalise(image.astype(np.float32) / 255, geometry, scheme)
+    assert np.allclose(inputs(image[None], scheme, box)[0, 0], wanted, atol=1e-5)
+    samples = Samples(images=image[None], targets=image[None], inside=box)
+    ((batch, masks),) = Batches([samples], stage(batch=1, normalisation=scheme), 1, CPU).epoch(0)
+    assert np.allclose(batch[0, 0], wanted, atol=1e-5)
+    assert np.allclose(masks[0, 0], image / np.float32(255))
+
+
+def test_a_letterbox_moves_with_its_image() -> None:
+    image = np.zeros((1, 32, 32), np.uint8)
+    image[0, :, :20] = np.random.default_rng(2).integers(50, 200, (32, 20))
+    samples = Samples(images=image, targets=np.ones(1, np.float32), inside=np.array([[0, 0, 32, 20]]))
+    mirrored = stage(batch=1, normalisation="image-standard", augmentation=STILL | {"flip": 1})
+    ((batch, _),) = Batches([samples], mirrored, 1, CPU).epoch(0)
+    assert torch.allclose(batch.flip(3), inputs(image, "image-standard", samples.inside), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "message"),
+    [
+        (np.zeros((2, 32, 32), np.float32), np.zeros(2), "float32"),
+        (np.zeros((2, 32, 16), np.uint8), np.zeros(2), "side, side"),
+        (np.zeros((2, 32, 32), np.uint8), np.zeros(3), "targets"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(images: Any, targets: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Samples(images=images, targets=targets)
+
+
+def test_less_than_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 images found, a batch of 4 wanted"):
+        Batches([Samples(images=numbered(3), targets=np.zeros(3))], stage(), 1, CPU)
+
+
+def test_an_image_that_cannot_be_read_is_an_error_of_the_loop() -> None:
+    class Torn:
+        shape, dtype, ndim = (4, 32, 32), np.dtype(np.uint8), 3
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, row: int) -> None:
+            raise OSError("Input/output error")
+
+    torn: Any = Torn()
+    with pytest.raises(OSError, match="Input/output"):
+        list(Batches([Samples(images=torn, targets=np.zeros(4))], stage(), 1, CPU).epoch(0))

@@ -1,0 +1,137 @@
+"""Images decoded once; what a kill or another process leaves behind is never taken for a finished cache."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from inference.preprocess import fit
+from training import data as labelled
+from training.data import PhantomCase, cache, pool
+from training.data.cases import Case
+
+
+def phantoms(count: int = 4) -> list[Case]:
+    return list(labelled.phantoms(count, size=64))
+
+
+def test_what_is_prepared(tmp_path: Path) -> None:
+    cases = phantoms()
+    told: list[tuple[int, int]] = []
+    prepared = cache.prepare(cases, 32, tmp_path, done=lambda *so_far: told.append(so_far))
+    assert prepared.images.shape == prepared.masks.shape == (4, 32, 32)
+    assert prepared.images.dtype == prepared.masks.dtype == np.uint8
+    assert prepared.labels.tolist() == [1, 0, 1, 0]
+    for number, case in enumerate(cases):
+        assert np.abs(prepared.images[number] / 255 - fit(case.pixels(), 32).pixels).max() < 0.003
+        assert np.abs(prepared.masks[number] / 255 - fit(case.mask().astype(np.float32), 32).pixels).max() < 0.003
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cache.prepare(phantoms(), 32, tmp_path)
+    monkeypatch.setattr(PhantomCase, "pixels", lambda _: pytest.fail("decoded again"))
+    again = cache.prepare(phantoms(), 32, tmp_path)
+    assert np.array_equal(first.images, again.images)
+    torch.from_numpy(again.images)[0] = 7  # torch warns of arrays that cannot be written to, and that is an error here
+    assert not np.array_equal(cache.prepare(phantoms(), 32, tmp_path).images[0], again.images[0])
+
+
+def test_another_image_side_or_codec_is_another_cache(tmp_path: Path) -> None:
+    cases = phantoms(2)
+    first = cache.prepare(cases, 32, tmp_path).images
+    assert not np.array_equal(cache.prepare(cases[::-1], 32, tmp_path).images, first)
+    assert cache.prepare(cases, 16, tmp_path).images.shape == (2, 16, 16)
+    equal = cache.prepare(cases, 32, tmp_path, equalise=True).images
+    assert 0 < np.abs(equal.astype(int) - first).mean() < 8
+    # None: equalised where some are copies and some are not
+    mixed = [cases[0], replace(cases[1], as_published=False)]
+    assert np.array_equal(cache.prepare(mixed, 32, tmp_path).images, equal)
+
+
+def test_a_file_that_was_exchanged_is_decoded_again(tmp_path: Path) -> None:
+    home = tmp_path / "data"
+    home.mkdir()
+    (home / "labels.csv").write_text("image,label\na.png,1\n")
+    for value in (np.eye(20), np.eye(20)[::-1]):
+        Image.fromarray((value * 255).astype(np.uint8)).save(home / "a.png")
+        os.utime(home / "a.png", ns=(0, int(value[0, 0])))
+        prepared = cache.prepare(labelled.read("table", home), 20, tmp_path / "cache")
+        assert np.array_equal(prepared.images[0] > 127, value > 0)
+    assert prepared.masks is None
+
+
+def test_masks_that_are_not_known(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,label,mask\na.png,1,m.png\nb.png,1,\nc.png,0,\n")
+    for name in "abcm":
+        Image.fromarray(np.eye(20, dtype=np.uint8) * 255).save(tmp_path / f"{name}.png")
+    prepared = cache.prepare(labelled.read("table", tmp_path), 20, tmp_path / "cache")
+    assert prepared.known.tolist() == [True, False, True]
+    assert prepared.masks is not None
+    assert [int(mask.sum()) for mask in prepared.masks] == [20 * 255, 0, 0]
+
+
+def test_an_image_that_cannot_be_read_leaves_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,label\na.png,1\n")
+    (tmp_path / "a.png").write_text("no picture")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"a\.png: cannot be read"):
+            cache.prepare(labelled.read("table", tmp_path), 20, tmp_path / "cache")
+
+
+class Slow(PhantomCase):
+    """Says that it is being decoded, then takes long."""
+
+    def pixels(self) -> np.ndarray:
+        with Path(os.environ["DECODED"]).open("a") as file:
+            file.write(f"{self.seed}\n")
+        time.sleep(0.3)
+        return super().pixels()
+
+
+def _prepare(folder: Path, log: Path) -> None:
+    os.environ["DECODED"] = str(log)
+    cases = [Slow(image_id=str(seed), patient="", label=seed % 2, seed=seed, size=64) for seed in range(4)]
+    cache.prepare(cases, 32, folder)
+
+
+def test_killed_in_the_middle_and_two_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    log = tmp_path / "decoded"
+    log.touch()
+    killed = context.Process(target=_prepare, args=(tmp_path / "cache", log))
+    killed.start()
+    while len(log.read_text().split()) < 2:
+        assert killed.is_alive()
+        time.sleep(0.01)
+    assert killed.pid
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    log.write_text("")
+    both = [context.Process(target=_prepare, args=(tmp_path / "cache", log)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert [one.exitcode for one in both] == [0, 0]
+    assert log.read_text().split() == ["0", "1", "2", "3"]  # all anew, and by one of the two
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_many_images_are_shared_among_processes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    cases = phantoms(pool.WORTH_PROCESSES)
+    results = pool.each(PhantomCase.identity, cases)
+    first = next(results)
+    assert len(multiprocessing.active_children()) in (1, 2)
+    assert [first, *results] == [case.identity() for case in cases]
+    assert not multiprocessing.active_children()

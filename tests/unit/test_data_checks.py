@@ -1,0 +1,106 @@
+"""What is wrong with a data set is said before it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training import data as labelled
+from training.data import PhantomCase, checks, split
+from training.data.findings import Finding
+
+
+def folder_of(path: Path, rows: list[str], **pictures: np.ndarray) -> Path:
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(path / f"{name}.png")
+    (path / "labels.csv").write_text("\n".join(["image,label,mask,patient,age,fold", *rows]) + "\n")
+    return path
+
+
+def found_in(path: Path) -> dict[str, Finding]:
+    cases = labelled.read("table", path)
+    report = checks.check(cases, None, checks.examine(cases))
+    return {finding.what: finding for finding in (*report.errors, *report.warnings)}
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (24, 16), np.uint8)
+
+
+SOME, NONE = np.full((24, 16), 255, np.uint8) * (np.arange(16) < 4).astype(np.uint8), np.zeros((24, 16), np.uint8)
+
+
+def test_sound_images_have_no_findings(tmp_path: Path) -> None:
+    rows = ["a.png,1,some.png,A,50,0", "b.png,0,none.png,B,60,1"]
+    assert not found_in(folder_of(tmp_path, rows, a=noise(1), b=noise(2), some=SOME, none=NONE))
+
+
+def test_every_kind_of_fault_is_said(tmp_path: Path) -> None:
+    rows = [
+        "a.png,1,some.png,A,50,0",
+        "a.png,1,some.png,A,50,0",
+        "b.png,0,some.png,A,413,1",  # of patient A, too, with a mask though negative
+        "c.png,1,none.png,C,-3,1",
+        "d.png,1,small.png,D,,1",
+        "e.png,1,,E,,1",
+        "f.png,1.5,some.png,F,,1",
+        "gone.png,0,none.png,G,,1",
+        "text.png,0,none.png,H,,1",
+        "same.png,0,none.png,I,,1",
+        "g.png,1,most.png,J,,1",
+    ]
+    folder_of(tmp_path, rows, **{name: noise(number) for number, name in enumerate("abcdefg")}, same=noise(1))
+    folder_of(tmp_path, rows, some=SOME, none=NONE, small=SOME[:10], most=255 - SOME)
+    (tmp_path / "text.png").write_text("no picture")
+    found = {what: (finding.level, finding.where) for what, finding in found_in(tmp_path).items()}
+    unusable = found.pop("unusable")
+    assert unusable[0] == "error"
+    assert [one.split(":")[0] for one in unusable[1]] == ["d", "gone", "text"]
+    assert found == {
+        "missing file": ("error", ("gone.png",)),
+        "repeated id": ("error", ("a 2 times",)),
+        "label outside 0 to 1": ("error", ("f: 1.5",)),
+        "patient in several published folds": ("error", ("A: folds ['0', '1']",)),
+        "negative with a mask": ("error", ("b",)),
+        "positive with an empty mask": ("warning", ("c",)),
+        "positive without a mask where others have one": ("warning", ("e",)),
+        "age outside 0 to 120 years": ("warning", ("b: 413", "c: -3")),
+        "mask over more than half of the image": ("warning", ("g",)),
+        "identical pixels": ("warning", ("a = a", "b = same")),
+    }
+
+
+def phantom_of(number: int, patient: str, label: float = 1, published: bool = True) -> PhantomCase:
+    return PhantomCase(
+        image_id=f"i{number}", patient=patient, label=label, as_published=published, seed=number, size=32
+    )
+
+
+def test_a_patient_on_both_sides_of_a_split_is_an_error() -> None:
+    a, b, c, d = (phantom_of(number, patient, number % 2) for number, patient in enumerate("ABCA"))
+
+    def errors(*sides: list[PhantomCase]) -> list[str]:
+        parts = split.Parts(sides[0], sides[1], sides[2], {})  # type: ignore[arg-type]
+        return [finding.what for finding in checks.check([a, b, c, d], parts).errors]
+
+    assert errors([a, d], [b], [c]) == []
+    assert errors([a, b], [a, b], [c]) == []  # whole parts may be shared, if a recipe says so
+    assert errors([a, b], [c], [d]) == ["patient in report and in training or validation"]
+    assert errors([a, b], [d], [c]) == ["patient in training and in validation"]
+
+
+def test_provenance_that_tells_the_label_is_said() -> None:
+    cases = [phantom_of(number, f"{number}", float(number < 10), number >= 8) for number in range(40)]
+    (finding,) = checks.check(cases).warnings
+    assert str(finding) == "warning: provenance tells the label: as published 2 of 32 positive, copies 8 of 8 positive"
+
+
+def test_errors_stop_a_run_and_warnings_do_not() -> None:
+    checks.check([phantom_of(1, "a"), phantom_of(2, "b")]).raise_errors()  # a warning: one label only
+    twice = checks.check([phantom_of(1, "a"), phantom_of(1, "a", 0)])
+    with pytest.raises(ValueError, match=r"^error: repeated id: i1 2 times$"):
+        twice.raise_errors()
+    assert "errors 1, warnings 0" in str(twice)

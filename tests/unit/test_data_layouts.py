@@ -1,0 +1,216 @@
+"""Each layout of labelled images, read from files made here; the real SIIM-ACR part and the silver labels too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import dcmread
+
+from inference.pixels import quiet
+from training import data as labelled
+from training import phantom
+from training.data import lgg, rle, siim
+from training.recipe import Layout
+
+SIDE = 64
+
+
+def siim_as_published(folder: Path, count: int = 4) -> Path:
+    """Nested folders, an image's mask in two rows, the blank in the header; the first, third, ... are positive."""
+    rows = []
+    for number in range(count):
+        drawn = phantom.draw(number, number % 2 == 0, SIDE)
+        path = phantom.write(drawn, folder / "dicom-images-train" / f"1.{number}" / f"2.{number}" / f"3.{number}.dcm")
+        with quiet():  # ages have no unit in the published files
+            dataset = dcmread(path)
+            dataset.PatientAge, dataset.PatientSex, dataset.PatientID = (
+                "413" if number == 1 else "58",
+                "F",
+                f"N-{number // 2}",
+            )
+            dataset.save_as(path)
+        upper = drawn.mask & (np.arange(SIDE)[:, None] < SIDE // 2)
+        rows += [f"3.{number},{rle.encode(half)}" for half in (upper, drawn.mask & ~upper) if half.any()] or [
+            f"3.{number},-1"
+        ]
+    (folder / "train-rle.csv").write_text("\n".join(["ImageId, EncodedPixels", *rows]) + "\n")
+    return folder
+
+
+def test_siim_as_published(tmp_path: Path) -> None:
+    cases = labelled.read("siim", siim_as_published(tmp_path))
+    assert [case.label for case in cases] == [1, 0, 1, 0]
+    for number, case in enumerate(cases):
+        drawn = phantom.draw(number, number % 2 == 0, SIDE)
+        assert np.array_equal(case.mask(), drawn.mask)
+        assert np.corrcoef(case.pixels().ravel(), drawn.pixels.ravel())[0, 1] > 0.99
+    assert (cases[1].age_years, cases[0].sex, cases[0].view, cases[0].fold) == (413, "F", "PA", None)
+    assert not any(case.as_published for case in cases)  # uncompressed: the published ones are JPEG Baseline
+    assert [cases[0].patient == case.patient for case in cases] == [True, True, False, False]
+    assert "N-" not in "".join(case.patient for case in cases)  # a patient's number goes into no file of a run
+
+
+def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
+    siim_as_published(tmp_path)
+    nested = tmp_path / "dicom-images-train"
+    phantom.write(phantom.draw(9, False, SIDE), nested / "x" / "without-a-row.dcm")
+    phantom.write(phantom.draw(9, False, SIDE), nested / "y" / "3.0.dcm")
+    with (tmp_path / "train-rle.csv").open("a") as file:
+        file.write("without-an-image,-1\n3.0,-1\n")
+    (tmp_path / "folds.csv").write_text("ImageId,fold,patient,pneumothorax\n3.1,0,P1,1\nnowhere,0,P2,0\n")
+    cases = labelled.read("siim", tmp_path)
+    assert len(cases) == 4
+    found = {(finding.level, finding.where[0]) for finding in cases.findings}
+    assert found == {
+        ("error", "3.0"), ("error", "3.1"), ("warning", "without-a-row"), ("warning", "without-an-image"),
+        ("warning", "nowhere"), ("warning", "3.0"),
+    }  # fmt: skip
+    assert (cases[0].image_id, cases[0].patient, cases[0].fold) == ("3.1", "P1", 0)
+
+
+def test_the_real_part_of_siim(data: Path) -> None:
+    cases = labelled.read("siim", data)
+    assert (len(cases), sum(case.positive for case in cases), sum(case.as_published for case in cases)) == (
+        248,
+        102,
+        199,
+    )
+    assert not cases.findings
+    assert {case.fold for case in cases} == {0, 1, 2, 3}
+    case = next(case for case in cases if case.positive)
+    assert case.mask().shape == case.pixels().shape == (1024, 1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "years"),
+    [("058Y", 58), ("58", 58), ("413", 413), ("018M", 1.5), ("026W", 0.5), ("", None), ("fifty", None)],
+)
+def test_ages(text: str, years: float | None) -> None:
+    assert siim.years(text) == years
+
+
+def test_silver(data: Path) -> None:
+    cases = labelled.read("silver", data)
+    assert (len(cases), sum(case.positive for case in cases)) == (3205, 744)
+    assert cases[0].mask() is None
+    assert cases[0].pixels().shape == (512, 512)
+    assert 0 < cases[0].label < 1
+
+
+def lgg_folder(folder: Path) -> Path:
+    """Three slices of two patients; the green channel is the one with a picture."""
+    for patient, number in (("TCGA_AA_0001_19990101", 2), ("TCGA_AA_0001_19990101", 10), ("TCGA_AA_0002_20000101", 1)):
+        home = folder / "kaggle_3m" / patient
+        home.mkdir(parents=True, exist_ok=True)
+        picture = np.zeros((32, 32, 3), np.uint8)
+        picture[8:24, 8:24, 1] = 120
+        picture[..., 2] = 255
+        mask = np.zeros((32, 32), np.uint8)
+        mask[10:12, 10 : 10 + number] = 255 if number > 1 else 0
+        Image.fromarray(picture).save(home / f"{patient}_{number}.tif")
+        Image.fromarray(mask).save(home / f"{patient}_{number}_mask.tif")
+    return folder
+
+
+def test_lgg(tmp_path: Path) -> None:
+    cases = labelled.read("lgg", lgg_folder(tmp_path))
+    assert [(case.image_id[-3:], case.patient, case.label) for case in cases] == [
+        ("1_2", "TCGA_AA_0001", 1), ("_10", "TCGA_AA_0001", 1), ("1_1", "TCGA_AA_0002", 0),
+    ]  # fmt: skip
+    assert [int(case.mask().sum()) for case in cases] == [4, 20, 0]
+    pixels = cases[0].pixels()
+    assert (pixels.dtype, pixels[0, 0]) == (np.float32, 0)  # the blue channel is not seen
+    assert pixels[16, 16] == pytest.approx(120 / 255)
+    assert pixels[16, 8] > pixels[16, 16]  # sharpened: an edge stands out
+    (tmp_path / "kaggle_3m" / "TCGA_AA_0002_20000101" / "TCGA_AA_0002_20000101_1_mask.tif").unlink()
+    assert [finding.where for finding in labelled.read("lgg", tmp_path).findings] == [("TCGA_AA_0002_20000101_1",)]
+
+
+def test_the_clinical_table(tmp_path: Path) -> None:
+    home = lgg_folder(tmp_path) / "kaggle_3m"
+    (home / "data.csv").write_text("Patient,gender,age,death01\nTCGA_AA_0001,1,40.5,0\nTCGA_AA_0002,NA,,1\n")
+    table = lgg.read_clinical(tmp_path)
+    assert table.keys() == {case.patient for case in labelled.read("lgg", tmp_path)}
+    assert table["TCGA_AA_0001"] == {"gender": 1, "age": 40.5, "death01": 0}
+    assert table["TCGA_AA_0002"] == {"gender": None, "age": None, "death01": 1}
+    (home / "data.csv").write_text("Patient,gender\nTCGA_AA_0001,male\n")
+    with pytest.raises(ValueError, match=r"line 2.*male"):
+        lgg.read_clinical(tmp_path)
+
+
+def table_folder(folder: Path, rows: str) -> Path:
+    """A grey PNG, a colour JPEG, a 16-bit TIFF, a DICOM file and a mask."""
+    picture = np.linspace(0, 255, 48 * 32).reshape(48, 32).astype(np.uint8)
+    (folder / "in").mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(folder / "in" / "a.png")
+    Image.fromarray(np.stack([picture] * 3, -1)).save(folder / "b.jpg", quality=95)
+    Image.fromarray(picture.astype(np.uint16) * 200).save(folder / "c.tif")
+    phantom.write(phantom.draw(1, True, SIDE), folder / "d.dcm")
+    Image.fromarray((picture > 200).astype(np.uint8) * 255).save(folder / "mask.png")
+    (folder / "labels.csv").write_text(rows)
+    return folder
+
+
+def test_a_table_of_images(tmp_path: Path) -> None:
+    header = "image,label,mask,patient,view,sex,age,fold,remark\n"
+    rows = "in/a.png,1,mask.png,P1,PA,F,60,0,x\nb.jpg,0.25,,P1,,,,,\nc.tif,0,,,AP,m,,,\nd.dcm,1,,,,,,,\n"
+    cases = labelled.read("table", table_folder(tmp_path, header + rows))
+    assert [(case.image_id, case.patient, case.label) for case in cases] == [
+        ("in/a", "P1", 1), ("b", "P1", 0.25), ("c", "c", 0), ("d", "d", 1),
+    ]  # fmt: skip
+    assert (cases[0].view, cases[0].sex, cases[0].age_years, cases[0].fold) == ("PA", "F", 60, 0)
+    assert (cases[2].sex, cases[1].age_years, cases[1].fold) == ("M", None, None)
+    for case in cases[:3]:
+        assert case.pixels().shape == (48, 32)
+        assert np.abs(case.pixels() - cases[0].pixels()).max() < 0.03
+    assert cases[0].mask().sum() == (np.linspace(0, 255, 48 * 32).astype(np.uint8) > 200).sum()
+    assert cases[1].mask() is None
+
+
+def test_image_and_mask_are_turned_alike(tmp_path: Path) -> None:
+    table_folder(tmp_path, "image,label,mask\nd.dcm,1,d-mask.png\n")
+    drawn = phantom.draw(1, True, SIDE)
+    Image.fromarray(drawn.mask.astype(np.uint8)).save(tmp_path / "d-mask.png")
+    (case,) = labelled.read("table", tmp_path)
+    upright, mask = case.pixels(), case.mask()
+    dataset = dcmread(tmp_path / "d.dcm")
+    dataset.PatientOrientation = ["R", "H"]  # mirrored and upside down
+    dataset.save_as(tmp_path / "d.dcm")
+    assert np.array_equal(case.pixels(), upright[::-1, ::-1])
+    assert np.array_equal(case.mask(), mask[::-1, ::-1])
+
+
+def test_a_wrong_table_is_said_with_its_lines(tmp_path: Path) -> None:
+    table_folder(tmp_path, "image,label,sex,fold\nb.jpg,1,F,0\nb.jpg,yes,,\n../b.jpg,1,,\nb.jpg,1,x,\nb.jpg,1,,-1\n")
+    with pytest.raises(ValueError, match=r"line 3: label(.|\n)*line 4: '../b(.|\n)*line 5: sex(.|\n)*line 6: fold"):
+        labelled.read("table", tmp_path)
+    table_folder(tmp_path, "image,label\nb.jpg,1\nnowhere.png,0\n")
+    (finding,) = labelled.read("table", tmp_path).findings
+    assert (finding.level, finding.where) == ("error", ("nowhere.png",))
+
+
+def test_phantoms() -> None:
+    cases = labelled.phantoms(3, first_seed=5, size=SIDE)
+    assert [case.label for case in cases] == [1, 0, 1]
+    assert [bool(case.mask().any()) for case in cases] == [True, False, True]
+    assert cases[0].pixels().shape == (SIDE, SIDE)
+    assert len({case.identity() for case in cases}) == 3
+
+
+@pytest.mark.parametrize("layout", ["siim", "silver", "lgg", "table"])
+def test_a_folder_without_the_layout_is_said(tmp_path: Path, layout: Layout) -> None:
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.*layout {layout}.*"):
+        labelled.read(layout, tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        labelled.read(layout, tmp_path / "nowhere")
+
+
+def test_a_broken_file_is_said_with_its_path(tmp_path: Path) -> None:
+    cases = labelled.read("table", table_folder(tmp_path, "image,label\nb.jpg,1\nd.dcm,1\nin/a.png,1\n"))
+    for case in cases:
+        case.path.write_bytes(case.path.read_bytes()[:60])
+        with pytest.raises(ValueError, match=f"{case.path.name}: cannot be read"):
+            case.pixels()

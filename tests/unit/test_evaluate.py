@@ -1,0 +1,184 @@
+"""Figures of a package: right, with intervals over patients, under the names that others read, streamed."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, f1_score, fbeta_score, roc_auc_score
+
+from inference import package
+from training import data as labelled
+from training.data.cases import Case
+from training.measures import evaluate, figures, metrics
+from training.measures.answers import Answer
+from training.measures.evaluate import read_answers, run, table
+
+THRESHOLD = 0.5
+
+
+def drawn(count: int = 60, seed: int = 0) -> tuple[list[Answer], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Answers, and the true and found masks (count, 8, 8) that they count."""
+    rng = np.random.default_rng(seed)
+    positive = rng.random(count) < 0.4
+    true = (rng.random((count, 8, 8)) < 0.3) & positive[:, None, None]
+    found = (rng.random((count, 8, 8)) < 0.3) & (rng.random(count) < 0.7)[:, None, None]
+    answers = [
+        Answer(
+            image_id=f"i{n}", patient=f"p{n // 2}", label=float(positive[n]), fold=n % 4, part="report" * (n % 4 == 3),
+            as_published=n % 5 > 0, probability=float(rng.integers(0, 9)) / 8, pixels=64, true=int(true[n].sum()),
+            found=int(found[n].sum()), common=int((true[n] & found[n]).sum()),
+        )
+        for n in range(count)
+    ]  # fmt: skip
+    return answers, true, found
+
+
+def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
+    answers, true, found = drawn()
+    measured = {name: one["value"] for name, one in figures.measured(answers, THRESHOLD, draws=10).items()}
+    scores = np.array([answer.probability for answer in answers])
+    labels = np.array([answer.positive for answer in answers])
+    expected = metrics.label_figures(scores, labels, THRESHOLD)
+    assert {name: measured[name] for name in expected} == pytest.approx(expected)
+    assert measured["auc"] == pytest.approx(roc_auc_score(labels, scores))
+    assert measured["average_precision"] == pytest.approx(average_precision_score(labels, scores))
+    both = found & (scores >= THRESHOLD)[:, None, None]
+    for suffix, masks in (("", both), (figures.ALONE, found)):
+        dice = np.array([metrics.dice(one, other) for one, other in zip(masks, true, strict=True)])
+        assert measured[f"competition_score{suffix}"] == pytest.approx(dice.mean())
+        assert measured[f"dice_positives{suffix}"] == pytest.approx(dice[labels].mean())
+        assert measured[f"pixel_f1{suffix}"] == pytest.approx(f1_score(true.ravel(), masks.ravel()))
+        assert measured[f"pixel_f2{suffix}"] == pytest.approx(fbeta_score(true.ravel(), masks.ravel(), beta=2))
+        assert measured[f"pixel_accuracy{suffix}"] == pytest.approx((true == masks).mean())
+        iou = dice / (2 - dice)
+        background = [metrics.dice(~one, ~other) for one, other in zip(masks, true, strict=True)]
+        assert measured[f"iou{suffix}"] == pytest.approx(iou.mean())
+        other_iou = np.array([one / (2 - one) for one in background])
+        assert measured[f"mean_iou{suffix}"] == pytest.approx(((iou + other_iou) / 2).mean())
+
+
+def test_intervals_are_over_patients() -> None:
+    answers, _, _ = drawn()
+    scores = np.array([answer.probability for answer in answers])
+    labels = np.array([answer.positive for answer in answers])
+    patients = np.array([answer.patient for answer in answers])
+    found = figures.measured(answers, THRESHOLD, draws=300)
+    for name, figure in {
+        "auc": lambda chosen: metrics.auc(scores[chosen], labels[chosen]),
+        "accuracy": lambda chosen: float(((scores >= THRESHOLD) == labels)[chosen].mean()),
+    }.items():
+        assert found[name]["interval_95"] == pytest.approx(metrics.bootstrap(figure, patients, 300))
+    one_patient = [replace(answer, patient="p") for answer in answers]
+    low, high = figures.measured(one_patient, THRESHOLD, draws=20)["auc"]["interval_95"]
+    assert low == high == pytest.approx(found["auc"]["value"])
+
+
+def test_the_keys_that_a_package_carries_are_still_there() -> None:
+    answers, _, _ = drawn()
+    found = figures.figures_of(answers, THRESHOLD, from_run=False)
+    carried = package.read_manifest(package.default_folder()).metrics
+
+    def lacking(wanted: Any, given: Any) -> list[str]:
+        if not isinstance(wanted, dict):
+            return []
+        return [key for key in wanted if key not in given or lacking(wanted[key], given[key])]
+
+    for group in ("all", "jpeg_baseline"):
+        assert lacking(carried[group], found[group]) == []
+    assert found["all"]["auc"]["images"] == 60
+    assert found["jpeg_baseline"]["auc"]["images"] == 48
+    assert found["all"]["fold_3"]["auc"] == found["all"]["auc_fold_3"]
+    assert found["all"]["fold_3"]["auc"]["images"] == 15
+
+
+def test_what_cannot_be_measured_is_left_out() -> None:
+    answers, _, _ = drawn()
+    without_masks = [replace(answer, true=None, label=0.2) for answer in answers]
+    found = figures.figures_of(without_masks, THRESHOLD, from_run=False)["all"]
+    assert "specificity" in found
+    assert not {"auc", "sensitivity", "average_precision", "dice", "pixel_f1"} & set(found)
+    json.dumps(found, allow_nan=False)
+
+
+def test_images_that_chose_or_trained_are_named() -> None:
+    answers, _, _ = drawn()
+    of_run = [replace(answer, part=("train", "train+validate")[answer.fold == 0]) for answer in answers]
+    found = figures.figures_of(of_run, THRESHOLD, from_run=True)
+    assert found["trained_on"] == 60
+    assert found["report"]["key"] == "fold_0"
+    assert "too good" in found["report"]["note"]
+    text = table(found | {"model": "m", "version": "1", "threshold": 0.5, "labels": "l", "warning": "SILVER"})
+    assert "60 of the 60 images trained this model" in text
+    assert "SILVER" in text
+
+
+def test_published_figures_stand_beside_ours_with_the_caveat() -> None:
+    answers, _, _ = drawn()
+    found = figures.figures_of(answers, THRESHOLD, from_run=False)
+    text = table(found | dict.fromkeys(("model", "version", "threshold", "labels", "warning"), "x"), {"mcc": 0.77})
+    (line,) = [line for line in text.splitlines() if line.startswith("mcc")]
+    assert "published 0.770" in line
+    assert f"all fold_3: {found['all']['fold_3']['mcc']['value']:.3f}" in line
+    assert f"jpeg_baseline fold_3: {found['jpeg_baseline']['fold_3']['mcc']['value']:.3f}" in line
+    assert "a difference says nothing by itself" in text
+
+
+class Watched(Case):
+    """Counts how many of its pictures are alive."""
+
+    alive: ClassVar[list[weakref.ref[NDArray[np.float32]]]] = []
+    most = 0
+
+    def pixels(self) -> NDArray[np.float32]:
+        picture = np.random.default_rng(1).random((48, 40), dtype=np.float32)
+        Watched.alive.append(weakref.ref(picture))
+        Watched.most = max(Watched.most, sum(one() is not None for one in Watched.alive))
+        return picture
+
+    def mask(self) -> NDArray[np.bool_]:
+        return np.eye(48, 40, dtype=bool)
+
+    def identity(self) -> str:
+        return self.image_id
+
+
+def test_a_package_is_measured_without_holding_the_images(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "DRAWS", 20)
+    Watched.alive, Watched.most = [], 0
+    cases = [Watched(image_id=str(n), patient=str(n // 2), label=n % 2, fold=n % 4) for n in range(40)]
+    monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
+    found = run(tiny_package, tmp_path, "siim", out=tmp_path / "out")
+    assert Watched.most <= 2 * evaluate._BATCH
+    assert read_answers(tmp_path / "out" / "answers.csv") == found.answers
+    assert json.loads((tmp_path / "out" / "figures.json").read_text()) == found.figures
+    assert len((tmp_path / "out" / "features.csv").read_text().splitlines()) == 41
+    assert len((tmp_path / "out" / "patients.csv").read_text().splitlines()) == 21
+    answer = found.answers[7]
+    seen = found.look(answer)
+    assert seen.true is not None
+    assert (seen.found.sum(), (seen.true & seen.found).sum()) == (answer.found, answer.common)
+    assert found.figures["all"]["fold_3"]["accuracy"]["of"] == 10
+
+
+def test_a_split_of_other_images_is_refused(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelled, "read", lambda layout, folder: labelled.phantoms(4, size=64))
+    (tmp_path / "split.csv").write_text("image_id,patient,fold,part,label\nnobody,p,0,train,1\n")
+    with pytest.raises(ValueError, match=r"split\.csv: line 2"):
+        run(tiny_package, tmp_path, "phantom", tmp_path / "split.csv")
+    monkeypatch.setattr(labelled, "read", lambda layout, folder: [])
+    with pytest.raises(ValueError, match="no labelled image"):
+        run(tiny_package, tmp_path, "phantom")
+    (tmp_path / "answers.csv").write_text("image_id,label\na,x\n")
+    with pytest.raises(ValueError, match="line 2"):
+        read_answers(tmp_path / "answers.csv")

@@ -1,0 +1,117 @@
+"""Losses: equal to MONAI's where it has them, to the papers' formulas elsewhere; what a recipe composes of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.fitting import losses
+from training.recipe import Loss
+
+
+def logits_and_masks(n: int = 4, side: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, 1, side, side, generator=generator) * 3
+    masks = (torch.rand(n, 1, side, side, generator=generator) < 0.1).float()
+    masks[0] = 0
+    return logits, masks
+
+
+def value(loss: Loss, outputs: losses.Outputs, targets: Tensor, positive_share: float = 0.5) -> float:
+    return float(losses.compose(loss, positive_share)(outputs, targets))
+
+
+def test_dice_and_focal_are_monais() -> None:
+    from monai.losses import DiceLoss, FocalLoss
+
+    logits, masks = logits_and_masks()
+    theirs = DiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1)
+    assert value(Loss(dice=1, empty=True), logits, masks) == pytest.approx(float(theirs(logits, masks)), rel=1e-6)
+    assert value(Loss(dice=1), logits, masks) == pytest.approx(float(theirs(logits[1:], masks[1:])), rel=1e-6)
+    theirs = FocalLoss(gamma=2)
+    assert value(Loss(focal=1), logits, masks) == pytest.approx(float(theirs(logits, masks)), rel=1e-5)
+
+
+def test_the_default_recipes_losses_stay_what_they_were() -> None:
+    logits, masks = logits_and_masks()
+    found, true = torch.sigmoid(logits[1:]).flatten(1), masks[1:].flatten(1)
+    overlap = 1 - (2 * (found * true).sum(1) + 1) / (found.sum(1) + true.sum(1) + 1)
+    entropy = functional.binary_cross_entropy_with_logits(logits, masks)
+    assert value(Loss(cross_entropy=1, dice=1), logits, masks) == pytest.approx(float(entropy + overlap.mean()))
+    soft = torch.tensor([[0.3], [0.8]])
+    wanted = functional.binary_cross_entropy_with_logits(torch.ones(2, 1), soft)
+    assert value(Loss(cross_entropy=1), torch.ones(2, 1), soft) == pytest.approx(float(wanted))
+
+
+@pytest.mark.parametrize("term", ["cross_entropy", "focal", "dice", "tanimoto"])
+def test_each_falls_where_the_answer_gets_better(term: str) -> None:
+    _, masks = logits_and_masks()
+    found = [value(Loss(**{term: 1}), scale * (masks * 2 - 1), masks) for scale in (-2.0, 0.0, 2.0, 8.0)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.01
+
+
+@pytest.mark.parametrize("term", ["cross_entropy", "tanimoto"])
+def test_a_soft_target_is_best_met_exactly(term: str) -> None:
+    soft = torch.full((1, 1, 32, 32), 0.3)
+    loss = losses.compose(Loss(**{term: 1}))
+    best = torch.logit(soft)
+    assert loss(best, soft) < min(loss(best - 0.1, soft), loss(best + 0.1, soft))
+    if term == "tanimoto":  # which is why grey is held to it, and not to Dice
+        assert float(loss(best, soft)) == pytest.approx(0, abs=1e-6)
+
+
+def test_terms_are_weighed_and_added() -> None:
+    logits, masks = logits_and_masks()
+    alone = {term: value(Loss(**{term: 1}), logits, masks) for term in ("cross_entropy", "focal", "dice")}
+    together = value(Loss(cross_entropy=3, focal=4, dice=1), logits, masks)
+    assert together == pytest.approx(3 * alone["cross_entropy"] + 4 * alone["focal"] + alone["dice"], rel=1e-6)
+
+
+def test_an_image_without_a_mask_counts_in_dice_only_if_asked() -> None:
+    logits, masks = logits_and_masks(1)
+    assert value(Loss(dice=1), logits, masks) == 0
+    assert value(Loss(dice=1, empty=True), logits, masks) > 0.9
+    assert value(Loss(dice=1, empty=True), logits - 50, masks) == pytest.approx(0)
+    logits.requires_grad_()
+    losses.compose(Loss(dice=1))(logits, masks).backward()  # a batch of such images is one like any other
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_balanced_classes_weigh_alike_however_rare() -> None:
+    labels = torch.tensor([[1.0]] + [[0.0]] * 9)
+    for term in ("cross_entropy", "focal"):
+        logits = torch.zeros(10, 1, requires_grad=True)
+        losses.compose(Loss(**{term: 1}, balance=True), 0.1)(logits, labels).backward()
+        assert logits.grad is not None
+        assert float(logits.grad.sum()) == pytest.approx(0, abs=1e-6)
+        assert float(logits.grad[0]) == pytest.approx(9 * -float(logits.grad[1]))
+    plain, balanced = (value(Loss(cross_entropy=1, balance=yes), torch.zeros(10, 1), labels, 0.1) for yes in (0, 1))
+    assert balanced == pytest.approx(plain)  # and the learning rate means what it did
+    with pytest.raises(ValueError, match="both classes"):
+        losses.compose(Loss(cross_entropy=1, balance=True), 0.0)
+
+
+def test_each_of_several_outputs_is_held_against_what_it_is_of() -> None:
+    logits, masks = logits_and_masks()
+    image_level = torch.tensor([[-2.0], [1.0], [2.0], [3.0]])
+    filled = torch.tensor([[0.0], [1.0], [1.0], [1.0]])
+    loss = Loss(cross_entropy=1, dice=1)
+    parts = [value(loss, logits, masks), value(loss, -logits, masks), value(loss, image_level, filled)]
+    assert value(loss, [logits, -logits, image_level], masks) == pytest.approx(sum(parts) / 3)
+    assert value(Loss(dice=1), image_level, filled) == value(Loss(cross_entropy=1), image_level, filled)
+    with pytest.raises(ValueError, match="wanted masks"):
+        value(loss, logits, filled)
+
+
+def test_the_sums_are_of_32_bits_in_mixed_precision() -> None:
+    logits, masks = logits_and_masks(side=128)
+    logits = logits.bfloat16()
+    wanted = value(Loss(cross_entropy=1, dice=1, focal=1, tanimoto=1), logits.float(), masks)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses.compose(Loss(cross_entropy=1, dice=1, focal=1, tanimoto=1))(logits, masks)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(wanted, rel=1e-6)

@@ -1,0 +1,151 @@
+"""Figures: equal to scikit-learn's and MONAI's on random data, and defined where there is little."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from training.measures import metrics
+
+Drawn = tuple[NDArray[np.float64], NDArray[np.bool_]]
+
+
+@st.composite
+def scores_and_labels(draw: st.DrawFn) -> Drawn:
+    """Both classes, and ties."""
+    levels, seed = draw(st.integers(2, 40)), draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    labels = rng.random(draw(st.integers(2, 60))) < draw(st.floats(0.05, 0.95))
+    labels[:2] = True, False
+    return rng.integers(0, levels + 1, len(labels)) / levels, labels
+
+
+@settings(max_examples=40, deadline=None)
+@given(scores_and_labels(), st.floats(0, 1))
+def test_figures_of_labels_are_scikit_learns(drawn: Drawn, threshold: float) -> None:
+    from sklearn import metrics as theirs
+
+    scores, labels = drawn
+    said = scores >= threshold
+    found = metrics.label_figures(scores, labels, threshold)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its remarks on what is undefined
+        wanted = {
+            "auc": theirs.roc_auc_score(labels, scores),
+            "average_precision": theirs.average_precision_score(labels, scores),
+            "sensitivity": theirs.recall_score(labels, said),
+            "specificity": theirs.recall_score(~labels, ~said),
+            "ppv": theirs.precision_score(labels, said, zero_division=np.nan),
+            "npv": theirs.precision_score(~labels, ~said, zero_division=np.nan),
+            "f1": theirs.f1_score(labels, said),
+            "f2": theirs.fbeta_score(labels, said, beta=2),
+            "mcc": theirs.matthews_corrcoef(labels, said),
+            "accuracy": theirs.accuracy_score(labels, said),
+            "brier": theirs.brier_score_loss(labels, scores),
+        }
+    assert found == pytest.approx(wanted, abs=1e-12, nan_ok=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(scores_and_labels())
+def test_curves_are_scikit_learns(drawn: Drawn) -> None:
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    scores, labels = drawn
+    for found, wanted in zip(metrics.roc(*drawn), roc_curve(labels, scores, drop_intermediate=False), strict=True):
+        assert found == pytest.approx(wanted)
+    sensitivity, precision, thresholds = metrics.precision_recall(*drawn)
+    their_precision, their_sensitivity, their_thresholds = precision_recall_curve(labels, scores)
+    assert sensitivity[::-1] == pytest.approx(their_sensitivity)
+    assert precision[::-1] == pytest.approx(their_precision)
+    assert thresholds[:0:-1] == pytest.approx(their_thresholds)
+    # Theirs puts a score on the border of two bins into either, as 0.1 * n happens to be rounded.
+    scores = np.clip(scores * 0.9 + 0.013, 0, 1)
+    mean, share, count = metrics.calibration(scores, labels)
+    their_share, their_mean = calibration_curve(labels, scores, n_bins=10)
+    assert mean == pytest.approx(their_mean)
+    assert share == pytest.approx(their_share)
+    assert count.sum() == len(scores)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_figures_of_masks_are_monais(seed: int, images: int) -> None:
+    from monai.metrics import DiceMetric, MeanIoU
+
+    rng = np.random.default_rng(seed)
+    found, true = (rng.random((images, 9, 7)) < rng.choice([0, 0.02, 0.5], (images, 1, 1)) for _ in range(2))
+    figures = metrics.mask_figures(found, true)
+
+    def theirs(metric: DiceMetric | MeanIoU, found: NDArray[np.bool_], true: NDArray[np.bool_]) -> NDArray[np.float64]:
+        values = metric(*(torch.from_numpy(one.astype(np.float32))[:, None] for one in (found, true)))
+        # It gives NaN for an empty mask, whatever was found.
+        filled = np.where(found.any((1, 2)) | true.any((1, 2)), 0.0, 1.0)
+        return np.where(np.isnan(values.numpy()[:, 0]), filled, values.numpy()[:, 0])
+
+    dices = theirs(DiceMetric(), found, true)
+    ious, background = theirs(MeanIoU(), found, true), theirs(MeanIoU(), ~found, ~true)
+    some = true.any((1, 2))
+    assert figures["dice"] == figures["competition_score"] == pytest.approx(dices.mean(), abs=1e-6)
+    assert figures["iou"] == pytest.approx(ious.mean(), abs=1e-6)
+    assert figures["mean_iou"] == pytest.approx((ious + background).mean() / 2, abs=1e-6)
+    if some.any():
+        assert figures["dice_positives"] == pytest.approx(dices[some].mean(), abs=1e-6)
+        assert figures["iou_positives"] == pytest.approx(ious[some].mean(), abs=1e-6)
+    else:
+        assert math.isnan(figures["dice_positives"])
+    pixels = metrics.label_figures(found.ravel().astype(float), true.ravel(), 0.5)
+    for name in ("accuracy", "f1", "f2"):
+        assert figures[f"pixel_{name}"] == pytest.approx(pixels[name], nan_ok=True)
+
+
+def test_masks_may_come_one_by_one_and_of_any_size() -> None:
+    found = [np.ones((4, 4), bool), np.zeros((8, 2), bool), np.ones((2, 2), bool)]
+    true = [np.ones((4, 4), bool), np.zeros((8, 2), bool), np.zeros((2, 2), bool)]
+    figures = metrics.mask_figures(iter(found), iter(true))
+    assert figures["dice"] == pytest.approx(2 / 3)
+    assert figures["dice_positives"] == 1
+    assert figures["pixel_accuracy"] == pytest.approx(32 / 36)
+    with pytest.raises(ValueError, match="shape"):
+        metrics.mask_figures(found, true[::-1])
+
+
+def test_what_one_class_alone_leaves_undefined_is_no_number() -> None:
+    figures = metrics.label_figures(np.array([0.2, 0.4]), np.array([False, False]), 0.5)
+    undefined = {name for name, value in figures.items() if math.isnan(value)}
+    assert undefined == {"auc", "average_precision", "sensitivity", "ppv", "f1", "f2"}
+    assert figures["specificity"] == figures["npv"] == figures["accuracy"] == 1
+    assert figures["mcc"] == 0
+
+
+def test_wilsons_interval() -> None:
+    assert metrics.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Newcombe 1998
+    assert metrics.wilson(0, 10)[0] == 0
+    assert math.isnan(metrics.wilson(0, 0)[0])
+
+
+def test_dice_of_nothing_and_nothing_is_one() -> None:
+    empty, full = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    assert [metrics.dice(empty, empty), metrics.dice(full, empty), metrics.dice(full, full)] == [1, 0, 1]
+
+
+def test_the_threshold_keeps_its_sensitivity() -> None:
+    rng = np.random.default_rng(1)
+    scores, labels = rng.random(100), rng.random(100) < 0.5
+    threshold = metrics.threshold_for_sensitivity(scores, labels, 0.9)
+    assert (scores[labels] >= threshold).mean() >= 0.9
+    assert (scores[labels] > threshold).mean() < 0.9
+
+
+def test_patients_are_resampled_not_images() -> None:
+    patients = np.array(["a"] * 50 + ["b"] * 50)
+    values = np.array([0.0] * 50 + [1.0] * 50)
+    assert metrics.bootstrap(lambda chosen: float(values[chosen].mean()), patients) == (0.0, 1.0)

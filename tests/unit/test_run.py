@@ -1,0 +1,93 @@
+"""The folder of a run: what it says, what it refuses, and that files are whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from training.data.cases import Case
+from training.fitting.run import Run, RunError, digest, write
+
+
+class Recipe(BaseModel):
+    id: str = "tiny"
+    networks: list[dict[str, int]] = [{"batch": 8, "epochs": 2}]
+
+
+COMMAND = ["pleura", "train", "--data=/home/roentgen/chests", "--out", "/home/roentgen/out", "--recipe", "tiny"]
+
+
+def test_a_new_folder_says_what_was_asked_where(tmp_path: Path) -> None:
+    run = Run(tmp_path / "out", Recipe(), "abc", COMMAND)
+    assert json.loads((run.folder / "recipe.json").read_text())["networks"] == [{"batch": 8, "epochs": 2}]
+    text = (run.folder / "environment.json").read_text()
+    assert "roentgen" not in text
+    found = json.loads(text)
+    assert found["command"] == run.command == "pleura train --data=chests --out out --recipe tiny"
+    assert (found["data"], found["processes"]) == ("abc", 1)
+    assert found["packages"]["torch"] == run.environment["packages"]["torch"]
+
+
+def test_the_same_run_is_found_again_and_another_refused(tmp_path: Path) -> None:
+    Run(tmp_path, Recipe(), "abc", COMMAND)
+    Run(tmp_path, Recipe(), "abc", ["pleura", "train", "again"])
+    with pytest.raises(RunError, match=r"another recipe: networks\.0\.batch was 8, is 4\. Give another folder"):
+        Run(tmp_path, Recipe(networks=[{"batch": 4, "epochs": 2}]), "abc", COMMAND)
+    with pytest.raises(RunError, match=r"other data \(digest abc then, abd now\)"):
+        Run(tmp_path, Recipe(), "abd", COMMAND)
+
+
+def test_another_machine_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Run(tmp_path, Recipe(), "abc", COMMAND).folder / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 999}))
+    Run(tmp_path, Recipe(), "abc", COMMAND)
+    assert "threads was 999" in capsys.readouterr().out
+
+
+def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunError, match=r"thesis\.tex and no run"):
+        Run(tmp_path, Recipe(), "abc", COMMAND)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_start_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / ".recipe.json.part").write_text("{")
+    assert json.loads((Run(tmp_path, Recipe(), "abc", COMMAND).folder / "recipe.json").read_text())["id"] == "tiny"
+
+
+def test_a_file_is_there_as_a_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    write(path, lambda file: file.write(b"before"))
+
+    def torn(file: BinaryIO) -> None:
+        file.write(b"aft")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write(path, torn)
+    assert path.read_bytes() == b"before"
+
+
+class Known(Case):
+    def pixels(self) -> NDArray[np.float32]:
+        raise AssertionError("a digest reads no pixels")
+
+    mask = pixels
+
+    def identity(self) -> str:
+        return f"{self.image_id} {self.label}"
+
+
+def test_the_digest_knows_the_set_and_not_its_order() -> None:
+    cases = [Known(image_id=name, patient=name, label=1.0) for name in "abc"]
+    relabelled = [*cases[:2], Known(image_id="c", patient="c", label=0.0)]
+    assert digest(cases) == digest(cases[::-1])
+    assert len({digest(cases), digest(cases[:2]), digest(relabelled)}) == 3

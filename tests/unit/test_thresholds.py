@@ -1,0 +1,115 @@
+"""Thresholds: what the search promises is what the serving code then does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference.postprocess import segment
+from training.measures import metrics, thresholds
+from training.recipe import OperatingPoint
+
+GRID = thresholds.Grid(
+    bottom=(0.3, 0.7),  # 0.7 is not the same number in 32 bits
+    top=(None, 0.5, 0.7, 0.9),
+    min_area_at_1024_px=(0, 1024, 3072, 20480),  # 1, 3 and 20 pixels of 32 x 32
+    min_sure_area_at_1024_px=(0, 1500, 6000),
+)
+
+
+def maps(seed: int, count: int = 4) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+    """Smooth blobs against shifted ones; some empty, some maps of zeros, some of exactly a threshold."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for kind in rng.integers(0, 4, count):
+        shape = rng.choice([32, 45], 2)
+        blobs = ndimage.gaussian_filter(rng.random(shape), 2)
+        blobs = (blobs - blobs.min()) / (blobs.max() - blobs.min())
+        true = (blobs > 0.8) & (kind != 1)
+        found = np.roll(blobs, 1, axis=0).round(1).astype(np.float32) * (kind != 2)
+        made.append((found, true))
+    return made
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_score_of_every_rule_is_that_of_the_serving_code(seed: int) -> None:
+    images = maps(seed)
+    found = thresholds.search(iter(images), GRID)
+    tried = list(found.rows())
+    assert len(tried) == (4 + 3) * 4 * 3  # a top of 0.5 is below a bottom of 0.7
+    for row in tried:
+        score = row.pop("competition_score")
+        assert score == pytest.approx(np.mean([metrics.dice(segment(one, **row), true) for one, true in images]))
+        assert score <= found.score + 1e-9
+    best = np.mean([metrics.dice(segment(one, **found.best), true) for one, true in images])
+    assert best == pytest.approx(found.score)
+
+
+def disc(radius: float) -> NDArray[np.float64]:
+    y, x = np.mgrid[:64, :64] - 32
+    return np.asarray(x**2 + y**2 <= radius**2, float)
+
+
+def test_a_speck_found_in_vain_asks_for_the_smallest_area_after_a_classifier() -> None:
+    speck, lesion = disc(1.5) * 0.9, disc(9)
+    images = [((lesion * 0.9).astype(np.float32), lesion > 0), (speck.astype(np.float32), lesion > 2)]
+    rule = thresholds.search_rule(images, two_stage=True)
+    assert rule["bottom"] == rule["top"]
+    assert rule["min_area_at_1024_px"] > speck.astype(bool).sum() * 256
+    assert rule["min_sure_area_at_1024_px"] == 0
+
+
+def test_without_a_classifier_sure_pixels_decide_and_the_lower_threshold_draws() -> None:
+    lesion = disc(9)
+    shown = lesion * 0.45 + disc(5) * 0.5
+    doubtful = disc(9) * 0.6
+    images = [(shown.astype(np.float32), lesion > 0), (doubtful.astype(np.float32), lesion > 2)]
+    rule = thresholds.search_rule(images, two_stage=False)
+    assert rule["bottom"] <= 0.4
+    assert rule["top"] > 0.6 or rule["min_sure_area_at_1024_px"] > 0
+    assert thresholds.search(images, thresholds.TRIPLET).score == 1
+
+
+def test_nothing_to_search_on_is_said() -> None:
+    with pytest.raises(ValueError, match="no validation image"):
+        thresholds.search_rule([], two_stage=True)
+    with pytest.raises(ValueError, match="shape"):
+        thresholds.search_rule([(np.zeros((4, 4), np.float32), np.zeros((4, 5), bool))], two_stage=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 1))
+def test_an_operating_point_keeps_its_sensitivity_and_is_the_highest_that_does(seed: int, wanted: float) -> None:
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.random(40), rng.random(40) < 0.4
+    labels[0] = True
+    threshold, words = thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=wanted))
+    assert (scores[labels] >= threshold).mean() >= wanted
+    assert (scores[labels] >= threshold + 0.001).mean() < wanted or threshold == 0.999
+    assert f"{wanted:.2f} or more" in words
+    assert threshold == round(threshold, 3)
+
+
+@pytest.mark.parametrize("best", ["mcc", "f1", "accuracy"])
+def test_an_operating_point_may_be_the_best_of_a_figure(best: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random(60) < 0.3
+    scores = np.clip(labels * 0.3 + rng.random(60) * 0.6, 0, 1)
+    point = OperatingPoint.model_validate({"best": best})
+    threshold, words = thresholds.operating_point(scores, labels, point)
+    reached = metrics.label_figures(scores, labels, threshold)[best]
+    tried = [metrics.label_figures(scores, labels, other)[best] for other in np.arange(0.001, 1, 0.01)]
+    assert reached >= np.nanmax(tried)
+    assert f"highest {best} ({reached:.3f})" in words
+
+
+def test_an_operating_point_wants_the_classes_it_is_between() -> None:
+    with pytest.raises(ValueError, match="0 of the 3"):
+        thresholds.operating_point(np.ones(3), np.zeros(3, bool), OperatingPoint(sensitivity=0.9))
+    with pytest.raises(ValueError, match="3 of the 3"):
+        thresholds.operating_point(np.ones(3), np.ones(3, bool), OperatingPoint(best="mcc"))

@@ -1,0 +1,322 @@
+"""Checkpoints in each form that is published, made here, fill an encoder; what does not fit is said, not guessed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from inference.networks.densenet import DenseNet121
+from inference.networks.encoders import ENCODERS
+from training.fitting.weights import WeightsError, load_start, take_encoder
+from training.recipe import Stage
+
+B3_BLOCKS = (2, 3, 3, 5, 5, 6, 2)  # of EfficientNet-B3's stages: the paper's Table 1, times 1.4
+SE_RESNEXT50_BLOCKS = (3, 4, 6, 3)
+
+
+class Network(nn.Module):
+    """An encoder and something after it."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(1, 1)
+
+
+def stage(architecture: str = "unet", **arguments: Any) -> Stage:
+    return Stage.model_validate(
+        {
+            "role": "segmenter",
+            "architecture": architecture,
+            "arguments": arguments,
+            "side": 64,
+            "start": "imagenet",
+            "loss": {"dice": 1},
+            "epochs": 1,
+            "batch": 1,
+            "optimiser": {"learning_rate": 0.1},
+        }
+    )
+
+
+def small(channels: int = 3) -> Network:
+    return Network(nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4)))
+
+
+def batch_norm(name: str) -> Iterator[str]:
+    for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        yield f"{name}.{part}"
+
+
+def both(name: str) -> tuple[str, str]:
+    return f"{name}.weight", f"{name}.bias"
+
+
+def blocks(of_stages: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    number = 0
+    for one, count in enumerate(of_stages):
+        for block in range(count):
+            yield one, block, number
+            number += 1
+
+
+def lukemelas() -> Iterator[str]:
+    yield "_conv_stem.weight"
+    yield from batch_norm("_bn0")
+    for one, _, number in blocks(B3_BLOCKS):
+        at = f"_blocks.{number}."
+        if one:
+            yield f"{at}_expand_conv.weight"
+            yield from batch_norm(f"{at}_bn0")
+        yield f"{at}_depthwise_conv.weight"
+        yield from batch_norm(f"{at}_bn1")
+        yield from both(f"{at}_se_reduce")
+        yield from both(f"{at}_se_expand")
+        yield f"{at}_project_conv.weight"
+        yield from batch_norm(f"{at}_bn2")
+
+
+def monai() -> Iterator[str]:
+    numbers = [(one, number) for one, _, number in blocks(B3_BLOCKS)]
+    for name in lukemelas():
+        parts = name.split(".")
+        if parts[0] == "_blocks":
+            parts.insert(1, str(numbers[int(parts[1])][0]))
+        yield ".".join(parts)
+
+
+def timm() -> Iterator[str]:
+    yield "conv_stem.weight"
+    yield from batch_norm("bn1")
+    for one, block, _ in blocks(B3_BLOCKS):
+        convolutions = ["conv_pw", "conv_dw", "conv_pwl"] if one else ["conv_dw", "conv_pw"]
+        for number, convolution in enumerate(convolutions, 1):
+            yield f"blocks.{one}.{block}.{convolution}.weight"
+            yield from batch_norm(f"blocks.{one}.{block}.bn{number}")
+            if convolution == "conv_dw":
+                yield from both(f"blocks.{one}.{block}.se.conv_reduce")
+                yield from both(f"blocks.{one}.{block}.se.conv_expand")
+
+
+def torchvision() -> Iterator[str]:
+    yield "features.0.0.weight"
+    yield from batch_norm("features.0.1")
+    for one, block, _ in blocks(B3_BLOCKS):
+        parts = ["convolution", "convolution", "squeeze", "convolution"][0 if one else 1 :]
+        for number, part in enumerate(parts):
+            at = f"features.{one + 1}.{block}.block.{number}."
+            if part == "squeeze":
+                yield from both(f"{at}fc1")
+                yield from both(f"{at}fc2")
+            else:
+                yield f"{at}0.weight"
+                yield from batch_norm(f"{at}1")
+
+
+def cadene() -> Iterator[str]:
+    yield "layer0.conv1.weight"
+    yield from batch_norm("layer0.bn1")
+    for one, block, _ in blocks(SE_RESNEXT50_BLOCKS):
+        at = f"layer{one + 1}.{block}."
+        for number in (1, 2, 3):
+            yield f"{at}conv{number}.weight"
+            yield from batch_norm(f"{at}bn{number}")
+        yield from both(f"{at}se_module.fc1")
+        yield from both(f"{at}se_module.fc2")
+        if not block:  # in the order in which MONAI registers them: the shortcut last
+            yield f"{at}downsample.0.weight"
+            yield from batch_norm(f"{at}downsample.1")
+
+
+def others_like(encoder: nn.Module) -> list[Tensor]:
+    """Each filled with a number of its own."""
+    return [torch.full_like(one, number) for number, one in enumerate(encoder.state_dict().values(), 2)]
+
+
+def assert_filled(encoder: nn.Module, values: list[Tensor]) -> None:
+    found = encoder.state_dict()
+    wrong = [name for (name, one), value in zip(found.items(), values, strict=True) if not torch.equal(one, value)]
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def efficientnet() -> nn.Module:
+    return ENCODERS["efficientnet-b3"](3)
+
+
+@pytest.mark.parametrize(
+    ("names", "head", "known"),
+    [
+        (lukemelas, ["_conv_head.weight", "_bn1.bias", "_fc.weight"], {"_blocks.25._project_conv.weight": (384, 2304)}),
+        (monai, ["_conv_head.weight", "_bn1.bias", "_fc.weight"], {"_blocks.1.2._expand_conv.weight": (144, 24)}),
+        (
+            timm,
+            ["conv_head.weight", "bn2.bias", "classifier.weight"],
+            {"blocks.0.0.conv_pw.weight": (24, 40), "blocks.0.1.se.conv_reduce.weight": (6, 24)},
+        ),
+        (
+            torchvision,
+            ["features.8.0.weight", "features.8.1.bias", "classifier.1.weight"],
+            {"features.1.0.block.2.0.weight": (24, 40), "features.7.1.block.3.0.weight": (384, 2304)},
+        ),
+    ],
+)
+def test_efficientnet_as_each_of_its_publishers_names_it(
+    names: Callable[[], Iterator[str]],
+    head: list[str],
+    known: dict[str, tuple[int, int]],
+    efficientnet: nn.Module,
+    tmp_path: Path,
+) -> None:
+    values = others_like(efficientnet)
+    state = dict(zip(names(), values, strict=True))
+    assert {name: tuple(state[name].shape[:2]) for name in known} == known
+    save_file(state | {name: torch.ones(2) for name in head}, tmp_path / "b3.safetensors")
+    load_start(Network(efficientnet), stage(encoder="efficientnet-b3"), tmp_path / "b3.safetensors")
+    assert_filled(efficientnet, values)
+
+
+def test_squeeze_and_excitation_as_cadene_and_timm_name_it(tmp_path: Path) -> None:
+    encoder = ENCODERS["se-resnext50"](3)
+    values = others_like(encoder)
+    state = dict(zip(cadene(), values, strict=True))
+    for name in state:
+        if ".se_module." in name and name.endswith("weight"):
+            state[name] = state[name][:, :, None, None]  # there, a convolution of one pixel
+    state |= {"last_linear.weight": torch.ones(2), "last_linear.bias": torch.ones(2)}
+    assert tuple(state["layer3.5.se_module.fc1.weight"].shape) == (64, 1024, 1, 1)
+    torch.save(state, tmp_path / "se.pth")
+    load_start(Network(encoder), stage(encoder="se-resnext50"), tmp_path / "se.pth")
+    assert_filled(encoder, values)
+
+
+def as_chexnet(name: str) -> str:
+    if ".denselayer" in name:
+        for part in ("norm", "conv"):
+            name = name.replace(f".{part}1.", f".{part}.1.").replace(f".{part}2.", f".{part}.2.")
+    return f"module.densenet121.{name}"
+
+
+@pytest.mark.parametrize("build", [DenseNet121, lambda: Network(ENCODERS["densenet121"](1))])
+def test_chexnet_starts_a_grey_densenet_and_its_encoder(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    published, network = DenseNet121(14, "imagenet"), build()
+    state = {
+        as_chexnet(name).replace("classifier.", "classifier.0."): one
+        for name, one in published.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    before = {name: one.clone() for name, one in network.state_dict().items() if "features." not in name}
+    torch.save({"epoch": 5, "state_dict": state}, tmp_path / "chexnet.pth.tar")
+    load_start(network, stage("densenet-121"), tmp_path / "chexnet.pth.tar")
+    found = {name.removeprefix("encoder."): one for name, one in network.state_dict().items()}
+    wanted = published.features.state_dict()
+    kernels = wanted.pop("conv0.weight")
+    assert all(torch.equal(found[f"features.{name}"], one) for name, one in wanted.items())
+    grey = torch.rand(1, 1, 16, 16)
+    one_map = nn.functional.conv2d(grey, found["features.conv0.weight"])
+    torch.testing.assert_close(one_map, nn.functional.conv2d(grey.repeat(1, 3, 1, 1), kernels))
+    assert before
+    assert all(torch.equal(found[name], one) for name, one in before.items())
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state, "epoch": 3}])
+@pytest.mark.parametrize("prefix", ["", "module.", "encoder."])
+def test_wrappers_and_other_parts_are_left_out(wrap: Callable[[Any], Any], prefix: str, tmp_path: Path) -> None:
+    network = small()
+    values = others_like(network.encoder)
+    state = {prefix + name: one for name, one in zip(network.encoder.state_dict(), values, strict=True)}
+    state |= {"decoder.x": torch.ones(1)} if prefix == "encoder." else {f"{prefix}fc.weight": torch.ones(1)}
+    torch.save(wrap(state), tmp_path / "a.pt")
+    load_start(network, stage(), tmp_path / "a.pt")
+    assert_filled(network.encoder, values)
+
+
+def missing(state: dict[str, Tensor]) -> None:
+    del state["1.running_var"]
+
+
+def unknown(state: dict[str, Tensor]) -> None:
+    state["2.weight"] = torch.zeros(1)
+
+
+def misshapen(state: dict[str, Tensor]) -> None:
+    state["0.weight"] = torch.zeros(4, 3, 5, 5)
+
+
+def not_finite(state: dict[str, Tensor]) -> None:
+    state["1.bias"] = torch.full((4,), float("nan"))
+
+
+def all_others(state: dict[str, Tensor]) -> None:
+    state |= {f"x{number}": torch.zeros(1) for number in range(6)}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (missing, r"encoder of unet vgg19: 1\.running_var is missing; give"),
+        (unknown, r"encoder of unet vgg19: 2\.weight is unknown; give"),
+        (misshapen, r"0\.weight is \(4, 3, 5, 5\), wanted \(4, 3, 3, 3\); give"),
+        (not_finite, r"1\.bias holds NaN or infinity; give"),
+        (all_others, r"x0 is unknown; .*x4 is unknown; and 1 more; give the state dict"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_changed(
+    spoil: Callable[[dict[str, Tensor]], None], said: str, tmp_path: Path
+) -> None:
+    network = small()
+    before = [one.clone() for one in network.encoder.state_dict().values()]
+    state = dict(zip(network.encoder.state_dict(), others_like(network.encoder), strict=True))
+    spoil(state)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=rf"a\.pth: not weights for .*{said}"):
+        load_start(network, stage(encoder="vgg19"), tmp_path / "a.pth")
+    assert_filled(network.encoder, before)
+
+
+class Hostile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save({"state_dict": Hostile(tmp_path / "made")}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"a\.pth: refused, nothing in it was run: it wants to call posix\.mkdir"):
+        load_start(small(), stage(), tmp_path / "a.pth")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "absent.pth", "absent.safetensors"])
+def test_what_is_no_checkpoint_is_said_with_its_path(name: str, tmp_path: Path) -> None:
+    if name.startswith("a."):
+        (tmp_path / name).write_bytes(b"{} not weights")
+    with pytest.raises(WeightsError, match=name):
+        load_start(small(), stage(), tmp_path / name)
+
+
+def test_a_network_without_an_encoder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="plain-classifier has no encoder"):
+        load_start(nn.Linear(1, 1), stage("plain-classifier"), tmp_path / "any.pth")
+
+
+def test_a_segmenter_takes_the_encoder_of_a_classifier() -> None:
+    classifier, segmenter = small(), small()
+    values = others_like(classifier.encoder)
+    classifier.encoder.load_state_dict(dict(zip(classifier.encoder.state_dict(), values, strict=True)))
+    take_encoder(segmenter, classifier)
+    assert_filled(segmenter.encoder, values)
+
+
+def test_an_encoder_of_another_kind_is_not_taken() -> None:
+    with pytest.raises(WeightsError, match=r"the encoders differ in 1 tensors \(0\.weight\)"):
+        take_encoder(small(channels=1), small())

@@ -1,0 +1,70 @@
+"""What `pleura train`, `evaluate` and `explore` do; daemon/cli.py reads their options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inference import package
+from training import loop, recipe
+from training.data import explore
+from training.fitting.fit import TrainingError
+from training.fitting.run import RunError
+from training.fitting.weights import WeightsError
+from training.measures import evaluate, outcome, report
+from training.recipe import Layout, Recipe, RecipeError
+
+# What is wrong with data, weights, a run folder or the training itself; each message says where and what to do.
+FAILURES = (OSError, ValueError, RunError, TrainingError, WeightsError)
+
+_OUTCOME = "lgg-outcome"  # the one recipe that trains no network
+
+__all__ = ["FAILURES", "RecipeError", "explore_data", "measure", "read_recipe", "train_outcome", "train_package"]
+
+
+def read_recipe(path: Path, changes: Mapping[str, str], fold: int | None) -> Recipe | outcome.Settings:
+    """The recipe of a file, with its changed knobs. `fold` (k-fold) validates on that fold, reports on the next.
+
+    Raises:
+        RecipeError: a recipe that cannot be used, or a fold that is none.
+    """
+    if recipe.read(path).get("id") == _OUTCOME:
+        return outcome.load(path)
+    wanted = recipe.load(path, changes)
+    return wanted if fold is None else wanted.with_fold(fold)
+
+
+def train_package(
+    wanted: Recipe, data: Path, out: Path, command: Sequence[str], starts: Mapping[int, Path]
+) -> dict[str, Any]:
+    """Train, export, measure and report; returns the figures. `out` then holds package/ and report.html."""
+    folder = loop.train(wanted, data, out, command, starts)
+    if folder is None:  # another process of torchrun writes
+        return {}
+    evaluation = evaluate.run(folder, data, wanted.layout, out / "split.csv", out)
+    package.amend(folder, evaluation.figures)
+    report.write(evaluation, wanted, out, out / "report.html")
+    return evaluation.figures
+
+
+def train_outcome(settings: outcome.Settings, data: Path, out: Path) -> dict[str, Any]:
+    """The outcome model of a case study: figures only, no package (there is nothing in it that reads an image)."""
+    return outcome.train(settings, data, out)
+
+
+def measure(
+    model: Path, data: Path, layout: Layout, split: Path | None, report_to: Path | None, recipes: Path
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """(figures of a package on labelled images, what was published for its recipe); a page too where `report_to`."""
+    evaluation = evaluate.run(model, data, layout, split)
+    trained_by = package.read_manifest(model).training.recipe
+    known = next((recipe.load(path) for path in recipes.glob("*.yaml") if recipe.read(path)["id"] == trained_by), None)
+    if report_to is not None:
+        report.write(evaluation, known, split.parent if split else None, report_to)
+    return evaluation.figures, known.published if known else {}
+
+
+def explore_data(data: Path, layout: Layout, out: Path) -> None:
+    """One HTML page about a data set."""
+    explore.explore(data, layout, out)

@@ -1,0 +1,85 @@
+"""Labelled images from a folder of any layout, or drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference import radiograph
+from training import phantom
+from training.data import lgg, siim, silver, table
+from training.data.cases import Case
+from training.data.findings import Cases
+
+if TYPE_CHECKING:  # the recipe brings torch along, which the processes that decode images need not
+    from training.recipe import Layout
+
+_PHANTOMS = 200
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a layout is read, and what it is: a line for a package's provenance."""
+
+    about: str
+    read: Callable[[Path], Cases]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomCase(Case):
+    """A synthetic radiograph, drawn when asked for."""
+
+    seed: int
+    size: int
+
+    def pixels(self) -> NDArray[np.float32]:
+        return radiograph.stretch(_drawn(self.seed, self.positive, self.size).pixels)
+
+    def mask(self) -> NDArray[np.bool_]:
+        return _drawn(self.seed, self.positive, self.size).mask
+
+    def identity(self) -> str:
+        return f"phantom {self.seed} {self.positive} {self.size}"
+
+
+@lru_cache(maxsize=1)  # pixels and mask are asked for one after the other
+def _drawn(seed: int, pneumothorax: bool, size: int) -> phantom.Phantom:
+    return phantom.draw(seed, pneumothorax, size)
+
+
+def phantoms(count: int, first_seed: int = 0, size: int = 256) -> Cases:
+    """Synthetic radiographs of (size, size) with exact masks; every second one, from the first, has a pneumothorax."""
+    return Cases(
+        PhantomCase(image_id=f"phantom-{seed}", patient=f"phantom-{seed}", label=label, seed=seed, size=size)
+        for seed, label in ((first_seed + n, float(n % 2 == 0)) for n in range(count))
+    )
+
+
+LAYOUTS: dict[Layout, Source] = {
+    "siim": Source("SIIM-ACR 2019: NIH ChestX-ray14 images (DICOM), masks by radiologists", siim.read),
+    "silver": Source(
+        "SIIM-ACR stage-2 pictures with silver probabilities: an ensemble's output, no reading", silver.read
+    ),
+    "lgg": Source("TCGA-LGG brain MRI, FLAIR slices with masks of lower-grade glioma", lgg.read),
+    "table": Source("a folder of images with a table of labels", table.read),
+    "phantom": Source(f"{_PHANTOMS} synthetic radiographs with exact masks", lambda _: phantoms(_PHANTOMS)),
+}
+
+
+def read(layout: Layout, folder: Path) -> Cases:
+    """Every labelled image of `folder`; neither pixels nor masks are held in memory.
+
+    Raises:
+        ValueError: the folder does not have the layout, or rows that are malformed; with file and line.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} found, allowed: {', '.join(LAYOUTS)}")
+    if layout != "phantom" and not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; one with the layout {layout} wanted (training/data/{layout}.py)")
+    return LAYOUTS[layout].read(folder)

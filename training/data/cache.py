@@ -1,0 +1,121 @@
+"""Images decoded once: letterboxed to the size of a network, in memory-mapped files."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.preprocess import Geometry, fit
+from training.data import pictures, pool
+from training.data.cases import Case
+
+_VERSION = 2  # of what is in the files; another number, and everything is decoded anew
+Pictures = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Arrays in the order of the cases. They are mapped from files: what is written to them stays in this process."""
+
+    images: Pictures  # (n, side, side), letterboxed, 0 black to 255 white
+    masks: Pictures | None  # (n, side, side), 0 to 255 shares of each pixel; None where no case has a mask
+    labels: NDArray[np.float32]  # (n,)
+    known: NDArray[np.bool_]  # (n,): its mask is given, or its label is 0; the others' are empty in `masks`
+    inside: NDArray[np.int32]  # (n, 4): top, left, height and width of the image in its letterbox
+
+
+def prepare(
+    cases: Sequence[Case],
+    side: int,
+    folder: Path,
+    equalise: bool | None = None,
+    done: Callable[[int, int], None] | None = None,
+) -> Prepared:
+    """The images and masks of `cases`, from the files in `folder` if they are there, else decoded into them.
+
+    A kill leaves nothing that would be taken for a finished cache; of two processes one decodes and the other waits.
+
+    Args:
+        equalise: compress each image once as JPEG. None: where some are as published and some are copies, because
+            there the copy's codec can tell the label.
+        done: called with (images so far, images in all).
+
+    Raises:
+        ValueError: no case, or an image or mask that cannot be read; with its path.
+    """
+    if not cases:
+        raise ValueError("cache: no image to prepare")
+    if equalise is None:
+        equalise = len({case.as_published for case in cases}) > 1
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _Files(folder, _digest(cases, side, equalise))
+    with files.lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system if this process is killed
+        if not files.facts.exists():
+            _decode(cases, _Shrink(side, equalise), files, done)
+    with np.load(files.facts) as facts:
+        given, inside = facts["given"], facts["inside"]
+    labels = np.array([case.label for case in cases], dtype=np.float32)
+    images, masks = (np.load(path, mmap_mode="c") for path in (files.images, files.masks))  # torch wants writable ones
+    if not given.any():
+        return Prepared(images, None, labels, given, inside)
+    return Prepared(images, masks, labels, given | (labels == 0), inside)
+
+
+class _Files:
+    """`facts` is renamed into its place last: where it is, the others are whole."""
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.lock = folder / f"{digest}.lock"
+        self.images, self.masks = (folder / f"{digest}-{name}.npy" for name in ("images", "masks"))
+        self.facts = folder / f"{digest}-facts.npz"
+
+
+def _digest(cases: Sequence[Case], side: int, equalise: bool) -> str:
+    said = json.dumps([_VERSION, side, equalise, [case.identity() for case in cases]])
+    return hashlib.sha256(said.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class _Shrink:
+    side: int
+    equalise: bool
+
+    def __call__(self, case: Case) -> tuple[Pictures, Pictures | None, Geometry]:
+        pixels, mask = case.pixels(), case.mask()
+        if mask is not None and mask.shape != pixels.shape:
+            raise ValueError(f"{case.image_id}: the mask has {mask.shape} rows and columns, the image {pixels.shape}")
+        fitted = fit(pictures.equalised(pixels) if self.equalise else pixels, self.side)
+        small = None if mask is None else pictures.as_bytes(fit(mask.astype(np.float32), self.side).pixels)
+        return pictures.as_bytes(fitted.pixels), small, fitted.geometry
+
+
+def _decode(cases: Sequence[Case], shrink: _Shrink, files: _Files, done: Callable[[int, int], None] | None) -> None:
+    parts = {path: path.with_suffix(".part") for path in (files.images, files.masks, files.facts)}
+    shape = (len(cases), shrink.side, shrink.side)
+    images = np.lib.format.open_memmap(parts[files.images], "w+", np.uint8, shape)
+    masks = np.lib.format.open_memmap(parts[files.masks], "w+", np.uint8, shape)  # sparse until something is written
+    given = np.zeros(len(cases), dtype=bool)
+    inside = np.zeros((len(cases), 4), dtype=np.int32)
+    for number, (image, mask, at) in enumerate(pool.each(shrink, cases, done)):
+        images[number] = image
+        inside[number] = at.top, at.left, at.height, at.width
+        if mask is not None:
+            given[number] = True
+            masks[number] = mask
+    images.flush()
+    masks.flush()
+    with parts[files.facts].open("wb") as file:
+        np.savez(file, given=given, inside=inside)
+        file.flush()
+        os.fsync(file.fileno())
+    for path, part in parts.items():
+        part.rename(path)

@@ -1,0 +1,44 @@
+"""A labelled image, whatever folder it comes from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(ABC):
+    """One image with its label. Pixels and mask are read when asked for: a data set need not fit into memory."""
+
+    image_id: str
+    patient: str  # images of one patient stay together in every split
+    label: float  # 1 something to find, 0 nothing; in between: a soft target
+    fold: int | None = None  # as published with the data
+    as_published: bool = True  # False: re-wrapped from a copy; figures are given without these as well
+    view: str = ""  # PA, AP or ""
+    sex: str = ""  # M, F or ""
+    age_years: float | None = None
+
+    @property
+    def positive(self) -> bool:
+        """Whether there is something to find."""
+        return self.label > 0.5
+
+    @abstractmethod
+    def pixels(self) -> NDArray[np.float32]:
+        """(rows, columns), 0 black to 1 white, in display polarity, upright.
+
+        Raises:
+            ValueError: the file cannot be read; with its path.
+        """
+
+    @abstractmethod
+    def mask(self) -> NDArray[np.bool_] | None:
+        """(rows, columns) of the image; None where only the label is known."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """What changes when pixels, mask or label do: names a cache."""

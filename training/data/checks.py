@@ -1,0 +1,186 @@
+"""What is wrong with labelled images before they train anything."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference.preprocess import fit
+from training.data import pool
+from training.data.cases import Case
+from training.data.findings import Cases, Finding
+
+if TYPE_CHECKING:  # it brings torch along, which the processes that look at images need not
+    from training.data.split import Parts
+
+MAP_SIDE = 64
+OLDEST_YEARS = 120
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one image's pixels and mask are, without keeping them."""
+
+    fault: str = ""  # why it cannot be used; all else is then empty
+    digest: str = ""  # of the pixels: equal for identical images
+    share: float | None = None  # of the image's area that the mask covers; None without a mask
+    regions: int = 0  # connected, diagonals too
+    map: NDArray[np.float32] | None = None  # the mask, letterboxed to (MAP_SIDE, MAP_SIDE)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was found. Its text has a line for each kind."""
+
+    findings: tuple[Finding, ...]
+    images: int
+    decoded: bool
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What stops a training run."""
+        return tuple(finding for finding in self.findings if finding.level == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What does not."""
+        return tuple(finding for finding in self.findings if finding.level == "warning")
+
+    def raise_errors(self) -> None:
+        """Do nothing, or stop.
+
+        Raises:
+            ValueError: every error.
+        """
+        if self.errors:
+            raise ValueError("\n".join(map(str, self.errors)))
+
+    def __str__(self) -> str:
+        how = "every file was read" if self.decoded else "pixels and masks were not read"
+        said = f"{self.images} images checked ({how}): errors {len(self.errors)}, warnings {len(self.warnings)}"
+        return "\n".join([said, *map(str, self.errors), *map(str, self.warnings)])
+
+
+def check(cases: Sequence[Case], parts: Parts | None = None, seen: Sequence[Seen] | None = None) -> Report:
+    """Check the labels, those of a split where one is given and, with `seen` (of `examine`), every image and mask."""
+    found = [*(cases.findings if isinstance(cases, Cases) else ()), *_of_labels(cases)]
+    if parts is not None:
+        found += _of_parts(parts)
+    if seen is not None:
+        found += _of_pixels(cases, seen)
+    return Report(tuple(finding for finding in found if finding.where), len(cases), seen is not None)
+
+
+def examine(cases: Sequence[Case], done: Callable[[int, int], None] | None = None) -> list[Seen]:
+    """Read every image and mask once, in several processes where there are many; `done(so far, in all)`."""
+    return list(pool.each(_seen, cases, done))
+
+
+def _seen(case: Case) -> Seen:
+    try:
+        pixels, mask = case.pixels(), case.mask()
+    except ValueError as error:
+        return Seen(str(error))
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
+    if mask is None:
+        return Seen(digest=digest)
+    if mask.shape != pixels.shape:
+        return Seen(f"the mask has {mask.shape} rows and columns, the image {pixels.shape}")
+    if not mask.any():
+        return Seen(digest=digest, share=0.0)
+    regions = int(ndimage.label(mask, np.ones((3, 3)))[1])
+    return Seen("", digest, float(mask.mean()), regions, fit(mask.astype(np.float32), MAP_SIDE).pixels)
+
+
+def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
+    times = Counter(case.image_id for case in cases)
+    folds = defaultdict(set)
+    for case in cases:
+        folds[case.patient].add(case.fold)
+    yield Finding("error", "repeated id", tuple(f"{name} {count} times" for name, count in times.items() if count > 1))
+    yield Finding(
+        "error",
+        "label outside 0 to 1",
+        tuple(f"{case.image_id}: {case.label:g}" for case in cases if not 0 <= case.label <= 1),
+    )
+    yield Finding(
+        "error",
+        "patient in several published folds",
+        tuple(
+            f"{patient}: folds {sorted(map(str, several))}" for patient, several in folds.items() if len(several) > 1
+        ),
+    )
+    yield Finding(
+        "warning",
+        f"age outside 0 to {OLDEST_YEARS} years",
+        tuple(f"{case.image_id}: {case.age_years:g}" for case in cases if not plausible(case.age_years)),
+    )
+    labels = {case.positive for case in cases}
+    yield Finding("warning", "every image has the same label", (str(labels.pop()),) if len(labels) == 1 else ())
+    yield _provenance(cases)
+
+
+def plausible(age_years: float | None) -> bool:
+    """Whether an age can be a person's; one that is not known can."""
+    return age_years is None or (math.isfinite(age_years) and 0 <= age_years <= OLDEST_YEARS)
+
+
+def _provenance(cases: Sequence[Case]) -> Finding:
+    """A network that recognises copies by their codec would know much of the label."""
+    shares = {}
+    for published in (True, False):
+        some = [case.positive for case in cases if case.as_published is published]
+        shares[published] = f"{sum(some)} of {len(some)} positive", sum(some) / len(some) if some else math.nan
+    apart = abs(shares[True][1] - shares[False][1]) > 0.1
+    said = f"as published {shares[True][0]}, copies {shares[False][0]}"
+    return Finding("warning", "provenance tells the label", (said,) if apart else ())
+
+
+def _of_parts(parts: Parts) -> Iterable[Finding]:
+    train, validate, report = (
+        {case.image_id: case.patient for case in side} for side in (parts.train, parts.validate, parts.report)
+    )
+    # Training and validation may share images where a recipe says so; patients beyond those they may not share.
+    for name, some, others in (
+        ("report and in training or validation", report, train | validate),
+        ("training and in validation", _without(train, validate), _without(validate, train)),
+    ):
+        torn = set(some.values()) & set(others.values())
+        yield Finding("error", f"patient in {name}", tuple(sorted(torn)))
+
+
+def _without(some: dict[str, str], others: dict[str, str]) -> dict[str, str]:
+    return {image_id: patient for image_id, patient in some.items() if image_id not in others}
+
+
+def _of_pixels(cases: Sequence[Case], seen: Sequence[Seen]) -> Iterable[Finding]:
+    pairs = list(zip(cases, seen, strict=True))
+    same = defaultdict(list)
+    for case, one in pairs:
+        if one.digest:
+            same[one.digest].append(case.image_id)
+    masked = any(one.share is not None for one in seen)
+
+    def named(wanted: Callable[[Case, Seen], bool]) -> tuple[str, ...]:
+        return tuple(case.image_id for case, one in pairs if not one.fault and wanted(case, one))
+
+    yield Finding("error", "unusable", tuple(f"{case.image_id}: {one.fault}" for case, one in pairs if one.fault))
+    yield Finding("error", "negative with a mask", named(lambda case, one: not case.positive and bool(one.share)))
+    yield Finding("warning", "positive with an empty mask", named(lambda case, one: case.positive and one.share == 0))
+    yield Finding(
+        "warning",
+        "positive without a mask where others have one",
+        named(lambda case, one: masked and case.positive and one.share is None),
+    )
+    yield Finding("warning", "mask over more than half of the image", named(lambda _, one: (one.share or 0) > 0.5))
+    yield Finding(
+        "warning", "identical pixels", tuple(" = ".join(several) for several in same.values() if len(several) > 1)
+    )

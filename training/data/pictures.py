@@ -1,0 +1,88 @@
+"""An image file as networks see it: grey, 0 black to 1 white, upright; DICOM, PNG, JPEG or TIFF."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import dcmread
+
+from inference import radiograph
+from inference.pixels import quiet
+from inference.preprocess import upright
+
+PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_COLOUR_MODES = ("1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")  # Pillow's; all others hold grey values
+_EQUAL_QUALITY = 85
+
+
+def grey(path: Path) -> NDArray[np.float32]:
+    """(rows, columns) of a file: DICOM through its own display attributes, others stretched to 0..1.
+
+    Raises:
+        ValueError: the file cannot be read; with its path.
+    """
+    if path.suffix.lower() in PLAIN_SUFFIXES:
+        return radiograph.stretch(plain(path))
+    try:
+        shown = radiograph.decode(radiograph.parse(path.read_bytes())[0])
+    except (OSError, radiograph.Unsuitable) as error:
+        raise ValueError(f"{path}: cannot be read as DICOM ({_said(error)})") from error
+    return upright(shown.pixels, shown.header.get("PatientOrientation"))
+
+
+def plain(path: Path) -> NDArray[np.float32]:
+    """(rows, columns) grey values of a PNG, JPEG or TIFF as they are stored.
+
+    Raises:
+        ValueError: the file cannot be read; with its path.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("L") if image.mode in _COLOUR_MODES else image, dtype=np.float32)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's ways to say "broken"
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def as_shown(mask: NDArray[np.bool_], path: Path) -> NDArray[np.bool_]:
+    """A mask of the stored matrix of the image at `path`, turned as `grey` turns the image."""
+    if path.suffix.lower() in PLAIN_SUFFIXES:
+        return mask
+    try:
+        with quiet():
+            header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientOrientation"], force=True)
+            return upright(mask, header.get("PatientOrientation"))
+    except Exception as error:  # the parser meets arbitrary bytes and raises what it likes
+        raise ValueError(f"{path}: cannot be read as DICOM ({error})") from error
+
+
+def stamp(*paths: Path | None) -> str:
+    """What changes when one of the files is exchanged; their content is not read. A missing one has a stamp too."""
+    said = []
+    for path in paths:
+        try:
+            status = path.stat() if path is not None else None
+        except OSError:
+            status = None
+        said.append(f"{path.name} {status.st_size} {status.st_mtime_ns}" if path and status else "-")
+    return " ".join(said)
+
+
+def equalised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(rows, columns) 0..1 after one JPEG compression: a network must not learn a copy's codec for its label."""
+    buffer = io.BytesIO()
+    Image.fromarray(as_bytes(pixels)).save(buffer, "JPEG", quality=_EQUAL_QUALITY)
+    with Image.open(buffer) as image:
+        return np.asarray(image, dtype=np.float32) / np.float32(255)
+
+
+def as_bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """0..1 as 0..255."""
+    return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _said(error: Exception) -> str:
+    return f"{error.reason}: {error.detail}" if isinstance(error, radiograph.Unsuitable) else str(error)

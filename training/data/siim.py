@@ -1,0 +1,164 @@
+"""SIIM-ACR 2019 pneumothorax, as published, and this project's folder of a part of it.
+
+As published: `FOLDER/train-rle.csv` and images anywhere under `FOLDER/dicom-images-train`, named by their ImageId:
+
+    dicom-images-train/<study>/<series>/<ImageId>.dcm
+    train-rle.csv             header "ImageId, EncodedPixels" with its blank; one row per mask, several rows of an image
+                              are united, "-1" is none; an ImageId may be repeated
+
+Without dicom-images-train, images are looked for under `dicom`, and without that under FOLDER itself. An optional
+`folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and patients along. Without it the patient is that of
+the header, hashed: a patient's number goes into no file of a run. All of this may lie in a subfolder `siim`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.uid import JPEGBaseline8Bit
+
+from inference.pixels import quiet
+from training.data import pictures, rle
+from training.data.cases import Case
+from training.data.findings import Cases, Finding
+
+_AGE = re.compile(r"(\d+)([YMWD]?)")  # PS3.5 6.2: 058Y; the published files leave the unit out
+_PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
+_KEYWORDS = ["PatientID", "ViewPosition", "PatientSex", "PatientAge", "Rows", "Columns"]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is wanted of a file besides its pixels."""
+
+    size: tuple[int, int] = (rle.SIDE, rle.SIDE)  # (rows, columns)
+    patient: str = ""
+    view: str = ""
+    sex: str = ""
+    age_years: float | None = None
+    jpeg_baseline: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiimCase(Case):
+    """One image of SIIM-ACR: its file and its rows of train-rle.csv, still as text."""
+
+    path: Path
+    size: tuple[int, int]  # (rows, columns) as stored
+    runs: tuple[str, ...]
+
+    def pixels(self) -> NDArray[np.float32]:
+        return pictures.grey(self.path)
+
+    def mask(self) -> NDArray[np.bool_]:
+        return pictures.as_shown(rle.union(self.runs, *self.size), self.path)
+
+    def identity(self) -> str:
+        return f"{self.image_id} {self.label} {pictures.stamp(self.path)} {' '.join(self.runs)}"
+
+
+def read(folder: Path) -> Cases:
+    """Every image that has a row in train-rle.csv; of the files only the headers are read.
+
+    Raises:
+        ValueError: no such folder, malformed rows with their line numbers, or no image.
+    """
+    home = next((home for home in (folder, folder / "siim") if (home / "train-rle.csv").is_file()), None)
+    if home is None:
+        raise ValueError(f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them wanted")
+    images = next((home / name for name in ("dicom-images-train", "dicom") if (home / name).is_dir()), home)
+    paths: dict[str, Path] = {}
+    twice = []
+    for path in sorted(images.rglob("*.dcm")):
+        if paths.setdefault(path.stem, path) is not path:
+            twice.append(path.stem)
+    with quiet():
+        headers = {image_id: _header(path) for image_id, path in paths.items()}
+    rows = rle.read(home / "train-rle.csv", {image_id: header.size for image_id, header in headers.items()})
+    folds = _read_folds(home / "folds.csv")
+    cases = [
+        _case(image_id, folds.get(image_id, {}), paths[image_id], headers[image_id], rows[image_id])
+        for image_id in dict.fromkeys([*folds, *rows])  # in the order of folds.csv, if there is one
+        if image_id in rows and image_id in paths
+    ]
+    if not cases:
+        raise ValueError(f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in train-rle.csv")
+    labels = {case.image_id: str(int(case.positive)) for case in cases}
+    where: dict[tuple[Literal["error", "warning"], str], Iterable[str]] = {
+        ("error", "two files of one ImageId"): twice,
+        ("error", "label of folds.csv is not that of train-rle.csv"): (
+            name for name in labels if name in folds and folds[name]["pneumothorax"] != labels[name]
+        ),
+        ("warning", "image without a row in train-rle.csv, left out"): paths.keys() - rows.keys(),
+        ("warning", "row in train-rle.csv without an image, left out"): rows.keys() - paths.keys(),
+        ("warning", "image in folds.csv that has no row or no file"): folds.keys() - labels.keys(),
+        ("warning", "image that folds.csv does not name"): labels.keys() - folds.keys() if folds else (),
+        ("warning", "mask and -1 for one image in train-rle.csv"): (
+            name for name, texts in rows.items() if rle.NONE in texts and len(set(texts)) > 1
+        ),
+    }
+    return Cases(cases, [Finding(level, what, tuple(sorted(names))) for (level, what), names in where.items()])
+
+
+def _case(image_id: str, fold: Mapping[str, str], path: Path, header: _Header, runs: tuple[str, ...]) -> SiimCase:
+    return SiimCase(
+        image_id=image_id,
+        patient=fold.get("patient") or header.patient or image_id,
+        label=float(any(text != rle.NONE for text in runs)),
+        fold=int(fold["fold"]) if fold else None,
+        as_published=header.jpeg_baseline,
+        view=header.view,
+        sex=header.sex,
+        age_years=header.age_years,
+        path=path,
+        size=header.size,
+        runs=runs,
+    )
+
+
+def years(age: str) -> float | None:
+    """PatientAge in years, with its unit or without; None where it says none. Nothing is too old: checks say so."""
+    found = _AGE.fullmatch(age.strip().upper())
+    return int(found[1]) / _PER_YEAR[found[2]] if found else None
+
+
+def _header(path: Path) -> _Header:
+    """What a file says; of one that cannot be read nothing: that shows when its pixels are read."""
+    try:
+        dataset = dcmread(path, stop_before_pixels=True, specific_tags=_KEYWORDS, force=True)
+        number, view, sex, age = (str(dataset.get(keyword) or "").strip() for keyword in _KEYWORDS[:4])
+        return _Header(
+            size=(int(dataset.get("Rows", rle.SIDE)), int(dataset.get("Columns", rle.SIDE))),
+            patient=f"H{hashlib.sha256(number.encode()).hexdigest()[:12]}" if number else "",
+            view=view if view in ("PA", "AP") else "",
+            sex=sex if sex in ("M", "F") else "",
+            age_years=years(age),
+            jpeg_baseline=getattr(dataset.file_meta, "TransferSyntaxUID", None) == JPEGBaseline8Bit,
+        )
+    except Exception:  # the parser meets arbitrary bytes and raises what it likes
+        return _Header()
+
+
+def _read_folds(path: Path) -> dict[str, dict[str, str]]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        wanted = {"ImageId", "fold", "patient", "pneumothorax"}
+        if not wanted <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: line 1: header {reader.fieldnames} found, {', '.join(sorted(wanted))} wanted")
+        folds = {}
+        for row in reader:
+            if not (row["fold"] or "").isdigit():
+                raise ValueError(f"{path}: line {reader.line_num}: fold {row['fold']!r} found, a whole number wanted")
+            folds[row["ImageId"]] = row
+        return folds

@@ -1,0 +1,65 @@
+"""Pictures with silver labels: probabilities that somebody's ensemble gave, used as soft targets. No reading.
+
+    FOLDER/jpeg512/<ImageId>.jpg
+    FOLDER/silver-labels.csv          ImageId,probability
+
+Both may lie in a subfolder `stage2`. Patients are unknown: each image counts as one's.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data import pictures
+from training.data.cases import Case
+from training.data.findings import Cases, Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class SilverCase(Case):
+    """One picture; `label` is the probability."""
+
+    path: Path
+
+    def pixels(self) -> NDArray[np.float32]:
+        return pictures.grey(self.path)
+
+    def mask(self) -> None:
+        return None
+
+    def identity(self) -> str:
+        return f"{self.image_id} {self.label} {pictures.stamp(self.path)}"
+
+
+def read(folder: Path) -> Cases:
+    """Every row of silver-labels.csv.
+
+    Raises:
+        ValueError: no such folder, or a malformed row with its line number.
+    """
+    home = next((home for home in (folder, folder / "stage2") if (home / "silver-labels.csv").is_file()), None)
+    if home is None:
+        raise ValueError(
+            f"{folder}: layout silver: no silver-labels.csv found, nor stage2/silver-labels.csv; one of them wanted"
+        )
+    path = home / "silver-labels.csv"
+    cases = []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            try:
+                image_id, probability = row["ImageId"], float(row["probability"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: line {reader.line_num}: ImageId,probability wanted ({error!r})") from error
+            cases.append(
+                SilverCase(
+                    image_id=image_id, patient=image_id, label=probability, path=home / "jpeg512" / f"{image_id}.jpg"
+                )
+            )
+    missing = tuple(case.image_id for case in cases if not case.path.is_file())
+    return Cases(cases, [Finding("error", "missing file", missing)])

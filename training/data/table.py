@@ -1,0 +1,111 @@
+"""A plain folder with a table of its images.
+
+    FOLDER/labels.csv                 image,label[,mask,patient,view,sex,age,fold]
+
+`image` and `mask` are paths inside FOLDER; images are DICOM, PNG, JPEG or TIFF, masks PNG of the image's stored size,
+0 for nothing. `label` is 0 to 1. `patient` keeps images together in a split (left out: each its own), `view` is PA or
+AP, `sex` M or F, `age` in years, `fold` a whole number from 0. Further columns are not read.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data import pictures
+from training.data.cases import Case
+from training.data.findings import Cases, Finding
+
+TABLE = "labels.csv"
+_FAULTS_SAID = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableCase(Case):
+    """One row of the table."""
+
+    path: Path
+    mask_path: Path | None
+
+    def pixels(self) -> NDArray[np.float32]:
+        return pictures.grey(self.path)
+
+    def mask(self) -> NDArray[np.bool_] | None:
+        return None if self.mask_path is None else pictures.as_shown(pictures.plain(self.mask_path) > 0, self.path)
+
+    def identity(self) -> str:
+        return f"{self.image_id} {self.label} {pictures.stamp(self.path, self.mask_path)}"
+
+
+def read(folder: Path) -> Cases:
+    """Every row of the table.
+
+    Raises:
+        ValueError: no table, or malformed rows with their line numbers.
+    """
+    path = folder / TABLE
+    if not path.is_file():
+        raise ValueError(f"{folder}: layout table: no {TABLE} found; header image,label[,mask,patient,...] wanted")
+    cases, faults = [], []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"image", "label"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: line 1: header {reader.fieldnames} found, at least image,label wanted")
+        for row in reader:
+            try:
+                cases.append(_case(folder, {name: (text or "").strip() for name, text in row.items() if name}))
+            except ValueError as error:
+                faults.append(f"{path}: line {reader.line_num}: {error}")
+    if faults or not cases:
+        raise ValueError("\n".join(faults[:_FAULTS_SAID]) or f"{path}: no row found")
+    files = [path for case in cases for path in (case.path, case.mask_path) if path is not None]
+    missing = tuple(path.relative_to(folder).as_posix() for path in files if not path.is_file())
+    return Cases(cases, [Finding("error", "missing file", missing)])
+
+
+def _case(folder: Path, row: Mapping[str, str]) -> TableCase:
+    image = row["image"]
+    image_id = Path(image).with_suffix("").as_posix()
+    age = _number(row, "age") if row.get("age") else None
+    if row.get("fold") and not row["fold"].isdigit():
+        raise ValueError(f"fold {row['fold']!r} found, a whole number wanted")
+    return TableCase(
+        image_id=image_id,
+        patient=row.get("patient") or image_id,
+        label=_number(row, "label"),
+        fold=int(row["fold"]) if row.get("fold") else None,
+        view=_one_of(row, "view", ("PA", "AP")),
+        sex=_one_of(row, "sex", ("M", "F")),
+        age_years=age,
+        path=_inside(folder, image),
+        mask_path=_inside(folder, row["mask"]) if row.get("mask") else None,
+    )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} found, a path inside {folder} wanted")
+    return folder / name
+
+
+def _number(row: Mapping[str, str], column: str) -> float:
+    try:
+        number = float(row[column])
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{column} {row[column]!r} found, a number wanted")
+    return number
+
+
+def _one_of(row: Mapping[str, str], column: str, allowed: tuple[str, ...]) -> str:
+    found = row.get(column, "").upper()
+    if found and found not in allowed:
+        raise ValueError(f"{column} {row[column]!r} found, {', '.join(allowed)} or nothing wanted")
+    return found

@@ -1,0 +1,216 @@
+"""Trained networks -> model package: thresholds chosen on the validation images through the very code that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from inference import package
+from inference.engine import Engine, choose_device
+from inference.networks import build
+from inference.postprocess import REFERENCE_MATRIX_PX
+from inference.preprocess import fit, normalise
+from training import phantom
+from training.data.cases import Case
+from training.measures import answers, thresholds
+from training.recipe import Recipe, Role, Stage
+
+_BATCH = 8
+_INTENDED_USE = "Research use only, not for diagnosis."
+_LICENCE = "research use, non-commercial: the weights come from the data named under training"
+_LABELS = {
+    "pneumothorax": {"value": "36118008", "scheme": "SCT", "meaning": "Pneumothorax"},
+    "lower-grade-glioma": {"value": "393564001", "scheme": "SCT", "meaning": "Glioma"},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network after its training, and how it came about."""
+
+    stage: Stage
+    network: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """What a package says of one role, and its module."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    side: int
+    normalisation: str
+    module: nn.Module
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "architecture": self.architecture, "arguments": self.arguments,
+            "side": self.side, "normalisation": self.normalisation,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """Writes the package of one run into `folder`."""
+
+    recipe: Recipe
+    folder: Path
+    provenance: dict[str, Any]  # Manifest.training without the recipe's id
+
+    def write(self, trained: Sequence[Trained], train: Sequence[Case], validate: Sequence[Case]) -> Path:
+        """Choose the operating point and the rule on `validate`, and write the package.
+
+        A recipe without a classifier gets one made of its segmenter: an image is positive where enough pixels of its
+        map reach `top` (the SIIM-ACR winner's rule). One without a segmenter gets that of the default package.
+        """
+        rule: dict[str, float] = self._stated_rule(train)
+        segmenter = self._combined("segmenter", trained)
+        classifier = self._combined("classifier", trained)
+        if segmenter is None:
+            segmenter, rule = _default_segmenter()
+        if classifier is None:
+            self._put(_largest(segmenter, rule), segmenter, rule, rule["top"], "to be searched")
+            rule = self._searched(rule, thresholds.TRIPLET, self._maps(validate))
+            words = "so many pixels of the map reach the rule's top (SIIM-ACR winner's rule)"
+            self._put(_largest(segmenter, rule), segmenter, rule, rule["top"], words)
+            return self.folder
+        assert self.recipe.operating_point is not None
+        self._put(classifier, segmenter, rule, 0.5, "to be chosen")
+        scores = self._scores(validate)
+        labels = np.array([case.positive for case in validate])
+        threshold, words = thresholds.operating_point(scores, labels, self.recipe.operating_point)
+        rule = self._searched(rule, thresholds.TWO_STAGE, self._maps(validate, scores >= threshold))
+        self._put(classifier, segmenter, rule, threshold, words)
+        return self.folder
+
+    def _combined(self, role: Role, trained: Sequence[Trained]) -> _Network | None:
+        """The one member of a role, or the ensemble of several."""
+        members = [one for one in trained if one.stage.role == role]
+        if not members:
+            return None
+        stages = [one.stage for one in members]
+        if len(members) == 1 and role not in self.recipe.flip:
+            (stage,) = stages
+            return _Network(stage.architecture, stage.arguments, stage.side, stage.normalisation, members[0].network)
+        arguments = {
+            "members": [stage.model_dump(include={"architecture", "arguments", "side"}) for stage in stages],
+            "flip": role in self.recipe.flip,
+        }
+        ensemble = build("ensemble", **arguments)
+        for member, one in zip(ensemble.get_submodule("members").children(), members, strict=True):
+            member.load_state_dict(one.network.state_dict())
+        side = max(stage.side for stage in stages)
+        return _Network("ensemble", arguments, side, stages[0].normalisation, ensemble)
+
+    def _stated_rule(self, train: Sequence[Case]) -> dict[str, float]:
+        stated = self.recipe.rule
+        smallest = stated.min_area_at_1024_px
+        if stated.smallest:
+            smallest = _smallest_area(train, stated.smallest)
+        return {
+            "bottom": stated.bottom,
+            "top": stated.top or stated.bottom,
+            "min_area_at_1024_px": smallest,
+            "min_sure_area_at_1024_px": stated.min_sure_area_at_1024_px,
+        }
+
+    def _put(
+        self, classifier: _Network, segmenter: _Network, rule: dict[str, float], threshold: float, words: str
+    ) -> None:
+        manifest = {
+            "id": self.recipe.id,
+            "version": self.recipe.version,
+            "task": self.recipe.task,
+            "classifier": classifier.described() | {"threshold": threshold, "operating_point": words},
+            "segmenter": segmenter.described() | rule,
+            "label": _LABELS[self.recipe.task],
+            "training": {"recipe": self.recipe.id} | self.provenance,
+            "metrics": {},
+            "licence": _LICENCE,
+            "intended_use": _INTENDED_USE,
+        }
+        networks = {"classifier": classifier, "segmenter": segmenter}
+        package.write(
+            self.folder,
+            manifest,
+            {role: _laid_out(one.module) for role, one in networks.items()},
+            {role: _golden(one) for role, one in networks.items()},
+        )
+
+    def _engine(self) -> Engine:
+        return Engine(package.load(self.folder, any_task=True), choose_device("auto"))
+
+    def _scores(self, cases: Sequence[Case]) -> NDArray[np.float64]:
+        engine = self._engine()
+        return np.array([score for part in _parts(cases) for score in engine.classify([one.pixels() for one in part])])
+
+    def _searched(
+        self, rule: dict[str, float], grid: thresholds.Grid, maps: Iterable[thresholds.Map]
+    ) -> dict[str, float]:
+        """The best rule of the grid, if the recipe wants a search; every rule that was tried goes into search.csv."""
+        if not self.recipe.rule.search:
+            return rule
+        search = thresholds.search(maps, grid)
+        answers.write_rows(self.folder.parent / "search.csv", list(search.rows()))
+        return search.best
+
+    def _maps(self, cases: Sequence[Case], called: NDArray[np.bool_] | None = None) -> Iterator[thresholds.Map]:
+        """Probabilities and true mask of each image with a mask; nothing found where it is not `called` positive."""
+        engine = self._engine()
+        for number, case in enumerate(cases):
+            true = case.mask()
+            if true is None:
+                continue
+            if called is None or called[number]:
+                (found,) = engine.segment([case.pixels()])
+            else:
+                found = np.zeros(true.shape, dtype=np.float32)
+            yield found, true
+
+
+def _parts(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
+    for start in range(0, len(cases), _BATCH):
+        yield cases[start : start + _BATCH]
+
+
+def _largest(segmenter: _Network, rule: dict[str, float]) -> _Network:
+    area = segmenter.side**2
+    pixels = max(1, round(rule["min_sure_area_at_1024_px"] * area / REFERENCE_MATRIX_PX))
+    of = {"architecture": segmenter.architecture, "arguments": segmenter.arguments}
+    arguments = {"of": of, "pixels": pixels}
+    module = build("largest-of-map", **arguments)
+    module.get_submodule("segmenter").load_state_dict(segmenter.module.state_dict())
+    return _Network("largest-of-map", arguments, segmenter.side, segmenter.normalisation, module)
+
+
+def _default_segmenter() -> tuple[_Network, dict[str, float]]:
+    default = package.load(package.default_folder())
+    stated = default.manifest.segmenter
+    network = _Network(
+        stated.architecture, dict(stated.arguments), stated.side, stated.normalisation, default.segmenter
+    )
+    return network, stated.model_dump(include={"bottom", "top", "min_area_at_1024_px", "min_sure_area_at_1024_px"})
+
+
+def _laid_out(module: nn.Module) -> nn.Module:
+    """As the golden replay will have it, off the device: the same arithmetic, to the last bit."""
+    return module.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+
+
+def _golden(network: _Network) -> Tensor:
+    fitted = fit(phantom.draw(0, pneumothorax=True, size=network.side).pixels, network.side)
+    return torch.from_numpy(normalise(fitted.pixels, fitted.geometry, network.normalisation))[None, None]
+
+
+def _smallest_area(cases: Sequence[Case], quantile: float) -> float:
+    """The quantile of the annotated areas below which a found region is taken for noise."""
+    masks = (case.mask() for case in cases if case.positive)
+    areas = [mask.sum() * REFERENCE_MATRIX_PX / mask.size for mask in masks if mask is not None and mask.any()]
+    return float(np.round(np.quantile(areas, quantile))) if areas else 0.0

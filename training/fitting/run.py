@@ -1,0 +1,192 @@
+"""The folder of one training run: what was asked for, on what data, where, and what came of it.
+
+    recipe.json        every knob, also those at their default
+    environment.json   the command, the data's digest, versions, machine, commit; no names of users or folders
+    curves/            a CSV of each network: loss, rate and figures of each epoch
+    tensorboard/       the same for TensorBoard
+    checkpoints/       what an unfinished network resumes from
+    weights/           finished networks
+
+The same command again resumes; a folder of another recipe or other data is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+
+from training.data.cases import Case
+from training.fitting import ranks
+
+_RECIPE, _ENVIRONMENT = "recipe.json", "environment.json"
+_PACKAGES = ("pleura", "torch", "numpy", "monai", "scikit-learn", "pydicom", "pillow")
+_OURS = ("recipe", "environment")  # files of a run that has just begun, finished or not
+# What the last digits of a sum depend on.
+_NUMBERS = ("packages", "commit", "machine", "cpu", "device", "threads", "processes")
+_SHOWN = 5  # differences in a message
+
+
+class RunError(Exception):
+    """The folder cannot take this run; the message says why and what to do."""
+
+
+class Run:
+    """One run's folder, made or found again. Of several processes only the first writes and speaks."""
+
+    def __init__(self, folder: Path, recipe: BaseModel, data: str, command: Sequence[str]) -> None:
+        """`data` is their `digest`, `command` the words that started the run.
+
+        Raises:
+            RunError: the folder holds something else, or a run of another recipe or other data.
+        """
+        self.folder = folder
+        self.first = ranks.rank() == 0
+        self.console = Console(quiet=not self.first)
+        self.command = _without_folders(command)
+        self.environment = {"command": self.command, "data": data, **environment()}
+        if not self.first:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted = recipe.model_dump(mode="json", by_alias=True)
+        if (folder / _RECIPE).exists():
+            self._resume(wanted)
+        elif strangers := [path.name for path in folder.iterdir() if path.name.lstrip(".").split(".")[0] not in _OURS]:
+            raise RunError(f"{folder}: holds {', '.join(sorted(strangers)[:_SHOWN])} and no run; give an empty folder")
+        else:  # the recipe last: it says that the run has begun
+            _write_json(folder / _ENVIRONMENT, self.environment)
+            _write_json(folder / _RECIPE, wanted)
+
+    def checkpoint(self, name: str) -> Path:
+        """Where the network of that name is kept between epochs."""
+        return self.folder / "checkpoints" / f"{name}.pt"
+
+    def weights(self, name: str) -> Path:
+        """Where it is when finished."""
+        return self.folder / "weights" / f"{name}.safetensors"
+
+    def curve(self, name: str) -> Path:
+        """Its CSV."""
+        return self.folder / "curves" / f"{name}.csv"
+
+    def tensorboard(self, name: str) -> Path:
+        """Its folder of TensorBoard events."""
+        return self.folder / "tensorboard" / name
+
+    def _resume(self, wanted: dict[str, Any]) -> None:
+        found, then = _read_json(self.folder / _RECIPE), _read_json(self.folder / _ENVIRONMENT)
+        other = list(_differences(found, wanted))
+        if other:
+            more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
+            raise RunError(
+                f"{self.folder}: holds a run of another recipe: {'; '.join(other[:_SHOWN])}{more}."
+                " Give another folder, or the recipe as it was"
+            )
+        if then.get("data") != self.environment["data"]:
+            raise RunError(
+                f"{self.folder}: holds a run on other data (digest {then.get('data')} then,"
+                f" {self.environment['data']} now). Give another folder, or the data as they were"
+            )
+        self.console.print(f"{self.folder}: resumes")
+        before, now = ({key: where.get(key) for key in _NUMBERS} for where in (then, self.environment))
+        for change in _differences(before, now):
+            self.console.print(f"  {change}: the last digits of the weights may differ")
+
+
+def digest(cases: Iterable[Case]) -> str:
+    """One name for a set of images with their masks and labels, whatever their order (SHA-256)."""
+    names = sorted(f"{case.image_id} {case.identity()}" for case in cases)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """What a run's numbers may depend on beside recipe and data."""
+    return {
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__config__.show().splitlines(),
+        "commit": _commit(),
+    }
+
+
+def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """Let `save` fill a file that has its name only when all of it is on the disk, also after a kill or power loss."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        save(file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    write(path, lambda file: file.write(json.dumps(document, indent=2).encode()))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as JSON ({error}); give another folder") from error
+    if not isinstance(document, dict):
+        raise RunError(f"{path}: no run wrote this; give another folder")
+    return document
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
+    """ "networks.0.batch was 8, is 16" for each leaf that differs."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+    elif before != now:
+        yield f"{key} was {json.dumps(before)}, is {json.dumps(now)}"
+
+
+def _without_folders(command: Sequence[str]) -> str:
+    """The words as a shell takes them, of absolute paths only the last name: the others may name people."""
+    return shlex.join(re.sub(r"(^|=)[/~].*/(?=[^/])", r"\1", word) for word in command)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Of the checkout that this file is in, if it is in one; with "-dirty" where files differ from it."""
+    checkout, git = Path(__file__).resolve().parents[1], shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return None
+    describe = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    answer = subprocess.run(describe, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None

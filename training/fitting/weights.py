@@ -1,0 +1,187 @@
+"""What an encoder starts from: somebody's published weights, or those of the classifier that was trained before it.
+
+A file is read as data, never as a program: safetensors, or a pickle of which torch takes the tensors alone. Nothing is
+downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from inference import importing
+from inference.container import PackageError
+from training.recipe import Stage
+
+_MOST = 5  # tensors that an error names
+
+# How a published checkpoint calls what we call otherwise: substitutions in our name, one after the other. Those of
+# EfficientNet's blocks begin with `features._blocks.<stage>.<block of the stage>.<block of all>.`
+_Form = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+_SQUEEZE: _Form = (
+    (r"\.(conv\d)\.conv\.", r".\1."),
+    (r"\.conv(\d)\.adn\.N\.", r".bn\1."),
+    (r"\.se_layer\.fc\.0\.", ".se_module.fc1."),
+    (r"\.se_layer\.fc\.2\.", ".se_module.fc2."),
+    (r"\.project\.conv\.", ".downsample.0."),
+    (r"\.project\.adn\.N\.", ".downsample.1."),
+)
+_LUKEMELAS: _Form = ((r"^features\.", ""), (r"^_blocks\.\d+\.\d+\.", "_blocks."))
+_MONAI: _Form = ((r"^features\.", ""), (r"^_blocks\.(\d+)\.\d+\.", r"_blocks.\1."))
+_TIMM: _Form = (
+    (r"^features\._conv_stem\.", "conv_stem."),
+    (r"^features\._bn0\.", "bn1."),
+    (r"^features\._blocks\.(\d+\.\d+)\.\d+\.", r"blocks.\1."),
+    (r"^(blocks\.0\.\d+\.)_bn(\d)\.", r"\1bn\2."),  # the first stage does not expand
+    (r"^(blocks\.0\.\d+\.)_project_conv\.", r"\1conv_pw."),
+    (r"\._expand_conv\.", ".conv_pw."),
+    (r"\._depthwise_conv\.", ".conv_dw."),
+    (r"\._project_conv\.", ".conv_pwl."),
+    (r"\._bn(\d)\.", lambda found: f".bn{int(found[1]) + 1}."),
+    (r"\._se_(reduce|expand)\.", r".se.conv_\1."),
+)
+_TORCHVISION: _Form = (
+    (r"^features\._conv_stem\.", "features.0.0."),
+    (r"^features\._bn0\.", "features.0.1."),
+    (r"^features\._blocks\.0\.(\d+)\.\d+\._depthwise_conv\.", r"features.1.\1.block.0.0."),
+    (r"^features\._blocks\.0\.(\d+)\.\d+\._bn1\.", r"features.1.\1.block.0.1."),
+    (r"^features\._blocks\.0\.(\d+)\.\d+\._se_", r"features.1.\1.block.1._se_"),
+    (r"^features\._blocks\.0\.(\d+)\.\d+\._project_conv\.", r"features.1.\1.block.2.0."),
+    (r"^features\._blocks\.0\.(\d+)\.\d+\._bn2\.", r"features.1.\1.block.2.1."),
+    (r"^features\._blocks\.(\d+)\.(\d+)\.\d+\.", lambda found: f"features.{int(found[1]) + 1}.{found[2]}.block."),
+    (r"\.block\._expand_conv\.", ".block.0.0."),
+    (r"\.block\._depthwise_conv\.", ".block.1.0."),
+    (r"\.block\._project_conv\.", ".block.3.0."),
+    (r"\.block\._bn0\.", ".block.0.1."),
+    (r"\.block\._bn1\.", ".block.1.1."),
+    (r"\.block\._bn2\.", ".block.3.1."),
+    (r"\.block\._se_", ".block.2._se_"),
+    (r"\._se_reduce\.", ".fc1."),
+    (r"\._se_expand\.", ".fc2."),
+)
+_AS_HERE: _Form = ((r"^(features\._blocks\.\d+)\.\d+\.", r"\1."),)  # most of our networks have the published names
+_FORMS = (_AS_HERE, _SQUEEZE, _LUKEMELAS, _MONAI, _TIMM, _TORCHVISION)
+
+# What stands after the encoder, as published: classes, and the layers that only serve these.
+_HEAD = re.compile(
+    r"(fc|_fc|classifier|classif|last_linear|head|pre_logits|AuxLogits|_conv_head|_bn1|conv_head|bn2|features\.8)\."
+)
+
+
+class WeightsError(Exception):
+    """The weights do not fit the network, or cannot be read; the message says what to give instead."""
+
+
+def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
+    """Fill the encoder of `network` (built for `stage`) from a checkpoint; what comes after the encoder stays.
+
+    Taken are state dicts (.pt, .pth, .tar or .safetensors) as torchvision, timm, Cadene's pretrained-models, lukemelas'
+    EfficientNet-PyTorch, MONAI and CheXNet's reimplementations save them, and our own networks'; also inside
+    "state_dict" and with "module." before each name. The classes are left out. Where the encoder reads one grey map and
+    the checkpoint three colours, the kernels are summed: the same as giving it the map three times.
+
+    Raises:
+        WeightsError: a file that cannot be read or is more than tensors; tensors that are missing, unknown, of another
+            shape or not finite; a network without an encoder.
+    """
+    named = " ".join(str(one) for one in (stage.architecture, stage.arguments.get("encoder")) if one)
+    wanted = _encoder(network, f"{path}: {named}")
+    given = _read(path)
+    forms = [_published(wanted, form) for form in _FORMS]
+    names = max(forms, key=lambda form: len(given.keys() & form.values()))  # ours -> theirs
+    found = {name: _fitted(given[theirs], wanted[name]) for name, theirs in names.items() if theirs in given}
+    faults = [f"{theirs} is missing" for name, theirs in names.items() if name not in found and not _counts(name)]
+    faults += [f"{one} is unknown" for one in given if one not in names.values() and not _HEAD.match(one)]
+    faults += [
+        f"{names[name]} is {tuple(value.shape)}, wanted {tuple(wanted[name].shape)}"
+        for name, value in found.items()
+        if value.shape != wanted[name].shape
+    ]
+    faults += [f"{names[name]} holds NaN or infinity" for name, value in found.items() if not value.isfinite().all()]
+    if faults:
+        more = f"; and {len(faults) - _MOST} more" if len(faults) > _MOST else ""
+        raise WeightsError(
+            f"{path}: not weights for the encoder of {named}: {'; '.join(one[:150] for one in faults[:_MOST])}{more}; "
+            "give the state dict of that very encoder, as torchvision, timm or Cadene publish it"
+        )
+    _fill(wanted, found)
+
+
+def take_encoder(network: nn.Module, classifier: nn.Module) -> None:
+    """Copy the encoder's weights of a trained classifier into `network`, whose encoder is the same.
+
+    Raises:
+        WeightsError: one of both has no encoder, or they differ.
+    """
+    wanted, found = _encoder(network, "the segmenter"), _encoder(classifier, "the classifier")
+    shapes, others = ({name: one.shape for name, one in tensors.items()} for tensors in (wanted, found))
+    if shapes != others:
+        differ = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+        raise WeightsError(
+            f"start: classifier: the encoders differ in {len(differ)} tensors ({', '.join(differ[:_MOST])}); "
+            "give classifier and segmenter the same encoder and stem, or start: random"
+        )
+    _fill(wanted, found)
+
+
+def _encoder(network: nn.Module, named: str) -> dict[str, Tensor]:
+    """The tensors of the encoder, by name: `network.encoder`, or the features of a DenseNet that is a classifier."""
+    encoder = getattr(network, "encoder", None)
+    if isinstance(encoder, nn.Module):
+        return dict(encoder.state_dict())
+    tensors = {name: one for name, one in network.state_dict().items() if name.startswith("features.")}
+    if not tensors:
+        raise WeightsError(f"{named} has no encoder to start from given weights; say start: random")
+    return tensors
+
+
+def _published(names: Iterable[str], form: _Form) -> dict[str, str]:
+    """Our names -> those of a published form."""
+    first: dict[str, int] = {}  # block of all blocks with which a stage begins
+    published = {}
+    for name in names:
+        theirs = name
+        if found := re.match(r"features\._blocks\.(\d+)\.(\d+)\.", name):
+            stage, block = found[1], int(found[2])
+            begins = first.setdefault(stage, block)
+            theirs = f"features._blocks.{stage}.{block - begins}.{block}.{name[found.end() :]}"
+        for pattern, replacement in form:
+            theirs = re.sub(pattern, replacement, theirs)
+        published[name] = theirs
+    return published
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        given = load_file(path) if path.suffix == ".safetensors" else importing.state_dict(path)
+    except PackageError as error:
+        raise WeightsError(str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({str(error)[:300]}); give another file") from error
+    given = importing.renamed(given)
+    inner = {name.removeprefix("encoder."): one for name, one in given.items() if name.startswith("encoder.")}
+    return inner or given
+
+
+def _fitted(given: Tensor, wanted: Tensor) -> Tensor:
+    if given.dim() == 4 and given.shape[1] == 3 and wanted.shape[1:2] == (1,):
+        return given.sum(1, keepdim=True)
+    if given.shape == (*wanted.shape, 1, 1):  # a 1 x 1 convolution of one pixel is a linear layer
+        return given.flatten(1)
+    return given
+
+
+def _counts(name: str) -> bool:
+    return name.endswith("num_batches_tracked")  # training's bookkeeping; torch before 0.4.1 had none
+
+
+def _fill(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in found.items():
+            wanted[name].copy_(value)

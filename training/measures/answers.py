@@ -1,0 +1,86 @@
+"""What a package says of each labelled image: one row of answers.csv, from which every figure can be computed again."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a package says of one image, beside what is known of it. `true`, `found`, `common` count its pixels."""
+
+    image_id: str
+    patient: str
+    label: float  # 1 something to find, 0 nothing; in between: a soft target
+    part: str = ""  # of the run's split: train, validate, train+validate, report; "" where there is none
+    fold: int | None = None
+    as_published: bool = True
+    view: str = ""
+    sex: str = ""
+    age_years: float | None = None
+    probability: float  # the classifier's
+    pixels: int  # of the whole image
+    true: int | None = None  # of the true mask; None where no mask is known
+    found: int = 0  # of the segmenter's mask, whatever the classifier says
+    common: int = 0  # of both
+
+    @property
+    def positive(self) -> bool:
+        """Whether there is something to find."""
+        return self.label > 0.5
+
+    def of(self, part: str) -> bool:
+        """Whether the image is of this part of the split."""
+        return part in self.part.split("+")
+
+    def dice(self, found: bool = True) -> float | None:
+        """Dice of the segmenter's mask (of an empty one: not `found`); 1 where both are empty, None if no true mask."""
+        if self.true is None:
+            return None
+        total = self.true + self.found * found
+        return 2 * self.common * found / total if total else 1.0
+
+    @property
+    def true_share(self) -> float | None:
+        """How much of the image the true mask covers."""
+        return None if self.true is None else self.true / self.pixels
+
+
+def read(path: Path) -> list[Answer]:
+    """The rows of an answers.csv.
+
+    Raises:
+        ValueError: another file, with its line.
+    """
+    answers = []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            try:
+                answers.append(Answer(**{name: _KIND_OF[name](text) for name, text in row.items()}))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: line {reader.line_num}: {error}; a row of an answers.csv wanted") from error
+    return answers
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV with a header; every row has the columns of the first."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+_KINDS: Mapping[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": lambda text: text == "True",
+    "int | None": lambda text: int(text) if text else None,
+    "float | None": lambda text: float(text) if text else None,
+}
+_KIND_OF = {one.name: _KINDS[str(one.type)] for one in fields(Answer)}

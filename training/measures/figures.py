@@ -1,0 +1,245 @@
+"""Answers -> the figures of the case studies, each with its 95 % interval by bootstrap over patients.
+
+Nearly every figure is a ratio of sums over images. So a resample of the patients is a row of weights, all resamples are
+one matrix product, and 2,000 of them cost little even of 12,000 images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.measures import metrics
+from training.measures.answers import Answer
+from training.measures.metrics import Confusion
+
+Values = NDArray[np.float64]
+Sums = Mapping[str, Values]  # column -> its sum, one per resample
+
+DRAWS = 2000
+ALONE = "_segmenter_alone"  # a figure of the segmenter whatever the classifier says; else of both stages
+_COUNTS = tuple(field.name for field in fields(Confusion))
+# Proportion of images -> of which.
+_PROPORTIONS = {
+    "sensitivity": ("true_positive", "false_negative"),
+    "specificity": ("true_negative", "false_positive"),
+    "ppv": ("true_positive", "false_positive"),
+    "npv": ("true_negative", "false_negative"),
+    "accuracy": _COUNTS,
+}
+_DECISIONS = (*_PROPORTIONS, "f1", "f2", "mcc")
+_POOLED = {"pixel_accuracy": "accuracy", "pixel_f1": "f1", "pixel_f2": "f2"}
+# Figure -> (what is summed, over which number of images it is the mean); names and meanings: metrics.mask_figures.
+_MEANS = {
+    "dice": ("dice", "masks"),
+    "dice_positives": ("dice_some", "masks_some"),
+    "iou": ("iou", "masks"),
+    "iou_positives": ("iou_some", "masks_some"),
+    "mean_iou": ("mean_iou", "masks"),
+    "competition_score": ("dice", "masks"),
+}
+
+
+def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> dict[str, Any]:
+    """Figures of all images, of those as published alone, and of the part of each that reports.
+
+    `from_run`: the answers' parts are those of a training run's split, not those published with the data.
+    """
+    part = "report" if any(answer.of("report") for answer in answers) else "validate"
+    reported = [answer for answer in answers if answer.of(part)]
+    folds = sorted({answer.fold for answer in reported if answer.fold is not None})
+    key = ("_".join(["fold", *map(str, folds)]) if folds else part) if reported else None
+    figures: dict[str, Any] = {
+        "images": len(answers),
+        "trained_on": sum(answer.of("train") for answer in answers) if from_run else None,
+        "report": {"key": key, "part": part, "folds": folds, "note": _note(part if key else "", from_run)},
+    }
+    as_published = [answer for answer in answers if answer.as_published]
+    groups = {"all": answers} | ({"jpeg_baseline": as_published} if 0 < len(as_published) < len(answers) else {})
+    for name, group in groups.items():
+        figures[name] = measured(group, threshold)
+        within = [answer for answer in group if answer.of(part)]
+        if key is not None and within:
+            own = measured(within, threshold)
+            figures[name] |= {f"auc_{key}": own["auc"]} if "auc" in own else {}
+            figures[name][key] = own | ({"dice_all_images": own["dice"]} if "dice" in own else {})
+    return figures
+
+
+def measured(answers: Sequence[Answer], threshold: float, draws: int | None = None) -> dict[str, dict[str, Any]]:
+    """Every figure that these answers allow: value, interval_95, and the images that it is from.
+
+    Proportions of images also say how many were `right` `of` how many, and Wilson's interval, which stays honest where
+    all of a few were right. A figure without a denominator (no positives, no masks) is left out.
+    """
+    patients, patient_of = np.unique([answer.patient for answer in answers], return_inverse=True)
+    weights = _resamples(len(patients), draws or DRAWS)
+    columns = _columns(answers, threshold)
+    per_patient = np.stack([np.bincount(patient_of, column, len(patients)) for column in columns.values()], axis=1)
+    sums: Sums = dict(zip(columns, (weights @ per_patient).T, strict=True))
+    drawn = _ranking(answers, weights, patient_of)
+    drawn |= {name: getattr(_confusion(sums, "images "), name) for name in _DECISIONS}
+    drawn |= {"brier": sums["squared_error"] / sums["images"]}
+    for suffix in ("", ALONE):
+        pooled = _confusion(sums, f"pixels{suffix} ")
+        drawn |= {name + suffix: getattr(pooled, figure) for name, figure in _POOLED.items()}
+        drawn |= {name + suffix: _mean(sums[of + suffix], sums[over]) for name, (of, over) in _MEANS.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, values in drawn.items():
+        if np.isnan(values[0]):
+            continue
+        low, high = np.nanpercentile(values[1:], (2.5, 97.5))
+        positive = int(sums["positive"][0])
+        images = positive if "positives" in name else len(answers)
+        found[name] = {
+            "value": float(values[0]), "interval_95": [float(low), float(high)], "images": images, "positive": positive,
+        }  # fmt: skip
+        if name in _PROPORTIONS:
+            of = int(sum(sums[f"images {count}"][0] for count in _PROPORTIONS[name]))
+            right = round(of * float(values[0]))
+            found[name] |= {"right": right, "of": of, "wilson_95": list(metrics.wilson(right, of))}
+    return found
+
+
+def _resamples(patients: int, draws: int) -> Values:
+    """(1 + draws, patients): how often each patient counts; first, everyone once."""
+    rng = np.random.default_rng(0)
+    rows = [np.bincount(rng.integers(patients, size=patients), minlength=patients) for _ in range(draws)]
+    return np.stack([np.ones(patients), *rows])
+
+
+def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
+    """What is summed of each image."""
+    score = np.array([answer.probability for answer in answers])
+    label = np.array([answer.positive for answer in answers])
+    said = score >= threshold
+    masked = np.array([answer.true is not None for answer in answers])
+    true = np.array([answer.true or 0 for answer in answers])
+    found, common = (np.array([getattr(answer, name) for answer in answers]) * masked for name in ("found", "common"))
+    pixels, some = np.array([answer.pixels for answer in answers]) * masked, true > 0
+    columns = {
+        "images": np.ones(len(answers)),
+        "positive": label,
+        "squared_error": (score - label) ** 2,
+        "masks": masked,
+        "masks_some": some,
+    }
+    columns |= {f"images {name}": count for name, count in _counts(said & label, said, label, 1).items()}
+    for suffix, drawn in (("", said), (ALONE, np.ones_like(said))):
+        counts = _counts(common * drawn, found * drawn, true, pixels)
+        images = Confusion(*counts.values())
+        dice, iou, background = (
+            np.nan_to_num(one, nan=1.0) * masked for one in (images.f1, images.iou, images.of_background().iou)
+        )
+        columns |= {f"pixels{suffix} {name}": count for name, count in counts.items()}
+        means = {
+            "dice": dice,
+            "iou": iou,
+            "mean_iou": (iou + background) / 2,
+            "dice_some": dice * some,
+            "iou_some": iou * some,
+        }
+        columns |= {name + suffix: mean for name, mean in means.items()}
+    return {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
+
+
+def _counts(common: Any, found: Any, true: Any, all_: Any) -> dict[str, Values]:
+    """The counts of a Confusion."""
+    both, said, is_so = (np.asarray(one, dtype=np.float64) for one in (common, found, true))
+    return dict(zip(_COUNTS, (both, said - both, is_so - both, all_ - said - is_so + both), strict=True))
+
+
+def _confusion(sums: Sums, prefix: str) -> Confusion:
+    return Confusion(**{name: sums[prefix + name] for name in _COUNTS})
+
+
+def _mean(total: Values, count: Values) -> Values:
+    return np.asarray(total / np.where(count == 0, np.nan, count))
+
+
+def _ranking(answers: Sequence[Answer], weights: Values, patient_of: NDArray[np.intp]) -> dict[str, Values]:
+    """AUC and average precision, one per row of `weights` (resamples, patients): as metrics.py's, weighted."""
+    score = np.array([answer.probability for answer in answers])
+    label = np.array([answer.positive for answer in answers])
+    order = np.argsort(-score, kind="stable")
+    hit = label[order]
+    ties = np.flatnonzero(np.diff(score[order], prepend=np.inf))  # where each group of equal scores begins
+    found = np.full((2, len(weights)), np.nan)
+    for row, weight in enumerate(weights):
+        positive, negative = (np.add.reduceat(weight[patient_of[order]] * chosen, ties) for chosen in (hit, ~hit))
+        positives, negatives = positive.sum(), negative.sum()
+        if positives and negatives:
+            found[0, row] = (negative * (positive.cumsum() - positive / 2)).sum() / (positives * negatives)
+        if positives:
+            above = positive.cumsum()
+            precision = above / np.maximum(above + negative.cumsum(), 1e-12)
+            found[1, row] = (positive * precision).sum() / positives
+    return {"auc": found[0], "average_precision": found[1]}
+
+
+_NOTES = {
+    ("report", True): "report part of the run's split: these images trained nothing and chose nothing",
+    ("validate", True): "the split has no report part: these images chose weights and thresholds, so their figures are "
+    "too good",
+    ("report", False): "fold published with the data; without the split of a run nobody can say which of the other "
+    "images trained the model",
+    ("", False): "no split of a run was given: nobody can say which of these images trained the model",
+    ("", True): "none of these images reports or validates in the run's split",
+}
+
+
+def _note(part: str, from_run: bool) -> str:
+    return _NOTES[part, from_run]
+
+
+def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = None) -> str:
+    """The figures as lines of text, one each with its interval and its number of images; published ones beside them."""
+    lines = [f"model {figures['model']} {figures['version']}, threshold {figures['threshold']}"]
+    lines += [f"labels: {figures['labels']}", *([figures["warning"]] if figures["warning"] else [])]
+    lines += [f"{figures['report']['key'] or 'note'}: {figures['report']['note']}"]
+    if figures["trained_on"]:
+        lines.append(f"{figures['trained_on']} of the {figures['images']} images trained this model: `all` is too good")
+
+    def walk(path: str, node: Mapping[str, Any]) -> None:
+        if "value" in node:
+            lines.append(f"{path:60} {text(node)}")
+            return
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(f"{path} {key}".strip(), value)
+
+    walk("", {key: value for key, value in figures.items() if key in ("all", "jpeg_baseline")})
+    if published:
+        lines.append("published figures beside ours; " + CAVEAT)
+    for name, value, ours in beside(figures, published or {}):
+        lines.append(f"{name:30} published {value:.3f}   ours {'; '.join(f'{k}: {text(v)}' for k, v in ours.items())}")
+    return "\n".join(lines)
+
+
+CAVEAT = "theirs are of their own images and split, ours of the images named here: a difference says nothing by itself"
+
+
+def beside(
+    figures: Mapping[str, Any], published: Mapping[str, float]
+) -> list[tuple[str, float, dict[str, Mapping[str, Any]]]]:
+    """(name, published value, ours by group) of each published figure; ours of the part that reports, if any does."""
+    key = figures["report"]["key"]
+    rows = []
+    for name, value in published.items():
+        ours = {}
+        for group in ("all", "jpeg_baseline"):
+            own = figures.get(group, {})
+            if node := own.get(key, own).get(name):
+                ours[f"{group} {key if key in own else ''}".strip()] = node
+        rows.append((name, value, ours))
+    return rows
+
+
+def text(figure: Mapping[str, Any]) -> str:
+    """One figure in words."""
+    low, high = figure["interval_95"]
+    return f"{figure['value']:.3f}  (95 % {low:.3f} to {high:.3f}; {figure.get('of', figure['images'])} images)"
