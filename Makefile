@@ -11,7 +11,7 @@ OHIF := $(or $(PLEURA_OHIF),.cache/ohif)
 OHIF_VERSION := 3.13.2
 OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 
-.PHONY: demo test check wheel-demo ohif benchmarks train clean chaos soak
+.PHONY: demo test check wheel-demo ohif benchmarks train clean chaos soak recipes
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
@@ -57,6 +57,10 @@ benchmarks: $(TESTED)
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.train
+
+# Every recipe at its real size, a few images each.
+recipes: $(TESTED)
+	$(BIN)/python -m tests.recipes
 
 # Faults to survive, the long form: 1,000 kills and all the other faults, a table, status 1 on any violation. The short
 # form is part of `make test`. Root is needed for small file systems (full disks).

@@ -335,7 +335,7 @@ def _train(options: argparse.Namespace) -> int:
             figures = commands.train_package(wanted, options.data, options.out, command, starts)
         else:
             figures = commands.train_outcome(wanted, options.data, options.out)
-        return json.dumps(figures, indent=2)
+        return json.dumps(figures, indent=2) if figures else ""
 
     return _said(say)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from inference import package
-from training import loop, recipe
+from inference.container import PackageError
+from training import card, loop, recipe
 from training.data import explore
 from training.fitting.fit import TrainingError
 from training.fitting.run import RunError
@@ -30,6 +31,8 @@ def read_recipe(path: Path, changes: Mapping[str, str], fold: int | None) -> Rec
         RecipeError: a recipe that cannot be used, or a fold that is none.
     """
     if recipe.read(path).get("id") == _OUTCOME:
+        if changes or fold is not None:
+            raise RecipeError(f"{path}: trains no network; --set and --fold are for recipes that do")
         return outcome.load(path)
     wanted = recipe.load(path, changes)
     return wanted if fold is None else wanted.with_fold(fold)
@@ -39,10 +42,15 @@ def train_package(
     wanted: Recipe, data: Path, out: Path, command: Sequence[str], starts: Mapping[int, Path]
 ) -> dict[str, Any]:
     """Train, export, measure and report; returns the figures. `out` then holds package/ and report.html."""
-    folder = loop.train(wanted, data, out, command, starts)
+    try:
+        folder = loop.train(wanted, data, out, command, starts)
+    except PackageError as error:  # not the caller's package: the one that was to be written
+        raise TrainingError(str(error)) from error
     if folder is None:  # another process of torchrun writes
         return {}
-    evaluation = evaluate.run(folder, data, wanted.layout, out / "split.csv", out)
+    evaluation = evaluate.run(folder, data, wanted.layout, wanted, out / "split.csv")
+    evaluation.write(out)
+    card.write(folder, wanted, evaluation.figures)
     package.amend(folder, evaluation.figures)
     report.write(evaluation, wanted, out, out / "report.html")
     return evaluation.figures
@@ -57,12 +65,29 @@ def measure(
     model: Path, data: Path, layout: Layout, split: Path | None, report_to: Path | None, recipes: Path
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """(figures of a package on labelled images, what was published for its recipe); a page too where `report_to`."""
-    evaluation = evaluate.run(model, data, layout, split)
-    trained_by = package.read_manifest(model).training.recipe
-    known = next((recipe.load(path) for path in recipes.glob("*.yaml") if recipe.read(path)["id"] == trained_by), None)
+    known, knobs = _recipe_of(model, split, recipes)
+    evaluation = evaluate.run(model, data, layout, known, split)
     if report_to is not None:
-        report.write(evaluation, known, split.parent if split else None, report_to)
+        report.write(evaluation, known, split.parent if split else None, report_to, knobs)
     return evaluation.figures, known.published if known else {}
+
+
+def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe | None, str]:
+    """The recipe that trained a package, and whose its knobs are: the run's, if its recipe.json lies beside `split`."""
+    trained_by = package.read_manifest(model).training.recipe
+    kept = split.with_name("recipe.json") if split else None
+    if kept and kept.is_file():
+        try:
+            of_run = Recipe.model_validate_json(kept.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{kept}: {error}; the recipe.json of the run that wrote {split} wanted") from error
+        if of_run.id != trained_by:
+            raise ValueError(
+                f"{split}: of a run of {of_run.id}, the package was trained by {trained_by}; its own wanted"
+            )
+        return of_run, "every knob"
+    known = next((recipe.load(path) for path in recipes.glob("*.yaml") if recipe.read(path)["id"] == trained_by), None)
+    return known, "shipped recipe of this name; the run's knobs may differ"
 
 
 def explore_data(data: Path, layout: Layout, out: Path) -> None:

@@ -137,11 +137,13 @@ class Export:
             "intended_use": _INTENDED_USE,
         }
         networks = {"classifier": classifier, "segmenter": segmenter}
+        modules = {role: _laid_out(one.module) for role, one in networks.items()}
         package.write(
             self.folder,
             manifest,
-            {role: _laid_out(one.module) for role, one in networks.items()},
+            modules,
             {role: _golden(one) for role, one in networks.items()},
+            exact=not all(_fits_half(module) for module in modules.values()),
         )
 
     def _engine(self) -> Engine:
@@ -162,11 +164,11 @@ class Export:
         return search.best
 
     def _maps(self, cases: Sequence[Case], called: NDArray[np.bool_] | None = None) -> Iterator[thresholds.Map]:
-        """Probabilities and true mask of each image with a mask; nothing found where it is not `called` positive."""
+        """Probabilities and true mask of each image whose mask is known; zeros where it is not `called` positive."""
         engine = self._engine()
         for number, case in enumerate(cases):
             true = case.mask()
-            if true is None:
+            if true is None:  # only its label is known
                 continue
             if called is None or called[number]:
                 (found,) = engine.segment([case.pixels()])
@@ -197,6 +199,12 @@ def _default_segmenter() -> tuple[_Network, dict[str, float]]:
         stated.architecture, dict(stated.arguments), stated.side, stated.normalisation, default.segmenter
     )
     return network, stated.model_dump(include={"bottom", "top", "min_area_at_1024_px", "min_sure_area_at_1024_px"})
+
+
+def _fits_half(module: nn.Module) -> bool:
+    """Whether float16, in which packages store weights, reaches as far as these (a batch norm's variance may not)."""
+    tensors = [one for one in module.state_dict().values() if one.is_floating_point() and one.numel()]
+    return all(float(one.abs().max()) < torch.finfo(torch.float16).max for one in tensors)
 
 
 def _laid_out(module: nn.Module) -> nn.Module:

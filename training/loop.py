@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from inference.networks import build
+from inference.networks import build, shapes
 from training import data
 from training.data import cache, checks, split
 from training.data.cases import Case
@@ -21,11 +23,12 @@ from training.export import Export, Trained
 from training.fitting import average, ranks, weights
 from training.fitting.batches import Batches, Samples, inputs
 from training.fitting.fit import fit
-from training.fitting.run import Run, digest
+from training.fitting.run import Run, RunError, digest
 from training.measures import metrics
-from training.recipe import Recipe, Stage
+from training.recipe import Layout, Recipe, Stage
 
 _PHANTOM_SEED = 100_000  # training phantoms are counted from here; tests and the demo use small seeds
+_COMMAND_SHOWN = 1000  # of a package's provenance
 _WATCHED = 16  # images at once
 
 
@@ -43,14 +46,22 @@ def train(
             weights, or the training itself.
     """
     with ranks.joined("auto") as device:
-        cases = data.read(recipe.layout, folder)
+        _check(recipe, starts or {})
+        layouts = dict.fromkeys([recipe.layout, *(stage.layout or recipe.layout for stage in recipe.networks)])
+        sources = {layout: data.read(layout, folder) for layout in layouts}
+        cases = sources[recipe.layout]
         parts = split.split(cases, recipe.split)
-        checks.check(cases, parts).raise_errors()
-        run = Run(out, recipe, digest(cases), command)
-        if run.first:
-            split.write(parts, out / "split.csv")
-        mixed = len({case.as_published for case in cases}) > 1
-        training = _Training(recipe, folder, run, device, parts, dict(starts or {}), mixed)
+        reports = [checks.check(some, parts if some is cases else None) for some in sources.values()]
+        for report in reports:
+            report.raise_errors()
+        run = Run(out, recipe, digest(case for some in sources.values() for case in some), command)
+        for report in reports:
+            for warning in report.warnings:
+                run.console.print(str(warning))
+        fault = ranks.same(_begin(out, parts, starts or {}) if run.first else "")
+        if fault:  # in every process: the others would wait for one that has ended
+            raise RunError(fault)
+        training = _Training(recipe, sources, run, device, parts, dict(starts or {}))
         trained: list[Trained] = []
         for number, stage in enumerate(recipe.networks):
             trained.append(Trained(stage, training.network(number, stage, trained)))
@@ -59,9 +70,44 @@ def train(
         provenance = {
             "data": training.described(),
             "date": datetime.now(UTC).date().isoformat(),
-            "command": " ".join(run.command),
+            "command": run.command[:_COMMAND_SHOWN],
         }
         return Export(recipe, out / "package", provenance).write(trained, parts.train, parts.validate)
+
+
+def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
+    """Whatever would stop a later network is said before the first one trains."""
+    for number, stage in enumerate(recipe.networks):
+        shapes(stage.architecture, **stage.arguments)
+        if stage.batch % ranks.count():
+            raise ValueError(
+                f"networks.{number}.batch: {stage.batch} cannot be shared by {ranks.count()} processes; change either"
+            )
+        if stage.layout not in (None, recipe.layout) and not stage.held_out:
+            raise ValueError(f"networks.{number}.held_out: 0 found; images of its own layout to watch wanted")
+    for number, path in starts.items():
+        if not 0 <= number < len(recipe.networks):
+            raise ValueError(f"--start {number}={path}: networks 0 to {len(recipe.networks) - 1} wanted")
+        if not path.is_file():
+            raise ValueError(f"--start {number}={path}: no such file")
+
+
+def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
+    """Write split.csv and starts.json; returns why that cannot be, or nothing.
+
+    A run goes on only from the weights it began with: what its package says of itself is to stay true.
+    """
+    path = out / "starts.json"
+    try:
+        split.write(parts, out / "split.csv")
+        now = {str(number): hashlib.sha256(file.read_bytes()).hexdigest() for number, file in sorted(starts.items())}
+        if not path.exists():
+            path.write_text(json.dumps(now, indent=2), encoding="utf-8")
+        elif json.loads(path.read_text(encoding="utf-8")) != now:
+            return f"{path}: the run began with other --start files; give another folder, or the files as they were"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +115,11 @@ class _Training:
     """What all networks of a run share."""
 
     recipe: Recipe
-    folder: Path
+    sources: Mapping[Layout, Sequence[Case]]
     run: Run
     device: torch.device
     parts: split.Parts
     starts: dict[int, Path]
-    mixed: bool  # some images are as published and some are copies, whose codec can tell the label
 
     def network(self, number: int, stage: Stage, before: Sequence[Trained]) -> nn.Module:
         """One network, trained; `before` are those that came before it in the recipe."""
@@ -100,8 +145,13 @@ class _Training:
     def described(self) -> list[str]:
         """The data, for the package's provenance."""
         said = []
-        for layout in dict.fromkeys(stage.layout or self.recipe.layout for stage in self.recipe.networks):
-            said.append(f"{layout}: {data.LAYOUTS[layout].about}")
+        for layout, cases in self.sources.items():
+            said.append(f"{layout}: {data.LAYOUTS[layout].about}; {len(cases)} images")
+        said.append(
+            f"{len(self.parts.train)} train, {len(self.parts.validate)} validate, {len(self.parts.report)} report"
+        )
+        if not self.recipe.of("segmenter"):
+            said.append("segmenter: that of the default package, with what trained it")
         if any(stage.phantoms or stage.finish for stage in self.recipe.networks):
             said.append("synthetic phantoms")
         started = [f"network {number} started from {path.name}" for number, path in sorted(self.starts.items())]
@@ -117,11 +167,19 @@ class _Training:
         if stage.layout in (None, self.recipe.layout):
             train, watched = self.parts.train, self.parts.validate
         else:
-            cases = data.read(stage.layout, self.folder)
+            assert stage.layout is not None
+            cases = self.sources[stage.layout]
             order = np.random.default_rng(self.recipe.seed).permutation(len(cases))
             watched, train = ([cases[i] for i in some] for some in np.split(order, [stage.held_out]))
         if stage.images == "positives":
             train = [case for case in train if case.positive]
+        if stage.on_masks:
+            train, watched = ([case for case in some if case.mask_known] for some in (train, watched))
+        if not watched or not any(case.positive for case in train):
+            raise ValueError(
+                f"layout {stage.layout or self.recipe.layout}: {len(train)} images to train, {len(watched)} to watch"
+                f"{', with a known mask' if stage.on_masks else ''}; some of each wanted, and positive ones to train"
+            )
         return list(train), list(watched)
 
     def _start(self, number: int, stage: Stage, network: nn.Module, before: Sequence[Trained]) -> None:
@@ -142,24 +200,17 @@ class _Training:
         return Batches(some, stage, self.recipe.seed, self.device)
 
     def _samples(self, stage: Stage, cases: Sequence[Case], times: int = 1) -> Samples:
-        """What teaches; where masks do, only images of which the mask is known."""
         prepared = self._prepared(stage, cases)
-        rows = np.flatnonzero(prepared.known) if stage.on_masks else np.arange(len(cases))
-        if not len(rows) or (stage.on_masks and prepared.masks is None):
-            raise ValueError(
-                f"layout {stage.layout or self.recipe.layout}: no image has a mask, and masks are to teach"
-            )
-        if len(rows) < len(cases):
-            cases = [cases[int(row)] for row in rows]
-            prepared = self._prepared(stage, cases)
         targets = prepared.masks if stage.on_masks else prepared.labels
-        assert targets is not None
+        assert targets is not None  # `_images` has left the images out of which no mask is known
         ids = [case.image_id for case in cases]
         return Samples(images=prepared.images, targets=targets, times=times, ids=ids, inside=_unless_full(prepared))
 
     def _prepared(self, stage: Stage, cases: Sequence[Case]) -> cache.Prepared:
         # All or none: training and validation images are to differ in nothing but the picture.
-        equalise = self.mixed and stage.layout in (None, self.recipe.layout)
+        # Where some are as published and some are copies, the codec of a copy can tell its label.
+        mixed = len({case.as_published for case in self.sources[self.recipe.layout]}) > 1
+        equalise = mixed and stage.layout in (None, self.recipe.layout)
         return cache.prepare(cases, stage.side, self.run.folder / "cache", equalise)
 
 

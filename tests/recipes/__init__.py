@@ -1,6 +1,6 @@
 """Every recipe of config/recipes, from files to a package that the node's engine loads.
 
-As a program: each recipe at its real size, two steps of every network. `make recipes`.
+As a program: each recipe at its real size. `make recipes`.
 """
 
 from __future__ import annotations
@@ -39,21 +39,27 @@ def made(folder: Path, images: int) -> Path:
     return folder
 
 
-def short(name: str, side: int | None = None, batch: int = 2) -> Recipe:
-    """The recipe for an epoch of so few images that it takes seconds; `side`: another one than the recipe's."""
+def short(name: str, side: int | None = None) -> Recipe:
+    """The recipe with its `changes`."""
+    return recipe.load(FOLDER / f"{name}.yaml", changes(name, side))
+
+
+def changes(name: str, side: int | None = None) -> dict[str, str]:
+    """What makes a recipe one of seconds: an epoch, few images; `side`: another one than the recipe's."""
     document = recipe.read(FOLDER / f"{name}.yaml")
-    changes = {"split": "{folds: 4, validate: [0]}"}
+    changed = {"split": "{folds: 4, validate: [0]}"}
     for number in range(len(document["networks"])):
-        changes |= {f"networks.{number}.epochs": "1", f"networks.{number}.batch": str(batch)}
-        for knob in {"phantoms", "held_out"} & document["networks"][number].keys():
-            changes[f"networks.{number}.{knob}"] = "4"
-        if "finish" in document["networks"][number]:
-            changes[f"networks.{number}.finish"] = "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 0.7}"
+        stage = document["networks"][number]
+        changed |= {f"networks.{number}.epochs": "1", f"networks.{number}.batch": str(min(2, stage["batch"]))}
+        for knob in {"phantoms", "held_out"} & stage.keys():
+            changed[f"networks.{number}.{knob}"] = "4"
+        if "finish" in stage:
+            changed[f"networks.{number}.finish"] = "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 0.7}"
         if side:
-            changes[f"networks.{number}.side"] = str(side)
-            for place, encoder in _encoders(document["networks"][number], f"networks.{number}"):
-                changes |= {place: _LIGHTER[encoder]} if encoder in _LIGHTER else {}
-    return recipe.load(FOLDER / f"{name}.yaml", changes)
+            changed[f"networks.{number}.side"] = str(side)
+            for place, encoder in _encoders(stage, f"networks.{number}"):
+                changed |= {place: _LIGHTER[encoder]} if encoder in _LIGHTER else {}
+    return changed
 
 
 def _encoders(document: dict[str, Any], place: str) -> Iterator[tuple[str, str]]:

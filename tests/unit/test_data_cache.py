@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -64,10 +66,12 @@ def test_a_file_that_was_exchanged_is_decoded_again(tmp_path: Path) -> None:
     (home / "labels.csv").write_text("image,label\na.png,1\n")
     for value in (np.eye(20), np.eye(20)[::-1]):
         Image.fromarray((value * 255).astype(np.uint8)).save(home / "a.png")
-        os.utime(home / "a.png", ns=(0, int(value[0, 0])))
         prepared = cache.prepare(labelled.read("table", home), 20, tmp_path / "cache")
         assert np.array_equal(prepared.images[0] > 127, value > 0)
     assert prepared.masks is None
+    shutil.copytree(home, tmp_path / "copy")  # not with the times of the files
+    copied, there = (labelled.read("table", folder)[0].identity() for folder in (tmp_path / "copy", home))
+    assert copied == there
 
 
 def test_masks_that_are_not_known(tmp_path: Path) -> None:
@@ -86,6 +90,35 @@ def test_an_image_that_cannot_be_read_leaves_no_cache(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match=r"a\.png: cannot be read"):
             cache.prepare(labelled.read("table", tmp_path), 20, tmp_path / "cache")
+
+
+class Belied(PhantomCase):
+    """Healthy, it says, and has a mask."""
+
+    def mask(self) -> np.ndarray:
+        return np.ones((self.size, self.size), dtype=bool)
+
+
+def test_a_mask_that_belies_its_label(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="x: label 0 found, and a mask that is not empty"):
+        cache.prepare([Belied(image_id="x", patient="", label=0, seed=0, size=64)], 32, tmp_path)
+
+
+def test_space_is_taken_for_images_at_once_and_for_empty_masks_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.prepare(phantoms(12)[1::2], 64, tmp_path)  # the negative ones
+    used = {path.name.split("-")[1]: path.stat().st_blocks * 512 for path in tmp_path.glob("*.npy")}
+    assert used["images.npy"] >= 6 * 64 * 64
+    assert used["masks.npy"] <= 4096 * 2
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device, 2 MiB wanted.*full.*images"):
+        cache.prepare(phantoms(2), 1024, tmp_path / "full")
+    assert [path.suffix for path in (tmp_path / "full").iterdir()] == [".lock"]
 
 
 class Slow(PhantomCase):

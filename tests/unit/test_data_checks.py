@@ -63,7 +63,7 @@ def test_every_kind_of_fault_is_said(tmp_path: Path) -> None:
         "missing file": ("error", ("gone.png",)),
         "repeated id": ("error", ("a 2 times",)),
         "label outside 0 to 1": ("error", ("f: 1.5",)),
-        "patient in several published folds": ("error", ("A: folds ['0', '1']",)),
+        "patient in several published folds": ("error", ("patient-0001: a in 0, b in 1",)),
         "negative with a mask": ("error", ("b",)),
         "positive with an empty mask": ("warning", ("c",)),
         "positive without a mask where others have one": ("warning", ("e",)),

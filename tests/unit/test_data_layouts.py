@@ -49,8 +49,32 @@ def test_siim_as_published(tmp_path: Path) -> None:
         assert np.corrcoef(case.pixels().ravel(), drawn.pixels.ravel())[0, 1] > 0.99
     assert (cases[1].age_years, cases[0].sex, cases[0].view, cases[0].fold) == (413, "F", "PA", None)
     assert not any(case.as_published for case in cases)  # uncompressed: the published ones are JPEG Baseline
-    assert [cases[0].patient == case.patient for case in cases] == [True, True, False, False]
-    assert "N-" not in "".join(case.patient for case in cases)  # a patient's number goes into no file of a run
+    # A patient's number goes into no file of a run.
+    assert [case.patient for case in cases] == ["patient-0001", "patient-0001", "patient-0002", "patient-0002"]
+    assert not cases.findings
+
+
+def test_siim_with_a_table_of_patients(tmp_path: Path) -> None:
+    siim_as_published(tmp_path)
+    (tmp_path / "patients.csv").write_text("ImageId,patient\n3.0,Ada\n3.1,Bob\n3.2,Ada\n")
+    cases = labelled.read("siim", tmp_path)
+    assert [case.patient for case in cases] == ["patient-0001", "patient-0002", "patient-0001", "3.3"]
+    (finding,) = cases.findings
+    assert str(finding) == "warning: image that patients.csv does not name: 3.3"
+    (tmp_path / "patients.csv").write_text("ImageId,patient\n3.0,Ada\n3.0,Bob\n")
+    with pytest.raises(ValueError, match=r"patients.csv: line 3: patient 'Bob' found, one for each ImageId"):
+        labelled.read("siim", tmp_path)
+
+
+def test_siim_says_that_no_patient_is_named(tmp_path: Path) -> None:
+    for path in siim_as_published(tmp_path).rglob("*.dcm"):
+        with quiet():
+            dataset = dcmread(path)
+            dataset.PatientID = path.stem  # as published: one for every image
+            dataset.save_as(path)
+    (finding,) = labelled.read("siim", tmp_path).findings
+    assert str(finding).startswith("warning: the data name no patients: a split cannot keep a patient's images")
+    assert str(finding).endswith("give patients.csv (ImageId,patient)")
 
 
 def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
@@ -98,6 +122,12 @@ def test_silver(data: Path) -> None:
     assert cases[0].mask() is None
     assert cases[0].pixels().shape == (512, 512)
     assert 0 < cases[0].label < 1
+
+
+def test_silver_reads_no_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "silver-labels.csv").write_text("ImageId,probability\na,0.5\n../../x,0.5\n")
+    with pytest.raises(ValueError, match=r"line 3: .*'../../x.jpg' found, a path inside"):
+        labelled.read("silver", tmp_path)
 
 
 def lgg_folder(folder: Path) -> Path:
@@ -159,7 +189,7 @@ def test_a_table_of_images(tmp_path: Path) -> None:
     rows = "in/a.png,1,mask.png,P1,PA,F,60,0,x\nb.jpg,0.25,,P1,,,,,\nc.tif,0,,,AP,m,,,\nd.dcm,1,,,,,,,\n"
     cases = labelled.read("table", table_folder(tmp_path, header + rows))
     assert [(case.image_id, case.patient, case.label) for case in cases] == [
-        ("in/a", "P1", 1), ("b", "P1", 0.25), ("c", "c", 0), ("d", "d", 1),
+        ("in/a", "patient-0001", 1), ("b", "patient-0001", 0.25), ("c", "c", 0), ("d", "d", 1),
     ]  # fmt: skip
     assert (cases[0].view, cases[0].sex, cases[0].age_years, cases[0].fold) == ("PA", "F", 60, 0)
     assert (cases[2].sex, cases[1].age_years, cases[1].fold) == ("M", None, None)

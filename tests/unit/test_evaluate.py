@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, fbeta_score, roc_auc_score
 
 from inference import package
+from training import commands, recipe
 from training import data as labelled
 from training.data.cases import Case
-from training.measures import evaluate, figures, metrics
+from training.measures import evaluate, figures, metrics, report
 from training.measures.answers import Answer
 from training.measures.evaluate import read_answers, run, table
 
 THRESHOLD = 0.5
+RECIPES = Path(__file__).resolve().parents[2] / "config" / "recipes"
+HEAD = dict.fromkeys(("model", "version", "threshold", "labels", "warning"), "x")
 
 
 def drawn(count: int = 60, seed: int = 0) -> tuple[list[Answer], NDArray[np.bool_], NDArray[np.bool_]]:
@@ -62,6 +65,19 @@ def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
         assert measured[f"iou{suffix}"] == pytest.approx(iou.mean())
         other_iou = np.array([one / (2 - one) for one in background])
         assert measured[f"mean_iou{suffix}"] == pytest.approx(((iou + other_iou) / 2).mean())
+    nothing = metrics.mask_figures(np.zeros_like(true), true)
+    trivial = {name: value for name, value in measured.items() if name.endswith(figures.NOTHING)}
+    assert trivial == pytest.approx({name + figures.NOTHING: value for name, value in nothing.items() if value})
+
+
+def test_a_figure_of_masks_is_from_the_images_whose_mask_is_known() -> None:
+    answers, _, _ = drawn()
+    known = [answer if n >= 20 else replace(answer, true=None) for n, answer in enumerate(answers)]
+    found = figures.measured(known, THRESHOLD, draws=5)
+    positive = sum(bool(answer.true) for answer in known)
+    assert {found[name]["images"] for name in ("dice", "mean_iou", "pixel_f1", f"iou{figures.NOTHING}")} == {40}
+    assert {found[name]["images"] for name in ("dice_positives", f"iou_positives{figures.ALONE}")} == {positive}
+    assert (found["auc"]["images"], found["dice"]["positive"]) == (60, positive)
 
 
 def test_intervals_are_over_patients() -> None:
@@ -122,12 +138,23 @@ def test_images_that_chose_or_trained_are_named() -> None:
 def test_published_figures_stand_beside_ours_with_the_caveat() -> None:
     answers, _, _ = drawn()
     found = figures.figures_of(answers, THRESHOLD, from_run=False)
-    text = table(found | dict.fromkeys(("model", "version", "threshold", "labels", "warning"), "x"), {"mcc": 0.77})
-    (line,) = [line for line in text.splitlines() if line.startswith("mcc")]
-    assert "published 0.770" in line
+    text = table(found | HEAD, {"mcc": 0.77, "dice": 0.21})
+    line, masks = (line for line in text.splitlines() if line.startswith(("mcc", "dice")))
+    assert "published 0.770   ours" in line
     assert f"all fold_3: {found['all']['fold_3']['mcc']['value']:.3f}" in line
     assert f"jpeg_baseline fold_3: {found['jpeg_baseline']['fold_3']['mcc']['value']:.3f}" in line
     assert "a difference says nothing by itself" in text
+    assert "published 0.210, by their definition   ours" in masks
+    nothing = found["all"]["fold_3"][f"dice{figures.NOTHING}"]["value"]
+    assert f"all fold_3 finding nothing: {nothing:.3f}" in masks
+
+
+def test_without_a_part_that_reports_nothing_published_stands_beside() -> None:
+    answers = [replace(answer, part="", patient=answer.image_id) for answer in drawn()[0]]
+    text = table(figures.figures_of(answers, THRESHOLD, from_run=False) | HEAD, {"mcc": 0.77})
+    assert "published 0.770" not in text
+    assert "give the run's split.csv with --split" in text
+    assert "the data name no patients" in text
 
 
 class Watched(Case):
@@ -149,6 +176,13 @@ class Watched(Case):
         return self.image_id
 
 
+class WithoutMask(Watched):
+    """A mask is known where there is nothing to find."""
+
+    def mask(self) -> NDArray[np.bool_] | None:
+        return None if self.positive else np.zeros((48, 40), dtype=bool)
+
+
 def test_a_package_is_measured_without_holding_the_images(
     tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +190,8 @@ def test_a_package_is_measured_without_holding_the_images(
     Watched.alive, Watched.most = [], 0
     cases = [Watched(image_id=str(n), patient=str(n // 2), label=n % 2, fold=n % 4) for n in range(40)]
     monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
-    found = run(tiny_package, tmp_path, "siim", out=tmp_path / "out")
+    found = run(tiny_package, tmp_path, "siim", recipe.load(RECIPES / "default.yaml"))
+    found.write(tmp_path / "out")
     assert Watched.most <= 2 * evaluate._BATCH
     assert read_answers(tmp_path / "out" / "answers.csv") == found.answers
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == found.figures
@@ -167,6 +202,53 @@ def test_a_package_is_measured_without_holding_the_images(
     assert seen.true is not None
     assert (seen.found.sum(), (seen.true & seen.found).sum()) == (answer.found, answer.common)
     assert found.figures["all"]["fold_3"]["accuracy"]["of"] == 10
+    assert found.figures["notes"] == []
+
+
+def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "DRAWS", 5)
+    monkeypatch.setattr(report, "_BREAKDOWN_DRAWS", 5)
+    monkeypatch.setattr(report, "_SHOWN", 1)
+    cases = [WithoutMask(image_id=str(n), patient=str(n), label=n % 2, fold=n % 4) for n in range(8)]
+    monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
+    trained_by = {"recipe": "c1-xception"}
+
+    def manifest(folder: Path) -> package.Manifest:
+        return shipped.model_copy(update={"training": shipped.training.model_copy(update=trained_by)})
+
+    shipped = package.read_manifest(tiny_package)
+    monkeypatch.setattr(package, "read_manifest", manifest)
+    found, published = commands.measure(tiny_package, tmp_path, "siim", None, tmp_path / "a.html", RECIPES)
+    assert found["report"]["key"] is None  # C1 has folds of its own
+    assert not [name for name in found["all"] if "dice" in name or "pixel" in name]
+    assert "auc" in found["all"]
+    assert any("segmenter is the default model's" in note for note in found["notes"])
+    page = (tmp_path / "a.html").read_text()
+    assert published["mcc"] == 0.7702
+    assert "0.770" not in page.split("<h2>Recipe")[0]
+    assert "knobs may differ" in page
+
+    trained_by["recipe"] = "pleura-default"
+    found, _ = commands.measure(tiny_package, tmp_path, "siim", None, None, RECIPES)
+    assert found["report"]["key"] == "fold_3"
+    assert "dice" in found["all"]
+
+    trained_by["recipe"] = "t2-unet-plus-plus"
+    of_run = recipe.load(RECIPES / "t2-unet-plus-plus.yaml", {"networks.0.epochs": "77", "published.dice": "0.5"})
+    (tmp_path / "recipe.json").write_text(of_run.model_dump_json(by_alias=True))
+    (tmp_path / "split.csv").write_text("image_id,patient,fold,part,label\n0,0,0,report,0\n1,1,0,report,1\n")
+    with_split = tiny_package, tmp_path, "siim", tmp_path / "split.csv", tmp_path / "b.html", RECIPES
+    assert commands.measure(*with_split)[1] == {"dice": 0.5}
+    page = (tmp_path / "b.html").read_text()
+    assert "&quot;epochs&quot;: 77" in page
+    assert "every knob" in page
+    assert "0.500, by their definition" in page
+    assert "all images, fold 0 finding nothing" in page
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"recipe\.json"):
+        commands.measure(*with_split)
 
 
 def test_a_split_of_other_images_is_refused(
@@ -175,7 +257,7 @@ def test_a_split_of_other_images_is_refused(
     monkeypatch.setattr(labelled, "read", lambda layout, folder: labelled.phantoms(4, size=64))
     (tmp_path / "split.csv").write_text("image_id,patient,fold,part,label\nnobody,p,0,train,1\n")
     with pytest.raises(ValueError, match=r"split\.csv: line 2"):
-        run(tiny_package, tmp_path, "phantom", tmp_path / "split.csv")
+        run(tiny_package, tmp_path, "phantom", split=tmp_path / "split.csv")
     monkeypatch.setattr(labelled, "read", lambda layout, folder: [])
     with pytest.raises(ValueError, match="no labelled image"):
         run(tiny_package, tmp_path, "phantom")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from daemon import cli
 from inference import package
 from tests import recipes
 from training import commands, loop, recipe
@@ -29,16 +31,28 @@ def test_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
     assert recipes.answers(folder, manifest.task) == 1
 
 
-def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_report(made: Path, tmp_path: Path) -> None:
-    figures = commands.train_package(recipes.short("k1-winner", side=64), made, tmp_path, ["pleura"], {})
+def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_report(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    knobs = [f"--set={key}={value}" for key, value in recipes.changes("k1-winner", side=64).items()]
+    where = ["--data", str(made), "--out", str(tmp_path)]
+    assert cli.main(["train", "--recipe", "k1-winner", *where, *knobs]) == 0
     manifest = package.read_manifest(tmp_path / "package")
-    assert manifest.metrics == figures
+    assert manifest.metrics == json.loads((tmp_path / "figures.json").read_text())
     assert manifest.classifier.architecture == "largest-of-map"
     assert manifest.classifier.threshold == pytest.approx(manifest.segmenter.top, abs=0.001)
     share = manifest.segmenter.min_sure_area_at_1024_px / 1024**2
     assert manifest.classifier.arguments["pixels"] == max(1, round(share * 64**2))
     assert {path.name for path in tmp_path.iterdir()} >= {"answers.csv", "split.csv", "search.csv", "recipe.json"}
+    card = (tmp_path / "package" / "README.md").read_text()
+    assert "2 validate" in card
+    assert "Research use only" in card
     assert "0.868" in (tmp_path / "report.html").read_text()  # the published competition score, beside ours
+    capsys.readouterr()
+    measured = ["evaluate", "--model", str(tmp_path / "package"), "--data", str(made)]
+    assert cli.main([*measured, "--split", str(tmp_path / "split.csv")]) == 0
+    assert "0.868" in capsys.readouterr().out
+    assert cli.main(["explore", "--data", str(made), "--out", str(tmp_path / "data.html")]) == 0
 
 
 def test_the_outcome_model(made: Path, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_one_file_tells_it_all(page: str) -> None:
     assert "&lt;script&gt;" in page
     assert set(re.findall(r'(?:src|href)="(.{0,5})', page)) == {"data:"}
     assert "SILVER" not in page
+    assert "the data name no patients" in page
     for name in figures.measured(evaluation().answers, 0.4, 5):
         assert name.replace(figures.ALONE, " *").replace("_", " ") in page
 
@@ -101,9 +102,10 @@ def test_each_failure_is_shown_where_it_belongs(page: str) -> None:
 
 def test_silver_labels_without_masks_are_named(tmp_path: Path) -> None:
     soft = evaluation(warning="SILVER labels, not a reading")
-    answers = [replace(answer, true=None, common=0, label=0.3) for answer in soft.answers]
+    answers = [replace(answer, true=None, common=0, label=0.3, patient="p") for answer in soft.answers]
     head = {key: soft.figures[key] for key in ("model", "version", "threshold", "layout", "labels", "warning")}
     blank = Evaluation(head | figures.figures_of(answers, 0.4, from_run=False), answers, look)
     page = report.write(blank, None, None, tmp_path / "report.html").read_text()
     assert "SILVER labels, not a reading" in page
     assert "dice positives" not in page.split("<h2>Breakdown")[0]
+    assert "the data name no patients" not in page

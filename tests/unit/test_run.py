@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from training.data.cases import Case
+from training.fitting import ranks
 from training.fitting.run import Run, RunError, digest, write
 
 
@@ -29,9 +31,38 @@ def test_a_new_folder_says_what_was_asked_where(tmp_path: Path) -> None:
     text = (run.folder / "environment.json").read_text()
     assert "roentgen" not in text
     found = json.loads(text)
-    assert found["command"] == run.command == "pleura train --data=chests --out out --recipe tiny"
+    assert found["command"] == run.command == "pleura train --data=DATA --out OUT --recipe tiny"
     assert (found["data"], found["processes"]) == ("abc", 1)
     assert found["packages"]["torch"] == run.environment["packages"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--data /home/alice --out alice", "--data DATA --out OUT"),
+        ("--da=/home/alice --o alice/run", "--da=DATA --o OUT"),
+        ("--recipe alice/tiny.yaml --start 0=../alice/w.pt", "--recipe tiny.yaml --start 0=w.pt"),
+        ("--start=1=/home/alice=b/w.pt --set split.seed=3", "--start=1=w.pt --set split.seed=3"),
+    ],
+)
+def test_no_folder_is_named(tmp_path: Path, words: str, said: str) -> None:
+    assert Run(tmp_path, Recipe(), "abc", words.split()).command == said
+
+
+def test_a_fault_of_the_first_process_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    told: list[str] = []
+    monkeypatch.setattr(ranks, "same", lambda fault: told.append(fault) or fault)
+    for folder, fault in ((tmp_path, "no run"), (tmp_path / "thesis.tex", "File exists")):
+        with pytest.raises(RunError, match=fault):
+            Run(folder, Recipe(), "abc", COMMAND)
+    assert "no run" in told[0]
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    monkeypatch.setattr(ranks, "same", lambda _: told[0])
+    with pytest.raises(RunError, match="no run"):
+        Run(tmp_path / "out", Recipe(), "abc", COMMAND)
+    monkeypatch.setattr(ranks, "same", lambda _: "")
+    assert not Run(tmp_path / "out", Recipe(), "abc", COMMAND).folder.exists()  # only the first one makes it
 
 
 def test_the_same_run_is_found_again_and_another_refused(tmp_path: Path) -> None:
@@ -83,11 +114,14 @@ class Known(Case):
     mask = pixels
 
     def identity(self) -> str:
-        return f"{self.image_id} {self.label}"
+        return "pixels and mask"
 
 
 def test_the_digest_knows_the_set_and_not_its_order() -> None:
     cases = [Known(image_id=name, patient=name, label=1.0) for name in "abc"]
-    relabelled = [*cases[:2], Known(image_id="c", patient="c", label=0.0)]
     assert digest(cases) == digest(cases[::-1])
-    assert len({digest(cases), digest(cases[:2]), digest(relabelled)}) == 3
+    others = [
+        [*cases[:2], replace(cases[2], **change)]
+        for change in ({"label": 0.0}, {"patient": "a"}, {"fold": 1}, {"as_published": False}, {"image_id": "d"})
+    ]
+    assert len({digest(some) for some in (cases, cases[:2], *others)}) == 7

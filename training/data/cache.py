@@ -1,4 +1,7 @@
-"""Images decoded once: letterboxed to the size of a network, in memory-mapped files."""
+"""Images decoded once: letterboxed to the size of a network, in memory-mapped files.
+
+They take n x side x side bytes, and masks that hold anything as much again.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +30,9 @@ class Prepared:
     """Arrays in the order of the cases. They are mapped from files: what is written to them stays in this process."""
 
     images: Pictures  # (n, side, side), letterboxed, 0 black to 255 white
-    masks: Pictures | None  # (n, side, side), 0 to 255 shares of each pixel; None where no case has a mask
+    masks: Pictures | None  # (n, side, side), 0 to 255 shares of each pixel; None where none is known
     labels: NDArray[np.float32]  # (n,)
-    known: NDArray[np.bool_]  # (n,): its mask is given, or its label is 0; the others' are empty in `masks`
+    known: NDArray[np.bool_]  # (n,): `Case.mask_known`; the others' masks are empty in `masks`
     inside: NDArray[np.int32]  # (n, 4): top, left, height and width of the image in its letterbox
 
 
@@ -49,7 +53,8 @@ def prepare(
         done: called with (images so far, images in all).
 
     Raises:
-        ValueError: no case, or an image or mask that cannot be read; with its path.
+        ValueError: no case, an image or mask that cannot be read, with its path, or a mask that belies its label.
+        OSError: no space for the files.
     """
     if not cases:
         raise ValueError("cache: no image to prepare")
@@ -62,12 +67,11 @@ def prepare(
         if not files.facts.exists():
             _decode(cases, _Shrink(side, equalise), files, done)
     with np.load(files.facts) as facts:
-        given, inside = facts["given"], facts["inside"]
+        inside = facts["inside"]
     labels = np.array([case.label for case in cases], dtype=np.float32)
     images, masks = (np.load(path, mmap_mode="c") for path in (files.images, files.masks))  # torch wants writable ones
-    if not given.any():
-        return Prepared(images, None, labels, given, inside)
-    return Prepared(images, masks, labels, given | (labels == 0), inside)
+    known = np.array([case.mask_known for case in cases])
+    return Prepared(images, masks if known.any() else None, labels, known, inside)
 
 
 class _Files:
@@ -93,6 +97,10 @@ class _Shrink:
         pixels, mask = case.pixels(), case.mask()
         if mask is not None and mask.shape != pixels.shape:
             raise ValueError(f"{case.image_id}: the mask has {mask.shape} rows and columns, the image {pixels.shape}")
+        if mask is not None and mask.any() and not case.positive:
+            raise ValueError(
+                f"{case.image_id}: label {case.label:g} found, and a mask that is not empty; correct one of them"
+            )
         fitted = fit(pictures.equalised(pixels) if self.equalise else pixels, self.side)
         small = None if mask is None else pictures.as_bytes(fit(mask.astype(np.float32), self.side).pixels)
         return pictures.as_bytes(fitted.pixels), small, fitted.geometry
@@ -100,22 +108,45 @@ class _Shrink:
 
 def _decode(cases: Sequence[Case], shrink: _Shrink, files: _Files, done: Callable[[int, int], None] | None) -> None:
     parts = {path: path.with_suffix(".part") for path in (files.images, files.masks, files.facts)}
-    shape = (len(cases), shrink.side, shrink.side)
-    images = np.lib.format.open_memmap(parts[files.images], "w+", np.uint8, shape)
-    masks = np.lib.format.open_memmap(parts[files.masks], "w+", np.uint8, shape)  # sparse until something is written
-    given = np.zeros(len(cases), dtype=bool)
-    inside = np.zeros((len(cases), 4), dtype=np.int32)
-    for number, (image, mask, at) in enumerate(pool.each(shrink, cases, done)):
-        images[number] = image
-        inside[number] = at.top, at.left, at.height, at.width
-        if mask is not None:
-            given[number] = True
-            masks[number] = mask
-    images.flush()
-    masks.flush()
-    with parts[files.facts].open("wb") as file:
-        np.savez(file, given=given, inside=inside)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with (
+            parts[files.images].open("wb") as images,
+            parts[files.masks].open("wb") as masks,
+            parts[files.facts].open("wb") as facts,
+        ):
+            inside = _fill(cases, shrink, images, masks, done)
+            np.savez(facts, inside=inside)
+            for file in (images, masks, facts):
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        for part in parts.values():  # what fills a disk is not left on it
+            part.unlink(missing_ok=True)
+        raise
     for path, part in parts.items():
         part.rename(path)
+
+
+def _fill(
+    cases: Sequence[Case], shrink: _Shrink, images: BinaryIO, masks: BinaryIO, done: Callable[[int, int], None] | None
+) -> NDArray[np.int32]:
+    """Write both arrays, not through maps: there a full disk kills the process. Returns `Prepared.inside`."""
+    area = shrink.side * shrink.side
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(cases), shrink.side, shrink.side)}
+    for file in (images, masks):
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+    start = images.tell()
+    try:
+        os.posix_fallocate(images.fileno(), 0, start + len(cases) * area)  # a full disk is said now, not in an hour
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}, {len(cases) * area >> 20} MiB wanted", images.name) from error
+    masks.truncate(start + len(cases) * area)  # sparse until something is written
+    inside = np.zeros((len(cases), 4), dtype=np.int32)
+    for number, (image, mask, at) in enumerate(pool.each(shrink, cases, done)):
+        images.write(image.tobytes())
+        inside[number] = at.top, at.left, at.height, at.width
+        if mask is not None and mask.any():
+            masks.seek(start + number * area)
+            masks.write(mask.tobytes())
+    return inside

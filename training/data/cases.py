@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,11 @@ class Case(ABC):
         """Whether there is something to find."""
         return self.label > 0.5
 
+    @property
+    def mask_known(self) -> bool:
+        """Whether `mask` is one, told without reading it."""
+        return True
+
     @abstractmethod
     def pixels(self) -> NDArray[np.float32]:
         """(rows, columns), 0 black to 1 white, in display polarity, upright.
@@ -42,3 +48,8 @@ class Case(ABC):
     @abstractmethod
     def identity(self) -> str:
         """What changes when pixels, mask or label do: names a cache."""
+
+
+def numbered(patients: Iterable[str]) -> dict[str, str]:
+    """What stands for each patient, in order of first appearance: their names and numbers go into no file of a run."""
+    return {patient: f"patient-{number:04}" for number, patient in enumerate(dict.fromkeys(patients), 1)}

@@ -102,9 +102,9 @@ def _seen(case: Case) -> Seen:
 
 def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
     times = Counter(case.image_id for case in cases)
-    folds = defaultdict(set)
+    folds: dict[str, dict[int | None, str]] = defaultdict(dict)  # an image of each
     for case in cases:
-        folds[case.patient].add(case.fold)
+        folds[case.patient].setdefault(case.fold, case.image_id)
     yield Finding("error", "repeated id", tuple(f"{name} {count} times" for name, count in times.items() if count > 1))
     yield Finding(
         "error",
@@ -115,7 +115,9 @@ def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
         "error",
         "patient in several published folds",
         tuple(
-            f"{patient}: folds {sorted(map(str, several))}" for patient, several in folds.items() if len(several) > 1
+            f"{patient}: " + ", ".join(f"{image_id} in {fold}" for fold, image_id in several.items())
+            for patient, several in folds.items()
+            if len(several) > 1
         ),
     )
     yield Finding(

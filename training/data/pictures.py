@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from inference.preprocess import upright
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _COLOUR_MODES = ("1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")  # Pillow's; all others hold grey values
 _EQUAL_QUALITY = 85
+_SAMPLED = 64 * 1024  # bytes of each end of a file: all of most JPEGs, while thousands of files take seconds
 
 
 def grey(path: Path) -> NDArray[np.float32]:
@@ -59,16 +62,39 @@ def as_shown(mask: NDArray[np.bool_], path: Path) -> NDArray[np.bool_]:
         raise ValueError(f"{path}: cannot be read as DICOM ({error})") from error
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name, which somebody's table gave, in `folder` or below.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    if not name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r} found, a path inside {folder} wanted")
+    return folder / name
+
+
 def stamp(*paths: Path | None) -> str:
-    """What changes when one of the files is exchanged; their content is not read. A missing one has a stamp too."""
+    """What changes when one of the files is exchanged, not when they are copied. A missing one has a stamp too.
+
+    Of a file its name, its length and its first and last 64 KiB count.
+    """
     said = []
     for path in paths:
         try:
             status = path.stat() if path is not None else None
+            said.append(f"{path.name} {_sample(path, status.st_size, status.st_mtime_ns)}" if path and status else "-")
         except OSError:
-            status = None
-        said.append(f"{path.name} {status.st_size} {status.st_mtime_ns}" if path and status else "-")
+            said.append("-")
     return " ".join(said)
+
+
+@cache
+def _sample(path: Path, size: int, _changed: int) -> str:
+    with path.open("rb") as file:
+        ends = hashlib.blake2b(file.read(_SAMPLED), digest_size=16)
+        file.seek(max(_SAMPLED, size - _SAMPLED))
+        ends.update(file.read())
+    return f"{size} {ends.hexdigest()}"
 
 
 def equalised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

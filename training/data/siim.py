@@ -7,16 +7,17 @@ As published: `FOLDER/train-rle.csv` and images anywhere under `FOLDER/dicom-ima
                               are united, "-1" is none; an ImageId may be repeated
 
 Without dicom-images-train, images are looked for under `dicom`, and without that under FOLDER itself. An optional
-`folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and patients along. Without it the patient is that of
-the header, hashed: a patient's number goes into no file of a run. All of this may lie in a subfolder `siim`.
+`folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and keys of patients along, an optional `patients.csv`
+(ImageId, patient) patients alone. Without them the patient is that of the header, where the published files have
+another one for every image. What patients.csv or a header calls a patient goes into no file of a run. All of this may
+lie in a subfolder `siim`.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from inference.pixels import quiet
 from training.data import pictures, rle
-from training.data.cases import Case
+from training.data.cases import Case, numbered
 from training.data.findings import Cases, Finding
 
 _AGE = re.compile(r"(\d+)([YMWD]?)")  # PS3.5 6.2: 058Y; the published files leave the unit out
@@ -85,10 +86,21 @@ def read(folder: Path) -> Cases:
         headers = {image_id: _header(path) for image_id, path in paths.items()}
     rows = rle.read(home / "train-rle.csv", {image_id: header.size for image_id, header in headers.items()})
     folds = _read_folds(home / "folds.csv")
+    patients = _read_patients(home / "patients.csv")
+    wanted = [  # in the order of folds.csv, if there is one
+        image_id for image_id in dict.fromkeys([*folds, *rows]) if image_id in rows and image_id in paths
+    ]
+    named = patients or {image_id: headers[image_id].patient for image_id in wanted}
+    keys = numbered(named[image_id] for image_id in wanted if named.get(image_id))
     cases = [
-        _case(image_id, folds.get(image_id, {}), paths[image_id], headers[image_id], rows[image_id])
-        for image_id in dict.fromkeys([*folds, *rows])  # in the order of folds.csv, if there is one
-        if image_id in rows and image_id in paths
+        _case(
+            folds.get(image_id, {}),
+            keys.get(named.get(image_id, ""), image_id),
+            paths[image_id],
+            headers[image_id],
+            rows[image_id],
+        )
+        for image_id in wanted
     ]
     if not cases:
         raise ValueError(f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in train-rle.csv")
@@ -102,6 +114,14 @@ def read(folder: Path) -> Cases:
         ("warning", "row in train-rle.csv without an image, left out"): rows.keys() - paths.keys(),
         ("warning", "image in folds.csv that has no row or no file"): folds.keys() - labels.keys(),
         ("warning", "image that folds.csv does not name"): labels.keys() - folds.keys() if folds else (),
+        ("warning", "image that patients.csv does not name"): labels.keys() - patients.keys() if patients else (),
+        ("warning", "the data name no patients: a split cannot keep a patient's images together"): (
+            ["give patients.csv (ImageId,patient)"]
+            if not patients
+            and not any(fold["patient"] for fold in folds.values())
+            and len({case.patient for case in cases}) == len(cases) > 1
+            else ()
+        ),
         ("warning", "mask and -1 for one image in train-rle.csv"): (
             name for name, texts in rows.items() if rle.NONE in texts and len(set(texts)) > 1
         ),
@@ -109,10 +129,10 @@ def read(folder: Path) -> Cases:
     return Cases(cases, [Finding(level, what, tuple(sorted(names))) for (level, what), names in where.items()])
 
 
-def _case(image_id: str, fold: Mapping[str, str], path: Path, header: _Header, runs: tuple[str, ...]) -> SiimCase:
+def _case(fold: Mapping[str, str], patient: str, path: Path, header: _Header, runs: tuple[str, ...]) -> SiimCase:
     return SiimCase(
-        image_id=image_id,
-        patient=fold.get("patient") or header.patient or image_id,
+        image_id=path.stem,
+        patient=fold.get("patient") or patient,
         label=float(any(text != rle.NONE for text in runs)),
         fold=int(fold["fold"]) if fold else None,
         as_published=header.jpeg_baseline,
@@ -138,7 +158,7 @@ def _header(path: Path) -> _Header:
         number, view, sex, age = (str(dataset.get(keyword) or "").strip() for keyword in _KEYWORDS[:4])
         return _Header(
             size=(int(dataset.get("Rows", rle.SIDE)), int(dataset.get("Columns", rle.SIDE))),
-            patient=f"H{hashlib.sha256(number.encode()).hexdigest()[:12]}" if number else "",
+            patient=number,
             view=view if view in ("PA", "AP") else "",
             sex=sex if sex in ("M", "F") else "",
             age_years=years(age),
@@ -149,16 +169,29 @@ def _header(path: Path) -> _Header:
 
 
 def _read_folds(path: Path) -> dict[str, dict[str, str]]:
+    folds = {}
+    for line, row in _rows(path, {"ImageId", "fold", "patient", "pneumothorax"}):
+        if not (row["fold"] or "").isdigit():
+            raise ValueError(f"{path}: line {line}: fold {row['fold']!r} found, a whole number wanted")
+        folds[row["ImageId"]] = row
+    return folds
+
+
+def _read_patients(path: Path) -> dict[str, str]:
+    patients: dict[str, str] = {}
+    for line, row in _rows(path, {"ImageId", "patient"}):
+        if not row["patient"] or patients.setdefault(row["ImageId"], row["patient"]) != row["patient"]:
+            raise ValueError(f"{path}: line {line}: patient {row['patient']!r} found, one for each ImageId wanted")
+    return patients
+
+
+def _rows(path: Path, wanted: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a table that may be missing."""
     if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
+        return
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        wanted = {"ImageId", "fold", "patient", "pneumothorax"}
         if not wanted <= set(reader.fieldnames or ()):
             raise ValueError(f"{path}: line 1: header {reader.fieldnames} found, {', '.join(sorted(wanted))} wanted")
-        folds = {}
         for row in reader:
-            if not (row["fold"] or "").isdigit():
-                raise ValueError(f"{path}: line {reader.line_num}: fold {row['fold']!r} found, a whole number wanted")
-            folds[row["ImageId"]] = row
-        return folds
+            yield reader.line_num, row

@@ -29,6 +29,10 @@ class SilverCase(Case):
     def pixels(self) -> NDArray[np.float32]:
         return pictures.grey(self.path)
 
+    @property
+    def mask_known(self) -> bool:
+        return False
+
     def mask(self) -> None:
         return None
 
@@ -54,12 +58,9 @@ def read(folder: Path) -> Cases:
         for row in reader:
             try:
                 image_id, probability = row["ImageId"], float(row["probability"])
+                picture = pictures.inside(home / "jpeg512", f"{image_id}.jpg")
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}: line {reader.line_num}: ImageId,probability wanted ({error!r})") from error
-            cases.append(
-                SilverCase(
-                    image_id=image_id, patient=image_id, label=probability, path=home / "jpeg512" / f"{image_id}.jpg"
-                )
-            )
+            cases.append(SilverCase(image_id=image_id, patient=image_id, label=probability, path=picture))
     missing = tuple(case.image_id for case in cases if not case.path.is_file())
     return Cases(cases, [Finding("error", "missing file", missing)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +132,12 @@ def _published(cases: Sequence[Case]) -> list[int]:
     if len(folds) < len(cases):
         without = next(case.image_id for case in cases if case.fold is None)
         raise ValueError(f"split: folds: published, but {len(cases) - len(folds)} images have none ({without}, ...)")
-    of_patient = Counter(patient for patient, _ in {(case.patient, case.fold) for case in cases})
-    torn = sorted(patient for patient, several in of_patient.items() if several > 1)
+    of_patient: dict[str, dict[int | None, str]] = defaultdict(dict)  # an image of each fold
+    for case in cases:
+        of_patient[case.patient].setdefault(case.fold, case.image_id)
+    torn = [" and ".join(several.values()) for several in of_patient.values() if len(several) > 1]
     if torn:
         raise ValueError(
-            f"split: {len(torn)} patients lie in several of the published folds ({', '.join(torn[:5])}, ...)"
+            f"split: {len(torn)} patients lie in several of the published folds (images {'; '.join(torn[:5])}, ...)"
         )
     return folds

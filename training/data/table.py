@@ -3,8 +3,9 @@
     FOLDER/labels.csv                 image,label[,mask,patient,view,sex,age,fold]
 
 `image` and `mask` are paths inside FOLDER; images are DICOM, PNG, JPEG or TIFF, masks PNG of the image's stored size,
-0 for nothing. `label` is 0 to 1. `patient` keeps images together in a split (left out: each its own), `view` is PA or
-AP, `sex` M or F, `age` in years, `fold` a whole number from 0. Further columns are not read.
+0 for nothing. `label` is 0 to 1. `patient` keeps images together in a split (left out: each its own) and goes into no
+file of a run; `view` is PA or AP, `sex` M or F, `age` in years, `fold` a whole number from 0. Further columns are not
+read.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data import pictures
-from training.data.cases import Case
+from training.data.cases import Case, numbered
 from training.data.findings import Cases, Finding
 
 TABLE = "labels.csv"
@@ -36,8 +37,14 @@ class TableCase(Case):
     def pixels(self) -> NDArray[np.float32]:
         return pictures.grey(self.path)
 
+    @property
+    def mask_known(self) -> bool:
+        return self.mask_path is not None or self.label == 0
+
     def mask(self) -> NDArray[np.bool_] | None:
-        return None if self.mask_path is None else pictures.as_shown(pictures.plain(self.mask_path) > 0, self.path)
+        if self.mask_path is not None:
+            return pictures.as_shown(pictures.plain(self.mask_path) > 0, self.path)
+        return np.zeros(self.pixels().shape, dtype=bool) if self.label == 0 else None
 
     def identity(self) -> str:
         return f"{self.image_id} {self.label} {pictures.stamp(self.path, self.mask_path)}"
@@ -52,7 +59,8 @@ def read(folder: Path) -> Cases:
     path = folder / TABLE
     if not path.is_file():
         raise ValueError(f"{folder}: layout table: no {TABLE} found; header image,label[,mask,patient,...] wanted")
-    cases, faults = [], []
+    cases: list[TableCase] = []
+    faults = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"image", "label"} <= set(reader.fieldnames or ()):
@@ -66,7 +74,11 @@ def read(folder: Path) -> Cases:
         raise ValueError("\n".join(faults[:_FAULTS_SAID]) or f"{path}: no row found")
     files = [path for case in cases for path in (case.path, case.mask_path) if path is not None]
     missing = tuple(path.relative_to(folder).as_posix() for path in files if not path.is_file())
-    return Cases(cases, [Finding("error", "missing file", missing)])
+    named = numbered(case.patient for case in cases if case.patient)
+    return Cases(
+        (replace(case, patient=named.get(case.patient, case.image_id)) for case in cases),
+        [Finding("error", "missing file", missing)],
+    )
 
 
 def _case(folder: Path, row: Mapping[str, str]) -> TableCase:
@@ -77,21 +89,15 @@ def _case(folder: Path, row: Mapping[str, str]) -> TableCase:
         raise ValueError(f"fold {row['fold']!r} found, a whole number wanted")
     return TableCase(
         image_id=image_id,
-        patient=row.get("patient") or image_id,
+        patient=row.get("patient", ""),
         label=_number(row, "label"),
         fold=int(row["fold"]) if row.get("fold") else None,
         view=_one_of(row, "view", ("PA", "AP")),
         sex=_one_of(row, "sex", ("M", "F")),
         age_years=age,
-        path=_inside(folder, image),
-        mask_path=_inside(folder, row["mask"]) if row.get("mask") else None,
+        path=pictures.inside(folder, image),
+        mask_path=pictures.inside(folder, row["mask"]) if row.get("mask") else None,
     )
-
-
-def _inside(folder: Path, name: str) -> Path:
-    if not name or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{name!r} found, a path inside {folder} wanted")
-    return folder / name
 
 
 def _number(row: Mapping[str, str], column: str) -> float:

@@ -37,6 +37,7 @@ _PACKAGES = ("pleura", "torch", "numpy", "monai", "scikit-learn", "pydicom", "pi
 _OURS = ("recipe", "environment")  # files of a run that has just begun, finished or not
 # What the last digits of a sum depend on.
 _NUMBERS = ("packages", "commit", "machine", "cpu", "device", "threads", "processes")
+_FOLDERS = {r"--d\w*": "DATA", r"--o\w*": "OUT"}
 _SHOWN = 5  # differences in a message
 
 
@@ -48,27 +49,24 @@ class Run:
     """One run's folder, made or found again. Of several processes only the first writes and speaks."""
 
     def __init__(self, folder: Path, recipe: BaseModel, data: str, command: Sequence[str]) -> None:
-        """`data` is their `digest`, `command` the words that started the run.
+        """`data` is their `digest`, `command` the words that started the run. Every process returns, or none.
 
         Raises:
-            RunError: the folder holds something else, or a run of another recipe or other data.
+            RunError: the folder cannot be made or holds something else, or a run of another recipe or other data.
         """
         self.folder = folder
         self.first = ranks.rank() == 0
         self.console = Console(quiet=not self.first)
         self.command = _without_folders(command)
         self.environment = {"command": self.command, "data": data, **environment()}
-        if not self.first:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        wanted = recipe.model_dump(mode="json", by_alias=True)
-        if (folder / _RECIPE).exists():
-            self._resume(wanted)
-        elif strangers := [path.name for path in folder.iterdir() if path.name.lstrip(".").split(".")[0] not in _OURS]:
-            raise RunError(f"{folder}: holds {', '.join(sorted(strangers)[:_SHOWN])} and no run; give an empty folder")
-        else:  # the recipe last: it says that the run has begun
-            _write_json(folder / _ENVIRONMENT, self.environment)
-            _write_json(folder / _RECIPE, wanted)
+        fault = ""
+        if self.first:
+            try:
+                self._begin(recipe.model_dump(mode="json", by_alias=True))
+            except (RunError, OSError) as error:
+                fault = str(error)
+        if fault := ranks.same(fault):
+            raise RunError(fault)
 
     def checkpoint(self, name: str) -> Path:
         """Where the network of that name is kept between epochs."""
@@ -85,6 +83,17 @@ class Run:
     def tensorboard(self, name: str) -> Path:
         """Its folder of TensorBoard events."""
         return self.folder / "tensorboard" / name
+
+    def _begin(self, wanted: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / _RECIPE).exists():
+            self._resume(wanted)
+            return
+        there = sorted(path.name for path in self.folder.iterdir())
+        if strangers := [name for name in there if name.lstrip(".").split(".")[0] not in _OURS]:
+            raise RunError(f"{self.folder}: holds {', '.join(strangers[:_SHOWN])} and no run; give an empty folder")
+        _write_json(self.folder / _ENVIRONMENT, self.environment)
+        _write_json(self.folder / _RECIPE, wanted)  # last: it says that the run has begun
 
     def _resume(self, wanted: dict[str, Any]) -> None:
         found, then = _read_json(self.folder / _RECIPE), _read_json(self.folder / _ENVIRONMENT)
@@ -107,8 +116,11 @@ class Run:
 
 
 def digest(cases: Iterable[Case]) -> str:
-    """One name for a set of images with their masks and labels, whatever their order (SHA-256)."""
-    names = sorted(f"{case.image_id} {case.identity()}" for case in cases)
+    """One name for a set of images with masks, labels and what decides their split, whatever their order (SHA-256)."""
+    names = sorted(
+        json.dumps([case.image_id, case.identity(), case.patient, case.fold, case.label, case.as_published])
+        for case in cases
+    )
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
@@ -171,8 +183,14 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
 
 
 def _without_folders(command: Sequence[str]) -> str:
-    """The words as a shell takes them, of absolute paths only the last name: the others may name people."""
-    return shlex.join(re.sub(r"(^|=)[/~].*/(?=[^/])", r"\1", word) for word in command)
+    """The words as a shell takes them, without the folders that --data and --out name and those of other paths.
+
+    Folders may name people. argparse takes options that are cut short, too.
+    """
+    words = "\0".join(command)
+    for option, name in _FOLDERS.items():
+        words = re.sub(rf"(^|\0)({option}[=\0])[^\0]*", rf"\1\2{name}", words)
+    return shlex.join(re.sub(r"^((?:[\w.-]+=)*).*/(?=.)", r"\1", word) for word in words.split("\0"))
 
 
 def _version(package: str) -> str | None:

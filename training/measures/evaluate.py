@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from training.measures import features
 from training.measures.answers import Answer, write_rows
 from training.measures.answers import read as read_answers
 from training.measures.figures import figures_of, table
-from training.recipe import Layout
+from training.recipe import Layout, Recipe
 
-__all__ = ["Answer", "Evaluation", "Look", "evaluate", "read_answers", "run", "table"]
+__all__ = ["Answer", "Evaluation", "Look", "read_answers", "run", "table"]
 
 _BATCH = 8
-_PUBLISHED_REPORT_FOLD = 3  # of siim/folds.csv, where there is no split of a run
+_BORROWED = "the segmenter is the default model's, which siim folds 0 to 2 trained: no figures of masks"
 
 # What figures on these labels cannot tell.
 WARNINGS: Mapping[str, str] = {
@@ -48,18 +48,33 @@ class Look:
 class Evaluation:
     """Every image's answer, the figures of them all, and a way to look at an image again."""
 
-    figures: dict[str, Any]
+    figures: dict[str, Any]  # JSON-able; each with its 95 % bootstrap interval and the number of images it is from
     answers: list[Answer]
     look: Callable[[Answer], Look]
+    found: list[dict[str, float]] = field(default_factory=list)  # features of each answer's mask
+
+    def write(self, out: Path) -> None:
+        """answers.csv, features.csv, patients.csv (training/measures/features.py) and figures.json."""
+        out.mkdir(parents=True, exist_ok=True)
+        write_rows(out / "answers.csv", [asdict(answer) for answer in self.answers])
+        rows, of_patient = [], dict[str, list[dict[str, float]]]()
+        for answer, mask in zip(self.answers, self.found, strict=True):
+            rows.append({"image_id": answer.image_id, "patient": answer.patient} | mask)
+            of_patient.setdefault(answer.patient, []).append(mask)
+        write_rows(out / "features.csv", rows)
+        patients = [{"patient": patient} | features.of_patient(masks) for patient, masks in of_patient.items()]
+        write_rows(out / "patients.csv", patients)
+        (out / "figures.json").write_text(json.dumps(self.figures, indent=2, allow_nan=False), encoding="utf-8")
 
 
 def run(
-    model: Path, data: Path, layout: Layout = "siim", split: Path | None = None, out: Path | None = None
+    model: Path, data: Path, layout: Layout = "siim", recipe: Recipe | None = None, split: Path | None = None
 ) -> Evaluation:
     """Measure a package on the images of `data`, one small batch in memory at a time.
 
-    `split` is the split.csv of a training run: it tells which images trained, chose and report. `out`, if given,
-    receives answers.csv, features.csv, patients.csv (training/measures/features.py) and figures.json.
+    `recipe` is what trained the package, where known; `split` is the split.csv of its training run: it tells which
+    images trained, chose and report. Without it, only a recipe that splits by the folds of the data tells who reports.
+    Of a recipe without a segmenter no mask is measured: the package's is another model's.
 
     Raises:
         PackageError, ValueError: a package, labels or images that cannot be used.
@@ -68,12 +83,13 @@ def run(
     cases = labelled.read(layout, data)
     if not cases:
         raise ValueError(f"{data}: no labelled image found in layout {layout}")
-    parts = _parts(split, layout, cases)
+    own = recipe is None or bool(recipe.of("segmenter"))
+    by_folds = recipe is not None and recipe.layout == layout and recipe.split.folds == "published"
+    parts = _parts(split, cases, recipe.split.report if recipe is not None and by_folds else ())
     answers, found = [], []
     for answer, seen in _answered(engine, cases, parts):
-        answers.append(answer)
-        if out is not None:
-            found.append(features.of_mask(seen.found))
+        answers.append(answer if own else replace(answer, true=None, common=0))
+        found.append(features.of_mask(seen.found))
     figures: dict[str, Any] = {
         "model": engine.identity.id,
         "version": engine.identity.version,
@@ -83,22 +99,14 @@ def run(
         "warning": WARNINGS.get(layout),
     }
     figures |= figures_of(answers, engine.manifest.classifier.threshold, split is not None)
-    if out is not None:
-        _write(out, answers, found, figures)
+    figures["notes"] += [] if own else [_BORROWED]
     by_id = {case.image_id: case for case in cases}
 
     def look(answer: Answer) -> Look:
         case = by_id[answer.image_id]
         return next(_looks(engine, [case], [case.pixels()]))
 
-    return Evaluation(figures, answers, look)
-
-
-def evaluate(
-    model: Path, data: Path, layout: Layout = "siim", split: Path | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """The figures of `run`, JSON-able: each with its 95 % bootstrap interval and the number of images it is from."""
-    return run(model, data, layout, split, out).figures
+    return Evaluation(figures, answers, look, found)
 
 
 def _answered(
@@ -136,32 +144,13 @@ def _looks(engine: Engine, cases: Sequence[Case], pictures: Sequence[NDArray[np.
         yield Look(picture, case.mask(), postprocess.segment(drawn, *engine.manifest.segmenter.rule))
 
 
-def _parts(path: Path | None, layout: Layout, cases: Sequence[Case]) -> dict[str, tuple[str, int | None]]:
-    """image_id -> part (several joined by "+") and fold."""
+def _parts(path: Path | None, cases: Sequence[Case], report: Sequence[int]) -> dict[str, tuple[str, int | None]]:
+    """image_id -> part (several joined by "+") and fold. Without `path`, these folds of the data report."""
     if path is None:
-        reports = layout == "siim"
-        return {
-            case.image_id: ("report" if reports and case.fold == _PUBLISHED_REPORT_FOLD else "", case.fold)
-            for case in cases
-        }
+        return {case.image_id: ("report" if case.fold in report else "", case.fold) for case in cases}
     parts = splits.read(path, cases)
     part_of: dict[str, list[str]] = {}
     for name in ("train", "validate", "report"):
         for case in getattr(parts, name):
             part_of.setdefault(case.image_id, []).append(name)
     return {image_id: ("+".join(part), parts.folds[image_id]) for image_id, part in part_of.items()}
-
-
-def _write(out: Path, answers: Sequence[Answer], found: Sequence[dict[str, float]], figures: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_rows(out / "answers.csv", [asdict(answer) for answer in answers])
-    masks = zip(answers, found, strict=True)
-    write_rows(out / "features.csv", [{"image_id": one.image_id, "patient": one.patient} | mask for one, mask in masks])
-    of_patient: dict[str, list[dict[str, float]]] = {}
-    for answer, mask in zip(answers, found, strict=True):
-        of_patient.setdefault(answer.patient, []).append(mask)
-    write_rows(
-        out / "patients.csv",
-        [{"patient": patient} | features.of_patient(masks) for patient, masks in of_patient.items()],
-    )
-    (out / "figures.json").write_text(json.dumps(figures, indent=2, allow_nan=False), encoding="utf-8")

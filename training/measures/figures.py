@@ -22,6 +22,8 @@ Sums = Mapping[str, Values]  # column -> its sum, one per resample
 
 DRAWS = 2000
 ALONE = "_segmenter_alone"  # a figure of the segmenter whatever the classifier says; else of both stages
+NOTHING = "_finding_nothing"  # what an empty mask of every image scores
+_OF_MASKS = ("", ALONE, NOTHING)
 _COUNTS = tuple(field.name for field in fields(Confusion))
 # Proportion of images -> of which.
 _PROPORTIONS = {
@@ -42,6 +44,7 @@ _MEANS = {
     "mean_iou": ("mean_iou", "masks"),
     "competition_score": ("dice", "masks"),
 }
+_CREDIT_NOTHING = ("dice", "iou", "mean_iou", "pixel_accuracy", "competition_score")  # the others give it 0
 
 
 def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
         "images": len(answers),
         "trained_on": sum(answer.of("train") for answer in answers) if from_run else None,
         "report": {"key": key, "part": part, "folds": folds, "note": _note(part if key else "", from_run)},
+        "notes": [_OWN_PATIENTS] if len({answer.patient for answer in answers}) == len(answers) else [],
     }
     as_published = [answer for answer in answers if answer.as_published]
     groups = {"all": answers} | ({"jpeg_baseline": as_published} if 0 < len(as_published) < len(answers) else {})
@@ -73,6 +77,7 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
 def measured(answers: Sequence[Answer], threshold: float, draws: int | None = None) -> dict[str, dict[str, Any]]:
     """Every figure that these answers allow: value, interval_95, and the images that it is from.
 
+    Figures of masks are from the images whose mask is known; those `_positives` from those of them with a mask.
     Proportions of images also say how many were `right` `of` how many, and Wilson's interval, which stays honest where
     all of a few were right. A figure without a denominator (no positives, no masks) is left out.
     """
@@ -84,25 +89,35 @@ def measured(answers: Sequence[Answer], threshold: float, draws: int | None = No
     drawn = _ranking(answers, weights, patient_of)
     drawn |= {name: getattr(_confusion(sums, "images "), name) for name in _DECISIONS}
     drawn |= {"brier": sums["squared_error"] / sums["images"]}
-    for suffix in ("", ALONE):
-        pooled = _confusion(sums, f"pixels{suffix} ")
-        drawn |= {name + suffix: getattr(pooled, figure) for name, figure in _POOLED.items()}
-        drawn |= {name + suffix: _mean(sums[of + suffix], sums[over]) for name, (of, over) in _MEANS.items()}
+    masks = _masks(sums)
     found: dict[str, dict[str, Any]] = {}
-    for name, values in drawn.items():
+    for name, values in (drawn | masks).items():
         if np.isnan(values[0]):
             continue
         low, high = np.nanpercentile(values[1:], (2.5, 97.5))
-        positive = int(sums["positive"][0])
-        images = positive if "positives" in name else len(answers)
+        images, positive = ("masks", "masks_some") if name in masks else ("images", "positive")
+        images = positive if "_positives" in name else images
         found[name] = {
-            "value": float(values[0]), "interval_95": [float(low), float(high)], "images": images, "positive": positive,
+            "value": float(values[0]), "interval_95": [float(low), float(high)],
+            "images": int(sums[images][0]), "positive": int(sums[positive][0]),
         }  # fmt: skip
         if name in _PROPORTIONS:
             of = int(sum(sums[f"images {count}"][0] for count in _PROPORTIONS[name]))
             right = round(of * float(values[0]))
             found[name] |= {"right": right, "of": of, "wilson_95": list(metrics.wilson(right, of))}
     return found
+
+
+def _masks(sums: Sums) -> dict[str, Values]:
+    """The figures of masks: of both stages, of the segmenter alone, and beside them those of finding nothing."""
+    pooled = {suffix: _confusion(sums, f"pixels{suffix} ") for suffix in _OF_MASKS}
+    figures: dict[str, Values] = {}
+    for name, figure in _POOLED.items():
+        figures |= {name + suffix: getattr(pooled[suffix], figure) for suffix in _OF_MASKS}
+    for name, (of, over) in _MEANS.items():
+        figures |= {name + suffix: _mean(sums[of + suffix], sums[over]) for suffix in _OF_MASKS}
+    trivial = {name + NOTHING for name in _CREDIT_NOTHING}
+    return {name: values for name, values in figures.items() if name in trivial or not name.endswith(NOTHING)}
 
 
 def _resamples(patients: int, draws: int) -> Values:
@@ -129,7 +144,7 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
         "masks_some": some,
     }
     columns |= {f"images {name}": count for name, count in _counts(said & label, said, label, 1).items()}
-    for suffix, drawn in (("", said), (ALONE, np.ones_like(said))):
+    for suffix, drawn in zip(_OF_MASKS, (said, np.ones_like(said), np.zeros_like(said)), strict=True):
         counts = _counts(common * drawn, found * drawn, true, pixels)
         images = Confusion(*counts.values())
         dice, iou, background = (
@@ -181,13 +196,15 @@ def _ranking(answers: Sequence[Answer], weights: Values, patient_of: NDArray[np.
     return {"auc": found[0], "average_precision": found[1]}
 
 
+_OWN_PATIENTS = "each image counts as its own patient: the data name no patients"
 _NOTES = {
     ("report", True): "report part of the run's split: these images trained nothing and chose nothing",
     ("validate", True): "the split has no report part: these images chose weights and thresholds, so their figures are "
     "too good",
-    ("report", False): "fold published with the data; without the split of a run nobody can say which of the other "
-    "images trained the model",
-    ("", False): "no split of a run was given: nobody can say which of these images trained the model",
+    ("report", False): "fold published with the data, which the model's recipe leaves out; without the split of a run "
+    "nobody can say which of the other images trained the model",
+    ("", False): "no split of a run was given: nobody can say which of these images trained the model, so no published "
+    "figures stand beside; give the run's split.csv with --split",
     ("", True): "none of these images reports or validates in the run's split",
 }
 
@@ -201,6 +218,7 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
     lines = [f"model {figures['model']} {figures['version']}, threshold {figures['threshold']}"]
     lines += [f"labels: {figures['labels']}", *([figures["warning"]] if figures["warning"] else [])]
     lines += [f"{figures['report']['key'] or 'note'}: {figures['report']['note']}"]
+    lines += [f"note: {note}" for note in figures["notes"]]
     if figures["trained_on"]:
         lines.append(f"{figures['trained_on']} of the {figures['images']} images trained this model: `all` is too good")
 
@@ -213,29 +231,38 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
                 walk(f"{path} {key}".strip(), value)
 
     walk("", {key: value for key, value in figures.items() if key in ("all", "jpeg_baseline")})
-    if published:
-        lines.append("published figures beside ours; " + CAVEAT)
-    for name, value, ours in beside(figures, published or {}):
-        lines.append(f"{name:30} published {value:.3f}   ours {'; '.join(f'{k}: {text(v)}' for k, v in ours.items())}")
+    rows = beside(figures, published or {})
+    lines += ["published figures beside ours; " + CAVEAT] if rows else []
+    for name, said, ours in rows:
+        lines.append(f"{name:30} published {said}   ours {'; '.join(f'{k}: {text(v)}' for k, v in ours.items())}")
     return "\n".join(lines)
 
 
-CAVEAT = "theirs are of their own images and split, ours of the images named here: a difference says nothing by itself"
+CAVEAT = (
+    "theirs are of their own images and split and, of masks, by definitions that they do not state; ours of the images "
+    "named here: a difference says nothing by itself"
+)
+_DEFINED = "competition_score"  # by SIIM-ACR 2019; no study says how it computed another figure of masks
 
 
 def beside(
     figures: Mapping[str, Any], published: Mapping[str, float]
-) -> list[tuple[str, float, dict[str, Mapping[str, Any]]]]:
-    """(name, published value, ours by group) of each published figure; ours of the part that reports, if any does."""
+) -> list[tuple[str, str, dict[str, Mapping[str, Any]]]]:
+    """(name, what was published, ours by group) of each published figure; none where no part of the images reports.
+
+    Beside a figure of masks stands what finding nothing scores on the same images.
+    """
     key = figures["report"]["key"]
     rows = []
-    for name, value in published.items():
+    for name, value in published.items() if key else ():
         ours = {}
         for group in ("all", "jpeg_baseline"):
-            own = figures.get(group, {})
-            if node := own.get(key, own).get(name):
-                ours[f"{group} {key if key in own else ''}".strip()] = node
-        rows.append((name, value, ours))
+            own = figures.get(group, {}).get(key, {})
+            for suffix in ("", NOTHING):
+                if node := own.get(name + suffix):
+                    ours[f"{group} {key}{suffix.replace('_', ' ')}"] = node
+        theirs = name in metrics.MASK_FIGURES and name != _DEFINED
+        rows.append((name, f"{value:.3f}" + ", by their definition" * theirs, ours))
     return rows
 
 

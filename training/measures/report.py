@@ -23,14 +23,17 @@ _SEARCHED = "competition_score"
 Group = Callable[[Answer], str | None]  # the group that an answer belongs to; None: to none
 
 
-def write(evaluation: Evaluation, recipe: Recipe | None, run_folder: Path | None, out: Path) -> Path:
+def write(
+    evaluation: Evaluation, recipe: Recipe | None, run_folder: Path | None, out: Path, knobs: str = "every knob"
+) -> Path:
     """Write the report into the file `out`, which needs no other file.
 
     From `run_folder`, where there: every curves/*.csv, and search.csv, the rules that were tried (thresholds.Search).
+    `knobs` says whose the recipe's are.
     """
     sections = [*_head(evaluation, recipe), *_published(evaluation, recipe), *_all_figures(evaluation)]
     sections += [*_curves(evaluation), *_search(run_folder), *_breakdown(evaluation)]
-    sections += [*_learning(run_folder), *_cases(evaluation), *_recipe(recipe)]
+    sections += [*_learning(run_folder), *_cases(evaluation), *_recipe(recipe, knobs)]
     title = escape(f"{evaluation.figures['model']} {evaluation.figures['version']}")
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +59,8 @@ def _head(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
             "<p class=warning>Some images were re-wrapped from copies, and that alone tells much of their label: every "
             "figure is given for those <b>as published</b> (JPEG Baseline) alone as well.</p>"
         )
+    for note in figures["notes"]:
+        yield f"<p class=warning>{escape(note)}.</p>"
     rows = {
         "recipe": f"{recipe.case_study or ''} {recipe.about}".strip() if recipe else "",
         "images": f"{figures['images']}, {positive} positive, of {patients} patients",
@@ -68,12 +73,12 @@ def _head(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
 
 
 def _published(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
-    if recipe is None or not recipe.published:
+    found = beside(evaluation.figures, recipe.published) if recipe else []
+    if recipe is None or not found:
         return
     yield f"<h2>Published for {escape(recipe.case_study or recipe.id)}, and ours</h2>"
-    found = beside(evaluation.figures, recipe.published)
     groups = list(dict.fromkeys(group for _, _, ours in found for group in ours))
-    rows = [[name, f"{value:.3f}", *(_cell(ours.get(group)) for group in groups)] for name, value, ours in found]
+    rows = [[name, said, *(_cell(ours.get(group)) for group in groups)] for name, said, ours in found]
     titles = [_title(group) for group in groups]
     yield _table(["", "published", *titles], [[row[0].replace("_", " "), *row[1:]] for row in rows], "figures")
     yield f"<p>Published figures are no measure of ours: {escape(CAVEAT)}.</p>"
@@ -96,7 +101,8 @@ def _all_figures(evaluation: Evaluation) -> Iterator[str]:
     yield (
         "<p>* of the segmenter alone, whatever the classifier says; figures of masks without * are of both stages. "
         "Dice and IoU of all images count 1 where both masks are empty; ...positives are means over images with a "
-        "true mask; pixel figures pool the pixels of all images.</p>"
+        "true mask; pixel figures pool the pixels of all images. ...finding nothing: what an empty mask of every image "
+        "scores; a system that does not reach more finds nothing.</p>"
     )
 
 
@@ -132,9 +138,10 @@ def _swept(answers: Sequence[Answer]) -> dict[str, tuple[plots.Scores, plots.Sco
     said = scores >= grid[:, None]  # (thresholds, images)
     curves = {"sensitivity": (grid, said[:, labels].mean(1)), "specificity": (grid, 1 - said[:, ~labels].mean(1))}
     masked = np.array([answer.true is not None for answer in answers])
+    drawn, empty = (np.array([answer.dice(found) or 0.0 for answer in answers]) for found in (True, False))
     if masked.any():
-        drawn, empty = (np.array([answer.dice(found) or 0.0 for answer in answers]) for found in (True, False))
         curves["mean Dice of both stages"] = grid, np.where(said, drawn, empty)[:, masked].mean(1)
+    if (masked & labels).any():
         curves["Dice of positives"] = grid, np.where(said, drawn, empty)[:, masked & labels].mean(1)
     return curves
 
@@ -250,10 +257,10 @@ def _case(evaluation: Evaluation, answer: Answer) -> str:
     return f'<figure><img alt="{escape(answer.image_id)}" src="{picture}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _recipe(recipe: Recipe | None) -> Iterator[str]:
+def _recipe(recipe: Recipe | None, knobs: str) -> Iterator[str]:
     if recipe is not None:
-        knobs = escape(recipe.model_dump_json(indent=2, by_alias=True))
-        yield f"<h2>Recipe</h2><details><summary>every knob</summary><pre>{knobs}</pre></details>"
+        document = escape(recipe.model_dump_json(indent=2, by_alias=True))
+        yield f"<h2>Recipe</h2><details><summary>{escape(knobs)}</summary><pre>{document}</pre></details>"
 
 
 def _shown(evaluation: Evaluation) -> tuple[list[Answer], str]:
