@@ -77,16 +77,17 @@ class Export:
             segmenter, rule = _default_segmenter()
         if classifier is None:
             self._put(_largest(segmenter, rule), segmenter, rule, rule["top"], "to be searched")
-            rule = self._searched(rule, thresholds.TRIPLET, self._maps(validate))
+            rule = self._searched(rule, thresholds.TRIPLET, _maps(self._engine(), validate))
             words = "so many pixels of the map reach the rule's top (SIIM-ACR winner's rule)"
             self._put(_largest(segmenter, rule), segmenter, rule, rule["top"], words)
             return self.folder
         assert self.recipe.operating_point is not None
         self._put(classifier, segmenter, rule, 0.5, "to be chosen")
-        scores = self._scores(validate)
+        engine = self._engine()
+        scores = _scores(engine, validate)
         labels = np.array([case.positive for case in validate])
         threshold, words = thresholds.operating_point(scores, labels, self.recipe.operating_point)
-        rule = self._searched(rule, thresholds.TWO_STAGE, self._maps(validate, scores >= threshold))
+        rule = self._searched(rule, thresholds.TWO_STAGE, _maps(engine, validate, scores >= threshold))
         self._put(classifier, segmenter, rule, threshold, words)
         return self.folder
 
@@ -149,10 +150,6 @@ class Export:
     def _engine(self) -> Engine:
         return Engine(package.load(self.folder, any_task=True), choose_device("auto"))
 
-    def _scores(self, cases: Sequence[Case]) -> NDArray[np.float64]:
-        engine = self._engine()
-        return np.array([score for part in _parts(cases) for score in engine.classify([one.pixels() for one in part])])
-
     def _searched(
         self, rule: dict[str, float], grid: thresholds.Grid, maps: Iterable[thresholds.Map]
     ) -> dict[str, float]:
@@ -163,18 +160,22 @@ class Export:
         answers.write_rows(self.folder.parent / "search.csv", list(search.rows()))
         return search.best
 
-    def _maps(self, cases: Sequence[Case], called: NDArray[np.bool_] | None = None) -> Iterator[thresholds.Map]:
-        """Probabilities and true mask of each image whose mask is known; zeros where it is not `called` positive."""
-        engine = self._engine()
-        for number, case in enumerate(cases):
-            true = case.mask()
-            if true is None:  # only its label is known
-                continue
-            if called is None or called[number]:
-                (found,) = engine.segment([case.pixels()])
-            else:
-                found = np.zeros(true.shape, dtype=np.float32)
-            yield found, true
+
+def _scores(engine: Engine, cases: Sequence[Case]) -> NDArray[np.float64]:
+    return np.array([score for part in _parts(cases) for score in engine.classify([one.pixels() for one in part])])
+
+
+def _maps(engine: Engine, cases: Sequence[Case], called: NDArray[np.bool_] | None = None) -> Iterator[thresholds.Map]:
+    """Probabilities and true mask of each image whose mask is known; zeros where it is not `called` positive."""
+    for number, case in enumerate(cases):
+        true = case.mask()
+        if true is None:  # only its label is known
+            continue
+        if called is None or called[number]:
+            (found,) = engine.segment([case.pixels()])
+        else:
+            found = np.zeros(true.shape, dtype=np.float32)
+        yield found, true
 
 
 def _parts(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:

@@ -27,8 +27,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "config" / "recipes"
 OUTCOME = "lgg-outcome"  # trains no network
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != OUTCOME)
 _SLICES = 3
-# Where the side is another one, so are the encoders that take a minute to export; tests/unit/test_encoders.py has them.
-_LIGHTER = {"senet154": "resnet34", "se-resnext101": "resnet34"}
+# Where the side is another one, so are the largest encoders; tests/unit/test_encoders.py has them.
+_LIGHTER = {"senet154": "efficientnet-b3", "se-resnext101": "efficientnet-b3", "se-resnext50": "resnet34"}
 
 
 def made(folder: Path, images: int) -> Path:

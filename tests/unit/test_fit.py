@@ -348,8 +348,8 @@ def test_another_error_of_the_network_stays_itself(tmp_path: Path) -> None:
 
 
 def test_best_by_must_be_among_the_figures(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="best_by: auc found, one of dice wanted"):
-        fitted(tmp_path, best_by="auc")
+    with pytest.raises(TrainingError, match="best_by: iou found, one of dice wanted"):
+        fitted(tmp_path, best_by="iou")
 
 
 def test_between_two_networks() -> None:
