@@ -118,6 +118,11 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def state_dict(checkpoint: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, read as data: of a pickle torch takes nothing else.
+
+    Raises:
+        PackageError: too large, unreadable, or more than tensors.
+    """
     try:
         if (size := checkpoint.stat().st_size) > MAX_FILE_BYTES:
             raise PackageError(f"{checkpoint}: {size} bytes found, at most {MAX_FILE_BYTES} allowed")

@@ -16,7 +16,6 @@ from pydantic import (
     JsonValue,
     StringConstraints,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -26,11 +25,21 @@ from inference.preprocess import SCHEMES
 Role = Literal["classifier", "segmenter", "plausibility"]
 Task = Literal["pneumothorax", "lower-grade-glioma"]  # the second: training and measuring only, no node serves it
 
+
+def _known(name: str) -> str:
+    if name not in SCHEMES:
+        raise ValueError(f"allowed: {', '.join(SCHEMES)}")
+    return name
+
+
+Scheme = Annotated[str, AfterValidator(_known)]  # of normalisation
+
 MAX_BYTES = 256 * 1024  # of model.yaml; the largest honest ones hold a few kilobytes of metrics
 _MAX_DEPTH = 32
 _BF16_LOSS = 0.01  # a validation that got worse by more than this does not allow bf16
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(ge=32, le=2048)]
 FileName = Annotated[str, AfterValidator(checked_name)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 Area = Annotated[FiniteFloat, Field(ge=0.0, le=1024 * 1024)]
@@ -53,15 +62,8 @@ class Network(_Part):
 
     architecture: str
     arguments: dict[str, JsonValue] = {}  # plain values; each builder checks its own
-    side: Annotated[int, Field(ge=32, le=2048)]  # input is (n, 1, side, side), letterboxed by inference/preprocess.py
-    normalisation: str  # one of preprocess.SCHEMES
-
-    @field_validator("normalisation")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in SCHEMES:
-            raise ValueError(f"allowed: {', '.join(SCHEMES)}")
-        return name
+    side: Side  # input is (n, 1, side, side), letterboxed by inference/preprocess.py
+    normalisation: Scheme
 
 
 class Classifier(Network):

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from inference.preprocess import SCHEMES
+from inference.manifest import Scheme, Side, Task
 from training.fitting.augment import Augmentation
 from training.measures.metrics import LABEL_FIGURES, MASK_FIGURES
 
@@ -118,8 +118,8 @@ class Stage(_Part):
     role: Role
     architecture: str  # a name of inference/networks
     arguments: dict[str, Any] = {}
-    side: Annotated[int, Field(ge=32, le=2048)]  # images are letterboxed into side x side
-    normalisation: str = "unit"
+    side: Side  # images are letterboxed into side x side
+    normalisation: Scheme = "unit"
     start: Literal["random", "imagenet", "chexnet", "classifier"] = "random"
     layout: Layout | None = None  # None: the recipe's
     learns: Literal["labels", "masks"] | None = None  # None: a classifier labels, a segmenter masks
@@ -137,9 +137,7 @@ class Stage(_Part):
     average: Average = Average()
     freeze: Freeze | None = None
     precision: Literal["fp32", "bf16"] = "fp32"  # arithmetic of the forward pass; weights stay fp32
-    best_by: str | None = (
-        None  # a figure of the validation images (training/measures/metrics.py); None: the last weights
-    )
+    best_by: str | None = None  # LABEL_FIGURES or MASK_FIGURES, of the validation images; None: the last weights
     early_stop: Whole = 0  # epochs without a better `best_by`; 0: never
     finish: Finish | None = None
 
@@ -147,13 +145,6 @@ class Stage(_Part):
     def on_masks(self) -> bool:
         """Whether masks are what it learns from; else labels."""
         return (self.learns or ("masks" if self.role == "segmenter" else "labels")) == "masks"
-
-    @field_validator("normalisation")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in SCHEMES:
-            raise ValueError(f"allowed: {', '.join(SCHEMES)}")
-        return name
 
     @model_validator(mode="after")
     def _watched(self) -> Stage:
@@ -199,7 +190,7 @@ class Recipe(_Part):
     case_study: str | None = None  # row of docs/training.md
     about: str
     published: dict[str, float] = {}  # figure (training/measures/metrics.py) -> value, on data that are not ours
-    task: Literal["pneumothorax", "lower-grade-glioma"] = "pneumothorax"
+    task: Task = "pneumothorax"
     layout: Layout = "siim"
     split: Split
     seed: int = 1

@@ -73,7 +73,8 @@ def test_another_seed_is_another_split() -> None:
 
 def test_each_fold_validates_once() -> None:
     cases = [case(number, number // 2, float(number % 3 == 0)) for number in range(40)]
-    validated = [one.image_id for parts in split.k_fold(cases, 4, 0) for one in parts.validate]
+    wanted = [recipe.Split.model_validate({"folds": 4, "validate": [fold]}) for fold in range(4)]
+    validated = [one.image_id for one_fold in wanted for one in split.split(cases, one_fold).validate]
     assert sorted(validated) == sorted(one.image_id for one in cases)
 
 

@@ -58,7 +58,7 @@ def disc(radius: float) -> NDArray[np.float64]:
 def test_a_speck_found_in_vain_asks_for_the_smallest_area_after_a_classifier() -> None:
     speck, lesion = disc(1.5) * 0.9, disc(9)
     images = [((lesion * 0.9).astype(np.float32), lesion > 0), (speck.astype(np.float32), lesion > 2)]
-    rule = thresholds.search_rule(images, two_stage=True)
+    rule = thresholds.search(images, thresholds.TWO_STAGE).best
     assert rule["bottom"] == rule["top"]
     assert rule["min_area_at_1024_px"] > speck.astype(bool).sum() * 256
     assert rule["min_sure_area_at_1024_px"] == 0
@@ -69,7 +69,7 @@ def test_without_a_classifier_sure_pixels_decide_and_the_lower_threshold_draws()
     shown = lesion * 0.45 + disc(5) * 0.5
     doubtful = disc(9) * 0.6
     images = [(shown.astype(np.float32), lesion > 0), (doubtful.astype(np.float32), lesion > 2)]
-    rule = thresholds.search_rule(images, two_stage=False)
+    rule = thresholds.search(images, thresholds.TRIPLET).best
     assert rule["bottom"] <= 0.4
     assert rule["top"] > 0.6 or rule["min_sure_area_at_1024_px"] > 0
     assert thresholds.search(images, thresholds.TRIPLET).score == 1
@@ -77,9 +77,9 @@ def test_without_a_classifier_sure_pixels_decide_and_the_lower_threshold_draws()
 
 def test_nothing_to_search_on_is_said() -> None:
     with pytest.raises(ValueError, match="no validation image"):
-        thresholds.search_rule([], two_stage=True)
+        thresholds.search([], thresholds.TWO_STAGE)
     with pytest.raises(ValueError, match="shape"):
-        thresholds.search_rule([(np.zeros((4, 4), np.float32), np.zeros((4, 5), bool))], two_stage=True)
+        thresholds.search([(np.zeros((4, 4), np.float32), np.zeros((4, 5), bool))], thresholds.TWO_STAGE)
 
 
 @settings(max_examples=30, deadline=None)

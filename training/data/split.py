@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,12 +81,6 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
         fold_of[patient] = int(np.lexsort((filled.sum(1), np.round(growth, 12)))[0])
         filled[fold_of[patient]] += classes[patient]
     return [fold_of[case.patient] for case in cases]
-
-
-def k_fold(cases: Sequence[Case], count: int, seed: int) -> Iterator[Parts]:
-    """`count` splits, in which each fold validates once and the others train."""
-    for fold in range(count):
-        yield split(cases, recipe.Split.model_validate({"folds": count, "validate": [fold], "seed": seed}))
 
 
 def write(parts: Parts, path: Path) -> None:

@@ -102,11 +102,6 @@ class Search:
         }
 
 
-def search_rule(maps: Iterable[Map], two_stage: bool) -> dict[str, float]:
-    """The best rule of the usual grid; see `search`."""
-    return search(maps, TWO_STAGE if two_stage else TRIPLET).best
-
-
 def search(maps: Iterable[Map], grid: Grid) -> Search:
     """Score every rule of the grid as `inference.postprocess.segment` applies it; the maps are seen once, one by one.
 
