@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
@@ -251,7 +251,7 @@ def _postgresql(url: sa.URL) -> Engine:
 def _sqlite(url: sa.URL) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 30})
+    engine = sa.create_engine(url, connect_args={"timeout": 30}, paramstyle="named")
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
@@ -271,6 +271,10 @@ def _sqlite(url: sa.URL) -> Engine:
     def _begin(connection: Connection) -> None:
         # A writer takes the lock at once: a read that turns into a write could not wait for it (SQLITE_BUSY).
         writes = connection.get_execution_options().get("write", True)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        statement = "BEGIN IMMEDIATE" if writes else "BEGIN"
+        try:  # past SQLAlchemy, whose way to run a statement takes longer than all else of a small transaction
+            cast(sqlite3.Connection, connection.connection.driver_connection).execute(statement)
+        except sqlite3.Error as error:
+            raise sa.exc.OperationalError(statement, None, error) from error
 
     return engine

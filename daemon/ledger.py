@@ -140,6 +140,9 @@ class Ledger:
         self.url = url
         self._database = Database(url, clock, as_it_is)
         self._lease_s = lease_s
+        # Compiled here and not in each commit, whose Python the associations wait for.
+        columns = [*_ARRIVAL_FIELDS, *_WAITING, "received_at"]
+        self._receive = str(sa.insert(instances).compile(self._database.engine, column_keys=columns))
 
     @classmethod
     def existing(cls, url: str, as_it_is: bool = False) -> Ledger:
@@ -156,15 +159,9 @@ class Ledger:
 
     def receive(self, arrivals: Sequence[Arrival]) -> None:
         """Record what was received, all of it in one commit."""
-        waiting = {"state": "received", "lease_until": 0.0, "attempt": 0, "unfinished": 0, "unfinished_alone": 0}
         with self._database.transaction() as (conn, now):
-            conn.execute(
-                instances.insert(),
-                [
-                    {name: getattr(arrival, name) for name in _ARRIVAL_FIELDS} | waiting | {"received_at": now}
-                    for arrival in arrivals
-                ],
-            )
+            waiting = _WAITING | {"received_at": now}
+            conn.exec_driver_sql(self._receive, [vars(arrival) | waiting for arrival in arrivals])
             self._database.ring(conn)
 
     def known_spool_names(self, names: Iterable[str]) -> set[str]:
@@ -751,6 +748,7 @@ class Ledger:
 
 
 _ARRIVAL_FIELDS = tuple(Arrival.__dataclass_fields__)
+_WAITING = {"state": "received", "lease_until": 0.0, "attempt": 0, "unfinished": 0, "unfinished_alone": 0}
 _RESULT_FILES = sa.select(results.c.spool_name).join(instances, instances.c.id == results.c.instance_id)
 _RESULT_FIELDS = tuple(StoredResult.__dataclass_fields__)
 

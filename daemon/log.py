@@ -40,6 +40,9 @@ def start() -> None:
     """Send our own loggers to stderr. Libraries stay silent, warnings too: they quote header values."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # What no line of ours shows is not found out for each (Python's logging HOWTO, Optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]  # without one, Python prints warnings by itself
     handler = logging.StreamHandler(sys.stderr)

@@ -94,12 +94,13 @@ class Spool:
     def begin(self) -> Unfinished:
         """A new file, to be written piece by piece. Raises OSError."""
         # Names of the same second begin alike: what is written at a time lies in one folder, and one sync() is for all.
-        return Unfinished(self.path(_SHARDS[int(time.time()) % len(_SHARDS)] + secrets.token_hex(15)))
+        shard = _SHARDS[int(time.time()) % len(_SHARDS)]
+        return Unfinished(f"{self.folder}/{shard}", shard + secrets.token_hex(15))
 
     def sync(self, names: Iterable[str]) -> None:
         """Make the names of files durable that are so themselves. Raises OSError."""
-        for folder in {self.path(name).parent for name in names}:
-            _sync_folder(folder)
+        for shard in {name[:2] for name in names}:
+            _sync_folder(self.folder / shard)
 
     def read(self, name: str) -> bytes:
         """All bytes of one file. Raises FileNotFoundError, ValueError (not a name of ours)."""
@@ -150,11 +151,11 @@ class Spool:
 class Unfinished:
     """A file that is being written: nobody sees its name before finish(), and nothing is left of it when that fails."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: str | Path, name: str) -> None:
         """Raises OSError."""
-        self.name = path.name
-        self._path = path
-        self._part = path.with_name(f".{secrets.token_hex(8)}.part")
+        self.name = name
+        self._path = f"{folder}/{name}"  # not a Path: making three of them took longer than making the file
+        self._part = f"{folder}/.{secrets.token_hex(8)}.part"
         self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def write(self, *chunks: BytesLike) -> None:
@@ -184,7 +185,7 @@ class Unfinished:
         try:
             os.fsync(self._descriptor)
             self._close()
-            self._part.rename(self._path)
+            os.rename(self._part, self._path)  # noqa: PTH104
         except BaseException:
             self.drop()
             raise
@@ -192,7 +193,8 @@ class Unfinished:
     def drop(self) -> None:
         """Remove what was written; a finished file stays."""
         self._close()
-        self._part.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._part)  # noqa: PTH108
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -212,7 +214,7 @@ def write_durably(path: Path, *chunks: BytesLike) -> None:
     Raises:
         OSError: no room, or the disk failed; the unfinished file is removed.
     """
-    file = Unfinished(path)
+    file = Unfinished(path.parent, path.name)
     file.write(*chunks)
     file.finish()
     _sync_folder(path.parent)

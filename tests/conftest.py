@@ -101,18 +101,18 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def disk_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What this process makes durable and names from now on, in order; a test may add steps, or clear what was."""
     steps: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, os.rename  # which Path.rename calls
 
     def noted_fsync(descriptor: int) -> None:
         fsync(descriptor)
         steps.append("folder synced" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "bytes synced")
 
-    def noted_rename(self: Path, target: Path) -> Path:
+    def noted_rename(source: str | Path, target: str | Path) -> None:
         steps.append("named")
-        return rename(self, target)
+        rename(source, target)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "rename", noted_rename)
+    monkeypatch.setattr(os, "rename", noted_rename)
     return steps
 
 

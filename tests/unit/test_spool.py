@@ -67,7 +67,7 @@ if point == "while writing":
 if point == "before syncing":
     os.fsync = die
 if point == "before naming":
-    Path.rename = die
+    os.rename = die
 spool.write(b"x" * 200_000)
 """
 
