@@ -188,7 +188,7 @@ class Config(_Settings):
     report_absent: bool = False
     model: str = Field(default="default", min_length=1)
     device: Annotated[str, AfterValidator(_device)] = "auto"
-    engine: Literal["auto", "torch", "compile", "openvino"] = "auto"
+    engine: Literal["auto", "torch", "compile", "openvino", "onnxruntime"] = "auto"
     max_batch: Annotated[int, Field(ge=1, le=256)] = 8
     spool: Path = Path("/var/lib/pleura/spool")
     spool_reserve_mb: Annotated[int, Field(ge=0)] = 256

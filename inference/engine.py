@@ -72,8 +72,8 @@ def choose_device(wanted: str) -> torch.device:
 class Engine:
     """One package on one device. Not thread-safe: one owner per device (design, section 1).
 
-    It starts on plain torch, which has been replayed already. `tune_step` then tries what `wanted` ("auto", "torch",
-    "compile" or "openvino") allows, and changes over, one network at a time, to what is faster and agrees. `cache` is
+    It starts on plain torch, which has been replayed already. `tune_step` then tries what `wanted` ("auto", or a name
+    of engines.ENGINES) allows, and changes over, one network at a time, to what is faster and agrees. `cache` is
     a folder in which choices are kept (`cache_folder`); None keeps none.
     """
 

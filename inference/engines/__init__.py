@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from inference.engines import native, openvino
+from inference.engines import native, onnxruntime, openvino
 from inference.engines.plan import Plan, UnavailableError
 
 __all__ = ["ENGINES", "PLAIN", "Candidate", "Plan", "Runner", "UnavailableError", "build", "candidates"]
@@ -43,6 +43,7 @@ ENGINES: dict[str, Callable[[nn.Module, Plan], Runner]] = {
     "torch": native.Eager,
     "compile": native.Compiled,
     "openvino": openvino.Compiled,
+    "onnxruntime": onnxruntime.Session,
 }
 PLAIN = Candidate("torch")  # what every other is held against, and what is left when the others fail
 
@@ -63,8 +64,8 @@ def candidates(wanted: str, device: torch.device, allows_bf16: bool) -> tuple[Ca
     """
     if wanted != "auto":
         return (Candidate(wanted),) if wanted != PLAIN.engine else ()
-    engines = ["openvino"] if device.type == "cpu" and openvino.is_installed() else []
-    tried = [Candidate(engine) for engine in engines]
-    if allows_bf16 and native.computes_bf16(device):
-        tried += [Candidate(engine, bf16=True) for engine in ("torch", *engines)]
-    return tuple(tried)
+    on_cpu = device.type == "cpu"
+    tried = [Candidate("openvino")] if on_cpu and openvino.is_installed() else []
+    tried_bf16 = [Candidate(engine, bf16=True) for engine in ("torch", *(one.engine for one in tried))]
+    tried += [Candidate("onnxruntime")] if on_cpu and onnxruntime.is_installed() else []
+    return tuple(tried + tried_bf16 if allows_bf16 and native.computes_bf16(device) else tried)

@@ -34,7 +34,7 @@ def folder() -> Path | None:
 def machine(device: torch.device) -> dict[str, object]:
     """What an engine's speed and arithmetic depend on, beside the model."""
     versions = {}
-    for name in ("torch", "openvino", "pleura"):
+    for name in ("torch", "openvino", "onnxruntime", "pleura"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     found: dict[str, object] = {"versions": versions, "build": torch.__version__, "device": device.type}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inference import engines, package
 from inference.engine import Engine, EngineBrokenError, choose_device
-from inference.engines import Candidate, Plan, native, trial
+from inference.engines import Plan, native, trial
 from inference.manifest import Comparison, Precision
 from inference.package import Package
 
@@ -51,10 +51,11 @@ class Failing(nn.Module):
 
 
 @pytest.mark.parametrize("number", [1, 3, 8, 11])
-def test_openvino_answers_as_torch_does(tiny: Package, number: int) -> None:
-    plain, other = Engine(tiny, CPU, "torch"), Engine(tiny, CPU, "openvino")
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_other_engines_answer_as_torch_does(tiny: Package, name: str, number: int) -> None:
+    plain, other = Engine(tiny, CPU, "torch"), Engine(tiny, CPU, name)
     other.tune()
-    assert set(other.running.values()) == {"openvino"}
+    assert set(other.running.values()) == {name}
     images = pictures(number)
     assert other.classify(images) == pytest.approx(plain.classify(images), abs=1e-4)
     for one, wanted in zip(other.segment(images), plain.segment(images), strict=True):
@@ -149,6 +150,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, change: Change = lambda x: x) -> No
     """Put an Imitation in OpenVINO's place."""
     monkeypatch.setattr(Imitation, "made", 0)
     monkeypatch.setitem(engines.ENGINES, "openvino", lambda module, plan: Imitation(module, plan, change))
+    monkeypatch.setattr("inference.engines.onnxruntime.is_installed", lambda: False)
 
 
 def broken(_: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -198,9 +200,10 @@ def test_an_engine_that_breaks_in_service_gives_way_to_torch(
 def test_an_engine_that_is_not_there_is_said_and_torch_goes_on(
     tiny: Package, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("inference.engines.openvino.is_installed", lambda: False)
+    for name in ("openvino", "onnxruntime"):
+        monkeypatch.setattr(f"inference.engines.{name}.is_installed", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    for wanted, told in (("openvino", "pip install"), ("compile", "C++ compiler")):
+    for wanted, told in (("openvino", "pip install"), ("onnxruntime", "pip install"), ("compile", "C++ compiler")):
         engine = Engine(tiny, CPU, wanted)
         engine.tune()
         assert set(engine.running.values()) == {"torch"}
@@ -316,11 +319,11 @@ def test_bf16_is_tried_only_where_the_package_and_the_device_allow_it(monkeypatc
     for able in (True, False):
         monkeypatch.setattr(native, "computes_bf16", lambda _, able=able: able)
         for allowed in (True, False):
-            for device, fp32 in ((CPU, {Candidate("openvino")}), (torch.device("cuda:0"), set())):
+            for device, fp32 in ((CPU, {"openvino", "onnxruntime"}), (torch.device("cuda:0"), set())):
                 tried = set(engines.candidates("auto", device, allowed))
-                assert {one for one in tried if not one.bf16} == fp32
+                assert {one.engine for one in tried if not one.bf16} == fp32
                 assert any(one.bf16 for one in tried) == (able and allowed)
-            for wanted in ("openvino", "compile", "torch"):
+            for wanted in ("openvino", "onnxruntime", "compile", "torch"):
                 assert not any(one.bf16 for one in engines.candidates(wanted, CPU, allowed))
 
 

@@ -137,14 +137,6 @@ def test_dice_of_nothing_and_nothing_is_one() -> None:
     assert [metrics.dice(empty, empty), metrics.dice(full, empty), metrics.dice(full, full)] == [1, 0, 1]
 
 
-def test_the_threshold_keeps_its_sensitivity() -> None:
-    rng = np.random.default_rng(1)
-    scores, labels = rng.random(100), rng.random(100) < 0.5
-    threshold = metrics.threshold_for_sensitivity(scores, labels, 0.9)
-    assert (scores[labels] >= threshold).mean() >= 0.9
-    assert (scores[labels] > threshold).mean() < 0.9
-
-
 def test_patients_are_resampled_not_images() -> None:
     patients = np.array(["a"] * 50 + ["b"] * 50)
     values = np.array([0.0] * 50 + [1.0] * 50)

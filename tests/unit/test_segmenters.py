@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.engines import Candidate, Plan, openvino
+from inference.engines import Candidate, Plan
 from inference.engines import build as engine
 from inference.networks import build, shapes
 
@@ -211,20 +211,22 @@ def test_the_largest_of_a_map_reaches_a_threshold_where_enough_pixels_do() -> No
     assert build("largest-of-map", of={"architecture": "unet"}, pixels=1).encoder is not None
 
 
-@pytest.mark.skipif(not openvino.is_installed(), reason="the extra openvino is not installed")
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("other", "name", "arguments"),
     [
-        ("ensemble", {"members": [SMALL, {**SMALL, "side": 32}, {**SMALL, "side": 96}], "flip": True}),
-        ("largest-of-map", {"of": SMALL, "pixels": 9}),
+        ("openvino", "ensemble", {"members": [SMALL, {**SMALL, "side": 32}, {**SMALL, "side": 96}], "flip": True}),
+        ("onnxruntime", "ensemble", {"members": [SMALL, SMALL], "flip": True}),  # ONNX does not resize as we do
+        ("openvino", "largest-of-map", {"of": SMALL, "pixels": 9}),
+        ("onnxruntime", "largest-of-map", {"of": SMALL, "pixels": 9}),
     ],
 )
-def test_engines_answer_as_torch_does(name: str, arguments: dict[str, Any]) -> None:
+def test_engines_answer_as_torch_does(other: str, name: str, arguments: dict[str, Any]) -> None:
+    pytest.importorskip(other)
     network = build(name, **arguments).eval()
     images = np.random.default_rng(1).random((3, 1, 64, 64), dtype=np.float32)
     plan = Plan(torch.device("cpu"), 64)
     wanted = engine(Candidate("torch"), network, plan)(images)
-    assert engine(Candidate("openvino"), network, plan)(images) == pytest.approx(wanted, abs=1e-4)
+    assert engine(Candidate(other), network, plan)(images) == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize(

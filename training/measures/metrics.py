@@ -218,12 +218,6 @@ def calibration(scores: Scores, labels: Labels, bins: int = 10) -> tuple[Scores,
     return mean, share, count[some]
 
 
-def threshold_for_sensitivity(scores: Scores, labels: Labels, sensitivity: float) -> float:
-    """The highest threshold at which at least this share of the positives scores at or above it."""
-    positives = np.sort(scores[labels])[::-1]
-    return float(positives[math.ceil(sensitivity * len(positives)) - 1])
-
-
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927)."""
     if trials == 0:

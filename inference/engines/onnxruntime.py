@@ -1,0 +1,64 @@
+"""ONNX Runtime on the CPU (the extra `onnxruntime`)."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from inference.engines.plan import Plan, UnavailableError
+
+_OPSET = 17  # the newest that this exporter writes in full
+
+
+def is_installed() -> bool:
+    """Whether the extra is there, without loading it."""
+    return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
+
+
+class Session:
+    """A network as ONNX Runtime runs it, for batches of any size."""
+
+    def __init__(self, module: nn.Module, plan: Plan) -> None:
+        if plan.device.type != "cpu" or plan.bf16:
+            raise UnavailableError(f"onnxruntime runs on the CPU in float32, and it is {plan.device}, bf16 {plan.bf16}")
+        if not is_installed():
+            raise UnavailableError("onnxruntime is not installed: pip install 'pleura[onnxruntime]'")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors alone: its warnings are remarks on graphs
+        # Its threads spin for milliseconds after an answer, on cores that others wait for.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            _export(module, plan, path)
+            self._session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        (logits,) = self._session.run(None, {"x": batch})
+        return np.asarray(logits, dtype=np.float32)
+
+
+def _export(module: nn.Module, plan: Plan, path: Path) -> None:
+    plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's remarks; the golden replay is the proof
+        # Not the exporter by dynamo: it needs one more package, and takes minutes where this one takes seconds.
+        torch.onnx.export(
+            plain,
+            (torch.zeros(2, 1, plan.side, plan.side),),
+            path,
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=["x"],
+            dynamic_axes={"x": {0: "n"}},
+        )
