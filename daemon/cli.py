@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same again resumes")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob: networks.0.side=128")
     train.add_argument("--start", action="append", default=[], metavar="N=FILE", help="weights network N starts from")
+    train.add_argument("--cache", type=Path, metavar="DIR", help="decoded images, for several runs (without: in OUT)")
     train.add_argument("--fold", type=int, metavar="K", help="k-fold: validate on this one, report on the next")
 
     evaluate = command("evaluate", _evaluate, "Measure a model package on labelled images; ignores admission.")
@@ -332,7 +333,7 @@ def _train(options: argparse.Namespace) -> int:
 
     def say() -> str:
         if isinstance(wanted, Recipe):
-            figures = commands.train_package(wanted, options.data, options.out, command, starts)
+            figures = commands.train_package(wanted, options.data, options.out, command, starts, options.cache)
         else:
             figures = commands.train_outcome(wanted, options.data, options.out)
         return json.dumps(figures, indent=2) if figures else ""

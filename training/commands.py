@@ -39,11 +39,16 @@ def read_recipe(path: Path, changes: Mapping[str, str], fold: int | None) -> Rec
 
 
 def train_package(
-    wanted: Recipe, data: Path, out: Path, command: Sequence[str], starts: Mapping[int, Path]
+    wanted: Recipe,
+    data: Path,
+    out: Path,
+    command: Sequence[str],
+    starts: Mapping[int, Path],
+    decoded: Path | None = None,
 ) -> dict[str, Any]:
     """Train, export, measure and report; returns the figures. `out` then holds package/ and report.html."""
     try:
-        folder = loop.train(wanted, data, out, command, starts)
+        folder = loop.train(wanted, data, out, command, starts, decoded)
     except PackageError as error:  # not the caller's package: the one that was to be written
         raise TrainingError(str(error)) from error
     if folder is None:  # another process of torchrun writes

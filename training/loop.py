@@ -33,13 +33,19 @@ _WATCHED = 16  # images at once
 
 
 def train(
-    recipe: Recipe, folder: Path, out: Path, command: Sequence[str], starts: Mapping[int, Path] | None = None
+    recipe: Recipe,
+    folder: Path,
+    out: Path,
+    command: Sequence[str],
+    starts: Mapping[int, Path] | None = None,
+    decoded: Path | None = None,
 ) -> Path | None:
     """Train every network of `recipe` on the data in `folder` and write the package; returns the package's folder.
 
     `out` is the run folder: split.csv, the recipe, the environment, each network's curve, TensorBoard's files, and
     package/. The same command again goes on where a run was killed. `starts` maps a network's place in the recipe to a
-    file of weights to start from. Returns None in those processes of torchrun that write nothing.
+    file of weights to start from. Decoded images are kept in `decoded`, which runs may share, or in `out`/cache.
+    Returns None in those processes of torchrun that write nothing.
 
     Raises:
         ValueError, RunError, WeightsError, TrainingError: what is wrong with the data, the run folder, a file of
@@ -61,7 +67,7 @@ def train(
         fault = ranks.same(_begin(out, parts, starts or {}) if run.first else "")
         if fault:  # in every process: the others would wait for one that has ended
             raise RunError(fault)
-        training = _Training(recipe, sources, run, device, parts, dict(starts or {}))
+        training = _Training(recipe, sources, run, device, parts, dict(starts or {}), decoded or out / "cache")
         trained: list[Trained] = []
         for number, stage in enumerate(recipe.networks):
             trained.append(Trained(stage, training.network(number, stage, trained)))
@@ -120,6 +126,7 @@ class _Training:
     device: torch.device
     parts: split.Parts
     starts: dict[int, Path]
+    decoded: Path  # folder of decoded images
 
     def network(self, number: int, stage: Stage, before: Sequence[Trained]) -> nn.Module:
         """One network, trained; `before` are those that came before it in the recipe."""
@@ -211,7 +218,7 @@ class _Training:
         # Where some are as published and some are copies, the codec of a copy can tell its label.
         mixed = len({case.as_published for case in self.sources[self.recipe.layout]}) > 1
         equalise = mixed and stage.layout in (None, self.recipe.layout)
-        return cache.prepare(cases, stage.side, self.run.folder / "cache", equalise)
+        return cache.prepare(cases, stage.side, self.decoded, equalise)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -65,18 +66,18 @@ class Trial:
     def fastest(self, runners: dict[Candidate, Runner]) -> Generator[None, None, Candidate]:
         """The one with the least time per image over all sizes, of runners that hold plain torch too.
 
-        Each round takes all in turn, and the best round counts: other programs only ever add time.
+        Each round takes all in turn, and the middle one counts: other programs add time, and one lucky call is no speed.
         """
-        best = {(name, size): float("inf") for name in runners for size in self.sizes}
+        took: dict[tuple[Candidate, int], list[float]] = {(name, size): [] for name in runners for size in self.sizes}
         for _ in range(_ROUNDS):
             for size in self.sizes:
                 batch = self._batch(size)
                 for name, runner in runners.items():
                     started = time.perf_counter()
                     runner(batch)
-                    best[name, size] = min(best[name, size], time.perf_counter() - started)
+                    took[name, size].append(time.perf_counter() - started)
                     yield
-        totals = {name: sum(best[name, size] / size for size in self.sizes) for name in runners}
+        totals = {name: sum(statistics.median(took[name, size]) / size for size in self.sizes) for name in runners}
         chosen = min(totals, key=totals.__getitem__)
         told = ", ".join(f"{name} {total / len(self.sizes) * 1e3:.1f}" for name, total in totals.items())
         log.info("%s: ms per image at batches of %s: %s", self.role, " and ".join(map(str, self.sizes)), told)

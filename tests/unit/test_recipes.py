@@ -24,8 +24,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", [name for name in recipes.NAMES if name != "k1-winner"])
 def test_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
     wanted = recipes.short(name, side=64)
-    folder = loop.train(wanted, made, tmp_path / "run", ["pleura", "train", "--recipe", name])
+    folder = loop.train(wanted, made, tmp_path / "run", ["pleura", "train"], decoded=made / "decoded")  # they share it
     assert folder is not None
+    assert not (tmp_path / "run" / "cache").exists()
     manifest = package.read_manifest(folder)
     assert (manifest.id, manifest.task, manifest.training.recipe) == (wanted.id, wanted.task, wanted.id)
     assert recipes.answers(folder, manifest.task) == 1
