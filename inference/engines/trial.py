@@ -66,7 +66,7 @@ class Trial:
     def fastest(self, runners: dict[Candidate, Runner]) -> Generator[None, None, Candidate]:
         """The one with the least time per image over all sizes, of runners that hold plain torch too.
 
-        Each round takes all in turn, and the middle one counts: other programs add time, and one lucky call is no speed.
+        Each round takes all in turn, and the middle one counts: other programs add time, and luck is no speed.
         """
         took: dict[tuple[Candidate, int], list[float]] = {(name, size): [] for name in runners for size in self.sizes}
         for _ in range(_ROUNDS):
