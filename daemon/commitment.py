@@ -202,15 +202,18 @@ class Asker:
         entity.connection_timeout, entity.acse_timeout, entity.dimse_timeout = _CONNECT_S, _ANSWER_S, _ANSWER_S
         entity.add_requested_context(STORAGE_COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         there = self._destination
-        return entity.associate(
-            there.host,
-            there.port,
-            ae_title=there.ae_title,
-            evt_handlers=[
-                (evt.EVT_CONN_OPEN, lambda event: no_delay(event.assoc.dul.socket.socket)),
-                (evt.EVT_N_EVENT_REPORT, on_report),
-            ],
-        )
+        try:
+            return entity.associate(
+                there.host,
+                there.port,
+                ae_title=there.ae_title,
+                evt_handlers=[
+                    (evt.EVT_CONN_OPEN, lambda event: no_delay(event.assoc.dul.socket.socket)),
+                    (evt.EVT_N_EVENT_REPORT, on_report),
+                ],
+            )
+        except OSError as error:  # its name cannot be resolved: pynetdicom reports all else by itself
+            raise _NotAskedError(f"cannot connect ({error.strerror or error})") from error
 
 
 def _information(request: CommitmentRequest) -> Dataset:

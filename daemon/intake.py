@@ -90,6 +90,7 @@ class Intake:
         error = None
         try:
             self._spool.sync(arrival.spool_name for arrival in arrivals)
+            self._spool.require()  # an unmounted spool leaves a folder behind that takes files, and hides them later
             self._ledger.receive(arrivals)
         except Exception as failure:  # each that waits gets its answer
             error = failure
@@ -133,6 +134,7 @@ class Entry:
             self.drop()
             raise
         except OSError as error:
+            self.drop()
             raise _told_apart(error) from error
 
     def keep(self, arrival: Callable[[str], Arrival]) -> None:

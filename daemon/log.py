@@ -15,7 +15,7 @@ class OneLineFormatter(logging.Formatter):
     """Time, level, logger, message.
 
     Control characters are escaped, so that a peer's string cannot forge a line. An exception shows where it rose
-    and its type; its text only where the operating system wrote it, for a library's text may quote a header.
+    and its type; its text only where the operating system wrote it (errno), for a library's may quote a header.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class OneLineFormatter(logging.Formatter):
     def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - logging's name
         kind, error, where = ei
         frames = "".join(traceback.format_tb(where))
-        text = f": {error}" if isinstance(error, OSError) else ""
+        text = f": {error}" if isinstance(error, OSError) and error.errno is not None else ""
         return f"{frames}{kind.__name__ if kind else 'unknown'}{text}"
 
 

@@ -195,6 +195,8 @@ class Courier:
                 while waiting and trouble is None and not stop.is_set() and time.monotonic() < until:
                     job = waiting.popleft()
                     try:
+                        if not self._is_whole(job):  # it, or the spool, went while the others were sent
+                            continue
                         status = way.store(self._outgoing(job))
                     except (NotAcceptedError, UnsendableError) as error:
                         self._refuse(job, str(error))

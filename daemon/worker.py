@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from daemon.config import Config
 from daemon.flow import Flow, Steps
@@ -190,8 +190,11 @@ class Worker:
             return False
         try:
             image.reading = image.pipeline.read(data)
-        except SQLAlchemyError:  # the ledger is asked whether the image is a result of ours
-            self._in_trouble(job)
+        except SQLAlchemyError as error:  # the ledger is asked whether the image is a result of ours
+            if isinstance(error, DataError):  # by a name that it cannot hold
+                self._broken([image])
+            else:
+                self._in_trouble(job)
             return False
         except Exception:
             self._broken([image])
@@ -207,6 +210,7 @@ class Worker:
                 with self._device:
                     answers = pipeline.answer([image.reading for image in batch if image.reading is not None])
             except EngineBrokenError:
+                self._abandon(batch)  # one of them may be what breaks it, each time
                 raise  # the process ends, and is started again
             except Exception:
                 # Nobody knows yet which image it was: each comes back alone, and only a solitary failure counts.
@@ -236,6 +240,9 @@ class Worker:
     def _or_give_back(self, job: ImageJob, act: Callable[[], object]) -> None:
         try:
             act()
+        except DataError:  # the ledger is well: it cannot hold what it is told of this image
+            log.exception("image %d: what is known of it cannot be recorded", job.id)
+            self.ledger.abandon(job)
         except Exception:
             self._in_trouble(job)
 
@@ -253,7 +260,12 @@ class Worker:
 
     def _broken(self, images: Sequence[_Image]) -> None:
         log.exception("analysis of %d image(s) broke; each is tried alone", len(images))
-        self._check_engine(images[0].pipeline)
+        try:
+            self._check_engine(images[0].pipeline)
+        finally:
+            self._abandon(images)
+
+    def _abandon(self, images: Sequence[_Image]) -> None:
         for image in images:
             try:
                 self.ledger.abandon(image.job)
@@ -261,7 +273,7 @@ class Worker:
                 self._in_trouble(image.job)
 
     def _check_engine(self, pipeline: Pipeline) -> None:
-        """Is it the device? Then no image is to blame, and only a new process can heal it (a poisoned CUDA context)."""
+        """Is it the device? Then only a new process can heal it (a poisoned CUDA context)."""
         try:
             with self._device:
                 pipeline.warm_up()

@@ -124,7 +124,8 @@ _Check = Refusal | None
 
 
 def _origin(header: Dataset, _: Rules, is_ours: Callable[[str], bool], __: list[str]) -> _Check:
-    if is_ours(str(header.get("SOPInstanceUID", ""))):
+    uid = str(header.get("SOPInstanceUID", ""))
+    if usable_uid(uid) and is_ours(uid):  # ours always are; what else a peer puts there, no database need hold
         return Refusal("own_output", "the SOP Instance UID is in the ledger's results")
     for item in header.get("ContributingEquipmentSequence") or []:
         if _code(item, "PurposeOfReferenceCodeSequence") != _PROCESSING_EQUIPMENT:

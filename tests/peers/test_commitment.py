@@ -266,6 +266,14 @@ def test_an_archive_that_is_away_or_declines_is_asked_later(bench: Bench) -> Non
         archive.close()
 
 
+def test_an_archive_whose_name_is_not_known_is_asked_later(bench: Bench) -> None:
+    bench.destination = bench.destination.model_copy(update={"host": "no-such-host.invalid"})
+    bench.store("1.1")
+    bench.ask()
+    wait_until("it was in vain", lambda: bench.ledger.troubles()["deliveries"])
+    assert "storage commitment: cannot connect" in bench.ledger.troubles()["deliveries"][0]["why"]
+
+
 def test_only_the_archive_that_was_asked_may_report(bench: Bench) -> None:
     bench.store("1.1")
     question = bench.ledger.ask_commitment("pacs", 9, 60)

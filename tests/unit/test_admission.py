@@ -148,6 +148,14 @@ def test_who_is_analysed(changes: dict[str, Any], wanted: str | None) -> None:
     assert wanted is None or wanted in REASONS
 
 
+def test_the_ledger_is_not_asked_about_what_no_result_of_ours_is_called() -> None:
+    def ask(uid: str) -> bool:
+        raise AssertionError(f"asked about {uid!r}")  # PostgreSQL's text holds no NUL
+
+    for uid in ("1.2.3\x004.5", "1.2\\1.3", "", "x" * 99):
+        judge(chest(SOPInstanceUID=uid), Rules(), ask)
+
+
 def test_a_strict_site_refuses_what_is_absent() -> None:
     strict = Rules(when_absent="refuse")
     assert reason(chest(), strict) is None

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
 import pytest
 
-from daemon.scu import Verdict, backoff_s, verdict
+from daemon.association import Outgoing, UnsendableError
+from daemon.config import Config, FolderDestination
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.scu import Courier, Store, Verdict, backoff_s, verdict
+from daemon.spool import Spool
 
 
 @pytest.mark.parametrize(
@@ -39,3 +48,43 @@ def test_pauses_grow_to_five_minutes_and_no_further_without_an_end() -> None:
         assert max(pauses) <= longest
         assert min(pauses) >= longest / 2
         assert len(set(pauses)) > 100  # jittered
+
+
+class _Leaving(Courier):
+    """The spool goes away when the first object is stored."""
+
+    def __init__(self, folder: FolderDestination, ledger: Ledger, spool: Spool) -> None:
+        super().__init__(folder, Config(destinations=(folder,)), ledger, spool)
+        self.spool, self.stop, self.stored = spool, threading.Event(), 0
+
+    def open(self, objects: Sequence[Outgoing]) -> AbstractContextManager[Store]:
+        return nullcontext(self)
+
+    def echo(self) -> int:
+        return 0
+
+    def store(self, outgoing: Outgoing) -> int:
+        if not outgoing.path.exists():
+            raise UnsendableError("its file is gone")
+        self.stored += 1
+        self.spool.folder.rename(self.spool.folder.with_name("away"))
+        return 0
+
+    def pause(self, stop: threading.Event, seconds: float) -> None:
+        stop.set()
+
+
+def test_what_a_vanished_spool_held_is_not_refused(tmp_path: Path) -> None:
+    ledger, spool = Ledger(f"sqlite:///{tmp_path}/ledger.db"), Spool(tmp_path / "spool")
+    spool.claim(ledger.spool_identity)
+    folder = FolderDestination(name="outbox", folder=tmp_path / "outbox")
+    for number in range(4):
+        name = spool.write(b"x")
+        ledger.receive([Arrival(name, "1.2", f"1.{number}", "", "", "dimse", 1, 1)])
+        (job,) = ledger.claim_images("test", 1)
+        result = StoredResult("SC", name, "1.2", f"2.{number}", "1.2.840.10008.1.2.1", 1)
+        ledger.complete(job, Completion("analysed", str(number), results=(result,)), {"outbox": ("SC",)})
+    courier = _Leaving(folder, ledger, spool)
+    courier.run(courier.stop)
+    assert courier.stored == 1
+    assert ledger.counts()["deliveries"] == {"owed": 3, "stored": 1, "committed": 0, "refused": 0}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.ledger import Ledger
+from daemon.intake import Intake, NoRoomError
+from daemon.ledger import Arrival, Ledger
 from daemon.spool import Spool, SpoolError, write_durably
 
 
@@ -82,6 +83,22 @@ def test_killed_anywhere_nothing_is_visible_and_the_rest_is_swept(tmp_path: Path
     assert spool.sweep(lambda _: set(), age_s=3600) == 0  # it may be another process at work
     assert spool.sweep(lambda _: set(), age_s=-1) == 1
     assert files(tmp_path) == []
+
+
+def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_path: Path) -> None:
+    ledger, folder = Ledger(f"sqlite:///{tmp_path}/ledger.db"), tmp_path / "spool"
+    Spool(folder)  # a start before the mount leaves its folders in the mount point
+    folder.rename(tmp_path / "mount point")
+    spool = Spool(folder)
+    spool.claim(ledger.spool_identity)
+    intake = Intake(ledger, spool)
+    intake.take(lambda name: Arrival(name, "1.2", "1.3", "", "", "dimse", 1, 1), b"x")
+    folder.rename(tmp_path / "away")
+    (tmp_path / "mount point").rename(folder)
+    with pytest.raises(NoRoomError):
+        intake.take(lambda name: Arrival(name, "1.2", "1.4", "", "", "dimse", 1, 1), b"x")
+    assert ledger.counts()["instances"]["received"] == 1
+    assert files(folder) == []
 
 
 @pytest.mark.parametrize("failing", ["writev", "fsync"])

@@ -7,7 +7,7 @@ import faulthandler
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 from pydicom import dcmread
+from sqlalchemy.exc import DataError
 
 from daemon.config import Config, FolderDestination
-from daemon.ledger import Arrival, Ledger
+from daemon.ledger import Arrival, Completion, ImageJob, Ledger
 from daemon.log import OneLineFormatter
 from daemon.spool import Spool
 from daemon.worker import EngineBrokenError, Worker, _Image
@@ -410,6 +411,59 @@ def test_a_broken_device_fails_no_image_and_ends_the_process(bench: Bench, monke
             bench.worker.run(threading.Event())
     assert bench.ledger.counts()["instances"] == {"received": 2, "analysed": 0, "not_analysed": 0, "failed": 0}
     assert bench.run()["analysed"] == 2
+
+
+def test_an_image_that_breaks_the_device_each_time_fails_and_its_neighbours_do_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = BreakablePipeline._step
+
+    def lost(self: BreakablePipeline, name: str, patient: str) -> None:
+        try:
+            step(self, name, patient)
+        except RuntimeError as error:
+            raise EngineBrokenError("an illegal memory access") from error
+
+    monkeypatch.setattr(BreakablePipeline, "_step", lost)
+    for seed in (12, 13, 14):
+        bench.receive(seed)
+    ends = 0
+    while bench.ledger.counts()["instances"]["received"]:
+        stop = threading.Event()
+        thread = threading.Thread(target=lambda stop=stop: until_nothing_waits(bench.ledger, stop))
+        thread.start()
+        try:
+            bench.worker.run(stop)
+        except EngineBrokenError:
+            ends += 1
+            assert ends < 10
+        stop.set()
+        thread.join()
+    assert bench.ledger.counts()["instances"] == {"received": 0, "analysed": 2, "not_analysed": 0, "failed": 1}
+    assert ends == 4  # once beside its neighbours, then three times alone
+
+
+def until_nothing_waits(ledger: Ledger, stop: threading.Event) -> None:
+    while not stop.wait(0.02):
+        if not ledger.counts()["instances"]["received"]:
+            stop.set()
+
+
+def test_what_the_ledger_cannot_hold_of_an_image_ends_that_image_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = bench.ledger.complete
+
+    def refusing(job: ImageJob, completion: Completion, owed: Mapping[str, Sequence[str]]) -> str | None:
+        if job.sop_instance_uid == "1.2.13" and completion.reason is None:
+            raise DataError("UPDATE", None, ValueError("PostgreSQL text fields cannot contain NUL"))
+        return complete(job, completion, owed)
+
+    monkeypatch.setattr(bench.ledger, "complete", refusing)
+    for seed in (13, 14):
+        bench.receive(seed)
+    monkeypatch.setattr(BreakablePipeline, "breaks_in", "nowhere")
+    assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 1}
 
 
 def test_an_image_whose_failure_cannot_be_told_blocks_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
