@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from inference import package, postprocess
 from inference.engine import Engine, choose_device
 from training import data as labelled
+from training.data import rle
 from training.data import split as splits
 from training.data.cases import Case
 from training.measures import features
@@ -52,11 +53,14 @@ class Evaluation:
     answers: list[Answer]
     look: Callable[[Answer], Look]
     found: list[dict[str, float]] = field(default_factory=list)  # features of each answer's mask
+    runs: list[str] = field(default_factory=list)  # run lengths (training/data/rle.py) of what both stages find
 
     def write(self, out: Path) -> None:
-        """answers.csv, features.csv, patients.csv (training/measures/features.py) and figures.json."""
+        """figures.json, answers.csv, masks.csv (SIIM-ACR); features.csv, patients.csv (training/measures/features.py)."""
         out.mkdir(parents=True, exist_ok=True)
         write_rows(out / "answers.csv", [asdict(answer) for answer in self.answers])
+        pairs = zip(self.answers, self.runs, strict=True)
+        write_rows(out / "masks.csv", [{"ImageId": one.image_id, "EncodedPixels": runs} for one, runs in pairs])
         rows, of_patient = [], dict[str, list[dict[str, float]]]()
         for answer, mask in zip(self.answers, self.found, strict=True):
             rows.append({"image_id": answer.image_id, "patient": answer.patient} | mask)
@@ -86,10 +90,11 @@ def run(
     own = recipe is None or bool(recipe.of("segmenter"))
     by_folds = recipe is not None and recipe.layout == layout and recipe.split.folds == "published"
     parts = _parts(split, cases, recipe.split.report if recipe is not None and by_folds else ())
-    answers, found = [], []
+    answers, found, runs = [], [], []
     for answer, seen in _answered(engine, cases, parts):
         answers.append(answer if own else replace(answer, true=None, common=0))
         found.append(features.of_mask(seen.found))
+        runs.append(rle.encode(seen.found) if answer.probability >= engine.manifest.classifier.threshold else rle.NONE)
     figures: dict[str, Any] = {
         "model": engine.identity.id,
         "version": engine.identity.version,
@@ -106,7 +111,7 @@ def run(
         case = by_id[answer.image_id]
         return next(_looks(engine, [case], [case.pixels()]))
 
-    return Evaluation(figures, answers, look, found)
+    return Evaluation(figures, answers, look, found, runs)
 
 
 def _answered(

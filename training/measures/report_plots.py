@@ -134,6 +134,7 @@ def curve(rows: Sequence[Mapping[str, float]]) -> str:
         points = [(row["epoch"], row[name]) for row in rows if name in row]
         axes.plot(*zip(*points, strict=True), "o-", color=BLUE, markersize=3)
         axes.set(xlabel="epoch", title=name.replace("_", " "))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         _clean(axes)
     for axes in figure.axes[len(names) :]:
         axes.set_visible(False)
