@@ -3,7 +3,7 @@
 pynetdicom polls in two threads per association, collects a data set in memory and copies it several times on the way.
 Here its own thread, when it asks whether there is something to read, takes C-STOREs off the wire itself: fragments go
 to the file as they arrive, and the answer goes out at once. Whatever else comes is left to pynetdicom untouched:
-associations, C-ECHO, releases, aborts, and each C-STORE-RQ that is not as the standard has it.
+associations, C-ECHO, releases, aborts, and each C-STORE-RQ whose command set is not as the standard has it.
 
 It rests on what pynetdicom 3.0.4 does inside; with any other version all goes through pynetdicom.
 """
@@ -27,6 +27,7 @@ from daemon.listener import PDU_LIMIT_BYTES, PeerSocket
 from daemon.wire import (
     A_ABORT_BY_PROVIDER,
     P_DATA_TF,
+    PDU_HEADER_BYTES,
     SMALLEST_PDU_BYTES,
     Fragment,
     MalformedError,
@@ -41,7 +42,7 @@ log = logging.getLogger("pleura.receive")
 _TESTED = "3.0.4"
 _WRITTEN_AT_ONCE_BYTES = 1 << 20
 _WRITTEN_AT_ONCE_PARTS = 1000  # IOV_MAX is 1024
-_NOTHING = Fragment(0, False, False, memoryview(b""))
+_COMMAND_LIMIT_BYTES = 64 * 1024  # of PDUs that do not yet complete a command set; a C-STORE-RQ's has about 150
 
 
 class Incoming(Protocol):
@@ -80,6 +81,8 @@ class _StoreTransport(AssociationSocket):
     @property
     def ready(self) -> bool:
         """Whether there is something for pynetdicom to read. Called by its thread, again and again."""
+        if self._is_connected and self._peer.has_unread:
+            return True
         if not super().ready:
             return False
         if self.assoc.dul.state_machine.current_state != "Sta6":
@@ -131,23 +134,41 @@ class _StoreTransport(AssociationSocket):
         opened = self._peer.begin_pdu(self._pynetdicom_waits)
         if opened is None:
             return None
-        body = self._body(opened, 0)
-        if body is None:
-            return False
-        command, *parts = fragments(body) or [_NOTHING]
-        request = store_request(command.value) if command.of_command and command.last else None
-        if request is None or command.context_id not in contexts:
+        command, held_bytes = bytearray(), 0
+        while True:  # it may come in several fragments (PS3.8 E.2)
+            body = self._body(opened, 0)
+            if body is None:
+                return False
+            parts = fragments(body)
+            if not held_bytes:
+                if not parts:
+                    return True  # no PDV, no message (PS3.8 9.3.5 wants one at least)
+                context_id = parts[0].context_id
+            rest = _after_command(command, context_id, parts)
+            if rest is not None:
+                break
+            self._peer.unread(body)
+            held_bytes += len(body) + PDU_HEADER_BYTES
+            if held_bytes > _COMMAND_LIMIT_BYTES:
+                raise MalformedError("a command set without an end")
+            opened = self._peer.begin_pdu(self._association_goes_on)
+            if opened is None:
+                self._peer.spoil()
+                return None
+        request = store_request(memoryview(command))
+        if request is None or context_id not in contexts:
             self._peer.unread(body)
             return False
-        incoming = self._begin(request, *contexts[command.context_id])
+        self._peer.forget_unread()
+        incoming = self._begin(request, *contexts[context_id])
         whole: bool | None = False
         try:
-            whole = self._take_data_set(incoming, command.context_id, parts, len(body))
+            whole = self._take_data_set(incoming, context_id, rest, len(body))
         finally:
             if not whole:
                 incoming.drop()
         if whole:
-            self._peer.answer(store_response(command.context_id, request, incoming.end()))
+            self._peer.answer(store_response(context_id, request, incoming.end()))
             self.assoc.dul._idle_timer.restart()  # the peer's silence begins now, however long ours was
         return whole
 
@@ -198,3 +219,17 @@ class _StoreTransport(AssociationSocket):
         dul = self.assoc.dul
         ending = any(isinstance(one, A_ABORT | A_P_ABORT) for one in [*dul.to_provider_queue.queue])
         return not ending and not dul.idle_timer_expired()
+
+
+def _after_command(command: bytearray, context_id: int, parts: list[Fragment]) -> list[Fragment] | None:
+    """Add to `command` what of it is in `parts`. Returns what follows its last fragment, None where that is to come.
+
+    What does not belong there ends the association: pynetdicom would collect all that follows, in memory.
+    """
+    for number, part in enumerate(parts, start=1):
+        if not part.of_command or part.context_id != context_id:
+            raise MalformedError("another message inside a command set, or a data set before it")
+        command += part.value
+        if part.last:
+            return parts[number:]
+    return None

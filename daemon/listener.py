@@ -2,8 +2,9 @@
 
 pynetdicom starts two polling threads for every TCP connection and keeps them for the whole ACSE timeout, reads a PDU of
 whatever length its header names, and waits for its bytes as long as they drip. So a connection here first waits, for
-nothing but its file descriptor, until it has said something: a load balancer's probe never becomes an association. What
-then reads from it is a socket that bounds the length of a PDU, the time it may take, and the bytes that lie unanswered.
+nothing but its file descriptor, until a whole association request lies in the kernel's buffer: neither the probe of a
+load balancer nor who says one byte takes the place of a sender. What then reads from it is a socket that bounds the
+length of a PDU, the time it may take, and the bytes that lie unanswered.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pynetdicom.transport import AssociationServer
 
 from daemon.dimse import MAXIMUM_PDU_BYTES, no_delay
 from daemon.wire import P_DATA_TF, PDU_HEADER_BYTES
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 log = logging.getLogger("pleura.receive")
 
-_MAXIMUM_SILENT = 256  # connections that have said nothing; with one more, the oldest goes. select(2) ends at 1024
-_SILENCE_S = 30.0  # how long one may say nothing (PS3.8 9.1.5, ARTIM)
+_MAXIMUM_SILENT = 256  # connections that have not asked; with one more, one of them goes. select(2) ends at 1024
+_SILENCE_S = 30.0  # how long one may take to ask for an association (PS3.8 9.1.5, ARTIM)
 _NOTICE_S = 0.1  # how soon a wait for a peer that is silent notices that it is no longer wanted
 _PDU_S = 30.0  # how long one PDU may take from its first byte to its last
 PDU_LIMIT_BYTES = 4 * MAXIMUM_PDU_BYTES  # for peers that do not keep to what we announced
@@ -34,6 +40,9 @@ _MESSAGE_LIMIT_BYTES = 1 << 30  # one C-STORE; the largest detectors make 40 MB
 _BACKLOG = 512
 _ACCEPTED_AT_ONCE = 64  # then those that speak are heard, also in a flood
 _PDU_TYPES = range(0x01, 0x08)
+_A_ASSOCIATE_RQ, _A_ASSOCIATE_AC = 0x01, 0x02
+_A_ABORT = b"\x07\0\0\0\0\x04\0\0\0\0"  # PS3.8 9.3.8: as AA-1 of 9.2.3 has it
+_REQUEST_LIMIT_BYTES = MAXIMUM_PDU_BYTES  # 128 contexts of 45 syntaxes each, more than there are, come to 150 KB
 
 
 class PeerSocket(socket.socket):
@@ -42,8 +51,61 @@ class PeerSocket(socket.socket):
     unanswered_bytes = 0  # of P-DATA since our last answer: what this peer makes us hold in memory
     _header = b""
     _body_bytes = 0
-    _again: tuple[bytes, ...] = ()  # what was unread
     _spoilt = False  # where the next PDU begins is unknown, so nothing more is read
+    _answered = False  # the association request, by whatever PDU
+    _awaited_bytes = 0  # of the association request, in the kernel's buffer
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self._again: deque[bytes] = deque()  # what was unread
+
+    def await_request(self, size: int = PDU_HEADER_BYTES) -> None:
+        """Only when so much has come, or the connection is closed, does select(2) say that there is something to read.
+
+        A peer that says one byte at a time thus wakes nobody. The kernel makes its buffer as large as that asks for: it
+        is told twice as much first, for what small segments cost on top of their bytes.
+        """
+        self._awaited_bytes = size
+        for wanted in (2 * size, size):
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+
+    def has_request(self) -> bool:
+        """Whether all of an A-ASSOCIATE-RQ has come, once select(2) has said that what was awaited is there.
+
+        Nothing of it is read. If it is not yet whole, all of it is awaited from now on.
+
+        Raises:
+            OSError: it will not become whole: closed, something else, or more than is taken.
+        """
+        header = self.recv(PDU_HEADER_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        if len(header) < PDU_HEADER_BYTES:
+            raise OSError(errno.ECONNRESET, "the connection was closed")
+        body_bytes = int.from_bytes(header[2:], "big")
+        if header[0] != _A_ASSOCIATE_RQ:  # PS3.8 Table 9-10: Sta2 answers everything else with AA-1
+            self.recv(_REQUEST_LIMIT_BYTES, socket.MSG_DONTWAIT)  # what is unread resets the connection when it closes
+            super().send(_A_ABORT, socket.MSG_DONTWAIT)
+            raise OSError(errno.EPROTO, "no association request")
+        if body_bytes > _REQUEST_LIMIT_BYTES:
+            raise self._too_much(f"a PDU of {body_bytes} bytes; at most {_REQUEST_LIMIT_BYTES} are taken")
+        whole = PDU_HEADER_BYTES + body_bytes
+        if len(self.recv(whole, socket.MSG_PEEK | socket.MSG_DONTWAIT)) == whole:
+            return True
+        if self._awaited_bytes == whole:  # closed half-way, or so finely cut up that the kernel holds no more of it
+            raise OSError(errno.ECONNRESET, "the association request does not become whole")
+        self.await_request(whole)
+        return False
+
+    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
+        """Our first PDU answers the association request; unless it accepts, nothing more is read.
+
+        pynetdicom reads on otherwise (PS3.8 9.2.3, Sta13), and who sends it half a PDU then keeps a place.
+        """
+        sent = super().send(data, flags)
+        if not self._answered:
+            self._answered = True
+            if memoryview(data)[0] != _A_ASSOCIATE_AC:
+                self._spoilt = True
+        return sent
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """The six bytes of a PDU's header, then its body: all of it at once, however few bytes are asked for.
@@ -56,9 +118,7 @@ class PeerSocket(socket.socket):
         if flags:
             return super().recv(bufsize, flags)
         if self._again:
-            part, *rest = self._again
-            self._again = tuple(rest)
-            return part
+            return self._again.popleft()
         if self._spoilt:
             raise OSError(errno.EPROTO, "no PDU can follow")
         if self._body_bytes:
@@ -72,6 +132,7 @@ class PeerSocket(socket.socket):
     def bound_waits(self) -> None:
         """Let the kernel bound each wait: one system call for a read or write, where Python's time-outs take two."""
         self.settimeout(None)
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)  # every byte counts again
         for option, seconds in ((socket.SO_RCVTIMEO, _NOTICE_S), (socket.SO_SNDTIMEO, _PDU_S)):
             self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
 
@@ -100,9 +161,23 @@ class PeerSocket(socket.socket):
         if self._fill(into) < len(into):
             raise OSError(errno.ECONNRESET, "the connection was closed")
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether recv() has something to give that select(2) does not know of."""
+        return bool(self._again)
+
     def unread(self, body: bytes | memoryview = b"") -> None:
-        """recv() gives the PDU that was begun last again: its header, then its `body` if that was read."""
-        self._again = (self._header, bytes(body)) if body else (self._header,)
+        """recv() gives the PDU that was begun last again: its header, then its `body` if that was read.
+
+        Before it, those that were unread before and that recv() has not yet given.
+        """
+        self._again.append(self._header)
+        if body:
+            self._again.append(bytes(body))
+
+    def forget_unread(self) -> None:
+        """What was unread is not to be read again after all."""
+        self._again.clear()
 
     def answer(self, pdu: bytes) -> None:
         """Send what ends a message: what may lie unanswered is counted anew. Raises OSError."""
@@ -111,6 +186,7 @@ class PeerSocket(socket.socket):
 
     def spoil(self) -> None:
         """Nothing more is to be read: recv() fails."""
+        self._again.clear()
         self._spoilt = True
 
     def _expect(self, pdu_type: int, body_bytes: int) -> None:
@@ -142,10 +218,15 @@ class PeerSocket(socket.socket):
         """
         got, began = 0, time.monotonic()
         self._spoilt = True  # until it is complete
+        # The request is there, and nothing may follow it but an A-ABORT, until it is answered (PS3.8 Table 9-10, Sta3):
+        # who lets us wait for the rest of a PDU there would keep the answer back, and so a place.
+        flags = socket.MSG_WAITALL if self._answered else socket.MSG_DONTWAIT
         while got < len(view):
             try:
-                count = self.recv_into(view[got:], 0, socket.MSG_WAITALL)
+                count = self.recv_into(view[got:], 0, flags)
             except BlockingIOError:  # nothing has come in _NOTICE_S
+                if not self._answered:
+                    raise
                 if wanted is not None and not got:
                     began = time.monotonic()
                     if not wanted():
@@ -166,7 +247,7 @@ class PeerSocket(socket.socket):
 
 
 class Listener:
-    """Accepts TCP connections and hands those that speak to pynetdicom's server."""
+    """Accepts TCP connections and hands those that ask for an association to pynetdicom's server."""
 
     def __init__(self, server: AssociationServer, maximum_associations: int) -> None:
         """`server` has bound its socket; pynetdicom's own accept loop is not used."""
@@ -224,24 +305,33 @@ class Listener:
         except OSError as error:  # too many open files, say: a silent one has to go
             log.warning("no connection can be accepted (%s)", error.strerror)
             if self._silent:
-                self._drop(next(iter(self._silent)))
+                self._drop(self._most_dispensable())
             else:
                 time.sleep(0.1)
             return False
-        connection = PeerSocket(fileno=accepted.detach())
+        connection = PeerSocket(accepted.detach())
+        connection.await_request()
         self._silent[connection] = (address, time.monotonic())
         self._selector.register(connection, selectors.EVENT_READ)
         if len(self._silent) > _MAXIMUM_SILENT:
-            self._drop(next(iter(self._silent)))
+            self._drop(self._most_dispensable())
         return True
+
+    def _most_dispensable(self) -> PeerSocket:
+        """The oldest silent one of the address that has most of them: a crowd from one address is its own rival."""
+        crowds = Counter(address[0] for address, _ in self._silent.values())
+        ((largest, _),) = crowds.most_common(1)  # of equals the first, which has the oldest
+        return next(connection for connection, (address, _) in self._silent.items() if address[0] == largest)
 
     def _hear(self, connection: PeerSocket) -> None:
         """It has spoken, or gone."""
         try:
-            said = connection.recv(1, socket.MSG_PEEK)
+            if not connection.has_request():
+                return
         except OSError:
-            said = b""
-        if not said or len(self._server.active_associations) >= self._maximum_running:
+            self._drop(connection)
+            return
+        if len(self._server.active_associations) >= self._maximum_running:
             self._drop(connection)
             return
         self._selector.unregister(connection)

@@ -226,8 +226,8 @@ def times() -> list[str]:
     return table(
         ("what", "limit"),
         [
-            ("a connection that has said nothing (ARTIM)", f"{listener._SILENCE_S:g} s"),
-            ("such connections at a time; the oldest goes", listener._MAXIMUM_SILENT),
+            ("a connection that has not asked for an association (ARTIM)", f"{listener._SILENCE_S:g} s"),
+            ("such connections at a time; beyond, the oldest of the address with most goes", listener._MAXIMUM_SILENT),
             ("one PDU from its first byte to its last", f"{listener._PDU_S:g} s"),
             ("an association without a message", f"{scp._IDLE_S:g} s, then aborted"),
             ("what is being received when the node stops", f"{scp._DRAIN_S:g} s"),

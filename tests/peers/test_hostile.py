@@ -98,6 +98,16 @@ def test_slow_senders_are_ended(node: Receive, honest: Honest, phase: str) -> No
         honest.store()
 
 
+def test_who_has_not_asked_for_an_association_takes_no_place(node: Receive, honest: Honest) -> None:
+    """As many as would keep every other out, each a byte at a time: an honest sender is let in whenever it tries."""
+    with Crowd(node, 2 * MAXIMUM_ASSOCIATIONS + 4, (b"", b"", ASSOCIATED)) as crowd:
+        wait_until("the node ends one of them", lambda: crowd.ended)
+        tried = honest.tried
+        for _ in range(10):
+            honest.store()
+        assert honest.tried == tried + 10
+
+
 def test_who_sends_slowly_but_as_the_standard_has_it(node: Receive, honest: Honest) -> None:
     """A data set in PDUs of one byte may take its time: fewer of these than the maximum leave room for others."""
     held = Crowd(node, MAXIMUM_ASSOCIATIONS // 2, (ASSOCIATED, COMMAND, ONE_BYTE), at_once=len(ONE_BYTE))

@@ -96,8 +96,8 @@ class Node:
         keep = [(evt.EVT_CONN_OPEN, lambda event: self.sockets.append(event.assoc.dul.socket.socket))]
         return entity.associate("127.0.0.1", self.port, ae_title=called, evt_handlers=keep)
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+    def connect(self, address: str = "127.0.0.1") -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S, source_address=(address, 0))
 
 
 @pytest.fixture
@@ -483,6 +483,15 @@ WHOLE = {
         p_data((COMMAND | LAST, c_store()[50:])),
         p_data((DATA | LAST, BODY)),
     ],
+    "a command in two fragments of a PDU": [
+        p_data((COMMAND, c_store()[:50]), (COMMAND | LAST, c_store()[50:]), (DATA, BODY[:99])),
+        p_data((DATA | LAST, BODY[99:])),
+    ],
+    "a command in many fragments": [
+        *(p_data((COMMAND, c_store()[at : at + 1])) for at in range(len(c_store()))),
+        p_data(),
+        p_data((COMMAND | LAST, b""), (DATA | LAST, BODY)),
+    ],
 }
 
 
@@ -513,6 +522,61 @@ def test_a_message_is_taken_however_it_is_cut_up(start: Callable[..., Node], how
         assert meta.ImplementationVersionName.startswith("PLEURA")
         assert len(kept) == 144 + meta.FileMetaInformationGroupLength + len(BODY)
     assert len(node.rows()) == 2
+
+
+@pytest.mark.parametrize("how", WHOLE)
+def test_no_data_set_is_collected_in_memory_however_its_command_is_cut_up(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    collected: list[Any] = []
+    monkeypatch.setattr(Receiver, "_on_store", lambda _, event: collected.append(event) or 0x0110)
+    node = start()
+    with RawSender(node) as sender:
+        for _ in range(2):
+            sender.send(*WHOLE[how])
+            assert sender.status() == 0x0000
+    assert collected == []
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("pieces", [2, 7, 1000])
+def test_what_is_left_to_pynetdicom_gets_there_whole_however_its_command_is_cut_up(
+    start: Callable[..., Node], pieces: int
+) -> None:
+    """Such as a C-STORE-RQ without a priority (PS3.7 9.3.1.1 wants one), which is stored all the same."""
+    node = start()
+    odd = c_store().replace(struct.pack("<HHLH", 0, 0x0700, 2, 0), b"")
+    parts = [odd[at : at + max(1, len(odd) // pieces)] for at in range(0, len(odd), max(1, len(odd) // pieces))]
+    with RawSender(node) as sender:
+        for _ in range(2):
+            sender.send(*(p_data((COMMAND, part)) for part in parts[:-1]), p_data((COMMAND | LAST, parts[-1])))
+            sender.send(p_data((DATA | LAST, BODY)))
+            assert sender.status() == 0x0000
+            sender.send(*WHOLE["one PDU"])
+            assert sender.status() == 0x0000
+        sender.send(p_data((COMMAND, c_store()[:50])), b"\x05\0\0\0\0\x04\0\0\0\0")  # in the middle of one
+        assert sender.answer()[0] in (0x06, 0x07)
+    assert len(node.rows()) == 4
+    assert all(node.spool.read(row["spool_name"]).endswith(BODY) for row in node.rows())
+
+
+UNBOUNDED = {
+    "a command set without an end": [p_data((COMMAND, bytes(1000)))] * 100,
+    "a command set of nothing": [p_data((COMMAND, b""))] * 10_000,
+    "a data set inside a command set": [p_data((COMMAND, c_store()[:50]), (DATA, b""))],
+    "a command set on two contexts": [p_data((COMMAND, c_store()[:50])), p_data((COMMAND, b""), context_id=3)],
+    "a data set before its command set": [p_data((DATA, b""))],
+}
+
+
+@pytest.mark.parametrize("how", UNBOUNDED)
+def test_what_would_be_collected_in_memory_ends_the_association(start: Callable[..., Node], how: str) -> None:
+    node = start()
+    with RawSender(node) as sender:
+        with contextlib.suppress(ConnectionError):  # ended before all was said
+            sender.send(*UNBOUNDED[how])
+        assert sender.answer()[0] in (0x07, 0x00)
+    assert store(node, image()) == [0x0000]
 
 
 def test_peers_whose_pdus_are_tiny_are_served(start: Callable[..., Node]) -> None:
@@ -696,6 +760,69 @@ def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(start:
         connection.close()
     until(resources.are_back)
     assert len(node.rows()) == 2
+
+
+def large_request() -> bytes:
+    """More than any toolkit proposes: 128 contexts (PS3.8 9.3.2.2: odd IDs) of 45 transfer syntaxes."""
+
+    def item(kind: int, body: bytes) -> bytes:
+        return struct.pack(">BBH", kind, 0, len(body)) + body
+
+    syntaxes = b"".join(item(0x40, f"1.2.840.10008.1.2.4.{number}".encode()) for number in range(45))
+    context = item(0x30, CR.encode()) + syntaxes
+    contexts = b"".join(item(0x20, bytes([number, 0, 0, 0]) + context) for number in range(1, 256, 2))
+    usual = associate_rq(b"TESTER")
+    head, user = usual[6:99], usual[usual.index(b"\x50\0\0") :]
+    body = head + contexts + user
+    return struct.pack(">BBL", 1, 0, len(body)) + body
+
+
+@pytest.mark.parametrize("said", [associate_rq(b"TESTER"), large_request()], ids=["usual", "large"])
+def test_a_request_in_pieces_is_no_association_before_it_is_whole(start: Callable[..., Node], said: bytes) -> None:
+    threads = threading.active_count() + OF_A_NODE
+    node = start()
+    with node.connect() as connection:
+        for piece in (said[:1], said[1:4], said[4:100], said[100:-1]):
+            connection.sendall(piece)
+            time.sleep(0.1)
+            assert threading.active_count() <= threads
+        connection.sendall(said[-1:])
+        assert connection.recv(1) == b"\x02"
+    with node.connect() as connection:  # closed half-way
+        connection.sendall(said[:-1])
+    until(lambda: not node.receiver._listener._silent)
+
+
+ENDED_AT_ONCE = {
+    "a rejected request and half a PDU": associate_rq(b"TESTER").replace(b"PLEURA", b"NOBODY") + b"\x04",
+    "no valid request and half a PDU": b"\x01\0\0\0\0\x04abcd\x04",
+    "no valid request": b"\x01\0\0\0\0\x04abcd",
+    "no request": b"GET / HTTP/1.1\r\n",
+    "too large a request": b"\x01\0\x01\0\0\0",
+}
+
+
+@pytest.mark.parametrize("how", ENDED_AT_ONCE)
+def test_who_is_not_let_in_keeps_no_place(start: Callable[..., Node], how: str) -> None:
+    threads = threading.active_count() + OF_A_NODE
+    node = start()
+    with node.connect() as connection:
+        connection.settimeout(listener._PDU_S / 2)
+        connection.sendall(ENDED_AT_ONCE[how])
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(100):
+                pass
+        until(lambda: threading.active_count() <= threads)
+
+
+def test_a_silent_crowd_from_one_address_is_its_own_rival(start: Callable[..., Node]) -> None:
+    node = start()
+    held = [node.connect("127.0.0.2")]
+    held += [node.connect() for _ in range(listener._MAXIMUM_SILENT + 20)]
+    held[0].sendall(associate_rq(b"TESTER"))
+    assert held[0].recv(1) == b"\x02"
+    for connection in held:
+        connection.close()
 
 
 def test_requests_that_nobody_waits_for_lie_with_their_sender(start: Callable[..., Node]) -> None:
