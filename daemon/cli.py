@@ -324,9 +324,20 @@ def _train(options: argparse.Namespace) -> int:
     path = Path(options.recipe)
     if path.suffix not in (".yaml", ".yml"):
         path = shipped_file("training", f"recipes/{options.recipe}.yaml")
+        if not path.is_file():
+            names = sorted(one.stem for one in shipped_file("training", "recipes").glob("*.yaml"))
+            raise CannotStartError(
+                f"--recipe {options.recipe}: no such recipe; a .yaml file wanted, or one of {', '.join(names)}"
+            )
     try:
         wanted = commands.read_recipe(path, dict(_pairs("--set", options.set)), options.fold)
-        starts = {int(number): Path(file) for number, file in _pairs("--start", options.start)}
+        starts: dict[int, Path] = {}
+        for number, file in _pairs("--start", options.start, "N=FILE, N a network's number,"):
+            if not number.isdecimal() or not file:
+                raise ValueError(f"--start {number}={file}: N=FILE, N a network's number, wanted")
+            starts[int(number)] = Path(file)
+        if not isinstance(wanted, Recipe) and (starts or options.cache):
+            raise ValueError(f"{path}: trains no network; --start and --cache are for recipes that do")
     except (commands.RecipeError, ValueError) as error:
         raise CannotStartError(str(error)) from error
     command = ["pleura", *sys.argv[1:]]
@@ -383,11 +394,11 @@ def _said(say: Callable[[], str]) -> int:
     return 0
 
 
-def _pairs(option: str, given: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _pairs(option: str, given: Sequence[str], form: str = "KEY=VALUE") -> Iterator[tuple[str, str]]:
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise ValueError(f"{option} {text}: KEY=VALUE wanted")
+            raise ValueError(f"{option} {text}: {form} wanted")
         yield key, value
 
 

@@ -28,7 +28,8 @@ CHEXNET_LABELS = (
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 _PNEUMOTHORAX = CHEXNET_LABELS.index("Pneumothorax")
-_PREFIXES = ("module.", "densenet121.")  # DataParallel, then the wrapper's own attribute
+# DataParallel's and a trainer's own attribute, whichever of both is inside the other; then a wrapper's.
+_PREFIXES = ("module.", "model.", "module.", "densenet121.")
 # Checkpoints from before torch 0.4 say "norm.1" where a module's name may hold no dot any more.
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 _HEADS = {"classifier.0.weight": "classifier.weight", "classifier.0.bias": "classifier.bias"}  # Linear + Sigmoid
@@ -139,7 +140,9 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # the unpickler meets whatever the bytes make of it; a checkpoint is all or nothing
         raise PackageError(f"{checkpoint}: not a torch checkpoint ({type(error).__name__})") from error
-    state = document.get("state_dict", document) if isinstance(document, dict) else None
+    state = document
+    if isinstance(document, dict):  # a state dict, or what a trainer saved around it
+        state = next((document[key] for key in ("state_dict", "model") if key in document), document)
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise PackageError(f"{checkpoint}: no state_dict found: wanted a mapping of names to tensors")
     return {str(name): value.detach() for name, value in state.items()}

@@ -39,6 +39,7 @@ _MAX_DEPTH = 32
 _BF16_LOSS = 0.01  # a validation that got worse by more than this does not allow bf16
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$")]
 Side = Annotated[int, Field(ge=32, le=2048)]
 FileName = Annotated[str, AfterValidator(checked_name)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -145,7 +146,7 @@ class Manifest(_Part):
     """model.yaml."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")  # goes into SH and LO attributes
-    version: str = Field(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$")
+    version: Version
     task: Task
     classifier: Classifier
     segmenter: Segmenter

@@ -30,6 +30,7 @@ from training.recipe import Layout, Recipe, Stage
 _PHANTOM_SEED = 100_000  # training phantoms are counted from here; tests and the demo use small seeds
 _COMMAND_SHOWN = 1000  # of a package's provenance
 _WATCHED = 16  # images at once
+_NO_AUTOCAST = "unsupported scalarType"  # what torch.autocast says of the meta device
 
 
 def train(
@@ -85,6 +86,7 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
     """Whatever would stop a later network is said before the first one trains."""
     for number, stage in enumerate(recipe.networks):
         shapes(stage.architecture, **stage.arguments)
+        _check_side(number, stage)
         if stage.batch % ranks.count():
             raise ValueError(
                 f"networks.{number}.batch: {stage.batch} cannot be shared by {ranks.count()} processes; change either"
@@ -96,6 +98,29 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
             raise ValueError(f"--start {number}={path}: networks 0 to {len(recipe.networks) - 1} wanted")
         if not path.is_file():
             raise ValueError(f"--start {number}={path}: no such file")
+        weights.load_start(_without_data(recipe.networks[number]), recipe.networks[number], path)
+
+
+def _check_side(number: int, stage: Stage) -> None:
+    side, network = stage.side, _without_data(stage)
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 1, side, side, device="meta"))
+    except NotImplementedError:  # an operation that needs the data: the first real image will tell
+        pass
+    except RuntimeError as error:
+        said = str(error).splitlines()[0][:200]
+        if said != _NO_AUTOCAST:
+            raise ValueError(
+                f"networks.{number}.side: {side} found; {stage.architecture} cannot halve it as often as it does; give "
+                f"a multiple of 32, or of 64: {said}"
+            ) from error
+
+
+def _without_data(stage: Stage) -> nn.Module:
+    """Its network, with shapes and no numbers: nothing to compute, and no memory."""
+    with torch.device("meta"):
+        return build(stage.architecture, **stage.arguments).eval()
 
 
 def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
@@ -135,6 +160,8 @@ class _Training:
         torch.manual_seed(self.recipe.seed + number)
         network = build(stage.architecture, **stage.arguments)
         self._start(number, stage, network, before)
+        if self._lacks_start(number, stage):  # what was drawn at random would rest, for good where the recipe says so
+            stage = stage.model_copy(update={"freeze": None})
         watch = _Watch(stage, self._prepared(stage, watched), self.device)
         network = fit(network, self._batches(stage, train, stage.phantoms), watch, self.run, name)
         if stage.finish is None:
@@ -164,10 +191,15 @@ class _Training:
         started = [f"network {number} started from {path.name}" for number, path in sorted(self.starts.items())]
         wanted = [
             f"network {number} is meant to start from {stage.start} weights; none were given, it started at random"
+            f"{' and nothing of it was frozen' if stage.freeze else ''}"
             for number, stage in enumerate(self.recipe.networks)
-            if stage.start in ("imagenet", "chexnet") and number not in self.starts
+            if self._lacks_start(number, stage)
         ]
         return said + started + wanted
+
+    def _lacks_start(self, number: int, stage: Stage) -> bool:
+        """Whether it is meant to start from weights that are somebody else's, and none were given."""
+        return stage.start in ("imagenet", "chexnet") and number not in self.starts
 
     def _images(self, stage: Stage) -> tuple[list[Case], list[Case]]:
         """(those that train, those that are watched)"""
@@ -194,10 +226,10 @@ class _Training:
             weights.load_start(network, stage, self.starts[number])
         elif stage.start == "classifier":
             weights.take_encoder(network, before[0].network)
-        elif stage.start != "random":
+        elif self._lacks_start(number, stage):
             self.run.console.print(
-                f"network {number} starts at random; it is meant to start from {stage.start} weights: give a file with "
-                f"--start {number}=FILE"
+                f"network {number} starts at random{', nothing of it frozen' if stage.freeze else ''}; it is meant to "
+                f"start from {stage.start} weights: give a file with --start {number}=FILE"
             )
 
     def _batches(self, stage: Stage, cases: Sequence[Case], phantoms: int) -> Batches:

@@ -38,7 +38,12 @@ class DoubleUNet(nn.Module):
         self.input, self.encoder = encoders.build("vgg19", stem)
         layers = list(self.encoder.get_submodule("features").children())
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
-        self.encoder.features = nn.Sequential(*layers[: pools[blocks]])
+        last = pools[blocks]
+        # Names of a whole encoder's tensors that this one has not: a published file of weights brings them along.
+        self.unused = frozenset(
+            f"features.{i}.{one}" for i in range(last, len(layers)) for one in layers[i].state_dict()
+        )
+        self.encoder.features = nn.Sequential(*layers[:last])
         self.pyramid = AtrousPyramid(_VGG_WIDTHS[blocks], _PYRAMID, _RATES)
         self.decoder = _Decoder([first_skips], widths)
         channels = 1 if stem == "grey" else 3

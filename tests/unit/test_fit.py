@@ -132,8 +132,8 @@ def test_it_learns_and_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     network = fitted(tmp_path, epochs=8, precision="bf16", **STEADY)
     assert not network.training
     table = rows(tmp_path)
-    assert [int(float(row["epoch"])) for row in table] == list(range(1, 9))
-    assert float(table[-1]["loss"]) < 0.7 * float(table[0]["loss"])
+    assert [int(float(row["epoch"])) for row in table] == list(range(1, 10))  # the last: the mean, with its statistics
+    assert float(table[7]["loss"]) < 0.7 * float(table[0]["loss"])
     assert dice(network)["dice"] == max(float(row["dice"]) for row in table) > 0.8
     assert float(table[0]["images_per_s"]) > 0
     assert "net: epoch 8  loss" in capsys.readouterr().out
@@ -242,6 +242,21 @@ def test_without_any_figure_the_last_weights_are_kept(tmp_path: Path) -> None:
 
     network = fitted(tmp_path, watch=watch, epochs=2, best_by="dice")
     assert torch.equal(next(network.parameters()), seen[1])
+
+
+def test_the_mean_of_the_steps_has_statistics_of_its_own(tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def watch(network: nn.Module) -> dict[str, float]:
+        seen.append({name: one.clone() for name, one in network.state_dict().items()})
+        return {}
+
+    network = fitted(tmp_path, watch=watch, epochs=2, average={"ema": 0.9})
+    last, redone = seen[1:]
+    weights, mean = "head.weight", "deep.1.running_mean"
+    assert torch.equal(last[weights], redone[weights])
+    assert not torch.allclose(last[mean], redone[mean], atol=1e-6)
+    assert all(torch.equal(one, redone[name]) for name, one in network.state_dict().items())
 
 
 def test_the_mean_of_the_last_epochs_has_statistics_of_its_own(tmp_path: Path) -> None:

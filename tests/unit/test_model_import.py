@@ -94,9 +94,12 @@ def test_the_package_answers_as_the_checkpoints_eighth_output(
     assert "README.md" in loaded.manifest.sha256
 
 
-@pytest.mark.parametrize("prefix", ["", "densenet121.", "module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "densenet121.", "module.", "model.densenet121.", "module.model.", "model.module.densenet121."]
+)
 def test_todays_names_and_a_bare_state_dict_are_taken_too(network: nn.Module, tmp_path: Path, prefix: str) -> None:
-    torch.save({prefix + name: value for name, value in network.state_dict().items()}, tmp_path / "new.pt")
+    state = {prefix + name: value for name, value in network.state_dict().items()}
+    torch.save({"model": state} if prefix.startswith("model.") else state, tmp_path / "new.pt")
     picture = torch.rand(1, 1, 64, 64)
     with torch.inference_mode():
         found = importing.chexnet(tmp_path / "new.pt")(picture)

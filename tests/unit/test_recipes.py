@@ -6,12 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from daemon import cli
 from inference import package
+from inference.networks import build
 from tests import recipes
 from training import commands, loop, recipe
+from training.data import rle
+from training.fitting.weights import WeightsError
 from training.measures import outcome
+from training.measures.evaluate import read_answers
 
 ROWS = {"T1", "T2", "T3", "T4", "T5", "T6", "M1", "M2", "M3", "M4", "F1", "C1", "C2", "C3", "K1", "B1", "B3"}
 
@@ -42,6 +48,7 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
     assert manifest.metrics == json.loads((tmp_path / "figures.json").read_text())
     assert manifest.classifier.architecture == "largest-of-map"
     assert manifest.classifier.threshold == pytest.approx(manifest.segmenter.top, abs=0.001)
+    assert len(rle.read(tmp_path / "masks.csv")) == len(read_answers(tmp_path / "answers.csv")) == 8
     share = manifest.segmenter.min_sure_area_at_1024_px / 1024**2
     assert manifest.classifier.arguments["pixels"] == max(1, round(share * 64**2))
     assert {path.name for path in tmp_path.iterdir()} >= {"answers.csv", "split.csv", "search.csv", "recipe.json"}
@@ -54,6 +61,24 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
     assert cli.main([*measured, "--split", str(tmp_path / "split.csv")]) == 0
     assert "0.868" in capsys.readouterr().out
     assert cli.main(["explore", "--data", str(made), "--out", str(tmp_path / "data.html")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--recipe", "nosuch"], "--recipe nosuch: no such recipe; a .yaml file wanted, or one of b1-unet-plus-plus, "),
+        (["--recipe", "t5-plain-unet", "--start", "x=y"], "--start x=y: N=FILE, N a network's number, wanted"),
+        (["--recipe", "t5-plain-unet", "--start", "file"], "--start file: N=FILE, N a network's number, wanted"),
+        (["--recipe", "lgg-outcome", "--start", "0=y"], "--start and --cache are for recipes that do"),
+        (["--recipe", "lgg-outcome", "--cache", "y"], "--start and --cache are for recipes that do"),
+    ],
+)
+def test_a_wrong_option_is_said(
+    given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert cli.main(["train", *given, *where]) == cli.EXIT_CANNOT_START
+    assert said in capsys.readouterr().err
 
 
 def test_the_outcome_model(made: Path, tmp_path: Path) -> None:
@@ -93,11 +118,55 @@ def test_the_shipped_recipe_is_the_shipped_model() -> None:
         ({"networks.0.average": "{ema: 0.9, swa_last_epochs: 2}"}, "not both"),
         ({"operating_point": "{best: f1}"}, "operating_point"),
         ({"split.validate": "[]"}, "split.validate"),
+        ({"version": "'1'"}, "version: .* pattern"),
+        ({"rule": "{bottom: 0.5, top: 0.2}"}, "bottom 0.5 is above top 0.2"),
+        ({"networks.0.loss.balance": "true"}, "loss.balance"),
     ],
 )
 def test_a_wrong_recipe_is_said(change: dict[str, str], said: str) -> None:
     with pytest.raises(recipe.RecipeError, match=said):
         recipe.load(recipes.FOLDER / "t5-plain-unet.yaml", change)
+
+
+@pytest.mark.parametrize("name", ["m1-unet-resnet34", "m1-linknet-resnet34", "t5-plain-unet", "c2-fpn"])
+def test_a_side_that_the_network_cannot_take_is_said_before_anything_is_read(name: str, tmp_path: Path) -> None:
+    wanted = recipes.short(name, side=100)
+    with pytest.raises(ValueError, match=rf"^networks\.0\.side: 100 found; {wanted.networks[0].architecture} cannot"):
+        loop.train(wanted, tmp_path / "absent", tmp_path / "run", ["pleura", "train"])
+
+
+def test_the_largest_of_the_recipes_can_take_their_sides() -> None:
+    for name in ("m4-sixth-place", "c3-two-stage"):
+        for number, stage in enumerate(recipe.load(recipes.FOLDER / f"{name}.yaml").networks):
+            loop._check_side(number, stage)
+
+
+def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(made: Path, tmp_path: Path) -> None:
+    save_file({"x": torch.ones(1)}, tmp_path / "vgg19.safetensors")
+    wanted, starts = recipes.short("t4-pipeline", side=64), {1: tmp_path / "vgg19.safetensors"}
+    with pytest.raises(WeightsError, match=r"vgg19\.safetensors: not weights for the encoder of double-unet"):
+        loop.train(wanted, made, tmp_path / "run", ["pleura", "train"], starts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"encoder": "resnet34", "stem": "imagenet"}
+    knobs = {"networks.0.arguments": json.dumps(arguments)}
+    wanted = recipe.load(recipes.FOLDER / "f1-fcn-resnet50.yaml", recipes.changes("f1-fcn-resnet50", side=64) | knobs)
+    torch.manual_seed(wanted.seed)
+    encoder = build("fcn", **arguments).get_submodule("encoder")
+    drawn = {f"encoder.{name}": one for name, one in encoder.state_dict().items()}
+    save_file(drawn, tmp_path / "resnet34.safetensors")
+    for starts, rests in (({0: tmp_path / "resnet34.safetensors"}, True), ({}, False)):
+        out = tmp_path / f"run-{rests}"
+        folder = loop.train(wanted, made, out, ["pleura", "train"], starts, decoded=made / "decoded")
+        assert folder is not None
+        trained = load_file(next((out / "weights").iterdir()))
+        assert all(torch.equal(trained[name], one) for name, one in drawn.items()) == rests
+        assert ("nothing of it frozen" in capsys.readouterr().out) != rests
+        assert ("nothing of it was frozen" in package.read_manifest(folder).training.data[-1]) != rests
 
 
 def test_a_fold_validates_and_the_next_reports() -> None:

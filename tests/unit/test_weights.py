@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from inference.networks import build
 from inference.networks.densenet import DenseNet121
 from inference.networks.encoders import ENCODERS
 from training.fitting.weights import WeightsError, load_start, take_encoder
@@ -226,8 +227,25 @@ def test_chexnet_starts_a_grey_densenet_and_its_encoder(build: Callable[[], nn.M
     assert all(torch.equal(found[name], one) for name, one in before.items())
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state, "epoch": 3}])
-@pytest.mark.parametrize("prefix", ["", "module.", "encoder."])
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+def test_a_whole_vgg19_starts_an_encoder_that_uses_the_first_of_its_layers(blocks: int, tmp_path: Path) -> None:
+    whole = ENCODERS["vgg19"](3).state_dict()
+    state = {name: torch.full(one.shape, 2.0 + number) for number, (name, one) in enumerate(whole.items())}
+    save_file(state | {"classifier.0.weight": torch.ones(2)}, tmp_path / "vgg19.safetensors")
+    network = build("double-unet", blocks=blocks, stem="imagenet")
+    load_start(network, stage("double-unet"), tmp_path / "vgg19.safetensors")
+    kept = network.get_submodule("encoder").state_dict()
+    assert all(torch.equal(one, state[name]) for name, one in kept.items())
+    assert network.unused == state.keys() - kept.keys()
+    save_file(state | {"features.37.weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"features\.37\.weight is unknown; give"):
+        load_start(network, stage("double-unet"), tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda state: {"state_dict": state, "epoch": 3}, lambda state: {"model": state}]
+)
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "model.module.", "encoder."])
 def test_wrappers_and_other_parts_are_left_out(wrap: Callable[[Any], Any], prefix: str, tmp_path: Path) -> None:
     network = small()
     values = others_like(network.encoder)

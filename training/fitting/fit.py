@@ -86,11 +86,10 @@ class _Fit:
                 self._epoch(len(curve.rows))
                 self._save()
             kept = self._average
-            if kept is not None and stage.average.swa_last_epochs:
-                if len(curve.rows) == stage.epochs:
-                    self._redo_statistics(kept)
-                else:
-                    kept = None  # stopped early: there is no mean of the last epochs
+            if stage.average.swa_last_epochs and len(curve.rows) < stage.epochs:
+                kept = None  # stopped early: there is no mean of the last epochs
+            if kept is not None:
+                self._redo_statistics(kept)
         self._network.load_state_dict(self._best or (kept or self._network).state_dict())
         if stage.freeze:
             self._network.requires_grad_(True)
@@ -167,8 +166,8 @@ class _Fit:
             follow(self._average, self._network, min(stage.average.ema, (1 + self._step) / (10 + self._step)))
 
     def _redo_statistics(self, mean: nn.Module) -> None:
-        """Of the last epochs' mean, which is then judged like one more epoch."""
-        stage, number = self._stage, self._stage.epochs
+        """Of the mean of the steps or of the last epochs, which is then judged like one more epoch."""
+        stage, number = self._stage, len(self._curve.rows)
         torch.manual_seed(mixed(self._batches.seed, number, ranks.rank()))
         schedule.train(mean, stage.freeze, number)
         redo_statistics(mean, (inputs for inputs, _ in self._batches.epoch(number)))

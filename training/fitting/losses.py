@@ -62,7 +62,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, negative: float = 1.0, positi
 
 
 def focal(logits: Tensor, targets: Tensor, negative: float = 1.0, positive: float = 1.0) -> Tensor:
-    """Cross entropy, what is right already weighing less: (1 - p)^2 (Lin et al., ICCV 2017); mean over everything."""
+    """Cross entropy, what is right already weighing less: (1 - p)^2 (Lin et al., ICCV 2017); mean over everything.
+
+    Of a soft target it is least beside that target, nearer to one half: the paper has none.
+    """
     for_one, for_zero = torch.sigmoid(-logits) ** _FOCUS, torch.sigmoid(logits) ** _FOCUS
     found = positive * targets * for_one * functional.logsigmoid(logits)
     return -(found + negative * (1 - targets) * for_zero * functional.logsigmoid(-logits)).mean()

@@ -83,8 +83,9 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
 
     Taken are state dicts (.pt, .pth, .tar or .safetensors) as torchvision, timm, Cadene's pretrained-models, lukemelas'
     EfficientNet-PyTorch, MONAI and CheXNet's reimplementations save them, and our own networks'; also inside
-    "state_dict" and with "module." before each name. The classes are left out. Where the encoder reads one grey map and
-    the checkpoint three colours, the kernels are summed: the same as giving it the map three times.
+    "state_dict" or "model" and with "module." or "model." before each name. The classes are left out, and so are those
+    layers of the encoder that the network does not use. Where the encoder reads one grey map and the checkpoint three
+    colours, the kernels are summed: the same as giving it the map three times.
 
     Raises:
         WeightsError: a file that cannot be read or is more than tensors; tensors that are missing, unknown, of another
@@ -97,7 +98,8 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
     names = max(forms, key=lambda form: len(given.keys() & form.values()))  # ours -> theirs
     found = {name: _fitted(given[theirs], wanted[name]) for name, theirs in names.items() if theirs in given}
     faults = [f"{theirs} is missing" for name, theirs in names.items() if name not in found and not _counts(name)]
-    faults += [f"{one} is unknown" for one in given if one not in names.values() and not _HEAD.match(one)]
+    known = {*names.values(), *(one for part in network.modules() for one in getattr(part, "unused", ()))}
+    faults += [f"{one} is unknown" for one in given if one not in known and not _HEAD.match(one)]
     faults += [
         f"{names[name]} is {tuple(value.shape)}, wanted {tuple(wanted[name].shape)}"
         for name, value in found.items()

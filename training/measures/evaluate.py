@@ -56,7 +56,7 @@ class Evaluation:
     runs: list[str] = field(default_factory=list)  # run lengths (training/data/rle.py) of what both stages find
 
     def write(self, out: Path) -> None:
-        """figures.json, answers.csv, masks.csv (SIIM-ACR); features.csv, patients.csv (training/measures/features.py)."""
+        """figures.json, answers.csv, masks.csv (SIIM-ACR); features.csv and patients.csv (measures/features.py)."""
         out.mkdir(parents=True, exist_ok=True)
         write_rows(out / "answers.csv", [asdict(answer) for answer in self.answers])
         pairs = zip(self.answers, self.runs, strict=True)
