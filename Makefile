@@ -38,7 +38,7 @@ wheel-demo: $(TESTED)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	set -e; folder=$$(mktemp -d); trap 'rm -rf $$folder' EXIT; \
 	$(PYTHON) -m venv $$folder/venv; \
-	$$folder/venv/bin/pip install --disable-pip-version-check --quiet -c constraints.txt $(TORCH) dist/pleura-*.whl; \
+	$$folder/venv/bin/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt $(TORCH) dist/pleura-*.whl; \
 	cd $$folder && venv/bin/pleura demo
 
 # Memory over 10,000 associations and images, 100,000 bare connects, 20,000 mutated conversations: about an hour.
@@ -46,7 +46,7 @@ soak: $(TESTED)
 	$(BIN)/python -m tests.soak
 
 benchmarks: $(TESTED)
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[benchmark]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.[benchmark]'
 	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.engine
@@ -75,12 +75,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --disable-pip-version-check --quiet $(TORCH)
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e .
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile $(TORCH)
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e .
 	touch $@
 
 $(TESTED): $(INSTALLED)
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:

@@ -46,6 +46,7 @@ class Node:
             "spool": str(folder / "spool"),
             "ledger": f"sqlite:///{folder / 'ledger.db'}",
             "spool_reserve_mb": 1,
+            "engine": "torch",  # a node of seconds would spend them on choosing another
         } | settings
         self.process: subprocess.Popen[str] | None = None
 

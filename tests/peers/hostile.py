@@ -777,8 +777,8 @@ class Crowd:
         said: dict[socket.socket, int] = {}
         while not self._over.is_set():
             while len(said) < self._number and not self._over.is_set():  # who was thrown out comes back
-                with contextlib.suppress(OSError):
-                    connection = socket.socket()
+                connection = socket.socket()
+                try:
                     if not self._reads:
                         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
                     connection.connect(("127.0.0.1", self._node.port))
@@ -789,6 +789,8 @@ class Crowd:
                         connection.sendall(self._next)
                     connection.setblocking(False)
                     said[connection] = 0
+                except OSError:
+                    connection.close()
             for connection in [*said]:
                 try:
                     self._go_on(connection, said)

@@ -49,6 +49,7 @@ def images(folder: Path, port: int, number: int) -> dict[str, Course]:
         port,
         model=str(quick_model(folder / "models", phantoms)),
         device="cpu",
+        engine="auto",
         overlay={"longest_side_px": None},
         destinations=[{"name": "outbox", "folder": str(outbox), "results": ["SEG", "SC"]}],
     )

@@ -46,7 +46,8 @@ def test_xrays_in_results_out_once(
     files = xrays[:12]
     assert len({transfer_syntax(path) for path in files}) == 2
     sources = {str(header.SOPInstanceUID): header for header in (dcmread(p, stop_before_pixels=True) for p in files)}
-    with Node(tmp_path / "node", free_port(), peers=PEERS, destinations=[orthanc.destination()]) as node:
+    destinations = [orthanc.destination()]
+    with Node(tmp_path / "node", free_port(), peers=PEERS, destinations=destinations, engine="auto") as node:
         sent(peer, node, files)
         counts = node.wait_done(12)
         assert counts["instances"] == {"received": 0, "analysed": 12, "not_analysed": 0, "failed": 0}
