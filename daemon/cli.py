@@ -332,9 +332,10 @@ def _train(options: argparse.Namespace) -> int:
     try:
         wanted = commands.read_recipe(path, dict(_pairs("--set", options.set)), options.fold)
         starts: dict[int, Path] = {}
-        for number, file in _pairs("--start", options.start, "N=FILE, N a network's number,"):
+        form = "N=FILE, N a network's number,"
+        for number, file in _pairs("--start", options.start, form):
             if not number.isdecimal() or not file:
-                raise ValueError(f"--start {number}={file}: N=FILE, N a network's number, wanted")
+                raise ValueError(f"--start {number}={file}: {form} wanted")
             starts[int(number)] = Path(file)
         if not isinstance(wanted, Recipe) and (starts or options.cache):
             raise ValueError(f"{path}: trains no network; --start and --cache are for recipes that do")
