@@ -20,6 +20,9 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from daemon.schema import SCHEMA_VERSION, STEPS, metadata, schema_version
 
 _HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")  # no other start would do better
+_BEGIN_WRITING = (
+    "BEGIN IMMEDIATE"  # takes the lock at once: a read that turns into a write could not wait (SQLITE_BUSY)
+)
 _CREATING = 0x706C6575  # the advisory lock of who creates or changes the tables on PostgreSQL
 _CHANNEL = "pleura"  # LISTEN, NOTIFY
 _DOORBELL_S = 0.01  # PRAGMA data_version costs 2 microseconds
@@ -70,6 +73,8 @@ class Database:
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._clock = clock or (time.time if self.is_sqlite else None)
         self._reader = self.engine.execution_options(write=False)
+        self._appending = threading.Lock()
+        self._appender: sa.PoolProxiedConnection | None = None  # append()'s own connection
         self._bell = threading.local()
         self._bells: set[_Bell] = set()
         self._closed = False
@@ -94,6 +99,30 @@ class Database:
             else:
                 now = conn.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one()
                 yield conn, float(now)
+
+    def append(self, statement: str, rows: Callable[[float], list[dict[str, Any]]]) -> None:
+        """A writing transaction that does nothing but insert what `rows` makes of its time, and ring.
+
+        Every sender waits for it, so on SQLite, where it is all in this process, it goes past SQLAlchemy: that takes as
+        long to hand out a connection and take it back as the database takes to write.
+        """
+        if not self.is_sqlite:
+            with self.transaction() as (conn, now):
+                conn.exec_driver_sql(statement, rows(now))
+                self.ring(conn)
+            return
+        with self._appending:
+            if self._appender is None:
+                self._appender = self.engine.raw_connection()
+            connection = cast(sqlite3.Connection, self._appender.driver_connection)
+            try:
+                connection.execute(_BEGIN_WRITING)
+                connection.executemany(statement, rows(cast(Callable[[], float], self._clock)()))
+                self.engine.dialect.do_commit(self._appender)
+            except BaseException:
+                self._appender.invalidate()  # closed, which rolls back
+                self._appender = None
+                raise
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A connection that only reads."""
@@ -135,6 +164,10 @@ class Database:
         self._closed = True
         for bell in list(self._bells):
             bell.close()
+        with self._appending:
+            if self._appender is not None:
+                self._appender.close()
+                self._appender = None
         self.engine.dispose()
 
     def _require(self) -> None:
@@ -269,9 +302,8 @@ def _sqlite(url: sa.URL) -> Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A writer takes the lock at once: a read that turns into a write could not wait for it (SQLITE_BUSY).
         writes = connection.get_execution_options().get("write", True)
-        statement = "BEGIN IMMEDIATE" if writes else "BEGIN"
+        statement = _BEGIN_WRITING if writes else "BEGIN"
         try:  # past SQLAlchemy, whose way to run a statement takes longer than all else of a small transaction
             cast(sqlite3.Connection, connection.connection.driver_connection).execute(statement)
         except sqlite3.Error as error:

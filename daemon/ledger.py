@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, make_url
@@ -30,8 +30,7 @@ _RETENTION = "retention"  # who gives up bytes, or owes them again, does it one 
 _COMMITMENTS_KEPT_S = 90 * 86400.0  # an archive that reports later is asked again
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One object whose bytes are already durable in the spool. UIDs are the command set's, never used as names."""
 
     spool_name: str
@@ -141,7 +140,7 @@ class Ledger:
         self._database = Database(url, clock, as_it_is)
         self._lease_s = lease_s
         # Compiled here and not in each commit, whose Python the associations wait for.
-        columns = [*_ARRIVAL_FIELDS, *_WAITING, "received_at"]
+        columns = [*Arrival._fields, *_WAITING, "received_at"]
         self._receive = str(sa.insert(instances).compile(self._database.engine, column_keys=columns))
 
     @classmethod
@@ -159,10 +158,9 @@ class Ledger:
 
     def receive(self, arrivals: Sequence[Arrival]) -> None:
         """Record what was received, all of it in one commit."""
-        with self._database.transaction() as (conn, now):
-            waiting = _WAITING | {"received_at": now}
-            conn.exec_driver_sql(self._receive, [vars(arrival) | waiting for arrival in arrivals])
-            self._database.ring(conn)
+        self._database.append(
+            self._receive, lambda now: [arrival._asdict() | _WAITING | {"received_at": now} for arrival in arrivals]
+        )
 
     def known_spool_names(self, names: Iterable[str]) -> set[str]:
         """Which of these files are still counted on; the others are orphans of a crash, or were to be removed."""
@@ -747,7 +745,6 @@ class Ledger:
         self._database.wait(timeout_s)
 
 
-_ARRIVAL_FIELDS = tuple(Arrival.__dataclass_fields__)
 _WAITING = {"state": "received", "lease_until": 0.0, "attempt": 0, "unfinished": 0, "unfinished_alone": 0}
 _RESULT_FILES = sa.select(results.c.spool_name).join(instances, instances.c.id == results.c.instance_id)
 _RESULT_FIELDS = tuple(StoredResult.__dataclass_fields__)

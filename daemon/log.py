@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import traceback
 import warnings
 from types import TracebackType
@@ -20,6 +21,15 @@ class OneLineFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._second = (0, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802, ARG002 - logging's
+        second, text = self._second
+        if second != int(record.created):  # worked out once for each second: busy nodes log hundreds of lines in one
+            second = int(record.created)
+            text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            self._second = second, text
+        return f"{text},{record.msecs:03.0f}"
 
     def format(self, record: logging.LogRecord) -> str:
         record.exc_text = None  # what another handler's formatter may have left there

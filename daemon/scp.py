@@ -64,6 +64,7 @@ class _Conversation:
     """One association, as long as it lasts."""
 
     caller: Caller
+    calling: str  # its AE title, as a log may show it
     address: str
     began: float
     stored: int = 0
@@ -133,7 +134,7 @@ class Receiver:
         verdict = self._gate.admit(called, calling, address)
         if isinstance(verdict, Caller):
             association.acceptor.supported_contexts = self._contexts[verdict.stores]
-            conversation = _Conversation(verdict, address, time.monotonic())
+            conversation = _Conversation(verdict, printable(verdict.ae_title, 16), address, time.monotonic())
             self._conversations[association] = conversation
             direct.install(association, partial(self._begin, conversation))
             return
@@ -186,7 +187,7 @@ class Receiver:
         if conversation is not None:
             log.info(
                 "association from %s at %s ended after %.1f s: %d stored, %d refused",
-                printable(conversation.caller.ae_title),
+                conversation.calling,
                 conversation.address,
                 time.monotonic() - conversation.began,
                 conversation.stored,
@@ -204,7 +205,7 @@ class _Incoming:
         self._request = request
         self._syntax = syntax
         self._entry = entry
-        self._calling = printable(conversation.caller.ae_title, 16)
+        self._calling = conversation.calling
         self._size_bytes = 0
         self._status = Status.SUCCESS
         if request.sop_class_uid != abstract_syntax:

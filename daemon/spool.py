@@ -1,9 +1,10 @@
 """Bytes on disk: durable before anyone is told of them, under names of our own, never half there.
 
-A file is written as a hidden `.part`, fsynced, renamed and its folder fsynced: whoever sees the name sees all of the
-bytes, also after a power loss. Names are random, so that no peer's string ever becomes a path and any number of
+A file is written as a hidden `.part`, renamed, fsynced and its folder fsynced; only then is its name told to the
+ledger, and only names that the ledger knows count. (Renamed before the fsync, not after it: so one commit of the file
+system's journal is for both.) Names are random, so that no peer's string ever becomes a path and any number of
 processes and hosts may write to one spool without asking each other. What a crash leaves (a `.part`, or a file whose
-ledger row was never committed) belongs to nobody and is swept once it is old.
+ledger row was never committed, which after a power loss may lack bytes) belongs to nobody and is swept once it is old.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Spool:
             OSError: it cannot be created or written.
         """
         self.folder = folder
+        self._at = str(folder)  # not a Path, whose making costs more than some system calls that it is for
         self._identity: str | None = None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shard in _SHARDS:
@@ -72,7 +74,7 @@ class Spool:
 
     def require(self) -> None:
         """Raises SpoolError when the folder is not there any more: then no file of it is lost."""
-        if self._identity is not None and not (self.folder / _MARKER).exists():
+        if self._identity is not None and not os.path.exists(f"{self._at}/{_MARKER}"):  # noqa: PTH110
             raise SpoolError(f"spool {self.folder}: no longer there; is it mounted?")
 
     def write(self, *chunks: BytesLike) -> str:
@@ -95,12 +97,12 @@ class Spool:
         """A new file, to be written piece by piece. Raises OSError."""
         # Names of the same second begin alike: what is written at a time lies in one folder, and one sync() is for all.
         shard = _SHARDS[int(time.time()) % len(_SHARDS)]
-        return Unfinished(f"{self.folder}/{shard}", shard + secrets.token_hex(15))
+        return Unfinished(f"{self._at}/{shard}", shard + secrets.token_hex(15))
 
     def sync(self, names: Iterable[str]) -> None:
         """Make the names of files durable that are so themselves. Raises OSError."""
         for shard in {name[:2] for name in names}:
-            _sync_folder(self.folder / shard)
+            _sync_folder(f"{self._at}/{shard}")
 
     def read(self, name: str) -> bytes:
         """All bytes of one file. Raises FileNotFoundError, ValueError (not a name of ours)."""
@@ -122,7 +124,7 @@ class Spool:
 
     def free_bytes(self) -> int:
         """What an ordinary user may still write to the spool's file system."""
-        room = os.statvfs(self.folder)
+        room = os.statvfs(self._at)
         return room.f_bavail * room.f_frsize
 
     def names(self) -> Iterator[str]:
@@ -149,14 +151,14 @@ class Spool:
 
 
 class Unfinished:
-    """A file that is being written: nobody sees its name before finish(), and nothing is left of it when that fails."""
+    """A file that is being written: it has no name before it is whole, and nothing is left of it when that fails."""
 
     def __init__(self, folder: str | Path, name: str) -> None:
         """Raises OSError."""
         self.name = name
-        self._path = f"{folder}/{name}"  # not a Path: making three of them took longer than making the file
-        self._part = f"{folder}/.{secrets.token_hex(8)}.part"
-        self._descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._path = f"{folder}/{name}"
+        self._at = f"{folder}/.{secrets.token_hex(8)}.part"  # where it lies now
+        self._descriptor = os.open(self._at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def write(self, *chunks: BytesLike) -> None:
         """Append the bytes of `chunks`, one after another.
@@ -177,29 +179,50 @@ class Unfinished:
             raise
 
     def finish(self) -> None:
-        """Make the bytes durable, then give them their name. It lasts once the folder is synced as well.
+        """Give the file its name, which nobody knows yet, and make its bytes durable.
+
+        The name lasts once the folder is synced as well.
 
         Raises:
             OSError: no room, or the disk failed; the file is dropped.
         """
-        try:
-            os.fsync(self._descriptor)
-            self._close()
-            os.rename(self._part, self._path)  # noqa: PTH104
-        except BaseException:
-            self.drop()
-            raise
+        self._in_turn(self._take_name, self._sync)
+
+    def replace(self) -> None:
+        """Make the bytes durable, then put the file where others look for it, in place of what lies there.
+
+        Raises:
+            OSError: no room, or the disk failed; the file is dropped, and what lies there stays.
+        """
+        self._in_turn(self._sync, self._take_name)
 
     def drop(self) -> None:
         """Remove what was written; a finished file stays."""
+        if self._descriptor < 0:
+            return
         self._close()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._part)  # noqa: PTH108
+            os.unlink(self._at)  # noqa: PTH108
+
+    def _in_turn(self, *steps: Callable[[], None]) -> None:
+        try:
+            for step in steps:
+                step()
+        except BaseException:
+            self.drop()
+            raise
+        self._close()
+
+    def _take_name(self) -> None:
+        os.rename(self._at, self._path)  # noqa: PTH104
+        self._at = self._path
+
+    def _sync(self) -> None:
+        os.fsync(self._descriptor)
 
     def _close(self) -> None:
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
 
 def identity(folder: Path) -> str | None:
@@ -216,7 +239,7 @@ def write_durably(path: Path, *chunks: BytesLike) -> None:
     """
     file = Unfinished(path.parent, path.name)
     file.write(*chunks)
-    file.finish()
+    file.replace()
     _sync_folder(path.parent)
 
 
@@ -239,7 +262,7 @@ def _older(folder: Path, age_s: float) -> list[str]:
     return names
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str | Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

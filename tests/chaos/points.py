@@ -40,8 +40,8 @@ _COMMIT = ("sqlalchemy.engine.default:DefaultDialect.do_commit",)
 _FILE_STEPS = (
     ("file opened", "after", ("os:open",), "new file"),
     ("half of the bytes written", "half", WRITES, "file"),
-    ("bytes written, not synced", "before", ("os:fsync",), "file"),
-    ("file synced, not named", "before", NAMES, "file"),
+    ("before the file is synced", "before", ("os:fsync",), "file"),
+    ("before the file is named", "before", NAMES, "file"),
     ("file named, folder not synced", "after", NAMES, "file"),
     ("folder synced", "after", ("os:fsync",), "folder"),
 )

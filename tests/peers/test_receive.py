@@ -677,7 +677,7 @@ def test_the_answer_comes_after_bytes_name_and_row(
         disk_steps.clear()
         sender.send(*HALF, p_data((DATA | LAST, BODY)))
         assert sender.status() == 0x0000
-        assert disk_steps == ["bytes synced", "named", "folder synced", "committed"]
+        assert disk_steps == ["named", "bytes synced", "folder synced", "committed"]
 
 
 def test_no_room_in_the_middle_of_a_message_gives_back_what_it_took(
