@@ -73,7 +73,8 @@ def _compare(title: str, path: Path, ours: tuple[Call, str], shape: tuple[int, i
     seconds: dict[str, list[float]] = {name: [] for name in parties}
     answers = {}
     for turn in range(rounds + 1):
-        for name, call in parties.items():
+        first = turn % len(parties)  # nobody always comes after the same one
+        for name, call in [*parties.items()][first:] + [*parties.items()][:first]:
             call(given)  # beside the threads of who ran before, which spin on a while after their answer
             started = time.perf_counter()
             answers[name] = call(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ log = logging.getLogger("pleura.engine")
 
 MAX_BATCH = 8
 _NO_MORE = object()
+_Choice = dict[int, tuple[Candidate, Runner]]  # by size of batch: 1, and the largest, which is for all others
 
 
 class EngineBrokenError(Exception):
@@ -98,13 +99,13 @@ class Engine:
             for role, network in package.networks.items()
         }
         self._plain: dict[Role, Runner] = {role: self._build(role, PLAIN) for role in self._modules}
-        self._chosen: dict[Role, tuple[Candidate, Runner]] = {r: (PLAIN, one) for r, one in self._plain.items()}
+        self._chosen: dict[Role, _Choice] = {role: {1: (PLAIN, one)} for role, one in self._plain.items()}
         self._steps = self._tuning(cache)
 
     @property
     def running(self) -> dict[Role, str]:
         """What each network runs on now, in words."""
-        return {role: str(candidate) for role, (candidate, _) in self._chosen.items()}
+        return {role: _in_words(choice) for role, choice in self._chosen.items()}
 
     def plausible(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
         """Probability of being a frontal chest X-ray for each image (as `classify`); 1 where no network judges it."""
@@ -135,7 +136,8 @@ class Engine:
         size = self._limit[role]
         if len(batch) > size:
             return np.concatenate([self.logits(role, batch[i : i + size]) for i in range(0, len(batch), size)])
-        candidate, runner = self._chosen[role]
+        choice = self._chosen[role]
+        candidate, runner = choice[1 if len(batch) == 1 else max(choice)]
         try:
             return _finite(runner(batch))
         except (RuntimeError, MemoryError, ArithmeticError) as error:
@@ -147,7 +149,7 @@ class Engine:
                     "%s: out of memory with %d images; at most %d from now on", role, len(batch), len(batch) // 2
                 )
             elif candidate != PLAIN:
-                self._chosen[role] = (PLAIN, self._plain[role])
+                self._chosen[role] = {1: (PLAIN, self._plain[role])}
                 log.warning("%s: %s broke (%s); on torch from now on", role, candidate, type(error).__name__)
             else:
                 raise
@@ -164,7 +166,7 @@ class Engine:
     def tune_step(self) -> bool:
         """Build, check or time one engine once, and change over when all is known; whether there is more to do.
 
-        A step takes as long as one batch, or as converting one network. For the device's owner, between batches.
+        A step takes as long as a batch or two, or as converting one network. For the device's owner, between batches.
 
         Raises:
             EngineBrokenError: the device is lost. An engine that fails otherwise is left out, with a warning.
@@ -174,12 +176,12 @@ class Engine:
     def _tuning(self, cache: Path | None) -> Iterator[None]:
         memory = Memory(cache, self.identity.digest, self.device, self._max_batch)
         known = memory.recall()
-        proven: dict[str, str] = {}
+        proven: dict[str, list[str]] = {}
         for role in self._modules:
             if trial := self._trial(role):
-                chosen = yield from self._try(role, trial, known.get(role))
+                chosen = yield from self._try(role, trial, known.get(role, []))
                 if chosen is not None:
-                    proven[role] = str(chosen)
+                    proven[role] = [str(chosen[size]) for size in trial.sizes]
                 log.info("%s: on %s", role, self.running[role])
         if self._wanted == "auto" and proven != known:
             memory.keep(proven)
@@ -192,26 +194,36 @@ class Engine:
         sizes = tuple(sorted({1, self._limit[role]}))
         return Trial(role, self._plain[role], candidates, golden.numpy(), sizes, partial(self._build, role))
 
-    def _try(self, role: Role, trial: Trial, known: str | None) -> Generator[None, None, Candidate | None]:
-        """Change over to the best of what is tried. None: there is no other engine now; the next start tries again."""
-        measured = self._wanted == "auto"
-        if measured and known == str(PLAIN):
-            return PLAIN
-        if measured and (remembered := tuple(one for one in trial.candidates if str(one) == known)):
-            trial, measured = replace(trial, candidates=remembered), False
+    def _try(self, role: Role, trial: Trial, known: list[str]) -> Generator[None, None, Mapping[int, Candidate] | None]:
+        """Change over to the best of what is tried. None: there is no other engine now; the next start tries again.
+
+        `known` are the names of those that were the quickest before, one for each size.
+        """
+        names = {str(one): one for one in (PLAIN, *trial.candidates)}
+        remembered: dict[int, Candidate] = {}
+        if self._wanted == "auto" and len(known) == len(trial.sizes) and names.keys() >= set(known):
+            remembered = {size: names[name] for size, name in zip(trial.sizes, known, strict=True)}
+            trial = replace(trial, candidates=tuple(one for one in trial.candidates if str(one) in known))
+        if not trial.candidates:
+            return remembered
         try:
             runners = yield from trial.accepted()
-            if not runners:
+            if not runners or not runners.keys() | {PLAIN} >= set(remembered.values()):
                 return None
             runners[PLAIN] = trial.plain
-            candidate = (yield from trial.fastest(runners)) if measured else next(iter(runners))
+            if remembered:
+                chosen = remembered
+            elif self._wanted == "auto":
+                chosen = yield from trial.fastest(runners)
+            else:
+                chosen = dict.fromkeys(trial.sizes, next(iter(runners)))
         except Exception as error:  # whatever breaks in the attempt, plain torch goes on
             if is_fatal(error):
                 raise EngineBrokenError(f"{role}: {error}") from error
             log.warning("%s: the choice of an engine broke (%s); on torch", role, type(error).__name__)
             return None
-        self._chosen[role] = (candidate, runners[candidate])
-        return candidate
+        self._chosen[role] = {size: (candidate, runners[candidate]) for size, candidate in chosen.items()}
+        return chosen
 
     def _build(self, role: Role, candidate: Candidate) -> Runner:
         side = self.manifest.networks[role].side
@@ -226,6 +238,11 @@ class Engine:
         fitted = [preprocess.fit(image, network.side) for image in images]
         arrays = [preprocess.normalise(one.pixels, one.geometry, network.normalisation) for one in fitted]
         return self.logits(role, np.stack(arrays)[:, None]), [one.geometry for one in fitted]
+
+
+def _in_words(choice: _Choice) -> str:
+    names = [str(candidate) for _, (candidate, _) in sorted(choice.items())]
+    return names[0] if len(set(names)) == 1 else f"{names[0]} for one image, {names[-1]} for more"
 
 
 def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -51,14 +51,14 @@ class Memory:
         facts = {"model": model_digest, "machine": machine(device), "max_batch": max_batch}
         self._key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def recall(self) -> dict[str, str]:
-        """Role -> the engine's name; empty where nothing is known."""
+    def recall(self) -> dict[str, list[str]]:
+        """Role -> the engines' names, one for each size of batch; empty where nothing is known."""
         found = self._read().get(self._key)
         if not isinstance(found, dict):
             return {}
-        return {str(role): str(name) for role, name in found.items()}
+        return {str(role): [str(name) for name in names] for role, names in found.items() if isinstance(names, list)}
 
-    def keep(self, choices: dict[str, str]) -> None:
+    def keep(self, choices: dict[str, list[str]]) -> None:
         """Remember. Where that cannot be written, the next start measures again."""
         if self._path is None:
             return

@@ -19,8 +19,9 @@ log = logging.getLogger("pleura.engine")
 
 TOLERANCE = 1e-3  # of logits against torch in float32: what a package's golden replay is held to
 BF16_TOLERANCE = 0.05  # of probabilities: bf16 is validated on images by the package, here only that it is no nonsense
-_ROUNDS = 3
-_WORTH = 0.97  # of plain torch's time: for less than that, what is known to run goes on running
+_ROUNDS = 5
+_HOPELESS = 1.25  # of the quickest one's time: who took longer in a round is not asked again
+_WORTH = 0.97  # of another one's time: less than that is no reason to change
 
 Batch = NDArray[np.float32]  # (n, 1, side, side)
 
@@ -63,25 +64,49 @@ class Trial:
                 runners[candidate] = runner
         return runners
 
-    def fastest(self, runners: dict[Candidate, Runner]) -> Generator[None, None, Candidate]:
-        """The one with the least time per image over all sizes, of runners that hold plain torch too.
+    def fastest(self, runners: dict[Candidate, Runner]) -> Generator[None, None, dict[int, Candidate]]:
+        """For each size the one with the least time, of runners that hold plain torch too.
 
-        Each round takes all in turn, and the middle one counts: other programs add time, and luck is no speed.
+        What is quickest for one image need not be for eight. One that is as good as the quickest at each size is taken
+        for all: another one's weights lie in memory again.
         """
-        took: dict[tuple[Candidate, int], list[float]] = {(name, size): [] for name in runners for size in self.sizes}
+        took = {}
+        for size in self.sizes:
+            took[size] = yield from self._timed(size, runners)
+            told = ", ".join(f"{name} {seconds / size * 1e3:.1f}" for name, seconds in took[size].items())
+            log.info("%s: ms per image at a batch of %d: %s", self.role, size, told)
+        as_good = [
+            {name for name, seconds in some.items() if seconds * _WORTH <= min(some.values())} for some in took.values()
+        ]
+        for name in (PLAIN, *runners):  # what is known to run goes on running
+            if all(name in some for some in as_good):
+                return dict.fromkeys(took, name)
+        return {
+            size: PLAIN if PLAIN in good else min(took[size], key=took[size].__getitem__)
+            for size, good in zip(took, as_good, strict=True)
+        }
+
+    def _timed(self, size: int, runners: dict[Candidate, Runner]) -> Generator[None, None, dict[Candidate, float]]:
+        """Seconds of each for a batch of this size.
+
+        Rounds take all in turn, two calls each, of which the second counts: threads of whoever ran before spin on for a
+        while, which falls on the first. The middle round counts: other programs add time, and luck is no speed.
+        """
+        batch = self._batch(size)
+        rounds: dict[Candidate, list[float]] = {name: [] for name in runners}
+        middle: dict[Candidate, float] = {}
+        contenders = list(runners)
         for _ in range(_ROUNDS):
-            for size in self.sizes:
-                batch = self._batch(size)
-                for name, runner in runners.items():
-                    started = time.perf_counter()
-                    runner(batch)
-                    took[name, size].append(time.perf_counter() - started)
-                    yield
-        totals = {name: sum(statistics.median(took[name, size]) / size for size in self.sizes) for name in runners}
-        chosen = min(totals, key=totals.__getitem__)
-        told = ", ".join(f"{name} {total / len(self.sizes) * 1e3:.1f}" for name, total in totals.items())
-        log.info("%s: ms per image at batches of %s: %s", self.role, " and ".join(map(str, self.sizes)), told)
-        return chosen if totals[chosen] < _WORTH * totals[PLAIN] else PLAIN
+            for name in contenders:
+                runners[name](batch)
+                yield
+                started = time.perf_counter()
+                runners[name](batch)
+                rounds[name].append(time.perf_counter() - started)
+                yield
+            middle |= {name: statistics.median(rounds[name]) for name in contenders}
+            contenders = [name for name in contenders if middle[name] <= _HOPELESS * min(middle.values())]
+        return middle
 
     def _batch(self, size: int) -> Batch:
         return np.ascontiguousarray(self.golden[np.arange(size) % len(self.golden)])

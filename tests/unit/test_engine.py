@@ -248,6 +248,30 @@ def test_auto_takes_what_is_faster(tiny: Package, monkeypatch: pytest.MonkeyPatc
     assert set(engine.running.values()) == {chosen}
 
 
+def test_auto_takes_what_is_faster_for_one_image_and_for_many_apart(
+    tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    for network in tiny.networks.values():
+        clock.passing(1.0, network)
+    asked: list[int] = []
+
+    def quicker_alone(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        asked.append(len(x))
+        clock.now += -0.5 if len(x) == 1 else 0.5 * len(x)
+        return x
+
+    pretend(monkeypatch, quicker_alone)
+    for start in ("measured", "remembered"):
+        engine = Engine(tiny, CPU, cache=tmp_path)
+        engine.tune()
+        assert set(engine.running.values()) == {"openvino for one image, torch for more"}, start
+        asked.clear()
+        for number in (1, 8, 3):
+            engine.classify(pictures(number))
+        assert asked == [1], start
+
+
 def test_the_choice_is_kept_for_this_model_on_this_machine_alone(
     tiny: Package, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
