@@ -17,6 +17,7 @@ from daemon.spool import BytesLike, Spool, Unfinished
 
 log = logging.getLogger("pleura.receive")
 
+_LOOK_S = 0.1  # how long the free room that was found counts, less what was taken since: statvfs for each piece costs
 _SIBLINGS_S = 0.002  # how long a commit waits for those that are about to join it
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -33,6 +34,7 @@ class Intake:
         self._ledger = ledger
         self._spool = spool
         self._reserve_bytes = reserve_bytes
+        self._room_bytes, self._looked = 0, 0.0  # beyond the reserve, and when that was so
         self._waiting: SimpleQueue[_Row] = SimpleQueue()
         self._committing = threading.Lock()
         self.finishing: set[Entry] = set()  # what will ask for its row in a moment
@@ -54,8 +56,12 @@ class Intake:
 
     def require_room(self, size: int) -> None:
         """Raises NoRoomError when `size` bytes more would be too many."""
-        if self._spool.free_bytes() < self._reserve_bytes + size:
+        now = time.monotonic()
+        if size > self._room_bytes or now > self._looked + _LOOK_S:
+            self._room_bytes, self._looked = self._spool.free_bytes() - self._reserve_bytes, now
+        if size > self._room_bytes:
             raise NoRoomError(f"{size} bytes would leave less than the reserve of {self._reserve_bytes} bytes free")
+        self._room_bytes -= size
 
     def commit(self, arrival: Arrival) -> None:
         """Returns when file name and row are durable. Raises NoRoomError; then the bytes are gone as well."""

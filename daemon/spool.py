@@ -10,6 +10,7 @@ ledger row was never committed, which after a power loss may lack bytes) belongs
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -20,7 +21,7 @@ from typing import BinaryIO
 
 BytesLike = bytes | bytearray | memoryview
 
-_NAME = re.compile(r"[0-9a-f]{32}")  # 120 random bits behind the folder's two digits
+_NAME = re.compile(r"[0-9a-f]{32}")  # the folder's two digits, 64 random bits, 14 digits that count
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # unfinished; hidden from whoever watches a folder
 _MARKER = "spool.id"
 _SHARDS = [f"{number:02x}" for number in range(256)]  # a million files stay a few thousand per folder
@@ -44,6 +45,8 @@ class Spool:
         self.folder = folder
         self._at = str(folder)  # not a Path, whose making costs more than some system calls that it is for
         self._identity: str | None = None
+        self._names = secrets.token_hex(8)  # each begins alike; then they are counted, from anywhere
+        self._numbers = itertools.count(secrets.randbits(54))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shard in _SHARDS:
             (folder / shard).mkdir(mode=0o700, exist_ok=True)
@@ -97,7 +100,7 @@ class Spool:
         """A new file, to be written piece by piece. Raises OSError."""
         # Names of the same second begin alike: what is written at a time lies in one folder, and one sync() is for all.
         shard = _SHARDS[int(time.time()) % len(_SHARDS)]
-        return Unfinished(f"{self._at}/{shard}", shard + secrets.token_hex(15))
+        return Unfinished(f"{self._at}/{shard}", f"{shard}{self._names}{next(self._numbers):014x}")
 
     def sync(self, names: Iterable[str]) -> None:
         """Make the names of files durable that are so themselves. Raises OSError."""
