@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -43,8 +45,13 @@ _OTHER_BODY_PARTS = {
     "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT", "HAND", "WRIST", "ELBOW",
     "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
 }  # fmt: skip
-_LATERAL_WORDS = {"LATERAL", "LAT"}
-_FRONTAL_WORDS = {"PA", "AP", "FRONTAL", "POSTERO", "ANTERO", "DECUBITUS"}  # a lateral decubitus view is frontal
+_LATERAL_WORDS = {"LATERAL", "LAT", "LATERALE", "SEITLICH", "PROFIL", "PERFIL"}
+_PROJECTIONS = {"POSTERO": "PA", "POSTEROANTERIOR": "PA", "ANTERO": "AP", "ANTEROPOSTERIOR": "AP"}
+_FRONTAL_WORDS = {  # a lateral decubitus view is frontal
+    *_PROJECTIONS, "PA", "AP", "FRONTAL", "DECUBITUS", "FACE", "FRENTE",
+}  # fmt: skip
+# What stands where a console was told nothing.
+_PLACEHOLDERS = ("UNKNOWN", "UNSPECIFIED", "UNDEFINED", "OTHER", "NONE", "N/A", "NA")
 _KNOWN_TERMS = {
     *_OTHER_BODY_PARTS,
     "LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA",  # PS3.3 C.8.1.1: View Position
@@ -160,7 +167,7 @@ def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]
     if header.get("SamplesPerPixel") not in (1, None) or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         # A radiograph is grey; in colour it is somebody's rendering (design, section 1, "Foreign").
         return Refusal("foreign_result", f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}")
-    if not re.fullmatch(r"|0*[01]", str(header.get("NumberOfFrames") or "").strip()):
+    if not re.fullmatch(r"|0*[01](\.0*)?", str(header.get("NumberOfFrames") or "").strip()):
         return Refusal("multi_frame", "NumberOfFrames (0028,0008) is not 1")
     return None
 
@@ -170,14 +177,14 @@ def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: lis
         return Refusal("species", "PatientSpecies, PatientBreed or a description tells of an animal")
     of_series, coded_view = _words(header, _SERIES_DESCRIPTIONS), _meaning_words(header, "ViewCodeSequence")
     described = of_series | _meaning_words(header, "AnatomicRegionSequence")
-    if not described and not coded_view and not _text(header, "ViewPosition"):
+    if not described and not coded_view and not _stated(header, "ViewPosition"):
         described = _words(header, _STUDY_DESCRIPTIONS)
-    if not _text(header, "BodyPartExamined") and described & _OTHER_BODY_PARTS and not _is_chest(described):
+    if not _stated(header, "BodyPartExamined") and described & _OTHER_BODY_PARTS and not _is_chest(described):
         return Refusal("body_part", "BodyPartExamined is absent and a description names another body part")
     view = coded_view if coded_view & (_LATERAL_WORDS | _FRONTAL_WORDS) else of_series
-    if not _text(header, "ViewPosition") and view & _LATERAL_WORDS and not view & _FRONTAL_WORDS:
+    if not _stated(header, "ViewPosition") and view & _LATERAL_WORDS and not view & _FRONTAL_WORDS:
         return Refusal("view", "ViewPosition is absent and the view's code or the series' description says lateral")
-    if not _text(header, "ViewPosition") and _runs_through_the_chest(header):
+    if not _stated(header, "ViewPosition") and _runs_through_the_chest(header):
         return Refusal("view", "ViewPosition is absent and PatientOrientation (0020,0020) is a lateral view's")
     return _one_of(header, "BodyPartExamined", "body_part", rules, notes) or _one_of(
         header, "ViewPosition", "view", rules, notes
@@ -202,7 +209,7 @@ def _species_is_animal(header: Dataset) -> bool:
     if species in ("HOMO SAPIENS", "HUMAN") or code in ("337915000", "L-85B00"):  # SCT, SRT "Homo sapiens"
         return False
     # A breed alone is an empty field that somebody filled in ("N/A").
-    return bool(code) or species not in ("", "UNKNOWN", "N/A", "NA", "NONE", "OTHER")
+    return bool(code) or species not in ("", *_PLACEHOLDERS)
 
 
 def _meaning_words(header: Dataset, keyword: str) -> set[str]:
@@ -211,22 +218,29 @@ def _meaning_words(header: Dataset, keyword: str) -> set[str]:
 
 
 def _words(header: Dataset, keywords: tuple[str, ...]) -> set[str]:
-    return {word for keyword in keywords for word in re.findall(r"[A-Z]+", _text(header, keyword))}
+    return {word for keyword in keywords for word in _words_of(_text(header, keyword))}
+
+
+def _words_of(text: str) -> set[str]:
+    """Words without their accents: "TÓRAX" is a thorax, "P.A." a PA."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return set(re.findall(r"[A-Z]+", re.sub(r"\b([AP])[-./]([AP])\b", r"\1\2", plain)))
 
 
 def _one_of(header: Dataset, keyword: str, reason: str, rules: Rules, notes: list[str]) -> _Check:
     admitted = rules.body_parts if reason == "body_part" else rules.views
-    found = _text(header, keyword)
+    found = _stated(header, keyword)
     if not found:
         if rules.when_absent == "refuse":
             return Refusal(reason, f"{keyword} is absent and when_absent is refuse")
         notes.append(f"{keyword} absent")
         return None
-    words = set(re.findall("[A-Z]+", found))
+    words = _words_of(found)
     if reason == "body_part" and (words & set(admitted) or _is_chest(words)):
         return None  # "CHEST PA", "LUNG": a chest by another name
-    if reason == "view" and words & set(admitted) and not words & _LATERAL_WORDS:
-        return None  # "AP ERECT", "PORTABLE AP"
+    views = words | {_PROJECTIONS[word] for word in words & _PROJECTIONS.keys()}
+    if reason == "view" and (views & set(admitted) or "FRONTAL" in words) and not words & _LATERAL_WORDS:
+        return None  # "AP ERECT", "PORTABLE AP", "POSTERO-ANTERIOR"
     if found not in admitted:
         return Refusal(reason, f"{keyword} found {_shown(found)}, admitted {_list(admitted)}")
     return None
@@ -246,17 +260,25 @@ def _age(header: Dataset, rules: Rules, notes: list[str]) -> _Check:
 
 def age_years(header: Dataset) -> float | None:
     """Years from PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years), else from the
-    birth date to the study date, also where PatientAge is implausible (over 130); None where neither tells."""
+    birth date to the study's or the image's date, also where PatientAge is implausible (over 130); None where neither
+    tells."""
     match = re.fullmatch(r"(\d{1,3})([DWMY]?)", str(header.get("PatientAge") or "").strip().upper())
     if match and match[0] != "000Y":  # what a console writes that was told nothing
         years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
         if years <= 130:
             return years
-    dates = [str(header.get(keyword) or "") for keyword in ("PatientBirthDate", "StudyDate")]
-    if all(re.fullmatch(r"\d{8}", date) for date in dates):
-        born, studied = (int(date[:4]) + (int(date[4:6]) - 1) / 12 + (int(date[6:]) - 1) / 365 for date in dates)
-        return studied - born if 0 <= studied - born <= 130 else None
+    born = _year(header, "PatientBirthDate")
+    for keyword in ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate"):
+        taken = _year(header, keyword)
+        if born is not None and taken is not None:
+            return taken - born if 0 <= taken - born <= 130 else None
     return None
+
+
+def _year(header: Dataset, keyword: str) -> float | None:
+    """A date as a year with its fraction; PS3.5 6.2 knows yyyy.mm.dd of old files too."""
+    match = re.fullmatch(r"(\d{4})(\.?)(\d\d)\2(\d\d)", str(header.get(keyword) or "").strip())
+    return int(match[1]) + (int(match[3]) - 1) / 12 + (int(match[4]) - 1) / 365 if match else None
 
 
 def usable_uid(value: str) -> bool:
@@ -269,7 +291,14 @@ def usable_uid(value: str) -> bool:
 
 def _text(header: Dataset, keyword: str) -> str:
     value = header.get(keyword)
-    return value.strip().upper() if isinstance(value, str) else ""
+    values = value if isinstance(value, MultiValue) else [value]  # also text with a backslash in it: "CHEST\\LAT"
+    return " ".join(each.strip() for each in values if isinstance(each, str)).upper()
+
+
+def _stated(header: Dataset, keyword: str) -> str:
+    """A coded value; "" where it is absent, or there only because something had to be."""
+    value = _text(header, keyword)
+    return "" if value in _PLACEHOLDERS else value
 
 
 def _code(item: Dataset, keyword: str) -> str:

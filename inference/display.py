@@ -39,6 +39,9 @@ def displayed(header: Dataset, stored: NDArray[np.integer]) -> tuple[NDArray[np.
     counts = _histogram(stored)
     levels = np.arange(len(counts), dtype=np.float64) + np.iinfo(stored.dtype).min
     padding = _padding(header, levels, np.iinfo(stored.dtype))
+    if np.count_nonzero(counts[padding]) > np.count_nonzero(counts) / 2:
+        notes.append("PixelPaddingRangeLimit takes in most of the image's values, so that nothing is taken as padding")
+        padding[:] = False
     counts[padding] = 0
     if not counts.any():
         raise Unsuitable("blank", "every pixel is padding")
@@ -129,12 +132,14 @@ def lut_of(header: Dataset, keyword: str, signed: bool) -> Callable[[Array], tup
         item = header[keyword].value[0]
         entries, first, bits = (int(v) for v in item.LUTDescriptor)
         data = lut_words(item.LUTData, header) or item.LUTData
-        entries = entries or 65536  # PS3.3 C.11.1.1: 0 stands for 2^16
+        entries = entries % 65536 or 65536  # PS3.3 C.11.1.1: 0 stands for 2^16; SS may make large ones negative
         if isinstance(data, bytes):
             wide = len(data) >= 2 * entries  # 8-bit entries may be packed two to a word
             table = np.frombuffer(data, dtype="<u2" if wide else "u1")[:entries].astype(np.float64)
         else:
             table = np.atleast_1d(np.asarray(data, dtype=np.float64))[:entries]
+        # Some say 8 or 10 bits of a table of 12 or 16: the upper part of the picture would all be white.
+        largest = float(2 ** max(bits, int(table.max()).bit_length()) - 1)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
         return None
     if len(table) != entries or not 1 <= bits <= 16:
@@ -144,7 +149,7 @@ def lut_of(header: Dataset, keyword: str, signed: bool) -> Callable[[Array], tup
 
     def look_up(values: Array) -> tuple[Array, float]:
         index = np.clip(np.round(values) - first, 0, entries - 1)  # below the first entry, the first; so at the end
-        return table[index.astype(np.intp)], float(2**bits - 1)
+        return table[index.astype(np.intp)], largest
 
     return look_up
 
@@ -229,7 +234,7 @@ def inverse(header: Dataset) -> bool:
 
 
 def _dark_is_high(header: Dataset) -> bool:
-    return str(header.get("PhotometricInterpretation")).strip() == "MONOCHROME1"
+    return str(header.get("PhotometricInterpretation")).strip().upper() == "MONOCHROME1"
 
 
 def _padding(header: Dataset, levels: Array, kind: np.iinfo[Any]) -> NDArray[np.bool_]:

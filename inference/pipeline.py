@@ -171,7 +171,7 @@ class Pipeline:
             finding=finding,
             notes=reading.notes,
         )
-        if reading.header is None or (reason and not REASONS[reason].sent):
+        if reading.header is None or (reason and not REASONS[reason].sent) or not _can_be_named(reading.header):
             return outcome
         built = self._results(reading, finding, reason, result_time)
         for problem in built.problems:  # never sent, visible, and in nobody's way
@@ -234,6 +234,12 @@ def _pixels(reading: Reading) -> NDArray[np.float32]:
     """What the networks see: the image standing up, however it is stored."""
     assert reading.radiograph is not None
     return upright(reading.radiograph.pixels, reading.radiograph.header.get("PatientOrientation"))
+
+
+def _can_be_named(header: Dataset) -> bool:
+    """Whether a result can refer to this image: one given up on was perhaps never judged."""
+    keywords = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+    return all(_uid(header, keyword) for keyword in keywords)
 
 
 def _uid(header: Dataset | None, keyword: str) -> str | None:

@@ -100,10 +100,12 @@ class Layout:
             frames = int(dataset.get("NumberOfFrames") or 1)
             allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
             high, representation = int(dataset.get("HighBit", stored - 1)), int(dataset.PixelRepresentation)
-            photometric = str(dataset.PhotometricInterpretation).strip()
+            photometric = str(dataset.PhotometricInterpretation or "").strip().upper()
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             kind = type(error).__name__
             raise Unsuitable("undecodable", f"the image description is incomplete ({kind})") from error
+        if not photometric:
+            raise Unsuitable("undecodable", "PhotometricInterpretation (0028,0004) is empty: white may be black")
         if samples != 1 or photometric not in _GREY:
             raise Unsuitable("foreign_result", "colour, not MONOCHROME1 or MONOCHROME2 with one sample per pixel")
         if frames != 1:
@@ -132,8 +134,7 @@ def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
         raise Unsuitable("undecodable", f"transfer syntax {named}: there is no decoder for it")
     with quiet():
         try:
-            if syntax in DECODERS:
-                _check_stream(dataset, layout)
+            (_check_stream if syntax in DECODERS else _check_length)(dataset, layout)
             decoded = pixel_array(
                 dataset,
                 raw=True,
@@ -162,7 +163,28 @@ def _within_bits_stored(values: NDArray[np.integer], layout: Layout, lossy: bool
         return values
     if lossy and not layout.signed:  # a codec's overshoot: white must not come round to black
         return np.asarray(np.clip(values, low, high))
+    if layout.high_bit == layout.bits_stored - 1 and _torn(values, layout.bits_stored):
+        raise Unsuitable("undecodable", f"the pixels use more than the {layout.bits_stored} bits of Bits Stored")
     return np.asarray((values << above) >> unused)  # by the sign, where it is signed
+
+
+def _torn(values: NDArray[np.integer], bits_stored: int) -> bool:
+    """Whether the bits above Bits Stored belong to the pixels: a smooth place would jump from white to black without.
+
+    What else lies there, an overlay, jumps itself, and the pixels below do not.
+    """
+    whole, span = values[:: max(1, values.shape[0] // 512)].astype(np.int32), 1 << bits_stored
+    with_them, without = (np.abs(np.diff(seen, axis=1)) >= span // 2 for seen in (whole, whole % span))
+    return bool(np.count_nonzero(without & ~with_them) > np.count_nonzero(with_them & ~without))
+
+
+def _check_length(dataset: FileDataset, layout: Layout) -> None:
+    """Are uncompressed pixels what the header describes? Colour, words or frames it does not tell of are not."""
+    expected, found = layout.rows * layout.columns * layout.bits_allocated // 8, len(dataset.PixelData)
+    if dataset["PixelData"].is_undefined_length:
+        raise Unsuitable("undecodable", "compressed Pixel Data (PS3.5 A.4) in an uncompressed transfer syntax")
+    if 2 * found > 3 * expected + 2:  # less may be padding
+        raise Unsuitable("undecodable", f"{found} bytes of Pixel Data for {expected} bytes of pixels")
 
 
 def _check_stream(dataset: FileDataset, layout: Layout) -> None:

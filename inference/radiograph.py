@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import zlib
 from dataclasses import dataclass
 
@@ -108,9 +109,9 @@ def _read(data: bytes, stop_before_pixels: bool) -> FileDataset | None:
 
 
 def _is_deflated(data: bytes) -> bool:
-    # PS3.10 7.1: the file meta information is explicit little endian; (0002,0010) UI is the transfer syntax.
-    element = b"\x02\x00\x10\x00UI\x16\x00" + DeflatedExplicitVRLittleEndian.encode()
-    return element in data[: _meta_end(data)]
+    # (0002,0010) is the transfer syntax; with its VR, as PS3.10 7.1 wants it, or without.
+    element = rb"\x02\x00\x10\x00(UI\x16\x00|\x16\x00\x00\x00)" + re.escape(DeflatedExplicitVRLittleEndian.encode())
+    return re.search(element, data[: _meta_end(data)]) is not None
 
 
 def _inflated(data: bytes) -> bytes:
@@ -132,10 +133,20 @@ def _inflated(data: bytes) -> bytes:
 
 
 def _meta_end(data: bytes) -> int:
-    """Where the data set begins; 0 where there is no file meta information that says so."""
-    if data[128:136] == b"DICM\x02\x00\x00\x00":  # PS3.10 7.1: the group length comes first, UL, little endian
-        return 144 + int.from_bytes(data[140:144], "little")
-    return 0
+    """Where the data set begins; 0 where there is no file meta information.
+
+    After the last element of group 2: its group length, which PS3.10 7.1 wants first, may be absent or wrong.
+    """
+    position = 132 if data[128:132] == b"DICM" else 0
+    while data[position : position + 2] == b"\x02\x00" and position + 8 <= len(data):
+        vr = data[position + 4 : position + 6]
+        if vr in (b"OB", b"UN"):
+            position += 12 + int.from_bytes(data[position + 8 : position + 12], "little")
+        elif vr.isalpha():
+            position += 8 + int.from_bytes(data[position + 6 : position + 8], "little")
+        else:  # no VR: implicit
+            position += 8 + int.from_bytes(data[position + 4 : position + 8], "little")
+    return min(position, len(data))
 
 
 def undecoded_digest(data: bytes) -> str:

@@ -40,18 +40,19 @@ def spacing_of(header: Dataset) -> Spacing | None:
 
     PixelSpacing is calibrated where PixelSpacingCalibrationType says so, or where it differs from the spacing of the
     detector or the scanned film by more than rounding; where neither of those is there it cannot be determined (PS3.3
-    10.7.1.1). A Secondary Capture's bare PixelSpacing is none: what wrapped the picture may have resized it, as in the
-    SIIM set.
+    10.7.1.1). A Secondary Capture's PixelSpacing and ImagerPixelSpacing are none: what wrapped the picture may have
+    resized it, as in the SIIM set.
     """
-    shown = _pair_mm(header, "PixelSpacing")
-    plane = _pair_mm(header, "ImagerPixelSpacing") or _pair_mm(header, "NominalScannedPixelSpacing")
+    shown, wrapped = _pair_mm(header, "PixelSpacing"), header.get("SOPClassUID") in _WRAPPED
+    detector = None if wrapped else _pair_mm(header, "ImagerPixelSpacing")
+    plane = detector or _pair_mm(header, "NominalScannedPixelSpacing")
     calibrated = str(header.get("PixelSpacingCalibrationType") or "").strip() in _CALIBRATED
     if shown is not None and (calibrated or (plane is not None and _differ(shown, plane))):
         return Spacing(*shown, detector=False)
     if plane is not None:
         magnification = _magnification(header)
         return Spacing(plane[0] / magnification, plane[1] / magnification, detector=True)
-    if shown is not None and header.get("SOPClassUID") not in _WRAPPED:
+    if shown is not None and not wrapped:
         return Spacing(*shown, detector=True)
     return None
 

@@ -199,6 +199,7 @@ def _lut(header: Dataset, keyword: str) -> Dataset | None:
     if look_up is None:
         return None
     entries, first, bits = (int(value) for value in header[keyword].value[0].LUTDescriptor)
+    entries %= 65536
     rescaled = "RescaleSlope" in header or "RescaleIntercept" in header
     if first > 32767 and keyword == "VOILUTSequence" and rescaled and not header.get("ModalityLUTSequence"):
         raise _NotCarriedError  # SS written as US, or not: that takes the pixels to tell
@@ -208,14 +209,14 @@ def _lut(header: Dataset, keyword: str) -> Dataset | None:
     if keyword == "VOILUTSequence":
         # The same greys in words of 16 bits: dciodvfy takes no other number between 8 and 16 here.
         table, bits = np.round(np.minimum(table, largest) * (65535 / largest)), 16
-    elif table.max() > largest:
+    elif table.max() > 2**bits - 1:
         bits = 16
     if table.min() < 0 or table.max() > 65535 or bits < 8:
         raise _NotCarriedError
     if not (first >= 0 or (first >= -32768 and entries < 32768)):
         raise _NotCarriedError  # the descriptor is US or SS as a whole
     item = Dataset()
-    item.add_new(0x00283002, "US" if first >= 0 else "SS", [entries % 65536, first, bits])
+    item.add_new(0x00283002, "US" if first >= 0 else "SS", [entries, first, bits])
     # 8-bit entries are packed two to a word (PS3.3 C.11.1.1.1). US could not hold 65536 words (PS3.5 7.1.2).
     data = table.astype("u1" if bits == 8 else "<u2").tobytes()
     item.add_new(0x00283006, "OW", data + b"\0" * (len(data) % 2))

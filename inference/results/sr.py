@@ -130,7 +130,7 @@ def _library(case: Case) -> Iterator[Dataset]:
     """
     directions, spacing = orientation(case.header), copied(case.header, "ImagerPixelSpacing")
     modality = content.MODALITIES.get(str(case.header.get("Modality")))
-    if directions is None or spacing is None or spacing.VM != 2 or modality is None:
+    if directions is None or spacing is None or spacing.VM != 2 or modality is None or case.spacing is None:
         return
     described = [
         content.coded(ACQUISITION, content.MODALITY, modality),

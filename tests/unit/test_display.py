@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom import Dataset, config
 
 from inference.display import WINDOWS, displayed
 from inference.pixels import Unsuitable
@@ -136,3 +137,20 @@ def test_signed_padding_that_was_written_unsigned_is_padding() -> None:
     described.add_new("PixelPaddingValue", "US", 65536 - 2001)
     described.PhotometricInterpretation = "MONOCHROME1"
     assert (displayed(described, stored)[0][:8] == 0).all()
+
+
+def test_a_table_of_many_entries_may_be_described_as_signed() -> None:
+    stored = (RAMP.astype(int) * 14 - 30000).astype(np.int16)
+    item = Dataset()
+    with config.disable_value_validation():  # pydicom takes the first value for US whatever the VR
+        item.add_new("LUTDescriptor", "SS", [60000 - 65536, -30000, 16])
+    item.add_new("LUTData", "OW", np.arange(60000).astype("<u2").tobytes())
+    shown, notes = displayed(header(VOILUTSequence=[item]), stored)
+    assert notes == ()
+    assert np.allclose(shown, (stored + 30000.0) / 65535, atol=1e-4)
+
+
+def test_a_padding_range_over_the_picture_is_no_padding() -> None:
+    shown, notes = displayed(header(PixelPaddingValue=0, PixelPaddingRangeLimit=3000), RAMP)
+    assert np.array_equal(shown, displayed(header(), RAMP)[0])
+    assert len(notes) == 1

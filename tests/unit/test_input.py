@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, uid
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder
 
 from daemon.dimse import _IMAGE_SYNTAXES
@@ -169,6 +170,25 @@ def high_aligned() -> FileDataset:
     return dataset
 
 
+def with_bytes(pixels: bytes, **changes: Any) -> FileDataset:
+    dataset = image(VALUES, 12, **changes)
+    dataset.PixelData = pixels
+    return dataset
+
+
+def compressed(said: uid.UID, part: float = 1) -> FileDataset:
+    """JPEG 2000 Lossless, the first part of its stream, said to be in another transfer syntax."""
+    dataset = of_kind(TWELVE, **FULL)
+    dataset.compress(uid.JPEG2000Lossless, generate_instance_uid=False)
+    stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = encapsulate([stream[: int(len(stream) * part)]])
+    if said == uid.ExplicitVRLittleEndian:  # as long as the pixels would be
+        dataset.PixelData += bytes(VALUES.nbytes - len(dataset.PixelData))
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = said
+    return dataset
+
+
 def of(kind: Kind, **changes: Any) -> Callable[[], FileDataset]:
     return lambda: of_kind(kind, **changes)
 
@@ -202,7 +222,12 @@ ALIKE: dict[str, Callable[[], FileDataset]] = {
     "VOI LUT Sequence beside a window: the LUT": of(
         TWELVE, VOILUTSequence=lut(IDENTITY, 0, 12), WindowCenter=1, WindowWidth=2
     ),
+    "VOI LUT Sequence of more bits than it says": lambda: image(
+        np.searchsorted(SQUARED, VALUES).astype("<u2"), 12, VOILUTSequence=lut(SQUARED, 0, 10)
+    ),
     "overlay in unused high bits": with_overlay_bits,
+    "all unused high bits set": lambda: image(VALUES | np.uint16(0xF000), 12, **FULL),
+    "some bytes behind the pixels": lambda: with_bytes(VALUES.tobytes() + bytes(1024), **FULL),
     "HighBit above BitsStored - 1": high_aligned,
     "NumberOfFrames 1": of(TWELVE, **FULL, NumberOfFrames=1),
 }  # fmt: skip
@@ -231,7 +256,14 @@ REFUSED: dict[str, tuple[Callable[[], FileDataset], str]] = {
     "65,535 x 65,535 pixels said": (of(TWELVE, Rows=65535, Columns=65535), "undecodable"),
     "Pixel Data shorter than said": (of(TWELVE, Rows=4096), "undecodable"),
     "no Pixel Data": (lambda: _without(of_kind(TWELVE), "PixelData"), "undecodable"),
+    "twice as much Pixel Data as said": (lambda: with_bytes(VALUES.tobytes() * 2), "undecodable"),
+    "RGB said to be MONOCHROME2": (lambda: with_bytes(VALUES.repeat(3).tobytes()), "undecodable"),
+    "pixels of more bits than Bits Stored": (of(TWELVE, BitsStored=10, HighBit=9), "undecodable"),
+    "compressed Pixel Data said to be uncompressed": (lambda: compressed(uid.ExplicitVRLittleEndian), "undecodable"),
+    "a JPEG 2000 stream cut off": (lambda: compressed(uid.JPEG2000Lossless, part=0.9), "undecodable"),
     "no PhotometricInterpretation": (of(TWELVE, PhotometricInterpretation=None), "undecodable"),
+    "PhotometricInterpretation in small letters": (of(TWELVE, PhotometricInterpretation="monochrome2"), "undecodable"),
+    "an empty PhotometricInterpretation": (of(TWELVE, PhotometricInterpretation=""), "undecodable"),
     "32 bits": (of(TWELVE, BitsAllocated=32), "undecodable"),
 }
 

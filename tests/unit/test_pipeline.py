@@ -219,3 +219,17 @@ def test_a_gate_that_answers_no_probability_refuses_nobody(gated: Scripted, tmp_
     gated.plausibility = math.nan
     with pytest.raises(ArithmeticError):
         analysed(gated, tmp_path)
+
+
+def test_an_image_given_up_on_that_no_result_can_name_has_none(engine: Scripted, tmp_path: Path) -> None:
+    path = phantom.write(phantom.draw(3, True, 64), tmp_path / "one.dcm")
+    dataset = dcmread(path)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
+        unnamed = BytesIO()
+        changed = Dataset(dataset)
+        changed.file_meta = dataset.file_meta
+        delattr(changed, keyword)
+        changed.save_as(unnamed, implicit_vr=False, little_endian=True)
+        outcome = Pipeline(engine, Settings()).fail(unnamed.getvalue(), "analysis_error", AT)  # type: ignore[arg-type]
+        assert (outcome.state, outcome.reason, outcome.results) == (State.FAILED, "analysis_error", ())
+    assert Pipeline(engine, Settings()).fail(path.read_bytes(), "analysis_error", AT).results  # type: ignore[arg-type]

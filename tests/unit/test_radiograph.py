@@ -210,6 +210,8 @@ WRAPPED_WORDS = NO_DETECTOR | {"SOPClassUID": MultiFrameGrayscaleWordSecondaryCa
         (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.2, False)),
         (SCANNED | {"PixelSpacing": [0.2, 0.2]}, None),  # perhaps resized since: the SIIM set
         (SCANNED | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.2, False)),
+        (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2]}, None),
+        (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.1, 0.1]}, None),
         (WRAPPED_BYTES | {"PixelSpacing": [0.2, 0.2]}, None),
         (WRAPPED_WORDS | {"PixelSpacing": [0.2, 0.2]}, None),
         ({"PixelSpacing": [0.402, 0.398]}, (0.4, 0.4, True)),  # rounded, not calibrated
@@ -282,6 +284,29 @@ def test_a_deflated_file_is_bounded_and_may_be_cut_off(sample: bytes, monkeypatc
     monkeypatch.setattr(radiograph, "_INFLATED_LIMIT_BYTES", 10_000)
     with pytest.raises(Unsuitable, match="not_dicom: the deflated data set is larger"):
         radiograph.parse(deflated)
+
+
+@pytest.mark.parametrize("form", ["no group length", "group length 0", "no preamble", "no VR"])
+def test_a_deflated_file_is_one_whatever_its_file_meta_looks_like(
+    sample: bytes, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pydicom would inflate it without a bound.
+    dataset = dcmread(io.BytesIO(sample))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    whole = written(dataset)
+    after = whole[144 + int.from_bytes(whole[140:144], "little") :]
+    without_vr = b"\2\0\x10\0\x16\0\0\0" + DeflatedExplicitVRLittleEndian.encode()
+    data = {
+        "no group length": whole[:132] + whole[144:],
+        "group length 0": whole[:140] + bytes(4) + whole[144:],
+        "no preamble": whole[132:],
+        "no VR": whole[:132] + without_vr + after,
+    }[form]
+    assert decoded(data).content_digest == decoded(sample).content_digest
+    assert radiograph.undecoded_digest(data) == radiograph.undecoded_digest(whole)
+    monkeypatch.setattr(radiograph, "_INFLATED_LIMIT_BYTES", 10_000)
+    with pytest.raises(Unsuitable, match="not_dicom: the deflated data set is larger"):
+        radiograph.parse(data)
 
 
 def test_a_stream_that_asks_for_another_size_is_not_given_to_a_decoder(sample: bytes) -> None:

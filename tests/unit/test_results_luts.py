@@ -22,7 +22,10 @@ def read(result: Result) -> Any:
 
 def lut(first: int, bits: int, data: bytes | list[int], entries: int) -> list[Dataset]:
     item = Dataset()
-    item.add_new(0x00283002, "SS" if first < 0 else "US", [entries % 65536, first, bits])
+    if first < 0:  # SS as a whole, the number of entries too
+        item.add_new(0x00283002, "SS", [entries if entries < 32768 else entries - 65536, first, bits])
+    else:
+        item.add_new(0x00283002, "US", [entries % 65536, first, bits])
     item.add_new(0x00283006, "OW" if isinstance(data, bytes) else "US", data)
     return [item]
 
