@@ -462,3 +462,12 @@ def test_a_full_disk_under_the_ledger_heals(small_disk: Path) -> None:
     ledger.receive([arrival("3")])
     assert instances(ledger)["received"] == 2
     ledger.close()
+
+
+def test_of_a_commit_that_fails_nothing_is_left(ledger: Ledger) -> None:
+    """Neither a row nor an open transaction, which the next commit would end."""
+    with pytest.raises(Exception, match=r"(?i)not.null"):
+        ledger.receive([arrival("1"), arrival("2")._replace(sop_class_uid=None)])  # type: ignore[arg-type]
+    assert instances(ledger)["received"] == 0
+    ledger.receive([arrival("3")])
+    assert instances(ledger)["received"] == 1
