@@ -6,6 +6,7 @@ SQLite (WAL, synchronous FULL) for one machine, PostgreSQL for any number of the
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 import time
@@ -27,6 +28,7 @@ _CREATING = 0x706C6575  # the advisory lock of who creates or changes the tables
 _CHANNEL = "pleura"  # LISTEN, NOTIFY
 _DOORBELL_S = 0.01  # PRAGMA data_version costs 2 microseconds
 _LOOK_UP_S = 0.5  # how often who listens looks whether the database is being closed
+_WRITERS_S = 2  # their transactions take milliseconds
 _WITHOUT_BELL_S = 0.2  # a pause where the server is away
 # What libpq is told. A server that vanished without a word is given up after half a minute, and a later try finds its
 # successor; the server gives up a host of ours that vanished as soon, so that no row stays locked by the dead.
@@ -43,6 +45,13 @@ _LIBPQ: dict[str, Any] = {
 
 class LedgerError(Exception):
     """The ledger cannot be used as it is: the message says where and what to do."""
+
+
+class UndecidedError(Exception):
+    """The connection was lost before the answer to a commit: it may have taken place, or still be about to.
+
+    PostgreSQL lets a commit that waits for a standby go on when its client is gone.
+    """
 
 
 class _ClosedError(Exception):
@@ -89,6 +98,7 @@ class Database:
             if getattr(cause, "sqlite_errorname", "").startswith(_HOPELESS):
                 raise LedgerError(f"ledger {url}: cannot be opened or created ({cause})") from error
             raise
+        self._file = _file_at(self.engine.url) if self.is_sqlite else None
 
     @contextmanager
     def transaction(self) -> Iterator[tuple[Connection, float]]:
@@ -105,13 +115,22 @@ class Database:
 
         Every sender waits for it, so on SQLite, where it is all in this process, it goes past SQLAlchemy: that takes as
         long to hand out a connection and take it back as the database takes to write.
+
+        Raises:
+            UndecidedError: who looks for the rows later may find them, or not.
         """
         if not self.is_sqlite:
-            with self.transaction() as (conn, now):
-                conn.exec_driver_sql(statement, rows(now))
-                self.ring(conn)
+            try:
+                with self.transaction() as (conn, now):
+                    conn.exec_driver_sql(statement, rows(now))
+                    self.ring(conn)
+            except sa.exc.DBAPIError as error:
+                if error.connection_invalidated:
+                    raise UndecidedError from error
+                raise
             return
         with self._appending:
+            self._require_file()
             if self._appender is None:
                 self._appender = self.engine.raw_connection()
             connection = cast(sqlite3.Connection, self._appender.driver_connection)
@@ -123,6 +142,17 @@ class Database:
                 self._appender.invalidate()  # closed, which rolls back
                 self._appender = None
                 raise
+
+    def wait_for_writers(self, table: sa.Table) -> None:
+        """Returns when each transaction that writes to `table` now has ended, and what it wrote can be seen.
+
+        Who would write meanwhile waits too: so one that does not end soon is not waited for, but raises what a lock
+        that is not to be had raises.
+        """
+        with self.transaction() as (conn, _):  # on SQLite there is one writer at a time: this one
+            if not self.is_sqlite:
+                conn.exec_driver_sql(f"SET LOCAL lock_timeout = '{_WRITERS_S}s'")
+                conn.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE MODE")
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A connection that only reads."""
@@ -169,6 +199,14 @@ class Database:
                 self._appender.close()
                 self._appender = None
         self.engine.dispose()
+
+    def _require_file(self) -> None:
+        """SQLite goes on writing to a file that was removed or replaced, where nobody will look for it."""
+        if _file_at(self.engine.url) != self._file:
+            raise LedgerError(
+                f"ledger {self.engine.url.database}: not the file any more that was opened; put it back, or start the "
+                "roles again"
+            )
 
     def _require(self) -> None:
         with self.reading() as conn:
@@ -257,6 +295,15 @@ class _ServerBell:
         self._closing = True
         with self._in_use, contextlib.suppress(Exception):
             self._connection.close()
+
+
+def _file_at(url: sa.URL) -> tuple[int, int] | None:
+    """What tells the file there from any other."""
+    try:
+        found = os.stat(str(url.database))  # noqa: PTH116 - for each commit: not by way of a Path
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _engine(url: str) -> Engine:

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from daemon.dimse import (
     STORAGE_COMMITMENT,
     VERIFICATION,
 )
+from daemon.folder import MARK, lost
 from daemon.ledger import Ledger, LedgerError
 from daemon.spool import identity
 
@@ -63,7 +64,7 @@ def examine(config: Config, model: Callable[[], str], sop_classes: Mapping[str, 
         if isinstance(one, DicomDestination):
             examinations.append((f"destination {one.name}", partial(_archive, config, one, sop_classes)))
         else:
-            examinations.append((f"destination {one.name}", partial(_folder, one.folder)))
+            examinations.append((f"destination {one.name}", partial(_outbox, config, one.folder)))
     for what, look in examinations:
         try:
             yield Finding(what, note=look())
@@ -101,10 +102,17 @@ def _spool(config: Config) -> str:
 
 def _folder(folder: Path) -> str:
     if not folder.is_dir():
-        raise Trouble("there is no such folder; the node makes it at its first start, or it is not mounted")
+        raise Trouble("there is no such folder; the node makes it when it first needs it, or it is not mounted")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise Trouble("not writable by this user; give it to the user that runs Pleura, and ask as that user")
     return f"writable, {shutil.disk_usage(folder).free // 1_000_000} MB free"
+
+
+def _outbox(config: Config, folder: Path) -> str:
+    with suppress(LedgerError), closing(Ledger.existing(config.ledger, as_it_is=True)) as ledger:
+        if why := lost(folder, ledger):
+            raise Trouble(f"{why} Where this is to be a new one: mkdir -p {folder / MARK}")
+    return _folder(folder)
 
 
 def _listener(config: Config) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import cast
 
-from daemon.ledger import Arrival, Ledger
+from daemon.ledger import Arrival, Ledger, LedgerError, UndecidedError
 from daemon.spool import BytesLike, Spool, Unfinished
 
 log = logging.getLogger("pleura.receive")
@@ -72,7 +72,7 @@ class Intake:
                 self._commit(self._group())
         if row.error is not None:
             log.error("what was received cannot be committed (%s)", _kind(row.error))
-            if not self._was_committed(arrival.spool_name):
+            if not self._was_committed(arrival.spool_name, isinstance(row.error, UndecidedError)):
                 raise NoRoomError("the ledger cannot be written") from row.error
 
     def stop(self) -> None:
@@ -80,15 +80,19 @@ class Intake:
         with self._committing:
             pass
 
-    def _was_committed(self, name: str) -> bool:
-        """A commit may have taken place although its answer was lost: then the row stands, and so do the bytes."""
+    def _was_committed(self, name: str, undecided: bool) -> bool:
+        """A commit may have taken place although its answer was lost: then the row stands, and so do the bytes.
+
+        Where that is `undecided` yet, they stay too: until the row is there, or they are swept.
+        """
         try:
             if self._ledger.known_spool_names([name]):
                 return True
         except Exception as error:
             log.error("whether it was committed is unknown (%s): the bytes stay until they are swept", _kind(error))
         else:
-            self._spool.remove(name)
+            if not undecided:
+                self._spool.remove(name)
         return False
 
     def _commit(self, group: list[_Row]) -> None:
@@ -173,4 +177,4 @@ def _told_apart(error: OSError) -> Exception:
 
 
 def _kind(error: Exception) -> str:
-    return type(error).__name__  # its text may hold the statement's values
+    return str(error) if isinstance(error, LedgerError) else type(error).__name__  # the text may hold values of a row

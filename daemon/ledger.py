@@ -19,7 +19,8 @@ from sqlalchemy.engine import Connection, make_url
 
 from daemon.database import Database
 from daemon.database import LedgerError as LedgerError
-from daemon.schema import commitments, deliveries, instances, results, spools, state_is, state_is_not
+from daemon.database import UndecidedError as UndecidedError
+from daemon.schema import commitments, deliveries, folders, instances, results, spools, state_is, state_is_not
 
 LEASE_S = 60.0  # a dead owner's work is claimable after this; owners at work renew it (heartbeat)
 LONGEST_WAIT_S = 3600.0  # nothing is put off for longer; a later date is a clock that was set back
@@ -157,10 +158,18 @@ class Ledger:
     # -- receive ------------------------------------------------------------------------------------------------
 
     def receive(self, arrivals: Sequence[Arrival]) -> None:
-        """Record what was received, all of it in one commit."""
+        """Record what was received, all of it in one commit.
+
+        Raises:
+            UndecidedError: the answer was lost on the way, and it may be committed at any time yet.
+        """
         self._database.append(
             self._receive, lambda now: [arrival._asdict() | _WAITING | {"received_at": now} for arrival in arrivals]
         )
+
+    def settle(self) -> None:
+        """Returns when what is being committed anywhere is there, or never will be; raises where that takes long."""
+        self._database.wait_for_writers(instances)
 
     def known_spool_names(self, names: Iterable[str]) -> set[str]:
         """Which of these files are still counted on; the others are orphans of a crash, or were to be removed."""
@@ -456,6 +465,18 @@ class Ledger:
             return conn.execute(
                 gone.values(state="refused", why="destination is no longer configured", owner=None)
             ).rowcount
+
+    def knows_folder(self, path: str) -> bool:
+        """Whether results ever went to this folder."""
+        with self._database.reading() as conn:
+            return conn.execute(sa.select(folders.c.path).where(folders.c.path == path)).first() is not None
+
+    def remember_folder(self, path: str) -> None:
+        """Results go to this folder from now on."""
+        with self._database.transaction() as (conn, _):
+            self._database.lock_until_commit(conn, "folders")
+            if conn.execute(sa.select(folders.c.path).where(folders.c.path == path)).first() is None:
+                conn.execute(folders.insert().values(path=path))
 
     # -- leases -------------------------------------------------------------------------------------------------
 

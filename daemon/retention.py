@@ -72,6 +72,7 @@ class Retention:
 
     def sweep(self) -> int:
         """Remove old files that belong to nobody. Returns how many."""
+        self._ledger.settle()  # the row of an old file may still wait for a standby, its receiver long gone
         count = self._spool.sweep(self._ledger.known_spool_names)
         if count:
             log.info("swept %d spool files that nothing is owed on", count)

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = sa.MetaData()
 
@@ -158,6 +158,9 @@ commitments = sa.Table(
 # One row: the spool that the files lie in carries the same identity (spool.py).
 spools = sa.Table("spools", metadata, sa.Column("identity", sa.Text, primary_key=True))
 
+# Folder destinations that results went to: each carries a mark since (folder.py).
+folders = sa.Table("folders", metadata, sa.Column("path", sa.Text, primary_key=True))
+
 # What turns the tables of one version into those of the next, in both databases' SQL.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
@@ -184,4 +187,5 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX deliveries_by_state ON deliveries (state, id) WHERE state != 'owed'",
         "CREATE INDEX troubled ON deliveries (id) WHERE why IS NOT NULL",
     ),
+    2: ("CREATE TABLE folders (path TEXT NOT NULL PRIMARY KEY)",),
 }

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from weakref import WeakKeyDictionary
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
@@ -52,7 +55,10 @@ from daemon.wire import StoreRequest, file_meta
 log = logging.getLogger("pleura.receive")
 
 _MAXIMUM_ASSOCIATIONS = 64
+_SMALL_MESSAGE_BYTES = 4 << 20  # all but C-STORE: a commitment report on the 200 objects of one question has 30 KB
 _IDLE_S = 60.0  # an association without a message
+_NOWHERE_S = 60.0  # without an object that became whole: then it may have to give way
+_ROOM_S = 2.0  # how long one that gives way may take to be gone
 _DRAIN_S = 20.0  # what is being received when we are told to stop
 _GIVE_UP_S = 5.0  # after that
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -67,6 +73,7 @@ class _Conversation:
     calling: str  # its AE title, as a log may show it
     address: str
     began: float
+    got_on: float  # when its last object became whole, or it began
     stored: int = 0
     refused: int = 0
 
@@ -104,6 +111,7 @@ class Receiver:
                 (evt.EVT_C_ECHO, lambda _: Status.SUCCESS.value),
                 (evt.EVT_C_STORE, self._on_store),
                 (evt.EVT_N_EVENT_REPORT, self._on_event_report),
+                (evt.EVT_PDU_RECV, self._on_pdu),
                 (evt.EVT_DIMSE_SENT, self._on_answered),
                 (evt.EVT_CONN_CLOSE, self._on_closed),
             ],
@@ -134,7 +142,9 @@ class Receiver:
         verdict = self._gate.admit(called, calling, address)
         if isinstance(verdict, Caller):
             association.acceptor.supported_contexts = self._contexts[verdict.stores]
-            conversation = _Conversation(verdict, printable(verdict.ae_title, 16), address, time.monotonic())
+            now = time.monotonic()
+            conversation = _Conversation(verdict, printable(verdict.ae_title, 16), address, now, now)
+            self._make_room(conversation)
             self._conversations[association] = conversation
             direct.install(association, partial(self._begin, conversation))
             return
@@ -147,6 +157,31 @@ class Receiver:
         )
         association.acse.send_reject(*verdict)
         association.kill()
+
+    def _make_room(self, newcomer: _Conversation) -> None:
+        """Where no place is left, and one AE has most of them, that of its associations which got nowhere gives way.
+
+        Of an honest sender of that many, it costs one object's new beginning; without it, who lets bytes drip at all
+        places would keep out everybody else for as long as it likes.
+        """
+        running = self._ae.active_associations  # the newcomer's is one of them
+        if len(running) <= _MAXIMUM_ASSOCIATIONS:
+            return
+        held = [(told, one) for one in running if (told := self._conversations.get(one)) is not None]
+        crowds = Counter((told.calling, told.address) for told, _ in held)
+        largest = max(crowds, key=crowds.__getitem__, default=("", ""))
+        if crowds[largest] <= _MAXIMUM_ASSOCIATIONS // 2 or largest == (newcomer.calling, newcomer.address):
+            return
+        theirs = [(told, one) for told, one in held if (told.calling, told.address) == largest]
+        told, association = min(theirs, key=lambda pair: pair[0].got_on)
+        connection = _connection(association)
+        if connection is None or time.monotonic() < told.got_on + _NOWHERE_S:
+            return
+        log.warning("association from %s at %s ended: no place is left, and it has most", told.calling, told.address)
+        connection.shutdown(socket.SHUT_RDWR)
+        until = time.monotonic() + _ROOM_S
+        while len(self._ae.active_associations) > _MAXIMUM_ASSOCIATIONS and time.monotonic() < until:
+            time.sleep(0.01)
 
     def _on_store(self, event: Event) -> int:
         """A C-STORE that pynetdicom has taken. Never raises: it would answer 0xC211, which tells a sender nothing."""
@@ -173,6 +208,17 @@ class Receiver:
     def _on_event_report(self, event: Event) -> tuple[int, None]:
         conversation = self._conversations.get(event.assoc)  # gone, if the archive did not wait for the answer
         return take_report(event, conversation.caller.destinations if conversation else (), self._ledger)
+
+    def _on_pdu(self, event: Event) -> None:
+        """What pynetdicom collects in memory, and is not known to be a C-STORE, is small or ends the association."""
+        message, connection = event.assoc.dimse.message, _connection(event.assoc)
+        if message is None or connection is None or isinstance(message, C_STORE_RQ):
+            return
+        parts = [part for part in (message.encoded_command_set, message.data_set) if part is not None]
+        if sum(len(part.getbuffer()) for part in parts) > _SMALL_MESSAGE_BYTES:
+            log.warning("connection ended: a message of more than %d bytes that is no C-STORE", _SMALL_MESSAGE_BYTES)
+            connection.spoil()
+            connection.shutdown(socket.SHUT_RDWR)  # whoever says no more is to notice too
 
     def _on_answered(self, event: Event) -> None:
         # A message that is arriving meanwhile is counted from its next PDU on; the bound stays one.
@@ -227,6 +273,7 @@ class _Incoming:
         """Keep it, if nothing was wrong. Returns the status to answer with. Never raises."""
         if self._status == Status.SUCCESS:
             self._carefully(lambda: self._entry.keep(self._arrival))
+        self._conversation.got_on = time.monotonic()
         if self._status == Status.SUCCESS:
             self._conversation.stored += 1
             log.info("stored %s from %s, %d bytes", self._request.sop_instance_uid, self._calling, self._size_bytes)

@@ -11,7 +11,6 @@ has no transaction. The UID is the same then, and so are the bytes.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections import deque
@@ -26,11 +25,11 @@ from daemon.association import Link, LinkDownError, NotAcceptedError, Outgoing, 
 from daemon.backoff import backoff_s
 from daemon.commitment import Asker
 from daemon.config import Config, DicomDestination, FolderDestination
-from daemon.dimse import Status
+from daemon.folder import Folder
 from daemon.heartbeat import Heartbeat
 from daemon.ledger import DeliveryJob, Ledger, owner_name
 from daemon.retention import Retention
-from daemon.spool import Spool, sweep_unfinished, write_durably
+from daemon.spool import Spool
 
 log = logging.getLogger("pleura.deliver")
 
@@ -40,7 +39,6 @@ _IDLE_S = 1.0
 _PAUSE_S = 5.0  # after trouble with our own ledger
 _ABOUT_THE_OBJECT = range(0xC000, 0xD000)
 _MAXIMUM_FAILURES = 8  # answers 0xCxxx to one object
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
 
 
@@ -85,38 +83,6 @@ class Store(Protocol):
 
     def store(self, outgoing: Outgoing) -> int:
         """The status of storing one object. Raises NotAcceptedError, UnsendableError, LinkDownError."""
-
-
-class _Folder:
-    """A folder destination behind the same seam as an association: complete files under their UID, or none."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sweep_unfinished(folder)
-        except OSError as error:
-            raise LinkDownError(f"{folder}: {error.strerror}") from error
-        self._folder = folder
-
-    def echo(self) -> int:
-        """It is there: the constructor saw that."""
-        return Status.SUCCESS
-
-    def store(self, outgoing: Outgoing) -> int:
-        """Write one object."""
-        if not _UID.fullmatch(outgoing.sop_instance_uid) or len(outgoing.sop_instance_uid) > 64:
-            raise UnsendableError("its SOP Instance UID is no UID and cannot name a file")
-        try:
-            data = outgoing.path.read_bytes()
-        except FileNotFoundError as error:
-            raise UnsendableError("its file is gone") from error
-        except OSError as error:
-            raise LinkDownError(f"its file cannot be read: {error.strerror}") from error
-        try:
-            write_durably(self._folder / f"{outgoing.sop_instance_uid}.dcm", data)
-        except OSError as error:
-            raise LinkDownError(f"{self._folder}: {error.strerror}") from error
-        return Status.SUCCESS
 
 
 class Courier:
@@ -169,7 +135,7 @@ class Courier:
     def open(self, objects: Sequence[Outgoing]) -> AbstractContextManager[Store]:
         """An open way to the destination. Raises LinkDownError."""
         if isinstance(self._destination, FolderDestination):
-            return nullcontext(_Folder(self._destination.folder))
+            return nullcontext(Folder(self._destination.folder, self._ledger))
         remote = Remote(self._destination.ae_title, self._destination.host, self._destination.port)
         return Link(self._calling_ae_title, remote, objects)
 

@@ -50,7 +50,7 @@ class Spool:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shard in _SHARDS:
             (folder / shard).mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(folder)
+        sync_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder}: not writable by this user; give it to the user that runs Pleura")
 
@@ -69,7 +69,7 @@ class Spool:
             with contextlib.suppress(FileExistsError):
                 marker.hardlink_to(part)
             part.unlink()
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         found = identity(self.folder)
         if found is None or agree(found) != found:
             raise SpoolError(f"spool {self.folder}: not the folder whose files this ledger knows; is it mounted here?")
@@ -105,7 +105,7 @@ class Spool:
     def sync(self, names: Iterable[str]) -> None:
         """Make the names of files durable that are so themselves. Raises OSError."""
         for shard in {name[:2] for name in names}:
-            _sync_folder(f"{self._at}/{shard}")
+            sync_folder(f"{self._at}/{shard}")
 
     def read(self, name: str) -> bytes:
         """All bytes of one file. Raises FileNotFoundError, ValueError (not a name of ours)."""
@@ -243,7 +243,7 @@ def write_durably(path: Path, *chunks: BytesLike) -> None:
     file = Unfinished(path.parent, path.name)
     file.write(*chunks)
     file.replace()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def sweep_unfinished(folder: Path, age_s: float = _ORPHAN_AGE_S) -> int:
@@ -265,7 +265,8 @@ def _older(folder: Path, age_s: float) -> list[str]:
     return names
 
 
-def _sync_folder(folder: str | Path) -> None:
+def sync_folder(folder: str | Path) -> None:
+    """Make the names in a folder durable. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

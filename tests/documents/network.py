@@ -97,7 +97,8 @@ def implementation() -> list[str]:
             ("maximum PDU received, as storage commitment SCU", f"{_asking().maximum_pdu_size} bytes"),
             ("longest PDU sent", f"what the peer takes, at most {dimse.MAXIMUM_PDU_BYTES} bytes"),
             ("longest PDU taken from a peer that does not keep to it", f"{listener.PDU_LIMIT_BYTES} bytes"),
-            ("longest message", f"{listener._MESSAGE_LIMIT_BYTES} bytes"),
+            ("longest C-STORE", f"{listener._MESSAGE_LIMIT_BYTES} bytes"),
+            ("longest other message", f"{scp._SMALL_MESSAGE_BYTES} bytes"),
             ("simultaneous associations as acceptor", scp._MAXIMUM_ASSOCIATIONS),
             (
                 "simultaneous associations as initiator",
@@ -153,7 +154,8 @@ def rejections() -> list[str]:
     rows: list[Sequence[object]] = [(who, _verdict(where.admit(*caller))) for who, where, caller in callers]
     rows.append(
         (
-            f"one more than {scp._MAXIMUM_ASSOCIATIONS} associations",
+            f"one more than {scp._MAXIMUM_ASSOCIATIONS} associations, unless one AE holds more than half of them and "
+            f"one of these has brought no object for {scp._NOWHERE_S:g} s: that one is ended",
             _REJECTED.format(2, 3, 2, "transient: local limit exceeded"),
         )
     )

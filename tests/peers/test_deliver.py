@@ -433,10 +433,33 @@ def test_a_folder_gets_whole_files_and_is_waited_for(
     assert node.counts() == {"owed": 2}
     outbox.parent.unlink()
     until(lambda: node.counts() == {"stored": 2})
-    assert {path.name: path.read_bytes() for path in outbox.iterdir()} == {
+    assert {path.name: path.read_bytes() for path in outbox.glob("*.dcm")} == {
         f"{uid}.dcm": data for uid, data in node.made.items()
     }
     assert all(path.stat().st_mode & 0o077 == 0 for path in (outbox, *outbox.iterdir()))
+
+
+@pytest.mark.parametrize("mounted", ["the folder", "what it lies in"])
+def test_a_share_that_is_not_mounted_is_waited_for(
+    node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture, mounted: str
+) -> None:
+    share = tmp_path / "share"
+    outbox = share if mounted == "the folder" else share / "outbox"
+    node.owe(segmentation("2.25.1"), to="outbox")
+    node.start(FolderDestination(name="outbox", folder=outbox))
+    until(lambda: node.counts() == {"stored": 1})
+    (outbox / "2.25.1.dcm").unlink()  # whoever it is for has picked it up
+    share.rename(tmp_path / "away")
+    share.mkdir()
+    node.owe(segmentation("2.25.2"), to="outbox")
+    until(lambda: len(troubles(caplog, "outbox")) >= 2)
+    assert node.counts() == {"stored": 1, "owed": 1}
+    assert "is it mounted?" in node.rows()["2.25.2"]["why"]
+    assert list(share.iterdir()) == []
+    share.rmdir()
+    (tmp_path / "away").rename(share)
+    until(lambda: node.counts() == {"stored": 2})
+    assert (outbox / "2.25.2.dcm").read_bytes() == node.made["2.25.2"]
 
 
 def test_one_dead_destination_delays_no_other(node: Node, tmp_path: Path, free_port: FreePort) -> None:

@@ -426,8 +426,8 @@ def c_store(sop_instance_uid: str = "1.2.3.40", sop_class_uid: str = CR, **other
 class RawSender:
     """An association of its own making, for messages that no toolkit would send."""
 
-    def __init__(self, node: Node, maximum_pdu_bytes: int = 16384) -> None:
-        self.socket = node.connect()
+    def __init__(self, node: Node, maximum_pdu_bytes: int = 16384, address: str = "127.0.0.1") -> None:
+        self.socket = node.connect(address)
         self.socket.sendall(associate_rq(b"TESTER", CR, maximum_pdu_bytes))
         assert self.answer()[0] == 0x02
 
@@ -853,6 +853,61 @@ def test_a_message_that_never_ends_is_cut_off(start: Callable[..., Node], monkey
     assert store(node, image("1.2.2", size_bytes=3_000_000)) == [None]
     assert {row["sop_instance_uid"] for row in node.rows()} == {"1.2.1"}
     assert store(node, image("1.2.3")) == [0x0000]
+
+
+ODD = c_store().replace(struct.pack("<HHLH", 0, 0x0700, 2, 0), b"")  # without a priority: left to pynetdicom
+REPORT = c_store(E0100=b"\x00\x01", E1002=b"\1\0")  # an N-EVENT-REPORT-RQ (PS3.7 E.1-1)
+MEGABYTE = p_data((DATA, bytes(1_000_000)))
+
+
+@pytest.mark.usefixtures("way")
+def test_only_a_c_store_may_be_large(start: Callable[..., Node]) -> None:
+    """What else the node answers is collected in memory, and is small."""
+    node = start()
+    for command in (c_store(), ODD):
+        with RawSender(node) as sender:
+            sender.send(p_data((COMMAND | LAST, command)), *[MEGABYTE] * 6, p_data((DATA | LAST, BODY)))
+            assert sender.status() == 0x0000
+    for begun in (p_data((COMMAND | LAST, REPORT)), p_data((COMMAND, REPORT))):
+        with RawSender(node) as sender:
+            with contextlib.suppress(ConnectionError):  # ended before all was said
+                sender.send(begun, *[MEGABYTE if begun[11] & LAST else p_data((COMMAND, bytes(1_000_000)))] * 6)
+            assert sender.answer()[0] in (0x07, 0x00)
+
+
+def test_where_one_sender_has_most_places_and_gets_nowhere_others_are_let_in(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scp, "_MAXIMUM_ASSOCIATIONS", 4)
+    node = start()
+
+    def is_let_in(address: str) -> bool:
+        with node.connect(address) as connection:
+            connection.sendall(associate_rq(b"TESTER", CR))
+            return connection.recv(1) == b"\x02"
+
+    with contextlib.ExitStack() as places:
+        crowd = [places.enter_context(RawSender(node, address="127.0.0.2")) for _ in range(3)]
+        other = places.enter_context(RawSender(node, address="127.0.0.3"))
+        for sender in (*crowd, other):
+            sender.send(*HALF)
+        assert not is_let_in("127.0.0.1")  # they have only just begun
+        monkeypatch.setattr(scp, "_NOWHERE_S", 0.5)
+        time.sleep(0.6)
+        for sender in crowd[1:]:
+            sender.send(p_data((DATA | LAST, BODY)), *HALF)
+            assert sender.status() == 0x0000
+        assert not is_let_in("127.0.0.2")  # its own rival
+        assert is_let_in("127.0.0.1")
+        assert crowd[0].answer()[0] in (0x07, 0x00)
+        until(lambda: len(node.receiver._ae.active_associations) == 3)
+        crowd[0] = places.enter_context(RawSender(node, address="127.0.0.1"))
+        time.sleep(0.6)
+        assert not is_let_in("127.0.0.4")  # nobody has more than half
+        for sender in (*crowd[1:], other):
+            sender.send(p_data((DATA | LAST, BODY)))
+            assert sender.status() == 0x0000
+    assert caplog.text.count("it has most") == 1
 
 
 def test_starting_on_a_port_in_use_says_so(start: Callable[..., Node], tmp_path: Path) -> None:

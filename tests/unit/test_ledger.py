@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -428,3 +431,43 @@ def test_an_unanswered_question_comes_up_again_after_twice_as_long(ledger: Ledge
             clock.now += 30
         asked_at.append(clock.now)
     assert [later - earlier for earlier, later in itertools.pairwise(asked_at)] == [60, 120, 240]
+
+
+def test_what_was_received_is_not_written_where_nobody_will_find_it(tmp_path: Path) -> None:
+    """SQLite itself goes on writing to a file that was removed, and says nothing."""
+    path, away = tmp_path / "ledger.db", tmp_path / "away.db"
+    ledger = Ledger(f"sqlite:///{path}")
+    ledger.receive([arrival("1")])
+    path.rename(away)
+    with pytest.raises(LedgerError, match="put it back"):
+        ledger.receive([arrival("2")])
+    shutil.copyfile(away, path)  # of a backup, say
+    with pytest.raises(LedgerError, match="put it back"):
+        ledger.receive([arrival("3")])
+    away.replace(path)
+    ledger.receive([arrival("4")])
+    assert instances(ledger)["received"] == 2
+    ledger.close()
+
+
+def test_a_full_disk_under_the_ledger_heals(small_disk: Path) -> None:
+    ledger, filler = Ledger(f"sqlite:///{small_disk}/ledger.db"), small_disk / "filler"
+    ledger.receive([arrival("1")])
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        ledger.receive([arrival(f"2.{number}") for number in range(10_000)])
+    filler.unlink()
+    ledger.receive([arrival("3")])
+    assert instances(ledger)["received"] == 2
+    ledger.close()
+
+
+def test_of_a_commit_that_fails_nothing_is_left(ledger: Ledger) -> None:
+    """Neither a row nor an open transaction, which the next commit would end."""
+    with pytest.raises(Exception, match=r"(?i)not.null"):
+        ledger.receive([arrival("1"), arrival("2")._replace(sop_class_uid=None)])  # type: ignore[arg-type]
+    assert instances(ledger)["received"] == 0
+    ledger.receive([arrival("3")])
+    assert instances(ledger)["received"] == 1

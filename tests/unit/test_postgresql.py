@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
+from daemon.config import Config
 from daemon.database import Database
+from daemon.intake import Intake, NoRoomError
 from daemon.ledger import Arrival, Completion, ImageJob, Ledger
+from daemon.retention import Retention
+from daemon.spool import Spool
 from tests.conftest import unused_port
 from tests.postgres import Postgres
 
@@ -176,3 +184,82 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
     assert len(done) == len(set(done))
     assert ledger.contradictions() == []
     ledger.close()
+
+
+class Wire:
+    """A way to the server that can be cut: the client learns of it, and the server has nobody to answer."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._ends = port, list[socket.socket]()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        ends, self._ends = self._ends, []
+        for end in ends:
+            end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._port))
+                self._ends += [client, server]
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+
+def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(server: Postgres, tmp_path: Path) -> None:
+    """A commit that waits for a standby cannot be seen, and takes place when its client has long gone."""
+    url = server.create_database("ledger")
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT").connect()
+    wire = Wire(server.port)
+    ledger, spool = Ledger(url.replace(f":{server.port}/", f":{wire.port}/")), Spool(tmp_path / "spool")
+    retention = Retention(Config(spool=spool.folder, ledger=url), ledger, spool)
+
+    def wait_for_standby(name: str) -> None:
+        admin.exec_driver_sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        admin.exec_driver_sql("SELECT pg_reload_conf()")
+        wait_until("it holds", lambda: admin.exec_driver_sql("SHOW synchronous_standby_names").scalar_one() == name)
+
+    def waits() -> bool:
+        return bool(
+            admin.exec_driver_sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").scalar_one()
+        )
+
+    def arrival(name: str) -> Arrival:
+        return arrivals("1.1")[0]._replace(spool_name=name)
+
+    wait_for_standby("one_that_is_away")
+    with ThreadPoolExecutor(1) as senders:
+        answer = senders.submit(Intake(ledger, spool).take, arrival, b"nine byte")
+        wait_until("the commit waits", waits)
+        wire.cut()
+        assert isinstance(answer.exception(), NoRoomError)  # the sender keeps it
+    (name,) = spool.names()
+    assert ledger.known_spool_names([name]) == set()
+    os.utime(spool.path(name), (0, 0))
+    with pytest.raises(OperationalError):  # not now
+        retention.sweep()
+    wait_for_standby("")
+    wait_until("the image waits", lambda: ledger.counts()["instances"]["received"] == 1)
+    assert retention.sweep() == 0
+    (job,) = ledger.claim_images("me", 9)
+    assert spool.read(job.spool_name) == b"nine byte"
+    ledger.close()
+    wire.close()
+    admin.close()
+    admin.engine.dispose()

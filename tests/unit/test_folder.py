@@ -1,0 +1,75 @@
+"""A folder destination is made once, and known again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.association import LinkDownError, Outgoing
+from daemon.config import Config, FolderDestination
+from daemon.doctor import examine
+from daemon.folder import MARK, Folder
+from daemon.ledger import Ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    yield ledger
+    ledger.close()
+
+
+def outgoing(folder: Path) -> Outgoing:
+    path = folder / "object"
+    path.write_bytes(b"bytes")
+    return Outgoing(path, "1.2", "1.2.3", "1.2.1")
+
+
+def said_by_doctor(tmp_path: Path, outbox: Path) -> str:
+    places = (FolderDestination(name="outbox", folder=outbox),)
+    config = Config(spool=tmp_path / "spool", ledger=f"sqlite:///{tmp_path}/ledger.db", destinations=places)
+    (found,) = [str(one) for one in examine(config, lambda: "a model", {}) if one.what == "destination outbox"]
+    return found
+
+
+def test_a_folder_that_was_never_used_is_made(tmp_path: Path, ledger: Ledger) -> None:
+    outbox = tmp_path / "not" / "there" / "yet"
+    assert "no such folder" in said_by_doctor(tmp_path, outbox)
+    for _ in range(2):
+        Folder(outbox, ledger).store(outgoing(tmp_path))
+    assert [path.name for path in outbox.glob("*.dcm")] == ["1.2.3.dcm"]
+    assert said_by_doctor(tmp_path, outbox).startswith("ok")
+
+
+def test_one_that_was_used_before_there_were_marks_gets_one(tmp_path: Path, ledger: Ledger) -> None:
+    (tmp_path / "1.dcm").touch()
+    Folder(tmp_path, ledger)
+    assert (tmp_path / MARK).is_dir()
+
+
+def test_one_that_was_used_is_not_made_again_but_by_a_person(tmp_path: Path, ledger: Ledger) -> None:
+    outbox = tmp_path / "outbox"
+    Folder(outbox, ledger)
+    outbox.rename(tmp_path / "away")
+    for _ in range(2):  # gone; then an empty folder in its place
+        with pytest.raises(LinkDownError, match="is it mounted"):
+            Folder(outbox, ledger)
+        said = said_by_doctor(tmp_path, outbox)
+        assert said.startswith("TROUBLE")
+        assert said.endswith(f"mkdir -p {outbox / MARK}")
+        outbox.mkdir(exist_ok=True)
+    assert list(outbox.iterdir()) == []
+    (outbox / MARK).mkdir(parents=True)
+    assert Folder(outbox, ledger).store(outgoing(tmp_path)) == 0
+    Folder(tmp_path / "other", ledger)  # other settings: another folder
+
+
+def test_what_is_written_while_it_goes_away_is_not_stored(tmp_path: Path, ledger: Ledger) -> None:
+    outbox = tmp_path / "outbox"
+    folder = Folder(outbox, ledger)
+    outbox.rename(tmp_path / "away")
+    outbox.mkdir()
+    with pytest.raises(LinkDownError, match="is it mounted"):
+        folder.store(outgoing(tmp_path))
