@@ -27,7 +27,6 @@ from inference.networks.densenet import DenseNet121
 from inference.networks.double_unet import DoubleUNet
 from inference.networks.encoder_classifier import EncoderClassifier
 from inference.networks.encoder_decoder import EncoderDecoder
-from inference.networks.encoders import ENCODERS
 from inference.networks.ensemble import Ensemble
 from inference.networks.largest_of_map import LargestOfMap
 from inference.networks.monai_unet_plus_plus import FEATURES, MonaiUNetPlusPlus
@@ -62,12 +61,6 @@ def _features(widths: Sequence[int]) -> Sequence[int]:
     return [*_FULL(widths[:-1]), *_FULL(widths[-1:])]  # the last is of the full side again
 
 
-def _encoder(name: str) -> str:
-    if name not in ENCODERS:
-        raise ValueError(f"allowed: {', '.join(ENCODERS)}")
-    return name
-
-
 _FULL, _HALF = _pyramid(64), _pyramid(128)  # of networks that begin at the full side, and at half of it
 _Width = Annotated[int, Field(ge=8, le=2048)]  # squeeze-and-excitation wants an eighth of it
 _Stages = Annotated[Sequence[_Width], Field(min_length=2, max_length=7)]
@@ -83,7 +76,7 @@ _Hidden = Annotated[int, Field(ge=0, le=4096)]
 _Pixels = Annotated[int, Field(ge=1, le=2048 * 2048)]
 _Stem = Literal["grey", "imagenet"]
 _Stride = Literal[8, 16, 32]
-_Encoder = Annotated[str, AfterValidator(_encoder)]
+_Encoder = Annotated[str, Field(max_length=200)]  # encoders/ has the list
 
 
 class _Part(BaseModel):

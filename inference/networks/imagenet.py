@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,15 +13,20 @@ _DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ImageNetInput(nn.Module):
-    """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), standardised. It holds nothing that is trained or stored."""
+    """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), standardised. It holds nothing that is trained or stored.
+
+    `mean` and `deviation` of red, green and blue: some checkpoints were given others.
+    """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Sequence[float] = _MEAN, deviation: Sequence[float] = _DEVIATION) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "deviation", torch.tensor(deviation, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.deviation  # one map against three: broadcast

@@ -149,9 +149,9 @@ def test_an_unknown_encoder_is_refused_with_what_there_is() -> None:
         build("os.system", "grey")
 
 
-def test_nothing_in_inference_imports_monai_before_a_package_names_it() -> None:
+def test_nothing_in_inference_imports_monai_or_timm_before_a_package_names_it() -> None:
     for path in INFERENCE.rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.split(".")[0] == "monai" for name in names), path
+            assert not any(name.split(".")[0] in ("monai", "timm") for name in names), path

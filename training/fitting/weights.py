@@ -66,7 +66,8 @@ _TORCHVISION: _Form = (
     (r"\._se_expand\.", ".fc2."),
 )
 _AS_HERE: _Form = ((r"^(features\._blocks\.\d+)\.\d+\.", r"\1."),)  # most of our networks have the published names
-_FORMS = (_AS_HERE, _SQUEEZE, _LUKEMELAS, _MONAI, _TIMM, _TORCHVISION)
+_OF_TIMM: _Form = ((r"^model\.", ""),)  # its own networks (inference/networks/encoders/from_timm.py)
+_FORMS = (_AS_HERE, _SQUEEZE, _LUKEMELAS, _MONAI, _TIMM, _TORCHVISION, _OF_TIMM)
 
 # What stands after the encoder, as published: classes, and the layers that only serve these.
 _HEAD = re.compile(

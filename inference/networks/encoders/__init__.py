@@ -1,6 +1,7 @@
 """Encoders: an image -> five feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of its side. One file each.
 
 A new one is a file in this folder, a row of `ENCODERS`, and its published number of parameters in its docstring.
+Where timm is installed, its networks are encoders too (from_timm.py).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from inference.networks.encoders import from_timm
 from inference.networks.encoders.base import Encoder, SymmetricInput
 from inference.networks.encoders.densenet import densenet121
 from inference.networks.encoders.efficientnet import efficientnet_b3, efficientnet_b4
@@ -46,10 +48,15 @@ def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
     """(input, encoder): what goes before an encoder for `stem` ("grey" or "imagenet"), and the encoder.
 
     Raises:
-        ValueError: a name that is not on the list.
+        ValueError: a name that is not on the list, and none of timm's (from_timm.py) either.
     """
+    if name.startswith(from_timm.PREFIX):
+        timms = from_timm.build(name, 1 if stem == "grey" else 3)
+        return nn.Identity() if stem == "grey" else ImageNetInput(timms.mean, timms.deviation), timms
     if name not in ENCODERS:
-        raise ValueError(f"encoder: {name[:60]!r} found, allowed: {', '.join(ENCODERS)}")
+        raise ValueError(
+            f"encoder: {name[:60]!r} found, allowed: {', '.join(ENCODERS)}, {from_timm.PREFIX}<a name of timm>"
+        )
     if stem == "grey":
         return nn.Identity(), ENCODERS[name](1)
     return SymmetricInput() if name in _SYMMETRIC else ImageNetInput(), ENCODERS[name](3)
