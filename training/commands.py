@@ -56,7 +56,7 @@ def train_package(
     evaluation = evaluate.run(folder, data, wanted.layout, wanted, out / "split.csv")
     evaluation.write(out)
     card.write(folder, wanted, evaluation.figures)
-    package.amend(folder, evaluation.figures)
+    package.amend(folder, {"metrics": evaluation.figures})
     report.write(evaluation, wanted, out, out / "report.html")
     return evaluation.figures
 

@@ -52,7 +52,7 @@ def test_another_package_is_another_device(tiny_package: Path) -> None:
 
 
 def test_amending_the_metrics_keeps_the_weights(tiny_package: Path) -> None:
-    package.amend(tiny_package, {"auc": 0.5})
+    package.amend(tiny_package, {"metrics": {"auc": 0.5}})
     assert package.load(tiny_package).manifest.metrics == {"auc": 0.5}
 
 
