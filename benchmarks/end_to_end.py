@@ -28,7 +28,8 @@ from inference import package
 from inference.engine import Engine
 from inference.pipeline import Pipeline, Settings
 from tests.conftest import unused_port
-from tests.peers.harness import Node, Orthanc, storescu, wait_until
+from tests.peers.harness import Node, Orthanc, storescu
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

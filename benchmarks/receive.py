@@ -42,7 +42,8 @@ from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from tests.conftest import unused_port
-from tests.peers.harness import Orthanc, wait_until
+from tests.peers.harness import Orthanc
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ASSOCIATIONS = (1, 4, 8)

@@ -21,8 +21,9 @@ from pathlib import Path
 from daemon.ledger import Ledger
 from daemon.scu import send
 from tests.conftest import unused_port
-from tests.peers.harness import Node, wait_until
+from tests.peers.harness import Node
 from tests.postgres import Postgres
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ASSOCIATIONS = 4

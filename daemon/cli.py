@@ -6,34 +6,34 @@ Each command imports what it needs inside itself: the receiving side stays witho
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.resources
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from daemon import installed
+from daemon.parser import parse
 
 EXIT_FAILED = 1  # something was wrong with the work
 EXIT_CANNOT_START = 2  # something is wrong with the call or the settings: trying again changes nothing
-_PACKAGES = ("daemon", "inference", "training")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong call or settings."""
     os.umask(0o077)  # what the node writes is a patient's (design, "Privacy")
-    options = _parser().parse_args(arguments)
-    _refuse_foreign_packages()
+    options = parse(arguments)
+    if stranger := installed.stranger():
+        print(f"pleura: {stranger}", file=sys.stderr)
+        raise SystemExit(EXIT_CANNOT_START)
     from daemon import log
     from daemon.config import ConfigError
     from daemon.service import CannotStartError
 
     log.start()
     try:
-        return int(options.run(options) or 0)
+        return _COMMANDS[options.command](options)
     except (ConfigError, CannotStartError) as error:
         print(error, file=sys.stderr)
         return EXIT_CANNOT_START
@@ -41,104 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def shipped_file(package: str, name: str) -> Path:
-    """A file that ships inside a package of the wheel, or lies in the checkout's config folder."""
-    path = Path(str(importlib.resources.files(package))) / name
-    return path if path.exists() else Path(__file__).resolve().parent.parent / "config" / name
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pleura", description="A DICOM node that finds pneumothorax on chest X-rays. Research use only."
-    )
-    parser.add_argument("--version", action="version", version=f"pleura {_version()}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], Any], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        return sub
-
-    def with_config(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="the YAML settings")
-        return sub
-
-    with_config(command("serve", _serve, "Run the node: receive, analyse and deliver, supervised."))
-    with_config(command("receive", _role, "Run the receive role alone.")).set_defaults(role="receive")
-    analyse = with_config(command("analyse", _role, "Run the analyse role alone."))
-    analyse.set_defaults(role="analyse")
-    analyse.add_argument("--device", help="cpu, cuda:0, ...; default: the settings' device")
-    with_config(command("deliver", _role, "Run the deliver role alone.")).set_defaults(role="deliver")
-
-    status = with_config(command("status", _status, "What was received, what became of it, what is owed."))
-    status.add_argument("--json", action="store_true", help="as JSON")
-    status.add_argument("uid", nargs="*", metavar="UID", help="what became of these images, by SOP Instance UID")
-
-    retry = with_config(command("retry", _retry, "Give failed images and refused deliveries another chance."))
-    retry.add_argument("--state", choices=("failed", "refused"), help="only these; default: both")
-    retry.add_argument("uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all")
-
-    with_config(command("verify", _verify, "Compare the spool with the ledger: is everything there, and whole?"))
-
-    with_config(command("doctor", _doctor, "Is everything the settings name there, and does it answer?"))
-
-    predict = command("predict", _predict, "Analyse files without a node: one JSON line each.")
-    predict.add_argument("file", nargs="+", type=Path, metavar="FILE")
-    predict.add_argument("--model", default="default", help="a model package: its folder or zip")
-    predict.add_argument("--device", default="auto")
-    predict.add_argument("--out", type=Path, metavar="DIR", help="write the result objects here")
-    predict.add_argument("--at", type=_time, metavar="TIME", help="the results' time, ISO 8601")
-
-    send = command("send", _send, "C-STORE files to a node; without files, C-ECHO.")
-    send.add_argument("file", nargs="*", type=Path, metavar="FILE")
-    send.add_argument("--to", required=True, type=_host_port, metavar="HOST:PORT")
-    send.add_argument("--called", required=True, metavar="AET")
-    send.add_argument("--calling", default="PLEURA", metavar="AET")
-
-    config = command("config", _config, "Check or show the settings.")
-    config.add_argument("action", choices=("check", "show"))
-    with_config(config)
-
-    model = command("model", _model, "Check, show or import a model package.")
-    actions = model.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text in (("check", "Load it with every check and say what it is."), ("show", "Its manifest as JSON.")):
-        action = actions.add_parser(name, help=text, description=text)
-        action.add_argument("model", nargs="?", default="default", metavar="PACKAGE", help="folder, zip, or 'default'")
-    _import_options(actions.add_parser("import", help="Make a package of somebody else's checkpoint."))
-
-    train = command("train", _train, "Train a recipe on data laid out as in docs/training.md.")
-    train.add_argument("--recipe", required=True, metavar="NAME|FILE")
-    train.add_argument("--data", type=Path, required=True, metavar="DIR")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same again resumes")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob: networks.0.side=128")
-    train.add_argument("--start", action="append", default=[], metavar="N=FILE", help="weights network N starts from")
-    train.add_argument("--cache", type=Path, metavar="DIR", help="decoded images, for several runs (without: in OUT)")
-    train.add_argument("--fold", type=int, metavar="K", help="k-fold: validate on this one, report on the next")
-
-    evaluate = command("evaluate", _evaluate, "Measure a model package on labelled images; ignores admission.")
-    evaluate.add_argument("--model", default="default", metavar="PACKAGE")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
-    evaluate.add_argument("--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)")
-    evaluate.add_argument("--split", type=Path, metavar="FILE", help="split.csv of a run: figures of its parts")
-    evaluate.add_argument("--report", type=Path, metavar="FILE.html", help="curves, tables and cases on one page")
-    evaluate.add_argument("--json", action="store_true", help="the figures as JSON")
-
-    explore = command("explore", _explore, "Describe a data set on one HTML page.")
-    explore.add_argument("--data", type=Path, required=True, metavar="DIR")
-    explore.add_argument("--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)")
-    explore.add_argument("--out", type=Path, required=True, metavar="FILE.html")
-
-    demo = command("demo", _demo, "See it work: a node on loopback, samples in over C-STORE, results out.")
-    demo.add_argument("file", nargs="*", type=Path, metavar="FILE", help="X-rays; default: two synthetic ones")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo")
-    return parser
-
-
 def _serve(options: argparse.Namespace) -> int:
-    from daemon import config, service
+    from daemon import config, supervisor
 
-    settings = config.load(options.config)
-    return service.serve(settings, options.config)
+    return supervisor.serve(config.load(options.config), options.config)
 
 
 def _role(options: argparse.Namespace) -> int:
@@ -148,7 +54,7 @@ def _role(options: argparse.Namespace) -> int:
     device = getattr(options, "device", None)
     if device:
         settings = config.with_device(settings, device)
-    return service.run_role(options.role, settings)
+    return service.run_role(options.command, settings)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -285,17 +191,6 @@ def _config(options: argparse.Namespace) -> int:
     return 0
 
 
-def _import_options(action: argparse.ArgumentParser) -> None:
-    action.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="only its tensors are read, nothing is run")
-    action.add_argument("--kind", choices=("chexnet",), required=True)
-    action.add_argument("--out", type=Path, required=True, metavar="DIR", help="the package's folder, empty or new")
-    action.add_argument("--threshold", type=float, required=True, help="positive from this probability on: your choice")
-    action.add_argument("--operating-point", required=True, metavar="TEXT", help="how the threshold was chosen")
-    action.add_argument("--segmenter", default="default", metavar="PACKAGE", help="whose segmenter; default: ours")
-    for name in ("side", "id", "version", "licence"):
-        action.add_argument(f"--{name}", type=int if name == "side" else str, default=argparse.SUPPRESS)
-
-
 def _model(options: argparse.Namespace) -> int:
     from daemon.service import CannotStartError
     from inference import importing, package
@@ -321,22 +216,10 @@ def _train(options: argparse.Namespace) -> int:
     from training import commands
     from training.recipe import Recipe
 
-    path = Path(options.recipe)
-    if path.suffix not in (".yaml", ".yml"):
-        path = shipped_file("training", f"recipes/{options.recipe}.yaml")
-        if not path.is_file():
-            names = sorted(one.stem for one in shipped_file("training", "recipes").glob("*.yaml"))
-            raise CannotStartError(
-                f"--recipe {options.recipe}: no such recipe; a .yaml file wanted, or one of {', '.join(names)}"
-            )
     try:
-        wanted = commands.read_recipe(path, dict(_pairs("--set", options.set)), options.fold)
-        starts: dict[int, Path] = {}
-        form = "N=FILE, N a network's number,"
-        for number, file in _pairs("--start", options.start, form):
-            if not number.isdecimal() or not file:
-                raise ValueError(f"--start {number}={file}: {form} wanted")
-            starts[int(number)] = Path(file)
+        path = commands.find_recipe(options.recipe, installed.shipped_file("training", "recipes"))
+        wanted = commands.read_recipe(path, options.set, options.fold)
+        starts = commands.read_starts(options.start)
         if not isinstance(wanted, Recipe) and (starts or options.cache):
             raise ValueError(f"{path}: trains no network; --start and --cache are for recipes that do")
     except (commands.RecipeError, ValueError) as error:
@@ -359,7 +242,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from training.measures.evaluate import table
 
     def say() -> str:
-        recipes = shipped_file("training", "recipes")
+        recipes = installed.shipped_file("training", "recipes")
         model = folder_of(options.model)
         figures, published = commands.measure(
             model, options.data, options.layout, options.split, options.report, recipes
@@ -395,14 +278,6 @@ def _said(say: Callable[[], str]) -> int:
     return 0
 
 
-def _pairs(option: str, given: Sequence[str], form: str = "KEY=VALUE") -> Iterator[tuple[str, str]]:
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{option} {text}: {form} wanted")
-        yield key, value
-
-
 def _demo(options: argparse.Namespace) -> int:
     from daemon import demo
     from training import phantom
@@ -416,42 +291,12 @@ def _default_time() -> datetime:
     return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now().astimezone()
 
 
-def _time(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.astimezone()
-
-
-def _host_port(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} found, HOST:PORT wanted")
-    return host.strip("[]"), int(port)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("pleura")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
-def _refuse_foreign_packages() -> None:
-    """Our packages have plain names; where another distribution owns one of them too, imports would be a lottery."""
-    # metadata.packages_distributions() looks at every file of every distribution: 0.15 to 0.5 s at each start.
-    ours = re.compile(rf"(?m)^({'|'.join(_PACKAGES)})\b(?:/|\.py\b|$)")
-    for distribution in importlib.metadata.distributions():
-        listed = distribution.read_text("top_level.txt") or distribution.read_text("RECORD") or ""
-        found = ours.search(listed)
-        if found and distribution.metadata["Name"] != "pleura":
-            _exit(
-                f"the Python package {found[1]!r} is also installed by {distribution.metadata['Name']}; "
-                "give Pleura a virtual environment of its own"
-            )
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"pleura: {message}", file=sys.stderr)
-    raise SystemExit(EXIT_CANNOT_START)
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "serve": _serve, "receive": _role, "analyse": _role, "deliver": _role,
+    "status": _status, "retry": _retry, "verify": _verify, "doctor": _doctor, "config": _config,
+    "predict": _predict, "send": _send, "demo": _demo,
+    "model": _model, "train": _train, "evaluate": _evaluate, "explore": _explore,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ _SETTLED_S = 2.0  # unchanged for so long means whole, where no event says so
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0  # before a file that could not be taken is tried again
 _LIMIT_BYTES = 1 << 30  # as for one C-STORE
 _ROUTINE = 1
-_IDENTITY = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
 _UID = re.compile(r"[0-9.]{1,64}")
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "ceph", "fuse", "9p", "lustre", "gluster", "afs", "beegfs", "gpfs")
 

@@ -1,4 +1,4 @@
-"""Roles that run until SIGTERM, and `serve`, which runs all three as processes and keeps them running."""
+"""One role that runs until SIGTERM: what it opens, when it is ready, and how it ends. supervisor.py runs all three."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ import errno
 import gc
 import logging
 import os
-import selectors
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from sqlalchemy.exc import OperationalError
 
 from daemon.config import Config
 from daemon.ledger import Ledger, LedgerError, this_machine
@@ -32,15 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pleura.service")
 
-ROLES = ("receive", "analyse", "deliver")
 READY = "READY"
-_EXIT_CANNOT_START = 2
+PARENT = "PLEURA_PARENT"  # in a role's environment, the process ID of the `serve` that has started it
 _EXIT_AGAIN = 1  # who watches starts the role again: time may heal it
-_RESTART_S = (0.5, 30.0)  # the first and the longest pause before a dead role is started again
-_SETTLED_S = 60.0  # a role that ran this long starts from the first pause again
 _NOTICE_S = 0.5  # how late a SIGTERM may be noticed
-_DRAIN_S = 60.0  # what a role in the middle of its work gets to end it after SIGTERM
-_PARENT = "PLEURA_PARENT"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _M_ARENA_MAX = -8  # mallopt(3)
 
@@ -60,7 +49,7 @@ def run_role(role: str, config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # analyse has a use for it; a terminal that is gone ends no role
-    ledger, spool = _open(config)
+    ledger, spool = open_stores(config)
     try:
         spool.claim(ledger.spool_identity)
     except SpoolError as error:
@@ -68,7 +57,7 @@ def run_role(role: str, config: Config) -> int:
         return _EXIT_AGAIN
     _bury(ledger)
     try:
-        _ROLES[role](config, ledger, spool, stop)
+        ROLES[role](config, ledger, spool, stop)
     except CannotStartError:
         raise
     except Exception:  # said by our own log: what Python prints of it may quote a header
@@ -78,7 +67,13 @@ def run_role(role: str, config: Config) -> int:
     return 0
 
 
-def _open(config: Config) -> tuple[Ledger, Spool]:
+def open_stores(config: Config) -> tuple[Ledger, Spool]:
+    """Where the roles meet.
+
+    Raises:
+        CannotStartError: one of them cannot be opened.
+        OperationalError: the database server is away.
+    """
     try:
         return Ledger(config.ledger), Spool(config.spool)
     except LedgerError as error:
@@ -171,7 +166,7 @@ def _wait(stop: threading.Event) -> None:
         pass
 
 
-_ROLES: dict[str, Callable[[Config, Ledger, Spool, threading.Event], None]] = {
+ROLES: dict[str, Callable[[Config, Ledger, Spool, threading.Event], None]] = {
     "receive": _receive,
     "analyse": _analyse,
     "deliver": _deliver,
@@ -196,167 +191,10 @@ def notify(message: str) -> None:
 
 def _die_with_parent() -> None:
     """Under `serve`, this process must not outlive it: an orphan would hold the port and the leases."""
-    parent = os.environ.pop(_PARENT, None)
+    parent = os.environ.pop(PARENT, None)
     if parent is None:
         return
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):  # it died before the line above
         os._exit(1)
-
-
-@dataclass(eq=False)
-class _Child:
-    """One role's process under supervision."""
-
-    role: str
-    process: subprocess.Popen[str] | None = None
-    started: float = 0.0
-    pause_s: float = _RESTART_S[0]
-    start_again_at: float = 0.0
-    ready: bool = False
-
-
-def serve(config: Config, path: Path) -> int:
-    """Run the three roles as processes; a role that dies is restarted with back-off while the others go on.
-
-    Says READY once all three are. Returns 0 after SIGTERM or SIGINT, 2 where a role cannot start.
-    """
-    return _Supervisor(config, path).run()
-
-
-class _Supervisor:
-    def __init__(self, config: Config, path: Path) -> None:
-        with contextlib.suppress(OperationalError):  # a database server that is away: the roles wait for it
-            _open(config)[0].close()  # a wrong ledger or spool is one clear error, not three
-        self._command = [sys.executable, "-m", "daemon.cli"]
-        self._path = path
-        self._children = [_Child(role) for role in ROLES]
-        self._stopping = False
-        self._reloading = False
-        self._said_ready = False
-        self._selector = selectors.DefaultSelector()
-
-    def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-        signal.signal(signal.SIGHUP, self._reload)
-        with _child_signals(self._selector):
-            while not self._stopping:
-                for child in self._children:
-                    self._keep(child)
-                    if child.process is None and child.start_again_at == float("inf"):
-                        self._end()
-                        return _EXIT_CANNOT_START
-                self._pass_on_reload()
-                self._listen(0.2)
-            notify("STOPPING=1")
-            self._end()
-        return 0
-
-    def _stop(self, *_: object) -> None:
-        self._stopping = True
-
-    def _reload(self, *_: object) -> None:
-        self._reloading = True
-
-    def _pass_on_reload(self) -> None:
-        """SIGHUP is for the model, and that is analyse's; one that is still starting gets it when it is ready."""
-        for child in self._children:
-            if self._reloading and child.role == "analyse" and child.process is not None and child.ready:
-                self._reloading = False
-                child.process.send_signal(signal.SIGHUP)
-
-    def _keep(self, child: _Child) -> None:
-        """Start the child, or note its death and when it is to be started again."""
-        now = time.monotonic()
-        if child.process is None:
-            if now >= child.start_again_at:
-                self._start(child)
-            return
-        status = child.process.poll()
-        if status is None:
-            return
-        self._forget(child)
-        if status == _EXIT_CANNOT_START and not self._said_ready:  # later, a file half edited must not end the others
-            log.error("%s cannot start; see its message above", child.role)
-            child.start_again_at = float("inf")
-            return
-        if now - child.started > _SETTLED_S:
-            child.pause_s = _RESTART_S[0]
-        log.error("%s ended with status %d; starting it again in %.1f s", child.role, status, child.pause_s)
-        child.start_again_at = now + child.pause_s
-        child.pause_s = min(2 * child.pause_s, _RESTART_S[1])
-
-    def _start(self, child: _Child) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
-        environment[_PARENT] = str(os.getpid())
-        # From the main thread, which lives as long as this process: PR_SET_PDEATHSIG watches the thread.
-        child.process = subprocess.Popen(
-            [*self._command, child.role, "-c", str(self._path)], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        child.started = time.monotonic()
-        child.ready = False
-        assert child.process.stdout is not None
-        self._selector.register(child.process.stdout, selectors.EVENT_READ, child)
-
-    def _forget(self, child: _Child) -> None:
-        assert child.process is not None
-        assert child.process.stdout is not None
-        self._selector.unregister(child.process.stdout)
-        child.process.stdout.close()
-        child.process = None
-        child.ready = False
-
-    def _listen(self, timeout_s: float) -> None:
-        """Wait for a READY, for a child's end (its pipe closes) or for a signal, at most `timeout_s`."""
-        for key, _ in self._selector.select(timeout_s):
-            child = key.data
-            if child is None:
-                _drain(key.fileobj)  # type: ignore[arg-type]
-                continue
-            line = key.fileobj.readline()  # type: ignore[union-attr]
-            if line.strip() == READY:
-                child.ready = True
-            elif not line:
-                assert child.process is not None
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.process.wait(timeout_s)
-        if not self._said_ready and all(child.ready for child in self._children):
-            self._said_ready = True
-            print(READY, flush=True)  # noqa: T201 - the contract: READY on stdout
-            notify("READY=1")
-
-    def _end(self) -> None:
-        """SIGTERM to all, time to finish what is in hand, then SIGKILL."""
-        running = [child.process for child in self._children if child.process is not None]
-        for process in running:
-            process.terminate()
-        deadline = time.monotonic() + _DRAIN_S
-        for process in running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-@contextmanager
-def _child_signals(selector: selectors.BaseSelector) -> Iterator[None]:
-    """Make signals end a select at once: they write to a socket that it watches."""
-    receiver, sender = socket.socketpair()
-    with receiver, sender:
-        receiver.setblocking(False)
-        sender.setblocking(False)
-        selector.register(receiver, selectors.EVENT_READ, None)
-        old = signal.set_wakeup_fd(sender.fileno())
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(old)
-            selector.unregister(receiver)
-
-
-def _drain(sock: socket.socket) -> None:
-    with contextlib.suppress(BlockingIOError):
-        sock.recv(4096)

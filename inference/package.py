@@ -161,17 +161,17 @@ def write(
     return _write_manifest(folder, manifest)
 
 
-def amend(folder: Path, metrics: dict[str, Any]) -> Manifest:
-    """Write measured figures into model.yaml, and list every file as it is now (a model card may have come).
+def amend(folder: Path, changes: dict[str, Any]) -> Manifest:
+    """Change keys of model.yaml, weights untouched, and list every file as it is now (a model card may have come).
 
     Raises:
-        PackageError: model.yaml is none.
+        PackageError: model.yaml is none, or is none any more with these.
     """
     try:
         manifest = manifests.parse((folder / _MANIFEST).read_bytes())
     except (OSError, ManifestError) as error:
         raise PackageError(f"{folder}/{_MANIFEST}: {error}") from error
-    return _write_manifest(folder, manifest.model_dump(mode="json") | {"metrics": metrics})
+    return _write_manifest(folder, manifest.model_dump(mode="json") | changes)
 
 
 def _checked(folder: Path, document: dict[str, Any], *by_role: dict[str, Any]) -> Manifest:

@@ -1,8 +1,8 @@
-"""What `pleura train`, `evaluate` and `explore` do; daemon/cli.py reads their options."""
+"""What `pleura train`, `evaluate` and `explore` do; daemon/cli.py calls it and prints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,66 @@ from training.recipe import Layout, Recipe, RecipeError
 FAILURES = (OSError, ValueError, RunError, TrainingError, WeightsError)
 
 _OUTCOME = "lgg-outcome"  # the one recipe that trains no network
+_START = "N=FILE, N a network's number,"  # the form of --start
 
-__all__ = ["FAILURES", "RecipeError", "explore_data", "measure", "read_recipe", "train_outcome", "train_package"]
+__all__ = [
+    "FAILURES", "RecipeError",
+    "explore_data", "find_recipe", "measure", "read_recipe", "read_starts", "train_outcome", "train_package",
+]  # fmt: skip
 
 
-def read_recipe(path: Path, changes: Mapping[str, str], fold: int | None) -> Recipe | outcome.Settings:
-    """The recipe of a file, with its changed knobs. `fold` (k-fold) validates on that fold, reports on the next.
+def find_recipe(given: str, shipped: Path) -> Path:
+    """The file that --recipe names: itself, or the one of this name in the folder of those that ship with Pleura.
+
+    Raises:
+        RecipeError: none of that name.
+    """
+    path = Path(given)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    path = shipped / f"{given}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(one.stem for one in shipped.glob("*.yaml")))
+        raise RecipeError(f"--recipe {given}: no such recipe; a .yaml file wanted, or one of {names}")
+    return path
+
+
+def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | outcome.Settings:
+    """The recipe of a file, with its changed `knobs` (KEY=VALUE). `fold` (k-fold) validates on it, reports on the next.
 
     Raises:
         RecipeError: a recipe that cannot be used, or a fold that is none.
+        ValueError: a knob that is no pair.
     """
+    changes = dict(_pairs("--set", knobs, "KEY=VALUE"))
     if recipe.read(path).get("id") == _OUTCOME:
         if changes or fold is not None:
             raise RecipeError(f"{path}: trains no network; --set and --fold are for recipes that do")
         return outcome.load(path)
     wanted = recipe.load(path, changes)
     return wanted if fold is None else wanted.with_fold(fold)
+
+
+def read_starts(given: Sequence[str]) -> dict[int, Path]:
+    """Which network of a recipe starts from which file of weights: N=FILE.
+
+    Raises:
+        ValueError: one that is no such pair.
+    """
+    starts: dict[int, Path] = {}
+    for number, file in _pairs("--start", given, _START):
+        if not number.isdecimal() or not file:
+            raise ValueError(f"--start {number}={file}: {_START} wanted")
+        starts[int(number)] = Path(file)
+    return starts
+
+
+def _pairs(option: str, given: Sequence[str], form: str) -> Iterator[tuple[str, str]]:
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{option} {text}: {form} wanted")
+        yield key, value
 
 
 def train_package(
@@ -56,7 +100,7 @@ def train_package(
     evaluation = evaluate.run(folder, data, wanted.layout, wanted, out / "split.csv")
     evaluation.write(out)
     card.write(folder, wanted, evaluation.figures)
-    package.amend(folder, evaluation.figures)
+    package.amend(folder, {"metrics": evaluation.figures})
     report.write(evaluation, wanted, out, out / "report.html")
     return evaluation.figures
 

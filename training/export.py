@@ -88,7 +88,7 @@ class Export:
         labels = np.array([case.positive for case in validate])
         threshold, words = thresholds.operating_point(scores, labels, self.recipe.operating_point)
         rule = self._searched(rule, thresholds.TWO_STAGE, _maps(engine, validate, scores >= threshold))
-        self._put(classifier, segmenter, rule, threshold, words)
+        package.amend(self.folder, _stages(classifier, segmenter, rule, threshold, words))
         return self.folder
 
     def _combined(self, role: Role, trained: Sequence[Trained]) -> _Network | None:
@@ -129,8 +129,7 @@ class Export:
             "id": self.recipe.id,
             "version": self.recipe.version,
             "task": self.recipe.task,
-            "classifier": classifier.described() | {"threshold": threshold, "operating_point": words},
-            "segmenter": segmenter.described() | rule,
+            **_stages(classifier, segmenter, rule, threshold, words),
             "label": _LABELS[self.recipe.task],
             "training": {"recipe": self.recipe.id} | self.provenance,
             "metrics": {},
@@ -159,6 +158,16 @@ class Export:
         search = thresholds.search(maps, grid)
         answers.write_rows(self.folder.parent / "search.csv", list(search.rows()))
         return search.best
+
+
+def _stages(
+    classifier: _Network, segmenter: _Network, rule: dict[str, float], threshold: float, words: str
+) -> dict[str, Any]:
+    """Of a manifest: the two networks, and how they decide."""
+    return {
+        "classifier": classifier.described() | {"threshold": threshold, "operating_point": words},
+        "segmenter": segmenter.described() | rule,
+    }
 
 
 def _scores(engine: Engine, cases: Sequence[Case]) -> NDArray[np.float64]:

@@ -53,8 +53,9 @@ def train(
             weights, or the training itself.
     """
     with ranks.joined("auto") as device:
-        _check(recipe, starts or {})
-        layouts = dict.fromkeys([recipe.layout, *(stage.layout or recipe.layout for stage in recipe.networks)])
+        starts = starts or {}
+        _check(recipe, starts)
+        layouts = dict.fromkeys([recipe.layout, *map(recipe.layout_of, recipe.networks)])
         sources = {layout: data.read(layout, folder) for layout in layouts}
         cases = sources[recipe.layout]
         parts = split.split(cases, recipe.split)
@@ -65,10 +66,10 @@ def train(
         for report in reports:
             for warning in report.warnings:
                 run.console.print(str(warning))
-        fault = ranks.same(_begin(out, parts, starts or {}) if run.first else "")
+        fault = ranks.same(_begin(out, parts, starts) if run.first else "")
         if fault:  # in every process: the others would wait for one that has ended
             raise RunError(fault)
-        training = _Training(recipe, sources, run, device, parts, dict(starts or {}), decoded or out / "cache")
+        training = _Training(recipe, sources, run, device, parts, starts, decoded or out / "cache")
         trained: list[Trained] = []
         for number, stage in enumerate(recipe.networks):
             trained.append(Trained(stage, training.network(number, stage, trained)))
@@ -91,7 +92,7 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
             raise ValueError(
                 f"networks.{number}.batch: {stage.batch} cannot be shared by {ranks.count()} processes; change either"
             )
-        if stage.layout not in (None, recipe.layout) and not stage.held_out:
+        if recipe.layout_of(stage) != recipe.layout and not stage.held_out:
             raise ValueError(f"networks.{number}.held_out: 0 found; images of its own layout to watch wanted")
     for number, path in starts.items():
         if not 0 <= number < len(recipe.networks):
@@ -150,7 +151,7 @@ class _Training:
     run: Run
     device: torch.device
     parts: split.Parts
-    starts: dict[int, Path]
+    starts: Mapping[int, Path]
     decoded: Path  # folder of decoded images
 
     def network(self, number: int, stage: Stage, before: Sequence[Trained]) -> nn.Module:
@@ -203,11 +204,11 @@ class _Training:
 
     def _images(self, stage: Stage) -> tuple[list[Case], list[Case]]:
         """(those that train, those that are watched)"""
-        if stage.layout in (None, self.recipe.layout):
+        layout = self.recipe.layout_of(stage)
+        if layout == self.recipe.layout:
             train, watched = self.parts.train, self.parts.validate
         else:
-            assert stage.layout is not None
-            cases = self.sources[stage.layout]
+            cases = self.sources[layout]
             order = np.random.default_rng(self.recipe.seed).permutation(len(cases))
             watched, train = ([cases[i] for i in some] for some in np.split(order, [stage.held_out]))
         if stage.images == "positives":
@@ -216,7 +217,7 @@ class _Training:
             train, watched = ([case for case in some if case.mask_known] for some in (train, watched))
         if not watched or not any(case.positive for case in train):
             raise ValueError(
-                f"layout {stage.layout or self.recipe.layout}: {len(train)} images to train, {len(watched)} to watch"
+                f"layout {layout}: {len(train)} images to train, {len(watched)} to watch"
                 f"{', with a known mask' if stage.on_masks else ''}; some of each wanted, and positive ones to train"
             )
         return list(train), list(watched)
@@ -249,7 +250,7 @@ class _Training:
         # All or none: training and validation images are to differ in nothing but the picture.
         # Where some are as published and some are copies, the codec of a copy can tell its label.
         mixed = len({case.as_published for case in self.sources[self.recipe.layout]}) > 1
-        equalise = mixed and stage.layout in (None, self.recipe.layout)
+        equalise = mixed and self.recipe.layout_of(stage) == self.recipe.layout
         return cache.prepare(cases, stage.side, self.decoded, equalise)
 
 

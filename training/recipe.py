@@ -216,6 +216,10 @@ class Recipe(_Part):
         """The members of one role, in their order."""
         return [stage for stage in self.networks if stage.role == role]
 
+    def layout_of(self, stage: Stage) -> Layout:
+        """Where the images of one of its networks come from: the network's own layout, or the recipe's."""
+        return stage.layout or self.layout
+
     def with_fold(self, fold: int) -> Recipe:
         """The same, validating on this fold and, where another fold reports, reporting on the next (k-fold).
 

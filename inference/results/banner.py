@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset
 
 from inference.finding import Finding, Laterality, Measurement, State
-from inference.results.identity import DISCLAIMER, PLEURA_VERSION, Case, copied
+from inference.results.identity import DISCLAIMER, PLEURA_VERSION, Case
+from inference.results.source import copied
 
 Colour = tuple[int, int, int]
 Fact = tuple[str, str]  # label, value

@@ -24,18 +24,8 @@ from inference.finding import Result
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import gate_pr, gate_sc, gate_seg, gate_sr, gate_words
 from inference.results.gate_words import DESCRIPTIONS, items, same
-from inference.results.identity import (
-    DISCLAIMER,
-    FORMAL_VRS,
-    MANUFACTURER,
-    TYPE_2_KEYWORDS,
-    Case,
-    copied,
-    derived_uid,
-    lossy_history,
-    orientation,
-    series_uid,
-)
+from inference.results.identity import DISCLAIMER, MANUFACTURER, TYPE_2_KEYWORDS, Case, derived_uid, series_uid
+from inference.results.source import FORMAL_VRS, copied, lossy_history, orientation
 
 Rule = Callable[[Dataset, Case], Iterator[str]]  # yields what is wrong
 

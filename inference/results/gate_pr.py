@@ -12,8 +12,9 @@ from pydicom.tag import BaseTag
 
 from inference.contours import LARGEST_DISTANCE_PX
 from inference.results import pr
-from inference.results.identity import Case, copied
+from inference.results.identity import Case
 from inference.results.lesions import Lesion
+from inference.results.source import copied
 
 # Carried on from the image as it is, or not at all.
 CARRIED_KEYWORDS = ("RescaleSlope", "RescaleIntercept", "ShutterShape", *(k for ks in pr.SHUTTERS.values() for k in ks))

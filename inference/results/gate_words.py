@@ -8,7 +8,8 @@ from pydicom import DataElement, Dataset
 
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import content, pr, sr
-from inference.results.identity import DISCLAIMER, MANUFACTURER, PLEURA_VERSION, Case, orientation
+from inference.results.identity import DISCLAIMER, MANUFACTURER, PLEURA_VERSION, Case
+from inference.results.source import orientation
 
 DESCRIPTIONS = {"SEG": "region", "SC": "overlay", "SR": "report", "PR": "contours"}
 TEXT_VRS = ("LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")

@@ -15,8 +15,9 @@ from pydicom.uid import ExplicitVRLittleEndian, GrayscaleSoftcopyPresentationSta
 from inference import display
 from inference.results import seg
 from inference.results.content import graphic_data
-from inference.results.identity import DISCLAIMER, Case, copied, identify, reference
+from inference.results.identity import DISCLAIMER, Case, identify, reference
 from inference.results.lesions import Lesion
+from inference.results.source import copied
 
 KIND = "PR"
 TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian

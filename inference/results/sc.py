@@ -14,14 +14,12 @@ from inference.results.identity import (
     PLEURA_VERSION,
     Case,
     code,
-    copied,
     identify,
-    lossy_history,
-    orientation,
     record_lossy,
     reference,
     reference_series,
 )
+from inference.results.source import copied, lossy_history, orientation
 
 KIND = "SC"
 TRANSFER_SYNTAX_UID = JPEGBaseline8Bit

@@ -22,12 +22,11 @@ from inference.results.identity import (
     derived_uid,
     frame_of_reference_uid,
     identify,
-    lossy_history,
-    orientation,
     record_lossy,
     reference_series,
 )
 from inference.results.lesions import Lesion
+from inference.results.source import lossy_history, orientation
 
 KIND = "SEG"
 TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian

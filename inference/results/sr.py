@@ -16,18 +16,9 @@ from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, Segmen
 from inference.finding import Finding, Measurement, State
 from inference.results import content, seg
 from inference.results.content import ACQUISITION, CONTAINS, CONTEXT, MODIFIER, SELECTED
-from inference.results.identity import (
-    DISCLAIMER,
-    MANUFACTURER,
-    Case,
-    copied,
-    derived_uid,
-    identify,
-    orientation,
-    reference,
-    series_uid,
-)
+from inference.results.identity import DISCLAIMER, MANUFACTURER, Case, derived_uid, identify, reference, series_uid
 from inference.results.lesions import Lesion
+from inference.results.source import copied, orientation
 
 KIND = "SR"
 TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian

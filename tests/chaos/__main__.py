@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.chaos import rounds
 from tests.chaos.invariant import Account
 from tests.chaos.points import POINTS
-from tests.chaos.rounds import Chaos
+from tests.chaos.site import Chaos
 from tests.conftest import REPOSITORY
 
 _AT_ONCE = 150  # kills between two looks at everything

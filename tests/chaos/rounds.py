@@ -8,234 +8,28 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-import yaml
 
-from daemon.config import Config, load
-from daemon.ledger import Ledger
+from daemon.config import Config
 from daemon.schema import deliveries, instances, results
 from daemon.spool import Spool
-from tests.chaos.archive import MODES, Archive
-from tests.chaos.crew import ROLES, Crew, Kills, Orders, forkserver
-from tests.chaos.images import Templates, chests, quick_model, undecodable
-from tests.chaos.invariant import Account, Check
-from tests.chaos.modality import Modality, Record
-from tests.chaos.victim import PLAN, Plan
+from tests.chaos.archive import MODES
+from tests.chaos.crew import Crew, Orders
+from tests.chaos.invariant import Account
+from tests.chaos.served import Served
+from tests.chaos.site import HOPELESS, REST_S, Chaos, Site, wait
 from tests.conftest import unused_port
 from tests.postgres import Postgres
 
-REST_S = 180.0  # a node that is not at rest by then is stuck
-_HOPELESS = 20  # roles that ended by themselves: the round is over
 _MORE = 5  # images that a node must still take after its round
 _ORDER_S = 12.0  # how long a victim under serve gets to reach its point
-_BACKLOG = 40  # images under way: more would only lengthen the rest
 _MIB = 1024 * 1024
-
-
-@dataclass
-class Tally:
-    """What a whole run has done to the nodes, and what became of it."""
-
-    kills: Kills = field(default_factory=Kills)
-    faults: Counter[str] = field(default_factory=Counter)
-    account: Account = field(default_factory=Account)
-
-
-class Chaos:
-    """What all rounds of one run share: the seed, the model, the pictures, the process that victims are forked from."""
-
-    def __init__(self, folder: Path, seed: int, pictures: Sequence[Path] = ()) -> None:
-        self.folder, self.seed = folder, seed
-        self.rng = random.Random(seed)
-        self.context: ForkServerContext = forkserver()
-        made = chests(folder / "pictures")
-        self.model = quick_model(folder / "model", made)
-        self.pictures = [*made, undecodable(folder / "pictures"), *pictures]
-        self.tally = Tally()
-        self._rounds = 0
-
-    def site(self, name: str, **settings: Any) -> Site:
-        """A new node with its archive and modalities."""
-        self._rounds += 1
-        return Site(self, self.folder / f"{self._rounds:02d}-{name}", **settings)
-
-    def settle(self, account: Account) -> Account:
-        """Add a round's account to the whole. Returns it."""
-        self.tally.account += account
-        return account
-
-
-class Site:
-    """One node under test, with what is around it, as a context manager."""
-
-    def __init__(self, chaos: Chaos, folder: Path, commits: bool = False, **settings: Any) -> None:
-        self.chaos, self.folder, self.commits = chaos, folder, commits
-        folder.mkdir(parents=True)
-        self.port = unused_port()
-        self.plan = Plan(folder / "plan")
-        self.archive = Archive(chaos.context, folder / "archive", unused_port(), self.port, commits)
-        self.outbox = folder / "outbox"
-        self.path = folder / "pleura.yaml"
-        destinations = [self.archive.destination(), {"name": "outbox", "folder": str(self.outbox), "results": ["SC"]}]
-        document = {
-            "host": "127.0.0.1", "port": self.port, "model": str(chaos.model), "device": "cpu", "spool_reserve_mb": 1,
-            "overlay": {"longest_side_px": 768}, "spool": str(folder / "spool"), "max_batch": 4,
-            "ledger": f"sqlite:///{folder / 'ledger.db'}", "destinations": destinations,
-            "retention": {"free_mb": 0},
-        } | settings  # fmt: skip
-        self.path.write_text(yaml.safe_dump(document))
-        self.config: Config = load(self.path)
-        self._modalities: list[Modality] = []
-        self._ledger: Ledger | None = None
-        self._opening = threading.Lock()
-        self.crew: Crew | None = None
-
-    def settings(self, **changes: Any) -> None:
-        """Change the settings before the node runs."""
-        self.path.write_text(yaml.safe_dump(yaml.safe_load(self.path.read_text()) | changes))
-        self.config = load(self.path)
-
-    def __enter__(self) -> Site:
-        self.archive.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for modality in self._modalities:
-            modality.stop()
-        if self.crew is not None:
-            self.crew.stop(signal.SIGKILL)
-        self.archive.kill()
-        if self._ledger is not None:
-            self._ledger.close()
-
-    def man(self, roles: Sequence[str] = ROLES, kills: int = 0, tolerated: Sequence[int] = ()) -> Crew:
-        """Start roles; they are killed so many times."""
-        tally = self.chaos.tally.kills
-        tally.wanted = tally.done + kills
-        self.crew = Crew(self.chaos.context, self.path, self.plan, tally, self.chaos.rng, roles, tolerated)
-        self.crew.start()
-        return self.crew
-
-    def dismiss(self, number: int = signal.SIGTERM) -> list[int | None]:
-        """End the roles; returns their exit statuses."""
-        assert self.crew is not None
-        crew, self.crew = self.crew, None
-        return crew.stop(number)
-
-    def send(self, modalities: int = 2) -> None:
-        """Let images flow."""
-        for _ in range(modalities):
-            rng = random.Random(self.chaos.rng.random())
-            templates = Templates(self.chaos.pictures, rng)
-            one = Modality(self.port, templates, self.folder / "sent", self._few_wait, rng)
-            one.start()
-            self._modalities.append(one)
-
-    def hush(self) -> None:
-        """No more images."""
-        for modality in self._modalities:
-            modality.stop()
-        self._modalities.clear()
-
-    def acknowledged(self) -> int:
-        """How often a modality that sends now was answered 0x0000."""
-        return sum(one.acknowledged for one in self._modalities)
-
-    def until_acknowledged(self, images: int, seconds: float = 120.0) -> None:
-        """Until so many images more are acknowledged."""
-        goal = self.acknowledged() + images
-        wait(f"{images} images are acknowledged", lambda: self.acknowledged() >= goal, seconds)
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """As `pleura status`. Raises whatever a ledger does that is not made yet, or whose server is away."""
-        with self._opening:
-            if self._ledger is None:
-                self._ledger = Ledger.existing(self.config.ledger)
-        return self._ledger.counts()
-
-    def rest(self) -> None:
-        """Until nothing waits and nothing is owed."""
-        self.archive.behave("well")
-
-        def done() -> bool:
-            assert self.crew is None or len(self.crew.unexpected) < _HOPELESS, self.crew.unexpected[-1]
-            try:
-                counts = self.counts()
-            except Exception:  # not made yet, or its server is being restarted
-                return False
-            at_rest = not counts["instances"]["received"] and not counts["deliveries"]["owed"]
-            return at_rest and not (self.commits and self._uncommitted())
-
-        wait(f"the node is at rest; log: {self.folder / 'log.txt'}", done, REST_S)
-
-    def _uncommitted(self) -> int:
-        engine = sa.create_engine(self.config.ledger)
-        here = sa.select(sa.func.count()).where(deliveries.c.destination == "archive", deliveries.c.state == "stored")
-        with engine.connect() as conn:
-            number = int(conn.execute(here).scalar_one())
-        engine.dispose()
-        return number
-
-    def settle(self) -> Account:
-        """No more faults and images; rest, a clean end of all roles, and the account."""
-        crew = self.crew
-        assert crew is not None
-        crew.spare()
-        self.hush()
-        try:
-            wait(f"all roles are ready; log: {self.folder / 'log.txt'}", lambda: crew.at_ease, REST_S)
-            self.rest()
-            stuck = []
-        except AssertionError as error:
-            stuck = [str(error)]
-        statuses = self.dismiss()
-        account = self.check()
-        account.violations += stuck
-        account.violations += [
-            f"after rest and SIGTERM a role ended with status {status}" for status in statuses if status
-        ]
-        account.violations += crew.unexpected
-        return self.chaos.settle(account)
-
-    def settle_after(self, images: int) -> Account:
-        """The same, once so many images more are acknowledged: the node still works."""
-        assert self.crew is not None
-        self.crew.spare()
-        with contextlib.suppress(AssertionError):  # the account tells how it is stuck
-            self.until_acknowledged(images)
-        return self.settle()
-
-    def check(self) -> Account:
-        """The account as it stands; nothing may run."""
-        return Check(self.config, self.path, self.archive, Record(self.folder / "sent")).run()
-
-    def _few_wait(self) -> bool:
-        try:
-            return self.counts()["instances"]["received"] < _BACKLOG
-        except Exception:
-            return True  # there is no ledger yet
-
-
-def wait(what: str, true: Callable[[], Any], seconds: float) -> None:
-    """Poll until `true()`; AssertionError with `what` when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.1)
-
-
-# -- the rounds ---------------------------------------------------------------------------------------------------
 
 
 def kills(chaos: Chaos, number: int, **settings: Any) -> Account:
@@ -243,7 +37,7 @@ def kills(chaos: Chaos, number: int, **settings: Any) -> Account:
     with chaos.site("kills", commits=True, **settings) as site:
         crew = site.man(kills=number)
         site.send()
-        while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < _HOPELESS:
+        while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < HOPELESS:
             mood(site, chaos.rng.choice(("well", "well", "well", "down", *MODES)), chaos.rng.uniform(0.2, 1.5))
         return site.settle_after(_MORE)
 
@@ -279,7 +73,7 @@ def power_loss(chaos: Chaos) -> Account:
         site.archive.kill()
         site.man(("receive", "analyse"))
         site.send(1)
-        wait("results wait", lambda: at_rest_but_for_delivery(site, 8), 60)
+        wait("results wait", lambda: results_wait(site, 8), 60)
         site.hush()
         wait("all is analysed", lambda: not site.counts()["instances"]["received"], 60)
         site.dismiss(signal.SIGKILL)
@@ -300,7 +94,8 @@ def power_loss(chaos: Chaos) -> Account:
         return account
 
 
-def at_rest_but_for_delivery(site: Site, number: int) -> bool:
+def results_wait(site: Site, number: int) -> bool:
+    """Whether so many of them are owed."""
     try:
         return site.counts()["deliveries"]["owed"] >= number
     except Exception:  # the ledger is not made yet
@@ -421,7 +216,7 @@ def clock_steps(chaos: Chaos, steps: int, number_of_kills: int) -> Account:
 
 def until_killed(chaos: Chaos, crew: Crew) -> None:
     """Until as many have died as were to; or until roles end by themselves all the time."""
-    while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < _HOPELESS:
+    while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < HOPELESS:
         time.sleep(0.2)
 
 
@@ -479,86 +274,3 @@ def serve(chaos: Chaos, number: int) -> Account:
         site.plan.cancel()
         served.restart()
         return served.settle()
-
-
-class Served:
-    """`python -m tests.chaos.victim serve`, started again when it is dead."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._process: subprocess.Popen[bytes] | None = None
-        self._last: list[int] = []  # its children when it was last seen alive
-        self._orphans: list[str] = []
-
-    def __enter__(self) -> Served:
-        self._start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def kill(self, role: str) -> None:
-        """kill -9 of the parent or of one child."""
-        self.keep()
-        assert self._process is not None
-        if role == "serve":
-            self._process.kill()
-            self._process.wait()
-            self.keep()
-            return
-        for pid in self._children():
-            with contextlib.suppress(OSError):
-                if role in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
-                    os.kill(pid, signal.SIGKILL)
-
-    def keep(self) -> None:
-        """Start it again if it is dead; its children must have died with it."""
-        assert self._process is not None
-        if self._process.poll() is None:
-            self._last = self._children() or self._last
-            return
-        wait("the roles die with serve", lambda: not any(map(_runs, self._last)), REST_S)
-        self._start()
-
-    def restart(self) -> None:
-        """In order: it must end with 0."""
-        assert self._process is not None
-        self.keep()
-        self._process.terminate()
-        if status := self._process.wait(90):
-            self._orphans.append(f"serve ended with status {status} after SIGTERM")
-        self._start()
-
-    def settle(self) -> Account:
-        """Rest, a clean end, the account."""
-        self._site.hush()
-        self._site.rest()
-        assert self._process is not None
-        self._process.terminate()
-        status = self._process.wait(90)
-        account = self._site.check()
-        account.violations += self._orphans + ([f"serve ended with status {status}"] if status else [])
-        return self._site.chaos.settle(account)
-
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "tests.chaos.victim", "serve", "-c", str(self._site.path)]
-        environment = os.environ | {PLAN: str(self._site.plan.folder), "OMP_NUM_THREADS": "1"}
-        with (self._site.folder / "log.txt").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        self._last = []
-
-    def _children(self) -> list[int]:
-        assert self._process is not None
-        with contextlib.suppress(OSError):
-            path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-            return [int(pid) for pid in path.read_text().split()]
-        return []
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos import rounds
 from tests.chaos.invariant import Account
 from tests.chaos.points import POINTS, Point, missing, resolve
-from tests.chaos.rounds import Chaos
+from tests.chaos.site import Chaos
 from tests.chaos.victim import QUICKER
 from tests.conftest import missing as not_here
 from tests.postgres import binaries

@@ -8,26 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-DEADLINE_S = 240.0  # far beyond what anything here takes: a test ends red, never hangs
-
-
-def wait_until(what: str, true: Callable[[], Any], every_s: float = 0.05) -> Any:
-    """Poll until `true()` is truthy and return that; fail with `what` at the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        answer = true()
-        if answer:
-            return answer
-        time.sleep(every_s)
-    raise AssertionError(f"not within {DEADLINE_S:.0f} s: {what}")
+from tests.waiting import DEADLINE_S, wait_until
 
 
 class Node:

@@ -12,8 +12,9 @@ from pathlib import Path
 from daemon.scu import send
 from tests.chaos.images import Templates, chests, quick_model
 from tests.peers.footprint import Course
-from tests.peers.harness import Node, wait_until
+from tests.peers.harness import Node
 from tests.peers.hostile import Receive, copy, sample
+from tests.waiting import wait_until
 
 _LOOKS = 40  # over a run
 _AT_ONCE = 4

@@ -30,20 +30,13 @@ from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.schema import deliveries, results
 from daemon.scu import Deliverer, send
 from daemon.spool import Spool
+from tests.waiting import wait_until
 
 SC = "1.2.840.10008.5.1.4.1.1.7"
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 DEADLINE_S = 30.0
 FreePort = Callable[[], int]
 Program = Callable[[str], str]
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for it, and fail when it does not come."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 def overlay(uid: str) -> bytes:
@@ -160,7 +153,7 @@ class StoreSCP:
         folder.mkdir(exist_ok=True)
         command = [program, "-aet", "ARCHIVE", "-od", str(folder), "+B", *options, str(port)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(self._listens)
+        wait_until("storescp listens", self._listens)
 
     def _listens(self) -> bool:
         try:
@@ -251,7 +244,7 @@ def test_objects_arrive_as_they_are_over_one_association(
     scp = storescp(free_port(), "+xa")  # accepts everything
     node.owe(segmentation("2.25.10"), overlay("2.25.11"))
     node.start(pacs(scp.port))
-    until(lambda: node.counts() == {"stored": 2})
+    wait_until("both are stored", lambda: node.counts() == {"stored": 2})
     for uid, dataset in scp.received().items():
         source = dcmread(io.BytesIO(node.made[uid]))
         assert dataset == source
@@ -266,7 +259,7 @@ def test_who_takes_no_jpeg_gets_its_decoded_pixels_under_the_same_uid(
     scp = storescp(free_port(), option)
     node.owe(overlay("2.25.11"), segmentation("2.25.10"))
     node.start(pacs(scp.port))
-    until(lambda: node.counts() == {"stored": 2})
+    wait_until("both are stored", lambda: node.counts() == {"stored": 2})
     source, arrived = dcmread(io.BytesIO(node.made["2.25.11"])), scp.received()["2.25.11"]
     assert arrived.file_meta.TransferSyntaxUID == syntax
     assert arrived.PhotometricInterpretation == "RGB"
@@ -288,12 +281,12 @@ def test_an_outage_refuses_nothing_and_drains_when_it_ends(
     port = free_port()
     node.owe(*(segmentation(f"2.25.{number}") for number in range(20)))
     node.start(pacs(port))
-    until(lambda: len(troubles(caplog)) >= 3)
+    wait_until("it was tried three times", lambda: len(troubles(caplog)) >= 3)
     assert all("cannot connect (Connection refused)" in trouble for trouble in troubles(caplog))
     assert node.counts() == {"owed": 20}
     assert all(row["failures"] == 0 for row in node.rows().values())
     scp = storescp(port)
-    until(lambda: node.counts() == {"stored": 20})
+    wait_until("all are stored", lambda: node.counts() == {"stored": 20})
     assert len(scp.received()) == 20
 
 
@@ -304,12 +297,12 @@ def test_rejected_associations_are_waited_out(
     refusing = storescp(port, "--refuse")
     node.owe(segmentation("2.25.1"))
     node.start(pacs(port))
-    until(lambda: len(troubles(caplog)) >= 3)
+    wait_until("it was tried three times", lambda: len(troubles(caplog)) >= 3)
     assert node.counts() == {"owed": 1}
     assert all("rejected with" in trouble for trouble in troubles(caplog))
     refusing.stop()
     storescp(port)
-    until(lambda: node.counts() == {"stored": 1})
+    wait_until("it is stored", lambda: node.counts() == {"stored": 1})
 
 
 def test_each_answer_has_its_consequence(node: Node, archive: Any) -> None:
@@ -317,7 +310,7 @@ def test_each_answer_has_its_consequence(node: Node, archive: Any) -> None:
     archive_scp, destination = archive(lambda uid: answers[uid].pop(0))
     node.owe(*(segmentation(uid) for uid in answers))
     node.start(destination)
-    until(lambda: node.counts() == {"stored": 2, "refused": 2})
+    wait_until("each has its consequence", lambda: node.counts() == {"stored": 2, "refused": 2})
     rows = node.rows()
     assert {uid: rows[uid]["status"] for uid in answers} == {
         "2.25.1": 0xB000,
@@ -341,7 +334,7 @@ def test_what_makes_the_archive_abort_holds_no_other_up(node: Node, archive: Any
     archive_scp, destination = archive(answer)
     node.owe(*(segmentation(f"2.25.{number}") for number in range(1, 7)))
     node.start(destination)
-    until(lambda: node.counts() == {"stored": 6})
+    wait_until("all are stored", lambda: node.counts() == {"stored": 6})
     assert archive_scp.stored[-1] == "2.25.1"
     assert sorted(archive_scp.stored) == [f"2.25.{number}" for number in range(1, 7)]
 
@@ -353,7 +346,7 @@ def test_what_cannot_be_sent_is_refused_and_leaves_the_association_to_the_others
     node.spool.remove(names["2.25.1"])
     node.spool.path(names["2.25.3"]).write_bytes(b"garbage")
     node.start(destination)
-    until(lambda: node.counts() == {"stored": 2, "refused": 1, "owed": 1})
+    wait_until("each has its consequence", lambda: node.counts() == {"stored": 2, "refused": 1, "owed": 1})
     assert sorted(archive_scp.stored) == ["2.25.2", "2.25.4"]
     assert archive_scp.associations == 1
     rows = node.rows()
@@ -376,7 +369,10 @@ def test_a_class_the_archive_does_not_take_is_refused_and_says_so(node: Node, fr
         try:
             node.owe(segmentation(f"2.25.{port}1"), overlay(f"2.25.{port}2"))
             node.start(pacs(port))
-            until(lambda: sum(node.counts().get(state, 0) for state in ("stored", "refused")) == before + 2)  # noqa: B023
+            wait_until(
+                "both are answered",
+                lambda: sum(node.counts().get(state, 0) for state in ("stored", "refused")) == before + 2,  # noqa: B023
+            )
             assert node.deliverer is not None
             node.deliverer.stop()
         finally:
@@ -394,7 +390,7 @@ def test_an_archive_that_never_answers_is_given_up_and_tried_again(
     node.owe(segmentation("2.25.1"))
     with socket.create_server(("127.0.0.1", 0)) as mute:
         node.start(pacs(mute.getsockname()[1]))
-        until(lambda: len(troubles(caplog)) >= 3)
+        wait_until("it was tried three times", lambda: len(troubles(caplog)) >= 3)
         assert node.counts() == {"owed": 1}
 
 
@@ -416,10 +412,10 @@ def test_an_archive_that_stops_reading_does_not_hold_the_role(
     node.owe(segmentation("2.25.1", size_bytes=20_000_000))
     node.start(destination)
     try:
-        until(lambda: node.rows()["2.25.1"]["attempt"] >= 2)
+        wait_until("it is tried again", lambda: node.rows()["2.25.1"]["attempt"] >= 2)
     finally:
         stuck.set()
-    until(lambda: node.counts() == {"stored": 1})
+    wait_until("it is stored", lambda: node.counts() == {"stored": 1})
 
 
 def test_a_folder_gets_whole_files_and_is_waited_for(
@@ -429,10 +425,10 @@ def test_a_folder_gets_whole_files_and_is_waited_for(
     outbox.parent.write_bytes(b"")  # a file where a folder should be
     node.owe(segmentation("2.25.10"), overlay("2.25.11"), to="outbox")
     node.start(FolderDestination(name="outbox", folder=outbox))
-    until(lambda: len(troubles(caplog, "outbox")) >= 3)
+    wait_until("it was tried three times", lambda: len(troubles(caplog, "outbox")) >= 3)
     assert node.counts() == {"owed": 2}
     outbox.parent.unlink()
-    until(lambda: node.counts() == {"stored": 2})
+    wait_until("both are stored", lambda: node.counts() == {"stored": 2})
     assert {path.name: path.read_bytes() for path in outbox.glob("*.dcm")} == {
         f"{uid}.dcm": data for uid, data in node.made.items()
     }
@@ -447,18 +443,18 @@ def test_a_share_that_is_not_mounted_is_waited_for(
     outbox = share if mounted == "the folder" else share / "outbox"
     node.owe(segmentation("2.25.1"), to="outbox")
     node.start(FolderDestination(name="outbox", folder=outbox))
-    until(lambda: node.counts() == {"stored": 1})
+    wait_until("the first is stored", lambda: node.counts() == {"stored": 1})
     (outbox / "2.25.1.dcm").unlink()  # whoever it is for has picked it up
     share.rename(tmp_path / "away")
     share.mkdir()
     node.owe(segmentation("2.25.2"), to="outbox")
-    until(lambda: len(troubles(caplog, "outbox")) >= 2)
+    wait_until("the second was tried", lambda: len(troubles(caplog, "outbox")) >= 2)
     assert node.counts() == {"stored": 1, "owed": 1}
     assert "is it mounted?" in node.rows()["2.25.2"]["why"]
     assert list(share.iterdir()) == []
     share.rmdir()
     (tmp_path / "away").rename(share)
-    until(lambda: node.counts() == {"stored": 2})
+    wait_until("the second is stored", lambda: node.counts() == {"stored": 2})
     assert (outbox / "2.25.2.dcm").read_bytes() == node.made["2.25.2"]
 
 
@@ -467,7 +463,7 @@ def test_one_dead_destination_delays_no_other(node: Node, tmp_path: Path, free_p
     node.owe(segmentation("2.25.2"), to="outbox")
     with socket.create_server(("127.0.0.1", 0)) as mute:
         node.start(pacs(mute.getsockname()[1]), FolderDestination(name="outbox", folder=tmp_path / "outbox"))
-        until(lambda: node.counts() == {"stored": 1, "owed": 1})
+        wait_until("the other destination has its own", lambda: node.counts() == {"stored": 1, "owed": 1})
         mute.close()
 
 

@@ -15,21 +15,9 @@ from pynetdicom.transport import AssociationSocket
 
 from daemon import service
 from daemon.dimse import quiet_reactors
-from tests.peers import hostile
-from tests.peers.harness import wait_until
-from tests.peers.hostile import (
-    Account,
-    Crowd,
-    Honest,
-    Receive,
-    associate_rq,
-    bad_log_lines,
-    connects,
-    fuzz,
-    p_data,
-    pdv,
-    store_command,
-)
+from tests.peers.hostile import Account, Crowd, Honest, Receive, bad_log_lines, connects, fuzz, sample
+from tests.peers.mutations import associate_rq, echo_rq, p_data, pdv, store_command
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.xdist_group("hostile")
 SEED = 20260101
@@ -44,7 +32,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory, module_port: int) -> Iterat
     """Who sends to a node that all tests share: each leaves it as it was."""
     folder = tmp_path_factory.mktemp("hostile")
     with Receive(folder, module_port, QUICKER) as node:
-        yield Honest(node, Account(), hostile.sample(folder).read_bytes(), folder)
+        yield Honest(node, Account(), sample(folder).read_bytes(), folder)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +107,7 @@ def test_who_sends_slowly_but_as_the_standard_has_it(node: Receive, honest: Hone
 
 def test_who_never_waits_for_an_answer_nor_reads_one(node: Receive, honest: Honest) -> None:
     """What the node could not yet answer stays with the sender, not in the node's memory."""
-    echoes = b"".join(hostile.echo_rq(number) for number in range(100))
+    echoes = b"".join(echo_rq(number) for number in range(100))
     before = node.at_rest()
     with Crowd(node, 16, (ASSOCIATED, b"", echoes), at_once=len(echoes), reads=False):
         for _ in range(20):

@@ -34,6 +34,7 @@ from daemon.schema import instances
 from daemon.scp import Receiver
 from daemon.scu import send
 from daemon.spool import Spool
+from tests.waiting import wait_until
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 SC = "1.2.840.10008.5.1.4.1.1.7"
@@ -42,14 +43,6 @@ OF_A_NODE = 1  # thread: the listener's
 DEADLINE_S = 30.0
 FreePort = Callable[[], int]
 Program = Callable[[str], str]
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for it, and fail when it does not come."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 class Node:
@@ -334,7 +327,7 @@ def test_arrivals_that_wait_together_share_a_commit(
     monkeypatch.setattr(node.ledger, "receive", slow)
     with ThreadPoolExecutor(6) as senders:
         answers = [senders.submit(store, node, image(f"1.2.{number}")) for number in range(6)]
-        until(lambda: len(list(node.spool.names())) == 6 and groups)
+        wait_until("all six wait for a commit", lambda: len(list(node.spool.names())) == 6 and groups)
         time.sleep(0.1)
         assert not any(answer.done() for answer in answers)  # durable bytes alone are no success
         go.set()
@@ -360,7 +353,7 @@ def test_stopping_finishes_what_is_being_received_and_takes_nothing_new(
         answer = threads.submit(lambda: node.associate().send_c_store(image()).Status)
         assert entered.wait(DEADLINE_S)
         stopped = threads.submit(node.stop)
-        until(lambda: idle.is_aborted)
+        wait_until("the idle association is ended", lambda: idle.is_aborted)
         with pytest.raises(ConnectionRefusedError):
             node.connect()
         time.sleep(0.3)  # for whoever were to abort it too
@@ -377,7 +370,7 @@ class Resources:
     def __init__(self, node: Node, threads: int) -> None:
         assert store(node, image("1.2.1")) == [0x0000]  # the ledger's connections are open from now on
         self.threads = threads
-        until(lambda: threading.active_count() <= threads)
+        wait_until("threads end", lambda: threading.active_count() <= threads)
         self.descriptors = self._open()
 
     def are_back(self) -> bool:
@@ -609,13 +602,13 @@ def test_what_does_not_become_whole_leaves_nothing(start: Callable[..., Node], t
     big = p_data((DATA, b"\0" * 500_000))
     with RawSender(node) as sender:
         sender.send(*HALF, big, big, big)  # so much that it was being written already
-        until(lambda: list(tmp_path.rglob("*.part")))
+        wait_until("it is being written", lambda: list(tmp_path.rglob("*.part")))
         sender.send(*BROKEN[how])
         with contextlib.suppress(OSError):  # the node may have ended the connection already
             sender.socket.shutdown(socket.SHUT_WR)
         while sender.answer()[0]:
             pass
-    until(lambda: not list(tmp_path.rglob("*.part")))
+    wait_until("nothing of it is left", lambda: not list(tmp_path.rglob("*.part")))
     assert list(node.spool.names()) == node.rows() == []
     assert store(node, image()) == [0x0000]
 
@@ -689,10 +682,10 @@ def test_no_room_in_the_middle_of_a_message_gives_back_what_it_took(
     free, big = node.spool.free_bytes(), p_data((DATA, b"\0" * 600_000))
     with RawSender(node) as sender:
         sender.send(*HALF, big, big)
-        until(lambda: list(tmp_path.rglob("*.part")))
+        wait_until("it is being written", lambda: list(tmp_path.rglob("*.part")))
         monkeypatch.setattr(node.spool, "free_bytes", lambda: 1000)
         sender.send(big, big)
-        until(lambda: not list(tmp_path.rglob("*.part")))
+        wait_until("nothing of it is left", lambda: not list(tmp_path.rglob("*.part")))
         sender.send(big, p_data((DATA | LAST, BODY)))
         assert sender.status() == 0xA700
         monkeypatch.setattr(node.spool, "free_bytes", lambda: free)
@@ -743,7 +736,7 @@ def test_whatever_bytes_come_honest_senders_get_through_and_nothing_leaks(
                     while connection.recv(4096):
                         pass
             connection.close()
-    until(resources.are_back)
+    wait_until("threads and descriptors are back", resources.are_back)
     assert store(node, image("1.2.3")) == [0x0000]
     assert "a PDU of 4294967295 bytes" in caplog.text
     assert all(record.getMessage().isprintable() for record in caplog.records)
@@ -760,7 +753,7 @@ def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(start:
     assert store(node, image("1.2.2")) == [0x0000]
     for connection in held:
         connection.close()
-    until(resources.are_back)
+    wait_until("threads and descriptors are back", resources.are_back)
     assert len(node.rows()) == 2
 
 
@@ -792,7 +785,7 @@ def test_a_request_in_pieces_is_no_association_before_it_is_whole(start: Callabl
         assert connection.recv(1) == b"\x02"
     with node.connect() as connection:  # closed half-way
         connection.sendall(said[:-1])
-    until(lambda: not node.receiver._listener._silent)
+    wait_until("nobody is waited for", lambda: not node.receiver._listener._silent)
 
 
 ENDED_AT_ONCE = {
@@ -814,7 +807,7 @@ def test_who_is_not_let_in_keeps_no_place(start: Callable[..., Node], how: str) 
         with contextlib.suppress(ConnectionError):
             while connection.recv(100):
                 pass
-        until(lambda: threading.active_count() <= threads)
+        wait_until("threads end", lambda: threading.active_count() <= threads)
 
 
 def test_a_silent_crowd_from_one_address_is_its_own_rival(start: Callable[..., Node]) -> None:
@@ -900,7 +893,7 @@ def test_where_one_sender_has_most_places_and_gets_nowhere_others_are_let_in(
         assert not is_let_in("127.0.0.2")  # its own rival
         assert is_let_in("127.0.0.1")
         assert crowd[0].answer()[0] in (0x07, 0x00)
-        until(lambda: len(node.receiver._ae.active_associations) == 3)
+        wait_until("a place is free", lambda: len(node.receiver._ae.active_associations) == 3)
         crowd[0] = places.enter_context(RawSender(node, address="127.0.0.1"))
         time.sleep(0.6)
         assert not is_let_in("127.0.0.4")  # nobody has more than half

@@ -15,7 +15,8 @@ from pydicom import dcmread
 from daemon.ledger import Ledger
 from daemon.scu import send
 from inference import package
-from tests.peers.harness import Node, wait_until
+from tests.peers.harness import Node
+from tests.waiting import wait_until
 from training import phantom
 
 

@@ -22,8 +22,9 @@ from daemon.ledger import Ledger
 from daemon.spool import Spool
 from daemon.verify import verify
 from tests.conftest import missing
-from tests.peers.harness import Node, Orthanc, wait_until
+from tests.peers.harness import Node, Orthanc
 from tests.postgres import Postgres, binaries
+from tests.waiting import wait_until
 
 PORT = 11112
 IMAGES = 24

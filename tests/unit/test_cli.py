@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from daemon.cli import shipped_file
+from daemon.installed import shipped_file
 from daemon.ledger import Arrival, Completion, Ledger
 
 

@@ -78,8 +78,9 @@ def test_masks_that_are_not_known(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,label,mask\na.png,1,m.png\nb.png,1,\nc.png,0,\n")
     for name in "abcm":
         Image.fromarray(np.eye(20, dtype=np.uint8) * 255).save(tmp_path / f"{name}.png")
-    prepared = cache.prepare(labelled.read("table", tmp_path), 20, tmp_path / "cache")
-    assert prepared.known.tolist() == [True, False, True]
+    cases = labelled.read("table", tmp_path)
+    assert [case.mask_known for case in cases] == [True, False, True]
+    prepared = cache.prepare(cases, 20, tmp_path / "cache")
     assert prepared.masks is not None
     assert [int(mask.sum()) for mask in prepared.masks] == [20 * 255, 0, 0]
 

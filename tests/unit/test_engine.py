@@ -292,7 +292,7 @@ def test_the_choice_is_kept_for_this_model_on_this_machine_alone(
     assert timed == []
     start(tiny, max_batch=2)
     assert timed == ["classifier", "segmenter"]
-    package.amend(tiny_package, {"auc": 0.5})  # another digest
+    package.amend(tiny_package, {"metrics": {"auc": 0.5}})  # another digest
     start(package.load(tiny_package))
     assert timed == ["classifier", "segmenter"]
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +44,11 @@ def drawn(count: int = 60, seed: int = 0) -> tuple[list[Answer], NDArray[np.bool
     return answers, true, found
 
 
+def dice_of(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Of each image."""
+    return np.array([metrics.mask_figures([one], [other])["dice"] for one, other in zip(found, true, strict=True)])
+
+
 def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
     answers, true, found = drawn()
     measured = {name: one["value"] for name, one in figures.measured(answers, THRESHOLD, draws=10).items()}
@@ -54,16 +60,16 @@ def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
     assert measured["average_precision"] == pytest.approx(average_precision_score(labels, scores))
     both = found & (scores >= THRESHOLD)[:, None, None]
     for suffix, masks in (("", both), (figures.ALONE, found)):
-        dice = np.array([metrics.dice(one, other) for one, other in zip(masks, true, strict=True)])
+        dice = dice_of(masks, true)
         assert measured[f"competition_score{suffix}"] == pytest.approx(dice.mean())
         assert measured[f"dice_positives{suffix}"] == pytest.approx(dice[labels].mean())
         assert measured[f"pixel_f1{suffix}"] == pytest.approx(f1_score(true.ravel(), masks.ravel()))
         assert measured[f"pixel_f2{suffix}"] == pytest.approx(fbeta_score(true.ravel(), masks.ravel(), beta=2))
         assert measured[f"pixel_accuracy{suffix}"] == pytest.approx((true == masks).mean())
         iou = dice / (2 - dice)
-        background = [metrics.dice(~one, ~other) for one, other in zip(masks, true, strict=True)]
+        background = dice_of(~masks, ~true)
         assert measured[f"iou{suffix}"] == pytest.approx(iou.mean())
-        other_iou = np.array([one / (2 - one) for one in background])
+        other_iou = background / (2 - background)
         assert measured[f"mean_iou{suffix}"] == pytest.approx(((iou + other_iou) / 2).mean())
     nothing = metrics.mask_figures(np.zeros_like(true), true)
     trivial = {name: value for name, value in measured.items() if name.endswith(figures.NOTHING)}
@@ -80,6 +86,29 @@ def test_a_figure_of_masks_is_from_the_images_whose_mask_is_known() -> None:
     assert (found["auc"]["images"], found["dice"]["positive"]) == (60, positive)
 
 
+def bootstrap(
+    figure: Callable[[NDArray[np.intp]], float], patients: NDArray[np.str_], draws: int
+) -> tuple[float, float]:
+    """The interval of `figure(indices)`, one resample after the other."""
+    rng = np.random.default_rng(0)
+    names = np.unique(patients)
+    images_of = [np.flatnonzero(patients == name) for name in names]
+    found = []
+    for _ in range(draws):
+        drawn = rng.integers(len(names), size=len(names))
+        found.append(figure(np.concatenate([images_of[i] for i in drawn])))
+    low, high = np.nanpercentile(found, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def test_patients_are_resampled_not_images() -> None:
+    answers = [
+        Answer(image_id=str(n), patient="ab"[n // 50], label=1.0, probability=float(n // 50), pixels=64)
+        for n in range(100)
+    ]
+    assert figures.measured(answers, THRESHOLD)["sensitivity"]["interval_95"] == [0.0, 1.0]
+
+
 def test_intervals_are_over_patients() -> None:
     answers, _, _ = drawn()
     scores = np.array([answer.probability for answer in answers])
@@ -90,7 +119,7 @@ def test_intervals_are_over_patients() -> None:
         "auc": lambda chosen: metrics.auc(scores[chosen], labels[chosen]),
         "accuracy": lambda chosen: float(((scores >= THRESHOLD) == labels)[chosen].mean()),
     }.items():
-        assert found[name]["interval_95"] == pytest.approx(metrics.bootstrap(figure, patients, 300))
+        assert found[name]["interval_95"] == pytest.approx(bootstrap(figure, patients, 300))
     one_patient = [replace(answer, patient="p") for answer in answers]
     low, high = figures.measured(one_patient, THRESHOLD, draws=20)["auc"]["interval_95"]
     assert low == high == pytest.approx(found["auc"]["value"])

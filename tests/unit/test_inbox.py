@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,10 @@ from daemon.inbox import Inbox
 from daemon.ledger import Ledger
 from daemon.schema import instances
 from daemon.spool import Spool
+from tests.waiting import wait_until
 
-DEADLINE_S = 20.0
 # watchdog, where a folder and one below it appear at the same time; the roles show no library's warnings.
 pytestmark = pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for it, and fail when it does not come."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
 
 
 class Node:
@@ -81,7 +73,7 @@ def test_files_found_closed_and_moved_in_are_taken_with_their_bytes_and_go(
     below.mkdir(parents=True)
     (tmp_path / "elsewhere").write_bytes(b"no DICOM at all")
     (tmp_path / "elsewhere").rename(below / "moved")
-    until(lambda: node.left() == [])
+    wait_until("all is taken", lambda: node.left() == [])
     rows = sorted(node.rows(), key=lambda row: row["size_bytes"])
     assert [node.spool.read(row["spool_name"]) for row in rows] == [b"no DICOM at all", source, source]
     assert [row["size_bytes"] for row in rows] == [15, len(source), len(source)]
@@ -99,7 +91,7 @@ def test_a_file_is_not_taken_before_its_writer_is_done(node: Node, tmp_path: Pat
             file.flush()
             time.sleep(0.1)
             assert node.left() == ["growing.dcm"]
-    until(lambda: node.left() == [])
+    wait_until("all is taken", lambda: node.left() == [])
     assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"0123456789"]
 
 
@@ -115,7 +107,7 @@ def test_unfinished_hidden_and_linked_files_stay(node: Node, tmp_path: Path) -> 
         (node.folder / name).write_bytes(b"unfinished")
     node.start()
     (node.folder / "a.part").rename(node.folder / "a.dcm")
-    until(lambda: "a.dcm" not in node.left())
+    wait_until("a.dcm is taken", lambda: "a.dcm" not in node.left())
     time.sleep(0.6)  # whatever were to be taken wrongly has settled by now
     assert node.left() == [".hidden.dcm", "b.tmp", "c~", "link.dcm", "linked-folder", "pipe"]
     assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"unfinished"]
@@ -137,7 +129,7 @@ def test_while_the_ledger_is_away_files_stay_and_are_not_tried_at_every_look(
     monkeypatch.setattr(node.ledger, "receive", away)
     (node.folder / "kept.dcm").write_bytes(b"kept")
     node.start()
-    until(lambda: node.left() == [])
+    wait_until("all is taken", lambda: node.left() == [])
     assert len(tries) == 3
     assert tries[1] - tries[0] >= 0.4
     assert tries[2] - tries[1] >= 0.8
@@ -159,7 +151,7 @@ def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "unlink", refused)
     (node.folder / "stuck.dcm").write_bytes(b"stuck")
     node.start()
-    until(lambda: node.left() == [])
+    wait_until("all is taken", lambda: node.left() == [])
     assert len(node.rows()) == 1
 
 

@@ -134,10 +134,5 @@ def test_wilsons_interval() -> None:
 
 def test_dice_of_nothing_and_nothing_is_one() -> None:
     empty, full = np.zeros((4, 4), bool), np.ones((4, 4), bool)
-    assert [metrics.dice(empty, empty), metrics.dice(full, empty), metrics.dice(full, full)] == [1, 0, 1]
-
-
-def test_patients_are_resampled_not_images() -> None:
-    patients = np.array(["a"] * 50 + ["b"] * 50)
-    values = np.array([0.0] * 50 + [1.0] * 50)
-    assert metrics.bootstrap(lambda chosen: float(values[chosen].mean()), patients) == (0.0, 1.0)
+    pairs = ((empty, empty), (full, empty), (full, full))
+    assert [metrics.mask_figures([found], [true])["dice"] for found, true in pairs] == [1, 0, 1]

@@ -52,7 +52,7 @@ def test_another_package_is_another_device(tiny_package: Path) -> None:
 
 
 def test_amending_the_metrics_keeps_the_weights(tiny_package: Path) -> None:
-    package.amend(tiny_package, {"auc": 0.5})
+    package.amend(tiny_package, {"metrics": {"auc": 0.5}})
     assert package.load(tiny_package).manifest.metrics == {"auc": 0.5}
 
 
@@ -148,11 +148,11 @@ def test_writing_refuses_what_would_not_load(tiny_package: Path, tmp_path: Path)
     with pytest.raises(PackageError, match=r"classifier\.threshold"):
         package.write(tmp_path / "b", manifest | {"classifier": {"threshold": 2}}, networks, golden)
     with torch.no_grad():
-        networks["classifier"].get_parameter("head.weight").fill_(1e6)  # more than float16 can hold
+        networks["classifier"].get_parameter("head.weight").zero_()[:, :1] = 7e4  # more than float16 can hold
     with pytest.raises(PackageError, match=r"head\.weight holds NaN or infinity"):
         package.write(tmp_path / "c", manifest, networks, golden)
     package.write(tmp_path / "d", manifest, networks, golden, exact=True)
-    assert package.load(tmp_path / "d").classifier.state_dict()["head.weight"].unique().tolist() == [1e6]
+    assert package.load(tmp_path / "d").classifier.state_dict()["head.weight"].unique().tolist() == [0, 7e4]
 
 
 def test_a_package_says_what_it_is(tiny_package: Path) -> None:

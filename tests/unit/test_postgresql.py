@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from daemon.retention import Retention
 from daemon.spool import Spool
 from tests.conftest import unused_port
 from tests.postgres import Postgres
+from tests.waiting import wait_until
 
 _DEADLINE_S = 60.0
 
@@ -51,13 +52,6 @@ def server(tmp_path: Path, postgres: Postgres) -> Iterator[Postgres]:
 
 def arrivals(*uids: str) -> list[Arrival]:
     return [Arrival(f"spool-{uid}", "1.2.840", uid, "1.2.1", "XRAY1", "dimse", 1, 9) for uid in uids]
-
-
-def wait_until(what: str, true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 def waiting_for_locks(engine: sa.Engine) -> int:

@@ -26,7 +26,7 @@ from pydicom.uid import (
 from inference import radiograph
 from inference.pipeline import Pipeline, Settings
 from inference.radiograph import Radiograph, Unsuitable
-from inference.results.identity import lossy_history
+from inference.results.source import lossy_history
 from tests.unit.cases import refused
 from training import phantom
 

@@ -16,8 +16,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from inference.finding import Result, State
-from inference.results import Case, GateError, Refusal, RenderSettings, build, build_what_passes, identity, lesions
+from inference.results import Case, GateError, Refusal, RenderSettings, build, build_what_passes, lesions
 from inference.results import seg as seg_module
+from inference.results.source import orientation
 from tests.unit.cases import header, negative, positive, refused
 from tests.unit.mutations import content
 
@@ -239,7 +240,7 @@ def test_an_orientation_is_carried_on_only_if_it_is_one(given: Any, wanted: list
         assert (read(result).PatientOrientation or None) == wanted
         assert b"DOE" not in result.data
     assert ("Image Library" in meanings(read(sr))) == (wanted is not None)
-    assert identity.orientation(source) == wanted
+    assert orientation(source) == wanted
 
 
 def test_what_fails_does_not_block_the_rest_and_the_report_then_refers_to_no_seg(

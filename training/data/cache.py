@@ -30,9 +30,8 @@ class Prepared:
     """Arrays in the order of the cases. They are mapped from files: what is written to them stays in this process."""
 
     images: Pictures  # (n, side, side), letterboxed, 0 black to 255 white
-    masks: Pictures | None  # (n, side, side), 0 to 255 shares of each pixel; None where none is known
+    masks: Pictures | None  # (n, side, side), 0 to 255 shares of each pixel; empty where unknown, None where all are
     labels: NDArray[np.float32]  # (n,)
-    known: NDArray[np.bool_]  # (n,): `Case.mask_known`; the others' masks are empty in `masks`
     inside: NDArray[np.int32]  # (n, 4): top, left, height and width of the image in its letterbox
 
 
@@ -70,8 +69,7 @@ def prepare(
         inside = facts["inside"]
     labels = np.array([case.label for case in cases], dtype=np.float32)
     images, masks = (np.load(path, mmap_mode="c") for path in (files.images, files.masks))  # torch wants writable ones
-    known = np.array([case.mask_known for case in cases])
-    return Prepared(images, masks if known.any() else None, labels, known, inside)
+    return Prepared(images, masks if any(case.mask_known for case in cases) else None, labels, inside)
 
 
 class _Files:

@@ -1,4 +1,4 @@
-"""The figures we publish, each with its interval. What is undefined is NaN; where a convention fills it, that is said.
+"""The figures we publish. What is undefined is NaN; where a convention fills it, that is said.
 
 `label_figures` and `mask_figures` give them under the names that recipes use (`best_by`, `published`).
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -158,11 +158,6 @@ def mask_figures(found: Iterable[Labels], true: Iterable[Labels]) -> dict[str, f
     }
 
 
-def dice(found: Labels, true: Labels) -> float:
-    """2 |A and B| / (|A| + |B|); 1 when both are empty."""
-    return float(np.nan_to_num(Confusion.of(found, true).f1, nan=1.0))
-
-
 def auc(scores: Scores, labels: Labels) -> float:
     """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties half."""
     _, rank_of, count = np.unique(scores, return_inverse=True, return_counts=True)
@@ -226,21 +221,6 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     middle = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _Z95 * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def bootstrap(
-    figure: Callable[[NDArray[np.intp]], float], patients: NDArray[np.str_], draws: int = 2000
-) -> tuple[float, float]:
-    """95 % percentile interval of `figure(indices)`, resampling patients, not images: a patient's images are alike."""
-    rng = np.random.default_rng(0)
-    names = np.unique(patients)
-    images_of = [np.flatnonzero(patients == name) for name in names]
-    found = []
-    for _ in range(draws):
-        drawn = rng.integers(len(names), size=len(names))
-        found.append(figure(np.concatenate([images_of[i] for i in drawn])))
-    low, high = np.nanpercentile(found, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _ratio(part: Scores, whole: Scores) -> Scores:

@@ -1,0 +1,74 @@
+"""What results take over from their source's header: only what its VR allows, and as it stands there."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from datetime import timedelta, timezone
+
+from pydicom import DataElement, Dataset, config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.valuerep import validate_value
+
+PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
+# What these VRs allow is checkable without knowing the value's language; a value outside is not carried on.
+FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
+DIRECTION = re.compile(r"[AFHLPR]{1,3}")  # PS3.3 C.7.6.1.1.1, of a human: anything else may be anything
+
+
+def copied(header: Dataset, keyword: str) -> DataElement | None:
+    """The source's element, or None where there is none or its VR does not allow the value; never repaired."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    if tag not in header or header[tag].is_empty:
+        return None
+    vr = dictionary_VR(tag)
+    element = header[tag]
+    values = element.value if element.VM > 1 else [element.value]
+    if vr != element.VR and not all(isinstance(value, str) for value in values):
+        return None
+    if vr in FORMAL_VRS:
+        try:
+            for value in values:
+                validate_value(vr, str(value), config.RAISE)
+        except ValueError:
+            return None
+        if vr in ("DA", "TM") and "-" in str(element.value):  # a range is for queries only (PS3.4 C.2.2.2.5)
+            return None
+        if keyword == "PatientSex" and element.value not in PATIENT_SEXES:
+            return None
+    # A copy of the element, not of its value: a PersonName keeps the very bytes it came in.
+    return copy.copy(element) if vr == element.VR else DataElement(tag, vr, element.value)
+
+
+def orientation(header: Dataset) -> list[str] | None:
+    """The source's PatientOrientation, of the row and of the column; None where it is not two directions."""
+    element = copied(header, "PatientOrientation")
+    if element is None or element.VM != 2:
+        return None
+    directions = [str(direction) for direction in element.value]
+    return directions if all(DIRECTION.fullmatch(each) for each in directions) else None
+
+
+def lossy_history(header: Dataset) -> list[tuple[str, str]]:
+    """The (ratio, method) of each lossy step the source went through, oldest first, "" where it does not say.
+
+    PS3.3 C.7.6.1.1.5: whatever is derived from lossy pixels carries their history on; ratios and methods correspond by
+    position, so a gap in one list holds its place.
+    """
+    if header.get("LossyImageCompression") != "01":
+        return []
+    ratios, methods = (
+        [str(value) for value in (element.value if element.VM > 1 else [element.value])] if element else []
+        for element in (copied(header, f"LossyImageCompression{keyword}") for keyword in ("Ratio", "Method"))
+    )
+    return list(itertools.zip_longest(ratios, methods, fillvalue="")) or [("", "")]
+
+
+def utc_offset(header: Dataset) -> timezone | None:
+    """The source's TimezoneOffsetFromUTC (0008,0201): all its dates and times are in it, so ours must be as well."""
+    match = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(header.get("TimezoneOffsetFromUTC") or "").strip())
+    if match is None or not -12 * 60 <= (minutes := int(f"{match[1]}{int(match[2]) * 60 + int(match[3])}")) <= 14 * 60:
+        return None
+    return timezone(timedelta(minutes=minutes))

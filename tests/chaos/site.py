@@ -1,0 +1,225 @@
+"""A node under test with what is around it: modalities, an archive, roles that can be killed, and the account."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import yaml
+
+from daemon.config import Config, load
+from daemon.ledger import Ledger
+from daemon.schema import deliveries
+from tests.chaos.archive import Archive
+from tests.chaos.crew import ROLES, Crew, Kills, forkserver
+from tests.chaos.images import Templates, chests, quick_model, undecodable
+from tests.chaos.invariant import Account, Check
+from tests.chaos.modality import Modality, Record
+from tests.chaos.victim import Plan
+from tests.conftest import unused_port
+
+REST_S = 180.0  # a node that is not at rest by then is stuck
+HOPELESS = 20  # roles that ended by themselves: the round is over
+_BACKLOG = 40  # images under way: more would only lengthen the rest
+
+
+@dataclass
+class Tally:
+    """What a whole run has done to the nodes, and what became of it."""
+
+    kills: Kills = field(default_factory=Kills)
+    faults: Counter[str] = field(default_factory=Counter)
+    account: Account = field(default_factory=Account)
+
+
+class Chaos:
+    """What all rounds of one run share: the seed, the model, the pictures, the process that victims are forked from."""
+
+    def __init__(self, folder: Path, seed: int, pictures: Sequence[Path] = ()) -> None:
+        self.folder, self.seed = folder, seed
+        self.rng = random.Random(seed)
+        self.context: ForkServerContext = forkserver()
+        made = chests(folder / "pictures")
+        self.model = quick_model(folder / "model", made)
+        self.pictures = [*made, undecodable(folder / "pictures"), *pictures]
+        self.tally = Tally()
+        self._rounds = 0
+
+    def site(self, name: str, **settings: Any) -> Site:
+        """A new node with its archive and modalities."""
+        self._rounds += 1
+        return Site(self, self.folder / f"{self._rounds:02d}-{name}", **settings)
+
+    def settle(self, account: Account) -> Account:
+        """Add a round's account to the whole. Returns it."""
+        self.tally.account += account
+        return account
+
+
+class Site:
+    """One node under test, with what is around it, as a context manager."""
+
+    def __init__(self, chaos: Chaos, folder: Path, commits: bool = False, **settings: Any) -> None:
+        self.chaos, self.folder, self.commits = chaos, folder, commits
+        folder.mkdir(parents=True)
+        self.port = unused_port()
+        self.plan = Plan(folder / "plan")
+        self.archive = Archive(chaos.context, folder / "archive", unused_port(), self.port, commits)
+        self.outbox = folder / "outbox"
+        self.path = folder / "pleura.yaml"
+        destinations = [self.archive.destination(), {"name": "outbox", "folder": str(self.outbox), "results": ["SC"]}]
+        document = {
+            "host": "127.0.0.1", "port": self.port, "model": str(chaos.model), "device": "cpu", "spool_reserve_mb": 1,
+            "overlay": {"longest_side_px": 768}, "spool": str(folder / "spool"), "max_batch": 4,
+            "ledger": f"sqlite:///{folder / 'ledger.db'}", "destinations": destinations,
+            "retention": {"free_mb": 0},
+        } | settings  # fmt: skip
+        self.path.write_text(yaml.safe_dump(document))
+        self.config: Config = load(self.path)
+        self._modalities: list[Modality] = []
+        self._ledger: Ledger | None = None
+        self._opening = threading.Lock()
+        self.crew: Crew | None = None
+
+    def settings(self, **changes: Any) -> None:
+        """Change the settings before the node runs."""
+        self.path.write_text(yaml.safe_dump(yaml.safe_load(self.path.read_text()) | changes))
+        self.config = load(self.path)
+
+    def __enter__(self) -> Site:
+        self.archive.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for modality in self._modalities:
+            modality.stop()
+        if self.crew is not None:
+            self.crew.stop(signal.SIGKILL)
+        self.archive.kill()
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def man(self, roles: Sequence[str] = ROLES, kills: int = 0, tolerated: Sequence[int] = ()) -> Crew:
+        """Start roles; they are killed so many times."""
+        tally = self.chaos.tally.kills
+        tally.wanted = tally.done + kills
+        self.crew = Crew(self.chaos.context, self.path, self.plan, tally, self.chaos.rng, roles, tolerated)
+        self.crew.start()
+        return self.crew
+
+    def dismiss(self, number: int = signal.SIGTERM) -> list[int | None]:
+        """End the roles; returns their exit statuses."""
+        assert self.crew is not None
+        crew, self.crew = self.crew, None
+        return crew.stop(number)
+
+    def send(self, modalities: int = 2) -> None:
+        """Let images flow."""
+        for _ in range(modalities):
+            rng = random.Random(self.chaos.rng.random())
+            templates = Templates(self.chaos.pictures, rng)
+            one = Modality(self.port, templates, self.folder / "sent", self._few_wait, rng)
+            one.start()
+            self._modalities.append(one)
+
+    def hush(self) -> None:
+        """No more images."""
+        for modality in self._modalities:
+            modality.stop()
+        self._modalities.clear()
+
+    def acknowledged(self) -> int:
+        """How often a modality that sends now was answered 0x0000."""
+        return sum(one.acknowledged for one in self._modalities)
+
+    def until_acknowledged(self, images: int, seconds: float = 120.0) -> None:
+        """Until so many images more are acknowledged."""
+        goal = self.acknowledged() + images
+        wait(f"{images} images are acknowledged", lambda: self.acknowledged() >= goal, seconds)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """As `pleura status`. Raises whatever a ledger does that is not made yet, or whose server is away."""
+        with self._opening:
+            if self._ledger is None:
+                self._ledger = Ledger.existing(self.config.ledger)
+        return self._ledger.counts()
+
+    def rest(self) -> None:
+        """Until nothing waits and nothing is owed."""
+        self.archive.behave("well")
+
+        def done() -> bool:
+            assert self.crew is None or len(self.crew.unexpected) < HOPELESS, self.crew.unexpected[-1]
+            try:
+                counts = self.counts()
+            except Exception:  # not made yet, or its server is being restarted
+                return False
+            at_rest = not counts["instances"]["received"] and not counts["deliveries"]["owed"]
+            return at_rest and not (self.commits and self._uncommitted())
+
+        wait(f"the node is at rest; log: {self.folder / 'log.txt'}", done, REST_S)
+
+    def _uncommitted(self) -> int:
+        engine = sa.create_engine(self.config.ledger)
+        here = sa.select(sa.func.count()).where(deliveries.c.destination == "archive", deliveries.c.state == "stored")
+        with engine.connect() as conn:
+            number = int(conn.execute(here).scalar_one())
+        engine.dispose()
+        return number
+
+    def settle(self) -> Account:
+        """No more faults and images; rest, a clean end of all roles, and the account."""
+        crew = self.crew
+        assert crew is not None
+        crew.spare()
+        self.hush()
+        try:
+            wait(f"all roles are ready; log: {self.folder / 'log.txt'}", lambda: crew.at_ease, REST_S)
+            self.rest()
+            stuck = []
+        except AssertionError as error:
+            stuck = [str(error)]
+        statuses = self.dismiss()
+        account = self.check()
+        account.violations += stuck
+        account.violations += [
+            f"after rest and SIGTERM a role ended with status {status}" for status in statuses if status
+        ]
+        account.violations += crew.unexpected
+        return self.chaos.settle(account)
+
+    def settle_after(self, images: int) -> Account:
+        """The same, once so many images more are acknowledged: the node still works."""
+        assert self.crew is not None
+        self.crew.spare()
+        with contextlib.suppress(AssertionError):  # the account tells how it is stuck
+            self.until_acknowledged(images)
+        return self.settle()
+
+    def check(self) -> Account:
+        """The account as it stands; nothing may run."""
+        return Check(self.config, self.path, self.archive, Record(self.folder / "sent")).run()
+
+    def _few_wait(self) -> bool:
+        try:
+            return self.counts()["instances"]["received"] < _BACKLOG
+        except Exception:
+            return True  # there is no ledger yet
+
+
+def wait(what: str, true: Callable[[], Any], seconds: float) -> None:
+    """Poll until `true()`; AssertionError with `what` when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.1)
