@@ -30,7 +30,7 @@ MANUFACTURER = "Pleura"
 DISCLAIMER = "Research use only - not for diagnosis"
 IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"  # PS3.7 D.3.3.2: names the implementation
 IMPLEMENTATION_VERSION_NAME = f"PLEURA_{PLEURA_VERSION}"[:16]
-SCHEMA_VERSION = 3  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
+SCHEMA_VERSION = 4  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
 NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
 
 # Type 2 in the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): present in each object, empty where unknown.
