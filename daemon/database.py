@@ -21,9 +21,8 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from daemon.schema import SCHEMA_VERSION, STEPS, metadata, schema_version
 
 _HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")  # no other start would do better
-_BEGIN_WRITING = (
-    "BEGIN IMMEDIATE"  # takes the lock at once: a read that turns into a write could not wait (SQLITE_BUSY)
-)
+# A writer takes the lock at once: a read that turns into a write could not wait for it (SQLITE_BUSY).
+_BEGIN_WRITING = "BEGIN IMMEDIATE"
 _CREATING = 0x706C6575  # the advisory lock of who creates or changes the tables on PostgreSQL
 _CHANNEL = "pleura"  # LISTEN, NOTIFY
 _DOORBELL_S = 0.01  # PRAGMA data_version costs 2 microseconds

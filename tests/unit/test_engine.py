@@ -214,29 +214,25 @@ def test_an_engine_that_is_not_there_is_said_and_torch_goes_on(
 
 
 class Clock:
-    """Time that passes only when an engine says so."""
+    """Time that passes only when a network runs, a second for each image, or a test says so."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tiny: Package) -> None:
         self.now = 0.0
         monkeypatch.setattr(trial.time, "perf_counter", lambda: self.now)
+        for network in tiny.networks.values():
+            network.forward = self._passing(network.forward)  # type: ignore[method-assign]
 
-    def passing(self, seconds: float, plain: nn.Module) -> nn.Module:
-        """The network, taking so long for each image."""
-        inner = plain.forward
-
+    def _passing(self, inner: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
-            self.now += seconds * len(x)
+            self.now += len(x)
             return torch.as_tensor(inner(x))
 
-        plain.forward = forward  # type: ignore[method-assign]
-        return plain
+        return forward
 
 
 @pytest.mark.parametrize(("gain_s", "chosen"), [(0.5, "openvino"), (0.0, "torch"), (-1.0, "torch")])
 def test_auto_takes_what_is_faster(tiny: Package, monkeypatch: pytest.MonkeyPatch, gain_s: float, chosen: str) -> None:
-    clock = Clock(monkeypatch)
-    for network in tiny.networks.values():
-        clock.passing(1.0, network)
+    clock = Clock(monkeypatch, tiny)
 
     def quicker(x: NDArray[np.float32]) -> NDArray[np.float32]:
         clock.now -= gain_s * len(x)
@@ -251,9 +247,7 @@ def test_auto_takes_what_is_faster(tiny: Package, monkeypatch: pytest.MonkeyPatc
 def test_auto_takes_what_is_faster_for_one_image_and_for_many_apart(
     tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch)
-    for network in tiny.networks.values():
-        clock.passing(1.0, network)
+    clock = Clock(monkeypatch, tiny)
     asked: list[int] = []
 
     def quicker_alone(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -305,9 +299,7 @@ def test_the_choice_is_kept_for_this_model_on_this_machine_alone(
 def test_a_remembered_engine_is_held_against_torch_again(
     tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch)
-    for network in tiny.networks.values():
-        clock.passing(1.0, network)
+    clock = Clock(monkeypatch, tiny)
     shift = [0.0]
 
     def quicker(x: NDArray[np.float32]) -> NDArray[np.float32]:

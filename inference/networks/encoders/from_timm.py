@@ -88,9 +88,7 @@ def _library(name: str) -> Any:
     try:
         with torch.device("cpu"):  # a caller may be on "meta", where an import would leave its constants empty
             import timm
-    except (
-        Exception
-    ) as error:  # beside ImportError: a torchvision that was built for another torch raises what it likes
+    except Exception as error:  # not ImportError alone: a torchvision for another torch raises what it likes
         raise ValueError(
             f"encoder: {name}: timm cannot be imported ({_first_line(error)}); pip install 'pleura[timm]', which needs "
             f"the torchvision that was built for this torch ({torch.__version__})"
