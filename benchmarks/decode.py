@@ -34,12 +34,16 @@ def main() -> None:
     grain = np.random.default_rng(0).normal(0, 600, (ROWS, COLUMNS))
     values = (30000 + 12 * (row - 1250) + 4 * (column - 1024) + grain).clip(0, 65535).astype("<u2")
     buffer = io.BytesIO()
-    image(values, WindowCenter=30000, WindowWidth=30000, RescaleSlope=1, RescaleIntercept=0).save_as(buffer)
+    image(
+        values, WindowCenter=30000, WindowWidth=30000, RescaleSlope=1, RescaleIntercept=0
+    ).save_as(buffer)
     dataset, _ = radiograph.parse(buffer.getvalue())
     stored = pixels.stored_values(dataset)
 
     def pydicoms() -> None:
-        shown = np.asarray(apply_voi_lut(apply_modality_lut(stored, dataset), dataset, index=0), dtype=np.float32)
+        shown = np.asarray(
+            apply_voi_lut(apply_modality_lut(stored, dataset), dataset, index=0), dtype=np.float32
+        )
         low, high = float(shown.min()), float(shown.max())
         np.clip((shown - low) / (high - low), 0.0, 1.0)
 

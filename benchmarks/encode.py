@@ -28,7 +28,8 @@ from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 
 from inference.finding import Finding, ModelIdentity
 from inference.measure import measure
-from inference.results import ENCODERS, Case, build, gate, write
+from inference.results import ENCODERS, Case, build, write
+from inference.results.gate import common as gate
 from inference.spacing import Spacing
 
 ROWS, COLUMNS = 2500, 2048
@@ -37,7 +38,9 @@ ROWS, COLUMNS = 2500, 2048
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--cpu", action="store_true", help="processor time, where others use the machine too")
+    parser.add_argument(
+        "--cpu", action="store_true", help="processor time, where others use the machine too"
+    )
     options = parser.parse_args()
     clock = time.process_time if options.cpu else time.perf_counter
     case = made_up()
@@ -57,10 +60,14 @@ def main() -> None:
             if round_number >= 2:  # the first rounds pay for imports and allocations
                 times[name].append(clock() - started)
     base = statistics.median(times["highdicom SEG"])
-    print(f"{ROWS} x {COLUMNS}, {options.rounds} rounds, {os.cpu_count()} cores, highdicom {hd.__version__}")
+    print(
+        f"{ROWS} x {COLUMNS}, {options.rounds} rounds, {os.cpu_count()} cores, highdicom {hd.__version__}"
+    )
     for name, seconds in times.items():
         median = statistics.median(seconds)
-        size = f"{len(results[name.split()[0]].data) / 1e6:7.2f} MB" if name.endswith(" made") else ""
+        size = (
+            f"{len(results[name.split()[0]].data) / 1e6:7.2f} MB" if name.endswith(" made") else ""
+        )
         print(f"{name:28} {median * 1e3:8.1f} ms   {median / base:5.2f} x {size}")
 
 
@@ -76,11 +83,15 @@ def baseline(case: Case, source: Dataset) -> bytes:
     segment = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="Pneumothorax",
-        segmented_property_category=hd.sr.CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure"),
+        segmented_property_category=hd.sr.CodedConcept(
+            "49755003", "SCT", "Morphologically Abnormal Structure"
+        ),
         segmented_property_type=hd.sr.CodedConcept("36118008", "SCT", "Pneumothorax"),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name="x", family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"), version="1"
+            name="x",
+            family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence"),
+            version="1",
         ),
     )
     segmentation = hd.seg.Segmentation(
@@ -105,7 +116,9 @@ def baseline(case: Case, source: Dataset) -> bytes:
 def made_up() -> Case:
     row, column = np.mgrid[0:ROWS, 0:COLUMNS]
     pixels = 0.2 + 0.3 * np.abs(np.sin(column / 330)) + 0.2 * row / ROWS
-    pixels += np.random.default_rng(1).normal(0, 0.02, pixels.shape)  # a detector's noise: what JPEG works on
+    pixels += np.random.default_rng(1).normal(
+        0, 0.02, pixels.shape
+    )  # a detector's noise: what JPEG works on
     # A crescent along the chest wall, wavy as a network's are: 4 % of the picture.
     angle = np.arctan2(row - 900, column - 560)
     radius = np.hypot((row - 900) / 620, (column - 560) / 420) + 0.015 * np.sin(23 * angle)

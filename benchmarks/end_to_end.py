@@ -38,20 +38,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data"))
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
     )
     options = parser.parse_args()
-    files = sorted((options.data / "siim" / "dicom").glob("*.dcm"))[:: max(1, 240 // options.images)][: options.images]
+    files = sorted((options.data / "siim" / "dicom").glob("*.dcm"))[
+        :: max(1, 240 // options.images)
+    ][: options.images]
 
-    pipeline = Pipeline(Engine(package.load(package.default_folder()), torch.device("cpu")), Settings())
+    pipeline = Pipeline(
+        Engine(package.load(package.default_folder()), torch.device("cpu")), Settings()
+    )
     pipeline.warm_up()
-    programs = {name: shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") for name in ("Orthanc", "storescu")}
+    programs = {
+        name: shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
+        for name in ("Orthanc", "storescu")
+    }
     for name, path in programs.items():
         if path is None:
             raise SystemExit(f"{name} is not installed (apt-get install dcmtk orthanc)")
     through, bare, expected = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
-        archive = Orthanc(str(programs["Orthanc"]), Path(folder) / "orthanc", (unused_port(), unused_port()))
+        archive = Orthanc(
+            str(programs["Orthanc"]), Path(folder) / "orthanc", (unused_port(), unused_port())
+        )
         node = Node(Path(folder) / "node", unused_port(), destinations=[archive.destination()])
         with archive, node:
             for path in files:
@@ -60,15 +71,28 @@ def main() -> None:
                 bare.append(time.perf_counter() - started)
                 expected += len(outcome.results)
                 syntax = dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID
-                sent = storescu(str(programs["storescu"]), node, [path], "-xy" if syntax == JPEGBaseline8Bit else "-xt")
+                sent = storescu(
+                    str(programs["storescu"]),
+                    node,
+                    [path],
+                    "-xy" if syntax == JPEGBaseline8Bit else "-xt",
+                )
                 assert sent.returncode == 0, sent.stderr
                 started = time.perf_counter()
                 wait_until(
-                    "the results", lambda wanted=expected: archive.get("/statistics")["CountInstances"] >= wanted, 0.002
+                    "the results",
+                    lambda wanted=expected: archive.get("/statistics")["CountInstances"] >= wanted,
+                    0.002,
                 )
                 through.append(time.perf_counter() - started)
-    results, bare_ms, through_ms = expected, statistics.median(bare) * 1e3, statistics.median(through) * 1e3
-    print(f"{len(files)} images, {results} result objects, {os.cpu_count()} cores, torch {torch.__version__}")
+    results, bare_ms, through_ms = (
+        expected,
+        statistics.median(bare) * 1e3,
+        statistics.median(through) * 1e3,
+    )
+    print(
+        f"{len(files)} images, {results} result objects, {os.cpu_count()} cores, torch {torch.__version__}"
+    )
     print(f"bare decode + forward + encode     median {bare_ms:7.1f} ms")
     print(f"C-STORE success -> in the archive  median {through_ms:7.1f} ms")
     print(f"ratio of medians {through_ms / bare_ms:.2f}, difference {through_ms - bare_ms:.1f} ms")

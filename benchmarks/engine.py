@@ -66,16 +66,24 @@ def main() -> None:
                         _compare(title, path, ours, (batch, network.side), options.rounds)
 
 
-def _compare(title: str, path: Path, ours: tuple[Call, str], shape: tuple[int, int], rounds: int) -> None:
+def _compare(
+    title: str, path: Path, ours: tuple[Call, str], shape: tuple[int, int], rounds: int
+) -> None:
     batch, side = shape
     given = np.random.default_rng(0).standard_normal((batch, 1, side, side), dtype=np.float32)
-    parties = {ours[1]: ours[0], "ONNX Runtime": _onnxruntime(path), "OpenVINO": _openvino(path, given.shape)}
+    parties = {
+        ours[1]: ours[0],
+        "ONNX Runtime": _onnxruntime(path),
+        "OpenVINO": _openvino(path, given.shape),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in parties}
     answers = {}
     for turn in range(rounds + 1):
         first = turn % len(parties)  # nobody always comes after the same one
         for name, call in [*parties.items()][first:] + [*parties.items()][:first]:
-            call(given)  # beside the threads of who ran before, which spin on a while after their answer
+            call(
+                given
+            )  # beside the threads of who ran before, which spin on a while after their answer
             started = time.perf_counter()
             answers[name] = call(given)
             if turn:  # the first one warms up
@@ -85,7 +93,9 @@ def _compare(title: str, path: Path, ours: tuple[Call, str], shape: tuple[int, i
         assert np.abs(answers[name] - answers[mine]).max() < 1e-2, f"{name} answers otherwise"
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     best = min(rivals, key=medians.__getitem__)
-    turns = statistics.median(one / own for one, own in zip(seconds[best], seconds[mine], strict=True))
+    turns = statistics.median(
+        one / own for one, own in zip(seconds[best], seconds[mine], strict=True)
+    )
     told = ", ".join(f"{name} {median * 1e3:.1f}" for name, median in medians.items())
     print(
         f"{title}, batch {batch}: {told} ms; {best} / ours {medians[best] / medians[mine]:.2f}, by turns {turns:.2f}",
@@ -135,7 +145,9 @@ def _write_large(folder: Path) -> None:
         "training": {"recipe": "none", "data": ["none"], "date": "2026-01-01", "command": "none"},
         "metrics": {}, "licence": "none", "intended_use": "benchmarks",
     }  # fmt: skip
-    package.write(folder, manifest, networks, dict.fromkeys(networks, torch.randn(1, 1, SIDE, SIDE)))
+    package.write(
+        folder, manifest, networks, dict.fromkeys(networks, torch.randn(1, 1, SIDE, SIDE))
+    )
 
 
 if __name__ == "__main__":

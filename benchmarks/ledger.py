@@ -26,8 +26,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from daemon.intake import Intake
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.receive.intake import Intake
 from daemon.spool import Spool
 from tests.conftest import unused_port
 from tests.postgres import Postgres, binaries
@@ -36,7 +36,9 @@ BATCH = 8
 OWED = {"pacs": ["SC"]}
 WRITING_S = 3.0
 
-_NUMBERS = "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
+_NUMBERS = (
+    "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
+)
 _FILL = (
     "INSERT INTO instances (spool_name, sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae_title, origin,"
     " priority, size_bytes, received_at, state, lease_until, attempt, unfinished, unfinished_alone)"
@@ -58,10 +60,14 @@ _FINISH = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000, help="finished images in the full ledger")
+    parser.add_argument(
+        "--rows", type=int, default=1_000_000, help="finished images in the full ledger"
+    )
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument(
-        "--folder", type=Path, help="where the databases lie while it runs (default: the temporary one)"
+        "--folder",
+        type=Path,
+        help="where the databases lie while it runs (default: the temporary one)",
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -74,25 +80,40 @@ def main() -> None:
             measure("PostgreSQL", server.create_database, folder, options)
 
 
-def measure(engine: str, database: Callable[[str], str], folder: Path, options: argparse.Namespace) -> None:
+def measure(
+    engine: str, database: Callable[[str], str], folder: Path, options: argparse.Namespace
+) -> None:
     """Print one engine's figures."""
-    with opened(database("few")) as few, opened(database("many")) as many, opened(database("queue")) as queue:
+    with (
+        opened(database("few")) as few,
+        opened(database("many")) as many,
+        opened(database("queue")) as queue,
+    ):
         started = time.perf_counter()
         fill(many.url, options.rows)
         fill(queue.url, options.rows, finished=False)
-        print(f"\n{engine}: two ledgers of {options.rows} images filled in {time.perf_counter() - started:.0f} s")
+        print(
+            f"\n{engine}: two ledgers of {options.rows} images filled in {time.perf_counter() - started:.0f} s"
+        )
         ledgers = {"few": Rounds(few), "finished": Rounds(many), "waiting": Rounds(queue)}
         for turn in range(options.rounds + 10):
             for rounds in ledgers.values():
                 rounds.once(keep=turn >= 10)  # the first ones warm up
         for what in ("claim and complete", "claim and store"):
-            medians = {name: statistics.median(rounds.seconds[what]) * 1e3 for name, rounds in ledgers.items()}
-            print(f"  {what} {BATCH}: median {medians['few']:.2f} ms in a ledger of a few hundred rows")
+            medians = {
+                name: statistics.median(rounds.seconds[what]) * 1e3
+                for name, rounds in ledgers.items()
+            }
+            print(
+                f"  {what} {BATCH}: median {medians['few']:.2f} ms in a ledger of a few hundred rows"
+            )
             for name in ("finished", "waiting"):
                 ratio = medians[name] / medians["few"]
                 print(f"    with {options.rows} {name}: {medians[name]:.2f} ms, ratio {ratio:.2f}")
         for writers in (1, 4, 8):
-            print(f"  receive: {writers} writers {received_per_s(few, folder, writers):8.0f} rows/s committed")
+            print(
+                f"  receive: {writers} writers {received_per_s(few, folder, writers):8.0f} rows/s committed"
+            )
         waits = sorted(wakes(few, options.rounds))
         print(
             f"  wake: median {statistics.median(waits) * 1e3:.1f} ms, p99 {waits[int(len(waits) * 0.99)] * 1e3:.1f} ms"
@@ -130,7 +151,9 @@ class Rounds:
         assert len(jobs) == BATCH
         for job in jobs:
             uid = f"{job.sop_instance_uid}.1"
-            made = StoredResult("SC", f"result-{uid}", "1.2.840.10008.5.1.4.1.1.7", uid, "1.2.840.10008.1.2.1", 9)
+            made = StoredResult(
+                "SC", f"result-{uid}", "1.2.840.10008.5.1.4.1.1.7", uid, "1.2.840.10008.1.2.1", 9
+            )
             self.ledger.complete(job, Completion("analysed", "digest", results=(made,)), OWED)
         analysed = time.perf_counter()
         parcels = self.ledger.claim_deliveries("pacs", "benchmark", BATCH)
@@ -148,7 +171,14 @@ class Rounds:
 
 def arrival(spool_name: str, uid: str) -> Arrival:
     return Arrival(
-        spool_name, "1.2.840.10008.5.1.4.1.1.1.1", uid, "1.2.840.10008.1.2.1", "XRAY1", "dimse", 1, 15_000_000
+        spool_name,
+        "1.2.840.10008.5.1.4.1.1.1.1",
+        uid,
+        "1.2.840.10008.1.2.1",
+        "XRAY1",
+        "dimse",
+        1,
+        15_000_000,
     )
 
 

@@ -35,10 +35,10 @@ import torch
 import yaml
 from pydicom import dcmread
 
+from daemon.analyse.worker import build_pipeline
 from daemon.config import Config
 from daemon.ledger import Arrival, Ledger
 from daemon.spool import Spool
-from daemon.worker import build_pipeline
 from inference.pipeline import Pipeline
 from training import phantom
 
@@ -85,11 +85,17 @@ class Role:
         for data in files:
             uid = str(dcmread(BytesIO(data), stop_before_pixels=True).SOPInstanceUID)
             name = self.spool.write(data)
-            arrivals.append(Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "BENCH", "dimse", 1, len(data)))
+            arrivals.append(
+                Arrival(
+                    name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "BENCH", "dimse", 1, len(data)
+                )
+            )
         connection = sqlite3.connect(self._folder / "ledger.db")
         self.ledger.receive(arrivals)
         started = time.perf_counter()
-        while connection.execute("SELECT count(*) FROM instances WHERE state = 'received'").fetchone()[0]:
+        while connection.execute(
+            "SELECT count(*) FROM instances WHERE state = 'received'"
+        ).fetchone()[0]:
             time.sleep(0.001)
         took = time.perf_counter() - started
         connection.close()
@@ -122,10 +128,14 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data"))
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
     )
     options = parser.parse_args()
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}, {options.rounds} rounds of {options.images} images")
+    print(
+        f"{os.cpu_count()} cores, torch {torch.__version__}, {options.rounds} rounds of {options.images} images"
+    )
     sets = {"real X-rays": lambda: xrays(options.data, options.images), "2500 x 2048": large}
     for name, originals in sets.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +149,9 @@ def main() -> None:
             print(f"    engines: {pipeline.engine.running}", flush=True)
 
 
-def compare(name: str, role: Role, pipeline: Pipeline, originals: list[bytes], options: argparse.Namespace) -> None:
+def compare(
+    name: str, role: Role, pipeline: Pipeline, originals: list[bytes], options: argparse.Namespace
+) -> None:
     alone: dict[str, list[float]] = {"bare": [], "role": []}
     many: dict[str, list[float]] = {"bare": [], "role": []}
     serial = 0
@@ -161,8 +173,12 @@ def compare(name: str, role: Role, pipeline: Pipeline, originals: list[bytes], o
             many[who].append(len(files) / took[who])
     rates = {who: statistics.median(found) for who, found in many.items()}
     times = {who: statistics.median(found) * 1e3 for who, found in alone.items()}
-    print(f"{name}: images/s  bare {rates['bare']:.2f}  role {rates['role']:.2f}  ratio {ratio(rates):.2f}")
-    print(f"{name}: one image, ms  bare {times['bare']:.1f}  role {times['role']:.1f}  ratio {ratio(times):.2f}")
+    print(
+        f"{name}: images/s  bare {rates['bare']:.2f}  role {rates['role']:.2f}  ratio {ratio(rates):.2f}"
+    )
+    print(
+        f"{name}: one image, ms  bare {times['bare']:.1f}  role {times['role']:.1f}  ratio {ratio(times):.2f}"
+    )
     print(
         f"{'':4}by round, role / bare: {' '.join(f'{b / a:.2f}' for a, b in zip(*many.values(), strict=True))}",
         flush=True,
@@ -197,7 +213,10 @@ def large() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(4):
             drawn = phantom.draw(seed, bool(seed % 2), 1250)
-            twice = [np.repeat(np.repeat(one[:, 113:1137], 2, axis=0), 2, axis=1) for one in (drawn.pixels, drawn.mask)]
+            twice = [
+                np.repeat(np.repeat(one[:, 113:1137], 2, axis=0), 2, axis=1)
+                for one in (drawn.pixels, drawn.mask)
+            ]
             part = phantom.Phantom(twice[0], twice[1], seed)
             files.append(phantom.write(part, Path(folder) / "large.dcm").read_bytes())
     return files

@@ -39,7 +39,12 @@ from pathlib import Path
 
 import yaml
 from pydicom import Dataset, dcmread, dcmwrite
-from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+)
 
 from tests.conftest import unused_port
 from tests.peers.harness import Orthanc
@@ -82,17 +87,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data"))
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
     )
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a real disk")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a real disk"
+    )
     options = parser.parse_args()
     if _file_system(options.folder) in ("tmpfs", "ramfs", "overlay"):
-        raise SystemExit(f"{options.folder}: {_file_system(options.folder)} found, a real disk wanted; give --folder")
+        raise SystemExit(
+            f"{options.folder}: {_file_system(options.folder)} found, a real disk wanted; give --folder"
+        )
     samples = [_uncompressed(), _xray(options.data / "siim" / "dicom")]
     times: dict[tuple[str, int, str], list[float]] = {}
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
-        parties = [start(running, folder / start.__name__) for start in (_pleura, _orthanc, _storescp)]
+        parties = [
+            start(running, folder / start.__name__) for start in (_pleura, _orthanc, _storescp)
+        ]
         plain = folder / "plain"
         for number in range(options.rounds + 1):
             for sample in samples:
@@ -115,7 +128,9 @@ def main() -> None:
             shutil.rmtree(plain)
             os.sync()
             time.sleep(RECENT_S)
-    print(f"{options.rounds} rounds, {os.cpu_count()} cores, {_file_system(options.folder)}; milliseconds per object")
+    print(
+        f"{options.rounds} rounds, {os.cpu_count()} cores, {_file_system(options.folder)}; milliseconds per object"
+    )
     _print(samples, {key: statistics.median(values) * 1e3 for key, values in times.items()})
 
 
@@ -126,11 +141,15 @@ def _print(samples: Iterable[Sample], medians: dict[tuple[str, int, str], float]
         for associations in ASSOCIATIONS:
             took = {name: medians[sample.name, associations, name] for name in names}
             ours = took["pleura"]
-            line = f"{sample.name:18} {associations:6} " + " ".join(f"{took[name]:11.2f}" for name in names)
+            line = f"{sample.name:18} {associations:6} " + " ".join(
+                f"{took[name]:11.2f}" for name in names
+            )
             for rival, wanted in sample.wanted.items():
                 ratio = sum(took[part] for part in rival.split(" + ")) / ours
                 verdict = "ok" if ratio >= wanted[associations] else "SHORT"
-                line += f" | {rival} / pleura {ratio:.2f}, wanted {wanted[associations]:.1f}: {verdict}"
+                line += (
+                    f" | {rival} / pleura {ratio:.2f}, wanted {wanted[associations]:.1f}: {verdict}"
+                )
             print(line)
 
 
@@ -143,7 +162,12 @@ def _uncompressed() -> Sample:
     dataset.Modality = "CR"
     dataset.Rows, dataset.Columns = 3072, 2560
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
+        16,
+        12,
+        11,
+        0,
+    )
     dataset.PixelData = os.urandom(3072 * 2560 * 2)
     dataset["PixelData"].VR = "OW"
     return Sample(
@@ -152,7 +176,10 @@ def _uncompressed() -> Sample:
         ExplicitVRLittleEndian,
         _encoded(dataset),
         {1: 6, 4: 3, 8: 2},
-        {"orthanc": dict.fromkeys(ASSOCIATIONS, 1.5), "storescp + write+fsync": dict.fromkeys(ASSOCIATIONS, 0.8)},
+        {
+            "orthanc": dict.fromkeys(ASSOCIATIONS, 1.5),
+            "storescp + write+fsync": dict.fromkeys(ASSOCIATIONS, 0.8),
+        },
     )
 
 
@@ -162,9 +189,14 @@ def _xray(folder: Path) -> Sample:
         dataset = dcmread(path)
         if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
             data_set = _encoded(dataset)
-            name, counts = f"{len(data_set) / 1e6:.2f} MB JPEG X-ray", dict.fromkeys(ASSOCIATIONS, 40)
+            name, counts = (
+                f"{len(data_set) / 1e6:.2f} MB JPEG X-ray",
+                dict.fromkeys(ASSOCIATIONS, 40),
+            )
             wanted = {"orthanc": {1: 1.0, 4: 1.5, 8: 1.5}}
-            return Sample(name, str(dataset.SOPClassUID), JPEGBaseline8Bit, data_set, counts, wanted)
+            return Sample(
+                name, str(dataset.SOPClassUID), JPEGBaseline8Bit, data_set, counts, wanted
+            )
     raise SystemExit(f"{folder}: no JPEG X-ray found; give --data")
 
 
@@ -232,17 +264,24 @@ def _associate_rq(called: str, sample: Sample) -> bytes:
         return struct.pack(">BBH", kind, 0, len(body)) + body
 
     context = bytes([CONTEXT_ID, 0, 0, 0])
-    context += item(0x30, sample.sop_class_uid.encode()) + item(0x40, sample.transfer_syntax_uid.encode())
+    context += item(0x30, sample.sop_class_uid.encode()) + item(
+        0x40, sample.transfer_syntax_uid.encode()
+    )
     user = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"2.25.22")
     items = item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
-    body = struct.pack(">HH16s16s32s", 1, 0, called.encode().ljust(16), b"BENCHMARK".ljust(16), b"") + items
+    body = (
+        struct.pack(">HH16s16s32s", 1, 0, called.encode().ljust(16), b"BENCHMARK".ljust(16), b"")
+        + items
+    )
     return struct.pack(">BBL", 1, 0, len(body)) + body
 
 
 def _maximum_length(associate_ac: bytes) -> int:
     """What the party takes (PS3.8 D.1); 0 says that it sets no limit."""
     place = associate_ac.rindex(b"\x51\0\0\x04") + 4
-    return min(int.from_bytes(associate_ac[place : place + 4], "big") or PDU_LIMIT_BYTES, PDU_LIMIT_BYTES)
+    return min(
+        int.from_bytes(associate_ac[place : place + 4], "big") or PDU_LIMIT_BYTES, PDU_LIMIT_BYTES
+    )
 
 
 def _messages(sample: Sample, pdu_bytes: int) -> bytearray:
@@ -259,13 +298,18 @@ def _messages(sample: Sample, pdu_bytes: int) -> bytearray:
     message = bytearray()
 
     def pdu(flags: int, fragment: bytes) -> None:
-        message.extend(struct.pack(">BBLLBB", 4, 0, len(fragment) + 6, len(fragment) + 2, CONTEXT_ID, flags))
+        message.extend(
+            struct.pack(">BBLLBB", 4, 0, len(fragment) + 6, len(fragment) + 2, CONTEXT_ID, flags)
+        )
         message.extend(fragment)
 
     pdu(0x03, command)
     step = pdu_bytes - 6
     for begin in range(0, len(sample.data_set), step):
-        pdu(0x02 if begin + step >= len(sample.data_set) else 0x00, sample.data_set[begin : begin + step])
+        pdu(
+            0x02 if begin + step >= len(sample.data_set) else 0x00,
+            sample.data_set[begin : begin + step],
+        )
     return message
 
 
@@ -279,7 +323,11 @@ def _all_places(text: bytearray, part: bytes) -> list[int]:
 
 def _send(party: Party, sample: Sample, associations: int) -> float:
     """Seconds per object."""
-    each, port, before = sample.per_association[associations], party.port(associations), party.kept()
+    each, port, before = (
+        sample.per_association[associations],
+        party.port(associations),
+        party.kept(),
+    )
 
     def one(_: int) -> None:
         sender = Sender(port, party.called, sample)
@@ -289,7 +337,9 @@ def _send(party: Party, sample: Sample, associations: int) -> float:
 
     took = _timed(one, associations) / (each * associations)
     # A party that does not fsync may still be closing files; an object that is not there was not stored.
-    wait_until(f"{party.name} has all objects", lambda: party.kept() >= before + each * associations)
+    wait_until(
+        f"{party.name} has all objects", lambda: party.kept() >= before + each * associations
+    )
     os.sync()  # what it leaves to be written later is not to slow down the next one
     return took
 
@@ -323,7 +373,12 @@ def _timed(one: Callable[[int], None], at_a_time: int) -> float:
 def _pleura(running: ExitStack, folder: Path) -> Party:
     folder.mkdir()
     port, spool = unused_port(), folder / "spool"
-    settings = {"host": "127.0.0.1", "port": port, "spool": str(spool), "ledger": f"sqlite:///{folder / 'ledger.db'}"}
+    settings = {
+        "host": "127.0.0.1",
+        "port": port,
+        "spool": str(spool),
+        "ledger": f"sqlite:///{folder / 'ledger.db'}",
+    }
     (folder / "pleura.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "daemon.cli", "receive", "-c", str(folder / "pleura.yaml")]
     process = _spawn(running, command, folder, stdout=subprocess.PIPE)
@@ -337,11 +392,15 @@ def _pleura(running: ExitStack, folder: Path) -> Party:
 
 
 def _orthanc(running: ExitStack, folder: Path) -> Party:
-    server = running.enter_context(Orthanc(_program("Orthanc"), folder, (unused_port(), unused_port())))
+    server = running.enter_context(
+        Orthanc(_program("Orthanc"), folder, (unused_port(), unused_port()))
+    )
 
     def forget() -> None:
         for patient in server.get("/patients"):
-            request = urllib.request.Request(f"http://127.0.0.1:{server.http_port}/patients/{patient}", method="DELETE")
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{server.http_port}/patients/{patient}", method="DELETE"
+            )
             urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
 
     kept = lambda: int(server.get("/statistics")["CountInstances"])  # noqa: E731
@@ -351,7 +410,15 @@ def _orthanc(running: ExitStack, folder: Path) -> Party:
 def _storescp(running: ExitStack, folder: Path) -> Party:
     kept = folder / "kept"
     kept.mkdir(parents=True)
-    quickest = ["--bit-preserving", "--max-pdu", "131072", "--disable-host-lookup", "+xa", "-od", str(kept)]
+    quickest = [
+        "--bit-preserving",
+        "--max-pdu",
+        "131072",
+        "--disable-host-lookup",
+        "+xa",
+        "-od",
+        str(kept),
+    ]
     alone, forking = unused_port(), unused_port()
     for port, more in ((alone, ["--single-process"]), (forking, ["--fork"])):
         _spawn(running, [_program("storescp"), *quickest, *more, str(port)], folder)
@@ -369,10 +436,16 @@ def _storescp(running: ExitStack, folder: Path) -> Party:
     )
 
 
-def _spawn(running: ExitStack, command: list[str], folder: Path, **how: int) -> subprocess.Popen[bytes]:
+def _spawn(
+    running: ExitStack, command: list[str], folder: Path, **how: int
+) -> subprocess.Popen[bytes]:
     log = running.enter_context((folder / "log.txt").open("ab"))
     process = subprocess.Popen(
-        command, stderr=log, env=os.environ | {"TCP_NODELAY": "1"}, cwd=REPOSITORY, **({"stdout": log} | how)
+        command,
+        stderr=log,
+        env=os.environ | {"TCP_NODELAY": "1"},
+        cwd=REPOSITORY,
+        **({"stdout": log} | how),
     )
 
     def stop() -> None:

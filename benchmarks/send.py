@@ -37,7 +37,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
-from daemon.scu import send
+from daemon.deliver.courier import send
 from tests.conftest import unused_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -50,14 +50,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data"))
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
     )
     options = parser.parse_args()
     for name in ("storescu", "storescp"):
         if shutil.which(name) is None:
             raise SystemExit(f"{name} is not installed (apt-get install dcmtk)")
-    xray = min((options.data / "siim" / "dicom").glob("*.dcm"), key=lambda path: abs(path.stat().st_size - 130_000))
-    print(f"{os.cpu_count()} cores, {options.rounds} rounds; ms per object, storescu / ours = ratio of medians")
+    xray = min(
+        (options.data / "siim" / "dicom").glob("*.dcm"),
+        key=lambda path: abs(path.stat().st_size - 130_000),
+    )
+    print(
+        f"{os.cpu_count()} cores, {options.rounds} rounds; ms per object, storescu / ours = ratio of medians"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kinds = {
@@ -73,12 +80,16 @@ def main() -> None:
                     ours = per_object(partial(pleura, port), files)
                     next(theirs), next(ours)  # warm up
                     pairs = [(next(theirs), next(ours)) for _ in range(options.rounds)]
-                    dcmtk_ms, pleura_ms = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+                    dcmtk_ms, pleura_ms = (
+                        statistics.median(column) * 1e3 for column in zip(*pairs, strict=True)
+                    )
                     ratio = f"{dcmtk_ms:7.2f} / {pleura_ms:6.2f} = {dcmtk_ms / pleura_ms:.2f}"
                     print(f"{receiver:9} {kind:19} {len(files):4} objects  {ratio}", flush=True)
 
 
-def per_object(send_some: Callable[[Sequence[Path]], None], files: Sequence[Path]) -> Iterator[float]:
+def per_object(
+    send_some: Callable[[Sequence[Path]], None], files: Sequence[Path]
+) -> Iterator[float]:
     """Seconds for one more object, one measurement at each step."""
     while True:
         times = []
@@ -108,10 +119,16 @@ def secondary_captures(folder: Path, count: int, shape: tuple[int, int]) -> list
         dataset = Dataset()
         dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "2.25.1", "2.25.2"
-        dataset.PatientName = dataset.PatientID = dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = ""
+        dataset.PatientName = dataset.PatientID = dataset.StudyDate = dataset.StudyTime = (
+            dataset.AccessionNumber
+        ) = ""
         dataset.Modality, dataset.ConversionType = "OT", "SYN"
         dataset.Rows, dataset.Columns = shape
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = (
+            1,
+            "MONOCHROME2",
+            0,
+        )
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
         dataset.PixelData = np.random.default_rng().integers(0, 1 << 16, shape, np.uint16).tobytes()
         dataset.file_meta = FileMetaDataset()
@@ -134,7 +151,9 @@ def storescp(port: int) -> Iterator[None]:
 
 @contextmanager
 def sink(port: int) -> Iterator[None]:
-    process = multiprocessing.get_context("spawn").Process(target=serve_sink, args=(port,), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=serve_sink, args=(port,), daemon=True
+    )
     process.start()
     try:
         wait_for(port)
@@ -189,7 +208,12 @@ def answer(pdu: memoryview) -> bytes:
             _command[int.from_bytes(pdu[at + 2 : at + 4], "little")] = bytes(pdu[at + 8 : end])
             at = end
         return b""
-    values = {0x0002: _command[0x0002], 0x0100: b"\x01\x80", 0x0120: _command[0x0110], 0x0800: b"\x01\x01"}
+    values = {
+        0x0002: _command[0x0002],
+        0x0100: b"\x01\x80",
+        0x0120: _command[0x0110],
+        0x0800: b"\x01\x01",
+    }
     values |= {0x0900: b"\0\0", 0x1000: _command[0x1000]}
     elements = b"".join(element(tag, value) for tag, value in values.items())
     command = element(0x0000, len(elements).to_bytes(4, "little")) + elements
@@ -208,7 +232,9 @@ def accept(request: bytes) -> bytes:
     for context in primitive.presentation_context_definition_list:
         context.transfer_syntax = [*context.transfer_syntax[:1]]
         context.result = 0
-    primitive.presentation_context_definition_results_list = primitive.presentation_context_definition_list
+    primitive.presentation_context_definition_results_list = (
+        primitive.presentation_context_definition_list
+    )
     primitive.presentation_context_definition_list = []
     primitive.maximum_length_received = PDU_BYTES
     primitive.result, primitive.result_source = 0, 1

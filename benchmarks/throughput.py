@@ -18,8 +18,8 @@ import threading
 import time
 from pathlib import Path
 
+from daemon.deliver.courier import send
 from daemon.ledger import Ledger
-from daemon.scu import send
 from tests.conftest import unused_port
 from tests.peers.harness import Node
 from tests.postgres import Postgres
@@ -34,26 +34,42 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data"))
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
     )
     options = parser.parse_args()
     files = sorted((options.data / "siim" / "dicom").glob("*.dcm"))[: options.images]
     rates: dict[str, list[float]] = {"sqlite": [], "postgresql": []}
-    with tempfile.TemporaryDirectory() as folder, Postgres(Path(folder) / "postgres", unused_port()) as postgres:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Postgres(Path(folder) / "postgres", unused_port()) as postgres,
+    ):
         for number, engine in itertools.product(range(options.rounds), rates):
             ledger = postgres.create_database(f"round_{number}") if engine == "postgresql" else None
-            rates[engine].append(len(files) / seconds(files, Path(folder) / f"{engine}-{number}", ledger))
+            rates[engine].append(
+                len(files) / seconds(files, Path(folder) / f"{engine}-{number}", ledger)
+            )
     print(f"{len(files)} images, {os.cpu_count()} cores, {options.rounds} rounds")
     for engine, found in rates.items():
-        print(f"{engine:10}  median {statistics.median(found):5.2f} images/s  ({min(found):.2f} to {max(found):.2f})")
+        print(
+            f"{engine:10}  median {statistics.median(found):5.2f} images/s  ({min(found):.2f} to {max(found):.2f})"
+        )
 
 
 def seconds(files: list[Path], folder: Path, ledger: str | None) -> float:
     """From the first C-STORE to the last result."""
-    settings = {"destinations": [{"name": "outbox", "folder": str(folder / "outbox"), "results": ["SEG", "SC"]}]}
+    settings = {
+        "destinations": [
+            {"name": "outbox", "folder": str(folder / "outbox"), "results": ["SEG", "SC"]}
+        ]
+    }
     with Node(folder, unused_port(), **settings | ({"ledger": ledger} if ledger else {})) as node:
         started = time.perf_counter()
-        senders = [threading.Thread(target=feed, args=(files[n::ASSOCIATIONS], node.port)) for n in range(ASSOCIATIONS)]
+        senders = [
+            threading.Thread(target=feed, args=(files[n::ASSOCIATIONS], node.port))
+            for n in range(ASSOCIATIONS)
+        ]
         for sender in senders:
             sender.start()
         for sender in senders:

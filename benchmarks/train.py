@@ -33,21 +33,28 @@ from training.fitting.run import Run
 from training.recipe import Stage
 
 RECIPE = Path(__file__).resolve().parent.parent / "config" / "recipes" / "t6-unet-plus-plus-b4.yaml"
-FIXED = {"epochs": 1, "average": {}}  # one epoch a turn; the mean of the last epochs is made after the loop
+FIXED = {
+    "epochs": 1,
+    "average": {},
+}  # one epoch a turn; the mean of the last epochs is made after the loop
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=8, help="of each turn")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as networks.0.side=128")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as networks.0.side=128"
+    )
     options = parser.parse_args()
     asked = recipe.load(RECIPE, dict(change.split("=", 1) for change in options.set))
     stage = Stage.model_validate(asked.networks[0].model_dump() | FIXED)
     device = choose_device("auto")
     batches = Batches([_phantoms(stage, options.batches)], stage, asked.seed, device)
     print(f"{stage.architecture}, {stage.side} px, batch {stage.batch}, {stage.precision}")
-    print(f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
+    )
     speeds: dict[str, list[float]] = {"ours": [], "bare": []}
     for turn in range(options.rounds + 1):
         for name, measure in (("ours", _ours), ("bare", _bare)):
@@ -56,7 +63,9 @@ def main() -> None:
                 speeds[name].append(speed)
     ours, bare = (statistics.median(values) for values in speeds.values())
     turns = statistics.median(one / other for one, other in zip(*speeds.values(), strict=True))
-    print(f"ours {ours:.2f}, bare {bare:.2f} images/s; ours / bare {ours / bare:.2f}, by turns {turns:.2f}")
+    print(
+        f"ours {ours:.2f}, bare {bare:.2f} images/s; ours / bare {ours / bare:.2f}, by turns {turns:.2f}"
+    )
 
 
 def _phantoms(stage: Stage, batches: int) -> Samples:

@@ -17,7 +17,9 @@ from daemon import installed
 from daemon.parser import parse
 
 EXIT_FAILED = 1  # something was wrong with the work
-EXIT_CANNOT_START = 2  # something is wrong with the call or the settings: trying again changes nothing
+EXIT_CANNOT_START = (
+    2  # something is wrong with the call or the settings: trying again changes nothing
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,20 +79,24 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _retry(options: argparse.Namespace) -> int:
-    count = _ledger(options).rearm([options.state] if options.state else ["failed", "refused"], options.uid)
+    count = _ledger(options).rearm(
+        [options.state] if options.state else ["failed", "refused"], options.uid
+    )
     print(f"{count} re-armed")
     return 0 if count or not options.uid else EXIT_FAILED
 
 
 def _verify(options: argparse.Namespace) -> int:
     from daemon import config
+    from daemon.commands.verify import verify
     from daemon.service import CannotStartError
     from daemon.spool import Spool, SpoolError
-    from daemon.verify import verify
 
     ledger, folder = _ledger(options), config.load(options.config).spool
     if not folder.is_dir():
-        raise CannotStartError(f"spool {folder}: there is no such folder; the node has not run with these settings yet")
+        raise CannotStartError(
+            f"spool {folder}: there is no such folder; the node has not run with these settings yet"
+        )
     try:
         spool = Spool(folder)
         spool.claim(ledger.spool_identity)
@@ -107,9 +113,10 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from daemon import config, doctor
+    from daemon import config
+    from daemon.commands import doctor
     from inference import package
-    from inference.results.gate import SOP_CLASSES
+    from inference.results.gate.common import SOP_CLASSES
 
     settings, bad = config.load(options.config), 0
 
@@ -147,7 +154,9 @@ def _predict(options: argparse.Namespace) -> int:
     from inference.pipeline import Pipeline, Settings
 
     try:
-        pipeline = Pipeline(Engine(load(folder_of(options.model)), choose_device(options.device)), Settings())
+        pipeline = Pipeline(
+            Engine(load(folder_of(options.model)), choose_device(options.device)), Settings()
+        )
     except (PackageError, ValueError) as error:
         raise CannotStartError(f"model, device: {error}") from error
     if options.out:
@@ -166,14 +175,19 @@ def _predict(options: argparse.Namespace) -> int:
             print(f"{path}: the analysis broke ({type(error).__name__})", file=sys.stderr)
             outcome = pipeline.fail(data, "analysis_error", result_time)
             status = EXIT_FAILED
-        print(json.dumps({"file": str(path)} | outcome.summary() | {"model": pipeline.engine.identity.id}), flush=True)
+        print(
+            json.dumps(
+                {"file": str(path)} | outcome.summary() | {"model": pipeline.engine.identity.id}
+            ),
+            flush=True,
+        )
         for result in outcome.results if options.out else ():
             (options.out / f"{result.sop_instance_uid}.dcm").write_bytes(result.data)
     return status
 
 
 def _send(options: argparse.Namespace) -> int:
-    from daemon.scu import send
+    from daemon.deliver.courier import send
 
     worst = 0
     host, port = options.to
@@ -197,9 +211,13 @@ def _model(options: argparse.Namespace) -> int:
 
     try:
         if options.action == "import":
-            chosen = {name: value for name, value in vars(options).items() if name in importing.CHOICES}
+            chosen = {
+                name: value for name, value in vars(options).items() if name in importing.CHOICES
+            }
             segmenter = package.folder_of(options.segmenter)
-            importing.import_chexnet(options.checkpoint, segmenter, options.out, importing.Choices(**chosen))
+            importing.import_chexnet(
+                options.checkpoint, segmenter, options.out, importing.Choices(**chosen)
+            )
         path = options.out if options.action == "import" else package.folder_of(options.model)
         if options.action == "show":
             print(package.as_json(package.read_manifest(path)))
@@ -221,14 +239,18 @@ def _train(options: argparse.Namespace) -> int:
         wanted = commands.read_recipe(path, options.set, options.fold)
         starts = commands.read_starts(options.start)
         if not isinstance(wanted, Recipe) and (starts or options.cache):
-            raise ValueError(f"{path}: trains no network; --start and --cache are for recipes that do")
+            raise ValueError(
+                f"{path}: trains no network; --start and --cache are for recipes that do"
+            )
     except (commands.RecipeError, ValueError) as error:
         raise CannotStartError(str(error)) from error
     command = ["pleura", *sys.argv[1:]]
 
     def say() -> str:
         if isinstance(wanted, Recipe):
-            figures = commands.train_package(wanted, options.data, options.out, command, starts, options.cache)
+            figures = commands.train_package(
+                wanted, options.data, options.out, command, starts, options.cache
+            )
         else:
             figures = commands.train_outcome(wanted, options.data, options.out)
         return json.dumps(figures, indent=2) if figures else ""
@@ -279,7 +301,7 @@ def _said(say: Callable[[], str]) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from daemon import demo
+    from daemon.commands import demo
     from training import phantom
 
     files = options.file or phantom.demo_samples(options.out / "samples")

@@ -39,7 +39,9 @@ class ConfigError(Exception):
 
 def _application_entity_title(value: str) -> str:
     # PS3.5 Table 6.2-1, AE: 16 characters of the default repertoire, no backslash, no control characters.
-    if not re.fullmatch(r"[\x21-\x5b\x5d-\x7e](?:[\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?", value):
+    if not re.fullmatch(
+        r"[\x21-\x5b\x5d-\x7e](?:[\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?", value
+    ):
         raise ValueError("1 to 16 printable ASCII characters, no backslash, no blank at either end")
     return value
 
@@ -109,7 +111,9 @@ class _Receiver(_Settings):
             return value  # absent, null or no profile's name: that is the field's own business
         if "results" in value:
             raise ValueError("results or profile, not both: a profile is a list of results")
-        return {key: each for key, each in value.items() if key != "profile"} | {"results": PROFILES[value["profile"]]}
+        return {key: each for key, each in value.items() if key != "profile"} | {
+            "results": PROFILES[value["profile"]]
+        }
 
     @model_validator(mode="after")
     def _each_kind_once(self) -> _Receiver:
@@ -202,7 +206,9 @@ class Config(_Settings):
         names = [destination.name for destination in self.destinations]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"destinations: the name {twice[0]!r} is given twice; deliveries are owed by name")
+            raise ValueError(
+                f"destinations: the name {twice[0]!r} is given twice; deliveries are owed by name"
+            )
         return self
 
     @model_validator(mode="after")
@@ -216,7 +222,9 @@ class Config(_Settings):
 
     def committing(self) -> tuple[DicomDestination, ...]:
         """The destinations that are asked for storage commitment."""
-        return tuple(one for one in self.destinations if isinstance(one, DicomDestination) and one.commitment)
+        return tuple(
+            one for one in self.destinations if isinstance(one, DicomDestination) and one.commitment
+        )
 
     def refers_to_segmentation(self) -> bool:
         """May an SR refer to its SEG? Only where each that gets the one gets the other: a reference leads somewhere."""
@@ -236,7 +244,9 @@ def load(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give a readable UTF-8 YAML file with -c") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error}); give a readable UTF-8 YAML file with -c"
+        ) from error
     try:
         document = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader below
     except yaml.YAMLError as error:
@@ -244,7 +254,9 @@ def load(path: Path) -> Config:
     if document is None:
         document = {}
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: found {type(document).__name__} at the top, wanted keys and values")
+        raise ConfigError(
+            f"{path}: found {type(document).__name__} at the top, wanted keys and values"
+        )
     try:
         return Config.model_validate(document)
     except ValidationError as error:
@@ -261,7 +273,9 @@ def with_device(config: Config, device: str) -> Config:
     try:
         return Config.model_validate(config.model_dump() | {"device": device})
     except ValidationError as error:
-        raise ConfigError(f"--device: found {device!r}; allowed: auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(
+            f"--device: found {device!r}; allowed: auto, cpu, cuda or cuda:N"
+        ) from error
 
 
 def show(config: Config) -> str:
@@ -285,8 +299,12 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _explain(path: Path, document: Any, error: dict[str, Any]) -> str:
-    keys = [part for part in error["loc"] if part not in ("<dicom>", "<folder>")]  # pydantic's, not the file's
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).lstrip(".")
+    keys = [
+        part for part in error["loc"] if part not in ("<dicom>", "<folder>")
+    ]  # pydantic's, not the file's
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys).lstrip(
+        "."
+    )
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "extra_forbidden":
         return f"{path}: {where}: unknown key; config/pleura.yaml lists every key there is"

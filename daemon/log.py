@@ -9,7 +9,9 @@ import traceback
 import warnings
 from types import TracebackType
 
-_ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+_ExceptionInfo = (
+    tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+)
 
 
 class OneLineFormatter(logging.Formatter):
@@ -25,7 +27,9 @@ class OneLineFormatter(logging.Formatter):
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802, ARG002 - logging's
         second, text = self._second
-        if second != int(record.created):  # worked out once for each second: busy nodes log hundreds of lines in one
+        if second != int(
+            record.created
+        ):  # worked out once for each second: busy nodes log hundreds of lines in one
             second = int(record.created)
             text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
             self._second = second, text
@@ -37,7 +41,11 @@ class OneLineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         line = super().formatMessage(record)
-        return line if line.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+        return (
+            line
+            if line.isprintable()
+            else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+        )
 
     def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 - logging's name
         kind, error, where = ei

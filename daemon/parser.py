@@ -17,7 +17,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="pleura", description="A DICOM node that finds pneumothorax on chest X-rays. Research use only."
+        prog="pleura",
+        description="A DICOM node that finds pneumothorax on chest X-rays. Research use only.",
     )
     parser.add_argument("--version", action="version", version=f"pleura {installed.version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -26,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
     def with_config(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="the YAML settings")
+        sub.add_argument(
+            "-c", "--config", type=Path, required=True, metavar="FILE", help="the YAML settings"
+        )
         return sub
 
     with_config(command("serve", "Run the node: receive, analyse and deliver, supervised."))
@@ -37,13 +40,21 @@ def _parser() -> argparse.ArgumentParser:
 
     status = with_config(command("status", "What was received, what became of it, what is owed."))
     status.add_argument("--json", action="store_true", help="as JSON")
-    status.add_argument("uid", nargs="*", metavar="UID", help="what became of these images, by SOP Instance UID")
+    status.add_argument(
+        "uid", nargs="*", metavar="UID", help="what became of these images, by SOP Instance UID"
+    )
 
-    retry = with_config(command("retry", "Give failed images and refused deliveries another chance."))
+    retry = with_config(
+        command("retry", "Give failed images and refused deliveries another chance.")
+    )
     retry.add_argument("--state", choices=("failed", "refused"), help="only these; default: both")
-    retry.add_argument("uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all")
+    retry.add_argument(
+        "uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all"
+    )
 
-    with_config(command("verify", "Compare the spool with the ledger: is everything there, and whole?"))
+    with_config(
+        command("verify", "Compare the spool with the ledger: is everything there, and whole?")
+    )
     with_config(command("doctor", "Is everything the settings name there, and does it answer?"))
 
     predict = command("predict", "Analyse files without a node: one JSON line each.")
@@ -65,48 +76,110 @@ def _parser() -> argparse.ArgumentParser:
 
     model = command("model", "Check, show or import a model package.")
     actions = model.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text in (("check", "Load it with every check and say what it is."), ("show", "Its manifest as JSON.")):
+    for name, text in (
+        ("check", "Load it with every check and say what it is."),
+        ("show", "Its manifest as JSON."),
+    ):
         action = actions.add_parser(name, help=text, description=text)
-        action.add_argument("model", nargs="?", default="default", metavar="PACKAGE", help="folder, zip, or 'default'")
-    _import_options(actions.add_parser("import", help="Make a package of somebody else's checkpoint."))
+        action.add_argument(
+            "model",
+            nargs="?",
+            default="default",
+            metavar="PACKAGE",
+            help="folder, zip, or 'default'",
+        )
+    _import_options(
+        actions.add_parser("import", help="Make a package of somebody else's checkpoint.")
+    )
 
     train = command("train", "Train a recipe on data laid out as in docs/training.md.")
     train.add_argument("--recipe", required=True, metavar="NAME|FILE")
     train.add_argument("--data", type=Path, required=True, metavar="DIR")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same again resumes")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob: networks.0.side=128")
-    train.add_argument("--start", action="append", default=[], metavar="N=FILE", help="weights network N starts from")
-    train.add_argument("--cache", type=Path, metavar="DIR", help="decoded images, for several runs (without: in OUT)")
-    train.add_argument("--fold", type=int, metavar="K", help="k-fold: validate on this one, report on the next")
+    train.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the same again resumes"
+    )
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a knob: networks.0.side=128",
+    )
+    train.add_argument(
+        "--start",
+        action="append",
+        default=[],
+        metavar="N=FILE",
+        help="weights network N starts from",
+    )
+    train.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="decoded images, for several runs (without: in OUT)",
+    )
+    train.add_argument(
+        "--fold", type=int, metavar="K", help="k-fold: validate on this one, report on the next"
+    )
 
     evaluate = command("evaluate", "Measure a model package on labelled images; ignores admission.")
     evaluate.add_argument("--model", default="default", metavar="PACKAGE")
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
-    evaluate.add_argument("--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)")
-    evaluate.add_argument("--split", type=Path, metavar="FILE", help="split.csv of a run: figures of its parts")
-    evaluate.add_argument("--report", type=Path, metavar="FILE.html", help="curves, tables and cases on one page")
+    evaluate.add_argument(
+        "--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)"
+    )
+    evaluate.add_argument(
+        "--split", type=Path, metavar="FILE", help="split.csv of a run: figures of its parts"
+    )
+    evaluate.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="curves, tables and cases on one page"
+    )
     evaluate.add_argument("--json", action="store_true", help="the figures as JSON")
 
     explore = command("explore", "Describe a data set on one HTML page.")
     explore.add_argument("--data", type=Path, required=True, metavar="DIR")
-    explore.add_argument("--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)")
+    explore.add_argument(
+        "--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)"
+    )
     explore.add_argument("--out", type=Path, required=True, metavar="FILE.html")
 
     demo = command("demo", "See it work: a node on loopback, samples in over C-STORE, results out.")
-    demo.add_argument("file", nargs="*", type=Path, metavar="FILE", help="X-rays; default: two synthetic ones")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo")
+    demo.add_argument(
+        "file", nargs="*", type=Path, metavar="FILE", help="X-rays; default: two synthetic ones"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo"
+    )
     return parser
 
 
 def _import_options(action: argparse.ArgumentParser) -> None:
-    action.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="only its tensors are read, nothing is run")
+    action.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="only its tensors are read, nothing is run",
+    )
     action.add_argument("--kind", choices=("chexnet",), required=True)
-    action.add_argument("--out", type=Path, required=True, metavar="DIR", help="the package's folder, empty or new")
-    action.add_argument("--threshold", type=float, required=True, help="positive from this probability on: your choice")
-    action.add_argument("--operating-point", required=True, metavar="TEXT", help="how the threshold was chosen")
-    action.add_argument("--segmenter", default="default", metavar="PACKAGE", help="whose segmenter; default: ours")
+    action.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the package's folder, empty or new"
+    )
+    action.add_argument(
+        "--threshold",
+        type=float,
+        required=True,
+        help="positive from this probability on: your choice",
+    )
+    action.add_argument(
+        "--operating-point", required=True, metavar="TEXT", help="how the threshold was chosen"
+    )
+    action.add_argument(
+        "--segmenter", default="default", metavar="PACKAGE", help="whose segmenter; default: ours"
+    )
     for name in ("side", "id", "version", "licence"):
-        action.add_argument(f"--{name}", type=int if name == "side" else str, default=argparse.SUPPRESS)
+        action.add_argument(
+            f"--{name}", type=int if name == "side" else str, default=argparse.SUPPRESS
+        )
 
 
 def _time(text: str) -> datetime:

@@ -22,12 +22,14 @@ from daemon.ledger import Ledger, LedgerError, this_machine
 from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
-    from daemon.inbox import Inbox
+    from daemon.receive.inbox import Inbox
 
 log = logging.getLogger("pleura.service")
 
 READY = "READY"
-PARENT = "PLEURA_PARENT"  # in a role's environment, the process ID of the `serve` that has started it
+PARENT = (
+    "PLEURA_PARENT"  # in a role's environment, the process ID of the `serve` that has started it
+)
 _EXIT_AGAIN = 1  # who watches starts the role again: time may heal it
 _NOTICE_S = 0.5  # how late a SIGTERM may be noticed
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -48,7 +50,9 @@ def run_role(role: str, config: Config) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # analyse has a use for it; a terminal that is gone ends no role
+    signal.signal(
+        signal.SIGHUP, signal.SIG_IGN
+    )  # analyse has a use for it; a terminal that is gone ends no role
     ledger, spool = open_stores(config)
     try:
         spool.claim(ledger.spool_identity)
@@ -79,9 +83,13 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
     except LedgerError as error:
         raise CannotStartError(str(error)) from error
     except ModuleNotFoundError as error:
-        raise CannotStartError(f"ledger: {error}; for PostgreSQL: pip install 'pleura[postgresql]'") from error
+        raise CannotStartError(
+            f"ledger: {error}; for PostgreSQL: pip install 'pleura[postgresql]'"
+        ) from error
     except OSError as error:
-        raise CannotStartError(f"spool or ledger: {error}; this user must be able to write there") from error
+        raise CannotStartError(
+            f"spool or ledger: {error}; this user must be able to write there"
+        ) from error
 
 
 def _bury(ledger: Ledger) -> None:
@@ -94,13 +102,17 @@ def _bury(ledger: Ledger) -> None:
 
 
 def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
-    from daemon.scp import Receiver
+    from daemon.receive.scp import Receiver
 
     receiver = Receiver(config, ledger, spool)
     try:
         receiver.start()
     except OSError as error:
-        what = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error})"
+        what = (
+            "is in use by another program"
+            if error.errno == errno.EADDRINUSE
+            else f"cannot be opened ({error})"
+        )
         raise CannotStartError(f"host, port: {config.host}:{config.port} {what}") from error
     inbox = _inbox(config, ledger, spool)
     if inbox:
@@ -114,14 +126,16 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
 
 def _inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
-    from daemon.inbox import Inbox
+    from daemon.receive.inbox import Inbox
 
     if config.inbox is None:
         return None
     try:
         return Inbox(config.inbox, ledger, spool, config.spool_reserve_mb * 1024 * 1024)
     except OSError as error:
-        raise CannotStartError(f"inbox: {error}; this user must be able to read and write there") from error
+        raise CannotStartError(
+            f"inbox: {error}; this user must be able to read and write there"
+        ) from error
 
 
 def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
@@ -129,9 +143,11 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     # pass then takes seven times as long. Read once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 2)  # glibc keeps free memory apart for each thread: pictures' worth of it
+        libc.mallopt(
+            _M_ARENA_MAX, 2
+        )  # glibc keeps free memory apart for each thread: pictures' worth of it
     began = time.monotonic()
-    from daemon.worker import Worker, build_pipeline
+    from daemon.analyse.worker import Worker, build_pipeline
     from inference.package import PackageError
 
     imported = time.monotonic()
@@ -144,14 +160,18 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     worker = Worker(pipeline, ledger, spool, config)
     signal.signal(signal.SIGHUP, lambda *_: worker.succession.ask())
     times = (imported - began, loaded - imported, time.monotonic() - loaded)
-    log.info("analyse: imports {:.1f} s, package and golden replay {:.1f} s, warm-up {:.1f} s".format(*times))
+    log.info(
+        "analyse: imports {:.1f} s, package and golden replay {:.1f} s, warm-up {:.1f} s".format(
+            *times
+        )
+    )
     _say_ready("analyse", f"model {pipeline.engine.identity.id} on {pipeline.engine.device}")
     del pipeline  # the worker's to let go of, when another takes its place
     worker.run(stop)
 
 
 def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
-    from daemon.scu import Deliverer
+    from daemon.deliver.courier import Deliverer
 
     deliverer = Deliverer(config, ledger, spool)
     deliverer.start()

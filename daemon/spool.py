@@ -24,7 +24,9 @@ BytesLike = bytes | bytearray | memoryview
 _NAME = re.compile(r"[0-9a-f]{32}")  # the folder's two digits, 64 random bits, 14 digits that count
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # unfinished; hidden from whoever watches a folder
 _MARKER = "spool.id"
-_SHARDS = [f"{number:02x}" for number in range(256)]  # a million files stay a few thousand per folder
+_SHARDS = [
+    f"{number:02x}" for number in range(256)
+]  # a million files stay a few thousand per folder
 _AT_ONCE = 1000  # pieces in one system call (IOV_MAX is 1024)
 _ORPHAN_AGE_S = 3600.0  # far longer than any write takes from its first byte to the ledger's commit
 
@@ -43,16 +45,22 @@ class Spool:
             OSError: it cannot be created or written.
         """
         self.folder = folder
-        self._at = str(folder)  # not a Path, whose making costs more than some system calls that it is for
+        self._at = str(
+            folder
+        )  # not a Path, whose making costs more than some system calls that it is for
         self._identity: str | None = None
-        self._names = secrets.token_hex(8)  # each begins alike; then they are counted, from anywhere
+        self._names = secrets.token_hex(
+            8
+        )  # each begins alike; then they are counted, from anywhere
         self._numbers = itertools.count(secrets.randbits(54))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shard in _SHARDS:
             (folder / shard).mkdir(mode=0o700, exist_ok=True)
         sync_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"{folder}: not writable by this user; give it to the user that runs Pleura")
+            raise PermissionError(
+                f"{folder}: not writable by this user; give it to the user that runs Pleura"
+            )
 
     def claim(self, agree: Callable[[str | None], str | None]) -> None:
         """Make sure that this is the folder whose files the ledger knows, and not an empty mount point.
@@ -63,7 +71,9 @@ class Spool:
             SpoolError: it is another folder.
         """
         marker = self.folder / _MARKER
-        if agree(None) is None:  # a new ledger: of several hosts that start at once, one makes the marker
+        if (
+            agree(None) is None
+        ):  # a new ledger: of several hosts that start at once, one makes the marker
             part = self.folder / f".{secrets.token_hex(8)}.part"
             write_durably(part, secrets.token_hex(16).encode())
             with contextlib.suppress(FileExistsError):
@@ -72,7 +82,9 @@ class Spool:
             sync_folder(self.folder)
         found = identity(self.folder)
         if found is None or agree(found) != found:
-            raise SpoolError(f"spool {self.folder}: not the folder whose files this ledger knows; is it mounted here?")
+            raise SpoolError(
+                f"spool {self.folder}: not the folder whose files this ledger knows; is it mounted here?"
+            )
         self._identity = found
 
     def require(self) -> None:
@@ -118,7 +130,9 @@ class Spool:
     def path(self, name: str) -> Path:
         """Where a file lies. Raises ValueError for a name that is not of our own form."""
         if not _NAME.fullmatch(name):
-            raise ValueError(f"spool: {name!r} found, 32 hexadecimal digits wanted: only our own names are paths")
+            raise ValueError(
+                f"spool: {name!r} found, 32 hexadecimal digits wanted: only our own names are paths"
+            )
         return self.folder / name[:2] / name
 
     def remove(self, name: str) -> None:
@@ -136,7 +150,9 @@ class Spool:
             with os.scandir(self.folder / shard) as entries:
                 yield from (entry.name for entry in entries if _NAME.fullmatch(entry.name))
 
-    def sweep(self, known: Callable[[Iterable[str]], set[str]], age_s: float = _ORPHAN_AGE_S) -> int:
+    def sweep(
+        self, known: Callable[[Iterable[str]], set[str]], age_s: float = _ORPHAN_AGE_S
+    ) -> int:
         """Remove files older than `age_s` seconds that belong to nobody. Returns how many.
 
         `known` says which of some names the ledger owns. Young files are left alone: another process or host may be
@@ -161,7 +177,9 @@ class Unfinished:
         self.name = name
         self._path = f"{folder}/{name}"
         self._at = f"{folder}/.{secrets.token_hex(8)}.part"  # where it lies now
-        self._descriptor = os.open(self._at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(
+            self._at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+        )
 
     def write(self, *chunks: BytesLike) -> None:
         """Append the bytes of `chunks`, one after another.

@@ -51,8 +51,12 @@ def serve(config: Config, path: Path) -> int:
 
 class _Supervisor:
     def __init__(self, config: Config, path: Path) -> None:
-        with contextlib.suppress(OperationalError):  # a database server that is away: the roles wait for it
-            service.open_stores(config)[0].close()  # a wrong ledger or spool is one clear error, not three
+        with contextlib.suppress(
+            OperationalError
+        ):  # a database server that is away: the roles wait for it
+            service.open_stores(config)[
+                0
+            ].close()  # a wrong ledger or spool is one clear error, not three
         self._command = [sys.executable, "-m", "daemon.cli"]
         self._path = path
         self._children = [_Child(role) for role in service.ROLES]
@@ -87,7 +91,12 @@ class _Supervisor:
     def _pass_on_reload(self) -> None:
         """SIGHUP is for the model, and that is analyse's; one that is still starting gets it when it is ready."""
         for child in self._children:
-            if self._reloading and child.role == "analyse" and child.process is not None and child.ready:
+            if (
+                self._reloading
+                and child.role == "analyse"
+                and child.process is not None
+                and child.ready
+            ):
                 self._reloading = False
                 child.process.send_signal(signal.SIGHUP)
 
@@ -102,13 +111,20 @@ class _Supervisor:
         if status is None:
             return
         self._forget(child)
-        if status == _EXIT_CANNOT_START and not self._said_ready:  # later, a file half edited must not end the others
+        if (
+            status == _EXIT_CANNOT_START and not self._said_ready
+        ):  # later, a file half edited must not end the others
             log.error("%s cannot start; see its message above", child.role)
             child.start_again_at = float("inf")
             return
         if now - child.started > _SETTLED_S:
             child.pause_s = _RESTART_S[0]
-        log.error("%s ended with status %d; starting it again in %.1f s", child.role, status, child.pause_s)
+        log.error(
+            "%s ended with status %d; starting it again in %.1f s",
+            child.role,
+            status,
+            child.pause_s,
+        )
         child.start_again_at = now + child.pause_s
         child.pause_s = min(2 * child.pause_s, _RESTART_S[1])
 
@@ -117,7 +133,10 @@ class _Supervisor:
         environment[service.PARENT] = str(os.getpid())
         # From the main thread, which lives as long as this process: PR_SET_PDEATHSIG watches the thread.
         child.process = subprocess.Popen(
-            [*self._command, child.role, "-c", str(self._path)], env=environment, stdout=subprocess.PIPE, text=True
+            [*self._command, child.role, "-c", str(self._path)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         child.started = time.monotonic()
         child.ready = False

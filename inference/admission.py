@@ -33,13 +33,32 @@ _SOP_CLASSES = (
 
 # Free text decides only where the coded attribute is absent, and a chest word outweighs every other. A study holds
 # several images, so what describes it tells of one of them only where nothing nearer says anything.
-_SERIES_DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
+_SERIES_DESCRIPTIONS = (
+    "SeriesDescription",
+    "ProtocolName",
+    "AcquisitionDeviceProcessingDescription",
+)
 _STUDY_DESCRIPTIONS = ("StudyDescription", "PerformedProcedureStepDescription")
 _DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, *_STUDY_DESCRIPTIONS)
 _ANIMALS = {"CANINE", "FELINE", "EQUINE", "BOVINE", "VETERINARY"}
 _CHEST_WORDS = {"CHEST", "THORAX", "TORAX", "TORACE", "THORACIC", "LUNG", "LUNGS", "RIBS", "CXR"}
-_CHEST_ITSELF = {"CHEST", "THORAX", "TORAX", "TORACE", "CXR"}  # beside a spine: "THORACIC SPINE" is no chest
-_SPINES = {"SPINE", "CSPINE", "CTSPINE", "TSPINE", "TLSPINE", "LSPINE", "LSSPINE", "SSPINE"}  # PS3.16 annex L
+_CHEST_ITSELF = {
+    "CHEST",
+    "THORAX",
+    "TORAX",
+    "TORACE",
+    "CXR",
+}  # beside a spine: "THORACIC SPINE" is no chest
+_SPINES = {
+    "SPINE",
+    "CSPINE",
+    "CTSPINE",
+    "TSPINE",
+    "TLSPINE",
+    "LSPINE",
+    "LSSPINE",
+    "SSPINE",
+}  # PS3.16 annex L
 _OTHER_BODY_PARTS = {
     *_SPINES,
     "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT", "HAND", "WRIST", "ELBOW",
@@ -71,9 +90,13 @@ class Reason:
 
 REASONS: dict[str, Reason] = {
     "own_output": Reason(State.NOT_ANALYSED, False, "one of this node's own results"),
-    "foreign_result": Reason(State.NOT_ANALYSED, False, "a result of another system, not a radiograph"),
+    "foreign_result": Reason(
+        State.NOT_ANALYSED, False, "a result of another system, not a radiograph"
+    ),
     "sop_class": Reason(State.NOT_ANALYSED, False, "not a radiograph's SOP class"),
-    "for_processing": Reason(State.NOT_ANALYSED, False, "raw data for processing, not for presentation"),
+    "for_processing": Reason(
+        State.NOT_ANALYSED, False, "raw data for processing, not for presentation"
+    ),
     "multi_frame": Reason(State.NOT_ANALYSED, False, "more than one frame, not one radiograph"),
     "modality": Reason(State.NOT_ANALYSED, False, "another modality"),
     "species": Reason(State.NOT_ANALYSED, False, "not a human patient"),
@@ -82,14 +105,20 @@ REASONS: dict[str, Reason] = {
     "not_a_frontal_chest": Reason(State.NOT_ANALYSED, False, "not a frontal chest by its picture"),
     "no_identity": Reason(State.NOT_ANALYSED, False, "no usable Study, Series or SOP Instance UID"),
     "under_age": Reason(State.NOT_ANALYSED, True, "the patient is younger than the minimum age"),
-    "age_unknown": Reason(State.NOT_ANALYSED, True, "the patient's age is unknown and this site refuses that"),
+    "age_unknown": Reason(
+        State.NOT_ANALYSED, True, "the patient's age is unknown and this site refuses that"
+    ),
     "blank": Reason(State.NOT_ANALYSED, True, "the image is blank"),
     "undecodable": Reason(State.NOT_ANALYSED, True, "the pixels cannot be decoded"),
     "not_dicom": Reason(State.FAILED, False, "the bytes are not a DICOM object"),
     "bytes_missing": Reason(State.FAILED, False, "the spool no longer holds the whole image"),
-    "uid_mismatch": Reason(State.FAILED, False, "the data set is another instance than the one announced"),
+    "uid_mismatch": Reason(
+        State.FAILED, False, "the data set is another instance than the one announced"
+    ),
     "analysis_error": Reason(State.FAILED, True, "the analysis broke repeatedly"),
-    "result_invalid": Reason(State.FAILED, True, "a result object failed its own check and was not sent"),
+    "result_invalid": Reason(
+        State.FAILED, True, "a result object failed its own check and was not sent"
+    ),
 }
 
 
@@ -102,7 +131,9 @@ class Rules:
     views: tuple[str, ...] = ("AP", "PA")
     minimum_age_years: int = 18
     when_absent: Literal["admit", "refuse"] = "admit"
-    for_processing: bool = False  # raw detector data, which its sender also sends as a picture (PS3.3 A.26)
+    for_processing: bool = (
+        False  # raw detector data, which its sender also sends as a picture (PS3.3 A.26)
+    )
 
 
 @dataclass(frozen=True)
@@ -113,7 +144,9 @@ class Refusal:
     detail: str
 
 
-def judge(header: Dataset, rules: Rules, is_ours: Callable[[str], bool]) -> Refusal | tuple[str, ...]:
+def judge(
+    header: Dataset, rules: Rules, is_ours: Callable[[str], bool]
+) -> Refusal | tuple[str, ...]:
     """A Refusal, or the notes on what was absent or implausible and admitted all the same.
 
     `is_ours` tells whether a SOP Instance UID is one of our own results. Never-sent reasons come before sent ones,
@@ -132,7 +165,9 @@ _Check = Refusal | None
 
 def _origin(header: Dataset, _: Rules, is_ours: Callable[[str], bool], __: list[str]) -> _Check:
     uid = str(header.get("SOPInstanceUID", ""))
-    if usable_uid(uid) and is_ours(uid):  # ours always are; what else a peer puts there, no database need hold
+    if usable_uid(uid) and is_ours(
+        uid
+    ):  # ours always are; what else a peer puts there, no database need hold
         return Refusal("own_output", "the SOP Instance UID is in the ledger's results")
     for item in header.get("ContributingEquipmentSequence") or []:
         if _code(item, "PurposeOfReferenceCodeSequence") != _PROCESSING_EQUIPMENT:
@@ -142,31 +177,50 @@ def _origin(header: Dataset, _: Rules, is_ours: Callable[[str], bool], __: list[
             return Refusal("own_output", "ContributingEquipmentSequence (0018,A001) names Pleura")
     for keyword in _ALGORITHM_KEYWORDS:
         if keyword in header:
-            return Refusal("foreign_result", f"{keyword} is present: annotations or segments, not a radiograph")
+            return Refusal(
+                "foreign_result", f"{keyword} is present: annotations or segments, not a radiograph"
+            )
     return None
 
 
 def _identity(header: Dataset, _: Rules, __: Callable[[str], bool], ___: list[str]) -> _Check:
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not usable_uid(str(header.get(keyword) or "")):
-            return Refusal("no_identity", f"{keyword} is absent or no UID (PS3.5 9.1): no result could name its image")
+            return Refusal(
+                "no_identity",
+                f"{keyword} is absent or no UID (PS3.5 9.1): no result could name its image",
+            )
     return None
 
 
 def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]) -> _Check:
     sop_class_uid, modality = str(header.get("SOPClassUID", "")), _text(header, "Modality")
     if modality not in rules.modalities:
-        return Refusal("modality", f"Modality (0008,0060) found {_shown(modality)}, admitted {_list(rules.modalities)}")
+        return Refusal(
+            "modality",
+            f"Modality (0008,0060) found {_shown(modality)}, admitted {_list(rules.modalities)}",
+        )
     raw = sop_class_uid == DigitalXRayImageStorageForProcessing
-    if (raw or _text(header, "PresentationIntentType") == "FOR PROCESSING") and not rules.for_processing:
+    if (
+        raw or _text(header, "PresentationIntentType") == "FOR PROCESSING"
+    ) and not rules.for_processing:
         return Refusal("for_processing", "DX for processing, and admission.for_processing is false")
     if sop_class_uid not in _SOP_CLASSES and not raw:
         shown = sop_class_uid if usable_uid(sop_class_uid) else "no UID"
-        return Refusal("sop_class", f"SOP Class UID {shown} is not CR, DX for presentation or Secondary Capture")
+        return Refusal(
+            "sop_class",
+            f"SOP Class UID {shown} is not CR, DX for presentation or Secondary Capture",
+        )
     photometric = _text(header, "PhotometricInterpretation")
-    if header.get("SamplesPerPixel") not in (1, None) or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+    if header.get("SamplesPerPixel") not in (1, None) or photometric not in (
+        "MONOCHROME1",
+        "MONOCHROME2",
+        "",
+    ):
         # A radiograph is grey; in colour it is somebody's rendering (design, section 1, "Foreign").
-        return Refusal("foreign_result", f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}")
+        return Refusal(
+            "foreign_result", f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}"
+        )
     if not re.fullmatch(r"|0*[01](\.0*)?", str(header.get("NumberOfFrames") or "").strip()):
         return Refusal("multi_frame", "NumberOfFrames (0028,0008) is not 1")
     return None
@@ -174,18 +228,34 @@ def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]
 
 def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: list[str]) -> _Check:
     if _species_is_animal(header) or _words(header, _DESCRIPTIONS) & _ANIMALS:
-        return Refusal("species", "PatientSpecies, PatientBreed or a description tells of an animal")
-    of_series, coded_view = _words(header, _SERIES_DESCRIPTIONS), _meaning_words(header, "ViewCodeSequence")
+        return Refusal(
+            "species", "PatientSpecies, PatientBreed or a description tells of an animal"
+        )
+    of_series, coded_view = (
+        _words(header, _SERIES_DESCRIPTIONS),
+        _meaning_words(header, "ViewCodeSequence"),
+    )
     described = of_series | _meaning_words(header, "AnatomicRegionSequence")
     if not described and not coded_view and not _stated(header, "ViewPosition"):
         described = _words(header, _STUDY_DESCRIPTIONS)
-    if not _stated(header, "BodyPartExamined") and described & _OTHER_BODY_PARTS and not _is_chest(described):
-        return Refusal("body_part", "BodyPartExamined is absent and a description names another body part")
+    if (
+        not _stated(header, "BodyPartExamined")
+        and described & _OTHER_BODY_PARTS
+        and not _is_chest(described)
+    ):
+        return Refusal(
+            "body_part", "BodyPartExamined is absent and a description names another body part"
+        )
     view = coded_view if coded_view & (_LATERAL_WORDS | _FRONTAL_WORDS) else of_series
     if not _stated(header, "ViewPosition") and view & _LATERAL_WORDS and not view & _FRONTAL_WORDS:
-        return Refusal("view", "ViewPosition is absent and the view's code or the series' description says lateral")
+        return Refusal(
+            "view",
+            "ViewPosition is absent and the view's code or the series' description says lateral",
+        )
     if not _stated(header, "ViewPosition") and _runs_through_the_chest(header):
-        return Refusal("view", "ViewPosition is absent and PatientOrientation (0020,0020) is a lateral view's")
+        return Refusal(
+            "view", "ViewPosition is absent and PatientOrientation (0020,0020) is a lateral view's"
+        )
     return _one_of(header, "BodyPartExamined", "body_part", rules, notes) or _one_of(
         header, "ViewPosition", "view", rules, notes
     )
@@ -206,7 +276,10 @@ def _runs_through_the_chest(header: Dataset) -> bool:
 def _species_is_animal(header: Dataset) -> bool:
     species = _text(header, "PatientSpeciesDescription")
     code = _code(header, "PatientSpeciesCodeSequence")
-    if species in ("HOMO SAPIENS", "HUMAN") or code in ("337915000", "L-85B00"):  # SCT, SRT "Homo sapiens"
+    if species in ("HOMO SAPIENS", "HUMAN") or code in (
+        "337915000",
+        "L-85B00",
+    ):  # SCT, SRT "Homo sapiens"
         return False
     # A breed alone is an empty field that somebody filled in ("N/A").
     return bool(code) or species not in ("", *_PLACEHOLDERS)
@@ -223,7 +296,11 @@ def _words(header: Dataset, keywords: tuple[str, ...]) -> set[str]:
 
 def _words_of(text: str) -> set[str]:
     """Words without their accents: "TÓRAX" is a thorax, "P.A." a PA."""
-    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    plain = "".join(
+        letter
+        for letter in unicodedata.normalize("NFKD", text)
+        if not unicodedata.combining(letter)
+    )
     return set(re.findall(r"[A-Z]+", re.sub(r"\b([AP])[-./]([AP])\b", r"\1\2", plain)))
 
 
@@ -239,7 +316,11 @@ def _one_of(header: Dataset, keyword: str, reason: str, rules: Rules, notes: lis
     if reason == "body_part" and (words & set(admitted) or _is_chest(words)):
         return None  # "CHEST PA", "LUNG": a chest by another name
     views = words | {_PROJECTIONS[word] for word in words & _PROJECTIONS.keys()}
-    if reason == "view" and (views & set(admitted) or "FRONTAL" in words) and not words & _LATERAL_WORDS:
+    if (
+        reason == "view"
+        and (views & set(admitted) or "FRONTAL" in words)
+        and not words & _LATERAL_WORDS
+    ):
         return None  # "AP ERECT", "PORTABLE AP", "POSTERO-ANTERIOR"
     if found not in admitted:
         return Refusal(reason, f"{keyword} found {_shown(found)}, admitted {_list(admitted)}")
@@ -250,11 +331,15 @@ def _age(header: Dataset, rules: Rules, notes: list[str]) -> _Check:
     age = age_years(header)
     if age is None:
         if rules.when_absent == "refuse":
-            return Refusal("age_unknown", "PatientAge is absent or implausible and when_absent is refuse")
+            return Refusal(
+                "age_unknown", "PatientAge is absent or implausible and when_absent is refuse"
+            )
         notes.append("PatientAge absent or implausible")
         return None
     if age < rules.minimum_age_years:
-        return Refusal("under_age", f"PatientAge is under the minimum of {rules.minimum_age_years} years")
+        return Refusal(
+            "under_age", f"PatientAge is under the minimum of {rules.minimum_age_years} years"
+        )
     return None
 
 
@@ -291,7 +376,9 @@ def usable_uid(value: str) -> bool:
 
 def _text(header: Dataset, keyword: str) -> str:
     value = header.get(keyword)
-    values = value if isinstance(value, MultiValue) else [value]  # also text with a backslash in it: "CHEST\\LAT"
+    values = (
+        value if isinstance(value, MultiValue) else [value]
+    )  # also text with a backslash in it: "CHEST\\LAT"
     return " ".join(each.strip() for each in values if isinstance(each, str)).upper()
 
 

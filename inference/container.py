@@ -19,7 +19,9 @@ from typing import Protocol
 
 MAX_FILES = 32
 MAX_FILE_BYTES = 2 << 30  # two networks of SENet-154's size in float32 are 0.9 GB
-_MAX_RATIO = 200  # of a zip's member to its packed bytes; weights shrink by a tenth, YAML by a factor of ten
+_MAX_RATIO = (
+    200  # of a zip's member to its packed bytes; weights shrink by a tenth, YAML by a factor of ten
+)
 _RATIO_FREE_BYTES = 1 << 20  # a small file may be as empty as it likes
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
@@ -58,16 +60,22 @@ def opened(path: Path) -> Iterator[Container]:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise PackageError(f"{path}: {_cause(error)}; give the folder or the zip of a model package") from error
+        raise PackageError(
+            f"{path}: {_cause(error)}; give the folder or the zip of a model package"
+        ) from error
     if kind == stat.S_IFDIR:
         yield _Folder(path)
         return
     if kind != stat.S_IFREG:
-        raise PackageError(f"{path}: neither a folder nor a file; give the folder or the zip of a model package")
+        raise PackageError(
+            f"{path}: neither a folder nor a file; give the folder or the zip of a model package"
+        )
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, *_BROKEN_ZIP) as error:
-        raise PackageError(f"{path}: not a zip ({_cause(error)}); give the folder or the zip of a package") from error
+        raise PackageError(
+            f"{path}: not a zip ({_cause(error)}); give the folder or the zip of a package"
+        ) from error
     with archive:
         yield _Zip(path, archive)
 
@@ -115,19 +123,25 @@ class _Folder:
             raise PackageError(f"{self.path}: cannot be read ({_cause(error)})") from error
         for name, plain in found.items():
             if not plain:
-                raise PackageError(f"{self.path}: {name[:200]!r} is a folder, a link or a device, not a file")
+                raise PackageError(
+                    f"{self.path}: {name[:200]!r} is a folder, a link or a device, not a file"
+                )
         return _checked(str(self.path), sorted(found))
 
     def read(self, name: str, limit: int) -> bytes:
         try:
             # Between names() and here a file could have become a link, or a pipe that never ends.
-            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(
+                self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
             with open(descriptor, "rb") as file:  # noqa: PTH123 - Path.open() knows no O_NOFOLLOW
                 about = os.fstat(descriptor)
                 if not stat.S_ISREG(about.st_mode):
                     raise PackageError(f"{self.where(name)}: not a file")
                 if about.st_size > limit:
-                    raise PackageError(f"{self.where(name)}: {about.st_size} bytes found, at most {limit} allowed")
+                    raise PackageError(
+                        f"{self.where(name)}: {about.st_size} bytes found, at most {limit} allowed"
+                    )
                 return file.read(limit)
         except OSError as error:
             raise PackageError(
@@ -153,11 +167,15 @@ class _Zip:
     def _refuse_odd(self, member: zipfile.ZipInfo) -> None:
         where, kind = self.where(member.orig_filename), stat.S_IFMT(member.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):  # APPNOTE 4.4.15: on Unix the upper half holds the mode
-            raise PackageError(f"{where}: a folder, a link or a device; only files belong into a package")
+            raise PackageError(
+                f"{where}: a folder, a link or a device; only files belong into a package"
+            )
         if member.flag_bits & 0x1:  # APPNOTE 4.4.4, bit 0
             raise PackageError(f"{where}: encrypted; pack it without a password")
         if member.compress_type not in _METHODS:
-            raise PackageError(f"{where}: compression method {member.compress_type} found; allowed: stored, deflated")
+            raise PackageError(
+                f"{where}: compression method {member.compress_type} found; allowed: stored, deflated"
+            )
         if member.file_size > max(_RATIO_FREE_BYTES, _MAX_RATIO * member.compress_size):
             raise PackageError(
                 f"{where}: {member.compress_size} packed bytes say to be {member.file_size}; "
@@ -168,13 +186,19 @@ class _Zip:
         try:
             size = self._archive.getinfo(name).file_size
             if size > limit:
-                raise PackageError(f"{self.where(name)}: {size} bytes found, at most {limit} allowed")
+                raise PackageError(
+                    f"{self.where(name)}: {size} bytes found, at most {limit} allowed"
+                )
             with self._archive.open(name) as file:
-                data = file.read(size + 1)  # zipfile stops at the declared size and checks the CRC there
+                data = file.read(
+                    size + 1
+                )  # zipfile stops at the declared size and checks the CRC there
         except KeyError as error:
             raise PackageError(f"{self.where(name)}: absent; the package is incomplete") from error
         except (OSError, *_BROKEN_ZIP) as error:
-            raise PackageError(f"{self.where(name)}: cannot be unpacked ({_cause(error)}); pack it again") from error
+            raise PackageError(
+                f"{self.where(name)}: cannot be unpacked ({_cause(error)}); pack it again"
+            ) from error
         if len(data) != size:
             raise PackageError(f"{self.where(name)}: {len(data)} bytes found, {size} declared")
         return data

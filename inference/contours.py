@@ -12,7 +12,9 @@ from scipy import ndimage
 CORNER_PX = 0.125**0.5
 SMOOTHED_PX = 0.25  # the furthest that smoothing moves any point
 THINNED_PX = 0.05  # the furthest that leaving vertices out moves any point
-LARGEST_DISTANCE_PX = CORNER_PX + SMOOTHED_PX + THINNED_PX  # 0.654, between any point of contour or edge and the other
+LARGEST_DISTANCE_PX = (
+    CORNER_PX + SMOOTHED_PX + THINNED_PX
+)  # 0.654, between any point of contour or edge and the other
 LONGEST_PIECE = 64  # sides of pixels that one straight piece may stand for
 
 
@@ -49,7 +51,9 @@ def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     No True pixel lies on the border. Each side is walked with the True pixel at the right hand, from one corner of
     pixels to the next.
     """
-    columns = mask.shape[1] + 1  # of corners; corner (row, column) is the upper left one of the pixel
+    columns = (
+        mask.shape[1] + 1
+    )  # of corners; corner (row, column) is the upper left one of the pixel
     starts, ways = [], []
     for way, (inside, outside, to_row, to_column) in enumerate(
         (
@@ -70,8 +74,12 @@ def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     following = np.searchsorted(key, end * 4)
     # Two sides begin where pixels touch by a corner only: turning left lets them hang together.
     other = np.minimum(following + 1, key.size - 1)
-    following = np.where((start[other] == end) & (way[following] != (way + 3) % 4), other, following)
-    middles = (np.stack(np.divmod(start, columns), axis=1) + np.stack(np.divmod(end, columns), axis=1)) / 2 - 0.5
+    following = np.where(
+        (start[other] == end) & (way[following] != (way + 3) % 4), other, following
+    )
+    middles = (
+        np.stack(np.divmod(start, columns), axis=1) + np.stack(np.divmod(end, columns), axis=1)
+    ) / 2 - 0.5
 
     successors, loops = following.tolist(), []
     walked = bytearray(key.size)
@@ -89,9 +97,14 @@ def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 def _smoothed(vertices: NDArray[np.float64], width: float) -> NDArray[np.float64]:
     """A Gaussian along the closed line, `width` vertices wide; each vertex moves by at most SMOOTHED_PX."""
-    moved = ndimage.gaussian_filter1d(vertices, min(width, len(vertices) / 12), axis=0, mode="wrap") - vertices
+    moved = (
+        ndimage.gaussian_filter1d(vertices, min(width, len(vertices) / 12), axis=0, mode="wrap")
+        - vertices
+    )
     distance = np.hypot(moved[:, 0], moved[:, 1])
-    return np.asarray(vertices + moved * np.minimum(1, SMOOTHED_PX / np.maximum(distance, 1e-9))[:, None])
+    return np.asarray(
+        vertices + moved * np.minimum(1, SMOOTHED_PX / np.maximum(distance, 1e-9))[:, None]
+    )
 
 
 def _thinned(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -101,13 +114,17 @@ def _thinned(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     count = len(vertices)
     keep = np.ones(count, dtype=bool)
-    straight = np.ones(count, dtype=bool)  # is the run of half the size that begins here one straight piece?
+    straight = np.ones(
+        count, dtype=bool
+    )  # is the run of half the size that begins here one straight piece?
     run = 2
     while run <= LONGEST_PIECE and run <= count // 4:
         starts = np.arange(0, count - run, run)
         starts = starts[straight[starts] & straight[starts + run // 2]]
         begin, chord = vertices[starts], vertices[starts + run] - vertices[starts]
-        between = vertices[starts[:, None] + np.arange(1, run)] - begin[:, None]  # (runs, run - 1, 2)
+        between = (
+            vertices[starts[:, None] + np.arange(1, run)] - begin[:, None]
+        )  # (runs, run - 1, 2)
         length = np.maximum((chord**2).sum(axis=1), 1e-12)
         along = np.clip((between * chord[:, None]).sum(axis=2) / length[:, None], 0, 1)
         off = between - along[..., None] * chord[:, None]

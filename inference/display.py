@@ -14,16 +14,24 @@ from inference.pixels import Unsuitable
 
 Array = NDArray[np.float64]
 
-_BLANK_LEVELS = 8  # an image whose central 99 % of pixels span fewer stored grey levels shows nothing
-_SEEN_SPAN = 1 / 16  # a window that leaves the central 99 % fewer of the display's greys than this hides the picture,
+_BLANK_LEVELS = (
+    8  # an image whose central 99 % of pixels span fewer stored grey levels shows nothing
+)
+_SEEN_SPAN = (
+    1 / 16
+)  # a window that leaves the central 99 % fewer of the display's greys than this hides the picture,
 _SEEN_PART = 0.1  # and so does one that makes all but this part of the pixels plain black or white
 _SHAPES = ("IDENTITY", "INVERSE")  # PresentationLUTShape
 _OUTER = 0.005  # without a window: what lies in the outermost 0.5 % is collimator, marker or burnt-out air
 _SAMPLED_PIXELS = 300_000
-_BLOCK_PIXELS = 16_384  # numpy turns indices into 8 bytes each: that many stay in the processor's cache
+_BLOCK_PIXELS = (
+    16_384  # numpy turns indices into 8 bytes each: that many stay in the processor's cache
+)
 
 
-def displayed(header: Dataset, stored: NDArray[np.integer]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+def displayed(
+    header: Dataset, stored: NDArray[np.integer]
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """(rows, columns) float32, 0 black to 1 white in display polarity, and notes on what of the header was not usable.
 
     Modality LUT, then VOI LUT or window, then polarity; pixel padding is black. A window that hides the picture gives
@@ -40,14 +48,18 @@ def displayed(header: Dataset, stored: NDArray[np.integer]) -> tuple[NDArray[np.
     levels = np.arange(len(counts), dtype=np.float64) + np.iinfo(stored.dtype).min
     padding = _padding(header, levels, np.iinfo(stored.dtype))
     if np.count_nonzero(counts[padding]) > np.count_nonzero(counts) / 2:
-        notes.append("PixelPaddingRangeLimit takes in most of the image's values, so that nothing is taken as padding")
+        notes.append(
+            "PixelPaddingRangeLimit takes in most of the image's values, so that nothing is taken as padding"
+        )
         padding[:] = False
     counts[padding] = 0
     if not counts.any():
         raise Unsuitable("blank", "every pixel is padding")
     low, high = _central(levels, counts)
     if high - low < _BLANK_LEVELS:
-        raise Unsuitable("blank", f"99 % of the pixels lie within {high - low:.0f} stored grey levels")
+        raise Unsuitable(
+            "blank", f"99 % of the pixels lie within {high - low:.0f} stored grey levels"
+        )
     values = _modality(header, levels, notes)
     grey = _voi(header, values, notes)
     if grey is not None and not _shows(grey, counts):
@@ -68,7 +80,9 @@ def displayed(header: Dataset, stored: NDArray[np.integer]) -> tuple[NDArray[np.
 
 def stretch(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale any grey image to 0..1 as an X-ray without a window is; for pictures that are no DICOM files."""
-    low, high = (float(v) for v in np.percentile(values[:: max(1, values.shape[0] // 1024)], (0.5, 99.5)))
+    low, high = (
+        float(v) for v in np.percentile(values[:: max(1, values.shape[0] // 1024)], (0.5, 99.5))
+    )
     if high <= low:
         low, high = float(values.min()), float(values.max())
     return np.asarray(np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0), dtype=np.float32)
@@ -79,7 +93,9 @@ def _histogram(stored: NDArray[np.integer]) -> NDArray[np.int64]:
     step = max(1, math.isqrt(stored.size // _SAMPLED_PIXELS))
     lowest = int(np.iinfo(stored.dtype).min)
     sample = stored[::step, ::step].ravel().astype(np.int32) - lowest
-    highest = stored.max() if lowest == 0 else np.iinfo(stored.dtype).max  # negative numbers' bits lie above
+    highest = (
+        stored.max() if lowest == 0 else np.iinfo(stored.dtype).max
+    )  # negative numbers' bits lie above
     return np.asarray(np.bincount(sample, minlength=int(highest) - lowest + 1))
 
 
@@ -88,8 +104,14 @@ def _central(values: Array, counts: NDArray[np.int64]) -> tuple[float, float]:
     seen = np.flatnonzero(counts)
     order = seen[np.argsort(values[seen], kind="stable")]
     reached = np.cumsum(counts[order])
-    low, high = (values[order[np.searchsorted(reached, part * reached[-1])]] for part in (_OUTER, 1 - _OUTER))
-    return (float(low), float(high)) if high > low else (float(values[order[0]]), float(values[order[-1]]))
+    low, high = (
+        values[order[np.searchsorted(reached, part * reached[-1])]] for part in (_OUTER, 1 - _OUTER)
+    )
+    return (
+        (float(low), float(high))
+        if high > low
+        else (float(values[order[0]]), float(values[order[-1]]))
+    )
 
 
 def _shows(grey: Array, counts: NDArray[np.int64]) -> bool:
@@ -101,7 +123,10 @@ def _shows(grey: Array, counts: NDArray[np.int64]) -> bool:
 def _looked_up(table: NDArray[np.float32], stored: NDArray[np.integer]) -> NDArray[np.float32]:
     kind = np.iinfo(stored.dtype)
     if kind.min < 0:  # a negative number's bits, read as unsigned, lie above the positive ones
-        table, stored = np.roll(table, int(kind.min)), stored.view(stored.dtype.str.replace("i", "u"))
+        table, stored = (
+            np.roll(table, int(kind.min)),
+            stored.view(stored.dtype.str.replace("i", "u")),
+        )
     image = np.empty(stored.shape, dtype=np.float32)
     rows = max(1, _BLOCK_PIXELS // stored.shape[1])
     for top in range(0, stored.shape[0], rows):
@@ -126,13 +151,17 @@ def _modality(header: Dataset, levels: Array, notes: list[str]) -> Array:
     return levels * (slope or 1.0) + (intercept or 0.0)
 
 
-def lut_of(header: Dataset, keyword: str, signed: bool) -> Callable[[Array], tuple[Array, float]] | None:
+def lut_of(
+    header: Dataset, keyword: str, signed: bool
+) -> Callable[[Array], tuple[Array, float]] | None:
     """The first item's table as a function of input values: (output values, the largest that its bits allow)."""
     try:
         item = header[keyword].value[0]
         entries, first, bits = (int(v) for v in item.LUTDescriptor)
         data = lut_words(item.LUTData, header) or item.LUTData
-        entries = entries % 65536 or 65536  # PS3.3 C.11.1.1: 0 stands for 2^16; SS may make large ones negative
+        entries = (
+            entries % 65536 or 65536
+        )  # PS3.3 C.11.1.1: 0 stands for 2^16; SS may make large ones negative
         if isinstance(data, bytes):
             wide = len(data) >= 2 * entries  # 8-bit entries may be packed two to a word
             table = np.frombuffer(data, dtype="<u2" if wide else "u1")[:entries].astype(np.float64)
@@ -148,7 +177,9 @@ def lut_of(header: Dataset, keyword: str, signed: bool) -> Callable[[Array], tup
         first -= 65536  # SS written as US
 
     def look_up(values: Array) -> tuple[Array, float]:
-        index = np.clip(np.round(values) - first, 0, entries - 1)  # below the first entry, the first; so at the end
+        index = np.clip(
+            np.round(values) - first, 0, entries - 1
+        )  # below the first entry, the first; so at the end
         return table[index.astype(np.intp)], largest
 
     return look_up
@@ -165,7 +196,11 @@ def lut_words(data: object, header: Dataset) -> bytes | None:
     """
     if isinstance(data, bytes):
         order = ">" if header.original_encoding[1] is False else "<"
-        return np.frombuffer(data, f"{order}u2").astype("<u2").tobytes() if len(data) % 2 == 0 else None
+        return (
+            np.frombuffer(data, f"{order}u2").astype("<u2").tobytes()
+            if len(data) % 2 == 0
+            else None
+        )
     try:
         words = np.asarray(data)
         fits = words.dtype.kind in "iu" and words.min() >= 0 and words.max() <= 65535

@@ -30,7 +30,9 @@ log = logging.getLogger("pleura.engine")
 
 MAX_BATCH = 8
 _NO_MORE = object()
-_Choice = dict[int, tuple[Candidate, Runner]]  # by size of batch: 1, and the largest, which is for all others
+_Choice = dict[
+    int, tuple[Candidate, Runner]
+]  # by size of batch: 1, and the largest, which is for all others
 
 
 class EngineBrokenError(Exception):
@@ -99,7 +101,9 @@ class Engine:
             for role, network in package.networks.items()
         }
         self._plain: dict[Role, Runner] = {role: self._build(role, PLAIN) for role in self._modules}
-        self._chosen: dict[Role, _Choice] = {role: {1: (PLAIN, one)} for role, one in self._plain.items()}
+        self._chosen: dict[Role, _Choice] = {
+            role: {1: (PLAIN, one)} for role, one in self._plain.items()
+        }
         self._steps = self._tuning(cache)
 
     @property
@@ -126,7 +130,9 @@ class Engine:
         """Probability map of pneumothorax, (rows, columns) float32 like each image given."""
         logits, geometries = self._run("segmenter", images)
         maps = torch.sigmoid(torch.from_numpy(logits[:, 0])).numpy()
-        return [preprocess.unfit(one, geometry) for one, geometry in zip(maps, geometries, strict=True)]
+        return [
+            preprocess.unfit(one, geometry) for one, geometry in zip(maps, geometries, strict=True)
+        ]
 
     def logits(self, role: Role, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """One network's logits, (n, ...) float32, of a batch that preprocess has made, (n, 1, side, side) float32.
@@ -135,7 +141,9 @@ class Engine:
         """
         size = self._limit[role]
         if len(batch) > size:
-            return np.concatenate([self.logits(role, batch[i : i + size]) for i in range(0, len(batch), size)])
+            return np.concatenate(
+                [self.logits(role, batch[i : i + size]) for i in range(0, len(batch), size)]
+            )
         choice = self._chosen[role]
         candidate, runner = choice[1 if len(batch) == 1 else max(choice)]
         try:
@@ -146,11 +154,16 @@ class Engine:
             if is_out_of_memory(error) and len(batch) > 1:
                 self._limit[role] = len(batch) // 2
                 log.warning(
-                    "%s: out of memory with %d images; at most %d from now on", role, len(batch), len(batch) // 2
+                    "%s: out of memory with %d images; at most %d from now on",
+                    role,
+                    len(batch),
+                    len(batch) // 2,
                 )
             elif candidate != PLAIN:
                 self._chosen[role] = {1: (PLAIN, self._plain[role])}
-                log.warning("%s: %s broke (%s); on torch from now on", role, candidate, type(error).__name__)
+                log.warning(
+                    "%s: %s broke (%s); on torch from now on", role, candidate, type(error).__name__
+                )
             else:
                 raise
         # Out of the handler: the error's frames held the tensors of the attempt.
@@ -192,9 +205,13 @@ class Engine:
         if golden is None or not candidates:
             return None
         sizes = tuple(sorted({1, self._limit[role]}))
-        return Trial(role, self._plain[role], candidates, golden.numpy(), sizes, partial(self._build, role))
+        return Trial(
+            role, self._plain[role], candidates, golden.numpy(), sizes, partial(self._build, role)
+        )
 
-    def _try(self, role: Role, trial: Trial, known: list[str]) -> Generator[None, None, Mapping[int, Candidate] | None]:
+    def _try(
+        self, role: Role, trial: Trial, known: list[str]
+    ) -> Generator[None, None, Mapping[int, Candidate] | None]:
         """Change over to the best of what is tried. None: there is no other engine now; the next start tries again.
 
         `known` are the names of those that were the quickest before, one for each size.
@@ -203,7 +220,9 @@ class Engine:
         remembered: dict[int, Candidate] = {}
         if self._wanted == "auto" and len(known) == len(trial.sizes) and names.keys() >= set(known):
             remembered = {size: names[name] for size, name in zip(trial.sizes, known, strict=True)}
-            trial = replace(trial, candidates=tuple(one for one in trial.candidates if str(one) in known))
+            trial = replace(
+                trial, candidates=tuple(one for one in trial.candidates if str(one) in known)
+            )
         if not trial.candidates:
             return remembered
         try:
@@ -220,23 +239,33 @@ class Engine:
         except Exception as error:  # whatever breaks in the attempt, plain torch goes on
             if is_fatal(error):
                 raise EngineBrokenError(f"{role}: {error}") from error
-            log.warning("%s: the choice of an engine broke (%s); on torch", role, type(error).__name__)
+            log.warning(
+                "%s: the choice of an engine broke (%s); on torch", role, type(error).__name__
+            )
             return None
-        self._chosen[role] = {size: (candidate, runners[candidate]) for size, candidate in chosen.items()}
+        self._chosen[role] = {
+            size: (candidate, runners[candidate]) for size, candidate in chosen.items()
+        }
         return chosen
 
     def _build(self, role: Role, candidate: Candidate) -> Runner:
         side = self.manifest.networks[role].side
-        return engines.build(candidate, self._modules[role], Plan(self.device, side, candidate.bf16))
+        return engines.build(
+            candidate, self._modules[role], Plan(self.device, side, candidate.bf16)
+        )
 
     def _probabilities(self, role: Role, images: Sequence[NDArray[np.float32]]) -> list[float]:
         logits, _ = self._run(role, images)
         return [float(p) for p in torch.sigmoid(torch.from_numpy(logits).flatten()).tolist()]
 
-    def _run(self, role: Role, images: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], list[Geometry]]:
+    def _run(
+        self, role: Role, images: Sequence[NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float32], list[Geometry]]:
         network = self.manifest.networks[role]
         fitted = [preprocess.fit(image, network.side) for image in images]
-        arrays = [preprocess.normalise(one.pixels, one.geometry, network.normalisation) for one in fitted]
+        arrays = [
+            preprocess.normalise(one.pixels, one.geometry, network.normalisation) for one in fitted
+        ]
         return self.logits(role, np.stack(arrays)[:, None]), [one.geometry for one in fitted]
 
 

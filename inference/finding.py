@@ -37,11 +37,17 @@ class Measurement:
     area_px: int
     area_mm2: float | None  # None where no spacing is known
     area_estimated: bool  # True where only the detector's ImagerPixelSpacing is known (magnified, PS3.3 10.7.1.3)
-    centroid_px: tuple[float, float]  # (column, row), pixel centres at whole numbers, of all regions together
+    centroid_px: tuple[
+        float, float
+    ]  # (column, row), pixel centres at whole numbers, of all regions together
     laterality: Laterality | None  # None where PatientOrientation does not tell
     regions: int
-    extent_px: tuple[int, int, int, int] | None = None  # (first row, first column, last row, last column) of them all
-    spread_px: tuple[float, float] | None = None  # (row, column): standard deviation of their pixels' positions
+    extent_px: tuple[int, int, int, int] | None = (
+        None  # (first row, first column, last row, last column) of them all
+    )
+    spread_px: tuple[float, float] | None = (
+        None  # (row, column): standard deviation of their pixels' positions
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,9 @@ import gdcm  # type: ignore[import-untyped]
 from pydicom.pixels.decoders.base import DecodeRunner
 from pydicom.uid import UID, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1
 
-DECODER_DEPENDENCIES = dict.fromkeys((JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1), ("gdcm>=3.0.10",))
+DECODER_DEPENDENCIES = dict.fromkeys(
+    (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1), ("gdcm>=3.0.10",)
+)
 
 # ISO 10918-1 Table B.1: the start of frame of each syntax; baseline is a subset of extended.
 _FRAMES = {JPEGExtended12Bit: (0xC0, 0xC1), JPEGLossless: (0xC3,), JPEGLosslessSV1: (0xC3,)}
@@ -35,7 +37,9 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
         ValueError: it is no whole stream of the process that the transfer syntax names, or GDCM cannot decode it.
     """
     precision, clean = _taken_apart(stream, runner.transfer_syntax)
-    bits = 8 if precision <= 8 else 12 if precision <= 12 else 16  # GDCM has a codec for each of these
+    bits = (
+        8 if precision <= 8 else 12 if precision <= 12 else 16
+    )  # GDCM has a codec for each of these
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(clean)
     fragments = gdcm.SequenceOfFragments.New()
@@ -46,9 +50,13 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
     image.SetNumberOfDimensions(2)
     image.SetDimensions((runner.columns, runner.rows, 1))
     image.SetDataElement(element)
-    monochrome = gdcm.PhotometricInterpretation.MONOCHROME2  # polarity is none of a decoder's business
+    monochrome = (
+        gdcm.PhotometricInterpretation.MONOCHROME2
+    )  # polarity is none of a decoder's business
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(monochrome))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(runner.transfer_syntax))))
+    image.SetTransferSyntax(
+        gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(runner.transfer_syntax)))
+    )
     image.SetPixelFormat(gdcm.PixelFormat(1, bits, bits, bits - 1, 0))
     decoded: Any = image.GetBuffer()  # SWIG gives bytes as text with surrogates, or None
     values = b"" if decoded is None else bytes(decoded.encode("utf-8", "surrogateescape"))
@@ -66,7 +74,10 @@ def _taken_apart(stream: bytes, syntax: UID) -> tuple[int, bytes]:
         raise ValueError("no JPEG stream from its start to its end")
     precision, kept, position = 0, [b"\xff\xd8"], 2
     while position + 4 <= end and stream[position] == 0xFF:
-        marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
+        marker, length = (
+            stream[position + 1],
+            int.from_bytes(stream[position + 2 : position + 4], "big"),
+        )
         segment = stream[position : position + 2 + length]
         if marker == _SCAN and precision:
             return precision, b"".join((*kept, stream[position : end + 2]))

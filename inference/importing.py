@@ -32,7 +32,10 @@ _PNEUMOTHORAX = CHEXNET_LABELS.index("Pneumothorax")
 _PREFIXES = ("module.", "model.", "module.", "densenet121.")
 # Checkpoints from before torch 0.4 say "norm.1" where a module's name may hold no dot any more.
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
-_HEADS = {"classifier.0.weight": "classifier.weight", "classifier.0.bias": "classifier.bias"}  # Linear + Sigmoid
+_HEADS = {
+    "classifier.0.weight": "classifier.weight",
+    "classifier.0.bias": "classifier.bias",
+}  # Linear + Sigmoid
 _NO_LICENCE = "not stated with the checkpoint: ask whoever trained it before use"
 
 
@@ -66,7 +69,9 @@ def import_chexnet(checkpoint: Path, segmenter: Path, folder: Path, choices: Cho
     other = package.load(segmenter)
     manifest = _manifest(checkpoint, other.manifest, choices)
     networks = {str(role): one for role, one in other.networks.items()} | {"classifier": network}
-    inputs = {role: other.golden[f"{role}.input"] for role in networks} | {"classifier": _golden_input(choices.side)}
+    inputs = {role: other.golden[f"{role}.input"] for role in networks} | {
+        "classifier": _golden_input(choices.side)
+    }
     package.write(folder, manifest, networks, inputs, exact=True)
     (folder / "README.md").write_text(_card(checkpoint, other.manifest, choices), encoding="utf-8")
     return package.amend(folder, {})  # the card is listed too
@@ -81,7 +86,9 @@ def chexnet(checkpoint: Path) -> nn.Module:
     state = renamed(state_dict(checkpoint))
     wanted = shapes("densenet-121", outputs=len(CHEXNET_LABELS), stem="imagenet")
     for name, value in wanted.items():
-        if name.endswith("num_batches_tracked"):  # training's bookkeeping; torch before 0.4.1 had none
+        if name.endswith(
+            "num_batches_tracked"
+        ):  # training's bookkeeping; torch before 0.4.1 had none
             state.setdefault(name, torch.zeros_like(value, device="cpu"))
     faults = [f"{name} is missing" for name in sorted(wanted.keys() - state.keys())]
     faults += [f"{name} is unknown" for name in sorted(state.keys() - wanted.keys())]
@@ -126,10 +133,14 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
     """
     try:
         if (size := checkpoint.stat().st_size) > MAX_FILE_BYTES:
-            raise PackageError(f"{checkpoint}: {size} bytes found, at most {MAX_FILE_BYTES} allowed")
+            raise PackageError(
+                f"{checkpoint}: {size} bytes found, at most {MAX_FILE_BYTES} allowed"
+            )
         document = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise PackageError(f"{checkpoint}: cannot be read ({error.strerror}); give the checkpoint's file") from error
+        raise PackageError(
+            f"{checkpoint}: cannot be read ({error.strerror}); give the checkpoint's file"
+        ) from error
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch the protection off. What it found is in it, its advice is not passed on.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -138,13 +149,25 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
             f"{checkpoint}: refused, nothing in it was run: {what}; only plain tensors are read. If you trust where it "
             "comes from, save its state_dict alone, on another machine"
         ) from error
-    except Exception as error:  # the unpickler meets whatever the bytes make of it; a checkpoint is all or nothing
-        raise PackageError(f"{checkpoint}: not a torch checkpoint ({type(error).__name__})") from error
+    except (
+        Exception
+    ) as error:  # the unpickler meets whatever the bytes make of it; a checkpoint is all or nothing
+        raise PackageError(
+            f"{checkpoint}: not a torch checkpoint ({type(error).__name__})"
+        ) from error
     state = document
     if isinstance(document, dict):  # a state dict, or what a trainer saved around it
-        state = next((document[key] for key in ("state_dict", "model") if key in document), document)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise PackageError(f"{checkpoint}: no state_dict found: wanted a mapping of names to tensors")
+        state = next(
+            (document[key] for key in ("state_dict", "model") if key in document), document
+        )
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        raise PackageError(
+            f"{checkpoint}: no state_dict found: wanted a mapping of names to tensors"
+        )
     return {str(name): value.detach() for name, value in state.items()}
 
 
@@ -155,7 +178,9 @@ def _golden_input(side: int) -> Tensor:
 
 
 def _manifest(checkpoint: Path, other: Manifest, choices: Choices) -> dict[str, Any]:
-    kept = other.model_dump(mode="json", include={"task", "segmenter", "plausibility", "label", "intended_use"})
+    kept = other.model_dump(
+        mode="json", include={"task", "segmenter", "plausibility", "label", "intended_use"}
+    )
     return (
         kept
         | {
@@ -179,7 +204,9 @@ def _manifest(checkpoint: Path, other: Manifest, choices: Choices) -> dict[str, 
                 "command": f"pleura model import --kind chexnet {checkpoint.name}"[:1000],
             },
             "metrics": {},
-            "licence": f"classifier: {choices.licence}; segmenter ({other.id} {other.version}): {other.licence}"[:1000],
+            "licence": f"classifier: {choices.licence}; segmenter ({other.id} {other.version}): {other.licence}"[
+                :1000
+            ],
         }
     )
 

@@ -23,7 +23,9 @@ from inference.container import checked_name
 from inference.preprocess import SCHEMES
 
 Role = Literal["classifier", "segmenter", "plausibility"]
-Task = Literal["pneumothorax", "lower-grade-glioma"]  # the second: training and measuring only, no node serves it
+Task = Literal[
+    "pneumothorax", "lower-grade-glioma"
+]  # the second: training and measuring only, no node serves it
 
 
 def _known(name: str) -> str:
@@ -115,7 +117,9 @@ class Comparison(_Part):
     @model_validator(mode="after")
     def _no_worse(self) -> Comparison:
         if self.bf16 < self.fp32 - _BF16_LOSS:
-            raise ValueError(f"bf16 is worse by more than {_BF16_LOSS}: it cannot allow bf16; leave the entry out")
+            raise ValueError(
+                f"bf16 is worse by more than {_BF16_LOSS}: it cannot allow bf16; leave the entry out"
+            )
         return self
 
 
@@ -150,14 +154,18 @@ class Manifest(_Part):
     task: Task
     classifier: Classifier
     segmenter: Segmenter
-    plausibility: Plausibility | None = None  # absent: every admitted image counts as a frontal chest
+    plausibility: Plausibility | None = (
+        None  # absent: every admitted image counts as a frontal chest
+    )
     precision: Precision | None = None  # absent: never anything but float32
     label: Code
     training: Training
     metrics: dict[str, JsonValue]
     licence: Text
     intended_use: Text
-    sha256: Annotated[dict[FileName, Sha256], Field(max_length=30)]  # of every other file of the package
+    sha256: Annotated[
+        dict[FileName, Sha256], Field(max_length=30)
+    ]  # of every other file of the package
 
     @property
     def networks(self) -> dict[Role, Network]:
@@ -177,11 +185,18 @@ def parse(data: bytes) -> Manifest:
         ManifestError: not plain YAML (tags, aliases and repeated keys are refused too), or a wrong key: all at once.
     """
     if len(data) > MAX_BYTES:
-        raise ManifestError(f"more than {MAX_BYTES} bytes found; what is long belongs into README.md")
+        raise ManifestError(
+            f"more than {MAX_BYTES} bytes found; what is long belongs into README.md"
+        )
     try:
         document = yaml.load(data.decode("utf-8"), _PlainLoader)  # noqa: S506 - a SafeLoader, and stricter
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, a number of 5,000 digits, a 13th month
-        raise ManifestError(f"cannot be read as plain YAML ({' '.join(str(error).split())[:300]})") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: not UTF-8, a number of 5,000 digits, a 13th month
+        raise ManifestError(
+            f"cannot be read as plain YAML ({' '.join(str(error).split())[:300]})"
+        ) from error
     return validate(document)
 
 
@@ -194,7 +209,9 @@ def validate(document: Any) -> Manifest:
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
-        faults = [_fault(one["type"], one["loc"], one["input"], one["msg"]) for one in error.errors()]
+        faults = [
+            _fault(one["type"], one["loc"], one["input"], one["msg"]) for one in error.errors()
+        ]
         more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise ManifestError("; ".join(faults[:10]) + more) from error
 
@@ -202,7 +219,9 @@ def validate(document: Any) -> Manifest:
 def dump(manifest: Manifest) -> str:
     """The text of a model.yaml."""
     # What is not there is left out, so that a package without a third network reads as if there never was one.
-    document = {key: value for key, value in manifest.model_dump(mode="json").items() if value is not None}
+    document = {
+        key: value for key, value in manifest.model_dump(mode="json").items() if value is not None
+    }
     return yaml.dump(document, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -211,7 +230,9 @@ def as_json(manifest: Manifest) -> str:
     return json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
 
 
-def describe(manifest: Manifest, weights: Mapping[Role, int], replay_error: Mapping[Role, float]) -> str:
+def describe(
+    manifest: Manifest, weights: Mapping[Role, int], replay_error: Mapping[Role, float]
+) -> str:
     """What a package is, for a person: one line each for its networks and what they may be used for."""
     lines = [("model", f"{manifest.id} {manifest.version}, {manifest.task}")]
     for role, network in manifest.networks.items():
@@ -237,7 +258,9 @@ def _fault(kind: str, place: tuple[int | str, ...], found: Any, message: str) ->
         return f"{key}: unknown key"
     if kind == "missing":
         return f"{key}: absent"
-    shown = repr(found) if isinstance(found, str | int | float | None) else f"a {type(found).__name__}"
+    shown = (
+        repr(found) if isinstance(found, str | int | float | None) else f"a {type(found).__name__}"
+    )
     return f"{key}: {shown[:80]} found; {message.removeprefix('Value error, ')}"
 
 
@@ -260,7 +283,9 @@ class _PlainLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen if isinstance(key, yaml.ScalarNode) else True:
-                raise yaml.YAMLError(f"{str(key.value)[:60]!r} is said twice in one mapping, or is no plain key")
+                raise yaml.YAMLError(
+                    f"{str(key.value)[:60]!r} is said twice in one mapping, or is no plain key"
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -40,10 +40,14 @@ def measure(
     )
     return Measurement(
         area_px=area_px,
-        area_mm2=area_px * spacing.row_mm * spacing.column_mm if spacing is not None and known else None,
+        area_mm2=area_px * spacing.row_mm * spacing.column_mm
+        if spacing is not None and known
+        else None,
         area_estimated=bool(spacing is not None and known and spacing.detector),
         centroid_px=(float(column), float(row)),
-        laterality=laterality(sums / areas_px[:, None], (mask.shape[0], mask.shape[1]), patient_orientation),
+        laterality=laterality(
+            sums / areas_px[:, None], (mask.shape[0], mask.shape[1]), patient_orientation
+        ),
         regions=count,
         extent_px=(int(top), int(left), int(bottom), int(right)),
         spread_px=(float(spread_rows), float(spread_columns)),
@@ -51,7 +55,9 @@ def measure(
 
 
 def laterality(
-    centroids: NDArray[np.float64], shape: tuple[int, int], patient_orientation: Sequence[str] | None
+    centroids: NDArray[np.float64],
+    shape: tuple[int, int],
+    patient_orientation: Sequence[str] | None,
 ) -> Laterality | None:
     """The patient's side(s) on which the regions' (row, column) centroids lie; None where the header does not tell.
 
@@ -60,9 +66,15 @@ def laterality(
     left. The middle of the image stands in for the patient's midline, which is its limit: an off-centre or turned
     patient shifts it, so a centroid near the middle leaves the side unsaid rather than guessed.
     """
-    if patient_orientation is None or isinstance(patient_orientation, str) or len(patient_orientation) != 2:
+    if (
+        patient_orientation is None
+        or isinstance(patient_orientation, str)
+        or len(patient_orientation) != 2
+    ):
         return None
-    along_row, along_column = (str(direction).strip().upper()[:1] for direction in patient_orientation)
+    along_row, along_column = (
+        str(direction).strip().upper()[:1] for direction in patient_orientation
+    )
     if (along_row in {"L", "R"}) == (along_column in {"L", "R"}):
         return None  # neither axis runs across the patient, or both claim to
     axis, towards = (1, along_row) if along_row in {"L", "R"} else (0, along_column)
@@ -70,5 +82,7 @@ def laterality(
     offsets = centroids[:, axis] - (extent - 1) / 2
     if np.any(np.abs(offsets) < MIDDLE * extent):
         return None
-    sides: set[Laterality] = {"L" if (offset > 0) == (towards == "L") else "R" for offset in offsets}
+    sides: set[Laterality] = {
+        "L" if (offset > 0) == (towards == "L") else "R" for offset in offsets
+    }
     return "B" if len(sides) == 2 else sides.pop()

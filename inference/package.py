@@ -32,9 +32,13 @@ __all__ = [
 ]  # fmt: skip
 
 SERVED_TASK = "pneumothorax"
-GOLDEN_TOLERANCE = 1e-3  # design, "Model package": more than this off in plain torch fp32 means refuse
+GOLDEN_TOLERANCE = (
+    1e-3  # design, "Model package": more than this off in plain torch fp32 means refuse
+)
 _MAX_GOLDEN_IMAGES = 16
-_DEVICE_NAMESPACE = UUID("6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11")  # fixed for ever: DeviceUIDs are derived in it
+_DEVICE_NAMESPACE = UUID(
+    "6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11"
+)  # fixed for ever: DeviceUIDs are derived in it
 _MANIFEST = "model.yaml"
 _WEIGHTS = "weights.safetensors"
 _GOLDEN = "golden.safetensors"
@@ -51,18 +55,30 @@ class Package:
     classifier: nn.Module
     segmenter: nn.Module
     plausibility: nn.Module | None = None  # None where the manifest names none
-    golden: dict[str, Tensor] = field(default_factory=dict)  # "<role>.input", "<role>.output": for other engines
-    replay_error: dict[Role, float] = field(default_factory=dict)  # how far this machine was off, at most 1e-3
+    golden: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # "<role>.input", "<role>.output": for other engines
+    replay_error: dict[Role, float] = field(
+        default_factory=dict
+    )  # how far this machine was off, at most 1e-3
 
     @property
     def networks(self) -> dict[Role, nn.Module]:
         """The networks there are, each in eval mode, float32, on the CPU."""
-        networks: dict[Role, nn.Module] = {"classifier": self.classifier, "segmenter": self.segmenter}
-        return networks | ({"plausibility": self.plausibility} if self.plausibility is not None else {})
+        networks: dict[Role, nn.Module] = {
+            "classifier": self.classifier,
+            "segmenter": self.segmenter,
+        }
+        return networks | (
+            {"plausibility": self.plausibility} if self.plausibility is not None else {}
+        )
 
     def describe(self) -> str:
         """What it is, for a person (`pleura model check`)."""
-        weights = {role: sum(one.numel() for one in module.parameters()) for role, module in self.networks.items()}
+        weights = {
+            role: sum(one.numel() for one in module.parameters())
+            for role, module in self.networks.items()
+        }
         return manifests.describe(self.manifest, weights, self.replay_error)
 
 
@@ -110,14 +126,22 @@ def load(path: Path, any_task: bool = False) -> Package:
             f"{path}/{_MANIFEST}: task: {files.manifest.task} found, {SERVED_TASK} wanted; a node analyses chest "
             "X-rays, other models can be trained and evaluated only"
         )
-    weights, golden = (_tensors(f"{path}/{name}", files.kept.pop(name)) for name in (_WEIGHTS, _GOLDEN))
+    weights, golden = (
+        _tensors(f"{path}/{name}", files.kept.pop(name)) for name in (_WEIGHTS, _GOLDEN)
+    )
     roles = files.manifest.networks
     strangers = sorted(name for name in weights if name.partition(".")[0] not in roles)
     if strangers:
-        raise PackageError(f"{path}/{_WEIGHTS}: {strangers[0][:200]} belongs to no network of {_MANIFEST}")
+        raise PackageError(
+            f"{path}/{_WEIGHTS}: {strangers[0][:200]} belongs to no network of {_MANIFEST}"
+        )
     networks, errors = {}, {}
     for role, network in roles.items():
-        own = {name.removeprefix(f"{role}."): value for name, value in weights.items() if name.startswith(f"{role}.")}
+        own = {
+            name.removeprefix(f"{role}."): value
+            for name, value in weights.items()
+            if name.startswith(f"{role}.")
+        }
         networks[role] = _filled(path, role, network, own)
         errors[role] = _replayed(path, role, network, networks[role], golden)
     device_uid = f"2.25.{uuid5(_DEVICE_NAMESPACE, files.digest).int}"
@@ -181,12 +205,16 @@ def _checked(folder: Path, document: dict[str, Any], *by_role: dict[str, Any]) -
         raise PackageError(f"{folder}/{_MANIFEST}: {error}") from error
     for given in by_role:
         if set(given) != set(manifest.networks):
-            raise PackageError(f"{folder}: {sorted(given)} given; the manifest names {sorted(manifest.networks)}")
+            raise PackageError(
+                f"{folder}: {sorted(given)} given; the manifest names {sorted(manifest.networks)}"
+            )
     return manifest
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> Manifest:
-    listed = {name: _sha256((folder / name).read_bytes()) for name in _LISTED if (folder / name).is_file()}
+    listed = {
+        name: _sha256((folder / name).read_bytes()) for name in _LISTED if (folder / name).is_file()
+    }
     checked = _checked(folder, manifest | {"sha256": listed})
     (folder / _MANIFEST).write_text(manifests.dump(checked), encoding="utf-8")
     return checked
@@ -202,7 +230,9 @@ def _read(path: Path) -> _Files:
             raise PackageError(f"{files.where(_MANIFEST)}: {error}") from error
         for name in (_WEIGHTS, _GOLDEN):
             if name not in manifest.sha256:
-                raise PackageError(f"{files.where(_MANIFEST)}: sha256: {name} is not listed; every file must be")
+                raise PackageError(
+                    f"{files.where(_MANIFEST)}: sha256: {name} is not listed; every file must be"
+                )
         strangers = sorted(set(names) - set(manifest.sha256) - {_MANIFEST})
         if strangers:
             raise PackageError(
@@ -222,7 +252,10 @@ def _read(path: Path) -> _Files:
 
 
 def _widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
 
 
 def _stored(value: Tensor, exact: bool) -> Tensor:
@@ -245,8 +278,12 @@ def _filled(path: Path, role: Role, network: Network, weights: dict[str, Tensor]
         elif here.dtype not in (_FLOATS if there.is_floating_point() else {there.dtype}):
             faults.append(f"{name} is {here.dtype}, wanted {there.dtype}")
     if faults:
-        shown = "; ".join(sorted(faults)[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise PackageError(f"{path}/{_WEIGHTS}: {role} does not fit {network.architecture}: {shown[:1000]}")
+        shown = "; ".join(sorted(faults)[:5]) + (
+            f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        )
+        raise PackageError(
+            f"{path}/{_WEIGHTS}: {role} does not fit {network.architecture}: {shown[:1000]}"
+        )
     for name, value in weights.items():
         _refuse_not_finite(f"{path}/{_WEIGHTS}", f"{role}.{name}", value)
     module = build(network.architecture, **network.arguments)
@@ -258,25 +295,36 @@ def _output(role: Role, network: Network) -> tuple[int, ...]:
     return (1, network.side, network.side) if role == "segmenter" else (1,)
 
 
-def _replayed(path: Path, role: Role, network: Network, module: nn.Module, golden: dict[str, Tensor]) -> float:
+def _replayed(
+    path: Path, role: Role, network: Network, module: nn.Module, golden: dict[str, Tensor]
+) -> float:
     where = f"{path}/{_GOLDEN}"
     given, wanted = golden.get(f"{role}.input"), golden.get(f"{role}.output")
     if given is None or wanted is None:
         raise PackageError(f"{where}: {role}.input or {role}.output is absent; it must hold both")
     number = len(given) if given.ndim else 0
     if not 1 <= number <= _MAX_GOLDEN_IMAGES:
-        raise PackageError(f"{where}: {role}.input holds {number} images, 1 to {_MAX_GOLDEN_IMAGES} allowed")
-    shapes = {"input": (given, (1, network.side, network.side)), "output": (wanted, _output(role, network))}
+        raise PackageError(
+            f"{where}: {role}.input holds {number} images, 1 to {_MAX_GOLDEN_IMAGES} allowed"
+        )
+    shapes = {
+        "input": (given, (1, network.side, network.side)),
+        "output": (wanted, _output(role, network)),
+    }
     for name, (value, shape) in shapes.items():
         if tuple(value.shape) != (number, *shape) or value.dtype != torch.float32:
             what = f"{tuple(value.shape)} {value.dtype}"
-            raise PackageError(f"{where}: {role}.{name} {what} found, {(number, *shape)} float32 wanted")
+            raise PackageError(
+                f"{where}: {role}.{name} {what} found, {(number, *shape)} float32 wanted"
+            )
     try:
         with torch.inference_mode():
             # One by one: sixteen large ones take gigabytes.
             found = torch.cat([module(one) for one in torch.split(given, 1)])
     except RuntimeError as error:  # a side that does not halve often enough
-        raise PackageError(f"{where}: {role}.input does not run through {network.architecture}: {error}") from error
+        raise PackageError(
+            f"{where}: {role}.input does not run through {network.architecture}: {error}"
+        ) from error
     if found.shape != wanted.shape:
         raise PackageError(
             f"{path}/{_MANIFEST}: {network.architecture} gives {tuple(found.shape)}; a {role} must give "

@@ -32,7 +32,9 @@ class Settings:
     rules: Rules = field(default_factory=Rules)
     appearance: RenderSettings = field(default_factory=RenderSettings)
     kinds: frozenset[str] = frozenset({"SEG", "SC"})  # the union of what the destinations take
-    is_ours: Callable[[str], bool] = field(default=lambda _: False)  # is this SOP Instance UID one of our results?
+    is_ours: Callable[[str], bool] = field(
+        default=lambda _: False
+    )  # is this SOP Instance UID one of our results?
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,9 @@ class Pipeline:
         try:
             header = radiograph.without_pixels(radiograph.parse(data)[0])
         except Unsuitable as unsuitable:
-            reading = Reading(radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail))
+            reading = Reading(
+                radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail)
+            )
         else:
             reading = Reading(radiograph.undecoded_digest(data), header, refusal=(reason, ""))
         return self.conclude(reading, None, result_time)
@@ -92,17 +96,25 @@ class Pipeline:
         try:
             dataset, broken = radiograph.parse(data)
         except Unsuitable as unsuitable:
-            return Reading(radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail))
+            return Reading(
+                radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail)
+            )
         header = radiograph.without_pixels(dataset)
         verdict = admission.judge(header, self._settings.rules, self._settings.is_ours)
         if isinstance(verdict, admission.Refusal) and not REASONS[verdict.reason].sent:
-            return Reading(radiograph.undecoded_digest(data), header, refusal=(verdict.reason, verdict.detail))
+            return Reading(
+                radiograph.undecoded_digest(data), header, refusal=(verdict.reason, verdict.detail)
+            )
         try:
             image = radiograph.decode(dataset)
         except Unsuitable as unsuitable:
             digest = unsuitable.content_digest or radiograph.undecoded_digest(data)
-            return Reading(digest, header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken)
-        if isinstance(verdict, admission.Refusal):  # told to the archive, on the picture it is about
+            return Reading(
+                digest, header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken
+            )
+        if isinstance(
+            verdict, admission.Refusal
+        ):  # told to the archive, on the picture it is about
             return Reading(image.content_digest, header, image, (verdict.reason, verdict.detail))
         return Reading(image.content_digest, header, image, notes=(*verdict, *broken, *image.notes))
 
@@ -110,7 +122,9 @@ class Pipeline:
         """Run the networks over what was admitted: one Answer each, None for what was not. For the device's owner."""
         asked = [index for index, reading in enumerate(readings) if reading.refusal is None]
         answers: list[Answer | None] = [None] * len(readings)
-        for index, answer in zip(asked, self._ask([_pixels(readings[index]) for index in asked]), strict=True):
+        for index, answer in zip(
+            asked, self._ask([_pixels(readings[index]) for index in asked]), strict=True
+        ):
             answers[index] = answer
         return answers
 
@@ -122,18 +136,30 @@ class Pipeline:
         if manifest.plausibility is not None:
             limit = manifest.plausibility.threshold
             answers = [
-                Answer(_sure(one.plausibility), plausible=one.pose is not None, pose=one.pose or UPRIGHT)
+                Answer(
+                    _sure(one.plausibility),
+                    plausible=one.pose is not None,
+                    pose=one.pose or UPRIGHT,
+                )
                 for one in plausibility.judge(engine.plausible, images, limit)
             ]
         chests = [index for index, answer in enumerate(answers) if answer.plausible]
         shown = [answer.pose.righted(image) for answer, image in zip(answers, images, strict=True)]
         if chests:
-            for index, probability in zip(chests, engine.classify([shown[i] for i in chests]), strict=True):
+            for index, probability in zip(
+                chests, engine.classify([shown[i] for i in chests]), strict=True
+            ):
                 answers[index] = replace(answers[index], probability=_sure(probability))
-        positives = [index for index in chests if answers[index].probability >= manifest.classifier.threshold]
+        positives = [
+            index for index in chests if answers[index].probability >= manifest.classifier.threshold
+        ]
         if positives:
-            for index, one in zip(positives, engine.segment([shown[i] for i in positives]), strict=True):
-                answers[index] = replace(answers[index], probability_map=answers[index].pose.as_given(one))
+            for index, one in zip(
+                positives, engine.segment([shown[i] for i in positives]), strict=True
+            ):
+                answers[index] = replace(
+                    answers[index], probability_map=answers[index].pose.as_given(one)
+                )
         return answers
 
     def _finding(self, image: Radiograph, answer: Answer) -> Finding:
@@ -145,7 +171,9 @@ class Pipeline:
         rule = self.engine.manifest.segmenter
         orientation = image.header.get("PatientOrientation") or None
         mask = postprocess.segment(as_stored(answer.probability_map, orientation), *rule.rule)
-        sided = not answer.pose.quarter_turns  # a picture that had to be turned contradicts its header
+        sided = (
+            not answer.pose.quarter_turns
+        )  # a picture that had to be turned contradicts its header
         measurement = measure(mask, image.spacing, orientation if sided else None)
         return Finding(answer.probability, threshold, True, mask, measurement, sided)
 
@@ -171,7 +199,11 @@ class Pipeline:
             finding=finding,
             notes=reading.notes,
         )
-        if reading.header is None or (reason and not REASONS[reason].sent) or not _can_be_named(reading.header):
+        if (
+            reading.header is None
+            or (reason and not REASONS[reason].sent)
+            or not _can_be_named(reading.header)
+        ):
             return outcome
         built = self._results(reading, finding, reason, result_time)
         for problem in built.problems:  # never sent, visible, and in nobody's way
@@ -184,7 +216,9 @@ class Pipeline:
         if state is not State.FAILED:
             reason = "result_invalid"
         outcome = replace(outcome, state=State.FAILED, reason=reason, detail=detail, finding=None)
-        return replace(outcome, results=self._results(reading, None, "result_invalid", result_time).results)
+        return replace(
+            outcome, results=self._results(reading, None, "result_invalid", result_time).results
+        )
 
     def _results(
         self, reading: Reading, finding: Finding | None, reason: str | None, result_time: datetime
@@ -197,7 +231,9 @@ class Pipeline:
             model=self.engine.identity,
             result_time=result_time,
             finding=finding,
-            refusal=Refusal(REASONS[reason].state, reason, REASONS[reason].text) if reason else None,
+            refusal=Refusal(REASONS[reason].state, reason, REASONS[reason].text)
+            if reason
+            else None,
             pixels=image.pixels if image else None,
             spacing=image.spacing if image else None,
             appearance=self._settings.appearance,
@@ -213,7 +249,11 @@ class Pipeline:
         self.engine.segment([pixels])
         header = Dataset()
         header.SOPClassUID = ComputedRadiographyImageStorage
-        header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID = "2.25.1", "2.25.2", "2.25.3"
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID = (
+            "2.25.1",
+            "2.25.2",
+            "2.25.3",
+        )
         header.Modality, header.Rows, header.Columns = "CR", 64, 64
         header.set_original_encoding(False, True)
         mask = pixels > 0.5

@@ -59,7 +59,9 @@ DECODERS = {
 UNCOMPRESSED = (
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian,
 )  # fmt: skip
-MAX_PIXELS = 100_000_000  # a header may ask for 65535 x 65535; the largest detectors have some 20 million
+MAX_PIXELS = (
+    100_000_000  # a header may ask for 65535 x 65535; the largest detectors have some 20 million
+)
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
@@ -96,24 +98,46 @@ class Layout:
             Unsuitable: "foreign_result" (colour), "multi_frame", or "undecodable".
         """
         try:
-            samples, rows, columns = int(dataset.SamplesPerPixel), int(dataset.Rows), int(dataset.Columns)
+            samples, rows, columns = (
+                int(dataset.SamplesPerPixel),
+                int(dataset.Rows),
+                int(dataset.Columns),
+            )
             frames = int(dataset.get("NumberOfFrames") or 1)
             allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-            high, representation = int(dataset.get("HighBit", stored - 1)), int(dataset.PixelRepresentation)
+            high, representation = (
+                int(dataset.get("HighBit", stored - 1)),
+                int(dataset.PixelRepresentation),
+            )
             photometric = str(dataset.PhotometricInterpretation or "").strip().upper()
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             kind = type(error).__name__
-            raise Unsuitable("undecodable", f"the image description is incomplete ({kind})") from error
+            raise Unsuitable(
+                "undecodable", f"the image description is incomplete ({kind})"
+            ) from error
         if not photometric:
-            raise Unsuitable("undecodable", "PhotometricInterpretation (0028,0004) is empty: white may be black")
+            raise Unsuitable(
+                "undecodable", "PhotometricInterpretation (0028,0004) is empty: white may be black"
+            )
         if samples != 1 or photometric not in _GREY:
-            raise Unsuitable("foreign_result", "colour, not MONOCHROME1 or MONOCHROME2 with one sample per pixel")
+            raise Unsuitable(
+                "foreign_result", "colour, not MONOCHROME1 or MONOCHROME2 with one sample per pixel"
+            )
         if frames != 1:
             raise Unsuitable("multi_frame", f"{frames} frames found, one wanted")
         if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
-            raise Unsuitable("undecodable", f"{rows} x {columns} pixels found, 1 to {MAX_PIXELS} wanted")
-        if allocated not in (8, 16) or not 0 < stored <= high + 1 <= allocated or representation not in (0, 1):
-            raise Unsuitable("undecodable", f"{stored} of {allocated} bits to bit {high}, 1 to 16 of 8 or 16 wanted")
+            raise Unsuitable(
+                "undecodable", f"{rows} x {columns} pixels found, 1 to {MAX_PIXELS} wanted"
+            )
+        if (
+            allocated not in (8, 16)
+            or not 0 < stored <= high + 1 <= allocated
+            or representation not in (0, 1)
+        ):
+            raise Unsuitable(
+                "undecodable",
+                f"{stored} of {allocated} bits to bit {high}, 1 to 16 of 8 or 16 wanted",
+            )
         return cls(rows, columns, allocated, stored, high, representation == 1)
 
 
@@ -129,7 +153,9 @@ def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
         raise Unsuitable("undecodable", "no Pixel Data (7FE0,0010)")
     layout = Layout.of(dataset)
     syntax = dataset.file_meta.TransferSyntaxUID
-    named = str(syntax) if syntax in AllTransferSyntaxes else "unknown"  # a peer's string is not logged
+    named = (
+        str(syntax) if syntax in AllTransferSyntaxes else "unknown"
+    )  # a peer's string is not logged
     if syntax not in DECODERS and syntax not in UNCOMPRESSED:
         raise Unsuitable("undecodable", f"transfer syntax {named}: there is no decoder for it")
     with quiet():
@@ -146,25 +172,37 @@ def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
             raise
         except Exception as error:  # codecs meet arbitrary bytes and raise what they like
             kind = type(error).__name__
-            raise Unsuitable("undecodable", f"transfer syntax {named}: {kind} in the decoder") from error
+            raise Unsuitable(
+                "undecodable", f"transfer syntax {named}: {kind} in the decoder"
+            ) from error
     if decoded.shape != (layout.rows, layout.columns):
-        raise Unsuitable("undecodable", f"{decoded.shape} pixels, ({layout.rows}, {layout.columns}) wanted")
+        raise Unsuitable(
+            "undecodable", f"{decoded.shape} pixels, ({layout.rows}, {layout.columns}) wanted"
+        )
     dtype = np.dtype(f"<{'i' if layout.signed else 'u'}{layout.bits_allocated // 8}")
-    return _within_bits_stored(np.ascontiguousarray(decoded, dtype=dtype), layout, lossy=syntax in _LOSSY)
+    return _within_bits_stored(
+        np.ascontiguousarray(decoded, dtype=dtype), layout, lossy=syntax in _LOSSY
+    )
 
 
-def _within_bits_stored(values: NDArray[np.integer], layout: Layout, lossy: bool) -> NDArray[np.integer]:
+def _within_bits_stored(
+    values: NDArray[np.integer], layout: Layout, lossy: bool
+) -> NDArray[np.integer]:
     above = layout.bits_allocated - 1 - layout.high_bit
     unused = layout.bits_allocated - layout.bits_stored
     low, high = (-1 << layout.bits_stored - 1, (1 << layout.bits_stored - 1) - 1) if layout.signed else (
         0, (1 << layout.bits_stored) - 1,
     )  # fmt: skip
-    if not unused or (layout.high_bit == layout.bits_stored - 1 and low <= values.min() and values.max() <= high):
+    if not unused or (
+        layout.high_bit == layout.bits_stored - 1 and low <= values.min() and values.max() <= high
+    ):
         return values
     if lossy and not layout.signed:  # a codec's overshoot: white must not come round to black
         return np.asarray(np.clip(values, low, high))
     if layout.high_bit == layout.bits_stored - 1 and _torn(values, layout.bits_stored):
-        raise Unsuitable("undecodable", f"the pixels use more than the {layout.bits_stored} bits of Bits Stored")
+        raise Unsuitable(
+            "undecodable", f"the pixels use more than the {layout.bits_stored} bits of Bits Stored"
+        )
     return np.asarray((values << above) >> unused)  # by the sign, where it is signed
 
 
@@ -174,24 +212,38 @@ def _torn(values: NDArray[np.integer], bits_stored: int) -> bool:
     What else lies there, an overlay, jumps itself, and the pixels below do not.
     """
     whole, span = values[:: max(1, values.shape[0] // 512)].astype(np.int32), 1 << bits_stored
-    with_them, without = (np.abs(np.diff(seen, axis=1)) >= span // 2 for seen in (whole, whole % span))
+    with_them, without = (
+        np.abs(np.diff(seen, axis=1)) >= span // 2 for seen in (whole, whole % span)
+    )
     return bool(np.count_nonzero(without & ~with_them) > np.count_nonzero(with_them & ~without))
 
 
 def _check_length(dataset: FileDataset, layout: Layout) -> None:
     """Are uncompressed pixels what the header describes? Colour, words or frames it does not tell of are not."""
-    expected, found = layout.rows * layout.columns * layout.bits_allocated // 8, len(dataset.PixelData)
+    expected, found = (
+        layout.rows * layout.columns * layout.bits_allocated // 8,
+        len(dataset.PixelData),
+    )
     if dataset["PixelData"].is_undefined_length:
-        raise Unsuitable("undecodable", "compressed Pixel Data (PS3.5 A.4) in an uncompressed transfer syntax")
+        raise Unsuitable(
+            "undecodable", "compressed Pixel Data (PS3.5 A.4) in an uncompressed transfer syntax"
+        )
     if 2 * found > 3 * expected + 2:  # less may be padding
-        raise Unsuitable("undecodable", f"{found} bytes of Pixel Data for {expected} bytes of pixels")
+        raise Unsuitable(
+            "undecodable", f"{found} bytes of Pixel Data for {expected} bytes of pixels"
+        )
 
 
 def _check_stream(dataset: FileDataset, layout: Layout) -> None:
     """Before a decoder allocates what a stream asks for: is it the size of the image that the header describes?"""
     expected = layout.rows * layout.columns * layout.bits_allocated // 8
-    if len(dataset.PixelData) > 2 * expected + 1_000_000:  # no codec makes an image much larger than it was
-        raise Unsuitable("undecodable", f"{len(dataset.PixelData)} bytes of Pixel Data for {expected} bytes of pixels")
+    if (
+        len(dataset.PixelData) > 2 * expected + 1_000_000
+    ):  # no codec makes an image much larger than it was
+        raise Unsuitable(
+            "undecodable",
+            f"{len(dataset.PixelData)} bytes of Pixel Data for {expected} bytes of pixels",
+        )
     fragments = generate_fragments(dataset.PixelData)
     next(fragments)  # the Basic Offset Table
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
@@ -206,7 +258,9 @@ def _check_stream(dataset: FileDataset, layout: Layout) -> None:
 
 def _announced(stream: bytes) -> tuple[int, int, int] | None:
     """(rows, columns, components) that a JPEG, JPEG-LS or JPEG 2000 stream announces; None where it cannot be told."""
-    size = stream.find(b"\xff\x4f\xff\x51", 0, 4096)  # SOC, SIZ (ISO 15444-1 A.5.1), also within a JP2's boxes
+    size = stream.find(
+        b"\xff\x4f\xff\x51", 0, 4096
+    )  # SOC, SIZ (ISO 15444-1 A.5.1), also within a JP2's boxes
     if size >= 0 and len(stream) >= size + 42:
         columns, rows, left, top = (
             int.from_bytes(stream[size + 8 + 4 * n : size + 12 + 4 * n], "big") for n in range(4)
@@ -214,11 +268,18 @@ def _announced(stream: bytes) -> tuple[int, int, int] | None:
         return rows - top, columns - left, int.from_bytes(stream[size + 40 : size + 42], "big")
     position = 2
     while stream[:2] == b"\xff\xd8" and position + 10 <= len(stream) and stream[position] == 0xFF:
-        marker, length = stream[position + 1], int.from_bytes(stream[position + 2 : position + 4], "big")
+        marker, length = (
+            stream[position + 1],
+            int.from_bytes(stream[position + 2 : position + 4], "big"),
+        )
         if marker == 0xFF:  # a fill byte (ISO 10918-1 B.1.1.2)
             position += 1
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # a frame header
-            rows, columns = (int.from_bytes(stream[position + n : position + n + 2], "big") for n in (5, 7))
+        elif marker == 0xF7 or (
+            0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        ):  # a frame header
+            rows, columns = (
+                int.from_bytes(stream[position + n : position + n + 2], "big") for n in (5, 7)
+            )
             return rows, columns, stream[position + 9]
         else:
             position += 2 + length

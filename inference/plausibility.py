@@ -39,12 +39,16 @@ class Pose:
     def note(self) -> str:
         """What the result says of it, "" of a picture that needed no change."""
         turned = f"turned by {90 * self.quarter_turns} degrees" if self.quarter_turns else ""
-        changes = " and ".join(word for word in (turned, "inverted" if self.inverted else "") if word)
+        changes = " and ".join(
+            word for word in (turned, "inverted" if self.inverted else "") if word
+        )
         return f"not shown as a chest is: analysed {changes}" if changes else ""
 
 
 UPRIGHT = Pose()
-OTHERS = tuple(Pose(turns, inverted) for inverted in (False, True) for turns in range(4) if turns or inverted)
+OTHERS = tuple(
+    Pose(turns, inverted) for inverted in (False, True) for turns in range(4) if turns or inverted
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class Verdict:
     pose: Pose | None
 
 
-def judge(ask: Callable[[Sequence[Pixels]], list[float]], images: Sequence[Pixels], threshold: float) -> list[Verdict]:
+def judge(
+    ask: Callable[[Sequence[Pixels]], list[float]], images: Sequence[Pixels], threshold: float
+) -> list[Verdict]:
     """One Verdict per image; `ask` is Engine.plausible. NaN is no frontal chest."""
     verdicts = []
     for image, plausibility in zip(images, ask(images), strict=True):

@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-REFERENCE_MATRIX_PX = 1024 * 1024  # the matrix that areas are stated for: the one of the training masks
+REFERENCE_MATRIX_PX = (
+    1024 * 1024
+)  # the matrix that areas are stated for: the one of the training masks
 
 
 def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
@@ -43,7 +45,9 @@ def segment(
         ValueError: not two axes, or thresholds other than 0 < bottom <= top <= 1.
     """
     if probability.ndim != 2:
-        raise ValueError(f"segment: a probability map of shape {probability.shape}; wanted (rows, columns)")
+        raise ValueError(
+            f"segment: a probability map of shape {probability.shape}; wanted (rows, columns)"
+        )
     if not 0 < bottom <= top <= 1:
         raise ValueError(f"segment: bottom {bottom} and top {top}; wanted 0 < bottom <= top <= 1")
     scale = probability.size / REFERENCE_MATRIX_PX

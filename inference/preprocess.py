@@ -36,9 +36,15 @@ def as_stored(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixe
 
 def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:
     """(transposed, mirrored, upside down) against L\\F, the order of undoing it."""
-    if patient_orientation is None or isinstance(patient_orientation, str) or len(patient_orientation) != 2:
+    if (
+        patient_orientation is None
+        or isinstance(patient_orientation, str)
+        or len(patient_orientation) != 2
+    ):
         return False, False, False
-    along_row, along_column = (str(direction).strip().upper()[:1] for direction in patient_orientation)
+    along_row, along_column = (
+        str(direction).strip().upper()[:1] for direction in patient_orientation
+    )
     if along_row in ("H", "F") and along_column in ("L", "R"):
         return True, along_column == "R", along_row == "H"
     if along_row in ("L", "R") and along_column in ("H", "F"):
@@ -72,7 +78,9 @@ def fit(pixels: NDArray[np.float32], side: int) -> Fitted:
     rows, columns = pixels.shape
     scale = side / max(rows, columns)
     height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
-    geometry = Geometry(rows, columns, side, (side - height) // 2, (side - width) // 2, height, width)
+    geometry = Geometry(
+        rows, columns, side, (side - height) // 2, (side - width) // 2, height, width
+    )
     square = np.zeros((side, side), dtype=np.float32)
     resized = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32)).resize(
         (width, height), Image.Resampling.BILINEAR
@@ -84,7 +92,9 @@ def fit(pixels: NDArray[np.float32], side: int) -> Fitted:
 def unfit(probability: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
     """Bring a (side, side) float32 map back to the source's (rows, columns), bilinear."""
     inside = np.ascontiguousarray(probability[_inside(geometry)], dtype=np.float32)
-    back = Image.fromarray(inside).resize((geometry.columns, geometry.rows), Image.Resampling.BILINEAR)
+    back = Image.fromarray(inside).resize(
+        (geometry.columns, geometry.rows), Image.Resampling.BILINEAR
+    )
     return np.array(back, dtype=np.float32)
 
 

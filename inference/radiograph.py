@@ -60,7 +60,9 @@ class Radiograph:
     pixels: NDArray[np.float32]
     spacing: Spacing | None
     content_digest: str
-    notes: tuple[str, ...] = ()  # what of the header's display attributes was not usable; no patient value
+    notes: tuple[
+        str, ...
+    ] = ()  # what of the header's display attributes was not usable; no patient value
 
 
 def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
@@ -80,7 +82,10 @@ def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
         if dataset is None:  # perhaps cut off in its pixels
             dataset, notes = _read(data, stop_before_pixels=True), ["file cut off"]
         if dataset is None:
-            raise Unsuitable("not_dicom", "no SOP Class UID and SOP Instance UID found; a DICOM object was wanted")
+            raise Unsuitable(
+                "not_dicom",
+                "no SOP Class UID and SOP Instance UID found; a DICOM object was wanted",
+            )
         for tag in list(dataset.keys()):
             try:  # every element is converted now: what is broken shows here, not at some later reader
                 element = dataset[tag]
@@ -93,7 +98,9 @@ def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):
         # PS3.10 7.1 wants file meta information; without it pydicom has found out the encoding by itself.
         implicit, _ = dataset.original_encoding
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        )
     if deflated:
         dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     return dataset, tuple(notes)
@@ -110,7 +117,9 @@ def _read(data: bytes, stop_before_pixels: bool) -> FileDataset | None:
 
 def _is_deflated(data: bytes) -> bool:
     # (0002,0010) is the transfer syntax; with its VR, as PS3.10 7.1 wants it, or without.
-    element = rb"\x02\x00\x10\x00(UI\x16\x00|\x16\x00\x00\x00)" + re.escape(DeflatedExplicitVRLittleEndian.encode())
+    element = rb"\x02\x00\x10\x00(UI\x16\x00|\x16\x00\x00\x00)" + re.escape(
+        DeflatedExplicitVRLittleEndian.encode()
+    )
     return re.search(element, data[: _meta_end(data)]) is not None
 
 
@@ -127,9 +136,14 @@ def _inflated(data: bytes) -> bytes:
     except zlib.error as error:
         raise Unsuitable("not_dicom", "the deflated data set cannot be inflated") from error
     if len(dataset) == _INFLATED_LIMIT_BYTES:
-        raise Unsuitable("not_dicom", f"the deflated data set is larger than {_INFLATED_LIMIT_BYTES} bytes")
+        raise Unsuitable(
+            "not_dicom", f"the deflated data set is larger than {_INFLATED_LIMIT_BYTES} bytes"
+        )
     deflated = DeflatedExplicitVRLittleEndian.encode()
-    return data[:start].replace(deflated, ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0")) + dataset
+    return (
+        data[:start].replace(deflated, ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0"))
+        + dataset
+    )
 
 
 def _meta_end(data: bytes) -> int:
@@ -173,10 +187,14 @@ def decode(dataset: FileDataset) -> Radiograph:
         for item in dataset.get(keyword) or ():
             digest.update(f"\0{keyword}={item.get('LUTDescriptor')}=".encode())
             table = item.get("LUTData")
-            digest.update(lut_words(table, dataset) or repr(table).encode("utf-8", "surrogateescape"))
+            digest.update(
+                lut_words(table, dataset) or repr(table).encode("utf-8", "surrogateescape")
+            )
     try:
         pixels, notes = displayed(header, stored)
-    except Unsuitable as unsuitable:  # decoded all the same: one blank image is one, whatever its transfer syntax
+    except (
+        Unsuitable
+    ) as unsuitable:  # decoded all the same: one blank image is one, whatever its transfer syntax
         raise Unsuitable(unsuitable.reason, unsuitable.detail, digest.hexdigest()) from unsuitable
     return Radiograph(header, pixels, spacing_of(header), digest.hexdigest(), notes)
 

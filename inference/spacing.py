@@ -19,7 +19,9 @@ _WRAPPED = (
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 _ROUNDING = 0.01  # 0.139 beside 0.1388889 is one spacing written shorter
-_LONGEST_MM = 1500.0  # whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m
+_LONGEST_MM = (
+    1500.0  # whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def spacing_of(header: Dataset) -> Spacing | None:
 
 
 def _differ(shown: tuple[float, float], plane: tuple[float, float]) -> bool:
-    return any(abs(one - other) > _ROUNDING * other for one, other in zip(shown, plane, strict=True))
+    return any(
+        abs(one - other) > _ROUNDING * other for one, other in zip(shown, plane, strict=True)
+    )
 
 
 def _magnification(header: Dataset) -> float:

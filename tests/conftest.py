@@ -30,7 +30,9 @@ def data() -> Path:
     """The folder of real X-rays: PLEURA_DATA, default ../shared/data beside the checkout."""
     folder = Path(os.environ.get("PLEURA_DATA") or REPOSITORY.parent / "shared" / "data")
     if not (folder / "SOURCES.md").is_file():
-        missing(f"no test data: {folder} holds no SOURCES.md; set PLEURA_DATA to the folder of real X-rays")
+        missing(
+            f"no test data: {folder} holds no SOURCES.md; set PLEURA_DATA to the folder of real X-rays"
+        )
     return folder
 
 
@@ -42,7 +44,9 @@ def peer() -> Callable[[str], str]:
         # Debian puts Orthanc into sbin, which is not on every PATH.
         path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         if path is None:
-            missing(f"peer program {name!r} is not installed (apt-get install dcmtk orthanc dicom3tools)")
+            missing(
+                f"peer program {name!r} is not installed (apt-get install dcmtk orthanc dicom3tools)"
+            )
         assert path is not None
         return path
 
@@ -105,7 +109,9 @@ def disk_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noted_fsync(descriptor: int) -> None:
         fsync(descriptor)
-        steps.append("folder synced" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "bytes synced")
+        steps.append(
+            "folder synced" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "bytes synced"
+        )
 
     def noted_rename(source: str | Path, target: str | Path) -> None:
         steps.append("named")
@@ -121,7 +127,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An empty file system of 16 MB."""
     folder = tmp_path / "small-disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True
+    )
     if mounted.returncode:
         missing("a small file system cannot be mounted (needs root)")
     yield folder

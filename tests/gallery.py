@@ -26,7 +26,9 @@ from inference.results.banner import ORANGE, SKY_BLUE
 from tests.unit.cases import header, negative, positive, refused
 from training import phantom
 
-LONG_NAME = ModelIdentity("w" * 31, "999999999.999999999.999999999", "ef" * 32, "2.25.7")  # as long as they get
+LONG_NAME = ModelIdentity(
+    "w" * 31, "999999999.999999999.999999999", "ef" * 32, "2.25.7"
+)  # as long as they get
 DETECTOR = {"PixelSpacing": None, "ImagerPixelSpacing": [0.143, 0.143]}
 
 
@@ -36,15 +38,23 @@ def _phantom(size: int, ill: bool = True) -> phantom.Phantom:
     drawn = phantom.draw(7 if ill else 19, pneumothorax=ill, size=min(size, 1024))
     if size <= 1024:
         return drawn
-    pixels = np.asarray(Image.fromarray(drawn.pixels).resize((size, size), Image.Resampling.BICUBIC)).clip(0, 1)
-    share = Image.fromarray(drawn.mask.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(
+        Image.fromarray(drawn.pixels).resize((size, size), Image.Resampling.BICUBIC)
+    ).clip(0, 1)
+    share = Image.fromarray(drawn.mask.astype(np.float32)).resize(
+        (size, size), Image.Resampling.BILINEAR
+    )
     return phantom.Phantom(pixels, np.asarray(share) > 0.5, drawn.seed)
 
 
-def _case(make: Callable[..., Case], rows: int, columns: int, *, ill: bool = True, **changes: Any) -> Case:
+def _case(
+    make: Callable[..., Case], rows: int, columns: int, *, ill: bool = True, **changes: Any
+) -> Case:
     """A case of a phantom, cut from its middle or laid on black to (rows, columns)."""
     drawn = _phantom(max(rows, columns), ill)
-    source = header(Rows=rows, Columns=columns, **{k: v for k, v in changes.items() if k[0].isupper()})
+    source = header(
+        Rows=rows, Columns=columns, **{k: v for k, v in changes.items() if k[0].isupper()}
+    )
     given: dict[str, Any] = {"pixels": _cut(drawn.pixels, rows, columns)}
     if make is positive:
         given["mask"] = _cut(drawn.mask, rows, columns)
@@ -66,7 +76,9 @@ def _shapes(source: Dataset, *ellipses: tuple[float, float, float, float]) -> ND
     return mask
 
 
-def _masked(rows: int, columns: int, *ellipses: tuple[float, float, float, float], **changes: Any) -> Case:
+def _masked(
+    rows: int, columns: int, *ellipses: tuple[float, float, float, float], **changes: Any
+) -> Case:
     source = header(Rows=rows, Columns=columns)
     return _case(positive, rows, columns, mask=_shapes(source, *ellipses), **changes)
 
@@ -99,30 +111,48 @@ KINDS: dict[str, Callable[[], Case]] = {
     "positive-landscape-2048x2500": lambda: _case(positive, 2048, 2500, **DETECTOR),
     "positive-huge-4280x3520": lambda: _case(positive, 4280, 3520, **DETECTOR),
     "positive-tiny-64": lambda: _case(positive, 64, 64),
-    "positive-tiny-192-at-512": lambda: _case(positive, 192, 192, appearance=RenderSettings(longest_side=512)),
-    "positive-narrow-2000x500": lambda: _case(positive, 2000, 500, pixels=_wide(2000, 500), mask=_stripe(2000, 500)),
-    "positive-wide-500x1900": lambda: _case(positive, 500, 1900, pixels=_wide(500, 1900), mask=_stripe(500, 1900)),
+    "positive-tiny-192-at-512": lambda: _case(
+        positive, 192, 192, appearance=RenderSettings(longest_side=512)
+    ),
+    "positive-narrow-2000x500": lambda: _case(
+        positive, 2000, 500, pixels=_wide(2000, 500), mask=_stripe(2000, 500)
+    ),
+    "positive-wide-500x1900": lambda: _case(
+        positive, 500, 1900, pixels=_wide(500, 1900), mask=_stripe(500, 1900)
+    ),
     "positive-small-region": lambda: _masked(1024, 1024, (0.17, 0.3, 0.012, 0.02)),
     "positive-one-pixel": lambda: _masked(2500, 2048, (0.2, 0.3, 0.0002, 0.0003)),
     "positive-large-region": lambda: _masked(1024, 1024, (0.45, 0.25, 0.36, 0.16)),
-    "positive-both-sides": lambda: _masked(1024, 1024, (0.25, 0.25, 0.14, 0.06), (0.2, 0.75, 0.08, 0.05)),
+    "positive-both-sides": lambda: _masked(
+        1024, 1024, (0.25, 0.25, 0.14, 0.06), (0.2, 0.75, 0.08, 0.05)
+    ),
     "positive-hole": _hole,
     "positive-ragged": _ragged,
-    "positive-at-the-border": lambda: _masked(1024, 1024, (0.3, 0.0, 0.25, 0.15), (1.0, 0.8, 0.06, 0.2)),
-    "positive-no-region": lambda: _case(positive, 1024, 1024, mask=np.zeros((1024, 1024), dtype=bool)),
+    "positive-at-the-border": lambda: _masked(
+        1024, 1024, (0.3, 0.0, 0.25, 0.15), (1.0, 0.8, 0.06, 0.2)
+    ),
+    "positive-no-region": lambda: _case(
+        positive, 1024, 1024, mask=np.zeros((1024, 1024), dtype=bool)
+    ),
     "positive-no-orientation": lambda: _case(positive, 1024, 1024, PatientOrientation=None),
     "positive-mirrored": lambda: _case(positive, 1024, 1024, PatientOrientation=["R", "F"]),
     "positive-no-spacing": lambda: _case(positive, 1024, 1024, PixelSpacing=None),
     "positive-on-black": lambda: _plain(0.0),
     "positive-on-white": lambda: _plain(1.0),
-    "positive-monochrome1": lambda: _case(positive, 1024, 1024, PhotometricInterpretation="MONOCHROME1"),
-    "positive-long-model-name": lambda: _case(positive, 1024, 1024, model=LONG_NAME, notes=NOTES * 9),
+    "positive-monochrome1": lambda: _case(
+        positive, 1024, 1024, PhotometricInterpretation="MONOCHROME1"
+    ),
+    "positive-long-model-name": lambda: _case(
+        positive, 1024, 1024, model=LONG_NAME, notes=NOTES * 9
+    ),
     "positive-near-the-threshold": lambda: _near(),
     "positive-quality-50": lambda: _case(positive, 1024, 1024, appearance=RenderSettings(512, 50)),
     "not-detected": lambda: _case(negative, 1024, 1024, ill=False),
     "not-detected-portrait-2500x2048": lambda: _case(negative, 2500, 2048, ill=False, notes=NOTES),
     "not-analysed-under-age": lambda: _case(refused, 1024, 820, ill=False),
-    "not-analysed-undecodable": lambda: refused(header(Rows=2500, Columns=2048), pixels=None, refusal=UNDECODABLE),
+    "not-analysed-undecodable": lambda: refused(
+        header(Rows=2500, Columns=2048), pixels=None, refusal=UNDECODABLE
+    ),
     "failed": lambda: _case(refused, 1024, 1024, ill=False, refusal=BROKEN),
     "failed-no-date": lambda: _case(refused, 1024, 1024, ill=False, refusal=BROKEN, StudyDate=None),
 }
@@ -157,7 +187,11 @@ def _palette() -> Image.Image:
     """Greys, and the two colours mixed with them: small files, in which a colour stays what it is."""
     greys = np.linspace(0, 255, 86)[:, None].repeat(3, axis=1)
     shares = np.linspace(0.1, 1, 16)[:, None]
-    mixed = [np.array(colour) * shares + ground * (1 - shares) for colour in (ORANGE, SKY_BLUE) for ground in (20, 150)]
+    mixed = [
+        np.array(colour) * shares + ground * (1 - shares)
+        for colour in (ORANGE, SKY_BLUE)
+        for ground in (20, 150)
+    ]
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.concatenate([greys, *mixed]).astype(np.uint8).tobytes())
     return palette
@@ -166,7 +200,9 @@ def _palette() -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--docs", action="store_true", help="only the pictures of docs/overlays.md, made smaller")
+    parser.add_argument(
+        "--docs", action="store_true", help="only the pictures of docs/overlays.md, made smaller"
+    )
     parser.add_argument("--only", nargs="*", default=None)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +210,9 @@ def main() -> None:
         for file, (kind, side) in IN_DOCS.items():
             shown = picture(build(KINDS[kind](), ["SC"])[0])
             shown.thumbnail((side, side), Image.Resampling.LANCZOS)
-            shown.quantize(palette=_palette(), dither=Image.Dither.NONE).save(given.folder / file, optimize=True)
+            shown.quantize(palette=_palette(), dither=Image.Dither.NONE).save(
+                given.folder / file, optimize=True
+            )
         return
     for kind, make in KINDS.items():
         if given.only and kind not in given.only:

@@ -19,7 +19,10 @@ _SIDE = 32
 def tiny_networks() -> dict[str, nn.Module]:
     """Untrained networks of a few thousand weights, the same each time."""
     torch.manual_seed(0)
-    return {"classifier": build("residual-classifier", **TINY), "segmenter": build("residual-unet", **_UNET)}
+    return {
+        "classifier": build("residual-classifier", **TINY),
+        "segmenter": build("residual-unet", **_UNET),
+    }
 
 
 def write(folder: Path, networks: dict[str, nn.Module], name: str = "tiny") -> Path:
@@ -34,5 +37,7 @@ def write(folder: Path, networks: dict[str, nn.Module], name: str = "tiny") -> P
         "training": {"recipe": "none", "data": [], "date": "2026-01-01", "command": "none"},
         "metrics": {}, "licence": "none", "intended_use": "tests",
     }  # fmt: skip
-    package.write(folder, manifest, networks, dict.fromkeys(networks, torch.rand(2, 1, _SIDE, _SIDE)))
+    package.write(
+        folder, manifest, networks, dict.fromkeys(networks, torch.rand(2, 1, _SIDE, _SIDE))
+    )
     return folder

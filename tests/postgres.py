@@ -23,7 +23,9 @@ _STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIG
 
 def binaries() -> Path | None:
     """The folder of `initdb` and `postgres`, newest version first; None where there is none."""
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -float(path.parent.name))
+    debian = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -float(path.parent.name)
+    )
     elsewhere = shutil.which("initdb")  # Debian keeps the server's programs off the PATH
     folders = [*debian, *([Path(elsewhere).resolve().parent] if elsewhere else [])]
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
@@ -35,7 +37,9 @@ class Postgres:
     `durable=False` leaves fsync out: only a power loss, never a crash of the server, tells the difference.
     """
 
-    def __init__(self, folder: Path, port: int, durable: bool = True, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, port: int, durable: bool = True, address: str = "127.0.0.1"
+    ) -> None:
         found = binaries()
         assert found is not None, "PostgreSQL's server is not installed"
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +51,19 @@ class Postgres:
         if os.geteuid() == 0:
             shutil.chown(self._home, "postgres", "postgres")
             self._as = {"user": "postgres", "group": "postgres", "extra_groups": []}
-        self._run("initdb", "-D", str(self._data), "-U", _USER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
+        self._run(
+            "initdb",
+            "-D",
+            str(self._data),
+            "-U",
+            _USER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "--no-sync",
+        )
         settings = {
             "port": str(port),
             "listen_addresses": f"'{address}'",
@@ -79,7 +95,11 @@ class Postgres:
         """Returns when it takes connections."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._bin / "postgres"), "-D", str(self._data)], stdout=log, stderr=log, cwd=self._home, **self._as
+                [str(self._bin / "postgres"), "-D", str(self._data)],
+                stdout=log,
+                stderr=log,
+                cwd=self._home,
+                **self._as,
             )
         deadline = time.monotonic() + _DEADLINE_S
         while not self._ready():
@@ -103,7 +123,12 @@ class Postgres:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         if self._process is not None:
             self.stop("immediate")
         shutil.rmtree(self._home)
@@ -115,13 +140,21 @@ class Postgres:
         except FileNotFoundError:
             return False
         assert self._process is not None
-        return lines[:1] == [str(self._process.pid)] and len(lines) >= 8 and lines[7].strip() == "ready"
+        return (
+            lines[:1] == [str(self._process.pid)]
+            and len(lines) >= 8
+            and lines[7].strip() == "ready"
+        )
 
     def _here(self) -> list[str]:
         return ["-h", self.address, "-p", str(self.port), "-U", _USER]
 
     def _run(self, program: str, *arguments: str) -> None:
         answer = subprocess.run(
-            [str(self._bin / program), *arguments], capture_output=True, text=True, cwd=self._home, **self._as
+            [str(self._bin / program), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self._home,
+            **self._as,
         )
         assert answer.returncode == 0, answer.stdout + answer.stderr

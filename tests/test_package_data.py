@@ -22,7 +22,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder),
+        str(REPOSITORY),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = folder.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
@@ -31,13 +40,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_the_wheel_holds_exactly_the_three_packages(wheel: list[str]) -> None:
     tops = {name.split("/")[0] for name in wheel}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"daemon", "inference", "training"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "daemon",
+        "inference",
+        "training",
+    }
 
 
 def test_the_wheel_holds_settings_recipe_and_model(wheel: list[str]) -> None:
     wanted = {"daemon/pleura.yaml", "training/recipes/default.yaml"}
     wanted |= {
-        f"inference/models/default/{name}" for name in ("model.yaml", "weights.safetensors", "golden.safetensors")
+        f"inference/models/default/{name}"
+        for name in ("model.yaml", "weights.safetensors", "golden.safetensors")
     }
     assert wanted <= set(wheel)
 
@@ -46,7 +60,11 @@ def test_the_wheel_holds_settings_recipe_and_model(wheel: list[str]) -> None:
 def test_systemd_accepts_the_units(unit: str, tmp_path: Path, peer: Callable[[str], str]) -> None:
     for path in (REPOSITORY / "systemd").iterdir():
         # Where the command lies on this machine is not the unit's business.
-        text = path.read_text().replace("/opt/pleura/bin/pleura", "/bin/true").replace("User=pleura", "User=root")
+        text = (
+            path.read_text()
+            .replace("/opt/pleura/bin/pleura", "/bin/true")
+            .replace("User=pleura", "User=root")
+        )
         (tmp_path / path.name).write_text(text.replace("Group=pleura", "Group=root"))
     name = unit.replace("@.", "@cpu.")
     (tmp_path / name).write_text((tmp_path / unit).read_text())
@@ -86,7 +104,10 @@ def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
         seen.add(name)
         about = metadata.metadata(name)
         licence = " ".join(
-            [about.get("License-Expression") or about.get("License") or "", *about.get_all("Classifier", [])]
+            [
+                about.get("License-Expression") or about.get("License") or "",
+                *about.get_all("Classifier", []),
+            ]
         )
         assert "GPL" not in licence.split("\n")[0] or "LGPL" in licence, f"{name}: {licence[:200]}"
         for text in metadata.requires(name) or []:

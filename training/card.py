@@ -59,7 +59,9 @@ def _published(figures: Mapping[str, Any], recipe: Recipe) -> list[str]:
         return []
     lines = ["| figure | published | ours |", "|---|---|---|"]
     for name, theirs, ours in rows:
-        lines.append(f"| {name} | {theirs} | {'; '.join(f'{group}: {text(one)}' for group, one in ours.items())} |")
+        lines.append(
+            f"| {name} | {theirs} | {'; '.join(f'{group}: {text(one)}' for group, one in ours.items())} |"
+        )
     return [*lines, "", CAVEAT, ""]
 
 

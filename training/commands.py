@@ -40,7 +40,9 @@ def find_recipe(given: str, shipped: Path) -> Path:
     path = shipped / f"{given}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(one.stem for one in shipped.glob("*.yaml")))
-        raise RecipeError(f"--recipe {given}: no such recipe; a .yaml file wanted, or one of {names}")
+        raise RecipeError(
+            f"--recipe {given}: no such recipe; a .yaml file wanted, or one of {names}"
+        )
     return path
 
 
@@ -54,7 +56,9 @@ def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | 
     changes = dict(_pairs("--set", knobs, "KEY=VALUE"))
     if recipe.read(path).get("id") == _OUTCOME:
         if changes or fold is not None:
-            raise RecipeError(f"{path}: trains no network; --set and --fold are for recipes that do")
+            raise RecipeError(
+                f"{path}: trains no network; --set and --fold are for recipes that do"
+            )
         return outcome.load(path)
     wanted = recipe.load(path, changes)
     return wanted if fold is None else wanted.with_fold(fold)
@@ -111,7 +115,12 @@ def train_outcome(settings: outcome.Settings, data: Path, out: Path) -> dict[str
 
 
 def measure(
-    model: Path, data: Path, layout: Layout, split: Path | None, report_to: Path | None, recipes: Path
+    model: Path,
+    data: Path,
+    layout: Layout,
+    split: Path | None,
+    report_to: Path | None,
+    recipes: Path,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """(figures of a package on labelled images, what was published for its recipe); a page too where `report_to`."""
     known, knobs = _recipe_of(model, split, recipes)
@@ -129,13 +138,22 @@ def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe |
         try:
             of_run = Recipe.model_validate_json(kept.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{kept}: {error}; the recipe.json of the run that wrote {split} wanted") from error
+            raise ValueError(
+                f"{kept}: {error}; the recipe.json of the run that wrote {split} wanted"
+            ) from error
         if of_run.id != trained_by:
             raise ValueError(
                 f"{split}: of a run of {of_run.id}, the package was trained by {trained_by}; its own wanted"
             )
         return of_run, "every knob"
-    known = next((recipe.load(path) for path in recipes.glob("*.yaml") if recipe.read(path)["id"] == trained_by), None)
+    known = next(
+        (
+            recipe.load(path)
+            for path in recipes.glob("*.yaml")
+            if recipe.read(path)["id"] == trained_by
+        ),
+        None,
+    )
     return known, "shipped recipe of this name; the run's knobs may differ"
 
 

@@ -64,7 +64,9 @@ class Export:
     folder: Path
     provenance: dict[str, Any]  # Manifest.training without the recipe's id
 
-    def write(self, trained: Sequence[Trained], train: Sequence[Case], validate: Sequence[Case]) -> Path:
+    def write(
+        self, trained: Sequence[Trained], train: Sequence[Case], validate: Sequence[Case]
+    ) -> Path:
         """Choose the operating point and the rule on `validate`, and write the package.
 
         A recipe without a classifier gets one made of its segmenter: an image is positive where enough pixels of its
@@ -87,7 +89,9 @@ class Export:
         scores = _scores(engine, validate)
         labels = np.array([case.positive for case in validate])
         threshold, words = thresholds.operating_point(scores, labels, self.recipe.operating_point)
-        rule = self._searched(rule, thresholds.TWO_STAGE, _maps(engine, validate, scores >= threshold))
+        rule = self._searched(
+            rule, thresholds.TWO_STAGE, _maps(engine, validate, scores >= threshold)
+        )
         package.amend(self.folder, _stages(classifier, segmenter, rule, threshold, words))
         return self.folder
 
@@ -99,9 +103,17 @@ class Export:
         stages = [one.stage for one in members]
         if len(members) == 1 and role not in self.recipe.flip:
             (stage,) = stages
-            return _Network(stage.architecture, stage.arguments, stage.side, stage.normalisation, members[0].network)
+            return _Network(
+                stage.architecture,
+                stage.arguments,
+                stage.side,
+                stage.normalisation,
+                members[0].network,
+            )
         arguments = {
-            "members": [stage.model_dump(include={"architecture", "arguments", "side"}) for stage in stages],
+            "members": [
+                stage.model_dump(include={"architecture", "arguments", "side"}) for stage in stages
+            ],
             "flip": role in self.recipe.flip,
         }
         ensemble = build("ensemble", **arguments)
@@ -123,7 +135,12 @@ class Export:
         }
 
     def _put(
-        self, classifier: _Network, segmenter: _Network, rule: dict[str, float], threshold: float, words: str
+        self,
+        classifier: _Network,
+        segmenter: _Network,
+        rule: dict[str, float],
+        threshold: float,
+        words: str,
     ) -> None:
         manifest = {
             "id": self.recipe.id,
@@ -171,10 +188,18 @@ def _stages(
 
 
 def _scores(engine: Engine, cases: Sequence[Case]) -> NDArray[np.float64]:
-    return np.array([score for part in _parts(cases) for score in engine.classify([one.pixels() for one in part])])
+    return np.array(
+        [
+            score
+            for part in _parts(cases)
+            for score in engine.classify([one.pixels() for one in part])
+        ]
+    )
 
 
-def _maps(engine: Engine, cases: Sequence[Case], called: NDArray[np.bool_] | None = None) -> Iterator[thresholds.Map]:
+def _maps(
+    engine: Engine, cases: Sequence[Case], called: NDArray[np.bool_] | None = None
+) -> Iterator[thresholds.Map]:
     """Probabilities and true mask of each image whose mask is known; zeros where it is not `called` positive."""
     for number, case in enumerate(cases):
         true = case.mask()
@@ -206,14 +231,22 @@ def _default_segmenter() -> tuple[_Network, dict[str, float]]:
     default = package.load(package.default_folder())
     stated = default.manifest.segmenter
     network = _Network(
-        stated.architecture, dict(stated.arguments), stated.side, stated.normalisation, default.segmenter
+        stated.architecture,
+        dict(stated.arguments),
+        stated.side,
+        stated.normalisation,
+        default.segmenter,
     )
-    return network, stated.model_dump(include={"bottom", "top", "min_area_at_1024_px", "min_sure_area_at_1024_px"})
+    return network, stated.model_dump(
+        include={"bottom", "top", "min_area_at_1024_px", "min_sure_area_at_1024_px"}
+    )
 
 
 def _fits_half(module: nn.Module) -> bool:
     """Whether float16, in which packages store weights, reaches as far as these (a batch norm's variance may not)."""
-    tensors = [one for one in module.state_dict().values() if one.is_floating_point() and one.numel()]
+    tensors = [
+        one for one in module.state_dict().values() if one.is_floating_point() and one.numel()
+    ]
     return all(float(one.abs().max()) < torch.finfo(torch.float16).max for one in tensors)
 
 
@@ -224,11 +257,17 @@ def _laid_out(module: nn.Module) -> nn.Module:
 
 def _golden(network: _Network) -> Tensor:
     fitted = fit(phantom.draw(0, pneumothorax=True, size=network.side).pixels, network.side)
-    return torch.from_numpy(normalise(fitted.pixels, fitted.geometry, network.normalisation))[None, None]
+    return torch.from_numpy(normalise(fitted.pixels, fitted.geometry, network.normalisation))[
+        None, None
+    ]
 
 
 def _smallest_area(cases: Sequence[Case], quantile: float) -> float:
     """The quantile of the annotated areas below which a found region is taken for noise."""
     masks = (case.mask() for case in cases if case.positive)
-    areas = [mask.sum() * REFERENCE_MATRIX_PX / mask.size for mask in masks if mask is not None and mask.any()]
+    areas = [
+        mask.sum() * REFERENCE_MATRIX_PX / mask.size
+        for mask in masks
+        if mask is not None and mask.any()
+    ]
     return float(np.round(np.quantile(areas, quantile))) if areas else 0.0

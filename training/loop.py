@@ -27,7 +27,9 @@ from training.fitting.run import Run, RunError, digest
 from training.measures import metrics
 from training.recipe import Layout, Recipe, Stage
 
-_PHANTOM_SEED = 100_000  # training phantoms are counted from here; tests and the demo use small seeds
+_PHANTOM_SEED = (
+    100_000  # training phantoms are counted from here; tests and the demo use small seeds
+)
 _COMMAND_SHOWN = 1000  # of a package's provenance
 _WATCHED = 16  # images at once
 _NO_AUTOCAST = "unsupported scalarType"  # what torch.autocast says of the meta device
@@ -59,7 +61,9 @@ def train(
         sources = {layout: data.read(layout, folder) for layout in layouts}
         cases = sources[recipe.layout]
         parts = split.split(cases, recipe.split)
-        reports = [checks.check(some, parts if some is cases else None) for some in sources.values()]
+        reports = [
+            checks.check(some, parts if some is cases else None) for some in sources.values()
+        ]
         for report in reports:
             report.raise_errors()
         run = Run(out, recipe, digest(case for some in sources.values() for case in some), command)
@@ -80,7 +84,9 @@ def train(
             "date": datetime.now(UTC).date().isoformat(),
             "command": run.command[:_COMMAND_SHOWN],
         }
-        return Export(recipe, out / "package", provenance).write(trained, parts.train, parts.validate)
+        return Export(recipe, out / "package", provenance).write(
+            trained, parts.train, parts.validate
+        )
 
 
 def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
@@ -93,10 +99,14 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
                 f"networks.{number}.batch: {stage.batch} cannot be shared by {ranks.count()} processes; change either"
             )
         if recipe.layout_of(stage) != recipe.layout and not stage.held_out:
-            raise ValueError(f"networks.{number}.held_out: 0 found; images of its own layout to watch wanted")
+            raise ValueError(
+                f"networks.{number}.held_out: 0 found; images of its own layout to watch wanted"
+            )
     for number, path in starts.items():
         if not 0 <= number < len(recipe.networks):
-            raise ValueError(f"--start {number}={path}: networks 0 to {len(recipe.networks) - 1} wanted")
+            raise ValueError(
+                f"--start {number}={path}: networks 0 to {len(recipe.networks) - 1} wanted"
+            )
         if not path.is_file():
             raise ValueError(f"--start {number}={path}: no such file")
         weights.load_start(_without_data(recipe.networks[number]), recipe.networks[number], path)
@@ -132,7 +142,10 @@ def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
     path = out / "starts.json"
     try:
         split.write(parts, out / "split.csv")
-        now = {str(number): hashlib.sha256(file.read_bytes()).hexdigest() for number, file in sorted(starts.items())}
+        now = {
+            str(number): hashlib.sha256(file.read_bytes()).hexdigest()
+            for number, file in sorted(starts.items())
+        }
         if not path.exists():
             path.write_text(json.dumps(now, indent=2), encoding="utf-8")
         elif json.loads(path.read_text(encoding="utf-8")) != now:
@@ -161,7 +174,9 @@ class _Training:
         torch.manual_seed(self.recipe.seed + number)
         network = build(stage.architecture, **stage.arguments)
         self._start(number, stage, network, before)
-        if self._lacks_start(number, stage):  # what was drawn at random would rest, for good where the recipe says so
+        if self._lacks_start(
+            number, stage
+        ):  # what was drawn at random would rest, for good where the recipe says so
             stage = stage.model_copy(update={"freeze": None})
         watch = _Watch(stage, self._prepared(stage, watched), self.device)
         network = fit(network, self._batches(stage, train, stage.phantoms), watch, self.run, name)
@@ -170,11 +185,19 @@ class _Training:
         last = stage.model_copy(
             update={
                 "epochs": stage.finish.epochs,
-                "optimiser": stage.optimiser.model_copy(update={"learning_rate": stage.finish.learning_rate}),
+                "optimiser": stage.optimiser.model_copy(
+                    update={"learning_rate": stage.finish.learning_rate}
+                ),
             }
         )
         after = copy.deepcopy(network)
-        after = fit(after, self._batches(last, train, stage.finish.phantoms), watch, self.run, f"{name}-finish")
+        after = fit(
+            after,
+            self._batches(last, train, stage.finish.phantoms),
+            watch,
+            self.run,
+            f"{name}-finish",
+        )
         return average.between(network, after, stage.finish.share)
 
     def described(self) -> list[str]:
@@ -189,7 +212,10 @@ class _Training:
             said.append("segmenter: that of the default package, with what trained it")
         if any(stage.phantoms or stage.finish for stage in self.recipe.networks):
             said.append("synthetic phantoms")
-        started = [f"network {number} started from {path.name}" for number, path in sorted(self.starts.items())]
+        started = [
+            f"network {number} started from {path.name}"
+            for number, path in sorted(self.starts.items())
+        ]
         wanted = [
             f"network {number} is meant to start from {stage.start} weights; none were given, it started at random"
             f"{' and nothing of it was frozen' if stage.freeze else ''}"
@@ -210,11 +236,15 @@ class _Training:
         else:
             cases = self.sources[layout]
             order = np.random.default_rng(self.recipe.seed).permutation(len(cases))
-            watched, train = ([cases[i] for i in some] for some in np.split(order, [stage.held_out]))
+            watched, train = (
+                [cases[i] for i in some] for some in np.split(order, [stage.held_out])
+            )
         if stage.images == "positives":
             train = [case for case in train if case.positive]
         if stage.on_masks:
-            train, watched = ([case for case in some if case.mask_known] for some in (train, watched))
+            train, watched = (
+                [case for case in some if case.mask_known] for some in (train, watched)
+            )
         if not watched or not any(case.positive for case in train):
             raise ValueError(
                 f"layout {layout}: {len(train)} images to train, {len(watched)} to watch"
@@ -222,7 +252,9 @@ class _Training:
             )
         return list(train), list(watched)
 
-    def _start(self, number: int, stage: Stage, network: nn.Module, before: Sequence[Trained]) -> None:
+    def _start(
+        self, number: int, stage: Stage, network: nn.Module, before: Sequence[Trained]
+    ) -> None:
         if number in self.starts:
             weights.load_start(network, stage, self.starts[number])
         elif stage.start == "classifier":
@@ -244,7 +276,13 @@ class _Training:
         targets = prepared.masks if stage.on_masks else prepared.labels
         assert targets is not None  # `_images` has left the images out of which no mask is known
         ids = [case.image_id for case in cases]
-        return Samples(images=prepared.images, targets=targets, times=times, ids=ids, inside=_unless_full(prepared))
+        return Samples(
+            images=prepared.images,
+            targets=targets,
+            times=times,
+            ids=ids,
+            inside=_unless_full(prepared),
+        )
 
     def _prepared(self, stage: Stage, cases: Sequence[Case]) -> cache.Prepared:
         # All or none: training and validation images are to differ in nothing but the picture.
@@ -274,7 +312,9 @@ class _Watch:
         """Probabilities of some images after the other: (images,) or (images, side, side)."""
         for start in range(0, len(self.prepared.images), _WATCHED):
             some = slice(start, start + _WATCHED)
-            images = inputs(self.prepared.images[some], self.stage.normalisation, self.prepared.inside[some])
+            images = inputs(
+                self.prepared.images[some], self.stage.normalisation, self.prepared.inside[some]
+            )
             logits = network(images.to(self.device))
             yield torch.sigmoid(logits.float())[:, 0].cpu().numpy().astype(np.float64)
 

@@ -70,13 +70,19 @@ def draw(seed: int, pneumothorax: bool, size: int = 1024) -> Phantom:
         kept = _collapsed(rng, lungs[side], x, y)
         mask = inside[side] & ~kept
         # The visceral pleura: a line as thin as a hair's breadth of film, where the collapsed lung ends.
-        edge = kept & ~ndimage.binary_erosion(kept, border_value=1) & ndimage.binary_dilation(mask, iterations=2)
+        edge = (
+            kept
+            & ~ndimage.binary_erosion(kept, border_value=1)
+            & ndimage.binary_dilation(mask, iterations=2)
+        )
         line = ndimage.gaussian_filter(edge.astype(float), size / 700)
     density = _soft_tissue(rng, x, y)
     for lung, region in zip(lungs, inside, strict=True):
         air = ndimage.gaussian_filter(region.astype(float), size / 250)
         density -= air * rng.uniform(0.95, 1.1)
-        markings = _vessels(rng, lung, size) * ndimage.gaussian_filter((region & ~mask).astype(float), size / 300)
+        markings = _vessels(rng, lung, size) * ndimage.gaussian_filter(
+            (region & ~mask).astype(float), size / 300
+        )
         density += markings * rng.uniform(0.4, 0.7)
     density -= 0.16 * ndimage.gaussian_filter(mask.astype(float), size / 400)
     density += _skeleton(rng, x, y, lungs) + 0.5 * line
@@ -100,8 +106,14 @@ def _within(lung: _Lung, x: Array, y: Array, wall: Array | float, apex: float) -
     """Where the lung is, its wall drawn in by `wall` and its apex lowered by `apex`."""
     across = x * lung.sign
     t = np.clip((y - lung.apex_y - apex) / (lung.base_y - lung.apex_y - apex), 0.0, 1.4)
-    outer = lung.apex_x + (lung.wall_x - lung.apex_x) * np.sqrt(1 - (1 - np.clip(t / 0.75, 0, 1)) ** 2) - wall
-    inner = lung.apex_x - (lung.apex_x - lung.hilum_x) * np.sqrt(1 - (1 - np.clip(t / 0.3, 0, 1)) ** 2)
+    outer = (
+        lung.apex_x
+        + (lung.wall_x - lung.apex_x) * np.sqrt(1 - (1 - np.clip(t / 0.75, 0, 1)) ** 2)
+        - wall
+    )
+    inner = lung.apex_x - (lung.apex_x - lung.hilum_x) * np.sqrt(
+        1 - (1 - np.clip(t / 0.3, 0, 1)) ** 2
+    )
     inner = inner + lung.heart * np.exp(-(((t - 0.85) / 0.28) ** 2))
     dome = lung.base_y + 0.09 * ((across - 0.2) / 0.16) ** 2 - 0.03
     return np.asarray((y > lung.apex_y + apex) & (across > inner) & (across < outer) & (y < dome))
@@ -111,7 +123,11 @@ def _collapsed(rng: np.random.Generator, lung: _Lung, x: Array, y: Array) -> NDA
     """What is left of the lung: drawn off the wall most at the apex and side, less towards the base."""
     depth, reach = rng.uniform(0.035, 0.12), rng.uniform(0.45, 1.0)
     t = (y - lung.apex_y) / (lung.base_y - lung.apex_y)
-    wall = depth * np.clip(1 - (t / reach) ** 3, 0.0, 1.0) * (1 + 0.15 * np.sin(9 * t + rng.uniform(0, 6)))
+    wall = (
+        depth
+        * np.clip(1 - (t / reach) ** 3, 0.0, 1.0)
+        * (1 + 0.15 * np.sin(9 * t + rng.uniform(0, 6)))
+    )
     return _within(lung, x, y, wall, depth * rng.uniform(0.8, 1.6))
 
 
@@ -119,7 +135,9 @@ def _soft_tissue(rng: np.random.Generator, x: Array, y: Array) -> Array:
     half = 0.43 + 0.05 * np.clip((y - 0.3) / 0.7, 0, 1) - 0.30 * np.exp(-(((y + 0.02) / 0.1) ** 2))
     shoulders = 0.55 * np.exp(-(((y - 0.17) / 0.1) ** 2)) * (y > 0.05)
     body = 1 / (1 + np.exp((np.abs(x) - half - 0.35 * shoulders) / 0.008))
-    density = body * (1.15 + 0.35 * np.clip(1 - (x / 0.5) ** 2, 0, 1) + 0.3 * np.clip((y - 0.7) / 0.3, 0, 1))
+    density = body * (
+        1.15 + 0.35 * np.clip(1 - (x / 0.5) ** 2, 0, 1) + 0.3 * np.clip((y - 0.7) / 0.3, 0, 1)
+    )
     middle = 0.055 + 0.03 * np.exp(-(((y - 0.62) / 0.2) ** 2))
     density += 0.7 * np.exp(-((x / middle) ** 4)) * body  # mediastinum
     heart_x, heart_y = 0.06 + rng.uniform(-0.01, 0.02), 0.62 + rng.uniform(-0.02, 0.02)
@@ -130,7 +148,9 @@ def _soft_tissue(rng: np.random.Generator, x: Array, y: Array) -> Array:
 
 
 def _skeleton(rng: np.random.Generator, x: Array, y: Array, lungs: Sequence[_Lung]) -> Array:
-    bone = 0.22 * np.exp(-((x / 0.03) ** 6)) * (1 + 0.35 * np.cos(2 * np.pi * y / 0.055)) * (y > 0.02)
+    bone = (
+        0.22 * np.exp(-((x / 0.03) ** 6)) * (1 + 0.35 * np.cos(2 * np.pi * y / 0.055)) * (y > 0.02)
+    )
     for lung in lungs:
         across = x * lung.sign
         u = np.clip(across / lung.wall_x, 0, 1.15)
@@ -139,12 +159,22 @@ def _skeleton(rng: np.random.Generator, x: Array, y: Array, lungs: Sequence[_Lun
         for k in range(9):
             posterior = first + pitch * k + 0.11 * u**2 - 0.05 * u * (1 - u) * 4 * 0.5
             anterior = first + 0.2 + pitch * k - 0.10 * u
-            for centre, width, strength in ((posterior, 0.013, 0.2), (anterior, 0.015, 0.09 * (across > 0.12))):
+            for centre, width, strength in (
+                (posterior, 0.013, 0.2),
+                (anterior, 0.015, 0.09 * (across > 0.12)),
+            ):
                 distance = np.abs(y - centre) / width
-                cortex = 0.7 + 0.5 * np.exp(-(((distance - 0.9) / 0.2) ** 2))  # a rib's rim is denser than its middle
+                cortex = 0.7 + 0.5 * np.exp(
+                    -(((distance - 0.9) / 0.2) ** 2)
+                )  # a rib's rim is denser than its middle
                 bone += cage * strength * cortex / (1 + np.exp((distance - 1) / 0.12))
         clavicle = 0.155 - 0.10 * across + rng.uniform(-0.01, 0.01)
-        bone += 0.3 / (1 + np.exp((np.abs(y - clavicle) / 0.013 - 1) / 0.12)) * (across > 0.04) * (across < 0.4)
+        bone += (
+            0.3
+            / (1 + np.exp((np.abs(y - clavicle) / 0.013 - 1) / 0.12))
+            * (across > 0.04)
+            * (across < 0.4)
+        )
     return np.asarray(bone)
 
 
@@ -164,7 +194,9 @@ def _vessels(rng: np.random.Generator, lung: _Lung, size: int) -> Array:
         weight = (1 - t) ** 0.7
         np.add.at(fine, (row[on_film], column[on_film]), weight[on_film])
         np.add.at(coarse, (row[on_film], column[on_film]), (weight * (t < 0.4))[on_film])
-    blurred = 1.5 * ndimage.gaussian_filter(fine, size / 420) + 3 * ndimage.gaussian_filter(coarse, size / 110)
+    blurred = 1.5 * ndimage.gaussian_filter(fine, size / 420) + 3 * ndimage.gaussian_filter(
+        coarse, size / 110
+    )
     return np.asarray(np.tanh(blurred))
 
 
@@ -181,7 +213,10 @@ def _exposed(rng: np.random.Generator, density: Array, size: int) -> Array:
 def _labelled(pixels: Array) -> NDArray[np.float32]:
     """Burn the word into a lower corner, as a technologist's marker would be."""
     dot = max(1, len(pixels) // 250)
-    rows = [[int(bit) for letter in LABEL for bit in f"{_LETTERS[letter][row]:05b}0"] for row in range(7)]
+    rows = [
+        [int(bit) for letter in LABEL for bit in f"{_LETTERS[letter][row]:05b}0"]
+        for row in range(7)
+    ]
     word = np.kron(np.array(rows, dtype=bool), np.ones((dot, dot), dtype=bool))
     labelled = pixels.astype(np.float32)
     corner = labelled[-word.shape[0] - 4 * dot : -4 * dot, 4 * dot : 4 * dot + word.shape[1]]
@@ -190,11 +225,17 @@ def _labelled(pixels: Array) -> NDArray[np.float32]:
 
 
 def write(
-    phantom: Phantom, path: Path, photometric: Literal["MONOCHROME1", "MONOCHROME2"] = "MONOCHROME2", bits: int = 12
+    phantom: Phantom,
+    path: Path,
+    photometric: Literal["MONOCHROME1", "MONOCHROME2"] = "MONOCHROME2",
+    bits: int = 12,
 ) -> Path:
     """Write a CR object (PS3.3 A.2) that says in the header and in the pixels that it is synthetic. Returns `path`."""
     digest = hashlib.sha256(phantom.pixels.tobytes() + f"{photometric}{bits}".encode()).hexdigest()
-    uid = {kind: f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, kind + digest).int}" for kind in ("study", "series", "image")}
+    uid = {
+        kind: f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, kind + digest).int}"
+        for kind in ("study", "series", "image")
+    }
     rows, columns = phantom.pixels.shape
     values = np.round(phantom.pixels * (2**bits - 1)).astype("<u2" if bits > 8 else "u1")
     if photometric == "MONOCHROME1":

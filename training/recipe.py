@@ -45,7 +45,9 @@ class Split(_Part):
 
     folds: Count | Literal["published"] = 10  # "published": those that the data bring along
     train: list[Whole] | None = None  # None: whatever neither validates nor reports
-    validate_: Annotated[list[Whole], Field(alias="validate", min_length=1)]  # best weights, thresholds, early stop
+    validate_: Annotated[
+        list[Whole], Field(alias="validate", min_length=1)
+    ]  # best weights, thresholds, early stop
     report: list[Whole] = []  # empty: figures are of the validation folds, and say so
     seed: int = 0
 
@@ -86,7 +88,9 @@ class Freeze(_Part):
     """The first part of the encoder is not trained for the first epochs."""
 
     epochs: Whole  # 0: for all of them
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the encoder's modules that hold weights, from the input on
+    share: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # of the encoder's modules that hold weights, from the input on
+    )
 
 
 class Loss(_Part):
@@ -97,7 +101,9 @@ class Loss(_Part):
     dice: Annotated[float, Field(ge=0)] = 0.0
     tanimoto: Annotated[float, Field(ge=0)] = 0.0
     balance: bool = False  # labels only: classes weigh inverse to their frequency
-    empty: bool = False  # Dice also of images whose mask is empty (it then counts what was found in vain)
+    empty: bool = (
+        False  # Dice also of images whose mask is empty (it then counts what was found in vain)
+    )
 
     @model_validator(mode="after")
     def _some(self) -> Loss:
@@ -157,18 +163,24 @@ class Stage(_Part):
             raise ValueError("early_stop and plateau want best_by: the figure they watch")
         figures = LABEL_FIGURES if self.role == "classifier" else MASK_FIGURES
         if self.best_by not in (None, *figures):
-            raise ValueError(f"best_by: {self.best_by} found, allowed for a {self.role}: {', '.join(figures)}")
+            raise ValueError(
+                f"best_by: {self.best_by} found, allowed for a {self.role}: {', '.join(figures)}"
+            )
         if self.average.ema and self.average.swa_last_epochs:
             raise ValueError("average: ema or swa_last_epochs, not both")
         if self.loss.balance and self.on_masks:
-            raise ValueError("loss.balance: true found; it weighs labels, and this network learns masks: leave it out")
+            raise ValueError(
+                "loss.balance: true found; it weighs labels, and this network learns masks: leave it out"
+            )
         return self
 
 
 class Rule(_Part):
     """How a map becomes a mask (inference/postprocess.py)."""
 
-    search: bool = False  # the best of a grid on the validation images (training/measures/thresholds.py)
+    search: bool = (
+        False  # the best of a grid on the validation images (training/measures/thresholds.py)
+    )
     bottom: Annotated[float, Field(gt=0, lt=1)] = 0.5
     top: Annotated[float, Field(gt=0, lt=1)] | None = None  # None: as bottom
     min_area_at_1024_px: Annotated[float, Field(ge=0)] = 0.0
@@ -185,8 +197,12 @@ class Rule(_Part):
 class OperatingPoint(_Part):
     """Where "positive" begins, chosen on the validation images."""
 
-    sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None  # the highest threshold that keeps it
-    best: Literal["mcc", "f1", "accuracy"] | None = None  # or the threshold at which this is highest
+    sensitivity: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # the highest threshold that keeps it
+    )
+    best: Literal["mcc", "f1", "accuracy"] | None = (
+        None  # or the threshold at which this is highest
+    )
 
     @model_validator(mode="after")
     def _one(self) -> OperatingPoint:
@@ -202,7 +218,9 @@ class Recipe(_Part):
     version: Version
     case_study: str | None = None  # row of docs/training.md
     about: str
-    published: dict[str, float] = {}  # figure (training/measures/metrics.py) -> value, on data that are not ours
+    published: dict[
+        str, float
+    ] = {}  # figure (training/measures/metrics.py) -> value, on data that are not ours
     task: Task = "pneumothorax"
     layout: Layout = "siim"
     split: Split
@@ -210,7 +228,9 @@ class Recipe(_Part):
     networks: Annotated[list[Stage], Field(min_length=1)]
     flip: list[Role] = []  # roles that also see the mirrored image; both answers are averaged
     rule: Rule = Rule()
-    operating_point: OperatingPoint | None = None  # of the classifier; a segmenter alone answers by `rule`
+    operating_point: OperatingPoint | None = (
+        None  # of the classifier; a segmenter alone answers by `rule`
+    )
 
     def of(self, role: Role) -> list[Stage]:
         """The members of one role, in their order."""
@@ -232,7 +252,9 @@ class Recipe(_Part):
         if not 0 <= fold < count:
             raise RecipeError(f"fold {fold} found; 0 to {count - 1} wanted")
         report = [(fold + 1) % count] if self.split.report else []
-        return self.model_copy(update={"split": self.split.model_copy(update={"validate_": [fold], "report": report})})
+        return self.model_copy(
+            update={"split": self.split.model_copy(update={"validate_": [fold], "report": report})}
+        )
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
@@ -242,8 +264,12 @@ class Recipe(_Part):
             if len({stage.normalisation for stage in self.of(role)}) > 1:
                 raise ValueError(f"the {role}s of an ensemble share one normalisation")
         for stage in self.networks:
-            if stage.start == "classifier" and (stage.role != "segmenter" or self.networks[0].role != "classifier"):
-                raise ValueError("start: classifier is for a segmenter that comes after a classifier")
+            if stage.start == "classifier" and (
+                stage.role != "segmenter" or self.networks[0].role != "classifier"
+            ):
+                raise ValueError(
+                    "start: classifier is for a segmenter that comes after a classifier"
+                )
         return self
 
 
@@ -283,7 +309,9 @@ def checked(form: type[Form], document: dict[str, Any], path: Path) -> Form:
     try:
         return form.model_validate(document)
     except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        faults = [
+            f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+        ]
         raise RecipeError("\n".join(faults)) from error
 
 
@@ -292,7 +320,13 @@ def _change(document: Any, key: str, text: str) -> None:
     try:
         value = yaml.safe_load(text)
         for place in places:
-            document = document[int(place)] if isinstance(document, list) else document.setdefault(place, {})
+            document = (
+                document[int(place)]
+                if isinstance(document, list)
+                else document.setdefault(place, {})
+            )
         document[int(last) if isinstance(document, list) else last] = value
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise RecipeError(f"--set {key}={text}: no such place in the recipe, or no YAML value") from error
+        raise RecipeError(
+            f"--set {key}={text}: no such place in the recipe, or no YAML value"
+        ) from error

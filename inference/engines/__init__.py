@@ -17,7 +17,16 @@ from torch import nn
 from inference.engines import native, onnxruntime, openvino
 from inference.engines.plan import Plan, UnavailableError
 
-__all__ = ["ENGINES", "PLAIN", "Candidate", "Plan", "Runner", "UnavailableError", "build", "candidates"]
+__all__ = [
+    "ENGINES",
+    "PLAIN",
+    "Candidate",
+    "Plan",
+    "Runner",
+    "UnavailableError",
+    "build",
+    "candidates",
+]
 
 
 class Runner(Protocol):
@@ -45,7 +54,9 @@ ENGINES: dict[str, Callable[[nn.Module, Plan], Runner]] = {
     "openvino": openvino.Compiled,
     "onnxruntime": onnxruntime.Session,
 }
-PLAIN = Candidate("torch")  # what every other is held against, and what is left when the others fail
+PLAIN = Candidate(
+    "torch"
+)  # what every other is held against, and what is left when the others fail
 
 
 def build(candidate: Candidate, module: nn.Module, plan: Plan) -> Runner:
@@ -66,6 +77,8 @@ def candidates(wanted: str, device: torch.device, allows_bf16: bool) -> tuple[Ca
         return (Candidate(wanted),) if wanted != PLAIN.engine else ()
     on_cpu = device.type == "cpu"
     tried = [Candidate("openvino")] if on_cpu and openvino.is_installed() else []
-    tried_bf16 = [Candidate(engine, bf16=True) for engine in ("torch", *(one.engine for one in tried))]
+    tried_bf16 = [
+        Candidate(engine, bf16=True) for engine in ("torch", *(one.engine for one in tried))
+    ]
     tried += [Candidate("onnxruntime")] if on_cpu and onnxruntime.is_installed() else []
     return tuple(tried + tried_bf16 if allows_bf16 and native.computes_bf16(device) else tried)

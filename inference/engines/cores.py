@@ -20,7 +20,8 @@ def available(system: Path = _SYSTEM, groups: Path = Path("/proc/self/cgroup")) 
     """
     allowed = os.sched_getaffinity(0)
     siblings = (
-        _text(system / f"devices/system/cpu/cpu{number}/topology/thread_siblings_list") or str(number)
+        _text(system / f"devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        or str(number)
         for number in allowed
     )
     return max(1, min(len(set(siblings)), _quota(system / "fs/cgroup", groups)))

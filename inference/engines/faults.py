@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 
 # What torch, OpenVINO and the C++ library say when memory is short; torch.OutOfMemoryError is for accelerators alone.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad allocation", "bad_alloc")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad allocation",
+    "bad_alloc",
+)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -16,4 +22,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_fatal(error: Exception) -> bool:
     """A CUDA error other than want of memory: the context is poisoned, every later call fails alike."""
-    return not is_out_of_memory(error) and (isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error))
+    return not is_out_of_memory(error) and (
+        isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    )

@@ -37,7 +37,11 @@ def machine(device: torch.device) -> dict[str, object]:
     for name in ("torch", "openvino", "onnxruntime", "pleura"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    found: dict[str, object] = {"versions": versions, "build": torch.__version__, "device": device.type}
+    found: dict[str, object] = {
+        "versions": versions,
+        "build": torch.__version__,
+        "device": device.type,
+    }
     if device.type == "cuda":
         return found | {"name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
     return found | {"cpu": dict(torch.cpu.get_capabilities()), "threads": torch.get_num_threads()}
@@ -46,7 +50,9 @@ def machine(device: torch.device) -> dict[str, object]:
 class Memory:
     """The choices for one model on one machine at one largest batch; a file that cannot be read is an empty one."""
 
-    def __init__(self, where: Path | None, model_digest: str, device: torch.device, max_batch: int) -> None:
+    def __init__(
+        self, where: Path | None, model_digest: str, device: torch.device, max_batch: int
+    ) -> None:
         self._path = where / _FILE if where else None
         facts = {"model": model_digest, "machine": machine(device), "max_batch": max_batch}
         self._key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -56,7 +62,11 @@ class Memory:
         found = self._read().get(self._key)
         if not isinstance(found, dict):
             return {}
-        return {str(role): [str(name) for name in names] for role, names in found.items() if isinstance(names, list)}
+        return {
+            str(role): [str(name) for name in names]
+            for role, names in found.items()
+            if isinstance(names, list)
+        }
 
     def keep(self, choices: dict[str, list[str]]) -> None:
         """Remember. Where that cannot be written, the next start measures again."""

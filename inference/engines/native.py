@@ -30,9 +30,16 @@ class Eager:
         device = self._plan.device
         given = torch.from_numpy(batch)
         if device.type == "cuda":
-            given = given.pin_memory()  # from page-locked memory the copy runs beside the host; torch keeps the pages
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self._plan.bf16):
-            moved = given.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            given = (
+                given.pin_memory()
+            )  # from page-locked memory the copy runs beside the host; torch keeps the pages
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=self._plan.bf16),
+        ):
+            moved = given.to(device, non_blocking=True).contiguous(
+                memory_format=torch.channels_last
+            )
             logits = self._module(moved)
         found: NDArray[np.float32] = logits.float().cpu().numpy()
         return found
@@ -44,7 +51,9 @@ class Compiled(Eager):
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
-            raise UnavailableError(f"torch.compile needs a C++ compiler, and {compiler} is not installed")
+            raise UnavailableError(
+                f"torch.compile needs a C++ compiler, and {compiler} is not installed"
+            )
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
             # Its own default lies under /tmp by a name that any user of the machine may have taken before us.
             folder = tempfile.mkdtemp(prefix="pleura-compiled-")

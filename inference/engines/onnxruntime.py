@@ -28,9 +28,13 @@ class Session:
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         if plan.device.type != "cpu" or plan.bf16:
-            raise UnavailableError(f"onnxruntime runs on the CPU in float32, and it is {plan.device}, bf16 {plan.bf16}")
+            raise UnavailableError(
+                f"onnxruntime runs on the CPU in float32, and it is {plan.device}, bf16 {plan.bf16}"
+            )
         if not is_installed():
-            raise UnavailableError("onnxruntime is not installed: pip install 'pleura[onnxruntime]'")
+            raise UnavailableError(
+                "onnxruntime is not installed: pip install 'pleura[onnxruntime]'"
+            )
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -52,7 +52,9 @@ def _converted(module: nn.Module, plan: Plan) -> Any:
 
     plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer's remarks on size arithmetic; the golden replay is the proof
+        warnings.simplefilter(
+            "ignore"
+        )  # the tracer's remarks on size arithmetic; the golden replay is the proof
         example = torch.zeros(1, 1, plan.side, plan.side)
         traced = torch.jit.trace(plain, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         decoder = TorchScriptPythonDecoder(traced)  # has to outlive the conversion

@@ -53,18 +53,28 @@ class Trial:
                     yield
                     limit = BF16_TOLERANCE if candidate.bf16 else TOLERANCE
                     if not off <= limit:  # NaN is not either
-                        raise ArithmeticError(f"{off:.1e} off torch float32 at batch {size}, at most {limit:g} allowed")
+                        raise ArithmeticError(
+                            f"{off:.1e} off torch float32 at batch {size}, at most {limit:g} allowed"
+                        )
             except UnavailableError as error:
                 log.warning("%s: %s is left out: %s", self.role, candidate, error)
             except Exception as error:  # whatever breaks in an optional engine, torch goes on
                 if is_fatal(error):
                     raise
-                log.warning("%s: %s is left out: %s: %s", self.role, candidate, type(error).__name__, _brief(error))
+                log.warning(
+                    "%s: %s is left out: %s: %s",
+                    self.role,
+                    candidate,
+                    type(error).__name__,
+                    _brief(error),
+                )
             else:
                 runners[candidate] = runner
         return runners
 
-    def fastest(self, runners: dict[Candidate, Runner]) -> Generator[None, None, dict[int, Candidate]]:
+    def fastest(
+        self, runners: dict[Candidate, Runner]
+    ) -> Generator[None, None, dict[int, Candidate]]:
         """For each size the one with the least time, of runners that hold plain torch too.
 
         What is quickest for one image need not be for eight. One that is as good as the quickest at each size is taken
@@ -73,10 +83,13 @@ class Trial:
         took = {}
         for size in self.sizes:
             took[size] = yield from self._timed(size, runners)
-            told = ", ".join(f"{name} {seconds / size * 1e3:.1f}" for name, seconds in took[size].items())
+            told = ", ".join(
+                f"{name} {seconds / size * 1e3:.1f}" for name, seconds in took[size].items()
+            )
             log.info("%s: ms per image at a batch of %d: %s", self.role, size, told)
         as_good = [
-            {name for name, seconds in some.items() if seconds * _WORTH <= min(some.values())} for some in took.values()
+            {name for name, seconds in some.items() if seconds * _WORTH <= min(some.values())}
+            for some in took.values()
         ]
         for name in (PLAIN, *runners):  # what is known to run goes on running
             if all(name in some for some in as_good):
@@ -86,7 +99,9 @@ class Trial:
             for size, good in zip(took, as_good, strict=True)
         }
 
-    def _timed(self, size: int, runners: dict[Candidate, Runner]) -> Generator[None, None, dict[Candidate, float]]:
+    def _timed(
+        self, size: int, runners: dict[Candidate, Runner]
+    ) -> Generator[None, None, dict[Candidate, float]]:
         """Seconds of each for a batch of this size.
 
         Rounds take all in turn, two calls each, of which the second counts: threads of whoever ran before spin on for a
@@ -105,7 +120,9 @@ class Trial:
                 rounds[name].append(time.perf_counter() - started)
                 yield
             middle |= {name: statistics.median(rounds[name]) for name in contenders}
-            contenders = [name for name in contenders if middle[name] <= _HOPELESS * min(middle.values())]
+            contenders = [
+                name for name in contenders if middle[name] <= _HOPELESS * min(middle.values())
+            ]
         return middle
 
     def _batch(self, size: int) -> Batch:

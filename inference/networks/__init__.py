@@ -11,7 +11,15 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, validate_call
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    validate_call,
+)
 from torch import Tensor, nn
 
 from inference.networks.dc_unet import DCUNet
@@ -47,13 +55,17 @@ def _pyramid(first: int) -> Callable[[Sequence[int]], Sequence[int]]:
     def checked(widths: Sequence[int]) -> Sequence[int]:
         for stage, width in enumerate(widths):
             if width > first << stage:
-                raise ValueError(f"stage {stage} has {width} maps, at most {first << stage} allowed")
+                raise ValueError(
+                    f"stage {stage} has {width} maps, at most {first << stage} allowed"
+                )
         return widths
 
     return checked
 
 
-def _upwards(check: Callable[[Sequence[int]], Sequence[int]]) -> Callable[[Sequence[int]], Sequence[int]]:
+def _upwards(
+    check: Callable[[Sequence[int]], Sequence[int]],
+) -> Callable[[Sequence[int]], Sequence[int]]:
     return lambda widths: check(widths[::-1])[::-1]
 
 
@@ -61,14 +73,23 @@ def _features(widths: Sequence[int]) -> Sequence[int]:
     return [*_FULL(widths[:-1]), *_FULL(widths[-1:])]  # the last is of the full side again
 
 
-_FULL, _HALF = _pyramid(64), _pyramid(128)  # of networks that begin at the full side, and at half of it
+_FULL, _HALF = (
+    _pyramid(64),
+    _pyramid(128),
+)  # of networks that begin at the full side, and at half of it
 _Width = Annotated[int, Field(ge=8, le=2048)]  # squeeze-and-excitation wants an eighth of it
 _Stages = Annotated[Sequence[_Width], Field(min_length=2, max_length=7)]
 _Widths = Annotated[_Stages, AfterValidator(_HALF)]
-_UpWidths = Annotated[Sequence[_Width], Field(min_length=1, max_length=6), AfterValidator(_upwards(_HALF))]
+_UpWidths = Annotated[
+    Sequence[_Width], Field(min_length=1, max_length=6), AfterValidator(_upwards(_HALF))
+]
 _FullWidths = Annotated[_Stages, AfterValidator(_FULL)]
-_FullUpWidths = Annotated[Sequence[_Width], Field(min_length=1, max_length=6), AfterValidator(_upwards(_FULL))]
-_Features = Annotated[Sequence[_Width], Field(min_length=6, max_length=6), AfterValidator(_features)]
+_FullUpWidths = Annotated[
+    Sequence[_Width], Field(min_length=1, max_length=6), AfterValidator(_upwards(_FULL))
+]
+_Features = Annotated[
+    Sequence[_Width], Field(min_length=6, max_length=6), AfterValidator(_features)
+]
 _Blocks = Annotated[int, Field(ge=1, le=16)]
 _Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 _Outputs = Annotated[int, Field(ge=1, le=1000)]
@@ -104,12 +125,16 @@ def _plain_classifier(widths: _Widths = PLAIN_WIDTHS) -> nn.Module:
 
 
 @validate_call
-def _residual_classifier(widths: _Widths = WIDTHS, blocks: _Blocks = BLOCKS, dropout: _Dropout = 0.3) -> nn.Module:
+def _residual_classifier(
+    widths: _Widths = WIDTHS, blocks: _Blocks = BLOCKS, dropout: _Dropout = 0.3
+) -> nn.Module:
     return ResidualClassifier(widths, blocks, dropout)
 
 
 @validate_call
-def _residual_unet(widths: _Widths = WIDTHS, blocks: _Blocks = BLOCKS, up_widths: _UpWidths = UP_WIDTHS) -> nn.Module:
+def _residual_unet(
+    widths: _Widths = WIDTHS, blocks: _Blocks = BLOCKS, up_widths: _UpWidths = UP_WIDTHS
+) -> nn.Module:
     return ResidualUNet(widths, blocks, up_widths)
 
 
@@ -119,7 +144,9 @@ def _densenet_121(outputs: _Outputs = 1, stem: _Stem = "grey") -> nn.Module:
 
 
 @validate_call
-def _unet(encoder: _Encoder = "resnet34", stem: _Stem = "grey", up_widths: _FullUpWidths = UNET_UP_WIDTHS) -> nn.Module:
+def _unet(
+    encoder: _Encoder = "resnet34", stem: _Stem = "grey", up_widths: _FullUpWidths = UNET_UP_WIDTHS
+) -> nn.Module:
     return EncoderDecoder(encoder, stem, partial(UNetDecoder, up_widths=up_widths))
 
 
@@ -136,7 +163,12 @@ def _unet_plus_plus(
     residual: bool = False,
     deep_supervision: bool = False,
 ) -> nn.Module:
-    decoder = partial(UNetPlusPlusDecoder, up_widths=up_widths, residual=residual, deep_supervision=deep_supervision)
+    decoder = partial(
+        UNetPlusPlusDecoder,
+        up_widths=up_widths,
+        residual=residual,
+        deep_supervision=deep_supervision,
+    )
     return EncoderDecoder(encoder, stem, decoder)
 
 
@@ -151,7 +183,9 @@ def _fpn(encoder: _Encoder = "resnet34", stem: _Stem = "grey") -> nn.Module:
 
 
 @validate_call
-def _deeplab_v3(encoder: _Encoder = "resnet34", stem: _Stem = "grey", stride: _Stride = 16) -> nn.Module:
+def _deeplab_v3(
+    encoder: _Encoder = "resnet34", stem: _Stem = "grey", stride: _Stride = 16
+) -> nn.Module:
     return EncoderDecoder(encoder, stem, partial(DeepLabV3Decoder, stride=stride), stride)
 
 
@@ -168,11 +202,15 @@ def _fcn(
     kernel: Literal[1, 3, 5, 7] = 3,
     dropout: _Dropout = 0.5,
 ) -> nn.Module:
-    return EncoderDecoder(encoder, stem, partial(FCNDecoder, hidden=hidden, kernel=kernel, dropout=dropout))
+    return EncoderDecoder(
+        encoder, stem, partial(FCNDecoder, hidden=hidden, kernel=kernel, dropout=dropout)
+    )
 
 
 @validate_call
-def _plain_unet(widths: _FullWidths = PLAIN_UNET_WIDTHS, up_widths: _FullUpWidths = PLAIN_UNET_UP_WIDTHS) -> nn.Module:
+def _plain_unet(
+    widths: _FullWidths = PLAIN_UNET_WIDTHS, up_widths: _FullUpWidths = PLAIN_UNET_UP_WIDTHS
+) -> nn.Module:
     return PlainUNet(widths, up_widths)
 
 
@@ -187,12 +225,16 @@ def _dc_unet() -> nn.Module:
 
 
 @validate_call
-def _monai_unet_plus_plus(features: _Features = FEATURES, deep_supervision: bool = False) -> nn.Module:
+def _monai_unet_plus_plus(
+    features: _Features = FEATURES, deep_supervision: bool = False
+) -> nn.Module:
     return MonaiUNetPlusPlus(features, deep_supervision)
 
 
 @validate_call
-def _classifier(encoder: _Encoder, stem: _Stem = "grey", hidden: _Hidden = 0, dropout: _Dropout = 0.0) -> nn.Module:
+def _classifier(
+    encoder: _Encoder, stem: _Stem = "grey", hidden: _Hidden = 0, dropout: _Dropout = 0.0
+) -> nn.Module:
     return EncoderClassifier(encoder, stem, hidden, dropout)
 
 
@@ -236,14 +278,20 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
         ValueError: a name that is not on the list, or arguments its builder does not take.
     """
     if architecture not in BUILDERS:
-        raise ValueError(f"architecture: {architecture[:60]!r} found, allowed: {', '.join(sorted(BUILDERS))}")
+        raise ValueError(
+            f"architecture: {architecture[:60]!r} found, allowed: {', '.join(sorted(BUILDERS))}"
+        )
     depth = _depth(arguments)
     if depth > _MAX_DEPTH:
-        raise ValueError(f"arguments of {architecture}: networks nested {depth} deep, at most {_MAX_DEPTH} allowed")
+        raise ValueError(
+            f"arguments of {architecture}: networks nested {depth} deep, at most {_MAX_DEPTH} allowed"
+        )
     try:
         return BUILDERS[architecture](**arguments)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, one['loc']))[:60]}: {one['msg']}" for one in error.errors()[:5])
+        faults = (
+            f"{'.'.join(map(str, one['loc']))[:60]}: {one['msg']}" for one in error.errors()[:5]
+        )
         raise ValueError(f"arguments of {architecture}: {'; '.join(faults)}") from error
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ValueError(f"arguments of {architecture}: {error}") from error
@@ -259,7 +307,9 @@ def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = build(architecture, **arguments).state_dict()
     count = sum(one.numel() for one in tensors.values())
     if count > MAX_WEIGHTS:
-        raise ValueError(f"arguments of {architecture}: {count} weights, at most {MAX_WEIGHTS} allowed")
+        raise ValueError(
+            f"arguments of {architecture}: {count} weights, at most {MAX_WEIGHTS} allowed"
+        )
     return tensors
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 
-def convolve(channels_in: int, channels_out: int, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
+def convolve(
+    channels_in: int, channels_out: int, kernel: int = 3, dilation: int = 1
+) -> nn.Sequential:
     """Convolution, batch normalisation, ReLU; (n, in, h, w) -> (n, out, h, w). `kernel` is odd."""
     padding = dilation * (kernel // 2)
     return nn.Sequential(

@@ -42,7 +42,9 @@ class _Row(nn.Module):
 
     def __init__(self, channels_in: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(convolve(i, o) for i, o in itertools.pairwise((channels_in, *widths)))
+        self.convolutions = nn.ModuleList(
+            convolve(i, o) for i, o in itertools.pairwise((channels_in, *widths))
+        )
         self.normalise = nn.BatchNorm2d(sum(widths))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,11 +62,15 @@ class ResidualPath(nn.Module):
         super().__init__()
         ins = (channels_in, *(channels_out,) * (length - 1))
         self.convolutions = nn.ModuleList(convolve(i, channels_out) for i in ins)
-        self.shortcuts = nn.ModuleList(convolve(i, channels_out, 1)[:2] for i in ins)  # without ReLU
+        self.shortcuts = nn.ModuleList(
+            convolve(i, channels_out, 1)[:2] for i in ins
+        )  # without ReLU
         self.normalise = nn.ModuleList(nn.BatchNorm2d(channels_out) for _ in ins)
 
     def forward(self, x: Tensor) -> Tensor:
-        for convolution, shortcut, normalise in zip(self.convolutions, self.shortcuts, self.normalise, strict=True):
+        for convolution, shortcut, normalise in zip(
+            self.convolutions, self.shortcuts, self.normalise, strict=True
+        ):
             x = normalise(functional.relu(convolution(x) + shortcut(x)))
         return x
 
@@ -82,7 +88,9 @@ class DCUNet(nn.Module):
         self.paths = nn.ModuleList()
         self.enlarge = nn.ModuleList()
         self.up = nn.ModuleList()
-        for length, level in enumerate(reversed(range(len(_WIDTHS) - 1)), 1):  # the largest maps go the longest path
+        for length, level in enumerate(
+            reversed(range(len(_WIDTHS) - 1)), 1
+        ):  # the largest maps go the longest path
             width = _WIDTHS[level]
             self.paths.append(ResidualPath(sum(_widths(width)), width, length))
             self.enlarge.append(nn.ConvTranspose2d(channels, width, 2, 2))

@@ -41,13 +41,17 @@ class DoubleUNet(nn.Module):
         last = pools[blocks]
         # Names of a whole encoder's tensors that this one has not: a published file of weights brings them along.
         self.unused = frozenset(
-            f"features.{i}.{one}" for i in range(last, len(layers)) for one in layers[i].state_dict()
+            f"features.{i}.{one}"
+            for i in range(last, len(layers))
+            for one in layers[i].state_dict()
         )
         self.encoder.features = nn.Sequential(*layers[:last])
         self.pyramid = AtrousPyramid(_VGG_WIDTHS[blocks], _PYRAMID, _RATES)
         self.decoder = _Decoder([first_skips], widths)
         channels = 1 if stem == "grey" else 3
-        self.second_encoder = nn.ModuleList(_excited(i, o) for i, o in itertools.pairwise((channels, *widths)))
+        self.second_encoder = nn.ModuleList(
+            _excited(i, o) for i, o in itertools.pairwise((channels, *widths))
+        )
         self.second_pyramid = AtrousPyramid(widths[-1], _PYRAMID, _RATES)
         self.second_decoder = _Decoder([first_skips, widths], widths)
         self.head = nn.Conv2d(widths[0], 1, 1)

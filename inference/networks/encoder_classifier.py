@@ -15,7 +15,9 @@ class EncoderClassifier(nn.Module):
     learning: batch normalisation, a dense layer of that width, dropout, one linear layer. `stem` as in DenseNet121.
     """
 
-    def __init__(self, encoder: str, stem: str = "grey", hidden: int = 0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, encoder: str, stem: str = "grey", hidden: int = 0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.input, self.encoder = encoders.build(encoder, stem)
         width = self.encoder.widths[-1]

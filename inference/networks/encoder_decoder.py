@@ -22,7 +22,11 @@ class EncoderDecoder(nn.Module):
     """
 
     def __init__(
-        self, encoder: str, stem: str, decoder: Callable[[Sequence[int]], Decoder], encoder_stride: int = 32
+        self,
+        encoder: str,
+        stem: str,
+        decoder: Callable[[Sequence[int]], Decoder],
+        encoder_stride: int = 32,
     ) -> None:
         super().__init__()
         self.input, self.encoder = encoders.build(encoder, stem)
@@ -47,7 +51,9 @@ def dilate(encoder: nn.Module, stride: int) -> None:
     for name, rate in DILATIONS[stride].items():
         stage = getattr(encoder, name, None)
         if not isinstance(stage, nn.Module):
-            raise ValueError(f"stride {stride}: {type(encoder).__name__} has no {name} to dilate; 32 wanted")
+            raise ValueError(
+                f"stride {stride}: {type(encoder).__name__} has no {name} to dilate; 32 wanted"
+            )
         for layer in stage.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.stride = (1, 1)
@@ -56,4 +62,8 @@ def dilate(encoder: nn.Module, stride: int) -> None:
 
 
 def _at_full_side(logits: Tensor, image: Tensor) -> Tensor:
-    return functional.interpolate(logits, size=image.shape[2:], mode="bilinear") if logits.dim() == 4 else logits
+    return (
+        functional.interpolate(logits, size=image.shape[2:], mode="bilinear")
+        if logits.dim() == 4
+        else logits
+    )

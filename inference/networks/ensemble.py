@@ -16,7 +16,9 @@ class Ensemble(nn.Module):
     left to right. Members are trained one by one: this is always in eval mode.
     """
 
-    def __init__(self, members: Sequence[nn.Module], sides: Sequence[int | None], flip: bool = False) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], sides: Sequence[int | None], flip: bool = False
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.sides = tuple(sides)
@@ -35,7 +37,9 @@ class Ensemble(nn.Module):
                 answers.append(_resize(_mirror(member(_mirror(image))), x.shape[-1]))
         # Mean of sigmoids as a logit, without leaving the logarithm: exact where probabilities round to 0 or 1.
         logits = torch.stack(answers).float()
-        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
+        return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(
+            -logits
+        ).logsumexp(0)
 
 
 def _mirror(x: Tensor) -> Tensor:

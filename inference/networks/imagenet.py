@@ -21,11 +21,17 @@ class ImageNetInput(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, mean: Sequence[float] = _MEAN, deviation: Sequence[float] = _DEVIATION) -> None:
+    def __init__(
+        self, mean: Sequence[float] = _MEAN, deviation: Sequence[float] = _DEVIATION
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer(
-            "deviation", torch.tensor(deviation, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
+            "mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "deviation",
+            torch.tensor(deviation, dtype=torch.float32).view(1, 3, 1, 1),
+            persistent=False,
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,15 +17,21 @@ class PlainClassifier(nn.Module):
     def __init__(self, widths: Sequence[int] = PLAIN_WIDTHS) -> None:
         super().__init__()
         pairs = itertools.pairwise((1, *widths))
-        self.stages = nn.Sequential(*(part for i, o in pairs for part in (_convolve(i, o, 2), _convolve(o, o, 1))))
+        self.stages = nn.Sequential(
+            *(part for i, o in pairs for part in (_convolve(i, o, 2), _convolve(o, o, 1)))
+        )
         self.head = nn.Linear(2 * widths[-1], 1)
 
     def forward(self, x: Tensor) -> Tensor:
         deepest = self.stages(x)
-        return torch.as_tensor(self.head(torch.cat([deepest.mean((2, 3)), deepest.amax((2, 3))], dim=1)))
+        return torch.as_tensor(
+            self.head(torch.cat([deepest.mean((2, 3)), deepest.amax((2, 3))], dim=1))
+        )
 
 
 def _convolve(channels_in: int, channels_out: int, stride: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()
+        nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(),
     )

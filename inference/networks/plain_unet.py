@@ -27,7 +27,9 @@ class PlainUNet(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int] = PLAIN_UNET_WIDTHS, up_widths: Sequence[int] = PLAIN_UNET_UP_WIDTHS
+        self,
+        widths: Sequence[int] = PLAIN_UNET_WIDTHS,
+        up_widths: Sequence[int] = PLAIN_UNET_UP_WIDTHS,
     ) -> None:
         super().__init__()
         self.down = nn.ModuleList(twice(i, o) for i, o in itertools.pairwise((1, *widths)))

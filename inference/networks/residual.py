@@ -65,7 +65,9 @@ class ResidualEncoder(nn.Module):
             nn.Conv2d(first, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU(),
         )  # fmt: skip
         self.stages = nn.ModuleList(
-            nn.Sequential(ResidualBlock(i, o, 2), *(ResidualBlock(o, o, 1) for _ in range(blocks - 1)))
+            nn.Sequential(
+                ResidualBlock(i, o, 2), *(ResidualBlock(o, o, 1) for _ in range(blocks - 1))
+            )
             for i, o in itertools.pairwise(widths)
         )
 
@@ -79,7 +81,9 @@ class ResidualEncoder(nn.Module):
 class ResidualClassifier(nn.Module):
     """(n, 1, side, side) float32 -> (n, 1) logits. Mean and maximum are both pooled: a thin line is a maximum."""
 
-    def __init__(self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS, dropout: float = 0.3) -> None:
+    def __init__(
+        self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS, dropout: float = 0.3
+    ) -> None:
         super().__init__()
         self.encoder = ResidualEncoder(widths, blocks)
         self.dropout = nn.Dropout(dropout)

@@ -36,7 +36,10 @@ class ResidualUNet(nn.Module):
     """(n, 1, side, side) float32 -> (n, 1, side, side) logits. The last step, from half the side, is bilinear."""
 
     def __init__(
-        self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS, up_widths: Sequence[int] = UP_WIDTHS
+        self,
+        widths: Sequence[int] = WIDTHS,
+        blocks: int = BLOCKS,
+        up_widths: Sequence[int] = UP_WIDTHS,
     ) -> None:
         super().__init__()
         self.encoder = ResidualEncoder(widths, blocks)
@@ -51,4 +54,6 @@ class ResidualUNet(nn.Module):
         *skips, y = self.encoder(x)
         for block in self.up:
             y = block(y, skips.pop())
-        return functional.interpolate(self.head(y), size=x.shape[2:], mode="bilinear", align_corners=False)
+        return functional.interpolate(
+            self.head(y), size=x.shape[2:], mode="bilinear", align_corners=False
+        )

@@ -14,8 +14,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID
 
 from inference.finding import Result
-from inference.results import gate, pr, sc, seg, sr
-from inference.results.gate import GateError
+from inference.results import pr, sc, seg, sr
+from inference.results.gate import common as gate
+from inference.results.gate.common import GateError
 from inference.results.identity import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
@@ -118,7 +119,9 @@ def _build_one(case: Case, kind: str) -> Result | None:
             result = write(dataset, kind)
         except MemoryError:
             raise  # the machine's, not the object's
-        except Exception as error:  # libraries meet whatever a header holds, and raise what they like
+        except (
+            Exception
+        ) as error:  # libraries meet whatever a header holds, and raise what they like
             raise GateError(kind, f"it cannot be made ({type(error).__name__})") from error
         gate.check(result, case)
     return result

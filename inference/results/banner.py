@@ -38,7 +38,10 @@ SHAPES: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
     "bar": (((-0.85, 0), (0.85, 0)),),
     "cross": (((-0.7, -0.7), (0.7, 0.7)), ((-0.7, 0.7), (0.7, -0.7))),
 }
-MOST_VALUE_LINES, MOST_NOTE_LINES = 2, 4  # what is longer is cut, with dots to say so: a name must not push words out
+MOST_VALUE_LINES, MOST_NOTE_LINES = (
+    2,
+    4,
+)  # what is longer is cut, with dots to say so: a name must not push words out
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ def _area(measured: Measurement) -> str:
 
 
 def _grouped(number: float) -> str:
-    return f"{number:,.0f}".replace(",", " ")  # ISO 80000-1: a space, which no language reads as a decimal sign
+    return f"{number:,.0f}".replace(
+        ",", " "
+    )  # ISO 80000-1: a space, which no language reads as a decimal sign
 
 
 def _taken(header: Dataset) -> tuple[str, str]:
@@ -128,7 +133,11 @@ def _taken(header: Dataset) -> tuple[str, str]:
     for prefix, label in (("Acquisition", "Acquired"), ("Study", "Study date")):
         date, time = copied(header, f"{prefix}Date"), copied(header, f"{prefix}Time")
         if date is not None and len(day := str(date.value)) == 8:
-            clock = f" {str(time.value)[:2]}:{str(time.value)[2:4]}" if time and len(str(time.value)) >= 4 else ""
+            clock = (
+                f" {str(time.value)[:2]}:{str(time.value)[2:4]}"
+                if time and len(str(time.value)) >= 4
+                else ""
+            )
             return label, f"{day[:4]}-{day[4:6]}-{day[6:]}{clock}"
     return "Acquired", "date not stated"
 
@@ -186,7 +195,9 @@ def _set(message: Message, width: int, radiograph_height: int) -> Image.Image:
                 y += body.size * 1.42
         return y
 
-    indent = max(body.getlength(label) for label, _ in (*message.left, *message.right)) + 1.2 * body.size
+    indent = (
+        max(body.getlength(label) for label, _ in (*message.left, *message.right)) + 1.2 * body.size
+    )
     middle = left + 0.56 * (right - left)
     y = max(
         table(message.left, left, top, middle - body.size, MOST_VALUE_LINES),
@@ -208,7 +219,9 @@ def _set(message: Message, width: int, radiograph_height: int) -> Image.Image:
     return banner
 
 
-def _shape(banner: Image.Image, shape: str, colour: Colour, centre: tuple[float, float], half: float) -> None:
+def _shape(
+    banner: Image.Image, shape: str, colour: Colour, centre: tuple[float, float], half: float
+) -> None:
     """Draw one of SHAPES, anti-aliased: at four times the size, averaged down."""
     side, width = round(2.4 * half), round(4 * 0.3 * half)
     cover = Image.new("L", (4 * side, 4 * side), 0)
@@ -218,9 +231,14 @@ def _shape(banner: Image.Image, shape: str, colour: Colour, centre: tuple[float,
         pen.line(points, fill=255, width=width, joint="curve")
     if shape == "ring":
         pen.ellipse(
-            (2 * side - 4 * half, 2 * side - 4 * half, 2 * side + 4 * half, 2 * side + 4 * half), None, 255, width
+            (2 * side - 4 * half, 2 * side - 4 * half, 2 * side + 4 * half, 2 * side + 4 * half),
+            None,
+            255,
+            width,
         )
-    banner.paste(colour, (round(centre[0] - side / 2), round(centre[1] - side / 2)), cover.reduce(4))
+    banner.paste(
+        colour, (round(centre[0] - side / 2), round(centre[1] - side / 2)), cover.reduce(4)
+    )
 
 
 def _text(
@@ -249,7 +267,9 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int = 99)
     line = ""
     for word in _ascii(text)[: 400 * most].split():
         while font.getlength(word) > width and len(word) > 1:
-            fits = max(1, bisect_right(range(len(word)), width, key=lambda n: font.getlength(word[:n])) - 1)
+            fits = max(
+                1, bisect_right(range(len(word)), width, key=lambda n: font.getlength(word[:n])) - 1
+            )
             lines += [line] * bool(line) + [word[:fits]]
             line, word = "", word[fits:]
         longer = f"{line} {word}".strip()

@@ -48,7 +48,10 @@ COMMENT = ("121106", "DCM", "Comment")
 LIBRARY = ("111028", "DCM", "Image Library")
 LIBRARY_GROUP = ("126200", "DCM", "Image Library Group")
 MODALITY = ("121139", "DCM", "Modality")
-MODALITIES = {"CR": ("CR", "DCM", "Computed Radiography"), "DX": ("DX", "DCM", "Digital Radiography")}
+MODALITIES = {
+    "CR": ("CR", "DCM", "Computed Radiography"),
+    "DX": ("DX", "DCM", "Digital Radiography"),
+}
 TARGET_REGION = ("123014", "DCM", "Target Region")
 CHEST = ("816094009", "SCT", "Chest")
 PIXEL_ROWS = ("110910", "DCM", "Pixel Data Rows")
@@ -152,7 +155,9 @@ def graphic_data(line: NDArray[np.float64]) -> list[float]:
     The upper left corner of the upper left pixel is 0\\0 and its lower right corner 1\\1, so a pixel's centre lies at
     a half: PS3.3 C.18.6.1.1 for an SR, C.10.5 (annotation units PIXEL) for a presentation state.
     """
-    values: list[float] = (line[:, ::-1] + 0.5).astype(np.float32).ravel().tolist()  # FL is single precision
+    values: list[float] = (
+        (line[:, ::-1] + 0.5).astype(np.float32).ravel().tolist()
+    )  # FL is single precision
     return values
 
 

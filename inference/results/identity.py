@@ -28,7 +28,9 @@ except importlib.metadata.PackageNotFoundError:  # run from a checkout that was 
 
 MANUFACTURER = "Pleura"
 DISCLAIMER = "Research use only - not for diagnosis"
-IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"  # PS3.7 D.3.3.2: names the implementation
+IMPLEMENTATION_CLASS_UID = (
+    "2.25.185662961511293906917213657468255293311"  # PS3.7 D.3.3.2: names the implementation
+)
 IMPLEMENTATION_VERSION_NAME = f"PLEURA_{PLEURA_VERSION}"[:16]
 SCHEMA_VERSION = 4  # raised when an encoder changes what it writes for the same case, so that no UID changes meaning
 NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
@@ -55,12 +57,18 @@ class RenderSettings:
 
     longest_side: int = 2048  # pixels of the radiograph within the overlay; a smaller source is never blown up to it
     jpeg_quality: int = 90
-    report_absent: bool = False  # "not detected" is also coded as Absent in the SR: a site's own decision
-    refer_to_segmentation: bool = True  # False where an SR goes to somebody who does not get the SEG
+    report_absent: bool = (
+        False  # "not detected" is also coded as Absent in the SR: a site's own decision
+    )
+    refer_to_segmentation: bool = (
+        True  # False where an SR goes to somebody who does not get the SEG
+    )
 
     def __post_init__(self) -> None:
         if not 256 <= self.longest_side <= 16384:
-            raise ValueError(f"RenderSettings: longest_side {self.longest_side}; wanted 256 to 16384 pixels")
+            raise ValueError(
+                f"RenderSettings: longest_side {self.longest_side}; wanted 256 to 16384 pixels"
+            )
         if not 50 <= self.jpeg_quality <= 100:
             raise ValueError(f"RenderSettings: jpeg_quality {self.jpeg_quality}; wanted 50 to 100")
 
@@ -75,7 +83,9 @@ class Refusal:
 
     def __post_init__(self) -> None:
         if self.state is State.ANALYSED or not self.reason or not self.sentence:
-            raise ValueError("Refusal: wanted NOT_ANALYSED or FAILED with a reason code and a sentence")
+            raise ValueError(
+                "Refusal: wanted NOT_ANALYSED or FAILED with a reason code and a sentence"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,21 +118,32 @@ class Case:
             raise ValueError("Case: wanted either a finding or a refusal")
         for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
             if not usable_uid(str(self.header.get(keyword) or "")):
-                raise ValueError(f"Case: the source has no usable {keyword}; a result cannot refer to it")
-        if self.pixels is not None and self.pixels.shape != (self.header.get("Rows"), self.header.get("Columns")):
-            raise ValueError(f"Case: pixels of shape {self.pixels.shape} for another Rows and Columns")
+                raise ValueError(
+                    f"Case: the source has no usable {keyword}; a result cannot refer to it"
+                )
+        if self.pixels is not None and self.pixels.shape != (
+            self.header.get("Rows"),
+            self.header.get("Columns"),
+        ):
+            raise ValueError(
+                f"Case: pixels of shape {self.pixels.shape} for another Rows and Columns"
+            )
         if self.finding is not None:
             if self.pixels is None:
                 raise ValueError("Case: a finding without the pixels it was found in")
             if self.finding.mask is not None and self.finding.mask.shape != self.pixels.shape:
-                raise ValueError(f"Case: mask {self.finding.mask.shape}, pixels {self.pixels.shape}; wanted equal")
+                raise ValueError(
+                    f"Case: mask {self.finding.mask.shape}, pixels {self.pixels.shape}; wanted equal"
+                )
 
     @property
     def segmented(self) -> NDArray[np.bool_] | None:
         """The (rows, columns) mask where the finding is positive and a pixel is in it, else None."""
         finding = self.finding
         return (
-            finding.mask if finding and finding.positive and finding.mask is not None and finding.mask.any() else None
+            finding.mask
+            if finding and finding.positive and finding.mask is not None and finding.mask.any()
+            else None
         )
 
     @cached_property
@@ -145,7 +166,9 @@ class Case:
             for each in values:
                 words = lut_words(each.value, self.header) if each.keyword == "LUTData" else None
                 value = words or each.value
-                digest.update(f"\0{keyword} {each.tag}={value!r}".encode("utf-8", "surrogateescape"))
+                digest.update(
+                    f"\0{keyword} {each.tag}={value!r}".encode("utf-8", "surrogateescape")
+                )
         return digest.hexdigest()
 
     @property
@@ -178,7 +201,11 @@ def _settings(case: Case, kind: str) -> list[object]:
     chosen = case.appearance
     if kind == "SC":
         return [chosen.longest_side, chosen.jpeg_quality]
-    return [chosen.report_absent, chosen.refer_to_segmentation and bool(case.lesions)] if kind == "SR" else []
+    return (
+        [chosen.report_absent, chosen.refer_to_segmentation and bool(case.lesions)]
+        if kind == "SR"
+        else []
+    )
 
 
 def _tracking_uid(case: Case, number: int) -> str:
@@ -203,7 +230,9 @@ def _source(case: Case) -> tuple[str, ...]:
 
 
 def _uuid5(*parts: object) -> str:
-    name = json.dumps([*parts, SCHEMA_VERSION, PLEURA_VERSION], separators=(",", ":"), ensure_ascii=True)
+    name = json.dumps(
+        [*parts, SCHEMA_VERSION, PLEURA_VERSION], separators=(",", ":"), ensure_ascii=True
+    )
     return f"2.25.{uuid.uuid5(NAMESPACE, name).int}"  # PS3.5 B.2
 
 

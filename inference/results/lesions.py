@@ -17,7 +17,9 @@ from inference.finding import Laterality
 from inference.measure import laterality
 from inference.postprocess import label_regions
 
-MAX_LESIONS = 20  # beyond, the smallest regions are one lesion together: a frame each is what a SEG costs
+MAX_LESIONS = (
+    20  # beyond, the smallest regions are one lesion together: a frame each is what a SEG costs
+)
 # GraphicData is FL, and an explicit VR FL holds at most 65534 bytes (PS3.5 7.1.2).
 MAX_VERTICES = 65534 // 8
 
@@ -63,7 +65,13 @@ def find(
         outlines[_region_at(regions, line[0] - (top, left))].append(_fitting(line))
     found = []
     for number, group in enumerate(groups, start=1):
-        own = part if count == 1 else np.isin(regions, group) if len(group) > 1 else regions == group[0]
+        own = (
+            part
+            if count == 1
+            else np.isin(regions, group)
+            if len(group) > 1
+            else regions == group[0]
+        )
         centroid = np.array([[_mean_index(own, 1) + top, _mean_index(own, 0) + left]])
         lines = [line for region in group for line in outlines[region]]
         found.append(
@@ -74,7 +82,9 @@ def find(
                 corner=(top, left),
                 part=own,
                 area_px=sum(int(areas_px[region - 1]) for region in group),
-                side=laterality(centroid, (mask.shape[0], mask.shape[1]), orientation) if len(group) == 1 else None,
+                side=laterality(centroid, (mask.shape[0], mask.shape[1]), orientation)
+                if len(group) == 1
+                else None,
                 outlines=tuple(sorted(lines, key=is_hole)),
             )
         )

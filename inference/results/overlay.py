@@ -16,10 +16,16 @@ from inference.contours import contours
 from inference.results import banner
 from inference.results.identity import Case
 
-NARROWEST_BANNER_PX = 760  # below this the text would not be legible; a small radiograph stands in its middle
-ENLARGE_BELOW_PX = 640  # a smaller radiograph is enlarged by a whole factor: its pixels stay its pixels
+NARROWEST_BANNER_PX = (
+    760  # below this the text would not be legible; a small radiograph stands in its middle
+)
+ENLARGE_BELOW_PX = (
+    640  # a smaller radiograph is enlarged by a whole factor: its pixels stay its pixels
+)
 NO_IMAGE_SIDE_PX = 1024
-JPEG_BLOCK_PX = 8  # the banner begins on a block of its own: none of its colour bleeds into the anatomy
+JPEG_BLOCK_PX = (
+    8  # the banner begins on a block of its own: none of its colour bleeds into the anatomy
+)
 
 SAMPLE_EVERY_PX = 0.8  # of a line, for the distances to it: off by at most 0.07 px at its rim
 SAMPLES_AT_ONCE = 20_000  # bounds the memory that a mask all edges takes
@@ -73,7 +79,9 @@ def draw(case: Case) -> Image.Image:
     picture = canvas.convert("RGB")
     if case.segmented is not None:
         # Pixel centres at whole numbers, in the source as in the picture.
-        _stroke(picture, [(line + 0.5) * panel.scale - 0.5 for line in contours(case.segmented)], panel)
+        _stroke(
+            picture, [(line + 0.5) * panel.scale - 0.5 for line in contours(case.segmented)], panel
+        )
     picture.paste(words, (0, panel.banner_top))
     return picture
 
@@ -87,11 +95,15 @@ def _radiograph(case: Case, panel: Panel) -> Image.Image:
     if case.pixels is None:
         blank = Image.new("L", size, NO_IMAGE)
         font, middle = banner.typeface(panel.canvas_width * 0.026), (size[0] / 2, size[1] / 2)
-        ImageDraw.Draw(blank).text(middle, "No image to show", font=font, fill=NO_IMAGE_TEXT, anchor="mm")
+        ImageDraw.Draw(blank).text(
+            middle, "No image to show", font=font, fill=NO_IMAGE_TEXT, anchor="mm"
+        )
         return blank
     grey = Image.fromarray(_grey(case.pixels))
     if panel.scale < 1:
-        return grey.resize(size, Image.Resampling.HAMMING)  # as sharp as bicubic here, in two thirds of the time
+        return grey.resize(
+            size, Image.Resampling.HAMMING
+        )  # as sharp as bicubic here, in two thirds of the time
     return grey if panel.scale == 1 else grey.resize(size, Image.Resampling.NEAREST)
 
 
@@ -119,12 +131,22 @@ def _stroke(picture: Image.Image, lines: list[NDArray[np.float64]], panel: Panel
     samples = np.clip(_samples(lines), half, np.array([panel.height, panel.width]) - 1 - half)
     low = np.floor(samples.min(axis=0)).astype(int) + window[0]
     high = np.floor(samples.max(axis=0)).astype(int) + window[-1] + 1
-    squared = np.full(tuple(high - low), np.inf, dtype=np.float32)  # distance of each pixel of the lines' box
+    squared = np.full(
+        tuple(high - low), np.inf, dtype=np.float32
+    )  # distance of each pixel of the lines' box
     for some in np.array_split(samples - low, -(-len(samples) // SAMPLES_AT_ONCE)):
         whole = np.floor(some).astype(np.intp)
-        rows, columns = ((window - (some - whole)[:, axis, None]).astype(np.float32) ** 2 for axis in (0, 1))
-        at = (whole[:, 0, None] + window)[:, :, None] * squared.shape[1] + (whole[:, 1, None] + window)[:, None, :]
-        np.minimum.at(squared.reshape(-1), at.reshape(-1), (rows[:, :, None] + columns[:, None, :]).reshape(-1))
+        rows, columns = (
+            (window - (some - whole)[:, axis, None]).astype(np.float32) ** 2 for axis in (0, 1)
+        )
+        at = (whole[:, 0, None] + window)[:, :, None] * squared.shape[1] + (
+            whole[:, 1, None] + window
+        )[:, None, :]
+        np.minimum.at(
+            squared.reshape(-1),
+            at.reshape(-1),
+            (rows[:, :, None] + columns[:, None, :]).reshape(-1),
+        )
 
     # The part of the box that is on the panel.
     first, last = np.maximum(low, 0), np.minimum(high, [panel.height, panel.width])
@@ -146,14 +168,20 @@ def _samples(lines: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     for line in lines:
         length = np.concatenate([[0.0], np.hypot(*np.diff(line, axis=0).T).cumsum()])
         along = np.linspace(0, length[-1], 2 + int(length[-1] / SAMPLE_EVERY_PX))
-        pieces.append(np.stack([np.interp(along, length, line[:, axis]) for axis in (0, 1)], axis=1))
+        pieces.append(
+            np.stack([np.interp(along, length, line[:, axis]) for axis in (0, 1)], axis=1)
+        )
     return np.concatenate(pieces)
 
 
 def _no_image_shape(header: Dataset) -> tuple[int, int]:
     """(rows, columns) of the panel that stands for a radiograph which cannot be shown: its shape if plausible."""
     rows, columns = header.get("Rows"), header.get("Columns")
-    if not isinstance(rows, int) or not isinstance(columns, int) or not 0 < columns <= 2 * rows <= 4 * columns:
+    if (
+        not isinstance(rows, int)
+        or not isinstance(columns, int)
+        or not 0 < columns <= 2 * rows <= 4 * columns
+    ):
         rows = columns = 1
     factor = NO_IMAGE_SIDE_PX / max(rows, columns)
     return round(rows * factor), round(columns * factor)

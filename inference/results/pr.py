@@ -23,7 +23,17 @@ KIND = "PR"
 TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian
 SERIES_NUMBER = 9004
 LAYER = "PNEUMOTHORAX"
-RESCALE_TYPES = ("OD", "HU", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT")  # C.11.1.1.2; US: unspecified
+RESCALE_TYPES = (
+    "OD",
+    "HU",
+    "US",
+    "MGML",
+    "Z_EFF",
+    "ED",
+    "EDW",
+    "HU_MOD",
+    "PCT",
+)  # C.11.1.1.2; US: unspecified
 SHUTTERS: dict[str, tuple[str, ...]] = {  # PS3.3 C.7.6.11
     "RECTANGULAR": (
         "ShutterLeftVerticalEdge", "ShutterRightVerticalEdge", "ShutterUpperHorizontalEdge",
@@ -46,7 +56,10 @@ def encode(case: Case) -> Dataset | None:
     dataset.SOPClassUID = GrayscaleSoftcopyPresentationStateStorage
     dataset.Modality = "PR"
     # Presentation State Identification, PS3.3 C.11.10: its own date and time in place of the content's
-    dataset.PresentationCreationDate, dataset.PresentationCreationTime = dataset.ContentDate, dataset.ContentTime
+    dataset.PresentationCreationDate, dataset.PresentationCreationTime = (
+        dataset.ContentDate,
+        dataset.ContentTime,
+    )
     del dataset.ContentDate, dataset.ContentTime
     dataset.ContentLabel = LAYER
     dataset.ContentDescription = f"Pneumothorax, automatic. {DISCLAIMER}"
@@ -55,7 +68,9 @@ def encode(case: Case) -> Dataset | None:
     if body_part is not None:
         dataset.add(body_part)
     if body_part is None or body_part.value != "CHEST":
-        dataset.Laterality = None  # type 2C, PS3.3 C.7.3.1: wanted unless the body part is known to be unpaired
+        dataset.Laterality = (
+            None  # type 2C, PS3.3 C.7.3.1: wanted unless the body part is known to be unpaired
+        )
     series = Dataset()
     series.SeriesInstanceUID = str(case.header.SeriesInstanceUID)
     series.ReferencedImageSequence = [reference(case)]
@@ -83,7 +98,9 @@ def _annotation(case: Case) -> Dataset:
     item.ReferencedImageSequence = [reference(case)]
     item.GraphicLayer = LAYER
     words = Dataset()
-    words.BoundingBoxAnnotationUnits = "DISPLAY"  # parts of the displayed area: the lower left corner, off the lungs
+    words.BoundingBoxAnnotationUnits = (
+        "DISPLAY"  # parts of the displayed area: the lower left corner, off the lungs
+    )
     words.UnformattedTextValue = text(case)
     words.BoundingBoxTopLeftHandCorner = [0.01, 0.94]
     words.BoundingBoxBottomRightHandCorner = [0.6, 0.99]
@@ -129,9 +146,13 @@ def _displayed_area(case: Case) -> Dataset:
     item.PresentationSizeMode = "SCALE TO FIT"
     ratio = copied(case.header, "PixelAspectRatio")
     if case.spacing is not None and case.spacing.row_mm != case.spacing.column_mm:
-        item.PresentationPixelSpacing = [f"{side:.10g}" for side in (case.spacing.row_mm, case.spacing.column_mm)]
+        item.PresentationPixelSpacing = [
+            f"{side:.10g}" for side in (case.spacing.row_mm, case.spacing.column_mm)
+        ]
     else:
-        item.PresentationPixelAspectRatio = ratio.value if ratio is not None and ratio.VM == 2 else [1, 1]
+        item.PresentationPixelAspectRatio = (
+            ratio.value if ratio is not None and ratio.VM == 2 else [1, 1]
+        )
     return item
 
 
@@ -139,7 +160,11 @@ def _shutter(dataset: Dataset, case: Case) -> None:
     """The source's own shutter, where it is complete: without it a bright border would be back."""
     shape = copied(case.header, "ShutterShape")
     shapes = [] if shape is None else list(shape.value) if shape.VM > 1 else [shape.value]
-    elements = [copied(case.header, keyword) for name in shapes for keyword in SHUTTERS.get(name, ("ShutterShape",))]
+    elements = [
+        copied(case.header, keyword)
+        for name in shapes
+        for keyword in SHUTTERS.get(name, ("ShutterShape",))
+    ]
     if shape is None or any(name not in SHUTTERS for name in shapes) or None in elements:
         return
     for element in (shape, *elements):
@@ -172,7 +197,12 @@ def _grey(dataset: Dataset, case: Case) -> None:
         )
         # PS3.3 C.11.2.1.2.1: a width is at least 1; what a viewer makes of another is anybody's guess.
         widths = [] if width is None else width.value if width.VM > 1 else [width.value]
-        if center is not None and width is not None and center.VM == width.VM and min(map(float, widths)) >= 1:
+        if (
+            center is not None
+            and width is not None
+            and center.VM == width.VM
+            and min(map(float, widths)) >= 1
+        ):
             for element in (center, width, *([function] if function is not None else [])):
                 voi.add(element)
     if voi:
@@ -202,7 +232,12 @@ def _lut(header: Dataset, keyword: str) -> Dataset | None:
     entries, first, bits = (int(value) for value in header[keyword].value[0].LUTDescriptor)
     entries %= 65536
     rescaled = "RescaleSlope" in header or "RescaleIntercept" in header
-    if first > 32767 and keyword == "VOILUTSequence" and rescaled and not header.get("ModalityLUTSequence"):
+    if (
+        first > 32767
+        and keyword == "VOILUTSequence"
+        and rescaled
+        and not header.get("ModalityLUTSequence")
+    ):
         raise _NotCarriedError  # SS written as US, or not: that takes the pixels to tell
     if signed and first > 32767:
         first -= 65536

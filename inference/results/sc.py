@@ -46,8 +46,14 @@ def encode(case: Case) -> Dataset:
     dataset.ConversionType = "WSD"
     dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     dataset.SecondaryCaptureDeviceManufacturerModelName = case.model.id
-    dataset.SecondaryCaptureDeviceSoftwareVersions = [f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"]
-    dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = dataset.ContentDate, dataset.ContentTime
+    dataset.SecondaryCaptureDeviceSoftwareVersions = [
+        f"Pleura {PLEURA_VERSION}",
+        f"model {case.model.version}",
+    ]
+    dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = (
+        dataset.ContentDate,
+        dataset.ContentTime,
+    )
 
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.PatientOrientation = orientation(case.header)  # type 2C
@@ -55,7 +61,9 @@ def encode(case: Case) -> Dataset:
     if body_part is not None:
         dataset.add(body_part)
     if body_part is None or body_part.value != "CHEST":
-        dataset.Laterality = None  # type 2C, PS3.3 C.7.3.1: wanted unless the body part is known to be unpaired
+        dataset.Laterality = (
+            None  # type 2C, PS3.3 C.7.3.1: wanted unless the body part is known to be unpaired
+        )
     # The banner names no patient, but the source's own pixels may: silence is no promise.
     dataset.BurnedInAnnotation = "NO" if case.header.get("BurnedInAnnotation") == "NO" else "YES"
     dataset.RecognizableVisualFeatures = "NO"

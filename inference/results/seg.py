@@ -31,7 +31,11 @@ from inference.results.source import lossy_history, orientation
 KIND = "SEG"
 TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian
 SERIES_NUMBER = 9001
-DISPLAY_COLOUR_CIELAB = [46273, 37131, 52089]  # orange, as in the overlay; 16-bit scaled, PS3.3 C.10.7.1.1
+DISPLAY_COLOUR_CIELAB = [
+    46273,
+    37131,
+    52089,
+]  # orange, as in the overlay; 16-bit scaled, PS3.3 C.10.7.1.1
 
 
 def encode(case: Case) -> Dataset | None:
@@ -102,7 +106,9 @@ def _numbered(case: Case, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     numbers = mask.astype(np.uint8)
     for lesion in case.lesions[1:]:
         top, left = lesion.corner
-        numbers[top : top + lesion.part.shape[0], left : left + lesion.part.shape[1]][lesion.part] = lesion.number
+        numbers[top : top + lesion.part.shape[0], left : left + lesion.part.shape[1]][
+            lesion.part
+        ] = lesion.number
     return numbers
 
 
@@ -114,7 +120,9 @@ def _describe(case: Case, lesion: Lesion) -> hd.seg.SegmentDescription:
         segmented_property_type=hd.sr.CodedConcept(*content.PNEUMOTHORAX),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name=case.model.id, family=hd.sr.CodedConcept(*content.ARTIFICIAL_INTELLIGENCE), version=case.model.version
+            name=case.model.id,
+            family=hd.sr.CodedConcept(*content.ARTIFICIAL_INTELLIGENCE),
+            version=case.model.version,
         ),
         tracking_id=lesion.tracking_id,
         tracking_uid=lesion.tracking_uid,
@@ -123,5 +131,7 @@ def _describe(case: Case, lesion: Lesion) -> hd.seg.SegmentDescription:
     description.RecommendedDisplayCIELabValue = DISPLAY_COLOUR_CIELAB
     if lesion.side is not None:
         # PS3.3 10.5: the side modifies the region.
-        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [code(*content.SIDES[lesion.side])]
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [
+            code(*content.SIDES[lesion.side])
+        ]
     return description

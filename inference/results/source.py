@@ -14,7 +14,9 @@ from pydicom.valuerep import validate_value
 PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
 # What these VRs allow is checkable without knowing the value's language; a value outside is not carried on.
 FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
-DIRECTION = re.compile(r"[AFHLPR]{1,3}")  # PS3.3 C.7.6.1.1.1, of a human: anything else may be anything
+DIRECTION = re.compile(
+    r"[AFHLPR]{1,3}"
+)  # PS3.3 C.7.6.1.1.1, of a human: anything else may be anything
 
 
 def copied(header: Dataset, keyword: str) -> DataElement | None:
@@ -34,7 +36,9 @@ def copied(header: Dataset, keyword: str) -> DataElement | None:
                 validate_value(vr, str(value), config.RAISE)
         except ValueError:
             return None
-        if vr in ("DA", "TM") and "-" in str(element.value):  # a range is for queries only (PS3.4 C.2.2.2.5)
+        if vr in ("DA", "TM") and "-" in str(
+            element.value
+        ):  # a range is for queries only (PS3.4 C.2.2.2.5)
             return None
         if keyword == "PatientSex" and element.value not in PATIENT_SEXES:
             return None
@@ -60,15 +64,26 @@ def lossy_history(header: Dataset) -> list[tuple[str, str]]:
     if header.get("LossyImageCompression") != "01":
         return []
     ratios, methods = (
-        [str(value) for value in (element.value if element.VM > 1 else [element.value])] if element else []
-        for element in (copied(header, f"LossyImageCompression{keyword}") for keyword in ("Ratio", "Method"))
+        [str(value) for value in (element.value if element.VM > 1 else [element.value])]
+        if element
+        else []
+        for element in (
+            copied(header, f"LossyImageCompression{keyword}") for keyword in ("Ratio", "Method")
+        )
     )
     return list(itertools.zip_longest(ratios, methods, fillvalue="")) or [("", "")]
 
 
 def utc_offset(header: Dataset) -> timezone | None:
     """The source's TimezoneOffsetFromUTC (0008,0201): all its dates and times are in it, so ours must be as well."""
-    match = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", str(header.get("TimezoneOffsetFromUTC") or "").strip())
-    if match is None or not -12 * 60 <= (minutes := int(f"{match[1]}{int(match[2]) * 60 + int(match[3])}")) <= 14 * 60:
+    match = re.fullmatch(
+        r"([+-])(\d\d)([0-5]\d)", str(header.get("TimezoneOffsetFromUTC") or "").strip()
+    )
+    if (
+        match is None
+        or not -12 * 60
+        <= (minutes := int(f"{match[1]}{int(match[2]) * 60 + int(match[3])}"))
+        <= 14 * 60
+    ):
         return None
     return timezone(timedelta(minutes=minutes))

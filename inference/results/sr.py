@@ -16,7 +16,15 @@ from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, Segmen
 from inference.finding import Finding, Measurement, State
 from inference.results import content, seg
 from inference.results.content import ACQUISITION, CONTAINS, CONTEXT, MODIFIER, SELECTED
-from inference.results.identity import DISCLAIMER, MANUFACTURER, Case, derived_uid, identify, reference, series_uid
+from inference.results.identity import (
+    DISCLAIMER,
+    MANUFACTURER,
+    Case,
+    derived_uid,
+    identify,
+    reference,
+    series_uid,
+)
 from inference.results.lesions import Lesion
 from inference.results.source import copied, orientation
 
@@ -63,7 +71,9 @@ def statements(case: Case) -> list[str]:
     if case.finding is None:
         assert case.refusal is not None  # one of the two: Case says so
         what = "Analysis failed" if case.refusal.state is State.FAILED else "Not analysed"
-        said = [f"{what}: {case.refusal.sentence.rstrip('.')}. No statement about pneumothorax is made."]
+        said = [
+            f"{what}: {case.refusal.sentence.rstrip('.')}. No statement about pneumothorax is made."
+        ]
     elif not case.finding.positive:
         said = [NOT_DETECTED]
     elif not case.lesions:
@@ -72,7 +82,9 @@ def statements(case: Case) -> list[str]:
         said = ["Pneumothorax suspected by the algorithm."]
     if case.finding is not None:
         score, threshold = percent(case.finding.probability), percent(case.finding.threshold)
-        said.append(f"Score of the whole image {score} %, positive from {threshold} %; not calibrated.")
+        said.append(
+            f"Score of the whole image {score} %, positive from {threshold} %; not calibrated."
+        )
         if case.lesions and case.finding.measurement is not None:
             said.append(_in_words(case.finding.measurement))
     return [*said, *(f"Note: {note}" for note in case.notes), f"{DISCLAIMER}."]
@@ -81,13 +93,17 @@ def statements(case: Case) -> list[str]:
 def _in_words(measured: Measurement) -> str:
     """Figures of all regions together that no code stands for."""
     column, row = measured.centroid_px
-    words = [f"{measured.regions} region{'s' if measured.regions > 1 else ''}, {measured.area_px} pixels"]
+    words = [
+        f"{measured.regions} region{'s' if measured.regions > 1 else ''}, {measured.area_px} pixels"
+    ]
     words.append(f"centroid at column {column:.1f}, row {row:.1f}")
     if measured.extent_px is not None:
         top, left, bottom, right = measured.extent_px
         words.append(f"columns {left} to {right}, rows {top} to {bottom}")
     if measured.spread_px is not None:
-        words.append(f"standard deviation {measured.spread_px[1]:.1f} columns, {measured.spread_px[0]:.1f} rows")
+        words.append(
+            f"standard deviation {measured.spread_px[1]:.1f} columns, {measured.spread_px[0]:.1f} rows"
+        )
     return f"{'; '.join(words)}. Pixels are counted from 0."
 
 
@@ -121,7 +137,13 @@ def _library(case: Case) -> Iterator[Dataset]:
     """
     directions, spacing = orientation(case.header), copied(case.header, "ImagerPixelSpacing")
     modality = content.MODALITIES.get(str(case.header.get("Modality")))
-    if directions is None or spacing is None or spacing.VM != 2 or modality is None or case.spacing is None:
+    if (
+        directions is None
+        or spacing is None
+        or spacing.VM != 2
+        or modality is None
+        or case.spacing is None
+    ):
         return
     described = [
         content.coded(ACQUISITION, content.MODALITY, modality),
@@ -133,7 +155,9 @@ def _library(case: Case) -> Iterator[Dataset]:
     ]
     for keyword, name in (("Rows", content.PIXEL_ROWS), ("Columns", content.PIXEL_COLUMNS)):
         if isinstance(case.header.get(keyword), int):
-            described.append(content.number(ACQUISITION, name, str(case.header[keyword].value), content.PIXELS))
+            described.append(
+                content.number(ACQUISITION, name, str(case.header[keyword].value), content.PIXELS)
+            )
     entry = content.image(CONTAINS, None, reference(case), described)
     group = content.container(CONTAINS, content.LIBRARY_GROUP, [entry])
     yield content.container(CONTAINS, content.LIBRARY, [group])
@@ -143,14 +167,21 @@ def _lesion(case: Case, lesion: Lesion) -> Iterator[Dataset]:
     """The groups (TID 1410) of one lesion: its contour and measures, and its frame of the SEG."""
     finding = case.finding
     assert finding is not None  # it has lesions
-    site = [content.coded(MODIFIER, content.LATERALITY, content.SIDES[lesion.side])] if lesion.side else []
+    site = (
+        [content.coded(MODIFIER, content.LATERALITY, content.SIDES[lesion.side])]
+        if lesion.side
+        else []
+    )
     tracking = [
         content.text(CONTEXT, content.TRACKING_ID, lesion.tracking_id),
         content.uid(CONTEXT, content.TRACKING_UID, lesion.tracking_uid),
         content.coded(CONTAINS, content.FINDING, content.PNEUMOTHORAX),
     ]
     region = content.polyline(
-        CONTAINS, content.REGION, lesion.outlines[0], [content.image(SELECTED, content.SOURCE, reference(case))]
+        CONTAINS,
+        content.REGION,
+        lesion.outlines[0],
+        [content.image(SELECTED, content.SOURCE, reference(case))],
     )
     items = [
         *tracking,
@@ -162,14 +193,18 @@ def _lesion(case: Case, lesion: Lesion) -> Iterator[Dataset]:
     ]
     yield content.container(CONTAINS, content.GROUP, items, template="1410")
     if refers_to_segmentation(case):
-        yield content.container(CONTAINS, content.GROUP, [*tracking, *_frame(case, lesion)], template="1410")
+        yield content.container(
+            CONTAINS, content.GROUP, [*tracking, *_frame(case, lesion)], template="1410"
+        )
 
 
 def _algorithm(case: Case, finding: Finding) -> Iterator[Dataset]:
     """TID 4019."""
     yield content.text(MODIFIER, content.ALGORITHM, case.model.id)
     yield content.text(MODIFIER, content.ALGORITHM_VERSION, case.model.version)
-    yield content.text(MODIFIER, content.ALGORITHM_PARAMETERS, f"positive from {percent(finding.threshold)} %")
+    yield content.text(
+        MODIFIER, content.ALGORITHM_PARAMETERS, f"positive from {percent(finding.threshold)} %"
+    )
 
 
 def _measures(case: Case, finding: Finding, lesion: Lesion) -> Iterator[Dataset]:
@@ -179,7 +214,11 @@ def _measures(case: Case, finding: Finding, lesion: Lesion) -> Iterator[Dataset]
     area = area_mm2(case, lesion)
     if area is not None and case.spacing is not None:
         # At the detector's front plane all is magnified (PS3.3 10.7.1.3).
-        derived = [content.coded(MODIFIER, content.DERIVATION, content.ESTIMATED)] if case.spacing.detector else []
+        derived = (
+            [content.coded(MODIFIER, content.DERIVATION, content.ESTIMATED)]
+            if case.spacing.detector
+            else []
+        )
         yield content.number(CONTAINS, content.AREA, area, content.MM2, derived)
 
 

@@ -27,7 +27,9 @@ def main() -> int:
     """Run what the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--minutes", type=float, default=None, help="begin no new round after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="begin no new round after so long"
+    )
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--folder", type=Path, default=None, help="work here, and keep it")
     options = parser.parse_args()
@@ -90,7 +92,10 @@ def _table(chaos: Chaos, seconds: float, kept: Path | None) -> int:
     by_role: Counter[str] = Counter()
     for point, number in tally.kills.counted.items():
         by_role[point.partition(":")[0]] += number
-    print(f"  {tally.kills.done:5d}  in all: " + ", ".join(f"{role} {number}" for role, number in by_role.items()))
+    print(
+        f"  {tally.kills.done:5d}  in all: "
+        + ", ".join(f"{role} {number}" for role, number in by_role.items())
+    )
     print(f"  points never reached: {', '.join(never) or 'none'}\n\nfaults")
     for fault, number in sorted(tally.faults.items()):
         print(f"  {number:5d}  {fault}")
@@ -98,7 +103,9 @@ def _table(chaos: Chaos, seconds: float, kept: Path | None) -> int:
     print(f"\nimages acknowledged  {account.acknowledged}  ({_words(account.states)})")
     print(f"  failed by reason   {_words(account.failed)}")
     print(f"results delivered    {account.delivered}")
-    print(f"  repeated sends     {account.repeated_sends}  (the answer was lost; the archive holds one object)")
+    print(
+        f"  repeated sends     {account.repeated_sends}  (the answer was lost; the archive holds one object)"
+    )
     print(f"  forgotten          {account.forgotten}  (the archive's doing; sent again)")
     print(f"orphans swept        {account.orphans}")
     print(f"lost                 {kinds['lost']}")

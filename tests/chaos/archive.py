@@ -61,7 +61,9 @@ class Answered:
 class Archive:
     """The test's side: starts, stops and instructs it, and reads its record."""
 
-    def __init__(self, context: ForkServerContext, folder: Path, port: int, node_port: int, commits: bool) -> None:
+    def __init__(
+        self, context: ForkServerContext, folder: Path, port: int, node_port: int, commits: bool
+    ) -> None:
         (folder / "objects").mkdir(parents=True, exist_ok=True)
         self.folder, self.port = folder, port
         self._context, self._arguments = context, (folder, port, node_port, commits)
@@ -72,7 +74,11 @@ class Archive:
     def destination(self, **more: Any) -> dict[str, Any]:
         """What an integrator writes into `destinations`."""
         commitment = {"commitment": True} if self._commits else {}
-        return {"name": "archive", "ae_title": AE_TITLE, "host": "127.0.0.1", "port": self.port} | commitment | more
+        return (
+            {"name": "archive", "ae_title": AE_TITLE, "host": "127.0.0.1", "port": self.port}
+            | commitment
+            | more
+        )
 
     def behave(self, mode: str) -> None:
         """From the next request on."""
@@ -96,7 +102,10 @@ class Archive:
     def answered(self) -> list[Answered]:
         """All that was ever answered 0x0000, in order."""
         with contextlib.suppress(FileNotFoundError):
-            return [Answered(**json.loads(line)) for line in (self.folder / "record").read_text().splitlines()]
+            return [
+                Answered(**json.loads(line))
+                for line in (self.folder / "record").read_text().splitlines()
+            ]
         return []
 
     def held(self) -> dict[str, str]:
@@ -129,7 +138,9 @@ class _Server:
         for sop_class in (SecondaryCaptureImageStorage, SegmentationStorage):
             entity.add_supported_context(sop_class, _SYNTAXES)
         if commits:
-            entity.add_supported_context(COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+            entity.add_supported_context(
+                COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+            )
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_PDU_RECV, self._on_pdu),
@@ -139,7 +150,9 @@ class _Server:
         ]
         entity.add_supported_context("1.2.840.10008.1.1")
         while True:
-            with contextlib.suppress(OSError):  # its killed predecessor's port may be held for a moment
+            with contextlib.suppress(
+                OSError
+            ):  # its killed predecessor's port may be held for a moment
                 entity.start_server(("127.0.0.1", port), block=True, evt_handlers=handlers)
             time.sleep(0.05)
 
@@ -166,7 +179,10 @@ class _Server:
         if mode == "slow":
             time.sleep(0.3)
         request = cast(C_STORE, event.request)
-        data, uid = cast(io.BytesIO, request.DataSet).getvalue(), str(request.AffectedSOPInstanceUID)
+        data, uid = (
+            cast(io.BytesIO, request.DataSet).getvalue(),
+            str(request.AffectedSOPInstanceUID),
+        )
         kept = not (mode == "forgets" and random.random() < 0.5)
         digest = hashlib.sha256(data).hexdigest()
         path = self._folder / "objects" / uid
@@ -204,7 +220,9 @@ class _Server:
             report.FailedSOPSequence = failed
         entity = AE(AE_TITLE)
         entity.add_requested_context(COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-        for _ in range(20):  # the node may be dead at the moment; without an end it asks again itself
+        for _ in range(
+            20
+        ):  # the node may be dead at the moment; without an end it asks again itself
             association = entity.associate(
                 "127.0.0.1", self._node_port, ae_title="PLEURA", ext_neg=_as_scp([COMMITMENT])
             )

@@ -30,7 +30,9 @@ _SETTLED_S = 0.5  # a role that has been ready for so long is at work
 def forkserver() -> ForkServerContext:
     """What forks victims from a process that has loaded all they need."""
     root = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.chaos.preload"])
@@ -73,7 +75,9 @@ class _Slot:
     process: BaseProcess | None = None
     ready_at: float | None = None  # monotonic, as kill_at
     doomed: bool = False
-    kill_after_s: float = 0.0  # what the doomed gets, from its start or from READY; an order may be quicker
+    kill_after_s: float = (
+        0.0  # what the doomed gets, from its start or from READY; an order may be quicker
+    )
     kill_at: float | None = None
     drains: bool = False  # it was told to end
 
@@ -94,7 +98,13 @@ class Crew:
         roles: Sequence[str] = ROLES,
         tolerated: Sequence[int] = (),
     ) -> None:
-        self._context, self._config, self._plan, self._kills, self._rng = context, config, plan, kills, rng
+        self._context, self._config, self._plan, self._kills, self._rng = (
+            context,
+            config,
+            plan,
+            kills,
+            rng,
+        )
         self._orders = Orders(rng)
         self._slots = [_Slot(role) for role in roles]
         self._tolerated = tolerated
@@ -135,7 +145,9 @@ class Crew:
         """
         now = time.monotonic()
         settled = [
-            slot for slot in self._slots if not slot.doomed and slot.ready_at and now - slot.ready_at > _SETTLED_S
+            slot
+            for slot in self._slots
+            if not slot.doomed and slot.ready_at and now - slot.ready_at > _SETTLED_S
         ]
         if not settled:
             return None
@@ -160,7 +172,9 @@ class Crew:
             if slot.ready_at is None and self._plan.is_ready(slot.process.pid):
                 slot.ready_at = now
                 slot.kill_at = slot.kill_at or (now + slot.kill_after_s)
-            if slot.doomed and (not self._deadly or (slot.kill_at is not None and now >= slot.kill_at)):
+            if slot.doomed and (
+                not self._deadly or (slot.kill_at is not None and now >= slot.kill_at)
+            ):
                 slot.process.kill()
                 slot.process.join()
             else:

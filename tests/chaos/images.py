@@ -76,7 +76,9 @@ def quick_model(folder: Path, files: Sequence[Path]) -> Path:
                 nn.init.kaiming_normal_(module.weight)
     models.write(folder / "first", networks)
     pipeline = Pipeline(Engine(package.load(folder / "first"), choose_device("cpu")), Settings())
-    outcomes = pipeline.analyse([path.read_bytes() for path in files], datetime(2026, 1, 1, tzinfo=UTC))
+    outcomes = pipeline.analyse(
+        [path.read_bytes() for path in files], datetime(2026, 1, 1, tzinfo=UTC)
+    )
     chances = sorted(outcome.finding.probability for outcome in outcomes if outcome.finding)
     logits = [math.log(p / (1 - p)) for p in chances]
     half = len(logits) // 2

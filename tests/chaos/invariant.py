@@ -15,7 +15,7 @@ from pydicom import dcmread
 
 from daemon.config import Config, FolderDestination
 from daemon.ledger import Ledger
-from daemon.schema import deliveries, instances, results
+from daemon.ledger.schema import deliveries, instances, results
 from daemon.spool import Spool
 from tests.chaos.archive import Archive
 from tests.chaos.modality import Record
@@ -31,7 +31,9 @@ class Account:
     states: Counter[str] = field(default_factory=Counter)  # of acknowledged images
     failed: Counter[str] = field(default_factory=Counter)  # reason -> images that ended failed
     delivered: int = 0  # results, each destination's
-    repeated_sends: int = 0  # C-STOREs answered 0x0000 for what the archive had: the answer was lost on its way to us
+    repeated_sends: int = (
+        0  # C-STOREs answered 0x0000 for what the archive had: the answer was lost on its way to us
+    )
     forgotten: int = 0  # answered 0x0000 and thrown away
     orphans: int = 0  # spool files that belong to nobody: swept
     violations: list[str] = field(default_factory=list)
@@ -52,7 +54,9 @@ class Account:
 class Check:
     """The ledger, the spool, the archive's record and the modality's, held against each other. Nothing may run."""
 
-    def __init__(self, config: Config, config_path: Path, archive: Archive | None, sent: Record) -> None:
+    def __init__(
+        self, config: Config, config_path: Path, archive: Archive | None, sent: Record
+    ) -> None:
         self._config, self._config_path = config, config_path
         self._archive, self._sent = archive, sent
         self._spool = Spool(config.spool)
@@ -77,9 +81,15 @@ class Check:
     def _read(self) -> None:
         engine = sa.create_engine(self._config.ledger)
         with engine.connect() as conn:
-            self._instances: list[dict[str, Any]] = [dict(row) for row in conn.execute(sa.select(instances)).mappings()]
-            self._results: list[dict[str, Any]] = [dict(row) for row in conn.execute(sa.select(results)).mappings()]
-            self._owed: list[dict[str, Any]] = [dict(row) for row in conn.execute(sa.select(deliveries)).mappings()]
+            self._instances: list[dict[str, Any]] = [
+                dict(row) for row in conn.execute(sa.select(instances)).mappings()
+            ]
+            self._results: list[dict[str, Any]] = [
+                dict(row) for row in conn.execute(sa.select(results)).mappings()
+            ]
+            self._owed: list[dict[str, Any]] = [
+                dict(row) for row in conn.execute(sa.select(deliveries)).mappings()
+            ]
         engine.dispose()
         self._rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in self._instances:
@@ -99,14 +109,18 @@ class Check:
             if states["received"]:
                 self._violation(f"image {uid} has not ended: {dict(states)}")
             elif done > 1:
-                self._violation(f"duplicated: image {uid} was analysed {done} times: {dict(states)}")
+                self._violation(
+                    f"duplicated: image {uid} was analysed {done} times: {dict(states)}"
+                )
             elif not done and not states["failed"]:
                 self._violation(f"lost: image {uid} is only a duplicate: {dict(states)}")
             self.account.acknowledged += 1
             state = next((state for state in _ENDED if states[state]), "none")
             self.account.states[state] += 1
             if state == "failed":
-                self.account.failed.update({row["reason"] for row in rows if row["state"] == "failed"})
+                self.account.failed.update(
+                    {row["reason"] for row in rows if row["state"] == "failed"}
+                )
         for uid in self._rows.keys() - self._sent.sent.keys():
             self._violation(f"invented: nobody has sent image {uid}")
 
@@ -120,22 +134,32 @@ class Check:
             if row["state"] != "analysed":
                 continue
             # Probabilities may differ in the last digits, with the neighbours in a batch.
-            answer = (row["positive"], round(row["probability"], 3), tuple(sorted(kinds[row["id"]])))
+            answer = (
+                row["positive"],
+                round(row["probability"], 3),
+                tuple(sorted(kinds[row["id"]])),
+            )
             answers[self._sent.template[row["sop_instance_uid"]]].add(answer)
         for template, found in answers.items():
             if len(found) > 1:
-                self._violation(f"wrong: picture {template} has got more than one answer: {sorted(found)}")
+                self._violation(
+                    f"wrong: picture {template} has got more than one answer: {sorted(found)}"
+                )
 
     def _deliveries(self) -> None:
         """Every owed result is where it is owed, the same bytes, once."""
         by_id = {row["id"]: row for row in self._results}
         image = {row["id"]: row for row in self._instances}
-        owed: Counter[tuple[int, str]] = Counter((row["result_id"], row["destination"]) for row in self._owed)
+        owed: Counter[tuple[int, str]] = Counter(
+            (row["result_id"], row["destination"]) for row in self._owed
+        )
         for result in self._results:
             for name, kinds in self._config.owed().items():
                 times = owed[result["id"], name]
                 if times != (result["kind"] in kinds):
-                    self._violation(f"result {result['sop_instance_uid']} is owed {times} times to {name}")
+                    self._violation(
+                        f"result {result['sop_instance_uid']} is owed {times} times to {name}"
+                    )
         per_image: Counter[tuple[str, str, str]] = Counter()
         for result in self._results:
             source = image[result["instance_id"]]
@@ -150,14 +174,20 @@ class Check:
             if row["state"] == "refused":
                 continue  # visible
             if row["state"] not in ("stored", "committed"):
-                self._violation(f"result {uid} has not ended at {row['destination']}: {row['state']}, {row['why']}")
+                self._violation(
+                    f"result {uid} has not ended at {row['destination']}: {row['state']}, {row['why']}"
+                )
                 continue
             self.account.delivered += 1
-            destination = next(one for one in self._config.destinations if one.name == row["destination"])
+            destination = next(
+                one for one in self._config.destinations if one.name == row["destination"]
+            )
             if isinstance(destination, FolderDestination):
                 self._in_folder(destination.folder, result)
             elif uid not in held:
-                self._violation(f"lost: result {uid} is {row['state']}, and the archive does not hold it")
+                self._violation(
+                    f"lost: result {uid} is {row['state']}, and the archive does not hold it"
+                )
             elif getattr(destination, "commitment", False) and row["state"] != "committed":
                 self._violation(f"result {uid} is stored, and nobody has committed to it")
         if self._archive:
@@ -177,7 +207,9 @@ class Check:
             if len(found) > 1:
                 self._violation(f"result {uid} was sent with {len(found)} different contents")
             if uid not in ours:
-                self._violation(f"invented: the archive was sent {uid}, which the ledger does not know")
+                self._violation(
+                    f"invented: the archive was sent {uid}, which the ledger does not know"
+                )
         for uid, digest in held.items():
             path = self._spool.path(ours[uid]["spool_name"]) if uid in ours else None
             if path is not None and path.exists() and _data_set_digest(path.read_bytes()) != digest:
@@ -197,9 +229,17 @@ class Check:
         """Files under final names are whole; what belongs to nobody is swept, and nothing else is."""
         for row in self._instances:
             path = self._spool.path(row["spool_name"])
-            if row["state"] != "failed" and path.exists() and path.stat().st_size != row["size_bytes"]:
-                self._violation(f"half-written: image {row['sop_instance_uid']} has {path.stat().st_size} bytes")
-        for folder in [one.folder for one in self._config.destinations if isinstance(one, FolderDestination)]:
+            if (
+                row["state"] != "failed"
+                and path.exists()
+                and path.stat().st_size != row["size_bytes"]
+            ):
+                self._violation(
+                    f"half-written: image {row['sop_instance_uid']} has {path.stat().st_size} bytes"
+                )
+        for folder in [
+            one.folder for one in self._config.destinations if isinstance(one, FolderDestination)
+        ]:
             known = {row["sop_instance_uid"] for row in self._results}
             for path in folder.glob("[!.]*"):
                 if path.stem not in known:
@@ -214,7 +254,11 @@ class Check:
         for name in sorted(needed - after):
             self._violation(f"lost: the sweep took {name}")
         expected = after | {"spool.id"}
-        left = [path for path in self._config.spool.rglob("*") if path.is_file() and path.name not in expected]
+        left = [
+            path
+            for path in self._config.spool.rglob("*")
+            if path.is_file() and path.name not in expected
+        ]
         for path in left:
             self._violation(f"left in the spool: {path.name}")
 
@@ -223,17 +267,25 @@ class Check:
         kept = {row["id"]: row for row in self._instances if row["removed_at"] is None}
         damaged = {row["spool_name"] for row in kept.values() if row["reason"] == "bytes_missing"}
         files = {
-            row["spool_name"] for row in (*kept.values(), *self._results) if row.get("instance_id", row["id"]) in kept
+            row["spool_name"]
+            for row in (*kept.values(), *self._results)
+            if row.get("instance_id", row["id"]) in kept
         }
         return files - damaged, damaged
 
     def _verify_command(self) -> None:
         """`pleura verify` is clean, but for images that have already ended failed because their bytes were lost."""
         answer = subprocess.run(
-            [sys.executable, "-m", "daemon.cli", "verify", "-c", str(self._config_path)], capture_output=True, text=True
+            [sys.executable, "-m", "daemon.cli", "verify", "-c", str(self._config_path)],
+            capture_output=True,
+            text=True,
         )
-        told = {row["sop_instance_uid"] for row in self._instances if row["reason"] == "bytes_missing"}
-        faults = [line for line in answer.stdout.splitlines() if not any(uid in line for uid in told)]
+        told = {
+            row["sop_instance_uid"] for row in self._instances if row["reason"] == "bytes_missing"
+        }
+        faults = [
+            line for line in answer.stdout.splitlines() if not any(uid in line for uid in told)
+        ]
         if answer.returncode and (not told or len(faults) > 1):  # the last line counts them
             self._violation(f"pleura verify: {' '.join(faults)} {answer.stderr}")
 

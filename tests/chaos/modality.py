@@ -26,7 +26,12 @@ class Modality:
     """One sender's thread. What it was not answered for it sends again; some it sends twice although it was."""
 
     def __init__(
-        self, port: int, templates: Templates, record: Path, may_send: Callable[[], bool], rng: random.Random
+        self,
+        port: int,
+        templates: Templates,
+        record: Path,
+        may_send: Callable[[], bool],
+        rng: random.Random,
     ) -> None:
         self._port, self._templates, self._may_send, self._rng = port, templates, may_send, rng
         self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -34,7 +39,11 @@ class Modality:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._entity = AE("XRAY1")
         self._entity.add_requested_context(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
-        self._entity.acse_timeout, self._entity.dimse_timeout, self._entity.network_timeout = 10, 20, 20
+        self._entity.acse_timeout, self._entity.dimse_timeout, self._entity.network_timeout = (
+            10,
+            20,
+            20,
+        )
         self.acknowledged = 0  # C-STOREs answered 0x0000
         self._waiting: list[Image] = []  # sent, and not answered 0x0000
         self._known: list[tuple[int, str]] = []  # acknowledged: to be sent again now and then
@@ -95,7 +104,10 @@ class Modality:
         return self._templates.draw()
 
     def _note(self, what: str, image: Image) -> None:
-        os.write(self._record, (json.dumps([what, image.sop_instance_uid, image.template]) + "\n").encode())
+        os.write(
+            self._record,
+            (json.dumps([what, image.sop_instance_uid, image.template]) + "\n").encode(),
+        )
 
 
 class Record:

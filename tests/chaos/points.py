@@ -83,14 +83,14 @@ _OTHER_STEPS = (
     ("analyse", "analysed, nothing written", "after", ("inference.pipeline:Pipeline.conclude",), 3),
     ("analyse", "before a duplicate's file goes", "before", ("daemon.spool:Spool.remove",), 1),
     ("analyse", "after a duplicate's file went", "after", ("daemon.spool:Spool.remove",), 1),
-    ("deliver", "before the association", "before", ("daemon.association:Link.__init__",), 2),
-    ("deliver", "associated", "after", ("daemon.association:Link.__init__",), 2),
-    ("deliver", "before C-STORE", "before", ("daemon.association:Link.store",), 8),
+    ("deliver", "before the association", "before", ("daemon.dicom.link:Link.__init__",), 2),
+    ("deliver", "associated", "after", ("daemon.dicom.link:Link.__init__",), 2),
+    ("deliver", "before C-STORE", "before", ("daemon.dicom.link:Link.store",), 8),
     ("deliver", "half of an object sent", "half", SENDS, 20),
     ("deliver", "a part of an object sent", "after", SENDS, 20),
     ("deliver", "answered", "after", READS, 30),
-    ("deliver", "answer understood", "after", ("daemon.association:Link.store",), 8),
-    ("deliver", "before the association's end", "before", ("daemon.association:Link.__exit__",), 2),
+    ("deliver", "answer understood", "after", ("daemon.dicom.link:Link.store",), 8),
+    ("deliver", "before the association's end", "before", ("daemon.dicom.link:Link.__exit__",), 2),
     ("deliver", "commitment about to be asked", "before", (f"{_ASSOCIATION}.send_n_action",), 1),
     ("deliver", "commitment asked", "after", (f"{_ASSOCIATION}.send_n_action",), 1),
     ("deliver", "before the sweep", "before", ("daemon.spool:Spool.sweep",), 1),
@@ -107,8 +107,17 @@ def _table() -> list[Point]:
         for (role, folder), (step, moment, calls, kind) in product(_WRITERS, _FILE_STEPS)
     ]
     for (role, method, passes), (step, moment, calls) in product(_TRANSITIONS, _TRANSITION_STEPS):
-        own = (f"daemon.ledger:Ledger.{method}",)
-        table.append(Point(role, step.format(method), moment, calls or own, passes, during=method if calls else ""))
+        own = (f"daemon.ledger.ledger:Ledger.{method}",)
+        table.append(
+            Point(
+                role,
+                step.format(method),
+                moment,
+                calls or own,
+                passes,
+                during=method if calls else "",
+            )
+        )
     table += [Point(*step) for step in _OTHER_STEPS]
     return table
 
@@ -118,7 +127,9 @@ POINTS = _table()
 
 def missing(point: Point) -> list[str]:
     """What of a point's code does not exist: the table is behind a rewrite."""
-    wanted = list(point.targets) + ([f"daemon.ledger:Ledger.{point.during}"] if point.during else [])
+    wanted = list(point.targets) + (
+        [f"daemon.ledger.ledger:Ledger.{point.during}"] if point.during else []
+    )
     absent = []
     for target in wanted:
         try:

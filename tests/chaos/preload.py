@@ -3,13 +3,13 @@
 from importlib import import_module
 
 for _name in (
-    "daemon.association",
+    "daemon.dicom.link",
     "daemon.cli",
-    "daemon.commitment",
-    "daemon.retention",
-    "daemon.scp",
-    "daemon.scu",
-    "daemon.worker",
+    "daemon.deliver.commitment",
+    "daemon.deliver.retention",
+    "daemon.receive.scp",
+    "daemon.deliver.courier",
+    "daemon.analyse.worker",
     "inference.results",
     "psycopg",
     "sqlalchemy.dialects.postgresql.psycopg",

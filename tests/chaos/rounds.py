@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from daemon.config import Config
-from daemon.schema import deliveries, instances, results
+from daemon.ledger.schema import deliveries, instances, results
 from daemon.spool import Spool
 from tests.chaos.archive import MODES
 from tests.chaos.crew import Crew, Orders
@@ -38,7 +38,11 @@ def kills(chaos: Chaos, number: int, **settings: Any) -> Account:
         crew = site.man(kills=number)
         site.send()
         while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < HOPELESS:
-            mood(site, chaos.rng.choice(("well", "well", "well", "down", *MODES)), chaos.rng.uniform(0.2, 1.5))
+            mood(
+                site,
+                chaos.rng.choice(("well", "well", "well", "down", *MODES)),
+                chaos.rng.uniform(0.2, 1.5),
+            )
         return site.settle_after(_MORE)
 
 
@@ -104,7 +108,9 @@ def results_wait(site: Site, number: int) -> bool:
 
 def damage(site: Site, rng: random.Random) -> set[str]:
     """Truncate three received images and three results in the spool, leave unfinished files. Returns the names."""
-    waiting = [row["spool_name"] for row in read(site.config, instances) if row["state"] == "received"]
+    waiting = [
+        row["spool_name"] for row in read(site.config, instances) if row["state"] == "received"
+    ]
     owed = {row["result_id"] for row in read(site.config, deliveries) if row["state"] == "owed"}
     made = [row["spool_name"] for row in read(site.config, results) if row["id"] in owed]
     spool = Spool(site.config.spool)
@@ -129,14 +135,20 @@ def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Accoun
     """Spool, ledger and folder destination on small disks of their own, each full now and then, to the last byte."""
     with ExitStack() as disks:
         base = chaos.folder / "disks"
-        folders = {name: disks.enter_context(small_disk(base / name, 64)) for name in ("spool", "ledger", "outbox")}
+        folders = {
+            name: disks.enter_context(small_disk(base / name, 64))
+            for name in ("spool", "ledger", "outbox")
+        }
         outbox = {"name": "outbox", "folder": str(folders["outbox"] / "in"), "results": ["SC"]}
         with chaos.site(
             "disks",
             spool=str(folders["spool"] / "spool"),
             ledger=f"sqlite:///{folders['ledger'] / 'ledger.db'}",
             spool_reserve_mb=0,
-            retention={"keep_days": 5 / 86400, "free_mb": 0},  # else what is done would fill them by itself
+            retention={
+                "keep_days": 5 / 86400,
+                "free_mb": 0,
+            },  # else what is done would fill them by itself
         ) as site:
             site.settings(destinations=[site.archive.destination(), outbox])
             site.man(kills=number_of_kills, tolerated=(1, 2))
@@ -207,7 +219,9 @@ def clock_steps(chaos: Chaos, steps: int, number_of_kills: int) -> Account:
         offset_s = 0.0
         for _ in range(steps):
             site.until_acknowledged(4)
-            offset_s += chaos.rng.choice((-86400.0 * 3, -86400.0, -7200.0, -600.0, -30.0, 30.0, 5400.0))
+            offset_s += chaos.rng.choice(
+                (-86400.0 * 3, -86400.0, -7200.0, -600.0, -30.0, 30.0, 5400.0)
+            )
             site.plan.set_clock(offset_s)
             chaos.tally.faults["clock stepped"] += 1
         until_killed(chaos, crew)

@@ -72,7 +72,9 @@ class Served:
         self._process.terminate()
         status = self._process.wait(90)
         account = self._site.check()
-        account.violations += self._orphans + ([f"serve ended with status {status}"] if status else [])
+        account.violations += self._orphans + (
+            [f"serve ended with status {status}"] if status else []
+        )
         return self._site.chaos.settle(account)
 
     def _start(self) -> None:

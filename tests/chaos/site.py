@@ -19,7 +19,7 @@ import yaml
 
 from daemon.config import Config, load
 from daemon.ledger import Ledger
-from daemon.schema import deliveries
+from daemon.ledger.schema import deliveries
 from tests.chaos.archive import Archive
 from tests.chaos.crew import ROLES, Crew, Kills, forkserver
 from tests.chaos.images import Templates, chests, quick_model, undecodable
@@ -77,7 +77,10 @@ class Site:
         self.archive = Archive(chaos.context, folder / "archive", unused_port(), self.port, commits)
         self.outbox = folder / "outbox"
         self.path = folder / "pleura.yaml"
-        destinations = [self.archive.destination(), {"name": "outbox", "folder": str(self.outbox), "results": ["SC"]}]
+        destinations = [
+            self.archive.destination(),
+            {"name": "outbox", "folder": str(self.outbox), "results": ["SC"]},
+        ]
         document = {
             "host": "127.0.0.1", "port": self.port, "model": str(chaos.model), "device": "cpu", "spool_reserve_mb": 1,
             "overlay": {"longest_side_px": 768}, "spool": str(folder / "spool"), "max_batch": 4,
@@ -109,11 +112,15 @@ class Site:
         if self._ledger is not None:
             self._ledger.close()
 
-    def man(self, roles: Sequence[str] = ROLES, kills: int = 0, tolerated: Sequence[int] = ()) -> Crew:
+    def man(
+        self, roles: Sequence[str] = ROLES, kills: int = 0, tolerated: Sequence[int] = ()
+    ) -> Crew:
         """Start roles; they are killed so many times."""
         tally = self.chaos.tally.kills
         tally.wanted = tally.done + kills
-        self.crew = Crew(self.chaos.context, self.path, self.plan, tally, self.chaos.rng, roles, tolerated)
+        self.crew = Crew(
+            self.chaos.context, self.path, self.plan, tally, self.chaos.rng, roles, tolerated
+        )
         self.crew.start()
         return self.crew
 
@@ -159,7 +166,9 @@ class Site:
         self.archive.behave("well")
 
         def done() -> bool:
-            assert self.crew is None or len(self.crew.unexpected) < HOPELESS, self.crew.unexpected[-1]
+            assert self.crew is None or len(self.crew.unexpected) < HOPELESS, self.crew.unexpected[
+                -1
+            ]
             try:
                 counts = self.counts()
             except Exception:  # not made yet, or its server is being restarted
@@ -171,7 +180,9 @@ class Site:
 
     def _uncommitted(self) -> int:
         engine = sa.create_engine(self.config.ledger)
-        here = sa.select(sa.func.count()).where(deliveries.c.destination == "archive", deliveries.c.state == "stored")
+        here = sa.select(sa.func.count()).where(
+            deliveries.c.destination == "archive", deliveries.c.state == "stored"
+        )
         with engine.connect() as conn:
             number = int(conn.execute(here).scalar_one())
         engine.dispose()
@@ -184,7 +195,9 @@ class Site:
         crew.spare()
         self.hush()
         try:
-            wait(f"all roles are ready; log: {self.folder / 'log.txt'}", lambda: crew.at_ease, REST_S)
+            wait(
+                f"all roles are ready; log: {self.folder / 'log.txt'}", lambda: crew.at_ease, REST_S
+            )
             self.rest()
             stuck = []
         except AssertionError as error:
@@ -193,7 +206,9 @@ class Site:
         account = self.check()
         account.violations += stuck
         account.violations += [
-            f"after rest and SIGTERM a role ended with status {status}" for status in statuses if status
+            f"after rest and SIGTERM a role ended with status {status}"
+            for status in statuses
+            if status
         ]
         account.violations += crew.unexpected
         return self.chaos.settle(account)

@@ -36,17 +36,17 @@ _PR_SET_PDEATHSIG = 1
 QUICKER: dict[str, Any] = {
     "daemon.heartbeat:_HEARTBEAT_S": 0.5,
     "daemon.backoff:_BACKOFF_S": (0.05, 0.5),
-    "daemon.worker:_PAUSE_S": 0.3,
-    "daemon.scu:_PAUSE_S": 0.3,
-    "daemon.association:_ANSWER_S": 10.0,
-    "daemon.association:_ACSE_S": 5.0,
-    "daemon.commitment:_FIRST_REPORT_S": 2.0,
-    "daemon.commitment:_SAME_ASSOCIATION_S": 0.1,
-    "daemon.commitment:_PAUSE_S": 0.3,
-    "daemon.commitment:_ANSWER_S": 10.0,
-    "daemon.ledger:_REMAKE_S": 0.5,
-    "daemon.ledger:_FORGETFUL_S": 0.5,
-    "daemon.retention:_EVERY_S": 0.5,
+    "daemon.analyse.worker:_PAUSE_S": 0.3,
+    "daemon.deliver.courier:_PAUSE_S": 0.3,
+    "daemon.dicom.link:_ANSWER_S": 10.0,
+    "daemon.dicom.link:_ACSE_S": 5.0,
+    "daemon.deliver.commitment:_FIRST_REPORT_S": 2.0,
+    "daemon.deliver.commitment:_SAME_ASSOCIATION_S": 0.1,
+    "daemon.deliver.commitment:_PAUSE_S": 0.3,
+    "daemon.deliver.commitment:_ANSWER_S": 10.0,
+    "daemon.ledger.ledger:_REMAKE_S": 0.5,
+    "daemon.ledger.ledger:_FORGETFUL_S": 0.5,
+    "daemon.deliver.retention:_EVERY_S": 0.5,
 }
 _kill, _write, _open, _readlink = os.kill, os.write, os.open, os.readlink
 
@@ -169,7 +169,9 @@ def arm(point: Point, on_pass: int, plan: Plan, folders: dict[str, Path]) -> Non
 
         def half(*arguments: Any, **keywords: Any) -> Any:
             if due(arguments, keywords):
-                original(arguments[0], _half(arguments[1]), *arguments[2:], **keywords)  # of os.write, socket.send
+                original(
+                    arguments[0], _half(arguments[1]), *arguments[2:], **keywords
+                )  # of os.write, socket.send
                 die()
             return original(*arguments, **keywords)
 
@@ -188,7 +190,7 @@ def arm(point: Point, on_pass: int, plan: Plan, folders: dict[str, Path]) -> Non
     for target in point.targets:
         _patch(target, wrap)
     if point.during:
-        _patch(f"daemon.ledger:Ledger.{point.during}", note)
+        _patch(f"daemon.ledger.ledger:Ledger.{point.during}", note)
 
 
 def _patch(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -196,14 +198,25 @@ def _patch(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
     _replace(target, wrap(getattr(holder, name)))
 
 
-def _kind_of_path(arguments: tuple[Any, ...], keywords: dict[str, Any], folders: dict[str, str]) -> str:
+def _kind_of_path(
+    arguments: tuple[Any, ...], keywords: dict[str, Any], folders: dict[str, str]
+) -> str:
     """ "spool file", "outbox folder", "spool new file", ... of the path or descriptor that a call of os names."""
     first = arguments[0]
     path = _readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fsdecode(first)
-    name = next((name for name, folder in folders.items() if path == folder or path.startswith(folder + "/")), None)
+    name = next(
+        (
+            name
+            for name, folder in folders.items()
+            if path == folder or path.startswith(folder + "/")
+        ),
+        None,
+    )
     if name is None:
         return ""
-    if len(arguments) > 1 and isinstance(first, (str, Path)) and isinstance(arguments[1], int):  # os.open
+    if (
+        len(arguments) > 1 and isinstance(first, (str, Path)) and isinstance(arguments[1], int)
+    ):  # os.open
         return f"{name} new file" if arguments[1] & os.O_CREAT else ""
     return f"{name} folder" if Path(path).is_dir() else f"{name} file"
 
@@ -245,7 +258,9 @@ def _make_children_victims() -> None:
     _replace("subprocess:Popen.__init__", start)
 
 
-def forked(role: str, config: Path, plan_folder: Path, log: Path, order: tuple[int, int] | None) -> None:
+def forked(
+    role: str, config: Path, plan_folder: Path, log: Path, order: tuple[int, int] | None
+) -> None:
     """One role as a forked process: a start costs a tenth of a second, for torch and pydicom are there already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with log.open("ab") as file:
@@ -255,7 +270,9 @@ def forked(role: str, config: Path, plan_folder: Path, log: Path, order: tuple[i
     import torch
 
     torch.set_num_threads(1)
-    _replace("daemon.installed:stranger", lambda: "")  # a third of a second per start, of no interest here
+    _replace(
+        "daemon.installed:stranger", lambda: ""
+    )  # a third of a second per start, of no interest here
     status = live([role, "-c", str(config)], Plan(plan_folder), order)
     sys.stdout.flush()
     sys.stderr.flush()

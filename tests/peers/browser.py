@@ -47,7 +47,9 @@ class Browser:
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.Queue[dict[str, Any]]] = {}
         self._session: str | None = None
-        self.problems: list[str] = []  # uncaught exceptions, rejected promises and console errors, in order
+        self.problems: list[
+            str
+        ] = []  # uncaught exceptions, rejected promises and console errors, in order
         self.console: list[str] = []  # every line the page logged
 
     def __enter__(self) -> Browser:
@@ -114,14 +116,22 @@ class Browser:
 
         def found() -> str | None:
             targets = self.call("Target.getTargets")["targetInfos"]
-            return next((target["targetId"] for target in targets if target["type"] == "page"), None)
+            return next(
+                (target["targetId"] for target in targets if target["type"] == "page"), None
+            )
 
         page = wait_until("the browser has a page", found)
         self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         width, height = self._size
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
@@ -129,7 +139,9 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression gives, as plain data."""
-        said = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        said = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in said, f"{expression}: {said['exceptionDetails']}"
         return said["result"].get("value")
 
@@ -138,7 +150,9 @@ class Browser:
         try:
             return wait_until(what, lambda: self._value_or_none(expression), every_s=0.2)
         except AssertionError as error:
-            raise AssertionError(f"{error}\nproblems: {self.problems[-5:]}\nconsole: {self.console[-10:]}") from None
+            raise AssertionError(
+                f"{error}\nproblems: {self.problems[-5:]}\nconsole: {self.console[-10:]}"
+            ) from None
 
     def _value_or_none(self, expression: str) -> Any:
         try:
@@ -157,12 +171,27 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for count in range(1, times + 1):
             for kind in ("mousePressed", "mouseReleased"):
-                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count)
+                self.call(
+                    "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=count
+                )
 
     def drag(self, x: float, y: float) -> None:
         """Press the left button at a place of the page, move it a little, and let go."""
-        for kind, to in (("mousePressed", x), ("mouseMoved", x + 2), ("mouseMoved", x + 4), ("mouseReleased", x + 4)):
-            self.call("Input.dispatchMouseEvent", type=kind, x=to, y=y, button="left", buttons=1, clickCount=1)
+        for kind, to in (
+            ("mousePressed", x),
+            ("mouseMoved", x + 2),
+            ("mouseMoved", x + 4),
+            ("mouseReleased", x + 4),
+        ):
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=to,
+                y=y,
+                button="left",
+                buttons=1,
+                clickCount=1,
+            )
 
     def screenshot(self, path: Path | None = None) -> NDArray[np.uint8]:
         """The page as (rows, columns, 3), RGB; also written to `path` as PNG."""
@@ -190,7 +219,9 @@ class Browser:
             details = said["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description") or details["text"])
         elif method == "Runtime.consoleAPICalled":
-            line = " ".join(str(part.get("value", part.get("description", ""))) for part in said["args"])
+            line = " ".join(
+                str(part.get("value", part.get("description", ""))) for part in said["args"]
+            )
             self.console.append(f"{said['type']}: {line}")
             if said["type"] in ("error", "assert"):
                 self.problems.append(line)

@@ -14,7 +14,9 @@ from tests.peers.harness import Orthanc
 
 
 @pytest.fixture
-def orthanc(peer: Callable[[str], str], tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Orthanc]:
+def orthanc(
+    peer: Callable[[str], str], tmp_path: Path, free_port: Callable[[], int]
+) -> Iterator[Orthanc]:
     with Orthanc(peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port())) as server:
         yield server
 

@@ -18,16 +18,16 @@ class Footprint(NamedTuple):
 
     def __str__(self) -> str:
         rss_mb, pss_mb = self.rss_kb / 1024, self.pss_kb / 1024
-        return (
-            f"RSS {rss_mb:6.1f} MB  PSS {pss_mb:6.1f} MB  {self.threads:2d} threads  {self.descriptors:3d} descriptors"
-        )
+        return f"RSS {rss_mb:6.1f} MB  PSS {pss_mb:6.1f} MB  {self.threads:2d} threads  {self.descriptors:3d} descriptors"
 
 
 def footprint(pid: int) -> Footprint:
     """What process `pid` holds now."""
     folder = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-    shares = dict(line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
+    shares = dict(
+        line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:]
+    )
     return Footprint(
         rss_kb=int(status["VmRSS"].split()[0]),
         pss_kb=int(shares["Pss"].split()[0]),
@@ -62,4 +62,6 @@ class Course:
         """A table."""
         lines = [f"  {done:7d}  {one}" for done, one in zip(self.done, self.seen, strict=True)]
         step = max(1, len(lines) // 10)
-        return "\n".join([*lines[:-1:step], lines[-1], f"  second half: {self.growth_mb():+.2f} MB of RSS"])
+        return "\n".join(
+            [*lines[:-1:step], lines[-1], f"  second half: {self.growth_mb():+.2f} MB of RSS"]
+        )

@@ -21,7 +21,9 @@ from tests.waiting import DEADLINE_S, wait_until
 class Node:
     """`pleura serve` on a free port with its own spool and ledger."""
 
-    def __init__(self, folder: Path, port: int, prefix: Sequence[str] = (), **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, port: int, prefix: Sequence[str] = (), **settings: Any
+    ) -> None:
         """`prefix`: what starts the command on another host."""
         self.folder, self.port, self._prefix = folder, port, prefix
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,9 @@ class Node:
         threading.Thread(target=listen, daemon=True).start()
         process = self.process
         try:
-            wait_until(f"READY; log: {self.log}", lambda: ready.is_set() or process.poll() is not None)
+            wait_until(
+                f"READY; log: {self.log}", lambda: ready.is_set() or process.poll() is not None
+            )
         except AssertionError:
             self.stop(signal.SIGKILL)
             raise
@@ -81,7 +85,9 @@ class Node:
     def role_pid(self, role: str) -> int | None:
         """The process of one role, a child of serve."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        children = (
+            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        )
         for pid in children:
             try:
                 if role in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
@@ -108,7 +114,9 @@ class Node:
             ended = sum(counts["instances"].values()) - counts["instances"]["received"]
             return counts if ended >= images and not counts["deliveries"]["owed"] else None
 
-        counts: dict[str, dict[str, int]] = wait_until(f"{images} images done; log: {self.log}", done)
+        counts: dict[str, dict[str, int]] = wait_until(
+            f"{images} images done; log: {self.log}", done
+        )
         return counts
 
     def __enter__(self) -> Node:
@@ -122,7 +130,9 @@ class Node:
 class Orthanc:
     """A real Orthanc as archive, with its REST API for looking inside."""
 
-    def __init__(self, program: str, folder: Path, ports: tuple[int, int], node_port: int | None = None) -> None:
+    def __init__(
+        self, program: str, folder: Path, ports: tuple[int, int], node_port: int | None = None
+    ) -> None:
         """`node_port`: where Orthanc finds the node, to report storage commitment to it."""
         self.dicom_port, self.http_port = ports
         self.ae_title = "ORTHANC"
@@ -148,7 +158,10 @@ class Orthanc:
     def __enter__(self) -> Orthanc:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._program, str(self._path)], stdout=log, stderr=log, env=os.environ | {"TCP_NODELAY": "1"}
+                [self._program, str(self._path)],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"TCP_NODELAY": "1"},
             )
         try:
             wait_until("Orthanc answers, or ends", lambda: self._ended() or self._answers())
@@ -156,7 +169,9 @@ class Orthanc:
             self._process.kill()
             self._process.wait(DEADLINE_S)
         if self._ended():
-            raise AssertionError(f"Orthanc did not start; its log:\n{self._log.read_text(errors='replace')[-4000:]}")
+            raise AssertionError(
+                f"Orthanc did not start; its log:\n{self._log.read_text(errors='replace')[-4000:]}"
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,7 +181,12 @@ class Orthanc:
 
     def destination(self, **more: Any) -> dict[str, Any]:
         """What an integrator writes into `destinations`."""
-        return {"name": "pacs", "ae_title": self.ae_title, "host": "127.0.0.1", "port": self.dicom_port} | more
+        return {
+            "name": "pacs",
+            "ae_title": self.ae_title,
+            "host": "127.0.0.1",
+            "port": self.dicom_port,
+        } | more
 
     def get(self, path: str) -> Any:
         return json.loads(self._read(path))
@@ -183,11 +203,15 @@ class Orthanc:
         return self._read(f"/instances/{orthanc_name}/file")
 
     def delete(self, orthanc_name: str) -> None:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}/instances/{orthanc_name}", method="DELETE")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}/instances/{orthanc_name}", method="DELETE"
+        )
         urllib.request.urlopen(request, timeout=30).close()
 
     def _read(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.http_port}{path}", timeout=30
+        ) as answer:
             body: bytes = answer.read()
         return body
 
@@ -203,10 +227,22 @@ class Orthanc:
         return True
 
 
-def storescu(program: str, node: Node, files: Iterable[Path], *options: str) -> subprocess.CompletedProcess[str]:
+def storescu(
+    program: str, node: Node, files: Iterable[Path], *options: str
+) -> subprocess.CompletedProcess[str]:
     """DCMTK's storescu as a modality. `-xs`, `-xy`, ... propose one compressed syntax besides the uncompressed."""
     return subprocess.run(
-        [program, *options, "-aec", "PLEURA", "-aet", "XRAY1", "127.0.0.1", str(node.port), *map(str, files)],
+        [
+            program,
+            *options,
+            "-aec",
+            "PLEURA",
+            "-aet",
+            "XRAY1",
+            "127.0.0.1",
+            str(node.port),
+            *map(str, files),
+        ],
         capture_output=True,
         text=True,
         env=os.environ | {"TCP_NODELAY": "1"},

@@ -21,14 +21,16 @@ from types import TracebackType
 
 import yaml
 
-from daemon.scu import send
+from daemon.deliver.courier import send
 from daemon.spool import Spool
 from tests.peers.footprint import Footprint, footprint
 from tests.peers.mutations import CR, EXPLICIT, Case, Rng, acknowledged, case, data_set, offered
 from tests.waiting import DEADLINE_S, wait_until
 
 _ASSOCIATED_S = 1.0  # an association request that is not answered by then is no valid one
-_ANSWERED_S = 0.1  # nothing more comes after so long: only how much of the answers is seen hangs on it
+_ANSWERED_S = (
+    0.1  # nothing more comes after so long: only how much of the answers is seen hangs on it
+)
 _DRIP_S = 0.2  # between two words of a crowd
 _STOPS_S = 60.0  # twice what the node gives what it is receiving
 
@@ -51,16 +53,27 @@ class Receive:
             "retention": {"free_mb": 0},
         }
         (folder / "pleura.yaml").write_text(yaml.safe_dump(settings))
-        lines = ["import faulthandler, importlib, signal, sys; faulthandler.register(signal.SIGUSR1)"]
+        lines = [
+            "import faulthandler, importlib, signal, sys; faulthandler.register(signal.SIGUSR1)"
+        ]
         for target, value in (quicker or {}).items():
             module, name = target.split(":")
             lines.append(f"m = importlib.import_module({module!r}); m.{name}; m.{name} = {value!r}")
         lines.append("from daemon.cli import main; sys.exit(main(sys.argv[1:]))")
-        self._command = [sys.executable, "-c", "\n".join(lines), "receive", "-c", str(folder / "pleura.yaml")]
+        self._command = [
+            sys.executable,
+            "-c",
+            "\n".join(lines),
+            "receive",
+            "-c",
+            str(folder / "pleura.yaml"),
+        ]
 
     def __enter__(self) -> Receive:
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=log, text=True)
+            self.process = subprocess.Popen(
+                self._command, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "READY\n", self.log.read_text()
         self.spool = Spool(self.log.parent / "spool")
@@ -68,7 +81,12 @@ class Receive:
         self._descriptors: int | None = None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
             status = self.process.wait(_STOPS_S)
@@ -84,7 +102,9 @@ class Receive:
         assert status == 0 or error is not None, self.log.read_text()[-2000:]
 
     def connect(self, address: str = "127.0.0.1") -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S, source_address=(address, 0))
+        return socket.create_connection(
+            ("127.0.0.1", self.port), timeout=DEADLINE_S, source_address=(address, 0)
+        )
 
     def footprint(self) -> Footprint:
         assert self.process.poll() is None, self.log.read_text()[-2000:]
@@ -99,15 +119,21 @@ class Receive:
             return now if is_back else None
 
         if self._descriptors is None:  # the ledger's connections are open from the first object on
-            wait_until("the first associations end", lambda: self.footprint().threads <= self._threads)
+            wait_until(
+                "the first associations end", lambda: self.footprint().threads <= self._threads
+            )
             self._descriptors = self.footprint().descriptors
-        there: Footprint = wait_until(f"{self._threads} threads, {self._descriptors} descriptors again", back)
+        there: Footprint = wait_until(
+            f"{self._threads} threads, {self._descriptors} descriptors again", back
+        )
         return there
 
     def rows(self) -> list[tuple[str, str]]:
         """(SOP Instance UID, spool name) of all that was accepted."""
         with contextlib.closing(sqlite3.connect(self._ledger)) as connection:
-            return connection.execute("SELECT sop_instance_uid, spool_name FROM instances").fetchall()
+            return connection.execute(
+                "SELECT sop_instance_uid, spool_name FROM instances"
+            ).fetchall()
 
 
 def data_set_of(part10: bytes) -> bytes:
@@ -117,7 +143,7 @@ def data_set_of(part10: bytes) -> bytes:
 
 def sample(folder: Path, size: int = 30_000) -> Path:
     """A file for honest(); its UID is TEMPLATE_UID."""
-    from daemon.wire import StoreRequest, file_meta
+    from daemon.dicom.pdu import StoreRequest, file_meta
 
     request = StoreRequest(1, CR, TEMPLATE_UID, 0)
     meta = file_meta(request, EXPLICIT, ("1.2.3", "TEST"), "TESTER")
@@ -155,9 +181,16 @@ class Account:
         bad += [f"row without a file: {name}" for name in known - names]
         bad += [f"left over: {path.name}" for path in node.spool.folder.rglob("*.part")]
         by_uid = Counter(uid for uid, _ in rows)
-        bad += [f"acknowledged, not there: {uid!r}" for uid, times in self.acknowledged.items() if by_uid[uid] < times]
+        bad += [
+            f"acknowledged, not there: {uid!r}"
+            for uid, times in self.acknowledged.items()
+            if by_uid[uid] < times
+        ]
         for uid, name in rows:
-            if name in names and hashlib.sha256(data_set_of(node.spool.read(name))).digest() not in self.offered:
+            if (
+                name in names
+                and hashlib.sha256(data_set_of(node.spool.read(name))).digest() not in self.offered
+            ):
                 bad.append(f"never sent like this: {uid}")
         return bad
 
@@ -190,7 +223,10 @@ class Honest:
         self.account.acknowledged[uid] += 1
         kept = [name for known, name in self.node.rows() if known == uid]
         assert kept
-        assert all(data_set_of(self.node.spool.read(name)) == data_set_of(path.read_bytes()) for name in kept)
+        assert all(
+            data_set_of(self.node.spool.read(name)) == data_set_of(path.read_bytes())
+            for name in kept
+        )
         return uid
 
     @contextlib.contextmanager
@@ -219,7 +255,10 @@ def converse(node: Receive, pdus: Sequence[bytes], rng: Rng) -> bytes:
     Mostly the answer to the association request is waited for, as PS3.8 Table 9-10 has it, else nothing else is tried.
     """
     heard = b""
-    with node.connect() as connection, contextlib.suppress(OSError):  # it may well throw us out before we have done
+    with (
+        node.connect() as connection,
+        contextlib.suppress(OSError),
+    ):  # it may well throw us out before we have done
         for number, one in enumerate(pdus):
             _say(connection, one, rng)
             if rng.random() < (0.95 if number == 0 else 0.2):
@@ -252,7 +291,9 @@ def be_rude(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def fuzz(node: Receive, seed: int, numbers: Sequence[int], account: Account, at_once: int = 8) -> None:
+def fuzz(
+    node: Receive, seed: int, numbers: Sequence[int], account: Account, at_once: int = 8
+) -> None:
     """Play these cases, `at_once` at a time."""
 
     def play(number: int) -> tuple[Case, bytes]:
@@ -271,7 +312,10 @@ def connects(node: Receive, number: int, at_once: int = 4) -> None:
 
     def probe(which: int) -> None:
         # Other addresses of this machine, for the ports of one are used up by what was closed.
-        with contextlib.suppress(ConnectionError), node.connect(f"127.0.0.{2 + which % 50}") as connection:
+        with (
+            contextlib.suppress(ConnectionError),
+            node.connect(f"127.0.0.{2 + which % 50}") as connection,
+        ):
             if which % 2:
                 be_rude(connection)
 
@@ -287,7 +331,12 @@ class Crowd:
     """Connections that each say the same, a little at a time and without end. Who is thrown out comes back."""
 
     def __init__(
-        self, node: Receive, number: int, said: tuple[bytes, bytes, bytes], at_once: int = 1, reads: bool = True
+        self,
+        node: Receive,
+        number: int,
+        said: tuple[bytes, bytes, bytes],
+        at_once: int = 1,
+        reads: bool = True,
     ) -> None:
         """Each says the first, and once that is answered the second, then the third over and over, `at_once` bytes.
 
@@ -310,7 +359,9 @@ class Crowd:
     def _run(self) -> None:
         said: dict[socket.socket, int] = {}
         while not self._over.is_set():
-            while len(said) < self._number and not self._over.is_set():  # who was thrown out comes back
+            while (
+                len(said) < self._number and not self._over.is_set()
+            ):  # who was thrown out comes back
                 connection = socket.socket()
                 try:
                     if not self._reads:
@@ -350,7 +401,9 @@ def bad_log_lines(log: Path) -> list[str]:
     """The lines of a node's log that are not of its one-line form, or hold what a peer has sent: tracebacks first."""
     import re
 
-    form = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) pleura\.\w+ [ -~]+")
+    form = re.compile(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING|ERROR) pleura\.\w+ [ -~]+"
+    )
     return [
         line
         for line in log.read_text(errors="replace").splitlines()

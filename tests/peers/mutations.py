@@ -15,7 +15,12 @@ from dataclasses import dataclass
 CR, SC = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.7"
 VERIFICATION, COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
-CONTEXTS = {1: (VERIFICATION, IMPLICIT), 3: (CR, EXPLICIT), 5: (SC, EXPLICIT), 7: (COMMITMENT, IMPLICIT)}
+CONTEXTS = {
+    1: (VERIFICATION, IMPLICIT),
+    3: (CR, EXPLICIT),
+    5: (SC, EXPLICIT),
+    7: (COMMITMENT, IMPLICIT),
+}
 RELEASE_RQ = b"\x05\0\0\0\0\x04\0\0\0\0"
 _P_DATA = 0x04
 _EXTREMES = (0, 1, 2, 3, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
@@ -38,7 +43,10 @@ def item(kind: int, body: bytes) -> bytes:
 def associate_rq(calling: str = "TESTER", called: str = "PLEURA") -> bytes:
     """An A-ASSOCIATE-RQ with each kind of sub-item that has been defined (PS3.7 D.3.3)."""
     contexts = b"".join(
-        item(0x20, bytes([number, 0, 0, 0]) + item(0x30, abstract.encode()) + item(0x40, syntax.encode()))
+        item(
+            0x20,
+            bytes([number, 0, 0, 0]) + item(0x30, abstract.encode()) + item(0x40, syntax.encode()),
+        )
         for number, (abstract, syntax) in CONTEXTS.items()
     )
     uid = COMMITMENT.encode()
@@ -79,12 +87,23 @@ def p_data(*pdvs: bytes) -> bytes:
 
 
 def echo_rq(message_id: int = 1) -> bytes:
-    command = command_set({0x0002: VERIFICATION, 0x0100: 0x0030, 0x0110: message_id, 0x0800: 0x0101})
+    command = command_set(
+        {0x0002: VERIFICATION, 0x0100: 0x0030, 0x0110: message_id, 0x0800: 0x0101}
+    )
     return p_data(pdv(1, 3, command))
 
 
 def store_command(message_id: int, uid: str, sop_class: str = CR) -> bytes:
-    return command_set({0x0002: sop_class, 0x0100: 0x0001, 0x0110: message_id, 0x0700: 0, 0x0800: 0x0001, 0x1000: uid})
+    return command_set(
+        {
+            0x0002: sop_class,
+            0x0100: 0x0001,
+            0x0110: message_id,
+            0x0700: 0,
+            0x0800: 0x0001,
+            0x1000: uid,
+        }
+    )
 
 
 def data_set(uid: str, size: int, sop_class: str = CR) -> bytes:
@@ -109,7 +128,10 @@ def store_pdus(rng: Rng, message_id: int, uid: str, size: int) -> Pdus:
     command, data = store_command(message_id, uid, sop_class), data_set(uid, size, sop_class)
     cuts = sorted(rng.sample(range(1, len(data)), rng.randint(0, 3)))
     parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    pieces = [pdv(context_id, 2 * (number == len(parts)), part) for number, part in enumerate(parts, start=1)]
+    pieces = [
+        pdv(context_id, 2 * (number == len(parts)), part)
+        for number, part in enumerate(parts, start=1)
+    ]
     heads = [pdv(context_id, 3, command)]
     if rng.random() < 0.2:
         heads = [pdv(context_id, 1, command[:40]), pdv(context_id, 3, command[40:])]
@@ -124,16 +146,32 @@ def report_pdus(rng: Rng) -> Pdus:
     elements: dict[int, int | str] = {0x0110: 9, 0x0800: 0x0001}
     instance = "1.2.840.10008.1.20.1.1"
     if event:
-        elements |= {0x0002: COMMITMENT, 0x0100: 0x0100, 0x1000: instance, 0x1002: rng.choice((1, 2, 3, 0xFFFF))}
+        elements |= {
+            0x0002: COMMITMENT,
+            0x0100: 0x0100,
+            0x1000: instance,
+            0x1002: rng.choice((1, 2, 3, 0xFFFF)),
+        }
     else:
-        elements |= {0x0003: COMMITMENT, 0x0100: 0x0130, 0x1001: instance, 0x1008: rng.choice((1, 2, 0xFFFF))}
+        elements |= {
+            0x0003: COMMITMENT,
+            0x0100: 0x0130,
+            0x1001: instance,
+            0x1008: rng.choice((1, 2, 0xFFFF)),
+        }
     uid = _value("1.2.3.4")
-    reference = struct.pack("<HHL", 8, 0x1150, 26) + _value(CR) + struct.pack("<HHL", 8, 0x1155, 8) + uid
+    reference = (
+        struct.pack("<HHL", 8, 0x1150, 26) + _value(CR) + struct.pack("<HHL", 8, 0x1155, 8) + uid
+    )
     items = struct.pack("<HHL", 0xFFFE, 0xE000, len(reference)) + reference
     information = (
-        struct.pack("<HHL", 8, 0x1195, 8) + uid + struct.pack("<HHL", 8, 0x1199, len(items)) + items,
+        struct.pack("<HHL", 8, 0x1195, 8)
+        + uid
+        + struct.pack("<HHL", 8, 0x1199, len(items))
+        + items,
         rng.randbytes(rng.randint(0, 300)),
-        struct.pack("<HHL", 8, 0x1199, 0xFFFFFFFF) + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) * 400,  # nested
+        struct.pack("<HHL", 8, 0x1199, 0xFFFFFFFF)
+        + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) * 400,  # nested
         b"",
     )
     return [p_data(pdv(7, 3, command_set(elements))), p_data(pdv(7, 2, rng.choice(information)))]
@@ -158,13 +196,19 @@ def conversation(rng: Rng, name: str) -> Pdus:
 
 def _at(rng: Rng, pdus: Pdus, change: Callable[[bytearray], None]) -> Pdus:
     """One PDU changed in place, more often than not one after the association request."""
-    number = rng.randrange(len(pdus)) if rng.random() < 0.3 else rng.randrange(min(1, len(pdus) - 1), len(pdus))
+    number = (
+        rng.randrange(len(pdus))
+        if rng.random() < 0.3
+        else rng.randrange(min(1, len(pdus) - 1), len(pdus))
+    )
     changed = bytearray(pdus[number])
     change(changed)
     return [*pdus[:number], bytes(changed), *pdus[number + 1 :]]
 
 
-def _of_data(rng: Rng, pdus: Pdus, change: Callable[[bytearray], None], command: bool = False) -> Pdus:
+def _of_data(
+    rng: Rng, pdus: Pdus, change: Callable[[bytearray], None], command: bool = False
+) -> Pdus:
     """One P-DATA-TF changed in place; `command`: one that begins with a command set."""
     numbers = [
         number
@@ -306,7 +350,19 @@ def element_value(rng: Rng, pdus: Pdus) -> Pdus:
             return
         at = rng.choice(starts)
         size = struct.unpack_from("<L", one, at + 4)[0]
-        fields = (0x0020, 0x0021, 0x0010, 0x0FFF, 0x8001, 0x8030, 0x0140, 0x0150, 0x0110, 0x0120, 0x0101)
+        fields = (
+            0x0020,
+            0x0021,
+            0x0010,
+            0x0FFF,
+            0x8001,
+            0x8030,
+            0x0140,
+            0x0150,
+            0x0110,
+            0x0120,
+            0x0101,
+        )
         value = struct.pack("<H", rng.choice(fields)) if size == 2 else rng.randbytes(min(size, 64))
         one[at + 8 : at + 8 + len(value)] = value
 
@@ -349,7 +405,9 @@ def item_length(rng: Rng, pdus: Pdus) -> Pdus:
         at += {0x20: 8, 0x21: 8, 0x50: 4}.get(kind, 4 + size)
     at = rng.choice(starts)
     near = struct.unpack_from(">H", request, at + 2)[0]
-    request[at + 2 : at + 4] = struct.pack(">H", rng.choice((0, 1, 3, near ^ 1, near + 1 & 0xFFFF, 0x7FFF, 0xFFFF)))
+    request[at + 2 : at + 4] = struct.pack(
+        ">H", rng.choice((0, 1, 3, near ^ 1, near + 1 & 0xFFFF, 0x7FFF, 0xFFFF))
+    )
     return [bytes(request), *pdus[1:]]
 
 
@@ -422,7 +480,10 @@ def offered(said: bytes) -> set[bytes]:
             since_command += value
             since_data += value
             if control & 2:
-                found |= {hashlib.sha256(since_command).digest(), hashlib.sha256(since_data).digest()}
+                found |= {
+                    hashlib.sha256(since_command).digest(),
+                    hashlib.sha256(since_data).digest(),
+                }
                 since_command.clear()
                 since_data.clear()
     return found

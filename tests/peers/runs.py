@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from daemon.scu import send
+from daemon.deliver.courier import send
 from tests.chaos.images import Templates, chests, quick_model
 from tests.peers.footprint import Course
 from tests.peers.harness import Node
@@ -72,8 +72,15 @@ def images(folder: Path, port: int, number: int) -> dict[str, Course]:
                 course.look(first + step)
         counts = node.wait_done(number)
         results += _taken_away(outbox)
-        assert {role: node.role_pid(role) for role in ROLES} | {"serve": node.process.pid} == pids  # none has died
-        assert counts["instances"] == {"received": 0, "analysed": number, "not_analysed": 0, "failed": 0}
+        assert {role: node.role_pid(role) for role in ROLES} | {
+            "serve": node.process.pid
+        } == pids  # none has died
+        assert counts["instances"] == {
+            "received": 0,
+            "analysed": number,
+            "not_analysed": 0,
+            "failed": 0,
+        }
         assert counts["deliveries"] == {"owed": 0, "stored": results, "committed": 0, "refused": 0}
         assert number < results < 2 * number  # some positive, some not
     return courses
@@ -81,7 +88,9 @@ def images(folder: Path, port: int, number: int) -> dict[str, Course]:
 
 def _waiting(folder: Path) -> int:
     with contextlib.closing(sqlite3.connect(folder / "ledger.db", timeout=30)) as connection:
-        (count,) = connection.execute("SELECT count(*) FROM instances WHERE state = 'received'").fetchone()
+        (count,) = connection.execute(
+            "SELECT count(*) FROM instances WHERE state = 'received'"
+        ).fetchone()
     return int(count)
 
 

@@ -19,9 +19,16 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ, P_DATA_TF
 
-from daemon import association
-from daemon.association import Link, LinkDownError, NotAcceptedError, Outgoing, Remote, UnsendableError, describe
-from daemon.requestor import Requestor
+from daemon.dicom.link import (
+    Link,
+    LinkDownError,
+    NotAcceptedError,
+    Outgoing,
+    Remote,
+    UnsendableError,
+    describe,
+)
+from daemon.dicom.requestor import Requestor
 from tests.peers.harness import Orthanc
 from tests.peers.test_deliver import SEG, StoreSCP, segmentation
 
@@ -59,8 +66,17 @@ def test_dcmtk_has_every_byte_whatever_the_length(
     peer: Callable[[str], str], tmp_path: Path, free_port: FreePort, maximum_bytes: int
 ) -> None:
     fragment_bytes = maximum_bytes - 6
-    lengths = [2000, fragment_bytes - 2, fragment_bytes, fragment_bytes + 2, 9 * fragment_bytes, 15_000_002]
-    objects = [outgoing(tmp_path, length, f"2.25.{number}") for number, length in enumerate(lengths, 1)]
+    lengths = [
+        2000,
+        fragment_bytes - 2,
+        fragment_bytes,
+        fragment_bytes + 2,
+        9 * fragment_bytes,
+        15_000_002,
+    ]
+    objects = [
+        outgoing(tmp_path, length, f"2.25.{number}") for number, length in enumerate(lengths, 1)
+    ]
     scp = StoreSCP(peer("storescp"), free_port(), tmp_path / "archive", "-pdu", str(maximum_bytes))
     try:
         with link_to(scp.port, *objects) as link:
@@ -72,7 +88,10 @@ def test_dcmtk_has_every_byte_whatever_the_length(
 
 
 def test_orthanc_has_every_byte(orthanc: Orthanc, tmp_path: Path) -> None:
-    objects = [outgoing(tmp_path, length, f"2.25.{length}") for length in (2000, 16_378, 16_380, 15_000_002)]
+    objects = [
+        outgoing(tmp_path, length, f"2.25.{length}")
+        for length in (2000, 16_378, 16_380, 15_000_002)
+    ]
     with link_to(orthanc.dicom_port, *objects, ae_title=orthanc.ae_title) as link:
         assert [link.store(one) for one in objects] == [0] * len(objects)
     instances = orthanc.instances()
@@ -84,7 +103,9 @@ def test_orthanc_has_every_byte(orthanc: Orthanc, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("maximum_bytes", [0, 8, 9, 100, 1 << 30])  # 0: no limit
-def test_the_peers_maximum_pdu_length_is_kept(tmp_path: Path, free_port: FreePort, maximum_bytes: int) -> None:
+def test_the_peers_maximum_pdu_length_is_kept(
+    tmp_path: Path, free_port: FreePort, maximum_bytes: int
+) -> None:
     """With an odd data set too, which no standard has, but a disk may."""
     arrived: list[bytes] = []
     lengths: list[int] = []
@@ -170,8 +191,14 @@ class Scripted:
     def response(self, message_id: int | None = None, fragment_bytes: int = 16384) -> bytes:
         """The PDUs of a C-STORE-RSP."""
         primitive, message = C_STORE(), C_STORE_RSP()
-        primitive.MessageIDBeingRespondedTo = self.message_ids[-1] if message_id is None else message_id
-        primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID, primitive.Status = SEG, "2.25.1", 0xB007
+        primitive.MessageIDBeingRespondedTo = (
+            self.message_ids[-1] if message_id is None else message_id
+        )
+        primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID, primitive.Status = (
+            SEG,
+            "2.25.1",
+            0xB007,
+        )
         message.primitive_to_message(primitive)
         return b"".join(P_DATA_TF(part).encode() for part in message.encode_msg(1, fragment_bytes))
 
@@ -282,10 +309,12 @@ def read_nothing(archive: Scripted) -> None:
 def test_a_peer_that_gives_up_ends_the_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: Callable[[Scripted], None], why: str
 ) -> None:
-    monkeypatch.setattr(association, "_ANSWER_S", 0.5)
-    monkeypatch.setattr(association, "_STALLED_S", 0.3)
-    monkeypatch.setattr(association, "_SLOWEST_BYTES_PER_S", 1e9)
-    one = outgoing(tmp_path, 30_000_000 if script in (abort_midway, close_midway, read_nothing) else 30_000)
+    monkeypatch.setattr("daemon.dicom.link._ANSWER_S", 0.5)
+    monkeypatch.setattr("daemon.dicom.link._STALLED_S", 0.3)
+    monkeypatch.setattr("daemon.dicom.link._SLOWEST_BYTES_PER_S", 1e9)
+    one = outgoing(
+        tmp_path, 30_000_000 if script in (abort_midway, close_midway, read_nothing) else 30_000
+    )
     with Scripted(script) as archive, link_to(archive.port, one) as link:
         with pytest.raises(LinkDownError, match=f"the association was lost: .*{why}"):
             link.store(one)
@@ -349,7 +378,9 @@ def test_who_takes_pdus_that_nothing_fits_into_is_no_peer(tmp_path: Path) -> Non
         link_to(archive.port, one)
 
 
-def test_an_interrupted_object_is_aborted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_object_is_aborted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before its answer an association cannot be released; that would wait for the time-out."""
 
     def interrupt(*_: object) -> None:
@@ -361,7 +392,11 @@ def test_an_interrupted_object_is_aborted_at_once(tmp_path: Path, monkeypatch: p
 
     one = outgoing(tmp_path, 3000)
     monkeypatch.setattr(Requestor, "_response", interrupt)
-    with Scripted(script) as archive, link_to(archive.port, one) as link, pytest.raises(KeyboardInterrupt):
+    with (
+        Scripted(script) as archive,
+        link_to(archive.port, one) as link,
+        pytest.raises(KeyboardInterrupt),
+    ):
         link.store(one)
 
 
@@ -373,12 +408,16 @@ def archive_port(free_port: FreePort) -> Iterator[int]:
     """An archive that stores nothing and says it did."""
     entity, port = AE("ARCHIVE"), free_port()
     entity.add_supported_context(SEG, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)])
+    server = entity.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)]
+    )
     yield port
     server.shutdown()
 
 
-def test_a_file_of_another_object_is_not_sent_under_this_ones_name(tmp_path: Path, archive_port: int) -> None:
+def test_a_file_of_another_object_is_not_sent_under_this_ones_name(
+    tmp_path: Path, archive_port: int
+) -> None:
     one, another = outgoing(tmp_path, 3000, "2.25.1"), outgoing(tmp_path, 3000, "2.25.2")
     one.path.write_bytes(another.path.read_bytes())
     with link_to(archive_port, one, another) as link:
@@ -396,14 +435,23 @@ def test_a_file_without_data_set_is_not_sent(tmp_path: Path, archive_port: int) 
         assert link.store(another) == 0
 
 
-@pytest.mark.parametrize("wrong", ["0", "16", "4095", "2**32 - 1", "right - 2", "right + 8", "before the last element"])
+@pytest.mark.parametrize(
+    "wrong", ["0", "16", "4095", "2**32 - 1", "right - 2", "right + 8", "before the last element"]
+)
 def test_a_wrong_group_length_does_not_move_the_data_set(
     peer: Callable[[str], str], tmp_path: Path, free_port: FreePort, wrong: str
 ) -> None:
     one = outgoing(tmp_path, 3000)
     data = one.path.read_bytes()
     right = int.from_bytes(data[140:144], "little")
-    lengths = {"0": 0, "16": 16, "4095": 4095, "2**32 - 1": 2**32 - 1, "right - 2": right - 2, "right + 8": right + 8}
+    lengths = {
+        "0": 0,
+        "16": 16,
+        "4095": 4095,
+        "2**32 - 1": 2**32 - 1,
+        "right - 2": right - 2,
+        "right + 8": right + 8,
+    }
     lengths["before the last element"] = data.index(b"\x02\x00\x13\x00SH") - 144
     one.path.write_bytes(data[:140] + lengths[wrong].to_bytes(4, "little") + data[144:])
     assert describe(one.path) == one

@@ -14,14 +14,14 @@ from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 
-from daemon import commitment
-from daemon.commitment import Asker
 from daemon.config import Config, DicomDestination, Peer
-from daemon.dimse import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from daemon.deliver import commitment
+from daemon.deliver.commitment import Asker
+from daemon.dicom.tables import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.peers import Gate
-from daemon.schema import deliveries
-from daemon.scp import Receiver
+from daemon.ledger.schema import deliveries
+from daemon.receive.access import Gate
+from daemon.receive.scp import Receiver
 from daemon.spool import Spool
 from tests.peers.harness import Node, Orthanc, storescu
 from tests.waiting import wait_until
@@ -40,7 +40,9 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
 ) -> None:
     """The archive is no peer: being a destination with `commitment` is enough for its reports."""
     port = free_port()
-    with Orthanc(peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port()), node_port=port) as archive:
+    with Orthanc(
+        peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port()), node_port=port
+    ) as archive:
         node = Node(
             tmp_path / "node",
             port,
@@ -55,10 +57,15 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
         archive.delete(held["orthanc"])
         engine = sa.create_engine(node.settings["ledger"])
         with engine.begin() as conn:
-            conn.execute(deliveries.update().values(state="stored", commit_due_at=0.0, commit_asks=0))
+            conn.execute(
+                deliveries.update().values(state="stored", commit_due_at=0.0, commit_asks=0)
+            )
         engine.dispose()
         with node:
-            wait_until("it is sent again and committed", lambda: node.status()["deliveries"]["committed"] == 1)
+            wait_until(
+                "it is sent again and committed",
+                lambda: node.status()["deliveries"]["committed"] == 1,
+            )
         assert archive.instances().keys() == {held["SOPInstanceUID"]}
 
 
@@ -87,9 +94,14 @@ class Bench:
 
     def store(self, *uids: str) -> None:
         """These results were stored at the archive, which is to be asked."""
-        self.ledger.receive([Arrival(f"{uids[0]}-file", SC, f"1.2.{uids[0]}", "", "", "dimse", 1, 1)])
+        self.ledger.receive(
+            [Arrival(f"{uids[0]}-file", SC, f"1.2.{uids[0]}", "", "", "dimse", 1, 1)]
+        )
         (job,) = self.ledger.claim_images("test", 1)
-        made = tuple(StoredResult("SC", f"{uid}-file", SC, uid, str(ExplicitVRLittleEndian), 1) for uid in uids)
+        made = tuple(
+            StoredResult("SC", f"{uid}-file", SC, uid, str(ExplicitVRLittleEndian), 1)
+            for uid in uids
+        )
         self.ledger.complete(job, Completion("analysed", uids[0], results=made), self.config.owed())
         for delivery in self.ledger.claim_deliveries("pacs", "test", 99):
             self.ledger.stored(delivery, 0, commitment=True)
@@ -101,7 +113,9 @@ class Bench:
         self.asker.start()
 
     def states(self) -> dict[str, int]:
-        return {state: count for state, count in self.ledger.counts()["deliveries"].items() if count}
+        return {
+            state: count for state, count in self.ledger.counts()["deliveries"].items() if count
+        }
 
     def close(self) -> None:
         self.stop_asking.set()
@@ -165,7 +179,9 @@ def item(uid: str, reason: int | None = None) -> Dataset:
     return reference
 
 
-def report(port: int, content: Dataset, calling: str = "ARCHIVE", event_type: int | None = None) -> int | None:
+def report(
+    port: int, content: Dataset, calling: str = "ARCHIVE", event_type: int | None = None
+) -> int | None:
     """N-EVENT-REPORT on an association of its own; the status that came back."""
     entity = AE(calling)
     entity.add_requested_context(STORAGE_COMMITMENT)
@@ -174,7 +190,9 @@ def report(port: int, content: Dataset, calling: str = "ARCHIVE", event_type: in
     if not association.is_established:
         return None
     kind = event_type or (2 if content.FailedSOPSequence else 1)
-    status, _ = association.send_n_event_report(content, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE)
+    status, _ = association.send_n_event_report(
+        content, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+    )
     association.release()
     answer: int | None = status.get("Status")
     return answer
@@ -198,7 +216,10 @@ def test_a_report_on_the_association_that_asked_counts(bench: Bench, archive: Ar
         def send() -> None:
             time.sleep(0.2)  # the answer first
             event.assoc.send_n_event_report(
-                information(transaction, uids, {}), 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+                information(transaction, uids, {}),
+                1,
+                STORAGE_COMMITMENT,
+                STORAGE_COMMITMENT_INSTANCE,
             )
 
         threading.Thread(target=send, daemon=True).start()
@@ -229,10 +250,14 @@ def test_an_archive_that_does_not_report_is_asked_again(
     bench.ask()
     wait_until("it is asked again", lambda: len(archive.questions) >= 3)
     transactions = {transaction for transaction, _ in archive.questions}
-    assert len(transactions) == len(archive.questions)  # PS3.4 J.3.2: each request has a UID of its own
+    assert len(transactions) == len(
+        archive.questions
+    )  # PS3.4 J.3.2: each request has a UID of its own
     assert bench.states() == {"stored": 1}
     first = archive.questions[0][0]
-    assert report(bench.port, information(first, ["1.1"], {})) == 0x0000  # late, and true all the same
+    assert (
+        report(bench.port, information(first, ["1.1"], {})) == 0x0000
+    )  # late, and true all the same
     assert bench.states() == {"committed": 1}
 
 
@@ -261,7 +286,9 @@ def test_an_archive_that_is_away_or_declines_is_asked_later(bench: Bench) -> Non
     try:
         wait_until("it is asked", lambda: archive.questions)
         archive.status = 0x0000
-        archive.on_question = lambda _, transaction, uids: report(bench.port, information(transaction, uids, {}))
+        archive.on_question = lambda _, transaction, uids: report(
+            bench.port, information(transaction, uids, {})
+        )
         wait_until("it is committed", lambda: bench.states() == {"committed": 1})
     finally:
         archive.close()
@@ -310,7 +337,9 @@ def test_who_a_destination_is(bench: Bench) -> None:
     assert not isinstance(caller, tuple)
     assert (caller.stores, caller.destinations) == (False, ("pacs",))
     # Behind a load balancer it comes from that one's address, if `peers` says so.
-    behind = Gate("PLEURA", (Peer(ae_title="ARCHIVE", host="192.0.2.9"),), bench.config.committing())
+    behind = Gate(
+        "PLEURA", (Peer(ae_title="ARCHIVE", host="192.0.2.9"),), bench.config.committing()
+    )
     caller = behind.admit("PLEURA", "ARCHIVE", "192.0.2.9")
     assert not isinstance(caller, tuple)
     assert caller.destinations == ("pacs",)

@@ -24,11 +24,13 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBase
 from pynetdicom import AE, evt
 from pynetdicom.pdu import P_DATA_TF
 
-from daemon import association, backoff, scu
+from daemon import backoff
 from daemon.config import Config, DicomDestination, FolderDestination
+from daemon.deliver import courier
+from daemon.deliver.courier import Deliverer, send
+from daemon.dicom import link
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.schema import deliveries, results
-from daemon.scu import Deliverer, send
+from daemon.ledger.schema import deliveries, results
 from daemon.spool import Spool
 from tests.waiting import wait_until
 
@@ -46,7 +48,12 @@ def overlay(uid: str) -> bytes:
     jpeg = io.BytesIO()
     Image.fromarray(rgb).save(jpeg, "JPEG", quality=90)  # 4:2:0, YCbCr
     dataset = common(uid, SC, JPEGBaseline8Bit)
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PlanarConfiguration = 64, 96, 3, 0
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PlanarConfiguration = (
+        64,
+        96,
+        3,
+        0,
+    )
     dataset.BitsAllocated = dataset.BitsStored = 8
     dataset.HighBit, dataset.PixelRepresentation = 7, 0
     dataset.PhotometricInterpretation = "YBR_FULL_422"
@@ -102,7 +109,9 @@ class Node:
             kind = "SEG" if meta.SOPClassUID == SEG else "SC"
             syntax = meta.file_meta.TransferSyntaxUID
             stored.append(
-                StoredResult(kind, self.spool.write(data), meta.SOPClassUID, meta.SOPInstanceUID, str(syntax))
+                StoredResult(
+                    kind, self.spool.write(data), meta.SOPClassUID, meta.SOPInstanceUID, str(syntax)
+                )
             )
             self.made[meta.SOPInstanceUID] = data
         done = Completion("analysed", f"digest {time.monotonic_ns()}", results=tuple(stored))
@@ -119,7 +128,9 @@ class Node:
         self.ledger.close()
 
     def counts(self) -> dict[str, int]:
-        return {state: number for state, number in self.ledger.counts()["deliveries"].items() if number}
+        return {
+            state: number for state, number in self.ledger.counts()["deliveries"].items() if number
+        }
 
     def rows(self) -> dict[str, Any]:
         """SOP Instance UID -> its delivery."""
@@ -134,7 +145,7 @@ class Node:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     monkeypatch.setattr(backoff, "_BACKOFF_S", (0.1, 0.4))
-    monkeypatch.setattr(scu, "_IDLE_S", 0.05)
+    monkeypatch.setattr(courier, "_IDLE_S", 0.05)
     one = Node(tmp_path)
     yield one
     one.stop()
@@ -152,7 +163,9 @@ class StoreSCP:
         self.port, self.folder = port, folder
         folder.mkdir(exist_ok=True)
         command = [program, "-aet", "ARCHIVE", "-od", str(folder), "+B", *options, str(port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         wait_until("storescp listens", self._listens)
 
     def _listens(self) -> bool:
@@ -195,7 +208,9 @@ class Archive:
         self._sockets: list[socket.socket] = []
         entity = AE("ARCHIVE")
         for sop_class in (SC, SEG):
-            entity.add_supported_context(sop_class, [JPEGBaseline8Bit, ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+            entity.add_supported_context(
+                sop_class, [JPEGBaseline8Bit, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+            )
         handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ACCEPTED, self._accepted)]
         self.server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
 
@@ -252,7 +267,9 @@ def test_objects_arrive_as_they_are_over_one_association(
     assert set(scp.received()) == {"2.25.10", "2.25.11"}
 
 
-@pytest.mark.parametrize(("option", "syntax"), [("+xe", ExplicitVRLittleEndian), ("+xi", ImplicitVRLittleEndian)])
+@pytest.mark.parametrize(
+    ("option", "syntax"), [("+xe", ExplicitVRLittleEndian), ("+xi", ImplicitVRLittleEndian)]
+)
 def test_who_takes_no_jpeg_gets_its_decoded_pixels_under_the_same_uid(
     node: Node, storescp: Callable[..., StoreSCP], free_port: FreePort, option: str, syntax: str
 ) -> None:
@@ -266,17 +283,26 @@ def test_who_takes_no_jpeg_gets_its_decoded_pixels_under_the_same_uid(
     assert np.array_equal(pixel_array(arrived), pixel_array(source))
     assert arrived.LossyImageCompression == "01"
     assert arrived.LossyImageCompressionMethod == "ISO_10918_1"
-    assert scp.received()["2.25.10"].PixelData == dcmread(io.BytesIO(node.made["2.25.10"])).PixelData
+    assert (
+        scp.received()["2.25.10"].PixelData == dcmread(io.BytesIO(node.made["2.25.10"])).PixelData
+    )
 
 
 def troubles(caplog: pytest.LogCaptureFixture, name: str = "pacs") -> list[str]:
     """What a destination was in trouble with, each time it was tried."""
     messages = [record.getMessage() for record in caplog.records if record.name == "pleura.deliver"]
-    return [message for message in messages if message.startswith(f"{name}: ") and "; again in " in message]
+    return [
+        message
+        for message in messages
+        if message.startswith(f"{name}: ") and "; again in " in message
+    ]
 
 
 def test_an_outage_refuses_nothing_and_drains_when_it_ends(
-    node: Node, storescp: Callable[..., StoreSCP], free_port: FreePort, caplog: pytest.LogCaptureFixture
+    node: Node,
+    storescp: Callable[..., StoreSCP],
+    free_port: FreePort,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = free_port()
     node.owe(*(segmentation(f"2.25.{number}") for number in range(20)))
@@ -291,7 +317,10 @@ def test_an_outage_refuses_nothing_and_drains_when_it_ends(
 
 
 def test_rejected_associations_are_waited_out(
-    node: Node, storescp: Callable[..., StoreSCP], free_port: FreePort, caplog: pytest.LogCaptureFixture
+    node: Node,
+    storescp: Callable[..., StoreSCP],
+    free_port: FreePort,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     port = free_port()
     refusing = storescp(port, "--refuse")
@@ -306,7 +335,12 @@ def test_rejected_associations_are_waited_out(
 
 
 def test_each_answer_has_its_consequence(node: Node, archive: Any) -> None:
-    answers = {"2.25.1": [0xB000], "2.25.2": [0xA900], "2.25.3": [0xA700, 0xA700, 0], "2.25.4": [0xC000] * 9}
+    answers = {
+        "2.25.1": [0xB000],
+        "2.25.2": [0xA900],
+        "2.25.3": [0xA700, 0xA700, 0],
+        "2.25.4": [0xC000] * 9,
+    }
     archive_scp, destination = archive(lambda uid: answers[uid].pop(0))
     node.owe(*(segmentation(uid) for uid in answers))
     node.start(destination)
@@ -339,14 +373,24 @@ def test_what_makes_the_archive_abort_holds_no_other_up(node: Node, archive: Any
     assert sorted(archive_scp.stored) == [f"2.25.{number}" for number in range(1, 7)]
 
 
-def test_what_cannot_be_sent_is_refused_and_leaves_the_association_to_the_others(node: Node, archive: Any) -> None:
+def test_what_cannot_be_sent_is_refused_and_leaves_the_association_to_the_others(
+    node: Node, archive: Any
+) -> None:
     archive_scp, destination = archive(lambda _: 0)
-    node.owe(segmentation("2.25.1"), overlay("2.25.2"), segmentation("2.25.3"), segmentation("2.25.4"))
-    names = {str(dcmread(node.spool.path(n)).SOPInstanceUID): n for n in node.spool.names() if n_is_dicom(node, n)}
+    node.owe(
+        segmentation("2.25.1"), overlay("2.25.2"), segmentation("2.25.3"), segmentation("2.25.4")
+    )
+    names = {
+        str(dcmread(node.spool.path(n)).SOPInstanceUID): n
+        for n in node.spool.names()
+        if n_is_dicom(node, n)
+    }
     node.spool.remove(names["2.25.1"])
     node.spool.path(names["2.25.3"]).write_bytes(b"garbage")
     node.start(destination)
-    wait_until("each has its consequence", lambda: node.counts() == {"stored": 2, "refused": 1, "owed": 1})
+    wait_until(
+        "each has its consequence", lambda: node.counts() == {"stored": 2, "refused": 1, "owed": 1}
+    )
     assert sorted(archive_scp.stored) == ["2.25.2", "2.25.4"]
     assert archive_scp.associations == 1
     rows = node.rows()
@@ -359,19 +403,26 @@ def n_is_dicom(node: Node, name: str) -> bool:
     return node.spool.read(name)[128:132] == b"DICM"
 
 
-def test_a_class_the_archive_does_not_take_is_refused_and_says_so(node: Node, free_port: FreePort) -> None:
+def test_a_class_the_archive_does_not_take_is_refused_and_says_so(
+    node: Node, free_port: FreePort
+) -> None:
     for supported, stored in (((SC,), 1), (("1.2.840.10008.1.1",), 0)):
         port, before = free_port(), len(node.rows())
         entity = AE("ARCHIVE")
         for sop_class in supported:
             entity.add_supported_context(sop_class, [JPEGBaseline8Bit])
-        server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)])
+        server = entity.start_server(
+            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)]
+        )
         try:
             node.owe(segmentation(f"2.25.{port}1"), overlay(f"2.25.{port}2"))
             node.start(pacs(port))
             wait_until(
                 "both are answered",
-                lambda: sum(node.counts().get(state, 0) for state in ("stored", "refused")) == before + 2,  # noqa: B023
+                lambda before=before: (
+                    sum(node.counts().get(state, 0) for state in ("stored", "refused"))
+                    == before + 2
+                ),
             )
             assert node.deliverer is not None
             node.deliverer.stop()
@@ -386,7 +437,7 @@ def test_a_class_the_archive_does_not_take_is_refused_and_says_so(node: Node, fr
 def test_an_archive_that_never_answers_is_given_up_and_tried_again(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(association, "_ACSE_S", 0.3)
+    monkeypatch.setattr(link, "_ACSE_S", 0.3)
     node.owe(segmentation("2.25.1"))
     with socket.create_server(("127.0.0.1", 0)) as mute:
         node.start(pacs(mute.getsockname()[1]))
@@ -397,8 +448,8 @@ def test_an_archive_that_never_answers_is_given_up_and_tried_again(
 def test_an_archive_that_stops_reading_does_not_hold_the_role(
     node: Node, archive: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(association, "_STALLED_S", 0.5)
-    monkeypatch.setattr(association, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(link, "_STALLED_S", 0.5)
+    monkeypatch.setattr(link, "_ANSWER_S", 1.0)
     stuck = threading.Event()
     archive_scp, destination = archive(lambda _: 0)
     frozen = []
@@ -458,12 +509,19 @@ def test_a_share_that_is_not_mounted_is_waited_for(
     assert (outbox / "2.25.2.dcm").read_bytes() == node.made["2.25.2"]
 
 
-def test_one_dead_destination_delays_no_other(node: Node, tmp_path: Path, free_port: FreePort) -> None:
+def test_one_dead_destination_delays_no_other(
+    node: Node, tmp_path: Path, free_port: FreePort
+) -> None:
     node.owe(segmentation("2.25.1"), to="pacs")
     node.owe(segmentation("2.25.2"), to="outbox")
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        node.start(pacs(mute.getsockname()[1]), FolderDestination(name="outbox", folder=tmp_path / "outbox"))
-        wait_until("the other destination has its own", lambda: node.counts() == {"stored": 1, "owed": 1})
+        node.start(
+            pacs(mute.getsockname()[1]),
+            FolderDestination(name="outbox", folder=tmp_path / "outbox"),
+        )
+        wait_until(
+            "the other destination has its own", lambda: node.counts() == {"stored": 1, "owed": 1}
+        )
         mute.close()
 
 
@@ -490,7 +548,9 @@ def test_stopping_finishes_the_object_in_flight_and_gives_the_rest_back(
     assert not stopping.is_alive()
     assert len(archive_scp.stored) == 1
     assert node.counts() == {"stored": 1, "owed": 2}
-    assert len(node.ledger.claim_deliveries("pacs", "another", 10)) == 2  # at once: no lease is left to run out
+    assert (
+        len(node.ledger.claim_deliveries("pacs", "another", 10)) == 2
+    )  # at once: no lease is left to run out
     assert "Geheim" not in caplog.text
 
 
@@ -508,16 +568,27 @@ def test_send_tells_of_each_file_what_was_answered(
     files = [bare, garbage, tmp_path / "absent", *sorted((data / "node").glob("RG*.dcm"))]
     sent = {one.file: one for one in send(files, address, "ARCHIVE")}
     assert set(sent) == set(files)
-    assert sorted(path.name for path, one in sent.items() if path and not one.ok) == ["absent", "garbage"]
+    assert sorted(path.name for path, one in sent.items() if path and not one.ok) == [
+        "absent",
+        "garbage",
+    ]
     received = scp.received()
     for path in files[3:]:
         source = dcmread(path)
         assert received[source.SOPInstanceUID].PixelData == source.PixelData
-        assert received[source.SOPInstanceUID].file_meta.TransferSyntaxUID == source.file_meta.TransferSyntaxUID
-    assert received[dcmread(bare, force=True).SOPInstanceUID].PixelData == dcmread(bare, force=True).PixelData
+        assert (
+            received[source.SOPInstanceUID].file_meta.TransferSyntaxUID
+            == source.file_meta.TransferSyntaxUID
+        )
+    assert (
+        received[dcmread(bare, force=True).SOPInstanceUID].PixelData
+        == dcmread(bare, force=True).PixelData
+    )
 
 
-def test_send_says_why_it_could_not(storescp: Callable[..., StoreSCP], free_port: FreePort, data: Path) -> None:
+def test_send_says_why_it_could_not(
+    storescp: Callable[..., StoreSCP], free_port: FreePort, data: Path
+) -> None:
     file = data / "node" / "RG2_UNC.dcm"
     port = free_port()
     for files in ([], [file]):

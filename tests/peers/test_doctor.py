@@ -16,7 +16,9 @@ from tests.peers.harness import Node, Orthanc
 def doctor(node: Node) -> tuple[int, dict[str, str]]:
     """Exit status, and what was said of each thing."""
     answer = subprocess.run(
-        [sys.executable, "-m", "daemon.cli", "doctor", "-c", str(node.path)], capture_output=True, text=True
+        [sys.executable, "-m", "daemon.cli", "doctor", "-c", str(node.path)],
+        capture_output=True,
+        text=True,
     )
     said = {}
     for line in answer.stdout.splitlines():
@@ -39,7 +41,9 @@ def test_a_node_that_runs_and_its_archive_are_well(
     assert "pleura-default" in said["model"]
 
 
-def test_each_trouble_is_named_and_nothing_is_made(tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_each_trouble_is_named_and_nothing_is_made(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
     entity = AE("ARCHIVE")
     for sop_class in (Verification, SecondaryCaptureImageStorage):
         entity.add_supported_context(sop_class)
@@ -53,7 +57,9 @@ def test_each_trouble_is_named_and_nothing_is_made(tmp_path: Path, free_port: Ca
         {"name": "away", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": nobody},
         {"name": "unmounted", "folder": str(tmp_path / "nowhere")},
     ]
-    node = Node(tmp_path / "node", free_port(), destinations=places, model=str(tmp_path / "no-model"))
+    node = Node(
+        tmp_path / "node", free_port(), destinations=places, model=str(tmp_path / "no-model")
+    )
     node.write_settings()
     try:
         status, said = doctor(node)

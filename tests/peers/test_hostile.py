@@ -14,15 +14,28 @@ from pynetdicom.association import Association
 from pynetdicom.transport import AssociationSocket
 
 from daemon import service
-from daemon.dimse import quiet_reactors
-from tests.peers.hostile import Account, Crowd, Honest, Receive, bad_log_lines, connects, fuzz, sample
+from daemon.dicom.tables import quiet_reactors
+from tests.peers.hostile import (
+    Account,
+    Crowd,
+    Honest,
+    Receive,
+    bad_log_lines,
+    connects,
+    fuzz,
+    sample,
+)
 from tests.peers.mutations import associate_rq, echo_rq, p_data, pdv, store_command
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.xdist_group("hostile")
 SEED = 20260101
 # Nobody waits half a minute here: the same rules at a tenth of the time.
-QUICKER = {"daemon.listener:_PDU_S": 3.0, "daemon.listener:_SILENCE_S": 3.0, "daemon.scp:_IDLE_S": 3.0}
+QUICKER = {
+    "daemon.receive.listener:_PDU_S": 3.0,
+    "daemon.receive.listener:_SILENCE_S": 3.0,
+    "daemon.receive.scp:_IDLE_S": 3.0,
+}
 MAXIMUM_ASSOCIATIONS = 64
 RETURNED_MB = 8.0  # measured: within 1.5 from the second batch of 200 cases on
 
@@ -63,7 +76,9 @@ def test_mutated_conversations(node: Receive, honest: Honest) -> None:
         honest.store()
         held.append(node.at_rest())
         assert account.violations(node) == []
-    assert account.acknowledged.total() - before > 200  # else all of them ended too early to show anything
+    assert (
+        account.acknowledged.total() - before > 200
+    )  # else all of them ended too early to show anything
     assert held[-1].rss_kb - held[0].rss_kb < RETURNED_MB * 1024
 
 
@@ -98,9 +113,13 @@ def test_who_has_not_asked_for_an_association_takes_no_place(node: Receive, hone
 
 def test_who_sends_slowly_but_as_the_standard_has_it(node: Receive, honest: Honest) -> None:
     """A data set in PDUs of one byte may take its time: fewer of these than the maximum leave room for others."""
-    held = Crowd(node, MAXIMUM_ASSOCIATIONS // 2, (ASSOCIATED, COMMAND, ONE_BYTE), at_once=len(ONE_BYTE))
+    held = Crowd(
+        node, MAXIMUM_ASSOCIATIONS // 2, (ASSOCIATED, COMMAND, ONE_BYTE), at_once=len(ONE_BYTE)
+    )
     with held:
-        wait_until("they are in", lambda: node.footprint().threads > MAXIMUM_ASSOCIATIONS)  # two each
+        wait_until(
+            "they are in", lambda: node.footprint().threads > MAXIMUM_ASSOCIATIONS
+        )  # two each
         for _ in range(5):
             honest.store()
 

@@ -21,13 +21,18 @@ FLAT_MB = {"receive": 2.0, "deliver": 2.0, "serve": 1.0, "analyse": 24.0}
 def test_memory_is_flat_over_associations(tmp_path: Path, free_port: Callable[[], int]) -> None:
     course = runs.associations(tmp_path, free_port(), 1000)
     assert course.growth_mb() < FLAT_MB["receive"], str(course)
-    assert course.seen[-1].descriptors <= course.seen[0].descriptors + 4, str(course)  # one or two that are ending
+    assert course.seen[-1].descriptors <= course.seen[0].descriptors + 4, str(
+        course
+    )  # one or two that are ending
 
 
 def test_memory_is_flat_over_images(tmp_path: Path, free_port: Callable[[], int]) -> None:
     """A tenth of the long form's 10,000."""
     for role, course in runs.images(tmp_path, free_port(), 1000).items():
         assert course.growth_mb() < FLAT_MB[role], f"{role}\n{course}"
-        before, after = course.seen[len(course.seen) // 2], course.seen[-1]  # an engine that is tried starts threads
+        before, after = (
+            course.seen[len(course.seen) // 2],
+            course.seen[-1],
+        )  # an engine that is tried starts threads
         assert after.descriptors <= before.descriptors + 4, f"{role}\n{course}"
         assert after.threads <= before.threads + 4, f"{role}\n{course}"

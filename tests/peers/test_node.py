@@ -38,20 +38,38 @@ def transfer_syntax(path: Path) -> str:
 
 def results(archive: Orthanc) -> Counter[str]:
     """Modality -> number of our results in the archive."""
-    return Counter(tags["Modality"] for tags in archive.instances().values() if tags["Manufacturer"] == "Pleura")
+    return Counter(
+        tags["Modality"]
+        for tags in archive.instances().values()
+        if tags["Manufacturer"] == "Pleura"
+    )
 
 
 def test_xrays_in_results_out_once(
-    peer: Callable[[str], str], orthanc: Orthanc, xrays: list[Path], tmp_path: Path, free_port: Callable[[], int]
+    peer: Callable[[str], str],
+    orthanc: Orthanc,
+    xrays: list[Path],
+    tmp_path: Path,
+    free_port: Callable[[], int],
 ) -> None:
     files = xrays[:12]
     assert len({transfer_syntax(path) for path in files}) == 2
-    sources = {str(header.SOPInstanceUID): header for header in (dcmread(p, stop_before_pixels=True) for p in files)}
+    sources = {
+        str(header.SOPInstanceUID): header
+        for header in (dcmread(p, stop_before_pixels=True) for p in files)
+    }
     destinations = [orthanc.destination()]
-    with Node(tmp_path / "node", free_port(), peers=PEERS, destinations=destinations, engine="auto") as node:
+    with Node(
+        tmp_path / "node", free_port(), peers=PEERS, destinations=destinations, engine="auto"
+    ) as node:
         sent(peer, node, files)
         counts = node.wait_done(12)
-        assert counts["instances"] == {"received": 0, "analysed": 12, "not_analysed": 0, "failed": 0}
+        assert counts["instances"] == {
+            "received": 0,
+            "analysed": 12,
+            "not_analysed": 0,
+            "failed": 0,
+        }
         held = orthanc.instances()
         positives = len(held) - 12
         assert 0 < positives < 12  # else this shows nothing about either kind
@@ -62,7 +80,9 @@ def test_xrays_in_results_out_once(
                 if tags["Modality"] == modality:
                     series = tags["ReferencedSeriesSequence"][0]
                     told_of.add(series["ReferencedInstanceSequence"][0]["ReferencedSOPInstanceUID"])
-                    source = sources[series["ReferencedInstanceSequence"][0]["ReferencedSOPInstanceUID"]]
+                    source = sources[
+                        series["ReferencedInstanceSequence"][0]["ReferencedSOPInstanceUID"]
+                    ]
                     assert tags["StudyInstanceUID"] == source.StudyInstanceUID
                     assert tags["PatientID"] == source.PatientID
             assert len(told_of) == expected
@@ -78,13 +98,27 @@ def test_xrays_in_results_out_once(
         sent(peer, node, files)
         sent(peer, node, objects)
         counts = node.wait_done(12 + len(objects))
-        assert counts["instances"] == {"received": 0, "analysed": 12, "not_analysed": len(objects), "failed": 0}
-        assert counts["deliveries"] == {"owed": 0, "stored": len(objects), "committed": 0, "refused": 0}
+        assert counts["instances"] == {
+            "received": 0,
+            "analysed": 12,
+            "not_analysed": len(objects),
+            "failed": 0,
+        }
+        assert counts["deliveries"] == {
+            "owed": 0,
+            "stored": len(objects),
+            "committed": 0,
+            "refused": 0,
+        }
         assert orthanc.instances().keys() == held.keys()
 
 
 def test_kills_lose_nothing_and_double_nothing(
-    peer: Callable[[str], str], orthanc: Orthanc, xrays: list[Path], tmp_path: Path, free_port: Callable[[], int]
+    peer: Callable[[str], str],
+    orthanc: Orthanc,
+    xrays: list[Path],
+    tmp_path: Path,
+    free_port: Callable[[], int],
 ) -> None:
     """kill -9 of each role in turn and of serve itself while 50 images flow."""
     node = Node(tmp_path / "node", free_port(), peers=PEERS, destinations=[orthanc.destination()])
@@ -102,9 +136,13 @@ def test_kills_lose_nothing_and_double_nothing(
     sender.start()
     for number, role in enumerate(("receive", "analyse", "deliver"), start=1):
         wait_until("images flow", lambda wanted=10 * number: len(acknowledged) >= wanted)
-        os.kill(wait_until(f"a {role} process", lambda role=role: node.role_pid(role)), signal.SIGKILL)
+        os.kill(
+            wait_until(f"a {role} process", lambda role=role: node.role_pid(role)), signal.SIGKILL
+        )
     wait_until("images flow", lambda: len(acknowledged) >= 40)
-    roles = [Path(f"/proc/{pid}") for pid in map(node.role_pid, ("receive", "analyse", "deliver")) if pid]
+    roles = [
+        Path(f"/proc/{pid}") for pid in map(node.role_pid, ("receive", "analyse", "deliver")) if pid
+    ]
     node.stop(signal.SIGKILL)
     wait_until("the roles die with serve", lambda: not any(role.exists() for role in roles))
     node.start()
@@ -118,7 +156,9 @@ def test_kills_lose_nothing_and_double_nothing(
     told_of = Counter(
         (
             tags["Modality"],
-            tags["ReferencedSeriesSequence"][0]["ReferencedInstanceSequence"][0]["ReferencedSOPInstanceUID"],
+            tags["ReferencedSeriesSequence"][0]["ReferencedInstanceSequence"][0][
+                "ReferencedSOPInstanceUID"
+            ],
         )
         for tags in orthanc.instances().values()
     )
@@ -130,7 +170,12 @@ def test_an_archive_that_is_down_gets_everything_when_it_is_back(
     peer: Callable[[str], str], xrays: list[Path], tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     archive = Orthanc(peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port()))
-    with Node(tmp_path / "node", free_port(), peers=PEERS, destinations=[archive.destination(results=["SC"])]) as node:
+    with Node(
+        tmp_path / "node",
+        free_port(),
+        peers=PEERS,
+        destinations=[archive.destination(results=["SC"])],
+    ) as node:
         sent(peer, node, xrays[:2])
         wait_until("both are analysed", lambda: node.status()["instances"]["analysed"] == 2)
         assert node.status()["deliveries"]["owed"] == 2
@@ -140,7 +185,9 @@ def test_an_archive_that_is_down_gets_everything_when_it_is_back(
 
 
 @pytest.mark.parametrize("role", ["receive", "analyse", "deliver"])
-def test_sigterm_ends_a_role_alone_cleanly(role: str, tmp_path: Path, free_port: Callable[[], int]) -> None:
+def test_sigterm_ends_a_role_alone_cleanly(
+    role: str, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
     node = Node(tmp_path / "node", free_port())
     node.write_settings()
     process = subprocess.Popen(
@@ -169,17 +216,31 @@ def test_no_patients_string_reaches_a_log(
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for keyword in ("PatientName", "PatientID", "StudyDescription", "PatientComments", "InstitutionName"):
+            for keyword in (
+                "PatientName",
+                "PatientID",
+                "StudyDescription",
+                "PatientComments",
+                "InstitutionName",
+            ):
                 setattr(dataset, keyword, HOSTILE)
             if number == 1:  # values that break their VR's rules: what parsers like to quote
-                for keyword in ("BodyPartExamined", "PatientSex", "PatientBirthDate", "StudyTime", "ViewPosition"):
+                for keyword in (
+                    "BodyPartExamined",
+                    "PatientSex",
+                    "PatientBirthDate",
+                    "StudyTime",
+                    "ViewPosition",
+                ):
                     setattr(dataset, keyword, HOSTILE)
             path = tmp_path / f"{number}.dcm"
             dataset.save_as(path)
         if cut:
             path.write_bytes(path.read_bytes()[:cut])
         files.append(path)
-    with Node(tmp_path / "node", free_port(), inbox=str(tmp_path / "inbox"), destinations=[]) as node:
+    with Node(
+        tmp_path / "node", free_port(), inbox=str(tmp_path / "inbox"), destinations=[]
+    ) as node:
         sent_over_network = storescu(peer("storescu"), node, files[:2], "-xy")
         assert sent_over_network.returncode == 0, sent_over_network.stderr
         (tmp_path / "inbox" / "truncated.dcm").write_bytes(files[2].read_bytes())
@@ -195,7 +256,11 @@ def test_no_patients_string_reaches_a_log(
 
 
 def test_a_full_disk_is_answered_and_survived(
-    peer: Callable[[str], str], xrays: list[Path], tmp_path: Path, free_port: Callable[[], int], small_disk: Path
+    peer: Callable[[str], str],
+    xrays: list[Path],
+    tmp_path: Path,
+    free_port: Callable[[], int],
+    small_disk: Path,
 ) -> None:
     """0xA700 while there is no room; everything acknowledged arrives; room again: all goes on."""
     outbox = tmp_path / "outbox"

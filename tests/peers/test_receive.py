@@ -26,13 +26,13 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dsutils import decode
 
-from daemon import direct, intake, listener, scp
 from daemon.config import Config, Peer, Retention
+from daemon.deliver.courier import send
 from daemon.ledger import Ledger
-from daemon.peers import Caller, Gate
-from daemon.schema import instances
-from daemon.scp import Receiver
-from daemon.scu import send
+from daemon.ledger.schema import instances
+from daemon.receive import direct, intake, listener, scp
+from daemon.receive.access import Caller, Gate
+from daemon.receive.scp import Receiver
 from daemon.spool import Spool
 from tests.waiting import wait_until
 
@@ -62,7 +62,9 @@ class Node:
         self.spool = Spool(self.config.spool)
         self.receiver = Receiver(self.config, self.ledger, self.spool)
         self.running = False
-        self.sockets: list[socket.socket] = []  # pynetdicom leaves an SCU's open when its peer was quicker
+        self.sockets: list[
+            socket.socket
+        ] = []  # pynetdicom leaves an SCU's open when its peer was quicker
 
     def start(self) -> None:
         self.receiver.start()
@@ -86,11 +88,15 @@ class Node:
         entity = AE(calling)
         for sop_class in (CR, SC):
             entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
-        keep = [(evt.EVT_CONN_OPEN, lambda event: self.sockets.append(event.assoc.dul.socket.socket))]
+        keep = [
+            (evt.EVT_CONN_OPEN, lambda event: self.sockets.append(event.assoc.dul.socket.socket))
+        ]
         return entity.associate("127.0.0.1", self.port, ae_title=called, evt_handlers=keep)
 
     def connect(self, address: str = "127.0.0.1") -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S, source_address=(address, 0))
+        return socket.create_connection(
+            ("127.0.0.1", self.port), timeout=DEADLINE_S, source_address=(address, 0)
+        )
 
 
 @pytest.fixture
@@ -110,7 +116,9 @@ def start(tmp_path: Path, free_port: FreePort) -> Iterator[Callable[..., Node]]:
         node.ledger.close()
 
 
-def image(sop_instance_uid: str = "1.2.3.4", sop_class_uid: str = CR, size_bytes: int = 100) -> Dataset:
+def image(
+    sop_instance_uid: str = "1.2.3.4", sop_class_uid: str = CR, size_bytes: int = 100
+) -> Dataset:
     dataset = Dataset()
     dataset.SOPClassUID = UID(sop_class_uid)
     dataset.SOPInstanceUID = UID(sop_instance_uid)
@@ -126,7 +134,9 @@ def store(node: Node, *datasets: Dataset, priority: int = 0) -> list[int | None]
     """C-STORE each on one association; None where no status came."""
     association = node.associate()
     assert association.is_established
-    statuses = [association.send_c_store(dataset, priority=priority).get("Status") for dataset in datasets]
+    statuses = [
+        association.send_c_store(dataset, priority=priority).get("Status") for dataset in datasets
+    ]
     association.release()
     return statuses
 
@@ -147,8 +157,20 @@ def siim(data: Path, count: int) -> dict[str, list[Path]]:
     return {syntax: paths[:count] for syntax, paths in found.items()}
 
 
-def storescu(peer: Program, node: Node, files: list[Path], *options: str) -> subprocess.CompletedProcess[str]:
-    command = [peer("storescu"), "-v", "-aet", "XRAY1", "-aec", "PLEURA", *options, "127.0.0.1", str(node.port)]
+def storescu(
+    peer: Program, node: Node, files: list[Path], *options: str
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        peer("storescu"),
+        "-v",
+        "-aet",
+        "XRAY1",
+        "-aec",
+        "PLEURA",
+        *options,
+        "127.0.0.1",
+        str(node.port),
+    ]
     return subprocess.run([*command, *map(str, files)], capture_output=True, text=True, timeout=60)
 
 
@@ -156,7 +178,9 @@ def test_dcmtk_sends_real_images_and_each_is_there_as_it_was_sent(
     start: Callable[..., Node], peer: Program, data: Path
 ) -> None:
     node = start()
-    echo = subprocess.run([peer("echoscu"), "-aec", "PLEURA", "127.0.0.1", str(node.port)], timeout=60)
+    echo = subprocess.run(
+        [peer("echoscu"), "-aec", "PLEURA", "127.0.0.1", str(node.port)], timeout=60
+    )
     assert echo.returncode == 0
     files = siim(data, 2)
     for syntax, option in ((JPEG, "-xy"), (JPEG_LS, "-xt")):
@@ -168,15 +192,25 @@ def test_dcmtk_sends_real_images_and_each_is_there_as_it_was_sent(
     for row, path in zip(rows, [*files[JPEG], *files[JPEG_LS]], strict=True):
         source, kept = dcmread(path), dcmread(node.spool.path(row["spool_name"]))
         assert kept == source
-        assert kept.file_meta.TransferSyntaxUID == source.file_meta.TransferSyntaxUID == row["transfer_syntax_uid"]
-        assert kept.file_meta.MediaStorageSOPInstanceUID == source.SOPInstanceUID == row["sop_instance_uid"]
+        assert (
+            kept.file_meta.TransferSyntaxUID
+            == source.file_meta.TransferSyntaxUID
+            == row["transfer_syntax_uid"]
+        )
+        assert (
+            kept.file_meta.MediaStorageSOPInstanceUID
+            == source.SOPInstanceUID
+            == row["sop_instance_uid"]
+        )
         assert kept.file_meta.MediaStorageSOPClassUID == SC == row["sop_class_uid"]
         assert kept.file_meta.SourceApplicationEntityTitle == row["calling_ae_title"] == "XRAY1"
         assert (row["origin"], row["state"], row["priority"]) == ("dimse", "received", 1)
         assert row["size_bytes"] == node.spool.path(row["spool_name"]).stat().st_size
 
 
-def test_every_file_of_the_receiving_side_is_taken_byte_for_byte(start: Callable[..., Node], data: Path) -> None:
+def test_every_file_of_the_receiving_side_is_taken_byte_for_byte(
+    start: Callable[..., Node], data: Path
+) -> None:
     node = start()
     files = sorted((data / "node").glob("*.dcm"))
     sent = list(send(files, ("127.0.0.1", node.port), "PLEURA", "MODALITY"))
@@ -190,7 +224,12 @@ def test_every_file_of_the_receiving_side_is_taken_byte_for_byte(start: Callable
 
 
 def test_who_is_not_known_is_rejected_with_the_reason_that_fits(start: Callable[..., Node]) -> None:
-    node = start(peers=(Peer(ae_title="TESTER", host="localhost"), Peer(ae_title="ELSEWHERE", host="192.0.2.7")))
+    node = start(
+        peers=(
+            Peer(ae_title="TESTER", host="localhost"),
+            Peer(ae_title="ELSEWHERE", host="192.0.2.7"),
+        )
+    )
     assert rejection(node.associate(called="SOMEONE")) == (1, 1, 7)
     assert rejection(node.associate(calling="STRANGER")) == (1, 1, 3)
     assert rejection(node.associate(calling="ELSEWHERE")) == (1, 1, 1)
@@ -202,7 +241,10 @@ def test_with_no_peers_named_only_this_machine_may_associate() -> None:
     assert isinstance(gate.admit("PLEURA", "ANY", "127.0.0.1"), Caller)
     assert isinstance(gate.admit("PLEURA", "ANY", "::ffff:127.0.0.1"), Caller)
     assert gate.admit("PLEURA", "ANY", "192.0.2.7") == (1, 1, 1)
-    named = Gate("PLEURA", (Peer(ae_title="A", host="192.0.2.7"), Peer(ae_title="B"), Peer(ae_title="A", host="::1")))
+    named = Gate(
+        "PLEURA",
+        (Peer(ae_title="A", host="192.0.2.7"), Peer(ae_title="B"), Peer(ae_title="A", host="::1")),
+    )
     assert isinstance(named.admit("PLEURA", "A", "::ffff:192.0.2.7"), Caller)
     assert isinstance(named.admit("PLEURA", "A", "::1"), Caller)
     assert isinstance(named.admit("PLEURA", "B", "198.51.100.1"), Caller)
@@ -210,7 +252,9 @@ def test_with_no_peers_named_only_this_machine_may_associate() -> None:
 
 
 def test_urgency_is_the_message_s_then_the_peer_s(start: Callable[..., Node]) -> None:
-    node = start(peers=(Peer(ae_title="TESTER", priority="routine"), Peer(ae_title="ER", priority="stat")))
+    node = start(
+        peers=(Peer(ae_title="TESTER", priority="routine"), Peer(ae_title="ER", priority="stat"))
+    )
     for priority in (0, 1, 2):
         assert store(node, image(), priority=priority) == [0x0000]
     association = node.associate(calling="ER")
@@ -219,7 +263,9 @@ def test_urgency_is_the_message_s_then_the_peer_s(start: Callable[..., Node]) ->
     assert [row["priority"] for row in node.rows()] == [1, 0, 2, 0]
 
 
-@pytest.mark.parametrize("uid", ["../../etc/cron.d/x", "1." * 33 + "1", "1.2\n2026 ERROR forged", "ID_44e8b2bbe"])
+@pytest.mark.parametrize(
+    "uid", ["../../etc/cron.d/x", "1." * 33 + "1", "1.2\n2026 ERROR forged", "ID_44e8b2bbe"]
+)
 def test_a_hostile_instance_uid_is_refused_and_forges_nothing(
     start: Callable[..., Node], caplog: pytest.LogCaptureFixture, uid: str
 ) -> None:
@@ -236,18 +282,25 @@ def test_a_class_that_is_not_the_context_s_is_refused(start: Callable[..., Node]
     association = node.associate()
     dataset = image(sop_class_uid=SC)
     by_class = {context.abstract_syntax: context for context in association.accepted_contexts}
-    by_class[CR].abstract_syntax, by_class[SC].abstract_syntax = UID(SC), UID(CR)  # lie about what was negotiated
+    by_class[CR].abstract_syntax, by_class[SC].abstract_syntax = (
+        UID(SC),
+        UID(CR),
+    )  # lie about what was negotiated
     assert association.send_c_store(dataset).Status == 0x0122
     association.release()
     assert list(node.spool.names()) == []
 
 
-def test_no_room_is_answered_0xa700_and_healed_by_room(start: Callable[..., Node], tmp_path: Path) -> None:
+def test_no_room_is_answered_0xa700_and_healed_by_room(
+    start: Callable[..., Node], tmp_path: Path
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(small)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(small)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("this environment forbids mounting")
     try:
@@ -327,7 +380,9 @@ def test_arrivals_that_wait_together_share_a_commit(
     monkeypatch.setattr(node.ledger, "receive", slow)
     with ThreadPoolExecutor(6) as senders:
         answers = [senders.submit(store, node, image(f"1.2.{number}")) for number in range(6)]
-        wait_until("all six wait for a commit", lambda: len(list(node.spool.names())) == 6 and groups)
+        wait_until(
+            "all six wait for a commit", lambda: len(list(node.spool.names())) == 6 and groups
+        )
         time.sleep(0.1)
         assert not any(answer.done() for answer in answers)  # durable bytes alone are no success
         go.set()
@@ -368,7 +423,9 @@ class Resources:
     """Threads and file descriptors of this process now, when no association is open."""
 
     def __init__(self, node: Node, threads: int) -> None:
-        assert store(node, image("1.2.1")) == [0x0000]  # the ledger's connections are open from now on
+        assert store(node, image("1.2.1")) == [
+            0x0000
+        ]  # the ledger's connections are open from now on
         self.threads = threads
         wait_until("threads end", lambda: threading.active_count() <= threads)
         self.descriptors = self._open()
@@ -381,7 +438,9 @@ class Resources:
         return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def associate_rq(calling: bytes, sop_class_uid: str = "1.2.840.10008.1.1", maximum_pdu_bytes: int = 16384) -> bytes:
+def associate_rq(
+    calling: bytes, sop_class_uid: str = "1.2.840.10008.1.1", maximum_pdu_bytes: int = 16384
+) -> bytes:
     """An A-ASSOCIATE-RQ (PS3.8 9.3.2) for one class in Implicit VR Little Endian, its calling AE title as given."""
 
     def item(kind: int, body: bytes) -> bytes:
@@ -399,7 +458,9 @@ Pdv = tuple[int, bytes]
 
 
 def p_data(*pdvs: Pdv, context_id: int = 1) -> bytes:
-    body = b"".join(struct.pack(">LBB", len(value) + 2, context_id, flags) + value for flags, value in pdvs)
+    body = b"".join(
+        struct.pack(">LBB", len(value) + 2, context_id, flags) + value for flags, value in pdvs
+    )
     return struct.pack(">BBL", 4, 0, len(body)) + body
 
 
@@ -413,13 +474,17 @@ def c_store(sop_instance_uid: str = "1.2.3.40", sop_class_uid: str = CR, **other
         0x0800: b"\x01\0",
         0x1000: sop_instance_uid.encode(),
     } | {int(name[1:], 16): value for name, value in other.items()}
-    return b"".join(struct.pack("<HHL", 0, number, len(value)) + value for number, value in elements.items())
+    return b"".join(
+        struct.pack("<HHL", 0, number, len(value)) + value for number, value in elements.items()
+    )
 
 
 class RawSender:
     """An association of its own making, for messages that no toolkit would send."""
 
-    def __init__(self, node: Node, maximum_pdu_bytes: int = 16384, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, node: Node, maximum_pdu_bytes: int = 16384, address: str = "127.0.0.1"
+    ) -> None:
         self.socket = node.connect(address)
         self.socket.sendall(associate_rq(b"TESTER", CR, maximum_pdu_bytes))
         assert self.answer()[0] == 0x02
@@ -436,7 +501,11 @@ class RawSender:
     def answer(self) -> tuple[int, bytes]:
         """The next PDU's type and body; type 0 at the end of the connection."""
         header = self._exactly(6)
-        return (header[0], self._exactly(int.from_bytes(header[2:], "big"))) if len(header) == 6 else (0, b"")
+        return (
+            (header[0], self._exactly(int.from_bytes(header[2:], "big")))
+            if len(header) == 6
+            else (0, b"")
+        )
 
     def status(self) -> int:
         """Of the next response; -1 when the association ends instead."""
@@ -469,8 +538,16 @@ WHOLE = {
         p_data((DATA, BODY[1000:3001]), (DATA, BODY[3001:5000])),
         p_data((DATA | LAST, BODY[5000:])),
     ],
-    "an empty last fragment": [p_data((COMMAND | LAST, c_store()), (DATA, BODY)), p_data((DATA | LAST, b""))],
-    "empty PDUs": [p_data(), p_data((COMMAND | LAST, c_store())), p_data(), p_data((DATA | LAST, BODY))],
+    "an empty last fragment": [
+        p_data((COMMAND | LAST, c_store()), (DATA, BODY)),
+        p_data((DATA | LAST, b"")),
+    ],
+    "empty PDUs": [
+        p_data(),
+        p_data((COMMAND | LAST, c_store())),
+        p_data(),
+        p_data((DATA | LAST, BODY)),
+    ],
     "a command in two fragments": [
         p_data((COMMAND, c_store()[:50])),
         p_data((COMMAND | LAST, c_store()[50:])),
@@ -510,7 +587,10 @@ def test_a_message_is_taken_however_it_is_cut_up(start: Callable[..., Node], how
         assert row["size_bytes"] == len(kept)
         meta = dcmread(BytesIO(kept), stop_before_pixels=True, force=True).file_meta
         assert (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID) == (CR, "1.2.3.40")
-        assert (meta.TransferSyntaxUID, meta.SourceApplicationEntityTitle) == ("1.2.840.10008.1.2", "TESTER")
+        assert (meta.TransferSyntaxUID, meta.SourceApplicationEntityTitle) == (
+            "1.2.840.10008.1.2",
+            "TESTER",
+        )
         assert meta.FileMetaInformationVersion == b"\0\1"
         assert meta.ImplementationVersionName.startswith("PLEURA")
         assert len(kept) == 144 + meta.FileMetaInformationGroupLength + len(BODY)
@@ -539,15 +619,23 @@ def test_what_is_left_to_pynetdicom_gets_there_whole_however_its_command_is_cut_
     """Such as a C-STORE-RQ without a priority (PS3.7 9.3.1.1 wants one), which is stored all the same."""
     node = start()
     odd = c_store().replace(struct.pack("<HHLH", 0, 0x0700, 2, 0), b"")
-    parts = [odd[at : at + max(1, len(odd) // pieces)] for at in range(0, len(odd), max(1, len(odd) // pieces))]
+    parts = [
+        odd[at : at + max(1, len(odd) // pieces)]
+        for at in range(0, len(odd), max(1, len(odd) // pieces))
+    ]
     with RawSender(node) as sender:
         for _ in range(2):
-            sender.send(*(p_data((COMMAND, part)) for part in parts[:-1]), p_data((COMMAND | LAST, parts[-1])))
+            sender.send(
+                *(p_data((COMMAND, part)) for part in parts[:-1]),
+                p_data((COMMAND | LAST, parts[-1])),
+            )
             sender.send(p_data((DATA | LAST, BODY)))
             assert sender.status() == 0x0000
             sender.send(*WHOLE["one PDU"])
             assert sender.status() == 0x0000
-        sender.send(p_data((COMMAND, c_store()[:50])), b"\x05\0\0\0\0\x04\0\0\0\0")  # in the middle of one
+        sender.send(
+            p_data((COMMAND, c_store()[:50])), b"\x05\0\0\0\0\x04\0\0\0\0"
+        )  # in the middle of one
         assert sender.answer()[0] in (0x06, 0x07)
     assert len(node.rows()) == 4
     assert all(node.spool.read(row["spool_name"]).endswith(BODY) for row in node.rows())
@@ -557,13 +645,18 @@ UNBOUNDED = {
     "a command set without an end": [p_data((COMMAND, bytes(1000)))] * 100,
     "a command set of nothing": [p_data((COMMAND, b""))] * 10_000,
     "a data set inside a command set": [p_data((COMMAND, c_store()[:50]), (DATA, b""))],
-    "a command set on two contexts": [p_data((COMMAND, c_store()[:50])), p_data((COMMAND, b""), context_id=3)],
+    "a command set on two contexts": [
+        p_data((COMMAND, c_store()[:50])),
+        p_data((COMMAND, b""), context_id=3),
+    ],
     "a data set before its command set": [p_data((DATA, b""))],
 }
 
 
 @pytest.mark.parametrize("how", UNBOUNDED)
-def test_what_would_be_collected_in_memory_ends_the_association(start: Callable[..., Node], how: str) -> None:
+def test_what_would_be_collected_in_memory_ends_the_association(
+    start: Callable[..., Node], how: str
+) -> None:
     node = start()
     with RawSender(node) as sender:
         with contextlib.suppress(ConnectionError):  # ended before all was said
@@ -597,7 +690,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_what_does_not_become_whole_leaves_nothing(start: Callable[..., Node], tmp_path: Path, how: str) -> None:
+def test_what_does_not_become_whole_leaves_nothing(
+    start: Callable[..., Node], tmp_path: Path, how: str
+) -> None:
     node = start()
     big = p_data((DATA, b"\0" * 500_000))
     with RawSender(node) as sender:
@@ -614,7 +709,9 @@ def test_what_does_not_become_whole_leaves_nothing(start: Callable[..., Node], t
 
 
 @pytest.mark.usefixtures("way")
-def test_messages_of_all_kinds_follow_one_another_on_an_association(start: Callable[..., Node]) -> None:
+def test_messages_of_all_kinds_follow_one_another_on_an_association(
+    start: Callable[..., Node],
+) -> None:
     node = start()
     entity = AE("TESTER")
     entity.add_requested_context(CR, ExplicitVRLittleEndian)
@@ -704,8 +801,12 @@ HOSTILE = {
     "data first": b"\x04\x00\x00\x00\x00\x0a" + b"\x00\x00\x00\x06\x01\x03abcd",
     "forged line": associate_rq(b"X\n2026 ERROR me"),
     "foreign letters": associate_rq("Müller".encode()),
-    "empty command": associate_rq(b"TESTER") + b"\x04\x00\x00\x00\x00\x06" + b"\x00\x00\x00\x02\x01\x03",
-    "unknown context": associate_rq(b"TESTER") + b"\x04\x00\x00\x00\x00\x08" + b"\x00\x00\x00\x04\xff\x00\0\0",
+    "empty command": associate_rq(b"TESTER")
+    + b"\x04\x00\x00\x00\x00\x06"
+    + b"\x00\x00\x00\x02\x01\x03",
+    "unknown context": associate_rq(b"TESTER")
+    + b"\x04\x00\x00\x00\x00\x08"
+    + b"\x00\x00\x00\x04\xff\x00\0\0",
     "released twice": associate_rq(b"TESTER") + b"\x05\x00\x00\x00\x00\x04\0\0\0\0" * 2,
 }
 
@@ -742,7 +843,9 @@ def test_whatever_bytes_come_honest_senders_get_through_and_nothing_leaks(
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
-def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(start: Callable[..., Node]) -> None:
+def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(
+    start: Callable[..., Node],
+) -> None:
     threads = threading.active_count() + OF_A_NODE
     node = start()
     resources = Resources(node, threads)
@@ -763,9 +866,13 @@ def large_request() -> bytes:
     def item(kind: int, body: bytes) -> bytes:
         return struct.pack(">BBH", kind, 0, len(body)) + body
 
-    syntaxes = b"".join(item(0x40, f"1.2.840.10008.1.2.4.{number}".encode()) for number in range(45))
+    syntaxes = b"".join(
+        item(0x40, f"1.2.840.10008.1.2.4.{number}".encode()) for number in range(45)
+    )
     context = item(0x30, CR.encode()) + syntaxes
-    contexts = b"".join(item(0x20, bytes([number, 0, 0, 0]) + context) for number in range(1, 256, 2))
+    contexts = b"".join(
+        item(0x20, bytes([number, 0, 0, 0]) + context) for number in range(1, 256, 2)
+    )
     usual = associate_rq(b"TESTER")
     head, user = usual[6:99], usual[usual.index(b"\x50\0\0") :]
     body = head + contexts + user
@@ -773,7 +880,9 @@ def large_request() -> bytes:
 
 
 @pytest.mark.parametrize("said", [associate_rq(b"TESTER"), large_request()], ids=["usual", "large"])
-def test_a_request_in_pieces_is_no_association_before_it_is_whole(start: Callable[..., Node], said: bytes) -> None:
+def test_a_request_in_pieces_is_no_association_before_it_is_whole(
+    start: Callable[..., Node], said: bytes
+) -> None:
     threads = threading.active_count() + OF_A_NODE
     node = start()
     with node.connect() as connection:
@@ -789,7 +898,8 @@ def test_a_request_in_pieces_is_no_association_before_it_is_whole(start: Callabl
 
 
 ENDED_AT_ONCE = {
-    "a rejected request and half a PDU": associate_rq(b"TESTER").replace(b"PLEURA", b"NOBODY") + b"\x04",
+    "a rejected request and half a PDU": associate_rq(b"TESTER").replace(b"PLEURA", b"NOBODY")
+    + b"\x04",
     "no valid request and half a PDU": b"\x01\0\0\0\0\x04abcd\x04",
     "no valid request": b"\x01\0\0\0\0\x04abcd",
     "no request": b"GET / HTTP/1.1\r\n",
@@ -823,7 +933,12 @@ def test_a_silent_crowd_from_one_address_is_its_own_rival(start: Callable[..., N
 def test_requests_that_nobody_waits_for_lie_with_their_sender(start: Callable[..., Node]) -> None:
     """Read before they can be served, they would be Python objects in our memory, of any number."""
     echo = bytes.fromhex("0400000000500000004c0103") + struct.pack("<HHLL", 0, 0, 4, 62)
-    for number, value in ((2, b"1.2.840.10008.1.1\0"), (0x100, b"\x30\0"), (0x110, b"\1\0"), (0x800, b"\1\1")):
+    for number, value in (
+        (2, b"1.2.840.10008.1.1\0"),
+        (0x100, b"\x30\0"),
+        (0x110, b"\1\0"),
+        (0x800, b"\1\1"),
+    ):
         echo += struct.pack("<HHL", 0, number, len(value)) + value
     echo = echo[:2] + struct.pack(">LL", len(echo) - 6, len(echo) - 10) + echo[10:]
     node = start()
@@ -839,16 +954,22 @@ def test_requests_that_nobody_waits_for_lie_with_their_sender(start: Callable[..
     assert max(waiting) <= 1
 
 
-def test_a_message_that_never_ends_is_cut_off(start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_never_ends_is_cut_off(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listener, "_MESSAGE_LIMIT_BYTES", 1_000_000)
     node = start()
-    assert store(node, *[image("1.2.1", size_bytes=600_000)] * 3) == [0x0000] * 3  # the bound is for one message
+    assert (
+        store(node, *[image("1.2.1", size_bytes=600_000)] * 3) == [0x0000] * 3
+    )  # the bound is for one message
     assert store(node, image("1.2.2", size_bytes=3_000_000)) == [None]
     assert {row["sop_instance_uid"] for row in node.rows()} == {"1.2.1"}
     assert store(node, image("1.2.3")) == [0x0000]
 
 
-ODD = c_store().replace(struct.pack("<HHLH", 0, 0x0700, 2, 0), b"")  # without a priority: left to pynetdicom
+ODD = c_store().replace(
+    struct.pack("<HHLH", 0, 0x0700, 2, 0), b""
+)  # without a priority: left to pynetdicom
 REPORT = c_store(E0100=b"\x00\x01", E1002=b"\1\0")  # an N-EVENT-REPORT-RQ (PS3.7 E.1-1)
 MEGABYTE = p_data((DATA, bytes(1_000_000)))
 
@@ -859,12 +980,17 @@ def test_only_a_c_store_may_be_large(start: Callable[..., Node]) -> None:
     node = start()
     for command in (c_store(), ODD):
         with RawSender(node) as sender:
-            sender.send(p_data((COMMAND | LAST, command)), *[MEGABYTE] * 6, p_data((DATA | LAST, BODY)))
+            sender.send(
+                p_data((COMMAND | LAST, command)), *[MEGABYTE] * 6, p_data((DATA | LAST, BODY))
+            )
             assert sender.status() == 0x0000
     for begun in (p_data((COMMAND | LAST, REPORT)), p_data((COMMAND, REPORT))):
         with RawSender(node) as sender:
             with contextlib.suppress(ConnectionError):  # ended before all was said
-                sender.send(begun, *[MEGABYTE if begun[11] & LAST else p_data((COMMAND, bytes(1_000_000)))] * 6)
+                sender.send(
+                    begun,
+                    *[MEGABYTE if begun[11] & LAST else p_data((COMMAND, bytes(1_000_000)))] * 6,
+                )
             assert sender.answer()[0] in (0x07, 0x00)
 
 

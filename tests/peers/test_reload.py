@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
+from daemon.deliver.courier import send
 from daemon.ledger import Ledger
-from daemon.scu import send
 from inference import package
 from tests.peers.harness import Node
 from tests.waiting import wait_until
@@ -30,7 +30,9 @@ class Running:
             path.chmod(0o600)
         self.outbox, self._folder = folder / "outbox", folder
         outbox = {"name": "outbox", "folder": str(self.outbox), "results": ["SC"]}
-        self.node = Node(folder / "node", port, model=str(self.package), device="cpu", destinations=[outbox])
+        self.node = Node(
+            folder / "node", port, model=str(self.package), device="cpu", destinations=[outbox]
+        )
         self._sent = 0
 
     def change(self, version: str) -> None:
@@ -58,8 +60,12 @@ class Running:
         self.node.wait_done(self._sent)
         (row,) = Ledger.existing(str(self.node.settings["ledger"])).history(uid)
         results = [dcmread(path) for path in self.outbox.glob("*.dcm")]
-        (overlay,) = [one for one in results if one.SourceImageSequence[0].ReferencedSOPInstanceUID == uid]
-        return str(row["model"]).split()[1], str(overlay.ContributingEquipmentSequence[0].SoftwareVersions)
+        (overlay,) = [
+            one for one in results if one.SourceImageSequence[0].ReferencedSOPInstanceUID == uid
+        ]
+        return str(row["model"]).split()[1], str(
+            overlay.ContributingEquipmentSequence[0].SoftwareVersions
+        )
 
 
 @pytest.fixture
@@ -84,9 +90,13 @@ def test_a_changed_package_is_taken_into_service_and_a_broken_one_is_not(running
         weights.write_bytes(weights.read_bytes()[:-1])
         running.change("7.0.2")
         running.hang_up()
-        wait_until("the new model is refused", lambda: "the new model cannot serve" in running.log())
+        wait_until(
+            "the new model is refused", lambda: "the new model cannot serve" in running.log()
+        )
         assert running.version_for_a_new_image()[0] == "7.0.1"
-        (line,) = [line for line in running.log().splitlines() if "the new model cannot serve" in line]
+        (line,) = [
+            line for line in running.log().splitlines() if "the new model cannot serve" in line
+        ]
         assert " ERROR " in line
         assert "weights.safetensors" in line
         assert "7.0.1" in line
@@ -100,7 +110,9 @@ def test_a_reload_in_the_middle_of_work_loses_nothing(running: Running) -> None:
         path = running.package.parent / "sent.dcm"
         for number in range(12):
             dataset = dcmread(phantom.write(phantom.draw(number, False, 256), path))
-            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = (
+                f"1.2.3.{number}"
+            )
             dataset.save_as(path)
             (answer,) = send([path], ("127.0.0.1", node.port), "PLEURA", "MODALITY")
             assert answer.ok
@@ -108,7 +120,12 @@ def test_a_reload_in_the_middle_of_work_loses_nothing(running: Running) -> None:
                 running.change("7.0.1")
                 running.hang_up()
         counts = node.wait_done(12)
-        assert counts["instances"] == {"received": 0, "analysed": 12, "not_analysed": 0, "failed": 0}
+        assert counts["instances"] == {
+            "received": 0,
+            "analysed": 12,
+            "not_analysed": 0,
+            "failed": 0,
+        }
         wait_until("the new model serves", lambda: "the model in service is now" in running.log())
 
 

@@ -17,10 +17,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGBaseline8Bit
 
+from daemon.commands.verify import verify
 from daemon.config import load
 from daemon.ledger import Ledger
 from daemon.spool import Spool
-from daemon.verify import verify
 from tests.conftest import missing
 from tests.peers.harness import Node, Orthanc
 from tests.postgres import Postgres, binaries
@@ -46,7 +46,11 @@ class Network:
         ip("netns", "add", host.name)
         ip("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", host.name)
         ip("link", "set", host.name, "master", self.name, "up")
-        for command in ("link set lo up", f"address add {host.address}/24 dev eth0", "link set eth0 up"):
+        for command in (
+            "link set lo up",
+            f"address add {host.address}/24 dev eth0",
+            "link set eth0 up",
+        ):
             ip("-n", host.name, *command.split())
         return host
 
@@ -85,7 +89,9 @@ def ip(*arguments: str) -> str:
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    network = Network(f"pl{secrets.token_hex(3)}", f"10.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}")
+    network = Network(
+        f"pl{secrets.token_hex(3)}", f"10.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
+    )
     try:
         ip("link", "add", network.name, "type", "bridge")
         ip("address", "add", f"{network.address}/24", "dev", network.name)
@@ -141,10 +147,18 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
                 acknowledged.append(path)
 
         def sent(program: str, host: Host, path: Path) -> bool:
-            baseline = dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+            baseline = (
+                dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID
+                == JPEGBaseline8Bit
+            )
             options = ["-to", "3", "-xy" if baseline else "-xt", "-aec", "PLEURA", "-aet", "XRAY1"]
             command = [program, *options, host.address, str(PORT), str(path)]
-            done = subprocess.run(command, capture_output=True, env=os.environ | {"TCP_NODELAY": "1"}).returncode == 0
+            done = (
+                subprocess.run(
+                    command, capture_output=True, env=os.environ | {"TCP_NODELAY": "1"}
+                ).returncode
+                == 0
+            )
             if done and host is hosts[1]:
                 on_the_second.append(path)
             return done
@@ -162,10 +176,17 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
         for sender in senders:
             sender.join()
         counts = nodes[1].wait_done(IMAGES)
-        assert counts["instances"] == {"received": 0, "analysed": IMAGES, "not_analysed": 0, "failed": 0}
+        assert counts["instances"] == {
+            "received": 0,
+            "analysed": IMAGES,
+            "not_analysed": 0,
+            "failed": 0,
+        }
         assert counts["deliveries"] == {"owed": 0, "stored": IMAGES, "committed": 0, "refused": 0}
         told_of = Counter(
-            tags["ReferencedSeriesSequence"][0]["ReferencedInstanceSequence"][0]["ReferencedSOPInstanceUID"]
+            tags["ReferencedSeriesSequence"][0]["ReferencedInstanceSequence"][0][
+                "ReferencedSOPInstanceUID"
+            ]
             for tags in archive.instances().values()
         )
         assert len(told_of) == IMAGES

@@ -166,28 +166,41 @@ class Validators:
         assert self._complaints("dciodvfy", file) == []
         assert subprocess.run([self._peer("dcmftest"), file], capture_output=True).returncode == 0
         if kind == "SR":
-            read = subprocess.run([self._peer("dsrdump"), file], capture_output=True, text=True, errors="replace")
-            about = [line for line in read.stderr.splitlines() if not NOT_KNOWN_TO_DCMTK.match(line)]
+            read = subprocess.run(
+                [self._peer("dsrdump"), file], capture_output=True, text=True, errors="replace"
+            )
+            about = [
+                line for line in read.stderr.splitlines() if not NOT_KNOWN_TO_DCMTK.match(line)
+            ]
             assert (read.returncode, about) == (0, [])
-        checked = subprocess.run([self._peer("dcmpschk"), file], capture_output=True, text=True, errors="replace")
+        checked = subprocess.run(
+            [self._peer("dcmpschk"), file], capture_output=True, text=True, errors="replace"
+        )
         said = [line for line in (checked.stdout + checked.stderr).splitlines() if line]
         dataset = dcmread(file)
         if kind == "PR" and dataset["PatientName"].is_empty:
             # What the source lacks is not invented: PatientName is type 2 (PS3.3 C.7.1.1), but dcmpschk wants a value.
             assert said[1:-1] == ["W: patientName absent or empty in presentation state"]
-        elif dataset.get("SpecificCharacterSet") == "ISO_IR 192" and said[-1] == "W: Test failed - one or more errors.":
+        elif (
+            dataset.get("SpecificCharacterSet") == "ISO_IR 192"
+            and said[-1] == "W: Test failed - one or more errors."
+        ):
             # dcmpschk knows no UTF-8. What it objects to is text that is the source's own.
             objects = re.findall(r"Affected attribute: (\w+)", "\n".join(said))
-            assert said[1:-1].count("E: Error: Attribute value does not conform to data type definition.") == len(
-                objects
-            )
+            assert said[1:-1].count(
+                "E: Error: Attribute value does not conform to data type definition."
+            ) == len(objects)
             assert set(objects) <= set(COPIED_KEYWORDS)
         else:
             assert said == [f"W: Testing: {file}", "W: Test passed."]
 
     def _complaints(self, program: str, *files: Path) -> list[str]:
-        found = subprocess.run([self._peer(program), *files], capture_output=True, text=True, errors="replace")
-        return [line for line in (found.stdout + found.stderr).splitlines() if line.startswith("Error")]
+        found = subprocess.run(
+            [self._peer(program), *files], capture_output=True, text=True, errors="replace"
+        )
+        return [
+            line for line in (found.stdout + found.stderr).splitlines() if line.startswith("Error")
+        ]
 
 
 @pytest.fixture
@@ -224,17 +237,23 @@ def check_pixels(outcome: Outcome) -> None:
     assert np.array_equal(frames.any(axis=0), mask)
     assert not frames.all(axis=0).any()
     again = hd.seg.segread(io.BytesIO(seg.data))
-    read = again.get_pixels_by_source_instance([outcome.sop_instance_uid], ignore_spatial_locations=False)
+    read = again.get_pixels_by_source_instance(
+        [outcome.sop_instance_uid], ignore_spatial_locations=False
+    )
     assert np.array_equal(np.moveaxis(read[0], -1, 0).astype(bool), frames)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_real_sources_give_objects_that_validators_accept(name: str, data: Path, validators: Validators) -> None:
+def test_real_sources_give_objects_that_validators_accept(
+    name: str, data: Path, validators: Validators
+) -> None:
     check_all(validators, (data / name).read_bytes())
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_made_up_headers_give_objects_that_validators_accept(name: str, validators: Validators) -> None:
+def test_made_up_headers_give_objects_that_validators_accept(
+    name: str, validators: Validators
+) -> None:
     check_all(validators, made(MADE[name]))
 
 
@@ -247,7 +266,14 @@ def test_a_second_sending_changes_nothing_in_the_archive(
             for result in outcome.results:
                 files.append(tmp_path / f"{result.sop_instance_uid}.dcm")
                 files[-1].write_bytes(result.data)
-        command = [peer("dcmsend"), "-aec", orthanc.ae_title, "127.0.0.1", str(orthanc.dicom_port), *map(str, files)]
+        command = [
+            peer("dcmsend"),
+            "-aec",
+            orthanc.ae_title,
+            "127.0.0.1",
+            str(orthanc.dicom_port),
+            *map(str, files),
+        ]
         subprocess.run(command, check=True, capture_output=True)
 
     positive, negative = made(MADE["DX 16-bit"]), made({"SOPInstanceUID": "2.25.77"})
@@ -256,12 +282,18 @@ def test_a_second_sending_changes_nothing_in_the_archive(
     assert len(held) == 6
     changes = orthanc.get("/changes?last")["Last"]
     send([analysed(positive, True), analysed(negative, False)])  # built anew
-    assert {name: orthanc.file(tags["orthanc"]) for name, tags in orthanc.instances().items()} == held
+    assert {
+        name: orthanc.file(tags["orthanc"]) for name, tags in orthanc.instances().items()
+    } == held
     assert orthanc.get("/changes?last")["Last"] == changes
 
 
 def test_a_node_delivers_all_kinds_once_and_takes_them_back_in_silence(
-    peer: Callable[[str], str], orthanc: Orthanc, tiny_package: Path, tmp_path: Path, free_port: Callable[[], int]
+    peer: Callable[[str], str],
+    orthanc: Orthanc,
+    tiny_package: Path,
+    tmp_path: Path,
+    free_port: Callable[[], int],
 ) -> None:
     files = []
     for number, changes in enumerate(MADE.values()):
@@ -282,9 +314,18 @@ def test_a_node_delivers_all_kinds_once_and_takes_them_back_in_silence(
             objects.append(tmp_path / f"back-{uid}.dcm")
             objects[-1].write_bytes(orthanc.file(tags["orthanc"]))
         for option in ("-xy", "-xe"):
-            part = [path for path in objects if (b"JFIF" in path.read_bytes()[:4096]) == (option == "-xy")]
+            part = [
+                path
+                for path in objects
+                if (b"JFIF" in path.read_bytes()[:4096]) == (option == "-xy")
+            ]
             assert storescu(peer("storescu"), node, part, option, "-R").returncode == 0
         counts = node.wait_done(len(files) + len(objects))
         assert counts["instances"]["not_analysed"] == len(objects)
-        assert counts["deliveries"] == {"owed": 0, "stored": len(objects), "committed": 0, "refused": 0}
+        assert counts["deliveries"] == {
+            "owed": 0,
+            "stored": len(objects),
+            "committed": 0,
+            "refused": 0,
+        }
         assert len(orthanc.instances()) == len(objects)

@@ -20,7 +20,17 @@ from inference.radiograph import decode, parse
 from inference.results import Case
 from tests.conftest import missing, unused_port
 from tests.peers.browser import PROGRAMS, Browser
-from tests.peers.viewers import ARTEFACTS, COLOURED, IN_WEB_VIEWER, PLUGINS, Archive, Ohif, Shown, look, ohif_folder
+from tests.peers.viewers import (
+    ARTEFACTS,
+    COLOURED,
+    IN_WEB_VIEWER,
+    PLUGINS,
+    Archive,
+    Ohif,
+    Shown,
+    look,
+    ohif_folder,
+)
 from tests.unit import cases
 from training import phantom
 
@@ -46,12 +56,16 @@ class Study:
 
 
 @pytest.fixture(scope="module")
-def archive(peer: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+def archive(
+    peer: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Archive]:
     program = peer("Orthanc")
     for plugin in ("libOrthancDicomWeb.so", "libOrthancWebViewer.so"):
         if not (PLUGINS / plugin).is_file():
             missing(f"Orthanc lacks {plugin} (apt-get install orthanc-dicomweb orthanc-webviewer)")
-    with Archive(program, tmp_path_factory.mktemp("viewers"), (unused_port(), unused_port())) as server:
+    with Archive(
+        program, tmp_path_factory.mktemp("viewers"), (unused_port(), unused_port())
+    ) as server:
         yield server
 
 
@@ -95,7 +109,9 @@ def study(request: pytest.FixtureRequest, archive: Archive, tmp_path: Path) -> S
     else:
         source, mask = request.getfixturevalue("xrays")[0].read_bytes(), None
     image = decode(parse(source)[0])
-    case = cases.positive(image.header, mask=mask, pixels=image.pixels, content_digest=image.content_digest)
+    case = cases.positive(
+        image.header, mask=mask, pixels=image.pixels, content_digest=image.content_digest
+    )
     return store(archive, request.param, source, case)
 
 
@@ -104,7 +120,9 @@ def study(request: pytest.FixtureRequest, archive: Archive, tmp_path: Path) -> S
 
 def as_expected(picture: NDArray[np.floating | np.integer], shown: Shown) -> str | None:
     """Does the page show this (rows, columns[, 3]) picture? Both blurred: each scales fine detail its own way."""
-    rows, columns = (grid.ravel() for grid in np.mgrid[0 : picture.shape[0] : 7, 0 : picture.shape[1] : 7])
+    rows, columns = (
+        grid.ravel() for grid in np.mgrid[0 : picture.shape[0] : 7, 0 : picture.shape[1] : 7]
+    )
     seen, visible = shown.at(rows, columns, BLUR_PX)
     if visible.mean() < 0.7:
         return f"the viewport shows {visible.mean():.2f} of the image"
@@ -134,7 +152,11 @@ def shares(mask: NDArray[np.bool_], shown: Shown, away_px: float) -> tuple[float
 def filled(mask: NDArray[np.bool_], shown: Shown) -> str | None:
     """Is the region, and nothing else, under a colour?"""
     inside, outside = shares(mask, shown, 4)
-    return None if inside > 0.99 and outside < 0.01 else f"coloured: {inside:.3f} inside, {outside:.3f} outside"
+    return (
+        None
+        if inside > 0.99 and outside < 0.01
+        else f"coloured: {inside:.3f} inside, {outside:.3f} outside"
+    )
 
 
 def outlined(mask: NDArray[np.bool_], shown: Shown) -> str | None:
@@ -143,7 +165,10 @@ def outlined(mask: NDArray[np.bool_], shown: Shown) -> str | None:
     if inside > 0.05 or outside > 0.05:
         return f"coloured: {inside:.3f} inside, {outside:.3f} outside"
     rows, columns = np.nonzero(mask & ~ndimage.binary_erosion(mask))
-    x, y = (np.round(shown.left + columns * shown.scale_x), np.round(shown.top + rows * shown.scale_y))
+    x, y = (
+        np.round(shown.left + columns * shown.scale_x),
+        np.round(shown.top + rows * shown.scale_y),
+    )
     to_line_px = ndimage.distance_transform_edt(~shown.coloured())[y.astype(int), x.astype(int)]
     near = float((to_line_px <= 6).mean())
     return None if near > 0.95 else f"{near:.3f} of the edge is outlined"
@@ -155,7 +180,9 @@ def thumbnail(modality: str) -> str:
 
 
 def button(label: str) -> str:
-    return f"[...document.querySelectorAll('button')].find(one => one.innerText.trim() === '{label}')"
+    return (
+        f"[...document.querySelectorAll('button')].find(one => one.innerText.trim() === '{label}')"
+    )
 
 
 def open_study(browser: Browser, ohif: Ohif, case: Case, name: str) -> None:
@@ -165,10 +192,14 @@ def open_study(browser: Browser, ohif: Ohif, case: Case, name: str) -> None:
     ohif.refused.clear()
     browser.open(f"{ohif.url}/viewer?StudyInstanceUIDs={case.header.StudyInstanceUID}")
     picture = ARTEFACTS / f"{name}-1-source.png"
-    look(browser, str(case.header.SOPInstanceUID), picture, lambda shown: as_expected(pixels, shown))
+    look(
+        browser, str(case.header.SOPInstanceUID), picture, lambda shown: as_expected(pixels, shown)
+    )
 
 
-def test_ohif_shows_segmentation_contour_and_overlay(study: Study, browser: Browser, ohif: Ohif) -> None:
+def test_ohif_shows_segmentation_contour_and_overlay(
+    study: Study, browser: Browser, ohif: Ohif
+) -> None:
     case, source = study.case, str(study.case.header.SOPInstanceUID)
     mask = case.segmented
     assert mask is not None
@@ -176,7 +207,9 @@ def test_ohif_shows_segmentation_contour_and_overlay(study: Study, browser: Brow
 
     browser.click("the SEG's entry", thumbnail("SEG"), times=2)
     browser.click("Yes, open the segmentation", button("Yes"))
-    browser.click("the panel of segmentations", "document.querySelector('[data-cy=panelSegmentation-btn]')")
+    browser.click(
+        "the panel of segmentations", "document.querySelector('[data-cy=panelSegmentation-btn]')"
+    )
     look(browser, source, ARTEFACTS / f"{study.name}-2-seg.png", lambda shown: filled(mask, shown))
     assert "Pneumothorax" in browser.value("document.querySelector('[data-cy=data-row]').innerText")
 
@@ -195,24 +228,42 @@ def test_ohif_shows_segmentation_contour_and_overlay(study: Study, browser: Brow
     overlay = study.overlay()
     uid = dcmread(io.BytesIO(study.objects["SC"]), stop_before_pixels=True).SOPInstanceUID
     browser.click("the SC's entry", thumbnail("OT"), times=2)
-    look(browser, uid, ARTEFACTS / f"{study.name}-4-sc.png", lambda shown: as_expected(overlay, shown))
+    look(
+        browser,
+        uid,
+        ARTEFACTS / f"{study.name}-4-sc.png",
+        lambda shown: as_expected(overlay, shown),
+    )
     assert browser.problems == []
     assert ohif.refused == []
 
 
-def test_orthanc_web_viewer_shows_the_overlay(study: Study, browser: Browser, archive: Archive) -> None:
+def test_orthanc_web_viewer_shows_the_overlay(
+    study: Study, browser: Browser, archive: Archive
+) -> None:
     overlay = study.overlay()
-    browser.open(f"http://127.0.0.1:{archive.http_port}/web-viewer/app/viewer.html?series={study.series['SC']}")
+    browser.open(
+        f"http://127.0.0.1:{archive.http_port}/web-viewer/app/viewer.html?series={study.series['SC']}"
+    )
     picture = ARTEFACTS / f"{study.name}-5-web-viewer.png"
     look(browser, "", picture, lambda shown: as_expected(overlay, shown), IN_WEB_VIEWER)
     assert browser.problems == []
 
 
 @pytest.mark.parametrize(
-    ("of", "said"), [(cases.negative, "Pneumothorax not detected by the algorithm"), (cases.refused, "Not analysed")]
+    ("of", "said"),
+    [
+        (cases.negative, "Pneumothorax not detected by the algorithm"),
+        (cases.refused, "Not analysed"),
+    ],
 )
 def test_ohif_reads_out_a_report_that_outlines_nothing(
-    of: Callable[..., Case], said: str, browser: Browser, archive: Archive, ohif: Ohif, tmp_path: Path
+    of: Callable[..., Case],
+    said: str,
+    browser: Browser,
+    archive: Archive,
+    ohif: Ohif,
+    tmp_path: Path,
 ) -> None:
     path = phantom.write(phantom.draw(19, pneumothorax=False, size=512), tmp_path / "phantom.dcm")
     image = decode(parse(path.read_bytes())[0])
@@ -221,7 +272,8 @@ def test_ohif_reads_out_a_report_that_outlines_nothing(
     open_study(browser, ohif, case, of.__name__)
     browser.click("the SR's entry", thumbnail("SR"), times=2)
     shown = browser.wait(
-        "the report's words, or OHIF's own", f"document.body.innerText.match(/{said}|Something went wrong/)?.[0]"
+        "the report's words, or OHIF's own",
+        f"document.body.innerText.match(/{said}|Something went wrong/)?.[0]",
     )
     browser.screenshot(ARTEFACTS / f"{of.__name__}-3-sr.png")
     assert shown == said

@@ -67,7 +67,9 @@ CONFIGURATION = {
 
 def ohif_folder() -> Path:
     """Where OHIF's built pages lie: PLEURA_OHIF, default .cache/ohif in the checkout."""
-    return Path(os.environ.get("PLEURA_OHIF") or REPOSITORY / ".cache" / "ohif") / "package" / "dist"
+    return (
+        Path(os.environ.get("PLEURA_OHIF") or REPOSITORY / ".cache" / "ohif") / "package" / "dist"
+    )
 
 
 # JavaScript: which image the viewport shows, and where in the page its first pixel and its hundredth (100, 100) lie.
@@ -166,12 +168,16 @@ class Archive(Orthanc):
     def __init__(self, program: str, folder: Path, ports: tuple[int, int]) -> None:
         super().__init__(program, folder, ports)
         configuration = json.loads(self._path.read_text())
-        configuration["Plugins"] = [str(PLUGINS / name) for name in ("libOrthancDicomWeb.so", "libOrthancWebViewer.so")]
+        configuration["Plugins"] = [
+            str(PLUGINS / name) for name in ("libOrthancDicomWeb.so", "libOrthancWebViewer.so")
+        ]
         self._path.write_text(json.dumps(configuration))
 
     def store(self, data: bytes) -> str:
         """Put one file in. Returns Orthanc's own name of its series."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}/instances", data, method="POST")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}/instances", data, method="POST"
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             name: str = json.loads(answer.read())["ParentSeries"]
         return name
@@ -209,14 +215,18 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith(("/dicom-web", "/wado")):
             self._ask_archive()
         elif path == "/app-config.js":
-            self._answer(200, "text/javascript", f"window.config = {json.dumps(CONFIGURATION)}".encode())
+            self._answer(
+                200, "text/javascript", f"window.config = {json.dumps(CONFIGURATION)}".encode()
+            )
         else:
             file = (self.server.pages / path.lstrip("/")).resolve()
             if not file.is_relative_to(self.server.pages.resolve()) or not file.is_file():
                 if file.suffix:
                     return self._answer(404, "text/plain", b"")
                 file = self.server.pages / "index.html"  # a route of the application
-            self._answer(200, MEDIA_TYPES.get(file.suffix, "application/octet-stream"), file.read_bytes())
+            self._answer(
+                200, MEDIA_TYPES.get(file.suffix, "application/octet-stream"), file.read_bytes()
+            )
 
     def do_POST(self) -> None:
         self._ask_archive()
@@ -226,14 +236,20 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length) if length else None
         connection = http.client.HTTPConnection("127.0.0.1", self.server.archive_port, timeout=120)
         # The Host stays this server's: Orthanc writes it into the addresses of bulk data.
-        headers = {name: self.headers[name] for name in ("Accept", "Content-Type", "Host") if name in self.headers}
+        headers = {
+            name: self.headers[name]
+            for name in ("Accept", "Content-Type", "Host")
+            if name in self.headers
+        }
         connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
         if answer.status >= 400:
             self.server.refused.append(f"{answer.status} {self.command} {self.path}")
-        self._answer(answer.status, answer.getheader("Content-Type") or "application/octet-stream", data)
+        self._answer(
+            answer.status, answer.getheader("Content-Type") or "application/octet-stream", data
+        )
 
     def _answer(self, status: int, media_type: str, data: bytes) -> None:
         self.send_response(status)

@@ -92,7 +92,9 @@ class Model:
             (number for number, image in self.images.items() if image.state == "received"),
             key=lambda number: (self.images[number].arrival.priority, number),
         )
-        waiting = [number for number in waiting if self.past(self.images[number].lease_until)][:limit]
+        waiting = [number for number in waiting if self.past(self.images[number].lease_until)][
+            :limit
+        ]
         if not waiting:
             return []
         first = self.images[waiting[0]]
@@ -101,7 +103,11 @@ class Model:
         def special(number: int) -> bool:
             return self.images[number].unfinished > 0 or self.images[number].result_time is not None
 
-        chosen = waiting[:1] if special(waiting[0]) else [number for number in waiting if not special(number)]
+        chosen = (
+            waiting[:1]
+            if special(waiting[0])
+            else [number for number in waiting if not special(number)]
+        )
         claimed = []
         for number in chosen:
             image = self.images[number]
@@ -129,7 +135,9 @@ class Model:
         if held and held.owner is not None:
             held.lease_until = self.now + LEASE_S
 
-    def complete(self, job: ImageJob, completion: Completion, owed: Mapping[str, Sequence[str]]) -> str | None:
+    def complete(
+        self, job: ImageJob, completion: Completion, owed: Mapping[str, Sequence[str]]
+    ) -> str | None:
         image = self.image(job)
         if image is None:
             return None
@@ -166,7 +174,9 @@ class Model:
 
     # -- deliver ------------------------------------------------------------------------------------------------
 
-    def claim_deliveries(self, destination: str, owner: str, limit: int) -> list[tuple[int, int, int]]:
+    def claim_deliveries(
+        self, destination: str, owner: str, limit: int
+    ) -> list[tuple[int, int, int]]:
         """Returns (number, attempt, failures) of what has to be claimed, in order."""
         due = [
             number
@@ -178,11 +188,18 @@ class Model:
         for number in due:
             one = self.deliveries[number]
             one.owner, one.lease_until, one.attempt = owner, self.now + LEASE_S, one.attempt + 1
-        return [(number, self.deliveries[number].attempt, self.deliveries[number].failures) for number in due]
+        return [
+            (number, self.deliveries[number].attempt, self.deliveries[number].failures)
+            for number in due
+        ]
 
     def stored(self, job: DeliveryJob, commitment: bool) -> None:
         if one := self.delivery(job):
-            one.state, one.owner, one.commit_due_at = "stored", None, self.now if commitment else None
+            one.state, one.owner, one.commit_due_at = (
+                "stored",
+                None,
+                self.now if commitment else None,
+            )
 
     def refused(self, job: DeliveryJob) -> None:
         if one := self.delivery(job):
@@ -223,7 +240,9 @@ class Model:
         gone = [
             one
             for one in self.deliveries.values()
-            if one.state == "owed" and one.destination not in known and one.due_at <= self.now - owed_for_s
+            if one.state == "owed"
+            and one.destination not in known
+            and one.due_at <= self.now - owed_for_s
         ]
         for one in gone:
             one.state, one.owner = "refused", None
@@ -240,7 +259,9 @@ class Model:
             if one.commit_due_at is not None and self.past(one.commit_due_at)
         ]
 
-    def ask(self, destination: str, transaction_uid: str, uids: Sequence[str], first_wait_s: float) -> None:
+    def ask(
+        self, destination: str, transaction_uid: str, uids: Sequence[str], first_wait_s: float
+    ) -> None:
         self.asked[transaction_uid] = destination
         for one in self._stored(destination, uids):
             one.commit_due_at = self.now + min(LONGEST_WAIT_S, first_wait_s * 2**one.commit_asks)
@@ -252,35 +273,65 @@ class Model:
             one.commit_asks -= 1
 
     def reported(
-        self, destination: str, transaction_uid: str, committed: Sequence[str], lost: Sequence[str], no: Sequence[str]
+        self,
+        destination: str,
+        transaction_uid: str,
+        committed: Sequence[str],
+        lost: Sequence[str],
+        no: Sequence[str],
     ) -> bool:
         if self.asked.get(transaction_uid) != destination:
             return False
         for one in self._stored(destination, committed):
             one.state = "committed"
         for one in self._stored(destination, lost):
-            later = 0.0 if one.commit_asks < 2 else min(LONGEST_WAIT_S, 60.0 * 2 ** (one.commit_asks - 2))
-            one.state, one.due_at, one.lease_until, one.commit_due_at = "owed", self.now + later, self.now, None
+            later = (
+                0.0
+                if one.commit_asks < 2
+                else min(LONGEST_WAIT_S, 60.0 * 2 ** (one.commit_asks - 2))
+            )
+            one.state, one.due_at, one.lease_until, one.commit_due_at = (
+                "owed",
+                self.now + later,
+                self.now,
+                None,
+            )
             one.attempt += 1
         for one in self._stored(destination, no):
             one.state = "refused"
         return True
 
     def _stored(self, destination: str, uids: Sequence[str]) -> list[Delivery]:
-        found = (one for one in self.deliveries.values() if one.destination == destination and one.state == "stored")
+        found = (
+            one
+            for one in self.deliveries.values()
+            if one.destination == destination and one.state == "stored"
+        )
         return [one for one in found if one.result_uid in uids]
 
     # -- retention, people --------------------------------------------------------------------------------------
 
-    def releasable(self, kept_s: float, kept_failed_s: float, committing: Sequence[str]) -> list[int]:
+    def releasable(
+        self, kept_s: float, kept_failed_s: float, committing: Sequence[str]
+    ) -> list[int]:
         """Images whose bytes may go now."""
         found = []
         for number, image in self.images.items():
             if image.removed_at is not None or image.state == "received":
                 continue
-            mine = [one for one in self.deliveries.values() if self.results[one.result_uid].image == number]
-            awaited = [one for one in mine if one.destination in committing and one.commit_due_at is not None]
-            if any(one.state == "owed" for one in mine) or any(one.state == "stored" for one in awaited):
+            mine = [
+                one
+                for one in self.deliveries.values()
+                if self.results[one.result_uid].image == number
+            ]
+            awaited = [
+                one
+                for one in mine
+                if one.destination in committing and one.commit_due_at is not None
+            ]
+            if any(one.state == "owed" for one in mine) or any(
+                one.state == "stored" for one in awaited
+            ):
                 continue
             troubled = image.state == "failed" or any(one.state == "refused" for one in mine)
             assert image.completed_at is not None
@@ -294,21 +345,34 @@ class Model:
 
     def kept_files(self) -> set[str]:
         return {
-            name for number, image in self.images.items() if image.removed_at is None for name in self.files_of(number)
+            name
+            for number, image in self.images.items()
+            if image.removed_at is None
+            for name in self.files_of(number)
         }
 
     def rearm(self, states: Sequence[str], uids: Sequence[str]) -> int:
         count = 0
         for image in self.images.values():
             named = not uids or image.arrival.sop_instance_uid in uids
-            if "failed" in states and image.state == "failed" and image.removed_at is None and named:
+            if (
+                "failed" in states
+                and image.state == "failed"
+                and image.removed_at is None
+                and named
+            ):
                 image.state, image.completed_at, image.lease_until = "received", None, self.now
                 image.unfinished = image.unfinished_alone = 0
                 image.attempt += 1
                 count += 1
         for one in self.deliveries.values():
             kept = self.images[self.results[one.result_uid].image].removed_at is None
-            if "refused" in states and one.state == "refused" and kept and (not uids or one.result_uid in uids):
+            if (
+                "refused" in states
+                and one.state == "refused"
+                and kept
+                and (not uids or one.result_uid in uids)
+            ):
                 one.state, one.due_at, one.lease_until, one.failures = "owed", self.now, self.now, 0
                 one.attempt += 1
                 count += 1

@@ -43,7 +43,9 @@ def filled(lines: list[Line], shape: tuple[int, int]) -> NDArray[np.bool_]:
         for (top, left), (bottom, right) in itertools.pairwise(line):
             between = (top > rows) != (bottom > rows)
             if between.any():
-                inside ^= between & (columns < (right - left) * (rows - top) / (bottom - top) + left)
+                inside ^= between & (
+                    columns < (right - left) * (rows - top) / (bottom - top) + left
+                )
     return inside
 
 
@@ -70,7 +72,9 @@ def furthest(points: NDArray[np.float64], pieces: NDArray[np.float64]) -> float:
 
 
 def dense(pieces: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([pieces[:, 0] + part * (pieces[:, 1] - pieces[:, 0]) for part in (0, 0.25, 0.5, 0.75, 1)])
+    return np.concatenate(
+        [pieces[:, 0] + part * (pieces[:, 1] - pieces[:, 0]) for part in (0, 0.25, 0.5, 0.75, 1)]
+    )
 
 
 @settings(deadline=None)

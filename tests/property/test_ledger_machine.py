@@ -21,8 +21,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from daemon.ledger import Arrival, CommitmentRequest, Completion, DeliveryJob, ImageJob, Ledger, StoredResult
-from daemon.schema import deliveries, instances, metadata, results, schema_version
+from daemon.ledger import (
+    Arrival,
+    CommitmentRequest,
+    Completion,
+    DeliveryJob,
+    ImageJob,
+    Ledger,
+    StoredResult,
+)
+from daemon.ledger.schema import deliveries, instances, metadata, results, schema_version
 from tests.property.model import LEASE_S, Delivery, Image, Model
 
 OWED = {"pacs": ("SEG", "SC"), "outbox": ("SC",)}
@@ -33,7 +41,17 @@ owners = st.sampled_from(["anna", "bert"])
 destinations = st.sampled_from(sorted(OWED))
 limits = st.integers(1, 4)
 image_ends = st.sampled_from(
-    ["analysed a", "analysed b", "not_analysed a", "failed a", "failed b", "give back", "abandon", "renew", "none"]
+    [
+        "analysed a",
+        "analysed b",
+        "not_analysed a",
+        "failed a",
+        "failed b",
+        "give back",
+        "abandon",
+        "renew",
+        "none",
+    ]
 )
 delivery_ends = st.sampled_from(
     [
@@ -50,7 +68,9 @@ delivery_ends = st.sampled_from(
     ]
 )
 reports = st.lists(
-    st.sampled_from(["committed", "lost", "lost", "refused", "not mentioned", "unknown transaction"]),
+    st.sampled_from(
+        ["committed", "lost", "lost", "refused", "not mentioned", "unknown transaction"]
+    ),
     min_size=4,
     max_size=4,
 )
@@ -126,20 +146,27 @@ class Lives(RuleBasedStateMachine):
     @rule(uid=uids, priority=st.integers(0, 2), copies=st.integers(1, 3))
     def receive(self, uid: str, priority: int, copies: int) -> None:
         arrivals = [
-            Arrival(next(self.files), "1.2.840", uid, "1.2.1", "XRAY1", "dimse", priority, 9) for _ in range(copies)
+            Arrival(next(self.files), "1.2.840", uid, "1.2.1", "XRAY1", "dimse", priority, 9)
+            for _ in range(copies)
         ]
         self.ledger.receive(arrivals)
         for arrival in arrivals:
             self.model.receive(arrival)
 
-    @rule(target=jobs, owner=owners, limit=limits, ends=st.lists(image_ends, min_size=4, max_size=4))
+    @rule(
+        target=jobs, owner=owners, limit=limits, ends=st.lists(image_ends, min_size=4, max_size=4)
+    )
     def analyse(self, owner: str, limit: int, ends: list[str]) -> Any:
         claimed = self.ledger.claim_images(owner, limit)
-        assert [(job.id, job.attempt, job.unfinished_alone) for job in claimed] == self.model.claim_images(owner, limit)
+        assert [
+            (job.id, job.attempt, job.unfinished_alone) for job in claimed
+        ] == self.model.claim_images(owner, limit)
         for job in claimed:
             image = self.model.images[job.id]
             assert job.spool_name == image.arrival.spool_name
-            assert job.result_time == (self.model.now if image.result_time is None else image.result_time)
+            assert job.result_time == (
+                self.model.now if image.result_time is None else image.result_time
+            )
         for job, end in zip(claimed, ends, strict=False):
             self.end_of_an_image(job, end)
         return multiple(*claimed)
@@ -159,11 +186,19 @@ class Lives(RuleBasedStateMachine):
             state, digest = end.split()
             # Results' UIDs are derived: the same content that ends alike has the same results (design, "Identity").
             made = tuple(
-                StoredResult(kind, next(self.files), "1.2", f"{job.sop_instance_uid}.{digest}.{state}.{kind}", "1.2.1")
+                StoredResult(
+                    kind,
+                    next(self.files),
+                    "1.2",
+                    f"{job.sop_instance_uid}.{digest}.{state}.{kind}",
+                    "1.2.1",
+                )
                 for kind in KINDS[state]
             )
             completion = Completion(state, digest, "1.2", results=made)
-            assert self.ledger.complete(job, completion, OWED) == self.model.complete(job, completion, OWED)
+            assert self.ledger.complete(job, completion, OWED) == self.model.complete(
+                job, completion, OWED
+            )
 
     @rule(
         target=parcels,
@@ -228,7 +263,9 @@ class Lives(RuleBasedStateMachine):
         self.model.not_asked(destination, [uid for _, uid in request.references], 20.0)
 
     @rule(asked=requests, destination=destinations, answers=reports)
-    def commitment_reported(self, asked: tuple[str, CommitmentRequest], destination: str, answers: list[str]) -> None:
+    def commitment_reported(
+        self, asked: tuple[str, CommitmentRequest], destination: str, answers: list[str]
+    ) -> None:
         request = asked[1]
         uid = "2.25.1" if answers[0] == "unknown transaction" else request.transaction_uid
         named = [uid for _, uid in request.references]
@@ -241,32 +278,46 @@ class Lives(RuleBasedStateMachine):
         )
         assert known == self.model.reported(destination, uid, good, lost, no)
 
-    @precondition(lambda self: any(image.state != "received" for image in self.model.images.values()))
+    @precondition(
+        lambda self: any(image.state != "received" for image in self.model.images.values())
+    )
     @rule(
         kept_s=st.sampled_from([0.0, 50.0]),
         kept_failed_s=st.sampled_from([0.0, 500.0]),
         limit=limits,
         committing=st.sampled_from([["pacs", "outbox"], ["pacs"], []]),
     )
-    def release(self, kept_s: float, kept_failed_s: float, limit: int, committing: list[str]) -> None:
+    def release(
+        self, kept_s: float, kept_failed_s: float, limit: int, committing: list[str]
+    ) -> None:
         may = self.model.releasable(kept_s, kept_failed_s, committing)
         files = self.ledger.release(kept_s, kept_failed_s, committing, limit)
         gone = [number for number in may if self.model.images[number].arrival.spool_name in files]
         assert len(gone) == min(limit, len(may))
-        assert sorted(files) == sorted(name for number in gone for name in self.model.files_of(number))
+        assert sorted(files) == sorted(
+            name for number in gone for name in self.model.files_of(number)
+        )
         ages = {number: self.model.images[number].completed_at or 0.0 for number in may}
-        assert all(ages[number] <= ages[other] for number in gone for other in may if other not in gone)
+        assert all(
+            ages[number] <= ages[other] for number in gone for other in may if other not in gone
+        )
         for number in gone:
             self.model.images[number].removed_at = self.model.now
 
     @precondition(lambda self: "failed" in self.model.states() or "refused" in self.model.states())
-    @rule(states=st.sampled_from([["failed"], ["refused"], ["failed", "refused"]]), uid=st.none() | uids)
+    @rule(
+        states=st.sampled_from([["failed"], ["refused"], ["failed", "refused"]]),
+        uid=st.none() | uids,
+    )
     def rearm(self, states: list[str], uid: str | None) -> None:
         named = [] if uid is None else [uid, f"{uid}.a.analysed.SC"]
         assert self.ledger.rearm(states, named) == self.model.rearm(states, named)
 
     @precondition(lambda self: "owed" in self.model.states())
-    @rule(known=st.sampled_from([["pacs", "outbox"], ["pacs"]]), owed_for_s=st.sampled_from([0.0, 60.0]))
+    @rule(
+        known=st.sampled_from([["pacs", "outbox"], ["pacs"]]),
+        owed_for_s=st.sampled_from([0.0, 60.0]),
+    )
     def refuse_unknown_destinations(self, known: list[str], owed_for_s: float) -> None:
         refused = self.ledger.refuse_unknown_destinations(known, owed_for_s)
         assert refused == self.model.refuse_unknown_destinations(known, owed_for_s)
@@ -286,16 +337,20 @@ class Lives(RuleBasedStateMachine):
             made = list(conn.execute(sa.select(results)).mappings())
             owed = list(
                 conn.execute(
-                    sa.select(deliveries, results.c.sop_instance_uid.label("result_uid")).join(results)
+                    sa.select(deliveries, results.c.sop_instance_uid.label("result_uid")).join(
+                        results
+                    )
                 ).mappings()
             )
         first = min(images, default=1) - 1, min((row["id"] for row in owed), default=1) - 1
         assert first == (0, 0)
         assert {number: {name: row[name] for name in _IMAGE} for number, row in images.items()} == {
-            number: {name: getattr(image, name) for name in _IMAGE} for number, image in self.model.images.items()
+            number: {name: getattr(image, name) for name in _IMAGE}
+            for number, image in self.model.images.items()
         }
         assert {row["id"]: {name: row[name] for name in _DELIVERY} for row in owed} == {
-            number: {name: getattr(one, name) for name in _DELIVERY} for number, one in self.model.deliveries.items()
+            number: {name: getattr(one, name) for name in _DELIVERY}
+            for number, one in self.model.deliveries.items()
         }
         # A result exists once, and is owed at most once to each destination.
         assert sorted(row["sop_instance_uid"] for row in made) == sorted(self.model.results)
@@ -329,7 +384,9 @@ class Lives(RuleBasedStateMachine):
     def _empty(self) -> None:
         with self.view.begin() as conn:
             if self.view.dialect.name == "postgresql":
-                names = ", ".join(table.name for table in metadata.sorted_tables if table is not schema_version)
+                names = ", ".join(
+                    table.name for table in metadata.sorted_tables if table is not schema_version
+                )
                 conn.execute(sa.text(f"TRUNCATE {names} RESTART IDENTITY"))
                 return
             for table in reversed(metadata.sorted_tables):

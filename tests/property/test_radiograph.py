@@ -44,43 +44,90 @@ def well_formed(made: Radiograph) -> None:
 
 
 # Those that Python or a strict C library decodes. CharLS may search half a minute in a broken JPEG-LS stream.
-FUZZED = ("Explicit", "Implicit", "Deflated", "RLE", "JPEG Lossless", "JPEG Extended", "JPEG 2000", "HTJ2K")
+FUZZED = (
+    "Explicit",
+    "Implicit",
+    "Deflated",
+    "RLE",
+    "JPEG Lossless",
+    "JPEG Extended",
+    "JPEG 2000",
+    "HTJ2K",
+)
 
 
 @pytest.fixture(scope="module")
 def files(peer: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     folder = tmp_path_factory.mktemp("variants")
-    chosen = [syntax for syntax in SYNTAXES if syntax.name.startswith(FUZZED) and "value 2" not in syntax.name]
-    made = [syntax.encode(kind, peer, folder) for syntax in chosen for kind in (KINDS[0], KINDS[3], KINDS[-1])]
+    chosen = [
+        syntax
+        for syntax in SYNTAXES
+        if syntax.name.startswith(FUZZED) and "value 2" not in syntax.name
+    ]
+    made = [
+        syntax.encode(kind, peer, folder)
+        for syntax in chosen
+        for kind in (KINDS[0], KINDS[3], KINDS[-1])
+    ]
     return [data for data in made if data is not None]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
-def test_broken_bytes_are_unsuitable_and_nothing_else(files: list[bytes], data: st.DataObject) -> None:
+def test_broken_bytes_are_unsuitable_and_nothing_else(
+    files: list[bytes], data: st.DataObject
+) -> None:
     broken = bytearray(data.draw(st.sampled_from(files)))
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(132, max(132, len(broken) - 1)))
-        new = data.draw(st.binary(max_size=6) | st.sampled_from([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xda"]))
+        new = data.draw(
+            st.binary(max_size=6) | st.sampled_from([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xda"])
+        )
         broken[at : at + data.draw(st.integers(0, 6))] = new
-    assert look(bytes(broken[: data.draw(st.integers(len(broken) // 2, len(broken)))])) in {"", *REASONS}
+    assert look(bytes(broken[: data.draw(st.integers(len(broken) // 2, len(broken)))])) in {
+        "",
+        *REASONS,
+    }
 
 
 NUMBERS = st.one_of(
-    st.integers(-70_000, 70_000), st.floats(), st.sampled_from(["", "nan", "1e400", "-inf", "0", "1\\2", "x", None])
+    st.integers(-70_000, 70_000),
+    st.floats(),
+    st.sampled_from(["", "nan", "1e400", "-inf", "0", "1\\2", "x", None]),
 )
 WORDS = st.sampled_from(
-    ["", "LINEAR", "SIGMOID", "LINEAR_EXACT", "INVERSE", "IDENTITY", "MONOCHROME1", "RGB", "?", None]
+    [
+        "",
+        "LINEAR",
+        "SIGMOID",
+        "LINEAR_EXACT",
+        "INVERSE",
+        "IDENTITY",
+        "MONOCHROME1",
+        "RGB",
+        "?",
+        None,
+    ]
 )
 ATTRIBUTES = {
     **dict.fromkeys(("WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept"), NUMBERS),
-    **dict.fromkeys(("PixelSpacing", "ImagerPixelSpacing"), st.lists(NUMBERS, max_size=3) | NUMBERS),
+    **dict.fromkeys(
+        ("PixelSpacing", "ImagerPixelSpacing"), st.lists(NUMBERS, max_size=3) | NUMBERS
+    ),
     "EstimatedRadiographicMagnificationFactor": NUMBERS,
     "NumberOfFrames": NUMBERS,
-    **dict.fromkeys(("PixelPaddingValue", "PixelPaddingRangeLimit"), st.integers(0, 65535) | st.none()),
-    **dict.fromkeys(("BitsStored", "HighBit", "PixelRepresentation", "Rows", "Columns"), st.integers(0, 65535)),
+    **dict.fromkeys(
+        ("PixelPaddingValue", "PixelPaddingRangeLimit"), st.integers(0, 65535) | st.none()
+    ),
+    **dict.fromkeys(
+        ("BitsStored", "HighBit", "PixelRepresentation", "Rows", "Columns"), st.integers(0, 65535)
+    ),
     **dict.fromkeys(("VOILUTFunction", "PresentationLUTShape", "PhotometricInterpretation"), WORDS),
-    "PatientOrientation": st.lists(st.sampled_from(["L", "R", "F", "H", "A", "", "LF", "?"]), max_size=3),
+    "PatientOrientation": st.lists(
+        st.sampled_from(["L", "R", "F", "H", "A", "", "LF", "?"]), max_size=3
+    ),
 }
 
 
@@ -95,7 +142,11 @@ def test_any_header_gives_a_picture_or_its_reason(changes: dict[str, Any], kind:
         for keyword, value in changes.items():
             try:
                 setattr(dataset, keyword, value)
-            except (ValueError, TypeError, OverflowError):  # pydicom cannot hold it; a file could not either
+            except (
+                ValueError,
+                TypeError,
+                OverflowError,
+            ):  # pydicom cannot hold it; a file could not either
                 continue
         reason = ""
         try:
@@ -115,14 +166,21 @@ DEEP = Kind(16, 16)
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     torch.set_num_threads(1)
-    return Pipeline(Engine(package.load(package.default_folder()), torch.device("cpu")), Settings(kinds=frozenset()))
+    return Pipeline(
+        Engine(package.load(package.default_folder()), torch.device("cpu")),
+        Settings(kinds=frozenset()),
+    )
 
 
-def stored_as(picture: np.ndarray[Any, Any], kind: Kind, photometric: str, windowed: bool, offset: int) -> bytes:
+def stored_as(
+    picture: np.ndarray[Any, Any], kind: Kind, photometric: str, windowed: bool, offset: int
+) -> bytes:
     """The picture, 0 black to 1 white, in another storage form; `offset` is taken back by RescaleIntercept."""
     low, high = kind.span
     shown = 1 - picture if photometric == "MONOCHROME1" else picture
-    values = np.round(low + shown * (high - low)).astype(f"<{'i' if kind.signed else 'u'}{kind.allocated // 8}")
+    values = np.round(low + shown * (high - low)).astype(
+        f"<{'i' if kind.signed else 'u'}{kind.allocated // 8}"
+    )
     changes: dict[str, Any] = {"PhotometricInterpretation": photometric}
     if windowed:
         width = high - low + 1
@@ -136,10 +194,14 @@ def answered(pipeline: Pipeline, files: list[bytes]) -> list[Outcome]:
 
 
 @pytest.mark.parametrize(("seed", "pneumothorax"), [(7, True), (19, False)])
-def test_polarity_and_bit_depth_never_change_the_finding(pipeline: Pipeline, seed: int, pneumothorax: bool) -> None:
+def test_polarity_and_bit_depth_never_change_the_finding(
+    pipeline: Pipeline, seed: int, pneumothorax: bool
+) -> None:
     picture = phantom.draw(seed, pneumothorax, 512).pixels
     for windowed in (True, False):
-        wanted = answered(pipeline, [stored_as(picture, DEEP, "MONOCHROME2", windowed, 0)])[0].finding
+        wanted = answered(pipeline, [stored_as(picture, DEEP, "MONOCHROME2", windowed, 0)])[
+            0
+        ].finding
         assert wanted is not None
         files = [
             stored_as(picture, kind, photometric, windowed, offset)
@@ -149,6 +211,8 @@ def test_polarity_and_bit_depth_never_change_the_finding(pipeline: Pipeline, see
         for outcome in answered(pipeline, files):
             assert outcome.finding is not None, outcome.reason
             assert outcome.finding.positive == wanted.positive
-            assert outcome.finding.probability == pytest.approx(wanted.probability, abs=SAME_PROBABILITY)
+            assert outcome.finding.probability == pytest.approx(
+                wanted.probability, abs=SAME_PROBABILITY
+            )
             if wanted.mask is not None and outcome.finding.mask is not None:
                 assert (outcome.finding.mask ^ wanted.mask).mean() < 0.01

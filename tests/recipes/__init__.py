@@ -28,7 +28,11 @@ OUTCOME = "lgg-outcome"  # trains no network
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != OUTCOME)
 _SLICES = 3
 # Where the side is another one, so are the largest encoders; tests/unit/test_encoders.py has them.
-_LIGHTER = {"senet154": "efficientnet-b3", "se-resnext101": "efficientnet-b3", "se-resnext50": "resnet34"}
+_LIGHTER = {
+    "senet154": "efficientnet-b3",
+    "se-resnext101": "efficientnet-b3",
+    "se-resnext50": "resnet34",
+}
 
 
 def made(folder: Path, images: int) -> Path:
@@ -50,11 +54,16 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
     changed = {"split": "{folds: 4, validate: [0]}"}
     for number in range(len(document["networks"])):
         stage = document["networks"][number]
-        changed |= {f"networks.{number}.epochs": "1", f"networks.{number}.batch": str(min(2, stage["batch"]))}
+        changed |= {
+            f"networks.{number}.epochs": "1",
+            f"networks.{number}.batch": str(min(2, stage["batch"])),
+        }
         for knob in {"phantoms", "held_out"} & stage.keys():
             changed[f"networks.{number}.{knob}"] = "4"
         if "finish" in stage:
-            changed[f"networks.{number}.finish"] = "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 0.7}"
+            changed[f"networks.{number}.finish"] = (
+                "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 0.7}"
+            )
         if side:
             changed[f"networks.{number}.side"] = str(side)
             for place, encoder in _encoders(stage, f"networks.{number}"):
@@ -86,9 +95,13 @@ def answers(folder: Path, task: str) -> int:
 def _siim(folder: Path, images: int) -> None:
     rows = []
     for number in range(images):
-        small = phantom.draw(number, pneumothorax=number % 2 == 0, size=256)  # 1024 px take a second each to draw
+        small = phantom.draw(
+            number, pneumothorax=number % 2 == 0, size=256
+        )  # 1024 px take a second each to draw
         drawn = replace(small, pixels=_enlarged(small.pixels), mask=_enlarged(small.mask))
-        path = folder / "dicom-images-train" / f"1.2.{number}" / f"1.3.{number}" / f"1.4.{number}.dcm"
+        path = (
+            folder / "dicom-images-train" / f"1.2.{number}" / f"1.3.{number}" / f"1.4.{number}.dcm"
+        )
         path.parent.mkdir(parents=True)
         phantom.write(drawn, path)
         rows.append((path.stem, rle.encode(drawn.mask)))
@@ -96,7 +109,9 @@ def _siim(folder: Path, images: int) -> None:
 
 
 def _enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
-    return pixels.repeat(4, axis=0).repeat(4, axis=1)  # to 1024 x 1024, the matrix of SIIM-ACR's run lengths
+    return pixels.repeat(4, axis=0).repeat(
+        4, axis=1
+    )  # to 1024 x 1024, the matrix of SIIM-ACR's run lengths
 
 
 def _silver(folder: Path, images: int, size: int) -> None:
@@ -104,7 +119,9 @@ def _silver(folder: Path, images: int, size: int) -> None:
     rows = []
     for number in range(images):
         drawn = phantom.draw(1000 + number, pneumothorax=number % 2 == 0, size=size)
-        Image.fromarray((drawn.pixels * 255).astype(np.uint8)).save(folder / "jpeg512" / f"made{number}.jpg")
+        Image.fromarray((drawn.pixels * 255).astype(np.uint8)).save(
+            folder / "jpeg512" / f"made{number}.jpg"
+        )
         rows.append((f"made{number}", 0.9 if number % 2 == 0 else 0.1))
     _write(folder / "silver-labels.csv", [("ImageId", "probability"), *rows])
 
@@ -119,7 +136,9 @@ def _lgg(folder: Path, patients: int, size: int) -> None:
         for number in range(_SLICES):
             y, x = np.mgrid[0:size, 0:size] / size
             inside = (x - 0.4) ** 2 + (y - 0.5) ** 2 < (0.05 * number) ** 2
-            picture = np.repeat((rng.random((size, size, 1)) * 60 + 120 * inside[..., None]), 3, axis=2)
+            picture = np.repeat(
+                (rng.random((size, size, 1)) * 60 + 120 * inside[..., None]), 3, axis=2
+            )
             stem = folder / f"{name}_20000101" / f"{name}_20000101_{number + 1}"
             Image.fromarray(picture.astype(np.uint8)).save(f"{stem}.tif")
             Image.fromarray(inside.astype(np.uint8) * 255).save(f"{stem}_mask.tif")

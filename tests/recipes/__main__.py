@@ -22,7 +22,9 @@ def main() -> int:
             started = time.monotonic()
             wanted = recipes.short(name)
             try:
-                package = loop.train(wanted, made, Path(folder) / name, ["pleura", "train", "--recipe", name])
+                package = loop.train(
+                    wanted, made, Path(folder) / name, ["pleura", "train", "--recipe", name]
+                )
                 assert package is not None
                 answered = recipes.answers(package, wanted.task) == 1
             except Exception as error:
@@ -30,7 +32,10 @@ def main() -> int:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
             failed += not answered
             sides = ", ".join(f"{stage.architecture} {stage.side} px" for stage in wanted.networks)
-            print(f"{name}: {sides}: {'ok' if answered else 'FAILED'}, {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"{name}: {sides}: {'ok' if answered else 'FAILED'}, {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
     return 1 if failed else 0
 
 

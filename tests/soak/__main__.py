@@ -35,7 +35,11 @@ def main() -> int:
     for what, number, run in (
         ("associations", options.associations, _associations),
         ("connects", options.connects, _connects),
-        ("mutated conversations", options.cases, lambda folder, number: _fuzz(folder, number, options.seed)),
+        (
+            "mutated conversations",
+            options.cases,
+            lambda folder, number: _fuzz(folder, number, options.seed),
+        ),
         ("images", options.images, _images),
     ):
         if number:
@@ -75,7 +79,9 @@ def _fuzz(folder: Path, number: int, seed: int) -> list[str]:
     return _watched(folder, number, _BATCH, step)
 
 
-def _watched(folder: Path, number: int, at_once: int, step: Callable[[Honest, int, int], None]) -> list[str]:
+def _watched(
+    folder: Path, number: int, at_once: int, step: Callable[[Honest, int, int], None]
+) -> list[str]:
     """Do `number` of something, `at_once` at a time, and look at the node in between."""
     with Receive(folder, unused_port()) as node:
         honest = Honest(node, Account(), sample(folder).read_bytes(), folder)
@@ -89,7 +95,9 @@ def _watched(folder: Path, number: int, at_once: int, step: Callable[[Honest, in
             node.at_rest()
             course.look(min(number, first + at_once))
         bad += honest.account.violations(node) + bad_log_lines(node.log)
-        print(f"  {honest.account.acknowledged.total()} acknowledged, {len(node.rows())} in the spool")
+        print(
+            f"  {honest.account.acknowledged.total()} acknowledged, {len(node.rows())} in the spool"
+        )
         print(f"  honest senders: {honest.stored} objects stored in {honest.tried} tries")
     return bad + _judged({"receive": course})
 

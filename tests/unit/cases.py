@@ -16,9 +16,13 @@ from inference.measure import measure
 from inference.radiograph import decode, parse, spacing_of
 from inference.results import Case, Refusal
 
-MODEL = ModelIdentity(id="pleura-default", version="1.2.3", digest="ab" * 32, device_uid="2.25.20260304")
+MODEL = ModelIdentity(
+    id="pleura-default", version="1.2.3", digest="ab" * 32, device_uid="2.25.20260304"
+)
 AT = datetime(2026, 3, 4, 5, 6, 7, 890123)  # naive is allowed: the site's local time
-NOT_ANALYSED = Refusal(State.NOT_ANALYSED, "under_age", "the patient is younger than the minimum age")
+NOT_ANALYSED = Refusal(
+    State.NOT_ANALYSED, "under_age", "the patient is younger than the minimum age"
+)
 
 
 def header(**changes: Any) -> Dataset:
@@ -45,7 +49,9 @@ def header(**changes: Any) -> Dataset:
 def pixels(source: Dataset) -> NDArray[np.float32]:
     """A grey image that is different in every corner."""
     rows, columns = np.mgrid[0 : source.Rows, 0 : source.Columns]
-    return np.asarray(0.1 + 0.5 * rows / source.Rows + 0.3 * columns / source.Columns, dtype=np.float32)
+    return np.asarray(
+        0.1 + 0.5 * rows / source.Rows + 0.3 * columns / source.Columns, dtype=np.float32
+    )
 
 
 def blob(source: Dataset) -> NDArray[np.bool_]:
@@ -56,11 +62,15 @@ def blob(source: Dataset) -> NDArray[np.bool_]:
     return mask
 
 
-def positive(source: Dataset | None = None, mask: NDArray[np.bool_] | None = None, **changes: Any) -> Case:
+def positive(
+    source: Dataset | None = None, mask: NDArray[np.bool_] | None = None, **changes: Any
+) -> Case:
     source = source or header()
     mask = blob(source) if mask is None else mask
     spacing = spacing_of(source)
-    finding = Finding(0.87, 0.42, True, mask, measure(mask, spacing, source.get("PatientOrientation")))
+    finding = Finding(
+        0.87, 0.42, True, mask, measure(mask, spacing, source.get("PatientOrientation"))
+    )
     return _case(source, finding=finding, spacing=spacing, **changes)
 
 
@@ -82,5 +92,10 @@ def real(file: Path, **changes: Any) -> Case:
 
 
 def _case(source: Dataset, **values: Any) -> Case:
-    given = {"content_digest": "c0" * 32, "model": MODEL, "result_time": AT, "pixels": pixels(source)}
+    given = {
+        "content_digest": "c0" * 32,
+        "model": MODEL,
+        "result_time": AT,
+        "pixels": pixels(source),
+    }
     return Case(header=source, **(given | values))

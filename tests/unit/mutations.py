@@ -47,7 +47,13 @@ def item(meaning: str, change: Change) -> Change:
     """Apply the change to the first SR content item, depth first, whose concept name means this."""
 
     def apply(dataset: Any) -> object:
-        return change(next(one for one in content(dataset) if one.ConceptNameCodeSequence[0].CodeMeaning == meaning))
+        return change(
+            next(
+                one
+                for one in content(dataset)
+                if one.ConceptNameCodeSequence[0].CodeMeaning == meaning
+            )
+        )
 
     return apply
 
@@ -69,7 +75,8 @@ def cut(meaning: str) -> Change:
         dataset.ContentSequence = [
             one
             for one in dataset.ContentSequence
-            if "ConceptNameCodeSequence" not in one or one.ConceptNameCodeSequence[0].CodeMeaning != meaning
+            if "ConceptNameCodeSequence" not in one
+            or one.ConceptNameCodeSequence[0].CodeMeaning != meaning
         ]
         for one in dataset.ContentSequence:
             apply(one)

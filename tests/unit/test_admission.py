@@ -51,8 +51,16 @@ def item(**values: Any) -> Dataset:
     return made
 
 
-OURS = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufacturer="Pleura", DeviceUID="2.25.1")
-SCANNER = item(PurposeOfReferenceCodeSequence=[item(CodeValue="109102")], Manufacturer="Scanner AG", DeviceUID="1.2")
+OURS = item(
+    PurposeOfReferenceCodeSequence=[item(CodeValue="109102")],
+    Manufacturer="Pleura",
+    DeviceUID="2.25.1",
+)
+SCANNER = item(
+    PurposeOfReferenceCodeSequence=[item(CodeValue="109102")],
+    Manufacturer="Scanner AG",
+    DeviceUID="1.2",
+)
 
 LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-anterior")
 
@@ -61,7 +69,10 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
     ("changes", "wanted"),
     [
         ({}, None),
-        ({"ImageType": ["DERIVED", "PRIMARY"]}, None),  # a lossy copy of a real X-ray shall say DERIVED
+        (
+            {"ImageType": ["DERIVED", "PRIMARY"]},
+            None,
+        ),  # a lossy copy of a real X-ray shall say DERIVED
         ({"ContributingEquipmentSequence": [SCANNER]}, None),
         ({"BodyPartExamined": None, "ViewPosition": None, "PatientAge": None}, None),
         ({"BodyPartExamined": " chest "}, None),
@@ -76,10 +87,23 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"PatientAge": "000Y"}, None),
         ({"ViewPosition": None, "ViewCodeSequence": [item(CodeMeaning="postero-anterior")]}, None),
         ({"ViewPosition": None, "ViewCodeSequence": [item(CodeMeaning="left lateral")]}, "view"),
-        ({"ViewPosition": None, "ViewCodeSequence": [LATERAL], "SeriesDescription": "CHEST PA/LAT"}, "view"),
-        ({"ViewPosition": None, "ViewCodeSequence": [FRONTAL], "SeriesDescription": "CHEST LAT"}, None),
+        (
+            {
+                "ViewPosition": None,
+                "ViewCodeSequence": [LATERAL],
+                "SeriesDescription": "CHEST PA/LAT",
+            },
+            "view",
+        ),
+        (
+            {"ViewPosition": None, "ViewCodeSequence": [FRONTAL], "SeriesDescription": "CHEST LAT"},
+            None,
+        ),
         ({"ViewPosition": None, "SeriesDescription": "CHEST PA/LAT"}, None),
-        ({"BodyPartExamined": None, "AnatomicRegionSequence": [item(CodeMeaning="Knee")]}, "body_part"),
+        (
+            {"BodyPartExamined": None, "AnatomicRegionSequence": [item(CodeMeaning="Knee")]},
+            "body_part",
+        ),
         ({"SOPInstanceUID": "9.9"}, "own_output"),
         ({"ContributingEquipmentSequence": [OURS]}, "own_output"),
         ({"SegmentSequence": [item()]}, "foreign_result"),
@@ -94,7 +118,13 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"PresentationIntentType": "FOR PRESENTATION"}, None),
         ({"NumberOfFrames": 2}, "multi_frame"),
         ({"NumberOfFrames": 1}, None),
-        ({"SOPClassUID": MultiFrameGrayscaleByteSecondaryCaptureImageStorage, "NumberOfFrames": 1}, None),
+        (
+            {
+                "SOPClassUID": MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+                "NumberOfFrames": 1,
+            },
+            None,
+        ),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "foreign_result"),
         ({"ViewPosition": "AP ERECT"}, None),
         ({"ViewPosition": "PORTABLE AP"}, None),
@@ -118,12 +148,21 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"ViewPosition": None, "PatientOrientation": ["A", "F"]}, "view"),
         ({"ViewPosition": None, "PatientOrientation": ["PL", "F"]}, "view"),
         ({"ViewPosition": None, "PatientOrientation": ["L", "F"]}, None),
-        ({"ViewPosition": "PA", "PatientOrientation": ["A", "F"]}, None),  # what is coded outweighs it
+        (
+            {"ViewPosition": "PA", "PatientOrientation": ["A", "F"]},
+            None,
+        ),  # what is coded outweighs it
         ({"BodyPartExamined": "HIP"}, "body_part"),
-        ({"BodyPartExamined": None, "ViewPosition": None, "StudyDescription": "LEFT KNEE"}, "body_part"),
+        (
+            {"BodyPartExamined": None, "ViewPosition": None, "StudyDescription": "LEFT KNEE"},
+            "body_part",
+        ),
         # A study holds several images: nearer descriptions and a view outweigh what is said of all of it.
         ({"BodyPartExamined": None, "StudyDescription": "HIP FRACTURE PREOP"}, None),
-        ({"BodyPartExamined": None, "PerformedProcedureStepDescription": "HIP FRACTURE PREOP"}, None),
+        (
+            {"BodyPartExamined": None, "PerformedProcedureStepDescription": "HIP FRACTURE PREOP"},
+            None,
+        ),
         (
             {
                 "BodyPartExamined": None,
@@ -133,7 +172,14 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
             },
             None,
         ),
-        ({"BodyPartExamined": None, "SeriesDescription": "HIP AP", "StudyDescription": "CHEST AND HIP"}, "body_part"),
+        (
+            {
+                "BodyPartExamined": None,
+                "SeriesDescription": "HIP AP",
+                "StudyDescription": "CHEST AND HIP",
+            },
+            "body_part",
+        ),
         ({"BodyPartExamined": "THORACIC SPINE"}, "body_part"),
         ({"BodyPartExamined": "TSPINE"}, "body_part"),
         ({"BodyPartExamined": "LSPINE"}, "body_part"),
@@ -144,7 +190,11 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"BodyPartExamined": None, "SeriesDescription": "CSPINE AP"}, "body_part"),
         ({"BodyPartExamined": None, "SeriesDescription": "CHEST AND THORACIC SPINE AP"}, None),
         (
-            {"BodyPartExamined": None, "ViewPosition": None, "StudyDescription": "THORACIC SPINE 2 VIEWS"},
+            {
+                "BodyPartExamined": None,
+                "ViewPosition": None,
+                "StudyDescription": "THORACIC SPINE 2 VIEWS",
+            },
             "body_part",
         ),
         ({"ViewPosition": "LL"}, "view"),
@@ -153,7 +203,10 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"PatientSpeciesDescription": "Homo sapiens"}, None),
         ({"ProtocolName": "CANINE THORAX"}, "species"),
         ({"PatientAge": "017Y"}, "under_age"),
-        ({"PatientAge": "152Y", "PatientBirthDate": "20150101", "StudyDate": "20200101"}, "under_age"),
+        (
+            {"PatientAge": "152Y", "PatientBirthDate": "20150101", "StudyDate": "20200101"},
+            "under_age",
+        ),
         ({"PatientAge": "011M"}, "under_age"),
         ({"PatientAge": "5"}, "under_age"),
         ({"PatientAge": "017Y", "BodyPartExamined": "HIP"}, "body_part"),
@@ -182,7 +235,10 @@ def test_a_strict_site_refuses_what_is_absent() -> None:
 
 def test_raw_images_are_analysed_where_a_site_wants_it() -> None:
     wanting = Rules(for_processing=True)
-    assert reason(chest(SOPClassUID=DigitalXRayImageStorageForProcessing, Modality="DX"), wanting) is None
+    assert (
+        reason(chest(SOPClassUID=DigitalXRayImageStorageForProcessing, Modality="DX"), wanting)
+        is None
+    )
     assert reason(chest(PresentationIntentType="FOR PROCESSING"), wanting) is None
     assert reason(chest(SOPClassUID=CTImageStorage), wanting) == "sop_class"
 
@@ -211,7 +267,14 @@ def test_age(changes: dict[str, Any], years: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "keyword", ["Modality", "BodyPartExamined", "ViewPosition", "StudyDescription", "PatientSpeciesDescription"]
+    "keyword",
+    [
+        "Modality",
+        "BodyPartExamined",
+        "ViewPosition",
+        "StudyDescription",
+        "PatientSpeciesDescription",
+    ],
 )
 def test_a_refusal_quotes_no_free_text(keyword: str) -> None:
     changes = {"BodyPartExamined": None, "ViewPosition": None, keyword: "Jane Doe KNEE"}

@@ -16,17 +16,40 @@ from training import phantom
 from training.fitting.augment import Augmentation, augment, equalise
 
 NOTHING: dict[str, Any] = dict.fromkeys(
-    ("flip", "rotate_degrees", "scale", "shift", "gamma", "contrast", "brightness", "noise", "blur"), 0
+    (
+        "flip",
+        "rotate_degrees",
+        "scale",
+        "shift",
+        "gamma",
+        "contrast",
+        "brightness",
+        "noise",
+        "blur",
+    ),
+    0,
 )
 MOVES = {
     "flip": 1, "rotate_degrees": 20, "scale": 0.3, "shift": 0.1, "crop": 0.4, "elastic": 0.02, "grid": 0.4,
     "optical": 0.3,
 }  # fmt: skip
-GREYS = {"gamma": 0.5, "contrast": 0.4, "brightness": 0.2, "noise": 0.1, "blur": 1, "gaussian": 0.05, "clahe": 1}
+GREYS = {
+    "gamma": 0.5,
+    "contrast": 0.4,
+    "brightness": 0.2,
+    "noise": 0.1,
+    "blur": 1,
+    "gaussian": 0.05,
+    "clahe": 1,
+}
 
 
-def changed(images: torch.Tensor, masks: torch.Tensor | None = None, seed: int = 0, **how: float) -> Any:
-    return augment(images, masks, Augmentation(**(NOTHING | how)), torch.Generator().manual_seed(seed))
+def changed(
+    images: torch.Tensor, masks: torch.Tensor | None = None, seed: int = 0, **how: float
+) -> Any:
+    return augment(
+        images, masks, Augmentation(**(NOTHING | how)), torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +72,15 @@ def test_image_and_mask_move_alike(chests: tuple[torch.Tensor, torch.Tensor], ki
     alone = changed(chests[0], **how)[0]
     images, masks = changed(chests[0], chests[0].clone(), **how)
     assert torch.equal(images, masks)
-    assert torch.equal(images, alone)  # what happens to an image does not hang on whether it has a mask
+    assert torch.equal(
+        images, alone
+    )  # what happens to an image does not hang on whether it has a mask
     assert all((images[i] - chests[0][i]).abs().mean() > 1e-3 for i in range(6))
 
 
-def test_a_phantoms_mask_stays_on_its_pneumothorax(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_a_phantoms_mask_stays_on_its_pneumothorax(
+    chests: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     """Where the mask says, the marked image is white: after every movement together."""
     marked = torch.where(chests[1] > 0, 1.0, chests[0] * 0.5)
     images, masks = changed(marked, chests[1], **MOVES)
@@ -64,7 +91,9 @@ def test_a_phantoms_mask_stays_on_its_pneumothorax(chests: tuple[torch.Tensor, t
 
 
 @pytest.mark.parametrize("kind", GREYS)
-def test_grey_changes_leave_the_mask_and_the_range(chests: tuple[torch.Tensor, torch.Tensor], kind: str) -> None:
+def test_grey_changes_leave_the_mask_and_the_range(
+    chests: tuple[torch.Tensor, torch.Tensor], kind: str
+) -> None:
     images, masks = changed(*chests, **{kind: GREYS[kind]})
     assert torch.equal(masks, chests[1])
     assert not torch.equal(images, chests[0])
@@ -79,7 +108,9 @@ def test_the_generator_decides_everything(chests: tuple[torch.Tensor, torch.Tens
     assert torch.equal(chests[0], before)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MOVES | GREYS if kind not in ("flip", "blur", "clahe")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MOVES | GREYS if kind not in ("flip", "blur", "clahe")]
+)
 def test_the_chance_is_that_of_being_changed_at_all(kind: str) -> None:
     images = torch.rand(400, 1, 32, 32, generator=torch.Generator().manual_seed(3)).clamp(0.1, 0.9)
     moved = changed(images, chance=0.3, **{kind: (MOVES | GREYS)[kind]})[0]
@@ -94,19 +125,25 @@ def test_flipping_is_left_for_right(chests: tuple[torch.Tensor, torch.Tensor]) -
 def ramps(n: int, side: int) -> torch.Tensor:
     """Two images in one, x or y as grey: shows where a pixel came from."""
     line = (torch.arange(side) + 0.5) / side
-    return torch.stack([line.expand(side, side), line[:, None].expand(side, side)])[:, None].repeat(n, 1, 1, 1)
+    return torch.stack([line.expand(side, side), line[:, None].expand(side, side)])[:, None].repeat(
+        n, 1, 1, 1
+    )
 
 
 def test_a_crop_shows_a_part_of_the_picture_at_full_size() -> None:
     for seed in range(20):
         shown = changed(ramps(1, 64)[:1], seed=seed, crop=0.5)[0][0, 0]
         step = (shown[:, 1:] - shown[:, :-1])[:, 2:-2]
-        assert step.min() > 0.5 / 64 * 0.95  # nothing is reduced, nothing beyond the edge comes into sight
+        assert (
+            step.min() > 0.5 / 64 * 0.95
+        )  # nothing is reduced, nothing beyond the edge comes into sight
         assert step.max() < 1.05 / 64
 
 
 def test_a_grid_bends_lines_only_at_its_cells_and_keeps_the_ends() -> None:
-    shown = changed(ramps(1, 100)[:1], grid=0.5)[0][0, 0, 1:-1]  # the outermost mix with the black beyond
+    shown = changed(ramps(1, 100)[:1], grid=0.5)[0][
+        0, 0, 1:-1
+    ]  # the outermost mix with the black beyond
     assert torch.allclose(shown, shown[:1].expand_as(shown), atol=1e-5)  # columns stay columns
     bends = (shown[0, 2:] - 2 * shown[0, 1:-1] + shown[0, :-2]).abs() > 1e-4
     assert {round(int(at + 1) / 20) * 20 for at in torch.nonzero(bends)} <= {0, 20, 40, 60, 80, 100}
@@ -123,7 +160,9 @@ def test_a_lens_moves_along_the_radius_by_r_cubed() -> None:
         k = float((image[50, 80] / x[80] - 1) / x[80] ** 2)
         assert abs(k) <= 0.151  # 0.3 in the corner, at r^2 = 2
         assert torch.allclose(image[50, near], x[near] * (1 + k * x[near] ** 2), atol=2e-3)
-        assert torch.allclose(image.diagonal()[near], x[near] * (1 + 2 * k * x[near] ** 2), atol=2e-3)
+        assert torch.allclose(
+            image.diagonal()[near], x[near] * (1 + 2 * k * x[near] ** 2), atol=2e-3
+        )
 
 
 def test_elastic_displacements_have_the_deviation_asked_for() -> None:
@@ -131,7 +170,9 @@ def test_elastic_displacements_have_the_deviation_asked_for() -> None:
     images = ramps(1, side)[:1].repeat(60, 1, 1, 1)
     moved = (changed(images, elastic=asked)[0] - images)[:, 0, 16:-16, 16:-16]
     assert float(moved.std()) == pytest.approx(asked, rel=0.1)
-    assert float((moved[:, :, 1:] - moved[:, :, :-1]).std()) < 0.4 * asked  # smooth: neighbours go together
+    assert (
+        float((moved[:, :, 1:] - moved[:, :, :-1]).std()) < 0.4 * asked
+    )  # smooth: neighbours go together
 
 
 def test_a_gaussian_blur_spreads_a_point_and_keeps_its_sum() -> None:
@@ -189,4 +230,6 @@ def test_clahe_with_all_cut_off_changes_nothing_and_with_nothing_cut_off_equalis
     assert float((equalise(images, torch.full((1,), 1e-6)) - images).abs().max()) < 1.5 / 255
     flat = equalise(images, torch.full((1,), 1e6))
     assert float(images.std()) < 0.06
-    assert float(flat.std()) == pytest.approx(1 / math.sqrt(12), abs=0.03)  # of a uniform distribution
+    assert float(flat.std()) == pytest.approx(
+        1 / math.sqrt(12), abs=0.03
+    )  # of a uniform distribution

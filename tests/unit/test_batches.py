@@ -58,7 +58,11 @@ def test_the_same_seed_gives_the_same_again_and_another_does_not() -> None:
     samples = Samples(images=images, targets=masks)
 
     def all_of(seed: int, epoch: int) -> list[torch.Tensor]:
-        return [one for batch in Batches([samples], stage(augmentation={}), seed, CPU).epoch(epoch) for one in batch]
+        return [
+            one
+            for batch in Batches([samples], stage(augmentation={}), seed, CPU).epoch(epoch)
+            for one in batch
+        ]
 
     first, again, other = all_of(5, 3), all_of(5, 3), all_of(6, 3)
     assert len(first) == 6  # the thirteenth image fills no batch
@@ -96,7 +100,9 @@ def test_normalised_as_the_node_does_it(scheme: str, shape: tuple[int, int]) -> 
 def test_a_letterbox_moves_with_its_image() -> None:
     image = np.zeros((1, 32, 32), np.uint8)
     image[0, :, :20] = np.random.default_rng(2).integers(50, 200, (32, 20))
-    samples = Samples(images=image, targets=np.ones(1, np.float32), inside=np.array([[0, 0, 32, 20]]))
+    samples = Samples(
+        images=image, targets=np.ones(1, np.float32), inside=np.array([[0, 0, 32, 20]])
+    )
     mirrored = stage(batch=1, normalisation="image-standard", augmentation=STILL | {"flip": 1})
     ((batch, _),) = Batches([samples], mirrored, 1, CPU).epoch(0)
     assert torch.allclose(batch.flip(3), inputs(image, "image-standard", samples.inside), atol=1e-4)

@@ -24,7 +24,11 @@ def pleura(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
     path = tmp_path / "pleura.yaml"
-    path.write_text(yaml.safe_dump({"spool": str(tmp_path / "spool"), "ledger": f"sqlite:///{tmp_path}/ledger.db"}))
+    path.write_text(
+        yaml.safe_dump(
+            {"spool": str(tmp_path / "spool"), "ledger": f"sqlite:///{tmp_path}/ledger.db"}
+        )
+    )
     return path
 
 
@@ -38,7 +42,9 @@ def test_config_check_and_show(settings: Path, tmp_path: Path) -> None:
     assert len(wrong.stderr.splitlines()) == 2
 
 
-@pytest.mark.parametrize("command", [["serve"], ["receive"], ["analyse"], ["deliver"], ["status"], ["retry"]])
+@pytest.mark.parametrize(
+    "command", [["serve"], ["receive"], ["analyse"], ["deliver"], ["status"], ["retry"]]
+)
 def test_wrong_settings_stop_every_command_with_2(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("prot: 1\n")
     answer = pleura(*command, "-c", tmp_path / "wrong.yaml")
@@ -59,7 +65,9 @@ def test_wrong_settings_stop_every_command_with_2(command: list[str], tmp_path: 
 def test_serve_that_cannot_start_says_why_and_ends(
     settings: Path, change: dict[str, str], word: str, free_port: Callable[[], int]
 ) -> None:
-    settings.write_text(yaml.safe_dump(yaml.safe_load(settings.read_text()) | {"port": free_port()} | change))
+    settings.write_text(
+        yaml.safe_dump(yaml.safe_load(settings.read_text()) | {"port": free_port()} | change)
+    )
     answer = pleura("serve", "-c", settings)
     assert answer.returncode == 2, answer.stderr
     assert word in answer.stderr
@@ -99,7 +107,9 @@ def test_send_says_that_nobody_listens(free_port: Callable[[], int]) -> None:
 
 
 def test_what_the_node_writes_is_nobody_elses(settings: Path) -> None:
-    program = "import os, sys; from daemon import cli; cli.main(sys.argv[1:]); print(oct(os.umask(0)))"
+    program = (
+        "import os, sys; from daemon import cli; cli.main(sys.argv[1:]); print(oct(os.umask(0)))"
+    )
     command = [sys.executable, "-c", program, "config", "check", "-c", str(settings)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "0o77"

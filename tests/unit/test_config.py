@@ -95,7 +95,11 @@ def test_a_profile_stands_for_the_results_of_a_common_viewer(tmp_path: Path) -> 
         "  - {name: pacs, ae_title: A, host: h, port: 104, profile: pacs-with-gsps}\n"
         "  - {name: plain, folder: b, profile: null}\n",
     )
-    assert settings.owed() == {"viewer": ("SEG", "SC", "SR"), "pacs": ("SC", "PR"), "plain": ("SEG", "SC")}
+    assert settings.owed() == {
+        "viewer": ("SEG", "SC", "SR"),
+        "pacs": ("SC", "PR"),
+        "plain": ("SEG", "SC"),
+    }
     assert load(tmp_path, config.show(settings)) == settings
 
 
@@ -108,12 +112,16 @@ def test_a_profile_stands_for_the_results_of_a_common_viewer(tmp_path: Path) -> 
         ("{name: a, folder: x, results: []}", "results"),
     ],
 )
-def test_a_profile_and_results_exclude_each_other(tmp_path: Path, destination: str, words: str) -> None:
+def test_a_profile_and_results_exclude_each_other(
+    tmp_path: Path, destination: str, words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         load(tmp_path, f"destinations: [{destination}]")
 
 
-@pytest.mark.parametrize(("second", "refers"), [("[SEG, SR]", True), ("[SR]", False), ("[SC]", True)])
+@pytest.mark.parametrize(
+    ("second", "refers"), [("[SEG, SR]", True), ("[SR]", False), ("[SC]", True)]
+)
 def test_an_sr_refers_to_a_seg_only_where_each_that_gets_it_gets_both(
     tmp_path: Path, second: str, refers: bool
 ) -> None:
@@ -122,7 +130,13 @@ def test_an_sr_refers_to_a_seg_only_where_each_that_gets_it_gets_both(
 
 
 def test_admission_terms_are_compared_as_headers_have_them(tmp_path: Path) -> None:
-    admission = load(tmp_path, "admission: {views: [ap, ' pa'], modalities: [dx], body_parts: [Chest]}").admission
-    assert (admission.views, admission.modalities, admission.body_parts) == (("AP", "PA"), ("DX",), ("CHEST",))
+    admission = load(
+        tmp_path, "admission: {views: [ap, ' pa'], modalities: [dx], body_parts: [Chest]}"
+    ).admission
+    assert (admission.views, admission.modalities, admission.body_parts) == (
+        ("AP", "PA"),
+        ("DX",),
+        ("CHEST",),
+    )
     with pytest.raises(ConfigError, match="views"):
         load(tmp_path, "admission: {views: ['']}")

@@ -12,10 +12,13 @@ from types import ModuleType
 import pytest
 from pydicom import Dataset
 
-from daemon import association, backoff, commitment, dimse, listener, scp, scu
+from daemon import backoff
+from daemon.deliver import commitment, courier
+from daemon.dicom import link, tables
+from daemon.receive import listener, scp
 from inference.results import ENCODERS
-from tests.documents import DOCS, Table, air, content, filled, network, objects, received
-from tests.documents.sources import built
+from tools.conformance import DOCS, Table, air, content, filled, network, objects, received
+from tools.conformance.sources import built
 
 PAGES: dict[str, Mapping[str, Table]] = {
     "conformance.md": {
@@ -65,16 +68,16 @@ def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
 @pytest.mark.parametrize(
     ("table", "module", "name", "value"),
     [
-        (network.services, dimse, "_OTHER_CLASSES", ()),
-        (network.accepted, dimse, "_OTHER_SYNTAXES", dimse._IMAGE_SYNTAXES[:2]),
-        (network.proposed, dimse, "UNCOMPRESSED", dimse.UNCOMPRESSED[:1]),
-        (network.implementation, dimse, "MAXIMUM_PDU_BYTES", 16384),
+        (network.services, tables, "_OTHER_CLASSES", ()),
+        (network.accepted, tables, "_OTHER_SYNTAXES", tables._IMAGE_SYNTAXES[:2]),
+        (network.proposed, tables, "UNCOMPRESSED", tables.UNCOMPRESSED[:1]),
+        (network.implementation, tables, "MAXIMUM_PDU_BYTES", 16384),
         (network.rejections, scp, "_MAXIMUM_ASSOCIATIONS", 3),
-        (network.verdicts, scu, "_MAXIMUM_FAILURES", 3),
-        (network.verdicts, scu, "_VERDICTS", scu._VERDICTS[:4]),
+        (network.verdicts, courier, "_MAXIMUM_FAILURES", 3),
+        (network.verdicts, courier, "_VERDICTS", courier._VERDICTS[:4]),
         (network.failures, commitment, "_FATES", {0x0112: commitment._Fate.REFUSED}),
         (network.times, backoff, "_BACKOFF_S", (1.0, 2.0)),
-        (network.times, association, "_CONNECT_S", 99.0),
+        (network.times, link, "_CONNECT_S", 99.0),
         (network.times, listener, "_SILENCE_S", 99.0),
     ],
 )
@@ -104,12 +107,22 @@ def test_another_attribute_in_an_object_is_another_row(monkeypatch: pytest.Monke
 def test_one_lesion_has_one_tracking_uid_in_every_object_that_speaks_of_it() -> None:
     base = built("base")
     (segment,) = base["SEG"].SegmentSequence
-    drawn = {item.TrackingUID for item in base["PR"].GraphicAnnotationSequence[0].GraphicObjectSequence}
-    told = {value for path, _, value in content.tree(base["SR"]) if "Tracking Unique Identifier" in path[-1]}
+    drawn = {
+        item.TrackingUID for item in base["PR"].GraphicAnnotationSequence[0].GraphicObjectSequence
+    }
+    told = {
+        value
+        for path, _, value in content.tree(base["SR"])
+        if "Tracking Unique Identifier" in path[-1]
+    }
     assert {segment.TrackingUID} == drawn == told
 
 
 def test_every_object_names_its_device() -> None:
-    devices = {item.DeviceUID for each in built("base").values() for item in each.ContributingEquipmentSequence}
+    devices = {
+        item.DeviceUID
+        for each in built("base").values()
+        for item in each.ContributingEquipmentSequence
+    }
     assert len(built("base")) == len(ENCODERS)
     assert len(devices) == 1

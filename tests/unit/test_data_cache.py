@@ -35,7 +35,12 @@ def test_what_is_prepared(tmp_path: Path) -> None:
     assert prepared.labels.tolist() == [1, 0, 1, 0]
     for number, case in enumerate(cases):
         assert np.abs(prepared.images[number] / 255 - fit(case.pixels(), 32).pixels).max() < 0.003
-        assert np.abs(prepared.masks[number] / 255 - fit(case.mask().astype(np.float32), 32).pixels).max() < 0.003
+        assert (
+            np.abs(
+                prepared.masks[number] / 255 - fit(case.mask().astype(np.float32), 32).pixels
+            ).max()
+            < 0.003
+        )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -44,7 +49,9 @@ def test_a_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(PhantomCase, "pixels", lambda _: pytest.fail("decoded again"))
     again = cache.prepare(phantoms(), 32, tmp_path)
     assert np.array_equal(first.images, again.images)
-    torch.from_numpy(again.images)[0] = 7  # torch warns of arrays that cannot be written to, and that is an error here
+    torch.from_numpy(again.images)[0] = (
+        7  # torch warns of arrays that cannot be written to, and that is an error here
+    )
     assert not np.array_equal(cache.prepare(phantoms(), 32, tmp_path).images[0], again.images[0])
 
 
@@ -70,7 +77,9 @@ def test_a_file_that_was_exchanged_is_decoded_again(tmp_path: Path) -> None:
         assert np.array_equal(prepared.images[0] > 127, value > 0)
     assert prepared.masks is None
     shutil.copytree(home, tmp_path / "copy")  # not with the times of the files
-    copied, there = (labelled.read("table", folder)[0].identity() for folder in (tmp_path / "copy", home))
+    copied, there = (
+        labelled.read("table", folder)[0].identity() for folder in (tmp_path / "copy", home)
+    )
     assert copied == there
 
 
@@ -134,7 +143,10 @@ class Slow(PhantomCase):
 
 def _prepare(folder: Path, log: Path) -> None:
     os.environ["DECODED"] = str(log)
-    cases = [Slow(image_id=str(seed), patient="", label=seed % 2, seed=seed, size=64) for seed in range(4)]
+    cases = [
+        Slow(image_id=str(seed), patient="", label=seed % 2, seed=seed, size=64)
+        for seed in range(4)
+    ]
     cache.prepare(cases, 32, folder)
 
 

@@ -30,7 +30,10 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (24, 16), np.uint8)
 
 
-SOME, NONE = np.full((24, 16), 255, np.uint8) * (np.arange(16) < 4).astype(np.uint8), np.zeros((24, 16), np.uint8)
+SOME, NONE = (
+    np.full((24, 16), 255, np.uint8) * (np.arange(16) < 4).astype(np.uint8),
+    np.zeros((24, 16), np.uint8),
+)
 
 
 def test_sound_images_have_no_findings(tmp_path: Path) -> None:
@@ -52,7 +55,12 @@ def test_every_kind_of_fault_is_said(tmp_path: Path) -> None:
         "same.png,0,none.png,I,,1",
         "g.png,1,most.png,J,,1",
     ]
-    folder_of(tmp_path, rows, **{name: noise(number) for number, name in enumerate("abcdefg")}, same=noise(1))
+    folder_of(
+        tmp_path,
+        rows,
+        **{name: noise(number) for number, name in enumerate("abcdefg")},
+        same=noise(1),
+    )
     folder_of(tmp_path, rows, some=SOME, none=NONE, small=SOME[:10], most=255 - SOME)
     (tmp_path / "text.png").write_text("no picture")
     found = {what: (finding.level, finding.where) for what, finding in found_in(tmp_path).items()}
@@ -75,7 +83,12 @@ def test_every_kind_of_fault_is_said(tmp_path: Path) -> None:
 
 def phantom_of(number: int, patient: str, label: float = 1, published: bool = True) -> PhantomCase:
     return PhantomCase(
-        image_id=f"i{number}", patient=patient, label=label, as_published=published, seed=number, size=32
+        image_id=f"i{number}",
+        patient=patient,
+        label=label,
+        as_published=published,
+        seed=number,
+        size=32,
     )
 
 
@@ -93,13 +106,20 @@ def test_a_patient_on_both_sides_of_a_split_is_an_error() -> None:
 
 
 def test_provenance_that_tells_the_label_is_said() -> None:
-    cases = [phantom_of(number, f"{number}", float(number < 10), number >= 8) for number in range(40)]
+    cases = [
+        phantom_of(number, f"{number}", float(number < 10), number >= 8) for number in range(40)
+    ]
     (finding,) = checks.check(cases).warnings
-    assert str(finding) == "warning: provenance tells the label: as published 2 of 32 positive, copies 8 of 8 positive"
+    assert (
+        str(finding)
+        == "warning: provenance tells the label: as published 2 of 32 positive, copies 8 of 8 positive"
+    )
 
 
 def test_errors_stop_a_run_and_warnings_do_not() -> None:
-    checks.check([phantom_of(1, "a"), phantom_of(2, "b")]).raise_errors()  # a warning: one label only
+    checks.check(
+        [phantom_of(1, "a"), phantom_of(2, "b")]
+    ).raise_errors()  # a warning: one label only
     twice = checks.check([phantom_of(1, "a"), phantom_of(1, "a", 0)])
     with pytest.raises(ValueError, match=r"^error: repeated id: i1 2 times$"):
         twice.raise_errors()

@@ -23,7 +23,9 @@ def siim_as_published(folder: Path, count: int = 4) -> Path:
     rows = []
     for number in range(count):
         drawn = phantom.draw(number, number % 2 == 0, SIDE)
-        path = phantom.write(drawn, folder / "dicom-images-train" / f"1.{number}" / f"2.{number}" / f"3.{number}.dcm")
+        path = phantom.write(
+            drawn, folder / "dicom-images-train" / f"1.{number}" / f"2.{number}" / f"3.{number}.dcm"
+        )
         with quiet():  # ages have no unit in the published files
             dataset = dcmread(path)
             dataset.PatientAge, dataset.PatientSex, dataset.PatientID = (
@@ -33,9 +35,9 @@ def siim_as_published(folder: Path, count: int = 4) -> Path:
             )
             dataset.save_as(path)
         upper = drawn.mask & (np.arange(SIDE)[:, None] < SIDE // 2)
-        rows += [f"3.{number},{rle.encode(half)}" for half in (upper, drawn.mask & ~upper) if half.any()] or [
-            f"3.{number},-1"
-        ]
+        rows += [
+            f"3.{number},{rle.encode(half)}" for half in (upper, drawn.mask & ~upper) if half.any()
+        ] or [f"3.{number},-1"]
     (folder / "train-rle.csv").write_text("\n".join(["ImageId, EncodedPixels", *rows]) + "\n")
     return folder
 
@@ -47,10 +49,22 @@ def test_siim_as_published(tmp_path: Path) -> None:
         drawn = phantom.draw(number, number % 2 == 0, SIDE)
         assert np.array_equal(case.mask(), drawn.mask)
         assert np.corrcoef(case.pixels().ravel(), drawn.pixels.ravel())[0, 1] > 0.99
-    assert (cases[1].age_years, cases[0].sex, cases[0].view, cases[0].fold) == (413, "F", "PA", None)
-    assert not any(case.as_published for case in cases)  # uncompressed: the published ones are JPEG Baseline
+    assert (cases[1].age_years, cases[0].sex, cases[0].view, cases[0].fold) == (
+        413,
+        "F",
+        "PA",
+        None,
+    )
+    assert not any(
+        case.as_published for case in cases
+    )  # uncompressed: the published ones are JPEG Baseline
     # A patient's number goes into no file of a run.
-    assert [case.patient for case in cases] == ["patient-0001", "patient-0001", "patient-0002", "patient-0002"]
+    assert [case.patient for case in cases] == [
+        "patient-0001",
+        "patient-0001",
+        "patient-0002",
+        "patient-0002",
+    ]
     assert not cases.findings
 
 
@@ -58,11 +72,18 @@ def test_siim_with_a_table_of_patients(tmp_path: Path) -> None:
     siim_as_published(tmp_path)
     (tmp_path / "patients.csv").write_text("ImageId,patient\n3.0,Ada\n3.1,Bob\n3.2,Ada\n")
     cases = labelled.read("siim", tmp_path)
-    assert [case.patient for case in cases] == ["patient-0001", "patient-0002", "patient-0001", "3.3"]
+    assert [case.patient for case in cases] == [
+        "patient-0001",
+        "patient-0002",
+        "patient-0001",
+        "3.3",
+    ]
     (finding,) = cases.findings
     assert str(finding) == "warning: image that patients.csv does not name: 3.3"
     (tmp_path / "patients.csv").write_text("ImageId,patient\n3.0,Ada\n3.0,Bob\n")
-    with pytest.raises(ValueError, match=r"patients.csv: line 3: patient 'Bob' found, one for each ImageId"):
+    with pytest.raises(
+        ValueError, match=r"patients.csv: line 3: patient 'Bob' found, one for each ImageId"
+    ):
         labelled.read("siim", tmp_path)
 
 
@@ -73,7 +94,9 @@ def test_siim_says_that_no_patient_is_named(tmp_path: Path) -> None:
             dataset.PatientID = path.stem  # as published: one for every image
             dataset.save_as(path)
     (finding,) = labelled.read("siim", tmp_path).findings
-    assert str(finding).startswith("warning: the data name no patients: a split cannot keep a patient's images")
+    assert str(finding).startswith(
+        "warning: the data name no patients: a split cannot keep a patient's images"
+    )
     assert str(finding).endswith("give patients.csv (ImageId,patient)")
 
 
@@ -84,7 +107,9 @@ def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
     phantom.write(phantom.draw(9, False, SIDE), nested / "y" / "3.0.dcm")
     with (tmp_path / "train-rle.csv").open("a") as file:
         file.write("without-an-image,-1\n3.0,-1\n")
-    (tmp_path / "folds.csv").write_text("ImageId,fold,patient,pneumothorax\n3.1,0,P1,1\nnowhere,0,P2,0\n")
+    (tmp_path / "folds.csv").write_text(
+        "ImageId,fold,patient,pneumothorax\n3.1,0,P1,1\nnowhere,0,P2,0\n"
+    )
     cases = labelled.read("siim", tmp_path)
     assert len(cases) == 4
     found = {(finding.level, finding.where[0]) for finding in cases.findings}
@@ -97,7 +122,11 @@ def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
 
 def test_the_real_part_of_siim(data: Path) -> None:
     cases = labelled.read("siim", data)
-    assert (len(cases), sum(case.positive for case in cases), sum(case.as_published for case in cases)) == (
+    assert (
+        len(cases),
+        sum(case.positive for case in cases),
+        sum(case.as_published for case in cases),
+    ) == (
         248,
         102,
         199,
@@ -110,7 +139,15 @@ def test_the_real_part_of_siim(data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "years"),
-    [("058Y", 58), ("58", 58), ("413", 413), ("018M", 1.5), ("026W", 0.5), ("", None), ("fifty", None)],
+    [
+        ("058Y", 58),
+        ("58", 58),
+        ("413", 413),
+        ("018M", 1.5),
+        ("026W", 0.5),
+        ("", None),
+        ("fifty", None),
+    ],
 )
 def test_ages(text: str, years: float | None) -> None:
     assert siim.years(text) == years
@@ -132,7 +169,11 @@ def test_silver_reads_no_file_elsewhere(tmp_path: Path) -> None:
 
 def lgg_folder(folder: Path) -> Path:
     """Three slices of two patients; the green channel is the one with a picture."""
-    for patient, number in (("TCGA_AA_0001_19990101", 2), ("TCGA_AA_0001_19990101", 10), ("TCGA_AA_0002_20000101", 1)):
+    for patient, number in (
+        ("TCGA_AA_0001_19990101", 2),
+        ("TCGA_AA_0001_19990101", 10),
+        ("TCGA_AA_0002_20000101", 1),
+    ):
         home = folder / "kaggle_3m" / patient
         home.mkdir(parents=True, exist_ok=True)
         picture = np.zeros((32, 32, 3), np.uint8)
@@ -156,12 +197,16 @@ def test_lgg(tmp_path: Path) -> None:
     assert pixels[16, 16] == pytest.approx(120 / 255)
     assert pixels[16, 8] > pixels[16, 16]  # sharpened: an edge stands out
     (tmp_path / "kaggle_3m" / "TCGA_AA_0002_20000101" / "TCGA_AA_0002_20000101_1_mask.tif").unlink()
-    assert [finding.where for finding in labelled.read("lgg", tmp_path).findings] == [("TCGA_AA_0002_20000101_1",)]
+    assert [finding.where for finding in labelled.read("lgg", tmp_path).findings] == [
+        ("TCGA_AA_0002_20000101_1",)
+    ]
 
 
 def test_the_clinical_table(tmp_path: Path) -> None:
     home = lgg_folder(tmp_path) / "kaggle_3m"
-    (home / "data.csv").write_text("Patient,gender,age,death01\nTCGA_AA_0001,1,40.5,0\nTCGA_AA_0002,NA,,1\n")
+    (home / "data.csv").write_text(
+        "Patient,gender,age,death01\nTCGA_AA_0001,1,40.5,0\nTCGA_AA_0002,NA,,1\n"
+    )
     table = lgg.read_clinical(tmp_path)
     assert table.keys() == {case.patient for case in labelled.read("lgg", tmp_path)}
     assert table["TCGA_AA_0001"] == {"gender": 1, "age": 40.5, "death01": 0}
@@ -214,8 +259,13 @@ def test_image_and_mask_are_turned_alike(tmp_path: Path) -> None:
 
 
 def test_a_wrong_table_is_said_with_its_lines(tmp_path: Path) -> None:
-    table_folder(tmp_path, "image,label,sex,fold\nb.jpg,1,F,0\nb.jpg,yes,,\n../b.jpg,1,,\nb.jpg,1,x,\nb.jpg,1,,-1\n")
-    with pytest.raises(ValueError, match=r"line 3: label(.|\n)*line 4: '../b(.|\n)*line 5: sex(.|\n)*line 6: fold"):
+    table_folder(
+        tmp_path,
+        "image,label,sex,fold\nb.jpg,1,F,0\nb.jpg,yes,,\n../b.jpg,1,,\nb.jpg,1,x,\nb.jpg,1,,-1\n",
+    )
+    with pytest.raises(
+        ValueError, match=r"line 3: label(.|\n)*line 4: '../b(.|\n)*line 5: sex(.|\n)*line 6: fold"
+    ):
         labelled.read("table", tmp_path)
     table_folder(tmp_path, "image,label\nb.jpg,1\nnowhere.png,0\n")
     (finding,) = labelled.read("table", tmp_path).findings
@@ -239,7 +289,9 @@ def test_a_folder_without_the_layout_is_said(tmp_path: Path, layout: Layout) -> 
 
 
 def test_a_broken_file_is_said_with_its_path(tmp_path: Path) -> None:
-    cases = labelled.read("table", table_folder(tmp_path, "image,label\nb.jpg,1\nd.dcm,1\nin/a.png,1\n"))
+    cases = labelled.read(
+        "table", table_folder(tmp_path, "image,label\nb.jpg,1\nd.dcm,1\nin/a.png,1\n")
+    )
     for case in cases:
         case.path.write_bytes(case.path.read_bytes()[:60])
         with pytest.raises(ValueError, match=f"{case.path.name}: cannot be read"):

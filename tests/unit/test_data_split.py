@@ -18,7 +18,9 @@ from training.data.cases import Case
 
 
 def case(number: int, patient: object, label: float, fold: int | None = None) -> Case:
-    return PhantomCase(image_id=f"i{number}", patient=f"p{patient}", label=label, fold=fold, seed=number, size=8)
+    return PhantomCase(
+        image_id=f"i{number}", patient=f"p{patient}", label=label, fold=fold, seed=number, size=8
+    )
 
 
 def wanted(**keys: Any) -> recipe.Split:
@@ -33,12 +35,18 @@ def data_sets(draw: st.DrawFn) -> list[Case]:
 
 @settings(deadline=None, max_examples=60)
 @given(data_sets(), st.integers(2, 5), st.integers(0, 9))
-def test_every_image_once_and_no_patient_on_two_sides(cases: list[Case], count: int, seed: int) -> None:
+def test_every_image_once_and_no_patient_on_two_sides(
+    cases: list[Case], count: int, seed: int
+) -> None:
     if len({one.patient for one in cases}) < count:
         return
-    parts = split.split(cases, wanted(folds=count, validate=[0], report=[1] if count > 2 else [], seed=seed))
+    parts = split.split(
+        cases, wanted(folds=count, validate=[0], report=[1] if count > 2 else [], seed=seed)
+    )
     sides = [parts.train, parts.validate, parts.report]
-    assert Counter(one.image_id for side in sides for one in side) == Counter(one.image_id for one in cases)
+    assert Counter(one.image_id for side in sides for one in side) == Counter(
+        one.image_id for one in cases
+    )
     patients = [{one.patient for one in side} for side in sides]
     assert sum(map(len, patients)) == len(set.union(*patients))
     assert split.grouped(cases, count, seed) == split.grouped(list(cases), count, seed)
@@ -46,13 +54,23 @@ def test_every_image_once_and_no_patient_on_two_sides(cases: list[Case], count: 
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(10, 200), st.floats(0.1, 0.9), st.integers(2, 8), st.integers(0, 9))
-def test_where_each_patient_has_one_image_the_folds_are_alike(n: int, share: float, count: int, seed: int) -> None:
+def test_where_each_patient_has_one_image_the_folds_are_alike(
+    n: int, share: float, count: int, seed: int
+) -> None:
     cases = [case(number, number, float(number < n * share)) for number in range(n)]
     folds = split.grouped(cases, count, seed)
-    for some in (cases, [one for one in cases if one.positive], [one for one in cases if not one.positive]):
+    for some in (
+        cases,
+        [one for one in cases if one.positive],
+        [one for one in cases if not one.positive],
+    ):
         names = {one.image_id for one in some}
-        sizes = Counter(fold for one, fold in zip(cases, folds, strict=True) if one.image_id in names)
-        assert max(sizes.values()) - min(sizes[fold] for fold in range(count)) <= (1 if some is not cases else 2)
+        sizes = Counter(
+            fold for one, fold in zip(cases, folds, strict=True) if one.image_id in names
+        )
+        assert max(sizes.values()) - min(sizes[fold] for fold in range(count)) <= (
+            1 if some is not cases else 2
+        )
 
 
 def test_the_real_folds_are_nearly_alike(data: Path) -> None:
@@ -62,7 +80,9 @@ def test_the_real_folds_are_nearly_alike(data: Path) -> None:
     shares = [positive[folds == fold].mean() for fold in range(5)]
     assert max(shares) - min(shares) < 0.04
     assert set(np.bincount(folds)) <= {48, 49, 50, 51}
-    published = split.split(cases, wanted(folds="published", train=[0, 1, 2], validate=[0, 1, 2], report=[3]))
+    published = split.split(
+        cases, wanted(folds="published", train=[0, 1, 2], validate=[0, 1, 2], report=[3])
+    )
     assert [len(published.train), len(published.validate), len(published.report)] == [186, 186, 62]
 
 
@@ -74,7 +94,9 @@ def test_another_seed_is_another_split() -> None:
 def test_each_fold_validates_once() -> None:
     cases = [case(number, number // 2, float(number % 3 == 0)) for number in range(40)]
     wanted = [recipe.Split.model_validate({"folds": 4, "validate": [fold]}) for fold in range(4)]
-    validated = [one.image_id for one_fold in wanted for one in split.split(cases, one_fold).validate]
+    validated = [
+        one.image_id for one_fold in wanted for one in split.split(cases, one_fold).validate
+    ]
     assert sorted(validated) == sorted(one.image_id for one in cases)
 
 
@@ -99,7 +121,9 @@ def test_a_published_fold_may_not_tear_a_patient() -> None:
         split.split(cases, wanted(folds="published"))
 
 
-@pytest.mark.parametrize("keys", [{"report": [1]}, {"train": [0, 2], "validate": [0], "report": [3]}])
+@pytest.mark.parametrize(
+    "keys", [{"report": [1]}, {"train": [0, 2], "validate": [0], "report": [3]}]
+)
 def test_the_file_brings_the_parts_back(tmp_path: Path, keys: dict[str, Any]) -> None:
     cases = [case(number, number, number % 2) for number in range(20)]
     parts = split.split(cases, wanted(**keys))
@@ -110,4 +134,7 @@ def test_the_file_brings_the_parts_back(tmp_path: Path, keys: dict[str, Any]) ->
         assert some == others
     assert all(back.folds[name] == parts.folds[name] for name in back.folds)
     with pytest.raises(ValueError, match=r"line 3.*of this data set wanted"):
-        split.read(tmp_path / "split.csv", [one for one in cases if one.image_id != parts.train[1].image_id])
+        split.read(
+            tmp_path / "split.csv",
+            [one for one in cases if one.image_id != parts.train[1].image_id],
+        )

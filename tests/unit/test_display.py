@@ -69,8 +69,13 @@ def test_the_table_gives_each_pixel_what_the_formulas_give_it(
     kind = np.iinfo(dtype)
     stored = np.linspace(kind.min, kind.max, 60 * 50).round().astype(dtype).reshape(60, 50)
     low, high = sorted(slope * edge + intercept for edge in (kind.min, kind.max))
-    window = {"WindowCenter": round((low + high) / 2), "WindowWidth": max(2, round((high - low) * 0.7))}
-    described = header(RescaleSlope=f"{slope:.6f}", RescaleIntercept=intercept, VOILUTFunction=name, **window)
+    window = {
+        "WindowCenter": round((low + high) / 2),
+        "WindowWidth": max(2, round((high - low) * 0.7)),
+    }
+    described = header(
+        RescaleSlope=f"{slope:.6f}", RescaleIntercept=intercept, VOILUTFunction=name, **window
+    )
     shown, notes = displayed(described, stored)
     assert notes == ()
     for row, column in ((0, 0), (59, 49), (30, 20), (10, 7), (45, 3)):
@@ -89,7 +94,9 @@ def test_a_window_for_bone_or_lung_is_kept() -> None:
         assert 0.1 < ((shown > 0) & (shown < 1)).mean() < 0.5
 
 
-@pytest.mark.parametrize("window", [(-500, 100), (9000, 500), (2048, 2), (128, 256), (0, 10_000_000)])
+@pytest.mark.parametrize(
+    "window", [(-500, 100), (9000, 500), (2048, 2), (128, 256), (0, 10_000_000)]
+)
 def test_a_window_that_would_hide_the_lung_gives_way(window: tuple[int, int]) -> None:
     shown, notes = displayed(header(WindowCenter=window[0], WindowWidth=window[1]), RAMP)
     assert np.ptp(shown) == 1

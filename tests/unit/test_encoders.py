@@ -69,7 +69,9 @@ def made(request: pytest.FixtureRequest) -> tuple[str, Encoder]:
         return request.param, ENCODERS[request.param](3)
 
 
-def test_with_its_head_each_has_the_published_number_of_parameters(made: tuple[str, Encoder]) -> None:
+def test_with_its_head_each_has_the_published_number_of_parameters(
+    made: tuple[str, Encoder],
+) -> None:
     name, encoder = made
     head, published = PUBLISHED[name]
     assert sum(one.numel() for one in encoder.parameters()) + head == published
@@ -81,13 +83,16 @@ def test_weights_have_the_names_that_published_checkpoints_have(made: tuple[str,
     assert NAMES.get(name, {}).items() <= found.items()
 
 
-def test_five_maps_at_exact_fractions_of_the_side_and_no_idle_weight(made: tuple[str, Encoder]) -> None:
+def test_five_maps_at_exact_fractions_of_the_side_and_no_idle_weight(
+    made: tuple[str, Encoder],
+) -> None:
     encoder = made[1].to_empty(device="cpu").eval()
     for tensor in encoder.state_dict().values():
         tensor.zero_()
     maps = encoder(torch.zeros(1, 3, 32, 96))
     assert [tuple(one.shape) for one in maps] == [
-        (1, width, size, 3 * size) for width, size in zip(encoder.widths, (16, 8, 4, 2, 1), strict=True)
+        (1, width, size, 3 * size)
+        for width, size in zip(encoder.widths, (16, 8, 4, 2, 1), strict=True)
     ]
     # Several processes train one network only if each of its weights has a gradient.
     maps[-1].sum().backward()
@@ -98,21 +103,25 @@ def test_five_maps_at_exact_fractions_of_the_side_and_no_idle_weight(made: tuple
 def test_the_layout_in_memory_changes_nothing(name: str) -> None:
     torch.manual_seed(1)
     encoder = ENCODERS[name](1).double()
-    for (
-        module
-    ) in encoder.modules():  # nothing random, and no figures of a fresh batch norm, which are those of no image
+    for module in (
+        encoder.modules()
+    ):  # nothing random, and no figures of a fresh batch norm, which are those of no image
         module.train(isinstance(module, nn.BatchNorm2d))
     picture = torch.rand(2, 1, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         plain = encoder(picture)
         encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        torch.testing.assert_close(encoder(picture.contiguous(memory_format=torch.channels_last)), plain)
+        torch.testing.assert_close(
+            encoder(picture.contiguous(memory_format=torch.channels_last)), plain
+        )
 
 
 def test_the_densenet_encoder_is_the_classifiers() -> None:
     torch.manual_seed(1)
     classifier, encoder = DenseNet121().eval(), ENCODERS["densenet121"](1).eval()
-    encoder.load_state_dict({k: v for k, v in classifier.state_dict().items() if k.startswith("features.")})
+    encoder.load_state_dict(
+        {k: v for k, v in classifier.state_dict().items() if k.startswith("features.")}
+    )
     picture = torch.rand(1, 1, 64, 64)
     with torch.no_grad():
         pooled: Tensor = encoder(picture)[-1].mean((2, 3))

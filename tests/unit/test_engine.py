@@ -89,7 +89,9 @@ def test_without_a_plausibility_network_every_image_is_plausible(tiny: Package) 
         MemoryError(),
     ],
 )
-def test_out_of_memory_halves_the_batch_and_stays_at_what_fits(tiny: Package, error: Exception) -> None:
+def test_out_of_memory_halves_the_batch_and_stays_at_what_fits(
+    tiny: Package, error: Exception
+) -> None:
     images = pictures(8)
     wanted = Engine(tiny, CPU).classify(images)
     module = Failing(tiny.classifier, lambda size: error if size > 2 else None)
@@ -115,7 +117,9 @@ def test_an_image_that_does_not_fit_alone_raises(tiny: Package) -> None:
         RuntimeError("CUDA error: device-side assert triggered"),
     ],
 )
-def test_a_poisoned_context_ends_the_engine_and_blames_no_image(tiny: Package, error: Exception) -> None:
+def test_a_poisoned_context_ends_the_engine_and_blames_no_image(
+    tiny: Package, error: Exception
+) -> None:
     module = Failing(tiny.classifier, lambda size: error)
     engine = Engine(replace(tiny, classifier=module), CPU, "openvino")
     with pytest.raises(EngineBrokenError):
@@ -149,7 +153,9 @@ class Imitation:
 def pretend(monkeypatch: pytest.MonkeyPatch, change: Change = lambda x: x) -> None:
     """Put an Imitation in OpenVINO's place."""
     monkeypatch.setattr(Imitation, "made", 0)
-    monkeypatch.setitem(engines.ENGINES, "openvino", lambda module, plan: Imitation(module, plan, change))
+    monkeypatch.setitem(
+        engines.ENGINES, "openvino", lambda module, plan: Imitation(module, plan, change)
+    )
     monkeypatch.setattr("inference.engines.onnxruntime.is_installed", lambda: False)
 
 
@@ -179,7 +185,9 @@ def test_an_engine_that_answers_otherwise_is_left_out_with_a_warning(
     engine = Engine(tiny, CPU, wanted)
     engine.tune()
     assert set(engine.running.values()) == {"torch"}
-    assert [record.levelno for record in caplog.records if told in record.message] == [logging.WARNING] * 2
+    assert [record.levelno for record in caplog.records if told in record.message] == [
+        logging.WARNING
+    ] * 2
 
 
 @pytest.mark.parametrize("late", [broken, lambda x: x * np.nan])
@@ -203,7 +211,11 @@ def test_an_engine_that_is_not_there_is_said_and_torch_goes_on(
     for name in ("openvino", "onnxruntime"):
         monkeypatch.setattr(f"inference.engines.{name}.is_installed", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    for wanted, told in (("openvino", "pip install"), ("onnxruntime", "pip install"), ("compile", "C++ compiler")):
+    for wanted, told in (
+        ("openvino", "pip install"),
+        ("onnxruntime", "pip install"),
+        ("compile", "C++ compiler"),
+    ):
         engine = Engine(tiny, CPU, wanted)
         engine.tune()
         assert set(engine.running.values()) == {"torch"}
@@ -231,7 +243,9 @@ class Clock:
 
 
 @pytest.mark.parametrize(("gain_s", "chosen"), [(0.5, "openvino"), (0.0, "torch"), (-1.0, "torch")])
-def test_auto_takes_what_is_faster(tiny: Package, monkeypatch: pytest.MonkeyPatch, gain_s: float, chosen: str) -> None:
+def test_auto_takes_what_is_faster(
+    tiny: Package, monkeypatch: pytest.MonkeyPatch, gain_s: float, chosen: str
+) -> None:
     clock = Clock(monkeypatch, tiny)
 
     def quicker(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -271,7 +285,9 @@ def test_the_choice_is_kept_for_this_model_on_this_machine_alone(
 ) -> None:
     timed: list[str] = []
     fastest = trial.Trial.fastest
-    monkeypatch.setattr(trial.Trial, "fastest", lambda self, them: timed.append(self.role) or fastest(self, them))
+    monkeypatch.setattr(
+        trial.Trial, "fastest", lambda self, them: timed.append(self.role) or fastest(self, them)
+    )
     pretend(monkeypatch)
 
     def start(one: Package, **changes: int) -> Engine:
@@ -331,11 +347,16 @@ def test_a_cache_that_is_no_use_is_done_without(
     assert len(engine.classify(pictures(2))) == 2
 
 
-def test_bf16_is_tried_only_where_the_package_and_the_device_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_tried_only_where_the_package_and_the_device_allow_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for able in (True, False):
         monkeypatch.setattr(native, "computes_bf16", lambda _, able=able: able)
         for allowed in (True, False):
-            for device, fp32 in ((CPU, {"openvino", "onnxruntime"}), (torch.device("cuda:0"), set())):
+            for device, fp32 in (
+                (CPU, {"openvino", "onnxruntime"}),
+                (torch.device("cuda:0"), set()),
+            ):
                 tried = set(engines.candidates("auto", device, allowed))
                 assert {one.engine for one in tried if not one.bf16} == fp32
                 assert any(one.bf16 for one in tried) == (able and allowed)
@@ -349,8 +370,12 @@ def test_bf16_comes_into_the_choice_for_the_network_that_was_validated_in_it(
     monkeypatch.setattr(native, "computes_bf16", lambda _: True)
     pretend(monkeypatch)
     caplog.set_level(logging.INFO, "pleura.engine")
-    validated = Precision(bf16={"classifier": Comparison(metric="AUC, made up", fp32=0.8, bf16=0.8, images=9)})
-    engine = Engine(replace(tiny, manifest=tiny.manifest.model_copy(update={"precision": validated})), CPU)
+    validated = Precision(
+        bf16={"classifier": Comparison(metric="AUC, made up", fp32=0.8, bf16=0.8, images=9)}
+    )
+    engine = Engine(
+        replace(tiny, manifest=tiny.manifest.model_copy(update={"precision": validated})), CPU
+    )
     engine.tune()
     timed = {line.split(":")[0]: line for line in caplog.messages if "ms per image" in line}
     assert "torch bf16" in timed["classifier"]

@@ -27,7 +27,9 @@ RECIPES = Path(__file__).resolve().parents[2] / "config" / "recipes"
 HEAD = dict.fromkeys(("model", "version", "threshold", "labels", "warning"), "x")
 
 
-def drawn(count: int = 60, seed: int = 0) -> tuple[list[Answer], NDArray[np.bool_], NDArray[np.bool_]]:
+def drawn(
+    count: int = 60, seed: int = 0
+) -> tuple[list[Answer], NDArray[np.bool_], NDArray[np.bool_]]:
     """Answers, and the true and found masks (count, 8, 8) that they count."""
     rng = np.random.default_rng(seed)
     positive = rng.random(count) < 0.4
@@ -46,12 +48,19 @@ def drawn(count: int = 60, seed: int = 0) -> tuple[list[Answer], NDArray[np.bool
 
 def dice_of(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Of each image."""
-    return np.array([metrics.mask_figures([one], [other])["dice"] for one, other in zip(found, true, strict=True)])
+    return np.array(
+        [
+            metrics.mask_figures([one], [other])["dice"]
+            for one, other in zip(found, true, strict=True)
+        ]
+    )
 
 
 def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
     answers, true, found = drawn()
-    measured = {name: one["value"] for name, one in figures.measured(answers, THRESHOLD, draws=10).items()}
+    measured = {
+        name: one["value"] for name, one in figures.measured(answers, THRESHOLD, draws=10).items()
+    }
     scores = np.array([answer.probability for answer in answers])
     labels = np.array([answer.positive for answer in answers])
     expected = metrics.label_figures(scores, labels, THRESHOLD)
@@ -64,7 +73,9 @@ def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
         assert measured[f"competition_score{suffix}"] == pytest.approx(dice.mean())
         assert measured[f"dice_positives{suffix}"] == pytest.approx(dice[labels].mean())
         assert measured[f"pixel_f1{suffix}"] == pytest.approx(f1_score(true.ravel(), masks.ravel()))
-        assert measured[f"pixel_f2{suffix}"] == pytest.approx(fbeta_score(true.ravel(), masks.ravel(), beta=2))
+        assert measured[f"pixel_f2{suffix}"] == pytest.approx(
+            fbeta_score(true.ravel(), masks.ravel(), beta=2)
+        )
         assert measured[f"pixel_accuracy{suffix}"] == pytest.approx((true == masks).mean())
         iou = dice / (2 - dice)
         background = dice_of(~masks, ~true)
@@ -73,7 +84,9 @@ def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
         assert measured[f"mean_iou{suffix}"] == pytest.approx(((iou + other_iou) / 2).mean())
     nothing = metrics.mask_figures(np.zeros_like(true), true)
     trivial = {name: value for name, value in measured.items() if name.endswith(figures.NOTHING)}
-    assert trivial == pytest.approx({name + figures.NOTHING: value for name, value in nothing.items() if value})
+    assert trivial == pytest.approx(
+        {name + figures.NOTHING: value for name, value in nothing.items() if value}
+    )
 
 
 def test_a_figure_of_masks_is_from_the_images_whose_mask_is_known() -> None:
@@ -81,8 +94,12 @@ def test_a_figure_of_masks_is_from_the_images_whose_mask_is_known() -> None:
     known = [answer if n >= 20 else replace(answer, true=None) for n, answer in enumerate(answers)]
     found = figures.measured(known, THRESHOLD, draws=5)
     positive = sum(bool(answer.true) for answer in known)
-    assert {found[name]["images"] for name in ("dice", "mean_iou", "pixel_f1", f"iou{figures.NOTHING}")} == {40}
-    assert {found[name]["images"] for name in ("dice_positives", f"iou_positives{figures.ALONE}")} == {positive}
+    assert {
+        found[name]["images"] for name in ("dice", "mean_iou", "pixel_f1", f"iou{figures.NOTHING}")
+    } == {40}
+    assert {
+        found[name]["images"] for name in ("dice_positives", f"iou_positives{figures.ALONE}")
+    } == {positive}
     assert (found["auc"]["images"], found["dice"]["positive"]) == (60, positive)
 
 
@@ -103,7 +120,9 @@ def bootstrap(
 
 def test_patients_are_resampled_not_images() -> None:
     answers = [
-        Answer(image_id=str(n), patient="ab"[n // 50], label=1.0, probability=float(n // 50), pixels=64)
+        Answer(
+            image_id=str(n), patient="ab"[n // 50], label=1.0, probability=float(n // 50), pixels=64
+        )
         for n in range(100)
     ]
     assert figures.measured(answers, THRESHOLD)["sensitivity"]["interval_95"] == [0.0, 1.0]
@@ -154,12 +173,16 @@ def test_what_cannot_be_measured_is_left_out() -> None:
 
 def test_images_that_chose_or_trained_are_named() -> None:
     answers, _, _ = drawn()
-    of_run = [replace(answer, part=("train", "train+validate")[answer.fold == 0]) for answer in answers]
+    of_run = [
+        replace(answer, part=("train", "train+validate")[answer.fold == 0]) for answer in answers
+    ]
     found = figures.figures_of(of_run, THRESHOLD, from_run=True)
     assert found["trained_on"] == 60
     assert found["report"]["key"] == "fold_0"
     assert "too good" in found["report"]["note"]
-    text = table(found | {"model": "m", "version": "1", "threshold": 0.5, "labels": "l", "warning": "SILVER"})
+    text = table(
+        found | {"model": "m", "version": "1", "threshold": 0.5, "labels": "l", "warning": "SILVER"}
+    )
     assert "60 of the 60 images trained this model" in text
     assert "SILVER" in text
 
@@ -217,7 +240,9 @@ def test_a_package_is_measured_without_holding_the_images(
 ) -> None:
     monkeypatch.setattr(figures, "DRAWS", 20)
     Watched.alive, Watched.most = [], 0
-    cases = [Watched(image_id=str(n), patient=str(n // 2), label=n % 2, fold=n % 4) for n in range(40)]
+    cases = [
+        Watched(image_id=str(n), patient=str(n // 2), label=n % 2, fold=n % 4) for n in range(40)
+    ]
     monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
     found = run(tiny_package, tmp_path, "siim", recipe.load(RECIPES / "default.yaml"))
     found.write(tmp_path / "out")
@@ -240,16 +265,22 @@ def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
     monkeypatch.setattr(figures, "DRAWS", 5)
     monkeypatch.setattr(report, "_BREAKDOWN_DRAWS", 5)
     monkeypatch.setattr(report, "_SHOWN", 1)
-    cases = [WithoutMask(image_id=str(n), patient=str(n), label=n % 2, fold=n % 4) for n in range(8)]
+    cases = [
+        WithoutMask(image_id=str(n), patient=str(n), label=n % 2, fold=n % 4) for n in range(8)
+    ]
     monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
     trained_by = {"recipe": "c1-xception"}
 
     def manifest(folder: Path) -> package.Manifest:
-        return shipped.model_copy(update={"training": shipped.training.model_copy(update=trained_by)})
+        return shipped.model_copy(
+            update={"training": shipped.training.model_copy(update=trained_by)}
+        )
 
     shipped = package.read_manifest(tiny_package)
     monkeypatch.setattr(package, "read_manifest", manifest)
-    found, published = commands.measure(tiny_package, tmp_path, "siim", None, tmp_path / "a.html", RECIPES)
+    found, published = commands.measure(
+        tiny_package, tmp_path, "siim", None, tmp_path / "a.html", RECIPES
+    )
     assert found["report"]["key"] is None  # C1 has folds of its own
     assert not [name for name in found["all"] if "dice" in name or "pixel" in name]
     assert "auc" in found["all"]
@@ -265,10 +296,21 @@ def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
     assert "dice" in found["all"]
 
     trained_by["recipe"] = "t2-unet-plus-plus"
-    of_run = recipe.load(RECIPES / "t2-unet-plus-plus.yaml", {"networks.0.epochs": "77", "published.dice": "0.5"})
+    of_run = recipe.load(
+        RECIPES / "t2-unet-plus-plus.yaml", {"networks.0.epochs": "77", "published.dice": "0.5"}
+    )
     (tmp_path / "recipe.json").write_text(of_run.model_dump_json(by_alias=True))
-    (tmp_path / "split.csv").write_text("image_id,patient,fold,part,label\n0,0,0,report,0\n1,1,0,report,1\n")
-    with_split = tiny_package, tmp_path, "siim", tmp_path / "split.csv", tmp_path / "b.html", RECIPES
+    (tmp_path / "split.csv").write_text(
+        "image_id,patient,fold,part,label\n0,0,0,report,0\n1,1,0,report,1\n"
+    )
+    with_split = (
+        tiny_package,
+        tmp_path,
+        "siim",
+        tmp_path / "split.csv",
+        tmp_path / "b.html",
+        RECIPES,
+    )
     assert commands.measure(*with_split)[1] == {"dice": 0.5}
     page = (tmp_path / "b.html").read_text()
     assert "&quot;epochs&quot;: 77" in page

@@ -56,7 +56,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray((drawn.pixels * 255).astype(np.uint8)).save(folder / name)
         Image.fromarray(drawn.mask.astype(np.uint8)).save(folder / f"m{number}.png")
         view = "PA" if number % 2 else "AP"
-        rows.append(f"{name},{int(number < 3)},m{number}.png,Doe^Jane{number // 2},{view},F,{20 + number}")
+        rows.append(
+            f"{name},{int(number < 3)},m{number}.png,Doe^Jane{number // 2},{view},F,{20 + number}"
+        )
     rows[-1] = rows[-1].replace(",25", ",413")
     rows.append("gone.png,0,,Doe^Jane9,,,")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
@@ -77,14 +79,19 @@ def test_the_numbers_are_those_of_the_data(page: Path) -> None:
     ):  # fmt: skip
         assert row in rows
     (areas,) = (row for row in rows if row[0].startswith("mask, % of the image (n = 3)"))
-    shares = sorted(float(phantom.draw(number, True, SIDE).mask.mean()) * 100 for number in range(3))
+    shares = sorted(
+        float(phantom.draw(number, True, SIDE).mask.mean()) * 100 for number in range(3)
+    )
     assert [float(areas[1]), float(areas[4]), float(areas[7])] == pytest.approx(shares, rel=0.01)
 
 
 def test_the_page_holds_everything_and_no_script(page: Path) -> None:
     seen = Page(page)
     assert "script" not in seen.tags
-    assert all(source.startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,")) for source in seen.sources)
+    assert all(
+        source.startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,"))
+        for source in seen.sources
+    )
     assert len(seen.sources) == 10  # four plots and six samples: one file is gone
     text = page.read_text()
     assert HOSTILE.replace("/", "").replace("<", "&lt;").replace(">", "&gt;") in text
@@ -95,9 +102,15 @@ def test_the_page_holds_everything_and_no_script(page: Path) -> None:
 def test_no_header_value_gets_onto_the_page(tmp_path: Path) -> None:
     rows = ["ImageId, EncodedPixels"]
     for number in range(2):
-        path = phantom.write(phantom.draw(number, False, SIDE), tmp_path / "dicom" / f"{number}.dcm")
+        path = phantom.write(
+            phantom.draw(number, False, SIDE), tmp_path / "dicom" / f"{number}.dcm"
+        )
         dataset = dcmread(path)
-        dataset.PatientName, dataset.PatientID, dataset.StudyDescription = "Doe^Jane", "MRN-1", "of Jane"
+        dataset.PatientName, dataset.PatientID, dataset.StudyDescription = (
+            "Doe^Jane",
+            "MRN-1",
+            "of Jane",
+        )
         dataset.save_as(path)
         rows.append(f"{number},-1")
     (tmp_path / "train-rle.csv").write_text("\n".join(rows))

@@ -50,7 +50,9 @@ class Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Conv2d(1, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU())
-        self.deep = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1))
+        self.deep = nn.Sequential(
+            nn.Conv2d(8, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1)
+        )
         self.head = nn.Conv2d(8, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -92,7 +94,9 @@ def run_in(folder: Path) -> Run:
     return Run(folder, Recipe(), "data", ["test"])
 
 
-def fitted(folder: Path, *, watch: Any = dice, network: nn.Module | None = None, **changes: Any) -> nn.Module:
+def fitted(
+    folder: Path, *, watch: Any = dice, network: nn.Module | None = None, **changes: Any
+) -> nn.Module:
     batches = Batches([SAMPLES], stage(**changes), 7, CPU)
     return fit(network or build(), batches, watch, run_in(folder), "net")
 
@@ -112,7 +116,12 @@ def blame(network: nn.Module) -> dict[str, float]:
     return {"dice": -dice(network)["dice"]}
 
 
-STEADY = {"average": {"ema": 0.9}, "schedule": {"name": "one-cycle"}, "best_by": "dice", "early_stop": 4}
+STEADY = {
+    "average": {"ema": 0.9},
+    "schedule": {"name": "one-cycle"},
+    "best_by": "dice",
+    "early_stop": 4,
+}
 STILL: dict[str, Any] = {
     "augmentation": dict.fromkeys(Augmentation.model_fields, 0),
     "loss": {"cross_entropy": 1},
@@ -132,7 +141,9 @@ def test_it_learns_and_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     network = fitted(tmp_path, epochs=8, precision="bf16", **STEADY)
     assert not network.training
     table = rows(tmp_path)
-    assert [int(float(row["epoch"])) for row in table] == list(range(1, 10))  # the last: the mean, with its statistics
+    assert [int(float(row["epoch"])) for row in table] == list(
+        range(1, 10)
+    )  # the last: the mean, with its statistics
     assert float(table[7]["loss"]) < 0.7 * float(table[0]["loss"])
     assert dice(network)["dice"] == max(float(row["dice"]) for row in table) > 0.8
     assert float(table[0]["images_per_s"]) > 0
@@ -202,7 +213,9 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     assert all(torch.equal(tensor, kept[key]) for key, tensor in cut.state_dict().items())
 
 
-def test_a_finished_network_is_not_trained_again_and_what_follows_does_not_notice(tmp_path: Path) -> None:
+def test_a_finished_network_is_not_trained_again_and_what_follows_does_not_notice(
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(3)
     first = fit(build(), Batches([SAMPLES], stage(epochs=1), 7, CPU), dice, run_in(tmp_path), "net")
     after_training = torch.rand(1)
@@ -210,7 +223,9 @@ def test_a_finished_network_is_not_trained_again_and_what_follows_does_not_notic
     def never(_: nn.Module) -> dict[str, float]:
         raise AssertionError("trained again")
 
-    again = fit(build(), Batches([SAMPLES], stage(epochs=1), 7, CPU), never, run_in(tmp_path), "net")
+    again = fit(
+        build(), Batches([SAMPLES], stage(epochs=1), 7, CPU), never, run_in(tmp_path), "net"
+    )
     assert equal(first, again)
     assert torch.equal(torch.rand(1), after_training)
 
@@ -270,7 +285,9 @@ def test_the_mean_of_the_last_epochs_has_statistics_of_its_own(tmp_path: Path) -
 
     network = fitted(tmp_path, watch=watch, epochs=4, average={"swa_last_epochs": 2})
     weights = [one.get_parameter("head.weight") for one in seen]
-    assert torch.allclose(network.get_parameter("head.weight"), (weights[2] + weights[3]) / 2, atol=1e-6)
+    assert torch.allclose(
+        network.get_parameter("head.weight"), (weights[2] + weights[3]) / 2, atol=1e-6
+    )
     means = [one.get_buffer("deep.1.running_mean") for one in [*seen[2:4], network]]
     assert not torch.allclose(means[2], (means[0] + means[1]) / 2, atol=1e-6)
     assert [row["loss"] != "" for row in rows(tmp_path)] == [True] * 4 + [False]
@@ -291,7 +308,9 @@ def test_statistics_are_of_the_given_batches_alone() -> None:
 def test_gathered_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     for name, changes in {"whole": {"batch": 12}, "parts": {"batch": 3, "accumulate": 4}}.items():
         fitted(tmp_path / name, network=plain(), watch=lambda _: {}, **STILL, **changes)
-    whole, parts = (load_file(run_in(tmp_path / name).weights("net")) for name in ("whole", "parts"))
+    whole, parts = (
+        load_file(run_in(tmp_path / name).weights("net")) for name in ("whole", "parts")
+    )
     assert all(torch.allclose(tensor, parts[key], atol=1e-6) for key, tensor in whole.items())
     assert not torch.allclose(plain().state_dict()["0.weight"], whole["0.weight"], atol=1e-3)
 
@@ -301,7 +320,9 @@ def test_a_clipped_gradient_moves_the_weights_no_further(tmp_path: Path) -> None
     network = fitted(tmp_path, network=plain(), epochs=1, batch=12, **STILL | {"optimiser": sgd})
     pairs = zip(network.parameters(), plain().parameters(), strict=True)
     moved = [(after - before).detach() for after, before in pairs]
-    assert float(torch.cat([one.flatten() for one in moved]).norm()) == pytest.approx(1.9 * 0.01, rel=0.01)  # Nesterov
+    assert float(torch.cat([one.flatten() for one in moved]).norm()) == pytest.approx(
+        1.9 * 0.01, rel=0.01
+    )  # Nesterov
 
 
 def test_what_is_frozen_stays_until_its_epoch(tmp_path: Path) -> None:
@@ -313,7 +334,12 @@ def test_what_is_frozen_stays_until_its_epoch(tmp_path: Path) -> None:
         seen.append({key: tensor.clone() for key, tensor in encoder.state_dict().items()})
         return {}
 
-    network = fitted(tmp_path, watch=watch, freeze={"epochs": 2}, optimiser={"learning_rate": 0.1, "weight_decay": 0.1})
+    network = fitted(
+        tmp_path,
+        watch=watch,
+        freeze={"epochs": 2},
+        optimiser={"learning_rate": 0.1, "weight_decay": 0.1},
+    )
     moved = [[not torch.equal(before[key], tensor) for key, tensor in one.items()] for one in seen]
     assert [any(one) for one in moved] == [False, False, True]
     assert all(parameter.requires_grad for parameter in network.parameters())
@@ -333,7 +359,8 @@ class Broken(Tiny):
 
 def test_a_loss_that_is_no_number_stops_the_run_which_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"net: epoch 2, batch 2: the loss is nan; images image \d+, .*optimiser\.clip"
+        TrainingError,
+        match=r"net: epoch 2, batch 2: the loss is nan; images image \d+, .*optimiser\.clip",
     ):
         fitted(tmp_path, network=Broken(lambda x: x * math.nan), epochs=4)
     kept = torch.load(run_in(tmp_path).checkpoint("net"), weights_only=True)
@@ -345,7 +372,9 @@ def test_a_loss_that_is_no_number_stops_the_run_which_stays_as_it_was(tmp_path: 
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried ..."
+        ),
         MemoryError(),
     ],
 )
@@ -380,10 +409,20 @@ def together() -> list[tuple[str, nn.Module, dict[str, Any]]]:
 
 def train_together(folder: Path, rank: int, port: int) -> None:
     """One process of two, started as torchrun does; both keep what they ended with, and what they said."""
-    launcher = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    launcher = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ |= {name: str(value) for name, value in launcher.items()}
     torch.set_num_threads(1)
-    with (folder / f"{rank}.txt").open("w") as said, contextlib.redirect_stdout(said), ranks.joined("cpu"):
+    with (
+        (folder / f"{rank}.txt").open("w") as said,
+        contextlib.redirect_stdout(said),
+        ranks.joined("cpu"),
+    ):
         for name, network, changes in together():
             trained = fitted(folder / name, network=network, **changes)
             torch.save(trained.state_dict(), folder / f"{name}-{rank}.pt")
@@ -391,7 +430,9 @@ def train_together(folder: Path, rank: int, port: int) -> None:
 
 def test_two_processes_train_one_network(tmp_path: Path, free_port: Callable[[], int]) -> None:
     port = free_port()
-    processes = [PROCESSES.Process(target=train_together, args=(tmp_path, rank, port)) for rank in (0, 1)]
+    processes = [
+        PROCESSES.Process(target=train_together, args=(tmp_path, rank, port)) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -400,7 +441,9 @@ def test_two_processes_train_one_network(tmp_path: Path, free_port: Callable[[],
     assert "net: epoch 3" in (tmp_path / "0.txt").read_text()
     assert (tmp_path / "1.txt").read_text() == ""
     for name, network, changes in together():
-        one, other = (torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
+        one, other = (
+            torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)
+        )
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
         if name == "plain":  # half a batch each is what one process does with the whole
             alone = fitted(tmp_path / "alone", network=network, **changes).state_dict()

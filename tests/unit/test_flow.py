@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from daemon.flow import Flow, Steps
+from daemon.analyse.flow import Flow, Steps
 
 
 class Number:
@@ -58,7 +58,10 @@ def test_a_batch_is_what_waits_and_nothing_waits_for_a_batch() -> None:
             assert bench.begun.acquire(timeout=60)
         bench.go.set()
         flow.drain()
-    assert bench.batches == [[0], [1, 2, 3]]  # the first alone at once; the others while it was answered
+    assert bench.batches == [
+        [0],
+        [1, 2, 3],
+    ]  # the first alone at once; the others while it was answered
     assert bench.ended == [0, 1, 2, 3]
 
 
@@ -80,7 +83,9 @@ def test_no_more_is_claimed_than_a_batch_ahead() -> None:
 def test_an_item_that_a_step_does_not_pass_on_has_ended() -> None:
     bench = Bench()
     bench.go.set()
-    with Flow(bench.steps(answer=lambda items: [item for item in items if item.value != 1]), 4, 1) as flow:
+    with Flow(
+        bench.steps(answer=lambda items: [item for item in items if item.value != 1]), 4, 1
+    ) as flow:
         flow.put(numbers(-1, 0, 1, 2))
         flow.drain()
         assert flow.in_hand == []

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.association import LinkDownError, Outgoing
+from daemon.commands.doctor import examine
 from daemon.config import Config, FolderDestination
-from daemon.doctor import examine
-from daemon.folder import MARK, Folder
+from daemon.deliver.folder import MARK, Folder
+from daemon.dicom.link import LinkDownError, Outgoing
 from daemon.ledger import Ledger
 
 
@@ -29,8 +29,14 @@ def outgoing(folder: Path) -> Outgoing:
 
 def said_by_doctor(tmp_path: Path, outbox: Path) -> str:
     places = (FolderDestination(name="outbox", folder=outbox),)
-    config = Config(spool=tmp_path / "spool", ledger=f"sqlite:///{tmp_path}/ledger.db", destinations=places)
-    (found,) = [str(one) for one in examine(config, lambda: "a model", {}) if one.what == "destination outbox"]
+    config = Config(
+        spool=tmp_path / "spool", ledger=f"sqlite:///{tmp_path}/ledger.db", destinations=places
+    )
+    (found,) = [
+        str(one)
+        for one in examine(config, lambda: "a model", {})
+        if one.what == "destination outbox"
+    ]
     return found
 
 
@@ -49,7 +55,9 @@ def test_one_that_was_used_before_there_were_marks_gets_one(tmp_path: Path, ledg
     assert (tmp_path / MARK).is_dir()
 
 
-def test_one_that_was_used_is_not_made_again_but_by_a_person(tmp_path: Path, ledger: Ledger) -> None:
+def test_one_that_was_used_is_not_made_again_but_by_a_person(
+    tmp_path: Path, ledger: Ledger
+) -> None:
     outbox = tmp_path / "outbox"
     Folder(outbox, ledger)
     outbox.rename(tmp_path / "away")

@@ -9,7 +9,9 @@ import pytest
 from daemon import cli
 
 DECLARED = {"top_level.txt": "daemon\n", "RECORD": ""}
-LISTED = {"RECORD": "../../bin/tool,,\ndaemon/__init__.py,sha256=x,1\ndaemon/daemon.py,sha256=x,1\n"}
+LISTED = {
+    "RECORD": "../../bin/tool,,\ndaemon/__init__.py,sha256=x,1\ndaemon/daemon.py,sha256=x,1\n"
+}
 HARMLESS = {
     "RECORD": "daemonize/__init__.py,,\nother/daemon/__init__.py,,\ntraining_data.py,,\ndaemon-1.dist-info/RECORD,,\n"
 }
@@ -25,7 +27,10 @@ def install(folder: Path, files: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("files", [DECLARED, LISTED], ids=["declared", "listed"])
 def test_a_stranger_is_named(
-    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     install(tmp_path, files)
     monkeypatch.syspath_prepend(tmp_path)

@@ -14,10 +14,13 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate, generate_frames
 
 from inference.finding import Finding, Result
-from inference.results import Case, GateError, build, gate
+from inference.results import Case, GateError, build
+from inference.results.gate import common as gate
 from tests.unit.cases import header, negative, positive
 
-CASE = positive(header(LossyImageCompression="01", LossyImageCompressionRatio="8", FrameOfReferenceUID="1.2.3"))
+CASE = positive(
+    header(LossyImageCompression="01", LossyImageCompressionRatio="8", FrameOfReferenceUID="1.2.3")
+)
 GOOD = {result.kind: result for result in build(CASE, ["SEG", "SC"])}
 
 
@@ -74,7 +77,9 @@ def repaint(change: Callable[[Image.Image], Image.Image]) -> Callable[[Any], Non
 
 def turned(picture: Image.Image) -> Image.Image:
     """The radiograph upside down, the banner as it was."""
-    panel = picture.crop((0, 0, picture.width, picture.height * 2 // 3)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    panel = picture.crop((0, 0, picture.width, picture.height * 2 // 3)).transpose(
+        Image.Transpose.FLIP_TOP_BOTTOM
+    )
     picture.paste(panel, (0, 0))
     return picture
 
@@ -91,7 +96,10 @@ def cut_jpeg(dataset: Any) -> None:
 
 def stranger(dataset: Any) -> None:
     item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "2.25.666"
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = (
+        "1.2.840.10008.5.1.4.1.1.1",
+        "2.25.666",
+    )
     dataset.SourceImageSequence = [*dataset.SourceImageSequence, item]
 
 
@@ -115,10 +123,13 @@ BOTH: dict[str, Callable[[Any], object]] = {
     "another modality": put(Modality="CR"),
     "a reference to a stranger": stranger,
     "a reference to another class": within(
-        "ReferencedSeriesSequence.ReferencedInstanceSequence", put(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.2")
+        "ReferencedSeriesSequence.ReferencedInstanceSequence",
+        put(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.2"),
     ),
     "no reference": drop("ReferencedSeriesSequence"),
-    "a reference to another series": within("ReferencedSeriesSequence", put(SeriesInstanceUID="2.25.14")),
+    "a reference to another series": within(
+        "ReferencedSeriesSequence", put(SeriesInstanceUID="2.25.14")
+    ),
     "no source image": lambda d: put(ReferencedSeriesSequence=[])(d),
     "the scanner's name": put(Manufacturer="Scanner"),
     "no device UID": within("ContributingEquipmentSequence", drop("DeviceUID")),
@@ -132,8 +143,12 @@ BOTH: dict[str, Callable[[Any], object]] = {
     "another orientation": put(PatientOrientation=["R", "F"]),
     "no orientation of the patient": put(PatientOrientation=None),
     "a name as the software": put(SoftwareVersions=["DOE JOHN", "model 1.2.3"]),
-    "a name as the equipment's software": within("ContributingEquipmentSequence", put(SoftwareVersions="DOE JOHN")),
-    "a name as the contribution": within("ContributingEquipmentSequence", put(ContributionDescription="DOE JOHN")),
+    "a name as the equipment's software": within(
+        "ContributingEquipmentSequence", put(SoftwareVersions="DOE JOHN")
+    ),
+    "a name as the contribution": within(
+        "ContributingEquipmentSequence", put(ContributionDescription="DOE JOHN")
+    ),
     "a name as the serial number": put(DeviceSerialNumber="DOE JOHN"),
     "a name as a report's text": put(TextValue="DOE JOHN"),
     "a name as a graphic's text": put(UnformattedTextValue="DOE JOHN"),
@@ -141,7 +156,9 @@ BOTH: dict[str, Callable[[Any], object]] = {
     "a name in a meaning without a code": within(
         "ContributingEquipmentSequence", lambda d: put(InstitutionCodeSequence=[NAME])(d)
     ),
-    "a name as the study, deep down": within("ContributingEquipmentSequence", put(StudyDescription="DOE JOHN")),
+    "a name as the study, deep down": within(
+        "ContributingEquipmentSequence", put(StudyDescription="DOE JOHN")
+    ),
     "a lost lossy history": drop("LossyImageCompressionRatio"),
     "lossless, it says": put(LossyImageCompression="00"),
 }
@@ -164,15 +181,21 @@ SEG_ONLY: dict[str, Callable[[Any], object]] = {
     "an index less": within(f"{FRAME}.FrameContentSequence", put(DimensionIndexValues=[1])),
     "an index more": within(f"{FRAME}.FrameContentSequence", put(DimensionIndexValues=[1, 1, 1])),
     "a dimension less": lambda d: d.DimensionIndexSequence.pop(),
-    "a dimension of something else": within("DimensionIndexSequence", put(DimensionIndexPointer=0x00209056)),
-    "a name as a dimension": within("DimensionIndexSequence", put(DimensionDescriptionLabel="DOE JOHN")),
+    "a dimension of something else": within(
+        "DimensionIndexSequence", put(DimensionIndexPointer=0x00209056)
+    ),
+    "a name as a dimension": within(
+        "DimensionIndexSequence", put(DimensionDescriptionLabel="DOE JOHN")
+    ),
     "a name as the segment": within(SEGMENT, put(SegmentAlgorithmName="DOE JOHN")),
     "no algorithm": within(SEGMENT, drop("SegmentationAlgorithmIdentificationSequence")),
     "an empty algorithm name": within(SEGMENT, put(SegmentAlgorithmName="")),
     "another algorithm version": within(
         f"{SEGMENT}.SegmentationAlgorithmIdentificationSequence", put(AlgorithmVersion="9")
     ),
-    "another finding": within(f"{SEGMENT}.SegmentedPropertyTypeCodeSequence", put(CodeValue="36118009")),
+    "another finding": within(
+        f"{SEGMENT}.SegmentedPropertyTypeCodeSequence", put(CodeValue="36118009")
+    ),
     "the wrong side": within(
         f"{SEGMENT}.AnatomicRegionSequence.AnatomicRegionModifierSequence", put(CodeValue="7771000")
     ),
@@ -193,7 +216,9 @@ SC_ONLY: dict[str, Callable[[Any], object]] = {
     "no derivation": drop("DerivationCodeSequence"),
     "a name as the derivation": put(DerivationDescription="DOE JOHN"),
     "a name as the capture's software": put(SecondaryCaptureDeviceSoftwareVersions="DOE JOHN"),
-    "the source's lossy step only": put(LossyImageCompressionRatio="8", LossyImageCompressionMethod="ISO_10918_1"),
+    "the source's lossy step only": put(
+        LossyImageCompressionRatio="8", LossyImageCompressionMethod="ISO_10918_1"
+    ),
 }
 MUTATIONS = [
     *((kind, name, change) for kind in ("SEG", "SC") for name, change in BOTH.items()),
@@ -203,7 +228,9 @@ MUTATIONS = [
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("kind", "name", "change"), MUTATIONS, ids=[f"{kind}: {name}" for kind, name, _ in MUTATIONS])
+@pytest.mark.parametrize(
+    ("kind", "name", "change"), MUTATIONS, ids=[f"{kind}: {name}" for kind, name, _ in MUTATIONS]
+)
 def test_a_broken_object_is_refused(kind: str, name: str, change: Callable[[Any], object]) -> None:
     result = broken(kind, change)
     assert result.data != GOOD[kind].data

@@ -10,7 +10,8 @@ import pytest
 from pydicom import Dataset
 
 from inference.finding import Result
-from inference.results import Case, GateError, build, gate
+from inference.results import Case, GateError, build
+from inference.results.gate import common as gate
 from inference.results.identity import DISCLAIMER
 from tests.unit.cases import header, negative, positive, refused
 from tests.unit.mutations import Change, broken, cut, drop, item, put, within
@@ -21,7 +22,14 @@ TWO[6:8, 6:8] = False  # a hole
 TWO[20:26, 28:34] = True
 RESCALE = {"RescaleSlope": 1, "RescaleIntercept": -5}
 CASE = positive(
-    header(PixelSpacing=None, ImagerPixelSpacing=[0.2, 0.2], WindowCenter=100, WindowWidth=200, **RESCALE), TWO
+    header(
+        PixelSpacing=None,
+        ImagerPixelSpacing=[0.2, 0.2],
+        WindowCenter=100,
+        WindowWidth=200,
+        **RESCALE,
+    ),
+    TWO,
 )
 NEGATIVE = negative()
 GOOD = {result.kind: result for result in build(CASE, ["SEG", "SR", "PR"])}
@@ -29,7 +37,10 @@ PLAIN = positive(header(), TWO)  # no window and no LUT
 (GOOD_PLAIN,) = build(PLAIN, ["PR"])
 (GOOD_NEGATIVE,) = build(NEGATIVE, ["SR"])
 STRANGER = Dataset()
-STRANGER.ReferencedSOPClassUID, STRANGER.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "2.25.666"
+STRANGER.ReferencedSOPClassUID, STRANGER.ReferencedSOPInstanceUID = (
+    "1.2.840.10008.5.1.4.1.1.1",
+    "2.25.666",
+)
 
 
 def shift(line: list[float], by: float) -> list[float]:
@@ -66,11 +77,16 @@ def said(value: str) -> Dataset:
 
 
 def swap_groups(dataset: Any) -> None:
-    item("Imaging Measurements", lambda found: found.ContentSequence.append(found.ContentSequence.pop(0)))(dataset)
+    item(
+        "Imaging Measurements",
+        lambda found: found.ContentSequence.append(found.ContentSequence.pop(0)),
+    )(dataset)
 
 
 def lose_a_lesion(dataset: Any) -> None:
-    item("Imaging Measurements", lambda found: put(ContentSequence=found.ContentSequence[:2])(found))(dataset)
+    item(
+        "Imaging Measurements", lambda found: put(ContentSequence=found.ContentSequence[:2])(found)
+    )(dataset)
 
 
 EVIDENCE = "CurrentRequestedProcedureEvidenceSequence"
@@ -84,7 +100,9 @@ COMMON: dict[str, Change] = {
     "a name in the description": put(SeriesDescription=f"Gruen^Ada. {DISCLAIMER}"),
     "text where none belongs": put(ImageComments="Gruen"),
     "a name as the software": put(SoftwareVersions=["DOE JOHN", "model 1.2.3"]),
-    "a name as the contribution": within("ContributingEquipmentSequence", put(ContributionDescription="DOE JOHN")),
+    "a name as the contribution": within(
+        "ContributingEquipmentSequence", put(ContributionDescription="DOE JOHN")
+    ),
     "a name at the root": put(TextValue="DOE JOHN"),
     "an operator": put(OperatorsName="Doe^Jane"),
     "the scanner's name": put(Manufacturer="Scanner"),
@@ -109,22 +127,28 @@ SR: dict[str, Change] = {
         f"{EVIDENCE}.ReferencedSeriesSequence", lambda d: put(ReferencedSOPSequence=[STRANGER])(d)
     ),
     "a contour on a stranger": item(
-        "Image Region", within("ContentSequence", lambda d: put(ReferencedSOPSequence=[STRANGER])(d))
+        "Image Region",
+        within("ContentSequence", lambda d: put(ReferencedSOPSequence=[STRANGER])(d)),
     ),
     "a contour on nothing": item("Image Region", drop("ContentSequence")),
     "a contour that is moved": item("Image Region", move_contour),
     "a contour that is open": item("Image Region", open_contour),
     "a contour that is transposed": item("Image Region", transpose_contour),
-    "a contour that is a point": item("Image Region", put(GraphicType="POINT", GraphicData=[5.0, 5.0])),
+    "a contour that is a point": item(
+        "Image Region", put(GraphicType="POINT", GraphicData=[5.0, 5.0])
+    ),
     "no contour": cut("Image Region"),
     "another SEG": item(
-        "Referenced Segmentation Frame", within("ReferencedSOPSequence", put(ReferencedSOPInstanceUID="2.25.7"))
+        "Referenced Segmentation Frame",
+        within("ReferencedSOPSequence", put(ReferencedSOPInstanceUID="2.25.7")),
     ),
     "another frame": item(
-        "Referenced Segmentation Frame", within("ReferencedSOPSequence", put(ReferencedFrameNumber=2))
+        "Referenced Segmentation Frame",
+        within("ReferencedSOPSequence", put(ReferencedFrameNumber=2)),
     ),
     "frame and segment together": item(
-        "Referenced Segmentation Frame", within("ReferencedSOPSequence", put(ReferencedSegmentNumber=1))
+        "Referenced Segmentation Frame",
+        within("ReferencedSOPSequence", put(ReferencedSegmentNumber=1)),
     ),
     "no tracking UID": cut("Tracking Unique Identifier"),
     "another tracking UID": item("Tracking Unique Identifier", put(UID="2.25.8")),
@@ -136,8 +160,12 @@ SR: dict[str, Change] = {
     "an empty algorithm": item("Algorithm Name", put(TextValue="")),
     "no algorithm version": cut("Algorithm Version"),
     "another operating point": item("Algorithm Parameters", put(TextValue="positive from 41 %")),
-    "another score": item("Certainty of Finding", within("MeasuredValueSequence", put(NumericValue="88"))),
-    "another area": item("Area of defined region", within("MeasuredValueSequence", put(NumericValue="97"))),
+    "another score": item(
+        "Certainty of Finding", within("MeasuredValueSequence", put(NumericValue="88"))
+    ),
+    "another area": item(
+        "Area of defined region", within("MeasuredValueSequence", put(NumericValue="97"))
+    ),
     "an area that claims to be exact": cut("Derivation"),
     "absent and present": item("Pneumothorax", code("272519000", "Absent")),
     "no sentence": cut("Comment"),
@@ -157,7 +185,9 @@ PR: dict[str, Change] = {
     "another image": within(
         "ReferencedSeriesSequence.ReferencedImageSequence", put(ReferencedSOPInstanceUID="2.25.666")
     ),
-    "graphics on another image": within(f"{GRAPHICS}.ReferencedImageSequence", put(ReferencedSOPClassUID="1.2.3")),
+    "graphics on another image": within(
+        f"{GRAPHICS}.ReferencedImageSequence", put(ReferencedSOPClassUID="1.2.3")
+    ),
     "graphics on a layer that is not there": within(GRAPHICS, put(GraphicLayer="OTHER")),
     "no layer": drop("GraphicLayerSequence"),
     "no graphics": drop("GraphicAnnotationSequence"),
@@ -171,8 +201,12 @@ PR: dict[str, Change] = {
     "contours of the display": within(GRAPHIC, put(GraphicAnnotationUnits="DISPLAY")),
     "another tracking UID": within(GRAPHIC, put(TrackingUID="2.25.8")),
     "no tracking": within(GRAPHIC, drop("TrackingID", "TrackingUID")),
-    "a patient's name in the text": within(f"{GRAPHICS}.TextObjectSequence", put(UnformattedTextValue="Gruen^Ada")),
-    "a part of the image": within("DisplayedAreaSelectionSequence", put(DisplayedAreaBottomRightHandCorner=[30, 41])),
+    "a patient's name in the text": within(
+        f"{GRAPHICS}.TextObjectSequence", put(UnformattedTextValue="Gruen^Ada")
+    ),
+    "a part of the image": within(
+        "DisplayedAreaSelectionSequence", put(DisplayedAreaBottomRightHandCorner=[30, 41])
+    ),
     "the polarity turned": put(PresentationLUTShape="INVERSE"),
     "no polarity": drop("PresentationLUTShape"),
     "another window": within("SoftcopyVOILUTSequence", put(WindowCenter=90)),
@@ -211,14 +245,18 @@ PR_OF_A_PLAIN_IMAGE: dict[str, Change] = {
     "no aspect": aspect(),
     "true size": within(AREA, put(PresentationSizeMode="TRUE SIZE")),
     "the text over the lungs": within(
-        TEXT, put(BoundingBoxTopLeftHandCorner=[0.3, 0.3], BoundingBoxBottomRightHandCorner=[0.7, 0.7])
+        TEXT,
+        put(BoundingBoxTopLeftHandCorner=[0.3, 0.3], BoundingBoxBottomRightHandCorner=[0.7, 0.7]),
     ),
     "the text in image pixels": within(TEXT, put(BoundingBoxAnnotationUnits="PIXEL")),
     "an anchor": within(
-        TEXT, put(AnchorPoint=[5.0, 5.0], AnchorPointVisibility="Y", AnchorPointAnnotationUnits="PIXEL")
+        TEXT,
+        put(AnchorPoint=[5.0, 5.0], AnchorPointVisibility="Y", AnchorPointAnnotationUnits="PIXEL"),
     ),
     "the image turned": put(ImageRotation=90, ImageHorizontalFlip="Y"),
-    "another colour": within("GraphicLayerSequence", put(GraphicLayerRecommendedDisplayGrayscaleValue=0)),
+    "another colour": within(
+        "GraphicLayerSequence", put(GraphicLayerRecommendedDisplayGrayscaleValue=0)
+    ),
     "a name as the layer": within("GraphicLayerSequence", put(GraphicLayerDescription="DOE JOHN")),
 }
 ABSENT = said("")
@@ -228,7 +266,10 @@ ABSENT.ConceptNameCodeSequence[0].CodeValue = "36118008"
 ABSENT.ConceptNameCodeSequence[0].CodingSchemeDesignator = "SCT"
 ABSENT.ConceptNameCodeSequence[0].CodeMeaning = "Pneumothorax"
 ABSENT.ConceptCodeSequence = [copy.deepcopy(ABSENT.ConceptNameCodeSequence[0])]
-ABSENT.ConceptCodeSequence[0].CodeValue, ABSENT.ConceptCodeSequence[0].CodeMeaning = "272519000", "Absent"
+ABSENT.ConceptCodeSequence[0].CodeValue, ABSENT.ConceptCodeSequence[0].CodeMeaning = (
+    "272519000",
+    "Absent",
+)
 OF_A_NEGATIVE: dict[str, Change] = {
     "Absent, which the site never allowed": add_to_evaluations(ABSENT),
     "it says suspected": item("Comment", put(TextValue="Pneumothorax suspected by the algorithm.")),
@@ -239,13 +280,18 @@ MUTATIONS = [
     *((GOOD["SR"], CASE, name, change) for name, change in SR.items()),
     *((GOOD["PR"], CASE, name, change) for name, change in PR.items()),
     *((GOOD_PLAIN, PLAIN, name, change) for name, change in PR_OF_A_PLAIN_IMAGE.items()),
-    *((GOOD_NEGATIVE, NEGATIVE, f"not detected: {name}", change) for name, change in OF_A_NEGATIVE.items()),
+    *(
+        (GOOD_NEGATIVE, NEGATIVE, f"not detected: {name}", change)
+        for name, change in OF_A_NEGATIVE.items()
+    ),
 ]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("good", "case", "name", "change"), MUTATIONS, ids=[f"{good.kind}: {name}" for good, _, name, _ in MUTATIONS]
+    ("good", "case", "name", "change"),
+    MUTATIONS,
+    ids=[f"{good.kind}: {name}" for good, _, name, _ in MUTATIONS],
 )
 def test_a_broken_object_is_refused(good: Result, case: Case, name: str, change: Change) -> None:
     result = broken(good, change)
@@ -287,7 +333,9 @@ def test_a_seg_of_two_lesions_keeps_them_apart(change: Change) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_frames_of_lesions_of_one_area_are_not_swapped() -> None:
-    mask = np.zeros((48, 40), dtype=bool)  # a whole number of bytes, so that frames are swapped by bytes
+    mask = np.zeros(
+        (48, 40), dtype=bool
+    )  # a whole number of bytes, so that frames are swapped by bytes
     mask[2:8, 2:8] = mask[30:36, 30:36] = True
     case = positive(header(Rows=48, Columns=40), mask)
     (good,) = build(case, ["SEG"])
@@ -298,7 +346,12 @@ def test_frames_of_lesions_of_one_area_are_not_swapped() -> None:
 
 
 def test_a_good_object_of_another_case_is_refused() -> None:
-    others = [positive(header(PatientID="P-2"), TWO), positive(header(), np.roll(TWO, 1, axis=0)), NEGATIVE, refused()]
+    others = [
+        positive(header(PatientID="P-2"), TWO),
+        positive(header(), np.roll(TWO, 1, axis=0)),
+        NEGATIVE,
+        refused(),
+    ]
     for other in others:
         for kind in ("SR", "PR"):
             with pytest.raises(GateError):

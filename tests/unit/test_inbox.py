@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from daemon import inbox
-from daemon.inbox import Inbox
 from daemon.ledger import Ledger
-from daemon.schema import instances
+from daemon.ledger.schema import instances
+from daemon.receive import inbox
+from daemon.receive.inbox import Inbox
 from daemon.spool import Spool
 from tests.waiting import wait_until
 
@@ -50,7 +50,9 @@ class Node:
         return found
 
     def left(self) -> list[str]:
-        return sorted(path.name for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
+        return sorted(
+            path.name for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir()
+        )
 
 
 @pytest.fixture
@@ -75,10 +77,19 @@ def test_files_found_closed_and_moved_in_are_taken_with_their_bytes_and_go(
     (tmp_path / "elsewhere").rename(below / "moved")
     wait_until("all is taken", lambda: node.left() == [])
     rows = sorted(node.rows(), key=lambda row: row["size_bytes"])
-    assert [node.spool.read(row["spool_name"]) for row in rows] == [b"no DICOM at all", source, source]
+    assert [node.spool.read(row["spool_name"]) for row in rows] == [
+        b"no DICOM at all",
+        source,
+        source,
+    ]
     assert [row["size_bytes"] for row in rows] == [15, len(source), len(source)]
     assert {row["origin"] for row in rows} == {"inbox"}
-    assert rows[0]["sop_instance_uid"] == rows[0]["sop_class_uid"] == rows[0]["transfer_syntax_uid"] == ""
+    assert (
+        rows[0]["sop_instance_uid"]
+        == rows[0]["sop_class_uid"]
+        == rows[0]["transfer_syntax_uid"]
+        == ""
+    )
     assert rows[1]["sop_class_uid"] == "1.2.840.10008.5.1.4.1.1.1"
     assert rows[1]["transfer_syntax_uid"] == "1.2.840.10008.1.2.1"
 
@@ -86,7 +97,9 @@ def test_files_found_closed_and_moved_in_are_taken_with_their_bytes_and_go(
 def test_a_file_is_not_taken_before_its_writer_is_done(node: Node, tmp_path: Path) -> None:
     node.start()
     with (node.folder / "growing.dcm").open("wb") as file:
-        for number in range(10):  # longer than it takes to count as settled, but never unchanged for so long
+        for number in range(
+            10
+        ):  # longer than it takes to count as settled, but never unchanged for so long
             file.write(b"%d" % number)
             file.flush()
             time.sleep(0.1)
@@ -156,7 +169,8 @@ def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("kind", "network"), [("ext4", False), ("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ceph", True)]
+    ("kind", "network"),
+    [("ext4", False), ("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ceph", True)],
 )
 def test_network_mounts_are_told_by_their_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
@@ -166,7 +180,9 @@ def test_network_mounts_are_told_by_their_file_system(
     mounts = f"/dev/vda / ext4 rw 0 0\nserver:/x {str(shared).replace(' ', chr(92) + '040')} {kind} rw 0 0\n"
     read_text = Path.read_text
     monkeypatch.setattr(
-        Path, "read_text", lambda self, *a, **k: mounts if str(self) == "/proc/mounts" else read_text(self, *a, **k)
+        Path,
+        "read_text",
+        lambda self, *a, **k: mounts if str(self) == "/proc/mounts" else read_text(self, *a, **k),
     )
     assert inbox._on_network(shared) is network
     assert inbox._on_network(tmp_path) is False

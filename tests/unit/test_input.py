@@ -17,7 +17,7 @@ from pydicom import Dataset, FileDataset, uid
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder
 
-from daemon.dimse import _IMAGE_SYNTAXES
+from daemon.dicom.tables import _IMAGE_SYNTAXES
 from inference import radiograph
 from inference.pixels import DECODERS, UNCOMPRESSED, stored_values
 from inference.radiograph import Radiograph, Unsuitable
@@ -44,10 +44,16 @@ def decoded(data: bytes) -> Radiograph:
 
 
 @pytest.fixture(scope="module")
-def files(peer: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Kind], bytes | None]:
+def files(
+    peer: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, Kind], bytes | None]:
     """The picture by (syntax's name, kind); None where no encoder at hand writes it."""
     folder = tmp_path_factory.mktemp("variants")
-    return {(syntax.name, kind): syntax.encode(kind, peer, folder) for syntax in SYNTAXES for kind in KINDS}
+    return {
+        (syntax.name, kind): syntax.encode(kind, peer, folder)
+        for syntax in SYNTAXES
+        for kind in KINDS
+    }
 
 
 def outcome(syntax: Syntax, kind: Kind, data: bytes | None) -> str:
@@ -69,12 +75,16 @@ def outcome(syntax: Syntax, kind: Kind, data: bytes | None) -> str:
 @pytest.fixture(scope="module")
 def outcomes(files: dict[tuple[str, Kind], bytes | None]) -> dict[tuple[str, Kind], str]:
     return {
-        (syntax.name, kind): outcome(syntax, kind, files[syntax.name, kind]) for syntax in SYNTAXES for kind in KINDS
+        (syntax.name, kind): outcome(syntax, kind, files[syntax.name, kind])
+        for syntax in SYNTAXES
+        for kind in KINDS
     }
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
-def test_a_syntax_gives_the_picture_back(syntax: Syntax, outcomes: dict[tuple[str, Kind], str]) -> None:
+def test_a_syntax_gives_the_picture_back(
+    syntax: Syntax, outcomes: dict[tuple[str, Kind], str]
+) -> None:
     found = {outcomes[syntax.name, kind] for kind in KINDS} - {CANNOT_BE_MADE}
     assert found == {EXACT} if syntax.lossless else found == {"within 1 %"}
 
@@ -95,11 +105,15 @@ def test_the_node_offers_what_it_can_decode_and_nothing_else() -> None:
         assert plugin in get_decoder(syntax).available_plugins
 
 
-@pytest.mark.parametrize("syntax", [uid.UID("1.2.840.10008.1.2.4.110"), uid.MPEG2MPML, uid.UID("1.2.3")])
+@pytest.mark.parametrize(
+    "syntax", [uid.UID("1.2.840.10008.1.2.4.110"), uid.MPEG2MPML, uid.UID("1.2.3")]
+)
 def test_a_syntax_without_a_decoder_says_so(syntax: uid.UID) -> None:
     dataset = of_kind(KINDS[3])
     dataset.file_meta.TransferSyntaxUID = syntax
-    with pytest.raises(Unsuitable, match=r"undecodable: transfer syntax .*: there is no decoder for it"):
+    with pytest.raises(
+        Unsuitable, match=r"undecodable: transfer syntax .*: there is no decoder for it"
+    ):
         radiograph.decode(dataset)
 
 
@@ -107,12 +121,18 @@ def test_a_syntax_without_a_decoder_says_so(syntax: uid.UID) -> None:
     ("first", "others"),
     [("RG2_UNC", ("RG2_JPLL", "RG2_JLSL", "RG2_J2KR", "RG2_RLE")), ("RG3_JPLL", ("RG3_JLSL",))],
 )
-def test_one_real_xray_in_several_syntaxes_is_one_image(data: Path, first: str, others: tuple[str, ...]) -> None:
+def test_one_real_xray_in_several_syntaxes_is_one_image(
+    data: Path, first: str, others: tuple[str, ...]
+) -> None:
     wanted, _ = radiograph.parse((data / "node" / f"{first}.dcm").read_bytes())
     shown = radiograph.decode(wanted)
     for name in others:
         dataset, _ = radiograph.parse((data / "node" / f"{name}.dcm").read_bytes())
-        for keyword in ("StudyInstanceUID", "StudyDate", "StudyTime"):  # RG2_RLE was filed in another study
+        for keyword in (
+            "StudyInstanceUID",
+            "StudyDate",
+            "StudyTime",
+        ):  # RG2_RLE was filed in another study
             setattr(dataset, keyword, wanted[keyword].value)
         found = radiograph.decode(dataset)
         assert np.array_equal(found.pixels, shown.pixels), name
@@ -121,7 +141,9 @@ def test_one_real_xray_in_several_syntaxes_is_one_image(data: Path, first: str, 
 
 def test_the_real_jpeg_extended_of_12_bits_decodes(data: Path) -> None:
     lossy, exact = (
-        stored_values(radiograph.parse((data / "node" / f"RG2_{kind}.dcm").read_bytes())[0]).astype(int)
+        stored_values(radiograph.parse((data / "node" / f"RG2_{kind}.dcm").read_bytes())[0]).astype(
+            int
+        )
         for kind in ("JPLY", "UNC")
     )
     assert np.abs(lossy - exact).mean() < 0.005 * 1024  # 10 bits stored; compressed 36 times
@@ -141,9 +163,12 @@ def item(**values: Any) -> Dataset:
     return made
 
 
-def lut(table: NDArray[np.integer], first: int, bits: int, entries_said: int | None = None) -> list[Dataset]:
+def lut(
+    table: NDArray[np.integer], first: int, bits: int, entries_said: int | None = None
+) -> list[Dataset]:
     entries = item(
-        LUTDescriptor=[(entries_said or len(table)) % 65536, first, bits], LUTData=table.astype("<u2").tobytes()
+        LUTDescriptor=[(entries_said or len(table)) % 65536, first, bits],
+        LUTData=table.astype("<u2").tobytes(),
     )
     entries["LUTDescriptor"].VR, entries["LUTData"].VR = "US", "OW"
     return [entries]
@@ -251,7 +276,10 @@ REFUSED: dict[str, tuple[Callable[[], FileDataset], str]] = {
         lambda: image(np.where(VALUES > 2000, 4095, 77).astype("<u2"), 12, PixelPaddingValue=4095),
         "blank",
     ),
-    "two values next to each other": (lambda: image(np.asarray(VALUES % 2, dtype="<u2"), 12), "blank"),
+    "two values next to each other": (
+        lambda: image(np.asarray(VALUES % 2, dtype="<u2"), 12),
+        "blank",
+    ),
     "0 rows": (of(TWELVE, Rows=0), "undecodable"),
     "65,535 x 65,535 pixels said": (of(TWELVE, Rows=65535, Columns=65535), "undecodable"),
     "Pixel Data shorter than said": (of(TWELVE, Rows=4096), "undecodable"),
@@ -259,10 +287,19 @@ REFUSED: dict[str, tuple[Callable[[], FileDataset], str]] = {
     "twice as much Pixel Data as said": (lambda: with_bytes(VALUES.tobytes() * 2), "undecodable"),
     "RGB said to be MONOCHROME2": (lambda: with_bytes(VALUES.repeat(3).tobytes()), "undecodable"),
     "pixels of more bits than Bits Stored": (of(TWELVE, BitsStored=10, HighBit=9), "undecodable"),
-    "compressed Pixel Data said to be uncompressed": (lambda: compressed(uid.ExplicitVRLittleEndian), "undecodable"),
-    "a JPEG 2000 stream cut off": (lambda: compressed(uid.JPEG2000Lossless, part=0.9), "undecodable"),
+    "compressed Pixel Data said to be uncompressed": (
+        lambda: compressed(uid.ExplicitVRLittleEndian),
+        "undecodable",
+    ),
+    "a JPEG 2000 stream cut off": (
+        lambda: compressed(uid.JPEG2000Lossless, part=0.9),
+        "undecodable",
+    ),
     "no PhotometricInterpretation": (of(TWELVE, PhotometricInterpretation=None), "undecodable"),
-    "PhotometricInterpretation in small letters": (of(TWELVE, PhotometricInterpretation="monochrome2"), "undecodable"),
+    "PhotometricInterpretation in small letters": (
+        of(TWELVE, PhotometricInterpretation="monochrome2"),
+        "undecodable",
+    ),
     "an empty PhotometricInterpretation": (of(TWELVE, PhotometricInterpretation=""), "undecodable"),
     "32 bits": (of(TWELVE, BitsAllocated=32), "undecodable"),
 }
@@ -274,7 +311,9 @@ def _without(dataset: FileDataset, keyword: str) -> FileDataset:
 
 
 @pytest.mark.parametrize("make", ALIKE.values(), ids=ALIKE)
-def test_one_picture_is_shown_alike_however_it_is_described(make: Callable[[], FileDataset]) -> None:
+def test_one_picture_is_shown_alike_however_it_is_described(
+    make: Callable[[], FileDataset],
+) -> None:
     shown = decoded(written(make()))
     assert shown.pixels.dtype == np.float32
     assert np.abs(shown.pixels - shades()).max() < 1 / 255
@@ -282,7 +321,9 @@ def test_one_picture_is_shown_alike_however_it_is_described(make: Callable[[], F
 
 
 @pytest.mark.parametrize("make", CENTRAL.values(), ids=CENTRAL)
-def test_without_a_usable_window_the_central_range_is_shown(make: Callable[[], FileDataset]) -> None:
+def test_without_a_usable_window_the_central_range_is_shown(
+    make: Callable[[], FileDataset],
+) -> None:
     shown = decoded(written(make()))
     low, high = np.percentile(shades(), (0.5, 99.5))
     assert np.abs(shown.pixels - np.clip((shades() - low) / (high - low), 0, 1)).max() < 0.02
@@ -310,7 +351,9 @@ def _tables(outcomes: dict[tuple[str, Kind], str]) -> Iterator[str]:
     yield "| transfer syntax | " + " | ".join(kind.name for kind in KINDS) + " |"
     yield "|---|" + "---|" * len(KINDS)
     for syntax in SYNTAXES:
-        yield f"| {syntax.name} | " + " | ".join(outcomes[syntax.name, kind] for kind in KINDS) + " |"
+        yield (
+            f"| {syntax.name} | " + " | ".join(outcomes[syntax.name, kind] for kind in KINDS) + " |"
+        )
     yield ""
     yield "| stored or described with | shown |"
     yield "|---|---|"

@@ -15,10 +15,14 @@ CLAIM = "import sys; from daemon.ledger import Ledger, owner_name; Ledger(sys.ar
 def test_only_the_leases_of_the_dead_end(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     ledger = Ledger(url)
-    ledger.receive([Arrival(f"file-{n}", "1.2", f"1.2.{n}", "", "", "dimse", 1, 1) for n in range(3)])
+    ledger.receive(
+        [Arrival(f"file-{n}", "1.2", f"1.2.{n}", "", "", "dimse", 1, 1) for n in range(3)]
+    )
     subprocess.run([sys.executable, "-c", CLAIM, url], check=True)  # it ends with the lease in hand
     (elsewhere,) = ledger.claim_images("another-host:1", 1)
-    (mine,) = ledger.claim_images(next(iter(ledger.owners() - {"another-host:1"})).rpartition(":")[0] + ":1", 1)
+    (mine,) = ledger.claim_images(
+        next(iter(ledger.owners() - {"another-host:1"})).rpartition(":")[0] + ":1", 1
+    )
     assert ledger.claim_images("me", 9) == []
     _bury(ledger)
     (free,) = ledger.claim_images("me", 9)

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from daemon.ledger import Arrival, Completion, DeliveryJob, ImageJob, Ledger, LedgerError, StoredResult
+from daemon.ledger import (
+    Arrival,
+    Completion,
+    DeliveryJob,
+    ImageJob,
+    Ledger,
+    LedgerError,
+    StoredResult,
+)
 
 OWED = {"pacs": ("SEG", "SC"), "outbox": ("SC",)}
 
@@ -40,15 +48,25 @@ def ledger(ledger_url: str, clock: Clock) -> Iterator[Ledger]:
 
 def arrival(uid: str = "1.2.3", priority: int = 1) -> Arrival:
     return Arrival(
-        f"spool-{uid}", "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.840.10008.1.2.1", "XRAY1", "dimse", priority, 9
+        f"spool-{uid}",
+        "1.2.840.10008.5.1.4.1.1.1",
+        uid,
+        "1.2.840.10008.1.2.1",
+        "XRAY1",
+        "dimse",
+        priority,
+        9,
     )
 
 
 def completion(uid: str, digest: str = "d", kinds: tuple[str, ...] = ("SEG", "SC")) -> Completion:
     results = tuple(
-        StoredResult(kind, f"file-{uid}-{kind}", "1.2", f"{uid}.{i}", "1.2.1") for i, kind in enumerate(kinds)
+        StoredResult(kind, f"file-{uid}-{kind}", "1.2", f"{uid}.{i}", "1.2.1")
+        for i, kind in enumerate(kinds)
     )
-    return Completion("analysed", digest, "1.2", probability=0.9, positive=True, model="m", results=results)
+    return Completion(
+        "analysed", digest, "1.2", probability=0.9, positive=True, model="m", results=results
+    )
 
 
 def claim_one(ledger: Ledger) -> ImageJob:
@@ -219,7 +237,9 @@ def test_many_owners_never_hold_the_same_image(ledger: Ledger, ledger_url: str) 
     assert sorted(taken) == list(range(1, 61))
 
 
-def test_the_bell_rings_for_another_process_and_not_for_nothing(ledger: Ledger, ledger_url: str) -> None:
+def test_the_bell_rings_for_another_process_and_not_for_nothing(
+    ledger: Ledger, ledger_url: str
+) -> None:
     woken = threading.Event()
 
     def sleep() -> None:
@@ -333,7 +353,9 @@ def stored_at_pacs(ledger: Ledger, commitment: bool = True) -> str:
     return job.result.sop_instance_uid
 
 
-def test_results_made_again_count_as_no_attempt_against_their_image(ledger: Ledger, clock: Clock) -> None:
+def test_results_made_again_count_as_no_attempt_against_their_image(
+    ledger: Ledger, clock: Clock
+) -> None:
     ledger.receive([arrival()])
     first = claim_one(ledger)
     ledger.complete(first, completion("9", kinds=("SEG",)), OWED)
@@ -399,7 +421,9 @@ def test_bytes_stay_until_the_archive_has_committed(ledger: Ledger, clock: Clock
     assert len(ledger.release(0, 0, ["pacs"], 9)) == 2
 
 
-def test_what_an_archive_has_lost_is_sent_again_later_each_time(ledger: Ledger, clock: Clock) -> None:
+def test_what_an_archive_has_lost_is_sent_again_later_each_time(
+    ledger: Ledger, clock: Clock
+) -> None:
     uid = stored_at_pacs(ledger)
     pauses = []
     for _ in range(4):
@@ -423,7 +447,9 @@ def test_a_report_under_an_unknown_transaction_changes_nothing(ledger: Ledger) -
     assert deliveries(ledger)["stored"] == 1
 
 
-def test_an_unanswered_question_comes_up_again_after_twice_as_long(ledger: Ledger, clock: Clock) -> None:
+def test_an_unanswered_question_comes_up_again_after_twice_as_long(
+    ledger: Ledger, clock: Clock
+) -> None:
     stored_at_pacs(ledger)
     asked_at = []
     for _ in range(4):

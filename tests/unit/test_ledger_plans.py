@@ -22,7 +22,9 @@ _ASKS: dict[str, tuple[str, Callable[[Ledger], object]]] = {
     "troubled": ("FROM deliveries", lambda ledger: ledger.troubles()),
     "same_image": (
         "content_digest = ",
-        lambda ledger: ledger.complete(ledger.claim_images("me", 1)[0], Completion("analysed", "d"), {}),
+        lambda ledger: ledger.complete(
+            ledger.claim_images("me", 1)[0], Completion("analysed", "d"), {}
+        ),
     ),
     "instances_by_file": ("FROM instances", lambda ledger: ledger.known_spool_names(["file"])),
     "results_by_file": ("FROM results", lambda ledger: ledger.known_spool_names(["file"])),
@@ -36,7 +38,9 @@ def url(ledger_url: str) -> str:
     """A ledger with many finished images, and something to do everywhere."""
     ledger = Ledger(ledger_url)
     fill(ledger_url, 3000)
-    ledger.receive([Arrival(f"new-{n}", "1.2", f"1.2.{n}", "1.2.1", "XRAY1", "dimse", 1, 9) for n in range(30)])
+    ledger.receive(
+        [Arrival(f"new-{n}", "1.2", f"1.2.{n}", "1.2.1", "XRAY1", "dimse", 1, 9) for n in range(30)]
+    )
     for job in ledger.claim_images("me", 20):
         made = StoredResult("SC", f"made-{job.id}", "1.2", f"9.{job.id}", "1.2.1", 9)
         ledger.complete(job, Completion("analysed", "d", results=(made,)), {"pacs": ["SC"]})
@@ -71,11 +75,15 @@ def test_the_index_is_used(url: str, index: str) -> None:
     with statements() as seen:
         ask(ledger)
     ledger.close()
-    statement, parameters = next(one for one in seen if text in " ".join(one[0].split()) and "SELECT" in one[0])
+    statement, parameters = next(
+        one for one in seen if text in " ".join(one[0].split()) and "SELECT" in one[0]
+    )
     engine = sa.create_engine(url)
     explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
     with engine.connect() as conn:
-        plan = "\n".join(str(tuple(row)) for row in conn.exec_driver_sql(f"{explain} {statement}", parameters))
+        plan = "\n".join(
+            str(tuple(row)) for row in conn.exec_driver_sql(f"{explain} {statement}", parameters)
+        )
     engine.dispose()
     assert re.search(rf"(INDEX|using|on) {index}\b", plan), plan
     assert "Seq Scan" not in plan, plan

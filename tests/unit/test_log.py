@@ -15,7 +15,9 @@ def line(message: str, *arguments: object, error: Exception | None = None) -> st
             raise error
         except type(error):
             info = sys.exc_info()
-    return OneLineFormatter().format(logging.LogRecord("pleura.test", 20, "", 0, message, arguments, info))
+    return OneLineFormatter().format(
+        logging.LogRecord("pleura.test", 20, "", 0, message, arguments, info)
+    )
 
 
 def test_a_peers_string_cannot_forge_a_line() -> None:

@@ -19,7 +19,9 @@ def logits_and_masks(n: int = 4, side: int = 16, seed: int = 0) -> tuple[Tensor,
     return logits, masks
 
 
-def value(loss: Loss, outputs: losses.Outputs, targets: Tensor, positive_share: float = 0.5) -> float:
+def value(
+    loss: Loss, outputs: losses.Outputs, targets: Tensor, positive_share: float = 0.5
+) -> float:
     return float(losses.compose(loss, positive_share)(outputs, targets))
 
 
@@ -28,10 +30,16 @@ def test_dice_and_focal_are_monais() -> None:
 
     logits, masks = logits_and_masks()
     theirs = DiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1)
-    assert value(Loss(dice=1, empty=True), logits, masks) == pytest.approx(float(theirs(logits, masks)), rel=1e-6)
-    assert value(Loss(dice=1), logits, masks) == pytest.approx(float(theirs(logits[1:], masks[1:])), rel=1e-6)
+    assert value(Loss(dice=1, empty=True), logits, masks) == pytest.approx(
+        float(theirs(logits, masks)), rel=1e-6
+    )
+    assert value(Loss(dice=1), logits, masks) == pytest.approx(
+        float(theirs(logits[1:], masks[1:])), rel=1e-6
+    )
     theirs = FocalLoss(gamma=2)
-    assert value(Loss(focal=1), logits, masks) == pytest.approx(float(theirs(logits, masks)), rel=1e-5)
+    assert value(Loss(focal=1), logits, masks) == pytest.approx(
+        float(theirs(logits, masks)), rel=1e-5
+    )
 
 
 def test_the_default_recipes_losses_stay_what_they_were() -> None:
@@ -39,7 +47,9 @@ def test_the_default_recipes_losses_stay_what_they_were() -> None:
     found, true = torch.sigmoid(logits[1:]).flatten(1), masks[1:].flatten(1)
     overlap = 1 - (2 * (found * true).sum(1) + 1) / (found.sum(1) + true.sum(1) + 1)
     entropy = functional.binary_cross_entropy_with_logits(logits, masks)
-    assert value(Loss(cross_entropy=1, dice=1), logits, masks) == pytest.approx(float(entropy + overlap.mean()))
+    assert value(Loss(cross_entropy=1, dice=1), logits, masks) == pytest.approx(
+        float(entropy + overlap.mean())
+    )
     soft = torch.tensor([[0.3], [0.8]])
     wanted = functional.binary_cross_entropy_with_logits(torch.ones(2, 1), soft)
     assert value(Loss(cross_entropy=1), torch.ones(2, 1), soft) == pytest.approx(float(wanted))
@@ -48,7 +58,9 @@ def test_the_default_recipes_losses_stay_what_they_were() -> None:
 @pytest.mark.parametrize("term", ["cross_entropy", "focal", "dice", "tanimoto"])
 def test_each_falls_where_the_answer_gets_better(term: str) -> None:
     _, masks = logits_and_masks()
-    found = [value(Loss(**{term: 1}), scale * (masks * 2 - 1), masks) for scale in (-2.0, 0.0, 2.0, 8.0)]
+    found = [
+        value(Loss(**{term: 1}), scale * (masks * 2 - 1), masks) for scale in (-2.0, 0.0, 2.0, 8.0)
+    ]
     assert found == sorted(found, reverse=True)
     assert found[-1] < 0.01
 
@@ -65,9 +77,13 @@ def test_a_soft_target_is_best_met_exactly(term: str) -> None:
 
 def test_terms_are_weighed_and_added() -> None:
     logits, masks = logits_and_masks()
-    alone = {term: value(Loss(**{term: 1}), logits, masks) for term in ("cross_entropy", "focal", "dice")}
+    alone = {
+        term: value(Loss(**{term: 1}), logits, masks) for term in ("cross_entropy", "focal", "dice")
+    }
     together = value(Loss(cross_entropy=3, focal=4, dice=1), logits, masks)
-    assert together == pytest.approx(3 * alone["cross_entropy"] + 4 * alone["focal"] + alone["dice"], rel=1e-6)
+    assert together == pytest.approx(
+        3 * alone["cross_entropy"] + 4 * alone["focal"] + alone["dice"], rel=1e-6
+    )
 
 
 def test_an_image_without_a_mask_counts_in_dice_only_if_asked() -> None:
@@ -76,7 +92,9 @@ def test_an_image_without_a_mask_counts_in_dice_only_if_asked() -> None:
     assert value(Loss(dice=1, empty=True), logits, masks) > 0.9
     assert value(Loss(dice=1, empty=True), logits - 50, masks) == pytest.approx(0)
     logits.requires_grad_()
-    losses.compose(Loss(dice=1))(logits, masks).backward()  # a batch of such images is one like any other
+    losses.compose(Loss(dice=1))(
+        logits, masks
+    ).backward()  # a batch of such images is one like any other
     assert logits.grad is not None
     assert not logits.grad.any()
 
@@ -89,7 +107,9 @@ def test_balanced_classes_weigh_alike_however_rare() -> None:
         assert logits.grad is not None
         assert float(logits.grad.sum()) == pytest.approx(0, abs=1e-6)
         assert float(logits.grad[0]) == pytest.approx(9 * -float(logits.grad[1]))
-    plain, balanced = (value(Loss(cross_entropy=1, balance=yes), torch.zeros(10, 1), labels, 0.1) for yes in (0, 1))
+    plain, balanced = (
+        value(Loss(cross_entropy=1, balance=yes), torch.zeros(10, 1), labels, 0.1) for yes in (0, 1)
+    )
     assert balanced == pytest.approx(plain)  # and the learning rate means what it did
     with pytest.raises(ValueError, match="both classes"):
         losses.compose(Loss(cross_entropy=1, balance=True), 0.0)
@@ -100,9 +120,15 @@ def test_each_of_several_outputs_is_held_against_what_it_is_of() -> None:
     image_level = torch.tensor([[-2.0], [1.0], [2.0], [3.0]])
     filled = torch.tensor([[0.0], [1.0], [1.0], [1.0]])
     loss = Loss(cross_entropy=1, dice=1)
-    parts = [value(loss, logits, masks), value(loss, -logits, masks), value(loss, image_level, filled)]
+    parts = [
+        value(loss, logits, masks),
+        value(loss, -logits, masks),
+        value(loss, image_level, filled),
+    ]
     assert value(loss, [logits, -logits, image_level], masks) == pytest.approx(sum(parts) / 3)
-    assert value(Loss(dice=1), image_level, filled) == value(Loss(cross_entropy=1), image_level, filled)
+    assert value(Loss(dice=1), image_level, filled) == value(
+        Loss(cross_entropy=1), image_level, filled
+    )
     with pytest.raises(ValueError, match="wanted masks"):
         value(loss, logits, filled)
 

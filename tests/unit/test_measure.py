@@ -23,7 +23,12 @@ LEFT, RIGHT = (10, 20, 20, 40), (10, 20, 160, 170)  # as seen on the image
 def test_area_centroid_and_regions() -> None:
     found = measure(mask_of(LEFT, RIGHT), Spacing(0.5, 0.25, detector=False), None)
     assert found is not None
-    assert (found.area_px, found.area_mm2, found.area_estimated, found.regions) == (300, 37.5, False, 2)
+    assert (found.area_px, found.area_mm2, found.area_estimated, found.regions) == (
+        300,
+        37.5,
+        False,
+        2,
+    )
     # Columns 20..39 (200 px, mean 29.5) and 160..169 (100 px, mean 164.5); pixel centres at whole numbers.
     assert found.centroid_px == pytest.approx((74.5, 14.5))
 
@@ -32,7 +37,9 @@ def test_nothing_segmented_is_no_measurement() -> None:
     assert measure(np.zeros((4, 4), dtype=bool), None, ["L", "F"]) is None
 
 
-def test_millimetres_only_where_a_spacing_is_known_and_estimated_where_it_is_the_detectors() -> None:
+def test_millimetres_only_where_a_spacing_is_known_and_estimated_where_it_is_the_detectors() -> (
+    None
+):
     assert measure(mask_of(LEFT), None, None).area_mm2 is None  # type: ignore[union-attr]
     assert measure(mask_of(LEFT), Spacing(0.0, 0.0, False), None).area_mm2 is None  # type: ignore[union-attr]
     assert measure(mask_of(LEFT), Spacing(0.1, 0.1, True), None).area_estimated  # type: ignore[union-attr]
@@ -46,9 +53,17 @@ def test_millimetres_only_where_a_spacing_is_known_and_estimated_where_it_is_the
         (["R", "F"], [LEFT], "L"),  # mirrored
         (["L", "F"], [LEFT, RIGHT], "B"),
         (["LF", "FR"], [LEFT], "R"),  # oblique: the main direction comes first
-        (["L", "F"], [LEFT, (50, 60, 95, 105)], None),  # a region in the middle: unsaid, not guessed
+        (
+            ["L", "F"],
+            [LEFT, (50, 60, 95, 105)],
+            None,
+        ),  # a region in the middle: unsaid, not guessed
         (["L", "F"], [(50, 60, 95, 105)], None),
-        (["F", "L"], [(5, 15, 95, 105)], "R"),  # turned by 90 degrees: the columns run to the patient's left
+        (
+            ["F", "L"],
+            [(5, 15, 95, 105)],
+            "R",
+        ),  # turned by 90 degrees: the columns run to the patient's left
         (["F", "R"], [(5, 15, 95, 105)], "L"),
         (["H", "L"], [(85, 95, 95, 105)], "L"),
         (["P", "F"], [LEFT], None),  # a lateral

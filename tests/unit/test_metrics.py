@@ -60,7 +60,9 @@ def test_curves_are_scikit_learns(drawn: Drawn) -> None:
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     scores, labels = drawn
-    for found, wanted in zip(metrics.roc(*drawn), roc_curve(labels, scores, drop_intermediate=False), strict=True):
+    for found, wanted in zip(
+        metrics.roc(*drawn), roc_curve(labels, scores, drop_intermediate=False), strict=True
+    ):
         assert found == pytest.approx(wanted)
     sensitivity, precision, thresholds = metrics.precision_recall(*drawn)
     their_precision, their_sensitivity, their_thresholds = precision_recall_curve(labels, scores)
@@ -82,11 +84,17 @@ def test_figures_of_masks_are_monais(seed: int, images: int) -> None:
     from monai.metrics import DiceMetric, MeanIoU
 
     rng = np.random.default_rng(seed)
-    found, true = (rng.random((images, 9, 7)) < rng.choice([0, 0.02, 0.5], (images, 1, 1)) for _ in range(2))
+    found, true = (
+        rng.random((images, 9, 7)) < rng.choice([0, 0.02, 0.5], (images, 1, 1)) for _ in range(2)
+    )
     figures = metrics.mask_figures(found, true)
 
-    def theirs(metric: DiceMetric | MeanIoU, found: NDArray[np.bool_], true: NDArray[np.bool_]) -> NDArray[np.float64]:
-        values = metric(*(torch.from_numpy(one.astype(np.float32))[:, None] for one in (found, true)))
+    def theirs(
+        metric: DiceMetric | MeanIoU, found: NDArray[np.bool_], true: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        values = metric(
+            *(torch.from_numpy(one.astype(np.float32))[:, None] for one in (found, true))
+        )
         # It gives NaN for an empty mask, whatever was found.
         filled = np.where(found.any((1, 2)) | true.any((1, 2)), 0.0, 1.0)
         return np.where(np.isnan(values.numpy()[:, 0]), filled, values.numpy()[:, 0])

@@ -54,7 +54,12 @@ def as_published(network: nn.Module) -> dict[str, Tensor]:
 @pytest.fixture
 def checkpoint(network: nn.Module, tmp_path: Path) -> Path:
     path = tmp_path / "model.pth.tar"
-    document = {"epoch": 5, "arch": "DenseNet121", "best_loss": 0.5, "state_dict": as_published(network)}
+    document = {
+        "epoch": 5,
+        "arch": "DenseNet121",
+        "best_loss": 0.5,
+        "state_dict": as_published(network),
+    }
     torch.save(document, path, _use_new_zipfile_serialization=False)  # as torch before 1.6 wrote
     return path
 
@@ -81,7 +86,9 @@ def test_the_package_answers_as_the_checkpoints_eighth_output(
     picture = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
         # Exactly: the weights are kept in float32.
-        assert torch.allclose(loaded.classifier(picture), network(picture)[:, 7:8], atol=1e-6, rtol=1e-5)
+        assert torch.allclose(
+            loaded.classifier(picture), network(picture)[:, 7:8], atol=1e-6, rtol=1e-5
+        )
         small = torch.rand(1, 1, 32, 32)
         assert torch.equal(loaded.segmenter(small), tiny.segmenter(small))
     assert loaded.manifest.classifier.threshold == 0.3
@@ -95,9 +102,19 @@ def test_the_package_answers_as_the_checkpoints_eighth_output(
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "densenet121.", "module.", "model.densenet121.", "module.model.", "model.module.densenet121."]
+    "prefix",
+    [
+        "",
+        "densenet121.",
+        "module.",
+        "model.densenet121.",
+        "module.model.",
+        "model.module.densenet121.",
+    ],
 )
-def test_todays_names_and_a_bare_state_dict_are_taken_too(network: nn.Module, tmp_path: Path, prefix: str) -> None:
+def test_todays_names_and_a_bare_state_dict_are_taken_too(
+    network: nn.Module, tmp_path: Path, prefix: str
+) -> None:
     state = {prefix + name: value for name, value in network.state_dict().items()}
     torch.save({"model": state} if prefix.startswith("model.") else state, tmp_path / "new.pt")
     picture = torch.rand(1, 1, 64, 64)
@@ -161,16 +178,24 @@ class _Bomb:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_a_checkpoint_that_wants_to_run_something_is_refused_and_runs_nothing(tmp_path: Path, legacy: bool) -> None:
+def test_a_checkpoint_that_wants_to_run_something_is_refused_and_runs_nothing(
+    tmp_path: Path, legacy: bool
+) -> None:
     document = {"state_dict": {"a": torch.zeros(1)}, "extra": _Bomb(tmp_path / "ran")}
     torch.save(document, tmp_path / "evil.pt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(PackageError, match=r"nothing in it was run: it wants to call posix\.mkdir") as caught:
+    with pytest.raises(
+        PackageError, match=r"nothing in it was run: it wants to call posix\.mkdir"
+    ) as caught:
         importing.chexnet(tmp_path / "evil.pt")
-    assert "weights_only" not in str(caught.value)  # nobody is talked into switching the protection off
+    assert "weights_only" not in str(
+        caught.value
+    )  # nobody is talked into switching the protection off
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"PK\x03\x04" * 10, pickle.dumps([1, 2]), pickle.dumps({"a": 1})])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"PK\x03\x04" * 10, pickle.dumps([1, 2]), pickle.dumps({"a": 1})]
+)
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "no.pt").write_bytes(data)
     with pytest.raises(PackageError, match=r"no\.pt: "):
@@ -185,7 +210,9 @@ def test_nothing_is_overwritten_and_nothing_half_made_is_left(
     with pytest.raises(PackageError, match="overwrites nothing"):
         import_chexnet(checkpoint, tiny_package, tiny_package, CHOICES)
     with pytest.raises(PackageError, match=r"classifier\.threshold"):
-        import_chexnet(checkpoint, tiny_package, tmp_path / "out", Choices(threshold=1.5, operating_point="x"))
+        import_chexnet(
+            checkpoint, tiny_package, tmp_path / "out", Choices(threshold=1.5, operating_point="x")
+        )
     assert not (tmp_path / "out").exists()
     with pytest.raises(PackageError, match="No such file"):
         import_chexnet(checkpoint, tmp_path / "none", tmp_path / "out", CHOICES)
@@ -215,10 +242,27 @@ def pleura_model(*calls: list[str]) -> list[tuple[int, str, str]]:
 def test_the_commands(checkpoint: Path, tiny_package: Path, tmp_path: Path) -> None:
     out, spoiled = str(tmp_path / "out"), str(tiny_package)
     (tiny_package / "extra.pkl").write_bytes(b"x")
-    call = ["import", "--kind", "chexnet", str(checkpoint), "--out", out, "--side", "64", "--threshold", "0.25"]
+    call = [
+        "import",
+        "--kind",
+        "chexnet",
+        str(checkpoint),
+        "--out",
+        out,
+        "--side",
+        "64",
+        "--threshold",
+        "0.25",
+    ]
     call += ["--operating-point", "none", "--id", "chexnet-test", "--licence", "made up"]
     made, checked, shown, *wrong = pleura_model(
-        call, ["check", out], ["show", out], call, ["check", spoiled], ["show", spoiled], ["check", "/nowhere"]
+        call,
+        ["check", out],
+        ["show", out],
+        call,
+        ["check", spoiled],
+        ["show", spoiled],
+        ["check", "/nowhere"],
     )
     assert made[0] == 0, made[2]
     assert made[1].startswith(f"{out}: ok, ")

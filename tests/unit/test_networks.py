@@ -37,19 +37,27 @@ def test_each_gives_one_logit_or_one_map(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "count"),
     [
-        ("densenet-121", {"outputs": 1000, "stem": "imagenet"}, 7_978_856),  # torchvision's and the paper's
+        (
+            "densenet-121",
+            {"outputs": 1000, "stem": "imagenet"},
+            7_978_856,
+        ),  # torchvision's and the paper's
         ("densenet-121", {"outputs": 14, "stem": "imagenet"}, 7_978_856 - 1025 * 986),  # CheXNet
         ("densenet-121", {}, 7_978_856 - 1025 * 999 - 2 * 64 * 49),  # one output, one grey map in
         ("unet-resnet34", {"stem": "imagenet"}, 24_436_369),  # segmentation_models.pytorch's
     ],
 )
-def test_they_have_the_published_number_of_parameters(name: str, arguments: dict[str, Any], count: int) -> None:
+def test_they_have_the_published_number_of_parameters(
+    name: str, arguments: dict[str, Any], count: int
+) -> None:
     assert parameters(build(name, **arguments)) == count
 
 
 def test_the_encoder_is_a_resnet34() -> None:
     encoder = build("unet-resnet34", stem="imagenet").get_submodule("encoder")
-    assert parameters(encoder) == 21_797_672 - 1000 * 513  # torchvision's, without its 1,000 classes
+    assert (
+        parameters(encoder) == 21_797_672 - 1000 * 513
+    )  # torchvision's, without its 1,000 classes
 
 
 @pytest.mark.parametrize(
@@ -70,12 +78,16 @@ def test_the_encoder_is_a_resnet34() -> None:
         ("unet-resnet34", "segmentation_head.0.bias", (1,)),
     ],
 )
-def test_weights_have_the_names_that_published_checkpoints_have(name: str, key: str, shape: tuple[int, ...]) -> None:
+def test_weights_have_the_names_that_published_checkpoints_have(
+    name: str, key: str, shape: tuple[int, ...]
+) -> None:
     assert tuple(shapes(name, stem="imagenet")[key].shape) == shape
 
 
 def test_nothing_is_stored_but_what_is_trained() -> None:
-    assert len(shapes("densenet-121", stem="imagenet")) == len(shapes("densenet-121")) == 121 * 6 + 1
+    assert (
+        len(shapes("densenet-121", stem="imagenet")) == len(shapes("densenet-121")) == 121 * 6 + 1
+    )
     assert not any(name.startswith("input") for name in shapes("unet-resnet34", stem="imagenet"))
 
 
@@ -103,7 +115,9 @@ def test_the_imagenet_stem_standardises_as_published() -> None:
         ("unet-resnet34", {"_target_": "os.system"}, "_target_"),
     ],
 )
-def test_what_is_out_of_bounds_is_refused_before_it_is_built(name: str, arguments: dict[str, Any], word: str) -> None:
+def test_what_is_out_of_bounds_is_refused_before_it_is_built(
+    name: str, arguments: dict[str, Any], word: str
+) -> None:
     with pytest.raises(ValueError, match=word):
         build(name, **arguments)
     with pytest.raises(ValueError, match=word):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from daemon.association import LinkDownError, Outgoing
 from daemon.config import Config, DicomDestination
+from daemon.deliver.courier import Courier, Store
+from daemon.dicom.link import LinkDownError, Outgoing
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.scu import Courier, Store
 from daemon.spool import Spool
 
 HOUR_S = 3600.0
@@ -100,11 +100,20 @@ def test_three_days_of_outage_drain_by_themselves_the_urgent_first(tmp_path: Pat
     uids = [uid for _, uid in world.stored]
     assert len(world.made) == OUTAGE_S / EVERY_S + 1
     assert sorted(uids) == sorted(world.made)  # each, once
-    assert world.ledger.counts()["deliveries"] == {"owed": 0, "stored": len(uids), "committed": 0, "refused": 0}
+    assert world.ledger.counts()["deliveries"] == {
+        "owed": 0,
+        "stored": len(uids),
+        "committed": 0,
+        "refused": 0,
+    }
     first, last = world.stored[0][0], world.stored[-1][0]
     assert world.outage_ends <= first <= world.outage_ends + LONGEST_PAUSE_S + 1
-    assert last - first < 60 + 0.1 * len(uids)  # once it is back, nothing waits for a pause of its own
-    waited = [uid for uid in uids[2:] if world.made[uid] < world.outage_ends - HOUR_S]  # two found out that it is back
+    assert last - first < 60 + 0.1 * len(
+        uids
+    )  # once it is back, nothing waits for a pause of its own
+    waited = [
+        uid for uid in uids[2:] if world.made[uid] < world.outage_ends - HOUR_S
+    ]  # two found out that it is back
     number_urgent = sum(uid in world.urgent for uid in waited)
     assert {uid in world.urgent for uid in waited[:number_urgent]} == {True}
     assert waited[number_urgent:] == sorted(waited[number_urgent:], key=lambda uid: world.made[uid])

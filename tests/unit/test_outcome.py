@@ -36,7 +36,9 @@ def table(count: int = 100, missing: float = 0.1) -> outcome.Table:
     values = rng.normal(size=(count, 15))
     values[rng.random(values.shape) < missing] = math.nan
     died = rng.random(count) < 0.4
-    return outcome.Table([f"p{n}" for n in range(count)], [f"f{n}" for n in range(15)], values, died, 0)
+    return outcome.Table(
+        [f"p{n}" for n in range(count)], [f"f{n}" for n in range(15)], values, died, 0
+    )
 
 
 def test_a_disc_is_round_and_a_line_is_not() -> None:
@@ -48,12 +50,16 @@ def test_a_disc_is_round_and_a_line_is_not() -> None:
     assert line["eccentricity"] > 0.99
     assert line["circularity"] < 0.3
     assert (round_["centroid_row"], round_["centroid_column"]) == pytest.approx((40 / 64, 20 / 64))
-    assert round_["spread_row"] == pytest.approx(15 / 2 / 64, rel=0.05)  # of a disc: half its radius
+    assert round_["spread_row"] == pytest.approx(
+        15 / 2 / 64, rel=0.05
+    )  # of a disc: half its radius
     assert round_["filling"] == pytest.approx(math.pi / 4, rel=0.08)
 
 
 def test_a_patient_is_the_sum_of_his_slices() -> None:
-    slices = [features.of_mask(mask) for mask in (disc(5), disc(10, column=40), np.zeros((64, 64), bool))]
+    slices = [
+        features.of_mask(mask) for mask in (disc(5), disc(10, column=40), np.zeros((64, 64), bool))
+    ]
     patient = features.of_patient(slices)
     small, large, _ = slices
     assert (patient["slices"], patient["slices_with"]) == (3, 2)
@@ -81,9 +87,14 @@ def test_what_can_be_learned_is_learned() -> None:
     noise = table()
     values = noise.values.copy()
     values[:, 3] = noise.died + np.random.default_rng(0).normal(size=len(noise.died)) / 4
-    found = outcome.compare(outcome.Table(noise.patients, noise.names, values, noise.died, 0), SETTINGS)
+    found = outcome.compare(
+        outcome.Table(noise.patients, noise.names, values, noise.died, 0), SETTINGS
+    )
     assert found["models"]["logistic"]["true_labels"]["cross_validated"]["auc"]["value"] > 0.9
-    assert max(found["logistic_coefficients"], key=lambda name: found["logistic_coefficients"][name]) == "f3"
+    assert (
+        max(found["logistic_coefficients"], key=lambda name: found["logistic_coefficients"][name])
+        == "f3"
+    )
 
 
 def test_imputation_never_sees_the_patients_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +113,9 @@ def test_imputation_never_sees_the_patients_held_out(monkeypatch: pytest.MonkeyP
 
 def test_patients_are_joined_by_name() -> None:
     masks = {f"p{n}": {"area_px": float(n), "constant": 1.0} for n in range(6)}
-    clinical = {f"p{n}": {"death01": float(n % 2), "age": 50.0 + n if n != 2 else None} for n in range(1, 8)}
+    clinical = {
+        f"p{n}": {"death01": float(n % 2), "age": 50.0 + n if n != 2 else None} for n in range(1, 8)
+    }
     clinical["p5"]["death01"] = None
     joined = outcome.join(masks, clinical)
     assert joined.patients == ["p1", "p2", "p3", "p4"]
@@ -115,7 +128,9 @@ def test_patients_are_joined_by_name() -> None:
 
 
 @pytest.mark.parametrize("found", [False, True])
-def test_from_a_folder_of_slices_to_a_report(tmp_path: Path, tiny_package: Path, found: bool) -> None:
+def test_from_a_folder_of_slices_to_a_report(
+    tmp_path: Path, tiny_package: Path, found: bool
+) -> None:
     home = tmp_path / "kaggle_3m"
     home.mkdir()
     with (home / "data.csv").open("w", newline="") as file:
@@ -130,8 +145,12 @@ def test_from_a_folder_of_slices_to_a_report(tmp_path: Path, tiny_package: Path,
                 Image.fromarray(np.full((32, 32, 3), 9 * n, np.uint8)).save(f"{stem}.tif")
                 mask = disc(3 + n, 32, 16, 16).astype(np.uint8) * 255 * (number == 1)
                 Image.fromarray(mask).save(f"{stem}_mask.tif")
-    settings = SETTINGS.model_copy(update={"published": {"accuracy": 1.0}, "case_study": "B3", "folds": 2, "trees": 3})
-    figures_found = outcome.train(settings, tmp_path, tmp_path / "out", tiny_package if found else None)
+    settings = SETTINGS.model_copy(
+        update={"published": {"accuracy": 1.0}, "case_study": "B3", "folds": 2, "trees": 3}
+    )
+    figures_found = outcome.train(
+        settings, tmp_path, tmp_path / "out", tiny_package if found else None
+    )
     assert json.loads((tmp_path / "out" / "outcome.json").read_text()) == figures_found
     assert (figures_found["patients"], figures_found["died"]) == (8, 4)
     assert ("tiny" in figures_found["masks"]) == found

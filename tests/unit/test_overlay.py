@@ -28,7 +28,11 @@ def words(case: Case, monkeypatch: pytest.MonkeyPatch, width: int = 1024) -> str
     """All that the banner writes, in the order in which it does."""
     said: list[str] = []
     draw = banner._text
-    monkeypatch.setattr(banner, "_text", lambda pen, at, text, *rest: (said.append(text), draw(pen, at, text, *rest)))
+    monkeypatch.setattr(
+        banner,
+        "_text",
+        lambda pen, at, text, *rest: (said.append(text), draw(pen, at, text, *rest)),
+    )
     banner._set.cache_clear()
     banner.draw(case, width, width)
     monkeypatch.undo()
@@ -36,8 +40,12 @@ def words(case: Case, monkeypatch: pytest.MonkeyPatch, width: int = 1024) -> str
 
 
 # Large ones take seconds; the tests of single traits below have some.
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.endswith(("3520", "2048", "2500"))])
-def test_every_kind_passes_the_gate_and_is_valid(kind: str, peer: Callable[[str], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if not kind.endswith(("3520", "2048", "2500"))]
+)
+def test_every_kind_passes_the_gate_and_is_valid(
+    kind: str, peer: Callable[[str], str], tmp_path: Path
+) -> None:
     result = build(KINDS[kind](), ["SC"])[0]  # the gate has seen it
     file = tmp_path / "overlay.dcm"
     file.write_bytes(result.data)
@@ -47,15 +55,22 @@ def test_every_kind_passes_the_gate_and_is_valid(kind: str, peer: Callable[[str]
 
 @pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("size", [(41, 37), (700, 600), (2100, 900)])
-def test_away_from_the_contour_the_picture_is_the_sources_grey(size: tuple[int, int], grey: float) -> None:
+def test_away_from_the_contour_the_picture_is_the_sources_grey(
+    size: tuple[int, int], grey: float
+) -> None:
     source = header(Rows=size[0], Columns=size[1])
     case = positive(source, pixels=np.full(size, grey, dtype=np.float32))
     panel = overlay.place(case)
-    drawn = np.asarray(overlay.draw(case), dtype=int)[: panel.height, panel.left : panel.left + panel.width]
+    drawn = np.asarray(overlay.draw(case), dtype=int)[
+        : panel.height, panel.left : panel.left + panel.width
+    ]
     far = np.ones((panel.height, panel.width), dtype=bool)
     reach = int(panel.line_px + panel.halo_px + panel.scale) + 3
     for row, column in (np.concatenate(contours(blob(source))) + 0.5) * panel.scale:
-        far[max(0, int(row) - reach) : int(row) + reach, max(0, int(column) - reach) : int(column) + reach] = False
+        far[
+            max(0, int(row) - reach) : int(row) + reach,
+            max(0, int(column) - reach) : int(column) + reach,
+        ] = False
     # The stretches between two vertices, too.
     top, left = (np.argwhere(blob(source)).min(axis=0) * panel.scale).astype(int) - reach
     bottom, right = ((np.argwhere(blob(source)).max(axis=0) + 1) * panel.scale).astype(int) + reach
@@ -83,7 +98,12 @@ def test_the_contour_lies_on_the_masks_edge(size: tuple[int, int]) -> None:
     image = shown(case)
     coloured = np.argwhere(image[..., 0] - image[..., 2] > 110)
     edge = np.concatenate(contours(mask))
-    top, left, bottom, right = edge[:, 0].min(), edge[:, 1].min(), edge[:, 0].max(), edge[:, 1].max()
+    top, left, bottom, right = (
+        edge[:, 0].min(),
+        edge[:, 1].min(),
+        edge[:, 0].max(),
+        edge[:, 1].max(),
+    )
     # The mask is a box with a hole of one pixel: the coloured pixels span the box to within a line's width.
     low, high = ((np.array([[top, left], [bottom, right]]) + 0.5) * scale - 0.5).tolist()
     assert np.abs(coloured.min(axis=0) - low).max() <= 3 + 0.25 * scale
@@ -100,7 +120,12 @@ def test_a_region_at_the_border_has_its_line_just_within_and_none_in_the_banner(
 
 def test_the_banner_says_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     text = words(positive(), monkeypatch)
-    for part in ("Pneumothorax suspected", "Patient's right. 1 region", "0.87 (positive from 0.42)", "pleura-default"):
+    for part in (
+        "Pneumothorax suspected",
+        "Patient's right. 1 region",
+        "0.87 (positive from 0.42)",
+        "pleura-default",
+    ):
         assert part in text
     for part in ("1.2.3", "2026-03-03 10:11", "mm^2", "2026-03-04 05:06"):
         assert part in text
@@ -110,7 +135,9 @@ def test_the_banner_says_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) ->
     text = words(positive(header(PixelSpacing=None)), monkeypatch, 3000)
     assert "mm" not in text
     assert "px (pixel spacing not known)" in text
-    assert "no region could be outlined" in words(positive(mask=np.zeros((41, 37), dtype=bool)), monkeypatch)
+    assert "no region could be outlined" in words(
+        positive(mask=np.zeros((41, 37), dtype=bool)), monkeypatch
+    )
     text = words(negative(), monkeypatch)
     assert "Pneumothorax not detected" in text
     assert "does not exclude pneumothorax" in text
@@ -156,7 +183,9 @@ def test_the_finding_word_is_ten_pixels_high_in_a_thumbnail(size: tuple[int, int
 
 def test_the_same_words_stand_in_the_same_place_above_the_same_disclaimer() -> None:
     size = {"Rows": 1024, "Columns": 1024}
-    banners = [banner.draw(make(header(**size)), 1024, 1024) for make in (positive, negative, refused)]
+    banners = [
+        banner.draw(make(header(**size)), 1024, 1024) for make in (positive, negative, refused)
+    ]
     strips = [np.asarray(each.crop((0, each.height - 40, 1024, each.height))) for each in banners]
     assert np.array_equal(strips[0], strips[1])
     assert np.array_equal(strips[0], strips[2])
@@ -164,7 +193,9 @@ def test_the_same_words_stand_in_the_same_place_above_the_same_disclaimer() -> N
 
 
 def test_a_setting_of_the_picture_changes_its_uid() -> None:
-    results = [build(negative(appearance=RenderSettings(side, 90)), ["SC"])[0] for side in (512, 1024)]
+    results = [
+        build(negative(appearance=RenderSettings(side, 90)), ["SC"])[0] for side in (512, 1024)
+    ]
     assert results[0].sop_instance_uid != results[1].sop_instance_uid
 
 

@@ -16,14 +16,17 @@ from pydicom.encaps import encapsulate, generate_frames
 from scipy import ndimage
 
 from inference.finding import Finding, Result
-from inference.results import Case, GateError, RenderSettings, build, gate, overlay
+from inference.results import Case, GateError, RenderSettings, build, overlay
+from inference.results.gate import common as gate
 from tests.gallery import KINDS
 from tests.unit.cases import header, negative, positive, refused
 
 
 def smooth(rng: np.random.Generator, rows: int, columns: int, grain: float) -> np.ndarray:
     """A grey image of any graininess, noise from pixel to pixel at its least."""
-    field = ndimage.zoom(rng.random((-(-rows // 8) + 1, -(-columns // 8) + 1)), 8, order=1)[:rows, :columns]
+    field = ndimage.zoom(rng.random((-(-rows // 8) + 1, -(-columns // 8) + 1)), 8, order=1)[
+        :rows, :columns
+    ]
     return np.asarray((1 - grain) * field + grain * rng.random((rows, columns)), dtype=np.float32)
 
 
@@ -53,7 +56,10 @@ def test_whatever_we_draw_passes(case: Case) -> None:
 @pytest.mark.parametrize("quality", [50, 90, 100])
 def test_a_small_source_passes_at_every_setting(side: int, quality: int) -> None:
     for size in (64, 192, 700):
-        build(positive(header(Rows=size, Columns=size), appearance=RenderSettings(side, quality)), ["SC"])
+        build(
+            positive(header(Rows=size, Columns=size), appearance=RenderSettings(side, quality)),
+            ["SC"],
+        )
 
 
 CASE = KINDS["positive"]()
@@ -119,7 +125,12 @@ def over_the_banner(box: tuple[float, float, float, float]) -> Callable[[Image.I
     def change(image: Image.Image) -> None:
         top, height = PANEL.banner_top, image.height - PANEL.banner_top
         left, upper, right, lower = box
-        corners = (left * image.width, top + upper * height, right * image.width, top + lower * height)
+        corners = (
+            left * image.width,
+            top + upper * height,
+            right * image.width,
+            top + lower * height,
+        )
         ImageDraw.Draw(image).rectangle(corners, fill=(16, 18, 21))
 
     return change

@@ -25,7 +25,9 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(yaml.safe_dump(document))
 
 
-def replace_tensors(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+def replace_tensors(
+    folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
     """Rewrite a tensor file, its checksum made right again: what is wrong then is only what it holds."""
     tensors = load_file(folder / name)
     change(tensors)
@@ -37,10 +39,15 @@ def replace_tensors(folder: Path, name: str, change: Callable[[dict[str, torch.T
 def test_a_package_comes_back_as_it_was_written(tiny_package: Path) -> None:
     loaded = package.load(tiny_package)
     assert loaded.identity.id == "tiny"
-    assert loaded.identity.digest == hashlib.sha256((tiny_package / "model.yaml").read_bytes()).hexdigest()
+    assert (
+        loaded.identity.digest
+        == hashlib.sha256((tiny_package / "model.yaml").read_bytes()).hexdigest()
+    )
     golden = load_file(tiny_package / "golden.safetensors")
     with torch.inference_mode():
-        assert torch.allclose(loaded.classifier(golden["classifier.input"]), golden["classifier.output"], atol=1e-5)
+        assert torch.allclose(
+            loaded.classifier(golden["classifier.input"]), golden["classifier.output"], atol=1e-5
+        )
 
 
 def test_another_package_is_another_device(tiny_package: Path) -> None:
@@ -72,7 +79,10 @@ def with_a_gate(folder: Path, gate: dict[str, Any] | None = None) -> Path:
 
 def test_the_model_that_ships_has_two_networks_and_is_what_it_was() -> None:
     loaded = package.load(package.default_folder())
-    assert loaded.identity.digest == hashlib.sha256((package.default_folder() / "model.yaml").read_bytes()).hexdigest()
+    assert (
+        loaded.identity.digest
+        == hashlib.sha256((package.default_folder() / "model.yaml").read_bytes()).hexdigest()
+    )
     assert list(loaded.networks)[:2] == ["classifier", "segmenter"]
     assert (loaded.plausibility is None) == (loaded.manifest.plausibility is None)
 
@@ -98,7 +108,9 @@ def test_a_package_may_have_a_third_network(tiny_package: Path) -> None:
 
 def test_a_third_network_is_checked_and_replayed_like_the_others(tiny_package: Path) -> None:
     with_a_gate(tiny_package)
-    replace_tensors(tiny_package, "golden.safetensors", lambda t: t["plausibility.output"].add_(0.01))
+    replace_tensors(
+        tiny_package, "golden.safetensors", lambda t: t["plausibility.output"].add_(0.01)
+    )
     with pytest.raises(PackageError, match="golden replay of the plausibility"):
         package.load(tiny_package)
 
@@ -117,7 +129,9 @@ def test_bf16_is_allowed_by_a_validation_and_per_network(tiny_package: Path) -> 
     manifest = package.load(tiny_package).manifest
     assert manifest.allows_bf16("classifier")
     assert not manifest.allows_bf16("segmenter")
-    edit(tiny_package, lambda document: document["precision"]["bf16"]["classifier"].update(bf16=0.89))
+    edit(
+        tiny_package, lambda document: document["precision"]["bf16"]["classifier"].update(bf16=0.89)
+    )
     with pytest.raises(PackageError, match=r"precision\.bf16\.classifier: .*worse"):
         package.load(tiny_package)
 
@@ -144,20 +158,32 @@ def test_writing_refuses_what_would_not_load(tiny_package: Path, tmp_path: Path)
     networks = {str(role): network for role, network in loaded.networks.items()}
     golden = {role: loaded.golden[f"{role}.input"] for role in networks}
     with pytest.raises(PackageError, match="plausibility"):
-        package.write(tmp_path / "a", manifest, networks | {"plausibility": networks["classifier"]}, golden)
+        package.write(
+            tmp_path / "a", manifest, networks | {"plausibility": networks["classifier"]}, golden
+        )
     with pytest.raises(PackageError, match=r"classifier\.threshold"):
         package.write(tmp_path / "b", manifest | {"classifier": {"threshold": 2}}, networks, golden)
     with torch.no_grad():
-        networks["classifier"].get_parameter("head.weight").zero_()[:, :1] = 7e4  # more than float16 can hold
+        networks["classifier"].get_parameter("head.weight").zero_()[:, :1] = (
+            7e4  # more than float16 can hold
+        )
     with pytest.raises(PackageError, match=r"head\.weight holds NaN or infinity"):
         package.write(tmp_path / "c", manifest, networks, golden)
     package.write(tmp_path / "d", manifest, networks, golden, exact=True)
-    assert package.load(tmp_path / "d").classifier.state_dict()["head.weight"].unique().tolist() == [0, 7e4]
+    assert package.load(tmp_path / "d").classifier.state_dict()[
+        "head.weight"
+    ].unique().tolist() == [0, 7e4]
 
 
 def test_a_package_says_what_it_is(tiny_package: Path) -> None:
     told = package.load(tiny_package).describe()
-    for part in ("tiny 1.0.0", "residual-classifier, 32 px", "bf16 never", "plausibility none", "licence"):
+    for part in (
+        "tiny 1.0.0",
+        "residual-classifier, 32 px",
+        "bf16 never",
+        "plausibility none",
+        "licence",
+    ):
         assert part in told
 
 
@@ -169,7 +195,10 @@ def test_a_package_says_what_it_is(tiny_package: Path) -> None:
         (lambda d: d["classifier"].update(arguments={"$import": "os"}), r"\$import"),
         (lambda d: d["classifier"].update(arguments={"widths": [10**9] * 5}), "widths"),
         (lambda d: d["classifier"].update(arguments={"widths": {"a": 1}}), "widths"),
-        (lambda d: d["classifier"].update(architecture="residual-unet"), "does not fit residual-unet"),
+        (
+            lambda d: d["classifier"].update(architecture="residual-unet"),
+            "does not fit residual-unet",
+        ),
         (lambda d: d["segmenter"].update(side=33), "segmenter.input"),
         (lambda d: d["segmenter"].update(bottom=0.9), "bottom <= top"),
         (lambda d: d["segmenter"].update(min_area_at_1024_px=float("inf")), "min_area_at_1024_px"),
@@ -204,13 +233,19 @@ def test_a_changed_or_missing_file_is_refused(tiny_package: Path) -> None:
 
 
 def test_weights_that_are_not_numbers_are_refused(tiny_package: Path) -> None:
-    replace_tensors(tiny_package, "weights.safetensors", lambda t: t["classifier.head.weight"].fill_(float("nan")))
+    replace_tensors(
+        tiny_package,
+        "weights.safetensors",
+        lambda t: t["classifier.head.weight"].fill_(float("nan")),
+    )
     with pytest.raises(PackageError, match="finite"):
         package.load(tiny_package)
 
 
 def test_weights_of_another_network_are_refused(tiny_package: Path) -> None:
-    replace_tensors(tiny_package, "weights.safetensors", lambda t: t.__delitem__("classifier.head.weight"))
+    replace_tensors(
+        tiny_package, "weights.safetensors", lambda t: t.__delitem__("classifier.head.weight")
+    )
     with pytest.raises(PackageError, match="does not fit"):
         package.load(tiny_package)
 

@@ -24,7 +24,9 @@ from tests.unit.test_package import edit, replace_tensors
 def replace_bytes(folder: Path, name: str, data: bytes) -> None:
     """Another file, its checksum right: what is wrong then is only what it holds."""
     (folder / name).write_bytes(data)
-    edit(folder, lambda document: document["sha256"].update({name: hashlib.sha256(data).hexdigest()}))
+    edit(
+        folder, lambda document: document["sha256"].update({name: hashlib.sha256(data).hexdigest()})
+    )
 
 
 class _Bomb:
@@ -59,8 +61,12 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_not_run(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "pytorch_model.bin", "model.pkl", "setup.py", ".hidden"])
-def test_a_file_that_is_not_listed_is_refused_and_not_run(tiny_package: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["weights.pt", "pytorch_model.bin", "model.pkl", "setup.py", ".hidden"]
+)
+def test_a_file_that_is_not_listed_is_refused_and_not_run(
+    tiny_package: Path, tmp_path: Path, name: str
+) -> None:
     (tiny_package / name).write_bytes(pickle.dumps(_Bomb(tmp_path / "ran")))
     with pytest.raises(PackageError, match=f"{name}(: not listed|' is not a plain file name)"):
         package.load(tiny_package)
@@ -68,7 +74,9 @@ def test_a_file_that_is_not_listed_is_refused_and_not_run(tiny_package: Path, tm
 
 
 @pytest.mark.parametrize("what", ["link", "folder", "pipe", "link in place of a file"])
-def test_only_plain_files_may_lie_in_the_folder(tiny_package: Path, tmp_path: Path, what: str) -> None:
+def test_only_plain_files_may_lie_in_the_folder(
+    tiny_package: Path, tmp_path: Path, what: str
+) -> None:
     if what == "link":
         (tiny_package / "more").symlink_to("/etc/passwd")
     elif what == "folder":
@@ -99,7 +107,9 @@ def test_only_plain_files_may_lie_in_the_folder(tiny_package: Path, tmp_path: Pa
         ("---\na: 1", "plain YAML"),
     ],
 )
-def test_yaml_that_is_more_than_plain_is_refused(tiny_package: Path, tmp_path: Path, text: str, word: str) -> None:
+def test_yaml_that_is_more_than_plain_is_refused(
+    tiny_package: Path, tmp_path: Path, text: str, word: str
+) -> None:
     path = tiny_package / "model.yaml"
     path.write_text(path.read_text() + "\n" + text.replace("RAN", str(tmp_path / "ran")) + "\n")
     with pytest.raises(PackageError, match=word):
@@ -169,7 +179,9 @@ def test_an_architecture_larger_than_its_weights_is_never_built(tiny_package: Pa
         package.load(tiny_package)
 
 
-def safetensors_bytes(header: dict[str, Any] | bytes, data: bytes = b"", length: int | None = None) -> bytes:
+def safetensors_bytes(
+    header: dict[str, Any] | bytes, data: bytes = b"", length: int | None = None
+) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -189,7 +201,9 @@ _FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         safetensors_bytes({"classifier.a": _FOUR | {"shape": [-1]}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"data_offsets": [0, 4000]}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"data_offsets": [4, 0]}}, b"\0" * 4),
-        safetensors_bytes({"classifier.a": _FOUR, "classifier.b": _FOUR}, b"\0" * 4),  # one's bytes are the other's
+        safetensors_bytes(
+            {"classifier.a": _FOUR, "classifier.b": _FOUR}, b"\0" * 4
+        ),  # one's bytes are the other's
         safetensors_bytes({"classifier.a": _FOUR}, b"\0" * 8),  # bytes of nobody
         safetensors_bytes({"classifier.a": _FOUR | {"dtype": "O"}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"dtype": "F4", "shape": [8]}}, b"\0" * 4),
@@ -200,7 +214,9 @@ _FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     ],
 )
 @pytest.mark.parametrize("name", ["weights.safetensors", "golden.safetensors"])
-def test_a_safetensors_file_that_lies_of_itself_is_refused(tiny_package: Path, name: str, data: bytes) -> None:
+def test_a_safetensors_file_that_lies_of_itself_is_refused(
+    tiny_package: Path, name: str, data: bytes
+) -> None:
     replace_bytes(tiny_package, name, data)
     with pytest.raises(PackageError, match=name):
         package.load(tiny_package)
@@ -213,11 +229,20 @@ def test_a_safetensors_file_that_lies_of_itself_is_refused(tiny_package: Path, n
         (lambda t: t.update({"classifier.input": torch.zeros(0, 1, 32, 32)}), "holds 0 images"),
         (lambda t: t.update({"classifier.input": torch.zeros(17, 1, 32, 32)}), "holds 17 images"),
         (lambda t: t.update({"classifier.input": torch.zeros(())}), "holds 0 images"),
-        (lambda t: t.update({"classifier.input": torch.zeros(2, 1, 64, 64)}), r"classifier.input \(2, 1, 64, 64\)"),
+        (
+            lambda t: t.update({"classifier.input": torch.zeros(2, 1, 64, 64)}),
+            r"classifier.input \(2, 1, 64, 64\)",
+        ),
         (lambda t: t.update({"classifier.input": torch.zeros(2, 1, 32, 32).long()}), "int64"),
         (lambda t: t.update({"segmenter.output": torch.zeros(2, 1)}), r"segmenter.output \(2, 1\)"),
-        (lambda t: t["classifier.input"].fill_(float("nan")), "golden replay of the classifier is nan off"),
-        (lambda t: t["segmenter.output"].fill_(float("nan")), "golden replay of the segmenter is nan off"),
+        (
+            lambda t: t["classifier.input"].fill_(float("nan")),
+            "golden replay of the classifier is nan off",
+        ),
+        (
+            lambda t: t["segmenter.output"].fill_(float("nan")),
+            "golden replay of the segmenter is nan off",
+        ),
     ],
 )
 def test_golden_tensors_that_prove_nothing_are_refused(
@@ -231,7 +256,9 @@ def test_golden_tensors_that_prove_nothing_are_refused(
 def test_a_classifier_cannot_stand_in_for_a_segmenter(tiny_package: Path) -> None:
     weights = load_file(tiny_package / "weights.safetensors")
     kept = {name: value for name, value in weights.items() if name.startswith("classifier.")}
-    copied = {name.replace("classifier.", "segmenter.", 1): value.clone() for name, value in kept.items()}
+    copied = {
+        name.replace("classifier.", "segmenter.", 1): value.clone() for name, value in kept.items()
+    }
 
     def swap(tensors: dict[str, torch.Tensor]) -> None:
         tensors.clear()
@@ -244,5 +271,7 @@ def test_a_classifier_cannot_stand_in_for_a_segmenter(tiny_package: Path) -> Non
             architecture=d["classifier"]["architecture"], arguments=dict(TINY, widths=[8] * 5)
         ),
     )
-    with pytest.raises(PackageError, match=r"residual-classifier gives \(2, 1\); a segmenter must give"):
+    with pytest.raises(
+        PackageError, match=r"residual-classifier gives \(2, 1\); a segmenter must give"
+    ):
         package.load(tiny_package)

@@ -24,7 +24,9 @@ def zipped(tiny_package: Path, tmp_path: Path) -> Path:
     return path
 
 
-def append(path: Path, name: str | zipfile.ZipInfo, data: bytes = b"x", method: int = zipfile.ZIP_DEFLATED) -> None:
+def append(
+    path: Path, name: str | zipfile.ZipInfo, data: bytes = b"x", method: int = zipfile.ZIP_DEFLATED
+) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, data, method)
 
@@ -36,7 +38,9 @@ def patch(path: Path, old: bytes, new: bytes, number: int) -> None:
     path.write_bytes(data.replace(old, new))
 
 
-def test_a_zip_and_its_folder_are_one_package(tiny_package: Path, zipped: Path, tmp_path: Path) -> None:
+def test_a_zip_and_its_folder_are_one_package(
+    tiny_package: Path, zipped: Path, tmp_path: Path
+) -> None:
     before = sorted(tmp_path.rglob("*"))
     folder, archive = package.load(tiny_package), package.load(zipped)
     assert archive.identity == folder.identity
@@ -109,12 +113,16 @@ def test_a_bomb_that_hides_its_size_is_not_unpacked(tiny_package: Path, tmp_path
         archive.writestr("model.yaml", bytes(size))
         for name in ("weights.safetensors", "golden.safetensors"):
             archive.write(tiny_package / name, name)
-    patch(bomb, size.to_bytes(4, "little"), (1000).to_bytes(4, "little"), 2)  # local and central header
+    patch(
+        bomb, size.to_bytes(4, "little"), (1000).to_bytes(4, "little"), 2
+    )  # local and central header
     with pytest.raises(PackageError, match=r"model\.yaml: cannot be unpacked"):
         package.load(bomb)
 
 
-def test_a_file_of_more_than_its_limit_is_refused(zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_more_than_its_limit_is_refused(
+    zipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(package, "MAX_FILE_BYTES", 1000)
     with pytest.raises(PackageError, match="bytes found, at most 1000 allowed"):
         package.load(zipped)
@@ -122,7 +130,10 @@ def test_a_file_of_more_than_its_limit_is_refused(zipped: Path, monkeypatch: pyt
 
 def test_an_encrypted_file_is_refused(zipped: Path) -> None:
     data = bytearray(zipped.read_bytes())
-    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # APPNOTE 4.3.7 and 4.3.12: the flags
+    for signature, offset in (
+        (b"PK\x03\x04", 6),
+        (b"PK\x01\x02", 8),
+    ):  # APPNOTE 4.3.7 and 4.3.12: the flags
         data[data.index(signature) + offset] |= 1
     zipped.write_bytes(data)
     with pytest.raises(PackageError, match="encrypted; pack it without a password"):
@@ -156,14 +167,20 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
             package.load(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
-def test_a_damaged_zip_is_refused_or_is_still_the_same_package(zipped: Path, data: st.DataObject) -> None:
+def test_a_damaged_zip_is_refused_or_is_still_the_same_package(
+    zipped: Path, data: st.DataObject
+) -> None:
     whole = zipped.read_bytes()
     damaged = bytearray(whole)
     directory = whole.index(b"PK\x01\x02")
     for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.one_of(st.integers(0, len(whole) - 1), st.integers(directory, len(whole) - 1)))
+        place = data.draw(
+            st.one_of(st.integers(0, len(whole) - 1), st.integers(directory, len(whole) - 1))
+        )
         damaged[place] = data.draw(st.integers(0, 255))
     path = zipped.parent / "damaged.zip"
     path.write_bytes(damaged)

@@ -67,12 +67,15 @@ def gated(tiny_package: Path) -> Scripted:
 
 def analysed(engine: Scripted, folder: Path, images: int = 1) -> list[Outcome]:
     files = [
-        phantom.write(phantom.draw(seed, False, 64), folder / f"{seed}.dcm").read_bytes() for seed in range(images)
+        phantom.write(phantom.draw(seed, False, 64), folder / f"{seed}.dcm").read_bytes()
+        for seed in range(images)
     ]
     return Pipeline(engine, Settings()).analyse(files, AT)  # type: ignore[arg-type]
 
 
-def test_what_is_no_frontal_chest_is_asked_nothing_more_and_told_nobody(gated: Scripted, tmp_path: Path) -> None:
+def test_what_is_no_frontal_chest_is_asked_nothing_more_and_told_nobody(
+    gated: Scripted, tmp_path: Path
+) -> None:
     no_chest, chest = analysed(gated, tmp_path, 2)
     assert (no_chest.state, no_chest.reason) == (State.NOT_ANALYSED, "not_a_frontal_chest")
     assert no_chest.results == ()
@@ -89,7 +92,9 @@ def test_where_nothing_is_plausible_nothing_is_classified(gated: Scripted, tmp_p
     assert gated.asked == ["plausible", "plausible"]
 
 
-def test_a_chest_shown_upside_down_is_analysed_turned_and_says_so(gated: Scripted, tmp_path: Path) -> None:
+def test_a_chest_shown_upside_down_is_analysed_turned_and_says_so(
+    gated: Scripted, tmp_path: Path
+) -> None:
     """Its region lies where the source has it; of sides nothing is said, for the header is not to be believed."""
     gated.in_other_poses[OTHERS.index(Pose(2))] = 0.97
 
@@ -117,7 +122,9 @@ def test_an_image_at_the_threshold_is_a_chest(gated: Scripted, tmp_path: Path) -
     assert analysed(gated, tmp_path)[0].state is State.ANALYSED
 
 
-def test_a_package_without_the_gate_takes_every_image_for_a_chest(engine: Scripted, tmp_path: Path) -> None:
+def test_a_package_without_the_gate_takes_every_image_for_a_chest(
+    engine: Scripted, tmp_path: Path
+) -> None:
     assert analysed(engine, tmp_path)[0].state is State.ANALYSED
     assert engine.asked == ["classify", "segment"]
 
@@ -139,7 +146,10 @@ def unmakeable(_: object) -> Dataset:
 
 
 def test_an_object_that_cannot_be_made_is_told_of_and_holds_up_no_other(
-    engine: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: Scripted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(results.ENCODERS, "SEG", Encoder(unmakeable, ExplicitVRLittleEndian))
     (outcome,) = analysed(engine, tmp_path)
@@ -171,7 +181,10 @@ def test_where_no_object_can_be_made_the_image_has_failed(
     ],
 )
 def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
-    orientation: list[str], turn: Callable[[NDArray[np.integer]], NDArray[np.integer]], engine: Scripted, tmp_path: Path
+    orientation: list[str],
+    turn: Callable[[NDArray[np.integer]], NDArray[np.integer]],
+    engine: Scripted,
+    tmp_path: Path,
 ) -> None:
     dataset = dcmread(phantom.write(phantom.draw(1, False, 64), tmp_path / "standing.dcm"))
     standing = dataset.pixel_array.copy()
@@ -209,7 +222,9 @@ def test_a_negative_is_not_segmented(engine: Scripted, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [math.nan, math.inf, -0.1])
-def test_an_answer_that_is_no_probability_is_never_a_negative(answer: float, engine: Scripted, tmp_path: Path) -> None:
+def test_an_answer_that_is_no_probability_is_never_a_negative(
+    answer: float, engine: Scripted, tmp_path: Path
+) -> None:
     engine.probability = answer
     with pytest.raises(ArithmeticError):
         analysed(engine, tmp_path)
@@ -221,7 +236,9 @@ def test_a_gate_that_answers_no_probability_refuses_nobody(gated: Scripted, tmp_
         analysed(gated, tmp_path)
 
 
-def test_an_image_given_up_on_that_no_result_can_name_has_none(engine: Scripted, tmp_path: Path) -> None:
+def test_an_image_given_up_on_that_no_result_can_name_has_none(
+    engine: Scripted, tmp_path: Path
+) -> None:
     path = phantom.write(phantom.draw(3, True, 64), tmp_path / "one.dcm")
     dataset = dcmread(path)
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
@@ -231,5 +248,9 @@ def test_an_image_given_up_on_that_no_result_can_name_has_none(engine: Scripted,
         delattr(changed, keyword)
         changed.save_as(unnamed, implicit_vr=False, little_endian=True)
         outcome = Pipeline(engine, Settings()).fail(unnamed.getvalue(), "analysis_error", AT)  # type: ignore[arg-type]
-        assert (outcome.state, outcome.reason, outcome.results) == (State.FAILED, "analysis_error", ())
+        assert (outcome.state, outcome.reason, outcome.results) == (
+            State.FAILED,
+            "analysis_error",
+            (),
+        )
     assert Pipeline(engine, Settings()).fail(path.read_bytes(), "analysis_error", AT).results  # type: ignore[arg-type]

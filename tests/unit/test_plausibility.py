@@ -23,8 +23,8 @@ from inference.finding import State
 from inference.networks import build
 from inference.pipeline import Pipeline, Settings
 from inference.plausibility import OTHERS, UPRIGHT, Pixels, Pose, Verdict
-from training import non_chests, phantom
-from training.plausibility import TURNED_OR_INVERTED, scores, train
+from training import phantom
+from training.plausibility import TURNED_OR_INVERTED, non_chests, scores, train
 
 UPSIDE_DOWN = Pose(2)
 # Of node/: what shows no frontal chest. The header of each tells; here it is taken away.
@@ -32,7 +32,9 @@ OTHERS_OF_NODE = (
     *(f"RG2_{kind}.dcm" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")), "RG3_JLSL.dcm", "RG3_JPLL.dcm",
     "CR-ModalitySequenceLUT.dcm", "veterinary_DX_211x169.dcm",
 )  # fmt: skip
-RESULT = "Milvue_AI_SC_RLEPlanarConfiguration.dcm"  # of another system, in colour: its header refuses it
+RESULT = (
+    "Milvue_AI_SC_RLEPlanarConfiguration.dcm"  # of another system, in colour: its header refuses it
+)
 TELLING = (
     "BodyPartExamined", "ViewPosition", "ViewCodeSequence", "AnatomicRegionSequence", "StudyDescription",
     "SeriesDescription", "ProtocolName", "PerformedProcedureStepDescription", "RequestedProcedureDescription",
@@ -57,9 +59,13 @@ def read(path: Path) -> Pixels:
 
 
 def test_every_real_chest_of_the_node_folder_is_one(data: Path) -> None:
-    names = sorted({path.name for path in (data / "node").glob("*.dcm")} - {*OTHERS_OF_NODE, RESULT})
+    names = sorted(
+        {path.name for path in (data / "node").glob("*.dcm")} - {*OTHERS_OF_NODE, RESULT}
+    )
     assert len(names) == 17
-    for name, verdict in zip(names, judge([read(data / "node" / name) for name in names]), strict=True):
+    for name, verdict in zip(
+        names, judge([read(data / "node" / name) for name in names]), strict=True
+    ):
         # Only its photometric tag was changed: it is shown inverted, and found to be.
         wanted = Pose(inverted=True) if name == "siim_relabelled_MONOCHROME1.dcm" else UPRIGHT
         assert verdict.pose == wanted, name
@@ -79,18 +85,24 @@ def test_a_chest_that_lies_upside_down_in_the_data_is_found_to(data: Path) -> No
 
 @pytest.mark.parametrize("size", [256, 1024])
 def test_phantoms_are_chests(size: int) -> None:
-    drawn = [phantom.draw(seed, pneumothorax=seed % 2 == 0, size=size).pixels for seed in (7, 19, 31, 44)]
+    drawn = [
+        phantom.draw(seed, pneumothorax=seed % 2 == 0, size=size).pixels for seed in (7, 19, 31, 44)
+    ]
     assert [verdict.pose for verdict in judge(drawn)] == [UPRIGHT] * 4
 
 
 @pytest.mark.parametrize("name", OTHERS_OF_NODE)
-def test_without_its_tags_another_picture_is_not_said_to_be_without_finding(data: Path, name: str) -> None:
+def test_without_its_tags_another_picture_is_not_said_to_be_without_finding(
+    data: Path, name: str
+) -> None:
     dataset, _ = radiograph.parse((data / "node" / name).read_bytes())
     for keyword in TELLING:
         if keyword in dataset:
             del dataset[keyword]
     buffer = io.BytesIO()
-    with config.disable_value_validation():  # a Class UID that is none, of an implementation, in the teeth
+    with (
+        config.disable_value_validation()
+    ):  # a Class UID that is none, of an implementation, in the teeth
         dataset.save_as(buffer, enforce_file_format=True)
     (outcome,) = Pipeline(engine(), Settings()).analyse([buffer.getvalue()], datetime(2026, 1, 1))
     assert (outcome.state, outcome.reason) == (State.NOT_ANALYSED, "not_a_frontal_chest")
@@ -101,20 +113,29 @@ def test_without_its_tags_another_picture_is_not_said_to_be_without_finding(data
 @pytest.mark.parametrize("kind", ["limb", "hand", "teeth", "pelvis", "spine", "text", "gradient"])
 def test_most_drawn_pictures_of_something_else_are_refused(kind: str) -> None:
     drawn = non_chests.draw(kind, 12, np.zeros((1, 1, 1), dtype=np.uint8), seed=90_210)
-    poses = [verdict.pose for verdict in judge([one.astype(np.float32) / np.float32(255) for one in drawn])]
+    poses = [
+        verdict.pose
+        for verdict in judge([one.astype(np.float32) / np.float32(255) for one in drawn])
+    ]
     assert poses.count(UPRIGHT) <= 2
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((40, 30)), np.ones((1, 500)), np.eye(64), np.full((9, 9), 0.3)])
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((40, 30)), np.ones((1, 500)), np.eye(64), np.full((9, 9), 0.3)]
+)
 def test_pictures_of_nothing_are_no_chests(pixels: Pixels) -> None:
     assert judge([pixels.astype(np.float32)])[0].pose is None
 
 
-images = arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 1, width=16))
+images = arrays(
+    np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(0, 1, width=16)
+)
 
 
 @given(images, st.sampled_from((UPRIGHT, *OTHERS)))
-def test_a_map_of_a_righted_picture_comes_back_to_its_own_pixels(pixels: Pixels, pose: Pose) -> None:
+def test_a_map_of_a_righted_picture_comes_back_to_its_own_pixels(
+    pixels: Pixels, pose: Pose
+) -> None:
     back = pose.as_given(pose.righted(pixels))
     assert np.array_equal(back, 1 - pixels if pose.inverted else pixels)
 
@@ -123,7 +144,9 @@ def test_there_are_seven_other_poses_and_each_has_its_words() -> None:
     assert len(set(OTHERS)) == 7
     assert UPRIGHT not in OTHERS
     assert UPRIGHT.note == ""
-    assert Pose(1, True).note == "not shown as a chest is: analysed turned by 90 degrees and inverted"
+    assert (
+        Pose(1, True).note == "not shown as a chest is: analysed turned by 90 degrees and inverted"
+    )
 
 
 def test_only_what_is_refused_is_asked_about_again() -> None:
@@ -133,19 +156,28 @@ def test_only_what_is_refused_is_asked_about_again() -> None:
         asked.append(len(pictures))
         return [float(picture[0, 0]) for picture in pictures]
 
-    chest, sideways = np.eye(2, dtype=np.float32), np.array([[0.2, 0.95], [0.3, 0.3]], dtype=np.float32)
+    chest, sideways = (
+        np.eye(2, dtype=np.float32),
+        np.array([[0.2, 0.95], [0.3, 0.3]], dtype=np.float32),
+    )
     none = np.full((2, 2), 0.45, dtype=np.float32)
     verdicts = plausibility.judge(ask, [chest, sideways, none], 0.5)
     assert [verdict.pose for verdict in verdicts] == [UPRIGHT, Pose(1), None]
     assert asked == [3, 7, 7]
-    assert plausibility.judge(lambda pictures: [0.4] * len(pictures), [none], 0.3)[0].pose == UPRIGHT
+    assert (
+        plausibility.judge(lambda pictures: [0.4] * len(pictures), [none], 0.3)[0].pose == UPRIGHT
+    )
     assert plausibility.judge(lambda pictures: [0.2] * len(pictures), [none], 0.3)[0].pose is None
-    assert plausibility.judge(lambda pictures: [math.nan] * len(pictures), [none], 0.3)[0].pose is None
+    assert (
+        plausibility.judge(lambda pictures: [math.nan] * len(pictures), [none], 0.3)[0].pose is None
+    )
 
 
 @pytest.mark.parametrize("kind", list(non_chests.KINDS))
 def test_what_is_drawn_is_the_same_each_time(kind: str) -> None:
-    chests = np.stack([phantom.draw(seed, False, size=non_chests.SIDE).pixels * 255 for seed in (1, 2)])
+    chests = np.stack(
+        [phantom.draw(seed, False, size=non_chests.SIDE).pixels * 255 for seed in (1, 2)]
+    )
     first, second = (non_chests.draw(kind, 2, chests.astype(np.uint8), seed=3) for _ in range(2))
     assert first.shape == (2, non_chests.SIDE, non_chests.SIDE)
     assert np.array_equal(first, second)

@@ -16,10 +16,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from daemon.config import Config
-from daemon.database import Database
-from daemon.intake import Intake, NoRoomError
+from daemon.deliver.retention import Retention
 from daemon.ledger import Arrival, Completion, ImageJob, Ledger
-from daemon.retention import Retention
+from daemon.ledger.database import Database
+from daemon.receive.intake import Intake, NoRoomError
 from daemon.spool import Spool
 from tests.conftest import unused_port
 from tests.postgres import Postgres
@@ -51,15 +51,21 @@ def server(tmp_path: Path, postgres: Postgres) -> Iterator[Postgres]:
 
 
 def arrivals(*uids: str) -> list[Arrival]:
-    return [Arrival(f"spool-{uid}", "1.2.840", uid, "1.2.1", "XRAY1", "dimse", 1, 9) for uid in uids]
+    return [
+        Arrival(f"spool-{uid}", "1.2.840", uid, "1.2.1", "XRAY1", "dimse", 1, 9) for uid in uids
+    ]
 
 
 def waiting_for_locks(engine: sa.Engine) -> int:
     with engine.connect() as conn:
-        return int(conn.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one())
+        return int(
+            conn.exec_driver_sql("SELECT count(*) FROM pg_locks WHERE NOT granted").scalar_one()
+        )
 
 
-def test_what_another_host_is_just_claiming_is_passed_over(postgres_url: str, other_host: sa.Engine) -> None:
+def test_what_another_host_is_just_claiming_is_passed_over(
+    postgres_url: str, other_host: sa.Engine
+) -> None:
     ledger = Ledger(f"{postgres_url}?options=-clock_timeout%3D5s")  # who does not pass over fails
     ledger.receive(arrivals("1.1", "1.2", "1.3"))
     with other_host.begin() as conn:
@@ -68,14 +74,18 @@ def test_what_another_host_is_just_claiming_is_passed_over(postgres_url: str, ot
     ledger.close()
 
 
-def test_of_two_copies_that_end_at_the_same_time_one_is_the_duplicate(ledger: Ledger, other_host: sa.Engine) -> None:
+def test_of_two_copies_that_end_at_the_same_time_one_is_the_duplicate(
+    ledger: Ledger, other_host: sa.Engine
+) -> None:
     ledger.receive(arrivals("1.1", "1.1"))
     states: list[str | None] = []
 
     def complete(job: ImageJob) -> None:
         states.append(ledger.complete(job, Completion("analysed", "the same"), {}))
 
-    threads = [threading.Thread(target=complete, args=(job,)) for job in ledger.claim_images("me", 2)]
+    threads = [
+        threading.Thread(target=complete, args=(job,)) for job in ledger.claim_images("me", 2)
+    ]
     with other_host.begin() as conn:
         # The first cannot end before we let it; the second has to wait for the first.
         conn.exec_driver_sql("SELECT 1 FROM instances WHERE id = 1 FOR UPDATE")
@@ -96,7 +106,9 @@ def test_the_clock_is_the_servers(ledger: Ledger, monkeypatch: pytest.MonkeyPatc
     assert ledger.history("1.1")[0]["received_at"] > 1.6e9
 
 
-@pytest.mark.parametrize(("default", "ours"), [("off", "on"), ("local", "on"), ("on", "on"), ("remote_apply",) * 2])
+@pytest.mark.parametrize(
+    ("default", "ours"), [("off", "on"), ("local", "on"), ("on", "on"), ("remote_apply",) * 2]
+)
 def test_a_commit_is_durable_whatever_the_servers_default(
     postgres_url: str, other_host: sa.Engine, default: str, ours: str
 ) -> None:
@@ -156,7 +168,10 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
         while len(done) < len(uids):
             try:
                 for job in ledger.claim_images("me", 2):
-                    if ledger.complete(job, Completion("analysed", job.sop_instance_uid), {}) is not None:
+                    if (
+                        ledger.complete(job, Completion("analysed", job.sop_instance_uid), {})
+                        is not None
+                    ):
                         done.append(job.sop_instance_uid)
                 if ledger.counts()["instances"]["analysed"] == len(uids):
                     return  # one whose answer was lost is not in `done`
@@ -174,7 +189,12 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
     for thread in threads:
         thread.join(_DEADLINE_S)
     assert not any(thread.is_alive() for thread in threads)
-    assert ledger.counts()["instances"] == {"received": 0, "analysed": 60, "not_analysed": 0, "failed": 0}
+    assert ledger.counts()["instances"] == {
+        "received": 0,
+        "analysed": 60,
+        "not_analysed": 0,
+        "failed": 0,
+    }
     assert len(done) == len(set(done))
     assert ledger.contradictions() == []
     ledger.close()
@@ -216,22 +236,32 @@ class Wire:
                 target.sendall(data)
 
 
-def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(server: Postgres, tmp_path: Path) -> None:
+def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
+    server: Postgres, tmp_path: Path
+) -> None:
     """A commit that waits for a standby cannot be seen, and takes place when its client has long gone."""
     url = server.create_database("ledger")
     admin = sa.create_engine(url, isolation_level="AUTOCOMMIT").connect()
     wire = Wire(server.port)
-    ledger, spool = Ledger(url.replace(f":{server.port}/", f":{wire.port}/")), Spool(tmp_path / "spool")
+    ledger, spool = (
+        Ledger(url.replace(f":{server.port}/", f":{wire.port}/")),
+        Spool(tmp_path / "spool"),
+    )
     retention = Retention(Config(spool=spool.folder, ledger=url), ledger, spool)
 
     def wait_for_standby(name: str) -> None:
         admin.exec_driver_sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
         admin.exec_driver_sql("SELECT pg_reload_conf()")
-        wait_until("it holds", lambda: admin.exec_driver_sql("SHOW synchronous_standby_names").scalar_one() == name)
+        wait_until(
+            "it holds",
+            lambda: admin.exec_driver_sql("SHOW synchronous_standby_names").scalar_one() == name,
+        )
 
     def waits() -> bool:
         return bool(
-            admin.exec_driver_sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'").scalar_one()
+            admin.exec_driver_sql(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            ).scalar_one()
         )
 
     def arrival(name: str) -> Arrival:

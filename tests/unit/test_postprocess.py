@@ -24,7 +24,9 @@ def segment_px(
     """segment() with areas in this map's own pixels."""
     scale = REFERENCE_MATRIX_PX / probability.size
     # A hundredth less, for what a float makes of the way there and back.
-    return segment(probability, bottom, top, max(0, area - 0.01) * scale, max(0, sure - 0.01) * scale)
+    return segment(
+        probability, bottom, top, max(0, area - 0.01) * scale, max(0, sure - 0.01) * scale
+    )
 
 
 def test_the_winners_rule_sure_pixels_decide_and_the_lower_threshold_draws() -> None:
@@ -35,7 +37,9 @@ def test_the_winners_rule_sure_pixels_decide_and_the_lower_threshold_draws() -> 
     mask = segment(probability, 0.3, 0.7, min_area_at_1024_px=0, min_sure_area_at_1024_px=100)
     assert mask.dtype == bool
     assert mask.sum() == 1800
-    assert not segment(probability, 0.3, 0.7, min_area_at_1024_px=0, min_sure_area_at_1024_px=101).any()
+    assert not segment(
+        probability, 0.3, 0.7, min_area_at_1024_px=0, min_sure_area_at_1024_px=101
+    ).any()
 
 
 def test_small_regions_are_dropped_and_speak_for_nothing() -> None:
@@ -44,7 +48,9 @@ def test_small_regions_are_dropped_and_speak_for_nothing() -> None:
     probability[500:505, 500:505] = 0.9
     assert segment(probability, 0.5, 0.5, min_area_at_1024_px=26).sum() == 900
     assert segment(probability, 0.5, 0.5, min_area_at_1024_px=25).sum() == 925
-    assert not segment(probability, 0.5, 0.85, min_area_at_1024_px=26).any()  # only the speck was sure
+    assert not segment(
+        probability, 0.5, 0.85, min_area_at_1024_px=26
+    ).any()  # only the speck was sure
 
 
 def test_areas_mean_the_same_part_of_a_chest_in_every_matrix() -> None:
@@ -54,7 +60,9 @@ def test_areas_mean_the_same_part_of_a_chest_in_every_matrix() -> None:
         probability[:edge, :edge] = 0.9  # 1024 px of a 1024 x 1024 matrix
         for areas in ((1024, 0), (0, 1024)):
             assert segment(probability, 0.5, 0.5, *areas).any()
-            assert not segment(probability, 0.5, 0.5, *(area + 1 if area else 0 for area in areas)).any()
+            assert not segment(
+                probability, 0.5, 0.5, *(area + 1 if area else 0 for area in areas)
+            ).any()
 
 
 def test_a_diagonal_line_is_one_region_and_what_is_no_number_is_none() -> None:
@@ -79,7 +87,9 @@ def test_what_a_mask_promises(
         assert (probability[mask] >= top).sum() >= max(1, sure)
         # Nothing that could stay was left out: the rest of what reaches `bottom` is in regions that are too small.
         whole, number = label_regions(probability >= bottom)
-        assert all((whole == i).sum() < area for i in range(1, number + 1) if not mask[whole == i].any())
+        assert all(
+            (whole == i).sum() < area for i in range(1, number + 1) if not mask[whole == i].any()
+        )
         # Cut again, it is the same mask.
         assert (segment_px(mask.astype(np.float32), bottom, top, area, sure) == mask).all()
 

@@ -46,7 +46,9 @@ def predict(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_every_file_of_the_node_folder_has_its_state(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_file_of_the_node_folder_has_its_state(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = sorted((data / "node").glob("*.dcm"))
     answers = {Path(str(answer["file"])).name: answer for answer in predict(capsys, *files)}
     assert {name: answer["reason"] for name, answer in answers.items()} == STATES
@@ -58,7 +60,9 @@ def test_every_file_of_the_node_folder_has_its_state(data: Path, capsys: pytest.
             assert 0 < float(str(answer["probability"])) < 1, name
     for first, second in ALIKE:
         assert answers[first]["positive"] == answers[second]["positive"]
-        assert answers[first]["probability"] == pytest.approx(answers[second]["probability"], abs=0.01)
+        assert answers[first]["probability"] == pytest.approx(
+            answers[second]["probability"], abs=0.01
+        )
 
 
 def test_with_an_identity_the_real_chests_of_no_study_are_analysed(
@@ -70,10 +74,13 @@ def test_with_an_identity_the_real_chests_of_no_study_are_analysed(
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"2.25.9{number}"
         dataset.save_as(tmp_path / path.name)
     answers = {
-        Path(str(answer["file"])).stem: answer["reason"] for answer in predict(capsys, *sorted(tmp_path.glob("*.dcm")))
+        Path(str(answer["file"])).stem: answer["reason"]
+        for answer in predict(capsys, *sorted(tmp_path.glob("*.dcm")))
     }
     assert len(answers) == 11
-    assert {name: reason for name, reason in answers.items() if reason} == {"stage2_ID_d876567ea": "under_age"}
+    assert {name: reason for name, reason in answers.items() if reason} == {
+        "stage2_ID_d876567ea": "under_age"
+    }
 
 
 def test_twenty_real_xrays_get_an_answer_and_its_objects(
@@ -90,16 +97,26 @@ def test_twenty_real_xrays_get_an_answer_and_its_objects(
     assert sum(dataset.Modality == "SEG" for dataset in made) == outlined > 0
 
 
-def test_the_demo_phantoms_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with_one, without = predict(capsys, *phantom.demo_samples(tmp_path / "samples"), "--out", tmp_path / "out")
+def test_the_demo_phantoms_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_one, without = predict(
+        capsys, *phantom.demo_samples(tmp_path / "samples"), "--out", tmp_path / "out"
+    )
     assert with_one["positive"] is True
     assert with_one["laterality"] in ("L", "R")
     assert without["positive"] is False
     assert without["area_px"] is None
-    assert sorted(dcmread(path).Modality for path in (tmp_path / "out").iterdir()) == ["OT", "OT", "SEG"]
+    assert sorted(dcmread(path).Modality for path in (tmp_path / "out").iterdir()) == [
+        "OT",
+        "OT",
+        "SEG",
+    ]
 
 
-def test_the_phantoms_outline_is_the_pneumothorax(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_phantoms_outline_is_the_pneumothorax(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     drawn = phantom.draw(7, pneumothorax=True)
     predict(capsys, phantom.write(drawn, tmp_path / "one.dcm"), "--out", tmp_path / "out")
     (segmentation,) = (d for d in map(dcmread, (tmp_path / "out").iterdir()) if d.Modality == "SEG")
@@ -107,12 +124,15 @@ def test_the_phantoms_outline_is_the_pneumothorax(tmp_path: Path, capsys: pytest
     assert 2 * (found & drawn.mask).sum() / (found.sum() + drawn.mask.sum()) > 0.8
 
 
-def test_the_same_call_gives_the_same_bytes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_call_gives_the_same_bytes(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = data / "node" / "siim_relabelled_MONOCHROME1.dcm"
     for folder in ("first", "second"):
         predict(capsys, file, "--out", tmp_path / folder, "--at", "2026-01-01T12:00:00+00:00")
     first, second = (
-        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in ("first", "second")
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("first", "second")
     )
     assert first == second
 

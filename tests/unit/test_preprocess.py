@@ -54,7 +54,9 @@ def test_an_unknown_normalisation_is_said() -> None:
         normalise(fitted.pixels, fitted.geometry, "secret")
 
 
-@pytest.mark.parametrize(("name", "shape"), [("residual-classifier", (2, 1)), ("residual-unet", (2, 1, 96, 96))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("residual-classifier", (2, 1)), ("residual-unet", (2, 1, 96, 96))]
+)
 def test_networks_take_and_give_what_a_package_expects(name: str, shape: tuple[int, ...]) -> None:
     assert name in BUILDERS
     with torch.inference_mode():
@@ -77,7 +79,9 @@ def test_an_image_is_stood_up_and_brought_back(orientation: list[str]) -> None:
     row, column = np.mgrid[0:5, 0:8]
     along_row = column if orientation[0] in "LF" else 7 - column
     along_column = row if orientation[1] in "LF" else 4 - row
-    to_left, to_feet = (along_row, along_column) if orientation[0] in "LR" else (along_column, along_row)
+    to_left, to_feet = (
+        (along_row, along_column) if orientation[0] in "LR" else (along_column, along_row)
+    )
     for spelled in (orientation, [f"{orientation[0]}P", f" {orientation[1].lower()} "]):
         assert (np.diff(upright(to_left, spelled), axis=1) == 1).all()
         assert (np.diff(upright(to_feet, spelled), axis=0) == 1).all()
@@ -85,8 +89,12 @@ def test_an_image_is_stood_up_and_brought_back(orientation: list[str]) -> None:
     assert np.array_equal(as_stored(upright(picture, orientation), orientation), picture)
 
 
-@pytest.mark.parametrize("orientation", [None, "", "L", ["L"], ["A", "F"], ["L", "R"], ["", ""], ["L", "P"]])
-def test_an_orientation_that_does_not_tell_turns_nothing(orientation: list[str] | str | None) -> None:
+@pytest.mark.parametrize(
+    "orientation", [None, "", "L", ["L"], ["A", "F"], ["L", "R"], ["", ""], ["L", "P"]]
+)
+def test_an_orientation_that_does_not_tell_turns_nothing(
+    orientation: list[str] | str | None,
+) -> None:
     picture = np.arange(40, dtype=np.float32).reshape(5, 8)
     assert np.array_equal(upright(picture, orientation), picture)  # type: ignore[arg-type]
     assert np.array_equal(as_stored(picture, orientation), picture)  # type: ignore[arg-type]
@@ -94,13 +102,17 @@ def test_an_orientation_that_does_not_tell_turns_nothing(orientation: list[str] 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([32, 256, 320]))
-def test_the_way_there_and_back_holds_for_any_size_and_aspect(rows: int, columns: int, side: int) -> None:
+def test_the_way_there_and_back_holds_for_any_size_and_aspect(
+    rows: int, columns: int, side: int
+) -> None:
     fitted = fit(np.ones((rows, columns), dtype=np.float32), side)
     geometry = fitted.geometry
     assert max(geometry.height, geometry.width) == side
     scale = side / max(rows, columns)
     assert abs(geometry.height - rows * scale) < 1  # aspect kept to a pixel, and never none at all
     assert abs(geometry.width - columns * scale) < 1
-    assert fitted.pixels.sum() == pytest.approx(geometry.height * geometry.width)  # the image, and black beside it
+    assert fitted.pixels.sum() == pytest.approx(
+        geometry.height * geometry.width
+    )  # the image, and black beside it
     assert unfit(fitted.pixels, geometry).shape == (rows, columns)
     assert unfit(fitted.pixels, geometry).min() > 0.999

@@ -33,7 +33,9 @@ from training import phantom
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return phantom.write(phantom.draw(3, True, 128), tmp_path_factory.mktemp("phantom") / "one.dcm").read_bytes()
+    return phantom.write(
+        phantom.draw(3, True, 128), tmp_path_factory.mktemp("phantom") / "one.dcm"
+    ).read_bytes()
 
 
 def changed(data: bytes, **changes: Any) -> bytes:
@@ -58,7 +60,9 @@ def decoded(data: bytes) -> Radiograph:
     return radiograph.decode(radiograph.parse(data)[0])
 
 
-def test_pixels_are_in_display_polarity_whatever_the_photometric_interpretation(tmp_path: Path) -> None:
+def test_pixels_are_in_display_polarity_whatever_the_photometric_interpretation(
+    tmp_path: Path,
+) -> None:
     drawn = phantom.draw(3, True, 128)
     pictures = [
         decoded(phantom.write(drawn, tmp_path / "p.dcm", photometric, bits).read_bytes()).pixels
@@ -99,11 +103,20 @@ def test_the_digest_names_the_picture_and_the_patient_not_the_encoding(sample: b
     other_encoding = io.BytesIO()
     dataset.save_as(other_encoding, implicit_vr=True)
     assert decoded(other_encoding.getvalue()).content_digest == decoded(sample).content_digest
-    assert decoded(changed(sample, PatientOrientation=["R", "F"])).content_digest != decoded(sample).content_digest
-    assert decoded(changed(sample, PatientID="another")).content_digest != decoded(sample).content_digest
+    assert (
+        decoded(changed(sample, PatientOrientation=["R", "F"])).content_digest
+        != decoded(sample).content_digest
+    )
+    assert (
+        decoded(changed(sample, PatientID="another")).content_digest
+        != decoded(sample).content_digest
+    )
     pixels = dcmread(io.BytesIO(sample)).pixel_array.copy()
     pixels[5, 5] ^= 1
-    assert decoded(changed(sample, PixelData=pixels.tobytes())).content_digest != decoded(sample).content_digest
+    assert (
+        decoded(changed(sample, PixelData=pixels.tobytes())).content_digest
+        != decoded(sample).content_digest
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -111,14 +124,18 @@ def test_the_digest_names_the_picture_and_the_patient_not_the_encoding(sample: b
 def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
     sample: bytes, keyword: str, packed: bool
 ) -> None:
-    words = [n * 251 % 65536 for n in range(16)]  # as 8-bit entries, packed two to a word, 32 of them
+    words = [
+        n * 251 % 65536 for n in range(16)
+    ]  # as 8-bit entries, packed two to a word, 32 of them
 
     def encoded(vr: str, implicit: bool, little_endian: bool, values: list[int]) -> bytes:
         dataset = dcmread(io.BytesIO(sample))
         table = Dataset()
         table.add_new("LUTDescriptor", "US", [32, 1000, 8] if packed else [16, 1000, 16])
         order = "<" if little_endian else ">"
-        table.add_new("LUTData", vr, np.array(values, f"{order}u2").tobytes() if vr == "OW" else values)
+        table.add_new(
+            "LUTData", vr, np.array(values, f"{order}u2").tobytes() if vr == "OW" else values
+        )
         setattr(dataset, keyword, [table])
         if not little_endian:
             dataset.PixelData = dataset.pixel_array.astype(">u2").tobytes()
@@ -128,10 +145,18 @@ def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
         buffer = io.BytesIO()
         fresh = Dataset(dataset)  # no memory of how it was read
         fresh.file_meta = dataset.file_meta
-        fresh.save_as(buffer, implicit_vr=implicit, little_endian=little_endian, enforce_file_format=True)
+        fresh.save_as(
+            buffer, implicit_vr=implicit, little_endian=little_endian, enforce_file_format=True
+        )
         return buffer.getvalue()
 
-    forms = [("US", False, True), ("OW", False, True), ("US", True, True), ("US", False, False), ("OW", False, False)]
+    forms = [
+        ("US", False, True),
+        ("OW", False, True),
+        ("US", True, True),
+        ("US", False, False),
+        ("OW", False, False),
+    ]
     shown = [decoded(encoded(*form, words)) for form in forms]
     assert len({image.content_digest for image in shown}) == 1
     assert len({image.pixels.tobytes() for image in shown}) == 1
@@ -169,18 +194,26 @@ def test_one_blank_image_is_one_whatever_its_transfer_syntax(sample: bytes) -> N
 
 @pytest.mark.parametrize("said", [None, "00", "01"])
 def test_a_lossy_jpeg_is_lossy_whether_or_not_it_says_so(sample: bytes, said: str | None) -> None:
-    for syntax, lossy in ((JPEGBaseline8Bit, True), (JPEGExtended12Bit, True), (JPEGLSLossless, said == "01")):
+    for syntax, lossy in (
+        (JPEGBaseline8Bit, True),
+        (JPEGExtended12Bit, True),
+        (JPEGLSLossless, said == "01"),
+    ):
         dataset = radiograph.parse(changed(sample, LossyImageCompression=said))[0]
         dataset.file_meta.TransferSyntaxUID = syntax
         assert bool(lossy_history(radiograph.without_pixels(dataset))) is lossy
-        assert dataset.get("LossyImageCompression") == said  # what was received stays what was received
+        assert (
+            dataset.get("LossyImageCompression") == said
+        )  # what was received stays what was received
 
 
 def test_the_undecoded_digest_leaves_the_file_meta_out(sample: bytes) -> None:
     dataset = dcmread(io.BytesIO(sample))
     dataset.file_meta.SourceApplicationEntityTitle = "ANOTHER"
     assert radiograph.undecoded_digest(written(dataset)) == radiograph.undecoded_digest(sample)
-    assert radiograph.undecoded_digest(changed(sample, PatientID="x")) != radiograph.undecoded_digest(sample)
+    assert radiograph.undecoded_digest(
+        changed(sample, PatientID="x")
+    ) != radiograph.undecoded_digest(sample)
 
 
 NO_DETECTOR: dict[str, Any] = {"ImagerPixelSpacing": None}
@@ -192,24 +225,45 @@ WRAPPED_WORDS = NO_DETECTOR | {"SOPClassUID": MultiFrameGrayscaleWordSecondaryCa
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        ({"PixelSpacing": [0.2, 0.3]}, (0.2, 0.3, False)),  # another than the detector's: calibrated
+        (
+            {"PixelSpacing": [0.2, 0.3]},
+            (0.2, 0.3, False),
+        ),  # another than the detector's: calibrated
         ({}, (0.4, 0.4, True)),  # the phantom's ImagerPixelSpacing
         ({"PixelSpacing": [0.4, 0.4]}, (0.4, 0.4, True)),  # equal to the detector's: not calibrated
-        ({"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.4, 0.4, False)),
-        ({"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "GEOMETRY"}, (0.4, 0.4, False)),
+        (
+            {"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "FIDUCIAL"},
+            (0.4, 0.4, False),
+        ),
+        (
+            {"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "GEOMETRY"},
+            (0.4, 0.4, False),
+        ),
         ({"PixelSpacing": [0, 0]}, (0.4, 0.4, True)),
         ({"EstimatedRadiographicMagnificationFactor": 1.25}, (0.32, 0.32, True)),
         ({"EstimatedRadiographicMagnificationFactor": 0}, (0.4, 0.4, True)),
-        ({"PixelSpacing": [0.3, 0.3], "EstimatedRadiographicMagnificationFactor": 1.25}, (0.3, 0.3, False)),
+        (
+            {"PixelSpacing": [0.3, 0.3], "EstimatedRadiographicMagnificationFactor": 1.25},
+            (0.3, 0.3, False),
+        ),
         ({"ImagerPixelSpacing": [-1, 1]}, None),
         ({"ImagerPixelSpacing": [20, 20]}, None),  # 128 pixels of 2.5 m
         ({"ImagerPixelSpacing": [0.4]}, None),
         (NO_DETECTOR, None),
         (NO_DETECTOR | {"PixelSpacing": [0, 0]}, None),
-        (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]}, (0.2, 0.2, True)),  # it cannot be determined: an estimate
-        (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.2, False)),
+        (
+            NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]},
+            (0.2, 0.2, True),
+        ),  # it cannot be determined: an estimate
+        (
+            NO_DETECTOR | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"},
+            (0.2, 0.2, False),
+        ),
         (SCANNED | {"PixelSpacing": [0.2, 0.2]}, None),  # perhaps resized since: the SIIM set
-        (SCANNED | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"}, (0.2, 0.2, False)),
+        (
+            SCANNED | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"},
+            (0.2, 0.2, False),
+        ),
         (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2]}, None),
         (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.1, 0.1]}, None),
         (WRAPPED_BYTES | {"PixelSpacing": [0.2, 0.2]}, None),
@@ -217,17 +271,25 @@ WRAPPED_WORDS = NO_DETECTOR | {"SOPClassUID": MultiFrameGrayscaleWordSecondaryCa
         ({"PixelSpacing": [0.402, 0.398]}, (0.4, 0.4, True)),  # rounded, not calibrated
         ({"PixelSpacing": [0.4, 0.39]}, (0.4, 0.39, False)),
         (SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1]}, (0.1, 0.1, True)),
-        (SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1], "PixelSpacing": [0.1, 0.1]}, (0.1, 0.1, True)),
+        (
+            SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1], "PixelSpacing": [0.1, 0.1]},
+            (0.1, 0.1, True),
+        ),
     ],
 )
-def test_never_a_millimetre_that_is_not_known(sample: bytes, changes: dict[str, Any], wanted: Any) -> None:
+def test_never_a_millimetre_that_is_not_known(
+    sample: bytes, changes: dict[str, Any], wanted: Any
+) -> None:
     spacing = decoded(changed(sample, **changes)).spacing
     assert (spacing and (spacing.row_mm, spacing.column_mm, spacing.detector)) == wanted
 
 
 def test_the_real_secondary_captures_have_no_millimetres(data: Path) -> None:
     # Their PixelSpacing is that of the original, not of the 1024 x 1024 pixels it was resized to.
-    wrapped = [dcmread(path, stop_before_pixels=True) for path in sorted((data / "siim" / "dicom").glob("*.dcm"))]
+    wrapped = [
+        dcmread(path, stop_before_pixels=True)
+        for path in sorted((data / "siim" / "dicom").glob("*.dcm"))
+    ]
     assert sum("PixelSpacing" in dataset for dataset in wrapped) == 199
     assert {radiograph.spacing_of(dataset) for dataset in wrapped} == {None}
 
@@ -255,25 +317,33 @@ def test_files_without_meta_are_read(sample: bytes) -> None:
         ({"BitsAllocated": None}, "undecodable"),
     ],
 )
-def test_what_is_no_picture_has_its_reason(sample: bytes, changes: dict[str, Any], reason: str) -> None:
+def test_what_is_no_picture_has_its_reason(
+    sample: bytes, changes: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(Unsuitable) as caught:
         decoded(changed(sample, **changes))
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", bytes(132) + b"DICM", bytes(200_000), b"\xff" * 1000])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", bytes(132) + b"DICM", bytes(200_000), b"\xff" * 1000]
+)
 def test_what_is_no_dicom_is_said(data: bytes) -> None:
     with pytest.raises(Unsuitable) as caught:
         radiograph.parse(data)
     assert caught.value.reason == "not_dicom"
 
 
-def test_a_deflated_file_is_bounded_and_may_be_cut_off(sample: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deflated_file_is_bounded_and_may_be_cut_off(
+    sample: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = dcmread(io.BytesIO(sample))
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     deflated = written(dataset)
     assert decoded(deflated).content_digest == decoded(sample).content_digest
-    assert radiograph.parse(deflated)[0].file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
+    assert (
+        radiograph.parse(deflated)[0].file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
+    )
     header, _ = radiograph.parse(deflated[:3000])
     assert header.Rows == 128
     with pytest.raises(Unsuitable, match="undecodable"):
@@ -331,7 +401,9 @@ def test_a_file_cut_anywhere_keeps_its_header_or_is_no_dicom(data: Path) -> None
 
 
 def test_one_broken_element_costs_no_image(sample: bytes) -> None:
-    broken = sample.replace(b"\x20\x00\x10\x00SH\x02\x00", b"\x20\x00\x10\x00FL\x02\x00")  # two bytes are no FL
+    broken = sample.replace(
+        b"\x20\x00\x10\x00SH\x02\x00", b"\x20\x00\x10\x00FL\x02\x00"
+    )  # two bytes are no FL
     assert broken != sample
     dataset, notes = radiograph.parse(broken)
     assert "StudyID" not in dataset

@@ -19,7 +19,25 @@ from training.fitting.weights import WeightsError
 from training.measures import outcome
 from training.measures.evaluate import read_answers
 
-ROWS = {"T1", "T2", "T3", "T4", "T5", "T6", "M1", "M2", "M3", "M4", "F1", "C1", "C2", "C3", "K1", "B1", "B3"}
+ROWS = {
+    "T1",
+    "T2",
+    "T3",
+    "T4",
+    "T5",
+    "T6",
+    "M1",
+    "M2",
+    "M3",
+    "M4",
+    "F1",
+    "C1",
+    "C2",
+    "C3",
+    "K1",
+    "B1",
+    "B3",
+}
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +48,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", [name for name in recipes.NAMES if name != "k1-winner"])
 def test_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
     wanted = recipes.short(name, side=64)
-    folder = loop.train(wanted, made, tmp_path / "run", ["pleura", "train"], decoded=made / "decoded")  # they share it
+    folder = loop.train(
+        wanted, made, tmp_path / "run", ["pleura", "train"], decoded=made / "decoded"
+    )  # they share it
     assert folder is not None
     assert not (tmp_path / "run" / "cache").exists()
     manifest = package.read_manifest(folder)
-    assert (manifest.id, manifest.task, manifest.training.recipe) == (wanted.id, wanted.task, wanted.id)
+    assert (manifest.id, manifest.task, manifest.training.recipe) == (
+        wanted.id,
+        wanted.task,
+        wanted.id,
+    )
     assert recipes.answers(folder, manifest.task) == 1
 
 
@@ -51,11 +75,18 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
     assert len(rle.read(tmp_path / "masks.csv")) == len(read_answers(tmp_path / "answers.csv")) == 8
     share = manifest.segmenter.min_sure_area_at_1024_px / 1024**2
     assert manifest.classifier.arguments["pixels"] == max(1, round(share * 64**2))
-    assert {path.name for path in tmp_path.iterdir()} >= {"answers.csv", "split.csv", "search.csv", "recipe.json"}
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "answers.csv",
+        "split.csv",
+        "search.csv",
+        "recipe.json",
+    }
     card = (tmp_path / "package" / "README.md").read_text()
     assert "2 validate" in card
     assert "Research use only" in card
-    assert "0.868" in (tmp_path / "report.html").read_text()  # the published competition score, beside ours
+    assert (
+        "0.868" in (tmp_path / "report.html").read_text()
+    )  # the published competition score, beside ours
     capsys.readouterr()
     measured = ["evaluate", "--model", str(tmp_path / "package"), "--data", str(made)]
     assert cli.main([*measured, "--split", str(tmp_path / "split.csv")]) == 0
@@ -66,11 +97,26 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--recipe", "nosuch"], "--recipe nosuch: no such recipe; a .yaml file wanted, or one of b1-unet-plus-plus, "),
-        (["--recipe", "t5-plain-unet", "--start", "x=y"], "--start x=y: N=FILE, N a network's number, wanted"),
-        (["--recipe", "t5-plain-unet", "--start", "file"], "--start file: N=FILE, N a network's number, wanted"),
-        (["--recipe", "lgg-outcome", "--start", "0=y"], "--start and --cache are for recipes that do"),
-        (["--recipe", "lgg-outcome", "--cache", "y"], "--start and --cache are for recipes that do"),
+        (
+            ["--recipe", "nosuch"],
+            "--recipe nosuch: no such recipe; a .yaml file wanted, or one of b1-unet-plus-plus, ",
+        ),
+        (
+            ["--recipe", "t5-plain-unet", "--start", "x=y"],
+            "--start x=y: N=FILE, N a network's number, wanted",
+        ),
+        (
+            ["--recipe", "t5-plain-unet", "--start", "file"],
+            "--start file: N=FILE, N a network's number, wanted",
+        ),
+        (
+            ["--recipe", "lgg-outcome", "--start", "0=y"],
+            "--start and --cache are for recipes that do",
+        ),
+        (
+            ["--recipe", "lgg-outcome", "--cache", "y"],
+            "--start and --cache are for recipes that do",
+        ),
     ],
 )
 def test_a_wrong_option_is_said(
@@ -90,7 +136,10 @@ def test_the_outcome_model(made: Path, tmp_path: Path) -> None:
 
 
 def test_every_row_of_the_case_studies_has_a_recipe() -> None:
-    documents = {name: recipe.read(recipes.FOLDER / f"{name}.yaml") for name in [*recipes.NAMES, recipes.OUTCOME]}
+    documents = {
+        name: recipe.read(recipes.FOLDER / f"{name}.yaml")
+        for name in [*recipes.NAMES, recipes.OUTCOME]
+    }
     assert {document.get("case_study") for document in documents.values()} == ROWS | {None}
     for name, document in documents.items():
         assert document["id"] == ("pleura-default" if name == "default" else name)
@@ -128,10 +177,17 @@ def test_a_wrong_recipe_is_said(change: dict[str, str], said: str) -> None:
         recipe.load(recipes.FOLDER / "t5-plain-unet.yaml", change)
 
 
-@pytest.mark.parametrize("name", ["m1-unet-resnet34", "m1-linknet-resnet34", "t5-plain-unet", "c2-fpn"])
-def test_a_side_that_the_network_cannot_take_is_said_before_anything_is_read(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["m1-unet-resnet34", "m1-linknet-resnet34", "t5-plain-unet", "c2-fpn"]
+)
+def test_a_side_that_the_network_cannot_take_is_said_before_anything_is_read(
+    name: str, tmp_path: Path
+) -> None:
     wanted = recipes.short(name, side=100)
-    with pytest.raises(ValueError, match=rf"^networks\.0\.side: 100 found; {wanted.networks[0].architecture} cannot"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^networks\.0\.side: 100 found; {wanted.networks[0].architecture} cannot",
+    ):
         loop.train(wanted, tmp_path / "absent", tmp_path / "run", ["pleura", "train"])
 
 
@@ -141,10 +197,14 @@ def test_the_largest_of_the_recipes_can_take_their_sides() -> None:
             loop._check_side(number, stage)
 
 
-def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(made: Path, tmp_path: Path) -> None:
+def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(
+    made: Path, tmp_path: Path
+) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "vgg19.safetensors")
     wanted, starts = recipes.short("t4-pipeline", side=64), {1: tmp_path / "vgg19.safetensors"}
-    with pytest.raises(WeightsError, match=r"vgg19\.safetensors: not weights for the encoder of double-unet"):
+    with pytest.raises(
+        WeightsError, match=r"vgg19\.safetensors: not weights for the encoder of double-unet"
+    ):
         loop.train(wanted, made, tmp_path / "run", ["pleura", "train"], starts)
     assert not (tmp_path / "run").exists()
 
@@ -154,19 +214,25 @@ def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
 ) -> None:
     arguments = {"encoder": "resnet34", "stem": "imagenet"}
     knobs = {"networks.0.arguments": json.dumps(arguments)}
-    wanted = recipe.load(recipes.FOLDER / "f1-fcn-resnet50.yaml", recipes.changes("f1-fcn-resnet50", side=64) | knobs)
+    wanted = recipe.load(
+        recipes.FOLDER / "f1-fcn-resnet50.yaml", recipes.changes("f1-fcn-resnet50", side=64) | knobs
+    )
     torch.manual_seed(wanted.seed)
     encoder = build("fcn", **arguments).get_submodule("encoder")
     drawn = {f"encoder.{name}": one for name, one in encoder.state_dict().items()}
     save_file(drawn, tmp_path / "resnet34.safetensors")
     for starts, rests in (({0: tmp_path / "resnet34.safetensors"}, True), ({}, False)):
         out = tmp_path / f"run-{rests}"
-        folder = loop.train(wanted, made, out, ["pleura", "train"], starts, decoded=made / "decoded")
+        folder = loop.train(
+            wanted, made, out, ["pleura", "train"], starts, decoded=made / "decoded"
+        )
         assert folder is not None
         trained = load_file(next((out / "weights").iterdir()))
         assert all(torch.equal(trained[name], one) for name, one in drawn.items()) == rests
         assert ("nothing of it frozen" in capsys.readouterr().out) != rests
-        assert ("nothing of it was frozen" in package.read_manifest(folder).training.data[-1]) != rests
+        assert (
+            "nothing of it was frozen" in package.read_manifest(folder).training.data[-1]
+        ) != rests
 
 
 def test_a_fold_validates_and_the_next_reports() -> None:

@@ -63,8 +63,18 @@ def page(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = [{"epoch": n, "loss": 1 / (1 + n), "auc": 0.5 + n / 10} for n in range(1, 4)]
     (run / "curves").mkdir()
     write_rows(run / "curves" / "0-classifier.csv", [*rows, {"epoch": 3, "loss": "", "auc": 0.9}])
-    names = ("bottom", "top", "min_area_at_1024_px", "min_sure_area_at_1024_px", "competition_score")
-    rules = [(bottom, bottom, area, 0, bottom + area / 1e5) for bottom in (0.3, 0.5) for area in (0, 3500)]
+    names = (
+        "bottom",
+        "top",
+        "min_area_at_1024_px",
+        "min_sure_area_at_1024_px",
+        "competition_score",
+    )
+    rules = [
+        (bottom, bottom, area, 0, bottom + area / 1e5)
+        for bottom in (0.3, 0.5)
+        for area in (0, 3500)
+    ]
     write_rows(run / "search.csv", [dict(zip(names, rule, strict=True)) for rule in rules])
     c1 = recipe.load(REPOSITORY / "config" / "recipes" / "c1-xception.yaml")
     return report.write(evaluation(), c1, run, run / "report.html").read_text()
@@ -102,8 +112,13 @@ def test_each_failure_is_shown_where_it_belongs(page: str) -> None:
 
 def test_silver_labels_without_masks_are_named(tmp_path: Path) -> None:
     soft = evaluation(warning="SILVER labels, not a reading")
-    answers = [replace(answer, true=None, common=0, label=0.3, patient="p") for answer in soft.answers]
-    head = {key: soft.figures[key] for key in ("model", "version", "threshold", "layout", "labels", "warning")}
+    answers = [
+        replace(answer, true=None, common=0, label=0.3, patient="p") for answer in soft.answers
+    ]
+    head = {
+        key: soft.figures[key]
+        for key in ("model", "version", "threshold", "layout", "labels", "warning")
+    }
     blank = Evaluation(head | figures.figures_of(answers, 0.4, from_run=False), answers, look)
     page = report.write(blank, None, None, tmp_path / "report.html").read_text()
     assert "SILVER labels, not a reading" in page

@@ -51,7 +51,14 @@ def picture(result: Result) -> Image.Image:
         (refused(pixels=None), ["SC", "SR"]),
         (refused(refusal=Refusal(State.FAILED, "analysis_error", "it broke")), ["SC", "SR"]),
     ],
-    ids=["positive", "positive without region", "not detected", "not analysed", "undecodable", "failed"],
+    ids=[
+        "positive",
+        "positive without region",
+        "not detected",
+        "not analysed",
+        "undecodable",
+        "failed",
+    ],
 )
 def test_every_answer_has_its_objects(case: Case, kinds: list[str]) -> None:
     results = build(case, KINDS)
@@ -65,17 +72,23 @@ def test_an_unknown_kind_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_pydicom_and_highdicom_read_the_segmentation_back_pixel_for_pixel(name: str, data: Path) -> None:
+def test_pydicom_and_highdicom_read_the_segmentation_back_pixel_for_pixel(
+    name: str, data: Path
+) -> None:
     case = real(data / name)
     (seg,) = build(case, ["SEG"])
     assert case.segmented is not None
     assert np.array_equal(read(seg).pixel_array.astype(bool), case.segmented)
     again = hd.seg.segread(io.BytesIO(seg.data))
-    frames = again.get_pixels_by_source_instance([case.header.SOPInstanceUID], ignore_spatial_locations=False)
+    frames = again.get_pixels_by_source_instance(
+        [case.header.SOPInstanceUID], ignore_spatial_locations=False
+    )
     assert np.array_equal(frames[0, ..., 0].astype(bool), case.segmented)
 
 
-def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     first = build(positive(), KINDS)
     script = (
         "import sys, time, datetime, hashlib\n"
@@ -86,7 +99,12 @@ def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(monkeypatc
     root = Path(__file__).resolve().parents[2]
     environment = {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "77", "PATH": "/usr/bin:/bin"}
     there = subprocess.run(
-        [sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert there.stdout.split() == [hashlib.sha256(result.data).hexdigest() for result in first]
     now = time.time()
@@ -110,26 +128,41 @@ def test_the_uid_changes_with_everything_that_changes_the_content_and_with_nothi
         refused(refusal=Refusal(State.NOT_ANALYSED, "blank", "the image is blank")),
         refused(refusal=Refusal(State.FAILED, "blank", "the image is blank")),
     ]
-    others += [positive(header(BodyPartExamined="THORAX")), positive(header(FrameOfReferenceUID="1.2.3"))]
+    others += [
+        positive(header(BodyPartExamined="THORAX")),
+        positive(header(FrameOfReferenceUID="1.2.3")),
+    ]
     others += [replace(base, notes=("ViewPosition absent",)), replace(base, spacing=None)]
-    uids = {derived_uid(case, "SC") for case in [base, *others]} | {derived_uid(base, kind) for kind in KINDS}
+    uids = {derived_uid(case, "SC") for case in [base, *others]} | {
+        derived_uid(base, kind) for kind in KINDS
+    }
     assert len(uids) == len(others) + len(KINDS)
     absent = replace(base, appearance=RenderSettings(report_absent=True))
     alone = replace(base, appearance=RenderSettings(refer_to_segmentation=False))
     assert len({derived_uid(case, "SR") for case in (base, absent, alone)}) == 3
     for kind in ("SEG", "SC", "PR"):
         assert len({derived_uid(case, kind) for case in (base, absent, alone)}) == 1
-    assert derived_uid(replace(base, appearance=RenderSettings(longest_side=1024)), "SEG") == derived_uid(base, "SEG")
+    assert derived_uid(
+        replace(base, appearance=RenderSettings(longest_side=1024)), "SEG"
+    ) == derived_uid(base, "SEG")
     later = replace(base, result_time=AT + timedelta(days=1))
     assert derived_uid(later, "SC") == derived_uid(base, "SC")
     assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in uids)
 
 
 def test_patient_and_study_are_copied_and_never_invented() -> None:
-    source = header(PatientAge="81", PatientSex="female", StudyTime="25:99", AccessionNumber=None, StudyID=None)
+    source = header(
+        PatientAge="81", PatientSex="female", StudyTime="25:99", AccessionNumber=None, StudyID=None
+    )
     for result in build(positive(source), KINDS):
         written = read(result)
-        for keyword in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "StudyDate"):
+        for keyword in (
+            "PatientName",
+            "PatientID",
+            "PatientBirthDate",
+            "StudyInstanceUID",
+            "StudyDate",
+        ):
             assert written[keyword].value == source[keyword].value
         # What its VR does not allow is not carried on; type 2 stays, empty.
         assert "PatientAge" not in written
@@ -144,7 +177,9 @@ def test_patient_and_study_are_copied_and_never_invented() -> None:
     assert source.StudyInstanceUID == "2.25.12"
 
 
-def test_hostile_headers_give_objects_and_name_no_patient_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_headers_give_objects_and_name_no_patient_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     source = header(
         PatientName="SECRET" * 40,
         PatientID="SECRET\\ID\n" + "x" * 100,
@@ -170,13 +205,20 @@ def test_hostile_headers_give_objects_and_name_no_patient_in_the_log(caplog: pyt
 def test_times_are_the_results_in_the_sources_own_offset() -> None:
     aware = datetime(2026, 3, 4, 23, 30, tzinfo=timezone(timedelta(hours=1)))
     plain, shifted = (
-        read(build(replace(negative(header(TimezoneOffsetFromUTC=offset)), result_time=aware), ["SC"])[0])
+        read(
+            build(
+                replace(negative(header(TimezoneOffsetFromUTC=offset)), result_time=aware), ["SC"]
+            )[0]
+        )
         for offset in (None, "+0530")
     )
     assert (plain.ContentDate, plain.ContentTime[:4]) == ("20260304", "2330")
     assert (shifted.ContentDate, shifted.ContentTime[:4]) == ("20260305", "0400")
     assert shifted.TimezoneOffsetFromUTC == "+0530"
-    assert shifted.ContributingEquipmentSequence[0].ContributionDateTime == "20260305040000.000000+0530"
+    assert (
+        shifted.ContributingEquipmentSequence[0].ContributionDateTime
+        == "20260305040000.000000+0530"
+    )
     assert "TimezoneOffsetFromUTC" not in plain
 
 
@@ -184,18 +226,27 @@ def test_the_segmentation_carries_what_viewers_and_readers_need() -> None:
     seg = read(build(positive(header(FrameOfReferenceUID=None)), ["SEG"])[0])
     assert seg.FrameOfReferenceUID.startswith("2.25.")
     segment = seg.SegmentSequence[0]
-    assert segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning == "Right"
+    assert (
+        segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning == "Right"
+    )
     assert segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "1.2.3"
-    assert read(build(positive(header(FrameOfReferenceUID="1.2.3")), ["SEG"])[0]).FrameOfReferenceUID == "1.2.3"
+    assert (
+        read(build(positive(header(FrameOfReferenceUID="1.2.3")), ["SEG"])[0]).FrameOfReferenceUID
+        == "1.2.3"
+    )
     silent = read(build(positive(header(PatientOrientation=None)), ["SEG"])[0])
-    assert "AnatomicRegionModifierSequence" not in silent.SegmentSequence[0].AnatomicRegionSequence[0]
+    assert (
+        "AnatomicRegionModifierSequence" not in silent.SegmentSequence[0].AnatomicRegionSequence[0]
+    )
     spacing = {
         0.2: {},
         0.14: {"PixelSpacing": None, "ImagerPixelSpacing": [0.14, 0.14]},
         1.0: {"PixelSpacing": [0, 0]},
     }
     for wanted, changes in spacing.items():
-        groups = read(build(positive(header(**changes)), ["SEG"])[0]).SharedFunctionalGroupsSequence[0]
+        groups = read(
+            build(positive(header(**changes)), ["SEG"])[0]
+        ).SharedFunctionalGroupsSequence[0]
         assert groups.PixelMeasuresSequence[0].PixelSpacing == [wanted, wanted]
 
 
@@ -223,7 +274,9 @@ def test_the_lossy_history_is_carried_on_and_the_overlay_adds_its_own_step() -> 
 
 
 @pytest.mark.parametrize("shape", [(169, 211), (41, 37), (1024, 1024), (3000, 2500), (500, 1900)])
-def test_the_overlay_leaves_the_radiograph_alone_and_writes_below_it(shape: tuple[int, int]) -> None:
+def test_the_overlay_leaves_the_radiograph_alone_and_writes_below_it(
+    shape: tuple[int, int],
+) -> None:
     source = header(Rows=shape[0], Columns=shape[1])
     case = negative(source)
     image = picture(build(case, ["SC"])[0])
@@ -232,7 +285,9 @@ def test_the_overlay_leaves_the_radiograph_alone_and_writes_below_it(shape: tupl
     assert panel.scale in (1, 2, 4, 16) or panel.scale < 1
     assert image.width >= 760
     assert image.height - panel.banner_top >= image.width // 8
-    shown = np.asarray(image.crop((panel.left, 0, panel.left + panel.width, panel.height)), dtype=float)
+    shown = np.asarray(
+        image.crop((panel.left, 0, panel.left + panel.width, panel.height)), dtype=float
+    )
     assert np.ptp(shown, axis=2).max() <= 3  # grey stays grey
     assert case.pixels is not None
     middle = case.pixels[shape[0] // 2, shape[1] // 2] * 255

@@ -23,7 +23,9 @@ def read(result: Result) -> Any:
 def lut(first: int, bits: int, data: bytes | list[int], entries: int) -> list[Dataset]:
     item = Dataset()
     if first < 0:  # SS as a whole, the number of entries too
-        item.add_new(0x00283002, "SS", [entries if entries < 32768 else entries - 65536, first, bits])
+        item.add_new(
+            0x00283002, "SS", [entries if entries < 32768 else entries - 65536, first, bits]
+        )
     else:
         item.add_new(0x00283002, "US", [entries % 65536, first, bits])
     item.add_new(0x00283006, "OW" if isinstance(data, bytes) else "US", data)
@@ -84,11 +86,17 @@ def test_the_presentation_state_gives_the_grey_of_the_source_however_its_lut_is_
     assert 8 <= bits <= 16
     # PS3.3 C.11.1.1.1: entries of 8 bits are packed, others are words
     assert len(item.LUTData) == -(-entries // 2) * 2 if bits == 8 else 2 * (entries or 65536)
-    assert np.allclose(shown_grey(name, source, made), shown_grey(name, source, source), rtol=0, atol=1e-5)
+    assert np.allclose(
+        shown_grey(name, source, made), shown_grey(name, source, source), rtol=0, atol=1e-5
+    )
 
 
-def test_a_lut_that_cannot_be_carried_leaves_no_presentation_state_and_a_broken_one_the_window() -> None:
-    wide = lut(65531, 16, np.arange(40000).astype("<u2").tobytes(), 40000)  # from -5 on: neither US nor SS
+def test_a_lut_that_cannot_be_carried_leaves_no_presentation_state_and_a_broken_one_the_window() -> (
+    None
+):
+    wide = lut(
+        65531, 16, np.arange(40000).astype("<u2").tobytes(), 40000
+    )  # from -5 on: neither US nor SS
     few_bits = lut(0, 4, bytes(range(16)), 16)  # what a modality LUT gives has 8 or 16
     either = lut(65000, 16, RAMP.astype("<u2").tobytes(), 4096)
     for changes in (
@@ -98,5 +106,8 @@ def test_a_lut_that_cannot_be_carried_leaves_no_presentation_state_and_a_broken_
         {"ModalityLUTSequence": lut(0, 16, b"half", 256)},
     ):
         assert build(positive(header(**changes)), ["PR"]) == ()
-    (kept,) = build(positive(header(VOILUTSequence=lut(0, 16, b"half", 256), WindowCenter=50, WindowWidth=100)), ["PR"])
+    (kept,) = build(
+        positive(header(VOILUTSequence=lut(0, 16, b"half", 256), WindowCenter=50, WindowWidth=100)),
+        ["PR"],
+    )
     assert read(kept).SoftcopyVOILUTSequence[0].WindowCenter == 50

@@ -16,7 +16,15 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from inference.finding import Result, State
-from inference.results import Case, GateError, Refusal, RenderSettings, build, build_what_passes, lesions
+from inference.results import (
+    Case,
+    GateError,
+    Refusal,
+    RenderSettings,
+    build,
+    build_what_passes,
+    lesions,
+)
 from inference.results import seg as seg_module
 from inference.results.source import orientation
 from tests.unit.cases import header, negative, positive, refused
@@ -56,11 +64,17 @@ def test_a_lesion_has_one_tracking_uid_in_seg_sr_and_presentation_state() -> Non
     assert len(set(uids)) == 2
     segments = read(seg).SegmentSequence
     assert [segment.TrackingUID for segment in segments] == uids
-    assert [segment.SegmentLabel for segment in segments] == ["Pneumothorax region 1", "Pneumothorax region 2"]
+    assert [segment.SegmentLabel for segment in segments] == [
+        "Pneumothorax region 1",
+        "Pneumothorax region 2",
+    ]
     assert [group.tracking_uid for group in groups(sr)] == [uids[0], uids[0], uids[1], uids[1]]
     drawn = [one.TrackingUID for one in read(pr).GraphicAnnotationSequence[0].GraphicObjectSequence]
     assert drawn == [uids[0], uids[1], uids[1]]  # the hole is a contour of its own
-    sides = [segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning for segment in segments]
+    sides = [
+        segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning
+        for segment in segments
+    ]
     assert sides == ["Left", "Right"]
 
 
@@ -77,20 +91,26 @@ def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> No
         rows, columns = np.nonzero(frames[lesion.number - 1])
         assert np.abs(line.min(axis=0) - (columns.min(), rows.min())).max() < 0.7
         assert np.abs(line.max(axis=0) - (columns.max() + 1, rows.max() + 1)).max() < 0.7
-        measured = {m.unit.value: m.value for m in contour.get_measurements(codes.SCT.AreaOfDefinedRegion)}
+        measured = {
+            m.unit.value: m.value for m in contour.get_measurements(codes.SCT.AreaOfDefinedRegion)
+        }
         area = frames[lesion.number - 1].sum()
         assert measured == {"{pixels}": area, "mm2": pytest.approx(area * 0.04)}
         (certainty,) = contour.get_measurements(codes.DCM.CertaintyOfFinding)
         assert (certainty.value, certainty.unit.value) == (87, "%")
         assert contour.finding_type == hd.sr.CodedConcept("36118008", "SCT", "Pneumothorax")
-        assert contour.finding_sites[0].laterality.meaning == ("Left" if lesion.number == 1 else "Right")
+        assert contour.finding_sites[0].laterality.meaning == (
+            "Left" if lesion.number == 1 else "Right"
+        )
         assert frame.reference_type == codes.DCM.ReferencedSegmentationFrame
         reference = frame.referenced_segmentation_frame
         assert reference is not None
         assert reference.referenced_sop_instance_uid == seg.sop_instance_uid
         (one,) = reference[0].ReferencedSOPSequence
         assert one.ReferencedFrameNumber == lesion.number
-        assert "ReferencedSegmentNumber" not in one  # with a frame number it is an error (PS3.3 C.18.4.1)
+        assert (
+            "ReferencedSegmentNumber" not in one
+        )  # with a frame number it is an error (PS3.3 C.18.4.1)
 
 
 @pytest.mark.parametrize("kinds", [KINDS, ("SR",)])
@@ -98,7 +118,9 @@ def test_every_tracking_uid_of_a_report_owns_a_contour(kinds: tuple[str, ...]) -
     sr = next(result for result in build(positive(mask=TWO), kinds) if result.kind == "SR")
     found = groups(sr)
     assert len(found) == (4 if "SEG" in kinds else 2)
-    assert {group.tracking_uid for group in found} == {group.tracking_uid for group in found if group.roi is not None}
+    assert {group.tracking_uid for group in found} == {
+        group.tracking_uid for group in found if group.roi is not None
+    }
     assert all("ConceptNameCodeSequence" in item for item in read(sr).ContentSequence)
 
 
@@ -106,7 +128,9 @@ def test_a_report_refers_to_no_seg_that_its_reader_does_not_get() -> None:
     case = positive()
     seg, with_seg = build(case, ["SEG", "SR"])
     (without,) = build(case, ["SR"])
-    (of_a_site,) = build(replace(case, appearance=RenderSettings(refer_to_segmentation=False)), ["SR"])
+    (of_a_site,) = build(
+        replace(case, appearance=RenderSettings(refer_to_segmentation=False)), ["SR"]
+    )
     assert seg.sop_instance_uid.encode() in with_seg.data
     assert seg.sop_instance_uid.encode() not in without.data
     assert without == of_a_site
@@ -119,7 +143,11 @@ def test_not_detected_is_never_absent_unless_the_site_opts_in() -> None:
     assert "Research use only" in words(plain)
     assert not {"Finding", "Imaging Measurements", "Pneumothorax"} & set(meanings(plain))
     opted = report(negative(appearance=RenderSettings(report_absent=True)))
-    (coded,) = [item for item in content(opted) if item.ConceptNameCodeSequence[0].CodeMeaning == "Pneumothorax"]
+    (coded,) = [
+        item
+        for item in content(opted)
+        if item.ConceptNameCodeSequence[0].CodeMeaning == "Pneumothorax"
+    ]
     assert coded.ConceptCodeSequence[0].CodeValue == "272519000"
     assert "does not exclude pneumothorax" in words(opted)
 
@@ -127,8 +155,14 @@ def test_not_detected_is_never_absent_unless_the_site_opts_in() -> None:
 def test_what_was_not_analysed_says_why_and_nothing_else() -> None:
     for case, wanted in (
         (refused(), "Not analysed: the patient is younger than the minimum age"),
-        (refused(refusal=Refusal(State.FAILED, "x", "it broke"), pixels=None), "Analysis failed: it broke"),
-        (refused(appearance=RenderSettings(report_absent=True)), "No statement about pneumothorax is made"),
+        (
+            refused(refusal=Refusal(State.FAILED, "x", "it broke"), pixels=None),
+            "Analysis failed: it broke",
+        ),
+        (
+            refused(appearance=RenderSettings(report_absent=True)),
+            "No statement about pneumothorax is made",
+        ),
     ):
         said = report(case)
         assert wanted in words(said)
@@ -162,9 +196,14 @@ def test_the_image_library_is_there_when_the_source_says_what_it_needs() -> None
         {"PatientOrientation": None},
         {"PatientOrientation": ["DOE JANE", "F"]},
         {"Modality": "OT"},
-        {"SOPClassUID": SecondaryCaptureImageStorage, "PixelSpacingCalibrationType": None},  # perhaps resized since
+        {
+            "SOPClassUID": SecondaryCaptureImageStorage,
+            "PixelSpacingCalibrationType": None,
+        },  # perhaps resized since
     ):
-        assert "Image Library" not in meanings(report(positive(header(**({"ImagerPixelSpacing": [0.1, 0.2]} | lack)))))
+        assert "Image Library" not in meanings(
+            report(positive(header(**({"ImagerPixelSpacing": [0.1, 0.2]} | lack))))
+        )
 
 
 @pytest.mark.parametrize(
@@ -187,7 +226,9 @@ def test_names_keep_their_bytes_in_every_character_set(charset: Any, name: str) 
     source.save_as(written, implicit_vr=False, little_endian=True)
     parsed = dcmread(written, force=True)
     for kind, result in zip(
-        (*KINDS, "SR"), (*build(positive(parsed), KINDS), *build(negative(parsed), ["SR"])), strict=True
+        (*KINDS, "SR"),
+        (*build(positive(parsed), KINDS), *build(negative(parsed), ["SR"])),
+        strict=True,
     ):
         again = read(result)
         assert str(again.PatientName) == name, kind
@@ -233,7 +274,9 @@ def test_the_presentation_state_shows_the_image_as_it_is() -> None:
         (["LF", "l"], None),
     ],
 )
-def test_an_orientation_is_carried_on_only_if_it_is_one(given: Any, wanted: list[str] | None) -> None:
+def test_an_orientation_is_carried_on_only_if_it_is_one(
+    given: Any, wanted: list[str] | None
+) -> None:
     source = header(PatientOrientation=given, ImagerPixelSpacing=[0.1, 0.1])
     seg, sc, sr = build(positive(source), ["SEG", "SC", "SR"])
     for result in (seg, sc):
@@ -247,7 +290,9 @@ def test_what_fails_does_not_block_the_rest_and_the_report_then_refers_to_no_seg
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = build(positive(), KINDS)
-    monkeypatch.setattr(seg_module, "_numbered", lambda case, mask: np.roll(mask, 1, axis=0).astype(np.uint8))
+    monkeypatch.setattr(
+        seg_module, "_numbered", lambda case, mask: np.roll(mask, 1, axis=0).astype(np.uint8)
+    )
     built = build_what_passes(positive(), KINDS)
     assert [result.kind for result in built.results] == ["SR", "PR"]
     assert [(problem.kind, problem.what) for problem in built.problems] == [
@@ -272,7 +317,9 @@ def test_lesions_are_the_mask_without_overlap(mask: np.ndarray) -> None:  # type
     together = np.zeros(mask.shape, dtype=int)
     for lesion in found:
         top, left = lesion.corner
-        together[top : top + lesion.part.shape[0], left : left + lesion.part.shape[1]] += lesion.part
+        together[top : top + lesion.part.shape[0], left : left + lesion.part.shape[1]] += (
+            lesion.part
+        )
         assert lesion.area_px == lesion.part.sum() > 0
         assert len(lesion.outlines) >= 1
     assert np.array_equal(together, mask)

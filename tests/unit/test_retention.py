@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from daemon.commands.verify import verify
 from daemon.config import Config
+from daemon.deliver.retention import Retention
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.retention import Retention
 from daemon.spool import Spool
-from daemon.verify import verify
 
 DAY_S = 86400.0
 PACS = {"name": "pacs", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": 1, "results": ["SC"]}
@@ -46,13 +46,17 @@ class Bench:
         self.number += 1
         uid = f"1.2.{self.number}"
         data = bytes(size_bytes)
-        self.ledger.receive([Arrival(self.spool.write(data), "1.2", uid, "", "", "dimse", 1, len(data))])
+        self.ledger.receive(
+            [Arrival(self.spool.write(data), "1.2", uid, "", "", "dimse", 1, len(data))]
+        )
         if state == "received":
             return uid
         (job,) = self.ledger.claim_images("test", 1)
         results: tuple[StoredResult, ...] = ()
         if state == "analysed":
-            results = (StoredResult("SC", self.spool.write(data), "1.2", f"9.{uid}", "1.2", len(data)),)
+            results = (
+                StoredResult("SC", self.spool.write(data), "1.2", f"9.{uid}", "1.2", len(data)),
+            )
         self.ledger.complete(job, Completion(state, uid, results=results), self.config.owed())
         return uid
 
@@ -93,7 +97,10 @@ def test_what_is_done_goes_when_it_is_old_and_its_rows_stay(bench: Callable[...,
     # The same image again is still a duplicate.
     node.ledger.receive([Arrival(node.spool.write(b"x"), "1.2", "1.2.1", "", "", "dimse", 1, 1)])
     (job,) = node.ledger.claim_images("test", 1)
-    assert node.ledger.complete(job, Completion("analysed", "1.2.1"), node.config.owed()) == "duplicate"
+    assert (
+        node.ledger.complete(job, Completion("analysed", "1.2.1"), node.config.owed())
+        == "duplicate"
+    )
 
 
 def test_what_is_waiting_or_owed_is_kept_however_old(bench: Callable[..., Bench]) -> None:
@@ -147,7 +154,9 @@ def test_what_is_done_goes_early_where_room_is_short_the_oldest_first(
     assert verify(node.ledger, node.spool).clean
 
 
-def test_a_crash_between_the_two_steps_leaves_files_that_are_swept(bench: Callable[..., Bench]) -> None:
+def test_a_crash_between_the_two_steps_leaves_files_that_are_swept(
+    bench: Callable[..., Bench],
+) -> None:
     node = bench()
     node.image()
     node.deliver()
@@ -158,7 +167,9 @@ def test_a_crash_between_the_two_steps_leaves_files_that_are_swept(bench: Callab
     assert node.spool.sweep(node.ledger.known_spool_names, age_s=-1) == 2
 
 
-def test_verify_tells_what_is_missing_and_what_is_damaged(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_verify_tells_what_is_missing_and_what_is_damaged(
+    bench: Callable[..., Bench], tmp_path: Path
+) -> None:
     node = bench()
     for _ in range(3):
         node.image()
@@ -172,7 +183,9 @@ def test_verify_tells_what_is_missing_and_what_is_damaged(bench: Callable[..., B
     assert "has 5 of 10 bytes" in report.faults[1]
     assert (report.files, report.unowned) == (6, 1)
     settings = tmp_path / "pleura.yaml"
-    settings.write_text(yaml.safe_dump({"spool": str(node.spool.folder), "ledger": node.config.ledger}))
+    settings.write_text(
+        yaml.safe_dump({"spool": str(node.spool.folder), "ledger": node.config.ledger})
+    )
     command = [sys.executable, "-m", "daemon.cli", "verify", "-c", str(settings)]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 1

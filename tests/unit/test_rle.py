@@ -58,7 +58,9 @@ def _pixels(texts: list[str] | tuple[str, ...]) -> set[tuple[int, int]]:
     return set(joined)
 
 
-@pytest.mark.parametrize("row", ["a,1", "a,1 2 3", "a,1 x", "a,-5 2", "a,99999999 1", "a", "a,1 2,3", ",1 2", "a,"])
+@pytest.mark.parametrize(
+    "row", ["a,1", "a,1 2 3", "a,1 x", "a,-5 2", "a,99999999 1", "a", "a,1 2,3", ",1 2", "a,"]
+)
 def test_a_malformed_row_is_said_with_its_line(tmp_path: Path, row: str) -> None:
     path = tmp_path / "train-rle.csv"
     path.write_text(f"ImageId, EncodedPixels\nb,-1\n{row}\nc,-1\nd,5\n")

@@ -22,12 +22,22 @@ class Recipe(BaseModel):
     networks: list[dict[str, int]] = [{"batch": 8, "epochs": 2}]
 
 
-COMMAND = ["pleura", "train", "--data=/home/roentgen/chests", "--out", "/home/roentgen/out", "--recipe", "tiny"]
+COMMAND = [
+    "pleura",
+    "train",
+    "--data=/home/roentgen/chests",
+    "--out",
+    "/home/roentgen/out",
+    "--recipe",
+    "tiny",
+]
 
 
 def test_a_new_folder_says_what_was_asked_where(tmp_path: Path) -> None:
     run = Run(tmp_path / "out", Recipe(), "abc", COMMAND)
-    assert json.loads((run.folder / "recipe.json").read_text())["networks"] == [{"batch": 8, "epochs": 2}]
+    assert json.loads((run.folder / "recipe.json").read_text())["networks"] == [
+        {"batch": 8, "epochs": 2}
+    ]
     text = (run.folder / "environment.json").read_text()
     assert "roentgen" not in text
     found = json.loads(text)
@@ -49,7 +59,9 @@ def test_no_folder_is_named(tmp_path: Path, words: str, said: str) -> None:
     assert Run(tmp_path, Recipe(), "abc", words.split()).command == said
 
 
-def test_a_fault_of_the_first_process_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_first_process_stops_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "thesis.tex").write_text("")
     told: list[str] = []
     monkeypatch.setattr(ranks, "same", lambda fault: told.append(fault) or fault)
@@ -62,13 +74,17 @@ def test_a_fault_of_the_first_process_stops_all(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(RunError, match="no run"):
         Run(tmp_path / "out", Recipe(), "abc", COMMAND)
     monkeypatch.setattr(ranks, "same", lambda _: "")
-    assert not Run(tmp_path / "out", Recipe(), "abc", COMMAND).folder.exists()  # only the first one makes it
+    assert not Run(
+        tmp_path / "out", Recipe(), "abc", COMMAND
+    ).folder.exists()  # only the first one makes it
 
 
 def test_the_same_run_is_found_again_and_another_refused(tmp_path: Path) -> None:
     Run(tmp_path, Recipe(), "abc", COMMAND)
     Run(tmp_path, Recipe(), "abc", ["pleura", "train", "again"])
-    with pytest.raises(RunError, match=r"another recipe: networks\.0\.batch was 8, is 4\. Give another folder"):
+    with pytest.raises(
+        RunError, match=r"another recipe: networks\.0\.batch was 8, is 4\. Give another folder"
+    ):
         Run(tmp_path, Recipe(networks=[{"batch": 4, "epochs": 2}]), "abc", COMMAND)
     with pytest.raises(RunError, match=r"other data \(digest abc then, abd now\)"):
         Run(tmp_path, Recipe(), "abd", COMMAND)
@@ -91,7 +107,12 @@ def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path: Path) -> None
 def test_a_start_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / "environment.json").write_text("{}")
     (tmp_path / ".recipe.json.part").write_text("{")
-    assert json.loads((Run(tmp_path, Recipe(), "abc", COMMAND).folder / "recipe.json").read_text())["id"] == "tiny"
+    assert (
+        json.loads((Run(tmp_path, Recipe(), "abc", COMMAND).folder / "recipe.json").read_text())[
+            "id"
+        ]
+        == "tiny"
+    )
 
 
 def test_a_file_is_there_as_a_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -122,6 +143,12 @@ def test_the_digest_knows_the_set_and_not_its_order() -> None:
     assert digest(cases) == digest(cases[::-1])
     others = [
         [*cases[:2], replace(cases[2], **change)]
-        for change in ({"label": 0.0}, {"patient": "a"}, {"fold": 1}, {"as_published": False}, {"image_id": "d"})
+        for change in (
+            {"label": 0.0},
+            {"patient": "a"},
+            {"fold": 1},
+            {"as_published": False},
+            {"image_id": "d"},
+        )
     ]
     assert len({digest(some) for some in (cases, cases[:2], *others)}) == 7

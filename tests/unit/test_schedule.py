@@ -68,10 +68,14 @@ def test_the_rate_falls_after_patience_epochs_without_a_better_figure() -> None:
 
 
 def test_stale_counts_from_the_first_of_the_best() -> None:
-    assert [stale(figures) for figures in ([], [0.1], [0.1, 0.2], [0.2, 0.2, 0.1], [math.nan, 0.1])] == [0, 0, 0, 2, 0]
+    assert [
+        stale(figures) for figures in ([], [0.1], [0.1, 0.2], [0.2, 0.2, 0.1], [math.nan, 0.1])
+    ] == [0, 0, 0, 2, 0]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("one-cycle", 1), ("one-cycle", 2), ("cosine", 1), ("cyclic", 1)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("one-cycle", 1), ("one-cycle", 2), ("cosine", 1), ("cyclic", 1)]
+)
 def test_the_shortest_runs_have_rates(name: str, steps: int) -> None:
     assert all(0 < share <= 1 for share in rates(Schedule(name=name), steps, 1))
 
@@ -79,16 +83,28 @@ def test_the_shortest_runs_have_rates(name: str, steps: int) -> None:
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        block = [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)]
+        block = [
+            nn.Conv2d(1, 2, 3),
+            nn.BatchNorm2d(2),
+            nn.ReLU(),
+            nn.Conv2d(2, 2, 3),
+            nn.BatchNorm2d(2),
+        ]
         self.encoder = nn.Sequential(nn.Sequential(*block[:3]), *block[3:])
         self.head = nn.Conv2d(2, 1, 1)
 
     def resting(self) -> list[str]:
         holders = {
-            name: one for name, one in self.named_modules() if next(one.parameters(recurse=False), None) is not None
+            name: one
+            for name, one in self.named_modules()
+            if next(one.parameters(recurse=False), None) is not None
         }
         resting = [name for name, one in holders.items() if not one.training]
-        fixed = [name for name, one in holders.items() if not any(p.requires_grad for p in one.parameters())]
+        fixed = [
+            name
+            for name, one in holders.items()
+            if not any(p.requires_grad for p in one.parameters())
+        ]
         assert resting == fixed
         return resting
 

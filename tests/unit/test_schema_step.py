@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.schema import SCHEMA_VERSION, deliveries, instances, results
+from daemon.ledger.schema import SCHEMA_VERSION, deliveries, instances, results
 
 # As version 1 created them; frozen. {id} is the databases' only difference.
 VERSION_1 = """
@@ -59,7 +59,9 @@ ROWS = (
     _IMAGE.format(uid="1.1", rest="'received', NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0"),
     _IMAGE.format(uid="1.2", rest="'received', NULL, NULL, NULL, NULL, 'gone:1', 150, 1, 1, 0"),
     _IMAGE.format(uid="1.3", rest="'analysed', NULL, 'a', NULL, 110, NULL, 150, 1, 1, 0"),
-    _IMAGE.replace("-{uid}", "-again").format(uid="1.3", rest="'duplicate', NULL, 'a', 3, 111, NULL, 150, 1, 1, 0"),
+    _IMAGE.replace("-{uid}", "-again").format(
+        uid="1.3", rest="'duplicate', NULL, 'a', 3, 111, NULL, 150, 1, 1, 0"
+    ),
     _IMAGE.format(uid="1.4", rest="'not_analysed', 'modality', 'b', NULL, 110, NULL, 150, 1, 1, 0"),
     _IMAGE.format(uid="1.5", rest="'failed', 'decode', 'c', NULL, 110, NULL, 150, 3, 3, 2"),
     f"{_RESULT} VALUES (3, 'SEG', 'made-1', '1.2.5', '9.1', '1.2.1')",
@@ -88,7 +90,9 @@ def ledger(old_url: str) -> Iterator[Ledger]:
 
 def write_version_1(url: str) -> None:
     engine = sa.create_engine(url)
-    tables = VERSION_1.format(id="INTEGER" if engine.dialect.name == "sqlite" else "SERIAL").split(";")
+    tables = VERSION_1.format(id="INTEGER" if engine.dialect.name == "sqlite" else "SERIAL").split(
+        ";"
+    )
     with engine.begin() as conn:
         for statement in (*filter(str.strip, tables), *ROWS):
             conn.exec_driver_sql(statement)
@@ -99,7 +103,10 @@ def rows(url: str) -> dict[str, list[dict[str, Any]]]:
     engine = sa.create_engine(url)
     with engine.connect() as conn:
         found = {
-            name: [dict(row) for row in conn.exec_driver_sql(f"SELECT * FROM {name} ORDER BY id").mappings()]
+            name: [
+                dict(row)
+                for row in conn.exec_driver_sql(f"SELECT * FROM {name} ORDER BY id").mappings()
+            ]
             for name in ("instances", "results", "deliveries")
         }
     engine.dispose()
@@ -141,11 +148,15 @@ def test_every_row_is_still_there(old_url: str) -> None:
     Ledger(old_url).close()
     after = rows(old_url)
     for name, found in before.items():
-        assert [{key: row[key] for key in old} for old, row in zip(found, after[name], strict=True)] == found
+        assert [
+            {key: row[key] for key in old} for old, row in zip(found, after[name], strict=True)
+        ] == found
     assert {len(found) for found in before.values()} == {6, 3, 4}
 
 
-def test_the_tables_are_as_if_made_anew(old_url: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_the_tables_are_as_if_made_anew(
+    old_url: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     Ledger(old_url).close()
     upgraded = shape(old_url)
     engine = sa.create_engine(old_url)
@@ -171,11 +182,19 @@ def test_what_waited_is_analysed_and_what_was_in_work_comes_alone(ledger: Ledger
     assert (second.sop_instance_uid, second.attempt) == ("1.2", 2)
     made = StoredResult("SC", "made-9", "1.2.6", "9.9", "1.2.1", 4)
     ledger.renew([first, second])
-    assert ledger.complete(first, Completion("analysed", "z", results=(made,)), {"pacs": ["SC"]}) == "analysed"
+    assert (
+        ledger.complete(first, Completion("analysed", "z", results=(made,)), {"pacs": ["SC"]})
+        == "analysed"
+    )
     ledger.abandon(second)
     (again,) = ledger.claim_images("me", 9)
     ledger.give_back(again)
-    assert ledger.counts()["instances"] == {"received": 1, "analysed": 2, "not_analysed": 1, "failed": 1}
+    assert ledger.counts()["instances"] == {
+        "received": 1,
+        "analysed": 2,
+        "not_analysed": 1,
+        "failed": 1,
+    }
 
 
 def test_what_comes_again_is_a_duplicate_of_what_the_old_version_analysed(ledger: Ledger) -> None:
@@ -214,7 +233,11 @@ def test_lost_results_are_made_again(ledger: Ledger) -> None:
 
 def test_bytes_are_given_up_and_counted_on(ledger: Ledger) -> None:
     images = {"image-1.1", "image-1.2", "image-1.3", "image-again", "image-1.4", "image-1.5"}
-    assert {one.spool_name for one in ledger.kept_files()} == images | {"made-1", "made-2", "made-3"}
+    assert {one.spool_name for one in ledger.kept_files()} == images | {
+        "made-1",
+        "made-2",
+        "made-3",
+    }
     # The analysed image is owed; the duplicate of it and the one not analysed may go, the failed one later.
     assert sorted(ledger.release(10.0, 10_000.0, ["pacs"], 9)) == ["image-1.4", "image-again"]
     assert ledger.contradictions() == []
@@ -223,7 +246,9 @@ def test_bytes_are_given_up_and_counted_on(ledger: Ledger) -> None:
 def test_many_processes_open_it_at_once_and_one_brings_it_forward(old_url: str) -> None:
     context = multiprocessing.get_context("spawn")
     start, names = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=_open_and_claim, args=(old_url, start, names)) for _ in range(3)]
+    processes = [
+        context.Process(target=_open_and_claim, args=(old_url, start, names)) for _ in range(3)
+    ]
     for process in processes:
         process.start()
     claimed = sorted(name for _ in processes for name in names.get(timeout=120))

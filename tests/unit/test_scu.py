@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.association import Outgoing, UnsendableError
 from daemon.config import Config, FolderDestination
+from daemon.deliver.courier import Courier, Store, Verdict, backoff_s, verdict
+from daemon.dicom.link import Outgoing, UnsendableError
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.scu import Courier, Store, Verdict, backoff_s, verdict
 from daemon.spool import Spool
 
 
@@ -43,7 +43,15 @@ def test_what_an_answer_means(status: int, failures: int, meaning: Verdict) -> N
 
 
 def test_pauses_grow_to_five_minutes_and_no_further_without_an_end() -> None:
-    for failures, longest in [(1, 0.5), (2, 1.0), (3, 2.0), (10, 256.0), (11, 300.0), (12, 300.0), (100_000, 300.0)]:
+    for failures, longest in [
+        (1, 0.5),
+        (2, 1.0),
+        (3, 2.0),
+        (10, 256.0),
+        (11, 300.0),
+        (12, 300.0),
+        (100_000, 300.0),
+    ]:
         pauses = [backoff_s(failures) for _ in range(200)]
         assert max(pauses) <= longest
         assert min(pauses) >= longest / 2
@@ -83,7 +91,9 @@ def test_what_a_vanished_spool_held_is_not_refused(tmp_path: Path) -> None:
         ledger.receive([Arrival(name, "1.2", f"1.{number}", "", "", "dimse", 1, 1)])
         (job,) = ledger.claim_images("test", 1)
         result = StoredResult("SC", name, "1.2", f"2.{number}", "1.2.840.10008.1.2.1", 1)
-        ledger.complete(job, Completion("analysed", str(number), results=(result,)), {"outbox": ("SC",)})
+        ledger.complete(
+            job, Completion("analysed", str(number), results=(result,)), {"outbox": ("SC",)}
+        )
     courier = _Leaving(folder, ledger, spool)
     courier.run(courier.stop)
     assert courier.stored == 1

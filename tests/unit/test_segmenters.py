@@ -54,7 +54,9 @@ def outputs(network: nn.Module, image: Tensor) -> list[Tensor]:
         ("classifier", {"encoder": "resnet34", "hidden": 256, **COLOUR}, 21_284_672 + 1024 + 513 * 256 + 257),
     ],
 )  # fmt: skip
-def test_they_have_the_published_number_of_parameters(name: str, arguments: dict[str, Any], count: int) -> None:
+def test_they_have_the_published_number_of_parameters(
+    name: str, arguments: dict[str, Any], count: int
+) -> None:
     assert parameters(name, **arguments) == count
 
 
@@ -85,9 +87,13 @@ def test_each_learns_in_all_its_parameters_and_then_gives_one_answer(
     network = build(name, **arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.rand(2, 1, 64, 64).contiguous(memory_format=torch.channels_last)
     found = outputs(network.train(), image)
-    assert [tuple(one.shape) for one in found] == [(2, 1, 64, 64) if one == "map" else (2, 1) for one in wanted]
+    assert [tuple(one.shape) for one in found] == [
+        (2, 1, 64, 64) if one == "map" else (2, 1) for one in wanted
+    ]
     torch.stack([one.square().mean() for one in found]).sum().backward()
-    assert [key for key, one in network.named_parameters() if one.grad is None or not one.grad.any()] == []
+    assert [
+        key for key, one in network.named_parameters() if one.grad is None or not one.grad.any()
+    ] == []
     with torch.inference_mode():
         answer = network.eval()(image)
     assert isinstance(answer, Tensor)
@@ -105,7 +111,9 @@ def test_the_first_output_while_training_is_the_one_that_serves() -> None:
         network = build(name, **arguments).eval()
         with torch.inference_mode():
             served = network(image)
-            network.training = True  # alone, so that layers which normalise or drop out go on as when serving
+            network.training = (
+                True  # alone, so that layers which normalise or drop out go on as when serving
+            )
             for one in network.children():
                 one.training = True
             assert torch.equal(outputs(network, image)[0], served), name
@@ -186,7 +194,9 @@ def test_an_ensemble_answers_with_the_mean_probability(flip: bool, member: dict[
                     logits = functional.interpolate(logits, size=(64, 64), mode="bilinear")
                     logits = logits.flip(3) if mirrored else logits
                 answers.append(torch.sigmoid(logits))
-        assert torch.allclose(torch.sigmoid(network(image)), torch.stack(answers).mean(0), atol=1e-6)
+        assert torch.allclose(
+            torch.sigmoid(network(image)), torch.stack(answers).mean(0), atol=1e-6
+        )
 
 
 def test_an_ensemble_of_the_certain_stays_finite_and_exact() -> None:
@@ -214,8 +224,16 @@ def test_the_largest_of_a_map_reaches_a_threshold_where_enough_pixels_do() -> No
 @pytest.mark.parametrize(
     ("other", "name", "arguments"),
     [
-        ("openvino", "ensemble", {"members": [SMALL, {**SMALL, "side": 32}, {**SMALL, "side": 96}], "flip": True}),
-        ("onnxruntime", "ensemble", {"members": [SMALL, SMALL], "flip": True}),  # ONNX does not resize as we do
+        (
+            "openvino",
+            "ensemble",
+            {"members": [SMALL, {**SMALL, "side": 32}, {**SMALL, "side": 96}], "flip": True},
+        ),
+        (
+            "onnxruntime",
+            "ensemble",
+            {"members": [SMALL, SMALL], "flip": True},
+        ),  # ONNX does not resize as we do
         ("openvino", "largest-of-map", {"of": SMALL, "pixels": 9}),
         ("onnxruntime", "largest-of-map", {"of": SMALL, "pixels": 9}),
     ],
@@ -246,7 +264,11 @@ def test_engines_answer_as_torch_does(other: str, name: str, arguments: dict[str
         ("ensemble", {"members": [SMALL] * 9}, "members"),
         ("ensemble", {"members": [{**SMALL, "side": 10**6}]}, r"members\.0\.side"),
         ("ensemble", {"members": [{**SMALL, "weights": "x"}]}, r"members\.0\.weights"),
-        ("ensemble", {"members": [{"architecture": "unet", "arguments": {"stem": "x"}}]}, "arguments of unet: stem"),
+        (
+            "ensemble",
+            {"members": [{"architecture": "unet", "arguments": {"stem": "x"}}]},
+            "arguments of unet: stem",
+        ),
     ],
 )
 def test_what_is_out_of_bounds_is_refused(name: str, arguments: dict[str, Any], word: str) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.intake import Intake, NoRoomError
 from daemon.ledger import Arrival, Ledger
+from daemon.receive.intake import Intake, NoRoomError
 from daemon.spool import Spool, SpoolError, write_durably
 
 
@@ -36,7 +36,8 @@ def test_what_is_written_is_whole_private_and_under_our_own_name(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "", "1.2.840.10008", "A" * 32, "0" * 31, "0" * 32 + "\n", "/etc/passwd"]
+    "name",
+    ["../../etc/passwd", "", "1.2.840.10008", "A" * 32, "0" * 31, "0" * 32 + "\n", "/etc/passwd"],
 )
 def test_only_our_own_names_are_paths(tmp_path: Path, name: str) -> None:
     spool = Spool(tmp_path)
@@ -45,13 +46,17 @@ def test_only_our_own_names_are_paths(tmp_path: Path, name: str) -> None:
             use(name)
 
 
-def test_bytes_and_name_are_durable_before_the_return(tmp_path: Path, disk_steps: list[str]) -> None:
+def test_bytes_and_name_are_durable_before_the_return(
+    tmp_path: Path, disk_steps: list[str]
+) -> None:
     spool = Spool(tmp_path)
     disk_steps.clear()
     spool.write(b"x")
     assert disk_steps == ["named", "bytes synced", "folder synced"]
     disk_steps.clear()
-    write_durably(tmp_path / "1.2.3.dcm", b"x")  # others look for that name: it must not lack bytes for a moment
+    write_durably(
+        tmp_path / "1.2.3.dcm", b"x"
+    )  # others look for that name: it must not lack bytes for a moment
     assert disk_steps == ["bytes synced", "named", "folder synced"]
 
 
@@ -79,7 +84,9 @@ def test_killed_anywhere_what_has_a_name_is_whole_and_is_swept(tmp_path: Path, p
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), point])
     assert ended.returncode == -signal.SIGKILL
     spool = Spool(tmp_path)
-    assert [len(spool.read(name)) for name in spool.names()] == ([200_000] if point == "before syncing" else [])
+    assert [len(spool.read(name)) for name in spool.names()] == (
+        [200_000] if point == "before syncing" else []
+    )
     assert len(files(tmp_path)) == 1  # the kill was where it says
     assert spool.sweep(lambda _: set(), age_s=3600) == 0  # it may be another process at work
     assert spool.sweep(lambda _: set(), age_s=-1) == 1
@@ -103,7 +110,9 @@ def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_pat
 
 
 @pytest.mark.parametrize("failing", ["writev", "fsync"])
-def test_no_room_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+def test_no_room_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
     spool = Spool(tmp_path)
 
     def full(*_: object) -> int:
@@ -125,7 +134,9 @@ def test_a_file_written_piece_by_piece_is_seen_once_it_is_finished(
     monkeypatch.setattr(
         os, "writev", lambda descriptor, data: writev(descriptor, [data[0][:7]])
     )  # a write may be short
-    pieces = [bytes([number % 251]) * (number % 5) for number in range(2500)]  # more than one system call takes
+    pieces = [
+        bytes([number % 251]) * (number % 5) for number in range(2500)
+    ]  # more than one system call takes
     file = spool.begin()
     file.write(*pieces[:1200])
     file.write(*pieces[1200:])
@@ -153,7 +164,9 @@ def test_sweeping_spares_what_the_ledger_knows_and_what_is_young(tmp_path: Path)
     assert not spool.path(orphan).exists()
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "1.2.3.dcm"
     write_durably(target, b"first")
 

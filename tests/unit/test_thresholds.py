@@ -61,7 +61,10 @@ def disc(radius: float) -> NDArray[np.float64]:
 
 def test_a_speck_found_in_vain_asks_for_the_smallest_area_after_a_classifier() -> None:
     speck, lesion = disc(1.5) * 0.9, disc(9)
-    images = [((lesion * 0.9).astype(np.float32), lesion > 0), (speck.astype(np.float32), lesion > 2)]
+    images = [
+        ((lesion * 0.9).astype(np.float32), lesion > 0),
+        (speck.astype(np.float32), lesion > 2),
+    ]
     rule = thresholds.search(images, thresholds.TWO_STAGE).best
     assert rule["bottom"] == rule["top"]
     assert rule["min_area_at_1024_px"] > speck.astype(bool).sum() * 256
@@ -83,16 +86,22 @@ def test_nothing_to_search_on_is_said() -> None:
     with pytest.raises(ValueError, match="no validation image"):
         thresholds.search([], thresholds.TWO_STAGE)
     with pytest.raises(ValueError, match="shape"):
-        thresholds.search([(np.zeros((4, 4), np.float32), np.zeros((4, 5), bool))], thresholds.TWO_STAGE)
+        thresholds.search(
+            [(np.zeros((4, 4), np.float32), np.zeros((4, 5), bool))], thresholds.TWO_STAGE
+        )
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 1))
-def test_an_operating_point_keeps_its_sensitivity_and_is_the_highest_that_does(seed: int, wanted: float) -> None:
+def test_an_operating_point_keeps_its_sensitivity_and_is_the_highest_that_does(
+    seed: int, wanted: float
+) -> None:
     rng = np.random.default_rng(seed)
     scores, labels = rng.random(40), rng.random(40) < 0.4
     labels[0] = True
-    threshold, words = thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=wanted))
+    threshold, words = thresholds.operating_point(
+        scores, labels, OperatingPoint(sensitivity=wanted)
+    )
     assert (scores[labels] >= threshold).mean() >= wanted
     assert (scores[labels] >= threshold + 0.001).mean() < wanted or threshold == 0.999
     assert f"{wanted:.2f} or more" in words
@@ -107,7 +116,9 @@ def test_an_operating_point_may_be_the_best_of_a_figure(best: str) -> None:
     point = OperatingPoint.model_validate({"best": best})
     threshold, words = thresholds.operating_point(scores, labels, point)
     reached = metrics.label_figures(scores, labels, threshold)[best]
-    tried = [metrics.label_figures(scores, labels, other)[best] for other in np.arange(0.001, 1, 0.01)]
+    tried = [
+        metrics.label_figures(scores, labels, other)[best] for other in np.arange(0.001, 1, 0.01)
+    ]
     assert reached >= np.nanmax(tried)
     assert f"highest {best} ({reached:.3f})" in words
 

@@ -30,15 +30,22 @@ class MadeNetwork(nn.Module):
         super().__init__()
         self.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
         self.stages = nn.ModuleList(
-            nn.Conv2d(8 if place else channels, 8, 3, 2 if place else first, 1) for place in range(6 - first // 2)
+            nn.Conv2d(8 if place else channels, 8, 3, 2 if place else first, 1)
+            for place in range(6 - first // 2)
         )
-        self.feature_info = [{"reduction": first << place, "num_chs": claimed} for place in range(len(self.stages))]
+        self.feature_info = [
+            {"reduction": first << place, "num_chs": claimed} for place in range(len(self.stages))
+        ]
         self.head = nn.Linear(8, 1000)
         self.size = size
 
-    def forward_intermediates(self, x: Tensor, indices: list[int], intermediates_only: bool) -> list[Tensor]:
+    def forward_intermediates(
+        self, x: Tensor, indices: list[int], intermediates_only: bool
+    ) -> list[Tensor]:
         assert intermediates_only
-        assert self.size in (0, x.shape[-1]), f"Input height ({x.shape[-1]}) doesn't match model ({self.size})"
+        assert self.size in (0, x.shape[-1]), (
+            f"Input height ({x.shape[-1]}) doesn't match model ({self.size})"
+        )
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -62,7 +69,9 @@ class PartlyIdle(MadeNetwork):
         self.stages.append(nn.Conv2d(1, 1, 1))
         self.feature_info = self.feature_info[:5]
 
-    def forward_intermediates(self, x: Tensor, indices: list[int], intermediates_only: bool) -> list[Tensor]:
+    def forward_intermediates(
+        self, x: Tensor, indices: list[int], intermediates_only: bool
+    ) -> list[Tensor]:
         maps = []
         for stage in self.stages[:5]:
             x = stage(x)
@@ -122,7 +131,9 @@ def stage(encoder: str) -> Stage:
 
 def started(encoder: str, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """The weights of the grey encoder, after it was started from these."""
-    save_file({name: one.contiguous() for name, one in tensors.items()}, folder / "start.safetensors")
+    save_file(
+        {name: one.contiguous() for name, one in tensors.items()}, folder / "start.safetensors"
+    )
     network = build("unet", encoder=encoder)
     load_start(network, stage(encoder), folder / "start.safetensors")
     return dict(network.get_submodule("encoder.model").state_dict())
@@ -132,11 +143,21 @@ def packed(folder: Path, encoder: str) -> Path:
     """A package whose networks are a classifier and a U-Net on this encoder."""
     arguments = {"encoder": encoder, "stem": "imagenet"}
     torch.manual_seed(1)
-    networks = {"classifier": build("classifier", **arguments), "segmenter": build("unet", **arguments)}
-    document = yaml.safe_load((models.write(folder, models.tiny_networks()) / "model.yaml").read_text())
+    networks = {
+        "classifier": build("classifier", **arguments),
+        "segmenter": build("unet", **arguments),
+    }
+    document = yaml.safe_load(
+        (models.write(folder, models.tiny_networks()) / "model.yaml").read_text()
+    )
     del document["sha256"]
     for role, architecture in (("classifier", "classifier"), ("segmenter", "unet")):
-        document[role] |= {"architecture": architecture, "arguments": arguments, "side": 64, "normalisation": "unit"}
+        document[role] |= {
+            "architecture": architecture,
+            "arguments": arguments,
+            "side": 64,
+            "normalisation": "unit",
+        }
     package.write(folder, document, networks, dict.fromkeys(networks, torch.rand(2, 1, 64, 64)))
     return folder
 
@@ -151,18 +172,24 @@ def packed(folder: Path, encoder: str) -> Path:
 )  # fmt: skip
 @pytest.mark.usefixtures("made")
 def test_only_a_plain_name_reaches_timm(name: str) -> None:
-    with pytest.raises(ValueError, match=r"arguments of unet: encoder: .* found; timm- and a name of timm wanted"):
+    with pytest.raises(
+        ValueError, match=r"arguments of unet: encoder: .* found; timm- and a name of timm wanted"
+    ):
         shapes("unet", encoder=name)
 
 
-def test_without_timm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_timm_it_is_said_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = models.write(tmp_path / "a", models.tiny_networks())
     document = yaml.safe_load((folder / "model.yaml").read_text())
     document["segmenter"] |= {"architecture": "unet", "arguments": {"encoder": "timm-resnet34"}}
     (folder / "model.yaml").write_text(yaml.safe_dump(document))
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     said = r"timm-resnet34: timm cannot be imported \(.*pip install 'pleura\[timm\]', which needs the torchvision that"
-    with pytest.raises(PackageError, match=rf"model\.yaml: segmenter: arguments of unet: encoder: {said}"):
+    with pytest.raises(
+        PackageError, match=rf"model\.yaml: segmenter: arguments of unet: encoder: {said}"
+    ):
         package.load(folder)
 
 
@@ -193,9 +220,14 @@ def test_what_makes_no_encoder_is_said(name: str, said: str) -> None:
         ("deeplab-v3", {"stride": 32}), ("encnet", {"stride": 32}),
     ],
 )  # fmt: skip
-def test_under_every_decoder(decoder: str, arguments: dict[str, Any], encoder: str, stem: str) -> None:
+def test_under_every_decoder(
+    decoder: str, arguments: dict[str, Any], encoder: str, stem: str
+) -> None:
     network = build(decoder, encoder=encoder, stem=stem, **arguments).eval()
-    assert shapes(decoder, encoder=encoder, stem=stem, **arguments).keys() == network.state_dict().keys()
+    assert (
+        shapes(decoder, encoder=encoder, stem=stem, **arguments).keys()
+        == network.state_dict().keys()
+    )
     assert not any("head" in name for name in network.get_submodule("encoder").state_dict())
     assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 1, 64, 64)
 
@@ -204,7 +236,9 @@ def test_under_every_decoder(decoder: str, arguments: dict[str, Any], encoder: s
 def test_without_a_map_at_half_the_side_the_image_stands_in() -> None:
     image = torch.rand(1, 1, 64, 64)
     first, *rest = from_timm.build("timm-quarters", 1)(image)
-    assert torch.equal(first, torch.stack([image[0, 0, i::2, j::2] for i in (0, 1) for j in (0, 1)])[None])
+    assert torch.equal(
+        first, torch.stack([image[0, 0, i::2, j::2] for i in (0, 1) for j in (0, 1)])[None]
+    )
     assert [one.shape[-1] for one in rest] == [16, 8, 4, 2]
 
 
@@ -231,12 +265,15 @@ def test_it_starts_from_timms_own_checkpoint(tmp_path: Path) -> None:
 
 
 # One of each kind: plain residual, squeezed, without a map at half the side, and with windows in place of kernels.
-@pytest.mark.parametrize("name", ["resnet34", "efficientnet_b0.ra_in1k", "convnext_atto", "regnety_002"])
+@pytest.mark.parametrize(
+    "name", ["resnet34", "efficientnet_b0.ra_in1k", "convnext_atto", "regnety_002"]
+)
 def test_real_ones_have_maps_of_exact_size_and_no_idle_weight(timm: Any, name: str) -> None:
     encoder = from_timm.build(f"timm-{name}", 1)
     maps = encoder(torch.rand(2, 1, 64, 96))
     assert [tuple(one.shape) for one in maps] == [
-        (2, width, 2 * size, 3 * size) for width, size in zip(encoder.widths, (16, 8, 4, 2, 1), strict=True)
+        (2, width, 2 * size, 3 * size)
+        for width, size in zip(encoder.widths, (16, 8, 4, 2, 1), strict=True)
     ]
     torch.stack([one.sum() for one in maps]).sum().backward()
     assert [key for key, one in encoder.named_parameters() if one.grad is None] == []
@@ -244,15 +281,22 @@ def test_real_ones_have_maps_of_exact_size_and_no_idle_weight(timm: Any, name: s
 
 def test_timms_resnet34_is_ours(timm: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    ours, theirs = build("unet", encoder="resnet34").eval(), build("unet", encoder="timm-resnet34").eval()
-    weights = {name.replace("encoder.", "encoder.model."): one for name, one in ours.state_dict().items()}
+    ours, theirs = (
+        build("unet", encoder="resnet34").eval(),
+        build("unet", encoder="timm-resnet34").eval(),
+    )
+    weights = {
+        name.replace("encoder.", "encoder.model."): one for name, one in ours.state_dict().items()
+    }
     theirs.load_state_dict(weights)
     picture = torch.rand(1, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(theirs(picture), ours(picture))
     published = timm.create_model("resnet34").state_dict()
     found = started("timm-resnet34", published, tmp_path)
-    assert all(torch.equal(one, published[name]) for name, one in found.items() if name != "conv1.weight")
+    assert all(
+        torch.equal(one, published[name]) for name, one in found.items() if name != "conv1.weight"
+    )
     assert published.keys() - found.keys() == {"fc.weight", "fc.bias"}
 
 

@@ -138,12 +138,18 @@ def cadene() -> Iterator[str]:
 
 def others_like(encoder: nn.Module) -> list[Tensor]:
     """Each filled with a number of its own."""
-    return [torch.full_like(one, number) for number, one in enumerate(encoder.state_dict().values(), 2)]
+    return [
+        torch.full_like(one, number) for number, one in enumerate(encoder.state_dict().values(), 2)
+    ]
 
 
 def assert_filled(encoder: nn.Module, values: list[Tensor]) -> None:
     found = encoder.state_dict()
-    wrong = [name for (name, one), value in zip(found.items(), values, strict=True) if not torch.equal(one, value)]
+    wrong = [
+        name
+        for (name, one), value in zip(found.items(), values, strict=True)
+        if not torch.equal(one, value)
+    ]
     assert wrong == []
 
 
@@ -155,8 +161,16 @@ def efficientnet() -> nn.Module:
 @pytest.mark.parametrize(
     ("names", "head", "known"),
     [
-        (lukemelas, ["_conv_head.weight", "_bn1.bias", "_fc.weight"], {"_blocks.25._project_conv.weight": (384, 2304)}),
-        (monai, ["_conv_head.weight", "_bn1.bias", "_fc.weight"], {"_blocks.1.2._expand_conv.weight": (144, 24)}),
+        (
+            lukemelas,
+            ["_conv_head.weight", "_bn1.bias", "_fc.weight"],
+            {"_blocks.25._project_conv.weight": (384, 2304)},
+        ),
+        (
+            monai,
+            ["_conv_head.weight", "_bn1.bias", "_fc.weight"],
+            {"_blocks.1.2._expand_conv.weight": (144, 24)},
+        ),
         (
             timm,
             ["conv_head.weight", "bn2.bias", "classifier.weight"],
@@ -165,7 +179,10 @@ def efficientnet() -> nn.Module:
         (
             torchvision,
             ["features.8.0.weight", "features.8.1.bias", "classifier.1.weight"],
-            {"features.1.0.block.2.0.weight": (24, 40), "features.7.1.block.3.0.weight": (384, 2304)},
+            {
+                "features.1.0.block.2.0.weight": (24, 40),
+                "features.7.1.block.3.0.weight": (384, 2304),
+            },
         ),
     ],
 )
@@ -206,14 +223,18 @@ def as_chexnet(name: str) -> str:
 
 
 @pytest.mark.parametrize("build", [DenseNet121, lambda: Network(ENCODERS["densenet121"](1))])
-def test_chexnet_starts_a_grey_densenet_and_its_encoder(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+def test_chexnet_starts_a_grey_densenet_and_its_encoder(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
     published, network = DenseNet121(14, "imagenet"), build()
     state = {
         as_chexnet(name).replace("classifier.", "classifier.0."): one
         for name, one in published.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    before = {name: one.clone() for name, one in network.state_dict().items() if "features." not in name}
+    before = {
+        name: one.clone() for name, one in network.state_dict().items() if "features." not in name
+    }
     torch.save({"epoch": 5, "state_dict": state}, tmp_path / "chexnet.pth.tar")
     load_start(network, stage("densenet-121"), tmp_path / "chexnet.pth.tar")
     found = {name.removeprefix("encoder."): one for name, one in network.state_dict().items()}
@@ -228,9 +249,14 @@ def test_chexnet_starts_a_grey_densenet_and_its_encoder(build: Callable[[], nn.M
 
 
 @pytest.mark.parametrize("blocks", [2, 3, 4])
-def test_a_whole_vgg19_starts_an_encoder_that_uses_the_first_of_its_layers(blocks: int, tmp_path: Path) -> None:
+def test_a_whole_vgg19_starts_an_encoder_that_uses_the_first_of_its_layers(
+    blocks: int, tmp_path: Path
+) -> None:
     whole = ENCODERS["vgg19"](3).state_dict()
-    state = {name: torch.full(one.shape, 2.0 + number) for number, (name, one) in enumerate(whole.items())}
+    state = {
+        name: torch.full(one.shape, 2.0 + number)
+        for number, (name, one) in enumerate(whole.items())
+    }
     save_file(state | {"classifier.0.weight": torch.ones(2)}, tmp_path / "vgg19.safetensors")
     network = build("double-unet", blocks=blocks, stem="imagenet")
     load_start(network, stage("double-unet"), tmp_path / "vgg19.safetensors")
@@ -245,12 +271,22 @@ def test_a_whole_vgg19_starts_an_encoder_that_uses_the_first_of_its_layers(block
 @pytest.mark.parametrize(
     "wrap", [dict, lambda state: {"state_dict": state, "epoch": 3}, lambda state: {"model": state}]
 )
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "model.module.", "encoder."])
-def test_wrappers_and_other_parts_are_left_out(wrap: Callable[[Any], Any], prefix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "module.model.", "model.module.", "encoder."]
+)
+def test_wrappers_and_other_parts_are_left_out(
+    wrap: Callable[[Any], Any], prefix: str, tmp_path: Path
+) -> None:
     network = small()
     values = others_like(network.encoder)
-    state = {prefix + name: one for name, one in zip(network.encoder.state_dict(), values, strict=True)}
-    state |= {"decoder.x": torch.ones(1)} if prefix == "encoder." else {f"{prefix}fc.weight": torch.ones(1)}
+    state = {
+        prefix + name: one for name, one in zip(network.encoder.state_dict(), values, strict=True)
+    }
+    state |= (
+        {"decoder.x": torch.ones(1)}
+        if prefix == "encoder."
+        else {f"{prefix}fc.weight": torch.ones(1)}
+    )
     torch.save(wrap(state), tmp_path / "a.pt")
     load_start(network, stage(), tmp_path / "a.pt")
     assert_filled(network.encoder, values)
@@ -309,7 +345,9 @@ class Hostile:
 
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": Hostile(tmp_path / "made")}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"a\.pth: refused, nothing in it was run: it wants to call posix\.mkdir"):
+    with pytest.raises(
+        WeightsError, match=r"a\.pth: refused, nothing in it was run: it wants to call posix\.mkdir"
+    ):
         load_start(small(), stage(), tmp_path / "a.pth")
     assert not (tmp_path / "made").exists()
 
@@ -330,7 +368,9 @@ def test_a_network_without_an_encoder_says_so(tmp_path: Path) -> None:
 def test_a_segmenter_takes_the_encoder_of_a_classifier() -> None:
     classifier, segmenter = small(), small()
     values = others_like(classifier.encoder)
-    classifier.encoder.load_state_dict(dict(zip(classifier.encoder.state_dict(), values, strict=True)))
+    classifier.encoder.load_state_dict(
+        dict(zip(classifier.encoder.state_dict(), values, strict=True))
+    )
     take_encoder(segmenter, classifier)
     assert_filled(segmenter.encoder, values)
 

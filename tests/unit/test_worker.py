@@ -18,11 +18,11 @@ import torch
 from pydicom import dcmread
 from sqlalchemy.exc import DataError
 
+from daemon.analyse.worker import EngineBrokenError, Worker, _Image
 from daemon.config import Config, FolderDestination
 from daemon.ledger import Arrival, Completion, ImageJob, Ledger
 from daemon.log import OneLineFormatter
 from daemon.spool import Spool
-from daemon.worker import EngineBrokenError, Worker, _Image
 from inference import package
 from inference.engine import Engine
 from inference.finding import Outcome
@@ -70,7 +70,11 @@ def _patient(reading: Reading) -> str:
 
 class Bench:
     def __init__(self, folder: Path, model: Path) -> None:
-        self.ledger, self.spool, self.folder = Ledger(f"sqlite:///{folder}/ledger.db"), Spool(folder / "spool"), folder
+        self.ledger, self.spool, self.folder = (
+            Ledger(f"sqlite:///{folder}/ledger.db"),
+            Spool(folder / "spool"),
+            folder,
+        )
         destinations = (FolderDestination(name="outbox", folder=folder / "outbox"),)
         config = Config(destinations=destinations, spool=folder / "spool", max_batch=8)
         engine = Engine(package.load(model), torch.device("cpu"))
@@ -81,11 +85,15 @@ class Bench:
     def receive(self, seed: int, inside: str | None = None, priority: int = 1) -> None:
         path = phantom.write(phantom.draw(seed, False, 64), self.folder / "sent.dcm")
         dataset, uid = dcmread(path), f"1.2.{seed}"
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid if inside is None else inside
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = (
+            uid if inside is None else inside
+        )
         dataset.save_as(path)
         data = path.read_bytes()
         name = self.spool.write(data)
-        arrival = Arrival(name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", priority, len(data))
+        arrival = Arrival(
+            name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", priority, len(data)
+        )
         self.ledger.receive([arrival])
 
     def run(self) -> dict[str, int]:
@@ -131,12 +139,16 @@ def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
     assert len(tried) == 4  # once beside its neighbours, then three times alone
     steps_to_its_end = 1 + ["read", "answer", "conclude"].index(step)
     for first in tried[1:]:
-        assert {patient for _, patient in events[first : first + steps_to_its_end]} == {POISON.decode()}
+        assert {patient for _, patient in events[first : first + steps_to_its_end]} == {
+            POISON.decode()
+        }
     assert caplog.records
     assert not any(SECRET in OneLineFormatter().format(record) for record in caplog.records)
 
 
-def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beside a neighbour that dies and takes it along, the attempt would count against the wrong one."""
     bench.receive(1)
     (suspect,) = bench.ledger.claim_images("a worker that died", 1)
@@ -150,16 +162,23 @@ def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(bench: Bench, mo
 
     monkeypatch.setattr(BreakablePipeline, "conclude", slowly)
     assert bench.run()["analysed"] == 2
-    order = [bench.pipeline.events.index(event) for event in (("conclude", "PHANTOM-2"), ("read", "PHANTOM-1"))]
+    order = [
+        bench.pipeline.events.index(event)
+        for event in (("conclude", "PHANTOM-2"), ("read", "PHANTOM-1"))
+    ]
     assert order == sorted(order)
     assert bench.ledger.history("1.2.1")[0]["state"] == "analysed"
 
 
-def test_what_arrives_while_the_networks_run_is_read_meanwhile(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_arrives_while_the_networks_run_is_read_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = BreakablePipeline.answer
     one_more = threading.Event()
 
-    def waits_for_another(self: BreakablePipeline, readings: Sequence[Reading]) -> list[Answer | None]:
+    def waits_for_another(
+        self: BreakablePipeline, readings: Sequence[Reading]
+    ) -> list[Answer | None]:
         if not one_more.is_set():
             one_more.set()
             bench.receive(2)
@@ -273,11 +292,13 @@ def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
     (ending,) = bench.ledger.history("1.2.13")
     results = [result["sop_instance_uid"] for result in ending["results"] if result["kind"] == "SC"]
-    assert len(set(results)) == 2  # "failed" and the answer are two objects: an archive keeps the first of a UID
+    assert (
+        len(set(results)) == 2
+    )  # "failed" and the answer are two objects: an archive keeps the first of a UID
 
 
 def test_a_full_disk_is_no_images_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.worker._PAUSE_S", 0.01)
+    monkeypatch.setattr("daemon.analyse.worker._PAUSE_S", 0.01)
     full = 10
     write = Spool.write
 
@@ -302,8 +323,10 @@ def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
     assert bench.ledger.history("1.2.1")[0]["reason"] == "bytes_missing"
 
 
-def test_images_whose_spool_is_not_mounted_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.worker._PAUSE_S", 0.01)
+def test_images_whose_spool_is_not_mounted_wait(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.analyse.worker._PAUSE_S", 0.01)
     bench.spool.claim(bench.ledger.spool_identity)
     bench.receive(1)
     away = bench.spool.folder.with_name("away")
@@ -340,7 +363,9 @@ def test_a_process_whose_image_never_comes_back_is_wound_up_to_end(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wound: list[float] = []
-    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, exit: wound.append(seconds))
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda seconds, exit: wound.append(seconds)
+    )
     worker = bench.worker
     bench.receive(1)
     (job,) = bench.ledger.claim_images("test", 1)
@@ -375,7 +400,9 @@ def test_a_result_whose_file_is_lost_is_made_again_to_the_byte(bench: Bench) -> 
     assert bench.ledger.counts()["instances"]["received"] == 1
     bench.run()
     again = bench.ledger.claim_deliveries("outbox", "me", 99)
-    assert {job.result.sop_instance_uid: bench.spool.read(job.result.spool_name) for job in again} == before
+    assert {
+        job.result.sop_instance_uid: bench.spool.read(job.result.spool_name) for job in again
+    } == before
     assert {job.id for job in again} == {job.id for job in jobs}
 
 
@@ -399,7 +426,9 @@ def test_an_image_that_is_another_than_announced_is_told_of_by_nobody(bench: Ben
     assert (ending["reason"], ending["results"]) == ("uid_mismatch", [])
 
 
-def test_a_broken_device_fails_no_image_and_ends_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_device_fails_no_image_and_ends_the_process(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> list[float]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -409,7 +438,12 @@ def test_a_broken_device_fails_no_image_and_ends_the_process(bench: Bench, monke
         patch.setattr(Engine, "classify", broken)
         with pytest.raises(EngineBrokenError):
             bench.worker.run(threading.Event())
-    assert bench.ledger.counts()["instances"] == {"received": 2, "analysed": 0, "not_analysed": 0, "failed": 0}
+    assert bench.ledger.counts()["instances"] == {
+        "received": 2,
+        "analysed": 0,
+        "not_analysed": 0,
+        "failed": 0,
+    }
     assert bench.run()["analysed"] == 2
 
 
@@ -439,7 +473,12 @@ def test_an_image_that_breaks_the_device_each_time_fails_and_its_neighbours_do_n
             assert ends < 10
         stop.set()
         thread.join()
-    assert bench.ledger.counts()["instances"] == {"received": 0, "analysed": 2, "not_analysed": 0, "failed": 1}
+    assert bench.ledger.counts()["instances"] == {
+        "received": 0,
+        "analysed": 2,
+        "not_analysed": 0,
+        "failed": 1,
+    }
     assert ends == 4  # once beside its neighbours, then three times alone
 
 
@@ -454,7 +493,9 @@ def test_what_the_ledger_cannot_hold_of_an_image_ends_that_image_alone(
 ) -> None:
     complete = bench.ledger.complete
 
-    def refusing(job: ImageJob, completion: Completion, owed: Mapping[str, Sequence[str]]) -> str | None:
+    def refusing(
+        job: ImageJob, completion: Completion, owed: Mapping[str, Sequence[str]]
+    ) -> str | None:
         if job.sop_instance_uid == "1.2.13" and completion.reason is None:
             raise DataError("UPDATE", None, ValueError("PostgreSQL text fields cannot contain NUL"))
         return complete(job, completion, owed)
@@ -466,7 +507,9 @@ def test_what_the_ledger_cannot_hold_of_an_image_ends_that_image_alone(
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 1}
 
 
-def test_an_image_whose_failure_cannot_be_told_blocks_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_whose_failure_cannot_be_told_blocks_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> Outcome:
         raise TypeError("an encoder's bug")
 
@@ -484,4 +527,6 @@ def test_the_same_image_again_makes_nothing(bench: Bench) -> None:
     bench.receive(1)
     assert bench.run()["analysed"] == 1
     assert len(bench.ledger.claim_deliveries("outbox", "me", 99)) == 0
-    assert len(list(bench.spool.names())) == 3 + owed  # three receptions; no result file of a duplicate stays
+    assert (
+        len(list(bench.spool.names())) == 3 + owed
+    )  # three receptions; no result file of a duplicate stays

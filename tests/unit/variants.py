@@ -16,7 +16,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 ROWS, COLUMNS = 48, 64
-HTJ2K_STREAMS = Path(__file__).parent / "htj2k"  # made with OpenJPH 0.26 from picture(): nothing here can write them
+HTJ2K_STREAMS = (
+    Path(__file__).parent / "htj2k"
+)  # made with OpenJPH 0.26 from picture(): nothing here can write them
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def shades() -> NDArray[np.float64]:
 def picture(kind: Kind) -> NDArray[np.integer]:
     """(48, 64) stored values over the whole span of the kind."""
     low, high = kind.span
-    return np.round(low + shades() * (high - low)).astype(f"<{'i' if kind.signed else 'u'}{kind.allocated // 8}")
+    return np.round(low + shades() * (high - low)).astype(
+        f"<{'i' if kind.signed else 'u'}{kind.allocated // 8}"
+    )
 
 
 def header(**changes: Any) -> FileDataset:
@@ -83,7 +87,9 @@ def header(**changes: Any) -> FileDataset:
     return dataset
 
 
-def image(values: NDArray[np.integer], bits_stored: int | None = None, **changes: Any) -> FileDataset:
+def image(
+    values: NDArray[np.integer], bits_stored: int | None = None, **changes: Any
+) -> FileDataset:
     """An uncompressed image of (rows, columns) stored values; `changes` to its header, None takes away."""
     allocated = 8 * values.dtype.itemsize
     stored = bits_stored or allocated
@@ -136,7 +142,11 @@ def _dcmtk(program: str, *arguments: str) -> Callable[[Kind, Program, Path], byt
 
 def _lossy_12(kind: Kind, peer: Program, folder: Path) -> bytes | None:
     # JPEG Extended is for up to 12 bits; DCMTK would scale more down, and knows no signed samples.
-    return _dcmtk("dcmcjpeg", "+ee")(kind, peer, folder) if kind.stored <= 12 and not kind.signed else None
+    return (
+        _dcmtk("dcmcjpeg", "+ee")(kind, peer, folder)
+        if kind.stored <= 12 and not kind.signed
+        else None
+    )
 
 
 def _lossy_8(kind: Kind, peer: Program, folder: Path) -> bytes | None:

@@ -56,19 +56,26 @@ def _drawn(seed: int, pneumothorax: bool, size: int) -> phantom.Phantom:
 def phantoms(count: int, first_seed: int = 0, size: int = 256) -> Cases:
     """Synthetic radiographs of (size, size) with exact masks; every second one, from the first, has a pneumothorax."""
     return Cases(
-        PhantomCase(image_id=f"phantom-{seed}", patient=f"phantom-{seed}", label=label, seed=seed, size=size)
+        PhantomCase(
+            image_id=f"phantom-{seed}", patient=f"phantom-{seed}", label=label, seed=seed, size=size
+        )
         for seed, label in ((first_seed + n, float(n % 2 == 0)) for n in range(count))
     )
 
 
 LAYOUTS: dict[Layout, Source] = {
-    "siim": Source("SIIM-ACR 2019: NIH ChestX-ray14 images (DICOM), masks by radiologists", siim.read),
+    "siim": Source(
+        "SIIM-ACR 2019: NIH ChestX-ray14 images (DICOM), masks by radiologists", siim.read
+    ),
     "silver": Source(
-        "SIIM-ACR stage-2 pictures with silver probabilities: an ensemble's output, no reading", silver.read
+        "SIIM-ACR stage-2 pictures with silver probabilities: an ensemble's output, no reading",
+        silver.read,
     ),
     "lgg": Source("TCGA-LGG brain MRI, FLAIR slices with masks of lower-grade glioma", lgg.read),
     "table": Source("a folder of images with a table of labels", table.read),
-    "phantom": Source(f"{_PHANTOMS} synthetic radiographs with exact masks", lambda _: phantoms(_PHANTOMS)),
+    "phantom": Source(
+        f"{_PHANTOMS} synthetic radiographs with exact masks", lambda _: phantoms(_PHANTOMS)
+    ),
 }
 
 
@@ -81,5 +88,7 @@ def read(layout: Layout, folder: Path) -> Cases:
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} found, allowed: {', '.join(LAYOUTS)}")
     if layout != "phantom" and not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; one with the layout {layout} wanted (training/data/{layout}.py)")
+        raise ValueError(
+            f"{folder}: no such folder; one with the layout {layout} wanted (training/data/{layout}.py)"
+        )
     return LAYOUTS[layout].read(folder)

@@ -30,7 +30,9 @@ class Prepared:
     """Arrays in the order of the cases. They are mapped from files: what is written to them stays in this process."""
 
     images: Pictures  # (n, side, side), letterboxed, 0 black to 255 white
-    masks: Pictures | None  # (n, side, side), 0 to 255 shares of each pixel; empty where unknown, None where all are
+    masks: (
+        Pictures | None
+    )  # (n, side, side), 0 to 255 shares of each pixel; empty where unknown, None where all are
     labels: NDArray[np.float32]  # (n,)
     inside: NDArray[np.int32]  # (n, 4): top, left, height and width of the image in its letterbox
 
@@ -68,8 +70,12 @@ def prepare(
     with np.load(files.facts) as facts:
         inside = facts["inside"]
     labels = np.array([case.label for case in cases], dtype=np.float32)
-    images, masks = (np.load(path, mmap_mode="c") for path in (files.images, files.masks))  # torch wants writable ones
-    return Prepared(images, masks if any(case.mask_known for case in cases) else None, labels, inside)
+    images, masks = (
+        np.load(path, mmap_mode="c") for path in (files.images, files.masks)
+    )  # torch wants writable ones
+    return Prepared(
+        images, masks if any(case.mask_known for case in cases) else None, labels, inside
+    )
 
 
 class _Files:
@@ -94,17 +100,25 @@ class _Shrink:
     def __call__(self, case: Case) -> tuple[Pictures, Pictures | None, Geometry]:
         pixels, mask = case.pixels(), case.mask()
         if mask is not None and mask.shape != pixels.shape:
-            raise ValueError(f"{case.image_id}: the mask has {mask.shape} rows and columns, the image {pixels.shape}")
+            raise ValueError(
+                f"{case.image_id}: the mask has {mask.shape} rows and columns, the image {pixels.shape}"
+            )
         if mask is not None and mask.any() and not case.positive:
             raise ValueError(
                 f"{case.image_id}: label {case.label:g} found, and a mask that is not empty; correct one of them"
             )
         fitted = fit(pictures.equalised(pixels) if self.equalise else pixels, self.side)
-        small = None if mask is None else pictures.as_bytes(fit(mask.astype(np.float32), self.side).pixels)
+        small = (
+            None
+            if mask is None
+            else pictures.as_bytes(fit(mask.astype(np.float32), self.side).pixels)
+        )
         return pictures.as_bytes(fitted.pixels), small, fitted.geometry
 
 
-def _decode(cases: Sequence[Case], shrink: _Shrink, files: _Files, done: Callable[[int, int], None] | None) -> None:
+def _decode(
+    cases: Sequence[Case], shrink: _Shrink, files: _Files, done: Callable[[int, int], None] | None
+) -> None:
     parts = {path: path.with_suffix(".part") for path in (files.images, files.masks, files.facts)}
     try:
         with (
@@ -126,19 +140,31 @@ def _decode(cases: Sequence[Case], shrink: _Shrink, files: _Files, done: Callabl
 
 
 def _fill(
-    cases: Sequence[Case], shrink: _Shrink, images: BinaryIO, masks: BinaryIO, done: Callable[[int, int], None] | None
+    cases: Sequence[Case],
+    shrink: _Shrink,
+    images: BinaryIO,
+    masks: BinaryIO,
+    done: Callable[[int, int], None] | None,
 ) -> NDArray[np.int32]:
     """Write both arrays, not through maps: there a full disk kills the process. Returns `Prepared.inside`."""
     area = shrink.side * shrink.side
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(cases), shrink.side, shrink.side)}
+    header = {
+        "descr": "|u1",
+        "fortran_order": False,
+        "shape": (len(cases), shrink.side, shrink.side),
+    }
     for file in (images, masks):
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
     start = images.tell()
     try:
-        os.posix_fallocate(images.fileno(), 0, start + len(cases) * area)  # a full disk is said now, not in an hour
+        os.posix_fallocate(
+            images.fileno(), 0, start + len(cases) * area
+        )  # a full disk is said now, not in an hour
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}, {len(cases) * area >> 20} MiB wanted", images.name) from error
+        raise OSError(
+            error.errno, f"{error.strerror}, {len(cases) * area >> 20} MiB wanted", images.name
+        ) from error
     masks.truncate(start + len(cases) * area)  # sparse until something is written
     inside = np.zeros((len(cases), 4), dtype=np.int32)
     for number, (image, mask, at) in enumerate(pool.each(shrink, cases, done)):

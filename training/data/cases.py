@@ -18,7 +18,9 @@ class Case(ABC):
     patient: str  # images of one patient stay together in every split
     label: float  # 1 something to find, 0 nothing; in between: a soft target
     fold: int | None = None  # as published with the data
-    as_published: bool = True  # False: re-wrapped from a copy; figures are given without these as well
+    as_published: bool = (
+        True  # False: re-wrapped from a copy; figures are given without these as well
+    )
     view: str = ""  # PA, AP or ""
     sex: str = ""  # M, F or ""
     age_years: float | None = None
@@ -52,4 +54,6 @@ class Case(ABC):
 
 def numbered(patients: Iterable[str]) -> dict[str, str]:
     """What stands for each patient, in order of first appearance: their names and numbers go into no file of a run."""
-    return {patient: f"patient-{number:04}" for number, patient in enumerate(dict.fromkeys(patients), 1)}
+    return {
+        patient: f"patient-{number:04}" for number, patient in enumerate(dict.fromkeys(patients), 1)
+    }

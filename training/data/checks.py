@@ -69,14 +69,18 @@ class Report:
         return "\n".join([said, *map(str, self.errors), *map(str, self.warnings)])
 
 
-def check(cases: Sequence[Case], parts: Parts | None = None, seen: Sequence[Seen] | None = None) -> Report:
+def check(
+    cases: Sequence[Case], parts: Parts | None = None, seen: Sequence[Seen] | None = None
+) -> Report:
     """Check the labels, those of a split where one is given and, with `seen` (of `examine`), every image and mask."""
     found = [*(cases.findings if isinstance(cases, Cases) else ()), *_of_labels(cases)]
     if parts is not None:
         found += _of_parts(parts)
     if seen is not None:
         found += _of_pixels(cases, seen)
-    return Report(tuple(finding for finding in found if finding.where), len(cases), seen is not None)
+    return Report(
+        tuple(finding for finding in found if finding.where), len(cases), seen is not None
+    )
 
 
 def examine(cases: Sequence[Case], done: Callable[[int, int], None] | None = None) -> list[Seen]:
@@ -97,7 +101,9 @@ def _seen(case: Case) -> Seen:
     if not mask.any():
         return Seen(digest=digest, share=0.0)
     regions = int(ndimage.label(mask, np.ones((3, 3)))[1])
-    return Seen("", digest, float(mask.mean()), regions, fit(mask.astype(np.float32), MAP_SIDE).pixels)
+    return Seen(
+        "", digest, float(mask.mean()), regions, fit(mask.astype(np.float32), MAP_SIDE).pixels
+    )
 
 
 def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
@@ -105,7 +111,11 @@ def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
     folds: dict[str, dict[int | None, str]] = defaultdict(dict)  # an image of each
     for case in cases:
         folds[case.patient].setdefault(case.fold, case.image_id)
-    yield Finding("error", "repeated id", tuple(f"{name} {count} times" for name, count in times.items() if count > 1))
+    yield Finding(
+        "error",
+        "repeated id",
+        tuple(f"{name} {count} times" for name, count in times.items() if count > 1),
+    )
     yield Finding(
         "error",
         "label outside 0 to 1",
@@ -115,7 +125,8 @@ def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
         "error",
         "patient in several published folds",
         tuple(
-            f"{patient}: " + ", ".join(f"{image_id} in {fold}" for fold, image_id in several.items())
+            f"{patient}: "
+            + ", ".join(f"{image_id} in {fold}" for fold, image_id in several.items())
             for patient, several in folds.items()
             if len(several) > 1
         ),
@@ -123,10 +134,18 @@ def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
     yield Finding(
         "warning",
         f"age outside 0 to {OLDEST_YEARS} years",
-        tuple(f"{case.image_id}: {case.age_years:g}" for case in cases if not plausible(case.age_years)),
+        tuple(
+            f"{case.image_id}: {case.age_years:g}"
+            for case in cases
+            if not plausible(case.age_years)
+        ),
     )
     labels = {case.positive for case in cases}
-    yield Finding("warning", "every image has the same label", (str(labels.pop()),) if len(labels) == 1 else ())
+    yield Finding(
+        "warning",
+        "every image has the same label",
+        (str(labels.pop()),) if len(labels) == 1 else (),
+    )
     yield _provenance(cases)
 
 
@@ -140,7 +159,10 @@ def _provenance(cases: Sequence[Case]) -> Finding:
     shares = {}
     for published in (True, False):
         some = [case.positive for case in cases if case.as_published is published]
-        shares[published] = f"{sum(some)} of {len(some)} positive", sum(some) / len(some) if some else math.nan
+        shares[published] = (
+            f"{sum(some)} of {len(some)} positive",
+            sum(some) / len(some) if some else math.nan,
+        )
     apart = abs(shares[True][1] - shares[False][1]) > 0.1
     said = f"as published {shares[True][0]}, copies {shares[False][0]}"
     return Finding("warning", "provenance tells the label", (said,) if apart else ())
@@ -148,7 +170,8 @@ def _provenance(cases: Sequence[Case]) -> Finding:
 
 def _of_parts(parts: Parts) -> Iterable[Finding]:
     train, validate, report = (
-        {case.image_id: case.patient for case in side} for side in (parts.train, parts.validate, parts.report)
+        {case.image_id: case.patient for case in side}
+        for side in (parts.train, parts.validate, parts.report)
     )
     # Training and validation may share images where a recipe says so; patients beyond those they may not share.
     for name, some, others in (
@@ -174,15 +197,33 @@ def _of_pixels(cases: Sequence[Case], seen: Sequence[Seen]) -> Iterable[Finding]
     def named(wanted: Callable[[Case, Seen], bool]) -> tuple[str, ...]:
         return tuple(case.image_id for case, one in pairs if not one.fault and wanted(case, one))
 
-    yield Finding("error", "unusable", tuple(f"{case.image_id}: {one.fault}" for case, one in pairs if one.fault))
-    yield Finding("error", "negative with a mask", named(lambda case, one: not case.positive and bool(one.share)))
-    yield Finding("warning", "positive with an empty mask", named(lambda case, one: case.positive and one.share == 0))
+    yield Finding(
+        "error",
+        "unusable",
+        tuple(f"{case.image_id}: {one.fault}" for case, one in pairs if one.fault),
+    )
+    yield Finding(
+        "error",
+        "negative with a mask",
+        named(lambda case, one: not case.positive and bool(one.share)),
+    )
+    yield Finding(
+        "warning",
+        "positive with an empty mask",
+        named(lambda case, one: case.positive and one.share == 0),
+    )
     yield Finding(
         "warning",
         "positive without a mask where others have one",
         named(lambda case, one: masked and case.positive and one.share is None),
     )
-    yield Finding("warning", "mask over more than half of the image", named(lambda _, one: (one.share or 0) > 0.5))
     yield Finding(
-        "warning", "identical pixels", tuple(" = ".join(several) for several in same.values() if len(several) > 1)
+        "warning",
+        "mask over more than half of the image",
+        named(lambda _, one: (one.share or 0) > 0.5),
+    )
+    yield Finding(
+        "warning",
+        "identical pixels",
+        tuple(" = ".join(several) for several in same.values() if len(several) > 1),
     )

@@ -44,7 +44,7 @@ th{font-weight:600;border-bottom:1px solid #cbd5e1}td:first-child,th:first-child
 .row{display:flex;flex-wrap:wrap;gap:2rem;align-items:flex-start}.samples{display:grid;grid-template-columns:repeat(4,1fr);gap:.8rem}
 figure{margin:0;min-width:0}img{max-width:100%;display:block}figcaption{font-size:.75rem;color:#475569;overflow-wrap:anywhere}
 p{margin:.4rem 0;color:#475569}li{margin:.2rem 0;overflow-wrap:anywhere}.error{color:#b91c1c}.warning{color:#b45309}
-"""  # noqa: E501
+"""
 Row = Sequence[str | int | float]
 
 
@@ -56,7 +56,9 @@ class _Look:
     seen: Seen
 
 
-def explore(folder: Path, layout: Layout, out: Path, done: Callable[[int, int], None] | None = None) -> checks.Report:
+def explore(
+    folder: Path, layout: Layout, out: Path, done: Callable[[int, int], None] | None = None
+) -> checks.Report:
     """Write the page of the data set in `folder` to the file `out`; every image is read once, `done(so far, in all)`.
 
     Returns what the checks found.
@@ -100,7 +102,9 @@ def _counts(looks: Sequence[_Look]) -> str:
     figure, axes = _axes(4.6, 2.6)
     axes.hist([case.label for case in cases], bins=20, range=(0, 1), color=_NEGATIVE)
     axes.set(xlabel="label (a probability)", ylabel="images")
-    return _section("Counts", _side_by_side(_table(("", "n", "share"), rows), _svg(figure, "labels")))
+    return _section(
+        "Counts", _side_by_side(_table(("", "n", "share"), rows), _svg(figure, "labels"))
+    )
 
 
 def _groups(looks: Sequence[_Look]) -> str:
@@ -120,7 +124,13 @@ def _groups(looks: Sequence[_Look]) -> str:
         rows: list[Row] = []
         for group, labels in sorted(groups.items()):
             rows.append(
-                (group, len(labels), _percent(len(labels), len(looks)), sum(labels), _percent(sum(labels), len(labels)))
+                (
+                    group,
+                    len(labels),
+                    _percent(len(labels), len(looks)),
+                    sum(labels),
+                    _percent(sum(labels), len(labels)),
+                )
             )
             if name != "published fold":
                 bar = axes.barh(place, sum(labels) / len(labels) * 100, color=_POSITIVE)
@@ -131,7 +141,9 @@ def _groups(looks: Sequence[_Look]) -> str:
         tables.append(_table((name, "n", "share", "positive", "of these"), rows))
     axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks])
     axes.set(xlabel="positive, % of the group", xlim=(0, 100))
-    return _section("Sex, view, provenance", _side_by_side(*tables, _svg(figure, "positives by group")))
+    return _section(
+        "Sex, view, provenance", _side_by_side(*tables, _svg(figure, "positives by group"))
+    )
 
 
 def _ages(looks: Sequence[_Look]) -> str:
@@ -139,7 +151,8 @@ def _ages(looks: Sequence[_Look]) -> str:
     odd = [case for case in known if not checks.plausible(case.age_years)]
     ages = {
         positive: np.array(
-            [case.age_years for case in known if case.positive is positive and case not in odd], dtype=float
+            [case.age_years for case in known if case.positive is positive and case not in odd],
+            dtype=float,
         )
         for positive in (True, False)
     }
@@ -149,20 +162,34 @@ def _ages(looks: Sequence[_Look]) -> str:
     figure, axes = _axes(7.5, 2.8)
     bins = range(0, checks.OLDEST_YEARS + 1, 5)
     axes.hist(
-        [ages[True], ages[False]], bins=bins, stacked=True, color=[_POSITIVE, _NEGATIVE], label=["positive", "negative"]
+        [ages[True], ages[False]],
+        bins=bins,
+        stacked=True,
+        color=[_POSITIVE, _NEGATIVE],
+        label=["positive", "negative"],
     )
     axes.set(xlabel="age in years", ylabel="images", xlim=(0, max(100.0, everyone.max())))
     axes.legend(frameon=False)
     whole = Counter(np.floor(everyone).astype(int).tolist())
     rows: list[Row] = [
         ("age known", len(known), ""),
-        ("median (quartiles)", len(everyone), "{1:g} ({0:g} to {2:g})".format(*np.percentile(everyone, (25, 50, 75)))),
+        (
+            "median (quartiles)",
+            len(everyone),
+            "{1:g} ({0:g} to {2:g})".format(*np.percentile(everyone, (25, 50, 75))),
+        ),
         ("most frequent age", max(whole.values()), max(whole, key=lambda age: (whole[age], -age))),
         ("under 18", int((everyone < 18).sum()), ""),
         (f"outside 0 to {checks.OLDEST_YEARS}, not drawn", len(odd), ""),
     ]
-    outliers = _table(("outlier", "age"), [(case.image_id, f"{case.age_years:g}") for case in odd]) if odd else ""
-    return _section("Age", _svg(figure, "ages") + _side_by_side(_table(("", "n", "years"), rows), outliers))
+    outliers = (
+        _table(("outlier", "age"), [(case.image_id, f"{case.age_years:g}") for case in odd])
+        if odd
+        else ""
+    )
+    return _section(
+        "Age", _svg(figure, "ages") + _side_by_side(_table(("", "n", "years"), rows), outliers)
+    )
 
 
 def _areas(looks: Sequence[_Look]) -> str:
@@ -171,19 +198,27 @@ def _areas(looks: Sequence[_Look]) -> str:
         return _section("Masks", "<p>No image has a mask that holds something.</p>")
     shares = np.array([look.seen.share for look in masked], dtype=float) * 100
     figure, axes = _axes(5.6, 2.8)
-    axes.hist(shares, bins=np.geomspace(shares.min() * 0.95, shares.max() * 1.05, 30).tolist(), color=_POSITIVE)
+    axes.hist(
+        shares,
+        bins=np.geomspace(shares.min() * 0.95, shares.max() * 1.05, 30).tolist(),
+        color=_POSITIVE,
+    )
     axes.set(xscale="log", xlabel="mask, % of the image's area", ylabel="images")
     axes.xaxis.set_major_formatter("{x:g}")
     kinds = [("connected regions", Counter(look.seen.regions for look in masked))]
     rows_of = [len(look.case.runs) for look in masked if isinstance(look.case, SiimCase)]
     if rows_of:
         kinds.append(("rows of train-rle.csv", Counter(rows_of)))
-    several = [(key, *(counts[key] for _, counts in kinds)) for key in sorted({key for _, one in kinds for key in one})]
+    several = [
+        (key, *(counts[key] for _, counts in kinds))
+        for key in sorted({key for _, one in kinds for key in one})
+    ]
     counted = _table(("in one image", *(f"n, {name}" for name, _ in kinds)), several)
     quantiles = (0, 2, 25, 50, 75, 98, 100)
     values = [f"{value:.3g}" for value in np.percentile(shares, quantiles)]
     areas = _table(
-        ("quantile", *(f"{one} %" for one in quantiles)), [(f"mask, % of the image (n = {len(shares)})", *values)]
+        ("quantile", *(f"{one} %" for one in quantiles)),
+        [(f"mask, % of the image (n = {len(shares)})", *values)],
     )
     small = f"{int((shares < 1).sum())} of {len(shares)} masks cover less than 1 % of their image"
     said = f"<p>{small}; the mean is {shares.mean():.2g} %.</p>"
@@ -206,7 +241,9 @@ def _places(looks: Sequence[_Look]) -> str:
 
 def _samples(looks: Sequence[_Look]) -> str:
     usable = [look for look in looks if not look.seen.fault]
-    masked = sorted((look for look in usable if look.seen.share), key=lambda look: look.seen.share or 0)
+    masked = sorted(
+        (look for look in usable if look.seen.share), key=lambda look: look.seen.share or 0
+    )
     positive = masked or [look for look in usable if look.case.positive]
     negative = [look for look in usable if not look.case.positive]
     shown = (
@@ -214,7 +251,10 @@ def _samples(looks: Sequence[_Look]) -> str:
         ("Negatives", _spread(negative, _SAMPLES // 3 * 2)),
     )
     return "".join(
-        _section(f"{name} ({len(some)} shown)", f'<div class="samples">{"".join(map(_sample, some))}</div>')
+        _section(
+            f"{name} ({len(some)} shown)",
+            f'<div class="samples">{"".join(map(_sample, some))}</div>',
+        )
         for name, some in shown
         if some
     )
@@ -222,7 +262,12 @@ def _samples(looks: Sequence[_Look]) -> str:
 
 def _spread(looks: Sequence[_Look], count: int) -> list[_Look]:
     return (
-        [looks[place] for place in sorted(set(np.linspace(0, len(looks) - 1, count).round().astype(int).tolist()))]
+        [
+            looks[place]
+            for place in sorted(
+                set(np.linspace(0, len(looks) - 1, count).round().astype(int).tolist())
+            )
+        ]
         if looks
         else []
     )
@@ -237,7 +282,12 @@ def _sample(look: _Look) -> str:
     axes.imshow(fit(case.pixels(), _SAMPLE_SIDE).pixels, cmap="gray", vmin=0, vmax=1)
     mask = case.mask() if share else None
     if mask is not None:
-        axes.contour(fit(mask.astype(np.float32), _SAMPLE_SIDE).pixels, levels=[0.5], colors=[_OUTLINE], linewidths=1.2)
+        axes.contour(
+            fit(mask.astype(np.float32), _SAMPLE_SIDE).pixels,
+            levels=[0.5],
+            colors=[_OUTLINE],
+            linewidths=1.2,
+        )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpg", pil_kwargs={"quality": 85})
     known = [
@@ -253,7 +303,10 @@ def _sample(look: _Look) -> str:
 
 
 def _checked(report: checks.Report) -> str:
-    lines = [f'<li class="{one.level}">{html.escape(str(one))}</li>' for one in (*report.errors, *report.warnings)]
+    lines = [
+        f'<li class="{one.level}">{html.escape(str(one))}</li>'
+        for one in (*report.errors, *report.warnings)
+    ]
     said = html.escape(str(report).splitlines()[0])
     return _section("Checks", f"<p>{said}</p><ul>{''.join(lines)}</ul>")
 
@@ -268,7 +321,9 @@ def _side_by_side(*parts: str) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Row]) -> str:
     head = "".join(f"<th>{html.escape(one)}</th>" for one in header)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(str(one))}</td>' for one in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(str(one))}</td>' for one in row)}</tr>" for row in rows
+    )
     return f"<table><tr>{head}</tr>{body}</table>"
 
 

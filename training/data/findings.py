@@ -21,7 +21,9 @@ class Finding:
 
     def __str__(self) -> str:
         named = ", ".join(self.where[:_NAMED]) + (", ..." if len(self.where) > _NAMED else "")
-        return f"{self.level}: {self.what}: " + (f"{len(self.where)} ({named})" if len(self.where) > 1 else named)
+        return f"{self.level}: {self.what}: " + (
+            f"{len(self.where)} ({named})" if len(self.where) > 1 else named
+        )
 
 
 class Cases(list[Case]):

@@ -61,7 +61,9 @@ def read(folder: Path) -> Cases:
     masks = {path for path in found if path.stem.endswith(_MASK)}
     slices = [path for path in found if path not in masks]
     if not slices:
-        raise ValueError(f"{folder}: layout lgg: no <patient>/<slice>.tif found, nor kaggle_3m/<patient>/<slice>.tif")
+        raise ValueError(
+            f"{folder}: layout lgg: no <patient>/<slice>.tif found, nor kaggle_3m/<patient>/<slice>.tif"
+        )
     masked = [path for path in slices if _mask_of(path) in masks]
     alone = [path.stem for path in slices if _mask_of(path) not in masks]
     orphans = [path.stem for path in masks - {_mask_of(path) for path in slices}]
@@ -95,13 +97,17 @@ def read_clinical(folder: Path) -> dict[str, dict[str, float | None]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if "Patient" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}: line 1: header {reader.fieldnames} found, a column Patient wanted")
+            raise ValueError(
+                f"{path}: line 1: header {reader.fieldnames} found, a column Patient wanted"
+            )
         for row in reader:
             patient = _DATE.sub("", row.pop("Patient"))
             try:
                 table[patient] = {name: _number(text) for name, text in row.items()}
             except (TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"{path}: line {reader.line_num}: {error}; one number per column wanted") from error
+                raise ValueError(
+                    f"{path}: line {reader.line_num}: {error}; one number per column wanted"
+                ) from error
     return table
 
 

@@ -17,9 +17,19 @@ from inference.pixels import quiet
 from inference.preprocess import upright
 
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_COLOUR_MODES = ("1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")  # Pillow's; all others hold grey values
+_COLOUR_MODES = (
+    "1",
+    "P",
+    "RGB",
+    "RGBA",
+    "LA",
+    "CMYK",
+    "YCbCr",
+)  # Pillow's; all others hold grey values
 _EQUAL_QUALITY = 85
-_SAMPLED = 64 * 1024  # bytes of each end of a file: all of most JPEGs, while thousands of files take seconds
+_SAMPLED = (
+    64 * 1024
+)  # bytes of each end of a file: all of most JPEGs, while thousands of files take seconds
 
 
 def grey(path: Path) -> NDArray[np.float32]:
@@ -45,8 +55,15 @@ def plain(path: Path) -> NDArray[np.float32]:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("L") if image.mode in _COLOUR_MODES else image, dtype=np.float32)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's ways to say "broken"
+            return np.asarray(
+                image.convert("L") if image.mode in _COLOUR_MODES else image, dtype=np.float32
+            )
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow's ways to say "broken"
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
@@ -56,7 +73,9 @@ def as_shown(mask: NDArray[np.bool_], path: Path) -> NDArray[np.bool_]:
         return mask
     try:
         with quiet():
-            header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientOrientation"], force=True)
+            header = dcmread(
+                path, stop_before_pixels=True, specific_tags=["PatientOrientation"], force=True
+            )
             return upright(mask, header.get("PatientOrientation"))
     except Exception as error:  # the parser meets arbitrary bytes and raises what it likes
         raise ValueError(f"{path}: cannot be read as DICOM ({error})") from error
@@ -82,7 +101,11 @@ def stamp(*paths: Path | None) -> str:
     for path in paths:
         try:
             status = path.stat() if path is not None else None
-            said.append(f"{path.name} {_sample(path, status.st_size, status.st_mtime_ns)}" if path and status else "-")
+            said.append(
+                f"{path.name} {_sample(path, status.st_size, status.st_mtime_ns)}"
+                if path and status
+                else "-"
+            )
         except OSError:
             said.append("-")
     return " ".join(said)
@@ -111,4 +134,8 @@ def as_bytes(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _said(error: Exception) -> str:
-    return f"{error.reason}: {error.detail}" if isinstance(error, radiograph.Unsuitable) else str(error)
+    return (
+        f"{error.reason}: {error.detail}"
+        if isinstance(error, radiograph.Unsuitable)
+        else str(error)
+    )

@@ -17,7 +17,9 @@ _AT_ONCE = 8
 
 
 def each(
-    function: Callable[[Case], Result], cases: Sequence[Case], done: Callable[[int, int], None] | None = None
+    function: Callable[[Case], Result],
+    cases: Sequence[Case],
+    done: Callable[[int, int], None] | None = None,
 ) -> Iterator[Result]:
     """`function` of each case, in order; it and the cases must pickle. `done(so far, in all)` is called after each."""
     cores = len(os.sched_getaffinity(0))
@@ -34,7 +36,9 @@ def each(
             raise
 
 
-def _told(results: Iterator[Result], count: int, done: Callable[[int, int], None] | None) -> Iterator[Result]:
+def _told(
+    results: Iterator[Result], count: int, done: Callable[[int, int], None] | None
+) -> Iterator[Result]:
     for number, result in enumerate(results, 1):
         yield result
         if done is not None:

@@ -52,7 +52,9 @@ def encode(mask: NDArray[np.bool_]) -> str:
     return " ".join(map(str, words)) or NONE
 
 
-def read(path: Path, sizes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, tuple[str, ...]]:
+def read(
+    path: Path, sizes: Mapping[str, tuple[int, int]] | None = None
+) -> dict[str, tuple[str, ...]]:
     """ImageId -> the run lengths of each of its rows, checked and still as text: a data set's masks fill no memory.
 
     The published header has a blank: "ImageId, EncodedPixels". A name that ends in .gz is decompressed. `sizes` has
@@ -67,7 +69,9 @@ def read(path: Path, sizes: Mapping[str, tuple[int, int]] | None = None) -> dict
         reader = csv.reader(file)
         header = [name.strip() for name in next(reader, [])]
         if header != ["ImageId", "EncodedPixels"]:
-            raise ValueError(f"{path}: line 1: header {header} found, ImageId, EncodedPixels wanted")
+            raise ValueError(
+                f"{path}: line 1: header {header} found, ImageId, EncodedPixels wanted"
+            )
         for row in reader:
             try:
                 image_id, text = (word.strip() for word in row)
@@ -92,9 +96,13 @@ def _numbers(text: str, pixels: int) -> list[int]:
     except ValueError as error:
         raise ValueError(f"run lengths: {error}; whole numbers wanted") from error
     if not numbers or len(numbers) % 2 or min(numbers) < 0:
-        raise ValueError(f"run lengths: {len(numbers)} numbers found, pairs of gap and length, none negative, wanted")
+        raise ValueError(
+            f"run lengths: {len(numbers)} numbers found, pairs of gap and length, none negative, wanted"
+        )
     if sum(numbers) > pixels:
-        raise ValueError(f"run lengths: the last run ends at pixel {sum(numbers)}, the matrix has {pixels}")
+        raise ValueError(
+            f"run lengths: the last run ends at pixel {sum(numbers)}, the matrix has {pixels}"
+        )
     return numbers
 
 

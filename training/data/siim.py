@@ -73,10 +73,16 @@ def read(folder: Path) -> Cases:
     Raises:
         ValueError: no such folder, malformed rows with their line numbers, or no image.
     """
-    home = next((home for home in (folder, folder / "siim") if (home / "train-rle.csv").is_file()), None)
+    home = next(
+        (home for home in (folder, folder / "siim") if (home / "train-rle.csv").is_file()), None
+    )
     if home is None:
-        raise ValueError(f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them wanted")
-    images = next((home / name for name in ("dicom-images-train", "dicom") if (home / name).is_dir()), home)
+        raise ValueError(
+            f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them wanted"
+        )
+    images = next(
+        (home / name for name in ("dicom-images-train", "dicom") if (home / name).is_dir()), home
+    )
     paths: dict[str, Path] = {}
     twice = []
     for path in sorted(images.rglob("*.dcm")):
@@ -84,11 +90,15 @@ def read(folder: Path) -> Cases:
             twice.append(path.stem)
     with quiet():
         headers = {image_id: _header(path) for image_id, path in paths.items()}
-    rows = rle.read(home / "train-rle.csv", {image_id: header.size for image_id, header in headers.items()})
+    rows = rle.read(
+        home / "train-rle.csv", {image_id: header.size for image_id, header in headers.items()}
+    )
     folds = _read_folds(home / "folds.csv")
     patients = _read_patients(home / "patients.csv")
     wanted = [  # in the order of folds.csv, if there is one
-        image_id for image_id in dict.fromkeys([*folds, *rows]) if image_id in rows and image_id in paths
+        image_id
+        for image_id in dict.fromkeys([*folds, *rows])
+        if image_id in rows and image_id in paths
     ]
     named = patients or {image_id: headers[image_id].patient for image_id in wanted}
     keys = numbered(named[image_id] for image_id in wanted if named.get(image_id))
@@ -103,7 +113,9 @@ def read(folder: Path) -> Cases:
         for image_id in wanted
     ]
     if not cases:
-        raise ValueError(f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in train-rle.csv")
+        raise ValueError(
+            f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in train-rle.csv"
+        )
     labels = {case.image_id: str(int(case.positive)) for case in cases}
     where: dict[tuple[Literal["error", "warning"], str], Iterable[str]] = {
         ("error", "two files of one ImageId"): twice,
@@ -113,8 +125,12 @@ def read(folder: Path) -> Cases:
         ("warning", "image without a row in train-rle.csv, left out"): paths.keys() - rows.keys(),
         ("warning", "row in train-rle.csv without an image, left out"): rows.keys() - paths.keys(),
         ("warning", "image in folds.csv that has no row or no file"): folds.keys() - labels.keys(),
-        ("warning", "image that folds.csv does not name"): labels.keys() - folds.keys() if folds else (),
-        ("warning", "image that patients.csv does not name"): labels.keys() - patients.keys() if patients else (),
+        ("warning", "image that folds.csv does not name"): labels.keys() - folds.keys()
+        if folds
+        else (),
+        ("warning", "image that patients.csv does not name"): labels.keys() - patients.keys()
+        if patients
+        else (),
         ("warning", "the data name no patients: a split cannot keep a patient's images together"): (
             ["give patients.csv (ImageId,patient)"]
             if not patients
@@ -126,10 +142,15 @@ def read(folder: Path) -> Cases:
             name for name, texts in rows.items() if rle.NONE in texts and len(set(texts)) > 1
         ),
     }
-    return Cases(cases, [Finding(level, what, tuple(sorted(names))) for (level, what), names in where.items()])
+    return Cases(
+        cases,
+        [Finding(level, what, tuple(sorted(names))) for (level, what), names in where.items()],
+    )
 
 
-def _case(fold: Mapping[str, str], patient: str, path: Path, header: _Header, runs: tuple[str, ...]) -> SiimCase:
+def _case(
+    fold: Mapping[str, str], patient: str, path: Path, header: _Header, runs: tuple[str, ...]
+) -> SiimCase:
     return SiimCase(
         image_id=path.stem,
         patient=fold.get("patient") or patient,
@@ -155,7 +176,9 @@ def _header(path: Path) -> _Header:
     """What a file says; of one that cannot be read nothing: that shows when its pixels are read."""
     try:
         dataset = dcmread(path, stop_before_pixels=True, specific_tags=_KEYWORDS, force=True)
-        number, view, sex, age = (str(dataset.get(keyword) or "").strip() for keyword in _KEYWORDS[:4])
+        number, view, sex, age = (
+            str(dataset.get(keyword) or "").strip() for keyword in _KEYWORDS[:4]
+        )
         return _Header(
             size=(int(dataset.get("Rows", rle.SIDE)), int(dataset.get("Columns", rle.SIDE))),
             patient=number,
@@ -172,7 +195,9 @@ def _read_folds(path: Path) -> dict[str, dict[str, str]]:
     folds = {}
     for line, row in _rows(path, {"ImageId", "fold", "patient", "pneumothorax"}):
         if not (row["fold"] or "").isdigit():
-            raise ValueError(f"{path}: line {line}: fold {row['fold']!r} found, a whole number wanted")
+            raise ValueError(
+                f"{path}: line {line}: fold {row['fold']!r} found, a whole number wanted"
+            )
         folds[row["ImageId"]] = row
     return folds
 
@@ -180,8 +205,13 @@ def _read_folds(path: Path) -> dict[str, dict[str, str]]:
 def _read_patients(path: Path) -> dict[str, str]:
     patients: dict[str, str] = {}
     for line, row in _rows(path, {"ImageId", "patient"}):
-        if not row["patient"] or patients.setdefault(row["ImageId"], row["patient"]) != row["patient"]:
-            raise ValueError(f"{path}: line {line}: patient {row['patient']!r} found, one for each ImageId wanted")
+        if (
+            not row["patient"]
+            or patients.setdefault(row["ImageId"], row["patient"]) != row["patient"]
+        ):
+            raise ValueError(
+                f"{path}: line {line}: patient {row['patient']!r} found, one for each ImageId wanted"
+            )
     return patients
 
 
@@ -192,6 +222,8 @@ def _rows(path: Path, wanted: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not wanted <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: line 1: header {reader.fieldnames} found, {', '.join(sorted(wanted))} wanted")
+            raise ValueError(
+                f"{path}: line 1: header {reader.fieldnames} found, {', '.join(sorted(wanted))} wanted"
+            )
         for row in reader:
             yield reader.line_num, row

@@ -46,7 +46,10 @@ def read(folder: Path) -> Cases:
     Raises:
         ValueError: no such folder, or a malformed row with its line number.
     """
-    home = next((home for home in (folder, folder / "stage2") if (home / "silver-labels.csv").is_file()), None)
+    home = next(
+        (home for home in (folder, folder / "stage2") if (home / "silver-labels.csv").is_file()),
+        None,
+    )
     if home is None:
         raise ValueError(
             f"{folder}: layout silver: no silver-labels.csv found, nor stage2/silver-labels.csv; one of them wanted"
@@ -60,7 +63,11 @@ def read(folder: Path) -> Cases:
                 image_id, probability = row["ImageId"], float(row["probability"])
                 picture = pictures.inside(home / "jpeg512", f"{image_id}.jpg")
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}: line {reader.line_num}: ImageId,probability wanted ({error!r})") from error
-            cases.append(SilverCase(image_id=image_id, patient=image_id, label=probability, path=picture))
+                raise ValueError(
+                    f"{path}: line {reader.line_num}: ImageId,probability wanted ({error!r})"
+                ) from error
+            cases.append(
+                SilverCase(image_id=image_id, patient=image_id, label=probability, path=picture)
+            )
     missing = tuple(case.image_id for case in cases if not case.path.is_file())
     return Cases(cases, [Finding("error", "missing file", missing)])

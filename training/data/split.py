@@ -37,22 +37,38 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
         ValueError: a fold that is not there, an image without a published fold, a patient on both sides, a part that
             stays empty, or a fold that both reports and trains or validates.
     """
-    folds = _published(cases) if wanted.folds == "published" else grouped(cases, wanted.folds, wanted.seed)
+    folds = (
+        _published(cases)
+        if wanted.folds == "published"
+        else grouped(cases, wanted.folds, wanted.seed)
+    )
     count = max(folds) + 1 if wanted.folds == "published" else wanted.folds
     validate, report = set(wanted.validate_), set(wanted.report)
     train = set(range(count)) - validate - report if wanted.train is None else set(wanted.train)
     named = train | validate | report
     if named - set(range(count)):
-        raise ValueError(f"split: folds {sorted(named - set(range(count)))} named, there are 0 to {count - 1}")
+        raise ValueError(
+            f"split: folds {sorted(named - set(range(count)))} named, there are 0 to {count - 1}"
+        )
     if report & (train | validate):
-        raise ValueError(f"split: folds {sorted(report & (train | validate))} report, and train or validate as well")
+        raise ValueError(
+            f"split: folds {sorted(report & (train | validate))} report, and train or validate as well"
+        )
     sides = [
-        [case for case, fold in zip(cases, folds, strict=True) if fold in some] for some in (train, validate, report)
+        [case for case, fold in zip(cases, folds, strict=True) if fold in some]
+        for some in (train, validate, report)
     ]
     for name, some, chosen in zip(_PARTS, sides, (train, validate, report), strict=True):
         if not some and (chosen or name != "report"):
-            raise ValueError(f"split: no image for {name}, folds {sorted(chosen)}; other folds, or more images, wanted")
-    return Parts(sides[0], sides[1], sides[2], {case.image_id: fold for case, fold in zip(cases, folds, strict=True)})
+            raise ValueError(
+                f"split: no image for {name}, folds {sorted(chosen)}; other folds, or more images, wanted"
+            )
+    return Parts(
+        sides[0],
+        sides[1],
+        sides[2],
+        {case.image_id: fold for case, fold in zip(cases, folds, strict=True)},
+    )
 
 
 def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
@@ -68,11 +84,15 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
     for case in cases:
         classes[case.patient][int(case.positive)] += 1
     if len(classes) < count:
-        raise ValueError(f"split: {len(classes)} patients found, at least {count} wanted for {count} folds")
+        raise ValueError(
+            f"split: {len(classes)} patients found, at least {count} wanted for {count} folds"
+        )
     patients = sorted(classes)
     np.random.default_rng(seed).shuffle(patients)
     patients.sort(key=lambda patient: -classes[patient].sum())
-    weight = 1 / np.maximum(sum(classes.values()), 1)  # a class's images weigh inverse to their number
+    weight = 1 / np.maximum(
+        sum(classes.values()), 1
+    )  # a class's images weigh inverse to their number
     filled = np.zeros((count, 2))
     fold_of = {}
     for patient in patients:
@@ -95,7 +115,15 @@ def write(parts: Parts, path: Path) -> None:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(_COLUMNS)
         for image_id, case in cases.items():
-            table.writerow([image_id, case.patient, parts.folds[image_id], _AND.join(part_of[image_id]), case.label])
+            table.writerow(
+                [
+                    image_id,
+                    case.patient,
+                    parts.folds[image_id],
+                    _AND.join(part_of[image_id]),
+                    case.label,
+                ]
+            )
 
 
 def read(path: Path, cases: Sequence[Case]) -> Parts:
@@ -125,7 +153,9 @@ def _published(cases: Sequence[Case]) -> list[int]:
     folds = [case.fold for case in cases if case.fold is not None]
     if len(folds) < len(cases):
         without = next(case.image_id for case in cases if case.fold is None)
-        raise ValueError(f"split: folds: published, but {len(cases) - len(folds)} images have none ({without}, ...)")
+        raise ValueError(
+            f"split: folds: published, but {len(cases) - len(folds)} images have none ({without}, ...)"
+        )
     of_patient: dict[str, dict[int | None, str]] = defaultdict(dict)  # an image of each fold
     for case in cases:
         of_patient[case.patient].setdefault(case.fold, case.image_id)

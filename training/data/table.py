@@ -58,16 +58,24 @@ def read(folder: Path) -> Cases:
     """
     path = folder / TABLE
     if not path.is_file():
-        raise ValueError(f"{folder}: layout table: no {TABLE} found; header image,label[,mask,patient,...] wanted")
+        raise ValueError(
+            f"{folder}: layout table: no {TABLE} found; header image,label[,mask,patient,...] wanted"
+        )
     cases: list[TableCase] = []
     faults = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"image", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: line 1: header {reader.fieldnames} found, at least image,label wanted")
+            raise ValueError(
+                f"{path}: line 1: header {reader.fieldnames} found, at least image,label wanted"
+            )
         for row in reader:
             try:
-                cases.append(_case(folder, {name: (text or "").strip() for name, text in row.items() if name}))
+                cases.append(
+                    _case(
+                        folder, {name: (text or "").strip() for name, text in row.items() if name}
+                    )
+                )
             except ValueError as error:
                 faults.append(f"{path}: line {reader.line_num}: {error}")
     if faults or not cases:

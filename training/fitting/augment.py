@@ -17,7 +17,9 @@ Chance = Annotated[float, Field(ge=0, le=1)]
 Extent = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-_ELASTIC_WIDTH = 0.024  # of the side: how far a displacement reaches; 6 px of 256 (Simard et al., ICDAR 2003)
+_ELASTIC_WIDTH = (
+    0.024  # of the side: how far a displacement reaches; 6 px of 256 (Simard et al., ICDAR 2003)
+)
 _GRID_CELLS = 5
 _TILES = 8  # of CLAHE, along each axis
 _GREYS = 256
@@ -34,16 +36,22 @@ class Augmentation(BaseModel):
     rotate_degrees: Extent = 0.0
     scale: Share = 0.0  # up to this share larger or smaller
     shift: Extent = 0.0  # of the side
-    crop: Share = 0.0  # up to this share of the side is cut off, anywhere, and the rest shown at full size
+    crop: Share = (
+        0.0  # up to this share of the side is cut off, anywhere, and the rest shown at full size
+    )
     elastic: Extent = 0.0  # standard deviation of a smooth random displacement, of the side
     grid: Share = 0.0  # columns and rows of a 5 x 5 grid, up to this share wider or narrower
-    optical: Annotated[float, Field(ge=0, le=0.33)] = 0.0  # k of the lens r (1 + k r^2), r 1 in a corner; 1/3 folds
+    optical: Annotated[float, Field(ge=0, le=0.33)] = (
+        0.0  # k of the lens r (1 + k r^2), r 1 in a corner; 1/3 folds
+    )
     gamma: Extent = 0.0  # exponent between exp(-gamma) and exp(gamma)
     contrast: Share = 0.0
     brightness: Extent = 0.0
     noise: Extent = 0.0  # standard deviation, in a third of the images
     blur: Chance = 0.0  # chance of halving and restoring the resolution
-    gaussian: Annotated[float, Field(ge=0, le=0.1)] = 0.0  # largest standard deviation of a gaussian blur, of the side
+    gaussian: Annotated[float, Field(ge=0, le=0.1)] = (
+        0.0  # largest standard deviation of a gaussian blur, of the side
+    )
     clahe: Chance = 0.0  # chance of contrast-limited adaptive histogram equalisation
 
 
@@ -68,7 +76,9 @@ class _Draws:
 
     def chosen(self, chance: float) -> Tensor:
         """Indices of the images to which something of this chance happens."""
-        return torch.nonzero(torch.rand(self._n, generator=self._generator) < chance)[:, 0].to(self._device)
+        return torch.nonzero(torch.rand(self._n, generator=self._generator) < chance)[:, 0].to(
+            self._device
+        )
 
     def on_device(self) -> torch.Generator:
         """A generator for what is drawn per pixel, where the pixels are."""
@@ -99,7 +109,18 @@ def augment(
 
 def _grid(side: int, how: Augmentation, draws: _Draws) -> Tensor | None:
     """Where each pixel comes from: (n, side, side, 2), x and y, -1 to 1 across the image. None: from where it is."""
-    if not any((how.flip, how.rotate_degrees, how.scale, how.shift, how.crop, how.elastic, how.grid, how.optical)):
+    if not any(
+        (
+            how.flip,
+            how.rotate_degrees,
+            how.scale,
+            how.shift,
+            how.crop,
+            how.elastic,
+            how.grid,
+            how.optical,
+        )
+    ):
         return None
     mirrored = draws.chosen(how.flip)
     middle = _middles(side, mirrored.device)
@@ -121,7 +142,10 @@ def _grid(side: int, how: Augmentation, draws: _Draws) -> Tensor | None:
     mirror = torch.ones_like(zoom).index_fill_(0, mirrored, -1.0)
     to = draws.within(2 * how.shift, 2, 1, 1) + cut[:, None] * draws.place(2, 1, 1)
     cosine, sine = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    return torch.stack([cosine * mirror * x - sine * y + to[:, 0], sine * mirror * x + cosine * y + to[:, 1]], dim=-1)
+    return torch.stack(
+        [cosine * mirror * x - sine * y + to[:, 0], sine * mirror * x + cosine * y + to[:, 1]],
+        dim=-1,
+    )
 
 
 def _middles(side: int, device: torch.device) -> Tensor:
@@ -135,14 +159,18 @@ def _uneven(stretch: Tensor, middle: Tensor) -> Tensor:
     bounds = functional.pad((1 + stretch).cumsum(-1), (1, 0))
     bounds = bounds / bounds[..., -1:] * 2 - 1
     at = (middle + 1) * (cells / 2)  # in cells
-    hats = (1 - (at[:, None] - torch.arange(cells + 1, device=at.device)).abs()).clamp_min(0)  # linear between bounds
+    hats = (1 - (at[:, None] - torch.arange(cells + 1, device=at.device)).abs()).clamp_min(
+        0
+    )  # linear between bounds
     return bounds @ hats.T
 
 
 def _smooth(middle: Tensor) -> Tensor:
     """(side, knots): what turns independent numbers at knots into a line of variance 1, smooth as under a gaussian."""
     width = 2 * _ELASTIC_WIDTH
-    knots = torch.arange(-1 - 3 * width, 1 + 3 * width, width, device=middle.device)  # further out nothing reaches in
+    knots = torch.arange(
+        -1 - 3 * width, 1 + 3 * width, width, device=middle.device
+    )  # further out nothing reaches in
     weights = torch.exp(-0.5 * ((middle[:, None] - knots) / width) ** 2)
     return functional.normalize(weights, dim=1)
 
@@ -157,7 +185,9 @@ def _grey(images: Tensor, how: Augmentation, draws: _Draws) -> Tensor:
     if how.gamma:
         images = images.clamp(0, 1) ** torch.exp(draws.within(how.gamma, 1, 1, 1))
     if how.contrast or how.brightness:
-        images = images * (1 + draws.within(how.contrast, 1, 1, 1)) + draws.within(how.brightness, 1, 1, 1)
+        images = images * (1 + draws.within(how.contrast, 1, 1, 1)) + draws.within(
+            how.brightness, 1, 1, 1
+        )
     if how.noise:
         some = draws.chosen(how.chance / 3)
         shape = (len(some), *images.shape[1:])
@@ -167,7 +197,9 @@ def _grey(images: Tensor, how: Augmentation, draws: _Draws) -> Tensor:
         some = draws.chosen(how.blur)
         if len(some):
             half = functional.interpolate(images[some], scale_factor=0.5, mode="area")
-            whole = functional.interpolate(half, size=images.shape[2:], mode="bilinear", align_corners=False)
+            whole = functional.interpolate(
+                half, size=images.shape[2:], mode="bilinear", align_corners=False
+            )
             images = images.index_copy(0, some, whole)
     if how.gaussian:
         images = _gaussian(images, draws.within(how.gaussian).abs() * images.shape[-1])
@@ -181,8 +213,12 @@ def _gaussian(images: Tensor, deviation_px: Tensor) -> Tensor:
     from_middle = torch.arange(-reach, reach + 1, device=images.device)
     kernels = torch.exp(-0.5 * (from_middle / deviation_px[:, None].clamp_min(1e-3)) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).view(n, 1, 1, -1)
-    planes = functional.pad(images.transpose(0, 1), (reach,) * 4, mode="reflect")  # images as channels, each its kernel
-    planes = functional.conv2d(functional.conv2d(planes, kernels, groups=n), kernels.transpose(2, 3), groups=n)
+    planes = functional.pad(
+        images.transpose(0, 1), (reach,) * 4, mode="reflect"
+    )  # images as channels, each its kernel
+    planes = functional.conv2d(
+        functional.conv2d(planes, kernels, groups=n), kernels.transpose(2, 3), groups=n
+    )
     return planes.transpose(0, 1)
 
 

@@ -42,7 +42,9 @@ def redo_statistics(network: nn.Module, inputs: Iterable[Tensor]) -> None:
     Izmailov et al., "Averaging weights leads to wider optima", UAI 2018, section 3.2. A layer that is at rest (eval
     mode: a frozen encoder) keeps its own.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    layers = [
+        layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training
+    ]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

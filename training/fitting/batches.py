@@ -32,14 +32,20 @@ class Samples:
     targets: NDArray[Any]  # (n,) float32 labels, or (n, side, side) uint8 masks, 255 inside
     times: int = 1  # each is seen in an epoch
     ids: Sequence[str] = ()  # named in messages
-    inside: NDArray[np.integer[Any]] | None = None  # (n, 4) top, left, height, width in the letterbox; None: all of it
+    inside: NDArray[np.integer[Any]] | None = (
+        None  # (n, 4) top, left, height, width in the letterbox; None: all of it
+    )
 
     def __post_init__(self) -> None:
         n, *square = self.images.shape
         if self.images.dtype != np.uint8 or len(square) != 2 or square[0] != square[1]:
-            raise ValueError(f"images: {self.images.dtype} {self.images.shape} found, uint8 (n, side, side) wanted")
+            raise ValueError(
+                f"images: {self.images.dtype} {self.images.shape} found, uint8 (n, side, side) wanted"
+            )
         if self.targets.shape not in ((n,), self.images.shape):
-            raise ValueError(f"targets: {self.targets.shape} found, {(n,)} labels or {self.images.shape} masks wanted")
+            raise ValueError(
+                f"targets: {self.targets.shape} found, {(n,)} labels or {self.images.shape} masks wanted"
+            )
         if len(self.ids) not in (0, n) or (self.inside is not None and self.inside.shape != (n, 4)):
             raise ValueError(f"ids and inside: one for each of {n} images wanted")
 
@@ -47,18 +53,26 @@ class Samples:
 class Batches:
     """One epoch after another of a stage's images. `stage.batch` images a batch, shared out among the processes."""
 
-    def __init__(self, parts: Sequence[Samples], stage: Stage, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, parts: Sequence[Samples], stage: Stage, seed: int, device: torch.device
+    ) -> None:
         """Raises ValueError: less than one batch, parts that do not fit together, or a batch that cannot be shared."""
         if len({(part.images.shape[1], part.targets.ndim) for part in parts}) != 1:
             raise ValueError("parts: one side, and labels everywhere or masks everywhere, wanted")
         self.stage, self.seed, self.device = stage, seed, device
         self._parts = parts
         self._starts = np.cumsum([0, *(len(part.images) * part.times for part in parts)])
-        self._boxed = stage.normalisation != "unit" and any(part.inside is not None for part in parts)
+        self._boxed = stage.normalisation != "unit" and any(
+            part.inside is not None for part in parts
+        )
         if not len(self):
-            raise ValueError(f"{self._starts[-1]} images found, a batch of {stage.batch} wanted; lower batch")
+            raise ValueError(
+                f"{self._starts[-1]} images found, a batch of {stage.batch} wanted; lower batch"
+            )
         if stage.batch % ranks.count():
-            raise ValueError(f"batch: {stage.batch} cannot be shared by {ranks.count()} processes; change one of them")
+            raise ValueError(
+                f"batch: {stage.batch} cannot be shared by {ranks.count()} processes; change one of them"
+            )
 
     def __len__(self) -> int:
         """Batches of an epoch; images that do not fill one are left to another epoch's shuffle."""
@@ -104,18 +118,31 @@ class Batches:
 
     def _prepared(self, number: int, index: int) -> Batch:
         chosen = self._chosen(number, index)
-        images = self._gathered([self._parts[part].images[row] for part, row in chosen])[:, None].float() / 255
-        targets = self._gathered([self._parts[part].targets[row] for part, row in chosen])[:, None].float()
+        images = (
+            self._gathered([self._parts[part].images[row] for part, row in chosen])[:, None].float()
+            / 255
+        )
+        targets = self._gathered([self._parts[part].targets[row] for part, row in chosen])[
+            :, None
+        ].float()
         labels, masks = (targets, None) if targets.dim() == 2 else (None, targets / 255)
         box = None
         if self._boxed:
-            rows = [None if (inside := self._parts[part].inside) is None else inside[row] for part, row in chosen]
+            rows = [
+                None if (inside := self._parts[part].inside) is None else inside[row]
+                for part, row in chosen
+            ]
             box = _boxes(rows, images.shape[-1]).to(self.device)
         generator = torch.Generator().manual_seed(mixed(self.seed, number, index, ranks.rank()))
         moving = [plane for plane in (masks, box) if plane is not None]
-        images, moved = augment(images, torch.cat(moving, 1) if moving else None, self.stage.augmentation, generator)
+        images, moved = augment(
+            images, torch.cat(moving, 1) if moving else None, self.stage.augmentation, generator
+        )
         if moved is not None:
-            masks, box = moved[:, :1] if masks is not None else None, moved[:, -1:] if box is not None else None
+            masks, box = (
+                moved[:, :1] if masks is not None else None,
+                moved[:, -1:] if box is not None else None,
+            )
         target = labels if masks is None else masks
         assert target is not None
         return normalise(images, self.stage.normalisation, box), target
@@ -123,7 +150,11 @@ class Batches:
     def _gathered(self, rows: list[NDArray[Any]]) -> Tensor:
         """(b, ...) on the device; the copy to a GPU runs while it computes."""
         batch = torch.from_numpy(np.stack(rows))
-        return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
+        return (
+            batch.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else batch
+        )
 
 
 def mixed(*numbers: int) -> int:
@@ -131,7 +162,9 @@ def mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def inputs(images: NDArray[np.uint8], scheme: str, inside: NDArray[np.integer[Any]] | None = None) -> Tensor:
+def inputs(
+    images: NDArray[np.uint8], scheme: str, inside: NDArray[np.integer[Any]] | None = None
+) -> Tensor:
     """(n, 1, side, side) float32 network inputs of letterboxed (n, side, side) images, as the node makes them."""
     box = None if inside is None else _boxes(list(inside), images.shape[-1])
     return normalise(torch.from_numpy(np.array(images))[:, None].float() / 255, scheme, box)

@@ -26,8 +26,12 @@ class Curve:
             *(BarColumn(), TaskProgressColumn(), TimeRemainingColumn()),
             *(TextColumn(f"{{task.fields[{field}]}}") for field in ("now", "figures")),
         )
-        self._progress = Progress(*columns, console=run.console, disable=not run.console.is_terminal)
-        self._task = self._progress.add_task(name, total=images, epoch=len(rows) + 1, now="", figures="")
+        self._progress = Progress(
+            *columns, console=run.console, disable=not run.console.is_terminal
+        )
+        self._task = self._progress.add_task(
+            name, total=images, epoch=len(rows) + 1, now="", figures=""
+        )
         self._writer: SummaryWriter | None = None
 
     def __enter__(self) -> Curve:
@@ -39,7 +43,12 @@ class Curve:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._progress.stop()
         if self._writer:
             self._writer.close()
@@ -53,7 +62,9 @@ class Curve:
         """One more epoch is done."""
         self.rows.append(row)
         self._run.console.print(f"{self._name}: {_text(row)}", soft_wrap=True)
-        self._progress.update(self._task, figures=_text({key: row[key] for key in row if key not in _OF_THE_LOOP}))
+        self._progress.update(
+            self._task, figures=_text({key: row[key] for key in row if key not in _OF_THE_LOOP})
+        )
         if self._writer:
             for key, value in row.items():
                 self._writer.add_scalar(key, value, int(row["epoch"]))

@@ -60,18 +60,30 @@ def fit(network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str)
 class _Fit:
     """A network on its way, with all that its next step depends on."""
 
-    def __init__(self, network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str) -> None:
-        self._network, self._batches, self._watch, self._run, self._name = network, batches, watch, run, name
+    def __init__(
+        self, network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str
+    ) -> None:
+        self._network, self._batches, self._watch, self._run, self._name = (
+            network,
+            batches,
+            watch,
+            run,
+            name,
+        )
         self._stage = stage = batches.stage
         self._per_epoch = math.ceil(len(batches) / stage.accumulate)  # steps
         self._loss_of = losses.compose(stage.loss, batches.positive_share)
         self._optimiser = _optimiser(network, stage.optimiser)
         self._half = _half(batches.device) if stage.precision == "bf16" else None
-        self._scaler = torch.amp.GradScaler(batches.device.type, enabled=self._half == torch.float16)
+        self._scaler = torch.amp.GradScaler(
+            batches.device.type, enabled=self._half == torch.float16
+        )
         self._trained = network
         if ranks.count() > 1:
             # What is frozen, and parts that a network leaves out while training, get no gradient.
-            self._trained = DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=True)
+            self._trained = DistributedDataParallel(
+                network, broadcast_buffers=False, find_unused_parameters=True
+            )
         averages = bool(stage.average.ema or stage.average.swa_last_epochs)
         self._average = copy.deepcopy(network) if averages else None
         self._step = 0
@@ -94,7 +106,9 @@ class _Fit:
         if stage.freeze:
             self._network.requires_grad_(True)
         if self._run.first:
-            tensors = {key: tensor.contiguous() for key, tensor in self._network.state_dict().items()}
+            tensors = {
+                key: tensor.contiguous() for key, tensor in self._network.state_dict().items()
+            }
             write(self._run.weights(self._name), lambda file: file.write(to_safetensors(tensors)))
             self._run.checkpoint(self._name).unlink(missing_ok=True)
 
@@ -110,9 +124,16 @@ class _Fit:
         if self._average and stage.average.ema:
             watched = self._average
             ranks.average(watched.buffers())
-        elif self._average and (before := number - (stage.epochs - stage.average.swa_last_epochs)) >= 0:
+        elif (
+            self._average
+            and (before := number - (stage.epochs - stage.average.swa_last_epochs)) >= 0
+        ):
             follow(self._average, self._network, before / (before + 1))
-        row = {"epoch": number + 1, "loss": loss, "learning_rate": self._optimiser.param_groups[0]["lr"]}
+        row = {
+            "epoch": number + 1,
+            "loss": loss,
+            "learning_rate": self._optimiser.param_groups[0]["lr"],
+        }
         self._judge(watched, row, {"images_per_s": speed})
 
     def _steps(self, number: int) -> float:
@@ -125,7 +146,9 @@ class _Fit:
             together = min(stage.accumulate, len(batches) - first)
             last = index == first + together - 1
             with contextlib.nullcontext() if last else self._apart():
-                with torch.autocast(batches.device.type, self._half, enabled=self._half is not None):
+                with torch.autocast(
+                    batches.device.type, self._half, enabled=self._half is not None
+                ):
                     outputs = self._trained(inputs)
                 loss = self._loss_of(outputs, targets)
                 self._scaler.scale(loss / together).backward()  # type: ignore[no-untyped-call]
@@ -137,7 +160,9 @@ class _Fit:
                 self._require_numbers(seen, number, index + 1 - len(seen))
                 now = time.monotonic()
                 images = (number * len(batches) + index + 1) * stage.batch
-                self._curve.show(images, sum(seen) / len(seen), len(seen) * stage.batch / (now - looked))
+                self._curve.show(
+                    images, sum(seen) / len(seen), len(seen) * stage.batch / (now - looked)
+                )
                 total, looked, waiting = total + sum(seen), now, []
         mean = torch.tensor(total / len(batches), dtype=torch.float64, device=batches.device)
         ranks.average([mean])
@@ -163,7 +188,11 @@ class _Fit:
         self._step += 1
         if self._average and stage.average.ema:
             # The first steps count more: weights that were drawn at random are soon forgotten.
-            follow(self._average, self._network, min(stage.average.ema, (1 + self._step) / (10 + self._step)))
+            follow(
+                self._average,
+                self._network,
+                min(stage.average.ema, (1 + self._step) / (10 + self._step)),
+            )
 
     def _redo_statistics(self, mean: nn.Module) -> None:
         """Of the mean of the steps or of the last epochs, which is then judged like one more epoch."""
@@ -181,7 +210,9 @@ class _Fit:
             figures = ranks.same(self._watch(network) if self._run.first else {})
         by = self._stage.best_by
         if by is not None and by not in figures:
-            raise TrainingError(f"{self._name}: best_by: {by} found, one of {', '.join(figures) or 'nothing'} wanted")
+            raise TrainingError(
+                f"{self._name}: best_by: {by} found, one of {', '.join(figures) or 'nothing'} wanted"
+            )
         self._curve.add(before | figures | after)
         if by is not None and not math.isnan(figures[by]) and schedule.stale(self._figures()) == 0:
             self._best = {key: tensor.cpu().clone() for key, tensor in network.state_dict().items()}
@@ -195,7 +226,11 @@ class _Fit:
     def _apart(self) -> contextlib.AbstractContextManager[None]:
         """Gradients are gathered in each process, and shared with those of the last batch of a step."""
         trained = self._trained
-        return trained.no_sync() if isinstance(trained, DistributedDataParallel) else contextlib.nullcontext()
+        return (
+            trained.no_sync()
+            if isinstance(trained, DistributedDataParallel)
+            else contextlib.nullcontext()
+        )
 
     def _require_numbers(self, seen: list[float], number: int, first: int) -> None:
         for index, loss in enumerate(seen, first):
@@ -238,7 +273,11 @@ class _Fit:
 def _optimiser(network: nn.Module, how: Optimiser) -> torch.optim.Optimizer:
     if how.name == "sgd":
         return torch.optim.SGD(
-            network.parameters(), how.learning_rate, momentum=0.9, weight_decay=how.weight_decay, nesterov=True
+            network.parameters(),
+            how.learning_rate,
+            momentum=0.9,
+            weight_decay=how.weight_decay,
+            nesterov=True,
         )
     kind = torch.optim.AdamW if how.name == "adamw" else torch.optim.Adam
     return kind(network.parameters(), how.learning_rate, weight_decay=how.weight_decay)
@@ -266,7 +305,9 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+        if not isinstance(error, MemoryError) and not any(
+            words in str(error).lower() for words in _OUT_OF_MEMORY
+        ):
             raise
         raise TrainingError(
             f"{name}: out of memory ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})."

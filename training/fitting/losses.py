@@ -12,7 +12,9 @@ from training.recipe import Loss
 
 Outputs = Tensor | list[Tensor]
 _FOCUS = 2.0  # gamma of the focal loss: the best of the paper
-_SMOOTH = 1.0  # pixels added to both sides of a ratio: an empty one is defined, and a tiny mask no cliff
+_SMOOTH = (
+    1.0  # pixels added to both sides of a ratio: an empty one is defined, and a tiny mask no cliff
+)
 
 
 def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tensor], Tensor]:
@@ -29,7 +31,9 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
         ValueError: to balance, but one class is missing; at a call: a map, and no masks to hold it against.
     """
     if loss.balance and not 0 < positive_share < 1:
-        raise ValueError(f"loss: balance with a positive share of {positive_share}; wanted images of both classes")
+        raise ValueError(
+            f"loss: balance with a positive share of {positive_share}; wanted images of both classes"
+        )
     weights = (0.5 / (1 - positive_share), 0.5 / positive_share) if loss.balance else (1.0, 1.0)
     terms = ((loss.cross_entropy, cross_entropy), (loss.focal, focal))
     of_labels = [(weight, term) for weight, term in terms if weight] or [(1.0, cross_entropy)]
@@ -41,9 +45,13 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
         if logits.dim() == 2:
             if targets.dim() == 4:
                 targets = (targets > 0).flatten(1).any(1, keepdim=True).float()
-            return torch.stack([weight * term(logits, targets, *weights) for weight, term in of_labels]).sum()
+            return torch.stack(
+                [weight * term(logits, targets, *weights) for weight, term in of_labels]
+            ).sum()
         if targets.dim() != 4:
-            raise ValueError(f"loss: a map {tuple(logits.shape)} and targets {tuple(targets.shape)}; wanted masks")
+            raise ValueError(
+                f"loss: a map {tuple(logits.shape)} and targets {tuple(targets.shape)}; wanted masks"
+            )
         parts = [weight * term(logits, targets) for weight, term in terms if weight]
         parts += [weight * term(logits, targets, loss.empty) for weight, term in overlaps if weight]
         return torch.stack(parts).sum()
@@ -55,7 +63,9 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
     return of_all
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, negative: float = 1.0, positive: float = 1.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, negative: float = 1.0, positive: float = 1.0
+) -> Tensor:
     """Binary cross entropy against probabilities, the classes weighted; mean over everything."""
     ratio = torch.tensor(positive / negative, device=logits.device)
     return negative * functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=ratio)

@@ -91,7 +91,9 @@ class Run:
             return
         there = sorted(path.name for path in self.folder.iterdir())
         if strangers := [name for name in there if name.lstrip(".").split(".")[0] not in _OURS]:
-            raise RunError(f"{self.folder}: holds {', '.join(strangers[:_SHOWN])} and no run; give an empty folder")
+            raise RunError(
+                f"{self.folder}: holds {', '.join(strangers[:_SHOWN])} and no run; give an empty folder"
+            )
         _write_json(self.folder / _ENVIRONMENT, self.environment)
         _write_json(self.folder / _RECIPE, wanted)  # last: it says that the run has begun
 
@@ -110,7 +112,9 @@ class Run:
                 f" {self.environment['data']} now). Give another folder, or the data as they were"
             )
         self.console.print(f"{self.folder}: resumes")
-        before, now = ({key: where.get(key) for key in _NUMBERS} for where in (then, self.environment))
+        before, now = (
+            {key: where.get(key) for key in _NUMBERS} for where in (then, self.environment)
+        )
         for change in _differences(before, now):
             self.console.print(f"  {change}: the last digits of the weights may differ")
 
@@ -118,7 +122,9 @@ class Run:
 def digest(cases: Iterable[Case]) -> str:
     """One name for a set of images with masks, labels and what decides their split, whatever their order (SHA-256)."""
     names = sorted(
-        json.dumps([case.image_id, case.identity(), case.patient, case.fold, case.label, case.as_published])
+        json.dumps(
+            [case.image_id, case.identity(), case.patient, case.fold, case.label, case.as_published]
+        )
         for case in cases
     )
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
@@ -177,7 +183,9 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
         before, now = dict(enumerate(before)), dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*before, *now]):
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+            yield from _differences(
+                before.get(name), now.get(name), f"{key}.{name}" if key else str(name)
+            )
     elif before != now:
         yield f"{key} was {json.dumps(before)}, is {json.dumps(now)}"
 
@@ -190,7 +198,9 @@ def _without_folders(command: Sequence[str]) -> str:
     words = "\0".join(command)
     for option, name in _FOLDERS.items():
         words = re.sub(rf"(^|\0)({option}[=\0])[^\0]*", rf"\1\2{name}", words)
-    return shlex.join(re.sub(r"^((?:[\w.-]+=)*).*/(?=.)", r"\1", word) for word in words.split("\0"))
+    return shlex.join(
+        re.sub(r"^((?:[\w.-]+=)*).*/(?=.)", r"\1", word) for word in words.split("\0")
+    )
 
 
 def _version(package: str) -> str | None:
@@ -205,6 +215,15 @@ def _commit() -> str | None:
     checkout, git = Path(__file__).resolve().parents[1], shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
-    describe = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    describe = [
+        git,
+        "-C",
+        str(checkout),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     answer = subprocess.run(describe, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

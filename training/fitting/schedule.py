@@ -14,7 +14,11 @@ from torch import nn
 from training.recipe import Freeze, Schedule
 
 _WARM_UP_FROM = 0.01
-_ONE_CYCLE = (1 / 25, 1.0, 1 / 250_000)  # shares of the highest rate: at first, at the top, at last; as torch's
+_ONE_CYCLE = (
+    1 / 25,
+    1.0,
+    1 / 250_000,
+)  # shares of the highest rate: at first, at the top, at last; as torch's
 _ONE_CYCLE_MOMENTUM = (0.95, 0.85, 0.95)
 
 
@@ -76,9 +80,13 @@ def train(network: nn.Module, freeze: Freeze | None, epoch: int) -> None:
         return
     encoder = getattr(network, "encoder", None)
     modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
-    holders = [module for module in modules if next(module.parameters(recurse=False), None) is not None]
+    holders = [
+        module for module in modules if next(module.parameters(recurse=False), None) is not None
+    ]
     if not holders:
-        raise ValueError(f"freeze: {type(network).__name__} has no encoder with weights; leave freeze out")
+        raise ValueError(
+            f"freeze: {type(network).__name__} has no encoder with weights; leave freeze out"
+        )
     rests = freeze.epochs == 0 or epoch < freeze.epochs
     for module in holders[: math.ceil(freeze.share * len(holders))]:
         module.train(not rests)

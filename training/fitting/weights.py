@@ -54,7 +54,10 @@ _TORCHVISION: _Form = (
     (r"^features\._blocks\.0\.(\d+)\.\d+\._se_", r"features.1.\1.block.1._se_"),
     (r"^features\._blocks\.0\.(\d+)\.\d+\._project_conv\.", r"features.1.\1.block.2.0."),
     (r"^features\._blocks\.0\.(\d+)\.\d+\._bn2\.", r"features.1.\1.block.2.1."),
-    (r"^features\._blocks\.(\d+)\.(\d+)\.\d+\.", lambda found: f"features.{int(found[1]) + 1}.{found[2]}.block."),
+    (
+        r"^features\._blocks\.(\d+)\.(\d+)\.\d+\.",
+        lambda found: f"features.{int(found[1]) + 1}.{found[2]}.block.",
+    ),
     (r"\.block\._expand_conv\.", ".block.0.0."),
     (r"\.block\._depthwise_conv\.", ".block.1.0."),
     (r"\.block\._project_conv\.", ".block.3.0."),
@@ -65,8 +68,12 @@ _TORCHVISION: _Form = (
     (r"\._se_reduce\.", ".fc1."),
     (r"\._se_expand\.", ".fc2."),
 )
-_AS_HERE: _Form = ((r"^(features\._blocks\.\d+)\.\d+\.", r"\1."),)  # most of our networks have the published names
-_OF_TIMM: _Form = ((r"^model\.", ""),)  # its own networks (inference/networks/encoders/from_timm.py)
+_AS_HERE: _Form = (
+    (r"^(features\._blocks\.\d+)\.\d+\.", r"\1."),
+)  # most of our networks have the published names
+_OF_TIMM: _Form = (
+    (r"^model\.", ""),
+)  # its own networks (inference/networks/encoders/from_timm.py)
 _FORMS = (_AS_HERE, _SQUEEZE, _LUKEMELAS, _MONAI, _TIMM, _TORCHVISION, _OF_TIMM)
 
 # What stands after the encoder, as published: classes, and the layers that only serve these.
@@ -92,21 +99,38 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
         WeightsError: a file that cannot be read or is more than tensors; tensors that are missing, unknown, of another
             shape or not finite; a network without an encoder.
     """
-    named = " ".join(str(one) for one in (stage.architecture, stage.arguments.get("encoder")) if one)
+    named = " ".join(
+        str(one) for one in (stage.architecture, stage.arguments.get("encoder")) if one
+    )
     wanted = _encoder(network, f"{path}: {named}")
     given = _read(path)
     forms = [_published(wanted, form) for form in _FORMS]
     names = max(forms, key=lambda form: len(given.keys() & form.values()))  # ours -> theirs
-    found = {name: _fitted(given[theirs], wanted[name]) for name, theirs in names.items() if theirs in given}
-    faults = [f"{theirs} is missing" for name, theirs in names.items() if name not in found and not _counts(name)]
-    known = {*names.values(), *(one for part in network.modules() for one in getattr(part, "unused", ()))}
+    found = {
+        name: _fitted(given[theirs], wanted[name])
+        for name, theirs in names.items()
+        if theirs in given
+    }
+    faults = [
+        f"{theirs} is missing"
+        for name, theirs in names.items()
+        if name not in found and not _counts(name)
+    ]
+    known = {
+        *names.values(),
+        *(one for part in network.modules() for one in getattr(part, "unused", ())),
+    }
     faults += [f"{one} is unknown" for one in given if one not in known and not _HEAD.match(one)]
     faults += [
         f"{names[name]} is {tuple(value.shape)}, wanted {tuple(wanted[name].shape)}"
         for name, value in found.items()
         if value.shape != wanted[name].shape
     ]
-    faults += [f"{names[name]} holds NaN or infinity" for name, value in found.items() if not value.isfinite().all()]
+    faults += [
+        f"{names[name]} holds NaN or infinity"
+        for name, value in found.items()
+        if not value.isfinite().all()
+    ]
     if faults:
         more = f"; and {len(faults) - _MOST} more" if len(faults) > _MOST else ""
         raise WeightsError(
@@ -123,9 +147,13 @@ def take_encoder(network: nn.Module, classifier: nn.Module) -> None:
         WeightsError: one of both has no encoder, or they differ.
     """
     wanted, found = _encoder(network, "the segmenter"), _encoder(classifier, "the classifier")
-    shapes, others = ({name: one.shape for name, one in tensors.items()} for tensors in (wanted, found))
+    shapes, others = (
+        {name: one.shape for name, one in tensors.items()} for tensors in (wanted, found)
+    )
     if shapes != others:
-        differ = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+        differ = sorted(
+            name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name)
+        )
         raise WeightsError(
             f"start: classifier: the encoders differ in {len(differ)} tensors ({', '.join(differ[:_MOST])}); "
             "give classifier and segmenter the same encoder and stem, or start: random"
@@ -138,7 +166,9 @@ def _encoder(network: nn.Module, named: str) -> dict[str, Tensor]:
     encoder = getattr(network, "encoder", None)
     if isinstance(encoder, nn.Module):
         return dict(encoder.state_dict())
-    tensors = {name: one for name, one in network.state_dict().items() if name.startswith("features.")}
+    tensors = {
+        name: one for name, one in network.state_dict().items() if name.startswith("features.")
+    }
     if not tensors:
         raise WeightsError(f"{named} has no encoder to start from given weights; say start: random")
     return tensors
@@ -166,9 +196,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     except PackageError as error:
         raise WeightsError(str(error)) from error
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be read as safetensors ({str(error)[:300]}); give another file") from error
+        raise WeightsError(
+            f"{path}: cannot be read as safetensors ({str(error)[:300]}); give another file"
+        ) from error
     given = importing.renamed(given)
-    inner = {name.removeprefix("encoder."): one for name, one in given.items() if name.startswith("encoder.")}
+    inner = {
+        name.removeprefix("encoder."): one
+        for name, one in given.items()
+        if name.startswith("encoder.")
+    }
     return inner or given
 
 
@@ -181,7 +217,9 @@ def _fitted(given: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _counts(name: str) -> bool:
-    return name.endswith("num_batches_tracked")  # training's bookkeeping; torch before 0.4.1 had none
+    return name.endswith(
+        "num_batches_tracked"
+    )  # training's bookkeeping; torch before 0.4.1 had none
 
 
 def _fill(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,9 @@ class Answer:
     image_id: str
     patient: str
     label: float  # 1 something to find, 0 nothing; in between: a soft target
-    part: str = ""  # of the run's split: train, validate, train+validate, report; "" where there is none
+    part: str = (
+        ""  # of the run's split: train, validate, train+validate, report; "" where there is none
+    )
     fold: int | None = None
     as_published: bool = True
     view: str = ""
@@ -63,7 +65,9 @@ def read(path: Path) -> list[Answer]:
             try:
                 answers.append(Answer(**{name: _KIND_OF[name](text) for name, text in row.items()}))
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}: line {reader.line_num}: {error}; a row of an answers.csv wanted") from error
+                raise ValueError(
+                    f"{path}: line {reader.line_num}: {error}; a row of an answers.csv wanted"
+                ) from error
     return answers
 
 

@@ -26,7 +26,9 @@ from training.recipe import Layout, Recipe
 __all__ = ["Answer", "Evaluation", "Look", "read_answers", "run", "table"]
 
 _BATCH = 8
-_BORROWED = "the segmenter is the default model's, which siim folds 0 to 2 trained: no figures of masks"
+_BORROWED = (
+    "the segmenter is the default model's, which siim folds 0 to 2 trained: no figures of masks"
+)
 
 # What figures on these labels cannot tell.
 WARNINGS: Mapping[str, str] = {
@@ -49,30 +51,46 @@ class Look:
 class Evaluation:
     """Every image's answer, the figures of them all, and a way to look at an image again."""
 
-    figures: dict[str, Any]  # JSON-able; each with its 95 % bootstrap interval and the number of images it is from
+    figures: dict[
+        str, Any
+    ]  # JSON-able; each with its 95 % bootstrap interval and the number of images it is from
     answers: list[Answer]
     look: Callable[[Answer], Look]
     found: list[dict[str, float]] = field(default_factory=list)  # features of each answer's mask
-    runs: list[str] = field(default_factory=list)  # run lengths (training/data/rle.py) of what both stages find
+    runs: list[str] = field(
+        default_factory=list
+    )  # run lengths (training/data/rle.py) of what both stages find
 
     def write(self, out: Path) -> None:
         """figures.json, answers.csv, masks.csv (SIIM-ACR); features.csv and patients.csv (measures/features.py)."""
         out.mkdir(parents=True, exist_ok=True)
         write_rows(out / "answers.csv", [asdict(answer) for answer in self.answers])
         pairs = zip(self.answers, self.runs, strict=True)
-        write_rows(out / "masks.csv", [{"ImageId": one.image_id, "EncodedPixels": runs} for one, runs in pairs])
+        write_rows(
+            out / "masks.csv",
+            [{"ImageId": one.image_id, "EncodedPixels": runs} for one, runs in pairs],
+        )
         rows, of_patient = [], dict[str, list[dict[str, float]]]()
         for answer, mask in zip(self.answers, self.found, strict=True):
             rows.append({"image_id": answer.image_id, "patient": answer.patient} | mask)
             of_patient.setdefault(answer.patient, []).append(mask)
         write_rows(out / "features.csv", rows)
-        patients = [{"patient": patient} | features.of_patient(masks) for patient, masks in of_patient.items()]
+        patients = [
+            {"patient": patient} | features.of_patient(masks)
+            for patient, masks in of_patient.items()
+        ]
         write_rows(out / "patients.csv", patients)
-        (out / "figures.json").write_text(json.dumps(self.figures, indent=2, allow_nan=False), encoding="utf-8")
+        (out / "figures.json").write_text(
+            json.dumps(self.figures, indent=2, allow_nan=False), encoding="utf-8"
+        )
 
 
 def run(
-    model: Path, data: Path, layout: Layout = "siim", recipe: Recipe | None = None, split: Path | None = None
+    model: Path,
+    data: Path,
+    layout: Layout = "siim",
+    recipe: Recipe | None = None,
+    split: Path | None = None,
 ) -> Evaluation:
     """Measure a package on the images of `data`, one small batch in memory at a time.
 
@@ -94,7 +112,11 @@ def run(
     for answer, seen in _answered(engine, cases, parts):
         answers.append(answer if own else replace(answer, true=None, common=0))
         found.append(features.of_mask(seen.found))
-        runs.append(rle.encode(seen.found) if answer.probability >= engine.manifest.classifier.threshold else rle.NONE)
+        runs.append(
+            rle.encode(seen.found)
+            if answer.probability >= engine.manifest.classifier.threshold
+            else rle.NONE
+        )
     figures: dict[str, Any] = {
         "model": engine.identity.id,
         "version": engine.identity.version,
@@ -144,15 +166,23 @@ def _answered(
             )
 
 
-def _looks(engine: Engine, cases: Sequence[Case], pictures: Sequence[NDArray[np.float32]]) -> Iterator[Look]:
+def _looks(
+    engine: Engine, cases: Sequence[Case], pictures: Sequence[NDArray[np.float32]]
+) -> Iterator[Look]:
     for case, picture, drawn in zip(cases, pictures, engine.segment(pictures), strict=True):
-        yield Look(picture, case.mask(), postprocess.segment(drawn, *engine.manifest.segmenter.rule))
+        yield Look(
+            picture, case.mask(), postprocess.segment(drawn, *engine.manifest.segmenter.rule)
+        )
 
 
-def _parts(path: Path | None, cases: Sequence[Case], report: Sequence[int]) -> dict[str, tuple[str, int | None]]:
+def _parts(
+    path: Path | None, cases: Sequence[Case], report: Sequence[int]
+) -> dict[str, tuple[str, int | None]]:
     """image_id -> part (several joined by "+") and fold. Without `path`, these folds of the data report."""
     if path is None:
-        return {case.image_id: ("report" if case.fold in report else "", case.fold) for case in cases}
+        return {
+            case.image_id: ("report" if case.fold in report else "", case.fold) for case in cases
+        }
     parts = splits.read(path, cases)
     part_of: dict[str, list[str]] = {}
     for name in ("train", "validate", "report"):

@@ -67,12 +67,18 @@ def of_patient(slices: Sequence[dict[str, float]]) -> dict[str, float]:
     values = {name: np.array([one[name] for one in slices]) for name in NAMES}
     area = values["area_px"]
     some = area > 0
-    patient = {"slices": float(len(slices)), "slices_with": float(some.sum()), "largest_area_px": float(area.max())}
+    patient = {
+        "slices": float(len(slices)),
+        "slices_with": float(some.sum()),
+        "largest_area_px": float(area.max()),
+    }
     for name, value in values.items():
         if name in _SUMMED:
             patient[name] = float(value.sum())
         else:
-            patient[name] = float(np.average(value[some], weights=area[some])) if some.any() else math.nan
+            patient[name] = (
+                float(np.average(value[some], weights=area[some])) if some.any() else math.nan
+            )
     return patient
 
 

@@ -44,7 +44,13 @@ _MEANS = {
     "mean_iou": ("mean_iou", "masks"),
     "competition_score": ("dice", "masks"),
 }
-_CREDIT_NOTHING = ("dice", "iou", "mean_iou", "pixel_accuracy", "competition_score")  # the others give it 0
+_CREDIT_NOTHING = (
+    "dice",
+    "iou",
+    "mean_iou",
+    "pixel_accuracy",
+    "competition_score",
+)  # the others give it 0
 
 
 def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> dict[str, Any]:
@@ -59,11 +65,20 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
     figures: dict[str, Any] = {
         "images": len(answers),
         "trained_on": sum(answer.of("train") for answer in answers) if from_run else None,
-        "report": {"key": key, "part": part, "folds": folds, "note": _note(part if key else "", from_run)},
-        "notes": [_OWN_PATIENTS] if len({answer.patient for answer in answers}) == len(answers) else [],
+        "report": {
+            "key": key,
+            "part": part,
+            "folds": folds,
+            "note": _note(part if key else "", from_run),
+        },
+        "notes": [_OWN_PATIENTS]
+        if len({answer.patient for answer in answers}) == len(answers)
+        else [],
     }
     as_published = [answer for answer in answers if answer.as_published]
-    groups = {"all": answers} | ({"jpeg_baseline": as_published} if 0 < len(as_published) < len(answers) else {})
+    groups = {"all": answers} | (
+        {"jpeg_baseline": as_published} if 0 < len(as_published) < len(answers) else {}
+    )
     for name, group in groups.items():
         figures[name] = measured(group, threshold)
         within = [answer for answer in group if answer.of(part)]
@@ -74,7 +89,9 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
     return figures
 
 
-def measured(answers: Sequence[Answer], threshold: float, draws: int | None = None) -> dict[str, dict[str, Any]]:
+def measured(
+    answers: Sequence[Answer], threshold: float, draws: int | None = None
+) -> dict[str, dict[str, Any]]:
     """Every figure that these answers allow: value, interval_95, and the images that it is from.
 
     Figures of masks are from the images whose mask is known; those `_positives` from those of them with a mask.
@@ -84,7 +101,9 @@ def measured(answers: Sequence[Answer], threshold: float, draws: int | None = No
     patients, patient_of = np.unique([answer.patient for answer in answers], return_inverse=True)
     weights = _resamples(len(patients), draws or DRAWS)
     columns = _columns(answers, threshold)
-    per_patient = np.stack([np.bincount(patient_of, column, len(patients)) for column in columns.values()], axis=1)
+    per_patient = np.stack(
+        [np.bincount(patient_of, column, len(patients)) for column in columns.values()], axis=1
+    )
     sums: Sums = dict(zip(columns, (weights @ per_patient).T, strict=True))
     drawn = _ranking(answers, weights, patient_of)
     drawn |= {name: getattr(_confusion(sums, "images "), name) for name in _DECISIONS}
@@ -117,13 +136,19 @@ def _masks(sums: Sums) -> dict[str, Values]:
     for name, (of, over) in _MEANS.items():
         figures |= {name + suffix: _mean(sums[of + suffix], sums[over]) for suffix in _OF_MASKS}
     trivial = {name + NOTHING for name in _CREDIT_NOTHING}
-    return {name: values for name, values in figures.items() if name in trivial or not name.endswith(NOTHING)}
+    return {
+        name: values
+        for name, values in figures.items()
+        if name in trivial or not name.endswith(NOTHING)
+    }
 
 
 def _resamples(patients: int, draws: int) -> Values:
     """(1 + draws, patients): how often each patient counts; first, everyone once."""
     rng = np.random.default_rng(0)
-    rows = [np.bincount(rng.integers(patients, size=patients), minlength=patients) for _ in range(draws)]
+    rows = [
+        np.bincount(rng.integers(patients, size=patients), minlength=patients) for _ in range(draws)
+    ]
     return np.stack([np.ones(patients), *rows])
 
 
@@ -134,7 +159,10 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
     said = score >= threshold
     masked = np.array([answer.true is not None for answer in answers])
     true = np.array([answer.true or 0 for answer in answers])
-    found, common = (np.array([getattr(answer, name) for answer in answers]) * masked for name in ("found", "common"))
+    found, common = (
+        np.array([getattr(answer, name) for answer in answers]) * masked
+        for name in ("found", "common")
+    )
     pixels, some = np.array([answer.pixels for answer in answers]) * masked, true > 0
     columns = {
         "images": np.ones(len(answers)),
@@ -143,12 +171,17 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
         "masks": masked,
         "masks_some": some,
     }
-    columns |= {f"images {name}": count for name, count in _counts(said & label, said, label, 1).items()}
-    for suffix, drawn in zip(_OF_MASKS, (said, np.ones_like(said), np.zeros_like(said)), strict=True):
+    columns |= {
+        f"images {name}": count for name, count in _counts(said & label, said, label, 1).items()
+    }
+    for suffix, drawn in zip(
+        _OF_MASKS, (said, np.ones_like(said), np.zeros_like(said)), strict=True
+    ):
         counts = _counts(common * drawn, found * drawn, true, pixels)
         images = Confusion(*counts.values())
         dice, iou, background = (
-            np.nan_to_num(one, nan=1.0) * masked for one in (images.f1, images.iou, images.of_background().iou)
+            np.nan_to_num(one, nan=1.0) * masked
+            for one in (images.f1, images.iou, images.of_background().iou)
         )
         columns |= {f"pixels{suffix} {name}": count for name, count in counts.items()}
         means = {
@@ -165,7 +198,9 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
 def _counts(common: Any, found: Any, true: Any, all_: Any) -> dict[str, Values]:
     """The counts of a Confusion."""
     both, said, is_so = (np.asarray(one, dtype=np.float64) for one in (common, found, true))
-    return dict(zip(_COUNTS, (both, said - both, is_so - both, all_ - said - is_so + both), strict=True))
+    return dict(
+        zip(_COUNTS, (both, said - both, is_so - both, all_ - said - is_so + both), strict=True)
+    )
 
 
 def _confusion(sums: Sums, prefix: str) -> Confusion:
@@ -176,19 +211,27 @@ def _mean(total: Values, count: Values) -> Values:
     return np.asarray(total / np.where(count == 0, np.nan, count))
 
 
-def _ranking(answers: Sequence[Answer], weights: Values, patient_of: NDArray[np.intp]) -> dict[str, Values]:
+def _ranking(
+    answers: Sequence[Answer], weights: Values, patient_of: NDArray[np.intp]
+) -> dict[str, Values]:
     """AUC and average precision, one per row of `weights` (resamples, patients): as metrics.py's, weighted."""
     score = np.array([answer.probability for answer in answers])
     label = np.array([answer.positive for answer in answers])
     order = np.argsort(-score, kind="stable")
     hit = label[order]
-    ties = np.flatnonzero(np.diff(score[order], prepend=np.inf))  # where each group of equal scores begins
+    ties = np.flatnonzero(
+        np.diff(score[order], prepend=np.inf)
+    )  # where each group of equal scores begins
     found = np.full((2, len(weights)), np.nan)
     for row, weight in enumerate(weights):
-        positive, negative = (np.add.reduceat(weight[patient_of[order]] * chosen, ties) for chosen in (hit, ~hit))
+        positive, negative = (
+            np.add.reduceat(weight[patient_of[order]] * chosen, ties) for chosen in (hit, ~hit)
+        )
         positives, negatives = positive.sum(), negative.sum()
         if positives and negatives:
-            found[0, row] = (negative * (positive.cumsum() - positive / 2)).sum() / (positives * negatives)
+            found[0, row] = (negative * (positive.cumsum() - positive / 2)).sum() / (
+                positives * negatives
+            )
         if positives:
             above = positive.cumsum()
             precision = above / np.maximum(above + negative.cumsum(), 1e-12)
@@ -198,12 +241,24 @@ def _ranking(answers: Sequence[Answer], weights: Values, patient_of: NDArray[np.
 
 _OWN_PATIENTS = "each image counts as its own patient: the data name no patients"
 _NOTES = {
-    ("report", True): "report part of the run's split: these images trained nothing and chose nothing",
-    ("validate", True): "the split has no report part: these images chose weights and thresholds, so their figures are "
+    (
+        "report",
+        True,
+    ): "report part of the run's split: these images trained nothing and chose nothing",
+    (
+        "validate",
+        True,
+    ): "the split has no report part: these images chose weights and thresholds, so their figures are "
     "too good",
-    ("report", False): "fold published with the data, which the model's recipe leaves out; without the split of a run "
+    (
+        "report",
+        False,
+    ): "fold published with the data, which the model's recipe leaves out; without the split of a run "
     "nobody can say which of the other images trained the model",
-    ("", False): "no split of a run was given: nobody can say which of these images trained the model, so no published "
+    (
+        "",
+        False,
+    ): "no split of a run was given: nobody can say which of these images trained the model, so no published "
     "figures stand beside; give the run's split.csv with --split",
     ("", True): "none of these images reports or validates in the run's split",
 }
@@ -220,7 +275,9 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
     lines += [f"{figures['report']['key'] or 'note'}: {figures['report']['note']}"]
     lines += [f"note: {note}" for note in figures["notes"]]
     if figures["trained_on"]:
-        lines.append(f"{figures['trained_on']} of the {figures['images']} images trained this model: `all` is too good")
+        lines.append(
+            f"{figures['trained_on']} of the {figures['images']} images trained this model: `all` is too good"
+        )
 
     def walk(path: str, node: Mapping[str, Any]) -> None:
         if "value" in node:
@@ -234,7 +291,9 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
     rows = beside(figures, published or {})
     lines += ["published figures beside ours; " + CAVEAT] if rows else []
     for name, said, ours in rows:
-        lines.append(f"{name:30} published {said}   ours {'; '.join(f'{k}: {text(v)}' for k, v in ours.items())}")
+        lines.append(
+            f"{name:30} published {said}   ours {'; '.join(f'{k}: {text(v)}' for k, v in ours.items())}"
+        )
     return "\n".join(lines)
 
 
@@ -242,7 +301,9 @@ CAVEAT = (
     "theirs are of their own images and split and, of masks, by definitions that they do not state; ours of the images "
     "named here: a difference says nothing by itself"
 )
-_DEFINED = "competition_score"  # by SIIM-ACR 2019; no study says how it computed another figure of masks
+_DEFINED = (
+    "competition_score"  # by SIIM-ACR 2019; no study says how it computed another figure of masks
+)
 
 
 def beside(

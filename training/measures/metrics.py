@@ -37,9 +37,15 @@ class Confusion:
             ValueError: the shapes differ.
         """
         if found.shape != true.shape:
-            raise ValueError(f"confusion: found has shape {found.shape} and true {true.shape}; wanted the same")
-        both, said, is_so = (np.float64(np.count_nonzero(one)) for one in (found & true, found, true))
-        return cls(*map(np.asarray, (both, said - both, is_so - both, found.size - said - is_so + both)))
+            raise ValueError(
+                f"confusion: found has shape {found.shape} and true {true.shape}; wanted the same"
+            )
+        both, said, is_so = (
+            np.float64(np.count_nonzero(one)) for one in (found & true, found, true)
+        )
+        return cls(
+            *map(np.asarray, (both, said - both, is_so - both, found.size - said - is_so + both))
+        )
 
     @classmethod
     def stack(cls, parts: Iterable[Confusion]) -> Confusion:
@@ -52,7 +58,9 @@ class Confusion:
 
     def of_background(self) -> Confusion:
         """The same with the other class as the positive one."""
-        return Confusion(self.true_negative, self.false_negative, self.false_positive, self.true_positive)
+        return Confusion(
+            self.true_negative, self.false_negative, self.false_positive, self.true_positive
+        )
 
     @property
     def sensitivity(self) -> Scores:
@@ -83,14 +91,22 @@ class Confusion:
     @property
     def iou(self) -> Scores:
         """Intersection over union: Jaccard's index."""
-        return _ratio(self.true_positive, self.true_positive + self.false_positive + self.false_negative)
+        return _ratio(
+            self.true_positive, self.true_positive + self.false_positive + self.false_negative
+        )
 
     @property
     def mcc(self) -> Scores:
         """Matthews' correlation coefficient (1975); 0 where a class is never true or never found."""
         right = self.true_positive * self.true_negative - self.false_positive * self.false_negative
-        said, is_so = self.true_positive + self.false_positive, self.true_positive + self.false_negative
-        left, is_not = self.true_negative + self.false_negative, self.true_negative + self.false_positive
+        said, is_so = (
+            self.true_positive + self.false_positive,
+            self.true_positive + self.false_negative,
+        )
+        left, is_not = (
+            self.true_negative + self.false_negative,
+            self.true_negative + self.false_positive,
+        )
         return np.nan_to_num(_ratio(right, np.sqrt(said * is_so * left * is_not)))
 
     @property
@@ -188,7 +204,9 @@ def at_every_threshold(scores: Scores, labels: Labels) -> tuple[Scores, Confusio
         for chosen in (labels, ~labels)
     ]
     hits, alarms = found
-    return np.append(np.inf, distinct[::-1]), Confusion(hits, alarms, hits[-1] - hits, alarms[-1] - alarms)
+    return np.append(np.inf, distinct[::-1]), Confusion(
+        hits, alarms, hits[-1] - hits, alarms[-1] - alarms
+    )
 
 
 def roc(scores: Scores, labels: Labels) -> tuple[Scores, Scores, Scores]:
@@ -203,7 +221,9 @@ def precision_recall(scores: Scores, labels: Labels) -> tuple[Scores, Scores, Sc
     return counts.sensitivity, np.append(1.0, counts.ppv[1:]), thresholds
 
 
-def calibration(scores: Scores, labels: Labels, bins: int = 10) -> tuple[Scores, Scores, NDArray[np.intp]]:
+def calibration(
+    scores: Scores, labels: Labels, bins: int = 10
+) -> tuple[Scores, Scores, NDArray[np.intp]]:
     """Reliability curve: of each equal part of 0..1 with images, mean score, share of positives, number of images."""
     part = np.minimum((scores * bins).astype(int), bins - 1)
     count = np.bincount(part, minlength=bins)

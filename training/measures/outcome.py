@@ -57,10 +57,16 @@ class Settings(BaseModel):
     about: str = ""
     published: dict[str, float] = {}
     folds: Annotated[int, Field(ge=2)] = 5
-    repeats: Annotated[int, Field(ge=1)] = 10  # the folds are drawn anew each time; a patient's answers are averaged
-    neighbours: Annotated[int, Field(ge=1)] = 4  # a missing value is the mean of the most similar patients'
+    repeats: Annotated[int, Field(ge=1)] = (
+        10  # the folds are drawn anew each time; a patient's answers are averaged
+    )
+    neighbours: Annotated[int, Field(ge=1)] = (
+        4  # a missing value is the mean of the most similar patients'
+    )
     trees: Annotated[int, Field(ge=1)] = 200
-    strength: Annotated[float, Field(gt=0)] = 0.1  # of the logistic regression: less is more regular
+    strength: Annotated[float, Field(gt=0)] = (
+        0.1  # of the logistic regression: less is more regular
+    )
     seed: int = 1
 
 
@@ -86,7 +92,9 @@ def load(path: Path) -> Settings:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
     except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        faults = [
+            f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+        ]
         raise RecipeError("\n".join(faults)) from error
 
 
@@ -100,17 +108,24 @@ def train(settings: Settings, data: Path, out: Path, model: Path | None = None) 
         PackageError, ValueError: a package, images or a table that cannot be used.
     """
     table = join(patients_of(data, model), lgg.read_clinical(data))
-    figures = {"recipe": settings.id, "masks": "annotated" if model is None else f"found by {model.name}"}
+    figures = {
+        "recipe": settings.id,
+        "masks": "annotated" if model is None else f"found by {model.name}",
+    }
     figures |= compare(table, settings)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "outcome.json").write_text(json.dumps(figures, indent=2, allow_nan=False), encoding="utf-8")
+    (out / "outcome.json").write_text(
+        json.dumps(figures, indent=2, allow_nan=False), encoding="utf-8"
+    )
     (out / "outcome.md").write_text(described(figures, settings), encoding="utf-8")
     return figures
 
 
 def patients_of(data: Path, model: Path | None) -> dict[str, dict[str, float]]:
     """Mask features of each patient of a brain MRI folder (features.of_patient)."""
-    engine = None if model is None else Engine(package.load(model, any_task=True), choose_device("auto"))
+    engine = (
+        None if model is None else Engine(package.load(model, any_task=True), choose_device("auto"))
+    )
     slices: dict[str, list[dict[str, float]]] = defaultdict(list)
     for case in labelled.read("lgg", data):
         if engine is None:
@@ -123,7 +138,9 @@ def patients_of(data: Path, model: Path | None) -> dict[str, dict[str, float]]:
     return {patient: features.of_patient(one) for patient, one in slices.items()}
 
 
-def join(masks: Mapping[str, Mapping[str, float]], clinical: Mapping[str, Mapping[str, float | None]]) -> Table:
+def join(
+    masks: Mapping[str, Mapping[str, float]], clinical: Mapping[str, Mapping[str, float | None]]
+) -> Table:
     """Both tables as one, of the patients that are in both and whose outcome is known; constant columns are left out.
 
     Raises:
@@ -140,11 +157,14 @@ def join(masks: Mapping[str, Mapping[str, float]], clinical: Mapping[str, Mappin
     mask_names = list(masks[known[0]])
     others = sorted({name for patient in known for name in clinical[patient]} - {_OUTCOME})
     rows = [
-        [masks[patient][name] for name in mask_names] + [_number(clinical[patient].get(name)) for name in others]
+        [masks[patient][name] for name in mask_names]
+        + [_number(clinical[patient].get(name)) for name in others]
         for patient in known
     ]
     values, names = np.array(rows, dtype=np.float64), mask_names + others
-    varied = [i for i in range(len(names)) if len(np.unique(values[~np.isnan(values[:, i]), i])) > 1]
+    varied = [
+        i for i in range(len(names)) if len(np.unique(values[~np.isnan(values[:, i]), i])) > 1
+    ]
     return Table(known, [names[i] for i in varied], values[:, varied], died, len(both) - len(known))
 
 
@@ -155,7 +175,9 @@ def compare(table: Table, settings: Settings) -> dict[str, Any]:
         name: {
             labels: {
                 "training": _figures(table, died, _fitted(model, table.values, died)),
-                "cross_validated": _figures(table, died, _held_out(model, table.values, died, settings)),
+                "cross_validated": _figures(
+                    table, died, _held_out(model, table.values, died, settings)
+                ),
             }
             for labels, died in (("true_labels", table.died), ("shuffled_labels", shuffled))
         }
@@ -170,7 +192,8 @@ def compare(table: Table, settings: Settings) -> dict[str, Any]:
         "always_the_commoner_accuracy": float(max(table.died.mean(), 1 - table.died.mean())),
         "models": models,
         "logistic_coefficients": {  # log odds per standard deviation of the feature, of a fit on all patients
-            name: round(float(value), 4) for name, value in zip(table.names, logistic.coef_[0], strict=True)
+            name: round(float(value), 4)
+            for name, value in zip(table.names, logistic.coef_[0], strict=True)
         },
         "published": settings.published,
         "note": NOTE,
@@ -184,12 +207,16 @@ def _models(settings: Settings) -> dict[str, Pipeline]:
         return make_pipeline(StandardScaler(), imputer, last)
 
     return {
-        "forest": after_imputation(RandomForestClassifier(settings.trees, random_state=settings.seed)),
+        "forest": after_imputation(
+            RandomForestClassifier(settings.trees, random_state=settings.seed)
+        ),
         "logistic": after_imputation(LogisticRegression(C=settings.strength, max_iter=1000)),
     }
 
 
-def _fitted(model: Pipeline, values: NDArray[np.float64], died: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _fitted(
+    model: Pipeline, values: NDArray[np.float64], died: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     return np.asarray(model.fit(values, died).predict_proba(values)[:, 1])
 
 
@@ -208,7 +235,9 @@ def _held_out(
     return np.asarray(np.mean(answers, axis=0))
 
 
-def _figures(table: Table, died: NDArray[np.bool_], probability: NDArray[np.float64]) -> dict[str, Any]:
+def _figures(
+    table: Table, died: NDArray[np.bool_], probability: NDArray[np.float64]
+) -> dict[str, Any]:
     answers = [
         Answer(image_id=name, patient=name, label=float(label), probability=float(one), pixels=1)
         for name, label, one in zip(table.patients, died, probability, strict=True)
@@ -241,7 +270,9 @@ def described(figures: Mapping[str, Any], settings: Settings) -> str:
     for name, model in figures["models"].items():
         for labels, group in model.items():
             for figure in _SHOWN:
-                cells = " | ".join(_cell(group[kind][figure]) for kind in ("training", "cross_validated"))
+                cells = " | ".join(
+                    _cell(group[kind][figure]) for kind in ("training", "cross_validated")
+                )
                 lines.append(f"| {name} | {labels.replace('_', ' ')} | {figure} | {cells} |")
     if settings.published:
         published = ", ".join(f"{name} {value:g}" for name, value in settings.published.items())

@@ -24,14 +24,22 @@ Group = Callable[[Answer], str | None]  # the group that an answer belongs to; N
 
 
 def write(
-    evaluation: Evaluation, recipe: Recipe | None, run_folder: Path | None, out: Path, knobs: str = "every knob"
+    evaluation: Evaluation,
+    recipe: Recipe | None,
+    run_folder: Path | None,
+    out: Path,
+    knobs: str = "every knob",
 ) -> Path:
     """Write the report into the file `out`, which needs no other file.
 
     From `run_folder`, where there: every curves/*.csv, and search.csv, the rules that were tried (thresholds.Search).
     `knobs` says whose the recipe's are.
     """
-    sections = [*_head(evaluation, recipe), *_published(evaluation, recipe), *_all_figures(evaluation)]
+    sections = [
+        *_head(evaluation, recipe),
+        *_published(evaluation, recipe),
+        *_all_figures(evaluation),
+    ]
     sections += [*_curves(evaluation), *_search(run_folder), *_breakdown(evaluation)]
     sections += [*_learning(run_folder), *_cases(evaluation), *_recipe(recipe, knobs)]
     title = escape(f"{evaluation.figures['model']} {evaluation.figures['version']}")
@@ -68,7 +76,9 @@ def _head(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
         "threshold": f"positive from a probability of {figures['threshold']:g}",
         figures["report"]["key"] or "split": figures["report"]["note"],
     }
-    yield _table([], [[name.replace("_", " "), value] for name, value in rows.items() if value], "facts")
+    yield _table(
+        [], [[name.replace("_", " "), value] for name, value in rows.items() if value], "facts"
+    )
     yield "<p>In brackets 95 % intervals, by bootstrap over patients; after the dot the number of images.</p>"
 
 
@@ -78,9 +88,15 @@ def _published(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
         return
     yield f"<h2>Published for {escape(recipe.case_study or recipe.id)}, and ours</h2>"
     groups = list(dict.fromkeys(group for _, _, ours in found for group in ours))
-    rows = [[name, said, *(_cell(ours.get(group)) for group in groups)] for name, said, ours in found]
+    rows = [
+        [name, said, *(_cell(ours.get(group)) for group in groups)] for name, said, ours in found
+    ]
     titles = [_title(group) for group in groups]
-    yield _table(["", "published", *titles], [[row[0].replace("_", " "), *row[1:]] for row in rows], "figures")
+    yield _table(
+        ["", "published", *titles],
+        [[row[0].replace("_", " "), *row[1:]] for row in rows],
+        "figures",
+    )
     yield f"<p>Published figures are no measure of ours: {escape(CAVEAT)}.</p>"
 
 
@@ -91,10 +107,17 @@ def _all_figures(evaluation: Evaluation) -> Iterator[str]:
         own = figures.get(group, {})
         columns |= {_title(f"{group} {key}"): own[key]} if key in own else {}
         columns |= {_title(group): own} if own else {}
-    names = [name for name, node in figures["all"].items() if "value" in node and not name.startswith("auc_")]
+    names = [
+        name
+        for name, node in figures["all"].items()
+        if "value" in node and not name.startswith("auc_")
+    ]
     yield "<h2>Figures</h2>"
     rows = [
-        [name.replace(ALONE, " *").replace("_", " "), *(_cell(column.get(name)) for column in columns.values())]
+        [
+            name.replace(ALONE, " *").replace("_", " "),
+            *(_cell(column.get(name)) for column in columns.values()),
+        ]
         for name in names
     ]
     yield _table(["", *columns], rows, "figures")
@@ -121,8 +144,14 @@ def _curves(evaluation: Evaluation) -> Iterator[str]:
     yield _picture(plots.ranking(groups, threshold), "ROC and precision-recall curves")
     yield _picture(plots.decisions(scores, labels, threshold), "Confusion matrix and calibration")
     yield "<h3>What another threshold of the classifier would do</h3>"
-    yield _picture(plots.thresholds(_swept(shown), threshold, "For looking, not for choosing"), "Threshold sweep")
-    chose = evaluation.figures["report"]["part"] == "validate" and evaluation.figures["report"]["key"] is not None
+    yield _picture(
+        plots.thresholds(_swept(shown), threshold, "For looking, not for choosing"),
+        "Threshold sweep",
+    )
+    chose = (
+        evaluation.figures["report"]["part"] == "validate"
+        and evaluation.figures["report"]["key"] is not None
+    )
     yield (
         "<p>These images chose the one in use: figures at it are too good.</p>"
         if chose
@@ -136,9 +165,14 @@ def _swept(answers: Sequence[Answer]) -> dict[str, tuple[plots.Scores, plots.Sco
     scores = np.array([answer.probability for answer in answers])
     labels = np.array([answer.positive for answer in answers])
     said = scores >= grid[:, None]  # (thresholds, images)
-    curves = {"sensitivity": (grid, said[:, labels].mean(1)), "specificity": (grid, 1 - said[:, ~labels].mean(1))}
+    curves = {
+        "sensitivity": (grid, said[:, labels].mean(1)),
+        "specificity": (grid, 1 - said[:, ~labels].mean(1)),
+    }
     masked = np.array([answer.true is not None for answer in answers])
-    drawn, empty = (np.array([answer.dice(found) or 0.0 for answer in answers]) for found in (True, False))
+    drawn, empty = (
+        np.array([answer.dice(found) or 0.0 for answer in answers]) for found in (True, False)
+    )
     if masked.any():
         curves["mean Dice of both stages"] = grid, np.where(said, drawn, empty)[:, masked].mean(1)
     if (masked & labels).any():
@@ -173,7 +207,13 @@ def _size(answer: Answer) -> str | None:
     return next(name for limit, name in _SIZES if share < limit) if share else None
 
 
-_AGES = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (80, "60 to 79"), (121, "80 and older"))
+_AGES = (
+    (18, "under 18"),
+    (40, "18 to 39"),
+    (60, "40 to 59"),
+    (80, "60 to 79"),
+    (121, "80 and older"),
+)
 _SIZES = ((0.005, "mask < 0.5 % of the image"), (0.02, "mask 0.5 to 2 %"), (1.1, "mask > 2 %"))
 _GROUPS: tuple[tuple[Group, Sequence[str]], ...] = (
     (lambda answer: f"view {answer.view or 'unknown'}", ()),
@@ -193,19 +233,30 @@ def _breakdown(evaluation: Evaluation) -> Iterator[str]:
         for answer in shown:
             if group := group_of(answer):
                 members.setdefault(group, []).append(answer)
-        ordered = sorted(members, key=lambda group: (order.index(group) if group in order else len(order), group))
+        ordered = sorted(
+            members, key=lambda group: (order.index(group) if group in order else len(order), group)
+        )
         if len(members) > 1:
             groups += [(group, members[group]) for group in ordered]
     threshold = evaluation.figures["threshold"]
     found = [(group, some, measured(some, threshold, _BREAKDOWN_DRAWS)) for group, some in groups]
     yield f"<h2>Breakdown</h2><p>Of {escape(name)}. Groups of a few images say little: look at the intervals.</p>"
     rows = [
-        [group, str(len(some)), str(sum(one.positive for one in some)), *(_cell(own.get(one)) for one in _BREAKDOWN)]
+        [
+            group,
+            str(len(some)),
+            str(sum(one.positive for one in some)),
+            *(_cell(own.get(one)) for one in _BREAKDOWN),
+        ]
         for group, some, own in found
     ]
-    yield _table(["", "images", "positive", *(one.replace("_", " ") for one in _BREAKDOWN)], rows, "figures")
+    yield _table(
+        ["", "images", "positive", *(one.replace("_", " ") for one in _BREAKDOWN)], rows, "figures"
+    )
     lines = [(f"{group} ({len(some)})", own) for group, some, own in found]
-    yield _picture(plots.breakdown(lines, [one for one in _BREAKDOWN if one in found[0][2]]), "Breakdown")
+    yield _picture(
+        plots.breakdown(lines, [one for one in _BREAKDOWN if one in found[0][2]]), "Breakdown"
+    )
 
 
 def _learning(run_folder: Path | None) -> Iterator[str]:
@@ -249,7 +300,11 @@ def _case(evaluation: Evaluation, answer: Answer) -> str:
     dice = answer.dice()
     about = [f"probability {answer.probability:.3f}", "positive" if answer.positive else "negative"]
     about += [f"Dice {dice:.3f}"] if dice is not None and answer.positive else []
-    about += [f"{answer.found:,} px found", f"{answer.true:,} px annotated"] if answer.true is not None else []
+    about += (
+        [f"{answer.found:,} px found", f"{answer.true:,} px annotated"]
+        if answer.true is not None
+        else []
+    )
     about += [answer.view] if answer.view else []
     about += [] if answer.as_published else ["re-wrapped copy"]
     picture = plots.case(look.pixels, look.true, look.found)
@@ -275,7 +330,10 @@ def _shown(evaluation: Evaluation) -> tuple[list[Answer], str]:
 def _numbers(path: Path) -> list[dict[str, float]]:
     """The rows of a CSV of numbers, without its empty cells."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _title(group: str) -> str:
@@ -297,7 +355,9 @@ def _picture(uri: str, what: str) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
 
 

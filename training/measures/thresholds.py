@@ -12,10 +12,14 @@ from inference.postprocess import REFERENCE_MATRIX_PX, label_regions
 from training.measures import metrics
 from training.recipe import OperatingPoint
 
-Map = tuple[NDArray[np.float32], NDArray[np.bool_]]  # probability and true mask, both (rows, columns)
+Map = tuple[
+    NDArray[np.float32], NDArray[np.bool_]
+]  # probability and true mask, both (rows, columns)
 
 
-def operating_point(scores: metrics.Scores, labels: metrics.Labels, point: OperatingPoint) -> tuple[float, str]:
+def operating_point(
+    scores: metrics.Scores, labels: metrics.Labels, point: OperatingPoint
+) -> tuple[float, str]:
     """The threshold at or above which a score (0..1) is positive, and in words how it was chosen; both (images,).
 
     It has three decimals, rounded down, so that the image it was chosen at stays on its side in other arithmetic. Of
@@ -40,7 +44,9 @@ def operating_point(scores: metrics.Scores, labels: metrics.Labels, point: Opera
     else:
         index = int(np.argmax(figure >= point.sensitivity))  # they rise
         words = f"sensitivity {point.sensitivity:.2f} or more ({figure[index]:.3f})"
-    return float(thresholds[1:][index]), f"{words} on {count} validation images, {positive} of them positive"
+    return float(
+        thresholds[1:][index]
+    ), f"{words} on {count} validation images, {positive} of them positive"
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,9 @@ class Search:
     """The competition score (mean Dice, empty as empty 1) of every rule of a grid."""
 
     grid: Grid
-    scores: NDArray[np.float64]  # (bottoms, tops, areas, sure areas); NaN where the top is below the bottom
+    scores: NDArray[
+        np.float64
+    ]  # (bottoms, tops, areas, sure areas); NaN where the top is below the bottom
 
     @property
     def best(self) -> dict[str, float]:
@@ -113,14 +121,20 @@ def search(maps: Iterable[Map], grid: Grid) -> Search:
     total, count = np.zeros(()), 0
     for probability, true in maps:
         if probability.shape != true.shape:
-            raise ValueError(f"search: a map of shape {probability.shape} and a mask of {true.shape}; wanted the same")
+            raise ValueError(
+                f"search: a map of shape {probability.shape} and a mask of {true.shape}; wanted the same"
+            )
         total, count = total + _dices(probability, true, grid), count + 1
     if not count:
-        raise ValueError("search: no validation image has a mask; wanted some to choose thresholds on")
+        raise ValueError(
+            "search: no validation image has a mask; wanted some to choose thresholds on"
+        )
     return Search(grid, np.asarray(total / count))
 
 
-def _dices(probability: NDArray[np.float32], true: NDArray[np.bool_], grid: Grid) -> NDArray[np.float64]:
+def _dices(
+    probability: NDArray[np.float32], true: NDArray[np.bool_], grid: Grid
+) -> NDArray[np.float64]:
     """Dice of one image under every rule."""
     scale, true_px = probability.size / REFERENCE_MATRIX_PX, np.count_nonzero(true)
     areas = np.array(grid.min_area_at_1024_px) * scale
@@ -139,7 +153,9 @@ def _dices(probability: NDArray[np.float32], true: NDArray[np.bool_], grid: Grid
         for j, top in enumerate(grid.top):
             if (least := _top(top, bottom)) >= bottom:
                 sure = kept @ _by_region(regions[mask & (probability >= least)], count)
-                dices[i, j] = np.where(sure[:, None] >= sure_areas, dice[:, None], float(not true_px))
+                dices[i, j] = np.where(
+                    sure[:, None] >= sure_areas, dice[:, None], float(not true_px)
+                )
     return dices
 
 

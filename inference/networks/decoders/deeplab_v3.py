@@ -15,7 +15,11 @@ from inference.networks.convolution import convolve
 from inference.networks.decoders import Decoder
 
 _DROPOUT = 0.5
-_RATES = (96, 192, 288)  # pixels of the image from hole to hole: 6, 12 and 18 at 1/16 of the side (section 4.1)
+_RATES = (
+    96,
+    192,
+    288,
+)  # pixels of the image from hole to hole: 6, 12 and 18 at 1/16 of the side (section 4.1)
 
 
 class AtrousPyramid(nn.Module):
@@ -24,7 +28,10 @@ class AtrousPyramid(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, rates: Sequence[int]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            [convolve(channels_in, channels_out, 1), *(convolve(channels_in, channels_out, 3, rate) for rate in rates)]
+            [
+                convolve(channels_in, channels_out, 1),
+                *(convolve(channels_in, channels_out, 3, rate) for rate in rates),
+            ]
         )
         self.pooled = convolve(channels_in, channels_out, 1)
         self.project = convolve((len(rates) + 2) * channels_out, channels_out, 1)

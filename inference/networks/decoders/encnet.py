@@ -33,8 +33,12 @@ class Encoding(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # squared distances cancel: not for bf16
             pixels = x.float().flatten(2).transpose(1, 2)  # (n, h w, c)
             products = pixels @ self.codewords.T
-            distances = pixels.square().sum(2, keepdim=True) - 2 * products + self.codewords.square().sum(1)
-            shares = torch.softmax(-self.smoothing * distances, dim=2)  # of each pixel, over the codewords
+            distances = (
+                pixels.square().sum(2, keepdim=True) - 2 * products + self.codewords.square().sum(1)
+            )
+            shares = torch.softmax(
+                -self.smoothing * distances, dim=2
+            )  # of each pixel, over the codewords
             return shares.transpose(1, 2) @ pixels - shares.sum(1).unsqueeze(2) * self.codewords
 
 
@@ -56,7 +60,9 @@ class EncNetDecoder(Decoder):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         x = self.convolve(maps[-1])
-        context = functional.relu(self.normalise(self.encoding(self.project(x)))).mean(1)  # (n, 512)
+        context = functional.relu(self.normalise(self.encoding(self.project(x)))).mean(
+            1
+        )  # (n, 512)
         weights = torch.sigmoid(self.weigh(context))[:, :, None, None]
         features = [self.dropout(functional.relu(x + x * weights))]
         return [*features, self.presence(context)] if self.training else features

@@ -20,13 +20,17 @@ class FCNDecoder(Decoder):
     width = 1
     stride = 8
 
-    def __init__(self, widths: Sequence[int], hidden: int = 512, kernel: int = 3, dropout: float = 0.5) -> None:
+    def __init__(
+        self, widths: Sequence[int], hidden: int = 512, kernel: int = 3, dropout: float = 0.5
+    ) -> None:
         super().__init__()
         self.convolve = nn.Sequential(
             nn.Conv2d(widths[-1], hidden, kernel, padding=kernel // 2), nn.ReLU(), nn.Dropout2d(dropout),
             nn.Conv2d(hidden, hidden, 1), nn.ReLU(), nn.Dropout2d(dropout),
         )  # fmt: skip
-        self.scores = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in (hidden, widths[-2], widths[-3]))
+        self.scores = nn.ModuleList(
+            nn.Conv2d(width, 1, 1) for width in (hidden, widths[-2], widths[-3])
+        )
         self.doublings = nn.ModuleList(_enlarge(2) for _ in range(2))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:

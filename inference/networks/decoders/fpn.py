@@ -28,13 +28,17 @@ class FPNDecoder(Decoder):
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(nn.Conv2d(width, _PYRAMID, 1) for width in widths[1:])
-        self.branches = nn.ModuleList(_branch(doublings, self.width) for doublings in range(len(widths) - 1))
+        self.branches = nn.ModuleList(
+            _branch(doublings, self.width) for doublings in range(len(widths) - 1)
+        )
         self.dropout = nn.Dropout2d(_DROPOUT)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         pyramid = [lateral(one) for lateral, one in zip(self.laterals, maps[1:], strict=True)]
         for i in range(len(pyramid) - 2, -1, -1):
-            pyramid[i] = pyramid[i] + functional.interpolate(pyramid[i + 1], scale_factor=2.0, mode="nearest")
+            pyramid[i] = pyramid[i] + functional.interpolate(
+                pyramid[i + 1], scale_factor=2.0, mode="nearest"
+            )
         first, *rest = (branch(one) for branch, one in zip(self.branches, pyramid, strict=True))
         return [self.dropout(sum(rest, first))]
 

@@ -25,11 +25,15 @@ class UpBlock(nn.Module):
     `residual`: beside a 1 x 1 convolution (Zhang et al., "Road Extraction by Deep Residual U-Net", 2018).
     """
 
-    def __init__(self, channels_in: int, channels_skip: int, channels_out: int, residual: bool = False) -> None:
+    def __init__(
+        self, channels_in: int, channels_skip: int, channels_out: int, residual: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = convolve(channels_in + channels_skip, channels_out)
         self.conv2 = convolve(channels_out, channels_out)
-        self.shortcut = nn.Conv2d(channels_in + channels_skip, channels_out, 1) if residual else None
+        self.shortcut = (
+            nn.Conv2d(channels_in + channels_skip, channels_out, 1) if residual else None
+        )
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         x = functional.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -35,7 +35,10 @@ class UNetPlusPlusDecoder(Decoder):
         super().__init__()
         self.width = up_widths[-1]
         self.depth = len(widths) - 1
-        ends = (*reversed(up_widths[:-1]), widths[-1])  # of each level's last node; the deepest has the encoder's alone
+        ends = (
+            *reversed(up_widths[:-1]),
+            widths[-1],
+        )  # of each level's last node; the deepest has the encoder's alone
         self.nodes = nn.ModuleDict()
         for level, step in self._order():
             is_end = level + step == self.depth
@@ -53,9 +56,15 @@ class UNetPlusPlusDecoder(Decoder):
             rows[level].append(node(rows[level + 1][step - 1], torch.cat(rows[level], dim=1)))
         features = [self.last(rows[0][-1], None)]
         if self.training:
-            features += [self.heads[f"x_0_{step}"](rows[0][step]) for step in range(len(self.heads), 0, -1)]
+            features += [
+                self.heads[f"x_0_{step}"](rows[0][step]) for step in range(len(self.heads), 0, -1)
+            ]
         return features
 
     def _order(self) -> list[tuple[int, int]]:
         """(level, step) of every node, each after those it reads."""
-        return [(level, step) for step in range(1, self.depth + 1) for level in range(self.depth - step, -1, -1)]
+        return [
+            (level, step)
+            for step in range(1, self.depth + 1)
+            for level in range(self.depth - step, -1, -1)
+        ]

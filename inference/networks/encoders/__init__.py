@@ -52,7 +52,9 @@ def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
     """
     if name.startswith(from_timm.PREFIX):
         timms = from_timm.build(name, 1 if stem == "grey" else 3)
-        return nn.Identity() if stem == "grey" else ImageNetInput(timms.mean, timms.deviation), timms
+        return nn.Identity() if stem == "grey" else ImageNetInput(
+            timms.mean, timms.deviation
+        ), timms
     if name not in ENCODERS:
         raise ValueError(
             f"encoder: {name[:60]!r} found, allowed: {', '.join(ENCODERS)}, {from_timm.PREFIX}<a name of timm>"

@@ -30,7 +30,9 @@ class EfficientNet(Encoder):
         for name in _HEAD:
             delattr(self.features, name)
         for module in self.features.modules():
-            if hasattr(module, "_swish"):  # torch's own is exported, and needs less memory than MONAI's
+            if hasattr(
+                module, "_swish"
+            ):  # torch's own is exported, and needs less memory than MONAI's
                 module._swish = nn.SiLU(inplace=True)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -44,10 +44,14 @@ class TimmEncoder(Encoder):
         self.quarters = 2 not in places
         self.widths = [4 * channels, *widths] if self.quarters else widths
         self.mean, self.deviation = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        self.unused: frozenset[str] = frozenset()  # tensors that a checkpoint has and no map depends on
+        self.unused: frozenset[str] = (
+            frozenset()
+        )  # tensors that a checkpoint has and no map depends on
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps: list[Tensor] = self.model.forward_intermediates(x, indices=self.places, intermediates_only=True)
+        maps: list[Tensor] = self.model.forward_intermediates(
+            x, indices=self.places, intermediates_only=True
+        )
         # At half the side with nothing lost: four pixels of the image are four channels.
         return [functional.pixel_unshuffle(x, 2), *maps] if self.quarters else maps
 
@@ -80,15 +84,21 @@ def build(name: str, channels: int) -> TimmEncoder:
         encoder = _made(model, channels)
         encoder.drop(idle)
     except Exception as error:  # a thousand networks of others fail in as many ways, at names that anybody may give
-        raise ValueError(f"encoder: {name}: no encoder can be made of it here: {_first_line(error)}") from error
+        raise ValueError(
+            f"encoder: {name}: no encoder can be made of it here: {_first_line(error)}"
+        ) from error
     return encoder
 
 
 def _library(name: str) -> Any:
     try:
-        with torch.device("cpu"):  # a caller may be on "meta", where an import would leave its constants empty
+        with torch.device(
+            "cpu"
+        ):  # a caller may be on "meta", where an import would leave its constants empty
             import timm
-    except Exception as error:  # not ImportError alone: a torchvision for another torch raises what it likes
+    except (
+        Exception
+    ) as error:  # not ImportError alone: a torchvision for another torch raises what it likes
         raise ValueError(
             f"encoder: {name}: timm cannot be imported ({_first_line(error)}); pip install 'pleura[timm]', which needs "
             f"the torchvision that was built for this torch ({torch.__version__})"
@@ -103,7 +113,9 @@ def _first_line(error: Exception) -> str:
 def _made(model: str, channels: int) -> TimmEncoder:
     import timm
 
-    return TimmEncoder(timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels), channels)
+    return TimmEncoder(
+        timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels), channels
+    )
 
 
 @functools.cache
@@ -116,12 +128,17 @@ def _idle(model: str, channels: int) -> tuple[str, ...]:
         sketch = _made(model, channels).eval()
         maps = sketch(torch.zeros(1, channels, _SIDE, _SIDE))
         found = [tuple(one.shape[1:]) for one in maps]
-        wanted = [(width, _SIDE // s, _SIDE // s) for width, s in zip(sketch.widths, _STRIDES, strict=True)]
+        wanted = [
+            (width, _SIDE // s, _SIDE // s)
+            for width, s in zip(sketch.widths, _STRIDES, strict=True)
+        ]
         if found != wanted:
             raise ValueError(f"its maps are {found} at a side of {_SIDE}, {wanted} wanted")
         torch.autograd.backward([one.sum() for one in maps if one.requires_grad])
     idle = {key.split(".")[0] for key, one in sketch.model.named_parameters() if one.grad is None}
-    busy = {key.split(".")[0] for key, one in sketch.model.named_parameters() if one.grad is not None}
+    busy = {
+        key.split(".")[0] for key, one in sketch.model.named_parameters() if one.grad is not None
+    }
     if both := sorted(idle & busy):
         raise ValueError(f"no map depends on some weights in {', '.join(both)}")
     return tuple(sorted(idle))

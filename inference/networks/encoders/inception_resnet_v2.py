@@ -40,18 +40,26 @@ class Mixed(nn.Module):
             strides = [1] * (len(steps) - 1) + [stride]
             parts = [
                 Convolution(i, o, kernel, s)
-                for (i, o), (_, kernel), s in zip(itertools.pairwise(widths), steps, strides, strict=True)
+                for (i, o), (_, kernel), s in zip(
+                    itertools.pairwise(widths), steps, strides, strict=True
+                )
             ]
-            self.add_module(f"branch{number}", parts[0] if len(parts) == 1 else nn.Sequential(*parts))
+            self.add_module(
+                f"branch{number}", parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for name, branch in self.named_children() if name.startswith("branch")], 1)
+        return torch.cat(
+            [branch(x) for name, branch in self.named_children() if name.startswith("branch")], 1
+        )
 
 
 class ResidualMixed(Mixed):
     """Branches, joined to as many maps as came in, and `scale` of that added to these; the last block has no ReLU."""
 
-    def __init__(self, channels: int, branches: Branches, scale: float, rectify: bool = True) -> None:
+    def __init__(
+        self, channels: int, branches: Branches, scale: float, rectify: bool = True
+    ) -> None:
         super().__init__(channels, branches)
         self.conv2d = nn.Conv2d(sum(steps[-1][0] for steps in branches), channels, 1)
         self.scale, self.rectify = scale, rectify

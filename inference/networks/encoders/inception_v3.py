@@ -25,7 +25,9 @@ _ROW, _COLUMN = (1, 7), (7, 1)
 class Convolution(nn.Module):
     """Convolution, batch normalisation, ReLU; padded so that only `stride` changes the size."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: Kernel, stride: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: Kernel, stride: int = 1
+    ) -> None:
         super().__init__()
         rows, columns = (kernel, kernel) if isinstance(kernel, int) else kernel
         padding = (rows // 2, columns // 2)
@@ -42,11 +44,15 @@ class Mixed(nn.Module):
     Then the last step of each branch has stride 2, and the pool is a maximum that stays as it is.
     """
 
-    def __init__(self, channels: int, branches: Mapping[str, Sequence[Step]], halve: bool = False) -> None:
+    def __init__(
+        self, channels: int, branches: Mapping[str, Sequence[Step]], halve: bool = False
+    ) -> None:
         super().__init__()
         self.halve = halve
         self.width = channels if halve else 0
-        self._branches: list[list[list[str]]] = []  # the names of the convolutions of each step of each branch
+        self._branches: list[
+            list[list[str]]
+        ] = []  # the names of the convolutions of each step of each branch
         for branch, steps in branches.items():
             names: list[list[str]] = []
             channels_in = channels
@@ -61,12 +67,17 @@ class Mixed(nn.Module):
             self.width += channels_in
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = functional.max_pool2d(x, 3, 2, 1) if self.halve else functional.avg_pool2d(x, 3, 1, 1)
+        pooled = (
+            functional.max_pool2d(x, 3, 2, 1) if self.halve else functional.avg_pool2d(x, 3, 1, 1)
+        )
         joined = []
         for names in self._branches:
             maps = [pooled if names == [["branch_pool"]] else x]
             for step in names:
-                maps = [self.get_submodule(name)(maps[0] if len(maps) == 1 else torch.cat(maps, 1)) for name in step]
+                maps = [
+                    self.get_submodule(name)(maps[0] if len(maps) == 1 else torch.cat(maps, 1))
+                    for name in step
+                ]
             joined += maps
         return torch.cat([*joined, pooled] if self.halve else joined, 1)
 
@@ -84,12 +95,21 @@ def _mixed_6(inner: int) -> dict[str, list[Step]]:
     return {
         "branch1x1": [(192, 1)],
         "branch7x7": [(inner, 1), (inner, _ROW), (192, _COLUMN)],
-        "branch7x7dbl": [(inner, 1), (inner, _COLUMN), (inner, _ROW), (inner, _COLUMN), (192, _ROW)],
+        "branch7x7dbl": [
+            (inner, 1),
+            (inner, _COLUMN),
+            (inner, _ROW),
+            (inner, _COLUMN),
+            (192, _ROW),
+        ],
         "branch_pool": [(192, 1)],
     }
 
 
-_MIXED_6A: dict[str, list[Step]] = {"branch3x3": [(384, 3)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3)]}
+_MIXED_6A: dict[str, list[Step]] = {
+    "branch3x3": [(384, 3)],
+    "branch3x3dbl": [(64, 1), (96, 3), (96, 3)],
+}
 _MIXED_7A: dict[str, list[Step]] = {
     "branch3x3": [(192, 1), (320, 3)],
     "branch7x7x3": [(192, 1), (192, _ROW), (192, _COLUMN), (192, 3)],
@@ -128,9 +148,15 @@ class InceptionV3(Encoder):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = [self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))]
-        maps.append(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(maps[-1], 3, 2, 1))))
-        maps.append(self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(functional.max_pool2d(maps[-1], 3, 2, 1)))))
-        maps.append(self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(maps[-1]))))))
+        maps.append(
+            self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(maps[-1], 3, 2, 1)))
+        )
+        maps.append(
+            self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(functional.max_pool2d(maps[-1], 3, 2, 1))))
+        )
+        maps.append(
+            self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(maps[-1])))))
+        )
         maps.append(self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(maps[-1]))))
         return maps
 

@@ -58,7 +58,11 @@ class ResNet(Encoder):
     """The maps of the first convolution, and of the four layers."""
 
     def __init__(
-        self, channels: int, block: type[BasicBlock | Bottleneck], widths: Sequence[int], blocks: Sequence[int]
+        self,
+        channels: int,
+        block: type[BasicBlock | Bottleneck],
+        widths: Sequence[int],
+        blocks: Sequence[int],
     ) -> None:
         super().__init__()
         self.widths = (_FIRST, *widths)
@@ -89,7 +93,11 @@ def resnet50(channels: int) -> Encoder:
 
 
 def _layer(
-    block: type[BasicBlock | Bottleneck], channels_in: int, channels_out: int, count: int, stride: int
+    block: type[BasicBlock | Bottleneck],
+    channels_in: int,
+    channels_out: int,
+    count: int,
+    stride: int,
 ) -> nn.Sequential:
     rest = (block(channels_out, channels_out, 1) for _ in range(count - 1))
     return nn.Sequential(block(channels_in, channels_out, stride), *rest)
@@ -98,4 +106,6 @@ def _layer(
 def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
     if stride == 1 and channels_in == channels_out:
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+    )

@@ -45,7 +45,11 @@ class Block(nn.Module):
             self.skipbn = nn.BatchNorm2d(widths[-1])
         layers: list[nn.Module] = []
         for channels_in, channels_out in itertools.pairwise(widths):
-            layers += [nn.ReLU(), SeparableConvolution(channels_in, channels_out), nn.BatchNorm2d(channels_out)]
+            layers += [
+                nn.ReLU(),
+                SeparableConvolution(channels_in, channels_out),
+                nn.BatchNorm2d(channels_out),
+            ]
         if halve:
             layers.append(nn.MaxPool2d(3, 2, 1))
         self.rep = nn.Sequential(*layers[0 if rectify_first else 1 :])

@@ -1,0 +1,95 @@
+"""Tidying up, in the deliver role: bytes that nothing is owed on go when they are old or room is short.
+
+Two steps, so that a crash between them loses nothing: the ledger gives the bytes up, then the files go. Files without
+an owner in the ledger, those of such a crash too, are swept once they are old.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from daemon.config import Config
+from daemon.ledger import Ledger
+from daemon.spool import Spool
+
+log = logging.getLogger("pleura.retention")
+
+_EVERY_S = 60.0
+_SWEEP_EVERY_S = 3600.0
+_UNKNOWN_FOR_S = 600.0  # another host may have newer settings, and this one not yet
+_BATCH = 100  # images per transaction
+_DAY_S = 86400.0
+
+
+class Retention:
+    """One process's turn at tidying up; any number of them may be at it."""
+
+    def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._spool = spool
+        self._free_bytes = config.retention.free_mb * 1024 * 1024
+
+    def run(self, stop: threading.Event) -> None:
+        """Tidy up each minute until `stop` is set."""
+        swept = float("-inf")
+        while not stop.is_set():
+            try:
+                self.refuse_unknown_destinations()
+                self.remove_what_is_done(stop)
+                if time.monotonic() - swept > _SWEEP_EVERY_S:
+                    self.sweep()
+                    swept = time.monotonic()
+            except Exception:  # the loop's one catch-all: a ledger or disk that is away comes back
+                log.exception("tidying up failed; the next turn tries again")
+            stop.wait(_EVERY_S)
+
+    def refuse_unknown_destinations(self) -> None:
+        """What is owed to a name that left the settings becomes refused, visibly."""
+        known = [one.name for one in self._config.destinations]
+        gone = self._ledger.refuse_unknown_destinations(known, _UNKNOWN_FOR_S)
+        if gone:
+            log.warning(
+                "%d deliveries are owed to destinations that are no longer configured: refused",
+                gone,
+            )
+
+    def remove_what_is_done(self, stop: threading.Event) -> int:
+        """By age; and, oldest first, whatever is done while room is short. Returns how many files went."""
+        keep = self._config.retention
+        by_age = self._remove(keep.keep_days * _DAY_S, keep.keep_failed_days * _DAY_S, stop)
+        early = 0
+        while self._spool.free_bytes() < self._free_bytes and not stop.is_set():
+            count = self._remove_some(0.0, keep.keep_failed_days * _DAY_S)
+            if not count:
+                log.warning(
+                    "room is short, and nothing more may be removed: what is left is owed, or waits for a person"
+                )
+                break
+            early += count
+        if by_age or early:
+            log.info("removed %d files by age and %d for room", by_age, early)
+        return by_age + early
+
+    def sweep(self) -> int:
+        """Remove old files that belong to nobody. Returns how many."""
+        self._ledger.settle()  # the row of an old file may still wait for a standby, its receiver long gone
+        count = self._spool.sweep(self._ledger.known_spool_names)
+        if count:
+            log.info("swept %d spool files that nothing is owed on", count)
+        return count
+
+    def _remove(self, kept_s: float, kept_failed_s: float, stop: threading.Event) -> int:
+        total = 0
+        while not stop.is_set() and (count := self._remove_some(kept_s, kept_failed_s)):
+            total += count
+        return total
+
+    def _remove_some(self, kept_s: float, kept_failed_s: float) -> int:
+        committing = [one.name for one in self._config.committing()]
+        names = self._ledger.release(kept_s, kept_failed_s, committing, _BATCH)
+        for name in names:
+            self._spool.remove(name)
+        return len(names)

@@ -1,0 +1,203 @@
+"""The ledger's tables. Rows outlive the bytes they tell of; times are seconds since 1970 on the ledger's clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+SCHEMA_VERSION = 3
+
+metadata = sa.MetaData()
+
+schema_version = sa.Table(
+    "schema_version", metadata, sa.Column("version", sa.Integer, nullable=False)
+)
+
+
+def state_is(table: sa.Table, state: str) -> sa.ColumnElement[bool]:
+    """`state = '...'` as a literal: the databases use a partial index only where they can read the value."""
+    return table.c.state == sa.literal_column(f"'{state}'")
+
+
+def state_is_not(table: sa.Table, state: str) -> sa.ColumnElement[bool]:
+    """`state != '...'`, to be said with each other question about states: it names the index of what has ended.
+
+    That index leaves out what waits, so that nobody finds it there in an order that would have to be sorted.
+    """
+    return table.c.state != sa.literal_column(f"'{state}'")
+
+
+def _partial_index(name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool]) -> None:
+    """An index of the rows that `where` names, on both databases."""
+    sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+# One row for each accepted instance, kept after its bytes are gone.
+instances = sa.Table(
+    "instances",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("spool_name", sa.Text, nullable=False),
+    sa.Column("sop_class_uid", sa.Text, nullable=False),
+    sa.Column("sop_instance_uid", sa.Text, nullable=False),
+    sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
+    sa.Column("study_instance_uid", sa.Text),
+    sa.Column("calling_ae_title", sa.Text, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("received_at", sa.Float, nullable=False),
+    # received, analysed, not_analysed, failed, duplicate
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("detail", sa.Text),
+    sa.Column("content_digest", sa.Text),
+    sa.Column("duplicate_of", sa.Integer),
+    sa.Column("probability", sa.Float),
+    sa.Column("positive", sa.Boolean),
+    sa.Column("model", sa.Text),
+    sa.Column("completed_at", sa.Float),
+    # the lease
+    sa.Column("owner", sa.Text),
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("unfinished", sa.Integer, nullable=False),  # attempts begun and not ended
+    sa.Column(
+        "unfinished_alone", sa.Integer, nullable=False
+    ),  # of these, the ones with no neighbour to blame
+    sa.Column(
+        "result_time", sa.Float
+    ),  # what the first results say; objects made again say the same
+    sa.Column(
+        "remakes", sa.Integer, nullable=False, server_default="0"
+    ),  # result files that were lost and made again
+    sa.Column("removed_at", sa.Float),  # its bytes and those of its results are gone: retention
+)
+_partial_index(
+    "waiting",
+    instances.c.priority,
+    instances.c.id,
+    where=state_is(instances, "received"),
+)
+_partial_index(
+    "instances_by_state",
+    instances.c.state,
+    instances.c.id,
+    where=state_is_not(instances, "received"),
+)
+sa.Index("same_image", instances.c.sop_instance_uid, instances.c.content_digest)
+sa.Index("instances_by_file", instances.c.spool_name)
+_partial_index(
+    "kept_bytes",  # and not of what waits: receiving writes to as few pages as can be
+    instances.c.completed_at,
+    where=instances.c.removed_at.is_(None) & instances.c.completed_at.is_not(None),
+)
+
+results = sa.Table(
+    "results",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("instance_id", sa.ForeignKey("instances.id"), nullable=False, index=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("spool_name", sa.Text, nullable=False),
+    sa.Column("sop_class_uid", sa.Text, nullable=False),
+    sa.Column("sop_instance_uid", sa.Text, nullable=False, unique=True),
+    sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger),  # null: written before version 2
+)
+sa.Index("results_by_file", results.c.spool_name)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("result_id", sa.ForeignKey("results.id"), nullable=False, index=True),
+    sa.Column("destination", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # owed, stored, committed, refused
+    sa.Column("status", sa.Integer),  # the last DIMSE status
+    sa.Column("why", sa.Text),
+    sa.Column("due_at", sa.Float, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column(
+        "failures", sa.Integer, nullable=False
+    ),  # answers with a failure status; outages do not count
+    sa.Column("stored_at", sa.Float),
+    sa.Column(
+        "commit_due_at", sa.Float
+    ),  # when to ask for storage commitment (again); null: nobody is asked
+    sa.Column("commit_asks", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("committed_at", sa.Float),
+)
+_partial_index(
+    "owed",
+    deliveries.c.destination,
+    deliveries.c.priority,
+    deliveries.c.id,
+    where=state_is(deliveries, "owed"),
+)
+_partial_index(
+    "uncommitted",
+    deliveries.c.destination,
+    deliveries.c.commit_due_at,
+    where=state_is(deliveries, "stored") & deliveries.c.commit_due_at.is_not(None),
+)
+_partial_index(
+    "deliveries_by_state",
+    deliveries.c.state,
+    deliveries.c.id,
+    where=state_is_not(deliveries, "owed"),
+)
+_partial_index(
+    "troubled",
+    deliveries.c.id,
+    where=deliveries.c.why.is_not(None),
+)
+
+# One row for each storage commitment request; its report may come at any time, or never.
+commitments = sa.Table(
+    "commitments",
+    metadata,
+    sa.Column("transaction_uid", sa.Text, primary_key=True),
+    sa.Column("destination", sa.Text, nullable=False),
+    sa.Column("asked_at", sa.Float, nullable=False),
+    sa.Column("reported_at", sa.Float),
+)
+
+# One row: the spool that the files lie in carries the same identity (spool.py).
+spools = sa.Table("spools", metadata, sa.Column("identity", sa.Text, primary_key=True))
+
+# Folder destinations that results went to: each carries a mark since (folder.py).
+folders = sa.Table("folders", metadata, sa.Column("path", sa.Text, primary_key=True))
+
+# What turns the tables of one version into those of the next, in both databases' SQL.
+STEPS: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE instances ADD COLUMN result_time FLOAT",
+        "ALTER TABLE instances ADD COLUMN remakes INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE instances ADD COLUMN removed_at FLOAT",
+        "ALTER TABLE results ADD COLUMN size_bytes BIGINT",
+        "ALTER TABLE deliveries ADD COLUMN commit_due_at FLOAT",
+        "ALTER TABLE deliveries ADD COLUMN commit_asks INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE deliveries ADD COLUMN committed_at FLOAT",
+        "CREATE TABLE commitments (transaction_uid TEXT NOT NULL PRIMARY KEY, destination TEXT NOT NULL,"
+        " asked_at FLOAT NOT NULL, reported_at FLOAT)",
+        "CREATE TABLE spools (identity TEXT NOT NULL PRIMARY KEY)",
+        "DROP INDEX waiting",
+        "DROP INDEX owed",
+        "CREATE INDEX waiting ON instances (priority, id) WHERE state = 'received'",
+        "CREATE INDEX instances_by_state ON instances (state, id) WHERE state != 'received'",
+        "CREATE INDEX instances_by_file ON instances (spool_name)",
+        "CREATE INDEX results_by_file ON results (spool_name)",
+        "CREATE INDEX kept_bytes ON instances (completed_at) WHERE removed_at IS NULL AND completed_at IS NOT NULL",
+        "CREATE INDEX owed ON deliveries (destination, priority, id) WHERE state = 'owed'",
+        "CREATE INDEX uncommitted ON deliveries (destination, commit_due_at)"
+        " WHERE state = 'stored' AND commit_due_at IS NOT NULL",
+        "CREATE INDEX deliveries_by_state ON deliveries (state, id) WHERE state != 'owed'",
+        "CREATE INDEX troubled ON deliveries (id) WHERE why IS NOT NULL",
+    ),
+    2: ("CREATE TABLE folders (path TEXT NOT NULL PRIMARY KEY)",),
+}

@@ -1,0 +1,259 @@
+"""The watch folder: files put there are taken in as if they had been sent, and go once they are durable elsewhere.
+
+What counts as a file to take: a regular file in the folder or below it, whose name and sub-folders' names do not begin
+with a dot and whose name does not end in .part, .tmp, .partial, .filepart or ~ (copy programs rename when they are
+done). Symbolic links are never followed: a link could make the node read what its writer may not. A file is taken
+when its writer has closed it or moved it in, or, where no event says so (found at start, network mounts, empty files),
+when its size and time have stayed the same for a moment. Events only make it quick: a walk every two seconds finds
+everything, and is all there is on network mounts, where the kernel does not tell what other hosts do.
+Whatever a file holds is accepted; what is no DICOM ends `failed`, visibly. One that cannot be read, taken or removed
+stays and is tried again ever more rarely; it is never taken twice by one process. A crash between taking and removing
+takes it a second time at the next start, which is recorded as a duplicate.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import re
+import stat
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.filereader import read_dataset, read_preamble
+from watchdog.events import FileClosedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.observers.inotify import InotifyObserver
+
+from daemon.dicom.tables import lenient_headers
+from daemon.ledger import Arrival, Ledger
+from daemon.receive.intake import Intake, NoRoomError
+from daemon.spool import Spool
+
+log = logging.getLogger("pleura.receive")
+
+_UNFINISHED = (".part", ".tmp", ".partial", ".filepart", "~")
+_RESCAN_S = (
+    2.0  # events can be lost (queue overflow) and never come from other hosts; a walk costs little
+)
+_SETTLED_S = 2.0  # unchanged for so long means whole, where no event says so
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = (
+    5.0,
+    300.0,
+)  # before a file that could not be taken is tried again
+_LIMIT_BYTES = 1 << 30  # as for one C-STORE
+_ROUTINE = 1
+_UID = re.compile(r"[0-9.]{1,64}")
+_NETWORK_FILE_SYSTEMS = (
+    "nfs",
+    "cifs",
+    "smb",
+    "ceph",
+    "fuse",
+    "9p",
+    "lustre",
+    "gluster",
+    "afs",
+    "beegfs",
+    "gpfs",
+)
+
+
+@dataclass
+class _Seen:
+    """What is known of a file that has not been taken yet."""
+
+    signature: tuple[int, int, int]  # size in bytes, modification time in ns, inode
+    since: float
+    pause_s: float = 0.0
+    not_before: float = 0.0
+    taken: bool = False  # durable and committed, but not yet removed
+
+
+class Inbox:
+    """One watch folder: start() returns at once, stop() when the file in hand is finished."""
+
+    def __init__(self, folder: Path, ledger: Ledger, spool: Spool, reserve_bytes: int = 0) -> None:
+        """Raises OSError when the folder cannot be made or read."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.scandir(folder).close()
+        self._folder = folder
+        self._ledger, self._spool, self._reserve_bytes = ledger, spool, reserve_bytes
+        self._closed: set[Path] = set()  # of these an event says that they are whole
+        self._seen: dict[Path, _Seen] = {}
+        self._wake = threading.Event()
+        self._stopping = False
+        self._observer: InotifyObserver | None = None
+        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
+
+    def start(self) -> None:
+        """Take what lies there and watch for more."""
+        self._intake = Intake(self._ledger, self._spool, self._reserve_bytes)
+        if not _on_network(self._folder):
+            observer = InotifyObserver(
+                generate_full_events=True
+            )  # full: a file moved in from outside is one, too
+            events: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent]
+            observer.schedule(_Whole(self), str(self._folder), recursive=True, event_filter=events)
+            try:
+                observer.start()
+                self._observer = observer
+            except OSError as error:
+                log.warning(
+                    "inbox: no file events (%s); looking every %g s only", error.strerror, _RESCAN_S
+                )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take nothing more."""
+        self._stopping = True
+        self._wake.set()
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+        self._thread.join()
+        self._intake.stop()
+
+    def whole(self, path: Path) -> None:
+        """An event: this file's writer has closed it or moved it in."""
+        self._closed.add(path)
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._walk()
+            except Exception:  # the loop's one catch-all: a folder that is away comes back
+                log.exception("inbox: the folder cannot be read")
+            self._wake.wait(_RESCAN_S)
+            self._wake.clear()
+
+    def _walk(self) -> None:
+        closed, self._closed = self._closed, set()
+        found: set[Path] = set()
+        for folder, subfolders, names in os.walk(self._folder):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in names:
+                path = Path(folder, name)
+                if self._stopping:
+                    return
+                if (
+                    not name.startswith(".")
+                    and not name.endswith(_UNFINISHED)
+                    and self._look(path, path in closed)
+                ):
+                    found.add(path)
+        self._seen = {path: seen for path, seen in self._seen.items() if path in found}
+
+    def _look(self, path: Path, closed: bool) -> bool:
+        """Take the file if it is whole and due. Returns whether it is still to be looked at."""
+        now = time.monotonic()
+        try:
+            status = path.lstat()
+        except OSError:
+            return False
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        signature = _signature(status)
+        seen = self._seen.get(path)
+        if seen is None or seen.signature != signature:
+            seen = self._seen[path] = _Seen(signature, now)
+        whole = (closed and status.st_size > 0) or now - seen.since >= _SETTLED_S
+        if not whole or now < seen.not_before:
+            return True
+        try:
+            seen.taken = seen.taken or self._take(path, signature)
+            if seen.taken:
+                if (
+                    _signature(path.lstat()) == signature
+                ):  # else: another file under the same name, to be taken next
+                    path.unlink(missing_ok=True)
+                return False
+        except (OSError, NoRoomError) as error:
+            seen.pause_s = min(2 * seen.pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+            seen.not_before = now + seen.pause_s
+            why = error.strerror if isinstance(error, OSError) else error
+            log.warning("inbox: a file stays (%s); trying again in %g s", why, seen.pause_s)
+        return True
+
+    def _take(self, path: Path, signature: tuple[int, int, int]) -> bool:
+        """Durable in the spool and committed. False when it has changed meanwhile."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:  # noqa: PTH123 - no link may be followed
+            data = file.read(_LIMIT_BYTES + 1)
+            if _signature(os.fstat(descriptor)) != signature:
+                return False
+        if len(data) > _LIMIT_BYTES:
+            raise OSError(errno.EFBIG, f"longer than {_LIMIT_BYTES} bytes")
+        sop_class_uid, sop_instance_uid, syntax = _identity(data)
+        size = len(data)
+
+        def arrival(name: str) -> Arrival:
+            return Arrival(
+                name, sop_class_uid, sop_instance_uid, syntax, "", "inbox", _ROUTINE, size
+            )
+
+        self._intake.take(arrival, data)
+        log.info(
+            "stored %s from the inbox, %d bytes", sop_instance_uid or "a file without UID", size
+        )
+        return True
+
+
+class _Whole(FileSystemEventHandler):
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def on_closed(self, event: FileSystemEvent) -> None:
+        self._inbox.whole(Path(os.fsdecode(event.src_path)))
+
+    def on_moved(self, event: FileSystemEvent) -> None:
+        if event.dest_path:
+            self._inbox.whole(Path(os.fsdecode(event.dest_path)))
+
+
+def _signature(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _identity(data: bytes) -> tuple[str, str, str]:
+    """SOP class, SOP instance and transfer syntax UID of the file meta information; empty where there is none.
+
+    Only that group is read: the data set is for the analyse role, which may die of it.
+    """
+    file = io.BytesIO(data)
+    try:
+        if not read_preamble(file, force=False):
+            return "", "", ""
+        with lenient_headers():
+            meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 0x0002)
+            found = [
+                str(meta.get(tag, ""))
+                for tag in (
+                    "MediaStorageSOPClassUID",
+                    "MediaStorageSOPInstanceUID",
+                    "TransferSyntaxUID",
+                )
+            ]
+    except Exception:  # arbitrary bytes: it is taken all the same
+        return "", "", ""
+    sop_class, sop_instance, syntax = (uid if _UID.fullmatch(uid) else "" for uid in found)
+    return sop_class, sop_instance, syntax
+
+
+def _on_network(folder: Path) -> bool:
+    """Whether the folder lies on a file system that other hosts write to (proc_mounts(5))."""
+    try:
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return True  # walking works anywhere
+    here, best, kind = str(folder.resolve()), "", ""
+    for line in mounts:
+        _, point, file_system, *_ = line.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
+        if len(point) >= len(best) and (here == point or here.startswith(point.rstrip("/") + "/")):
+            best, kind = point, file_system
+    return kind.startswith(_NETWORK_FILE_SYSTEMS)

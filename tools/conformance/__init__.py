@@ -1,0 +1,44 @@
+"""What docs/conformance.md and docs/air.md say in tables: made from the tables in the code and from objects built here.
+
+A page is prose with blocks between `<!-- name -->` and `<!-- end -->`; a table of that name stands in each.
+After a change that is meant: PLEURA_WRITE_DOCS=1 pytest tests/unit/test_conformance.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+Table = Callable[[], Iterable[str]]  # its lines
+
+_BLOCK = re.compile(r"(<!-- (?!end -->)([a-z][a-z ]*) -->\n)(.*?)(<!-- end -->\n)", re.DOTALL)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [list(map(str, row)) for row in rows]
+    assert all(len(row) == len(heads) for row in lines)
+    return [
+        "| " + " | ".join(heads) + " |",
+        "|---" * len(heads) + "|",
+        *("| " + " | ".join(row) + " |" for row in lines),
+    ]
+
+
+def filled(page: str, tables: Mapping[str, Table]) -> str:
+    """The page with each block as its table is now.
+
+    Raises:
+        KeyError: a block without a table. ValueError: a table without its one block.
+    """
+    names = [block[1] for block in _BLOCK.findall(page)]
+    if sorted(names) != sorted(tables):
+        missing = {*tables} ^ {*names}
+        if {*names} - {*tables}:
+            raise KeyError(f"no such table: {sorted(missing)}")
+        raise ValueError(f"each table has one block; look at {sorted(missing) or sorted(names)}")
+    return _BLOCK.sub(
+        lambda block: block[1] + "\n".join(tables[block[2]]()) + "\n" + block[4], page
+    )

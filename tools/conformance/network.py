@@ -1,0 +1,373 @@
+"""The tables of what happens on the wire: contexts, roles, statuses, rejections, times, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import Any
+from unittest.mock import patch
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydicom.uid import UID
+from pynetdicom import AE
+from pynetdicom.presentation import PresentationContext
+
+from daemon import backoff
+from daemon.config import Config, DicomDestination, FolderDestination, Peer
+from daemon.deliver import commitment, courier
+from daemon.dicom import link, requestor, tables
+from daemon.dicom.tables import STORAGE_COMMITMENT, VERIFICATION, Status
+from daemon.receive import access, listener, scp
+from daemon.receive.access import Caller, Gate
+from inference.results import ENCODERS
+from inference.results.gate import common as gate
+from tools.conformance import table
+
+_RESULTS = [
+    (str(gate.SOP_CLASSES[kind]), str(one.transfer_syntax_uid)) for kind, one in ENCODERS.items()
+]
+_ARCHIVE = DicomDestination(
+    name="pacs", ae_title="PACS", host="192.0.2.2", port=104, commitment=True
+)
+
+
+def _syntaxes(context: PresentationContext) -> tuple[str, ...]:
+    return tuple(map(str, context.transfer_syntax))
+
+
+def services() -> list[str]:
+    """SOP classes and roles."""
+    stored = {str(one.abstract_syntax) for one in tables.accepted_contexts()} - {
+        VERIFICATION,
+        STORAGE_COMMITMENT,
+    }
+    sent = {sop_class for sop_class, _ in _RESULTS}
+    rows = [
+        ("Verification", VERIFICATION, "yes", "yes"),
+        ("Storage Commitment Push Model", STORAGE_COMMITMENT, "yes", "no"),
+    ]
+    for sop_class in sorted(stored | sent, key=lambda each: (each not in sent, each)):
+        roles = ["yes" if sop_class in one else "no" for one in (sent, stored)]
+        rows.append((UID(sop_class).name, sop_class, roles[0], roles[1]))
+    return table(("SOP class", "UID", "SCU", "SCP"), rows)
+
+
+def accepted() -> list[str]:
+    """Presentation contexts taken, those of one list of transfer syntaxes together."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for context in tables.accepted_contexts():
+        together.setdefault(_syntaxes(context), []).append(_name(context))
+    rows = (
+        ("; ".join(names), "; ".join(UID(one).name for one in syntaxes))
+        for syntaxes, names in together.items()
+    )
+    return table(("SOP classes", "transfer syntaxes, in our order of preference"), rows)
+
+
+def _name(context: PresentationContext) -> str:
+    role = " (also where the peer proposes itself as SCP)" if context.scp_role else ""
+    return f"{UID(str(context.abstract_syntax)).name.removesuffix(' SOP Class')}{role}"
+
+
+def proposed() -> list[str]:
+    """Presentation contexts proposed."""
+    rows = []
+    for kind, result in zip(ENCODERS, _RESULTS, strict=True):
+        offered = [UID(_syntaxes(one)[0]).name for one in tables.wanted_contexts([result])]
+        rows.append((f"{kind}: {UID(result[0]).name}", "one for each of: " + "; ".join(offered)))
+    # What link.Link proposes for a C-ECHO: it does so before it looks for a peer.
+    with (
+        patch.object(link, "wanted_contexts", side_effect=_SeenError) as asked,
+        suppress(_SeenError),
+    ):
+        link.Link("A", link.Remote("B", "192.0.2.1", 1), [])
+    offered = [
+        UID(_syntaxes(one)[0]).name for one in tables.wanted_contexts(asked.call_args.args[0])
+    ]
+    rows.append(("Verification", "one for each of: " + "; ".join(offered)))
+    (context,) = _asking().requested_contexts
+    rows.append(
+        (_name(context), "one, for: " + "; ".join(UID(one).name for one in _syntaxes(context)))
+    )
+    return table(("SOP class", "contexts"), rows)
+
+
+class _SeenError(Exception):
+    """What was to be seen has been: no more of the call is wanted."""
+
+
+def _asking() -> AE:
+    """The application entity that asks for storage commitment."""
+    entities: list[AE] = []
+    with patch.object(AE, "associate", lambda entity, *_, **__: entities.append(entity)):
+        commitment.Asker(_ARCHIVE, "PLEURA", None)._associate(lambda _: (0, None))  # type: ignore[arg-type]
+    (entity,) = entities
+    return entity
+
+
+def implementation() -> list[str]:
+    return table(
+        ("", "value"),
+        [
+            ("Application Context Name", requestor._APPLICATION_CONTEXT),
+            ("Implementation Class UID", tables.IMPLEMENTATION_CLASS_UID),
+            ("Implementation Version Name", tables.IMPLEMENTATION_VERSION_NAME),
+            (
+                "maximum PDU received, as acceptor and as storage SCU",
+                f"{tables.MAXIMUM_PDU_BYTES} bytes",
+            ),
+            (
+                "maximum PDU received, as storage commitment SCU",
+                f"{_asking().maximum_pdu_size} bytes",
+            ),
+            ("longest PDU sent", f"what the peer takes, at most {tables.MAXIMUM_PDU_BYTES} bytes"),
+            (
+                "longest PDU taken from a peer that does not keep to it",
+                f"{listener.PDU_LIMIT_BYTES} bytes",
+            ),
+            ("longest C-STORE", f"{listener._MESSAGE_LIMIT_BYTES} bytes"),
+            ("longest other message", f"{scp._SMALL_MESSAGE_BYTES} bytes"),
+            ("simultaneous associations as acceptor", scp._MAXIMUM_ASSOCIATIONS),
+            (
+                "simultaneous associations as initiator",
+                "one for each destination; one more where it is asked for commitment",
+            ),
+            ("outstanding asynchronous operations", "1: the window is not negotiated"),
+        ],
+    )
+
+
+# ---- statuses and rejections
+
+_ANSWERS = {
+    Status.SUCCESS: (
+        "C-ECHO, C-STORE, N-EVENT-REPORT",
+        "done; of a C-STORE: the object and its record are on disk",
+    ),
+    Status.PROCESSING_FAILURE: ("C-STORE, N-EVENT-REPORT", "our own trouble; send it again"),
+    Status.NO_SUCH_EVENT_TYPE: ("N-EVENT-REPORT", "an Event Type ID other than 1 and 2"),
+    Status.INVALID_ARGUMENT_VALUE: (
+        "N-EVENT-REPORT",
+        "not readable, or a Transaction UID that this AE was not asked under",
+    ),
+    Status.INVALID_OBJECT_INSTANCE: (
+        "C-STORE",
+        "the Affected SOP Instance UID is longer than 64 or not of digits and dots",
+    ),
+    Status.NO_SUCH_SOP_CLASS: (
+        "N-EVENT-REPORT",
+        "a SOP class other than Storage Commitment Push Model",
+    ),
+    Status.SOP_CLASS_NOT_SUPPORTED: (
+        "C-STORE",
+        "the Affected SOP Class UID is not that of the presentation context",
+    ),
+    Status.OUT_OF_RESOURCES: (
+        "C-STORE",
+        "too little room on disk, or the record cannot be written; send it again later",
+    ),
+}
+
+
+def answers() -> list[str]:
+    """Statuses that the node answers with."""
+    rows = [(f"0x{one:04X}", one.name.lower().replace("_", " "), *_ANSWERS[one]) for one in Status]
+    return table(("status", "meaning", "of", "when"), rows)
+
+
+def rejections() -> list[str]:
+    """What the gate says to callers of all kinds."""
+    named = Gate("PLEURA", [Peer(ae_title="XRAY1", host="192.0.2.1")], [_ARCHIVE])
+    nobody = Gate("PLEURA", [])
+    callers = [
+        ("no `peers`: any AE, on this machine", nobody, ("PLEURA", "ANY", "127.0.0.1")),
+        ("no `peers`: from elsewhere", nobody, ("PLEURA", "ANY", "192.0.2.9")),
+        ("an AE of `peers`, from its host", named, ("PLEURA", "XRAY1", "192.0.2.1")),
+        ("an AE of `peers`, from another host", named, ("PLEURA", "XRAY1", "192.0.2.9")),
+        (
+            "a destination with `commitment: true`, from its host",
+            named,
+            ("PLEURA", "PACS", "192.0.2.2"),
+        ),
+        ("an AE that nothing names", named, ("PLEURA", "ANY", "192.0.2.1")),
+        ("any, and it calls another AE title", named, ("OTHER", "XRAY1", "192.0.2.1")),
+    ]
+    rows: list[Sequence[object]] = [
+        (who, _verdict(where.admit(*caller))) for who, where, caller in callers
+    ]
+    rows.append(
+        (
+            f"one more than {scp._MAXIMUM_ASSOCIATIONS} associations, unless one AE holds more than half of them and "
+            f"one of these has brought no object for {scp._NOWHERE_S:g} s: that one is ended",
+            _REJECTED.format(2, 3, 2, "transient: local limit exceeded"),
+        )
+    )
+    return table(("caller", "answer"), rows)
+
+
+_REJECTED = "A-ASSOCIATE-RJ {}/{}/{} ({})"
+_REASONS = {
+    1: "no reason given",
+    3: "calling AE title not recognized",
+    7: "called AE title not recognized",
+}
+
+
+def _verdict(found: Caller | access.Rejection) -> str:
+    if isinstance(found, Caller):
+        return (
+            "accepted"
+            if found.stores
+            else "accepted for Verification and storage commitment reports only"
+        )
+    return _REJECTED.format(*found, f"permanent: {_REASONS[found[2]]}")
+
+
+_MEANINGS = {
+    0x0000: "success; 0x0001: warning", 0x0107: "attribute list error", 0x0111: "duplicate SOP instance",
+    0x0116: "attribute value out of range", 0x0122: "SOP class not supported", 0xA700: "out of resources",
+    0xA900: "data set does not match SOP class", 0xB000: "warnings", 0xC000: "cannot understand",
+}  # fmt: skip
+_BEHAVIOUR = {
+    courier.Verdict.STORED: "stored",
+    courier.Verdict.BUSY: "owed: the destination is let alone and probed by C-ECHO",
+    courier.Verdict.RETRY: "owed: sent again, later each time",
+    courier.Verdict.REFUSED: "refused: shown by `pleura status` until a person acts",
+}
+
+
+def verdicts() -> list[str]:
+    """What each status of a C-STORE response does to the object: asked of the table, for all 65536."""
+    last = courier._MAXIMUM_FAILURES - 1
+    rows, rest = [], courier.Verdict.RETRY
+    for (first, in_the_end), run in groupby(
+        range(0x10000), lambda one: (courier.verdict(one, 0), courier.verdict(one, last))
+    ):
+        statuses = list(run)
+        if first is in_the_end is rest:
+            continue
+        said = _BEHAVIOUR[first] + (
+            "" if first is in_the_end else f"; after {last + 1} such answers refused"
+        )
+        rows.append((_range(statuses), _MEANINGS[statuses[0]], said))
+    rows.append(("any other", "", _BEHAVIOUR[rest]))
+    return table(("status", "meaning", "the object is"), rows)
+
+
+def _range(statuses: Sequence[int]) -> str:
+    first, last = f"0x{statuses[0]:04X}", f"0x{statuses[-1]:04X}"
+    return first if first == last else f"{first} to {last}"
+
+
+_FAILURES = {
+    0x0110: "processing failure", 0x0112: "no such object instance", 0x0119: "class-instance conflict",
+    0x0122: "referenced SOP class not supported", 0x0131: "duplicate transaction UID", 0x0213: "resource limitation",
+}  # fmt: skip
+_FATES = {
+    commitment._Fate.LOST: "sent again, then asked for again",
+    commitment._Fate.LATER: "asked for again",
+    commitment._Fate.REFUSED: "refused",
+}
+
+
+def failures() -> list[str]:
+    """What each Failure Reason of a report does to the object."""
+    rows = [
+        (f"0x{reason:04X}", _FAILURES[reason], _FATES[fate])
+        for reason, fate in commitment._FATES.items()
+    ]
+    return table(
+        ("failure reason", "meaning", "the object is"),
+        [*rows, ("any other", "", _FATES[commitment._Fate.LOST])],
+    )
+
+
+def times() -> list[str]:
+    first_s, longest_s = backoff._BACKOFF_S
+    return table(
+        ("what", "limit"),
+        [
+            (
+                "a connection that has not asked for an association (ARTIM)",
+                f"{listener._SILENCE_S:g} s",
+            ),
+            (
+                "such connections at a time; beyond, the oldest of the address with most goes",
+                listener._MAXIMUM_SILENT,
+            ),
+            ("one PDU from its first byte to its last", f"{listener._PDU_S:g} s"),
+            ("an association without a message", f"{scp._IDLE_S:g} s, then aborted"),
+            ("what is being received when the node stops", f"{scp._DRAIN_S:g} s"),
+            ("to connect to a destination", f"{link._CONNECT_S:g} s"),
+            ("its answer to an association or release request", f"{link._ACSE_S:g} s"),
+            (
+                "its answer to a C-STORE",
+                f"{link._ANSWER_S:g} s + object at {link._SLOWEST_BYTES_PER_S // 1000} kB/s",
+            ),
+            ("it takes no byte", f"{link._STALLED_S:g} s"),
+            ("its answer to an N-ACTION", f"{commitment._ANSWER_S:g} s"),
+            (
+                "an N-EVENT-REPORT on the association that asked",
+                f"{commitment._SAME_ASSOCIATION_S:g} s, then released",
+            ),
+            (
+                "an N-EVENT-REPORT at all",
+                f"{commitment._FIRST_REPORT_S:g} s, then asked again; twice as long each time",
+            ),
+            ("objects in one association", courier._BATCH),
+            ("objects in one N-ACTION", commitment._REFERENCES),
+            (
+                "trying again",
+                f"after {first_s:g} s, twice as long each time, at most {longest_s:g} s apart, without end",
+            ),
+        ],
+    )
+
+
+_OURS_ALONE = (
+    "model",
+    "device",
+    "engine",
+    "max_batch",
+    "spool",
+    "retention",
+    "ledger",
+    "inbox",
+    "web",
+)
+
+
+def settings() -> list[str]:
+    """The settings that change what goes over the wire, with their defaults."""
+    rows = (row for row in _defaults(Config(), "") if not row[0].strip("`").startswith(_OURS_ALONE))
+    return table(("key", "default"), rows)
+
+
+def _defaults(model: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _defaults(value, f"{prefix}{name}.")
+            continue
+        yield f"`{prefix}{name}`", _as_yaml(value)
+        items: dict[str, Iterable[type[BaseModel]]] = {
+            "peers": (Peer,),
+            "destinations": (DicomDestination, FolderDestination),
+        }
+        for kind in items.get(name, ()):
+            said = (f"{key}: {_default(field)}" for key, field in kind.model_fields.items())
+            yield f"`{prefix}{name}[]`", "; ".join(said)
+
+
+def _default(field: FieldInfo) -> str:
+    return "required" if field.is_required() else _as_yaml(field.default)
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )

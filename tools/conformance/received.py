@@ -1,0 +1,167 @@
+"""The tables of what is read of a received image, and how its character set is carried on."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset, FileDataset
+from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from inference.admission import REASONS, Rules, judge
+from inference.display import displayed
+from inference.pixels import quiet, stored_values
+from inference.radiograph import COPIED_KEYWORDS, parse
+from inference.results import ENCODERS, build
+from inference.results.identity import TAKEN_KEYWORDS
+from inference.spacing import spacing_of
+from tests.unit import cases
+from tools.conformance import table
+from tools.conformance.sources import sources
+
+# Specific Character Set -> a name that it can write and ASCII cannot, as a console writes it.
+_NAMES = {
+    "ISO_IR 100": "Grün^Ada".encode("latin_1"),
+    "ISO_IR 101": "Dvořák^Eva".encode("iso8859_2"),
+    "ISO_IR 109": "Ĝoja^Ana".encode("iso8859_3"),
+    "ISO_IR 110": "Ķēniņš^Jānis".encode("iso8859_4"),
+    "ISO_IR 144": "Иванов^Пётр".encode("iso8859_5"),
+    "ISO_IR 127": "قباني^لنزار".encode("iso8859_6"),
+    "ISO_IR 126": "Διονυσιος^Αννα".encode("iso8859_7"),
+    "ISO_IR 138": "שרון^דבורה".encode("iso8859_8"),
+    "ISO_IR 148": "Çelik^Şule".encode("iso8859_9"),
+    "ISO_IR 203": "Bœuf^Zoé".encode("iso8859_15"),
+    "ISO_IR 13": "ﾔﾏﾀﾞ^ﾀﾛｳ".encode("shift_jis"),
+    "ISO_IR 166": "สมชาย^ใจดี".encode("iso8859_11"),
+    "ISO_IR 192": "山田^太郎".encode(),
+    "GB18030": "王^小东".encode("gb18030"),
+    "GBK": "王^小东".encode("gbk"),
+    "\\ISO 2022 IR 87": b"Yamada^Tarou="
+    + b"^".join(part.encode("iso2022_jp") for part in ("山田", "太郎")),
+    "\\ISO 2022 IR 149": b"Hong^Gildong="
+    + b"^".join(b"\x1b$)C" + part.encode("euc_kr") for part in ("洪", "吉洞")),
+    "\\ISO 2022 IR 58": b"Zhang^XiaoDong="
+    + b"^".join(b"\x1b$)A" + part.encode("gb2312") for part in ("张", "小东")),
+}
+
+
+class _Noted(FileDataset):
+    """A data set that notes which attributes are asked for, whether it has them or not."""
+
+    asked: set[str]
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self._note(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: Any) -> bool:
+        self._note(key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        self._note(key)
+        return super().__getitem__(key)
+
+    def __getattr__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getattr__(name)
+
+    def _note(self, key: Any) -> None:
+        if isinstance(key, str) and tag_for_keyword(key) is not None and "asked" in self.__dict__:
+            self.asked.add(key)
+
+
+def _asked_by(read: Callable[[_Noted], object], header: Dataset) -> set[str]:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    noted = _Noted(io.BytesIO(), header, file_meta=meta)
+    noted.set_original_encoding(False, True, header.get("SpecificCharacterSet"))
+    noted.__dict__["asked"] = set()
+    read(noted)
+    return set(noted.__dict__["asked"])
+
+
+def used() -> list[str]:
+    """Attributes read from a received image, by what they are read for."""
+    full = Dataset({**sources()["base"].header})
+    (
+        full.SamplesPerPixel,
+        full.BitsAllocated,
+        full.BitsStored,
+        full.HighBit,
+        full.PixelRepresentation,
+    ) = 1, 16, 16, 15, 0
+    values = (
+        (np.arange(full.Rows * full.Columns) % 4096).astype("<u2").reshape(full.Rows, full.Columns)
+    )
+    full.add_new(0x7FE00010, "OW", values.tobytes())
+    full.add_new(0x00280120, "US", 4095)  # Pixel Padding Value
+    estimated = Dataset({**full})
+    del estimated.PixelSpacing
+    bare = Dataset({**sources()["bare"].header})
+    bare.Modality = "CR"
+    headers = (full, estimated, bare)
+    steps: dict[str, Callable[[_Noted], object]] = {
+        "whether it is analysed": lambda header: judge(header, Rules(), lambda _: False),
+        "its pixels": lambda header: stored_values(header) if "PixelData" in header else None,
+        "how they are shown": lambda header: displayed(header, values),
+        "millimetres": spacing_of,
+    }
+    uses = {
+        what: {keyword for header in headers for keyword in _asked_by(step, header)}
+        for what, step in steps.items()
+    }
+    uses |= {"copied into every result": {*COPIED_KEYWORDS}, "carried into some": {*TAKEN_KEYWORDS}}
+    rows = (
+        (what, ", ".join(sorted(map(dictionary_description, keywords))))
+        for what, keywords in uses.items()
+    )
+    return table(("for", "attributes"), rows)
+
+
+def reasons() -> list[str]:
+    """Why an image has no finding, and whether a result tells of it."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, one in REASONS.items():
+        alike.setdefault((one.state.value, "yes" if one.sent else "no"), []).append(
+            f"`{name}`: {one.text}"
+        )
+    return table(
+        ("state", "a result says so", "reasons"),
+        ((*key, "; ".join(each)) for key, each in alike.items()),
+    )
+
+
+def character_sets() -> list[str]:
+    """Each character set, by whether a name in it comes out of every kind of object as the very bytes it came in."""
+    found: dict[str, list[str]] = {}
+    for terms, name in _NAMES.items():
+        header, _ = parse(_written(terms, name))
+        results = build(cases.positive(header), ENCODERS)
+        same = all(_element(0x0010, "PN", name) in result.data for result in results)
+        found.setdefault("the same bytes" if same else "other bytes", []).append(f"`{terms}`")
+    return table(
+        ("a name comes out as", "for"), ((how, ", ".join(each)) for how, each in found.items())
+    )
+
+
+def _written(terms: str, name: bytes) -> bytes:
+    """A file with this Specific Character Set and Patient's Name, which no library has looked at."""
+    plain = io.BytesIO()
+    stand_in = b"X" * (len(name) + len(name) % 2)
+    header = cases.header(SpecificCharacterSet=terms.split("\\"), PatientName=stand_in.decode())
+    header.ReferringPhysicianName = ""
+    with quiet():  # pydicom does not know them all
+        header.save_as(plain, implicit_vr=False, little_endian=True)
+    return plain.getvalue().replace(_element(0x0010, "PN", stand_in), _element(0x0010, "PN", name))
+
+
+def _element(number: int, vr: str, value: bytes) -> bytes:
+    """(0010,number) in Explicit VR Little Endian."""
+    value += b" " * (len(value) % 2)
+    return struct.pack("<HH2sH", 0x0010, number, vr.encode(), len(value)) + value
