@@ -88,8 +88,8 @@ def test_the_readmes_settings_are_settings(tmp_path: Path) -> None:
     assert len(match[1].splitlines()) <= 10
 
 
-def test_the_operations_page_has_every_reason() -> None:
-    text = (REPOSITORY / "docs" / "operations.md").read_text()
+def test_the_monitor_page_has_every_reason() -> None:
+    text = (REPOSITORY / "docs" / "monitor.md").read_text()
     for code, reason in REASONS.items():
         told = "yes" if reason.sent else "no"
         assert f"| `{code}`: {reason.text} | {reason.state.value} | {told} |" in text
