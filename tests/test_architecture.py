@@ -46,8 +46,6 @@ def test_the_roles_meet_only_in_ledger_and_spool() -> None:
         others = tuple(f"daemon.{other}" for other in ROLES if other != role)
         for path in sorted((REPOSITORY / "daemon" / role).glob("*.py")):
             imported = {module for module in imports(path) if module.startswith(others)}
-            # Until the report has a module in receive/.
-            imported -= {"daemon.deliver.commitment", "daemon.deliver.commitment.take_report"}
             assert not imported, f"daemon/{role}/{path.name} imports {sorted(imported)}"
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable
-from enum import Enum, auto
+from collections.abc import Callable
 from typing import cast
 
 from pydicom import Dataset
@@ -23,6 +22,7 @@ from pynetdicom.events import Event
 
 from daemon.backoff import backoff_s
 from daemon.config import DicomDestination
+from daemon.dicom.commitment import Fate, ReportError, read_report
 from daemon.dicom.tables import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
@@ -45,96 +45,35 @@ _PAUSE_S = 5.0  # after trouble with our own ledger
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0  # for the answer to an association request or a question
 _REQUEST = 1  # action type, PS3.4 J.3.2
-_COMPLETE, _FAILURES_EXIST = 1, 2  # event types, PS3.4 J.3.3
 
 
-class _Fate(Enum):
-    """What a failure reason means for the object."""
-
-    LOST = auto()  # to be sent again
-    LATER = auto()  # to be asked for again
-    REFUSED = auto()
-
-
-# Failure Reason (0008,1197), PS3.3 C.14.1.1. Whatever is not here is sent again: nothing is lost by that.
-_FATES = {
-    0x0110: _Fate.LATER,  # processing failure
-    0x0112: _Fate.LOST,  # no such object instance
-    0x0119: _Fate.REFUSED,  # class-instance conflict
-    0x0122: _Fate.REFUSED,  # referenced SOP class not supported
-    0x0131: _Fate.LATER,  # duplicate transaction UID
-    0x0213: _Fate.LATER,  # resource limitation
-}
-
-
-def take_report(event: Event, destinations: Iterable[str], ledger: Ledger) -> tuple[int, None]:
-    """The handler of an N-EVENT-REPORT from these destinations: record it, then answer. Never raises."""
+def _take_report(event: Event, destination: str, ledger: Ledger) -> Status:
+    """Record a report that came on the association that asked. Never raises."""
     try:
-        return _take_report(event, destinations, ledger).value, None
-    except (
-        Exception
-    ):  # the handler's one catch-all; the archive may report again, and is asked again
-        log.exception("a storage commitment report could not be taken")
-        return Status.PROCESSING_FAILURE.value, None
-
-
-def _take_report(event: Event, destinations: Iterable[str], ledger: Ledger) -> Status:
-    request = cast(N_EVENT_REPORT, event.request)
-    if request.AffectedSOPClassUID != STORAGE_COMMITMENT:
-        return Status.NO_SUCH_SOP_CLASS
-    if request.EventTypeID not in (_COMPLETE, _FAILURES_EXIST):
-        return Status.NO_SUCH_EVENT_TYPE
-    try:
-        transaction_uid, committed, reasons = _read(event.event_information)
-    except Exception as error:  # a parser met what it cannot take; its text may quote that
-        log.warning(
-            "a storage commitment report cannot be read (%s): not taken", type(error).__name__
+        request = cast(N_EVENT_REPORT, event.request)
+        information = request.EventInformation.getvalue() if request.EventInformation else b""
+        report = read_report(
+            request.AffectedSOPClassUID,
+            request.EventTypeID,
+            information,
+            str(event.context.transfer_syntax),
         )
-        return Status.INVALID_ARGUMENT_VALUE
-    for name in destinations:
-        if _record(ledger, name, transaction_uid, committed - reasons.keys(), reasons):
-            return Status.SUCCESS
-    log.warning("a storage commitment report names a transaction that was not asked for: not taken")
-    return Status.INVALID_ARGUMENT_VALUE
-
-
-def _read(report: Dataset) -> tuple[str, set[str], dict[str, int]]:
-    """Transaction UID, the SOP Instance UIDs committed to, and the others with their failure reasons."""
-    committed = {
-        str(item.ReferencedSOPInstanceUID)
-        for item in report.get("ReferencedSOPSequence", None) or ()
-    }
-    reasons = {
-        str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", 0x0112))
-        for item in report.get("FailedSOPSequence", None) or ()
-    }
-    return str(report.get("TransactionUID", "")), committed, reasons
-
-
-def _record(
-    ledger: Ledger,
-    destination: str,
-    transaction_uid: str,
-    committed: Collection[str],
-    reasons: dict[str, int],
-) -> bool:
-    by_fate: dict[_Fate, dict[str, str]] = {fate: {} for fate in _Fate}
-    for uid, reason in reasons.items():
-        by_fate[_FATES.get(reason, _Fate.LOST)][uid] = (
-            f"not committed to (failure reason 0x{reason:04X})"
-        )
-    lost, refused = by_fate[_Fate.LOST], by_fate[_Fate.REFUSED]
-    if not ledger.commitment_reported(destination, transaction_uid, committed, lost, refused):
-        return False
-    log.info(
-        "%s committed to %d results; %d are sent again, %d refused, %d asked for again",
-        destination,
-        len(committed),
-        len(lost),
-        len(refused),
-        len(by_fate[_Fate.LATER]),
-    )
-    return True
+        lost, refused = report.failed(Fate.LOST), report.failed(Fate.REFUSED)
+        if not ledger.commitment_reported(
+            destination, report.transaction_uid, report.committed, lost, refused
+        ):
+            raise ReportError(
+                Status.INVALID_ARGUMENT_VALUE, "this node did not ask under its transaction UID"
+            )
+    except ReportError as error:
+        log.warning("%s: a storage commitment report is not taken: %s", destination, error)
+        return error.status
+    except Exception:
+        # The handler's one catch-all. The archive may report again, and is asked again.
+        log.exception("%s: a storage commitment report could not be taken", destination)
+        return Status.PROCESSING_FAILURE
+    log.info("%s %s", destination, report)
+    return Status.SUCCESS
 
 
 class _NotAskedError(Exception):
@@ -193,9 +132,9 @@ class Asker:
 
         def on_report(event: Event) -> tuple[int, None]:
             reporters.append(threading.current_thread())
-            answer = take_report(event, [self._destination.name], self._ledger)
+            status = _take_report(event, self._destination.name, self._ledger)
             reported.set()
-            return answer
+            return status.value, None
 
         association = self._associate(on_report)
         try:

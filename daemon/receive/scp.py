@@ -31,7 +31,6 @@ from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 from daemon.config import Config
-from daemon.deliver.commitment import take_report
 from daemon.dicom.pdu import StoreRequest, file_meta
 from daemon.dicom.tables import (
     IMPLEMENTATION_CLASS_UID,
@@ -48,6 +47,7 @@ from daemon.dicom.tables import (
 from daemon.ledger import Arrival, Ledger
 from daemon.receive import direct
 from daemon.receive.access import Caller, Gate
+from daemon.receive.commitment_reports import take_report
 from daemon.receive.intake import Entry, Intake, NoRoomError
 from daemon.receive.listener import Listener, PeerSocket
 from daemon.spool import BytesLike, Spool

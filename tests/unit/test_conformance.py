@@ -13,8 +13,8 @@ import pytest
 from pydicom import Dataset
 
 from daemon import backoff
-from daemon.deliver import commitment, courier
-from daemon.dicom import link, tables
+from daemon.deliver import courier
+from daemon.dicom import commitment, link, tables
 from daemon.receive import listener, scp
 from inference.results import ENCODERS
 from tools.conformance import DOCS, Table, air, content, filled, network, objects, received
@@ -75,7 +75,7 @@ def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
         (network.rejections, scp, "_MAXIMUM_ASSOCIATIONS", 3),
         (network.verdicts, courier, "_MAXIMUM_FAILURES", 3),
         (network.verdicts, courier, "_VERDICTS", courier._VERDICTS[:4]),
-        (network.failures, commitment, "_FATES", {0x0112: commitment._Fate.REFUSED}),
+        (network.failures, commitment, "FATES", {0x0112: commitment.Fate.REFUSED}),
         (network.times, backoff, "_BACKOFF_S", (1.0, 2.0)),
         (network.times, link, "_CONNECT_S", 99.0),
         (network.times, listener, "_SILENCE_S", 99.0),

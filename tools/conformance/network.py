@@ -17,6 +17,7 @@ from pynetdicom.presentation import PresentationContext
 from daemon import backoff
 from daemon.config import Config, DicomDestination, FolderDestination, Peer
 from daemon.deliver import commitment, courier
+from daemon.dicom import commitment as commitment_table
 from daemon.dicom import link, requestor, tables
 from daemon.dicom.tables import STORAGE_COMMITMENT, VERIFICATION, Status
 from daemon.receive import access, listener, scp
@@ -266,9 +267,9 @@ _FAILURES = {
     0x0122: "referenced SOP class not supported", 0x0131: "duplicate transaction UID", 0x0213: "resource limitation",
 }  # fmt: skip
 _FATES = {
-    commitment._Fate.LOST: "sent again, then asked for again",
-    commitment._Fate.LATER: "asked for again",
-    commitment._Fate.REFUSED: "refused",
+    commitment_table.Fate.LOST: "sent again, then asked for again",
+    commitment_table.Fate.LATER: "asked for again",
+    commitment_table.Fate.REFUSED: "refused",
 }
 
 
@@ -276,11 +277,11 @@ def failures() -> list[str]:
     """What each Failure Reason of a report does to the object."""
     rows = [
         (f"0x{reason:04X}", _FAILURES[reason], _FATES[fate])
-        for reason, fate in commitment._FATES.items()
+        for reason, fate in commitment_table.FATES.items()
     ]
     return table(
         ("failure reason", "meaning", "the object is"),
-        [*rows, ("any other", "", _FATES[commitment._Fate.LOST])],
+        [*rows, ("any other", "", _FATES[commitment_table.Fate.LOST])],
     )
 
 
