@@ -1,10 +1,13 @@
-"""What it costs to turn a file into the picture that is shown, beside pydicom's own modality and VOI LUT functions.
+"""What it costs to turn a file into the picture that is shown, beside pydicom's own modality and
+VOI LUT functions.
 
-One made-up radiograph of 2500 x 2048, 16 bits, uncompressed; the steps in turn, in one process, after a warm-up:
+One made-up radiograph of 2500 x 2048, 16 bits, uncompressed; the steps in turn, in one process,
+after a warm-up:
 
     python -m benchmarks.decode [--rounds N]
 
-Prints the least milliseconds of processor time of each step; shared cores make elapsed time say little.
+Prints the least milliseconds of processor time of each step; shared cores make elapsed time say
+little.
 """
 
 from __future__ import annotations
@@ -56,11 +59,13 @@ def main() -> None:
         "decode, all of it": lambda: radiograph.decode(dataset),
     }
     least = dict.fromkeys(steps, float("inf"))
+
     for _ in range(options.rounds + 1):
         for name, step in steps.items():
             began = time.process_time()
             step()
             least[name] = min(least[name], time.process_time() - began)
+
     for name, seconds in least.items():
         print(f"{name:34}{1000 * seconds:7.1f} ms")
 

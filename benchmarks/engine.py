@@ -2,12 +2,13 @@
 
     python -m benchmarks.engine [--rounds N] [--only NAME]       (pip install 'pleura[benchmark]')
 
-Classifier and segmenter of the default package, and DenseNet-121 and U-Net/ResNet-34 at 512 px with random weights; one
-image and eight. All in 32-bit floats, with as many threads, on the same input, in turns of two calls, of which the
-second counts. Both rivals take the network as ONNX; OpenVINO compiles it for exactly that batch, with its own default
-settings otherwise.
-Prints medians in milliseconds and two ratios of the quicker rival to ours, above 1 if ours is quicker: of the medians,
-and the median of each turn's ratio, which other programs on the machine disturb less. Wanted: at least 0.95.
+Classifier and segmenter of the default package, and DenseNet-121 and U-Net/ResNet-34 at 512 px with
+random weights; one image and eight. All in 32-bit floats, with as many threads, on the same input,
+in turns of two calls, of which the second counts. Both rivals take the network as ONNX; OpenVINO
+compiles it for exactly that batch, with its own default settings otherwise. Prints medians in
+milliseconds and two ratios of the quicker rival to ours, above 1 if ours is quicker: of the
+medians, and the median of each turn's ratio, which other programs on the machine disturb less.
+Wanted: at least 0.95.
 """
 
 from __future__ import annotations
@@ -46,21 +47,26 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pleura").setLevel(logging.INFO)
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for label, source in (("default", package.default_folder()), ("512 px", folder / "large")):
             if source == folder / "large":
                 _write_large(source)
+
             loaded, twin = package.load(source), package.load(source)
             engine = Engine(loaded, torch.device("cpu"), "auto", max_batch=max(BATCHES))
+
             for role in ("classifier", "segmenter"):
                 network = loaded.manifest.networks[role]
                 title = f"{network.architecture} {network.side} px ({label})"
                 if options.only in title:
                     while engine.running[role] == "torch" and engine.tune_step():
                         pass
+
                     path = folder / "network.onnx"
                     _export(twin.networks[role], network.side, path)
+
                     for batch in BATCHES:
                         ours = (partial(engine.logits, role), f"ours, on {engine.running[role]}")
                         _compare(title, path, ours, (batch, network.side), options.rounds)
@@ -78,19 +84,24 @@ def _compare(
     }
     seconds: dict[str, list[float]] = {name: [] for name in parties}
     answers = {}
+
     for turn in range(rounds + 1):
-        first = turn % len(parties)  # nobody always comes after the same one
+        # nobody always comes after the same one
+        first = turn % len(parties)
         for name, call in [*parties.items()][first:] + [*parties.items()][:first]:
-            call(
-                given
-            )  # beside the threads of who ran before, which spin on a while after their answer
+            # beside the threads of who ran before, which spin on a while after their answer
+            call(given)
             started = time.perf_counter()
             answers[name] = call(given)
-            if turn:  # the first one warms up
+
+            # the first one warms up
+            if turn:
                 seconds[name].append(time.perf_counter() - started)
+
     mine, *rivals = parties
     for name in rivals:
         assert np.abs(answers[name] - answers[mine]).max() < 1e-2, f"{name} answers otherwise"
+
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     best = min(rivals, key=medians.__getitem__)
     turns = statistics.median(
@@ -126,7 +137,8 @@ def _openvino(path: Path, shape: tuple[int, ...]) -> Call:
 
 def _export(network: nn.Module, side: int, path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's remarks; the answers are compared
+        # the exporter's remarks; the answers are compared
+        warnings.simplefilter("ignore")
         torch.onnx.export(
             network, (torch.zeros(2, 1, side, side),), path, dynamo=False, opset_version=17,
             input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},

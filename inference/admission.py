@@ -1,4 +1,7 @@
-"""Is this image to be analysed, and if not, why: pure rules over the header, and the table of reasons."""
+"""Is this image to be analysed, and if not, why.
+
+Pure rules over the header, and the table of reasons.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,21 @@ from pydicom.uid import (
 
 from inference.finding import State
 
-_PROCESSING_EQUIPMENT = "109102"  # DCM, ContributingEquipmentSequence purpose
+# DCM, ContributingEquipmentSequence purpose
+_PROCESSING_EQUIPMENT = "109102"
 _ALGORITHM_KEYWORDS = ("SegmentSequence", "ContentSequence", "GraphicAnnotationSequence")
 _SOP_CLASSES = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     SecondaryCaptureImageStorage,
-    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,  # of one frame: what some gateways wrap X-rays in
+    # of one frame: what some gateways wrap X-rays in
+    MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 
-# Free text decides only where the coded attribute is absent, and a chest word outweighs every other. A study holds
-# several images, so what describes it tells of one of them only where nothing nearer says anything.
+# Free text decides only where the coded attribute is absent, and a chest word outweighs every
+# other. A study holds several images, so what describes it tells of one of them only where nothing
+# nearer says anything.
 _SERIES_DESCRIPTIONS = (
     "SeriesDescription",
     "ProtocolName",
@@ -42,13 +48,15 @@ _STUDY_DESCRIPTIONS = ("StudyDescription", "PerformedProcedureStepDescription")
 _DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, *_STUDY_DESCRIPTIONS)
 _ANIMALS = {"CANINE", "FELINE", "EQUINE", "BOVINE", "VETERINARY"}
 _CHEST_WORDS = {"CHEST", "THORAX", "TORAX", "TORACE", "THORACIC", "LUNG", "LUNGS", "RIBS", "CXR"}
+# beside a spine: "THORACIC SPINE" is no chest
 _CHEST_ITSELF = {
     "CHEST",
     "THORAX",
     "TORAX",
     "TORACE",
     "CXR",
-}  # beside a spine: "THORACIC SPINE" is no chest
+}
+# PS3.16 annex L
 _SPINES = {
     "SPINE",
     "CSPINE",
@@ -58,7 +66,7 @@ _SPINES = {
     "LSPINE",
     "LSSPINE",
     "SSPINE",
-}  # PS3.16 annex L
+}
 _OTHER_BODY_PARTS = {
     *_SPINES,
     "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT", "HAND", "WRIST", "ELBOW",
@@ -66,14 +74,16 @@ _OTHER_BODY_PARTS = {
 }  # fmt: skip
 _LATERAL_WORDS = {"LATERAL", "LAT", "LATERALE", "SEITLICH", "PROFIL", "PERFIL"}
 _PROJECTIONS = {"POSTERO": "PA", "POSTEROANTERIOR": "PA", "ANTERO": "AP", "ANTEROPOSTERIOR": "AP"}
-_FRONTAL_WORDS = {  # a lateral decubitus view is frontal
+# a lateral decubitus view is frontal
+_FRONTAL_WORDS = {
     *_PROJECTIONS, "PA", "AP", "FRONTAL", "DECUBITUS", "FACE", "FRENTE",
 }  # fmt: skip
 # What stands where a console was told nothing.
 _PLACEHOLDERS = ("UNKNOWN", "UNSPECIFIED", "UNDEFINED", "OTHER", "NONE", "N/A", "NA")
 _KNOWN_TERMS = {
     *_OTHER_BODY_PARTS,
-    "LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA",  # PS3.3 C.8.1.1: View Position
+    # PS3.3 C.8.1.1: View Position
+    "LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA",
     "CT", "MR", "US", "NM", "PT", "XA", "RF", "MG", "SC", "OT", "SR", "PR", "SEG", "DX", "CR", "IO", "PX", "KO", "DOC",
     "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2",
 }  # fmt: skip
@@ -81,11 +91,15 @@ _KNOWN_TERMS = {
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an image was not analysed. `sent`: whether the archive is told by a Secondary Capture (design, section 1)."""
+    """Why an image was not analysed.
+
+    `sent`: whether the archive is told by a Secondary Capture (design, section 1).
+    """
 
     state: State
     sent: bool
-    text: str  # what the banner and the log say; no patient value
+    # what the banner and the log say; no patient value
+    text: str
 
 
 REASONS: dict[str, Reason] = {
@@ -131,9 +145,8 @@ class Rules:
     views: tuple[str, ...] = ("AP", "PA")
     minimum_age_years: int = 18
     when_absent: Literal["admit", "refuse"] = "admit"
-    for_processing: bool = (
-        False  # raw detector data, which its sender also sends as a picture (PS3.3 A.26)
-    )
+    # raw detector data, which its sender also sends as a picture (PS3.3 A.26)
+    for_processing: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,14 +162,16 @@ def judge(
 ) -> Refusal | tuple[str, ...]:
     """A Refusal, or the notes on what was absent or implausible and admitted all the same.
 
-    `is_ours` tells whether a SOP Instance UID is one of our own results. Never-sent reasons come before sent ones,
-    so that a child's hip is a hip.
+    `is_ours` tells whether a SOP Instance UID is one of our own results. Never-sent reasons come
+    before sent ones, so that a child's hip is a hip.
     """
     notes: list[str] = []
+
     for check in (_origin, _identity, _kind, _anatomy):
         refusal = check(header, rules, is_ours, notes)
         if refusal is not None:
             return refusal
+
     return _age(header, rules, notes) or tuple(notes)
 
 
@@ -165,21 +180,24 @@ _Check = Refusal | None
 
 def _origin(header: Dataset, _: Rules, is_ours: Callable[[str], bool], __: list[str]) -> _Check:
     uid = str(header.get("SOPInstanceUID", ""))
-    if usable_uid(uid) and is_ours(
-        uid
-    ):  # ours always are; what else a peer puts there, no database need hold
+    # ours always are; what else a peer puts there, no database need hold
+    if usable_uid(uid) and is_ours(uid):
         return Refusal("own_output", "the SOP Instance UID is in the ledger's results")
+
     for item in header.get("ContributingEquipmentSequence") or []:
         if _code(item, "PurposeOfReferenceCodeSequence") != _PROCESSING_EQUIPMENT:
             continue
-        # Design, section 1: our own DeviceUID. Every Pleura has its own by model, so the maker's name decides.
+        # Design, section 1: our own DeviceUID. Every Pleura has its own by model, so the maker's
+        # name decides.
         if str(item.get("Manufacturer", "")) == "Pleura" and "DeviceUID" in item:
             return Refusal("own_output", "ContributingEquipmentSequence (0018,A001) names Pleura")
+
     for keyword in _ALGORITHM_KEYWORDS:
         if keyword in header:
             return Refusal(
                 "foreign_result", f"{keyword} is present: annotations or segments, not a radiograph"
             )
+
     return None
 
 
@@ -200,17 +218,20 @@ def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]
             "modality",
             f"Modality (0008,0060) found {_shown(modality)}, admitted {_list(rules.modalities)}",
         )
+
     raw = sop_class_uid == DigitalXRayImageStorageForProcessing
     if (
         raw or _text(header, "PresentationIntentType") == "FOR PROCESSING"
     ) and not rules.for_processing:
         return Refusal("for_processing", "DX for processing, and admission.for_processing is false")
+
     if sop_class_uid not in _SOP_CLASSES and not raw:
         shown = sop_class_uid if usable_uid(sop_class_uid) else "no UID"
         return Refusal(
             "sop_class",
             f"SOP Class UID {shown} is not CR, DX for presentation or Secondary Capture",
         )
+
     photometric = _text(header, "PhotometricInterpretation")
     if header.get("SamplesPerPixel") not in (1, None) or photometric not in (
         "MONOCHROME1",
@@ -221,8 +242,10 @@ def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]
         return Refusal(
             "foreign_result", f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}"
         )
+
     if not re.fullmatch(r"|0*[01](\.0*)?", str(header.get("NumberOfFrames") or "").strip()):
         return Refusal("multi_frame", "NumberOfFrames (0028,0008) is not 1")
+
     return None
 
 
@@ -231,6 +254,7 @@ def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: lis
         return Refusal(
             "species", "PatientSpecies, PatientBreed or a description tells of an animal"
         )
+
     of_series, coded_view = (
         _words(header, _SERIES_DESCRIPTIONS),
         _meaning_words(header, "ViewCodeSequence"),
@@ -238,6 +262,7 @@ def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: lis
     described = of_series | _meaning_words(header, "AnatomicRegionSequence")
     if not described and not coded_view and not _stated(header, "ViewPosition"):
         described = _words(header, _STUDY_DESCRIPTIONS)
+
     if (
         not _stated(header, "BodyPartExamined")
         and described & _OTHER_BODY_PARTS
@@ -246,16 +271,19 @@ def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: lis
         return Refusal(
             "body_part", "BodyPartExamined is absent and a description names another body part"
         )
+
     view = coded_view if coded_view & (_LATERAL_WORDS | _FRONTAL_WORDS) else of_series
     if not _stated(header, "ViewPosition") and view & _LATERAL_WORDS and not view & _FRONTAL_WORDS:
         return Refusal(
             "view",
             "ViewPosition is absent and the view's code or the series' description says lateral",
         )
+
     if not _stated(header, "ViewPosition") and _runs_through_the_chest(header):
         return Refusal(
             "view", "ViewPosition is absent and PatientOrientation (0020,0020) is a lateral view's"
         )
+
     return _one_of(header, "BodyPartExamined", "body_part", rules, notes) or _one_of(
         header, "ViewPosition", "view", rules, notes
     )
@@ -266,7 +294,10 @@ def _is_chest(words: set[str]) -> bool:
 
 
 def _runs_through_the_chest(header: Dataset) -> bool:
-    """Whether rows or columns run mainly from front to back of the patient (PS3.3 C.7.6.1.1.1): seen from the side."""
+    """Whether rows or columns run mainly from front to back of the patient (PS3.3 C.7.6.1.1.1).
+
+    Seen from the side.
+    """
     orientation = header.get("PatientOrientation")
     if orientation is None or isinstance(orientation, str):
         return False
@@ -276,17 +307,21 @@ def _runs_through_the_chest(header: Dataset) -> bool:
 def _species_is_animal(header: Dataset) -> bool:
     species = _text(header, "PatientSpeciesDescription")
     code = _code(header, "PatientSpeciesCodeSequence")
+    # SCT, SRT "Homo sapiens"
     if species in ("HOMO SAPIENS", "HUMAN") or code in (
         "337915000",
         "L-85B00",
-    ):  # SCT, SRT "Homo sapiens"
+    ):
         return False
     # A breed alone is an empty field that somebody filled in ("N/A").
     return bool(code) or species not in ("", *_PLACEHOLDERS)
 
 
 def _meaning_words(header: Dataset, keyword: str) -> set[str]:
-    """What a code sequence means, in words: in DX it is type 1 where the plain attribute may be absent."""
+    """What a code sequence means, in words.
+
+    In DX it is type 1 where the plain attribute may be absent.
+    """
     return {word for item in header.get(keyword) or [] for word in _words(item, ("CodeMeaning",))}
 
 
@@ -306,24 +341,31 @@ def _words_of(text: str) -> set[str]:
 
 def _one_of(header: Dataset, keyword: str, reason: str, rules: Rules, notes: list[str]) -> _Check:
     admitted = rules.body_parts if reason == "body_part" else rules.views
+
     found = _stated(header, keyword)
     if not found:
         if rules.when_absent == "refuse":
             return Refusal(reason, f"{keyword} is absent and when_absent is refuse")
         notes.append(f"{keyword} absent")
         return None
+
     words = _words_of(found)
     if reason == "body_part" and (words & set(admitted) or _is_chest(words)):
-        return None  # "CHEST PA", "LUNG": a chest by another name
+        # "CHEST PA", "LUNG": a chest by another name
+        return None
+
     views = words | {_PROJECTIONS[word] for word in words & _PROJECTIONS.keys()}
     if (
         reason == "view"
         and (views & set(admitted) or "FRONTAL" in words)
         and not words & _LATERAL_WORDS
     ):
-        return None  # "AP ERECT", "PORTABLE AP", "POSTERO-ANTERIOR"
+        # "AP ERECT", "PORTABLE AP", "POSTERO-ANTERIOR"
+        return None
+
     if found not in admitted:
         return Refusal(reason, f"{keyword} found {_shown(found)}, admitted {_list(admitted)}")
+
     return None
 
 
@@ -334,29 +376,36 @@ def _age(header: Dataset, rules: Rules, notes: list[str]) -> _Check:
             return Refusal(
                 "age_unknown", "PatientAge is absent or implausible and when_absent is refuse"
             )
+
         notes.append("PatientAge absent or implausible")
         return None
+
     if age < rules.minimum_age_years:
         return Refusal(
             "under_age", f"PatientAge is under the minimum of {rules.minimum_age_years} years"
         )
+
     return None
 
 
 def age_years(header: Dataset) -> float | None:
-    """Years from PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years), else from the
-    birth date to the study's or the image's date, also where PatientAge is implausible (over 130); None where neither
-    tells."""
+    """Years from PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as
+    years), else from the birth date to the study's or the image's date, also where PatientAge is
+    implausible (over 130); None where neither tells."""
     match = re.fullmatch(r"(\d{1,3})([DWMY]?)", str(header.get("PatientAge") or "").strip().upper())
-    if match and match[0] != "000Y":  # what a console writes that was told nothing
+    # what a console writes that was told nothing
+    if match and match[0] != "000Y":
         years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
         if years <= 130:
             return years
+
     born = _year(header, "PatientBirthDate")
+
     for keyword in ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate"):
         taken = _year(header, keyword)
         if born is not None and taken is not None:
             return taken - born if 0 <= taken - born <= 130 else None
+
     return None
 
 
@@ -369,16 +418,16 @@ def _year(header: Dataset, keyword: str) -> float | None:
 def usable_uid(value: str) -> bool:
     """Whether a result can name its image by this UID: 1 to 64 digits and dots.
 
-    PS3.5 9.1 also forbids leading zeros in a component; equipment that breaks that rule still has patients.
+    PS3.5 9.1 also forbids leading zeros in a component; equipment that breaks that rule still has
+    patients.
     """
     return re.fullmatch(r"[0-9][0-9.]{0,63}", value) is not None
 
 
 def _text(header: Dataset, keyword: str) -> str:
     value = header.get(keyword)
-    values = (
-        value if isinstance(value, MultiValue) else [value]
-    )  # also text with a backslash in it: "CHEST\\LAT"
+    # also text with a backslash in it: "CHEST\\LAT"
+    values = value if isinstance(value, MultiValue) else [value]
     return " ".join(each.strip() for each in values if isinstance(each, str)).upper()
 
 
@@ -394,7 +443,10 @@ def _code(item: Dataset, keyword: str) -> str:
 
 
 def _shown(value: str) -> str:
-    """A coded header value in a log: only a term we know, for any other may be a patient's name in the wrong place."""
+    """A coded header value in a log.
+
+    Only a term we know, for any other may be a patient's name in the wrong place.
+    """
     return value if value in _KNOWN_TERMS else "another value" if value else "nothing"
 
 

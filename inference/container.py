@@ -1,7 +1,8 @@
-"""The files of a model package, in a folder or in a zip: named, bounded, and never written anywhere.
+"""The files of a model package, in a folder or in a zip: named, bounded, and never written
+anywhere.
 
-A package comes from somewhere else. Nothing of a zip is extracted to disk, no name in it is ever used as a path, and
-what a file says of its own size is a bound, not a promise.
+A package comes from somewhere else. Nothing of a zip is extracted to disk, no name in it is ever
+used as a path, and what a file says of its own size is a bound, not a promise.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from pathlib import Path
 from typing import Protocol
 
 MAX_FILES = 32
-MAX_FILE_BYTES = 2 << 30  # two networks of SENet-154's size in float32 are 0.9 GB
-_MAX_RATIO = (
-    200  # of a zip's member to its packed bytes; weights shrink by a tenth, YAML by a factor of ten
-)
-_RATIO_FREE_BYTES = 1 << 20  # a small file may be as empty as it likes
+# two networks of SENet-154's size in float32 are 0.9 GB
+MAX_FILE_BYTES = 2 << 30
+# of a zip's member to its packed bytes; weights shrink by a tenth, YAML by a factor of ten
+_MAX_RATIO = 200
+# a small file may be as empty as it likes
+_RATIO_FREE_BYTES = 1 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-_BROKEN_ZIP = (  # what zipfile raises for bytes that are no zip, or not the one they say
+# what zipfile raises for bytes that are no zip, or not the one they say
+_BROKEN_ZIP = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
     ValueError, OverflowError, AttributeError, IndexError,
 )  # fmt: skip
@@ -41,10 +44,16 @@ class Container(Protocol):
     path: Path
 
     def names(self) -> list[str]:
-        """Every file's name. Raises PackageError for anything that is not a plain file with a plain name."""
+        """Every file's name.
+
+        Raises PackageError for anything that is not a plain file with a plain name.
+        """
 
     def read(self, name: str, limit: int) -> bytes:
-        """All bytes of one file. Raises PackageError: absent, unreadable, or more than `limit` bytes."""
+        """All bytes of one file.
+
+        Raises PackageError: absent, unreadable, or more than `limit` bytes.
+        """
 
     def where(self, name: str) -> str:
         """How to call this file in a message."""
@@ -59,23 +68,28 @@ def opened(path: Path) -> Iterator[Container]:
     """
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:
+        # ValueError: a NUL in the path
         raise PackageError(
             f"{path}: {_cause(error)}; give the folder or the zip of a model package"
         ) from error
+
     if kind == stat.S_IFDIR:
         yield _Folder(path)
         return
+
     if kind != stat.S_IFREG:
         raise PackageError(
             f"{path}: neither a folder nor a file; give the folder or the zip of a model package"
         )
+
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, *_BROKEN_ZIP) as error:
         raise PackageError(
             f"{path}: not a zip ({_cause(error)}); give the folder or the zip of a package"
         ) from error
+
     with archive:
         yield _Zip(path, archive)
 
@@ -138,10 +152,12 @@ class _Folder:
                 about = os.fstat(descriptor)
                 if not stat.S_ISREG(about.st_mode):
                     raise PackageError(f"{self.where(name)}: not a file")
+
                 if about.st_size > limit:
                     raise PackageError(
                         f"{self.where(name)}: {about.st_size} bytes found, at most {limit} allowed"
                     )
+
                 return file.read(limit)
         except OSError as error:
             raise PackageError(
@@ -166,16 +182,21 @@ class _Zip:
 
     def _refuse_odd(self, member: zipfile.ZipInfo) -> None:
         where, kind = self.where(member.orig_filename), stat.S_IFMT(member.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG):  # APPNOTE 4.4.15: on Unix the upper half holds the mode
+        # APPNOTE 4.4.15: on Unix the upper half holds the mode
+        if kind not in (0, stat.S_IFREG):
             raise PackageError(
                 f"{where}: a folder, a link or a device; only files belong into a package"
             )
-        if member.flag_bits & 0x1:  # APPNOTE 4.4.4, bit 0
+
+        # APPNOTE 4.4.4, bit 0
+        if member.flag_bits & 0x1:
             raise PackageError(f"{where}: encrypted; pack it without a password")
+
         if member.compress_type not in _METHODS:
             raise PackageError(
                 f"{where}: compression method {member.compress_type} found; allowed: stored, deflated"
             )
+
         if member.file_size > max(_RATIO_FREE_BYTES, _MAX_RATIO * member.compress_size):
             raise PackageError(
                 f"{where}: {member.compress_size} packed bytes say to be {member.file_size}; "
@@ -189,18 +210,20 @@ class _Zip:
                 raise PackageError(
                     f"{self.where(name)}: {size} bytes found, at most {limit} allowed"
                 )
+
             with self._archive.open(name) as file:
-                data = file.read(
-                    size + 1
-                )  # zipfile stops at the declared size and checks the CRC there
+                # zipfile stops at the declared size and checks the CRC there
+                data = file.read(size + 1)
         except KeyError as error:
             raise PackageError(f"{self.where(name)}: absent; the package is incomplete") from error
         except (OSError, *_BROKEN_ZIP) as error:
             raise PackageError(
                 f"{self.where(name)}: cannot be unpacked ({_cause(error)}); pack it again"
             ) from error
+
         if len(data) != size:
             raise PackageError(f"{self.where(name)}: {len(data)} bytes found, {size} declared")
+
         return data
 
     def where(self, name: str) -> str:

@@ -30,31 +30,36 @@ log = logging.getLogger("pleura.engine")
 
 MAX_BATCH = 8
 _NO_MORE = object()
-_Choice = dict[
-    int, tuple[Candidate, Runner]
-]  # by size of batch: 1, and the largest, which is for all others
+# by size of batch: 1, and the largest, which is for all others
+_Choice = dict[int, tuple[Candidate, Runner]]
 
 
 class EngineBrokenError(Exception):
-    """The device is lost to this process (a poisoned CUDA context); only another process can heal that."""
+    """The device is lost to this process (a poisoned CUDA context).
+
+    Only another process can heal that.
+    """
 
 
 def choose_device(wanted: str) -> torch.device:
     """The device for "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    Where torch sees no GPU at all it is the CPU, with a warning if one was to be expected: a slow answer beats none.
+    Where torch sees no GPU at all it is the CPU, with a warning if one was to be expected: a slow
+    answer beats none.
 
     Raises:
         ValueError: no device's name, or a CUDA device that is absent beside others that are there.
     """
     if wanted == "cpu":
         return torch.device("cpu")
+
     try:
         device = torch.device("cuda:0" if wanted in ("auto", "cuda") else wanted)
         if device.type != "cuda":
             raise RuntimeError("not among these")
     except RuntimeError as error:
         raise ValueError(f"device: {wanted!r} found; allowed: auto, cpu, cuda, cuda:N") from error
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         expected = wanted != "auto" or torch.version.cuda is not None
@@ -65,19 +70,22 @@ def choose_device(wanted: str) -> torch.device:
             torch.__version__,
         )
         return torch.device("cpu")
+
     if device.index is not None and device.index >= count:
         raise ValueError(
             f"device: {wanted} found, but torch sees {count} CUDA device(s); allowed: cuda:0 to {count - 1}"
         )
+
     return device
 
 
 class Engine:
     """One package on one device. Not thread-safe: one owner per device (design, section 1).
 
-    It starts on plain torch, which has been replayed already. `tune_step` then tries what `wanted` ("auto", or a name
-    of engines.ENGINES) allows, and changes over, one network at a time, to what is faster and agrees. `cache` is
-    a folder in which choices are kept (`cache_folder`); None keeps none.
+    It starts on plain torch, which has been replayed already. `tune_step` then tries what `wanted`
+    ("auto", or a name of engines.ENGINES) allows, and changes over, one network at a time, to what
+    is faster and agrees. `cache` is a folder in which choices are kept (`cache_folder`); None keeps
+    none.
     """
 
     def __init__(
@@ -112,13 +120,17 @@ class Engine:
         return {role: _in_words(choice) for role, choice in self._chosen.items()}
 
     def plausible(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
-        """Probability of being a frontal chest X-ray for each image (as `classify`); 1 where no network judges it."""
+        """Probability of being a frontal chest X-ray for each image (as `classify`).
+
+        1 where no network judges it.
+        """
         if self.manifest.plausibility is None:
             return [1.0] * len(images)
         return self._probabilities("plausibility", images)
 
     def classify(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
-        """Probability of pneumothorax, 0 to 1, for each (rows, columns) float32 image of display polarity.
+        """Probability of pneumothorax, 0 to 1, for each (rows, columns) float32 image of display
+        polarity.
 
         Raises, as `plausible` and `segment` do:
             EngineBrokenError: the device is lost; end the process.
@@ -135,7 +147,8 @@ class Engine:
         ]
 
     def logits(self, role: Role, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One network's logits, (n, ...) float32, of a batch that preprocess has made, (n, 1, side, side) float32.
+        """One network's logits, (n, ...) float32, of a batch that preprocess has made, (n, 1, side,
+        side) float32.
 
         In parts as large as memory allows. Raises as `classify`.
         """
@@ -144,13 +157,16 @@ class Engine:
             return np.concatenate(
                 [self.logits(role, batch[i : i + size]) for i in range(0, len(batch), size)]
             )
+
         choice = self._chosen[role]
         candidate, runner = choice[1 if len(batch) == 1 else max(choice)]
+
         try:
             return _finite(runner(batch))
         except (RuntimeError, MemoryError, ArithmeticError) as error:
             if is_fatal(error):
                 raise EngineBrokenError(f"{role}: {error}") from error
+
             if is_out_of_memory(error) and len(batch) > 1:
                 self._limit[role] = len(batch) // 2
                 log.warning(
@@ -166,9 +182,11 @@ class Engine:
                 )
             else:
                 raise
+
         # Out of the handler: the error's frames held the tensors of the attempt.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
         return self.logits(role, batch)
 
     def tune(self) -> None:
@@ -177,12 +195,15 @@ class Engine:
             pass
 
     def tune_step(self) -> bool:
-        """Build, check or time one engine once, and change over when all is known; whether there is more to do.
+        """Build, check or time one engine once, and change over when all is known; whether there is
+        more to do.
 
-        A step takes as long as a batch or two, or as converting one network. For the device's owner, between batches.
+        A step takes as long as a batch or two, or as converting one network. For the device's
+        owner, between batches.
 
         Raises:
-            EngineBrokenError: the device is lost. An engine that fails otherwise is left out, with a warning.
+            EngineBrokenError: the device is lost. An engine that fails otherwise is left out, with
+                a warning.
         """
         return next(self._steps, _NO_MORE) is not _NO_MORE
 
@@ -212,40 +233,50 @@ class Engine:
     def _try(
         self, role: Role, trial: Trial, known: list[str]
     ) -> Generator[None, None, Mapping[int, Candidate] | None]:
-        """Change over to the best of what is tried. None: there is no other engine now; the next start tries again.
+        """Change over to the best of what is tried. None: there is no other engine now; the next
+        start tries again.
 
         `known` are the names of those that were the quickest before, one for each size.
         """
         names = {str(one): one for one in (PLAIN, *trial.candidates)}
         remembered: dict[int, Candidate] = {}
+
         if self._wanted == "auto" and len(known) == len(trial.sizes) and names.keys() >= set(known):
             remembered = {size: names[name] for size, name in zip(trial.sizes, known, strict=True)}
             trial = replace(
                 trial, candidates=tuple(one for one in trial.candidates if str(one) in known)
             )
+
         if not trial.candidates:
             return remembered
+
         try:
             runners = yield from trial.accepted()
             if not runners or not runners.keys() | {PLAIN} >= set(remembered.values()):
                 return None
+
             runners[PLAIN] = trial.plain
+
             if remembered:
                 chosen = remembered
             elif self._wanted == "auto":
                 chosen = yield from trial.fastest(runners)
             else:
                 chosen = dict.fromkeys(trial.sizes, next(iter(runners)))
-        except Exception as error:  # whatever breaks in the attempt, plain torch goes on
+        except Exception as error:
+            # whatever breaks in the attempt, plain torch goes on
             if is_fatal(error):
                 raise EngineBrokenError(f"{role}: {error}") from error
+
             log.warning(
                 "%s: the choice of an engine broke (%s); on torch", role, type(error).__name__
             )
             return None
+
         self._chosen[role] = {
             size: (candidate, runners[candidate]) for size, candidate in chosen.items()
         }
+
         return chosen
 
     def _build(self, role: Role, candidate: Candidate) -> Runner:

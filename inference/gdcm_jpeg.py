@@ -1,9 +1,10 @@
 """JPEG Lossless, and JPEG Extended of 8 and 12 bits: a pydicom decoder plugin over GDCM.
 
-pydicom's own GDCM plugin refuses 12 bits, which GDCM decodes once it is told the precision (pixel for pixel as DCMTK
-and libjpeg-turbo do), and hands it streams as they come: a warning while GDCM reads a header, such as of an odd JFIF
-version, is a C++ exception that nothing catches and that ends the process. Here a stream is taken apart first, and only
-what the standard wants in it is handed on. No other decoder whose licence allows shipping knows these processes.
+pydicom's own GDCM plugin refuses 12 bits, which GDCM decodes once it is told the precision (pixel
+for pixel as DCMTK and libjpeg-turbo do), and hands it streams as they come: a warning while GDCM
+reads a header, such as of an odd JFIF version, is a C++ exception that nothing catches and that
+ends the process. Here a stream is taken apart first, and only what the standard wants in it is
+handed on. No other decoder whose licence allows shipping knows these processes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ DECODER_DEPENDENCIES = dict.fromkeys(
 
 # ISO 10918-1 Table B.1: the start of frame of each syntax; baseline is a subset of extended.
 _FRAMES = {JPEGExtended12Bit: (0xC0, 0xC1), JPEGLossless: (0xC3,), JPEGLosslessSV1: (0xC3,)}
-_TABLES = (0xC4, 0xDB, 0xDD)  # Huffman, quantisation, restart interval
-_IGNORED = (*range(0xE0, 0xF0), 0xFE)  # application data, comments
+# Huffman, quantisation, restart interval
+_TABLES = (0xC4, 0xDB, 0xDD)
+# application data, comments
+_IGNORED = (*range(0xE0, 0xF0), 0xFE)
 _SCAN = 0xDA
 
 
@@ -34,12 +37,12 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
     """One grey frame's stored values, little endian, 8 or 16 bits each.
 
     Raises:
-        ValueError: it is no whole stream of the process that the transfer syntax names, or GDCM cannot decode it.
+        ValueError: it is no whole stream of the process that the transfer syntax names, or GDCM
+            cannot decode it.
     """
     precision, clean = _taken_apart(stream, runner.transfer_syntax)
-    bits = (
-        8 if precision <= 8 else 12 if precision <= 12 else 16
-    )  # GDCM has a codec for each of these
+    # GDCM has a codec for each of these
+    bits = 8 if precision <= 8 else 12 if precision <= 12 else 16
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(clean)
     fragments = gdcm.SequenceOfFragments.New()
@@ -50,20 +53,22 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
     image.SetNumberOfDimensions(2)
     image.SetDimensions((runner.columns, runner.rows, 1))
     image.SetDataElement(element)
-    monochrome = (
-        gdcm.PhotometricInterpretation.MONOCHROME2
-    )  # polarity is none of a decoder's business
+    # polarity is none of a decoder's business
+    monochrome = gdcm.PhotometricInterpretation.MONOCHROME2
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(monochrome))
     image.SetTransferSyntax(
         gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(runner.transfer_syntax)))
     )
     image.SetPixelFormat(gdcm.PixelFormat(1, bits, bits, bits - 1, 0))
-    decoded: Any = image.GetBuffer()  # SWIG gives bytes as text with surrogates, or None
+    # SWIG gives bytes as text with surrogates, or None
+    decoded: Any = image.GetBuffer()
     values = b"" if decoded is None else bytes(decoded.encode("utf-8", "surrogateescape"))
     sample_bytes = 1 if bits == 8 else 2
     if len(values) != sample_bytes * runner.rows * runner.columns:
         raise ValueError("GDCM cannot decode the frame")
+
     runner.set_option("bits_allocated", 8 * sample_bytes)
+
     return values
 
 
@@ -72,6 +77,7 @@ def _taken_apart(stream: bytes, syntax: UID) -> tuple[int, bytes]:
     end = stream.rfind(b"\xff\xd9")
     if stream[:2] != b"\xff\xd8" or end < len(stream) - 16:
         raise ValueError("no JPEG stream from its start to its end")
+
     precision, kept, position = 0, [b"\xff\xd8"], 2
     while position + 4 <= end and stream[position] == 0xFF:
         marker, length = (
@@ -79,16 +85,23 @@ def _taken_apart(stream: bytes, syntax: UID) -> tuple[int, bytes]:
             int.from_bytes(stream[position + 2 : position + 4], "big"),
         )
         segment = stream[position : position + 2 + length]
+
         if marker == _SCAN and precision:
             return precision, b"".join((*kept, stream[position : end + 2]))
+
         if marker in _FRAMES[syntax] and not precision and length == 11:
             precision = segment[4]
         elif marker not in (*_TABLES, *_IGNORED, 0xFF):
             break
-        if marker == 0xFF:  # a fill byte, B.1.1.2
+
+        # a fill byte, B.1.1.2
+        if marker == 0xFF:
             position += 1
             continue
+
         if marker not in _IGNORED:
             kept.append(segment)
+
         position += 2 + length
+
     raise ValueError(f"no stream of the process that {syntax.name} names")

@@ -1,7 +1,9 @@
-"""Somebody else's checkpoint -> a model package. The one place where a pickle is read, and only its tensors are.
+"""Somebody else's checkpoint -> a model package. The one place where a pickle is read, and only its
+tensors are.
 
-CheXNet: Rajpurkar et al., "CheXNet: Radiologist-Level Pneumonia Detection on Chest X-Rays with Deep Learning",
-arXiv 1711.05225; a DenseNet-121 with 14 outputs, as its public reimplementations save it.
+CheXNet: Rajpurkar et al., "CheXNet: Radiologist-Level Pneumonia Detection on Chest X-Rays with Deep
+Learning", arXiv 1711.05225; a DenseNet-121 with 14 outputs, as its public reimplementations save
+it.
 """
 
 from __future__ import annotations
@@ -28,14 +30,16 @@ CHEXNET_LABELS = (
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 _PNEUMOTHORAX = CHEXNET_LABELS.index("Pneumothorax")
-# DataParallel's and a trainer's own attribute, whichever of both is inside the other; then a wrapper's.
+# DataParallel's and a trainer's own attribute, whichever of both is inside the other; then a
+# wrapper's.
 _PREFIXES = ("module.", "model.", "module.", "densenet121.")
 # Checkpoints from before torch 0.4 say "norm.1" where a module's name may hold no dot any more.
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+# Linear + Sigmoid
 _HEADS = {
     "classifier.0.weight": "classifier.weight",
     "classifier.0.bias": "classifier.bias",
-}  # Linear + Sigmoid
+}
 _NO_LICENCE = "not stated with the checkpoint: ask whoever trained it before use"
 
 
@@ -44,7 +48,8 @@ class Choices:
     """What a checkpoint does not say of itself and a person must answer for."""
 
     threshold: float
-    operating_point: str  # how the threshold was chosen, in words
+    # how the threshold was chosen, in words
+    operating_point: str
     side: int = 224
     id: str = "chexnet"
     version: str = "1.0.0"
@@ -55,16 +60,18 @@ CHOICES = frozenset(one.name for one in fields(Choices))
 
 
 def import_chexnet(checkpoint: Path, segmenter: Path, folder: Path, choices: Choices) -> Manifest:
-    """Write the package of a CheXNet checkpoint; its segmenter (and plausibility gate) is that of another package.
+    """Write the package of a CheXNet checkpoint; its segmenter (and plausibility gate) is that of
+    another package.
 
     The weights are kept as they are, in float32. Of the 14 outputs only that for pneumothorax is.
 
     Raises:
-        PackageError: a checkpoint that is not one of a CheXNet DenseNet-121, a segmenter that does not load, or a
-            `folder` that already holds something.
+        PackageError: a checkpoint that is not one of a CheXNet DenseNet-121, a segmenter that does
+            not load, or a `folder` that already holds something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PackageError(f"{folder}: not an empty folder; an import overwrites nothing")
+
     network = chexnet(checkpoint)
     other = package.load(segmenter)
     manifest = _manifest(checkpoint, other.manifest, choices)
@@ -74,22 +81,26 @@ def import_chexnet(checkpoint: Path, segmenter: Path, folder: Path, choices: Cho
     }
     package.write(folder, manifest, networks, inputs, exact=True)
     (folder / "README.md").write_text(_card(checkpoint, other.manifest, choices), encoding="utf-8")
-    return package.amend(folder, {})  # the card is listed too
+
+    # the card is listed too
+    return package.amend(folder, {})
 
 
 def chexnet(checkpoint: Path) -> nn.Module:
-    """The network of a CheXNet checkpoint, with its pneumothorax output alone: (n, 1, side, side) -> (n, 1) logits.
+    """The network of a CheXNet checkpoint, with its pneumothorax output alone: (n, 1, side, side)
+    -> (n, 1) logits.
 
     Raises:
         PackageError: see `import_chexnet`.
     """
     state = renamed(state_dict(checkpoint))
+
     wanted = shapes("densenet-121", outputs=len(CHEXNET_LABELS), stem="imagenet")
     for name, value in wanted.items():
-        if name.endswith(
-            "num_batches_tracked"
-        ):  # training's bookkeeping; torch before 0.4.1 had none
+        # training's bookkeeping; torch before 0.4.1 had none
+        if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros_like(value, device="cpu"))
+
     faults = [f"{name} is missing" for name in sorted(wanted.keys() - state.keys())]
     faults += [f"{name} is unknown" for name in sorted(state.keys() - wanted.keys())]
     faults += [
@@ -110,10 +121,13 @@ def chexnet(checkpoint: Path) -> nn.Module:
         raise PackageError(
             f"{checkpoint}: not a DenseNet-121 with {len(CHEXNET_LABELS)} outputs: {'; '.join(faults[:5])[:1000]}{more}"
         )
+
     for name in ("classifier.weight", "classifier.bias"):
         state[name] = state[name][_PNEUMOTHORAX : _PNEUMOTHORAX + 1].clone()
+
     network = build("densenet-121", outputs=1, stem="imagenet")
     network.load_state_dict(state)
+
     return network.eval()
 
 
@@ -142,7 +156,8 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
             f"{checkpoint}: cannot be read ({error.strerror}); give the checkpoint's file"
         ) from error
     except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off. What it found is in it, its advice is not passed on.
+        # torch's own message advises to switch the protection off. What it found is in it, its
+        # advice is not passed on.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it wants to call {found[1][:100]}" if found else "it is damaged, or no checkpoint"
         raise PackageError(
@@ -151,15 +166,20 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
         ) from error
     except (
         Exception
-    ) as error:  # the unpickler meets whatever the bytes make of it; a checkpoint is all or nothing
+        # the unpickler meets whatever the bytes make of it; a checkpoint is all or nothing
+    ) as error:
         raise PackageError(
             f"{checkpoint}: not a torch checkpoint ({type(error).__name__})"
         ) from error
+
     state = document
-    if isinstance(document, dict):  # a state dict, or what a trainer saved around it
+
+    # a state dict, or what a trainer saved around it
+    if isinstance(document, dict):
         state = next(
             (document[key] for key in ("state_dict", "model") if key in document), document
         )
+
     if (
         not isinstance(state, dict)
         or not state
@@ -168,6 +188,7 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
         raise PackageError(
             f"{checkpoint}: no state_dict found: wanted a mapping of names to tensors"
         )
+
     return {str(name): value.detach() for name, value in state.items()}
 
 
@@ -181,34 +202,32 @@ def _manifest(checkpoint: Path, other: Manifest, choices: Choices) -> dict[str, 
     kept = other.model_dump(
         mode="json", include={"task", "segmenter", "plausibility", "label", "intended_use"}
     )
-    return (
-        kept
-        | {
-            "id": choices.id,
-            "version": choices.version,
-            "classifier": {
-                "architecture": "densenet-121",
-                "arguments": {"outputs": 1, "stem": "imagenet"},
-                "side": choices.side,
-                "normalisation": "unit",  # the network's own first step standardises with ImageNet's figures
-                "threshold": choices.threshold,
-                "operating_point": choices.operating_point,
-            },
-            "training": {
-                "recipe": "imported: CheXNet, DenseNet-121",
-                "data": [
-                    "classifier: as the checkpoint's authors say (CheXNet: ChestX-ray14)",
-                    *(f"segmenter: {one}"[:1000] for one in other.training.data),
-                ],
-                "date": datetime.now(UTC).date().isoformat(),
-                "command": f"pleura model import --kind chexnet {checkpoint.name}"[:1000],
-            },
-            "metrics": {},
-            "licence": f"classifier: {choices.licence}; segmenter ({other.id} {other.version}): {other.licence}"[
-                :1000
+    return kept | {
+        "id": choices.id,
+        "version": choices.version,
+        "classifier": {
+            "architecture": "densenet-121",
+            "arguments": {"outputs": 1, "stem": "imagenet"},
+            "side": choices.side,
+            # the network's own first step standardises with ImageNet's figures
+            "normalisation": "unit",
+            "threshold": choices.threshold,
+            "operating_point": choices.operating_point,
+        },
+        "training": {
+            "recipe": "imported: CheXNet, DenseNet-121",
+            "data": [
+                "classifier: as the checkpoint's authors say (CheXNet: ChestX-ray14)",
+                *(f"segmenter: {one}"[:1000] for one in other.training.data),
             ],
-        }
-    )
+            "date": datetime.now(UTC).date().isoformat(),
+            "command": f"pleura model import --kind chexnet {checkpoint.name}"[:1000],
+        },
+        "metrics": {},
+        "licence": f"classifier: {choices.licence}; segmenter ({other.id} {other.version}): {other.licence}"[
+            :1000
+        ],
+    }
 
 
 def _card(checkpoint: Path, other: Manifest, choices: Choices) -> str:

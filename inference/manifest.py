@@ -1,4 +1,7 @@
-"""model.yaml: what a model package says of itself, and how it is read without believing it (docs/models.md)."""
+"""model.yaml.
+
+What a model package says of itself, and how it is read without believing it (docs/models.md).
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,8 @@ from inference.container import checked_name
 from inference.preprocess import SCHEMES
 
 Role = Literal["classifier", "segmenter", "plausibility"]
-Task = Literal[
-    "pneumothorax", "lower-grade-glioma"
-]  # the second: training and measuring only, no node serves it
+# the second: training and measuring only, no node serves it
+Task = Literal["pneumothorax", "lower-grade-glioma"]
 
 
 def _known(name: str) -> str:
@@ -34,11 +36,14 @@ def _known(name: str) -> str:
     return name
 
 
-Scheme = Annotated[str, AfterValidator(_known)]  # of normalisation
+# of normalisation
+Scheme = Annotated[str, AfterValidator(_known)]
 
-MAX_BYTES = 256 * 1024  # of model.yaml; the largest honest ones hold a few kilobytes of metrics
+# of model.yaml; the largest honest ones hold a few kilobytes of metrics
+MAX_BYTES = 256 * 1024
 _MAX_DEPTH = 32
-_BF16_LOSS = 0.01  # a validation that got worse by more than this does not allow bf16
+# a validation that got worse by more than this does not allow bf16
+_BF16_LOSS = 0.01
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}$")]
@@ -47,13 +52,17 @@ FileName = Annotated[str, AfterValidator(checked_name)]
 Probability = Annotated[float, Field(gt=0.0, lt=1.0)]
 Area = Annotated[FiniteFloat, Field(ge=0.0, le=1024 * 1024)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-# SH and LO of PS3.5 Table 6.2-1: no backslash, no control character. \x20-\x5b and \x5d-\x7e are the rest of ASCII.
+# SH and LO of PS3.5 Table 6.2-1: no backslash, no control character. \x20-\x5b and \x5d-\x7e are
+# the rest of ASCII.
 ShortString = Annotated[str, StringConstraints(pattern=r"^[\x20-\x5b\x5d-\x7e]{1,16}$")]
 LongString = Annotated[str, StringConstraints(pattern=r"^[^\\\x00-\x1f\x7f]{1,64}$")]
 
 
 class ManifestError(Exception):
-    """model.yaml is none. The message says which key, what was found and what is wanted, but not in which file."""
+    """model.yaml is none.
+
+    The message says which key, what was found and what is wanted, but not in which file.
+    """
 
 
 class _Part(BaseModel):
@@ -64,8 +73,10 @@ class Network(_Part):
     """One network: an allow-listed builder, its plain arguments, and the image it wants."""
 
     architecture: str
-    arguments: dict[str, JsonValue] = {}  # plain values; each builder checks its own
-    side: Side  # input is (n, 1, side, side), letterboxed by inference/preprocess.py
+    # plain values; each builder checks its own
+    arguments: dict[str, JsonValue] = {}
+    # input is (n, 1, side, side), letterboxed by inference/preprocess.py
+    side: Side
     normalisation: Scheme
 
 
@@ -73,11 +84,15 @@ class Classifier(Network):
     """Image -> one logit of pneumothorax, held against `threshold` after the sigmoid."""
 
     threshold: Probability
-    operating_point: Text  # how the threshold was chosen, in words
+    # how the threshold was chosen, in words
+    operating_point: Text
 
 
 class Segmenter(Network):
-    """Image -> (side, side) logits of pneumothorax; postprocess.segment says what its four figures mean."""
+    """Image -> (side, side) logits of pneumothorax.
+
+    Postprocess.segment says what its four figures mean.
+    """
 
     bottom: Probability
     top: Probability
@@ -99,7 +114,8 @@ class Segmenter(Network):
 class Plausibility(Network):
     """Image -> one logit of "this is a frontal chest X-ray".
 
-    Below `threshold` after the sigmoid the image is not analysed, with reason `not_a_frontal_chest`.
+    Below `threshold` after the sigmoid the image is not analysed, with reason
+    `not_a_frontal_chest`.
     """
 
     threshold: Probability
@@ -107,9 +123,13 @@ class Plausibility(Network):
 
 
 class Comparison(_Part):
-    """One figure of one network, measured on the same images in both arithmetics; larger is better."""
+    """One figure of one network, measured on the same images in both arithmetics.
 
-    metric: Text  # what, and on which images
+    Larger is better.
+    """
+
+    # what, and on which images
+    metric: Text
     fp32: FiniteFloat
     bf16: FiniteFloat
     images: Annotated[int, Field(ge=1)]
@@ -149,23 +169,23 @@ class Training(_Part):
 class Manifest(_Part):
     """model.yaml."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")  # goes into SH and LO attributes
+    # goes into SH and LO attributes
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
     version: Version
     task: Task
     classifier: Classifier
     segmenter: Segmenter
-    plausibility: Plausibility | None = (
-        None  # absent: every admitted image counts as a frontal chest
-    )
-    precision: Precision | None = None  # absent: never anything but float32
+    # absent: every admitted image counts as a frontal chest
+    plausibility: Plausibility | None = None
+    # absent: never anything but float32
+    precision: Precision | None = None
     label: Code
     training: Training
     metrics: dict[str, JsonValue]
     licence: Text
     intended_use: Text
-    sha256: Annotated[
-        dict[FileName, Sha256], Field(max_length=30)
-    ]  # of every other file of the package
+    # of every other file of the package
+    sha256: Annotated[dict[FileName, Sha256], Field(max_length=30)]
 
     @property
     def networks(self) -> dict[Role, Network]:
@@ -174,7 +194,9 @@ class Manifest(_Part):
         return networks | ({"plausibility": self.plausibility} if self.plausibility else {})
 
     def allows_bf16(self, role: Role) -> bool:
-        """Whether the package carries the validation without which this network runs in float32 only."""
+        """Whether the package carries the validation without which this network runs in float32
+        only.
+        """
         return self.precision is not None and role in self.precision.bf16
 
 
@@ -182,21 +204,25 @@ def parse(data: bytes) -> Manifest:
     """The manifest that the bytes of a model.yaml hold.
 
     Raises:
-        ManifestError: not plain YAML (tags, aliases and repeated keys are refused too), or a wrong key: all at once.
+        ManifestError: not plain YAML (tags, aliases and repeated keys are refused too), or a wrong
+            key: all at once.
     """
     if len(data) > MAX_BYTES:
         raise ManifestError(
             f"more than {MAX_BYTES} bytes found; what is long belongs into README.md"
         )
+
     try:
         document = yaml.load(data.decode("utf-8"), _PlainLoader)  # noqa: S506 - a SafeLoader, and stricter
     except (
         yaml.YAMLError,
         ValueError,
-    ) as error:  # ValueError: not UTF-8, a number of 5,000 digits, a 13th month
+        # ValueError: not UTF-8, a number of 5,000 digits, a 13th month
+    ) as error:
         raise ManifestError(
             f"cannot be read as plain YAML ({' '.join(str(error).split())[:300]})"
         ) from error
+
     return validate(document)
 
 
@@ -218,7 +244,8 @@ def validate(document: Any) -> Manifest:
 
 def dump(manifest: Manifest) -> str:
     """The text of a model.yaml."""
-    # What is not there is left out, so that a package without a third network reads as if there never was one.
+    # What is not there is left out, so that a package without a third network reads as if there
+    # never was one.
     document = {
         key: value for key, value in manifest.model_dump(mode="json").items() if value is not None
     }
@@ -233,10 +260,15 @@ def as_json(manifest: Manifest) -> str:
 def describe(
     manifest: Manifest, weights: Mapping[Role, int], replay_error: Mapping[Role, float]
 ) -> str:
-    """What a package is, for a person: one line each for its networks and what they may be used for."""
+    """What a package is, for a person.
+
+    One line each for its networks and what they may be used for.
+    """
     lines = [("model", f"{manifest.id} {manifest.version}, {manifest.task}")]
+
     for role, network in manifest.networks.items():
         about = f"{network.architecture}, {network.side} px, {network.normalisation}, {weights[role]:,} weights"
+
         if isinstance(network, Segmenter):
             about += (
                 f"; drawn from {network.bottom}, sure from {network.top}; smallest region "
@@ -244,11 +276,15 @@ def describe(
             )
         elif isinstance(network, Classifier | Plausibility):
             about += f"; threshold {network.threshold} ({network.operating_point})"
+
         bf16 = "allowed" if manifest.allows_bf16(role) else "never"
         lines.append((role, f"{about}; bf16 {bf16}; replay {replay_error[role]:.1e} off"))
+
     if manifest.plausibility is None:
         lines.append(("plausibility", "none: whatever the header lets pass is analysed"))
+
     lines += [("licence", manifest.licence), ("intended use", manifest.intended_use)]
+
     return "\n".join(f"  {name:<13}{' '.join(text.split())}" for name, text in lines)
 
 
@@ -265,7 +301,10 @@ def _fault(kind: str, place: tuple[int | str, ...], found: Any, message: str) ->
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader without what a manifest never needs and an attacker does: aliases, depth, a key said twice."""
+    """SafeLoader without what a manifest never needs and an attacker does.
+
+    Aliases, depth, a key said twice.
+    """
 
     depth = 0
 
@@ -291,7 +330,10 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """SafeDumper that writes a value out each time it is meant: what is written here must be readable here."""
+    """SafeDumper that writes a value out each time it is meant.
+
+    What is written here must be readable here.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

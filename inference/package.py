@@ -1,8 +1,10 @@
-"""A model package: model.yaml, weights.safetensors, golden.safetensors. Loading runs no code from it.
+"""A model package: model.yaml, weights.safetensors, golden.safetensors. Loading runs no code from
+it.
 
-The networks are built by allow-listed names (inference/networks), their weights are plain tensors, every file is
-held against its sha256, and the golden inputs are replayed before the package may serve. The order of the checks
-matters: what a package says is bounded before anything of that size is made (docs/models.md has the list).
+The networks are built by allow-listed names (inference/networks), their weights are plain tensors,
+every file is held against its sha256, and the golden inputs are replayed before the package may
+serve. The order of the checks matters: what a package says is bounded before anything of that size
+is made (docs/models.md has the list).
 """
 
 from __future__ import annotations
@@ -32,13 +34,11 @@ __all__ = [
 ]  # fmt: skip
 
 SERVED_TASK = "pneumothorax"
-GOLDEN_TOLERANCE = (
-    1e-3  # design, "Model package": more than this off in plain torch fp32 means refuse
-)
+# design, "Model package": more than this off in plain torch fp32 means refuse
+GOLDEN_TOLERANCE = 1e-3
 _MAX_GOLDEN_IMAGES = 16
-_DEVICE_NAMESPACE = UUID(
-    "6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11"
-)  # fixed for ever: DeviceUIDs are derived in it
+# fixed for ever: DeviceUIDs are derived in it
+_DEVICE_NAMESPACE = UUID("6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11")
 _MANIFEST = "model.yaml"
 _WEIGHTS = "weights.safetensors"
 _GOLDEN = "golden.safetensors"
@@ -54,13 +54,12 @@ class Package:
     identity: ModelIdentity
     classifier: nn.Module
     segmenter: nn.Module
-    plausibility: nn.Module | None = None  # None where the manifest names none
-    golden: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # "<role>.input", "<role>.output": for other engines
-    replay_error: dict[Role, float] = field(
-        default_factory=dict
-    )  # how far this machine was off, at most 1e-3
+    # None where the manifest names none
+    plausibility: nn.Module | None = None
+    # "<role>.input", "<role>.output": for other engines
+    golden: dict[str, Tensor] = field(default_factory=dict)
+    # how far this machine was off, at most 1e-3
+    replay_error: dict[Role, float] = field(default_factory=dict)
 
     @property
     def networks(self) -> dict[Role, nn.Module]:
@@ -84,11 +83,15 @@ class Package:
 
 @dataclass(frozen=True, eq=False)
 class _Files:
-    """A package's files after every checksum was right: what was hashed is what is read from here."""
+    """A package's files after every checksum was right.
+
+    What was hashed is what is read from here.
+    """
 
     path: Path
     manifest: Manifest
-    digest: str  # of model.yaml, which holds the sha256 of every other file
+    # of model.yaml, which holds the sha256 of every other file
+    digest: str
     kept: dict[str, bytes]
 
 
@@ -106,8 +109,8 @@ def read_manifest(path: Path) -> Manifest:
     """model.yaml of a folder or zip, every checksum checked, without loading a weight.
 
     Raises:
-        PackageError: absent, not plain YAML, a wrong or unknown key, a file that is not listed, or one whose sha256
-            differs.
+        PackageError: absent, not plain YAML, a wrong or unknown key, a file that is not listed, or
+            one whose sha256 differs.
     """
     return _read(path).manifest
 
@@ -116,9 +119,9 @@ def load(path: Path, any_task: bool = False) -> Package:
     """Check, build, fill and replay a package (folder or zip) on the CPU in fp32.
 
     Raises:
-        PackageError: see `read_manifest`; also a model for something else than chest X-rays (unless `any_task`), an
-            architecture out of bounds, weights that do not fit or are not finite, or a golden replay that is off by
-            more than 1e-3.
+        PackageError: see `read_manifest`; also a model for something else than chest X-rays (unless
+            `any_task`), an architecture out of bounds, weights that do not fit or are not finite,
+            or a golden replay that is off by more than 1e-3.
     """
     files = _read(path)
     if files.manifest.task != SERVED_TASK and not any_task:
@@ -126,6 +129,7 @@ def load(path: Path, any_task: bool = False) -> Package:
             f"{path}/{_MANIFEST}: task: {files.manifest.task} found, {SERVED_TASK} wanted; a node analyses chest "
             "X-rays, other models can be trained and evaluated only"
         )
+
     weights, golden = (
         _tensors(f"{path}/{name}", files.kept.pop(name)) for name in (_WEIGHTS, _GOLDEN)
     )
@@ -135,7 +139,9 @@ def load(path: Path, any_task: bool = False) -> Package:
         raise PackageError(
             f"{path}/{_WEIGHTS}: {strangers[0][:200]} belongs to no network of {_MANIFEST}"
         )
+
     networks, errors = {}, {}
+
     for role, network in roles.items():
         own = {
             name.removeprefix(f"{role}."): value
@@ -144,8 +150,10 @@ def load(path: Path, any_task: bool = False) -> Package:
         }
         networks[role] = _filled(path, role, network, own)
         errors[role] = _replayed(path, role, network, networks[role], golden)
+
     device_uid = f"2.25.{uuid5(_DEVICE_NAMESPACE, files.digest).int}"
     identity = ModelIdentity(files.manifest.id, files.manifest.version, files.digest, device_uid)
+
     return Package(files.manifest, identity, **networks, golden=golden, replay_error=errors)
 
 
@@ -156,37 +164,46 @@ def write(
     golden_inputs: dict[str, Tensor],
     exact: bool = False,
 ) -> Manifest:
-    """Write a package: weights as float16 tensors (`exact`: as they are), golden outputs computed from exactly those.
+    """Write a package: weights as float16 tensors (`exact`: as they are), golden outputs computed
+    from exactly those.
 
-    `manifest` is a Manifest's fields without `sha256`; `networks` and `golden_inputs` have "classifier", "segmenter"
-    and, where the manifest has one, "plausibility"; a golden input is (n, 1, side, side) float32 as preprocess makes
-    it, n at most 16. The networks are left holding the rounded weights. A README.md (the model card) and a LICENSE
-    already in the folder are listed too.
+    `manifest` is a Manifest's fields without `sha256`; `networks` and `golden_inputs` have
+    "classifier", "segmenter" and, where the manifest has one, "plausibility"; a golden input is (n,
+    1, side, side) float32 as preprocess makes it, n at most 16. The networks are left holding the
+    rounded weights. A README.md (the model card) and a LICENSE already in the folder are listed
+    too.
 
     Raises:
-        PackageError: a manifest that is none, networks other than the manifest's, or weights that float16 cannot hold.
+        PackageError: a manifest that is none, networks other than the manifest's, or weights that
+            float16 cannot hold.
     """
     _checked(folder, manifest | {"sha256": {}}, networks, golden_inputs)
     folder.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {}
     golden: dict[str, Tensor] = {}
+
     for role, network in networks.items():
         stored = {name: _stored(value, exact) for name, value in network.state_dict().items()}
         for name, value in stored.items():
             _refuse_not_finite(f"{folder}/{_WEIGHTS}", f"{role}.{name}", value)
+
         weights |= {f"{role}.{name}": value for name, value in stored.items()}
         network.load_state_dict(_widened(stored))
         network.eval()
         golden[f"{role}.input"] = golden_inputs[role].float().clone().contiguous()
+
         with torch.inference_mode():
             golden[f"{role}.output"] = network(golden[f"{role}.input"]).float().contiguous()
+
     save_file(weights, folder / _WEIGHTS)
     save_file(golden, folder / _GOLDEN)
+
     return _write_manifest(folder, manifest)
 
 
 def amend(folder: Path, changes: dict[str, Any]) -> Manifest:
-    """Change keys of model.yaml, weights untouched, and list every file as it is now (a model card may have come).
+    """Change keys of model.yaml, weights untouched, and list every file as it is now (a model card
+    may have come).
 
     Raises:
         PackageError: model.yaml is none, or is none any more with these.
@@ -224,30 +241,37 @@ def _read(path: Path) -> _Files:
     with opened(path) as files:
         names = files.names()
         text = files.read(_MANIFEST, manifests.MAX_BYTES)
+
         try:
             manifest = manifests.parse(text)
         except ManifestError as error:
             raise PackageError(f"{files.where(_MANIFEST)}: {error}") from error
+
         for name in (_WEIGHTS, _GOLDEN):
             if name not in manifest.sha256:
                 raise PackageError(
                     f"{files.where(_MANIFEST)}: sha256: {name} is not listed; every file must be"
                 )
+
         strangers = sorted(set(names) - set(manifest.sha256) - {_MANIFEST})
         if strangers:
             raise PackageError(
                 f"{files.where(strangers[0])}: not listed under sha256 of {_MANIFEST}; a package holds nothing else, "
                 "remove the file or list it"
             )
+
         kept = {}
+
         for name, wanted in manifest.sha256.items():
             data = files.read(name, MAX_FILE_BYTES)
             if (found := _sha256(data)) != wanted:
                 raise PackageError(
                     f"{files.where(name)}: sha256 {found} found, {wanted} wanted; the file is not the one packed"
                 )
+
             if name in (_WEIGHTS, _GOLDEN):
                 kept[name] = data
+
     return _Files(path, manifest, _sha256(text), kept)
 
 
@@ -259,7 +283,8 @@ def _widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stored(value: Tensor, exact: bool) -> Tensor:
-    # Half the bytes; the golden outputs and every published figure are of exactly these rounded weights.
+    # Half the bytes; the golden outputs and every published figure are of exactly these rounded
+    # weights.
     value = value.detach().cpu().contiguous()
     return value.half() if value.is_floating_point() and not exact else value
 
@@ -269,14 +294,17 @@ def _filled(path: Path, role: Role, network: Network, weights: dict[str, Tensor]
         wanted = shapes(network.architecture, **network.arguments)
     except ValueError as error:
         raise PackageError(f"{path}/{_MANIFEST}: {role}: {error}") from error
+
     faults = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
     faults += [f"{name} is of no use" for name in weights.keys() - wanted.keys()]
+
     for name in wanted.keys() & weights.keys():
         here, there = weights[name], wanted[name]
         if here.shape != there.shape:
             faults.append(f"{name} is {tuple(here.shape)}, wanted {tuple(there.shape)}")
         elif here.dtype not in (_FLOATS if there.is_floating_point() else {there.dtype}):
             faults.append(f"{name} is {here.dtype}, wanted {there.dtype}")
+
     if faults:
         shown = "; ".join(sorted(faults)[:5]) + (
             f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -284,10 +312,13 @@ def _filled(path: Path, role: Role, network: Network, weights: dict[str, Tensor]
         raise PackageError(
             f"{path}/{_WEIGHTS}: {role} does not fit {network.architecture}: {shown[:1000]}"
         )
+
     for name, value in weights.items():
         _refuse_not_finite(f"{path}/{_WEIGHTS}", f"{role}.{name}", value)
+
     module = build(network.architecture, **network.arguments)
     module.load_state_dict(_widened(weights))
+
     return module.eval()
 
 
@@ -299,14 +330,17 @@ def _replayed(
     path: Path, role: Role, network: Network, module: nn.Module, golden: dict[str, Tensor]
 ) -> float:
     where = f"{path}/{_GOLDEN}"
+
     given, wanted = golden.get(f"{role}.input"), golden.get(f"{role}.output")
     if given is None or wanted is None:
         raise PackageError(f"{where}: {role}.input or {role}.output is absent; it must hold both")
+
     number = len(given) if given.ndim else 0
     if not 1 <= number <= _MAX_GOLDEN_IMAGES:
         raise PackageError(
             f"{where}: {role}.input holds {number} images, 1 to {_MAX_GOLDEN_IMAGES} allowed"
         )
+
     shapes = {
         "input": (given, (1, network.side, network.side)),
         "output": (wanted, _output(role, network)),
@@ -317,25 +351,31 @@ def _replayed(
             raise PackageError(
                 f"{where}: {role}.{name} {what} found, {(number, *shape)} float32 wanted"
             )
+
     try:
         with torch.inference_mode():
             # One by one: sixteen large ones take gigabytes.
             found = torch.cat([module(one) for one in torch.split(given, 1)])
-    except RuntimeError as error:  # a side that does not halve often enough
+    except RuntimeError as error:
+        # a side that does not halve often enough
         raise PackageError(
             f"{where}: {role}.input does not run through {network.architecture}: {error}"
         ) from error
+
     if found.shape != wanted.shape:
         raise PackageError(
             f"{path}/{_MANIFEST}: {network.architecture} gives {tuple(found.shape)}; a {role} must give "
             f"{tuple(wanted.shape)}"
         )
+
     off = float((found - wanted).abs().max())
-    if not off <= GOLDEN_TOLERANCE:  # NaN is not either
+    # NaN is not either
+    if not off <= GOLDEN_TOLERANCE:
         raise PackageError(
             f"{path}: golden replay of the {role} is {off:.2e} off, at most {GOLDEN_TOLERANCE:.0e} allowed; "
             "the weights, the network or this machine's arithmetic differ from what was packed"
         )
+
     return off
 
 

@@ -1,4 +1,7 @@
-"""The one way from bytes to a Finding to checked objects; the worker and `pleura predict` both take it."""
+"""The one way from bytes to a Finding to checked objects.
+
+The worker and `pleura predict` both take it.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,10 @@ class Settings:
 
     rules: Rules = field(default_factory=Rules)
     appearance: RenderSettings = field(default_factory=RenderSettings)
-    kinds: frozenset[str] = frozenset({"SEG", "SC"})  # the union of what the destinations take
-    is_ours: Callable[[str], bool] = field(
-        default=lambda _: False
-    )  # is this SOP Instance UID one of our results?
+    # the union of what the destinations take
+    kinds: frozenset[str] = frozenset({"SEG", "SC"})
+    # is this SOP Instance UID one of our results?
+    is_ours: Callable[[str], bool] = field(default=lambda _: False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,26 +47,34 @@ class Reading:
     digest: str
     header: Dataset | None = None
     radiograph: Radiograph | None = None
-    refusal: tuple[str, str] | None = None  # (code of REASONS, detail)
+    # (code of REASONS, detail)
+    refusal: tuple[str, str] | None = None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the networks say of one radiograph. No frontal chest by the plausibility gate: nothing else was asked."""
+    """What the networks say of one radiograph.
 
-    plausibility: float = 1.0  # 0 to 1; 1 where the package has no such network
+    No frontal chest by the plausibility gate: nothing else was asked.
+    """
+
+    # 0 to 1; 1 where the package has no such network
+    plausibility: float = 1.0
     plausible: bool = True
-    pose: Pose = UPRIGHT  # in which the networks were shown it
-    probability: float = 0.0  # the classifier's, 0 to 1
-    probability_map: NDArray[np.float32] | None = None  # (rows, columns); of positives alone
+    # in which the networks were shown it
+    pose: Pose = UPRIGHT
+    # the classifier's, 0 to 1
+    probability: float = 0.0
+    # (rows, columns); of positives alone
+    probability_map: NDArray[np.float32] | None = None
 
 
 class Pipeline:
     """Bytes in, one Outcome each out. It never raises for what is in the bytes.
 
-    Three steps, so that a worker may overlap them: `read` and `conclude` are for any thread, any number at a time;
-    `answer` is for the one that owns the device.
+    Three steps, so that a worker may overlap them: `read` and `conclude` are for any thread, any
+    number at a time; `answer` is for the one that owns the device.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -71,7 +82,8 @@ class Pipeline:
         self._settings = settings
 
     def analyse(self, files: Sequence[bytes], result_time: datetime) -> list[Outcome]:
-        """Classify the batch, segment only the positives, make and check the objects. One Outcome per file, in order.
+        """Classify the batch, segment only the positives, make and check the objects. One Outcome
+        per file, in order.
 
         `result_time` is written into every object; no clock is asked (design, "Result times").
         """
@@ -80,7 +92,10 @@ class Pipeline:
         return [self.conclude(*both, result_time) for both in zip(readings, answers, strict=True)]
 
     def fail(self, data: bytes, reason: str, result_time: datetime) -> Outcome:
-        """The Outcome of an image given up on: nothing of it is decoded, for that may be what kills."""
+        """The Outcome of an image given up on.
+
+        Nothing of it is decoded, for that may be what kills.
+        """
         try:
             header = radiograph.without_pixels(radiograph.parse(data)[0])
         except Unsuitable as unsuitable:
@@ -89,6 +104,7 @@ class Pipeline:
             )
         else:
             reading = Reading(radiograph.undecoded_digest(data), header, refusal=(reason, ""))
+
         return self.conclude(reading, None, result_time)
 
     def read(self, data: bytes) -> Reading:
@@ -99,12 +115,14 @@ class Pipeline:
             return Reading(
                 radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail)
             )
+
         header = radiograph.without_pixels(dataset)
         verdict = admission.judge(header, self._settings.rules, self._settings.is_ours)
         if isinstance(verdict, admission.Refusal) and not REASONS[verdict.reason].sent:
             return Reading(
                 radiograph.undecoded_digest(data), header, refusal=(verdict.reason, verdict.detail)
             )
+
         try:
             image = radiograph.decode(dataset)
         except Unsuitable as unsuitable:
@@ -112,14 +130,18 @@ class Pipeline:
             return Reading(
                 digest, header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken
             )
-        if isinstance(
-            verdict, admission.Refusal
-        ):  # told to the archive, on the picture it is about
+
+        # told to the archive, on the picture it is about
+        if isinstance(verdict, admission.Refusal):
             return Reading(image.content_digest, header, image, (verdict.reason, verdict.detail))
+
         return Reading(image.content_digest, header, image, notes=(*verdict, *broken, *image.notes))
 
     def answer(self, readings: Sequence[Reading]) -> list[Answer | None]:
-        """Run the networks over what was admitted: one Answer each, None for what was not. For the device's owner."""
+        """Run the networks over what was admitted.
+
+        One Answer each, None for what was not. For the device's owner.
+        """
         asked = [index for index, reading in enumerate(readings) if reading.refusal is None]
         answers: list[Answer | None] = [None] * len(readings)
         for index, answer in zip(
@@ -131,8 +153,10 @@ class Pipeline:
     def _ask(self, images: Sequence[NDArray[np.float32]]) -> list[Answer]:
         if not images:
             return []
+
         manifest, engine = self.engine.manifest, self.engine
         answers = [Answer()] * len(images)
+
         if manifest.plausibility is not None:
             limit = manifest.plausibility.threshold
             answers = [
@@ -143,13 +167,16 @@ class Pipeline:
                 )
                 for one in plausibility.judge(engine.plausible, images, limit)
             ]
+
         chests = [index for index, answer in enumerate(answers) if answer.plausible]
         shown = [answer.pose.righted(image) for answer, image in zip(answers, images, strict=True)]
+
         if chests:
             for index, probability in zip(
                 chests, engine.classify([shown[i] for i in chests]), strict=True
             ):
                 answers[index] = replace(answers[index], probability=_sure(probability))
+
         positives = [
             index for index in chests if answers[index].probability >= manifest.classifier.threshold
         ]
@@ -160,34 +187,40 @@ class Pipeline:
                 answers[index] = replace(
                     answers[index], probability_map=answers[index].pose.as_given(one)
                 )
+
         return answers
 
     def _finding(self, image: Radiograph, answer: Answer) -> Finding:
         threshold = self.engine.manifest.classifier.threshold
+
         if answer.probability_map is None:
             return Finding(answer.probability, threshold, positive=False)
-        # A region that post-processing leaves nothing of takes no positive back: the overlay says positive, nothing is
-        # outlined, and there is no SEG, for it would read like a negative.
+
+        # A region that post-processing leaves nothing of takes no positive back: the overlay says
+        # positive, nothing is outlined, and there is no SEG, for it would read like a negative.
         rule = self.engine.manifest.segmenter
         orientation = image.header.get("PatientOrientation") or None
         mask = postprocess.segment(as_stored(answer.probability_map, orientation), *rule.rule)
-        sided = (
-            not answer.pose.quarter_turns
-        )  # a picture that had to be turned contradicts its header
+        # a picture that had to be turned contradicts its header
+        sided = not answer.pose.quarter_turns
         measurement = measure(mask, image.spacing, orientation if sided else None)
+
         return Finding(answer.probability, threshold, True, mask, measurement, sided)
 
     def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
         """Make and check the objects of one image that was read and, if it was admitted, answered."""
         reason, detail = reading.refusal or (None, "")
         finding = None
+
         if answer is not None and answer.pose != UPRIGHT:
             reading = replace(reading, notes=(*reading.notes, answer.pose.note))
+
         if answer is not None and not answer.plausible:
             reason, detail = "not_a_frontal_chest", f"plausibility {answer.plausibility:.3f}"
         elif answer is not None:
             assert reading.radiograph is not None
             finding = self._finding(reading.radiograph, answer)
+
         state = REASONS[reason].state if reason else State.ANALYSED
         outcome = Outcome(
             state=state,
@@ -199,23 +232,31 @@ class Pipeline:
             finding=finding,
             notes=reading.notes,
         )
+
         if (
             reading.header is None
             or (reason and not REASONS[reason].sent)
             or not _can_be_named(reading.header)
         ):
             return outcome
+
         built = self._results(reading, finding, reason, result_time)
-        for problem in built.problems:  # never sent, visible, and in nobody's way
+        # never sent, visible, and in nobody's way
+        for problem in built.problems:
             log.error("no %s for %s: %s", problem.kind, outcome.sop_instance_uid, problem.what)
+
         said = (f"{problem.kind} not sent: {problem.what}" for problem in built.problems)
         detail = "; ".join(part for part in (detail, *said) if part)
+
         if built.results or not built.problems:
             return replace(outcome, results=built.results, detail=detail)
-        # Nothing is left to tell the archive what was found: it is told, where it can be, that there is no answer.
+        # Nothing is left to tell the archive what was found: it is told, where it can be, that
+        # there is no answer.
         if state is not State.FAILED:
             reason = "result_invalid"
+
         outcome = replace(outcome, state=State.FAILED, reason=reason, detail=detail, finding=None)
+
         return replace(
             outcome, results=self._results(reading, None, "result_invalid", result_time).results
         )
@@ -239,10 +280,13 @@ class Pipeline:
             appearance=self._settings.appearance,
             notes=reading.notes,
         )
+
         return results.build_what_passes(case, sorted(self._settings.kinds))
 
     def warm_up(self) -> None:
-        """Run networks and encoders once, so that no patient waits for first imports, lookups and allocations."""
+        """Run networks and encoders once, so that no patient waits for first imports, lookups and
+        allocations.
+        """
         pixels = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
         self.engine.plausible([pixels])
         self.engine.classify([pixels])

@@ -1,4 +1,7 @@
-"""Pixel Data -> stored values, the same whatever the transfer syntax; what hostile bytes may cost is bounded first."""
+"""Pixel Data -> stored values, the same whatever the transfer syntax.
+
+What hostile bytes may cost is bounded first.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,9 @@ from pydicom.uid import (
 for _decoder in (JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder):
     _decoder.add_plugin("pleura", ("inference.gdcm_jpeg", "decode_frame"))
 
-# One decoder for each syntax: an image is the same wherever it is decoded, and broken streams meet those that survive
-# them. GDCM as pydicom calls it ends the process on some (JPEG Lossless, JPEG-LS); Pillow refuses truncated ones.
+# One decoder for each syntax: an image is the same wherever it is decoded, and broken streams meet
+# those that survive them. GDCM as pydicom calls it ends the process on some (JPEG Lossless,
+# JPEG-LS); Pillow refuses truncated ones.
 DECODERS = {
     JPEGBaseline8Bit: "pillow",
     JPEGExtended12Bit: "pleura",
@@ -59,15 +63,15 @@ DECODERS = {
 UNCOMPRESSED = (
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian,
 )  # fmt: skip
-MAX_PIXELS = (
-    100_000_000  # a header may ask for 65535 x 65535; the largest detectors have some 20 million
-)
+# a header may ask for 65535 x 65535; the largest detectors have some 20 million
+MAX_PIXELS = 100_000_000
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
 class Unsuitable(Exception):  # noqa: N818 - an outcome, not an error
-    """No Radiograph can be made. `reason` is a code of admission.REASONS; `detail` holds no patient value.
+    """No Radiograph can be made. `reason` is a code of admission.REASONS; `detail` holds no patient
+    value.
 
     `content_digest` is that of the pixels where they were decoded all the same, else None.
     """
@@ -81,7 +85,10 @@ class Unsuitable(Exception):  # noqa: N818 - an outcome, not an error
 
 @dataclass(frozen=True)
 class Layout:
-    """The Image Pixel Module of one grey frame (PS3.3 C.7.6.3). Constructed means decodable in principle."""
+    """The Image Pixel Module of one grey frame (PS3.3 C.7.6.3).
+
+    Constructed means decodable in principle.
+    """
 
     rows: int
     columns: int
@@ -115,20 +122,25 @@ class Layout:
             raise Unsuitable(
                 "undecodable", f"the image description is incomplete ({kind})"
             ) from error
+
         if not photometric:
             raise Unsuitable(
                 "undecodable", "PhotometricInterpretation (0028,0004) is empty: white may be black"
             )
+
         if samples != 1 or photometric not in _GREY:
             raise Unsuitable(
                 "foreign_result", "colour, not MONOCHROME1 or MONOCHROME2 with one sample per pixel"
             )
+
         if frames != 1:
             raise Unsuitable("multi_frame", f"{frames} frames found, one wanted")
+
         if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
             raise Unsuitable(
                 "undecodable", f"{rows} x {columns} pixels found, 1 to {MAX_PIXELS} wanted"
             )
+
         if (
             allocated not in (8, 16)
             or not 0 < stored <= high + 1 <= allocated
@@ -138,26 +150,31 @@ class Layout:
                 "undecodable",
                 f"{stored} of {allocated} bits to bit {high}, 1 to 16 of 8 or 16 wanted",
             )
+
         return cls(rows, columns, allocated, stored, high, representation == 1)
 
 
 def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
-    """Stored pixel values, (rows, columns), uint8, int8, uint16 or int16 by the header's Bits Allocated.
+    """Stored pixel values, (rows, columns), uint8, int8, uint16 or int16 by the header's Bits
+    Allocated.
 
     Bits above Bits Stored hold no pixel (PS3.5 8.1.1; overlays in old files): they are removed.
 
     Raises:
-        Unsuitable: see Layout.of, and "undecodable": no decoder, truncated, or the stream holds another image.
+        Unsuitable: see Layout.of, and "undecodable": no decoder, truncated, or the stream holds
+            another image.
     """
     if "PixelData" not in dataset:
         raise Unsuitable("undecodable", "no Pixel Data (7FE0,0010)")
+
     layout = Layout.of(dataset)
     syntax = dataset.file_meta.TransferSyntaxUID
-    named = (
-        str(syntax) if syntax in AllTransferSyntaxes else "unknown"
-    )  # a peer's string is not logged
+    # a peer's string is not logged
+    named = str(syntax) if syntax in AllTransferSyntaxes else "unknown"
+
     if syntax not in DECODERS and syntax not in UNCOMPRESSED:
         raise Unsuitable("undecodable", f"transfer syntax {named}: there is no decoder for it")
+
     with quiet():
         try:
             (_check_stream if syntax in DECODERS else _check_length)(dataset, layout)
@@ -170,16 +187,20 @@ def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
             )
         except Unsuitable:
             raise
-        except Exception as error:  # codecs meet arbitrary bytes and raise what they like
+        except Exception as error:
+            # codecs meet arbitrary bytes and raise what they like
             kind = type(error).__name__
             raise Unsuitable(
                 "undecodable", f"transfer syntax {named}: {kind} in the decoder"
             ) from error
+
     if decoded.shape != (layout.rows, layout.columns):
         raise Unsuitable(
             "undecodable", f"{decoded.shape} pixels, ({layout.rows}, {layout.columns}) wanted"
         )
+
     dtype = np.dtype(f"<{'i' if layout.signed else 'u'}{layout.bits_allocated // 8}")
+
     return _within_bits_stored(
         np.ascontiguousarray(decoded, dtype=dtype), layout, lossy=syntax in _LOSSY
     )
@@ -197,17 +218,23 @@ def _within_bits_stored(
         layout.high_bit == layout.bits_stored - 1 and low <= values.min() and values.max() <= high
     ):
         return values
-    if lossy and not layout.signed:  # a codec's overshoot: white must not come round to black
+
+    # a codec's overshoot: white must not come round to black
+    if lossy and not layout.signed:
         return np.asarray(np.clip(values, low, high))
+
     if layout.high_bit == layout.bits_stored - 1 and _torn(values, layout.bits_stored):
         raise Unsuitable(
             "undecodable", f"the pixels use more than the {layout.bits_stored} bits of Bits Stored"
         )
-    return np.asarray((values << above) >> unused)  # by the sign, where it is signed
+
+    # by the sign, where it is signed
+    return np.asarray((values << above) >> unused)
 
 
 def _torn(values: NDArray[np.integer], bits_stored: int) -> bool:
-    """Whether the bits above Bits Stored belong to the pixels: a smooth place would jump from white to black without.
+    """Whether the bits above Bits Stored belong to the pixels: a smooth place would jump from white
+    to black without.
 
     What else lies there, an overlay, jumps itself, and the pixels below do not.
     """
@@ -219,35 +246,47 @@ def _torn(values: NDArray[np.integer], bits_stored: int) -> bool:
 
 
 def _check_length(dataset: FileDataset, layout: Layout) -> None:
-    """Are uncompressed pixels what the header describes? Colour, words or frames it does not tell of are not."""
+    """Are uncompressed pixels what the header describes? Colour, words or frames it does not tell
+    of are not.
+    """
     expected, found = (
         layout.rows * layout.columns * layout.bits_allocated // 8,
         len(dataset.PixelData),
     )
+
     if dataset["PixelData"].is_undefined_length:
         raise Unsuitable(
             "undecodable", "compressed Pixel Data (PS3.5 A.4) in an uncompressed transfer syntax"
         )
-    if 2 * found > 3 * expected + 2:  # less may be padding
+
+    # less may be padding
+    if 2 * found > 3 * expected + 2:
         raise Unsuitable(
             "undecodable", f"{found} bytes of Pixel Data for {expected} bytes of pixels"
         )
 
 
 def _check_stream(dataset: FileDataset, layout: Layout) -> None:
-    """Before a decoder allocates what a stream asks for: is it the size of the image that the header describes?"""
+    """Before a decoder allocates what a stream asks for.
+
+    Is it the size of the image that the header describes?
+    """
     expected = layout.rows * layout.columns * layout.bits_allocated // 8
-    if (
-        len(dataset.PixelData) > 2 * expected + 1_000_000
-    ):  # no codec makes an image much larger than it was
+    # no codec makes an image much larger than it was
+    if len(dataset.PixelData) > 2 * expected + 1_000_000:
         raise Unsuitable(
             "undecodable",
             f"{len(dataset.PixelData)} bytes of Pixel Data for {expected} bytes of pixels",
         )
+
     fragments = generate_fragments(dataset.PixelData)
-    next(fragments)  # the Basic Offset Table
+    # the Basic Offset Table
+    next(fragments)
+
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
-        return  # its segments announce no size
+        # its segments announce no size
+        return
+
     announced = _announced(next(fragments))
     if announced != (layout.rows, layout.columns, 1):
         raise Unsuitable(
@@ -257,38 +296,45 @@ def _check_stream(dataset: FileDataset, layout: Layout) -> None:
 
 
 def _announced(stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, components) that a JPEG, JPEG-LS or JPEG 2000 stream announces; None where it cannot be told."""
-    size = stream.find(
-        b"\xff\x4f\xff\x51", 0, 4096
-    )  # SOC, SIZ (ISO 15444-1 A.5.1), also within a JP2's boxes
+    """(rows, columns, components) that a JPEG, JPEG-LS or JPEG 2000 stream announces.
+
+    None where it cannot be told.
+    """
+    # SOC, SIZ (ISO 15444-1 A.5.1), also within a JP2's boxes
+    size = stream.find(b"\xff\x4f\xff\x51", 0, 4096)
     if size >= 0 and len(stream) >= size + 42:
         columns, rows, left, top = (
             int.from_bytes(stream[size + 8 + 4 * n : size + 12 + 4 * n], "big") for n in range(4)
         )
         return rows - top, columns - left, int.from_bytes(stream[size + 40 : size + 42], "big")
+
     position = 2
     while stream[:2] == b"\xff\xd8" and position + 10 <= len(stream) and stream[position] == 0xFF:
         marker, length = (
             stream[position + 1],
             int.from_bytes(stream[position + 2 : position + 4], "big"),
         )
-        if marker == 0xFF:  # a fill byte (ISO 10918-1 B.1.1.2)
+        # a fill byte (ISO 10918-1 B.1.1.2)
+        if marker == 0xFF:
             position += 1
-        elif marker == 0xF7 or (
-            0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
-        ):  # a frame header
+        # a frame header
+        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             rows, columns = (
                 int.from_bytes(stream[position + n : position + n + 2], "big") for n in (5, 7)
             )
             return rows, columns, stream[position + 9]
         else:
             position += 2 + length
+
     return None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """pydicom's warnings quote header values, which may be a patient's: they are never passed on."""
+    """pydicom's warnings quote header values, which may be a patient's.
+
+    They are never passed on.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

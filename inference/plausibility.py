@@ -1,8 +1,9 @@
 """Is a picture a frontal chest, and if so, which way up and in which polarity?
 
-A package's plausibility network knows chests upright and in display polarity. Real ones come upside down or inverted
-with a header that says nothing of it (five of the 3,453 in the data), and the classifier is weak on them: so a picture
-refused as it is shown is asked about in the seven other poses too, and analysed in the one that is plausible.
+A package's plausibility network knows chests upright and in display polarity. Real ones come upside
+down or inverted with a header that says nothing of it (five of the 3,453 in the data), and the
+classifier is weak on them: so a picture refused as it is shown is asked about in the seven other
+poses too, and analysed in the one that is plausible.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Pixels = NDArray[np.float32]  # (rows, columns), 0 black to 1 white
-_SURE = 0.9  # seven more questions are seven more chances to take something else for a chest
-_SMALL = 256  # pixels a side, several times what such a network looks at
+# (rows, columns), 0 black to 1 white
+Pixels = NDArray[np.float32]
+# seven more questions are seven more chances to take something else for a chest
+_SURE = 0.9
+# pixels a side, several times what such a network looks at
+_SMALL = 256
 
 
 @dataclass(frozen=True)
 class Pose:
     """How a picture must be changed to show an upright chest in display polarity."""
 
-    quarter_turns: int = 0  # counter-clockwise, 0 to 3
+    # counter-clockwise, 0 to 3
+    quarter_turns: int = 0
     inverted: bool = False
 
     def righted(self, pixels: Pixels) -> Pixels:
@@ -32,7 +37,10 @@ class Pose:
         return np.ascontiguousarray(1 - turned if self.inverted else turned, dtype=np.float32)
 
     def as_given(self, probability_map: Pixels) -> Pixels:
-        """The way back for a map of a righted picture: (rows, columns) of the picture as it was given."""
+        """The way back for a map of a righted picture.
+
+        (rows, columns) of the picture as it was given.
+        """
         return np.ascontiguousarray(np.rot90(probability_map, -self.quarter_turns))
 
     @property
@@ -55,7 +63,8 @@ OTHERS = tuple(
 class Verdict:
     """What the network says: `pose` is None where the picture is no frontal chest in any."""
 
-    plausibility: float  # 0 to 1: of the picture as it is shown, or in `pose` where that is another
+    # 0 to 1: of the picture as it is shown, or in `pose` where that is another
+    plausibility: float
     pose: Pose | None
 
 
@@ -64,6 +73,7 @@ def judge(
 ) -> list[Verdict]:
     """One Verdict per image; `ask` is Engine.plausible. NaN is no frontal chest."""
     verdicts = []
+
     for image, plausibility in zip(images, ask(images), strict=True):
         verdict = Verdict(plausibility, UPRIGHT if plausibility >= threshold else None)
         if verdict.pose is None:
@@ -72,7 +82,9 @@ def judge(
             best, pose = max(answers, key=lambda answer: answer[0])
             if best >= max(threshold, _SURE):
                 verdict = Verdict(best, pose)
+
         verdicts.append(verdict)
+
     return verdicts
 
 

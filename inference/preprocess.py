@@ -1,4 +1,7 @@
-"""Image -> network input and network output -> image; training and serving call the same functions."""
+"""Image -> network input and network output -> image.
+
+Training and serving call the same functions.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ Pixels = TypeVar("Pixels", bound=NDArray[Any])
 
 
 def upright(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels:
-    """A view of a (rows, columns) image as networks were trained on it: patient's left at the right, feet below.
+    """A view of a (rows, columns) image as networks were trained on it: patient's left at the
+    right, feet below.
 
-    `patient_orientation` is PatientOrientation (0020,0020), where rows and columns run to (PS3.3 C.7.6.1.1.1). Where it
-    does not say both, the image stays as it is stored.
+    `patient_orientation` is PatientOrientation (0020,0020), where rows and columns run to (PS3.3
+    C.7.6.1.1.1). Where it does not say both, the image stays as it is stored.
     """
     transposed, mirrored, upside_down = _turn(patient_orientation)
     turned: Any = pixels.T if transposed else pixels
@@ -28,7 +32,10 @@ def upright(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels
 
 
 def as_stored(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels:
-    """The way back from `upright`: its (rows, columns) image in the source's own matrix, as a view."""
+    """The way back from `upright`.
+
+    Its (rows, columns) image in the source's own matrix, as a view.
+    """
     transposed, mirrored, upside_down = _turn(patient_orientation)
     turned: Any = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
     return turned.T if transposed else turned  # type: ignore[no-any-return]
@@ -42,6 +49,7 @@ def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:
         or len(patient_orientation) != 2
     ):
         return False, False, False
+
     along_row, along_column = (
         str(direction).strip().upper()[:1] for direction in patient_orientation
     )
@@ -49,6 +57,7 @@ def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:
         return True, along_column == "R", along_row == "H"
     if along_row in ("L", "R") and along_column in ("H", "F"):
         return False, along_row == "R", along_column == "H"
+
     return False, False, False
 
 
@@ -67,14 +76,19 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A letterboxed image: `pixels` (side, side) float32, 0 black to 1 white, black beside the image."""
+    """A letterboxed image.
+
+    `pixels` (side, side) float32, 0 black to 1 white, black beside the image.
+    """
 
     pixels: NDArray[np.float32]
     geometry: Geometry
 
 
 def fit(pixels: NDArray[np.float32], side: int) -> Fitted:
-    """Letterbox a (rows, columns) float32 image into a (side, side) square, aspect ratio kept, antialiased."""
+    """Letterbox a (rows, columns) float32 image into a (side, side) square, aspect ratio kept,
+    antialiased.
+    """
     rows, columns = pixels.shape
     scale = side / max(rows, columns)
     height, width = max(1, round(rows * scale)), max(1, round(columns * scale))
@@ -86,6 +100,7 @@ def fit(pixels: NDArray[np.float32], side: int) -> Fitted:
         (width, height), Image.Resampling.BILINEAR
     )
     square[_inside(geometry)] = np.asarray(resized)
+
     return Fitted(square, geometry)
 
 
@@ -104,17 +119,21 @@ def _inside(geometry: Geometry) -> tuple[slice, slice]:
 
 
 def normalise(pixels: NDArray[np.float32], geometry: Geometry, scheme: str) -> NDArray[np.float32]:
-    """Network input from a fitted image, (side, side) float32, by a scheme that a model package names.
+    """Network input from a fitted image, (side, side) float32, by a scheme that a model package
+    names.
 
-    "image-standard": zero mean and unit deviation of the image's own pixels, so that one picture shown through two
-    windows is nearly one input; the letterbox is 0.
-    "unit": as it is, 0 black to 1 white, the letterbox black; what else is wanted is in the network's own first step.
+    "image-standard": zero mean and unit deviation of the image's own pixels, so that one picture
+    shown through two windows is nearly one input; the letterbox is 0.
+    "unit": as it is, 0 black to 1 white, the letterbox black; what else is wanted is in the
+    network's own first step.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"normalisation: {scheme!r} found, allowed: {', '.join(SCHEMES)}")
     if scheme == "unit":
         return pixels
+
     inside = pixels[_inside(geometry)]
     square = np.zeros_like(pixels)
     square[_inside(geometry)] = (inside - inside.mean()) / (inside.std() + 1e-3)
+
     return square

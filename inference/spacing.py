@@ -1,4 +1,7 @@
-"""Millimetres per pixel: what a projection's header says of them, and never one that is not known (PS3.3 10.7.1)."""
+"""Millimetres per pixel.
+
+What a projection's header says of them, and never one that is not known (PS3.3 10.7.1).
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,25 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-_CALIBRATED = ("GEOMETRY", "FIDUCIAL")  # PixelSpacingCalibrationType, PS3.3 10.7.1.2
+# PixelSpacingCalibrationType, PS3.3 10.7.1.2
+_CALIBRATED = ("GEOMETRY", "FIDUCIAL")
 _WRAPPED = (
     SecondaryCaptureImageStorage,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
-_ROUNDING = 0.01  # 0.139 beside 0.1388889 is one spacing written shorter
-_LONGEST_MM = (
-    1500.0  # whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m
-)
+# 0.139 beside 0.1388889 is one spacing written shorter
+_ROUNDING = 0.01
+# whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m
+_LONGEST_MM = 1500.0
 
 
 @dataclass(frozen=True)
 class Spacing:
     """Millimetres per pixel, and whether they are an estimate.
 
-    `detector` is True where nothing says that the size is calibrated to the patient: it is, or may be, that at the
-    detector's front plane, magnified against the patient (PS3.3 10.7.1.1).
+    `detector` is True where nothing says that the size is calibrated to the patient: it is, or may
+    be, that at the detector's front plane, magnified against the patient (PS3.3 10.7.1.1).
     """
 
     row_mm: float
@@ -40,10 +44,10 @@ class Spacing:
 def spacing_of(header: Dataset) -> Spacing | None:
     """The patient's size where PixelSpacing is calibrated, else an estimate, else None.
 
-    PixelSpacing is calibrated where PixelSpacingCalibrationType says so, or where it differs from the spacing of the
-    detector or the scanned film by more than rounding; where neither of those is there it cannot be determined (PS3.3
-    10.7.1.1). A Secondary Capture's PixelSpacing and ImagerPixelSpacing are none: what wrapped the picture may have
-    resized it, as in the SIIM set.
+    PixelSpacing is calibrated where PixelSpacingCalibrationType says so, or where it differs from
+    the spacing of the detector or the scanned film by more than rounding; where neither of those is
+    there it cannot be determined (PS3.3 10.7.1.1). A Secondary Capture's PixelSpacing and
+    ImagerPixelSpacing are none: what wrapped the picture may have resized it, as in the SIIM set.
     """
     shown, wrapped = _pair_mm(header, "PixelSpacing"), header.get("SOPClassUID") in _WRAPPED
     detector = None if wrapped else _pair_mm(header, "ImagerPixelSpacing")
@@ -51,11 +55,14 @@ def spacing_of(header: Dataset) -> Spacing | None:
     calibrated = str(header.get("PixelSpacingCalibrationType") or "").strip() in _CALIBRATED
     if shown is not None and (calibrated or (plane is not None and _differ(shown, plane))):
         return Spacing(*shown, detector=False)
+
     if plane is not None:
         magnification = _magnification(header)
         return Spacing(plane[0] / magnification, plane[1] / magnification, detector=True)
+
     if shown is not None and not wrapped:
         return Spacing(*shown, detector=True)
+
     return None
 
 
@@ -66,7 +73,10 @@ def _differ(shown: tuple[float, float], plane: tuple[float, float]) -> bool:
 
 
 def _magnification(header: Dataset) -> float:
-    """EstimatedRadiographicMagnificationFactor, detector to patient; 1 where absent or no factor of a chest."""
+    """EstimatedRadiographicMagnificationFactor, detector to patient.
+
+    1 where absent or no factor of a chest.
+    """
     try:
         factor = float(header.get("EstimatedRadiographicMagnificationFactor"))
     except (TypeError, ValueError):

@@ -1,6 +1,7 @@
 """What can run a network: plain adapters over one shape of call, as a table.
 
-An engine is built here, from the weights that were checked and replayed: nothing compiled comes from outside.
+An engine is built here, from the weights that were checked and replayed: nothing compiled comes
+from outside.
 """
 
 from __future__ import annotations
@@ -54,31 +55,35 @@ ENGINES: dict[str, Callable[[nn.Module, Plan], Runner]] = {
     "openvino": openvino.Compiled,
     "onnxruntime": onnxruntime.Session,
 }
-PLAIN = Candidate(
-    "torch"
-)  # what every other is held against, and what is left when the others fail
+# what every other is held against, and what is left when the others fail
+PLAIN = Candidate("torch")
 
 
 def build(candidate: Candidate, module: nn.Module, plan: Plan) -> Runner:
     """An engine over a module that is in its place already.
 
     Raises:
-        UnavailableError: this machine lacks what it needs. Other exceptions: it broke on this network.
+        UnavailableError: this machine lacks what it needs. Other exceptions: it broke on this
+            network.
     """
     return ENGINES[candidate.engine](module, plan)
 
 
 def candidates(wanted: str, device: torch.device, allows_bf16: bool) -> tuple[Candidate, ...]:
-    """What to try beside plain torch for a setting: "auto", or an engine's name (then in float32 alone).
+    """What to try beside plain torch for a setting: "auto", or an engine's name (then in float32
+    alone).
 
-    "auto" leaves torch.compile out: it compiles for a minute or more per network, and the device is held meanwhile.
+    "auto" leaves torch.compile out: it compiles for a minute or more per network, and the device is
+    held meanwhile.
     """
     if wanted != "auto":
         return (Candidate(wanted),) if wanted != PLAIN.engine else ()
+
     on_cpu = device.type == "cpu"
     tried = [Candidate("openvino")] if on_cpu and openvino.is_installed() else []
     tried_bf16 = [
         Candidate(engine, bf16=True) for engine in ("torch", *(one.engine for one in tried))
     ]
     tried += [Candidate("onnxruntime")] if on_cpu and onnxruntime.is_installed() else []
+
     return tuple(tried + tried_bf16 if allows_bf16 and native.computes_bf16(device) else tried)

@@ -15,8 +15,9 @@ _SYSTEM = Path("/sys")
 
 
 def available(system: Path = _SYSTEM, groups: Path = Path("/proc/self/cgroup")) -> int:
-    """The cores this process may use, at least 1: those of its affinity mask (systemd's CPUAffinity, a container's
-    cpuset), two hardware threads of one core counted once, and no more than its CPU quota (systemd's CPUQuota).
+    """The cores this process may use, at least 1: those of its affinity mask (systemd's
+    CPUAffinity, a container's cpuset), two hardware threads of one core counted once, and no more
+    than its CPU quota (systemd's CPUQuota).
     """
     allowed = os.sched_getaffinity(0)
     siblings = (
@@ -28,7 +29,10 @@ def available(system: Path = _SYSTEM, groups: Path = Path("/proc/self/cgroup")) 
 
 
 def use(device: torch.device) -> int:
-    """Set and give the number of threads torch computes with. OMP_NUM_THREADS, where somebody has set it, stands."""
+    """Set and give the number of threads torch computes with.
+
+    OMP_NUM_THREADS, where somebody has set it, stands.
+    """
     if "OMP_NUM_THREADS" not in os.environ and device.type == "cpu":
         wanted = available()
         if wanted != torch.get_num_threads():
@@ -38,9 +42,12 @@ def use(device: torch.device) -> int:
 
 
 def _quota(root: Path, groups: Path) -> int:
-    """Whole CPUs of the tightest cpu.max (control groups, version 2) from this process' group up to the root."""
+    """Whole CPUs of the tightest cpu.max (control groups, version 2) from this process' group up to
+    the root.
+    """
     path = next((line[3:] for line in _text(groups).splitlines() if line.startswith("0::")), "/")
     quotas = [os.sysconf("SC_NPROCESSORS_ONLN")]
+
     folder = root / path.lstrip("/")
     for one in (folder, *folder.parents):
         limit, _, period_us = _text(one / "cpu.max").partition(" ")
@@ -48,6 +55,7 @@ def _quota(root: Path, groups: Path) -> int:
             quotas.append(math.ceil(int(limit) / int(period_us)))
         if one == root:
             break
+
     return min(quotas)
 
 

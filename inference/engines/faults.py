@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-# What torch, OpenVINO and the C++ library say when memory is short; torch.OutOfMemoryError is for accelerators alone.
+# What torch, OpenVINO and the C++ library say when memory is short; torch.OutOfMemoryError is for
+# accelerators alone.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -21,7 +22,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_fatal(error: Exception) -> bool:
-    """A CUDA error other than want of memory: the context is poisoned, every later call fails alike."""
+    """A CUDA error other than want of memory.
+
+    The context is poisoned, every later call fails alike.
+    """
     return not is_out_of_memory(error) and (
         isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
     )

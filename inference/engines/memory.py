@@ -1,4 +1,7 @@
-"""Which engine was the fastest here, kept from one start to the next. Names only: nothing that could be run."""
+"""Which engine was the fastest here, kept from one start to the next.
+
+Names only: nothing that could be run.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,20 @@ import torch
 log = logging.getLogger("pleura.engine")
 
 _FILE = "engines.json"
-_KEPT = 64  # choices; a new model, version or machine makes a new one, and the oldest goes
+# choices; a new model, version or machine makes a new one, and the oldest goes
+_KEPT = 64
 
 
 def folder() -> Path | None:
-    """Where choices are kept: systemd's CacheDirectory, else the user's cache; None where there is no home."""
+    """Where choices are kept.
+
+    Systemd's CacheDirectory, else the user's cache; None where there is no home.
+    """
     if given := os.environ.get("CACHE_DIRECTORY"):
         return Path(given.split(":")[0])
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "pleura"
+
     try:
         return Path.home() / ".cache" / "pleura"
     except RuntimeError:
@@ -34,21 +42,28 @@ def folder() -> Path | None:
 def machine(device: torch.device) -> dict[str, object]:
     """What an engine's speed and arithmetic depend on, beside the model."""
     versions = {}
+
     for name in ("torch", "openvino", "onnxruntime", "pleura"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+
     found: dict[str, object] = {
         "versions": versions,
         "build": torch.__version__,
         "device": device.type,
     }
+
     if device.type == "cuda":
         return found | {"name": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+
     return found | {"cpu": dict(torch.cpu.get_capabilities()), "threads": torch.get_num_threads()}
 
 
 class Memory:
-    """The choices for one model on one machine at one largest batch; a file that cannot be read is an empty one."""
+    """The choices for one model on one machine at one largest batch.
+
+    A file that cannot be read is an empty one.
+    """
 
     def __init__(
         self, where: Path | None, model_digest: str, device: torch.device, max_batch: int
@@ -72,16 +87,20 @@ class Memory:
         """Remember. Where that cannot be written, the next start measures again."""
         if self._path is None:
             return
+
         document = self._read()
         document.pop(self._key, None)
         document = dict([*document.items(), (self._key, choices)][-_KEPT:])
+
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
             # Two roles may end at once: each writes a file of its own, the last name stands.
             with tempfile.NamedTemporaryFile(
                 "w", dir=self._path.parent, prefix=".engines-", delete=False, encoding="utf-8"
             ) as file:
                 json.dump(document, file, indent=1)
+
             Path(file.name).replace(self._path)
         except OSError as error:
             log.info("the choice of engines is not kept (%s); the next start measures again", error)

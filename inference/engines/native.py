@@ -14,13 +14,17 @@ from torch import nn
 
 from inference.engines.plan import Plan, UnavailableError
 
-# Strict float32: TensorFloat-32, which cuDNN takes by default, keeps 10 bits of 23 and is off by about 1e-3.
+# Strict float32: TensorFloat-32, which cuDNN takes by default, keeps 10 bits of 23 and is off by
+# about 1e-3.
 torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 class Eager:
-    """The module as it is, on its device, in channels_last: 1.5 times the default layout's speed on CPUs."""
+    """The module as it is, on its device, in channels_last.
+
+    1.5 times the default layout's speed on CPUs.
+    """
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         self._module = module
@@ -29,10 +33,11 @@ class Eager:
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         device = self._plan.device
         given = torch.from_numpy(batch)
+
         if device.type == "cuda":
-            given = (
-                given.pin_memory()
-            )  # from page-locked memory the copy runs beside the host; torch keeps the pages
+            # from page-locked memory the copy runs beside the host; torch keeps the pages
+            given = given.pin_memory()
+
         with (
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=self._plan.bf16),
@@ -41,12 +46,17 @@ class Eager:
                 memory_format=torch.channels_last
             )
             logits = self._module(moved)
+
         found: NDArray[np.float32] = logits.float().cpu().numpy()
+
         return found
 
 
 class Compiled(Eager):
-    """torch.compile. A batch of one and a batch of any other size are compiled apart, each when it first comes."""
+    """torch.compile.
+
+    A batch of one and a batch of any other size are compiled apart, each when it first comes.
+    """
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         compiler = os.environ.get("CXX", "g++")
@@ -54,14 +64,18 @@ class Compiled(Eager):
             raise UnavailableError(
                 f"torch.compile needs a C++ compiler, and {compiler} is not installed"
             )
+
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            # Its own default lies under /tmp by a name that any user of the machine may have taken before us.
+            # Its own default lies under /tmp by a name that any user of the machine may have taken
+            # before us.
             folder = tempfile.mkdtemp(prefix="pleura-compiled-")
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
         from torch._inductor import config
 
-        config.compile_threads = 1  # else it leaves a pool of processes behind
+        # else it leaves a pool of processes behind
+        config.compile_threads = 1
         super().__init__(torch.compile(module), plan)  # type: ignore[arg-type]
 
 

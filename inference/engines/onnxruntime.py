@@ -15,7 +15,8 @@ from torch import nn
 
 from inference.engines.plan import Plan, UnavailableError
 
-_OPSET = 17  # the newest that this exporter writes in full
+# the newest that this exporter writes in full
+_OPSET = 17
 
 
 def is_installed() -> bool:
@@ -31,17 +32,21 @@ class Session:
             raise UnavailableError(
                 f"onnxruntime runs on the CPU in float32, and it is {plan.device}, bf16 {plan.bf16}"
             )
+
         if not is_installed():
             raise UnavailableError(
                 "onnxruntime is not installed: pip install 'pleura[onnxruntime]'"
             )
+
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors alone: its warnings are remarks on graphs
+        # errors alone: its warnings are remarks on graphs
+        options.log_severity_level = 3
         # Its threads spin for milliseconds after an answer, on cores that others wait for.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             _export(module, plan, path)
@@ -54,9 +59,12 @@ class Session:
 
 def _export(module: nn.Module, plan: Plan, path: Path) -> None:
     plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's remarks; the golden replay is the proof
-        # Not the exporter by dynamo: it needs one more package, and takes minutes where this one takes seconds.
+        # the exporter's remarks; the golden replay is the proof
+        warnings.simplefilter("ignore")
+        # Not the exporter by dynamo: it needs one more package, and takes minutes where this one
+        # takes seconds.
         torch.onnx.export(
             plain,
             (torch.zeros(2, 1, plan.side, plan.side),),

@@ -28,14 +28,17 @@ class Compiled:
             raise UnavailableError(f"openvino runs on the CPU, and the device is {plan.device}")
         if not is_installed():
             raise UnavailableError("openvino is not installed: pip install 'pleura[openvino]'")
+
         import openvino
 
         options = {
             "PERFORMANCE_HINT": "LATENCY",
-            # Said aloud: on CPUs with AMX the default is bf16, which moves probabilities by up to 3e-2.
+            # Said aloud: on CPUs with AMX the default is bf16, which moves probabilities by up to
+            # 3e-2.
             "INFERENCE_PRECISION_HINT": "bf16" if plan.bf16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "ENABLE_CPU_PINNING": False,  # other roles and other programs live on these cores
+            # other roles and other programs live on these cores
+            "ENABLE_CPU_PINNING": False,
         }
         compiled = openvino.Core().compile_model(_converted(module, plan), "CPU", options)
         self._request = compiled.create_infer_request()
@@ -51,15 +54,18 @@ def _converted(module: nn.Module, plan: Plan) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # the tracer's remarks on size arithmetic; the golden replay is the proof
+        # the tracer's remarks on size arithmetic; the golden replay is the proof
+        warnings.simplefilter("ignore")
         example = torch.zeros(1, 1, plan.side, plan.side)
         traced = torch.jit.trace(plain, (example,), check_trace=False)  # type: ignore[no-untyped-call]
-        decoder = TorchScriptPythonDecoder(traced)  # has to outlive the conversion
+        # has to outlive the conversion
+        decoder = TorchScriptPythonDecoder(traced)
         frontend = FrontEndManager().load_by_framework("pytorch")
         loaded = frontend.load(decoder)
         model = frontend.convert(loaded)
+
     model.reshape({model.inputs[0]: openvino.PartialShape([-1, 1, plan.side, plan.side])})
+
     return model

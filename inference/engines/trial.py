@@ -1,4 +1,6 @@
-"""Trying engines on one network, in steps of one build or one batch each, so that images can go between them."""
+"""Trying engines on one network, in steps of one build or one batch each, so that images can go
+between them.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,18 @@ from inference.engines.faults import is_fatal
 
 log = logging.getLogger("pleura.engine")
 
-TOLERANCE = 1e-3  # of logits against torch in float32: what a package's golden replay is held to
-BF16_TOLERANCE = 0.05  # of probabilities: bf16 is validated on images by the package, here only that it is no nonsense
+# of logits against torch in float32: what a package's golden replay is held to
+TOLERANCE = 1e-3
+# of probabilities: bf16 is validated on images by the package, here only that it is no nonsense
+BF16_TOLERANCE = 0.05
 _ROUNDS = 5
-_HOPELESS = 1.25  # of the quickest one's time: who took longer in a round is not asked again
-_WORTH = 0.97  # of another one's time: less than that is no reason to change
+# of the quickest one's time: who took longer in a round is not asked again
+_HOPELESS = 1.25
+# of another one's time: less than that is no reason to change
+_WORTH = 0.97
 
-Batch = NDArray[np.float32]  # (n, 1, side, side)
+# (n, 1, side, side)
+Batch = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,36 +38,46 @@ class Trial:
     """One network and what it is tried on."""
 
     role: str
-    plain: Runner  # torch, float32
+    # torch, float32
+    plain: Runner
     candidates: tuple[Candidate, ...]
-    golden: Batch  # the package's golden inputs
-    sizes: tuple[int, ...]  # the batches it will have to run
+    # the package's golden inputs
+    golden: Batch
+    # the batches it will have to run
+    sizes: tuple[int, ...]
     build: Callable[[Candidate], Runner]
 
     def accepted(self) -> Generator[None, None, dict[Candidate, Runner]]:
         """Those that can be built and give what plain torch gives, at each size."""
         wanted: dict[int, Batch] = {}
         runners = {}
+
         for candidate in self.candidates:
             try:
                 runner = self.build(candidate)
                 yield
+
                 for size in self.sizes:
                     if size not in wanted:
                         wanted[size] = self.plain(self._batch(size))
                         yield
+
                     off = _difference(candidate, runner(self._batch(size)), wanted[size])
                     yield
+
                     limit = BF16_TOLERANCE if candidate.bf16 else TOLERANCE
-                    if not off <= limit:  # NaN is not either
+                    # NaN is not either
+                    if not off <= limit:
                         raise ArithmeticError(
                             f"{off:.1e} off torch float32 at batch {size}, at most {limit:g} allowed"
                         )
             except UnavailableError as error:
                 log.warning("%s: %s is left out: %s", self.role, candidate, error)
-            except Exception as error:  # whatever breaks in an optional engine, torch goes on
+            except Exception as error:
+                # whatever breaks in an optional engine, torch goes on
                 if is_fatal(error):
                     raise
+
                 log.warning(
                     "%s: %s is left out: %s: %s",
                     self.role,
@@ -70,6 +87,7 @@ class Trial:
                 )
             else:
                 runners[candidate] = runner
+
         return runners
 
     def fastest(
@@ -77,23 +95,28 @@ class Trial:
     ) -> Generator[None, None, dict[int, Candidate]]:
         """For each size the one with the least time, of runners that hold plain torch too.
 
-        What is quickest for one image need not be for eight. One that is as good as the quickest at each size is taken
-        for all: another one's weights lie in memory again.
+        What is quickest for one image need not be for eight. One that is as good as the quickest at
+        each size is taken for all: another one's weights lie in memory again.
         """
         took = {}
+
         for size in self.sizes:
             took[size] = yield from self._timed(size, runners)
             told = ", ".join(
                 f"{name} {seconds / size * 1e3:.1f}" for name, seconds in took[size].items()
             )
             log.info("%s: ms per image at a batch of %d: %s", self.role, size, told)
+
         as_good = [
             {name for name, seconds in some.items() if seconds * _WORTH <= min(some.values())}
             for some in took.values()
         ]
-        for name in (PLAIN, *runners):  # what is known to run goes on running
+
+        # what is known to run goes on running
+        for name in (PLAIN, *runners):
             if all(name in some for some in as_good):
                 return dict.fromkeys(took, name)
+
         return {
             size: PLAIN if PLAIN in good else min(took[size], key=took[size].__getitem__)
             for size, good in zip(took, as_good, strict=True)
@@ -104,13 +127,15 @@ class Trial:
     ) -> Generator[None, None, dict[Candidate, float]]:
         """Seconds of each for a batch of this size.
 
-        Rounds take all in turn, two calls each, of which the second counts: threads of whoever ran before spin on for a
-        while, which falls on the first. The middle round counts: other programs add time, and luck is no speed.
+        Rounds take all in turn, two calls each, of which the second counts: threads of whoever ran
+        before spin on for a while, which falls on the first. The middle round counts: other
+        programs add time, and luck is no speed.
         """
         batch = self._batch(size)
         rounds: dict[Candidate, list[float]] = {name: [] for name in runners}
         middle: dict[Candidate, float] = {}
         contenders = list(runners)
+
         for _ in range(_ROUNDS):
             for name in contenders:
                 runners[name](batch)
@@ -119,10 +144,12 @@ class Trial:
                 runners[name](batch)
                 rounds[name].append(time.perf_counter() - started)
                 yield
+
             middle |= {name: statistics.median(rounds[name]) for name in contenders}
             contenders = [
                 name for name in contenders if middle[name] <= _HOPELESS * min(middle.values())
             ]
+
         return middle
 
     def _batch(self, size: int) -> Batch:

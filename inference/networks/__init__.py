@@ -1,7 +1,8 @@
-"""The allow-list of architectures that a model package may name. Each takes (n, 1, side, side) float32.
+"""The allow-list of architectures that a model package may name. Each takes (n, 1, side, side)
+float32.
 
-A builder's signature is also the bounds of its arguments: they come from a package, and are checked before anything
-is built. A new network is a file in this folder and a function here.
+A builder's signature is also the bounds of its arguments: they come from a package, and are checked
+before anything is built. A new network is a file in this folder and a function here.
 """
 
 from __future__ import annotations
@@ -43,21 +44,28 @@ from inference.networks.plain_unet import PLAIN_UNET_UP_WIDTHS, PLAIN_UNET_WIDTH
 from inference.networks.residual import BLOCKS, WIDTHS, ResidualClassifier
 from inference.networks.unet import UP_WIDTHS, ResidualUNet
 
-MAX_WEIGHTS = 1 << 29  # of one network; the largest of the usual encoders has 1.2e8
-_MAX_DEPTH = 2  # of networks inside networks: an ensemble of maps' largest, and the other way round
+# of one network; the largest of the usual encoders has 1.2e8
+MAX_WEIGHTS = 1 << 29
+# of networks inside networks: an ensemble of maps' largest, and the other way round
+_MAX_DEPTH = 2
 _MAX_MEMBERS = 8
 
 
 def _pyramid(first: int) -> Callable[[Sequence[int]], Sequence[int]]:
-    """At most `first` maps of the largest size; each further stage, of a quarter of the pixels, may double it."""
+    """At most `first` maps of the largest size.
 
-    # Weights are counted before they are made (`shapes`); what an image costs on its way through is bounded here.
+    Each further stage, of a quarter of the pixels, may double it.
+    """
+
+    # Weights are counted before they are made (`shapes`); what an image costs on its way through is
+    # bounded here.
     def checked(widths: Sequence[int]) -> Sequence[int]:
         for stage, width in enumerate(widths):
             if width > first << stage:
                 raise ValueError(
                     f"stage {stage} has {width} maps, at most {first << stage} allowed"
                 )
+
         return widths
 
     return checked
@@ -70,14 +78,17 @@ def _upwards(
 
 
 def _features(widths: Sequence[int]) -> Sequence[int]:
-    return [*_FULL(widths[:-1]), *_FULL(widths[-1:])]  # the last is of the full side again
+    # the last is of the full side again
+    return [*_FULL(widths[:-1]), *_FULL(widths[-1:])]
 
 
+# of networks that begin at the full side, and at half of it
 _FULL, _HALF = (
     _pyramid(64),
     _pyramid(128),
-)  # of networks that begin at the full side, and at half of it
-_Width = Annotated[int, Field(ge=8, le=2048)]  # squeeze-and-excitation wants an eighth of it
+)
+# squeeze-and-excitation wants an eighth of it
+_Width = Annotated[int, Field(ge=8, le=2048)]
 _Stages = Annotated[Sequence[_Width], Field(min_length=2, max_length=7)]
 _Widths = Annotated[_Stages, AfterValidator(_HALF)]
 _UpWidths = Annotated[
@@ -97,7 +108,8 @@ _Hidden = Annotated[int, Field(ge=0, le=4096)]
 _Pixels = Annotated[int, Field(ge=1, le=2048 * 2048)]
 _Stem = Literal["grey", "imagenet"]
 _Stride = Literal[8, 16, 32]
-_Encoder = Annotated[str, Field(max_length=200)]  # encoders/ has the list
+# encoders/ has the list
+_Encoder = Annotated[str, Field(max_length=200)]
 
 
 class _Part(BaseModel):
@@ -113,7 +125,8 @@ class _Part(BaseModel):
 
 
 class _Member(_Part):
-    side: Annotated[int, Field(ge=32, le=2048)] | None = None  # None: that of the ensemble's input
+    # None: that of the ensemble's input
+    side: Annotated[int, Field(ge=32, le=2048)] | None = None
 
 
 _Members = Annotated[list[_Member], Field(min_length=1, max_length=_MAX_MEMBERS)]
@@ -281,11 +294,13 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
         raise ValueError(
             f"architecture: {architecture[:60]!r} found, allowed: {', '.join(sorted(BUILDERS))}"
         )
+
     depth = _depth(arguments)
     if depth > _MAX_DEPTH:
         raise ValueError(
             f"arguments of {architecture}: networks nested {depth} deep, at most {_MAX_DEPTH} allowed"
         )
+
     try:
         return BUILDERS[architecture](**arguments)
     except ValidationError as error:
@@ -298,18 +313,21 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
 
 
 def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
-    """The tensors a network's weights must be, by name: shape and type without memory (torch's "meta" device).
+    """The tensors a network's weights must be, by name: shape and type without memory (torch's
+    "meta" device).
 
     Raises:
         ValueError: as `build`; also more weights than any network here has a use for.
     """
     with torch.device("meta"):
         tensors: dict[str, Tensor] = build(architecture, **arguments).state_dict()
+
     count = sum(one.numel() for one in tensors.values())
     if count > MAX_WEIGHTS:
         raise ValueError(
             f"arguments of {architecture}: {count} weights, at most {MAX_WEIGHTS} allowed"
         )
+
     return tensors
 
 

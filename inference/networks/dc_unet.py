@@ -1,8 +1,8 @@
 """DC-UNet: a U-Net of dual-channel blocks, whose skips are residual paths.
 
-Lou et al., "DC-UNet: Rethinking the U-Net Architecture with Dual Channel Efficient CNN for Medical Images
-Segmentation", SPIE Medical Imaging 2021. 10,046,782 parameters; the published 10,069,640 count running statistics too,
-and no scale in the batch normalisation of convolutions.
+Lou et al., "DC-UNet: Rethinking the U-Net Architecture with Dual Channel Efficient CNN for Medical
+Images Segmentation", SPIE Medical Imaging 2021. 10,046,782 parameters; the published 10,069,640
+count running statistics too, and no scale in the batch normalisation of convolutions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch.nn import functional
 from inference.networks.convolution import convolve
 
 _WIDTHS = (32, 64, 128, 256, 512)
-_ALPHA = 1.67  # times the width: what a block's three convolutions share
+# times the width: what a block's three convolutions share
+_ALPHA = 1.67
 _SHARES = (0.167, 0.333, 0.5)
 
 
@@ -62,9 +63,8 @@ class ResidualPath(nn.Module):
         super().__init__()
         ins = (channels_in, *(channels_out,) * (length - 1))
         self.convolutions = nn.ModuleList(convolve(i, channels_out) for i in ins)
-        self.shortcuts = nn.ModuleList(
-            convolve(i, channels_out, 1)[:2] for i in ins
-        )  # without ReLU
+        # without ReLU
+        self.shortcuts = nn.ModuleList(convolve(i, channels_out, 1)[:2] for i in ins)
         self.normalise = nn.ModuleList(nn.BatchNorm2d(channels_out) for _ in ins)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,20 +82,23 @@ class DCUNet(nn.Module):
         super().__init__()
         self.down = nn.ModuleList()
         channels = 1
+
         for width in _WIDTHS:
             self.down.append(DualChannelBlock(channels, width))
             channels = sum(_widths(width))
+
         self.paths = nn.ModuleList()
         self.enlarge = nn.ModuleList()
         self.up = nn.ModuleList()
-        for length, level in enumerate(
-            reversed(range(len(_WIDTHS) - 1)), 1
-        ):  # the largest maps go the longest path
+
+        # the largest maps go the longest path
+        for length, level in enumerate(reversed(range(len(_WIDTHS) - 1)), 1):
             width = _WIDTHS[level]
             self.paths.append(ResidualPath(sum(_widths(width)), width, length))
             self.enlarge.append(nn.ConvTranspose2d(channels, width, 2, 2))
             self.up.append(DualChannelBlock(2 * width, width))
             channels = sum(_widths(width))
+
         self.head = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """DenseNet-121: every layer of a block sees the maps of all before it.
 
-Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, Table 1. 7,978,856 parameters with 1,000 outputs
-and colour input, as published. The names of the weights are those of torchvision's checkpoints, so that one of them
-(or CheXNet, inference/importing.py) is loaded as it is.
+Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, Table 1. 7,978,856 parameters
+with 1,000 outputs and colour input, as published. The names of the weights are those of
+torchvision's checkpoints, so that one of them (or CheXNet, inference/importing.py) is loaded as it
+is.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from torch.nn import functional
 
 from inference.networks.imagenet import ImageNetInput
 
-_GROWTH = 32  # maps that each layer adds
+# maps that each layer adds
+_GROWTH = 32
 _BLOCKS = (6, 12, 24, 16)
-_FIRST = 64  # maps after the stem
-_BOTTLENECK = 4  # times _GROWTH, maps between a layer's two convolutions
+# maps after the stem
+_FIRST = 64
+# times _GROWTH, maps between a layer's two convolutions
+_BOTTLENECK = 4
 
 
 class DenseLayer(nn.Module):
@@ -41,8 +45,9 @@ class DenseLayer(nn.Module):
 class DenseNet121(nn.Module):
     """(n, 1, side, side) float32 -> (n, outputs) logits.
 
-    `stem` is "grey" (one map in) or "imagenet" (0 black to 1 white, repeated to three colours and standardised with
-    ImageNet's mean and deviation, as networks want it that were trained on photographs first).
+    `stem` is "grey" (one map in) or "imagenet" (0 black to 1 white, repeated to three colours and
+    standardised with ImageNet's mean and deviation, as networks want it that were trained on
+    photographs first).
     """
 
     def __init__(self, outputs: int = 1, stem: str = "grey") -> None:
@@ -55,15 +60,20 @@ class DenseNet121(nn.Module):
             pool0=nn.MaxPool2d(3, 2, 1),
         )
         channels = _FIRST
+
         for number, layers in enumerate(_BLOCKS, 1):
             block = nn.Sequential()
+
             for i in range(layers):
                 block.add_module(f"denselayer{i + 1}", DenseLayer(channels + i * _GROWTH))
+
             parts[f"denseblock{number}"] = block
             channels += layers * _GROWTH
+
             if number < len(_BLOCKS):
                 parts[f"transition{number}"] = _transition(channels)
                 channels //= 2
+
         parts["norm5"] = nn.BatchNorm2d(channels)
         self.features = nn.Sequential(parts)
         self.classifier = nn.Linear(channels, outputs)

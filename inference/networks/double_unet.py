@@ -1,8 +1,9 @@
 """Double U-Net: a second U-Net looks at the image as the mask of the first lets it through.
 
-Jha et al., "DoubleU-Net: A Deep Convolutional Neural Network for Medical Image Segmentation", CBMS 2020: VGG-19 as the
-first encoder, atrous pyramids between encoders and decoders, squeeze-and-excitation after every pair of convolutions.
-With four blocks and colour input 29,288,886 parameters; 29.3 million are published.
+Jha et al., "DoubleU-Net: A Deep Convolutional Neural Network for Medical Image Segmentation", CBMS
+2020: VGG-19 as the first encoder, atrous pyramids between encoders and decoders,
+squeeze-and-excitation after every pair of convolutions. With four blocks and colour input
+29,288,886 parameters; 29.3 million are published.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from inference.networks.decoders.deeplab_v3 import AtrousPyramid
 from inference.networks.plain_unet import twice
 from inference.networks.residual import SqueezeExcite
 
-_WIDTHS = (32, 64, 128, 256)  # of the second encoder, and backwards of both decoders
-_VGG_WIDTHS = (64, 128, 256, 512, 512)  # before each of its pools
+# of the second encoder, and backwards of both decoders
+_WIDTHS = (32, 64, 128, 256)
+# before each of its pools
+_VGG_WIDTHS = (64, 128, 256, 512, 512)
 _PYRAMID = 64
 _RATES = (6, 12, 18)
 
 
 class DoubleUNet(nn.Module):
-    """(n, 1, side, side) float32 -> (n, 1, side, side) logits of the second U-Net; while training [second, first].
+    """(n, 1, side, side) float32 -> (n, 1, side, side) logits of the second U-Net; while training
+    [second, first].
 
-    `blocks` is how often each encoder halves: 4 as published, 2 or 3 for less; the side can be halved that often.
-    `stem` as in DenseNet121.
+    `blocks` is how often each encoder halves: 4 as published, 2 or 3 for less; the side can be
+    halved that often. `stem` as in DenseNet121.
     """
 
     def __init__(self, blocks: int = 4, stem: str = "grey") -> None:
@@ -39,7 +43,8 @@ class DoubleUNet(nn.Module):
         layers = list(self.encoder.get_submodule("features").children())
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         last = pools[blocks]
-        # Names of a whole encoder's tensors that this one has not: a published file of weights brings them along.
+        # Names of a whole encoder's tensors that this one has not: a published file of weights
+        # brings them along.
         self.unused = frozenset(
             f"features.{i}.{one}"
             for i in range(last, len(layers))
@@ -60,18 +65,23 @@ class DoubleUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         image = self.input(x)
         y, first_skips = image, []
+
         for layer in self.encoder.get_submodule("features").children():
             if isinstance(layer, nn.MaxPool2d):
                 first_skips.append(y)
             y = layer(y)
+
         first = torch.as_tensor(self.head(self.decoder(self.pyramid(y), [first_skips])))
 
         y, skips = image * torch.sigmoid(first), []
+
         for stage in self.second_encoder:
             skips.append(stage(y))
             y = functional.max_pool2d(skips[-1], 2)
+
         y = self.second_decoder(self.second_pyramid(y), [first_skips, skips])
         second = torch.as_tensor(self.second_head(y))
+
         return [second, first] if self.training else second
 
 

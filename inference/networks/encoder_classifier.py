@@ -11,8 +11,9 @@ from inference.networks import encoders
 class EncoderClassifier(nn.Module):
     """(n, 1, side, side) float32 -> (n, 1) logits, from the mean of the deepest map.
 
-    `hidden` 0 is the published networks' own head: dropout, one linear layer. More is the usual head of transfer
-    learning: batch normalisation, a dense layer of that width, dropout, one linear layer. `stem` as in DenseNet121.
+    `hidden` 0 is the published networks' own head: dropout, one linear layer. More is the usual
+    head of transfer learning: batch normalisation, a dense layer of that width, dropout, one linear
+    layer. `stem` as in DenseNet121.
     """
 
     def __init__(

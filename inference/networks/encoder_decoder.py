@@ -17,8 +17,8 @@ DILATIONS: dict[int, dict[str, int]] = {32: {}, 16: {"layer4": 2}, 8: {"layer3":
 class EncoderDecoder(nn.Module):
     """(n, 1, side, side) float32 -> (n, 1, side, side) logits; the side is a multiple of 32.
 
-    `stem` as in DenseNet121: "grey" or "imagenet". While training, decoders with auxiliary outputs make it a list:
-    the map, then maps at the full side or (n, 1) logits of "not empty".
+    `stem` as in DenseNet121: "grey" or "imagenet". While training, decoders with auxiliary outputs
+    make it a list: the map, then maps at the full side or (n, 1) logits of "not empty".
     """
 
     def __init__(
@@ -41,9 +41,11 @@ class EncoderDecoder(nn.Module):
 
 
 def dilate(encoder: nn.Module, stride: int) -> None:
-    """Stop halving at 1/`stride` of the side (8, 16 or 32), with holes in the kernels behind instead.
+    """Stop halving at 1/`stride` of the side (8, 16 or 32), with holes in the kernels behind
+    instead.
 
-    The weights stay as they are. Yu and Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016.
+    The weights stay as they are. Yu and Koltun, "Multi-Scale Context Aggregation by Dilated
+    Convolutions", ICLR 2016.
 
     Raises:
         ValueError: an encoder without ResNet's last two stages.
@@ -54,6 +56,7 @@ def dilate(encoder: nn.Module, stride: int) -> None:
             raise ValueError(
                 f"stride {stride}: {type(encoder).__name__} has no {name} to dilate; 32 wanted"
             )
+
         for layer in stage.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.stride = (1, 1)

@@ -10,10 +10,11 @@ from torch.nn import functional
 
 
 class Ensemble(nn.Module):
-    """(n, 1, side, side) float32 -> the logit of the members' mean probability, (n, 1) or (n, 1, side, side).
+    """(n, 1, side, side) float32 -> the logit of the members' mean probability, (n, 1) or (n, 1,
+    side, side).
 
-    `sides` are the members' own, None for that of the input. With `flip` each member also sees the image mirrored,
-    left to right. Members are trained one by one: this is always in eval mode.
+    `sides` are the members' own, None for that of the input. With `flip` each member also sees the
+    image mirrored, left to right. Members are trained one by one: this is always in eval mode.
     """
 
     def __init__(
@@ -30,13 +31,17 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         answers = []
+
         for member, side in zip(self.members, self.sides, strict=True):
             image = _resize(x, side or x.shape[-1])
             answers.append(_resize(member(image), x.shape[-1]))
             if self.flip:
                 answers.append(_resize(_mirror(member(_mirror(image))), x.shape[-1]))
-        # Mean of sigmoids as a logit, without leaving the logarithm: exact where probabilities round to 0 or 1.
+
+        # Mean of sigmoids as a logit, without leaving the logarithm: exact where probabilities
+        # round to 0 or 1.
         logits = torch.stack(answers).float()
+
         return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(
             -logits
         ).logsumexp(0)

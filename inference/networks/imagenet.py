@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Mean and deviation of the training photographs' red, green and blue: what every published checkpoint was given.
+# Mean and deviation of the training photographs' red, green and blue: what every published
+# checkpoint was given.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ImageNetInput(nn.Module):
-    """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), standardised. It holds nothing that is trained or stored.
+    """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), standardised. It holds nothing that is
+    trained or stored.
 
     `mean` and `deviation` of red, green and blue: some checkpoints were given others.
     """
@@ -35,4 +37,5 @@ class ImageNetInput(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.deviation  # one map against three: broadcast
+        # one map against three: broadcast
+        return (x - self.mean) / self.deviation

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 class LargestOfMap(nn.Module):
     """(n, 1, side, side) float32 -> (n, 1): the `pixels`-th largest logit of the segmenter's map.
 
-    It reaches a threshold exactly where at least that many pixels do: the first half of the rule of three thresholds
-    that won SIIM-ACR 2019. While training the map follows, for a loss that knows the masks.
+    It reaches a threshold exactly where at least that many pixels do: the first half of the rule of
+    three thresholds that won SIIM-ACR 2019. While training the map follows, for a loss that knows
+    the masks.
     """
 
     def __init__(self, segmenter: nn.Module, pixels: int) -> None:

@@ -1,7 +1,7 @@
 """MONAI's UNet++, which has an encoder of its own and starts from nothing.
 
-Zhou et al., "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", DLMIA 2018, with MONAI's instance
-normalisation and leaky ReLU.
+Zhou et al., "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", DLMIA 2018, with
+MONAI's instance normalisation and leaky ReLU.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ FEATURES = (32, 32, 64, 128, 256, 32)
 class MonaiUNetPlusPlus(nn.Module):
     """(n, 1, side, side) float32 -> (n, 1, side, side) logits; the side is a multiple of 16.
 
-    `features` are the five widths of the encoder and that of the last node. With `deep_supervision` the ends of the
-    four nested U-Nets while training, the deepest first.
+    `features` are the five widths of the encoder and that of the last node. With `deep_supervision`
+    the ends of the four nested U-Nets while training, the deepest first.
     """
 
     def __init__(self, features: Sequence[int] = FEATURES, deep_supervision: bool = False) -> None:
-        # Here, not above: MONAI takes seconds to import, and only packages that name this network should pay.
+        # Here, not above: MONAI takes seconds to import, and only packages that name this network
+        # should pay.
         from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 
         super().__init__()
         self.network = BasicUNetPlusPlus(2, 1, 1, tuple(features), deep_supervision)
         if not deep_supervision:
-            for step in range(1, 4):  # heads that MONAI computes and drops
+            # heads that MONAI computes and drops
+            for step in range(1, 4):
                 setattr(self.network, f"final_conv_0_{step}", nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

@@ -1,4 +1,7 @@
-"""A very small plain network for one coarse question about a grey image. 64,000 parameters by default."""
+"""A very small plain network for one coarse question about a grey image.
+
+64,000 parameters by default.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ PLAIN_WIDTHS = (8, 16, 24, 32, 48)
 
 
 class PlainClassifier(nn.Module):
-    """(n, 1, side, side) float32 -> (n, 1) logits: 3 x 3 convolutions, two to each halving, then mean and maximum."""
+    """(n, 1, side, side) float32 -> (n, 1) logits.
+
+    3 x 3 convolutions, two to each halving, then mean and maximum.
+    """
 
     def __init__(self, widths: Sequence[int] = PLAIN_WIDTHS) -> None:
         super().__init__()

@@ -1,8 +1,11 @@
-"""The plain U-Net: two 3 x 3 convolutions at every size, maximum pools down, transposed convolutions up.
+"""The plain U-Net: two 3 x 3 convolutions at every size, maximum pools down, transposed
+convolutions up.
 
-Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015, with batch
-normalisation and padded convolutions. 7,763,041 parameters with widths from 32 to 512 and colour input, as Buda et al.,
-"Association of Genomic Subtypes of Lower-Grade Gliomas", Computers in Biology and Medicine 2019, published it.
+Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015,
+with batch normalisation and padded convolutions. 7,763,041 parameters with widths from 32 to 512
+and colour input, as Buda et al.,
+"Association of Genomic Subtypes of Lower-Grade Gliomas", Computers in Biology and Medicine 2019,
+published it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ PLAIN_UNET_UP_WIDTHS = (512, 512, 256, 128, 64)
 
 
 class PlainUNet(nn.Module):
-    """(n, 1, side, side) float32 -> (n, 1, side, side) logits; the side can be halved once less than there are widths.
+    """(n, 1, side, side) float32 -> (n, 1, side, side) logits; the side can be halved once less
+    than there are widths.
 
     `widths` are of the way down, the first at the full side, `up_widths` of the way up.
     """
@@ -36,10 +40,12 @@ class PlainUNet(nn.Module):
         self.enlarge = nn.ModuleList()
         self.up = nn.ModuleList()
         channels = widths[-1]
+
         for skip, out in zip(reversed(widths[:-1]), up_widths, strict=True):
             self.enlarge.append(nn.ConvTranspose2d(channels, out, 2, 2))
             self.up.append(twice(out + skip, out))
             channels = out
+
         self.head = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:

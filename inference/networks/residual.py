@@ -1,8 +1,9 @@
 """A small residual network for grey images, with squeeze-and-excitation.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; Hu et al., "Squeeze-and-Excitation Networks",
-CVPR 2018. The strided shortcut pools before its 1 x 1 convolution, so that no pixel is skipped (He et al., "Bag of
-Tricks", CVPR 2019). With the default widths the classifier has 3.5 million parameters.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; Hu et al.,
+"Squeeze-and-Excitation Networks", CVPR 2018. The strided shortcut pools before its 1 x 1
+convolution, so that no pixel is skipped (He et al., "Bag of Tricks", CVPR 2019). With the default
+widths the classifier has 3.5 million parameters.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class SqueezeExcite(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; (n, in, h, w) -> (n, out, h / stride, w / stride)."""
+    """Two 3 x 3 convolutions beside a shortcut.
+
+    (n, in, h, w) -> (n, out, h / stride, w / stride).
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -41,6 +45,7 @@ class ResidualBlock(nn.Module):
         self.normalise2 = nn.BatchNorm2d(channels_out)
         self.excite = SqueezeExcite(channels_out)
         self.shortcut: nn.Module = nn.Identity()
+
         if stride > 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(
                 nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
@@ -55,7 +60,9 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """(n, 1, side, side) -> five feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side, `widths` channels each."""
+    """(n, 1, side, side) -> five feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side, `widths`
+    channels each.
+    """
 
     def __init__(self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS) -> None:
         super().__init__()
@@ -79,7 +86,10 @@ class ResidualEncoder(nn.Module):
 
 
 class ResidualClassifier(nn.Module):
-    """(n, 1, side, side) float32 -> (n, 1) logits. Mean and maximum are both pooled: a thin line is a maximum."""
+    """(n, 1, side, side) float32 -> (n, 1) logits.
+
+    Mean and maximum are both pooled: a thin line is a maximum.
+    """
 
     def __init__(
         self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS, dropout: float = 0.3

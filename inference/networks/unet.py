@@ -1,4 +1,7 @@
-"""U-Net on the residual encoder. Ronneberger et al., "U-Net", MICCAI 2015. 4.3 million parameters by default."""
+"""U-Net on the residual encoder.
+
+Ronneberger et al., "U-Net", MICCAI 2015. 4.3 million parameters by default.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ class UpBlock(nn.Module):
 
 
 class ResidualUNet(nn.Module):
-    """(n, 1, side, side) float32 -> (n, 1, side, side) logits. The last step, from half the side, is bilinear."""
+    """(n, 1, side, side) float32 -> (n, 1, side, side) logits.
+
+    The last step, from half the side, is bilinear.
+    """
 
     def __init__(
         self,
@@ -45,9 +51,11 @@ class ResidualUNet(nn.Module):
         self.encoder = ResidualEncoder(widths, blocks)
         self.up = nn.ModuleList()
         channels = widths[-1]
+
         for skip, out in zip(reversed(widths[:-1]), up_widths, strict=True):
             self.up.append(UpBlock(channels, skip, out))
             channels = out
+
         self.head = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,14 +6,20 @@ from torch import Tensor, nn
 
 
 class Decoder(nn.Module):
-    """Five maps at 1/2 to 1/32 of the side -> features (n, `width`, side / `stride`, side / `stride`)."""
+    """Five maps at 1/2 to 1/32 of the side -> features (n, `width`, side / `stride`, side /
+    `stride`).
+    """
 
     width: int
     stride = 1
-    kernel = 1  # of the convolution that makes logits
+    # of the convolution that makes logits
+    kernel = 1
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """The features; while training, auxiliary logits may follow: maps of any size, or (n, 1) "not empty"."""
+        """The features.
+
+        While training, auxiliary logits may follow: maps of any size, or (n, 1) "not empty".
+        """
         raise NotImplementedError
 
     def head(self) -> nn.Sequential:

@@ -15,11 +15,12 @@ from inference.networks.convolution import convolve
 from inference.networks.decoders import Decoder
 
 _DROPOUT = 0.5
+# pixels of the image from hole to hole: 6, 12 and 18 at 1/16 of the side (section 4.1)
 _RATES = (
     96,
     192,
     288,
-)  # pixels of the image from hole to hole: 6, 12 and 18 at 1/16 of the side (section 4.1)
+)
 
 
 class AtrousPyramid(nn.Module):

@@ -1,8 +1,8 @@
 """EncNet: a dictionary of what the whole image holds weighs the channels of the deepest map.
 
-Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018: 512 channels, 32 codewords. While training it
-also says whether the mask is empty, for the paper's semantic encoding loss. 33,489,570 parameters on a ResNet-50 with
-colour input, of which 23,508,032 are the encoder's.
+Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018: 512 channels, 32 codewords.
+While training it also says whether the mask is empty, for the paper's semantic encoding loss.
+33,489,570 parameters on a ResNet-50 with colour input, of which 23,508,032 are the encoder's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _DROPOUT = 0.1
 
 
 class Encoding(nn.Module):
-    """(n, c, h, w) -> (n, codewords, c): per codeword the sum of the pixels' residuals to it, softly assigned."""
+    """(n, c, h, w) -> (n, codewords, c).
+
+    Per codeword the sum of the pixels' residuals to it, softly assigned.
+    """
 
     def __init__(self, channels: int, codewords: int = _CODEWORDS) -> None:
         super().__init__()
@@ -30,20 +33,24 @@ class Encoding(nn.Module):
         self.smoothing = nn.Parameter(torch.empty(codewords).uniform_(0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # squared distances cancel: not for bf16
-            pixels = x.float().flatten(2).transpose(1, 2)  # (n, h w, c)
+        # squared distances cancel: not for bf16
+        with torch.autocast(x.device.type, enabled=False):
+            # (n, h w, c)
+            pixels = x.float().flatten(2).transpose(1, 2)
             products = pixels @ self.codewords.T
             distances = (
                 pixels.square().sum(2, keepdim=True) - 2 * products + self.codewords.square().sum(1)
             )
-            shares = torch.softmax(
-                -self.smoothing * distances, dim=2
-            )  # of each pixel, over the codewords
+            # of each pixel, over the codewords
+            shares = torch.softmax(-self.smoothing * distances, dim=2)
             return shares.transpose(1, 2) @ pixels - shares.sum(1).unsqueeze(2) * self.codewords
 
 
 class EncNetDecoder(Decoder):
-    """The deepest map, at 1/`stride` of the side -> (n, 512, side / stride, side / stride); training: a logit too."""
+    """The deepest map, at 1/`stride` of the side -> (n, 512, side / stride, side / stride).
+
+    Training: a logit too.
+    """
 
     width = 512
 
@@ -60,9 +67,8 @@ class EncNetDecoder(Decoder):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         x = self.convolve(maps[-1])
-        context = functional.relu(self.normalise(self.encoding(self.project(x)))).mean(
-            1
-        )  # (n, 512)
+        # (n, 512)
+        context = functional.relu(self.normalise(self.encoding(self.project(x)))).mean(1)
         weights = torch.sigmoid(self.weigh(context))[:, :, None, None]
         features = [self.dropout(functional.relu(x + x * weights))]
         return [*features, self.presence(context)] if self.training else features

@@ -1,7 +1,8 @@
 """FCN-8s: scores at 1/32, 1/16 and 1/8 of the side, brought together by transposed convolutions.
 
-Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 4. With `hidden` 4096 and
-`kernel` 7 the two convolutions are the paper's, 119.5 million of its 134 million parameters on a VGG-16.
+Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 4. With
+`hidden` 4096 and `kernel` 7 the two convolutions are the paper's, 119.5 million of its 134 million
+parameters on a VGG-16.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class FCNDecoder(Decoder):
 
 
 def _enlarge(factor: int) -> nn.ConvTranspose2d:
-    """(n, 1, h, w) -> (n, 1, h factor, w factor); it starts as bilinear interpolation (section 3.3)."""
+    """(n, 1, h, w) -> (n, 1, h factor, w factor).
+
+    It starts as bilinear interpolation (section 3.3).
+    """
     layer = nn.ConvTranspose2d(1, 1, 2 * factor, factor, factor // 2, bias=False)
     centre = factor - 0.5
     line = 1 - (torch.arange(2 * factor, dtype=torch.float32) - centre).abs() / factor

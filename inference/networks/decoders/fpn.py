@@ -1,8 +1,10 @@
-"""A feature pyramid for segmentation: maps of four sizes, each told what the deeper ones saw, then summed.
+"""A feature pyramid for segmentation: maps of four sizes, each told what the deeper ones saw, then
+summed.
 
-Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017; the branch to one map is Kirillov et al.,
-"Panoptic Feature Pyramid Networks", CVPR 2019, section 3.1. Shape as segmentation_models.pytorch's FPN: 23,155,393
-parameters on a ResNet-34 with colour input.
+Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017; the branch to one map is
+Kirillov et al.,
+"Panoptic Feature Pyramid Networks", CVPR 2019, section 3.1. Shape as segmentation_models.pytorch's
+FPN: 23,155,393 parameters on a ResNet-34 with colour input.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from torch.nn import functional
 
 from inference.networks.decoders import Decoder
 
-_PYRAMID = 256  # channels of each of its maps
-_GROUPS = 32  # of group normalisation
+# channels of each of its maps
+_PYRAMID = 256
+# of group normalisation
+_GROUPS = 32
 _DROPOUT = 0.2
 
 

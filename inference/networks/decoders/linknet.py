@@ -1,8 +1,8 @@
 """LinkNet's decoder: thin transposed convolutions, and the encoder's maps are added, not joined.
 
-Chaurasia and Culurciello, "LinkNet: Exploiting Encoder Representations for Efficient Semantic Segmentation",
-VCIP 2017, with the last block as in segmentation_models.pytorch's Linknet: 21,771,937 parameters on a ResNet-34 with
-colour input.
+Chaurasia and Culurciello, "LinkNet: Exploiting Encoder Representations for Efficient Semantic
+Segmentation", VCIP 2017, with the last block as in segmentation_models.pytorch's Linknet:
+21,771,937 parameters on a ResNet-34 with colour input.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """U-Net's decoder: each step doubles the size and joins the encoder's map of that size.
 
-Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015. Shape and weight
-names are those of segmentation_models.pytorch's Unet without attention: 24,436,369 parameters on a ResNet-34 with
-colour input.
+Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015.
+Shape and weight names are those of segmentation_models.pytorch's Unet without attention: 24,436,369
+parameters on a ResNet-34 with colour input.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ UP_WIDTHS = (256, 128, 64, 32, 16)
 
 
 class UpBlock(nn.Module):
-    """Double the size (nearest neighbour), join the encoder's map of that size if there is one, convolve twice.
+    """Double the size (nearest neighbour), join the encoder's map of that size if there is one,
+    convolve twice.
 
-    `residual`: beside a 1 x 1 convolution (Zhang et al., "Road Extraction by Deep Residual U-Net", 2018).
+    `residual`: beside a 1 x 1 convolution (Zhang et al., "Road Extraction by Deep Residual U-Net",
+    2018).
     """
 
     def __init__(

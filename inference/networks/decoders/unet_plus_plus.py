@@ -1,7 +1,9 @@
-"""UNet++'s decoder: nested U-Nets of every depth share one encoder, and each node sees all before it of its size.
+"""UNet++'s decoder: nested U-Nets of every depth share one encoder, and each node sees all before
+it of its size.
 
-Zhou et al., "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", DLMIA 2018. Level 0 is at half the
-side, as in segmentation_models.pytorch's UnetPlusPlus: 26,078,609 parameters on a ResNet-34 with colour input.
+Zhou et al., "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", DLMIA 2018. Level
+0 is at half the side, as in segmentation_models.pytorch's UnetPlusPlus: 26,078,609 parameters on a
+ResNet-34 with colour input.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from inference.networks.decoders.unet import UP_WIDTHS, UpBlock
 class UNetPlusPlusDecoder(Decoder):
     """Five maps -> (n, 16, side, side).
 
-    Node x_i_j is at level i (0 the largest maps), j steps from the encoder. Inner nodes are as wide as the encoder at
-    their level, the last of each level as wide as U-Net's. With `deep_supervision` the inner nodes of level 0, each
-    the end of a smaller U-Net, give a map of logits too while training. `residual` is of UpBlock.
+    Node x_i_j is at level i (0 the largest maps), j steps from the encoder. Inner nodes are as wide
+    as the encoder at their level, the last of each level as wide as U-Net's. With
+    `deep_supervision` the inner nodes of level 0, each the end of a smaller U-Net, give a map of
+    logits too while training. `residual` is of UpBlock.
     """
 
     kernel = 3
@@ -35,16 +38,19 @@ class UNetPlusPlusDecoder(Decoder):
         super().__init__()
         self.width = up_widths[-1]
         self.depth = len(widths) - 1
+        # of each level's last node; the deepest has the encoder's alone
         ends = (
             *reversed(up_widths[:-1]),
             widths[-1],
-        )  # of each level's last node; the deepest has the encoder's alone
+        )
         self.nodes = nn.ModuleDict()
+
         for level, step in self._order():
             is_end = level + step == self.depth
             below = ends[level + 1] if is_end else widths[level + 1]
             out = ends[level] if is_end else widths[level]
             self.nodes[f"x_{level}_{step}"] = UpBlock(below, step * widths[level], out, residual)
+
         self.last = UpBlock(ends[0], 0, self.width, residual)
         inner = range(1, self.depth) if deep_supervision else ()
         self.heads = nn.ModuleDict({f"x_0_{step}": nn.Conv2d(widths[0], 1, 1) for step in inner})

@@ -23,7 +23,8 @@ class Encoder(nn.Module):
 class SymmetricInput(nn.Module):
     """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), -1 to 1.
 
-    What the published Inception and Xception checkpoints were given instead of ImageNet's standardised colours.
+    What the published Inception and Xception checkpoints were given instead of ImageNet's
+    standardised colours.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""EfficientNet-B3 and -B4: MobileNet's inverted bottlenecks with squeeze-and-excitation, scaled as one.
+"""EfficientNet-B3 and -B4: MobileNet's inverted bottlenecks with squeeze-and-excitation, scaled as
+one.
 
-Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; MONAI's network, with
-its drop-connect (0.2). Parameters: 10,103,336 and 16,742,216 - 12,233,232 and 19,341,616 as published, less the last
-1 x 1 convolution and the 1,000 classes. MONAI pads each stride as is right for the published side (300, 380 px): at
-another side the maps are of exact size, but lie up to half a pixel of their own beside TensorFlow's.
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019;
+MONAI's network, with its drop-connect (0.2). Parameters: 10,103,336 and 16,742,216 - 12,233,232 and
+19,341,616 as published, less the last 1 x 1 convolution and the 1,000 classes. MONAI pads each
+stride as is right for the published side (300, 380 px): at another side the maps are of exact size,
+but lie up to half a pixel of their own beside TensorFlow's.
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ class EfficientNet(Encoder):
     """The last maps before each halving."""
 
     def __init__(self, channels: int, model: str, widths: Sequence[int]) -> None:
-        # Here, not above: MONAI takes seconds to import, and only packages that name this encoder should pay.
+        # Here, not above: MONAI takes seconds to import, and only packages that name this encoder
+        # should pay.
         from monai.networks.nets.efficientnet import EfficientNetBNFeatures
 
         super().__init__()
         self.widths = widths
         self.features = EfficientNetBNFeatures(model, pretrained=False, in_channels=channels)
+
         for name in _HEAD:
             delattr(self.features, name)
+
         for module in self.features.modules():
-            if hasattr(
-                module, "_swish"
-            ):  # torch's own is exported, and needs less memory than MONAI's
+            # torch's own is exported, and needs less memory than MONAI's
+            if hasattr(module, "_swish"):
                 module._swish = nn.SiLU(inplace=True)
 
     def forward(self, x: Tensor) -> list[Tensor]:

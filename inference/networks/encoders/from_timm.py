@@ -1,7 +1,9 @@
-"""Any encoder of timm that halves five times, where timm is installed: `timm-resnet34`, `timm-convnext_tiny.fb_in1k`.
+"""Any encoder of timm that halves five times, where timm is installed: `timm-resnet34`,
+`timm-convnext_tiny.fb_in1k`.
 
-Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models. An optional extra: whatever asks
-for no such encoder never imports it. The weights have the names of timm's checkpoints, behind `model.`.
+Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models. An optional
+extra: whatever asks for no such encoder never imports it. The weights have the names of timm's
+checkpoints, behind `model.`.
 """
 
 from __future__ import annotations
@@ -17,36 +19,40 @@ from torch.nn import functional
 from inference.networks.encoders.base import Encoder
 
 PREFIX = "timm-"
-# Neither a colon nor a slash: timm would take a hub or a folder behind one. The tag only says for which of timm's
-# checkpoints the input is standardised; nothing is downloaded.
+# Neither a colon nor a slash: timm would take a hub or a folder behind one. The tag only says for
+# which of timm's checkpoints the input is standardised; nothing is downloaded.
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})?")
 _STRIDES = (2, 4, 8, 16, 32)
-_SIDE = 96  # an odd multiple of 32, which is hardest to divide: what takes it takes the others
+# an odd multiple of 32, which is hardest to divide: what takes it takes the others
+_SIDE = 96
 
 
 class TimmEncoder(Encoder):
-    """The last map of each size. Of a network that begins by quartering the side the first is the image itself.
+    """The last map of each size. Of a network that begins by quartering the side the first is the
+    image itself.
 
     `mean` and `deviation` are what the image is standardised with for its checkpoint.
     """
 
     def __init__(self, model: Any, channels: int) -> None:
         super().__init__()
+
         if not hasattr(model, "forward_intermediates"):
             raise ValueError("timm does not give its maps (forward_intermediates)")
+
         places = {one["reduction"]: place for place, one in enumerate(model.feature_info)}
         if not set(_STRIDES[1:]) <= set(places):
             found = ", ".join(f"1/{stride}" for stride in sorted(places))
             raise ValueError(f"its maps are at {found} of the side; 1/4, 1/8, 1/16 and 1/32 wanted")
+
         self.model = model
         self.places = [places[stride] for stride in _STRIDES if stride in places]
         widths = [model.feature_info[place]["num_chs"] for place in self.places]
         self.quarters = 2 not in places
         self.widths = [4 * channels, *widths] if self.quarters else widths
         self.mean, self.deviation = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        self.unused: frozenset[str] = (
-            frozenset()
-        )  # tensors that a checkpoint has and no map depends on
+        # tensors that a checkpoint has and no map depends on
+        self.unused: frozenset[str] = frozenset()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.model.forward_intermediates(
@@ -67,8 +73,8 @@ def build(name: str, channels: int) -> TimmEncoder:
     """The encoder that `name` (with its prefix) says, with random weights.
 
     Raises:
-        ValueError: a name of another form, one that timm does not have, a network without the maps that decoders
-            want, or no timm here.
+        ValueError: a name of another form, one that timm does not have, a network without the maps
+            that decoders want, or no timm here.
     """
     model = name.removeprefix(PREFIX)
     if not _NAME.fullmatch(model):
@@ -76,33 +82,38 @@ def build(name: str, channels: int) -> TimmEncoder:
             f"encoder: {name[:60]!r} found; {PREFIX} and a name of timm wanted (letters, digits and _, then perhaps "
             f". and a tag), such as {PREFIX}resnet34"
         )
+
     timm = _library(name)
     if not timm.is_model(model):
         raise ValueError(f"encoder: {name}: timm {timm.__version__} has no such network")
+
     try:
         idle = _idle(model, channels)
         encoder = _made(model, channels)
         encoder.drop(idle)
-    except Exception as error:  # a thousand networks of others fail in as many ways, at names that anybody may give
+    except Exception as error:
+        # a thousand networks of others fail in as many ways, at names that anybody may give
         raise ValueError(
             f"encoder: {name}: no encoder can be made of it here: {_first_line(error)}"
         ) from error
+
     return encoder
 
 
 def _library(name: str) -> Any:
     try:
-        with torch.device(
-            "cpu"
-        ):  # a caller may be on "meta", where an import would leave its constants empty
+        # a caller may be on "meta", where an import would leave its constants empty
+        with torch.device("cpu"):
             import timm
     except (
         Exception
-    ) as error:  # not ImportError alone: a torchvision for another torch raises what it likes
+        # not ImportError alone: a torchvision for another torch raises what it likes
+    ) as error:
         raise ValueError(
             f"encoder: {name}: timm cannot be imported ({_first_line(error)}); pip install 'pleura[timm]', which needs "
             f"the torchvision that was built for this torch ({torch.__version__})"
         ) from error
+
     return timm
 
 
@@ -120,7 +131,8 @@ def _made(model: str, channels: int) -> TimmEncoder:
 
 @functools.cache
 def _idle(model: str, channels: int) -> tuple[str, ...]:
-    """The parts that no map depends on, such as a head; its maps are held against what it says of them.
+    """The parts that no map depends on, such as a head; its maps are held against what it says of
+    them.
 
     Found on a sketch without memory, for what a package names is not weighed yet.
     """
@@ -134,11 +146,14 @@ def _idle(model: str, channels: int) -> tuple[str, ...]:
         ]
         if found != wanted:
             raise ValueError(f"its maps are {found} at a side of {_SIDE}, {wanted} wanted")
+
         torch.autograd.backward([one.sum() for one in maps if one.requires_grad])
+
     idle = {key.split(".")[0] for key, one in sketch.model.named_parameters() if one.grad is None}
     busy = {
         key.split(".")[0] for key, one in sketch.model.named_parameters() if one.grad is not None
     }
     if both := sorted(idle & busy):
         raise ValueError(f"no map depends on some weights in {', '.join(both)}")
+
     return tuple(sorted(idle))

@@ -1,10 +1,10 @@
 """Inception-ResNet-v2: Inception's branches as the residual of a shortcut.
 
-Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", AAAI 2017, Figures
-15 to 19 (the widths are those of the authors' published checkpoint). 54,306,464 parameters: timm's 55,843,464, less
-the 1,000 classes. The weights have the names of Cadene's and timm's checkpoints. Every convolution and pool is padded
-here (the paper leaves out the padding in the stem and where the size is halved), so that each map is an exact fraction
-of the side.
+Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning",
+AAAI 2017, Figures 15 to 19 (the widths are those of the authors' published checkpoint). 54,306,464
+parameters: timm's 55,843,464, less the 1,000 classes. The weights have the names of Cadene's and
+timm's checkpoints. Every convolution and pool is padded here (the paper leaves out the padding in
+the stem and where the size is halved), so that each map is an exact fraction of the side.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.nn import functional
 from inference.networks.encoders.base import Encoder
 from inference.networks.encoders.inception_v3 import Convolution, Kernel
 
-Step = tuple[int, Kernel]  # width, kernel
+# width, kernel
+Step = tuple[int, Kernel]
 Branches = Sequence[Sequence[Step]]
 
 _MIXED_5B: Branches = ([(96, 1)], [(48, 1), (64, 5)], [(64, 1), (96, 3), (96, 3)])
@@ -35,6 +36,7 @@ class Mixed(nn.Module):
 
     def __init__(self, channels: int, branches: Branches, stride: int = 1) -> None:
         super().__init__()
+
         for number, steps in enumerate(branches):
             widths = [channels, *(width for width, _ in steps)]
             strides = [1] * (len(steps) - 1) + [stride]
@@ -55,7 +57,10 @@ class Mixed(nn.Module):
 
 
 class ResidualMixed(Mixed):
-    """Branches, joined to as many maps as came in, and `scale` of that added to these; the last block has no ReLU."""
+    """Branches, joined to as many maps as came in, and `scale` of that added to these.
+
+    The last block has no ReLU.
+    """
 
     def __init__(
         self, channels: int, branches: Branches, scale: float, rectify: bool = True

@@ -1,9 +1,10 @@
 """Inception-v3: branches of small and factorised convolutions, side by side.
 
-Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, Table 1 and Figures 5 to 7 and
-10. 21,785,568 parameters: 23,834,568 as published without the auxiliary classifier, less the 1,000 classes. The
-weights have torchvision's names. Every convolution and pool is padded here (the paper leaves out the padding in the
-stem and where the size is halved), so that each map is an exact fraction of the side.
+Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, Table 1 and
+Figures 5 to 7 and 10. 21,785,568 parameters: 23,834,568 as published without the auxiliary
+classifier, less the 1,000 classes. The weights have torchvision's names. Every convolution and pool
+is padded here (the paper leaves out the padding in the stem and where the size is halved), so that
+each map is an exact fraction of the side.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch.nn import functional
 from inference.networks.encoders.base import Encoder
 
 Kernel = int | tuple[int, int]
-# One step of a branch: its width, and its kernel; with two kernels, two convolutions of the same maps, joined.
+# One step of a branch: its width, and its kernel; with two kernels, two convolutions of the same
+# maps, joined.
 Step = tuple[int, Kernel] | tuple[int, Kernel, Kernel]
 _ROW, _COLUMN = (1, 7), (7, 1)
 
@@ -39,7 +41,8 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches of convolutions and a pool, joined; (n, c, h, w) -> (n, width, h, w), or half the size where `halve`.
+    """Branches of convolutions and a pool, joined; (n, c, h, w) -> (n, width, h, w), or half the
+    size where `halve`.
 
     Then the last step of each branch has stride 2, and the pool is a maximum that stays as it is.
     """
@@ -50,19 +53,23 @@ class Mixed(nn.Module):
         super().__init__()
         self.halve = halve
         self.width = channels if halve else 0
-        self._branches: list[
-            list[list[str]]
-        ] = []  # the names of the convolutions of each step of each branch
+        # the names of the convolutions of each step of each branch
+        self._branches: list[list[list[str]]] = []
+
         for branch, steps in branches.items():
             names: list[list[str]] = []
             channels_in = channels
+
             for number, (width, *kernels) in enumerate(steps, 1):
                 stem = branch if len(steps) == 1 else f"{branch}_{number}"
                 names.append([stem] if len(kernels) == 1 else [f"{stem}a", f"{stem}b"])
                 stride = 2 if halve and number == len(steps) else 1
+
                 for name, kernel in zip(names[-1], kernels, strict=True):
                     self.add_module(name, Convolution(channels_in, width, kernel, stride))
+
                 channels_in = width * len(kernels)
+
             self._branches.append(names)
             self.width += channels_in
 
@@ -71,14 +78,18 @@ class Mixed(nn.Module):
             functional.max_pool2d(x, 3, 2, 1) if self.halve else functional.avg_pool2d(x, 3, 1, 1)
         )
         joined = []
+
         for names in self._branches:
             maps = [pooled if names == [["branch_pool"]] else x]
+
             for step in names:
                 maps = [
                     self.get_submodule(name)(maps[0] if len(maps) == 1 else torch.cat(maps, 1))
                     for name in step
                 ]
+
             joined += maps
+
         return torch.cat([*joined, pooled] if self.halve else joined, 1)
 
 
@@ -158,6 +169,7 @@ class InceptionV3(Encoder):
             self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(maps[-1])))))
         )
         maps.append(self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(maps[-1]))))
+
         return maps
 
 

@@ -1,8 +1,9 @@
 """ResNet-34 and ResNet-50.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, Table 1; the bottleneck's stride is at its 3 x 3
-convolution, as everywhere today. 21,797,672 and 25,557,032 parameters with 1,000 classes and colour input; here
-without the classes. The names of the weights are those of torchvision's checkpoints.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, Table 1; the bottleneck's
+stride is at its 3 x 3 convolution, as everywhere today. 21,797,672 and 25,557,032 parameters with
+1,000 classes and colour input; here without the classes. The names of the weights are those of
+torchvision's checkpoints.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from torch.nn import functional
 from inference.networks.encoders.base import Encoder
 
 _FIRST = 64
-_EXPANSION = 4  # of a bottleneck: its last convolution's channels to its inner ones'
+# of a bottleneck: its last convolution's channels to its inner ones'
+_EXPANSION = 4
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut; (n, in, h, w) -> (n, out, h / stride, w / stride)."""
+    """Two 3 x 3 convolutions beside a shortcut.
+
+    (n, in, h, w) -> (n, out, h / stride, w / stride).
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +40,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut; the inner ones have a quarter of the channels."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut.
+
+    The inner ones have a quarter of the channels.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()

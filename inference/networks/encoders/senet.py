@@ -1,8 +1,9 @@
 """Squeeze-and-excitation networks: SE-ResNeXt-50 and -101 (32 x 4d), and SENet-154.
 
-Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018; Xie et al., "Aggregated Residual Transformations for Deep
-Neural Networks", CVPR 2017; MONAI's networks. Parameters: 25,510,896, 46,906,416 and 113,039,984 - 27,559,896,
-48,955,416 and 115,088,984 as published (Cadene, timm), less the 1,000 classes.
+Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018; Xie et al., "Aggregated Residual
+Transformations for Deep Neural Networks", CVPR 2017; MONAI's networks. Parameters: 25,510,896,
+46,906,416 and 113,039,984 - 27,559,896, 48,955,416 and 115,088,984 as published (Cadene, timm),
+less the 1,000 classes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ class SENet(Encoder):
     """The maps of the stem before its pool, and of the four layers of MONAI's network `model`."""
 
     def __init__(self, channels: int, model: str, first_width: int) -> None:
-        # Here, not above: MONAI takes seconds to import, and only packages that name this encoder should pay.
+        # Here, not above: MONAI takes seconds to import, and only packages that name this encoder
+        # should pay.
         from monai.networks.nets import senet
 
         super().__init__()

@@ -1,8 +1,8 @@
 """VGG-19: nothing but 3 x 3 convolutions, and a pool after each group of them.
 
-Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, Table 1,
-configuration E, without batch normalisation. 20,024,384 parameters: 143,667,240 as published, less the three fully
-connected layers. The weights have torchvision's names.
+Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR
+2015, Table 1, configuration E, without batch normalisation. 20,024,384 parameters: 143,667,240 as
+published, less the three fully connected layers. The weights have torchvision's names.
 """
 
 from __future__ import annotations
@@ -14,24 +14,32 @@ from torch import Tensor, nn
 
 from inference.networks.encoders.base import Encoder
 
-_GROUPS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # maps, convolutions
+# maps, convolutions
+_GROUPS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 
 
 class VGG(Encoder):
-    """The maps are those before the pools 2 to 5, and the one after the last: that of the full side is left out."""
+    """The maps are those before the pools 2 to 5, and the one after the last.
+
+    That of the full side is left out.
+    """
 
     widths = (128, 256, 512, 512, 512)
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+
         for width, count in _GROUPS:
             for channels_in in (channels, *itertools.repeat(width, count - 1)):
                 layers += [nn.Conv2d(channels_in, width, 3, 1, 1), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
             channels = width
+
         self.features = nn.Sequential(*layers)
-        # Without batch normalisation a deep network learns from scratch only if its start keeps the variance.
+
+        # Without batch normalisation a deep network learns from scratch only if its start keeps the
+        # variance.
         for layer in layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

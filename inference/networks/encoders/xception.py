@@ -1,8 +1,9 @@
 """Xception: depthwise and pointwise convolutions apart, in residual blocks.
 
-Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, Figure 5. 20,806,952 parameters:
-22,855,952 as published, less the 1,000 classes. The weights have the names of Cadene's and timm's checkpoints. The
-first two convolutions are padded here ("valid" in the paper), so that each map is an exact fraction of the side.
+Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, Figure 5.
+20,806,952 parameters: 22,855,952 as published, less the 1,000 classes. The weights have the names
+of Cadene's and timm's checkpoints. The first two convolutions are padded here ("valid" in the
+paper), so that each map is an exact fraction of the side.
 """
 
 from __future__ import annotations
@@ -31,27 +32,34 @@ class SeparableConvolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Separable convolutions through `widths`, beside a shortcut; (n, widths[0], h, w) -> (n, widths[-1], h / s, ...).
+    """Separable convolutions through `widths`, beside a shortcut; (n, widths[0], h, w) -> (n,
+    widths[-1], h / s, ...).
 
-    `s` is 2 where `halve`. Each convolution reads rectified maps; the very first block reads them as they are.
+    `s` is 2 where `halve`. Each convolution reads rectified maps; the very first block reads them
+    as they are.
     """
 
     def __init__(self, *widths: int, halve: bool = True, rectify_first: bool = True) -> None:
         super().__init__()
         self.skip: nn.Module = nn.Identity()
         self.skipbn: nn.Module = nn.Identity()
+
         if halve:
             self.skip = nn.Conv2d(widths[0], widths[-1], 1, 2, bias=False)
             self.skipbn = nn.BatchNorm2d(widths[-1])
+
         layers: list[nn.Module] = []
+
         for channels_in, channels_out in itertools.pairwise(widths):
             layers += [
                 nn.ReLU(),
                 SeparableConvolution(channels_in, channels_out),
                 nn.BatchNorm2d(channels_out),
             ]
+
         if halve:
             layers.append(nn.MaxPool2d(3, 2, 1))
+
         self.rep = nn.Sequential(*layers[0 if rectify_first else 1 :])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,8 +81,10 @@ class Xception(Encoder):
         self.block1 = Block(64, 128, 128, rectify_first=False)
         self.block2 = Block(128, 256, 256)
         self.block3 = Block(256, _MIDDLE, _MIDDLE)
+
         for number in range(4, 12):
             self.add_module(f"block{number}", Block(*[_MIDDLE] * 4, halve=False))
+
         self.block12 = Block(_MIDDLE, _MIDDLE, 1024)
         self.conv3 = SeparableConvolution(1024, 1536)
         self.bn3 = nn.BatchNorm2d(1536)
