@@ -23,7 +23,7 @@ import numpy as np
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from inference import display, pixels, radiograph
-from tests.unit.variants import image
+from tools.images import image
 
 ROWS, COLUMNS = 2500, 2048
 

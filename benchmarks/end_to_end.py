@@ -27,9 +27,9 @@ from pydicom.uid import JPEGBaseline8Bit
 from inference import package
 from inference.engine import Engine
 from inference.pipeline import Pipeline, Settings
-from tests.conftest import unused_port
-from tests.peers.harness import Node, Orthanc, storescu
-from tests.waiting import wait_until
+from tools.peers.harness import Node, Orthanc, storescu
+from tools.peers.ports import unused_port
+from tools.peers.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

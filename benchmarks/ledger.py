@@ -29,8 +29,8 @@ import sqlalchemy as sa
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.receive.intake import Intake
 from daemon.spool import Spool
-from tests.conftest import unused_port
-from tests.postgres import Postgres, binaries
+from tools.peers.ports import unused_port
+from tools.peers.postgres import Postgres, binaries
 
 BATCH = 8
 OWED = {"pacs": ["SC"]}

@@ -46,9 +46,9 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
 )
 
-from tests.conftest import unused_port
-from tests.peers.harness import Orthanc
-from tests.waiting import wait_until
+from tools.peers.harness import Orthanc
+from tools.peers.ports import unused_port
+from tools.peers.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ASSOCIATIONS = (1, 4, 8)

@@ -38,7 +38,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
 from daemon.deliver.courier import send
-from tests.conftest import unused_port
+from tools.peers.ports import unused_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 AE_TITLE = "ARCHIVE"

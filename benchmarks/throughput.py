@@ -20,10 +20,10 @@ from pathlib import Path
 
 from daemon.deliver.courier import send
 from daemon.ledger import Ledger
-from tests.conftest import unused_port
-from tests.peers.harness import Node
-from tests.postgres import Postgres
-from tests.waiting import wait_until
+from tools.peers.harness import Node
+from tools.peers.ports import unused_port
+from tools.peers.postgres import Postgres
+from tools.peers.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ASSOCIATIONS = 4

@@ -6,14 +6,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.postgres import Postgres, binaries
+from tools.peers.ports import unused_port
+from tools.peers.postgres import Postgres, binaries
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -53,26 +53,9 @@ def peer() -> Callable[[str], str]:
     return find
 
 
-# Below the ports that Linux gives to outgoing connections (32768 up): one of those can be taken, or linger after one
-# of a thousand connections of another test, between our asking for it and a server's listening on it.
-_PORTS = range(15_000, 32_000)
-
-
-def unused_port() -> int:
-    """A TCP port nobody listens on now, drawn at random so that tests in parallel do not meet."""
-    while True:
-        port = secrets.choice(_PORTS)
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-
-
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """free_port() -> a TCP port nobody listens on now."""
+    """free_port() -> a TCP port that no program listens on."""
     return unused_port
 
 

@@ -49,6 +49,29 @@ def test_the_roles_meet_only_in_ledger_and_spool() -> None:
             assert not imported, f"daemon/{role}/{path.name} imports {sorted(imported)}"
 
 
+def test_benchmarks_never_import_tests() -> None:
+    for path in sorted((REPOSITORY / "benchmarks").rglob("*.py")):
+        imported = {module for module in imports(path) if module.split(".")[0] == "tests"}
+        assert not imported, f"benchmarks/{path.name} imports {sorted(imported)}; see tools/peers"
+
+
+def test_every_import_between_our_folders_finds_its_module() -> None:
+    """A module that was moved leaves no importer behind, not even in a test that is skipped here."""
+    for folder in sorted(OURS | {"tests", "tools", "benchmarks"}):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    name = path.relative_to(REPOSITORY)
+                    assert _is_there(node.module), f"{name} imports {node.module}, which is absent"
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module is a library's, or a file or folder of ours."""
+    folder = REPOSITORY.joinpath(*module.split("."))
+    is_ours = module.split(".")[0] in OURS | {"tests", "tools", "benchmarks"}
+    return not is_ours or folder.is_dir() or folder.with_suffix(".py").is_file()
+
+
 def test_the_listening_process_loads_neither_torch_nor_the_analysis() -> None:
     # pydicom itself imports every pixel decoder that is installed; nothing on the receiving side calls one.
     program = (

@@ -24,8 +24,8 @@ from tests.chaos.crew import Crew, Orders
 from tests.chaos.invariant import Account
 from tests.chaos.served import Served
 from tests.chaos.site import HOPELESS, REST_S, Chaos, Site, wait
-from tests.conftest import unused_port
-from tests.postgres import Postgres
+from tools.peers.ports import unused_port
+from tools.peers.postgres import Postgres
 
 _MORE = 5  # images that a node must still take after its round
 _ORDER_S = 12.0  # how long a victim under serve gets to reach its point

@@ -26,7 +26,7 @@ from tests.chaos.images import Templates, chests, quick_model, undecodable
 from tests.chaos.invariant import Account, Check
 from tests.chaos.modality import Modality, Record
 from tests.chaos.victim import Plan
-from tests.conftest import unused_port
+from tools.peers.ports import unused_port
 
 REST_S = 180.0  # a node that is not at rest by then is stuck
 HOPELESS = 20  # roles that ended by themselves: the round is over

@@ -13,7 +13,7 @@ from tests.chaos.points import POINTS, Point, missing, resolve
 from tests.chaos.site import Chaos
 from tests.chaos.victim import QUICKER
 from tests.conftest import missing as not_here
-from tests.postgres import binaries
+from tools.peers.postgres import binaries
 
 pytestmark = [
     pytest.mark.xdist_group("chaos"),

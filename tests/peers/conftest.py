@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless
 
-from tests.peers.harness import Orthanc
+from tools.peers.harness import Orthanc
 
 
 @pytest.fixture

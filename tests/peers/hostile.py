@@ -25,7 +25,7 @@ from daemon.deliver.courier import send
 from daemon.spool import Spool
 from tests.peers.footprint import Footprint, footprint
 from tests.peers.mutations import CR, EXPLICIT, Case, Rng, acknowledged, case, data_set, offered
-from tests.waiting import DEADLINE_S, wait_until
+from tools.peers.waiting import DEADLINE_S, wait_until
 
 _ASSOCIATED_S = 1.0  # an association request that is not answered by then is no valid one
 _ANSWERED_S = (

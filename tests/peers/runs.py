@@ -12,9 +12,9 @@ from pathlib import Path
 from daemon.deliver.courier import send
 from tests.chaos.images import Templates, chests, quick_model
 from tests.peers.footprint import Course
-from tests.peers.harness import Node
 from tests.peers.hostile import Receive, copy, sample
-from tests.waiting import wait_until
+from tools.peers.harness import Node
+from tools.peers.waiting import wait_until
 
 _LOOKS = 40  # over a run
 _AT_ONCE = 4

@@ -29,8 +29,8 @@ from daemon.dicom.link import (
     describe,
 )
 from daemon.dicom.requestor import Requestor
-from tests.peers.harness import Orthanc
 from tests.peers.test_deliver import SEG, StoreSCP, segmentation
+from tools.peers.harness import Orthanc
 
 DEADLINE_S = 30.0
 FreePort = Callable[[], int]

@@ -23,8 +23,8 @@ from daemon.ledger.schema import deliveries
 from daemon.receive.access import Gate
 from daemon.receive.scp import Receiver
 from daemon.spool import Spool
-from tests.peers.harness import Node, Orthanc, storescu
-from tests.waiting import wait_until
+from tools.peers.harness import Node, Orthanc, storescu
+from tools.peers.waiting import wait_until
 
 SC = "1.2.840.10008.5.1.4.1.1.7"
 # pynetdicom leaves the socket of an association whose peer was quicker to the garbage collector.

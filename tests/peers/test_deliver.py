@@ -32,7 +32,7 @@ from daemon.dicom import link
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.schema import deliveries, results
 from daemon.spool import Spool
-from tests.waiting import wait_until
+from tools.peers.waiting import wait_until
 
 SC = "1.2.840.10008.5.1.4.1.1.7"
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"

@@ -10,7 +10,7 @@ from pathlib import Path
 from pynetdicom import AE
 from pynetdicom.sop_class import SecondaryCaptureImageStorage, Verification
 
-from tests.peers.harness import Node, Orthanc
+from tools.peers.harness import Node, Orthanc
 
 
 def doctor(node: Node) -> tuple[int, dict[str, str]]:

@@ -26,7 +26,7 @@ from tests.peers.hostile import (
     sample,
 )
 from tests.peers.mutations import associate_rq, echo_rq, p_data, pdv, store_command
-from tests.waiting import wait_until
+from tools.peers.waiting import wait_until
 
 pytestmark = pytest.mark.xdist_group("hostile")
 SEED = 20260101
@@ -50,7 +50,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory, module_port: int) -> Iterat
 
 @pytest.fixture(scope="module")
 def module_port() -> int:
-    from tests.conftest import unused_port
+    from tools.peers.ports import unused_port
 
     return unused_port()
 

@@ -17,8 +17,8 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGBaseline8Bit
 
-from tests.peers.harness import Node, Orthanc, dicom_errors, storescu
-from tests.waiting import wait_until
+from tools.peers.harness import Node, Orthanc, dicom_errors, storescu
+from tools.peers.waiting import wait_until
 
 PEERS = [{"ae_title": "XRAY1", "host": "127.0.0.1"}]
 

@@ -34,7 +34,7 @@ from daemon.receive import direct, intake, listener, scp
 from daemon.receive.access import Caller, Gate
 from daemon.receive.scp import Receiver
 from daemon.spool import Spool
-from tests.waiting import wait_until
+from tools.peers.waiting import wait_until
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 SC = "1.2.840.10008.5.1.4.1.1.7"

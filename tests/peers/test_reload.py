@@ -15,8 +15,8 @@ from pydicom import dcmread
 from daemon.deliver.courier import send
 from daemon.ledger import Ledger
 from inference import package
-from tests.peers.harness import Node
-from tests.waiting import wait_until
+from tools.peers.harness import Node
+from tools.peers.waiting import wait_until
 from training import phantom
 
 

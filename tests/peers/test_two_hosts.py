@@ -22,9 +22,9 @@ from daemon.config import load
 from daemon.ledger import Ledger
 from daemon.spool import Spool
 from tests.conftest import missing
-from tests.peers.harness import Node, Orthanc
-from tests.postgres import Postgres, binaries
-from tests.waiting import wait_until
+from tools.peers.harness import Node, Orthanc
+from tools.peers.postgres import Postgres, binaries
+from tools.peers.waiting import wait_until
 
 PORT = 11112
 IMAGES = 24

@@ -27,8 +27,8 @@ from inference.finding import Outcome, Result, State
 from inference.pipeline import Pipeline, Settings
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import ENCODERS
-from tests.peers.harness import Node, Orthanc, storescu
 from tests.unit.cases import AT, MODEL, header
+from tools.peers.harness import Node, Orthanc, storescu
 
 SIIM = "siim/dicom/1.2.276.0.7230010.3.1.4.8323329"
 SOURCES = [

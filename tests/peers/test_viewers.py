@@ -18,7 +18,7 @@ from scipy import ndimage
 from inference import results
 from inference.radiograph import decode, parse
 from inference.results import Case
-from tests.conftest import missing, unused_port
+from tests.conftest import missing
 from tests.peers.browser import PROGRAMS, Browser
 from tests.peers.viewers import (
     ARTEFACTS,
@@ -32,6 +32,7 @@ from tests.peers.viewers import (
     ohif_folder,
 )
 from tests.unit import cases
+from tools.peers.ports import unused_port
 from training import phantom
 
 # One browser at a time: it takes all the cores there are.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tests.peers.browser import Browser
-from tests.peers.harness import Orthanc
-from tests.waiting import wait_until
+from tools.peers.harness import Orthanc
+from tools.peers.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where screenshots go, the artefacts of the tests.

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import unused_port
 from tests.peers import runs
 from tests.peers.footprint import Course
 from tests.peers.hostile import Account, Honest, Receive, bad_log_lines, connects, fuzz, sample
+from tools.peers.ports import unused_port
 
 _BATCH = 500  # mutated conversations between two looks at everything
 _SECOND_HALF_MB = 10.0  # what a flat role may rise by in the second half of a run

@@ -12,7 +12,7 @@ from pydicom import Dataset, config
 
 from inference.display import WINDOWS, displayed
 from inference.pixels import Unsuitable
-from tests.unit.variants import header
+from tools.images import header
 
 
 def by_the_standard(name: str, x: float, c: float, w: float, y_min: float, y_max: float) -> float:

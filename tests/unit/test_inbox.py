@@ -17,7 +17,7 @@ from daemon.ledger.schema import instances
 from daemon.receive import inbox
 from daemon.receive.inbox import Inbox
 from daemon.spool import Spool
-from tests.waiting import wait_until
+from tools.peers.waiting import wait_until
 
 # watchdog, where a folder and one below it appear at the same time; the roles show no library's warnings.
 pytestmark = pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")

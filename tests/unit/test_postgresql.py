@@ -21,9 +21,9 @@ from daemon.ledger import Arrival, Completion, ImageJob, Ledger
 from daemon.ledger.database import Database
 from daemon.receive.intake import Intake, NoRoomError
 from daemon.spool import Spool
-from tests.conftest import unused_port
-from tests.postgres import Postgres
-from tests.waiting import wait_until
+from tools.peers.ports import unused_port
+from tools.peers.postgres import Postgres
+from tools.peers.waiting import wait_until
 
 _DEADLINE_S = 60.0
 

@@ -1,7 +1,8 @@
-"""A PostgreSQL of the tests' own: a fresh cluster on a loopback port, started, stopped and restarted on command.
+"""A private PostgreSQL: a fresh cluster on a loopback port, started, stopped and restarted on command.
 
-The server refuses to run as root and cannot enter pytest's folders, which are closed to other users: so its data lie in
-a folder of their own, and root hands it to the user `postgres` that Debian's package makes.
+The server refuses to run as root and cannot enter pytest's folders, which are closed to other
+users. So its data lie in a separate folder, and root hands that folder to the user `postgres` that
+Debian's package makes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Real processes for tests: a Pleura node, an Orthanc, a DCMTK sender; all on free loopback ports, in temp folders."""
+"""Real processes to talk to: a Pleura node, an Orthanc, a DCMTK sender.
+
+All use free loopback ports and temporary folders.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tests.waiting import DEADLINE_S, wait_until
+from tools.peers.waiting import DEADLINE_S, wait_until
 
 
 class Node:

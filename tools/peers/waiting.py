@@ -1,4 +1,4 @@
-"""Waiting for what other threads and processes do."""
+"""Wait for what other threads and processes do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-DEADLINE_S = 240.0  # far beyond what anything here takes: a test ends red, never hangs
+# Far beyond what anything here takes, so that a test fails and never hangs.
+DEADLINE_S = 240.0
 
 
 def wait_until(what: str, true: Callable[[], Any], every_s: float = 0.05) -> Any:
