@@ -1,33 +1,123 @@
-"""DIMSE as bytes: command sets and PDUs on the wire, for both ends; file meta information on disk. Pure functions."""
+"""DIMSE as bytes: PDUs, their PDVs and command sets, for both ends of an association. Pure functions."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
-PDU_HEADER_BYTES = 6  # PS3.8 9.3.1: type, reserved, length (4 bytes, big endian)
-P_DATA_TF = 0x04
-A_ABORT_BY_PROVIDER = (
-    b"\x07\0\0\0\0\x04\0\0\x02\x06"  # PS3.8 9.3.8: source provider, invalid PDU parameter value
-)
-SMALLEST_PDU_BYTES = 1024  # any answer of ours fits into one
 
-# PS3.8 9.3.5 and E.2: a P-DATA-TF PDU with one PDV. Its length, context ID, message control header; then the fragment.
+class PduType(IntEnum):
+    """The first byte of a PDU (PS3.8 9.3.1)."""
+
+    ASSOCIATE_RQ = 0x01
+    ASSOCIATE_AC = 0x02
+    ASSOCIATE_RJ = 0x03
+    P_DATA_TF = 0x04
+    RELEASE_RQ = 0x05
+    RELEASE_RP = 0x06
+    ABORT = 0x07
+
+
+class AbortReason(IntEnum):
+    """Why the service provider aborts (PS3.8 Table 9-26)."""
+
+    NOT_SPECIFIED = 0
+    UNRECOGNIZED_PDU = 1
+    UNEXPECTED_PDU = 2
+    UNRECOGNIZED_PARAMETER = 4
+    UNEXPECTED_PARAMETER = 5
+    INVALID_PARAMETER_VALUE = 6
+
+
+class Command(IntEnum):
+    """Command Field (0000,0100) of the messages that we send or answer (PS3.7 E.1-1)."""
+
+    C_STORE_RQ = 0x0001
+    C_ECHO_RQ = 0x0030
+    N_EVENT_REPORT_RQ = 0x0100
+    N_ACTION_RQ = 0x0130
+    C_CANCEL_RQ = 0x0FFF
+
+
+class Element(IntEnum):
+    """Elements (0000,xxxx) of a command set (PS3.7 E.1)."""
+
+    GROUP_LENGTH = 0x0000
+    AFFECTED_SOP_CLASS_UID = 0x0002
+    REQUESTED_SOP_CLASS_UID = 0x0003
+    COMMAND_FIELD = 0x0100
+    MESSAGE_ID = 0x0110
+    MESSAGE_ID_RESPONDED_TO = 0x0120
+    PRIORITY = 0x0700
+    DATA_SET_TYPE = 0x0800
+    STATUS = 0x0900
+    OFFENDING_ELEMENT = 0x0901
+    ERROR_COMMENT = 0x0902
+    AFFECTED_SOP_INSTANCE_UID = 0x1000
+    REQUESTED_SOP_INSTANCE_UID = 0x1001
+    EVENT_TYPE_ID = 0x1002
+    ACTION_TYPE_ID = 0x1008
+
+
+RESPONSE = 0x8000  # this bit of a Command Field says that the message answers another
+DATA_SET, NO_DATA_SET = 0x0001, 0x0101  # Command Data Set Type (0000,0800)
+
+# PS3.8 9.3.1: type, a reserved byte, the length of the rest.
+PDU_HEADER = struct.Struct(">BxL")
+PDU_HEADER_BYTES = PDU_HEADER.size
+
+# PS3.8 9.3.5 and E.2: a P-DATA-TF PDU with one PDV. The PDV's length, context ID and message control
+# header; then the fragment.
 P_DATA = struct.Struct(">BBLLBB")
-PDV_HEADER_BYTES = 6  # PS3.8 9.3.5.1: length (4 bytes, big endian), context, message control header
-ELEMENT = struct.Struct(
-    "<HHL"
-)  # PS3.7 6.3.1: group, element, length; then the value. Implicit VR little endian
-_C_STORE_RQ, _C_STORE_RSP = 0x0001, 0x8001  # PS3.7 E.1-1
-_NO_DATA_SET = 0x0101
+P_DATA_TF = PduType.P_DATA_TF
+PDV_HEADER = struct.Struct(">LBB")
+PDV_HEADER_BYTES = PDV_HEADER.size
+
+# Bits of the message control header (PS3.8 E.2).
+OF_COMMAND, LAST_FRAGMENT = 0b01, 0b10
+
+# PS3.7 6.3.1: group, element, length; then the value. Implicit VR little endian.
+ELEMENT = struct.Struct("<HHL")
+
+_UID_BYTES = 64
 
 
 class MalformedError(Exception):
-    """These bytes are not what the standard has there."""
+    """These bytes are not what the standard has there. The message says what was found."""
 
 
-@dataclass(frozen=True)
+def pdu(pdu_type: PduType, body: bytes) -> bytes:
+    """A whole PDU."""
+    return PDU_HEADER.pack(pdu_type, len(body)) + body
+
+
+def abort(reason: AbortReason | None = None) -> bytes:
+    """An A-ABORT PDU (PS3.8 9.3.8): by the service provider for a reason, else by the service user."""
+    if reason is None:
+        return pdu(PduType.ABORT, bytes((0, 0, 0, 0)))
+    return pdu(PduType.ABORT, bytes((0, 0, 2, reason)))
+
+
+# PS3.8 9.3.6 and 9.3.7.
+RELEASE_RQ = pdu(PduType.RELEASE_RQ, bytes(4))
+RELEASE_RP = pdu(PduType.RELEASE_RP, bytes(4))
+
+
+def abort_in_words(body: bytes) -> str:
+    """Who aborts and why, of the body of an A-ABORT."""
+    source, reason = (*body[2:4], 0, 0)[:2]
+    if source != 2:
+        return "by its application"
+    try:
+        words = AbortReason(reason).name.lower().replace("_", " ")
+    except ValueError:
+        words = str(reason)
+    return f"by its protocol layer: {words}"
+
+
+@dataclass(frozen=True, slots=True)
 class Fragment:
     """One PDV (PS3.8 9.3.5.1): a part of a message's command set or data set."""
 
@@ -35,6 +125,140 @@ class Fragment:
     of_command: bool
     last: bool
     value: memoryview
+
+
+def fragments(body: memoryview) -> list[Fragment]:
+    """The PDVs in the body of a P-DATA-TF PDU. Raises MalformedError."""
+    found = []
+    at = 0
+
+    while at < len(body):
+        if len(body) - at < PDV_HEADER_BYTES:
+            raise MalformedError("a PDV header that is cut off")
+        length, context_id, control = PDV_HEADER.unpack_from(body, at)
+        end = at + 4 + length
+        if length < 2 or end > len(body):
+            raise MalformedError("a PDV length that does not fit its PDU")
+
+        value = body[at + PDV_HEADER_BYTES : end]
+        of_command, last = bool(control & OF_COMMAND), bool(control & LAST_FRAGMENT)
+        found.append(Fragment(context_id, of_command, last, value))
+        at = end
+    return found
+
+
+def command_pdus(context_id: int, command: bytes, longest: int) -> bytes:
+    """The PDUs that carry a command set to a peer that takes at most `longest` bytes (0: any number).
+
+    `longest` is what may follow a PDU's header (PS3.8 D.1). A peer whose limit lets no fragment
+    through gets fragments of two bytes.
+    """
+    step = max(2, longest - PDV_HEADER_BYTES) if longest else len(command)
+    pdus = bytearray()
+
+    for begin in range(0, len(command), step):
+        part = command[begin : begin + step]
+        last = LAST_FRAGMENT if begin + step >= len(command) else 0
+        length = len(part) + PDV_HEADER_BYTES
+        control = OF_COMMAND | last
+        pdus += P_DATA.pack(PduType.P_DATA_TF, 0, length, len(part) + 2, context_id, control)
+        pdus += part
+    return bytes(pdus)
+
+
+def command_set(elements: Mapping[int, int | str | bytes]) -> bytes:
+    """A command set with its group length (PS3.7 6.3.1): element number -> US, text or bytes.
+
+    Raises:
+        ValueError: a text is not ASCII.
+    """
+    body = b""
+    for number, value in sorted(elements.items()):
+        raw = value.to_bytes(2, "little") if isinstance(value, int) else even(value, b"\0")
+        body += ELEMENT.pack(0, number, len(raw)) + raw
+    return ELEMENT.pack(0, Element.GROUP_LENGTH, 4) + len(body).to_bytes(4, "little") + body
+
+
+class CommandSet:
+    """A command set as a peer has sent it: any element may be absent, any value of any length."""
+
+    def __init__(self, values: Mapping[int, bytes]) -> None:
+        self._values = values
+
+    def number(self, element: Element) -> int | None:
+        """A US value (two bytes, little endian); None where it is absent or of another length."""
+        value = self._values.get(element)
+        if value is None or len(value) != 2:
+            return None
+        return int.from_bytes(value, "little")
+
+    def text(self, element: Element) -> str:
+        """A text without its padding, "" where it is absent. Bytes beyond ASCII become U+FFFD."""
+        return self.raw(element).rstrip(b"\0 ").decode("ascii", "replace")
+
+    def raw(self, element: Element) -> bytes:
+        """The bytes of a value, b"" where it is absent."""
+        return self._values.get(element, b"")
+
+    def __contains__(self, element: Element) -> bool:
+        return element in self._values
+
+    @property
+    def has_data_set(self) -> bool:
+        """Whether a data set follows: any type but 0x0101 says so (PS3.7 E.1-1)."""
+        return self.number(Element.DATA_SET_TYPE) != NO_DATA_SET
+
+
+def read_command_set(encoded: bytes | bytearray | memoryview) -> CommandSet:
+    """The elements of an encoded command set. What goes beyond its end is absent; other groups are ignored."""
+    return CommandSet(dict(_elements(encoded)))
+
+
+def _elements(encoded: bytes | bytearray | memoryview) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while len(encoded) - at >= ELEMENT.size:
+        group, number, length = ELEMENT.unpack_from(encoded, at)
+        at += ELEMENT.size
+        if length > len(encoded) - at:
+            return
+        if group == 0:
+            yield number, bytes(encoded[at : at + length])
+        at += length
+
+
+def response_to(
+    request: CommandSet, status: int, comment: str = "", event_type: int | None = None
+) -> bytes:
+    """The command set that answers a request with a status (PS3.7 9.3, 10.3).
+
+    UIDs go back as they came, in the bytes of the peer, cut to a UID's length.
+    """
+    elements: dict[int, int | str | bytes] = {
+        Element.COMMAND_FIELD: (request.number(Element.COMMAND_FIELD) or 0) | RESPONSE,
+        Element.MESSAGE_ID_RESPONDED_TO: request.number(Element.MESSAGE_ID) or 0,
+        Element.DATA_SET_TYPE: NO_DATA_SET,
+        Element.STATUS: status,
+    }
+
+    names = (
+        (Element.AFFECTED_SOP_CLASS_UID, Element.REQUESTED_SOP_CLASS_UID),
+        (Element.AFFECTED_SOP_INSTANCE_UID, Element.REQUESTED_SOP_INSTANCE_UID),
+    )
+    for affected, requested in names:
+        uid = request.raw(affected) or request.raw(requested)
+        if uid:
+            elements[affected] = uid[:_UID_BYTES]
+
+    if event_type is not None:
+        elements[Element.EVENT_TYPE_ID] = event_type
+    if comment:
+        # LO: at most 64 characters.
+        elements[Element.ERROR_COMMENT] = comment.encode("ascii", "replace")[:64]
+    return command_set(elements)
+
+
+A_ABORT_BY_PROVIDER = abort(AbortReason.INVALID_PARAMETER_VALUE)
+SMALLEST_PDU_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -47,29 +271,10 @@ class StoreRequest:
     priority: int
 
 
-def fragments(body: memoryview) -> list[Fragment]:
-    """The PDVs in the body of a P-DATA-TF PDU. Raises MalformedError."""
-    found, at = [], 0
-    while at < len(body):
-        if len(body) - at < PDV_HEADER_BYTES:
-            raise MalformedError("a PDV header that is cut off")
-        length, context_id, control = struct.unpack_from(">LBB", body, at)
-        end = at + 4 + length
-        if length < 2 or end > len(body):
-            raise MalformedError("a PDV length that does not fit its PDU")
-        found.append(
-            Fragment(
-                context_id, bool(control & 1), bool(control & 2), body[at + PDV_HEADER_BYTES : end]
-            )
-        )
-        at = end
-    return found
-
-
 def store_request(command: memoryview) -> StoreRequest | None:
     """The C-STORE-RQ in an encoded command set; None where it is another message, or not one as the standard has it."""
     try:
-        elements = _elements(command)
+        elements = _strict_elements(command)
         numbers = {
             number: struct.unpack("<H", elements[number])[0]
             for number in (0x0100, 0x0110, 0x0700, 0x0800)
@@ -80,8 +285,8 @@ def store_request(command: memoryview) -> StoreRequest | None:
     except (KeyError, struct.error, UnicodeDecodeError):
         return None
     if (
-        numbers[0x0100] != _C_STORE_RQ
-        or numbers[0x0800] == _NO_DATA_SET
+        numbers[0x0100] != Command.C_STORE_RQ
+        or numbers[0x0800] == NO_DATA_SET
         or not sop_class_uid
         or not sop_instance_uid
     ):
@@ -94,9 +299,9 @@ def store_response(context_id: int, request: StoreRequest, status: int) -> bytes
     command = command_set(
         {
             0x0002: request.sop_class_uid,
-            0x0100: _C_STORE_RSP,
+            0x0100: 0x8001,
             0x0120: request.message_id,
-            0x0800: _NO_DATA_SET,
+            0x0800: NO_DATA_SET,
             0x0900: status,
             0x1000: request.sop_instance_uid[:64],
         }
@@ -109,15 +314,6 @@ def store_response(context_id: int, request: StoreRequest, status: int) -> bytes
     )
 
 
-def command_set(elements: Mapping[int, int | str]) -> bytes:
-    """A command set with its group length (PS3.7 6.3.1): element number -> US or text. Raises ValueError."""
-    body = b""
-    for number, value in sorted(elements.items()):
-        raw = value.to_bytes(2, "little") if isinstance(value, int) else _even(value, b"\0")
-        body += ELEMENT.pack(0, number, len(raw)) + raw
-    return ELEMENT.pack(0, 0, 4) + len(body).to_bytes(4, "little") + body
-
-
 def file_meta(
     request: StoreRequest,
     transfer_syntax_uid: str,
@@ -126,12 +322,12 @@ def file_meta(
 ) -> bytes:
     """Preamble and file meta information (PS3.10 7.1). `implementation`: its class UID and version name."""
     values: Iterable[tuple[int, bytes, bytes]] = (
-        (0x0002, b"UI", _even(request.sop_class_uid, b"\0")),
-        (0x0003, b"UI", _even(request.sop_instance_uid, b"\0")),
-        (0x0010, b"UI", _even(transfer_syntax_uid, b"\0")),
-        (0x0012, b"UI", _even(implementation[0], b"\0")),
-        (0x0013, b"SH", _even(implementation[1], b" ")),
-        (0x0016, b"AE", _even(source_ae_title, b" ")),
+        (0x0002, b"UI", even(request.sop_class_uid, b"\0")),
+        (0x0003, b"UI", even(request.sop_instance_uid, b"\0")),
+        (0x0010, b"UI", even(transfer_syntax_uid, b"\0")),
+        (0x0012, b"UI", even(implementation[0], b"\0")),
+        (0x0013, b"SH", even(implementation[1], b" ")),
+        (0x0016, b"AE", even(source_ae_title, b" ")),
     )
     body = struct.pack("<HH2sHL", 2, 0x0001, b"OB", 0, 2) + b"\0\1"  # File Meta Information Version
     body += b"".join(
@@ -140,7 +336,7 @@ def file_meta(
     return b"\0" * 128 + b"DICM" + struct.pack("<HH2sHL", 2, 0x0000, b"UL", 4, len(body)) + body
 
 
-def _elements(command: memoryview) -> dict[int, bytes]:
+def _strict_elements(command: memoryview) -> dict[int, bytes]:
     """Element number -> value of an encoded command set: implicit VR, little endian, group 0000 (PS3.7 6.3.1)."""
     found, at = {}, 0
     while at < len(command):
@@ -153,6 +349,7 @@ def _elements(command: memoryview) -> dict[int, bytes]:
     return found
 
 
-def _even(text: str, filler: bytes) -> bytes:
-    encoded = text.encode("ascii")
+def even(text: str | bytes, filler: bytes) -> bytes:
+    """A value of even length (PS3.5 6.2). Raises ValueError for a text that is not ASCII."""
+    encoded = text.encode("ascii") if isinstance(text, str) else text
     return encoded + filler * (len(encoded) % 2)

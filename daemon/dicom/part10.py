@@ -1,0 +1,86 @@
+"""The head of a DICOM file (PS3.10 7.1): preamble and file meta information, written and read. Pure functions."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from daemon.dicom.pdu import even
+
+# More than a plain file meta information has.
+HEAD_BYTES = 1024
+
+_PREAMBLE = b"\0" * 128 + b"DICM"
+_SHORT = struct.Struct("<HH2sH")  # PS3.5 Table 7.1-2: group, element, VR, length
+_LONG = struct.Struct("<HH2sHL")  # PS3.5 Table 7.1-1: for OB, two reserved bytes before the length
+_GROUP = 0x0002
+_SOP_CLASS, _SOP_INSTANCE, _TRANSFER_SYNTAX = 0x0002, 0x0003, 0x0010
+
+
+@dataclass(frozen=True)
+class FileMeta:
+    """The UIDs of a file meta information, without padding, and where in the file the data set begins."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    data_set_at: int
+
+
+def write_file_meta(
+    uids: tuple[str, str, str], implementation: tuple[str, str], source_ae_title: str
+) -> bytes:
+    """Preamble and file meta information.
+
+    `uids`: of SOP class, SOP instance and transfer syntax. `implementation`: its class UID and
+    version name. Raises ValueError for a text that is not ASCII.
+    """
+    sop_class_uid, sop_instance_uid, transfer_syntax_uid = uids
+    values: Iterable[tuple[int, bytes, bytes]] = (
+        (_SOP_CLASS, b"UI", even(sop_class_uid, b"\0")),
+        (_SOP_INSTANCE, b"UI", even(sop_instance_uid, b"\0")),
+        (_TRANSFER_SYNTAX, b"UI", even(transfer_syntax_uid, b"\0")),
+        (0x0012, b"UI", even(implementation[0], b"\0")),
+        (0x0013, b"SH", even(implementation[1], b" ")),
+        (0x0016, b"AE", even(source_ae_title, b" ")),
+    )
+
+    # File Meta Information Version.
+    body = _LONG.pack(_GROUP, 0x0001, b"OB", 0, 2) + b"\0\1"
+    for number, vr, value in values:
+        body += _SHORT.pack(_GROUP, number, vr, len(value)) + value
+    return _PREAMBLE + _SHORT.pack(_GROUP, 0, b"UL", 4) + len(body).to_bytes(4, "little") + body
+
+
+def read_file_meta(head: bytes) -> FileMeta | None:
+    """From the first bytes of a file that is as PS3.10 7.1 has it; None for every other file.
+
+    It takes a tenth of a general reader's time. `head` need not hold more than HEAD_BYTES.
+    """
+    # The prefix, then (0002,0000): the length of the group.
+    if head[128:140] != b"DICM\x02\0\0\0UL\x04\0":
+        return None
+    at = 144
+    end = at + int.from_bytes(head[140:144], "little")
+    values: dict[int, bytes] = {}
+
+    while at + _SHORT.size <= min(end, len(head)):
+        group, number, vr, length = _SHORT.unpack_from(head, at)
+        if group != _GROUP:
+            return None
+        at += _SHORT.size
+        if vr in (b"OB", b"UN"):
+            length = int.from_bytes(head[at : at + 4], "little")
+            at += 4
+        values[number] = head[at : at + length]
+        at += length
+
+    is_whole = at == end and end + 2 <= len(head) and head[end : end + 2] != b"\x02\0"
+    if not is_whole or not values.keys() >= {_SOP_CLASS, _SOP_INSTANCE, _TRANSFER_SYNTAX}:
+        return None
+    sop_class, sop_instance, syntax = (
+        values[number].rstrip(b"\0 ").decode("ascii", "replace")
+        for number in (_SOP_CLASS, _SOP_INSTANCE, _TRANSFER_SYNTAX)
+    )
+    return FileMeta(sop_class, sop_instance, syntax, end)
