@@ -1,4 +1,6 @@
-"""The model card of a trained package: what trained it, what was measured, and that nothing else is known."""
+"""The model card of a trained package: what trained it, what was measured, and that nothing else is
+known.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _SHOWN = (
 
 
 def write(folder: Path, recipe: Recipe, figures: Mapping[str, Any]) -> Path:
-    """Write README.md into the package's folder, of the figures that `measures.evaluate.run` gave; returns its path."""
+    """Write README.md into the package's folder, of the figures that `measures.evaluate.run` gave;
+    returns its path.
+    """
     manifest = package.read_manifest(folder)
     segmenter = manifest.segmenter
     part = figures["all"][key] if (key := figures["report"]["key"]) else figures["all"]
@@ -48,6 +52,7 @@ def write(folder: Path, recipe: Recipe, figures: Mapping[str, Any]) -> Path:
         "Nothing is known of other hospitals, machines, ages or kinds of pneumothorax than those of these images.",
         "",
     ]
+
     path = folder / "README.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

@@ -16,11 +16,14 @@ from training.fitting.weights import WeightsError
 from training.measures import evaluate, outcome, report
 from training.recipe import Layout, Recipe, RecipeError
 
-# What is wrong with data, weights, a run folder or the training itself; each message says where and what to do.
+# What is wrong with data, weights, a run folder or the training itself; each message says where and
+# what to do.
 FAILURES = (OSError, ValueError, RunError, TrainingError, WeightsError)
 
-_OUTCOME = "lgg-outcome"  # the one recipe that trains no network
-_START = "N=FILE, N a network's number,"  # the form of --start
+# The one recipe that trains no network
+_OUTCOME = "lgg-outcome"
+# The form of --start
+_START = "N=FILE, N a network's number,"
 
 __all__ = [
     "FAILURES", "RecipeError",
@@ -29,7 +32,8 @@ __all__ = [
 
 
 def find_recipe(given: str, shipped: Path) -> Path:
-    """The file that --recipe names: itself, or the one of this name in the folder of those that ship with Pleura.
+    """The file that --recipe names: itself, or the one of this name in the folder of those that
+    ship with Pleura.
 
     Raises:
         RecipeError: none of that name.
@@ -43,11 +47,13 @@ def find_recipe(given: str, shipped: Path) -> Path:
         raise RecipeError(
             f"--recipe {given}: no such recipe; a .yaml file wanted, or one of {names}"
         )
+
     return path
 
 
 def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | outcome.Settings:
-    """The recipe of a file, with its changed `knobs` (KEY=VALUE). `fold` (k-fold) validates on it, reports on the next.
+    """The recipe of a file, with its changed `knobs` (KEY=VALUE). `fold` (k-fold) validates on it,
+    reports on the next.
 
     Raises:
         RecipeError: a recipe that cannot be used, or a fold that is none.
@@ -60,6 +66,7 @@ def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | 
                 f"{path}: trains no network; --set and --fold are for recipes that do"
             )
         return outcome.load(path)
+
     wanted = recipe.load(path, changes)
     return wanted if fold is None else wanted.with_fold(fold)
 
@@ -94,23 +101,32 @@ def train_package(
     starts: Mapping[int, Path],
     decoded: Path | None = None,
 ) -> dict[str, Any]:
-    """Train, export, measure and report; returns the figures. `out` then holds package/ and report.html."""
+    """Train, export, measure and report; returns the figures.
+
+    `out` then holds package/ and report.html.
+    """
     try:
         folder = loop.train(wanted, data, out, command, starts, decoded)
-    except PackageError as error:  # not the caller's package: the one that was to be written
+    except PackageError as error:
+        # Not the caller's package: the one that was to be written
         raise TrainingError(str(error)) from error
-    if folder is None:  # another process of torchrun writes
+
+    # Another process of torchrun writes
+    if folder is None:
         return {}
     evaluation = evaluate.run(folder, data, wanted.layout, wanted, out / "split.csv")
     evaluation.write(out)
     card.write(folder, wanted, evaluation.figures)
     package.amend(folder, {"metrics": evaluation.figures})
+
     report.write(evaluation, wanted, out, out / "report.html")
     return evaluation.figures
 
 
 def train_outcome(settings: outcome.Settings, data: Path, out: Path) -> dict[str, Any]:
-    """The outcome model of a case study: figures only, no package (there is nothing in it that reads an image)."""
+    """The outcome model of a case study: figures only, no package (there is nothing in it that
+    reads an image).
+    """
     return outcome.train(settings, data, out)
 
 
@@ -122,16 +138,21 @@ def measure(
     report_to: Path | None,
     recipes: Path,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """(figures of a package on labelled images, what was published for its recipe); a page too where `report_to`."""
+    """(figures of a package on labelled images, what was published for its recipe); a page too
+    where `report_to`.
+    """
     known, knobs = _recipe_of(model, split, recipes)
     evaluation = evaluate.run(model, data, layout, known, split)
     if report_to is not None:
         report.write(evaluation, known, split.parent if split else None, report_to, knobs)
+
     return evaluation.figures, known.published if known else {}
 
 
 def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe | None, str]:
-    """The recipe that trained a package, and whose its knobs are: the run's, if its recipe.json lies beside `split`."""
+    """The recipe that trained a package, and whose its knobs are: the run's, if its recipe.json
+    lies beside `split`.
+    """
     trained_by = package.read_manifest(model).training.recipe
     kept = split.with_name("recipe.json") if split else None
     if kept and kept.is_file():
@@ -146,6 +167,7 @@ def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe |
                 f"{split}: of a run of {of_run.id}, the package was trained by {trained_by}; its own wanted"
             )
         return of_run, "every knob"
+
     known = next(
         (
             recipe.load(path)
@@ -154,6 +176,7 @@ def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe |
         ),
         None,
     )
+
     return known, "shipped recipe of this name; the run's knobs may differ"
 
 

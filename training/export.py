@@ -1,4 +1,6 @@
-"""Trained networks -> model package: thresholds chosen on the validation images through the very code that serves."""
+"""Trained networks -> model package: thresholds chosen on the validation images through the very
+code that serves.
+"""
 
 from __future__ import annotations
 
@@ -62,27 +64,31 @@ class Export:
 
     recipe: Recipe
     folder: Path
-    provenance: dict[str, Any]  # Manifest.training without the recipe's id
+    # Manifest.training without the recipe's id
+    provenance: dict[str, Any]
 
     def write(
         self, trained: Sequence[Trained], train: Sequence[Case], validate: Sequence[Case]
     ) -> Path:
         """Choose the operating point and the rule on `validate`, and write the package.
 
-        A recipe without a classifier gets one made of its segmenter: an image is positive where enough pixels of its
-        map reach `top` (the SIIM-ACR winner's rule). One without a segmenter gets that of the default package.
+        A recipe without a classifier gets one made of its segmenter: an image is positive where
+        enough pixels of its map reach `top` (the SIIM-ACR winner's rule). One without a segmenter
+        gets that of the default package.
         """
         rule: dict[str, float] = self._stated_rule(train)
         segmenter = self._combined("segmenter", trained)
         classifier = self._combined("classifier", trained)
         if segmenter is None:
             segmenter, rule = _default_segmenter()
+
         if classifier is None:
             self._put(_largest(segmenter, rule), segmenter, rule, rule["top"], "to be searched")
             rule = self._searched(rule, thresholds.TRIPLET, _maps(self._engine(), validate))
             words = "so many pixels of the map reach the rule's top (SIIM-ACR winner's rule)"
             self._put(_largest(segmenter, rule), segmenter, rule, rule["top"], words)
             return self.folder
+
         assert self.recipe.operating_point is not None
         self._put(classifier, segmenter, rule, 0.5, "to be chosen")
         engine = self._engine()
@@ -93,6 +99,7 @@ class Export:
             rule, thresholds.TWO_STAGE, _maps(engine, validate, scores >= threshold)
         )
         package.amend(self.folder, _stages(classifier, segmenter, rule, threshold, words))
+
         return self.folder
 
     def _combined(self, role: Role, trained: Sequence[Trained]) -> _Network | None:
@@ -110,6 +117,7 @@ class Export:
                 stage.normalisation,
                 members[0].network,
             )
+
         arguments = {
             "members": [
                 stage.model_dump(include={"architecture", "arguments", "side"}) for stage in stages
@@ -119,6 +127,7 @@ class Export:
         ensemble = build("ensemble", **arguments)
         for member, one in zip(ensemble.get_submodule("members").children(), members, strict=True):
             member.load_state_dict(one.network.state_dict())
+
         side = max(stage.side for stage in stages)
         return _Network("ensemble", arguments, side, stages[0].normalisation, ensemble)
 
@@ -153,6 +162,7 @@ class Export:
             "licence": _LICENCE,
             "intended_use": _INTENDED_USE,
         }
+
         networks = {"classifier": classifier, "segmenter": segmenter}
         modules = {role: _laid_out(one.module) for role, one in networks.items()}
         package.write(
@@ -169,7 +179,9 @@ class Export:
     def _searched(
         self, rule: dict[str, float], grid: thresholds.Grid, maps: Iterable[thresholds.Map]
     ) -> dict[str, float]:
-        """The best rule of the grid, if the recipe wants a search; every rule that was tried goes into search.csv."""
+        """The best rule of the grid, if the recipe wants a search; every rule that was tried goes
+        into search.csv.
+        """
         if not self.recipe.rule.search:
             return rule
         search = thresholds.search(maps, grid)
@@ -200,10 +212,13 @@ def _scores(engine: Engine, cases: Sequence[Case]) -> NDArray[np.float64]:
 def _maps(
     engine: Engine, cases: Sequence[Case], called: NDArray[np.bool_] | None = None
 ) -> Iterator[thresholds.Map]:
-    """Probabilities and true mask of each image whose mask is known; zeros where it is not `called` positive."""
+    """Probabilities and true mask of each image whose mask is known; zeros where it is not `called`
+    positive.
+    """
     for number, case in enumerate(cases):
         true = case.mask()
-        if true is None:  # only its label is known
+        # Only its label is known
+        if true is None:
             continue
         if called is None or called[number]:
             (found,) = engine.segment([case.pixels()])
@@ -243,7 +258,9 @@ def _default_segmenter() -> tuple[_Network, dict[str, float]]:
 
 
 def _fits_half(module: nn.Module) -> bool:
-    """Whether float16, in which packages store weights, reaches as far as these (a batch norm's variance may not)."""
+    """Whether float16, in which packages store weights, reaches as far as these (a batch norm's
+    variance may not).
+    """
     tensors = [
         one for one in module.state_dict().values() if one.is_floating_point() and one.numel()
     ]

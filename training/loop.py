@@ -1,4 +1,7 @@
-"""Recipe -> trained networks -> model package. Read from top to bottom: that is the order in which it runs."""
+"""Recipe -> trained networks -> model package.
+
+Read from top to bottom: that is the order in which it runs.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,14 @@ from training.fitting.run import Run, RunError, digest
 from training.measures import metrics
 from training.recipe import Layout, Recipe, Stage
 
-_PHANTOM_SEED = (
-    100_000  # training phantoms are counted from here; tests and the demo use small seeds
-)
-_COMMAND_SHOWN = 1000  # of a package's provenance
-_WATCHED = 16  # images at once
-_NO_AUTOCAST = "unsupported scalarType"  # what torch.autocast says of the meta device
+# Training phantoms are counted from here; tests and the demo use small seeds
+_PHANTOM_SEED = 100_000
+# Of a package's provenance
+_COMMAND_SHOWN = 1000
+# Images at once
+_WATCHED = 16
+# What torch.autocast says of the meta device
+_NO_AUTOCAST = "unsupported scalarType"
 
 
 def train(
@@ -43,16 +48,18 @@ def train(
     starts: Mapping[int, Path] | None = None,
     decoded: Path | None = None,
 ) -> Path | None:
-    """Train every network of `recipe` on the data in `folder` and write the package; returns the package's folder.
+    """Train every network of `recipe` on the data in `folder` and write the package; returns the
+    package's folder.
 
-    `out` is the run folder: split.csv, the recipe, the environment, each network's curve, TensorBoard's files, and
-    package/. The same command again goes on where a run was killed. `starts` maps a network's place in the recipe to a
-    file of weights to start from. Decoded images are kept in `decoded`, which runs may share, or in `out`/cache.
-    Returns None in those processes of torchrun that write nothing.
+    `out` is the run folder: split.csv, the recipe, the environment, each network's curve,
+    TensorBoard's files, and package/. The same command again goes on where a run was killed.
+    `starts` maps a network's place in the recipe to a file of weights to start from. Decoded images
+    are kept in `decoded`, which runs may share, or in `out`/cache. Returns None in those processes
+    of torchrun that write nothing.
 
     Raises:
-        ValueError, RunError, WeightsError, TrainingError: what is wrong with the data, the run folder, a file of
-            weights, or the training itself.
+        ValueError, RunError, WeightsError, TrainingError: what is wrong with the data, the run
+            folder, a file of weights, or the training itself.
     """
     with ranks.joined("auto") as device:
         starts = starts or {}
@@ -66,17 +73,21 @@ def train(
         ]
         for report in reports:
             report.raise_errors()
+
         run = Run(out, recipe, digest(case for some in sources.values() for case in some), command)
         for report in reports:
             for warning in report.warnings:
                 run.console.print(str(warning))
+
         fault = ranks.same(_begin(out, parts, starts) if run.first else "")
-        if fault:  # in every process: the others would wait for one that has ended
+        # In every process: the others would wait for one that has ended
+        if fault:
             raise RunError(fault)
         training = _Training(recipe, sources, run, device, parts, starts, decoded or out / "cache")
         trained: list[Trained] = []
         for number, stage in enumerate(recipe.networks):
             trained.append(Trained(stage, training.network(number, stage, trained)))
+
         if not run.first:
             return None
         provenance = {
@@ -84,6 +95,7 @@ def train(
             "date": datetime.now(UTC).date().isoformat(),
             "command": run.command[:_COMMAND_SHOWN],
         }
+
         return Export(recipe, out / "package", provenance).write(
             trained, parts.train, parts.validate
         )
@@ -102,6 +114,7 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
             raise ValueError(
                 f"networks.{number}.held_out: 0 found; images of its own layout to watch wanted"
             )
+
     for number, path in starts.items():
         if not 0 <= number < len(recipe.networks):
             raise ValueError(
@@ -117,7 +130,8 @@ def _check_side(number: int, stage: Stage) -> None:
     try:
         with torch.inference_mode():
             network(torch.zeros(1, 1, side, side, device="meta"))
-    except NotImplementedError:  # an operation that needs the data: the first real image will tell
+    except NotImplementedError:
+        # An operation that needs the data: the first real image will tell
         pass
     except RuntimeError as error:
         said = str(error).splitlines()[0][:200]
@@ -137,7 +151,8 @@ def _without_data(stage: Stage) -> nn.Module:
 def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
     """Write split.csv and starts.json; returns why that cannot be, or nothing.
 
-    A run goes on only from the weights it began with: what its package says of itself is to stay true.
+    A run goes on only from the weights it began with: what its package says of itself is to stay
+    true.
     """
     path = out / "starts.json"
     try:
@@ -152,6 +167,7 @@ def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
             return f"{path}: the run began with other --start files; give another folder, or the files as they were"
     except (OSError, ValueError) as error:
         return str(error)
+
     return ""
 
 
@@ -165,7 +181,8 @@ class _Training:
     device: torch.device
     parts: split.Parts
     starts: Mapping[int, Path]
-    decoded: Path  # folder of decoded images
+    # Folder of decoded images
+    decoded: Path
 
     def network(self, number: int, stage: Stage, before: Sequence[Trained]) -> nn.Module:
         """One network, trained; `before` are those that came before it in the recipe."""
@@ -174,14 +191,15 @@ class _Training:
         torch.manual_seed(self.recipe.seed + number)
         network = build(stage.architecture, **stage.arguments)
         self._start(number, stage, network, before)
-        if self._lacks_start(
-            number, stage
-        ):  # what was drawn at random would rest, for good where the recipe says so
+
+        # What was drawn at random would rest, for good where the recipe says so
+        if self._lacks_start(number, stage):
             stage = stage.model_copy(update={"freeze": None})
         watch = _Watch(stage, self._prepared(stage, watched), self.device)
         network = fit(network, self._batches(stage, train, stage.phantoms), watch, self.run, name)
         if stage.finish is None:
             return network
+
         last = stage.model_copy(
             update={
                 "epochs": stage.finish.epochs,
@@ -190,6 +208,7 @@ class _Training:
                 ),
             }
         )
+
         after = copy.deepcopy(network)
         after = fit(
             after,
@@ -198,6 +217,7 @@ class _Training:
             self.run,
             f"{name}-finish",
         )
+
         return average.between(network, after, stage.finish.share)
 
     def described(self) -> list[str]:
@@ -208,10 +228,12 @@ class _Training:
         said.append(
             f"{len(self.parts.train)} train, {len(self.parts.validate)} validate, {len(self.parts.report)} report"
         )
+
         if not self.recipe.of("segmenter"):
             said.append("segmenter: that of the default package, with what trained it")
         if any(stage.phantoms or stage.finish for stage in self.recipe.networks):
             said.append("synthetic phantoms")
+
         started = [
             f"network {number} started from {path.name}"
             for number, path in sorted(self.starts.items())
@@ -222,6 +244,7 @@ class _Training:
             for number, stage in enumerate(self.recipe.networks)
             if self._lacks_start(number, stage)
         ]
+
         return said + started + wanted
 
     def _lacks_start(self, number: int, stage: Stage) -> bool:
@@ -239,17 +262,20 @@ class _Training:
             watched, train = (
                 [cases[i] for i in some] for some in np.split(order, [stage.held_out])
             )
+
         if stage.images == "positives":
             train = [case for case in train if case.positive]
         if stage.on_masks:
             train, watched = (
                 [case for case in some if case.mask_known] for some in (train, watched)
             )
+
         if not watched or not any(case.positive for case in train):
             raise ValueError(
                 f"layout {layout}: {len(train)} images to train, {len(watched)} to watch"
                 f"{', with a known mask' if stage.on_masks else ''}; some of each wanted, and positive ones to train"
             )
+
         return list(train), list(watched)
 
     def _start(
@@ -274,7 +300,8 @@ class _Training:
     def _samples(self, stage: Stage, cases: Sequence[Case], times: int = 1) -> Samples:
         prepared = self._prepared(stage, cases)
         targets = prepared.masks if stage.on_masks else prepared.labels
-        assert targets is not None  # `_images` has left the images out of which no mask is known
+        # `_images` has left the images out of which no mask is known
+        assert targets is not None
         ids = [case.image_id for case in cases]
         return Samples(
             images=prepared.images,
@@ -304,7 +331,8 @@ class _Watch:
         if self.stage.role == "classifier":
             scores = np.concatenate(list(self._found(network)))
             return metrics.label_figures(scores, self.prepared.labels > 0.5, 0.5)
-        assert self.prepared.masks is not None  # else there would be nothing to train on
+        # Else there would be nothing to train on
+        assert self.prepared.masks is not None
         found = (mask for some in self._found(network) for mask in some >= 0.5)
         return metrics.mask_figures(found, (mask >= 128 for mask in self.prepared.masks))
 

@@ -1,7 +1,9 @@
-"""Synthetic frontal chest radiographs with exact pneumothorax masks: for demos and tests, never a patient.
+"""Synthetic frontal chest radiographs with exact pneumothorax masks: for demos and tests, never a
+patient.
 
-A projection is drawn as densities that add up (air 0, soft tissue, bone) and turned into grey values like a film.
-Coordinates: x across from -0.5 to 0.5 with the spine at 0 and the patient's right at negative x, y down from 0 to 1.
+A projection is drawn as densities that add up (air 0, soft tissue, bone) and turned into grey
+values like a film. Coordinates: x across from -0.5 to 0.5 with the spine at 0 and the patient's
+right at negative x, y down from 0 to 1.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ _LETTERS = {
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """`pixels` (size, size) float32, 0 black to 1 white; `mask` (size, size) bool, the pneumothorax exactly."""
+    """`pixels` (size, size) float32, 0 black to 1 white; `mask` (size, size) bool, the pneumothorax
+    exactly.
+    """
 
     pixels: NDArray[np.float32]
     mask: NDArray[np.bool_]
@@ -46,12 +50,14 @@ class Phantom:
 class _Lung:
     """One lung as bounds in x for each y, on one side of the spine."""
 
-    sign: float  # -1 the patient's right (image left), 1 the left
+    # -1 the patient's right (image left), 1 the left
+    sign: float
     apex_y: float
     apex_x: float
     wall_x: float
     hilum_x: float
-    heart: float  # how far the heart pushes in
+    # How far the heart pushes in
+    heart: float
     base_y: float
 
 
@@ -64,18 +70,21 @@ def draw(seed: int, pneumothorax: bool, size: int = 1024) -> Phantom:
     lungs = [_lung(rng, sign) for sign in (-1.0, 1.0)]
     inside = [_within(lung, x, y, 0.0, 0.0) for lung in lungs]
     mask = np.zeros_like(inside[0])
+
     line = np.zeros_like(x)
     if pneumothorax:
         side = int(rng.integers(2))
         kept = _collapsed(rng, lungs[side], x, y)
         mask = inside[side] & ~kept
-        # The visceral pleura: a line as thin as a hair's breadth of film, where the collapsed lung ends.
+        # The visceral pleura: a line as thin as a hair's breadth of film, where the collapsed lung
+        # ends.
         edge = (
             kept
             & ~ndimage.binary_erosion(kept, border_value=1)
             & ndimage.binary_dilation(mask, iterations=2)
         )
         line = ndimage.gaussian_filter(edge.astype(float), size / 700)
+
     density = _soft_tissue(rng, x, y)
     for lung, region in zip(lungs, inside, strict=True):
         air = ndimage.gaussian_filter(region.astype(float), size / 250)
@@ -84,6 +93,7 @@ def draw(seed: int, pneumothorax: bool, size: int = 1024) -> Phantom:
             (region & ~mask).astype(float), size / 300
         )
         density += markings * rng.uniform(0.4, 0.7)
+
     density -= 0.16 * ndimage.gaussian_filter(mask.astype(float), size / 400)
     density += _skeleton(rng, x, y, lungs) + 0.5 * line
     pixels = _exposed(rng, density, size)
@@ -111,16 +121,20 @@ def _within(lung: _Lung, x: Array, y: Array, wall: Array | float, apex: float) -
         + (lung.wall_x - lung.apex_x) * np.sqrt(1 - (1 - np.clip(t / 0.75, 0, 1)) ** 2)
         - wall
     )
+
     inner = lung.apex_x - (lung.apex_x - lung.hilum_x) * np.sqrt(
         1 - (1 - np.clip(t / 0.3, 0, 1)) ** 2
     )
     inner = inner + lung.heart * np.exp(-(((t - 0.85) / 0.28) ** 2))
     dome = lung.base_y + 0.09 * ((across - 0.2) / 0.16) ** 2 - 0.03
+
     return np.asarray((y > lung.apex_y + apex) & (across > inner) & (across < outer) & (y < dome))
 
 
 def _collapsed(rng: np.random.Generator, lung: _Lung, x: Array, y: Array) -> NDArray[np.bool_]:
-    """What is left of the lung: drawn off the wall most at the apex and side, less towards the base."""
+    """What is left of the lung: drawn off the wall most at the apex and side, less towards the
+    base.
+    """
     depth, reach = rng.uniform(0.035, 0.12), rng.uniform(0.45, 1.0)
     t = (y - lung.apex_y) / (lung.base_y - lung.apex_y)
     wall = (
@@ -138,12 +152,16 @@ def _soft_tissue(rng: np.random.Generator, x: Array, y: Array) -> Array:
     density = body * (
         1.15 + 0.35 * np.clip(1 - (x / 0.5) ** 2, 0, 1) + 0.3 * np.clip((y - 0.7) / 0.3, 0, 1)
     )
+
     middle = 0.055 + 0.03 * np.exp(-(((y - 0.62) / 0.2) ** 2))
-    density += 0.7 * np.exp(-((x / middle) ** 4)) * body  # mediastinum
+    # mediastinum
+    density += 0.7 * np.exp(-((x / middle) ** 4)) * body
     heart_x, heart_y = 0.06 + rng.uniform(-0.01, 0.02), 0.62 + rng.uniform(-0.02, 0.02)
     heart = ((x - heart_x) / rng.uniform(0.13, 0.16)) ** 2 + ((y - heart_y) / 0.15) ** 2
     density += 0.45 / (1 + np.exp((heart - 1) / 0.06))
-    density -= 0.35 * np.exp(-(((x + 0.005) / 0.016) ** 2)) * (y < 0.36) * body  # trachea
+
+    # trachea
+    density -= 0.35 * np.exp(-(((x + 0.005) / 0.016) ** 2)) * (y < 0.36) * body
     return np.asarray(density)
 
 
@@ -151,6 +169,7 @@ def _skeleton(rng: np.random.Generator, x: Array, y: Array, lungs: Sequence[_Lun
     bone = (
         0.22 * np.exp(-((x / 0.03) ** 6)) * (1 + 0.35 * np.cos(2 * np.pi * y / 0.055)) * (y > 0.02)
     )
+
     for lung in lungs:
         across = x * lung.sign
         u = np.clip(across / lung.wall_x, 0, 1.15)
@@ -164,10 +183,10 @@ def _skeleton(rng: np.random.Generator, x: Array, y: Array, lungs: Sequence[_Lun
                 (anterior, 0.015, 0.09 * (across > 0.12)),
             ):
                 distance = np.abs(y - centre) / width
-                cortex = 0.7 + 0.5 * np.exp(
-                    -(((distance - 0.9) / 0.2) ** 2)
-                )  # a rib's rim is denser than its middle
+                # A rib's rim is denser than its middle
+                cortex = 0.7 + 0.5 * np.exp(-(((distance - 0.9) / 0.2) ** 2))
                 bone += cage * strength * cortex / (1 + np.exp((distance - 1) / 0.12))
+
         clavicle = 0.155 - 0.10 * across + rng.uniform(-0.01, 0.01)
         bone += (
             0.3
@@ -175,6 +194,7 @@ def _skeleton(rng: np.random.Generator, x: Array, y: Array, lungs: Sequence[_Lun
             * (across > 0.04)
             * (across < 0.4)
         )
+
     return np.asarray(bone)
 
 
@@ -194,6 +214,7 @@ def _vessels(rng: np.random.Generator, lung: _Lung, size: int) -> Array:
         weight = (1 - t) ** 0.7
         np.add.at(fine, (row[on_film], column[on_film]), weight[on_film])
         np.add.at(coarse, (row[on_film], column[on_film]), (weight * (t < 0.4))[on_film])
+
     blurred = 1.5 * ndimage.gaussian_filter(fine, size / 420) + 3 * ndimage.gaussian_filter(
         coarse, size / 110
     )
@@ -230,19 +251,23 @@ def write(
     photometric: Literal["MONOCHROME1", "MONOCHROME2"] = "MONOCHROME2",
     bits: int = 12,
 ) -> Path:
-    """Write a CR object (PS3.3 A.2) that says in the header and in the pixels that it is synthetic. Returns `path`."""
+    """Write a CR object (PS3.3 A.2) that says in the header and in the pixels that it is synthetic.
+    Returns `path`.
+    """
     digest = hashlib.sha256(phantom.pixels.tobytes() + f"{photometric}{bits}".encode()).hexdigest()
     uid = {
         kind: f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, kind + digest).int}"
         for kind in ("study", "series", "image")
     }
     rows, columns = phantom.pixels.shape
+
     values = np.round(phantom.pixels * (2**bits - 1)).astype("<u2" if bits > 8 else "u1")
     if photometric == "MONOCHROME1":
         values = (2**bits - 1 - values).astype(values.dtype)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
     meta.MediaStorageSOPInstanceUID = UID(uid["image"])
+
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = UID(_IMPLEMENTATION)
     dataset = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))  # type: ignore[arg-type]
@@ -261,18 +286,21 @@ def write(
     }  # fmt: skip
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
+
     dataset.PixelData = values.tobytes()
     dataset["PixelData"].VR = "OW"
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
+
     return path
 
 
 def demo_samples(folder: Path) -> list[Path]:
-    """The two files of `pleura demo`: with a pneumothorax and without. Their seeds are in no training set.
+    """The two files of `pleura demo`: with a pneumothorax and without. Their seeds are in no
+    training set.
 
-    The second is one that the shipped model answers rightly: at this size it raises a false alarm on about half of
-    the phantoms without a pneumothorax (its card).
+    The second is one that the shipped model answers rightly: at this size it raises a false alarm
+    on about half of the phantoms without a pneumothorax (its card).
     """
     return [
         write(draw(7, pneumothorax=True), folder / "phantom-with-pneumothorax.dcm"),

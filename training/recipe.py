@@ -1,7 +1,7 @@
 """A recipe: every knob of a training run, checked before anything is computed.
 
-A recipe of config/recipes reads like a row of a table of published systems: what was built, of what, how it was
-optimised, and what was published for it.
+A recipe of config/recipes reads like a row of a table of published systems: what was built, of
+what, how it was optimised, and what was published for it.
 """
 
 from __future__ import annotations
@@ -38,17 +38,20 @@ class _Part(BaseModel):
 
 
 class Split(_Part):
-    """Which images train, choose and report: patient-grouped, stratified folds (training/data/split.py).
+    """Which images train, choose and report: patient-grouped, stratified folds
+    (training/data/split.py).
 
     A fold that is in none of the lists trains. What reports neither trains nor chooses.
     """
 
-    folds: Count | Literal["published"] = 10  # "published": those that the data bring along
-    train: list[Whole] | None = None  # None: whatever neither validates nor reports
-    validate_: Annotated[
-        list[Whole], Field(alias="validate", min_length=1)
-    ]  # best weights, thresholds, early stop
-    report: list[Whole] = []  # empty: figures are of the validation folds, and say so
+    # "published": those that the data bring along
+    folds: Count | Literal["published"] = 10
+    # None: whatever neither validates nor reports
+    train: list[Whole] | None = None
+    # Best weights, thresholds, early stop
+    validate_: Annotated[list[Whole], Field(alias="validate", min_length=1)]
+    # empty: figures are of the validation folds, and say so
+    report: list[Whole] = []
     seed: int = 0
 
 
@@ -58,7 +61,8 @@ class Optimiser(_Part):
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(ge=0)] = 0.0  # largest norm of the gradient; 0: not clipped
+    # Largest norm of the gradient; 0: not clipped
+    clip: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Schedule(_Part):
@@ -66,31 +70,40 @@ class Schedule(_Part):
 
     name: Literal["constant", "plateau", "cosine", "cyclic", "one-cycle"] = "constant"
     warm_up: Whole = 0
-    patience: Whole = 3  # plateau: epochs without a better `best_by` before the rate falls
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1  # plateau: to this share
-    cooldown: Whole = 0  # plateau: epochs before it counts again
-    cycle: Count = 5  # cyclic: epochs from peak to peak, along a cosine
-    floor: Share = 0.01  # cosine, cyclic: the lowest rate, as a share of the highest
-    rise: Share = 0.15  # one-cycle: share of the steps that go up
+    # plateau: epochs without a better `best_by` before the rate falls
+    patience: Whole = 3
+    # plateau: to this share
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    # plateau: epochs before it counts again
+    cooldown: Whole = 0
+    # cyclic: epochs from peak to peak, along a cosine
+    cycle: Count = 5
+    # cosine, cyclic: the lowest rate, as a share of the highest
+    floor: Share = 0.01
+    # one-cycle: share of the steps that go up
+    rise: Share = 0.15
 
 
 class Average(_Part):
-    """Which weights are kept: a running mean of the steps' (ema), or the mean of the last epochs' (swa).
+    """Which weights are kept: a running mean of the steps' (ema), or the mean of the last epochs'
+    (swa).
 
     After the last epoch their batch-norm statistics are computed anew.
     """
 
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay; 0: none
-    swa_last_epochs: Whole = 0  # Izmailov et al., UAI 2018
+    # decay; 0: none
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Izmailov et al., UAI 2018
+    swa_last_epochs: Whole = 0
 
 
 class Freeze(_Part):
     """The first part of the encoder is not trained for the first epochs."""
 
-    epochs: Whole  # 0: for all of them
-    share: Annotated[float, Field(gt=0, le=1)] = (
-        1.0  # of the encoder's modules that hold weights, from the input on
-    )
+    # 0: for all of them
+    epochs: Whole
+    # Of the encoder's modules that hold weights, from the input on
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class Loss(_Part):
@@ -100,10 +113,10 @@ class Loss(_Part):
     focal: Annotated[float, Field(ge=0)] = 0.0
     dice: Annotated[float, Field(ge=0)] = 0.0
     tanimoto: Annotated[float, Field(ge=0)] = 0.0
-    balance: bool = False  # labels only: classes weigh inverse to their frequency
-    empty: bool = (
-        False  # Dice also of images whose mask is empty (it then counts what was found in vain)
-    )
+    # Labels only: classes weigh inverse to their frequency
+    balance: bool = False
+    # Dice also of images whose mask is empty (it then counts what was found in vain)
+    empty: bool = False
 
     @model_validator(mode="after")
     def _some(self) -> Loss:
@@ -113,43 +126,58 @@ class Loss(_Part):
 
 
 class Finish(_Part):
-    """Last, a few epochs with many phantoms: among few, and at a high learning rate, they are not learned."""
+    """Last, a few epochs with many phantoms: among few, and at a high learning rate, they are not
+    learned.
+    """
 
     epochs: Count
     phantoms: Count
     learning_rate: Positive
-    share: Annotated[float, Field(gt=0, le=1)]  # of the way from the weights before to those after
+    # Of the way from the weights before to those after
+    share: Annotated[float, Field(gt=0, le=1)]
 
 
 class Stage(_Part):
     """How one network is built and optimised. Several of one role are an ensemble."""
 
     role: Role
-    architecture: str  # a name of inference/networks
+    # A name of inference/networks
+    architecture: str
     arguments: dict[str, Any] = {}
-    side: Side  # images are letterboxed into side x side
+    # Images are letterboxed into side x side
+    side: Side
     normalisation: Scheme = "unit"
     start: Literal["random", "imagenet", "chexnet", "classifier"] = "random"
-    layout: Layout | None = None  # None: the recipe's
-    learns: Literal["labels", "masks"] | None = None  # None: a classifier labels, a segmenter masks
-    images: Literal["all", "positives"] = "all"  # "positives": those with something to find
-    repeats: Count = 1  # times each real image is seen in an epoch
-    phantoms: Whole = 0  # synthetic images among the real ones
-    held_out: Whole = 0  # of an own layout, which has no folds: images that only watch
+    # None: the recipe's
+    layout: Layout | None = None
+    # None: a classifier labels, a segmenter masks
+    learns: Literal["labels", "masks"] | None = None
+    # "positives": those with something to find
+    images: Literal["all", "positives"] = "all"
+    # Times each real image is seen in an epoch
+    repeats: Count = 1
+    # Synthetic images among the real ones
+    phantoms: Whole = 0
+    # Of an own layout, which has no folds: images that only watch
+    held_out: Whole = 0
     augmentation: Augmentation = Augmentation()
     loss: Loss
     epochs: Count
     batch: Count
-    accumulate: Count = 1  # batches per step
+    # Batches per step
+    accumulate: Count = 1
     optimiser: Optimiser
     schedule: Schedule = Schedule()
     average: Average = Average()
     freeze: Freeze | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"  # arithmetic of the forward pass; weights stay fp32
-    # LABEL_FIGURES or MASK_FIGURES, of the validation images; None: the last weights. For masks rather one of those
-    # `_positives`: over all images, finding nothing scores the share without a finding (0.78 of SIIM-ACR), and wins.
+    # Arithmetic of the forward pass; weights stay fp32
+    precision: Literal["fp32", "bf16"] = "fp32"
+    # LABEL_FIGURES or MASK_FIGURES, of the validation images; None: the last weights. For masks
+    # rather one of those `_positives`: over all images, finding nothing scores the share without a
+    # finding (0.78 of SIIM-ACR), and wins.
     best_by: str | None = None
-    early_stop: Whole = 0  # epochs without a better `best_by`; 0: never
+    # Epochs without a better `best_by`; 0: never
+    early_stop: Whole = 0
     finish: Finish | None = None
 
     @property
@@ -168,23 +196,26 @@ class Stage(_Part):
             )
         if self.average.ema and self.average.swa_last_epochs:
             raise ValueError("average: ema or swa_last_epochs, not both")
+
         if self.loss.balance and self.on_masks:
             raise ValueError(
                 "loss.balance: true found; it weighs labels, and this network learns masks: leave it out"
             )
+
         return self
 
 
 class Rule(_Part):
     """How a map becomes a mask (inference/postprocess.py)."""
 
-    search: bool = (
-        False  # the best of a grid on the validation images (training/measures/thresholds.py)
-    )
+    # The best of a grid on the validation images (training/measures/thresholds.py)
+    search: bool = False
     bottom: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    top: Annotated[float, Field(gt=0, lt=1)] | None = None  # None: as bottom
+    # None: as bottom
+    top: Annotated[float, Field(gt=0, lt=1)] | None = None
     min_area_at_1024_px: Annotated[float, Field(ge=0)] = 0.0
-    smallest: Share = 0.0  # or: the quantile of the annotated areas of the training images
+    # or: the quantile of the annotated areas of the training images
+    smallest: Share = 0.0
     min_sure_area_at_1024_px: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
@@ -197,12 +228,10 @@ class Rule(_Part):
 class OperatingPoint(_Part):
     """Where "positive" begins, chosen on the validation images."""
 
-    sensitivity: Annotated[float, Field(gt=0, le=1)] | None = (
-        None  # the highest threshold that keeps it
-    )
-    best: Literal["mcc", "f1", "accuracy"] | None = (
-        None  # or the threshold at which this is highest
-    )
+    # The highest threshold that keeps it
+    sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
+    # Or the threshold at which this is highest
+    best: Literal["mcc", "f1", "accuracy"] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> OperatingPoint:
@@ -216,41 +245,46 @@ class Recipe(_Part):
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
     version: Version
-    case_study: str | None = None  # row of docs/training.md
+    # Row of docs/training.md
+    case_study: str | None = None
     about: str
-    published: dict[
-        str, float
-    ] = {}  # figure (training/measures/metrics.py) -> value, on data that are not ours
+    # Figure (training/measures/metrics.py) -> value, on data that are not ours
+    published: dict[str, float] = {}
     task: Task = "pneumothorax"
     layout: Layout = "siim"
     split: Split
     seed: int = 1
     networks: Annotated[list[Stage], Field(min_length=1)]
-    flip: list[Role] = []  # roles that also see the mirrored image; both answers are averaged
+    # Roles that also see the mirrored image; both answers are averaged
+    flip: list[Role] = []
     rule: Rule = Rule()
-    operating_point: OperatingPoint | None = (
-        None  # of the classifier; a segmenter alone answers by `rule`
-    )
+    # Of the classifier; a segmenter alone answers by `rule`
+    operating_point: OperatingPoint | None = None
 
     def of(self, role: Role) -> list[Stage]:
         """The members of one role, in their order."""
         return [stage for stage in self.networks if stage.role == role]
 
     def layout_of(self, stage: Stage) -> Layout:
-        """Where the images of one of its networks come from: the network's own layout, or the recipe's."""
+        """Where the images of one of its networks come from: the network's own layout, or the
+        recipe's.
+        """
         return stage.layout or self.layout
 
     def with_fold(self, fold: int) -> Recipe:
-        """The same, validating on this fold and, where another fold reports, reporting on the next (k-fold).
+        """The same, validating on this fold and, where another fold reports, reporting on the next
+        (k-fold).
 
         Raises:
-            RecipeError: no such fold, or folds that the data bring along, of which the number is not known here.
+            RecipeError: no such fold, or folds that the data bring along, of which the number is
+                not known here.
         """
         count = self.split.folds
         if count == "published":
             raise RecipeError("split.folds: published found; a number wanted for --fold")
         if not 0 <= fold < count:
             raise RecipeError(f"fold {fold} found; 0 to {count - 1} wanted")
+
         report = [(fold + 1) % count] if self.split.report else []
         return self.model_copy(
             update={"split": self.split.model_copy(update={"validate_": [fold], "report": report})}
@@ -274,10 +308,12 @@ class Recipe(_Part):
 
 
 def load(path: Path, changes: Mapping[str, str] | None = None) -> Recipe:
-    """Read and check one recipe. `changes` maps dotted keys to YAML values: {"networks.0.side": "128"}.
+    """Read and check one recipe. `changes` maps dotted keys to YAML values: {"networks.0.side":
+    "128"}.
 
     Raises:
-        RecipeError: unreadable, not YAML, a change of a key that is not there to hold one, or wrong keys; all of them.
+        RecipeError: unreadable, not YAML, a change of a key that is not there to hold one, or wrong
+            keys; all of them.
     """
     document = read(path)
     for key, text in (changes or {}).items():

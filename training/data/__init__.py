@@ -17,7 +17,8 @@ from training.data import lgg, siim, silver, table
 from training.data.cases import Case
 from training.data.findings import Cases
 
-if TYPE_CHECKING:  # the recipe brings torch along, which the processes that decode images need not
+# The recipe brings torch along, which the processes that decode images need not
+if TYPE_CHECKING:
     from training.recipe import Layout
 
 _PHANTOMS = 200
@@ -48,13 +49,16 @@ class PhantomCase(Case):
         return f"phantom {self.seed} {self.positive} {self.size}"
 
 
-@lru_cache(maxsize=1)  # pixels and mask are asked for one after the other
+# Pixels and mask are asked for one after the other
+@lru_cache(maxsize=1)
 def _drawn(seed: int, pneumothorax: bool, size: int) -> phantom.Phantom:
     return phantom.draw(seed, pneumothorax, size)
 
 
 def phantoms(count: int, first_seed: int = 0, size: int = 256) -> Cases:
-    """Synthetic radiographs of (size, size) with exact masks; every second one, from the first, has a pneumothorax."""
+    """Synthetic radiographs of (size, size) with exact masks; every second one, from the first, has
+    a pneumothorax.
+    """
     return Cases(
         PhantomCase(
             image_id=f"phantom-{seed}", patient=f"phantom-{seed}", label=label, seed=seed, size=size
@@ -83,7 +87,8 @@ def read(layout: Layout, folder: Path) -> Cases:
     """Every labelled image of `folder`; neither pixels nor masks are held in memory.
 
     Raises:
-        ValueError: the folder does not have the layout, or rows that are malformed; with file and line.
+        ValueError: the folder does not have the layout, or rows that are malformed; with file and
+            line.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} found, allowed: {', '.join(LAYOUTS)}")

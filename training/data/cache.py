@@ -21,20 +21,26 @@ from inference.preprocess import Geometry, fit
 from training.data import pictures, pool
 from training.data.cases import Case
 
-_VERSION = 2  # of what is in the files; another number, and everything is decoded anew
+# Of what is in the files; another number, and everything is decoded anew
+_VERSION = 2
 Pictures = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Arrays in the order of the cases. They are mapped from files: what is written to them stays in this process."""
+    """Arrays in the order of the cases.
 
-    images: Pictures  # (n, side, side), letterboxed, 0 black to 255 white
-    masks: (
-        Pictures | None
-    )  # (n, side, side), 0 to 255 shares of each pixel; empty where unknown, None where all are
-    labels: NDArray[np.float32]  # (n,)
-    inside: NDArray[np.int32]  # (n, 4): top, left, height and width of the image in its letterbox
+    They are mapped from files: what is written to them stays in this process.
+    """
+
+    # (n, side, side), letterboxed, 0 black to 255 white
+    images: Pictures
+    # (n, side, side), 0 to 255 shares of each pixel; empty where unknown, None where all are
+    masks: Pictures | None
+    # (n,)
+    labels: NDArray[np.float32]
+    # (n, 4): top, left, height and width of the image in its letterbox
+    inside: NDArray[np.int32]
 
 
 def prepare(
@@ -44,35 +50,41 @@ def prepare(
     equalise: bool | None = None,
     done: Callable[[int, int], None] | None = None,
 ) -> Prepared:
-    """The images and masks of `cases`, from the files in `folder` if they are there, else decoded into them.
+    """The images and masks of `cases`, from the files in `folder` if they are there, else decoded
+    into them.
 
-    A kill leaves nothing that would be taken for a finished cache; of two processes one decodes and the other waits.
+    A kill leaves nothing that would be taken for a finished cache; of two processes one decodes and
+    the other waits.
 
     Args:
-        equalise: compress each image once as JPEG. None: where some are as published and some are copies, because
-            there the copy's codec can tell the label.
+        equalise: compress each image once as JPEG. None: where some are as published and some are
+            copies, because there the copy's codec can tell the label.
         done: called with (images so far, images in all).
 
     Raises:
-        ValueError: no case, an image or mask that cannot be read, with its path, or a mask that belies its label.
+        ValueError: no case, an image or mask that cannot be read, with its path, or a mask that
+            belies its label.
         OSError: no space for the files.
     """
     if not cases:
         raise ValueError("cache: no image to prepare")
     if equalise is None:
         equalise = len({case.as_published for case in cases}) > 1
+
     folder.mkdir(parents=True, exist_ok=True)
     files = _Files(folder, _digest(cases, side, equalise))
     with files.lock.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system if this process is killed
+        # Let go by the system if this process is killed
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not files.facts.exists():
             _decode(cases, _Shrink(side, equalise), files, done)
+
     with np.load(files.facts) as facts:
         inside = facts["inside"]
     labels = np.array([case.label for case in cases], dtype=np.float32)
-    images, masks = (
-        np.load(path, mmap_mode="c") for path in (files.images, files.masks)
-    )  # torch wants writable ones
+
+    # Torch wants writable ones
+    images, masks = (np.load(path, mmap_mode="c") for path in (files.images, files.masks))
     return Prepared(
         images, masks if any(case.mask_known for case in cases) else None, labels, inside
     )
@@ -107,12 +119,14 @@ class _Shrink:
             raise ValueError(
                 f"{case.image_id}: label {case.label:g} found, and a mask that is not empty; correct one of them"
             )
+
         fitted = fit(pictures.equalised(pixels) if self.equalise else pixels, self.side)
         small = (
             None
             if mask is None
             else pictures.as_bytes(fit(mask.astype(np.float32), self.side).pixels)
         )
+
         return pictures.as_bytes(fitted.pixels), small, fitted.geometry
 
 
@@ -132,9 +146,11 @@ def _decode(
                 file.flush()
                 os.fsync(file.fileno())
     except BaseException:
-        for part in parts.values():  # what fills a disk is not left on it
+        # What fills a disk is not left on it
+        for part in parts.values():
             part.unlink(missing_ok=True)
         raise
+
     for path, part in parts.items():
         part.rename(path)
 
@@ -146,26 +162,32 @@ def _fill(
     masks: BinaryIO,
     done: Callable[[int, int], None] | None,
 ) -> NDArray[np.int32]:
-    """Write both arrays, not through maps: there a full disk kills the process. Returns `Prepared.inside`."""
+    """Write both arrays, not through maps: there a full disk kills the process.
+
+    Returns `Prepared.inside`.
+    """
     area = shrink.side * shrink.side
     header = {
         "descr": "|u1",
         "fortran_order": False,
         "shape": (len(cases), shrink.side, shrink.side),
     }
+
     for file in (images, masks):
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
+
     start = images.tell()
     try:
-        os.posix_fallocate(
-            images.fileno(), 0, start + len(cases) * area
-        )  # a full disk is said now, not in an hour
+        # A full disk is said now, not in an hour
+        os.posix_fallocate(images.fileno(), 0, start + len(cases) * area)
     except OSError as error:
         raise OSError(
             error.errno, f"{error.strerror}, {len(cases) * area >> 20} MiB wanted", images.name
         ) from error
-    masks.truncate(start + len(cases) * area)  # sparse until something is written
+
+    # Sparse until something is written
+    masks.truncate(start + len(cases) * area)
     inside = np.zeros((len(cases), 4), dtype=np.int32)
     for number, (image, mask, at) in enumerate(pool.each(shrink, cases, done)):
         images.write(image.tobytes())
@@ -173,4 +195,5 @@ def _fill(
         if mask is not None and mask.any():
             masks.seek(start + number * area)
             masks.write(mask.tobytes())
+
     return inside

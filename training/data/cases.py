@@ -12,17 +12,24 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Case(ABC):
-    """One image with its label. Pixels and mask are read when asked for: a data set need not fit into memory."""
+    """One image with its label.
+
+    Pixels and mask are read when asked for: a data set need not fit into memory.
+    """
 
     image_id: str
-    patient: str  # images of one patient stay together in every split
-    label: float  # 1 something to find, 0 nothing; in between: a soft target
-    fold: int | None = None  # as published with the data
-    as_published: bool = (
-        True  # False: re-wrapped from a copy; figures are given without these as well
-    )
-    view: str = ""  # PA, AP or ""
-    sex: str = ""  # M, F or ""
+    # Images of one patient stay together in every split
+    patient: str
+    # 1 something to find, 0 nothing; in between: a soft target
+    label: float
+    # As published with the data
+    fold: int | None = None
+    # False: re-wrapped from a copy; figures are given without these as well
+    as_published: bool = True
+    # PA, AP or ""
+    view: str = ""
+    # M, F or ""
+    sex: str = ""
     age_years: float | None = None
 
     @property
@@ -53,7 +60,9 @@ class Case(ABC):
 
 
 def numbered(patients: Iterable[str]) -> dict[str, str]:
-    """What stands for each patient, in order of first appearance: their names and numbers go into no file of a run."""
+    """What stands for each patient, in order of first appearance: their names and numbers go into
+    no file of a run.
+    """
     return {
         patient: f"patient-{number:04}" for number, patient in enumerate(dict.fromkeys(patients), 1)
     }

@@ -18,7 +18,8 @@ from training.data import pool
 from training.data.cases import Case
 from training.data.findings import Cases, Finding
 
-if TYPE_CHECKING:  # it brings torch along, which the processes that look at images need not
+# It brings torch along, which the processes that look at images need not
+if TYPE_CHECKING:
     from training.data.split import Parts
 
 MAP_SIDE = 64
@@ -29,11 +30,16 @@ OLDEST_YEARS = 120
 class Seen:
     """What one image's pixels and mask are, without keeping them."""
 
-    fault: str = ""  # why it cannot be used; all else is then empty
-    digest: str = ""  # of the pixels: equal for identical images
-    share: float | None = None  # of the image's area that the mask covers; None without a mask
-    regions: int = 0  # connected, diagonals too
-    map: NDArray[np.float32] | None = None  # the mask, letterboxed to (MAP_SIDE, MAP_SIDE)
+    # Why it cannot be used; all else is then empty
+    fault: str = ""
+    # Of the pixels: equal for identical images
+    digest: str = ""
+    # Of the image's area that the mask covers; None without a mask
+    share: float | None = None
+    # connected, diagonals too
+    regions: int = 0
+    # The mask, letterboxed to (MAP_SIDE, MAP_SIDE)
+    map: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ class Report:
 def check(
     cases: Sequence[Case], parts: Parts | None = None, seen: Sequence[Seen] | None = None
 ) -> Report:
-    """Check the labels, those of a split where one is given and, with `seen` (of `examine`), every image and mask."""
+    """Check the labels, those of a split where one is given and, with `seen` (of `examine`), every
+    image and mask.
+    """
     found = [*(cases.findings if isinstance(cases, Cases) else ()), *_of_labels(cases)]
     if parts is not None:
         found += _of_parts(parts)
@@ -84,7 +92,9 @@ def check(
 
 
 def examine(cases: Sequence[Case], done: Callable[[int, int], None] | None = None) -> list[Seen]:
-    """Read every image and mask once, in several processes where there are many; `done(so far, in all)`."""
+    """Read every image and mask once, in several processes where there are many; `done(so far, in
+    all)`.
+    """
     return list(pool.each(_seen, cases, done))
 
 
@@ -93,6 +103,7 @@ def _seen(case: Case) -> Seen:
         pixels, mask = case.pixels(), case.mask()
     except ValueError as error:
         return Seen(str(error))
+
     digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
     if mask is None:
         return Seen(digest=digest)
@@ -100,6 +111,7 @@ def _seen(case: Case) -> Seen:
         return Seen(f"the mask has {mask.shape} rows and columns, the image {pixels.shape}")
     if not mask.any():
         return Seen(digest=digest, share=0.0)
+
     regions = int(ndimage.label(mask, np.ones((3, 3)))[1])
     return Seen(
         "", digest, float(mask.mean()), regions, fit(mask.astype(np.float32), MAP_SIDE).pixels
@@ -108,9 +120,11 @@ def _seen(case: Case) -> Seen:
 
 def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
     times = Counter(case.image_id for case in cases)
-    folds: dict[str, dict[int | None, str]] = defaultdict(dict)  # an image of each
+    # An image of each
+    folds: dict[str, dict[int | None, str]] = defaultdict(dict)
     for case in cases:
         folds[case.patient].setdefault(case.fold, case.image_id)
+
     yield Finding(
         "error",
         "repeated id",
@@ -121,6 +135,7 @@ def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
         "label outside 0 to 1",
         tuple(f"{case.image_id}: {case.label:g}" for case in cases if not 0 <= case.label <= 1),
     )
+
     yield Finding(
         "error",
         "patient in several published folds",
@@ -131,6 +146,7 @@ def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
             if len(several) > 1
         ),
     )
+
     yield Finding(
         "warning",
         f"age outside 0 to {OLDEST_YEARS} years",
@@ -146,6 +162,7 @@ def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
         "every image has the same label",
         (str(labels.pop()),) if len(labels) == 1 else (),
     )
+
     yield _provenance(cases)
 
 
@@ -173,7 +190,8 @@ def _of_parts(parts: Parts) -> Iterable[Finding]:
         {case.image_id: case.patient for case in side}
         for side in (parts.train, parts.validate, parts.report)
     )
-    # Training and validation may share images where a recipe says so; patients beyond those they may not share.
+    # Training and validation may share images where a recipe says so; patients beyond those they
+    # may not share.
     for name, some, others in (
         ("report and in training or validation", report, train | validate),
         ("training and in validation", _without(train, validate), _without(validate, train)),
@@ -192,6 +210,7 @@ def _of_pixels(cases: Sequence[Case], seen: Sequence[Seen]) -> Iterable[Finding]
     for case, one in pairs:
         if one.digest:
             same[one.digest].append(case.image_id)
+
     masked = any(one.share is not None for one in seen)
 
     def named(wanted: Callable[[Case, Seen], bool]) -> tuple[str, ...]:
@@ -207,6 +226,7 @@ def _of_pixels(cases: Sequence[Case], seen: Sequence[Seen]) -> Iterable[Finding]
         "negative with a mask",
         named(lambda case, one: not case.positive and bool(one.share)),
     )
+
     yield Finding(
         "warning",
         "positive with an empty mask",
@@ -217,6 +237,7 @@ def _of_pixels(cases: Sequence[Case], seen: Sequence[Seen]) -> Iterable[Finding]
         "positive without a mask where others have one",
         named(lambda case, one: masked and case.positive and one.share is None),
     )
+
     yield Finding(
         "warning",
         "mask over more than half of the image",

@@ -1,6 +1,8 @@
-"""A data set on one HTML page: counts, sex, view, age, where the labels come from, masks, samples, checks.
+"""A data set on one HTML page: counts, sex, view, age, where the labels come from, masks, samples,
+checks.
 
-The page holds its pictures and needs no other file. Images are named by their id, patients not at all.
+The page holds its pictures and needs no other file. Images are named by their id, patients not at
+all.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class _Look:
 def explore(
     folder: Path, layout: Layout, out: Path, done: Callable[[int, int], None] | None = None
 ) -> checks.Report:
-    """Write the page of the data set in `folder` to the file `out`; every image is read once, `done(so far, in all)`.
+    """Write the page of the data set in `folder` to the file `out`; every image is read once,
+    `done(so far, in all)`.
 
     Returns what the checks found.
 
@@ -72,6 +75,7 @@ def explore(
     looks = [_Look(case, one) for case, one in zip(cases, seen, strict=True)]
     with mpl.rc_context(_LOOKS):
         drawn = [section(looks) for section in (_counts, _groups, _ages, _areas, _places, _samples)]
+
     title = f"Data set, layout {layout}"
     page = [
         '<!doctype html><html lang="en"><meta charset="utf-8">',
@@ -80,6 +84,7 @@ def explore(
         _checked(report),
         *drawn,
     ]
+
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(page), encoding="utf-8")
     return report
@@ -99,6 +104,7 @@ def _counts(looks: Sequence[_Look]) -> str:
     soft = [case.label for case in cases if case.label not in (0, 1)]
     if not soft:
         return _section("Counts", _table(("", "n", "share"), rows))
+
     figure, axes = _axes(4.6, 2.6)
     axes.hist([case.label for case in cases], bins=20, range=(0, 1), color=_NEGATIVE)
     axes.set(xlabel="label (a probability)", ylabel="images")
@@ -115,6 +121,7 @@ def _groups(looks: Sequence[_Look]) -> str:
         ("provenance", lambda case: "as published" if case.as_published else "re-wrapped copy"),
         ("published fold", lambda case: "none" if case.fold is None else str(case.fold)),
     ]
+
     figure, axes = _axes(4.6, 2.8)
     tables, place, ticks = [], 0.0, []
     for name, group_of in kinds:
@@ -132,13 +139,16 @@ def _groups(looks: Sequence[_Look]) -> str:
                     _percent(sum(labels), len(labels)),
                 )
             )
+
             if name != "published fold":
                 bar = axes.barh(place, sum(labels) / len(labels) * 100, color=_POSITIVE)
                 axes.bar_label(bar, fmt="%.0f %%", padding=3)
                 ticks.append((place, f"{name}: {group} (n = {len(labels)})"))
                 place -= 1
+
         place -= 0.6
         tables.append(_table((name, "n", "share", "positive", "of these"), rows))
+
     axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks])
     axes.set(xlabel="positive, % of the group", xlim=(0, 100))
     return _section(
@@ -159,6 +169,7 @@ def _ages(looks: Sequence[_Look]) -> str:
     everyone = np.concatenate(list(ages.values()))
     if not len(everyone):
         return _section("Age", "<p>No image has a plausible age.</p>")
+
     figure, axes = _axes(7.5, 2.8)
     bins = range(0, checks.OLDEST_YEARS + 1, 5)
     axes.hist(
@@ -168,6 +179,7 @@ def _ages(looks: Sequence[_Look]) -> str:
         color=[_POSITIVE, _NEGATIVE],
         label=["positive", "negative"],
     )
+
     axes.set(xlabel="age in years", ylabel="images", xlim=(0, max(100.0, everyone.max())))
     axes.legend(frameon=False)
     whole = Counter(np.floor(everyone).astype(int).tolist())
@@ -182,11 +194,13 @@ def _ages(looks: Sequence[_Look]) -> str:
         ("under 18", int((everyone < 18).sum()), ""),
         (f"outside 0 to {checks.OLDEST_YEARS}, not drawn", len(odd), ""),
     ]
+
     outliers = (
         _table(("outlier", "age"), [(case.image_id, f"{case.age_years:g}") for case in odd])
         if odd
         else ""
     )
+
     return _section(
         "Age", _svg(figure, "ages") + _side_by_side(_table(("", "n", "years"), rows), outliers)
     )
@@ -203,12 +217,14 @@ def _areas(looks: Sequence[_Look]) -> str:
         bins=np.geomspace(shares.min() * 0.95, shares.max() * 1.05, 30).tolist(),
         color=_POSITIVE,
     )
+
     axes.set(xscale="log", xlabel="mask, % of the image's area", ylabel="images")
     axes.xaxis.set_major_formatter("{x:g}")
     kinds = [("connected regions", Counter(look.seen.regions for look in masked))]
     rows_of = [len(look.case.runs) for look in masked if isinstance(look.case, SiimCase)]
     if rows_of:
         kinds.append(("rows of train-rle.csv", Counter(rows_of)))
+
     several = [
         (key, *(counts[key] for _, counts in kinds))
         for key in sorted({key for _, one in kinds for key in one})
@@ -220,6 +236,7 @@ def _areas(looks: Sequence[_Look]) -> str:
         ("quantile", *(f"{one} %" for one in quantiles)),
         [(f"mask, % of the image (n = {len(shares)})", *values)],
     )
+
     small = f"{int((shares < 1).sum())} of {len(shares)} masks cover less than 1 % of their image"
     said = f"<p>{small}; the mean is {shares.mean():.2g} %.</p>"
     return _section("Masks", _side_by_side(_svg(figure, "mask areas"), counted) + areas + said)
@@ -233,7 +250,8 @@ def _places(looks: Sequence[_Look]) -> str:
     drawn = axes.imshow(np.mean(maps, axis=0) * 100, cmap="inferno", vmin=0)
     axes.set_axis_off()
     figure.colorbar(drawn, ax=axes, label=f"% of the {len(maps)} masks", shrink=0.85)
-    across = np.sum(maps, axis=(0, 1))  # by column
+    # By column
+    across = np.sum(maps, axis=(0, 1))
     left = _percent(float(across[: len(across) // 2].sum()), float(across.sum()))
     text = f"<p>{left} of the annotated area lies in the left half of the images: the patient's right if upright.</p>"
     return _section("Where masks lie", _side_by_side(_svg(figure, "where masks lie"), text))
@@ -250,6 +268,7 @@ def _samples(looks: Sequence[_Look]) -> str:
         ("Positives, from the smallest mask to the largest", _spread(positive, _SAMPLES)),
         ("Negatives", _spread(negative, _SAMPLES // 3 * 2)),
     )
+
     return "".join(
         _section(
             f"{name} ({len(some)} shown)",
@@ -280,6 +299,7 @@ def _sample(look: _Look) -> str:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.imshow(fit(case.pixels(), _SAMPLE_SIDE).pixels, cmap="gray", vmin=0, vmax=1)
+
     mask = case.mask() if share else None
     if mask is not None:
         axes.contour(
@@ -288,6 +308,7 @@ def _sample(look: _Look) -> str:
             colors=[_OUTLINE],
             linewidths=1.2,
         )
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpg", pil_kwargs={"quality": 85})
     known = [
@@ -298,6 +319,7 @@ def _sample(look: _Look) -> str:
     ]
     if case.label not in (0, 1):
         known.append(f"label {case.label:.2f}")
+
     caption = html.escape(" · ".join([*filter(None, known), case.image_id]))
     return f"<figure>{_image(buffer, 'image/jpeg', case.image_id)}<figcaption>{caption}</figcaption></figure>"
 

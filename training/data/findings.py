@@ -17,7 +17,8 @@ class Finding:
 
     level: Literal["error", "warning"]
     what: str
-    where: tuple[str, ...]  # names of images, with what was found
+    # Names of images, with what was found
+    where: tuple[str, ...]
 
     def __str__(self) -> str:
         named = ", ".join(self.where[:_NAMED]) + (", ..." if len(self.where) > _NAMED else "")

@@ -1,10 +1,12 @@
-"""Brain MRI, lower-grade glioma (TCGA-LGG; Buda et al., Computers in Biology and Medicine 2019; 110 patients).
+"""Brain MRI, lower-grade glioma (TCGA-LGG; Buda et al., Computers in Biology and Medicine 2019; 110
+patients).
 
     FOLDER/<patient>_<date>/<patient>_<date>_<slice>.tif            RGB: pre-contrast, FLAIR, post-contrast
     FOLDER/<patient>_<date>/<patient>_<date>_<slice>_mask.tif       0 or 255
     FOLDER/data.csv                                                 one row per patient; "Patient", then numbers
 
-All of this may lie in a subfolder `kaggle_3m`. A patient's examinations of several dates stay together.
+All of this may lie in a subfolder `kaggle_3m`. A patient's examinations of several dates stay
+together.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ def read(folder: Path) -> Cases:
         raise ValueError(
             f"{folder}: layout lgg: no <patient>/<slice>.tif found, nor kaggle_3m/<patient>/<slice>.tif"
         )
+
     masked = [path for path in slices if _mask_of(path) in masks]
     alone = [path.stem for path in slices if _mask_of(path) not in masks]
     orphans = [path.stem for path in masks - {_mask_of(path) for path in slices}]
@@ -108,6 +111,7 @@ def read_clinical(folder: Path) -> dict[str, dict[str, float | None]]:
                 raise ValueError(
                     f"{path}: line {reader.line_num}: {error}; one number per column wanted"
                 ) from error
+
     return table
 
 

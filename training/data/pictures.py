@@ -25,15 +25,16 @@ _COLOUR_MODES = (
     "LA",
     "CMYK",
     "YCbCr",
-)  # Pillow's; all others hold grey values
+    # Pillow's; all others hold grey values
+)
 _EQUAL_QUALITY = 85
-_SAMPLED = (
-    64 * 1024
-)  # bytes of each end of a file: all of most JPEGs, while thousands of files take seconds
+# Bytes of each end of a file: all of most JPEGs, while thousands of files take seconds
+_SAMPLED = 64 * 1024
 
 
 def grey(path: Path) -> NDArray[np.float32]:
-    """(rows, columns) of a file: DICOM through its own display attributes, others stretched to 0..1.
+    """(rows, columns) of a file: DICOM through its own display attributes, others stretched to
+    0..1.
 
     Raises:
         ValueError: the file cannot be read; with its path.
@@ -58,12 +59,13 @@ def plain(path: Path) -> NDArray[np.float32]:
             return np.asarray(
                 image.convert("L") if image.mode in _COLOUR_MODES else image, dtype=np.float32
             )
+    # Pillow's ways to say "broken"
     except (
         OSError,
         ValueError,
         SyntaxError,
         Image.DecompressionBombError,
-    ) as error:  # Pillow's ways to say "broken"
+    ) as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 
@@ -77,7 +79,8 @@ def as_shown(mask: NDArray[np.bool_], path: Path) -> NDArray[np.bool_]:
                 path, stop_before_pixels=True, specific_tags=["PatientOrientation"], force=True
             )
             return upright(mask, header.get("PatientOrientation"))
-    except Exception as error:  # the parser meets arbitrary bytes and raises what it likes
+    except Exception as error:
+        # The parser meets arbitrary bytes and raises what it likes
         raise ValueError(f"{path}: cannot be read as DICOM ({error})") from error
 
 
@@ -93,7 +96,8 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def stamp(*paths: Path | None) -> str:
-    """What changes when one of the files is exchanged, not when they are copied. A missing one has a stamp too.
+    """What changes when one of the files is exchanged, not when they are copied. A missing one has
+    a stamp too.
 
     Of a file its name, its length and its first and last 64 KiB count.
     """
@@ -108,6 +112,7 @@ def stamp(*paths: Path | None) -> str:
             )
         except OSError:
             said.append("-")
+
     return " ".join(said)
 
 
@@ -121,7 +126,9 @@ def _sample(path: Path, size: int, _changed: int) -> str:
 
 
 def equalised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(rows, columns) 0..1 after one JPEG compression: a network must not learn a copy's codec for its label."""
+    """(rows, columns) 0..1 after one JPEG compression: a network must not learn a copy's codec for
+    its label.
+    """
     buffer = io.BytesIO()
     Image.fromarray(as_bytes(pixels)).save(buffer, "JPEG", quality=_EQUAL_QUALITY)
     with Image.open(buffer) as image:

@@ -12,7 +12,8 @@ from typing import TypeVar
 from training.data.cases import Case
 
 Result = TypeVar("Result")
-WORTH_PROCESSES = 200  # images: starting a process costs as much as reading some dozens
+# images: starting a process costs as much as reading some dozens
+WORTH_PROCESSES = 200
 _AT_ONCE = 8
 
 
@@ -21,11 +22,15 @@ def each(
     cases: Sequence[Case],
     done: Callable[[int, int], None] | None = None,
 ) -> Iterator[Result]:
-    """`function` of each case, in order; it and the cases must pickle. `done(so far, in all)` is called after each."""
+    """`function` of each case, in order; it and the cases must pickle.
+
+    `done(so far, in all)` is called after each.
+    """
     cores = len(os.sched_getaffinity(0))
     if len(cases) < WORTH_PROCESSES or cores == 1:
         yield from _told(map(function, cases), len(cases), done)
         return
+
     # Not forked: torch's threads and their locks would not survive that.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(cores, len(cases) // _AT_ONCE), context, _die_with_parent) as pool:

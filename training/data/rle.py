@@ -1,4 +1,6 @@
-"""SIIM-ACR run lengths: pairs of (gap since the last run's end, length), column by column; "-1" is no mask."""
+"""SIIM-ACR run lengths: pairs of (gap since the last run's end, length), column by column; "-1" is
+no mask.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 NONE = "-1"
-SIDE = 1024  # of every image of SIIM-ACR
+# Of every image of SIIM-ACR
+SIDE = 1024
 _FAULTS_SAID = 20
 
 
@@ -39,6 +42,7 @@ def union(texts: Iterable[str], rows: int = SIDE, columns: int = SIDE) -> NDArra
             start = end + gap
             end = start + length
             flat[start:end] = True
+
     return flat.reshape(columns, rows).T
 
 
@@ -55,10 +59,11 @@ def encode(mask: NDArray[np.bool_]) -> str:
 def read(
     path: Path, sizes: Mapping[str, tuple[int, int]] | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """ImageId -> the run lengths of each of its rows, checked and still as text: a data set's masks fill no memory.
+    """ImageId -> the run lengths of each of its rows, checked and still as text: a data set's masks
+    fill no memory.
 
-    The published header has a blank: "ImageId, EncodedPixels". A name that ends in .gz is decompressed. `sizes` has
-    the (rows, columns) of images that may not be 1024 by 1024.
+    The published header has a blank: "ImageId, EncodedPixels". A name that ends in .gz is
+    decompressed. `sizes` has the (rows, columns) of images that may not be 1024 by 1024.
 
     Raises:
         ValueError: malformed rows and runs that leave the image, each with its line number.
@@ -72,6 +77,7 @@ def read(
             raise ValueError(
                 f"{path}: line 1: header {header} found, ImageId, EncodedPixels wanted"
             )
+
         for row in reader:
             try:
                 image_id, text = (word.strip() for word in row)
@@ -82,9 +88,11 @@ def read(
                 texts.setdefault(image_id, []).append(text)
             except ValueError as error:
                 faults.append(f"{path}: line {reader.line_num}: {error}")
+
     if faults:
         more = [f"... and {len(faults) - _FAULTS_SAID} more"] if len(faults) > _FAULTS_SAID else []
         raise ValueError("\n".join(faults[:_FAULTS_SAID] + more))
+
     return {image_id: tuple(several) for image_id, several in texts.items()}
 
 
@@ -95,6 +103,7 @@ def _numbers(text: str, pixels: int) -> list[int]:
         numbers = [int(word) for word in text.split()]
     except ValueError as error:
         raise ValueError(f"run lengths: {error}; whole numbers wanted") from error
+
     if not numbers or len(numbers) % 2 or min(numbers) < 0:
         raise ValueError(
             f"run lengths: {len(numbers)} numbers found, pairs of gap and length, none negative, wanted"
@@ -103,6 +112,7 @@ def _numbers(text: str, pixels: int) -> list[int]:
         raise ValueError(
             f"run lengths: the last run ends at pixel {sum(numbers)}, the matrix has {pixels}"
         )
+
     return numbers
 
 

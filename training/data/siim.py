@@ -1,16 +1,18 @@
 """SIIM-ACR 2019 pneumothorax, as published, and this project's folder of a part of it.
 
-As published: `FOLDER/train-rle.csv` and images anywhere under `FOLDER/dicom-images-train`, named by their ImageId:
+As published: `FOLDER/train-rle.csv` and images anywhere under `FOLDER/dicom-images-train`, named by
+their ImageId:
 
     dicom-images-train/<study>/<series>/<ImageId>.dcm
     train-rle.csv             header "ImageId, EncodedPixels" with its blank; one row per mask, several rows of an image
                               are united, "-1" is none; an ImageId may be repeated
 
-Without dicom-images-train, images are looked for under `dicom`, and without that under FOLDER itself. An optional
-`folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and keys of patients along, an optional `patients.csv`
-(ImageId, patient) patients alone. Without them the patient is that of the header, where the published files have
-another one for every image. What patients.csv or a header calls a patient goes into no file of a run. All of this may
-lie in a subfolder `siim`.
+Without dicom-images-train, images are looked for under `dicom`, and without that under FOLDER
+itself. An optional `folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and keys of
+patients along, an optional `patients.csv` (ImageId, patient) patients alone. Without them the
+patient is that of the header, where the published files have another one for every image. What
+patients.csv or a header calls a patient goes into no file of a run. All of this may lie in a
+subfolder `siim`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from training.data import pictures, rle
 from training.data.cases import Case, numbered
 from training.data.findings import Cases, Finding
 
-_AGE = re.compile(r"(\d+)([YMWD]?)")  # PS3.5 6.2: 058Y; the published files leave the unit out
+# PS3.5 6.2: 058Y; the published files leave the unit out
+_AGE = re.compile(r"(\d+)([YMWD]?)")
 _PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
 _KEYWORDS = ["PatientID", "ViewPosition", "PatientSex", "PatientAge", "Rows", "Columns"]
 
@@ -41,7 +44,8 @@ _KEYWORDS = ["PatientID", "ViewPosition", "PatientSex", "PatientAge", "Rows", "C
 class _Header:
     """What is wanted of a file besides its pixels."""
 
-    size: tuple[int, int] = (rle.SIDE, rle.SIDE)  # (rows, columns)
+    # (rows, columns)
+    size: tuple[int, int] = (rle.SIDE, rle.SIDE)
     patient: str = ""
     view: str = ""
     sex: str = ""
@@ -54,7 +58,8 @@ class SiimCase(Case):
     """One image of SIIM-ACR: its file and its rows of train-rle.csv, still as text."""
 
     path: Path
-    size: tuple[int, int]  # (rows, columns) as stored
+    # (rows, columns) as stored
+    size: tuple[int, int]
     runs: tuple[str, ...]
 
     def pixels(self) -> NDArray[np.float32]:
@@ -80,22 +85,27 @@ def read(folder: Path) -> Cases:
         raise ValueError(
             f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them wanted"
         )
+
     images = next(
         (home / name for name in ("dicom-images-train", "dicom") if (home / name).is_dir()), home
     )
     paths: dict[str, Path] = {}
     twice = []
+
     for path in sorted(images.rglob("*.dcm")):
         if paths.setdefault(path.stem, path) is not path:
             twice.append(path.stem)
+
     with quiet():
         headers = {image_id: _header(path) for image_id, path in paths.items()}
     rows = rle.read(
         home / "train-rle.csv", {image_id: header.size for image_id, header in headers.items()}
     )
     folds = _read_folds(home / "folds.csv")
+
     patients = _read_patients(home / "patients.csv")
-    wanted = [  # in the order of folds.csv, if there is one
+    # In the order of folds.csv, if there is one
+    wanted = [
         image_id
         for image_id in dict.fromkeys([*folds, *rows])
         if image_id in rows and image_id in paths
@@ -112,10 +122,12 @@ def read(folder: Path) -> Cases:
         )
         for image_id in wanted
     ]
+
     if not cases:
         raise ValueError(
             f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in train-rle.csv"
         )
+
     labels = {case.image_id: str(int(case.positive)) for case in cases}
     where: dict[tuple[Literal["error", "warning"], str], Iterable[str]] = {
         ("error", "two files of one ImageId"): twice,
@@ -142,6 +154,7 @@ def read(folder: Path) -> Cases:
             name for name, texts in rows.items() if rle.NONE in texts and len(set(texts)) > 1
         ),
     }
+
     return Cases(
         cases,
         [Finding(level, what, tuple(sorted(names))) for (level, what), names in where.items()],
@@ -167,7 +180,10 @@ def _case(
 
 
 def years(age: str) -> float | None:
-    """PatientAge in years, with its unit or without; None where it says none. Nothing is too old: checks say so."""
+    """PatientAge in years, with its unit or without; None where it says none.
+
+    Nothing is too old: checks say so.
+    """
     found = _AGE.fullmatch(age.strip().upper())
     return int(found[1]) / _PER_YEAR[found[2]] if found else None
 
@@ -179,6 +195,7 @@ def _header(path: Path) -> _Header:
         number, view, sex, age = (
             str(dataset.get(keyword) or "").strip() for keyword in _KEYWORDS[:4]
         )
+
         return _Header(
             size=(int(dataset.get("Rows", rle.SIDE)), int(dataset.get("Columns", rle.SIDE))),
             patient=number,
@@ -187,7 +204,8 @@ def _header(path: Path) -> _Header:
             age_years=years(age),
             jpeg_baseline=getattr(dataset.file_meta, "TransferSyntaxUID", None) == JPEGBaseline8Bit,
         )
-    except Exception:  # the parser meets arbitrary bytes and raises what it likes
+    except Exception:
+        # The parser meets arbitrary bytes and raises what it likes
         return _Header()
 
 

@@ -1,4 +1,5 @@
-"""Pictures with silver labels: probabilities that somebody's ensemble gave, used as soft targets. No reading.
+"""Pictures with silver labels: probabilities that somebody's ensemble gave, used as soft targets.
+No reading.
 
     FOLDER/jpeg512/<ImageId>.jpg
     FOLDER/silver-labels.csv          ImageId,probability
@@ -54,6 +55,7 @@ def read(folder: Path) -> Cases:
         raise ValueError(
             f"{folder}: layout silver: no silver-labels.csv found, nor stage2/silver-labels.csv; one of them wanted"
         )
+
     path = home / "silver-labels.csv"
     cases = []
     with path.open(newline="", encoding="utf-8") as file:
@@ -69,5 +71,6 @@ def read(folder: Path) -> Cases:
             cases.append(
                 SilverCase(image_id=image_id, patient=image_id, label=probability, path=picture)
             )
+
     missing = tuple(case.image_id for case in cases if not case.path.is_file())
     return Cases(cases, [Finding("error", "missing file", missing)])

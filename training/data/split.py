@@ -1,4 +1,6 @@
-"""Who trains, who chooses and who reports: patient-grouped, stratified folds, and split.csv that says it."""
+"""Who trains, who chooses and who reports: patient-grouped, stratified folds, and split.csv that
+says it.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,16 @@ _AND = "+"
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The three parts, and the fold of every image. Training and validation may share images, reporting none."""
+    """The three parts, and the fold of every image.
+
+    Training and validation may share images, reporting none.
+    """
 
     train: list[Case]
     validate: list[Case]
     report: list[Case]
-    folds: Mapping[str, int]  # image_id -> fold
+    # image_id -> fold
+    folds: Mapping[str, int]
 
 
 def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
@@ -34,8 +40,8 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
     An explicit `wanted.train` trains exactly its folds, which may be those that validate too.
 
     Raises:
-        ValueError: a fold that is not there, an image without a published fold, a patient on both sides, a part that
-            stays empty, or a fold that both reports and trains or validates.
+        ValueError: a fold that is not there, an image without a published fold, a patient on both
+            sides, a part that stays empty, or a fold that both reports and trains or validates.
     """
     folds = (
         _published(cases)
@@ -43,6 +49,7 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
         else grouped(cases, wanted.folds, wanted.seed)
     )
     count = max(folds) + 1 if wanted.folds == "published" else wanted.folds
+
     validate, report = set(wanted.validate_), set(wanted.report)
     train = set(range(count)) - validate - report if wanted.train is None else set(wanted.train)
     named = train | validate | report
@@ -54,6 +61,7 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
         raise ValueError(
             f"split: folds {sorted(report & (train | validate))} report, and train or validate as well"
         )
+
     sides = [
         [case for case, fold in zip(cases, folds, strict=True) if fold in some]
         for some in (train, validate, report)
@@ -63,6 +71,7 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
             raise ValueError(
                 f"split: no image for {name}, folds {sorted(chosen)}; other folds, or more images, wanted"
             )
+
     return Parts(
         sides[0],
         sides[1],
@@ -72,10 +81,12 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
 
 
 def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
-    """A fold, 0 to count - 1, for each image: a patient's are one's, and each class is shared out evenly.
+    """A fold, 0 to count - 1, for each image: a patient's are one's, and each class is shared out
+    evenly.
 
-    The patients with most images come first, equals in random order; each goes where its classes are rarest. Where
-    each patient has one image, the folds differ by at most one image of each class.
+    The patients with most images come first, equals in random order; each goes where its classes
+    are rarest. Where each patient has one image, the folds differ by at most one image of each
+    class.
 
     Raises:
         ValueError: fewer patients than folds.
@@ -83,16 +94,18 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
     classes: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
     for case in cases:
         classes[case.patient][int(case.positive)] += 1
+
     if len(classes) < count:
         raise ValueError(
             f"split: {len(classes)} patients found, at least {count} wanted for {count} folds"
         )
+
     patients = sorted(classes)
     np.random.default_rng(seed).shuffle(patients)
     patients.sort(key=lambda patient: -classes[patient].sum())
-    weight = 1 / np.maximum(
-        sum(classes.values()), 1
-    )  # a class's images weigh inverse to their number
+
+    # A class's images weigh inverse to their number
+    weight = 1 / np.maximum(sum(classes.values()), 1)
     filled = np.zeros((count, 2))
     fold_of = {}
     for patient in patients:
@@ -100,17 +113,22 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
         growth = ((2 * filled + classes[patient]) * classes[patient] * weight).sum(1)
         fold_of[patient] = int(np.lexsort((filled.sum(1), np.round(growth, 12)))[0])
         filled[fold_of[patient]] += classes[patient]
+
     return [fold_of[case.patient] for case in cases]
 
 
 def write(parts: Parts, path: Path) -> None:
-    """One row per image: image_id, patient, fold, part, label. Who trains and validates has the part train+validate."""
+    """One row per image: image_id, patient, fold, part, label.
+
+    Who trains and validates has the part train+validate.
+    """
     sides = (parts.train, parts.validate, parts.report)
     cases = {case.image_id: case for side in sides for case in side}
     part_of: dict[str, list[str]] = defaultdict(list)
     for name, side in zip(_PARTS, sides, strict=True):
         for case in side:
             part_of[case.image_id].append(name)
+
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(_COLUMNS)
@@ -146,6 +164,7 @@ def read(path: Path, cases: Sequence[Case]) -> Parts:
                 raise ValueError(
                     f"{path}: line {reader.line_num}: {error!r}; {','.join(_COLUMNS)} of images of this data set wanted"
                 ) from error
+
     return Parts(sides["train"], sides["validate"], sides["report"], folds)
 
 
@@ -156,7 +175,9 @@ def _published(cases: Sequence[Case]) -> list[int]:
         raise ValueError(
             f"split: folds: published, but {len(cases) - len(folds)} images have none ({without}, ...)"
         )
-    of_patient: dict[str, dict[int | None, str]] = defaultdict(dict)  # an image of each fold
+
+    # An image of each fold
+    of_patient: dict[str, dict[int | None, str]] = defaultdict(dict)
     for case in cases:
         of_patient[case.patient].setdefault(case.fold, case.image_id)
     torn = [" and ".join(several.values()) for several in of_patient.values() if len(several) > 1]
@@ -164,4 +185,5 @@ def _published(cases: Sequence[Case]) -> list[int]:
         raise ValueError(
             f"split: {len(torn)} patients lie in several of the published folds (images {'; '.join(torn[:5])}, ...)"
         )
+
     return folds

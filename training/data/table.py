@@ -2,10 +2,10 @@
 
     FOLDER/labels.csv                 image,label[,mask,patient,view,sex,age,fold]
 
-`image` and `mask` are paths inside FOLDER; images are DICOM, PNG, JPEG or TIFF, masks PNG of the image's stored size,
-0 for nothing. `label` is 0 to 1. `patient` keeps images together in a split (left out: each its own) and goes into no
-file of a run; `view` is PA or AP, `sex` M or F, `age` in years, `fold` a whole number from 0. Further columns are not
-read.
+`image` and `mask` are paths inside FOLDER; images are DICOM, PNG, JPEG or TIFF, masks PNG of the
+image's stored size, 0 for nothing. `label` is 0 to 1. `patient` keeps images together in a split
+(left out: each its own) and goes into no file of a run; `view` is PA or AP, `sex` M or F, `age` in
+years, `fold` a whole number from 0. Further columns are not read.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def read(folder: Path) -> Cases:
         raise ValueError(
             f"{folder}: layout table: no {TABLE} found; header image,label[,mask,patient,...] wanted"
         )
+
     cases: list[TableCase] = []
     faults = []
     with path.open(newline="", encoding="utf-8-sig") as file:
@@ -69,6 +70,7 @@ def read(folder: Path) -> Cases:
             raise ValueError(
                 f"{path}: line 1: header {reader.fieldnames} found, at least image,label wanted"
             )
+
         for row in reader:
             try:
                 cases.append(
@@ -78,11 +80,13 @@ def read(folder: Path) -> Cases:
                 )
             except ValueError as error:
                 faults.append(f"{path}: line {reader.line_num}: {error}")
+
     if faults or not cases:
         raise ValueError("\n".join(faults[:_FAULTS_SAID]) or f"{path}: no row found")
     files = [path for case in cases for path in (case.path, case.mask_path) if path is not None]
     missing = tuple(path.relative_to(folder).as_posix() for path in files if not path.is_file())
     named = numbered(case.patient for case in cases if case.patient)
+
     return Cases(
         (replace(case, patient=named.get(case.patient, case.image_id)) for case in cases),
         [Finding("error", "missing file", missing)],
@@ -95,6 +99,7 @@ def _case(folder: Path, row: Mapping[str, str]) -> TableCase:
     age = _number(row, "age") if row.get("age") else None
     if row.get("fold") and not row["fold"].isdigit():
         raise ValueError(f"fold {row['fold']!r} found, a whole number wanted")
+
     return TableCase(
         image_id=image_id,
         patient=row.get("patient", ""),

@@ -1,6 +1,8 @@
-"""Random changes of a batch, at once on images and masks; none of them moves a collapsed lung to another picture.
+"""Random changes of a batch, at once on images and masks; none of them moves a collapsed lung to
+another picture.
 
-Every movement is composed into one grid of source positions, and image and mask are sampled once, together.
+Every movement is composed into one grid of source positions, and image and mask are sampled once,
+together.
 """
 
 from __future__ import annotations
@@ -17,46 +19,59 @@ Chance = Annotated[float, Field(ge=0, le=1)]
 Extent = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-_ELASTIC_WIDTH = (
-    0.024  # of the side: how far a displacement reaches; 6 px of 256 (Simard et al., ICDAR 2003)
-)
+# Of the side: how far a displacement reaches; 6 px of 256 (Simard et al., ICDAR 2003)
+_ELASTIC_WIDTH = 0.024
 _GRID_CELLS = 5
-_TILES = 8  # of CLAHE, along each axis
+# Of CLAHE, along each axis
+_TILES = 8
 _GREYS = 256
-_CLIP = (1.0, 4.0)  # of CLAHE; near 0 nothing changes
+# Of CLAHE; near 0 nothing changes
+_CLIP = (1.0, 4.0)
 
 
 class Augmentation(BaseModel):
-    """How far an image may be changed; 0 turns a change off. Shares of the side look alike at every side."""
+    """How far an image may be changed; 0 turns a change off.
+
+    Shares of the side look alike at every side.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chance: Chance = 1.0  # of each image for each change without a chance of its own, drawn apart
-    flip: Chance = 0.0  # chance of left for right
+    # Of each image for each change without a chance of its own, drawn apart
+    chance: Chance = 1.0
+    # Chance of left for right
+    flip: Chance = 0.0
     rotate_degrees: Extent = 0.0
-    scale: Share = 0.0  # up to this share larger or smaller
-    shift: Extent = 0.0  # of the side
-    crop: Share = (
-        0.0  # up to this share of the side is cut off, anywhere, and the rest shown at full size
-    )
-    elastic: Extent = 0.0  # standard deviation of a smooth random displacement, of the side
-    grid: Share = 0.0  # columns and rows of a 5 x 5 grid, up to this share wider or narrower
-    optical: Annotated[float, Field(ge=0, le=0.33)] = (
-        0.0  # k of the lens r (1 + k r^2), r 1 in a corner; 1/3 folds
-    )
-    gamma: Extent = 0.0  # exponent between exp(-gamma) and exp(gamma)
+    # Up to this share larger or smaller
+    scale: Share = 0.0
+    # Of the side
+    shift: Extent = 0.0
+    # Up to this share of the side is cut off, anywhere, and the rest shown at full size
+    crop: Share = 0.0
+    # Standard deviation of a smooth random displacement, of the side
+    elastic: Extent = 0.0
+    # Columns and rows of a 5 x 5 grid, up to this share wider or narrower
+    grid: Share = 0.0
+    # K of the lens r (1 + k r^2), r 1 in a corner; 1/3 folds
+    optical: Annotated[float, Field(ge=0, le=0.33)] = 0.0
+    # Exponent between exp(-gamma) and exp(gamma)
+    gamma: Extent = 0.0
     contrast: Share = 0.0
     brightness: Extent = 0.0
-    noise: Extent = 0.0  # standard deviation, in a third of the images
-    blur: Chance = 0.0  # chance of halving and restoring the resolution
-    gaussian: Annotated[float, Field(ge=0, le=0.1)] = (
-        0.0  # largest standard deviation of a gaussian blur, of the side
-    )
-    clahe: Chance = 0.0  # chance of contrast-limited adaptive histogram equalisation
+    # Standard deviation, in a third of the images
+    noise: Extent = 0.0
+    # Chance of halving and restoring the resolution
+    blur: Chance = 0.0
+    # Largest standard deviation of a gaussian blur, of the side
+    gaussian: Annotated[float, Field(ge=0, le=0.1)] = 0.0
+    # Chance of contrast-limited adaptive histogram equalisation
+    clahe: Chance = 0.0
 
 
 class _Draws:
-    """Random numbers, one or more for each of n images: drawn on the CPU, so that every device sees the same."""
+    """Random numbers, one or more for each of n images: drawn on the CPU, so that every device sees
+    the same.
+    """
 
     def __init__(self, images: Tensor, chance: float, generator: torch.Generator) -> None:
         self._n, self._device = len(images), images.device
@@ -93,22 +108,27 @@ class _Draws:
 def augment(
     images: Tensor, masks: Tensor | None, how: Augmentation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """Change (n, 1, side, side) float32 images in 0..1, and (n, planes, side, side) masks alike; the arguments stay.
+    """Change (n, 1, side, side) float32 images in 0..1, and (n, planes, side, side) masks alike;
+    the arguments stay.
 
-    `generator` is one of the CPU, wherever the images are; from the same state it gives the same images again. What
-    lay outside the image is black, and no mask.
+    `generator` is one of the CPU, wherever the images are; from the same state it gives the same
+    images again. What lay outside the image is black, and no mask.
     """
     draws = _Draws(images, how.chance, generator)
     moved = images if masks is None else torch.cat([images, masks], dim=1)
     grid = _grid(images.shape[-1], how, draws)
     if grid is not None:
         moved = functional.grid_sample(moved, grid, align_corners=False)
+
     images, masks = moved[:, :1], None if masks is None else moved[:, 1:].contiguous()
     return _grey(images, how, draws), masks
 
 
 def _grid(side: int, how: Augmentation, draws: _Draws) -> Tensor | None:
-    """Where each pixel comes from: (n, side, side, 2), x and y, -1 to 1 across the image. None: from where it is."""
+    """Where each pixel comes from: (n, side, side, 2), x and y, -1 to 1 across the image.
+
+    None: from where it is.
+    """
     if not any(
         (
             how.flip,
@@ -122,26 +142,35 @@ def _grid(side: int, how: Augmentation, draws: _Draws) -> Tensor | None:
         )
     ):
         return None
+
     mirrored = draws.chosen(how.flip)
     middle = _middles(side, mirrored.device)
-    x, y = middle[None, None, :], middle[None, :, None]  # (n or 1, 1, side), (n or 1, side, 1)
+
+    # (n or 1, 1, side), (n or 1, side, 1)
+    x, y = middle[None, None, :], middle[None, :, None]
     if how.grid:
         columns, rows = _uneven(draws.within(how.grid, 2, _GRID_CELLS), middle).unbind(1)
         x, y = columns[:, None, :], rows[:, :, None]
+
     if how.elastic:
-        along = _smooth(middle)  # (side, knots)
+        # (side, knots)
+        along = _smooth(middle)
         knots = draws.normal(2 * how.elastic, 2, along.shape[1], along.shape[1])
-        displaced = along @ knots @ along.T  # (n, 2, side, side)
+        # (n, 2, side, side)
+        displaced = along @ knots @ along.T
         x, y = x + displaced[:, 0], y + displaced[:, 1]
+
     if how.optical:
         farther = 1 + draws.within(how.optical, 1, 1) * (x**2 + y**2) / 2
         x, y = x * farther, y * farther
+
     angle = draws.within(math.radians(how.rotate_degrees), 1, 1)
     cut = draws.within(how.crop, 1, 1).abs()
     zoom = (1 + draws.within(how.scale, 1, 1)) * (1 - cut)
     mirror = torch.ones_like(zoom).index_fill_(0, mirrored, -1.0)
     to = draws.within(2 * how.shift, 2, 1, 1) + cut[:, None] * draws.place(2, 1, 1)
     cosine, sine = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+
     return torch.stack(
         [cosine * mirror * x - sine * y + to[:, 0], sine * mirror * x + cosine * y + to[:, 1]],
         dim=-1,
@@ -154,23 +183,26 @@ def _middles(side: int, device: torch.device) -> Tensor:
 
 
 def _uneven(stretch: Tensor, middle: Tensor) -> Tensor:
-    """(..., side): the line -1 to 1, its cells by (..., cells) shares wider or narrower, as long as before."""
+    """(..., side): the line -1 to 1, its cells by (..., cells) shares wider or narrower, as long as
+    before.
+    """
     cells = stretch.shape[-1]
     bounds = functional.pad((1 + stretch).cumsum(-1), (1, 0))
     bounds = bounds / bounds[..., -1:] * 2 - 1
-    at = (middle + 1) * (cells / 2)  # in cells
-    hats = (1 - (at[:, None] - torch.arange(cells + 1, device=at.device)).abs()).clamp_min(
-        0
-    )  # linear between bounds
+    # In cells
+    at = (middle + 1) * (cells / 2)
+    # Linear between bounds
+    hats = (1 - (at[:, None] - torch.arange(cells + 1, device=at.device)).abs()).clamp_min(0)
     return bounds @ hats.T
 
 
 def _smooth(middle: Tensor) -> Tensor:
-    """(side, knots): what turns independent numbers at knots into a line of variance 1, smooth as under a gaussian."""
+    """(side, knots): what turns independent numbers at knots into a line of variance 1, smooth as
+    under a gaussian.
+    """
     width = 2 * _ELASTIC_WIDTH
-    knots = torch.arange(
-        -1 - 3 * width, 1 + 3 * width, width, device=middle.device
-    )  # further out nothing reaches in
+    # Further out nothing reaches in
+    knots = torch.arange(-1 - 3 * width, 1 + 3 * width, width, device=middle.device)
     weights = torch.exp(-0.5 * ((middle[:, None] - knots) / width) ** 2)
     return functional.normalize(weights, dim=1)
 
@@ -182,17 +214,20 @@ def _grey(images: Tensor, how: Augmentation, draws: _Draws) -> Tensor:
         clip = low + (draws.place().add(1) / 2 * (high - low))[some]
         if len(some):
             images = images.index_copy(0, some, equalise(images[some], clip))
+
     if how.gamma:
         images = images.clamp(0, 1) ** torch.exp(draws.within(how.gamma, 1, 1, 1))
     if how.contrast or how.brightness:
         images = images * (1 + draws.within(how.contrast, 1, 1, 1)) + draws.within(
             how.brightness, 1, 1, 1
         )
+
     if how.noise:
         some = draws.chosen(how.chance / 3)
         shape = (len(some), *images.shape[1:])
         grain = torch.randn(shape, generator=draws.on_device(), device=images.device)
         images = images.index_add(0, some, grain, alpha=how.noise)
+
     if how.blur:
         some = draws.chosen(how.blur)
         if len(some):
@@ -201,6 +236,7 @@ def _grey(images: Tensor, how: Augmentation, draws: _Draws) -> Tensor:
                 half, size=images.shape[2:], mode="bilinear", align_corners=False
             )
             images = images.index_copy(0, some, whole)
+
     if how.gaussian:
         images = _gaussian(images, draws.within(how.gaussian).abs() * images.shape[-1])
     return images.clamp(0, 1)
@@ -213,9 +249,8 @@ def _gaussian(images: Tensor, deviation_px: Tensor) -> Tensor:
     from_middle = torch.arange(-reach, reach + 1, device=images.device)
     kernels = torch.exp(-0.5 * (from_middle / deviation_px[:, None].clamp_min(1e-3)) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).view(n, 1, 1, -1)
-    planes = functional.pad(
-        images.transpose(0, 1), (reach,) * 4, mode="reflect"
-    )  # images as channels, each its kernel
+    # Images as channels, each its kernel
+    planes = functional.pad(images.transpose(0, 1), (reach,) * 4, mode="reflect")
     planes = functional.conv2d(
         functional.conv2d(planes, kernels, groups=n), kernels.transpose(2, 3), groups=n
     )
@@ -223,16 +258,19 @@ def _gaussian(images: Tensor, deviation_px: Tensor) -> Tensor:
 
 
 def equalise(images: Tensor, clip: Tensor) -> Tensor:
-    """Contrast-limited adaptive histogram equalisation (CLAHE) of (n, 1, side, side) images in 0..1.
+    """Contrast-limited adaptive histogram equalisation (CLAHE) of (n, 1, side, side) images in
+    0..1.
 
-    Zuiderveld, Graphics Gems IV, 1994: 8 x 8 tiles, 256 greys; a tile's histogram is cut at `clip`, (n,), times its
-    mean height, what was cut off is spread evenly, and its running sum is the tile's new greys; a pixel takes those of
-    the four nearest tiles, by nearness.
+    Zuiderveld, Graphics Gems IV, 1994: 8 x 8 tiles, 256 greys; a tile's histogram is cut at `clip`,
+    (n,), times its mean height, what was cut off is spread evenly, and its running sum is the
+    tile's new greys; a pixel takes those of the four nearest tiles, by nearness.
     """
     n, side = len(images), images.shape[-1]
     line = torch.arange(side, device=images.device)
     tile = line * _TILES // side
-    grey = (images[:, 0].clamp(0, 1) * (_GREYS - 1)).round().long()  # (n, side, side)
+
+    # (n, side, side)
+    grey = (images[:, 0].clamp(0, 1) * (_GREYS - 1)).round().long()
     image = torch.arange(n, device=images.device)[:, None, None] * _TILES**2
 
     def place(row: Tensor, column: Tensor) -> Tensor:
@@ -244,9 +282,12 @@ def equalise(images: Tensor, clip: Tensor) -> Tensor:
     cut = torch.minimum(counts, clip.view(-1, 1, 1) * pixels / _GREYS)
     spread = (pixels - cut.sum(2, keepdim=True)) / _GREYS
     new = ((cut + spread).cumsum(2) / pixels).flatten()
-    at = ((line + 0.5) * (_TILES / side) - 0.5).clamp(0, _TILES - 1)  # in middles of tiles
+
+    # In middles of tiles
+    at = ((line + 0.5) * (_TILES / side) - 0.5).clamp(0, _TILES - 1)
     before = at.long()
     after, share = (before + 1).clamp_max(_TILES - 1), at - before
     rows = ((before, 1 - share), (after, share))
     parts = [new[place(y, x)] * (p[:, None] * q) for y, p in rows for x, q in rows]
+
     return torch.stack(parts).sum(0)[:, None]

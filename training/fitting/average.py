@@ -12,7 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move `average` towards `network`: decay x average + (1 - decay) x network; counters are copied."""
+    """Move `average` towards `network`: decay x average + (1 - decay) x network; counters are
+    copied.
+    """
     ours, theirs = list(average.state_dict().values()), list(network.state_dict().values())
     moving = [tensor.is_floating_point() for tensor in ours]
     torch._foreach_lerp_(
@@ -26,9 +28,11 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
-    """A network `share` of the way from the weights before a fine-tuning to those after (0 before, 1 after).
+    """A network `share` of the way from the weights before a fine-tuning to those after (0 before,
+    1 after).
 
-    Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022. Both stay as they are.
+    Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022. Both stay as
+    they are.
     """
     mean = copy.deepcopy(before)
     follow(mean, after, 1 - share)
@@ -37,10 +41,11 @@ def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
 
 @torch.no_grad()
 def redo_statistics(network: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Compute the batch-norm statistics anew: those of averaged weights are no average of statistics.
+    """Compute the batch-norm statistics anew: those of averaged weights are no average of
+    statistics.
 
-    Izmailov et al., "Averaging weights leads to wider optima", UAI 2018, section 3.2. A layer that is at rest (eval
-    mode: a frozen encoder) keeps its own.
+    Izmailov et al., "Averaging weights leads to wider optima", UAI 2018, section 3.2. A layer that
+    is at rest (eval mode: a frozen encoder) keeps its own.
     """
     layers = [
         layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training
@@ -48,9 +53,12 @@ def redo_statistics(network: nn.Module, inputs: Iterable[Tensor]) -> None:
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # the plain mean of all batches
+        # The plain mean of all batches
+        layer.momentum = None
+
     if layers:
         for batch in inputs:
             network(batch)
+
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

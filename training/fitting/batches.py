@@ -1,6 +1,8 @@
-"""Images in memory or on disk -> shuffled, augmented, normalised batches on the device, one prepared ahead.
+"""Images in memory or on disk -> shuffled, augmented, normalised batches on the device, one
+prepared ahead.
 
-Order and augmentation follow from (seed, epoch, batch, process) alone: a resumed run sees what it would have seen.
+Order and augmentation follow from (seed, epoch, batch, process) alone: a resumed run sees what it
+would have seen.
 """
 
 from __future__ import annotations
@@ -21,20 +23,24 @@ from training.fitting.augment import augment
 from training.recipe import Stage
 
 Batch = tuple[Tensor, Tensor]
-_AHEAD = 2  # batches under way while the device computes
+# Batches under way while the device computes
+_AHEAD = 2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Samples:
     """Images and what they teach, in arrays or memory maps, which stay where they are."""
 
-    images: NDArray[np.uint8]  # (n, side, side), 0 black to 255 white, letterboxed
-    targets: NDArray[Any]  # (n,) float32 labels, or (n, side, side) uint8 masks, 255 inside
-    times: int = 1  # each is seen in an epoch
-    ids: Sequence[str] = ()  # named in messages
-    inside: NDArray[np.integer[Any]] | None = (
-        None  # (n, 4) top, left, height, width in the letterbox; None: all of it
-    )
+    # (n, side, side), 0 black to 255 white, letterboxed
+    images: NDArray[np.uint8]
+    # (n,) float32 labels, or (n, side, side) uint8 masks, 255 inside
+    targets: NDArray[Any]
+    # Each is seen in an epoch
+    times: int = 1
+    # Named in messages
+    ids: Sequence[str] = ()
+    # (n, 4) top, left, height, width in the letterbox; None: all of it
+    inside: NDArray[np.integer[Any]] | None = None
 
     def __post_init__(self) -> None:
         n, *square = self.images.shape
@@ -51,12 +57,17 @@ class Samples:
 
 
 class Batches:
-    """One epoch after another of a stage's images. `stage.batch` images a batch, shared out among the processes."""
+    """One epoch after another of a stage's images.
+
+    `stage.batch` images a batch, shared out among the processes.
+    """
 
     def __init__(
         self, parts: Sequence[Samples], stage: Stage, seed: int, device: torch.device
     ) -> None:
-        """Raises ValueError: less than one batch, parts that do not fit together, or a batch that cannot be shared."""
+        """Raises ValueError: less than one batch, parts that do not fit together, or a batch that
+        cannot be shared.
+        """
         if len({(part.images.shape[1], part.targets.ndim) for part in parts}) != 1:
             raise ValueError("parts: one side, and labels everywhere or masks everywhere, wanted")
         self.stage, self.seed, self.device = stage, seed, device
@@ -65,6 +76,7 @@ class Batches:
         self._boxed = stage.normalisation != "unit" and any(
             part.inside is not None for part in parts
         )
+
         if not len(self):
             raise ValueError(
                 f"{self._starts[-1]} images found, a batch of {stage.batch} wanted; lower batch"
@@ -87,7 +99,8 @@ class Batches:
         return positives / int(self._starts[-1])
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """(b, 1, side, side) float32 normalised inputs, and (b, 1) labels or (b, 1, side, side) masks, float32, 0..1.
+        """(b, 1, side, side) float32 normalised inputs, and (b, 1) labels or (b, 1, side, side)
+        masks, float32, 0..1.
 
         b is this process' share of the batch.
         """
@@ -126,6 +139,7 @@ class Batches:
             :, None
         ].float()
         labels, masks = (targets, None) if targets.dim() == 2 else (None, targets / 255)
+
         box = None
         if self._boxed:
             rows = [
@@ -133,16 +147,19 @@ class Batches:
                 for part, row in chosen
             ]
             box = _boxes(rows, images.shape[-1]).to(self.device)
+
         generator = torch.Generator().manual_seed(mixed(self.seed, number, index, ranks.rank()))
         moving = [plane for plane in (masks, box) if plane is not None]
         images, moved = augment(
             images, torch.cat(moving, 1) if moving else None, self.stage.augmentation, generator
         )
+
         if moved is not None:
             masks, box = (
                 moved[:, :1] if masks is not None else None,
                 moved[:, -1:] if box is not None else None,
             )
+
         target = labels if masks is None else masks
         assert target is not None
         return normalise(images, self.stage.normalisation, box), target
@@ -165,7 +182,9 @@ def mixed(*numbers: int) -> int:
 def inputs(
     images: NDArray[np.uint8], scheme: str, inside: NDArray[np.integer[Any]] | None = None
 ) -> Tensor:
-    """(n, 1, side, side) float32 network inputs of letterboxed (n, side, side) images, as the node makes them."""
+    """(n, 1, side, side) float32 network inputs of letterboxed (n, side, side) images, as the node
+    makes them.
+    """
     box = None if inside is None else _boxes(list(inside), images.shape[-1])
     return normalise(torch.from_numpy(np.array(images))[:, None].float() / 255, scheme, box)
 
@@ -173,7 +192,8 @@ def inputs(
 def normalise(images: Tensor, scheme: str, inside: Tensor | None = None) -> Tensor:
     """`inference.preprocess.normalise` of a batch: (n, 1, side, side) float32, 0 black to 1 white.
 
-    `inside`, of the same shape, is above 0.5 where the image is and not its letterbox; None: everywhere.
+    `inside`, of the same shape, is above 0.5 where the image is and not its letterbox; None:
+    everywhere.
     """
     if scheme == "image-standard":
         within = torch.ones_like(images) if inside is None else (inside > 0.5).to(images.dtype)
@@ -184,6 +204,7 @@ def normalise(images: Tensor, scheme: str, inside: Tensor | None = None) -> Tens
         images = centred / (deviation + 1e-3)
     elif scheme != "unit":
         raise ValueError(f"normalisation: {scheme!r} found, allowed: unit, image-standard")
+
     return images.contiguous(memory_format=torch.channels_last)
 
 

@@ -1,4 +1,6 @@
-"""What is seen of a network while it learns: a progress bar, a line for each epoch, a CSV, TensorBoard's scalars."""
+"""What is seen of a network while it learns: a progress bar, a line for each epoch, a CSV,
+TensorBoard's scalars.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from tensorboardX import SummaryWriter
 from training.fitting.run import Run, write
 
 Row = dict[str, float]
-_OF_THE_LOOP = ("epoch", "loss", "learning_rate", "images_per_s")  # the others are figures
+# The others are figures
+_OF_THE_LOOP = ("epoch", "loss", "learning_rate", "images_per_s")
 
 
 class Curve:
@@ -29,6 +32,7 @@ class Curve:
         self._progress = Progress(
             *columns, console=run.console, disable=not run.console.is_terminal
         )
+
         self._task = self._progress.add_task(
             name, total=images, epoch=len(rows) + 1, now="", figures=""
         )
@@ -54,7 +58,9 @@ class Curve:
             self._writer.close()
 
     def show(self, images: int, loss: float, images_per_s: float) -> None:
-        """Within an epoch: so many images were seen since the first epoch, the last of them at this loss and speed."""
+        """Within an epoch: so many images were seen since the first epoch, the last of them at this
+        loss and speed.
+        """
         now = f"loss {loss:.4g}  {images_per_s:.0f} images/s"
         self._progress.update(self._task, completed=images, epoch=len(self.rows) + 1, now=now)
 

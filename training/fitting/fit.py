@@ -1,7 +1,8 @@
 """One network -> trained weights.
 
-A run that was killed and is started again ends with the same weights, bit for bit on the same CPU: every epoch begins
-from a seed of its own, the rate follows from the step, and the rest is in the checkpoint after each epoch.
+A run that was killed and is started again ends with the same weights, bit for bit on the same CPU:
+every epoch begins from a seed of its own, the rate follows from the step, and the rest is in the
+checkpoint after each epoch.
 """
 
 from __future__ import annotations
@@ -27,23 +28,29 @@ from training.fitting.schedule import Moment
 from training.recipe import Optimiser
 
 Watch = Callable[[nn.Module], dict[str, float]]
-_LOOK_S = 1.0  # between looks at the losses: each look waits for the device
+# Between looks at the losses: each look waits for the device
+_LOOK_S = 1.0
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 class TrainingError(Exception):
-    """The network cannot be trained like this; the message says where it stopped and what to change."""
+    """The network cannot be trained like this; the message says where it stopped and what to
+    change.
+    """
 
 
 def fit(network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str) -> nn.Module:
-    """Train `network` as `batches.stage` says and return it, in eval mode, with the weights that are to be kept.
+    """Train `network` as `batches.stage` says and return it, in eval mode, with the weights that
+    are to be kept.
 
-    `watch` gives figures of the validation images, higher ones better, after each epoch; it gets the network (or its
-    running average) in eval mode on the device. A network that `run` holds finished is not trained again. The random
-    state of torch is left as it was found, so that what follows does not depend on which of both it was.
+    `watch` gives figures of the validation images, higher ones better, after each epoch; it gets
+    the network (or its running average) in eval mode on the device. A network that `run` holds
+    finished is not trained again. The random state of torch is left as it was found, so that what
+    follows does not depend on which of both it was.
 
     Raises:
-        TrainingError: a loss that is no number, out of memory, or `best_by` is not among the figures.
+        TrainingError: a loss that is no number, out of memory, or `best_by` is not among the
+            figures.
         ValueError: the recipe asks for what the network or the data cannot give.
     """
     device = batches.device
@@ -54,6 +61,7 @@ def fit(network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str)
     else:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), _deterministic():
             _Fit(network, batches, watch, run, name).finish()
+
     return network.eval()
 
 
@@ -70,28 +78,36 @@ class _Fit:
             run,
             name,
         )
+
         self._stage = stage = batches.stage
-        self._per_epoch = math.ceil(len(batches) / stage.accumulate)  # steps
+        # steps
+        self._per_epoch = math.ceil(len(batches) / stage.accumulate)
         self._loss_of = losses.compose(stage.loss, batches.positive_share)
         self._optimiser = _optimiser(network, stage.optimiser)
         self._half = _half(batches.device) if stage.precision == "bf16" else None
         self._scaler = torch.amp.GradScaler(
             batches.device.type, enabled=self._half == torch.float16
         )
+
         self._trained = network
         if ranks.count() > 1:
             # What is frozen, and parts that a network leaves out while training, get no gradient.
             self._trained = DistributedDataParallel(
                 network, broadcast_buffers=False, find_unused_parameters=True
             )
+
         averages = bool(stage.average.ema or stage.average.swa_last_epochs)
         self._average = copy.deepcopy(network) if averages else None
         self._step = 0
-        self._best: dict[str, Tensor] = {}  # where best_by was highest
+
+        # Where best_by was highest
+        self._best: dict[str, Tensor] = {}
         self._curve = Curve(run, name, self._resumed(), stage.epochs * len(batches) * stage.batch)
 
     def finish(self) -> None:
-        """Train the epochs that are missing; leave the weights to keep in the network and in the run."""
+        """Train the epochs that are missing; leave the weights to keep in the network and in the
+        run.
+        """
         stage = self._stage
         with self._curve as curve:
             while len(curve.rows) < stage.epochs and not self._stands_still():
@@ -99,12 +115,15 @@ class _Fit:
                 self._save()
             kept = self._average
             if stage.average.swa_last_epochs and len(curve.rows) < stage.epochs:
-                kept = None  # stopped early: there is no mean of the last epochs
+                # Stopped early: there is no mean of the last epochs
+                kept = None
             if kept is not None:
                 self._redo_statistics(kept)
+
         self._network.load_state_dict(self._best or (kept or self._network).state_dict())
         if stage.freeze:
             self._network.requires_grad_(True)
+
         if self._run.first:
             tensors = {
                 key: tensor.contiguous() for key, tensor in self._network.state_dict().items()
@@ -118,6 +137,7 @@ class _Fit:
         schedule.train(self._network, stage.freeze, number)
         with _explained(self._name):
             loss = self._steps(number)
+
         speed = len(self._batches) * stage.batch / (time.monotonic() - started)
         ranks.average(self._network.buffers())
         watched = self._network
@@ -129,6 +149,7 @@ class _Fit:
             and (before := number - (stage.epochs - stage.average.swa_last_epochs)) >= 0
         ):
             follow(self._average, self._network, before / (before + 1))
+
         row = {
             "epoch": number + 1,
             "loss": loss,
@@ -139,7 +160,8 @@ class _Fit:
     def _steps(self, number: int) -> float:
         """Train for one epoch; returns its mean loss."""
         stage, batches = self._stage, self._batches
-        waiting: list[Tensor] = []  # losses nobody has looked at
+        # Losses nobody has looked at
+        waiting: list[Tensor] = []
         total, looked = 0.0, time.monotonic()
         for index, (inputs, targets) in enumerate(batches.epoch(number)):
             first = index - index % stage.accumulate
@@ -152,9 +174,11 @@ class _Fit:
                     outputs = self._trained(inputs)
                 loss = self._loss_of(outputs, targets)
                 self._scaler.scale(loss / together).backward()  # type: ignore[no-untyped-call]
+
             if last:
                 self._update()
             waiting.append(loss.detach())
+
             if index + 1 == len(batches) or time.monotonic() - looked > _LOOK_S:
                 seen = torch.stack(waiting).tolist()
                 self._require_numbers(seen, number, index + 1 - len(seen))
@@ -164,6 +188,7 @@ class _Fit:
                     images, sum(seen) / len(seen), len(seen) * stage.batch / (now - looked)
                 )
                 total, looked, waiting = total + sum(seen), now, []
+
         mean = torch.tensor(total / len(batches), dtype=torch.float64, device=batches.device)
         ranks.average([mean])
         return float(mean)
@@ -179,13 +204,16 @@ class _Fit:
                 group["betas"] = (momentum, group["betas"][1])
             elif momentum is not None:
                 group["momentum"] = momentum
+
         if stage.optimiser.clip:
             self._scaler.unscale_(optimiser)
             nn.utils.clip_grad_norm_(self._network.parameters(), stage.optimiser.clip)
+
         self._scaler.step(optimiser)
         self._scaler.update()
         optimiser.zero_grad()
         self._step += 1
+
         if self._average and stage.average.ema:
             # The first steps count more: weights that were drawn at random are soon forgotten.
             follow(
@@ -224,7 +252,9 @@ class _Fit:
         return 0 < self._stage.early_stop <= schedule.stale(self._figures())
 
     def _apart(self) -> contextlib.AbstractContextManager[None]:
-        """Gradients are gathered in each process, and shared with those of the last batch of a step."""
+        """Gradients are gathered in each process, and shared with those of the last batch of a
+        step.
+        """
         trained = self._trained
         return (
             trained.no_sync()
@@ -284,7 +314,9 @@ def _optimiser(network: nn.Module, how: Optimiser) -> torch.optim.Optimizer:
 
 
 def _half(device: torch.device) -> torch.dtype:
-    """bf16, which needs no scaling of the loss; fp16 on GPUs before Ampere, which only emulate bf16."""
+    """bf16, which needs no scaling of the loss; fp16 on GPUs before Ampere, which only emulate
+    bf16.
+    """
     old = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.float16 if old else torch.bfloat16
 

@@ -1,4 +1,5 @@
-"""The processes of one training run: one, or as many as torch's launcher started (`torchrun --nproc-per-node 4 ...`).
+"""The processes of one training run: one, or as many as torch's launcher started (`torchrun
+--nproc-per-node 4 ...`).
 
 Everything here also works without the launcher; then there is one process, of rank 0.
 """
@@ -16,14 +17,16 @@ from torch import Tensor, distributed
 
 from inference.engine import choose_device
 
-_PATIENCE = timedelta(hours=2)  # the others wait while the first evaluates
+# The others wait while the first evaluates
+_PATIENCE = timedelta(hours=2)
 
 Value = TypeVar("Value")
 
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[torch.device]:
-    """The device of this process, which has met the others: `device` as in `choose_device`, one GPU a process.
+    """The device of this process, which has met the others: `device` as in `choose_device`, one GPU
+    a process.
 
     Raises:
         ValueError: no such device, or fewer GPUs than processes.
@@ -32,6 +35,7 @@ def joined(device: str = "auto") -> Iterator[torch.device]:
     if "LOCAL_RANK" not in os.environ:
         yield chosen
         return
+
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if chosen.index >= torch.cuda.device_count():
@@ -40,9 +44,12 @@ def joined(device: str = "auto") -> Iterator[torch.device]:
                 " process wanted; lower --nproc-per-node"
             )
         torch.cuda.set_device(chosen)
+
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     yield chosen
-    distributed.destroy_process_group()  # not after an error: the launcher ends the others, who wait for this one
+
+    # Not after an error: the launcher ends the others, who wait for this one
+    distributed.destroy_process_group()
 
 
 def rank() -> int:

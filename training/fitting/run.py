@@ -34,11 +34,13 @@ from training.fitting import ranks
 
 _RECIPE, _ENVIRONMENT = "recipe.json", "environment.json"
 _PACKAGES = ("pleura", "torch", "numpy", "monai", "scikit-learn", "pydicom", "pillow")
-_OURS = ("recipe", "environment")  # files of a run that has just begun, finished or not
+# Files of a run that has just begun, finished or not
+_OURS = ("recipe", "environment")
 # What the last digits of a sum depend on.
 _NUMBERS = ("packages", "commit", "machine", "cpu", "device", "threads", "processes")
 _FOLDERS = {r"--d\w*": "DATA", r"--o\w*": "OUT"}
-_SHOWN = 5  # differences in a message
+# Differences in a message
+_SHOWN = 5
 
 
 class RunError(Exception):
@@ -49,10 +51,12 @@ class Run:
     """One run's folder, made or found again. Of several processes only the first writes and speaks."""
 
     def __init__(self, folder: Path, recipe: BaseModel, data: str, command: Sequence[str]) -> None:
-        """`data` is their `digest`, `command` the words that started the run. Every process returns, or none.
+        """`data` is their `digest`, `command` the words that started the run. Every process
+        returns, or none.
 
         Raises:
-            RunError: the folder cannot be made or holds something else, or a run of another recipe or other data.
+            RunError: the folder cannot be made or holds something else, or a run of another recipe
+                or other data.
         """
         self.folder = folder
         self.first = ranks.rank() == 0
@@ -60,11 +64,13 @@ class Run:
         self.command = _without_folders(command)
         self.environment = {"command": self.command, "data": data, **environment()}
         fault = ""
+
         if self.first:
             try:
                 self._begin(recipe.model_dump(mode="json", by_alias=True))
             except (RunError, OSError) as error:
                 fault = str(error)
+
         if fault := ranks.same(fault):
             raise RunError(fault)
 
@@ -95,7 +101,8 @@ class Run:
                 f"{self.folder}: holds {', '.join(strangers[:_SHOWN])} and no run; give an empty folder"
             )
         _write_json(self.folder / _ENVIRONMENT, self.environment)
-        _write_json(self.folder / _RECIPE, wanted)  # last: it says that the run has begun
+        # last: it says that the run has begun
+        _write_json(self.folder / _RECIPE, wanted)
 
     def _resume(self, wanted: dict[str, Any]) -> None:
         found, then = _read_json(self.folder / _RECIPE), _read_json(self.folder / _ENVIRONMENT)
@@ -106,11 +113,13 @@ class Run:
                 f"{self.folder}: holds a run of another recipe: {'; '.join(other[:_SHOWN])}{more}."
                 " Give another folder, or the recipe as it was"
             )
+
         if then.get("data") != self.environment["data"]:
             raise RunError(
                 f"{self.folder}: holds a run on other data (digest {then.get('data')} then,"
                 f" {self.environment['data']} now). Give another folder, or the data as they were"
             )
+
         self.console.print(f"{self.folder}: resumes")
         before, now = (
             {key: where.get(key) for key in _NUMBERS} for where in (then, self.environment)
@@ -120,7 +129,9 @@ class Run:
 
 
 def digest(cases: Iterable[Case]) -> str:
-    """One name for a set of images with masks, labels and what decides their split, whatever their order (SHA-256)."""
+    """One name for a set of images with masks, labels and what decides their split, whatever their
+    order (SHA-256).
+    """
     names = sorted(
         json.dumps(
             [case.image_id, case.identity(), case.patient, case.fold, case.label, case.as_published]
@@ -148,13 +159,16 @@ def environment() -> dict[str, Any]:
 
 
 def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
-    """Let `save` fill a file that has its name only when all of it is on the disk, also after a kill or power loss."""
+    """Let `save` fill a file that has its name only when all of it is on the disk, also after a
+    kill or power loss.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
         save(file)
         file.flush()
         os.fsync(file.fileno())
+
     part.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -191,7 +205,8 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
 
 
 def _without_folders(command: Sequence[str]) -> str:
-    """The words as a shell takes them, without the folders that --data and --out name and those of other paths.
+    """The words as a shell takes them, without the folders that --data and --out name and those of
+    other paths.
 
     Folders may name people. argparse takes options that are cut short, too.
     """
@@ -211,7 +226,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file is in, if it is in one; with "-dirty" where files differ from it."""
+    """Of the checkout that this file is in, if it is in one; with "-dirty" where files differ from
+    it.
+    """
     checkout, git = Path(__file__).resolve().parents[1], shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
@@ -226,4 +243,5 @@ def _commit() -> str | None:
         "--exclude=*",
     ]
     answer = subprocess.run(describe, capture_output=True, text=True, check=False)
+
     return answer.stdout.strip() or None

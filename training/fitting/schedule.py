@@ -1,6 +1,7 @@
 """How fast what is trained: the learning rate of each step, and which modules rest.
 
-All of it follows from the recipe, the step and the figures so far: there is nothing to keep for a resumed run.
+All of it follows from the recipe, the step and the figures so far: there is nothing to keep for a
+resumed run.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from torch import nn
 from training.recipe import Freeze, Schedule
 
 _WARM_UP_FROM = 0.01
+# Shares of the highest rate: at first, at the top, at last; as torch's
 _ONE_CYCLE = (
     1 / 25,
     1.0,
     1 / 250_000,
-)  # shares of the highest rate: at first, at the top, at last; as torch's
+)
 _ONE_CYCLE_MOMENTUM = (0.95, 0.85, 0.95)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run is: before its step `step` of `per_epoch` x `epochs`; `figures` of `best_by`, one an epoch done."""
+    """Where a run is: before its step `step` of `per_epoch` x `epochs`; `figures` of `best_by`, one
+    an epoch done.
+    """
 
     step: int
     per_epoch: int
@@ -45,15 +49,19 @@ def rate(schedule: Schedule, now: Moment) -> float:
             return schedule.factor ** _falls(schedule, now.figures)
         case "cosine":
             return _cosine(1, schedule.floor, step / steps)
-        case "cyclic":  # with warm restarts: Loshchilov & Hutter, "SGDR", ICLR 2017
+        # With warm restarts: Loshchilov & Hutter, "SGDR", ICLR 2017
+        case "cyclic":
             cycle = schedule.cycle * now.per_epoch
             return _cosine(1, schedule.floor, step % cycle / cycle)
-        case "one-cycle":  # Smith & Topin, "Super-convergence", 2018
+        # Smith & Topin, "Super-convergence", 2018
+        case "one-cycle":
             return _up_and_down(_ONE_CYCLE, step, steps, schedule.rise)
 
 
 def momentum(schedule: Schedule, now: Moment) -> float | None:
-    """Of the step to come: one-cycle moves it against the rate (Adam's first beta); None leaves the optimiser's own."""
+    """Of the step to come: one-cycle moves it against the rate (Adam's first beta); None leaves the
+    optimiser's own.
+    """
     if schedule.name != "one-cycle":
         return None
     warm_up = schedule.warm_up * now.per_epoch
@@ -68,12 +76,15 @@ def stale(figures: Sequence[float]) -> int:
 
 
 def train(network: nn.Module, freeze: Freeze | None, epoch: int) -> None:
-    """Put the network into train mode; what `freeze` holds in this epoch (from 0) rests: no gradient, eval mode.
+    """Put the network into train mode; what `freeze` holds in this epoch (from 0) rests: no
+    gradient, eval mode.
 
-    Eval mode, because batch-norm statistics that move under fixed weights would train them after all.
+    Eval mode, because batch-norm statistics that move under fixed weights would train them after
+    all.
 
     Raises:
-        ValueError: something is to be frozen, and the network has no part named encoder that holds weights.
+        ValueError: something is to be frozen, and the network has no part named encoder that holds
+            weights.
     """
     network.train()
     if freeze is None:
@@ -83,10 +94,12 @@ def train(network: nn.Module, freeze: Freeze | None, epoch: int) -> None:
     holders = [
         module for module in modules if next(module.parameters(recurse=False), None) is not None
     ]
+
     if not holders:
         raise ValueError(
             f"freeze: {type(network).__name__} has no encoder with weights; leave freeze out"
         )
+
     rests = freeze.epochs == 0 or epoch < freeze.epochs
     for module in holders[: math.ceil(freeze.share * len(holders))]:
         module.train(not rests)

@@ -1,7 +1,8 @@
-"""What an encoder starts from: somebody's published weights, or those of the classifier that was trained before it.
+"""What an encoder starts from: somebody's published weights, or those of the classifier that was
+trained before it.
 
-A file is read as data, never as a program: safetensors, or a pickle of which torch takes the tensors alone. Nothing is
-downloaded.
+A file is read as data, never as a program: safetensors, or a pickle of which torch takes the
+tensors alone. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from inference import importing
 from inference.container import PackageError
 from training.recipe import Stage
 
-_MOST = 5  # tensors that an error names
+# Tensors that an error names
+_MOST = 5
 
-# How a published checkpoint calls what we call otherwise: substitutions in our name, one after the other. Those of
-# EfficientNet's blocks begin with `features._blocks.<stage>.<block of the stage>.<block of all>.`
+# How a published checkpoint calls what we call otherwise: substitutions in our name, one after the
+# other. Those of EfficientNet's blocks begin with `features._blocks.<stage>.<block of the
+# stage>.<block of all>.`
 _Form = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 _SQUEEZE: _Form = (
     (r"\.(conv\d)\.conv\.", r".\1."),
@@ -38,7 +41,8 @@ _TIMM: _Form = (
     (r"^features\._conv_stem\.", "conv_stem."),
     (r"^features\._bn0\.", "bn1."),
     (r"^features\._blocks\.(\d+\.\d+)\.\d+\.", r"blocks.\1."),
-    (r"^(blocks\.0\.\d+\.)_bn(\d)\.", r"\1bn\2."),  # the first stage does not expand
+    # The first stage does not expand
+    (r"^(blocks\.0\.\d+\.)_bn(\d)\.", r"\1bn\2."),
     (r"^(blocks\.0\.\d+\.)_project_conv\.", r"\1conv_pw."),
     (r"\._expand_conv\.", ".conv_pw."),
     (r"\._depthwise_conv\.", ".conv_dw."),
@@ -68,12 +72,10 @@ _TORCHVISION: _Form = (
     (r"\._se_reduce\.", ".fc1."),
     (r"\._se_expand\.", ".fc2."),
 )
-_AS_HERE: _Form = (
-    (r"^(features\._blocks\.\d+)\.\d+\.", r"\1."),
-)  # most of our networks have the published names
-_OF_TIMM: _Form = (
-    (r"^model\.", ""),
-)  # its own networks (inference/networks/encoders/from_timm.py)
+# Most of our networks have the published names
+_AS_HERE: _Form = ((r"^(features\._blocks\.\d+)\.\d+\.", r"\1."),)
+# Its own networks (inference/networks/encoders/from_timm.py)
+_OF_TIMM: _Form = ((r"^model\.", ""),)
 _FORMS = (_AS_HERE, _SQUEEZE, _LUKEMELAS, _MONAI, _TIMM, _TORCHVISION, _OF_TIMM)
 
 # What stands after the encoder, as published: classes, and the layers that only serve these.
@@ -87,17 +89,19 @@ class WeightsError(Exception):
 
 
 def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
-    """Fill the encoder of `network` (built for `stage`) from a checkpoint; what comes after the encoder stays.
+    """Fill the encoder of `network` (built for `stage`) from a checkpoint; what comes after the
+    encoder stays.
 
-    Taken are state dicts (.pt, .pth, .tar or .safetensors) as torchvision, timm, Cadene's pretrained-models, lukemelas'
-    EfficientNet-PyTorch, MONAI and CheXNet's reimplementations save them, and our own networks'; also inside
-    "state_dict" or "model" and with "module." or "model." before each name. The classes are left out, and so are those
-    layers of the encoder that the network does not use. Where the encoder reads one grey map and the checkpoint three
-    colours, the kernels are summed: the same as giving it the map three times.
+    Taken are state dicts (.pt, .pth, .tar or .safetensors) as torchvision, timm, Cadene's
+    pretrained-models, lukemelas' EfficientNet-PyTorch, MONAI and CheXNet's reimplementations save
+    them, and our own networks'; also inside "state_dict" or "model" and with "module." or "model."
+    before each name. The classes are left out, and so are those layers of the encoder that the
+    network does not use. Where the encoder reads one grey map and the checkpoint three colours, the
+    kernels are summed: the same as giving it the map three times.
 
     Raises:
-        WeightsError: a file that cannot be read or is more than tensors; tensors that are missing, unknown, of another
-            shape or not finite; a network without an encoder.
+        WeightsError: a file that cannot be read or is more than tensors; tensors that are missing,
+            unknown, of another shape or not finite; a network without an encoder.
     """
     named = " ".join(
         str(one) for one in (stage.architecture, stage.arguments.get("encoder")) if one
@@ -105,7 +109,9 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
     wanted = _encoder(network, f"{path}: {named}")
     given = _read(path)
     forms = [_published(wanted, form) for form in _FORMS]
-    names = max(forms, key=lambda form: len(given.keys() & form.values()))  # ours -> theirs
+
+    # Ours -> theirs
+    names = max(forms, key=lambda form: len(given.keys() & form.values()))
     found = {
         name: _fitted(given[theirs], wanted[name])
         for name, theirs in names.items()
@@ -116,6 +122,7 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
         for name, theirs in names.items()
         if name not in found and not _counts(name)
     ]
+
     known = {
         *names.values(),
         *(one for part in network.modules() for one in getattr(part, "unused", ())),
@@ -131,12 +138,14 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
         for name, value in found.items()
         if not value.isfinite().all()
     ]
+
     if faults:
         more = f"; and {len(faults) - _MOST} more" if len(faults) > _MOST else ""
         raise WeightsError(
             f"{path}: not weights for the encoder of {named}: {'; '.join(one[:150] for one in faults[:_MOST])}{more}; "
             "give the state dict of that very encoder, as torchvision, timm or Cadene publish it"
         )
+
     _fill(wanted, found)
 
 
@@ -158,11 +167,14 @@ def take_encoder(network: nn.Module, classifier: nn.Module) -> None:
             f"start: classifier: the encoders differ in {len(differ)} tensors ({', '.join(differ[:_MOST])}); "
             "give classifier and segmenter the same encoder and stem, or start: random"
         )
+
     _fill(wanted, found)
 
 
 def _encoder(network: nn.Module, named: str) -> dict[str, Tensor]:
-    """The tensors of the encoder, by name: `network.encoder`, or the features of a DenseNet that is a classifier."""
+    """The tensors of the encoder, by name: `network.encoder`, or the features of a DenseNet that is
+    a classifier.
+    """
     encoder = getattr(network, "encoder", None)
     if isinstance(encoder, nn.Module):
         return dict(encoder.state_dict())
@@ -176,7 +188,8 @@ def _encoder(network: nn.Module, named: str) -> dict[str, Tensor]:
 
 def _published(names: Iterable[str], form: _Form) -> dict[str, str]:
     """Our names -> those of a published form."""
-    first: dict[str, int] = {}  # block of all blocks with which a stage begins
+    # Block of all blocks with which a stage begins
+    first: dict[str, int] = {}
     published = {}
     for name in names:
         theirs = name
@@ -187,6 +200,7 @@ def _published(names: Iterable[str], form: _Form) -> dict[str, str]:
         for pattern, replacement in form:
             theirs = re.sub(pattern, replacement, theirs)
         published[name] = theirs
+
     return published
 
 
@@ -199,27 +213,29 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: cannot be read as safetensors ({str(error)[:300]}); give another file"
         ) from error
+
     given = importing.renamed(given)
     inner = {
         name.removeprefix("encoder."): one
         for name, one in given.items()
         if name.startswith("encoder.")
     }
+
     return inner or given
 
 
 def _fitted(given: Tensor, wanted: Tensor) -> Tensor:
     if given.dim() == 4 and given.shape[1] == 3 and wanted.shape[1:2] == (1,):
         return given.sum(1, keepdim=True)
-    if given.shape == (*wanted.shape, 1, 1):  # a 1 x 1 convolution of one pixel is a linear layer
+    # A 1 x 1 convolution of one pixel is a linear layer
+    if given.shape == (*wanted.shape, 1, 1):
         return given.flatten(1)
     return given
 
 
 def _counts(name: str) -> bool:
-    return name.endswith(
-        "num_batches_tracked"
-    )  # training's bookkeeping; torch before 0.4.1 had none
+    # training's bookkeeping; torch before 0.4.1 had none
+    return name.endswith("num_batches_tracked")
 
 
 def _fill(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,6 @@
-"""What a package says of each labelled image: one row of answers.csv, from which every figure can be computed again."""
+"""What a package says of each labelled image: one row of answers.csv, from which every figure can
+be computed again.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +13,32 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a package says of one image, beside what is known of it. `true`, `found`, `common` count its pixels."""
+    """What a package says of one image, beside what is known of it.
+
+    `true`, `found`, `common` count its pixels.
+    """
 
     image_id: str
     patient: str
-    label: float  # 1 something to find, 0 nothing; in between: a soft target
-    part: str = (
-        ""  # of the run's split: train, validate, train+validate, report; "" where there is none
-    )
+    # 1 something to find, 0 nothing; in between: a soft target
+    label: float
+    # Of the run's split: train, validate, train+validate, report; "" where there is none
+    part: str = ""
     fold: int | None = None
     as_published: bool = True
     view: str = ""
     sex: str = ""
     age_years: float | None = None
-    probability: float  # the classifier's
-    pixels: int  # of the whole image
-    true: int | None = None  # of the true mask; None where no mask is known
-    found: int = 0  # of the segmenter's mask, whatever the classifier says
-    common: int = 0  # of both
+    # The classifier's
+    probability: float
+    # Of the whole image
+    pixels: int
+    # Of the true mask; None where no mask is known
+    true: int | None = None
+    # Of the segmenter's mask, whatever the classifier says
+    found: int = 0
+    # Of both
+    common: int = 0
 
     @property
     def positive(self) -> bool:
@@ -40,7 +50,9 @@ class Answer:
         return part in self.part.split("+")
 
     def dice(self, found: bool = True) -> float | None:
-        """Dice of the segmenter's mask (of an empty one: not `found`); 1 where both are empty, None if no true mask."""
+        """Dice of the segmenter's mask (of an empty one: not `found`); 1 where both are empty, None
+        if no true mask.
+        """
         if self.true is None:
             return None
         total = self.true + self.found * found
@@ -68,6 +80,7 @@ def read(path: Path) -> list[Answer]:
                 raise ValueError(
                     f"{path}: line {reader.line_num}: {error}; a row of an answers.csv wanted"
                 ) from error
+
     return answers
 
 

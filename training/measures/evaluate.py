@@ -51,18 +51,19 @@ class Look:
 class Evaluation:
     """Every image's answer, the figures of them all, and a way to look at an image again."""
 
-    figures: dict[
-        str, Any
-    ]  # JSON-able; each with its 95 % bootstrap interval and the number of images it is from
+    # JSON-able; each with its 95 % bootstrap interval and the number of images it is from
+    figures: dict[str, Any]
     answers: list[Answer]
     look: Callable[[Answer], Look]
-    found: list[dict[str, float]] = field(default_factory=list)  # features of each answer's mask
-    runs: list[str] = field(
-        default_factory=list
-    )  # run lengths (training/data/rle.py) of what both stages find
+    # Features of each answer's mask
+    found: list[dict[str, float]] = field(default_factory=list)
+    # Run lengths (training/data/rle.py) of what both stages find
+    runs: list[str] = field(default_factory=list)
 
     def write(self, out: Path) -> None:
-        """figures.json, answers.csv, masks.csv (SIIM-ACR); features.csv and patients.csv (measures/features.py)."""
+        """figures.json, answers.csv, masks.csv (SIIM-ACR); features.csv and patients.csv
+        (measures/features.py).
+        """
         out.mkdir(parents=True, exist_ok=True)
         write_rows(out / "answers.csv", [asdict(answer) for answer in self.answers])
         pairs = zip(self.answers, self.runs, strict=True)
@@ -70,16 +71,19 @@ class Evaluation:
             out / "masks.csv",
             [{"ImageId": one.image_id, "EncodedPixels": runs} for one, runs in pairs],
         )
+
         rows, of_patient = [], dict[str, list[dict[str, float]]]()
         for answer, mask in zip(self.answers, self.found, strict=True):
             rows.append({"image_id": answer.image_id, "patient": answer.patient} | mask)
             of_patient.setdefault(answer.patient, []).append(mask)
+
         write_rows(out / "features.csv", rows)
         patients = [
             {"patient": patient} | features.of_patient(masks)
             for patient, masks in of_patient.items()
         ]
         write_rows(out / "patients.csv", patients)
+
         (out / "figures.json").write_text(
             json.dumps(self.figures, indent=2, allow_nan=False), encoding="utf-8"
         )
@@ -94,9 +98,10 @@ def run(
 ) -> Evaluation:
     """Measure a package on the images of `data`, one small batch in memory at a time.
 
-    `recipe` is what trained the package, where known; `split` is the split.csv of its training run: it tells which
-    images trained, chose and report. Without it, only a recipe that splits by the folds of the data tells who reports.
-    Of a recipe without a segmenter no mask is measured: the package's is another model's.
+    `recipe` is what trained the package, where known; `split` is the split.csv of its training run:
+    it tells which images trained, chose and report. Without it, only a recipe that splits by the
+    folds of the data tells who reports. Of a recipe without a segmenter no mask is measured: the
+    package's is another model's.
 
     Raises:
         PackageError, ValueError: a package, labels or images that cannot be used.
@@ -105,6 +110,7 @@ def run(
     cases = labelled.read(layout, data)
     if not cases:
         raise ValueError(f"{data}: no labelled image found in layout {layout}")
+
     own = recipe is None or bool(recipe.of("segmenter"))
     by_folds = recipe is not None and recipe.layout == layout and recipe.split.folds == "published"
     parts = _parts(split, cases, recipe.split.report if recipe is not None and by_folds else ())
@@ -117,6 +123,7 @@ def run(
             if answer.probability >= engine.manifest.classifier.threshold
             else rle.NONE
         )
+
     figures: dict[str, Any] = {
         "model": engine.identity.id,
         "version": engine.identity.version,
@@ -125,6 +132,7 @@ def run(
         "labels": labelled.LAYOUTS[layout].about,
         "warning": WARNINGS.get(layout),
     }
+
     figures |= figures_of(answers, engine.manifest.classifier.threshold, split is not None)
     figures["notes"] += [] if own else [_BORROWED]
     by_id = {case.image_id: case for case in cases}
@@ -178,14 +186,19 @@ def _looks(
 def _parts(
     path: Path | None, cases: Sequence[Case], report: Sequence[int]
 ) -> dict[str, tuple[str, int | None]]:
-    """image_id -> part (several joined by "+") and fold. Without `path`, these folds of the data report."""
+    """image_id -> part (several joined by "+") and fold.
+
+    Without `path`, these folds of the data report.
+    """
     if path is None:
         return {
             case.image_id: ("report" if case.fold in report else "", case.fold) for case in cases
         }
+
     parts = splits.read(path, cases)
     part_of: dict[str, list[str]] = {}
     for name in ("train", "validate", "report"):
         for case in getattr(parts, name):
             part_of.setdefault(case.image_id, []).append(name)
+
     return {image_id: ("+".join(part), parts.folds[image_id]) for image_id, part in part_of.items()}

@@ -1,4 +1,6 @@
-"""What a physician reads off a mask: how large, where, how spread, what shape; per image and per patient."""
+"""What a physician reads off a mask: how large, where, how spread, what shape; per image and per
+patient.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +13,28 @@ from numpy.typing import NDArray
 from inference.contours import contours
 from inference.measure import measure
 
-# How a feature of the slices becomes one of the patient; what is not named here is a mean over the slices, weighted by
-# area: where a large part of the lesion lies counts more than its tip.
+# How a feature of the slices becomes one of the patient; what is not named here is a mean over the
+# slices, weighted by area: where a large part of the lesion lies counts more than its tip.
 _SUMMED = ("area_px", "area_share", "regions")
 
 
 def of_mask(mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Features of a (rows, columns) mask; of an empty one, area and regions are 0 and the rest is NaN.
+    """Features of a (rows, columns) mask; of an empty one, area and regions are 0 and the rest is
+    NaN.
 
-    `area_px`; `area_share`, of the image; `regions`, their number; `centroid_row` and `centroid_column`, `spread_row`
-    and `spread_column` (standard deviations of the pixels' positions), `height` and `width` (of the bounding box), all
-    six as shares of the image's rows or columns; `filling`, the share of the bounding box that is filled;
-    `eccentricity`, of the ellipse with the same second moments, 0 round to 1 a line; `perimeter_px`; `circularity`,
-    4 pi area / perimeter^2, about 1 for a disc and less for anything else.
+    `area_px`; `area_share`, of the image; `regions`, their number; `centroid_row` and
+    `centroid_column`, `spread_row` and `spread_column` (standard deviations of the pixels'
+    positions), `height` and `width` (of the bounding box), all six as shares of the image's rows or
+    columns; `filling`, the share of the bounding box that is filled; `eccentricity`, of the ellipse
+    with the same second moments, 0 round to 1 a line; `perimeter_px`; `circularity`, 4 pi area /
+    perimeter^2, about 1 for a disc and less for anything else.
     """
     found = measure(mask, None, None)
     if found is None:
         return {name: 0.0 if name in _SUMMED else math.nan for name in NAMES}
-    assert found.extent_px is not None  # measure gives both, always
+
+    # Measure gives both, always
+    assert found.extent_px is not None
     assert found.spread_px is not None
     rows, columns = mask.shape
     top, left, bottom, right = found.extent_px
@@ -49,6 +55,7 @@ def of_mask(mask: NDArray[np.bool_]) -> dict[str, float]:
         perimeter,
         4 * math.pi * found.area_px / perimeter**2,
     )
+
     return dict(zip(NAMES, map(float, features), strict=True))
 
 
@@ -61,8 +68,9 @@ NAMES = (
 def of_patient(slices: Sequence[dict[str, float]]) -> dict[str, float]:
     """Features of one patient from those of all of his slices, as `of_mask` gives them.
 
-    `slices`, their number; `slices_with`, those whose mask is not empty; areas and regions as sum; the largest slice's
-    area; every other feature as mean over the slices that have it, weighted by area. NaN where no slice has any.
+    `slices`, their number; `slices_with`, those whose mask is not empty; areas and regions as sum;
+    the largest slice's area; every other feature as mean over the slices that have it, weighted by
+    area. NaN where no slice has any.
     """
     values = {name: np.array([one[name] for one in slices]) for name in NAMES}
     area = values["area_px"]
@@ -72,6 +80,7 @@ def of_patient(slices: Sequence[dict[str, float]]) -> dict[str, float]:
         "slices_with": float(some.sum()),
         "largest_area_px": float(area.max()),
     }
+
     for name, value in values.items():
         if name in _SUMMED:
             patient[name] = float(value.sum())
@@ -79,11 +88,13 @@ def of_patient(slices: Sequence[dict[str, float]]) -> dict[str, float]:
             patient[name] = (
                 float(np.average(value[some], weights=area[some])) if some.any() else math.nan
             )
+
     return patient
 
 
 def _eccentricity(mask: NDArray[np.bool_]) -> float:
-    # A pixel is a square, not a point: 1/12 is its own variance, so that one pixel is round and not undefined.
+    # A pixel is a square, not a point: 1/12 is its own variance, so that one pixel is round and not
+    # undefined.
     positions = np.argwhere(mask).T.astype(float)
     minor, major = np.linalg.eigvalsh(np.cov(positions, bias=True) + np.eye(2) / 12)
     return math.sqrt(max(0.0, 1 - minor / major))

@@ -1,7 +1,8 @@
-"""Answers -> the figures of the case studies, each with its 95 % interval by bootstrap over patients.
+"""Answers -> the figures of the case studies, each with its 95 % interval by bootstrap over
+patients.
 
-Nearly every figure is a ratio of sums over images. So a resample of the patients is a row of weights, all resamples are
-one matrix product, and 2,000 of them cost little even of 12,000 images.
+Nearly every figure is a ratio of sums over images. So a resample of the patients is a row of
+weights, all resamples are one matrix product, and 2,000 of them cost little even of 12,000 images.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from training.measures.answers import Answer
 from training.measures.metrics import Confusion
 
 Values = NDArray[np.float64]
-Sums = Mapping[str, Values]  # column -> its sum, one per resample
+# Column -> its sum, one per resample
+Sums = Mapping[str, Values]
 
 DRAWS = 2000
-ALONE = "_segmenter_alone"  # a figure of the segmenter whatever the classifier says; else of both stages
-NOTHING = "_finding_nothing"  # what an empty mask of every image scores
+# A figure of the segmenter whatever the classifier says; else of both stages
+ALONE = "_segmenter_alone"
+# What an empty mask of every image scores
+NOTHING = "_finding_nothing"
 _OF_MASKS = ("", ALONE, NOTHING)
 _COUNTS = tuple(field.name for field in fields(Confusion))
 # Proportion of images -> of which.
@@ -35,7 +39,8 @@ _PROPORTIONS = {
 }
 _DECISIONS = (*_PROPORTIONS, "f1", "f2", "mcc")
 _POOLED = {"pixel_accuracy": "accuracy", "pixel_f1": "f1", "pixel_f2": "f2"}
-# Figure -> (what is summed, over which number of images it is the mean); names and meanings: metrics.mask_figures.
+# Figure -> (what is summed, over which number of images it is the mean); names and meanings:
+# metrics.mask_figures.
 _MEANS = {
     "dice": ("dice", "masks"),
     "dice_positives": ("dice_some", "masks_some"),
@@ -50,13 +55,15 @@ _CREDIT_NOTHING = (
     "mean_iou",
     "pixel_accuracy",
     "competition_score",
-)  # the others give it 0
+    # The others give it 0
+)
 
 
 def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> dict[str, Any]:
     """Figures of all images, of those as published alone, and of the part of each that reports.
 
-    `from_run`: the answers' parts are those of a training run's split, not those published with the data.
+    `from_run`: the answers' parts are those of a training run's split, not those published with the
+    data.
     """
     part = "report" if any(answer.of("report") for answer in answers) else "validate"
     reported = [answer for answer in answers if answer.of(part)]
@@ -79,6 +86,7 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
     groups = {"all": answers} | (
         {"jpeg_baseline": as_published} if 0 < len(as_published) < len(answers) else {}
     )
+
     for name, group in groups.items():
         figures[name] = measured(group, threshold)
         within = [answer for answer in group if answer.of(part)]
@@ -86,6 +94,7 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
             own = measured(within, threshold)
             figures[name] |= {f"auc_{key}": own["auc"]} if "auc" in own else {}
             figures[name][key] = own | ({"dice_all_images": own["dice"]} if "dice" in own else {})
+
     return figures
 
 
@@ -94,9 +103,10 @@ def measured(
 ) -> dict[str, dict[str, Any]]:
     """Every figure that these answers allow: value, interval_95, and the images that it is from.
 
-    Figures of masks are from the images whose mask is known; those `_positives` from those of them with a mask.
-    Proportions of images also say how many were `right` `of` how many, and Wilson's interval, which stays honest where
-    all of a few were right. A figure without a denominator (no positives, no masks) is left out.
+    Figures of masks are from the images whose mask is known; those `_positives` from those of them
+    with a mask. Proportions of images also say how many were `right` `of` how many, and Wilson's
+    interval, which stays honest where all of a few were right. A figure without a denominator (no
+    positives, no masks) is left out.
     """
     patients, patient_of = np.unique([answer.patient for answer in answers], return_inverse=True)
     weights = _resamples(len(patients), draws or DRAWS)
@@ -105,11 +115,13 @@ def measured(
         [np.bincount(patient_of, column, len(patients)) for column in columns.values()], axis=1
     )
     sums: Sums = dict(zip(columns, (weights @ per_patient).T, strict=True))
+
     drawn = _ranking(answers, weights, patient_of)
     drawn |= {name: getattr(_confusion(sums, "images "), name) for name in _DECISIONS}
     drawn |= {"brier": sums["squared_error"] / sums["images"]}
     masks = _masks(sums)
     found: dict[str, dict[str, Any]] = {}
+
     for name, values in (drawn | masks).items():
         if np.isnan(values[0]):
             continue
@@ -124,15 +136,19 @@ def measured(
             of = int(sum(sums[f"images {count}"][0] for count in _PROPORTIONS[name]))
             right = round(of * float(values[0]))
             found[name] |= {"right": right, "of": of, "wilson_95": list(metrics.wilson(right, of))}
+
     return found
 
 
 def _masks(sums: Sums) -> dict[str, Values]:
-    """The figures of masks: of both stages, of the segmenter alone, and beside them those of finding nothing."""
+    """The figures of masks: of both stages, of the segmenter alone, and beside them those of
+    finding nothing.
+    """
     pooled = {suffix: _confusion(sums, f"pixels{suffix} ") for suffix in _OF_MASKS}
     figures: dict[str, Values] = {}
     for name, figure in _POOLED.items():
         figures |= {name + suffix: getattr(pooled[suffix], figure) for suffix in _OF_MASKS}
+
     for name, (of, over) in _MEANS.items():
         figures |= {name + suffix: _mean(sums[of + suffix], sums[over]) for suffix in _OF_MASKS}
     trivial = {name + NOTHING for name in _CREDIT_NOTHING}
@@ -171,6 +187,7 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
         "masks": masked,
         "masks_some": some,
     }
+
     columns |= {
         f"images {name}": count for name, count in _counts(said & label, said, label, 1).items()
     }
@@ -183,6 +200,7 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
             np.nan_to_num(one, nan=1.0) * masked
             for one in (images.f1, images.iou, images.of_background().iou)
         )
+
         columns |= {f"pixels{suffix} {name}": count for name, count in counts.items()}
         means = {
             "dice": dice,
@@ -192,6 +210,7 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
             "iou_some": iou * some,
         }
         columns |= {name + suffix: mean for name, mean in means.items()}
+
     return {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
 
 
@@ -214,14 +233,16 @@ def _mean(total: Values, count: Values) -> Values:
 def _ranking(
     answers: Sequence[Answer], weights: Values, patient_of: NDArray[np.intp]
 ) -> dict[str, Values]:
-    """AUC and average precision, one per row of `weights` (resamples, patients): as metrics.py's, weighted."""
+    """AUC and average precision, one per row of `weights` (resamples, patients): as metrics.py's,
+    weighted.
+    """
     score = np.array([answer.probability for answer in answers])
     label = np.array([answer.positive for answer in answers])
     order = np.argsort(-score, kind="stable")
     hit = label[order]
-    ties = np.flatnonzero(
-        np.diff(score[order], prepend=np.inf)
-    )  # where each group of equal scores begins
+
+    # Where each group of equal scores begins
+    ties = np.flatnonzero(np.diff(score[order], prepend=np.inf))
     found = np.full((2, len(weights)), np.nan)
     for row, weight in enumerate(weights):
         positive, negative = (
@@ -236,6 +257,7 @@ def _ranking(
             above = positive.cumsum()
             precision = above / np.maximum(above + negative.cumsum(), 1e-12)
             found[1, row] = (positive * precision).sum() / positives
+
     return {"auc": found[0], "average_precision": found[1]}
 
 
@@ -269,7 +291,9 @@ def _note(part: str, from_run: bool) -> str:
 
 
 def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = None) -> str:
-    """The figures as lines of text, one each with its interval and its number of images; published ones beside them."""
+    """The figures as lines of text, one each with its interval and its number of images; published
+    ones beside them.
+    """
     lines = [f"model {figures['model']} {figures['version']}, threshold {figures['threshold']}"]
     lines += [f"labels: {figures['labels']}", *([figures["warning"]] if figures["warning"] else [])]
     lines += [f"{figures['report']['key'] or 'note'}: {figures['report']['note']}"]
@@ -294,6 +318,7 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
         lines.append(
             f"{name:30} published {said}   ours {'; '.join(f'{k}: {text(v)}' for k, v in ours.items())}"
         )
+
     return "\n".join(lines)
 
 
@@ -301,15 +326,15 @@ CAVEAT = (
     "theirs are of their own images and split and, of masks, by definitions that they do not state; ours of the images "
     "named here: a difference says nothing by itself"
 )
-_DEFINED = (
-    "competition_score"  # by SIIM-ACR 2019; no study says how it computed another figure of masks
-)
+# By SIIM-ACR 2019; no study says how it computed another figure of masks
+_DEFINED = "competition_score"
 
 
 def beside(
     figures: Mapping[str, Any], published: Mapping[str, float]
 ) -> list[tuple[str, str, dict[str, Mapping[str, Any]]]]:
-    """(name, what was published, ours by group) of each published figure; none where no part of the images reports.
+    """(name, what was published, ours by group) of each published figure; none where no part of the
+    images reports.
 
     Beside a figure of masks stands what finding nothing scores on the same images.
     """
@@ -324,6 +349,7 @@ def beside(
                     ours[f"{group} {key}{suffix.replace('_', ' ')}"] = node
         theirs = name in metrics.MASK_FIGURES and name != _DEFINED
         rows.append((name, f"{value:.3f}" + ", by their definition" * theirs, ours))
+
     return rows
 
 

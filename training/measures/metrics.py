@@ -1,6 +1,7 @@
 """The figures we publish. What is undefined is NaN; where a convention fills it, that is said.
 
-`label_figures` and `mask_figures` give them under the names that recipes use (`best_by`, `published`).
+`label_figures` and `mask_figures` give them under the names that recipes use (`best_by`,
+`published`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of agreement: 0-d arrays of one comparison, or 1-d ones of several (of images, of thresholds).
+    """Counts of agreement: 0-d arrays of one comparison, or 1-d ones of several (of images, of
+    thresholds).
 
     The figures are of the same shape; a share of nothing is NaN.
     """
@@ -40,6 +42,7 @@ class Confusion:
             raise ValueError(
                 f"confusion: found has shape {found.shape} and true {true.shape}; wanted the same"
             )
+
         both, said, is_so = (
             np.float64(np.count_nonzero(one)) for one in (found & true, found, true)
         )
@@ -135,7 +138,9 @@ MASK_FIGURES = (
 
 
 def label_figures(scores: Scores, labels: Labels, threshold: float) -> dict[str, float]:
-    """Every figure of a classifier whose "positive" is a score of the threshold or more; both (images,)."""
+    """Every figure of a classifier whose "positive" is a score of the threshold or more; both
+    (images,).
+    """
     counts = Confusion.of(scores >= threshold, labels)
     return {
         "auc": auc(scores, labels),
@@ -146,11 +151,13 @@ def label_figures(scores: Scores, labels: Labels, threshold: float) -> dict[str,
 
 
 def mask_figures(found: Iterable[Labels], true: Iterable[Labels]) -> dict[str, float]:
-    """Every figure of the masks of some images: each a pair of (rows, columns), arrays of them or one after another.
+    """Every figure of the masks of some images: each a pair of (rows, columns), arrays of them or
+    one after another.
 
-    An empty mask found empty counts 1 in `dice`, `iou` and `mean_iou`, which are means over all images; those
-    `_positives` are means over the images with a mask. `mean_iou` is the mean over background and lesion of each image,
-    then over images. `pixel_` pools the pixels of all images. `competition_score` is that of SIIM-ACR 2019: `dice`.
+    An empty mask found empty counts 1 in `dice`, `iou` and `mean_iou`, which are means over all
+    images; those `_positives` are means over the images with a mask. `mean_iou` is the mean over
+    background and lesion of each image, then over images. `pixel_` pools the pixels of all images.
+    `competition_score` is that of SIIM-ACR 2019: `dice`.
 
     Raises:
         ValueError: no image, not as many found as true, or two of different shape.
@@ -161,6 +168,7 @@ def mask_figures(found: Iterable[Labels], true: Iterable[Labels]) -> dict[str, f
     dices, ious, background = (
         np.nan_to_num(one, nan=1.0) for one in (images.f1, images.iou, images.of_background().iou)
     )
+
     return {
         "dice": _mean(dices),
         "dice_positives": _mean(dices[some]),
@@ -175,7 +183,9 @@ def mask_figures(found: Iterable[Labels], true: Iterable[Labels]) -> dict[str, f
 
 
 def auc(scores: Scores, labels: Labels) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties half."""
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties
+    half.
+    """
     _, rank_of, count = np.unique(scores, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(count) - (count - 1) / 2
     positives, negatives = int(labels.sum()), int((~labels).sum())
@@ -186,7 +196,9 @@ def auc(scores: Scores, labels: Labels) -> float:
 
 
 def average_precision(scores: Scores, labels: Labels) -> float:
-    """Mean of the precisions at which each positive is found, ties found together; NaN without a positive."""
+    """Mean of the precisions at which each positive is found, ties found together; NaN without a
+    positive.
+    """
     sensitivity, precision, _ = precision_recall(scores, labels)
     return float((np.diff(sensitivity) * precision[1:]).sum())
 
@@ -197,7 +209,9 @@ def brier(scores: Scores, labels: Labels) -> float:
 
 
 def at_every_threshold(scores: Scores, labels: Labels) -> tuple[Scores, Confusion]:
-    """The thresholds that differ in what they find, falling, from infinity (nothing) on, and the counts at each."""
+    """The thresholds that differ in what they find, falling, from infinity (nothing) on, and the
+    counts at each.
+    """
     distinct, place = np.unique(scores, return_inverse=True)
     found = [
         np.append(0.0, np.bincount(place[chosen], minlength=len(distinct))[::-1].cumsum())
@@ -210,13 +224,18 @@ def at_every_threshold(scores: Scores, labels: Labels) -> tuple[Scores, Confusio
 
 
 def roc(scores: Scores, labels: Labels) -> tuple[Scores, Scores, Scores]:
-    """Points of the ROC curve: 1 - specificity, sensitivity, and the threshold of each; from (0, 0) to (1, 1)."""
+    """Points of the ROC curve: 1 - specificity, sensitivity, and the threshold of each; from (0, 0)
+    to (1, 1).
+    """
     thresholds, counts = at_every_threshold(scores, labels)
     return 1 - counts.specificity, counts.sensitivity, thresholds
 
 
 def precision_recall(scores: Scores, labels: Labels) -> tuple[Scores, Scores, Scores]:
-    """Points of the precision-recall curve: sensitivity, ppv, threshold. Where nothing is found, precision is 1."""
+    """Points of the precision-recall curve: sensitivity, ppv, threshold.
+
+    Where nothing is found, precision is 1.
+    """
     thresholds, counts = at_every_threshold(scores, labels)
     return counts.sensitivity, np.append(1.0, counts.ppv[1:]), thresholds
 
@@ -224,7 +243,9 @@ def precision_recall(scores: Scores, labels: Labels) -> tuple[Scores, Scores, Sc
 def calibration(
     scores: Scores, labels: Labels, bins: int = 10
 ) -> tuple[Scores, Scores, NDArray[np.intp]]:
-    """Reliability curve: of each equal part of 0..1 with images, mean score, share of positives, number of images."""
+    """Reliability curve: of each equal part of 0..1 with images, mean score, share of positives,
+    number of images.
+    """
     part = np.minimum((scores * bins).astype(int), bins - 1)
     count = np.bincount(part, minlength=bins)
     some = count > 0

@@ -1,8 +1,10 @@
-"""Does the shape of a tumour tell who dies? Mask features and clinical table, joined per patient, cross-validated.
+"""Does the shape of a tumour tell who dies? Mask features and clinical table, joined per patient,
+cross-validated.
 
-The case study claims 100 %, on the data the model was trained on. That is no result: a forest of full-grown trees says
-every training label back, even one drawn by lot. So each figure here stands beside three others: the same model on its
-own training data, the same model trained on shuffled labels, and always naming the commoner outcome.
+The case study claims 100 %, on the data the model was trained on. That is no result: a forest of
+full-grown trees says every training label back, even one drawn by lot. So each figure here stands
+beside three others: the same model on its own training data, the same model trained on shuffled
+labels, and always naming the commoner outcome.
 """
 
 from __future__ import annotations
@@ -57,22 +59,22 @@ class Settings(BaseModel):
     about: str = ""
     published: dict[str, float] = {}
     folds: Annotated[int, Field(ge=2)] = 5
-    repeats: Annotated[int, Field(ge=1)] = (
-        10  # the folds are drawn anew each time; a patient's answers are averaged
-    )
-    neighbours: Annotated[int, Field(ge=1)] = (
-        4  # a missing value is the mean of the most similar patients'
-    )
+    # The folds are drawn anew each time; a patient's answers are averaged
+    repeats: Annotated[int, Field(ge=1)] = 10
+    # A missing value is the mean of the most similar patients'
+    neighbours: Annotated[int, Field(ge=1)] = 4
     trees: Annotated[int, Field(ge=1)] = 200
-    strength: Annotated[float, Field(gt=0)] = (
-        0.1  # of the logistic regression: less is more regular
-    )
+    # Of the logistic regression: less is more regular
+    strength: Annotated[float, Field(gt=0)] = 0.1
     seed: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One row per patient whose outcome is known. `values` is (patients, features), NaN where missing."""
+    """One row per patient whose outcome is known.
+
+    `values` is (patients, features), NaN where missing.
+    """
 
     patients: list[str]
     names: list[str]
@@ -101,8 +103,8 @@ def load(path: Path) -> Settings:
 def train(settings: Settings, data: Path, out: Path, model: Path | None = None) -> dict[str, Any]:
     """Cross-validated figures of the outcome models; writes outcome.json and outcome.md into `out`.
 
-    `data` is the brain MRI folder with its clinical table (training/data/lgg.py). The features are those of the
-    annotated masks or, with a `model` package, of the masks it finds.
+    `data` is the brain MRI folder with its clinical table (training/data/lgg.py). The features are
+    those of the annotated masks or, with a `model` package, of the masks it finds.
 
     Raises:
         PackageError, ValueError: a package, images or a table that cannot be used.
@@ -113,11 +115,13 @@ def train(settings: Settings, data: Path, out: Path, model: Path | None = None) 
         "masks": "annotated" if model is None else f"found by {model.name}",
     }
     figures |= compare(table, settings)
+
     out.mkdir(parents=True, exist_ok=True)
     (out / "outcome.json").write_text(
         json.dumps(figures, indent=2, allow_nan=False), encoding="utf-8"
     )
     (out / "outcome.md").write_text(described(figures, settings), encoding="utf-8")
+
     return figures
 
 
@@ -135,13 +139,15 @@ def patients_of(data: Path, model: Path | None) -> dict[str, dict[str, float]]:
             mask = postprocess.segment(found, *engine.manifest.segmenter.rule)
         if mask is not None:
             slices[case.patient].append(features.of_mask(mask))
+
     return {patient: features.of_patient(one) for patient, one in slices.items()}
 
 
 def join(
     masks: Mapping[str, Mapping[str, float]], clinical: Mapping[str, Mapping[str, float | None]]
 ) -> Table:
-    """Both tables as one, of the patients that are in both and whose outcome is known; constant columns are left out.
+    """Both tables as one, of the patients that are in both and whose outcome is known; constant
+    columns are left out.
 
     Raises:
         ValueError: fewer than two patients with each outcome.
@@ -154,6 +160,7 @@ def join(
             f"outcome: {len(masks)} patients with masks, {len(clinical)} in the clinical table, {len(both)} in both, "
             f"{died.sum()} died and {(~died).sum()} lived; at least two of each wanted"
         )
+
     mask_names = list(masks[known[0]])
     others = sorted({name for patient in known for name in clinical[patient]} - {_OUTCOME})
     rows = [
@@ -165,11 +172,14 @@ def join(
     varied = [
         i for i in range(len(names)) if len(np.unique(values[~np.isnan(values[:, i]), i])) > 1
     ]
+
     return Table(known, [names[i] for i in varied], values[:, varied], died, len(both) - len(known))
 
 
 def compare(table: Table, settings: Settings) -> dict[str, Any]:
-    """Figures of every model, with intervals: on its training data and cross-validated, also of shuffled labels."""
+    """Figures of every model, with intervals: on its training data and cross-validated, also of
+    shuffled labels.
+    """
     shuffled = np.random.default_rng(settings.seed).permutation(table.died)
     models = {
         name: {
@@ -183,6 +193,7 @@ def compare(table: Table, settings: Settings) -> dict[str, Any]:
         }
         for name, model in _models(settings).items()
     }
+
     logistic = _models(settings)["logistic"].fit(table.values, table.died)[-1]
     return {
         "patients": len(table.patients),
@@ -191,7 +202,8 @@ def compare(table: Table, settings: Settings) -> dict[str, Any]:
         "missing_share": float(np.isnan(table.values).mean()),
         "always_the_commoner_accuracy": float(max(table.died.mean(), 1 - table.died.mean())),
         "models": models,
-        "logistic_coefficients": {  # log odds per standard deviation of the feature, of a fit on all patients
+        # Log odds per standard deviation of the feature, of a fit on all patients
+        "logistic_coefficients": {
             name: round(float(value), 4)
             for name, value in zip(table.names, logistic.coef_[0], strict=True)
         },
@@ -201,7 +213,8 @@ def compare(table: Table, settings: Settings) -> dict[str, Any]:
 
 
 def _models(settings: Settings) -> dict[str, Pipeline]:
-    # Scaling, then imputation (neighbours by distance want one scale), both inside: fitted on the training folds alone.
+    # Scaling, then imputation (neighbours by distance want one scale), both inside: fitted on the
+    # training folds alone.
     def after_imputation(last: Any) -> Pipeline:
         imputer = KNNImputer(n_neighbors=settings.neighbours, keep_empty_features=True)
         return make_pipeline(StandardScaler(), imputer, last)
@@ -267,6 +280,7 @@ def described(figures: Mapping[str, Any], settings: Settings) -> str:
         "| model | labels | figure | on its training data | cross-validated |",
         "|---|---|---|---|---|",
     ]
+
     for name, model in figures["models"].items():
         for labels, group in model.items():
             for figure in _SHOWN:
@@ -274,9 +288,11 @@ def described(figures: Mapping[str, Any], settings: Settings) -> str:
                     _cell(group[kind][figure]) for kind in ("training", "cross_validated")
                 )
                 lines.append(f"| {name} | {labels.replace('_', ' ')} | {figure} | {cells} |")
+
     if settings.published:
         published = ", ".join(f"{name} {value:g}" for name, value in settings.published.items())
         lines += ["", f"Published ({settings.case_study}): {published}, on training data."]
+
     return "\n".join([*lines, "", NOTE, ""])
 
 

@@ -1,4 +1,6 @@
-"""One HTML file that tells what a model package does on labelled images: figures, curves, breakdown, cases."""
+"""One HTML file that tells what a model package does on labelled images: figures, curves,
+breakdown, cases.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ from training.measures.evaluate import Evaluation
 from training.measures.figures import ALONE, CAVEAT, beside, measured
 from training.recipe import Recipe
 
-_SHOWN = 4  # pictures of each kind
+# Pictures of each kind
+_SHOWN = 4
 _BREAKDOWN_DRAWS = 500
 _SEARCHED = "competition_score"
 
-Group = Callable[[Answer], str | None]  # the group that an answer belongs to; None: to none
+# The group that an answer belongs to; None: to none
+Group = Callable[[Answer], str | None]
 
 
 def write(
@@ -32,8 +36,8 @@ def write(
 ) -> Path:
     """Write the report into the file `out`, which needs no other file.
 
-    From `run_folder`, where there: every curves/*.csv, and search.csv, the rules that were tried (thresholds.Search).
-    `knobs` says whose the recipe's are.
+    From `run_folder`, where there: every curves/*.csv, and search.csv, the rules that were tried
+    (thresholds.Search). `knobs` says whose the recipe's are.
     """
     sections = [
         *_head(evaluation, recipe),
@@ -41,11 +45,13 @@ def write(
         *_all_figures(evaluation),
     ]
     sections += [*_curves(evaluation), *_search(run_folder), *_breakdown(evaluation)]
+
     sections += [*_learning(run_folder), *_cases(evaluation), *_recipe(recipe, knobs)]
     title = escape(f"{evaluation.figures['model']} {evaluation.figures['version']}")
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page + "<main>" + "\n".join(sections) + "</main></html>\n", encoding="utf-8")
+
     return out
 
 
@@ -57,16 +63,19 @@ def _head(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
     yield "<p class=warning><b>Research use only, not for diagnosis.</b></p>"
     if figures["warning"]:
         yield f"<p class=warning><b>{escape(figures['warning'])}.</b></p>"
+
     if figures["trained_on"]:
         yield (
             f"<p class=warning>{figures['trained_on']} of the {figures['images']} images trained this model: figures "
             "of <b>all</b> images are better than those of new ones would be.</p>"
         )
+
     if "jpeg_baseline" in figures:
         yield (
             "<p class=warning>Some images were re-wrapped from copies, and that alone tells much of their label: every "
             "figure is given for those <b>as published</b> (JPEG Baseline) alone as well.</p>"
         )
+
     for note in figures["notes"]:
         yield f"<p class=warning>{escape(note)}.</p>"
     rows = {
@@ -79,6 +88,7 @@ def _head(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
     yield _table(
         [], [[name.replace("_", " "), value] for name, value in rows.items() if value], "facts"
     )
+
     yield "<p>In brackets 95 % intervals, by bootstrap over patients; after the dot the number of images.</p>"
 
 
@@ -97,6 +107,7 @@ def _published(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
         [[row[0].replace("_", " "), *row[1:]] for row in rows],
         "figures",
     )
+
     yield f"<p>Published figures are no measure of ours: {escape(CAVEAT)}.</p>"
 
 
@@ -107,12 +118,14 @@ def _all_figures(evaluation: Evaluation) -> Iterator[str]:
         own = figures.get(group, {})
         columns |= {_title(f"{group} {key}"): own[key]} if key in own else {}
         columns |= {_title(group): own} if own else {}
+
     names = [
         name
         for name, node in figures["all"].items()
         if "value" in node and not name.startswith("auc_")
     ]
     yield "<h2>Figures</h2>"
+
     rows = [
         [
             name.replace(ALONE, " *").replace("_", " "),
@@ -121,6 +134,7 @@ def _all_figures(evaluation: Evaluation) -> Iterator[str]:
         for name in names
     ]
     yield _table(["", *columns], rows, "figures")
+
     yield (
         "<p>* of the segmenter alone, whatever the classifier says; figures of masks without * are of both stages. "
         "Dice and IoU of all images count 1 where both masks are empty; ...positives are means over images with a "
@@ -134,12 +148,14 @@ def _curves(evaluation: Evaluation) -> Iterator[str]:
     labels = np.array([answer.positive for answer in shown])
     if labels.all() or not labels.any():
         return
+
     scores = np.array([answer.probability for answer in shown])
     threshold = evaluation.figures["threshold"]
     groups = {name: (scores, labels)}
     published = np.array([answer.as_published for answer in shown])
     if not published.all() and 0 < labels[published].sum() < published.sum():
         groups["as published alone"] = scores[published], labels[published]
+
     yield f"<h2>Decisions</h2><p>Of {escape(name)}; dots: the threshold in use.</p>"
     yield _picture(plots.ranking(groups, threshold), "ROC and precision-recall curves")
     yield _picture(plots.decisions(scores, labels, threshold), "Confusion matrix and calibration")
@@ -148,6 +164,7 @@ def _curves(evaluation: Evaluation) -> Iterator[str]:
         plots.thresholds(_swept(shown), threshold, "For looking, not for choosing"),
         "Threshold sweep",
     )
+
     chose = (
         evaluation.figures["report"]["part"] == "validate"
         and evaluation.figures["report"]["key"] is not None
@@ -164,7 +181,9 @@ def _swept(answers: Sequence[Answer]) -> dict[str, tuple[plots.Scores, plots.Sco
     grid = np.linspace(0, 1, 201)
     scores = np.array([answer.probability for answer in answers])
     labels = np.array([answer.positive for answer in answers])
-    said = scores >= grid[:, None]  # (thresholds, images)
+
+    # (thresholds, images)
+    said = scores >= grid[:, None]
     curves = {
         "sensitivity": (grid, said[:, labels].mean(1)),
         "specificity": (grid, 1 - said[:, ~labels].mean(1)),
@@ -175,6 +194,7 @@ def _swept(answers: Sequence[Answer]) -> dict[str, tuple[plots.Scores, plots.Sco
     )
     if masked.any():
         curves["mean Dice of both stages"] = grid, np.where(said, drawn, empty)[:, masked].mean(1)
+
     if (masked & labels).any():
         curves["Dice of positives"] = grid, np.where(said, drawn, empty)[:, masked & labels].mean(1)
     return curves
@@ -197,7 +217,8 @@ def _search(run_folder: Path | None) -> Iterator[str]:
 
 def _age(answer: Answer) -> str:
     age = answer.age_years
-    if age is None or not 0 <= age <= 120:  # 413 is in the data
+    # 413 is in the data
+    if age is None or not 0 <= age <= 120:
         return "age unknown"
     return next(name for limit, name in _AGES if age < limit)
 
@@ -238,6 +259,7 @@ def _breakdown(evaluation: Evaluation) -> Iterator[str]:
         )
         if len(members) > 1:
             groups += [(group, members[group]) for group in ordered]
+
     threshold = evaluation.figures["threshold"]
     found = [(group, some, measured(some, threshold, _BREAKDOWN_DRAWS)) for group, some in groups]
     yield f"<h2>Breakdown</h2><p>Of {escape(name)}. Groups of a few images say little: look at the intervals.</p>"
@@ -253,6 +275,7 @@ def _breakdown(evaluation: Evaluation) -> Iterator[str]:
     yield _table(
         ["", "images", "positive", *(one.replace("_", " ") for one in _BREAKDOWN)], rows, "figures"
     )
+
     lines = [(f"{group} ({len(some)})", own) for group, some, own in found]
     yield _picture(
         plots.breakdown(lines, [one for one in _BREAKDOWN if one in found[0][2]]), "Breakdown"
@@ -275,6 +298,7 @@ def _cases(evaluation: Evaluation) -> Iterator[str]:
     empty = [answer for answer in said if not answer.found]
     missed = [answer for answer in shown if answer.positive and answer.probability < threshold]
     alarms = [answer for answer in said if not answer.positive]
+
     # The worst are taken from the other end, and never shown twice.
     kinds = (
         ("Best", "the highest Dice", overlap[: min(_SHOWN, (len(overlap) + 1) // 2)], len(overlap)),
@@ -286,10 +310,12 @@ def _cases(evaluation: Evaluation) -> Iterator[str]:
         ("Failure: false alarm", "negative, and the highest probabilities",
          sorted(alarms, key=lambda answer: -answer.probability), len(alarms)),
     )  # fmt: skip
+
     yield (
         f"<h2>Cases</h2><p>Of {escape(name)}. <span class=true>&#9644;&#9644; annotated</span> "
         "<span class=found>&#9644; &#9644; found by the segmenter</span></p>"
     )
+
     for title, what, chosen, count in kinds:
         yield f"<h3>{escape(title)}</h3><p>{escape(what)}; {count} in all</p>"
         yield f"<div class=row>{''.join(_case(evaluation, answer) for answer in chosen[:_SHOWN])}</div>"
@@ -305,10 +331,12 @@ def _case(evaluation: Evaluation, answer: Answer) -> str:
         if answer.true is not None
         else []
     )
+
     about += [answer.view] if answer.view else []
     about += [] if answer.as_published else ["re-wrapped copy"]
     picture = plots.case(look.pixels, look.true, look.found)
     caption = f"{escape(answer.image_id)}<br>{escape(' · '.join(about))}"
+
     return f'<figure><img alt="{escape(answer.image_id)}" src="{picture}"><figcaption>{caption}</figcaption></figure>'
 
 
@@ -319,7 +347,9 @@ def _recipe(recipe: Recipe | None, knobs: str) -> Iterator[str]:
 
 
 def _shown(evaluation: Evaluation) -> tuple[list[Answer], str]:
-    """The answers that curves and cases are of, and their name: the reported part, where there is one."""
+    """The answers that curves and cases are of, and their name: the reported part, where there is
+    one.
+    """
     report = evaluation.figures["report"]
     reported = [answer for answer in evaluation.answers if answer.of(report["part"])]
     if report["key"] is None or not reported:

@@ -17,8 +17,10 @@ from inference.contours import contours
 from training.measures import metrics
 
 BLUE, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#666666"
-TRUE_COLOUR, FOUND_COLOUR = "#E69F00", SKY  # on a dark X-ray; the line's style differs too
-_SHOWN_PX = 480  # a case's picture: (pixels of the longer side)
+# On a dark X-ray; the line's style differs too
+TRUE_COLOUR, FOUND_COLOUR = "#E69F00", SKY
+# A case's picture: (pixels of the longer side)
+_SHOWN_PX = 480
 _PER_INCH = 100
 
 Scores = NDArray[np.float64]
@@ -36,6 +38,7 @@ def ranking(groups: Mapping[str, tuple[Scores, Labels]], threshold: float) -> st
             color=colour,
             label=f"{name}: AUC {metrics.auc(scores, labels):.3f}",
         )
+
         here = int((thresholds >= threshold).sum()) - 1
         left.plot(alarms[here], sensitivity[here], "o", color=colour)
         recall, precision, _ = metrics.precision_recall(scores, labels)
@@ -47,8 +50,10 @@ def ranking(groups: Mapping[str, tuple[Scores, Labels]], threshold: float) -> st
             color=colour,
             label=f"{name}: average precision {average:.3f}",
         )
+
         right.plot(recall[here], precision[here], "o", color=colour)
         right.axhline(labels.mean(), color=colour, linestyle=":", linewidth=1)
+
     left.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1)
     left.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
     right.set(
@@ -57,6 +62,7 @@ def ranking(groups: Mapping[str, tuple[Scores, Labels]], threshold: float) -> st
         title="Precision and recall",
         ylim=(0, 1.03),
     )
+
     for axes in (left, right):
         axes.legend(loc="lower right" if axes is left else "upper right")
     return _png(figure)
@@ -76,15 +82,18 @@ def decisions(scores: Scores, labels: Labels, threshold: float) -> str:
     left.imshow(
         matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1.3
     )
+
     for (row, column), count in np.ndenumerate(matrix):
         share = count / max(1, matrix[row].sum())
         left.text(column, row, f"{count:.0f}\n{share:.0%}", ha="center", va="center", fontsize=13)
+
     left.set(
         title=f"Confusion matrix at {threshold:g}", xlabel="the model says", ylabel="the label says"
     )
     left.set_xticks([0, 1], ["positive", "not detected"])
     left.set_yticks([0, 1], ["positive", "negative"], rotation=90, va="center")
     left.grid(False)
+
     mean, share, images = metrics.calibration(scores, labels)
     right.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1)
     intervals = np.array(
@@ -101,15 +110,18 @@ def decisions(scores: Scores, labels: Labels, threshold: float) -> str:
         linewidth=1.5,
         label="95 % interval, Wilson",
     )
+
     for x, y, n in zip(mean, share, images, strict=True):
         right.annotate(
             str(n), (x, y), textcoords="offset points", xytext=(7, -11), fontsize=8, color=GREY
         )
+
     right.set(
         title="Calibration (grey: images)", xlabel="mean probability", ylabel="share of positives"
     )
     right.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
     right.legend(loc="lower right")
+
     return _png(figure)
 
 
@@ -128,13 +140,16 @@ def thresholds(curves: Mapping[str, tuple[Scores, Scores]], threshold: float, ti
 
 
 def searched(rows: Sequence[Mapping[str, float]], name: str) -> str:
-    """What each pair of values of two knobs of the rule reached, at best over the other knobs; the best is marked."""
+    """What each pair of values of two knobs of the rule reached, at best over the other knobs; the
+    best is marked.
+    """
     knobs = [knob for knob in rows[0] if knob != name and len({row[knob] for row in rows}) > 1]
     knobs = [
         knob for knob in knobs if knob != "top" or any(row["top"] != row["bottom"] for row in rows)
     ]
     pairs = list(pairwise(knobs)) or [(knob, knob) for knob in knobs]
     figure, axes_of = _figure(max(1, len(pairs)))
+
     best = max(rows, key=lambda row: row[name])
     for axes, (across, up) in zip(axes_of, pairs, strict=False):
         x, y = (sorted({row[knob] for row in rows}) for knob in (across, up))
@@ -142,6 +157,7 @@ def searched(rows: Sequence[Mapping[str, float]], name: str) -> str:
         for row in rows:
             place = y.index(row[up]), x.index(row[across])
             reached[place] = np.fmax(reached[place], row[name])
+
         shown = axes.imshow(reached, cmap="cividis", origin="lower", aspect="auto")
         figure.colorbar(shown, ax=axes, label=name.replace("_", " "))
         axes.plot(
@@ -152,10 +168,12 @@ def searched(rows: Sequence[Mapping[str, float]], name: str) -> str:
             markeredgecolor="white",
             markersize=10,
         )
+
         axes.set_xticks(range(len(x)), [f"{value:g}" for value in x], rotation=45)
         axes.set_yticks(range(len(y)), [f"{value:g}" for value in y])
         axes.set(xlabel=across, ylabel=up)
         axes.grid(False)
+
     return _png(figure)
 
 
@@ -173,6 +191,7 @@ def breakdown(groups: Sequence[tuple[str, Mapping[str, Any]]], names: Sequence[s
         axes.set_yticks(range(len(groups)), [label for label, _ in groups])
         axes.set(title=name.replace("_", " "), xlim=(-0.03, 1.03), ylim=(len(groups) - 0.4, -0.6))
         _clean(axes)
+
     return _png(figure)
 
 
@@ -190,6 +209,7 @@ def curve(rows: Sequence[Mapping[str, float]]) -> str:
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         axes.xaxis.get_major_locator().set_params(integer=True)
         _clean(axes)
+
     for axes in figure.axes[len(names) :]:
         axes.set_visible(False)
     return _png(figure)
@@ -198,15 +218,19 @@ def curve(rows: Sequence[Mapping[str, float]]) -> str:
 def case(
     pixels: NDArray[np.float32], true: NDArray[np.bool_] | None, found: NDArray[np.bool_]
 ) -> str:
-    """An image, 0 black to 1 white, with the true (orange, solid) and the found (blue, dashed) contours."""
+    """An image, 0 black to 1 white, with the true (orange, solid) and the found (blue, dashed)
+    contours.
+    """
     rows, columns = pixels.shape
     scale = _SHOWN_PX / max(rows, columns)
     figure = Figure(figsize=(columns * scale / _PER_INCH, rows * scale / _PER_INCH), dpi=_PER_INCH)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="antialiased", aspect="auto")
+
     for mask, colour, style in ((true, TRUE_COLOUR, "-"), (found, FOUND_COLOUR, (0, (4, 2)))):
         for line in contours(mask) if mask is not None else []:
             axes.plot(line[:, 1], line[:, 0], color=colour, linestyle=style, linewidth=2.2)
+
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     axes.axis("off")
     return _uri(figure, "jpeg", pil_kwargs={"quality": 80})

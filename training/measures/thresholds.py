@@ -12,18 +12,19 @@ from inference.postprocess import REFERENCE_MATRIX_PX, label_regions
 from training.measures import metrics
 from training.recipe import OperatingPoint
 
-Map = tuple[
-    NDArray[np.float32], NDArray[np.bool_]
-]  # probability and true mask, both (rows, columns)
+# Probability and true mask, both (rows, columns)
+Map = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 def operating_point(
     scores: metrics.Scores, labels: metrics.Labels, point: OperatingPoint
 ) -> tuple[float, str]:
-    """The threshold at or above which a score (0..1) is positive, and in words how it was chosen; both (images,).
+    """The threshold at or above which a score (0..1) is positive, and in words how it was chosen;
+    both (images,).
 
-    It has three decimals, rounded down, so that the image it was chosen at stays on its side in other arithmetic. Of
-    thresholds equally good the lowest is taken: a missed collapse costs more than a false alarm.
+    It has three decimals, rounded down, so that the image it was chosen at stays on its side in
+    other arithmetic. Of thresholds equally good the lowest is taken: a missed collapse costs more
+    than a false alarm.
 
     Raises:
         ValueError: the labels lack a class that the choice needs.
@@ -34,16 +35,21 @@ def operating_point(
             f"operating point: {positive} of the {count} validation images are positive; wanted some, and some that "
             "are not: change split"
         )
+
     thresholds, counts = metrics.at_every_threshold(
         np.floor(scores.astype(np.float64) * 1000).clip(1, 999) / 1000, labels
     )
-    figure = getattr(counts, point.best or "sensitivity")[1:]  # the first finds nothing
+
+    # The first finds nothing
+    figure = getattr(counts, point.best or "sensitivity")[1:]
     if point.best:
         index = int(np.flatnonzero(figure == figure.max())[-1])
         words = f"highest {point.best} ({figure[index]:.3f})"
     else:
-        index = int(np.argmax(figure >= point.sensitivity))  # they rise
+        # They rise
+        index = int(np.argmax(figure >= point.sensitivity))
         words = f"sensitivity {point.sensitivity:.2f} or more ({figure[index]:.3f})"
+
     return float(
         thresholds[1:][index]
     ), f"{words} on {count} validation images, {positive} of them positive"
@@ -51,7 +57,9 @@ def operating_point(
 
 @dataclass(frozen=True)
 class Grid:
-    """What is tried for each figure of `inference.postprocess.segment`; a top of None is as the bottom."""
+    """What is tried for each figure of `inference.postprocess.segment`; a top of None is as the
+    bottom.
+    """
 
     bottom: tuple[float, ...]
     top: tuple[float | None, ...]
@@ -66,7 +74,8 @@ TWO_STAGE = Grid(
     min_area_at_1024_px=(0, 250, 500, 1000, 1500, 2000, 2500, 3000, 3500, 4000, 5000),
     min_sure_area_at_1024_px=(0,),
 )
-# Without one, as the winner of SIIM-ACR 2019: how many pixels reach the top, and where the mask begins then.
+# Without one, as the winner of SIIM-ACR 2019: how many pixels reach the top, and where the mask
+# begins then.
 TRIPLET = Grid(
     bottom=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     top=(0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
@@ -80,13 +89,15 @@ class Search:
     """The competition score (mean Dice, empty as empty 1) of every rule of a grid."""
 
     grid: Grid
-    scores: NDArray[
-        np.float64
-    ]  # (bottoms, tops, areas, sure areas); NaN where the top is below the bottom
+    # (bottoms, tops, areas, sure areas); NaN where the top is below the bottom
+    scores: NDArray[np.float64]
 
     @property
     def best(self) -> dict[str, float]:
-        """The rule of the highest score; of several, the middle one. Keys as in a package's manifest."""
+        """The rule of the highest score; of several, the middle one.
+
+        Keys as in a package's manifest.
+        """
         equal = np.argwhere(self.scores >= np.nanmax(self.scores) - 1e-9)
         return self._rule(tuple(equal[len(equal) // 2]))
 
@@ -111,7 +122,8 @@ class Search:
 
 
 def search(maps: Iterable[Map], grid: Grid) -> Search:
-    """Score every rule of the grid as `inference.postprocess.segment` applies it; the maps are seen once, one by one.
+    """Score every rule of the grid as `inference.postprocess.segment` applies it; the maps are seen
+    once, one by one.
 
     An image that a classifier before it calls negative comes as a map of zeros.
 
@@ -125,10 +137,12 @@ def search(maps: Iterable[Map], grid: Grid) -> Search:
                 f"search: a map of shape {probability.shape} and a mask of {true.shape}; wanted the same"
             )
         total, count = total + _dices(probability, true, grid), count + 1
+
     if not count:
         raise ValueError(
             "search: no validation image has a mask; wanted some to choose thresholds on"
         )
+
     return Search(grid, np.asarray(total / count))
 
 
@@ -140,15 +154,18 @@ def _dices(
     areas = np.array(grid.min_area_at_1024_px) * scale
     sure_areas = np.maximum(1, np.array(grid.min_sure_area_at_1024_px) * scale)
     rows, columns = (np.flatnonzero((probability >= min(grid.bottom)).any(axis)) for axis in (1, 0))
-    if len(rows):  # outside of it no rule finds anything
+    # Outside of it no rule finds anything
+    if len(rows):
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         probability, true = probability[box], true[box]
+
     dices = np.full((len(grid.bottom), len(grid.top), len(areas), len(sure_areas)), np.nan)
     for i, bottom in enumerate(grid.bottom):
         mask = probability >= bottom
         regions, count = label_regions(mask) if areas.max() > 1 else (mask.astype(np.int32), 1)
         size, common = (_by_region(regions[chosen], count) for chosen in (mask, mask & true))
-        kept = (size >= areas[:, None]).astype(np.int64)  # (areas, regions)
+        # (areas, regions)
+        kept = (size >= areas[:, None]).astype(np.int64)
         dice = 2 * (kept @ common) / np.maximum(1, kept @ size + true_px)
         for j, top in enumerate(grid.top):
             if (least := _top(top, bottom)) >= bottom:
@@ -156,6 +173,7 @@ def _dices(
                 dices[i, j] = np.where(
                     sure[:, None] >= sure_areas, dice[:, None], float(not true_px)
                 )
+
     return dices
 
 

@@ -1,12 +1,14 @@
-"""The plausibility network: is this picture a frontal chest radiograph in display polarity? Trains, measures, writes.
+"""The plausibility network: is this picture a frontal chest radiograph in display polarity? Trains,
+measures, writes.
 
     python -m training.plausibility --data DIR --out DIR
 
-`out` receives figures.json and package/: the package that ships with Pleura with this network added or exchanged, its
-other networks untouched bit by bit. About twelve minutes on one CPU core.
+`out` receives figures.json and package/: the package that ships with Pleura with this network added
+or exchanged, its other networks untouched bit by bit. About twelve minutes on one CPU core.
 
-Real chests are plentiful, other X-rays are not: what is to be refused is drawn or made out of chests
-(training/non_chests.py). The few real pictures of something else train nothing and choose nothing.
+Real chests are plentiful, other X-rays are not: what is to be refused is drawn or made out of
+chests (training/non_chests.py). The few real pictures of something else train nothing and choose
+nothing.
 """
 
 from __future__ import annotations
@@ -43,21 +45,27 @@ PER_KIND, PHANTOMS = 300, 120
 FOLDS = 4
 MARGIN = 1.0
 VERSION = "0.2.0"
-REPORT_FOLD = 3  # of siim/: trains nothing, chooses nothing
-_PHANTOM_SEED = 200_000  # of no other training set, no test, no demo
-# Real chests that lie upside down or are inverted in the data: seen by eye after a network had refused them. They
-# train nothing; what becomes of them is reported.
+# Of siim/: trains nothing, chooses nothing
+REPORT_FOLD = 3
+# Of no other training set, no test, no demo
+_PHANTOM_SEED = 200_000
+# Real chests that lie upside down or are inverted in the data: seen by eye after a network had
+# refused them. They train nothing; what becomes of them is reported.
 TURNED_OR_INVERTED = {
     "1.2.276.0.7230010.3.1.4.8323329.1649.1517875168.754818", "ID_aaa0d1b33", "ID_cba531b03",
     "ID_35a9e2842", "ID_eeadc6601",
 }  # fmt: skip
-Scores = NDArray[np.float64]  # logits
-Pictures = NDArray[np.uint8]  # (n, non_chests.SIDE, non_chests.SIDE)
+# logits
+Scores = NDArray[np.float64]
+# (n, non_chests.SIDE, non_chests.SIDE)
+Pictures = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
 class Chests:
-    """Real chests that may train, with the fold that holds each out; the report fold; phantoms that train."""
+    """Real chests that may train, with the fold that holds each out; the report fold; phantoms that
+    train.
+    """
 
     pictures: Pictures
     folds: NDArray[np.int64]
@@ -67,15 +75,18 @@ class Chests:
 
 
 def read_chests(data: Path) -> Chests:
-    """`data`/stage2 and siim. The stage-2 images that lie in `data`/node too are left out, so that node/ tests."""
+    """`data`/stage2 and siim.
+
+    The stage-2 images that lie in `data`/node too are left out, so that node/ tests.
+    """
     with (data / "stage2" / "silver-labels.csv").open(newline="", encoding="utf-8") as file:
         names = [row["ImageId"] for row in csv.DictReader(file)]
     in_node = {path.stem.removeprefix("stage2_") for path in (data / "node").glob("*.dcm")}
     names = [name for name in names if name not in in_node | TURNED_OR_INVERTED]
     pictures = [_grey(data / "stage2" / "jpeg512" / f"{name}.jpg") for name in names]
-    folds = (
-        np.random.default_rng(0).integers(0, FOLDS, len(names)).tolist()
-    )  # patients of stage 2 are unknown
+
+    # Patients of stage 2 are unknown
+    folds = np.random.default_rng(0).integers(0, FOLDS, len(names)).tolist()
     reported = []
     relabelled = {path.stem for path in (data / "node").glob("*.dcm")}
     for case in siim.read(data):
@@ -88,6 +99,7 @@ def read_chests(data: Path) -> Chests:
             pictures.append(picture)
             folds.append(case.fold)
             names.append(case.image_id)
+
     drawn = [phantom.draw(_PHANTOM_SEED + n, n % 2 == 0, size=128).pixels for n in range(PHANTOMS)]
     return Chests(
         np.stack(pictures),
@@ -116,9 +128,11 @@ def train(chests: Pictures, others: Pictures, seed: int, steps: int = STEPS) -> 
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1
     )
+
     sides = [torch.from_numpy(one)[:, None] for one in (chests, others)]
     targets = torch.cat([torch.ones(BATCH // 2, 1), torch.zeros(BATCH // 2, 1)])
     network.train()
+
     for _ in range(steps):
         drawn = [one[torch.randint(len(one), (BATCH // 2,), generator=generator)] for one in sides]
         logits = network(vary(torch.cat(drawn).float() / 255, generator))
@@ -127,14 +141,16 @@ def train(chests: Pictures, others: Pictures, seed: int, steps: int = STEPS) -> 
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
+
     return network.eval()  # type: ignore[no-any-return]
 
 
 def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """(n, 1, side, side) in 0..1 -> network inputs (n, 1, INPUT_SIDE, INPUT_SIDE), as another unit would show them.
+    """(n, 1, side, side) in 0..1 -> network inputs (n, 1, INPUT_SIDE, INPUT_SIDE), as another unit
+    would show them.
 
-    Mirrored, leaned by up to 15 degrees, cut or with collimated borders, portrait to landscape, windowed, blurred,
-    grained; letterboxed and standardised as inference/preprocess.py does.
+    Mirrored, leaned by up to 15 degrees, cut or with collimated borders, portrait to landscape,
+    windowed, blurred, grained; letterboxed and standardised as inference/preprocess.py does.
     """
     n, side = len(pictures), INPUT_SIDE
 
@@ -144,18 +160,20 @@ def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
     def chance(share: float) -> Tensor:
         return torch.rand(n, 1, 1, generator=generator) < share
 
+    # Width by height
     aspect, angle = (
         torch.exp(within(-0.45, 0.45)),
         within(-math.pi / 12, math.pi / 12),
-    )  # width by height
-    zoom = torch.where(
-        chance(0.4), within(0.85, 2.0), within(0.9, 1.1)
-    )  # above 1 the film is larger than the field
+    )
+
+    # Above 1 the film is larger than the field
+    zoom = torch.where(chance(0.4), within(0.85, 2.0), within(0.9, 1.1))
     free = 0.12 + 0.6 * (zoom - 1.1).clamp(min=0)
     across = torch.linspace(-1, 1, side + 1)[:-1] + 1 / side
     u = across[None, None, :].expand(n, side, side) / aspect.clamp(max=1)
     v = across[None, :, None].expand(n, side, side) * aspect.clamp(min=1)
     inside = ((u.abs() <= 1) & (v.abs() <= 1)).float()[:, None]
+
     u, v = (u * zoom * aspect.sqrt() * torch.exp(within(-0.08, 0.08)), v * zoom / aspect.sqrt())
     mirror = torch.where(chance(0.5), -1.0, 1.0)
     x = mirror * (u * angle.cos() - v * angle.sin()) + free * within(-1, 1)
@@ -163,6 +181,7 @@ def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
     shown = functional.grid_sample(
         pictures, torch.stack([x, y], -1), padding_mode="border", align_corners=False
     )
+
     # Beside the exposed field: shutters, black or white, or nothing of the kind.
     outside = ((x.abs() > 1) | (y.abs() > 1))[:, None] & chance(0.75)[:, None]
     shown = torch.where(outside, chance(0.25)[:, None].float(), shown)
@@ -174,6 +193,7 @@ def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
         shown
         + torch.randn(shown.shape, generator=generator) * (within(0, 0.05) * chance(0.5))[:, None]
     )
+
     area = inside.sum((2, 3), keepdim=True)
     mean = (shown * inside).sum((2, 3), keepdim=True) / area
     deviation = (((shown - mean) ** 2 * inside).sum((2, 3), keepdim=True) / area).sqrt()
@@ -183,7 +203,9 @@ def vary(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def scores(network: nn.Module, pictures: Pictures) -> Scores:
-    """Logits of (n, side, side) pictures, each through inference/preprocess.py as the engine does it."""
+    """Logits of (n, side, side) pictures, each through inference/preprocess.py as the engine does
+    it.
+    """
     inputs = [_input(picture.astype(np.float32) / 255) for picture in pictures]
     with torch.inference_mode():
         parts = [
@@ -201,7 +223,9 @@ def _input(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 def cross_validated(
     chests: Chests, others: dict[str, Pictures], fold: int
 ) -> tuple[Scores, dict[str, Scores]]:
-    """Logits of a fold's chests and of every fourth kind of other picture, by a network that saw neither."""
+    """Logits of a fold's chests and of every fourth kind of other picture, by a network that saw
+    neither.
+    """
     held_out = list(others)[fold::FOLDS]
     seen = np.concatenate([pictures for kind, pictures in others.items() if kind not in held_out])
     network = train(
@@ -212,7 +236,8 @@ def cross_validated(
 
 
 def threshold_of(held_out: Scores) -> float:
-    """The probability under which a picture is refused: MARGIN below all but one in a thousand of the chests left out.
+    """The probability under which a picture is refused: MARGIN below all but one in a thousand of
+    the chests left out.
 
     Not below all: the two lowest of the data show mostly an abdomen, one under a metal frame.
     """
@@ -267,12 +292,14 @@ def figures(
     met = [
         scores(network, non_chests.draw(kind, 40, chests.reported, 99)) for kind in non_chests.KINDS
     ]
+
     drawn = [logits for _, held_out in crossed for logits in held_out.values()]
     misshown = {}
     for pose_, name in zip(plausibility.OTHERS, map(str, plausibility.OTHERS), strict=True):
         found = [plausibility.judge(ask, [pose_.as_given(1 - p if pose_.inverted else p)], threshold)[0].pose for p in
                  chests.reported[:30].astype(np.float32) / 255]  # fmt: skip
         misshown[name] = {"right": sum(one == pose_ for one in found), "of": len(found)}
+
     return {
         "threshold_logit": limit,
         "real_chests_cross_validated": share(
@@ -301,7 +328,9 @@ def _real(data: Path, name: str) -> NDArray[np.float32]:
 
 
 def write(network: nn.Module, threshold: float, measured: dict[str, Any], folder: Path) -> None:
-    """The shipped package with this network: its other networks' weights stay as they are, bit by bit."""
+    """The shipped package with this network: its other networks' weights stay as they are, bit by
+    bit.
+    """
     shipped = package.load(package.default_folder())
     manifest = shipped.manifest.model_dump(mode="json")
     manifest["version"] = VERSION
@@ -310,12 +339,14 @@ def write(network: nn.Module, threshold: float, measured: dict[str, Any], folder
         "threshold": threshold,
         "operating_point": f"{MARGIN:g} in the logit below 99.9 % of the real chests held out in four folds",
     }  # fmt: skip
+
     data = "plausibility: stage2, siim folds [0, 1, 2], synthetic phantoms and non-chests"
     manifest["training"]["data"] = [
         *(one for one in manifest["training"]["data"] if one != data),
         data,
     ]
     manifest["metrics"] |= {"version": VERSION, "plausibility": measured}
+
     golden = {role: shipped.golden[f"{role}.input"] for role in ("classifier", "segmenter")}
     pictures = [
         phantom.draw(0, True, size=non_chests.SIDE).pixels,
@@ -324,6 +355,7 @@ def write(network: nn.Module, threshold: float, measured: dict[str, Any], folder
     golden["plausibility"] = torch.from_numpy(
         np.stack([_input(one.astype(np.float32)) for one in pictures])
     )
+
     card = package.default_folder() / "README.md"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / card.name).write_bytes(card.read_bytes())
@@ -340,6 +372,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+
     torch.set_num_threads(1)
     chests = read_chests(given.data)
     others = {
@@ -347,12 +380,14 @@ def main() -> None:
     }
     crossed = [cross_validated(chests, others, fold) for fold in range(FOLDS)]
     threshold = threshold_of(np.concatenate([real for real, _ in crossed]))
+
     network = train(
         np.concatenate([chests.pictures, chests.phantoms]),
         np.concatenate(list(others.values())),
         FOLDS,
     )
     measured = figures(network, threshold, chests, crossed, given.data)
+
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "figures.json").write_text(json.dumps(measured, indent=2), encoding="utf-8")
     write(network, threshold, measured, given.out / "package")

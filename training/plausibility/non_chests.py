@@ -1,8 +1,9 @@
-"""Synthetic pictures that are no frontal chest, for the plausibility network: drawn, or made out of real chests.
+"""Synthetic pictures that are no frontal chest, for the plausibility network: drawn, or made out of
+real chests.
 
-None is a real X-ray of another body part; what a network says about them is a figure on drawings. A picture is
-(SIDE, SIDE) float64, 0 black to 1 white. Drawn ones add up densities like training/phantom.py, coordinates x and y from
--1 to 1.
+None is a real X-ray of another body part; what a network says about them is a figure on drawings. A
+picture is (SIDE, SIDE) float64, 0 black to 1 white. Drawn ones add up densities like
+training/phantom.py, coordinates x and y from -1 to 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _FONT = ImageFont.load_default(size=9)
 
 
 def draw(kind: str, count: int, chests: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-    """`count` pictures of a kind of KINDS, (count, SIDE, SIDE), some of them out of `chests` (n, SIDE, SIDE)."""
+    """`count` pictures of a kind of KINDS, (count, SIDE, SIDE), some of them out of `chests` (n,
+    SIDE, SIDE).
+    """
     rng = np.random.default_rng((seed, *kind.encode()))
     return np.stack([_byte(KINDS[kind](rng, chests)) for _ in range(count)])
 
@@ -47,7 +50,9 @@ def _inverted(rng: np.random.Generator, chests: NDArray[np.uint8]) -> Array:
 
 
 def _piece(rng: np.random.Generator, chests: NDArray[np.uint8]) -> Array:
-    """Less than a fifth of the area: a shoulder, an apex, half a lung, a bit of abdomen; any way up."""
+    """Less than a fifth of the area: a shoulder, an apex, half a lung, a bit of abdomen; any way
+    up.
+    """
     size = int(rng.uniform(0.2, 0.42) * SIDE)
     top, left = rng.integers(0, SIDE - size, 2)
     piece = _chest(rng, chests)[top : top + size, left : left + size]
@@ -71,7 +76,9 @@ def _shuffled(rng: np.random.Generator, chests: NDArray[np.uint8]) -> Array:
 
 
 def _phase(rng: np.random.Generator, chests: NDArray[np.uint8]) -> Array:
-    """A chest's spectrum with the phases of noise: its greys and its smoothness without its anatomy."""
+    """A chest's spectrum with the phases of noise: its greys and its smoothness without its
+    anatomy.
+    """
     noise = np.fft.fft2(rng.normal(size=(SIDE, SIDE)))
     scrambled = np.fft.ifft2(
         np.abs(np.fft.fft2(_chest(rng, chests))) * np.exp(1j * np.angle(noise))
@@ -133,6 +140,7 @@ def _film(rng: np.random.Generator, density: Array, turn: bool = True) -> Array:
     if turn:
         angle = rng.normal(0, 12) + rng.choice([0, 0, 90, 180, 270])
         density = ndimage.rotate(density, angle, reshape=False, order=1, mode="nearest")
+
     density = ndimage.gaussian_filter(density, rng.uniform(0.4, 1.2))
     density = (
         density
@@ -140,10 +148,13 @@ def _film(rng: np.random.Generator, density: Array, turn: bool = True) -> Array:
         + rng.uniform(0.01, 0.05) * rng.normal(size=density.shape)
     )
     picture = _stretched(1 - np.exp(-rng.uniform(0.7, 1.8) * np.clip(density, 0, None)))
-    if rng.random() < 0.4:  # shutters, whose outside a MONOCHROME1 film often shows white
+
+    # shutters, whose outside a MONOCHROME1 film often shows white
+    if rng.random() < 0.4:
         low, high = rng.uniform(-1, -0.3), rng.uniform(0.3, 1)
         across = _X if rng.random() < 0.5 else _Y
         picture = np.where((across > low) & (across < high), picture, float(rng.random() < 0.6))
+
     return np.asarray(picture)
 
 
@@ -154,6 +165,7 @@ def _limb(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
     density = rng.uniform(0.3, 1.2) * _tube(top, bottom, flesh, 0, rng.uniform(-0.4, 0.6))
     radius = flesh * rng.uniform(0.2, 0.4)
     joint = rng.uniform(-0.9, 0.9) if rng.random() < 0.6 else 2.0
+
     for part in (-1, 1) if abs(joint) < 1 else (0,):
         start, end = (-1.3, joint - 0.05) if part <= 0 else (joint + 0.05, 1.3)
         end = 1.3 if part == 0 else end
@@ -163,6 +175,7 @@ def _limb(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
             density += rng.uniform(0.5, 1.1) * _tube(
                 ends[0], ends[1], radius * share, 0.5, rng.uniform(0.2, 0.9)
             )
+
     return _film(rng, density)
 
 
@@ -189,6 +202,7 @@ def _teeth(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
         rng.uniform(-0.2, 0.5),
         rng.uniform(0.05, 0.2),
     )
+
     for row in (-1, 1):
         x = -0.8 + rng.uniform(0, wide)
         while x < 0.8:
@@ -199,6 +213,7 @@ def _teeth(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
             )
             density += rng.uniform(0.5, 1.5) * (rng.random() < 0.2) * _ellipse(middle, (half, 0.1))
             x += 2 * half + 0.02
+
     density += 0.5 * _ellipse((0, 0.1), (1.0, 0.75), 0, 0.15)
     return _film(
         rng,
@@ -212,6 +227,7 @@ def _skull(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
     density = 1.2 * _ellipse((0, -0.2), (rng.uniform(0.5, 0.8), 0.7), 0, 0.08) + 0.3 * _ellipse(
         (0, 0), (0.7, 0.9)
     )
+
     if rng.random() < 0.5:
         density -= sum(0.35 * _ellipse((side * 0.25, 0.1), (0.17, 0.15)) for side in (-1, 1))
         density -= 0.3 * _ellipse((0, 0.3), (0.1, 0.2))
@@ -223,6 +239,7 @@ def _skull(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
         density += sum(
             0.4 * _ellipse((-0.2 - 0.03 * n, 0.45 + 0.16 * n), (0.14, 0.06)) for n in range(5)
         )
+
     return _film(rng, density)
 
 
@@ -240,10 +257,12 @@ def _pelvis(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
             hip, (side * 0.68, 0.35), 0.1, 0.2
         )
         density -= 0.3 * _ellipse((0, 1.1), (0.15, 0.7))
+
     density += _gas(rng, (0.0, -0.3))
     if rng.random() < 0.5:
         zoom, (dx, dy) = rng.uniform(0.5, 0.7), rng.uniform(-0.4, 0.4, 2)
         density = _sampled(density, zoom * _X + dx, zoom * _Y + dy)
+
     return _film(rng, density)
 
 
@@ -266,7 +285,9 @@ def _spine(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
 
 
 def _lateral(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
-    """A chest from the side: one lung field between breastbone and spine, ribs on the slant, the heart before it."""
+    """A chest from the side: one lung field between breastbone and spine, ribs on the slant, the
+    heart before it.
+    """
     way = rng.choice([-1.0, 1.0])
     x = _X * way
     body = _ellipse((0.0, 0.2), (rng.uniform(0.6, 0.85), 1.3))
@@ -279,6 +300,7 @@ def _lateral(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
         - rng.uniform(0.6, 0.9) * field**0.5
         + 0.5 * _ellipse((-0.2, 0.2), (0.25, 0.3), 0.4)
     )
+
     density += sum(
         0.3 * _ellipse((0.5 - 0.1 * np.cos(2 * y), y), (0.12, 0.08), 0, 0.4)
         for y in np.arange(-1, 1.1, 0.2)
@@ -287,11 +309,14 @@ def _lateral(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
     density += (
         0.25 * ribs * (field > 0) + 0.5 * _tube((-0.4, -1.2), (-0.2, -0.7), 0.3, 0) * rng.random()
     )
+
     return _film(rng, density[:, :: int(way)], turn=False)
 
 
 def _animal(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
-    """A four-legged trunk from the side: the spine along the film, ribs hanging from it, the belly behind."""
+    """A four-legged trunk from the side: the spine along the film, ribs hanging from it, the belly
+    behind.
+    """
     tall = rng.uniform(0.4, 0.75)
     density = 0.9 * _ellipse((0, 0), (1.5, tall))
     lung = _ellipse((rng.uniform(-0.3, 0), -0.1), (0.5, 0.75 * tall)) * (_X < 0.3 - 0.4 * _Y)
@@ -301,10 +326,12 @@ def _animal(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
         0.5 * _ellipse((x, back + 0.1 * x * x), (0.05, 0.06), 0, 0.5)
         for x in np.arange(-1.1, 1.2, 0.12)
     )
+
     ribs = np.clip(np.sin((_X + 0.4 * _Y) * rng.uniform(30, 45)), 0.5, 1) - 0.5
     density += 0.4 * ribs * (lung > 0) + _gas(rng, (0.7, 0.1)) * 0.5
     for foot in (rng.uniform(-1, -0.6), rng.uniform(-0.9, -0.4)):
         density += 0.6 * _tube((-0.5, 0.3), (foot, 1.1), 0.1, 0.4, 0.3)
+
     return _film(rng, density[:, :: int(rng.choice([-1, 1]))], turn=rng.random() < 0.5)
 
 
