@@ -1,17 +1,19 @@
-# Two commands on a fresh machine: `make demo` and `make test`. They set up their own .venv.
-# A build of torch of your choice: make demo TORCH="--index-url https://download.pytorch.org/whl/cu130 torch==2.13.0"
+# Two commands on a fresh machine: `make demo` and `make test`. They set up a virtual environment in
+# .venv. Another build of torch, such as one for CUDA:
+#   make demo TORCH="--index-url https://download.pytorch.org/whl/cu130 torch==2.13.0"
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := pip install --disable-pip-version-check --quiet --no-compile
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
 OHIF := $(or $(PLEURA_OHIF),.cache/ohif)
 OHIF_VERSION := 3.13.2
 OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 
-.PHONY: demo test check wheel-demo ohif benchmarks train clean chaos soak recipes
+.PHONY: demo test check docs wheel-demo ohif benchmarks train clean chaos soak recipes
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
@@ -24,29 +26,37 @@ check: $(TESTED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The OHIF viewer as its authors publish it (50 MB), for tests/peers/test_viewers.py. Its 150 MB of neural networks stay out.
+# The pages of docs/ as a site in site/. The build is strict: a dead link fails it.
+docs: $(INSTALLED)
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build
+
+# The OHIF viewer as its authors publish it (50 MB), for tests/peers/test_viewers.py. Its neural
+# networks (150 MB) are left out.
 ohif: $(OHIF)/package/dist/index.html
 
 $(OHIF)/package/dist/index.html:
 	mkdir -p $(OHIF)
 	set -e; cd $(OHIF); npm pack --silent @ohif/app@$(OHIF_VERSION); \
 	echo "$(OHIF_SHA256)  ohif-app-$(OHIF_VERSION).tgz" | sha256sum --check --quiet; \
-	tar xzf ohif-app-$(OHIF_VERSION).tgz --exclude=package/dist/ort; rm ohif-app-$(OHIF_VERSION).tgz
+	tar xzf ohif-app-$(OHIF_VERSION).tgz --exclude=package/dist/ort; \
+	rm ohif-app-$(OHIF_VERSION).tgz
 
-# The wheel, installed in a clean environment elsewhere, does what the checkout does.
+# Install the wheel in a clean environment outside the checkout and run the demo from there.
 wheel-demo: $(TESTED)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	set -e; folder=$$(mktemp -d); trap 'rm -rf $$folder' EXIT; \
 	$(PYTHON) -m venv $$folder/venv; \
-	$$folder/venv/bin/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt $(TORCH) dist/pleura-*.whl; \
+	$$folder/venv/bin/$(PIP_INSTALL) -c constraints.txt $(TORCH) dist/pleura-*.whl; \
 	cd $$folder && venv/bin/pleura demo
 
-# Memory over 10,000 associations and images, 100,000 bare connects, 20,000 mutated conversations: about an hour.
+# Memory over 10,000 associations and images, 100,000 bare TCP connects and 20,000 mutated
+# conversations: about an hour.
 soak: $(TESTED)
 	$(BIN)/python -m tests.soak
 
 benchmarks: $(TESTED)
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.[benchmark]'
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[benchmark]'
 	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.engine
@@ -58,16 +68,17 @@ benchmarks: $(TESTED)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.train
 
-# Every recipe at its real size, a few images each.
+# Every recipe at its real size, with a few images each.
 recipes: $(TESTED)
 	$(BIN)/python -m tests.recipes
 
-# Faults to survive, the long form: 1,000 kills and all the other faults, a table, status 1 on any violation. The short
-# form is part of `make test`. Root is needed for small file systems (full disks).
+# The long form of the chaos test: 1,000 kills and every other fault, then a table. It exits 1 on
+# any violation. The short form is part of `make test`. Full disks need root, for small file systems.
 chaos: $(TESTED)
 	$(BIN)/python -m tests.chaos --kills 1000 $(CHAOS)
 
-# The default model, again: some two hours on two cores. DATA is laid out as docs/training.md says.
+# Train the default model again: about two hours on two cores. docs/training.md describes how DATA
+# is laid out.
 train: $(INSTALLED)
 	$(BIN)/pleura train --recipe default --data $(DATA) --out runs/default
 
@@ -75,13 +86,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile $(TORCH)
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e .
+	$(BIN)/$(PIP_INSTALL) $(TORCH)
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e .
 	touch $@
 
 $(TESTED): $(INSTALLED)
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo runs build dist
+	rm -rf $(VENV) demo runs build dist site

@@ -93,7 +93,8 @@ def test_every_dependency_is_known_to_the_constraints() -> None:
         line.split("==")[0].lower().replace("_", "-")
         for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
     }
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["test"], *extras["docs"]]
     names = {
         name.split(">")[0].split("=")[0].split("<")[0].split("[")[0].lower() for name in wanted
     }

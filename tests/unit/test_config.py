@@ -8,6 +8,7 @@ import pytest
 
 from daemon import config
 from daemon.config import Config, ConfigError
+from tools import reference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -23,6 +24,20 @@ def test_the_commented_file_holds_every_key_at_its_default() -> None:
     assert config.load(path) == Config()
     keys = {line.split(":")[0] for line in path.read_text().splitlines() if line[:1].isalpha()}
     assert keys == set(Config.model_fields)
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    found = reference.PAGE.read_text(encoding="utf-8")
+    assert found == reference.page(), "run python -m tools.reference"
+    assert max(map(len, found.splitlines())) <= 100
+
+
+def test_every_key_has_a_meaning_in_the_reference() -> None:
+    schema = Config.model_json_schema()
+    for model in [schema, *schema["$defs"].values()]:
+        for key, value in model["properties"].items():
+            assert value.get("description"), f"{model['title']}.{key}"
+            assert f"{key}`\n\n" in reference.page()
 
 
 def test_every_error_is_told_at_once_with_key_value_and_what_is_allowed(tmp_path: Path) -> None:

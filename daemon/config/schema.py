@@ -1,0 +1,325 @@
+"""What the settings are: every key, its type, its default and its meaning.
+
+The configuration reference (docs/configuration.md) is generated from here by tools/reference.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from daemon.config.values import (
+    AETitle,
+    CodeString,
+    Device,
+    Folder,
+    Host,
+    Later,
+    LedgerUrl,
+    Name,
+    Port,
+)
+
+ResultKind = Literal["SEG", "SC", "SR", "PR"]
+ProfileName = Literal["ohif", "pacs-with-gsps", "sc-only", "all"]
+
+# The kinds of result that a common viewer shows; a profile stands for `results`.
+PROFILES: dict[str, tuple[ResultKind, ...]] = {
+    # OHIF 3.13 shows no presentation states.
+    "ohif": ("SEG", "SC", "SR"),
+    "pacs-with-gsps": ("SC", "PR"),
+    "sc-only": ("SC",),
+    "all": ("SEG", "SC", "SR", "PR"),
+}
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Peer(_Settings):
+    """A system that may associate with the node."""
+
+    ae_title: AETitle = Field(description="The calling AE title that the peer sends.")
+    host: Host | None = Field(
+        default=None,
+        description="The address that the peer associates from; null admits any address.",
+    )
+    priority: Literal["stat", "routine"] = Field(
+        default="routine",
+        description="How urgent the peer's images are unless a C-STORE asks for HIGH or LOW itself: "
+        "images of a `stat` peer are analysed before others.",
+    )
+
+
+class DestinationSettings(_Settings):
+    """What every destination has: a name, and the kinds of result that it is owed."""
+
+    name: Name = Field(
+        description="The name by which the ledger owes deliveries. A renamed destination is a "
+        "new destination."
+    )
+    results: tuple[ResultKind, ...] = Field(
+        default=("SEG", "SC"),
+        min_length=1,
+        description="The kinds of result that it gets. SEG: the segmentation of a positive. "
+        "SC: the overlay, for every image that is reported. SR: the structured report, for every "
+        "image that is reported. PR: a presentation state with the contours of a positive. "
+        "An SR refers to its SEG if every destination that takes SR takes SEG too.",
+    )
+    profile: ProfileName | None = Field(
+        default=None,
+        description="In place of `results`, the kinds that a common viewer shows. "
+        + " ".join(f"`{name}`: {', '.join(kinds)}." for name, kinds in PROFILES.items()),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_stands_for_results(cls, value: Any) -> Any:
+        # An absent, null or unknown profile is left to the field's own check.
+        if not isinstance(value, dict) or value.get("profile") not in PROFILES:
+            return value
+
+        if "results" in value:
+            raise ValueError("results or profile, not both: a profile is a list of results")
+
+        rest = {key: item for key, item in value.items() if key != "profile"}
+        return rest | {"results": PROFILES[value["profile"]]}
+
+    @model_validator(mode="after")
+    def _each_kind_once(self) -> DestinationSettings:
+        if len(set(self.results)) < len(self.results):
+            raise ValueError("results that name each kind once")
+        return self
+
+
+class DicomDestination(DestinationSettings):
+    """An archive that takes results by C-STORE."""
+
+    ae_title: AETitle = Field(description="The AE title that the archive is called by.")
+    host: Host = Field(description="The archive's host name or address.")
+    port: Port = Field(description="The archive's DICOM port.")
+    commitment: bool = Field(
+        default=False,
+        description="Ask the archive for storage commitment (PS3.4 Annex J). A result is then "
+        "done when the archive has committed to it, and is sent again when the archive reports "
+        "it lost. The archive must know the node's AE title, host and port to report.",
+    )
+
+
+class FolderDestination(DestinationSettings):
+    """A folder that takes results as files."""
+
+    folder: Folder = Field(
+        description="The folder. It is created on first use. If it is absent later, the node waits "
+        "for it, as for an archive that is down: a share may be unmounted."
+    )
+
+
+def _destination_kind(value: Any) -> str:
+    is_folder = (
+        "folder" in value if isinstance(value, dict) else isinstance(value, FolderDestination)
+    )
+    return "<folder>" if is_folder else "<dicom>"
+
+
+Destination = Annotated[
+    Annotated[DicomDestination, Tag("<dicom>")] | Annotated[FolderDestination, Tag("<folder>")],
+    Discriminator(_destination_kind),
+]
+
+
+class Admission(_Settings):
+    """Which images are analysed; inference/admission.py applies it.
+
+    Every other image is recorded with its reason (docs/monitor.md lists the reasons).
+    """
+
+    modalities: tuple[CodeString, ...] = Field(
+        default=("CR", "DX"), description="Values of Modality (0008,0060) that are analysed."
+    )
+    body_parts: tuple[CodeString, ...] = Field(
+        default=("CHEST", "THORAX"),
+        description="Values of Body Part Examined (0018,0015) that are analysed.",
+    )
+    views: tuple[CodeString, ...] = Field(
+        default=("AP", "PA"), description="Values of View Position (0018,5101) that are analysed."
+    )
+    minimum_age_years: Annotated[int, Field(ge=0, le=150)] = Field(
+        default=18,
+        description="Years. An image of a younger patient is reported as not analysed.",
+    )
+    when_absent: Literal["admit", "refuse"] = Field(
+        default="admit",
+        description="What an absent or implausible header value means. `admit`: analyse the "
+        "image and note the value in the result. `refuse`: do not analyse it.",
+    )
+    for_processing: bool = Field(
+        default=False,
+        description="Analyse raw DX images (For Processing) too. Their sender usually sends the "
+        "same exposure as a picture.",
+    )
+
+
+class Retention(_Settings):
+    """How long bytes stay in the spool once nothing is owed on them.
+
+    Nothing is removed before every destination with `commitment` has committed. The ledger's rows
+    stay, so that an image that arrives again is still known.
+    """
+
+    keep_days: Annotated[float, Field(ge=0)] = Field(
+        default=14, description="Days that images and results stay after they are done."
+    )
+    keep_failed_days: Annotated[float, Field(ge=0)] = Field(
+        default=60,
+        description="Days that failed images and refused results stay, for `pleura retry`.",
+    )
+    free_mb: Annotated[int, Field(ge=0)] = Field(
+        default=2048,
+        description="Megabytes. With less free beside the spool, finished bytes are removed "
+        "early, oldest first. 0: never early. More than `spool_reserve_mb`, so that bytes are "
+        "removed before images are refused.",
+    )
+
+
+class Overlay(_Settings):
+    """The pixels of the Secondary Capture. A change gives new results new UIDs."""
+
+    longest_side_px: Annotated[int, Field(ge=512, le=16384)] | None = Field(
+        default=2048,
+        description="Pixels of the overlay's longest side; null keeps the size of the X-ray. "
+        "The default keeps the object small.",
+    )
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = Field(
+        default=90, description="The JPEG quality of the overlay."
+    )
+
+
+class Config(_Settings):
+    """Everything a role needs to know, valid once constructed.
+
+    The defaults are those of config/pleura.yaml.
+    """
+
+    ae_title: AETitle = Field(default="PLEURA", description="The node's AE title.")
+    host: Host = Field(
+        default="0.0.0.0",  # noqa: S104 - a node on a network; `peers` says who may talk to it
+        description="The address that the node listens on; the default listens on every one.",
+    )
+    port: Port = Field(
+        default=11112,
+        description="The TCP port that the node listens on. 104 is DICOM's registered port, but "
+        "ports below 1024 need privileges, so the default is 11112, registered for DICOM too.",
+    )
+    tls: Later = Field(default=None, description="DICOM over TLS.")
+    peers: tuple[Peer, ...] = Field(
+        default=(),
+        description="The systems that may associate with the node. With no peer named, every "
+        "system on this machine (loopback) may, and no other.",
+    )
+    destinations: tuple[Destination, ...] = Field(
+        default=(),
+        description="Where results go. With no destination named, images are analysed and "
+        "nothing is sent.",
+    )
+    admission: Admission = Field(default=Admission(), description="Which images are analysed.")
+    overlay: Overlay = Field(
+        default=Overlay(), description="The pixels of the Secondary Capture overlay."
+    )
+    report_absent: bool = Field(
+        default=False,
+        description='"Not detected" says in an SR that this does not exclude pneumothorax. '
+        "`true` also codes it as Absent (272519000 SCT), which machines read as a negative. That "
+        "is a site's decision: no model of ours was shown to rule out pneumothorax.",
+    )
+    model: str = Field(
+        default="default",
+        min_length=1,
+        description="`default` is the model that ships with Pleura; else the folder or zip of a "
+        "model package (docs/models.md). After a change send SIGHUP to serve or to the analyse "
+        "role.",
+    )
+    device: Device = Field(
+        default="auto", description="The device. `auto`: the first CUDA device, else the CPU."
+    )
+    engine: Literal["auto", "torch", "compile", "openvino", "onnxruntime"] = Field(
+        default="auto",
+        description="The program that runs the networks. `torch`: plain torch in 32-bit floats. "
+        "`openvino` and `onnxruntime`: CPU engines (pip install "
+        "'pleura[openvino,onnxruntime]'). `compile`: torch.compile, which needs a C++ compiler "
+        "at run time and a minute or more at each start. `auto`: torch at first, then the "
+        "fastest of torch and the installed engines, without torch.compile. An engine that "
+        "disagrees with torch by more than 0.001 is dropped with a warning, and torch goes on. "
+        "`auto` also takes 16-bit floats (bf16) where the model package carries the validation "
+        "that allows it.",
+    )
+    max_batch: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=8, description="The most images that are analysed together."
+    )
+    spool: Folder = Field(
+        default="/var/lib/pleura/spool",
+        validate_default=True,
+        description="The folder in which images and results stay until they are delivered: on a "
+        "local disk, never on a memory file system.",
+    )
+    spool_reserve_mb: Annotated[int, Field(ge=0)] = Field(
+        default=256,
+        description="Megabytes. With less free beside the spool, a C-STORE request is answered "
+        "0xA700 (out of resources).",
+    )
+    retention: Retention = Field(
+        default=Retention(), description="How long bytes stay in the spool."
+    )
+    ledger: LedgerUrl = Field(
+        default="sqlite:////var/lib/pleura/ledger.db",
+        description="The database that holds every state. SQLite serves one machine and never "
+        "lies on a network file system; PostgreSQL serves several machines.",
+    )
+    inbox: Folder | None = Field(
+        default=None,
+        description="A folder whose files are taken in as if they had been sent; null: no inbox.",
+    )
+    web: Later = Field(default=None, description="A status page.")
+
+    @model_validator(mode="after")
+    def _each_destination_has_its_own_name(self) -> Config:
+        names = [destination.name for destination in self.destinations]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"destinations: the name {repeated[0]!r} is given twice; deliveries are owed by "
+                "name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_is_made_before_it_is_refused(self) -> Config:
+        if 0 < self.retention.free_mb <= self.spool_reserve_mb:
+            raise ValueError(
+                f"retention.free_mb: found {self.retention.free_mb}; allowed: more than "
+                f"spool_reserve_mb ({self.spool_reserve_mb}), so that bytes are removed before "
+                "images are refused; or 0: never early"
+            )
+        return self
+
+    def committing(self) -> tuple[DicomDestination, ...]:
+        """The destinations that are asked for storage commitment."""
+        return tuple(
+            destination
+            for destination in self.destinations
+            if isinstance(destination, DicomDestination) and destination.commitment
+        )
+
+    def refers_to_segmentation(self) -> bool:
+        """True if every destination that takes SR also takes SEG, so no reference dangles."""
+        return all(
+            "SEG" in destination.results
+            for destination in self.destinations
+            if "SR" in destination.results
+        )
+
+    def owed(self) -> dict[str, tuple[str, ...]]:
+        """The kinds of result that each destination is owed, by its name."""
+        return {destination.name: destination.results for destination in self.destinations}
