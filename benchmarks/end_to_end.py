@@ -26,7 +26,7 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from inference import package
 from inference.engine import Engine
-from inference.pipeline import Pipeline, Settings
+from inference.pipeline import AnalysisSettings, Pipeline
 from tools.peers.harness import Node, Orthanc, storescu
 from tools.peers.ports import unused_port
 from tools.peers.waiting import wait_until
@@ -48,7 +48,7 @@ def main() -> None:
     ][: options.images]
 
     pipeline = Pipeline(
-        Engine(package.load(package.default_folder()), torch.device("cpu")), Settings()
+        Engine(package.load(package.default_folder()), torch.device("cpu")), AnalysisSettings()
     )
     pipeline.warm_up()
     programs = {

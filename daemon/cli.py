@@ -151,11 +151,12 @@ def _predict(options: argparse.Namespace) -> int:
     from daemon.service import CannotStartError
     from inference.engine import Engine, choose_device
     from inference.package import PackageError, folder_of, load
-    from inference.pipeline import Pipeline, Settings
+    from inference.pipeline import AnalysisSettings, Pipeline
 
     try:
         pipeline = Pipeline(
-            Engine(load(folder_of(options.model)), choose_device(options.device)), Settings()
+            Engine(load(folder_of(options.model)), choose_device(options.device)),
+            AnalysisSettings(),
         )
     except (PackageError, ValueError) as error:
         raise CannotStartError(f"model, device: {error}") from error

@@ -1,6 +1,7 @@
-"""Is this image to be analysed, and if not, why.
+"""Is this image to be analysed, and if not, why: rules over the header, and the table of reasons.
 
-Pure rules over the header, and the table of reasons.
+A new rule is a function that returns an Exclusion or None, a line in `_RULES` at its place in the
+order, and, where no reason fits, a row of `REASONS`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydicom import Dataset
@@ -24,21 +25,21 @@ from pydicom.uid import (
 
 from inference.finding import State
 
-# DCM, ContributingEquipmentSequence purpose
+# DCM code, the purpose of an item of ContributingEquipmentSequence.
 _PROCESSING_EQUIPMENT = "109102"
 _ALGORITHM_KEYWORDS = ("SegmentSequence", "ContentSequence", "GraphicAnnotationSequence")
 _SOP_CLASSES = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     SecondaryCaptureImageStorage,
-    # of one frame: what some gateways wrap X-rays in
+    # Of one frame: some gateways wrap X-rays in these.
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 
 # Free text decides only where the coded attribute is absent, and a chest word outweighs every
-# other. A study holds several images, so what describes it tells of one of them only where nothing
-# nearer says anything.
+# other. A study holds several images, so its description counts for one of them only where the
+# image's and the series' attributes say nothing.
 _SERIES_DESCRIPTIONS = (
     "SeriesDescription",
     "ProtocolName",
@@ -46,59 +47,51 @@ _SERIES_DESCRIPTIONS = (
 )
 _STUDY_DESCRIPTIONS = ("StudyDescription", "PerformedProcedureStepDescription")
 _DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, *_STUDY_DESCRIPTIONS)
+
 _ANIMALS = {"CANINE", "FELINE", "EQUINE", "BOVINE", "VETERINARY"}
+_HUMAN_CODES = ("337915000", "L-85B00")  # SCT and SRT, "Homo sapiens"
+
 _CHEST_WORDS = {"CHEST", "THORAX", "TORAX", "TORACE", "THORACIC", "LUNG", "LUNGS", "RIBS", "CXR"}
-# beside a spine: "THORACIC SPINE" is no chest
-_CHEST_ITSELF = {
-    "CHEST",
-    "THORAX",
-    "TORAX",
-    "TORACE",
-    "CXR",
-}
-# PS3.16 annex L
+# These name the chest even beside a spine: "THORACIC SPINE" is no chest.
+_CHEST_ITSELF = {"CHEST", "THORAX", "TORAX", "TORACE", "CXR"}
+# PS3.16 annex L.
 _SPINES = {
-    "SPINE",
-    "CSPINE",
-    "CTSPINE",
-    "TSPINE",
-    "TLSPINE",
-    "LSPINE",
-    "LSSPINE",
-    "SSPINE",
-}
+    "SPINE", "CSPINE", "CTSPINE", "TSPINE", "TLSPINE", "LSPINE", "LSSPINE", "SSPINE",
+}  # fmt: skip
 _OTHER_BODY_PARTS = {
     *_SPINES,
-    "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT", "HAND", "WRIST", "ELBOW",
-    "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
+    "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT",
+    "HAND", "WRIST", "ELBOW", "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
 }  # fmt: skip
+
 _LATERAL_WORDS = {"LATERAL", "LAT", "LATERALE", "SEITLICH", "PROFIL", "PERFIL"}
 _PROJECTIONS = {"POSTERO": "PA", "POSTEROANTERIOR": "PA", "ANTERO": "AP", "ANTEROPOSTERIOR": "AP"}
-# a lateral decubitus view is frontal
-_FRONTAL_WORDS = {
-    *_PROJECTIONS, "PA", "AP", "FRONTAL", "DECUBITUS", "FACE", "FRENTE",
-}  # fmt: skip
-# What stands where a console was told nothing.
+# A lateral decubitus view is frontal.
+_FRONTAL_WORDS = {*_PROJECTIONS, "PA", "AP", "FRONTAL", "DECUBITUS", "FACE", "FRENTE"}
+
+# Consoles write these where nobody told them a value.
 _PLACEHOLDERS = ("UNKNOWN", "UNSPECIFIED", "UNDEFINED", "OTHER", "NONE", "N/A", "NA")
+# Terms that a log may quote: any other value may be a patient's name in the wrong attribute.
 _KNOWN_TERMS = {
     *_OTHER_BODY_PARTS,
-    # PS3.3 C.8.1.1: View Position
-    "LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA",
-    "CT", "MR", "US", "NM", "PT", "XA", "RF", "MG", "SC", "OT", "SR", "PR", "SEG", "DX", "CR", "IO", "PX", "KO", "DOC",
-    "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1", "MONOCHROME2",
+    "LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA",  # PS3.3 C.8.1.1: View Position
+    "CT", "MR", "US", "NM", "PT", "XA", "RF", "MG", "SC", "OT", "SR", "PR", "SEG", "DX", "CR",
+    "IO", "PX", "KO", "DOC",
+    "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1",
+    "MONOCHROME2",
 }  # fmt: skip
+
+_PLAUSIBLE_AGE_YEARS = 130
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why an image was not analysed.
-
-    `sent`: whether the archive is told by a Secondary Capture (design, section 1).
-    """
+    """Why an image was not analysed, and whether the archive is told (docs/rules.md)."""
 
     state: State
+    # True where a Secondary Capture tells the archive.
     sent: bool
-    # what the banner and the log say; no patient value
+    # For the banner and the log; holds no patient value.
     text: str
 
 
@@ -138,155 +131,225 @@ REASONS: dict[str, Reason] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What a site admits; the YAML key `admission`."""
+    """What a site admits: the YAML key `admission`."""
 
     modalities: tuple[str, ...] = ("CR", "DX")
     body_parts: tuple[str, ...] = ("CHEST", "THORAX")
     views: tuple[str, ...] = ("AP", "PA")
     minimum_age_years: int = 18
     when_absent: Literal["admit", "refuse"] = "admit"
-    # raw detector data, which its sender also sends as a picture (PS3.3 A.26)
+    # Raw detector data, which its sender also sends as a picture (PS3.3 A.26).
     for_processing: bool = False
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A header that is not analysed: a code of REASONS, and what was found where."""
+class Exclusion:
+    """The image is not analysed: a code of REASONS, and what was found where."""
 
     reason: str
     detail: str
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """The header under judgement, and the notes on what was absent and admitted all the same."""
+
+    header: Dataset
+    rules: Rules
+    is_ours: Callable[[str], bool]
+    notes: list[str] = field(default_factory=list)
+
+
 def judge(
     header: Dataset, rules: Rules, is_ours: Callable[[str], bool]
-) -> Refusal | tuple[str, ...]:
-    """A Refusal, or the notes on what was absent or implausible and admitted all the same.
+) -> Exclusion | tuple[str, ...]:
+    """An Exclusion, or the notes on what was absent or implausible and admitted all the same.
 
-    `is_ours` tells whether a SOP Instance UID is one of our own results. Never-sent reasons come
-    before sent ones, so that a child's hip is a hip.
+    The rules that exclude without telling the archive come first: a child's hip is a hip.
+
+    Args:
+        header: the image's data set; its pixels are not looked at.
+        rules: what the site admits.
+        is_ours: whether a SOP Instance UID is that of one of our own results.
     """
-    notes: list[str] = []
-
-    for check in (_origin, _identity, _kind, _anatomy):
-        refusal = check(header, rules, is_ours, notes)
-        if refusal is not None:
-            return refusal
-
-    return _age(header, rules, notes) or tuple(notes)
+    candidate = _Candidate(header, rules, is_ours)
+    for rule in _RULES:
+        exclusion = rule(candidate)
+        if exclusion is not None:
+            return exclusion
+    return tuple(candidate.notes)
 
 
-_Check = Refusal | None
+# ---- origin and identity
 
 
-def _origin(header: Dataset, _: Rules, is_ours: Callable[[str], bool], __: list[str]) -> _Check:
-    uid = str(header.get("SOPInstanceUID", ""))
-    # ours always are; what else a peer puts there, no database need hold
-    if usable_uid(uid) and is_ours(uid):
-        return Refusal("own_output", "the SOP Instance UID is in the ledger's results")
+def _own_output(image: _Candidate) -> Exclusion | None:
+    # Our own UIDs are always usable; a peer's strings need no look-up in the database.
+    uid = str(image.header.get("SOPInstanceUID", ""))
+    if usable_uid(uid) and image.is_ours(uid):
+        return Exclusion("own_output", "the SOP Instance UID is in the ledger's results")
 
-    for item in header.get("ContributingEquipmentSequence") or []:
+    for item in image.header.get("ContributingEquipmentSequence") or []:
         if _code(item, "PurposeOfReferenceCodeSequence") != _PROCESSING_EQUIPMENT:
             continue
-        # Design, section 1: our own DeviceUID. Every Pleura has its own by model, so the maker's
-        # name decides.
+        # Each model has its own DeviceUID, so the maker's name decides (docs/rules.md).
         if str(item.get("Manufacturer", "")) == "Pleura" and "DeviceUID" in item:
-            return Refusal("own_output", "ContributingEquipmentSequence (0018,A001) names Pleura")
+            return Exclusion("own_output", "ContributingEquipmentSequence (0018,A001) names Pleura")
+    return None
 
+
+def _annotations(image: _Candidate) -> Exclusion | None:
     for keyword in _ALGORITHM_KEYWORDS:
-        if keyword in header:
-            return Refusal(
-                "foreign_result", f"{keyword} is present: annotations or segments, not a radiograph"
-            )
-
+        if keyword in image.header:
+            detail = f"{keyword} is present: annotations or segments, not a radiograph"
+            return Exclusion("foreign_result", detail)
     return None
 
 
-def _identity(header: Dataset, _: Rules, __: Callable[[str], bool], ___: list[str]) -> _Check:
+def _identity(image: _Candidate) -> Exclusion | None:
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
-        if not usable_uid(str(header.get(keyword) or "")):
-            return Refusal(
-                "no_identity",
-                f"{keyword} is absent or no UID (PS3.5 9.1): no result could name its image",
-            )
+        if not usable_uid(str(image.header.get(keyword) or "")):
+            detail = f"{keyword} is absent or no UID (PS3.5 9.1): no result could name its image"
+            return Exclusion("no_identity", detail)
     return None
 
 
-def _kind(header: Dataset, rules: Rules, _: Callable[[str], bool], __: list[str]) -> _Check:
-    sop_class_uid, modality = str(header.get("SOPClassUID", "")), _text(header, "Modality")
-    if modality not in rules.modalities:
-        return Refusal(
-            "modality",
-            f"Modality (0008,0060) found {_shown(modality)}, admitted {_list(rules.modalities)}",
-        )
+# ---- kind of image
 
-    raw = sop_class_uid == DigitalXRayImageStorageForProcessing
-    if (
-        raw or _text(header, "PresentationIntentType") == "FOR PROCESSING"
-    ) and not rules.for_processing:
-        return Refusal("for_processing", "DX for processing, and admission.for_processing is false")
 
-    if sop_class_uid not in _SOP_CLASSES and not raw:
-        shown = sop_class_uid if usable_uid(sop_class_uid) else "no UID"
-        return Refusal(
-            "sop_class",
-            f"SOP Class UID {shown} is not CR, DX for presentation or Secondary Capture",
-        )
+def _modality(image: _Candidate) -> Exclusion | None:
+    found = _text(image.header, "Modality")
+    admitted = image.rules.modalities
+    if found in admitted:
+        return None
+    detail = f"Modality (0008,0060) found {_shown(found)}, admitted {_list(admitted)}"
+    return Exclusion("modality", detail)
 
-    photometric = _text(header, "PhotometricInterpretation")
-    if header.get("SamplesPerPixel") not in (1, None) or photometric not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-        "",
-    ):
-        # A radiograph is grey; in colour it is somebody's rendering (design, section 1, "Foreign").
-        return Refusal(
-            "foreign_result", f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}"
-        )
 
-    if not re.fullmatch(r"|0*[01](\.0*)?", str(header.get("NumberOfFrames") or "").strip()):
-        return Refusal("multi_frame", "NumberOfFrames (0028,0008) is not 1")
+def _is_for_processing(header: Dataset) -> bool:
+    return str(header.get("SOPClassUID", "")) == DigitalXRayImageStorageForProcessing
 
+
+def _raw_data(image: _Candidate) -> Exclusion | None:
+    intent = _text(image.header, "PresentationIntentType")
+    raw = _is_for_processing(image.header) or intent == "FOR PROCESSING"
+    if raw and not image.rules.for_processing:
+        detail = "DX for processing, and admission.for_processing is false"
+        return Exclusion("for_processing", detail)
     return None
 
 
-def _anatomy(header: Dataset, rules: Rules, _: Callable[[str], bool], notes: list[str]) -> _Check:
-    if _species_is_animal(header) or _words(header, _DESCRIPTIONS) & _ANIMALS:
-        return Refusal(
-            "species", "PatientSpecies, PatientBreed or a description tells of an animal"
-        )
+def _sop_class(image: _Candidate) -> Exclusion | None:
+    found = str(image.header.get("SOPClassUID", ""))
+    if found in _SOP_CLASSES or _is_for_processing(image.header):
+        return None
+    shown = found if usable_uid(found) else "no UID"
+    detail = f"SOP Class UID {shown} is not CR, DX for presentation or Secondary Capture"
+    return Exclusion("sop_class", detail)
 
-    of_series, coded_view = (
-        _words(header, _SERIES_DESCRIPTIONS),
-        _meaning_words(header, "ViewCodeSequence"),
-    )
-    described = of_series | _meaning_words(header, "AnatomicRegionSequence")
+
+def _colour(image: _Candidate) -> Exclusion | None:
+    # A radiograph is grey; a colour picture is a rendering of it (docs/rules.md).
+    photometric = _text(image.header, "PhotometricInterpretation")
+    is_grey = photometric in ("MONOCHROME1", "MONOCHROME2", "")
+    if is_grey and image.header.get("SamplesPerPixel") in (1, None):
+        return None
+    detail = f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}"
+    return Exclusion("foreign_result", detail)
+
+
+def _frames(image: _Candidate) -> Exclusion | None:
+    frames = str(image.header.get("NumberOfFrames") or "").strip()
+    if re.fullmatch(r"|0*[01](\.0*)?", frames):
+        return None
+    return Exclusion("multi_frame", "NumberOfFrames (0028,0008) is not 1")
+
+
+# ---- anatomy
+
+
+def _species(image: _Candidate) -> Exclusion | None:
+    described = _words(image.header, _DESCRIPTIONS)
+    if _species_is_animal(image.header) or described & _ANIMALS:
+        detail = "PatientSpecies, PatientBreed or a description tells of an animal"
+        return Exclusion("species", detail)
+    return None
+
+
+def _described_body_part(image: _Candidate) -> Exclusion | None:
+    """Another body part by description, where BodyPartExamined says nothing."""
+    header = image.header
+    if _stated(header, "BodyPartExamined"):
+        return None
+
+    described = _words(header, _SERIES_DESCRIPTIONS)
+    described |= _meaning_words(header, "AnatomicRegionSequence")
+    coded_view = _meaning_words(header, "ViewCodeSequence")
     if not described and not coded_view and not _stated(header, "ViewPosition"):
         described = _words(header, _STUDY_DESCRIPTIONS)
 
-    if (
-        not _stated(header, "BodyPartExamined")
-        and described & _OTHER_BODY_PARTS
-        and not _is_chest(described)
-    ):
-        return Refusal(
-            "body_part", "BodyPartExamined is absent and a description names another body part"
-        )
+    if described & _OTHER_BODY_PARTS and not _is_chest(described):
+        detail = "BodyPartExamined is absent and a description names another body part"
+        return Exclusion("body_part", detail)
+    return None
 
-    view = coded_view if coded_view & (_LATERAL_WORDS | _FRONTAL_WORDS) else of_series
-    if not _stated(header, "ViewPosition") and view & _LATERAL_WORDS and not view & _FRONTAL_WORDS:
-        return Refusal(
-            "view",
-            "ViewPosition is absent and the view's code or the series' description says lateral",
-        )
 
-    if not _stated(header, "ViewPosition") and _runs_through_the_chest(header):
-        return Refusal(
-            "view", "ViewPosition is absent and PatientOrientation (0020,0020) is a lateral view's"
-        )
+def _described_view(image: _Candidate) -> Exclusion | None:
+    """A lateral view by its code, its description or its orientation, without ViewPosition."""
+    header = image.header
+    if _stated(header, "ViewPosition"):
+        return None
 
-    return _one_of(header, "BodyPartExamined", "body_part", rules, notes) or _one_of(
-        header, "ViewPosition", "view", rules, notes
-    )
+    coded = _meaning_words(header, "ViewCodeSequence")
+    says_view = coded & (_LATERAL_WORDS | _FRONTAL_WORDS)
+    words = coded if says_view else _words(header, _SERIES_DESCRIPTIONS)
+    if words & _LATERAL_WORDS and not words & _FRONTAL_WORDS:
+        detail = (
+            "ViewPosition is absent and the view's code or the series' description says lateral"
+        )
+        return Exclusion("view", detail)
+
+    if _runs_through_the_chest(header):
+        detail = "ViewPosition is absent and PatientOrientation (0020,0020) is a lateral view's"
+        return Exclusion("view", detail)
+    return None
+
+
+def _body_part(image: _Candidate) -> Exclusion | None:
+    found = _stated(image.header, "BodyPartExamined")
+    if not found:
+        return _absent(image, "BodyPartExamined", "body_part")
+
+    # "CHEST PA", "LUNG": a chest by another name.
+    admitted = image.rules.body_parts
+    words = _words_of(found)
+    if words & set(admitted) or _is_chest(words) or found in admitted:
+        return None
+    detail = f"BodyPartExamined found {_shown(found)}, admitted {_list(admitted)}"
+    return Exclusion("body_part", detail)
+
+
+def _view(image: _Candidate) -> Exclusion | None:
+    found = _stated(image.header, "ViewPosition")
+    if not found:
+        return _absent(image, "ViewPosition", "view")
+
+    # "AP ERECT", "PORTABLE AP", "POSTERO-ANTERIOR".
+    admitted = image.rules.views
+    words = _words_of(found)
+    views = words | {_PROJECTIONS[word] for word in words & _PROJECTIONS.keys()}
+    frontal = views & set(admitted) or "FRONTAL" in words
+    if (frontal and not words & _LATERAL_WORDS) or found in admitted:
+        return None
+    detail = f"ViewPosition found {_shown(found)}, admitted {_list(admitted)}"
+    return Exclusion("view", detail)
+
+
+def _absent(image: _Candidate, keyword: str, reason: str) -> Exclusion | None:
+    if image.rules.when_absent == "refuse":
+        return Exclusion(reason, f"{keyword} is absent and when_absent is refuse")
+    image.notes.append(f"{keyword} absent")
+    return None
 
 
 def _is_chest(words: set[str]) -> bool:
@@ -294,9 +357,9 @@ def _is_chest(words: set[str]) -> bool:
 
 
 def _runs_through_the_chest(header: Dataset) -> bool:
-    """Whether rows or columns run mainly from front to back of the patient (PS3.3 C.7.6.1.1.1).
+    """Whether rows or columns run from the patient's front to back: seen from the side.
 
-    Seen from the side.
+    PS3.3 C.7.6.1.1.1.
     """
     orientation = header.get("PatientOrientation")
     if orientation is None or isinstance(orientation, str):
@@ -307,112 +370,72 @@ def _runs_through_the_chest(header: Dataset) -> bool:
 def _species_is_animal(header: Dataset) -> bool:
     species = _text(header, "PatientSpeciesDescription")
     code = _code(header, "PatientSpeciesCodeSequence")
-    # SCT, SRT "Homo sapiens"
-    if species in ("HOMO SAPIENS", "HUMAN") or code in (
-        "337915000",
-        "L-85B00",
-    ):
+    if species in ("HOMO SAPIENS", "HUMAN") or code in _HUMAN_CODES:
         return False
     # A breed alone is an empty field that somebody filled in ("N/A").
     return bool(code) or species not in ("", *_PLACEHOLDERS)
 
 
-def _meaning_words(header: Dataset, keyword: str) -> set[str]:
-    """What a code sequence means, in words.
-
-    In DX it is type 1 where the plain attribute may be absent.
-    """
-    return {word for item in header.get(keyword) or [] for word in _words(item, ("CodeMeaning",))}
+# ---- age
 
 
-def _words(header: Dataset, keywords: tuple[str, ...]) -> set[str]:
-    return {word for keyword in keywords for word in _words_of(_text(header, keyword))}
-
-
-def _words_of(text: str) -> set[str]:
-    """Words without their accents: "TÓRAX" is a thorax, "P.A." a PA."""
-    plain = "".join(
-        letter
-        for letter in unicodedata.normalize("NFKD", text)
-        if not unicodedata.combining(letter)
-    )
-    return set(re.findall(r"[A-Z]+", re.sub(r"\b([AP])[-./]([AP])\b", r"\1\2", plain)))
-
-
-def _one_of(header: Dataset, keyword: str, reason: str, rules: Rules, notes: list[str]) -> _Check:
-    admitted = rules.body_parts if reason == "body_part" else rules.views
-
-    found = _stated(header, keyword)
-    if not found:
-        if rules.when_absent == "refuse":
-            return Refusal(reason, f"{keyword} is absent and when_absent is refuse")
-        notes.append(f"{keyword} absent")
-        return None
-
-    words = _words_of(found)
-    if reason == "body_part" and (words & set(admitted) or _is_chest(words)):
-        # "CHEST PA", "LUNG": a chest by another name
-        return None
-
-    views = words | {_PROJECTIONS[word] for word in words & _PROJECTIONS.keys()}
-    if (
-        reason == "view"
-        and (views & set(admitted) or "FRONTAL" in words)
-        and not words & _LATERAL_WORDS
-    ):
-        # "AP ERECT", "PORTABLE AP", "POSTERO-ANTERIOR"
-        return None
-
-    if found not in admitted:
-        return Refusal(reason, f"{keyword} found {_shown(found)}, admitted {_list(admitted)}")
-
-    return None
-
-
-def _age(header: Dataset, rules: Rules, notes: list[str]) -> _Check:
-    age = age_years(header)
+def _age(image: _Candidate) -> Exclusion | None:
+    age = age_years(image.header)
     if age is None:
-        if rules.when_absent == "refuse":
-            return Refusal(
-                "age_unknown", "PatientAge is absent or implausible and when_absent is refuse"
-            )
-
-        notes.append("PatientAge absent or implausible")
+        if image.rules.when_absent == "refuse":
+            detail = "PatientAge is absent or implausible and when_absent is refuse"
+            return Exclusion("age_unknown", detail)
+        image.notes.append("PatientAge absent or implausible")
         return None
 
-    if age < rules.minimum_age_years:
-        return Refusal(
-            "under_age", f"PatientAge is under the minimum of {rules.minimum_age_years} years"
-        )
-
+    minimum = image.rules.minimum_age_years
+    if age < minimum:
+        return Exclusion("under_age", f"PatientAge is under the minimum of {minimum} years")
     return None
 
 
 def age_years(header: Dataset) -> float | None:
-    """Years from PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as
-    years), else from the birth date to the study's or the image's date, also where PatientAge is
-    implausible (over 130); None where neither tells."""
-    match = re.fullmatch(r"(\d{1,3})([DWMY]?)", str(header.get("PatientAge") or "").strip().upper())
-    # what a console writes that was told nothing
-    if match and match[0] != "000Y":
-        years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[match[2]]
-        if years <= 130:
+    """The patient's age in years, or None where the header does not tell.
+
+    From PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years). Where
+    that is absent or implausible (over 130), from the birth date to the study's or the image's.
+    """
+    stated = str(header.get("PatientAge") or "").strip().upper()
+    match = re.fullmatch(r"(\d{1,3})([DWMY]?)", stated)
+    # A console that was told nothing writes 000Y.
+    if match and stated != "000Y":
+        units_a_year = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
+        years = int(match[1]) / units_a_year[match[2]]
+        if years <= _PLAUSIBLE_AGE_YEARS:
             return years
 
     born = _year(header, "PatientBirthDate")
-
     for keyword in ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate"):
         taken = _year(header, keyword)
         if born is not None and taken is not None:
-            return taken - born if 0 <= taken - born <= 130 else None
-
+            years = taken - born
+            return years if 0 <= years <= _PLAUSIBLE_AGE_YEARS else None
     return None
 
 
 def _year(header: Dataset, keyword: str) -> float | None:
-    """A date as a year with its fraction; PS3.5 6.2 knows yyyy.mm.dd of old files too."""
+    """A date as a year with its fraction; PS3.5 6.2 has yyyy.mm.dd of old files too."""
     match = re.fullmatch(r"(\d{4})(\.?)(\d\d)\2(\d\d)", str(header.get(keyword) or "").strip())
-    return int(match[1]) + (int(match[3]) - 1) / 12 + (int(match[4]) - 1) / 365 if match else None
+    if match is None:
+        return None
+    return int(match[1]) + (int(match[3]) - 1) / 12 + (int(match[4]) - 1) / 365
+
+
+# Rules that exclude without telling the archive come first.
+_RULES: tuple[Callable[[_Candidate], Exclusion | None], ...] = (
+    _own_output, _annotations, _identity,
+    _modality, _raw_data, _sop_class, _colour, _frames,
+    _species, _described_body_part, _described_view, _body_part, _view,
+    _age,
+)  # fmt: skip
+
+
+# ---- reading a header
 
 
 def usable_uid(value: str) -> bool:
@@ -424,15 +447,32 @@ def usable_uid(value: str) -> bool:
     return re.fullmatch(r"[0-9][0-9.]{0,63}", value) is not None
 
 
+def _meaning_words(header: Dataset, keyword: str) -> set[str]:
+    """The words of a code sequence's meanings: type 1 in DX, where plain attributes may be absent."""
+    return {word for item in header.get(keyword) or [] for word in _words(item, ("CodeMeaning",))}
+
+
+def _words(header: Dataset, keywords: tuple[str, ...]) -> set[str]:
+    return {word for keyword in keywords for word in _words_of(_text(header, keyword))}
+
+
+def _words_of(text: str) -> set[str]:
+    """Words without their accents: "TÓRAX" is a thorax, "P.A." a PA."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    joined = re.sub(r"\b([AP])[-./]([AP])\b", r"\1\2", plain)
+    return set(re.findall(r"[A-Z]+", joined))
+
+
 def _text(header: Dataset, keyword: str) -> str:
+    """An attribute's text in capitals, also where a backslash split it: "CHEST\\LAT"."""
     value = header.get(keyword)
-    # also text with a backslash in it: "CHEST\\LAT"
     values = value if isinstance(value, MultiValue) else [value]
-    return " ".join(each.strip() for each in values if isinstance(each, str)).upper()
+    return " ".join(part.strip() for part in values if isinstance(part, str)).upper()
 
 
 def _stated(header: Dataset, keyword: str) -> str:
-    """A coded value; "" where it is absent, or there only because something had to be."""
+    """A coded value; "" where it is absent or a placeholder."""
     value = _text(header, keyword)
     return "" if value in _PLACEHOLDERS else value
 
@@ -443,11 +483,10 @@ def _code(item: Dataset, keyword: str) -> str:
 
 
 def _shown(value: str) -> str:
-    """A coded header value in a log.
-
-    Only a term we know, for any other may be a patient's name in the wrong place.
-    """
-    return value if value in _KNOWN_TERMS else "another value" if value else "nothing"
+    """A coded header value for a log: a known term, or "another value"."""
+    if value in _KNOWN_TERMS:
+        return value
+    return "another value" if value else "nothing"
 
 
 def _list(values: tuple[str, ...]) -> str:

@@ -1,7 +1,4 @@
-"""The one way from bytes to a Finding to checked objects.
-
-The worker and `pleura predict` both take it.
-"""
+"""From bytes to a Finding to checked objects: the worker and `pleura predict` share this path."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from pydicom import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage
 
 from inference import admission, plausibility, postprocess, radiograph, results
-from inference.admission import REASONS, Rules
+from inference.admission import REASONS, Exclusion, Rules
 from inference.engine import Engine
 from inference.finding import Finding, Outcome, State
 from inference.measure import measure
@@ -29,236 +26,240 @@ log = logging.getLogger("pleura.analyse")
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnalysisSettings:
     """What a site decides about the analysis."""
 
     rules: Rules = field(default_factory=Rules)
     appearance: RenderSettings = field(default_factory=RenderSettings)
-    # the union of what the destinations take
+    # The union of the kinds of result that the destinations take.
     kinds: frozenset[str] = frozenset({"SEG", "SC"})
-    # is this SOP Instance UID one of our results?
+    # Whether a SOP Instance UID is that of one of our results.
     is_ours: Callable[[str], bool] = field(default=lambda _: False)
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One image after reading: either a radiograph to analyse, or why not."""
+    """One image after reading: a radiograph to analyse, or an exclusion with its reason."""
 
     digest: str
     header: Dataset | None = None
     radiograph: Radiograph | None = None
-    # (code of REASONS, detail)
-    refusal: tuple[str, str] | None = None
+    exclusion: Exclusion | None = None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the networks say of one radiograph.
+    """The networks' answer for one radiograph.
 
-    No frontal chest by the plausibility gate: nothing else was asked.
+    Where the plausibility gate finds no frontal chest, no other network was asked.
     """
 
-    # 0 to 1; 1 where the package has no such network
+    # 0 to 1; 1 where the package has no plausibility network.
     plausibility: float = 1.0
     plausible: bool = True
-    # in which the networks were shown it
+    # The pose in which the networks saw the picture.
     pose: Pose = UPRIGHT
-    # the classifier's, 0 to 1
+    # The classifier's, 0 to 1.
     probability: float = 0.0
-    # (rows, columns); of positives alone
+    # (rows, columns) of the picture that the networks saw; of positives alone.
     probability_map: NDArray[np.float32] | None = None
 
 
 class Pipeline:
-    """Bytes in, one Outcome each out. It never raises for what is in the bytes.
+    """Turns each file's bytes into one Outcome. The content of the bytes never raises.
 
-    Three steps, so that a worker may overlap them: `read` and `conclude` are for any thread, any
-    number at a time; `answer` is for the one that owns the device.
+    Three steps, so that a worker can overlap them. Any number of threads may call `read` and
+    `conclude` at a time; only the thread that owns the device calls `answer`.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: AnalysisSettings) -> None:
         self.engine = engine
         self._settings = settings
 
     def analyse(self, files: Sequence[bytes], result_time: datetime) -> list[Outcome]:
-        """Classify the batch, segment only the positives, make and check the objects. One Outcome
-        per file, in order.
+        """One Outcome per file, in order: classify the batch, segment the positives, make objects.
 
-        `result_time` is written into every object; no clock is asked (design, "Result times").
+        `result_time` is written into every object; no clock is asked (docs/rules.md, "Leases").
         """
         readings = [self.read(data) for data in files]
         answers = self.answer(readings)
-        return [self.conclude(*both, result_time) for both in zip(readings, answers, strict=True)]
+        return [
+            self.conclude(reading, answer, result_time)
+            for reading, answer in zip(readings, answers, strict=True)
+        ]
 
     def fail(self, data: bytes, reason: str, result_time: datetime) -> Outcome:
-        """The Outcome of an image given up on.
+        """The Outcome of an image that was given up on.
 
-        Nothing of it is decoded, for that may be what kills.
+        Its pixels stay undecoded: decoding may be what ended the earlier attempts.
         """
+        digest = radiograph.undecoded_digest(data)
+
         try:
             header = radiograph.without_pixels(radiograph.parse(data)[0])
         except Unsuitable as unsuitable:
-            reading = Reading(
-                radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail)
-            )
+            reading = Reading(digest, exclusion=_exclusion(unsuitable))
         else:
-            reading = Reading(radiograph.undecoded_digest(data), header, refusal=(reason, ""))
+            reading = Reading(digest, header, exclusion=Exclusion(reason, ""))
 
         return self.conclude(reading, None, result_time)
 
     def read(self, data: bytes) -> Reading:
         """Parse, judge and decode one file."""
         try:
-            dataset, broken = radiograph.parse(data)
+            dataset, parse_notes = radiograph.parse(data)
         except Unsuitable as unsuitable:
-            return Reading(
-                radiograph.undecoded_digest(data), refusal=(unsuitable.reason, unsuitable.detail)
-            )
+            digest = radiograph.undecoded_digest(data)
+            return Reading(digest, exclusion=_exclusion(unsuitable))
 
         header = radiograph.without_pixels(dataset)
-        verdict = admission.judge(header, self._settings.rules, self._settings.is_ours)
-        if isinstance(verdict, admission.Refusal) and not REASONS[verdict.reason].sent:
-            return Reading(
-                radiograph.undecoded_digest(data), header, refusal=(verdict.reason, verdict.detail)
-            )
+        judged = admission.judge(header, self._settings.rules, self._settings.is_ours)
+        if isinstance(judged, Exclusion) and not REASONS[judged.reason].sent:
+            return Reading(radiograph.undecoded_digest(data), header, exclusion=judged)
 
         try:
             image = radiograph.decode(dataset)
         except Unsuitable as unsuitable:
             digest = unsuitable.content_digest or radiograph.undecoded_digest(data)
-            return Reading(
-                digest, header, refusal=(unsuitable.reason, unsuitable.detail), notes=broken
-            )
+            return Reading(digest, header, exclusion=_exclusion(unsuitable), notes=parse_notes)
 
-        # told to the archive, on the picture it is about
-        if isinstance(verdict, admission.Refusal):
-            return Reading(image.content_digest, header, image, (verdict.reason, verdict.detail))
+        if isinstance(judged, Exclusion):
+            # The archive is told, in an overlay on the very picture.
+            return Reading(image.content_digest, header, image, judged)
 
-        return Reading(image.content_digest, header, image, notes=(*verdict, *broken, *image.notes))
+        notes = (*judged, *parse_notes, *image.notes)
+        return Reading(image.content_digest, header, image, notes=notes)
 
     def answer(self, readings: Sequence[Reading]) -> list[Answer | None]:
-        """Run the networks over what was admitted.
+        """Run the networks over the admitted images, on the thread that owns the device.
 
-        One Answer each, None for what was not. For the device's owner.
+        One Answer per reading, in order; None for an excluded image.
+
+        Raises:
+            As Engine.classify; ArithmeticError: a network answered something outside 0 to 1.
         """
-        asked = [index for index, reading in enumerate(readings) if reading.refusal is None]
+        asked = [index for index, reading in enumerate(readings) if reading.exclusion is None]
+        pictures = [_pixels(readings[index]) for index in asked]
+
         answers: list[Answer | None] = [None] * len(readings)
-        for index, answer in zip(
-            asked, self._ask([_pixels(readings[index]) for index in asked]), strict=True
-        ):
+        for index, answer in zip(asked, self._ask(pictures), strict=True):
             answers[index] = answer
+
         return answers
 
     def _ask(self, images: Sequence[NDArray[np.float32]]) -> list[Answer]:
         if not images:
             return []
 
-        manifest, engine = self.engine.manifest, self.engine
-        answers = [Answer()] * len(images)
-
-        if manifest.plausibility is not None:
-            limit = manifest.plausibility.threshold
-            answers = [
-                Answer(
-                    _sure(one.plausibility),
-                    plausible=one.pose is not None,
-                    pose=one.pose or UPRIGHT,
-                )
-                for one in plausibility.judge(engine.plausible, images, limit)
-            ]
-
-        chests = [index for index, answer in enumerate(answers) if answer.plausible]
+        manifest = self.engine.manifest
+        answers = self._plausibilities(images)
         shown = [answer.pose.righted(image) for answer, image in zip(answers, images, strict=True)]
 
+        chests = [index for index, answer in enumerate(answers) if answer.plausible]
         if chests:
-            for index, probability in zip(
-                chests, engine.classify([shown[i] for i in chests]), strict=True
-            ):
-                answers[index] = replace(answers[index], probability=_sure(probability))
+            probabilities = self.engine.classify([shown[index] for index in chests])
+            for index, probability in zip(chests, probabilities, strict=True):
+                answers[index] = replace(answers[index], probability=_in_range(probability))
 
-        positives = [
-            index for index in chests if answers[index].probability >= manifest.classifier.threshold
-        ]
+        threshold = manifest.classifier.threshold
+        positives = [index for index in chests if answers[index].probability >= threshold]
         if positives:
-            for index, one in zip(
-                positives, engine.segment([shown[i] for i in positives]), strict=True
-            ):
-                answers[index] = replace(
-                    answers[index], probability_map=answers[index].pose.as_given(one)
-                )
+            maps = self.engine.segment([shown[index] for index in positives])
+            for index, probability_map in zip(positives, maps, strict=True):
+                as_given = answers[index].pose.as_given(probability_map)
+                answers[index] = replace(answers[index], probability_map=as_given)
 
         return answers
 
+    def _plausibilities(self, images: Sequence[NDArray[np.float32]]) -> list[Answer]:
+        """The plausibility gate's answers; all plausible where the package has no such network."""
+        gate = self.engine.manifest.plausibility
+        if gate is None:
+            return [Answer()] * len(images)
+
+        judged = plausibility.judge(self.engine.plausible, images, gate.threshold)
+        return [
+            Answer(
+                _in_range(judgement.plausibility),
+                plausible=judgement.pose is not None,
+                pose=judgement.pose or UPRIGHT,
+            )
+            for judgement in judged
+        ]
+
     def _finding(self, image: Radiograph, answer: Answer) -> Finding:
         threshold = self.engine.manifest.classifier.threshold
-
         if answer.probability_map is None:
             return Finding(answer.probability, threshold, positive=False)
 
-        # A region that post-processing leaves nothing of takes no positive back: the overlay says
-        # positive, nothing is outlined, and there is no SEG, for it would read like a negative.
-        rule = self.engine.manifest.segmenter
+        # An empty mask takes no positive back: the overlay says positive and outlines nothing.
+        # There is no SEG then, for an empty one would read like a negative.
+        rule = self.engine.manifest.segmenter.rule
         orientation = image.header.get("PatientOrientation") or None
-        mask = postprocess.segment(as_stored(answer.probability_map, orientation), *rule.rule)
-        # a picture that had to be turned contradicts its header
+        mask = postprocess.segment(as_stored(answer.probability_map, orientation), *rule)
+
+        # A picture that had to be turned contradicts its header, so its sides are unknown.
         sided = not answer.pose.quarter_turns
         measurement = measure(mask, image.spacing, orientation if sided else None)
-
         return Finding(answer.probability, threshold, True, mask, measurement, sided)
 
     def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
-        """Make and check the objects of one image that was read and, if it was admitted, answered."""
-        reason, detail = reading.refusal or (None, "")
+        """Make and check the objects of one image that was read and, where admitted, answered."""
+        exclusion = reading.exclusion
         finding = None
 
-        if answer is not None and answer.pose != UPRIGHT:
-            reading = replace(reading, notes=(*reading.notes, answer.pose.note))
+        if answer is not None:
+            if answer.pose != UPRIGHT:
+                reading = replace(reading, notes=(*reading.notes, answer.pose.note))
 
-        if answer is not None and not answer.plausible:
-            reason, detail = "not_a_frontal_chest", f"plausibility {answer.plausibility:.3f}"
-        elif answer is not None:
-            assert reading.radiograph is not None
-            finding = self._finding(reading.radiograph, answer)
+            if answer.plausible:
+                assert reading.radiograph is not None
+                finding = self._finding(reading.radiograph, answer)
+            else:
+                detail = f"plausibility {answer.plausibility:.3f}"
+                exclusion = Exclusion("not_a_frontal_chest", detail)
 
-        state = REASONS[reason].state if reason else State.ANALYSED
+        reason = exclusion.reason if exclusion else None
         outcome = Outcome(
-            state=state,
+            state=REASONS[reason].state if reason else State.ANALYSED,
             content_digest=reading.digest,
             sop_instance_uid=_uid(reading.header, "SOPInstanceUID"),
             study_instance_uid=_uid(reading.header, "StudyInstanceUID"),
             reason=reason,
-            detail=detail,
+            detail=exclusion.detail if exclusion else "",
             finding=finding,
             notes=reading.notes,
         )
 
-        if (
-            reading.header is None
-            or (reason and not REASONS[reason].sent)
-            or not _can_be_named(reading.header)
-        ):
+        is_told = reason is None or REASONS[reason].sent
+        if not is_told or reading.header is None or not _can_be_named(reading.header):
             return outcome
+        return self._with_results(outcome, reading, result_time)
 
-        built = self._results(reading, finding, reason, result_time)
-        # never sent, visible, and in nobody's way
+    def _with_results(self, outcome: Outcome, reading: Reading, result_time: datetime) -> Outcome:
+        """The outcome with its objects; FAILED where none of them passed its check."""
+        built = self._results(reading, outcome.finding, outcome.reason, result_time)
+
+        # An object that fails its check is never sent, is visible, and holds up no other.
         for problem in built.problems:
             log.error("no %s for %s: %s", problem.kind, outcome.sop_instance_uid, problem.what)
 
-        said = (f"{problem.kind} not sent: {problem.what}" for problem in built.problems)
-        detail = "; ".join(part for part in (detail, *said) if part)
-
+        not_sent = (f"{problem.kind} not sent: {problem.what}" for problem in built.problems)
+        detail = "; ".join(part for part in (outcome.detail, *not_sent) if part)
         if built.results or not built.problems:
             return replace(outcome, results=built.results, detail=detail)
-        # Nothing is left to tell the archive what was found: it is told, where it can be, that
-        # there is no answer.
-        if state is not State.FAILED:
-            reason = "result_invalid"
 
-        outcome = replace(outcome, state=State.FAILED, reason=reason, detail=detail, finding=None)
-
+        # No object is left to tell the archive the answer, so it is told that there is none.
+        reason = outcome.reason if outcome.state is State.FAILED else "result_invalid"
+        told = self._results(reading, None, "result_invalid", result_time)
         return replace(
-            outcome, results=self._results(reading, None, "result_invalid", result_time).results
+            outcome,
+            state=State.FAILED,
+            reason=reason,
+            detail=detail,
+            finding=None,
+            results=told.results,
         )
 
     def _results(
@@ -266,49 +267,60 @@ class Pipeline:
     ) -> results.Built:
         assert reading.header is not None
         image = reading.radiograph
+
+        refusal = None
+        if reason:
+            refusal = Refusal(REASONS[reason].state, reason, REASONS[reason].text)
+
         case = Case(
             header=reading.header,
             content_digest=reading.digest,
             model=self.engine.identity,
             result_time=result_time,
             finding=finding,
-            refusal=Refusal(REASONS[reason].state, reason, REASONS[reason].text)
-            if reason
-            else None,
+            refusal=refusal,
             pixels=image.pixels if image else None,
             spacing=image.spacing if image else None,
             appearance=self._settings.appearance,
             notes=reading.notes,
         )
-
         return results.build_what_passes(case, sorted(self._settings.kinds))
 
     def warm_up(self) -> None:
-        """Run networks and encoders once, so that no patient waits for first imports, lookups and
-        allocations.
+        """Run networks and encoders once: no patient waits for first imports and allocations.
+
+        Raises:
+            results.GateError: an encoder's object fails its check on this installation.
         """
         pixels = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
         self.engine.plausible([pixels])
         self.engine.classify([pixels])
         self.engine.segment([pixels])
+
         header = Dataset()
         header.SOPClassUID = ComputedRadiographyImageStorage
-        header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID = (
-            "2.25.1",
-            "2.25.2",
-            "2.25.3",
-        )
-        header.Modality, header.Rows, header.Columns = "CR", 64, 64
+        header.StudyInstanceUID = "2.25.1"
+        header.SeriesInstanceUID = "2.25.2"
+        header.SOPInstanceUID = "2.25.3"
+        header.Modality = "CR"
+        header.Rows = 64
+        header.Columns = 64
         header.set_original_encoding(False, True)
+
         mask = pixels > 0.5
         finding = Finding(1.0, 0.5, positive=True, mask=mask, measurement=measure(mask, None, None))
         reading = Reading("", header, Radiograph(header, pixels, None, ""))
-        for problem in self._results(reading, finding, None, datetime(2000, 1, 1)).problems:
+        built = self._results(reading, finding, None, datetime(2000, 1, 1))
+        for problem in built.problems:
             raise problem
 
 
-def _sure(probability: float) -> float:
-    """NaN is below every threshold, and would be a silent "not detected"."""
+def _exclusion(unsuitable: Unsuitable) -> Exclusion:
+    return Exclusion(unsuitable.reason, unsuitable.detail)
+
+
+def _in_range(probability: float) -> float:
+    """The probability, 0 to 1. NaN is below every threshold: it would be a silent negative."""
     if not 0.0 <= probability <= 1.0:
         raise ArithmeticError(f"a network answered {probability}, wanted 0 to 1")
     return probability
@@ -321,7 +333,7 @@ def _pixels(reading: Reading) -> NDArray[np.float32]:
 
 
 def _can_be_named(header: Dataset) -> bool:
-    """Whether a result can refer to this image: one given up on was perhaps never judged."""
+    """Whether a result can refer to this image: one that failed early was never judged."""
     keywords = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
     return all(_uid(header, keyword) for keyword in keywords)
 

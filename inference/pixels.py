@@ -5,9 +5,6 @@ What hostile bytes may cost is bounded first.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +37,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from inference.silence import silenced_warnings
+
 for _decoder in (JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder):
     _decoder.add_plugin("pleura", ("inference.gdcm_jpeg", "decode_frame"))
 
@@ -60,7 +59,7 @@ DECODERS = {
     HTJ2K: "pylibjpeg",
     RLELossless: "pydicom",
 }
-UNCOMPRESSED = (
+NATIVE_SYNTAXES = (
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian,
 )  # fmt: skip
 # a header may ask for 65535 x 65535; the largest detectors have some 20 million
@@ -172,10 +171,10 @@ def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
     # a peer's string is not logged
     named = str(syntax) if syntax in AllTransferSyntaxes else "unknown"
 
-    if syntax not in DECODERS and syntax not in UNCOMPRESSED:
+    if syntax not in DECODERS and syntax not in NATIVE_SYNTAXES:
         raise Unsuitable("undecodable", f"transfer syntax {named}: there is no decoder for it")
 
-    with quiet():
+    with silenced_warnings():
         try:
             (_check_stream if syntax in DECODERS else _check_length)(dataset, layout)
             decoded = pixel_array(
@@ -327,14 +326,3 @@ def _announced(stream: bytes) -> tuple[int, int, int] | None:
             position += 2 + length
 
     return None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """pydicom's warnings quote header values, which may be a patient's.
-
-    They are never passed on.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -60,7 +60,7 @@ OTHERS = tuple(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What the network says: `pose` is None where the picture is no frontal chest in any."""
 
     # 0 to 1: of the picture as it is shown, or in `pose` where that is another
@@ -70,18 +70,18 @@ class Verdict:
 
 def judge(
     ask: Callable[[Sequence[Pixels]], list[float]], images: Sequence[Pixels], threshold: float
-) -> list[Verdict]:
-    """One Verdict per image; `ask` is Engine.plausible. NaN is no frontal chest."""
+) -> list[Judgement]:
+    """One Judgement per image; `ask` is Engine.plausible. NaN is no frontal chest."""
     verdicts = []
 
     for image, plausibility in zip(images, ask(images), strict=True):
-        verdict = Verdict(plausibility, UPRIGHT if plausibility >= threshold else None)
+        verdict = Judgement(plausibility, UPRIGHT if plausibility >= threshold else None)
         if verdict.pose is None:
             small = _small(image)
             answers = zip(ask([pose.righted(small) for pose in OTHERS]), OTHERS, strict=True)
             best, pose = max(answers, key=lambda answer: answer[0])
             if best >= max(threshold, _SURE):
-                verdict = Verdict(best, pose)
+                verdict = Judgement(best, pose)
 
         verdicts.append(verdict)
 

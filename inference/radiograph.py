@@ -24,8 +24,9 @@ from pydicom.uid import (
 
 from inference.display import displayed, lut_words
 from inference.display import stretch as stretch
-from inference.pixels import MAX_PIXELS, quiet, stored_values
+from inference.pixels import MAX_PIXELS, stored_values
 from inference.pixels import Unsuitable as Unsuitable
+from inference.silence import silenced_warnings
 from inference.spacing import Spacing as Spacing
 from inference.spacing import spacing_of as spacing_of
 
@@ -85,7 +86,7 @@ def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
     if deflated:
         data = _inflated(data)
 
-    with quiet():
+    with silenced_warnings():
         dataset, notes = _read(data, stop_before_pixels=False), []
         # perhaps cut off in its pixels
         if dataset is None:

@@ -29,7 +29,7 @@ from inference.engine import Engine, EngineBrokenError, cache_folder, choose_dev
 from inference.engines.faults import is_out_of_memory
 from inference.finding import Outcome, State
 from inference.package import PackageError
-from inference.pipeline import Answer, Pipeline, Reading, Settings
+from inference.pipeline import AnalysisSettings, Answer, Pipeline, Reading
 from inference.results.identity import RenderSettings
 
 log = logging.getLogger("pleura.analyse")
@@ -62,7 +62,7 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
         max_batch=config.max_batch,
     )
     kinds = frozenset(kind for kinds in config.owed().values() for kind in kinds)
-    settings = Settings(
+    settings = AnalysisSettings(
         rules=Rules(**config.admission.model_dump()),
         appearance=RenderSettings(
             longest_side=config.overlay.longest_side_px or _WHOLE_PX,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from inference.engines.plan import Plan, UnavailableError
+from inference.silence import silenced_warnings
 
 # the newest that this exporter writes in full
 _OPSET = 17
@@ -60,9 +60,8 @@ class Session:
 def _export(module: nn.Module, plan: Plan, path: Path) -> None:
     plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    with warnings.catch_warnings(), torch.no_grad():
-        # the exporter's remarks; the golden replay is the proof
-        warnings.simplefilter("ignore")
+    # The exporter's remarks say less than the golden replay, which compares the outputs.
+    with silenced_warnings(), torch.no_grad():
         # Not the exporter by dynamo: it needs one more package, and takes minutes where this one
         # takes seconds.
         torch.onnx.export(

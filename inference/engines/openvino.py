@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from inference.engines.plan import Plan, UnavailableError
+from inference.silence import silenced_warnings
 
 
 def is_installed() -> bool:
@@ -55,9 +55,8 @@ def _converted(module: nn.Module, plan: Plan) -> Any:
 
     plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    with warnings.catch_warnings(), torch.no_grad():
-        # the tracer's remarks on size arithmetic; the golden replay is the proof
-        warnings.simplefilter("ignore")
+    # The tracer remarks on size arithmetic; the golden replay compares the outputs.
+    with silenced_warnings(), torch.no_grad():
         example = torch.zeros(1, 1, plan.side, plan.side)
         traced = torch.jit.trace(plain, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         # has to outlive the conversion

@@ -18,7 +18,7 @@ from torch import nn
 
 from inference import package
 from inference.engine import Engine, choose_device
-from inference.pipeline import Pipeline, Settings
+from inference.pipeline import AnalysisSettings, Pipeline
 from tests import models
 from training import phantom
 
@@ -75,7 +75,9 @@ def quick_model(folder: Path, files: Sequence[Path]) -> Path:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
     models.write(folder / "first", networks)
-    pipeline = Pipeline(Engine(package.load(folder / "first"), choose_device("cpu")), Settings())
+    pipeline = Pipeline(
+        Engine(package.load(folder / "first"), choose_device("cpu")), AnalysisSettings()
+    )
     outcomes = pipeline.analyse(
         [path.read_bytes() for path in files], datetime(2026, 1, 1, tzinfo=UTC)
     )

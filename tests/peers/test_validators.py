@@ -24,7 +24,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from inference.admission import Rules
 from inference.engine import Engine
 from inference.finding import Outcome, Result, State
-from inference.pipeline import Pipeline, Settings
+from inference.pipeline import AnalysisSettings, Pipeline
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import ENCODERS
 from tests.unit.cases import AT, MODEL, header
@@ -112,7 +112,7 @@ def regions(rows: int, columns: int) -> NDArray[np.float32]:
 
 def analysed(data: bytes, positive: bool, **settings: Any) -> Outcome:
     engine = cast(Engine, Doctored(positive))
-    pipeline = Pipeline(engine, Settings(kinds=frozenset(ENCODERS), **settings))
+    pipeline = Pipeline(engine, AnalysisSettings(kinds=frozenset(ENCODERS), **settings))
     (outcome,) = pipeline.analyse([data], AT)
     return outcome
 

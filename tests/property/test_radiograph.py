@@ -18,7 +18,7 @@ from inference import package, radiograph
 from inference.admission import REASONS
 from inference.engine import Engine
 from inference.finding import Outcome
-from inference.pipeline import Pipeline, Settings
+from inference.pipeline import AnalysisSettings, Pipeline
 from inference.radiograph import Radiograph, Unsuitable
 from tests.unit.variants import KINDS, SYNTAXES, Kind, image, of_kind, written
 from training import phantom
@@ -168,7 +168,7 @@ def pipeline() -> Pipeline:
     torch.set_num_threads(1)
     return Pipeline(
         Engine(package.load(package.default_folder()), torch.device("cpu")),
-        Settings(kinds=frozenset()),
+        AnalysisSettings(kinds=frozenset()),
     )
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from inference import package
 from inference.engine import Engine, choose_device
-from inference.pipeline import Pipeline, Settings
+from inference.pipeline import AnalysisSettings, Pipeline
 from training import phantom, recipe
 from training.data import rle
 from training.recipe import Recipe
@@ -86,7 +86,7 @@ def answers(folder: Path, task: str) -> int:
     if task != package.SERVED_TASK:
         engine = Engine(package.load(folder, any_task=True), choose_device("cpu"))
         return len(engine.classify([drawn.pixels])) * len(engine.segment([drawn.pixels]))
-    pipeline = Pipeline(Engine(package.load(folder), choose_device("cpu")), Settings())
+    pipeline = Pipeline(Engine(package.load(folder), choose_device("cpu")), AnalysisSettings())
     file = phantom.write(drawn, folder.parent / "asked.dcm").read_bytes()
     outcomes = pipeline.analyse([file], datetime(2026, 1, 1, tzinfo=UTC))
     return sum(outcome.finding is not None and bool(outcome.results) for outcome in outcomes)

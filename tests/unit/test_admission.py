@@ -13,7 +13,7 @@ from pydicom.uid import (
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
 )
 
-from inference.admission import REASONS, Refusal, Rules, age_years, judge
+from inference.admission import REASONS, Exclusion, Rules, age_years, judge
 
 # Values outside their VR are what these rules have to live with.
 pytestmark = pytest.mark.filterwarnings("ignore:.*nvalid value for VR:UserWarning")
@@ -41,7 +41,7 @@ def chest(**changes: Any) -> Dataset:
 
 def reason(header: Dataset, rules: Rules | None = None) -> str | None:
     verdict = judge(header, rules or Rules(), lambda uid: uid == "9.9")
-    return verdict.reason if isinstance(verdict, Refusal) else None
+    return verdict.reason if isinstance(verdict, Exclusion) else None
 
 
 def item(**values: Any) -> Dataset:
@@ -279,5 +279,5 @@ def test_age(changes: dict[str, Any], years: float | None) -> None:
 def test_a_refusal_quotes_no_free_text(keyword: str) -> None:
     changes = {"BodyPartExamined": None, "ViewPosition": None, keyword: "Jane Doe KNEE"}
     verdict = judge(chest(**changes), Rules(), lambda _: False)
-    assert isinstance(verdict, Refusal)
+    assert isinstance(verdict, Exclusion)
     assert "jane" not in str(verdict).lower()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from inference.pixels import quiet
+from inference.silence import silenced_warnings
 from training import data as labelled
 from training import phantom
 from training.data import lgg, rle, siim
@@ -26,7 +26,7 @@ def siim_as_published(folder: Path, count: int = 4) -> Path:
         path = phantom.write(
             drawn, folder / "dicom-images-train" / f"1.{number}" / f"2.{number}" / f"3.{number}.dcm"
         )
-        with quiet():  # ages have no unit in the published files
+        with silenced_warnings():  # ages have no unit in the published files
             dataset = dcmread(path)
             dataset.PatientAge, dataset.PatientSex, dataset.PatientID = (
                 "413" if number == 1 else "58",
@@ -89,7 +89,7 @@ def test_siim_with_a_table_of_patients(tmp_path: Path) -> None:
 
 def test_siim_says_that_no_patient_is_named(tmp_path: Path) -> None:
     for path in siim_as_published(tmp_path).rglob("*.dcm"):
-        with quiet():
+        with silenced_warnings():
             dataset = dcmread(path)
             dataset.PatientID = path.stem  # as published: one for every image
             dataset.save_as(path)

@@ -19,7 +19,7 @@ from inference import package, results
 from inference.engine import Engine
 from inference.finding import Outcome, State
 from inference.manifest import Plausibility
-from inference.pipeline import Pipeline, Settings
+from inference.pipeline import AnalysisSettings, Pipeline
 from inference.plausibility import OTHERS, Pose
 from inference.results import Encoder
 from training import phantom
@@ -70,7 +70,7 @@ def analysed(engine: Scripted, folder: Path, images: int = 1) -> list[Outcome]:
         phantom.write(phantom.draw(seed, False, 64), folder / f"{seed}.dcm").read_bytes()
         for seed in range(images)
     ]
-    return Pipeline(engine, Settings()).analyse(files, AT)  # type: ignore[arg-type]
+    return Pipeline(engine, AnalysisSettings()).analyse(files, AT)  # type: ignore[arg-type]
 
 
 def test_what_is_no_frontal_chest_is_asked_nothing_more_and_told_nobody(
@@ -201,7 +201,9 @@ def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
 
     engine.segment = segment  # type: ignore[method-assign]
     dataset.save_as(tmp_path / "turned.dcm")
-    (outcome,) = Pipeline(engine, Settings()).analyse([(tmp_path / "turned.dcm").read_bytes()], AT)  # type: ignore[arg-type]
+    (outcome,) = Pipeline(engine, AnalysisSettings()).analyse(
+        [(tmp_path / "turned.dcm").read_bytes()], AT
+    )  # type: ignore[arg-type]
     assert np.corrcoef(seen[0].ravel(), standing.ravel())[0, 1] > 0.99
     assert outcome.finding is not None
     assert outcome.finding.mask is not None
@@ -247,10 +249,14 @@ def test_an_image_given_up_on_that_no_result_can_name_has_none(
         changed.file_meta = dataset.file_meta
         delattr(changed, keyword)
         changed.save_as(unnamed, implicit_vr=False, little_endian=True)
-        outcome = Pipeline(engine, Settings()).fail(unnamed.getvalue(), "analysis_error", AT)  # type: ignore[arg-type]
+        outcome = Pipeline(engine, AnalysisSettings()).fail(
+            unnamed.getvalue(), "analysis_error", AT
+        )  # type: ignore[arg-type]
         assert (outcome.state, outcome.reason, outcome.results) == (
             State.FAILED,
             "analysis_error",
             (),
         )
-    assert Pipeline(engine, Settings()).fail(path.read_bytes(), "analysis_error", AT).results  # type: ignore[arg-type]
+    assert (
+        Pipeline(engine, AnalysisSettings()).fail(path.read_bytes(), "analysis_error", AT).results
+    )  # type: ignore[arg-type]

@@ -21,8 +21,8 @@ from inference import package, plausibility, radiograph
 from inference.engine import Engine
 from inference.finding import State
 from inference.networks import build
-from inference.pipeline import Pipeline, Settings
-from inference.plausibility import OTHERS, UPRIGHT, Pixels, Pose, Verdict
+from inference.pipeline import AnalysisSettings, Pipeline
+from inference.plausibility import OTHERS, UPRIGHT, Judgement, Pixels, Pose
 from training import phantom
 from training.plausibility import TURNED_OR_INVERTED, non_chests, scores, train
 
@@ -48,7 +48,7 @@ def engine() -> Engine:
     return Engine(package.load(package.default_folder()), torch.device("cpu"), "torch")
 
 
-def judge(images: Sequence[Pixels]) -> list[Verdict]:
+def judge(images: Sequence[Pixels]) -> list[Judgement]:
     wanted = engine().manifest.plausibility
     assert wanted is not None
     return plausibility.judge(engine().plausible, images, wanted.threshold)
@@ -104,7 +104,9 @@ def test_without_its_tags_another_picture_is_not_said_to_be_without_finding(
         config.disable_value_validation()
     ):  # a Class UID that is none, of an implementation, in the teeth
         dataset.save_as(buffer, enforce_file_format=True)
-    (outcome,) = Pipeline(engine(), Settings()).analyse([buffer.getvalue()], datetime(2026, 1, 1))
+    (outcome,) = Pipeline(engine(), AnalysisSettings()).analyse(
+        [buffer.getvalue()], datetime(2026, 1, 1)
+    )
     assert (outcome.state, outcome.reason) == (State.NOT_ANALYSED, "not_a_frontal_chest")
     assert outcome.finding is None
     assert not outcome.results

@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from inference import radiograph
-from inference.pipeline import Pipeline, Settings
+from inference.pipeline import AnalysisSettings, Pipeline
 from inference.radiograph import Radiograph, Unsuitable
 from inference.results.source import lossy_history
 from tests.unit.cases import refused
@@ -180,7 +180,7 @@ def test_one_blank_image_is_one_whatever_its_transfer_syntax(sample: bytes) -> N
     dataset = dcmread(io.BytesIO(blank))
     dataset.compress(JPEGLSLossless, generate_instance_uid=False)
     digests = set()
-    pipeline = Pipeline(None, Settings())  # type: ignore[arg-type] - reading needs no engine
+    pipeline = Pipeline(None, AnalysisSettings())  # type: ignore[arg-type] - reading needs no engine
     for data in (blank, written(dataset), changed(blank, SeriesDescription="another")):
         with pytest.raises(Unsuitable, match="blank") as caught:
             decoded(data)

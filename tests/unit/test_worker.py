@@ -26,7 +26,7 @@ from daemon.spool import Spool
 from inference import package
 from inference.engine import Engine
 from inference.finding import Outcome
-from inference.pipeline import Answer, Pipeline, Reading, Settings
+from inference.pipeline import AnalysisSettings, Answer, Pipeline, Reading
 from training import phantom
 
 SECRET = "Doe^Jane"
@@ -78,7 +78,7 @@ class Bench:
         destinations = (FolderDestination(name="outbox", folder=folder / "outbox"),)
         config = Config(destinations=destinations, spool=folder / "spool", max_batch=8)
         engine = Engine(package.load(model), torch.device("cpu"))
-        self.pipeline = BreakablePipeline(engine, Settings(is_ours=self.ledger.made))
+        self.pipeline = BreakablePipeline(engine, AnalysisSettings(is_ours=self.ledger.made))
         self.pipeline.events = []
         self.worker = Worker(self.pipeline, self.ledger, self.spool, config)
 

@@ -15,10 +15,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from inference.admission import REASONS, Rules, judge
 from inference.display import displayed
-from inference.pixels import quiet, stored_values
+from inference.pixels import stored_values
 from inference.radiograph import COPIED_KEYWORDS, parse
 from inference.results import ENCODERS, build
 from inference.results.identity import TAKEN_KEYWORDS
+from inference.silence import silenced_warnings
 from inference.spacing import spacing_of
 from tests.unit import cases
 from tools.conformance import table
@@ -156,7 +157,7 @@ def _written(terms: str, name: bytes) -> bytes:
     stand_in = b"X" * (len(name) + len(name) % 2)
     header = cases.header(SpecificCharacterSet=terms.split("\\"), PatientName=stand_in.decode())
     header.ReferringPhysicianName = ""
-    with quiet():  # pydicom does not know them all
+    with silenced_warnings():  # pydicom does not know them all
         header.save_as(plain, implicit_vr=False, little_endian=True)
     return plain.getvalue().replace(_element(0x0010, "PN", stand_in), _element(0x0010, "PN", name))
 

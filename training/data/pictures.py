@@ -13,8 +13,8 @@ from PIL import Image
 from pydicom import dcmread
 
 from inference import radiograph
-from inference.pixels import quiet
 from inference.preprocess import upright
+from inference.silence import silenced_warnings
 
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _COLOUR_MODES = (
@@ -74,7 +74,7 @@ def as_shown(mask: NDArray[np.bool_], path: Path) -> NDArray[np.bool_]:
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return mask
     try:
-        with quiet():
+        with silenced_warnings():
             header = dcmread(
                 path, stop_before_pixels=True, specific_tags=["PatientOrientation"], force=True
             )

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.uid import JPEGBaseline8Bit
 
-from inference.pixels import quiet
+from inference.silence import silenced_warnings
 from training.data import pictures, rle
 from training.data.cases import Case, numbered
 from training.data.findings import Cases, Finding
@@ -96,7 +96,7 @@ def read(folder: Path) -> Cases:
         if paths.setdefault(path.stem, path) is not path:
             twice.append(path.stem)
 
-    with quiet():
+    with silenced_warnings():
         headers = {image_id: _header(path) for image_id, path in paths.items()}
     rows = rle.read(
         home / "train-rle.csv", {image_id: header.size for image_id, header in headers.items()}
