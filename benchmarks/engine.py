@@ -19,7 +19,6 @@ import os
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from torch import nn
 from inference import package
 from inference.engine import Engine
 from inference.networks import build
+from inference.silence import silenced_warnings
 
 BATCHES = (1, 8)
 SIDE = 512
@@ -86,15 +86,15 @@ def _compare(
     answers = {}
 
     for turn in range(rounds + 1):
-        # nobody always comes after the same one
+        # Rotate, so that no engine always follows the same other.
         first = turn % len(parties)
         for name, call in [*parties.items()][first:] + [*parties.items()][:first]:
-            # beside the threads of who ran before, which spin on a while after their answer
+            # The untimed call outlasts the previous engine's threads, which spin for a while.
             call(given)
             started = time.perf_counter()
             answers[name] = call(given)
 
-            # the first one warms up
+            # The first turn warms up.
             if turn:
                 seconds[name].append(time.perf_counter() - started)
 
@@ -109,7 +109,8 @@ def _compare(
     )
     told = ", ".join(f"{name} {median * 1e3:.1f}" for name, median in medians.items())
     print(
-        f"{title}, batch {batch}: {told} ms; {best} / ours {medians[best] / medians[mine]:.2f}, by turns {turns:.2f}",
+        f"{title}, batch {batch}: {told} ms; {best} / ours {medians[best] / medians[mine]:.2f}, "
+        f"by turns {turns:.2f}",
         flush=True,
     )
 
@@ -129,16 +130,15 @@ def _openvino(path: Path, shape: tuple[int, ...]) -> Call:
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(shape)
-    # Without the hint it takes bf16 where the CPU has it, which is another arithmetic than ours.
+    # Without the hint it takes bf16 where the CPU has it, another arithmetic than ours.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", settings)
     return lambda x: compiled(x)[0]
 
 
 def _export(network: nn.Module, side: int, path: Path) -> None:
-    with warnings.catch_warnings():
-        # the exporter's remarks; the answers are compared
-        warnings.simplefilter("ignore")
+    # The exporter's remarks say less than the comparison of the answers.
+    with silenced_warnings():
         torch.onnx.export(
             network, (torch.zeros(2, 1, side, side),), path, dynamo=False, opset_version=17,
             input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
@@ -151,8 +151,10 @@ def _write_large(folder: Path) -> None:
     networks = {"classifier": build("densenet-121"), "segmenter": build("unet-resnet34")}
     manifest = {
         "id": "large", "version": "1.0.0", "task": "pneumothorax",
-        "classifier": common | {"architecture": "densenet-121", "threshold": 0.5, "operating_point": "none"},
-        "segmenter": common | {"architecture": "unet-resnet34", "bottom": 0.5, "top": 0.5, "min_area_at_1024_px": 10},
+        "classifier": common
+        | {"architecture": "densenet-121", "threshold": 0.5, "operating_point": "none"},
+        "segmenter": common
+        | {"architecture": "unet-resnet34", "bottom": 0.5, "top": 0.5, "min_area_at_1024_px": 10},
         "label": {"value": "36118008", "scheme": "SCT", "meaning": "Pneumothorax"},
         "training": {"recipe": "none", "data": ["none"], "date": "2026-01-01", "command": "none"},
         "metrics": {}, "licence": "none", "intended_use": "benchmarks",

@@ -448,7 +448,10 @@ def usable_uid(value: str) -> bool:
 
 
 def _meaning_words(header: Dataset, keyword: str) -> set[str]:
-    """The words of a code sequence's meanings: type 1 in DX, where plain attributes may be absent."""
+    """The words of a code sequence's meanings.
+
+    Type 1 in DX, where plain attributes may be absent.
+    """
     return {word for item in header.get(keyword) or [] for word in _words(item, ("CodeMeaning",))}
 
 

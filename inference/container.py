@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Protocol
 
 MAX_FILES = 32
-# two networks of SENet-154's size in float32 are 0.9 GB
+# Two networks of SENet-154's size in float32 are 0.9 GB.
 MAX_FILE_BYTES = 2 << 30
-# of a zip's member to its packed bytes; weights shrink by a tenth, YAML by a factor of ten
+# Unpacked to packed bytes of a zip member: weights shrink by a tenth, YAML by a factor of ten.
 _MAX_RATIO = 200
-# a small file may be as empty as it likes
+# The ratio of a small file is not checked.
 _RATIO_FREE_BYTES = 1 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-# what zipfile raises for bytes that are no zip, or not the one they say
+# The exceptions that zipfile raises for damaged or false archives.
 _BROKEN_ZIP = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError,
+    NotImplementedError, RuntimeError,
     ValueError, OverflowError, AttributeError, IndexError,
 )  # fmt: skip
 
@@ -56,7 +57,7 @@ class Container(Protocol):
         """
 
     def where(self, name: str) -> str:
-        """How to call this file in a message."""
+        """The file's name for a message."""
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def opened(path: Path) -> Iterator[Container]:
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except (OSError, ValueError) as error:
-        # ValueError: a NUL in the path
+        # ValueError: the path holds a NUL.
         raise PackageError(
             f"{path}: {_cause(error)}; give the folder or the zip of a model package"
         ) from error
@@ -99,14 +100,15 @@ def _cause(error: Exception) -> str:
 
 
 def checked_name(name: str) -> str:
-    """The name, which is then one of a file that can only lie in the package itself.
+    """The name, checked to be that of a file inside the package.
 
     Raises:
         ValueError: anything with a slash, a drive, a leading dot, a control character.
     """
     if not _PLAIN_NAME.fullmatch(name):
         raise ValueError(
-            f"{name[:200]!r} is not a plain file name (letters, digits, '.', '_' and '-'); a package is one flat "
+            f"{name[:200]!r} is not a plain file name (letters, digits, '.', '_' and '-'); a "
+            "package is one flat "
             "folder, and its zip holds the files, not the folder (cd FOLDER && zip ../NAME.zip *)"
         )
     return name
@@ -144,7 +146,7 @@ class _Folder:
 
     def read(self, name: str, limit: int) -> bytes:
         try:
-            # Between names() and here a file could have become a link, or a pipe that never ends.
+            # Since names() the file may have become a link, or a pipe that never ends.
             descriptor = os.open(
                 self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             )
@@ -182,19 +184,20 @@ class _Zip:
 
     def _refuse_odd(self, member: zipfile.ZipInfo) -> None:
         where, kind = self.where(member.orig_filename), stat.S_IFMT(member.external_attr >> 16)
-        # APPNOTE 4.4.15: on Unix the upper half holds the mode
+        # APPNOTE 4.4.15: on Unix the upper half holds the mode.
         if kind not in (0, stat.S_IFREG):
             raise PackageError(
                 f"{where}: a folder, a link or a device; only files belong into a package"
             )
 
-        # APPNOTE 4.4.4, bit 0
+        # APPNOTE 4.4.4, bit 0.
         if member.flag_bits & 0x1:
             raise PackageError(f"{where}: encrypted; pack it without a password")
 
         if member.compress_type not in _METHODS:
             raise PackageError(
-                f"{where}: compression method {member.compress_type} found; allowed: stored, deflated"
+                f"{where}: compression method {member.compress_type} found; allowed: stored, "
+                "deflated"
             )
 
         if member.file_size > max(_RATIO_FREE_BYTES, _MAX_RATIO * member.compress_size):
@@ -212,7 +215,7 @@ class _Zip:
                 )
 
             with self._archive.open(name) as file:
-                # zipfile stops at the declared size and checks the CRC there
+                # zipfile stops at the declared size and checks the CRC there.
                 data = file.read(size + 1)
         except KeyError as error:
             raise PackageError(f"{self.where(name)}: absent; the package is incomplete") from error

@@ -53,7 +53,8 @@ def displayed(
     padding = _padding(header, levels, np.iinfo(stored.dtype))
     if np.count_nonzero(counts[padding]) > np.count_nonzero(counts) / 2:
         notes.append(
-            "PixelPaddingRangeLimit takes in most of the image's values, so that nothing is taken as padding"
+            "PixelPaddingRangeLimit takes in most of the image's values, so that nothing is "
+            "taken as padding"
         )
         padding[:] = False
 

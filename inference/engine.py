@@ -30,15 +30,12 @@ log = logging.getLogger("pleura.engine")
 
 MAX_BATCH = 8
 _NO_MORE = object()
-# by size of batch: 1, and the largest, which is for all others
+# By size of batch: 1, and the largest, which serves every other size.
 _Choice = dict[int, tuple[Candidate, Runner]]
 
 
 class EngineBrokenError(Exception):
-    """The device is lost to this process (a poisoned CUDA context).
-
-    Only another process can heal that.
-    """
+    """The device is lost to this process (a poisoned CUDA context); only a new one can use it."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -65,7 +62,8 @@ def choose_device(wanted: str) -> torch.device:
         expected = wanted != "auto" or torch.version.cuda is not None
         log.log(
             logging.WARNING if expected else logging.INFO,
-            "device: %s: torch %s sees no GPU; on the CPU, much slower (README: CUDA builds; nvidia-smi: driver)",
+            "device: %s: torch %s sees no GPU; on the CPU, much slower (README: CUDA builds; "
+            "nvidia-smi: driver)",
             wanted,
             torch.__version__,
         )
@@ -73,7 +71,8 @@ def choose_device(wanted: str) -> torch.device:
 
     if device.index is not None and device.index >= count:
         raise ValueError(
-            f"device: {wanted} found, but torch sees {count} CUDA device(s); allowed: cuda:0 to {count - 1}"
+            f"device: {wanted} found, but torch sees {count} CUDA device(s); allowed: cuda:0 to "
+            f"{count - 1}"
         )
 
     return device
@@ -120,17 +119,18 @@ class Engine:
         return {role: _in_words(choice) for role, choice in self._chosen.items()}
 
     def plausible(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
-        """Probability of being a frontal chest X-ray for each image (as `classify`).
+        """Probability of being a frontal chest X-ray, for each image as in `classify`.
 
-        1 where no network judges it.
+        1 for every image where the package has no plausibility network.
         """
         if self.manifest.plausibility is None:
             return [1.0] * len(images)
         return self._probabilities("plausibility", images)
 
     def classify(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
-        """Probability of pneumothorax, 0 to 1, for each (rows, columns) float32 image of display
-        polarity.
+        """Probability of pneumothorax, 0 to 1, for each image.
+
+        Images are (rows, columns) float32 in display polarity.
 
         Raises, as `plausible` and `segment` do:
             EngineBrokenError: the device is lost; end the process.
@@ -147,10 +147,10 @@ class Engine:
         ]
 
     def logits(self, role: Role, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """One network's logits, (n, ...) float32, of a batch that preprocess has made, (n, 1, side,
-        side) float32.
+        """One network's logits, (n, ...) float32, for a preprocessed batch.
 
-        In parts as large as memory allows. Raises as `classify`.
+        The batch is (n, 1, side, side) float32; it runs in parts as large as memory allows.
+        Raises as `classify`.
         """
         size = self._limit[role]
         if len(batch) > size:
@@ -183,7 +183,7 @@ class Engine:
             else:
                 raise
 
-        # Out of the handler: the error's frames held the tensors of the attempt.
+        # Outside the handler, whose error kept the frames and tensors of the failed attempt alive.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -195,11 +195,11 @@ class Engine:
             pass
 
     def tune_step(self) -> bool:
-        """Build, check or time one engine once, and change over when all is known; whether there is
-        more to do.
+        """Take one step of choosing engines; returns whether there is more to do.
 
-        A step takes as long as a batch or two, or as converting one network. For the device's
-        owner, between batches.
+        A step builds, checks or times one engine, and the last one changes over. It takes as long
+        as a batch or two, or as converting one network. The device's owner calls it between
+        batches.
 
         Raises:
             EngineBrokenError: the device is lost. An engine that fails otherwise is left out, with
@@ -233,10 +233,10 @@ class Engine:
     def _try(
         self, role: Role, trial: Trial, known: list[str]
     ) -> Generator[None, None, Mapping[int, Candidate] | None]:
-        """Change over to the best of what is tried. None: there is no other engine now; the next
-        start tries again.
+        """Change over to the best engine that was tried, and return the choice by batch size.
 
-        `known` are the names of those that were the quickest before, one for each size.
+        None where no other engine runs now; the next start tries again. `known` are the names of
+        the engines that were the quickest at an earlier start, one for each size.
         """
         names = {str(one): one for one in (PLAIN, *trial.candidates)}
         remembered: dict[int, Candidate] = {}
@@ -264,7 +264,7 @@ class Engine:
             else:
                 chosen = dict.fromkeys(trial.sizes, next(iter(runners)))
         except Exception as error:
-            # whatever breaks in the attempt, plain torch goes on
+            # Plain torch goes on, whatever breaks here.
             if is_fatal(error):
                 raise EngineBrokenError(f"{role}: {error}") from error
 

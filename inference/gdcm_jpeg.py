@@ -21,9 +21,9 @@ DECODER_DEPENDENCIES = dict.fromkeys(
 
 # ISO 10918-1 Table B.1: the start of frame of each syntax; baseline is a subset of extended.
 _FRAMES = {JPEGExtended12Bit: (0xC0, 0xC1), JPEGLossless: (0xC3,), JPEGLosslessSV1: (0xC3,)}
-# Huffman, quantisation, restart interval
+# Huffman tables, quantisation tables, restart interval.
 _TABLES = (0xC4, 0xDB, 0xDD)
-# application data, comments
+# Application data and comments.
 _IGNORED = (*range(0xE0, 0xF0), 0xFE)
 _SCAN = 0xDA
 
@@ -41,7 +41,7 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
             cannot decode it.
     """
     precision, clean = _taken_apart(stream, runner.transfer_syntax)
-    # GDCM has a codec for each of these
+    # GDCM has a codec for each of these three.
     bits = 8 if precision <= 8 else 12 if precision <= 12 else 16
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(clean)
@@ -53,14 +53,14 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
     image.SetNumberOfDimensions(2)
     image.SetDimensions((runner.columns, runner.rows, 1))
     image.SetDataElement(element)
-    # polarity is none of a decoder's business
+    # Polarity is applied later (display.py); GDCM must not invert.
     monochrome = gdcm.PhotometricInterpretation.MONOCHROME2
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(monochrome))
     image.SetTransferSyntax(
         gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(runner.transfer_syntax)))
     )
     image.SetPixelFormat(gdcm.PixelFormat(1, bits, bits, bits - 1, 0))
-    # SWIG gives bytes as text with surrogates, or None
+    # SWIG gives bytes as text with surrogates, or None.
     decoded: Any = image.GetBuffer()
     values = b"" if decoded is None else bytes(decoded.encode("utf-8", "surrogateescape"))
     sample_bytes = 1 if bits == 8 else 2
@@ -94,7 +94,7 @@ def _taken_apart(stream: bytes, syntax: UID) -> tuple[int, bytes]:
         elif marker not in (*_TABLES, *_IGNORED, 0xFF):
             break
 
-        # a fill byte, B.1.1.2
+        # A fill byte, B.1.1.2.
         if marker == 0xFF:
             position += 1
             continue

@@ -1,4 +1,6 @@
-"""Somebody else's checkpoint -> a model package. The one place where a pickle is read, and only its
+"""From another project's checkpoint to a model package.
+
+This is the one place where a pickle is read, and only its
 tensors are.
 
 CheXNet: Rajpurkar et al., "CheXNet: Radiologist-Level Pneumonia Detection on Chest X-Rays with Deep
@@ -26,7 +28,8 @@ from inference.networks import build, shapes
 
 # The 14 findings of ChestX-ray14 in the order of CheXNet's outputs.
 CHEXNET_LABELS = (
-    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
+    "Pneumothorax",
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 _PNEUMOTHORAX = CHEXNET_LABELS.index("Pneumothorax")
@@ -35,7 +38,7 @@ _PNEUMOTHORAX = CHEXNET_LABELS.index("Pneumothorax")
 _PREFIXES = ("module.", "model.", "module.", "densenet121.")
 # Checkpoints from before torch 0.4 say "norm.1" where a module's name may hold no dot any more.
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
-# Linear + Sigmoid
+# The names of a head of Linear and Sigmoid.
 _HEADS = {
     "classifier.0.weight": "classifier.weight",
     "classifier.0.bias": "classifier.bias",
@@ -45,10 +48,10 @@ _NO_LICENCE = "not stated with the checkpoint: ask whoever trained it before use
 
 @dataclass(frozen=True)
 class Choices:
-    """What a checkpoint does not say of itself and a person must answer for."""
+    """The facts that a checkpoint does not hold, and a person must answer for."""
 
     threshold: float
-    # how the threshold was chosen, in words
+    # How the threshold was chosen, in words.
     operating_point: str
     side: int = 224
     id: str = "chexnet"
@@ -82,7 +85,7 @@ def import_chexnet(checkpoint: Path, segmenter: Path, folder: Path, choices: Cho
     package.write(folder, manifest, networks, inputs, exact=True)
     (folder / "README.md").write_text(_card(checkpoint, other.manifest, choices), encoding="utf-8")
 
-    # the card is listed too
+    # So that model.yaml lists the card too.
     return package.amend(folder, {})
 
 
@@ -97,7 +100,7 @@ def chexnet(checkpoint: Path) -> nn.Module:
 
     wanted = shapes("densenet-121", outputs=len(CHEXNET_LABELS), stem="imagenet")
     for name, value in wanted.items():
-        # training's bookkeeping; torch before 0.4.1 had none
+        # Training's bookkeeping, which torch before 0.4.1 did not have.
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros_like(value, device="cpu"))
 
@@ -119,7 +122,8 @@ def chexnet(checkpoint: Path) -> nn.Module:
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise PackageError(
-            f"{checkpoint}: not a DenseNet-121 with {len(CHEXNET_LABELS)} outputs: {'; '.join(faults[:5])[:1000]}{more}"
+            f"{checkpoint}: not a DenseNet-121 with {len(CHEXNET_LABELS)} outputs: "
+            f"{'; '.join(faults[:5])[:1000]}{more}"
         )
 
     for name in ("classifier.weight", "classifier.bias"):
@@ -156,17 +160,18 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
             f"{checkpoint}: cannot be read ({error.strerror}); give the checkpoint's file"
         ) from error
     except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off. What it found is in it, its
-        # advice is not passed on.
+        # torch's message names the call it refused, and advises to switch the protection off.
+        # The name is passed on, the advice is not.
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it wants to call {found[1][:100]}" if found else "it is damaged, or no checkpoint"
         raise PackageError(
-            f"{checkpoint}: refused, nothing in it was run: {what}; only plain tensors are read. If you trust where it "
+            f"{checkpoint}: refused, nothing in it was run: {what}; only plain tensors are read. "
+            "If you trust where it "
             "comes from, save its state_dict alone, on another machine"
         ) from error
     except (
         Exception
-        # the unpickler meets whatever the bytes make of it; a checkpoint is all or nothing
+        # The unpickler meets arbitrary bytes, and a checkpoint is all or nothing.
     ) as error:
         raise PackageError(
             f"{checkpoint}: not a torch checkpoint ({type(error).__name__})"
@@ -174,7 +179,7 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
 
     state = document
 
-    # a state dict, or what a trainer saved around it
+    # A state dict, or a trainer's mapping that holds one.
     if isinstance(document, dict):
         state = next(
             (document[key] for key in ("state_dict", "model") if key in document), document
@@ -199,6 +204,7 @@ def _golden_input(side: int) -> Tensor:
 
 
 def _manifest(checkpoint: Path, other: Manifest, choices: Choices) -> dict[str, Any]:
+    segmenter_licence = f"segmenter ({other.id} {other.version}): {other.licence}"
     kept = other.model_dump(
         mode="json", include={"task", "segmenter", "plausibility", "label", "intended_use"}
     )
@@ -209,7 +215,7 @@ def _manifest(checkpoint: Path, other: Manifest, choices: Choices) -> dict[str, 
             "architecture": "densenet-121",
             "arguments": {"outputs": 1, "stem": "imagenet"},
             "side": choices.side,
-            # the network's own first step standardises with ImageNet's figures
+            # The network's first step standardises with ImageNet's figures.
             "normalisation": "unit",
             "threshold": choices.threshold,
             "operating_point": choices.operating_point,
@@ -224,9 +230,7 @@ def _manifest(checkpoint: Path, other: Manifest, choices: Choices) -> dict[str, 
             "command": f"pleura model import --kind chexnet {checkpoint.name}"[:1000],
         },
         "metrics": {},
-        "licence": f"classifier: {choices.licence}; segmenter ({other.id} {other.version}): {other.licence}"[
-            :1000
-        ],
+        "licence": f"classifier: {choices.licence}; {segmenter_licence}"[:1000],
     }
 
 
@@ -235,12 +239,14 @@ def _card(checkpoint: Path, other: Manifest, choices: Choices) -> str:
 
 Imported, not validated. Research use only, not for diagnosis.
 
-- Classifier: DenseNet-121 from `{checkpoint.name}`, output {_PNEUMOTHORAX} (pneumothorax) of CheXNet's 14; the others
-  are left out.
+- Classifier: DenseNet-121 from `{checkpoint.name}`, output {_PNEUMOTHORAX} (pneumothorax) of
+  CheXNet's 14; the others are left out.
 - Segmenter: that of `{other.id}` {other.version}, unchanged; its model card holds for it.
-- **No figure is known for this package.** What was published of CheXNet is of other images, prepared in another way
-  (256 px, ten crops of 224 px, averaged); here the whole image is fitted into {choices.side} px with black beside it.
+- **No figure is known for this package.** The published figures of CheXNet are of other images,
+  prepared in another way (256 px, ten crops of 224 px, averaged); here the whole image is fitted
+  into {choices.side} px with black beside it.
   Measure it on images of your own: `pleura evaluate --model FOLDER --data DIR`.
-- **The threshold {choices.threshold} was given by whoever imported it**, with these words: {choices.operating_point}
+- **The threshold {choices.threshold} was given by the person who imported it**, with these words:
+  {choices.operating_point}
 - Licence of the classifier: {choices.licence}. Licence of the segmenter: {other.licence}.
 """

@@ -26,7 +26,7 @@ from inference.container import checked_name
 from inference.preprocess import SCHEMES
 
 Role = Literal["classifier", "segmenter", "plausibility"]
-# the second: training and measuring only, no node serves it
+# "lower-grade-glioma" is for training and measuring; no node serves it.
 Task = Literal["pneumothorax", "lower-grade-glioma"]
 
 
@@ -36,13 +36,13 @@ def _known(name: str) -> str:
     return name
 
 
-# of normalisation
+# A normalisation scheme of preprocess.py.
 Scheme = Annotated[str, AfterValidator(_known)]
 
-# of model.yaml; the largest honest ones hold a few kilobytes of metrics
+# Of model.yaml; the largest honest files hold a few kilobytes of metrics.
 MAX_BYTES = 256 * 1024
 _MAX_DEPTH = 32
-# a validation that got worse by more than this does not allow bf16
+# A validation that lost more than this does not allow bf16.
 _BF16_LOSS = 0.01
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -73,9 +73,9 @@ class Network(_Part):
     """One network: an allow-listed builder, its plain arguments, and the image it wants."""
 
     architecture: str
-    # plain values; each builder checks its own
+    # Plain values; each builder checks its own.
     arguments: dict[str, JsonValue] = {}
-    # input is (n, 1, side, side), letterboxed by inference/preprocess.py
+    # The input is (n, 1, side, side), letterboxed by inference/preprocess.py.
     side: Side
     normalisation: Scheme
 
@@ -84,7 +84,7 @@ class Classifier(Network):
     """Image -> one logit of pneumothorax, held against `threshold` after the sigmoid."""
 
     threshold: Probability
-    # how the threshold was chosen, in words
+    # How the threshold was chosen, in words.
     operating_point: Text
 
 
@@ -101,7 +101,7 @@ class Segmenter(Network):
 
     @property
     def rule(self) -> tuple[float, float, float, float]:
-        """What postprocess.segment takes after the map: all four, so that no caller forgets one."""
+        """The four figures that postprocess.segment takes after the map."""
         return self.bottom, self.top, self.min_area_at_1024_px, self.min_sure_area_at_1024_px
 
     @model_validator(mode="after")
@@ -128,7 +128,7 @@ class Comparison(_Part):
     Larger is better.
     """
 
-    # what, and on which images
+    # The name of the figure, and the images it was measured on.
     metric: Text
     fp32: FiniteFloat
     bf16: FiniteFloat
@@ -138,7 +138,8 @@ class Comparison(_Part):
     def _no_worse(self) -> Comparison:
         if self.bf16 < self.fp32 - _BF16_LOSS:
             raise ValueError(
-                f"bf16 is worse by more than {_BF16_LOSS}: it cannot allow bf16; leave the entry out"
+                f"bf16 is worse by more than {_BF16_LOSS}: it cannot allow bf16; leave the entry "
+                "out"
             )
         return self
 
@@ -169,22 +170,22 @@ class Training(_Part):
 class Manifest(_Part):
     """model.yaml."""
 
-    # goes into SH and LO attributes
+    # Written into SH and LO attributes.
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
     version: Version
     task: Task
     classifier: Classifier
     segmenter: Segmenter
-    # absent: every admitted image counts as a frontal chest
+    # Absent: every admitted image counts as a frontal chest.
     plausibility: Plausibility | None = None
-    # absent: never anything but float32
+    # Absent: every network runs in float32.
     precision: Precision | None = None
     label: Code
     training: Training
     metrics: dict[str, JsonValue]
     licence: Text
     intended_use: Text
-    # of every other file of the package
+    # Of every other file of the package.
     sha256: Annotated[dict[FileName, Sha256], Field(max_length=30)]
 
     @property
@@ -213,11 +214,12 @@ def parse(data: bytes) -> Manifest:
         )
 
     try:
-        document = yaml.load(data.decode("utf-8"), _PlainLoader)  # noqa: S506 - a SafeLoader, and stricter
+        # _PlainLoader is a SafeLoader, and stricter.
+        document = yaml.load(data.decode("utf-8"), _PlainLoader)  # noqa: S506
     except (
         yaml.YAMLError,
         ValueError,
-        # ValueError: not UTF-8, a number of 5,000 digits, a 13th month
+        # ValueError: not UTF-8, a number of 5,000 digits, a 13th month.
     ) as error:
         raise ManifestError(
             f"cannot be read as plain YAML ({' '.join(str(error).split())[:300]})"
@@ -244,8 +246,7 @@ def validate(document: Any) -> Manifest:
 
 def dump(manifest: Manifest) -> str:
     """The text of a model.yaml."""
-    # What is not there is left out, so that a package without a third network reads as if there
-    # never was one.
+    # Absent parts are left out: a package without a third network does not mention one.
     document = {
         key: value for key, value in manifest.model_dump(mode="json").items() if value is not None
     }
@@ -267,12 +268,14 @@ def describe(
     lines = [("model", f"{manifest.id} {manifest.version}, {manifest.task}")]
 
     for role, network in manifest.networks.items():
-        about = f"{network.architecture}, {network.side} px, {network.normalisation}, {weights[role]:,} weights"
+        about = f"{network.architecture}, {network.side} px, {network.normalisation}"
+        about += f", {weights[role]:,} weights"
 
         if isinstance(network, Segmenter):
             about += (
                 f"; drawn from {network.bottom}, sure from {network.top}; smallest region "
-                f"{network.min_area_at_1024_px:g}, sure area {network.min_sure_area_at_1024_px:g} px of 1024 x 1024"
+                f"{network.min_area_at_1024_px:g}, sure area "
+                f"{network.min_sure_area_at_1024_px:g} px of 1024 x 1024"
             )
         elif isinstance(network, Classifier | Plausibility):
             about += f"; threshold {network.threshold} ({network.operating_point})"

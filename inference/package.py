@@ -1,5 +1,6 @@
-"""A model package: model.yaml, weights.safetensors, golden.safetensors. Loading runs no code from
-it.
+"""A model package: model.yaml, weights.safetensors, golden.safetensors.
+
+Loading runs no code from it.
 
 The networks are built by allow-listed names (inference/networks), their weights are plain tensors,
 every file is held against its sha256, and the golden inputs are replayed before the package may
@@ -34,10 +35,10 @@ __all__ = [
 ]  # fmt: skip
 
 SERVED_TASK = "pneumothorax"
-# design, "Model package": more than this off in plain torch fp32 means refuse
+# docs/rules.md, "Model package": a larger difference in plain torch fp32 refuses the package.
 GOLDEN_TOLERANCE = 1e-3
 _MAX_GOLDEN_IMAGES = 16
-# fixed for ever: DeviceUIDs are derived in it
+# Fixed for ever: DeviceUIDs are derived in it.
 _DEVICE_NAMESPACE = UUID("6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11")
 _MANIFEST = "model.yaml"
 _WEIGHTS = "weights.safetensors"
@@ -54,16 +55,16 @@ class Package:
     identity: ModelIdentity
     classifier: nn.Module
     segmenter: nn.Module
-    # None where the manifest names none
+    # None where the manifest names no such network.
     plausibility: nn.Module | None = None
-    # "<role>.input", "<role>.output": for other engines
+    # By "<role>.input" and "<role>.output"; other engines are held against them.
     golden: dict[str, Tensor] = field(default_factory=dict)
-    # how far this machine was off, at most 1e-3
+    # The largest difference of the golden replay on this machine, at most 1e-3.
     replay_error: dict[Role, float] = field(default_factory=dict)
 
     @property
     def networks(self) -> dict[Role, nn.Module]:
-        """The networks there are, each in eval mode, float32, on the CPU."""
+        """The package's networks, each in eval mode, float32, on the CPU."""
         networks: dict[Role, nn.Module] = {
             "classifier": self.classifier,
             "segmenter": self.segmenter,
@@ -73,7 +74,7 @@ class Package:
         )
 
     def describe(self) -> str:
-        """What it is, for a person (`pleura model check`)."""
+        """A description for `pleura model check`."""
         weights = {
             role: sum(one.numel() for one in module.parameters())
             for role, module in self.networks.items()
@@ -83,14 +84,11 @@ class Package:
 
 @dataclass(frozen=True, eq=False)
 class _Files:
-    """A package's files after every checksum was right.
-
-    What was hashed is what is read from here.
-    """
+    """A package's files after every checksum was right; later steps read these very bytes."""
 
     path: Path
     manifest: Manifest
-    # of model.yaml, which holds the sha256 of every other file
+    # The sha256 of model.yaml, which lists the sha256 of every other file.
     digest: str
     kept: dict[str, bytes]
 
@@ -126,7 +124,8 @@ def load(path: Path, any_task: bool = False) -> Package:
     files = _read(path)
     if files.manifest.task != SERVED_TASK and not any_task:
         raise PackageError(
-            f"{path}/{_MANIFEST}: task: {files.manifest.task} found, {SERVED_TASK} wanted; a node analyses chest "
+            f"{path}/{_MANIFEST}: task: {files.manifest.task} found, {SERVED_TASK} wanted; a "
+            "node analyses chest "
             "X-rays, other models can be trained and evaluated only"
         )
 
@@ -164,8 +163,9 @@ def write(
     golden_inputs: dict[str, Tensor],
     exact: bool = False,
 ) -> Manifest:
-    """Write a package: weights as float16 tensors (`exact`: as they are), golden outputs computed
-    from exactly those.
+    """Write a package: weights, golden inputs and outputs, model.yaml.
+
+    Weights are rounded to float16 (`exact`: kept), and golden outputs are computed from those.
 
     `manifest` is a Manifest's fields without `sha256`; `networks` and `golden_inputs` have
     "classifier", "segmenter" and, where the manifest has one, "plausibility"; a golden input is (n,
@@ -202,8 +202,7 @@ def write(
 
 
 def amend(folder: Path, changes: dict[str, Any]) -> Manifest:
-    """Change keys of model.yaml, weights untouched, and list every file as it is now (a model card
-    may have come).
+    """Change keys of model.yaml and list every file anew, such as a model card; weights stay.
 
     Raises:
         PackageError: model.yaml is none, or is none any more with these.
@@ -256,7 +255,8 @@ def _read(path: Path) -> _Files:
         strangers = sorted(set(names) - set(manifest.sha256) - {_MANIFEST})
         if strangers:
             raise PackageError(
-                f"{files.where(strangers[0])}: not listed under sha256 of {_MANIFEST}; a package holds nothing else, "
+                f"{files.where(strangers[0])}: not listed under sha256 of {_MANIFEST}; a package "
+                "holds nothing else, "
                 "remove the file or list it"
             )
 
@@ -266,7 +266,8 @@ def _read(path: Path) -> _Files:
             data = files.read(name, MAX_FILE_BYTES)
             if (found := _sha256(data)) != wanted:
                 raise PackageError(
-                    f"{files.where(name)}: sha256 {found} found, {wanted} wanted; the file is not the one packed"
+                    f"{files.where(name)}: sha256 {found} found, {wanted} wanted; the file is "
+                    "not the one packed"
                 )
 
             if name in (_WEIGHTS, _GOLDEN):
@@ -283,8 +284,7 @@ def _widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stored(value: Tensor, exact: bool) -> Tensor:
-    # Half the bytes; the golden outputs and every published figure are of exactly these rounded
-    # weights.
+    # Half the bytes; golden outputs and published figures are computed from the rounded weights.
     value = value.detach().cpu().contiguous()
     return value.half() if value.is_floating_point() and not exact else value
 
@@ -354,25 +354,27 @@ def _replayed(
 
     try:
         with torch.inference_mode():
-            # One by one: sixteen large ones take gigabytes.
+            # One by one: sixteen large images take gigabytes.
             found = torch.cat([module(one) for one in torch.split(given, 1)])
     except RuntimeError as error:
-        # a side that does not halve often enough
+        # Such as a side that does not halve often enough.
         raise PackageError(
             f"{where}: {role}.input does not run through {network.architecture}: {error}"
         ) from error
 
     if found.shape != wanted.shape:
         raise PackageError(
-            f"{path}/{_MANIFEST}: {network.architecture} gives {tuple(found.shape)}; a {role} must give "
+            f"{path}/{_MANIFEST}: {network.architecture} gives {tuple(found.shape)}; a {role} "
+            "must give "
             f"{tuple(wanted.shape)}"
         )
 
     off = float((found - wanted).abs().max())
-    # NaN is not either
+    # Written so that NaN is refused too.
     if not off <= GOLDEN_TOLERANCE:
         raise PackageError(
-            f"{path}: golden replay of the {role} is {off:.2e} off, at most {GOLDEN_TOLERANCE:.0e} allowed; "
+            f"{path}: golden replay of the {role} is {off:.2e} off, at most "
+            f"{GOLDEN_TOLERANCE:.0e} allowed; "
             "the weights, the network or this machine's arithmetic differ from what was packed"
         )
 
@@ -387,7 +389,7 @@ def _refuse_not_finite(where: str, name: str, value: Tensor) -> None:
 def _tensors(where: str, data: bytes) -> dict[str, Tensor]:
     try:
         return load_safetensors(data)
-    # Beside its own error: a type torch has no name for, a tensor of no bytes.
+    # Beside its own error, safetensors raises these for unknown types and empty tensors.
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise PackageError(f"{where}: not a safetensors file ({str(error)[:300]})") from error
 

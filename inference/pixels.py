@@ -289,7 +289,8 @@ def _check_stream(dataset: FileDataset, layout: Layout) -> None:
     announced = _announced(next(fragments))
     if announced != (layout.rows, layout.columns, 1):
         raise Unsuitable(
-            "undecodable", f"the stream holds {announced}, ({layout.rows}, {layout.columns}, 1) rows, columns and "
+            "undecodable", f"the stream holds {announced}, ({layout.rows}, {layout.columns}, 1) "
+            "rows, columns and "
             "samples wanted",
         )  # fmt: skip
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 # (rows, columns), 0 black to 1 white
 Pixels = NDArray[np.float32]
-# seven more questions are seven more chances to take something else for a chest
+# Seven more questions are seven more chances to take something else for a chest.
 _SURE = 0.9
-# pixels a side, several times what such a network looks at
+# Pixels a side, several times the input of such a network.
 _SMALL = 256
 
 
@@ -27,7 +27,7 @@ _SMALL = 256
 class Pose:
     """How a picture must be changed to show an upright chest in display polarity."""
 
-    # counter-clockwise, 0 to 3
+    # Counter-clockwise, 0 to 3.
     quarter_turns: int = 0
     inverted: bool = False
 
@@ -37,15 +37,12 @@ class Pose:
         return np.ascontiguousarray(1 - turned if self.inverted else turned, dtype=np.float32)
 
     def as_given(self, probability_map: Pixels) -> Pixels:
-        """The way back for a map of a righted picture.
-
-        (rows, columns) of the picture as it was given.
-        """
+        """A map of the righted picture, turned back to (rows, columns) of the given picture."""
         return np.ascontiguousarray(np.rot90(probability_map, -self.quarter_turns))
 
     @property
     def note(self) -> str:
-        """What the result says of it, "" of a picture that needed no change."""
+        """A phrase for the result; "" where the picture needed no change."""
         turned = f"turned by {90 * self.quarter_turns} degrees" if self.quarter_turns else ""
         changes = " and ".join(
             word for word in (turned, "inverted" if self.inverted else "") if word
@@ -61,9 +58,9 @@ OTHERS = tuple(
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the network says: `pose` is None where the picture is no frontal chest in any."""
+    """The gate's answer: `pose` is None where the picture is a frontal chest in no pose."""
 
-    # 0 to 1: of the picture as it is shown, or in `pose` where that is another
+    # 0 to 1, of the picture in `pose`, or as it is shown where there is none.
     plausibility: float
     pose: Pose | None
 
@@ -71,21 +68,27 @@ class Judgement:
 def judge(
     ask: Callable[[Sequence[Pixels]], list[float]], images: Sequence[Pixels], threshold: float
 ) -> list[Judgement]:
-    """One Judgement per image; `ask` is Engine.plausible. NaN is no frontal chest."""
-    verdicts = []
+    """One Judgement per image, in order; a NaN answer means "no frontal chest".
+
+    Args:
+        ask: Engine.plausible, from pictures to probabilities.
+        images: each (rows, columns) float32, 0 black to 1 white.
+        threshold: the least probability of a frontal chest.
+    """
+    judgements = []
 
     for image, plausibility in zip(images, ask(images), strict=True):
-        verdict = Judgement(plausibility, UPRIGHT if plausibility >= threshold else None)
-        if verdict.pose is None:
+        judgement = Judgement(plausibility, UPRIGHT if plausibility >= threshold else None)
+        if judgement.pose is None:
             small = _small(image)
             answers = zip(ask([pose.righted(small) for pose in OTHERS]), OTHERS, strict=True)
             best, pose = max(answers, key=lambda answer: answer[0])
             if best >= max(threshold, _SURE):
-                verdict = Judgement(best, pose)
+                judgement = Judgement(best, pose)
 
-        verdicts.append(verdict)
+        judgements.append(judgement)
 
-    return verdicts
+    return judgements
 
 
 def _small(pixels: Pixels) -> Pixels:

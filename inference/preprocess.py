@@ -1,7 +1,4 @@
-"""Image -> network input and network output -> image.
-
-Training and serving call the same functions.
-"""
+"""From image to network input, and from network output back: training and serving share it."""
 
 from __future__ import annotations
 
@@ -20,11 +17,10 @@ Pixels = TypeVar("Pixels", bound=NDArray[Any])
 
 
 def upright(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels:
-    """A view of a (rows, columns) image as networks were trained on it: patient's left at the
-    right, feet below.
+    """A (rows, columns) image as networks know it: the patient's left at the right, feet below.
 
-    `patient_orientation` is PatientOrientation (0020,0020), where rows and columns run to (PS3.3
-    C.7.6.1.1.1). Where it does not say both, the image stays as it is stored.
+    The result is a view. `patient_orientation` is PatientOrientation (0020,0020), the directions
+    of rows and columns (PS3.3 C.7.6.1.1.1). Unless it states both, the image stays as stored.
     """
     transposed, mirrored, upside_down = _turn(patient_orientation)
     turned: Any = pixels.T if transposed else pixels
@@ -32,17 +28,14 @@ def upright(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels
 
 
 def as_stored(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels:
-    """The way back from `upright`.
-
-    Its (rows, columns) image in the source's own matrix, as a view.
-    """
+    """The inverse of `upright`: its image turned back to the source's matrix, as a view."""
     transposed, mirrored, upside_down = _turn(patient_orientation)
     turned: Any = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
     return turned.T if transposed else turned  # type: ignore[no-any-return]
 
 
 def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:
-    """(transposed, mirrored, upside down) against L\\F, the order of undoing it."""
+    """(transposed, mirrored, upside down) relative to L\\F, in the order of undoing them."""
     if (
         patient_orientation is None
         or isinstance(patient_orientation, str)
@@ -63,7 +56,7 @@ def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a (rows, columns) image lies inside its (side, side) square: the way back."""
+    """Where a (rows, columns) image lies inside its (side, side) square."""
 
     rows: int
     columns: int
@@ -76,18 +69,16 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A letterboxed image.
-
-    `pixels` (side, side) float32, 0 black to 1 white, black beside the image.
-    """
+    """A letterboxed image: `pixels` is (side, side) float32, 0 black to 1 white, black borders."""
 
     pixels: NDArray[np.float32]
     geometry: Geometry
 
 
 def fit(pixels: NDArray[np.float32], side: int) -> Fitted:
-    """Letterbox a (rows, columns) float32 image into a (side, side) square, aspect ratio kept,
-    antialiased.
+    """Letterbox a (rows, columns) float32 image into a (side, side) square.
+
+    The aspect ratio is kept; the resize is antialiased.
     """
     rows, columns = pixels.shape
     scale = side / max(rows, columns)
@@ -119,13 +110,15 @@ def _inside(geometry: Geometry) -> tuple[slice, slice]:
 
 
 def normalise(pixels: NDArray[np.float32], geometry: Geometry, scheme: str) -> NDArray[np.float32]:
-    """Network input from a fitted image, (side, side) float32, by a scheme that a model package
-    names.
+    """Network input from a fitted image, (side, side) float32, by a model package's scheme.
 
     "image-standard": zero mean and unit deviation of the image's own pixels, so that one picture
     shown through two windows is nearly one input; the letterbox is 0.
-    "unit": as it is, 0 black to 1 white, the letterbox black; what else is wanted is in the
-    network's own first step.
+    "unit": unchanged, 0 black to 1 white, the letterbox black; a network that needs another range
+    converts it in its first step.
+
+    Raises:
+        ValueError: another scheme.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"normalisation: {scheme!r} found, allowed: {', '.join(SCHEMES)}")

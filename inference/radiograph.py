@@ -33,15 +33,19 @@ from inference.spacing import spacing_of as spacing_of
 # Patient and study attributes that results copy from their source; part of the content digest
 # (design, "Identity").
 COPIED_KEYWORDS = (
-    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
-    "PatientAge", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "StudyDescription",
+    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID",
+    "PatientBirthDate", "PatientSex",
+    "PatientAge", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
+    "StudyDescription",
     "ReferringPhysicianName",
 )  # fmt: skip
 
 # Attributes that change the picture or what is measured on it: another value is another content.
 _SHOWN_KEYWORDS = (
-    "PatientOrientation", "PixelSpacing", "ImagerPixelSpacing", "PhotometricInterpretation", "PresentationLUTShape",
-    "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelPaddingValue",
+    "PatientOrientation", "PixelSpacing", "ImagerPixelSpacing", "PhotometricInterpretation",
+    "PresentationLUTShape",
+    "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction",
+    "PixelPaddingValue",
 )  # fmt: skip
 # Rarer ones count only where they are present, so that the digests of all other images stayed when
 # they were added.

@@ -15,16 +15,16 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-# PixelSpacingCalibrationType, PS3.3 10.7.1.2
+# Values of PixelSpacingCalibrationType, PS3.3 10.7.1.2.
 _CALIBRATED = ("GEOMETRY", "FIDUCIAL")
 _WRAPPED = (
     SecondaryCaptureImageStorage,
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
-# 0.139 beside 0.1388889 is one spacing written shorter
+# 0.139 beside 0.1388889 is one spacing, rounded.
 _ROUNDING = 0.01
-# whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m
+# Whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m.
 _LONGEST_MM = 1500.0
 
 

@@ -1,4 +1,4 @@
-"""What can run a network: plain adapters over one shape of call, as a table.
+"""The engines that can run a network: plain adapters over one shape of call, as a table.
 
 An engine is built here, from the weights that were checked and replayed: nothing compiled comes
 from outside.
@@ -55,12 +55,12 @@ ENGINES: dict[str, Callable[[nn.Module, Plan], Runner]] = {
     "openvino": openvino.Compiled,
     "onnxruntime": onnxruntime.Session,
 }
-# what every other is held against, and what is left when the others fail
+# The reference for every other engine, and the fallback when they fail.
 PLAIN = Candidate("torch")
 
 
 def build(candidate: Candidate, module: nn.Module, plan: Plan) -> Runner:
-    """An engine over a module that is in its place already.
+    """An engine over a module that is on its device already.
 
     Raises:
         UnavailableError: this machine lacks what it needs. Other exceptions: it broke on this

@@ -1,4 +1,4 @@
-"""How many threads a process should compute with."""
+"""The number of threads that a process should compute with."""
 
 from __future__ import annotations
 

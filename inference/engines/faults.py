@@ -1,11 +1,11 @@
-"""What an error of a device or a library means."""
+"""The meaning of a device's or a library's error."""
 
 from __future__ import annotations
 
 import torch
 
-# What torch, OpenVINO and the C++ library say when memory is short; torch.OutOfMemoryError is for
-# accelerators alone.
+# The words of torch, OpenVINO and the C++ library when memory is short; torch.OutOfMemoryError is
+# for accelerators alone.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",

@@ -19,7 +19,7 @@ import torch
 log = logging.getLogger("pleura.engine")
 
 _FILE = "engines.json"
-# choices; a new model, version or machine makes a new one, and the oldest goes
+# Choices: each new model, version or machine adds one, and the oldest goes.
 _KEPT = 64
 
 
@@ -84,7 +84,7 @@ class Memory:
         }
 
     def keep(self, choices: dict[str, list[str]]) -> None:
-        """Remember. Where that cannot be written, the next start measures again."""
+        """Write the choices. Where that fails, the next start measures again."""
         if self._path is None:
             return
 
@@ -95,7 +95,8 @@ class Memory:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-            # Two roles may end at once: each writes a file of its own, the last name stands.
+            # Two processes may write at once: each writes a temporary file, and the last rename
+            # stands.
             with tempfile.NamedTemporaryFile(
                 "w", dir=self._path.parent, prefix=".engines-", delete=False, encoding="utf-8"
             ) as file:

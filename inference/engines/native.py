@@ -35,7 +35,7 @@ class Eager:
         given = torch.from_numpy(batch)
 
         if device.type == "cuda":
-            # from page-locked memory the copy runs beside the host; torch keeps the pages
+            # From page-locked memory the copy runs beside the host; torch keeps the pages.
             given = given.pin_memory()
 
         with (
@@ -66,15 +66,14 @@ class Compiled(Eager):
             )
 
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            # Its own default lies under /tmp by a name that any user of the machine may have taken
-            # before us.
+            # torch's default is a predictable name under /tmp, which any user may have taken.
             folder = tempfile.mkdtemp(prefix="pleura-compiled-")
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
         from torch._inductor import config
 
-        # else it leaves a pool of processes behind
+        # More would leave a pool of processes behind.
         config.compile_threads = 1
         super().__init__(torch.compile(module), plan)  # type: ignore[arg-type]
 

@@ -15,7 +15,7 @@ from torch import nn
 from inference.engines.plan import Plan, UnavailableError
 from inference.silence import silenced_warnings
 
-# the newest that this exporter writes in full
+# The newest that this exporter writes in full.
 _OPSET = 17
 
 
@@ -42,9 +42,9 @@ class Session:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # errors alone: its warnings are remarks on graphs
+        # Errors alone: its warnings are remarks on graphs.
         options.log_severity_level = 3
-        # Its threads spin for milliseconds after an answer, on cores that others wait for.
+        # Its threads would spin for milliseconds after an answer, on cores that others need.
         options.add_session_config_entry("session.force_spinning_stop", "1")
 
         with tempfile.TemporaryDirectory() as folder:
@@ -62,8 +62,7 @@ def _export(module: nn.Module, plan: Plan, path: Path) -> None:
 
     # The exporter's remarks say less than the golden replay, which compares the outputs.
     with silenced_warnings(), torch.no_grad():
-        # Not the exporter by dynamo: it needs one more package, and takes minutes where this one
-        # takes seconds.
+        # The exporter by dynamo needs one more package, and minutes instead of seconds.
         torch.onnx.export(
             plain,
             (torch.zeros(2, 1, plan.side, plan.side),),

@@ -33,11 +33,11 @@ class Compiled:
 
         options = {
             "PERFORMANCE_HINT": "LATENCY",
-            # Said aloud: on CPUs with AMX the default is bf16, which moves probabilities by up to
+            # Explicit: on CPUs with AMX the default is bf16, which moves probabilities by up to
             # 3e-2.
             "INFERENCE_PRECISION_HINT": "bf16" if plan.bf16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            # other roles and other programs live on these cores
+            # Other roles and other programs run on these cores.
             "ENABLE_CPU_PINNING": False,
         }
         compiled = openvino.Core().compile_model(_converted(module, plan), "CPU", options)
@@ -59,7 +59,7 @@ def _converted(module: nn.Module, plan: Plan) -> Any:
     with silenced_warnings(), torch.no_grad():
         example = torch.zeros(1, 1, plan.side, plan.side)
         traced = torch.jit.trace(plain, (example,), check_trace=False)  # type: ignore[no-untyped-call]
-        # has to outlive the conversion
+        # The decoder has to outlive the conversion.
         decoder = TorchScriptPythonDecoder(traced)
         frontend = FrontEndManager().load_by_framework("pytorch")
         loaded = frontend.load(decoder)

@@ -1,4 +1,4 @@
-"""What an engine is told of its work."""
+"""The task that an engine is given."""
 
 from __future__ import annotations
 

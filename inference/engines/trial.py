@@ -19,14 +19,14 @@ from inference.engines.faults import is_fatal
 
 log = logging.getLogger("pleura.engine")
 
-# of logits against torch in float32: what a package's golden replay is held to
+# Of logits against torch in float32, as in a package's golden replay.
 TOLERANCE = 1e-3
-# of probabilities: bf16 is validated on images by the package, here only that it is no nonsense
+# Of probabilities. The package validates bf16 on images; this only catches nonsense.
 BF16_TOLERANCE = 0.05
 _ROUNDS = 5
-# of the quickest one's time: who took longer in a round is not asked again
+# Of the quickest engine's time: a slower engine is not timed again.
 _HOPELESS = 1.25
-# of another one's time: less than that is no reason to change
+# Of another engine's time: a smaller gain is no reason to change.
 _WORTH = 0.97
 
 # (n, 1, side, side)
@@ -38,17 +38,17 @@ class Trial:
     """One network and what it is tried on."""
 
     role: str
-    # torch, float32
+    # torch in float32, the reference.
     plain: Runner
     candidates: tuple[Candidate, ...]
-    # the package's golden inputs
+    # The package's golden inputs.
     golden: Batch
-    # the batches it will have to run
+    # The sizes of the batches that it will have to run.
     sizes: tuple[int, ...]
     build: Callable[[Candidate], Runner]
 
     def accepted(self) -> Generator[None, None, dict[Candidate, Runner]]:
-        """Those that can be built and give what plain torch gives, at each size."""
+        """The engines that can be built and agree with plain torch at each size."""
         wanted: dict[int, Batch] = {}
         runners = {}
 
@@ -66,15 +66,16 @@ class Trial:
                     yield
 
                     limit = BF16_TOLERANCE if candidate.bf16 else TOLERANCE
-                    # NaN is not either
+                    # Written so that NaN is refused too.
                     if not off <= limit:
                         raise ArithmeticError(
-                            f"{off:.1e} off torch float32 at batch {size}, at most {limit:g} allowed"
+                            f"{off:.1e} off torch float32 at batch {size}, at most {limit:g} "
+                            "allowed"
                         )
             except UnavailableError as error:
                 log.warning("%s: %s is left out: %s", self.role, candidate, error)
             except Exception as error:
-                # whatever breaks in an optional engine, torch goes on
+                # torch goes on, whatever breaks in an optional engine.
                 if is_fatal(error):
                     raise
 
@@ -112,7 +113,7 @@ class Trial:
             for some in took.values()
         ]
 
-        # what is known to run goes on running
+        # Prefer plain torch: it is known to run.
         for name in (PLAIN, *runners):
             if all(name in some for some in as_good):
                 return dict.fromkeys(took, name)

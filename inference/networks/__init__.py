@@ -1,8 +1,9 @@
-"""The allow-list of architectures that a model package may name. Each takes (n, 1, side, side)
-float32.
+"""The allow-list of architectures that a model package may name.
 
-A builder's signature is also the bounds of its arguments: they come from a package, and are checked
-before anything is built. A new network is a file in this folder and a function here.
+Each takes (n, 1, side, side) float32. A builder's signature also bounds its arguments: they come
+from a package, and are checked before anything is built.
+
+A new network is a file in this folder and, here, a builder function with its row of `BUILDERS`.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ from inference.networks.plain_unet import PLAIN_UNET_UP_WIDTHS, PLAIN_UNET_WIDTH
 from inference.networks.residual import BLOCKS, WIDTHS, ResidualClassifier
 from inference.networks.unet import UP_WIDTHS, ResidualUNet
 
-# of one network; the largest of the usual encoders has 1.2e8
+# Of one network; the largest of the usual encoders has 1.2e8.
 MAX_WEIGHTS = 1 << 29
-# of networks inside networks: an ensemble of maps' largest, and the other way round
+# Of networks inside networks: an ensemble of largest-of-map, or the reverse.
 _MAX_DEPTH = 2
 _MAX_MEMBERS = 8
 
@@ -57,8 +58,7 @@ def _pyramid(first: int) -> Callable[[Sequence[int]], Sequence[int]]:
     Each further stage, of a quarter of the pixels, may double it.
     """
 
-    # Weights are counted before they are made (`shapes`); what an image costs on its way through is
-    # bounded here.
+    # `shapes` bounds the weights before they are made; this bounds the maps of one image.
     def checked(widths: Sequence[int]) -> Sequence[int]:
         for stage, width in enumerate(widths):
             if width > first << stage:
@@ -78,16 +78,16 @@ def _upwards(
 
 
 def _features(widths: Sequence[int]) -> Sequence[int]:
-    # the last is of the full side again
+    # The last is of the full side again.
     return [*_FULL(widths[:-1]), *_FULL(widths[-1:])]
 
 
-# of networks that begin at the full side, and at half of it
+# For networks that begin at the full side, and at half of it.
 _FULL, _HALF = (
     _pyramid(64),
     _pyramid(128),
 )
-# squeeze-and-excitation wants an eighth of it
+# Squeeze-and-excitation needs an eighth of it.
 _Width = Annotated[int, Field(ge=8, le=2048)]
 _Stages = Annotated[Sequence[_Width], Field(min_length=2, max_length=7)]
 _Widths = Annotated[_Stages, AfterValidator(_HALF)]
@@ -108,7 +108,7 @@ _Hidden = Annotated[int, Field(ge=0, le=4096)]
 _Pixels = Annotated[int, Field(ge=1, le=2048 * 2048)]
 _Stem = Literal["grey", "imagenet"]
 _Stride = Literal[8, 16, 32]
-# encoders/ has the list
+# encoders/ has the list of names.
 _Encoder = Annotated[str, Field(max_length=200)]
 
 
@@ -125,7 +125,7 @@ class _Part(BaseModel):
 
 
 class _Member(_Part):
-    # None: that of the ensemble's input
+    # None: the side of the ensemble's input.
     side: Annotated[int, Field(ge=32, le=2048)] | None = None
 
 
@@ -298,7 +298,8 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
     depth = _depth(arguments)
     if depth > _MAX_DEPTH:
         raise ValueError(
-            f"arguments of {architecture}: networks nested {depth} deep, at most {_MAX_DEPTH} allowed"
+            f"arguments of {architecture}: networks nested {depth} deep, at most {_MAX_DEPTH} "
+            "allowed"
         )
 
     try:
@@ -313,8 +314,9 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
 
 
 def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
-    """The tensors a network's weights must be, by name: shape and type without memory (torch's
-    "meta" device).
+    """The tensors that a network's weights must be, by name.
+
+    They have shapes and types but no memory (torch's "meta" device).
 
     Raises:
         ValueError: as `build`; also more weights than any network here has a use for.
@@ -332,7 +334,7 @@ def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
 
 
 def _depth(arguments: Any) -> int:
-    """How many networks are inside one another in arguments."""
+    """The depth of networks inside one another in arguments."""
     if isinstance(arguments, dict):
         return ("architecture" in arguments) + max(map(_depth, arguments.values()), default=0)
     return max(map(_depth, arguments), default=0) if isinstance(arguments, list) else 0

@@ -17,7 +17,7 @@ from torch.nn import functional
 from inference.networks.convolution import convolve
 
 _WIDTHS = (32, 64, 128, 256, 512)
-# times the width: what a block's three convolutions share
+# Times the width: a block's three convolutions share it.
 _ALPHA = 1.67
 _SHARES = (0.167, 0.333, 0.5)
 
@@ -39,7 +39,7 @@ class DualChannelBlock(nn.Module):
 
 
 class _Row(nn.Module):
-    """Convolutions one after the other, and what each of them gave side by side."""
+    """Convolutions in a row; the maps of each of them, joined."""
 
     def __init__(self, channels_in: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ResidualPath(nn.Module):
         super().__init__()
         ins = (channels_in, *(channels_out,) * (length - 1))
         self.convolutions = nn.ModuleList(convolve(i, channels_out) for i in ins)
-        # without ReLU
+        # Without ReLU.
         self.shortcuts = nn.ModuleList(convolve(i, channels_out, 1)[:2] for i in ins)
         self.normalise = nn.ModuleList(nn.BatchNorm2d(channels_out) for _ in ins)
 
@@ -91,7 +91,7 @@ class DCUNet(nn.Module):
         self.enlarge = nn.ModuleList()
         self.up = nn.ModuleList()
 
-        # the largest maps go the longest path
+        # The largest maps take the longest path.
         for length, level in enumerate(reversed(range(len(_WIDTHS) - 1)), 1):
             width = _WIDTHS[level]
             self.paths.append(ResidualPath(sum(_widths(width)), width, length))

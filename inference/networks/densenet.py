@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from inference.networks.imagenet import ImageNetInput
 
-# maps that each layer adds
+# Maps that each layer adds.
 _GROWTH = 32
 _BLOCKS = (6, 12, 24, 16)
-# maps after the stem
+# Maps after the stem.
 _FIRST = 64
-# times _GROWTH, maps between a layer's two convolutions
+# Times _GROWTH: the maps between a layer's two convolutions.
 _BOTTLENECK = 4
 
 

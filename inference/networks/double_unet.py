@@ -20,17 +20,18 @@ from inference.networks.decoders.deeplab_v3 import AtrousPyramid
 from inference.networks.plain_unet import twice
 from inference.networks.residual import SqueezeExcite
 
-# of the second encoder, and backwards of both decoders
+# Of the second encoder and, backwards, of both decoders.
 _WIDTHS = (32, 64, 128, 256)
-# before each of its pools
+# Convolutions before each of its pools.
 _VGG_WIDTHS = (64, 128, 256, 512, 512)
 _PYRAMID = 64
 _RATES = (6, 12, 18)
 
 
 class DoubleUNet(nn.Module):
-    """(n, 1, side, side) float32 -> (n, 1, side, side) logits of the second U-Net; while training
-    [second, first].
+    """(n, 1, side, side) float32 -> (n, 1, side, side) logits of the second U-Net.
+
+    While training: [second, first].
 
     `blocks` is how often each encoder halves: 4 as published, 2 or 3 for less; the side can be
     halved that often. `stem` as in DenseNet121.
@@ -43,8 +44,7 @@ class DoubleUNet(nn.Module):
         layers = list(self.encoder.get_submodule("features").children())
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         last = pools[blocks]
-        # Names of a whole encoder's tensors that this one has not: a published file of weights
-        # brings them along.
+        # Published weights of the whole encoder also hold these tensors, which this part lacks.
         self.unused = frozenset(
             f"features.{i}.{one}"
             for i in range(last, len(layers))

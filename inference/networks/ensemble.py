@@ -1,4 +1,4 @@
-"""Several networks with one answer, each at its own side, and of the mirrored image too if wanted."""
+"""Several networks with one answer, each at its own side, optionally with the mirrored image."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch.nn import functional
 
 
 class Ensemble(nn.Module):
-    """(n, 1, side, side) float32 -> the logit of the members' mean probability, (n, 1) or (n, 1,
-    side, side).
+    """(n, 1, side, side) float32 -> the logit of the members' mean probability.
+
+    It is (n, 1), or (n, 1, side, side).
 
     `sides` are the members' own, None for that of the input. With `flip` each member also sees the
     image mirrored, left to right. Members are trained one by one: this is always in eval mode.
@@ -38,8 +39,8 @@ class Ensemble(nn.Module):
             if self.flip:
                 answers.append(_resize(_mirror(member(_mirror(image))), x.shape[-1]))
 
-        # Mean of sigmoids as a logit, without leaving the logarithm: exact where probabilities
-        # round to 0 or 1.
+        # The logit of the mean of sigmoids, all in logarithms: exact where probabilities round to
+        # 0 or 1.
         logits = torch.stack(answers).float()
 
         return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(

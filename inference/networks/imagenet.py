@@ -1,4 +1,4 @@
-"""What networks want that were trained on photographs first (Deng et al., "ImageNet", CVPR 2009)."""
+"""The input of networks trained on photographs first (Deng et al., "ImageNet", CVPR 2009)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Mean and deviation of the training photographs' red, green and blue: what every published
-# checkpoint was given.
+# Mean and deviation of the training photographs' red, green and blue, which every published
+# checkpoint expects.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ImageNetInput(nn.Module):
-    """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), standardised. It holds nothing that is
-    trained or stored.
+    """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), standardised.
+
+    It holds nothing that is trained or stored.
 
     `mean` and `deviation` of red, green and blue: some checkpoints were given others.
     """
@@ -37,5 +38,5 @@ class ImageNetInput(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # one map against three: broadcast
+        # Broadcasts one map against three.
         return (x - self.mean) / self.deviation

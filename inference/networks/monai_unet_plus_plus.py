@@ -1,4 +1,4 @@
-"""MONAI's UNet++, which has an encoder of its own and starts from nothing.
+"""MONAI's UNet++, with its own encoder and without pretrained weights.
 
 Zhou et al., "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", DLMIA 2018, with
 MONAI's instance normalisation and leaky ReLU.
@@ -22,14 +22,13 @@ class MonaiUNetPlusPlus(nn.Module):
     """
 
     def __init__(self, features: Sequence[int] = FEATURES, deep_supervision: bool = False) -> None:
-        # Here, not above: MONAI takes seconds to import, and only packages that name this network
-        # should pay.
+        # Imported here: MONAI takes seconds, and only packages that name this network should pay.
         from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 
         super().__init__()
         self.network = BasicUNetPlusPlus(2, 1, 1, tuple(features), deep_supervision)
         if not deep_supervision:
-            # heads that MONAI computes and drops
+            # MONAI computes these heads and drops them.
             for step in range(1, 4):
                 setattr(self.network, f"final_conv_0_{step}", nn.Identity())
 

@@ -1,11 +1,9 @@
-"""The plain U-Net: two 3 x 3 convolutions at every size, maximum pools down, transposed
-convolutions up.
+"""The plain U-Net: convolutions in pairs, maximum pools down, transposed convolutions up.
 
 Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015,
 with batch normalisation and padded convolutions. 7,763,041 parameters with widths from 32 to 512
-and colour input, as Buda et al.,
-"Association of Genomic Subtypes of Lower-Grade Gliomas", Computers in Biology and Medicine 2019,
-published it.
+and colour input, as Buda et al., "Association of Genomic Subtypes of Lower-Grade Gliomas",
+Computers in Biology and Medicine 2019, published it.
 """
 
 from __future__ import annotations
@@ -24,10 +22,10 @@ PLAIN_UNET_UP_WIDTHS = (512, 512, 256, 128, 64)
 
 
 class PlainUNet(nn.Module):
-    """(n, 1, side, side) float32 -> (n, 1, side, side) logits; the side can be halved once less
-    than there are widths.
+    """(n, 1, side, side) float32 -> (n, 1, side, side) logits.
 
-    `widths` are of the way down, the first at the full side, `up_widths` of the way up.
+    The side can be halved once less than there are widths. `widths` are of the way down, the first
+    at the full side, `up_widths` of the way up.
     """
 
     def __init__(

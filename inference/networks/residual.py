@@ -19,7 +19,7 @@ BLOCKS = 2
 
 
 class SqueezeExcite(nn.Module):
-    """Weigh each channel by what the whole image holds of it."""
+    """Weigh each channel by its mean over the whole image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -60,9 +60,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """(n, 1, side, side) -> five feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side, `widths`
-    channels each.
-    """
+    """(n, 1, side, side) -> five maps at 1/2 to 1/32 of the side, `widths` channels each."""
 
     def __init__(self, widths: Sequence[int] = WIDTHS, blocks: int = BLOCKS) -> None:
         super().__init__()

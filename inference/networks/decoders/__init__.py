@@ -1,4 +1,4 @@
-"""Decoders: an encoder's five feature maps -> what logits are made of. One file each."""
+"""Decoders: an encoder's five feature maps -> the features of the logits. One file each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from torch import Tensor, nn
 
 
 class Decoder(nn.Module):
-    """Five maps at 1/2 to 1/32 of the side -> features (n, `width`, side / `stride`, side /
-    `stride`).
+    """Five maps at 1/2 to 1/32 of the side -> features.
+
+    They are (n, `width`, side / `stride`, side / `stride`).
     """
 
     width: int
     stride = 1
-    # of the convolution that makes logits
+    # Of the convolution that makes logits.
     kernel = 1
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:

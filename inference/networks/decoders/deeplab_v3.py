@@ -1,4 +1,4 @@
-"""DeepLabV3: the deepest map, looked at through holes of several widths at once.
+"""DeepLabV3: atrous convolutions of several rates over the deepest map.
 
 Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017. Shape as
 segmentation_models.pytorch's DeepLabV3: 39,633,729 parameters on a ResNet-50 with colour input.
@@ -15,7 +15,7 @@ from inference.networks.convolution import convolve
 from inference.networks.decoders import Decoder
 
 _DROPOUT = 0.5
-# pixels of the image from hole to hole: 6, 12 and 18 at 1/16 of the side (section 4.1)
+# Atrous rates in pixels of the image: 6, 12 and 18 at 1/16 of the side (section 4.1).
 _RATES = (
     96,
     192,

@@ -1,4 +1,4 @@
-"""EncNet: a dictionary of what the whole image holds weighs the channels of the deepest map.
+"""EncNet: an encoding of the whole image weighs the channels of the deepest map.
 
 Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018: 512 channels, 32 codewords.
 While training it also says whether the mask is empty, for the paper's semantic encoding loss.
@@ -33,7 +33,7 @@ class Encoding(nn.Module):
         self.smoothing = nn.Parameter(torch.empty(codewords).uniform_(0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # squared distances cancel: not for bf16
+        # Squared distances cancel in bf16.
         with torch.autocast(x.device.type, enabled=False):
             # (n, h w, c)
             pixels = x.float().flatten(2).transpose(1, 2)
@@ -41,7 +41,7 @@ class Encoding(nn.Module):
             distances = (
                 pixels.square().sum(2, keepdim=True) - 2 * products + self.codewords.square().sum(1)
             )
-            # of each pixel, over the codewords
+            # Of each pixel, over the codewords.
             shares = torch.softmax(-self.smoothing * distances, dim=2)
             return shares.transpose(1, 2) @ pixels - shares.sum(1).unsqueeze(2) * self.codewords
 

@@ -26,7 +26,8 @@ class FCNDecoder(Decoder):
     ) -> None:
         super().__init__()
         self.convolve = nn.Sequential(
-            nn.Conv2d(widths[-1], hidden, kernel, padding=kernel // 2), nn.ReLU(), nn.Dropout2d(dropout),
+            nn.Conv2d(widths[-1], hidden, kernel, padding=kernel // 2),
+            nn.ReLU(), nn.Dropout2d(dropout),
             nn.Conv2d(hidden, hidden, 1), nn.ReLU(), nn.Dropout2d(dropout),
         )  # fmt: skip
         self.scores = nn.ModuleList(

@@ -1,10 +1,8 @@
-"""A feature pyramid for segmentation: maps of four sizes, each told what the deeper ones saw, then
-summed.
+"""A feature pyramid for segmentation: maps of four sizes, merged from the deepest up and summed.
 
 Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017; the branch to one map is
-Kirillov et al.,
-"Panoptic Feature Pyramid Networks", CVPR 2019, section 3.1. Shape as segmentation_models.pytorch's
-FPN: 23,155,393 parameters on a ResNet-34 with colour input.
+Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019, section 3.1. Shape as
+segmentation_models.pytorch's FPN: 23,155,393 parameters on a ResNet-34 with colour input.
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ from torch.nn import functional
 
 from inference.networks.decoders import Decoder
 
-# channels of each of its maps
+# Channels of each of its maps.
 _PYRAMID = 256
-# of group normalisation
+# Of group normalisation.
 _GROUPS = 32
 _DROPOUT = 0.2
 

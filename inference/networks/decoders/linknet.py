@@ -1,4 +1,4 @@
-"""LinkNet's decoder: thin transposed convolutions, and the encoder's maps are added, not joined.
+"""LinkNet's decoder: thin transposed convolutions; the encoder's maps are added, not joined.
 
 Chaurasia and Culurciello, "LinkNet: Exploiting Encoder Representations for Efficient Semantic
 Segmentation", VCIP 2017, with the last block as in segmentation_models.pytorch's Linknet:

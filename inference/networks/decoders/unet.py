@@ -20,8 +20,9 @@ UP_WIDTHS = (256, 128, 64, 32, 16)
 
 
 class UpBlock(nn.Module):
-    """Double the size (nearest neighbour), join the encoder's map of that size if there is one,
-    convolve twice.
+    """Double the size (nearest neighbour), join the encoder's map of that size, convolve twice.
+
+    At the full side there is no such map.
 
     `residual`: beside a 1 x 1 convolution (Zhang et al., "Road Extraction by Deep Residual U-Net",
     2018).

@@ -1,5 +1,6 @@
-"""UNet++'s decoder: nested U-Nets of every depth share one encoder, and each node sees all before
-it of its size.
+"""UNet++'s decoder: nested U-Nets of every depth share one encoder.
+
+Each node sees all earlier nodes of its size.
 
 Zhou et al., "UNet++: A Nested U-Net Architecture for Medical Image Segmentation", DLMIA 2018. Level
 0 is at half the side, as in segmentation_models.pytorch's UnetPlusPlus: 26,078,609 parameters on a
@@ -38,7 +39,7 @@ class UNetPlusPlusDecoder(Decoder):
         super().__init__()
         self.width = up_widths[-1]
         self.depth = len(widths) - 1
-        # of each level's last node; the deepest has the encoder's alone
+        # The width of each level's last node; the deepest level has the encoder's map alone.
         ends = (
             *reversed(up_widths[:-1]),
             widths[-1],
@@ -68,7 +69,7 @@ class UNetPlusPlusDecoder(Decoder):
         return features
 
     def _order(self) -> list[tuple[int, int]]:
-        """(level, step) of every node, each after those it reads."""
+        """(level, step) of every node, each after the nodes that it reads."""
         return [
             (level, step)
             for step in range(1, self.depth + 1)

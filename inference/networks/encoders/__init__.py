@@ -1,8 +1,7 @@
-"""Encoders: an image -> five feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of its side. One file
-each.
+"""Encoders: an image -> five feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of its side.
 
-A new one is a file in this folder, a row of `ENCODERS`, and its published number of parameters in
-its docstring. Where timm is installed, its networks are encoders too (from_timm.py).
+A new encoder is a file in this folder, a row of `ENCODERS`, and its published number of parameters
+in its docstring. Where timm is installed, its networks are encoders too (from_timm.py).
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ _SYMMETRIC = ("inception-resnet-v2", "inception-v3", "xception")
 
 
 def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
-    """(input, encoder): what goes before an encoder for `stem` ("grey" or "imagenet"), and the
-    encoder.
+    """(input, encoder): the input's conversion for `stem` ("grey" or "imagenet"), the encoder.
 
     Raises:
         ValueError: a name that is not on the list, and none of timm's (from_timm.py) either.
@@ -60,7 +58,8 @@ def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
 
     if name not in ENCODERS:
         raise ValueError(
-            f"encoder: {name[:60]!r} found, allowed: {', '.join(ENCODERS)}, {from_timm.PREFIX}<a name of timm>"
+            f"encoder: {name[:60]!r} found, allowed: {', '.join(ENCODERS)}, {from_timm.PREFIX}<a "
+            "name of timm>"
         )
 
     if stem == "grey":

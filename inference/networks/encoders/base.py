@@ -1,4 +1,4 @@
-"""What every encoder is."""
+"""The interface of every encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Encoder(nn.Module):
 class SymmetricInput(nn.Module):
     """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), -1 to 1.
 
-    What the published Inception and Xception checkpoints were given instead of ImageNet's
+    The published Inception and Xception checkpoints expect this range instead of ImageNet's
     standardised colours.
     """
 

@@ -13,10 +13,7 @@ from inference.networks.encoders.base import Encoder
 
 
 class DenseNet(Encoder):
-    """The maps of the stem, then of each block, as the next part reads them.
-
-    Normalised and rectified.
-    """
+    """The maps of the stem, then of each block, normalised and rectified."""
 
     widths = (64, 256, 512, 1024, 1024)
 

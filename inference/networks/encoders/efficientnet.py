@@ -1,5 +1,4 @@
-"""EfficientNet-B3 and -B4: MobileNet's inverted bottlenecks with squeeze-and-excitation, scaled as
-one.
+"""EfficientNet-B3 and -B4: inverted bottlenecks with squeeze-and-excitation, scaled together.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019;
 MONAI's network, with its drop-connect (0.2). Parameters: 10,103,336 and 16,742,216 - 12,233,232 and
@@ -23,8 +22,7 @@ class EfficientNet(Encoder):
     """The last maps before each halving."""
 
     def __init__(self, channels: int, model: str, widths: Sequence[int]) -> None:
-        # Here, not above: MONAI takes seconds to import, and only packages that name this encoder
-        # should pay.
+        # Imported here: MONAI takes seconds, and only packages that name this encoder should pay.
         from monai.networks.nets.efficientnet import EfficientNetBNFeatures
 
         super().__init__()

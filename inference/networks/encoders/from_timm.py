@@ -1,8 +1,7 @@
-"""Any encoder of timm that halves five times, where timm is installed: `timm-resnet34`,
-`timm-convnext_tiny.fb_in1k`.
+"""Any encoder of timm that halves five times, such as `timm-resnet34`, where timm is installed.
 
 Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models. An optional
-extra: whatever asks for no such encoder never imports it. The weights have the names of timm's
+extra: a package without such an encoder never imports it. The weights have the names of timm's
 checkpoints, behind `model.`.
 """
 
@@ -23,13 +22,14 @@ PREFIX = "timm-"
 # which of timm's checkpoints the input is standardised; nothing is downloaded.
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})?")
 _STRIDES = (2, 4, 8, 16, 32)
-# an odd multiple of 32, which is hardest to divide: what takes it takes the others
+# An odd multiple of 32 is the hardest to divide: a network that takes it takes the others.
 _SIDE = 96
 
 
 class TimmEncoder(Encoder):
-    """The last map of each size. Of a network that begins by quartering the side the first is the
-    image itself.
+    """The last map of each size.
+
+    Where the network begins by quartering the side, the first map is the image itself.
 
     `mean` and `deviation` are what the image is standardised with for its checkpoint.
     """
@@ -51,18 +51,18 @@ class TimmEncoder(Encoder):
         self.quarters = 2 not in places
         self.widths = [4 * channels, *widths] if self.quarters else widths
         self.mean, self.deviation = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        # tensors that a checkpoint has and no map depends on
+        # Names of a checkpoint's tensors on which no map depends.
         self.unused: frozenset[str] = frozenset()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.model.forward_intermediates(
             x, indices=self.places, intermediates_only=True
         )
-        # At half the side with nothing lost: four pixels of the image are four channels.
+        # The image at half the side without loss: four of its pixels are four channels.
         return [functional.pixel_unshuffle(x, 2), *maps] if self.quarters else maps
 
     def drop(self, names: tuple[str, ...]) -> None:
-        """Put nothing in the place of these parts of the model."""
+        """Replace these parts of the model by the identity."""
         before = self.model.state_dict().keys()
         for name in names:
             setattr(self.model, name, nn.Identity())
@@ -70,7 +70,7 @@ class TimmEncoder(Encoder):
 
 
 def build(name: str, channels: int) -> TimmEncoder:
-    """The encoder that `name` (with its prefix) says, with random weights.
+    """The encoder of that name (with its prefix), with random weights.
 
     Raises:
         ValueError: a name of another form, one that timm does not have, a network without the maps
@@ -79,7 +79,8 @@ def build(name: str, channels: int) -> TimmEncoder:
     model = name.removeprefix(PREFIX)
     if not _NAME.fullmatch(model):
         raise ValueError(
-            f"encoder: {name[:60]!r} found; {PREFIX} and a name of timm wanted (letters, digits and _, then perhaps "
+            f"encoder: {name[:60]!r} found; {PREFIX} and a name of timm wanted (letters, digits "
+            "and _, then perhaps "
             f". and a tag), such as {PREFIX}resnet34"
         )
 
@@ -92,7 +93,7 @@ def build(name: str, channels: int) -> TimmEncoder:
         encoder = _made(model, channels)
         encoder.drop(idle)
     except Exception as error:
-        # a thousand networks of others fail in as many ways, at names that anybody may give
+        # timm's thousand networks fail in as many ways, and a package may name any of them.
         raise ValueError(
             f"encoder: {name}: no encoder can be made of it here: {_first_line(error)}"
         ) from error
@@ -102,15 +103,16 @@ def build(name: str, channels: int) -> TimmEncoder:
 
 def _library(name: str) -> Any:
     try:
-        # a caller may be on "meta", where an import would leave its constants empty
+        # The caller may be on "meta", where an import would leave its constants empty.
         with torch.device("cpu"):
             import timm
     except (
         Exception
-        # not ImportError alone: a torchvision for another torch raises what it likes
+        # A torchvision for another torch raises more than ImportError.
     ) as error:
         raise ValueError(
-            f"encoder: {name}: timm cannot be imported ({_first_line(error)}); pip install 'pleura[timm]', which needs "
+            f"encoder: {name}: timm cannot be imported ({_first_line(error)}); pip install "
+            "'pleura[timm]', which needs "
             f"the torchvision that was built for this torch ({torch.__version__})"
         ) from error
 
@@ -131,10 +133,9 @@ def _made(model: str, channels: int) -> TimmEncoder:
 
 @functools.cache
 def _idle(model: str, channels: int) -> tuple[str, ...]:
-    """The parts that no map depends on, such as a head; its maps are held against what it says of
-    them.
+    """The parts on which no map depends, such as a head; also checks the maps that timm states.
 
-    Found on a sketch without memory, for what a package names is not weighed yet.
+    On a model without memory, for a network that a package names is not bounded yet.
     """
     with torch.device("meta"), torch.enable_grad():
         sketch = _made(model, channels).eval()

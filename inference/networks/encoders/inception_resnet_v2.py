@@ -19,7 +19,7 @@ from torch.nn import functional
 from inference.networks.encoders.base import Encoder
 from inference.networks.encoders.inception_v3 import Convolution, Kernel
 
-# width, kernel
+# Width and kernel.
 Step = tuple[int, Kernel]
 Branches = Sequence[Sequence[Step]]
 

@@ -41,10 +41,10 @@ class Convolution(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Branches of convolutions and a pool, joined; (n, c, h, w) -> (n, width, h, w), or half the
-    size where `halve`.
+    """Branches of convolutions and a pool, joined; (n, c, h, w) -> (n, width, h, w).
 
-    Then the last step of each branch has stride 2, and the pool is a maximum that stays as it is.
+    `halve` gives half the size: the last step of each branch has stride 2, and the pool is a
+    maximum without a convolution.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Mixed(nn.Module):
         super().__init__()
         self.halve = halve
         self.width = channels if halve else 0
-        # the names of the convolutions of each step of each branch
+        # The names of the convolutions in each step of each branch.
         self._branches: list[list[list[str]]] = []
 
         for branch, steps in branches.items():

@@ -16,7 +16,7 @@ from torch.nn import functional
 from inference.networks.encoders.base import Encoder
 
 _FIRST = 64
-# of a bottleneck: its last convolution's channels to its inner ones'
+# Of a bottleneck: the channels of its last convolution to those of its inner convolutions.
 _EXPANSION = 4
 
 

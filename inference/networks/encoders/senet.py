@@ -17,8 +17,7 @@ class SENet(Encoder):
     """The maps of the stem before its pool, and of the four layers of MONAI's network `model`."""
 
     def __init__(self, channels: int, model: str, first_width: int) -> None:
-        # Here, not above: MONAI takes seconds to import, and only packages that name this encoder
-        # should pay.
+        # Imported here: MONAI takes seconds, and only packages that name this encoder should pay.
         from monai.networks.nets import senet
 
         super().__init__()

@@ -14,15 +14,12 @@ from torch import Tensor, nn
 
 from inference.networks.encoders.base import Encoder
 
-# maps, convolutions
+# Maps and convolutions of each group.
 _GROUPS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 
 
 class VGG(Encoder):
-    """The maps are those before the pools 2 to 5, and the one after the last.
-
-    That of the full side is left out.
-    """
+    """The maps before the pools 2 to 5, and the map after the last; the full side is left out."""
 
     widths = (128, 256, 512, 512, 512)
 
@@ -38,8 +35,8 @@ class VGG(Encoder):
 
         self.features = nn.Sequential(*layers)
 
-        # Without batch normalisation a deep network learns from scratch only if its start keeps the
-        # variance.
+        # Without batch normalisation a deep network learns from scratch only if its initial
+        # weights keep the variance.
         for layer in layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

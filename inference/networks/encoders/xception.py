@@ -32,11 +32,10 @@ class SeparableConvolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Separable convolutions through `widths`, beside a shortcut; (n, widths[0], h, w) -> (n,
-    widths[-1], h / s, ...).
+    """Separable convolutions through `widths`, beside a shortcut.
 
-    `s` is 2 where `halve`. Each convolution reads rectified maps; the very first block reads them
-    as they are.
+    (n, widths[0], h, w) -> (n, widths[-1], h / s, w / s); `s` is 2 where `halve`. Each convolution
+    reads rectified maps; the very first block reads them as they are.
     """
 
     def __init__(self, *widths: int, halve: bool = True, rectify_first: bool = True) -> None:
