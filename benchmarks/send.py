@@ -37,7 +37,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 
-from daemon.deliver.courier import send
+from daemon.commands.send import send
 from tools.peers.ports import unused_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from daemon.deliver.courier import send
+from daemon.commands.send import send
 from daemon.ledger import Ledger
 from tools.peers.harness import Node
 from tools.peers.ports import unused_port

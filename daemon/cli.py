@@ -116,9 +116,14 @@ def _doctor(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import doctor
     from inference import package
+    from inference.results import ENCODERS
     from inference.results.gate.common import SOP_CLASSES
 
     settings, bad = config.load(options.config), 0
+    kinds = {
+        kind: (str(SOP_CLASSES[kind]), str(encoder.transfer_syntax_uid))
+        for kind, encoder in ENCODERS.items()
+    }
 
     def model() -> str:
         from inference.engine import choose_device
@@ -129,7 +134,7 @@ def _doctor(options: argparse.Namespace) -> int:
         except (package.PackageError, ValueError) as error:
             raise doctor.Trouble(str(error)) from error
 
-    for finding in doctor.examine(settings, model, SOP_CLASSES):
+    for finding in doctor.examine(settings, model, kinds):
         print(finding, flush=True)
         bad += bool(finding.trouble)
     return EXIT_FAILED if bad else 0
@@ -188,7 +193,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _send(options: argparse.Namespace) -> int:
-    from daemon.deliver.courier import send
+    from daemon.commands.send import send
 
     worst = 0
     host, port = options.to

@@ -171,7 +171,7 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
 
 def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
-    from daemon.deliver.courier import Deliverer
+    from daemon.deliver.deliverer import Deliverer
 
     deliverer = Deliverer(config, ledger, spool)
     deliverer.start()

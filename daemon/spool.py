@@ -135,6 +135,21 @@ class Spool:
             )
         return self.folder / name[:2] / name
 
+    def damage(self, name: str, size_bytes: int | None) -> str | None:
+        """What is wrong with a file that was written with this size (None: not known); None where it is whole.
+
+        Raises:
+            SpoolError: the whole spool is gone. OSError: the disk does not tell.
+        """
+        try:
+            found_bytes = self.path(name).stat().st_size
+        except FileNotFoundError:
+            self.require()
+            return "is gone"
+        if size_bytes in (None, found_bytes):
+            return None
+        return f"has {found_bytes} of {size_bytes} bytes"
+
     def remove(self, name: str) -> None:
         """Remove one file; it may be gone already."""
         self.path(name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from pydicom.pixels.utils import pixel_array
 from rich.console import Console
 from rich.table import Table
 
-from daemon.deliver.courier import send
+from daemon.commands.send import send
 from daemon.ledger import Ledger
 
 _RESULTS_S = 300.0

@@ -1,4 +1,4 @@
-"""`pleura doctor`: is what the settings name there, and does it do what the node needs? It changes nothing."""
+"""`pleura doctor`: is everything that the settings name there, and does it do what the node needs? It changes nothing."""
 
 from __future__ import annotations
 
@@ -11,52 +11,49 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pynetdicom import AE
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.config import Config, DicomDestination
 from daemon.deliver.folder import MARK, lost
-from daemon.dicom.tables import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    STORAGE_COMMITMENT,
-    VERIFICATION,
-)
+from daemon.dicom.link import Link, LinkDownError, Remote, commitment_proposal, proposal
+from daemon.dicom.requestor import Limits
+from daemon.dicom.tables import STORAGE_COMMITMENT, UNCOMPRESSED, VERIFICATION
 from daemon.ledger import Ledger, LedgerError
 from daemon.spool import identity
 
-_TIMEOUT_S = 10.0
+_LIMITS = Limits(connect_s=10.0, acse_s=10.0, answer_s=10.0)
+
+Syntaxes = tuple[str, str]  # SOP class UID, transfer syntax UID
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was examined."""
 
-    what: str
-    trouble: str = ""  # and what to do about it; empty: it is well
+    subject: str
+    # With the thing to do about it; empty where all is well.
+    trouble: str = ""
     note: str = ""
 
     def __str__(self) -> str:
-        return (
-            f"TROUBLE  {self.what}: {self.trouble}"
-            if self.trouble
-            else f"ok       {self.what}: {self.note}"
-        )
+        if self.trouble:
+            return f"TROUBLE  {self.subject}: {self.trouble}"
+        return f"ok       {self.subject}: {self.note}"
 
 
-class Trouble(Exception):  # noqa: N818 - what an examination finds
-    """What is wrong with what was looked at, and what to do."""
+class Trouble(Exception):  # noqa: N818 - an examination finds it
+    """The fault of one thing that was examined, and the thing to do about it."""
 
 
 def examine(
-    config: Config, model: Callable[[], str], sop_classes: Mapping[str, str]
+    config: Config, model: Callable[[], str], kinds: Mapping[str, Syntaxes]
 ) -> Iterator[Finding]:
-    """Look at everything the settings name, one finding each.
+    """Examine everything that the settings name, one finding each.
 
-    `model` loads the model package and says what it is, or raises Trouble. `sop_classes` are those of the kinds of
-    result.
+    `model` loads the model package and describes it, or raises Trouble. `kinds` gives each kind of result its
+    SOP class and transfer syntax.
 
-    Nothing is made: neither a spool nor a ledger where there is none yet.
+    It makes neither a spool nor a ledger where there is none yet.
     """
     examinations: list[tuple[str, Callable[[], str]]] = [
         ("ledger", partial(_ledger, config)),
@@ -66,31 +63,38 @@ def examine(
     ]
     if config.inbox is not None:
         examinations.append((f"inbox {config.inbox}", partial(_folder, config.inbox)))
-    for one in config.destinations:
-        if isinstance(one, DicomDestination):
-            examinations.append(
-                (f"destination {one.name}", partial(_archive, config, one, sop_classes))
-            )
+    for destination in config.destinations:
+        subject = f"destination {destination.name}"
+        if isinstance(destination, DicomDestination):
+            examinations.append((subject, partial(_archive, config, destination, kinds)))
         else:
-            examinations.append((f"destination {one.name}", partial(_outbox, config, one.folder)))
-    for what, look in examinations:
-        try:
-            yield Finding(what, note=look())
-        except (Trouble, LedgerError, OSError, ModuleNotFoundError) as error:
-            yield Finding(what, trouble=str(error))
-        except SQLAlchemyError as error:  # its text may hold the password
-            why = f"the ledger's database does not answer ({type(error).__name__}); is it running?"
-            yield Finding(what, trouble=why)
+            examinations.append((subject, partial(_outbox, config, destination.folder)))
+
+    for subject, examination in examinations:
+        yield _finding(subject, examination)
     if not config.destinations:
         yield Finding(
             "destinations", trouble="none is named: results would be made and sent nowhere"
         )
 
 
+def _finding(subject: str, examination: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, note=examination())
+    except (Trouble, LedgerError, OSError, ModuleNotFoundError) as error:
+        return Finding(subject, trouble=str(error))
+    except SQLAlchemyError as error:
+        # Its text may hold the password.
+        why = f"the ledger's database does not answer ({type(error).__name__}); is it running?"
+        return Finding(subject, trouble=why)
+
+
 def _ledger(config: Config) -> str:
     with closing(Ledger.existing(config.ledger, as_it_is=True)) as ledger:
-        counts, troubles = ledger.counts(), ledger.troubles()
-    waiting, owed = counts["instances"]["received"], counts["deliveries"]["owed"]
+        counts = ledger.counts()
+        troubles = ledger.troubles()
+    waiting = counts["instances"]["received"]
+    owed = counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
     return note + ("; `pleura status` tells of trouble with some" if any(troubles.values()) else "")
 
@@ -102,10 +106,12 @@ def _spool(config: Config) -> str:
         known = ledger.spool_identity(None)
     if found != known:
         raise Trouble("not the folder whose files this ledger knows; is it mounted here?")
+
     free_mb = shutil.disk_usage(config.spool).free // 1_000_000
     if free_mb < config.spool_reserve_mb:
         raise Trouble(
-            f"{free_mb} MB free, spool_reserve_mb is {config.spool_reserve_mb}: images are refused (0xA700); make room"
+            f"{free_mb} MB free, spool_reserve_mb is {config.spool_reserve_mb}: "
+            "images are refused (0xA700); make room"
         )
     return note
 
@@ -130,54 +136,51 @@ def _outbox(config: Config, folder: Path) -> str:
 
 
 def _listener(config: Config) -> str:
-    who = (
-        f"{len(config.peers)} peers may associate"
-        if config.peers
-        else "peers names none: only loopback may associate"
-    )
+    if config.peers:
+        peers = f"{len(config.peers)} peers may associate"
+    else:
+        peers = "peers names none: only loopback may associate"
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
     try:
-        socket.create_connection((host, config.port), _TIMEOUT_S).close()
+        socket.create_connection((host, config.port), _LIMITS.connect_s).close()
     except OSError as error:
         raise Trouble(
-            f"nobody listens there ({error.strerror or error}); is the node running? {who}"
+            f"nobody listens there ({error.strerror or error}); is the node running? {peers}"
         ) from error
-    return f"somebody listens; {who}"
+    return f"somebody listens; {peers}"
 
 
-def _archive(config: Config, destination: DicomDestination, sop_classes: Mapping[str, str]) -> str:
-    """Propose what would be sent there. The archive's answer to the proposal says what it takes."""
-    wanted: dict[str, str] = {kind: sop_classes[kind] for kind in destination.results}
+def _archive(config: Config, destination: DicomDestination, kinds: Mapping[str, Syntaxes]) -> str:
+    """Associate as a delivery does, proposing what is to be sent. The answer says what the archive takes."""
+    wanted = {kind: kinds[kind] for kind in destination.results}
+    contexts = [*proposal([]), *proposal(list(wanted.values()))]
     if destination.commitment:
-        wanted["storage commitment"] = STORAGE_COMMITMENT
-    entity = AE(config.ae_title)
-    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = _TIMEOUT_S
-    for sop_class in (VERIFICATION, *wanted.values()):
-        entity.add_requested_context(sop_class)
-    there = f"{destination.ae_title} at {destination.host}:{destination.port}"
-    association = entity.associate(
-        destination.host, destination.port, ae_title=destination.ae_title
-    )
-    if not association.is_established:
-        rejected = (
-            "rejects this node: name its AE title and address there"
-            if association.is_rejected
-            else "no answer"
-        )
-        raise Trouble(
-            f"{there}: {rejected}; called {destination.ae_title}, calling {config.ae_title}"
-        )
+        contexts += commitment_proposal()
+    remote = Remote(destination.ae_title, destination.host, destination.port)
+
     try:
-        accepted = {context.abstract_syntax for context in association.accepted_contexts}
-        if VERIFICATION in accepted and not association.send_c_echo():
-            raise Trouble(f"{there}: associates, but does not answer C-ECHO")
-    finally:
-        if association.is_established:
-            association.release()
-    if declined := [kind for kind, sop_class in wanted.items() if sop_class not in accepted]:
+        with Link.open(config.ae_title, remote, contexts, _LIMITS) as link:
+            accepted = set(link.accepted)
+            if VERIFICATION in {sop_class for sop_class, _ in accepted}:
+                link.echo()
+    except LinkDownError as error:
+        raise Trouble(str(error)) from error
+
+    declined = [str(kind) for kind, syntaxes in wanted.items() if not _takes(accepted, *syntaxes)]
+    services = [*map(str, wanted)]
+    if destination.commitment:
+        services.append("storage commitment")
+        if STORAGE_COMMITMENT not in {sop_class for sop_class, _ in accepted}:
+            declined.append("storage commitment")
+    if declined:
         raise Trouble(
-            f"{there}: does not accept {', '.join(declined)}; take it out of `results`, or enable it there"
+            f"{remote}: does not accept {', '.join(declined)}; "
+            "take it out of the settings, or enable it there"
         )
-    return f"{there} answers and accepts {', '.join(wanted)}"
+    return f"{remote} answers and accepts {', '.join(services)}"
+
+
+def _takes(accepted: set[Syntaxes], sop_class_uid: str, transfer_syntax_uid: str) -> bool:
+    """Whether an object could be sent as it is, or uncompressed."""
+    possible = (transfer_syntax_uid, *UNCOMPRESSED)
+    return any((sop_class_uid, syntax) in accepted for syntax in possible)

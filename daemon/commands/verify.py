@@ -1,7 +1,7 @@
-"""`pleura verify`: does the spool hold what the ledger counts on, whole, and nothing that nobody knows?
+"""`pleura verify`: compare the spool with the ledger. Is every file there, and whole? Does the ledger know each?
 
-It reads only, and may run beside the roles: what they are in the middle of is told apart from a fault by asking the
-ledger again.
+It only reads, and may run beside the roles. It asks the ledger a second time before it calls a difference a fault: a
+role may be in the middle of its work.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from daemon.ledger import KeptFile, Ledger
+from daemon.ledger import Ledger
 from daemon.spool import Spool
 
 _BATCH = 1000
@@ -18,7 +18,7 @@ _BATCH = 1000
 
 @dataclass
 class Report:
-    """What was found. Faults need a person; files without an owner are swept by themselves once they are old."""
+    """The differences. A fault needs a person; the node sweeps files that no row owns once they are old."""
 
     files: int = 0
     faults: list[str] = field(default_factory=list)
@@ -31,29 +31,20 @@ class Report:
 
 
 def verify(ledger: Ledger, spool: Spool) -> Report:
-    """Compare all of the spool with all of the ledger, and the ledger with itself."""
+    """Compare the whole spool with the whole ledger, and the ledger with itself. Raises SpoolError, OSError."""
     report = Report()
     report.faults += ledger.contradictions()
+
     for kept in ledger.kept_files():
         report.files += 1
-        fault = _fault(kept, spool)
-        # Between the two looks its bytes may have been given up, or made again under another name.
-        if fault and ledger.known_spool_names([kept.spool_name]):
-            report.faults.append(f"{kept.what}: {fault}")
+        damage = spool.damage(kept.spool_name, kept.size_bytes)
+        # Meanwhile its bytes may have been given up, or made again under another name.
+        if damage and ledger.known_spool_names([kept.spool_name]):
+            report.faults.append(f"{kept.what}: {spool.path(kept.spool_name)} {damage}")
+
     for names in _batches(spool.names()):
         report.unowned += len(set(names) - ledger.known_spool_names(names))
     return report
-
-
-def _fault(kept: KeptFile, spool: Spool) -> str | None:
-    path = spool.path(kept.spool_name)
-    try:
-        size_bytes = path.stat().st_size
-    except FileNotFoundError:
-        return f"{path} is gone"
-    if kept.size_bytes not in (None, size_bytes):
-        return f"{path} has {size_bytes} of {kept.size_bytes} bytes"
-    return None
 
 
 def _batches(names: Iterator[str]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Storage commitment as data (PS3.4 Annex J): a report read from its bytes, and the consequence of each failure reason.
+"""Storage commitment as data (PS3.4 Annex J): a request, a report read from its bytes, each failure reason's consequence.
 
 Both roles that may take a report share this module: deliver on the association that asked, receive on an association
 that the archive opens. Pure functions: no network, no ledger.
@@ -7,7 +7,7 @@ that the archive opens. Pure functions: no network, no ledger.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -17,6 +17,7 @@ from pydicom.uid import UID
 
 from daemon.dicom.tables import STORAGE_COMMITMENT, Status
 
+REQUEST = 1  # action type, PS3.4 J.3.2
 COMPLETE, FAILURES_EXIST = 1, 2  # event types, PS3.4 J.3.3
 NO_SUCH_OBJECT_INSTANCE = 0x0112
 
@@ -109,3 +110,16 @@ def report_of(information: Dataset) -> Report:
     # An object in both sequences is not safe.
     committed = frozenset(referenced - reasons.keys())
     return Report(str(information.get("TransactionUID", "")), committed, reasons)
+
+
+def action_information(transaction_uid: str, references: Sequence[tuple[str, str]]) -> Dataset:
+    """The Action Information of a request (PS3.4 Table J.3-1). `references`: SOP class, SOP instance UID."""
+    information = Dataset()
+    information.TransactionUID = UID(transaction_uid)
+    information.ReferencedSOPSequence = []
+    for sop_class_uid, sop_instance_uid in references:
+        item = Dataset()
+        item.ReferencedSOPClassUID = UID(sop_class_uid)
+        item.ReferencedSOPInstanceUID = UID(sop_instance_uid)
+        information.ReferencedSOPSequence.append(item)
+    return information

@@ -67,7 +67,6 @@ _TRANSITION_STEPS = (
     ("after the commit of {}", "after", _COMMIT),
 )
 
-_ASSOCIATION = "pynetdicom.association:Association"
 SENDS = ("socket:socket.send", "socket:socket.sendall", "socket:socket.sendmsg")
 READS = ("socket:socket.recv", "socket:socket.recv_into")
 # role, step, moment, calls, passes
@@ -83,16 +82,16 @@ _OTHER_STEPS = (
     ("analyse", "analysed, nothing written", "after", ("inference.pipeline:Pipeline.conclude",), 3),
     ("analyse", "before a duplicate's file goes", "before", ("daemon.spool:Spool.remove",), 1),
     ("analyse", "after a duplicate's file went", "after", ("daemon.spool:Spool.remove",), 1),
-    ("deliver", "before the association", "before", ("daemon.dicom.link:Link.__init__",), 2),
-    ("deliver", "associated", "after", ("daemon.dicom.link:Link.__init__",), 2),
+    ("deliver", "before the association", "before", ("daemon.dicom.link:Link.open",), 2),
+    ("deliver", "associated", "after", ("daemon.dicom.link:Link.open",), 2),
     ("deliver", "before C-STORE", "before", ("daemon.dicom.link:Link.store",), 8),
     ("deliver", "half of an object sent", "half", SENDS, 20),
     ("deliver", "a part of an object sent", "after", SENDS, 20),
     ("deliver", "answered", "after", READS, 30),
     ("deliver", "answer understood", "after", ("daemon.dicom.link:Link.store",), 8),
     ("deliver", "before the association's end", "before", ("daemon.dicom.link:Link.__exit__",), 2),
-    ("deliver", "commitment about to be asked", "before", (f"{_ASSOCIATION}.send_n_action",), 1),
-    ("deliver", "commitment asked", "after", (f"{_ASSOCIATION}.send_n_action",), 1),
+    ("deliver", "commitment about to be asked", "before", ("daemon.dicom.link:Link.action",), 1),
+    ("deliver", "commitment asked", "after", ("daemon.dicom.link:Link.action",), 1),
     ("deliver", "before the sweep", "before", ("daemon.spool:Spool.sweep",), 1),
     ("deliver", "before an old file goes", "before", ("daemon.spool:Spool.remove",), 4),
     ("deliver", "after an old file went", "after", ("daemon.spool:Spool.remove",), 4),

@@ -8,7 +8,7 @@ for _name in (
     "daemon.deliver.commitment",
     "daemon.deliver.retention",
     "daemon.receive.scp",
-    "daemon.deliver.courier",
+    "daemon.deliver.deliverer",
     "daemon.analyse.worker",
     "inference.results",
     "psycopg",

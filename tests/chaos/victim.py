@@ -25,6 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from daemon import cli, config, service
+from daemon.backoff import Backoff
+from daemon.deliver.deliverer import Deliverer
+from daemon.deliver.limits import DeliverLimits
+from daemon.dicom.requestor import Limits as AssociationLimits
 from daemon.ledger import Ledger
 from tests.chaos.points import POINTS, Point, resolve
 
@@ -35,19 +39,18 @@ _PR_SET_PDEATHSIG = 1
 # Nobody waits a minute here for what a dead process had in hand.
 QUICKER: dict[str, Any] = {
     "daemon.heartbeat:_HEARTBEAT_S": 0.5,
-    "daemon.backoff:_BACKOFF_S": (0.05, 0.5),
     "daemon.analyse.worker:_PAUSE_S": 0.3,
-    "daemon.deliver.courier:_PAUSE_S": 0.3,
-    "daemon.dicom.link:_ANSWER_S": 10.0,
-    "daemon.dicom.link:_ACSE_S": 5.0,
-    "daemon.deliver.commitment:_FIRST_REPORT_S": 2.0,
-    "daemon.deliver.commitment:_SAME_ASSOCIATION_S": 0.1,
-    "daemon.deliver.commitment:_PAUSE_S": 0.3,
-    "daemon.deliver.commitment:_ANSWER_S": 10.0,
     "daemon.ledger.ledger:_REMAKE_S": 0.5,
     "daemon.ledger.ledger:_FORGETFUL_S": 0.5,
     "daemon.deliver.retention:_EVERY_S": 0.5,
 }
+DELIVER_LIMITS = DeliverLimits(
+    association=AssociationLimits(acse_s=5.0, answer_s=10.0),
+    backoff=Backoff(0.05, 0.5),
+    ledger_pause_s=0.3,
+    first_report_s=2.0,
+    same_association_s=0.1,
+)
 _kill, _write, _open, _readlink = os.kill, os.write, os.open, os.readlink
 
 
@@ -232,6 +235,7 @@ def _quicken(plan: Plan) -> None:
     for target, value in QUICKER.items():
         _replace(target, value)
     _replace("daemon.service:Ledger", partial(Ledger, clock=plan.now, lease_s=LEASE_S))
+    _replace("daemon.deliver.deliverer:Deliverer", partial(Deliverer, limits=DELIVER_LIMITS))
     notify = service.notify
 
     def told(message: str) -> None:

@@ -21,7 +21,7 @@ from types import TracebackType
 
 import yaml
 
-from daemon.deliver.courier import send
+from daemon.commands.send import send
 from daemon.spool import Spool
 from tests.peers.footprint import Footprint, footprint
 from tests.peers.mutations import CR, EXPLICIT, Case, Rng, acknowledged, case, data_set, offered

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from daemon.deliver.courier import send
+from daemon.commands.send import send
 from tests.chaos.images import Templates, chests, quick_model
 from tests.peers.footprint import Course
 from tests.peers.hostile import Receive, copy, sample

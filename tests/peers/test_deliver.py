@@ -24,11 +24,12 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBase
 from pynetdicom import AE, evt
 from pynetdicom.pdu import P_DATA_TF
 
-from daemon import backoff
+from daemon.backoff import Backoff
+from daemon.commands.send import send
 from daemon.config import Config, DicomDestination, FolderDestination
-from daemon.deliver import courier
-from daemon.deliver.courier import Deliverer, send
-from daemon.dicom import link
+from daemon.deliver.deliverer import Deliverer
+from daemon.deliver.limits import DeliverLimits
+from daemon.dicom.requestor import DEFAULT_LIMITS, Limits
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.schema import deliveries, results
 from daemon.spool import Spool
@@ -117,9 +118,14 @@ class Node:
         done = Completion("analysed", f"digest {time.monotonic_ns()}", results=tuple(stored))
         assert self.ledger.complete(job, done, {to: ("SEG", "SC")}) == "analysed"
 
-    def start(self, *destinations: DicomDestination | FolderDestination) -> None:
+    def start(
+        self,
+        *destinations: DicomDestination | FolderDestination,
+        association: Limits = DEFAULT_LIMITS,
+    ) -> None:
         config = Config(destinations=destinations, ledger=self.url)
-        self.deliverer = Deliverer(config, self.ledger, self.spool)
+        limits = DeliverLimits(association, Backoff(0.1, 0.4), idle_s=0.05)
+        self.deliverer = Deliverer(config, self.ledger, self.spool, limits)
         self.deliverer.start()
 
     def stop(self) -> None:
@@ -143,9 +149,7 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    monkeypatch.setattr(backoff, "_BACKOFF_S", (0.1, 0.4))
-    monkeypatch.setattr(courier, "_IDLE_S", 0.05)
+def node(tmp_path: Path) -> Iterator[Node]:
     one = Node(tmp_path)
     yield one
     one.stop()
@@ -435,21 +439,16 @@ def test_a_class_the_archive_does_not_take_is_refused_and_says_so(
 
 
 def test_an_archive_that_never_answers_is_given_up_and_tried_again(
-    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(link, "_ACSE_S", 0.3)
     node.owe(segmentation("2.25.1"))
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        node.start(pacs(mute.getsockname()[1]))
+        node.start(pacs(mute.getsockname()[1]), association=Limits(acse_s=0.3))
         wait_until("it was tried three times", lambda: len(troubles(caplog)) >= 3)
         assert node.counts() == {"owed": 1}
 
 
-def test_an_archive_that_stops_reading_does_not_hold_the_role(
-    node: Node, archive: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(link, "_STALLED_S", 0.5)
-    monkeypatch.setattr(link, "_ANSWER_S", 1.0)
+def test_an_archive_that_stops_reading_does_not_hold_the_role(node: Node, archive: Any) -> None:
     stuck = threading.Event()
     archive_scp, destination = archive(lambda _: 0)
     frozen = []
@@ -461,7 +460,7 @@ def test_an_archive_that_stops_reading_does_not_hold_the_role(
 
     archive_scp.server.bind(evt.EVT_PDU_RECV, freeze)
     node.owe(segmentation("2.25.1", size_bytes=20_000_000))
-    node.start(destination)
+    node.start(destination, association=Limits(stalled_s=0.5, answer_s=1.0))
     try:
         wait_until("it is tried again", lambda: node.rows()["2.25.1"]["attempt"] >= 2)
     finally:

@@ -68,8 +68,8 @@ def test_each_trouble_is_named_and_nothing_is_made(
     assert status == 1
     assert not any(text.startswith("ok") for text in said.values()), said
     assert "does not accept SEG" in said["destination half"]
-    assert "rejects this node" in said["destination wrong-name"]
-    assert "no answer" in said["destination away"]
+    assert "its AE title is not OTHER" in said["destination wrong-name"]
+    assert "cannot connect" in said["destination away"]
     assert "no such folder" in said["destination unmounted"]
     assert "not run with these settings yet" in said["ledger"]
     assert [path.name for path in (tmp_path / "node").iterdir()] == ["pleura.yaml"]

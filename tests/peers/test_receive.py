@@ -26,8 +26,8 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dsutils import decode
 
+from daemon.commands.send import send
 from daemon.config import Config, Peer, Retention
-from daemon.deliver.courier import send
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances
 from daemon.receive import direct, intake, listener, scp

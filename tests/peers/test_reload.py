@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from daemon.deliver.courier import send
+from daemon.commands.send import send
 from daemon.ledger import Ledger
 from inference import package
 from tools.peers.harness import Node

@@ -12,9 +12,11 @@ from types import ModuleType
 import pytest
 from pydicom import Dataset
 
-from daemon import backoff
-from daemon.deliver import courier
-from daemon.dicom import commitment, link, tables
+from daemon.backoff import Backoff
+from daemon.deliver import verdict
+from daemon.deliver.limits import DeliverLimits
+from daemon.dicom import commitment, tables
+from daemon.dicom.requestor import Limits
 from daemon.receive import listener, scp
 from inference.results import ENCODERS
 from tools.conformance import DOCS, Table, air, content, filled, network, objects, received
@@ -73,11 +75,11 @@ def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
         (network.proposed, tables, "UNCOMPRESSED", tables.UNCOMPRESSED[:1]),
         (network.implementation, tables, "MAXIMUM_PDU_BYTES", 16384),
         (network.rejections, scp, "_MAXIMUM_ASSOCIATIONS", 3),
-        (network.verdicts, courier, "_MAXIMUM_FAILURES", 3),
-        (network.verdicts, courier, "_VERDICTS", courier._VERDICTS[:4]),
+        (network.verdicts, verdict, "MAXIMUM_FAILURES", 3),
+        (network.verdicts, verdict, "MEANINGS", verdict.MEANINGS[:4]),
         (network.failures, commitment, "FATES", {0x0112: commitment.Fate.REFUSED}),
-        (network.times, backoff, "_BACKOFF_S", (1.0, 2.0)),
-        (network.times, link, "_CONNECT_S", 99.0),
+        (network.times, network, "LIMITS", DeliverLimits(backoff=Backoff(1.0, 2.0))),
+        (network.times, network, "LIMITS", DeliverLimits(association=Limits(connect_s=99.0))),
         (network.times, listener, "_SILENCE_S", 99.0),
     ],
 )

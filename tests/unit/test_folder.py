@@ -10,7 +10,8 @@ import pytest
 from daemon.commands.doctor import examine
 from daemon.config import Config, FolderDestination
 from daemon.deliver.folder import MARK, Folder
-from daemon.dicom.link import LinkDownError, Outgoing
+from daemon.dicom.link import LinkDownError
+from daemon.dicom.outgoing import Outgoing
 from daemon.ledger import Ledger
 
 
@@ -35,7 +36,7 @@ def said_by_doctor(tmp_path: Path, outbox: Path) -> str:
     (found,) = [
         str(one)
         for one in examine(config, lambda: "a model", {})
-        if one.what == "destination outbox"
+        if one.subject == "destination outbox"
     ]
     return found
 
@@ -44,14 +45,14 @@ def test_a_folder_that_was_never_used_is_made(tmp_path: Path, ledger: Ledger) ->
     outbox = tmp_path / "not" / "there" / "yet"
     assert "no such folder" in said_by_doctor(tmp_path, outbox)
     for _ in range(2):
-        Folder(outbox, ledger).store(outgoing(tmp_path))
+        Folder.open(outbox, ledger).store(outgoing(tmp_path))
     assert [path.name for path in outbox.glob("*.dcm")] == ["1.2.3.dcm"]
     assert said_by_doctor(tmp_path, outbox).startswith("ok")
 
 
 def test_one_that_was_used_before_there_were_marks_gets_one(tmp_path: Path, ledger: Ledger) -> None:
     (tmp_path / "1.dcm").touch()
-    Folder(tmp_path, ledger)
+    Folder.open(tmp_path, ledger)
     assert (tmp_path / MARK).is_dir()
 
 
@@ -59,24 +60,24 @@ def test_one_that_was_used_is_not_made_again_but_by_a_person(
     tmp_path: Path, ledger: Ledger
 ) -> None:
     outbox = tmp_path / "outbox"
-    Folder(outbox, ledger)
+    Folder.open(outbox, ledger)
     outbox.rename(tmp_path / "away")
     for _ in range(2):  # gone; then an empty folder in its place
         with pytest.raises(LinkDownError, match="is it mounted"):
-            Folder(outbox, ledger)
+            Folder.open(outbox, ledger)
         said = said_by_doctor(tmp_path, outbox)
         assert said.startswith("TROUBLE")
         assert said.endswith(f"mkdir -p {outbox / MARK}")
         outbox.mkdir(exist_ok=True)
     assert list(outbox.iterdir()) == []
     (outbox / MARK).mkdir(parents=True)
-    assert Folder(outbox, ledger).store(outgoing(tmp_path)) == 0
-    Folder(tmp_path / "other", ledger)  # other settings: another folder
+    assert Folder.open(outbox, ledger).store(outgoing(tmp_path)).status == 0
+    Folder.open(tmp_path / "other", ledger)  # other settings: another folder
 
 
 def test_what_is_written_while_it_goes_away_is_not_stored(tmp_path: Path, ledger: Ledger) -> None:
     outbox = tmp_path / "outbox"
-    folder = Folder(outbox, ledger)
+    folder = Folder.open(outbox, ledger)
     outbox.rename(tmp_path / "away")
     outbox.mkdir()
     with pytest.raises(LinkDownError, match="is it mounted"):

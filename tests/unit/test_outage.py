@@ -9,7 +9,9 @@ from pathlib import Path
 
 from daemon.config import Config, DicomDestination
 from daemon.deliver.courier import Courier, Store
-from daemon.dicom.link import LinkDownError, Outgoing
+from daemon.dicom.link import LinkDownError
+from daemon.dicom.outgoing import Outgoing
+from daemon.dicom.requestor import Answer
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.spool import Spool
 
@@ -85,13 +87,13 @@ class _Archive:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def echo(self) -> int:
-        return 0
+    def echo(self) -> Answer:
+        return Answer(0)
 
-    def store(self, outgoing: Outgoing) -> int:
+    def store(self, outgoing: Outgoing) -> Answer:
         self._world.pass_time(0.1)
         self._world.stored.append((self._world.now, outgoing.sop_instance_uid))
-        return 0
+        return Answer(0)
 
 
 def test_three_days_of_outage_drain_by_themselves_the_urgent_first(tmp_path: Path) -> None:

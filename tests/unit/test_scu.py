@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from daemon.backoff import Backoff
 from daemon.config import Config, FolderDestination
-from daemon.deliver.courier import Courier, Store, Verdict, backoff_s, verdict
-from daemon.dicom.link import Outgoing, UnsendableError
+from daemon.deliver.courier import Courier, Store
+from daemon.deliver.verdict import Verdict, verdict
+from daemon.dicom.outgoing import Outgoing, UnsendableError
+from daemon.dicom.requestor import Answer
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.spool import Spool
 
@@ -52,7 +55,7 @@ def test_pauses_grow_to_five_minutes_and_no_further_without_an_end() -> None:
         (12, 300.0),
         (100_000, 300.0),
     ]:
-        pauses = [backoff_s(failures) for _ in range(200)]
+        pauses = [Backoff().pause_s(failures) for _ in range(200)]
         assert max(pauses) <= longest
         assert min(pauses) >= longest / 2
         assert len(set(pauses)) > 100  # jittered
@@ -68,15 +71,15 @@ class _Leaving(Courier):
     def open(self, objects: Sequence[Outgoing]) -> AbstractContextManager[Store]:
         return nullcontext(self)
 
-    def echo(self) -> int:
-        return 0
+    def echo(self) -> Answer:
+        return Answer(0)
 
-    def store(self, outgoing: Outgoing) -> int:
+    def store(self, outgoing: Outgoing) -> Answer:
         if not outgoing.path.exists():
             raise UnsendableError("its file is gone")
         self.stored += 1
         self.spool.folder.rename(self.spool.folder.with_name("away"))
-        return 0
+        return Answer(0)
 
     def pause(self, stop: threading.Event, seconds: float) -> None:
         stop.set()

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from itertools import groupby
 from typing import Any
-from unittest.mock import patch
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydicom.uid import UID
-from pynetdicom import AE
 from pynetdicom.presentation import PresentationContext
 
-from daemon import backoff
 from daemon.config import Config, DicomDestination, FolderDestination, Peer
-from daemon.deliver import commitment, courier
-from daemon.dicom import commitment as commitment_table
-from daemon.dicom import link, requestor, tables
+from daemon.deliver import verdict
+from daemon.deliver.limits import DEFAULT_LIMITS as LIMITS
+from daemon.deliver.verdict import Verdict
+from daemon.dicom import commitment, link, requestor, tables
 from daemon.dicom.tables import STORAGE_COMMITMENT, VERIFICATION, Status
 from daemon.receive import access, listener, scp
 from daemon.receive.access import Caller, Gate
@@ -76,52 +72,31 @@ def proposed() -> list[str]:
     """Presentation contexts proposed."""
     rows = []
     for kind, result in zip(ENCODERS, _RESULTS, strict=True):
-        offered = [UID(_syntaxes(one)[0]).name for one in tables.wanted_contexts([result])]
+        offered = [UID(_syntaxes(one)[0]).name for one in link.proposal([result])]
         rows.append((f"{kind}: {UID(result[0]).name}", "one for each of: " + "; ".join(offered)))
-    # What link.Link proposes for a C-ECHO: it does so before it looks for a peer.
-    with (
-        patch.object(link, "wanted_contexts", side_effect=_SeenError) as asked,
-        suppress(_SeenError),
-    ):
-        link.Link("A", link.Remote("B", "192.0.2.1", 1), [])
-    offered = [
-        UID(_syntaxes(one)[0]).name for one in tables.wanted_contexts(asked.call_args.args[0])
-    ]
+    offered = [UID(_syntaxes(context)[0]).name for context in link.proposal([])]
     rows.append(("Verification", "one for each of: " + "; ".join(offered)))
-    (context,) = _asking().requested_contexts
+    (context,) = link.commitment_proposal()
     rows.append(
         (_name(context), "one, for: " + "; ".join(UID(one).name for one in _syntaxes(context)))
     )
     return table(("SOP class", "contexts"), rows)
 
 
-class _SeenError(Exception):
-    """What was to be seen has been: no more of the call is wanted."""
-
-
-def _asking() -> AE:
-    """The application entity that asks for storage commitment."""
-    entities: list[AE] = []
-    with patch.object(AE, "associate", lambda entity, *_, **__: entities.append(entity)):
-        commitment.Asker(_ARCHIVE, "PLEURA", None)._associate(lambda _: (0, None))  # type: ignore[arg-type]
-    (entity,) = entities
-    return entity
-
-
 def implementation() -> list[str]:
     return table(
         ("", "value"),
         [
-            ("Application Context Name", requestor._APPLICATION_CONTEXT),
+            ("Application Context Name", requestor.APPLICATION_CONTEXT),
             ("Implementation Class UID", tables.IMPLEMENTATION_CLASS_UID),
             ("Implementation Version Name", tables.IMPLEMENTATION_VERSION_NAME),
             (
-                "maximum PDU received, as acceptor and as storage SCU",
+                "maximum PDU received, as acceptor and as initiator",
                 f"{tables.MAXIMUM_PDU_BYTES} bytes",
             ),
             (
-                "maximum PDU received, as storage commitment SCU",
-                f"{_asking().maximum_pdu_size} bytes",
+                "longest message taken as initiator",
+                f"{LIMITS.association.message_bytes} bytes",
             ),
             ("longest PDU sent", f"what the peer takes, at most {tables.MAXIMUM_PDU_BYTES} bytes"),
             (
@@ -226,38 +201,29 @@ def _verdict(found: Caller | access.Rejection) -> str:
     return _REJECTED.format(*found, f"permanent: {_REASONS[found[2]]}")
 
 
-_MEANINGS = {
-    0x0000: "success; 0x0001: warning", 0x0107: "attribute list error", 0x0111: "duplicate SOP instance",
-    0x0116: "attribute value out of range", 0x0122: "SOP class not supported", 0xA700: "out of resources",
-    0xA900: "data set does not match SOP class", 0xB000: "warnings", 0xC000: "cannot understand",
-}  # fmt: skip
 _BEHAVIOUR = {
-    courier.Verdict.STORED: "stored",
-    courier.Verdict.BUSY: "owed: the destination is let alone and probed by C-ECHO",
-    courier.Verdict.RETRY: "owed: sent again, later each time",
-    courier.Verdict.REFUSED: "refused: shown by `pleura status` until a person acts",
+    Verdict.STORED: "stored",
+    Verdict.BUSY: "owed: the destination is let alone and probed by C-ECHO",
+    Verdict.RETRY: "owed: sent again, later each time",
+    Verdict.REFUSED: "refused: shown by `pleura status` until a person acts",
 }
 
 
 def verdicts() -> list[str]:
-    """What each status of a C-STORE response does to the object: asked of the table, for all 65536."""
-    last = courier._MAXIMUM_FAILURES - 1
-    rows, rest = [], courier.Verdict.RETRY
-    for (first, in_the_end), run in groupby(
-        range(0x10000), lambda one: (courier.verdict(one, 0), courier.verdict(one, last))
-    ):
-        statuses = list(run)
-        if first is in_the_end is rest:
-            continue
-        said = _BEHAVIOUR[first] + (
-            "" if first is in_the_end else f"; after {last + 1} such answers refused"
-        )
-        rows.append((_range(statuses), _MEANINGS[statuses[0]], said))
-    rows.append(("any other", "", _BEHAVIOUR[rest]))
+    """The consequence of each status of a C-STORE response for the object."""
+    rows = []
+    for meaning in verdict.MEANINGS:
+        first = meaning.statuses[0]
+        now, in_the_end = verdict.verdict(first, 0), verdict.verdict(first, 1 << 20)
+        behaviour = _BEHAVIOUR[now]
+        if now is not in_the_end:
+            behaviour += f"; after {verdict.MAXIMUM_FAILURES} such answers refused"
+        rows.append((_range(meaning.statuses), meaning.words, behaviour))
+    rows.append(("any other", "", _BEHAVIOUR[Verdict.RETRY]))
     return table(("status", "meaning", "the object is"), rows)
 
 
-def _range(statuses: Sequence[int]) -> str:
+def _range(statuses: range) -> str:
     first, last = f"0x{statuses[0]:04X}", f"0x{statuses[-1]:04X}"
     return first if first == last else f"{first} to {last}"
 
@@ -267,9 +233,9 @@ _FAILURES = {
     0x0122: "referenced SOP class not supported", 0x0131: "duplicate transaction UID", 0x0213: "resource limitation",
 }  # fmt: skip
 _FATES = {
-    commitment_table.Fate.LOST: "sent again, then asked for again",
-    commitment_table.Fate.LATER: "asked for again",
-    commitment_table.Fate.REFUSED: "refused",
+    commitment.Fate.LOST: "sent again, then asked for again",
+    commitment.Fate.LATER: "asked for again",
+    commitment.Fate.REFUSED: "refused",
 }
 
 
@@ -277,16 +243,19 @@ def failures() -> list[str]:
     """What each Failure Reason of a report does to the object."""
     rows = [
         (f"0x{reason:04X}", _FAILURES[reason], _FATES[fate])
-        for reason, fate in commitment_table.FATES.items()
+        for reason, fate in commitment.FATES.items()
     ]
     return table(
         ("failure reason", "meaning", "the object is"),
-        [*rows, ("any other", "", _FATES[commitment_table.Fate.LOST])],
+        [*rows, ("any other", "", _FATES[commitment.Fate.LOST])],
     )
 
 
 def times() -> list[str]:
-    first_s, longest_s = backoff._BACKOFF_S
+    association = LIMITS.association
+    first_s = LIMITS.backoff.first_s
+    longest_s = LIMITS.backoff.longest_s
+    slowest_kb_per_s = association.slowest_bytes_per_s / 1000
     return table(
         ("what", "limit"),
         [
@@ -301,24 +270,24 @@ def times() -> list[str]:
             ("one PDU from its first byte to its last", f"{listener._PDU_S:g} s"),
             ("an association without a message", f"{scp._IDLE_S:g} s, then aborted"),
             ("what is being received when the node stops", f"{scp._DRAIN_S:g} s"),
-            ("to connect to a destination", f"{link._CONNECT_S:g} s"),
-            ("its answer to an association or release request", f"{link._ACSE_S:g} s"),
+            ("to connect to a destination", f"{association.connect_s:g} s"),
+            ("its answer to an association or release request", f"{association.acse_s:g} s"),
             (
                 "its answer to a C-STORE",
-                f"{link._ANSWER_S:g} s + object at {link._SLOWEST_BYTES_PER_S // 1000} kB/s",
+                f"{association.answer_s:g} s + object at {slowest_kb_per_s:g} kB/s",
             ),
-            ("it takes no byte", f"{link._STALLED_S:g} s"),
-            ("its answer to an N-ACTION", f"{commitment._ANSWER_S:g} s"),
+            ("it takes no byte", f"{association.stalled_s:g} s"),
+            ("its answer to an N-ACTION", f"{association.answer_s:g} s"),
             (
                 "an N-EVENT-REPORT on the association that asked",
-                f"{commitment._SAME_ASSOCIATION_S:g} s, then released",
+                f"{LIMITS.same_association_s:g} s, then released",
             ),
             (
                 "an N-EVENT-REPORT at all",
-                f"{commitment._FIRST_REPORT_S:g} s, then asked again; twice as long each time",
+                f"{LIMITS.first_report_s:g} s, then asked again; twice as long each time",
             ),
-            ("objects in one association", courier._BATCH),
-            ("objects in one N-ACTION", commitment._REFERENCES),
+            ("objects in one association", LIMITS.objects_per_association),
+            ("objects in one N-ACTION", LIMITS.references_per_request),
             (
                 "trying again",
                 f"after {first_s:g} s, twice as long each time, at most {longest_s:g} s apart, without end",

@@ -1,0 +1,66 @@
+"""The meaning of a C-STORE status for the object that it answers: one table (docs/rules.md, "Delivery")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+MAXIMUM_FAILURES = 8  # answers 0xCxxx to one object, then it is refused
+CANNOT_UNDERSTAND = range(0xC000, 0xD000)
+
+
+class Verdict(Enum):
+    """The consequence of an answer."""
+
+    STORED = "stored"
+    # The destination's trouble, not the object's: the destination is let alone for a while.
+    BUSY = "busy"
+    # Owed, and tried again, later each time.
+    RETRY = "retry"
+    # Not sent again until a person asks for it.
+    REFUSED = "refused"
+    # RETRY at first, REFUSED after MAXIMUM_FAILURES such answers.
+    REFUSED_IN_THE_END = "refused in the end"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A run of statuses with one meaning."""
+
+    statuses: range
+    words: str
+    verdict: Verdict
+
+
+def _one(status: int, words: str, verdict: Verdict) -> Meaning:
+    return Meaning(range(status, status + 1), words, verdict)
+
+
+# PS3.4 Table B.2-1 and PS3.7 Annex C. A status that is not here is retried.
+MEANINGS = (
+    _one(0x0000, "success", Verdict.STORED),
+    # PS3.7 C.4.2: the operation was performed.
+    _one(0x0001, "warning", Verdict.STORED),
+    _one(0x0107, "attribute list error, a warning", Verdict.STORED),
+    # The object is there already, and its UID says what it holds.
+    _one(0x0111, "duplicate SOP instance", Verdict.STORED),
+    _one(0x0116, "attribute value out of range, a warning", Verdict.STORED),
+    _one(0x0122, "SOP class not supported", Verdict.REFUSED),
+    Meaning(range(0xA700, 0xA800), "out of resources", Verdict.BUSY),
+    Meaning(range(0xA900, 0xAA00), "data set does not match SOP class", Verdict.REFUSED),
+    Meaning(range(0xB000, 0xC000), "warnings", Verdict.STORED),
+    Meaning(CANNOT_UNDERSTAND, "cannot understand", Verdict.REFUSED_IN_THE_END),
+)
+
+
+def verdict(status: int, failures: int) -> Verdict:
+    """The verdict on an object that was answered 0xCxxx `failures` times before this `status`."""
+    for meaning in MEANINGS:
+        if status in meaning.statuses:
+            break
+    else:
+        return Verdict.RETRY
+
+    if meaning.verdict is not Verdict.REFUSED_IN_THE_END:
+        return meaning.verdict
+    return Verdict.REFUSED if failures + 1 >= MAXIMUM_FAILURES else Verdict.RETRY

@@ -1,0 +1,159 @@
+"""Objects to send: what a file holds, and its data set as bytes to put on the wire.
+
+The bytes go out as they are where the peer takes their transfer syntax. Otherwise the pixels are decoded: the same
+object under the same UID, its lossy history kept (PS3.3 C.7.6.1.1.5).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.dsutils import encode, split_dataset
+
+# More than a plain file meta information has.
+_HEAD_BYTES = 1024
+# PS3.5 Table 7.1-2: group, element, VR, length.
+_ELEMENT = struct.Struct("<HH2sH")
+
+
+class UnsendableError(Exception):
+    """The file holds no object that could be sent."""
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One object to send. `part10`: the file has a file meta information, so its bytes can go out as they are."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    part10: bool = True
+
+    @property
+    def syntaxes(self) -> tuple[str, str]:
+        """Its abstract syntax (SOP class) and transfer syntax UID."""
+        return self.sop_class_uid, self.transfer_syntax_uid
+
+
+def describe(path: Path) -> Outgoing:
+    """The object in a file, with or without file meta information. Raises UnsendableError, OSError."""
+    try:
+        uids, _ = _file_meta(path)
+        return Outgoing(path, *uids)
+    except (InvalidDicomError, AttributeError):
+        # No preamble, or no complete file meta information: the data set says what it is.
+        pass
+
+    header = _read(path, header_only=True)
+    try:
+        uids = (str(header.SOPClassUID), str(header.SOPInstanceUID), _syntax(header))
+    except AttributeError as error:
+        raise UnsendableError(
+            "no DICOM object: SOP Class UID or SOP Instance UID is absent"
+        ) from error
+    return Outgoing(path, *uids, part10=False)
+
+
+def as_is(outgoing: Outgoing) -> io.FileIO | io.BytesIO:
+    """The file, at the place where its data set begins. Raises UnsendableError, OSError."""
+    uids, offset = _file_meta(outgoing.path)
+    if uids != (outgoing.sop_class_uid, outgoing.sop_instance_uid, outgoing.transfer_syntax_uid):
+        raise UnsendableError("its file meta information names another object")
+    file = outgoing.path.open("rb", buffering=0)
+    file.seek(offset)
+    return file
+
+
+def uncompressed(outgoing: Outgoing, syntax: str) -> io.FileIO | io.BytesIO:
+    """The data set with decoded pixels, in one of the uncompressed little endian syntaxes.
+
+    Raises:
+        UnsendableError, OSError; whatever a decoder raises on pixels that it cannot take.
+    """
+    dataset = _read(outgoing.path)
+    dataset.file_meta.TransferSyntaxUID = UID(outgoing.transfer_syntax_uid)
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        # The same object in another encoding keeps its UID (PS3.4 B.4.1.3).
+        dataset.decompress(generate_instance_uid=False)
+
+    if dataset.original_encoding[1] is False:
+        # Nothing here would swap the bytes of its pixels.
+        raise UnsendableError("it is big endian, which the peer does not take")
+    encoded = encode(dataset, UID(syntax).is_implicit_VR, True)
+    if encoded is None:
+        raise UnsendableError("it cannot be encoded")
+    return io.BytesIO(encoded)
+
+
+def _file_meta(path: Path) -> tuple[tuple[str, str, str], int]:
+    """The UIDs of SOP class, SOP instance and transfer syntax, and the offset of the data set.
+
+    Raises:
+        OSError, InvalidDicomError; AttributeError: one of the UIDs is absent.
+    """
+    with path.open("rb", buffering=0) as file:
+        plain = _plain_file_meta(file.read(_HEAD_BYTES))
+    if plain is not None:
+        return plain
+    meta, offset = split_dataset(path)
+    uids = (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID)
+    return (str(uids[0]), str(uids[1]), str(uids[2])), offset
+
+
+def _plain_file_meta(head: bytes) -> tuple[tuple[str, str, str], int] | None:
+    """The same from a file's first bytes, in a tenth of the time; None where they are not as PS3.10 7.1 has them."""
+    # The prefix, then (0002,0000), the group's length.
+    if head[128:140] != b"DICM\x02\0\0\0UL\x04\0":
+        return None
+
+    at = 144
+    end = at + int.from_bytes(head[140:144], "little")
+    values: dict[int, bytes] = {}
+    while at + _ELEMENT.size <= min(end, len(head)):
+        group, number, vr, length = _ELEMENT.unpack_from(head, at)
+        if group != 0x0002:
+            return None
+        at += _ELEMENT.size
+        if vr == b"OB":
+            # PS3.5 7.1.2: a length of four bytes, after two reserved ones.
+            length = int.from_bytes(head[at : at + 4], "little")
+            at += 4
+        values[number] = head[at : at + length]
+        at += length
+
+    ends_there = at == end and end + 2 <= len(head) and head[end : end + 2] != b"\x02\0"
+    if not ends_there or not values.keys() >= {0x02, 0x03, 0x10}:
+        return None
+    sop_class, sop_instance, syntax = (
+        values[number].rstrip(b"\0 ").decode("ascii", "replace") for number in (0x02, 0x03, 0x10)
+    )
+    return (sop_class, sop_instance, syntax), end
+
+
+def _read(path: Path, header_only: bool = False) -> Dataset:
+    with warnings.catch_warnings():
+        # pydicom's warnings quote header values.
+        warnings.simplefilter("ignore")
+        try:
+            dataset = dcmread(path, force=True, stop_before_pixels=header_only)
+            len(dataset)
+        except OSError:
+            raise
+        except Exception as error:
+            raise UnsendableError(f"no DICOM object ({type(error).__name__})") from error
+    return dataset
+
+
+def _syntax(header: Dataset) -> str:
+    """The transfer syntax, told or seen: a data set without file meta information is not compressed."""
+    told = header.file_meta.get("TransferSyntaxUID")
+    implicit, _ = header.original_encoding
+    return str(told or (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian))
