@@ -35,9 +35,11 @@ def write(folder: Path, recipe: Recipe, figures: Mapping[str, Any]) -> Path:
         f"- {manifest.training.date}: `{manifest.training.command}`",
         "",
         "## What it says",
-        f"- positive from {manifest.classifier.threshold} on: {manifest.classifier.operating_point}",
-        f"- drawn from {segmenter.bottom}, sure from {segmenter.top}; in pixels of 1024 x 1024, smallest region "
-        f"{segmenter.min_area_at_1024_px:g}, sure area {segmenter.min_sure_area_at_1024_px:g}",
+        f"- positive from {manifest.classifier.threshold} on: "
+        f"{manifest.classifier.operating_point}",
+        f"- drawn from {segmenter.bottom}, sure from {segmenter.top}; in pixels of 1024 x 1024, "
+        f"smallest region {segmenter.min_area_at_1024_px:g}, sure area "
+        f"{segmenter.min_sure_area_at_1024_px:g}",
         "",
         "## What was measured",
         f"{figures['labels']}. {figures['report']['note']}",
@@ -49,7 +51,8 @@ def write(folder: Path, recipe: Recipe, figures: Mapping[str, Any]) -> Path:
         *_published(figures, recipe),
         *figures.get("notes", []),
         "",
-        "Nothing is known of other hospitals, machines, ages or kinds of pneumothorax than those of these images.",
+        "Nothing is known of other hospitals, machines, ages or kinds of pneumothorax than those "
+        "of these images.",
         "",
     ]
 
@@ -65,11 +68,15 @@ def _published(figures: Mapping[str, Any], recipe: Recipe) -> list[str]:
     lines = ["| figure | published | ours |", "|---|---|---|"]
     for name, theirs, ours in rows:
         lines.append(
-            f"| {name} | {theirs} | {'; '.join(f'{group}: {text(one)}' for group, one in ours.items())} |"
+            f"| {name} | {theirs} | "
+            f"{'; '.join(f'{group}: {text(one)}' for group, one in ours.items())} |"
         )
     return [*lines, "", CAVEAT, ""]
 
 
 def _row(name: str, figure: Mapping[str, Any]) -> str:
     low, high = figure["interval_95"]
-    return f"| {name} | {figure['value']:.3f} ({low:.3f} to {high:.3f}) | {figure.get('of', figure.get('images'))} |"
+    return (
+        f"| {name} | {figure['value']:.3f} ({low:.3f} to {high:.3f}) | "
+        f"{figure.get('of', figure.get('images'))} |"
+    )

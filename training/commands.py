@@ -164,7 +164,8 @@ def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe |
             ) from error
         if of_run.id != trained_by:
             raise ValueError(
-                f"{split}: of a run of {of_run.id}, the package was trained by {trained_by}; its own wanted"
+                f"{split}: of a run of {of_run.id}, the package was trained by {trained_by}; its "
+                "own wanted"
             )
         return of_run, "every knob"
 

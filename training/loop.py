@@ -108,7 +108,8 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
         _check_side(number, stage)
         if stage.batch % ranks.count():
             raise ValueError(
-                f"networks.{number}.batch: {stage.batch} cannot be shared by {ranks.count()} processes; change either"
+                f"networks.{number}.batch: {stage.batch} cannot be shared by {ranks.count()} "
+                "processes; change either"
             )
         if recipe.layout_of(stage) != recipe.layout and not stage.held_out:
             raise ValueError(
@@ -137,8 +138,8 @@ def _check_side(number: int, stage: Stage) -> None:
         said = str(error).splitlines()[0][:200]
         if said != _NO_AUTOCAST:
             raise ValueError(
-                f"networks.{number}.side: {side} found; {stage.architecture} cannot halve it as often as it does; give "
-                f"a multiple of 32, or of 64: {said}"
+                f"networks.{number}.side: {side} found; {stage.architecture} cannot halve it as "
+                f"often as it does; give a multiple of 32, or of 64: {said}"
             ) from error
 
 
@@ -164,7 +165,10 @@ def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
         if not path.exists():
             path.write_text(json.dumps(now, indent=2), encoding="utf-8")
         elif json.loads(path.read_text(encoding="utf-8")) != now:
-            return f"{path}: the run began with other --start files; give another folder, or the files as they were"
+            return (
+                f"{path}: the run began with other --start files; give another folder, or the "
+                "files as they were"
+            )
     except (OSError, ValueError) as error:
         return str(error)
 
@@ -226,7 +230,8 @@ class _Training:
         for layout, cases in self.sources.items():
             said.append(f"{layout}: {data.LAYOUTS[layout].about}; {len(cases)} images")
         said.append(
-            f"{len(self.parts.train)} train, {len(self.parts.validate)} validate, {len(self.parts.report)} report"
+            f"{len(self.parts.train)} train, {len(self.parts.validate)} validate, "
+            f"{len(self.parts.report)} report"
         )
 
         if not self.recipe.of("segmenter"):
@@ -239,8 +244,8 @@ class _Training:
             for number, path in sorted(self.starts.items())
         ]
         wanted = [
-            f"network {number} is meant to start from {stage.start} weights; none were given, it started at random"
-            f"{' and nothing of it was frozen' if stage.freeze else ''}"
+            f"network {number} is meant to start from {stage.start} weights; none were given, it "
+            f"started at random{' and nothing of it was frozen' if stage.freeze else ''}"
             for number, stage in enumerate(self.recipe.networks)
             if self._lacks_start(number, stage)
         ]
@@ -272,8 +277,9 @@ class _Training:
 
         if not watched or not any(case.positive for case in train):
             raise ValueError(
-                f"layout {layout}: {len(train)} images to train, {len(watched)} to watch"
-                f"{', with a known mask' if stage.on_masks else ''}; some of each wanted, and positive ones to train"
+                f"layout {layout}: {len(train)} images to train, {len(watched)} to "
+                f"watch{', with a known mask' if stage.on_masks else ''}; some of each wanted, "
+                "and positive ones to train"
             )
 
         return list(train), list(watched)
@@ -287,8 +293,9 @@ class _Training:
             weights.take_encoder(network, before[0].network)
         elif self._lacks_start(number, stage):
             self.run.console.print(
-                f"network {number} starts at random{', nothing of it frozen' if stage.freeze else ''}; it is meant to "
-                f"start from {stage.start} weights: give a file with --start {number}=FILE"
+                f"network {number} starts at "
+                f"random{', nothing of it frozen' if stage.freeze else ''}; it is meant to start "
+                f"from {stage.start} weights: give a file with --start {number}=FILE"
             )
 
     def _batches(self, stage: Stage, cases: Sequence[Case], phantoms: int) -> Batches:

@@ -199,7 +199,8 @@ class Stage(_Part):
 
         if self.loss.balance and self.on_masks:
             raise ValueError(
-                "loss.balance: true found; it weighs labels, and this network learns masks: leave it out"
+                "loss.balance: true found; it weighs labels, and this network learns masks: "
+                "leave it out"
             )
 
         return self

@@ -94,6 +94,7 @@ def read(layout: Layout, folder: Path) -> Cases:
         raise ValueError(f"layout {layout!r} found, allowed: {', '.join(LAYOUTS)}")
     if layout != "phantom" and not folder.is_dir():
         raise ValueError(
-            f"{folder}: no such folder; one with the layout {layout} wanted (training/data/{layout}.py)"
+            f"{folder}: no such folder; one with the layout {layout} wanted "
+            f"(training/data/{layout}.py)"
         )
     return LAYOUTS[layout].read(folder)

@@ -113,11 +113,13 @@ class _Shrink:
         pixels, mask = case.pixels(), case.mask()
         if mask is not None and mask.shape != pixels.shape:
             raise ValueError(
-                f"{case.image_id}: the mask has {mask.shape} rows and columns, the image {pixels.shape}"
+                f"{case.image_id}: the mask has {mask.shape} rows and columns, the image "
+                f"{pixels.shape}"
             )
         if mask is not None and mask.any() and not case.positive:
             raise ValueError(
-                f"{case.image_id}: label {case.label:g} found, and a mask that is not empty; correct one of them"
+                f"{case.image_id}: label {case.label:g} found, and a mask that is not empty; "
+                "correct one of them"
             )
 
         fitted = fit(pictures.equalised(pixels) if self.equalise else pixels, self.side)

@@ -64,7 +64,8 @@ def read(folder: Path) -> Cases:
     slices = [path for path in found if path not in masks]
     if not slices:
         raise ValueError(
-            f"{folder}: layout lgg: no <patient>/<slice>.tif found, nor kaggle_3m/<patient>/<slice>.tif"
+            f"{folder}: layout lgg: no <patient>/<slice>.tif found, nor "
+            "kaggle_3m/<patient>/<slice>.tif"
         )
 
     masked = [path for path in slices if _mask_of(path) in masks]

@@ -106,7 +106,8 @@ def _numbers(text: str, pixels: int) -> list[int]:
 
     if not numbers or len(numbers) % 2 or min(numbers) < 0:
         raise ValueError(
-            f"run lengths: {len(numbers)} numbers found, pairs of gap and length, none negative, wanted"
+            f"run lengths: {len(numbers)} numbers found, pairs of gap and length, none negative, "
+            "wanted"
         )
     if sum(numbers) > pixels:
         raise ValueError(

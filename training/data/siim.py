@@ -83,7 +83,8 @@ def read(folder: Path) -> Cases:
     )
     if home is None:
         raise ValueError(
-            f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them wanted"
+            f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them "
+            "wanted"
         )
 
     images = next(
@@ -125,7 +126,8 @@ def read(folder: Path) -> Cases:
 
     if not cases:
         raise ValueError(
-            f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in train-rle.csv"
+            f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in "
+            "train-rle.csv"
         )
 
     labels = {case.image_id: str(int(case.positive)) for case in cases}
@@ -228,7 +230,8 @@ def _read_patients(path: Path) -> dict[str, str]:
             or patients.setdefault(row["ImageId"], row["patient"]) != row["patient"]
         ):
             raise ValueError(
-                f"{path}: line {line}: patient {row['patient']!r} found, one for each ImageId wanted"
+                f"{path}: line {line}: patient {row['patient']!r} found, one for each ImageId "
+                "wanted"
             )
     return patients
 
@@ -241,7 +244,8 @@ def _rows(path: Path, wanted: set[str]) -> Iterator[tuple[int, dict[str, str]]]:
         reader = csv.DictReader(file)
         if not wanted <= set(reader.fieldnames or ()):
             raise ValueError(
-                f"{path}: line 1: header {reader.fieldnames} found, {', '.join(sorted(wanted))} wanted"
+                f"{path}: line 1: header {reader.fieldnames} found, {', '.join(sorted(wanted))} "
+                "wanted"
             )
         for row in reader:
             yield reader.line_num, row

@@ -53,7 +53,8 @@ def read(folder: Path) -> Cases:
     )
     if home is None:
         raise ValueError(
-            f"{folder}: layout silver: no silver-labels.csv found, nor stage2/silver-labels.csv; one of them wanted"
+            f"{folder}: layout silver: no silver-labels.csv found, nor stage2/silver-labels.csv; "
+            "one of them wanted"
         )
 
     path = home / "silver-labels.csv"

@@ -59,7 +59,8 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
         )
     if report & (train | validate):
         raise ValueError(
-            f"split: folds {sorted(report & (train | validate))} report, and train or validate as well"
+            f"split: folds {sorted(report & (train | validate))} report, and train or validate as "
+            "well"
         )
 
     sides = [
@@ -69,7 +70,8 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
     for name, some, chosen in zip(_PARTS, sides, (train, validate, report), strict=True):
         if not some and (chosen or name != "report"):
             raise ValueError(
-                f"split: no image for {name}, folds {sorted(chosen)}; other folds, or more images, wanted"
+                f"split: no image for {name}, folds {sorted(chosen)}; other folds, or more "
+                "images, wanted"
             )
 
     return Parts(
@@ -162,7 +164,8 @@ def read(path: Path, cases: Sequence[Case]) -> Parts:
                     sides[name].append(by_id[row["image_id"]])
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{path}: line {reader.line_num}: {error!r}; {','.join(_COLUMNS)} of images of this data set wanted"
+                    f"{path}: line {reader.line_num}: {error!r}; {','.join(_COLUMNS)} of images "
+                    "of this data set wanted"
                 ) from error
 
     return Parts(sides["train"], sides["validate"], sides["report"], folds)
@@ -173,7 +176,8 @@ def _published(cases: Sequence[Case]) -> list[int]:
     if len(folds) < len(cases):
         without = next(case.image_id for case in cases if case.fold is None)
         raise ValueError(
-            f"split: folds: published, but {len(cases) - len(folds)} images have none ({without}, ...)"
+            f"split: folds: published, but {len(cases) - len(folds)} images have none ({without}, "
+            "...)"
         )
 
     # An image of each fold
@@ -183,7 +187,8 @@ def _published(cases: Sequence[Case]) -> list[int]:
     torn = [" and ".join(several.values()) for several in of_patient.values() if len(several) > 1]
     if torn:
         raise ValueError(
-            f"split: {len(torn)} patients lie in several of the published folds (images {'; '.join(torn[:5])}, ...)"
+            f"split: {len(torn)} patients lie in several of the published folds (images "
+            f"{'; '.join(torn[:5])}, ...)"
         )
 
     return folds

@@ -59,7 +59,8 @@ def read(folder: Path) -> Cases:
     path = folder / TABLE
     if not path.is_file():
         raise ValueError(
-            f"{folder}: layout table: no {TABLE} found; header image,label[,mask,patient,...] wanted"
+            f"{folder}: layout table: no {TABLE} found; header image,label[,mask,patient,...] "
+            "wanted"
         )
 
     cases: list[TableCase] = []

@@ -46,11 +46,13 @@ class Samples:
         n, *square = self.images.shape
         if self.images.dtype != np.uint8 or len(square) != 2 or square[0] != square[1]:
             raise ValueError(
-                f"images: {self.images.dtype} {self.images.shape} found, uint8 (n, side, side) wanted"
+                f"images: {self.images.dtype} {self.images.shape} found, uint8 (n, side, side) "
+                "wanted"
             )
         if self.targets.shape not in ((n,), self.images.shape):
             raise ValueError(
-                f"targets: {self.targets.shape} found, {(n,)} labels or {self.images.shape} masks wanted"
+                f"targets: {self.targets.shape} found, {(n,)} labels or {self.images.shape} masks "
+                "wanted"
             )
         if len(self.ids) not in (0, n) or (self.inside is not None and self.inside.shape != (n, 4)):
             raise ValueError(f"ids and inside: one for each of {n} images wanted")
@@ -83,7 +85,8 @@ class Batches:
             )
         if stage.batch % ranks.count():
             raise ValueError(
-                f"batch: {stage.batch} cannot be shared by {ranks.count()} processes; change one of them"
+                f"batch: {stage.batch} cannot be shared by {ranks.count()} processes; change one "
+                "of them"
             )
 
     def __len__(self) -> int:

@@ -239,7 +239,8 @@ class _Fit:
         by = self._stage.best_by
         if by is not None and by not in figures:
             raise TrainingError(
-                f"{self._name}: best_by: {by} found, one of {', '.join(figures) or 'nothing'} wanted"
+                f"{self._name}: best_by: {by} found, one of {', '.join(figures) or 'nothing'} "
+                "wanted"
             )
         self._curve.add(before | figures | after)
         if by is not None and not math.isnan(figures[by]) and schedule.stale(self._figures()) == 0:
@@ -266,9 +267,10 @@ class _Fit:
         for index, loss in enumerate(seen, first):
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"{self._name}: epoch {number + 1}, batch {index + 1}: the loss is {loss}; images"
-                    f" {', '.join(self._batches.ids(number, index))}. Lower the learning rate, set optimiser.clip, or"
-                    f" look at these images; the run is kept as it was after epoch {number}"
+                    f"{self._name}: epoch {number + 1}, batch {index + 1}: the loss is {loss}; "
+                    f"images {', '.join(self._batches.ids(number, index))}. Lower the learning "
+                    "rate, set optimiser.clip, or look at these images; the run is kept as it "
+                    f"was after epoch {number}"
                 )
 
     def _save(self) -> None:
@@ -342,6 +344,8 @@ def _explained(name: str) -> Iterator[None]:
         ):
             raise
         raise TrainingError(
-            f"{name}: out of memory ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})."
-            " Lower batch and raise accumulate by the same factor: each step then sees as many images as before"
+            f"{name}: out of memory "
+            f"({str(error).splitlines()[0][:200] if str(error) else type(error).__name__}). Lower "
+            "batch and raise accumulate by the same factor: each step then sees as many images "
+            "as before"
         ) from error

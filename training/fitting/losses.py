@@ -35,7 +35,8 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
     """
     if loss.balance and not 0 < positive_share < 1:
         raise ValueError(
-            f"loss: balance with a positive share of {positive_share}; wanted images of both classes"
+            f"loss: balance with a positive share of {positive_share}; wanted images of both "
+            "classes"
         )
 
     weights = (0.5 / (1 - positive_share), 0.5 / positive_share) if loss.balance else (1.0, 1.0)
@@ -55,7 +56,8 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
 
         if targets.dim() != 4:
             raise ValueError(
-                f"loss: a map {tuple(logits.shape)} and targets {tuple(targets.shape)}; wanted masks"
+                f"loss: a map {tuple(logits.shape)} and targets {tuple(targets.shape)}; wanted "
+                "masks"
             )
 
         parts = [weight * term(logits, targets) for weight, term in terms if weight]

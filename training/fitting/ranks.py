@@ -40,8 +40,9 @@ def joined(device: str = "auto") -> Iterator[torch.device]:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if chosen.index >= torch.cuda.device_count():
             raise ValueError(
-                f"torchrun: process {chosen.index} of this machine found {torch.cuda.device_count()} GPUs, one for each"
-                " process wanted; lower --nproc-per-node"
+                f"torchrun: process {chosen.index} of this machine found "
+                f"{torch.cuda.device_count()} GPUs, one for each process wanted; lower "
+                "--nproc-per-node"
             )
         torch.cuda.set_device(chosen)
 

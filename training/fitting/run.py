@@ -98,7 +98,8 @@ class Run:
         there = sorted(path.name for path in self.folder.iterdir())
         if strangers := [name for name in there if name.lstrip(".").split(".")[0] not in _OURS]:
             raise RunError(
-                f"{self.folder}: holds {', '.join(strangers[:_SHOWN])} and no run; give an empty folder"
+                f"{self.folder}: holds {', '.join(strangers[:_SHOWN])} and no run; give an empty "
+                "folder"
             )
         _write_json(self.folder / _ENVIRONMENT, self.environment)
         # last: it says that the run has begun
@@ -110,14 +111,14 @@ class Run:
         if other:
             more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
             raise RunError(
-                f"{self.folder}: holds a run of another recipe: {'; '.join(other[:_SHOWN])}{more}."
-                " Give another folder, or the recipe as it was"
+                f"{self.folder}: holds a run of another recipe: "
+                f"{'; '.join(other[:_SHOWN])}{more}. Give another folder, or the recipe as it was"
             )
 
         if then.get("data") != self.environment["data"]:
             raise RunError(
-                f"{self.folder}: holds a run on other data (digest {then.get('data')} then,"
-                f" {self.environment['data']} now). Give another folder, or the data as they were"
+                f"{self.folder}: holds a run on other data (digest {then.get('data')} then, "
+                f"{self.environment['data']} now). Give another folder, or the data as they were"
             )
 
         self.console.print(f"{self.folder}: resumes")

@@ -142,8 +142,9 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
     if faults:
         more = f"; and {len(faults) - _MOST} more" if len(faults) > _MOST else ""
         raise WeightsError(
-            f"{path}: not weights for the encoder of {named}: {'; '.join(one[:150] for one in faults[:_MOST])}{more}; "
-            "give the state dict of that very encoder, as torchvision, timm or Cadene publish it"
+            f"{path}: not weights for the encoder of {named}: "
+            f"{'; '.join(one[:150] for one in faults[:_MOST])}{more}; give the state dict of that "
+            "very encoder, as torchvision, timm or Cadene publish it"
         )
 
     _fill(wanted, found)
@@ -164,8 +165,9 @@ def take_encoder(network: nn.Module, classifier: nn.Module) -> None:
             name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name)
         )
         raise WeightsError(
-            f"start: classifier: the encoders differ in {len(differ)} tensors ({', '.join(differ[:_MOST])}); "
-            "give classifier and segmenter the same encoder and stem, or start: random"
+            f"start: classifier: the encoders differ in {len(differ)} tensors "
+            f"({', '.join(differ[:_MOST])}); give classifier and segmenter the same encoder and "
+            "stem, or start: random"
         )
 
     _fill(wanted, found)

@@ -323,8 +323,8 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
 
 
 CAVEAT = (
-    "theirs are of their own images and split and, of masks, by definitions that they do not state; ours of the images "
-    "named here: a difference says nothing by itself"
+    "theirs are of their own images and split and, of masks, by definitions that they do not "
+    "state; ours of the images named here: a difference says nothing by itself"
 )
 # By SIIM-ACR 2019; no study says how it computed another figure of masks
 _DEFINED = "competition_score"

@@ -38,10 +38,11 @@ from training.measures.figures import measured
 from training.recipe import RecipeError
 
 NOTE = (
-    "Why 100 % on training data means nothing: it says how much a model can store, not what it has learned. The forest "
-    "reaches the same with the patients' outcomes shuffled, where there is nothing to learn. Only the cross-validated "
-    "figures are of patients that the model had not seen when it answered; and even these come from one small "
-    "collection. Research use only, not for prognosis."
+    "Why 100 % on training data means nothing: it says how much a model can store, not what it "
+    "has learned. The forest reaches the same with the patients' outcomes shuffled, where there "
+    "is nothing to learn. Only the cross-validated figures are of patients that the model had "
+    "not seen when it answered; and even these come from one small collection. Research use "
+    "only, not for prognosis."
 )
 _OUTCOME = "death01"
 _POSITIVE_FROM = 0.5
@@ -157,8 +158,9 @@ def join(
     died = np.array([clinical[patient][_OUTCOME] == 1 for patient in known], dtype=bool)
     if died.sum() < 2 or (~died).sum() < 2:
         raise ValueError(
-            f"outcome: {len(masks)} patients with masks, {len(clinical)} in the clinical table, {len(both)} in both, "
-            f"{died.sum()} died and {(~died).sum()} lived; at least two of each wanted"
+            f"outcome: {len(masks)} patients with masks, {len(clinical)} in the clinical table, "
+            f"{len(both)} in both, {died.sum()} died and {(~died).sum()} lived; at least two of "
+            "each wanted"
         )
 
     mask_names = list(masks[known[0]])
@@ -271,10 +273,11 @@ def described(figures: Mapping[str, Any], settings: Settings) -> str:
     lines = [
         f"# {settings.id}: outcome from mask features and clinical table",
         "",
-        f"{figures['patients']} patients, {figures['died']} died ({figures['without_outcome']} more without a known "
-        f"outcome are left out); masks: {figures['masks']}; {figures['missing_share']:.1%} of the values missing, "
-        f"imputed from the {settings.neighbours} most similar patients inside each fold; "
-        f"{settings.repeats} x {settings.folds}-fold stratified cross-validation. Always naming the commoner outcome "
+        f"{figures['patients']} patients, {figures['died']} died ({figures['without_outcome']} "
+        f"more without a known outcome are left out); masks: {figures['masks']}; "
+        f"{figures['missing_share']:.1%} of the values missing, imputed from the "
+        f"{settings.neighbours} most similar patients inside each fold; {settings.repeats} x "
+        f"{settings.folds}-fold stratified cross-validation. Always naming the commoner outcome "
         f"is right for {figures['always_the_commoner_accuracy']:.1%}.",
         "",
         "| model | labels | figure | on its training data | cross-validated |",

@@ -66,14 +66,16 @@ def _head(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
 
     if figures["trained_on"]:
         yield (
-            f"<p class=warning>{figures['trained_on']} of the {figures['images']} images trained this model: figures "
-            "of <b>all</b> images are better than those of new ones would be.</p>"
+            f"<p class=warning>{figures['trained_on']} of the {figures['images']} images trained "
+            "this model: figures of <b>all</b> images are better than those of new ones would "
+            "be.</p>"
         )
 
     if "jpeg_baseline" in figures:
         yield (
-            "<p class=warning>Some images were re-wrapped from copies, and that alone tells much of their label: every "
-            "figure is given for those <b>as published</b> (JPEG Baseline) alone as well.</p>"
+            "<p class=warning>Some images were re-wrapped from copies, and that alone tells much "
+            "of their label: every figure is given for those <b>as published</b> (JPEG Baseline) "
+            "alone as well.</p>"
         )
 
     for note in figures["notes"]:
@@ -89,7 +91,10 @@ def _head(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
         [], [[name.replace("_", " "), value] for name, value in rows.items() if value], "facts"
     )
 
-    yield "<p>In brackets 95 % intervals, by bootstrap over patients; after the dot the number of images.</p>"
+    yield (
+        "<p>In brackets 95 % intervals, by bootstrap over patients; after the dot the number of "
+        "images.</p>"
+    )
 
 
 def _published(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
@@ -136,10 +141,11 @@ def _all_figures(evaluation: Evaluation) -> Iterator[str]:
     yield _table(["", *columns], rows, "figures")
 
     yield (
-        "<p>* of the segmenter alone, whatever the classifier says; figures of masks without * are of both stages. "
-        "Dice and IoU of all images count 1 where both masks are empty; ...positives are means over images with a "
-        "true mask; pixel figures pool the pixels of all images. ...finding nothing: what an empty mask of every image "
-        "scores; a system that does not reach more finds nothing.</p>"
+        "<p>* of the segmenter alone, whatever the classifier says; figures of masks without * "
+        "are of both stages. Dice and IoU of all images count 1 where both masks are empty; "
+        "...positives are means over images with a true mask; pixel figures pool the pixels of "
+        "all images. ...finding nothing: what an empty mask of every image scores; a system that "
+        "does not reach more finds nothing.</p>"
     )
 
 
@@ -209,8 +215,9 @@ def _search(run_folder: Path | None) -> Iterator[str]:
     yield "<h2>Search of the rule that makes a mask of a map</h2>"
     words = ", ".join(f"{name} {value:g}" for name, value in best.items() if name != _SEARCHED)
     yield (
-        f"<p>{len(rows)} rules were tried on the validation images; the best reached {best[_SEARCHED]:.3f} there "
-        f"({escape(words)}). A colour is the best rule with these two values; the diamond is the best of all.</p>"
+        f"<p>{len(rows)} rules were tried on the validation images; the best reached "
+        f"{best[_SEARCHED]:.3f} there ({escape(words)}). A colour is the best rule with these two "
+        "values; the diamond is the best of all.</p>"
     )
     yield _picture(plots.searched(rows, _SEARCHED), "Rules tried")
 
@@ -262,7 +269,10 @@ def _breakdown(evaluation: Evaluation) -> Iterator[str]:
 
     threshold = evaluation.figures["threshold"]
     found = [(group, some, measured(some, threshold, _BREAKDOWN_DRAWS)) for group, some in groups]
-    yield f"<h2>Breakdown</h2><p>Of {escape(name)}. Groups of a few images say little: look at the intervals.</p>"
+    yield (
+        f"<h2>Breakdown</h2><p>Of {escape(name)}. Groups of a few images say little: look at the "
+        "intervals.</p>"
+    )
     rows = [
         [
             group,
@@ -318,7 +328,9 @@ def _cases(evaluation: Evaluation) -> Iterator[str]:
 
     for title, what, chosen, count in kinds:
         yield f"<h3>{escape(title)}</h3><p>{escape(what)}; {count} in all</p>"
-        yield f"<div class=row>{''.join(_case(evaluation, answer) for answer in chosen[:_SHOWN])}</div>"
+        yield (
+            f"<div class=row>{''.join(_case(evaluation, answer) for answer in chosen[:_SHOWN])}</div>"
+        )
 
 
 def _case(evaluation: Evaluation, answer: Answer) -> str:
@@ -343,7 +355,9 @@ def _case(evaluation: Evaluation, answer: Answer) -> str:
 def _recipe(recipe: Recipe | None, knobs: str) -> Iterator[str]:
     if recipe is not None:
         document = escape(recipe.model_dump_json(indent=2, by_alias=True))
-        yield f"<h2>Recipe</h2><details><summary>{escape(knobs)}</summary><pre>{document}</pre></details>"
+        yield (
+            f"<h2>Recipe</h2><details><summary>{escape(knobs)}</summary><pre>{document}</pre></details>"
+        )
 
 
 def _shown(evaluation: Evaluation) -> tuple[list[Answer], str]:

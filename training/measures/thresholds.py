@@ -32,8 +32,8 @@ def operating_point(
     count, positive = len(labels), int(labels.sum())
     if not positive or (point.best and positive == count):
         raise ValueError(
-            f"operating point: {positive} of the {count} validation images are positive; wanted some, and some that "
-            "are not: change split"
+            f"operating point: {positive} of the {count} validation images are positive; wanted "
+            "some, and some that are not: change split"
         )
 
     thresholds, counts = metrics.at_every_threshold(
@@ -134,7 +134,8 @@ def search(maps: Iterable[Map], grid: Grid) -> Search:
     for probability, true in maps:
         if probability.shape != true.shape:
             raise ValueError(
-                f"search: a map of shape {probability.shape} and a mask of {true.shape}; wanted the same"
+                f"search: a map of shape {probability.shape} and a mask of {true.shape}; wanted "
+                "the same"
             )
         total, count = total + _dices(probability, true, grid), count + 1
 
