@@ -24,7 +24,9 @@ from inference.networks import build
 from inference.pipeline import AnalysisSettings, Pipeline
 from inference.plausibility import OTHERS, UPRIGHT, Judgement, Pixels, Pose
 from training import phantom
-from training.plausibility import TURNED_OR_INVERTED, non_chests, scores, train
+from training.plausibility import non_chests
+from training.plausibility.chests import TURNED_OR_INVERTED
+from training.plausibility.train import scores, train
 
 UPSIDE_DOWN = Pose(2)
 # Of node/: what shows no frontal chest. The header of each tells; here it is taken away.
