@@ -4,8 +4,9 @@ As published: `FOLDER/train-rle.csv` and images anywhere under `FOLDER/dicom-ima
 their ImageId:
 
     dicom-images-train/<study>/<series>/<ImageId>.dcm
-    train-rle.csv             header "ImageId, EncodedPixels" with its blank; one row per mask, several rows of an image
-                              are united, "-1" is none; an ImageId may be repeated
+    train-rle.csv             header "ImageId, EncodedPixels" with its blank; one row per mask,
+                              several rows of an image are united, "-1" is no mask; an ImageId
+                              may be repeated
 
 Without dicom-images-train, images are looked for under `dicom`, and without that under FOLDER
 itself. An optional `folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and keys of
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -78,89 +79,143 @@ def read(folder: Path) -> Cases:
     Raises:
         ValueError: no such folder, malformed rows with their line numbers, or no image.
     """
-    home = next(
-        (home for home in (folder, folder / "siim") if (home / "train-rle.csv").is_file()), None
-    )
-    if home is None:
-        raise ValueError(
-            f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them "
-            "wanted"
-        )
-
-    images = next(
-        (home / name for name in ("dicom-images-train", "dicom") if (home / name).is_dir()), home
-    )
-    paths: dict[str, Path] = {}
-    twice = []
-
-    for path in sorted(images.rglob("*.dcm")):
-        if paths.setdefault(path.stem, path) is not path:
-            twice.append(path.stem)
-
+    home = _home(folder)
+    images = _image_folder(home)
+    paths, repeated = _image_paths(images)
     with silenced_warnings():
         headers = {image_id: _header(path) for image_id, path in paths.items()}
-    rows = rle.read(
-        home / "train-rle.csv", {image_id: header.size for image_id, header in headers.items()}
+
+    sizes = {image_id: header.size for image_id, header in headers.items()}
+    tables = _Tables(
+        rows=rle.read(home / "train-rle.csv", sizes),
+        folds=_read_folds(home / "folds.csv"),
+        patients=_read_patients(home / "patients.csv"),
     )
-    folds = _read_folds(home / "folds.csv")
 
-    patients = _read_patients(home / "patients.csv")
-    # In the order of folds.csv, if there is one
-    wanted = [
-        image_id
-        for image_id in dict.fromkeys([*folds, *rows])
-        if image_id in rows and image_id in paths
-    ]
-    named = patients or {image_id: headers[image_id].patient for image_id in wanted}
-    keys = numbered(named[image_id] for image_id in wanted if named.get(image_id))
-    cases = [
-        _case(
-            folds.get(image_id, {}),
-            keys.get(named.get(image_id, ""), image_id),
-            paths[image_id],
-            headers[image_id],
-            rows[image_id],
-        )
-        for image_id in wanted
-    ]
-
+    cases = _cases(tables, paths, headers)
     if not cases:
         raise ValueError(
             f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in "
             "train-rle.csv"
         )
 
-    labels = {case.image_id: str(int(case.positive)) for case in cases}
-    where: dict[tuple[Literal["error", "warning"], str], Iterable[str]] = {
-        ("error", "two files of one ImageId"): twice,
-        ("error", "label of folds.csv is not that of train-rle.csv"): (
-            name for name in labels if name in folds and folds[name]["pneumothorax"] != labels[name]
-        ),
-        ("warning", "image without a row in train-rle.csv, left out"): paths.keys() - rows.keys(),
-        ("warning", "row in train-rle.csv without an image, left out"): rows.keys() - paths.keys(),
-        ("warning", "image in folds.csv that has no row or no file"): folds.keys() - labels.keys(),
-        ("warning", "image that folds.csv does not name"): labels.keys() - folds.keys()
-        if folds
-        else (),
-        ("warning", "image that patients.csv does not name"): labels.keys() - patients.keys()
-        if patients
-        else (),
-        ("warning", "the data name no patients: a split cannot keep a patient's images together"): (
-            ["give patients.csv (ImageId,patient)"]
-            if not patients
-            and not any(fold["patient"] for fold in folds.values())
-            and len({case.patient for case in cases}) == len(cases) > 1
-            else ()
-        ),
-        ("warning", "mask and -1 for one image in train-rle.csv"): (
-            name for name, texts in rows.items() if rle.NONE in texts and len(set(texts)) > 1
-        ),
-    }
+    findings = [
+        _finding("error", "two files of one ImageId", repeated),
+        *_label_findings(cases, tables),
+        *_coverage_findings(cases, tables, paths),
+        *_patient_findings(cases, tables),
+    ]
+    return Cases(cases, findings)
 
-    return Cases(
-        cases,
-        [Finding(level, what, tuple(sorted(names))) for (level, what), names in where.items()],
+
+@dataclass(frozen=True)
+class _Tables:
+    """What the tables beside the images say, by ImageId."""
+
+    # Run lengths as text
+    rows: Mapping[str, tuple[str, ...]]
+    # Rows of folds.csv, empty without it
+    folds: Mapping[str, Mapping[str, str]]
+    # Of patients.csv, empty without it
+    patients: Mapping[str, str]
+
+
+def _home(folder: Path) -> Path:
+    for home in (folder, folder / "siim"):
+        if (home / "train-rle.csv").is_file():
+            return home
+    raise ValueError(
+        f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them wanted"
     )
+
+
+def _image_folder(home: Path) -> Path:
+    for name in ("dicom-images-train", "dicom"):
+        if (home / name).is_dir():
+            return home / name
+    return home
+
+
+def _image_paths(images: Path) -> tuple[dict[str, Path], list[str]]:
+    """The file of each ImageId, the first of equals, and the ImageIds that name several files."""
+    paths: dict[str, Path] = {}
+    repeated = []
+    for path in sorted(images.rglob("*.dcm")):
+        if paths.setdefault(path.stem, path) is not path:
+            repeated.append(path.stem)
+    return paths, repeated
+
+
+def _cases(
+    tables: _Tables, paths: Mapping[str, Path], headers: Mapping[str, _Header]
+) -> list[SiimCase]:
+    """The images that have a row and a file, in the order of folds.csv if there is one."""
+    named = dict.fromkeys([*tables.folds, *tables.rows])
+    wanted = [image_id for image_id in named if image_id in tables.rows and image_id in paths]
+
+    patients = tables.patients or {image_id: headers[image_id].patient for image_id in wanted}
+    keys = numbered(patients[image_id] for image_id in wanted if patients.get(image_id))
+
+    cases = []
+    for image_id in wanted:
+        patient = keys.get(patients.get(image_id, ""), image_id)
+        fold = tables.folds.get(image_id, {})
+        runs = tables.rows[image_id]
+        cases.append(_case(fold, patient, paths[image_id], headers[image_id], runs))
+    return cases
+
+
+def _label_findings(cases: Sequence[SiimCase], tables: _Tables) -> list[Finding]:
+    contradicted = []
+    for case in cases:
+        fold = tables.folds.get(case.image_id)
+        if fold is not None and fold["pneumothorax"] != str(int(case.positive)):
+            contradicted.append(case.image_id)
+
+    both = [
+        image_id
+        for image_id, runs in tables.rows.items()
+        if rle.NONE in runs and len(set(runs)) > 1
+    ]
+
+    return [
+        _finding("error", "label of folds.csv is not that of train-rle.csv", contradicted),
+        _finding("warning", "mask and -1 for one image in train-rle.csv", both),
+    ]
+
+
+def _coverage_findings(
+    cases: Sequence[SiimCase], tables: _Tables, paths: Mapping[str, Path]
+) -> list[Finding]:
+    """Images, rows and tables that do not name each other."""
+    used = {case.image_id for case in cases}
+    rows, files, folds = set(tables.rows), set(paths), set(tables.folds)
+    findings = [
+        _finding("warning", "image without a row in train-rle.csv, left out", files - rows),
+        _finding("warning", "row in train-rle.csv without an image, left out", rows - files),
+        _finding("warning", "image in folds.csv that has no row or no file", folds - used),
+    ]
+
+    if tables.folds:
+        findings.append(_finding("warning", "image that folds.csv does not name", used - folds))
+    if tables.patients:
+        unnamed = used - set(tables.patients)
+        findings.append(_finding("warning", "image that patients.csv does not name", unnamed))
+    return findings
+
+
+def _patient_findings(cases: Sequence[SiimCase], tables: _Tables) -> list[Finding]:
+    named_by_table = bool(tables.patients) or any(fold["patient"] for fold in tables.folds.values())
+    patients = {case.patient for case in cases}
+    if named_by_table or len(cases) == 1 or len(patients) < len(cases):
+        return []
+
+    what = "the data name no patients: a split cannot keep a patient's images together"
+    return [Finding("warning", what, ("give patients.csv (ImageId,patient)",))]
+
+
+def _finding(level: Literal["error", "warning"], what: str, image_ids: Iterable[str]) -> Finding:
+    return Finding(level, what, tuple(sorted(image_ids)))
 
 
 def _case(
