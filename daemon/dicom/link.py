@@ -11,20 +11,12 @@ from types import TracebackType
 from pydicom import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom.dsutils import encode
-from pynetdicom.presentation import PresentationContext, build_context
 
+from daemon.dicom.negotiation import Proposal
 from daemon.dicom.outgoing import Outgoing, UnsendableError, as_is, uncompressed
+from daemon.dicom.pdu import Command, Element
 from daemon.dicom.requestor import (
-    ACTION_TYPE_ID,
-    AFFECTED_SOP_CLASS_UID,
-    AFFECTED_SOP_INSTANCE_UID,
-    C_ECHO_RQ,
-    C_STORE_RQ,
     DEFAULT_LIMITS,
-    N_ACTION_RQ,
-    PRIORITY,
-    REQUESTED_SOP_CLASS_UID,
-    REQUESTED_SOP_INSTANCE_UID,
     Answer,
     EventHandler,
     Limits,
@@ -37,7 +29,6 @@ from daemon.dicom.tables import (
     UNCOMPRESSED,
     VERIFICATION,
     Priority,
-    wanted_contexts,
 )
 
 
@@ -61,17 +52,23 @@ class Remote:
         return f"{self.ae_title} at {self.host}:{self.port}"
 
 
-def proposal(objects: Sequence[tuple[str, str]]) -> list[PresentationContext]:
+def proposal(objects: Sequence[tuple[str, str]]) -> list[Proposal]:
     """The presentation contexts that objects need, each given as (SOP class UID, transfer syntax UID).
 
-    Without objects, those of Verification.
+    Each syntax has its own context, so that the peer's answer says of each whether it is taken: the object's own, and
+    the uncompressed syntaxes that the object could be turned into. Without objects, the contexts of Verification. The
+    requestor numbers the contexts.
     """
-    return wanted_contexts(objects or [(VERIFICATION, str(ImplicitVRLittleEndian))])
+    wanted: dict[tuple[str, str], None] = {}
+    for sop_class, own in objects or [(VERIFICATION, str(ImplicitVRLittleEndian))]:
+        for syntax in (own, *UNCOMPRESSED):
+            wanted[sop_class, str(syntax)] = None
+    return [Proposal(0, sop_class, (syntax,)) for sop_class, syntax in wanted]
 
 
-def commitment_proposal() -> list[PresentationContext]:
+def commitment_proposal() -> list[Proposal]:
     """The presentation context of a request for storage commitment (PS3.4 J.3.2)."""
-    return [build_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))]
+    return [Proposal(0, STORAGE_COMMITMENT, tuple(map(str, UNCOMPRESSED)))]
 
 
 class Link:
@@ -85,7 +82,7 @@ class Link:
         cls,
         calling_ae_title: str,
         remote: Remote,
-        contexts: Sequence[PresentationContext],
+        contexts: Sequence[Proposal],
         limits: Limits = DEFAULT_LIMITS,
         on_event_report: EventHandler | None = None,
     ) -> Link:
@@ -124,10 +121,10 @@ class Link:
         context_id = self._requestor.accepted[outgoing.sop_class_uid, syntax]
 
         # PS3.7 Table 9.3-1
-        command: dict[int, int | str] = {
-            AFFECTED_SOP_CLASS_UID: outgoing.sop_class_uid,
-            PRIORITY: Priority.MEDIUM,
-            AFFECTED_SOP_INSTANCE_UID: outgoing.sop_instance_uid,
+        command: dict[int, int | str | bytes] = {
+            Element.AFFECTED_SOP_CLASS_UID: outgoing.sop_class_uid,
+            Element.PRIORITY: Priority.MEDIUM,
+            Element.AFFECTED_SOP_INSTANCE_UID: outgoing.sop_instance_uid,
         }
         with _data_set(outgoing, syntax) as data:
             begin = data.tell()
@@ -135,13 +132,14 @@ class Link:
             data.seek(begin)
             if size_bytes <= 0:
                 raise UnsendableError("it holds no data set")
-            return self._ask(Request(context_id, C_STORE_RQ, command, data, size_bytes))
+            return self._ask(Request(context_id, Command.C_STORE_RQ, command, data, size_bytes))
 
     def echo(self) -> Answer:
         """C-ECHO. Raises LinkDownError, NotAcceptedError."""
         context_id, _ = self._context_of(VERIFICATION, "Verification")
         # PS3.7 Table 9.3-12
-        return self._ask(Request(context_id, C_ECHO_RQ, {AFFECTED_SOP_CLASS_UID: VERIFICATION}))
+        command: dict[int, int | str | bytes] = {Element.AFFECTED_SOP_CLASS_UID: VERIFICATION}
+        return self._ask(Request(context_id, Command.C_ECHO_RQ, command))
 
     def action(
         self, sop_class_uid: str, sop_instance_uid: str, action_type: int, information: Dataset
@@ -153,13 +151,13 @@ class Link:
             raise UnsendableError("its action information cannot be encoded")
 
         # PS3.7 Table 10.3-5
-        command: dict[int, int | str] = {
-            REQUESTED_SOP_CLASS_UID: sop_class_uid,
-            REQUESTED_SOP_INSTANCE_UID: sop_instance_uid,
-            ACTION_TYPE_ID: action_type,
+        command: dict[int, int | str | bytes] = {
+            Element.REQUESTED_SOP_CLASS_UID: sop_class_uid,
+            Element.REQUESTED_SOP_INSTANCE_UID: sop_instance_uid,
+            Element.ACTION_TYPE_ID: action_type,
         }
         data = io.BytesIO(encoded)
-        return self._ask(Request(context_id, N_ACTION_RQ, command, data, len(encoded)))
+        return self._ask(Request(context_id, Command.N_ACTION_RQ, command, data, len(encoded)))
 
     def await_event_report(self, within_s: float) -> bool:
         """Whether the peer sent an event report in time; it has gone to the handler. Raises LinkDownError."""

@@ -7,7 +7,6 @@ object under the same UID, its lossy history kept (PS3.3 C.7.6.1.1.5).
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.dsutils import encode, split_dataset
 
-# More than a plain file meta information has.
-_HEAD_BYTES = 1024
-# PS3.5 Table 7.1-2: group, element, VR, length.
-_ELEMENT = struct.Struct("<HH2sH")
+from daemon.dicom.part10 import HEAD_BYTES, read_file_meta
 
 
 class UnsendableError(Exception):
@@ -100,42 +96,18 @@ def _file_meta(path: Path) -> tuple[tuple[str, str, str], int]:
         OSError, InvalidDicomError; AttributeError: one of the UIDs is absent.
     """
     with path.open("rb", buffering=0) as file:
-        plain = _plain_file_meta(file.read(_HEAD_BYTES))
+        plain = read_file_meta(file.read(HEAD_BYTES))
     if plain is not None:
-        return plain
+        uids = (plain.sop_class_uid, plain.sop_instance_uid, plain.transfer_syntax_uid)
+        return uids, plain.data_set_at
+
     meta, offset = split_dataset(path)
-    uids = (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID)
-    return (str(uids[0]), str(uids[1]), str(uids[2])), offset
-
-
-def _plain_file_meta(head: bytes) -> tuple[tuple[str, str, str], int] | None:
-    """The same from a file's first bytes, in a tenth of the time; None where they are not as PS3.10 7.1 has them."""
-    # The prefix, then (0002,0000), the group's length.
-    if head[128:140] != b"DICM\x02\0\0\0UL\x04\0":
-        return None
-
-    at = 144
-    end = at + int.from_bytes(head[140:144], "little")
-    values: dict[int, bytes] = {}
-    while at + _ELEMENT.size <= min(end, len(head)):
-        group, number, vr, length = _ELEMENT.unpack_from(head, at)
-        if group != 0x0002:
-            return None
-        at += _ELEMENT.size
-        if vr == b"OB":
-            # PS3.5 7.1.2: a length of four bytes, after two reserved ones.
-            length = int.from_bytes(head[at : at + 4], "little")
-            at += 4
-        values[number] = head[at : at + length]
-        at += length
-
-    ends_there = at == end and end + 2 <= len(head) and head[end : end + 2] != b"\x02\0"
-    if not ends_there or not values.keys() >= {0x02, 0x03, 0x10}:
-        return None
-    sop_class, sop_instance, syntax = (
-        values[number].rstrip(b"\0 ").decode("ascii", "replace") for number in (0x02, 0x03, 0x10)
+    uids = (
+        str(meta.MediaStorageSOPClassUID),
+        str(meta.MediaStorageSOPInstanceUID),
+        str(meta.TransferSyntaxUID),
     )
-    return (sop_class, sop_instance, syntax), end
+    return uids, offset
 
 
 def _read(path: Path, header_only: bool = False) -> Dataset:

@@ -1,9 +1,7 @@
 """One association, at the end that requests it: PS3.8 over one connection, in the caller's own thread.
 
-pynetdicom's classes encode and decode the negotiation. Its own association runs two threads that poll every
-millisecond and copy each object several times: two to five times the cost of storescu (benchmarks/send.py). Here
-a fragment is read from the file into its place behind a PDU header that is there already, and up to a megabyte of
-such PDUs goes out at once.
+A fragment is read from the file into its place behind a PDU header that is there already, and up to a megabyte of
+such PDUs goes out at once: an association of pynetdicom costs two to five times as much (benchmarks/send.py).
 """
 
 from __future__ import annotations
@@ -11,30 +9,35 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pydicom.uid import UID
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-)
-from pynetdicom.presentation import PresentationContext
-
+from daemon.dicom import negotiation
+from daemon.dicom.negotiation import Proposal, Rejected, UserInformation
 from daemon.dicom.pdu import (
-    ELEMENT,
+    DATA_SET,
+    LAST_FRAGMENT,
+    NO_DATA_SET,
     P_DATA,
-    P_DATA_TF,
+    PDU_HEADER,
     PDV_HEADER_BYTES,
+    RELEASE_RP,
+    RELEASE_RQ,
+    RESPONSE,
+    Command,
+    CommandSet,
+    Element,
     Fragment,
     MalformedError,
+    PduType,
+    abort,
+    abort_in_words,
+    command_pdus,
     command_set,
     fragments,
+    read_command_set,
+    response_to,
 )
 from daemon.dicom.tables import (
     IMPLEMENTATION_CLASS_UID,
@@ -44,59 +47,20 @@ from daemon.dicom.tables import (
     printable,
 )
 
-APPLICATION_CONTEXT = UID("1.2.840.10008.3.1.1.1")  # PS3.7 A.2.1
 _BUFFER_BYTES = 1 << 20  # of PDUs that go out at once
 _FAREWELL_S = 1.0  # for a PDU that nobody needs to read any more
+_USER = UserInformation(MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
 
-# PS3.8 9.3.1: types of PDU; each begins with its type, a reserved byte and the length of the rest.
-_ASSOCIATE_AC, _ASSOCIATE_RJ, _, _RELEASE_RQ, _RELEASE_RP, _ABORT = range(0x02, 0x08)
-_PDU = struct.Struct(">BBL")
-_RELEASE_RQ_PDU = _PDU.pack(_RELEASE_RQ, 0, 4) + bytes(4)  # PS3.8 9.3.6
-_RELEASE_RP_PDU = _PDU.pack(_RELEASE_RP, 0, 4) + bytes(4)  # PS3.8 9.3.7
-_ABORT_PDU = _PDU.pack(_ABORT, 0, 4) + bytes(4)  # PS3.8 9.3.8: by the service user
-
-# PS3.8 E.2: bits of a message control header.
-_COMMAND = 0b01
-_LAST = 0b10
-
-# PS3.7 E.1: elements (0000,xxxx) of a command set, implicit VR little endian.
-AFFECTED_SOP_CLASS_UID = 0x0002
-REQUESTED_SOP_CLASS_UID = 0x0003
-_COMMAND_FIELD = 0x0100
-_MESSAGE_ID = 0x0110
-_RESPONDED_TO = 0x0120
-PRIORITY = 0x0700
-_DATA_SET_TYPE = 0x0800
-_STATUS = 0x0900
-_ERROR_COMMENT = 0x0902
-AFFECTED_SOP_INSTANCE_UID = 0x1000
-REQUESTED_SOP_INSTANCE_UID = 0x1001
-_EVENT_TYPE_ID = 0x1002
-ACTION_TYPE_ID = 0x1008
-_NO_DATA_SET = 0x0101
-_DATA_SET = 0x0001
-
-# PS3.7 E.1-1: command fields; that of a response has the highest bit set.
-C_STORE_RQ = 0x0001
-C_ECHO_RQ = 0x0030
-N_EVENT_REPORT_RQ = 0x0100
-N_ACTION_RQ = 0x0130
-_RESPONSE = 0x8000
-
-# PS3.8 9.3.4: result, source and reason of an A-ASSOCIATE-RJ, in words.
-_REJECTED = {1: "rejected", 2: "rejected for now"}
-_REASONS = {
-    (1, 1): "no reason given; see whether this node's AE title and address are configured there",
-    (1, 2): "it does not take DICOM's application context; is this a DICOM node?",
-    (
-        1,
-        3,
-    ): "it does not know this node's AE title {calling}: add that, with this node's address, there",
+# The thing to do about an A-ASSOCIATE-RJ, by source and reason (PS3.8 Table 9-21).
+_ADVICE = {
+    (1, 1): "see whether this node's AE title {calling} and its address are configured there",
+    (1, 2): "is this the port of a DICOM node?",
+    (1, 3): "add this node's AE title {calling}, with its address, there",
     (1, 7): "its AE title is not {called}: correct `ae_title` of the destination",
-    (2, 1): "no reason given by its association layer; its log may tell",
-    (2, 2): "it does not take version 1 of the DICOM upper layer protocol; is this a DICOM node?",
-    (3, 1): "it is busy (temporary congestion)",
-    (3, 2): "it is busy (its limit of associations is reached)",
+    (2, 1): "its log may tell",
+    (2, 2): "is this the port of a DICOM node?",
+    (3, 1): "it is busy",
+    (3, 2): "it is busy; let it take more associations at a time",
 }
 
 Source = io.FileIO | io.BytesIO
@@ -134,9 +98,9 @@ class Request:
     """A DIMSE request: the elements of its command set, and its data set, if any, from where `data` is now."""
 
     context_id: int
-    command_field: int
+    command_field: Command
     # The other elements, without those that ask() adds.
-    command: Mapping[int, int | str]
+    command: Mapping[int, int | str | bytes]
     data: Source | None = None
     data_bytes: int = 0
 
@@ -169,19 +133,11 @@ EventHandler = Callable[[EventReport], int]
 
 @dataclass(frozen=True)
 class _Message:
-    """A whole DIMSE message of the peer: command elements by number, and the encoded data set."""
+    """A whole DIMSE message of the peer: its command set, and its encoded data set."""
 
     context_id: int
-    elements: Mapping[int, bytes]
+    command: CommandSet
     data: bytes
-
-    def number(self, element: int) -> int | None:
-        """The value of a US element; None where it is absent or of another length."""
-        value = self.elements.get(element, b"")
-        return int.from_bytes(value, "little") if len(value) == 2 else None
-
-    def text(self, element: int) -> str:
-        return self.elements.get(element, b"").decode("ascii", "replace").strip("\0 ")
 
 
 class Requestor:
@@ -202,6 +158,8 @@ class Requestor:
         self._on_event_report = on_event_report
         self._message_id = 0
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        # Of a PDU after its header, and of the fragment in it.
+        self._longest = 0
         self._fragment_bytes = 0
         # Read from the connection, and not yet understood.
         self._ahead = b""
@@ -215,7 +173,7 @@ class Requestor:
         cls,
         connection: socket.socket,
         ae_titles: tuple[str, str],
-        contexts: Sequence[PresentationContext],
+        contexts: Sequence[Proposal],
         limits: Limits = DEFAULT_LIMITS,
         on_event_report: EventHandler | None = None,
     ) -> Requestor:
@@ -244,33 +202,34 @@ class Requestor:
 
         # A new ID each time, so that a second answer to this request is not taken for the next one's.
         self._message_id = self._message_id % 0xFFFF + 1
-        known = {
-            _COMMAND_FIELD: request.command_field,
-            _MESSAGE_ID: self._message_id,
-            _DATA_SET_TYPE: _NO_DATA_SET if request.data is None else _DATA_SET,
+        known: dict[int, int] = {
+            Element.COMMAND_FIELD: request.command_field,
+            Element.MESSAGE_ID: self._message_id,
+            Element.DATA_SET_TYPE: NO_DATA_SET if request.data is None else DATA_SET,
         }
         command = command_set({**request.command, **known})
 
         self._idle = False
         within_s = self._limits.answer_s + request.data_bytes / self._limits.slowest_bytes_per_s
         deadline = time.monotonic() + within_s
-        self._send_part(request.context_id, io.BytesIO(command), len(command), _COMMAND, deadline)
+        self._send_command(request.context_id, command, deadline)
         if request.data is not None:
-            self._send_part(request.context_id, request.data, request.data_bytes, 0, deadline)
+            for pdus in self._pdus(request.context_id, request.data, request.data_bytes):
+                self._send(pdus, self._limits.stalled_s, deadline)
 
         response = self._response(deadline)
         answers_this = (
-            response.number(_COMMAND_FIELD) == _RESPONSE | request.command_field
-            and response.number(_RESPONDED_TO) == self._message_id
+            response.number(Element.COMMAND_FIELD) == RESPONSE | request.command_field
+            and response.number(Element.MESSAGE_ID_RESPONDED_TO) == self._message_id
         )
         if not answers_this:
             raise ProtocolError("a response to another request came")
-        status = response.number(_STATUS)
+        status = response.number(Element.STATUS)
         if status is None:
             raise ProtocolError("a response without a status came")
 
         self._idle = True
-        return Answer(status, printable(response.text(_ERROR_COMMENT)))
+        return Answer(status, printable(response.text(Element.ERROR_COMMENT)))
 
     def await_event_report(self, within_s: float) -> bool:
         """Take one N-EVENT-REPORT, if the peer sends one in time; returns whether it did.
@@ -301,11 +260,11 @@ class Requestor:
         deadline = time.monotonic() + within_s
         with contextlib.suppress(OSError):
             if self._idle:
-                self._send(memoryview(_RELEASE_RQ_PDU), within_s, deadline)
-                while (kind := self._receive(deadline)[0]) != _RELEASE_RP:
-                    if kind == _RELEASE_RQ:
+                self._send(memoryview(RELEASE_RQ), within_s, deadline)
+                while (kind := self._receive(deadline)[0]) != PduType.RELEASE_RP:
+                    if kind == PduType.RELEASE_RQ:
                         # Both released at the same time: PS3.8 7.2.2.7.
-                        self._send(memoryview(_RELEASE_RP_PDU), within_s, deadline)
+                        self._send(memoryview(RELEASE_RP), within_s, deadline)
                 self._socket.close()
         self.abort()
 
@@ -314,116 +273,84 @@ class Requestor:
         self._idle = False
         with contextlib.suppress(OSError):
             self._socket.settimeout(0)
-            self._socket.send(_ABORT_PDU)
+            self._socket.send(abort())
         self._socket.close()
 
     # -- negotiation ---------------------------------------------------------------------------
 
-    def _negotiate(
-        self, ae_titles: tuple[str, str], contexts: Sequence[PresentationContext]
-    ) -> None:
+    def _negotiate(self, ae_titles: tuple[str, str], contexts: Sequence[Proposal]) -> None:
         no_delay(self._socket)
         deadline = time.monotonic() + self._limits.acse_s
-        request = _associate_request(ae_titles, contexts)
+        calling, called = ae_titles
+
+        # Odd numbers: PS3.8 9.3.2.2.
+        proposed = [replace(each, context_id=2 * n + 1) for n, each in enumerate(contexts)]
+        request = negotiation.write_request(called, calling, proposed, _USER)
         self._send(memoryview(request), self._limits.acse_s, deadline)
+
         kind, body = self._receive(deadline)
+        try:
+            answer = negotiation.read_answer(kind, body)
+        except MalformedError as error:
+            raise ProtocolError(f"the association request was answered with {error}") from error
+        if isinstance(answer, Rejected):
+            raise RejectedError(_rejection(answer, ae_titles))
 
-        longest = self._take_answer(kind, body, ae_titles, contexts) or MAXIMUM_PDU_BYTES
-        longest = min(longest, MAXIMUM_PDU_BYTES)
+        for context in proposed:
+            if syntax := answer.contexts.get(context.context_id):
+                self.accepted.setdefault((context.abstract_syntax, syntax), context.context_id)
+        self._note_maximum(answer.user.maximum_pdu_bytes or MAXIMUM_PDU_BYTES)
+        self._idle = True
 
+    def _note_maximum(self, maximum_bytes: int) -> None:
         # PS3.8 D.1: the length after a PDU's header. An object of even length is cut evenly.
+        longest = min(maximum_bytes, MAXIMUM_PDU_BYTES)
+        self._longest = longest
         self._fragment_bytes = (longest - PDV_HEADER_BYTES) // 2 * 2
         if self._fragment_bytes <= 0:
             raise ProtocolError(
                 f"the peer takes PDUs of at most {longest} bytes, and nothing fits into them"
             )
-        self._idle = True
-
-    def _take_answer(
-        self,
-        kind: int,
-        body: bytes,
-        ae_titles: tuple[str, str],
-        contexts: Sequence[PresentationContext],
-    ) -> int:
-        """Note the accepted contexts; returns the peer's maximum PDU length, 0 for no limit."""
-        if kind not in (_ASSOCIATE_AC, _ASSOCIATE_RJ):
-            raise ProtocolError(
-                f"the association request was answered with a PDU of type {kind:#04x}"
-            )
-        if kind == _ASSOCIATE_RJ:
-            raise RejectedError(_rejection(body, ae_titles))
-
-        pdu = A_ASSOCIATE_AC()
-        classes = {context.context_id: context.abstract_syntax for context in contexts}
-        try:
-            pdu.decode(_PDU.pack(kind, 0, len(body)) + body)
-            answer = pdu.to_primitive()
-            for result in answer.presentation_context_definition_results_list:
-                accepted_id = result.context_id
-                if result.result == 0 and accepted_id is not None and accepted_id in classes:
-                    key = (str(classes[accepted_id]), str(result.transfer_syntax[0]))
-                    self.accepted.setdefault(key, accepted_id)
-            return answer.maximum_length_received or 0
-        except Exception as error:
-            # pynetdicom's decoder met bytes that it cannot take.
-            raise ProtocolError(
-                "the association request was answered with bytes that cannot be decoded"
-            ) from error
 
     # -- messages ------------------------------------------------------------------------------
 
-    def _response(self, deadline: float) -> _Message:
-        """The next message that is a response; event reports before it are answered."""
+    def _response(self, deadline: float) -> CommandSet:
+        """The command set of the next response; event reports before it are answered."""
         while True:
             message = self._message(deadline)
             if not self._is_event_report(message):
-                return message
+                return message.command
             self._answer_event_report(message, deadline)
 
     def _is_event_report(self, message: _Message) -> bool:
-        return (
-            self._on_event_report is not None
-            and message.number(_COMMAND_FIELD) == N_EVENT_REPORT_RQ
-        )
+        field = message.command.number(Element.COMMAND_FIELD)
+        return self._on_event_report is not None and field == Command.N_EVENT_REPORT_RQ
 
     def _answer_event_report(self, message: _Message, deadline: float) -> None:
         assert self._on_event_report is not None
         syntaxes = {number: syntax for (_, syntax), number in self.accepted.items()}
         if message.context_id not in syntaxes:
-            raise ProtocolError(
-                "an event report came in a presentation context that is not accepted"
-            )
+            raise ProtocolError("an event report came in a context that is not accepted")
 
+        command = message.command
+        event_type = command.number(Element.EVENT_TYPE_ID)
         report = EventReport(
-            message.text(AFFECTED_SOP_CLASS_UID),
-            message.text(AFFECTED_SOP_INSTANCE_UID),
-            message.number(_EVENT_TYPE_ID) or 0,
+            command.text(Element.AFFECTED_SOP_CLASS_UID),
+            command.text(Element.AFFECTED_SOP_INSTANCE_UID),
+            event_type or 0,
             message.data,
             syntaxes[message.context_id],
         )
         status = self._on_event_report(report)
-
-        # PS3.7 Table 10.3-1
-        command = command_set(
-            {
-                AFFECTED_SOP_CLASS_UID: report.sop_class_uid[:64],
-                _COMMAND_FIELD: _RESPONSE | N_EVENT_REPORT_RQ,
-                _RESPONDED_TO: message.number(_MESSAGE_ID) or 0,
-                _DATA_SET_TYPE: _NO_DATA_SET,
-                _STATUS: status,
-                AFFECTED_SOP_INSTANCE_UID: report.sop_instance_uid[:64],
-                _EVENT_TYPE_ID: report.event_type,
-            }
-        )
-        self._send_part(message.context_id, io.BytesIO(command), len(command), _COMMAND, deadline)
+        response = response_to(command, status, event_type=event_type)
+        self._send_command(message.context_id, response, deadline)
 
     def _message(self, deadline: float) -> _Message:
         """The next message: its command set, then its data set where it has one."""
         command = bytearray()
         data = bytearray()
         context_id = 0
-        elements: dict[int, bytes] | None = None
+        elements: CommandSet | None = None
         complete = False
         while not complete:
             for fragment in self._fragments(deadline):
@@ -439,9 +366,8 @@ class Requestor:
                     continue
                 if fragment.of_command:
                     context_id = fragment.context_id
-                    elements = _elements(bytes(command))
-                    no_data_set = _NO_DATA_SET.to_bytes(2, "little")
-                    complete = elements.get(_DATA_SET_TYPE, no_data_set) == no_data_set
+                    elements = read_command_set(command)
+                    complete = not elements.has_data_set
                 else:
                     complete = True
         assert elements is not None
@@ -450,10 +376,10 @@ class Requestor:
     def _fragments(self, deadline: float) -> list[Fragment]:
         """The PDVs of the next PDU."""
         kind, body = self._receive(deadline)
-        if kind == _RELEASE_RQ:
-            self._send(memoryview(_RELEASE_RP_PDU), _FAREWELL_S, deadline)
+        if kind == PduType.RELEASE_RQ:
+            self._send(memoryview(RELEASE_RP), _FAREWELL_S, deadline)
             raise ConnectionError("the peer released the association")
-        if kind != P_DATA_TF:
+        if kind != PduType.P_DATA_TF:
             raise ProtocolError(f"a PDU of type {kind:#04x} came where a message was due")
         try:
             return fragments(memoryview(body))
@@ -462,17 +388,12 @@ class Requestor:
 
     # -- bytes ---------------------------------------------------------------------------------
 
-    def _send_part(
-        self, context_id: int, source: Source, length: int, kind: int, deadline: float
-    ) -> None:
-        """Send the next `length` bytes of `source` as a command set (_COMMAND) or a data set (0)."""
-        for pdus in self._pdus(context_id, source, length, kind):
-            self._send(pdus, self._limits.stalled_s, deadline)
+    def _send_command(self, context_id: int, command: bytes, deadline: float) -> None:
+        pdus = command_pdus(context_id, command, self._longest)
+        self._send(memoryview(pdus), self._limits.stalled_s, deadline)
 
-    def _pdus(
-        self, context_id: int, source: Source, length: int, kind: int
-    ) -> Iterator[memoryview]:
-        """The same bytes as P-DATA-TF PDUs, as many at a time as fit into the buffer."""
+    def _pdus(self, context_id: int, source: Source, length: int) -> Iterator[memoryview]:
+        """The next `length` bytes of a data set as PDUs, as many at a time as fit into the buffer."""
         at_once = _BUFFER_BYTES // (P_DATA.size + self._fragment_bytes)
         while length:
             end = 0
@@ -480,9 +401,9 @@ class Requestor:
             while length and len(places) < at_once:
                 size = min(length, self._fragment_bytes)
                 length -= size
-                control = kind if length else kind | _LAST
-                header = (P_DATA_TF, 0, size + PDV_HEADER_BYTES, size + 2, context_id, control)
-                P_DATA.pack_into(self._buffer, end, *header)
+                control = 0 if length else LAST_FRAGMENT
+                header = (PduType.P_DATA_TF, 0, size + PDV_HEADER_BYTES, size + 2)
+                P_DATA.pack_into(self._buffer, end, *header, context_id, control)
                 begin = end + P_DATA.size
                 end = begin + size
                 places.append(self._buffer[begin:end])
@@ -500,14 +421,17 @@ class Requestor:
 
     def _receive(self, deadline: float) -> tuple[int, bytes]:
         """The type and the rest of the next PDU."""
-        kind, _, length = _PDU.unpack(self._read(_PDU.size, deadline))
-        if kind == _ABORT:
-            raise ConnectionAbortedError("the peer aborted the association")
-        if kind > _ABORT or length > MAXIMUM_PDU_BYTES:
+        kind, length = PDU_HEADER.unpack(self._read(PDU_HEADER.size, deadline))
+        if kind > PduType.ABORT or length > MAXIMUM_PDU_BYTES:
             raise ProtocolError(
                 f"a PDU of type {kind:#04x} and {length} bytes came; such a PDU is not taken"
             )
-        return kind, self._read(length, deadline)
+        body = self._read(length, deadline)
+        if kind == PduType.ABORT:
+            raise ConnectionAbortedError(
+                f"the peer aborted the association ({abort_in_words(body)})"
+            )
+        return kind, body
 
     def _read(self, size: int, deadline: float) -> bytes:
         data = self._ahead[:size]
@@ -524,38 +448,11 @@ class Requestor:
         return data
 
 
-def _associate_request(
-    ae_titles: tuple[str, str], contexts: Sequence[PresentationContext]
-) -> bytes:
-    """An A-ASSOCIATE-RQ PDU, PS3.8 9.3.2."""
-    longest = MaximumLengthNotification()
-    longest.maximum_length_received = MAXIMUM_PDU_BYTES
-    implementation = ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    version = ImplementationVersionNameNotification()
-    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-
-    for number, context in enumerate(contexts):
-        # Odd: PS3.8 9.3.2.2.
-        context.context_id = 2 * number + 1
-
-    request = A_ASSOCIATE()
-    request.application_context_name = APPLICATION_CONTEXT
-    request.calling_ae_title, request.called_ae_title = ae_titles
-    request.presentation_context_definition_list = list(contexts)
-    request.user_information = [longest, implementation, version]
-    return A_ASSOCIATE_RQ(request).encode()
-
-
-def _rejection(body: bytes, ae_titles: tuple[str, str]) -> str:
-    """An A-ASSOCIATE-RJ in words (PS3.8 9.3.4), with the thing to do."""
-    _, result, source, reason = (body + bytes(4))[:4]
+def _rejection(rejected: Rejected, ae_titles: tuple[str, str]) -> str:
+    """A rejection in words, with the thing to do."""
     calling, called = ae_titles
-    words = _REASONS.get((source, reason), "a reason that DICOM does not define; its log may tell")
-    return (
-        f"association {_REJECTED.get(result, 'rejected')} with {result}/{source}/{reason}: "
-        + words.format(calling=calling, called=called)
-    )
+    advice = _ADVICE.get((rejected.source, rejected.reason), "its log may tell")
+    return f"association rejected with {rejected}: {advice.format(calling=calling, called=called)}"
 
 
 def _left_s(deadline: float) -> float:
@@ -571,14 +468,3 @@ def _fill(place: memoryview, source: Source) -> None:
         if not count:
             raise OSError("the file became shorter while it was sent")
         place = place[count:]
-
-
-def _elements(command: bytes) -> dict[int, bytes]:
-    """Element number -> value. A value that reaches beyond the end is cut there."""
-    values: dict[int, bytes] = {}
-    while len(command) >= ELEMENT.size:
-        _, number, length = ELEMENT.unpack_from(command)
-        end = ELEMENT.size + length
-        values[number] = command[ELEMENT.size : end]
-        command = command[end:]
-    return values

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib.metadata import version
@@ -125,19 +125,6 @@ def report_contexts() -> list[PresentationContext]:
     )
     commitment.scu_role = False
     return [build_context(VERIFICATION, list(UNCOMPRESSED)), commitment]
-
-
-def wanted_contexts(objects: Sequence[tuple[str, str]]) -> list[PresentationContext]:
-    """What to propose for objects given as (SOP class UID, transfer syntax UID).
-
-    Each syntax has a context of its own, so that the peer's answer says of each whether it is taken: the object's own,
-    and the uncompressed ones it could be turned into.
-    """
-    wanted: dict[tuple[str, str], None] = {}
-    for sop_class, syntax in objects:
-        for each in (syntax, *UNCOMPRESSED):
-            wanted[(sop_class, str(each))] = None
-    return [build_context(sop_class, syntax) for sop_class, syntax in wanted]
 
 
 def no_delay(connection: socket.socket) -> None:

@@ -394,6 +394,86 @@ def test_an_interrupted_object_is_aborted_at_once(
         link.store(one)
 
 
+class Answering:
+    """Takes one association request, and answers it with these bytes."""
+
+    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._run)
+        self.port = int(self._listener.getsockname()[1])
+
+    def _run(self) -> None:
+        connection, _ = self._listener.accept()
+        with self._listener, connection:
+            connection.settimeout(DEADLINE_S)
+            connection.sendall(self._answer(connection.recv(1 << 16)))
+            while connection.recv(1 << 16):
+                pass
+
+    def __enter__(self) -> Answering:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(DEADLINE_S)
+
+
+def sloppy_accept(request: bytes, *, titles: bytes = bytes(32), more: bytes = b"") -> bytes:
+    """An A-ASSOCIATE-AC of the first context, as some archives write it."""
+    syntax = b"\x40\x00\x00\x13" + b"1.2.840.10008.1.2.1"
+    context = bytes((0x21, 0, 0, 4 + len(syntax), 1, 0, 0, 0)) + syntax
+    maximum = b"\x51\x00\x00\x04\x00\x00\x40\x00"
+    user = b"\x50\x00" + (len(maximum) + len(more)).to_bytes(2, "big") + maximum + more
+    body = b"\x00\x01\x00\x00" + titles + bytes(32) + context + user
+    return b"\x02\x00" + len(body).to_bytes(4, "big") + body
+
+
+LONG_NAME = b"\x55\x00\x00\x20" + b"an implementation version of 32."
+UNKNOWN_SUB_ITEM = b"\x5f\x00\x00\x03abc"
+
+
+@pytest.mark.parametrize(
+    ("titles", "more"),
+    [
+        (b"ARCHIVE\0\0\0\0\0\0\0\0\0PLEURA\0\0\0\0\0\0\0\0\0\0", b""),
+        (bytes(32), b""),
+        (b"\xff" * 32, b""),
+        (b" " * 32, LONG_NAME),
+        (b" " * 32, UNKNOWN_SUB_ITEM),
+        (b" " * 32, LONG_NAME + UNKNOWN_SUB_ITEM),
+    ],
+)
+def test_an_answer_that_the_standard_says_to_ignore_parts_of_is_an_association(
+    tmp_path: Path, titles: bytes, more: bytes
+) -> None:
+    one = outgoing(tmp_path, 3000)
+    with (
+        Answering(lambda request: sloppy_accept(request, titles=titles, more=more)) as archive,
+        link_to(archive.port, one, limits=Limits(acse_s=1.0)) as link,
+    ):
+        assert set(link.accepted) == {one.syntaxes}
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ((1, 1, 3), "1/1/3 .*calling AE title not recognized.*add this node's AE title PLEURA"),
+        ((1, 1, 7), "1/1/7 .*called AE title not recognized.*correct `ae_title`"),
+        ((1, 1, 1), "1/1/1 .*AE title PLEURA and its address are configured there"),
+        ((2, 3, 2), "2/3/2 .*local limit exceeded.*it is busy"),
+        ((1, 1, 9), "1/1/9 .*the standard does not have.*its log may tell"),
+    ],
+)
+def test_a_rejection_says_what_to_do(reason: tuple[int, int, int], advice: str) -> None:
+    reject = bytes((3, 0, 0, 0, 0, 4, 0, *reason))
+    with (
+        Answering(lambda _: reject) as archive,
+        pytest.raises(LinkDownError, match=f"association rejected with {advice}"),
+    ):
+        link_to(archive.port)
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 

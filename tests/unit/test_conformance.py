@@ -15,7 +15,7 @@ from pydicom import Dataset
 from daemon.backoff import Backoff
 from daemon.deliver import verdict
 from daemon.deliver.limits import DeliverLimits
-from daemon.dicom import commitment, tables
+from daemon.dicom import commitment, link, tables
 from daemon.dicom.requestor import Limits
 from daemon.receive import listener, scp
 from inference.results import ENCODERS
@@ -72,7 +72,7 @@ def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
     [
         (network.services, tables, "_OTHER_CLASSES", ()),
         (network.accepted, tables, "_OTHER_SYNTAXES", tables._IMAGE_SYNTAXES[:2]),
-        (network.proposed, tables, "UNCOMPRESSED", tables.UNCOMPRESSED[:1]),
+        (network.proposed, link, "UNCOMPRESSED", tables.UNCOMPRESSED[:1]),
         (network.implementation, tables, "MAXIMUM_PDU_BYTES", 16384),
         (network.rejections, scp, "_MAXIMUM_ASSOCIATIONS", 3),
         (network.verdicts, verdict, "MAXIMUM_FAILURES", 3),

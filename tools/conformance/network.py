@@ -14,7 +14,7 @@ from daemon.config import Config, DicomDestination, FolderDestination, Peer
 from daemon.deliver import verdict
 from daemon.deliver.limits import DEFAULT_LIMITS as LIMITS
 from daemon.deliver.verdict import Verdict
-from daemon.dicom import commitment, link, requestor, tables
+from daemon.dicom import commitment, link, negotiation, tables
 from daemon.dicom.tables import STORAGE_COMMITMENT, VERIFICATION, Status
 from daemon.receive import access, listener, scp
 from daemon.receive.access import Caller, Gate
@@ -72,14 +72,14 @@ def proposed() -> list[str]:
     """Presentation contexts proposed."""
     rows = []
     for kind, result in zip(ENCODERS, _RESULTS, strict=True):
-        offered = [UID(_syntaxes(one)[0]).name for one in link.proposal([result])]
+        offered = [UID(context.transfer_syntaxes[0]).name for context in link.proposal([result])]
         rows.append((f"{kind}: {UID(result[0]).name}", "one for each of: " + "; ".join(offered)))
-    offered = [UID(_syntaxes(context)[0]).name for context in link.proposal([])]
+    offered = [UID(context.transfer_syntaxes[0]).name for context in link.proposal([])]
     rows.append(("Verification", "one for each of: " + "; ".join(offered)))
     (context,) = link.commitment_proposal()
-    rows.append(
-        (_name(context), "one, for: " + "; ".join(UID(one).name for one in _syntaxes(context)))
-    )
+    name = UID(context.abstract_syntax).name.removesuffix(" SOP Class")
+    offered = [UID(syntax).name for syntax in context.transfer_syntaxes]
+    rows.append((name, "one, for: " + "; ".join(offered)))
     return table(("SOP class", "contexts"), rows)
 
 
@@ -87,7 +87,7 @@ def implementation() -> list[str]:
     return table(
         ("", "value"),
         [
-            ("Application Context Name", requestor.APPLICATION_CONTEXT),
+            ("Application Context Name", negotiation.APPLICATION_CONTEXT),
             ("Implementation Class UID", tables.IMPLEMENTATION_CLASS_UID),
             ("Implementation Version Name", tables.IMPLEMENTATION_VERSION_NAME),
             (
