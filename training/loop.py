@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from inference.networks import build, shapes
@@ -23,10 +24,11 @@ from training import data
 from training.data import cache, checks, split
 from training.data.cases import Case
 from training.export import Export, Trained
-from training.fitting import average, ranks, weights
-from training.fitting.batches import Batches, Samples, inputs
+from training.fitting import average, installed, ranks, weights
+from training.fitting.batches import Batches, Samples, inputs, with_folds
+from training.fitting.crossfit import NO_FOLD, CrossFitted
 from training.fitting.fit import fit
-from training.fitting.run import Run, RunError, digest
+from training.fitting.run import Run, RunError, digest, write
 from training.measures import metrics
 from training.recipe import Layout, Recipe, Stage
 
@@ -34,6 +36,8 @@ from training.recipe import Layout, Recipe, Stage
 _PHANTOM_SEED = 100_000
 # Of a package's provenance
 _COMMAND_SHOWN = 1000
+# Images that are watched while a segmenter is cross-fitted
+_GLANCE = 32
 # Images at once
 _WATCHED = 16
 # What torch.autocast says of the meta device
@@ -62,7 +66,7 @@ def train(
             folder, a file of weights, or the training itself.
     """
     with ranks.joined("auto") as device:
-        starts = starts or {}
+        starts = {**installed.starts(recipe), **(starts or {})}
         _check(recipe, starts)
         layouts = dict.fromkeys([recipe.layout, *map(recipe.layout_of, recipe.networks)])
         sources = {layout: data.read(layout, folder) for layout in layouts}
@@ -199,6 +203,15 @@ class _Training:
         # What was drawn at random would rest, for good where the recipe says so
         if self._lacks_start(number, stage):
             stage = stage.model_copy(update={"freeze": None})
+        for order, phase in enumerate(stage.first, 1):
+            earlier = stage.earlier(phase)
+            watch = _Watch(earlier, self._prepared(earlier, watched), self.device)
+            batches = self._batches(earlier, train, stage.phantoms)
+            network = fit(network, batches, watch, self.run, f"{name}-first-{order}")
+
+        if stage.cross_fit:
+            return self._cross_fitted(name, stage, network, train, watched)
+
         watch = _Watch(stage, self._prepared(stage, watched), self.device)
         network = fit(network, self._batches(stage, train, stage.phantoms), watch, self.run, name)
         if stage.finish is None:
@@ -223,6 +236,33 @@ class _Training:
         )
 
         return average.between(network, after, stage.finish.share)
+
+    def _cross_fitted(
+        self,
+        name: str,
+        stage: Stage,
+        network: nn.Module,
+        train: Sequence[Case],
+        watched: Sequence[Case],
+    ) -> nn.Module:
+        """The network of all images; those of each fold left out are written beside its weights."""
+        count = 1 + max(self.parts.folds.values())
+        shared = CrossFitted(network, stage, count)
+        # A glance at some: all of them, after each epoch, would take a third of the time.
+        some = watched[:: max(1, len(watched) // _GLANCE)]
+        watch = _Watch(stage, self._prepared(stage, some), self.device, self._folds(some))
+        fit(shared, self._batches(stage, train, stage.phantoms), watch, self.run, name)
+
+        for fold in range(count) if self.run.first else ():
+            tensors = to_safetensors(dict(shared.network_of(stage, fold).state_dict()))
+            path = self.run.weights(f"{name}-without-{fold}")
+            write(path, lambda file, tensors=tensors: file.write(tensors))  # type: ignore[misc]
+        return shared.network_of(stage, None)
+
+    def _folds(self, cases: Sequence[Case]) -> NDArray[np.float32]:
+        """The number of each image's fold, that of none where it has none."""
+        folds = [self.parts.folds.get(case.image_id, NO_FOLD) for case in cases]
+        return np.array(folds, dtype=np.float32)
 
     def described(self) -> list[str]:
         """The data, for the package's provenance."""
@@ -316,6 +356,7 @@ class _Training:
             times=times,
             ids=ids,
             inside=_unless_full(prepared),
+            folds=self._folds(cases) if stage.cross_fit else None,
         )
 
     def _prepared(self, stage: Stage, cases: Sequence[Case]) -> cache.Prepared:
@@ -333,6 +374,7 @@ class _Watch:
     stage: Stage
     prepared: cache.Prepared
     device: torch.device
+    folds: NDArray[np.float32] | None = None  # of a network that is cross-fitted
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         if self.stage.role == "classifier":
@@ -350,6 +392,8 @@ class _Watch:
             images = inputs(
                 self.prepared.images[some], self.stage.normalisation, self.prepared.inside[some]
             )
+            if self.folds is not None:
+                images = with_folds(images, self.folds[some])
             logits = network(images.to(self.device))
             yield torch.sigmoid(logits.float())[:, 0].cpu().numpy().astype(np.float64)
 

@@ -88,13 +88,15 @@ class Average(_Part):
     """Which weights are kept: a running mean of the steps' (ema), or the mean of the last epochs'
     (swa).
 
-    After the last epoch their batch-norm statistics are computed anew.
+    After the last epoch their batch-norm statistics are computed anew, if `redo`.
     """
 
     # decay; 0: none
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Izmailov et al., UAI 2018
     swa_last_epochs: Whole = 0
+    # False: those of ema are a running mean like its weights, and cost no pass over the images
+    redo: bool = True
 
 
 class Freeze(_Part):
@@ -137,6 +139,15 @@ class Finish(_Part):
     share: Annotated[float, Field(gt=0, le=1)]
 
 
+class Phase(_Part):
+    """Epochs at another side before those of the stage itself, which begin from their weights."""
+
+    side: Side
+    epochs: Count
+    batch: Count
+    learning_rate: Positive
+
+
 class Stage(_Part):
     """How one network is built and optimised. Several of one role are an ensemble."""
 
@@ -162,6 +173,8 @@ class Stage(_Part):
     held_out: Whole = 0
     augmentation: Augmentation = Augmentation()
     loss: Loss
+    # Earlier epochs, at smaller sides: most is learned there, for a fraction of the time.
+    first: list[Phase] = []
     epochs: Count
     batch: Count
     # Batches per step
@@ -170,6 +183,9 @@ class Stage(_Part):
     schedule: Schedule = Schedule()
     average: Average = Average()
     freeze: Freeze | None = None
+    # A segmenter on a frozen encoder: beside the decoder that is kept, each published fold gets
+    # a decoder that is trained without it (training/fitting/crossfit.py)
+    cross_fit: bool = False
     # Arithmetic of the forward pass; weights stay fp32
     precision: Literal["fp32", "bf16"] = "fp32"
     # LABEL_FIGURES or MASK_FIGURES, of the validation images; None: the last weights. For masks
@@ -179,6 +195,20 @@ class Stage(_Part):
     # Epochs without a better `best_by`; 0: never
     early_stop: Whole = 0
     finish: Finish | None = None
+
+    def earlier(self, phase: Phase) -> Stage:
+        """The stage as it is in one of its earlier phases."""
+        optimiser = self.optimiser.model_copy(update={"learning_rate": phase.learning_rate})
+        changes = {
+            "side": phase.side,
+            "epochs": phase.epochs,
+            "batch": phase.batch,
+            "optimiser": optimiser,
+            "best_by": None,
+            "early_stop": 0,
+            "first": [],
+        }
+        return self.model_copy(update=changes)
 
     @property
     def on_masks(self) -> bool:
@@ -196,6 +226,13 @@ class Stage(_Part):
             )
         if self.average.ema and self.average.swa_last_epochs:
             raise ValueError("average: ema or swa_last_epochs, not both")
+
+        rests = self.freeze is not None and (self.freeze.epochs, self.freeze.share) == (0, 1.0)
+        if self.cross_fit and not (rests and self.on_masks):
+            raise ValueError(
+                "cross_fit: true found; masks and freeze: {epochs: 0, share: 1} wanted: "
+                "the encoder is shared"
+            )
 
         if self.loss.balance and self.on_masks:
             raise ValueError(

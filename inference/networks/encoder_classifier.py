@@ -21,11 +21,11 @@ class EncoderClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.input, self.encoder = encoders.build(encoder, stem)
-        width = self.encoder.widths[-1]
+        self.top, width = encoders.top(self.encoder)
         self.head = nn.Sequential()
         if hidden:
             self.head.extend([nn.BatchNorm1d(width), nn.Linear(width, hidden), nn.ReLU()])
         self.head.extend([nn.Dropout(dropout), nn.Linear(hidden or width, 1)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.head(self.encoder(self.input(x))[-1].mean((2, 3))))
+        return torch.as_tensor(self.head(self.top(self.encoder(self.input(x))[-1]).mean((2, 3))))

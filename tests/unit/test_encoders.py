@@ -21,6 +21,9 @@ PUBLISHED = {
     "densenet121": ((1024 + 1) * CLASSES, 7_978_856),
     "efficientnet-b3": (384 * 1536 + 2 * 1536 + (1536 + 1) * CLASSES, 12_233_232),
     "efficientnet-b4": (448 * 1792 + 2 * 1792 + (1792 + 1) * CLASSES, 19_341_616),
+    "efficientnet-lite0": (320 * 1280 + 2 * 1280 + (1280 + 1) * CLASSES, 4_652_008),
+    "efficientnet-lite1": (320 * 1280 + 2 * 1280 + (1280 + 1) * CLASSES, 5_416_680),
+    "efficientnet-lite2": (352 * 1280 + 2 * 1280 + (1280 + 1) * CLASSES, 6_092_072),
     "inception-resnet-v2": ((1536 + 1) * CLASSES, 55_843_464),
     "inception-v3": ((2048 + 1) * CLASSES, 23_834_568),
     "resnet34": ((512 + 1) * CLASSES, 21_797_672),
@@ -33,6 +36,12 @@ PUBLISHED = {
 }
 NAMES: dict[str, dict[str, tuple[int, ...]]] = {
     "densenet121": {"features.denseblock4.denselayer16.conv2.weight": (32, 128, 3, 3)},
+    "efficientnet-lite0": {
+        "_conv_stem.weight": (32, 3, 3, 3),
+        "_blocks.0._depthwise_conv.weight": (32, 1, 3, 3),
+        "_blocks.3._depthwise_conv.weight": (144, 1, 5, 5),
+        "_blocks.15._project_conv.weight": (320, 1152, 1, 1),
+    },
     "inception-resnet-v2": {
         "mixed_5b.branch3.1.conv.weight": (64, 192, 1, 1),
         "repeat.9.branch2.2.conv.weight": (64, 48, 3, 3),

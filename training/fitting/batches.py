@@ -41,6 +41,8 @@ class Samples:
     ids: Sequence[str] = ()
     # (n, 4) top, left, height, width in the letterbox; None: all of it
     inside: NDArray[np.integer[Any]] | None = None
+    # (n,) the number of each image's fold, a second plane of the inputs; None: no such plane
+    folds: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         n, *square = self.images.shape
@@ -165,7 +167,15 @@ class Batches:
 
         target = labels if masks is None else masks
         assert target is not None
-        return normalise(images, self.stage.normalisation, box), target
+        shown = normalise(images, self.stage.normalisation, box)
+        if self._parts[0].folds is not None:
+            folds = [
+                part.folds[row]
+                for number, row in chosen
+                if (part := self._parts[number]).folds is not None
+            ]
+            shown = with_folds(shown, np.array(folds, dtype=np.float32))
+        return shown, target
 
     def _gathered(self, rows: list[NDArray[Any]]) -> Tensor:
         """(b, ...) on the device; the copy to a GPU runs while it computes."""
@@ -190,6 +200,12 @@ def inputs(
     """
     box = None if inside is None else _boxes(list(inside), images.shape[-1])
     return normalise(torch.from_numpy(np.array(images))[:, None].float() / 255, scheme, box)
+
+
+def with_folds(images: Tensor, folds: NDArray[np.float32]) -> Tensor:
+    """(n, 2, side, side): the (n, 1, side, side) images, and a plane of the number of each image's fold."""
+    planes = torch.from_numpy(folds).to(images.device).view(-1, 1, 1, 1).expand_as(images)
+    return torch.cat([images, planes], 1)
 
 
 def normalise(images: Tensor, scheme: str, inside: Tensor | None = None) -> Tensor:

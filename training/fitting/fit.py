@@ -117,7 +117,7 @@ class _Fit:
             if stage.average.swa_last_epochs and len(curve.rows) < stage.epochs:
                 # Stopped early: there is no mean of the last epochs
                 kept = None
-            if kept is not None:
+            if kept is not None and stage.average.redo:
                 self._redo_statistics(kept)
 
         self._network.load_state_dict(self._best or (kept or self._network).state_dict())

@@ -107,6 +107,10 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
         str(one) for one in (stage.architecture, stage.arguments.get("encoder")) if one
     )
     wanted = _encoder(network, f"{path}: {named}")
+    top = getattr(network, "top", None)
+    if isinstance(top, nn.Module):
+        wanted |= top.state_dict()
+
     given = _read(path)
     forms = [_published(wanted, form) for form in _FORMS]
 

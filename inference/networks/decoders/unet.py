@@ -47,16 +47,25 @@ class UpBlock(nn.Module):
 
 
 class UNetDecoder(Decoder):
-    """Five maps -> (n, 16, side, side)."""
+    """Five maps -> (n, the last of `up_widths`, side / stride, side / stride).
+
+    Five widths reach the full side. Each width left out doubles `stride`: most of the arithmetic is in the last blocks.
+    """
 
     kernel = 3
 
     def __init__(self, widths: Sequence[int], up_widths: Sequence[int] = UP_WIDTHS) -> None:
         super().__init__()
+        if len(up_widths) > len(widths):
+            raise ValueError(
+                f"up_widths: {len(up_widths)} found, at most {len(widths)} allowed: one for each halving"
+            )
         self.width = up_widths[-1]
+        self.stride = 2 ** (len(widths) - len(up_widths))
         self.blocks = nn.ModuleList()
         channels = widths[-1]
-        for skip, out in zip((*reversed(widths[:-1]), 0), up_widths, strict=True):
+        skips = (*reversed(widths[:-1]), 0)
+        for skip, out in zip(skips, up_widths, strict=False):
             self.blocks.append(UpBlock(channels, skip, out))
             channels = out
 

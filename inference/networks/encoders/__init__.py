@@ -14,6 +14,14 @@ from inference.networks.encoders import from_timm
 from inference.networks.encoders.base import Encoder, SymmetricInput
 from inference.networks.encoders.densenet import densenet121
 from inference.networks.encoders.efficientnet import efficientnet_b3, efficientnet_b4
+from inference.networks.encoders.efficientnet_lite import (
+    TOP_WIDTH,
+    EfficientNetLite,
+    EfficientNetLiteTop,
+    efficientnet_lite0,
+    efficientnet_lite1,
+    efficientnet_lite2,
+)
 from inference.networks.encoders.inception_resnet_v2 import inception_resnet_v2
 from inference.networks.encoders.inception_v3 import inception_v3
 from inference.networks.encoders.resnet import resnet34, resnet50
@@ -22,13 +30,16 @@ from inference.networks.encoders.vgg import vgg19
 from inference.networks.encoders.xception import xception
 from inference.networks.imagenet import ImageNetInput
 
-__all__ = ["ENCODERS", "Encoder", "build"]
+__all__ = ["ENCODERS", "Encoder", "build", "top"]
 
 # Each takes the number of input channels.
 ENCODERS: dict[str, Callable[[int], Encoder]] = {
     "densenet121": densenet121,
     "efficientnet-b3": efficientnet_b3,
     "efficientnet-b4": efficientnet_b4,
+    "efficientnet-lite0": efficientnet_lite0,
+    "efficientnet-lite1": efficientnet_lite1,
+    "efficientnet-lite2": efficientnet_lite2,
     "inception-resnet-v2": inception_resnet_v2,
     "inception-v3": inception_v3,
     "resnet34": resnet34,
@@ -41,7 +52,14 @@ ENCODERS: dict[str, Callable[[int], Encoder]] = {
 }
 
 # The others' published checkpoints were given ImageNet's standardised colours.
-_SYMMETRIC = ("inception-resnet-v2", "inception-v3", "xception")
+_SYMMETRIC = (
+    "efficientnet-lite0",
+    "efficientnet-lite1",
+    "efficientnet-lite2",
+    "inception-resnet-v2",
+    "inception-v3",
+    "xception",
+)
 
 
 def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
@@ -66,3 +84,10 @@ def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
         return nn.Identity(), ENCODERS[name](1)
 
     return SymmetricInput() if name in _SYMMETRIC else ImageNetInput(), ENCODERS[name](3)
+
+
+def top(encoder: Encoder) -> tuple[nn.Module, int]:
+    """(top, width): what the published classifier has between this encoder's last map and the mean over it."""
+    if isinstance(encoder, EfficientNetLite):
+        return EfficientNetLiteTop(encoder.widths[-1]), TOP_WIDTH
+    return nn.Identity(), encoder.widths[-1]

@@ -1,0 +1,90 @@
+"""A decoder for each fold left out: what it learns from, and whom it answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from inference.networks import build
+from training.fitting.batches import with_folds
+from training.fitting.crossfit import NO_FOLD, CrossFitted
+from training.recipe import Freeze, Loss, Optimiser, Stage
+
+SIDE = 32
+FOLDS = 2
+OF_ALL = FOLDS
+REST = Freeze(epochs=0, share=1.0)
+
+
+def stage(freeze: Freeze | None = REST) -> Stage:
+    return Stage(
+        role="segmenter",
+        architecture="unet",
+        arguments={"encoder": "efficientnet-lite0", "stem": "imagenet", "up_widths": [8, 8, 8]},
+        side=SIDE,
+        loss=Loss(cross_entropy=1),
+        epochs=1,
+        batch=4,
+        optimiser=Optimiser(learning_rate=1),
+        freeze=freeze,
+        cross_fit=True,
+    )
+
+
+@pytest.fixture
+def network() -> CrossFitted:
+    torch.manual_seed(1)
+    return CrossFitted(build("unet", **stage().arguments), stage(), FOLDS)
+
+
+def inputs(*folds: float) -> Tensor:
+    images = torch.rand(len(folds), 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    return with_folds(images, torch.tensor(folds).numpy())
+
+
+def learns(network: CrossFitted, *folds: float) -> list[bool]:
+    """Of each decoder, whether anything of it gets a gradient from images of these folds."""
+    outputs = network.train()(inputs(*folds))
+    torch.stack([one.square().sum() for one in outputs]).sum().backward()
+    parts = zip(network.decoders, network.heads, strict=True)
+    return [
+        any(weight.grad is not None for part in both for weight in part.parameters())
+        for both in parts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folds", "taught"),
+    [
+        ((0.0, 0.0), [False, True, True]),
+        ((1.0, 1.0), [True, False, True]),
+        ((NO_FOLD, NO_FOLD), [True, True, True]),
+    ],
+)
+def test_a_decoder_learns_nothing_from_the_fold_it_leaves_out(
+    network: CrossFitted, folds: tuple[float, ...], taught: list[bool]
+) -> None:
+    assert learns(network, *folds) == taught
+
+
+def test_statistics_of_a_decoder_do_not_see_the_fold_it_leaves_out(network: CrossFitted) -> None:
+    before = {name: one.clone() for name, one in network.decoders[0].state_dict().items()}
+    network.train()(inputs(0.0, 0.0))
+    after = network.decoders[0].state_dict()
+    assert all(torch.equal(after[name], one) for name, one in before.items())
+
+
+def test_each_image_is_answered_by_the_decoder_that_left_its_fold_out(network: CrossFitted) -> None:
+    shown = inputs(1.0, 0.0, NO_FOLD)
+    with torch.inference_mode():
+        found = network.eval()(shown)
+        for row, fold in enumerate((1, 0, None)):
+            apart = network.network_of(stage(), fold)(shown[row : row + 1, :1])
+            torch.testing.assert_close(found[row : row + 1], apart, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_that_learns_masks_cannot_be_shared() -> None:
+    with pytest.raises(ValidationError, match="the encoder is shared"):
+        stage(freeze=None)
