@@ -73,7 +73,7 @@ recipes: $(TESTED)
 	$(BIN)/python -m tests.recipes
 
 # The long form of the chaos test: 1,000 kills and every other fault, then a table. It exits 1 on
-# any violation. The short form is part of `make test`. Full disks need root, for small file systems.
+# any violation. The short form is part of `make test`. Full disks need root (small file systems).
 chaos: $(TESTED)
 	$(BIN)/python -m tests.chaos --kills 1000 $(CHAOS)
 

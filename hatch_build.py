@@ -1,4 +1,7 @@
-"""Build hook: the wheel carries config/ inside the packages that read it; an editable install reads the checkout's."""
+"""Build hook: the wheel carries config/ inside the packages that read it.
+
+An editable install reads config/ of the checkout.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class ConfigFiles(BuildHookInterface):  # type: ignore[misc]
-    """The top-level folder config/ stays out of the wheel: "config" is no name to take in site-packages."""
+    """Keeps the name "config" free in site-packages: its files ship inside daemon and training."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "standard":

@@ -1,4 +1,4 @@
-"""What is installed: our version, the files shipped beside the code, and nobody else's packages under our names."""
+"""What is installed: our version, the files shipped with the code, conflicting distributions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PACKAGES = ("daemon", "inference", "training")
 
 
 def version() -> str:
-    """Ours, for a person."""
+    """Pleura's version, for people."""
     try:
         return importlib.metadata.version("pleura")
     except importlib.metadata.PackageNotFoundError:
@@ -20,23 +20,29 @@ def version() -> str:
 
 def shipped_file(package: str, name: str) -> Path:
     """A file that ships inside a package of the wheel, or lies in the checkout's config folder."""
-    path = Path(str(importlib.resources.files(package))) / name
-    return path if path.exists() else Path(__file__).resolve().parent.parent / "config" / name
+    in_wheel = Path(str(importlib.resources.files(package))) / name
+    if in_wheel.exists():
+        return in_wheel
+    return Path(__file__).resolve().parent.parent / "config" / name
 
 
-def stranger() -> str:
-    """Who else has a package of one of our names, and what to do; "" where nobody has.
+def conflicting_distribution() -> str:
+    """Another distribution that owns a package of our names, and what to do; "" without conflict.
 
-    Our packages have plain names; where another distribution owns one of them too, imports would be a lottery.
+    Our packages have plain names. Where another distribution owns the same name, the import order
+    decides which code runs.
     """
-    # metadata.packages_distributions() looks at every file of every distribution: 0.15 to 0.5 s at each start.
+    # metadata.packages_distributions() reads every file of every distribution, which costs 0.15 to
+    # 0.5 s at each start.
     ours = re.compile(rf"(?m)^({'|'.join(_PACKAGES)})\b(?:/|\.py\b|$)")
+
     for distribution in importlib.metadata.distributions():
         listed = distribution.read_text("top_level.txt") or distribution.read_text("RECORD") or ""
-        found = ours.search(listed)
-        if found and distribution.metadata["Name"] != "pleura":
+        match = ours.search(listed)
+        if match and distribution.metadata["Name"] != "pleura":
             return (
-                f"the Python package {found[1]!r} is also installed by {distribution.metadata['Name']}; "
-                "give Pleura a virtual environment of its own"
+                f"the Python package {match[1]!r} is also installed by "
+                f"{distribution.metadata['Name']}; install Pleura into a separate virtual "
+                "environment"
             )
     return ""

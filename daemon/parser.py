@@ -1,4 +1,4 @@
-"""The command line: every command of `pleura` with its options, and what their words may be."""
+"""The command line of `pleura`: every command, its options, and what they may be."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import argparse
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from daemon import installed
 
+# What add_parser belongs to; argparse gives its class no public name.
+_Commands = Any
+
+_LAYOUTS = "siim, silver, lgg, table or phantom (docs/training.md); default: siim"
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command (`command`) and its options; ends the process with 2 where they are wrong, with 0 after --help."""
+    """The command (`command`) and its options.
+
+    Ends the process with status 2 where they are wrong, and with 0 after --help.
+    """
     return _parser().parse_args(arguments)
 
 
@@ -23,64 +32,95 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pleura {installed.version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text)
+    _add_roles(commands)
+    _add_status(commands)
+    _add_repairs(commands)
+    _add_predict(commands)
+    _add_send(commands)
+    _add_config(commands)
+    _add_model(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_explore(commands)
+    _add_demo(commands)
+    return parser
 
-    def with_config(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument(
-            "-c", "--config", type=Path, required=True, metavar="FILE", help="the YAML settings"
-        )
-        return sub
 
-    with_config(command("serve", "Run the node: receive, analyse and deliver, supervised."))
-    with_config(command("receive", "Run the receive role alone."))
-    analyse = with_config(command("analyse", "Run the analyse role alone."))
+def _add(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    return added
+
+
+def _add_with_config(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
+    command = _add(commands, name, text)
+    command.add_argument(
+        "-c", "--config", type=Path, required=True, metavar="FILE", help="the YAML settings"
+    )
+    return command
+
+
+def _add_roles(commands: _Commands) -> None:
+    _add_with_config(commands, "serve", "Run the node: receive, analyse and deliver, supervised.")
+    _add_with_config(commands, "receive", "Run the receive role alone.")
+    analyse = _add_with_config(commands, "analyse", "Run the analyse role alone.")
     analyse.add_argument("--device", help="cpu, cuda:0, ...; default: the settings' device")
-    with_config(command("deliver", "Run the deliver role alone."))
+    _add_with_config(commands, "deliver", "Run the deliver role alone.")
 
-    status = with_config(command("status", "What was received, what became of it, what is owed."))
-    status.add_argument("--json", action="store_true", help="as JSON")
+
+def _add_status(commands: _Commands) -> None:
+    status = _add_with_config(
+        commands, "status", "Count the images by state and the deliveries by state."
+    )
+    status.add_argument("--json", action="store_true", help="print JSON")
     status.add_argument(
-        "uid", nargs="*", metavar="UID", help="what became of these images, by SOP Instance UID"
+        "uid", nargs="*", metavar="UID", help="the history of these images, by SOP Instance UID"
     )
 
-    retry = with_config(
-        command("retry", "Give failed images and refused deliveries another chance.")
-    )
-    retry.add_argument("--state", choices=("failed", "refused"), help="only these; default: both")
+
+def _add_repairs(commands: _Commands) -> None:
+    retry = _add_with_config(commands, "retry", "Try failed images and refused deliveries again.")
+    retry.add_argument("--state", choices=("failed", "refused"), help="default: both")
     retry.add_argument(
         "uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all"
     )
 
-    with_config(
-        command("verify", "Compare the spool with the ledger: is everything there, and whole?")
+    _add_with_config(
+        commands, "verify", "Compare the spool with the ledger: is every file there, and whole?"
     )
-    with_config(command("doctor", "Is everything the settings name there, and does it answer?"))
+    _add_with_config(
+        commands, "doctor", "Check that everything the settings name is there and answers."
+    )
 
-    predict = command("predict", "Analyse files without a node: one JSON line each.")
+
+def _add_predict(commands: _Commands) -> None:
+    predict = _add(commands, "predict", "Analyse files without a node: one JSON line each.")
     predict.add_argument("file", nargs="+", type=Path, metavar="FILE")
     predict.add_argument("--model", default="default", help="a model package: its folder or zip")
-    predict.add_argument("--device", default="auto")
+    predict.add_argument("--device", default="auto", help="cpu, cuda:0, ...; default: auto")
     predict.add_argument("--out", type=Path, metavar="DIR", help="write the result objects here")
     predict.add_argument("--at", type=_time, metavar="TIME", help="the results' time, ISO 8601")
 
-    send = command("send", "C-STORE files to a node; without files, C-ECHO.")
+
+def _add_send(commands: _Commands) -> None:
+    send = _add(commands, "send", "Send files to a node by C-STORE; without files, C-ECHO.")
     send.add_argument("file", nargs="*", type=Path, metavar="FILE")
     send.add_argument("--to", required=True, type=_host_port, metavar="HOST:PORT")
     send.add_argument("--called", required=True, metavar="AET")
-    send.add_argument("--calling", default="PLEURA", metavar="AET")
+    send.add_argument("--calling", default="PLEURA", metavar="AET", help="default: PLEURA")
 
-    config = command("config", "Check or show the settings.")
+
+def _add_config(commands: _Commands) -> None:
+    config = _add_with_config(commands, "config", "Check or show the settings.")
     config.add_argument("action", choices=("check", "show"))
-    with_config(config)
 
-    model = command("model", "Check, show or import a model package.")
+
+def _add_model(commands: _Commands) -> None:
+    model = _add(commands, "model", "Check, show or import a model package.")
     actions = model.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, text in (
-        ("check", "Load it with every check and say what it is."),
-        ("show", "Its manifest as JSON."),
-    ):
-        action = actions.add_parser(name, help=text, description=text)
+
+    check = _add(actions, "check", "Load the package with every check and describe it.")
+    show = _add(actions, "show", "Print the package's manifest as JSON.")
+    for action in (check, show):
         action.add_argument(
             "model",
             nargs="?",
@@ -88,77 +128,16 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PACKAGE",
             help="folder, zip, or 'default'",
         )
-    _import_options(
-        actions.add_parser("import", help="Make a package of somebody else's checkpoint.")
-    )
 
-    train = command("train", "Train a recipe on data laid out as in docs/training.md.")
-    train.add_argument("--recipe", required=True, metavar="NAME|FILE")
-    train.add_argument("--data", type=Path, required=True, metavar="DIR")
-    train.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the same again resumes"
-    )
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a knob: networks.0.side=128",
-    )
-    train.add_argument(
-        "--start",
-        action="append",
-        default=[],
-        metavar="N=FILE",
-        help="weights network N starts from",
-    )
-    train.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="decoded images, for several runs (without: in OUT)",
-    )
-    train.add_argument(
-        "--fold", type=int, metavar="K", help="k-fold: validate on this one, report on the next"
-    )
-
-    evaluate = command("evaluate", "Measure a model package on labelled images; ignores admission.")
-    evaluate.add_argument("--model", default="default", metavar="PACKAGE")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
-    evaluate.add_argument(
-        "--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)"
-    )
-    evaluate.add_argument(
-        "--split", type=Path, metavar="FILE", help="split.csv of a run: figures of its parts"
-    )
-    evaluate.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="curves, tables and cases on one page"
-    )
-    evaluate.add_argument("--json", action="store_true", help="the figures as JSON")
-
-    explore = command("explore", "Describe a data set on one HTML page.")
-    explore.add_argument("--data", type=Path, required=True, metavar="DIR")
-    explore.add_argument(
-        "--layout", default="siim", help="siim, silver, lgg, table or phantom (docs/training.md)"
-    )
-    explore.add_argument("--out", type=Path, required=True, metavar="FILE.html")
-
-    demo = command("demo", "See it work: a node on loopback, samples in over C-STORE, results out.")
-    demo.add_argument(
-        "file", nargs="*", type=Path, metavar="FILE", help="X-rays; default: two synthetic ones"
-    )
-    demo.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo"
-    )
-    return parser
+    _add_import(_add(actions, "import", "Make a package from a foreign checkpoint."))
 
 
-def _import_options(action: argparse.ArgumentParser) -> None:
+def _add_import(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="only its tensors are read, nothing is run",
+        help="its tensors are read, and no code in it is run",
     )
     action.add_argument("--kind", choices=("chexnet",), required=True)
     action.add_argument(
@@ -168,18 +147,92 @@ def _import_options(action: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         required=True,
-        help="positive from this probability on: your choice",
+        help="the lowest probability that counts as positive",
     )
     action.add_argument(
         "--operating-point", required=True, metavar="TEXT", help="how the threshold was chosen"
     )
     action.add_argument(
-        "--segmenter", default="default", metavar="PACKAGE", help="whose segmenter; default: ours"
+        "--segmenter",
+        default="default",
+        metavar="PACKAGE",
+        help="the package that the segmenter is taken from; default: the default model",
     )
-    for name in ("side", "id", "version", "licence"):
-        action.add_argument(
-            f"--{name}", type=int if name == "side" else str, default=argparse.SUPPRESS
-        )
+
+    # Suppressed defaults: only the given options override the importer's own choices.
+    action.add_argument("--side", type=int, default=argparse.SUPPRESS)
+    for name in ("id", "version", "licence"):
+        action.add_argument(f"--{name}", default=argparse.SUPPRESS)
+
+
+def _add_train(commands: _Commands) -> None:
+    train = _add(commands, "train", "Train a recipe on data laid out as in docs/training.md.")
+    train.add_argument("--recipe", required=True, metavar="NAME|FILE")
+    train.add_argument("--data", type=Path, required=True, metavar="DIR")
+    train.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="an earlier run's folder resumes it"
+    )
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting of the recipe, such as networks.0.side=128",
+    )
+    train.add_argument(
+        "--start",
+        action="append",
+        default=[],
+        metavar="N=FILE",
+        help="the weights that network N starts from",
+    )
+    train.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="decoded images, shared by several runs; default: inside OUT",
+    )
+    train.add_argument(
+        "--fold",
+        type=int,
+        metavar="K",
+        help="k-fold: validate on fold K, report on the next fold",
+    )
+
+
+def _add_evaluate(commands: _Commands) -> None:
+    evaluate = _add(
+        commands, "evaluate", "Measure a model package on labelled images; ignores admission."
+    )
+    evaluate.add_argument("--model", default="default", metavar="PACKAGE")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument("--layout", default="siim", help=_LAYOUTS)
+    evaluate.add_argument(
+        "--split", type=Path, metavar="FILE", help="split.csv of a run: figures of its parts"
+    )
+    evaluate.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="curves, tables and cases on one page"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _add_explore(commands: _Commands) -> None:
+    explore = _add(commands, "explore", "Describe a data set on one HTML page.")
+    explore.add_argument("--data", type=Path, required=True, metavar="DIR")
+    explore.add_argument("--layout", default="siim", help=_LAYOUTS)
+    explore.add_argument("--out", type=Path, required=True, metavar="FILE.html")
+
+
+def _add_demo(commands: _Commands) -> None:
+    demo = _add(
+        commands, "demo", "See it work: a node on loopback, samples in over C-STORE, results out."
+    )
+    demo.add_argument(
+        "file", nargs="*", type=Path, metavar="FILE", help="X-rays; default: two synthetic ones"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo"
+    )
 
 
 def _time(text: str) -> datetime:
@@ -189,6 +242,8 @@ def _time(text: str) -> datetime:
 
 def _host_port(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    is_port = port.isdigit() and 0 < int(port) < 65536
+    if not colon or not host or not is_port:
         raise argparse.ArgumentTypeError(f"{text!r} found, HOST:PORT wanted")
+
     return host.strip("[]"), int(port)

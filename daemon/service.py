@@ -1,4 +1,7 @@
-"""One role that runs until SIGTERM: what it opens, when it is ready, and how it ends. supervisor.py runs all three."""
+"""One role that runs until SIGTERM: what it opens, when it is ready, how it ends.
+
+supervisor.py runs all three roles.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.config import Config
+from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.ledger import Ledger, LedgerError, this_machine
 from daemon.spool import Spool, SpoolError
 
@@ -27,52 +31,63 @@ if TYPE_CHECKING:
 log = logging.getLogger("pleura.service")
 
 READY = "READY"
-PARENT = (
-    "PLEURA_PARENT"  # in a role's environment, the process ID of the `serve` that has started it
-)
-_EXIT_AGAIN = 1  # who watches starts the role again: time may heal it
-_NOTICE_S = 0.5  # how late a SIGTERM may be noticed
+
+# In a role's environment: the process ID of the `serve` that started it.
+PARENT = "PLEURA_PARENT"
+
+# How late a SIGTERM may be noticed.
+_NOTICE_S = 0.5
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _M_ARENA_MAX = -8  # mallopt(3)
 
 
-class CannotStartError(Exception):
-    """A role cannot do its job with these settings; trying again changes nothing. The message says what to do."""
-
-
 def run_role(role: str, config: Config) -> int:
-    """Run one role until SIGTERM or SIGINT, then finish what is in hand. Says READY when it can do its job.
+    """Run one role until SIGTERM or SIGINT, then finish the work in hand.
+
+    Says READY when the role can do its job. Returns 0, or 1 where another start may succeed.
 
     Raises:
         CannotStartError: a wrong model, device, port or folder.
     """
     _die_with_parent()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    signal.signal(
-        signal.SIGHUP, signal.SIG_IGN
-    )  # analyse has a use for it; a terminal that is gone ends no role
+    stop = _stop_on_signals()
     ledger, spool = open_stores(config)
+
     try:
         spool.claim(ledger.spool_identity)
     except SpoolError as error:
         log.error("%s", error)
-        return _EXIT_AGAIN
-    _bury(ledger)
+        return EXIT_FAILED
+
+    release_dead_leases(ledger)
     try:
         ROLES[role](config, ledger, spool, stop)
     except CannotStartError:
         raise
-    except Exception:  # said by our own log: what Python prints of it may quote a header
+    except Exception:
+        # Our own log formats this: Python's report of an exception may quote a header.
         log.exception("the %s role ends", role)
-        return _EXIT_AGAIN
+        return EXIT_FAILED
+
     ledger.close()
-    return 0
+    return EXIT_DONE
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set.
+
+    SIGHUP is ignored, so that a closed terminal ends no role; analyse takes it for a new model.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return stop
 
 
 def open_stores(config: Config) -> tuple[Ledger, Spool]:
-    """Where the roles meet.
+    """The ledger and the spool, in which the roles meet.
 
     Raises:
         CannotStartError: one of them cannot be opened.
@@ -92,12 +107,15 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
         ) from error
 
 
-def _bury(ledger: Ledger) -> None:
-    """End the leases of processes of this host that are no more; those of others run out by themselves."""
+def release_dead_leases(ledger: Ledger) -> None:
+    """End the leases of this machine's dead processes.
+
+    A lease of another machine, or of a live process, runs out on the ledger's clock.
+    """
     for owner in ledger.owners():
         machine, _, pid = owner.rpartition(":")
         if machine == this_machine() and not Path(f"/proc/{pid}").exists():
-            log.info("the leases of %s, which is no more, are over", owner)
+            log.info("released the leases of dead process %s", owner)
             ledger.expire(owner)
 
 
@@ -114,12 +132,16 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
             else f"cannot be opened ({error})"
         )
         raise CannotStartError(f"host, port: {config.host}:{config.port} {what}") from error
+
     inbox = _inbox(config, ledger, spool)
     if inbox:
         inbox.start()
-    gc.freeze()  # what is loaded stays: the collector need not go through it again for every few dozen associations
+
+    # Loaded modules stay: the garbage collector need not look at them every few dozen associations.
+    gc.freeze()
     _say_ready("receive", f"listening on {config.host}:{config.port} as {config.ae_title}")
     _wait(stop)
+
     if inbox:
         inbox.stop()
     receiver.stop()
@@ -130,6 +152,7 @@ def _inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
 
     if config.inbox is None:
         return None
+
     try:
         return Inbox(config.inbox, ledger, spool, config.spool_reserve_mb * 1024 * 1024)
     except OSError as error:
@@ -139,13 +162,8 @@ def _inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
 
 
 def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
-    # OpenMP's threads would spin while they wait for one another: beside threads that decode and encode, each forward
-    # pass then takes seven times as long. Read once, when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(
-            _M_ARENA_MAX, 2
-        )  # glibc keeps free memory apart for each thread: pictures' worth of it
+    _prepare_for_torch()
+
     began = time.monotonic()
     from daemon.analyse.worker import Worker, build_pipeline
     from inference.package import PackageError
@@ -157,17 +175,32 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
         pipeline.warm_up()
     except (PackageError, ValueError) as error:
         raise CannotStartError(f"model, device: {error}") from error
+
+    log.info(
+        "analyse: imports %.1f s, package and golden replay %.1f s, warm-up %.1f s",
+        imported - began,
+        loaded - imported,
+        time.monotonic() - loaded,
+    )
+
     worker = Worker(pipeline, ledger, spool, config)
     signal.signal(signal.SIGHUP, lambda *_: worker.succession.ask())
-    times = (imported - began, loaded - imported, time.monotonic() - loaded)
-    log.info(
-        "analyse: imports {:.1f} s, package and golden replay {:.1f} s, warm-up {:.1f} s".format(
-            *times
-        )
-    )
     _say_ready("analyse", f"model {pipeline.engine.identity.id} on {pipeline.engine.device}")
-    del pipeline  # the worker's to let go of, when another takes its place
+
+    # Only the worker holds the pipeline from here on, so that it can free it for a successor.
+    del pipeline
     worker.run(stop)
+
+
+def _prepare_for_torch() -> None:
+    """Settings of the process that torch and glibc read once."""
+    # OpenMP's threads would spin while they wait for one another. Beside threads that decode and
+    # encode, each forward pass then takes seven times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    # glibc keeps free memory apart for each thread: here, the size of several pictures.
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 2)
 
 
 def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
@@ -181,7 +214,7 @@ def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
 
 def _wait(stop: threading.Event) -> None:
-    """Until SIGTERM, never in one endless wait: with other threads at work, a signal does not always end that."""
+    """Wait for SIGTERM in short steps: beside busy threads, a signal may not end a long wait."""
     while not stop.wait(_NOTICE_S):
         pass
 
@@ -200,21 +233,27 @@ def _say_ready(role: str, what: str) -> None:
 
 
 def notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens where no one listens."""
+    """Tell systemd (sd_notify(3)); does nothing outside systemd."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
+
+    # A leading @ stands for the NUL of an abstract socket.
+    path = f"\0{address[1:]}" if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-        sock.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+        sock.connect(path)
         sock.send(message.encode())
 
 
 def _die_with_parent() -> None:
-    """Under `serve`, this process must not outlive it: an orphan would hold the port and the leases."""
+    """Under `serve`, end with it: an orphan would hold the port and the leases."""
     parent = os.environ.pop(PARENT, None)
     if parent is None:
         return
+
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it died before the line above
+
+    # The parent died before the line above.
+    if os.getppid() != int(parent):
         os._exit(1)

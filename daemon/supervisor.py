@@ -1,4 +1,4 @@
-"""`pleura serve`: the three roles as processes that are kept running, and end with this one."""
+"""`pleura serve`: the three roles as processes that are kept running, and that end with it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,22 @@ from sqlalchemy.exc import OperationalError
 
 from daemon import service
 from daemon.config import Config
+from daemon.exits import EXIT_CANNOT_START, EXIT_DONE
 
 log = logging.getLogger("pleura.service")
 
-_EXIT_CANNOT_START = 2
-_RESTART_S = (0.5, 30.0)  # the first and the longest pause before a dead role is started again
-_SETTLED_S = 60.0  # a role that ran this long starts from the first pause again
-_DRAIN_S = 60.0  # what a role in the middle of its work gets to end it after SIGTERM
+# The first and the longest pause before a dead role is started again.
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+
+# A role that ran this long starts from the first pause again.
+_SETTLED_S = 60.0
+
+# How long a role may finish its work after SIGTERM.
+_DRAIN_S = 60.0
+
+# How often the children are looked at while no signal and no READY arrives.
+_LOOK_S = 0.2
 
 
 @dataclass(eq=False)
@@ -36,51 +45,61 @@ class _Child:
     role: str
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
-    pause_s: float = _RESTART_S[0]
+    pause_s: float = _FIRST_PAUSE_S
     start_again_at: float = 0.0
     ready: bool = False
+    cannot_start: bool = False
 
 
 def serve(config: Config, path: Path) -> int:
-    """Run the three roles as processes; a role that dies is restarted with back-off while the others go on.
+    """Run the three roles as processes; a dead role is restarted with back-off.
 
     Says READY once all three are. Returns 0 after SIGTERM or SIGINT, 2 where a role cannot start.
     """
-    return _Supervisor(config, path).run()
+    _check_stores(config)
+    return _Supervisor(path).run()
+
+
+def _check_stores(config: Config) -> None:
+    """Report a wrong ledger or spool as one clear error, not as three.
+
+    The roles themselves wait for a database server that is away.
+    """
+    with contextlib.suppress(OperationalError):
+        ledger, _ = service.open_stores(config)
+        ledger.close()
 
 
 class _Supervisor:
-    def __init__(self, config: Config, path: Path) -> None:
-        with contextlib.suppress(
-            OperationalError
-        ):  # a database server that is away: the roles wait for it
-            service.open_stores(config)[
-                0
-            ].close()  # a wrong ledger or spool is one clear error, not three
+    def __init__(self, path: Path) -> None:
         self._command = [sys.executable, "-m", "daemon.cli"]
         self._path = path
         self._children = [_Child(role) for role in service.ROLES]
+        self._selector = selectors.DefaultSelector()
+
         self._stopping = False
         self._reloading = False
         self._said_ready = False
-        self._selector = selectors.DefaultSelector()
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
+
         with _child_signals(self._selector):
             while not self._stopping:
                 for child in self._children:
-                    self._keep(child)
-                    if child.process is None and child.start_again_at == float("inf"):
-                        self._end()
-                        return _EXIT_CANNOT_START
+                    self._tend(child)
+                if any(child.cannot_start for child in self._children):
+                    self._end()
+                    return EXIT_CANNOT_START
+
                 self._pass_on_reload()
-                self._listen(0.2)
+                self._listen(_LOOK_S)
+
             service.notify("STOPPING=1")
             self._end()
-        return 0
+        return EXIT_DONE
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -89,49 +108,40 @@ class _Supervisor:
         self._reloading = True
 
     def _pass_on_reload(self) -> None:
-        """SIGHUP is for the model, and that is analyse's; one that is still starting gets it when it is ready."""
+        """Pass SIGHUP (a new model) on to analyse, once analyse is ready."""
+        if not self._reloading:
+            return
+
         for child in self._children:
-            if (
-                self._reloading
-                and child.role == "analyse"
-                and child.process is not None
-                and child.ready
-            ):
+            if child.role == "analyse" and child.process is not None and child.ready:
                 self._reloading = False
                 child.process.send_signal(signal.SIGHUP)
 
-    def _keep(self, child: _Child) -> None:
-        """Start the child, or note its death and when it is to be started again."""
-        now = time.monotonic()
+    def _tend(self, child: _Child) -> None:
+        """Start the child when it is due, or note its death and when to start it again."""
         if child.process is None:
-            if now >= child.start_again_at:
+            if time.monotonic() >= child.start_again_at:
                 self._start(child)
             return
+
         status = child.process.poll()
         if status is None:
             return
         self._forget(child)
-        if (
-            status == _EXIT_CANNOT_START and not self._said_ready
-        ):  # later, a file half edited must not end the others
-            log.error("%s cannot start; see its message above", child.role)
-            child.start_again_at = float("inf")
-            return
-        if now - child.started > _SETTLED_S:
-            child.pause_s = _RESTART_S[0]
-        log.error(
-            "%s ended with status %d; starting it again in %.1f s",
-            child.role,
-            status,
-            child.pause_s,
-        )
-        child.start_again_at = now + child.pause_s
-        child.pause_s = min(2 * child.pause_s, _RESTART_S[1])
+
+        # After READY, half-edited settings must not end the roles that still run.
+        if status == EXIT_CANNOT_START and not self._said_ready:
+            log.error("%s cannot start; its message above says why", child.role)
+            child.cannot_start = True
+        else:
+            _schedule_restart(child, status)
 
     def _start(self, child: _Child) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
         environment[service.PARENT] = str(os.getpid())
-        # From the main thread, which lives as long as this process: PR_SET_PDEATHSIG watches the thread.
+
+        # From the main thread: PR_SET_PDEATHSIG fires when the thread that forked ends, and the
+        # main thread lives as long as this process.
         child.process = subprocess.Popen(
             [*self._command, child.role, "-c", str(self._path)],
             env=environment,
@@ -140,6 +150,7 @@ class _Supervisor:
         )
         child.started = time.monotonic()
         child.ready = False
+
         assert child.process.stdout is not None
         self._selector.register(child.process.stdout, selectors.EVENT_READ, child)
 
@@ -148,16 +159,18 @@ class _Supervisor:
         assert child.process.stdout is not None
         self._selector.unregister(child.process.stdout)
         child.process.stdout.close()
+
         child.process = None
         child.ready = False
 
     def _listen(self, timeout_s: float) -> None:
-        """Wait for a READY, for a child's end (its pipe closes) or for a signal, at most `timeout_s`."""
+        """Wait for a READY, a child's end (its pipe closes) or a signal, at most `timeout_s`."""
         for key, _ in self._selector.select(timeout_s):
             child = key.data
             if child is None:
                 _drain(key.fileobj)  # type: ignore[arg-type]
                 continue
+
             line = key.fileobj.readline()  # type: ignore[union-attr]
             if line.strip() == service.READY:
                 child.ready = True
@@ -165,16 +178,18 @@ class _Supervisor:
                 assert child.process is not None
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.process.wait(timeout_s)
+
         if not self._said_ready and all(child.ready for child in self._children):
             self._said_ready = True
             print(service.READY, flush=True)  # noqa: T201 - the contract: READY on stdout
             service.notify("READY=1")
 
     def _end(self) -> None:
-        """SIGTERM to all, time to finish what is in hand, then SIGKILL."""
+        """Send SIGTERM to every role, let it finish its work, then send SIGKILL."""
         running = [child.process for child in self._children if child.process is not None]
         for process in running:
             process.terminate()
+
         deadline = time.monotonic() + _DRAIN_S
         for process in running:
             try:
@@ -184,14 +199,28 @@ class _Supervisor:
                 process.wait()
 
 
+def _schedule_restart(child: _Child, status: int) -> None:
+    """Back off: each death soon after a start doubles the pause before the next start."""
+    now = time.monotonic()
+    if now - child.started > _SETTLED_S:
+        child.pause_s = _FIRST_PAUSE_S
+
+    log.error(
+        "%s ended with status %d; starting it again in %.1f s", child.role, status, child.pause_s
+    )
+    child.start_again_at = now + child.pause_s
+    child.pause_s = min(2 * child.pause_s, _LONGEST_PAUSE_S)
+
+
 @contextmanager
 def _child_signals(selector: selectors.BaseSelector) -> Iterator[None]:
-    """Make signals end a select at once: they write to a socket that it watches."""
+    """Make a signal end a select at once: it writes to a socket that the selector watches."""
     receiver, sender = socket.socketpair()
     with receiver, sender:
         receiver.setblocking(False)
         sender.setblocking(False)
         selector.register(receiver, selectors.EVENT_READ, None)
+
         old = signal.set_wakeup_fd(sender.fileno())
         try:
             yield

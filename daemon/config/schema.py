@@ -48,7 +48,7 @@ class Peer(_Settings):
     )
     priority: Literal["stat", "routine"] = Field(
         default="routine",
-        description="How urgent the peer's images are unless a C-STORE asks for HIGH or LOW itself: "
+        description="How urgent the peer's images are unless a C-STORE asks for HIGH or LOW: "
         "images of a `stat` peer are analysed before others.",
     )
 

@@ -1,6 +1,6 @@
 """The types of single settings: each checks its value and says in words what it allows.
 
-`allowed` in a type's JSON schema is what tools/reference prints; a check raises with the same words.
+tools/reference prints `allowed` of a type's JSON schema; a check raises with the same words.
 """
 
 from __future__ import annotations

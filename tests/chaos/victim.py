@@ -275,7 +275,7 @@ def forked(
 
     torch.set_num_threads(1)
     _replace(
-        "daemon.installed:stranger", lambda: ""
+        "daemon.installed:conflicting_distribution", lambda: ""
     )  # a third of a second per start, of no interest here
     status = live([role, "-c", str(config)], Plan(plan_folder), order)
     sys.stdout.flush()

@@ -140,7 +140,10 @@ def test_a_profile_and_results_exclude_each_other(
 def test_an_sr_refers_to_a_seg_only_where_each_that_gets_it_gets_both(
     tmp_path: Path, second: str, refers: bool
 ) -> None:
-    text = f"destinations: [{{name: a, folder: x, profile: all}}, {{name: b, folder: y, results: {second}}}]"
+    text = (
+        "destinations: [{name: a, folder: x, profile: all}, "
+        f"{{name: b, folder: y, results: {second}}}]"
+    )
     assert load(tmp_path, text).refers_to_segmentation() is refers
 
 

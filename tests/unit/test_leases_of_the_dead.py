@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from daemon.ledger import Arrival, Ledger
-from daemon.service import _bury
+from daemon.service import release_dead_leases
 
 CLAIM = "import sys; from daemon.ledger import Ledger, owner_name; Ledger(sys.argv[1]).claim_images(owner_name(), 1)"
 
@@ -24,7 +24,7 @@ def test_only_the_leases_of_the_dead_end(tmp_path: Path) -> None:
         next(iter(ledger.owners() - {"another-host:1"})).rpartition(":")[0] + ":1", 1
     )
     assert ledger.claim_images("me", 9) == []
-    _bury(ledger)
+    release_dead_leases(ledger)
     (free,) = ledger.claim_images("me", 9)
     assert free.id not in (elsewhere.id, mine.id)
     assert free.attempt == 2

@@ -195,7 +195,7 @@ class Orthanc:
         return json.loads(self._read(path))
 
     def instances(self) -> dict[str, dict[str, Any]]:
-        """SOP Instance UID -> main tags with Modality and StudyInstanceUID, of everything it holds."""
+        """Main tags, Modality and StudyInstanceUID of every object, by SOP Instance UID."""
         held = {}
         for name in self.get("/instances"):
             tags = self.get(f"/instances/{name}/simplified-tags")
@@ -233,7 +233,10 @@ class Orthanc:
 def storescu(
     program: str, node: Node, files: Iterable[Path], *options: str
 ) -> subprocess.CompletedProcess[str]:
-    """DCMTK's storescu as a modality. `-xs`, `-xy`, ... propose one compressed syntax besides the uncompressed."""
+    """DCMTK's storescu as a modality.
+
+    `-xs`, `-xy`, ... propose one compressed transfer syntax beside the uncompressed.
+    """
     return subprocess.run(
         [
             program,

@@ -1,4 +1,4 @@
-"""A private PostgreSQL: a fresh cluster on a loopback port, started, stopped and restarted on command.
+"""A private PostgreSQL: a fresh cluster on a loopback port, started and stopped on command.
 
 The server refuses to run as root and cannot enter pytest's folders, which are closed to other
 users. So its data lie in a separate folder, and root hands that folder to the user `postgres` that
@@ -33,9 +33,9 @@ def binaries() -> Path | None:
 
 
 class Postgres:
-    """One cluster, as a context manager that starts it and removes it. Its log is `folder`/postgres.log.
+    """One cluster: a context manager starts and removes it. Its log is `folder`/postgres.log.
 
-    `durable=False` leaves fsync out: only a power loss, never a crash of the server, tells the difference.
+    `durable=False` leaves fsync out, which only a power loss can tell from the real thing.
     """
 
     def __init__(
@@ -109,7 +109,10 @@ class Postgres:
             time.sleep(0.02)
 
     def stop(self, mode: str = "fast") -> None:
-        """fast: open transactions are rolled back. immediate: as if it had crashed. smart: waits for its clients."""
+        """Stop the server.
+
+        fast rolls open transactions back, immediate is like a crash, smart waits for the clients.
+        """
         assert self._process is not None
         self._process.send_signal(_STOP[mode])
         self._process.wait(_DEADLINE_S)
@@ -135,7 +138,7 @@ class Postgres:
         shutil.rmtree(self._home)
 
     def _ready(self) -> bool:
-        # The last line of the lock file is the server's own word (PM_STATUS_READY), written with each change.
+        # The server writes its status into the last line of the lock file (PM_STATUS_READY).
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
