@@ -32,15 +32,15 @@ from training.fitting.run import Run, RunError, digest, write
 from training.measures import metrics
 from training.recipe import Layout, Recipe, Stage
 
-# Training phantoms are counted from here; tests and the demo use small seeds
+# The first seed of training phantoms; tests and the demo use small seeds
 _PHANTOM_SEED = 100_000
-# Of a package's provenance
+# Characters of the command in a package's provenance
 _COMMAND_SHOWN = 1000
-# Images that are watched while a segmenter is cross-fitted
+# Watched images of a network that only cross-fits the segmenter's rule
 _GLANCE = 32
-# Images at once
+# Validation images in one forward pass
 _WATCHED = 16
-# What torch.autocast says of the meta device
+# torch.autocast's message on the meta device
 _NO_AUTOCAST = "unsupported scalarType"
 
 
@@ -52,14 +52,14 @@ def train(
     starts: Mapping[int, Path] | None = None,
     decoded: Path | None = None,
 ) -> Path | None:
-    """Train every network of `recipe` on the data in `folder` and write the package; returns the
-    package's folder.
+    """Train every network of `recipe` on the data in `folder` and write the package.
+
+    Returns the package's folder, or None in the processes of torchrun that write nothing.
 
     `out` is the run folder: split.csv, the recipe, the environment, each network's curve,
-    TensorBoard's files, and package/. The same command again goes on where a run was killed.
-    `starts` maps a network's place in the recipe to a file of weights to start from. Decoded images
-    are kept in `decoded`, which runs may share, or in `out`/cache. Returns None in those processes
-    of torchrun that write nothing.
+    TensorBoard's files, and package/. The same command again resumes a killed run. `starts` maps a
+    network's place in the recipe to a file of weights to start from. Decoded images are kept in
+    `decoded`, which runs may share, or in `out`/cache.
 
     Raises:
         ValueError, RunError, WeightsError, TrainingError: what is wrong with the data, the run
@@ -73,20 +73,22 @@ def train(
         cases = sources[recipe.layout]
         parts = split.split(cases, recipe.split)
         reports = [
-            checks.check(some, parts if some is cases else None) for some in sources.values()
+            checks.check(images, parts if images is cases else None) for images in sources.values()
         ]
         for report in reports:
             report.raise_errors()
 
-        run = Run(out, recipe, digest(case for some in sources.values() for case in some), command)
+        every_case = [case for images in sources.values() for case in images]
+        run = Run(out, recipe, digest(every_case), command)
         for report in reports:
             for warning in report.warnings:
                 run.console.print(str(warning))
 
+        # Every process raises: the others would wait for a process that has ended.
         fault = ranks.same(_begin(out, parts, starts) if run.first else "")
-        # In every process: the others would wait for one that has ended
         if fault:
             raise RunError(fault)
+
         training = _Training(recipe, sources, run, device, parts, starts, decoded or out / "cache")
         trained: list[Trained] = []
         for number, stage in enumerate(recipe.networks):
@@ -94,19 +96,18 @@ def train(
 
         if not run.first:
             return None
+
         provenance = {
             "data": training.described(),
             "date": datetime.now(UTC).date().isoformat(),
             "command": run.command[:_COMMAND_SHOWN],
         }
-
-        return Export(recipe, out / "package", provenance).write(
-            trained, parts.train, parts.validate
-        )
+        export = Export(recipe, out / "package", provenance)
+        return export.write(trained, parts.train, parts.validate)
 
 
 def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
-    """Whatever would stop a later network is said before the first one trains."""
+    """Raise what would stop a later network, before the first network trains."""
     for number, stage in enumerate(recipe.networks):
         shapes(stage.architecture, **stage.arguments)
         _check_side(number, stage)
@@ -131,12 +132,14 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
 
 
 def _check_side(number: int, stage: Stage) -> None:
-    side, network = stage.side, _without_data(stage)
+    side = stage.side
+    network = _without_data(stage)
+
     try:
         with torch.inference_mode():
             network(torch.zeros(1, 1, side, side, device="meta"))
     except NotImplementedError:
-        # An operation that needs the data: the first real image will tell
+        # An operation needs the data: the first real image will show the fault.
         pass
     except RuntimeError as error:
         said = str(error).splitlines()[0][:200]
@@ -148,27 +151,26 @@ def _check_side(number: int, stage: Stage) -> None:
 
 
 def _without_data(stage: Stage) -> nn.Module:
-    """Its network, with shapes and no numbers: nothing to compute, and no memory."""
+    """The network on the meta device: shapes without numbers, so no memory and no computing."""
     with torch.device("meta"):
         return build(stage.architecture, **stage.arguments).eval()
 
 
 def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
-    """Write split.csv and starts.json; returns why that cannot be, or nothing.
+    """Write split.csv and starts.json; returns the fault, or "".
 
-    A run goes on only from the weights it began with: what its package says of itself is to stay
-    true.
+    A run resumes only from the weights it began with, so that its package's provenance stays true.
     """
     path = out / "starts.json"
     try:
         split.write(parts, out / "split.csv")
-        now = {
+        digests = {
             str(number): hashlib.sha256(file.read_bytes()).hexdigest()
             for number, file in sorted(starts.items())
         }
         if not path.exists():
-            path.write_text(json.dumps(now, indent=2), encoding="utf-8")
-        elif json.loads(path.read_text(encoding="utf-8")) != now:
+            path.write_text(json.dumps(digests, indent=2), encoding="utf-8")
+        elif json.loads(path.read_text(encoding="utf-8")) != digests:
             return (
                 f"{path}: the run began with other --start files; give another folder, or the "
                 "files as they were"
@@ -193,7 +195,7 @@ class _Training:
     decoded: Path
 
     def network(self, number: int, stage: Stage, before: Sequence[Trained]) -> nn.Module:
-        """One network, trained; `before` are those that came before it in the recipe."""
+        """Train one network; `before` are the networks before it in the recipe."""
         name = f"{number}-{stage.role}-{stage.architecture}"
         train, watched = self._images(stage)
         torch.manual_seed(self.recipe.seed + number)
@@ -293,11 +295,11 @@ class _Training:
         return said + started + wanted
 
     def _lacks_start(self, number: int, stage: Stage) -> bool:
-        """Whether it is meant to start from weights that are somebody else's, and none were given."""
+        """Whether it is meant to start from published weights, and none were given."""
         return stage.start in ("imagenet", "chexnet") and number not in self.starts
 
     def _images(self, stage: Stage) -> tuple[list[Case], list[Case]]:
-        """(those that train, those that are watched)"""
+        """(images that train, images that are watched)"""
         layout = self.recipe.layout_of(stage)
         if layout == self.recipe.layout:
             train, watched = self.parts.train, self.parts.validate
@@ -305,14 +307,14 @@ class _Training:
             cases = self.sources[layout]
             order = np.random.default_rng(self.recipe.seed).permutation(len(cases))
             watched, train = (
-                [cases[i] for i in some] for some in np.split(order, [stage.held_out])
+                [cases[i] for i in part] for part in np.split(order, [stage.held_out])
             )
 
         if stage.images == "positives":
             train = [case for case in train if case.positive]
         if stage.on_masks:
             train, watched = (
-                [case for case in some if case.mask_known] for some in (train, watched)
+                [case for case in part if case.mask_known] for part in (train, watched)
             )
 
         if not watched or not any(case.positive for case in train):
@@ -339,15 +341,16 @@ class _Training:
             )
 
     def _batches(self, stage: Stage, cases: Sequence[Case], phantoms: int) -> Batches:
-        some = [self._samples(stage, cases, stage.repeats)]
+        samples = [self._samples(stage, cases, stage.repeats)]
         if phantoms:
-            some.append(self._samples(stage, data.phantoms(phantoms, _PHANTOM_SEED, stage.side)))
-        return Batches(some, stage, self.recipe.seed, self.device)
+            drawn = data.phantoms(phantoms, _PHANTOM_SEED, stage.side)
+            samples.append(self._samples(stage, drawn))
+        return Batches(samples, stage, self.recipe.seed, self.device)
 
     def _samples(self, stage: Stage, cases: Sequence[Case], times: int = 1) -> Samples:
         prepared = self._prepared(stage, cases)
         targets = prepared.masks if stage.on_masks else prepared.labels
-        # `_images` has left the images out of which no mask is known
+        # `_images` has left out the images without a known mask.
         assert targets is not None
         ids = [case.image_id for case in cases]
         return Samples(

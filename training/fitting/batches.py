@@ -1,8 +1,7 @@
-"""Images in memory or on disk -> shuffled, augmented, normalised batches on the device, one
-prepared ahead.
+"""Images in memory or on disk -> shuffled, augmented, normalised batches on the device.
 
-Order and augmentation follow from (seed, epoch, batch, process) alone: a resumed run sees what it
-would have seen.
+A thread prepares the next batches ahead. Order and augmentation follow from (seed, epoch, batch,
+process) alone, so a resumed run sees the same batches.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from training.fitting.augment import augment
 from training.recipe import Stage
 
 Batch = tuple[Tensor, Tensor]
-# Batches under way while the device computes
+# Batches prepared while the device computes
 _AHEAD = 2
 
 
@@ -35,9 +34,9 @@ class Samples:
     images: NDArray[np.uint8]
     # (n,) float32 labels, or (n, side, side) uint8 masks, 255 inside
     targets: NDArray[Any]
-    # Each is seen in an epoch
+    # How often an epoch shows each image
     times: int = 1
-    # Named in messages
+    # Names of the images for messages
     ids: Sequence[str] = ()
     # (n, 4) top, left, height, width in the letterbox; None: all of it
     inside: NDArray[np.integer[Any]] | None = None
@@ -97,17 +96,17 @@ class Batches:
 
     @property
     def positive_share(self) -> float:
-        """How many of the labels are positive, 0..1; 0.5 for masks, which nobody balances."""
+        """The share of positive labels, 0..1; 0.5 for masks, which no loss balances."""
         if self._parts[0].targets.ndim > 1:
             return 0.5
         positives = sum(int((part.targets > 0.5).sum()) * part.times for part in self._parts)
         return positives / int(self._starts[-1])
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """(b, 1, side, side) float32 normalised inputs, and (b, 1) labels or (b, 1, side, side)
-        masks, float32, 0..1.
+        """The batches of an epoch, as pairs of inputs and targets, float32.
 
-        b is this process' share of the batch.
+        Inputs are (b, 1, side, side), normalised; targets (b, 1) labels or (b, 1, side, side)
+        masks, 0..1. b is this process' share of the batch.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
             ahead: deque[Future[Batch]] = deque()
@@ -120,8 +119,11 @@ class Batches:
 
     def ids(self, number: int, index: int) -> list[str]:
         """The images of this process' share of a batch, for a message."""
-        found = ((self._parts[part], row) for part, row in self._chosen(number, index))
-        return [part.ids[row] if part.ids else f"image {row}" for part, row in found]
+        names = []
+        for number_of_part, row in self._chosen(number, index):
+            part = self._parts[number_of_part]
+            names.append(part.ids[row] if part.ids else f"image {row}")
+        return names
 
     def _chosen(self, number: int, index: int) -> list[tuple[int, int]]:
         """(part, row) of each image."""
@@ -160,10 +162,8 @@ class Batches:
         )
 
         if moved is not None:
-            masks, box = (
-                moved[:, :1] if masks is not None else None,
-                moved[:, -1:] if box is not None else None,
-            )
+            masks = moved[:, :1] if masks is not None else None
+            box = moved[:, -1:] if box is not None else None
 
         target = labels if masks is None else masks
         assert target is not None
@@ -188,15 +188,16 @@ class Batches:
 
 
 def mixed(*numbers: int) -> int:
-    """One seed out of several numbers, each of which changes it altogether."""
+    """Hash several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def inputs(
     images: NDArray[np.uint8], scheme: str, inside: NDArray[np.integer[Any]] | None = None
 ) -> Tensor:
-    """(n, 1, side, side) float32 network inputs of letterboxed (n, side, side) images, as the node
-    makes them.
+    """(n, 1, side, side) float32 network inputs, as the node makes them.
+
+    `images` are letterboxed, (n, side, side).
     """
     box = None if inside is None else _boxes(list(inside), images.shape[-1])
     return normalise(torch.from_numpy(np.array(images))[:, None].float() / 255, scheme, box)

@@ -1,6 +1,4 @@
-"""What is seen of a network while it learns: a progress bar, a line for each epoch, a CSV,
-TensorBoard's scalars.
-"""
+"""The learning curve of a network: progress bar, a line each epoch, CSV, TensorBoard's scalars."""
 
 from __future__ import annotations
 
@@ -14,16 +12,19 @@ from tensorboardX import SummaryWriter
 from training.fitting.run import Run, write
 
 Row = dict[str, float]
-# The others are figures
+# Columns of a row that are no figures
 _OF_THE_LOOP = ("epoch", "loss", "learning_rate", "images_per_s")
 
 
 class Curve:
-    """One row for each epoch; a last one without a loss is of averaged weights."""
+    """A row for each epoch; a last row without a loss is that of averaged weights."""
 
     def __init__(self, run: Run, name: str, rows: list[Row], images: int) -> None:
         """`rows` are those of a resumed run, `images` those of all its epochs."""
-        self.rows, self._run, self._name = rows, run, name
+        self.rows = rows
+        self._run = run
+        self._name = name
+
         columns = (
             *(TextColumn(text) for text in ("{task.description}", "epoch {task.fields[epoch]}")),
             *(BarColumn(), TaskProgressColumn(), TimeRemainingColumn()),
@@ -42,7 +43,7 @@ class Curve:
         if self._run.first:
             folder = self._run.tensorboard(self._name)
             folder.mkdir(parents=True, exist_ok=True)
-            # What a killed run wrote of epochs that come again is struck out.
+            # Drop the rows of epochs that a killed run had not finished.
             self._writer = SummaryWriter(str(folder), purge_step=len(self.rows) + 1)
         self._progress.start()
         return self
@@ -58,8 +59,9 @@ class Curve:
             self._writer.close()
 
     def show(self, images: int, loss: float, images_per_s: float) -> None:
-        """Within an epoch: so many images were seen since the first epoch, the last of them at this
-        loss and speed.
+        """Update the bar within an epoch.
+
+        `images` counts from the first epoch on; `loss` and `images_per_s` are of the latest.
         """
         now = f"loss {loss:.4g}  {images_per_s:.0f} images/s"
         self._progress.update(self._task, completed=images, epoch=len(self.rows) + 1, now=now)

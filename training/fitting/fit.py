@@ -1,8 +1,8 @@
 """One network -> trained weights.
 
-A run that was killed and is started again ends with the same weights, bit for bit on the same CPU:
-every epoch begins from a seed of its own, the rate follows from the step, and the rest is in the
-checkpoint after each epoch.
+A killed run that is resumed ends with the same weights, bit for bit on the same CPU: every epoch
+sets its own seed, the rate follows from the step, and the checkpoint after each epoch holds the
+rest.
 """
 
 from __future__ import annotations
@@ -28,25 +28,22 @@ from training.fitting.schedule import Moment
 from training.recipe import Optimiser
 
 Watch = Callable[[nn.Module], dict[str, float]]
-# Between looks at the losses: each look waits for the device
+# Seconds between looks at the losses: each look waits for the device
 _LOOK_S = 1.0
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 class TrainingError(Exception):
-    """The network cannot be trained like this; the message says where it stopped and what to
-    change.
-    """
+    """Training stopped; the message says where, and what to change."""
 
 
 def fit(network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str) -> nn.Module:
-    """Train `network` as `batches.stage` says and return it, in eval mode, with the weights that
-    are to be kept.
+    """Train `network` as `batches.stage` says.
 
-    `watch` gives figures of the validation images, higher ones better, after each epoch; it gets
-    the network (or its running average) in eval mode on the device. A network that `run` holds
-    finished is not trained again. The random state of torch is left as it was found, so that what
-    follows does not depend on which of both it was.
+    Returns it in eval mode, with the weights to keep. After each epoch `watch` gives figures of the
+    validation images, higher is better; it gets the network (or its running average) in eval mode
+    on the device. A network that `run` holds finished is not trained again. torch's random state
+    stays as it was, so that later networks do not depend on whether this one was trained or loaded.
 
     Raises:
         TrainingError: a loss that is no number, out of memory, or `best_by` is not among the
@@ -66,21 +63,19 @@ def fit(network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str)
 
 
 class _Fit:
-    """A network on its way, with all that its next step depends on."""
+    """A network in training, with everything that its next step depends on."""
 
     def __init__(
         self, network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str
     ) -> None:
-        self._network, self._batches, self._watch, self._run, self._name = (
-            network,
-            batches,
-            watch,
-            run,
-            name,
-        )
-
+        self._network = network
+        self._batches = batches
+        self._watch = watch
+        self._run = run
+        self._name = name
         self._stage = stage = batches.stage
-        # steps
+
+        # Steps of the optimiser
         self._per_epoch = math.ceil(len(batches) / stage.accumulate)
         self._loss_of = losses.compose(stage.loss, batches.positive_share)
         self._optimiser = _optimiser(network, stage.optimiser)
@@ -100,14 +95,12 @@ class _Fit:
         self._average = copy.deepcopy(network) if averages else None
         self._step = 0
 
-        # Where best_by was highest
+        # The weights at the highest best_by
         self._best: dict[str, Tensor] = {}
         self._curve = Curve(run, name, self._resumed(), stage.epochs * len(batches) * stage.batch)
 
     def finish(self) -> None:
-        """Train the epochs that are missing; leave the weights to keep in the network and in the
-        run.
-        """
+        """Train the missing epochs; leave the weights to keep in the network and in the run."""
         stage = self._stage
         with self._curve as curve:
             while len(curve.rows) < stage.epochs and not self._stands_still():
@@ -115,7 +108,7 @@ class _Fit:
                 self._save()
             kept = self._average
             if stage.average.swa_last_epochs and len(curve.rows) < stage.epochs:
-                # Stopped early: there is no mean of the last epochs
+                # Stopped early: the last epochs, of which the mean was wanted, were not trained.
                 kept = None
             if kept is not None and stage.average.redo:
                 self._redo_statistics(kept)
@@ -132,7 +125,9 @@ class _Fit:
             self._run.checkpoint(self._name).unlink(missing_ok=True)
 
     def _epoch(self, number: int) -> None:
-        stage, started = self._stage, time.monotonic()
+        stage = self._stage
+        started = time.monotonic()
+
         torch.manual_seed(mixed(self._batches.seed, number, ranks.rank()))
         schedule.train(self._network, stage.freeze, number)
         with _explained(self._name):
@@ -160,9 +155,11 @@ class _Fit:
     def _steps(self, number: int) -> float:
         """Train for one epoch; returns its mean loss."""
         stage, batches = self._stage, self._batches
-        # Losses nobody has looked at
+        # Losses still on the device
         waiting: list[Tensor] = []
-        total, looked = 0.0, time.monotonic()
+        total = 0.0
+        looked = time.monotonic()
+
         for index, (inputs, targets) in enumerate(batches.epoch(number)):
             first = index - index % stage.accumulate
             together = min(stage.accumulate, len(batches) - first)
@@ -187,14 +184,16 @@ class _Fit:
                 self._curve.show(
                     images, sum(seen) / len(seen), len(seen) * stage.batch / (now - looked)
                 )
-                total, looked, waiting = total + sum(seen), now, []
+                total += sum(seen)
+                looked = now
+                waiting = []
 
         mean = torch.tensor(total / len(batches), dtype=torch.float64, device=batches.device)
         ranks.average([mean])
         return float(mean)
 
     def _update(self) -> None:
-        """One step of the optimiser, by the gradients that are there."""
+        """One step of the optimiser, by the gradients gathered so far."""
         stage, optimiser = self._stage, self._optimiser
         now = Moment(self._step, self._per_epoch, stage.epochs, self._figures())
         momentum = schedule.momentum(stage.schedule, now)
@@ -215,7 +214,7 @@ class _Fit:
         self._step += 1
 
         if self._average and stage.average.ema:
-            # The first steps count more: weights that were drawn at random are soon forgotten.
+            # The first steps count more, so that the average soon forgets the random weights.
             follow(
                 self._average,
                 self._network,
@@ -223,7 +222,7 @@ class _Fit:
             )
 
     def _redo_statistics(self, mean: nn.Module) -> None:
-        """Of the mean of the steps or of the last epochs, which is then judged like one more epoch."""
+        """Compute the mean's batch-norm statistics anew, and judge it like one more epoch."""
         stage, number = self._stage, len(self._curve.rows)
         torch.manual_seed(mixed(self._batches.seed, number, ranks.rank()))
         schedule.train(mean, stage.freeze, number)
@@ -232,7 +231,7 @@ class _Fit:
         self._judge(mean, {"epoch": number + 1}, {})
 
     def _judge(self, network: nn.Module, before: Row, after: Row) -> None:
-        """One more row: figures, and weights kept if they are the best so far."""
+        """Add a row with figures; keep the weights if they are the best so far."""
         network.eval()
         with torch.no_grad():
             figures = ranks.same(self._watch(network) if self._run.first else {})
@@ -253,15 +252,10 @@ class _Fit:
         return 0 < self._stage.early_stop <= schedule.stale(self._figures())
 
     def _apart(self) -> contextlib.AbstractContextManager[None]:
-        """Gradients are gathered in each process, and shared with those of the last batch of a
-        step.
-        """
-        trained = self._trained
-        return (
-            trained.no_sync()
-            if isinstance(trained, DistributedDataParallel)
-            else contextlib.nullcontext()
-        )
+        """Gather gradients in each process alone, until the last batch of a step shares them."""
+        if isinstance(self._trained, DistributedDataParallel):
+            return self._trained.no_sync()
+        return contextlib.nullcontext()
 
     def _require_numbers(self, seen: list[float], number: int, first: int) -> None:
         for index, loss in enumerate(seen, first):
@@ -287,14 +281,15 @@ class _Fit:
             write(self._run.checkpoint(self._name), lambda file: torch.save(state, file))
 
     def _resumed(self) -> list[Row]:
-        """Take up the checkpoint, if there is one; returns the rows of its epochs."""
+        """Load the checkpoint, if there is one; returns the rows of its epochs."""
         if not self._run.checkpoint(self._name).exists():
             return []
         state = torch.load(self._run.checkpoint(self._name), "cpu", weights_only=True)
         self._network.load_state_dict(state["network"])
         if self._average:
             self._average.load_state_dict(state["average"])
-        self._best, self._step = state["best"], state["step"]
+        self._best = state["best"]
+        self._step = state["step"]
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
         rows: list[Row] = state["rows"]
@@ -316,16 +311,14 @@ def _optimiser(network: nn.Module, how: Optimiser) -> torch.optim.Optimizer:
 
 
 def _half(device: torch.device) -> torch.dtype:
-    """bf16, which needs no scaling of the loss; fp16 on GPUs before Ampere, which only emulate
-    bf16.
-    """
+    """bf16, which needs no loss scaling; fp16 on GPUs before Ampere, which only emulate bf16."""
     old = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.float16 if old else torch.bfloat16
 
 
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
-    """Of cuDNN's algorithms those that give the same again."""
+    """Let cuDNN choose only deterministic algorithms."""
     before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
     try:
         yield
@@ -335,17 +328,16 @@ def _deterministic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Say what to do where memory runs out."""
+    """Turn an out-of-memory error into a message that says what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(
-            words in str(error).lower() for words in _OUT_OF_MEMORY
-        ):
+        message = str(error) or type(error).__name__
+        told = any(words in message.lower() for words in _OUT_OF_MEMORY)
+        if not told and not isinstance(error, MemoryError):
             raise
+
         raise TrainingError(
-            f"{name}: out of memory "
-            f"({str(error).splitlines()[0][:200] if str(error) else type(error).__name__}). Lower "
-            "batch and raise accumulate by the same factor: each step then sees as many images "
-            "as before"
+            f"{name}: out of memory ({message.splitlines()[0][:200]}). Lower batch and raise "
+            "accumulate by the same factor: each step then sees as many images as before"
         ) from error

@@ -91,8 +91,9 @@ def focal(logits: Tensor, targets: Tensor, negative: float = 1.0, positive: floa
 
 
 def dice(logits: Tensor, masks: Tensor, empty: bool = False) -> Tensor:
-    """1 - Dice of each image (Milletari et al., 3DV 2016, unsquared); mean over those with a mask,
-    or over all.
+    """1 - Dice of each image (Milletari et al., 3DV 2016, unsquared).
+
+    Mean over the images with a mask or, if `empty`, over all.
     """
     found, true = torch.sigmoid(logits).flatten(1), masks.flatten(1)
     overlap, total = (found * true).sum(1), found.sum(1) + true.sum(1)

@@ -1,7 +1,6 @@
-"""The processes of one training run: one, or as many as torch's launcher started (`torchrun
---nproc-per-node 4 ...`).
+"""The processes of one training run: one, or as many as `torchrun --nproc-per-node N` started.
 
-Everything here also works without the launcher; then there is one process, of rank 0.
+Everything here also works without torchrun: then there is one process, of rank 0.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, distributed
 
 from inference.engine import choose_device
 
-# The others wait while the first evaluates
+# How long the other processes wait while the first evaluates
 _PATIENCE = timedelta(hours=2)
 
 Value = TypeVar("Value")
@@ -25,8 +24,9 @@ Value = TypeVar("Value")
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[torch.device]:
-    """The device of this process, which has met the others: `device` as in `choose_device`, one GPU
-    a process.
+    """Join the other processes; gives the device of this process.
+
+    `device` is as in `choose_device`; each process takes its own GPU.
 
     Raises:
         ValueError: no such device, or fewer GPUs than processes.
@@ -49,12 +49,12 @@ def joined(device: str = "auto") -> Iterator[torch.device]:
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     yield chosen
 
-    # Not after an error: the launcher ends the others, who wait for this one
+    # Skipped after an error: torchrun ends the other processes, which wait for this one.
     distributed.destroy_process_group()
 
 
 def rank() -> int:
-    """Of this process: 0 is the one that evaluates, writes and speaks."""
+    """The rank of this process; rank 0 evaluates, writes and prints."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -64,7 +64,7 @@ def count() -> int:
 
 
 def same(value: Value) -> Value:
-    """What the first process has for `value`, in every process."""
+    """Broadcast: the first process' `value`, in every process."""
     if count() == 1:
         return value
     values = [value]

@@ -1,7 +1,8 @@
-"""The folder of one training run: what was asked for, on what data, where, and what came of it.
+"""The folder of one training run: the recipe, the data, the machine, and the results.
 
     recipe.json        every knob, also those at their default
-    environment.json   the command, the data's digest, versions, machine, commit; no names of users or folders
+    environment.json   the command, the data's digest, versions, machine, commit; no names of users
+                       or folders
     curves/            a CSV of each network: loss, rate and figures of each epoch
     tensorboard/       the same for TensorBoard
     checkpoints/       what an unfinished network resumes from
@@ -34,7 +35,7 @@ from training.fitting import ranks
 
 _RECIPE, _ENVIRONMENT = "recipe.json", "environment.json"
 _PACKAGES = ("pleura", "torch", "numpy", "monai", "scikit-learn", "pydicom", "pillow")
-# Files of a run that has just begun, finished or not
+# Files that a run writes first, finished or not
 _OURS = ("recipe", "environment")
 # What the last digits of a sum depend on.
 _NUMBERS = ("packages", "commit", "machine", "cpu", "device", "threads", "processes")
@@ -48,11 +49,12 @@ class RunError(Exception):
 
 
 class Run:
-    """One run's folder, made or found again. Of several processes only the first writes and speaks."""
+    """One run's folder, new or resumed. Of several processes only the first writes and prints."""
 
     def __init__(self, folder: Path, recipe: BaseModel, data: str, command: Sequence[str]) -> None:
-        """`data` is their `digest`, `command` the words that started the run. Every process
-        returns, or none.
+        """`data` is their `digest`, `command` the words that started the run.
+
+        Every process returns, or every process raises.
 
         Raises:
             RunError: the folder cannot be made or holds something else, or a run of another recipe
@@ -79,7 +81,7 @@ class Run:
         return self.folder / "checkpoints" / f"{name}.pt"
 
     def weights(self, name: str) -> Path:
-        """Where it is when finished."""
+        """Where the network of that name is kept when finished."""
         return self.folder / "weights" / f"{name}.safetensors"
 
     def curve(self, name: str) -> Path:
@@ -102,7 +104,7 @@ class Run:
                 "folder"
             )
         _write_json(self.folder / _ENVIRONMENT, self.environment)
-        # last: it says that the run has begun
+        # Written last: this file says that the run has begun.
         _write_json(self.folder / _RECIPE, wanted)
 
     def _resume(self, wanted: dict[str, Any]) -> None:
@@ -130,9 +132,7 @@ class Run:
 
 
 def digest(cases: Iterable[Case]) -> str:
-    """One name for a set of images with masks, labels and what decides their split, whatever their
-    order (SHA-256).
-    """
+    """SHA-256 of a set of images: masks, labels and what decides their split, in any order."""
     names = sorted(
         json.dumps(
             [case.image_id, case.identity(), case.patient, case.fold, case.label, case.as_published]
@@ -143,7 +143,7 @@ def digest(cases: Iterable[Case]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What a run's numbers may depend on beside recipe and data."""
+    """Everything that a run's numbers may depend on beside recipe and data."""
     return {
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
@@ -160,8 +160,9 @@ def environment() -> dict[str, Any]:
 
 
 def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
-    """Let `save` fill a file that has its name only when all of it is on the disk, also after a
-    kill or power loss.
+    """Write a file atomically: `save` fills it, and it gets its name when it is on the disk.
+
+    That holds after a kill and after a power loss.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -206,10 +207,9 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
 
 
 def _without_folders(command: Sequence[str]) -> str:
-    """The words as a shell takes them, without the folders that --data and --out name and those of
-    other paths.
+    """The words as a shell takes them, without the folders of --data, --out and other paths.
 
-    Folders may name people. argparse takes options that are cut short, too.
+    Folders may name people. argparse takes abbreviated options, too.
     """
     words = "\0".join(command)
     for option, name in _FOLDERS.items():
@@ -227,22 +227,13 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of the checkout that this file is in, if it is in one; with "-dirty" where files differ from
-    it.
-    """
-    checkout, git = Path(__file__).resolve().parents[1], shutil.which("git")
+    """The commit of the checkout that holds this file, if any; "-dirty" where files differ."""
+    checkout = Path(__file__).resolve().parents[1]
+    git = shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
-    describe = [
-        git,
-        "-C",
-        str(checkout),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    answer = subprocess.run(describe, capture_output=True, text=True, check=False)
 
+    options = ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    describe = [git, "-C", str(checkout), "describe", *options]
+    answer = subprocess.run(describe, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

@@ -160,7 +160,7 @@ def _masks(sums: Sums) -> dict[str, Values]:
 
 
 def _resamples(patients: int, draws: int) -> Values:
-    """(1 + draws, patients): how often each patient counts; first, everyone once."""
+    """(1 + draws, patients): how often each patient counts. In the first row each counts once."""
     rng = np.random.default_rng(0)
     rows = [
         np.bincount(rng.integers(patients, size=patients), minlength=patients) for _ in range(draws)
@@ -197,8 +197,8 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
         counts = _counts(common * drawn, found * drawn, true, pixels)
         images = Confusion(*counts.values())
         dice, iou, background = (
-            np.nan_to_num(one, nan=1.0) * masked
-            for one in (images.f1, images.iou, images.of_background().iou)
+            np.nan_to_num(figure, nan=1.0) * masked
+            for figure in (images.f1, images.iou, images.of_background().iou)
         )
 
         columns |= {f"pixels{suffix} {name}": count for name, count in counts.items()}
@@ -216,7 +216,7 @@ def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
 
 def _counts(common: Any, found: Any, true: Any, all_: Any) -> dict[str, Values]:
     """The counts of a Confusion."""
-    both, said, is_so = (np.asarray(one, dtype=np.float64) for one in (common, found, true))
+    both, said, is_so = (np.asarray(pixels, dtype=np.float64) for pixels in (common, found, true))
     return dict(
         zip(_COUNTS, (both, said - both, is_so - both, all_ - said - is_so + both), strict=True)
     )
@@ -263,36 +263,33 @@ def _ranking(
 
 _OWN_PATIENTS = "each image counts as its own patient: the data name no patients"
 _NOTES = {
-    (
-        "report",
-        True,
-    ): "report part of the run's split: these images trained nothing and chose nothing",
-    (
-        "validate",
-        True,
-    ): "the split has no report part: these images chose weights and thresholds, so their figures are "
-    "too good",
-    (
-        "report",
-        False,
-    ): "fold published with the data, which the model's recipe leaves out; without the split of a run "
-    "nobody can say which of the other images trained the model",
-    (
-        "",
-        False,
-    ): "no split of a run was given: nobody can say which of these images trained the model, so no published "
-    "figures stand beside; give the run's split.csv with --split",
-    ("", True): "none of these images reports or validates in the run's split",
+    "report": "report part of the run's split: these images trained nothing and chose nothing",
+    "validate": (
+        "the split has no report part: these images chose weights and thresholds, so their "
+        "figures are too good"
+    ),
+    "": "none of these images reports or validates in the run's split",
+}
+_NOTES_WITHOUT_SPLIT = {
+    "report": (
+        "fold published with the data, which the model's recipe leaves out; the run's split is "
+        "not known, so any of the other images may have trained the model"
+    ),
+    "": (
+        "no split of a run was given: any of these images may have trained the model, so no "
+        "published figures stand beside; give the run's split.csv with --split"
+    ),
 }
 
 
 def _note(part: str, from_run: bool) -> str:
-    return _NOTES[part, from_run]
+    return (_NOTES if from_run else _NOTES_WITHOUT_SPLIT)[part]
 
 
 def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = None) -> str:
-    """The figures as lines of text, one each with its interval and its number of images; published
-    ones beside them.
+    """The figures as text: a line each, with its interval and its number of images.
+
+    The published figures stand beside ours.
     """
     lines = [f"model {figures['model']} {figures['version']}, threshold {figures['threshold']}"]
     lines += [f"labels: {figures['labels']}", *([figures["warning"]] if figures["warning"] else [])]
@@ -300,7 +297,8 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
     lines += [f"note: {note}" for note in figures["notes"]]
     if figures["trained_on"]:
         lines.append(
-            f"{figures['trained_on']} of the {figures['images']} images trained this model: `all` is too good"
+            f"{figures['trained_on']} of the {figures['images']} images trained this model: "
+            "`all` is too good"
         )
 
     def walk(path: str, node: Mapping[str, Any]) -> None:
@@ -315,9 +313,8 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
     rows = beside(figures, published or {})
     lines += ["published figures beside ours; " + CAVEAT] if rows else []
     for name, said, ours in rows:
-        lines.append(
-            f"{name:30} published {said}   ours {'; '.join(f'{k}: {text(v)}' for k, v in ours.items())}"
-        )
+        by_group = "; ".join(f"{group}: {text(figure)}" for group, figure in ours.items())
+        lines.append(f"{name:30} published {said}   ours {by_group}")
 
     return "\n".join(lines)
 
@@ -333,8 +330,9 @@ _DEFINED = "competition_score"
 def beside(
     figures: Mapping[str, Any], published: Mapping[str, float]
 ) -> list[tuple[str, str, dict[str, Mapping[str, Any]]]]:
-    """(name, what was published, ours by group) of each published figure; none where no part of the
-    images reports.
+    """(name, published value in words, ours by group) of each published figure.
+
+    Empty where no part of the images reports.
 
     Beside a figure of masks stands what finding nothing scores on the same images.
     """
@@ -356,4 +354,5 @@ def beside(
 def text(figure: Mapping[str, Any]) -> str:
     """One figure in words."""
     low, high = figure["interval_95"]
-    return f"{figure['value']:.3f}  (95 % {low:.3f} to {high:.3f}; {figure.get('of', figure['images'])} images)"
+    images = figure.get("of", figure["images"])
+    return f"{figure['value']:.3f}  (95 % {low:.3f} to {high:.3f}; {images} images)"

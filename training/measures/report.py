@@ -45,10 +45,13 @@ def write(
         *_all_figures(evaluation),
     ]
     sections += [*_curves(evaluation), *_search(run_folder), *_breakdown(evaluation)]
-
     sections += [*_learning(run_folder), *_cases(evaluation), *_recipe(recipe, knobs)]
+
     title = escape(f"{evaluation.figures['model']} {evaluation.figures['version']}")
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style>"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page + "<main>" + "\n".join(sections) + "</main></html>\n", encoding="utf-8")
 
@@ -67,7 +70,7 @@ def _head(evaluation: Evaluation, recipe: Recipe | None) -> Iterator[str]:
     if figures["trained_on"]:
         yield (
             f"<p class=warning>{figures['trained_on']} of the {figures['images']} images trained "
-            "this model: figures of <b>all</b> images are better than those of new ones would "
+            "this model: figures of <b>all</b> images are better than those of new images would "
             "be.</p>"
         )
 
@@ -176,9 +179,9 @@ def _curves(evaluation: Evaluation) -> Iterator[str]:
         and evaluation.figures["report"]["key"] is not None
     )
     yield (
-        "<p>These images chose the one in use: figures at it are too good.</p>"
+        "<p>These images chose the threshold in use: figures at it are too good.</p>"
         if chose
-        else "<p>The one in use comes with the package; to take the best one here would flatter.</p>"
+        else "<p>The threshold in use comes with the package; to take the best here would flatter.</p>"
     )
 
 
@@ -268,7 +271,10 @@ def _breakdown(evaluation: Evaluation) -> Iterator[str]:
             groups += [(group, members[group]) for group in ordered]
 
     threshold = evaluation.figures["threshold"]
-    found = [(group, some, measured(some, threshold, _BREAKDOWN_DRAWS)) for group, some in groups]
+    found = [
+        (group, answers, measured(answers, threshold, _BREAKDOWN_DRAWS))
+        for group, answers in groups
+    ]
     yield (
         f"<h2>Breakdown</h2><p>Of {escape(name)}. Groups of a few images say little: look at the "
         "intervals.</p>"
@@ -276,19 +282,22 @@ def _breakdown(evaluation: Evaluation) -> Iterator[str]:
     rows = [
         [
             group,
-            str(len(some)),
-            str(sum(one.positive for one in some)),
-            *(_cell(own.get(one)) for one in _BREAKDOWN),
+            str(len(answers)),
+            str(sum(answer.positive for answer in answers)),
+            *(_cell(own.get(figure)) for figure in _BREAKDOWN),
         ]
-        for group, some, own in found
+        for group, answers, own in found
     ]
     yield _table(
-        ["", "images", "positive", *(one.replace("_", " ") for one in _BREAKDOWN)], rows, "figures"
+        ["", "images", "positive", *(figure.replace("_", " ") for figure in _BREAKDOWN)],
+        rows,
+        "figures",
     )
 
-    lines = [(f"{group} ({len(some)})", own) for group, some, own in found]
+    lines = [(f"{group} ({len(answers)})", own) for group, answers, own in found]
     yield _picture(
-        plots.breakdown(lines, [one for one in _BREAKDOWN if one in found[0][2]]), "Breakdown"
+        plots.breakdown(lines, [figure for figure in _BREAKDOWN if figure in found[0][2]]),
+        "Breakdown",
     )
 
 
@@ -313,9 +322,11 @@ def _cases(evaluation: Evaluation) -> Iterator[str]:
     kinds = (
         ("Best", "the highest Dice", overlap[: min(_SHOWN, (len(overlap) + 1) // 2)], len(overlap)),
         ("Worst", "the lowest Dice", overlap[::-1][: min(_SHOWN, len(overlap) // 2)], len(overlap)),
-        ("Failure: positive with an empty mask", "the classifier says positive, the segmenter draws nothing",
+        ("Failure: positive with an empty mask",
+         "the classifier says positive, the segmenter draws nothing",
          sorted(empty, key=lambda answer: (-answer.positive, -answer.probability)), len(empty)),
-        ("Failure: missed", "positive, and the lowest probabilities: what the segmenter found is not shown to anybody",
+        ("Failure: missed",
+         "positive, and the lowest probabilities: nobody is shown what the segmenter found",
          sorted(missed, key=lambda answer: answer.probability), len(missed)),
         ("Failure: false alarm", "negative, and the highest probabilities",
          sorted(alarms, key=lambda answer: -answer.probability), len(alarms)),
@@ -361,8 +372,9 @@ def _recipe(recipe: Recipe | None, knobs: str) -> Iterator[str]:
 
 
 def _shown(evaluation: Evaluation) -> tuple[list[Answer], str]:
-    """The answers that curves and cases are of, and their name: the reported part, where there is
-    one.
+    """The answers that curves and cases are drawn from, and their name.
+
+    They are the reported part, where the split has such a part.
     """
     report = evaluation.figures["report"]
     reported = [answer for answer in evaluation.answers if answer.of(report["part"])]
