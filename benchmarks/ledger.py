@@ -159,7 +159,7 @@ class Rounds:
         parcels = self.ledger.claim_deliveries("pacs", "benchmark", BATCH)
         assert len(parcels) == BATCH
         for parcel in parcels:
-            self.ledger.stored(parcel, 0)
+            self.ledger.mark_stored(parcel, 0)
         if keep:
             self.seconds["claim and complete"].append(analysed - started)
             self.seconds["claim and store"].append(time.perf_counter() - analysed)

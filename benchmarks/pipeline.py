@@ -103,7 +103,7 @@ class Role:
 
     def check(self) -> None:
         """All were analysed, or what was timed is something else."""
-        counts = self.ledger.counts()["instances"]
+        counts = self.ledger.inspect.counts()["instances"]
         assert counts["failed"] == counts["not_analysed"] == 0, counts
 
     @staticmethod

@@ -75,7 +75,7 @@ def seconds(files: list[Path], folder: Path, ledger: str | None) -> float:
         for sender in senders:
             sender.join()
         watched = Ledger(str(node.settings["ledger"]))
-        wait_until("all is done", lambda: done(watched.counts(), len(files)), 0.2)
+        wait_until("all is done", lambda: done(watched.inspect.counts(), len(files)), 0.2)
         took = time.perf_counter() - started
         watched.close()
         return took

@@ -70,11 +70,11 @@ def _role(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     ledger = _ledger(options)
     if options.uid:
-        histories = {uid: ledger.history(uid) for uid in options.uid}
+        histories = {uid: ledger.inspect.history(uid) for uid in options.uid}
         print(json.dumps(histories, indent=None if options.json else 2))
         return EXIT_DONE if all(histories.values()) else EXIT_FAILED
 
-    counts = ledger.counts()
+    counts = ledger.inspect.counts()
     if options.json:
         print(json.dumps(counts))
         return EXIT_DONE
@@ -82,7 +82,7 @@ def _status(options: argparse.Namespace) -> int:
     for subject, states in counts.items():
         print(f"{subject}: " + ", ".join(f"{number} {state}" for state, number in states.items()))
 
-    for subject, rows in ledger.troubles().items():
+    for subject, rows in ledger.inspect.troubles().items():
         name = "image" if subject == "instances" else "delivery"
         for row in rows:
             print(f"  {name}", *(value for value in row.values() if value not in ("", None)))

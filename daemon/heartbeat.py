@@ -6,23 +6,28 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from daemon.ledger import LEASE_S, DeliveryJob, ImageJob, Ledger
+from daemon.ledger import DeliveryJob, ImageJob, Ledger
 
 log = logging.getLogger("pleura.service")
 
-_HEARTBEAT_S = LEASE_S / 4
-
 Jobs = Sequence[ImageJob] | Sequence[DeliveryJob]
+
+# A lease outlives three beats that fail.
+_BEATS_PER_LEASE = 4
 
 
 class Heartbeat:
-    """Renews the leases of what is in work, for as long as the block runs. `jobs` may be asked anew at each beat."""
+    """Renews the leases of work in hand for as long as the block runs.
+
+    `jobs` may be a function, which is asked at each beat.
+    """
 
     def __init__(self, ledger: Ledger, jobs: Jobs | Callable[[], Jobs]) -> None:
         self._ledger = ledger
         self._jobs = jobs
+        self._period_s = ledger.limits.lease_s / _BEATS_PER_LEASE
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -31,12 +36,15 @@ class Heartbeat:
         self._done.set()
         self._thread.join()
 
-    def _beat(self) -> None:
-        while not self._done.wait(_HEARTBEAT_S):
+    def _run(self) -> None:
+        while not self._done.wait(self._period_s):
             jobs = self._jobs() if callable(self._jobs) else self._jobs
-            if not jobs:
-                continue
-            try:
-                self._ledger.renew(jobs)
-            except Exception:  # the lease may run out; then a later owner wins and nothing is lost
-                log.exception("leases could not be renewed")
+            if jobs:
+                self._renew(jobs)
+
+    def _renew(self, jobs: Jobs) -> None:
+        try:
+            self._ledger.renew(jobs)
+        except Exception:
+            # The lease may run out. Then a later owner wins, and nothing is lost.
+            log.exception("leases could not be renewed")

@@ -112,11 +112,11 @@ def release_dead_leases(ledger: Ledger) -> None:
 
     A lease of another machine, or of a live process, runs out on the ledger's clock.
     """
-    for owner in ledger.owners():
+    for owner in ledger.inspect.lease_owners():
         machine, _, pid = owner.rpartition(":")
         if machine == this_machine() and not Path(f"/proc/{pid}").exists():
             log.info("released the leases of dead process %s", owner)
-            ledger.expire(owner)
+            ledger.release_leases(owner)
 
 
 def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:

@@ -71,7 +71,7 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
             refer_to_segmentation=config.refers_to_segmentation(),
         ),
         kinds=kinds if config.destinations else frozenset({"SEG", "SC"}),
-        is_ours=ledger.made,
+        is_ours=ledger.inspect.is_own_result,
     )
     return Pipeline(engine, settings)
 

@@ -100,7 +100,7 @@ def _report(
     for column in ("image", "state", "answer", "objects in the folder"):
         table.add_column(column, overflow="fold")
     for file in files:
-        for ending in ledger.history(
+        for ending in ledger.inspect.history(
             str(dcmread(file, stop_before_pixels=True, force=True).get("SOPInstanceUID"))
         ):
             kinds = ", ".join(

@@ -90,9 +90,9 @@ def _finding(subject: str, examination: Callable[[], str]) -> Finding:
 
 
 def _ledger(config: Config) -> str:
-    with closing(Ledger.existing(config.ledger, as_it_is=True)) as ledger:
-        counts = ledger.counts()
-        troubles = ledger.troubles()
+    with closing(Ledger.existing(config.ledger, migrate=False)) as ledger:
+        counts = ledger.inspect.counts()
+        troubles = ledger.inspect.troubles()
     waiting = counts["instances"]["received"]
     owed = counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
@@ -102,7 +102,7 @@ def _ledger(config: Config) -> str:
 def _spool(config: Config) -> str:
     note = _folder(config.spool)
     found = identity(config.spool)
-    with closing(Ledger.existing(config.ledger, as_it_is=True)) as ledger:
+    with closing(Ledger.existing(config.ledger, migrate=False)) as ledger:
         known = ledger.spool_identity(None)
     if found != known:
         raise Trouble("not the folder whose files this ledger knows; is it mounted here?")
@@ -129,7 +129,7 @@ def _folder(folder: Path) -> str:
 
 
 def _outbox(config: Config, folder: Path) -> str:
-    with suppress(LedgerError), closing(Ledger.existing(config.ledger, as_it_is=True)) as ledger:
+    with suppress(LedgerError), closing(Ledger.existing(config.ledger, migrate=False)) as ledger:
         if why := lost(folder, ledger):
             raise Trouble(f"{why} Where this is to be a new one: mkdir -p {folder / MARK}")
     return _folder(folder)

@@ -33,17 +33,17 @@ class Report:
 def verify(ledger: Ledger, spool: Spool) -> Report:
     """Compare the whole spool with the whole ledger, and the ledger with itself. Raises SpoolError, OSError."""
     report = Report()
-    report.faults += ledger.contradictions()
+    report.faults += ledger.inspect.contradictions()
 
-    for kept in ledger.kept_files():
+    for kept in ledger.inspect.kept_files():
         report.files += 1
         damage = spool.damage(kept.spool_name, kept.size_bytes)
         # Meanwhile its bytes may have been given up, or made again under another name.
-        if damage and ledger.known_spool_names([kept.spool_name]):
+        if damage and ledger.inspect.known_spool_names([kept.spool_name]):
             report.faults.append(f"{kept.what}: {spool.path(kept.spool_name)} {damage}")
 
     for names in _batches(spool.names()):
-        report.unowned += len(set(names) - ledger.known_spool_names(names))
+        report.unowned += len(set(names) - ledger.inspect.known_spool_names(names))
     return report
 
 

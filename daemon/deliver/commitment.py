@@ -86,7 +86,7 @@ class Asker:
             pause_s = limits.backoff.pause_s(self._failures)
             log.warning("%s: storage commitment: %s; again in %.1f s", name, trouble, pause_s)
             why = f"storage commitment: {trouble}"
-            self._ledger.commitment_not_asked(name, request, why, pause_s)
+            self._ledger.postpone_commitment(name, request, why, pause_s)
             stop.wait(pause_s)
         else:
             self._failures = 0
@@ -133,7 +133,7 @@ class Asker:
             )
             lost = report.failed(Fate.LOST)
             refused = report.failed(Fate.REFUSED)
-            if not self._ledger.commitment_reported(
+            if not self._ledger.record_commitment_report(
                 name, report.transaction_uid, report.committed, lost, refused
             ):
                 raise ReportError(

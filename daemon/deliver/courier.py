@@ -202,7 +202,7 @@ class Courier:
     def _judge(self, job: DeliveryJob, answer: Answer) -> Verdict:
         judged = verdict(answer.status, job.failures)
         if judged is Verdict.STORED:
-            self._ledger.stored(job, answer.status, self._commitment)
+            self._ledger.mark_stored(job, answer.status, self._commitment)
             self._tries.pop(job.id, None)
             result = (job.result.kind, job.result.sop_instance_uid)
             log.info("%s stored %s %s (%s)", job.destination, *result, answer)
@@ -215,7 +215,7 @@ class Courier:
         return judged
 
     def _refuse(self, job: DeliveryJob, why: str, status: int | None = None) -> None:
-        self._ledger.refused(job, why, status)
+        self._ledger.mark_refused(job, why, status)
         self._tries.pop(job.id, None)
         result = (job.result.kind, job.result.sop_instance_uid)
         log.error("%s refused %s %s: %s", job.destination, *result, why)

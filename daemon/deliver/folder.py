@@ -38,7 +38,7 @@ class Folder:
         try:
             if why := lost(folder, ledger):
                 raise LinkDownError(why)
-            if not ledger.knows_folder(str(folder)):
+            if not ledger.inspect.knows_folder(str(folder)):
                 _mark(folder)
                 ledger.remember_folder(str(folder))
             sweep_unfinished(folder)
@@ -82,7 +82,7 @@ def _mark(folder: Path) -> None:
 
 def lost(folder: Path, ledger: Ledger) -> str | None:
     """Why this is not the folder that results went to before, if they did. Raises OSError."""
-    if (folder / MARK).is_dir() or not ledger.knows_folder(str(folder)):
+    if (folder / MARK).is_dir() or not ledger.inspect.knows_folder(str(folder)):
         return None
     return _not_there(folder)
 

@@ -75,8 +75,8 @@ class Retention:
 
     def sweep(self) -> int:
         """Remove old files that belong to nobody. Returns how many."""
-        self._ledger.settle()  # the row of an old file may still wait for a standby, its receiver long gone
-        count = self._spool.sweep(self._ledger.known_spool_names)
+        self._ledger.wait_for_commits()  # the row of an old file may still wait for a standby, its receiver long gone
+        count = self._spool.sweep(self._ledger.inspect.known_spool_names)
         if count:
             log.info("swept %d spool files that nothing is owed on", count)
         return count
@@ -89,7 +89,7 @@ class Retention:
 
     def _remove_some(self, kept_s: float, kept_failed_s: float) -> int:
         committing = [one.name for one in self._config.committing()]
-        names = self._ledger.release(kept_s, kept_failed_s, committing, _BATCH)
+        names = self._ledger.give_up_bytes(kept_s, kept_failed_s, committing, _BATCH)
         for name in names:
             self._spool.remove(name)
         return len(names)

@@ -1,6 +1,7 @@
-"""Connections to the one database behind the ledger: durable transactions on its clock, and a bell that wakes sleepers.
+"""The connections to the ledger's database: durable transactions on its clock, and a doorbell.
 
-SQLite (WAL, synchronous FULL) for one machine, PostgreSQL for any number of them; the statements are the same.
+SQLite (WAL, synchronous FULL) serves one machine, PostgreSQL any number; the statements are the
+same.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ from sqlalchemy.engine import Connection, Engine, make_url
 
 from daemon.ledger.schema import SCHEMA_VERSION, STEPS, metadata, schema_version
 
-_HOPELESS = (
-    "SQLITE_CANTOPEN",
-    "SQLITE_READONLY",
-    "SQLITE_NOTADB",
-    "SQLITE_PERM",
-)  # no other start would do better
-# A writer takes the lock at once: a read that turns into a write could not wait for it (SQLITE_BUSY).
+# Errors of SQLite that another start does not heal.
+_HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")
+# A writer takes the lock at once: a read that turns into a write cannot wait for it (SQLITE_BUSY).
 _BEGIN_WRITING = "BEGIN IMMEDIATE"
-_CREATING = 0x706C6575  # the advisory lock of who creates or changes the tables on PostgreSQL
-_CHANNEL = "pleura"  # LISTEN, NOTIFY
-_DOORBELL_S = 0.01  # PRAGMA data_version costs 2 microseconds
-_LOOK_UP_S = 0.5  # how often who listens looks whether the database is being closed
-_WRITERS_S = 2  # their transactions take milliseconds
-_WITHOUT_BELL_S = 0.2  # a pause where the server is away
-# What libpq is told. A server that vanished without a word is given up after half a minute, and a later try finds its
-# successor; the server gives up a host of ours that vanished as soon, so that no row stays locked by the dead.
+# PostgreSQL: the advisory lock of the process that creates or changes the tables.
+_CREATING = 0x706C6575
+# PostgreSQL: the channel of LISTEN and NOTIFY.
+_CHANNEL = "pleura"
+# SQLite: how often a sleeper reads PRAGMA data_version, which costs 2 microseconds.
+_DOORBELL_S = 0.01
+# PostgreSQL: how often a listener looks whether the database is being closed.
+_LOOK_UP_S = 0.5
+# How long to wait for the writers of a table. Their transactions take milliseconds.
+_WRITERS_S = 2
+# The pause of a sleeper whose server is away.
+_WITHOUT_BELL_S = 0.2
+# A server that vanished silently is given up after half a minute, and a later try finds its
+# successor. The server gives up a vanished host of ours as soon, so that no row stays locked.
 _LIBPQ: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
@@ -52,18 +55,18 @@ class LedgerError(Exception):
 
 
 class UndecidedError(Exception):
-    """The connection was lost before the answer to a commit: it may have taken place, or still be about to.
+    """The connection was lost before the answer to a commit, which may or may not take place.
 
     PostgreSQL lets a commit that waits for a standby go on when its client is gone.
     """
 
 
 class _ClosedError(Exception):
-    """Who slept is to wake: the database is being closed."""
+    """Wakes waiting threads: the database is being closed."""
 
 
 class _Bell(Protocol):
-    """What one thread sleeps by."""
+    """One thread's alarm clock."""
 
     def wait(self, timeout_s: float) -> None: ...
 
@@ -71,33 +74,36 @@ class _Bell(Protocol):
 
 
 class Database:
-    """One URL. Its clock is this machine's on SQLite and the server's on PostgreSQL, the same for all hosts.
+    """The database behind one URL.
 
-    `clock` takes its place: seconds since 1970, for tests.
+    Its clock is this machine's on SQLite, and the server's on PostgreSQL, which all hosts share.
+    `clock` replaces it in tests: seconds since 1970.
     """
 
     def __init__(
-        self, url: str, clock: Callable[[], float] | None = None, as_it_is: bool = False
+        self, url: str, clock: Callable[[], float] | None = None, migrate: bool = True
     ) -> None:
-        """Open it; create the tables, or bring those of an earlier version forward, unless it is wanted as it is.
+        """Open it. `migrate` creates the tables, or brings those of an earlier version forward.
 
         Raises:
-            LedgerError: it cannot be used. What time may heal (a full disk, a server that is away) raises as it comes.
+            LedgerError: it cannot be used. Faults that time may heal (a full disk, a server that
+                is away) raise the driver's error.
         """
         self.engine = _engine(url)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._clock = clock or (time.time if self.is_sqlite else None)
         self._reader = self.engine.execution_options(write=False)
         self._appending = threading.Lock()
-        self._appender: sa.PoolProxiedConnection | None = None  # append()'s own connection
+        # The connection that append() alone uses.
+        self._appender: sa.PoolProxiedConnection | None = None
         self._bell = threading.local()
         self._bells: set[_Bell] = set()
         self._closed = False
         try:
-            if as_it_is:
-                self._require()
+            if migrate:
+                self._create_or_migrate()
             else:
-                self._create()
+                self._require_version()
         except Exception as error:
             self.engine.dispose()
             cause = getattr(error, "orig", None)
@@ -108,7 +114,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[tuple[Connection, float]]:
-        """A writing transaction and its time; committed, durably, when the block ends."""
+        """A writing transaction and its time; committed durably when the block ends."""
         with self.engine.begin() as conn:
             if self._clock is not None:
                 yield conn, self._clock()
@@ -119,24 +125,31 @@ class Database:
                 yield conn, float(now)
 
     def append(self, statement: str, rows: Callable[[float], list[dict[str, Any]]]) -> None:
-        """A writing transaction that does nothing but insert what `rows` makes of its time, and ring.
-
-        Every sender waits for it, so on SQLite, where it is all in this process, it goes past SQLAlchemy: that takes as
-        long to hand out a connection and take it back as the database takes to write.
+        """Insert the rows that `rows` makes of the transaction's time, commit, and ring.
 
         Raises:
-            UndecidedError: who looks for the rows later may find them, or not.
+            UndecidedError: a later query may find the rows, or not.
         """
-        if not self.is_sqlite:
-            try:
-                with self.transaction() as (conn, now):
-                    conn.exec_driver_sql(statement, rows(now))
-                    self.ring(conn)
-            except sa.exc.DBAPIError as error:
-                if error.connection_invalidated:
-                    raise UndecidedError from error
-                raise
+        if self.is_sqlite:
+            self._append_to_file(statement, rows)
             return
+        try:
+            with self.transaction() as (conn, now):
+                conn.exec_driver_sql(statement, rows(now))
+                self.ring(conn)
+        except sa.exc.DBAPIError as error:
+            if error.connection_invalidated:
+                raise UndecidedError from error
+            raise
+
+    def _append_to_file(
+        self, statement: str, rows: Callable[[float], list[dict[str, Any]]]
+    ) -> None:
+        """SQLite: append() past SQLAlchemy.
+
+        Every sender waits for this commit, and SQLAlchemy takes as long to hand out a connection
+        and take it back as the database takes to write.
+        """
         with self._appending:
             self._require_file()
             if self._appender is None:
@@ -147,17 +160,18 @@ class Database:
                 connection.executemany(statement, rows(cast(Callable[[], float], self._clock)()))
                 self.engine.dialect.do_commit(self._appender)
             except BaseException:
-                self._appender.invalidate()  # closed, which rolls back
+                # Closed, which rolls back.
+                self._appender.invalidate()
                 self._appender = None
                 raise
 
     def wait_for_writers(self, table: sa.Table) -> None:
-        """Returns when each transaction that writes to `table` now has ended, and what it wrote can be seen.
+        """Return when each transaction that writes to `table` now has ended, and can be seen.
 
-        Who would write meanwhile waits too: so one that does not end soon is not waited for, but raises what a lock
-        that is not to be had raises.
+        Other writers wait meanwhile. So the wait is short: then the lock's error is raised.
         """
-        with self.transaction() as (conn, _):  # on SQLite there is one writer at a time: this one
+        # SQLite has one writer at a time: this transaction.
+        with self.transaction() as (conn, _):
             if not self.is_sqlite:
                 conn.exec_driver_sql(f"SET LOCAL lock_timeout = '{_WRITERS_S}s'")
                 conn.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE MODE")
@@ -167,36 +181,36 @@ class Database:
         return self._reader.connect()
 
     def lock_until_commit(self, conn: Connection, text: str) -> None:
-        """No other transaction that names the same text goes on before this one ends. SQLite has one writer anyway."""
+        """Make other transactions that name the same text wait until this one ends.
+
+        SQLite has one writer at a time anyway.
+        """
         if not self.is_sqlite:
-            conn.execute(
-                sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(text, _CREATING)))
-            )
+            key = sa.func.hashtextextended(text, _CREATING)
+            conn.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
 
     def ring(self, conn: Connection) -> None:
         """Wake all sleepers once this transaction is committed."""
-        if not self.is_sqlite:  # there the commit itself is the bell
+        # On SQLite the commit itself is the bell.
+        if not self.is_sqlite:
             conn.exec_driver_sql(f"NOTIFY {_CHANNEL}")
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep until somebody may have committed something, at most `timeout_s`.
+        """Sleep until another transaction may have been committed, at most `timeout_s`.
 
-        Each waiting thread has a bell of its own: what was committed since it last woke wakes it at once.
+        Each waiting thread has its own bell: a commit since it last woke wakes it at once.
         """
         bell: _Bell | None = getattr(self._bell, "bell", None)
         try:
             if bell is None:
-                bell = (
-                    _FileBell(str(self.engine.url.database))
-                    if self.is_sqlite
-                    else _ServerBell(self.engine.url)
-                )
+                bell = self._new_bell()
                 self._bell.bell = bell
                 self._bells.add(bell)
             if self._closed:
                 raise _ClosedError
             bell.wait(timeout_s)
-        except Exception:  # the server is away, or we are closed; who sleeps finds out by looking
+        except Exception:
+            # The server is away, or the database is closed: the caller finds out by looking.
             if bell is not None:
                 self._bells.discard(bell)
                 bell.close()
@@ -204,7 +218,7 @@ class Database:
             time.sleep(min(timeout_s, _WITHOUT_BELL_S))
 
     def close(self) -> None:
-        """Close all connections; who sleeps wakes."""
+        """Close all connections, and wake waiting threads."""
         self._closed = True
         for bell in list(self._bells):
             bell.close()
@@ -214,29 +228,36 @@ class Database:
                 self._appender = None
         self.engine.dispose()
 
+    def _new_bell(self) -> _Bell:
+        if self.is_sqlite:
+            return _FileBell(str(self.engine.url.database))
+        return _ServerBell(self.engine.url)
+
     def _require_file(self) -> None:
-        """SQLite goes on writing to a file that was removed or replaced, where nobody will look for it."""
+        """SQLite goes on writing to a file that was removed or replaced: refuse that."""
         if _file_at(self.engine.url) != self._file:
             raise LedgerError(
-                f"ledger {self.engine.url.database}: not the file any more that was opened; put it back, or start the "
-                "roles again"
+                f"ledger {self.engine.url.database}: no longer the file that was opened; put it "
+                "back, or start the roles again"
             )
 
-    def _require(self) -> None:
+    def _require_version(self) -> None:
+        """Raises LedgerError where the tables are not of this version."""
         with self.reading() as conn:
             if not sa.inspect(conn).has_table(schema_version.name):
                 raise LedgerError(
                     "the database holds no ledger yet; the node has not run with these settings"
                 )
             version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
-            if version != SCHEMA_VERSION:
-                raise LedgerError(
-                    f"schema version {version} found, {SCHEMA_VERSION} wanted; an earlier one is brought forward when "
-                    "the node is started"
-                )
 
-    def _create(self) -> None:
-        """Tables of this version. Several roles start at once: one creates, the others wait for its commit."""
+        if version != SCHEMA_VERSION:
+            raise LedgerError(
+                f"schema version {version} found, {SCHEMA_VERSION} wanted; an earlier version is "
+                "brought forward when the node is started"
+            )
+
+    def _create_or_migrate(self) -> None:
+        """Make tables of this version. Of several roles that start at once, one does so."""
         with self.engine.begin() as conn:
             if not self.is_sqlite:
                 conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
@@ -244,24 +265,28 @@ class Database:
                 metadata.create_all(conn)
                 conn.execute(schema_version.insert().values(version=SCHEMA_VERSION))
                 return
+
             version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
+            if version > SCHEMA_VERSION:
+                raise LedgerError(
+                    f"ledger {self.engine.url.render_as_string()}: schema version {version} found, "
+                    f"at most {SCHEMA_VERSION} wanted; run the Pleura version that wrote it, or "
+                    "start with a new ledger"
+                )
+
             for step in range(version, SCHEMA_VERSION):
                 for statement in STEPS.get(step, ()):
                     conn.exec_driver_sql(statement)
             if version < SCHEMA_VERSION:
                 conn.execute(schema_version.update().values(version=SCHEMA_VERSION))
-            elif version > SCHEMA_VERSION:
-                raise LedgerError(
-                    f"ledger {self.engine.url.render_as_string()}: schema version {version} found, at most "
-                    f"{SCHEMA_VERSION} wanted; run the Pleura version that wrote it, or start with a new ledger"
-                )
 
 
 class _FileBell:
     """SQLite: a counter that changes when another connection has committed."""
 
     def __init__(self, path: str) -> None:
-        # Closed by whoever closes the database, perhaps another thread; never while this one uses it: that crashes.
+        # Another thread may close the database, but never while this thread uses the connection:
+        # that crashes the process.
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._in_use = threading.Lock()
         self._heard: int | None = None
@@ -283,7 +308,7 @@ class _FileBell:
 
 
 class _ServerBell:
-    """PostgreSQL: a connection that listens. A notification of the past counts: it is kept until it is read."""
+    """PostgreSQL: a connection that listens. It keeps notifications until they are read."""
 
     def __init__(self, url: sa.URL) -> None:
         import psycopg
@@ -293,12 +318,14 @@ class _ServerBell:
         self._connection.execute(f"LISTEN {_CHANNEL}")
         self._in_use = threading.Lock()
         self._closing = False
-        self._new = True  # what came before we listened was not heard
+        # Commits before LISTEN were not heard: the first wait returns at once.
+        self._new = True
 
     def wait(self, timeout_s: float) -> None:
         if self._new:
             self._new = False
             return
+
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             with self._in_use:
@@ -314,12 +341,13 @@ class _ServerBell:
 
 
 def _file_at(url: sa.URL) -> tuple[int, int] | None:
-    """What tells the file there from any other."""
+    """Device and inode of the file at this URL: they tell it from any other file."""
     try:
-        found = os.stat(str(url.database))  # noqa: PTH116 - for each commit: not by way of a Path
+        # Not by way of a Path: this runs in each commit.
+        status = os.stat(str(url.database))  # noqa: PTH116
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _engine(url: str) -> Engine:
@@ -334,7 +362,8 @@ def _postgresql(url: sa.URL) -> Engine:
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
-            # A commit that was answered survives power loss, whatever the server's default; stronger ones stay.
+            # An answered commit survives power loss, whatever the server's default. A stronger
+            # setting stays.
             cursor.execute(
                 "SELECT set_config('synchronous_commit', 'on', false)"
                 " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
@@ -351,29 +380,34 @@ def _sqlite(url: sa.URL) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = (
-            None  # SQLAlchemy's "begin" below starts transactions, not the driver
-        )
+        # The event "begin" below starts transactions, not the driver.
+        connection.isolation_level = None
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            # Only for a new file; the switch asks for the whole file, and takes no time-out from "connect".
-            for _ in range(200):
-                try:
-                    connection.execute("PRAGMA journal_mode=WAL")
-                    break
-                except sqlite3.OperationalError:  # another role is at it
-                    time.sleep(0.05)
-        connection.execute(
-            "PRAGMA synchronous=FULL"
-        )  # a commit that was answered survives power loss
+            _switch_to_wal(connection)
+        # An answered commit survives power loss.
+        connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("write", True)
         statement = _BEGIN_WRITING if writes else "BEGIN"
-        try:  # past SQLAlchemy, whose way to run a statement takes longer than all else of a small transaction
+        # Past SQLAlchemy: its execution of a statement takes longer than the rest of a small
+        # transaction.
+        try:
             cast(sqlite3.Connection, connection.connection.driver_connection).execute(statement)
         except sqlite3.Error as error:
             raise sa.exc.OperationalError(statement, None, error) from error
 
     return engine
+
+
+def _switch_to_wal(connection: Any) -> None:
+    """Switch a new file to WAL. The switch locks the whole file, without the usual time-out."""
+    for _ in range(200):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            # Another role is doing the same.
+            time.sleep(0.05)

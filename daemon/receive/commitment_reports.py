@@ -43,7 +43,7 @@ def _take_report(event: Event, destinations: Iterable[str], ledger: Ledger) -> S
 
     lost, refused = report.failed(Fate.LOST), report.failed(Fate.REFUSED)
     for name in destinations:
-        if ledger.commitment_reported(
+        if ledger.record_commitment_report(
             name, report.transaction_uid, report.committed, lost, refused
         ):
             log.info("%s %s", name, report)

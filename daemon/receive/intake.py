@@ -88,7 +88,7 @@ class Intake:
         Where that is `undecided` yet, they stay too: until the row is there, or they are swept.
         """
         try:
-            if self._ledger.known_spool_names([name]):
+            if self._ledger.inspect.known_spool_names([name]):
                 return True
         except Exception as error:
             log.error(

@@ -247,7 +247,7 @@ class Check:
         needed, damaged = self._counted_on()
         for name in sorted(needed - set(self._spool.names())):
             self._violation(f"lost: spool file {name} is gone, and something needs it")
-        self.account.orphans += self._spool.sweep(ledger.known_spool_names, age_s=-5.0)
+        self.account.orphans += self._spool.sweep(ledger.inspect.known_spool_names, age_s=-5.0)
         after = set(self._spool.names())
         for name in sorted(after - needed - damaged):
             self._violation(f"the sweep left {name}, which nothing needs")

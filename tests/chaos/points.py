@@ -50,16 +50,16 @@ _WRITERS = (("receive", "spool"), ("analyse", "spool"), ("deliver", "outbox"))
 # Every transition that a role makes: entered, committing, committed.
 _TRANSITIONS = (
     ("receive", "receive", 6),
-    ("receive", "commitment_reported", 2),
+    ("receive", "record_commitment_report", 2),
     ("analyse", "claim_images", 3),
     ("analyse", "complete", 4),
     ("deliver", "claim_deliveries", 6),
-    ("deliver", "stored", 6),
+    ("deliver", "mark_stored", 6),
     ("deliver", "retry_later", 1),
     ("deliver", "give_back_delivery", 1),
     ("deliver", "ask_commitment", 2),
-    ("deliver", "commitment_not_asked", 1),
-    ("deliver", "release", 1),
+    ("deliver", "postpone_commitment", 1),
+    ("deliver", "give_up_bytes", 1),
 )
 _TRANSITION_STEPS = (
     ("before {}", "before", None),

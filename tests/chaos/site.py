@@ -159,7 +159,7 @@ class Site:
         with self._opening:
             if self._ledger is None:
                 self._ledger = Ledger.existing(self.config.ledger)
-        return self._ledger.counts()
+        return self._ledger.inspect.counts()
 
     def rest(self) -> None:
         """Until nothing waits and nothing is owed."""

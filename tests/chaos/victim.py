@@ -29,19 +29,16 @@ from daemon.backoff import Backoff
 from daemon.deliver.deliverer import Deliverer
 from daemon.deliver.limits import DeliverLimits
 from daemon.dicom.requestor import Limits as AssociationLimits
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, LedgerLimits
 from tests.chaos.points import POINTS, Point, resolve
 
 PLAN = "PLEURA_CHAOS"
-LEASE_S = 2.0
+LEDGER_LIMITS = LedgerLimits(lease_s=2.0, remake_s=0.5, forgetful_s=0.5)
 _PR_SET_PDEATHSIG = 1
 
 # Nobody waits a minute here for what a dead process had in hand.
 QUICKER: dict[str, Any] = {
-    "daemon.heartbeat:_HEARTBEAT_S": 0.5,
     "daemon.analyse.worker:_PAUSE_S": 0.3,
-    "daemon.ledger.ledger:_REMAKE_S": 0.5,
-    "daemon.ledger.ledger:_FORGETFUL_S": 0.5,
     "daemon.deliver.retention:_EVERY_S": 0.5,
 }
 DELIVER_LIMITS = DeliverLimits(
@@ -234,7 +231,7 @@ def _quicken(plan: Plan) -> None:
     """Short leases and pauses, and a ledger whose clock the test turns."""
     for target, value in QUICKER.items():
         _replace(target, value)
-    _replace("daemon.service:Ledger", partial(Ledger, clock=plan.now, lease_s=LEASE_S))
+    _replace("daemon.service:Ledger", partial(Ledger, clock=plan.now, limits=LEDGER_LIMITS))
     _replace("daemon.deliver.deliverer:Deliverer", partial(Deliverer, limits=DELIVER_LIMITS))
     notify = service.notify
 

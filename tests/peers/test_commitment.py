@@ -105,7 +105,7 @@ class Bench:
         )
         self.ledger.complete(job, Completion("analysed", uids[0], results=made), self.config.owed())
         for delivery in self.ledger.claim_deliveries("pacs", "test", 99):
-            self.ledger.stored(delivery, 0, commitment=True)
+            self.ledger.mark_stored(delivery, 0, commitment=True)
 
     def ask(self, limits: DeliverLimits = DEFAULT_LIMITS) -> None:
         asker = Asker(self.destination, "PLEURA", self.ledger, limits)
@@ -114,7 +114,9 @@ class Bench:
 
     def states(self) -> dict[str, int]:
         return {
-            state: count for state, count in self.ledger.counts()["deliveries"].items() if count
+            state: count
+            for state, count in self.ledger.inspect.counts()["deliveries"].items()
+            if count
         }
 
     def close(self) -> None:
@@ -275,8 +277,8 @@ def test_one_reference_that_fails_a_whole_question_holds_up_no_other(
 def test_an_archive_that_is_away_or_declines_is_asked_later(bench: Bench) -> None:
     bench.store("1.1")
     bench.ask()
-    wait_until("it was in vain", lambda: bench.ledger.troubles()["deliveries"])
-    assert "storage commitment" in bench.ledger.troubles()["deliveries"][0]["why"]
+    wait_until("it was in vain", lambda: bench.ledger.inspect.troubles()["deliveries"])
+    assert "storage commitment" in bench.ledger.inspect.troubles()["deliveries"][0]["why"]
     archive = Archive(bench.destination.port, status=0x0110)
     try:
         wait_until("it is asked", lambda: archive.questions)
@@ -293,8 +295,8 @@ def test_an_archive_whose_name_is_not_known_is_asked_later(bench: Bench) -> None
     bench.destination = bench.destination.model_copy(update={"host": "no-such-host.invalid"})
     bench.store("1.1")
     bench.ask()
-    wait_until("it was in vain", lambda: bench.ledger.troubles()["deliveries"])
-    why = bench.ledger.troubles()["deliveries"][0]["why"]
+    wait_until("it was in vain", lambda: bench.ledger.inspect.troubles()["deliveries"])
+    why = bench.ledger.inspect.troubles()["deliveries"][0]["why"]
     assert why.startswith("storage commitment: ")
     assert "cannot connect" in why
 

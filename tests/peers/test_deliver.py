@@ -135,7 +135,9 @@ class Node:
 
     def counts(self) -> dict[str, int]:
         return {
-            state: number for state, number in self.ledger.counts()["deliveries"].items() if number
+            state: number
+            for state, number in self.ledger.inspect.counts()["deliveries"].items()
+            if number
         }
 
     def rows(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Running:
         (answer,) = send([path], ("127.0.0.1", self.node.port), "PLEURA", "MODALITY")
         assert answer.ok, answer
         self.node.wait_done(self._sent)
-        (row,) = Ledger.existing(str(self.node.settings["ledger"])).history(uid)
+        (row,) = Ledger.existing(str(self.node.settings["ledger"])).inspect.history(uid)
         results = [dcmread(path) for path in self.outbox.glob("*.dcm")]
         (overlay,) = [
             one for one in results if one.SourceImageSequence[0].ReferencedSOPInstanceUID == uid

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daemon.ledger import LONGEST_WAIT_S, Arrival, Completion, DeliveryJob, ImageJob
+from daemon.ledger import Arrival, Completion, DeliveryJob, ImageJob
 
 LEASE_S = 60.0
+LONGEST_WAIT_S = 3600.0
 MAXIMUM_REMAKES = 3
 FINISHED = ("analysed", "not_analysed")
 

@@ -28,10 +28,11 @@ from daemon.ledger import (
     DeliveryJob,
     ImageJob,
     Ledger,
+    LedgerLimits,
     StoredResult,
 )
 from daemon.ledger.schema import deliveries, instances, metadata, results, schema_version
-from tests.property.model import LEASE_S, Delivery, Image, Model
+from tests.property.model import LEASE_S, LONGEST_WAIT_S, Delivery, Image, Model
 
 OWED = {"pacs": ("SEG", "SC"), "outbox": ("SC",)}
 KINDS = {"analysed": ("SEG", "SC"), "not_analysed": ("SC",), "failed": ("SC",)}
@@ -120,13 +121,17 @@ class Lives(RuleBasedStateMachine):
         self.files = (f"file-{n}" for n in itertools.count())
         self.committed: set[int] = set()
         self._empty()
-        self.ledger = Ledger(self.ledger_url, clock=lambda: self.model.now, lease_s=LEASE_S)
+        self.ledger = Ledger(
+            self.ledger_url,
+            clock=lambda: self.model.now,
+            limits=LedgerLimits(lease_s=LEASE_S, longest_wait_s=LONGEST_WAIT_S),
+        )
 
     def teardown(self) -> None:
-        kept = [one.spool_name for one in self.ledger.kept_files()]
+        kept = [one.spool_name for one in self.ledger.inspect.kept_files()]
         assert len(kept) == len(set(kept))
         assert set(kept) == self.model.kept_files()
-        assert self.ledger.contradictions() == []
+        assert self.ledger.inspect.contradictions() == []
         self.ledger.close()
 
     @initialize(copies=st.integers(1, 2), to=destinations, end=delivery_ends)
@@ -226,10 +231,10 @@ class Lives(RuleBasedStateMachine):
             self.ledger.renew([job])
             self.model.renew(job)
         elif end in ("stored", "stored, to be committed"):
-            self.ledger.stored(job, 0, end != "stored")
+            self.ledger.mark_stored(job, 0, end != "stored")
             self.model.stored(job, end != "stored")
         elif end == "refused":
-            self.ledger.refused(job, "0x0122", 0x0122)
+            self.ledger.mark_refused(job, "0x0122", 0x0122)
             self.model.refused(job)
         elif end in ("unreachable", "failure status"):
             status = 0xC000 if end == "failure status" else None
@@ -259,7 +264,7 @@ class Lives(RuleBasedStateMachine):
     @rule(asked=requests)
     def commitment_not_asked(self, asked: tuple[str, CommitmentRequest]) -> None:
         destination, request = asked
-        self.ledger.commitment_not_asked(destination, request, "rejected", 20.0)
+        self.ledger.postpone_commitment(destination, request, "rejected", 20.0)
         self.model.not_asked(destination, [uid for _, uid in request.references], 20.0)
 
     @rule(asked=requests, destination=destinations, answers=reports)
@@ -273,7 +278,7 @@ class Lives(RuleBasedStateMachine):
             [one for one, said in zip(named, answers, strict=False) if said == what]
             for what in ("committed", "lost", "refused")
         )
-        known = self.ledger.commitment_reported(
+        known = self.ledger.record_commitment_report(
             destination, uid, good, dict.fromkeys(lost, "0x0112"), dict.fromkeys(no, "0x0119")
         )
         assert known == self.model.reported(destination, uid, good, lost, no)
@@ -291,7 +296,7 @@ class Lives(RuleBasedStateMachine):
         self, kept_s: float, kept_failed_s: float, limit: int, committing: list[str]
     ) -> None:
         may = self.model.releasable(kept_s, kept_failed_s, committing)
-        files = self.ledger.release(kept_s, kept_failed_s, committing, limit)
+        files = self.ledger.give_up_bytes(kept_s, kept_failed_s, committing, limit)
         gone = [number for number in may if self.model.images[number].arrival.spool_name in files]
         assert len(gone) == min(limit, len(may))
         assert sorted(files) == sorted(
@@ -324,9 +329,9 @@ class Lives(RuleBasedStateMachine):
 
     @rule(owner=owners)
     def an_owner_is_known_to_be_dead(self, owner: str) -> None:
-        self.ledger.expire(owner)
+        self.ledger.release_leases(owner)
         self.model.expire(owner)
-        assert owner not in self.ledger.owners()
+        assert owner not in self.ledger.inspect.lease_owners()
 
     # -- what always holds ----------------------------------------------------------------------------------------
 
@@ -363,7 +368,7 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def each_accepted_instance_is_in_one_count(self) -> None:
-        counts = self.ledger.counts()
+        counts = self.ledger.inspect.counts()
         states = [image.state for image in self.model.images.values()]
         assert sum(counts["instances"].values()) == len(states) - states.count("duplicate")
         assert sum(counts["deliveries"].values()) == len(self.model.deliveries)
@@ -374,7 +379,7 @@ class Lives(RuleBasedStateMachine):
     def bytes_are_counted_on_exactly_while_they_are_needed(self) -> None:
         kept = self.model.kept_files()
         every = [name for number in self.model.images for name in self.model.files_of(number)]
-        assert self.ledger.known_spool_names(every) == kept
+        assert self.ledger.inspect.known_spool_names(every) == kept
         # Said once more without the model's rules: who waits or is owed has bytes.
         for number, image in self.model.images.items():
             assert image.state != "received" or set(self.model.files_of(number)) <= kept

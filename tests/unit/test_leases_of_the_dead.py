@@ -21,7 +21,7 @@ def test_only_the_leases_of_the_dead_end(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", CLAIM, url], check=True)  # it ends with the lease in hand
     (elsewhere,) = ledger.claim_images("another-host:1", 1)
     (mine,) = ledger.claim_images(
-        next(iter(ledger.owners() - {"another-host:1"})).rpartition(":")[0] + ":1", 1
+        next(iter(ledger.inspect.lease_owners() - {"another-host:1"})).rpartition(":")[0] + ":1", 1
     )
     assert ledger.claim_images("me", 9) == []
     release_dead_leases(ledger)

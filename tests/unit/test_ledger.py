@@ -20,6 +20,7 @@ from daemon.ledger import (
     ImageJob,
     Ledger,
     LedgerError,
+    LedgerLimits,
     StoredResult,
 )
 
@@ -41,7 +42,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(ledger_url: str, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger(ledger_url, clock=clock, lease_s=60)
+    ledger = Ledger(ledger_url, clock=clock, limits=LedgerLimits(lease_s=60.0))
     yield ledger
     ledger.close()
 
@@ -75,11 +76,11 @@ def claim_one(ledger: Ledger) -> ImageJob:
 
 
 def instances(ledger: Ledger) -> dict[str, int]:
-    return ledger.counts()["instances"]
+    return ledger.inspect.counts()["instances"]
 
 
 def deliveries(ledger: Ledger) -> dict[str, int]:
-    return ledger.counts()["deliveries"]
+    return ledger.inspect.counts()["deliveries"]
 
 
 def test_stat_comes_first_then_the_oldest(ledger: Ledger) -> None:
@@ -171,8 +172,8 @@ def test_every_delivery_is_in_exactly_one_count(ledger: Ledger, clock: Clock) ->
     first, second = ledger.claim_deliveries("pacs", "me", 9)
     assert ledger.claim_deliveries("pacs", "other", 9) == []
     assert len(ledger.claim_deliveries("outbox", "other", 9)) == 1
-    ledger.stored(first, 0)
-    ledger.refused(second, "0x0122", 0x0122)
+    ledger.mark_stored(first, 0)
+    ledger.mark_refused(second, "0x0122", 0x0122)
     assert deliveries(ledger) == {"owed": 1, "stored": 1, "committed": 0, "refused": 1}
     ledger.retry_later(first, "late", 1)
     assert deliveries(ledger)["stored"] == 1
@@ -204,8 +205,8 @@ def test_a_destination_that_left_the_settings_is_visible(ledger: Ledger) -> None
 def test_our_own_results_are_known(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9"), OWED)
-    assert ledger.made("9.0")
-    assert not ledger.made("1.2.3")
+    assert ledger.inspect.is_own_result("9.0")
+    assert not ledger.inspect.is_own_result("1.2.3")
 
 
 def test_a_retried_failure_waits_again(ledger: Ledger) -> None:
@@ -300,8 +301,8 @@ def test_a_history_tells_what_became_of_one_image(ledger: Ledger) -> None:
     first, second = ledger.claim_images("me", 9)
     ledger.complete(first, completion("9"), OWED)
     ledger.complete(second, completion("9"), OWED)
-    ledger.stored(ledger.claim_deliveries("outbox", "me", 1)[0], 0)
-    original, again = ledger.history("1.2.3")
+    ledger.mark_stored(ledger.claim_deliveries("outbox", "me", 1)[0], 0)
+    original, again = ledger.inspect.history("1.2.3")
     assert (original["state"], again["state"]) == ("analysed", "duplicate")
     assert {(one["kind"], one["destination"], one["state"]) for one in original["results"]} == {
         ("SEG", "pacs", "owed"),
@@ -309,7 +310,7 @@ def test_a_history_tells_what_became_of_one_image(ledger: Ledger) -> None:
         ("SC", "outbox", "stored"),
     }
     assert again["results"] == []
-    assert ledger.history("4.5.6") == []
+    assert ledger.inspect.history("4.5.6") == []
 
 
 def test_a_mistyped_path_makes_no_new_ledger(tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def stored_at_pacs(ledger: Ledger, commitment: bool = True) -> str:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
     (job,) = ledger.claim_deliveries("pacs", "me", 9)
-    ledger.stored(job, 0, commitment)
+    ledger.mark_stored(job, 0, commitment)
     return job.result.sop_instance_uid
 
 
@@ -379,7 +380,7 @@ def test_a_late_owner_has_nothing_made_again(ledger: Ledger, clock: Clock) -> No
     clock.now += 61
     (job,) = ledger.claim_deliveries("pacs", "other", 9)
     assert not ledger.remake(late, "its file is lost")
-    ledger.stored(job, 0)
+    ledger.mark_stored(job, 0)
     assert not ledger.remake(job, "its file is lost")
     assert instances(ledger)["received"] == 0
 
@@ -392,9 +393,9 @@ def test_who_ended_something_is_late_once_it_begins_anew(ledger: Ledger) -> None
     assert ledger.complete(ended, completion("9"), OWED) is None
     ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
     (refused,) = ledger.claim_deliveries("pacs", "me", 9)
-    ledger.refused(refused, "0x0122", 0x0122)
+    ledger.mark_refused(refused, "0x0122", 0x0122)
     ledger.rearm(["refused"], [])
-    ledger.stored(refused, 0)
+    ledger.mark_stored(refused, 0)
     assert deliveries(ledger)["owed"] == 1
 
 
@@ -402,23 +403,23 @@ def test_what_retention_gave_up_is_not_owed_again(ledger: Ledger, clock: Clock) 
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
     (job,) = ledger.claim_deliveries("pacs", "me", 9)
-    ledger.refused(job, "0x0122", 0x0122)
+    ledger.mark_refused(job, "0x0122", 0x0122)
     clock.now += 100
-    assert ledger.release(10, 1000, [], 9) == []  # a person may want that tried again
-    assert sorted(ledger.release(10, 100, [], 9)) == ["file-9-SEG", "spool-1.2.3"]
+    assert ledger.give_up_bytes(10, 1000, [], 9) == []  # a person may want that tried again
+    assert sorted(ledger.give_up_bytes(10, 100, [], 9)) == ["file-9-SEG", "spool-1.2.3"]
     assert ledger.rearm(["refused"], []) == 0
-    assert ledger.contradictions() == []
+    assert ledger.inspect.contradictions() == []
 
 
 def test_bytes_stay_until_the_archive_has_committed(ledger: Ledger, clock: Clock) -> None:
     uid = stored_at_pacs(ledger)
     clock.now += 1e6
-    assert ledger.release(0, 0, ["pacs"], 9) == []
+    assert ledger.give_up_bytes(0, 0, ["pacs"], 9) == []
     request = ledger.ask_commitment("pacs", 9, 60)
     assert request is not None
     assert request.references == (("1.2", uid),)
-    assert ledger.commitment_reported("pacs", request.transaction_uid, [uid], {}, {})
-    assert len(ledger.release(0, 0, ["pacs"], 9)) == 2
+    assert ledger.record_commitment_report("pacs", request.transaction_uid, [uid], {}, {})
+    assert len(ledger.give_up_bytes(0, 0, ["pacs"], 9)) == 2
 
 
 def test_what_an_archive_has_lost_is_sent_again_later_each_time(
@@ -429,12 +430,12 @@ def test_what_an_archive_has_lost_is_sent_again_later_each_time(
     for _ in range(4):
         request = ledger.ask_commitment("pacs", 9, 60)
         assert request is not None
-        ledger.commitment_reported("pacs", request.transaction_uid, [], {uid: "0x0112"}, {})
+        ledger.record_commitment_report("pacs", request.transaction_uid, [], {uid: "0x0112"}, {})
         lost_at = clock.now
         while not (jobs := ledger.claim_deliveries("pacs", "me", 9)):
             clock.now += 30
         pauses.append(clock.now - lost_at)
-        ledger.stored(jobs[0], 0, commitment=True)
+        ledger.mark_stored(jobs[0], 0, commitment=True)
     assert pauses == [0, 60, 120, 240]
 
 
@@ -442,8 +443,8 @@ def test_a_report_under_an_unknown_transaction_changes_nothing(ledger: Ledger) -
     uid = stored_at_pacs(ledger)
     request = ledger.ask_commitment("pacs", 9, 60)
     assert request is not None
-    assert not ledger.commitment_reported("pacs", "2.25.1", [uid], {}, {})
-    assert not ledger.commitment_reported("outbox", request.transaction_uid, [uid], {}, {})
+    assert not ledger.record_commitment_report("pacs", "2.25.1", [uid], {}, {})
+    assert not ledger.record_commitment_report("outbox", request.transaction_uid, [uid], {}, {})
     assert deliveries(ledger)["stored"] == 1
 
 

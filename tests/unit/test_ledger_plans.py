@@ -17,17 +17,20 @@ _ASKS: dict[str, tuple[str, Callable[[Ledger], object]]] = {
     "waiting": ("FROM instances", lambda ledger: ledger.claim_images("me", 8)),
     "owed": ("FROM deliveries", lambda ledger: ledger.claim_deliveries("pacs", "me", 8)),
     "uncommitted": ("FROM deliveries", lambda ledger: ledger.ask_commitment("pacs", 8, 60.0)),
-    "kept_bytes": ("FROM instances", lambda ledger: ledger.release(0.0, 0.0, ["pacs"], 8)),
-    "instances_by_state": ("FROM instances", lambda ledger: ledger.troubles()),
-    "troubled": ("FROM deliveries", lambda ledger: ledger.troubles()),
+    "kept_bytes": ("FROM instances", lambda ledger: ledger.give_up_bytes(0.0, 0.0, ["pacs"], 8)),
+    "instances_by_state": ("FROM instances", lambda ledger: ledger.inspect.troubles()),
+    "troubled": ("FROM deliveries", lambda ledger: ledger.inspect.troubles()),
     "same_image": (
         "content_digest = ",
         lambda ledger: ledger.complete(
             ledger.claim_images("me", 1)[0], Completion("analysed", "d"), {}
         ),
     ),
-    "instances_by_file": ("FROM instances", lambda ledger: ledger.known_spool_names(["file"])),
-    "results_by_file": ("FROM results", lambda ledger: ledger.known_spool_names(["file"])),
+    "instances_by_file": (
+        "FROM instances",
+        lambda ledger: ledger.inspect.known_spool_names(["file"]),
+    ),
+    "results_by_file": ("FROM results", lambda ledger: ledger.inspect.known_spool_names(["file"])),
 }
 
 _IN_ORDER = ("waiting", "owed")  # a long queue must not be sorted for each claim
@@ -45,7 +48,7 @@ def url(ledger_url: str) -> str:
         made = StoredResult("SC", f"made-{job.id}", "1.2", f"9.{job.id}", "1.2.1", 9)
         ledger.complete(job, Completion("analysed", "d", results=(made,)), {"pacs": ["SC"]})
     for parcel in ledger.claim_deliveries("pacs", "me", 10):
-        ledger.stored(parcel, 0, commitment=True)
+        ledger.mark_stored(parcel, 0, commitment=True)
     ledger.close()
     engine = sa.create_engine(ledger_url)
     if engine.dialect.name == "postgresql":  # the server does so by itself within a minute

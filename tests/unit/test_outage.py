@@ -102,7 +102,7 @@ def test_three_days_of_outage_drain_by_themselves_the_urgent_first(tmp_path: Pat
     uids = [uid for _, uid in world.stored]
     assert len(world.made) == OUTAGE_S / EVERY_S + 1
     assert sorted(uids) == sorted(world.made)  # each, once
-    assert world.ledger.counts()["deliveries"] == {
+    assert world.ledger.inspect.counts()["deliveries"] == {
         "owed": 0,
         "stored": len(uids),
         "committed": 0,

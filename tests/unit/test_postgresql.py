@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from daemon.config import Config
 from daemon.deliver.retention import Retention
-from daemon.ledger import Arrival, Completion, ImageJob, Ledger
+from daemon.ledger import Arrival, Completion, ImageJob, Ledger, LedgerLimits
 from daemon.ledger.database import Database
 from daemon.receive.intake import Intake, NoRoomError
 from daemon.spool import Spool
@@ -103,7 +103,7 @@ def test_the_clock_is_the_servers(ledger: Ledger, monkeypatch: pytest.MonkeyPatc
     ledger.receive(arrivals("1.1"))
     assert len(ledger.claim_images("me", 9)) == 1
     assert ledger.claim_images("other", 9) == []
-    assert ledger.history("1.1")[0]["received_at"] > 1.6e9
+    assert ledger.inspect.history("1.1")[0]["received_at"] > 1.6e9
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_sleeper_and_its_work_outlive_the_servers_crash(server: Postgres) -> N
 
 def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> None:
     url = server.create_database("ledger")
-    ledger = Ledger(url, lease_s=1.0)
+    ledger = Ledger(url, limits=LedgerLimits(lease_s=1.0))
     uids = [f"1.{number}" for number in range(60)]
     ledger.receive(arrivals(*uids))
     errors = 0
@@ -173,7 +173,7 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
                         is not None
                     ):
                         done.append(job.sop_instance_uid)
-                if ledger.counts()["instances"]["analysed"] == len(uids):
+                if ledger.inspect.counts()["instances"]["analysed"] == len(uids):
                     return  # one whose answer was lost is not in `done`
             except DBAPIError:
                 errors += 1
@@ -189,14 +189,14 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
     for thread in threads:
         thread.join(_DEADLINE_S)
     assert not any(thread.is_alive() for thread in threads)
-    assert ledger.counts()["instances"] == {
+    assert ledger.inspect.counts()["instances"] == {
         "received": 0,
         "analysed": 60,
         "not_analysed": 0,
         "failed": 0,
     }
     assert len(done) == len(set(done))
-    assert ledger.contradictions() == []
+    assert ledger.inspect.contradictions() == []
     ledger.close()
 
 
@@ -274,12 +274,12 @@ def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
         wire.cut()
         assert isinstance(answer.exception(), NoRoomError)  # the sender keeps it
     (name,) = spool.names()
-    assert ledger.known_spool_names([name]) == set()
+    assert ledger.inspect.known_spool_names([name]) == set()
     os.utime(spool.path(name), (0, 0))
     with pytest.raises(OperationalError):  # not now
         retention.sweep()
     wait_for_standby("")
-    wait_until("the image waits", lambda: ledger.counts()["instances"]["received"] == 1)
+    wait_until("the image waits", lambda: ledger.inspect.counts()["instances"]["received"] == 1)
     assert retention.sweep() == 0
     (job,) = ledger.claim_images("me", 9)
     assert spool.read(job.spool_name) == b"nine byte"

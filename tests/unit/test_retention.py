@@ -62,7 +62,7 @@ class Bench:
 
     def deliver(self, commitment: bool = False) -> None:
         for job in self.ledger.claim_deliveries("pacs", "test", 999):
-            self.ledger.stored(job, 0, commitment)
+            self.ledger.mark_stored(job, 0, commitment)
 
     def turn(self) -> int:
         return self.retention.remove_what_is_done(threading.Event())
@@ -92,7 +92,7 @@ def test_what_is_done_goes_when_it_is_old_and_its_rows_stay(bench: Callable[...,
     assert (node.turn(), node.files()) == (0, 2)
     node.now += 2 * DAY_S
     assert (node.turn(), node.files()) == (2, 0)
-    assert node.ledger.counts()["deliveries"]["stored"] == 1
+    assert node.ledger.inspect.counts()["deliveries"]["stored"] == 1
     assert verify(node.ledger, node.spool).clean
     # The same image again is still a duplicate.
     node.ledger.receive([Arrival(node.spool.write(b"x"), "1.2", "1.2.1", "", "", "dimse", 1, 1)])
@@ -116,7 +116,7 @@ def test_what_failed_or_was_refused_waits_longer_for_a_person(bench: Callable[..
     node.image("failed")
     node.image()
     for job in node.ledger.claim_deliveries("pacs", "test", 9):
-        node.ledger.refused(job, "test")
+        node.ledger.mark_refused(job, "test")
     node.now += 59 * DAY_S
     assert (node.turn(), node.files()) == (0, 3)
     node.now += 2 * DAY_S
@@ -132,7 +132,9 @@ def test_nothing_goes_before_the_archive_has_committed(bench: Callable[..., Benc
     assert (node.turn(), node.files()) == (0, 2)
     question = node.ledger.ask_commitment("pacs", 9, 60)
     assert question is not None
-    assert node.ledger.commitment_reported("pacs", question.transaction_uid, ["9.1.2.1"], {}, {})
+    assert node.ledger.record_commitment_report(
+        "pacs", question.transaction_uid, ["9.1.2.1"], {}, {}
+    )
     assert (node.turn(), node.files()) == (2, 0)
 
 
@@ -149,7 +151,7 @@ def test_what_is_done_goes_early_where_room_is_short_the_oldest_first(
     assert node.spool.free_bytes() < 4 << 20
     assert node.turn() > 0
     assert node.spool.free_bytes() >= 4 << 20
-    kept = {file.what.split()[1] for file in node.ledger.kept_files()}
+    kept = {file.what.split()[1] for file in node.ledger.inspect.kept_files()}
     assert {owed, f"9.{owed}"} <= kept
     assert verify(node.ledger, node.spool).clean
 
@@ -161,10 +163,10 @@ def test_a_crash_between_the_two_steps_leaves_files_that_are_swept(
     node.image()
     node.deliver()
     node.now += 15 * DAY_S
-    assert len(node.ledger.release(14 * DAY_S, 60 * DAY_S, [], 9)) == 2
+    assert len(node.ledger.give_up_bytes(14 * DAY_S, 60 * DAY_S, [], 9)) == 2
     report = verify(node.ledger, node.spool)
     assert (report.clean, report.unowned) == (True, 2)
-    assert node.spool.sweep(node.ledger.known_spool_names, age_s=-1) == 2
+    assert node.spool.sweep(node.ledger.inspect.known_spool_names, age_s=-1) == 2
 
 
 def test_verify_tells_what_is_missing_and_what_is_damaged(
@@ -173,7 +175,9 @@ def test_verify_tells_what_is_missing_and_what_is_damaged(
     node = bench()
     for _ in range(3):
         node.image()
-    files = {file.what: node.spool.path(file.spool_name) for file in node.ledger.kept_files()}
+    files = {
+        file.what: node.spool.path(file.spool_name) for file in node.ledger.inspect.kept_files()
+    }
     files["image 1.2.1"].unlink()
     files["SC 9.1.2.2"].write_bytes(b"short")
     node.spool.write(b"of nobody")

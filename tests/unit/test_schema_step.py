@@ -189,7 +189,7 @@ def test_what_waited_is_analysed_and_what_was_in_work_comes_alone(ledger: Ledger
     ledger.abandon(second)
     (again,) = ledger.claim_images("me", 9)
     ledger.give_back(again)
-    assert ledger.counts()["instances"] == {
+    assert ledger.inspect.counts()["instances"] == {
         "received": 1,
         "analysed": 2,
         "not_analysed": 1,
@@ -209,38 +209,47 @@ def test_what_was_owed_is_delivered_and_committed(ledger: Ledger) -> None:
     first, second = ledger.claim_deliveries("pacs", "me", 9)
     assert (first.result.sop_instance_uid, first.result.size_bytes) == ("9.1", None)
     assert (second.failures, second.attempt) == (1, 3)
-    ledger.stored(first, 0, commitment=True)
+    ledger.mark_stored(first, 0, commitment=True)
     ledger.retry_later(second, "trouble", 0.0)
     request = ledger.ask_commitment("pacs", 9, 60.0)
     assert request is not None
     assert request.references == (("1.2.5", "9.1"),)
-    assert ledger.commitment_reported("pacs", request.transaction_uid, ["9.1"], {}, {})
+    assert ledger.record_commitment_report("pacs", request.transaction_uid, ["9.1"], {}, {})
     # What the old version stored, nobody is asked about.
     assert ledger.ask_commitment("outbox", 9, 60.0) is None
-    assert ledger.counts()["deliveries"] == {"owed": 1, "stored": 1, "committed": 1, "refused": 1}
+    assert ledger.inspect.counts()["deliveries"] == {
+        "owed": 1,
+        "stored": 1,
+        "committed": 1,
+        "refused": 1,
+    }
 
 
 def test_what_failed_and_was_refused_is_armed_again(ledger: Ledger) -> None:
     assert ledger.rearm(["failed", "refused"], []) == 2
-    assert ledger.counts()["deliveries"]["refused"] == ledger.counts()["instances"]["failed"] == 0
+    assert (
+        ledger.inspect.counts()["deliveries"]["refused"]
+        == ledger.inspect.counts()["instances"]["failed"]
+        == 0
+    )
 
 
 def test_lost_results_are_made_again(ledger: Ledger) -> None:
     first, _ = ledger.claim_deliveries("pacs", "me", 9)
     assert ledger.remake(first, "its file is lost")
-    assert ledger.counts()["instances"]["received"] == 3
+    assert ledger.inspect.counts()["instances"]["received"] == 3
 
 
 def test_bytes_are_given_up_and_counted_on(ledger: Ledger) -> None:
     images = {"image-1.1", "image-1.2", "image-1.3", "image-again", "image-1.4", "image-1.5"}
-    assert {one.spool_name for one in ledger.kept_files()} == images | {
+    assert {one.spool_name for one in ledger.inspect.kept_files()} == images | {
         "made-1",
         "made-2",
         "made-3",
     }
     # The analysed image is owed; the duplicate of it and the one not analysed may go, the failed one later.
-    assert sorted(ledger.release(10.0, 10_000.0, ["pacs"], 9)) == ["image-1.4", "image-again"]
-    assert ledger.contradictions() == []
+    assert sorted(ledger.give_up_bytes(10.0, 10_000.0, ["pacs"], 9)) == ["image-1.4", "image-again"]
+    assert ledger.inspect.contradictions() == []
 
 
 def test_many_processes_open_it_at_once_and_one_brings_it_forward(old_url: str) -> None:

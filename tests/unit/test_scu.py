@@ -100,4 +100,9 @@ def test_what_a_vanished_spool_held_is_not_refused(tmp_path: Path) -> None:
     courier = _Leaving(folder, ledger, spool)
     courier.run(courier.stop)
     assert courier.stored == 1
-    assert ledger.counts()["deliveries"] == {"owed": 3, "stored": 1, "committed": 0, "refused": 0}
+    assert ledger.inspect.counts()["deliveries"] == {
+        "owed": 3,
+        "stored": 1,
+        "committed": 0,
+        "refused": 0,
+    }

@@ -105,7 +105,7 @@ def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_pat
     (tmp_path / "mount point").rename(folder)
     with pytest.raises(NoRoomError):
         intake.take(lambda name: Arrival(name, "1.2", "1.4", "", "", "dimse", 1, 1), b"x")
-    assert ledger.counts()["instances"]["received"] == 1
+    assert ledger.inspect.counts()["instances"]["received"] == 1
     assert files(folder) == []
 
 

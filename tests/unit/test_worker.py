@@ -78,7 +78,9 @@ class Bench:
         destinations = (FolderDestination(name="outbox", folder=folder / "outbox"),)
         config = Config(destinations=destinations, spool=folder / "spool", max_batch=8)
         engine = Engine(package.load(model), torch.device("cpu"))
-        self.pipeline = BreakablePipeline(engine, AnalysisSettings(is_ours=self.ledger.made))
+        self.pipeline = BreakablePipeline(
+            engine, AnalysisSettings(is_ours=self.ledger.inspect.is_own_result)
+        )
         self.pipeline.events = []
         self.worker = Worker(self.pipeline, self.ledger, self.spool, config)
 
@@ -101,12 +103,12 @@ class Bench:
         stop = threading.Event()
         thread = threading.Thread(target=self.worker.run, args=(stop,))
         thread.start()
-        while self.ledger.counts()["instances"]["received"]:
+        while self.ledger.inspect.counts()["instances"]["received"]:
             assert thread.is_alive()
             stop.wait(0.02)
         stop.set()
         thread.join()
-        return self.ledger.counts()["instances"]
+        return self.ledger.inspect.counts()["instances"]
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
     for seed in (11, 12, 13, 14):
         bench.receive(seed)
     assert bench.run() == {"received": 0, "analysed": 3, "not_analysed": 0, "failed": 1}
-    (ending,) = bench.ledger.history("1.2.13")
+    (ending,) = bench.ledger.inspect.history("1.2.13")
     assert (ending["state"], ending["reason"]) == ("failed", "analysis_error")
     assert [result["kind"] for result in ending["results"]] == ["SC"]  # the archive is told
     events = bench.pipeline.events
@@ -167,7 +169,7 @@ def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(
         for event in (("conclude", "PHANTOM-2"), ("read", "PHANTOM-1"))
     ]
     assert order == sorted(order)
-    assert bench.ledger.history("1.2.1")[0]["state"] == "analysed"
+    assert bench.ledger.inspect.history("1.2.1")[0]["state"] == "analysed"
 
 
 def test_what_arrives_while_the_networks_run_is_read_meanwhile(
@@ -233,7 +235,7 @@ class Changed:
     def model_of(self, seed: int) -> str:
         self.bench.receive(seed)
         assert self.bench.run()["received"] == 0
-        return str(self.bench.ledger.history(f"1.2.{seed}")[0]["model"]).split()[1]
+        return str(self.bench.ledger.inspect.history(f"1.2.{seed}")[0]["model"]).split()[1]
 
 
 def test_a_changed_model_takes_over_and_a_broken_one_does_not(
@@ -245,7 +247,9 @@ def test_a_changed_model_takes_over_and_a_broken_one_does_not(
     assert changed.model_of(2) == "1.0.0"  # nobody has asked
     changed.ask()
     assert changed.model_of(3) == "1.0.1"
-    assert bench.ledger.history("1.2.1")[0]["model"].split()[1] == "1.0.0"  # what was, stays
+    assert (
+        bench.ledger.inspect.history("1.2.1")[0]["model"].split()[1] == "1.0.0"
+    )  # what was, stays
 
     (tiny_package / "weights.safetensors").write_bytes(b"half a file")
     changed.version("1.0.2")
@@ -290,7 +294,7 @@ def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
     monkeypatch.setattr(BreakablePipeline, "breaks_in", "nothing")
     assert bench.ledger.rearm(["failed"], []) == 1
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
-    (ending,) = bench.ledger.history("1.2.13")
+    (ending,) = bench.ledger.inspect.history("1.2.13")
     results = [result["sop_instance_uid"] for result in ending["results"] if result["kind"] == "SC"]
     assert (
         len(set(results)) == 2
@@ -320,7 +324,7 @@ def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
     (name,) = bench.spool.names()
     bench.spool.remove(name)
     assert bench.run()["failed"] == 1
-    assert bench.ledger.history("1.2.1")[0]["reason"] == "bytes_missing"
+    assert bench.ledger.inspect.history("1.2.1")[0]["reason"] == "bytes_missing"
 
 
 def test_images_whose_spool_is_not_mounted_wait(
@@ -335,7 +339,7 @@ def test_images_whose_spool_is_not_mounted_wait(
     thread = threading.Thread(target=bench.worker.run, args=(stop,))
     thread.start()
     stop.wait(0.5)
-    assert bench.ledger.counts()["instances"]["received"] == 1
+    assert bench.ledger.inspect.counts()["instances"]["received"] == 1
     away.rename(bench.spool.folder)
     stop.set()
     thread.join()
@@ -384,7 +388,7 @@ def test_an_image_whose_end_a_lying_disk_has_lost_ends_visibly(bench: Bench) -> 
     whole = bench.spool.read(name)
     bench.spool.path(name).write_bytes(whole[:-100])
     assert bench.run()["failed"] == 1
-    ending = bench.ledger.history("1.2.1")[0]
+    ending = bench.ledger.inspect.history("1.2.1")[0]
     assert ending["reason"] == "bytes_missing"
     assert f"{len(whole) - 100} of its {len(whole)} bytes" in ending["detail"]
 
@@ -397,7 +401,7 @@ def test_a_result_whose_file_is_lost_is_made_again_to_the_byte(bench: Bench) -> 
     for job in jobs:
         bench.spool.remove(job.result.spool_name)
         assert bench.ledger.remake(job, "its file is gone")
-    assert bench.ledger.counts()["instances"]["received"] == 1
+    assert bench.ledger.inspect.counts()["instances"]["received"] == 1
     bench.run()
     again = bench.ledger.claim_deliveries("outbox", "me", 99)
     assert {
@@ -422,7 +426,7 @@ def test_a_result_that_is_lost_again_and_again_is_refused_in_the_end(bench: Benc
 def test_an_image_that_is_another_than_announced_is_told_of_by_nobody(bench: Bench) -> None:
     bench.receive(1, inside="1.2.999")
     assert bench.run()["failed"] == 1
-    (ending,) = bench.ledger.history("1.2.1")
+    (ending,) = bench.ledger.inspect.history("1.2.1")
     assert (ending["reason"], ending["results"]) == ("uid_mismatch", [])
 
 
@@ -438,7 +442,7 @@ def test_a_broken_device_fails_no_image_and_ends_the_process(
         patch.setattr(Engine, "classify", broken)
         with pytest.raises(EngineBrokenError):
             bench.worker.run(threading.Event())
-    assert bench.ledger.counts()["instances"] == {
+    assert bench.ledger.inspect.counts()["instances"] == {
         "received": 2,
         "analysed": 0,
         "not_analysed": 0,
@@ -462,7 +466,7 @@ def test_an_image_that_breaks_the_device_each_time_fails_and_its_neighbours_do_n
     for seed in (12, 13, 14):
         bench.receive(seed)
     ends = 0
-    while bench.ledger.counts()["instances"]["received"]:
+    while bench.ledger.inspect.counts()["instances"]["received"]:
         stop = threading.Event()
         thread = threading.Thread(target=lambda stop=stop: until_nothing_waits(bench.ledger, stop))
         thread.start()
@@ -473,7 +477,7 @@ def test_an_image_that_breaks_the_device_each_time_fails_and_its_neighbours_do_n
             assert ends < 10
         stop.set()
         thread.join()
-    assert bench.ledger.counts()["instances"] == {
+    assert bench.ledger.inspect.counts()["instances"] == {
         "received": 0,
         "analysed": 2,
         "not_analysed": 0,
@@ -484,7 +488,7 @@ def test_an_image_that_breaks_the_device_each_time_fails_and_its_neighbours_do_n
 
 def until_nothing_waits(ledger: Ledger, stop: threading.Event) -> None:
     while not stop.wait(0.02):
-        if not ledger.counts()["instances"]["received"]:
+        if not ledger.inspect.counts()["instances"]["received"]:
             stop.set()
 
 

@@ -1,0 +1,267 @@
+"""Read-only queries: what `pleura status`, `verify` and `doctor` show, and what the roles ask the ledger.
+
+Nothing here writes, changes the schema or takes SQLite's write lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from daemon.ledger.database import Database
+from daemon.ledger.records import KeptFile
+from daemon.ledger.schema import (
+    deliveries,
+    folders,
+    instances,
+    results,
+    spools,
+    state_is,
+    state_is_not,
+)
+from daemon.ledger.states import DeliveryState, ImageState
+
+# Databases bound how many values one statement may name.
+_NAMES_AT_ONCE = 500
+_ROWS_AT_ONCE = 1000
+
+_RESULTS_OF_IMAGES = results.join(instances, instances.c.id == results.c.instance_id)
+_DELIVERIES_OF_IMAGES = deliveries.join(results, results.c.id == deliveries.c.result_id).join(
+    instances, instances.c.id == results.c.instance_id
+)
+_KEPT = instances.c.removed_at.is_(None)
+
+# What enters a count: a duplicate makes no work, and is in none.
+_COUNTED: dict[str, tuple[sa.Table, tuple[str, ...]]] = {
+    "instances": (
+        instances,
+        tuple(state.value for state in ImageState if state is not ImageState.DUPLICATE),
+    ),
+    "deliveries": (deliveries, tuple(state.value for state in DeliveryState)),
+}
+
+
+class Inspection:
+    """Questions to one ledger."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def known_spool_names(self, names: Iterable[str]) -> set[str]:
+        """The files of `names` that are counted on. The others are orphans, or were given up."""
+        known: set[str] = set()
+        with self._database.reading() as conn:
+            for part in in_parts(names):
+                images = sa.select(instances.c.spool_name).where(
+                    instances.c.spool_name.in_(part), _KEPT
+                )
+                made = (
+                    sa.select(results.c.spool_name)
+                    .select_from(_RESULTS_OF_IMAGES)
+                    .where(results.c.spool_name.in_(part), _KEPT)
+                )
+                known.update(conn.execute(images).scalars())
+                known.update(conn.execute(made).scalars())
+        return known
+
+    def kept_files(self) -> Iterator[KeptFile]:
+        """Every spool file that is counted on: the images' bytes and their results'.
+
+        An image that ended `bytes_missing` is left out: its state tells of the loss.
+        """
+        images = sa.select(
+            instances.c.spool_name,
+            instances.c.size_bytes,
+            instances.c.sop_instance_uid,
+            sa.literal("image").label("kind"),
+        ).where(sa.func.coalesce(instances.c.reason, "") != "bytes_missing")
+        made = sa.select(
+            results.c.spool_name,
+            results.c.size_bytes,
+            results.c.sop_instance_uid,
+            results.c.kind,
+        ).select_from(_RESULTS_OF_IMAGES)
+
+        for query in (images, made):
+            with self._database.reading() as conn:
+                streamed = conn.execution_options(yield_per=_ROWS_AT_ONCE)
+                for row in streamed.execute(query.where(_KEPT)):
+                    whose = f"{row.kind} {row.sop_instance_uid}"
+                    yield KeptFile(row.spool_name, row.size_bytes, whose)
+
+    def spool_identity(self) -> str | None:
+        """The spool that this ledger's files lie in; None for a ledger that never had a spool."""
+        with self._database.reading() as conn:
+            identity: str | None = conn.execute(sa.select(spools.c.identity)).scalar()
+        return identity
+
+    def knows_folder(self, path: str) -> bool:
+        """Whether results ever went to this folder."""
+        with self._database.reading() as conn:
+            return _exists(conn, sa.select(folders.c.path).where(folders.c.path == path))
+
+    # -- images and leases ----------------------------------------------------------------------
+
+    def is_own_result(self, sop_instance_uid: str) -> bool:
+        """Whether this UID is one of our results: such an object is never analysed."""
+        named = sa.select(results.c.id).where(results.c.sop_instance_uid == sop_instance_uid)
+        with self._database.reading() as conn:
+            return _exists(conn, named)
+
+    def lease_owners(self) -> set[str]:
+        """The owners of all leases, in the form of owner_name()."""
+        owners: set[str] = set()
+        with self._database.reading() as conn:
+            for table, state in ((instances, "received"), (deliveries, "owed")):
+                held = sa.select(table.c.owner).where(
+                    state_is(table, state), table.c.owner.is_not(None)
+                )
+                owners.update(conn.execute(held.distinct()).scalars())
+        return owners
+
+    # -- people ---------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Each accepted instance and each delivery in exactly one count."""
+        with self._database.reading() as conn:
+            return {
+                subject: _count_states(conn, table, states)
+                for subject, (table, states) in _COUNTED.items()
+            }
+
+    def troubles(self, limit: int = 20) -> dict[str, list[dict[str, Any]]]:
+        """The newest images without an answer, and deliveries with a reason, as UIDs and reasons."""
+        image, delivery = instances.c, deliveries.c
+        without_answer = (
+            sa.select(image.sop_instance_uid, image.state, image.reason, image.detail)
+            .where(
+                image.state.in_((ImageState.FAILED.value, ImageState.NOT_ANALYSED.value)),
+                state_is_not(instances, "received"),
+            )
+            .order_by(image.id.desc())
+            .limit(limit)
+        )
+        with_reason = (
+            sa.select(
+                results.c.sop_instance_uid,
+                results.c.kind,
+                delivery.destination,
+                delivery.state,
+                delivery.attempt,
+                delivery.why,
+            )
+            .join(results, results.c.id == delivery.result_id)
+            .where(delivery.why.is_not(None))
+            .order_by(delivery.id.desc())
+            .limit(limit)
+        )
+
+        with self._database.reading() as conn:
+            return {
+                "instances": _as_dicts(conn, without_answer),
+                "deliveries": _as_dicts(conn, with_reason),
+            }
+
+    def history(self, sop_instance_uid: str) -> list[dict[str, Any]]:
+        """Each time that one image was received, oldest first, with its results and deliveries."""
+        image = instances.c
+        received = (
+            sa.select(
+                image.id, image.received_at, image.calling_ae_title, image.origin, image.state,
+                image.reason, image.detail, image.positive, image.probability, image.model,
+                image.completed_at,
+            )
+            .where(image.sop_instance_uid == sop_instance_uid)
+            .order_by(image.id)
+        )  # fmt: skip
+        made = (
+            sa.select(
+                results.c.instance_id,
+                results.c.kind,
+                results.c.sop_instance_uid,
+                deliveries.c.destination,
+                deliveries.c.state,
+                deliveries.c.why,
+            )
+            .select_from(_RESULTS_OF_IMAGES)
+            .join(deliveries, deliveries.c.result_id == results.c.id, isouter=True)
+            .where(image.sop_instance_uid == sop_instance_uid)
+            .order_by(results.c.id, deliveries.c.id)
+        )
+        with self._database.reading() as conn:
+            images = _as_dicts(conn, received)
+            of_results = _as_dicts(conn, made)
+
+        for row in images:
+            row["results"] = [result for result in of_results if result["instance_id"] == row["id"]]
+        return images
+
+    def contradictions(self) -> list[str]:
+        """Rows that deny each other, a line each."""
+        with self._database.reading() as conn:
+            return [
+                f"{uid} {contradiction}"
+                for contradiction, query in _CONTRADICTIONS.items()
+                for uid in conn.execute(query).scalars()
+            ]
+
+
+def in_parts(values: Iterable[str]) -> Iterator[list[str]]:
+    """A few hundred at a time: databases bound how many values one statement may name."""
+    every = list(values)
+    for start in range(0, len(every), _NAMES_AT_ONCE):
+        yield every[start : start + _NAMES_AT_ONCE]
+
+
+def _exists(conn: Connection, query: sa.Select[Any]) -> bool:
+    return conn.execute(query.limit(1)).first() is not None
+
+
+def _as_dicts(conn: Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def _count_states(conn: Connection, table: sa.Table, states: Sequence[str]) -> dict[str, int]:
+    # The open state and the ended states have an index each.
+    of_each = sa.select(table.c.state, sa.func.count()).group_by(table.c.state)
+    both = sa.union_all(
+        of_each.where(state_is(table, states[0])),
+        of_each.where(state_is_not(table, states[0])),
+    )
+    counted = {state: int(number) for state, number in conn.execute(both)}
+    return {state: counted.get(state, 0) for state in states}
+
+
+def _contradictions() -> dict[str, sa.Select[Any]]:
+    image = instances.c
+    original = instances.alias()
+    no_original = ~sa.exists().where(original.c.id == image.duplicate_of)
+    result_uid = sa.select(results.c.sop_instance_uid)
+
+    return {
+        "is finished, but has no end time": sa.select(image.sop_instance_uid).where(
+            image.state != "received", image.completed_at.is_(None)
+        ),
+        "is a duplicate of an image that is not there": sa.select(image.sop_instance_uid).where(
+            image.state == "duplicate", no_original
+        ),
+        "has lost its bytes to retention while it waits": sa.select(image.sop_instance_uid).where(
+            image.state == "received", image.removed_at.is_not(None)
+        ),
+        "is owed, but its bytes were given up": result_uid.select_from(_DELIVERIES_OF_IMAGES).where(
+            state_is(deliveries, "owed"), image.removed_at.is_not(None)
+        ),
+        "is owed twice to one destination": result_uid.join(
+            deliveries, deliveries.c.result_id == results.c.id
+        )
+        .group_by(results.c.sop_instance_uid, deliveries.c.destination)
+        .having(sa.func.count() > 1),
+    }
+
+
+_CONTRADICTIONS = _contradictions()

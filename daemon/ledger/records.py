@@ -1,0 +1,110 @@
+"""The values that cross the ledger's seam: what goes in, what a claim hands out, what a query tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class LedgerLimits:
+    """How long the ledger waits, and how often it tries again."""
+
+    # A dead owner's work can be claimed after this; an owner at work renews its leases (heartbeat.py).
+    lease_s: float = 60.0
+    # Nothing is put off for longer. A later date comes from a clock that was set back.
+    longest_wait_s: float = 3600.0
+    # How often the lost result files of one image are made again.
+    maximum_remakes: int = 3
+    # When the delivery of a result that is being made again comes up again.
+    remake_s: float = 30.0
+    # The first wait of an object that an archive has lost twice; doubled each time.
+    forgetful_s: float = 60.0
+    # After this a commitment report finds no request any more, and the archive is asked again.
+    commitments_kept_s: float = 90 * 86400.0
+
+
+class Arrival(NamedTuple):
+    """One object whose bytes are durable in the spool. UIDs are the command set's, never used as names."""
+
+    spool_name: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae_title: str
+    origin: str  # dimse, inbox
+    priority: int  # 0 stat, 1 routine, 2 low
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """One claimed image."""
+
+    id: int
+    attempt: int
+    spool_name: str
+    sop_instance_uid: str
+    # Solitary attempts that began before this one and never ended.
+    unfinished_alone: int
+    # The size that was accepted; a file of another size was damaged since.
+    size_bytes: int
+    # The time that its results say: the ledger's clock at the first completion, or now.
+    result_time: float
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """One result object in the spool."""
+
+    kind: str
+    spool_name: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    # None: written by a version that did not count.
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The end of one image, as the ledger keeps it. `state` is an ImageState."""
+
+    state: str
+    content_digest: str
+    study_instance_uid: str | None = None
+    reason: str | None = None
+    detail: str = ""
+    probability: float | None = None
+    positive: bool | None = None
+    model: str | None = None
+    results: tuple[StoredResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class DeliveryJob:
+    """One claimed delivery."""
+
+    id: int
+    attempt: int
+    destination: str
+    # How often the destination has answered this object with a failure status.
+    failures: int
+    result: StoredResult
+
+
+@dataclass(frozen=True)
+class CommitmentRequest:
+    """The objects that one destination is asked to commit to. Its report names the transaction UID."""
+
+    transaction_uid: str
+    references: tuple[tuple[str, str], ...]  # SOP class UID, SOP Instance UID
+
+
+@dataclass(frozen=True)
+class KeptFile:
+    """A spool file that the ledger counts on."""
+
+    spool_name: str
+    size_bytes: int | None
+    what: str  # for people: whose file it is
