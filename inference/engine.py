@@ -19,8 +19,9 @@ from inference.engines.faults import is_fatal, is_out_of_memory
 from inference.engines.memory import Memory
 from inference.engines.memory import folder as cache_folder
 from inference.engines.trial import Trial
+from inference.exposed_field import exposed
 from inference.finding import ModelIdentity
-from inference.manifest import Manifest, Role
+from inference.manifest import Calibration, Manifest, Role
 from inference.package import Package
 from inference.preprocess import Geometry
 
@@ -128,7 +129,7 @@ class Engine:
         return self._probabilities("plausibility", images)
 
     def classify(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
-        """Probability of pneumothorax, 0 to 1, for each image.
+        """Probability of pneumothorax, 0 to 1, for each image; a score where none is calibrated.
 
         Images are (rows, columns) float32 in display polarity.
 
@@ -136,15 +137,17 @@ class Engine:
             EngineBrokenError: the device is lost; end the process.
             RuntimeError, MemoryError: this batch does not run, not even one image at a time.
         """
-        return self._probabilities("classifier", images)
+        return self._probabilities("classifier", images, self.manifest.classifier.calibration)
 
     def segment(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Probability map of pneumothorax, (rows, columns) float32 like each image given."""
+        """Probability map of pneumothorax, (rows, columns) float32 like each image given.
+
+        It is 0 where the image shows no body (inference/exposed_field.py).
+        """
         logits, geometries = self._run("segmenter", images)
         maps = torch.sigmoid(torch.from_numpy(logits[:, 0])).numpy()
-        return [
-            preprocess.unfit(one, geometry) for one, geometry in zip(maps, geometries, strict=True)
-        ]
+        parts = zip(images, maps, geometries, strict=True)
+        return [preprocess.unfit(one, geometry) * exposed(image) for image, one, geometry in parts]
 
     def logits(self, role: Role, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """One network's logits, (n, ...) float32, for a preprocessed batch.
@@ -285,8 +288,15 @@ class Engine:
             candidate, self._modules[role], Plan(self.device, side, candidate.bf16)
         )
 
-    def _probabilities(self, role: Role, images: Sequence[NDArray[np.float32]]) -> list[float]:
+    def _probabilities(
+        self,
+        role: Role,
+        images: Sequence[NDArray[np.float32]],
+        calibration: Calibration | None = None,
+    ) -> list[float]:
         logits, _ = self._run(role, images)
+        if calibration is not None:
+            logits = calibration.scale * logits + calibration.offset
         return [float(p) for p in torch.sigmoid(torch.from_numpy(logits).flatten()).tolist()]
 
     def _run(

@@ -66,6 +66,8 @@ class Finding:
     mask: NDArray[np.bool_] | None = None
     measurement: Measurement | None = None
     sided: bool = True
+    # Whether `probability` is one, and not a mere score: the package says so.
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,29 @@ class Network(_Part):
     normalisation: Scheme
 
 
+class Calibration(_Part):
+    """What makes a classifier's score a probability: logit -> `scale` x logit + `offset`.
+
+    Platt, "Probabilistic outputs for support vector machines", 1999. Such a probability holds where
+    so many images are positive as `prevalence` says.
+    """
+
+    scale: Annotated[FiniteFloat, Field(gt=0.0, le=100.0)]
+    offset: Annotated[FiniteFloat, Field(ge=-100.0, le=100.0)]
+    prevalence: Probability
+    # How it was fitted, and on which images, in words.
+    method: Text
+
+
 class Classifier(Network):
     """Image -> one logit of pneumothorax, held against `threshold` after the sigmoid."""
 
     threshold: Probability
     # How the threshold was chosen, in words.
     operating_point: Text
+    # Absent: the sigmoid is a score, and no probability of anything. The threshold is of what comes
+    # after it.
+    calibration: Calibration | None = None
 
 
 class Segmenter(Network):

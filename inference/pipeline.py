@@ -189,9 +189,10 @@ class Pipeline:
         ]
 
     def _finding(self, image: Radiograph, answer: Answer) -> Finding:
-        threshold = self.engine.manifest.classifier.threshold
+        classifier = self.engine.manifest.classifier
+        threshold, calibrated = classifier.threshold, classifier.calibration is not None
         if answer.probability_map is None:
-            return Finding(answer.probability, threshold, positive=False)
+            return Finding(answer.probability, threshold, positive=False, calibrated=calibrated)
 
         # An empty mask takes no positive back: the overlay says positive and outlines nothing.
         # There is no SEG then, for an empty one would read like a negative.
@@ -202,7 +203,7 @@ class Pipeline:
         # A picture that had to be turned contradicts its header, so its sides are unknown.
         sided = not answer.pose.quarter_turns
         measurement = measure(mask, image.spacing, orientation if sided else None)
-        return Finding(answer.probability, threshold, True, mask, measurement, sided)
+        return Finding(answer.probability, threshold, True, mask, measurement, sided, calibrated)
 
     def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
         """Make and check the objects of one image that was read and, where admitted, answered."""
