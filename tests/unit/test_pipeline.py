@@ -33,7 +33,8 @@ class Scripted:
 
     def __init__(self, engine: Engine, plausibility: float | None = None) -> None:
         self.device, self.identity = engine.device, engine.identity
-        network = {**engine.manifest.classifier.model_dump(), "threshold": 0.4}
+        stated = engine.manifest.classifier.model_dump(exclude={"calibration"})
+        network = {**stated, "threshold": 0.4}
         gate = Plausibility(**network) if plausibility is not None else None
         self.manifest = engine.manifest.model_copy(update={"plausibility": gate})
         self.plausibility, self.probability, self.inside = plausibility or 0.0, 0.9, 1.0
