@@ -56,3 +56,26 @@ def write(network: nn.Module, threshold: float, measured: dict[str, Any], folder
     networks = {str(role): module for role, module in shipped.networks.items()}
     networks["plausibility"] = network
     package.write(folder, manifest, networks, golden)
+
+
+def carry(folder: Path) -> None:
+    """Give a trained package the plausibility network of the package that ships.
+
+    The weights of its other networks stay as they are, bit by bit.
+    """
+    shipped, trained = package.load(package.default_folder()), package.load(folder)
+    if shipped.plausibility is None or shipped.manifest.plausibility is None:
+        return
+
+    manifest = trained.manifest.model_dump(mode="json", exclude={"sha256"})
+    manifest["plausibility"] = shipped.manifest.plausibility.model_dump(mode="json")
+    others = [line for line in manifest["training"]["data"] if line != _DATA]
+    manifest["training"]["data"] = [*others, _DATA]
+    if "plausibility" in shipped.manifest.metrics:
+        manifest["metrics"]["plausibility"] = shipped.manifest.metrics["plausibility"]
+
+    networks = {str(role): module for role, module in trained.networks.items()}
+    networks["plausibility"] = shipped.plausibility
+    golden = {role: trained.golden[f"{role}.input"] for role in ("classifier", "segmenter")}
+    golden["plausibility"] = shipped.golden["plausibility.input"]
+    package.write(folder, manifest, networks, golden)

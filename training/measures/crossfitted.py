@@ -1,0 +1,320 @@
+"""Figures of a cross-fitted package, and its calibration: `python -m training.measures.crossfitted`.
+
+The segmenter of such a package has learned from every image with a mask. Its figures are therefore
+those of the decoders beside it, each asked about the fold that it was trained without
+(training/fitting/crossfit.py). The classifier has learned from none of these images, so its scores
+are used as they are. What is fitted on their labels, calibration and threshold, is measured on each
+fold as fitted on the others, and shipped as fitted on all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+
+from inference import package, postprocess
+from inference.engine import Engine, choose_device
+from inference.networks import build
+from training import data as labelled
+from training.data.cases import Case
+from training.measures import metrics
+from training.measures.answers import Answer, write_rows
+from training.measures.figures import measured
+from training.plausibility import export as plausibility
+
+Values = NDArray[np.float64]
+
+# The share of positives in SIIM-ACR's training set, which a probability is stated for.
+PREVALENCE = 0.22
+# Of positives that are to be found: the threshold is the highest that keeps it.
+SENSITIVITY = 0.9
+_PREVALENCES = (0.01, 0.05, 0.22)
+_BINS = 10
+_FEW = ("auc", "sensitivity", "specificity", "dice_positives", "dice")
+_SHOWN = (
+    *_FEW,
+    "average_precision",
+    "ppv",
+    "npv",
+    "mcc",
+    "accuracy",
+    "dice_positives_segmenter_alone",
+    "dice_segmenter_alone",
+    "iou_positives",
+)
+_NEARLY_ZERO = 1e-9
+_BATCH = 8
+
+
+def logits(probabilities: Sequence[float]) -> Values:
+    """The logit of each, bounded."""
+    bounded = np.clip(np.asarray(probabilities, float), _NEARLY_ZERO, 1 - _NEARLY_ZERO)
+    return np.asarray(np.log(bounded / (1 - bounded)))
+
+
+def sigmoid(values: Values) -> Values:
+    """The probability of each logit."""
+    return np.asarray(1 / (1 + np.exp(-values)))
+
+
+def fitted(scores: Values, labels: NDArray[np.bool_], prevalence: float) -> tuple[float, float]:
+    """(scale, offset) by Platt's method on logits, moved to a prevalence."""
+    regression = LogisticRegression(C=1e4).fit(scores[:, None], labels)
+    share = float(labels.mean())
+    moved = math.log(prevalence / (1 - prevalence)) - math.log(share / (1 - share))
+    return float(regression.coef_[0, 0]), float(regression.intercept_[0]) + moved
+
+
+def threshold_of(probabilities: Values, labels: NDArray[np.bool_], sensitivity: float) -> float:
+    """The highest threshold that finds so much of the positives."""
+    positives = np.sort(probabilities[labels])[::-1]
+    needed = math.ceil(sensitivity * len(positives))
+    return float(positives[needed - 1])
+
+
+def reliability(probabilities: Values, labels: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """Ten bins of equally many images: mean probability, and how many were positive."""
+    order = np.argsort(probabilities)
+    return [
+        {
+            "images": len(rows),
+            "probability": float(probabilities[rows].mean()),
+            "positive": float(labels[rows].mean()),
+        }
+        for rows in np.array_split(order, _BINS)
+    ]
+
+
+def expected_error(bins: Sequence[Mapping[str, float]]) -> float:
+    """Expected calibration error: the mean distance of both, weighed by images."""
+    count = sum(one["images"] for one in bins)
+    off = (one["images"] * abs(one["probability"] - one["positive"]) for one in bins)
+    return sum(off) / count
+
+
+def alarms(sensitivity: float, specificity: float) -> list[dict[str, float]]:
+    """Of 100 images at each prevalence: alarms, those that are right, and positives missed."""
+    rows = []
+    for prevalence in _PREVALENCES:
+        right = 100 * prevalence * sensitivity
+        wrong = 100 * (1 - prevalence) * (1 - specificity)
+        rows.append(
+            {
+                "prevalence": prevalence,
+                "alarms": right + wrong,
+                "right": right,
+                "missed": 100 * prevalence - right,
+                "ppv": right / (right + wrong) if right + wrong else 0.0,
+            }
+        )
+    return rows
+
+
+def crossed(
+    scores: Values, labels: NDArray[np.bool_], folds: NDArray[np.int_]
+) -> tuple[Values, NDArray[np.bool_]]:
+    """(probabilities, calls) of each image, by what was fitted on the other folds.
+
+    Probabilities are of the prevalence of these images themselves.
+    """
+    probabilities = np.zeros(len(scores))
+    calls = np.zeros(len(scores), dtype=bool)
+    for fold in np.unique(folds):
+        inside, others = folds == fold, folds != fold
+        share = float(labels[others].mean())
+        scale, offset = fitted(scores[others], labels[others], share)
+        limit = threshold_of(scores[others], labels[others], SENSITIVITY)
+        probabilities[inside] = sigmoid(scale * scores[inside] + offset)
+        calls[inside] = scores[inside] >= limit
+    return probabilities, calls
+
+
+def answered(run: Path, cases: Sequence[Case]) -> list[Answer]:
+    """Each image's score, uncalibrated, and what the decoder without its fold finds in it."""
+    loaded = package.load(run / "package")
+    stated = loaded.manifest.classifier.model_copy(update={"calibration": None})
+    manifest = loaded.manifest.model_copy(update={"classifier": stated})
+    answers = []
+    for fold in sorted({case.fold for case in cases if case.fold is not None}):
+        segmenter = _without(loaded, run, fold)
+        engine = Engine(
+            replace(loaded, manifest=manifest, segmenter=segmenter), choose_device("auto")
+        )
+        some = [case for case in cases if case.fold == fold]
+        for start in range(0, len(some), _BATCH):
+            answers += _asked(engine, some[start : start + _BATCH])
+    return answers
+
+
+def _without(loaded: package.Package, run: Path, fold: int) -> Any:
+    """The package's segmenter with the decoder that was trained without a fold."""
+    (path,) = sorted((run / "weights").glob(f"*-without-{fold}.safetensors"))
+    stated = loaded.manifest.segmenter
+    network = build(stated.architecture, **stated.arguments)
+    members = getattr(network, "members", None)
+    member = network if members is None else members[0]
+    member.load_state_dict(load_file(path))
+    return network.eval()
+
+
+def _asked(engine: Engine, cases: Sequence[Case]) -> list[Answer]:
+    pictures = [case.pixels() for case in cases]
+    scores, maps = engine.classify(pictures), engine.segment(pictures)
+    answers = []
+    for case, score, drawn in zip(cases, scores, maps, strict=True):
+        true = case.mask()
+        assert true is not None
+        found = postprocess.segment(drawn, *engine.manifest.segmenter.rule)
+        answers.append(
+            Answer(
+                image_id=case.image_id,
+                patient=case.patient,
+                label=case.label,
+                fold=case.fold,
+                as_published=case.as_published,
+                view=case.view,
+                sex=case.sex,
+                age_years=case.age_years,
+                probability=score,
+                pixels=found.size,
+                true=int(true.sum()),
+                found=int(found.sum()),
+                common=int((true & found).sum()),
+            )
+        )
+    return answers
+
+
+def figures(answers: Sequence[Answer]) -> tuple[dict[str, Any], list[Answer], tuple[float, float]]:
+    """(figures, the answers with calibrated probabilities, scale and offset to ship)."""
+    scores = logits([one.probability for one in answers])
+    labels = np.array([one.positive for one in answers])
+    folds = np.array([-1 if one.fold is None else one.fold for one in answers])
+
+    scale, offset = fitted(scores, labels, PREVALENCE)
+    probabilities = sigmoid(scale * scores + offset)
+    threshold = _rounded_down(threshold_of(probabilities, labels, SENSITIVITY))
+    calibrated = [
+        replace(one, probability=float(probability))
+        for one, probability in zip(answers, probabilities, strict=True)
+    ]
+
+    held_out, calls = crossed(scores, labels, folds)
+    bins = reliability(held_out, labels)
+    published = [one for one in calibrated if one.as_published]
+    found = {
+        "threshold": threshold,
+        "all": _shown(calibrated, threshold, _SHOWN),
+        "jpeg_baseline": _shown(published, threshold, _SHOWN),
+        "by_fold": {
+            str(fold): _shown([one for one in calibrated if one.fold == fold], threshold, _FEW)
+            for fold in sorted(set(folds.tolist()))
+        },
+        "threshold_from_other_folds": _decisions(calls, labels),
+        "expected_calibration_error": expected_error(bins),
+        "expected_calibration_error_uncalibrated": expected_error(
+            reliability(sigmoid(scores), labels)
+        ),
+        "reliability": bins,
+        "subgroups": _subgroups(calibrated, threshold),
+    }
+    decided = found["threshold_from_other_folds"]
+    found["alarms_per_100"] = alarms(decided["sensitivity"], decided["specificity"])
+    return found, calibrated, (scale, offset)
+
+
+def _rounded_down(threshold: float) -> float:
+    """To four digits, never above: an image that sits on the threshold stays positive."""
+    digits = 4 - math.ceil(math.log10(threshold))
+    return math.floor(threshold * 10**digits) / 10**digits
+
+
+def _decisions(calls: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, Any]:
+    right, negatives = int((calls & labels).sum()), int((~labels).sum())
+    passed = int((~calls & ~labels).sum())
+    return {
+        "sensitivity": right / int(labels.sum()),
+        "sensitivity_wilson_95": list(metrics.wilson(right, int(labels.sum()))),
+        "specificity": passed / negatives,
+        "specificity_wilson_95": list(metrics.wilson(passed, negatives)),
+    }
+
+
+def _subgroups(answers: Sequence[Answer], threshold: float) -> dict[str, Any]:
+    """AUC, sensitivity, specificity and Dice of parts of the images."""
+    sizes = sorted(one.true_share or 0.0 for one in answers if one.positive)
+    small, large = sizes[len(sizes) // 3], sizes[2 * len(sizes) // 3]
+    groups = {
+        "view PA": [one for one in answers if one.view == "PA"],
+        "view AP": [one for one in answers if one.view == "AP"],
+        "view unknown": [one for one in answers if not one.view],
+        "female": [one for one in answers if one.sex == "F"],
+        "male": [one for one in answers if one.sex == "M"],
+        "under 18": [one for one in answers if one.age_years is not None and one.age_years < 18],
+        "18 to 49": [one for one in answers if 18 <= (one.age_years or 0) < 50],
+        "50 and over": [one for one in answers if (one.age_years or 0) >= 50],
+        "smallest third": [one for one in answers if 0 < (one.true_share or 0) < small],
+        "middle third": [one for one in answers if small <= (one.true_share or 0) < large],
+        "largest third": [one for one in answers if (one.true_share or 0) >= large],
+        "re-wrapped copies": [one for one in answers if not one.as_published],
+    }
+    return {
+        name: {"images": len(some), "positive": sum(one.positive for one in some)}
+        | _shown(some, threshold, _FEW)
+        for name, some in groups.items()
+        if some
+    }
+
+
+def _shown(answers: Sequence[Answer], threshold: float, names: Sequence[str]) -> dict[str, Any]:
+    """These figures of the answers, as far as there are such."""
+    found = measured(answers, threshold)
+    return {name: found[name] for name in names if name in found}
+
+
+def ship(run: Path, found: Mapping[str, Any], scale: float, offset: float, images: int) -> None:
+    """Write calibration, threshold and figures into the package of the run."""
+    folder = run / "package"
+    stated = package.read_manifest(folder).classifier.model_dump(mode="json")
+    stated["threshold"] = found["threshold"]
+    stated["operating_point"] = (
+        f"finds {SENSITIVITY:.0%} of the positives of {images} labelled images"
+    )
+    stated["calibration"] = {
+        "scale": round(scale, 6),
+        "offset": round(offset, 6),
+        "prevalence": PREVALENCE,
+        "method": f"Platt scaling on the labels of {images} images that trained no classifier",
+    }
+    package.amend(folder, {"classifier": stated, "metrics": {"cross_fitted": dict(found)}})
+
+
+def main() -> None:
+    """Measure the run in a folder, and ship what was found in its package."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run of `pleura train`")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the labelled images")
+    given = parser.parse_args()
+
+    answers = answered(given.run, labelled.read("siim", given.data))
+    found, calibrated, (scale, offset) = figures(answers)
+    write_rows(given.run / "cross-fitted.csv", [vars(one) for one in calibrated])
+    text = json.dumps(found, indent=2)
+    (given.run / "cross-fitted.json").write_text(text, encoding="utf-8")
+    ship(given.run, found, scale, offset, len(answers))
+    plausibility.carry(given.run / "package")
+    print(text)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
