@@ -212,7 +212,7 @@ def figures(answers: Sequence[Answer]) -> tuple[dict[str, Any], list[Answer], tu
     held_out, calls = crossed(scores, labels, folds)
     bins = reliability(held_out, labels)
     published = [one for one in calibrated if one.as_published]
-    found = {
+    found: dict[str, Any] = {
         "threshold": threshold,
         "all": _shown(calibrated, threshold, _SHOWN),
         "jpeg_baseline": _shown(published, threshold, _SHOWN),
@@ -236,7 +236,7 @@ def figures(answers: Sequence[Answer]) -> tuple[dict[str, Any], list[Answer], tu
 def _rounded_down(threshold: float) -> float:
     """To four digits, never above: an image that sits on the threshold stays positive."""
     digits = 4 - math.ceil(math.log10(threshold))
-    return math.floor(threshold * 10**digits) / 10**digits
+    return float(math.floor(threshold * 10**digits) / 10**digits)
 
 
 def _decisions(calls: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, Any]:
