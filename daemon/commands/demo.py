@@ -1,6 +1,6 @@
-"""`pleura demo`: the main job on an embedded default, for eyes that have not seen it before.
+"""`pleura demo`: the main job on an embedded default, for a first look.
 
-A node of its own on loopback with a folder as its archive; the files go in over C-STORE as from a modality.
+It runs a node on loopback with a folder as its archive; the files go in over C-STORE as from a modality.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from pydicom.pixels.utils import pixel_array
 from rich.console import Console
 from rich.table import Table
 
-from daemon.commands.send import send
+from daemon.commands.send import Sent, send
 from daemon.ledger import Ledger
 
 _RESULTS_S = 300.0
@@ -31,32 +33,20 @@ _AE_TITLE = "PLEURA"
 
 def run(files: Sequence[Path], out: Path) -> int:
     """Run the demo over `files`; everything it makes is under `out`. Returns the exit status."""
+    # rich tells a terminal from a pipe: a spinner there, plain lines here.
     console = Console()
-    # Terminal or pipe, rich knows: a spinner there, plain lines here.
-    node_folder, results = out / "node", out / "results"
+    node_folder = out / "node"
+    results = out / "results"
     for folder in (node_folder, results):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    settings = node_folder / "pleura.yaml"
+
     port = _free_port()
-    settings.write_text(
-        yaml.safe_dump(
-            {
-                "ae_title": _AE_TITLE,
-                "host": "127.0.0.1",
-                "port": port,
-                "destinations": [
-                    {"name": "folder", "folder": str(results.resolve()), "results": ["SEG", "SC"]}
-                ],
-                "spool": str((node_folder / "spool").resolve()),
-                "ledger": _ledger_url(node_folder),
-            },
-            sort_keys=False,
-        ),
-        encoding="utf-8",
-    )
+    settings = node_folder / "pleura.yaml"
+    settings.write_text(_settings(node_folder, results, port), encoding="utf-8")
+
     log = (node_folder / "log.txt").open("w", encoding="utf-8")
-    command = [sys.executable, "-m", "daemon.cli", "serve", "-c", str(settings)]
+    command = _pleura("serve", settings)
     with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as node:
         try:
             with console.status("starting a node on loopback"):
@@ -65,51 +55,71 @@ def run(files: Sequence[Path], out: Path) -> int:
                     console.print(f"the node did not start; its log: {log.name}")
                     return 1
             console.print(f"node READY as {_AE_TITLE} on 127.0.0.1:{port}")
-            refused = 0
-            for answer in send(files, ("127.0.0.1", port), _AE_TITLE, "DEMO"):
-                console.print(str(answer), soft_wrap=True)
-                refused += not answer.ok
+
+            answers: list[Sent] = []
+            for sent in send(files, ("127.0.0.1", port), _AE_TITLE, "DEMO"):
+                console.print(str(sent), soft_wrap=True)
+                answers.append(sent)
             with console.status("waiting for the results"):
-                counts = _wait(settings, len(files) - refused)
+                counts = _wait(settings)
         finally:
             node.terminate()
             node.wait()
-    return _report(console, files, node_folder, counts)
+
+    return _report(console, files, answers, node_folder, counts)
 
 
-def _wait(settings: Path, wanted: int) -> dict[str, dict[str, int]]:
-    """`pleura status --json` until every image has its end and every delivery is made."""
-    command = [sys.executable, "-m", "daemon.cli", "status", "--json", "-c", str(settings)]
+def _settings(node_folder: Path, results: Path, port: int) -> str:
+    destination = {"name": "folder", "folder": str(results.resolve()), "results": ["SEG", "SC"]}
+    settings = {
+        "ae_title": _AE_TITLE,
+        "host": "127.0.0.1",
+        "port": port,
+        "destinations": [destination],
+        "spool": str((node_folder / "spool").resolve()),
+        "ledger": _ledger_url(node_folder),
+    }
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
+def _pleura(command: str, settings: Path, *options: str) -> list[str]:
+    # -P: nothing is imported from the working directory.
+    return [sys.executable, "-P", "-m", "daemon.cli", command, *options, "-c", str(settings)]
+
+
+def _wait(settings: Path) -> dict[str, dict[str, int]]:
+    """The counts of `pleura status --json`, once no image waits and no delivery is owed.
+
+    An image is in the counts before its C-STORE is answered.
+    """
+    command = _pleura("status", settings, "--json")
     deadline = time.monotonic() + _RESULTS_S
     while True:
         answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         counts: dict[str, dict[str, int]] = json.loads(answer)
-        instances, deliveries = counts["instances"], counts["deliveries"]
-        ended = sum(instances.values()) - instances["received"]
-        if (ended >= wanted and deliveries["owed"] == 0) or time.monotonic() > deadline:
+        is_done = counts["instances"]["received"] == 0 and counts["deliveries"]["owed"] == 0
+        if is_done or time.monotonic() > deadline:
             return counts
         time.sleep(0.2)
 
 
 def _report(
-    console: Console, files: Sequence[Path], node_folder: Path, counts: dict[str, dict[str, int]]
+    console: Console,
+    files: Sequence[Path],
+    answers: Sequence[Sent],
+    node_folder: Path,
+    counts: dict[str, dict[str, int]],
 ) -> int:
-    """The table of what came out and the picture of the first overlay; 1 when something did not arrive."""
-    ledger = Ledger(_ledger_url(node_folder))
+    """The table of results and the picture of the first overlay; 1 where an image has no result."""
     table = Table(title="what came out", title_justify="left")
     for column in ("image", "state", "answer", "objects in the folder"):
         table.add_column(column, overflow="fold")
-    for file in files:
-        for ending in ledger.inspect.history(
-            str(dcmread(file, stop_before_pixels=True, force=True).get("SOPInstanceUID"))
-        ):
-            kinds = ", ".join(
-                result["kind"] for result in ending["results"] if result["state"] == "stored"
-            )
-            table.add_row(file.name, ending["state"], _answer(ending), kinds or "none")
-    ledger.close()
+    with closing(Ledger(_ledger_url(node_folder))) as ledger:
+        for row in _rows(files, answers, ledger):
+            table.add_row(*row)
     console.print(table)
     console.print(json.dumps(counts), soft_wrap=True)
+
     folder = node_folder.parent / "results"
     objects = [dcmread(path) for path in sorted(folder.glob("*.dcm"))]
     console.print(f"objects: {folder}", soft_wrap=True)
@@ -119,13 +129,43 @@ def _report(
         picture = node_folder.parent / "overlay.png"
         save_png(max(overlays, key=lambda made: _source(made) in outlined), picture)
         console.print(f"overlay picture: {picture}", soft_wrap=True)
+
     console.print("Research use only - not for diagnosis.")
-    missing = (
-        counts["instances"]["received"]
-        + counts["instances"]["failed"]
-        + counts["deliveries"]["owed"]
-    )
-    return 1 if missing or sum(counts["instances"].values()) < len(files) else 0
+    unfinished = counts["instances"]["received"] + counts["deliveries"]["owed"]
+    failed = counts["instances"]["failed"]
+    is_whole = len(answers) == len(files) and all(sent.ok for sent in answers)
+    return 0 if is_whole and not unfinished and not failed else 1
+
+
+def _rows(
+    files: Sequence[Path], answers: Sequence[Sent], ledger: Ledger
+) -> list[tuple[str, str, str, str]]:
+    """A row for each file, in the order given. A file that comes twice has its own row each time."""
+    # send() yields the files that hold no object first.
+    left: dict[Path | None, list[Sent]] = {}
+    for sent in answers:
+        left.setdefault(sent.file, []).append(sent)
+
+    rows = []
+    seen: Counter[str] = Counter()
+    for file in files:
+        waiting = left.get(file) or [Sent(file, None, "not sent")]
+        sent = waiting.pop(0)
+        if not sent.ok:
+            why = sent.why if sent.status is None else str(sent).removeprefix(f"{file}: ")
+            rows.append((file.name, "not received", why, "none"))
+            continue
+        uid = sent.sop_instance_uid
+        endings = ledger.inspect.history(uid)
+        ending = endings[min(seen[uid], len(endings) - 1)]
+        seen[uid] += 1
+        rows.append((file.name, ending["state"], _answer(ending), _kinds(ending)))
+    return rows
+
+
+def _kinds(ending: dict[str, Any]) -> str:
+    stored = [result["kind"] for result in ending["results"] if result["state"] == "stored"]
+    return ", ".join(stored) or "none"
 
 
 def _answer(ending: dict[str, Any]) -> str:

@@ -15,9 +15,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.config import Config, DicomDestination
 from daemon.deliver.folder import MARK, lost
-from daemon.dicom.link import Link, LinkDownError, Remote, commitment_proposal, proposal
+from daemon.dicom.link import (
+    Link,
+    LinkDownError,
+    NotAdmittedError,
+    Remote,
+    commitment_proposal,
+    proposal,
+)
+from daemon.dicom.negotiation import CALLED_AE_TITLE_NOT_RECOGNIZED
 from daemon.dicom.requestor import Limits
-from daemon.dicom.tables import STORAGE_COMMITMENT, UNCOMPRESSED, VERIFICATION
+from daemon.dicom.tables import (
+    IMPLEMENTATION_CLASS_UID,
+    STORAGE_COMMITMENT,
+    UNCOMPRESSED,
+    VERIFICATION,
+)
 from daemon.ledger import Ledger, LedgerError
 from daemon.spool import identity
 
@@ -147,7 +160,22 @@ def _listener(config: Config) -> str:
         raise Trouble(
             f"nobody listens there ({error.strerror or error}); is the node running? {peers}"
         ) from error
-    return f"somebody listens; {peers}"
+
+    remote = Remote(config.ae_title, host, config.port)
+    stranger = "another program holds the port: end it, or give the node another port"
+    try:
+        with Link.open(config.ae_title, remote, proposal([]), _LIMITS) as link:
+            if link.implementation_class_uid != IMPLEMENTATION_CLASS_UID:
+                raise Trouble(f"a DICOM node that is not Pleura answers; {stranger}")
+    except NotAdmittedError as error:
+        if error.rejected == CALLED_AE_TITLE_NOT_RECOGNIZED:
+            raise Trouble(
+                f"a DICOM node answers whose AE title is not {config.ae_title}; {stranger}"
+            ) from error
+        # This check need not be a peer: the node that rejects it knows its own AE title.
+    except LinkDownError as error:
+        raise Trouble(f"{error}; {stranger}") from error
+    return f"the node answers; {peers}"
 
 
 def _archive(config: Config, destination: DicomDestination, kinds: Mapping[str, Syntaxes]) -> str:

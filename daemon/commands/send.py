@@ -10,7 +10,6 @@ from pathlib import Path
 from daemon.deliver.verdict import Verdict, verdict
 from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, proposal
 from daemon.dicom.outgoing import Outgoing, UnsendableError, describe
-from daemon.dicom.requestor import Answer
 
 _MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
 
@@ -23,6 +22,8 @@ class Sent:
     # None: no answer.
     status: int | None
     why: str = ""
+    # As the file has it; empty where it holds no object.
+    sop_instance_uid: str = ""
 
     @property
     def ok(self) -> bool:
@@ -63,7 +64,8 @@ def send(
 def _echo(remote: Remote, calling_ae_title: str) -> Sent:
     try:
         with Link.open(calling_ae_title, remote, proposal([])) as link:
-            return _answered(None, link.echo())
+            answer = link.echo()
+            return Sent(None, answer.status, answer.comment)
     except (LinkDownError, NotAcceptedError) as error:
         return Sent(None, None, str(error))
 
@@ -76,17 +78,19 @@ def _send_group(group: Sequence[Outgoing], remote: Remote, calling_ae_title: str
         ) as link:
             while waiting:
                 try:
-                    sent = _answered(waiting[0].path, link.store(waiting[0]))
+                    answer = link.store(waiting[0])
                 except (NotAcceptedError, UnsendableError) as error:
-                    sent = Sent(waiting[0].path, None, str(error))
-                waiting.popleft()
-                yield sent
+                    yield _unanswered(waiting.popleft(), str(error))
+                else:
+                    outgoing = waiting.popleft()
+                    uid = outgoing.sop_instance_uid
+                    yield Sent(outgoing.path, answer.status, answer.comment, uid)
     except LinkDownError as error:
-        yield from (Sent(outgoing.path, None, str(error)) for outgoing in waiting)
+        yield from (_unanswered(outgoing, str(error)) for outgoing in waiting)
 
 
-def _answered(file: Path | None, answer: Answer) -> Sent:
-    return Sent(file, answer.status, answer.comment)
+def _unanswered(outgoing: Outgoing, why: str) -> Sent:
+    return Sent(outgoing.path, None, why, outgoing.sop_instance_uid)
 
 
 def _groups(objects: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 from daemon.config import Config, DicomDestination, FolderDestination
@@ -35,18 +36,24 @@ log = logging.getLogger("pleura.deliver")
 class Store(Protocol):
     """A place that objects go to: an association, or a folder behind the same seam."""
 
-    def echo(self) -> Answer:
-        """Whether it answers. Raises LinkDownError, NotAcceptedError."""
-
     def store(self, outgoing: Outgoing) -> Answer:
         """Store one object. Raises NotAcceptedError, UnsendableError, LinkDownError."""
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One association: the number of objects stored, and the destination's trouble, if any."""
+
+    stored: int
+    trouble: str | None
 
 
 class Courier:
     """One destination's thread, with a circuit breaker.
 
-    The circuit is closed while objects get through. Trouble opens it: then no object is touched until a probe
-    (C-ECHO) is answered. The probes' back-off grows to one in five minutes and has no end.
+    The circuit is closed while objects get through. Trouble opens it: then one object at a time is tried, the most
+    urgent, with a back-off that grows to one try in five minutes and has no end. The object itself is the probe: an
+    archive need not take Verification, and may reject an association that proposes nothing else.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class Courier:
         failures = 0  # of the destination, in a row
         while not stop.is_set():
             try:
-                stored, trouble = self._turn(failures, stop)
+                turn = self._turn(failures, stop)
             except Exception:
                 # The loop's one catch-all: a ledger that is away comes back.
                 pause_s = self._limits.ledger_pause_s
@@ -80,12 +87,14 @@ class Courier:
                 self.pause(stop, pause_s)
                 continue
 
-            if trouble is None:
+            if turn is None:
+                continue
+            if turn.trouble is None:
                 failures = 0
                 continue
-            failures = 1 if stored else failures + 1
+            failures = 1 if turn.stored else failures + 1
             pause_s = self._limits.backoff.pause_s(failures)
-            log.warning("%s: %s; again in %.1f s", self._destination.name, trouble, pause_s)
+            log.warning("%s: %s; again in %.1f s", self._destination.name, turn.trouble, pause_s)
             self.pause(stop, pause_s)
 
     def pause(self, stop: threading.Event, seconds: float) -> None:
@@ -101,43 +110,24 @@ class Courier:
         contexts = proposal([outgoing.syntaxes for outgoing in objects])
         return Link.open(self._calling_ae_title, remote, contexts, self._limits.association)
 
-    def _turn(self, failures: int, stop: threading.Event) -> tuple[int, str | None]:
-        """Claim and send what is due. Returns how many were stored, and the destination's trouble, if any."""
-        if failures and (trouble := self._probe()):
-            return 0, trouble
-
-        # After a probe one object is enough to see whether the destination stores.
+    def _turn(self, failures: int, stop: threading.Event) -> _Turn | None:
+        """Claim and send what is due; None where there was nothing to send."""
         limit = 1 if failures else self._limits.objects_per_association
         jobs = self._ledger.claim_deliveries(self._destination.name, owner_name(), limit)
         if not jobs:
             self._ledger.wait(self._limits.idle_s)
-            return 0, None
+            return None
         with Heartbeat(self._ledger, jobs):
             return self._deliver(jobs, stop)
 
-    def _probe(self) -> str | None:
-        """The trouble that the destination still has, if any."""
-        try:
-            with self.open([]) as store:
-                # It answers: the status does not matter.
-                store.echo()
-        except NotAcceptedError:
-            # It answers, and does not take Verification.
-            pass
-        except LinkDownError as error:
-            return str(error)
-        return None
-
-    def _deliver(
-        self, jobs: Sequence[DeliveryJob], stop: threading.Event
-    ) -> tuple[int, str | None]:
-        """Send what can be sent. Returns how many were stored, and the destination's trouble, if any."""
+    def _deliver(self, jobs: Sequence[DeliveryJob], stop: threading.Event) -> _Turn | None:
+        """Send what can be sent."""
         deadline = time.monotonic() + self._limits.turn_s
         waiting = deque(job for job in jobs if self._is_whole(job))
         stored = 0
         trouble: str | None = None
         if not waiting:
-            return 0, None
+            return None
 
         try:
             with self.open([self._outgoing(job) for job in waiting]) as store:
@@ -152,7 +142,7 @@ class Courier:
             # Also where something unforeseen breaks: no neighbour stays leased.
             for job in waiting:
                 self._ledger.give_back_delivery(job, trouble)
-        return stored, trouble
+        return _Turn(stored, trouble)
 
     def _send(self, store: Store, job: DeliveryJob) -> tuple[Verdict | None, str | None]:
         """Send one object. Returns the verdict on it, if it was answered, and the destination's trouble, if any."""

@@ -46,10 +46,6 @@ class Folder:
             raise LinkDownError(f"{folder}: {error.strerror}") from error
         return cls(folder)
 
-    def echo(self) -> Answer:
-        """Success: open() has seen the folder."""
-        return Answer(Status.SUCCESS)
-
     def store(self, outgoing: Outgoing) -> Answer:
         """Write one object."""
         if not _UID.fullmatch(outgoing.sop_instance_uid) or len(outgoing.sop_instance_uid) > 64:

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom.dsutils import encode
 
-from daemon.dicom.negotiation import Proposal
+from daemon.dicom.negotiation import Proposal, Rejected
 from daemon.dicom.outgoing import Outgoing, UnsendableError, as_is, uncompressed
 from daemon.dicom.pdu import Command, Element
 from daemon.dicom.requestor import (
@@ -20,6 +20,7 @@ from daemon.dicom.requestor import (
     Answer,
     EventHandler,
     Limits,
+    RejectedError,
     Request,
     Requestor,
     Source,
@@ -34,6 +35,14 @@ from daemon.dicom.tables import (
 
 class LinkDownError(Exception):
     """No association, or it was lost. No object is to blame, and trying again may help. The message says why."""
+
+
+class NotAdmittedError(LinkDownError):
+    """The peer rejected the association."""
+
+    def __init__(self, message: str, rejected: Rejected) -> None:
+        super().__init__(message)
+        self.rejected = rejected
 
 
 class NotAcceptedError(Exception):
@@ -102,8 +111,15 @@ class Link:
         ae_titles = (calling_ae_title, remote.ae_title)
         try:
             return cls(Requestor.open(connection, ae_titles, contexts, limits, on_event_report))
+        except RejectedError as error:
+            raise NotAdmittedError(f"{remote}: {error}", error.rejected) from error
         except OSError as error:
             raise LinkDownError(f"{remote}: {error.strerror or error}") from error
+
+    @property
+    def implementation_class_uid(self) -> str:
+        """The peer's, as it wrote it."""
+        return self._requestor.implementation_class_uid
 
     @property
     def accepted(self) -> Collection[tuple[str, str]]:

@@ -63,6 +63,15 @@ _ADVICE = {
     (3, 2): "it is busy; let it take more associations at a time",
 }
 
+# First bytes of services that are no DICOM node.
+_STRANGERS = {
+    b"HTTP": "an HTTP server",
+    b"<!DO": "an HTTP server",
+    b"<htm": "an HTTP server",
+    b"\x15\x03": "a TLS server",
+    b"SSH-": "an SSH server",
+}
+
 Source = io.FileIO | io.BytesIO
 
 
@@ -87,6 +96,10 @@ DEFAULT_LIMITS = Limits()
 
 class RejectedError(ConnectionError):
     """The answer was A-ASSOCIATE-RJ."""
+
+    def __init__(self, rejected: Rejected, advice: str) -> None:
+        super().__init__(f"association rejected with {rejected}: {advice}")
+        self.rejected = rejected
 
 
 class ProtocolError(ConnectionError):
@@ -165,6 +178,8 @@ class Requestor:
         self._ahead = b""
         # Established, and no message is under way.
         self._idle = False
+        # The peer's.
+        self.implementation_class_uid = ""
         # (abstract syntax, transfer syntax) -> context ID
         self.accepted: dict[tuple[str, str], int] = {}
 
@@ -288,18 +303,25 @@ class Requestor:
         request = negotiation.write_request(called, calling, proposed, _USER)
         self._send(memoryview(request), self._limits.acse_s, deadline)
 
-        kind, body = self._receive(deadline)
+        try:
+            kind, body = self._receive(deadline)
+        except (ConnectionResetError, TimeoutError) as error:
+            raise ProtocolError(
+                f"no answer to the association request ({error}); is this the port of a DICOM "
+                "node, and does it take associations from this address?"
+            ) from error
         try:
             answer = negotiation.read_answer(kind, body)
         except MalformedError as error:
             raise ProtocolError(f"the association request was answered with {error}") from error
         if isinstance(answer, Rejected):
-            raise RejectedError(_rejection(answer, ae_titles))
+            raise RejectedError(answer, _advice(answer, ae_titles))
 
         for context in proposed:
             if syntax := answer.contexts.get(context.context_id):
                 self.accepted.setdefault((context.abstract_syntax, syntax), context.context_id)
         self._note_maximum(answer.user.maximum_pdu_bytes or MAXIMUM_PDU_BYTES)
+        self.implementation_class_uid = answer.user.implementation_class_uid
         self._idle = True
 
     def _note_maximum(self, maximum_bytes: int) -> None:
@@ -421,10 +443,12 @@ class Requestor:
 
     def _receive(self, deadline: float) -> tuple[int, bytes]:
         """The type and the rest of the next PDU."""
-        kind, length = PDU_HEADER.unpack(self._read(PDU_HEADER.size, deadline))
+        header = self._read(PDU_HEADER.size, deadline)
+        kind, length = PDU_HEADER.unpack(header)
         if kind > PduType.ABORT or length > MAXIMUM_PDU_BYTES:
             raise ProtocolError(
                 f"a PDU of type {kind:#04x} and {length} bytes came; such a PDU is not taken"
+                + _stranger(header)
             )
         body = self._read(length, deadline)
         if kind == PduType.ABORT:
@@ -448,11 +472,19 @@ class Requestor:
         return data
 
 
-def _rejection(rejected: Rejected, ae_titles: tuple[str, str]) -> str:
-    """A rejection in words, with the thing to do."""
+def _advice(rejected: Rejected, ae_titles: tuple[str, str]) -> str:
+    """The thing to do about a rejection."""
     calling, called = ae_titles
     advice = _ADVICE.get((rejected.source, rejected.reason), "its log may tell")
-    return f"association rejected with {rejected}: {advice.format(calling=calling, called=called)}"
+    return advice.format(calling=calling, called=called)
+
+
+def _stranger(header: bytes) -> str:
+    """A hint, where these first bytes of an answer are known to come from another service."""
+    for beginning, service in _STRANGERS.items():
+        if header.startswith(beginning):
+            return f"; {service} answers so: give the port of the DICOM service"
+    return ""
 
 
 def _left_s(deadline: float) -> float:

@@ -322,6 +322,89 @@ def test_an_outage_refuses_nothing_and_drains_when_it_ends(
     assert len(scp.received()) == 20
 
 
+STORAGE_ONLY = """
+[[TransferSyntaxes]]
+[Uncompressed]
+TransferSyntax1 = LittleEndianExplicit
+TransferSyntax2 = LittleEndianImplicit
+[[PresentationContexts]]
+[StorageOnly]
+PresentationContext1 = {classes[0]}\\Uncompressed
+PresentationContext2 = {classes[1]}\\Uncompressed
+[[Profiles]]
+[Default]
+PresentationContexts = StorageOnly
+"""
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("SecondaryCaptureImageStorage", "SegmentationStorage"),
+        # It takes one of the two kinds that are owed.
+        ("SegmentationStorage", "RawDataStorage"),
+    ],
+)
+def test_an_archive_that_rejects_what_proposes_no_storage_gets_all_after_an_outage(
+    node: Node,
+    peer: Program,
+    free_port: FreePort,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    classes: tuple[str, str],
+) -> None:
+    """DCMTK's dcmrecv rejects an association without an acceptable context, C-ECHO's too."""
+    port = free_port()
+    node.owe(*(segmentation(f"2.25.{number}") for number in range(1, 4)))
+    node.start(pacs(port))
+    wait_until("it was tried twice", lambda: len(troubles(caplog)) >= 2)
+
+    settings = tmp_path / "dcmrecv.cfg"
+    settings.write_text(STORAGE_ONLY.format(classes=classes))
+    (tmp_path / "archive").mkdir()
+    command = [peer("dcmrecv"), "-xf", str(settings), "Default"]
+    command += ["-od", str(tmp_path / "archive"), "-aet", "ARCHIVE", str(port)]
+    dcmrecv = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until("all are stored", lambda: node.counts() == {"stored": 3})
+    finally:
+        dcmrecv.terminate()
+        dcmrecv.wait()
+
+
+def test_an_archives_error_comment_is_logged_and_shown_bounded_and_escaped(
+    node: Node, archive: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    comments = {
+        "2.25.1": (0xA900, "Missing Type 1 attribute"),
+        "2.25.2": (0xB000, "stored, coerced"),
+        "2.25.3": (0x0122, "line\nbreak\x1b[31m"),
+        "2.25.4": (0xA902, ""),
+    }
+
+    def answer(uid: str) -> Any:
+        status, comment = comments[uid]
+        dataset = Dataset()
+        dataset.Status = status
+        if comment:
+            dataset.ErrorComment = comment
+        return dataset
+
+    _, destination = archive(answer)
+    node.owe(*(segmentation(uid) for uid in comments))
+    node.start(destination)
+    wait_until("each is answered", lambda: node.counts() == {"stored": 1, "refused": 3})
+
+    rows = node.rows()
+    assert rows["2.25.1"]["why"] == "answered 0xA900 (Missing Type 1 attribute)"
+    assert rows["2.25.3"]["why"] == "answered 0x0122 (line?break?[31m)"
+    assert rows["2.25.4"]["why"] == "answered 0xA902"
+    assert "answered 0xB000 (stored, coerced)" in caplog.text
+    assert "answered 0xA900 (Missing Type 1 attribute)" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 def test_rejected_associations_are_waited_out(
     node: Node,
     storescp: Callable[..., StoreSCP],

@@ -87,9 +87,6 @@ class _Archive:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def echo(self) -> Answer:
-        return Answer(0)
-
     def store(self, outgoing: Outgoing) -> Answer:
         self._world.pass_time(0.1)
         self._world.stored.append((self._world.now, outgoing.sop_instance_uid))

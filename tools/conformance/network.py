@@ -203,7 +203,7 @@ def _verdict(found: Caller | access.Rejection) -> str:
 
 _BEHAVIOUR = {
     Verdict.STORED: "stored",
-    Verdict.BUSY: "owed: the destination is let alone and probed by C-ECHO",
+    Verdict.BUSY: "owed: the destination is let alone for a while, then tried with one object",
     Verdict.RETRY: "owed: sent again, later each time",
     Verdict.REFUSED: "refused: shown by `pleura status` until a person acts",
 }
