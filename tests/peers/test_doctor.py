@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import SecondaryCaptureImageStorage, Verification
 
+from daemon.commands.doctor import examine
+from daemon.config import Config, DicomDestination
 from tools.peers.harness import Node, Orthanc
 
 
@@ -73,3 +80,121 @@ def test_each_trouble_is_named_and_nothing_is_made(
     assert "no such folder" in said["destination unmounted"]
     assert "not run with these settings yet" in said["ledger"]
     assert [path.name for path in (tmp_path / "node").iterdir()] == ["pleura.yaml"]
+
+
+# -- in this process, without a model --------------------------------------------------------
+
+SC = "1.2.840.10008.5.1.4.1.1.7"
+KINDS = {"SC": (SC, "1.2.840.10008.1.2.4.50")}
+
+
+def said_of(subject: str, folder: Path, port: int, **places: Any) -> str:
+    """The finding about one subject, of a node at `port`."""
+    config = Config(
+        host="127.0.0.1",
+        port=port,
+        spool=folder / "spool",
+        ledger=f"sqlite:///{folder}/ledger.db",
+        **places,
+    )
+    findings = examine(config, lambda: "a model", KINDS)
+    (found,) = [str(finding) for finding in findings if finding.subject == subject]
+    return found
+
+
+@contextmanager
+def speaking(answer: bytes) -> Iterator[int]:
+    """A port at which every connection gets these bytes once it has said something; then it is closed."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                if connection.recv(1 << 16):
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+STRANGERS = [
+    (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an HTTP server answers so"),
+    (b"<!DOCTYPE HTML>\n<html>", "an HTTP server answers so"),
+    (b"\x15\x03\x03\x00\x02\x02\x46", "a TLS server answers so"),
+    (b"SSH-2.0-OpenSSH_9.2p1\r\n", "an SSH server answers so"),
+    (b"220 mail ESMTP\r\n", "type 0x32"),
+    (b"", "is this the port of a DICOM node"),
+]
+
+
+@pytest.mark.parametrize(("answer", "advice"), STRANGERS)
+def test_an_archives_port_that_speaks_something_else_is_recognised(
+    tmp_path: Path, free_port: Callable[[], int], answer: bytes, advice: str
+) -> None:
+    with speaking(answer) as port:
+        place = DicomDestination(
+            name="pacs", ae_title="PACS", host="127.0.0.1", port=port, results=("SC",)
+        )
+        said = said_of("destination pacs", tmp_path, free_port(), destinations=(place,))
+    assert said.startswith("TROUBLE")
+    assert advice in said
+
+
+@pytest.mark.parametrize(("answer", "advice"), STRANGERS)
+def test_the_nodes_port_held_by_another_program_is_recognised(
+    tmp_path: Path, answer: bytes, advice: str
+) -> None:
+    with speaking(answer) as port:
+        said = said_of(f"port {port}", tmp_path, port)
+    assert said.startswith("TROUBLE")
+    assert advice in said
+    assert "another program holds the port" in said
+
+
+@pytest.mark.parametrize(
+    ("ae_title", "advice"),
+    [("OTHER", "whose AE title is not PLEURA"), ("PLEURA", "that is not Pleura")],
+)
+def test_the_nodes_port_held_by_another_dicom_node_is_recognised(
+    tmp_path: Path, free_port: Callable[[], int], ae_title: str, advice: str
+) -> None:
+    port = free_port()
+    entity = AE(ae_title)
+    entity.add_supported_context(Verification)
+    entity.require_called_aet = True
+    server = entity.start_server(("127.0.0.1", port), block=False)
+    try:
+        said = said_of(f"port {port}", tmp_path, port)
+    finally:
+        server.shutdown()
+    assert said.startswith("TROUBLE")
+    assert advice in said
+    assert "another program holds the port" in said
+
+
+def test_an_archive_without_verification_is_well(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """It is asked what a delivery asks: the kinds of result, in their own transfer syntax or uncompressed."""
+    port = free_port()
+    entity = AE("PACS")
+    entity.add_supported_context(SC, [KINDS["SC"][1]])
+    server = entity.start_server(("127.0.0.1", port), block=False)
+    place = DicomDestination(
+        name="pacs", ae_title="PACS", host="127.0.0.1", port=port, results=("SC",)
+    )
+    try:
+        said = said_of("destination pacs", tmp_path, free_port(), destinations=(place,))
+    finally:
+        server.shutdown()
+    assert said.startswith("ok")
