@@ -53,6 +53,30 @@ class Peer(_Settings):
     )
 
 
+class AssociationLimits(_Settings):
+    """How long a peer may keep the node waiting, and how many associations there may be."""
+
+    idle_s: Annotated[float, Field(ge=1, le=86400)] = Field(
+        default=60,
+        description="Seconds without a PDU after which the node aborts an association. Raise it "
+        "for a modality that keeps its association open between exposures.",
+    )
+    request_s: Annotated[float, Field(ge=1, le=86400)] = Field(
+        default=30,
+        description="Seconds that a connection may take to ask for an association.",
+    )
+    pdu_s: Annotated[float, Field(ge=1, le=86400)] = Field(
+        default=30,
+        description="Seconds that one PDU may take from its first byte to its last; also the "
+        "seconds that a peer may leave an answer unread.",
+    )
+    associations: Annotated[int, Field(ge=1, le=400)] = Field(
+        default=64,
+        description="Associations open at a time. One more is rejected with 2/3/2 (local limit "
+        "exceeded), unless one AE holds more than half of them and is unproductive.",
+    )
+
+
 class DestinationSettings(_Settings):
     """What every destination has: a name, and the kinds of result that it is owed."""
 
@@ -218,6 +242,9 @@ class Config(_Settings):
         default=(),
         description="The systems that may associate with the node. With no peer named, every "
         "system on this machine (loopback) may, and no other.",
+    )
+    limits: AssociationLimits = Field(
+        default=AssociationLimits(), description="How long a peer may keep the node waiting."
     )
     destinations: tuple[Destination, ...] = Field(
         default=(),

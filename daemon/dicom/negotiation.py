@@ -206,8 +206,8 @@ def _require_context_ids(numbers: Sequence[int]) -> None:
         raise MalformedError("a presentation context ID that is used twice")
 
 
-def refusal(request: Request) -> Rejected | None:
-    """Why a request is rejected whoever sends it, or None."""
+def protocol_rejection(request: Request) -> Rejected | None:
+    """Why a request is rejected whichever peer sends it, or None."""
     # Only bit 0 is tested: a later version sets further bits (PS3.8 9.3.2).
     if not request.protocol_version & _PROTOCOL_VERSION:
         return PROTOCOL_VERSION_NOT_SUPPORTED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -257,96 +257,22 @@ def response_to(
     return command_set(elements)
 
 
-A_ABORT_BY_PROVIDER = abort(AbortReason.INVALID_PARAMETER_VALUE)
-SMALLEST_PDU_BYTES = 1024
-
-
 @dataclass(frozen=True)
 class StoreRequest:
     """What a C-STORE-RQ says of its object (PS3.7 9.3.1.1). UIDs as the peer has put them: unchecked."""
 
-    message_id: int
     sop_class_uid: str
     sop_instance_uid: str
-    priority: int
+    priority: int = 0
 
 
-def store_request(command: memoryview) -> StoreRequest | None:
-    """The C-STORE-RQ in an encoded command set; None where it is another message, or not one as the standard has it."""
-    try:
-        elements = _strict_elements(command)
-        numbers = {
-            number: struct.unpack("<H", elements[number])[0]
-            for number in (0x0100, 0x0110, 0x0700, 0x0800)
-        }
-        sop_class_uid, sop_instance_uid = (
-            elements[number].rstrip(b"\0 ").decode("ascii") for number in (0x0002, 0x1000)
-        )
-    except (KeyError, struct.error, UnicodeDecodeError):
-        return None
-    if (
-        numbers[0x0100] != Command.C_STORE_RQ
-        or numbers[0x0800] == NO_DATA_SET
-        or not sop_class_uid
-        or not sop_instance_uid
-    ):
-        return None
-    return StoreRequest(numbers[0x0110], sop_class_uid, sop_instance_uid, numbers[0x0700])
-
-
-def store_response(context_id: int, request: StoreRequest, status: int) -> bytes:
-    """The PDU of a C-STORE-RSP (PS3.7 9.3.1.2)."""
-    command = command_set(
-        {
-            0x0002: request.sop_class_uid,
-            0x0100: 0x8001,
-            0x0120: request.message_id,
-            0x0800: NO_DATA_SET,
-            0x0900: status,
-            0x1000: request.sop_instance_uid[:64],
-        }
+def store_request(command: CommandSet) -> StoreRequest:
+    """The object of a C-STORE-RQ. An absent UID is "", an absent priority is medium."""
+    return StoreRequest(
+        command.text(Element.AFFECTED_SOP_CLASS_UID),
+        command.text(Element.AFFECTED_SOP_INSTANCE_UID),
+        command.number(Element.PRIORITY) or 0,
     )
-    return (
-        P_DATA.pack(
-            P_DATA_TF, 0, len(command) + PDV_HEADER_BYTES, len(command) + 2, context_id, 0x03
-        )
-        + command
-    )
-
-
-def file_meta(
-    request: StoreRequest,
-    transfer_syntax_uid: str,
-    implementation: tuple[str, str],
-    source_ae_title: str,
-) -> bytes:
-    """Preamble and file meta information (PS3.10 7.1). `implementation`: its class UID and version name."""
-    values: Iterable[tuple[int, bytes, bytes]] = (
-        (0x0002, b"UI", even(request.sop_class_uid, b"\0")),
-        (0x0003, b"UI", even(request.sop_instance_uid, b"\0")),
-        (0x0010, b"UI", even(transfer_syntax_uid, b"\0")),
-        (0x0012, b"UI", even(implementation[0], b"\0")),
-        (0x0013, b"SH", even(implementation[1], b" ")),
-        (0x0016, b"AE", even(source_ae_title, b" ")),
-    )
-    body = struct.pack("<HH2sHL", 2, 0x0001, b"OB", 0, 2) + b"\0\1"  # File Meta Information Version
-    body += b"".join(
-        struct.pack("<HH2sH", 2, number, vr, len(value)) + value for number, vr, value in values
-    )
-    return b"\0" * 128 + b"DICM" + struct.pack("<HH2sHL", 2, 0x0000, b"UL", 4, len(body)) + body
-
-
-def _strict_elements(command: memoryview) -> dict[int, bytes]:
-    """Element number -> value of an encoded command set: implicit VR, little endian, group 0000 (PS3.7 6.3.1)."""
-    found, at = {}, 0
-    while at < len(command):
-        group, number, length = ELEMENT.unpack_from(command, at)
-        at += ELEMENT.size
-        if group != 0 or length > len(command) - at:
-            raise KeyError(number)
-        found[number] = bytes(command[at : at + length])
-        at += length
-    return found
 
 
 def even(text: str | bytes, filler: bytes) -> bytes:

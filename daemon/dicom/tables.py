@@ -1,33 +1,17 @@
-"""What both ends of the wire share: statuses, the SOP classes and transfer syntaxes we take, and a quiet library.
-
-Importing this module sets pynetdicom's own switches for the process: its logs quote what peers send, and its UID check
-would abort an association where PS3.4 B.2.3 wants a status.
-"""
+"""What both ends of the wire share: statuses, the SOP classes and transfer syntaxes that we take, our own name."""
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib.metadata import version
-from typing import Any, cast
 
 from pydicom import config, uid
-from pynetdicom import _config
-from pynetdicom.dul import DULServiceProvider
-from pynetdicom.presentation import PresentationContext, build_context
 
-log = logging.getLogger("pleura.receive")
-
-_config.LOG_HANDLER_LEVEL = "none"
-_config.VALIDATORS["UI"] = lambda _: (True, "")  # scp.py answers a bad SOP Instance UID with 0x0117
-_config.STORE_SEND_CHUNKED_DATASET = (
-    True  # a file goes out as the bytes it is, never decoded and encoded again
-)
-logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+from daemon.dicom.negotiation import Supported
 
 # PS3.7 D.3.3.2: names the implementation, in associations and in the file meta information of what we receive.
 IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"
@@ -48,7 +32,9 @@ class Status(IntEnum):
     INVALID_OBJECT_INSTANCE = 0x0117
     NO_SUCH_SOP_CLASS = 0x0118
     SOP_CLASS_NOT_SUPPORTED = 0x0122
+    UNRECOGNIZED_OPERATION = 0x0211
     OUT_OF_RESOURCES = 0xA700
+    CANNOT_UNDERSTAND = 0xC000
 
 
 class Priority(IntEnum):
@@ -83,7 +69,7 @@ _IMAGE_SYNTAXES = (
 _OTHER_SYNTAXES = _IMAGE_SYNTAXES[:4]
 
 # The images we are for, and what a router may well push along with them, our own results first: taken and recorded,
-# never analysed. pynetdicom copies the contexts for each association: this table costs it 1.5 ms.
+# never analysed.
 _IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography Image Storage
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray Image Storage - For Presentation
@@ -108,23 +94,27 @@ STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model
 STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # well-known, PS3.4 J.3.5
 
 
-def accepted_contexts() -> list[PresentationContext]:
-    """What the receive role takes: Verification, storage commitment reports, and Storage."""
-    return [
-        *report_contexts(),
-        *(build_context(sop_class, list(_IMAGE_SYNTAXES)) for sop_class in _IMAGE_CLASSES),
-        *(build_context(sop_class, list(_OTHER_SYNTAXES)) for sop_class in _OTHER_CLASSES),
-    ]
+def reported_classes() -> dict[str, Supported]:
+    """What an archive that is asked for storage commitment may do here: Verification, and report (PS3.4 J.3.3).
+
+    It may propose the SCP role for that; many archives report without role selection.
+    """
+    uncompressed = tuple(map(str, UNCOMPRESSED))
+    return {
+        VERIFICATION: Supported(uncompressed),
+        STORAGE_COMMITMENT: Supported(uncompressed, takes_scp=True),
+    }
 
 
-def report_contexts() -> list[PresentationContext]:
-    """What an archive that is asked for storage commitment may do here: Verification, and report (PS3.4 J.3.3)."""
-    commitment = build_context(STORAGE_COMMITMENT, list(UNCOMPRESSED))
-    commitment.scp_role = (
-        True  # it may propose that role for itself; many report without negotiating one
+def stored_classes() -> dict[str, Supported]:
+    """What a peer that stores may do here: that, and Storage. Abstract syntax -> what is taken."""
+    images = Supported(tuple(map(str, _IMAGE_SYNTAXES)))
+    others = Supported(tuple(map(str, _OTHER_SYNTAXES)))
+    return (
+        reported_classes()
+        | dict.fromkeys(_IMAGE_CLASSES, images)
+        | dict.fromkeys(_OTHER_CLASSES, others)
     )
-    commitment.scu_role = False
-    return [build_context(VERIFICATION, list(UNCOMPRESSED)), commitment]
 
 
 def no_delay(connection: socket.socket) -> None:
@@ -145,35 +135,6 @@ def lenient_headers() -> Iterator[None]:
         yield
     finally:
         _Leniency.leave()
-
-
-@contextmanager
-def quiet_reactors() -> Iterator[None]:
-    """While it lasts, an association whose state machine meets the impossible ends with one line, not a traceback.
-
-    A peer that talks on while it is being answered can bring pynetdicom there (PS3.8 Table 9-10 has no such event);
-    its thread then dies, and the association, with its connection, must end with it.
-    """
-    before = threading.excepthook
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        if isinstance(args.thread, DULServiceProvider):
-            log.warning(
-                "association ended: its peer kept to no protocol (%s)", args.exc_type.__name__
-            )
-            if args.thread.socket is not None:
-                args.thread.socket.close()
-            args.thread.to_user_queue.put(
-                cast(Any, None)
-            )  # its other thread may wait for a request, 30 s long
-        else:
-            before(args)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
 
 
 class _Leniency:

@@ -1,4 +1,4 @@
-"""Who may associate with us, and for what."""
+"""Access control: which application entities may associate with this node, and for what."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 from daemon.config import DicomDestination, Peer
+from daemon.dicom import negotiation
+from daemon.dicom.acceptor import Rejection
 
 log = logging.getLogger("pleura.receive")
 
 _ADDRESSES_S = 60.0  # how long a peer's host name stays resolved
 
-# A-ASSOCIATE-RJ: result, source, reason (PS3.8 Table 9-21). For an address DICOM has no reason of its own.
-Rejection = tuple[int, int, int]
-_ADDRESS_NOT_ALLOWED: Rejection = (1, 1, 1)
-_CALLING_AE_UNKNOWN: Rejection = (1, 1, 3)
-_CALLED_AE_UNKNOWN: Rejection = (1, 1, 7)
-
 
 @dataclass(frozen=True)
 class Caller:
-    """Who has associated. A mere destination does not store: it verifies, and reports storage commitment."""
+    """An application entity that is admitted.
+
+    An archive that is merely a destination does not store: it verifies, and reports storage commitment.
+    `destinations`: the names of the destinations with `commitment` that this AE is.
+    """
 
     ae_title: str
     stores: bool = True
     priority: Literal["stat", "routine"] = "routine"
-    destinations: tuple[
-        str, ...
-    ] = ()  # the names of the destinations that it is, of those asked for commitment
+    destinations: tuple[str, ...] = ()
 
 
-class Gate:
-    """Who may associate: `peers` and `destinations` of the configuration; without peers, whoever is on this machine."""
+class AccessList:
+    """The `peers` and committing `destinations` of the settings; without peers, every AE of this machine."""
 
     def __init__(
         self, ae_title: str, peers: Sequence[Peer], committing: Sequence[DicomDestination] = ()
@@ -46,35 +44,65 @@ class Gate:
         self._committing = committing
         self._resolved: dict[str, tuple[float, frozenset[str]]] = {}
 
-    def admit(self, called: str, calling: str, address: str) -> Caller | Rejection:
-        """Who this is, or why it is rejected. AE titles without surrounding blanks."""
+    def admit(self, called: str | None, calling: str | None, address: str) -> Caller | Rejection:
+        """The caller, or why it is rejected. AE titles without padding; None for bytes that are no AE title."""
         if called != self._ae_title:
-            return _CALLED_AE_UNKNOWN
-        here = _normal(address)
-        namesakes = [one for one in self._committing if one.ae_title == calling]
-        destinations = tuple(one.name for one in namesakes if here in self._addresses(one.host))
-        if not self._peers and ipaddress.ip_address(here).is_loopback:
-            return Caller(calling, destinations=destinations)
+            return Rejection(
+                negotiation.CALLED_AE_TITLE_NOT_RECOGNIZED,
+                f"this node is {self._ae_title}; set the sender's called AE title to that",
+            )
+        if calling is None:
+            return Rejection(
+                negotiation.CALLING_AE_TITLE_NOT_RECOGNIZED,
+                "the calling AE title is blank or has other bytes than printable ASCII; "
+                "set an AE title of 1 to 16 characters on the sender",
+            )
+        return self._admit(calling, _normal(address))
+
+    def _admit(self, calling: str, address: str) -> Caller | Rejection:
+        archives = [each for each in self._committing if each.ae_title == calling]
+        here = tuple(each.name for each in archives if address in self._addresses(each.host))
+        if not self._peers and ipaddress.ip_address(address).is_loopback:
+            return Caller(calling, destinations=here)
+
         named = [peer for peer in self._peers if peer.ae_title == calling]
         for peer in named:
-            if peer.host is None or here in self._addresses(peer.host):
-                # An archive may come from another address than it listens on (a load balancer's): `peers` says so.
-                return Caller(
-                    calling,
-                    priority=peer.priority,
-                    destinations=tuple(one.name for one in namesakes),
-                )
-        if destinations:
-            return Caller(calling, stores=False, destinations=destinations)
-        return _ADDRESS_NOT_ALLOWED if named or not self._peers else _CALLING_AE_UNKNOWN
+            if peer.host is None or address in self._addresses(peer.host):
+                # An archive may come from another address than it listens on, such as a load balancer's:
+                # its entry in `peers` says so.
+                names = tuple(each.name for each in archives)
+                return Caller(calling, priority=peer.priority, destinations=names)
+
+        if here:
+            return Caller(calling, stores=False, destinations=here)
+        return self._rejection(calling, address, [peer.host for peer in named])
+
+    def _rejection(self, calling: str, address: str, hosts: list[str | None]) -> Rejection:
+        entry = f"add to peers: {{ae_title: {calling}, host: {address}}}"
+        if hosts:
+            allowed = ", ".join(str(host) for host in hosts)
+            return Rejection(
+                negotiation.NO_REASON_GIVEN,
+                f"the peers have this AE title at {allowed} only; if it moved, {entry}",
+            )
+        if not self._peers:
+            return Rejection(
+                negotiation.NO_REASON_GIVEN,
+                f"no peers are named, so only this machine may associate; {entry}",
+            )
+        return Rejection(
+            negotiation.CALLING_AE_TITLE_NOT_RECOGNIZED,
+            f"no peer has this AE title; {entry}",
+        )
 
     def _addresses(self, host: str) -> frozenset[str]:
-        until, known = self._resolved.get(host, (0.0, frozenset()))
-        if time.monotonic() < until:
+        expires, known = self._resolved.get(host, (0.0, frozenset()))
+        if time.monotonic() < expires:
             return known
         try:
-            known = frozenset(_normal(str(found[4][0])) for found in socket.getaddrinfo(host, None))
-        except OSError:  # the name service is away: what it said last still holds
+            known = frozenset(_normal(str(info[4][0])) for info in socket.getaddrinfo(host, None))
+        except OSError:
+            # The name service is away: its last answer still holds.
             log.warning("host %s of the settings cannot be resolved", host)
         self._resolved[host] = (time.monotonic() + _ADDRESSES_S, known)
         return known

@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import cast
 
-from pynetdicom.dimse_primitives import N_EVENT_REPORT
-from pynetdicom.events import Event
-
+from daemon.dicom.acceptor import Context
 from daemon.dicom.commitment import Fate, ReportError, read_report
-from daemon.dicom.tables import Status
+from daemon.dicom.pdu import CommandSet, Element
+from daemon.dicom.tables import Status, lenient_headers
 from daemon.ledger import Ledger
 
 log = logging.getLogger("pleura.commitment")
 
 
-def take_report(event: Event, destinations: Iterable[str], ledger: Ledger) -> tuple[int, None]:
-    """Record a report from one of `destinations`, then answer it. Never raises."""
+def take_report(
+    command: CommandSet,
+    information: bytes,
+    context: Context,
+    destinations: Iterable[str],
+    ledger: Ledger,
+) -> Status:
+    """Record a report from one of `destinations`. Returns the status to answer with. Never raises."""
     try:
-        return _take_report(event, destinations, ledger).value, None
+        with lenient_headers():
+            return _take_report(command, information, context, destinations, ledger)
     except Exception:
         # The handler's one catch-all. The archive may report again, and is asked again.
         log.exception("a storage commitment report could not be taken")
-        return Status.PROCESSING_FAILURE.value, None
+        return Status.PROCESSING_FAILURE
 
 
-def _take_report(event: Event, destinations: Iterable[str], ledger: Ledger) -> Status:
-    request = cast(N_EVENT_REPORT, event.request)
-    information = request.EventInformation.getvalue() if request.EventInformation else b""
-
+def _take_report(
+    command: CommandSet,
+    information: bytes,
+    context: Context,
+    destinations: Iterable[str],
+    ledger: Ledger,
+) -> Status:
+    sop_class_uid = command.text(Element.AFFECTED_SOP_CLASS_UID)
+    event_type = command.number(Element.EVENT_TYPE_ID)
     try:
-        report = read_report(
-            request.AffectedSOPClassUID,
-            request.EventTypeID,
-            information,
-            str(event.context.transfer_syntax),
-        )
+        report = read_report(sop_class_uid, event_type, information, context.transfer_syntax)
     except ReportError as error:
         log.warning("a storage commitment report is not taken: %s", error)
         return error.status

@@ -188,19 +188,27 @@ class Inbox:
                 return False
         if len(data) > _LIMIT_BYTES:
             raise OSError(errno.EFBIG, f"longer than {_LIMIT_BYTES} bytes")
-        sop_class_uid, sop_instance_uid, syntax = _identity(data)
-        size = len(data)
-
-        def arrival(name: str) -> Arrival:
-            return Arrival(
-                name, sop_class_uid, sop_instance_uid, syntax, "", "inbox", _ROUTINE, size
-            )
-
-        self._intake.take(arrival, data)
-        log.info(
-            "stored %s from the inbox, %d bytes", sop_instance_uid or "a file without UID", size
-        )
+        self._keep(data)
         return True
+
+    def _keep(self, data: bytes) -> None:
+        sop_class_uid, sop_instance_uid, syntax = _identity(data)
+        file = self._intake.begin()
+        file.write(data)
+        file.keep(
+            Arrival(
+                spool_name=file.name,
+                sop_class_uid=sop_class_uid,
+                sop_instance_uid=sop_instance_uid,
+                transfer_syntax_uid=syntax,
+                calling_ae_title="",
+                origin="inbox",
+                priority=_ROUTINE,
+                size_bytes=len(data),
+            )
+        )
+        named = sop_instance_uid or "a file without UID"
+        log.info("stored %s from the inbox, %d bytes", named, len(data))
 
 
 class _Whole(FileSystemEventHandler):

@@ -1,4 +1,4 @@
-"""From bytes in memory to an accepted instance: durable in the spool, then one committed row. Never the other way."""
+"""From bytes in memory to an accepted instance: durable in the spool first, then one committed row."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import cast
 
 from daemon.ledger import Arrival, Ledger, LedgerError, UndecidedError
 from daemon.spool import BytesLike, Spool, Unfinished
 
 log = logging.getLogger("pleura.receive")
 
-_LOOK_S = 0.1  # how long the free room that was found counts, less what was taken since: statvfs for each piece costs
-_SIBLINGS_S = 0.002  # how long a commit waits for those that are about to join it
+# How long a measured free room counts, less the bytes taken since: statvfs for each piece costs.
+_LOOK_S = 0.1
+
+# How long a group commit waits for files that are about to ask for their row.
+_SIBLINGS_S = 0.002
+
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -27,76 +30,97 @@ class NoRoomError(Exception):
 
 
 class Intake:
-    """The one way in. Whoever finds nobody committing does it, for all that wait at that time: so it scales."""
+    """Takes instances in: `file = intake.begin(); file.write(...); file.keep(Arrival(file.name, ...))`.
+
+    Group commit: the first waiter to get the lock commits every queued row, in one transaction.
+    """
 
     def __init__(self, ledger: Ledger, spool: Spool, reserve_bytes: int = 0) -> None:
         """Nothing is taken when less than `reserve_bytes` would stay free: results need room too."""
         self._ledger = ledger
         self._spool = spool
         self._reserve_bytes = reserve_bytes
-        self._room_bytes, self._looked = 0, 0.0  # beyond the reserve, and when that was so
+
+        # Room beyond the reserve, and when it was measured.
+        self._room_bytes = 0
+        self._looked = 0.0
+
         self._waiting: SimpleQueue[_Row] = SimpleQueue()
         self._committing = threading.Lock()
-        self.finishing: set[Entry] = set()  # what will ask for its row in a moment
+        # Files that will ask for their row in a moment.
+        self._finishing: set[IncomingFile] = set()
 
-    def take(self, arrival: Callable[[str], Arrival], *chunks: BytesLike) -> None:
-        """Write the bytes of `chunks`, then the row that `arrival` makes of the spool name. Returns when both last.
+    def begin(self) -> IncomingFile:
+        """A new file in the spool, whose bytes come piece by piece.
 
         Raises:
-            NoRoomError: nothing was taken; the message says why.
-            OSError: the disk failed; nothing was taken.
+            NoRoomError: the message says why.
+            OSError: the disk failed.
         """
-        entry = self.begin()
-        entry.write(*chunks)
-        entry.keep(arrival)
-
-    def begin(self) -> Entry:
-        """An instance whose bytes come piece by piece."""
-        return Entry(self, self._spool)
+        try:
+            return IncomingFile(self, self._spool.begin())
+        except OSError as error:
+            raise no_room_or(error) from error
 
     def require_room(self, size: int) -> None:
         """Raises NoRoomError when `size` bytes more would be too many."""
         now = time.monotonic()
         if size > self._room_bytes or now > self._looked + _LOOK_S:
-            self._room_bytes, self._looked = self._spool.free_bytes() - self._reserve_bytes, now
+            self._room_bytes = self._spool.free_bytes() - self._reserve_bytes
+            self._looked = now
+
         if size > self._room_bytes:
             raise NoRoomError(
-                f"{size} bytes would leave less than the reserve of {self._reserve_bytes} bytes free"
+                f"{size} bytes would leave less than the reserve of {self._reserve_bytes} bytes "
+                "free; free room on the spool's disk, or lower spool_reserve_mb"
             )
         self._room_bytes -= size
+
+    @contextlib.contextmanager
+    def finishing(self, file: IncomingFile) -> Iterator[None]:
+        """While it lasts, a group commit waits a moment for the row of `file`."""
+        self._finishing.add(file)
+        try:
+            yield
+        finally:
+            self._finishing.discard(file)
 
     def commit(self, arrival: Arrival) -> None:
         """Returns when file name and row are durable. Raises NoRoomError; then the bytes are gone as well."""
         row = _Row(arrival)
         self._waiting.put(row)
         with self._committing:
-            if not row.done:  # then it still waits
+            if not row.is_done:
                 self._commit(self._group())
-        if row.error is not None:
-            log.error("what was received cannot be committed (%s)", _kind(row.error))
-            if not self._was_committed(arrival.spool_name, isinstance(row.error, UndecidedError)):
-                raise NoRoomError("the ledger cannot be written") from row.error
+        if row.error is None:
+            return
+
+        log.error("a received object cannot be committed (%s)", _kind(row.error))
+        is_undecided = isinstance(row.error, UndecidedError)
+        if not self._was_committed(arrival.spool_name, is_undecided):
+            raise NoRoomError("the ledger cannot be written") from row.error
 
     def stop(self) -> None:
-        """Returns when what is being committed is."""
+        """Returns when the running commit is over."""
         with self._committing:
             pass
 
-    def _was_committed(self, name: str, undecided: bool) -> bool:
-        """A commit may have taken place although its answer was lost: then the row stands, and so do the bytes.
+    def _was_committed(self, name: str, is_undecided: bool) -> bool:
+        """Whether the row stands although the commit's answer was lost.
 
-        Where that is `undecided` yet, they stay too: until the row is there, or they are swept.
+        Without a row the bytes are removed. Where the database has not decided yet, or cannot be
+        asked, they stay until the row is there or the sweep finds them.
         """
         try:
             if self._ledger.inspect.known_spool_names([name]):
                 return True
         except Exception as error:
             log.error(
-                "whether it was committed is unknown (%s): the bytes stay until they are swept",
+                "cannot ask whether it was committed (%s): its bytes stay until the next sweep",
                 _kind(error),
             )
         else:
-            if not undecided:
+            if not is_undecided:
                 self._spool.remove(name)
         return False
 
@@ -105,85 +129,86 @@ class Intake:
         error = None
         try:
             self._spool.sync(arrival.spool_name for arrival in arrivals)
-            self._spool.require()  # an unmounted spool leaves a folder behind that takes files, and hides them later
+            # An unmounted spool leaves a folder behind that takes files, and hides them later.
+            self._spool.require()
             self._ledger.receive(arrivals)
-        except Exception as failure:  # each that waits gets its answer
+        except Exception as failure:  # every waiter of the group gets it as its answer
             error = failure
+
         for row in group:
-            row.error, row.done = error, True
+            row.error = error
+            row.is_done = True
 
     def _group(self) -> list[_Row]:
-        """All that wait, and those that are about to: a commit costs the same for one and for many."""
-        group, until = [], time.monotonic() + _SIBLINGS_S
+        """Every queued row, and those about to be queued: a commit costs the same for one row and for many."""
+        group = []
+        deadline = time.monotonic() + _SIBLINGS_S
         with contextlib.suppress(Empty):
-            while self.finishing or not self._waiting.empty():
-                group.append(self._waiting.get(timeout=max(0.0, until - time.monotonic())))
+            while self._finishing or not self._waiting.empty():
+                left_s = max(0.0, deadline - time.monotonic())
+                group.append(self._waiting.get(timeout=left_s))
         return group
 
 
 @dataclass(eq=False)
 class _Row:
-    """A row that is to be committed."""
+    """A row that waits for its commit."""
 
     arrival: Arrival
-    done: bool = False
+    is_done: bool = False
     error: Exception | None = field(
-        default_factory=lambda: RuntimeError("whoever was to commit it did not")
+        default_factory=lambda: RuntimeError("the group commit left it out")
     )
 
 
-class Entry:
+class IncomingFile:
     """One instance on its way in. When a method raises, nothing of it is left."""
 
-    def __init__(self, intake: Intake, spool: Spool) -> None:
+    def __init__(self, intake: Intake, file: Unfinished) -> None:
         self._intake = intake
-        self._spool = spool
-        self._file: Unfinished | None = None
+        self._file = file
+
+    @property
+    def name(self) -> str:
+        """Its name in the spool, for its Arrival."""
+        return self._file.name
 
     def write(self, *chunks: BytesLike) -> None:
         """Append the bytes of `chunks`. Raises NoRoomError, OSError."""
         try:
             self._intake.require_room(sum(len(chunk) for chunk in chunks))
-            if self._file is None:
-                self._file = self._spool.begin()
             self._file.write(*chunks)
         except NoRoomError:
             self.drop()
             raise
         except OSError as error:
             self.drop()
-            raise _told_apart(error) from error
+            raise no_room_or(error) from error
 
-    def keep(self, arrival: Callable[[str], Arrival]) -> None:
-        """Make the bytes durable, then commit the row that `arrival` makes of the spool name.
+    def keep(self, arrival: Arrival) -> None:
+        """Make the bytes durable, then commit the row `arrival`. Returns when both last.
 
         Raises:
             NoRoomError: nothing was taken; the message says why.
             OSError: the disk failed; nothing was taken.
         """
-        if self._file is None:
-            self.write()
-        file, self._file = cast(Unfinished, self._file), None
-        self._intake.finishing.add(self)
-        try:
-            file.finish()
-        except OSError as error:
-            raise _told_apart(error) from error
-        finally:
-            self._intake.finishing.discard(self)
-        self._intake.commit(arrival(file.name))
+        with self._intake.finishing(self):
+            try:
+                self._file.finish()
+            except OSError as error:
+                raise no_room_or(error) from error
+        self._intake.commit(arrival)
 
     def drop(self) -> None:
-        """Remove what was written."""
-        if self._file is not None:
-            self._file.drop()
+        """Remove what was written. A kept file stays."""
+        self._file.drop()
 
 
-def _told_apart(error: OSError) -> Exception:
+def no_room_or(error: OSError) -> Exception:
+    """A full disk as NoRoomError, any other failure as it is."""
     return NoRoomError(f"spool: {error.strerror}") if error.errno in _NO_ROOM else error
 
 
 def _kind(error: Exception) -> str:
-    return (
-        str(error) if isinstance(error, LedgerError) else type(error).__name__
-    )  # the text may hold values of a row
+    """An error without its text, which may hold values of a row."""
+    return str(error) if isinstance(error, LedgerError) else type(error).__name__

@@ -1,10 +1,8 @@
-"""The TCP edge before the Storage SCP: which connections are worth two threads, and how much they may make us hold.
+"""The TCP edge before the acceptor: which connections are worth a thread.
 
-pynetdicom starts two polling threads for every TCP connection and keeps them for the whole ACSE timeout, reads a PDU of
-whatever length its header names, and waits for its bytes as long as they drip. So a connection here first waits, for
-nothing but its file descriptor, until a whole association request lies in the kernel's buffer: neither the probe of a
-load balancer nor who says one byte takes the place of a sender. What then reads from it is a socket that bounds the
-length of a PDU, the time it may take, and the bytes that lie unanswered.
+A connection here first waits, for nothing but its file descriptor, until a whole association request lies in the
+kernel's buffer. Neither the probe of a load balancer nor a peer that sends one byte takes the place of a sender.
+Nothing is read before that: the request is looked at, and left to the acceptor.
 """
 
 from __future__ import annotations
@@ -17,270 +15,191 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pynetdicom.transport import AssociationServer
-
-from daemon.dicom.pdu import P_DATA_TF, PDU_HEADER_BYTES
-from daemon.dicom.tables import MAXIMUM_PDU_BYTES, no_delay
+from daemon.dicom.acceptor import Limits
+from daemon.dicom.negotiation import escaped
+from daemon.dicom.pdu import PDU_HEADER, PDU_HEADER_BYTES, PduType, abort
+from daemon.dicom.tables import no_delay
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 log = logging.getLogger("pleura.receive")
 
-_MAXIMUM_SILENT = (
-    256  # connections that have not asked; with one more, one of them goes. select(2) ends at 1024
-)
-_SILENCE_S = 30.0  # how long one may take to ask for an association (PS3.8 9.1.5, ARTIM)
-_NOTICE_S = 0.1  # how soon a wait for a peer that is silent notices that it is no longer wanted
-_PDU_S = 30.0  # how long one PDU may take from its first byte to its last
-PDU_LIMIT_BYTES = 4 * MAXIMUM_PDU_BYTES  # for peers that do not keep to what we announced
-_MESSAGE_LIMIT_BYTES = 1 << 30  # one C-STORE; the largest detectors make 40 MB
+_NOTICE_S = 0.1  # after so long without a byte, a read lets its caller look at its deadlines
 _BACKLOG = 512
-_ACCEPTED_AT_ONCE = 64  # then those that speak are heard, also in a flood
-_PDU_TYPES = range(0x01, 0x08)
-_A_ASSOCIATE_RQ, _A_ASSOCIATE_AC = 0x01, 0x02
-_A_ABORT = b"\x07\0\0\0\0\x04\0\0\0\0"  # PS3.8 9.3.8: as AA-1 of 9.2.3 has it
-_REQUEST_LIMIT_BYTES = (
-    MAXIMUM_PDU_BYTES  # 128 contexts of 45 syntaxes each, more than there are, come to 150 KB
+_ACCEPTED_AT_ONCE = 64  # then connections that speak are heard, also in a flood
+
+# A line of the log for the same trouble of the same address comes at most so often.
+_QUIET_S = 60.0
+_REMEMBERED_TROUBLES = 1000
+
+# How other protocols begin, what they are, and what to do about it.
+_HTTP = (b"GET ", b"POST", b"PUT ", b"HEAD", b"OPTI", b"CONN", b"DELE", b"PRI ")
+_OTHER_PROTOCOLS = (
+    (
+        (b"\x16\x03",),
+        "a TLS hello",
+        "this port speaks DICOM without TLS: switch it off on the sender",
+    ),
+    (_HTTP, "an HTTP request", "this is a DICOM port: give the sender a web server's port"),
+    ((b"\x0bMSH",), "an HL7 message", "this is a DICOM port: give the sender an HL7 server's port"),
+    ((b"SSH-",), "an SSH hello", "this is a DICOM port"),
 )
+_PDU_NAMES = {each.value: f"a PDU {each.name}" for each in PduType}
+
+Serve = Callable[["PlainConnection", str], None]
 
 
-class PeerSocket(socket.socket):
-    """An accepted connection. Reads whole PDU parts, and fails like a broken line where a peer goes too far."""
+class PlainConnection:
+    """A TCP connection whose waits the kernel bounds: a read takes one system call, where Python's time-outs take two.
 
-    unanswered_bytes = 0  # of P-DATA since our last answer: what this peer makes us hold in memory
-    _header = b""
-    _body_bytes = 0
-    _spoilt = False  # where the next PDU begins is unknown, so nothing more is read
-    _answered = False  # the association request, by whatever PDU
-    _awaited_bytes = 0  # of the association request, in the kernel's buffer
+    It is what daemon.dicom.acceptor calls a Connection. A TLS connection would wrap the same socket here.
+    """
 
-    def __init__(self, fileno: int) -> None:
-        super().__init__(fileno=fileno)
-        self._again: deque[bytes] = deque()  # what was unread
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
 
-    def await_request(self, size: int = PDU_HEADER_BYTES) -> None:
-        """Only when so much has come, or the connection is closed, does select(2) say that there is something to read.
+    def bound_waits(self, send_s: float) -> None:
+        """From now on a read waits a moment, and a write at most `send_s` for a peer that does not read."""
+        self._socket.settimeout(None)
+        # Every byte counts again, after the wait for a whole request.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        for option, seconds in ((socket.SO_RCVTIMEO, _NOTICE_S), (socket.SO_SNDTIMEO, send_s)):
+            timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, option, timeval)
+        no_delay(self._socket)
 
-        A peer that says one byte at a time thus wakes nobody. The kernel makes its buffer as large as that asks for: it
-        is told twice as much first, for what small segments cost on top of their bytes.
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Fill `buffer`, or what of it comes in a moment. Raises TimeoutError where nothing comes, OSError."""
+        try:
+            return self._socket.recv_into(buffer, 0, socket.MSG_WAITALL)
+        except BlockingIOError as error:
+            raise TimeoutError("nothing came") from error
+
+    def sendall(self, data: ReadableBuffer, /) -> None:
+        """Raises OSError when the peer does not read."""
+        try:
+            self._socket.sendall(data)
+        except BlockingIOError as error:
+            raise TimeoutError(errno.ETIMEDOUT, "the peer does not read its answers") from error
+
+    def shutdown(self, how: int, /) -> None:
+        self._socket.shutdown(how)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class _Waiting:
+    """An accepted connection that has not asked for an association yet."""
+
+    def __init__(self, connection: socket.socket, address: str) -> None:
+        self.socket = connection
+        self.address = address
+        self.since = time.monotonic()
+        self._awaited_bytes = 0
+
+    def await_bytes(self, size: int = PDU_HEADER_BYTES) -> None:
+        """select(2) reports the connection only when so much has come, or when it is closed.
+
+        A peer that sends one byte at a time thus wakes nobody. The kernel makes its buffer as large as
+        SO_RCVLOWAT asks for: it is told twice as much first, for what small segments cost on top of their bytes.
         """
         self._awaited_bytes = size
         for wanted in (2 * size, size):
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
 
-    def has_request(self) -> bool:
-        """Whether all of an A-ASSOCIATE-RQ has come, once select(2) has said that what was awaited is there.
+    def peek(self, size: int) -> bytes:
+        """What of `size` bytes has come. They stay to be read. Raises OSError."""
+        return self.socket.recv(size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
-        Nothing of it is read. If it is not yet whole, all of it is awaited from now on.
+    def has_request(self, limit_bytes: int) -> bool:
+        """Whether a whole A-ASSOCIATE-RQ has come, once select(2) has reported the connection.
+
+        If it is not yet whole, all of it is awaited from now on.
 
         Raises:
-            OSError: it will not become whole: closed, something else, or more than is taken.
+            ConnectionError: it is closed, or the request does not become whole.
+            _NoRequestError: something else came.
         """
-        header = self.recv(PDU_HEADER_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        header = self.peek(PDU_HEADER_BYTES)
         if len(header) < PDU_HEADER_BYTES:
-            raise OSError(errno.ECONNRESET, "the connection was closed")
-        body_bytes = int.from_bytes(header[2:], "big")
-        if header[0] != _A_ASSOCIATE_RQ:  # PS3.8 Table 9-10: Sta2 answers everything else with AA-1
-            self.recv(
-                _REQUEST_LIMIT_BYTES, socket.MSG_DONTWAIT
-            )  # what is unread resets the connection when it closes
-            super().send(_A_ABORT, socket.MSG_DONTWAIT)
-            raise OSError(errno.EPROTO, "no association request")
-        if body_bytes > _REQUEST_LIMIT_BYTES:
-            raise self._too_much(
-                f"a PDU of {body_bytes} bytes; at most {_REQUEST_LIMIT_BYTES} are taken"
+            raise ConnectionResetError("closed before an association request")
+        pdu_type, body_bytes = PDU_HEADER.unpack(header)
+        if pdu_type != PduType.ASSOCIATE_RQ:
+            raise _NoRequestError(*_in_words(header))
+        if body_bytes > limit_bytes:
+            raise _NoRequestError(
+                f"an association request of {body_bytes} bytes", f"at most {limit_bytes} are taken"
             )
+
         whole = PDU_HEADER_BYTES + body_bytes
-        if len(self.recv(whole, socket.MSG_PEEK | socket.MSG_DONTWAIT)) == whole:
+        if len(self.peek(whole)) == whole:
             return True
-        if (
-            self._awaited_bytes == whole
-        ):  # closed half-way, or so finely cut up that the kernel holds no more of it
-            raise OSError(errno.ECONNRESET, "the association request does not become whole")
-        self.await_request(whole)
+        if self._awaited_bytes == whole:
+            # Closed half-way, or cut up so finely that the kernel holds no more of it.
+            raise ConnectionResetError("the association request does not become whole")
+        self.await_bytes(whole)
         return False
 
-    def send(self, data: ReadableBuffer, flags: int = 0, /) -> int:
-        """Our first PDU answers the association request; unless it accepts, nothing more is read.
-
-        pynetdicom reads on otherwise (PS3.8 9.2.3, Sta13), and who sends it half a PDU then keeps a place.
-        """
-        sent = super().send(data, flags)
-        if not self._answered:
-            self._answered = True
-            if memoryview(data)[0] != _A_ASSOCIATE_AC:
-                self._spoilt = True
-        return sent
-
-    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """The six bytes of a PDU's header, then its body: all of it at once, however few bytes are asked for.
-
-        pynetdicom asks in steps of 4 KiB and takes what it is given: so a part costs a few system calls, not hundreds.
-
-        Raises:
-            OSError: the PDU is too long or too slow, or the peer has sent too much without an answer.
-        """
-        if flags:
-            return super().recv(bufsize, flags)
-        if self._again:
-            return self._again.popleft()
-        if self._spoilt:
-            raise OSError(errno.EPROTO, "no PDU can follow")
-        if self._body_bytes:
-            wanted, self._body_bytes = self._body_bytes, 0
-            return self._read(wanted)
-        header = self._read(PDU_HEADER_BYTES)
-        if len(header) == PDU_HEADER_BYTES:
-            self._expect(header[0], int.from_bytes(header[2:], "big"))
-        return header
-
-    def bound_waits(self) -> None:
-        """Let the kernel bound each wait: one system call for a read or write, where Python's time-outs take two."""
-        self.settimeout(None)
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)  # every byte counts again
-        for option, seconds in ((socket.SO_RCVTIMEO, _NOTICE_S), (socket.SO_SNDTIMEO, _PDU_S)):
-            self.setsockopt(
-                socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-            )
-
-    def begin_pdu(self, wanted: Callable[[], bool]) -> tuple[int, int] | None:
-        """The type and length of the next PDU, whose body is then to be read, or the whole to be unread.
-
-        Waits for it as long as `wanted`, asked every now and then, says yes; then None.
-
-        Raises:
-            OSError: as recv(), and at the end of the connection.
-        """
-        if self._spoilt:
-            raise OSError(errno.EPROTO, "no PDU can follow")
-        header = bytearray(PDU_HEADER_BYTES)
-        if self._fill(memoryview(header), wanted) < len(header):
-            if self._spoilt:
-                raise OSError(errno.ECONNRESET, "the connection was closed")
-            return None
-        self._header = bytes(header)
-        self._expect(header[0], int.from_bytes(header[2:], "big"))
-        return header[0], self._body_bytes
-
-    def read_body(self, into: memoryview) -> None:
-        """Fill `into`, which is as long as the PDU, without another copy. Raises OSError, as begin_pdu()."""
-        self._body_bytes = 0
-        if self._fill(into) < len(into):
-            raise OSError(errno.ECONNRESET, "the connection was closed")
-
-    @property
-    def has_unread(self) -> bool:
-        """Whether recv() has something to give that select(2) does not know of."""
-        return bool(self._again)
-
-    def unread(self, body: bytes | memoryview = b"") -> None:
-        """recv() gives the PDU that was begun last again: its header, then its `body` if that was read.
-
-        Before it, those that were unread before and that recv() has not yet given.
-        """
-        self._again.append(self._header)
-        if body:
-            self._again.append(bytes(body))
-
-    def forget_unread(self) -> None:
-        """What was unread is not to be read again after all."""
-        self._again.clear()
-
-    def answer(self, pdu: bytes) -> None:
-        """Send what ends a message: what may lie unanswered is counted anew. Raises OSError."""
-        self.sendall(pdu)
-        self.unanswered_bytes = 0
-
-    def spoil(self) -> None:
-        """Nothing more is to be read: recv() fails."""
-        self._again.clear()
-        self._spoilt = True
-
-    def _expect(self, pdu_type: int, body_bytes: int) -> None:
-        if pdu_type not in _PDU_TYPES:  # pynetdicom answers it with A-ABORT, and reads on
-            self._spoilt = True
-            return
-        if body_bytes > PDU_LIMIT_BYTES:
-            raise self._too_much(
-                f"a PDU of {body_bytes} bytes; at most {PDU_LIMIT_BYTES} are taken"
-            )
-        if pdu_type == P_DATA_TF:
-            self.unanswered_bytes += body_bytes
-        if self.unanswered_bytes > _MESSAGE_LIMIT_BYTES:
-            raise self._too_much(f"a message of more than {_MESSAGE_LIMIT_BYTES} bytes")
-        self._body_bytes = body_bytes
-
-    def shutdown(self, how: int, /) -> None:
-        """End the connection; the peer may have done so before, and then the file descriptor must still be closed."""
+    def say_abort(self, unread_bytes: int) -> None:
+        """Answer anything but a request (PS3.8 Table 9-10: Sta2, AA-1)."""
         with contextlib.suppress(OSError):
-            super().shutdown(how)
+            # Closing with unread bytes would reset the connection before the peer reads the A-ABORT.
+            self.socket.recv(unread_bytes, socket.MSG_DONTWAIT)
+            self.socket.send(abort(), socket.MSG_DONTWAIT)
 
-    def _read(self, size: int) -> bytes:
-        """Exactly `size` bytes, or fewer when the peer closes."""
-        buffer = bytearray(size)
-        return bytes(memoryview(buffer)[: self._fill(memoryview(buffer))])
 
-    def _fill(self, view: memoryview, wanted: Callable[[], bool] | None = None) -> int:
-        """Read into the whole of `view`. Returns how much was read: less when the peer closes.
+class _NoRequestError(Exception):
+    """Something else came instead of an association request: what, and what to do."""
 
-        Nothing is read, and the next PDU can still follow, when `wanted` has said no.
-        """
-        got, began = 0, time.monotonic()
-        self._spoilt = True  # until it is complete
-        # The request is there, and nothing may follow it but an A-ABORT, until it is answered (PS3.8 Table 9-10, Sta3):
-        # who lets us wait for the rest of a PDU there would keep the answer back, and so a place.
-        flags = socket.MSG_WAITALL if self._answered else socket.MSG_DONTWAIT
-        while got < len(view):
-            try:
-                count = self.recv_into(view[got:], 0, flags)
-            except BlockingIOError:  # nothing has come in _NOTICE_S
-                if not self._answered:
-                    raise
-                if wanted is not None and not got:
-                    began = time.monotonic()
-                    if not wanted():
-                        break
-            else:
-                got += count
-                if not count:
-                    return got
-            if got < len(view) and time.monotonic() > began + _PDU_S:
-                raise TimeoutError("the peer sends too slowly")
-        self._spoilt = False
-        return got
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what} came instead of an association request; {remedy}")
+        self.what = what
 
-    def _too_much(self, what: str) -> OSError:
-        self._spoilt = True
-        log.warning("connection ended: the peer sent %s", what)
-        return OSError(errno.EMSGSIZE, what)
+
+def _in_words(header: bytes) -> tuple[str, str]:
+    for beginnings, name, remedy in _OTHER_PROTOCOLS:
+        if header.startswith(beginnings):
+            return name, remedy
+    if header[0] in _PDU_NAMES:
+        return _PDU_NAMES[header[0]], "a DICOM sender asks for an association first"
+    return f"'{escaped(header)}'", "this is a DICOM port"
 
 
 class Listener:
-    """Accepts TCP connections and hands those that ask for an association to pynetdicom's server."""
+    """Accepts TCP connections and hands those that ask for an association to `serve`, on its own thread."""
 
-    def __init__(self, server: AssociationServer, maximum_associations: int) -> None:
-        """`server` has bound its socket; pynetdicom's own accept loop is not used."""
-        self._server = server
-        self._maximum_running = (
-            2 * maximum_associations
-        )  # beyond the maximum, pynetdicom answers 2/3/2 by itself
-        self._listening: socket.socket = server.socket  # type: ignore[assignment]
-        self._listening.listen(_BACKLOG)
-        self._listening.setblocking(False)
-        self._silent: dict[
-            PeerSocket, tuple[tuple[str, int], float]
-        ] = {}  # oldest first: its address, its time
-        self._selector = selectors.DefaultSelector()
-        self._stop_receiver, self._stop_sender = socket.socketpair()
+    def __init__(self, address: tuple[str, int], limits: Limits, serve: Serve) -> None:
+        self._address = address
+        self._limits = limits
+        self._serve = serve
+        self._waiting: dict[socket.socket, _Waiting] = {}  # oldest first
+        self._said: dict[tuple[str, str], float] = {}  # (address, trouble) -> when it was logged
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
 
     def start(self) -> None:
-        """Returns at once: the socket listens already."""
+        """Listen. Returns at once.
+
+        Raises:
+            OSError: host and port cannot be listened on.
+        """
+        host, port = self._address
+        is_ipv6 = ":" in host
+        self._listening = socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            backlog=_BACKLOG,
+            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
+        )
+        self._listening.setblocking(False)
+
+        self._selector = selectors.DefaultSelector()
+        self._stop_receiver, self._stop_sender = socket.socketpair()
         self._selector.register(self._listening, selectors.EVENT_READ)
         self._selector.register(self._stop_receiver, selectors.EVENT_READ)
         self._thread.start()
@@ -289,12 +208,15 @@ class Listener:
         """Take no new connection; associations go on."""
         self._stop_sender.send(b"\0")
         self._thread.join()
-        for connection in [*self._silent]:
+        for connection in [*self._waiting]:
             self._drop(connection)
-        self._selector.close()
-        self._stop_receiver.close()
-        self._stop_sender.close()
-        self._server.server_close()
+        for each in (self._selector, self._stop_receiver, self._stop_sender, self._listening):
+            each.close()
+
+    @property
+    def waiting(self) -> int:
+        """How many connections have not asked for an association yet."""
+        return len(self._waiting)
 
     def _run(self) -> None:
         while True:
@@ -302,72 +224,99 @@ class Listener:
                 if key.fileobj is self._stop_receiver:
                     return
                 try:
-                    if key.fileobj is self._listening:
-                        for _ in range(_ACCEPTED_AT_ONCE):
-                            if not self._accept():
-                                break
-                    elif key.fileobj in self._silent:
-                        self._hear(key.fileobj)
-                except (
-                    Exception
-                ):  # the loop's one catch-all: one connection must not end the listening
+                    self._look(key.fileobj)
+                except Exception:
+                    # The loop's one catch-all: one connection must not end the listening.
                     log.exception("a connection could not be served")
-            overdue = time.monotonic() - _SILENCE_S
-            for connection in [one for one, (_, since) in self._silent.items() if since < overdue]:
-                self._drop(connection)
+            self._drop_overdue()
+
+    def _look(self, ready: object) -> None:
+        if ready is self._listening:
+            for _ in range(_ACCEPTED_AT_ONCE):
+                if not self._accept():
+                    break
+        elif isinstance(ready, socket.socket) and ready in self._waiting:
+            self._hear(self._waiting[ready])
+
+    def _drop_overdue(self) -> None:
+        oldest = time.monotonic() - self._limits.request_s
+        for waiting in [each for each in self._waiting.values() if each.since < oldest]:
+            with contextlib.suppress(OSError):
+                if waiting.peek(1):
+                    seconds = f"{self._limits.request_s:g} s"
+                    self._say(
+                        waiting.address,
+                        f"no whole association request in {seconds} (limits.request_s)",
+                    )
+            self._drop(waiting.socket)
 
     def _accept(self) -> bool:
         """Take one connection. Returns whether there may be another."""
         try:
-            accepted, address = self._listening.accept()
+            connection, address = self._listening.accept()
         except BlockingIOError:
             return False
-        except OSError as error:  # too many open files, say: a silent one has to go
+        except OSError as error:
+            # Too many open files, say: a silent connection has to go.
             log.warning("no connection can be accepted (%s)", error.strerror)
-            if self._silent:
+            if self._waiting:
                 self._drop(self._most_dispensable())
             else:
                 time.sleep(0.1)
             return False
-        connection = PeerSocket(accepted.detach())
-        connection.await_request()
-        self._silent[connection] = (address, time.monotonic())
+
+        waiting = _Waiting(connection, str(address[0]))
+        waiting.await_bytes()
+        self._waiting[connection] = waiting
         self._selector.register(connection, selectors.EVENT_READ)
-        if len(self._silent) > _MAXIMUM_SILENT:
+        if len(self._waiting) > self._limits.connections:
             self._drop(self._most_dispensable())
         return True
 
-    def _most_dispensable(self) -> PeerSocket:
-        """The oldest silent one of the address that has most of them: a crowd from one address is its own rival."""
-        crowds = Counter(address[0] for address, _ in self._silent.values())
-        ((largest, _),) = crowds.most_common(1)  # of equals the first, which has the oldest
+    def _most_dispensable(self) -> socket.socket:
+        """The oldest connection of the address with the most waiting connections: a crowd competes with itself."""
+        crowds = Counter(waiting.address for waiting in self._waiting.values())
+        # Of equals the first, which has the oldest connection.
+        ((largest, _),) = crowds.most_common(1)
         return next(
-            connection for connection, (address, _) in self._silent.items() if address[0] == largest
+            waiting.socket for waiting in self._waiting.values() if waiting.address == largest
         )
 
-    def _hear(self, connection: PeerSocket) -> None:
-        """It has spoken, or gone."""
+    def _hear(self, waiting: _Waiting) -> None:
+        """The connection has bytes, or has ended."""
         try:
-            if not connection.has_request():
+            if not waiting.has_request(self._limits.request_bytes):
                 return
+        except _NoRequestError as error:
+            self._say(waiting.address, error.what, str(error))
+            waiting.say_abort(self._limits.request_bytes)
+            self._drop(waiting.socket)
+            return
         except OSError:
-            self._drop(connection)
+            self._drop(waiting.socket)
             return
-        if len(self._server.active_associations) >= self._maximum_running:
-            self._drop(connection)
-            return
-        self._selector.unregister(connection)
-        address, _ = self._silent.pop(connection)
+
+        self._selector.unregister(waiting.socket)
+        del self._waiting[waiting.socket]
         try:
-            connection.bound_waits()
-            no_delay(connection)
-            self._server.service_actions()  # collects what ended associations have left
-            self._server.process_request(connection, address)
+            connection = PlainConnection(waiting.socket)
+            connection.bound_waits(self._limits.pdu_s)
+            self._serve(connection, waiting.address)
         except BaseException:
-            connection.close()
+            waiting.socket.close()
             raise
 
-    def _drop(self, connection: PeerSocket) -> None:
+    def _say(self, address: str, trouble: str, words: str = "") -> None:
+        """Log a connection that comes to nothing: the same trouble of an address once a minute."""
+        now = time.monotonic()
+        if now < self._said.get((address, trouble), 0.0) + _QUIET_S:
+            return
+        if len(self._said) >= _REMEMBERED_TROUBLES:
+            self._said.clear()
+        self._said[address, trouble] = now
+        log.warning("connection from %s ended: %s", address, words or trouble)
+
+    def _drop(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
-        del self._silent[connection]
+        del self._waiting[connection]
         connection.close()

@@ -1,106 +1,66 @@
 """The receive role's network side: Verification and Storage SCP. What it answers with 0x0000 is durable.
 
 Of a C-STORE the command set is looked at; the data set is never decoded here, only written behind a file meta
-information of our own, piece by piece as it arrives (direct.py). What direct.py leaves to pynetdicom is taken from
-memory (`request.DataSet`), not from its STORE_RECV_CHUNKED_DATASET: there a full disk raises inside the library's
-reader, which aborts the association where PS3.4 B.2.3 has 0xA700, and leaves its temporary file behind; it writes and
-copies each object twice; and its file meta information names no source. What a peer may make us hold is bounded by the
-listener.
+information of our own, piece by piece as it arrives.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import socket
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from io import BytesIO
-from typing import Any, cast
-from weakref import WeakKeyDictionary
-
-from pynetdicom import AE, evt
-from pynetdicom.association import Association
-from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.events import Event
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from daemon.config import Config
-from daemon.dicom.pdu import StoreRequest, file_meta
+from daemon.dicom import negotiation
+from daemon.dicom.acceptor import Association, Connection, Context, End, Limits, Rejection
+from daemon.dicom.negotiation import ContextResult, Decision, Request, Supported, escaped
+from daemon.dicom.part10 import write_file_meta
+from daemon.dicom.pdu import CommandSet, StoreRequest
 from daemon.dicom.tables import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
-    MAXIMUM_PDU_BYTES,
+    VERIFICATION,
     Priority,
     Status,
-    accepted_contexts,
-    lenient_headers,
-    printable,
-    quiet_reactors,
-    report_contexts,
+    reported_classes,
+    stored_classes,
 )
 from daemon.ledger import Arrival, Ledger
-from daemon.receive import direct
-from daemon.receive.access import Caller, Gate
+from daemon.receive.access import AccessList, Caller
 from daemon.receive.commitment_reports import take_report
-from daemon.receive.intake import Entry, Intake, NoRoomError
-from daemon.receive.listener import Listener, PeerSocket
-from daemon.spool import BytesLike, Spool
+from daemon.receive.intake import IncomingFile, Intake, NoRoomError
+from daemon.receive.listener import Listener
+from daemon.spool import Spool
 
 log = logging.getLogger("pleura.receive")
 
-_MAXIMUM_ASSOCIATIONS = 64
-_SMALL_MESSAGE_BYTES = (
-    4 << 20
-)  # all but C-STORE: a commitment report on the 200 objects of one question has 30 KB
-_IDLE_S = 60.0  # an association without a message
-_NOWHERE_S = 60.0  # without an object that became whole: then it may have to give way
-_ROOM_S = 2.0  # how long one that gives way may take to be gone
-_DRAIN_S = 20.0  # what is being received when we are told to stop
-_GIVE_UP_S = 5.0  # after that
+_GIVE_UP_S = 5.0  # after the time to drain, for threads to end
+_GIVING_WAY_S = 2.0  # for an association that gives way to be gone
+_DECLINED_SHOWN = 8  # declined contexts in one line of the log
+
 _UID = re.compile(r"[0-9.]{1,64}")
+_IMPLEMENTATION = (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
 _URGENCY = {"stat": 0, "routine": 1}  # peers[].priority -> Arrival.priority
-
-
-@dataclass
-class _Conversation:
-    """One association, as long as it lasts."""
-
-    caller: Caller
-    calling: str  # its AE title, as a log may show it
-    address: str
-    began: float
-    got_on: float  # when its last object became whole, or it began
-    stored: int = 0
-    refused: int = 0
+_LOW = 2
 
 
 class Receiver:
-    """The listening node: start() returns when it listens, stop() when what it was receiving is answered."""
+    """The listening node: start() returns when it listens, stop() when the messages in hand are answered."""
 
-    def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
-        self._address = (config.host, config.port)
-        self._reserve_bytes = config.spool_reserve_mb * 1024 * 1024
+    def __init__(
+        self, config: Config, ledger: Ledger, spool: Spool, limits: Limits | None = None
+    ) -> None:
+        """`limits`: default those of the settings."""
+        self.limits = limits or limits_of(config)
         self._ledger = ledger
-        self._spool = spool
-        self._gate = Gate(config.ae_title, config.peers, config.committing())
-        self._conversations: WeakKeyDictionary[Association, _Conversation] = WeakKeyDictionary()
-        self._contexts = {
-            True: accepted_contexts(),
-            False: report_contexts(),
-        }  # for those who may store, and others
-        self._while_running = ExitStack()
-        self._ae = AE(config.ae_title)
-        self._ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-        self._ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        self._ae.maximum_associations = _MAXIMUM_ASSOCIATIONS
-        self._ae.maximum_pdu_size = MAXIMUM_PDU_BYTES
-        self._ae.network_timeout = _IDLE_S
+        self._access = AccessList(config.ae_title, config.peers, config.committing())
+        self._intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
+        self._roster = Roster(self.limits)
+        self._listener = Listener((config.host, config.port), self.limits, self._serve)
 
     def start(self) -> None:
         """Listen.
@@ -108,248 +68,336 @@ class Receiver:
         Raises:
             OSError: host and port cannot be listened on.
         """
-        server = self._ae.make_server(
-            self._address,
-            contexts=report_contexts(),  # copied for each association, which costs; _on_requested() replaces them
-            evt_handlers=[
-                (evt.EVT_REQUESTED, self._on_requested),
-                (evt.EVT_C_ECHO, lambda _: Status.SUCCESS.value),
-                (evt.EVT_C_STORE, self._on_store),
-                (evt.EVT_N_EVENT_REPORT, self._on_event_report),
-                (evt.EVT_PDU_RECV, self._on_pdu),
-                (evt.EVT_DIMSE_SENT, self._on_answered),
-                (evt.EVT_CONN_CLOSE, self._on_closed),
-            ],
-        )
-        self._while_running.enter_context(lenient_headers())
-        self._while_running.enter_context(quiet_reactors())
-        self._intake = Intake(self._ledger, self._spool, self._reserve_bytes)
-        self._listener = Listener(server, _MAXIMUM_ASSOCIATIONS)
         self._listener.start()
 
     def stop(self) -> None:
-        """No new association; what is being received is finished and answered, then the associations end."""
+        """Take no new association. Messages in hand are finished and answered, then the associations end."""
         self._listener.stop()
-        deadline = time.monotonic() + _DRAIN_S
-        while (
-            running := self._ae.active_associations
-        ) and time.monotonic() < deadline + _GIVE_UP_S:
-            for association in running:
-                if time.monotonic() > deadline or not _unanswered(association):
-                    association.abort(block=False)
-            time.sleep(0.01)
+        self._roster.stop()
         self._intake.stop()
-        self._while_running.close()
 
-    def _on_requested(self, event: Event) -> None:
-        association = event.assoc
-        request = cast(A_ASSOCIATE, association.requestor.primitive)
-        address = str(association.requestor.address)
-        called, calling = (
-            str(request.called_ae_title).strip(),
-            str(request.calling_ae_title).strip(),
-        )
-        verdict = self._gate.admit(called, calling, address)
-        if isinstance(verdict, Caller):
-            association.acceptor.supported_contexts = self._contexts[verdict.stores]
-            now = time.monotonic()
-            conversation = _Conversation(
-                verdict, printable(verdict.ae_title, 16), address, now, now
+    @property
+    def associations(self) -> int:
+        """How many there are now."""
+        return len(self._roster)
+
+    @property
+    def waiting_connections(self) -> int:
+        """How many connections have not asked for an association."""
+        return self._listener.waiting
+
+    def _serve(self, connection: Connection, address: str) -> None:
+        """Give a connection that asks for an association its thread."""
+        association = Association(connection, address, self.limits, self._admit)
+        if not self._roster.enter(association, self._run):
+            connection.close()
+
+    def _run(self, association: Association) -> None:
+        """The thread of one association."""
+        began = time.monotonic()
+        try:
+            end = association.run()
+            _log_end(association, end, time.monotonic() - began)
+        finally:
+            self._roster.leave(association)
+            association.close()
+
+    def _admit(self, request: Request, address: str) -> _Session | Rejection:
+        rejected = negotiation.protocol_rejection(request)
+        if rejected is not None:
+            return Rejection(rejected, _unusual(request))
+
+        called = negotiation.ae_title(request.called_ae_title)
+        calling = negotiation.ae_title(request.calling_ae_title)
+        caller = self._access.admit(called, calling, address)
+        if isinstance(caller, Rejection):
+            return caller
+
+        session = _Session(caller, address, self._intake, self._ledger)
+        if not self._roster.has_room_for(session):
+            return Rejection(
+                negotiation.LOCAL_LIMIT_EXCEEDED,
+                f"{self.limits.associations} associations are open (limits.associations)",
             )
-            self._make_room(conversation)
-            self._conversations[association] = conversation
-            direct.install(association, partial(self._begin, conversation))
-            return
-        log.warning(
-            "association from %r at %s to %r rejected: %d/%d/%d",
-            printable(calling),
-            address,
-            printable(called),
-            *verdict,
-        )
-        association.acse.send_reject(*verdict)
-        association.kill()
+        return session
 
-    def _make_room(self, newcomer: _Conversation) -> None:
-        """Where no place is left, and one AE has most of them, that of its associations which got nowhere gives way.
 
-        Of an honest sender of that many, it costs one object's new beginning; without it, who lets bytes drip at all
-        places would keep out everybody else for as long as it likes.
+def limits_of(config: Config) -> Limits:
+    """The limits that the settings allow."""
+    ours = config.limits
+    return replace(
+        Limits(),
+        idle_s=ours.idle_s,
+        request_s=ours.request_s,
+        pdu_s=ours.pdu_s,
+        associations=ours.associations,
+    )
+
+
+class Roster:
+    """The associations there are, each with its thread, and the rule for when all places are taken."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._running: set[Association] = set()
+        self._threads: set[threading.Thread] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def enter(self, association: Association, run: Callable[[Association], None]) -> bool:
+        """Start the association's thread. False where there are far too many, those that are ending included.
+
+        As many again as may be open are let in, to be told so by a rejection.
         """
-        running = self._ae.active_associations  # the newcomer's is one of them
-        if len(running) <= _MAXIMUM_ASSOCIATIONS:
-            return
-        held = [
-            (told, one) for one in running if (told := self._conversations.get(one)) is not None
-        ]
-        crowds = Counter((told.calling, told.address) for told, _ in held)
-        largest = max(crowds, key=crowds.__getitem__, default=("", ""))
-        if crowds[largest] <= _MAXIMUM_ASSOCIATIONS // 2 or largest == (
-            newcomer.calling,
-            newcomer.address,
-        ):
-            return
-        theirs = [(told, one) for told, one in held if (told.calling, told.address) == largest]
-        told, association = min(theirs, key=lambda pair: pair[0].got_on)
-        connection = _connection(association)
-        if connection is None or time.monotonic() < told.got_on + _NOWHERE_S:
-            return
-        log.warning(
-            "association from %s at %s ended: no place is left, and it has most",
-            told.calling,
-            told.address,
-        )
-        connection.shutdown(socket.SHUT_RDWR)
-        until = time.monotonic() + _ROOM_S
-        while (
-            len(self._ae.active_associations) > _MAXIMUM_ASSOCIATIONS and time.monotonic() < until
-        ):
+
+        def run_and_forget() -> None:
+            try:
+                run(association)
+            finally:
+                with self._lock:
+                    self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run_and_forget, name="association", daemon=True)
+        with self._lock:
+            if len(self._threads) >= 2 * self._limits.associations:
+                return False
+            self._running.add(association)
+            self._threads.add(thread)
+        thread.start()
+        return True
+
+    def leave(self, association: Association) -> None:
+        """It has ended; its connection may still be closing."""
+        with self._lock:
+            self._running.discard(association)
+
+    def has_room_for(self, newcomer: _Session) -> bool:
+        """Whether there is a place for an association that has entered; one that is open may have to give way.
+
+        When every place is taken and one AE holds more than half, end its least productive association. An honest
+        sender re-sends one object; otherwise a slow-drip peer could lock every other sender out.
+        """
+        if len(self._running) <= self._limits.associations:
+            return True
+        least_productive = self._least_productive_of_a_crowd(newcomer)
+        if least_productive is None:
+            return False
+
+        least_productive.cut("every place is taken, and this AE holds most of them")
+        deadline = time.monotonic() + _GIVING_WAY_S
+        while len(self._running) > self._limits.associations:
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.01)
+        return True
 
-    def _on_store(self, event: Event) -> int:
-        """A C-STORE that pynetdicom has taken. Never raises: it would answer 0xC211, which tells a sender nothing."""
-        message = cast(C_STORE, event.request)
-        request = StoreRequest(
-            cast(int, message.MessageID),
-            str(message.AffectedSOPClassUID),
-            str(message.AffectedSOPInstanceUID),
-            message.Priority,
-        )
-        incoming = self._begin(
-            self._conversations[event.assoc],
-            request,
-            str(event.context.abstract_syntax),
-            str(event.context.transfer_syntax),
-        )
-        with cast(BytesIO, message.DataSet).getbuffer() as data_set:
-            incoming.write(data_set)
-        return incoming.end()
-
-    def _begin(
-        self, conversation: _Conversation, request: StoreRequest, abstract: str, syntax: str
-    ) -> _Incoming:
-        return _Incoming(conversation, request, abstract, syntax, self._intake.begin())
-
-    def _on_event_report(self, event: Event) -> tuple[int, None]:
-        conversation = self._conversations.get(
-            event.assoc
-        )  # gone, if the archive did not wait for the answer
-        return take_report(
-            event, conversation.caller.destinations if conversation else (), self._ledger
-        )
-
-    def _on_pdu(self, event: Event) -> None:
-        """What pynetdicom collects in memory, and is not known to be a C-STORE, is small or ends the association."""
-        message, connection = event.assoc.dimse.message, _connection(event.assoc)
-        if message is None or connection is None or isinstance(message, C_STORE_RQ):
-            return
-        parts = [
-            part for part in (message.encoded_command_set, message.data_set) if part is not None
+    def _least_productive_of_a_crowd(self, newcomer: _Session) -> Association | None:
+        with self._lock:
+            running = [*self._running]
+        held = [
+            (association, association.session)
+            for association in running
+            if isinstance(association.session, _Session)
         ]
-        if sum(len(part.getbuffer()) for part in parts) > _SMALL_MESSAGE_BYTES:
+        crowds = Counter(session.origin for _, session in held)
+        largest, size = max(crowds.items(), key=lambda crowd: crowd[1], default=(("", ""), 0))
+        if size <= self._limits.associations // 2 or largest == newcomer.origin:
+            return None
+
+        theirs = [pair for pair in held if pair[1].origin == largest]
+        association, session = min(theirs, key=lambda pair: pair[1].productive_at)
+        if time.monotonic() < session.productive_at + self._limits.unproductive_s:
+            return None
+        return association
+
+    def stop(self) -> None:
+        """End every association after its message in hand; those that take too long at once."""
+        with self._lock:
+            running = [*self._running]
+        for association in running:
+            association.stop()
+
+        deadline = time.monotonic() + self._limits.drain_s
+        while self._running and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with self._lock:
+            running, threads = [*self._running], [*self._threads]
+        for association in running:
+            association.cut(f"this node stops, and waited {self._limits.drain_s:g} s for it")
+
+        deadline = time.monotonic() + _GIVE_UP_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+@dataclass
+class _Counts:
+    """What one association has brought."""
+
+    stored: int = 0
+    refused: int = 0
+    echoes: int = 0
+    reports: int = 0
+
+    def __str__(self) -> str:
+        """In words; only what there was."""
+        parts = []
+        if self.stored or self.refused:
+            parts.append(f"{self.stored} stored, {self.refused} refused")
+        if self.echoes:
+            parts.append(f"{self.echoes} C-ECHO answered")
+        if self.reports:
+            parts.append(f"{self.reports} storage commitment reports taken")
+        return ", ".join(parts) or "no message came"
+
+
+@dataclass(eq=False)
+class _Session:
+    """One admitted peer (daemon.dicom.acceptor.Session)."""
+
+    caller: Caller
+    address: str
+    intake: Intake
+    ledger: Ledger
+    counts: _Counts = field(default_factory=_Counts)
+    declined: list[Decision] = field(default_factory=list)
+    proposed: int = 0
+    productive_at: float = field(
+        default_factory=time.monotonic
+    )  # its last whole object, or its begin
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        return self.caller.ae_title, self.address
+
+    @property
+    def supported(self) -> Mapping[str, Supported]:
+        return stored_classes() if self.caller.stores else reported_classes()
+
+    def negotiated(self, decisions: Iterable[Decision]) -> None:
+        """Every declined context matters where nothing else is left."""
+        answered = [*decisions]
+        self.proposed = len(answered)
+        self.declined = [each for each in answered if each.result != ContextResult.ACCEPTED]
+        if len(self.declined) == self.proposed:
             log.warning(
-                "connection ended: a message of more than %d bytes that is no C-STORE",
-                _SMALL_MESSAGE_BYTES,
-            )
-            connection.spoil()
-            connection.shutdown(socket.SHUT_RDWR)  # whoever says no more is to notice too
-
-    def _on_answered(self, event: Event) -> None:
-        # A message that is arriving meanwhile is counted from its next PDU on; the bound stays one.
-        connection = _connection(event.assoc)
-        if connection is not None and event.assoc.dimse.msg_queue.empty():
-            connection.unanswered_bytes = 0
-
-    def _on_closed(self, event: Event) -> None:
-        if (
-            event.assoc.requestor.primitive is None
-        ):  # it never asked: end the wait for that (ACSE timeout) now
-            event.assoc.dul.to_user_queue.put(cast(Any, None))
-        conversation = self._conversations.pop(event.assoc, None)
-        if conversation is not None:
-            log.info(
-                "association from %s at %s ended after %.1f s: %d stored, %d refused",
-                conversation.calling,
-                conversation.address,
-                time.monotonic() - conversation.began,
-                conversation.stored,
-                conversation.refused,
+                "association from %s at %s: %s", self.caller.ae_title, self.address, self.refusals()
             )
 
+    def refusals(self) -> str:
+        """Which contexts were declined, and why."""
+        if not self.proposed:
+            return "it proposed no presentation context, so it can send nothing"
+        # A transfer syntax that is not taken is the likelier surprise: many senders propose every SOP class.
+        by_surprise = sorted(self.declined, key=lambda each: -each.result)
+        words = list(dict.fromkeys(_in_words(each) for each in by_surprise))
+        shown = "; ".join(words[:_DECLINED_SHOWN])
+        more = "; ..." if len(words) > _DECLINED_SHOWN else ""
+        count = len(self.declined)
+        which = "every" if count == self.proposed else f"{count} of {self.proposed}"
+        return f"declined {which} proposed presentation context(s): {shown}{more}"
 
-class _Incoming:
-    """One C-STORE on its way in (direct.Incoming). A refused one takes the rest of its data set, and keeps nothing."""
+    def echo(self, context: Context) -> int:
+        if context.abstract_syntax != VERIFICATION:
+            return Status.SOP_CLASS_NOT_SUPPORTED
+        self.counts.echoes += 1
+        return Status.SUCCESS
 
-    def __init__(
-        self,
-        conversation: _Conversation,
-        request: StoreRequest,
-        abstract_syntax: str,
-        syntax: str,
-        entry: Entry,
-    ) -> None:
-        self._conversation = conversation
+    def store(self, request: StoreRequest, context: Context) -> _StoredObject:
+        return _StoredObject(self, request, context)
+
+    def event_report(self, command: CommandSet, data_set: bytes, context: Context) -> int:
+        status = take_report(command, data_set, context, self.caller.destinations, self.ledger)
+        self.counts.reports += status == Status.SUCCESS
+        return status
+
+
+class _StoredObject:
+    """One C-STORE on its way in (daemon.dicom.acceptor.Incoming). A refused one takes its bytes and keeps none."""
+
+    def __init__(self, session: _Session, request: StoreRequest, context: Context) -> None:
+        self._session = session
         self._request = request
-        self._syntax = syntax
-        self._entry = entry
-        self._calling = conversation.calling
+        self._transfer_syntax = context.transfer_syntax
+        self._calling = session.caller.ae_title
+        self._file: IncomingFile | None = None
         self._size_bytes = 0
         self._status = Status.SUCCESS
-        if request.sop_class_uid != abstract_syntax:
+
+        if request.sop_class_uid != context.abstract_syntax:
             self._refuse(
                 Status.SOP_CLASS_NOT_SUPPORTED, "its presentation context is for another SOP class"
             )
         elif not _UID.fullmatch(request.sop_instance_uid):
-            self._refuse(Status.INVALID_OBJECT_INSTANCE, "1 to 64 digits and dots wanted")
-
-    def write(self, *chunks: BytesLike) -> None:
-        """The next bytes of its data set. Never raises."""
-        if self._status != Status.SUCCESS:
-            return
-        if not self._size_bytes:
-            implementation = (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
-            chunks = (
-                file_meta(self._request, self._syntax, implementation, self._calling),
-                *chunks,
+            self._refuse(
+                Status.INVALID_OBJECT_INSTANCE,
+                "its SOP Instance UID is absent or not of 1 to 64 digits and dots",
             )
-        self._size_bytes += sum(len(chunk) for chunk in chunks)
-        self._carefully(lambda: self._entry.write(*chunks))
+
+    def write(self, *chunks: memoryview) -> None:
+        """The next bytes of its data set."""
+        if self._status == Status.SUCCESS:
+            self._carefully(lambda: self._write(chunks))
 
     def end(self) -> int:
-        """Keep it, if nothing was wrong. Returns the status to answer with. Never raises."""
+        """Keep it, if nothing was wrong. Returns the status to answer with."""
         if self._status == Status.SUCCESS:
-            self._carefully(lambda: self._entry.keep(self._arrival))
-        self._conversation.got_on = time.monotonic()
-        if self._status == Status.SUCCESS:
-            self._conversation.stored += 1
-            log.info(
-                "stored %s from %s, %d bytes",
-                self._request.sop_instance_uid,
-                self._calling,
-                self._size_bytes,
-            )
-        else:
-            self._conversation.refused += 1
-        return self._status.value
+            self._carefully(self._keep)
+        counts = self._session.counts
+        self._session.productive_at = time.monotonic()
+
+        if self._status != Status.SUCCESS:
+            counts.refused += 1
+            return self._status
+        counts.stored += 1
+        uid = self._request.sop_instance_uid
+        log.info("stored %s from %s, %d bytes", uid, self._calling, self._size_bytes)
+        return self._status
 
     def drop(self) -> None:
-        """Its association has ended before it. Never raises."""
-        self._carefully(self._entry.drop)
+        """Its association has ended before it."""
+        if self._file is not None:
+            self._carefully(self._file.drop)
 
-    def _arrival(self, name: str) -> Arrival:
-        request, priority = (
-            self._request,
-            _urgency(self._request.priority, self._conversation.caller),
+    def _write(self, chunks: tuple[memoryview, ...]) -> None:
+        if self._file is not None:
+            self._size_bytes += sum(len(chunk) for chunk in chunks)
+            self._file.write(*chunks)
+            return
+
+        self._file = self._session.intake.begin()
+        request = self._request
+        uids = (request.sop_class_uid, request.sop_instance_uid, self._transfer_syntax)
+        head = write_file_meta(uids, _IMPLEMENTATION, self._calling)
+        self._size_bytes = len(head) + sum(len(chunk) for chunk in chunks)
+        self._file.write(head, *chunks)
+
+    def _keep(self) -> None:
+        if self._file is None:
+            self._write(())
+        assert self._file is not None
+        request = self._request
+        arrival = Arrival(
+            spool_name=self._file.name,
+            sop_class_uid=request.sop_class_uid,
+            sop_instance_uid=request.sop_instance_uid,
+            transfer_syntax_uid=self._transfer_syntax,
+            calling_ae_title=self._calling,
+            origin="dimse",
+            priority=_urgency(request.priority, self._session.caller),
+            size_bytes=self._size_bytes,
         )
-        uids = (request.sop_class_uid, request.sop_instance_uid, self._syntax)
-        return Arrival(name, *uids, self._calling, "dimse", priority, self._size_bytes)
+        self._file.keep(arrival)
 
     def _carefully(self, step: Callable[[], None]) -> None:
         try:
             step()
         except NoRoomError as error:
             self._refuse(Status.OUT_OF_RESOURCES, str(error))
-        except Exception:  # the handler's one catch-all
+        except Exception:
+            # The handler's one catch-all.
             log.exception("a C-STORE could not be processed")
             self._status = Status.PROCESSING_FAILURE
 
@@ -360,19 +408,68 @@ class _Incoming:
         self._status = status
 
 
-def _connection(association: Association) -> PeerSocket | None:
-    transport = association.dul.socket
-    connection = transport.socket if transport is not None else None
-    return connection if isinstance(connection, PeerSocket) else None
-
-
-def _unanswered(association: Association) -> bool:
-    connection = _connection(association)
-    return connection is not None and connection.unanswered_bytes > 0
-
-
 def _urgency(priority: int, caller: Caller) -> int:
     """The message's own priority, then the peer's: 0 stat, 1 routine, 2 low."""
     if priority == Priority.HIGH:
         return 0
-    return max(_URGENCY[caller.priority], 2 if priority == Priority.LOW else 0)
+    return max(_URGENCY[caller.priority], _LOW if priority == Priority.LOW else 0)
+
+
+def _log_end(association: Association, end: End, took_s: float) -> None:
+    """One line for each association that ends, and for each that does not come about."""
+    session = association.session
+    if isinstance(session, _Session):
+        counts = str(session.counts)
+        if session.declined and not session.counts.stored:
+            counts += f"; {session.refusals()}"
+        level = logging.INFO if end.is_orderly else logging.WARNING
+        log.log(
+            level,
+            "association from %s at %s ended after %.1f s: %s; %s",
+            session.caller.ae_title,
+            session.address,
+            took_s,
+            end.why,
+            counts,
+        )
+        return
+
+    request = association.request
+    if request is None:
+        log.warning("connection from %s ended: %s", association.address, end.why)
+        return
+    log.warning(
+        "association from '%s' at %s to '%s' %s",
+        _shown(request.calling_ae_title),
+        association.address,
+        _shown(request.called_ae_title),
+        end.why,
+    )
+
+
+def _shown(ae_title: bytes) -> str:
+    """16 bytes as the log shows them: padding of blanks cut, every other odd byte escaped."""
+    return escaped(ae_title.rstrip(b" "))
+
+
+def _unusual(request: Request) -> str:
+    """What a protocol rejection is about, and what to do."""
+    if request.application_context != negotiation.APPLICATION_CONTEXT:
+        return (
+            f"application context '{request.application_context[:64]}' found, "
+            f"{negotiation.APPLICATION_CONTEXT} wanted; this peer speaks another protocol"
+        )
+    return (
+        f"protocol version 0x{request.protocol_version:04X} found, bit 0 wanted; "
+        "this peer speaks another version of DICOM"
+    )
+
+
+def _in_words(declined: Decision) -> str:
+    """A declined context: its SOP class, and its transfer syntaxes where they are the reason."""
+    proposal = declined.proposal
+    abstract = proposal.abstract_syntax[:64] or "no SOP class"
+    if declined.result == ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED:
+        return f"{abstract} (SOP class not taken)"
+    syntaxes = ", ".join(each[:64] for each in proposal.transfer_syntaxes[:_DECLINED_SHOWN])
+    return f"{abstract} in {syntaxes or 'no transfer syntax'} (transfer syntax not taken)"

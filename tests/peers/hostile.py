@@ -38,8 +38,8 @@ _STOPS_S = 60.0  # twice what the node gives what it is receiving
 class Receive:
     """`pleura receive` as a process of its own."""
 
-    def __init__(self, folder: Path, port: int, quicker: Mapping[str, float] | None = None) -> None:
-        """`quicker`: constants of the node as "module:name", so that nobody waits half a minute here."""
+    def __init__(self, folder: Path, port: int, limits: Mapping[str, float] | None = None) -> None:
+        """`limits`: of the settings, so that no test waits half a minute."""
         folder.mkdir(parents=True, exist_ok=True)
         self.port = port
         self.log = folder / "log.txt"
@@ -51,22 +51,16 @@ class Receive:
             "ledger": f"sqlite:///{self._ledger}",
             "spool_reserve_mb": 1,
             "retention": {"free_mb": 0},
+            "limits": dict(limits or {}),
         }
         (folder / "pleura.yaml").write_text(yaml.safe_dump(settings))
-        lines = [
-            "import faulthandler, importlib, signal, sys; faulthandler.register(signal.SIGUSR1)"
-        ]
-        for target, value in (quicker or {}).items():
-            module, name = target.split(":")
-            lines.append(f"m = importlib.import_module({module!r}); m.{name}; m.{name} = {value!r}")
-        lines.append("from daemon.cli import main; sys.exit(main(sys.argv[1:]))")
+        program = (
+            "import faulthandler, signal, sys; faulthandler.register(signal.SIGUSR1)\n"
+            "from daemon.cli import main; sys.exit(main(sys.argv[1:]))"
+        )
         self._command = [
-            sys.executable,
-            "-c",
-            "\n".join(lines),
-            "receive",
-            "-c",
-            str(folder / "pleura.yaml"),
+            *(sys.executable, "-c", program),
+            *("receive", "-c", str(folder / "pleura.yaml")),
         ]
 
     def __enter__(self) -> Receive:
@@ -143,10 +137,9 @@ def data_set_of(part10: bytes) -> bytes:
 
 def sample(folder: Path, size: int = 30_000) -> Path:
     """A file for honest(); its UID is TEMPLATE_UID."""
-    from daemon.dicom.pdu import StoreRequest, file_meta
+    from daemon.dicom.part10 import write_file_meta
 
-    request = StoreRequest(1, CR, TEMPLATE_UID, 0)
-    meta = file_meta(request, EXPLICIT, ("1.2.3", "TEST"), "TESTER")
+    meta = write_file_meta((CR, TEMPLATE_UID, EXPLICIT), ("1.2.3", "TEST"), "TESTER")
     path = folder / "template.dcm"
     path.write_bytes(meta + data_set(TEMPLATE_UID, size))
     return path

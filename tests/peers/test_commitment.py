@@ -18,10 +18,12 @@ from daemon.backoff import Backoff
 from daemon.config import Config, DicomDestination, Peer
 from daemon.deliver.commitment import Asker
 from daemon.deliver.limits import DEFAULT_LIMITS, DeliverLimits
+from daemon.dicom.acceptor import Rejection
+from daemon.dicom.negotiation import CALLING_AE_TITLE_NOT_RECOGNIZED
 from daemon.dicom.tables import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.schema import deliveries
-from daemon.receive.access import Gate
+from daemon.receive.access import AccessList, Caller
 from daemon.receive.scp import Receiver
 from daemon.spool import Spool
 from tools.peers.harness import Node, Orthanc, storescu
@@ -330,15 +332,17 @@ def test_a_destination_may_report_and_verify_but_not_store(bench: Bench) -> None
 
 
 def test_who_a_destination_is(bench: Bench) -> None:
-    gate = Gate("PLEURA", bench.config.peers, bench.config.committing())
-    assert gate.admit("PLEURA", "ARCHIVE", "192.0.2.1") == (1, 1, 3)
-    caller = gate.admit("PLEURA", "ARCHIVE", "127.0.0.1")
-    assert not isinstance(caller, tuple)
+    access = AccessList("PLEURA", bench.config.peers, bench.config.committing())
+    stranger = access.admit("PLEURA", "ARCHIVE", "192.0.2.1")
+    assert isinstance(stranger, Rejection)
+    assert stranger.answer == CALLING_AE_TITLE_NOT_RECOGNIZED
+    caller = access.admit("PLEURA", "ARCHIVE", "127.0.0.1")
+    assert isinstance(caller, Caller)
     assert (caller.stores, caller.destinations) == (False, ("pacs",))
     # Behind a load balancer it comes from that one's address, if `peers` says so.
-    behind = Gate(
+    behind = AccessList(
         "PLEURA", (Peer(ae_title="ARCHIVE", host="192.0.2.9"),), bench.config.committing()
     )
     caller = behind.admit("PLEURA", "ARCHIVE", "192.0.2.9")
-    assert not isinstance(caller, tuple)
+    assert isinstance(caller, Caller)
     assert caller.destinations == ("pacs",)

@@ -16,8 +16,8 @@ from daemon.backoff import Backoff
 from daemon.deliver import verdict
 from daemon.deliver.limits import DeliverLimits
 from daemon.dicom import commitment, link, tables
+from daemon.dicom.acceptor import Limits as ReceiveLimits
 from daemon.dicom.requestor import Limits
-from daemon.receive import listener, scp
 from inference.results import ENCODERS
 from tools.conformance import DOCS, Table, air, content, filled, network, objects, received
 from tools.conformance.sources import built
@@ -74,13 +74,13 @@ def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
         (network.accepted, tables, "_OTHER_SYNTAXES", tables._IMAGE_SYNTAXES[:2]),
         (network.proposed, link, "UNCOMPRESSED", tables.UNCOMPRESSED[:1]),
         (network.implementation, tables, "MAXIMUM_PDU_BYTES", 16384),
-        (network.rejections, scp, "_MAXIMUM_ASSOCIATIONS", 3),
+        (network.rejections, network, "RECEIVE_LIMITS", ReceiveLimits(associations=3)),
         (network.verdicts, verdict, "MAXIMUM_FAILURES", 3),
         (network.verdicts, verdict, "MEANINGS", verdict.MEANINGS[:4]),
         (network.failures, commitment, "FATES", {0x0112: commitment.Fate.REFUSED}),
         (network.times, network, "LIMITS", DeliverLimits(backoff=Backoff(1.0, 2.0))),
         (network.times, network, "LIMITS", DeliverLimits(association=Limits(connect_s=99.0))),
-        (network.times, listener, "_SILENCE_S", 99.0),
+        (network.times, network, "RECEIVE_LIMITS", ReceiveLimits(request_s=99.0)),
     ],
 )
 def test_another_table_in_the_code_is_another_table_in_the_page(

@@ -80,26 +80,26 @@ IGNORED = {
 def test_a_request_with_this_is_read_as_if_it_were_absent(what: str) -> None:
     request = negotiation.read_request(body(*IGNORED[what]))
     assert request.contexts == (Proposal(1, CR, (EXPLICIT,)),)
-    assert negotiation.refusal(request) is None
+    assert negotiation.protocol_rejection(request) is None
     (decision,) = negotiation.decide(request, TAKEN)
     assert (decision.result, decision.transfer_syntax) == (ContextResult.ACCEPTED, EXPLICIT)
 
 
 @pytest.mark.parametrize("version", [0x0001, 0x0003, 0x8001, 0xFFFF])
 def test_of_the_protocol_version_bit_0_alone_counts(version: int) -> None:
-    assert negotiation.refusal(negotiation.read_request(body(version=version))) is None
+    assert negotiation.protocol_rejection(negotiation.read_request(body(version=version))) is None
 
 
 @pytest.mark.parametrize("version", [0x0000, 0x0002, 0xFFFE])
 def test_a_protocol_version_without_bit_0_is_rejected(version: int) -> None:
     request = negotiation.read_request(body(version=version))
-    assert negotiation.refusal(request) == Rejected(1, 2, 2)
+    assert negotiation.protocol_rejection(request) == Rejected(1, 2, 2)
 
 
 @pytest.mark.parametrize("name", [b"1.2.840.10008.3.1.1.2", b"", b"\xff\xff", b"1.2.3"])
 def test_another_application_context_is_rejected(name: bytes) -> None:
     request = negotiation.read_request(body(application=name))
-    assert negotiation.refusal(request) == Rejected(1, 1, 2)
+    assert negotiation.protocol_rejection(request) == Rejected(1, 1, 2)
 
 
 @pytest.mark.parametrize(

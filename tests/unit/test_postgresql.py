@@ -264,12 +264,14 @@ def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
             ).scalar_one()
         )
 
-    def arrival(name: str) -> Arrival:
-        return arrivals("1.1")[0]._replace(spool_name=name)
+    def take() -> None:
+        file = Intake(ledger, spool).begin()
+        file.write(b"nine byte")
+        file.keep(arrivals("1.1")[0]._replace(spool_name=file.name))
 
     wait_for_standby("one_that_is_away")
     with ThreadPoolExecutor(1) as senders:
-        answer = senders.submit(Intake(ledger, spool).take, arrival, b"nine byte")
+        answer = senders.submit(take)
         wait_until("the commit waits", waits)
         wire.cut()
         assert isinstance(answer.exception(), NoRoomError)  # the sender keeps it

@@ -93,6 +93,12 @@ def test_killed_anywhere_what_has_a_name_is_whole_and_is_swept(tmp_path: Path, p
     assert files(tmp_path) == []
 
 
+def take(intake: Intake, sop_instance_uid: str) -> None:
+    file = intake.begin()
+    file.write(b"x")
+    file.keep(Arrival(file.name, "1.2", sop_instance_uid, "", "", "dimse", 1, 1))
+
+
 def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_path: Path) -> None:
     ledger, folder = Ledger(f"sqlite:///{tmp_path}/ledger.db"), tmp_path / "spool"
     Spool(folder)  # a start before the mount leaves its folders in the mount point
@@ -100,11 +106,11 @@ def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_pat
     spool = Spool(folder)
     spool.claim(ledger.spool_identity)
     intake = Intake(ledger, spool)
-    intake.take(lambda name: Arrival(name, "1.2", "1.3", "", "", "dimse", 1, 1), b"x")
+    take(intake, "1.3")
     folder.rename(tmp_path / "away")
     (tmp_path / "mount point").rename(folder)
     with pytest.raises(NoRoomError):
-        intake.take(lambda name: Arrival(name, "1.2", "1.4", "", "", "dimse", 1, 1), b"x")
+        take(intake, "1.4")
     assert ledger.inspect.counts()["instances"]["received"] == 1
     assert files(folder) == []
 

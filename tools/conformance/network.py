@@ -8,16 +8,16 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydicom.uid import UID
-from pynetdicom.presentation import PresentationContext
 
 from daemon.config import Config, DicomDestination, FolderDestination, Peer
 from daemon.deliver import verdict
 from daemon.deliver.limits import DEFAULT_LIMITS as LIMITS
 from daemon.deliver.verdict import Verdict
 from daemon.dicom import commitment, link, negotiation, tables
+from daemon.dicom.acceptor import Rejection
 from daemon.dicom.tables import STORAGE_COMMITMENT, VERIFICATION, Status
-from daemon.receive import access, listener, scp
-from daemon.receive.access import Caller, Gate
+from daemon.receive.access import AccessList, Caller
+from daemon.receive.scp import limits_of
 from inference.results import ENCODERS
 from inference.results.gate import common as gate
 from tools.conformance import table
@@ -30,16 +30,13 @@ _ARCHIVE = DicomDestination(
 )
 
 
-def _syntaxes(context: PresentationContext) -> tuple[str, ...]:
-    return tuple(map(str, context.transfer_syntax))
+# What the node takes with default settings.
+RECEIVE_LIMITS = limits_of(Config())
 
 
 def services() -> list[str]:
     """SOP classes and roles."""
-    stored = {str(one.abstract_syntax) for one in tables.accepted_contexts()} - {
-        VERIFICATION,
-        STORAGE_COMMITMENT,
-    }
+    stored = tables.stored_classes().keys() - {VERIFICATION, STORAGE_COMMITMENT}
     sent = {sop_class for sop_class, _ in _RESULTS}
     rows = [
         ("Verification", VERIFICATION, "yes", "yes"),
@@ -54,8 +51,9 @@ def services() -> list[str]:
 def accepted() -> list[str]:
     """Presentation contexts taken, those of one list of transfer syntaxes together."""
     together: dict[tuple[str, ...], list[str]] = {}
-    for context in tables.accepted_contexts():
-        together.setdefault(_syntaxes(context), []).append(_name(context))
+    for sop_class, taken in tables.stored_classes().items():
+        name = _name(sop_class, taken.takes_scp)
+        together.setdefault(taken.transfer_syntaxes, []).append(name)
     rows = (
         ("; ".join(names), "; ".join(UID(one).name for one in syntaxes))
         for syntaxes, names in together.items()
@@ -63,9 +61,9 @@ def accepted() -> list[str]:
     return table(("SOP classes", "transfer syntaxes, in our order of preference"), rows)
 
 
-def _name(context: PresentationContext) -> str:
-    role = " (also where the peer proposes itself as SCP)" if context.scp_role else ""
-    return f"{UID(str(context.abstract_syntax)).name.removesuffix(' SOP Class')}{role}"
+def _name(sop_class: str, takes_scp: bool) -> str:
+    role = " (also where the peer proposes itself as SCP)" if takes_scp else ""
+    return f"{UID(sop_class).name.removesuffix(' SOP Class')}{role}"
 
 
 def proposed() -> list[str]:
@@ -101,11 +99,11 @@ def implementation() -> list[str]:
             ("longest PDU sent", f"what the peer takes, at most {tables.MAXIMUM_PDU_BYTES} bytes"),
             (
                 "longest PDU taken from a peer that does not keep to it",
-                f"{listener.PDU_LIMIT_BYTES} bytes",
+                f"{RECEIVE_LIMITS.pdu_bytes} bytes",
             ),
-            ("longest C-STORE", f"{listener._MESSAGE_LIMIT_BYTES} bytes"),
-            ("longest other message", f"{scp._SMALL_MESSAGE_BYTES} bytes"),
-            ("simultaneous associations as acceptor", scp._MAXIMUM_ASSOCIATIONS),
+            ("longest C-STORE", f"{RECEIVE_LIMITS.store_bytes} bytes"),
+            ("longest other message", f"{RECEIVE_LIMITS.message_bytes} bytes"),
+            ("simultaneous associations as acceptor", RECEIVE_LIMITS.associations),
             (
                 "simultaneous associations as initiator",
                 "one for each destination; one more where it is asked for commitment",
@@ -140,6 +138,11 @@ _ANSWERS = {
         "C-STORE",
         "the Affected SOP Class UID is not that of the presentation context",
     ),
+    Status.UNRECOGNIZED_OPERATION: (
+        "every other request",
+        "this AE does not know the operation",
+    ),
+    Status.CANNOT_UNDERSTAND: ("C-STORE", "it has no data set"),
     Status.OUT_OF_RESOURCES: (
         "C-STORE",
         "too little room on disk, or the record cannot be written; send it again later",
@@ -155,8 +158,8 @@ def answers() -> list[str]:
 
 def rejections() -> list[str]:
     """What the gate says to callers of all kinds."""
-    named = Gate("PLEURA", [Peer(ae_title="XRAY1", host="192.0.2.1")], [_ARCHIVE])
-    nobody = Gate("PLEURA", [])
+    named = AccessList("PLEURA", [Peer(ae_title="XRAY1", host="192.0.2.1")], [_ARCHIVE])
+    nobody = AccessList("PLEURA", [])
     callers = [
         ("no `peers`: any AE, on this machine", nobody, ("PLEURA", "ANY", "127.0.0.1")),
         ("no `peers`: from elsewhere", nobody, ("PLEURA", "ANY", "192.0.2.9")),
@@ -175,30 +178,22 @@ def rejections() -> list[str]:
     ]
     rows.append(
         (
-            f"one more than {scp._MAXIMUM_ASSOCIATIONS} associations, unless one AE holds more than half of them and "
-            f"one of these has brought no object for {scp._NOWHERE_S:g} s: that one is ended",
-            _REJECTED.format(2, 3, 2, "transient: local limit exceeded"),
+            f"one more than {RECEIVE_LIMITS.associations} associations, unless one AE holds more than half of them and "
+            f"one of these has brought no object for {RECEIVE_LIMITS.unproductive_s:g} s: that one is ended",
+            f"A-ASSOCIATE-RJ {negotiation.LOCAL_LIMIT_EXCEEDED}",
         )
     )
     return table(("caller", "answer"), rows)
 
 
-_REJECTED = "A-ASSOCIATE-RJ {}/{}/{} ({})"
-_REASONS = {
-    1: "no reason given",
-    3: "calling AE title not recognized",
-    7: "called AE title not recognized",
-}
-
-
-def _verdict(found: Caller | access.Rejection) -> str:
+def _verdict(found: Caller | Rejection) -> str:
     if isinstance(found, Caller):
         return (
             "accepted"
             if found.stores
             else "accepted for Verification and storage commitment reports only"
         )
-    return _REJECTED.format(*found, f"permanent: {_REASONS[found[2]]}")
+    return f"A-ASSOCIATE-RJ {found.answer}"
 
 
 _BEHAVIOUR = {
@@ -261,15 +256,15 @@ def times() -> list[str]:
         [
             (
                 "a connection that has not asked for an association (ARTIM)",
-                f"{listener._SILENCE_S:g} s",
+                f"{RECEIVE_LIMITS.request_s:g} s",
             ),
             (
                 "such connections at a time; beyond, the oldest of the address with most goes",
-                listener._MAXIMUM_SILENT,
+                RECEIVE_LIMITS.connections,
             ),
-            ("one PDU from its first byte to its last", f"{listener._PDU_S:g} s"),
-            ("an association without a message", f"{scp._IDLE_S:g} s, then aborted"),
-            ("what is being received when the node stops", f"{scp._DRAIN_S:g} s"),
+            ("one PDU from its first byte to its last", f"{RECEIVE_LIMITS.pdu_s:g} s"),
+            ("an association without a message", f"{RECEIVE_LIMITS.idle_s:g} s, then aborted"),
+            ("what is being received when the node stops", f"{RECEIVE_LIMITS.drain_s:g} s"),
             ("to connect to a destination", f"{association.connect_s:g} s"),
             ("its answer to an association or release request", f"{association.acse_s:g} s"),
             (
