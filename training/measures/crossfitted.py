@@ -299,11 +299,35 @@ def ship(run: Path, found: Mapping[str, Any], scale: float, offset: float, image
     package.amend(folder, {"classifier": stated, "metrics": {"cross_fitted": dict(found)}})
 
 
+def plot(bins: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw the reliability of ten bins as a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1, label="calibrated")
+    expected = [one["probability"] for one in bins]
+    positive = [one["positive"] for one in bins]
+    axes.plot(expected, positive, marker="o", color="tab:blue", label="measured")
+    axes.set(
+        xlabel="stated probability (mean of a tenth of the images)",
+        ylabel="share with a pneumothorax",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def main() -> None:
     """Measure the run in a folder, and ship what was found in its package."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a run of `pleura train`")
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled images")
+    parser.add_argument("--plot", type=Path, help="PNG of the reliability to be written")
     given = parser.parse_args()
 
     answers = answered(given.run, labelled.read("siim", given.data))
@@ -313,6 +337,8 @@ def main() -> None:
     (given.run / "cross-fitted.json").write_text(text, encoding="utf-8")
     ship(given.run, found, scale, offset, len(answers))
     plausibility.carry(given.run / "package")
+    if given.plot is not None:
+        plot(found["reliability"], given.plot)
     print(text)  # noqa: T201
 
 
