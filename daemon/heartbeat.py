@@ -1,4 +1,4 @@
-"""Keeps leases alive while their owner is at work."""
+"""Keeps leases alive while their owner is at work, and says that a role is alive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from daemon.ledger import DeliveryJob, ImageJob, Ledger
+from daemon.ledger import DeliveryJob, ImageJob, Ledger, owner_name
 
 log = logging.getLogger("pleura.service")
 
@@ -48,3 +48,46 @@ class Heartbeat:
         except Exception:
             # The lease may run out. Then a later owner wins, and nothing is lost.
             log.exception("leases could not be renewed")
+
+
+class RoleHeartbeat:
+    """Records in the ledger that this process of a role is alive, for as long as the block runs.
+
+    A process that cannot write the ledger is silent there, and logs it once for each outage.
+    """
+
+    def __init__(self, ledger: Ledger, role: str, detail: str) -> None:
+        self._ledger = ledger
+        self._role = role
+        self._detail = detail
+        self._period_s = ledger.limits.lease_s / _BEATS_PER_LEASE
+        self._is_silent = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{role} heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._beat()
+            if self._done.wait(self._period_s):
+                break
+        try:
+            self._ledger.end_role(self._role, owner_name())
+        except Exception as error:
+            log.warning("%s: the last heartbeat failed (%s)", self._role, type(error).__name__)
+
+    def _beat(self) -> None:
+        try:
+            self._ledger.beat(self._role, owner_name(), self._detail)
+        except Exception as error:
+            if not self._is_silent:
+                log.warning("%s: no heartbeat: the ledger (%s)", self._role, type(error).__name__)
+            self._is_silent = True
+        else:
+            self._is_silent = False

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
+from daemon.heartbeat import RoleHeartbeat
 from daemon.ledger import Ledger, LedgerError, this_machine
 from daemon.spool import Spool, SpoolError
 
@@ -139,8 +140,10 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
     # Loaded modules stay: the garbage collector need not look at them every few dozen associations.
     gc.freeze()
-    _say_ready("receive", f"listening on {config.host}:{config.port} as {config.ae_title}")
-    _wait(stop)
+    what = f"listening on {config.host}:{config.port} as {config.ae_title}"
+    _say_ready("receive", what)
+    with RoleHeartbeat(ledger, "receive", what):
+        _wait(stop)
 
     if inbox:
         inbox.stop()
@@ -185,11 +188,13 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
     worker = Worker(pipeline, ledger, spool, config)
     signal.signal(signal.SIGHUP, lambda *_: worker.succession.ask())
-    _say_ready("analyse", f"model {pipeline.engine.identity.id} on {pipeline.engine.device}")
+    what = f"model {pipeline.engine.identity.id} on {pipeline.engine.device}"
+    _say_ready("analyse", what)
 
     # Only the worker holds the pipeline from here on, so that it can free it for a successor.
     del pipeline
-    worker.run(stop)
+    with RoleHeartbeat(ledger, "analyse", what):
+        worker.run(stop)
 
 
 def _prepare_for_torch() -> None:
@@ -208,8 +213,10 @@ def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
     deliverer = Deliverer(config, ledger, spool)
     deliverer.start()
-    _say_ready("deliver", f"{len(config.destinations)} destination(s)")
-    _wait(stop)
+    what = f"{len(config.destinations)} destination(s)"
+    _say_ready("deliver", what)
+    with RoleHeartbeat(ledger, "deliver", what):
+        _wait(stop)
     deliverer.stop()
 
 

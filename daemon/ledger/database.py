@@ -112,17 +112,18 @@ class Database:
             raise
         self._file = _file_at(self.engine.url) if self.is_sqlite else None
 
+    def now(self, conn: Connection) -> float:
+        """The ledger's clock: seconds since 1970."""
+        if self._clock is not None:
+            return self._clock()
+        epoch = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
+        return float(conn.execute(epoch).scalar_one())
+
     @contextmanager
     def transaction(self) -> Iterator[tuple[Connection, float]]:
         """A writing transaction and its time; committed durably when the block ends."""
         with self.engine.begin() as conn:
-            if self._clock is not None:
-                yield conn, self._clock()
-            else:
-                now = conn.execute(
-                    sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
-                ).scalar_one()
-                yield conn, float(now)
+            yield conn, self.now(conn)
 
     def append(self, statement: str, rows: Callable[[float], list[dict[str, Any]]]) -> None:
         """Insert the rows that `rows` makes of the transaction's time, commit, and ring.

@@ -12,12 +12,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database
-from daemon.ledger.records import KeptFile
+from daemon.ledger.records import DestinationHealth, KeptFile, LedgerLimits, RoleBeat, SameReason
 from daemon.ledger.schema import (
     deliveries,
+    destinations,
     folders,
     instances,
     results,
+    roles,
     spools,
     state_is,
     state_is_not,
@@ -47,8 +49,9 @@ _COUNTED: dict[str, tuple[sa.Table, tuple[str, ...]]] = {
 class Inspection:
     """Questions to one ledger."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, limits: LedgerLimits) -> None:
         self._database = database
+        self._limits = limits
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -124,7 +127,145 @@ class Inspection:
                 owners.update(conn.execute(held.distinct()).scalars())
         return owners
 
+    # -- health ---------------------------------------------------------------------------------
+
+    def roles(self) -> list[RoleBeat]:
+        """The heartbeats of all processes of the node, by role, the youngest first."""
+        newest_first = sa.select(roles).order_by(roles.c.role, roles.c.beat_at.desc())
+        with self._database.reading() as conn:
+            now = self._database.now(conn)
+            rows = conn.execute(newest_first).mappings().all()
+        return [
+            RoleBeat(
+                **row,
+                age_s=now - row["beat_at"],
+                # A beat from the future comes from a clock that was set back.
+                is_alive=abs(now - row["beat_at"]) < self._limits.lease_s,
+            )
+            for row in rows
+        ]
+
+    def destinations(self) -> list[DestinationHealth]:
+        """Every destination that was ever tried or owed anything, by name."""
+        delivery = deliveries.c
+        count = sa.func.count().label("number")
+        owed = (
+            sa.select(
+                delivery.destination,
+                count,
+                sa.func.min(instances.c.completed_at).label("oldest_at"),
+            )
+            .select_from(_DELIVERIES_OF_IMAGES)
+            .where(state_is(deliveries, "owed"))
+            .group_by(delivery.destination)
+        )
+        refused = (
+            sa.select(delivery.destination, count)
+            .where(delivery.state == DeliveryState.REFUSED.value, state_is_not(deliveries, "owed"))
+            .group_by(delivery.destination)
+        )
+        with self._database.reading() as conn:
+            owed_to = {row.destination: row for row in conn.execute(owed)}
+            refused_by = {row.destination: int(row.number) for row in conn.execute(refused)}
+            noted = {row["name"]: row for row in conn.execute(sa.select(destinations)).mappings()}
+
+        health = []
+        for name in sorted({*owed_to, *refused_by, *noted}):
+            note = noted.get(name, {})
+            debt = owed_to.get(name)
+            health.append(
+                DestinationHealth(
+                    name=name,
+                    owed=int(debt.number) if debt else 0,
+                    refused=refused_by.get(name, 0),
+                    oldest_owed_at=debt.oldest_at if debt else None,
+                    down_since=note.get("down_since"),
+                    answer=note.get("answer", ""),
+                    answered_at=note.get("answered_at"),
+                    next_try_at=note.get("next_try_at"),
+                )
+            )
+        return health
+
+    def oldest_waiting_at(self) -> float | None:
+        """When the oldest image that still waits, or is in work, was received."""
+        oldest = sa.select(sa.func.min(instances.c.received_at)).where(
+            state_is(instances, "received")
+        )
+        with self._database.reading() as conn:
+            at: float | None = conn.execute(oldest).scalar()
+        return at
+
+    def reasons(self) -> dict[str, dict[str, int]]:
+        """How many images are in the states not_analysed and failed for each reason."""
+        image = instances.c
+        without_answer = (ImageState.NOT_ANALYSED.value, ImageState.FAILED.value)
+        grouped = (
+            sa.select(image.state, image.reason, sa.func.count())
+            .where(image.state.in_(without_answer), state_is_not(instances, "received"))
+            .group_by(image.state, image.reason)
+        )
+        numbers: dict[str, dict[str, int]] = {state: {} for state in without_answer}
+        with self._database.reading() as conn:
+            for state, reason, number in conn.execute(grouped):
+                numbers[state][reason or ""] = int(number)
+        return numbers
+
+    def same_reason(self, images: int = 20) -> SameReason | None:
+        """The reason for which the newest `images` ended images were all excluded, if there is one.
+
+        A typo in `admission` (a body part that no modality sends) silences the node like this.
+        """
+        image = instances.c
+        newest = (
+            sa.select(image.state, image.reason)
+            .where(image.completed_at.is_not(None), image.removed_at.is_(None))
+            .where(image.state != ImageState.DUPLICATE.value)
+            .order_by(image.completed_at.desc())
+            .limit(images)
+        )
+        with self._database.reading() as conn:
+            rows = conn.execute(newest).all()
+
+        endings = {(row.state, row.reason) for row in rows}
+        if len(rows) < images or len(endings) != 1:
+            return None
+        ((state, reason),) = endings
+        return SameReason(reason, images) if state == ImageState.NOT_ANALYSED else None
+
     # -- people ---------------------------------------------------------------------------------
+
+    def find(self, uid: str = "", accession_digest: str = "", limit: int = 100) -> list[str]:
+        """SOP Instance UIDs of received images, newest first, without repetition.
+
+        `uid`: of the image, of its study, or of one of its results.
+        """
+        image = instances.c
+        if accession_digest:
+            is_meant = image.accession_digest == accession_digest
+        else:
+            of_result = sa.select(results.c.instance_id).where(results.c.sop_instance_uid == uid)
+            is_meant = sa.or_(
+                image.sop_instance_uid == uid,
+                image.study_instance_uid == uid,
+                image.id.in_(of_result),
+            )
+        query = sa.select(image.sop_instance_uid).where(is_meant).order_by(image.id.desc())
+        with self._database.reading() as conn:
+            uids = conn.execute(query.limit(limit)).scalars().all()
+        return list(dict.fromkeys(uids))
+
+    def failures(self, limit: int = 20) -> list[dict[str, Any]]:
+        """The newest failed images, as UIDs, reasons and times."""
+        image = instances.c
+        query = (
+            sa.select(image.sop_instance_uid, image.reason, image.detail, image.completed_at)
+            .where(image.state == ImageState.FAILED.value, state_is_not(instances, "received"))
+            .order_by(image.id.desc())
+            .limit(limit)
+        )
+        with self._database.reading() as conn:
+            return _as_dicts(conn, query)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Each accepted instance and each delivery in exactly one count."""
@@ -174,7 +315,7 @@ class Inspection:
             sa.select(
                 image.id, image.received_at, image.calling_ae_title, image.origin, image.state,
                 image.reason, image.detail, image.positive, image.probability, image.model,
-                image.completed_at,
+                image.device, image.completed_at,
             )
             .where(image.sop_instance_uid == sop_instance_uid)
             .order_by(image.id)

@@ -31,9 +31,11 @@ from daemon.ledger.records import (
 from daemon.ledger.schema import (
     commitments,
     deliveries,
+    destinations,
     folders,
     instances,
     results,
+    roles,
     spools,
     state_is,
     state_is_not,
@@ -102,7 +104,7 @@ class Ledger:
         self.url = url
         self.limits = limits or LedgerLimits()
         self._database = Database(url, clock, migrate)
-        self.inspect = Inspection(self._database)
+        self.inspect = Inspection(self._database, self.limits)
         # Compiled here and not in each commit, whose Python the associations wait for.
         columns = [*Arrival._fields, *_RECEIVED, "received_at"]
         insert = sa.insert(instances).compile(self._database.engine, column_keys=columns)
@@ -504,6 +506,45 @@ class Ledger:
                 conn.execute(held.values(owner=None, lease_until=now))
             self._database.ring(conn)
 
+    # -- health ---------------------------------------------------------------------------------
+
+    def beat(self, role: str, owner: str, detail: str) -> None:
+        """Record that this process of a role is alive. Forgets processes that ended long ago."""
+        with self._database.transaction() as (conn, now):
+            same = (roles.c.role == role, roles.c.owner == owner)
+            alive = {"beat_at": now, "detail": detail}
+            if not conn.execute(roles.update().where(*same).values(**alive)).rowcount:
+                new = {"role": role, "owner": owner, "started_at": now}
+                conn.execute(roles.insert().values(**new, **alive))
+
+            forgotten = roles.c.beat_at < now - self.limits.roles_kept_s
+            conn.execute(roles.delete().where(forgotten))
+
+    def end_role(self, role: str, owner: str) -> None:
+        """This process of a role ends as it should: its heartbeat is forgotten at once."""
+        with self._database.transaction() as (conn, _):
+            same = (roles.c.role == role, roles.c.owner == owner)
+            conn.execute(roles.delete().where(*same))
+
+    def note_destination(
+        self, name: str, answer: str, is_down: bool, next_try_s: float | None = None
+    ) -> None:
+        """Record a destination's last answer in words. `next_try_s`: when it is tried again.
+
+        An outage keeps the time of its first note.
+        """
+        with self._database.transaction() as (conn, now):
+            since = sa.func.coalesce(destinations.c.down_since, now) if is_down else None
+            note = {
+                "answer": answer,
+                "answered_at": now,
+                "next_try_at": None if next_try_s is None else now + next_try_s,
+            }
+            same = destinations.update().where(destinations.c.name == name)
+            if not conn.execute(same.values(down_since=since, **note)).rowcount:
+                began = now if is_down else None
+                conn.execute(destinations.insert().values(name=name, down_since=began, **note))
+
     # -- storage commitment ---------------------------------------------------------------------
 
     def ask_commitment(
@@ -719,6 +760,7 @@ def _duplicate_of(original: int, completion: Completion, now: float) -> dict[str
         "duplicate_of": original,
         "content_digest": completion.content_digest,
         "study_instance_uid": completion.study_instance_uid,
+        "accession_digest": completion.accession_digest,
         "completed_at": now,
         "owner": None,
     }
@@ -734,6 +776,8 @@ def _ended(job: ImageJob, completion: Completion, now: float) -> dict[str, Any]:
         "probability": completion.probability,
         "positive": completion.positive,
         "model": completion.model,
+        "device": completion.device,
+        "accession_digest": completion.accession_digest,
         "completed_at": now,
         "result_time": job.result_time,
         "owner": None,

@@ -22,6 +22,8 @@ class LedgerLimits:
     forgetful_s: float = 60.0
     # After this a commitment report finds no request any more, and the archive is asked again.
     commitments_kept_s: float = 90 * 86400.0
+    # The heartbeat of a process that ended is forgotten after this.
+    roles_kept_s: float = 86400.0
 
 
 class Arrival(NamedTuple):
@@ -78,6 +80,8 @@ class Completion:
     probability: float | None = None
     positive: bool | None = None
     model: str | None = None
+    device: str | None = None
+    accession_digest: str | None = None
     results: tuple[StoredResult, ...] = ()
 
 
@@ -108,3 +112,41 @@ class KeptFile:
     spool_name: str
     size_bytes: int | None
     what: str  # for people: whose file it is
+
+
+@dataclass(frozen=True)
+class RoleBeat:
+    """The last heartbeat of one process. Times are seconds since 1970 on the ledger's clock."""
+
+    role: str  # receive, analyse, deliver
+    owner: str  # machine:process ID
+    detail: str  # what the role said when it was ready
+    started_at: float
+    beat_at: float
+    age_s: float
+    # The last beat is younger than a lease. A process that hangs or ended has no young beat.
+    is_alive: bool
+
+
+@dataclass(frozen=True)
+class DestinationHealth:
+    """What one destination owes and is owed, and its last answer."""
+
+    name: str
+    owed: int
+    refused: int
+    # When the oldest delivery that is still owed was completed; None where nothing is owed.
+    oldest_owed_at: float | None
+    # None: up, or never tried.
+    down_since: float | None
+    answer: str
+    answered_at: float | None
+    next_try_at: float | None
+
+
+@dataclass(frozen=True)
+class SameReason:
+    """The newest `images` ended images were all excluded from analysis for one reason."""
+
+    reason: str
+    images: int

@@ -1,4 +1,7 @@
-"""The ledger's tables. Rows outlive the bytes they tell of; times are seconds since 1970 on the ledger's clock."""
+"""The ledger's tables. Rows outlive the bytes that they describe.
+
+Times are seconds since 1970 on the ledger's clock.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = sa.MetaData()
 
@@ -16,20 +19,20 @@ schema_version = sa.Table(
 
 
 def state_is(table: sa.Table, state: str) -> sa.ColumnElement[bool]:
-    """`state = '...'` as a literal: the databases use a partial index only where they can read the value."""
+    """`state = '...'` as a literal: a partial index is used only where its value can be read."""
     return table.c.state == sa.literal_column(f"'{state}'")
 
 
 def state_is_not(table: sa.Table, state: str) -> sa.ColumnElement[bool]:
-    """`state != '...'`, to be said with each other question about states: it names the index of what has ended.
+    """`state != '...'`: add it to every query on ended rows, so that their partial index is used.
 
-    That index leaves out what waits, so that nobody finds it there in an order that would have to be sorted.
+    That index leaves out waiting rows. They are found in their own index, in the order of claims.
     """
     return table.c.state != sa.literal_column(f"'{state}'")
 
 
 def _partial_index(name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool]) -> None:
-    """An index of the rows that `where` names, on both databases."""
+    """An index of the rows that `where` selects, on both databases."""
     sa.Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
@@ -48,7 +51,7 @@ instances = sa.Table(
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("received_at", sa.Float, nullable=False),
-    # received, analysed, not_analysed, failed, duplicate
+    # states.ImageState
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("detail", sa.Text),
@@ -58,21 +61,23 @@ instances = sa.Table(
     sa.Column("positive", sa.Boolean),
     sa.Column("model", sa.Text),
     sa.Column("completed_at", sa.Float),
-    # the lease
+    # The device that the networks ran on.
+    sa.Column("device", sa.Text),
+    # A keyed digest of the Accession Number, to look it up; never the number (digests.py).
+    sa.Column("accession_digest", sa.Text),
+    # The lease. `unfinished` counts attempts that began and did not end; `unfinished_alone` counts
+    # those of them that had no neighbour to blame.
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("unfinished", sa.Integer, nullable=False),  # attempts begun and not ended
-    sa.Column(
-        "unfinished_alone", sa.Integer, nullable=False
-    ),  # of these, the ones with no neighbour to blame
-    sa.Column(
-        "result_time", sa.Float
-    ),  # what the first results say; objects made again say the same
-    sa.Column(
-        "remakes", sa.Integer, nullable=False, server_default="0"
-    ),  # result files that were lost and made again
-    sa.Column("removed_at", sa.Float),  # its bytes and those of its results are gone: retention
+    sa.Column("unfinished", sa.Integer, nullable=False),
+    sa.Column("unfinished_alone", sa.Integer, nullable=False),
+    # The time that the first results say. Objects that are made again say the same time.
+    sa.Column("result_time", sa.Float),
+    # How often lost result files were made again.
+    sa.Column("remakes", sa.Integer, nullable=False, server_default="0"),
+    # Retention removed its bytes and those of its results.
+    sa.Column("removed_at", sa.Float),
 )
 _partial_index(
     "waiting",
@@ -89,7 +94,18 @@ _partial_index(
 sa.Index("same_image", instances.c.sop_instance_uid, instances.c.content_digest)
 sa.Index("instances_by_file", instances.c.spool_name)
 _partial_index(
-    "kept_bytes",  # and not of what waits: receiving writes to as few pages as can be
+    "instances_by_study",
+    instances.c.study_instance_uid,
+    where=instances.c.study_instance_uid.is_not(None),
+)
+_partial_index(
+    "instances_by_accession",
+    instances.c.accession_digest,
+    where=instances.c.accession_digest.is_not(None),
+)
+# Without waiting rows: receiving writes to as few pages as possible.
+_partial_index(
+    "kept_bytes",
     instances.c.completed_at,
     where=instances.c.removed_at.is_(None) & instances.c.completed_at.is_not(None),
 )
@@ -104,7 +120,8 @@ results = sa.Table(
     sa.Column("sop_class_uid", sa.Text, nullable=False),
     sa.Column("sop_instance_uid", sa.Text, nullable=False, unique=True),
     sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
-    sa.Column("size_bytes", sa.BigInteger),  # null: written before version 2
+    # Null: written before version 2.
+    sa.Column("size_bytes", sa.BigInteger),
 )
 sa.Index("results_by_file", results.c.spool_name)
 
@@ -115,20 +132,20 @@ deliveries = sa.Table(
     sa.Column("result_id", sa.ForeignKey("results.id"), nullable=False, index=True),
     sa.Column("destination", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),  # owed, stored, committed, refused
-    sa.Column("status", sa.Integer),  # the last DIMSE status
+    # states.DeliveryState
+    sa.Column("state", sa.Text, nullable=False),
+    # The last DIMSE status.
+    sa.Column("status", sa.Integer),
     sa.Column("why", sa.Text),
     sa.Column("due_at", sa.Float, nullable=False),
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column(
-        "failures", sa.Integer, nullable=False
-    ),  # answers with a failure status; outages do not count
+    # Answers with a failure status. Outages do not count.
+    sa.Column("failures", sa.Integer, nullable=False),
     sa.Column("stored_at", sa.Float),
-    sa.Column(
-        "commit_due_at", sa.Float
-    ),  # when to ask for storage commitment (again); null: nobody is asked
+    # When to ask for storage commitment (again). Null: the destination is not asked.
+    sa.Column("commit_due_at", sa.Float),
     sa.Column("commit_asks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("committed_at", sa.Float),
 )
@@ -157,7 +174,7 @@ _partial_index(
     where=deliveries.c.why.is_not(None),
 )
 
-# One row for each storage commitment request; its report may come at any time, or never.
+# One row for each storage commitment request. Its report may come at any time, or never.
 commitments = sa.Table(
     "commitments",
     metadata,
@@ -167,13 +184,37 @@ commitments = sa.Table(
     sa.Column("reported_at", sa.Float),
 )
 
-# One row: the spool that the files lie in carries the same identity (spool.py).
+# One row: the identity of the spool that the files lie in, which its marker carries too (spool.py).
 spools = sa.Table("spools", metadata, sa.Column("identity", sa.Text, primary_key=True))
 
 # Folder destinations that results went to: each carries a mark since (folder.py).
 folders = sa.Table("folders", metadata, sa.Column("path", sa.Text, primary_key=True))
 
-# What turns the tables of one version into those of the next, in both databases' SQL.
+# The heartbeats of running roles: a row for each process.
+roles = sa.Table(
+    "roles",
+    metadata,
+    sa.Column("role", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, primary_key=True),
+    # What the role said when it was ready: its port, its model and device.
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("beat_at", sa.Float, nullable=False),
+)
+
+# The last answer of each destination, in words.
+destinations = sa.Table(
+    "destinations",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # Null: the destination is up.
+    sa.Column("down_since", sa.Float),
+    sa.Column("answer", sa.Text, nullable=False),
+    sa.Column("answered_at", sa.Float, nullable=False),
+    sa.Column("next_try_at", sa.Float),
+)
+
+# The statements that turn the tables of one version into those of the next, on both databases.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
         "ALTER TABLE instances ADD COLUMN result_time FLOAT",
@@ -183,8 +224,8 @@ STEPS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE deliveries ADD COLUMN commit_due_at FLOAT",
         "ALTER TABLE deliveries ADD COLUMN commit_asks INTEGER DEFAULT '0' NOT NULL",
         "ALTER TABLE deliveries ADD COLUMN committed_at FLOAT",
-        "CREATE TABLE commitments (transaction_uid TEXT NOT NULL PRIMARY KEY, destination TEXT NOT NULL,"
-        " asked_at FLOAT NOT NULL, reported_at FLOAT)",
+        "CREATE TABLE commitments (transaction_uid TEXT NOT NULL PRIMARY KEY,"
+        " destination TEXT NOT NULL, asked_at FLOAT NOT NULL, reported_at FLOAT)",
         "CREATE TABLE spools (identity TEXT NOT NULL PRIMARY KEY)",
         "DROP INDEX waiting",
         "DROP INDEX owed",
@@ -192,7 +233,8 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX instances_by_state ON instances (state, id) WHERE state != 'received'",
         "CREATE INDEX instances_by_file ON instances (spool_name)",
         "CREATE INDEX results_by_file ON results (spool_name)",
-        "CREATE INDEX kept_bytes ON instances (completed_at) WHERE removed_at IS NULL AND completed_at IS NOT NULL",
+        "CREATE INDEX kept_bytes ON instances (completed_at)"
+        " WHERE removed_at IS NULL AND completed_at IS NOT NULL",
         "CREATE INDEX owed ON deliveries (destination, priority, id) WHERE state = 'owed'",
         "CREATE INDEX uncommitted ON deliveries (destination, commit_due_at)"
         " WHERE state = 'stored' AND commit_due_at IS NOT NULL",
@@ -200,4 +242,16 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX troubled ON deliveries (id) WHERE why IS NOT NULL",
     ),
     2: ("CREATE TABLE folders (path TEXT NOT NULL PRIMARY KEY)",),
+    3: (
+        "ALTER TABLE instances ADD COLUMN device TEXT",
+        "ALTER TABLE instances ADD COLUMN accession_digest TEXT",
+        "CREATE INDEX instances_by_study ON instances (study_instance_uid)"
+        " WHERE study_instance_uid IS NOT NULL",
+        "CREATE INDEX instances_by_accession ON instances (accession_digest)"
+        " WHERE accession_digest IS NOT NULL",
+        "CREATE TABLE roles (role TEXT NOT NULL, owner TEXT NOT NULL, detail TEXT NOT NULL,"
+        " started_at FLOAT NOT NULL, beat_at FLOAT NOT NULL, PRIMARY KEY (role, owner))",
+        "CREATE TABLE destinations (name TEXT NOT NULL PRIMARY KEY, down_since FLOAT,"
+        " answer TEXT NOT NULL, answered_at FLOAT NOT NULL, next_try_at FLOAT)",
+    ),
 }
