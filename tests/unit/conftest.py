@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # inference/engines/cores.py lets it stand
+        # Imported only here: the daemon's own tests need no torch.
+        import torch
+
+        # inference/engines/cores.py leaves a given number as it is.
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
