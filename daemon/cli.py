@@ -48,6 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_CANNOT_START
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except Exception as error:
+        trouble = _ledger_trouble(error)
+        if not trouble:
+            raise
+        print(trouble, file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _ledger_trouble(error: Exception) -> str:
+    """One line about an error of the ledger's database; "" for every other error."""
+    # Only a command that has used the ledger has loaded its library.
+    if "sqlalchemy" not in sys.modules:
+        return ""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from daemon.ledger import describe
+
+    return f"ledger: {describe(error)}" if isinstance(error, SQLAlchemyError) else ""
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -68,13 +86,13 @@ def _role(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    ledger = _ledger(options)
+    inspect = _inspection(options)
     if options.uid:
-        histories = {uid: ledger.inspect.history(uid) for uid in options.uid}
+        histories = {uid: inspect.history(uid) for uid in options.uid}
         print(json.dumps(histories, indent=None if options.json else 2))
         return EXIT_DONE if all(histories.values()) else EXIT_FAILED
 
-    counts = ledger.inspect.counts()
+    counts = inspect.counts()
     if options.json:
         print(json.dumps(counts))
         return EXIT_DONE
@@ -82,7 +100,7 @@ def _status(options: argparse.Namespace) -> int:
     for subject, states in counts.items():
         print(f"{subject}: " + ", ".join(f"{number} {state}" for state, number in states.items()))
 
-    for subject, rows in ledger.inspect.troubles().items():
+    for subject, rows in inspect.troubles().items():
         name = "image" if subject == "instances" else "delivery"
         for row in rows:
             print(f"  {name}", *(value for value in row.values() if value not in ("", None)))
@@ -102,25 +120,21 @@ def _verify(options: argparse.Namespace) -> int:
     from daemon.commands.verify import verify
     from daemon.spool import Spool, SpoolError
 
-    ledger = _ledger(options)
+    inspect = _inspection(options)
     folder = config.load(options.config).spool
-    if not folder.is_dir():
-        raise CannotStartError(
-            f"spool {folder}: there is no such folder; the node has not run with these settings yet"
-        )
-
     try:
-        spool = Spool(folder)
-        spool.claim(ledger.spool_identity)
-        report = verify(ledger, spool)
-    except (OSError, SpoolError) as error:
+        report = verify(inspect, Spool.existing(folder, inspect.spool_identity()))
+    except SpoolError as error:
+        raise CannotStartError(str(error)) from error
+    except OSError as error:
         raise CannotStartError(f"spool: {error}") from error
 
     for fault in report.faults:
         print(fault)
     print(
         f"{report.files} files counted on, {len(report.faults)} faults; "
-        f"{report.unowned} files belong to nobody (they are swept when they are an hour old)"
+        f"{report.unowned} files are given up (they are removed when they are an hour old), "
+        f"{report.unknown} files are not in the ledger (they are adopted when they are an hour old)"
     )
     return EXIT_DONE if report.clean else EXIT_FAILED
 
@@ -162,7 +176,19 @@ def _ledger(options: argparse.Namespace) -> Any:
 
     url = config.load(options.config).ledger
     try:
-        return Ledger.existing(url)
+        return Ledger.existing(url, migrate=False)
+    except LedgerError as error:
+        raise CannotStartError(str(error)) from error
+
+
+def _inspection(options: argparse.Namespace) -> Any:
+    """The same ledger for a command that only looks: it never writes, migrates or locks."""
+    from daemon import config
+    from daemon.ledger import Inspection, LedgerError
+
+    url = config.load(options.config).ledger
+    try:
+        return Inspection.open(url)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error
 

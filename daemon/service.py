@@ -20,10 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import RoleHeartbeat
-from daemon.ledger import Ledger, LedgerError, this_machine
+from daemon.ledger import Ledger, LedgerError, Outage, this_machine
 from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ PARENT = "PLEURA_PARENT"
 # How late a SIGTERM may be noticed.
 _NOTICE_S = 0.5
 
+# The pause before the next try to open a ledger whose server is away.
+_LEDGER_PAUSE_S = 2.0
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _M_ARENA_MAX = -8  # mallopt(3)
 
@@ -53,15 +58,15 @@ def run_role(role: str, config: Config) -> int:
     """
     _die_with_parent()
     stop = _stop_on_signals()
-    ledger, spool = open_stores(config)
-
     try:
-        spool.claim(ledger.spool_identity)
+        stores = _wait_for_stores(config, stop)
     except SpoolError as error:
         log.error("%s", error)
         return EXIT_FAILED
+    if stores is None:
+        return EXIT_DONE
 
-    release_dead_leases(ledger)
+    ledger, spool = stores
     try:
         ROLES[role](config, ledger, spool, stop)
     except CannotStartError:
@@ -85,6 +90,29 @@ def _stop_on_signals() -> threading.Event:
         signal.signal(number, lambda *_: stop.set())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return stop
+
+
+def _wait_for_stores(config: Config, stop: threading.Event) -> tuple[Ledger, Spool] | None:
+    """The ledger and the spool, once the database server answers; None when `stop` came first.
+
+    An outage is one line in the log, not one for each try.
+
+    Raises:
+        CannotStartError: one of them cannot be opened. SpoolError: the spool is another folder.
+    """
+    outage = Outage(log, "the ledger")
+    while not stop.is_set():
+        try:
+            ledger, spool = open_stores(config)
+            spool.claim(ledger.spool_identity)
+            release_dead_leases(ledger)
+        except SQLAlchemyError as error:
+            outage.failed(error)
+            stop.wait(_LEDGER_PAUSE_S)
+            continue
+        outage.over()
+        return ledger, spool
+    return None
 
 
 def open_stores(config: Config) -> tuple[Ledger, Spool]:

@@ -24,11 +24,13 @@ BytesLike = bytes | bytearray | memoryview
 _NAME = re.compile(r"[0-9a-f]{32}")  # the folder's two digits, 64 random bits, 14 digits that count
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # unfinished; hidden from whoever watches a folder
 _MARKER = "spool.id"
+_QUARANTINE = "quarantine"
 _SHARDS = [
     f"{number:02x}" for number in range(256)
 ]  # a million files stay a few thousand per folder
 _AT_ONCE = 1000  # pieces in one system call (IOV_MAX is 1024)
-_ORPHAN_AGE_S = 3600.0  # far longer than any write takes from its first byte to the ledger's commit
+# Far longer than any write takes from its first byte to the ledger's commit.
+ORPHAN_AGE_S = 3600.0
 
 
 class SpoolError(Exception):
@@ -44,15 +46,7 @@ class Spool:
         Raises:
             OSError: it cannot be created or written.
         """
-        self.folder = folder
-        self._at = str(
-            folder
-        )  # not a Path, whose making costs more than some system calls that it is for
-        self._identity: str | None = None
-        self._names = secrets.token_hex(
-            8
-        )  # each begins alike; then they are counted, from anywhere
-        self._numbers = itertools.count(secrets.randbits(54))
+        self._begin_names(folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shard in _SHARDS:
             (folder / shard).mkdir(mode=0o700, exist_ok=True)
@@ -61,6 +55,15 @@ class Spool:
             raise PermissionError(
                 f"{folder}: not writable by this user; give it to the user that runs Pleura"
             )
+
+    def _begin_names(self, folder: Path) -> None:
+        self.folder = folder
+        # A string: making a Path costs more than some of the system calls that it is for.
+        self._at = str(folder)
+        self._identity: str | None = None
+        # The names of one process begin alike, and are counted from a random number.
+        self._names = secrets.token_hex(8)
+        self._numbers = itertools.count(secrets.randbits(54))
 
     def claim(self, agree: Callable[[str | None], str | None]) -> None:
         """Make sure that this is the folder whose files the ledger knows, and not an empty mount point.
@@ -165,9 +168,54 @@ class Spool:
             with os.scandir(self.folder / shard) as entries:
                 yield from (entry.name for entry in entries if _NAME.fullmatch(entry.name))
 
-    def sweep(
-        self, known: Callable[[Iterable[str]], set[str]], age_s: float = _ORPHAN_AGE_S
-    ) -> int:
+    def old_names(self, age_s: float) -> Iterator[list[str]]:
+        """The names of whole files older than `age_s` seconds, folder by folder."""
+        for shard in _SHARDS:
+            old = [name for name in _older(self.folder / shard, age_s) if _NAME.fullmatch(name)]
+            if old:
+                yield old
+
+    @property
+    def quarantine_folder(self) -> Path:
+        """Whole files that nobody may delete but a person; it may be absent."""
+        return self.folder / _QUARANTINE
+
+    def quarantine(self, name: str, suffix: str = "") -> None:
+        """Move a whole file out of the way of every sweep. Raises OSError."""
+        self.quarantine_folder.mkdir(mode=0o700, exist_ok=True)
+        self.path(name).rename(self.quarantine_folder / f"{name}{suffix}")
+        sync_folder(self.quarantine_folder)
+        self.sync([name])
+
+    def quarantined(self) -> list[str]:
+        """The names of files in quarantine that a person must look at; not those with a suffix."""
+        if not self.quarantine_folder.is_dir():
+            return []
+        names = (entry.name for entry in self.quarantine_folder.iterdir())
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    @classmethod
+    def existing(cls, folder: Path, identity_in_ledger: str | None) -> Spool:
+        """The spool of a node that has run, for commands that only look. It changes nothing.
+
+        Raises:
+            SpoolError: there is no such folder, or it is not the folder that the ledger knows.
+        """
+        if not folder.is_dir():
+            raise SpoolError(
+                f"spool {folder}: there is no such folder; the node has not run with these "
+                "settings yet"
+            )
+        if identity(folder) != identity_in_ledger:
+            raise SpoolError(
+                f"spool {folder}: not the folder whose files this ledger knows; is it mounted here?"
+            )
+        spool = cls.__new__(cls)
+        spool._begin_names(folder)
+        spool._identity = identity_in_ledger
+        return spool
+
+    def sweep(self, known: Callable[[Iterable[str]], set[str]], age_s: float = ORPHAN_AGE_S) -> int:
         """Remove files older than `age_s` seconds that belong to nobody. Returns how many.
 
         `known` says which of some names the ledger owns. Young files are left alone: another process or host may be
@@ -279,7 +327,7 @@ def write_durably(path: Path, *chunks: BytesLike) -> None:
     sync_folder(path.parent)
 
 
-def sweep_unfinished(folder: Path, age_s: float = _ORPHAN_AGE_S) -> int:
+def sweep_unfinished(folder: Path, age_s: float = ORPHAN_AGE_S) -> int:
     """Remove what writers that died have left unfinished in one folder. Returns how many files."""
     left = [name for name in _older(folder, age_s) if _PART.fullmatch(name)]
     for name in left:

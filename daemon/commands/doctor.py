@@ -31,7 +31,7 @@ from daemon.dicom.tables import (
     UNCOMPRESSED,
     VERIFICATION,
 )
-from daemon.ledger import Ledger, LedgerError
+from daemon.ledger import Inspection, Ledger, LedgerError, describe
 from daemon.spool import identity
 
 _LIMITS = Limits(connect_s=10.0, acse_s=10.0, answer_s=10.0)
@@ -98,14 +98,14 @@ def _finding(subject: str, examination: Callable[[], str]) -> Finding:
         return Finding(subject, trouble=str(error))
     except SQLAlchemyError as error:
         # Its text may hold the password.
-        why = f"the ledger's database does not answer ({type(error).__name__}); is it running?"
+        why = f"the ledger's database: {describe(error)}"
         return Finding(subject, trouble=why)
 
 
 def _ledger(config: Config) -> str:
-    with closing(Ledger.existing(config.ledger, migrate=False)) as ledger:
-        counts = ledger.inspect.counts()
-        troubles = ledger.inspect.troubles()
+    with closing(Inspection.open(config.ledger)) as inspect:
+        counts = inspect.counts()
+        troubles = inspect.troubles()
     waiting = counts["instances"]["received"]
     owed = counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
@@ -115,8 +115,8 @@ def _ledger(config: Config) -> str:
 def _spool(config: Config) -> str:
     note = _folder(config.spool)
     found = identity(config.spool)
-    with closing(Ledger.existing(config.ledger, migrate=False)) as ledger:
-        known = ledger.spool_identity(None)
+    with closing(Inspection.open(config.ledger)) as inspect:
+        known = inspect.spool_identity()
     if found != known:
         raise Trouble("not the folder whose files this ledger knows; is it mounted here?")
 

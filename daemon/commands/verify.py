@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from daemon.ledger import Ledger
+from daemon.ledger import Inspection
 from daemon.spool import Spool
 
 _BATCH = 1000
@@ -18,11 +18,14 @@ _BATCH = 1000
 
 @dataclass
 class Report:
-    """The differences. A fault needs a person; the node sweeps files that no row owns once they are old."""
+    """The differences. A fault needs a person; the node tends to the other files itself."""
 
     files: int = 0
     faults: list[str] = field(default_factory=list)
+    # Given up by retention, and not removed yet.
     unowned: int = 0
+    # Never known to the ledger: adopted once they are old.
+    unknown: int = 0
 
     @property
     def clean(self) -> bool:
@@ -30,20 +33,28 @@ class Report:
         return not self.faults
 
 
-def verify(ledger: Ledger, spool: Spool) -> Report:
+def verify(inspect: Inspection, spool: Spool) -> Report:
     """Compare the whole spool with the whole ledger, and the ledger with itself. Raises SpoolError, OSError."""
     report = Report()
-    report.faults += ledger.inspect.contradictions()
+    report.faults += inspect.contradictions()
 
-    for kept in ledger.inspect.kept_files():
+    for kept in inspect.kept_files():
         report.files += 1
         damage = spool.damage(kept.spool_name, kept.size_bytes)
         # Meanwhile its bytes may have been given up, or made again under another name.
-        if damage and ledger.inspect.known_spool_names([kept.spool_name]):
+        if damage and inspect.known_spool_names([kept.spool_name]):
             report.faults.append(f"{kept.what}: {spool.path(kept.spool_name)} {damage}")
 
     for names in _batches(spool.names()):
-        report.unowned += len(set(names) - ledger.inspect.known_spool_names(names))
+        unknown = inspect.unknown_spool_names(names)
+        report.unknown += len(unknown)
+        report.unowned += len(set(names) - unknown - inspect.known_spool_names(names))
+
+    for name in spool.quarantined():
+        report.faults.append(
+            f"{spool.quarantine_folder / name}: the ledger does not know it, and it cannot be "
+            "told; put it into the inbox if it is an image, or remove it"
+        )
     return report
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable
 
+from daemon.adoption import take_in_strays
 from daemon.config import Config
 from daemon.ledger import Ledger
 from daemon.spool import Spool
@@ -74,12 +76,23 @@ class Retention:
         return by_age + early
 
     def sweep(self) -> int:
-        """Remove old files that belong to nobody. Returns how many."""
-        self._ledger.wait_for_commits()  # the row of an old file may still wait for a standby, its receiver long gone
-        count = self._spool.sweep(self._ledger.inspect.known_spool_names)
+        """Remove old files whose bytes were given up. Returns how many.
+
+        Files that the ledger never knew are adopted or quarantined, never removed (adoption.py).
+        """
+        # The row of an old file may still wait for a standby, its receiver long gone.
+        self._ledger.wait_for_commits()
+        take_in_strays(self._ledger, self._spool)
+        count = self._spool.sweep(self._spared)
         if count:
             log.info("swept %d spool files that nothing is owed on", count)
         return count
+
+    def _spared(self, names: Iterable[str]) -> set[str]:
+        """The files that must stay: counted on by the ledger, or never known to it."""
+        every = list(names)
+        inspect = self._ledger.inspect
+        return inspect.known_spool_names(every) | inspect.unknown_spool_names(every)
 
     def _remove(self, kept_s: float, kept_failed_s: float, stop: threading.Event) -> int:
         total = 0

@@ -16,16 +16,21 @@ _SHORT = struct.Struct("<HH2sH")  # PS3.5 Table 7.1-2: group, element, VR, lengt
 _LONG = struct.Struct("<HH2sHL")  # PS3.5 Table 7.1-1: for OB, two reserved bytes before the length
 _GROUP = 0x0002
 _SOP_CLASS, _SOP_INSTANCE, _TRANSFER_SYNTAX = 0x0002, 0x0003, 0x0010
+_SOURCE_AE_TITLE = 0x0016
 
 
 @dataclass(frozen=True)
 class FileMeta:
-    """The UIDs of a file meta information, without padding, and where in the file the data set begins."""
+    """The UIDs of a file meta information, without padding, and where in the file the data set begins.
+
+    `source_ae_title` is "" where the file meta information has none.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
     data_set_at: int
+    source_ae_title: str = ""
 
 
 def write_file_meta(
@@ -43,7 +48,7 @@ def write_file_meta(
         (_TRANSFER_SYNTAX, b"UI", even(transfer_syntax_uid, b"\0")),
         (0x0012, b"UI", even(implementation[0], b"\0")),
         (0x0013, b"SH", even(implementation[1], b" ")),
-        (0x0016, b"AE", even(source_ae_title, b" ")),
+        (_SOURCE_AE_TITLE, b"AE", even(source_ae_title, b" ")),
     )
 
     # File Meta Information Version.
@@ -83,4 +88,5 @@ def read_file_meta(head: bytes) -> FileMeta | None:
         values[number].rstrip(b"\0 ").decode("ascii", "replace")
         for number in (_SOP_CLASS, _SOP_INSTANCE, _TRANSFER_SYNTAX)
     )
-    return FileMeta(sop_class, sop_instance, syntax, end)
+    source = values.get(_SOURCE_AE_TITLE, b"").strip(b"\0 ").decode("ascii", "replace")
+    return FileMeta(sop_class, sop_instance, syntax, end, source)

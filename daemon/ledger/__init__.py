@@ -3,6 +3,7 @@
 from daemon.ledger.database import LedgerError, UndecidedError
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.ledger import Ledger, owner_name, this_machine
+from daemon.ledger.outage import Outage, describe
 from daemon.ledger.records import (
     Arrival,
     CommitmentRequest,
@@ -32,10 +33,12 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LedgerLimits",
+    "Outage",
     "RoleBeat",
     "SameReason",
     "StoredResult",
     "UndecidedError",
+    "describe",
     "owner_name",
     "this_machine",
 ]

@@ -37,17 +37,34 @@ _LOOK_UP_S = 0.5
 _WRITERS_S = 2
 # The pause of a sleeper whose server is away.
 _WITHOUT_BELL_S = 0.2
-# A server that vanished silently is given up after half a minute, and a later try finds its
-# successor. The server gives up a vanished host of ours as soon, so that no row stays locked.
+# libpq gives up a server that vanished silently after half a minute. A later try finds its
+# successor.
 _LIBPQ: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,  # milliseconds
-    "options": "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
-    " -c tcp_user_timeout=25000 -c idle_in_transaction_session_timeout=30000",
 }
+# PostgreSQL: the first statement of each writing transaction. Its settings end with the
+# transaction, because PgBouncer in transaction mode lends a connection for no longer, and refuses
+# settings at its start. An answered commit survives power loss, whatever the server's default; a
+# stronger setting stays. A host of ours that vanishes is given up by the server after half a
+# minute, so that no row stays locked.
+_BEGIN_ON_SERVER = """
+SELECT extract(epoch FROM clock_timestamp()),
+       set_config('synchronous_commit',
+                  CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on'
+                       ELSE current_setting('synchronous_commit') END, true),
+       set_config('idle_in_transaction_session_timeout', '30000', true),
+       set_config('tcp_keepalives_idle', '10', true),
+       set_config('tcp_keepalives_interval', '5', true),
+       set_config('tcp_keepalives_count', '3', true),
+       set_config('tcp_user_timeout', '25000', true)
+"""
+_BEGAN_AT = "began at"
+# Behind a connection pooler nothing rings: waiting threads look as often as this.
+_POLL_S = 0.5
 
 
 class LedgerError(Exception):
@@ -81,15 +98,21 @@ class Database:
     """
 
     def __init__(
-        self, url: str, clock: Callable[[], float] | None = None, migrate: bool = True
+        self,
+        url: str,
+        clock: Callable[[], float] | None = None,
+        migrate: bool = True,
+        read_only: bool = False,
     ) -> None:
         """Open it. `migrate` creates the tables, or brings those of an earlier version forward.
+
+        `read_only`: the database itself refuses every change, and nothing is migrated.
 
         Raises:
             LedgerError: it cannot be used. Faults that time may heal (a full disk, a server that
                 is away) raise the driver's error.
         """
-        self.engine = _engine(url)
+        self.engine = _engine(url, read_only)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._clock = clock or (time.time if self.is_sqlite else None)
         self._reader = self.engine.execution_options(write=False)
@@ -99,8 +122,10 @@ class Database:
         self._bell = threading.local()
         self._bells: set[_Bell] = set()
         self._closed = False
+        # PostgreSQL: a connection pooler lies between, so LISTEN does not reach us.
+        self._is_pooled = False
         try:
-            if migrate:
+            if migrate and not read_only:
                 self._create_or_migrate()
             else:
                 self._require_version()
@@ -123,7 +148,8 @@ class Database:
     def transaction(self) -> Iterator[tuple[Connection, float]]:
         """A writing transaction and its time; committed durably when the block ends."""
         with self.engine.begin() as conn:
-            yield conn, self.now(conn)
+            # The server has told its clock when the transaction began.
+            yield conn, self._clock() if self._clock else conn.info[_BEGAN_AT]
 
     def append(self, statement: str, rows: Callable[[float], list[dict[str, Any]]]) -> None:
         """Insert the rows that `rows` makes of the transaction's time, commit, and ring.
@@ -232,7 +258,15 @@ class Database:
     def _new_bell(self) -> _Bell:
         if self.is_sqlite:
             return _FileBell(str(self.engine.url.database))
-        return _ServerBell(self.engine.url)
+        if self._is_pooled:
+            return _PollingBell()
+
+        bell = _ServerBell(self.engine.url)
+        if bell.is_pooled:
+            bell.close()
+            self._is_pooled = True
+            return _PollingBell()
+        return bell
 
     def _require_file(self) -> None:
         """SQLite goes on writing to a file that was removed or replaced: refuse that."""
@@ -322,6 +356,12 @@ class _ServerBell:
         # Commits before LISTEN were not heard: the first wait returns at once.
         self._new = True
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the session is not ours alone: a pooler tells another process ID than the server."""
+        row = self._connection.execute("SELECT pg_backend_pid()").fetchone()
+        return row is None or row[0] != self._connection.info.backend_pid
+
     def wait(self, timeout_s: float) -> None:
         if self._new:
             self._new = False
@@ -341,6 +381,19 @@ class _ServerBell:
             self._connection.close()
 
 
+class _PollingBell:
+    """PostgreSQL behind a connection pooler: look again soon."""
+
+    def __init__(self) -> None:
+        self._closing = threading.Event()
+
+    def wait(self, timeout_s: float) -> None:
+        self._closing.wait(min(timeout_s, _POLL_S))
+
+    def close(self) -> None:
+        self._closing.set()
+
+
 def _file_at(url: sa.URL) -> tuple[int, int] | None:
     """Device and inode of the file at this URL: they tell it from any other file."""
     try:
@@ -351,25 +404,57 @@ def _file_at(url: sa.URL) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _engine(url: str) -> Engine:
+def require_file(url: str) -> None:
+    """Raises LedgerError where SQLite's file is absent: a mistyped path must not make a ledger."""
     parsed = make_url(url)
-    return _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
+        raise LedgerError(
+            f"ledger {url}: there is no such file; the node has not run with these settings yet"
+        )
 
 
-def _postgresql(url: sa.URL) -> Engine:
+def _engine(url: str, read_only: bool) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return _postgresql(parsed, read_only)
+    return _sqlite_read_only(parsed) if read_only else _sqlite(parsed)
+
+
+def _postgresql(url: sa.URL, read_only: bool) -> Engine:
     # pre_ping: a connection from before the server's restart is replaced, not handed out.
-    engine = sa.create_engine(url, pool_pre_ping=True, pool_size=8, connect_args=_LIBPQ)
+    # prepare_threshold: a prepared statement belongs to a session, which PgBouncer lends in turns.
+    engine = sa.create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=8,
+        connect_args=_LIBPQ | {"prepare_threshold": None},
+    )
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        if read_only:
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        elif connection.get_execution_options().get("write", True):
+            now = connection.exec_driver_sql(_BEGIN_ON_SERVER).scalar_one()
+            connection.info[_BEGAN_AT] = float(now)
+
+    return engine
+
+
+def _sqlite_read_only(url: sa.URL) -> Engine:
+    def connect() -> sqlite3.Connection:
+        at = f"{Path(str(url.database)).resolve().as_uri()}?mode=ro"
+        return sqlite3.connect(at, uri=True, timeout=30, check_same_thread=False)
+
+    engine = sa.create_engine(url, creator=connect, paramstyle="named")
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
-        with connection.cursor() as cursor:
-            # An answered commit survives power loss, whatever the server's default. A stronger
-            # setting stays.
-            cursor.execute(
-                "SELECT set_config('synchronous_commit', 'on', false)"
-                " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-            )
-        connection.commit()
+        connection.isolation_level = None
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
 
     return engine
 

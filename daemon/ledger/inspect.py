@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from daemon.ledger.database import Database
+from daemon.ledger.database import Database, require_file
 from daemon.ledger.records import DestinationHealth, KeptFile, LedgerLimits, RoleBeat, SameReason
 from daemon.ledger.schema import (
     deliveries,
@@ -53,6 +53,22 @@ class Inspection:
         self._database = database
         self._limits = limits
 
+    @classmethod
+    def open(cls, url: str, limits: LedgerLimits | None = None) -> Inspection:
+        """The ledger of a node that has run, over a connection that can only read.
+
+        It never creates, migrates or locks anything.
+
+        Raises:
+            LedgerError: there is no ledger of this version.
+        """
+        require_file(url)
+        return cls(Database(url, read_only=True), limits or LedgerLimits())
+
+    def close(self) -> None:
+        """Only for an Inspection that open() gave: a ledger closes its own."""
+        self._database.close()
+
     # -- files ----------------------------------------------------------------------------------
 
     def known_spool_names(self, names: Iterable[str]) -> set[str]:
@@ -71,6 +87,16 @@ class Inspection:
                 known.update(conn.execute(images).scalars())
                 known.update(conn.execute(made).scalars())
         return known
+
+    def unknown_spool_names(self, names: Iterable[str]) -> set[str]:
+        """The files of `names` that no row ever named, not even one whose bytes were given up."""
+        unknown = set(names)
+        with self._database.reading() as conn:
+            for part in in_parts(sorted(unknown)):
+                for column in (instances.c.spool_name, results.c.spool_name):
+                    named = sa.select(column).where(column.in_(part))
+                    unknown.difference_update(conn.execute(named).scalars())
+        return unknown
 
     def kept_files(self) -> Iterator[KeptFile]:
         """Every spool file that is counted on: the images' bytes and their results'.
@@ -232,6 +258,12 @@ class Inspection:
             return None
         ((state, reason),) = endings
         return SameReason(reason, images) if state == ImageState.NOT_ANALYSED else None
+
+    def adopted(self) -> int:
+        """How many images were adopted from the spool because the ledger did not know them."""
+        number = sa.select(sa.func.count()).where(instances.c.origin == "adopted")
+        with self._database.reading() as conn:
+            return int(conn.execute(number).scalar_one())
 
     # -- people ---------------------------------------------------------------------------------
 

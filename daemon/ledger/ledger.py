@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection
 
-from daemon.ledger.database import Database, LedgerError
+from daemon.ledger.database import Database, require_file
 from daemon.ledger.inspect import Inspection, in_parts
 from daemon.ledger.records import (
     Arrival,
@@ -56,6 +56,7 @@ from daemon.ledger.states import (
 _RETENTION = "retention"
 _SPOOL = "spool"
 _FOLDERS = "folders"
+_ADOPTION = "adoption"
 
 _RECEIVED = {
     "state": ImageState.RECEIVED.value,
@@ -117,11 +118,7 @@ class Ledger:
         Raises:
             LedgerError: there is no file. A mistyped path must not make an empty ledger.
         """
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
-            raise LedgerError(
-                f"ledger {url}: there is no such file; the node has not run with these settings yet"
-            )
+        require_file(url)
         return cls(url, migrate=migrate)
 
     def close(self) -> None:
@@ -152,6 +149,26 @@ class Ledger:
         Raises where that takes long.
         """
         self._database.wait_for_writers(instances)
+
+    def adopt(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
+        """Record spool files that no row names (adoption.py). Returns the arrivals that were new.
+
+        Of several processes that adopt one file at the same time, one does.
+        """
+        with self._database.transaction() as (conn, now):
+            self._database.lock_until_commit(conn, _ADOPTION)
+            new = []
+            for arrival in arrivals:
+                named = [
+                    sa.select(column).where(column == arrival.spool_name)
+                    for column in (instances.c.spool_name, results.c.spool_name)
+                ]
+                if conn.execute(sa.union_all(*named)).first() is None:
+                    row = arrival._asdict() | _RECEIVED | {"received_at": now}
+                    conn.execute(instances.insert().values(**row))
+                    new.append(arrival)
+            self._database.ring(conn)
+            return new
 
     # -- analyse --------------------------------------------------------------------------------
 

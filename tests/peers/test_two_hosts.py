@@ -194,5 +194,5 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
         assert nodes[1].stop() == 0
         config = load(nodes[1].path)
         ledger = Ledger(config.ledger)
-        assert verify(ledger, Spool(config.spool)).faults == []
+        assert verify(ledger.inspect, Spool(config.spool)).faults == []
         ledger.close()

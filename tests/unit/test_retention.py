@@ -93,7 +93,7 @@ def test_what_is_done_goes_when_it_is_old_and_its_rows_stay(bench: Callable[...,
     node.now += 2 * DAY_S
     assert (node.turn(), node.files()) == (2, 0)
     assert node.ledger.inspect.counts()["deliveries"]["stored"] == 1
-    assert verify(node.ledger, node.spool).clean
+    assert verify(node.ledger.inspect, node.spool).clean
     # The same image again is still a duplicate.
     node.ledger.receive([Arrival(node.spool.write(b"x"), "1.2", "1.2.1", "", "", "dimse", 1, 1)])
     (job,) = node.ledger.claim_images("test", 1)
@@ -153,7 +153,7 @@ def test_what_is_done_goes_early_where_room_is_short_the_oldest_first(
     assert node.spool.free_bytes() >= 4 << 20
     kept = {file.what.split()[1] for file in node.ledger.inspect.kept_files()}
     assert {owed, f"9.{owed}"} <= kept
-    assert verify(node.ledger, node.spool).clean
+    assert verify(node.ledger.inspect, node.spool).clean
 
 
 def test_a_crash_between_the_two_steps_leaves_files_that_are_swept(
@@ -164,7 +164,7 @@ def test_a_crash_between_the_two_steps_leaves_files_that_are_swept(
     node.deliver()
     node.now += 15 * DAY_S
     assert len(node.ledger.give_up_bytes(14 * DAY_S, 60 * DAY_S, [], 9)) == 2
-    report = verify(node.ledger, node.spool)
+    report = verify(node.ledger.inspect, node.spool)
     assert (report.clean, report.unowned) == (True, 2)
     assert node.spool.sweep(node.ledger.inspect.known_spool_names, age_s=-1) == 2
 
@@ -181,11 +181,11 @@ def test_verify_tells_what_is_missing_and_what_is_damaged(
     files["image 1.2.1"].unlink()
     files["SC 9.1.2.2"].write_bytes(b"short")
     node.spool.write(b"of nobody")
-    report = verify(node.ledger, node.spool)
+    report = verify(node.ledger.inspect, node.spool)
     assert len(report.faults) == 2
     assert "1.2.1" in report.faults[0]
     assert "has 5 of 10 bytes" in report.faults[1]
-    assert (report.files, report.unowned) == (6, 1)
+    assert (report.files, report.unowned, report.unknown) == (6, 0, 1)
     settings = tmp_path / "pleura.yaml"
     settings.write_text(
         yaml.safe_dump({"spool": str(node.spool.folder), "ledger": node.config.ledger})

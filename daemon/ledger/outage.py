@@ -1,0 +1,82 @@
+"""Database errors in one line, and one line for each outage instead of one for each try."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+# A server that refuses a connection gives no SQLSTATE to libpq's caller: its words tell the class.
+# PostgreSQL, Appendix A: error codes. Advice for the operator in the third column.
+_REFUSALS = (
+    ("password authentication failed", "28P01", "wrong password or user in `ledger`"),
+    ("no password supplied", "28P01", "`ledger` has no password"),
+    ("no pg_hba.conf entry", "28000", "the server's pg_hba.conf does not admit this host"),
+    ("role .* does not exist", "28000", "no such user on the server"),
+    ("database .* does not exist", "3D000", "create the database, or correct `ledger`"),
+    ("too many clients|remaining connection slots", "53300", "raise max_connections"),
+    ("starting up", "57P03", "the server starts"),
+    ("shutting down", "57P01", "the server stops"),
+    ("Connection refused", "08001", "no server listens there"),
+    ("could not translate host name|Name or service not known", "08001", "unknown host"),
+    ("timeout|timed out", "08001", "the server does not answer"),
+    ("closed the connection|connection is lost|closed unexpectedly", "08006", "the server went"),
+)
+_MOST_CHARACTERS = 200
+_PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+@|(password=)\S+")
+
+
+def describe(error: BaseException) -> str:
+    """One line: SQLSTATE or SQLite's code, class, words and advice. Never a password, never a value."""
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        is_ours = isinstance(error, SQLAlchemyError)
+        return type(error).__name__ if is_ours else f"{type(error).__name__}: {_words(error)}"
+
+    cause = error.orig
+    words = _words(cause)
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
+    advice = ""
+    for pattern, sqlstate, meaning in _REFUSALS:
+        if re.search(pattern, words):
+            code = code or sqlstate
+            advice = f"; {meaning}"
+            break
+    return f"{code or 'no SQLSTATE'} {type(cause).__name__}: {words}{advice}"
+
+
+def _words(error: BaseException) -> str:
+    """The first line that says something, bounded, without a password."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # psycopg lists each address that it tried. The server's own words follow "FATAL:".
+    fatal = [line.partition("FATAL:")[2].strip() for line in lines if "FATAL:" in line]
+    chosen = (fatal or lines or [""])[0]
+    return _PASSWORD.sub(r"\1\2***", chosen)[:_MOST_CHARACTERS]
+
+
+class Outage:
+    """Logs one line when trouble begins or changes, and one when it is over."""
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        """`what`: for the log, such as "the ledger"."""
+        self._log = log
+        self._what = what
+        self._said = ""
+        self._began = 0.0
+
+    def failed(self, error: BaseException) -> None:
+        """A try has failed."""
+        said = describe(error)
+        if not self._said:
+            self._began = time.monotonic()
+        if said != self._said:
+            self._log.error("%s: %s; tries go on", self._what, said)
+        self._said = said
+
+    def over(self) -> None:
+        """A try has succeeded."""
+        if self._said:
+            lasted_s = time.monotonic() - self._began
+            self._log.info("%s answers again after %.0f s", self._what, lasted_s)
+        self._said = ""
