@@ -1,6 +1,7 @@
-"""Work in three steps that overlap: some threads begin and end each item, one thread alone does the middle.
+"""Work in three overlapping steps: helper threads begin and end each item, one thread answers.
 
-The middle owns the device. Its batches are made of what has been begun by then: nothing ever waits for a batch to fill.
+The device thread answers. It takes the items that are begun by then as its next batch: nothing ever
+waits for a batch to fill.
 """
 
 from __future__ import annotations
@@ -17,43 +18,47 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Steps(Generic[_Item]):
-    """What is done to an item. One that a step does not pass on has ended. A step that raises breaks the flow."""
+    """The functions of the steps. A step that raises breaks the flow."""
 
-    begin: Callable[[_Item], bool]  # any thread; whether it goes on
-    answer: Callable[[Sequence[_Item]], Sequence[_Item]]  # the owner's thread; which of them go on
-    end: Callable[[_Item], None]  # any thread
-    idle: Callable[
-        [], bool
-    ]  # the owner's thread, after a batch and while there is none; whether it has more to do
+    # On a helper thread. Returns whether the item goes on; otherwise it has ended.
+    begin: Callable[[_Item], bool]
+    # On the device thread. Returns the items that go on; the others have ended.
+    answer: Callable[[Sequence[_Item]], Sequence[_Item]]
+    # On a helper thread.
+    end: Callable[[_Item], None]
+    # On the device thread, after each batch and while there is none. Returns whether it has more
+    # to do.
+    idle: Callable[[], bool]
 
 
 class Flow(Generic[_Item]):
-    """Items on their way. What is nearer its end comes first, so that what is begun does not pile up."""
+    """Items on their way. Ending an item goes before beginning one, so that none pile up."""
 
-    def __init__(self, steps: Steps[_Item], batch: int, hands: int) -> None:
-        """At most `batch` items are given to the owner at once; `hands` threads begin and end them."""
-        self._steps, self._batch = steps, batch
+    def __init__(self, steps: Steps[_Item], batch: int, helpers: int) -> None:
+        """`batch`: the most items that are answered at once. `helpers`: how many helper threads."""
+        self._steps = steps
+        self._batch = batch
         self._changed = threading.Condition()
         self._new: deque[_Item] = deque()
         self._begun: deque[_Item] = deque()
         self._answered: deque[_Item] = deque()
         self._unanswered = 0
-        self._restless = True  # `idle` has more to do
+        # The idle step has more to do.
+        self._idle_pending = True
         self._all: list[_Item] = []
         self._error: BaseException | None = None
         self._over = False
-        self._threads = [
-            threading.Thread(target=self._run, args=(self._own,), name="owner", daemon=True)
-        ]
+        self._threads = [self._thread("device", self._run_device)]
         self._threads += [
-            threading.Thread(
-                target=self._run, args=(self._lend_a_hand,), name=f"hand-{number}", daemon=True
-            )
-            for number in range(hands)
+            self._thread(f"helper-{number}", self._run_helper) for number in range(helpers)
         ]
 
+    def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
+
     def __enter__(self) -> Flow[_Item]:
-        # catch_warnings() of several threads undo one another, and pydicom's warnings quote header values.
+        # Here and not in each thread, since catch_warnings() of several threads undo one another.
+        # pydicom's warnings quote header values.
         self._silence = warnings.catch_warnings()
         self._silence.__enter__()
         warnings.simplefilter("ignore")
@@ -62,7 +67,7 @@ class Flow(Generic[_Item]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What no thread has in its hands any more stays in `in_hand`."""
+        """End the threads. Items that have not ended stay in `in_hand`."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -72,13 +77,13 @@ class Flow(Generic[_Item]):
 
     @property
     def in_hand(self) -> list[_Item]:
-        """What was put in and has not ended."""
+        """The items that were put in and have not ended."""
         with self._changed:
             return list(self._all)
 
     @property
     def broken(self) -> bool:
-        """A step has raised: nothing moves any more."""
+        """Whether a step has raised: no item moves any more."""
         return self._error is not None
 
     def put(self, items: Sequence[_Item]) -> None:
@@ -89,9 +94,9 @@ class Flow(Generic[_Item]):
             self._changed.notify_all()
 
     def wait_for_room(self, timeout_s: float) -> int:
-        """How many more items may be put in: a batch ahead of the owner, and no more than two in all.
+        """How many more items may be put in: one batch ahead of the device, two batches in all.
 
-        Raises what a step has raised.
+        Raises the error of a step that broke.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._room() > 0, timeout_s)
@@ -99,15 +104,15 @@ class Flow(Generic[_Item]):
             return max(0, self._room())
 
     def drain(self) -> None:
-        """Return when nothing is in hand. Raises what a step has raised."""
+        """Return when every item has ended. Raises the error of a step that broke."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or not self._all)
             self._raise()
 
     def wake(self) -> None:
-        """There may be something for `idle` to do again."""
+        """Let the idle step look again."""
         with self._changed:
-            self._restless = True
+            self._idle_pending = True
             self._changed.notify_all()
 
     def _room(self) -> int:
@@ -126,14 +131,16 @@ class Flow(Generic[_Item]):
                 self._over = True
                 self._changed.notify_all()
 
-    def _own(self) -> None:
+    def _run_device(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._over or self._begun or self._restless)
+                self._changed.wait_for(lambda: self._over or self._begun or self._idle_pending)
                 if self._over:
                     return
-                self._restless = False
-                batch = [self._begun.popleft() for _ in range(min(len(self._begun), self._batch))]
+                self._idle_pending = False
+                number = min(len(self._begun), self._batch)
+                batch = [self._begun.popleft() for _ in range(number)]
+
             if batch:
                 going_on = self._steps.answer(batch)
                 with self._changed:
@@ -141,32 +148,42 @@ class Flow(Generic[_Item]):
                     self._unanswered -= len(batch)
                     self._leave([item for item in batch if item not in going_on])
                 del going_on
-            del batch  # pictures must not be kept until the next ones come
+
+            # Pictures must not be kept until the next batch comes.
+            del batch
             if self._steps.idle():
                 self.wake()
 
-    def _lend_a_hand(self) -> None:
+    def _run_helper(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._over or self._answered or self._new)
                 if self._over:
                     return
-                beginning = not self._answered
-                item = self._new.popleft() if beginning else self._answered.popleft()
-            if not beginning:
-                self._steps.end(item)
-                with self._changed:
-                    self._leave([item])
+                is_answered = bool(self._answered)
+                item = self._answered.popleft() if is_answered else self._new.popleft()
+
+            if is_answered:
+                self._end(item)
             else:
-                goes_on = self._steps.begin(item)
-                with self._changed:
-                    if goes_on:
-                        self._begun.append(item)
-                        self._changed.notify_all()
-                    else:
-                        self._unanswered -= 1
-                        self._leave([item])
+                self._begin(item)
+            # Its picture must not be kept until the next item comes.
             del item
+
+    def _begin(self, item: _Item) -> None:
+        goes_on = self._steps.begin(item)
+        with self._changed:
+            if goes_on:
+                self._begun.append(item)
+                self._changed.notify_all()
+            else:
+                self._unanswered -= 1
+                self._leave([item])
+
+    def _end(self, item: _Item) -> None:
+        self._steps.end(item)
+        with self._changed:
+            self._leave([item])
 
     def _leave(self, items: Sequence[_Item]) -> None:
         for item in items:

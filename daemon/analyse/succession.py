@@ -1,4 +1,4 @@
-"""A changed model is made ready beside the one that serves, which goes on until its successor has shown that it can."""
+"""A changed model is made ready beside the serving model, which goes on until the new one is ready."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Model = TypeVar("_Model")
 
 
 class Succession(Generic[_Model]):
-    """Asked for by a signal, made in a thread of its own, taken between two claims."""
+    """The successor of a model: asked for by a signal, made in a thread, taken between two claims."""
 
     def __init__(
         self,
@@ -22,11 +22,13 @@ class Succession(Generic[_Model]):
         name: Callable[[_Model], str],
         refusals: tuple[type[Exception], ...],
     ) -> None:
-        """`make` gives a model that is ready to serve, or raises one of `refusals`, whose text is for the operator.
+        """`make` gives a model that is ready to serve, or raises one of `refusals`.
 
-        `name` tells one from another.
+        The text of a refusal is for the operator. `name` tells models apart.
         """
-        self._make, self._name, self._refusals = make, name, refusals
+        self._make = make
+        self._name = name
+        self._refusals = refusals
         self._asked = False
         self._made: _Model | None = None
         self._thread: threading.Thread | None = None
@@ -37,7 +39,7 @@ class Succession(Generic[_Model]):
 
     @property
     def pending(self) -> bool:
-        """Whether what was asked for is still to come."""
+        """Whether a successor was asked for and is not ready yet."""
         return self._asked or self._thread is not None
 
     def take(self, serving: _Model) -> _Model | None:
@@ -45,8 +47,11 @@ class Succession(Generic[_Model]):
         if self._thread is not None:
             if self._thread.is_alive():
                 return None
-            made, self._made, self._thread = self._made, None, None
-            gc.collect()  # the weights of whom is not needed
+            made = self._made
+            self._made = None
+            self._thread = None
+            # Frees the weights of a model that is not taken.
+            gc.collect()
             if made is not None:
                 log.info(
                     "the model in service is now %s, no longer %s",
@@ -54,6 +59,7 @@ class Succession(Generic[_Model]):
                     self._name(serving),
                 )
             return made
+
         if self._asked:
             self._asked = False
             log.info(
@@ -66,7 +72,7 @@ class Succession(Generic[_Model]):
         return None
 
     def close(self) -> None:
-        """Return when nothing is being made any more."""
+        """Return when no model is being made any more."""
         if self._thread is not None:
             self._thread.join()
 

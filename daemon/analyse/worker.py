@@ -1,6 +1,7 @@
-"""The analyse role: claim what waits, read, answer, conclude, commit. It may die at any byte.
+"""The analyse role: claim waiting images, read, answer, conclude, commit. It may die at any byte.
 
-Reading and concluding overlap with the networks (flow.py); every image has a lease, an attempt and an end of its own.
+Reading and concluding overlap with the networks (flow.py). Each image has its own lease, attempt
+and end.
 """
 
 from __future__ import annotations
@@ -21,31 +22,55 @@ from daemon.analyse.flow import Flow, Steps
 from daemon.analyse.succession import Succession
 from daemon.config import Config
 from daemon.heartbeat import Heartbeat
-from daemon.ledger import Completion, ImageJob, Ledger, StoredResult, owner_name
-from daemon.spool import Spool
+from daemon.ledger import (
+    Completion,
+    ImageJob,
+    ImageState,
+    Ledger,
+    LedgerError,
+    Outage,
+    SameReason,
+    StoredResult,
+    describe,
+    owner_name,
+)
+from daemon.spool import Spool, SpoolError
 from inference import package
 from inference.admission import Rules
 from inference.engine import Engine, EngineBrokenError, cache_folder, choose_device
 from inference.engines.faults import is_out_of_memory
-from inference.finding import Outcome, State
+from inference.finding import Outcome, Result, State
 from inference.package import PackageError
 from inference.pipeline import AnalysisSettings, Answer, Pipeline, Reading
 from inference.results.identity import RenderSettings
 
 log = logging.getLogger("pleura.analyse")
 
-MAX_ALONE = 3  # solitary attempts that never ended; then the image, not its neighbours or the machine, is to blame
-_WHOLE_PX = 16384  # "longest side" for overlays as large as their source: larger than any detector
-_IDLE_S = 1.0  # how long the bell may be waited for before leases of the dead are looked at
-_PAUSE_S = 5.0  # after a trouble that is nobody's image (full disk, ledger away)
-_LONGEST_S = 600.0  # what one image may take; beyond, a decoder loops or the device hangs, and nothing comes back
-_OF_ONE_FILE = {
-    errno.ENOENT,
-    errno.EIO,
-    errno.EACCES,
-    errno.EISDIR,
-}  # the folder answers, this file does not
-_MOST_HANDS = 8  # of Python's threads more do not run side by side
+# "Longest side" of an overlay that is as large as its source: larger than any detector.
+_WHOLE_PX = 16384
+# Errors of a single file: the folder answers, this file does not.
+_OF_ONE_FILE = {errno.ENOENT, errno.EIO, errno.EACCES, errno.EISDIR}
+
+
+@dataclass(frozen=True)
+class WorkerLimits:
+    """How long the worker waits, and how often it tries."""
+
+    # Solitary attempts that never ended. After these the image is to blame, not its neighbours or
+    # the machine.
+    solitary_attempts: int = 3
+    # The longest wait for the doorbell. Then leases that have run out are looked for.
+    idle_s: float = 1.0
+    # The pause after trouble that no image is to blame for: a full disk, a ledger that is away.
+    pause_s: float = 5.0
+    # The longest time of one image. Beyond it a decoder loops or the device hangs.
+    image_s: float = 600.0
+    # Threads that read and conclude. Python runs no more side by side.
+    helpers: int = 8
+    # So many ended images in a row, all excluded for one reason, are worth a warning.
+    same_reason_images: int = 20
+    # How often that is looked at.
+    same_reason_every_s: float = 600.0
 
 
 def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
@@ -77,19 +102,19 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
 
 
 def ready_pipeline(config: Config, ledger: Ledger) -> Pipeline:
-    """As `build_pipeline`, and warm: no patient waits for first imports, lookups and allocations."""
+    """As `build_pipeline`, and warm: no image waits for first imports, lookups and allocations."""
     pipeline = build_pipeline(config, ledger)
     pipeline.warm_up()
     return pipeline
 
 
 class _BytesMissingError(Exception):
-    """What was accepted cannot be read back; the message says what is left."""
+    """The accepted bytes cannot be read back; the message says what is left."""
 
 
 @dataclass(eq=False)
 class _Image:
-    """One claimed image on its way. The model that answers it is fixed by the claim."""
+    """One claimed image on its way. The claim fixes the model that answers it."""
 
     job: ImageJob
     pipeline: Pipeline
@@ -101,93 +126,144 @@ class _Image:
 class Worker:
     """One owner of one device."""
 
-    def __init__(self, pipeline: Pipeline, ledger: Ledger, spool: Spool, config: Config) -> None:
-        self.pipeline, self.ledger, self.spool, self.config = pipeline, ledger, spool, config
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        ledger: Ledger,
+        spool: Spool,
+        config: Config,
+        limits: WorkerLimits | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.ledger = ledger
+        self.spool = spool
+        self.config = config
+        self.limits = limits or WorkerLimits()
         self.succession = Succession(
             lambda: ready_pipeline(config, ledger), _name, (PackageError, ValueError)
         )
-        self._device = threading.RLock()  # who holds it may run the networks
-        self._trouble = threading.Event()  # of the disk or the ledger, seen by one of the hands
+        # The thread that holds it may run the networks.
+        self._device = threading.RLock()
+        # Trouble of the disk or the ledger, seen by a helper thread.
+        self._trouble = threading.Event()
+        self._outage = Outage(log, "the ledger or the spool")
+        self._same_reason: SameReason | None = None
+        self._same_reason_due = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; what is in hand then is finished first."""
+        """Work until `stop` is set; the images in hand then are finished first."""
         owner = owner_name()
         steps = Steps(self._begin, self._answer, self._end, self._idle)
-        flow = Flow(steps, self.config.max_batch, max(2, min(_MOST_HANDS, os.cpu_count() or 1)))
+        helpers = max(2, min(self.limits.helpers, os.cpu_count() or 1))
+        flow = Flow(steps, self.config.max_batch, helpers)
+
         try:
-            with Heartbeat(self.ledger, lambda: self._held(flow)), flow:
+            with Heartbeat(self.ledger, lambda: self._beat(flow)), flow:
                 while not stop.is_set():
-                    self._take_successor(flow)
-                    try:
-                        if self._work(flow, owner):
-                            continue
-                    except (
-                        Exception
-                    ):  # the loop's one catch-all: a ledger or disk that is away comes back
-                        if flow.broken:
-                            raise
-                        log.exception(
-                            "the ledger or the spool is in trouble; trying again in %g s", _PAUSE_S
-                        )
-                        self._trouble.set()
-                    if self._trouble.is_set():
-                        stop.wait(_PAUSE_S)
-                        self._trouble.clear()
-                    else:
-                        self.ledger.wait(_IDLE_S)
+                    self._turn(flow, owner, stop)
                 flow.drain()
         finally:
             faulthandler.cancel_dump_traceback_later()
-            for image in flow.in_hand:  # only where the flow broke
+            # Images are left in hand only where the flow broke.
+            for image in flow.in_hand:
                 self._give_back(image.job)
             self.succession.close()
 
-    def _held(self, flow: Flow[_Image]) -> list[ImageJob]:
-        """Whose leases are to be renewed. Asked at each beat, it also winds up what ends a process that is stuck.
+    def _turn(self, flow: Flow[_Image], owner: str, stop: threading.Event) -> None:
+        """Claim once, and pause where there was nothing to claim."""
+        self._take_successor(flow)
+        try:
+            self._warn_of_same_reason()
+            if self._work(flow, owner):
+                self._outage.over()
+                return
+        except Exception as error:
+            # The loop's one catch-all: a ledger or disk that is away comes back.
+            if flow.broken:
+                raise
+            self._say_trouble(error)
+            self._trouble.set()
 
-        That is a thread without Python: it works where a decoder never lets go of the interpreter. The attempt counts,
-        and the process is started again.
-        """
+        if self._trouble.is_set():
+            stop.wait(self.limits.pause_s)
+            self._trouble.clear()
+        else:
+            self._outage.over()
+            self.ledger.wait(self.limits.idle_s)
+
+    def _beat(self, flow: Flow[_Image]) -> list[ImageJob]:
+        """At each heartbeat: re-arm the watchdog, and name the leases to renew."""
         held = flow.in_hand
-        if all(time.monotonic() - image.since < _LONGEST_S for image in held):
-            faulthandler.dump_traceback_later(_LONGEST_S, exit=True)
+        self._rearm_watchdog(held)
         return [image.job for image in held]
 
+    def _rearm_watchdog(self, held: Sequence[_Image]) -> None:
+        """Put off the end of the process, unless an image takes too long.
+
+        faulthandler's timer is a C thread: it fires even if a decoder hangs holding the GIL. The
+        attempt counts, and the supervisor starts the process again.
+        """
+        now = time.monotonic()
+        if all(now - image.since < self.limits.image_s for image in held):
+            faulthandler.dump_traceback_later(self.limits.image_s, exit=True)
+
+    def _warn_of_same_reason(self) -> None:
+        """Warn where every recent image was excluded for one reason: a typo in `admission`?"""
+        if time.monotonic() < self._same_reason_due:
+            return
+        self._same_reason_due = time.monotonic() + self.limits.same_reason_every_s
+
+        same = self.ledger.inspect.same_reason(self.limits.same_reason_images)
+        if same is not None and same != self._same_reason:
+            log.warning(
+                "the newest %d images were all not analysed for one reason: %s; check `admission`",
+                same.images,
+                same.reason,
+            )
+        self._same_reason = same
+
     def _work(self, flow: Flow[_Image], owner: str) -> bool:
-        """Claim and hand on; False where there is nothing to do, or the disk or the ledger is in trouble."""
-        room = flow.wait_for_room(_IDLE_S)
+        """Claim images and put them into the flow.
+
+        Returns False where nothing waits, or the disk or the ledger is in trouble.
+        """
+        room = flow.wait_for_room(self.limits.idle_s)
         if self._trouble.is_set():
             return False
         if not room:
             return True
+
         jobs = self.ledger.claim_images(owner, room)
         if not jobs:
             return False
-        # The ledger claims by itself what has an unfinished attempt, which is then not its first.
+
+        # The ledger claims an image with an unfinished attempt by itself; this is a later attempt.
         alone = len(jobs) == 1 and jobs[0].attempt > 1
         if alone and flow.in_hand:
-            # Beside neighbours that might die with it, it would not be alone: it is claimed again when they are done.
+            # Beside neighbours that might die with it, it is not alone: claim it again after them.
             self.ledger.give_back(jobs[0])
             flow.drain()
             return True
+
         flow.put([_Image(job, self.pipeline) for job in jobs])
         if alone:
             flow.drain()
         return True
 
     def _take_successor(self, flow: Flow[_Image]) -> None:
-        """A new model takes what is claimed from now on; what is in hand stays with the one that it was claimed for."""
+        """Let a new model answer later claims. Images in hand stay with the model of their claim."""
         new = self.succession.take(self.pipeline)
         if new is not None:
             self.pipeline = new
-            flow.wake()  # its engine may have to be tuned
+            # Its engine may have to be tuned.
+            flow.wake()
 
-    # -- the steps of one image -----------------------------------------------------------------------------------
+    # -- the steps of one image -----------------------------------------------------------------
 
     def _begin(self, image: _Image) -> bool:
         job = image.job
         try:
-            if job.unfinished_alone >= MAX_ALONE:
+            if job.unfinished_alone >= self.limits.solitary_attempts:
                 self._give_up(image)
                 return False
             data = self._read(job)
@@ -196,18 +272,19 @@ class Worker:
             missing = Completion("failed", "", reason="bytes_missing", detail=str(error))
             self._or_give_back(job, lambda: self.ledger.complete(job, missing, {}))
             return False
-        except Exception:
-            self._in_trouble(job)
+        except Exception as error:
+            self._in_trouble(job, error)
             return False
+
         try:
             image.reading = image.pipeline.read(data)
-        except (
-            SQLAlchemyError
-        ) as error:  # the ledger is asked whether the image is a result of ours
-            if isinstance(error, DataError):  # by a name that it cannot hold
-                self._broken([image])
-            else:
-                self._in_trouble(job)
+        except DataError:
+            # The pipeline asks the ledger about a UID that the database cannot hold.
+            self._broken([image])
+            return False
+        except SQLAlchemyError as error:
+            # The pipeline asks the ledger whether the image is a result of ours.
+            self._in_trouble(job, error)
             return False
         except Exception:
             self._broken([image])
@@ -215,7 +292,7 @@ class Worker:
         return True
 
     def _answer(self, images: Sequence[_Image]) -> Sequence[_Image]:
-        """Of images of one model, those that were answered; the others follow in a batch of their own."""
+        """Answer a batch, model by model. Returns the images that were answered."""
         done: list[_Image] = []
         for pipeline in {id(image.pipeline): image.pipeline for image in images}.values():
             batch = [image for image in images if image.pipeline is pipeline]
@@ -225,12 +302,16 @@ class Worker:
                         [image.reading for image in batch if image.reading is not None]
                     )
             except EngineBrokenError:
-                self._abandon(batch)  # one of them may be what breaks it, each time
-                raise  # the process ends, and is started again
+                # One of these images may break the engine each time. The process ends, and is
+                # started again.
+                self._abandon(batch)
+                raise
             except Exception:
-                # Nobody knows yet which image it was: each comes back alone, and only a solitary failure counts.
+                # The culprit is unknown: each image comes back alone, and only a solitary failure
+                # counts.
                 self._broken(batch)
                 continue
+
             for image, answer in zip(batch, answers, strict=True):
                 image.answer = answer
             done += batch
@@ -248,32 +329,41 @@ class Worker:
         self._or_give_back(image.job, lambda: self._finish(image, outcome))
 
     def _idle(self) -> bool:
-        """One step towards a quicker engine, where there is one to be found; whether there are more."""
+        """Take one step of tuning the engine. Returns whether there are more."""
         with self._device:
             return self.pipeline.engine.tune_step()
 
-    # -- what can go wrong ------------------------------------------------------------------------------------------
+    # -- faults ---------------------------------------------------------------------------------
 
     def _or_give_back(self, job: ImageJob, act: Callable[[], object]) -> None:
         try:
             act()
-        except DataError:  # the ledger is well: it cannot hold what it is told of this image
-            log.exception("image %d: what is known of it cannot be recorded", job.id)
+        except DataError:
+            # The ledger is well: it cannot hold a value of this image.
+            log.exception("image %d: its answer cannot be recorded", job.id)
             self.ledger.abandon(job)
-        except Exception:
-            self._in_trouble(job)
+        except Exception as error:
+            self._in_trouble(job, error)
 
-    def _in_trouble(self, job: ImageJob) -> None:
-        """The disk's or the ledger's fault, not the image's: it waits again, uncounted."""
-        log.exception("image %d: the ledger or the spool is in trouble", job.id)
+    def _in_trouble(self, job: ImageJob, error: Exception) -> None:
+        """The disk or the ledger is at fault, not the image: it waits again, uncounted."""
+        self._say_trouble(error)
         self._trouble.set()
         self._give_back(job)
+
+    def _say_trouble(self, error: Exception) -> None:
+        """One line for each outage. An error that is neither the ledger's nor the disk's is a bug."""
+        if isinstance(error, (SQLAlchemyError, LedgerError, SpoolError, OSError)):
+            self._outage.failed(error)
+        else:
+            log.exception("the worker broke; trying again in %g s", self.limits.pause_s)
 
     def _give_back(self, job: ImageJob) -> None:
         try:
             self.ledger.give_back(job)
-        except Exception:  # its lease runs out, and it is claimed again
-            log.exception("image %d could not be given back", job.id)
+        except Exception as error:
+            # Its lease runs out, and it is claimed again.
+            log.warning("image %d could not be given back (%s)", job.id, describe(error))
 
     def _broken(self, images: Sequence[_Image]) -> None:
         log.exception("analysis of %d image(s) broke; each is tried alone", len(images))
@@ -286,27 +376,29 @@ class Worker:
         for image in images:
             try:
                 self.ledger.abandon(image.job)
-            except Exception:
-                self._in_trouble(image.job)
+            except Exception as error:
+                self._in_trouble(image.job, error)
 
     def _check_engine(self, pipeline: Pipeline) -> None:
-        """Is it the device? Then only a new process can heal it (a poisoned CUDA context)."""
+        """Try the engine's own sample. Only a new process can heal a poisoned CUDA context."""
         try:
             with self._device:
                 pipeline.warm_up()
         except Exception as error:
             if is_out_of_memory(error):
-                return  # what is in hand fills it: the images come again one by one
+                # The images in hand fill the memory: they come again one by one.
+                return
             raise EngineBrokenError(
                 "the analysis breaks on its own sample too: the device or the model"
             ) from error
 
     def _read(self, job: ImageJob) -> bytes:
-        """All that was accepted. A disk that lied about its fsync may have lost the end of it, or all of it."""
+        """All accepted bytes. A disk that lied about its fsync may have lost some or all of them."""
         try:
             data = self.spool.read(job.spool_name)
         except OSError as error:
-            self.spool.require()  # the folder answers: it is this file
+            # Raises where the whole spool is away. Otherwise the fault is this file's.
+            self.spool.require()
             if error.errno not in _OF_ONE_FILE:
                 raise
             raise _BytesMissingError(f"the spool cannot give it back ({error.strerror})") from error
@@ -315,53 +407,63 @@ class Worker:
         return data
 
     def _give_up(self, image: _Image) -> None:
-        """The image has broken the analysis each time it was alone: end it visibly."""
-        job, reason, outcome = image.job, "analysis_error", None
-        if (
-            job.unfinished_alone == MAX_ALONE
-        ):  # beyond, even saying so has killed: say it in the ledger alone
+        """End an image visibly that broke the analysis each time it was alone."""
+        job = image.job
+        reason = "analysis_error"
+        outcome = None
+
+        # After one attempt more, even telling the failure has killed: then only the ledger tells it.
+        if job.unfinished_alone == self.limits.solitary_attempts:
             try:
                 outcome = image.pipeline.fail(self._read(job), reason, _local(job.result_time))
             except Exception:
                 log.exception("image %d: not even its failure can be told to the archive", job.id)
+
         if outcome is not None:
             self._finish(image, outcome)
             return
-        self.ledger.complete(
-            job, Completion("failed", "", reason=reason, detail="no result could be made"), {}
-        )
+        failed = Completion("failed", "", reason=reason, detail="no result could be made")
+        self.ledger.complete(job, failed, {})
 
-    # -- the end of one image ---------------------------------------------------------------------------------------
+    # -- the end of one image -------------------------------------------------------------------
 
     def _finish(self, image: _Image, outcome: Outcome) -> None:
         job = image.job
         if outcome.sop_instance_uid and job.sop_instance_uid not in ("", outcome.sop_instance_uid):
-            # Design, "Refusal": whose image this is cannot be told.
+            # The message and the data set name two images (docs/rules.md, "Refusal").
             outcome = Outcome(
-                State.FAILED, outcome.content_digest, outcome.sop_instance_uid, outcome.study_instance_uid,
-                reason="uid_mismatch", detail=f"the data set says {outcome.sop_instance_uid}",
-            )  # fmt: skip
-        stored = []
-        for result in outcome.results:
-            name = self.spool.write(result.data)
-            stored.append(
-                StoredResult(
-                    result.kind, name, result.sop_class_uid, result.sop_instance_uid, result.transfer_syntax_uid,
-                    len(result.data),
-                )
-            )  # fmt: skip
-        # Whether a commit that raised took place is unknown, so its files stay; the spool's sweep knows the orphans.
-        completion = _completion(outcome, image.pipeline, tuple(stored))
+                State.FAILED,
+                outcome.content_digest,
+                outcome.sop_instance_uid,
+                outcome.study_instance_uid,
+                reason="uid_mismatch",
+                detail=f"the data set says {outcome.sop_instance_uid}",
+            )
+
+        stored = tuple(self._write(result) for result in outcome.results)
+        completion = _completion(outcome, image.pipeline, stored)
+        # A commit that raises may have taken place: the files stay. Strays are found later.
         state = self.ledger.complete(job, completion, self.config.owed())
-        if state in (None, "duplicate"):
-            for one in stored:
-                self.spool.remove(one.spool_name)
+        if state in (None, ImageState.DUPLICATE):
+            for result in stored:
+                self.spool.remove(result.spool_name)
+
         log.info(
             "image %d %s: %s%s",
             job.id,
             outcome.sop_instance_uid or "without a usable UID",
             state or "left to a later owner",
             f" ({outcome.reason}: {outcome.detail})" if outcome.reason else "",
+        )
+
+    def _write(self, result: Result) -> StoredResult:
+        return StoredResult(
+            kind=result.kind,
+            spool_name=self.spool.write(result.data),
+            sop_class_uid=result.sop_class_uid,
+            sop_instance_uid=result.sop_instance_uid,
+            transfer_syntax_uid=result.transfer_syntax_uid,
+            size_bytes=len(result.data),
         )
 
 
@@ -378,6 +480,7 @@ def _completion(
         probability=finding.probability if finding else None,
         positive=finding.positive if finding else None,
         model=_name(pipeline),
+        device=str(pipeline.engine.device),
         results=written,
     )
 
@@ -388,5 +491,5 @@ def _name(pipeline: Pipeline) -> str:
 
 
 def _local(seconds: float) -> datetime:
-    """The ledger's clock as the site's local time, which DICOM dates are in unless they say otherwise."""
+    """The ledger's clock as the site's local time, in which DICOM tells dates (PS3.3 C.12.1.1.8)."""
     return datetime.fromtimestamp(seconds).astimezone()

@@ -38,7 +38,6 @@ _PR_SET_PDEATHSIG = 1
 
 # Nobody waits a minute here for what a dead process had in hand.
 QUICKER: dict[str, Any] = {
-    "daemon.analyse.worker:_PAUSE_S": 0.3,
     "daemon.deliver.retention:_EVERY_S": 0.5,
 }
 DELIVER_LIMITS = DeliverLimits(
@@ -232,6 +231,10 @@ def _quicken(plan: Plan) -> None:
     for target, value in QUICKER.items():
         _replace(target, value)
     _replace("daemon.service:Ledger", partial(Ledger, clock=plan.now, limits=LEDGER_LIMITS))
+    from daemon.analyse.worker import Worker, WorkerLimits
+
+    quick_worker = partial(Worker, limits=WorkerLimits(pause_s=0.3))
+    _replace("daemon.analyse.worker:Worker", quick_worker)
     _replace("daemon.deliver.deliverer:Deliverer", partial(Deliverer, limits=DELIVER_LIMITS))
     notify = service.notify
 

@@ -18,7 +18,7 @@ import torch
 from pydicom import dcmread
 from sqlalchemy.exc import DataError
 
-from daemon.analyse.worker import EngineBrokenError, Worker, _Image
+from daemon.analyse.worker import EngineBrokenError, Worker, WorkerLimits, _Image
 from daemon.config import Config, FolderDestination
 from daemon.ledger import Arrival, Completion, ImageJob, Ledger
 from daemon.log import OneLineFormatter
@@ -302,7 +302,7 @@ def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
 
 
 def test_a_full_disk_is_no_images_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.analyse.worker._PAUSE_S", 0.01)
+    bench.worker.limits = WorkerLimits(pause_s=0.01)
     full = 10
     write = Spool.write
 
@@ -330,7 +330,7 @@ def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
 def test_images_whose_spool_is_not_mounted_wait(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.analyse.worker._PAUSE_S", 0.01)
+    bench.worker.limits = WorkerLimits(pause_s=0.01)
     bench.spool.claim(bench.ledger.spool_identity)
     bench.receive(1)
     away = bench.spool.folder.with_name("away")
@@ -375,10 +375,10 @@ def test_a_process_whose_image_never_comes_back_is_wound_up_to_end(
     (job,) = bench.ledger.claim_images("test", 1)
     image = _Image(job, bench.pipeline)
     flow = SimpleNamespace(in_hand=[image])
-    assert worker._held(flow) == [job]  # type: ignore[arg-type]
+    assert worker._beat(flow) == [job]  # type: ignore[arg-type]
     assert len(wound) == 1
     image.since -= 3600
-    assert worker._held(flow) == [job]  # type: ignore[arg-type]
+    assert worker._beat(flow) == [job]  # type: ignore[arg-type]
     assert len(wound) == 1  # not put off any more
 
 
