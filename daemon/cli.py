@@ -139,6 +139,28 @@ def _verify(options: argparse.Namespace) -> int:
     return EXIT_DONE if report.clean else EXIT_FAILED
 
 
+def _backup(options: argparse.Namespace) -> int:
+    from daemon import config
+    from daemon.commands.backup import BackupError, back_up
+    from daemon.ledger import LedgerError
+    from daemon.spool import SpoolError
+
+    settings = config.load(options.config)
+    try:
+        backup = back_up(settings.ledger, settings.spool, options.out)
+    except (BackupError, LedgerError, SpoolError) as error:
+        raise CannotStartError(str(error)) from error
+    except OSError as error:
+        print(f"{options.out}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+    print(
+        f"{backup.ledger}: {backup.files} spool files counted on, {backup.copied} copied, "
+        f"{backup.missing} missing, {backup.removed} removed from the backup"
+    )
+    return EXIT_FAILED if backup.missing else EXIT_DONE
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import doctor
@@ -229,6 +251,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "retry": _retry,
     "verify": _verify,
+    "backup": _backup,
     "doctor": _doctor,
     "config": _config,
     "send": _send,

@@ -87,6 +87,10 @@ def _add_repairs(commands: _Commands) -> None:
     _add_with_config(
         commands, "verify", "Compare the spool with the ledger: is every file there, and whole?"
     )
+    backup = _add_with_config(
+        commands, "backup", "Copy a running node's SQLite ledger, and the spool files it counts on."
+    )
+    backup.add_argument("--out", required=True, type=Path, metavar="DIR", help="may be used again")
     _add_with_config(
         commands, "doctor", "Check that everything the settings name is there and answers."
     )

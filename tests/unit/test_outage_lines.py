@@ -1,0 +1,115 @@
+"""A database in trouble: one line that names the cause, and one line for each outage."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from daemon.config import Config
+from daemon.ledger import Ledger, Outage, describe
+from daemon.service import _wait_for_stores
+from tools.peers.postgres import Postgres
+
+log = logging.getLogger("test")
+
+
+class Refusal(Exception):
+    """As psycopg says it: no SQLSTATE, several lines."""
+
+    sqlstate = None
+
+
+def refused(text: str) -> OperationalError:
+    return OperationalError("SELECT 'Doe^Jane'", {"name": "Doe^Jane"}, Refusal(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        (
+            'connection failed: port 5432 failed: FATAL:  password authentication failed for user "x"\n'
+            'FATAL:  password authentication failed for user "x"',
+            "28P01",
+            "wrong password",
+        ),
+        ('connection failed: FATAL:  database "pleura" does not exist', "3D000", "create the"),
+        ("connection failed: FATAL:  the database system is starting up", "57P03", "starts"),
+        ("connection failed: FATAL:  sorry, too many clients already", "53300", "max_connections"),
+        ("connection failed: 127.0.0.1, port 1 failed: Connection refused", "08001", "no server"),
+        ("connection timeout expired", "08001", "does not answer"),
+        ("server closed the connection unexpectedly", "08006", "the server went"),
+    ],
+)
+def test_the_cause_is_one_line_with_its_code(text: str, code: str, words: str) -> None:
+    line = describe(refused(text))
+    assert line.startswith(code)
+    assert words in line
+    assert "\n" not in line
+    assert "Doe" not in line
+
+
+def test_no_password_is_shown() -> None:
+    line = describe(refused("could not parse postgresql://pleura:secret@db/pleura"))
+    assert "secret" not in line
+    assert "secret" not in describe(refused("invalid dsn: password=secret host=db"))
+
+
+def test_an_outage_is_two_lines_however_often_it_is_tried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    outage = Outage(log, "the ledger")
+    for _ in range(1000):
+        outage.failed(refused("Connection refused"))
+    for _ in range(1000):
+        outage.failed(refused('FATAL:  password authentication failed for user "x"'))
+    outage.over()
+    outage.over()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3
+    assert "08001" in lines[0]
+    assert "28P01" in lines[1]
+    assert "answers again" in lines[2]
+
+
+def test_sqlite_tells_its_code(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    with pytest.raises(OperationalError) as caught, ledger._database.reading() as conn:
+        conn.exec_driver_sql("SELECT * FROM nowhere")
+    assert describe(caught.value).startswith("SQLITE_ERROR OperationalError: no such table")
+    ledger.close()
+
+
+def test_a_role_waits_for_a_server_that_is_down_and_goes_on(
+    tmp_path: Path, postgres: Postgres, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server is away at the role's start: one line, no traceback, and the role starts later."""
+    caplog.set_level(logging.INFO)
+    away = postgres_url.replace(f":{postgres.port}/", ":1/")
+    config = Config.model_validate({"spool": tmp_path / "spool", "ledger": away})
+
+    class Stop:
+        tries = 0
+
+        def is_set(self) -> bool:
+            return self.tries >= 3
+
+        def wait(self, seconds: float) -> bool:
+            self.tries += 1
+            return self.is_set()
+
+    stop = Stop()
+    assert _wait_for_stores(config, stop) is None  # type: ignore[arg-type]
+    assert stop.tries == 3
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert "08001" in lines[0]
+    assert all(record.exc_info is None for record in caplog.records)
+
+    config = Config.model_validate({"spool": tmp_path / "spool", "ledger": postgres_url})
+    stores = _wait_for_stores(config, Stop())  # type: ignore[arg-type]
+    assert stores is not None
+    stores[0].close()
