@@ -192,7 +192,9 @@ class Ledger:
     def _waiting(self, now: float, limit: int) -> sa.Select[Any]:
         return (
             sa.select(instances)
-            .where(state_is(instances, "received"), self._is_past(instances.c.lease_until, now))
+            .where(
+                state_is(instances, "received"), self._is_lease_over(instances.c.lease_until, now)
+            )
             .order_by(instances.c.priority, instances.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -392,8 +394,8 @@ class Ledger:
             .where(
                 deliveries.c.destination == destination,
                 state_is(deliveries, "owed"),
-                self._is_past(deliveries.c.due_at, now),
-                self._is_past(deliveries.c.lease_until, now),
+                self._is_due(deliveries.c.due_at, now),
+                self._is_lease_over(deliveries.c.lease_until, now),
             )
             .order_by(deliveries.c.priority, deliveries.c.id)
             .limit(limit)
@@ -433,7 +435,7 @@ class Ledger:
                     why=why,
                     status=status,
                     owner=None,
-                    due_at=now + delay_s,
+                    due_at=now + min(delay_s, self.limits.longest_retry_s),
                     lease_until=now,
                     failures=job.failures + (1 if is_failure else 0),
                 )
@@ -606,7 +608,7 @@ class Ledger:
                 deliveries.c.destination == destination,
                 state_is(deliveries, "stored"),
                 deliveries.c.commit_due_at.is_not(None),
-                self._is_past(deliveries.c.commit_due_at, now),
+                self._is_due(deliveries.c.commit_due_at, now),
             )
             .order_by(deliveries.c.commit_due_at)
             .limit(limit)
@@ -745,8 +747,21 @@ class Ledger:
 
     # -- times ----------------------------------------------------------------------------------
 
-    def _is_past(self, column: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
-        return sa.or_(column <= now, column > now + self.limits.longest_wait_s)
+    def _is_lease_over(self, until: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
+        longest_s = self.limits.leases_outlived * self.limits.lease_s
+        return sa.or_(until <= now, until > now + longest_s)
+
+    def _is_due(self, due_at: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
+        """Whether a delivery, or its commitment request, is due.
+
+        An archive that lost the object, or does not report, is asked at growing intervals; every
+        other wait is a back-off.
+        """
+        is_asked_again = deliveries.c.commit_asks > 1
+        longest_s = sa.case(
+            (is_asked_again, self.limits.longest_wait_s), else_=self.limits.longest_retry_s
+        )
+        return sa.or_(due_at <= now, due_at > now + longest_s)
 
     def _doubling(self, first_s: float, times: int) -> float:
         return min(self.limits.longest_wait_s, first_s * 2.0 ** min(times, 30))

@@ -12,7 +12,13 @@ class LedgerLimits:
 
     # A dead owner's work can be claimed after this; an owner at work renews its leases (heartbeat.py).
     lease_s: float = 60.0
-    # Nothing is put off for longer. A later date comes from a clock that was set back.
+    # The longest wait of each kind. A later date comes from a clock that was set back, and is due.
+    # A lease: five times its length, since a live owner renews it, and a small step of the clock
+    # must not take work from it.
+    leases_outlived: int = 5
+    # A delivery's next try: more than the longest back-off (backoff.py), doubled (courier.py).
+    longest_retry_s: float = 660.0
+    # Storage commitment, and objects that an archive loses again and again.
     longest_wait_s: float = 3600.0
     # How often the lost result files of one image are made again.
     maximum_remakes: int = 3

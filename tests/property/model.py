@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from daemon.ledger import Arrival, Completion, DeliveryJob, ImageJob
 
 LEASE_S = 60.0
+LONGEST_LEASE_S = 5 * LEASE_S
+LONGEST_RETRY_S = 660.0
 LONGEST_WAIT_S = 3600.0
 MAXIMUM_REMAKES = 3
 FINISHED = ("analysed", "not_analysed")
@@ -69,8 +71,16 @@ class Model:
         """All states that some image or delivery is in."""
         return {row.state for row in (*self.images.values(), *self.deliveries.values())}
 
-    def past(self, when: float) -> bool:
-        return when <= self.now or when > self.now + LONGEST_WAIT_S
+    def is_past(self, when: float, longest_s: float) -> bool:
+        """A date beyond the longest wait of its kind comes from a clock that was set back."""
+        return when <= self.now or when > self.now + longest_s
+
+    def is_lease_over(self, row: Image | Delivery) -> bool:
+        return self.is_past(row.lease_until, LONGEST_LEASE_S)
+
+    def is_due(self, delivery: Delivery, when: float) -> bool:
+        asked_again = delivery.commit_asks > 1
+        return self.is_past(when, LONGEST_WAIT_S if asked_again else LONGEST_RETRY_S)
 
     def image(self, job: ImageJob) -> Image | None:
         """The image that this attempt still holds."""
@@ -93,9 +103,7 @@ class Model:
             (number for number, image in self.images.items() if image.state == "received"),
             key=lambda number: (self.images[number].arrival.priority, number),
         )
-        waiting = [number for number in waiting if self.past(self.images[number].lease_until)][
-            :limit
-        ]
+        waiting = [number for number in waiting if self.is_lease_over(self.images[number])][:limit]
         if not waiting:
             return []
         first = self.images[waiting[0]]
@@ -183,7 +191,7 @@ class Model:
             number
             for number, one in self.deliveries.items()
             if one.destination == destination and one.state == "owed"
-            if self.past(one.due_at) and self.past(one.lease_until)
+            if self.is_due(one, one.due_at) and self.is_lease_over(one)
         ]
         due = sorted(due, key=lambda number: (self.deliveries[number].priority, number))[:limit]
         for number in due:
@@ -257,7 +265,7 @@ class Model:
             number
             for number, one in self.deliveries.items()
             if one.destination == destination and one.state == "stored"
-            if one.commit_due_at is not None and self.past(one.commit_due_at)
+            if one.commit_due_at is not None and self.is_due(one, one.commit_due_at)
         ]
 
     def ask(

@@ -335,6 +335,33 @@ def test_a_ledger_of_another_version_is_said(ledger_url: str) -> None:
         Ledger(ledger_url)
 
 
+@pytest.mark.parametrize("back_s", [3000.0, 700.0, 90_000.0])
+def test_a_clock_set_back_delays_no_retry_beyond_the_longest_back_off(
+    ledger: Ledger, clock: Clock, back_s: float
+) -> None:
+    """Each kind of wait has its own bound: 50 minutes are no wait of a delivery or a lease."""
+    ledger.receive([arrival("1.1")])
+    ledger.complete(claim_one(ledger), completion("9"), OWED)
+    (parcel, *others) = ledger.claim_deliveries("pacs", "me", 9)
+    ledger.retry_later(parcel, "connection refused", 300.0)
+    ledger.receive([arrival("1.2")])
+    assert len(ledger.claim_images("dead", 1)) == 1
+
+    clock.now -= back_s
+
+    assert len(ledger.claim_deliveries("pacs", "me", 9)) == 1 + len(others)
+    assert len(ledger.claim_images("me", 1)) == 1
+
+
+def test_a_small_step_of_the_clock_takes_no_work_from_a_live_owner(
+    ledger: Ledger, clock: Clock
+) -> None:
+    ledger.receive([arrival("1.1")])
+    assert len(ledger.claim_images("me", 1)) == 1
+    clock.now -= 100.0
+    assert ledger.claim_images("another", 1) == []
+
+
 def test_a_clock_that_was_set_back_stops_nothing(ledger: Ledger, clock: Clock) -> None:
     clock.now = 1e9  # a node that booted with its clock far ahead
     ledger.receive([arrival("1.1"), arrival("1.2")])
