@@ -1,10 +1,14 @@
 """Bytes on disk: durable before anyone is told of them, under names of our own, never half there.
 
-A file is written as a hidden `.part`, renamed, fsynced and its folder fsynced; only then is its name told to the
-ledger, and only names that the ledger knows count. (Renamed before the fsync, not after it: so one commit of the file
-system's journal is for both.) Names are random, so that no peer's string ever becomes a path and any number of
-processes and hosts may write to one spool without asking each other. What a crash leaves (a `.part`, or a file whose
-ledger row was never committed, which after a power loss may lack bytes) belongs to nobody and is swept once it is old.
+A file is written as a hidden `.part`, renamed, fsynced, and its folder fsynced. Only then is its
+name told to the ledger, and only names that the ledger knows count. The rename comes before the
+fsync so that one commit of the file system's journal serves both (docs/rules.md, "Durability").
+
+Names are random. So no peer's string ever becomes a path, and any number of processes and hosts
+write to one spool without asking each other.
+
+A crash may leave a `.part`, which is swept once it is old, or a whole file without a row, which
+adoption.py takes in.
 """
 
 from __future__ import annotations
@@ -21,14 +25,16 @@ from typing import BinaryIO
 
 BytesLike = bytes | bytearray | memoryview
 
-_NAME = re.compile(r"[0-9a-f]{32}")  # the folder's two digits, 64 random bits, 14 digits that count
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # unfinished; hidden from whoever watches a folder
+# The folder's two digits, 64 random bits, 14 digits that count.
+_NAME = re.compile(r"[0-9a-f]{32}")
+# An unfinished file; hidden from programs that watch a folder.
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _MARKER = "spool.id"
 _QUARANTINE = "quarantine"
-_SHARDS = [
-    f"{number:02x}" for number in range(256)
-]  # a million files stay a few thousand per folder
-_AT_ONCE = 1000  # pieces in one system call (IOV_MAX is 1024)
+# A million files stay a few thousand per folder.
+_SHARDS = [f"{number:02x}" for number in range(256)]
+# Pieces in one system call (IOV_MAX is 1024).
+_AT_ONCE = 1000
 # Far longer than any write takes from its first byte to the ledger's commit.
 ORPHAN_AGE_S = 3600.0
 
@@ -74,24 +80,25 @@ class Spool:
             SpoolError: it is another folder.
         """
         marker = self.folder / _MARKER
-        if (
-            agree(None) is None
-        ):  # a new ledger: of several hosts that start at once, one makes the marker
+        if agree(None) is None:
+            # A new ledger: of several hosts that start at once, one makes the marker.
             part = self.folder / f".{secrets.token_hex(8)}.part"
             write_durably(part, secrets.token_hex(16).encode())
             with contextlib.suppress(FileExistsError):
                 marker.hardlink_to(part)
             part.unlink()
             sync_folder(self.folder)
-        found = identity(self.folder)
-        if found is None or agree(found) != found:
+
+        here = identity(self.folder)
+        if here is None or agree(here) != here:
             raise SpoolError(
-                f"spool {self.folder}: not the folder whose files this ledger knows; is it mounted here?"
+                f"spool {self.folder}: not the folder whose files this ledger knows; is it "
+                "mounted here?"
             )
-        self._identity = found
+        self._identity = here
 
     def require(self) -> None:
-        """Raises SpoolError when the folder is not there any more: then no file of it is lost."""
+        """Raises SpoolError when the whole folder is gone: then no single file is lost."""
         if self._identity is not None and not os.path.exists(f"{self._at}/{_MARKER}"):  # noqa: PTH110
             raise SpoolError(f"spool {self.folder}: no longer there; is it mounted?")
 
@@ -113,12 +120,12 @@ class Spool:
 
     def begin(self) -> Unfinished:
         """A new file, to be written piece by piece. Raises OSError."""
-        # Names of the same second begin alike: what is written at a time lies in one folder, and one sync() is for all.
+        # Files of one second lie in one folder: one sync() serves them all.
         shard = _SHARDS[int(time.time()) % len(_SHARDS)]
         return Unfinished(f"{self._at}/{shard}", f"{shard}{self._names}{next(self._numbers):014x}")
 
     def sync(self, names: Iterable[str]) -> None:
-        """Make the names of files durable that are so themselves. Raises OSError."""
+        """Make the names of files durable whose bytes are durable. Raises OSError."""
         for shard in {name[:2] for name in names}:
             sync_folder(f"{self._at}/{shard}")
 
@@ -139,7 +146,9 @@ class Spool:
         return self.folder / name[:2] / name
 
     def damage(self, name: str, size_bytes: int | None) -> str | None:
-        """What is wrong with a file that was written with this size (None: not known); None where it is whole.
+        """The damage of a file that was written with this size; None where it is whole.
+
+        `size_bytes` None: the size is not known.
 
         Raises:
             SpoolError: the whole spool is gone. OSError: the disk does not tell.
@@ -216,10 +225,10 @@ class Spool:
         return spool
 
     def sweep(self, known: Callable[[Iterable[str]], set[str]], age_s: float = ORPHAN_AGE_S) -> int:
-        """Remove files older than `age_s` seconds that belong to nobody. Returns how many.
+        """Remove files older than `age_s` seconds that may go. Returns how many.
 
-        `known` says which of some names the ledger owns. Young files are left alone: another process or host may be
-        between its write and its commit.
+        `known` returns the names, of those given, that must stay. A young file may be between its
+        write and its commit, here or on another host.
         """
         count = sweep_unfinished(self.folder, age_s)
         for shard in _SHARDS:
@@ -233,13 +242,14 @@ class Spool:
 
 
 class Unfinished:
-    """A file that is being written: it has no name before it is whole, and nothing is left of it when that fails."""
+    """A file that is being written. It has no name before it is whole; a failure leaves nothing."""
 
     def __init__(self, folder: str | Path, name: str) -> None:
         """Raises OSError."""
         self.name = name
         self._path = f"{folder}/{name}"
-        self._at = f"{folder}/.{secrets.token_hex(8)}.part"  # where it lies now
+        # Where it lies now.
+        self._at = f"{folder}/.{secrets.token_hex(8)}.part"
         self._descriptor = os.open(
             self._at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )
@@ -263,7 +273,7 @@ class Unfinished:
             raise
 
     def finish(self) -> None:
-        """Give the file its name, which nobody knows yet, and make its bytes durable.
+        """Give the file its name, which the ledger does not know yet, and make its bytes durable.
 
         The name lasts once the folder is synced as well.
 
@@ -273,15 +283,15 @@ class Unfinished:
         self._in_turn(self._take_name, self._sync)
 
     def replace(self) -> None:
-        """Make the bytes durable, then put the file where others look for it, in place of what lies there.
+        """Make the bytes durable, then replace the file at the path that others read.
 
         Raises:
-            OSError: no room, or the disk failed; the file is dropped, and what lies there stays.
+            OSError: no room, or the disk failed; the file is dropped, and the old file stays.
         """
         self._in_turn(self._sync, self._take_name)
 
     def drop(self) -> None:
-        """Remove what was written; a finished file stays."""
+        """Remove an unfinished file; a finished file stays."""
         if self._descriptor < 0:
             return
         self._close()
@@ -310,7 +320,7 @@ class Unfinished:
 
 
 def identity(folder: Path) -> str | None:
-    """What the ledger knows a spool by, or None where the folder is no spool of a node that has run."""
+    """The identity of a spool; None where no node has run with this folder."""
     marker = folder / _MARKER
     return marker.read_text() if marker.exists() else None
 
@@ -328,7 +338,7 @@ def write_durably(path: Path, *chunks: BytesLike) -> None:
 
 
 def sweep_unfinished(folder: Path, age_s: float = ORPHAN_AGE_S) -> int:
-    """Remove what writers that died have left unfinished in one folder. Returns how many files."""
+    """Remove the unfinished files of dead writers in one folder. Returns how many."""
     left = [name for name in _older(folder, age_s) if _PART.fullmatch(name)]
     for name in left:
         (folder / name).unlink(missing_ok=True)
@@ -340,7 +350,8 @@ def _older(folder: Path, age_s: float) -> list[str]:
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # its owner was quicker
+            # Its owner may be quicker.
+            with contextlib.suppress(FileNotFoundError):
                 if entry.stat(follow_symlinks=False).st_mtime < newest:
                     names.append(entry.name)
     return names
