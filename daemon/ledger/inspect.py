@@ -5,7 +5,7 @@ Nothing here writes, changes the schema or takes SQLite's write lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -197,7 +197,7 @@ class Inspection:
 
         health = []
         for name in sorted({*owed_to, *refused_by, *noted}):
-            note = noted.get(name, {})
+            note: Mapping[str, Any] = noted.get(name, {})
             debt = owed_to.get(name)
             health.append(
                 DestinationHealth(
