@@ -5,7 +5,7 @@ Nothing here writes, changes the schema or takes SQLite's write lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -193,11 +193,11 @@ class Inspection:
         with self._database.reading() as conn:
             owed_to = {row.destination: row for row in conn.execute(owed)}
             refused_by = {row.destination: int(row.number) for row in conn.execute(refused)}
-            noted = {row["name"]: row for row in conn.execute(sa.select(destinations)).mappings()}
+            noted = {row["name"]: row for row in _as_dicts(conn, sa.select(destinations))}
 
         health = []
         for name in sorted({*owed_to, *refused_by, *noted}):
-            note: Mapping[str, Any] = noted.get(name, {})
+            note = noted.get(name, {})
             debt = owed_to.get(name)
             health.append(
                 DestinationHealth(
