@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
-from daemon.ledger import DeliveryJob, ImageJob, Ledger, owner_name
+from daemon.ledger import DeliveryJob, ImageJob, Ledger, Outage, describe, owner_name
 
 log = logging.getLogger("pleura.service")
 
@@ -26,6 +26,7 @@ class Heartbeat:
         self._ledger = ledger
         self._jobs = jobs
         self._period_s = ledger.limits.lease_s / _BEATS_PER_LEASE
+        self._outage = Outage(log, "leases cannot be renewed: the ledger")
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -45,9 +46,11 @@ class Heartbeat:
     def _renew(self, jobs: Jobs) -> None:
         try:
             self._ledger.renew(jobs)
-        except Exception:
+        except Exception as error:
             # The lease may run out. Then a later owner wins, and nothing is lost.
-            log.exception("leases could not be renewed")
+            self._outage.failed(error)
+        else:
+            self._outage.over()
 
 
 class RoleHeartbeat:
@@ -61,7 +64,7 @@ class RoleHeartbeat:
         self._role = role
         self._detail = detail
         self._period_s = ledger.limits.lease_s / _BEATS_PER_LEASE
-        self._is_silent = False
+        self._outage = Outage(log, f"{role}: no heartbeat: the ledger")
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"{role} heartbeat", daemon=True)
 
@@ -80,14 +83,12 @@ class RoleHeartbeat:
         try:
             self._ledger.end_role(self._role, owner_name())
         except Exception as error:
-            log.warning("%s: the last heartbeat failed (%s)", self._role, type(error).__name__)
+            log.warning("%s: the last heartbeat failed (%s)", self._role, describe(error))
 
     def _beat(self) -> None:
         try:
             self._ledger.beat(self._role, owner_name(), self._detail)
         except Exception as error:
-            if not self._is_silent:
-                log.warning("%s: no heartbeat: the ledger (%s)", self._role, type(error).__name__)
-            self._is_silent = True
+            self._outage.failed(error)
         else:
-            self._is_silent = False
+            self._outage.over()

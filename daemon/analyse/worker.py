@@ -31,6 +31,7 @@ from daemon.ledger import (
     Outage,
     SameReason,
     StoredResult,
+    accession_digest,
     describe,
     owner_name,
 )
@@ -147,6 +148,7 @@ class Worker:
         # Trouble of the disk or the ledger, seen by a helper thread.
         self._trouble = threading.Event()
         self._outage = Outage(log, "the ledger or the spool")
+        self._spool_identity: str | None = None
         self._same_reason: SameReason | None = None
         self._same_reason_due = 0.0
 
@@ -441,7 +443,7 @@ class Worker:
             )
 
         stored = tuple(self._write(result) for result in outcome.results)
-        completion = _completion(outcome, image.pipeline, stored)
+        completion = _completion(outcome, image, stored, self._accession_digest(image))
         # A commit that raises may have taken place: the files stay. Strays are found later.
         state = self.ledger.complete(job, completion, self.config.owed())
         if state in (None, ImageState.DUPLICATE):
@@ -456,6 +458,20 @@ class Worker:
             f" ({outcome.reason}: {outcome.detail})" if outcome.reason else "",
         )
 
+    def _accession_digest(self, image: _Image) -> str | None:
+        """To find the image by its Accession Number, which no row and no log line holds."""
+        header = image.reading.header if image.reading is not None else None
+        if header is None:
+            return None
+        if self._spool_identity is None:
+            self._spool_identity = self.ledger.inspect.spool_identity()
+        try:
+            number = str(header.get("AccessionNumber", "") or "")
+        except Exception:
+            # Arbitrary bytes: the image is found by its UIDs alone.
+            return None
+        return accession_digest(number, self._spool_identity or "") or None
+
     def _write(self, result: Result) -> StoredResult:
         return StoredResult(
             kind=result.kind,
@@ -468,7 +484,10 @@ class Worker:
 
 
 def _completion(
-    outcome: Outcome, pipeline: Pipeline, written: tuple[StoredResult, ...]
+    outcome: Outcome,
+    image: _Image,
+    written: tuple[StoredResult, ...],
+    accession: str | None,
 ) -> Completion:
     finding = outcome.finding
     return Completion(
@@ -479,8 +498,9 @@ def _completion(
         detail="; ".join(part for part in (outcome.detail, *outcome.notes) if part),
         probability=finding.probability if finding else None,
         positive=finding.positive if finding else None,
-        model=_name(pipeline),
-        device=str(pipeline.engine.device),
+        model=_name(image.pipeline),
+        device=str(image.pipeline.engine.device),
+        accession_digest=accession,
         results=written,
     )
 

@@ -1,6 +1,7 @@
 """Where the roles meet: the images received, the state of each, and what is owed to each archive."""
 
 from daemon.ledger.database import LedgerError, UndecidedError
+from daemon.ledger.digests import accession_digest
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.ledger import Ledger, owner_name, this_machine
 from daemon.ledger.outage import Outage, describe
@@ -38,6 +39,7 @@ __all__ = [
     "SameReason",
     "StoredResult",
     "UndecidedError",
+    "accession_digest",
     "describe",
     "owner_name",
     "this_machine",

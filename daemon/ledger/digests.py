@@ -18,4 +18,6 @@ def accession_digest(accession_number: str, spool_identity: str) -> str:
     if not number:
         return ""
     key = spool_identity.encode()[:64]
-    return hashlib.blake2b(number.encode(), key=key, digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        number.encode(errors="backslashreplace"), key=key, digest_size=16
+    ).hexdigest()

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DataError
 
 from daemon.analyse.worker import EngineBrokenError, Worker, WorkerLimits, _Image
 from daemon.config import Config, FolderDestination
-from daemon.ledger import Arrival, Completion, ImageJob, Ledger
+from daemon.ledger import Arrival, Completion, ImageJob, Ledger, accession_digest
 from daemon.log import OneLineFormatter
 from daemon.spool import Spool
 from inference import package
@@ -84,12 +84,15 @@ class Bench:
         self.pipeline.events = []
         self.worker = Worker(self.pipeline, self.ledger, self.spool, config)
 
-    def receive(self, seed: int, inside: str | None = None, priority: int = 1) -> None:
+    def receive(
+        self, seed: int, inside: str | None = None, priority: int = 1, accession: str = ""
+    ) -> None:
         path = phantom.write(phantom.draw(seed, False, 64), self.folder / "sent.dcm")
         dataset, uid = dcmread(path), f"1.2.{seed}"
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = (
             uid if inside is None else inside
         )
+        dataset.AccessionNumber = accession
         dataset.save_as(path)
         data = path.read_bytes()
         name = self.spool.write(data)
@@ -123,6 +126,35 @@ def test_images_end_with_results_owed(bench: Bench) -> None:
     owed = bench.ledger.claim_deliveries("outbox", "me", 99)
     assert len({job.result.sop_instance_uid for job in owed}) == len(owed) >= 3
     assert all(bench.spool.read(job.result.spool_name)[128:132] == b"DICM" for job in owed)
+
+
+def test_an_image_is_found_by_its_accession_number_which_no_row_holds(bench: Bench) -> None:
+    bench.receive(1, accession="ACC-4711")
+    bench.receive(2)
+    bench.run()
+    assert bench.ledger.inspect.find(accession_digest=accession_digest("ACC-4711", "")) == ["1.2.1"]
+    (ending,) = bench.ledger.inspect.history("1.2.1")
+    assert ending["device"] == "cpu"
+    bench.ledger.close()
+    stored = b"".join(path.read_bytes() for path in bench.folder.glob("ledger.db*"))
+    assert b"4711" not in stored
+
+
+def test_a_node_that_excludes_every_image_for_one_reason_says_so_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.worker.limits = WorkerLimits(same_reason_images=3, same_reason_every_s=0.0)
+    for number in range(5):
+        uid = f"1.9.{number}"
+        bench.ledger.receive([Arrival(uid, "1.2", uid, "1.2.1", "XRAY1", "dimse", 1, 9)])
+        (job,) = bench.ledger.claim_images("me", 1)
+        bench.ledger.complete(job, Completion("not_analysed", uid, reason="body_part"), {})
+    for _ in range(3):
+        bench.worker._warn_of_same_reason()
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == [
+        "the newest 3 images were all not analysed for one reason: body_part; check `admission`"
+    ]
 
 
 @pytest.mark.parametrize("step", ["read", "answer", "conclude"])
