@@ -137,7 +137,7 @@ def test_an_image_is_found_by_its_accession_number_which_no_row_holds(bench: Ben
     assert ending["device"] == "cpu"
     bench.ledger.close()
     stored = b"".join(path.read_bytes() for path in bench.folder.glob("ledger.db*"))
-    assert b"4711" not in stored
+    assert b"ACC-4711" not in stored
 
 
 def test_a_node_that_excludes_every_image_for_one_reason_says_so_once(
