@@ -1,4 +1,4 @@
-"""Keeps leases alive while their owner is at work, and says that a role is alive."""
+"""Signs of life in the ledger: leases kept while their owner is at work, and roles that run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ Jobs = Sequence[ImageJob] | Sequence[DeliveryJob]
 
 # A lease outlives three beats that fail.
 _BEATS_PER_LEASE = 4
+# A role's sign of life, and the age from which a role counts as silent.
+SIGN_EVERY_S = 15.0
+SILENT_AFTER_S = 60.0
+_PATIENCE_S = 5.0
 
 
 class Heartbeat:
@@ -53,42 +57,46 @@ class Heartbeat:
             self._outage.over()
 
 
-class RoleHeartbeat:
-    """Records in the ledger that this process of a role is alive, for as long as the block runs.
+class SignsOfLife:
+    """Tells the ledger that this process of a role is alive, from READY until the block ends.
 
-    A process that cannot write the ledger is silent there, and logs it once for each outage.
+    `pleura status` and `doctor` show it: without a process of the analyse role, nobody analyses.
     """
 
-    def __init__(self, ledger: Ledger, role: str, detail: str) -> None:
+    def __init__(
+        self, ledger: Ledger, role: str, ready: threading.Event, every_s: float = SIGN_EVERY_S
+    ) -> None:
+        """`ready` is set once the role can do its job."""
         self._ledger = ledger
         self._role = role
-        self._detail = detail
-        self._period_s = ledger.limits.lease_s / _BEATS_PER_LEASE
-        self._outage = Outage(log, f"{role}: no heartbeat: the ledger")
+        self._ready = ready
+        self._every_s = every_s
+        self._outage = Outage(log, f"{role}: no sign of life: the ledger")
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"{role} heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="signs-of-life", daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join()
+        # A database that hangs must not hold up the end of the role.
+        self._thread.join(_PATIENCE_S)
+        try:
+            self._ledger.end_beat(self._role, owner_name())
+        except Exception as error:
+            # The row grows old, which says the same a little later.
+            log.warning("the end of the %s role is not recorded (%s)", self._role, describe(error))
 
     def _run(self) -> None:
-        while True:
-            self._beat()
-            if self._done.wait(self._period_s):
-                break
-        try:
-            self._ledger.end_role(self._role, owner_name())
-        except Exception as error:
-            log.warning("%s: the last heartbeat failed (%s)", self._role, describe(error))
-
-    def _beat(self) -> None:
-        try:
-            self._ledger.beat(self._role, owner_name(), self._detail)
-        except Exception as error:
-            self._outage.failed(error)
-        else:
-            self._outage.over()
+        while not self._done.is_set():
+            if not self._ready.wait(0.2):
+                continue
+            try:
+                self._ledger.beat(self._role, owner_name())
+            except Exception as error:
+                # The next sign says that the role is alive.
+                self._outage.failed(error)
+            else:
+                self._outage.over()
+            self._done.wait(self._every_s)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
-from daemon.heartbeat import RoleHeartbeat
+from daemon.heartbeat import SignsOfLife
 from daemon.ledger import Ledger, LedgerError, Outage, this_machine
 from daemon.spool import Spool, SpoolError
 
@@ -40,6 +40,9 @@ PARENT = "PLEURA_PARENT"
 
 # How late a SIGTERM may be noticed.
 _NOTICE_S = 0.5
+
+# Set when this process has said READY.
+_ready = threading.Event()
 
 # The pause before the next try to open a ledger whose server is away.
 _LEDGER_PAUSE_S = 2.0
@@ -68,7 +71,8 @@ def run_role(role: str, config: Config) -> int:
 
     ledger, spool = stores
     try:
-        ROLES[role](config, ledger, spool, stop)
+        with SignsOfLife(ledger, role, _ready):
+            ROLES[role](config, ledger, spool, stop)
     except CannotStartError:
         raise
     except Exception:
@@ -170,8 +174,7 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     gc.freeze()
     what = f"listening on {config.host}:{config.port} as {config.ae_title}"
     _say_ready("receive", what)
-    with RoleHeartbeat(ledger, "receive", what):
-        _wait(stop)
+    _wait(stop)
 
     if inbox:
         inbox.stop()
@@ -221,8 +224,7 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
     # Only the worker holds the pipeline from here on, so that it can free it for a successor.
     del pipeline
-    with RoleHeartbeat(ledger, "analyse", what):
-        worker.run(stop)
+    worker.run(stop)
 
 
 def _prepare_for_torch() -> None:
@@ -243,8 +245,7 @@ def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     deliverer.start()
     what = f"{len(config.destinations)} destination(s)"
     _say_ready("deliver", what)
-    with RoleHeartbeat(ledger, "deliver", what):
-        _wait(stop)
+    _wait(stop)
     deliverer.stop()
 
 
@@ -263,6 +264,7 @@ ROLES: dict[str, Callable[[Config, Ledger, Spool, threading.Event], None]] = {
 
 def _say_ready(role: str, what: str) -> None:
     log.info("%s: ready, %s", role, what)
+    _ready.set()
     print(READY, flush=True)  # noqa: T201 - the contract: READY on stdout
     notify("READY=1")
 

@@ -137,19 +137,20 @@ class Database:
             raise
         self._file = _file_at(self.engine.url) if self.is_sqlite else None
 
-    def now(self, conn: Connection) -> float:
-        """The ledger's clock: seconds since 1970."""
-        if self._clock is not None:
-            return self._clock()
-        epoch = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
-        return float(conn.execute(epoch).scalar_one())
-
     @contextmanager
     def transaction(self) -> Iterator[tuple[Connection, float]]:
         """A writing transaction and its time; committed durably when the block ends."""
         with self.engine.begin() as conn:
             # The server has told its clock when the transaction began.
             yield conn, self._clock() if self._clock else conn.info[_BEGAN_AT]
+
+    def now(self) -> float:
+        """The clock, outside a transaction."""
+        if self._clock is not None:
+            return self._clock()
+        with self.reading() as conn:
+            epoch = sa.select(sa.extract("epoch", sa.func.clock_timestamp()))
+            return float(conn.execute(epoch).scalar_one())
 
     def append(self, statement: str, rows: Callable[[float], list[dict[str, Any]]]) -> None:
         """Insert the rows that `rows` makes of the transaction's time, commit, and ring.

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database, require_file
-from daemon.ledger.records import DestinationHealth, KeptFile, LedgerLimits, RoleBeat, SameReason
+from daemon.ledger.records import KeptFile, SameReason
 from daemon.ledger.schema import (
     deliveries,
     destinations,
@@ -49,12 +49,11 @@ _COUNTED: dict[str, tuple[sa.Table, tuple[str, ...]]] = {
 class Inspection:
     """Questions to one ledger."""
 
-    def __init__(self, database: Database, limits: LedgerLimits) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._limits = limits
 
     @classmethod
-    def open(cls, url: str, limits: LedgerLimits | None = None) -> Inspection:
+    def open(cls, url: str) -> Inspection:
         """The ledger of a node that has run, over a connection that can only read.
 
         It never creates, migrates or locks anything.
@@ -63,7 +62,7 @@ class Inspection:
             LedgerError: there is no ledger of this version.
         """
         require_file(url)
-        return cls(Database(url, read_only=True), limits or LedgerLimits())
+        return cls(Database(url, read_only=True))
 
     def close(self) -> None:
         """Only for an Inspection that open() gave: a ledger closes its own."""
@@ -155,88 +154,6 @@ class Inspection:
 
     # -- health ---------------------------------------------------------------------------------
 
-    def roles(self) -> list[RoleBeat]:
-        """The heartbeats of all processes of the node, by role, the youngest first."""
-        newest_first = sa.select(roles).order_by(roles.c.role, roles.c.beat_at.desc())
-        with self._database.reading() as conn:
-            now = self._database.now(conn)
-            rows = conn.execute(newest_first).mappings().all()
-        return [
-            RoleBeat(
-                **row,
-                age_s=now - row["beat_at"],
-                # A beat from the future comes from a clock that was set back.
-                is_alive=abs(now - row["beat_at"]) < self._limits.lease_s,
-            )
-            for row in rows
-        ]
-
-    def destinations(self) -> list[DestinationHealth]:
-        """Every destination that was ever tried or owed anything, by name."""
-        delivery = deliveries.c
-        count = sa.func.count().label("number")
-        owed = (
-            sa.select(
-                delivery.destination,
-                count,
-                sa.func.min(instances.c.completed_at).label("oldest_at"),
-            )
-            .select_from(_DELIVERIES_OF_IMAGES)
-            .where(state_is(deliveries, "owed"))
-            .group_by(delivery.destination)
-        )
-        refused = (
-            sa.select(delivery.destination, count)
-            .where(delivery.state == DeliveryState.REFUSED.value, state_is_not(deliveries, "owed"))
-            .group_by(delivery.destination)
-        )
-        with self._database.reading() as conn:
-            owed_to = {row.destination: row for row in conn.execute(owed)}
-            refused_by = {row.destination: int(row.number) for row in conn.execute(refused)}
-            noted = {row["name"]: row for row in _as_dicts(conn, sa.select(destinations))}
-
-        health = []
-        for name in sorted({*owed_to, *refused_by, *noted}):
-            note = noted.get(name, {})
-            debt = owed_to.get(name)
-            health.append(
-                DestinationHealth(
-                    name=name,
-                    owed=int(debt.number) if debt else 0,
-                    refused=refused_by.get(name, 0),
-                    oldest_owed_at=debt.oldest_at if debt else None,
-                    down_since=note.get("down_since"),
-                    answer=note.get("answer", ""),
-                    answered_at=note.get("answered_at"),
-                    next_try_at=note.get("next_try_at"),
-                )
-            )
-        return health
-
-    def oldest_waiting_at(self) -> float | None:
-        """When the oldest image that still waits, or is in work, was received."""
-        oldest = sa.select(sa.func.min(instances.c.received_at)).where(
-            state_is(instances, "received")
-        )
-        with self._database.reading() as conn:
-            at: float | None = conn.execute(oldest).scalar()
-        return at
-
-    def reasons(self) -> dict[str, dict[str, int]]:
-        """How many images are in the states not_analysed and failed for each reason."""
-        image = instances.c
-        without_answer = (ImageState.NOT_ANALYSED.value, ImageState.FAILED.value)
-        grouped = (
-            sa.select(image.state, image.reason, sa.func.count())
-            .where(image.state.in_(without_answer), state_is_not(instances, "received"))
-            .group_by(image.state, image.reason)
-        )
-        numbers: dict[str, dict[str, int]] = {state: {} for state in without_answer}
-        with self._database.reading() as conn:
-            for state, reason, number in conn.execute(grouped):
-                numbers[state][reason or ""] = int(number)
-        return numbers
-
     def same_reason(self, images: int = 20) -> SameReason | None:
         """The reason for which the newest `images` ended images were all excluded, if there is one.
 
@@ -267,37 +184,15 @@ class Inspection:
 
     # -- people ---------------------------------------------------------------------------------
 
-    def find(self, uid: str = "", accession_digest: str = "", limit: int = 100) -> list[str]:
-        """SOP Instance UIDs of received images, newest first, without repetition.
-
-        `uid`: of the image, of its study, or of one of its results.
-        """
+    def images_with_accession(self, digest: str) -> list[str]:
+        """SOP Instance UIDs of the images with this digest of an Accession Number (digests.py)."""
         image = instances.c
-        if accession_digest:
-            is_meant = image.accession_digest == accession_digest
-        else:
-            of_result = sa.select(results.c.instance_id).where(results.c.sop_instance_uid == uid)
-            is_meant = sa.or_(
-                image.sop_instance_uid == uid,
-                image.study_instance_uid == uid,
-                image.id.in_(of_result),
-            )
-        query = sa.select(image.sop_instance_uid).where(is_meant).order_by(image.id.desc())
-        with self._database.reading() as conn:
-            uids = conn.execute(query.limit(limit)).scalars().all()
-        return list(dict.fromkeys(uids))
-
-    def failures(self, limit: int = 20) -> list[dict[str, Any]]:
-        """The newest failed images, as UIDs, reasons and times."""
-        image = instances.c
-        query = (
-            sa.select(image.sop_instance_uid, image.reason, image.detail, image.completed_at)
-            .where(image.state == ImageState.FAILED.value, state_is_not(instances, "received"))
-            .order_by(image.id.desc())
-            .limit(limit)
+        query = sa.select(image.sop_instance_uid, sa.func.min(image.id)).where(
+            image.accession_digest == digest
         )
+        ordered = query.group_by(image.sop_instance_uid).order_by(sa.func.min(image.id))
         with self._database.reading() as conn:
-            return _as_dicts(conn, query)
+            return [row.sop_instance_uid for row in conn.execute(ordered)]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Each accepted instance and each delivery in exactly one count."""
@@ -373,6 +268,138 @@ class Inspection:
         for row in images:
             row["results"] = [result for result in of_results if result["instance_id"] == row["id"]]
         return images
+
+    def now(self) -> float:
+        """The ledger's clock: seconds since 1970."""
+        return self._database.now()
+
+    def roles(self) -> list[dict[str, Any]]:
+        """The processes of each role that gave a sign of life: role, owner, beat_at."""
+        with self._database.reading() as conn:
+            return _as_dicts(conn, sa.select(roles).order_by(roles.c.role, roles.c.owner))
+
+    def destinations(self) -> dict[str, dict[str, Any]]:
+        """By name: the last answer in words, down since, next try, and how much is owed since when.
+
+        A destination that was never in trouble has only what is owed to it.
+        """
+        image, delivery = instances.c, deliveries.c
+        owed = (
+            sa.select(
+                delivery.destination.label("name"),
+                sa.func.count().label("owed"),
+                sa.func.min(image.completed_at).label("owed_since"),
+            )
+            .select_from(_DELIVERIES_OF_IMAGES)
+            .where(state_is(deliveries, "owed"))
+            .group_by(delivery.destination)
+        )
+        # Asked for again, because no report came.
+        unreported = (
+            sa.select(
+                delivery.destination.label("name"),
+                sa.func.count().label("unreported"),
+                sa.func.min(delivery.stored_at).label("unreported_since"),
+            )
+            .where(
+                state_is(deliveries, "stored"),
+                delivery.commit_due_at.is_not(None),
+                delivery.commit_asks > 1,
+            )
+            .group_by(delivery.destination)
+        )
+        found: dict[str, dict[str, Any]] = {}
+        with self._database.reading() as conn:
+            for query in (sa.select(destinations), owed, unreported):
+                for row in _as_dicts(conn, query):
+                    found.setdefault(row.pop("name"), {}).update(row)
+        return found
+
+    def next_try_is_due(self, destination: str) -> bool:
+        """Whether the pause of this destination's courier is over on the ledger's clock."""
+        row = sa.select(destinations.c.next_try_at).where(destinations.c.name == destination)
+        with self._database.reading() as conn:
+            due_at = conn.execute(row).scalar()
+        return due_at is not None and due_at <= self.now()
+
+    def waiting_since(self) -> float | None:
+        """When the oldest image that still waits, or is in work, was received."""
+        with self._database.reading() as conn:
+            oldest: float | None = conn.execute(
+                sa.select(sa.func.min(instances.c.received_at)).where(
+                    state_is(instances, "received")
+                )
+            ).scalar()
+        return oldest
+
+    def reasons(self) -> list[dict[str, Any]]:
+        """How many images ended not analysed, by reason: reason, number, last (a time)."""
+        image = instances.c
+        counted = (
+            sa.select(
+                image.reason,
+                sa.func.count().label("number"),
+                sa.func.max(image.completed_at).label("last"),
+            )
+            .where(
+                image.state == ImageState.NOT_ANALYSED.value, state_is_not(instances, "received")
+            )
+            .group_by(image.reason)
+            .order_by(sa.func.count().desc())
+        )
+        with self._database.reading() as conn:
+            return _as_dicts(conn, counted)
+
+    def failed(self, limit: int) -> dict[str, list[dict[str, Any]]]:
+        """The newest failed images and refused deliveries, with reason and time."""
+        image, delivery = instances.c, deliveries.c
+        images = (
+            sa.select(
+                image.sop_instance_uid,
+                image.study_instance_uid,
+                image.reason,
+                image.detail,
+                image.completed_at,
+            )
+            .where(image.state == ImageState.FAILED.value, state_is_not(instances, "received"))
+            .order_by(image.id.desc())
+            .limit(limit)
+        )
+        refused = (
+            sa.select(
+                results.c.sop_instance_uid,
+                results.c.kind,
+                delivery.destination,
+                delivery.why,
+                image.completed_at,
+            )
+            .select_from(_DELIVERIES_OF_IMAGES)
+            .where(delivery.state == DeliveryState.REFUSED.value, state_is_not(deliveries, "owed"))
+            .order_by(delivery.id.desc())
+            .limit(limit)
+        )
+        with self._database.reading() as conn:
+            return {"instances": _as_dicts(conn, images), "deliveries": _as_dicts(conn, refused)}
+
+    def refused_destinations(self) -> set[str]:
+        """The names that refused deliveries are addressed to."""
+        refused = sa.select(deliveries.c.destination).where(
+            deliveries.c.state == DeliveryState.REFUSED.value, state_is_not(deliveries, "owed")
+        )
+        with self._database.reading() as conn:
+            return set(conn.execute(refused.distinct()).scalars())
+
+    def images_of(self, uid: str) -> list[str]:
+        """SOP Instance UIDs of the images that `uid` names: an image, a study, or a result of ours."""
+        image = instances.c
+        named = sa.or_(image.sop_instance_uid == uid, image.study_instance_uid == uid)
+        mine = sa.select(results.c.instance_id).where(results.c.sop_instance_uid == uid)
+        query = sa.select(image.sop_instance_uid, sa.func.min(image.id)).where(
+            sa.or_(named, image.id.in_(mine))
+        )
+        ordered = query.group_by(image.sop_instance_uid).order_by(sa.func.min(image.id))
+        with self._database.reading() as conn:
+            return [row.sop_instance_uid for row in conn.execute(ordered)]
 
     def contradictions(self) -> list[str]:
         """Rows that deny each other, a line each."""

@@ -17,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from daemon.backoff import doubled_s
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.inspect import Inspection, in_parts
 from daemon.ledger.records import (
@@ -105,7 +106,7 @@ class Ledger:
         self.url = url
         self.limits = limits or LedgerLimits()
         self._database = Database(url, clock, migrate)
-        self.inspect = Inspection(self._database, self.limits)
+        self.inspect = Inspection(self._database)
         # Compiled here and not in each commit, whose Python the associations wait for.
         columns = [*Arrival._fields, *_RECEIVED, "received_at"]
         insert = sa.insert(instances).compile(self._database.engine, column_keys=columns)
@@ -394,7 +395,7 @@ class Ledger:
             .where(
                 deliveries.c.destination == destination,
                 state_is(deliveries, "owed"),
-                self._is_due(deliveries.c.due_at, now),
+                self._is_delivery_due(now),
                 self._is_lease_over(deliveries.c.lease_until, now),
             )
             .order_by(deliveries.c.priority, deliveries.c.id)
@@ -435,7 +436,7 @@ class Ledger:
                     why=why,
                     status=status,
                     owner=None,
-                    due_at=now + min(delay_s, self.limits.longest_retry_s),
+                    due_at=now + min(delay_s, self.limits.longest_delivery_wait_s),
                     lease_until=now,
                     failures=job.failures + (1 if is_failure else 0),
                 )
@@ -525,45 +526,6 @@ class Ledger:
                 conn.execute(held.values(owner=None, lease_until=now))
             self._database.ring(conn)
 
-    # -- health ---------------------------------------------------------------------------------
-
-    def beat(self, role: str, owner: str, detail: str) -> None:
-        """Record that this process of a role is alive. Forgets processes that ended long ago."""
-        with self._database.transaction() as (conn, now):
-            same = (roles.c.role == role, roles.c.owner == owner)
-            alive = {"beat_at": now, "detail": detail}
-            if not conn.execute(roles.update().where(*same).values(**alive)).rowcount:
-                new = {"role": role, "owner": owner, "started_at": now}
-                conn.execute(roles.insert().values(**new, **alive))
-
-            forgotten = roles.c.beat_at < now - self.limits.roles_kept_s
-            conn.execute(roles.delete().where(forgotten))
-
-    def end_role(self, role: str, owner: str) -> None:
-        """This process of a role ends as it should: its heartbeat is forgotten at once."""
-        with self._database.transaction() as (conn, _):
-            same = (roles.c.role == role, roles.c.owner == owner)
-            conn.execute(roles.delete().where(*same))
-
-    def note_destination(
-        self, name: str, answer: str, is_down: bool, next_try_s: float | None = None
-    ) -> None:
-        """Record a destination's last answer in words. `next_try_s`: when it is tried again.
-
-        An outage keeps the time of its first note.
-        """
-        with self._database.transaction() as (conn, now):
-            since = sa.func.coalesce(destinations.c.down_since, now) if is_down else None
-            note = {
-                "answer": answer,
-                "answered_at": now,
-                "next_try_at": None if next_try_s is None else now + next_try_s,
-            }
-            same = destinations.update().where(destinations.c.name == name)
-            if not conn.execute(same.values(down_since=since, **note)).rowcount:
-                began = now if is_down else None
-                conn.execute(destinations.insert().values(name=name, down_since=began, **note))
-
     # -- storage commitment ---------------------------------------------------------------------
 
     def ask_commitment(
@@ -593,7 +555,8 @@ class Ledger:
             }
             conn.execute(commitments.insert().values(**request))
             references = tuple((row.sop_class_uid, row.sop_instance_uid) for row in rows)
-            return CommitmentRequest(transaction_uid, references)
+            asked_before = sum(row.commit_asks > 0 for row in rows)
+            return CommitmentRequest(transaction_uid, references, asked_before)
 
     def _uncommitted(self, destination: str, now: float, limit: int) -> sa.Select[Any]:
         return (
@@ -608,7 +571,7 @@ class Ledger:
                 deliveries.c.destination == destination,
                 state_is(deliveries, "stored"),
                 deliveries.c.commit_due_at.is_not(None),
-                self._is_due(deliveries.c.commit_due_at, now),
+                self._is_request_due(now),
             )
             .order_by(deliveries.c.commit_due_at)
             .limit(limit)
@@ -672,10 +635,10 @@ class Ledger:
         for row in conn.execute(asks).all():
             # At once the first time, then later: an archive that forgets everything must not be
             # sent to in a circle.
-            is_repeated = row.commit_asks > 1
-            wait_s = (
-                self._doubling(self.limits.forgetful_s, row.commit_asks - 2) if is_repeated else 0.0
-            )
+            wait_s = 0.0
+            if row.commit_asks > 1:
+                longest_s = self.limits.longest_delivery_wait_s
+                wait_s = doubled_s(self.limits.forgetful_s, longest_s, row.commit_asks - 2)
             again = _owed_again(now, DeliveryEvent.LOSE) | {
                 "why": why,
                 "due_at": now + wait_s,
@@ -722,11 +685,17 @@ class Ledger:
 
     # -- people ---------------------------------------------------------------------------------
 
-    def rearm(self, states: Sequence[str], uids: Sequence[str]) -> int:
+    def rearm(
+        self,
+        states: Sequence[str],
+        uids: Sequence[str],
+        to: Collection[str] | None = None,
+    ) -> int:
         """`pleura retry`: failed images wait again, refused deliveries are owed again.
 
-        `uids` are SOP Instance UIDs of images or results; none means all in these states. Work
-        whose bytes retention gave up cannot be re-armed. Returns how many were.
+        `uids` are SOP Instance UIDs of images or results; none means all in these states. `to`:
+        deliveries to these destinations only. Work whose bytes retention gave up cannot be
+        re-armed. Returns how many were.
         """
         with self._database.transaction() as (conn, now):
             # Bytes that retention is giving up cannot be owed again.
@@ -740,10 +709,138 @@ class Ledger:
             if DeliveryState.REFUSED in states:
                 owed = _owed_again(now, DeliveryEvent.REARM)
                 refused = _refused_deliveries(uids)
+                if to is not None:
+                    refused = refused.where(deliveries.c.destination.in_(list(to)))
                 count += conn.execute(refused.values(why=None, failures=0, **owed)).rowcount
 
             self._database.ring(conn)
             return count
+
+    def readdress(self, to: str, configured: Collection[str]) -> int:
+        """Address deliveries to `to` whose destination has left the settings. Returns how many.
+
+        For a destination that was renamed. A result that is addressed to `to` already stays.
+        """
+        unfinished = (DeliveryState.OWED.value, DeliveryState.REFUSED.value)
+        other = deliveries.alias()
+        has_one = sa.exists().where(
+            other.c.result_id == deliveries.c.result_id, other.c.destination == to
+        )
+        with self._database.transaction() as (conn, _):
+            old_names = sa.select(deliveries.c.destination).where(
+                deliveries.c.state.in_(unfinished),
+                deliveries.c.destination.not_in(list(configured)),
+            )
+            count = 0
+            # Name by name: the same result may have been addressed to several of them.
+            for name in conn.execute(old_names.distinct()).scalars().all():
+                moved = deliveries.update().where(
+                    deliveries.c.destination == name,
+                    deliveries.c.state.in_(unfinished),
+                    deliveries.c.owner.is_(None),
+                    ~has_one,
+                )
+                count += conn.execute(moved.values(destination=to)).rowcount
+            return count
+
+    def hasten(self, destinations_now: Collection[str], uids: Sequence[str] = ()) -> int:
+        """`pleura retry --now`: deliveries to these destinations are due now. Returns how many.
+
+        Their couriers end their pause. `uids` are SOP Instance UIDs of results; none means all.
+        """
+        names = list(destinations_now)
+        with self._database.transaction() as (conn, now):
+            owed = deliveries.update().where(
+                state_is(deliveries, "owed"), deliveries.c.destination.in_(names)
+            )
+            if uids:
+                named = sa.select(results.c.id).where(results.c.sop_instance_uid.in_(uids))
+                owed = owed.where(deliveries.c.result_id.in_(named))
+            count = conn.execute(owed.values(due_at=now)).rowcount
+
+            paused = destinations.update().where(destinations.c.name.in_(names))
+            conn.execute(paused.values(next_try_at=now))
+            self._database.ring(conn)
+            return count
+
+    def resend(
+        self, destination: str, since: float | None = None, uids: Sequence[str] = ()
+    ) -> tuple[int, int]:
+        """`pleura resend`: owe stored objects again, to an archive that lost them.
+
+        `since`: stored from then on, by the ledger's clock. `uids`: Study Instance UIDs, SOP
+        Instance UIDs of images or of results. Returns how many are owed again, and how many cannot
+        be, because their bytes were given up.
+        """
+        of_images = results.join(instances, instances.c.id == results.c.instance_id)
+        named = sa.select(results.c.id).select_from(of_images)
+        if uids:
+            named = named.where(
+                sa.or_(
+                    results.c.sop_instance_uid.in_(uids),
+                    instances.c.sop_instance_uid.in_(uids),
+                    instances.c.study_instance_uid.in_(uids),
+                )
+            )
+        chosen = [
+            deliveries.c.destination == destination,
+            deliveries.c.state.in_(deliveries_before(DeliveryEvent.RESEND)),
+            state_is_not(deliveries, "owed"),
+        ]
+        if since is not None:
+            chosen.append(deliveries.c.stored_at >= since)
+
+        with self._database.transaction() as (conn, now):
+            # Bytes that retention is giving up cannot be owed again.
+            self._database.lock_until_commit(conn, _RETENTION)
+            gone = named.where(instances.c.removed_at.is_not(None))
+            count_gone = sa.select(sa.func.count()).select_from(deliveries)
+            count_gone = count_gone.where(*chosen, deliveries.c.result_id.in_(gone))
+            without_bytes = int(conn.execute(count_gone).scalar() or 0)
+
+            kept = named.where(instances.c.removed_at.is_(None))
+            again = deliveries.update().where(*chosen, deliveries.c.result_id.in_(kept))
+            fresh = {"failures": 0, "commit_due_at": None, "commit_asks": 0, "committed_at": None}
+            owed = _owed_again(now, DeliveryEvent.RESEND)
+            count = conn.execute(again.values(**fresh, **owed)).rowcount
+            self._database.ring(conn)
+            return count, without_bytes
+
+    # -- signs of life --------------------------------------------------------------------------
+
+    def beat(self, role: str, owner: str) -> None:
+        """This process of a role is alive. Rows of processes long dead go."""
+        with self._database.transaction() as (conn, now):
+            mine = sa.and_(roles.c.owner == owner, roles.c.role == role)
+            if not conn.execute(roles.update().where(mine).values(beat_at=now)).rowcount:
+                conn.execute(roles.insert().values(owner=owner, role=role, beat_at=now))
+            long_dead = roles.c.beat_at < now - self.limits.roles_kept_s
+            conn.execute(roles.delete().where(long_dead))
+
+    def end_beat(self, role: str, owner: str) -> None:
+        """This process of a role ends in order."""
+        with self._database.transaction() as (conn, _):
+            conn.execute(roles.delete().where(roles.c.owner == owner, roles.c.role == role))
+
+    def note_destination(self, name: str, trouble: str | None, pause_s: float = 0.0) -> None:
+        """Record a destination's last answer in words, and when it is tried again.
+
+        `trouble` None: it is up again.
+        """
+        with self._database.transaction() as (conn, now):
+            mine = destinations.c.name == name
+            before = conn.execute(sa.select(destinations).where(mine)).first()
+            down_since = before.down_since if before is not None else None
+            row: dict[str, Any] = {
+                "down_since": None if trouble is None else down_since or now,
+                "last_answer": trouble or "it stores",
+                "answered_at": now,
+                "next_try_at": None if trouble is None else now + pause_s,
+            }
+            if before is None:
+                conn.execute(destinations.insert().values(name=name, **row))
+            else:
+                conn.execute(destinations.update().where(mine).values(**row))
 
     # -- times ----------------------------------------------------------------------------------
 
@@ -751,20 +848,22 @@ class Ledger:
         longest_s = self.limits.leases_outlived * self.limits.lease_s
         return sa.or_(until <= now, until > now + longest_s)
 
-    def _is_due(self, due_at: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
-        """Whether a delivery, or its commitment request, is due.
+    def _is_delivery_due(self, now: float) -> sa.ColumnElement[bool]:
+        due_at = deliveries.c.due_at
+        longest_s = self.limits.longest_delivery_wait_s
+        return sa.or_(due_at <= now, due_at > now + longest_s)
 
-        An archive that lost the object, or does not report, is asked at growing intervals; every
-        other wait is a back-off.
-        """
-        is_asked_again = deliveries.c.commit_asks > 1
+    def _is_request_due(self, now: float) -> sa.ColumnElement[bool]:
+        """Whether a commitment request is due. The first waits are short, later waits grow."""
+        due_at = deliveries.c.commit_due_at
         longest_s = sa.case(
-            (is_asked_again, self.limits.longest_wait_s), else_=self.limits.longest_retry_s
+            (deliveries.c.commit_asks > 1, self.limits.longest_wait_s),
+            else_=self.limits.longest_delivery_wait_s,
         )
         return sa.or_(due_at <= now, due_at > now + longest_s)
 
     def _doubling(self, first_s: float, times: int) -> float:
-        return min(self.limits.longest_wait_s, first_s * 2.0 ** min(times, 30))
+        return doubled_s(first_s, self.limits.longest_wait_s, times)
 
 
 # -- rows and statements in pieces ------------------------------------------------------------------

@@ -16,9 +16,9 @@ class LedgerLimits:
     # A lease: five times its length, since a live owner renews it, and a small step of the clock
     # must not take work from it.
     leases_outlived: int = 5
-    # A delivery's next try: more than the longest back-off (backoff.py), doubled (courier.py).
-    longest_retry_s: float = 660.0
-    # Storage commitment, and objects that an archive loses again and again.
+    # A delivery's next try: twice the longest back-off of a courier.
+    longest_delivery_wait_s: float = 600.0
+    # A storage commitment request.
     longest_wait_s: float = 3600.0
     # How often the lost result files of one image are made again.
     maximum_remakes: int = 3
@@ -26,10 +26,10 @@ class LedgerLimits:
     remake_s: float = 30.0
     # The first wait of an object that an archive has lost twice; doubled each time.
     forgetful_s: float = 60.0
+    # How long a process that gave no sign of life is remembered.
+    roles_kept_s: float = 7 * 86400.0
     # After this a commitment report finds no request any more, and the archive is asked again.
     commitments_kept_s: float = 90 * 86400.0
-    # The heartbeat of a process that ended is forgotten after this.
-    roles_kept_s: float = 86400.0
 
 
 class Arrival(NamedTuple):
@@ -109,6 +109,8 @@ class CommitmentRequest:
 
     transaction_uid: str
     references: tuple[tuple[str, str], ...]  # SOP class UID, SOP Instance UID
+    # Objects that an earlier request named, and no report.
+    asked_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,36 +120,6 @@ class KeptFile:
     spool_name: str
     size_bytes: int | None
     what: str  # for people: whose file it is
-
-
-@dataclass(frozen=True)
-class RoleBeat:
-    """The last heartbeat of one process. Times are seconds since 1970 on the ledger's clock."""
-
-    role: str  # receive, analyse, deliver
-    owner: str  # machine:process ID
-    detail: str  # what the role said when it was ready
-    started_at: float
-    beat_at: float
-    age_s: float
-    # The last beat is younger than a lease. A process that hangs or ended has no young beat.
-    is_alive: bool
-
-
-@dataclass(frozen=True)
-class DestinationHealth:
-    """What one destination owes and is owed, and its last answer."""
-
-    name: str
-    owed: int
-    refused: int
-    # When the oldest delivery that is still owed was completed; None where nothing is owed.
-    oldest_owed_at: float | None
-    # None: up, or never tried.
-    down_since: float | None
-    answer: str
-    answered_at: float | None
-    next_try_at: float | None
 
 
 @dataclass(frozen=True)

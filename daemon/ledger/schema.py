@@ -190,28 +190,26 @@ spools = sa.Table("spools", metadata, sa.Column("identity", sa.Text, primary_key
 # Folder destinations that results went to: each carries a mark since (folder.py).
 folders = sa.Table("folders", metadata, sa.Column("path", sa.Text, primary_key=True))
 
-# The heartbeats of running roles: a row for each process.
-roles = sa.Table(
-    "roles",
-    metadata,
-    sa.Column("role", sa.Text, primary_key=True),
-    sa.Column("owner", sa.Text, primary_key=True),
-    # What the role said when it was ready: its port, its model and device.
-    sa.Column("detail", sa.Text, nullable=False),
-    sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("beat_at", sa.Float, nullable=False),
-)
-
-# The last answer of each destination, in words.
+# One row for each destination that was in trouble: its courier writes it, `pleura status` reads it.
 destinations = sa.Table(
     "destinations",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    # Null: the destination is up.
+    # Null: it takes objects again.
     sa.Column("down_since", sa.Float),
-    sa.Column("answer", sa.Text, nullable=False),
+    # In words.
+    sa.Column("last_answer", sa.Text, nullable=False),
     sa.Column("answered_at", sa.Float, nullable=False),
     sa.Column("next_try_at", sa.Float),
+)
+
+# One row for each process of a role: its last sign of life.
+roles = sa.Table(
+    "roles",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("role", sa.Text, primary_key=True),
+    sa.Column("beat_at", sa.Float, nullable=False),
 )
 
 # The statements that turn the tables of one version into those of the next, on both databases.
@@ -249,9 +247,9 @@ STEPS: dict[int, tuple[str, ...]] = {
         " WHERE study_instance_uid IS NOT NULL",
         "CREATE INDEX instances_by_accession ON instances (accession_digest)"
         " WHERE accession_digest IS NOT NULL",
-        "CREATE TABLE roles (role TEXT NOT NULL, owner TEXT NOT NULL, detail TEXT NOT NULL,"
-        " started_at FLOAT NOT NULL, beat_at FLOAT NOT NULL, PRIMARY KEY (role, owner))",
         "CREATE TABLE destinations (name TEXT NOT NULL PRIMARY KEY, down_since FLOAT,"
-        " answer TEXT NOT NULL, answered_at FLOAT NOT NULL, next_try_at FLOAT)",
+        " last_answer TEXT NOT NULL, answered_at FLOAT NOT NULL, next_try_at FLOAT)",
+        "CREATE TABLE roles (owner TEXT NOT NULL, role TEXT NOT NULL, beat_at FLOAT NOT NULL,"
+        " PRIMARY KEY (owner, role))",
     ),
 }

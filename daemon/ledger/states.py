@@ -77,6 +77,7 @@ class DeliveryEvent(_Told):
     LOSE = "lose", "The commitment report says that the archive has lost the object."
     DENY = "deny", "The commitment report says that the archive will never keep it."
     REARM = "rearm", "A person asks for another try (`pleura retry`)."
+    RESEND = "resend", "A person asks to send again an object that was stored (`pleura resend`)."
 
 
 _I, _ON = ImageState, ImageEvent
@@ -117,6 +118,8 @@ DELIVERY_TRANSITIONS: Mapping[tuple[DeliveryState, DeliveryEvent], DeliveryState
     (_D.STORED, _AT.LOSE): _D.OWED,
     (_D.STORED, _AT.DENY): _D.REFUSED,
     (_D.REFUSED, _AT.REARM): _D.OWED,
+    (_D.STORED, _AT.RESEND): _D.OWED,
+    (_D.COMMITTED, _AT.RESEND): _D.OWED,
 }
 
 # The event that ends an image, by the state that the worker found.

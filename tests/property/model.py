@@ -13,7 +13,7 @@ from daemon.ledger import Arrival, Completion, DeliveryJob, ImageJob
 
 LEASE_S = 60.0
 LONGEST_LEASE_S = 5 * LEASE_S
-LONGEST_RETRY_S = 660.0
+LONGEST_DELIVERY_WAIT_S = 600.0
 LONGEST_WAIT_S = 3600.0
 MAXIMUM_REMAKES = 3
 FINISHED = ("analysed", "not_analysed")
@@ -78,9 +78,15 @@ class Model:
     def is_lease_over(self, row: Image | Delivery) -> bool:
         return self.is_past(row.lease_until, LONGEST_LEASE_S)
 
-    def is_due(self, delivery: Delivery, when: float) -> bool:
+    def is_delivery_due(self, delivery: Delivery) -> bool:
+        return self.is_past(delivery.due_at, LONGEST_DELIVERY_WAIT_S)
+
+    def is_request_due(self, delivery: Delivery) -> bool:
+        if delivery.commit_due_at is None:
+            return False
         asked_again = delivery.commit_asks > 1
-        return self.is_past(when, LONGEST_WAIT_S if asked_again else LONGEST_RETRY_S)
+        longest_s = LONGEST_WAIT_S if asked_again else LONGEST_DELIVERY_WAIT_S
+        return self.is_past(delivery.commit_due_at, longest_s)
 
     def image(self, job: ImageJob) -> Image | None:
         """The image that this attempt still holds."""
@@ -191,7 +197,7 @@ class Model:
             number
             for number, one in self.deliveries.items()
             if one.destination == destination and one.state == "owed"
-            if self.is_due(one, one.due_at) and self.is_lease_over(one)
+            if self.is_delivery_due(one) and self.is_lease_over(one)
         ]
         due = sorted(due, key=lambda number: (self.deliveries[number].priority, number))[:limit]
         for number in due:
@@ -265,7 +271,7 @@ class Model:
             number
             for number, one in self.deliveries.items()
             if one.destination == destination and one.state == "stored"
-            if one.commit_due_at is not None and self.is_due(one, one.commit_due_at)
+            if self.is_request_due(one)
         ]
 
     def ask(
@@ -297,7 +303,7 @@ class Model:
             later = (
                 0.0
                 if one.commit_asks < 2
-                else min(LONGEST_WAIT_S, 60.0 * 2 ** (one.commit_asks - 2))
+                else min(LONGEST_DELIVERY_WAIT_S, 60.0 * 2 ** (one.commit_asks - 2))
             )
             one.state, one.due_at, one.lease_until, one.commit_due_at = (
                 "owed",

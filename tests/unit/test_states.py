@@ -247,6 +247,7 @@ _DELIVERY_EVENTS: dict[DeliveryEvent, Callable[[Node], object]] = {
     DeliveryEvent.LOSE: lambda node: (node.ask(), node.report(lost=True)),
     DeliveryEvent.DENY: lambda node: (node.ask(), node.report(refused=True)),
     DeliveryEvent.REARM: lambda node: node.ledger.rearm(["failed", "refused"], []),
+    DeliveryEvent.RESEND: lambda node: node.ledger.resend("pacs", since=0.0),
 }
 
 
