@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from inference.manifest import Scheme, Side, Task, Version
 from training.fitting.augment import Augmentation
-from training.measures.metrics import LABEL_FIGURES, MASK_FIGURES
+from training.measures.metrics import FIGURES, LABEL_FIGURES, MASK_FIGURES
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -95,6 +95,8 @@ class Average(_Part):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Izmailov et al., UAI 2018
     swa_last_epochs: Whole = 0
+    # Of these, every epoch or only the last epoch of each cycle of a cyclic schedule
+    swa_each: Literal["epoch", "cycle"] = "epoch"
     # False: those of ema are a running mean like its weights, and cost no pass over the images
     redo: bool = True
 
@@ -115,6 +117,8 @@ class Loss(_Part):
     focal: Annotated[float, Field(ge=0)] = 0.0
     dice: Annotated[float, Field(ge=0)] = 0.0
     tanimoto: Annotated[float, Field(ge=0)] = 0.0
+    # Weight of the auxiliary outputs beside the answer; None: the mean of all outputs
+    auxiliary: Annotated[float, Field(ge=0)] | None = None
     # Labels only: classes weigh inverse to their frequency
     balance: bool = False
     # Dice also of images whose mask is empty (it then counts what was found in vain)
@@ -226,6 +230,14 @@ class Stage(_Part):
             )
         if self.average.ema and self.average.swa_last_epochs:
             raise ValueError("average: ema or swa_last_epochs, not both")
+        if self.average.swa_each == "cycle":
+            if self.schedule.name != "cyclic":
+                raise ValueError("average.swa_each: cycle found; it wants schedule: cyclic")
+            if self.average.swa_last_epochs < self.schedule.cycle:
+                raise ValueError(
+                    f"average.swa_last_epochs: {self.average.swa_last_epochs} found; at least a "
+                    f"cycle, {self.schedule.cycle}, wanted for swa_each: cycle"
+                )
 
         rests = self.freeze is not None and (self.freeze.epochs, self.freeze.share) == (0, 1.0)
         if self.cross_fit and not (rests and self.on_masks):
@@ -330,6 +342,12 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
+        unknown = [name for name in self.published if name not in FIGURES]
+        if unknown:
+            raise ValueError(
+                f"published: {', '.join(unknown)} found; these are no figures, allowed: "
+                f"{', '.join(FIGURES)}"
+            )
         if bool(self.of("classifier")) != (self.operating_point is not None):
             raise ValueError("operating_point belongs to a classifier: both or neither")
         for role in ROLES:

@@ -28,6 +28,7 @@ from inference.networks.dc_unet import DCUNet
 from inference.networks.decoders.deeplab_v3 import DeepLabV3Decoder
 from inference.networks.decoders.encnet import EncNetDecoder
 from inference.networks.decoders.fcn import FCNDecoder
+from inference.networks.decoders.fcn_transposed import TransposedDecoder
 from inference.networks.decoders.fpn import FPNDecoder
 from inference.networks.decoders.linknet import LinkNetDecoder
 from inference.networks.decoders.unet import UP_WIDTHS as UNET_UP_WIDTHS
@@ -107,7 +108,10 @@ _Outputs = Annotated[int, Field(ge=1, le=1000)]
 _Hidden = Annotated[int, Field(ge=0, le=4096)]
 _Pixels = Annotated[int, Field(ge=1, le=2048 * 2048)]
 _Stem = Literal["grey", "imagenet"]
+_EncoderStem = Literal["grey", "imagenet", "torchxrayvision"]
 _Stride = Literal[8, 16, 32]
+_Kernels = Annotated[Sequence[Literal[4, 8, 16, 32, 64]], Field(min_length=1, max_length=5)]
+_Strides = Annotated[Sequence[Literal[2, 4, 8, 16, 32]], Field(min_length=1, max_length=5)]
 # encoders/ has the list of names.
 _Encoder = Annotated[str, Field(max_length=200)]
 
@@ -158,20 +162,22 @@ def _densenet_121(outputs: _Outputs = 1, stem: _Stem = "grey") -> nn.Module:
 
 @validate_call
 def _unet(
-    encoder: _Encoder = "resnet34", stem: _Stem = "grey", up_widths: _FullUpWidths = UNET_UP_WIDTHS
+    encoder: _Encoder = "resnet34",
+    stem: _EncoderStem = "grey",
+    up_widths: _FullUpWidths = UNET_UP_WIDTHS,
 ) -> nn.Module:
     return EncoderDecoder(encoder, stem, partial(UNetDecoder, up_widths=up_widths))
 
 
 @validate_call
-def _unet_resnet34(stem: _Stem = "grey") -> nn.Module:
+def _unet_resnet34(stem: _EncoderStem = "grey") -> nn.Module:
     return EncoderDecoder("resnet34", stem, UNetDecoder)
 
 
 @validate_call
 def _unet_plus_plus(
     encoder: _Encoder = "resnet34",
-    stem: _Stem = "grey",
+    stem: _EncoderStem = "grey",
     up_widths: _FullUpWidths = UNET_UP_WIDTHS,
     residual: bool = False,
     deep_supervision: bool = False,
@@ -186,31 +192,33 @@ def _unet_plus_plus(
 
 
 @validate_call
-def _linknet(encoder: _Encoder = "resnet34", stem: _Stem = "grey") -> nn.Module:
+def _linknet(encoder: _Encoder = "resnet34", stem: _EncoderStem = "grey") -> nn.Module:
     return EncoderDecoder(encoder, stem, LinkNetDecoder)
 
 
 @validate_call
-def _fpn(encoder: _Encoder = "resnet34", stem: _Stem = "grey") -> nn.Module:
+def _fpn(encoder: _Encoder = "resnet34", stem: _EncoderStem = "grey") -> nn.Module:
     return EncoderDecoder(encoder, stem, FPNDecoder)
 
 
 @validate_call
 def _deeplab_v3(
-    encoder: _Encoder = "resnet34", stem: _Stem = "grey", stride: _Stride = 16
+    encoder: _Encoder = "resnet34", stem: _EncoderStem = "grey", stride: _Stride = 16
 ) -> nn.Module:
     return EncoderDecoder(encoder, stem, partial(DeepLabV3Decoder, stride=stride), stride)
 
 
 @validate_call
-def _encnet(encoder: _Encoder = "resnet34", stem: _Stem = "grey", stride: _Stride = 8) -> nn.Module:
+def _encnet(
+    encoder: _Encoder = "resnet34", stem: _EncoderStem = "grey", stride: _Stride = 8
+) -> nn.Module:
     return EncoderDecoder(encoder, stem, partial(EncNetDecoder, stride=stride), stride)
 
 
 @validate_call
 def _fcn(
     encoder: _Encoder = "resnet34",
-    stem: _Stem = "grey",
+    stem: _EncoderStem = "grey",
     hidden: Annotated[int, Field(ge=1, le=4096)] = 512,
     kernel: Literal[1, 3, 5, 7] = 3,
     dropout: _Dropout = 0.5,
@@ -218,6 +226,18 @@ def _fcn(
     return EncoderDecoder(
         encoder, stem, partial(FCNDecoder, hidden=hidden, kernel=kernel, dropout=dropout)
     )
+
+
+@validate_call
+def _fcn_transposed(
+    encoder: _Encoder = "resnet34",
+    stem: _EncoderStem = "grey",
+    kernels: _Kernels = (16, 32, 64),
+    strides: _Strides = (2, 2, 8),
+    dropout: _Dropout = 0.5,
+) -> nn.Module:
+    decoder = partial(TransposedDecoder, kernels=kernels, strides=strides, dropout=dropout)
+    return EncoderDecoder(encoder, stem, decoder)
 
 
 @validate_call
@@ -246,7 +266,7 @@ def _monai_unet_plus_plus(
 
 @validate_call
 def _classifier(
-    encoder: _Encoder, stem: _Stem = "grey", hidden: _Hidden = 0, dropout: _Dropout = 0.0
+    encoder: _Encoder, stem: _EncoderStem = "grey", hidden: _Hidden = 0, dropout: _Dropout = 0.0
 ) -> nn.Module:
     return EncoderClassifier(encoder, stem, hidden, dropout)
 
@@ -274,6 +294,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "deeplab-v3": _deeplab_v3,
     "encnet": _encnet,
     "fcn": _fcn,
+    "fcn-transposed": _fcn_transposed,
     "plain-unet": _plain_unet,
     "double-unet": _double_unet,
     "dc-unet": _dc_unet,

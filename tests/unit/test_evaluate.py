@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import weakref
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from sklearn.metrics import average_precision_score, f1_score, fbeta_score, roc_
 from inference import package
 from training import commands, recipe
 from training import data as labelled
+from training.data import rle
 from training.data.cases import Case
 from training.measures import evaluate, figures, metrics, report
 from training.measures.answers import Answer
@@ -257,6 +259,33 @@ def test_a_package_is_measured_without_holding_the_images(
     assert (seen.found.sum(), (seen.true & seen.found).sum()) == (answer.found, answer.common)
     assert found.figures["all"]["fold_3"]["accuracy"]["of"] == 10
     assert found.figures["notes"] == []
+
+
+def test_areas_are_those_of_the_masks_that_the_package_answers_with(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "DRAWS", 20)
+    manifest = package.read_manifest(tiny_package)
+    segmenter = manifest.segmenter.model_dump(mode="json") | {"bottom": 0.001, "top": 0.001}
+    segmenter |= {"min_area_at_1024_px": 0, "min_sure_area_at_1024_px": 0}
+    cases = [Watched(image_id=str(n), patient=str(n), label=n % 2, fold=n % 4) for n in range(8)]
+    monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
+
+    for threshold, positive in ((0.999, False), (0.001, True)):
+        classifier = manifest.classifier.model_dump(mode="json") | {"threshold": threshold}
+        package.amend(tiny_package, {"classifier": classifier, "segmenter": segmenter})
+        found = run(tiny_package, tmp_path, "siim")
+        found.write(tmp_path)
+        assert all(answer.found for answer in found.answers)
+        areas = [float(row["area_px"]) for row in rows_of(tmp_path / "features.csv")]
+        masks = [row["EncodedPixels"] for row in rows_of(tmp_path / "masks.csv")]
+        assert {runs != rle.NONE for runs in masks} == {positive}
+        assert areas == [answer.found if positive else 0 for answer in found.answers]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(

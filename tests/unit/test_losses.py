@@ -133,6 +133,17 @@ def test_each_of_several_outputs_is_held_against_what_it_is_of() -> None:
         value(loss, logits, filled)
 
 
+def test_auxiliary_outputs_weigh_as_the_recipe_says() -> None:
+    logits, masks = logits_and_masks()
+    presence = torch.tensor([[2.0], [-1.0], [0.5], [0.0]])
+    alone = value(Loss(dice=1), logits, masks)
+    aside = value(Loss(dice=1), presence, masks)
+    outputs = [logits, presence]
+    assert value(Loss(dice=1), outputs, masks) == pytest.approx((alone + aside) / 2)
+    assert value(Loss(dice=1, auxiliary=0.2), outputs, masks) == pytest.approx(alone + 0.2 * aside)
+    assert value(Loss(dice=1, auxiliary=0.2), logits, masks) == pytest.approx(alone)
+
+
 def test_the_sums_are_of_32_bits_in_mixed_precision() -> None:
     logits, masks = logits_and_masks(side=128)
     logits = logits.bfloat16()

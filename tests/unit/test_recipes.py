@@ -165,6 +165,18 @@ def test_the_shipped_recipe_is_the_shipped_model() -> None:
         ({"networks.0.best_by": "mcc"}, "mcc"),  # a figure of labels
         ({"networks.0.loss": "{dice: 0}"}, "every weight is 0"),
         ({"networks.0.average": "{ema: 0.9, swa_last_epochs: 2}"}, "not both"),
+        (
+            {"networks.0.average": "{swa_last_epochs: 2, swa_each: cycle}"},
+            "wants schedule: cyclic",
+        ),
+        (
+            {
+                "networks.0.average": "{swa_last_epochs: 2, swa_each: cycle}",
+                "networks.0.schedule": "{name: cyclic, cycle: 3}",
+            },
+            "at least a cycle, 3, wanted",
+        ),
+        ({"published": "{nonsense: 0.5}"}, "published: nonsense found; .* allowed: auc, "),
         ({"operating_point": "{best: f1}"}, "operating_point"),
         ({"split.validate": "[]"}, "split.validate"),
         ({"version": "'1'"}, "version: .* pattern"),
@@ -218,7 +230,7 @@ def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
         recipes.FOLDER / "f1-fcn-resnet50.yaml", recipes.changes("f1-fcn-resnet50", side=64) | knobs
     )
     torch.manual_seed(wanted.seed)
-    encoder = build("fcn", **arguments).get_submodule("encoder")
+    encoder = build("fcn-transposed", **arguments).get_submodule("encoder")
     drawn = {f"encoder.{name}": one for name, one in encoder.state_dict().items()}
     save_file(drawn, tmp_path / "resnet34.safetensors")
     for starts, rests in (({0: tmp_path / "resnet34.safetensors"}, True), ({}, False)):

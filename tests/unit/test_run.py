@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 
 from training.data.cases import Case
 from training.fitting import ranks
-from training.fitting.run import Run, RunError, digest, write
+from training.fitting.run import Run, RunError, digest, environment, write
 
 
 class Recipe(BaseModel):
@@ -152,3 +153,22 @@ def test_the_digest_knows_the_set_and_not_its_order() -> None:
         )
     ]
     assert len({digest(some) for some in (cases, cases[:2], *others)}) == 7
+
+
+def test_a_run_from_a_checkout_records_its_commit() -> None:
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        pytest.skip("not a checkout")
+    head = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+    assert environment()["commit"] in (commit, f"{commit}-dirty")
+
+
+def test_a_knob_that_a_newer_version_added_does_not_stop_a_run(tmp_path: Path) -> None:
+    class Newer(Recipe):
+        added: str = "as before"
+
+    Run(tmp_path, Recipe(), "abc", COMMAND)
+    Run(tmp_path, Newer(), "abc", COMMAND)
+    with pytest.raises(RunError, match="added was"):
+        Run(tmp_path, Newer(added="other"), "abc", COMMAND)

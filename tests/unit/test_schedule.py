@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.fitting.schedule import Moment, momentum, rate, stale, train
-from training.recipe import Freeze, Schedule
+from training.fitting.schedule import Moment, averages, momentum, rate, stale, train
+from training.recipe import Freeze, Schedule, Stage
 
 
 def rates(schedule: Schedule, per_epoch: int, epochs: int) -> list[float]:
@@ -36,6 +36,22 @@ def test_cosine_is_torchs_down_to_the_floor() -> None:
         assert ours == pytest.approx(optimiser.param_groups[0]["lr"])
         optimiser.step()
         theirs.step()
+
+
+def averaged(**average: object) -> list[int]:
+    stage = Stage.model_validate(
+        {
+            "role": "segmenter", "architecture": "unet", "side": 64, "loss": {"dice": 1},
+            "epochs": 10, "batch": 1, "optimiser": {"learning_rate": 0.1},
+            "schedule": {"name": "cyclic", "cycle": 3, "warm_up": 1}, "average": average,
+        }
+    )  # fmt: skip
+    return [epoch for epoch in range(10) if averages(stage, epoch)]
+
+
+def test_weights_are_averaged_at_the_end_of_each_epoch_or_of_each_cycle() -> None:
+    assert averaged(swa_last_epochs=4) == [6, 7, 8, 9]
+    assert averaged(swa_last_epochs=4, swa_each="cycle") == [6, 9]
 
 
 def test_a_cycle_starts_again_from_the_top() -> None:

@@ -159,35 +159,31 @@ def efficientnet() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("names", "head", "known"),
+    ("names", "file", "head", "known"),
     [
         (
             lukemelas,
+            "b3",
             ["_conv_head.weight", "_bn1.bias", "_fc.weight"],
             {"_blocks.25._project_conv.weight": (384, 2304)},
         ),
         (
             monai,
+            "b3",
             ["_conv_head.weight", "_bn1.bias", "_fc.weight"],
             {"_blocks.1.2._expand_conv.weight": (144, 24)},
         ),
         (
             timm,
+            "tf_efficientnet_b3",
             ["conv_head.weight", "bn2.bias", "classifier.weight"],
             {"blocks.0.0.conv_pw.weight": (24, 40), "blocks.0.1.se.conv_reduce.weight": (6, 24)},
-        ),
-        (
-            torchvision,
-            ["features.8.0.weight", "features.8.1.bias", "classifier.1.weight"],
-            {
-                "features.1.0.block.2.0.weight": (24, 40),
-                "features.7.1.block.3.0.weight": (384, 2304),
-            },
         ),
     ],
 )
 def test_efficientnet_as_each_of_its_publishers_names_it(
     names: Callable[[], Iterator[str]],
+    file: str,
     head: list[str],
     known: dict[str, tuple[int, int]],
     efficientnet: nn.Module,
@@ -196,9 +192,41 @@ def test_efficientnet_as_each_of_its_publishers_names_it(
     values = others_like(efficientnet)
     state = dict(zip(names(), values, strict=True))
     assert {name: tuple(state[name].shape[:2]) for name in known} == known
-    save_file(state | {name: torch.ones(2) for name in head}, tmp_path / "b3.safetensors")
-    load_start(Network(efficientnet), stage(encoder="efficientnet-b3"), tmp_path / "b3.safetensors")
+    path = tmp_path / f"{file}.safetensors"
+    save_file(state | {name: torch.ones(2) for name in head}, path)
+    load_start(Network(efficientnet), stage(encoder="efficientnet-b3"), path)
     assert_filled(efficientnet, values)
+
+
+@pytest.mark.parametrize(
+    ("names", "file", "known"),
+    [
+        (timm, "efficientnet_b3_ra2", {"blocks.0.0.conv_pw.weight": (24, 40)}),
+        (
+            torchvision,
+            "efficientnet_b3_rwightman",
+            {
+                "features.1.0.block.2.0.weight": (24, 40),
+                "features.7.1.block.3.0.weight": (384, 2304),
+            },
+        ),
+    ],
+)
+def test_efficientnet_weights_that_were_trained_with_other_padding_are_refused(
+    names: Callable[[], Iterator[str]],
+    file: str,
+    known: dict[str, tuple[int, int]],
+    efficientnet: nn.Module,
+    tmp_path: Path,
+) -> None:
+    state = dict(zip(names(), others_like(efficientnet), strict=True))
+    assert {name: tuple(state[name].shape[:2]) for name in known} == known
+    path = tmp_path / f"{file}.safetensors"
+    save_file(state, path)
+    before = [tensor.clone() for tensor in efficientnet.state_dict().values()]
+    with pytest.raises(WeightsError, match=r"pad otherwise.*encoder: timm-efficientnet_b3"):
+        load_start(Network(efficientnet), stage(encoder="efficientnet-b3"), path)
+    assert_filled(efficientnet, before)
 
 
 def test_squeeze_and_excitation_as_cadene_and_timm_name_it(tmp_path: Path) -> None:
@@ -213,6 +241,51 @@ def test_squeeze_and_excitation_as_cadene_and_timm_name_it(tmp_path: Path) -> No
     torch.save(state, tmp_path / "se.pth")
     load_start(Network(encoder), stage(encoder="se-resnext50"), tmp_path / "se.pth")
     assert_filled(encoder, values)
+
+
+def test_squeeze_and_excitation_as_timm_names_it_today(tmp_path: Path) -> None:
+    encoder = ENCODERS["se-resnext50"](3)
+    values = others_like(encoder)
+    state = {}
+    for name, value in zip(cadene(), values, strict=True):
+        theirs = name.removeprefix("layer0.").replace(".se_module.", ".se.")
+        if ".se." in theirs and theirs.endswith("weight"):
+            value = value[:, :, None, None]  # there, a convolution of one pixel
+        state[theirs] = value
+    assert {"conv1.weight", "bn1.bias", "layer3.5.se.fc1.weight"} <= state.keys()
+    torch.save(state | {"fc.weight": torch.ones(2)}, tmp_path / "seresnext50_32x4d.pth")
+    load_start(Network(encoder), stage(encoder="se-resnext50"), tmp_path / "seresnext50_32x4d.pth")
+    assert_filled(encoder, values)
+
+
+def test_the_backbone_of_a_larger_network(tmp_path: Path) -> None:
+    values = others_like(small().encoder)
+    names = small().encoder.state_dict()
+    state = {f"backbone.{name}": value for name, value in zip(names, values, strict=True)}
+    save_file(state | {"decoder.0.weight": torch.ones(1)}, tmp_path / "whole.safetensors")
+    network = small()
+    load_start(network, stage(), tmp_path / "whole.safetensors")
+    assert_filled(network.encoder, values)
+
+
+@pytest.mark.parametrize("only", ["op_threshs", "classifier.weight"])
+def test_weights_of_torchxrayvision_want_its_scale(only: str, tmp_path: Path) -> None:
+    arguments = {"encoder": "densenet121", "stem": "torchxrayvision"}
+    network = build("classifier", **arguments)
+    encoder = network.get_submodule("encoder")
+    values = others_like(encoder)
+    state = dict(zip(encoder.state_dict(), values, strict=True)) | {only: torch.ones(18, 1024)}
+    path = tmp_path / "densenet121-res224-all.safetensors"
+    save_file(state, path)
+
+    grey = build("classifier", encoder="densenet121")
+    with pytest.raises(WeightsError, match=r"-1024 to 1024; found stem grey .*torchxrayvision"):
+        load_start(grey, stage("classifier", encoder="densenet121"), path)
+
+    load_start(network, stage("classifier", **arguments), path)
+    assert_filled(encoder, values)
+    shown = network.get_submodule("input")(torch.tensor([0.0, 0.5, 1.0]))
+    assert shown.tolist() == [-1024, 0, 1024]
 
 
 def as_chexnet(name: str) -> str:

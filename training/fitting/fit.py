@@ -139,10 +139,8 @@ class _Fit:
         if self._average and stage.average.ema:
             watched = self._average
             ranks.average(watched.buffers())
-        elif (
-            self._average
-            and (before := number - (stage.epochs - stage.average.swa_last_epochs)) >= 0
-        ):
+        elif self._average and schedule.averages(stage, number):
+            before = sum(schedule.averages(stage, earlier) for earlier in range(number))
             follow(self._average, self._network, before / (before + 1))
 
         row = {

@@ -66,7 +66,13 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
 
     def of_all(outputs: Outputs, targets: Tensor) -> Tensor:
         outputs = outputs if isinstance(outputs, list) else [outputs]
-        return torch.stack([of_one(logits, targets) for logits in outputs]).mean()
+        parts = [of_one(logits, targets) for logits in outputs]
+        if loss.auxiliary is None:
+            return torch.stack(parts).mean()
+
+        # The first output is the answer, the others only help to train it.
+        answer, *others = parts
+        return answer + loss.auxiliary * torch.stack(others).mean() if others else answer
 
     return of_all
 

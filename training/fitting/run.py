@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from training.data.cases import Case
@@ -69,7 +69,7 @@ class Run:
 
         if self.first:
             try:
-                self._begin(recipe.model_dump(mode="json", by_alias=True))
+                self._begin(recipe)
             except (RunError, OSError) as error:
                 fault = str(error)
 
@@ -92,11 +92,12 @@ class Run:
         """Its folder of TensorBoard events."""
         return self.folder / "tensorboard" / name
 
-    def _begin(self, wanted: dict[str, Any]) -> None:
+    def _begin(self, recipe: BaseModel) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / _RECIPE).exists():
-            self._resume(wanted)
+            self._resume(recipe)
             return
+
         there = sorted(path.name for path in self.folder.iterdir())
         if strangers := [name for name in there if name.lstrip(".").split(".")[0] not in _OURS]:
             raise RunError(
@@ -105,11 +106,12 @@ class Run:
             )
         _write_json(self.folder / _ENVIRONMENT, self.environment)
         # Written last: this file says that the run has begun.
-        _write_json(self.folder / _RECIPE, wanted)
+        _write_json(self.folder / _RECIPE, _knobs(recipe))
 
-    def _resume(self, wanted: dict[str, Any]) -> None:
-        found, then = _read_json(self.folder / _RECIPE), _read_json(self.folder / _ENVIRONMENT)
-        other = list(_differences(found, wanted))
+    def _resume(self, recipe: BaseModel) -> None:
+        found = _with_defaults(type(recipe), _read_json(self.folder / _RECIPE))
+        then = _read_json(self.folder / _ENVIRONMENT)
+        other = list(_differences(found, _knobs(recipe)))
         if other:
             more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
             raise RunError(
@@ -179,6 +181,18 @@ def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
         os.close(folder)
 
 
+def _knobs(recipe: BaseModel) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", by_alias=True)
+
+
+def _with_defaults(form: type[BaseModel], document: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a run, with the knobs that this version added at their defaults."""
+    try:
+        return _knobs(form.model_validate(document))
+    except ValidationError:
+        return document
+
+
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     write(path, lambda file: file.write(json.dumps(document, indent=2).encode()))
 
@@ -228,7 +242,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of the checkout that holds this file, if any; "-dirty" where files differ."""
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     git = shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None

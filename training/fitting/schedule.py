@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from training.recipe import Freeze, Schedule
+from training.recipe import Freeze, Schedule, Stage
 
 _WARM_UP_FROM = 0.01
 # Shares of the highest rate: at first, at the top, at last; as torch's
@@ -67,6 +67,14 @@ def momentum(schedule: Schedule, now: Moment) -> float | None:
     warm_up = schedule.warm_up * now.per_epoch
     steps = now.epochs * now.per_epoch - warm_up
     return _up_and_down(_ONE_CYCLE_MOMENTUM, max(0, now.step - warm_up), steps, schedule.rise)
+
+
+def averages(stage: Stage, epoch: int) -> bool:
+    """Whether SWA takes the weights at the end of this epoch, counted from 0."""
+    average, cycle = stage.average, stage.schedule.cycle
+    if epoch < stage.epochs - average.swa_last_epochs:
+        return False
+    return average.swa_each == "epoch" or (epoch + 1 - stage.schedule.warm_up) % cycle == 0
 
 
 def stale(figures: Sequence[float]) -> int:

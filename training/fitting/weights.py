@@ -35,6 +35,16 @@ _SQUEEZE: _Form = (
     (r"\.project\.conv\.", ".downsample.0."),
     (r"\.project\.adn\.N\.", ".downsample.1."),
 )
+# timm's networks since 0.4; before, and now as "legacy", it had Cadene's names
+_SQUEEZE_TIMM: _Form = (
+    (r"^layer0\.", ""),
+    (r"\.(conv\d)\.conv\.", r".\1."),
+    (r"\.conv(\d)\.adn\.N\.", r".bn\1."),
+    (r"\.se_layer\.fc\.0\.", ".se.fc1."),
+    (r"\.se_layer\.fc\.2\.", ".se.fc2."),
+    (r"\.project\.conv\.", ".downsample.0."),
+    (r"\.project\.adn\.N\.", ".downsample.1."),
+)
 _LUKEMELAS: _Form = ((r"^features\.", ""), (r"^_blocks\.\d+\.\d+\.", "_blocks."))
 _MONAI: _Form = ((r"^features\.", ""), (r"^_blocks\.(\d+)\.\d+\.", r"_blocks.\1."))
 _TIMM: _Form = (
@@ -76,28 +86,39 @@ _TORCHVISION: _Form = (
 _AS_HERE: _Form = ((r"^(features\._blocks\.\d+)\.\d+\.", r"\1."),)
 # Its own networks (inference/networks/encoders/from_timm.py)
 _OF_TIMM: _Form = ((r"^model\.", ""),)
-_FORMS = (_AS_HERE, _SQUEEZE, _LUKEMELAS, _MONAI, _TIMM, _TORCHVISION, _OF_TIMM)
+_FORMS = (_AS_HERE, _SQUEEZE, _SQUEEZE_TIMM, _LUKEMELAS, _MONAI, _TIMM, _TORCHVISION, _OF_TIMM)
+
+# Parts of a larger network that hold its encoder
+_ENCODER_PREFIXES = ("encoder.", "backbone.")
+
+# Encoders that pad as TensorFlow does
+_AS_TENSORFLOW = ("efficientnet-b3", "efficientnet-b4")
+
+# By these a DenseNet of torchxrayvision is recognised.
+_XRAYVISION_ONLY = "op_threshs"
+_XRAYVISION_CLASSES = 18
 
 # What stands after the encoder, as published: classes, and the layers that only serve these.
 _HEAD = re.compile(
-    r"(fc|_fc|classifier|classif|last_linear|head|pre_logits|AuxLogits|_conv_head|_bn1|conv_head|bn2|features\.8)\."
+    r"(fc|_fc|classifier|classif|last_linear|head|pre_logits|AuxLogits|_conv_head|_bn1|conv_head|bn2"
+    r"|features\.8)\.|op_threshs$"
 )
 
 
 class WeightsError(Exception):
-    """The weights do not fit the network, or cannot be read; the message says what to give instead."""
+    """The weights cannot be read, or do not fit the network; the message says what to give."""
 
 
 def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
-    """Fill the encoder of `network` (built for `stage`) from a checkpoint; what comes after the
-    encoder stays.
+    """Fill the encoder of `network`, built for `stage`, from a checkpoint; the rest stays.
 
     Taken are state dicts (.pt, .pth, .tar or .safetensors) as torchvision, timm, Cadene's
-    pretrained-models, lukemelas' EfficientNet-PyTorch, MONAI and CheXNet's reimplementations save
-    them, and our own networks'; also inside "state_dict" or "model" and with "module." or "model."
-    before each name. The classes are left out, and so are those layers of the encoder that the
-    network does not use. Where the encoder reads one grey map and the checkpoint three colours, the
-    kernels are summed: the same as giving it the map three times.
+    pretrained-models, lukemelas' EfficientNet-PyTorch, MONAI, torchxrayvision and CheXNet's
+    reimplementations save them, and our own networks'; also inside "state_dict" or "model", with
+    "module." or "model." before each name, and as the "encoder." or "backbone." of a larger
+    network. The classes are left out, and so are layers of the encoder that the network does not
+    use. Where the encoder reads one grey map and the checkpoint three colours, the kernels are
+    summed: the same as giving it the map three times.
 
     Raises:
         WeightsError: a file that cannot be read or is more than tensors; tensors that are missing,
@@ -112,10 +133,12 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
         wanted |= top.state_dict()
 
     given = _read(path)
+    _require_scale(given, stage, path)
     forms = [_published(wanted, form) for form in _FORMS]
 
     # Ours -> theirs
     names = max(forms, key=lambda form: len(given.keys() & form.values()))
+    _require_same_arithmetic(stage, _FORMS[forms.index(names)], path)
     found = {
         name: _fitted(given[theirs], wanted[name])
         for name, theirs in names.items()
@@ -221,13 +244,57 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
 
     given = importing.renamed(given)
-    inner = {
-        name.removeprefix("encoder."): one
-        for name, one in given.items()
-        if name.startswith("encoder.")
-    }
+    for prefix in _ENCODER_PREFIXES:
+        inner = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in given.items()
+            if name.startswith(prefix)
+        }
+        if inner:
+            return inner
 
-    return inner or given
+    return given
+
+
+def _require_scale(given: Mapping[str, Tensor], stage: Stage, path: Path) -> None:
+    """Refuse torchxrayvision's weights where the images have another scale than theirs."""
+    first = next((tensor for tensor in given.values() if tensor.dim() == 4), None)
+    if first is None or first.shape[1] != 1:
+        return
+
+    classes = given.get("classifier.weight")
+    named = _XRAYVISION_ONLY in given
+    if not named and (classes is None or len(classes) != _XRAYVISION_CLASSES):
+        return
+
+    stem = stage.arguments.get("stem", "grey")
+    if stem != "torchxrayvision" or stage.normalisation != "unit":
+        raise WeightsError(
+            f"{path}: weights of torchxrayvision, which expect -1024 to 1024; found stem {stem} "
+            f"and normalisation {stage.normalisation}, wanted arguments.stem: torchxrayvision and "
+            "normalisation: unit"
+        )
+
+
+def _require_same_arithmetic(stage: Stage, form: _Form, path: Path) -> None:
+    """Refuse EfficientNet weights that were trained with other padding than TensorFlow's.
+
+    torchvision's and timm's EfficientNets pad both sides alike, and their batch norms add 1e-5. Our
+    encoder, lukemelas' and timm's `tf_` networks pad as TensorFlow does and add 1e-3. The tensors
+    of both kinds of timm have the same names, so the file's name has to tell.
+    """
+    encoder = stage.arguments.get("encoder")
+    if encoder not in _AS_TENSORFLOW:
+        return
+
+    named_tf = re.search(r"(^|[^a-z])tf_", path.name) is not None
+    if form is _TORCHVISION or (form is _TIMM and not named_tf):
+        theirs = encoder.replace("-", "_")
+        raise WeightsError(
+            f"{path}: EfficientNet weights of torchvision or timm, which pad otherwise and would "
+            f"compute something else in {encoder}; give weights of lukemelas or of timm's "
+            f"tf_{theirs} (with tf_ in the file's name), or set arguments.encoder: timm-{theirs}"
+        )
 
 
 def _fitted(given: Tensor, wanted: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Evaluation:
         pairs = zip(self.answers, self.runs, strict=True)
         write_rows(
             out / "masks.csv",
-            [{"ImageId": one.image_id, "EncodedPixels": runs} for one, runs in pairs],
+            [{"ImageId": answer.image_id, "EncodedPixels": runs} for answer, runs in pairs],
         )
 
         rows, of_patient = [], dict[str, list[dict[str, float]]]()
@@ -121,12 +121,10 @@ def run(
     answers, found, runs = [], [], []
     for answer, seen in _answered(engine, cases, parts):
         answers.append(answer if own else replace(answer, true=None, common=0))
-        found.append(features.of_mask(seen.found))
-        runs.append(
-            rle.encode(seen.found)
-            if answer.probability >= engine.manifest.classifier.threshold
-            else rle.NONE
-        )
+        positive = answer.probability >= engine.manifest.classifier.threshold
+        mask = seen.found if positive else np.zeros_like(seen.found)
+        found.append(features.of_mask(mask))
+        runs.append(rle.encode(mask) if positive else rle.NONE)
 
     figures: dict[str, Any] = {
         "model": engine.identity.id,

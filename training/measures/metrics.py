@@ -136,6 +136,9 @@ MASK_FIGURES = (
     "pixel_accuracy", "pixel_f1", "pixel_f2", "competition_score",
 )  # fmt: skip
 
+# Every figure that may stand beside a published figure
+FIGURES = tuple(dict.fromkeys([*LABEL_FIGURES, *MASK_FIGURES]))
+
 
 def label_figures(scores: Scores, labels: Labels, threshold: float) -> dict[str, float]:
     """Every figure of a classifier whose "positive" is a score of the threshold or more; both

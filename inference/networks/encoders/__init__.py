@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import nn
 
 from inference.networks.encoders import from_timm
-from inference.networks.encoders.base import Encoder, SymmetricInput
+from inference.networks.encoders.base import Encoder, SymmetricInput, XRayVisionInput
 from inference.networks.encoders.densenet import densenet121
 from inference.networks.encoders.efficientnet import efficientnet_b3, efficientnet_b4
 from inference.networks.encoders.efficientnet_lite import (
@@ -63,16 +63,18 @@ _SYMMETRIC = (
 
 
 def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
-    """(input, encoder): the input's conversion for `stem` ("grey" or "imagenet"), the encoder.
+    """(input, encoder): the input's conversion for `stem`, and the encoder.
+
+    `stem` is "grey", "imagenet" or "torchxrayvision" (grey, -1024 to 1024).
 
     Raises:
         ValueError: a name that is not on the list, and none of timm's (from_timm.py) either.
     """
     if name.startswith(from_timm.PREFIX):
-        timms = from_timm.build(name, 1 if stem == "grey" else 3)
-        return nn.Identity() if stem == "grey" else ImageNetInput(
-            timms.mean, timms.deviation
-        ), timms
+        timms = from_timm.build(name, 3 if stem == "imagenet" else 1)
+        if stem == "imagenet":
+            return ImageNetInput(timms.mean, timms.deviation), timms
+        return XRayVisionInput() if stem == "torchxrayvision" else nn.Identity(), timms
 
     if name not in ENCODERS:
         raise ValueError(
@@ -82,6 +84,9 @@ def build(name: str, stem: str) -> tuple[nn.Module, Encoder]:
 
     if stem == "grey":
         return nn.Identity(), ENCODERS[name](1)
+
+    if stem == "torchxrayvision":
+        return XRayVisionInput(), ENCODERS[name](1)
 
     return SymmetricInput() if name in _SYMMETRIC else ImageNetInput(), ENCODERS[name](3)
 
