@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from inference import engines, preprocess
+from inference import engines, postprocess, preprocess
 from inference.engines import PLAIN, Candidate, Plan, Runner, cores
 from inference.engines.faults import is_fatal, is_out_of_memory
 from inference.engines.memory import Memory
@@ -31,6 +32,8 @@ log = logging.getLogger("pleura.engine")
 
 MAX_BATCH = 8
 _NO_MORE = object()
+# A probability map at the network's side, and where the image lies in it.
+_Fitted = tuple[NDArray[np.float32], Geometry]
 # By size of batch: 1, and the largest, which serves every other size.
 _Choice = dict[int, tuple[Candidate, Runner]]
 
@@ -103,10 +106,18 @@ class Engine:
         self._wanted = wanted
         self._golden = package.golden
         self._max_batch = max_batch
-        self._limit: dict[Role, int] = dict.fromkeys(package.networks, max_batch)
+        self._one_map = package.one_map
+        self._maps = _Maps()
+        # Of a one-map package the segmenter alone runs, and once for each image.
+        networks = {
+            role: network
+            for role, network in package.networks.items()
+            if not (self._one_map and role == "classifier")
+        }
+        self._limit: dict[Role, int] = dict.fromkeys(networks, max_batch)
         self._modules: dict[Role, nn.Module] = {
             role: nn.Module.to(network, device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for role, network in package.networks.items()
+            for role, network in networks.items()
         }
         self._plain: dict[Role, Runner] = {role: self._build(role, PLAIN) for role in self._modules}
         self._chosen: dict[Role, _Choice] = {
@@ -137,6 +148,9 @@ class Engine:
             EngineBrokenError: the device is lost; end the process.
             RuntimeError, MemoryError: this batch does not run, not even one image at a time.
         """
+        if self._one_map:
+            rule = self.manifest.segmenter.rule
+            return [postprocess.sure_probability(drawn, *rule) for drawn in self._drawn(images)]
         return self._probabilities("classifier", images, self.manifest.classifier.calibration)
 
     def segment(self, images: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
@@ -144,10 +158,22 @@ class Engine:
 
         It is 0 where the image shows no body (inference/exposed_field.py).
         """
-        logits, geometries = self._run("segmenter", images)
-        maps = torch.sigmoid(torch.from_numpy(logits[:, 0])).numpy()
-        parts = zip(images, maps, geometries, strict=True)
-        return [preprocess.unfit(one, geometry) * exposed(image) for image, one, geometry in parts]
+        return list(self._drawn(images))
+
+    def _drawn(self, images: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """The map of each image; of a one-map package kept until `classify` meets other images."""
+        kept = [self._maps.of(image) for image in images] if self._one_map else []
+        fitted = [answer for answer in kept if answer is not None]
+
+        if len(fitted) < len(images):
+            logits, geometries = self._run("segmenter", images)
+            maps = torch.sigmoid(torch.from_numpy(logits[:, 0])).numpy()
+            fitted = list(zip(maps, geometries, strict=True))
+            if self._one_map:
+                self._maps = _Maps(images, fitted)
+
+        for image, (drawn, geometry) in zip(images, fitted, strict=True):
+            yield preprocess.unfit(drawn, geometry) * exposed(image)
 
     def logits(self, role: Role, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """One network's logits, (n, ...) float32, for a preprocessed batch.
@@ -308,6 +334,24 @@ class Engine:
             preprocess.normalise(one.pixels, one.geometry, network.normalisation) for one in fitted
         ]
         return self.logits(role, np.stack(arrays)[:, None]), [one.geometry for one in fitted]
+
+
+class _Maps:
+    """The maps of the images seen last, at the network's size.
+
+    It holds no image: one that is no longer in use is forgotten.
+    """
+
+    def __init__(
+        self, images: Sequence[NDArray[np.float32]] = (), maps: Sequence[_Fitted] = ()
+    ) -> None:
+        self._maps = [
+            (weakref.ref(image), fitted) for image, fitted in zip(images, maps, strict=True)
+        ]
+
+    def of(self, image: NDArray[np.float32]) -> _Fitted | None:
+        """The map of this very array, if it is among them."""
+        return next((fitted for known, fitted in self._maps if known() is image), None)
 
 
 def _in_words(choice: _Choice) -> str:

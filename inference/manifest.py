@@ -211,6 +211,19 @@ class Manifest(_Part):
         networks: dict[Role, Network] = {"classifier": self.classifier, "segmenter": self.segmenter}
         return networks | ({"plausibility": self.plausibility} if self.plausibility else {})
 
+    @property
+    def one_map(self) -> bool:
+        """Whether the classifier says how much of the segmenter's own map reaches a threshold."""
+        classifier, segmenter = self.classifier, self.segmenter
+        of = {"architecture": segmenter.architecture, "arguments": segmenter.arguments}
+        return (
+            classifier.architecture == "largest-of-map"
+            and classifier.arguments.get("of") == of
+            and classifier.side == segmenter.side
+            and classifier.normalisation == segmenter.normalisation
+            and classifier.calibration is None
+        )
+
     def allows_bf16(self, role: Role) -> bool:
         """Whether the package carries the validation without which this network runs in float32
         only.

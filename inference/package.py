@@ -57,6 +57,8 @@ class Package:
     segmenter: nn.Module
     # None where the manifest names no such network.
     plausibility: nn.Module | None = None
+    # The classifier is the segmenter's map: it has no weights, and one map decides and is drawn.
+    one_map: bool = False
     # By "<role>.input" and "<role>.output"; other engines are held against them.
     golden: dict[str, Tensor] = field(default_factory=dict)
     # The largest difference of the golden replay on this machine, at most 1e-3.
@@ -139,21 +141,39 @@ def load(path: Path, any_task: bool = False) -> Package:
             f"{path}/{_WEIGHTS}: {strangers[0][:200]} belongs to no network of {_MANIFEST}"
         )
 
-    networks, errors = {}, {}
+    one_map = files.manifest.one_map and not any(name.startswith("classifier.") for name in weights)
+    networks: dict[Role, nn.Module] = {}
+    errors: dict[Role, float] = {}
 
     for role, network in roles.items():
+        of = "segmenter" if one_map and role == "classifier" else role
         own = {
-            name.removeprefix(f"{role}."): value
+            name.removeprefix(f"{of}."): value
             for name, value in weights.items()
-            if name.startswith(f"{role}.")
+            if name.startswith(f"{of}.")
         }
+        if of != role:
+            own = {f"segmenter.{name}": value for name, value in own.items()}
         networks[role] = _filled(path, role, network, own)
         errors[role] = _replayed(path, role, network, networks[role], golden)
+
+    if one_map:
+        # The same weights in memory once.
+        networks["segmenter"] = networks["classifier"].get_submodule("segmenter")
 
     device_uid = f"2.25.{uuid5(_DEVICE_NAMESPACE, files.digest).int}"
     identity = ModelIdentity(files.manifest.id, files.manifest.version, files.digest, device_uid)
 
-    return Package(files.manifest, identity, **networks, golden=golden, replay_error=errors)
+    return Package(
+        files.manifest,
+        identity,
+        networks["classifier"],
+        networks["segmenter"],
+        networks.get("plausibility"),
+        one_map=one_map,
+        golden=golden,
+        replay_error=errors,
+    )
 
 
 def write(
@@ -170,14 +190,15 @@ def write(
     `manifest` is a Manifest's fields without `sha256`; `networks` and `golden_inputs` have
     "classifier", "segmenter" and, where the manifest has one, "plausibility"; a golden input is (n,
     1, side, side) float32 as preprocess makes it, n at most 16. The networks are left holding the
-    rounded weights. A README.md (the model card) and a LICENSE already in the folder are listed
+    rounded weights. A classifier that is the segmenter's map (`Manifest.one_map`) with the
+    segmenter's weights is stored without weights: they are those of the segmenter. A README.md (the model card) and a LICENSE already in the folder are listed
     too.
 
     Raises:
         PackageError: a manifest that is none, networks other than the manifest's, or weights that
             float16 cannot hold.
     """
-    _checked(folder, manifest | {"sha256": {}}, networks, golden_inputs)
+    checked = _checked(folder, manifest | {"sha256": {}}, networks, golden_inputs)
     folder.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {}
     golden: dict[str, Tensor] = {}
@@ -195,10 +216,28 @@ def write(
         with torch.inference_mode():
             golden[f"{role}.output"] = network(golden[f"{role}.input"]).float().contiguous()
 
+    if checked.one_map and _is_repeated(weights):
+        weights = {
+            name: value for name, value in weights.items() if not name.startswith("classifier.")
+        }
+
     save_file(weights, folder / _WEIGHTS)
     save_file(golden, folder / _GOLDEN)
 
     return _write_manifest(folder, manifest)
+
+
+def _is_repeated(weights: dict[str, Tensor]) -> bool:
+    """Whether the classifier has exactly the weights of the segmenter inside it."""
+    classifier = {
+        name.removeprefix("classifier."): value
+        for name, value in weights.items()
+        if name.startswith("classifier.")
+    }
+    segmenter = {name: value for name, value in weights.items() if name.startswith("segmenter.")}
+    return classifier.keys() == segmenter.keys() and all(
+        torch.equal(value, segmenter[name]) for name, value in classifier.items()
+    )
 
 
 def amend(folder: Path, changes: dict[str, Any]) -> Manifest:

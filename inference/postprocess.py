@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -59,3 +61,31 @@ def segment(
         mask = np.asarray(keep[regions], dtype=bool)
     sure_px = np.count_nonzero(mask & (probability >= top))
     return mask if sure_px >= max(1.0, min_sure_area_at_1024_px * scale) else np.zeros_like(mask)
+
+
+def sure_probability(
+    probability: NDArray[np.float32],
+    bottom: float,
+    top: float,
+    min_area_at_1024_px: float,
+    min_sure_area_at_1024_px: float = 0.0,
+) -> float:
+    """The image's score, 0 to 1: at or above `top` exactly where `segment` gives a mask.
+
+    It is the probability that the required sure area reaches, in the regions that `segment` keeps.
+    """
+    scale = probability.size / REFERENCE_MATRIX_PX
+    kept = np.nan_to_num(probability, nan=0.0)
+
+    if min_area_at_1024_px * scale > 1:
+        mask = np.asarray(kept >= bottom)
+        regions, count = label_regions(mask)
+        small = np.bincount(regions.ravel(), minlength=count + 1) < min_area_at_1024_px * scale
+        small[0] = False
+        kept = np.where(small[regions], 0, kept)
+
+    pixels = min(kept.size, max(1, math.ceil(min_sure_area_at_1024_px * scale)))
+    score = np.partition(kept, -pixels, axis=None)[-pixels]
+
+    # Compared in float32, as `segment` compares the map.
+    return max(float(score), top) if score >= np.float32(top) else float(score)
