@@ -22,7 +22,7 @@ FAILURES = (OSError, ValueError, RunError, TrainingError, WeightsError)
 
 # The one recipe that trains no network
 _OUTCOME = "lgg-outcome"
-# The form of --start
+# The form of --start; FILE may be a package's folder
 _START = "N=FILE, N a network's number,"
 
 __all__ = [

@@ -126,6 +126,9 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
             raise ValueError(
                 f"--start {number}={path}: networks 0 to {len(recipe.networks) - 1} wanted"
             )
+        if path.is_dir():
+            weights.require_package_of(path, recipe.networks[number])
+            continue
         if not path.is_file():
             raise ValueError(f"--start {number}={path}: no such file")
         weights.load_start(_without_data(recipe.networks[number]), recipe.networks[number], path)
@@ -165,7 +168,7 @@ def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
     try:
         split.write(parts, out / "split.csv")
         digests = {
-            str(number): hashlib.sha256(file.read_bytes()).hexdigest()
+            str(number): hashlib.sha256(_identifying(file).read_bytes()).hexdigest()
             for number, file in sorted(starts.items())
         }
         if not path.exists():
@@ -179,6 +182,11 @@ def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
         return str(error)
 
     return ""
+
+
+def _identifying(start: Path) -> Path:
+    """The file itself; of a package model.yaml, which lists the digests of its files."""
+    return start / "model.yaml" if start.is_dir() else start
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +204,9 @@ class _Training:
 
     def network(self, number: int, stage: Stage, before: Sequence[Trained]) -> nn.Module:
         """Train one network; `before` are the networks before it in the recipe."""
+        if (given := self.starts.get(number)) is not None and given.is_dir():
+            return weights.network_of_package(given, stage)
+
         name = f"{number}-{stage.role}-{stage.architecture}"
         train, watched = self._images(stage)
         torch.manual_seed(self.recipe.seed + number)
@@ -282,7 +293,9 @@ class _Training:
             said.append("synthetic phantoms")
 
         started = [
-            f"network {number} started from {path.name}"
+            weights.package_in_words(number, path)
+            if path.is_dir()
+            else f"network {number} started from {path.name}"
             for number, path in sorted(self.starts.items())
         ]
         wanted = [

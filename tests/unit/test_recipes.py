@@ -221,6 +221,31 @@ def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_pipeline_uses_the_networks_of_packages_as_they_are(made: Path, tmp_path: Path) -> None:
+    trained = {}
+    for number, name in enumerate(("t1-densenet121", "t3-double-unet")):
+        wanted = recipes.short(name, side=64)
+        run = tmp_path / name
+        folder = loop.train(wanted, made, run, ["pleura", "train"], decoded=made / "decoded")
+        assert folder is not None
+        trained[number] = folder
+
+    pipeline = recipes.short("t4-pipeline", side=64)
+    out = tmp_path / "t4"
+    folder = loop.train(pipeline, made, out, ["pleura", "train"], trained, made / "decoded")
+    assert folder is not None
+    assert not (out / "weights").exists()
+    for role, source in (("classifier", trained[0]), ("segmenter", trained[1])):
+        ours = package.load(folder).networks[role].state_dict()
+        theirs = package.load(source).networks[role].state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    said = package.read_manifest(folder).training.data
+    assert "network 1 is that of package t3-double-unet 1.0.0, trained no more" in said
+
+    with pytest.raises(WeightsError, match=r"classifier\.architecture: largest-of-map found, "):
+        loop.train(pipeline, made, tmp_path / "no", ["pleura", "train"], {0: trained[1]})
+
+
 def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

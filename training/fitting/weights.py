@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inference import importing
+from inference import importing, package
 from inference.container import PackageError
 from training.recipe import Stage
 
@@ -198,6 +198,45 @@ def take_encoder(network: nn.Module, classifier: nn.Module) -> None:
         )
 
     _fill(wanted, found)
+
+
+def require_package_of(path: Path, stage: Stage) -> None:
+    """Raise unless the package at `path` has the network that `stage` builds.
+
+    Raises:
+        WeightsError: no package, or another network in this role, with what differs.
+    """
+    try:
+        theirs = package.read_manifest(path).networks[stage.role]
+    except PackageError as error:
+        raise WeightsError(f"{path}: a package whose {stage.role} is used: {error}") from error
+
+    for knob in ("architecture", "arguments", "side", "normalisation"):
+        found, wanted = getattr(theirs, knob), getattr(stage, knob)
+        if found != wanted:
+            raise WeightsError(
+                f"{path}: {stage.role}.{knob}: {found} found, {wanted} wanted; give the package of "
+                "a run of this very network"
+            )
+
+
+def network_of_package(path: Path, stage: Stage) -> nn.Module:
+    """The trained network of a package, whole: for a recipe that uses it and trains it no more.
+
+    Raises:
+        WeightsError: as `require_package_of`.
+    """
+    require_package_of(path, stage)
+    try:
+        return package.load(path, any_task=True).networks[stage.role]
+    except PackageError as error:
+        raise WeightsError(f"{path}: a package whose {stage.role} is used: {error}") from error
+
+
+def package_in_words(number: int, path: Path) -> str:
+    """A line for the provenance of what uses `network_of_package`."""
+    manifest = package.read_manifest(path)
+    return f"network {number} is that of package {manifest.id} {manifest.version}, trained no more"
 
 
 def _encoder(network: nn.Module, named: str) -> dict[str, Tensor]:
