@@ -1,6 +1,4 @@
-"""The model card of a trained package: what trained it, what was measured, and that nothing else is
-known.
-"""
+"""The model card of a trained package: what trained it and what was measured."""
 
 from __future__ import annotations
 
@@ -19,8 +17,9 @@ _SHOWN = (
 
 
 def write(folder: Path, recipe: Recipe, figures: Mapping[str, Any]) -> Path:
-    """Write README.md into the package's folder, of the figures that `measures.evaluate.run` gave;
-    returns its path.
+    """Write README.md into the package's folder; returns its path.
+
+    `figures` are those of `measures.evaluate.run`.
     """
     manifest = package.read_manifest(folder)
     segmenter = manifest.segmenter
@@ -69,7 +68,7 @@ def _published(figures: Mapping[str, Any], recipe: Recipe) -> list[str]:
     for name, theirs, ours in rows:
         lines.append(
             f"| {name} | {theirs} | "
-            f"{'; '.join(f'{group}: {text(one)}' for group, one in ours.items())} |"
+            f"{'; '.join(f'{group}: {text(figure)}' for group, figure in ours.items())} |"
         )
     return [*lines, "", CAVEAT, ""]
 

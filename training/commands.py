@@ -1,4 +1,4 @@
-"""What `pleura train`, `evaluate` and `explore` do; daemon/cli.py calls it and prints."""
+"""The work of `pleura train`, `evaluate` and `explore`; the command line calls it and prints."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ __all__ = [
 
 
 def find_recipe(given: str, shipped: Path) -> Path:
-    """The file that --recipe names: itself, or the one of this name in the folder of those that
-    ship with Pleura.
+    """The file that --recipe names: a path, or the name of a recipe that ships with Pleura.
 
     Raises:
         RecipeError: none of that name.
@@ -43,7 +42,7 @@ def find_recipe(given: str, shipped: Path) -> Path:
         return path
     path = shipped / f"{given}.yaml"
     if not path.is_file():
-        names = ", ".join(sorted(one.stem for one in shipped.glob("*.yaml")))
+        names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
         raise RecipeError(
             f"--recipe {given}: no such recipe; a .yaml file wanted, or one of {names}"
         )
@@ -52,8 +51,9 @@ def find_recipe(given: str, shipped: Path) -> Path:
 
 
 def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | outcome.Settings:
-    """The recipe of a file, with its changed `knobs` (KEY=VALUE). `fold` (k-fold) validates on it,
-    reports on the next.
+    """The recipe of a file, with its changed `knobs` (KEY=VALUE).
+
+    `fold` (k-fold) validates on it and reports on the next.
 
     Raises:
         RecipeError: a recipe that cannot be used, or a fold that is none.
@@ -108,10 +108,10 @@ def train_package(
     try:
         folder = loop.train(wanted, data, out, command, starts, decoded)
     except PackageError as error:
-        # Not the caller's package: the one that was to be written
+        # Not the caller's package, but the package that was to be written
         raise TrainingError(str(error)) from error
 
-    # Another process of torchrun writes
+    # Another process of torchrun writes the package.
     if folder is None:
         return {}
     evaluation = evaluate.run(folder, data, wanted.layout, wanted, out / "split.csv")
@@ -124,9 +124,7 @@ def train_package(
 
 
 def train_outcome(settings: outcome.Settings, data: Path, out: Path) -> dict[str, Any]:
-    """The outcome model of a case study: figures only, no package (there is nothing in it that
-    reads an image).
-    """
+    """The outcome model of a case study: figures only, for it reads no image."""
     return outcome.train(settings, data, out)
 
 
@@ -138,8 +136,9 @@ def measure(
     report_to: Path | None,
     recipes: Path,
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """(figures of a package on labelled images, what was published for its recipe); a page too
-    where `report_to`.
+    """(figures of a package on labelled images, published figures of its recipe).
+
+    Writes a page too if `report_to` is given.
     """
     known, knobs = _recipe_of(model, split, recipes)
     evaluation = evaluate.run(model, data, layout, known, split)
@@ -150,8 +149,9 @@ def measure(
 
 
 def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe | None, str]:
-    """The recipe that trained a package, and whose its knobs are: the run's, if its recipe.json
-    lies beside `split`.
+    """The recipe that trained a package, and the origin of its knobs.
+
+    The run's own recipe.json is taken if it lies beside `split`.
     """
     trained_by = package.read_manifest(model).training.recipe
     kept = split.with_name("recipe.json") if split else None

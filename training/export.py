@@ -35,7 +35,7 @@ _LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A network after its training, and how it came about."""
+    """A network after its training, and the stage that trained it."""
 
     stage: Stage
     network: nn.Module
@@ -43,7 +43,7 @@ class Trained:
 
 @dataclass(frozen=True, eq=False)
 class _Network:
-    """What a package says of one role, and its module."""
+    """A manifest's entry for one role, and its module."""
 
     architecture: str
     arguments: dict[str, Any]
@@ -64,7 +64,7 @@ class Export:
 
     recipe: Recipe
     folder: Path
-    # Manifest.training without the recipe's id
+    # The fields of Manifest.training, without the recipe's id
     provenance: dict[str, Any]
 
     def write(
@@ -103,11 +103,11 @@ class Export:
         return self.folder
 
     def _combined(self, role: Role, trained: Sequence[Trained]) -> _Network | None:
-        """The one member of a role, or the ensemble of several."""
-        members = [one for one in trained if one.stage.role == role]
+        """The network of one role: its member, or an ensemble of several."""
+        members = [member for member in trained if member.stage.role == role]
         if not members:
             return None
-        stages = [one.stage for one in members]
+        stages = [member.stage for member in members]
         if len(members) == 1 and role not in self.recipe.flip:
             (stage,) = stages
             return _Network(
@@ -125,8 +125,9 @@ class Export:
             "flip": role in self.recipe.flip,
         }
         ensemble = build("ensemble", **arguments)
-        for member, one in zip(ensemble.get_submodule("members").children(), members, strict=True):
-            member.load_state_dict(one.network.state_dict())
+        parts = ensemble.get_submodule("members").children()
+        for part, member in zip(parts, members, strict=True):
+            part.load_state_dict(member.network.state_dict())
 
         side = max(stage.side for stage in stages)
         return _Network("ensemble", arguments, side, stages[0].normalisation, ensemble)
@@ -164,12 +165,12 @@ class Export:
         }
 
         networks = {"classifier": classifier, "segmenter": segmenter}
-        modules = {role: _laid_out(one.module) for role, one in networks.items()}
+        modules = {role: _laid_out(network.module) for role, network in networks.items()}
         package.write(
             self.folder,
             manifest,
             modules,
-            {role: _golden(one) for role, one in networks.items()},
+            {role: _golden(network) for role, network in networks.items()},
             exact=not all(_fits_half(module) for module in modules.values()),
         )
 
@@ -179,8 +180,9 @@ class Export:
     def _searched(
         self, rule: dict[str, float], grid: thresholds.Grid, maps: Iterable[thresholds.Map]
     ) -> dict[str, float]:
-        """The best rule of the grid, if the recipe wants a search; every rule that was tried goes
-        into search.csv.
+        """The best rule of the grid, if the recipe wants a search.
+
+        Every rule that was tried goes into search.csv.
         """
         if not self.recipe.rule.search:
             return rule
@@ -192,7 +194,7 @@ class Export:
 def _stages(
     classifier: _Network, segmenter: _Network, rule: dict[str, float], threshold: float, words: str
 ) -> dict[str, Any]:
-    """Of a manifest: the two networks, and how they decide."""
+    """The two networks' entries of a manifest."""
     return {
         "classifier": classifier.described() | {"threshold": threshold, "operating_point": words},
         "segmenter": segmenter.described() | rule,
@@ -204,7 +206,7 @@ def _scores(engine: Engine, cases: Sequence[Case]) -> NDArray[np.float64]:
         [
             score
             for part in _parts(cases)
-            for score in engine.classify([one.pixels() for one in part])
+            for score in engine.classify([case.pixels() for case in part])
         ]
     )
 
@@ -212,8 +214,9 @@ def _scores(engine: Engine, cases: Sequence[Case]) -> NDArray[np.float64]:
 def _maps(
     engine: Engine, cases: Sequence[Case], called: NDArray[np.bool_] | None = None
 ) -> Iterator[thresholds.Map]:
-    """Probabilities and true mask of each image whose mask is known; zeros where it is not `called`
-    positive.
+    """Probabilities and true mask of each image whose mask is known.
+
+    Probabilities are zero where the image is not `called` positive.
     """
     for number, case in enumerate(cases):
         true = case.mask()
@@ -258,17 +261,20 @@ def _default_segmenter() -> tuple[_Network, dict[str, float]]:
 
 
 def _fits_half(module: nn.Module) -> bool:
-    """Whether float16, in which packages store weights, reaches as far as these (a batch norm's
-    variance may not).
+    """Whether float16, in which packages store weights, holds these.
+
+    The variance of a batch norm may be too large.
     """
     tensors = [
-        one for one in module.state_dict().values() if one.is_floating_point() and one.numel()
+        tensor
+        for tensor in module.state_dict().values()
+        if tensor.is_floating_point() and tensor.numel()
     ]
-    return all(float(one.abs().max()) < torch.finfo(torch.float16).max for one in tensors)
+    return all(float(tensor.abs().max()) < torch.finfo(torch.float16).max for tensor in tensors)
 
 
 def _laid_out(module: nn.Module) -> nn.Module:
-    """As the golden replay will have it, off the device: the same arithmetic, to the last bit."""
+    """The module as the golden replay has it, off the device: equal to the last bit."""
     return module.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
 
@@ -280,7 +286,7 @@ def _golden(network: _Network) -> Tensor:
 
 
 def _smallest_area(cases: Sequence[Case], quantile: float) -> float:
-    """The quantile of the annotated areas below which a found region is taken for noise."""
+    """The quantile of the annotated areas; a smaller region counts as noise."""
     masks = (case.mask() for case in cases if case.positive)
     areas = [
         mask.sum() * REFERENCE_MATRIX_PX / mask.size

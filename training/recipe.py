@@ -38,19 +38,20 @@ class _Part(BaseModel):
 
 
 class Split(_Part):
-    """Which images train, choose and report: patient-grouped, stratified folds
-    (training/data/split.py).
+    """Which images train, choose and report (training/data/split.py).
+
+    Folds are patient-grouped and stratified.
 
     A fold that is in none of the lists trains. What reports neither trains nor chooses.
     """
 
-    # "published": those that the data bring along
+    # "published": the folds that come with the data
     folds: Count | Literal["published"] = 10
-    # None: whatever neither validates nor reports
+    # None: every fold that neither validates nor reports
     train: list[Whole] | None = None
-    # Best weights, thresholds, early stop
+    # These choose the best weights, the thresholds and the early stop.
     validate_: Annotated[list[Whole], Field(alias="validate", min_length=1)]
-    # empty: figures are of the validation folds, and say so
+    # Empty: figures are of the validation folds, and say so.
     report: list[Whole] = []
     seed: int = 0
 
@@ -66,15 +67,18 @@ class Optimiser(_Part):
 
 
 class Schedule(_Part):
-    """How the learning rate moves. `warm_up` epochs rise to it from a hundredth, whatever follows."""
+    """How the learning rate moves.
+
+    `warm_up` epochs rise to it from a hundredth, whatever follows.
+    """
 
     name: Literal["constant", "plateau", "cosine", "cyclic", "one-cycle"] = "constant"
     warm_up: Whole = 0
     # plateau: epochs without a better `best_by` before the rate falls
     patience: Whole = 3
-    # plateau: to this share
+    # plateau: the rate falls to this share
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    # plateau: epochs before it counts again
+    # plateau: epochs after a fall before it counts again
     cooldown: Whole = 0
     # cyclic: epochs from peak to peak, along a cosine
     cycle: Count = 5
@@ -85,13 +89,14 @@ class Schedule(_Part):
 
 
 class Average(_Part):
-    """Which weights are kept: a running mean of the steps' (ema), or the mean of the last epochs'
-    (swa).
+    """Which weights are kept.
+
+    A running mean of the steps' weights (ema), or the mean of the last epochs' (swa).
 
     After the last epoch their batch-norm statistics are computed anew, if `redo`.
     """
 
-    # decay; 0: none
+    # Decay; 0: no running mean
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Izmailov et al., UAI 2018
     swa_last_epochs: Whole = 0
@@ -104,7 +109,7 @@ class Average(_Part):
 class Freeze(_Part):
     """The first part of the encoder is not trained for the first epochs."""
 
-    # 0: for all of them
+    # 0: for all epochs
     epochs: Whole
     # Of the encoder's modules that hold weights, from the input on
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -121,7 +126,7 @@ class Loss(_Part):
     auxiliary: Annotated[float, Field(ge=0)] | None = None
     # Labels only: classes weigh inverse to their frequency
     balance: bool = False
-    # Dice also of images whose mask is empty (it then counts what was found in vain)
+    # Dice also of images whose mask is empty: it then punishes every false pixel.
     empty: bool = False
 
     @model_validator(mode="after")
@@ -132,14 +137,15 @@ class Loss(_Part):
 
 
 class Finish(_Part):
-    """Last, a few epochs with many phantoms: among few, and at a high learning rate, they are not
-    learned.
+    """A few last epochs with many phantoms.
+
+    Among few phantoms, and at a high learning rate, a network does not learn them.
     """
 
     epochs: Count
     phantoms: Count
     learning_rate: Positive
-    # Of the way from the weights before to those after
+    # How far to go from the weights before to the weights after
     share: Annotated[float, Field(gt=0, le=1)]
 
 
@@ -156,24 +162,24 @@ class Stage(_Part):
     """How one network is built and optimised. Several of one role are an ensemble."""
 
     role: Role
-    # A name of inference/networks
+    # A name from the list of inference/networks
     architecture: str
     arguments: dict[str, Any] = {}
     # Images are letterboxed into side x side
     side: Side
     normalisation: Scheme = "unit"
     start: Literal["random", "imagenet", "chexnet", "classifier"] = "random"
-    # None: the recipe's
+    # None: the recipe's layout
     layout: Layout | None = None
-    # None: a classifier labels, a segmenter masks
+    # None: a classifier learns labels, a segmenter masks
     learns: Literal["labels", "masks"] | None = None
-    # "positives": those with something to find
+    # "positives": only images with something to find
     images: Literal["all", "positives"] = "all"
     # Times each real image is seen in an epoch
     repeats: Count = 1
     # Synthetic images among the real ones
     phantoms: Whole = 0
-    # Of an own layout, which has no folds: images that only watch
+    # Validation images of a network's own layout, which has no folds
     held_out: Whole = 0
     augmentation: Augmentation = Augmentation()
     loss: Loss
@@ -264,7 +270,7 @@ class Rule(_Part):
     # None: as bottom
     top: Annotated[float, Field(gt=0, lt=1)] | None = None
     min_area_at_1024_px: Annotated[float, Field(ge=0)] = 0.0
-    # or: the quantile of the annotated areas of the training images
+    # Or: a quantile of the annotated areas of the training images
     smallest: Share = 0.0
     min_sure_area_at_1024_px: Annotated[float, Field(ge=0)] = 0.0
 
@@ -278,9 +284,9 @@ class Rule(_Part):
 class OperatingPoint(_Part):
     """Where "positive" begins, chosen on the validation images."""
 
-    # The highest threshold that keeps it
+    # The highest threshold that keeps this sensitivity
     sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
-    # Or the threshold at which this is highest
+    # Or: the threshold at which this figure is highest
     best: Literal["mcc", "f1", "accuracy"] | None = None
 
     @model_validator(mode="after")
@@ -316,14 +322,13 @@ class Recipe(_Part):
         return [stage for stage in self.networks if stage.role == role]
 
     def layout_of(self, stage: Stage) -> Layout:
-        """Where the images of one of its networks come from: the network's own layout, or the
-        recipe's.
-        """
+        """The layout of a network's images: its own, or the recipe's."""
         return stage.layout or self.layout
 
     def with_fold(self, fold: int) -> Recipe:
-        """The same, validating on this fold and, where another fold reports, reporting on the next
-        (k-fold).
+        """The recipe that validates on this fold (k-fold).
+
+        Where a fold reports, the next fold does.
 
         Raises:
             RecipeError: no such fold, or folds that the data bring along, of which the number is
@@ -364,8 +369,9 @@ class Recipe(_Part):
 
 
 def load(path: Path, changes: Mapping[str, str] | None = None) -> Recipe:
-    """Read and check one recipe. `changes` maps dotted keys to YAML values: {"networks.0.side":
-    "128"}.
+    """Read and check one recipe.
+
+    `changes` maps dotted keys to YAML values: {"networks.0.side": "128"}.
 
     Raises:
         RecipeError: unreadable, not YAML, a change of a key that is not there to hold one, or wrong
@@ -393,7 +399,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def checked(form: type[Form], document: dict[str, Any], path: Path) -> Form:
-    """The document as what it is to be.
+    """The document as a `form`.
 
     Raises:
         RecipeError: every wrong key.

@@ -17,7 +17,7 @@ from training.data import lgg, siim, silver, table
 from training.data.cases import Case
 from training.data.findings import Cases
 
-# The recipe brings torch along, which the processes that decode images need not
+# The recipe imports torch, which the processes that decode images do not need.
 if TYPE_CHECKING:
     from training.recipe import Layout
 
@@ -26,7 +26,7 @@ _PHANTOMS = 200
 
 @dataclass(frozen=True)
 class Source:
-    """How a layout is read, and what it is: a line for a package's provenance."""
+    """How a layout is read, and a line about it for a package's provenance."""
 
     about: str
     read: Callable[[Path], Cases]
@@ -49,15 +49,16 @@ class PhantomCase(Case):
         return f"phantom {self.seed} {self.positive} {self.size}"
 
 
-# Pixels and mask are asked for one after the other
+# Pixels and mask are asked for in turn.
 @lru_cache(maxsize=1)
 def _drawn(seed: int, pneumothorax: bool, size: int) -> phantom.Phantom:
     return phantom.draw(seed, pneumothorax, size)
 
 
 def phantoms(count: int, first_seed: int = 0, size: int = 256) -> Cases:
-    """Synthetic radiographs of (size, size) with exact masks; every second one, from the first, has
-    a pneumothorax.
+    """Synthetic radiographs of (size, size) with exact masks.
+
+    Every second, from the first, has a pneumothorax.
     """
     return Cases(
         PhantomCase(

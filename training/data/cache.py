@@ -21,7 +21,7 @@ from inference.preprocess import Geometry, fit
 from training.data import pictures, pool
 from training.data.cases import Case
 
-# Of what is in the files; another number, and everything is decoded anew
+# Version of the files' content; another number decodes everything anew.
 _VERSION = 2
 Pictures = NDArray[np.uint8]
 
@@ -74,7 +74,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     files = _Files(folder, _digest(cases, side, equalise))
     with files.lock.open("w") as lock:
-        # Let go by the system if this process is killed
+        # The system releases the lock if this process is killed.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not files.facts.exists():
             _decode(cases, _Shrink(side, equalise), files, done)
@@ -83,7 +83,7 @@ def prepare(
         inside = facts["inside"]
     labels = np.array([case.label for case in cases], dtype=np.float32)
 
-    # Torch wants writable ones
+    # mode "c", copy on write: torch wants writable arrays.
     images, masks = (np.load(path, mmap_mode="c") for path in (files.images, files.masks))
     return Prepared(
         images, masks if any(case.mask_known for case in cases) else None, labels, inside
@@ -91,7 +91,7 @@ def prepare(
 
 
 class _Files:
-    """`facts` is renamed into its place last: where it is, the others are whole."""
+    """The files of one cache. `facts` is renamed last: where it exists, the others are whole."""
 
     def __init__(self, folder: Path, digest: str) -> None:
         self.lock = folder / f"{digest}.lock"
@@ -148,7 +148,7 @@ def _decode(
                 file.flush()
                 os.fsync(file.fileno())
     except BaseException:
-        # What fills a disk is not left on it
+        # A disk that ran full is cleaned up.
         for part in parts.values():
             part.unlink(missing_ok=True)
         raise
@@ -164,7 +164,7 @@ def _fill(
     masks: BinaryIO,
     done: Callable[[int, int], None] | None,
 ) -> NDArray[np.int32]:
-    """Write both arrays, not through maps: there a full disk kills the process.
+    """Write both arrays with file writes: through a map, a full disk kills the process.
 
     Returns `Prepared.inside`.
     """
@@ -181,14 +181,14 @@ def _fill(
 
     start = images.tell()
     try:
-        # A full disk is said now, not in an hour
+        # Fails now, not in an hour, if the disk is full.
         os.posix_fallocate(images.fileno(), 0, start + len(cases) * area)
     except OSError as error:
         raise OSError(
             error.errno, f"{error.strerror}, {len(cases) * area >> 20} MiB wanted", images.name
         ) from error
 
-    # Sparse until something is written
+    # Sparse until a mask is written
     masks.truncate(start + len(cases) * area)
     inside = np.zeros((len(cases), 4), dtype=np.int32)
     for number, (image, mask, at) in enumerate(pool.each(shrink, cases, done)):

@@ -18,7 +18,7 @@ from training.data import pool
 from training.data.cases import Case
 from training.data.findings import Cases, Finding
 
-# It brings torch along, which the processes that look at images need not
+# split imports torch, which the processes that read images do not need.
 if TYPE_CHECKING:
     from training.data.split import Parts
 
@@ -28,15 +28,15 @@ OLDEST_YEARS = 120
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one image's pixels and mask are, without keeping them."""
+    """What the pixels and the mask of one image show, without keeping them."""
 
-    # Why it cannot be used; all else is then empty
+    # Why the image cannot be used; the other fields are then empty
     fault: str = ""
-    # Of the pixels: equal for identical images
+    # Digest of the pixels: equal for identical images
     digest: str = ""
-    # Of the image's area that the mask covers; None without a mask
+    # Share of the image's area that the mask covers; None without a mask
     share: float | None = None
-    # connected, diagonals too
+    # Number of connected regions, diagonals too
     regions: int = 0
     # The mask, letterboxed to (MAP_SIDE, MAP_SIDE)
     map: NDArray[np.float32] | None = None
@@ -44,7 +44,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found. Its text has a line for each kind."""
+    """All findings. Its text has a line for each kind."""
 
     findings: tuple[Finding, ...]
     images: int
@@ -52,16 +52,16 @@ class Report:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """What stops a training run."""
+        """Findings that stop a training run."""
         return tuple(finding for finding in self.findings if finding.level == "error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """What does not."""
+        """Findings that do not stop a training run."""
         return tuple(finding for finding in self.findings if finding.level == "warning")
 
     def raise_errors(self) -> None:
-        """Do nothing, or stop.
+        """Raise if there is an error.
 
         Raises:
             ValueError: every error.
@@ -78,8 +78,8 @@ class Report:
 def check(
     cases: Sequence[Case], parts: Parts | None = None, seen: Sequence[Seen] | None = None
 ) -> Report:
-    """Check the labels, those of a split where one is given and, with `seen` (of `examine`), every
-    image and mask.
+    """Check the labels of `cases`, their split and, with `seen` (of `examine`), every image and
+    mask.
     """
     found = [*(cases.findings if isinstance(cases, Cases) else ()), *_of_labels(cases)]
     if parts is not None:
@@ -92,8 +92,9 @@ def check(
 
 
 def examine(cases: Sequence[Case], done: Callable[[int, int], None] | None = None) -> list[Seen]:
-    """Read every image and mask once, in several processes where there are many; `done(so far, in
-    all)`.
+    """Read every image and mask once, in several processes where there are many.
+
+    `done` is called with (images so far, images in all).
     """
     return list(pool.each(_seen, cases, done))
 
@@ -120,7 +121,7 @@ def _seen(case: Case) -> Seen:
 
 def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
     times = Counter(case.image_id for case in cases)
-    # An image of each
+    # An image of each kind
     folds: dict[str, dict[int | None, str]] = defaultdict(dict)
     for case in cases:
         folds[case.patient].setdefault(case.fold, case.image_id)
@@ -207,41 +208,43 @@ def _without(some: dict[str, str], others: dict[str, str]) -> dict[str, str]:
 def _of_pixels(cases: Sequence[Case], seen: Sequence[Seen]) -> Iterable[Finding]:
     pairs = list(zip(cases, seen, strict=True))
     same = defaultdict(list)
-    for case, one in pairs:
-        if one.digest:
-            same[one.digest].append(case.image_id)
+    for case, image in pairs:
+        if image.digest:
+            same[image.digest].append(case.image_id)
 
-    masked = any(one.share is not None for one in seen)
+    masked = any(image.share is not None for image in seen)
 
     def named(wanted: Callable[[Case, Seen], bool]) -> tuple[str, ...]:
-        return tuple(case.image_id for case, one in pairs if not one.fault and wanted(case, one))
+        return tuple(
+            case.image_id for case, image in pairs if not image.fault and wanted(case, image)
+        )
 
     yield Finding(
         "error",
         "unusable",
-        tuple(f"{case.image_id}: {one.fault}" for case, one in pairs if one.fault),
+        tuple(f"{case.image_id}: {image.fault}" for case, image in pairs if image.fault),
     )
     yield Finding(
         "error",
         "negative with a mask",
-        named(lambda case, one: not case.positive and bool(one.share)),
+        named(lambda case, image: not case.positive and bool(image.share)),
     )
 
     yield Finding(
         "warning",
         "positive with an empty mask",
-        named(lambda case, one: case.positive and one.share == 0),
+        named(lambda case, image: case.positive and image.share == 0),
     )
     yield Finding(
         "warning",
         "positive without a mask where others have one",
-        named(lambda case, one: masked and case.positive and one.share is None),
+        named(lambda case, image: masked and case.positive and image.share is None),
     )
 
     yield Finding(
         "warning",
         "mask over more than half of the image",
-        named(lambda _, one: (one.share or 0) > 0.5),
+        named(lambda _, image: (image.share or 0) > 0.5),
     )
     yield Finding(
         "warning",

@@ -52,7 +52,7 @@ Row = Sequence[str | int | float]
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """One image: what the table says of it, and what its pixels are."""
+    """One image: its row of the table, and what its pixels show."""
 
     case: Case
     seen: Seen
@@ -72,7 +72,7 @@ def explore(
     cases = data.read(layout, folder)
     seen = checks.examine(cases, done)
     report = checks.check(cases, None, seen)
-    looks = [_Look(case, one) for case, one in zip(cases, seen, strict=True)]
+    looks = [_Look(case, image) for case, image in zip(cases, seen, strict=True)]
     with mpl.rc_context(_LOOKS):
         drawn = [section(looks) for section in (_counts, _groups, _ages, _areas, _places, _samples)]
 
@@ -227,13 +227,13 @@ def _areas(looks: Sequence[_Look]) -> str:
 
     several = [
         (key, *(counts[key] for _, counts in kinds))
-        for key in sorted({key for _, one in kinds for key in one})
+        for key in sorted({key for _, counts in kinds for key in counts})
     ]
     counted = _table(("in one image", *(f"n, {name}" for name, _ in kinds)), several)
     quantiles = (0, 2, 25, 50, 75, 98, 100)
     values = [f"{value:.3g}" for value in np.percentile(shares, quantiles)]
     areas = _table(
-        ("quantile", *(f"{one} %" for one in quantiles)),
+        ("quantile", *(f"{quantile} %" for quantile in quantiles)),
         [(f"mask, % of the image (n = {len(shares)})", *values)],
     )
 
@@ -326,8 +326,8 @@ def _sample(look: _Look) -> str:
 
 def _checked(report: checks.Report) -> str:
     lines = [
-        f'<li class="{one.level}">{html.escape(str(one))}</li>'
-        for one in (*report.errors, *report.warnings)
+        f'<li class="{finding.level}">{html.escape(str(finding))}</li>'
+        for finding in (*report.errors, *report.warnings)
     ]
     said = html.escape(str(report).splitlines()[0])
     return _section("Checks", f"<p>{said}</p><ul>{''.join(lines)}</ul>")
@@ -342,9 +342,9 @@ def _side_by_side(*parts: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Row]) -> str:
-    head = "".join(f"<th>{html.escape(one)}</th>" for one in header)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(str(one))}</td>' for one in row)}</tr>" for row in rows
+        f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
 

@@ -25,10 +25,10 @@ _COLOUR_MODES = (
     "LA",
     "CMYK",
     "YCbCr",
-    # Pillow's; all others hold grey values
+    # Pillow's modes that hold colours; all others hold grey values.
 )
 _EQUAL_QUALITY = 85
-# Bytes of each end of a file: all of most JPEGs, while thousands of files take seconds
+# Bytes read from each end of a file: all of most JPEGs, and fast for thousands of files.
 _SAMPLED = 64 * 1024
 
 
@@ -59,7 +59,7 @@ def plain(path: Path) -> NDArray[np.float32]:
             return np.asarray(
                 image.convert("L") if image.mode in _COLOUR_MODES else image, dtype=np.float32
             )
-    # Pillow's ways to say "broken"
+    # The errors that Pillow raises for broken files
     except (
         OSError,
         ValueError,
@@ -80,12 +80,12 @@ def as_shown(mask: NDArray[np.bool_], path: Path) -> NDArray[np.bool_]:
             )
             return upright(mask, header.get("PatientOrientation"))
     except Exception as error:
-        # The parser meets arbitrary bytes and raises what it likes
+        # The parser meets arbitrary bytes and may raise anything.
         raise ValueError(f"{path}: cannot be read as DICOM ({error})") from error
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file of that name, which somebody's table gave, in `folder` or below.
+    """The file of that name, taken from a table, in `folder` or below.
 
     Raises:
         ValueError: it lies elsewhere.
@@ -126,8 +126,9 @@ def _sample(path: Path, size: int, _changed: int) -> str:
 
 
 def equalised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(rows, columns) 0..1 after one JPEG compression: a network must not learn a copy's codec for
-    its label.
+    """(rows, columns) 0..1 after one JPEG compression.
+
+    A network must not learn a copy's codec for the label.
     """
     buffer = io.BytesIO()
     Image.fromarray(as_bytes(pixels)).save(buffer, "JPEG", quality=_EQUAL_QUALITY)

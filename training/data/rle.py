@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NONE = "-1"
-# Of every image of SIIM-ACR
+# Rows and columns of every image of SIIM-ACR
 SIDE = 1024
 _FAULTS_SAID = 20
 

@@ -262,7 +262,7 @@ def _header(path: Path) -> _Header:
             jpeg_baseline=getattr(dataset.file_meta, "TransferSyntaxUID", None) == JPEGBaseline8Bit,
         )
     except Exception:
-        # The parser meets arbitrary bytes and raises what it likes
+        # The parser meets arbitrary bytes and may raise anything.
         return _Header()
 
 

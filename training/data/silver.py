@@ -1,5 +1,4 @@
-"""Pictures with silver labels: probabilities that somebody's ensemble gave, used as soft targets.
-No reading.
+"""Pictures with silver labels: an ensemble's probabilities, used as soft targets. No reading.
 
     FOLDER/jpeg512/<ImageId>.jpg
     FOLDER/silver-labels.csv          ImageId,probability

@@ -1,6 +1,4 @@
-"""Who trains, who chooses and who reports: patient-grouped, stratified folds, and split.csv that
-says it.
-"""
+"""Patient-grouped, stratified folds: which images train, choose and report; and split.csv."""
 
 from __future__ import annotations
 
@@ -106,12 +104,12 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
     np.random.default_rng(seed).shuffle(patients)
     patients.sort(key=lambda patient: -classes[patient].sum())
 
-    # A class's images weigh inverse to their number
+    # Images of a class weigh inverse to their number.
     weight = 1 / np.maximum(sum(classes.values()), 1)
     filled = np.zeros((count, 2))
     fold_of = {}
     for patient in patients:
-        # How the sum of squares grows: least where there is least of what this patient brings.
+        # Growth of the sum of squares: least in the fold with the fewest images of these classes.
         growth = ((2 * filled + classes[patient]) * classes[patient] * weight).sum(1)
         fold_of[patient] = int(np.lexsort((filled.sum(1), np.round(growth, 12)))[0])
         filled[fold_of[patient]] += classes[patient]

@@ -1,5 +1,4 @@
-"""Random changes of a batch, at once on images and masks; none of them moves a collapsed lung to
-another picture.
+"""Random changes of a batch of images and their masks; no two images are mixed.
 
 Every movement is composed into one grid of source positions, and image and mask are sampled once,
 together.
@@ -19,13 +18,14 @@ Chance = Annotated[float, Field(ge=0, le=1)]
 Extent = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-# Of the side: how far a displacement reaches; 6 px of 256 (Simard et al., ICDAR 2003)
+# How far an elastic displacement reaches, as a share of the side: 6 px of 256 (Simard et al., ICDAR
+# 2003)
 _ELASTIC_WIDTH = 0.024
 _GRID_CELLS = 5
-# Of CLAHE, along each axis
+# Tiles of CLAHE along each axis
 _TILES = 8
 _GREYS = 256
-# Of CLAHE; near 0 nothing changes
+# Range of CLAHE's clip limit; near 0 nothing changes
 _CLIP = (1.0, 4.0)
 
 
@@ -37,14 +37,14 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # Of each image for each change without a chance of its own, drawn apart
+    # Chance of each change that has no chance of its own, drawn apart for each image
     chance: Chance = 1.0
     # Chance of left for right
     flip: Chance = 0.0
     rotate_degrees: Extent = 0.0
     # Up to this share larger or smaller
     scale: Share = 0.0
-    # Of the side
+    # Shift along each axis, as a share of the side
     shift: Extent = 0.0
     # Up to this share of the side is cut off, anywhere, and the rest shown at full size
     crop: Share = 0.0
@@ -52,7 +52,7 @@ class Augmentation(BaseModel):
     elastic: Extent = 0.0
     # Columns and rows of a 5 x 5 grid, up to this share wider or narrower
     grid: Share = 0.0
-    # K of the lens r (1 + k r^2), r 1 in a corner; 1/3 folds
+    # k of the lens r (1 + k r^2), r 1 in a corner; at 1/3 the picture folds
     optical: Annotated[float, Field(ge=0, le=0.33)] = 0.0
     # Exponent between exp(-gamma) and exp(gamma)
     gamma: Extent = 0.0
@@ -69,20 +69,18 @@ class Augmentation(BaseModel):
 
 
 class _Draws:
-    """Random numbers, one or more for each of n images: drawn on the CPU, so that every device sees
-    the same.
-    """
+    """Random numbers for each of n images, drawn on the CPU: every device sees the same."""
 
     def __init__(self, images: Tensor, chance: float, generator: torch.Generator) -> None:
         self._n, self._device = len(images), images.device
         self._chance, self._generator = chance, generator
 
     def within(self, limit: float, *shape: int) -> Tensor:
-        """(n, *shape), uniform in -limit to limit; 0 for the images that the change passes over."""
+        """(n, *shape), uniform in -limit to limit; 0 for images that the change skips."""
         return self._some(torch.rand(self._n, *shape, generator=self._generator) * 2 - 1) * limit
 
     def normal(self, deviation: float, *shape: int) -> Tensor:
-        """(n, *shape), normal about 0; 0 for the images that the change passes over."""
+        """(n, *shape), normal about 0; 0 for images that the change skips."""
         return self._some(torch.randn(self._n, *shape, generator=self._generator)) * deviation
 
     def place(self, *shape: int) -> Tensor:
@@ -90,13 +88,13 @@ class _Draws:
         return (torch.rand(self._n, *shape, generator=self._generator) * 2 - 1).to(self._device)
 
     def chosen(self, chance: float) -> Tensor:
-        """Indices of the images to which something of this chance happens."""
+        """Indices of the images that a change of this chance happens to."""
         return torch.nonzero(torch.rand(self._n, generator=self._generator) < chance)[:, 0].to(
             self._device
         )
 
     def on_device(self) -> torch.Generator:
-        """A generator for what is drawn per pixel, where the pixels are."""
+        """A generator on the device, for numbers drawn per pixel."""
         seed = int(torch.randint(2**62, (), generator=self._generator))
         return torch.Generator(self._device).manual_seed(seed)
 
@@ -108,8 +106,9 @@ class _Draws:
 def augment(
     images: Tensor, masks: Tensor | None, how: Augmentation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """Change (n, 1, side, side) float32 images in 0..1, and (n, planes, side, side) masks alike;
-    the arguments stay.
+    """Change (n, 1, side, side) float32 images in 0..1, and their masks alike.
+
+    Masks are (n, planes, side, side). The arguments stay as they are.
 
     `generator` is one of the CPU, wherever the images are; from the same state it gives the same
     images again. What lay outside the image is black, and no mask.
@@ -183,25 +182,21 @@ def _middles(side: int, device: torch.device) -> Tensor:
 
 
 def _uneven(stretch: Tensor, middle: Tensor) -> Tensor:
-    """(..., side): the line -1 to 1, its cells by (..., cells) shares wider or narrower, as long as
-    before.
-    """
+    """(..., side): the line -1 to 1 with cells made wider or narrower by (..., cells) shares."""
     cells = stretch.shape[-1]
     bounds = functional.pad((1 + stretch).cumsum(-1), (1, 0))
     bounds = bounds / bounds[..., -1:] * 2 - 1
-    # In cells
+    # Positions in units of cells
     at = (middle + 1) * (cells / 2)
-    # Linear between bounds
+    # Linear interpolation between the bounds
     hats = (1 - (at[:, None] - torch.arange(cells + 1, device=at.device)).abs()).clamp_min(0)
     return bounds @ hats.T
 
 
 def _smooth(middle: Tensor) -> Tensor:
-    """(side, knots): what turns independent numbers at knots into a line of variance 1, smooth as
-    under a gaussian.
-    """
+    """(side, knots): weights that make independent numbers at knots a smooth line of variance 1."""
     width = 2 * _ELASTIC_WIDTH
-    # Further out nothing reaches in
+    # Knots further out do not reach the picture.
     knots = torch.arange(-1 - 3 * width, 1 + 3 * width, width, device=middle.device)
     weights = torch.exp(-0.5 * ((middle[:, None] - knots) / width) ** 2)
     return functional.normalize(weights, dim=1)
@@ -243,13 +238,13 @@ def _grey(images: Tensor, how: Augmentation, draws: _Draws) -> Tensor:
 
 
 def _gaussian(images: Tensor, deviation_px: Tensor) -> Tensor:
-    """Blur each image by its own (n,) standard deviation; 0 leaves it."""
+    """Blur each image by its own standard deviation, (n,); 0 leaves it as it is."""
     n, side = len(images), images.shape[-1]
     reach = min(side - 1, math.ceil(3 * float(deviation_px.max())))
     from_middle = torch.arange(-reach, reach + 1, device=images.device)
     kernels = torch.exp(-0.5 * (from_middle / deviation_px[:, None].clamp_min(1e-3)) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).view(n, 1, 1, -1)
-    # Images as channels, each its kernel
+    # Grouped convolution: each image is a channel with its own kernel.
     planes = functional.pad(images.transpose(0, 1), (reach,) * 4, mode="reflect")
     planes = functional.conv2d(
         functional.conv2d(planes, kernels, groups=n), kernels.transpose(2, 3), groups=n
@@ -258,8 +253,7 @@ def _gaussian(images: Tensor, deviation_px: Tensor) -> Tensor:
 
 
 def equalise(images: Tensor, clip: Tensor) -> Tensor:
-    """Contrast-limited adaptive histogram equalisation (CLAHE) of (n, 1, side, side) images in
-    0..1.
+    """Contrast-limited adaptive histogram equalisation (CLAHE), (n, 1, side, side) in 0..1.
 
     Zuiderveld, Graphics Gems IV, 1994: 8 x 8 tiles, 256 greys; a tile's histogram is cut at `clip`,
     (n,), times its mean height, what was cut off is spread evenly, and its running sum is the
@@ -283,7 +277,7 @@ def equalise(images: Tensor, clip: Tensor) -> Tensor:
     spread = (pixels - cut.sum(2, keepdim=True)) / _GREYS
     new = ((cut + spread).cumsum(2) / pixels).flatten()
 
-    # In middles of tiles
+    # Positions in units of tiles, from the middle of the first
     at = ((line + 0.5) * (_TILES / side) - 0.5).clamp(0, _TILES - 1)
     before = at.long()
     after, share = (before + 1).clamp_max(_TILES - 1), at - before

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move `average` towards `network`: decay x average + (1 - decay) x network; counters are
-    copied.
+    """Move `average` towards `network`: decay x average + (1 - decay) x network.
+
+    Counters are copied.
     """
     ours, theirs = list(average.state_dict().values()), list(network.state_dict().values())
     moving = [tensor.is_floating_point() for tensor in ours]
@@ -28,8 +29,7 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
-    """A network `share` of the way from the weights before a fine-tuning to those after (0 before,
-    1 after).
+    """A network `share` of the way from `before` a fine-tuning (0) to `after` it (1).
 
     Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022. Both stay as
     they are.
@@ -41,8 +41,7 @@ def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
 
 @torch.no_grad()
 def redo_statistics(network: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Compute the batch-norm statistics anew: those of averaged weights are no average of
-    statistics.
+    """Compute the batch-norm statistics of averaged weights anew.
 
     Izmailov et al., "Averaging weights leads to wider optima", UAI 2018, section 3.2. A layer that
     is at rest (eval mode: a frozen encoder) keeps its own.
@@ -53,7 +52,7 @@ def redo_statistics(network: nn.Module, inputs: Iterable[Tensor]) -> None:
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        # The plain mean of all batches
+        # None: the plain mean of all batches
         layer.momentum = None
 
     if layers:

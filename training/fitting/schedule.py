@@ -1,4 +1,4 @@
-"""How fast what is trained: the learning rate of each step, and which modules rest.
+"""The learning rate of each step, and which modules are frozen.
 
 All of it follows from the recipe, the step and the figures so far: there is nothing to keep for a
 resumed run.
@@ -15,7 +15,7 @@ from torch import nn
 from training.recipe import Freeze, Schedule, Stage
 
 _WARM_UP_FROM = 0.01
-# Shares of the highest rate: at first, at the top, at last; as torch's
+# Shares of the highest rate at the start, the top and the end, as in torch's scheduler
 _ONE_CYCLE = (
     1 / 25,
     1.0,
@@ -26,8 +26,9 @@ _ONE_CYCLE_MOMENTUM = (0.95, 0.85, 0.95)
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run is: before its step `step` of `per_epoch` x `epochs`; `figures` of `best_by`, one
-    an epoch done.
+    """The point of a run before step `step` of `per_epoch` x `epochs`.
+
+    `figures` holds `best_by` of each finished epoch.
     """
 
     step: int
@@ -37,7 +38,7 @@ class Moment:
 
 
 def rate(schedule: Schedule, now: Moment) -> float:
-    """The learning rate of the step to come, as a share of the highest."""
+    """The learning rate of the next step, as a share of the highest."""
     warm_up = schedule.warm_up * now.per_epoch
     if now.step < warm_up:
         return _WARM_UP_FROM + (1 - _WARM_UP_FROM) * now.step / warm_up
@@ -59,8 +60,9 @@ def rate(schedule: Schedule, now: Moment) -> float:
 
 
 def momentum(schedule: Schedule, now: Moment) -> float | None:
-    """Of the step to come: one-cycle moves it against the rate (Adam's first beta); None leaves the
-    optimiser's own.
+    """The momentum of the next step: one-cycle moves it against the rate (Adam's first beta).
+
+    None leaves the optimiser's own.
     """
     if schedule.name != "one-cycle":
         return None
@@ -84,8 +86,9 @@ def stale(figures: Sequence[float]) -> int:
 
 
 def train(network: nn.Module, freeze: Freeze | None, epoch: int) -> None:
-    """Put the network into train mode; what `freeze` holds in this epoch (from 0) rests: no
-    gradient, eval mode.
+    """Put the network into train mode, and what `freeze` holds in this epoch (from 0) to rest.
+
+    A resting module has no gradient and is in eval mode.
 
     Eval mode, because batch-norm statistics that move under fixed weights would train them after
     all.
@@ -116,7 +119,7 @@ def train(network: nn.Module, freeze: Freeze | None, epoch: int) -> None:
 
 
 def _falls(schedule: Schedule, figures: Sequence[float]) -> int:
-    """How often the figures stood still for `patience` epochs."""
+    """How often the rate has fallen: each time the figures stood still for `patience` epochs."""
     falls, best, waited, cooling = 0, -math.inf, 0, 0
     for figure in figures:
         if figure > best:

@@ -1,5 +1,6 @@
-"""What a package says of each labelled image: one row of answers.csv, from which every figure can
-be computed again.
+"""A package's answer for each labelled image: one row of answers.csv.
+
+Every figure can be computed again from these rows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a package says of one image, beside what is known of it.
+    """A package's answer for one image, beside what is known of it.
 
     `true`, `found`, `common` count its pixels.
     """
@@ -22,22 +23,22 @@ class Answer:
     patient: str
     # 1 something to find, 0 nothing; in between: a soft target
     label: float
-    # Of the run's split: train, validate, train+validate, report; "" where there is none
+    # Part of the run's split: train, validate, train+validate, report; "" without a split
     part: str = ""
     fold: int | None = None
     as_published: bool = True
     view: str = ""
     sex: str = ""
     age_years: float | None = None
-    # The classifier's
+    # The classifier's answer
     probability: float
-    # Of the whole image
+    # Pixels of the whole image
     pixels: int
-    # Of the true mask; None where no mask is known
+    # Pixels of the true mask; None where no mask is known
     true: int | None = None
-    # Of the segmenter's mask, whatever the classifier says
+    # Pixels of the segmenter's mask, whatever the classifier says
     found: int = 0
-    # Of both
+    # Pixels that both masks share
     common: int = 0
 
     @property
@@ -100,4 +101,4 @@ _KINDS: Mapping[str, Callable[[str], Any]] = {
     "int | None": lambda text: int(text) if text else None,
     "float | None": lambda text: float(text) if text else None,
 }
-_KIND_OF = {one.name: _KINDS[str(one.type)] for one in fields(Answer)}
+_KIND_OF = {field.name: _KINDS[str(field.type)] for field in fields(Answer)}

@@ -1,4 +1,4 @@
-"""A model package against labelled images, through the very code that serves; admission is ignored."""
+"""Measure a model package on labelled images, through the code that serves; admission is ignored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BORROWED = (
     "the segmenter is the default model's, which siim folds 0 to 2 trained: no figures of masks"
 )
 
-# What figures on these labels cannot tell.
+# Why figures on these labels have limits
 WARNINGS: Mapping[str, str] = {
     "silver": "SILVER labels, the output of a competition entrant's ensemble, not a reading: figures say how far the "
     "model agrees with that ensemble, not how often it is right",
@@ -53,7 +53,7 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Every image's answer, the figures of them all, and a way to look at an image again."""
+    """Every image's answer, the figures of all images, and a way to look at an image again."""
 
     # JSON-able; each with its 95 % bootstrap interval and the number of images it is from
     figures: dict[str, Any]

@@ -33,7 +33,7 @@ def of_mask(mask: NDArray[np.bool_]) -> dict[str, float]:
     if found is None:
         return {name: 0.0 if name in _SUMMED else math.nan for name in NAMES}
 
-    # Measure gives both, always
+    # `measure` always gives both.
     assert found.extent_px is not None
     assert found.spread_px is not None
     rows, columns = mask.shape
@@ -66,13 +66,13 @@ NAMES = (
 
 
 def of_patient(slices: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Features of one patient from those of all of his slices, as `of_mask` gives them.
+    """Features of one patient from those of all slices, as `of_mask` gives them.
 
     `slices`, their number; `slices_with`, those whose mask is not empty; areas and regions as sum;
     the largest slice's area; every other feature as mean over the slices that have it, weighted by
     area. NaN where no slice has any.
     """
-    values = {name: np.array([one[name] for one in slices]) for name in NAMES}
+    values = {name: np.array([features[name] for features in slices]) for name in NAMES}
     area = values["area_px"]
     some = area > 0
     patient = {

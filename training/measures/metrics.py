@@ -20,8 +20,7 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of agreement: 0-d arrays of one comparison, or 1-d ones of several (of images, of
-    thresholds).
+    """Counts of agreement: 0-d arrays of one comparison, or 1-d arrays of several.
 
     The figures are of the same shape; a share of nothing is NaN.
     """
@@ -60,7 +59,7 @@ class Confusion:
         return Confusion(*(np.asarray(counts.sum()) for counts in astuple(self)))
 
     def of_background(self) -> Confusion:
-        """The same with the other class as the positive one."""
+        """The counts with the negative class taken as the positive."""
         return Confusion(
             self.true_negative, self.false_negative, self.false_positive, self.true_positive
         )
@@ -72,17 +71,17 @@ class Confusion:
 
     @property
     def specificity(self) -> Scores:
-        """Share of the negatives that is left alone."""
+        """Share of the negatives that is called negative."""
         return _ratio(self.true_negative, self.true_negative + self.false_positive)
 
     @property
     def ppv(self) -> Scores:
-        """Share of what is found that is positive: precision."""
+        """Share of the images called positive that are positive: precision."""
         return _ratio(self.true_positive, self.true_positive + self.false_positive)
 
     @property
     def npv(self) -> Scores:
-        """Share of what is left alone that is negative."""
+        """Share of the images called negative that are negative."""
         return _ratio(self.true_negative, self.true_negative + self.false_negative)
 
     @property
@@ -100,7 +99,7 @@ class Confusion:
 
     @property
     def mcc(self) -> Scores:
-        """Matthews' correlation coefficient (1975); 0 where a class is never true or never found."""
+        """Matthews' correlation coefficient (1975); 0 where a class never occurs or is never called."""
         right = self.true_positive * self.true_negative - self.false_positive * self.false_negative
         said, is_so = (
             self.true_positive + self.false_positive,
@@ -141,8 +140,9 @@ FIGURES = tuple(dict.fromkeys([*LABEL_FIGURES, *MASK_FIGURES]))
 
 
 def label_figures(scores: Scores, labels: Labels, threshold: float) -> dict[str, float]:
-    """Every figure of a classifier whose "positive" is a score of the threshold or more; both
-    (images,).
+    """Every figure of a classifier; scores and labels are (images,).
+
+    "Positive" is a score of the threshold or more.
     """
     counts = Confusion.of(scores >= threshold, labels)
     return {
@@ -186,8 +186,9 @@ def mask_figures(found: Iterable[Labels], true: Iterable[Labels]) -> dict[str, f
 
 
 def auc(scores: Scores, labels: Labels) -> float:
-    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties
-    half.
+    """Area under the ROC curve; NaN without both classes.
+
+    The share of (positive, negative) pairs in the right order; ties count half.
     """
     _, rank_of, count = np.unique(scores, return_inverse=True, return_counts=True)
     mean_rank = np.cumsum(count) - (count - 1) / 2

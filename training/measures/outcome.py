@@ -60,7 +60,7 @@ class Settings(BaseModel):
     about: str = ""
     published: dict[str, float] = {}
     folds: Annotated[int, Field(ge=2)] = 5
-    # The folds are drawn anew each time; a patient's answers are averaged
+    # The folds are drawn anew in each repeat; a patient's answers are averaged.
     repeats: Annotated[int, Field(ge=1)] = 10
     # A missing value is the mean of the most similar patients'
     neighbours: Annotated[int, Field(ge=1)] = 4
@@ -141,7 +141,7 @@ def patients_of(data: Path, model: Path | None) -> dict[str, dict[str, float]]:
         if mask is not None:
             slices[case.patient].append(features.of_mask(mask))
 
-    return {patient: features.of_patient(one) for patient, one in slices.items()}
+    return {patient: features.of_patient(masks) for patient, masks in slices.items()}
 
 
 def join(
@@ -259,8 +259,12 @@ def _figures(
     ]
     found = measured(answers, _POSITIVE_FROM)
     return {
-        name: {"value": one["value"], "interval_95": one["interval_95"], "patients": len(answers)}
-        for name, one in found.items()
+        name: {
+            "value": figure["value"],
+            "interval_95": figure["interval_95"],
+            "patients": len(answers),
+        }
+        for name, figure in found.items()
     }
 
 

@@ -40,13 +40,13 @@ def operating_point(
         np.floor(scores.astype(np.float64) * 1000).clip(1, 999) / 1000, labels
     )
 
-    # The first finds nothing
+    # The first threshold finds nothing.
     figure = getattr(counts, point.best or "sensitivity")[1:]
     if point.best:
         index = int(np.flatnonzero(figure == figure.max())[-1])
         words = f"highest {point.best} ({figure[index]:.3f})"
     else:
-        # They rise
+        # The figures rise as the threshold falls.
         index = int(np.argmax(figure >= point.sensitivity))
         words = f"sensitivity {point.sensitivity:.2f} or more ({figure[index]:.3f})"
 
@@ -155,7 +155,7 @@ def _dices(
     areas = np.array(grid.min_area_at_1024_px) * scale
     sure_areas = np.maximum(1, np.array(grid.min_sure_area_at_1024_px) * scale)
     rows, columns = (np.flatnonzero((probability >= min(grid.bottom)).any(axis)) for axis in (1, 0))
-    # Outside of it no rule finds anything
+    # No rule finds anything outside this box.
     if len(rows):
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         probability, true = probability[box], true[box]
