@@ -99,7 +99,10 @@ class Confusion:
 
     @property
     def mcc(self) -> Scores:
-        """Matthews' correlation coefficient (1975); 0 where a class never occurs or is never called."""
+        """Matthews' correlation coefficient (1975).
+
+        0 where a class never occurs or is never called.
+        """
         right = self.true_positive * self.true_negative - self.false_positive * self.false_negative
         said, is_so = (
             self.true_positive + self.false_positive,
