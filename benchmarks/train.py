@@ -1,13 +1,16 @@
-"""The training loop: images per second of `training.fitting` beside a bare loop on tensors that are in memory already.
+"""The training loop: images per second of `training.fitting` beside a bare loop on tensors that are
+in memory already.
 
     python -m benchmarks.train [--rounds N] [--batches N] [--set KEY=VALUE ...]
 
-The network, loss, optimiser and augmentation of recipe t6-unet-plus-plus-b4 (elastic, grid and optical distortion,
-flips; EfficientNet-B4) at its real size, on phantoms. Ours reads uint8 images, shuffles, augments and normalises them,
-watches the loss and draws its progress; bare is forward, backward, step on one augmented batch. Both take turns, of so
-many batches each. What ours does once an epoch (validation, checkpoint) is not counted: it is none of the loop's.
-Prints images per second, medians, and two ratios of ours to bare: of the medians, and the median of each turn's ratio,
-which other programs on the machine disturb less. Wanted: at least 0.9. `--set` as of `pleura train`.
+The network, loss, optimiser and augmentation of recipe t6-unet-plus-plus-b4 (elastic, grid and
+optical distortion, flips; EfficientNet-B4) at its real size, on phantoms. Ours reads uint8 images,
+shuffles, augments and normalises them, watches the loss and draws its progress; bare is forward,
+backward, step on one augmented batch. Both take turns, of so many batches each. What ours does once
+an epoch (validation, checkpoint) is not counted: it is none of the loop's. Prints images per
+second, medians, and two ratios of ours to bare: of the medians, and the median of each turn's
+ratio, which other programs on the machine disturb less. Wanted: at least 0.9. `--set` as of `pleura
+train`.
 """
 
 from __future__ import annotations
@@ -33,10 +36,11 @@ from training.fitting.run import Run
 from training.recipe import Stage
 
 RECIPE = Path(__file__).resolve().parent.parent / "config" / "recipes" / "t6-unet-plus-plus-b4.yaml"
+# One epoch a turn; the mean of the last epochs is made after the loop
 FIXED = {
     "epochs": 1,
     "average": {},
-}  # one epoch a turn; the mean of the last epochs is made after the loop
+}
 
 
 def main() -> None:
@@ -46,25 +50,31 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as networks.0.side=128"
     )
+
     options = parser.parse_args()
     asked = recipe.load(RECIPE, dict(change.split("=", 1) for change in options.set))
     stage = Stage.model_validate(asked.networks[0].model_dump() | FIXED)
     device = choose_device("auto")
     batches = Batches([_phantoms(stage, options.batches)], stage, asked.seed, device)
     print(f"{stage.architecture}, {stage.side} px, batch {stage.batch}, {stage.precision}")
+
     print(
-        f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
+        f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, load "
+        f"{os.getloadavg()[0]:.1f}"
     )
     speeds: dict[str, list[float]] = {"ours": [], "bare": []}
     for turn in range(options.rounds + 1):
         for name, measure in (("ours", _ours), ("bare", _bare)):
             speed = measure(stage, batches)
-            if turn:  # the first one warms up
+            # The first one warms up
+            if turn:
                 speeds[name].append(speed)
+
     ours, bare = (statistics.median(values) for values in speeds.values())
     turns = statistics.median(one / other for one, other in zip(*speeds.values(), strict=True))
     print(
-        f"ours {ours:.2f}, bare {bare:.2f} images/s; ours / bare {ours / bare:.2f}, by turns {turns:.2f}"
+        f"ours {ours:.2f}, bare {bare:.2f} images/s; ours / bare {ours / bare:.2f}, by turns "
+        f"{turns:.2f}"
     )
 
 
@@ -96,6 +106,7 @@ def _bare(stage: Stage, batches: Batches) -> float:
     optimiser = torch.optim.Adam(network.parameters(), stage.optimiser.learning_rate)
     loss_of = losses.compose(stage.loss)
     inputs, targets = next(batches.epoch(0))
+
     _wait(device)
     started = time.perf_counter()
     for _ in range(len(batches)):
@@ -104,6 +115,7 @@ def _bare(stage: Stage, batches: Batches) -> float:
         loss_of(outputs, targets).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad()
+
     _wait(device)
     return len(batches) * stage.batch / (time.perf_counter() - started)
 

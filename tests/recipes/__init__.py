@@ -24,7 +24,8 @@ from training.data import rle
 from training.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "recipes"
-OUTCOME = "lgg-outcome"  # trains no network
+# Trains no network
+OUTCOME = "lgg-outcome"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != OUTCOME)
 _SLICES = 3
 # Where the side is another one, so are the largest encoders; tests/unit/test_encoders.py has them.
@@ -36,7 +37,9 @@ _LIGHTER = {
 
 
 def made(folder: Path, images: int) -> Path:
-    """Made data in three layouts: SIIM-ACR as published, stage2/ with silver labels, brain MRI. Returns `folder`."""
+    """Made data in three layouts: SIIM-ACR as published, stage2/ with silver labels, brain MRI.
+    Returns `folder`.
+    """
     _siim(folder / "siim", images)
     _silver(folder / "stage2", images, 256)
     _lgg(folder / "kaggle_3m", images, 64)
@@ -49,7 +52,9 @@ def short(name: str, side: int | None = None) -> Recipe:
 
 
 def changes(name: str, side: int | None = None) -> dict[str, str]:
-    """What makes a recipe one of seconds: an epoch, few images; `side`: another one than the recipe's."""
+    """What makes a recipe one of seconds: an epoch, few images; `side`: another one than the
+    recipe's.
+    """
     document = recipe.read(FOLDER / f"{name}.yaml")
     changed = {"split": "{folds: 4, validate: [0]}"}
     for number in range(len(document["networks"])):
@@ -60,6 +65,7 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
         }
         for knob in {"phantoms", "held_out"} & stage.keys():
             changed[f"networks.{number}.{knob}"] = "4"
+
         if "finish" in stage:
             changed[f"networks.{number}.finish"] = (
                 "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 0.7}"
@@ -68,6 +74,7 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
             changed[f"networks.{number}.side"] = str(side)
             for place, encoder in _encoders(stage, f"networks.{number}"):
                 changed |= {place: _LIGHTER[encoder]} if encoder in _LIGHTER else {}
+
     return changed
 
 
@@ -81,7 +88,9 @@ def _encoders(document: dict[str, Any], place: str) -> Iterator[tuple[str, str]]
 
 
 def answers(folder: Path, task: str) -> int:
-    """Load the package of a run in the node's engine and ask it about an image; returns how many answers came."""
+    """Load the package of a run in the node's engine and ask it about an image; returns how many
+    answers came.
+    """
     drawn = phantom.draw(3, pneumothorax=True, size=256)
     if task != package.SERVED_TASK:
         engine = Engine(package.load(folder, any_task=True), choose_device("cpu"))
@@ -95,9 +104,8 @@ def answers(folder: Path, task: str) -> int:
 def _siim(folder: Path, images: int) -> None:
     rows = []
     for number in range(images):
-        small = phantom.draw(
-            number, pneumothorax=number % 2 == 0, size=256
-        )  # 1024 px take a second each to draw
+        # 1024 px take a second each to draw
+        small = phantom.draw(number, pneumothorax=number % 2 == 0, size=256)
         drawn = replace(small, pixels=_enlarged(small.pixels), mask=_enlarged(small.mask))
         path = (
             folder / "dicom-images-train" / f"1.2.{number}" / f"1.3.{number}" / f"1.4.{number}.dcm"
@@ -109,9 +117,8 @@ def _siim(folder: Path, images: int) -> None:
 
 
 def _enlarged(pixels: NDArray[Any]) -> NDArray[Any]:
-    return pixels.repeat(4, axis=0).repeat(
-        4, axis=1
-    )  # to 1024 x 1024, the matrix of SIIM-ACR's run lengths
+    # To 1024 x 1024, the matrix of SIIM-ACR's run lengths
+    return pixels.repeat(4, axis=0).repeat(4, axis=1)
 
 
 def _silver(folder: Path, images: int, size: int) -> None:
@@ -142,6 +149,7 @@ def _lgg(folder: Path, patients: int, size: int) -> None:
             stem = folder / f"{name}_20000101" / f"{name}_20000101_{number + 1}"
             Image.fromarray(picture.astype(np.uint8)).save(f"{stem}.tif")
             Image.fromarray(inside.astype(np.uint8) * 255).save(f"{stem}_mask.tif")
+
     _write(folder / "data.csv", [("Patient", "age", "grade", "death01"), *clinical])
 
 

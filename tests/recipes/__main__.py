@@ -1,4 +1,7 @@
-"""Every recipe at its real size, an epoch of a few images: `make recipes`. Half an hour and more on two cores."""
+"""Every recipe at its real size, an epoch of a few images: `make recipes`.
+
+Half an hour and more on two cores.
+"""
 
 # ruff: noqa: T201 - a program
 
@@ -30,12 +33,15 @@ def main() -> int:
             except Exception as error:
                 answered = False
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
             failed += not answered
             sides = ", ".join(f"{stage.architecture} {stage.side} px" for stage in wanted.networks)
             print(
-                f"{name}: {sides}: {'ok' if answered else 'FAILED'}, {time.monotonic() - started:.0f} s",
+                f"{name}: {sides}: {'ok' if answered else 'FAILED'}, "
+                f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
+
     return 1 if failed else 0
 
 

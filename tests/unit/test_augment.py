@@ -1,5 +1,5 @@
-"""Augmentation: image and mask stay together, nothing happens where nothing is asked for, and each change is what its
-name says."""
+"""Augmentation: image and mask stay together, nothing happens where nothing is asked for, and each
+change is what its name says."""
 
 from __future__ import annotations
 
@@ -72,9 +72,8 @@ def test_image_and_mask_move_alike(chests: tuple[torch.Tensor, torch.Tensor], ki
     alone = changed(chests[0], **how)[0]
     images, masks = changed(chests[0], chests[0].clone(), **how)
     assert torch.equal(images, masks)
-    assert torch.equal(
-        images, alone
-    )  # what happens to an image does not hang on whether it has a mask
+    # What happens to an image does not hang on whether it has a mask
+    assert torch.equal(images, alone)
     assert all((images[i] - chests[0][i]).abs().mean() > 1e-3 for i in range(6))
 
 
@@ -134,17 +133,16 @@ def test_a_crop_shows_a_part_of_the_picture_at_full_size() -> None:
     for seed in range(20):
         shown = changed(ramps(1, 64)[:1], seed=seed, crop=0.5)[0][0, 0]
         step = (shown[:, 1:] - shown[:, :-1])[:, 2:-2]
-        assert (
-            step.min() > 0.5 / 64 * 0.95
-        )  # nothing is reduced, nothing beyond the edge comes into sight
+        # Nothing is reduced, nothing beyond the edge comes into sight
+        assert step.min() > 0.5 / 64 * 0.95
         assert step.max() < 1.05 / 64
 
 
 def test_a_grid_bends_lines_only_at_its_cells_and_keeps_the_ends() -> None:
-    shown = changed(ramps(1, 100)[:1], grid=0.5)[0][
-        0, 0, 1:-1
-    ]  # the outermost mix with the black beyond
-    assert torch.allclose(shown, shown[:1].expand_as(shown), atol=1e-5)  # columns stay columns
+    # The outermost mix with the black beyond
+    shown = changed(ramps(1, 100)[:1], grid=0.5)[0][0, 0, 1:-1]
+    # Columns stay columns
+    assert torch.allclose(shown, shown[:1].expand_as(shown), atol=1e-5)
     bends = (shown[0, 2:] - 2 * shown[0, 1:-1] + shown[0, :-2]).abs() > 1e-4
     assert {round(int(at + 1) / 20) * 20 for at in torch.nonzero(bends)} <= {0, 20, 40, 60, 80, 100}
     assert shown[0, 0] < 0.02
@@ -152,13 +150,15 @@ def test_a_grid_bends_lines_only_at_its_cells_and_keeps_the_ends() -> None:
 
 
 def test_a_lens_moves_along_the_radius_by_r_cubed() -> None:
-    side = 101  # has a middle pixel
+    # Has a middle pixel
+    side = 101
     shown = changed(ramps(2, side), optical=0.3)[0] * 2 - 1
     x = ramps(1, side)[0, 0, 50] * 2 - 1
     near = slice(20, 81)
     for image in (shown[0, 0], shown[1, 0].T, shown[2, 0], shown[3, 0].T):
         k = float((image[50, 80] / x[80] - 1) / x[80] ** 2)
-        assert abs(k) <= 0.151  # 0.3 in the corner, at r^2 = 2
+        # 0.3 in the corner, at r^2 = 2
+        assert abs(k) <= 0.151
         assert torch.allclose(image[50, near], x[near] * (1 + k * x[near] ** 2), atol=2e-3)
         assert torch.allclose(
             image.diagonal()[near], x[near] * (1 + 2 * k * x[near] ** 2), atol=2e-3
@@ -170,9 +170,8 @@ def test_elastic_displacements_have_the_deviation_asked_for() -> None:
     images = ramps(1, side)[:1].repeat(60, 1, 1, 1)
     moved = (changed(images, elastic=asked)[0] - images)[:, 0, 16:-16, 16:-16]
     assert float(moved.std()) == pytest.approx(asked, rel=0.1)
-    assert (
-        float((moved[:, :, 1:] - moved[:, :, :-1]).std()) < 0.4 * asked
-    )  # smooth: neighbours go together
+    # smooth: neighbours go together
+    assert float((moved[:, :, 1:] - moved[:, :, :-1]).std()) < 0.4 * asked
 
 
 def test_a_gaussian_blur_spreads_a_point_and_keeps_its_sum() -> None:
@@ -205,6 +204,7 @@ def clahe_by_the_book(image: NDArray[np.float64], clip: float) -> NDArray[np.flo
             limit = clip * part.size / 256
             excess = np.maximum(histogram - limit, 0).sum()
             maps[row, column] = (np.minimum(histogram, limit) + excess / 256).cumsum() / part.size
+
     result = np.zeros_like(image)
     for y in range(side):
         for x in range(side):
@@ -213,11 +213,13 @@ def clahe_by_the_book(image: NDArray[np.float64], clip: float) -> NDArray[np.flo
                 for column in range(8):
                     nearness = max(0, 1 - abs(v - row)) * max(0, 1 - abs(u - column))
                     result[y, x] += nearness * maps[row, column, grey[y, x]] if nearness else 0
+
     return result
 
 
 def test_clahe_is_that_of_the_book(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
-    images = chests[0][:2, :, :44, :44]  # the tiles are of unequal size
+    # The tiles are of unequal size
+    images = chests[0][:2, :, :44, :44]
     clip = torch.tensor([2.0, 30.0])
     found = equalise(images, clip)
     for i in range(2):
@@ -230,6 +232,5 @@ def test_clahe_with_all_cut_off_changes_nothing_and_with_nothing_cut_off_equalis
     assert float((equalise(images, torch.full((1,), 1e-6)) - images).abs().max()) < 1.5 / 255
     flat = equalise(images, torch.full((1,), 1e6))
     assert float(images.std()) < 0.06
-    assert float(flat.std()) == pytest.approx(
-        1 / math.sqrt(12), abs=0.03
-    )  # of a uniform distribution
+    # Of a uniform distribution
+    assert float(flat.std()) == pytest.approx(1 / math.sqrt(12), abs=0.03)

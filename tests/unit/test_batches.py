@@ -65,7 +65,8 @@ def test_the_same_seed_gives_the_same_again_and_another_does_not() -> None:
         ]
 
     first, again, other = all_of(5, 3), all_of(5, 3), all_of(6, 3)
-    assert len(first) == 6  # the thirteenth image fills no batch
+    # The thirteenth image fills no batch
+    assert len(first) == 6
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert {one.shape for one in first} == {(4, 1, 32, 32)}

@@ -1,4 +1,6 @@
-"""Images decoded once; what a kill or another process leaves behind is never taken for a finished cache."""
+"""Images decoded once; what a kill or another process leaves behind is never taken for a finished
+cache.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +35,7 @@ def test_what_is_prepared(tmp_path: Path) -> None:
     assert prepared.images.shape == prepared.masks.shape == (4, 32, 32)
     assert prepared.images.dtype == prepared.masks.dtype == np.uint8
     assert prepared.labels.tolist() == [1, 0, 1, 0]
+
     for number, case in enumerate(cases):
         assert np.abs(prepared.images[number] / 255 - fit(case.pixels(), 32).pixels).max() < 0.003
         assert (
@@ -41,6 +44,7 @@ def test_what_is_prepared(tmp_path: Path) -> None:
             ).max()
             < 0.003
         )
+
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -49,9 +53,8 @@ def test_a_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(PhantomCase, "pixels", lambda _: pytest.fail("decoded again"))
     again = cache.prepare(phantoms(), 32, tmp_path)
     assert np.array_equal(first.images, again.images)
-    torch.from_numpy(again.images)[0] = (
-        7  # torch warns of arrays that cannot be written to, and that is an error here
-    )
+    # Torch warns of arrays that cannot be written to, and that is an error here
+    torch.from_numpy(again.images)[0] = 7
     assert not np.array_equal(cache.prepare(phantoms(), 32, tmp_path).images[0], again.images[0])
 
 
@@ -71,12 +74,15 @@ def test_a_file_that_was_exchanged_is_decoded_again(tmp_path: Path) -> None:
     home = tmp_path / "data"
     home.mkdir()
     (home / "labels.csv").write_text("image,label\na.png,1\n")
+
     for value in (np.eye(20), np.eye(20)[::-1]):
         Image.fromarray((value * 255).astype(np.uint8)).save(home / "a.png")
         prepared = cache.prepare(labelled.read("table", home), 20, tmp_path / "cache")
         assert np.array_equal(prepared.images[0] > 127, value > 0)
+
     assert prepared.masks is None
-    shutil.copytree(home, tmp_path / "copy")  # not with the times of the files
+    # Not with the times of the files
+    shutil.copytree(home, tmp_path / "copy")
     copied, there = (
         labelled.read("table", folder)[0].identity() for folder in (tmp_path / "copy", home)
     )
@@ -117,7 +123,8 @@ def test_a_mask_that_belies_its_label(tmp_path: Path) -> None:
 def test_space_is_taken_for_images_at_once_and_for_empty_masks_never(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache.prepare(phantoms(12)[1::2], 64, tmp_path)  # the negative ones
+    # The negative ones
+    cache.prepare(phantoms(12)[1::2], 64, tmp_path)
     used = {path.name.split("-")[1]: path.stat().st_blocks * 512 for path in tmp_path.glob("*.npy")}
     assert used["images.npy"] >= 6 * 64 * 64
     assert used["masks.npy"] <= 4096 * 2
@@ -156,9 +163,11 @@ def test_killed_in_the_middle_and_two_at_once(tmp_path: Path) -> None:
     log.touch()
     killed = context.Process(target=_prepare, args=(tmp_path / "cache", log))
     killed.start()
+
     while len(log.read_text().split()) < 2:
         assert killed.is_alive()
         time.sleep(0.01)
+
     assert killed.pid
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
@@ -166,10 +175,13 @@ def test_killed_in_the_middle_and_two_at_once(tmp_path: Path) -> None:
     both = [context.Process(target=_prepare, args=(tmp_path / "cache", log)) for _ in range(2)]
     for one in both:
         one.start()
+
     for one in both:
         one.join()
     assert [one.exitcode for one in both] == [0, 0]
-    assert log.read_text().split() == ["0", "1", "2", "3"]  # all anew, and by one of the two
+
+    # All anew, and by one of the two
+    assert log.read_text().split() == ["0", "1", "2", "3"]
     assert not list((tmp_path / "cache").glob("*.part"))
 
 

@@ -45,7 +45,8 @@ def test_every_kind_of_fault_is_said(tmp_path: Path) -> None:
     rows = [
         "a.png,1,some.png,A,50,0",
         "a.png,1,some.png,A,50,0",
-        "b.png,0,some.png,A,413,1",  # of patient A, too, with a mask though negative
+        # Of patient A, too, with a mask though negative
+        "b.png,0,some.png,A,413,1",
         "c.png,1,none.png,C,-3,1",
         "d.png,1,small.png,D,,1",
         "e.png,1,,E,,1",
@@ -61,12 +62,14 @@ def test_every_kind_of_fault_is_said(tmp_path: Path) -> None:
         **{name: noise(number) for number, name in enumerate("abcdefg")},
         same=noise(1),
     )
+
     folder_of(tmp_path, rows, some=SOME, none=NONE, small=SOME[:10], most=255 - SOME)
     (tmp_path / "text.png").write_text("no picture")
     found = {what: (finding.level, finding.where) for what, finding in found_in(tmp_path).items()}
     unusable = found.pop("unusable")
     assert unusable[0] == "error"
     assert [one.split(":")[0] for one in unusable[1]] == ["d", "gone", "text"]
+
     assert found == {
         "missing file": ("error", ("gone.png",)),
         "repeated id": ("error", ("a 2 times",)),
@@ -100,7 +103,8 @@ def test_a_patient_on_both_sides_of_a_split_is_an_error() -> None:
         return [finding.what for finding in checks.check([a, b, c, d], parts).errors]
 
     assert errors([a, d], [b], [c]) == []
-    assert errors([a, b], [a, b], [c]) == []  # whole parts may be shared, if a recipe says so
+    # Whole parts may be shared, if a recipe says so
+    assert errors([a, b], [a, b], [c]) == []
     assert errors([a, b], [c], [d]) == ["patient in report and in training or validation"]
     assert errors([a, b], [d], [c]) == ["patient in training and in validation"]
 
@@ -117,9 +121,8 @@ def test_provenance_that_tells_the_label_is_said() -> None:
 
 
 def test_errors_stop_a_run_and_warnings_do_not() -> None:
-    checks.check(
-        [phantom_of(1, "a"), phantom_of(2, "b")]
-    ).raise_errors()  # a warning: one label only
+    # A warning: one label only
+    checks.check([phantom_of(1, "a"), phantom_of(2, "b")]).raise_errors()
     twice = checks.check([phantom_of(1, "a"), phantom_of(1, "a", 0)])
     with pytest.raises(ValueError, match=r"^error: repeated id: i1 2 times$"):
         twice.raise_errors()

@@ -1,4 +1,6 @@
-"""Each layout of labelled images, read from files made here; the real SIIM-ACR part and the silver labels too."""
+"""Each layout of labelled images, read from files made here; the real SIIM-ACR part and the silver
+labels too.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,17 @@ SIDE = 64
 
 
 def siim_as_published(folder: Path, count: int = 4) -> Path:
-    """Nested folders, an image's mask in two rows, the blank in the header; the first, third, ... are positive."""
+    """Nested folders, an image's mask in two rows, the blank in the header; the first, third, ...
+    are positive.
+    """
     rows = []
     for number in range(count):
         drawn = phantom.draw(number, number % 2 == 0, SIDE)
         path = phantom.write(
             drawn, folder / "dicom-images-train" / f"1.{number}" / f"2.{number}" / f"3.{number}.dcm"
         )
-        with silenced_warnings():  # ages have no unit in the published files
+        # Ages have no unit in the published files
+        with silenced_warnings():
             dataset = dcmread(path)
             dataset.PatientAge, dataset.PatientSex, dataset.PatientID = (
                 "413" if number == 1 else "58",
@@ -34,10 +39,12 @@ def siim_as_published(folder: Path, count: int = 4) -> Path:
                 f"N-{number // 2}",
             )
             dataset.save_as(path)
+
         upper = drawn.mask & (np.arange(SIDE)[:, None] < SIDE // 2)
         rows += [
             f"3.{number},{rle.encode(half)}" for half in (upper, drawn.mask & ~upper) if half.any()
         ] or [f"3.{number},-1"]
+
     (folder / "train-rle.csv").write_text("\n".join(["ImageId, EncodedPixels", *rows]) + "\n")
     return folder
 
@@ -49,15 +56,16 @@ def test_siim_as_published(tmp_path: Path) -> None:
         drawn = phantom.draw(number, number % 2 == 0, SIDE)
         assert np.array_equal(case.mask(), drawn.mask)
         assert np.corrcoef(case.pixels().ravel(), drawn.pixels.ravel())[0, 1] > 0.99
+
     assert (cases[1].age_years, cases[0].sex, cases[0].view, cases[0].fold) == (
         413,
         "F",
         "PA",
         None,
     )
-    assert not any(
-        case.as_published for case in cases
-    )  # uncompressed: the published ones are JPEG Baseline
+
+    # uncompressed: the published ones are JPEG Baseline
+    assert not any(case.as_published for case in cases)
     # A patient's number goes into no file of a run.
     assert [case.patient for case in cases] == [
         "patient-0001",
@@ -65,6 +73,7 @@ def test_siim_as_published(tmp_path: Path) -> None:
         "patient-0002",
         "patient-0002",
     ]
+
     assert not cases.findings
 
 
@@ -78,9 +87,11 @@ def test_siim_with_a_table_of_patients(tmp_path: Path) -> None:
         "patient-0001",
         "3.3",
     ]
+
     (finding,) = cases.findings
     assert str(finding) == "warning: image that patients.csv does not name: 3.3"
     (tmp_path / "patients.csv").write_text("ImageId,patient\n3.0,Ada\n3.0,Bob\n")
+
     with pytest.raises(
         ValueError, match=r"patients.csv: line 3: patient 'Bob' found, one for each ImageId"
     ):
@@ -91,7 +102,8 @@ def test_siim_says_that_no_patient_is_named(tmp_path: Path) -> None:
     for path in siim_as_published(tmp_path).rglob("*.dcm"):
         with silenced_warnings():
             dataset = dcmread(path)
-            dataset.PatientID = path.stem  # as published: one for every image
+            # As published: one for every image
+            dataset.PatientID = path.stem
             dataset.save_as(path)
     (finding,) = labelled.read("siim", tmp_path).findings
     assert str(finding).startswith(
@@ -107,6 +119,7 @@ def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
     phantom.write(phantom.draw(9, False, SIDE), nested / "y" / "3.0.dcm")
     with (tmp_path / "train-rle.csv").open("a") as file:
         file.write("without-an-image,-1\n3.0,-1\n")
+
     (tmp_path / "folds.csv").write_text(
         "ImageId,fold,patient,pneumothorax\n3.1,0,P1,1\nnowhere,0,P2,0\n"
     )
@@ -117,6 +130,7 @@ def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
         ("error", "3.0"), ("error", "3.1"), ("warning", "without-a-row"), ("warning", "without-an-image"),
         ("warning", "nowhere"), ("warning", "3.0"),
     }  # fmt: skip
+
     assert (cases[0].image_id, cases[0].patient, cases[0].fold) == ("3.1", "P1", 0)
 
 
@@ -131,6 +145,7 @@ def test_the_real_part_of_siim(data: Path) -> None:
         102,
         199,
     )
+
     assert not cases.findings
     assert {case.fold for case in cases} == {0, 1, 2, 3}
     case = next(case for case in cases if case.positive)
@@ -183,6 +198,7 @@ def lgg_folder(folder: Path) -> Path:
         mask[10:12, 10 : 10 + number] = 255 if number > 1 else 0
         Image.fromarray(picture).save(home / f"{patient}_{number}.tif")
         Image.fromarray(mask).save(home / f"{patient}_{number}_mask.tif")
+
     return folder
 
 
@@ -193,9 +209,13 @@ def test_lgg(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [int(case.mask().sum()) for case in cases] == [4, 20, 0]
     pixels = cases[0].pixels()
-    assert (pixels.dtype, pixels[0, 0]) == (np.float32, 0)  # the blue channel is not seen
+
+    # The blue channel is not seen
+    assert (pixels.dtype, pixels[0, 0]) == (np.float32, 0)
     assert pixels[16, 16] == pytest.approx(120 / 255)
-    assert pixels[16, 8] > pixels[16, 16]  # sharpened: an edge stands out
+
+    # sharpened: an edge stands out
+    assert pixels[16, 8] > pixels[16, 16]
     (tmp_path / "kaggle_3m" / "TCGA_AA_0002_20000101" / "TCGA_AA_0002_20000101_1_mask.tif").unlink()
     assert [finding.where for finding in labelled.read("lgg", tmp_path).findings] == [
         ("TCGA_AA_0002_20000101_1",)
@@ -252,7 +272,8 @@ def test_image_and_mask_are_turned_alike(tmp_path: Path) -> None:
     (case,) = labelled.read("table", tmp_path)
     upright, mask = case.pixels(), case.mask()
     dataset = dcmread(tmp_path / "d.dcm")
-    dataset.PatientOrientation = ["R", "H"]  # mirrored and upside down
+    # Mirrored and upside down
+    dataset.PatientOrientation = ["R", "H"]
     dataset.save_as(tmp_path / "d.dcm")
     assert np.array_equal(case.pixels(), upright[::-1, ::-1])
     assert np.array_equal(case.mask(), mask[::-1, ::-1])

@@ -49,6 +49,7 @@ def test_every_image_once_and_no_patient_on_two_sides(
     )
     patients = [{one.patient for one in side} for side in sides]
     assert sum(map(len, patients)) == len(set.union(*patients))
+
     assert split.grouped(cases, count, seed) == split.grouped(list(cases), count, seed)
 
 
@@ -74,7 +75,8 @@ def test_where_each_patient_has_one_image_the_folds_are_alike(
 
 
 def test_the_real_folds_are_nearly_alike(data: Path) -> None:
-    cases = labelled.read("siim", data)  # one patient has 13 images of the 248
+    # One patient has 13 images of the 248
+    cases = labelled.read("siim", data)
     folds = np.array(split.grouped(cases, 5, 0))
     positive = np.array([one.positive for one in cases])
     shares = [positive[folds == fold].mean() for fold in range(5)]

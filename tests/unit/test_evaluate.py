@@ -1,4 +1,6 @@
-"""Figures of a package: right, with intervals over patients, under the names that others read, streamed."""
+"""Figures of a package: right, with intervals over patients, under the names that others read,
+streamed.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +47,7 @@ def drawn(
         )
         for n in range(count)
     ]  # fmt: skip
+
     return answers, true, found
 
 
@@ -67,6 +70,7 @@ def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
     labels = np.array([answer.positive for answer in answers])
     expected = metrics.label_figures(scores, labels, THRESHOLD)
     assert {name: measured[name] for name in expected} == pytest.approx(expected)
+
     assert measured["auc"] == pytest.approx(roc_auc_score(labels, scores))
     assert measured["average_precision"] == pytest.approx(average_precision_score(labels, scores))
     both = found & (scores >= THRESHOLD)[:, None, None]
@@ -84,6 +88,7 @@ def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
         assert measured[f"iou{suffix}"] == pytest.approx(iou.mean())
         other_iou = background / (2 - background)
         assert measured[f"mean_iou{suffix}"] == pytest.approx(((iou + other_iou) / 2).mean())
+
     nothing = metrics.mask_figures(np.zeros_like(true), true)
     trivial = {name: value for name, value in measured.items() if name.endswith(figures.NOTHING)}
     assert trivial == pytest.approx(
@@ -246,18 +251,21 @@ def test_a_package_is_measured_without_holding_the_images(
         Watched(image_id=str(n), patient=str(n // 2), label=n % 2, fold=n % 4) for n in range(40)
     ]
     monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
+
     found = run(tiny_package, tmp_path, "siim", recipe.load(RECIPES / "default.yaml"))
     found.write(tmp_path / "out")
     assert Watched.most <= 2 * evaluate._BATCH
     assert read_answers(tmp_path / "out" / "answers.csv") == found.answers
     assert json.loads((tmp_path / "out" / "figures.json").read_text()) == found.figures
     assert len((tmp_path / "out" / "features.csv").read_text().splitlines()) == 41
+
     assert len((tmp_path / "out" / "patients.csv").read_text().splitlines()) == 21
     answer = found.answers[7]
     seen = found.look(answer)
     assert seen.true is not None
     assert (seen.found.sum(), (seen.true & seen.found).sum()) == (answer.found, answer.common)
     assert found.figures["all"]["fold_3"]["accuracy"]["of"] == 10
+
     assert found.figures["notes"] == []
 
 
@@ -298,6 +306,7 @@ def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
         WithoutMask(image_id=str(n), patient=str(n), label=n % 2, fold=n % 4) for n in range(8)
     ]
     monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
+
     trained_by = {"recipe": "c1-xception"}
 
     def manifest(folder: Path) -> package.Manifest:
@@ -310,12 +319,15 @@ def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
     found, published = commands.measure(
         tiny_package, tmp_path, "siim", None, tmp_path / "a.html", RECIPES
     )
-    assert found["report"]["key"] is None  # C1 has folds of its own
+
+    # C1 has folds of its own
+    assert found["report"]["key"] is None
     assert not [name for name in found["all"] if "dice" in name or "pixel" in name]
     assert "auc" in found["all"]
     assert any("segmenter is the default model's" in note for note in found["notes"])
     page = (tmp_path / "a.html").read_text()
     assert published["mcc"] == 0.7702
+
     assert "0.770" not in page.split("<h2>Recipe")[0]
     assert "knobs may differ" in page
 
@@ -332,6 +344,7 @@ def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
     (tmp_path / "split.csv").write_text(
         "image_id,patient,fold,part,label\n0,0,0,report,0\n1,1,0,report,1\n"
     )
+
     with_split = (
         tiny_package,
         tmp_path,
@@ -341,12 +354,14 @@ def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
         RECIPES,
     )
     assert commands.measure(*with_split)[1] == {"dice": 0.5}
+
     page = (tmp_path / "b.html").read_text()
     assert "&quot;epochs&quot;: 77" in page
     assert "every knob" in page
     assert "0.500, by their definition" in page
     assert "all images, fold 0 finding nothing" in page
     (tmp_path / "recipe.json").write_text("{}")
+
     with pytest.raises(ValueError, match=r"recipe\.json"):
         commands.measure(*with_split)
 

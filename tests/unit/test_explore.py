@@ -59,12 +59,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(
             f"{name},{int(number < 3)},m{number}.png,Doe^Jane{number // 2},{view},F,{20 + number}"
         )
+
     rows[-1] = rows[-1].replace(",25", ",413")
     rows.append("gone.png,0,,Doe^Jane9,,,")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     out = folder / "out" / "page.html"
     report = explore(folder, "table", out)
     assert {finding.what for finding in report.errors} == {"missing file", "unusable"}
+
     return out
 
 
@@ -78,6 +80,7 @@ def test_the_numbers_are_those_of_the_data(page: Path) -> None:
         ["F", "6", "85.7%", "3", "50.0%"], ["age known", "6", ""], ["outside 0 to 120, not drawn", "1", ""],
     ):  # fmt: skip
         assert row in rows
+
     (areas,) = (row for row in rows if row[0].startswith("mask, % of the image (n = 3)"))
     shares = sorted(
         float(phantom.draw(number, True, SIDE).mask.mean()) * 100 for number in range(3)
@@ -92,10 +95,12 @@ def test_the_page_holds_everything_and_no_script(page: Path) -> None:
         source.startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,"))
         for source in seen.sources
     )
-    assert len(seen.sources) == 10  # four plots and six samples: one file is gone
+    # Four plots and six samples: one file is gone
+    assert len(seen.sources) == 10
     text = page.read_text()
     assert HOSTILE.replace("/", "").replace("<", "&lt;").replace(">", "&gt;") in text
-    assert "Doe" not in text  # images are named by their id, patients not at all
+    # Images are named by their id, patients not at all
+    assert "Doe" not in text
     assert "unusable: gone" in text
 
 
@@ -113,6 +118,7 @@ def test_no_header_value_gets_onto_the_page(tmp_path: Path) -> None:
         )
         dataset.save_as(path)
         rows.append(f"{number},-1")
+
     (tmp_path / "train-rle.csv").write_text("\n".join(rows))
     explore(tmp_path, "siim", tmp_path / "page.html")
     assert not re.search("Jane|MRN", (tmp_path / "page.html").read_text())

@@ -45,7 +45,9 @@ def stage(**changes: Any) -> Stage:
 
 
 class Tiny(nn.Module):
-    """All that a loop must know of: an encoder, batch norm, dropout, and an output of its own while training."""
+    """All that a loop must know of: an encoder, batch norm, dropout, and an output of its own while
+    training.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +67,8 @@ def phantoms(count: int) -> Samples:
     """The upper left quarters, where there is something to see at this size."""
     drawn = [phantom.draw(seed, seed % 2 == 0, 2 * SIDE) for seed in range(count)]
     images = np.stack([(one.pixels[:SIDE, :SIDE] * 255).astype(np.uint8) for one in drawn])
-    bright = (images > 128).astype(np.uint8) * 255  # what so small a network learns in seconds
+    # What so small a network learns in seconds
+    bright = (images > 128).astype(np.uint8) * 255
     return Samples(images=images, targets=bright)
 
 
@@ -141,9 +144,8 @@ def test_it_learns_and_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     network = fitted(tmp_path, epochs=8, precision="bf16", **STEADY)
     assert not network.training
     table = rows(tmp_path)
-    assert [int(float(row["epoch"])) for row in table] == list(
-        range(1, 10)
-    )  # the last: the mean, with its statistics
+    # The last: the mean, with its statistics
+    assert [int(float(row["epoch"])) for row in table] == list(range(1, 10))
     assert float(table[7]["loss"]) < 0.7 * float(table[0]["loss"])
     assert dice(network)["dice"] == max(float(row["dice"]) for row in table) > 0.8
     assert float(table[0]["images_per_s"]) > 0
@@ -152,7 +154,8 @@ def test_it_learns_and_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not run_in(tmp_path).checkpoint("net").exists()
 
 
-PROCESSES = multiprocessing.get_context("forkserver")  # torch is loaded once for all of them
+# Torch is loaded once for all of them
+PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
 
 
@@ -161,7 +164,9 @@ def die() -> None:
 
 
 def train_until_killed(folder: Path, name: str, threads: int, forward: int, save: int) -> None:
-    """A process of its own that dies in its `forward`th training batch, or half way through its `save`th checkpoint."""
+    """A process of its own that dies in its `forward`th training batch, or half way through its
+    `save`th checkpoint.
+    """
     torch.set_num_threads(threads)
     batches, saves, whole_save = itertools.count(1), itertools.count(1), torch.save
 
@@ -186,11 +191,14 @@ def train_until_killed(folder: Path, name: str, threads: int, forward: int, save
 @pytest.mark.parametrize(
     ("name", "forward", "save"),
     [
-        ("mean of the steps", 5, 0),  # in the second epoch
+        # In the second epoch
+        ("mean of the steps", 5, 0),
         ("mean of the steps", 0, 2),
         ("best at first", 5, 0),
-        ("mean of the epochs", 11, 0),  # in the fourth epoch, between two batches of a step
-        ("mean of the epochs", 14, 0),  # while the statistics of the mean are computed
+        # In the fourth epoch, between two batches of a step
+        ("mean of the epochs", 11, 0),
+        # While the statistics of the mean are computed
+        ("mean of the epochs", 14, 0),
     ],
 )
 def test_killed_and_started_again_it_ends_with_the_same_weights(
@@ -202,6 +210,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
     assert 1 <= len(rows(tmp_path / "cut")) < len(rows(tmp_path / "whole"))
     cut = fitted(tmp_path / "cut", epochs=4, **RECIPES[name])
     assert equal(whole, cut)
@@ -209,6 +218,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     assert [{k: v for k, v in row.items() if k not in drop} for row in rows(tmp_path / "cut")] == [
         {k: v for k, v in row.items() if k not in drop} for row in rows(tmp_path / "whole")
     ]
+
     kept = load_file(run_in(tmp_path / "cut").weights("net"))
     assert all(torch.equal(tensor, kept[key]) for key, tensor in cut.state_dict().items())
 
@@ -290,6 +300,7 @@ def test_the_mean_of_the_last_epochs_has_statistics_of_its_own(tmp_path: Path) -
     )
     means = [one.get_buffer("deep.1.running_mean") for one in [*seen[2:4], network]]
     assert not torch.allclose(means[2], (means[0] + means[1]) / 2, atol=1e-6)
+
     assert [row["loss"] != "" for row in rows(tmp_path)] == [True] * 4 + [False]
 
 
@@ -320,9 +331,10 @@ def test_a_clipped_gradient_moves_the_weights_no_further(tmp_path: Path) -> None
     network = fitted(tmp_path, network=plain(), epochs=1, batch=12, **STILL | {"optimiser": sgd})
     pairs = zip(network.parameters(), plain().parameters(), strict=True)
     moved = [(after - before).detach() for after, before in pairs]
+    # Nesterov
     assert float(torch.cat([one.flatten() for one in moved]).norm()) == pytest.approx(
         1.9 * 0.01, rel=0.01
-    )  # Nesterov
+    )
 
 
 def test_what_is_frozen_stays_until_its_epoch(tmp_path: Path) -> None:
@@ -340,6 +352,7 @@ def test_what_is_frozen_stays_until_its_epoch(tmp_path: Path) -> None:
         freeze={"epochs": 2},
         optimiser={"learning_rate": 0.1, "weight_decay": 0.1},
     )
+
     moved = [[not torch.equal(before[key], tensor) for key, tensor in one.items()] for one in seen]
     assert [any(one) for one in moved] == [False, False, True]
     assert all(parameter.requires_grad for parameter in network.parameters())
@@ -373,7 +386,8 @@ def test_a_loss_that_is_no_number_stops_the_run_which_stays_as_it_was(tmp_path: 
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried ..."
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you "
+            "tried ..."
         ),
         MemoryError(),
     ],
@@ -408,7 +422,9 @@ def together() -> list[tuple[str, nn.Module, dict[str, Any]]]:
 
 
 def train_together(folder: Path, rank: int, port: int) -> None:
-    """One process of two, started as torchrun does; both keep what they ended with, and what they said."""
+    """One process of two, started as torchrun does; both keep what they ended with, and what they
+    said.
+    """
     launcher = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -417,6 +433,7 @@ def train_together(folder: Path, rank: int, port: int) -> None:
         "MASTER_PORT": port,
     }
     os.environ |= {name: str(value) for name, value in launcher.items()}
+
     torch.set_num_threads(1)
     with (
         (folder / f"{rank}.txt").open("w") as said,
@@ -435,16 +452,19 @@ def test_two_processes_train_one_network(tmp_path: Path, free_port: Callable[[],
     ]
     for process in processes:
         process.start()
+
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
     assert "net: epoch 3" in (tmp_path / "0.txt").read_text()
     assert (tmp_path / "1.txt").read_text() == ""
+
     for name, network, changes in together():
         one, other = (
             torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)
         )
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
-        if name == "plain":  # half a batch each is what one process does with the whole
+        # Half a batch each is what one process does with the whole
+        if name == "plain":
             alone = fitted(tmp_path / "alone", network=network, **changes).state_dict()
             assert all(torch.allclose(tensor, alone[key], atol=1e-5) for key, tensor in one.items())

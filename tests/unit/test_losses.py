@@ -1,4 +1,6 @@
-"""Losses: equal to MONAI's where it has them, to the papers' formulas elsewhere; what a recipe composes of them."""
+"""Losses: equal to MONAI's where it has them, to the papers' formulas elsewhere; what a recipe
+composes of them.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +38,7 @@ def test_dice_and_focal_are_monais() -> None:
     assert value(Loss(dice=1), logits, masks) == pytest.approx(
         float(theirs(logits[1:], masks[1:])), rel=1e-6
     )
+
     theirs = FocalLoss(gamma=2)
     assert value(Loss(focal=1), logits, masks) == pytest.approx(
         float(theirs(logits, masks)), rel=1e-5
@@ -71,7 +74,8 @@ def test_a_soft_target_is_best_met_exactly(term: str) -> None:
     loss = losses.compose(Loss(**{term: 1}))
     best = torch.logit(soft)
     assert loss(best, soft) < min(loss(best - 0.1, soft), loss(best + 0.1, soft))
-    if term == "tanimoto":  # which is why grey is held to it, and not to Dice
+    # Which is why grey is held to it, and not to Dice
+    if term == "tanimoto":
         assert float(loss(best, soft)) == pytest.approx(0, abs=1e-6)
 
 
@@ -92,9 +96,8 @@ def test_an_image_without_a_mask_counts_in_dice_only_if_asked() -> None:
     assert value(Loss(dice=1, empty=True), logits, masks) > 0.9
     assert value(Loss(dice=1, empty=True), logits - 50, masks) == pytest.approx(0)
     logits.requires_grad_()
-    losses.compose(Loss(dice=1))(
-        logits, masks
-    ).backward()  # a batch of such images is one like any other
+    # A batch of such images is one like any other
+    losses.compose(Loss(dice=1))(logits, masks).backward()
     assert logits.grad is not None
     assert not logits.grad.any()
 
@@ -107,10 +110,13 @@ def test_balanced_classes_weigh_alike_however_rare() -> None:
         assert logits.grad is not None
         assert float(logits.grad.sum()) == pytest.approx(0, abs=1e-6)
         assert float(logits.grad[0]) == pytest.approx(9 * -float(logits.grad[1]))
+
     plain, balanced = (
         value(Loss(cross_entropy=1, balance=yes), torch.zeros(10, 1), labels, 0.1) for yes in (0, 1)
     )
-    assert balanced == pytest.approx(plain)  # and the learning rate means what it did
+
+    # And the learning rate means what it did
+    assert balanced == pytest.approx(plain)
     with pytest.raises(ValueError, match="both classes"):
         losses.compose(Loss(cross_entropy=1, balance=True), 0.0)
 
@@ -126,6 +132,7 @@ def test_each_of_several_outputs_is_held_against_what_it_is_of() -> None:
         value(loss, image_level, filled),
     ]
     assert value(loss, [logits, -logits, image_level], masks) == pytest.approx(sum(parts) / 3)
+
     assert value(Loss(dice=1), image_level, filled) == value(
         Loss(cross_entropy=1), image_level, filled
     )

@@ -35,8 +35,10 @@ def test_figures_of_labels_are_scikit_learns(drawn: Drawn, threshold: float) -> 
     scores, labels = drawn
     said = scores >= threshold
     found = metrics.label_figures(scores, labels, threshold)
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its remarks on what is undefined
+        # Its remarks on what is undefined
+        warnings.simplefilter("ignore")
         wanted = {
             "auc": theirs.roc_auc_score(labels, scores),
             "average_precision": theirs.average_precision_score(labels, scores),
@@ -50,6 +52,7 @@ def test_figures_of_labels_are_scikit_learns(drawn: Drawn, threshold: float) -> 
             "accuracy": theirs.accuracy_score(labels, said),
             "brier": theirs.brier_score_loss(labels, scores),
         }
+
     assert found == pytest.approx(wanted, abs=1e-12, nan_ok=True)
 
 
@@ -64,11 +67,13 @@ def test_curves_are_scikit_learns(drawn: Drawn) -> None:
         metrics.roc(*drawn), roc_curve(labels, scores, drop_intermediate=False), strict=True
     ):
         assert found == pytest.approx(wanted)
+
     sensitivity, precision, thresholds = metrics.precision_recall(*drawn)
     their_precision, their_sensitivity, their_thresholds = precision_recall_curve(labels, scores)
     assert sensitivity[::-1] == pytest.approx(their_sensitivity)
     assert precision[::-1] == pytest.approx(their_precision)
     assert thresholds[:0:-1] == pytest.approx(their_thresholds)
+
     # Theirs puts a score on the border of two bins into either, as 0.1 * n happens to be rounded.
     scores = np.clip(scores * 0.9 + 0.013, 0, 1)
     mean, share, count = metrics.calibration(scores, labels)
@@ -105,11 +110,13 @@ def test_figures_of_masks_are_monais(seed: int, images: int) -> None:
     assert figures["dice"] == figures["competition_score"] == pytest.approx(dices.mean(), abs=1e-6)
     assert figures["iou"] == pytest.approx(ious.mean(), abs=1e-6)
     assert figures["mean_iou"] == pytest.approx((ious + background).mean() / 2, abs=1e-6)
+
     if some.any():
         assert figures["dice_positives"] == pytest.approx(dices[some].mean(), abs=1e-6)
         assert figures["iou_positives"] == pytest.approx(ious[some].mean(), abs=1e-6)
     else:
         assert math.isnan(figures["dice_positives"])
+
     pixels = metrics.label_figures(found.ravel().astype(float), true.ravel(), 0.5)
     for name in ("accuracy", "f1", "f2"):
         assert figures[f"pixel_{name}"] == pytest.approx(pixels[name], nan_ok=True)
@@ -135,7 +142,8 @@ def test_what_one_class_alone_leaves_undefined_is_no_number() -> None:
 
 
 def test_wilsons_interval() -> None:
-    assert metrics.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Newcombe 1998
+    # Newcombe 1998
+    assert metrics.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert metrics.wilson(0, 10)[0] == 0
     assert math.isnan(metrics.wilson(0, 0)[0])
 

@@ -54,6 +54,7 @@ def written(folder: Path, top: float = 0.5, same: bool = True) -> Path:
         "training": {"recipe": "none", "data": [], "date": "2026-01-01", "command": "none"},
         "metrics": {}, "licence": "none", "intended_use": "tests",
     }  # fmt: skip
+
     made = networks(same)
     package.write(folder, manifest, made, dict.fromkeys(made, torch.rand(2, 1, _SIDE, _SIDE)))
     return folder

@@ -50,9 +50,8 @@ def test_a_disc_is_round_and_a_line_is_not() -> None:
     assert line["eccentricity"] > 0.99
     assert line["circularity"] < 0.3
     assert (round_["centroid_row"], round_["centroid_column"]) == pytest.approx((40 / 64, 20 / 64))
-    assert round_["spread_row"] == pytest.approx(
-        15 / 2 / 64, rel=0.05
-    )  # of a disc: half its radius
+    # Of a disc: half its radius
+    assert round_["spread_row"] == pytest.approx(15 / 2 / 64, rel=0.05)
     assert round_["filling"] == pytest.approx(math.pi / 4, rel=0.08)
 
 
@@ -65,7 +64,8 @@ def test_a_patient_is_the_sum_of_his_slices() -> None:
     assert (patient["slices"], patient["slices_with"]) == (3, 2)
     assert patient["area_px"] == small["area_px"] + large["area_px"]
     assert patient["largest_area_px"] == large["area_px"]
-    assert patient["centroid_column"] > 0.5  # nearer to the larger
+    # Nearer to the larger
+    assert patient["centroid_column"] > 0.5
     nothing = features.of_patient(slices[2:])
     assert nothing["area_px"] == 0
     assert math.isnan(nothing["eccentricity"])
@@ -145,6 +145,7 @@ def test_from_a_folder_of_slices_to_a_report(
                 Image.fromarray(np.full((32, 32, 3), 9 * n, np.uint8)).save(f"{stem}.tif")
                 mask = disc(3 + n, 32, 16, 16).astype(np.uint8) * 255 * (number == 1)
                 Image.fromarray(mask).save(f"{stem}_mask.tif")
+
     settings = SETTINGS.model_copy(
         update={"published": {"accuracy": 1.0}, "case_study": "B3", "folds": 2, "trees": 3}
     )
@@ -152,6 +153,7 @@ def test_from_a_folder_of_slices_to_a_report(
         settings, tmp_path, tmp_path / "out", tiny_package if found else None
     )
     assert json.loads((tmp_path / "out" / "outcome.json").read_text()) == figures_found
+
     assert (figures_found["patients"], figures_found["died"]) == (8, 4)
     assert ("tiny" in figures_found["masks"]) == found
     text = (tmp_path / "out" / "outcome.md").read_text()

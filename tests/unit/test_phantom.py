@@ -19,7 +19,8 @@ def test_a_phantoms_mask_is_where_its_pneumothorax_is(seed: int) -> None:
     assert not phantom.draw(seed, False, 128).mask.any()
     assert np.array_equal(with_one.pixels, phantom.draw(seed, True, 128).pixels)
     columns = np.argwhere(with_one.mask)[:, 1]
-    assert (columns < 64).all() or (columns >= 64).all()  # one side
+    # One side
+    assert (columns < 64).all() or (columns >= 64).all()
 
 
 def test_a_phantom_says_that_it_is_synthetic(tmp_path: Path) -> None:
@@ -30,4 +31,5 @@ def test_a_phantom_says_that_it_is_synthetic(tmp_path: Path) -> None:
     assert "SYNTHETIC" in dataset.StudyDescription
     assert "Synthetic" in str(dataset.PatientName)
     assert dataset.BurnedInAnnotation == "YES"
-    assert (drawn.pixels[-20:, :80] == 1).sum() > 60  # the word's dots
+    # The word's dots
+    assert (drawn.pixels[-20:, :80] == 1).sum() > 60

@@ -1,4 +1,6 @@
-"""A frontal chest or not: real chests and phantoms are, whichever way up; a hip, a tibia, teeth and a dog are not."""
+"""A frontal chest or not: real chests and phantoms are, whichever way up; a hip, a tibia, teeth and
+a dog are not.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,8 @@ OTHERS_OF_NODE = (
     *(f"RG2_{kind}.dcm" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")), "RG3_JLSL.dcm", "RG3_JPLL.dcm",
     "CR-ModalitySequenceLUT.dcm", "veterinary_DX_211x169.dcm",
 )  # fmt: skip
-RESULT = (
-    "Milvue_AI_SC_RLEPlanarConfiguration.dcm"  # of another system, in colour: its header refuses it
-)
+# Of another system, in colour: its header refuses it
+RESULT = "Milvue_AI_SC_RLEPlanarConfiguration.dcm"
 TELLING = (
     "BodyPartExamined", "ViewPosition", "ViewCodeSequence", "AnatomicRegionSequence", "StudyDescription",
     "SeriesDescription", "ProtocolName", "PerformedProcedureStepDescription", "RequestedProcedureDescription",
@@ -101,15 +102,16 @@ def test_without_its_tags_another_picture_is_not_said_to_be_without_finding(
     for keyword in TELLING:
         if keyword in dataset:
             del dataset[keyword]
+
     buffer = io.BytesIO()
-    with (
-        config.disable_value_validation()
-    ):  # a Class UID that is none, of an implementation, in the teeth
+    # A Class UID that is none, of an implementation, in the teeth
+    with config.disable_value_validation():
         dataset.save_as(buffer, enforce_file_format=True)
     (outcome,) = Pipeline(engine(), AnalysisSettings()).analyse(
         [buffer.getvalue()], datetime(2026, 1, 1)
     )
     assert (outcome.state, outcome.reason) == (State.NOT_ANALYSED, "not_a_frontal_chest")
+
     assert outcome.finding is None
     assert not outcome.results
 
@@ -156,7 +158,8 @@ def test_there_are_seven_other_poses_and_each_has_its_words() -> None:
 def test_only_what_is_refused_is_asked_about_again() -> None:
     asked: list[int] = []
 
-    def ask(pictures: Sequence[Pixels]) -> list[float]:  # likes a bright upper left corner
+    # Likes a bright upper left corner
+    def ask(pictures: Sequence[Pixels]) -> list[float]:
         asked.append(len(pictures))
         return [float(picture[0, 0]) for picture in pictures]
 
@@ -167,6 +170,7 @@ def test_only_what_is_refused_is_asked_about_again() -> None:
     none = np.full((2, 2), 0.45, dtype=np.float32)
     verdicts = plausibility.judge(ask, [chest, sideways, none], 0.5)
     assert [verdict.pose for verdict in verdicts] == [UPRIGHT, Pose(1), None]
+
     assert asked == [3, 7, 7]
     assert (
         plausibility.judge(lambda pictures: [0.4] * len(pictures), [none], 0.3)[0].pose == UPRIGHT

@@ -1,4 +1,6 @@
-"""Each recipe of the case studies runs: files in, package out, and the node's engine answers with it."""
+"""Each recipe of the case studies runs: files in, package out, and the node's engine answers with
+it.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +50,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", [name for name in recipes.NAMES if name != "k1-winner"])
 def test_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
     wanted = recipes.short(name, side=64)
+    # They share it
     folder = loop.train(
         wanted, made, tmp_path / "run", ["pleura", "train"], decoded=made / "decoded"
-    )  # they share it
+    )
     assert folder is not None
     assert not (tmp_path / "run" / "cache").exists()
+
     manifest = package.read_manifest(folder)
     assert (manifest.id, manifest.task, manifest.training.recipe) == (
         wanted.id,
         wanted.task,
         wanted.id,
     )
+
     assert recipes.answers(folder, manifest.task) == 1
 
 
@@ -71,6 +76,7 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
     manifest = package.read_manifest(tmp_path / "package")
     assert manifest.metrics == json.loads((tmp_path / "figures.json").read_text())
     assert manifest.classifier.architecture == "largest-of-map"
+
     assert manifest.classifier.threshold == pytest.approx(manifest.segmenter.top, abs=0.001)
     assert len(rle.read(tmp_path / "masks.csv")) == len(read_answers(tmp_path / "answers.csv")) == 8
     share = manifest.segmenter.min_sure_area_at_1024_px / 1024**2
@@ -81,12 +87,13 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
         "search.csv",
         "recipe.json",
     }
+
     card = (tmp_path / "package" / "README.md").read_text()
     assert "2 validate" in card
     assert "Research use only" in card
-    assert (
-        "0.868" in (tmp_path / "report.html").read_text()
-    )  # the published competition score, beside ours
+
+    # The published competition score, beside ours
+    assert "0.868" in (tmp_path / "report.html").read_text()
     capsys.readouterr()
     measured = ["evaluate", "--model", str(tmp_path / "package"), "--data", str(made)]
     assert cli.main([*measured, "--split", str(tmp_path / "split.csv")]) == 0
@@ -162,7 +169,8 @@ def test_the_shipped_recipe_is_the_shipped_model() -> None:
         ({"networks.0.sides": "64"}, "networks.0.sides"),
         ({"networks.9.side": "64"}, "no such place"),
         ({"networks.0.best_by": "beauty"}, "beauty"),
-        ({"networks.0.best_by": "mcc"}, "mcc"),  # a figure of labels
+        # A figure of labels
+        ({"networks.0.best_by": "mcc"}, "mcc"),
         ({"networks.0.loss": "{dice: 0}"}, "every weight is 0"),
         ({"networks.0.average": "{ema: 0.9, swa_last_epochs: 2}"}, "not both"),
         (
@@ -235,10 +243,12 @@ def test_a_pipeline_uses_the_networks_of_packages_as_they_are(made: Path, tmp_pa
     folder = loop.train(pipeline, made, out, ["pleura", "train"], trained, made / "decoded")
     assert folder is not None
     assert not (out / "weights").exists()
+
     for role, source in (("classifier", trained[0]), ("segmenter", trained[1])):
         ours = package.load(folder).networks[role].state_dict()
         theirs = package.load(source).networks[role].state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
     said = package.read_manifest(folder).training.data
     assert "network 1 is that of package t3-double-unet 1.0.0, trained no more" in said
 
@@ -255,9 +265,11 @@ def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
         recipes.FOLDER / "f1-fcn-resnet50.yaml", recipes.changes("f1-fcn-resnet50", side=64) | knobs
     )
     torch.manual_seed(wanted.seed)
+
     encoder = build("fcn-transposed", **arguments).get_submodule("encoder")
     drawn = {f"encoder.{name}": one for name, one in encoder.state_dict().items()}
     save_file(drawn, tmp_path / "resnet34.safetensors")
+
     for starts, rests in (({0: tmp_path / "resnet34.safetensors"}, True), ({}, False)):
         out = tmp_path / f"run-{rests}"
         folder = loop.train(

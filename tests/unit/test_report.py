@@ -36,6 +36,7 @@ def evaluation(count: int = 24, warning: str | None = None) -> Evaluation:
         )
         for n in range(count)
     ]  # fmt: skip
+
     head = {
         "model": HOSTILE,
         "version": "1.0.0",
@@ -44,6 +45,7 @@ def evaluation(count: int = 24, warning: str | None = None) -> Evaluation:
         "labels": "labels",
         "warning": warning,
     }
+
     return Evaluation(head | figures.figures_of(answers, 0.4, from_run=True), answers, look)
 
 
@@ -70,12 +72,14 @@ def page(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> str:
         "min_sure_area_at_1024_px",
         "competition_score",
     )
+
     rules = [
         (bottom, bottom, area, 0, bottom + area / 1e5)
         for bottom in (0.3, 0.5)
         for area in (0, 3500)
     ]
     write_rows(run / "search.csv", [dict(zip(names, rule, strict=True)) for rule in rules])
+
     c1 = recipe.load(REPOSITORY / "config" / "recipes" / "c1-xception.yaml")
     return report.write(evaluation(), c1, run, run / "report.html").read_text()
 
@@ -89,6 +93,7 @@ def test_one_file_tells_it_all(page: str) -> None:
         "Failure: false alarm", "Best", "Worst", "every knob",
     ):  # fmt: skip
         assert words in page, words
+
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert set(re.findall(r'(?:src|href)="(.{0,5})', page)) == {"data:"}

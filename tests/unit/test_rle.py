@@ -25,16 +25,18 @@ def test_runs_go_down_the_columns_and_are_relative() -> None:
 
 
 def test_every_published_mask_comes_back_to_the_same_string(data: Path) -> None:
-    """All 12,879 rows of the 11,986 images: each row to its very string. Equal rows ("-1" mostly) are decoded once.
+    """All 12,879 rows of the 11,986 images: each row to its very string. Equal rows ("-1" mostly)
+    are decoded once.
 
-    Of the 614 images with several rows the union is one mask, whose string is no row of the file: it holds every pixel
-    of its rows and no other, and comes back to its own string.
+    Of the 614 images with several rows the union is one mask, whose string is no row of the file:
+    it holds every pixel of its rows and no other, and comes back to its own string.
     """
     published = rle.read(data / "siim" / "all-train-rle.csv.gz")
     rows = [text for texts in published.values() for text in texts]
     assert (len(published), len(rows)) == (11_986, 12_879)
     for text in set(rows):
         assert rle.encode(rle.decode(text)) == text
+
     united = [texts for texts in published.values() if len(texts) > 1]
     assert len(united) == 614
     for texts in united:

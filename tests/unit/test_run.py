@@ -66,18 +66,20 @@ def test_a_fault_of_the_first_process_stops_all(
     (tmp_path / "thesis.tex").write_text("")
     told: list[str] = []
     monkeypatch.setattr(ranks, "same", lambda fault: told.append(fault) or fault)
+
     for folder, fault in ((tmp_path, "no run"), (tmp_path / "thesis.tex", "File exists")):
         with pytest.raises(RunError, match=fault):
             Run(folder, Recipe(), "abc", COMMAND)
+
     assert "no run" in told[0]
     monkeypatch.setattr(ranks, "rank", lambda: 1)
     monkeypatch.setattr(ranks, "same", lambda _: told[0])
     with pytest.raises(RunError, match="no run"):
         Run(tmp_path / "out", Recipe(), "abc", COMMAND)
+
     monkeypatch.setattr(ranks, "same", lambda _: "")
-    assert not Run(
-        tmp_path / "out", Recipe(), "abc", COMMAND
-    ).folder.exists()  # only the first one makes it
+    # Only the first one makes it
+    assert not Run(tmp_path / "out", Recipe(), "abc", COMMAND).folder.exists()
 
 
 def test_the_same_run_is_found_again_and_another_refused(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Encoders under decoders, whole nets and ensembles: shapes, published sizes, outputs while training, rules."""
+"""Encoders under decoders, whole nets and ensembles: shapes, published sizes, outputs while
+training, rules.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def outputs(network: nn.Module, image: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("name", "arguments", "count"),
     [
-        ("unet", COLOUR, 24_436_369),  # this to deeplab-v3: segmentation_models.pytorch's, one class
+# This to deeplab-v3: segmentation_models.pytorch's, one class
+        ("unet", COLOUR, 24_436_369),
         ("unet-plus-plus", COLOUR, 26_078_609),
         ("linknet", COLOUR, 21_771_937),
         ("fpn", COLOUR, 23_155_393),
@@ -46,9 +49,12 @@ def outputs(network: nn.Module, image: Tensor) -> list[Tensor]:
          20_024_384 + 102_764_544 + 16_781_312 + 4097 + 2 * 513 + 2 * 16 + 256),
         ("plain-unet", {"widths": [32, 64, 128, 256, 512], "up_widths": [256, 128, 64, 32]}, 7_763_041 - 2 * 9 * 32),
         ("plain-unet", {"widths": [64, 128, 256, 512, 1024], "up_widths": [512, 256, 128, 64]},
-         31_037_633 - 2 * 9 * 64),  # the usual PyTorch one, of colour images
-        ("double-unet", COLOUR, 29_288_886),  # published: 29.3 million
-        ("dc-unet", {}, 10_046_782),  # published, counted otherwise (see the file): 10,069,640
+# The usual PyTorch one, of colour images
+         31_037_633 - 2 * 9 * 64),
+# published: 29.3 million
+        ("double-unet", COLOUR, 29_288_886),
+# published, counted otherwise (see the file): 10,069,640
+        ("dc-unet", {}, 10_046_782),
         ("monai-unet-plus-plus", {"deep_supervision": True}, 2_410_180),
         ("classifier", {"encoder": "resnet50", **COLOUR}, 23_508_032 + 2049),
         ("classifier", {"encoder": "resnet34", "hidden": 256, **COLOUR}, 21_284_672 + 1024 + 513 * 256 + 257),
@@ -94,6 +100,7 @@ def test_each_learns_in_all_its_parameters_and_then_gives_one_answer(
     assert [
         key for key, one in network.named_parameters() if one.grad is None or not one.grad.any()
     ] == []
+
     with torch.inference_mode():
         answer = network.eval()(image)
     assert isinstance(answer, Tensor)
@@ -111,9 +118,8 @@ def test_the_first_output_while_training_is_the_one_that_serves() -> None:
         network = build(name, **arguments).eval()
         with torch.inference_mode():
             served = network(image)
-            network.training = (
-                True  # alone, so that layers which normalise or drop out go on as when serving
-            )
+            # alone, so that layers which normalise or drop out go on as when serving
+            network.training = True
             for one in network.children():
                 one.training = True
             assert torch.equal(outputs(network, image)[0], served), name
@@ -146,7 +152,8 @@ def test_the_encoding_is_the_sum_of_softly_assigned_residuals() -> None:
     encoding: Any = build("encnet").get_submodule("decoder.encoding")
     x = torch.rand(1, 512, 2, 3)
     pixels = x[0].flatten(1).T
-    residuals = pixels[:, None] - encoding.codewords  # (pixels, codewords, channels)
+    # (pixels, codewords, channels)
+    residuals = pixels[:, None] - encoding.codewords
     shares = torch.softmax(-encoding.smoothing * residuals.square().sum(2), dim=1)
     wanted = (shares[:, :, None] * residuals).sum(0)
     assert torch.allclose(encoding(x)[0], wanted, atol=1e-4)
@@ -164,7 +171,8 @@ def test_the_second_unet_sees_the_image_through_the_first_mask() -> None:
         nn.init.constant_(network.second_head.bias, 7)
         nn.init.zeros_(network.second_head.weight)
         assert [one.unique().item() for one in network.train()(image)] == [7, 0]
-    assert torch.allclose(seen[0], image / 2)  # every pixel of the first mask is one half
+    # Every pixel of the first mask is one half
+    assert torch.allclose(seen[0], image / 2)
 
 
 def test_the_deepest_of_monais_nested_nets_serves() -> None:
@@ -182,7 +190,9 @@ def test_an_ensemble_answers_with_the_mean_probability(flip: bool, member: dict[
     torch.manual_seed(1)
     members = [member, {**member, "side": 32}]
     network: Any = build("ensemble", members=members, flip=flip).train()
-    assert not any(one.training for one in network.modules())  # its members were trained already
+
+    # Its members were trained already
+    assert not any(one.training for one in network.modules())
     image = torch.rand(2, 1, 64, 64)
     small = functional.interpolate(image, size=(32, 32), mode="bilinear", antialias=True)
     answers = []
@@ -233,7 +243,8 @@ def test_the_largest_of_a_map_reaches_a_threshold_where_enough_pixels_do() -> No
             "onnxruntime",
             "ensemble",
             {"members": [SMALL, SMALL], "flip": True},
-        ),  # ONNX does not resize as we do
+            # ONNX does not resize as we do
+        ),
         ("openvino", "largest-of-map", {"of": SMALL, "pixels": 9}),
         ("onnxruntime", "largest-of-map", {"of": SMALL, "pixels": 9}),
     ],

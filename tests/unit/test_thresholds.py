@@ -14,15 +14,19 @@ from training.measures import metrics, thresholds
 from training.recipe import OperatingPoint
 
 GRID = thresholds.Grid(
-    bottom=(0.3, 0.7),  # 0.7 is not the same number in 32 bits
+    # 0.7 is not the same number in 32 bits
+    bottom=(0.3, 0.7),
     top=(None, 0.5, 0.7, 0.9),
-    min_area_at_1024_px=(0, 1024, 3072, 20480),  # 1, 3 and 20 pixels of 32 x 32
+    # 1, 3 and 20 pixels of 32 x 32
+    min_area_at_1024_px=(0, 1024, 3072, 20480),
     min_sure_area_at_1024_px=(0, 1500, 6000),
 )
 
 
 def maps(seed: int, count: int = 4) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Smooth blobs against shifted ones; some empty, some maps of zeros, some of exactly a threshold."""
+    """Smooth blobs against shifted ones; some empty, some maps of zeros, some of exactly a
+    threshold.
+    """
     rng = np.random.default_rng(seed)
     made = []
     for kind in rng.integers(0, 4, count):
@@ -46,7 +50,8 @@ def test_the_score_of_every_rule_is_that_of_the_serving_code(seed: int) -> None:
     images = maps(seed)
     found = thresholds.search(iter(images), GRID)
     tried = list(found.rows())
-    assert len(tried) == (4 + 3) * 4 * 3  # a top of 0.5 is below a bottom of 0.7
+    # A top of 0.5 is below a bottom of 0.7
+    assert len(tried) == (4 + 3) * 4 * 3
     for row in tried:
         score = row.pop("competition_score")
         assert score == pytest.approx(served_score(images, row))

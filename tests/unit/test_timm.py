@@ -1,4 +1,6 @@
-"""Encoders of timm, which is an optional extra: our side of it against a made library, and the real one where it is."""
+"""Encoders of timm, which is an optional extra: our side of it against a made library, and the real
+one where it is.
+"""
 
 from __future__ import annotations
 
@@ -114,9 +116,11 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
         warnings.simplefilter("ignore")
         try:
             import timm as library
-        except Exception as error:  # a torchvision of another torch raises RuntimeError
+        except Exception as error:
+            # A torchvision of another torch raises RuntimeError
             pytest.skip(
-                f"timm cannot be imported ({error}); an optional extra, never promised: pip install pleura[timm]"
+                f"timm cannot be imported ({error}); an optional extra, never promised: pip "
+                "install pleura[timm]"
             )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return library
@@ -147,10 +151,12 @@ def packed(folder: Path, encoder: str) -> Path:
         "classifier": build("classifier", **arguments),
         "segmenter": build("unet", **arguments),
     }
+
     document = yaml.safe_load(
         (models.write(folder, models.tiny_networks()) / "model.yaml").read_text()
     )
     del document["sha256"]
+
     for role, architecture in (("classifier", "classifier"), ("segmenter", "unet")):
         document[role] |= {
             "architecture": architecture,
@@ -158,6 +164,7 @@ def packed(folder: Path, encoder: str) -> Path:
             "side": 64,
             "normalisation": "unit",
         }
+
     package.write(folder, document, networks, dict.fromkeys(networks, torch.rand(2, 1, 64, 64)))
     return folder
 
@@ -185,7 +192,8 @@ def test_without_timm_it_is_said_what_to_install(
     document = yaml.safe_load((folder / "model.yaml").read_text())
     document["segmenter"] |= {"architecture": "unet", "arguments": {"encoder": "timm-resnet34"}}
     (folder / "model.yaml").write_text(yaml.safe_dump(document))
-    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    # As if it were not installed
+    monkeypatch.setitem(sys.modules, "timm", None)
     said = r"timm-resnet34: timm cannot be imported \(.*pip install 'pleura\[timm\]', which needs the torchvision that"
     with pytest.raises(
         PackageError, match=rf"model\.yaml: segmenter: arguments of unet: encoder: {said}"
@@ -264,7 +272,8 @@ def test_it_starts_from_timms_own_checkpoint(tmp_path: Path) -> None:
         started("timm-halves", published | {"stages.9.weight": torch.zeros(1)}, tmp_path)
 
 
-# One of each kind: plain residual, squeezed, without a map at half the side, and with windows in place of kernels.
+# One of each kind: plain residual, squeezed, without a map at half the side, and with windows in
+# place of kernels.
 @pytest.mark.parametrize(
     "name", ["resnet34", "efficientnet_b0.ra_in1k", "convnext_atto", "regnety_002"]
 )
@@ -289,6 +298,7 @@ def test_timms_resnet34_is_ours(timm: Any, tmp_path: Path) -> None:
         name.replace("encoder.", "encoder.model."): one for name, one in ours.state_dict().items()
     }
     theirs.load_state_dict(weights)
+
     picture = torch.rand(1, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(theirs(picture), ours(picture))
@@ -297,6 +307,7 @@ def test_timms_resnet34_is_ours(timm: Any, tmp_path: Path) -> None:
     assert all(
         torch.equal(one, published[name]) for name, one in found.items() if name != "conv1.weight"
     )
+
     assert published.keys() - found.keys() == {"fc.weight", "fc.bias"}
 
 

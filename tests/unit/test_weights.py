@@ -1,4 +1,6 @@
-"""Checkpoints in each form that is published, made here, fill an encoder; what does not fit is said, not guessed."""
+"""Checkpoints in each form that is published, made here, fill an encoder; what does not fit is
+said, not guessed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from inference.networks.encoders import ENCODERS
 from training.fitting.weights import WeightsError, load_start, take_encoder
 from training.recipe import Stage
 
-B3_BLOCKS = (2, 3, 3, 5, 5, 6, 2)  # of EfficientNet-B3's stages: the paper's Table 1, times 1.4
+# Of EfficientNet-B3's stages: the paper's Table 1, times 1.4
+B3_BLOCKS = (2, 3, 3, 5, 5, 6, 2)
 SE_RESNEXT50_BLOCKS = (3, 4, 6, 3)
 
 
@@ -131,7 +134,8 @@ def cadene() -> Iterator[str]:
             yield from batch_norm(f"{at}bn{number}")
         yield from both(f"{at}se_module.fc1")
         yield from both(f"{at}se_module.fc2")
-        if not block:  # in the order in which MONAI registers them: the shortcut last
+        # In the order in which MONAI registers them: the shortcut last
+        if not block:
             yield f"{at}downsample.0.weight"
             yield from batch_norm(f"{at}downsample.1")
 
@@ -195,6 +199,7 @@ def test_efficientnet_as_each_of_its_publishers_names_it(
     path = tmp_path / f"{file}.safetensors"
     save_file(state | {name: torch.ones(2) for name in head}, path)
     load_start(Network(efficientnet), stage(encoder="efficientnet-b3"), path)
+
     assert_filled(efficientnet, values)
 
 
@@ -226,6 +231,7 @@ def test_efficientnet_weights_that_were_trained_with_other_padding_are_refused(
     before = [tensor.clone() for tensor in efficientnet.state_dict().values()]
     with pytest.raises(WeightsError, match=r"pad otherwise.*encoder: timm-efficientnet_b3"):
         load_start(Network(efficientnet), stage(encoder="efficientnet-b3"), path)
+
     assert_filled(efficientnet, before)
 
 
@@ -235,7 +241,8 @@ def test_squeeze_and_excitation_as_cadene_and_timm_name_it(tmp_path: Path) -> No
     state = dict(zip(cadene(), values, strict=True))
     for name in state:
         if ".se_module." in name and name.endswith("weight"):
-            state[name] = state[name][:, :, None, None]  # there, a convolution of one pixel
+            # there, a convolution of one pixel
+            state[name] = state[name][:, :, None, None]
     state |= {"last_linear.weight": torch.ones(2), "last_linear.bias": torch.ones(2)}
     assert tuple(state["layer3.5.se_module.fc1.weight"].shape) == (64, 1024, 1, 1)
     torch.save(state, tmp_path / "se.pth")
@@ -250,7 +257,8 @@ def test_squeeze_and_excitation_as_timm_names_it_today(tmp_path: Path) -> None:
     for name, value in zip(cadene(), values, strict=True):
         theirs = name.removeprefix("layer0.").replace(".se_module.", ".se.")
         if ".se." in theirs and theirs.endswith("weight"):
-            value = value[:, :, None, None]  # there, a convolution of one pixel
+            # there, a convolution of one pixel
+            value = value[:, :, None, None]
         state[theirs] = value
     assert {"conv1.weight", "bn1.bias", "layer3.5.se.fc1.weight"} <= state.keys()
     torch.save(state | {"fc.weight": torch.ones(2)}, tmp_path / "seresnext50_32x4d.pth")
@@ -308,12 +316,14 @@ def test_chexnet_starts_a_grey_densenet_and_its_encoder(
     before = {
         name: one.clone() for name, one in network.state_dict().items() if "features." not in name
     }
+
     torch.save({"epoch": 5, "state_dict": state}, tmp_path / "chexnet.pth.tar")
     load_start(network, stage("densenet-121"), tmp_path / "chexnet.pth.tar")
     found = {name.removeprefix("encoder."): one for name, one in network.state_dict().items()}
     wanted = published.features.state_dict()
     kernels = wanted.pop("conv0.weight")
     assert all(torch.equal(found[f"features.{name}"], one) for name, one in wanted.items())
+
     grey = torch.rand(1, 1, 16, 16)
     one_map = nn.functional.conv2d(grey, found["features.conv0.weight"])
     torch.testing.assert_close(one_map, nn.functional.conv2d(grey.repeat(1, 3, 1, 1), kernels))
@@ -331,12 +341,14 @@ def test_a_whole_vgg19_starts_an_encoder_that_uses_the_first_of_its_layers(
         for number, (name, one) in enumerate(whole.items())
     }
     save_file(state | {"classifier.0.weight": torch.ones(2)}, tmp_path / "vgg19.safetensors")
+
     network = build("double-unet", blocks=blocks, stem="imagenet")
     load_start(network, stage("double-unet"), tmp_path / "vgg19.safetensors")
     kept = network.get_submodule("encoder").state_dict()
     assert all(torch.equal(one, state[name]) for name, one in kept.items())
     assert network.unused == state.keys() - kept.keys()
     save_file(state | {"features.37.weight": torch.ones(2)}, tmp_path / "other.safetensors")
+
     with pytest.raises(WeightsError, match=r"features\.37\.weight is unknown; give"):
         load_start(network, stage("double-unet"), tmp_path / "other.safetensors")
 
@@ -361,6 +373,7 @@ def test_wrappers_and_other_parts_are_left_out(
         else {f"{prefix}fc.weight": torch.ones(1)}
     )
     torch.save(wrap(state), tmp_path / "a.pt")
+
     load_start(network, stage(), tmp_path / "a.pt")
     assert_filled(network.encoder, values)
 
