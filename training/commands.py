@@ -27,7 +27,8 @@ _START = "N=FILE, N a network's number,"
 
 __all__ = [
     "FAILURES", "RecipeError",
-    "explore_data", "find_recipe", "measure", "read_recipe", "read_starts", "train_outcome", "train_package",
+    "explore_data", "find_recipe", "measure", "read_recipe", "read_starts", "train_outcome",
+    "train_package",
 ]  # fmt: skip
 
 

@@ -29,8 +29,10 @@ _IMPLEMENTATION = "2.25.127838263402316406951206402110346212361"
 
 # 5 x 7 dots a letter, a row a number of five bits.
 _LETTERS = {
-    "S": (15, 16, 16, 14, 1, 1, 30), "Y": (17, 17, 10, 4, 4, 4, 4), "N": (17, 25, 21, 19, 17, 17, 17),
-    "T": (31, 4, 4, 4, 4, 4, 4), "H": (17, 17, 17, 31, 17, 17, 17), "E": (31, 16, 16, 30, 16, 16, 31),
+    "S": (15, 16, 16, 14, 1, 1, 30), "Y": (17, 17, 10, 4, 4, 4, 4),
+    "N": (17, 25, 21, 19, 17, 17, 17),
+    "T": (31, 4, 4, 4, 4, 4, 4), "H": (17, 17, 17, 31, 17, 17, 17),
+    "E": (31, 16, 16, 30, 16, 16, 31),
     "I": (14, 4, 4, 4, 4, 4, 14), "C": (14, 17, 16, 16, 16, 17, 14),
 }  # fmt: skip
 
@@ -273,15 +275,21 @@ def write(
     dataset = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))  # type: ignore[arg-type]
     attributes: dict[str, object] = {
         "ImageType": ["ORIGINAL", "PRIMARY"], "SOPClassUID": ComputedRadiographyImageStorage,
-        "SOPInstanceUID": uid["image"], "StudyInstanceUID": uid["study"], "SeriesInstanceUID": uid["series"],
+        "SOPInstanceUID": uid["image"], "StudyInstanceUID": uid["study"],
+        "SeriesInstanceUID": uid["series"],
         "StudyDate": "20260101", "StudyTime": "120000", "AccessionNumber": "", "Modality": "CR",
-        "Manufacturer": "Pleura phantom", "ReferringPhysicianName": "", "StudyDescription": _NOT_A_PATIENT,
+        "Manufacturer": "Pleura phantom", "ReferringPhysicianName": "",
+        "StudyDescription": _NOT_A_PATIENT,
         "SeriesDescription": f"CHEST PA {_NOT_A_PATIENT}", "PatientName": "Synthetic^Phantom",
-        "PatientID": f"PHANTOM-{phantom.seed}", "PatientBirthDate": "", "PatientSex": "", "PatientAge": "040Y",
-        "BodyPartExamined": "CHEST", "ViewPosition": "PA", "StudyID": "1", "SeriesNumber": 1, "InstanceNumber": 1,
+        "PatientID": f"PHANTOM-{phantom.seed}", "PatientBirthDate": "", "PatientSex": "",
+        "PatientAge": "040Y",
+        "BodyPartExamined": "CHEST", "ViewPosition": "PA", "StudyID": "1", "SeriesNumber": 1,
+        "InstanceNumber": 1,
         "PatientOrientation": ["L", "F"], "ImageComments": _NOT_A_PATIENT, "SamplesPerPixel": 1,
-        "PhotometricInterpretation": photometric, "Rows": rows, "Columns": columns, "ImagerPixelSpacing": [0.4, 0.4],
-        "BitsAllocated": 16 if bits > 8 else 8, "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0,
+        "PhotometricInterpretation": photometric, "Rows": rows, "Columns": columns,
+        "ImagerPixelSpacing": [0.4, 0.4],
+        "BitsAllocated": 16 if bits > 8 else 8, "BitsStored": bits, "HighBit": bits - 1,
+        "PixelRepresentation": 0,
         "BurnedInAnnotation": "YES",
     }  # fmt: skip
     for keyword, value in attributes.items():

@@ -30,7 +30,8 @@ NOTHING: dict[str, Any] = dict.fromkeys(
     0,
 )
 MOVES = {
-    "flip": 1, "rotate_degrees": 20, "scale": 0.3, "shift": 0.1, "crop": 0.4, "elastic": 0.02, "grid": 0.4,
+    "flip": 1, "rotate_degrees": 20, "scale": 0.3, "shift": 0.1, "crop": 0.4, "elastic": 0.02,
+    "grid": 0.4,
     "optical": 0.3,
 }  # fmt: skip
 GREYS = {

@@ -22,7 +22,8 @@ STILL = dict.fromkeys(Augmentation.model_fields, 0)
 
 def stage(**changes: Any) -> Stage:
     whole: dict[str, Any] = {
-        "role": "segmenter", "architecture": "plain", "side": 32, "loss": {"cross_entropy": 1}, "epochs": 1,
+        "role": "segmenter", "architecture": "plain", "side": 32, "loss": {"cross_entropy": 1},
+        "epochs": 1,
         "batch": 4, "optimiser": {"learning_rate": 0.1}, "augmentation": STILL,
     }  # fmt: skip
     return Stage.model_validate(whole | changes)

@@ -127,7 +127,8 @@ def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
     assert len(cases) == 4
     found = {(finding.level, finding.where[0]) for finding in cases.findings}
     assert found == {
-        ("error", "3.0"), ("error", "3.1"), ("warning", "without-a-row"), ("warning", "without-an-image"),
+        ("error", "3.0"), ("error", "3.1"), ("warning", "without-a-row"),
+        ("warning", "without-an-image"),
         ("warning", "nowhere"), ("warning", "3.0"),
     }  # fmt: skip
 

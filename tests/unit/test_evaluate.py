@@ -41,8 +41,10 @@ def drawn(
     found = (rng.random((count, 8, 8)) < 0.3) & (rng.random(count) < 0.7)[:, None, None]
     answers = [
         Answer(
-            image_id=f"i{n}", patient=f"p{n // 2}", label=float(positive[n]), fold=n % 4, part="report" * (n % 4 == 3),
-            as_published=n % 5 > 0, probability=float(rng.integers(0, 9)) / 8, pixels=64, true=int(true[n].sum()),
+            image_id=f"i{n}", patient=f"p{n // 2}", label=float(positive[n]), fold=n % 4,
+            part="report" * (n % 4 == 3),
+            as_published=n % 5 > 0, probability=float(rng.integers(0, 9)) / 8, pixels=64,
+            true=int(true[n].sum()),
             found=int(found[n].sum()), common=int((true[n] & found[n]).sum()),
         )
         for n in range(count)

@@ -73,11 +73,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_numbers_are_those_of_the_data(page: Path) -> None:
     rows = Page(page).rows
     for row in (
-        ["images", "7", ""], ["patients", "4", ""], ["positive", "3", "42.9%"], ["negative", "4", "57.1%"],
+        ["images", "7", ""], ["patients", "4", ""], ["positive", "3", "42.9%"],
+        ["negative", "4", "57.1%"],
         ["with a mask that holds something", "3", ""], ["cannot be used (see the checks)", "1", ""],
         ["AP", "3", "42.9%", "2", "66.7%"], ["PA", "3", "42.9%", "1", "33.3%"],
         ["not given", "1", "14.3%", "0", "0.0%"], ["i5", "413"],
-        ["F", "6", "85.7%", "3", "50.0%"], ["age known", "6", ""], ["outside 0 to 120, not drawn", "1", ""],
+        ["F", "6", "85.7%", "3", "50.0%"], ["age known", "6", ""],
+        ["outside 0 to 120, not drawn", "1", ""],
     ):  # fmt: skip
         assert row in rows
 

@@ -38,7 +38,8 @@ class Recipe(BaseModel):
 
 def stage(**changes: Any) -> Stage:
     whole: dict[str, Any] = {
-        "role": "segmenter", "architecture": "tiny", "side": SIDE, "loss": {"cross_entropy": 1, "dice": 1},
+        "role": "segmenter", "architecture": "tiny", "side": SIDE,
+        "loss": {"cross_entropy": 1, "dice": 1},
         "epochs": 3, "batch": 4, "optimiser": {"name": "adamw", "learning_rate": 0.01},
     }  # fmt: skip
     return Stage.model_validate(whole | changes)
@@ -134,7 +135,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mean of the steps": STEADY | {"optimiser": {"name": "adamw", "learning_rate": 0.02, "clip": 1}},
     "best at first": STEADY | {"watch": blame},
     "mean of the epochs": {
-        "average": {"swa_last_epochs": 2}, "schedule": {"name": "plateau", "patience": 1}, "best_by": "dice",
+        "average": {"swa_last_epochs": 2}, "schedule": {"name": "plateau", "patience": 1},
+        "best_by": "dice",
         "accumulate": 2, "freeze": {"epochs": 1},
     },
 }  # fmt: skip

@@ -33,16 +33,21 @@ from training.plausibility.train import scores, train
 UPSIDE_DOWN = Pose(2)
 # Of node/: what shows no frontal chest. The header of each tells; here it is taken away.
 OTHERS_OF_NODE = (
-    *(f"RG2_{kind}.dcm" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")), "RG3_JLSL.dcm", "RG3_JPLL.dcm",
+    *(f"RG2_{kind}.dcm" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")),
+    "RG3_JLSL.dcm", "RG3_JPLL.dcm",
     "CR-ModalitySequenceLUT.dcm", "veterinary_DX_211x169.dcm",
 )  # fmt: skip
 # Of another system, in colour: its header refuses it
 RESULT = "Milvue_AI_SC_RLEPlanarConfiguration.dcm"
 TELLING = (
-    "BodyPartExamined", "ViewPosition", "ViewCodeSequence", "AnatomicRegionSequence", "StudyDescription",
-    "SeriesDescription", "ProtocolName", "PerformedProcedureStepDescription", "RequestedProcedureDescription",
-    "AcquisitionDeviceProcessingDescription", "PatientSpeciesDescription", "PatientSpeciesCodeSequence",
-    "PatientBreedDescription", "PatientBreedCodeSequence", "PatientAge", "PatientBirthDate", "ImageComments",
+    "BodyPartExamined", "ViewPosition", "ViewCodeSequence", "AnatomicRegionSequence",
+    "StudyDescription",
+    "SeriesDescription", "ProtocolName", "PerformedProcedureStepDescription",
+    "RequestedProcedureDescription",
+    "AcquisitionDeviceProcessingDescription", "PatientSpeciesDescription",
+    "PatientSpeciesCodeSequence",
+    "PatientBreedDescription", "PatientBreedCodeSequence", "PatientAge", "PatientBirthDate",
+    "ImageComments",
 )  # fmt: skip
 
 

@@ -28,8 +28,10 @@ def look(answer: Answer) -> Look:
 def evaluation(count: int = 24, warning: str | None = None) -> Evaluation:
     answers = [
         Answer(
-            image_id=f"{HOSTILE}{n}", patient=f"p{n}", label=float(n % 2), part="report", as_published=n % 3 > 0,
-            view=("PA", "AP")[n % 2], sex=("M", "F", "")[n % 3], age_years=(30.0, 70.0, 413.0, None)[n % 4],
+            image_id=f"{HOSTILE}{n}", patient=f"p{n}", label=float(n % 2), part="report",
+            as_published=n % 3 > 0,
+            view=("PA", "AP")[n % 2], sex=("M", "F", "")[n % 3],
+            age_years=(30.0, 70.0, 413.0, None)[n % 4],
             probability=((n * 7) % 24) / 24, pixels=1024,
             true=(64 - n) * (n % 2) // (1 + 9 * (n % 4 == 1)), found=64 * (n % 5 > 0),
             common=(n % 2) * (n % 5 > 0) * (n % 4),
@@ -86,9 +88,12 @@ def page(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_one_file_tells_it_all(page: str) -> None:
     for words in (
-        "Research use only", "Published for C1", "0.770", "a difference says nothing", "as published alone",
-        "ROC and precision-recall curves", "Confusion matrix and calibration", "Learning: 0-classifier",
-        "4 rules were tried", "bottom 0.5, top 0.5, min_area_at_1024_px 3500", "view AP", "sex F", "60 to 79",
+        "Research use only", "Published for C1", "0.770", "a difference says nothing",
+        "as published alone",
+        "ROC and precision-recall curves", "Confusion matrix and calibration",
+        "Learning: 0-classifier",
+        "4 rules were tried", "bottom 0.5, top 0.5, min_area_at_1024_px 3500", "view AP", "sex F",
+        "60 to 79",
         "age unknown", "mask &gt; 2 %", "Failure: positive with an empty mask", "Failure: missed",
         "Failure: false alarm", "Best", "Worst", "every knob",
     ):  # fmt: skip

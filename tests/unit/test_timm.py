@@ -172,8 +172,10 @@ def packed(folder: Path, encoder: str) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        "timm-", "timm-hf-hub:timm/resnet18", "timm-hf_hub:a/b", "timm-local-dir:/tmp", "timm-/tmp/a", "timm-../a",
-        "timm-a/b", "timm-halves\n", "timm-.halves", "timm-halves.", "timm-halves.a.b", "timm-resnet-34", "timm-é",
+        "timm-", "timm-hf-hub:timm/resnet18", "timm-hf_hub:a/b", "timm-local-dir:/tmp",
+        "timm-/tmp/a", "timm-../a",
+        "timm-a/b", "timm-halves\n", "timm-.halves", "timm-halves.", "timm-halves.a.b",
+        "timm-resnet-34", "timm-é",
         "timm-" + "a" * 81,
     ],
 )  # fmt: skip
@@ -224,7 +226,8 @@ def test_what_makes_no_encoder_is_said(name: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("decoder", "arguments"),
     [
-        ("unet", {}), ("unet-plus-plus", {"deep_supervision": True}), ("linknet", {}), ("fpn", {}), ("fcn", {}),
+        ("unet", {}), ("unet-plus-plus", {"deep_supervision": True}), ("linknet", {}), ("fpn", {}),
+        ("fcn", {}),
         ("deeplab-v3", {"stride": 32}), ("encnet", {"stride": 32}),
     ],
 )  # fmt: skip

@@ -71,7 +71,10 @@ class Report:
 
     def __str__(self) -> str:
         how = "every file was read" if self.decoded else "pixels and masks were not read"
-        said = f"{self.images} images checked ({how}): errors {len(self.errors)}, warnings {len(self.warnings)}"
+        said = (
+            f"{self.images} images checked ({how}): errors {len(self.errors)}, "
+            f"warnings {len(self.warnings)}"
+        )
         return "\n".join([said, *map(str, self.errors), *map(str, self.warnings)])
 
 

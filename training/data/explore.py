@@ -39,13 +39,19 @@ _LOOKS: Any = {
     "svg.hashsalt": "pleura",
 }
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1e293b;max-width:70rem;margin:2rem auto;padding:0 1.5rem}
-h1{font-size:1.7rem;margin-bottom:0}h2{font-size:1.2rem;margin:2.2rem 0 .5rem;border-bottom:1px solid #cbd5e1}
-table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.2rem 1.1rem .2rem 0;text-align:right;font-variant-numeric:tabular-nums}
+body{font:16px/1.5 system-ui,sans-serif;color:#1e293b;max-width:70rem;margin:2rem auto;
+ padding:0 1.5rem}
+h1{font-size:1.7rem;margin-bottom:0}
+h2{font-size:1.2rem;margin:2.2rem 0 .5rem;border-bottom:1px solid #cbd5e1}
+table{border-collapse:collapse;margin:.5rem 0}
+td,th{padding:.2rem 1.1rem .2rem 0;text-align:right;font-variant-numeric:tabular-nums}
 th{font-weight:600;border-bottom:1px solid #cbd5e1}td:first-child,th:first-child{text-align:left}
-.row{display:flex;flex-wrap:wrap;gap:2rem;align-items:flex-start}.samples{display:grid;grid-template-columns:repeat(4,1fr);gap:.8rem}
-figure{margin:0;min-width:0}img{max-width:100%;display:block}figcaption{font-size:.75rem;color:#475569;overflow-wrap:anywhere}
-p{margin:.4rem 0;color:#475569}li{margin:.2rem 0;overflow-wrap:anywhere}.error{color:#b91c1c}.warning{color:#b45309}
+.row{display:flex;flex-wrap:wrap;gap:2rem;align-items:flex-start}
+.samples{display:grid;grid-template-columns:repeat(4,1fr);gap:.8rem}
+figure{margin:0;min-width:0}img{max-width:100%;display:block}
+figcaption{font-size:.75rem;color:#475569;overflow-wrap:anywhere}
+p{margin:.4rem 0;color:#475569}li{margin:.2rem 0;overflow-wrap:anywhere}.error{color:#b91c1c}
+.warning{color:#b45309}
 """
 Row = Sequence[str | int | float]
 
@@ -114,7 +120,7 @@ def _counts(looks: Sequence[_Look]) -> str:
 
 
 def _groups(looks: Sequence[_Look]) -> str:
-    """Positives among each group: where these differ, a network can learn the group for the label."""
+    """Positives in each group: where they differ, a network can learn the group for the label."""
     kinds: list[tuple[str, Callable[[Case], str]]] = [
         ("sex", lambda case: case.sex or "not given"),
         ("view", lambda case: case.view or "not given"),
@@ -253,7 +259,10 @@ def _places(looks: Sequence[_Look]) -> str:
     # By column
     across = np.sum(maps, axis=(0, 1))
     left = _percent(float(across[: len(across) // 2].sum()), float(across.sum()))
-    text = f"<p>{left} of the annotated area lies in the left half of the images: the patient's right if upright.</p>"
+    text = (
+        f"<p>{left} of the annotated area lies in the left half of the images: the patient's right "
+        "if upright.</p>"
+    )
     return _section("Where masks lie", _side_by_side(_svg(figure, "where masks lie"), text))
 
 
@@ -321,7 +330,8 @@ def _sample(look: _Look) -> str:
         known.append(f"label {case.label:.2f}")
 
     caption = html.escape(" · ".join([*filter(None, known), case.image_id]))
-    return f"<figure>{_image(buffer, 'image/jpeg', case.image_id)}<figcaption>{caption}</figcaption></figure>"
+    picture = _image(buffer, "image/jpeg", case.image_id)
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
 def _checked(report: checks.Report) -> str:
@@ -361,7 +371,8 @@ def _svg(figure: Figure, about: str) -> str:
 
 
 def _image(buffer: io.BytesIO, kind: str, about: str) -> str:
-    return f'<img alt="{html.escape(about)}" src="data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(about)}" src="data:{kind};base64,{encoded}">'
 
 
 def _percent(part: float, whole: float) -> str:

@@ -1,9 +1,11 @@
 """Brain MRI, lower-grade glioma (TCGA-LGG; Buda et al., Computers in Biology and Medicine 2019; 110
 patients).
 
-    FOLDER/<patient>_<date>/<patient>_<date>_<slice>.tif            RGB: pre-contrast, FLAIR, post-contrast
+    FOLDER/<patient>_<date>/<patient>_<date>_<slice>.tif            RGB: pre-contrast, FLAIR,
+    post-contrast
     FOLDER/<patient>_<date>/<patient>_<date>_<slice>_mask.tif       0 or 255
-    FOLDER/data.csv                                                 one row per patient; "Patient", then numbers
+    FOLDER/data.csv                                                 one row per patient; "Patient",
+    then numbers
 
 All of this may lie in a subfolder `kaggle_3m`. A patient's examinations of several dates stay
 together.

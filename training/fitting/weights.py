@@ -100,8 +100,8 @@ _XRAYVISION_CLASSES = 18
 
 # What stands after the encoder, as published: classes, and the layers that only serve these.
 _HEAD = re.compile(
-    r"(fc|_fc|classifier|classif|last_linear|head|pre_logits|AuxLogits|_conv_head|_bn1|conv_head|bn2"
-    r"|features\.8)\.|op_threshs$"
+    r"(fc|_fc|classifier|classif|last_linear|head|pre_logits|AuxLogits|_conv_head|_bn1|conv_head"
+    r"|bn2|features\.8)\.|op_threshs$"
 )
 
 

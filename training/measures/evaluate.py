@@ -1,4 +1,7 @@
-"""Measure a model package on labelled images, through the code that serves; admission is ignored."""
+"""Measure a model package on labelled images, through the code that serves.
+
+Admission is ignored.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ _BORROWED = (
 
 # Why figures on these labels have limits
 WARNINGS: Mapping[str, str] = {
-    "silver": "SILVER labels, the output of a competition entrant's ensemble, not a reading: figures say how far the "
+    "silver": "SILVER labels, the output of a competition entrant's ensemble, not a reading: "
+    "figures say how far the "
     "model agrees with that ensemble, not how often it is right",
     "phantom": "SYNTHETIC images: figures say that a model learns, nothing of patients",
 }

@@ -60,7 +60,8 @@ def of_mask(mask: NDArray[np.bool_]) -> dict[str, float]:
 
 
 NAMES = (
-    "area_px", "area_share", "regions", "centroid_row", "centroid_column", "spread_row", "spread_column", "height",
+    "area_px", "area_share", "regions", "centroid_row", "centroid_column", "spread_row",
+    "spread_column", "height",
     "width", "filling", "eccentricity", "perimeter_px", "circularity",
 )  # fmt: skip
 

@@ -181,7 +181,10 @@ def _curves(evaluation: Evaluation) -> Iterator[str]:
     yield (
         "<p>These images chose the threshold in use: figures at it are too good.</p>"
         if chose
-        else "<p>The threshold in use comes with the package; to take the best here would flatter.</p>"
+        else (
+            "<p>The threshold in use comes with the package; to take the best here would "
+            "flatter.</p>"
+        )
     )
 
 
@@ -340,7 +343,9 @@ def _cases(evaluation: Evaluation) -> Iterator[str]:
     for title, what, chosen, count in kinds:
         yield f"<h3>{escape(title)}</h3><p>{escape(what)}; {count} in all</p>"
         yield (
-            f"<div class=row>{''.join(_case(evaluation, answer) for answer in chosen[:_SHOWN])}</div>"
+            "<div class=row>"
+            + "".join(_case(evaluation, answer) for answer in chosen[:_SHOWN])
+            + "</div>"
         )
 
 
@@ -360,14 +365,18 @@ def _case(evaluation: Evaluation, answer: Answer) -> str:
     picture = plots.case(look.pixels, look.true, look.found)
     caption = f"{escape(answer.image_id)}<br>{escape(' · '.join(about))}"
 
-    return f'<figure><img alt="{escape(answer.image_id)}" src="{picture}"><figcaption>{caption}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{escape(answer.image_id)}" src="{picture}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def _recipe(recipe: Recipe | None, knobs: str) -> Iterator[str]:
     if recipe is not None:
         document = escape(recipe.model_dump_json(indent=2, by_alias=True))
         yield (
-            f"<h2>Recipe</h2><details><summary>{escape(knobs)}</summary><pre>{document}</pre></details>"
+            f"<h2>Recipe</h2><details><summary>{escape(knobs)}</summary>"
+            f"<pre>{document}</pre></details>"
         )
 
 
@@ -420,17 +429,22 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 }
 main { max-width: 1080px; margin: 0 auto; padding: 1.5rem 1.5rem 4rem }
-h1 { margin: 0 } h2 { margin: 2.5rem 0 .5rem; border-bottom: 1px solid #ccc } h3 { margin: 1.5rem 0 0 }
+h1 { margin: 0 } h2 { margin: 2.5rem 0 .5rem; border-bottom: 1px solid #ccc }
+h3 { margin: 1.5rem 0 0 }
 p { margin: .5rem 0; max-width: 52rem }
 .warning { background: #fff4d6; border-left: 4px solid #E69F00; padding: .4rem .8rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; margin: .8rem 0 }
-th, td { text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #eee }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px;
+  margin: .8rem 0 }
+th, td { text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0;
+  border-bottom: 1px solid #eee }
 td:first-child { font-weight: 600; white-space: nowrap } .figures td { white-space: nowrap }
 .facts td { font-size: 14px }
 img { max-width: 100% } .plot { display: block }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-figure { margin: .5rem 0; width: 255px } figure img { width: 100%; display: block; background: #000 }
+figure { margin: .5rem 0; width: 255px }
+figure img { width: 100%; display: block; background: #000 }
 figcaption { font-size: 12px; overflow-wrap: anywhere }
-.true { color: #B37A00; font-weight: 600 } .found { color: #1479AE; font-weight: 600; margin-left: 1rem }
+.true { color: #B37A00; font-weight: 600 }
+.found { color: #1479AE; font-weight: 600; margin-left: 1rem }
 pre { font-size: 12px; background: #f6f6f6; padding: .8rem; overflow-x: auto }
 """

@@ -1,4 +1,7 @@
-"""The plots of a report as data URIs. Colours: Okabe and Ito's, which the colour-blind tell apart."""
+"""The plots of a report as data URIs.
+
+The colours are Okabe and Ito's, which the colour-blind tell apart.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ Labels = NDArray[np.bool_]
 
 
 def ranking(groups: Mapping[str, tuple[Scores, Labels]], threshold: float) -> str:
-    """ROC and precision-recall curves of each group of (scores, labels), with the operating point."""
+    """ROC and precision-recall curves of each group of (scores, labels).
+
+    The operating point is marked.
+    """
     figure, (left, right) = _figure(2)
     for colour, (name, (scores, labels)) in zip((BLUE, ORANGE), groups.items(), strict=False):
         alarms, sensitivity, thresholds = metrics.roc(scores, labels)

@@ -393,9 +393,11 @@ def _shapes(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
 
 
 KINDS: dict[str, Draw] = {
-    "turned": _turned, "inverted": _inverted, "piece": _piece, "shuffled": _shuffled, "phase": _phase,
+    "turned": _turned, "inverted": _inverted, "piece": _piece, "shuffled": _shuffled,
+    "phase": _phase,
     "mosaic": _mosaic, "warped": _warped, "limb": _limb, "hand": _hand, "teeth": _teeth,
-    "skull": _skull, "pelvis": _pelvis, "abdomen": _abdomen, "spine": _spine, "lateral": _lateral, "animal": _animal,
+    "skull": _skull, "pelvis": _pelvis, "abdomen": _abdomen, "spine": _spine, "lateral": _lateral,
+    "animal": _animal,
     "noise": _noise, "gradient": _gradient, "text": _text, "shapes": _shapes,
 }  # fmt: skip
 
