@@ -51,30 +51,73 @@ _DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, *_STUDY_DESCRIPTIONS)
 _ANIMALS = {"CANINE", "FELINE", "EQUINE", "BOVINE", "VETERINARY"}
 _HUMAN_CODES = ("337915000", "L-85B00")  # SCT and SRT, "Homo sapiens"
 
-_CHEST_WORDS = {"CHEST", "THORAX", "TORAX", "TORACE", "THORACIC", "LUNG", "LUNGS", "RIBS", "CXR"}
+# Words for the chest or the lungs: English, then in the languages of other consoles.
+_CHEST_WORDS = {
+    "CHEST", "THORAX", "TORAX", "TORACE", "THORACIC", "LUNG", "LUNGS", "RIBS", "CXR",
+    "BRUST", "BRUSTKORB", "LUNGE", "LUNGEN", "POITRINE", "POUMON", "POUMONS", "THORACIQUE",
+    "PULMON", "PULMONES", "PECHO", "TORACICA", "TORACICO", "PULMAO", "PULMOES", "PEITO",
+    "POLMONE", "POLMONI", "PETTO", "BORST", "BORSTKAS", "LONGEN", "LUNGOR", "LUNGER",
+    "KEUHKOT", "HRUDNIK", "PLICE", "MELLKAS", "TUDO", "AKCIGER", "GOGUS", "PLUCA",
+}  # fmt: skip
 # These name the chest even beside a spine: "THORACIC SPINE" is no chest.
-_CHEST_ITSELF = {"CHEST", "THORAX", "TORAX", "TORACE", "CXR"}
+_CHEST_ITSELF = _CHEST_WORDS - {"THORACIC", "THORACIQUE", "TORACICA", "TORACICO", "RIBS"}
+# A word that begins so names the chest: "CHESTPA", "THORAX2".
+_CHEST_BEGINNINGS = ("CHEST", "THORAX", "TORAX", "TORACE")
+# Languages without spaces, or that inflect: a word that holds one of these names the chest.
+_CHEST_PARTS = (
+    "\u80f8",  # chest: Chinese, Japanese
+    "\u80ba",  # lung: Chinese, Japanese
+    "\ud749\ubd80",  # chest: Korean
+    "\ud3d0",  # lung: Korean
+    "\u0413\u0420\u0423\u0414",  # chest: Russian
+    "\u041b\u0415\u0413\u041a",  # lungs: Russian
+    "\u0398\u03a9\u03a1\u0391",  # thorax: Greek
+    "\u0635\u062f\u0631",  # chest: Arabic
+    "\u05d7\u05d6\u05d4",  # chest: Hebrew
+)
 # PS3.16 annex L.
 _SPINES = {
     "SPINE", "CSPINE", "CTSPINE", "TSPINE", "TLSPINE", "LSPINE", "LSSPINE", "SSPINE",
+    "THORACOLUMBAR",
 }  # fmt: skip
+# The defined terms of PS3.16 annex L for other regions, and a few other words.
 _OTHER_BODY_PARTS = {
     *_SPINES,
     "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT",
     "HAND", "WRIST", "ELBOW", "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
+    "ABDOMENPELVIS", "ADRENAL", "AORTA", "ARM", "AXILLA", "BACK", "BLADDER", "BRAIN", "BREAST",
+    "BUTTOCK", "CALCANEUS", "CALF", "CAROTID", "CHEEK", "CHESTABDOMEN", "CHESTABDPELVIS",
+    "CLAVICLE", "COCCYX", "COLON", "DUODENUM", "EAR", "ESOPHAGUS", "EYE", "FIBULA", "FINGER",
+    "FOREARM", "HEAD", "HEADNECK", "HEEL", "ILIUM", "JAW", "KIDNEY", "LARYNX", "LEG", "LIVER",
+    "LOWERLEG", "MANDIBLE", "MAXILLA", "MOUTH", "NASAL", "NECK", "NOSE", "ORBIT", "PATELLA",
+    "PHARYNX", "RADIUS", "RECTUM", "SACRUM", "SCAPULA", "SINUS", "STOMACH", "THIGH", "THUMB",
+    "THYROID", "TMJ", "TOE", "ULNA", "UTERUS", "WHOLEBODY", "ZYGOMA",
+    "KNIE", "HUFTE", "SCHULTER", "SCHADEL", "BECKEN", "GENOU", "HANCHE", "EPAULE", "CRANE",
+    "RODILLA", "CADERA", "HOMBRO", "CRANEO", "JOELHO", "OMBRO", "CRANIO", "GINOCCHIO", "ANCA",
 }  # fmt: skip
 
-_LATERAL_WORDS = {"LATERAL", "LAT", "LATERALE", "SEITLICH", "PROFIL", "PERFIL"}
+_LATERAL_WORDS = {
+    "LATERAL", "LAT", "LATERALE", "LATEROLATERAL", "SEITLICH", "SEITE", "PROFIL", "PERFIL",
+    "PROFILO",
+}  # fmt: skip
+# Side view: Chinese, Japanese, Korean, Russian.
+_LATERAL_PARTS = ("\u4fa7", "\u5074", "\uce21\uba74", "\u0411\u041e\u041a")
 _PROJECTIONS = {"POSTERO": "PA", "POSTEROANTERIOR": "PA", "ANTERO": "AP", "ANTEROPOSTERIOR": "AP"}
 # A lateral decubitus view is frontal.
 _FRONTAL_WORDS = {*_PROJECTIONS, "PA", "AP", "FRONTAL", "DECUBITUS", "FACE", "FRENTE"}
+# Other defined terms of View Position (PS3.3 C.8.1.1, C.8.11.5), and the oblique views.
+_OTHER_VIEWS = {
+    "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LPO", "RPO", "LAO", "RAO", "OBLIQUE", "OBL", "CC",
+    "MLO", "ML", "LM", "AXIAL", "TANGENTIAL",
+}  # fmt: skip
 
 # Consoles write these where nobody told them a value.
 _PLACEHOLDERS = ("UNKNOWN", "UNSPECIFIED", "UNDEFINED", "OTHER", "NONE", "N/A", "NA")
 # Terms that a log may quote: any other value may be a patient's name in the wrong attribute.
 _KNOWN_TERMS = {
     *_OTHER_BODY_PARTS,
-    "LL", "RL", "RLD", "LLD", "RLO", "LLO", "AP", "PA",  # PS3.3 C.8.1.1: View Position
+    *_OTHER_VIEWS,
+    "AP", "PA",
     "CT", "MR", "US", "NM", "PT", "XA", "RF", "MG", "SC", "OT", "SR", "PR", "SEG", "DX", "CR",
     "IO", "PX", "KO", "DOC",
     "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1",
@@ -82,6 +125,11 @@ _KNOWN_TERMS = {
 }  # fmt: skip
 
 _PLAUSIBLE_AGE_YEARS = 130
+_UNITS_A_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
+_AGE = re.compile(
+    r"(\d{1,3}(?:[.,]\d{1,2})?)\s*"
+    r"(D|DAYS?|W|WKS?|WEEKS?|M|MOS?|MON|MTHS?|MONTHS?|Y|YRS?|YEARS?|)\.?"
+)
 
 
 @dataclass(frozen=True)
@@ -112,9 +160,7 @@ REASONS: dict[str, Reason] = {
     "not_a_frontal_chest": Reason(State.NOT_ANALYSED, False, "not a frontal chest by its picture"),
     "no_identity": Reason(State.NOT_ANALYSED, False, "no usable Study, Series or SOP Instance UID"),
     "under_age": Reason(State.NOT_ANALYSED, True, "the patient is younger than the minimum age"),
-    "age_unknown": Reason(
-        State.NOT_ANALYSED, True, "the patient's age is unknown and this site refuses that"
-    ),
+    "age_unknown": Reason(State.NOT_ANALYSED, True, "the patient's age cannot be told"),
     "blank": Reason(State.NOT_ANALYSED, True, "the image is blank"),
     "undecodable": Reason(State.NOT_ANALYSED, True, "the pixels cannot be decoded"),
     "not_dicom": Reason(State.FAILED, False, "the bytes are not a DICOM object"),
@@ -279,13 +325,13 @@ def _species(image: _Candidate) -> Exclusion | None:
 def _described_body_part(image: _Candidate) -> Exclusion | None:
     """Another body part by description, where BodyPartExamined says nothing."""
     header = image.header
-    if _stated(header, "BodyPartExamined"):
+    if _stated_body_part(image):
         return None
 
     described = _words(header, _SERIES_DESCRIPTIONS)
     described |= _meaning_words(header, "AnatomicRegionSequence")
     coded_view = _meaning_words(header, "ViewCodeSequence")
-    if not described and not coded_view and not _stated(header, "ViewPosition"):
+    if not described and not coded_view and not _stated_view(image):
         described = _words(header, _STUDY_DESCRIPTIONS)
 
     if described & _OTHER_BODY_PARTS and not _is_chest(described):
@@ -297,13 +343,13 @@ def _described_body_part(image: _Candidate) -> Exclusion | None:
 def _described_view(image: _Candidate) -> Exclusion | None:
     """A lateral view by its code, its description or its orientation, without ViewPosition."""
     header = image.header
-    if _stated(header, "ViewPosition"):
+    if _stated_view(image):
         return None
 
     coded = _meaning_words(header, "ViewCodeSequence")
-    says_view = coded & (_LATERAL_WORDS | _FRONTAL_WORDS)
+    says_view = _is_lateral(coded) or coded & _FRONTAL_WORDS
     words = coded if says_view else _words(header, _SERIES_DESCRIPTIONS)
-    if words & _LATERAL_WORDS and not words & _FRONTAL_WORDS:
+    if _is_lateral(words) and not words & _FRONTAL_WORDS:
         detail = (
             "ViewPosition is absent and the view's code or the series' description says lateral"
         )
@@ -316,7 +362,7 @@ def _described_view(image: _Candidate) -> Exclusion | None:
 
 
 def _body_part(image: _Candidate) -> Exclusion | None:
-    found = _stated(image.header, "BodyPartExamined")
+    found = _stated_body_part(image)
     if not found:
         return _absent(image, "BodyPartExamined", "body_part")
 
@@ -330,7 +376,7 @@ def _body_part(image: _Candidate) -> Exclusion | None:
 
 
 def _view(image: _Candidate) -> Exclusion | None:
-    found = _stated(image.header, "ViewPosition")
+    found = _stated_view(image)
     if not found:
         return _absent(image, "ViewPosition", "view")
 
@@ -339,21 +385,58 @@ def _view(image: _Candidate) -> Exclusion | None:
     words = _words_of(found)
     views = words | {_PROJECTIONS[word] for word in words & _PROJECTIONS.keys()}
     frontal = views & set(admitted) or "FRONTAL" in words
-    if (frontal and not words & _LATERAL_WORDS) or found in admitted:
+    if (frontal and not _is_lateral(words)) or found in admitted:
         return None
     detail = f"ViewPosition found {_shown(found)}, admitted {_list(admitted)}"
     return Exclusion("view", detail)
 
 
 def _absent(image: _Candidate, keyword: str, reason: str) -> Exclusion | None:
+    """Admit or exclude an image of which the attribute says nothing that is understood."""
+    is_unknown = bool(_stated(image.header, keyword))
+    what = "is no known term" if is_unknown else "is absent"
     if image.rules.when_absent == "refuse":
-        return Exclusion(reason, f"{keyword} is absent and when_absent is refuse")
-    image.notes.append(f"{keyword} absent")
+        return Exclusion(reason, f"{keyword} {what} and when_absent is refuse")
+    image.notes.append(f"{keyword} {what}" if is_unknown else f"{keyword} absent")
     return None
 
 
+def _stated_body_part(image: _Candidate) -> str:
+    """BodyPartExamined; "" where it is absent, a placeholder, or no word is known.
+
+    An unknown word must not exclude in silence: it may be the chest in another language. The
+    plausibility network looks at the picture all the same.
+    """
+    found = _stated(image.header, "BodyPartExamined")
+    admitted = image.rules.body_parts
+    words = _words_of(found)
+    is_known = words & {*admitted, *_OTHER_BODY_PARTS} or _is_chest(words) or found in admitted
+    return found if is_known else ""
+
+
+def _stated_view(image: _Candidate) -> str:
+    """ViewPosition; "" where it is absent, a placeholder, or no word of it tells of a view.
+
+    "PORTABLE", "SUPINE" and "ERECT" tell how the patient was placed, not the projection.
+    """
+    found = _stated(image.header, "ViewPosition")
+    admitted = image.rules.views
+    words = _words_of(found)
+    known = {*admitted, *_OTHER_VIEWS, *_FRONTAL_WORDS, *_OTHER_BODY_PARTS}
+    return found if words & known or _is_lateral(words) or found in admitted else ""
+
+
 def _is_chest(words: set[str]) -> bool:
+    if any(part in word for word in words for part in _CHEST_PARTS):
+        return True
+    if any(word.startswith(_CHEST_BEGINNINGS) for word in words - _OTHER_BODY_PARTS):
+        return True
     return bool(words & (_CHEST_ITSELF if words & _SPINES else _CHEST_WORDS))
+
+
+def _is_lateral(words: set[str]) -> bool:
+    is_coded = any(part in word for word in words for part in _LATERAL_PARTS)
+    return is_coded or bool(words & _LATERAL_WORDS)
 
 
 def _runs_through_the_chest(header: Dataset) -> bool:
@@ -380,6 +463,12 @@ def _species_is_animal(header: Dataset) -> bool:
 
 
 def _age(image: _Candidate) -> Exclusion | None:
+    if _has_unreadable_age(image.header):
+        detail = (
+            "PatientAge begins with a number and cannot be read (PS3.5 6.2: nnnD, nnnW, nnnM, nnnY)"
+        )
+        return Exclusion("age_unknown", detail)
+
     age = age_years(image.header)
     if age is None:
         if image.rules.when_absent == "refuse":
@@ -397,15 +486,20 @@ def _age(image: _Candidate) -> Exclusion | None:
 def age_years(header: Dataset) -> float | None:
     """The patient's age in years, or None where the header does not tell.
 
-    From PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years). Where
-    that is absent or implausible (over 130), from the birth date to the study's or the image's.
+    From PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years, and
+    English units are read too). Where that is absent or implausible (over 130), from the birth
+    date to the study's or the image's. None where PatientAge is a number of unknown units: "007J"
+    is seven years in German and seven days in French.
     """
-    stated = str(header.get("PatientAge") or "").strip().upper()
-    match = re.fullmatch(r"(\d{1,3})([DWMY]?)", stated)
+    if _has_unreadable_age(header):
+        return None
+
+    stated = _stated_age(header)
+    match = _AGE.fullmatch(stated)
     # A console that was told nothing writes 000Y.
     if match and stated != "000Y":
-        units_a_year = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
-        years = int(match[1]) / units_a_year[match[2]]
+        number = float(match[1].replace(",", "."))
+        years = number / _UNITS_A_YEAR[match[2][:1]]
         if years <= _PLAUSIBLE_AGE_YEARS:
             return years
 
@@ -416,6 +510,18 @@ def age_years(header: Dataset) -> float | None:
             years = taken - born
             return years if 0 <= years <= _PLAUSIBLE_AGE_YEARS else None
     return None
+
+
+def _stated_age(header: Dataset) -> str:
+    """PatientAge in capitals, with plain digits and letters in place of full-width ones."""
+    return unicodedata.normalize("NFKC", str(header.get("PatientAge") or "")).strip().upper()
+
+
+def _has_unreadable_age(header: Dataset) -> bool:
+    """Whether PatientAge begins with a number, perhaps a child's, and its unit is unknown."""
+    stated = _stated_age(header)
+    begins_with_number = re.match(r"[^A-Z]*\d", stated) is not None
+    return begins_with_number and _AGE.fullmatch(stated) is None
 
 
 def _year(header: Dataset, keyword: str) -> float | None:
@@ -464,7 +570,7 @@ def _words_of(text: str) -> set[str]:
     decomposed = unicodedata.normalize("NFKD", text)
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     joined = re.sub(r"\b([AP])[-./]([AP])\b", r"\1\2", plain)
-    return set(re.findall(r"[A-Z]+", joined))
+    return set(re.findall(r"[^\W\d_]+", joined))
 
 
 def _text(header: Dataset, keyword: str) -> str:
