@@ -45,11 +45,11 @@ class EngineBrokenError(Exception):
 def choose_device(wanted: str) -> torch.device:
     """The device for "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    Where torch sees no GPU at all it is the CPU, with a warning if one was to be expected: a slow
-    answer beats none.
+    "auto" without a GPU is the CPU, with a warning where this torch was built for GPUs.
 
     Raises:
-        ValueError: no device's name, or a CUDA device that is absent beside others that are there.
+        ValueError: no device's name, or a CUDA device that is named and absent: a node that was to
+            serve on a GPU must not serve, far too slowly, on the CPU.
     """
     if wanted == "cpu":
         return torch.device("cpu")
@@ -62,13 +62,17 @@ def choose_device(wanted: str) -> torch.device:
         raise ValueError(f"device: {wanted!r} found; allowed: auto, cpu, cuda, cuda:N") from error
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0 and wanted != "auto":
+        raise ValueError(
+            f"device: {wanted} found, but torch {torch.__version__} sees no GPU; allowed here: "
+            "auto, cpu (README: CUDA builds of torch; nvidia-smi shows the driver)"
+        )
     if count == 0:
-        expected = wanted != "auto" or torch.version.cuda is not None
+        expected = torch.version.cuda is not None
         log.log(
             logging.WARNING if expected else logging.INFO,
-            "device: %s: torch %s sees no GPU; on the CPU, much slower (README: CUDA builds; "
+            "device: auto: torch %s sees no GPU; on the CPU, much slower (README: CUDA builds; "
             "nvidia-smi: driver)",
-            wanted,
             torch.__version__,
         )
         return torch.device("cpu")
