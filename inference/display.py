@@ -1,139 +1,256 @@
-"""Stored values -> the grey that a viewer shows (PS3.3 C.11), as one table over all values a pixel
-can have.
+"""Stored values -> the picture that a viewer shows (PS3.3 C.11), in one place.
+
+Networks, overlay and presentation state must show one picture. So `show` gives the picture and,
+with it, the header whose display attributes are exactly those that were applied: unusable values
+are gone, and a missing window is written out. Results copy from that header.
+
+All of it is computed once for each possible stored value, as one table of at most 65,536 entries.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.multival import MultiValue
 
+from inference import shutter
+from inference.luts import Table, byte_order
+from inference.luts import lut_of as lut_of
+from inference.luts import lut_words as lut_words
 from inference.pixels import Unsuitable
+from inference.spacing import SQUARE_WITHIN, aspect_ratio, pixel_aspect
 
 Array = NDArray[np.float64]
 
-# an image whose central 99 % of pixels span fewer stored grey levels shows nothing
+# An image whose central 99 % of pixels span fewer stored grey levels shows nothing.
 _BLANK_LEVELS = 8
-# a window that leaves the central 99 % fewer of the display's greys than this hides the picture,
+# A window hides the picture if it leaves the central 99 % fewer of the display's greys than this,
+# or if it makes all but this part of the pixels plain black or white.
 _SEEN_SPAN = 1 / 16
-# and so does one that makes all but this part of the pixels plain black or white
 _SEEN_PART = 0.1
-# PresentationLUTShape
+# The values of PresentationLUTShape.
 _SHAPES = ("IDENTITY", "INVERSE")
-# without a window: what lies in the outermost 0.5 % is collimator, marker or burnt-out air
+# Without a window, the outermost 0.5 % is collimator, marker or burnt-out air.
 _OUTER = 0.005
 _SAMPLED_PIXELS = 300_000
-# numpy turns indices into 8 bytes each: that many stay in the processor's cache
+# numpy turns indices into 8 bytes each: this many stay in the processor's cache.
 _BLOCK_PIXELS = 16_384
+_LARGEST_NUMBER = 1e30
+_ONE_GREY = 1 / 256
+# PS3.5 Table 6.2-1.
+_DS_CHARACTERS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture and the display attributes that make it.
+
+    `pixels` is (rows, columns), float32, 0 black to 1 white, in display polarity. `header` is the
+    source's with the display attributes that were applied. `aspect` is a pixel's height divided by
+    its width. `opening` is (rows, columns), True inside the display shutter, None without one.
+    """
+
+    pixels: NDArray[np.float32]
+    header: Dataset
+    aspect: float
+    opening: NDArray[np.bool_] | None
+    # Display attributes that were not usable; no patient value.
+    notes: tuple[str, ...]
 
 
 def displayed(
     header: Dataset, stored: NDArray[np.integer]
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """(rows, columns) float32, 0 black to 1 white in display polarity, and notes on what of the
-    header was not usable.
+    """The picture and the notes of `show`."""
+    shown = show(header, stored)
+    return shown.pixels, shown.notes
 
-    Modality LUT, then VOI LUT or window, then polarity; pixel padding is black. A window that hides
-    the picture gives way to the data's central range: a lung that collapsed must not be black
-    because a console wrote nonsense.
+
+def show(header: Dataset, stored: NDArray[np.integer], bits: int | None = None) -> Shown:
+    """The picture that a viewer shows.
+
+    Modality LUT, then VOI LUT or window, then polarity; pixel padding is black, and so is
+    everything outside the display shutter. A window that hides the picture gives way to the data's
+    central range: a collapsed lung must not be black because a console wrote nonsense.
 
     Args:
+        header: the source's data set.
         stored: (rows, columns), 8- or 16-bit integers.
+        bits: the bits that the pixels use, where those are more than Bits Stored.
 
     Raises:
         Unsuitable: "blank", or "undecodable" where the modality LUT cannot be applied.
     """
     notes: list[str] = []
-    counts = _histogram(stored)
+    settled = _copy_of(header)
+    aspect = _settle_aspect(settled, header, notes)
+    opening = _settle_shutter(settled, header, stored.shape, aspect, notes)
+
+    counts = _histogram(stored, opening)
     levels = np.arange(len(counts), dtype=np.float64) + np.iinfo(stored.dtype).min
-    padding = _padding(header, levels, np.iinfo(stored.dtype))
-    if np.count_nonzero(counts[padding]) > np.count_nonzero(counts) / 2:
-        notes.append(
-            "PixelPaddingRangeLimit takes in most of the image's values, so that nothing is "
-            "taken as padding"
-        )
-        padding[:] = False
-
+    padding = _usable_padding(header, levels, counts, np.iinfo(stored.dtype), notes)
     counts[padding] = 0
+    _refuse_blank(levels, counts)
 
-    if not counts.any():
-        raise Unsuitable("blank", "every pixel is padding")
-
-    low, high = _central(levels, counts)
-    if high - low < _BLANK_LEVELS:
-        raise Unsuitable(
-            "blank", f"99 % of the pixels lie within {high - low:.0f} stored grey levels"
-        )
-
-    values = _modality(header, levels, notes)
-    grey = _voi(header, values, notes)
-    if grey is not None and not _shows(grey, counts):
-        notes.append("the window hides the picture, so the central range of its values is shown")
+    values = _modality(settled, header, levels, notes)
+    grey = _voi(settled, header, values, counts, notes)
+    if grey is not None and _is_for_fewer_bits(header, grey, levels, bits):
+        notes.append("the window is for the bits of BitsStored, so the central range is shown")
         grey = None
-
     if grey is None:
-        low, high = _central(values, counts)
-        if high <= low:
-            raise Unsuitable("undecodable", "the modality LUT leaves one value of all")
-        grey = np.clip((values - low) / (high - low), 0.0, 1.0)
+        grey = _central_range(settled, values, counts)
 
     if inverse(header):
         grey = 1.0 - grey
     if inverse(header) != _dark_is_high(header):
         notes.append("PresentationLUTShape contradicts PhotometricInterpretation")
-
-    # PS3.3 C.7.5.1.1.2: padding is no image
+    # PS3.3 C.7.5.1.1.2: padding is no part of the image.
     grey[padding] = 0.0
 
-    return _looked_up(grey.astype(np.float32), stored), tuple(notes)
+    pixels = _looked_up(grey.astype(np.float32), stored)
+    if opening is not None:
+        pixels[~opening] = 0.0
+    return Shown(pixels, settled, aspect, opening, tuple(notes))
+
+
+def _copy_of(header: Dataset) -> Dataset:
+    """A header whose elements can be replaced; it shares those that are not."""
+    copy = Dataset(dict(header.items()))
+    implicit, little_endian = header.original_encoding
+    copy.set_original_encoding(implicit, little_endian, header.original_character_set)
+    return copy
+
+
+# ---- geometry
+
+
+def _settle_aspect(settled: Dataset, header: Dataset, notes: list[str]) -> float:
+    """The pixels' aspect; PixelAspectRatio is made to agree with it (PS3.3 C.7.6.3.1.7)."""
+    aspect = pixel_aspect(header)
+    stated = aspect_ratio(header)
+    if stated is None and header.get("PixelAspectRatio") not in (None, ""):
+        notes.append("PixelAspectRatio is no usable ratio and is ignored")
+    elif stated is not None and abs(stated / aspect - 1) > SQUARE_WITHIN:
+        notes.append("PixelAspectRatio contradicts the spacing and is ignored")
+
+    if abs(aspect - 1) <= SQUARE_WITHIN:
+        _drop(settled, "PixelAspectRatio")
+    elif stated is None or abs(stated / aspect - 1) > SQUARE_WITHIN:
+        ratio = Fraction(aspect).limit_denominator(1000)
+        settled.add_new("PixelAspectRatio", "IS", [ratio.numerator, ratio.denominator])
+    return aspect
+
+
+def _settle_shutter(
+    settled: Dataset,
+    header: Dataset,
+    shape: tuple[int, ...],
+    aspect: float,
+    notes: list[str],
+) -> NDArray[np.bool_] | None:
+    """The display shutter's opening; shapes that are not usable are removed."""
+    opening, usable, note = shutter.opening_of(header, (shape[0], shape[1]), aspect)
+    if note is None:
+        return opening
+
+    notes.append(note)
+    kept = {keyword for name in usable for keyword in shutter.SHAPES[name]}
+    for keyword in shutter.KEYWORDS:
+        if keyword in settled and keyword not in kept:
+            del settled[keyword]
+    if usable:
+        settled.add_new("ShutterShape", "CS", list(usable))
+    return opening
+
+
+# ---- from values to greys
+
+
+def _refuse_blank(levels: Array, counts: NDArray[np.int64]) -> None:
+    if not counts.any():
+        raise Unsuitable("blank", "every pixel is padding")
+    low, high = _central(levels, counts)
+    if high - low < _BLANK_LEVELS:
+        detail = f"99 % of the pixels lie within {high - low:.0f} stored grey levels"
+        raise Unsuitable("blank", detail)
+
+
+def _central_range(settled: Dataset, values: Array, counts: NDArray[np.int64]) -> Array:
+    """Grey 0..1 over the central range of the values, written out as the header's window."""
+    low, high = _central(values, counts)
+    if high <= low:
+        raise Unsuitable("undecodable", "the modality LUT leaves one value of all")
+
+    _drop(settled, "VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation")
+    # The LINEAR window (C.11.2.1.2.1) that begins and ends at these values.
+    _set_number(settled, "WindowCenter", (low + high) / 2 + 0.5)
+    _set_number(settled, "WindowWidth", high - low + 1)
+    return np.clip((values - low) / (high - low), 0.0, 1.0)
+
+
+def _is_for_fewer_bits(header: Dataset, grey: Array, levels: Array, bits: int | None) -> bool:
+    """Whether the window or VOI LUT ends where Bits Stored ends, while the pixels use more bits."""
+    try:
+        stated = int(header.get("BitsStored") or 16)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    beyond = grey[levels >= 1 << stated]
+    if bits is None or bits <= stated or not len(beyond):
+        return False
+    return bool(np.ptp(beyond) < _ONE_GREY)
 
 
 def stretch(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale any grey image to 0..1 as an X-ray without a window is.
+    """Scale a picture that is no DICOM file to 0..1, as an X-ray without a window.
 
-    For pictures that are no DICOM files.
+    `values` is (rows, columns) float32 in any range.
     """
-    low, high = (
-        float(v) for v in np.percentile(values[:: max(1, values.shape[0] // 1024)], (0.5, 99.5))
-    )
+    sample = values[:: max(1, values.shape[0] // 1024)]
+    low, high = (float(edge) for edge in np.percentile(sample, (0.5, 99.5)))
     if high <= low:
-        low, high = float(values.min()), float(values.max())
+        low = float(values.min())
+        high = float(values.max())
     return np.asarray(np.clip((values - low) / max(high - low, 1e-6), 0.0, 1.0), dtype=np.float32)
 
 
-def _histogram(stored: NDArray[np.integer]) -> NDArray[np.int64]:
-    """How often each value occurs, from the lowest of the pixel's type to the image's highest, on a
-    grid of pixels.
+def _histogram(stored: NDArray[np.integer], opening: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """How often each value occurs, on a grid of pixels inside the shutter's opening.
+
+    From the lowest value of the pixel's type to the image's highest.
     """
     step = max(1, math.isqrt(stored.size // _SAMPLED_PIXELS))
     lowest = int(np.iinfo(stored.dtype).min)
-    sample = stored[::step, ::step].ravel().astype(np.int32) - lowest
-    # negative numbers' bits lie above
+    grid = stored[::step, ::step]
+    sample = grid.ravel() if opening is None else grid[opening[::step, ::step]]
+    sample = sample.astype(np.int32) - lowest
+
+    # The table of signed values is as long as their type allows (see _looked_up).
     highest = stored.max() if lowest == 0 else np.iinfo(stored.dtype).max
     return np.asarray(np.bincount(sample, minlength=int(highest) - lowest + 1))
 
 
 def _central(values: Array, counts: NDArray[np.int64]) -> tuple[float, float]:
-    """Between which values the central 99 % of the pixels lie.
+    """The least and the largest value of the central 99 % of the pixels.
 
-    All of them where those are one value.
+    Of all pixels, where the central ones share one value.
     """
     seen = np.flatnonzero(counts)
     order = seen[np.argsort(values[seen], kind="stable")]
     reached = np.cumsum(counts[order])
-    low, high = (
-        values[order[np.searchsorted(reached, part * reached[-1])]] for part in (_OUTER, 1 - _OUTER)
-    )
 
-    return (
-        (float(low), float(high))
-        if high > low
-        else (float(values[order[0]]), float(values[order[-1]]))
-    )
+    low = values[order[np.searchsorted(reached, _OUTER * reached[-1])]]
+    high = values[order[np.searchsorted(reached, (1 - _OUTER) * reached[-1])]]
+    if high <= low:
+        low = values[order[0]]
+        high = values[order[-1]]
+    return float(low), float(high)
 
 
 def _shows(grey: Array, counts: NDArray[np.int64]) -> bool:
@@ -144,18 +261,15 @@ def _shows(grey: Array, counts: NDArray[np.int64]) -> bool:
 
 def _looked_up(table: NDArray[np.float32], stored: NDArray[np.integer]) -> NDArray[np.float32]:
     kind = np.iinfo(stored.dtype)
-    # a negative number's bits, read as unsigned, lie above the positive ones
+    # A negative number's bits, read as unsigned, lie above the positive numbers.
     if kind.min < 0:
-        table, stored = (
-            np.roll(table, int(kind.min)),
-            stored.view(stored.dtype.str.replace("i", "u")),
-        )
+        table = np.roll(table, int(kind.min))
+        stored = stored.view(stored.dtype.str.replace("i", "u"))
 
     image = np.empty(stored.shape, dtype=np.float32)
-
     rows = max(1, _BLOCK_PIXELS // stored.shape[1])
     for top in range(0, stored.shape[0], rows):
-        # "clip" skips a check of each index: the table has an entry for every one
+        # "clip" skips a check of each index: the table has an entry for each of them.
         np.take(table, stored[top : top + rows], out=image[top : top + rows], mode="clip")
 
     return image
@@ -164,121 +278,105 @@ def _looked_up(table: NDArray[np.float32], stored: NDArray[np.integer]) -> NDArr
 # ---- modality LUT (PS3.3 C.11.1)
 
 
-def _modality(header: Dataset, levels: Array, notes: list[str]) -> Array:
+def _modality(settled: Dataset, header: Dataset, levels: Array, notes: list[str]) -> Array:
     table = lut_of(header, "ModalityLUTSequence", signed=levels[0] < 0)
     if table is not None:
+        _settle_table(settled, "ModalityLUTSequence", table)
         return table(levels)[0]
     if header.get("ModalityLUTSequence"):
         raise Unsuitable("undecodable", "ModalityLUTSequence (0028,3000) cannot be applied")
-    slope, intercept = _number(header, "RescaleSlope"), _number(header, "RescaleIntercept")
+
+    slope = _number(header, "RescaleSlope")
+    intercept = _number(header, "RescaleIntercept")
     if not slope and header.get("RescaleSlope") not in (None, ""):
         notes.append("RescaleSlope is no usable number")
-    # Each alone is against the standard (both are type 1C together), and its meaning is plain all
-    # the same.
-    return levels * (slope or 1.0) + (intercept or 0.0)
+
+    # Each alone is against the standard (both are type 1C together), and its meaning is plain.
+    slope = slope or 1.0
+    intercept = intercept or 0.0
+    if "RescaleSlope" in header or "RescaleIntercept" in header:
+        _set_number(settled, "RescaleSlope", slope)
+        _set_number(settled, "RescaleIntercept", intercept)
+    return levels * slope + intercept
 
 
-def lut_of(
-    header: Dataset, keyword: str, signed: bool
-) -> Callable[[Array], tuple[Array, float]] | None:
-    """The first item's table as a function of input values.
-
-    (output values, the largest that its bits allow).
-    """
-    try:
-        item = header[keyword].value[0]
-        entries, first, bits = (int(v) for v in item.LUTDescriptor)
-        data = lut_words(item.LUTData, header) or item.LUTData
-        # PS3.3 C.11.1.1: 0 stands for 2^16; SS may make large ones negative
-        entries = entries % 65536 or 65536
-
-        if isinstance(data, bytes):
-            # 8-bit entries may be packed two to a word
-            wide = len(data) >= 2 * entries
-            table = np.frombuffer(data, dtype="<u2" if wide else "u1")[:entries].astype(np.float64)
-        else:
-            table = np.atleast_1d(np.asarray(data, dtype=np.float64))[:entries]
-
-        # Some say 8 or 10 bits of a table of 12 or 16: the upper part of the picture would all be
-        # white.
-        largest = float(2 ** max(bits, int(table.max()).bit_length()) - 1)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-    if len(table) != entries or not 1 <= bits <= 16:
-        return None
-
-    if signed and first > 32767:
-        # SS written as US
-        first -= 65536
-
-    def look_up(values: Array) -> tuple[Array, float]:
-        # below the first entry, the first; so at the end
-        index = np.clip(np.round(values) - first, 0, entries - 1)
-        return table[index.astype(np.intp)], largest
-
-    return look_up
-
-
-def lut_words(data: object, header: Dataset) -> bytes | None:
-    """LUTData as 16-bit little endian words, the same from every transfer syntax; None where it is
-    no such words.
-
-    It is US or OW (PS3.3 C.11.1): numbers where the VR is written, and bytes in the file's own
-    order elsewhere.
-
-    Args:
-        data: the value as it was read.
-        header: of the file that it was read from, for its byte order.
-    """
-    if isinstance(data, bytes):
-        order = ">" if header.original_encoding[1] is False else "<"
-        return (
-            np.frombuffer(data, f"{order}u2").astype("<u2").tobytes()
-            if len(data) % 2 == 0
-            else None
-        )
-
-    try:
-        words = np.asarray(data)
-        fits = words.dtype.kind in "iu" and words.min() >= 0 and words.max() <= 65535
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-    # by other numbers it is another picture
-    return words.astype("<u2").tobytes() if fits else None
+def _settle_table(settled: Dataset, keyword: str, table: Table) -> None:
+    item = table.item(byte_order(settled))
+    if item is not None:
+        settled.add_new(keyword, "SQ", [item])
 
 
 # ---- VOI LUT (PS3.3 C.11.2)
 
 
-def _voi(header: Dataset, values: Array, notes: list[str]) -> Array | None:
-    """Grey 0..1 by the first VOI LUT, else the first window, else None.
+def _voi(
+    settled: Dataset,
+    header: Dataset,
+    values: Array,
+    counts: NDArray[np.int64],
+    notes: list[str],
+) -> Array | None:
+    """Grey 0..1 by the first VOI LUT, else the first usable window, else None.
 
-    Several are alternatives (PS3.3 C.11.2.1).
+    Several are alternatives (PS3.3 C.11.2.1). One that hides the picture is not taken.
     """
+    hides = "the {} hides the picture, so the central range of its values is shown"
     if header.get("VOILUTSequence"):
         table = lut_of(header, "VOILUTSequence", signed=values.min() < 0)
         if table is not None:
-            grey, largest = table(values)
-            return np.clip(grey / largest, 0.0, 1.0)
+            _settle_table(settled, "VOILUTSequence", table)
+            greys, largest = table(values)
+            grey = np.clip(greys / largest, 0.0, 1.0)
+            if _shows(grey, counts):
+                return grey
+            notes.append(hides.format("VOI LUT"))
+            return None
         notes.append("VOILUTSequence cannot be applied")
+        _drop(settled, "VOILUTSequence")
 
-    centre, width = _number(header, "WindowCenter"), _number(header, "WindowWidth")
-    if centre is None or width is None:
+    window = _settle_window(settled, header, notes)
+    if window is None:
         return None
+    name, centre, width = window
+    grey = WINDOWS[name](values, centre, width)
+    if _shows(grey, counts):
+        return grey
+    notes.append(hides.format("window"))
+    return None
+
+
+def _settle_window(
+    settled: Dataset, header: Dataset, notes: list[str]
+) -> tuple[str, float, float] | None:
+    """(function, centre, width) of the first usable window; other windows are kept if usable."""
+    centres = _numbers(header, "WindowCenter")
+    widths = _numbers(header, "WindowWidth")
 
     name = str(header.get("VOILUTFunction") or "LINEAR").strip()
-    window = WINDOWS.get(name)
-    if window is None:
+    pairs = list(zip(centres, widths, strict=False))
+    if pairs and name not in WINDOWS:
         notes.append("VOILUTFunction unknown, LINEAR taken")
-        name, window = "LINEAR", linear
+        _drop(settled, "VOILUTFunction")
+        name = "LINEAR"
 
-    if width < (1 if name == "LINEAR" else 1e-9):
-        notes.append("WindowWidth is smaller than its function allows")
+    least = 1.0 if name == "LINEAR" else 1e-9
+    usable = [
+        (centre, width)
+        for centre, width in pairs
+        if centre is not None and width is not None and width >= least
+    ]
+    if not usable:
+        if any(centre is not None and width is not None for centre, width in pairs):
+            notes.append("WindowWidth is smaller than its function allows")
+        _drop(settled, "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation")
         return None
 
-    return window(values, centre, width)
+    if len(usable) < max(len(centres), len(widths)):
+        notes.append("a window without a usable centre and width is ignored")
+        _drop(settled, "WindowCenterWidthExplanation")
+    _set_number(settled, "WindowCenter", *(centre for centre, _ in usable))
+    _set_number(settled, "WindowWidth", *(width for _, width in usable))
+    return name, *usable[0]
 
 
 def linear(x: Array, centre: float, width: float) -> Array:
@@ -310,10 +408,7 @@ WINDOWS: dict[str, Callable[[Array, float, float], Array]] = {
 
 
 def inverse(header: Dataset) -> bool:
-    """Whether low values are bright.
-
-    PresentationLUTShape decides where it is present (PS3.3 C.11.6).
-    """
+    """Whether low values are bright: PresentationLUTShape decides if present (PS3.3 C.11.6)."""
     shape = header.get("PresentationLUTShape")
     return bool(shape == "INVERSE") if shape in _SHAPES else _dark_is_high(header)
 
@@ -322,11 +417,26 @@ def _dark_is_high(header: Dataset) -> bool:
     return str(header.get("PhotometricInterpretation")).strip().upper() == "MONOCHROME1"
 
 
-def _padding(header: Dataset, levels: Array, kind: np.iinfo[Any]) -> NDArray[np.bool_]:
-    """Which of the levels are no image.
+def _usable_padding(
+    header: Dataset,
+    levels: Array,
+    counts: NDArray[np.int64],
+    kind: np.iinfo[Any],
+    notes: list[str],
+) -> NDArray[np.bool_]:
+    """The levels that are padding; none where the range would black out the anatomy."""
+    padding = _padding(header, levels, kind)
+    if np.count_nonzero(counts[padding]) > np.count_nonzero(counts) / 2:
+        notes.append(
+            "PixelPaddingRangeLimit takes in most of the image's values, so that nothing is taken "
+            "as padding"
+        )
+        padding[:] = False
+    return padding
 
-    PixelPaddingValue, or from there to PixelPaddingRangeLimit.
-    """
+
+def _padding(header: Dataset, levels: Array, kind: np.iinfo[Any]) -> NDArray[np.bool_]:
+    """The levels that are padding: PixelPaddingValue, or from there to PixelPaddingRangeLimit."""
     value = _number(header, "PixelPaddingValue")
     if value is None:
         return np.zeros(levels.shape, dtype=bool)
@@ -345,11 +455,57 @@ def _wrapped(value: float, kind: np.iinfo[Any]) -> float:
     return next(meant, value)
 
 
+# ---- numbers of a header
+
+
 def _number(header: Dataset, keyword: str) -> float | None:
-    """The first value of a numeric attribute, or None where there is no number to reckon with."""
+    """The first value of a numeric attribute; None where it is absent or no usable number."""
+    numbers = _numbers(header, keyword)
+    return numbers[0] if numbers else None
+
+
+def _numbers(header: Dataset, keyword: str) -> list[float | None]:
+    """The values of a numeric attribute, None for each that is no usable number."""
     value: Any = header.get(keyword)
+    if value is None:
+        return []
+    values = value if isinstance(value, MultiValue | list | tuple) else [value]
+    return [_usable(one) for one in values]
+
+
+def _usable(value: Any) -> float | None:
     try:
-        number = float(value if isinstance(value, (int, float, str, bytes)) else value[0])
-    except (TypeError, ValueError, IndexError, OverflowError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return number if abs(number) < 1e30 else None
+    return number if abs(number) < _LARGEST_NUMBER else None
+
+
+def _set_number(settled: Dataset, keyword: str, *numbers: float) -> None:
+    """Write numbers as DS, unless the attribute holds exactly them already.
+
+    A DS has at most 16 characters (PS3.5 6.2); results leave longer ones out.
+    """
+    texts = [_decimal(number) for number in numbers]
+    if keyword in settled and settled[keyword].VR == "DS":
+        found = settled[keyword].value
+        values = list(found) if isinstance(found, MultiValue) else [found]
+        is_short = all(len(str(value).strip()) <= _DS_CHARACTERS for value in values)
+        if is_short and [_usable(value) for value in values] == list(numbers):
+            return
+    settled.add_new(keyword, "DS", texts if len(texts) > 1 else texts[0])
+
+
+def _decimal(number: float) -> str:
+    """A number in at most 16 characters, with as many digits as fit."""
+    for digits in range(_DS_CHARACTERS, 0, -1):
+        text = f"{number:.{digits}g}"
+        if len(text) <= _DS_CHARACTERS:
+            return text
+    raise ValueError(f"{number} does not fit a DS of {_DS_CHARACTERS} characters")
+
+
+def _drop(settled: Dataset, *keywords: str) -> None:
+    for keyword in keywords:
+        if keyword in settled:
+            del settled[keyword]

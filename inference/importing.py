@@ -136,7 +136,7 @@ def chexnet(checkpoint: Path) -> nn.Module:
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that inference/networks/densenet.py and torchvision have today."""
+    """The tensors under today's names, of torchvision and inference/networks/densenet.py."""
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}

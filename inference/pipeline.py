@@ -18,7 +18,7 @@ from inference.engine import Engine
 from inference.finding import Finding, Outcome, State
 from inference.measure import measure
 from inference.plausibility import UPRIGHT, Pose
-from inference.preprocess import as_stored, upright
+from inference.preprocess import as_stored, upright, with_square_pixels, with_stored_pixels
 from inference.radiograph import Radiograph, Unsuitable
 from inference.results.identity import Case, Refusal, RenderSettings
 
@@ -126,10 +126,11 @@ class Pipeline:
 
         if isinstance(judged, Exclusion):
             # The archive is told, in an overlay on the very picture.
-            return Reading(image.content_digest, header, image, judged)
+            return Reading(image.content_digest, image.header, image, judged)
 
+        # The radiograph's header holds the display attributes that made its picture.
         notes = (*judged, *parse_notes, *image.notes)
-        return Reading(image.content_digest, header, image, notes=notes)
+        return Reading(image.content_digest, image.header, image, notes=notes)
 
     def answer(self, readings: Sequence[Reading]) -> list[Answer | None]:
         """Run the networks over the admitted images, on the thread that owns the device.
@@ -198,7 +199,12 @@ class Pipeline:
         # There is no SEG then, for an empty one would read like a negative.
         rule = self.engine.manifest.segmenter.rule
         orientation = image.header.get("PatientOrientation") or None
-        mask = postprocess.segment(as_stored(answer.probability_map, orientation), *rule)
+        probability_map = with_stored_pixels(
+            as_stored(answer.probability_map, orientation), image.pixels.shape
+        )
+        if image.opening is not None:
+            probability_map = np.where(image.opening, probability_map, np.float32(0))
+        mask = postprocess.segment(probability_map, *rule)
 
         # A picture that had to be turned contradicts its header, so its sides are unknown.
         sided = not answer.pose.quarter_turns
@@ -328,9 +334,11 @@ def _in_range(probability: float) -> float:
 
 
 def _pixels(reading: Reading) -> NDArray[np.float32]:
-    """What the networks see: the image standing up, however it is stored."""
+    """The networks' view: the image standing up in true proportions, however it is stored."""
     assert reading.radiograph is not None
-    return upright(reading.radiograph.pixels, reading.radiograph.header.get("PatientOrientation"))
+    image = reading.radiograph
+    proportioned = with_square_pixels(image.pixels, image.aspect)
+    return upright(proportioned, image.header.get("PatientOrientation"))
 
 
 def _can_be_named(header: Dataset) -> bool:

@@ -1,16 +1,17 @@
 """Pixel Data -> stored values, the same whatever the transfer syntax.
 
-What hostile bytes may cost is bounded first.
+What hostile bytes may cost is bounded before a decoder sees them.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import FileDataset
-from pydicom.encaps import generate_fragments
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import (
     JPEGExtended12BitDecoder,
     JPEGLosslessDecoder,
@@ -20,6 +21,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
+    UID,
     AllTransferSyntaxes,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -37,6 +39,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from inference import streams
 from inference.silence import silenced_warnings
 
 for _decoder in (JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder):
@@ -60,19 +63,25 @@ DECODERS = {
     RLELossless: "pydicom",
 }
 NATIVE_SYNTAXES = (
-    ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian,
+    ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
 )  # fmt: skip
-# a header may ask for 65535 x 65535; the largest detectors have some 20 million
+# A header may ask for 65535 x 65535; the largest detectors have some 20 million.
 MAX_PIXELS = 100_000_000
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+# The groups of the attributes that describe pixels, and of the pixels.
+_IMAGE_GROUPS = (0x0028, 0x7FE0)
+# A lossy codec overshoots sharp edges by less, and at fewer pixels.
+_OVERSHOOT = 1 / 8
+_OVERSHOT_PART = 0.001
 
 
 class Unsuitable(Exception):  # noqa: N818 - an outcome, not an error
-    """No Radiograph can be made. `reason` is a code of admission.REASONS; `detail` holds no patient
-    value.
+    """No Radiograph can be made of the file.
 
-    `content_digest` is that of the pixels where they were decoded all the same, else None.
+    `reason` is a code of admission.REASONS; `detail` holds no patient value. `content_digest` is
+    that of the pixels where they were decoded, else None.
     """
 
     def __init__(self, reason: str, detail: str, content_digest: str | None = None) -> None:
@@ -84,10 +93,7 @@ class Unsuitable(Exception):  # noqa: N818 - an outcome, not an error
 
 @dataclass(frozen=True)
 class Layout:
-    """The Image Pixel Module of one grey frame (PS3.3 C.7.6.3).
-
-    Constructed means decodable in principle.
-    """
+    """The Image Pixel Module of one grey frame (PS3.3 C.7.6.3), checked to be decodable."""
 
     rows: int
     columns: int
@@ -95,6 +101,8 @@ class Layout:
     bits_stored: int
     high_bit: int
     signed: bool
+    # What of the description was absent or impossible, where only one meaning is left.
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, dataset: FileDataset) -> Layout:
@@ -103,61 +111,85 @@ class Layout:
         Raises:
             Unsuitable: "foreign_result" (colour), "multi_frame", or "undecodable".
         """
+        notes = []
+
         try:
-            samples, rows, columns = (
-                int(dataset.SamplesPerPixel),
-                int(dataset.Rows),
-                int(dataset.Columns),
-            )
+            samples = int(dataset.SamplesPerPixel)
+            rows = int(dataset.Rows)
+            columns = int(dataset.Columns)
             frames = int(dataset.get("NumberOfFrames") or 1)
-            allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-            high, representation = (
-                int(dataset.get("HighBit", stored - 1)),
-                int(dataset.PixelRepresentation),
-            )
+            allocated = int(dataset.BitsAllocated)
+            stored = int(dataset.BitsStored)
+            high = int(dataset.get("HighBit", stored - 1))
+            representation = dataset.get("PixelRepresentation")
             photometric = str(dataset.PhotometricInterpretation or "").strip().upper()
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
             kind = type(error).__name__
-            raise Unsuitable(
-                "undecodable", f"the image description is incomplete ({kind})"
-            ) from error
+            detail = f"the image description is incomplete ({kind})"
+            raise Unsuitable("undecodable", detail) from error
 
         if not photometric:
-            raise Unsuitable(
-                "undecodable", "PhotometricInterpretation (0028,0004) is empty: white may be black"
-            )
-
+            detail = "PhotometricInterpretation (0028,0004) is empty: white may be black"
+            raise Unsuitable("undecodable", detail)
         if samples != 1 or photometric not in _GREY:
-            raise Unsuitable(
-                "foreign_result", "colour, not MONOCHROME1 or MONOCHROME2 with one sample per pixel"
-            )
-
+            detail = "colour, not MONOCHROME1 or MONOCHROME2 with one sample per pixel"
+            raise Unsuitable("foreign_result", detail)
         if frames != 1:
             raise Unsuitable("multi_frame", f"{frames} frames found, one wanted")
-
         if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
-            raise Unsuitable(
-                "undecodable", f"{rows} x {columns} pixels found, 1 to {MAX_PIXELS} wanted"
-            )
+            detail = f"{rows} x {columns} pixels found, 1 to {MAX_PIXELS} wanted"
+            raise Unsuitable("undecodable", detail)
 
-        if (
-            allocated not in (8, 16)
-            or not 0 < stored <= high + 1 <= allocated
-            or representation not in (0, 1)
-        ):
-            raise Unsuitable(
-                "undecodable",
-                f"{stored} of {allocated} bits to bit {high}, 1 to 16 of 8 or 16 wanted",
-            )
+        if representation is None or representation == "":
+            notes.append("PixelRepresentation absent, unsigned taken")
+            representation = 0
+        if 0 < stored <= allocated and not stored <= high + 1 <= allocated:
+            # Bits cannot lie there; PS3.5 8.1.1 leaves BitsStored - 1.
+            notes.append("HighBit is impossible, BitsStored - 1 taken")
+            high = stored - 1
 
-        return cls(rows, columns, allocated, stored, high, representation == 1)
+        is_possible = allocated in (8, 16) and 0 < stored <= high + 1 <= allocated
+        if not is_possible or representation not in (0, 1):
+            detail = f"{stored} of {allocated} bits to bit {high}, 1 to 16 of 8 or 16 wanted"
+            raise Unsuitable("undecodable", detail)
+        return cls(rows, columns, allocated, stored, high, representation == 1, tuple(notes))
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The least and the largest value that Bits Stored can hold."""
+        if self.signed:
+            half = 1 << self.bits_stored - 1
+            return -half, half - 1
+        return 0, (1 << self.bits_stored) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """Decoded pixels. `values` is (rows, columns), uint8, int8, uint16 or int16."""
+
+    values: NDArray[np.integer]
+    layout: Layout
+    # The stream's bits where the pixels use more of them than Bits Stored, else Bits Stored.
+    bits: int
+    notes: tuple[str, ...]
+    # Of the stream itself, where that contradicts the header.
+    syntax: UID
 
 
 def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
-    """Stored pixel values, (rows, columns), uint8, int8, uint16 or int16 by the header's Bits
-    Allocated.
+    """Stored pixel values, (rows, columns), uint8, int8, uint16 or int16 by Bits Allocated.
+
+    Raises:
+        Unsuitable: as `read_pixels`.
+    """
+    return read_pixels(dataset).values
+
+
+def read_pixels(dataset: FileDataset) -> Stored:
+    """Decode the one frame of an image.
 
     Bits above Bits Stored hold no pixel (PS3.5 8.1.1; overlays in old files): they are removed.
+    Where a stream announces more bits than Bits Stored, and its pixels use them, they are kept.
 
     Raises:
         Unsuitable: see Layout.of, and "undecodable": no decoder, truncated, or the stream holds
@@ -165,165 +197,188 @@ def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
     """
     if "PixelData" not in dataset:
         raise Unsuitable("undecodable", "no Pixel Data (7FE0,0010)")
-
     layout = Layout.of(dataset)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    # a peer's string is not logged
-    named = str(syntax) if syntax in AllTransferSyntaxes else "unknown"
 
+    # A peer's string is not logged.
+    syntax = dataset.file_meta.TransferSyntaxUID
+    named = str(syntax) if syntax in AllTransferSyntaxes else "unknown"
     if syntax not in DECODERS and syntax not in NATIVE_SYNTAXES:
-        raise Unsuitable("undecodable", f"transfer syntax {named}: there is no decoder for it")
+        detail = f"transfer syntax {named}: there is no decoder for it"
+        raise Unsuitable("undecodable", detail)
 
     with silenced_warnings():
         try:
-            (_check_stream if syntax in DECODERS else _check_length)(dataset, layout)
-            decoded = pixel_array(
-                dataset,
-                raw=True,
-                decoding_plugin=DECODERS.get(syntax, ""),
-                correct_unused_bits=False,
-                allow_excess_frames=False,
-            )
+            decode = _decoded_stream if syntax in DECODERS else _native
+            decoded = decode(dataset, layout, syntax)
         except Unsuitable:
             raise
         except Exception as error:
-            # codecs meet arbitrary bytes and raise what they like
-            kind = type(error).__name__
-            raise Unsuitable(
-                "undecodable", f"transfer syntax {named}: {kind} in the decoder"
-            ) from error
+            # Codecs meet arbitrary bytes and raise anything.
+            detail = f"transfer syntax {named}: {type(error).__name__} in the decoder"
+            raise Unsuitable("undecodable", detail) from error
 
-    if decoded.shape != (layout.rows, layout.columns):
-        raise Unsuitable(
-            "undecodable", f"{decoded.shape} pixels, ({layout.rows}, {layout.columns}) wanted"
-        )
+    shape = decoded.values.shape
+    if shape != (layout.rows, layout.columns):
+        detail = f"{shape} pixels, ({layout.rows}, {layout.columns}) wanted"
+        raise Unsuitable("undecodable", detail)
 
     dtype = np.dtype(f"<{'i' if layout.signed else 'u'}{layout.bits_allocated // 8}")
+    values = np.ascontiguousarray(decoded.values, dtype=dtype)
+    is_lossy = decoded.syntax in _LOSSY
+    kept, used_bits = _within_bits_stored(values, layout, decoded.bits, is_lossy)
 
-    return _within_bits_stored(
-        np.ascontiguousarray(decoded, dtype=dtype), layout, lossy=syntax in _LOSSY
+    notes = (*layout.notes, *decoded.notes)
+    if used_bits != layout.bits_stored:
+        bits_note = f"the stream has {used_bits} bits, BitsStored says {layout.bits_stored}"
+        notes = (*notes, bits_note)
+    return Stored(kept, layout, used_bits, notes, decoded.syntax)
+
+
+def _native(dataset: FileDataset, layout: Layout, syntax: UID) -> Stored:
+    """Uncompressed Pixel Data as they are."""
+    _check_length(dataset, layout)
+    values = _decode(_described(dataset, layout), "")
+    return Stored(values, layout, layout.bits_stored, (), syntax)
+
+
+def _decoded_stream(dataset: FileDataset, layout: Layout, syntax: UID) -> Stored:
+    """Encapsulated Pixel Data as its codec gives them, with the bits that the stream announces."""
+    # No codec makes an image much larger than it was.
+    expected = layout.rows * layout.columns * layout.bits_allocated // 8
+    found = len(dataset.PixelData)
+    if found > 2 * expected + 1_000_000:
+        detail = f"{found} bytes of Pixel Data for {expected} bytes of pixels"
+        raise Unsuitable("undecodable", detail)
+
+    frame = streams.frame_of(dataset.PixelData, syntax)
+    notes = frame.notes
+    bits = layout.bits_stored
+    own = syntax
+    # The segments of RLE announce no size.
+    if syntax != RLELossless:
+        announced = _checked_stream(frame.stream, layout)
+        bits = min(announced.bits, layout.bits_allocated)
+        own = streams.syntax_of(announced, syntax)
+    if own != syntax:
+        notes = (*notes, f"the stream is {own.name}, not what the transfer syntax names")
+
+    described = _described(dataset, layout)
+    described.file_meta = copy.copy(dataset.file_meta)
+    described.file_meta.TransferSyntaxUID = own
+    described.PixelData = encapsulate([frame.stream])
+    described["PixelData"].is_undefined_length = True
+    plugin = DECODERS[own]
+
+    try:
+        return Stored(_decode(described, plugin), layout, bits, notes, own)
+    except Exception:
+        padded = streams.without_zero_before_end(frame.stream)
+        if padded is None or own not in (JPEGLSLossless, JPEGLSNearLossless):
+            raise
+        described.PixelData = encapsulate([padded])
+        described["PixelData"].is_undefined_length = True
+        note = "a zero byte stands before the end of the JPEG-LS stream"
+        return Stored(_decode(described, plugin), layout, bits, (*notes, note), own)
+
+
+def _decode(described: FileDataset, plugin: str) -> NDArray[np.integer]:
+    decoded: NDArray[np.integer] = pixel_array(
+        described,
+        raw=True,
+        decoding_plugin=plugin,
+        correct_unused_bits=False,
+        allow_excess_frames=False,
     )
+    return decoded
+
+
+def _described(dataset: FileDataset, layout: Layout) -> FileDataset:
+    """The data set with the description that was checked; it shares every other element."""
+    elements = {tag: element for tag, element in dataset.items() if tag.group in _IMAGE_GROUPS}
+    described = FileDataset(None, elements, file_meta=dataset.file_meta)  # type: ignore[arg-type]
+    implicit, little_endian = dataset.original_encoding
+    described.set_original_encoding(implicit, little_endian, dataset.original_character_set)
+
+    described.HighBit = layout.high_bit
+    described.PixelRepresentation = int(layout.signed)
+    described.NumberOfFrames = 1
+    return described
 
 
 def _within_bits_stored(
-    values: NDArray[np.integer], layout: Layout, lossy: bool
-) -> NDArray[np.integer]:
+    values: NDArray[np.integer], layout: Layout, stream_bits: int, lossy: bool
+) -> tuple[NDArray[np.integer], int]:
+    """(the values, the bits that they use): what lies above Bits Stored is judged and removed."""
     above = layout.bits_allocated - 1 - layout.high_bit
     unused = layout.bits_allocated - layout.bits_stored
-    low, high = (-1 << layout.bits_stored - 1, (1 << layout.bits_stored - 1) - 1) if layout.signed else (
-        0, (1 << layout.bits_stored) - 1,
-    )  # fmt: skip
-    if not unused or (
-        layout.high_bit == layout.bits_stored - 1 and low <= values.min() and values.max() <= high
-    ):
-        return values
+    low, high = layout.span
+    is_low = layout.high_bit == layout.bits_stored - 1
+    if not unused or (is_low and low <= values.min() and values.max() <= high):
+        return values, layout.bits_stored
 
-    # a codec's overshoot: white must not come round to black
+    has_more_bits = stream_bits > layout.bits_stored and is_low
     if lossy and not layout.signed:
-        return np.asarray(np.clip(values, low, high))
+        if has_more_bits and _exceeds(values, high):
+            return values, stream_bits
+        # A codec's overshoot: white must not come round to black.
+        return np.asarray(np.clip(values, low, high)), layout.bits_stored
 
-    if layout.high_bit == layout.bits_stored - 1 and _torn(values, layout.bits_stored):
-        raise Unsuitable(
-            "undecodable", f"the pixels use more than the {layout.bits_stored} bits of Bits Stored"
-        )
+    if is_low and _torn(values, layout.bits_stored):
+        if has_more_bits:
+            return values, stream_bits
+        detail = f"the pixels use more than the {layout.bits_stored} bits of Bits Stored"
+        raise Unsuitable("undecodable", detail)
 
-    # by the sign, where it is signed
-    return np.asarray((values << above) >> unused)
+    # The right shift carries the sign, where the values are signed.
+    return np.asarray((values << above) >> unused), layout.bits_stored
+
+
+def _exceeds(values: NDArray[np.integer], high: int) -> bool:
+    """Whether pixels lie further above the largest value than a codec's overshoot."""
+    beyond = np.count_nonzero(values > high + high * _OVERSHOOT)
+    return bool(beyond > _OVERSHOT_PART * values.size)
 
 
 def _torn(values: NDArray[np.integer], bits_stored: int) -> bool:
-    """Whether the bits above Bits Stored belong to the pixels: a smooth place would jump from white
-    to black without.
+    """Whether the bits above Bits Stored belong to the pixels.
 
-    What else lies there, an overlay, jumps itself, and the pixels below do not.
+    Without them a smooth place would jump from white to black. Other content there, an overlay,
+    jumps itself, and the pixels below do not.
     """
-    whole, span = values[:: max(1, values.shape[0] // 512)].astype(np.int32), 1 << bits_stored
-    with_them, without = (
-        np.abs(np.diff(seen, axis=1)) >= span // 2 for seen in (whole, whole % span)
-    )
-    return bool(np.count_nonzero(without & ~with_them) > np.count_nonzero(with_them & ~without))
+    span = 1 << bits_stored
+    whole = values[:: max(1, values.shape[0] // 512)].astype(np.int32)
+
+    with_them = np.abs(np.diff(whole, axis=1)) >= span // 2
+    without = np.abs(np.diff(whole % span, axis=1)) >= span // 2
+    torn = np.count_nonzero(without & ~with_them)
+    joined = np.count_nonzero(with_them & ~without)
+    return bool(torn > joined)
 
 
 def _check_length(dataset: FileDataset, layout: Layout) -> None:
-    """Are uncompressed pixels what the header describes? Colour, words or frames it does not tell
-    of are not.
-    """
-    expected, found = (
-        layout.rows * layout.columns * layout.bits_allocated // 8,
-        len(dataset.PixelData),
-    )
-
+    """Refuse uncompressed pixels that are not what the header describes: colour, words, frames."""
     if dataset["PixelData"].is_undefined_length:
-        raise Unsuitable(
-            "undecodable", "compressed Pixel Data (PS3.5 A.4) in an uncompressed transfer syntax"
-        )
+        detail = "compressed Pixel Data (PS3.5 A.4) in an uncompressed transfer syntax"
+        raise Unsuitable("undecodable", detail)
 
-    # less may be padding
-    if 2 * found > 3 * expected + 2:
-        raise Unsuitable(
-            "undecodable", f"{found} bytes of Pixel Data for {expected} bytes of pixels"
-        )
-
-
-def _check_stream(dataset: FileDataset, layout: Layout) -> None:
-    """Before a decoder allocates what a stream asks for.
-
-    Is it the size of the image that the header describes?
-    """
+    # A smaller surplus may be padding.
     expected = layout.rows * layout.columns * layout.bits_allocated // 8
-    # no codec makes an image much larger than it was
-    if len(dataset.PixelData) > 2 * expected + 1_000_000:
-        raise Unsuitable(
-            "undecodable",
-            f"{len(dataset.PixelData)} bytes of Pixel Data for {expected} bytes of pixels",
-        )
-
-    fragments = generate_fragments(dataset.PixelData)
-    # the Basic Offset Table
-    next(fragments)
-
-    if dataset.file_meta.TransferSyntaxUID == RLELossless:
-        # its segments announce no size
-        return
-
-    announced = _announced(next(fragments))
-    if announced != (layout.rows, layout.columns, 1):
-        raise Unsuitable(
-            "undecodable", f"the stream holds {announced}, ({layout.rows}, {layout.columns}, 1) "
-            "rows, columns and "
-            "samples wanted",
-        )  # fmt: skip
+    found = len(dataset.PixelData)
+    if 2 * found > 3 * expected + 2:
+        detail = f"{found} bytes of Pixel Data for {expected} bytes of pixels"
+        raise Unsuitable("undecodable", detail)
 
 
-def _announced(stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, components) that a JPEG, JPEG-LS or JPEG 2000 stream announces.
+def _checked_stream(stream: bytes, layout: Layout) -> streams.Announced:
+    """The image that the stream announces.
 
-    None where it cannot be told.
+    Raises:
+        Unsuitable: its size is not the header's; a decoder would allocate what the stream asks for.
     """
-    # SOC, SIZ (ISO 15444-1 A.5.1), also within a JP2's boxes
-    size = stream.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if size >= 0 and len(stream) >= size + 42:
-        columns, rows, left, top = (
-            int.from_bytes(stream[size + 8 + 4 * n : size + 12 + 4 * n], "big") for n in range(4)
-        )
-        return rows - top, columns - left, int.from_bytes(stream[size + 40 : size + 42], "big")
-
-    position = 2
-    while stream[:2] == b"\xff\xd8" and position + 10 <= len(stream) and stream[position] == 0xFF:
-        marker, length = (
-            stream[position + 1],
-            int.from_bytes(stream[position + 2 : position + 4], "big"),
-        )
-        # a fill byte (ISO 10918-1 B.1.1.2)
-        if marker == 0xFF:
-            position += 1
-        # a frame header
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns = (
-                int.from_bytes(stream[position + n : position + n + 2], "big") for n in (5, 7)
-            )
-            return rows, columns, stream[position + 9]
-        else:
-            position += 2 + length
-
-    return None
+    found = streams.announced(stream)
+    wanted = (layout.rows, layout.columns, 1)
+    size = None if found is None else (found.rows, found.columns, found.components)
+    if found is None or size != wanted:
+        detail = f"the stream holds {size}, {wanted} rows, columns and samples wanted"
+        raise Unsuitable("undecodable", detail)
+    return found

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from inference.spacing import SQUARE_WITHIN
+
 SCHEMES = ("image-standard", "unit")
 
 
@@ -32,6 +34,29 @@ def as_stored(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixe
     transposed, mirrored, upside_down = _turn(patient_orientation)
     turned: Any = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
     return turned.T if transposed else turned  # type: ignore[no-any-return]
+
+
+def with_square_pixels(pixels: NDArray[np.float32], aspect: float) -> NDArray[np.float32]:
+    """A (rows, columns) float32 image in true proportions, its shorter pixel side kept.
+
+    Args:
+        pixels: as stored; returned as it is where its pixels are square within 1 %.
+        aspect: a pixel's height divided by its width.
+    """
+    if abs(aspect - 1) <= SQUARE_WITHIN:
+        return pixels
+    rows, columns = pixels.shape
+    wanted = (max(rows, round(rows * aspect)), max(columns, round(columns / aspect)))
+    return with_stored_pixels(pixels, wanted)
+
+
+def with_stored_pixels(pixels: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The inverse of `with_square_pixels`: resampled, bilinear, to the source's (rows, columns)."""
+    if pixels.shape == shape:
+        return pixels
+    image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32))
+    resized = image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    return np.array(resized, dtype=np.float32)
 
 
 def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:

@@ -1,7 +1,4 @@
-"""Bytes -> header -> Radiograph.
-
-One grey image in display polarity, or Unsuitable with the reason.
-"""
+"""Bytes -> header -> Radiograph: one grey image in display polarity, or Unsuitable with a reason."""
 
 from __future__ import annotations
 
@@ -22,41 +19,41 @@ from pydicom.uid import (
     JPEGExtended12Bit,
 )
 
-from inference.display import displayed, lut_words
+from inference import shutter
+from inference.display import lut_words, show
 from inference.display import stretch as stretch
-from inference.pixels import MAX_PIXELS, stored_values
+from inference.pixels import MAX_PIXELS, read_pixels
 from inference.pixels import Unsuitable as Unsuitable
+from inference.repair import repaired
 from inference.silence import silenced_warnings
 from inference.spacing import Spacing as Spacing
 from inference.spacing import spacing_of as spacing_of
 
 # Patient and study attributes that results copy from their source; part of the content digest
-# (design, "Identity").
+# (docs/rules.md, "Identity").
 COPIED_KEYWORDS = (
-    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID",
-    "PatientBirthDate", "PatientSex",
-    "PatientAge", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
-    "StudyDescription",
-    "ReferringPhysicianName",
+    "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate",
+    "PatientSex", "PatientAge", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
 )  # fmt: skip
 
-# Attributes that change the picture or what is measured on it: another value is another content.
+# Attributes that change the picture or its measurements: another value is another content.
 _SHOWN_KEYWORDS = (
     "PatientOrientation", "PixelSpacing", "ImagerPixelSpacing", "PhotometricInterpretation",
-    "PresentationLUTShape",
-    "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction",
-    "PixelPaddingValue",
+    "PresentationLUTShape", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth",
+    "VOILUTFunction", "PixelPaddingValue",
 )  # fmt: skip
-# Rarer ones count only where they are present, so that the digests of all other images stayed when
-# they were added.
+# Rare attributes count only where they are present, so that the digests of all other images stayed
+# the same when they were added.
 _RARELY_SHOWN_KEYWORDS = (
     "PixelPaddingRangeLimit", "PixelSpacingCalibrationType", "NominalScannedPixelSpacing",
-    "EstimatedRadiographicMagnificationFactor",
+    "EstimatedRadiographicMagnificationFactor", "PixelAspectRatio", *shutter.KEYWORDS,
 )  # fmt: skip
 _ALWAYS_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _LUT_KEYWORDS = ("ModalityLUTSequence", "VOILUTSequence")
-# deflate makes a thousandfold of nothing
+# Deflate can unpack to a thousand times its size.
 _INFLATED_LIMIT_BYTES = 2 * MAX_PIXELS + (16 << 20)
+_PIXEL_DATA = 0x7FE00010
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,21 +62,24 @@ class Radiograph:
 
     `pixels` is (rows, columns), float32, 0 black to 1 white, in display polarity: MONOCHROME1 is
     already inverted, so air is dark in every Radiograph. `header` is the source without its Pixel
-    Data.
+    Data, its display attributes as they were applied. `aspect` is a pixel's height divided by its
+    width. `opening` is (rows, columns), True inside the display shutter; None without a shutter.
     """
 
     header: Dataset
     pixels: NDArray[np.float32]
     spacing: Spacing | None
     content_digest: str
-    # what of the header's display attributes was not usable; no patient value
+    # Display attributes that were not usable; no patient value.
     notes: tuple[str, ...] = ()
+    aspect: float = 1.0
+    opening: NDArray[np.bool_] | None = None
 
 
 def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
-    """A DICOM file's data set, pixels still encoded, and notes on what of it cannot be read.
+    """A DICOM file's data set, pixels still encoded, and notes on its unreadable elements.
 
-    A file without preamble or file meta is taken too. An element that cannot be read is left out
+    A file without preamble or file meta is accepted. An element that cannot be read is left out
     and noted by its tag: one broken attribute must not cost an image. A file cut off in its pixels
     keeps its header.
 
@@ -91,40 +91,51 @@ def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
         data = _inflated(data)
 
     with silenced_warnings():
-        dataset, notes = _read(data, stop_before_pixels=False), []
-        # perhaps cut off in its pixels
+        dataset, notes = _read_leniently(data)
         if dataset is None:
-            dataset, notes = _read(data, stop_before_pixels=True), ["file cut off"]
-
-        if dataset is None:
-            raise Unsuitable(
-                "not_dicom",
-                "no SOP Class UID and SOP Instance UID found; a DICOM object was wanted",
-            )
-
-        for tag in list(dataset.keys()):
-            # every element is converted now: what is broken shows here, not at some later reader
-            try:
-                element = dataset[tag]
-                for item in element.value if element.VR == "SQ" else ():
-                    for _ in item.iterall():
-                        pass
-            except Exception:
-                del dataset[tag]
-                notes.append(f"{tag} unreadable")
+            detail = "no SOP Class UID and SOP Instance UID found; a DICOM object was wanted"
+            raise Unsuitable("not_dicom", detail)
+        notes += _drop_unreadable(dataset)
 
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):
-        # PS3.10 7.1 wants file meta information; without it pydicom has found out the encoding by
-        # itself.
+        # PS3.10 7.1 wants file meta information; without it pydicom has guessed the encoding.
         implicit, _ = dataset.original_encoding
-        dataset.file_meta.TransferSyntaxUID = (
-            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        )
-
+        guessed = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = guessed
     if deflated:
         dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-
     return dataset, tuple(notes)
+
+
+def _read_leniently(data: bytes) -> tuple[FileDataset | None, list[str]]:
+    """The data set as it is, else repaired, else up to its pixels."""
+    dataset = _read(data, stop_before_pixels=False)
+    if dataset is not None and _PIXEL_DATA in dataset:
+        return dataset, []
+
+    mended, notes = repaired(data, _meta_end(data))
+    if notes:
+        from_mended = _read(mended, stop_before_pixels=False)
+        if from_mended is not None:
+            return from_mended, list(notes)
+    if dataset is not None:
+        return dataset, []
+    return _read(data, stop_before_pixels=True), ["file cut off"]
+
+
+def _drop_unreadable(dataset: FileDataset) -> list[str]:
+    """Convert every element now, and drop broken ones before another reader meets them."""
+    notes = []
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+            for item in element.value if element.VR == "SQ" else ():
+                for _ in item.iterall():
+                    pass
+        except Exception:
+            del dataset[tag]
+            notes.append(f"{tag} unreadable")
+    return notes
 
 
 def _read(data: bytes, stop_before_pixels: bool) -> FileDataset | None:
@@ -132,7 +143,7 @@ def _read(data: bytes, stop_before_pixels: bool) -> FileDataset | None:
         dataset = dcmread(io.BytesIO(data), force=True, stop_before_pixels=stop_before_pixels)
         identified = bool(dataset.get("SOPClassUID")) and "SOPInstanceUID" in dataset
     except Exception:
-        # the parser meets arbitrary bytes and raises what it likes
+        # The parser meets arbitrary bytes and raises anything.
         return None
     return dataset if identified else None
 
@@ -146,11 +157,10 @@ def _is_deflated(data: bytes) -> bool:
 
 
 def _inflated(data: bytes) -> bytes:
-    """The same file with its data set as it was before it was deflated (PS3.5 A.5), as far as it is
-    there.
+    """The file with its data set inflated (PS3.5 A.5), as far as it is there.
 
     Raises:
-        Unsuitable: "not_dicom" where it is no deflated stream, or one that never ends.
+        Unsuitable: "not_dicom" where it is no deflated stream, or a stream that never ends.
     """
     start = _meta_end(data)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -161,23 +171,18 @@ def _inflated(data: bytes) -> bytes:
         raise Unsuitable("not_dicom", "the deflated data set cannot be inflated") from error
 
     if len(dataset) == _INFLATED_LIMIT_BYTES:
-        raise Unsuitable(
-            "not_dicom", f"the deflated data set is larger than {_INFLATED_LIMIT_BYTES} bytes"
-        )
+        detail = f"the deflated data set is larger than {_INFLATED_LIMIT_BYTES} bytes"
+        raise Unsuitable("not_dicom", detail)
 
     deflated = DeflatedExplicitVRLittleEndian.encode()
-
-    return (
-        data[:start].replace(deflated, ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0"))
-        + dataset
-    )
+    inflated = ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0")
+    return data[:start].replace(deflated, inflated) + dataset
 
 
 def _meta_end(data: bytes) -> int:
-    """Where the data set begins; 0 where there is no file meta information.
+    """The position of the data set; 0 where there is no file meta information.
 
-    After the last element of group 2: its group length, which PS3.10 7.1 wants first, may be absent
-    or wrong.
+    It follows the last element of group 2, whose group length may be absent or wrong.
     """
     position = 132 if data[128:132] == b"DICM" else 0
     while data[position : position + 2] == b"\x02\x00" and position + 8 <= len(data):
@@ -187,71 +192,78 @@ def _meta_end(data: bytes) -> int:
         elif vr.isalpha():
             position += 8 + int.from_bytes(data[position + 6 : position + 8], "little")
         else:
-            # no VR: implicit
+            # Without a VR: implicit.
             position += 8 + int.from_bytes(data[position + 4 : position + 8], "little")
 
     return min(position, len(data))
 
 
 def undecoded_digest(data: bytes) -> str:
-    """The content digest of an image whose pixels were not decoded.
-
-    Over its data set, without the file meta.
-    """
+    """The content digest of an undecoded image: over its data set, without the file meta."""
     return hashlib.sha256(memoryview(data)[_meta_end(data) :]).hexdigest()
 
 
 def decode(dataset: FileDataset) -> Radiograph:
-    """The grey image a viewer would show: modality LUT, VOI LUT or window, polarity, scaled to
-    0..1.
+    """The grey image that a viewer would show (display.py), scaled to 0..1.
 
     Raises:
         Unsuitable: "foreign_result" (colour), "multi_frame", "undecodable" (no decoder, truncated,
             ...) or "blank".
     """
     header = without_pixels(dataset)
-    stored = stored_values(dataset)
-    digest = hashlib.sha256(stored.data)
-    digest.update(repr((stored.shape, str(stored.dtype))).encode())
+    stored = read_pixels(dataset)
+    digest = _content_digest(dataset, stored.values)
+    # The stream may be lossy where its transfer syntax is not.
+    if stored.syntax in _ALWAYS_LOSSY:
+        header.add_new("LossyImageCompression", "CS", "01")
 
-    for keyword in (*COPIED_KEYWORDS, *_SHOWN_KEYWORDS):
-        digest.update(f"\0{keyword}={dataset.get(keyword, '')}".encode("utf-8", "surrogateescape"))
+    try:
+        shown = show(header, stored.values, stored.bits)
+    except Unsuitable as unsuitable:
+        # The pixels were decoded: a blank image has one digest in every transfer syntax.
+        raise Unsuitable(unsuitable.reason, unsuitable.detail, digest) from unsuitable
 
-    for keyword in _RARELY_SHOWN_KEYWORDS:
-        if keyword in dataset:
-            digest.update(f"\0{keyword}={dataset.get(keyword)}".encode("utf-8", "surrogateescape"))
+    return Radiograph(
+        shown.header,
+        shown.pixels,
+        spacing_of(header),
+        digest,
+        (*stored.notes, *shown.notes),
+        shown.aspect,
+        shown.opening,
+    )
+
+
+def _content_digest(dataset: FileDataset, values: NDArray[np.integer]) -> str:
+    """The sha256 of stored values and of the attributes that count (docs/rules.md, "Identity")."""
+    digest = hashlib.sha256(values.data)
+    digest.update(repr((values.shape, str(values.dtype))).encode())
+
+    rare = (keyword for keyword in _RARELY_SHOWN_KEYWORDS if keyword in dataset)
+    for keyword in (*COPIED_KEYWORDS, *_SHOWN_KEYWORDS, *rare):
+        value = dataset.get(keyword, "")
+        digest.update(f"\0{keyword}={value}".encode("utf-8", "surrogateescape"))
 
     for keyword in _LUT_KEYWORDS:
         for item in dataset.get(keyword) or ():
             digest.update(f"\0{keyword}={item.get('LUTDescriptor')}=".encode())
             table = item.get("LUTData")
-            digest.update(
-                lut_words(table, dataset) or repr(table).encode("utf-8", "surrogateescape")
-            )
-
-    try:
-        pixels, notes = displayed(header, stored)
-    except (
-        Unsuitable
-        # decoded all the same: one blank image is one, whatever its transfer syntax
-    ) as unsuitable:
-        raise Unsuitable(unsuitable.reason, unsuitable.detail, digest.hexdigest()) from unsuitable
-
-    return Radiograph(header, pixels, spacing_of(header), digest.hexdigest(), notes)
+            words = lut_words(table, dataset)
+            digest.update(words or repr(table).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def without_pixels(dataset: Dataset) -> Dataset:
     """The header: a copy that shares every element but Pixel Data.
 
-    Pixels that came in a process that is always lossy are lossy, whether or not the sender says so:
-    results carry that on (PS3.3 C.7.6.1.1.5).
+    A process that is always lossy made lossy pixels, whether or not the sender says so: results
+    carry that on (PS3.3 C.7.6.1.1.5).
     """
-    header = Dataset({tag: element for tag, element in dataset.items() if tag != 0x7FE00010})
+    header = Dataset({tag: element for tag, element in dataset.items() if tag != _PIXEL_DATA})
     implicit, little_endian = dataset.original_encoding
     header.set_original_encoding(implicit, little_endian, dataset.original_character_set)
 
+    # A new element: all others are shared with the data set.
     if getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None) in _ALWAYS_LOSSY:
-        # a new element: the others are shared
         header.add_new("LossyImageCompression", "CS", "01")
-
     return header

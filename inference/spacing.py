@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from pydicom import Dataset
 from pydicom.uid import (
@@ -26,6 +27,11 @@ _WRAPPED = (
 _ROUNDING = 0.01
 # Whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m.
 _LONGEST_MM = 1500.0
+
+# Spacings written with few digits differ by less.
+SQUARE_WITHIN = 0.01
+# No detector has pixels longer than this times their width.
+_LARGEST_ASPECT = 8.0
 
 
 @dataclass(frozen=True)
@@ -93,3 +99,31 @@ def _pair_mm(header: Dataset, keyword: str) -> tuple[float, float] | None:
     if not (math.isfinite(row_mm) and math.isfinite(column_mm) and row_mm > 0 and column_mm > 0):
         return None
     return (row_mm, column_mm) if max(rows * row_mm, columns * column_mm) <= _LONGEST_MM else None
+
+
+def pixel_aspect(header: Dataset) -> float:
+    """A pixel's height divided by its width.
+
+    From the first spacing that the header states, that of wrapped pictures included, else from
+    PixelAspectRatio (PS3.3 C.7.6.3.1.7), else 1.
+    """
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        sides = _ratio(header.get(keyword))
+        if sides is not None:
+            return sides
+    return aspect_ratio(header) or 1.0
+
+
+def aspect_ratio(header: Dataset) -> float | None:
+    """PixelAspectRatio as height divided by width; None where it is absent or not usable."""
+    return _ratio(header.get("PixelAspectRatio"))
+
+
+def _ratio(value: Any) -> float | None:
+    """The first of two numbers divided by the second; None where that is no pixel's aspect."""
+    try:
+        height, width = (float(side) for side in value)
+        ratio = height / width
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return None
+    return ratio if height > 0 and 1 / _LARGEST_ASPECT <= ratio <= _LARGEST_ASPECT else None

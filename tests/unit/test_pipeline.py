@@ -215,6 +215,61 @@ def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
     assert outcome.finding.measurement.laterality == "L"
 
 
+def test_outside_the_shutter_nothing_is_seen_measured_or_outlined(
+    engine: Scripted, tmp_path: Path
+) -> None:
+    dataset = dcmread(phantom.write(phantom.draw(1, False, 64), tmp_path / "open.dcm"))
+    dataset.ShutterShape = "RECTANGULAR"
+    dataset.ShutterLeftVerticalEdge = 9
+    dataset.ShutterRightVerticalEdge = 56
+    dataset.ShutterUpperHorizontalEdge = 5
+    dataset.ShutterLowerHorizontalEdge = 60
+    dataset.save_as(tmp_path / "shut.dcm")
+    seen: list[NDArray[np.float32]] = []
+
+    def segment(images: Images) -> list[NDArray[np.float32]]:
+        seen.extend(images)
+        return [np.ones(image.shape, dtype=np.float32) for image in images]
+
+    engine.segment = segment  # type: ignore[method-assign]
+    pipeline = Pipeline(engine, AnalysisSettings())  # type: ignore[arg-type]
+    (outcome,) = pipeline.analyse([(tmp_path / "shut.dcm").read_bytes()], AT)
+    inside = np.zeros((64, 64), dtype=bool)
+    inside[4:60, 8:56] = True
+    assert (seen[0][~inside] == 0).all()
+    assert outcome.finding is not None
+    assert np.array_equal(outcome.finding.mask, inside)
+    assert outcome.finding.measurement is not None
+    assert outcome.finding.measurement.area_px == inside.sum()
+
+
+def test_networks_see_true_proportions_and_the_mask_is_the_sources(
+    engine: Scripted, tmp_path: Path
+) -> None:
+    dataset = dcmread(phantom.write(phantom.draw(1, False, 64), tmp_path / "square.dcm"))
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        if keyword in dataset:
+            del dataset[keyword]
+    dataset.PixelAspectRatio = [1, 2]
+    dataset.save_as(tmp_path / "wide.dcm")
+    shapes: list[tuple[int, ...]] = []
+
+    def segment(images: Images) -> list[NDArray[np.float32]]:
+        shapes.extend(image.shape for image in images)
+        maps = [np.zeros(image.shape, dtype=np.float32) for image in images]
+        maps[0][16:32, 64:96] = 1.0
+        return maps
+
+    engine.segment = segment  # type: ignore[method-assign]
+    pipeline = Pipeline(engine, AnalysisSettings())  # type: ignore[arg-type]
+    (outcome,) = pipeline.analyse([(tmp_path / "wide.dcm").read_bytes()], AT)
+    assert shapes == [(64, 128)]
+    assert outcome.finding is not None
+    wanted = np.zeros((64, 64), dtype=bool)
+    wanted[16:32, 32:48] = True
+    assert np.array_equal(outcome.finding.mask, wanted)
+
+
 def test_a_negative_is_not_segmented(engine: Scripted, tmp_path: Path) -> None:
     engine.probability = 0.1
     (outcome,) = analysed(engine, tmp_path)
