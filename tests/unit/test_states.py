@@ -278,7 +278,8 @@ def test_each_state_and_each_event_is_a_sentence() -> None:
         assert all(member.sentence.endswith(".") for member in members)
 
 
-def test_nothing_leads_out_of_committed_or_into_it_but_a_report() -> None:
+def test_only_a_report_leads_into_committed_and_only_a_person_out_of_it() -> None:
     into = [key for key, after in DELIVERY_TRANSITIONS.items() if after == "committed"]
     assert into == [(DeliveryState.STORED, DeliveryEvent.COMMIT)]
-    assert not [key for key in DELIVERY_TRANSITIONS if key[0] == DeliveryState.COMMITTED]
+    out = [event for state, event in DELIVERY_TRANSITIONS if state == DeliveryState.COMMITTED]
+    assert out == [DeliveryEvent.RESEND]
