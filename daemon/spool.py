@@ -53,6 +53,7 @@ class Spool:
             OSError: it cannot be created or written.
         """
         self._begin_names(folder)
+
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shard in _SHARDS:
             (folder / shard).mkdir(mode=0o700, exist_ok=True)
@@ -74,7 +75,8 @@ class Spool:
     def claim(self, agree: Callable[[str | None], str | None]) -> None:
         """Make sure that this is the folder whose files the ledger knows, and not an empty mount point.
 
-        `agree` takes this folder's identity, or None to only ask, and returns the one that the ledger knows.
+        `agree` takes this folder's identity, or None to only ask, and returns the identity that the
+        ledger knows.
 
         Raises:
             SpoolError: it is another folder.
@@ -110,6 +112,7 @@ class Spool:
         """
         file = self.begin()
         file.write(*chunks)
+
         file.finish()
         try:
             self.sync([file.name])
@@ -158,6 +161,7 @@ class Spool:
         except FileNotFoundError:
             self.require()
             return "is gone"
+
         if size_bytes in (None, found_bytes):
             return None
         return f"has {found_bytes} of {size_bytes} bytes"
@@ -215,10 +219,12 @@ class Spool:
                 f"spool {folder}: there is no such folder; the node has not run with these "
                 "settings yet"
             )
+
         if identity(folder) != identity_in_ledger:
             raise SpoolError(
                 f"spool {folder}: not the folder whose files this ledger knows; is it mounted here?"
             )
+
         spool = cls.__new__(cls)
         spool._begin_names(folder)
         spool._identity = identity_in_ledger
@@ -234,6 +240,7 @@ class Spool:
         for shard in _SHARDS:
             folder = self.folder / shard
             count += sweep_unfinished(folder, age_s)
+
             old = [name for name in _older(folder, age_s) if _NAME.fullmatch(name)]
             for name in set(old) - (known(old) if old else set()):
                 self.remove(name)
@@ -261,6 +268,7 @@ class Unfinished:
             OSError: no room, or the disk failed; the file is dropped.
         """
         left = [memoryview(chunk).cast("B") for chunk in chunks if len(chunk)]
+
         try:
             while left:
                 written = os.writev(self._descriptor, left[:_AT_ONCE])

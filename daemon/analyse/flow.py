@@ -43,11 +43,13 @@ class Flow(Generic[_Item]):
         self._begun: deque[_Item] = deque()
         self._answered: deque[_Item] = deque()
         self._unanswered = 0
+
         # The idle step has more to do.
         self._idle_pending = True
         self._all: list[_Item] = []
         self._error: BaseException | None = None
         self._over = False
+
         self._threads = [self._thread("device", self._run_device)]
         self._threads += [
             self._thread(f"helper-{number}", self._run_helper) for number in range(helpers)

@@ -1,4 +1,4 @@
-"""A changed model is made ready beside the serving model, which goes on until the new one is ready."""
+"""A changed model is made ready beside the serving model, which goes on until then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Model = TypeVar("_Model")
 
 
 class Succession(Generic[_Model]):
-    """The successor of a model: asked for by a signal, made in a thread, taken between two claims."""
+    """A model's successor: asked for by a signal, made in a thread, taken between two claims."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class Succession(Generic[_Model]):
         self._make = make
         self._name = name
         self._refusals = refusals
+
         self._asked = False
         self._made: _Model | None = None
         self._thread: threading.Thread | None = None

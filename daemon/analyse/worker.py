@@ -87,6 +87,7 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
         cache=cache_folder(),
         max_batch=config.max_batch,
     )
+
     kinds = frozenset(kind for kinds in config.owed().values() for kind in kinds)
     settings = AnalysisSettings(
         rules=Rules(**config.admission.model_dump()),
@@ -143,6 +144,7 @@ class Worker:
         self.succession = Succession(
             lambda: ready_pipeline(config, ledger), _name, (PackageError, ValueError)
         )
+
         # The thread that holds it may run the networks.
         self._device = threading.RLock()
         # Trouble of the disk or the ledger, seen by a helper thread.
@@ -253,7 +255,7 @@ class Worker:
         return True
 
     def _take_successor(self, flow: Flow[_Image]) -> None:
-        """Let a new model answer later claims. Images in hand stay with the model of their claim."""
+        """Let a new model answer later claims. Images in hand keep the model of their claim."""
         new = self.succession.take(self.pipeline)
         if new is not None:
             self.pipeline = new
@@ -354,7 +356,7 @@ class Worker:
         self._give_back(job)
 
     def _say_trouble(self, error: Exception) -> None:
-        """One line for each outage. An error that is neither the ledger's nor the disk's is a bug."""
+        """One line for each outage. An error of neither the ledger nor the disk is a bug."""
         if isinstance(error, (SQLAlchemyError, LedgerError, SpoolError, OSError)):
             self._outage.failed(error)
         else:
@@ -395,7 +397,7 @@ class Worker:
             ) from error
 
     def _read(self, job: ImageJob) -> bytes:
-        """All accepted bytes. A disk that lied about its fsync may have lost some or all of them."""
+        """All accepted bytes. A disk that lied about its fsync may have lost some of them."""
         try:
             data = self.spool.read(job.spool_name)
         except OSError as error:
@@ -414,7 +416,7 @@ class Worker:
         reason = "analysis_error"
         outcome = None
 
-        # After one attempt more, even telling the failure has killed: then only the ledger tells it.
+        # After one attempt more, even telling the failure has killed: only the ledger tells it.
         if job.unfinished_alone == self.limits.solitary_attempts:
             try:
                 outcome = image.pipeline.fail(self._read(job), reason, _local(job.result_time))
@@ -490,6 +492,7 @@ def _completion(
     accession: str | None,
 ) -> Completion:
     finding = outcome.finding
+
     return Completion(
         state=outcome.state.value,
         content_digest=outcome.content_digest,
@@ -511,5 +514,5 @@ def _name(pipeline: Pipeline) -> str:
 
 
 def _local(seconds: float) -> datetime:
-    """The ledger's clock as the site's local time, in which DICOM tells dates (PS3.3 C.12.1.1.8)."""
+    """The ledger's clock as local time, in which DICOM tells dates (PS3.3 C.12.1.1.8)."""
     return datetime.fromtimestamp(seconds).astimezone()

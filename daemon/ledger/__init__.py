@@ -1,4 +1,4 @@
-"""Where the roles meet: the images received, the state of each, and what is owed to each archive."""
+"""Where the roles meet: the images received, their states, and the results owed to archives."""
 
 from daemon.ledger.database import LedgerError, UndecidedError
 from daemon.ledger.digests import accession_digest

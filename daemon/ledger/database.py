@@ -119,9 +119,11 @@ class Database:
         self._appending = threading.Lock()
         # The connection that append() alone uses.
         self._appender: sa.PoolProxiedConnection | None = None
+
         self._bell = threading.local()
         self._bells: set[_Bell] = set()
         self._closed = False
+
         # PostgreSQL: a connection pooler lies between, so LISTEN does not reach us.
         self._is_pooled = False
         try:
@@ -182,6 +184,7 @@ class Database:
             self._require_file()
             if self._appender is None:
                 self._appender = self.engine.raw_connection()
+
             connection = cast(sqlite3.Connection, self._appender.driver_connection)
             try:
                 connection.execute(_BEGIN_WRITING)
@@ -237,6 +240,7 @@ class Database:
             if self._closed:
                 raise _ClosedError
             bell.wait(timeout_s)
+
         except Exception:
             # The server is away, or the database is closed: the caller finds out by looking.
             if bell is not None:
@@ -359,7 +363,7 @@ class _ServerBell:
 
     @property
     def is_pooled(self) -> bool:
-        """Whether the session is not ours alone: a pooler tells another process ID than the server."""
+        """Whether a pooler lends us the session: it tells another process ID than the server."""
         row = self._connection.execute("SELECT pg_backend_pid()").fetchone()
         return row is None or row[0] != self._connection.info.backend_pid
 

@@ -13,7 +13,10 @@ import hashlib
 
 
 def accession_digest(accession_number: str, spool_identity: str) -> str:
-    """32 hexadecimal digits; "" for an empty number. Surrounding blanks do not count (PS3.5 6.2, SH)."""
+    """32 hexadecimal digits; "" for an empty number.
+
+    Surrounding blanks do not count (PS3.5 Table 6.2-1, SH).
+    """
     number = accession_number.strip()
     if not number:
         return ""

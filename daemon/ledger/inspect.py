@@ -1,4 +1,4 @@
-"""Read-only queries: what `pleura status`, `verify` and `doctor` show, and what the roles ask the ledger.
+"""Read-only queries: for `pleura status`, `verify` and `doctor`, and for the roles.
 
 Nothing here writes, changes the schema or takes SQLite's write lock.
 """
@@ -83,6 +83,7 @@ class Inspection:
                     .select_from(_RESULTS_OF_IMAGES)
                     .where(results.c.spool_name.in_(part), _KEPT)
                 )
+
                 known.update(conn.execute(images).scalars())
                 known.update(conn.execute(made).scalars())
         return known
@@ -203,7 +204,7 @@ class Inspection:
             }
 
     def troubles(self, limit: int = 20) -> dict[str, list[dict[str, Any]]]:
-        """The newest images without an answer, and deliveries with a reason, as UIDs and reasons."""
+        """The newest images without an answer, and deliveries with a reason."""
         image, delivery = instances.c, deliveries.c
         without_answer = (
             sa.select(image.sop_instance_uid, image.state, image.reason, image.detail)
@@ -308,6 +309,7 @@ class Inspection:
             )
             .group_by(delivery.destination)
         )
+
         found: dict[str, dict[str, Any]] = {}
         with self._database.reading() as conn:
             for query in (sa.select(destinations), owed, unreported):
@@ -390,7 +392,7 @@ class Inspection:
             return set(conn.execute(refused.distinct()).scalars())
 
     def images_of(self, uid: str) -> list[str]:
-        """SOP Instance UIDs of the images that `uid` names: an image, a study, or a result of ours."""
+        """SOP Instance UIDs of the images that a UID names: of an image, a study or a result."""
         image = instances.c
         named = sa.or_(image.sop_instance_uid == uid, image.study_instance_uid == uid)
         mine = sa.select(results.c.instance_id).where(results.c.sop_instance_uid == uid)

@@ -107,6 +107,7 @@ class Ledger:
         self.limits = limits or LedgerLimits()
         self._database = Database(url, clock, migrate)
         self.inspect = Inspection(self._database)
+
         # Compiled here and not in each commit, whose Python the associations wait for.
         columns = [*Arrival._fields, *_RECEIVED, "received_at"]
         insert = sa.insert(instances).compile(self._database.engine, column_keys=columns)
@@ -164,6 +165,7 @@ class Ledger:
                     sa.select(column).where(column == arrival.spool_name)
                     for column in (instances.c.spool_name, results.c.spool_name)
                 ]
+
                 if conn.execute(sa.union_all(*named)).first() is None:
                     row = arrival._asdict() | _RECEIVED | {"received_at": now}
                     conn.execute(instances.insert().values(**row))
@@ -308,6 +310,7 @@ class Ledger:
         # An image whose lost results are made again keeps them, whatever was sent meanwhile.
         if image["remakes"]:
             return None
+
         same_content = (
             sa.select(instances.c.id)
             .where(
@@ -318,6 +321,7 @@ class Ledger:
             )
             .order_by(instances.c.id)
         )
+
         number: int | None = conn.execute(same_content).scalar()
         return number
 
@@ -379,6 +383,7 @@ class Ledger:
                 conn.execute(
                     deliveries.update().where(deliveries.c.id == row["id"]).values(**lease)
                 )
+
                 result = StoredResult(**{name: row[name] for name in _RESULT_FIELDS})
                 jobs.append(DeliveryJob(row["id"], attempt, destination, row["failures"], result))
             return jobs
@@ -404,7 +409,7 @@ class Ledger:
         )
 
     def mark_stored(self, job: DeliveryJob, status: int, commitment: bool = False) -> None:
-        """The destination has the object. `commitment`: ask it later whether it keeps the object."""
+        """The destination has the object. `commitment`: ask later whether it keeps the object."""
         with self._database.transaction() as (conn, now):
             conn.execute(
                 _held(job).values(
@@ -502,6 +507,7 @@ class Ledger:
                 deliveries.c.destination.not_in(list(known)),
                 deliveries.c.due_at <= now - owed_for_s,
             )
+
             refused = {
                 "state": delivery_after(DeliveryEvent.FORGET_DESTINATION),
                 "why": "destination is no longer configured",
@@ -632,6 +638,7 @@ class Ledger:
         asks = sa.select(deliveries.c.id, deliveries.c.commit_asks).where(
             _is_stored_at(destination, [uid])
         )
+
         for row in conn.execute(asks).all():
             # At once the first time, then later: an archive that forgets everything must not be
             # sent to in a circle.
@@ -639,6 +646,7 @@ class Ledger:
             if row.commit_asks > 1:
                 longest_s = self.limits.longest_delivery_wait_s
                 wait_s = doubled_s(self.limits.forgetful_s, longest_s, row.commit_asks - 2)
+
             again = _owed_again(now, DeliveryEvent.LOSE) | {
                 "why": why,
                 "due_at": now + wait_s,
@@ -675,7 +683,7 @@ class Ledger:
             return files
 
     def spool_identity(self, proposed: str | None) -> str | None:
-        """The spool that this ledger's files lie in: the first that was proposed. None: no spool."""
+        """The spool of this ledger's files: the first that was proposed. None: no spool."""
         with self._database.transaction() as (conn, _):
             self._database.lock_until_commit(conn, _SPOOL)
             known: str | None = conn.execute(sa.select(spools.c.identity)).scalar()
@@ -837,6 +845,7 @@ class Ledger:
                 "answered_at": now,
                 "next_try_at": None if trouble is None else now + pause_s,
             }
+
             if before is None:
                 conn.execute(destinations.insert().values(name=name, **row))
             else:
@@ -866,7 +875,7 @@ class Ledger:
         return doubled_s(first_s, self.limits.longest_wait_s, times)
 
 
-# -- rows and statements in pieces ------------------------------------------------------------------
+# -- rows and statements in pieces -----------------------------------------------------------------
 
 
 def _table_of(job: ImageJob | DeliveryJob) -> sa.Table:

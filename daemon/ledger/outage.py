@@ -29,7 +29,7 @@ _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+@|(password=)\S+")
 
 
 def describe(error: BaseException) -> str:
-    """One line: SQLSTATE or SQLite's code, class, words and advice. Never a password, never a value."""
+    """One line: SQLSTATE or SQLite's code, class, words and advice. Never a password or a value."""
     if not isinstance(error, DBAPIError) or error.orig is None:
         is_ours = isinstance(error, SQLAlchemyError)
         return type(error).__name__ if is_ours else f"{type(error).__name__}: {_words(error)}"

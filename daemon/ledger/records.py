@@ -1,4 +1,4 @@
-"""The values that cross the ledger's seam: what goes in, what a claim hands out, what a query tells."""
+"""The values that cross the ledger's seam, in and out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import NamedTuple
 class LedgerLimits:
     """How long the ledger waits, and how often it tries again."""
 
-    # A dead owner's work can be claimed after this; an owner at work renews its leases (heartbeat.py).
+    # A dead owner's work can be claimed after this. An owner at work renews its leases
+    # (heartbeat.py).
     lease_s: float = 60.0
     # The longest wait of each kind. A later date comes from a clock that was set back, and is due.
     # A lease: five times its length, since a live owner renews it, and a small step of the clock
@@ -33,7 +34,10 @@ class LedgerLimits:
 
 
 class Arrival(NamedTuple):
-    """One object whose bytes are durable in the spool. UIDs are the command set's, never used as names."""
+    """One object whose bytes are durable in the spool.
+
+    UIDs are the command set's, and never name a file.
+    """
 
     spool_name: str
     sop_class_uid: str
@@ -105,7 +109,10 @@ class DeliveryJob:
 
 @dataclass(frozen=True)
 class CommitmentRequest:
-    """The objects that one destination is asked to commit to. Its report names the transaction UID."""
+    """The objects that one destination is asked to commit to.
+
+    Its report names the transaction UID.
+    """
 
     transaction_uid: str
     references: tuple[tuple[str, str], ...]  # SOP class UID, SOP Instance UID
