@@ -99,3 +99,24 @@ def test_every_dependency_is_known_to_the_constraints() -> None:
         name.split(">")[0].split("=")[0].split("<")[0].split("[")[0].lower() for name in wanted
     }
     assert names - pinned == {"torch"}  # pinned in pyproject.toml itself
+
+
+def test_no_private_name_of_pynetdicom_is_used() -> None:
+    """Not in tests either: a file that imports pynetdicom reaches for private names of its own objects alone."""
+    for path in sorted(REPOSITORY.rglob("*.py")):
+        name = path.relative_to(REPOSITORY)
+        if name.parts[0].startswith("."):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        theirs = [each for each in imports(path) if each.split(".")[0] == "pynetdicom"]
+        assert not [each for each in theirs if "._" in each], f"{name} imports {theirs}"
+        if theirs:
+            found = [node.attr for node in ast.walk(tree) if _is_private_of_another(node)]
+            assert not found, f"{name} uses {found}"
+
+
+def _is_private_of_another(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Attribute) or not node.attr.startswith("_"):
+        return False
+    is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+    return not is_own and not node.attr.endswith("__")
