@@ -166,9 +166,7 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
         )
         raise CannotStartError(f"host, port: {config.host}:{config.port} {what}") from error
 
-    inbox = _inbox(config, ledger, spool)
-    if inbox:
-        inbox.start()
+    inbox = _started_inbox(config, ledger, spool)
 
     # Loaded modules stay: the garbage collector need not look at them every few dozen associations.
     gc.freeze()
@@ -181,18 +179,22 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     receiver.stop()
 
 
-def _inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
+def _started_inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
     from daemon.receive.inbox import Inbox
+    from daemon.receive.intake import Intake
 
     if config.inbox is None:
         return None
 
+    intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
+    inbox = Inbox(config.inbox, intake)
     try:
-        return Inbox(config.inbox, ledger, spool, config.spool_reserve_mb * 1024 * 1024)
+        inbox.start()
     except OSError as error:
         raise CannotStartError(
             f"inbox: {error}; this user must be able to read and write there"
         ) from error
+    return inbox
 
 
 def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:

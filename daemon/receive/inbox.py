@@ -29,21 +29,12 @@ from watchdog.events import FileClosedEvent, FileMovedEvent, FileSystemEvent, Fi
 from watchdog.observers.inotify import InotifyObserver
 
 from daemon.dicom.tables import lenient_headers
-from daemon.ledger import Arrival, Ledger
+from daemon.ledger import Arrival
 from daemon.receive.intake import Intake, NoRoomError
-from daemon.spool import Spool
 
 log = logging.getLogger("pleura.receive")
 
 _UNFINISHED = (".part", ".tmp", ".partial", ".filepart", "~")
-_RESCAN_S = (
-    2.0  # events can be lost (queue overflow) and never come from other hosts; a walk costs little
-)
-_SETTLED_S = 2.0  # unchanged for so long means whole, where no event says so
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = (
-    5.0,
-    300.0,
-)  # before a file that could not be taken is tried again
 _LIMIT_BYTES = 1 << 30  # as for one C-STORE
 _ROUTINE = 1
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -62,9 +53,22 @@ _NETWORK_FILE_SYSTEMS = (
 )
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How often the folder is looked at, and how long a file is left alone. Seconds."""
+
+    # Events can be lost (queue overflow) and never come from other hosts; a walk costs little.
+    rescan_s: float = 2.0
+    # A file that is unchanged for so long is whole, where no event says so.
+    settled_s: float = 2.0
+    # Before a file that could not be taken is tried again; twice as long each time.
+    first_pause_s: float = 5.0
+    longest_pause_s: float = 300.0
+
+
 @dataclass
 class _Seen:
-    """What is known of a file that has not been taken yet."""
+    """A file that has not been taken yet."""
 
     signature: tuple[int, int, int]  # size in bytes, modification time in ns, inode
     since: float
@@ -76,13 +80,12 @@ class _Seen:
 class Inbox:
     """One watch folder: start() returns at once, stop() when the file in hand is finished."""
 
-    def __init__(self, folder: Path, ledger: Ledger, spool: Spool, reserve_bytes: int = 0) -> None:
-        """Raises OSError when the folder cannot be made or read."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.scandir(folder).close()
+    def __init__(self, folder: Path, intake: Intake, pace: Pace | None = None) -> None:
         self._folder = folder
-        self._ledger, self._spool, self._reserve_bytes = ledger, spool, reserve_bytes
-        self._closed: set[Path] = set()  # of these an event says that they are whole
+        self._intake = intake
+        self._pace = pace or Pace()
+
+        self._closed: set[Path] = set()  # files that an event says are whole
         self._seen: dict[Path, _Seen] = {}
         self._wake = threading.Event()
         self._stopping = False
@@ -90,22 +93,32 @@ class Inbox:
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
 
     def start(self) -> None:
-        """Take what lies there and watch for more."""
-        self._intake = Intake(self._ledger, self._spool, self._reserve_bytes)
+        """Take the files that lie there, and watch for more.
+
+        Raises:
+            OSError: the folder cannot be made or read.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.scandir(self._folder).close()
+
         if not _on_network(self._folder):
-            observer = InotifyObserver(
-                generate_full_events=True
-            )  # full: a file moved in from outside is one, too
-            events: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent]
-            observer.schedule(_Whole(self), str(self._folder), recursive=True, event_filter=events)
-            try:
-                observer.start()
-                self._observer = observer
-            except OSError as error:
-                log.warning(
-                    "inbox: no file events (%s); looking every %g s only", error.strerror, _RESCAN_S
-                )
+            self._watch()
         self._thread.start()
+
+    def _watch(self) -> None:
+        # Full events: a file that is moved in from outside has an event, too.
+        observer = InotifyObserver(generate_full_events=True)
+        events: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent]
+        observer.schedule(_Whole(self), str(self._folder), recursive=True, event_filter=events)
+        try:
+            observer.start()
+            self._observer = observer
+        except OSError as error:
+            log.warning(
+                "inbox: no file events (%s); looking every %g s only",
+                error.strerror,
+                self._pace.rescan_s,
+            )
 
     def stop(self) -> None:
         """Take nothing more."""
@@ -126,9 +139,10 @@ class Inbox:
         while not self._stopping:
             try:
                 self._walk()
-            except Exception:  # the loop's one catch-all: a folder that is away comes back
+            except Exception:
+                # The loop's one catch-all: a folder that is away comes back.
                 log.exception("inbox: the folder cannot be read")
-            self._wake.wait(_RESCAN_S)
+            self._wake.wait(self._pace.rescan_s)
             self._wake.clear()
 
     def _walk(self) -> None:
@@ -161,20 +175,21 @@ class Inbox:
         seen = self._seen.get(path)
         if seen is None or seen.signature != signature:
             seen = self._seen[path] = _Seen(signature, now)
-        whole = (closed and status.st_size > 0) or now - seen.since >= _SETTLED_S
+        whole = (closed and status.st_size > 0) or now - seen.since >= self._pace.settled_s
         if not whole or now < seen.not_before:
             return True
         try:
             seen.taken = seen.taken or self._take(path, signature)
             if seen.taken:
-                if (
-                    _signature(path.lstat()) == signature
-                ):  # else: another file under the same name, to be taken next
+                # Otherwise another file has come under the same name, to be taken next.
+                if _signature(path.lstat()) == signature:
                     path.unlink(missing_ok=True)
                 return False
         except (OSError, NoRoomError) as error:
-            seen.pause_s = min(2 * seen.pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
-            seen.not_before = now + seen.pause_s
+            pause_s = 2 * seen.pause_s or self._pace.first_pause_s
+            seen.pause_s = min(pause_s, self._pace.longest_pause_s)
+            # From the end of the attempt, which may have taken long.
+            seen.not_before = time.monotonic() + seen.pause_s
             why = error.strerror if isinstance(error, OSError) else error
             log.warning("inbox: a file stays (%s); trying again in %g s", why, seen.pause_s)
         return True

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import sqlalchemy as sa
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances
 from daemon.receive import inbox
-from daemon.receive.inbox import Inbox
+from daemon.receive.inbox import Inbox, Pace
+from daemon.receive.intake import Intake
 from daemon.spool import Spool
 from tools.peers.waiting import wait_until
 
@@ -31,10 +33,11 @@ class Node:
         self.folder.mkdir()
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
         self.spool = Spool(folder / "spool")
+        self.pace = Pace(rescan_s=0.1, settled_s=0.3)
         self.inbox: Inbox | None = None
 
     def start(self) -> None:
-        self.inbox = Inbox(self.folder, self.ledger, self.spool)
+        self.inbox = Inbox(self.folder, Intake(self.ledger, self.spool), self.pace)
         self.inbox.start()
 
     def stop(self) -> None:
@@ -56,9 +59,7 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    monkeypatch.setattr(inbox, "_SETTLED_S", 0.3)
-    monkeypatch.setattr(inbox, "_RESCAN_S", 0.1)
+def node(tmp_path: Path) -> Iterator[Node]:
     one = Node(tmp_path)
     yield one
     one.stop()
@@ -130,7 +131,7 @@ def test_unfinished_hidden_and_linked_files_stay(node: Node, tmp_path: Path) -> 
 def test_while_the_ledger_is_away_files_stay_and_are_not_tried_at_every_look(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "_FIRST_PAUSE_S", 0.4)
+    node.pace = replace(node.pace, first_pause_s=0.4)
     receive, tries = node.ledger.receive, []
 
     def away(arrivals: Any) -> list[int]:
@@ -151,7 +152,7 @@ def test_while_the_ledger_is_away_files_stay_and_are_not_tried_at_every_look(
 
 
 def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox, "_FIRST_PAUSE_S", 0.1)
+    node.pace = replace(node.pace, first_pause_s=0.1)
     unlink, tries = Path.unlink, []
 
     def refused(self: Path, missing_ok: bool = False) -> None:
