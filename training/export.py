@@ -220,13 +220,15 @@ def _maps(
     """
     for number, case in enumerate(cases):
         true = case.mask()
-        # Only its label is known
+        # Only its label is known.
         if true is None:
             continue
+
         if called is None or called[number]:
             (found,) = engine.segment([case.pixels()])
         else:
             found = np.zeros(true.shape, dtype=np.float32)
+
         yield found, true
 
 

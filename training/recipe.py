@@ -353,11 +353,13 @@ class Recipe(_Part):
                 f"published: {', '.join(unknown)} found; these are no figures, allowed: "
                 f"{', '.join(FIGURES)}"
             )
+
         if bool(self.of("classifier")) != (self.operating_point is not None):
             raise ValueError("operating_point belongs to a classifier: both or neither")
         for role in ROLES:
             if len({stage.normalisation for stage in self.of(role)}) > 1:
                 raise ValueError(f"the {role}s of an ensemble share one normalisation")
+
         for stage in self.networks:
             if stage.start == "classifier" and (
                 stage.role != "segmenter" or self.networks[0].role != "classifier"
@@ -365,6 +367,7 @@ class Recipe(_Part):
                 raise ValueError(
                     "start: classifier is for a segmenter that comes after a classifier"
                 )
+
         return self
 
 
@@ -408,7 +411,8 @@ def checked(form: type[Form], document: dict[str, Any], path: Path) -> Form:
         return form.model_validate(document)
     except ValidationError as error:
         faults = [
-            f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            for fault in error.errors()
         ]
         raise RecipeError("\n".join(faults)) from error
 
@@ -417,12 +421,13 @@ def _change(document: Any, key: str, text: str) -> None:
     *places, last = key.split(".")
     try:
         value = yaml.safe_load(text)
+
         for place in places:
-            document = (
-                document[int(place)]
-                if isinstance(document, list)
-                else document.setdefault(place, {})
-            )
+            if isinstance(document, list):
+                document = document[int(place)]
+            else:
+                document = document.setdefault(place, {})
+
         document[int(last) if isinstance(document, list) else last] = value
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise RecipeError(

@@ -98,4 +98,5 @@ def read(layout: Layout, folder: Path) -> Cases:
             f"{folder}: no such folder; one with the layout {layout} wanted "
             f"(training/data/{layout}.py)"
         )
+
     return LAYOUTS[layout].read(folder)

@@ -252,11 +252,13 @@ def _places(looks: Sequence[_Look]) -> str:
     maps = [look.seen.map for look in looks if look.seen.map is not None]
     if not maps:
         return ""
+
     figure, axes = _axes(4.6, 3.8)
     drawn = axes.imshow(np.mean(maps, axis=0) * 100, cmap="inferno", vmin=0)
     axes.set_axis_off()
     figure.colorbar(drawn, ax=axes, label=f"% of the {len(maps)} masks", shrink=0.85)
-    # By column
+
+    # The annotated area by column
     across = np.sum(maps, axis=(0, 1))
     left = _percent(float(across[: len(across) // 2].sum()), float(across.sum()))
     text = (

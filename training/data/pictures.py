@@ -56,16 +56,11 @@ def plain(path: Path) -> NDArray[np.float32]:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(
-                image.convert("L") if image.mode in _COLOUR_MODES else image, dtype=np.float32
-            )
+            grey_image = image.convert("L") if image.mode in _COLOUR_MODES else image
+            return np.asarray(grey_image, dtype=np.float32)
+
     # The errors that Pillow raises for broken files
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 

@@ -16,13 +16,16 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
 
     Counters are copied.
     """
-    ours, theirs = list(average.state_dict().values()), list(network.state_dict().values())
+    ours = list(average.state_dict().values())
+    theirs = list(network.state_dict().values())
     moving = [tensor.is_floating_point() for tensor in ours]
+
     torch._foreach_lerp_(
         [tensor for tensor, moves in zip(ours, moving, strict=True) if moves],
         [tensor for tensor, moves in zip(theirs, moving, strict=True) if moves],
         1 - decay,
     )
+
     for tensor, new, moves in zip(ours, theirs, moving, strict=True):
         if not moves:
             tensor.copy_(new)

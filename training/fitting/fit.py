@@ -282,6 +282,7 @@ class _Fit:
         """Load the checkpoint, if there is one; returns the rows of its epochs."""
         if not self._run.checkpoint(self._name).exists():
             return []
+
         state = torch.load(self._run.checkpoint(self._name), "cpu", weights_only=True)
         self._network.load_state_dict(state["network"])
         if self._average:
@@ -290,8 +291,9 @@ class _Fit:
         self._step = state["step"]
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
+
         rows: list[Row] = state["rows"]
-        self._run.console.print(f"{self._name}: goes on after epoch {len(rows)}")
+        self._run.console.print(f"{self._name}: resumes after epoch {len(rows)}")
         return rows
 
 

@@ -159,7 +159,9 @@ def _answered(
     for start in range(0, len(cases), _BATCH):
         chosen = cases[start : start + _BATCH]
         pictures = [case.pixels() for case in chosen]
-        probabilities, looks = engine.classify(pictures), _looks(engine, chosen, pictures)
+        probabilities = engine.classify(pictures)
+        looks = _looks(engine, chosen, pictures)
+
         for case, probability, look in zip(chosen, probabilities, looks, strict=True):
             part, fold = parts.get(case.image_id, ("", case.fold))
             yield (

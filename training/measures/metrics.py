@@ -104,15 +104,14 @@ class Confusion:
         0 where a class never occurs or is never called.
         """
         right = self.true_positive * self.true_negative - self.false_positive * self.false_negative
-        said, is_so = (
-            self.true_positive + self.false_positive,
-            self.true_positive + self.false_negative,
-        )
-        left, is_not = (
-            self.true_negative + self.false_negative,
-            self.true_negative + self.false_positive,
-        )
-        return np.nan_to_num(_ratio(right, np.sqrt(said * is_so * left * is_not)))
+
+        called_positive = self.true_positive + self.false_positive
+        called_negative = self.true_negative + self.false_negative
+        positive = self.true_positive + self.false_negative
+        negative = self.true_negative + self.false_positive
+
+        product = called_positive * positive * called_negative * negative
+        return np.nan_to_num(_ratio(right, np.sqrt(product)))
 
     @property
     def f1(self) -> Scores:

@@ -96,8 +96,10 @@ def load(path: Path) -> Settings:
         raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
     except ValidationError as error:
         faults = [
-            f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            for fault in error.errors()
         ]
+
         raise RecipeError("\n".join(faults)) from error
 
 
@@ -254,9 +256,10 @@ def _figures(
     table: Table, died: NDArray[np.bool_], probability: NDArray[np.float64]
 ) -> dict[str, Any]:
     answers = [
-        Answer(image_id=name, patient=name, label=float(label), probability=float(one), pixels=1)
-        for name, label, one in zip(table.patients, died, probability, strict=True)
+        Answer(image_id=name, patient=name, label=float(label), probability=float(said), pixels=1)
+        for name, label, said in zip(table.patients, died, probability, strict=True)
     ]
+
     found = measured(answers, _POSITIVE_FROM)
     return {
         name: {
