@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score, fbeta_score, roc_auc_score
 
@@ -28,6 +29,8 @@ from training.measures.evaluate import read_answers, run, table
 
 THRESHOLD = 0.5
 RECIPES = Path(__file__).resolve().parents[2] / "config" / "recipes"
+# A split by the folds of the data, one of which only reports
+REPORTS_FOLD_3 = "{folds: published, train: [0, 1, 2], validate: [0, 1, 2], report: [3]}"
 HEAD = dict.fromkeys(("model", "version", "threshold", "labels", "warning"), "x")
 
 
@@ -254,7 +257,8 @@ def test_a_package_is_measured_without_holding_the_images(
     ]
     monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
 
-    found = run(tiny_package, tmp_path, "siim", recipe.load(RECIPES / "default.yaml"))
+    reports = recipe.load(RECIPES / "default.yaml", {"split": REPORTS_FOLD_3})
+    found = run(tiny_package, tmp_path, "siim", reports)
     found.write(tmp_path / "out")
     assert Watched.most <= 2 * evaluate._BATCH
     assert read_answers(tmp_path / "out" / "answers.csv") == found.answers
@@ -334,7 +338,12 @@ def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
     assert "knobs may differ" in page
 
     trained_by["recipe"] = "pleura-default"
-    found, _ = commands.measure(tiny_package, tmp_path, "siim", None, None, RECIPES)
+    others = tmp_path / "recipes"
+    others.mkdir()
+    document = recipe.read(RECIPES / "default.yaml")
+    document["split"] = yaml.safe_load(REPORTS_FOLD_3)
+    (others / "default.yaml").write_text(yaml.safe_dump(document))
+    found, _ = commands.measure(tiny_package, tmp_path, "siim", None, None, others)
     assert found["report"]["key"] == "fold_3"
     assert "dice" in found["all"]
 
