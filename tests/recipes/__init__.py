@@ -70,6 +70,10 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
             changed[f"networks.{number}.finish"] = (
                 "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 0.7}"
             )
+        for place in range(len(stage.get("first", []))):
+            changed[f"networks.{number}.first.{place}"] = (
+                "{side: 64, epochs: 1, batch: 2, learning_rate: 0.001}"
+            )
         if side:
             changed[f"networks.{number}.side"] = str(side)
             for place, encoder in _encoders(stage, f"networks.{number}"):

@@ -158,8 +158,12 @@ def test_the_shipped_recipe_is_the_shipped_model() -> None:
     manifest = package.read_manifest(package.default_folder())
     for stage in shipped.networks:
         network = manifest.networks[stage.role]
-        for knob in ("architecture", "arguments", "side", "normalisation"):
-            assert getattr(stage, knob) == getattr(network, knob)
+        assert network.architecture == "ensemble"
+        assert network.arguments == {
+            "members": [stage.model_dump(include={"architecture", "arguments", "side"})],
+            "flip": stage.role in shipped.flip,
+        }
+        assert (network.side, network.normalisation) == (stage.side, stage.normalisation)
     assert (manifest.id, manifest.version) == (shipped.id, shipped.version)
 
 

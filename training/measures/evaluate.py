@@ -33,9 +33,7 @@ _SEEN = (
     "the segmenter has learned from every image with a mask that its recipe names: figures of masks "
     "on those are too kind. Under cross_fitted are those of decoders that had not seen them"
 )
-_BORROWED = (
-    "the segmenter is the default model's, which siim folds 0 to 2 trained: no figures of masks"
-)
+_BORROWED = "the segmenter is the default model's, which has learned from siim: no figures of masks"
 
 # Why figures on these labels have limits
 WARNINGS: Mapping[str, str] = {
