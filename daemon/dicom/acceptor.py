@@ -1,11 +1,13 @@
 """One association, at its acceptor's end: PS3.8 over one connection, in one blocking thread.
 
-The counterpart of requestor.py. The bytes of a C-STORE go from the connection into one buffer and from there to
-the handler, a megabyte at a time: nothing is collected or copied on the way. Back-pressure: the next request of a
-pipelining peer stays unread until the last is answered, so that it waits with its sender and not in our memory.
+The counterpart of requestor.py. The bytes of a C-STORE go from the connection into one buffer and
+from there to the handler, a megabyte at a time: nothing is collected or copied on the way.
+Back-pressure: the next request of a pipelining peer stays unread until the last is answered, so
+that it waits with its sender and not in our memory.
 
-What each message means is the business of the injected Session. The acceptor owns the protocol: which PDU is
-allowed when, how long and how large everything may be, and the words for how an association ended.
+What each message means is the business of the injected Session. The acceptor owns the protocol:
+which PDU is allowed when, how long and how large everything may be, and the words for how an
+association ended.
 """
 
 from __future__ import annotations
@@ -95,9 +97,9 @@ class Limits:
 class Connection(Protocol):
     """A connected byte stream, plain or TLS.
 
-    recv_into() returns the number of bytes read, 0 when the peer has closed, and raises TimeoutError when nothing
-    came for a fraction of a second, so that the acceptor looks at its deadlines. sendall() raises OSError when the
-    peer does not read.
+    recv_into() returns the number of bytes read, 0 when the peer has closed, and raises
+    TimeoutError when nothing came for a fraction of a second, so that the acceptor looks at its
+    deadlines. sendall() raises OSError when the peer does not read.
     """
 
     def recv_into(self, buffer: memoryview, /) -> int: ...
@@ -151,7 +153,9 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a peer is not admitted: the answer on the wire, and for the log what was wrong and what to do."""
+    """Why a peer is not admitted: the answer on the wire, and for the log what was wrong and what
+    to do.
+    """
 
     answer: Rejected
     why: str
@@ -162,7 +166,10 @@ Admit = Callable[[Request, str], Session | Rejection]  # request, the peer's add
 
 @dataclass(frozen=True)
 class End:
-    """How an association, or the attempt at one, ended. `is_orderly`: as the standard has it, or by our own will."""
+    """How an association, or the attempt at one, ended.
+
+    `is_orderly`: as the standard has it, or by our own will.
+    """
 
     why: str
     is_orderly: bool = False
@@ -230,7 +237,10 @@ class Association:
         return end
 
     def stop(self) -> None:
-        """End after the message in hand, or at once where there is none. Called by another thread."""
+        """End after the message in hand, or at once where there is none.
+
+        Called by another thread.
+        """
         self._is_stopping = True
 
     def cut(self, why: str) -> None:
@@ -240,7 +250,9 @@ class Association:
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection so that our last PDU arrives: closing it with unread bytes would reset it."""
+        """Close the connection so that our last PDU arrives: closing it with unread bytes would
+        reset it.
+        """
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
             self._discard_until(time.monotonic() + _FAREWELL_S)
@@ -265,7 +277,8 @@ class Association:
             raise _EndedError(why, abort())
         if size > self._limits.request_bytes:
             raise MalformedError(
-                f"an association request of {size} bytes; at most {self._limits.request_bytes} are taken"
+                f"an association request of {size} bytes; "
+                f"at most {self._limits.request_bytes} are taken"
             )
 
         body = bytearray(size)
@@ -341,7 +354,9 @@ class Association:
         return Status.UNRECOGNIZED_OPERATION
 
     def _read_command(self) -> tuple[int, CommandSet]:
-        """The context ID and the elements of the next message's command set, which may come in parts (PS3.8 E.2)."""
+        """The context ID and the elements of the next message's command set, which may come in
+        parts (PS3.8 E.2).
+        """
         command = bytearray()
         read_bytes = 0
         fragment = self._next_fragment()
@@ -421,7 +436,10 @@ class Association:
     # ---- PDUs
 
     def _next_fragment(self, keep_filled: bool = False) -> Fragment:
-        """The next PDV. `keep_filled`: values of earlier fragments, which lie in the buffer, are still needed."""
+        """The next PDV.
+
+        `keep_filled`: values of earlier fragments, which lie in the buffer, are still needed.
+        """
         if not self._pending and not keep_filled:
             self._filled = 0
         while not self._pending:

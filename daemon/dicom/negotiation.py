@@ -1,8 +1,8 @@
 """Association negotiation (PS3.8 9.3.2 to 9.3.4, PS3.7 Annex D): bytes in, values out. No I/O.
 
-Reading is lenient where the standard says so. Unknown items and sub-items are ignored (PS3.8 9.3.1),
-of the protocol version bit 0 alone is tested (9.3.2), texts of any length and any bytes are read.
-A length that leaves its item is malformed: nobody can say where the next item begins.
+Reading is lenient where the standard says so. Unknown items and sub-items are ignored (PS3.8
+9.3.1), of the protocol version bit 0 alone is tested (9.3.2), texts of any length and any bytes are
+read. A length that leaves its item is malformed: nobody can say where the next item begins.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ContextResult(IntEnum):
 
 
 class Roles(NamedTuple):
-    """Role selection (PS3.7 D.3.3.4): the roles of the association's requestor for one SOP class."""
+    """Role selection (PS3.7 D.3.3.4): the roles of the requestor for one SOP class."""
 
     scu: bool
     scp: bool
@@ -137,8 +137,8 @@ class Accepted:
 class Supported:
     """What the acceptor takes for one abstract syntax.
 
-    `transfer_syntaxes`: in order of its preference. `takes_scp`: it lets the requestor be SCP of this
-    class, as the archive that reports storage commitment is (PS3.4 J.3.3).
+    `transfer_syntaxes`: in order of its preference. `takes_scp`: it lets the requestor be SCP of
+    this class, as the archive that reports storage commitment is (PS3.4 J.3.3).
     """
 
     transfer_syntaxes: tuple[str, ...]
@@ -157,7 +157,8 @@ class Decision:
 def ae_title(raw: bytes) -> str | None:
     """The AE title in 16 bytes, without padding; None where they hold no AE title (PS3.5 6.2, AE).
 
-    Some senders pad with NUL where the standard has spaces, or leave another string's rest behind the NUL.
+    Some senders pad with NUL where the standard has spaces, or leave another string's rest behind
+    the NUL.
     """
     title = raw.partition(b"\0")[0].strip(b" ")
     if not title or not all(0x20 <= byte < 0x7F and byte != 0x5C for byte in title):
@@ -217,12 +218,13 @@ def protocol_rejection(request: Request) -> Rejected | None:
 
 
 def decide(request: Request, supported: Mapping[str, Supported]) -> tuple[Decision, ...]:
-    """The answer to each proposed context: the first of our own transfer syntaxes that it offers."""
+    """The answer to each proposed context: the first of our transfer syntaxes that it offers."""
     return tuple(_decide(proposal, supported) for proposal in request.contexts)
 
 
 def _decide(proposal: Proposal, supported: Mapping[str, Supported]) -> Decision:
-    # The transfer syntax of a declined context is not significant, but it must be there (PS3.8 9.3.3.2).
+    # The transfer syntax of a declined context is not significant, but it must be there (PS3.8
+    # 9.3.3.2).
     insignificant = _IMPLICIT_VR_LITTLE_ENDIAN
     ours = supported.get(proposal.abstract_syntax)
     if ours is None:
@@ -255,10 +257,12 @@ def write_accept(
     roles: Mapping[str, Roles],
     user: UserInformation,
 ) -> bytes:
-    """The A-ASSOCIATE-AC that answers a request. `user`: our maximum length, class UID and version name.
+    """The A-ASSOCIATE-AC that answers a request.
 
-    One operation at a time: an asynchronous window is answered with 1, 1 (PS3.7 D.3.3.3). User identity
-    is ignored, which a requestor sees by the absent answer (PS3.7 D.3.3.7).
+    `user`: our maximum length, class UID and version name.
+
+    One operation at a time: an asynchronous window is answered with 1, 1 (PS3.7 D.3.3.3). User
+    identity is ignored, which a requestor sees by the absent answer (PS3.7 D.3.3.7).
     """
     contexts = b""
     for decision in decisions:
@@ -415,5 +419,8 @@ def _item(kind: Item, value: bytes) -> bytes:
 
 
 def _uid(raw: bytes) -> str:
-    """A UID without padding. Bytes that no UID has are escaped: such a UID is simply an unknown UID."""
+    """A UID without padding.
+
+    Bytes that no UID has are escaped: such a UID is simply an unknown UID.
+    """
     return escaped(raw.strip(b"\0 "))

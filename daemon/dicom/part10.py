@@ -1,4 +1,7 @@
-"""The head of a DICOM file (PS3.10 7.1): preamble and file meta information, written and read. Pure functions."""
+"""The head of a DICOM file (PS3.10 7.1): preamble and file meta information, written and read.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,11 @@ _SOURCE_AE_TITLE = 0x0016
 
 @dataclass(frozen=True)
 class FileMeta:
-    """The UIDs of a file meta information, without padding, and where in the file the data set begins.
+    """The UIDs of a file meta information, without padding, and where in the file the data set
+    begins.
 
     `source_ae_title` is "" where the file meta information has none.
+
     """
 
     sop_class_uid: str

@@ -1,4 +1,7 @@
-"""DIMSE as bytes: PDUs, their PDVs and command sets, for both ends of an association. Pure functions."""
+"""DIMSE as bytes:
+
+PDUs, their PDVs and command sets, for both ends of an association. Pure functions.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +71,8 @@ DATA_SET, NO_DATA_SET = 0x0001, 0x0101  # Command Data Set Type (0000,0800)
 PDU_HEADER = struct.Struct(">BxL")
 PDU_HEADER_BYTES = PDU_HEADER.size
 
-# PS3.8 9.3.5 and E.2: a P-DATA-TF PDU with one PDV. The PDV's length, context ID and message control
-# header; then the fragment.
+# PS3.8 9.3.5 and E.2: a P-DATA-TF PDU with one PDV. The PDV's length, context ID and message
+# control header; then the fragment.
 P_DATA = struct.Struct(">BBLLBB")
 P_DATA_TF = PduType.P_DATA_TF
 PDV_HEADER = struct.Struct(">LBB")
@@ -94,7 +97,7 @@ def pdu(pdu_type: PduType, body: bytes) -> bytes:
 
 
 def abort(reason: AbortReason | None = None) -> bytes:
-    """An A-ABORT PDU (PS3.8 9.3.8): by the service provider for a reason, else by the service user."""
+    """An A-ABORT PDU (PS3.8 9.3.8): of the provider for a reason, else of the service user."""
     if reason is None:
         return pdu(PduType.ABORT, bytes((0, 0, 0, 0)))
     return pdu(PduType.ABORT, bytes((0, 0, 2, reason)))
@@ -148,10 +151,12 @@ def fragments(body: memoryview) -> list[Fragment]:
 
 
 def command_pdus(context_id: int, command: bytes, longest: int) -> bytes:
-    """The PDUs that carry a command set to a peer that takes at most `longest` bytes (0: any number).
+    """The PDUs that carry a command set to a peer that takes at most `longest` bytes (0: any
+    number).
 
     `longest` is what may follow a PDU's header (PS3.8 D.1). A peer whose limit lets no fragment
     through gets fragments of two bytes.
+
     """
     step = max(2, longest - PDV_HEADER_BYTES) if longest else len(command)
     pdus = bytearray()
@@ -210,7 +215,10 @@ class CommandSet:
 
 
 def read_command_set(encoded: bytes | bytearray | memoryview) -> CommandSet:
-    """The elements of an encoded command set. What goes beyond its end is absent; other groups are ignored."""
+    """The elements of an encoded command set.
+
+    What goes beyond its end is absent; other groups are ignored.
+    """
     return CommandSet(dict(_elements(encoded)))
 
 
@@ -259,7 +267,10 @@ def response_to(
 
 @dataclass(frozen=True)
 class StoreRequest:
-    """What a C-STORE-RQ says of its object (PS3.7 9.3.1.1). UIDs as the peer has put them: unchecked."""
+    """What a C-STORE-RQ says of its object (PS3.7 9.3.1.1).
+
+    UIDs as the peer has put them: unchecked.
+    """
 
     sop_class_uid: str
     sop_instance_uid: str

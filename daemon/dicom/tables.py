@@ -1,4 +1,6 @@
-"""What both ends of the wire share: statuses, the SOP classes and transfer syntaxes that we take, our own name."""
+"""What both ends of the wire share: statuses, the SOP classes and transfer syntaxes that we take,
+our own name.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from pydicom import config, uid
 
 from daemon.dicom.negotiation import Supported
 
-# PS3.7 D.3.3.2: names the implementation, in associations and in the file meta information of what we receive.
+# PS3.7 D.3.3.2: names the implementation, in associations and in the file meta information of what
+# we receive.
 IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"
 IMPLEMENTATION_VERSION_NAME = f"PLEURA_{version('pleura')}"[:16]
 
@@ -47,8 +50,8 @@ class Priority(IntEnum):
 
 UNCOMPRESSED = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
 
-# An acceptor picks the first of its own list that the peer proposes, so what loses nothing comes first: a sender that
-# offers both in one context must not be made to compress.
+# An acceptor picks the first of its own list that the peer proposes, so what loses nothing comes
+# first: a sender that offers both in one context must not be made to compress.
 _IMAGE_SYNTAXES = (
     *UNCOMPRESSED,
     uid.DeflatedExplicitVRLittleEndian,
@@ -68,8 +71,8 @@ _IMAGE_SYNTAXES = (
 )
 _OTHER_SYNTAXES = _IMAGE_SYNTAXES[:4]
 
-# The images we are for, and what a router may well push along with them, our own results first: taken and recorded,
-# never analysed.
+# The images we are for, and what a router may well push along with them, our own results first:
+# taken and recorded, never analysed.
 _IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography Image Storage
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray Image Storage - For Presentation
@@ -95,9 +98,12 @@ STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # well-known, PS3.4 J.3.
 
 
 def reported_classes() -> dict[str, Supported]:
-    """What an archive that is asked for storage commitment may do here: Verification, and report (PS3.4 J.3.3).
+    """What an archive that is asked for storage commitment may do here:
+
+    Verification, and report (PS3.4 J.3.3).
 
     It may propose the SCP role for that; many archives report without role selection.
+
     """
     uncompressed = tuple(map(str, UNCOMPRESSED))
     return {
@@ -118,18 +124,22 @@ def stored_classes() -> dict[str, Supported]:
 
 
 def no_delay(connection: socket.socket) -> None:
-    """Send small messages at once: with Nagle's algorithm each DIMSE message can wait 40 ms for an acknowledgement."""
+    """Send small messages at once: with Nagle's algorithm each DIMSE message can wait 40 ms for an
+    acknowledgement.
+    """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def printable(text: object, limit: int = 64) -> str:
-    """A peer's string as a log may show it: one line of ASCII, no longer than `limit` characters."""
+    """A peer's string as a log may show it: one line of ASCII, at most `limit` characters."""
     return "".join(c if " " <= c <= "~" else "?" for c in str(text)[:limit])
 
 
 @contextmanager
 def lenient_headers() -> Iterator[None]:
-    """While it lasts, pydicom does not warn about values that break their VR's rules: its warnings quote them."""
+    """While it lasts, pydicom does not warn about values that break their VR's rules: its warnings
+    quote them.
+    """
     _Leniency.enter()
     try:
         yield
@@ -138,7 +148,9 @@ def lenient_headers() -> Iterator[None]:
 
 
 class _Leniency:
-    """pydicom's setting is one for the process; the first thread to need it changes it, the last restores it."""
+    """pydicom's setting is one for the process; the first thread to need it changes it, the last
+    restores it.
+    """
 
     lock = threading.Lock()
     users = 0

@@ -23,8 +23,8 @@ _ADDRESSES_S = 60.0  # how long a peer's host name stays resolved
 class Caller:
     """An application entity that is admitted.
 
-    An archive that is merely a destination does not store: it verifies, and reports storage commitment.
-    `destinations`: the names of the destinations with `commitment` that this AE is.
+    An archive that is merely a destination does not store: it verifies, and reports storage
+    commitment. `destinations`: the names of the destinations with `commitment` that this AE is.
     """
 
     ae_title: str
@@ -34,7 +34,9 @@ class Caller:
 
 
 class AccessList:
-    """The `peers` and committing `destinations` of the settings; without peers, every AE of this machine."""
+    """The `peers` and committing `destinations` of the settings; without peers, every AE of this
+    machine.
+    """
 
     def __init__(
         self, ae_title: str, peers: Sequence[Peer], committing: Sequence[DicomDestination] = ()
@@ -45,7 +47,10 @@ class AccessList:
         self._resolved: dict[str, tuple[float, frozenset[str]]] = {}
 
     def admit(self, called: str | None, calling: str | None, address: str) -> Caller | Rejection:
-        """The caller, or why it is rejected. AE titles without padding; None for bytes that are no AE title."""
+        """The caller, or why it is rejected.
+
+        AE titles without padding; None for bytes that are no AE title.
+        """
         if called != self._ae_title:
             return Rejection(
                 negotiation.CALLED_AE_TITLE_NOT_RECOGNIZED,
@@ -68,8 +73,8 @@ class AccessList:
         named = [peer for peer in self._peers if peer.ae_title == calling]
         for peer in named:
             if peer.host is None or address in self._addresses(peer.host):
-                # An archive may come from another address than it listens on, such as a load balancer's:
-                # its entry in `peers` says so.
+                # An archive may come from another address than it listens on, such as a load
+                # balancer's: its entry in `peers` says so.
                 names = tuple(each.name for each in archives)
                 return Caller(calling, priority=peer.priority, destinations=names)
 
@@ -109,7 +114,9 @@ class AccessList:
 
 
 def _normal(address: str) -> str:
-    """One spelling for each address: an IPv4 peer on a dual-stack socket looks like ::ffff:10.0.4.11."""
+    """One spelling for each address: an IPv4 peer on a dual-stack socket looks like
+    ::ffff:10.0.4.11.
+    """
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return str(mapped or parsed)

@@ -1,4 +1,4 @@
-"""Storage commitment reports that an archive sends on an association that it opened (PS3.4 J.3.3)."""
+"""Storage commitment reports on associations that an archive opened (PS3.4 J.3.3)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def take_report(
     destinations: Iterable[str],
     ledger: Ledger,
 ) -> Status:
-    """Record a report from one of `destinations`. Returns the status to answer with. Never raises."""
+    """Record a report from one of `destinations`.
+
+    Returns the status to answer with. Never raises.
+    """
     try:
         with lenient_headers():
             return _take_report(command, information, context, destinations, ledger)

@@ -1,14 +1,17 @@
-"""The watch folder: files put there are taken in as if they had been sent, and go once they are durable elsewhere.
+"""The watch folder: files put there are taken in as if they had been sent, and go once they are
+durable elsewhere.
 
-What counts as a file to take: a regular file in the folder or below it, whose name and sub-folders' names do not begin
-with a dot and whose name does not end in .part, .tmp, .partial, .filepart or ~ (copy programs rename when they are
-done). Symbolic links are never followed: a link could make the node read what its writer may not. A file is taken
-when its writer has closed it or moved it in, or, where no event says so (found at start, network mounts, empty files),
-when its size and time have stayed the same for a moment. Events only make it quick: a walk every two seconds finds
-everything, and is all there is on network mounts, where the kernel does not tell what other hosts do.
-Whatever a file holds is accepted; what is no DICOM ends `failed`, visibly. One that cannot be read, taken or removed
-stays and is tried again ever more rarely; it is never taken twice by one process. A crash between taking and removing
-takes it a second time at the next start, which is recorded as a duplicate.
+What counts as a file to take: a regular file in the folder or below it, whose name and sub-folders'
+names do not begin with a dot and whose name does not end in .part, .tmp, .partial, .filepart or ~
+(copy programs rename when they are done). Symbolic links are never followed: a link could make the
+node read what its writer may not. A file is taken when its writer has closed it or moved it in, or,
+where no event says so (found at start, network mounts, empty files), when its size and time have
+stayed the same for a moment. Events only make it quick: a walk every two seconds finds everything,
+and is all there is on network mounts, where the kernel does not tell what other hosts do. Whatever
+a file holds is accepted; what is no DICOM ends `failed`, visibly. One that cannot be read, taken or
+removed stays and is tried again ever more rarely; it is never taken twice by one process. A crash
+between taking and removing takes it a second time at the next start, which is recorded as a
+duplicate.
 """
 
 from __future__ import annotations
@@ -243,9 +246,11 @@ def _signature(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def _identity(data: bytes) -> tuple[str, str, str]:
-    """SOP class, SOP instance and transfer syntax UID of the file meta information; empty where there is none.
+    """SOP class, SOP instance and transfer syntax UID of the file meta information; empty where
+    there is none.
 
     Only that group is read: the data set is for the analyse role, which may die of it.
+
     """
     file = io.BytesIO(data)
     try:

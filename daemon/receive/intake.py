@@ -1,4 +1,4 @@
-"""From bytes in memory to an accepted instance: durable in the spool first, then one committed row."""
+"""From bytes to an accepted instance: durable in the spool first, then one committed row."""
 
 from __future__ import annotations
 
@@ -26,17 +26,23 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class NoRoomError(Exception):
-    """The instance cannot be taken now: no room in the spool or in the ledger. The sender has to keep it."""
+    """The instance cannot be taken now: no room in the spool or in the ledger.
+
+    The sender has to keep it.
+    """
 
 
 class Intake:
-    """Takes instances in: `file = intake.begin(); file.write(...); file.keep(Arrival(file.name, ...))`.
+    """Takes instances in:
+
+    `file = intake.begin(); file.write(...); file.keep(Arrival(file.name, ...))`.
 
     Group commit: the first waiter to get the lock commits every queued row, in one transaction.
+
     """
 
     def __init__(self, ledger: Ledger, spool: Spool, reserve_bytes: int = 0) -> None:
-        """Nothing is taken when less than `reserve_bytes` would stay free: results need room too."""
+        """Nothing is taken if less than `reserve_bytes` would stay free: results need room."""
         self._ledger = ledger
         self._spool = spool
         self._reserve_bytes = reserve_bytes
@@ -86,7 +92,10 @@ class Intake:
             self._finishing.discard(file)
 
     def commit(self, arrival: Arrival) -> None:
-        """Returns when file name and row are durable. Raises NoRoomError; then the bytes are gone as well."""
+        """Returns when file name and row are durable.
+
+        Raises NoRoomError; then the bytes are gone as well.
+        """
         row = _Row(arrival)
         self._waiting.put(row)
         with self._committing:
@@ -140,7 +149,9 @@ class Intake:
             row.is_done = True
 
     def _group(self) -> list[_Row]:
-        """Every queued row, and those about to be queued: a commit costs the same for one row and for many."""
+        """Every queued row, and those about to be queued: a commit costs the same for one row and
+        for many.
+        """
         group = []
         deadline = time.monotonic() + _SIBLINGS_S
         with contextlib.suppress(Empty):

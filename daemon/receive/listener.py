@@ -1,8 +1,9 @@
 """The TCP edge before the acceptor: which connections are worth a thread.
 
-A connection here first waits, for nothing but its file descriptor, until a whole association request lies in the
-kernel's buffer. Neither the probe of a load balancer nor a peer that sends one byte takes the place of a sender.
-Nothing is read before that: the request is looked at, and left to the acceptor.
+A connection here first waits, for nothing but its file descriptor, until a whole association
+request lies in the kernel's buffer. Neither the probe of a load balancer nor a peer that sends one
+byte takes the place of a sender. Nothing is read before that: the request is looked at, and left to
+the acceptor.
 """
 
 from __future__ import annotations
@@ -55,16 +56,20 @@ Serve = Callable[["PlainConnection", str], None]
 
 
 class PlainConnection:
-    """A TCP connection whose waits the kernel bounds: a read takes one system call, where Python's time-outs take two.
+    """A TCP connection whose waits the kernel bounds: a read takes one system call, where Python's
+    time-outs take two.
 
-    It is what daemon.dicom.acceptor calls a Connection. A TLS connection would wrap the same socket here.
+    It is what daemon.dicom.acceptor calls a Connection. A TLS connection would wrap the same socket
+    here.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
 
     def bound_waits(self, send_s: float) -> None:
-        """From now on a read waits a moment, and a write at most `send_s` for a peer that does not read."""
+        """From now on a read waits a moment, and a write at most `send_s` for a peer that does not
+        read.
+        """
         self._socket.settimeout(None)
         # Every byte counts again, after the wait for a whole request.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
@@ -74,7 +79,10 @@ class PlainConnection:
         no_delay(self._socket)
 
     def recv_into(self, buffer: memoryview, /) -> int:
-        """Fill `buffer`, or what of it comes in a moment. Raises TimeoutError where nothing comes, OSError."""
+        """Fill `buffer`, or what of it comes in a moment.
+
+        Raises TimeoutError where nothing comes, OSError.
+        """
         try:
             return self._socket.recv_into(buffer, 0, socket.MSG_WAITALL)
         except BlockingIOError as error:
@@ -106,8 +114,9 @@ class _Waiting:
     def await_bytes(self, size: int = PDU_HEADER_BYTES) -> None:
         """select(2) reports the connection only when so much has come, or when it is closed.
 
-        A peer that sends one byte at a time thus wakes nobody. The kernel makes its buffer as large as
-        SO_RCVLOWAT asks for: it is told twice as much first, for what small segments cost on top of their bytes.
+        A peer that sends one byte at a time thus wakes nobody. The kernel makes its buffer as large
+        as SO_RCVLOWAT asks for: it is told twice as much first, for what small segments cost on top
+        of their bytes.
         """
         self._awaited_bytes = size
         for wanted in (2 * size, size):
@@ -149,7 +158,8 @@ class _Waiting:
     def say_abort(self, unread_bytes: int) -> None:
         """Answer anything but a request (PS3.8 Table 9-10: Sta2, AA-1)."""
         with contextlib.suppress(OSError):
-            # Closing with unread bytes would reset the connection before the peer reads the A-ABORT.
+            # Closing with unread bytes would reset the connection before the peer reads the
+            # A-ABORT.
             self.socket.recv(unread_bytes, socket.MSG_DONTWAIT)
             self.socket.send(abort(), socket.MSG_DONTWAIT)
 
@@ -172,7 +182,9 @@ def _in_words(header: bytes) -> tuple[str, str]:
 
 
 class Listener:
-    """Accepts TCP connections and hands those that ask for an association to `serve`, on its own thread."""
+    """Accepts TCP connections and hands those that ask for an association to `serve`, on its own
+    thread.
+    """
 
     def __init__(self, address: tuple[str, int], limits: Limits, serve: Serve) -> None:
         self._address = address
@@ -274,7 +286,9 @@ class Listener:
         return True
 
     def _most_dispensable(self) -> socket.socket:
-        """The oldest connection of the address with the most waiting connections: a crowd competes with itself."""
+        """The oldest connection of the address with the most waiting connections: a crowd competes
+        with itself.
+        """
         crowds = Counter(waiting.address for waiting in self._waiting.values())
         # Of equals the first, which has the oldest connection.
         ((largest, _),) = crowds.most_common(1)

@@ -51,8 +51,9 @@ class Course:
     def growth_mb(self) -> float:
         """By how much RSS rose over the second half of the run.
 
-        From the median of the second quarter to that of the fourth, whose middles lie half a run apart: one look in the
-        middle of a burst decides nothing, and what is allocated only once has been by then.
+        From the median of the second quarter to that of the fourth, whose middles lie half a run
+        apart: one look in the middle of a burst decides nothing, and what is allocated only once
+        has been by then.
         """
         quarter = len(self.seen) // 4
         before, after = self.seen[quarter : 2 * quarter], self.seen[-quarter:]

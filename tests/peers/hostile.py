@@ -1,4 +1,6 @@
-"""A hostile network around `pleura receive`: mutated conversations, crowds, and honest senders beside them."""
+"""A hostile network around `pleura receive`: mutated conversations, crowds, and honest senders
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ class Receive:
         return footprint(self.process.pid)
 
     def at_rest(self) -> Footprint:
-        """What it holds once no association is left: as many threads as at READY, descriptors as at the first call."""
+        """What it holds once no association is left: as many threads as at READY, descriptors as at
+        the first call.
+        """
 
         def back() -> Footprint | None:
             now = self.footprint()
@@ -167,7 +171,9 @@ class Account:
     cases: int = 0
 
     def violations(self, node: Receive) -> list[str]:
-        """What is in the spool and was never completely sent, and what was acknowledged and is not there."""
+        """What is in the spool and was never completely sent, and what was acknowledged and is not
+        there.
+        """
         rows = node.rows()
         names, known = set(node.spool.names()), {name for _, name in rows}
         bad = [f"file without a row: {name}" for name in names - known]
@@ -200,7 +206,10 @@ class Honest:
     tried: int = 0
 
     def store(self) -> str:
-        """Send one object until it is answered with 0x0000, and find it in the spool. Returns its UID."""
+        """Send one object until it is answered with 0x0000, and find it in the spool.
+
+        Returns its UID.
+        """
         self.stored += 1
         path = copy(self.template, self.folder / "honest.dcm", self.stored)
         self.account.offered.add(hashlib.sha256(data_set_of(path.read_bytes())).digest())
@@ -243,9 +252,12 @@ class Honest:
 
 
 def converse(node: Receive, pdus: Sequence[bytes], rng: Rng) -> bytes:
-    """Say it, in pieces of any size, and go: politely, rudely, or with half the line closed. Returns the answers.
+    """Say it, in pieces of any size, and go: politely, rudely, or with half the line closed.
 
-    Mostly the answer to the association request is waited for, as PS3.8 Table 9-10 has it, else nothing else is tried.
+    Returns the answers.
+
+    Mostly the answer to the association request is waited for, as PS3.8 Table 9-10 has it, else
+    nothing else is tried.
     """
     heard = b""
     with (
@@ -301,7 +313,9 @@ def fuzz(
 
 
 def connects(node: Receive, number: int, at_once: int = 4) -> None:
-    """Bare TCP connects at full speed, as load balancers and port scanners make them: half end with a reset."""
+    """Bare TCP connects at full speed, as load balancers and port scanners make them: half end with
+    a reset.
+    """
 
     def probe(which: int) -> None:
         # Other addresses of this machine, for the ports of one are used up by what was closed.
@@ -321,7 +335,10 @@ def connects(node: Receive, number: int, at_once: int = 4) -> None:
 
 
 class Crowd:
-    """Connections that each say the same, a little at a time and without end. Who is thrown out comes back."""
+    """Connections that each say the same, a little at a time and without end.
+
+    Who is thrown out comes back.
+    """
 
     def __init__(
         self,
@@ -331,9 +348,11 @@ class Crowd:
         at_once: int = 1,
         reads: bool = True,
     ) -> None:
-        """Each says the first, and once that is answered the second, then the third over and over, `at_once` bytes.
+        """Each says the first, and once that is answered the second, then the third over and over,
+        `at_once` bytes.
 
-        Who does not read has a small window, so that the node is soon left with what it wants to say.
+        Who does not read has a small window, so that the node is soon left with what it wants to
+        say.
         """
         self.ended = 0
         self._node, self._number, (self._first, self._next, self._then) = node, number, said
@@ -391,7 +410,9 @@ class Crowd:
 
 
 def bad_log_lines(log: Path) -> list[str]:
-    """The lines of a node's log that are not of its one-line form, or hold what a peer has sent: tracebacks first."""
+    """The lines of a node's log that are not of its one-line form, or hold what a peer has sent:
+    tracebacks first.
+    """
     import re
 
     form = re.compile(

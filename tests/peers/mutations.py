@@ -1,6 +1,8 @@
-"""What a hostile peer says: valid conversations, everything that can be done to their bytes, and what may come of it.
+"""What a hostile peer says: valid conversations, everything that can be done to their bytes, and
+what may come of it.
 
 Seeded: a case is its seed and number, and can be had again alone. Bytes only; hostile.py says them.
+
 """
 
 from __future__ import annotations
@@ -141,7 +143,9 @@ def store_pdus(rng: Rng, message_id: int, uid: str, size: int) -> Pdus:
 
 
 def report_pdus(rng: Rng) -> Pdus:
-    """N-EVENT-REPORT or N-ACTION of storage commitment (PS3.4 J.3), its information garbage more often than not."""
+    """N-EVENT-REPORT or N-ACTION of storage commitment (PS3.4 J.3), its information garbage more
+    often than not.
+    """
     event = rng.random() < 0.5
     elements: dict[int, int | str] = {0x0110: 9, 0x0800: 0x0001}
     instance = "1.2.840.10008.1.20.1.1"
@@ -467,8 +471,9 @@ def case(seed: int, number: int) -> Case:
 def offered(said: bytes) -> set[bytes]:
     """The data sets that are complete in a stream, by an independent reading of it; digests.
 
-    Generous where a stream has a data set begin before its command, for nobody can say what belongs together there:
-    what follows the last command set, and what follows the last data set, are both taken for one.
+    Generous where a stream has a data set begin before its command, for nobody can say what belongs
+    together there: what follows the last command set, and what follows the last data set, are both
+    taken for one.
     """
     found: set[bytes] = set()
     since_command, since_data = bytearray(), bytearray()
@@ -513,7 +518,9 @@ def _pdus(stream: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _pdvs(body: bytes) -> list[tuple[int, bytes]]:
-    """(message control header, fragment) of each; of a PDU that is malformed anywhere, what is before that place."""
+    """(message control header, fragment) of each; of a PDU that is malformed anywhere, what is
+    before that place.
+    """
     found = []
     while len(body) >= 6:
         length, _, control = struct.unpack_from(">LBB", body)

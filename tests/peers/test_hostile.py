@@ -1,4 +1,6 @@
-"""A hostile network against a real `pleura receive`: it stays up, memory returns, honest senders get through."""
+"""A hostile network against a real `pleura receive`: it stays up, memory returns, honest senders
+get through.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def module_port() -> int:
 
 @pytest.fixture
 def node(honest: Honest) -> Iterator[Receive]:
-    """The node; after each test, everything is as it was before, and what was acknowledged is there."""
+    """The node; after each test, everything is as it was before, and what was acknowledged is
+    there.
+    """
     honest.store()
     honest.node.at_rest()
     yield honest.node
@@ -93,7 +97,9 @@ def test_slow_senders_are_ended(node: Receive, honest: Honest, phase: str) -> No
 
 
 def test_who_has_not_asked_for_an_association_takes_no_place(node: Receive, honest: Honest) -> None:
-    """As many as would keep every other out, each a byte at a time: an honest sender is let in whenever it tries."""
+    """As many as would keep every other out, each a byte at a time: an honest sender is let in
+    whenever it tries.
+    """
     with Crowd(node, 2 * MAXIMUM_ASSOCIATIONS + 4, (b"", b"", ASSOCIATED)) as crowd:
         wait_until("the node ends one of them", lambda: crowd.ended)
         tried = honest.tried
@@ -103,7 +109,9 @@ def test_who_has_not_asked_for_an_association_takes_no_place(node: Receive, hone
 
 
 def test_who_sends_slowly_but_as_the_standard_has_it(node: Receive, honest: Honest) -> None:
-    """A data set in PDUs of one byte may take its time: fewer of these than the maximum leave room for others."""
+    """A data set in PDUs of one byte may take its time: fewer of these than the maximum leave room
+    for others.
+    """
     held = Crowd(
         node, MAXIMUM_ASSOCIATIONS // 2, (ASSOCIATED, COMMAND, ONE_BYTE), at_once=len(ONE_BYTE)
     )
@@ -124,7 +132,7 @@ def test_who_never_waits_for_an_answer_nor_reads_one(node: Receive, honest: Hone
 
 
 def test_a_flood_of_associations(node: Receive, honest: Honest) -> None:
-    """Many more than the maximum, each as valid as can be; who is not let in tries again at once."""
+    """Many more than the maximum, each valid; a rejected one tries again at once."""
     with Crowd(node, 3 * MAXIMUM_ASSOCIATIONS, (ASSOCIATED, b"", b"")) as crowd:
         wait_until("many are not let in", lambda: crowd.ended > 2 * MAXIMUM_ASSOCIATIONS)
         honest.store()
@@ -146,7 +154,9 @@ def test_sigterm_amid_hostile_talk(tmp_path: Path, free_port: Callable[[], int])
 
 
 def test_a_wait_for_sigterm_looks_up_now_and_then() -> None:
-    """With other threads at work, a signal does not always end a wait of the main thread that has no time limit."""
+    """With other threads at work, a signal does not always end a wait of the main thread that has
+    no time limit.
+    """
 
     class Stop(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:

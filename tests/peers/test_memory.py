@@ -11,10 +11,11 @@ from tests.peers import runs
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
-# Megabytes of RSS by which a role may rise in the second half of a run. Measured over several runs: receive up to 0.3,
-# deliver 0.2, serve 0. analyse rises by 7 to 13, in steps of some 3 MB that end before the 900th image: presumably what
-# its engine keeps for each size of batch that comes for the first time. So what is seen is a leak of 4 kB per
-# association or image in receive and deliver, 50 kB per image in analyse; the long form sees a tenth of that.
+# Megabytes of RSS by which a role may rise in the second half of a run. Measured over several runs:
+# receive up to 0.3, deliver 0.2, serve 0. analyse rises by 7 to 13, in steps of some 3 MB that end
+# before the 900th image: presumably what its engine keeps for each size of batch that comes for the
+# first time. So what is seen is a leak of 4 kB per association or image in receive and deliver, 50
+# kB per image in analyse; the long form sees a tenth of that.
 FLAT_MB = {"receive": 2.0, "deliver": 2.0, "serve": 1.0, "analyse": 24.0}
 
 

@@ -1,4 +1,6 @@
-"""The Storage SCP against DCMTK, pynetdicom and raw sockets: what it acknowledges is there, nothing takes it down."""
+"""The Storage SCP against DCMTK, pynetdicom and raw sockets: what it acknowledges is there, nothing
+takes it down.
+"""
 
 from __future__ import annotations
 
@@ -465,7 +467,9 @@ class Resources:
 def associate_rq(
     calling: bytes, sop_class_uid: str = "1.2.840.10008.1.1", maximum_pdu_bytes: int = 16384
 ) -> bytes:
-    """An A-ASSOCIATE-RQ (PS3.8 9.3.2) for one class in Implicit VR Little Endian, its calling AE title as given."""
+    """An A-ASSOCIATE-RQ (PS3.8 9.3.2) for one class in Implicit VR Little Endian, its calling AE
+    title as given.
+    """
 
     def item(kind: int, body: bytes) -> bytes:
         return struct.pack(">BBH", kind, 0, len(body)) + body
@@ -895,7 +899,9 @@ def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(
 
 
 def large_request() -> bytes:
-    """More than any toolkit proposes: 128 contexts (PS3.8 9.3.2.2: odd IDs) of 45 transfer syntaxes."""
+    """More than any toolkit proposes: 128 contexts (PS3.8 9.3.2.2: odd IDs) of 45 transfer
+    syntaxes.
+    """
 
     def item(kind: int, body: bytes) -> bytes:
         return struct.pack(">BBH", kind, 0, len(body)) + body

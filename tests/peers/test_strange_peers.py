@@ -1,4 +1,7 @@
-"""Peers as public reports have them: padded titles, unknown items, other protocols, missing UIDs. Each has its log line."""
+"""Peers as public reports have them: padded titles, unknown items, other protocols, missing UIDs.
+
+Each has its log line.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def request(
     syntaxes: tuple[bytes, ...] = (IMPLICIT,),
     user: bytes = b"",
 ) -> bytes:
-    """An A-ASSOCIATE-RQ for CR; `items` come before its context, `user` into its user information."""
+    """An A-ASSOCIATE-RQ for CR; `items` come before its context, `user` into its user item."""
     parts = item(0x30, CR.encode()) + b"".join(item(0x40, each) for each in syntaxes)
     context = item(0x20, bytes([context_id, 0, 0, 0]) + parts)
     information = item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3") + user)

@@ -21,7 +21,8 @@ from daemon.receive.intake import Intake
 from daemon.spool import Spool
 from tools.peers.waiting import wait_until
 
-# watchdog, where a folder and one below it appear at the same time; the roles show no library's warnings.
+# watchdog, where a folder and one below it appear at the same time; the roles show no library's
+# warnings.
 pytestmark = pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
 
 

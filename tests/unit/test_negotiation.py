@@ -1,4 +1,6 @@
-"""Association negotiation as bytes: lenient where the standard says ignore, exact in what is answered."""
+"""Association negotiation as bytes: lenient where the standard says ignore, exact in what is
+answered.
+"""
 
 from __future__ import annotations
 
