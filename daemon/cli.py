@@ -86,33 +86,53 @@ def _role(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from daemon import config
+    from daemon.commands import status
+
     inspect = _inspection(options)
     if options.uid:
-        histories = {uid: inspect.history(uid) for uid in options.uid}
+        histories = status.histories(inspect, options.uid)
         print(json.dumps(histories, indent=None if options.json else 2))
         return EXIT_DONE if all(histories.values()) else EXIT_FAILED
 
-    counts = inspect.counts()
+    configured = [each.name for each in config.load(options.config).destinations]
     if options.json:
-        print(json.dumps(counts))
-        return EXIT_DONE
-
-    for subject, states in counts.items():
-        print(f"{subject}: " + ", ".join(f"{number} {state}" for state, number in states.items()))
-
-    for subject, rows in inspect.troubles().items():
-        name = "image" if subject == "instances" else "delivery"
-        for row in rows:
-            print(f"  {name}", *(value for value in row.values() if value not in ("", None)))
+        print(json.dumps(status.summary(inspect, configured)))
+    elif options.failed:
+        print(*status.failure_lines(inspect), sep="\n")
+    else:
+        print(*status.lines(inspect, configured), sep="\n")
     return EXIT_DONE
 
 
 def _retry(options: argparse.Namespace) -> int:
-    states = [options.state] if options.state else ["failed", "refused"]
-    count = _ledger(options).rearm(states, options.uid)
+    from daemon import config
+    from daemon.commands import retry
 
-    print(f"{count} re-armed")
-    return EXIT_DONE if count or not options.uid else EXIT_FAILED
+    settings = config.load(options.config)
+    configured = [destination.name for destination in settings.destinations]
+    if options.to and options.to not in configured:
+        raise CannotStartError(
+            f"--to: found {options.to!r}; allowed: {', '.join(configured) or 'no destination is named'}"
+        )
+
+    states = [options.state] if options.state else ["failed", "refused"]
+    wanted = retry.Wanted(states, options.uid, options.to, options.now)
+    told = retry.retry(_ledger(options), wanted, configured)
+    print(told)
+    return EXIT_DONE if told.count or not options.uid else EXIT_FAILED
+
+
+def _resend(options: argparse.Namespace) -> int:
+    if options.since is None and not options.uid:
+        raise CannotStartError(
+            "resend: say which: --since TIME, or UIDs of studies, images, results"
+        )
+
+    since = options.since.timestamp() if options.since else None
+    count, gone = _ledger(options).resend(options.to, since, options.uid)
+    print(f"{count} owed again to {options.to}; {gone} cannot be, retention removed their bytes")
+    return EXIT_DONE if count else EXIT_FAILED
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -250,6 +270,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "deliver": _role,
     "status": _status,
     "retry": _retry,
+    "resend": _resend,
     "verify": _verify,
     "backup": _backup,
     "doctor": _doctor,

@@ -73,7 +73,14 @@ def _add_status(commands: _Commands) -> None:
     )
     status.add_argument("--json", action="store_true", help="print JSON")
     status.add_argument(
-        "uid", nargs="*", metavar="UID", help="the history of these images, by SOP Instance UID"
+        "--failed", action="store_true", help="list every failed image and refused delivery"
+    )
+    status.add_argument(
+        "uid",
+        nargs="*",
+        metavar="UID",
+        help="the history of images, by SOP Instance UID of an image or a result, Study Instance "
+        "UID or accession number",
     )
 
 
@@ -82,6 +89,23 @@ def _add_repairs(commands: _Commands) -> None:
     retry.add_argument("--state", choices=("failed", "refused"), help="default: both")
     retry.add_argument(
         "uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all"
+    )
+
+    retry.add_argument("--now", action="store_true", help="also try at once what is owed")
+    retry.add_argument(
+        "--to",
+        metavar="NAME",
+        help="only deliveries to this destination; it also gets what is addressed to names that "
+        "have left the settings, as after its renaming",
+    )
+
+    resend = _add_with_config(
+        commands, "resend", "Send again what a destination stored, after it lost objects."
+    )
+    resend.add_argument("--to", required=True, metavar="NAME", help="the destination")
+    resend.add_argument("--since", type=_time, metavar="TIME", help="stored from then on, ISO 8601")
+    resend.add_argument(
+        "uid", nargs="*", metavar="UID", help="only these: of studies, images or results"
     )
 
     _add_with_config(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from daemon.commands.status import ROLES
 from daemon.config import Config, DicomDestination
 from daemon.deliver.folder import MARK, lost
 from daemon.dicom.link import (
@@ -31,6 +32,7 @@ from daemon.dicom.tables import (
     UNCOMPRESSED,
     VERIFICATION,
 )
+from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import Inspection, Ledger, LedgerError, describe
 from daemon.spool import identity
 
@@ -70,6 +72,7 @@ def examine(
     """
     examinations: list[tuple[str, Callable[[], str]]] = [
         ("ledger", partial(_ledger, config)),
+        ("roles", partial(_roles, config)),
         (f"spool {config.spool}", partial(_spool, config)),
         ("model", model),
         (f"port {config.port}", partial(_listener, config)),
@@ -110,6 +113,21 @@ def _ledger(config: Config) -> str:
     owed = counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
     return note + ("; `pleura status` tells of trouble with some" if any(troubles.values()) else "")
+
+
+def _roles(config: Config) -> str:
+    """Each role must have given a sign of life: a node without analyse receives, and nobody answers."""
+    with closing(Inspection.open(config.ledger)) as inspect:
+        now = inspect.now()
+        alive = {row["role"] for row in inspect.roles() if now - row["beat_at"] < SILENT_AFTER_S}
+        waiting = inspect.counts()["instances"]["received"]
+    silent = [role for role in ROLES if role not in alive]
+    if silent:
+        raise Trouble(
+            f"no process of {', '.join(silent)} gave a sign of life in the last minute, "
+            f"and {waiting} images wait: start it (pleura serve, or pleura {silent[0]})"
+        )
+    return f"{', '.join(ROLES)} run"
 
 
 def _spool(config: Config) -> str:

@@ -76,6 +76,14 @@ class Asker:
             self._ledger.wait(limits.idle_s)
             return
 
+        if request.asked_before:
+            log.warning(
+                "%s: no commitment report came on %d objects; asking again. Does the archive have this "
+                "node's AE title, host and port, and does this node admit its address?",
+                name,
+                request.asked_before,
+            )
+
         try:
             self._ask(request, stop)
         except _NotAskedError as trouble:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +72,8 @@ class Courier:
         self._limits = limits
         # Delivery ID -> how often the object was in the way. A restart may forget it.
         self._tries: dict[int, int] = {}
+        # Whether the ledger is known to say that the destination is up.
+        self._is_up = False
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop` is set; the object in flight then is finished first."""
@@ -91,15 +93,24 @@ class Courier:
                 continue
             if turn.trouble is None:
                 failures = 0
+                self._note(None)
                 continue
             failures = 1 if turn.stored else failures + 1
             pause_s = self._limits.backoff.pause_s(failures)
             log.warning("%s: %s; again in %.1f s", self._destination.name, turn.trouble, pause_s)
+            self._note(turn.trouble, pause_s)
             self.pause(stop, pause_s)
 
     def pause(self, stop: threading.Event, seconds: float) -> None:
-        """Wait, but not longer than until `stop`. A simulation of days overrides this."""
-        stop.wait(seconds)
+        """Wait, but not longer than until `stop` or `pleura retry --now`. A simulation of days overrides this."""
+        deadline = time.monotonic() + seconds
+        while (left_s := deadline - time.monotonic()) > 0:
+            if stop.wait(min(left_s, self._limits.idle_s)):
+                return
+            with suppress(Exception):
+                # A ledger that is away hastens nobody.
+                if self._ledger.inspect.next_try_is_due(self._destination.name):
+                    return
 
     def open(self, objects: Sequence[Outgoing]) -> AbstractContextManager[Store]:
         """An open way to the destination, for these objects. Raises LinkDownError."""
@@ -109,6 +120,18 @@ class Courier:
         remote = Remote(there.ae_title, there.host, there.port)
         contexts = proposal([outgoing.syntaxes for outgoing in objects])
         return Link.open(self._calling_ae_title, remote, contexts, self._limits.association)
+
+    def _note(self, trouble: str | None, pause_s: float = 0.0) -> None:
+        """Tell `pleura status` how the destination is; success only where that is news."""
+        if trouble is None and self._is_up:
+            return
+        try:
+            self._ledger.note_destination(self._destination.name, trouble, pause_s)
+        except Exception:
+            # Deliveries go on: the next turn says whether the ledger is away.
+            log.exception("%s: its state could not be recorded", self._destination.name)
+        else:
+            self._is_up = trouble is None
 
     def _turn(self, failures: int, stop: threading.Event) -> _Turn | None:
         """Claim and send what is due; None where there was nothing to send."""

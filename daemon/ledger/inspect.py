@@ -403,6 +403,14 @@ class Inspection:
         with self._database.reading() as conn:
             return [row.sop_instance_uid for row in conn.execute(ordered)]
 
+    def images_of_accession(self, digest: str) -> list[str]:
+        """SOP Instance UIDs of the images with this accession_digest()."""
+        named = sa.select(instances.c.sop_instance_uid).where(
+            instances.c.accession_digest == digest
+        )
+        with self._database.reading() as conn:
+            return list(conn.execute(named.distinct()).scalars())
+
     def contradictions(self) -> list[str]:
         """Rows that deny each other, a line each."""
         with self._database.reading() as conn:

@@ -234,6 +234,25 @@ def test_a_report_on_the_association_that_asked_counts(bench: Bench, archive: Ar
     wait_until("it is committed", lambda: bench.states() == {"committed": 1})
 
 
+def test_a_report_on_that_association_before_the_answer_counts(
+    bench: Bench, archive: Archive
+) -> None:
+    statuses: list[Any] = []
+
+    def at_once(event: Any, transaction: str, uids: list[str]) -> None:
+        answer, _ = event.assoc.send_n_event_report(
+            information(transaction, uids, {}), 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+        )
+        statuses.append(answer.get("Status"))
+
+    archive.on_question = at_once
+    bench.store("1.1")
+    bench.ask()
+    wait_until("it is committed", lambda: bench.states() == {"committed": 1})
+    wait_until("the report is answered", lambda: statuses)
+    assert statuses == [0x0000]
+
+
 def test_each_failure_reason_has_its_consequence(bench: Bench, archive: Archive) -> None:
     bench.store("1.1", "1.2", "1.3", "1.4")
     archive.on_question = lambda _, transaction, uids: report(

@@ -85,7 +85,7 @@ def test_status_and_retry(settings: Path, tmp_path: Path) -> None:
     ledger.complete(job, Completion("failed", "d", reason="analysis_error"), {})
     ledger.close()
     counts = json.loads(pleura("status", "--json", "-c", settings).stdout)
-    assert counts == {
+    assert {subject: counts[subject] for subject in ("instances", "deliveries")} == {
         "instances": {"received": 0, "analysed": 0, "not_analysed": 0, "failed": 1},
         "deliveries": {"owed": 0, "stored": 0, "committed": 0, "refused": 0},
     }

@@ -1,0 +1,60 @@
+"""`pleura retry`: another try for failed images, for refused deliveries, and at once for what is owed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from daemon.ledger import DeliveryState, Ledger
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The call: `states` among failed and refused; `to` names one destination; `now` hastens what is owed."""
+
+    states: Sequence[str]
+    uids: Sequence[str] = ()
+    to: str | None = None
+    now: bool = False
+
+
+@dataclass(frozen=True)
+class Retried:
+    """How many images and deliveries were re-armed, re-addressed and hastened."""
+
+    rearmed: int
+    readdressed: int = 0
+    hastened: int = 0
+    # Destinations of refused deliveries that are not in the settings.
+    unknown: Sequence[str] = ()
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.rearmed + self.readdressed + self.hastened
+
+    def __str__(self) -> str:
+        parts = [f"{self.rearmed} re-armed"]
+        if self.readdressed:
+            parts.append(f"{self.readdressed} re-addressed")
+        if self.hastened:
+            parts.append(f"{self.hastened} due now")
+        if self.unknown:
+            names = ", ".join(self.unknown)
+            parts.append(f"deliveries to {names} stay: not in the settings; --to NAME re-addresses")
+        return "; ".join(parts)
+
+
+def retry(ledger: Ledger, wanted: Wanted, configured: Collection[str]) -> Retried:
+    """Do what is wanted. `configured`: the names of the destinations in the settings."""
+    readdressed = ledger.readdress(wanted.to, configured) if wanted.to else 0
+
+    # A failed image has no destination yet.
+    states = [DeliveryState.REFUSED.value] if wanted.to else wanted.states
+    names = [wanted.to] if wanted.to else list(configured)
+    rearmed = ledger.rearm(states, wanted.uids, names)
+    hastened = ledger.hasten(names, wanted.uids) if wanted.now else 0
+
+    refused = ledger.inspect.refused_destinations()
+    unknown = sorted(refused - set(configured))
+    return Retried(rearmed, readdressed, hastened, unknown)

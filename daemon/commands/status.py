@@ -1,0 +1,147 @@
+"""`pleura status`: the ledger for people. Counts, what waits and since when, each destination, roles, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from daemon.heartbeat import SILENT_AFTER_S
+from daemon.ledger import Inspection
+from daemon.ledger.digests import accession_digest
+
+ROLES = ("receive", "analyse", "deliver")
+_SHOWN = 20  # failed images, and refused deliveries
+ALL = 1_000_000
+
+# Columns that hold a time.
+_TIMES = ("received_at", "completed_at")
+
+
+def summary(inspect: Inspection, configured: Collection[str]) -> dict[str, Any]:
+    """Everything that `pleura status --json` prints. `configured`: the names of the destinations."""
+    known = inspect.destinations()
+    return {
+        **inspect.counts(),
+        "waiting_since": _date(inspect.waiting_since()),
+        "roles": [
+            {"role": row["role"], "owner": row["owner"], "last_sign": _date(row["beat_at"])}
+            for row in inspect.roles()
+        ],
+        "destinations": {
+            name: _destination(known.get(name, {}), name in configured)
+            for name in sorted({*known, *configured})
+        },
+    }
+
+
+def _destination(row: Mapping[str, Any], is_configured: bool) -> dict[str, Any]:
+    return {
+        "configured": is_configured,
+        "down_since": _date(row.get("down_since")),
+        "last_answer": row.get("last_answer"),
+        "answered_at": _date(row.get("answered_at")),
+        "next_try": _date(row.get("next_try_at")),
+        "owed": row.get("owed", 0),
+        "owed_since": _date(row.get("owed_since")),
+        "commitment_unreported": row.get("unreported", 0),
+        "commitment_unreported_since": _date(row.get("unreported_since")),
+    }
+
+
+def lines(inspect: Inspection, configured: Collection[str]) -> Iterator[str]:
+    """The same as text, with the newest failures."""
+    now = inspect.now()
+    counts = inspect.counts()
+    for subject, states in counts.items():
+        yield f"{subject}: " + ", ".join(f"{number} {state}" for state, number in states.items())
+
+    since = inspect.waiting_since()
+    if since is not None:
+        yield f"waiting: the oldest image since {_date(since)} ({_age(now - since)})"
+    for row in inspect.reasons():
+        yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
+    yield from _role_lines(inspect.roles(), now)
+    yield from _destination_lines(inspect.destinations(), configured, now)
+    yield from failure_lines(inspect, _SHOWN)
+
+
+def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str]:
+    for role in ROLES:
+        signs = [row["beat_at"] for row in rows if row["role"] == role]
+        alive = sum(now - sign < SILENT_AFTER_S for sign in signs)
+        if alive:
+            yield f"role {role}: {alive} running"
+        elif signs:
+            yield f"role {role}: SILENT since {_date(max(signs))} ({_age(now - max(signs))})"
+        else:
+            yield f"role {role}: NOT RUNNING"
+
+
+def _destination_lines(
+    known: Mapping[str, Mapping[str, Any]], configured: Collection[str], now: float
+) -> Iterator[str]:
+    for name in sorted({*known, *configured}):
+        row = known.get(name, {})
+        owed = row.get("owed", 0)
+        if name not in configured:
+            if owed:
+                yield f"destination {name}: NOT IN THE SETTINGS, {owed} owed; pleura retry --to NAME"
+            continue
+
+        parts = []
+        if row.get("down_since") is not None:
+            parts.append(f"DOWN since {_date(row['down_since'])} ({_age(now - row['down_since'])})")
+            parts.append(f"last answer {_date(row['answered_at'])}: {row['last_answer']}")
+            if row.get("next_try_at") is not None:
+                parts.append(f"next try in {max(0.0, row['next_try_at'] - now):.0f} s")
+        parts.append(f"{owed} owed" + (f" since {_date(row['owed_since'])}" if owed else ""))
+        if row.get("unreported"):
+            parts.append(
+                f"{row['unreported']} asked for commitment without a report, "
+                f"stored since {_date(row['unreported_since'])}"
+            )
+        yield f"destination {name}: " + "; ".join(parts)
+
+
+def failure_lines(inspect: Inspection, limit: int = ALL) -> Iterator[str]:
+    """Failed images and refused deliveries, the newest first."""
+    failed = inspect.failed(limit)
+    for row in failed["instances"]:
+        told = [row["reason"], row["detail"], _date(row["completed_at"])]
+        yield f"  image {row['sop_instance_uid']} failed " + " ".join(filter(None, told))
+    for row in failed["deliveries"]:
+        result = f"{row['kind']} {row['sop_instance_uid']}"
+        yield f"  delivery of {result} refused by {row['destination']}: {row['why']}"
+
+
+def histories(inspect: Inspection, uids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """UID or accession number as asked -> the images that it names, with their results; times as dates."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    for uid in uids:
+        rows: list[dict[str, Any]] = []
+        digest = accession_digest(uid, inspect.spool_identity() or "")
+        images = inspect.images_of(uid) or inspect.images_of_accession(digest)
+        for image in images:
+            for row in inspect.history(image):
+                dates = {name: _date(row[name]) for name in _TIMES}
+                rows.append({"sop_instance_uid": image} | row | dates)
+        told[uid] = rows
+    return told
+
+
+def _date(seconds: float | None) -> str | None:
+    """The ledger's seconds as a local time."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+
+
+def _age(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 172_800:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 86400:.0f} days"

@@ -1,0 +1,375 @@
+"""What is owed under a clock that jumps, a destination that is renamed, an archive that lost a night; and what status tells."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daemon.backoff import Backoff
+from daemon.commands import status
+from daemon.commands.doctor import examine
+from daemon.commands.retry import Wanted, retry
+from daemon.config import Config, FolderDestination
+from daemon.deliver.courier import Courier
+from daemon.deliver.limits import DeliverLimits
+from daemon.heartbeat import SignsOfLife
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.ledger.digests import accession_digest
+from daemon.spool import Spool
+from tools.peers.waiting import wait_until
+
+HOUR_S = 3600.0
+BOTH = ("failed", "refused")
+
+
+class Bench:
+    """A ledger whose clock is set by hand, and images that have ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 1_700_000_000.0
+        self.url = f"sqlite:///{folder}/ledger.db"
+        self.ledger = Ledger(self.url, clock=lambda: self.now)
+        self.spool = Spool(folder / "spool")
+        self.ledger.spool_identity("identity")
+        self.number = 0
+
+    def owe(self, *destinations: str, accession_number: str = "") -> str:
+        """One analysed image with one result; returns the result's UID."""
+        self.number += 1
+        number = self.number
+        arrival = Arrival(self.spool.write(b"x"), "1.2", f"1.2.{number}", "", "", "dimse", 1, 9)
+        self.ledger.receive([arrival])
+        (job,) = self.ledger.claim_images("test", 1)
+        made = StoredResult(
+            "SC", self.spool.write(b"x"), "1.2", f"9.{number}", "1.2.840.10008.1.2.1", 1
+        )
+        completion = Completion(
+            "analysed",
+            str(number),
+            study_instance_uid=f"5.{number}",
+            accession_digest=accession_digest(accession_number, "identity"),
+            results=(made,),
+        )
+        owed = dict.fromkeys(destinations, ("SC",))
+        self.ledger.complete(job, completion, owed)
+        return made.sop_instance_uid
+
+    def claim(self, destination: str) -> list[str]:
+        jobs = self.ledger.claim_deliveries(destination, "test", 99)
+        return [job.result.sop_instance_uid for job in jobs]
+
+    def store(self, destination: str) -> None:
+        for job in self.ledger.claim_deliveries(destination, "test", 99):
+            self.ledger.mark_stored(job, 0)
+
+    def refuse(self, destination: str) -> None:
+        for job in self.ledger.claim_deliveries(destination, "test", 99):
+            self.ledger.mark_refused(job, "answered 0xA900", 0xA900)
+
+    def deliveries(self) -> dict[str, int]:
+        counts = self.ledger.inspect.counts()["deliveries"]
+        return {state: number for state, number in counts.items() if number}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.ledger.close()
+
+
+# -- a clock that is set back ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("back_s", [20 * 60.0, 50 * 60.0, 3 * HOUR_S, 365 * 24 * HOUR_S])
+def test_a_clock_set_back_delays_a_delivery_by_ten_minutes_at_most(
+    bench: Bench, back_s: float
+) -> None:
+    uid = bench.owe("pacs")
+    (job,) = bench.ledger.claim_deliveries("pacs", "test", 1)
+    bench.ledger.retry_later(job, "answered 0xA700", 300.0)
+    bench.now += 1.0 - back_s
+    bench.now += 600.0
+    assert bench.claim("pacs") == [uid]
+
+
+@pytest.mark.parametrize("back_s", [5 * 60.0, 50 * 60.0, 24 * HOUR_S])
+def test_a_clock_set_back_does_not_prolong_a_dead_owners_lease(bench: Bench, back_s: float) -> None:
+    uid = bench.owe("pacs")
+    assert bench.claim("pacs") == [uid]
+    bench.now -= back_s
+    bench.now += 600.0
+    assert bench.claim("pacs") == [uid]
+
+
+def test_a_pause_of_ten_minutes_is_kept(bench: Bench) -> None:
+    bench.owe("pacs")
+    (job,) = bench.ledger.claim_deliveries("pacs", "test", 1)
+    bench.ledger.retry_later(job, "answered 0xA700", 600.0)
+    bench.now += 599.0
+    assert bench.claim("pacs") == []
+
+
+def test_an_object_that_is_lost_again_and_again_waits_ten_minutes_at_most(bench: Bench) -> None:
+    uid = bench.owe("pacs")
+    for _ in range(12):
+        (job,) = bench.ledger.claim_deliveries("pacs", "test", 1)
+        bench.ledger.mark_stored(job, 0, commitment=True)
+        request = bench.ledger.ask_commitment("pacs", 9, 60.0)
+        assert request is not None
+        lost = {uid: "not committed to"}
+        assert bench.ledger.record_commitment_report("pacs", request.transaction_uid, [], lost, {})
+        bench.now += 600.0
+
+
+# -- retry and resend ------------------------------------------------------------------------
+
+
+def test_retry_now_makes_what_is_owed_due(bench: Bench) -> None:
+    uids = [bench.owe("pacs"), bench.owe("pacs", "other")]
+    for name in ("pacs", "other"):
+        for job in bench.ledger.claim_deliveries(name, "test", 9):
+            bench.ledger.retry_later(job, "answered 0xA700", 500.0)
+    assert bench.claim("pacs") == bench.claim("other") == []
+
+    told = retry(bench.ledger, Wanted(BOTH, now=True, to="pacs"), ["pacs", "other"])
+    assert told.hastened == 2
+    assert bench.claim("pacs") == uids
+    assert bench.claim("other") == []
+    assert retry(bench.ledger, Wanted(BOTH, now=True), ["pacs", "other"]).hastened == 3
+    assert bench.claim("other") == uids[1:]
+
+
+def test_retry_after_a_destinations_rename_addresses_the_new_name(bench: Bench) -> None:
+    refused = bench.owe("old")
+    bench.refuse("old")
+    owed = bench.owe("old")
+    twice = bench.owe("old", "older", "new")
+    both = bench.owe("old", "older")
+
+    plain = retry(bench.ledger, Wanted(BOTH), ["new"])
+    assert plain.rearmed == 0
+    assert "old stay: not in the settings" in str(plain)
+
+    told = retry(bench.ledger, Wanted(BOTH, to="new"), ["new"])
+    assert (told.readdressed, told.rearmed) == (3, 1)
+    assert bench.claim("new") == [refused, owed, twice, both]
+    assert bench.ledger.inspect.contradictions() == []
+    assert retry(bench.ledger, Wanted(BOTH, to="new"), ["new"]).count == 0
+
+
+def test_retry_to_one_destination_leaves_the_others(bench: Bench) -> None:
+    bench.owe("pacs", "other")
+    bench.refuse("pacs")
+    bench.refuse("other")
+    assert retry(bench.ledger, Wanted(BOTH, to="pacs"), ["pacs", "other"]).rearmed == 1
+    assert bench.deliveries() == {"owed": 1, "refused": 1}
+
+
+def test_what_was_stored_in_a_lost_night_is_sent_again(bench: Bench) -> None:
+    bench.owe("pacs")
+    bench.store("pacs")
+    bench.now += HOUR_S
+    night = bench.now
+    lost = [bench.owe("pacs", "other"), bench.owe("pacs")]
+    bench.store("pacs")
+    bench.store("other")
+    assert bench.deliveries() == {"stored": 4}
+
+    assert bench.ledger.resend("pacs", since=night) == (2, 0)
+    assert bench.claim("pacs") == lost
+    assert bench.claim("other") == []
+    assert bench.ledger.resend("pacs", since=night) == (0, 0)
+
+
+@pytest.mark.parametrize("named", ["1.2.2", "9.2", "5.2"])
+def test_an_image_a_study_or_a_result_is_sent_again(bench: Bench, named: str) -> None:
+    uids = [bench.owe("pacs"), bench.owe("pacs")]
+    bench.store("pacs")
+    assert bench.ledger.resend("pacs", uids=[named]) == (1, 0)
+    assert bench.claim("pacs") == uids[1:]
+
+
+def test_what_retention_removed_is_not_sent_again(bench: Bench) -> None:
+    bench.owe("pacs")
+    bench.store("pacs")
+    bench.now += 1.0
+    bench.ledger.give_up_bytes(0.0, 0.0, [], 9)
+    assert bench.ledger.resend("pacs", since=0.0) == (0, 1)
+
+
+def test_retry_now_ends_a_couriers_pause(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    spool = Spool(tmp_path / "spool")
+    name = spool.write(b"x")
+    ledger.receive([Arrival(name, "1.2", "1.2.1", "", "", "dimse", 1, 1)])
+    (job,) = ledger.claim_images("test", 1)
+    made = StoredResult("SC", name, "1.2", "9.1", "1.2.840.10008.1.2.1", 1)
+    ledger.complete(job, Completion("analysed", "1", results=(made,)), {"outbox": ("SC",)})
+
+    outbox = FolderDestination(name="outbox", folder=tmp_path / "away" / "outbox")
+    outbox.folder.parent.write_bytes(b"")  # a file where a folder should be
+    limits = DeliverLimits(backoff=Backoff(3000.0, 3000.0), idle_s=0.02)
+    courier = Courier(outbox, Config(destinations=(outbox,)), ledger, spool, limits)
+    stop = threading.Event()
+    thread = threading.Thread(target=courier.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(
+            "it is down", lambda: ledger.inspect.destinations().get("outbox", {}).get("down_since")
+        )
+        outbox.folder.parent.unlink()
+        retry(ledger, Wanted(BOTH, now=True), ["outbox"])
+        wait_until("it is stored", lambda: ledger.inspect.counts()["deliveries"]["stored"] == 1)
+        wait_until(
+            "it is up", lambda: ledger.inspect.destinations()["outbox"]["down_since"] is None
+        )
+    finally:
+        stop.set()
+        thread.join()
+        ledger.close()
+
+
+# -- status ----------------------------------------------------------------------------------
+
+
+def test_status_tells_how_each_destination_is(bench: Bench) -> None:
+    bench.owe("pacs", "left")
+    bench.ledger.note_destination("pacs", "cannot connect (Connection refused)", 100.0)
+    bench.now += 600.0
+    bench.ledger.note_destination("pacs", "association rejected with 1/1/3", 250.0)
+    bench.now += 50.0
+
+    summary = status.summary(bench.ledger.inspect, ["pacs", "quiet"])
+    pacs = summary["destinations"]["pacs"]
+    assert pacs["last_answer"] == "association rejected with 1/1/3"
+    assert pacs["owed"] == 1
+    assert pacs["down_since"].startswith("2023-11-1")
+    assert summary["destinations"]["left"]["configured"] is False
+    assert summary["deliveries"]["owed"] == 2
+
+    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs", "quiet"]))
+    assert "destination pacs: DOWN since 2023-11-1" in text
+    assert "(11 min); last answer" in text
+    assert "next try in 200 s; 1 owed since" in text
+    assert "destination left: NOT IN THE SETTINGS, 1 owed" in text
+    assert "destination quiet: 0 owed" in text
+
+    bench.ledger.note_destination("pacs", None)
+    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs"]))
+    assert "destination pacs: 1 owed since" in text
+
+
+def test_status_separates_failures_from_images_that_are_not_to_be_analysed(bench: Bench) -> None:
+    for number in range(30):
+        bench.ledger.receive([Arrival(f"n{number}", "1.2", f"3.{number}", "", "", "dimse", 1, 1)])
+        (job,) = bench.ledger.claim_images("test", 1)
+        state, reason = ("failed", "undecodable") if number == 0 else ("not_analysed", "lateral")
+        bench.ledger.complete(job, Completion(state, str(number), reason=reason), {})
+    bench.ledger.receive([Arrival("w", "1.2", "4.1", "", "", "dimse", 1, 1)])
+    bench.now += 1800.0
+
+    text = "\n".join(status.lines(bench.ledger.inspect, []))
+    assert "  image 3.0 failed undecodable 2023-11-1" in text
+    assert "not analysed: 29 lateral, the last 2023-11-1" in text
+    assert "3.7" not in text
+    assert "waiting: the oldest image since" in text
+    assert "(30 min)" in text
+    assert list(status.failure_lines(bench.ledger.inspect)) == [
+        line for line in text.splitlines() if line.startswith("  image")
+    ]
+
+
+@pytest.mark.parametrize("asked", ["1.2.2", "9.2", "5.2", "ACC-2"])
+def test_status_finds_an_image_by_each_of_its_names(bench: Bench, asked: str) -> None:
+    bench.owe("pacs", accession_number="ACC-1")
+    bench.owe("pacs", accession_number="ACC-2")
+    told = status.histories(bench.ledger.inspect, [asked, "nothing"])
+    assert [row["sop_instance_uid"] for row in told[asked]] == ["1.2.2"]
+    assert told[asked][0]["received_at"].startswith("2023-11-1")
+    assert told[asked][0]["results"][0]["state"] == "owed"
+    assert told["nothing"] == []
+
+
+def test_a_commitment_report_that_never_comes_is_shown(bench: Bench) -> None:
+    bench.owe("pacs")
+    for job in bench.ledger.claim_deliveries("pacs", "test", 9):
+        bench.ledger.mark_stored(job, 0, commitment=True)
+    first = bench.ledger.ask_commitment("pacs", 9, 60.0)
+    assert first is not None
+    assert first.asked_before == 0
+    assert "commitment" not in "\n".join(status.lines(bench.ledger.inspect, ["pacs"]))
+    bench.now += 61.0
+    second = bench.ledger.ask_commitment("pacs", 9, 60.0)
+    assert second is not None
+    assert second.asked_before == 1
+    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs"]))
+    assert "1 asked for commitment without a report" in text
+
+
+def test_a_role_that_does_not_run_is_told(bench: Bench, tmp_path: Path) -> None:
+    config = Config(spool=tmp_path / "spool", ledger=bench.url)
+
+    def said() -> str:
+        findings = examine(config, lambda: "a model", {})
+        (found,) = [str(finding) for finding in findings if finding.subject == "roles"]
+        return found
+
+    assert said().startswith("TROUBLE")
+    now = Ledger(bench.url)
+    for role in ("receive", "deliver"):
+        now.beat(role, f"host:{role}")
+    assert "no process of analyse gave a sign of life" in said()
+    now.beat("analyse", "host:analyse")
+    assert said() == "ok       roles: receive, analyse, deliver run"
+    now.end_beat("analyse", "host:analyse")
+    assert "no process of analyse" in said()
+    now.close()
+
+
+def test_a_role_gives_signs_from_ready_to_its_end(bench: Bench) -> None:
+    ready = threading.Event()
+    with SignsOfLife(bench.ledger, "analyse", ready, every_s=0.01):
+        assert bench.ledger.inspect.roles() == []
+        ready.set()
+        wait_until("it gives signs", bench.ledger.inspect.roles)
+        bench.now += 100.0
+        wait_until("it goes on", lambda: bench.ledger.inspect.roles()[0]["beat_at"] == bench.now)
+        assert "role analyse: 1 running" in list(status.lines(bench.ledger.inspect, []))
+    assert "role analyse: NOT RUNNING" in list(status.lines(bench.ledger.inspect, []))
+
+
+def test_the_commands(bench: Bench, tmp_path: Path) -> None:
+    """`status`, `retry` and `resend` as an operator calls them."""
+    bench.now = time.time()
+    uid = bench.owe("old")
+    settings = tmp_path / "pleura.yaml"
+    outbox = {"name": "new", "folder": str(tmp_path / "outbox")}
+    settings.write_text(
+        yaml.safe_dump(
+            {"spool": str(tmp_path / "spool"), "ledger": bench.url, "destinations": [outbox]}
+        )
+    )
+
+    def pleura(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "daemon.cli", *arguments, "-c", str(settings)]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        return answer.returncode, answer.stdout + answer.stderr
+
+    assert pleura("retry", "--now", "--to", "nobody")[0] == 2
+    code, said = pleura("retry", "--now", "--to", "new")
+    assert (code, said) == (0, "0 re-armed; 1 re-addressed; 1 due now\n")
+    assert json.loads(pleura("status", "--json")[1])["destinations"]["new"]["owed"] == 1
+    bench.now = time.time()
+    assert bench.claim("new") == [uid]
+    assert pleura("resend", "--to", "new")[0] == 2
+    code, said = pleura("resend", "--to", "new", "--since", "2020-01-01")
+    assert (code, said[:6]) == (1, "0 owed")
