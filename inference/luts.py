@@ -74,10 +74,11 @@ def lut_of(header: Dataset, keyword: str, signed: bool) -> Table | None:
     if len(outputs) != entries or not 1 <= bits <= 16 or largest < 1:
         return None
 
-    # The descriptor's VR does not always follow the input values.
+    # The descriptor's VR does not always follow the input values. A table may begin below 0 over
+    # unsigned values, but not end there.
     if signed and first > _LARGEST_SIGNED:
         first -= _WORDS
-    elif not signed and first < 0:
+    elif not signed and first + entries <= 0:
         first += _WORDS
 
     # Descriptors say 8 or 10 bits of tables of 12, and 16 of tables of 14: the picture would be

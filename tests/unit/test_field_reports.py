@@ -327,6 +327,20 @@ def test_a_table_of_data_that_were_written_signed_is_the_same_words() -> None:
     assert np.ptp(pictures[0]) > 0.99
 
 
+@pytest.mark.parametrize(("first", "entries"), [(-25536, 16384), (-500, 4596), (-4096, 8192)])
+def test_a_table_begins_where_it_meets_the_values(first: int, entries: int) -> None:
+    """-25536 is 40000 written signed; -500 is a table that begins below all unsigned values."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS", [entries, first, 16])
+    item.add_new(
+        "LUTData", "OW", (np.arange(entries) * 65535 // (entries - 1)).astype("<u2").tobytes()
+    )
+    values = RAMP if first > -25536 else (40000 + RAMP.astype(np.int64) * 4).astype(np.uint16)
+    made = shown(values, VOILUTSequence=[item])
+    assert made.notes == ()
+    assert np.ptp(made.pixels) > 0.4
+
+
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
 def test_more_bits_than_bits_stored_never_make_a_white_picture(window: dict[str, int]) -> None:
     made = shown(RAMP * 4, bits=14, **window)
