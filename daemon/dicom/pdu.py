@@ -74,7 +74,6 @@ PDU_HEADER_BYTES = PDU_HEADER.size
 # PS3.8 9.3.5 and E.2: a P-DATA-TF PDU with one PDV. The PDV's length, context ID and message
 # control header; then the fragment.
 P_DATA = struct.Struct(">BBLLBB")
-P_DATA_TF = PduType.P_DATA_TF
 PDV_HEADER = struct.Struct(">LBB")
 PDV_HEADER_BYTES = PDV_HEADER.size
 
