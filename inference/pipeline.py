@@ -192,8 +192,11 @@ class Pipeline:
     def _finding(self, image: Radiograph, answer: Answer) -> Finding:
         classifier = self.engine.manifest.classifier
         threshold, calibrated = classifier.threshold, classifier.calibration is not None
+        probability = answer.probability
+        if calibrated:
+            probability = _in_percents(probability, threshold)
         if answer.probability_map is None:
-            return Finding(answer.probability, threshold, positive=False, calibrated=calibrated)
+            return Finding(probability, threshold, positive=False, calibrated=calibrated)
 
         # An empty mask takes no positive back: the overlay says positive and outlines nothing.
         # There is no SEG then, for an empty one would read like a negative.
@@ -209,7 +212,7 @@ class Pipeline:
         # A picture that had to be turned contradicts its header, so its sides are unknown.
         sided = not answer.pose.quarter_turns
         measurement = measure(mask, image.spacing, orientation if sided else None)
-        return Finding(answer.probability, threshold, True, mask, measurement, sided, calibrated)
+        return Finding(probability, threshold, True, mask, measurement, sided, calibrated)
 
     def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
         """Make and check the objects of one image that was read and, where admitted, answered."""
@@ -324,6 +327,19 @@ class Pipeline:
 
 def _exclusion(unsuitable: Unsuitable) -> Exclusion:
     return Exclusion(unsuitable.reason, unsuitable.detail)
+
+
+def _in_percents(probability: float, threshold: float) -> float:
+    """A calibrated probability in whole percents, 1 to 99: more digits say what nobody knows.
+
+    It gets more digits where it takes them to stay on its side of the threshold.
+    """
+    for digits in (2, 3, 4):
+        rounded = min(max(round(probability, digits), 0.01), 0.99)
+        if (rounded >= threshold) == (probability >= threshold):
+            return rounded
+
+    return probability
 
 
 def _in_range(probability: float) -> float:

@@ -12,6 +12,7 @@ import torch
 from inference import package
 from inference.container import PackageError
 from inference.engine import Engine
+from inference.pipeline import _in_percents
 from tests import models
 
 CPU = torch.device("cpu")
@@ -46,6 +47,24 @@ def test_a_calibration_that_turns_the_order_round_is_refused(
 ) -> None:
     with pytest.raises(PackageError, match="calibration"):
         calibrated(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("probability", "threshold", "stated"),
+    [
+        (0.852182, 0.1176, 0.85),
+        (0.0001, 0.1176, 0.01),
+        (0.99999, 0.1176, 0.99),
+        (0.1157, 0.1176, 0.116),
+        (0.1176, 0.1176, 0.12),
+        (0.11758, 0.1176, 0.11758),
+    ],
+)
+def test_a_finding_states_whole_percents_on_the_right_side_of_the_threshold(
+    probability: float, threshold: float, stated: float
+) -> None:
+    assert _in_percents(probability, threshold) == pytest.approx(stated)
+    assert (stated >= threshold) == (probability >= threshold)
 
 
 def test_no_probability_of_a_map_lies_outside_the_body(tmp_path: Path) -> None:

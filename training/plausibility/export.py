@@ -14,7 +14,7 @@ from training import phantom
 from training.plausibility import non_chests
 from training.plausibility.train import ARCHITECTURE, INPUT_SIDE, MARGIN, network_input
 
-VERSION = "0.2.0"
+VERSION = "1.0.1"
 _DATA = "plausibility: stage2, siim folds [0, 1, 2], synthetic phantoms and non-chests"
 
 
