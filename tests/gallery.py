@@ -23,7 +23,7 @@ from scipy import ndimage
 from inference.finding import ModelIdentity, Result, State
 from inference.results import Case, Refusal, RenderSettings, build
 from inference.results.banner import ORANGE, SKY_BLUE
-from tests.unit.cases import header, negative, positive, refused
+from tools.cases import header, negative, positive, refused
 from training import phantom
 
 LONG_NAME = ModelIdentity(

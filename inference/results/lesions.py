@@ -1,7 +1,8 @@
-"""Lesions: what SEG, SR and presentation state speak of one by one, each with one tracking UID in all of them.
+"""Lesions: what SEG, SR and presentation state speak of, each with one tracking UID in all of them.
 
-A lesion is a region, what hangs together over sides or corners: a viewer draws one contour for a tracking UID and drops
-any other (docs/decisions.md). That two regions are one pneumothorax is for a reader to say.
+A lesion is a region, connected over sides or corners: a viewer draws one contour for a tracking UID
+and drops any other (docs/decisions.md). Whether two regions are one pneumothorax is for a reader to
+say.
 """
 
 from __future__ import annotations
@@ -16,24 +17,27 @@ from inference.contours import contours, is_hole
 from inference.finding import Laterality
 from inference.measure import laterality
 from inference.postprocess import label_regions
-
-MAX_LESIONS = (
-    20  # beyond, the smallest regions are one lesion together: a frame each is what a SEG costs
-)
-# GraphicData is FL, and an explicit VR FL holds at most 65534 bytes (PS3.5 7.1.2).
-MAX_VERTICES = 65534 // 8
+from inference.results.case import Case, once_per_case
+from inference.results.limits import MAX_LESIONS, MAX_VERTICES
+from inference.results.source import orientation
+from inference.results.uids import tracking_uid
+from inference.results.wording import NUMBERED_LESION, ONE_LESION
 
 
 @dataclass(frozen=True, eq=False)
 class Lesion:
-    """One region of the mask, or (the last of very many) some.
+    """A region of the mask; the last of very many lesions holds all remaining regions.
 
-    `corner` is where `part`, the (rows, columns) bool piece of the mask that holds it, lies in the source's matrix.
-    `outlines` are closed (n, 2) lines of (row, column), pixel centres at whole numbers: the outer one of the largest
-    region first, then those of further regions and of holes.
+    Attributes:
+        number: from 1, the largest first.
+        corner: (row, column) of `part` in the source's matrix.
+        part: (rows, columns), bool, the piece of the mask that holds the lesion.
+        side: None where the header does not tell, or where the lesion is several regions.
+        outlines: closed (n, 2) lines of (row, column), pixel centres at whole numbers: the outer
+            line of the largest region first, then those of further regions and of holes.
     """
 
-    number: int  # from 1, the largest first
+    number: int
     tracking_id: str
     tracking_uid: str
     corner: tuple[int, int]
@@ -43,67 +47,86 @@ class Lesion:
     outlines: tuple[NDArray[np.float64], ...]
 
 
+@once_per_case
+def lesions_of(case: Case) -> tuple[Lesion, ...]:
+    """The lesions of what is segmented, the largest first; none where nothing is segmented."""
+    if case.segmented is None or case.finding is None:
+        return ()
+
+    directions = orientation(case.header) if case.finding.sided else None
+    return find(case.segmented, directions, lambda number: tracking_uid(case, number))
+
+
 def find(
-    mask: NDArray[np.bool_], orientation: Sequence[str] | None, tracking_uid: Callable[[int], str]
+    mask: NDArray[np.bool_], directions: Sequence[str] | None, uid_of: Callable[[int], str]
 ) -> tuple[Lesion, ...]:
     """The lesions of a (rows, columns) mask, the largest first, then from the top down.
 
-    `orientation` is the source's PatientOrientation; `tracking_uid` gives the UID of the lesion with a number.
+    Args:
+        directions: the source's PatientOrientation.
+        uid_of: gives the tracking UID of the lesion with a number.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         return ()
+
     top, left = int(rows[0]), int(columns[0])
     part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
     regions, count = label_regions(part)
     areas_px = np.bincount(regions.ravel(), minlength=count + 1)[1:]
-    order = [int(index) + 1 for index in np.argsort(-areas_px, kind="stable")]  # numbers of regions
-    groups = [[region] for region in order[:MAX_LESIONS]]
-    groups[-1] += order[MAX_LESIONS:]
+
     outlines: list[list[NDArray[np.float64]]] = [[] for _ in range(count + 1)]
     for line in contours(mask):
-        outlines[_region_at(regions, line[0] - (top, left))].append(_fitting(line))
+        outlines[_region_at(regions, line[0] - (top, left))].append(_limited(line))
+
+    groups = _grouped(areas_px)
     found = []
     for number, group in enumerate(groups, start=1):
-        own = (
-            part
-            if count == 1
-            else np.isin(regions, group)
-            if len(group) > 1
-            else regions == group[0]
-        )
-        centroid = np.array([[_mean_index(own, 1) + top, _mean_index(own, 0) + left]])
+        own = part if count == 1 else np.isin(regions, group)
         lines = [line for region in group for line in outlines[region]]
-        found.append(
-            Lesion(
-                number=number,
-                tracking_id="Pneumothorax" if len(groups) == 1 else f"Pneumothorax region {number}",
-                tracking_uid=tracking_uid(number),
-                corner=(top, left),
-                part=own,
-                area_px=sum(int(areas_px[region - 1]) for region in group),
-                side=laterality(centroid, (mask.shape[0], mask.shape[1]), orientation)
-                if len(group) == 1
-                else None,
-                outlines=tuple(sorted(lines, key=is_hole)),
-            )
+        side = None
+        if len(group) == 1:
+            centroid = np.array([[_mean_index(own, 1) + top, _mean_index(own, 0) + left]])
+            side = laterality(centroid, (mask.shape[0], mask.shape[1]), directions)
+
+        lesion = Lesion(
+            number=number,
+            tracking_id=ONE_LESION if len(groups) == 1 else NUMBERED_LESION.format(number=number),
+            tracking_uid=uid_of(number),
+            corner=(top, left),
+            part=own,
+            area_px=sum(int(areas_px[region - 1]) for region in group),
+            side=side,
+            outlines=tuple(sorted(lines, key=is_hole)),
         )
+        found.append(lesion)
+
     return tuple(found)
 
 
+def _grouped(areas_px: NDArray[np.int64]) -> list[list[int]]:
+    """The numbers of the regions, a list for each lesion, the largest first."""
+    order = [int(index) + 1 for index in np.argsort(-areas_px, kind="stable")]
+    groups = [[region] for region in order[:MAX_LESIONS]]
+    groups[-1] += order[MAX_LESIONS:]
+    return groups
+
+
 def _region_at(regions: NDArray[np.int32], vertex: NDArray[np.float64]) -> int:
-    """Whose line a vertex is on: of the four pixels around it one at least is in the region, and none in another."""
+    """The region of a line's vertex: among the four pixels around it are those of one region."""
     row, column = np.floor(vertex).astype(int)
     return int(regions[max(0, row) : row + 2, max(0, column) : column + 2].max())
 
 
 def _mean_index(mask: NDArray[np.bool_], axis: int) -> float:
-    """The mean row (axis 1) or column (axis 0) of what is True."""
+    """The mean row (axis 1) or column (axis 0) of the True pixels."""
     counts = np.count_nonzero(mask, axis=axis)
     return float(counts @ np.arange(counts.size) / counts.sum())
 
 
-def _fitting(line: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The line with as many vertices as an attribute holds, first and last alike."""
+def _limited(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The line with at most MAX_VERTICES vertices, first and last alike."""
     step = -(-len(line) // (MAX_VERTICES - 1))
-    return line if step == 1 else np.concatenate([line[:-1:step], line[:1]])
+    if step == 1:
+        return line
+    return np.concatenate([line[:-1:step], line[:1]])

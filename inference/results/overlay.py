@@ -1,4 +1,4 @@
-"""The picture in the Secondary Capture: the radiograph as it is, a fine contour, and a banner below the anatomy.
+"""The picture in the Secondary Capture: the radiograph, a fine contour, and a banner below it.
 
 Nothing but the contour lies on the anatomy.
 """
@@ -13,29 +13,25 @@ from PIL import Image, ImageDraw
 from pydicom import Dataset
 
 from inference.contours import contours
-from inference.results import banner
-from inference.results.identity import Case
+from inference.results import banner, layout
+from inference.results.case import Case
+from inference.results.typesetting import typeface, typeset
 
-NARROWEST_BANNER_PX = (
-    760  # below this the text would not be legible; a small radiograph stands in its middle
-)
-ENLARGE_BELOW_PX = (
-    640  # a smaller radiograph is enlarged by a whole factor: its pixels stay its pixels
-)
-NO_IMAGE_SIDE_PX = 1024
-JPEG_BLOCK_PX = (
-    8  # the banner begins on a block of its own: none of its colour bleeds into the anatomy
-)
-
-SAMPLE_EVERY_PX = 0.8  # of a line, for the distances to it: off by at most 0.07 px at its rim
-SAMPLES_AT_ONCE = 20_000  # bounds the memory that a mask all edges takes
+# Distance between samples of a line, from which the distances to it are taken: off by at most
+# 0.07 px at its rim.
+SAMPLE_EVERY_PX = 0.8
+# Bounds the memory that a mask full of edges takes.
+SAMPLES_AT_ONCE = 20_000
 HALO_OPACITY = 0.6
-NO_IMAGE, NO_IMAGE_TEXT = 47, 160  # grey, as a radiograph is
+NO_IMAGE_TEXT_GREY = 160
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Where the radiograph stands in the picture, in its pixels, and how many of them one source pixel takes."""
+    """Where the radiograph stands in the picture, in the picture's pixels.
+
+    `scale` is how many of them a source pixel takes.
+    """
 
     left: int
     width: int
@@ -46,34 +42,34 @@ class Panel:
 
     @property
     def line_px(self) -> float:
-        """How wide a contour is drawn: fine, but there when the picture is shown at a fifth of its size."""
-        return float(np.clip(max(self.width, self.height) * 0.0018, 2.2, 3.8))
+        """The width of a contour."""
+        return float(np.clip(max(self.width, self.height) * layout.LINE_PART, *layout.LINE_PX))
 
     @property
     def halo_px(self) -> float:
         """How far the dark halo goes beyond the line on either side; it fades to nothing there."""
-        return self.line_px * 0.7
+        return self.line_px * layout.HALO_PART
 
 
 def place(case: Case) -> Panel:
-    """Lay the radiograph out: at most `longest_side`, never enlarged but by a whole factor where it is tiny."""
+    """Lay the radiograph out: at most `longest_side`; enlarged only where tiny, by a whole factor."""
     rows, columns = case.pixels.shape if case.pixels is not None else _no_image_shape(case.header)
     longest, limit = max(rows, columns), case.appearance.longest_side
     if longest > limit:
         scale = limit / longest
     else:
-        scale = float(max(1, min(-(-ENLARGE_BELOW_PX // longest), limit // longest)))
+        scale = float(max(1, min(-(-layout.ENLARGE_BELOW_PX // longest), limit // longest)))
     width, height = max(1, round(columns * scale)), max(1, round(rows * scale))
-    canvas = max(width, NARROWEST_BANNER_PX)
-    left = (canvas - width) // 2 // JPEG_BLOCK_PX * JPEG_BLOCK_PX
-    banner_top = -(-height // JPEG_BLOCK_PX) * JPEG_BLOCK_PX
+    canvas = max(width, layout.NARROWEST_BANNER_PX)
+    left = (canvas - width) // 2 // layout.JPEG_BLOCK_PX * layout.JPEG_BLOCK_PX
+    banner_top = -(-height // layout.JPEG_BLOCK_PX) * layout.JPEG_BLOCK_PX
     return Panel(left, width, height, scale, canvas, banner_top)
 
 
 def draw(case: Case) -> Image.Image:
     """The whole picture, RGB: the radiograph on top, the banner below."""
     panel = place(case)
-    words = banner.draw(case, panel.canvas_width, panel.height)
+    words = typeset(banner.message(case), panel.canvas_width, panel.height)
     canvas = Image.new("L", (panel.canvas_width, panel.banner_top + words.height), 0)
     canvas.paste(_radiograph(case, panel), (panel.left, 0))
     picture = canvas.convert("RGB")
@@ -93,10 +89,10 @@ def _radiograph(case: Case, panel: Panel) -> Image.Image:
     """The grey panel, of its size."""
     size = (panel.width, panel.height)
     if case.pixels is None:
-        blank = Image.new("L", size, NO_IMAGE)
-        font, middle = banner.typeface(panel.canvas_width * 0.026), (size[0] / 2, size[1] / 2)
+        blank = Image.new("L", size, layout.NO_IMAGE_GREY)
+        font, middle = typeface(panel.canvas_width * 0.026), (size[0] / 2, size[1] / 2)
         ImageDraw.Draw(blank).text(
-            middle, "No image to show", font=font, fill=NO_IMAGE_TEXT, anchor="mm"
+            middle, "No image to show", font=font, fill=NO_IMAGE_TEXT_GREY, anchor="mm"
         )
         return blank
     grey = Image.fromarray(_grey(case.pixels))
@@ -158,7 +154,7 @@ def _stroke(picture: Image.Image, lines: list[NDArray[np.float64]], panel: Panel
     halo = HALO_OPACITY * np.clip((reach - distance) / panel.halo_px, 0, 1)
     line = np.clip(half + 0.5 - distance, 0, 1)
     dimmed = part[near] * ((1 - halo) * (1 - line))[:, None]
-    part[near] = dimmed + line[:, None] * np.array(banner.ORANGE) + 0.5
+    part[near] = dimmed + line[:, None] * np.array(layout.ORANGE) + 0.5
     picture.paste(Image.fromarray(part), box)
 
 
@@ -183,5 +179,5 @@ def _no_image_shape(header: Dataset) -> tuple[int, int]:
         or not 0 < columns <= 2 * rows <= 4 * columns
     ):
         rows = columns = 1
-    factor = NO_IMAGE_SIDE_PX / max(rows, columns)
+    factor = layout.NO_IMAGE_SIDE_PX / max(rows, columns)
     return round(rows * factor), round(columns * factor)

@@ -1,4 +1,4 @@
-"""The Secondary Capture overlay: what any viewer shows, JPEG baseline in an RGB picture (PS3.3 A.8.1)."""
+"""The Secondary Capture overlay: a JPEG baseline RGB picture that any viewer shows (PS3.3 A.8.1)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import io
 
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
-from inference.results import overlay
+from inference.results import codes, overlay
+from inference.results.case import Case
 from inference.results.identity import (
-    MANUFACTURER,
-    PLEURA_VERSION,
-    Case,
+    add_body_part,
     code,
     identify,
     record_lossy,
     reference,
     reference_series,
 )
-from inference.results.source import copied, lossy_history, orientation
+from inference.results.source import lossy_history, orientation
+from inference.results.uids import PLEURA_VERSION
+from inference.results.wording import (
+    BANNER_ADDED,
+    CONTOUR_DRAWN,
+    MANUFACTURER,
+    QUALITY,
+    RESAMPLED,
+)
 
 KIND = "SC"
-TRANSFER_SYNTAX_UID = JPEGBaseline8Bit
-SERIES_NUMBER = 9002
 JPEG_METHOD = "ISO_10918_1"  # PS3.3 C.7.6.1.1.5.1
-SEGMENTATION = ("113076", "DCM", "Segmentation")
-RESAMPLING = ("113085", "DCM", "Spatial resampling")
-LOSSY_COMPRESSION = ("113040", "DCM", "Lossy Compression")
-SOURCE_IMAGE = ("121322", "DCM", "Source image for image processing operation")
 
 
 def encode(case: Case) -> Dataset:
@@ -39,46 +39,28 @@ def encode(case: Case) -> Dataset:
     picture.save(buffer, "JPEG", quality=case.appearance.jpeg_quality, subsampling=0)
     jpeg = buffer.getvalue()
 
-    dataset = identify(case, KIND, SERIES_NUMBER, "Pneumothorax overlay")
-    dataset.SOPClassUID = SecondaryCaptureImageStorage
-    dataset.Modality = "OT"
-    # SC Equipment module, PS3.3 C.8.6.1
-    dataset.ConversionType = "WSD"
-    dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
-    dataset.SecondaryCaptureDeviceManufacturerModelName = case.model.id
-    dataset.SecondaryCaptureDeviceSoftwareVersions = [
-        f"Pleura {PLEURA_VERSION}",
-        f"model {case.model.version}",
-    ]
-    dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = (
-        dataset.ContentDate,
-        dataset.ContentTime,
-    )
-
+    dataset = identify(case, KIND)
+    _describe_equipment(dataset, case)
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.PatientOrientation = orientation(case.header)  # type 2C
-    body_part = copied(case.header, "BodyPartExamined")
-    if body_part is not None:
-        dataset.add(body_part)
-    if body_part is None or body_part.value != "CHEST":
-        dataset.Laterality = (
-            None  # type 2C, PS3.3 C.7.3.1: wanted unless the body part is known to be unpaired
-        )
+    add_body_part(dataset, case)
     # The banner names no patient, but the source's own pixels may: silence is no promise.
     dataset.BurnedInAnnotation = "NO" if case.header.get("BurnedInAnnotation") == "NO" else "YES"
     dataset.RecognizableVisualFeatures = "NO"
     _derive(dataset, case)
 
-    dataset.SamplesPerPixel = 3
-    # The only value besides RGB for this transfer syntax (PS3.5 Table 8.2.1-1), for any sub-sampling in the bit stream
+    # No PixelSpacing: it would invite measuring on a picture. YBR_FULL_422 is the only value beside
+    # RGB for this transfer syntax (PS3.5 Table 8.2.1-1), for any sub-sampling in the bit stream
     # (PS3.3 C.7.6.3.1.2).
+    dataset.SamplesPerPixel = 3
     dataset.PhotometricInterpretation = "YBR_FULL_422"
     dataset.PlanarConfiguration = 0
     dataset.Columns, dataset.Rows = picture.size
-    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.BitsAllocated = 8
+    dataset.BitsStored = 8
     dataset.HighBit = 7
     dataset.PixelRepresentation = 0
-    # No PixelSpacing: it would invite measuring on a picture.
+
     ratio = picture.width * picture.height * 3 / len(jpeg)
     record_lossy(dataset, [*lossy_history(case.header), (f"{ratio:.3f}", JPEG_METHOD)])
     dataset.PixelData = encapsulate([jpeg])
@@ -87,20 +69,36 @@ def encode(case: Case) -> Dataset:
     return dataset
 
 
+def _describe_equipment(dataset: Dataset, case: Case) -> None:
+    """SC Equipment and SC Image modules, PS3.3 C.8.6.1, C.8.6.2."""
+    dataset.ConversionType = "WSD"
+    dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
+    dataset.SecondaryCaptureDeviceManufacturerModelName = case.model.id
+    dataset.SecondaryCaptureDeviceSoftwareVersions = [
+        f"Pleura {PLEURA_VERSION}",
+        f"model {case.model.version}",
+    ]
+    dataset.DateOfSecondaryCapture = dataset.ContentDate
+    dataset.TimeOfSecondaryCapture = dataset.ContentTime
+
+
 def _derive(dataset: Dataset, case: Case) -> None:
-    """Say how the picture came about and from which image (General Image and General Reference modules)."""
-    steps = [LOSSY_COMPRESSION]
-    said = "Banner added below the radiograph"
+    """Say how the picture was derived and from which image (General Image, General Reference)."""
+    steps = [codes.LOSSY_COMPRESSION]
+    phrases = [BANNER_ADDED]
     if overlay.place(case).scale != 1 and case.pixels is not None:
-        steps.insert(0, RESAMPLING)
-        said += "; radiograph resampled"
+        steps.insert(0, codes.RESAMPLING)
+        phrases.append(RESAMPLED)
     if case.segmented is not None:
-        steps.insert(0, SEGMENTATION)
-        said += "; contour of the segmented region drawn"
-    dataset.DerivationDescription = f"{said}; JPEG quality {case.appearance.jpeg_quality}"
+        steps.insert(0, codes.SEGMENTATION)
+        phrases.append(CONTOUR_DRAWN)
+    phrases.append(QUALITY.format(quality=case.appearance.jpeg_quality))
+    dataset.DerivationDescription = "; ".join(phrases)
     dataset.DerivationCodeSequence = [code(*step) for step in steps]
+
     source = reference(case)
-    source.PurposeOfReferenceCodeSequence = [code(*SOURCE_IMAGE)]
-    source.SpatialLocationsPreserved = "NO"  # the banner adds rows
+    source.PurposeOfReferenceCodeSequence = [code(*codes.SOURCE_IMAGE)]
+    # The banner adds rows.
+    source.SpatialLocationsPreserved = "NO"
     dataset.SourceImageSequence = [source]
     dataset.ReferencedSeriesSequence = [reference_series(case)]

@@ -1,9 +1,10 @@
-"""The Comprehensive 3D SR: what was found, as a Measurement Report (PS3.3 A.35.13, PS3.16 TID 1500).
+"""The Comprehensive 3D SR: a Measurement Report (PS3.3 A.35.13, PS3.16 TID 1500).
 
-A lesion is a measurement group with its contour (TID 1410), and a second one of the same tracking UID that refers to
-its frame in the SEG. What is said of the whole image stands in Qualitative Evaluations (TID 1500 row 12), with or
-without lesions: a measurement group without a region blanks a viewer's page (docs/decisions.md). highdicom writes
-neither that row nor a reference to a frame that dciodvfy takes, so the items are our own; tests read them with it.
+A lesion is a measurement group with its contour (TID 1410), and a second group of the same tracking
+UID that refers to its frame in the SEG. Statements about the whole image stand in Qualitative
+Evaluations (TID 1500 row 12), with or without lesions: a measurement group without a region blanks
+a viewer's page (docs/decisions.md). highdicom writes neither that row nor a reference to a frame
+that dciodvfy takes, so the items are our own; tests read them with it.
 """
 
 from __future__ import annotations
@@ -11,34 +12,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pydicom import Dataset
-from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import SegmentationStorage
 
 from inference.finding import Finding, Measurement, State
-from inference.results import content, seg
+from inference.results import codes, content, wording
+from inference.results.case import Case
 from inference.results.content import ACQUISITION, CONTAINS, CONTEXT, MODIFIER, SELECTED
-from inference.results.identity import (
-    DISCLAIMER,
-    MANUFACTURER,
-    Case,
-    derived_uid,
-    identify,
-    reference,
-    series_uid,
-)
-from inference.results.lesions import Lesion
+from inference.results.identity import identify, reference
+from inference.results.lesions import Lesion, lesions_of
 from inference.results.source import copied, orientation
+from inference.results.uids import derived_uid, series_uid
 
 KIND = "SR"
-TRANSFER_SYNTAX_UID = ExplicitVRLittleEndian
-SERIES_NUMBER = 9003
-NOT_DETECTED = "Pneumothorax not detected by the algorithm; does not exclude pneumothorax."
+SEGMENTATION = "SEG"
 
 
 def encode(case: Case) -> Dataset:
     """Build the report: every answer has one, positive, not detected or not analysed."""
-    dataset = identify(case, KIND, SERIES_NUMBER, "Pneumothorax report")
-    dataset.SOPClassUID = Comprehensive3DSRStorage
-    dataset.Modality = "SR"
+    dataset = identify(case, KIND)
     dataset.ReferencedPerformedProcedureStepSequence = []  # type 2
     # SR Document General module, PS3.3 C.17.2
     dataset.CompletionFlag = "COMPLETE"
@@ -46,72 +37,81 @@ def encode(case: Case) -> Dataset:
     dataset.PreliminaryFlag = "PRELIMINARY"
     dataset.PerformedProcedureCodeSequence = []  # type 2
     dataset.CurrentRequestedProcedureEvidenceSequence = [_evidence(case)]
+
+    lesions = lesions_of(case)
     items = list(_context(case))
-    if case.lesions:
+    if lesions:
         items += _library(case)
-        groups = [group for lesion in case.lesions for group in _lesion(case, lesion)]
-        items.append(content.container(CONTAINS, content.MEASUREMENTS, groups))
-    items.append(content.container(CONTAINS, content.EVALUATIONS, _evaluations(case)))
-    dataset.update(content.container("", title(case), items, template="1500"))
+        groups = [group for lesion in lesions for group in _lesion(case, lesion)]
+        items.append(content.container(CONTAINS, codes.MEASUREMENTS, groups))
+    items.append(content.container(CONTAINS, codes.EVALUATIONS, _evaluations(case)))
+
+    title = codes.REPORT if lesions else codes.REPORT_WITHOUT_MEASUREMENTS
+    dataset.update(content.container("", title, items, template="1500"))
     return dataset
 
 
-def title(case: Case) -> content.Code:
-    """What the document is called."""
-    return content.REPORT if case.lesions else content.REPORT_WITHOUT_MEASUREMENTS
-
-
-def refers_to_segmentation(case: Case) -> bool:
-    """Is there a SEG of this case where its SR goes?"""
-    return case.appearance.refer_to_segmentation and bool(case.lesions)
-
-
 def statements(case: Case) -> list[str]:
-    """What is said of the image in sentences, each a text of its own."""
-    if case.finding is None:
-        assert case.refusal is not None  # one of the two: Case says so
-        what = "Analysis failed" if case.refusal.state is State.FAILED else "Not analysed"
-        said = [
-            f"{what}: {case.refusal.sentence.rstrip('.')}. No statement about pneumothorax is made."
-        ]
-    elif not case.finding.positive:
-        said = [NOT_DETECTED]
-    elif not case.lesions:
-        said = ["Pneumothorax suspected by the algorithm; no region could be outlined."]
-    else:
-        said = ["Pneumothorax suspected by the algorithm."]
+    """The sentences about the image, each a text of its own."""
+    sentences = [_answer(case)]
     if case.finding is not None:
-        score, threshold = percent(case.finding.probability), percent(case.finding.threshold)
-        said.append(
-            f"Score of the whole image {score} %, positive from {threshold} %; not calibrated."
+        finding = case.finding
+        sentences.append(
+            wording.SCORE.format(
+                score=percent(finding.probability), threshold=percent(finding.threshold)
+            )
         )
-        if case.lesions and case.finding.measurement is not None:
-            said.append(_in_words(case.finding.measurement))
-    return [*said, *(f"Note: {note}" for note in case.notes), f"{DISCLAIMER}."]
+        if case.segmented is not None and finding.measurement is not None:
+            sentences.append(_measured(finding.measurement))
+
+    sentences += [wording.NOTE.format(note=note) for note in case.notes]
+    sentences.append(f"{wording.DISCLAIMER}.")
+    return sentences
 
 
-def _in_words(measured: Measurement) -> str:
-    """Figures of all regions together that no code stands for."""
+def _answer(case: Case) -> str:
+    """The first sentence: positive, not detected, not analysed or failed."""
+    if case.finding is None:
+        assert case.no_finding is not None  # Case holds one of the two
+        failed = case.no_finding.state is State.FAILED
+        return wording.WITHOUT_FINDING.format(
+            what=wording.FAILED if failed else wording.NOT_ANALYSED,
+            sentence=case.no_finding.sentence.rstrip("."),
+        )
+
+    if not case.finding.positive:
+        return wording.NOT_DETECTED
+    if case.segmented is None:
+        return wording.SUSPECTED_WITHOUT_REGION
+    return wording.SUSPECTED
+
+
+def _measured(measured: Measurement) -> str:
+    """Figures of all regions together that have no code."""
     column, row = measured.centroid_px
-    words = [
-        f"{measured.regions} region{'s' if measured.regions > 1 else ''}, {measured.area_px} pixels"
+    phrases = [
+        wording.REGIONS.format(
+            regions=measured.regions,
+            plural="s" if measured.regions > 1 else "",
+            area_px=measured.area_px,
+        ),
+        wording.CENTROID.format(column=column, row=row),
     ]
-    words.append(f"centroid at column {column:.1f}, row {row:.1f}")
     if measured.extent_px is not None:
         top, left, bottom, right = measured.extent_px
-        words.append(f"columns {left} to {right}, rows {top} to {bottom}")
+        phrases.append(wording.EXTENT.format(left=left, right=right, top=top, bottom=bottom))
     if measured.spread_px is not None:
-        words.append(
-            f"standard deviation {measured.spread_px[1]:.1f} columns, {measured.spread_px[0]:.1f} rows"
-        )
-    return f"{'; '.join(words)}. Pixels are counted from 0."
+        rows, columns = measured.spread_px
+        phrases.append(wording.SPREAD.format(columns=columns, rows=rows))
+    return f"{'; '.join(phrases)}. {wording.COUNTED_FROM}"
 
 
 def percent(part: float) -> str:
+    """A part of 1 in per cent, with as many of four decimals as it has."""
     return f"{part * 100:.4f}".rstrip("0").rstrip(".")
 
 
-def area_mm2(case: Case, lesion: Lesion) -> str | None:
+def _area_mm2(case: Case, lesion: Lesion) -> str | None:
     """The lesion's area as a decimal string; None where no spacing is known."""
     if case.spacing is None:
         return None
@@ -120,138 +120,127 @@ def area_mm2(case: Case, lesion: Lesion) -> str | None:
 
 def _context(case: Case) -> Iterator[Dataset]:
     """Language (TID 1204), the device that observed (TID 1001, 1004), and the procedure."""
-    yield content.coded(MODIFIER, content.LANGUAGE, content.ENGLISH)
-    yield content.coded(CONTEXT, content.OBSERVER_TYPE, content.DEVICE)
-    yield content.uid(CONTEXT, content.DEVICE_UID, case.model.device_uid)
-    yield content.text(CONTEXT, content.DEVICE_NAME, "Pleura")
-    yield content.text(CONTEXT, content.DEVICE_MANUFACTURER, MANUFACTURER)
-    yield content.text(CONTEXT, content.DEVICE_MODEL, case.model.id)
-    yield content.text(CONTEXT, content.DEVICE_SERIAL, case.model.digest[:16])
-    yield content.coded(MODIFIER, content.PROCEDURE, content.CHEST_XRAY)
+    yield content.coded(MODIFIER, codes.LANGUAGE, codes.ENGLISH)
+    yield content.coded(CONTEXT, codes.OBSERVER_TYPE, codes.DEVICE)
+    yield content.uid(CONTEXT, codes.DEVICE_UID, case.model.device_uid)
+    yield content.text(CONTEXT, codes.DEVICE_NAME, "Pleura")
+    yield content.text(CONTEXT, codes.DEVICE_MANUFACTURER, MANUFACTURER)
+    yield content.text(CONTEXT, codes.DEVICE_MODEL, case.model.id)
+    yield content.text(CONTEXT, codes.DEVICE_SERIAL, case.model.digest[:16])
+    yield content.coded(MODIFIER, codes.PROCEDURE, codes.CHEST_XRAY)
 
 
 def _library(case: Case) -> Iterator[Dataset]:
-    """The source and how it lies (TID 1600 to 1603), where its header tells what TID 1603 wants of a projection.
+    """The source and its orientation (TID 1600 to 1603), where its header has what TID 1603 wants.
 
-    Beside measurements only: its entry has no concept name, and OHIF's text view of other reports breaks on that.
+    Beside measurements only: its entry has no concept name, and OHIF's text view of other reports
+    breaks on that.
     """
-    directions, spacing = orientation(case.header), copied(case.header, "ImagerPixelSpacing")
-    modality = content.MODALITIES.get(str(case.header.get("Modality")))
-    if (
-        directions is None
-        or spacing is None
-        or spacing.VM != 2
-        or modality is None
-        or case.spacing is None
-    ):
+    directions = orientation(case.header)
+    spacing = copied(case.header, "ImagerPixelSpacing")
+    modality = codes.MODALITIES.get(str(case.header.get("Modality")))
+    if directions is None or modality is None or case.spacing is None:
         return
+    if spacing is None or spacing.VM != 2:
+        return
+
     described = [
-        content.coded(ACQUISITION, content.MODALITY, modality),
-        content.coded(ACQUISITION, content.TARGET_REGION, content.CHEST),
-        content.text(ACQUISITION, content.ORIENTATION_ROW, directions[0]),
-        content.text(ACQUISITION, content.ORIENTATION_COLUMN, directions[1]),
-        content.number(ACQUISITION, content.HORIZONTAL_SPACING, str(spacing.value[1]), content.MM),
-        content.number(ACQUISITION, content.VERTICAL_SPACING, str(spacing.value[0]), content.MM),
+        content.coded(ACQUISITION, codes.MODALITY, modality),
+        content.coded(ACQUISITION, codes.TARGET_REGION, codes.CHEST),
+        content.text(ACQUISITION, codes.ORIENTATION_ROW, directions[0]),
+        content.text(ACQUISITION, codes.ORIENTATION_COLUMN, directions[1]),
+        content.number(ACQUISITION, codes.HORIZONTAL_SPACING, str(spacing.value[1]), codes.MM),
+        content.number(ACQUISITION, codes.VERTICAL_SPACING, str(spacing.value[0]), codes.MM),
     ]
-    for keyword, name in (("Rows", content.PIXEL_ROWS), ("Columns", content.PIXEL_COLUMNS)):
+    for keyword, name in (("Rows", codes.PIXEL_ROWS), ("Columns", codes.PIXEL_COLUMNS)):
         if isinstance(case.header.get(keyword), int):
-            described.append(
-                content.number(ACQUISITION, name, str(case.header[keyword].value), content.PIXELS)
-            )
+            pixels = str(case.header[keyword].value)
+            described.append(content.number(ACQUISITION, name, pixels, codes.PIXELS))
+
     entry = content.image(CONTAINS, None, reference(case), described)
-    group = content.container(CONTAINS, content.LIBRARY_GROUP, [entry])
-    yield content.container(CONTAINS, content.LIBRARY, [group])
+    group = content.container(CONTAINS, codes.LIBRARY_GROUP, [entry])
+    yield content.container(CONTAINS, codes.LIBRARY, [group])
 
 
 def _lesion(case: Case, lesion: Lesion) -> Iterator[Dataset]:
-    """The groups (TID 1410) of one lesion: its contour and measures, and its frame of the SEG."""
+    """The groups (TID 1410) of a lesion: its contour and measures, and its frame of the SEG."""
     finding = case.finding
     assert finding is not None  # it has lesions
-    site = (
-        [content.coded(MODIFIER, content.LATERALITY, content.SIDES[lesion.side])]
-        if lesion.side
-        else []
-    )
     tracking = [
-        content.text(CONTEXT, content.TRACKING_ID, lesion.tracking_id),
-        content.uid(CONTEXT, content.TRACKING_UID, lesion.tracking_uid),
-        content.coded(CONTAINS, content.FINDING, content.PNEUMOTHORAX),
+        content.text(CONTEXT, codes.TRACKING_ID, lesion.tracking_id),
+        content.uid(CONTEXT, codes.TRACKING_UID, lesion.tracking_uid),
+        content.coded(CONTAINS, codes.FINDING, codes.PNEUMOTHORAX),
     ]
-    region = content.polyline(
-        CONTAINS,
-        content.REGION,
-        lesion.outlines[0],
-        [content.image(SELECTED, content.SOURCE, reference(case))],
-    )
+
+    source = content.image(SELECTED, codes.SOURCE, reference(case))
+    site = []
+    if lesion.side is not None:
+        site.append(content.coded(MODIFIER, codes.LATERALITY, codes.SIDES[lesion.side]))
     items = [
         *tracking,
-        region,
-        content.coded(MODIFIER, content.FINDING_SITE, content.LUNG, site),
+        content.polyline(CONTAINS, codes.REGION, lesion.outlines[0], [source]),
+        content.coded(MODIFIER, codes.FINDING_SITE, codes.LUNG, site),
         *_algorithm(case, finding),
         *_measures(case, finding, lesion),
-        content.coded(CONTAINS, content.PNEUMOTHORAX, content.PRESENT),
+        content.coded(CONTAINS, codes.PNEUMOTHORAX, codes.PRESENT),
     ]
-    yield content.container(CONTAINS, content.GROUP, items, template="1410")
-    if refers_to_segmentation(case):
-        yield content.container(
-            CONTAINS, content.GROUP, [*tracking, *_frame(case, lesion)], template="1410"
-        )
+    yield content.container(CONTAINS, codes.GROUP, items, template="1410")
+
+    if case.refers_to_segmentation:
+        items = [*tracking, *_frame(case, lesion)]
+        yield content.container(CONTAINS, codes.GROUP, items, template="1410")
 
 
 def _algorithm(case: Case, finding: Finding) -> Iterator[Dataset]:
     """TID 4019."""
-    yield content.text(MODIFIER, content.ALGORITHM, case.model.id)
-    yield content.text(MODIFIER, content.ALGORITHM_VERSION, case.model.version)
-    yield content.text(
-        MODIFIER, content.ALGORITHM_PARAMETERS, f"positive from {percent(finding.threshold)} %"
-    )
+    operating_point = wording.OPERATING_POINT.format(threshold=percent(finding.threshold))
+    yield content.text(MODIFIER, codes.ALGORITHM, case.model.id)
+    yield content.text(MODIFIER, codes.ALGORITHM_VERSION, case.model.version)
+    yield content.text(MODIFIER, codes.ALGORITHM_PARAMETERS, operating_point)
 
 
 def _measures(case: Case, finding: Finding, lesion: Lesion) -> Iterator[Dataset]:
     """The classifier's score, which is the image's, and the lesion's area."""
-    yield content.number(CONTAINS, content.CERTAINTY, percent(finding.probability), content.PERCENT)
-    yield content.number(CONTAINS, content.AREA, str(lesion.area_px), content.PIXELS)
-    area = area_mm2(case, lesion)
+    yield content.number(CONTAINS, codes.CERTAINTY, percent(finding.probability), codes.PERCENT)
+    yield content.number(CONTAINS, codes.AREA, str(lesion.area_px), codes.PIXELS)
+
+    area = _area_mm2(case, lesion)
     if area is not None and case.spacing is not None:
-        # At the detector's front plane all is magnified (PS3.3 10.7.1.3).
-        derived = (
-            [content.coded(MODIFIER, content.DERIVATION, content.ESTIMATED)]
-            if case.spacing.detector
-            else []
-        )
-        yield content.number(CONTAINS, content.AREA, area, content.MM2, derived)
+        derived = []
+        # At the detector's front plane everything is magnified (PS3.3 10.7.1.3).
+        if case.spacing.detector:
+            derived.append(content.coded(MODIFIER, codes.DERIVATION, codes.ESTIMATED))
+        yield content.number(CONTAINS, codes.AREA, area, codes.MM2, derived)
 
 
 def _frame(case: Case, lesion: Lesion) -> Iterator[Dataset]:
-    """The lesion's frame in the SEG. Frame and segment number together are an error (PS3.3 C.18.4.1)."""
-    frame = Dataset()
-    frame.ReferencedSOPClassUID = SegmentationStorage
-    frame.ReferencedSOPInstanceUID = derived_uid(case, seg.KIND)
+    """The lesion's frame in the SEG; frame and segment number together are an error (C.18.4.1)."""
+    frame = _segmentation(case)
     frame.ReferencedFrameNumber = lesion.number
-    yield content.image(CONTAINS, content.SEGMENTATION_FRAME, frame)
-    yield content.image(CONTAINS, content.SEGMENTATION_SOURCE, reference(case))
+    yield content.image(CONTAINS, codes.SEGMENTATION_FRAME, frame)
+    yield content.image(CONTAINS, codes.SEGMENTATION_SOURCE, reference(case))
 
 
 def _evaluations(case: Case) -> Iterator[Dataset]:
-    """What is said of the image as a whole, by whom."""
-    yield content.text(MODIFIER, content.ALGORITHM, case.model.id)
-    yield content.text(MODIFIER, content.ALGORITHM_VERSION, case.model.version)
+    """The statements about the whole image, and the algorithm that makes them."""
+    yield content.text(MODIFIER, codes.ALGORITHM, case.model.id)
+    yield content.text(MODIFIER, codes.ALGORITHM_VERSION, case.model.version)
+
     if case.finding is not None and case.finding.positive:
-        yield content.coded(CONTAINS, content.PNEUMOTHORAX, content.PRESENT)
+        yield content.coded(CONTAINS, codes.PNEUMOTHORAX, codes.PRESENT)
     elif case.finding is not None and case.appearance.report_absent:
-        yield content.coded(CONTAINS, content.PNEUMOTHORAX, content.ABSENT)
-    for said in statements(case):
-        yield content.text(CONTAINS, content.COMMENT, said)
+        yield content.coded(CONTAINS, codes.PNEUMOTHORAX, codes.ABSENT)
+
+    for sentence in statements(case):
+        yield content.text(CONTAINS, codes.COMMENT, sentence)
 
 
 def _evidence(case: Case) -> Dataset:
     """Every object that the content refers to, by study and series (PS3.3 C.17.2.3)."""
     series = [(str(case.header.SeriesInstanceUID), reference(case))]
-    if refers_to_segmentation(case):
-        segmentation = Dataset()
-        segmentation.ReferencedSOPClassUID = SegmentationStorage
-        segmentation.ReferencedSOPInstanceUID = derived_uid(case, seg.KIND)
-        series.append((series_uid(case, seg.KIND), segmentation))
+    if case.refers_to_segmentation:
+        series.append((series_uid(case, SEGMENTATION), _segmentation(case)))
+
     study = Dataset()
     study.StudyInstanceUID = str(case.header.StudyInstanceUID)
     study.ReferencedSeriesSequence = []
@@ -261,3 +250,11 @@ def _evidence(case: Case) -> Dataset:
         item.ReferencedSOPSequence = [referenced]
         study.ReferencedSeriesSequence.append(item)
     return study
+
+
+def _segmentation(case: Case) -> Dataset:
+    """The SEG of this case as an item that refers to it."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = SegmentationStorage
+    item.ReferencedSOPInstanceUID = derived_uid(case, SEGMENTATION)
+    return item

@@ -27,7 +27,7 @@ from inference.finding import Outcome, Result, State
 from inference.pipeline import AnalysisSettings, Pipeline
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import ENCODERS
-from tests.unit.cases import AT, MODEL, header
+from tools.cases import AT, MODEL, header
 from tools.peers.harness import Node, Orthanc, storescu
 
 SIIM = "siim/dicom/1.2.276.0.7230010.3.1.4.8323329"

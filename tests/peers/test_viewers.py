@@ -31,7 +31,7 @@ from tests.peers.viewers import (
     look,
     ohif_folder,
 )
-from tests.unit import cases
+from tools import cases
 from tools.peers.ports import unused_port
 from training import phantom
 

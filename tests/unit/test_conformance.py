@@ -1,12 +1,10 @@
-"""docs/conformance.md and docs/air.md say what the code does: their tables are made from it, and held here.
+"""The tables of docs/conformance.md and docs/air.md are up to date with the code.
 
-After a change that is meant: PLEURA_WRITE_DOCS=1 pytest tests/unit/test_conformance.py
+After an intended change: python -m tools.conformance
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from types import ModuleType
 
 import pytest
@@ -18,44 +16,15 @@ from daemon.deliver.limits import DeliverLimits
 from daemon.dicom import commitment, link, tables
 from daemon.dicom.acceptor import Limits as ReceiveLimits
 from daemon.dicom.requestor import Limits
-from inference.results import ENCODERS
-from tools.conformance import DOCS, Table, air, content, filled, network, objects, received
+from inference.results.kinds import KINDS
+from tools.conformance import DOCS, Table, content, filled, network, objects
+from tools.conformance.pages import PAGES, current
 from tools.conformance.sources import built
-
-PAGES: dict[str, Mapping[str, Table]] = {
-    "conformance.md": {
-        "services": network.services,
-        "implementation": network.implementation,
-        "accepted": network.accepted,
-        "rejections": network.rejections,
-        "answers": network.answers,
-        "proposed": network.proposed,
-        "verdicts": network.verdicts,
-        "failures": network.failures,
-        "times": network.times,
-        "settings": network.settings,
-        "used": received.used,
-        "reasons": received.reasons,
-        "character sets": received.character_sets,
-        "classes": objects.classes,
-        "modules": objects.modules,
-        "common": objects.common,
-        **{f"attributes of {kind.lower()}": objects.own(kind) for kind in ENCODERS},
-        "content tree": content.content_tree,
-        "codes": content.code_table,
-    },
-    "air.md": {"primitives": air.primitives},
-}
-
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_says_what_the_code_does(name: str) -> None:
     page = (DOCS / name).read_text()
-    now = filled(page, PAGES[name])
-    if os.environ.get("PLEURA_WRITE_DOCS"):
-        (DOCS / name).write_text(now)
-    else:
-        assert now == page, f"docs/{name} is not what the code does; see this file's first lines"
+    assert current(name) == page, f"docs/{name} is out of date; run: python -m tools.conformance"
 
 
 def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
@@ -126,5 +95,5 @@ def test_every_object_names_its_device() -> None:
         for each in built("base").values()
         for item in each.ContributingEquipmentSequence
     }
-    assert len(built("base")) == len(ENCODERS)
+    assert len(built("base")) == len(KINDS)
     assert len(devices) == 1

@@ -16,7 +16,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from inference.finding import Finding, Result
 from inference.results import Case, GateError, build
 from inference.results.gate import common as gate
-from tests.unit.cases import header, negative, positive
+from tools.cases import header, negative, positive
 
 CASE = positive(
     header(LossyImageCompression="01", LossyImageCompressionRatio="8", FrameOfReferenceUID="1.2.3")

@@ -13,7 +13,7 @@ from inference.finding import Result
 from inference.results import Case, GateError, build
 from inference.results.gate import common as gate
 from inference.results.identity import DISCLAIMER
-from tests.unit.cases import header, negative, positive, refused
+from tools.cases import header, negative, positive, refused
 from tests.unit.mutations import Change, broken, cut, drop, item, put, within
 
 TWO = np.zeros((41, 37), dtype=bool)

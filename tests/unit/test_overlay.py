@@ -14,7 +14,7 @@ from inference.finding import Finding, ModelIdentity, State
 from inference.results import Case, Refusal, RenderSettings, banner, build, overlay
 from inference.results.identity import DISCLAIMER
 from tests.gallery import KINDS, picture
-from tests.unit.cases import blob, header, negative, positive, refused
+from tools.cases import blob, header, negative, positive, refused
 
 
 def shown(case: Case) -> np.ndarray:

@@ -19,7 +19,7 @@ from inference.finding import Finding, Result
 from inference.results import Case, GateError, RenderSettings, build, overlay
 from inference.results.gate import common as gate
 from tests.gallery import KINDS
-from tests.unit.cases import header, negative, positive, refused
+from tools.cases import header, negative, positive, refused
 
 
 def smooth(rng: np.random.Generator, rows: int, columns: int, grain: float) -> np.ndarray:

@@ -27,7 +27,7 @@ from inference import radiograph
 from inference.pipeline import AnalysisSettings, Pipeline
 from inference.radiograph import Radiograph, Unsuitable
 from inference.results.source import lossy_history
-from tests.unit.cases import refused
+from tools.cases import refused
 from training import phantom
 
 

@@ -20,7 +20,7 @@ from pydicom.encaps import generate_frames
 
 from inference.finding import Finding, ModelIdentity, Result, State
 from inference.results import Case, Refusal, RenderSettings, build, derived_uid, overlay
-from tests.unit.cases import AT, MODEL, blob, header, negative, positive, real, refused
+from tools.cases import AT, MODEL, blob, header, negative, positive, real, refused
 
 KINDS = ("SEG", "SC", "SR", "PR")
 REAL = [
@@ -92,7 +92,7 @@ def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(
     first = build(positive(), KINDS)
     script = (
         "import sys, time, datetime, hashlib\n"
-        "from tests.unit.cases import positive\n"
+        "from tools.cases import positive\n"
         "from inference.results import build\n"
         "for result in build(positive(), ('SEG', 'SC', 'SR', 'PR')): print(hashlib.sha256(result.data).hexdigest())\n"
     )

@@ -13,7 +13,7 @@ from pydicom import Dataset, dcmread
 from inference.display import displayed
 from inference.finding import Result
 from inference.results import build
-from tests.unit.cases import header, positive
+from tools.cases import header, positive
 
 
 def read(result: Result) -> Any:

@@ -27,7 +27,7 @@ from inference.results import (
 )
 from inference.results import seg as seg_module
 from inference.results.source import orientation
-from tests.unit.cases import header, negative, positive, refused
+from tools.cases import header, negative, positive, refused
 from tests.unit.mutations import content
 
 KINDS = ("SEG", "SR", "PR")

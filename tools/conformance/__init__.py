@@ -1,7 +1,7 @@
-"""What docs/conformance.md and docs/air.md say in tables: made from the tables in the code and from objects built here.
+"""Generates the tables of docs/conformance.md and docs/air.md from the code and from objects built here.
 
-A page is prose with blocks between `<!-- name -->` and `<!-- end -->`; a table of that name stands in each.
-After a change that is meant: PLEURA_WRITE_DOCS=1 pytest tests/unit/test_conformance.py
+A page is hand-written prose with blocks between `<!-- name -->` and `<!-- end -->`. Each block holds
+the generated table of that name. After an intended change: python -m tools.conformance
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from inference.results import ENCODERS, build
 from inference.results.identity import TAKEN_KEYWORDS
 from inference.silence import silenced_warnings
 from inference.spacing import spacing_of
-from tests.unit import cases
+from tools import cases
 from tools.conformance import table
 from tools.conformance.sources import sources
 

@@ -15,7 +15,7 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation
 from inference.finding import Finding, ModelIdentity
 from inference.measure import measure
 from inference.results import ENCODERS, Case, RenderSettings, build
-from tests.unit import cases
+from tools import cases
 
 # Beyond the minimum, whatever results take from a source. No value occurs twice, so that a copy is known by its value.
 _RICH: dict[str, Any] = {

@@ -1,98 +1,167 @@
-"""The gate's rules for text and codes, in objects of any kind: no patient's value hides in either."""
+"""The gate's rules for text and codes: no patient's value hides in either.
+
+Also the sentences that a case's objects have to say, with figures that the gate works out itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from pydicom import DataElement, Dataset
 
+from inference.finding import State
 from inference.radiograph import COPIED_KEYWORDS
-from inference.results import content, pr, sr
-from inference.results.identity import DISCLAIMER, MANUFACTURER, PLEURA_VERSION, Case
-from inference.results.source import orientation
+from inference.results import codes, wording
+from inference.results.case import Case
+from inference.results.gate.expected import Expected, Rule
+from inference.results.gate.header import directions_of, values_of
+from inference.results.gate.regions import Measured
+from inference.results.kinds import KINDS
+from inference.results.limits import RESCALE_TYPES
+from inference.results.uids import PLEURA_VERSION
+from inference.results.wording import DISCLAIMER, MANUFACTURER
 
-DESCRIPTIONS = {"SEG": "region", "SC": "overlay", "SR": "report", "PR": "contours"}
 TEXT_VRS = ("LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
 CODE_KEYWORDS = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
-CODES = {code for code in vars(content).values() if isinstance(code, tuple) and len(code) == 3} | {
-    *content.SIDES.values(), *content.MODALITIES.values(), ("109102", "DCM", "Processing Equipment"),
-    ("113076", "DCM", "Segmentation"), ("113085", "DCM", "Spatial resampling"), ("113040", "DCM", "Lossy Compression"),
-    ("121322", "DCM", "Source image for image processing operation"),
-}  # fmt: skip
+CODES = codes.every()
 
 
-def _words(dataset: Dataset, case: Case) -> Iterator[str]:
-    """Text is one of our own words where it stands, and every code is one of ours: no value hides in either."""
-    allowed = _own_words(case)
+# ---- the sentences
+
+
+def sentences(expected: Expected) -> list[str]:
+    """The sentences of a report about this case, in order."""
+    case = expected.case
+    said = [_answer(case)]
+    if case.finding is not None:
+        score, threshold = percent(case.finding.probability), percent(case.finding.threshold)
+        said.append(wording.SCORE.format(score=score, threshold=threshold))
+        if expected.measured is not None and case.finding.measurement is not None:
+            said.append(_figures(expected.measured))
+
+    said += [wording.NOTE.format(note=note) for note in case.notes]
+    return [*said, f"{DISCLAIMER}."]
+
+
+def _answer(case: Case) -> str:
+    if case.no_finding is not None:
+        what = wording.NOT_ANALYSED
+        if case.no_finding.state is State.FAILED:
+            what = wording.FAILED
+        reason = case.no_finding.sentence.rstrip(".")
+        return wording.WITHOUT_FINDING.format(what=what, sentence=reason)
+
+    assert case.finding is not None  # Case holds one of the two
+    if not case.finding.positive:
+        return wording.NOT_DETECTED
+    return wording.SUSPECTED if case.segmented is not None else wording.SUSPECTED_WITHOUT_REGION
+
+
+def _figures(measured: Measured) -> str:
+    plural = "" if measured.regions == 1 else "s"
+    regions = wording.REGIONS.format(
+        regions=measured.regions, plural=plural, area_px=measured.area_px
+    )
+
+    column, row = measured.centroid_px
+    centroid = wording.CENTROID.format(column=column, row=row)
+
+    top, left, bottom, right = measured.extent_px
+    extent = wording.EXTENT.format(left=left, right=right, top=top, bottom=bottom)
+
+    rows, columns = measured.spread_px
+    spread = wording.SPREAD.format(columns=columns, rows=rows)
+    return f"{regions}; {centroid}; {extent}; {spread}. {wording.COUNTED_FROM}"
+
+
+def percent(part: float) -> str:
+    """A part of 1 in per cent: at most four decimals, without zeros at their end."""
+    return f"{round(part * 100, 4):.4f}".rstrip("0").rstrip(".")
+
+
+def graphic_text(case: Case) -> str:
+    """The text beside the contours of a presentation state."""
+    return wording.GRAPHIC_TEXT.format(model=case.model.id, version=case.model.version)
+
+
+# ---- the rules
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The text that each attribute may hold: a constant, or the model's and Pleura's names."""
+
+    allowed: dict[str, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, expected: Expected) -> _Vocabulary:
+        case = expected.case
+        software = {f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"}
+        descriptions = {f"{kind.series_description}. {DISCLAIMER}" for kind in KINDS.values()}
+        names = {region.tracking_id for region in expected.regions}
+        model = {case.model.id, case.model.version, case.model.digest[:16]}
+        report = {*sentences(expected), MANUFACTURER, *(directions_of(case.header) or ())}
+        if case.finding is not None:
+            threshold = percent(case.finding.threshold)
+            report.add(wording.OPERATING_POINT.format(threshold=threshold))
+
+        return cls({
+            "Manufacturer": {MANUFACTURER},
+            "ManufacturerModelName": {case.model.id},
+            "DeviceSerialNumber": {case.model.digest[:16]},
+            "SoftwareVersions": software,
+            "SeriesDescription": descriptions,
+            "ContributionDescription": {wording.CONTRIBUTION},
+            "TimezoneOffsetFromUTC": {str(case.header.get("TimezoneOffsetFromUTC")).strip()},
+            "ContentDescription": {wording.CONTENT_DESCRIPTION},
+            "SegmentLabel": names,
+            "TrackingID": names,
+            "SegmentAlgorithmName": {case.model.id},
+            "AlgorithmName": {case.model.id},
+            "AlgorithmVersion": {case.model.version},
+            "DimensionDescriptionLabel": {"Referenced Segment Number", "Image Position Patient"},
+            "DerivationDescription": _derivations(case),
+            "SecondaryCaptureDeviceManufacturer": {MANUFACTURER},
+            "SecondaryCaptureDeviceManufacturerModelName": {case.model.id},
+            "SecondaryCaptureDeviceSoftwareVersions": software,
+            "GraphicLayerDescription": {wording.LAYER_DESCRIPTION},
+            "RescaleType": {*RESCALE_TYPES},
+            "ModalityLUTType": {"US"},
+            "TextValue": report | names | model,
+            "UnformattedTextValue": {graphic_text(case)} if expected.regions else set(),
+        })  # fmt: skip
+
+
+def _derivations(case: Case) -> set[str]:
+    """Every description of how an overlay of the case may have been derived."""
+    quality = wording.QUALITY.format(quality=case.appearance.jpeg_quality)
+    steps = ([], [wording.RESAMPLED], [wording.CONTOUR_DRAWN])
+    both = [wording.RESAMPLED, wording.CONTOUR_DRAWN]
+    return {"; ".join([wording.BANNER_ADDED, *taken, quality]) for taken in (*steps, both)}
+
+
+def _words(dataset: Dataset, expected: Expected) -> Iterator[str]:
+    """Text is one of our own phrases where it stands, and every code is one of ours."""
+    allowed = _Vocabulary.of(expected).allowed
     for element in dataset.iterall():
         if element.VR not in TEXT_VRS or element.is_empty:
             continue
+
         if element.keyword in COPIED_KEYWORDS:
-            if not same(element, case.header):
+            if not same(element, expected.case.header):
                 yield f"{element.keyword} is not the source's"
         elif element.keyword in CODE_KEYWORDS:
-            continue  # as a whole, below
+            continue  # checked as a whole, below
         elif element.keyword not in allowed:
             yield f"{element.tag} {element.keyword} holds text where none belongs"
-        elif (
-            not {*(element.value if element.VM > 1 else [element.value])}
-            <= allowed[element.keyword]
-        ):
+        elif not {*values_of(element)} <= allowed[element.keyword]:
             yield f"{element.keyword} does not hold our words"
+
     for item in (dataset, *items(dataset)):
         code = tuple(item.get(keyword) for keyword in CODE_KEYWORDS)
         if any(code) and code not in CODES:
-            yield "a code that is none of ours, or means something else"
-
-
-def _own_words(case: Case) -> dict[str, set[str]]:
-    """What each attribute with text may say: a constant, or the model's and Pleura's own names.
-
-    What an SR may say where is for its own rules; here a sentence is one of its sentences.
-    """
-    software = {f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"}
-    derived = [
-        f"Banner added below the radiograph{resampled}{drawn}; JPEG quality {case.appearance.jpeg_quality}"
-        for resampled in ("", "; radiograph resampled")
-        for drawn in ("", "; contour of the segmented region drawn")
-    ]
-    names = {lesion.tracking_id for lesion in case.lesions}
-    sentences = {
-        *sr.statements(case),
-        MANUFACTURER,
-        case.model.id,
-        case.model.version,
-        case.model.digest[:16],
-    }
-    if case.finding is not None:
-        sentences.add(f"positive from {sr.percent(case.finding.threshold)} %")
-    return {
-        "Manufacturer": {MANUFACTURER},
-        "ManufacturerModelName": {case.model.id},
-        "DeviceSerialNumber": {case.model.digest[:16]},
-        "SoftwareVersions": software,
-        "SeriesDescription": {
-            f"Pneumothorax {what}. {DISCLAIMER}" for what in DESCRIPTIONS.values()
-        },
-        "ContributionDescription": {"Pneumothorax detection and segmentation"},
-        "TimezoneOffsetFromUTC": {str(case.header.get("TimezoneOffsetFromUTC")).strip()},
-        "ContentDescription": {f"Pneumothorax, automatic. {DISCLAIMER}"},
-        "SegmentLabel": names,
-        "TrackingID": names,
-        "SegmentAlgorithmName": {case.model.id},
-        "AlgorithmName": {case.model.id},
-        "AlgorithmVersion": {case.model.version},
-        "DimensionDescriptionLabel": {"Referenced Segment Number", "Image Position Patient"},
-        "DerivationDescription": {*derived},
-        "SecondaryCaptureDeviceManufacturer": {MANUFACTURER},
-        "SecondaryCaptureDeviceManufacturerModelName": {case.model.id},
-        "SecondaryCaptureDeviceSoftwareVersions": software,
-        "GraphicLayerDescription": {"Pneumothorax, automatic"},
-        "RescaleType": {*pr.RESCALE_TYPES},
-        "ModalityLUTType": {"US"},
-        "TextValue": sentences | names | {*(orientation(case.header) or ())},
-        "UnformattedTextValue": {pr.text(case)} if case.lesions else set(),
-    }
+            yield "a code that is not ours, or means something else"
 
 
 def items(dataset: Dataset) -> Iterator[Dataset]:
@@ -105,7 +174,8 @@ def items(dataset: Dataset) -> Iterator[Dataset]:
 
 
 def same(element: DataElement, header: Dataset) -> bool:
+    """True if the source has this very value."""
     return element.tag in header and str(header[element.tag].value) == str(element.value)
 
 
-RULES = (_words,)
+RULES: tuple[Rule, ...] = (_words,)

@@ -1,0 +1,87 @@
+"""The source's header as the gate reads it, apart from the encoders' reading of it."""
+
+from __future__ import annotations
+
+import re
+
+from pydicom import DataElement, Dataset, config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.valuerep import validate_value
+
+# VRs whose allowed values can be checked without knowing the value's language (PS3.5 6.2).
+FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
+# Of the copied attributes these tell whose image it is: they must be as in the source, even
+# malformed.
+IDENTIFYING_KEYWORDS = (
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "AccessionNumber",
+    "StudyInstanceUID",
+)
+
+
+def values_of(element: DataElement | None) -> list[object]:
+    """The values of an element; none where it is absent or empty."""
+    if element is None or element.is_empty:
+        return []
+    return list(element.value) if element.VM > 1 else [element.value]
+
+
+def element_of(dataset: Dataset, keyword: str) -> DataElement | None:
+    """The element of that name, or None."""
+    return dataset[keyword] if keyword in dataset else None  # noqa: SIM401 - get() gives the value
+
+
+def has_usable(header: Dataset, keyword: str) -> bool:
+    """True if the source has a value there that its VR allows, so that a result must carry it."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    values = values_of(element_of(header, keyword))
+    vr = dictionary_VR(tag)
+    if not values:
+        return False
+    if header[tag].VR != vr and not all(isinstance(value, str) for value in values):
+        return False
+    if vr not in FORMAL_VRS:
+        return True
+
+    # A range of dates is for queries (PS3.4 C.2.2.2.5).
+    if vr in ("DA", "TM") and any("-" in str(value) for value in values):
+        return False
+    if keyword == "PatientSex" and values not in (["M"], ["F"], ["O"]):
+        return False
+    return all(is_allowed(vr, str(value)) for value in values)
+
+
+def is_allowed(vr: str, value: object) -> bool:
+    """True if the VR allows the value."""
+    try:
+        validate_value(vr, value, config.RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def directions_of(header: Dataset) -> list[str] | None:
+    """PatientOrientation, of the row and of the column; None where it is not two directions."""
+    values = [str(value) for value in values_of(element_of(header, "PatientOrientation"))]
+    allowed = all(re.fullmatch("[AFHLPR]{1,3}", value) for value in values)
+    return values if len(values) == 2 and allowed else None
+
+
+def lossy_steps(header: Dataset) -> list[tuple[str, str]]:
+    """(ratio, method) of each lossy compression of the source, "" where it does not say."""
+    if header.get("LossyImageCompression") != "01":
+        return []
+
+    columns = []
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        values = values_of(element_of(header, keyword)) if has_usable(header, keyword) else []
+        columns.append([str(value) for value in values])
+    ratios, methods = columns
+
+    count = max(1, len(ratios), len(methods))
+    ratios += [""] * (count - len(ratios))
+    methods += [""] * (count - len(methods))
+    return list(zip(ratios, methods, strict=True))

@@ -1,0 +1,179 @@
+"""The regions of a finding's mask, measured by the gate itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from inference.finding import Laterality
+from inference.results.case import Case, once_per_case
+from inference.results.gate.header import directions_of, element_of, values_of
+from inference.results.limits import MAX_LESIONS
+from inference.results.uids import tracking_uid
+from inference.results.wording import NUMBERED_LESION, ONE_LESION
+
+# Pixels that touch by a corner are one region.
+CONNECTED = np.ones((3, 3), dtype=bool)
+# A centroid nearer to the middle than this part of the image's width tells no side.
+MIDDLE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A lesion as the gate expects it; the last of very many holds all remaining regions.
+
+    Attributes:
+        corner: (row, column) of `mask` and `outer` in the source's matrix.
+        mask: (rows, columns), bool, the lesion within its own bounds.
+        outer: (rows, columns), bool, the largest connected part with its holes filled: what the
+            outer contour encloses.
+    """
+
+    number: int
+    tracking_id: str
+    tracking_uid: str
+    corner: tuple[int, int]
+    mask: NDArray[np.bool_]
+    outer: NDArray[np.bool_]
+    side: Laterality | None
+
+    @property
+    def area_px(self) -> int:
+        return int(np.count_nonzero(self.mask))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of the whole mask, as inference.finding.Measurement has them."""
+
+    area_px: int
+    area_mm2: float | None
+    area_estimated: bool
+    centroid_px: tuple[float, float]  # (column, row)
+    laterality: Laterality | None
+    regions: int
+    extent_px: tuple[int, int, int, int]  # (first row, first column, last row, last column)
+    spread_px: tuple[float, float]  # (rows, columns)
+
+
+@once_per_case
+def regions_of(case: Case) -> tuple[Region, ...]:
+    """The lesions of the mask, the largest first, then from the top down."""
+    if case.segmented is None or case.finding is None:
+        return ()
+
+    numbered, count = ndimage.label(case.segmented, CONNECTED)
+    boxes = ndimage.find_objects(numbered)
+    areas = np.bincount(numbered.ravel(), minlength=count + 1)
+    order = sorted(range(1, count + 1), key=lambda label: (-areas[label], label))
+    groups = [(label,) for label in order[:MAX_LESIONS]]
+    groups[-1] = (*groups[-1], *order[MAX_LESIONS:])
+
+    found = []
+    for number, labels in enumerate(groups, start=1):
+        rows = [boxes[label - 1][0] for label in labels]
+        columns = [boxes[label - 1][1] for label in labels]
+        top, left = min(box.start for box in rows), min(box.start for box in columns)
+        bottom, right = max(box.stop for box in rows), max(box.stop for box in columns)
+
+        part = numbered[top:bottom, left:right]
+        mask = np.isin(part, labels)
+        side = _side_of_one(mask, (top, left), case) if len(labels) == 1 else None
+        region = Region(
+            number=number,
+            tracking_id=ONE_LESION if len(groups) == 1 else NUMBERED_LESION.format(number=number),
+            tracking_uid=tracking_uid(case, number),
+            corner=(top, left),
+            mask=mask,
+            outer=np.asarray(ndimage.binary_fill_holes(part == labels[0]), dtype=bool),
+            side=side,
+        )
+        found.append(region)
+
+    return tuple(found)
+
+
+def _side_of_one(
+    mask: NDArray[np.bool_], corner: tuple[int, int], case: Case
+) -> Laterality | None:
+    """The side of a lesion that is a single region."""
+    directions = directions_of(case.header)
+    if directions is None or case.finding is None or not case.finding.sided:
+        return None
+    assert case.segmented is not None  # the region is part of it
+
+    middle = np.argwhere(mask).mean(axis=0) + np.array(corner)
+    return _side(middle, case.segmented.shape, directions)
+
+
+def _side(
+    centroid: NDArray[np.float64], shape: tuple[int, ...], directions: list[str]
+) -> Laterality | None:
+    """R or L of a (row, column) centroid; None near the middle or where the header is unclear.
+
+    PatientOrientation names where rows run to (left to right), then where columns run to (top to
+    bottom), PS3.3 C.7.6.1.1.1.
+    """
+    across = [axis for axis, name in ((1, directions[0]), (0, directions[1])) if name[:1] in "LR"]
+    if len(across) != 1:
+        return None
+
+    axis = across[0]
+    towards_left = (directions[0] if axis == 1 else directions[1])[0] == "L"
+    offset = float(centroid[axis]) - (shape[axis] - 1) / 2
+    if abs(offset) < MIDDLE * shape[axis]:
+        return None
+    return "L" if (offset > 0) == towards_left else "R"
+
+
+@once_per_case
+def measured_of(case: Case) -> Measured | None:
+    """Area, centroid, extent, spread, side and number of regions of the whole mask."""
+    if case.segmented is None or case.finding is None:
+        return None
+
+    mask = case.segmented
+    numbered, count = ndimage.label(mask, CONNECTED)
+    row_counts, column_counts = mask.sum(axis=1), mask.sum(axis=0)
+    rows, columns = np.flatnonzero(row_counts), np.flatnonzero(column_counts)
+    row, row_spread = _mean_and_deviation(row_counts)
+    column, column_spread = _mean_and_deviation(column_counts)
+    area_px = int(row_counts.sum())
+    spacing = case.spacing
+
+    return Measured(
+        area_px=area_px,
+        area_mm2=None if spacing is None else area_px * spacing.row_mm * spacing.column_mm,
+        area_estimated=spacing is not None and spacing.detector,
+        centroid_px=(column, row),
+        laterality=_side_of_all(numbered, count, case),
+        regions=int(count),
+        extent_px=(int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])),
+        spread_px=(row_spread, column_spread),
+    )
+
+
+def _mean_and_deviation(counts: NDArray[np.int64]) -> tuple[float, float]:
+    """Of the positions that occur so often."""
+    positions = np.arange(counts.size)
+    mean = float(np.average(positions, weights=counts))
+    return mean, float(np.sqrt(np.average((positions - mean) ** 2, weights=counts)))
+
+
+def _side_of_all(numbered: NDArray[np.int32], count: int, case: Case) -> Laterality | None:
+    """The side of every region, B where they are on both; None where a single region has none."""
+    assert case.finding is not None  # it has regions
+    values = values_of(element_of(case.header, "PatientOrientation"))
+    directions = [re.sub(r"\s", "", str(value)).upper() for value in values]
+    if len(directions) != 2 or not all(directions) or not case.finding.sided:
+        return None
+
+    centroids = ndimage.center_of_mass(numbered > 0, numbered, range(1, count + 1))
+    sides = {_side(np.array(centroid), numbered.shape, directions) for centroid in centroids}
+    if None in sides:
+        return None
+    return "B" if len(sides) == 2 else sides.pop()

@@ -1,0 +1,16 @@
+"""Regenerate the tables of docs/conformance.md and docs/air.md: python -m tools.conformance"""
+
+from __future__ import annotations
+
+from tools.conformance.pages import PAGES, write_all
+
+
+def main() -> None:
+    changed = write_all()
+
+    for name in PAGES:
+        print(f"docs/{name}: {'written' if name in changed else 'unchanged'}")
+
+
+if __name__ == "__main__":
+    main()
