@@ -28,8 +28,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 
 from inference.finding import Finding, ModelIdentity
 from inference.measure import measure
-from inference.results import ENCODERS, Case, build, write
-from inference.results.gate import common as gate
+from inference.results import KINDS, Case, build, gate, write
 from inference.spacing import Spacing
 
 ROWS, COLUMNS = 2500, 2048
@@ -46,11 +45,11 @@ def main() -> None:
     case = made_up()
     source = full_header(case)
     steps: dict[str, Callable[[], object]] = {"highdicom SEG": lambda: baseline(case, source)}
-    results = {result.kind: result for result in build(case, ENCODERS)}
-    for kind in ENCODERS:
+    results = {result.kind: result for result in build(case, KINDS)}
+    for kind in KINDS:
         steps[f"{kind} made"] = lambda kind=kind: made(replace(case), kind)
         steps[f"{kind} checked"] = lambda kind=kind: gate.check(results[kind], case)
-    steps["all four, made and checked"] = lambda: build(replace(case), ENCODERS)
+    steps["all four, made and checked"] = lambda: build(replace(case), KINDS)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(options.rounds + 2):
         for name, step in steps.items():
@@ -72,9 +71,9 @@ def main() -> None:
 
 
 def made(case: Case, kind: str) -> bytes:
-    dataset = ENCODERS[kind].encode(case)
+    dataset = KINDS[kind].encode(case)
     assert dataset is not None
-    return write(dataset, kind).data
+    return write(dataset, KINDS[kind]).data
 
 
 def baseline(case: Case, source: Dataset) -> bytes:

@@ -185,13 +185,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import doctor
     from inference import package
-    from inference.results import ENCODERS
-    from inference.results.gate.common import SOP_CLASSES
+    from inference.results.kinds import KINDS
 
     settings = config.load(options.config)
     kinds = {
-        kind: (str(SOP_CLASSES[kind]), str(encoder.transfer_syntax_uid))
-        for kind, encoder in ENCODERS.items()
+        kind.name: (str(kind.sop_class_uid), str(kind.transfer_syntax_uid))
+        for kind in KINDS.values()
     }
 
     def model() -> str:

@@ -20,7 +20,7 @@ from inference.measure import measure
 from inference.plausibility import UPRIGHT, Pose
 from inference.preprocess import as_stored, upright, with_square_pixels, with_stored_pixels
 from inference.radiograph import Radiograph, Unsuitable
-from inference.results.identity import Case, Refusal, RenderSettings
+from inference.results.case import Case, NoFinding, RenderSettings
 
 log = logging.getLogger("pleura.analyse")
 
@@ -278,9 +278,9 @@ class Pipeline:
         assert reading.header is not None
         image = reading.radiograph
 
-        refusal = None
+        no_finding = None
         if reason:
-            refusal = Refusal(REASONS[reason].state, reason, REASONS[reason].text)
+            no_finding = NoFinding(REASONS[reason].state, reason, REASONS[reason].text)
 
         case = Case(
             header=reading.header,
@@ -288,7 +288,7 @@ class Pipeline:
             model=self.engine.identity,
             result_time=result_time,
             finding=finding,
-            refusal=refusal,
+            no_finding=no_finding,
             pixels=image.pixels if image else None,
             spacing=image.spacing if image else None,
             appearance=self._settings.appearance,

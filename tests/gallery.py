@@ -21,8 +21,8 @@ from pydicom.encaps import generate_frames
 from scipy import ndimage
 
 from inference.finding import ModelIdentity, Result, State
-from inference.results import Case, Refusal, RenderSettings, build
-from inference.results.banner import ORANGE, SKY_BLUE
+from inference.results import Case, NoFinding, RenderSettings, build
+from inference.results.layout import ORANGE, SKY_BLUE
 from tools.cases import header, negative, positive, refused
 from training import phantom
 
@@ -101,8 +101,8 @@ def _plain(grey: float) -> Case:
     return _case(positive, 1024, 1024, pixels=pixels)
 
 
-UNDECODABLE = Refusal(State.NOT_ANALYSED, "undecodable", "the pixels cannot be decoded")
-BROKEN = Refusal(State.FAILED, "analysis_error", "the analysis broke repeatedly")
+UNDECODABLE = NoFinding(State.NOT_ANALYSED, "undecodable", "the pixels cannot be decoded")
+BROKEN = NoFinding(State.FAILED, "analysis_error", "the analysis broke repeatedly")
 NOTES = ("PatientAge implausible", "ViewPosition absent", "(0018,1151) unreadable")
 
 KINDS: dict[str, Callable[[], Case]] = {
@@ -151,10 +151,12 @@ KINDS: dict[str, Callable[[], Case]] = {
     "not-detected-portrait-2500x2048": lambda: _case(negative, 2500, 2048, ill=False, notes=NOTES),
     "not-analysed-under-age": lambda: _case(refused, 1024, 820, ill=False),
     "not-analysed-undecodable": lambda: refused(
-        header(Rows=2500, Columns=2048), pixels=None, refusal=UNDECODABLE
+        header(Rows=2500, Columns=2048), pixels=None, no_finding=UNDECODABLE
     ),
-    "failed": lambda: _case(refused, 1024, 1024, ill=False, refusal=BROKEN),
-    "failed-no-date": lambda: _case(refused, 1024, 1024, ill=False, refusal=BROKEN, StudyDate=None),
+    "failed": lambda: _case(refused, 1024, 1024, ill=False, no_finding=BROKEN),
+    "failed-no-date": lambda: _case(
+        refused, 1024, 1024, ill=False, no_finding=BROKEN, StudyDate=None
+    ),
 }
 IN_DOCS = {
     "overlay.png": ("positive", 640), "overlay-not-detected.png": ("not-detected", 640),

@@ -14,13 +14,13 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from inference.finding import Finding, ModelIdentity, State
 from inference.measure import measure
 from inference.radiograph import decode, parse, spacing_of
-from inference.results import Case, Refusal
+from inference.results import Case, NoFinding
 
 MODEL = ModelIdentity(
     id="pleura-default", version="1.2.3", digest="ab" * 32, device_uid="2.25.20260304"
 )
 AT = datetime(2026, 3, 4, 5, 6, 7, 890123)  # naive is allowed: the site's local time
-NOT_ANALYSED = Refusal(
+NOT_ANALYSED = NoFinding(
     State.NOT_ANALYSED, "under_age", "the patient is younger than the minimum age"
 )
 
@@ -79,7 +79,7 @@ def negative(source: Dataset | None = None, **changes: Any) -> Case:
 
 
 def refused(source: Dataset | None = None, **changes: Any) -> Case:
-    return _case(source or header(), **({"refusal": NOT_ANALYSED} | changes))
+    return _case(source or header(), **({"no_finding": NOT_ANALYSED} | changes))
 
 
 def real(file: Path, **changes: Any) -> Case:

@@ -43,7 +43,7 @@ from inference.engines.faults import is_out_of_memory
 from inference.finding import Outcome, Result, State
 from inference.package import PackageError
 from inference.pipeline import AnalysisSettings, Answer, Pipeline, Reading
-from inference.results.identity import RenderSettings
+from inference.results.case import RenderSettings
 
 log = logging.getLogger("pleura.analyse")
 

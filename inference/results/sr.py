@@ -124,7 +124,7 @@ def _context(case: Case) -> Iterator[Dataset]:
     yield content.coded(CONTEXT, codes.OBSERVER_TYPE, codes.DEVICE)
     yield content.uid(CONTEXT, codes.DEVICE_UID, case.model.device_uid)
     yield content.text(CONTEXT, codes.DEVICE_NAME, "Pleura")
-    yield content.text(CONTEXT, codes.DEVICE_MANUFACTURER, MANUFACTURER)
+    yield content.text(CONTEXT, codes.DEVICE_MANUFACTURER, wording.MANUFACTURER)
     yield content.text(CONTEXT, codes.DEVICE_MODEL, case.model.id)
     yield content.text(CONTEXT, codes.DEVICE_SERIAL, case.model.digest[:16])
     yield content.coded(MODIFIER, codes.PROCEDURE, codes.CHEST_XRAY)

@@ -26,7 +26,7 @@ from inference.engine import Engine
 from inference.finding import Outcome, Result, State
 from inference.pipeline import AnalysisSettings, Pipeline
 from inference.radiograph import COPIED_KEYWORDS
-from inference.results import ENCODERS
+from inference.results import KINDS
 from tools.cases import AT, MODEL, header
 from tools.peers.harness import Node, Orthanc, storescu
 
@@ -112,7 +112,7 @@ def regions(rows: int, columns: int) -> NDArray[np.float32]:
 
 def analysed(data: bytes, positive: bool, **settings: Any) -> Outcome:
     engine = cast(Engine, Doctored(positive))
-    pipeline = Pipeline(engine, AnalysisSettings(kinds=frozenset(ENCODERS), **settings))
+    pipeline = Pipeline(engine, AnalysisSettings(kinds=frozenset(KINDS), **settings))
     (outcome,) = pipeline.analyse([data], AT)
     return outcome
 

@@ -21,6 +21,7 @@ from tools.conformance import DOCS, Table, content, filled, network, objects
 from tools.conformance.pages import PAGES, current
 from tools.conformance.sources import built
 
+
 @pytest.mark.parametrize("name", PAGES)
 def test_the_page_says_what_the_code_does(name: str) -> None:
     page = (DOCS / name).read_text()

@@ -14,8 +14,7 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate, generate_frames
 
 from inference.finding import Finding, Result
-from inference.results import Case, GateError, build
-from inference.results.gate import common as gate
+from inference.results import Case, GateError, build, gate
 from tools.cases import header, negative, positive
 
 CASE = positive(

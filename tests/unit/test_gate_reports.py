@@ -10,14 +10,13 @@ import pytest
 from pydicom import Dataset
 
 from inference.finding import Result
-from inference.results import Case, GateError, build
-from inference.results.gate import common as gate
-from inference.results.identity import DISCLAIMER
-from tools.cases import header, negative, positive, refused
+from inference.results import Case, GateError, build, gate
+from inference.results.wording import DISCLAIMER
 from tests.unit.mutations import Change, broken, cut, drop, item, put, within
+from tools.cases import header, negative, positive, refused
 
 TWO = np.zeros((41, 37), dtype=bool)
-TWO[3:13, 3:13] = True
+TWO[3:13, 3:12] = True
 TWO[6:8, 6:8] = False  # a hole
 TWO[20:26, 28:34] = True
 RESCALE = {"RescaleSlope": 1, "RescaleIntercept": -5}

@@ -11,8 +11,9 @@ from PIL import Image
 
 from inference.contours import contours
 from inference.finding import Finding, ModelIdentity, State
-from inference.results import Case, Refusal, RenderSettings, banner, build, overlay
-from inference.results.identity import DISCLAIMER
+from inference.results import Case, NoFinding, RenderSettings, banner, build, overlay, typesetting
+from inference.results.typesetting import typeset
+from inference.results.wording import DISCLAIMER
 from tests.gallery import KINDS, picture
 from tools.cases import blob, header, negative, positive, refused
 
@@ -27,14 +28,14 @@ def shown(case: Case) -> np.ndarray:
 def words(case: Case, monkeypatch: pytest.MonkeyPatch, width: int = 1024) -> str:
     """All that the banner writes, in the order in which it does."""
     said: list[str] = []
-    draw = banner._text
+    draw = typesetting._text
     monkeypatch.setattr(
-        banner,
+        typesetting,
         "_text",
         lambda pen, at, text, *rest: (said.append(text), draw(pen, at, text, *rest)),
     )
-    banner._set.cache_clear()
-    banner.draw(case, width, width)
+    typeset.cache_clear()
+    typeset(banner.message(case), width, width)
     monkeypatch.undo()
     return " ".join(said)
 
@@ -153,7 +154,7 @@ def test_the_banner_says_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_answers_differ_in_shape_and_word_not_only_in_colour() -> None:
-    failed = refused(refusal=Refusal(State.FAILED, "analysis_error", "it broke"))
+    failed = refused(no_finding=NoFinding(State.FAILED, "analysis_error", "it broke"))
     answers = {banner._answer(case)[:3] for case in (positive(), negative(), refused(), failed)}
     assert len({shape for _, shape, _ in answers}) == len({word for _, _, word in answers}) == 4
 
@@ -167,7 +168,7 @@ def test_no_name_or_note_breaks_the_banner(name: str, monkeypatch: pytest.Monkey
     text = words(case, monkeypatch)
     assert text.isascii()
     assert text.isprintable()
-    plain, hostile = (banner.draw(each, 1024, 1024) for each in (positive(), case))
+    plain, hostile = (typeset(banner.message(each), 1024, 1024) for each in (positive(), case))
     assert hostile.height <= plain.height * 1.6
     assert words(case, monkeypatch).startswith("Pneumothorax suspected Patient's right.")
 
@@ -176,15 +177,18 @@ def test_no_name_or_note_breaks_the_banner(name: str, monkeypatch: pytest.Monkey
 def test_the_finding_word_is_ten_pixels_high_in_a_thumbnail(size: tuple[int, int]) -> None:
     case = negative(header(Rows=size[0], Columns=size[1]))
     panel = overlay.place(case)
-    height = panel.banner_top + banner.draw(case, panel.canvas_width, panel.height).height
-    letters = banner._Sizes.of(panel.canvas_width, panel.height).title
+    height = (
+        panel.banner_top + typeset(banner.message(case), panel.canvas_width, panel.height).height
+    )
+    letters = typesetting._Sizes.of(panel.canvas_width, panel.height).title
     assert letters * 256 / max(panel.canvas_width, height) >= 10
 
 
 def test_the_same_words_stand_in_the_same_place_above_the_same_disclaimer() -> None:
     size = {"Rows": 1024, "Columns": 1024}
     banners = [
-        banner.draw(make(header(**size)), 1024, 1024) for make in (positive, negative, refused)
+        typeset(banner.message(make(header(**size))), 1024, 1024)
+        for make in (positive, negative, refused)
     ]
     strips = [np.asarray(each.crop((0, each.height - 40, 1024, each.height))) for each in banners]
     assert np.array_equal(strips[0], strips[1])

@@ -16,8 +16,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from scipy import ndimage
 
 from inference.finding import Finding, Result
-from inference.results import Case, GateError, RenderSettings, build, overlay
-from inference.results.gate import common as gate
+from inference.results import Case, GateError, RenderSettings, build, gate, overlay
 from tests.gallery import KINDS
 from tools.cases import header, negative, positive, refused
 

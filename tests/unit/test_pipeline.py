@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.uid import ExplicitVRLittleEndian
 
 from inference import package, results
 from inference.engine import Engine
@@ -21,7 +21,6 @@ from inference.finding import Outcome, State
 from inference.manifest import Plausibility
 from inference.pipeline import AnalysisSettings, Pipeline
 from inference.plausibility import OTHERS, Pose
-from inference.results import Encoder
 from training import phantom
 
 AT = datetime(2026, 1, 2, 3, 4, 5)
@@ -146,13 +145,19 @@ def unmakeable(_: object) -> Dataset:
     raise TypeError("a header nobody thought of")
 
 
+def make_unmakeable(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder of this kind raises."""
+    record = replace(results.KINDS[kind], encoder=f"{__name__}:unmakeable")
+    monkeypatch.setitem(results.KINDS, kind, record)
+
+
 def test_an_object_that_cannot_be_made_is_told_of_and_holds_up_no_other(
     engine: Scripted,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setitem(results.ENCODERS, "SEG", Encoder(unmakeable, ExplicitVRLittleEndian))
+    make_unmakeable("SEG", monkeypatch)
     (outcome,) = analysed(engine, tmp_path)
     assert (outcome.state, outcome.reason) == (State.ANALYSED, None)
     assert [result.kind for result in outcome.results] == ["SC"]
@@ -164,7 +169,7 @@ def test_where_no_object_can_be_made_the_image_has_failed(
     engine: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("SEG", "SC"):
-        monkeypatch.setitem(results.ENCODERS, kind, Encoder(unmakeable, ExplicitVRLittleEndian))
+        make_unmakeable(kind, monkeypatch)
     (outcome,) = analysed(engine, tmp_path)
     assert (outcome.state, outcome.reason) == (State.FAILED, "result_invalid")
     assert outcome.results == ()

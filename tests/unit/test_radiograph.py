@@ -27,6 +27,7 @@ from inference import radiograph
 from inference.pipeline import AnalysisSettings, Pipeline
 from inference.radiograph import Radiograph, Unsuitable
 from inference.results.source import lossy_history
+from inference.results.uids import taken_digest
 from tools.cases import refused
 from training import phantom
 
@@ -160,7 +161,7 @@ def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
     shown = [decoded(encoded(*form, words)) for form in forms]
     assert len({image.content_digest for image in shown}) == 1
     assert len({image.pixels.tobytes() for image in shown}) == 1
-    assert len({refused(image.header, pixels=image.pixels).taken_digest for image in shown}) == 1
+    assert len({taken_digest(refused(image.header, pixels=image.pixels)) for image in shown}) == 1
     other = decoded(encoded(*forms[0], [*words[:-1], 7]))
     assert other.content_digest != shown[0].content_digest
 

@@ -19,7 +19,7 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import generate_frames
 
 from inference.finding import Finding, ModelIdentity, Result, State
-from inference.results import Case, Refusal, RenderSettings, build, derived_uid, overlay
+from inference.results import Case, NoFinding, RenderSettings, build, derived_uid, overlay
 from tools.cases import AT, MODEL, blob, header, negative, positive, real, refused
 
 KINDS = ("SEG", "SC", "SR", "PR")
@@ -49,7 +49,7 @@ def picture(result: Result) -> Image.Image:
         (negative(), ["SC", "SR"]),
         (refused(), ["SC", "SR"]),
         (refused(pixels=None), ["SC", "SR"]),
-        (refused(refusal=Refusal(State.FAILED, "analysis_error", "it broke")), ["SC", "SR"]),
+        (refused(no_finding=NoFinding(State.FAILED, "analysis_error", "it broke")), ["SC", "SR"]),
     ],
     ids=[
         "positive",
@@ -125,8 +125,8 @@ def test_the_uid_changes_with_everything_that_changes_the_content_and_with_nothi
         replace(base, appearance=RenderSettings(longest_side=1024)),
         negative(),
         refused(),
-        refused(refusal=Refusal(State.NOT_ANALYSED, "blank", "the image is blank")),
-        refused(refusal=Refusal(State.FAILED, "blank", "the image is blank")),
+        refused(no_finding=NoFinding(State.NOT_ANALYSED, "blank", "the image is blank")),
+        refused(no_finding=NoFinding(State.FAILED, "blank", "the image is blank")),
     ]
     others += [
         positive(header(BodyPartExamined="THORAX")),
@@ -322,7 +322,7 @@ def test_a_source_that_cannot_be_named_gives_no_case(keyword: str, wrong: str | 
 
 def test_a_case_holds_one_answer_in_one_matrix() -> None:
     with pytest.raises(ValueError, match="either"):
-        negative(refusal=Refusal(State.FAILED, "x", "y"))
+        negative(no_finding=NoFinding(State.FAILED, "x", "y"))
     with pytest.raises(ValueError, match="pixels"):
         negative(pixels=np.zeros((3, 3), dtype=np.float32))
     with pytest.raises(ValueError, match="mask"):

@@ -19,16 +19,17 @@ from inference.finding import Result, State
 from inference.results import (
     Case,
     GateError,
-    Refusal,
+    NoFinding,
     RenderSettings,
     build,
     build_what_passes,
     lesions,
 )
 from inference.results import seg as seg_module
+from inference.results.lesions import lesions_of
 from inference.results.source import orientation
-from tools.cases import header, negative, positive, refused
 from tests.unit.mutations import content
+from tools.cases import header, negative, positive, refused
 
 KINDS = ("SEG", "SR", "PR")
 TWO = np.zeros((41, 37), dtype=bool)
@@ -60,7 +61,7 @@ def groups(result: Result) -> list[hd.sr.PlanarROIMeasurementsAndQualitativeEval
 def test_a_lesion_has_one_tracking_uid_in_seg_sr_and_presentation_state() -> None:
     case = positive(mask=TWO)
     seg, sr, pr = build(case, KINDS)
-    uids = [lesion.tracking_uid for lesion in case.lesions]
+    uids = [lesion.tracking_uid for lesion in lesions_of(case)]
     assert len(set(uids)) == 2
     segments = read(seg).SegmentSequence
     assert [segment.TrackingUID for segment in segments] == uids
@@ -83,7 +84,7 @@ def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> No
     seg, sr, _ = build(case, KINDS)
     frames = read(seg).pixel_array.astype(bool)
     found = groups(sr)
-    for lesion, contour, frame in zip(case.lesions, found[::2], found[1::2], strict=True):
+    for lesion, contour, frame in zip(lesions_of(case), found[::2], found[1::2], strict=True):
         assert contour.reference_type == codes.DCM.ImageRegion
         assert contour.roi is not None
         line = contour.roi.value  # (n, 2) of column, row; the corner of the corner pixel is 0\0
@@ -156,7 +157,7 @@ def test_what_was_not_analysed_says_why_and_nothing_else() -> None:
     for case, wanted in (
         (refused(), "Not analysed: the patient is younger than the minimum age"),
         (
-            refused(refusal=Refusal(State.FAILED, "x", "it broke"), pixels=None),
+            refused(no_finding=NoFinding(State.FAILED, "x", "it broke"), pixels=None),
             "Analysis failed: it broke",
         ),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from tools.conformance.pages import PAGES, write_all
 
 
@@ -9,7 +11,8 @@ def main() -> None:
     changed = write_all()
 
     for name in PAGES:
-        print(f"docs/{name}: {'written' if name in changed else 'unchanged'}")
+        state = "written" if name in changed else "unchanged"
+        sys.stdout.write(f"docs/{name}: {state}\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydicom.datadict import dictionary_description
 
-from inference.results import ENCODERS
+from inference.results import KINDS
 from tools.conformance import table
 from tools.conformance.content import tree
 from tools.conformance.objects import flat
@@ -36,7 +36,7 @@ PRIMITIVES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     },
     "key images (a Key Object Selection)": {},
     "which algorithm (6.5.3.1)": {
-        kind: (("ContributingEquipmentSequence", "DeviceUID"),) for kind in ENCODERS if kind != "SR"
+        kind: (("ContributingEquipmentSequence", "DeviceUID"),) for kind in KINDS if kind != "SR"
     }
     | {"SR": (("Device Observer UID",), (*_GROUP, "Algorithm Name"), (*_GROUP, "Algorithm Version"))},
 }  # fmt: skip

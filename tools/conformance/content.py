@@ -10,7 +10,7 @@ from pydicom import Dataset
 from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.sr.codedict import codes
 
-from inference.results import ENCODERS
+from inference.results import KINDS
 from tools.conformance import table
 from tools.conformance.objects import (
     CONTENT,
@@ -111,7 +111,7 @@ _GROUPS = {
 def coded() -> dict[str, dict[str, set[str]]]:
     """Code -> place where it stands -> kinds, over all objects. Names of SR content items are not among them."""
     found: dict[str, dict[str, set[str]]] = {}
-    for kind in ENCODERS:
+    for kind in KINDS:
         for dataset in objects(kind).values():
             for place, code in _codes(dataset):
                 found.setdefault(code, {}).setdefault(place, set()).add(kind)
@@ -134,9 +134,7 @@ def _codes(dataset: Dataset, in_content: bool = False) -> Iterator[tuple[str, st
 def code_table() -> list[str]:
     rows = []
     for code, places in sorted(coded().items(), key=lambda each: (each[0].split(", ")[1], each[0])):
-        kinds = ", ".join(
-            kind for kind in ENCODERS if any(kind in each for each in places.values())
-        )
+        kinds = ", ".join(kind for kind in KINDS if any(kind in each for each in places.values()))
         where = sorted({_words(place) for place in places})
         rows.append((code, kinds, "; ".join(where), _group(code, places)))
     return table(("code", "in", "as", "context group"), rows)

@@ -18,13 +18,10 @@ from daemon.dicom.acceptor import Rejection
 from daemon.dicom.tables import STORAGE_COMMITMENT, VERIFICATION, Status
 from daemon.receive.access import AccessList, Caller
 from daemon.receive.scp import limits_of
-from inference.results import ENCODERS
-from inference.results.gate import common as gate
+from inference.results.kinds import KINDS
 from tools.conformance import table
 
-_RESULTS = [
-    (str(gate.SOP_CLASSES[kind]), str(one.transfer_syntax_uid)) for kind, one in ENCODERS.items()
-]
+_RESULTS = [(str(kind.sop_class_uid), str(kind.transfer_syntax_uid)) for kind in KINDS.values()]
 _ARCHIVE = DicomDestination(
     name="pacs", ae_title="PACS", host="192.0.2.2", port=104, commitment=True
 )
@@ -69,7 +66,7 @@ def _name(sop_class: str, takes_scp: bool) -> str:
 def proposed() -> list[str]:
     """Presentation contexts proposed."""
     rows = []
-    for kind, result in zip(ENCODERS, _RESULTS, strict=True):
+    for kind, result in zip(KINDS, _RESULTS, strict=True):
         offered = [UID(context.transfer_syntaxes[0]).name for context in link.proposal([result])]
         rows.append((f"{kind}: {UID(result[0]).name}", "one for each of: " + "; ".join(offered)))
     offered = [UID(context.transfer_syntaxes[0]).name for context in link.proposal([])]

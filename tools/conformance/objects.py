@@ -15,10 +15,8 @@ from highdicom._standard_utils import (
 )
 from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_description, tag_for_keyword
-from pydicom.uid import UID
 
-from inference.results import ENCODERS
-from inference.results.gate import common as gate
+from inference.results.kinds import KINDS
 from tools.conformance import table
 from tools.conformance.sources import CHANGES, objects, sources
 
@@ -175,7 +173,7 @@ def copy_of(source: str, value: str, keyword: str) -> str:
 
 @cache
 def _common() -> tuple[Attribute, ...]:
-    first, *others = (set(attributes(kind)) for kind in ENCODERS)
+    first, *others = (set(attributes(kind)) for kind in KINDS)
     shared = first.intersection(*others)
     return tuple(one for one in attributes("SEG") if one in shared)
 
@@ -238,8 +236,8 @@ def _brief_references(found: Sequence[Attribute]) -> Iterator[Attribute]:
 def modules() -> list[str]:
     """Which modules of the IODs (PS3.3 Annex A) are there, each with its usage."""
     rows = []
-    for kind in ENCODERS:
-        listed = get_iod_module_map()[get_sop_class_iod_map()[str(gate.SOP_CLASSES[kind])]]
+    for kind in KINDS:
+        listed = get_iod_module_map()[get_sop_class_iod_map()[str(KINDS[kind].sop_class_uid)]]
         there = [module for module in listed if _is_present(kind, module["key"], module["usage"])]
         rows.append(
             (
@@ -263,7 +261,7 @@ def _is_present(kind: str, module: str, usage: str) -> bool:
 
 def extensions(kind: str) -> list[str]:
     """The keywords of attributes outside the IOD: with any, the SOP class is a Standard Extended one (PS3.2 3.11)."""
-    iod = get_sop_class_iod_map()[str(gate.SOP_CLASSES[kind])]
+    iod = get_sop_class_iod_map()[str(KINDS[kind].sop_class_uid)]
     known = {
         each["keyword"]
         for module in get_iod_module_map()[iod]
@@ -275,31 +273,30 @@ def extensions(kind: str) -> list[str]:
     ]
 
 
+# Sources by the answer that they stand for.
+_ANSWERS = {
+    "base": "positive",
+    "no region": "positive without a region",
+    "negative": "not detected",
+    "refused": "not analysed, failed",
+}
+
+
 def classes() -> list[str]:
+    """The kinds of object, each with its SOP class and the answers that it is made for."""
     rows = []
-    for kind, encoder in ENCODERS.items():
-        beyond = ", ".join(extensions(kind))
-        rows.append(
-            (
-                kind,
-                UID(gate.SOP_CLASSES[kind]).name,
-                gate.MODALITIES[kind],
-                encoder.transfer_syntax_uid.name,
-                f"Standard Extended: {beyond}" if beyond else "Standard",
-                ", ".join(
-                    name
-                    for name in ("base", "no region", "negative", "refused")
-                    if name in objects(kind)
-                ),
-            )
+    for name, kind in KINDS.items():
+        beyond = ", ".join(extensions(name))
+        answers = [answer for source, answer in _ANSWERS.items() if source in objects(name)]
+        row = (
+            name,
+            kind.sop_class_uid.name,
+            kind.modality,
+            kind.transfer_syntax_uid.name,
+            f"Standard Extended: {beyond}" if beyond else "Standard",
+            ", ".join(answers),
         )
-    words = {
-        "base": "positive",
-        "no region": "positive without a region",
-        "negative": "not detected",
-    }
-    words["refused"] = "not analysed, failed"
-    said = [(*row[:-1], ", ".join(words[name] for name in row[-1].split(", "))) for row in rows]
-    return table(
-        ("kind", "SOP class", "Modality", "transfer syntax", "conformance", "made for"), said
-    )
+        rows.append(row)
+
+    heads = ("kind", "SOP class", "Modality", "transfer syntax", "conformance", "made for")
+    return table(heads, rows)

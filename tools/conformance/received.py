@@ -17,8 +17,8 @@ from inference.admission import REASONS, Rules, judge
 from inference.display import displayed
 from inference.pixels import stored_values
 from inference.radiograph import COPIED_KEYWORDS, parse
-from inference.results import ENCODERS, build
-from inference.results.identity import TAKEN_KEYWORDS
+from inference.results import KINDS, build
+from inference.results.uids import TAKEN_KEYWORDS
 from inference.silence import silenced_warnings
 from inference.spacing import spacing_of
 from tools import cases
@@ -143,7 +143,7 @@ def character_sets() -> list[str]:
     found: dict[str, list[str]] = {}
     for terms, name in _NAMES.items():
         header, _ = parse(_written(terms, name))
-        results = build(cases.positive(header), ENCODERS)
+        results = build(cases.positive(header), KINDS)
         same = all(_element(0x0010, "PN", name) in result.data for result in results)
         found.setdefault("the same bytes" if same else "other bytes", []).append(f"`{terms}`")
     return table(

@@ -14,7 +14,8 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from inference.finding import Finding, ModelIdentity
 from inference.measure import measure
-from inference.results import ENCODERS, Case, RenderSettings, build
+from inference.radiograph import spacing_of
+from inference.results import KINDS, Case, RenderSettings, build
 from tools import cases
 
 # Beyond the minimum, whatever results take from a source. No value occurs twice, so that a copy is known by its value.
@@ -96,7 +97,8 @@ def _with_luts(first: int) -> Dataset:
 def _lesions(header: Dataset) -> Finding:
     mask = np.zeros((header.Rows, header.Columns), dtype=bool)
     mask[30:120, 40:100] = mask[200:330, 220:300] = True
-    return Finding(0.61, 0.55, True, mask, measure(mask, None, header.get("PatientOrientation")))
+    measured = measure(mask, spacing_of(header), header.get("PatientOrientation"))
+    return Finding(0.61, 0.55, True, mask, measured)
 
 
 @cache
@@ -132,7 +134,7 @@ def sources() -> dict[str, Case]:
 @cache
 def built(name: str) -> dict[str, Dataset]:
     """Every kind of object that the source of this name has, as read back from its bytes."""
-    return {one.kind: dcmread(io.BytesIO(one.data)) for one in build(sources()[name], ENCODERS)}
+    return {one.kind: dcmread(io.BytesIO(one.data)) for one in build(sources()[name], KINDS)}
 
 
 def objects(kind: str) -> dict[str, Dataset]:

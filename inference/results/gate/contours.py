@@ -68,11 +68,15 @@ def _runs_along_the_edge(line: Line, mask: NDArray[np.bool_]) -> bool:
         second[:, axis] += 1
         middle = (first + second) / 2
 
-        inside = ((first >= -1) & (second <= np.array(mask.shape))).all(axis=1)
-        pairs = padded[tuple(np.where(inside[:, None], first, 0).T + 1)]
-        others = padded[tuple(np.where(inside[:, None], second, 0).T + 1)]
+        limits = np.array(mask.shape)
+        inside = np.asarray(((first >= -1) & (second <= limits)).all(axis=1))
+        rows, columns = np.where(inside[:, None], first, 0).T + 1
+        these = padded[rows, columns]
+        rows, columns = np.where(inside[:, None], second, 0).T + 1
+        others = padded[rows, columns]
         distance = np.hypot(*(line - middle).T)
-        near |= inside & (pairs != others) & (distance <= SMOOTHED_PX + ROUNDING_PX)
+        close = distance <= SMOOTHED_PX + ROUNDING_PX
+        near |= inside & np.not_equal(these, others) & close
 
     return bool(near.all())
 

@@ -50,16 +50,12 @@ def _check_identity(dataset: FileDataset, result: Result, kind: Kind) -> None:
             raise GateError(kind.name, f"{name} {found}, wanted {wanted}")
 
     if dataset.SOPClassUID != kind.sop_class_uid or dataset.get("Modality") != kind.modality:
-        raise GateError(
-            kind.name, f"SOP Class {dataset.SOPClassUID} or Modality is another kind's"
-        )
+        raise GateError(kind.name, f"SOP Class {dataset.SOPClassUID} or Modality is another kind's")
 
 
 def _check_completeness(dataset: FileDataset, kind: Kind) -> None:
     missing = [
-        keyword
-        for keyword in kind.required
-        if keyword not in dataset or dataset[keyword].is_empty
+        keyword for keyword in kind.required if keyword not in dataset or dataset[keyword].is_empty
     ]
     may_be_empty = (*REQUIRED_OR_EMPTY, *kind.required_or_empty)
     missing += [keyword for keyword in may_be_empty if keyword not in dataset]

@@ -81,7 +81,7 @@ def _windowed(item: Dataset, values: Levels) -> Levels | None:
     functions: dict[str, Callable[[Levels, float, float], Levels]] = display.WINDOWS
     name = str(item.get("VOILUTFunction") or "LINEAR").strip()
     function = functions.get(name, display.linear)
-    if width < 1 and function is display.linear or width <= 0:
+    if (width < 1 and function is display.linear) or width <= 0:
         return None
     return function(values, centre, width)
 

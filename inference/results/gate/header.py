@@ -41,7 +41,7 @@ def has_usable(header: Dataset, keyword: str) -> bool:
     vr = dictionary_VR(tag)
     if not values:
         return False
-    if header[tag].VR != vr and not all(isinstance(value, str) for value in values):
+    if vr != header[tag].VR and not all(isinstance(value, str) for value in values):
         return False
     if vr not in FORMAL_VRS:
         return True

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.multival import MultiValue
+from pydicom.valuerep import DSfloat
 
 from inference import display
 from inference.results.case import Case
@@ -27,7 +27,8 @@ SHOWN_KEYWORDS = {
     "RescaleIntercept", "RescaleType", "SoftcopyVOILUTSequence", "PresentationLUTShape",
     "ContentLabel", "ContentDescription", "ContentCreatorName", "PresentationCreationDate",
     "PresentationCreationTime", "DisplayedAreaSelectionSequence", "GraphicLayerSequence",
-    "GraphicAnnotationSequence",
+    "GraphicAnnotationSequence", "BodyPartExamined", "DeviceSerialNumber", "SoftwareVersions",
+    "ContributingEquipmentSequence",
 }  # fmt: skip
 
 # The text stands in the lower left corner of the displayed area, off the lungs.
@@ -157,11 +158,17 @@ def _shutter(dataset: Dataset, expected: Expected) -> Iterator[str]:
         yield "ShutterPresentationValue is not black"
 
 
-def _shown(dataset: Dataset, _: Expected) -> Iterator[str]:
+def _shown(dataset: Dataset, expected: Expected) -> Iterator[str]:
     """Nothing else changes the display."""
     for element in dataset:
         if element.tag.group in SHOWN_GROUPS and element.keyword not in SHOWN_KEYWORDS:
             yield f"{element.keyword or element.tag} changes how the image is shown"
+    header = expected.case.header
+    rescaled = any(
+        values_of(element_of(header, f"Rescale{name}")) for name in ("Slope", "Intercept")
+    )
+    if "RescaleSlope" in dataset and not rescaled:
+        yield "a rescale, and the source has none"
     if dataset.get("RescaleType", "US") not in RESCALE_TYPES:
         yield "RescaleType is no defined term"
     if ("RescaleSlope" in dataset) != ("RescaleType" in dataset):
@@ -190,13 +197,19 @@ def _grey(dataset: Dataset, expected: Expected) -> Iterator[str]:
 
 
 def _plain(item: Dataset) -> dict[str, object]:
-    """The item's values by keyword."""
-    return {
-        element.keyword: list(element.value)
-        if isinstance(element.value, (MultiValue, list))
-        else element.value
-        for element in item
-    }
+    """The item's values by keyword: one value, or a list where there are several."""
+    plain: dict[str, object] = {}
+    for element in item:
+        values = [_plain_value(value) for value in values_of(element)]
+        plain[element.keyword] = values if element.VM > 1 else values[0] if values else None
+    return plain
+
+
+def _plain_value(value: object) -> object:
+    """Decimal strings as text; single-precision numbers to six digits."""
+    if isinstance(value, DSfloat):
+        return str(value)
+    return round(value, 6) if isinstance(value, float) else value
 
 
 RULES: tuple[Rule, ...] = (

@@ -70,8 +70,8 @@ def regions_of(case: Case) -> tuple[Region, ...]:
     boxes = ndimage.find_objects(numbered)
     areas = np.bincount(numbered.ravel(), minlength=count + 1)
     order = sorted(range(1, count + 1), key=lambda label: (-areas[label], label))
-    groups = [(label,) for label in order[:MAX_LESIONS]]
-    groups[-1] = (*groups[-1], *order[MAX_LESIONS:])
+    groups = [[label] for label in order[:MAX_LESIONS]]
+    groups[-1] += order[MAX_LESIONS:]
 
     found = []
     for number, labels in enumerate(groups, start=1):
@@ -97,9 +97,7 @@ def regions_of(case: Case) -> tuple[Region, ...]:
     return tuple(found)
 
 
-def _side_of_one(
-    mask: NDArray[np.bool_], corner: tuple[int, int], case: Case
-) -> Laterality | None:
+def _side_of_one(mask: NDArray[np.bool_], corner: tuple[int, int], case: Case) -> Laterality | None:
     """The side of a lesion that is a single region."""
     directions = directions_of(case.header)
     if directions is None or case.finding is None or not case.finding.sided:
@@ -118,7 +116,9 @@ def _side(
     PatientOrientation names where rows run to (left to right), then where columns run to (top to
     bottom), PS3.3 C.7.6.1.1.1.
     """
-    across = [axis for axis, name in ((1, directions[0]), (0, directions[1])) if name[:1] in "LR"]
+    across = [
+        axis for axis, name in ((1, directions[0]), (0, directions[1])) if name[:1] in ("L", "R")
+    ]
     if len(across) != 1:
         return None
 
@@ -169,7 +169,7 @@ def _side_of_all(numbered: NDArray[np.int32], count: int, case: Case) -> Lateral
     assert case.finding is not None  # it has regions
     values = values_of(element_of(case.header, "PatientOrientation"))
     directions = [re.sub(r"\s", "", str(value)).upper() for value in values]
-    if len(directions) != 2 or not all(directions) or not case.finding.sided:
+    if len(directions) != 2 or not case.finding.sided:
         return None
 
     centroids = ndimage.center_of_mass(numbered > 0, numbered, range(1, count + 1))

@@ -173,9 +173,7 @@ def _radiograph(shown: NDArray[np.float64], panel: _Panel, case: Case) -> Iterat
         yield "the picture does not show the source's pixels"
 
 
-def _touched(
-    edge: NDArray[np.float64], shape: tuple[int, int], panel: _Panel
-) -> NDArray[np.bool_]:
+def _touched(edge: NDArray[np.float64], shape: tuple[int, int], panel: _Panel) -> NDArray[np.bool_]:
     """The (rows, columns) blocks that a contour along the edge may touch."""
     rows, columns = shape
     touched = np.zeros((rows + 2, columns + 2), dtype=bool)  # with a rim of one block
@@ -192,9 +190,7 @@ def _touched(
     return touched[1:-1, 1:-1]
 
 
-def _has_contour(
-    edge: NDArray[np.float64], coloured: NDArray[np.float64], panel: _Panel
-) -> bool:
+def _has_contour(edge: NDArray[np.float64], coloured: NDArray[np.float64], panel: _Panel) -> bool:
     """True if there is the contour's colour near every piece of the edge."""
     rows, columns = coloured.shape
 

@@ -206,13 +206,9 @@ def _site(items: Items, region: Region) -> Iterator[str]:
 
 
 def _frame(items: Items, region: Region, expected: Expected) -> Iterator[str]:
-    frames = [
-        item.ReferencedSOPSequence[0] for item in items.get(codes.SEGMENTATION_FRAME[:2], [])
-    ]
+    frames = [item.ReferencedSOPSequence[0] for item in items.get(codes.SEGMENTATION_FRAME[:2], [])]
     sop_class_uid, _ = expected.segmentation
-    found = [
-        (frame.ReferencedSOPClassUID, frame.get("ReferencedFrameNumber")) for frame in frames
-    ]
+    found = [(frame.ReferencedSOPClassUID, frame.get("ReferencedFrameNumber")) for frame in frames]
     if found != [(sop_class_uid, region.number)]:
         yield f"the group does not refer to frame {region.number} of the SEG"
     if len(items.get(codes.SEGMENTATION_SOURCE[:2], [])) != 1:

@@ -136,9 +136,11 @@ class _Vocabulary:
 def _derivations(case: Case) -> set[str]:
     """Every description of how an overlay of the case may have been derived."""
     quality = wording.QUALITY.format(quality=case.appearance.jpeg_quality)
-    steps = ([], [wording.RESAMPLED], [wording.CONTOUR_DRAWN])
-    both = [wording.RESAMPLED, wording.CONTOUR_DRAWN]
-    return {"; ".join([wording.BANNER_ADDED, *taken, quality]) for taken in (*steps, both)}
+    return {
+        "; ".join([wording.BANNER_ADDED, *resampled, *drawn, quality])
+        for resampled in ((), (wording.RESAMPLED,))
+        for drawn in ((), (wording.CONTOUR_DRAWN,))
+    }
 
 
 def _words(dataset: Dataset, expected: Expected) -> Iterator[str]:
