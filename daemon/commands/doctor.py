@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.commands.status import ROLES
 from daemon.config import Config, DicomDestination
+from daemon.config.terms import doubtful_body_parts
 from daemon.deliver.folder import MARK, lost
 from daemon.dicom.link import (
     Link,
@@ -75,6 +76,7 @@ def examine(
         ("roles", partial(_roles, config)),
         (f"spool {config.spool}", partial(_spool, config)),
         ("model", model),
+        ("admission", partial(_admission, config)),
         (f"port {config.port}", partial(_listener, config)),
     ]
     if config.inbox is not None:
@@ -128,6 +130,17 @@ def _roles(config: Config) -> str:
             f"and {waiting} images wait: start it (pleura serve, or pleura {silent[0]})"
         )
     return f"{', '.join(ROLES)} run"
+
+
+def _admission(config: Config) -> str:
+    terms = config.admission.body_parts
+    doubtful = doubtful_body_parts(terms)
+    if doubtful:
+        raise Trouble(
+            f"body_parts: {', '.join(doubtful)} found; no chest X-ray is expected under that term, "
+            "and an image under a misspelt term is never analysed: correct or remove it"
+        )
+    return f"body parts {', '.join(terms)}"
 
 
 def _spool(config: Config) -> str:

@@ -7,12 +7,25 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
+from daemon import installed
+from daemon.config import conflicts, document
 from daemon.config.schema import Config
+from daemon.config.terms import closest
+
+# A key that is this alike to a known one is a typo of it.
+_KEY_LIKENESS = 0.6
 
 
 class ConfigError(Exception):
     """The settings cannot be used. The message lists every error: key, value found, allowed."""
+
+
+def commented_file() -> Path:
+    """The shipped settings file that lists every key, commented, at its default."""
+    return installed.shipped_file("daemon", "pleura.yaml")
 
 
 def load(path: Path) -> Config:
@@ -21,12 +34,16 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: unreadable, not YAML, or one or more keys wrong; all of them are listed.
     """
-    document = _document(path)
+    found = _read(path)
     try:
-        return Config.model_validate(document)
+        config = Config.model_validate(found)
     except ValidationError as error:
-        lines = [_explain(path, document, dict(detail)) for detail in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+        lines = [_explain(found, dict(detail)) for detail in error.errors()]
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
+
+    if lines := conflicts.find(config):
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines))
+    return config
 
 
 def with_device(config: Config, device: str) -> Config:
@@ -44,27 +61,27 @@ def with_device(config: Config, device: str) -> Config:
 
 
 def show(config: Config) -> str:
-    """The whole effective configuration as YAML, defaults filled in."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The whole effective configuration as YAML, defaults filled in, passwords hidden."""
+    shown = config.model_dump(mode="json")
+    shown["ledger"] = _without_password(config.ledger)
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is given twice, where YAML would silently take the later value."""
+def _without_password(url: str) -> str:
+    """A database URL for people's eyes, *** in place of its password."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # Not readable as a URL: whatever stands before an @ may be a password.
+        before, at, after = url.rpartition("@")
+        return f"***@{after}" if at else before or after
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-
-        return super().construct_mapping(node, deep)
+    query = {key: "***" if "password" in key else value for key, value in parsed.query.items()}
+    shown = parsed.set(query=query).render_as_string(hide_password=True)
+    return shown.replace("%2A%2A%2A", "***")
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """The file's keys and values, unchecked; an empty file has none.
 
     Raises:
@@ -72,47 +89,87 @@ def _document(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give the settings with -c FILE or in "
+            f"PLEURA_CONFIG, or write a commented file with: pleura config init -c {path}"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error}); give a readable UTF-8 YAML file with -c"
+            f"{path}: cannot be read ({error}); it must be UTF-8 that this user may read"
         ) from error
 
     try:
-        document = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        found = document.parse(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
 
-    if document is None:
+    if found is None:
         return {}
-    if not isinstance(document, dict):
+    if not isinstance(found, dict):
         raise ConfigError(
-            f"{path}: found {type(document).__name__} at the top, wanted keys and values"
+            f"{path}: found {type(found).__name__} at the top, wanted keys and values"
         )
-    return document
+    return found
 
 
-def _explain(path: Path, document: Any, error: dict[str, Any]) -> str:
-    """One of pydantic's errors as a line: file, key, value found, allowed."""
+def _explain(found: Any, error: dict[str, Any]) -> str:
+    """One of pydantic's errors as a line: key, value found, allowed."""
     # The tags of the two kinds of destination are pydantic's, not the file's.
     keys = [part for part in error["loc"] if part not in ("<dicom>", "<folder>")]
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in keys)
     where = dotted.lstrip(".")
 
     if error["type"] == "extra_forbidden":
-        return f"{path}: {where}: unknown key; config/pleura.yaml lists every key there is"
+        return f"{where}: unknown key; {_suggestion(keys)}{commented_file()} lists every key"
     if error["type"] == "missing":
-        return f"{path}: {where}: absent, and it has no default"
+        return f"{where}: absent, and it has no default"
 
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if not where:
-        return f"{path}: {message}"
-    return f"{path}: {where}: found {_found(document, keys)!r}; allowed: {message}"
+        return message
+
+    value = _value_at(found, keys)
+    if keys[0] == "ledger" and isinstance(value, str):
+        value = _without_password(value)
+    return f"{where}: found {value!r}; allowed: {message}"
 
 
-def _found(document: Any, keys: list[Any]) -> Any:
+def _suggestion(keys: list[Any]) -> str:
+    """The known key that an unknown one was probably meant to be, at its place or elsewhere."""
+    unknown = str(keys[-1])
+    parent = ".".join(str(key) for key in keys[:-1] if isinstance(key, str))
+    places = _known_keys()
+
+    meant = closest(unknown, places.get(parent, ()), _KEY_LIKENESS)
+    if meant:
+        return f"did you mean {meant!r}? "
+
+    homes = [place for place, names in places.items() if unknown in names and place != parent]
+    if homes:
+        return f"it belongs {'under ' + homes[0] if homes[0] else 'at the top'}. "
+    return ""
+
+
+def _known_keys() -> dict[str, set[str]]:
+    """The keys that are known in each place: "" is the top, "retention" what lies in it."""
+    schema = Config.model_json_schema()
+    known = {"": set(schema["properties"])}
+    for key, value in schema["properties"].items():
+        item = value.get("items", value)
+        variants = item.get("oneOf") or [item]
+
+        references = [variant["$ref"] for variant in variants if "$ref" in variant]
+        models = [schema["$defs"][reference.rpartition("/")[2]] for reference in references]
+        if models:
+            known[key] = {name for model in models for name in model["properties"]}
+    return known
+
+
+def _value_at(found: Any, keys: list[Any]) -> Any:
     for key in keys:
         try:
-            document = document[key]
+            found = found[key]
         except (KeyError, IndexError, TypeError):
             return None
-    return document
+    return found

@@ -11,14 +11,20 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from daemon.config.values import (
     AETitle,
-    CodeString,
+    BodyPart,
     Device,
     Folder,
     Host,
+    LastingFolder,
     Later,
     LedgerUrl,
+    Modality,
+    Model,
     Name,
+    PeerTitle,
     Port,
+    RemoteHost,
+    View,
 )
 
 ResultKind = Literal["SEG", "SC", "SR", "PR"]
@@ -41,8 +47,8 @@ class _Settings(BaseModel):
 class Peer(_Settings):
     """A system that may associate with the node."""
 
-    ae_title: AETitle = Field(description="The calling AE title that the peer sends.")
-    host: Host | None = Field(
+    ae_title: PeerTitle = Field(description="The calling AE title that the peer sends.")
+    host: RemoteHost | None = Field(
         default=None,
         description="The address that the peer associates from; null admits any address.",
     )
@@ -122,7 +128,7 @@ class DicomDestination(DestinationSettings):
     """An archive that takes results by C-STORE."""
 
     ae_title: AETitle = Field(description="The AE title that the archive is called by.")
-    host: Host = Field(description="The archive's host name or address.")
+    host: RemoteHost = Field(description="The archive's host name or address.")
     port: Port = Field(description="The archive's DICOM port.")
     commitment: bool = Field(
         default=False,
@@ -160,17 +166,22 @@ class Admission(_Settings):
     Every other image is recorded with its reason (docs/monitor.md lists the reasons).
     """
 
-    modalities: tuple[CodeString, ...] = Field(
-        default=("CR", "DX"), description="Values of Modality (0008,0060) that are analysed."
+    modalities: tuple[Modality, ...] = Field(
+        default=("CR", "DX"),
+        min_length=1,
+        description="Values of Modality (0008,0060) that are analysed.",
     )
-    body_parts: tuple[CodeString, ...] = Field(
+    body_parts: tuple[BodyPart, ...] = Field(
         default=("CHEST", "THORAX"),
+        min_length=1,
         description="Values of Body Part Examined (0018,0015) that are analysed.",
     )
-    views: tuple[CodeString, ...] = Field(
-        default=("AP", "PA"), description="Values of View Position (0018,5101) that are analysed."
+    views: tuple[View, ...] = Field(
+        default=("AP", "PA"),
+        min_length=1,
+        description="Values of View Position (0018,5101) that are analysed.",
     )
-    minimum_age_years: Annotated[int, Field(ge=0, le=150)] = Field(
+    minimum_age_years: Annotated[int, Field(ge=0, le=150, strict=True)] = Field(
         default=18,
         description="Years. An image of a younger patient is reported as not analysed.",
     )
@@ -193,14 +204,14 @@ class Retention(_Settings):
     stay, so that an image that arrives again is still known.
     """
 
-    keep_days: Annotated[float, Field(ge=0)] = Field(
+    keep_days: Annotated[float, Field(ge=0, strict=True)] = Field(
         default=14, description="Days that images and results stay after they are done."
     )
-    keep_failed_days: Annotated[float, Field(ge=0)] = Field(
+    keep_failed_days: Annotated[float, Field(ge=0, strict=True)] = Field(
         default=60,
         description="Days that failed images and refused results stay, for `pleura retry`.",
     )
-    free_mb: Annotated[int, Field(ge=0)] = Field(
+    free_mb: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=2048,
         description="Megabytes. With less free beside the spool, finished bytes are removed "
         "early, oldest first. 0: never early. More than `spool_reserve_mb`, so that bytes are "
@@ -211,12 +222,12 @@ class Retention(_Settings):
 class Overlay(_Settings):
     """The pixels of the Secondary Capture. A change gives new results new UIDs."""
 
-    longest_side_px: Annotated[int, Field(ge=512, le=16384)] | None = Field(
+    longest_side_px: Annotated[int, Field(ge=512, le=16384, strict=True)] | None = Field(
         default=2048,
         description="Pixels of the overlay's longest side; null keeps the size of the X-ray. "
         "The default keeps the object small.",
     )
-    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = Field(
+    jpeg_quality: Annotated[int, Field(ge=50, le=100, strict=True)] = Field(
         default=90, description="The JPEG quality of the overlay."
     )
 
@@ -261,9 +272,8 @@ class Config(_Settings):
         "`true` also codes it as Absent (272519000 SCT), which machines read as a negative. That "
         "is a site's decision: no model of ours was shown to rule out pneumothorax.",
     )
-    model: str = Field(
+    model: Model = Field(
         default="default",
-        min_length=1,
         description="`default` is the model that ships with Pleura; else the folder or zip of a "
         "model package (docs/models.md). After a change send SIGHUP to serve or to the analyse "
         "role.",
@@ -282,16 +292,16 @@ class Config(_Settings):
         "`auto` also takes 16-bit floats (bf16) where the model package carries the validation "
         "that allows it.",
     )
-    max_batch: Annotated[int, Field(ge=1, le=256)] = Field(
+    max_batch: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
         default=8, description="The most images that are analysed together."
     )
-    spool: Folder = Field(
+    spool: LastingFolder = Field(
         default="/var/lib/pleura/spool",
         validate_default=True,
         description="The folder in which images and results stay until they are delivered: on a "
         "local disk, never on a memory file system.",
     )
-    spool_reserve_mb: Annotated[int, Field(ge=0)] = Field(
+    spool_reserve_mb: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=256,
         description="Megabytes. With less free beside the spool, a C-STORE request is answered "
         "0xA700 (out of resources).",

@@ -78,7 +78,7 @@ ledger: mysql://somewhere
         ("port: [", "YAML"),
         ("- a\n- b", "keys and values"),
         ("port: 104\nport: 105", "twice"),
-        ("destinations: [{name: a, folder: x}, {name: a, folder: y}]", "twice"),
+        ("destinations: [{name: a, folder: /x}, {name: a, folder: /y}]", "twice"),
         ("ledger: 'sqlite://'", "absolute"),
     ],
 )
@@ -106,9 +106,9 @@ def test_a_profile_stands_for_the_results_of_a_common_viewer(tmp_path: Path) -> 
     settings = load(
         tmp_path,
         "destinations:\n"
-        "  - {name: viewer, folder: a, profile: ohif}\n"
+        "  - {name: viewer, folder: /a, profile: ohif}\n"
         "  - {name: pacs, ae_title: A, host: h, port: 104, profile: pacs-with-gsps}\n"
-        "  - {name: plain, folder: b, profile: null}\n",
+        "  - {name: plain, folder: /b, profile: null}\n",
     )
     assert settings.owed() == {
         "viewer": ("SEG", "SC", "SR"),
@@ -121,10 +121,10 @@ def test_a_profile_stands_for_the_results_of_a_common_viewer(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("destination", "words"),
     [
-        ("{name: a, folder: x, profile: ohif, results: [SC]}", "not both"),
-        ("{name: a, folder: x, profile: osirix}", r"profile: found 'osirix'; allowed: 'ohif'"),
-        ("{name: a, folder: x, results: [SC, SC]}", "once"),
-        ("{name: a, folder: x, results: []}", "results"),
+        ("{name: a, folder: /x, profile: ohif, results: [SC]}", "not both"),
+        ("{name: a, folder: /x, profile: osirix}", r"profile: found 'osirix'; allowed: 'ohif'"),
+        ("{name: a, folder: /x, results: [SC, SC]}", "once"),
+        ("{name: a, folder: /x, results: []}", "results"),
     ],
 )
 def test_a_profile_and_results_exclude_each_other(
@@ -141,8 +141,8 @@ def test_an_sr_refers_to_a_seg_only_where_each_that_gets_it_gets_both(
     tmp_path: Path, second: str, refers: bool
 ) -> None:
     text = (
-        "destinations: [{name: a, folder: x, profile: all}, "
-        f"{{name: b, folder: y, results: {second}}}]"
+        "destinations: [{name: a, folder: /x, profile: all}, "
+        f"{{name: b, folder: /y, results: {second}}}]"
     )
     assert load(tmp_path, text).refers_to_segmentation() is refers
 

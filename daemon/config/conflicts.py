@@ -1,0 +1,91 @@
+"""Settings that are each right and together wrong: each would lose, repeat or loop results."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+from daemon.config.schema import Config, DicomDestination, FolderDestination
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def find(config: Config) -> list[str]:
+    """One line for each conflict: the keys, what is wrong, what to do."""
+    return [*_own_address(config), *_same_archive(config), *_same_folder(config)]
+
+
+def _own_address(config: Config) -> Iterator[str]:
+    """A destination that is the node itself: each result would come back as a new image."""
+    ours = {*_LOOPBACK, config.host, socket.gethostname().lower()}
+    for index, destination in enumerate(config.destinations):
+        if not isinstance(destination, DicomDestination) or destination.port != config.port:
+            continue
+
+        host = destination.host.lower()
+        if host in ours or host.startswith("127.") or _is_local(host):
+            yield (
+                f"destinations[{index}]: found {destination.host}:{destination.port}, which is "
+                "this node; give the archive's host and port"
+            )
+
+
+def _is_local(host: str) -> bool:
+    """Whether an IP address belongs to this machine: only such an address can be bound."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.inet_pton(family, host)
+    except OSError:
+        return False
+
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _same_archive(config: Config) -> Iterator[str]:
+    """Two names for one archive: it would get every result twice."""
+    for (first, one), (second, other) in combinations(enumerate(config.destinations), 2):
+        if isinstance(one, DicomDestination) and isinstance(other, DicomDestination):
+            is_same = _archive(one) == _archive(other)
+        elif isinstance(one, FolderDestination) and isinstance(other, FolderDestination):
+            is_same = one.folder.resolve() == other.folder.resolve()
+        else:
+            is_same = False
+
+        if is_same:
+            yield (
+                f"destinations[{second}]: found the same place as destinations[{first}] under "
+                "another name; list all its results under one name"
+            )
+
+
+def _archive(destination: DicomDestination) -> tuple[str, int, str]:
+    host = destination.host.lower().removesuffix(".")
+    return (
+        "localhost" if host in _LOOPBACK else host,
+        destination.port,
+        destination.ae_title,
+    )
+
+
+def _same_folder(config: Config) -> Iterator[str]:
+    """Folders that lie in one another: one role would take or remove the files of another."""
+    folders: dict[str, Path] = {"spool": config.spool}
+    if config.inbox is not None:
+        folders["inbox"] = config.inbox
+    for index, destination in enumerate(config.destinations):
+        if isinstance(destination, FolderDestination):
+            folders[f"destinations[{index}].folder"] = destination.folder
+
+    for (first, one), (second, other) in combinations(folders.items(), 2):
+        is_destination = first.startswith("destinations") and second.startswith("destinations")
+        inner, outer = other.resolve(), one.resolve()
+        overlap = inner.is_relative_to(outer) or outer.is_relative_to(inner)
+        if overlap and not is_destination:
+            yield f"{second}: found {other}, which overlaps {first} ({one}); give separate folders"

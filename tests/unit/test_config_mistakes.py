@@ -1,0 +1,248 @@
+"""Settings that look right and are wrong: each is refused with words that lead to the right value.
+
+Each case was accepted once, or was refused with words that did not help.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from daemon import config
+from daemon.config import Config, ConfigError
+from daemon.config.terms import doubtful_body_parts
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "pleura.yaml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path)
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "port", ["0104", "yes", "1:44", "true", "0x68", "1_04", "'104'", "104.0", "1e2", "on", "~"]
+)
+def test_a_port_is_a_plain_decimal_number(tmp_path: Path, port: str) -> None:
+    assert "port: found" in refusal(tmp_path, f"port: {port}")
+
+
+def test_numbers_keep_their_plain_forms(tmp_path: Path) -> None:
+    settings = load(tmp_path, "port: 104\nretention: {keep_days: 0.5, keep_failed_days: 7}")
+    assert (settings.port, settings.retention.keep_days) == (104, 0.5)
+    assert settings.retention.keep_failed_days == 7
+
+
+@pytest.mark.parametrize("title", ["NO", "ON", "0123", "1:44", "2026-01-01", "yes"])
+def test_a_title_that_yaml_1_1_would_convert_is_text(tmp_path: Path, title: str) -> None:
+    settings = load(tmp_path, f"ae_title: {title}")
+    assert settings.ae_title == title
+    assert load(tmp_path, config.show(settings)) == settings
+
+
+@pytest.mark.parametrize("title", ["123", "true", "1e5", "1.5"])
+def test_a_title_that_yaml_converts_asks_for_quotes(tmp_path: Path, title: str) -> None:
+    assert "quotes" in refusal(tmp_path, f"ae_title: {title}")
+    assert load(tmp_path, f"ae_title: '{title}'").ae_title == title
+
+
+@pytest.mark.parametrize(
+    ("host", "word"),
+    [
+        ("010.000.004.011", "octal"),
+        ("10.0.4.011", "octal"),
+        ("10.0.4.999", "0 to 255"),
+        ("10.0.4", "0 to 255"),
+        ("0x0a.0.4.11", "host"),
+        ("167773195", "quotes"),
+        ("'167773195'", "host"),
+        ("10.0.4.11:104", "port has its own key"),
+        ("10.0.4.0/24", "list each system"),
+        ("'*'", "null admits any"),
+        ("0.0.0.0", "one system"),
+        ("239.1.1.1", "one system"),
+        ("pacs..local", "host"),
+        ("-pacs", "host"),
+    ],
+)
+def test_a_peers_host_is_one_plain_address_or_name(tmp_path: Path, host: str, word: str) -> None:
+    assert word in refusal(tmp_path, f"peers: [{{ae_title: A, host: {host}}}]")
+
+
+@pytest.mark.parametrize("host", ["10.0.4.11", "pacs.local", "pacs.local.", "::1", "fe80::1", "n1"])
+def test_plain_hosts_are_hosts(tmp_path: Path, host: str) -> None:
+    settings = load(tmp_path, f"peers: [{{ae_title: A, host: '{host}'}}]")
+    assert settings.peers[0].host == host
+
+
+@pytest.mark.parametrize("title", ["'*'", "XRAY*"])
+def test_a_peer_is_no_wildcard(tmp_path: Path, title: str) -> None:
+    assert "wildcard" in refusal(tmp_path, f"peers: [{{ae_title: {title}}}]")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "spool: spool",
+        "spool: ~/spool",
+        "spool: /home/~/spool",
+        "spool: ./spool",
+        "inbox: inbox",
+        "model: models/mine",
+        "model: ~/mine",
+        "destinations: [{name: a, folder: outbox}]",
+    ],
+)
+def test_a_path_is_absolute(tmp_path: Path, setting: str) -> None:
+    assert "absolute path" in refusal(tmp_path, setting)
+
+
+@pytest.mark.parametrize("path", ["/dev/shm/spool", "/run/pleura", "/proc/x", "/var/run/pleura"])
+def test_the_spool_and_the_ledger_outlive_a_restart(tmp_path: Path, path: str) -> None:
+    assert "restart" in refusal(tmp_path, f"spool: {path}")
+    assert "restart" in refusal(tmp_path, f"ledger: 'sqlite:///{path}/ledger.db'")
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("sqlite:///ledger.db", "four slashes"),
+        ("sqlite:///var/lib/pleura/ledger.db", "four slashes"),
+        ("sqlite:///~/ledger.db", "four slashes"),
+        ("sqlite:////home/~/ledger.db", "absolute"),
+        ("sqlite:///:memory:", "four slashes"),
+        ("sqlite+aiosqlite:////x/ledger.db", "postgresql+psycopg"),
+        ("postgresql+psycopg2://pleura@db/pleura", "postgresql+psycopg"),
+        ("postgresql+asyncpg://pleura@db/pleura", "postgresql+psycopg"),
+    ],
+)
+def test_a_ledger_url_that_would_mean_something_else(tmp_path: Path, url: str, word: str) -> None:
+    assert word in refusal(tmp_path, f"ledger: '{url}'")
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_the_usual_names_of_postgresql_mean_the_installed_driver(
+    tmp_path: Path, scheme: str
+) -> None:
+    settings = load(tmp_path, f"ledger: '{scheme}://pleura:s%40cret@db:5433/pleura'")
+    assert settings.ledger == "postgresql+psycopg://pleura:s%40cret@db:5433/pleura"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://pleura:hunter2@db/pleura",
+        "postgresql+psycopg://db/pleura?user=pleura&password=hunter2",
+        "postgresql+psycopg2://pleura:hunter2@db/pleura",
+        "postgres:/pleura:hunter2@db/pleura",
+    ],
+)
+def test_no_password_is_shown(tmp_path: Path, url: str) -> None:
+    try:
+        shown = config.show(load(tmp_path, f"ledger: '{url}'"))
+    except ConfigError as error:
+        shown = str(error)
+    assert "hunter2" not in shown
+    assert "***" in shown
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "127.0.1.1", "'::1'", socket.gethostname()]
+)
+def test_a_destination_is_not_the_node_itself(tmp_path: Path, host: str) -> None:
+    destination = f"{{name: a, ae_title: PLEURA, host: {host}, port: 11112}}"
+    assert "this node" in refusal(tmp_path, f"destinations: [{destination}]")
+
+
+def test_another_port_of_this_machine_is_an_archive(tmp_path: Path) -> None:
+    assert load(
+        tmp_path, "destinations: [{name: a, ae_title: ORTHANC, host: 127.0.0.1, port: 4242}]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ae_title: A, host: pacs, port: 104", "ae_title: A, host: pacs, port: 104"),
+        ("ae_title: A, host: pacs, port: 104", "ae_title: A, host: PACS., port: 104"),
+        ("ae_title: A, host: localhost, port: 104", "ae_title: A, host: 127.0.0.1, port: 104"),
+        ("folder: /out", "folder: /out/"),
+        ("folder: /out", "folder: /a/../out"),
+    ],
+)
+def test_one_archive_has_one_name(tmp_path: Path, one: str, other: str) -> None:
+    found = refusal(tmp_path, f"destinations: [{{name: a, {one}}}, {{name: b, {other}}}]")
+    assert "destinations[1]: found the same place as destinations[0]" in found
+
+
+def test_two_titles_behind_one_address_are_two_archives(tmp_path: Path) -> None:
+    titles = ("ae_title: A, host: pacs, port: 104", "ae_title: B, host: pacs, port: 104")
+    text = f"destinations: [{{name: a, {titles[0]}}}, {{name: b, {titles[1]}}}]"
+    assert len(load(tmp_path, text).destinations) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "inbox: /var/lib/pleura/spool",
+        "inbox: /var/lib/pleura/spool/in",
+        "inbox: /box\ndestinations: [{name: a, folder: /box}]",
+        "destinations: [{name: a, folder: /var/lib/pleura/spool/out}]",
+    ],
+)
+def test_folders_do_not_overlap(tmp_path: Path, text: str) -> None:
+    assert "overlaps" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot: 104", "did you mean 'port'?"),
+        ("destination: []", "did you mean 'destinations'?"),
+        ("admission: {view: [AP]}", "did you mean 'views'?"),
+        ("destinations: [{name: a, folder: /x, reslts: [SC]}]", "did you mean 'results'?"),
+        ("keep_days: 3", "it belongs under retention"),
+        ("retention: {spool_reserve_mb: 3}", "it belongs at the top"),
+    ],
+)
+def test_an_unknown_key_gets_a_suggestion(tmp_path: Path, text: str, words: str) -> None:
+    found = refusal(tmp_path, text)
+    assert words in found
+    assert str(config.commented_file()) in found
+    assert config.commented_file().is_file()
+
+
+@pytest.mark.parametrize(
+    ("admission", "word"),
+    [
+        ("views: [LL]", "left lateral"),
+        ("views: [AP, PS]", "AP, LLD, PA, RLD"),
+        ("views: []", "at least 1"),
+        ("body_parts: [CHST]", "did you mean CHEST?"),
+        ("body_parts: [THORAXX]", "did you mean THORAX?"),
+        ("body_parts: [CHEST, TORAKS]", "did you mean TORAX?"),
+        ("body_parts: []", "at least 1"),
+        ("modalities: [CX]", "CR, DX"),
+        ("modalities: [CT]", "never analysed"),
+        ("modalities: [DR]", "CR, DX"),
+        ("modalities: []", "at least 1"),
+    ],
+)
+def test_a_typo_in_admission_would_silence_the_node(
+    tmp_path: Path, admission: str, word: str
+) -> None:
+    assert word in refusal(tmp_path, f"admission: {{{admission}}}")
+
+
+def test_a_sites_own_words_for_the_chest_are_admitted(tmp_path: Path) -> None:
+    text = "admission: {body_parts: [CHEST, LUNG, TORAX, BRUSTKORB, HAND]}"
+    terms = load(tmp_path, text).admission.body_parts
+    assert terms == ("CHEST", "LUNG", "TORAX", "BRUSTKORB", "HAND")
+    assert doubtful_body_parts(terms) == ["BRUSTKORB", "HAND"]
