@@ -68,9 +68,8 @@ def positive(
     source = source or header()
     mask = blob(source) if mask is None else mask
     spacing = spacing_of(source)
-    finding = Finding(
-        0.87, 0.42, True, mask, measure(mask, spacing, source.get("PatientOrientation"))
-    )
+    measurement = measure(mask, spacing, source.get("PatientOrientation"))
+    finding = Finding(0.87, 0.42, True, mask, measurement, calibrated=True)
     return _case(source, finding=finding, spacing=spacing, **changes)
 
 

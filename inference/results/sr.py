@@ -56,11 +56,9 @@ def statements(case: Case) -> list[str]:
     sentences = [_answer(case)]
     if case.finding is not None:
         finding = case.finding
-        sentences.append(
-            wording.SCORE.format(
-                score=percent(finding.probability), threshold=percent(finding.threshold)
-            )
-        )
+        words = wording.PROBABILITY if finding.calibrated else wording.SCORE
+        score, threshold = percent(finding.probability), percent(finding.threshold)
+        sentences.append(words.format(score=score, threshold=threshold))
         if case.segmented is not None and finding.measurement is not None:
             sentences.append(_measured(finding.measurement))
 
@@ -200,8 +198,13 @@ def _algorithm(case: Case, finding: Finding) -> Iterator[Dataset]:
 
 
 def _measures(case: Case, finding: Finding, lesion: Lesion) -> Iterator[Dataset]:
-    """The classifier's score, which is the image's, and the lesion's area."""
-    yield content.number(CONTAINS, codes.CERTAINTY, percent(finding.probability), codes.PERCENT)
+    """The image's probability, where the model is calibrated, and the lesion's area.
+
+    A mere score is no certainty: it is in the sentences alone.
+    """
+    if finding.calibrated:
+        certainty = percent(finding.probability)
+        yield content.number(CONTAINS, codes.CERTAINTY, certainty, codes.PERCENT)
     yield content.number(CONTAINS, codes.AREA, str(lesion.area_px), codes.PIXELS)
 
     area = _area_mm2(case, lesion)

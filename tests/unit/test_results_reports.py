@@ -79,6 +79,16 @@ def test_a_lesion_has_one_tracking_uid_in_seg_sr_and_presentation_state() -> Non
     assert sides == ["Left", "Right"]
 
 
+def test_a_score_that_is_not_calibrated_is_no_certainty() -> None:
+    case = positive(mask=TWO)
+    assert case.finding is not None
+    _, sr, _ = build(replace(case, finding=replace(case.finding, calibrated=False)), KINDS)
+    for contour in groups(sr)[::2]:
+        assert contour.get_measurements(codes.SCT.AreaOfDefinedRegion)
+        assert not contour.get_measurements(codes.DCM.CertaintyOfFinding)
+    assert b"not calibrated" in sr.data
+
+
 def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> None:
     case = positive(mask=TWO)
     seg, sr, _ = build(case, KINDS)

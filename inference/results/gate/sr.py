@@ -185,7 +185,10 @@ def _figures(items: Items, region: Region, case: Case) -> Iterator[str]:
     if case.spacing is not None:
         area_mm2 = round(region.area_px * case.spacing.row_mm * case.spacing.column_mm, 2)
         areas.append((area_mm2, "mm2", case.spacing.detector))
+    # Only a calibrated probability is a certainty.
     scores = [(float(percent(case.finding.probability)), "%", False)]
+    if not case.finding.calibrated:
+        scores = []
 
     for name, wanted in ((codes.CERTAINTY, scores), (codes.AREA, areas)):
         if [_number(item) for item in items.get(name[:2], [])] != wanted:

@@ -36,7 +36,8 @@ def sentences(expected: Expected) -> list[str]:
     said = [_answer(case)]
     if case.finding is not None:
         score, threshold = percent(case.finding.probability), percent(case.finding.threshold)
-        said.append(wording.SCORE.format(score=score, threshold=threshold))
+        words = wording.PROBABILITY if case.finding.calibrated else wording.SCORE
+        said.append(words.format(score=score, threshold=threshold))
         if expected.measured is not None and case.finding.measurement is not None:
             said.append(_figures(expected.measured))
 
