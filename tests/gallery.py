@@ -1,6 +1,7 @@
 """Overlays of every kind, from phantoms: `python -m tests.gallery FOLDER` writes them as PNG, to be looked at.
 
-`python -m tests.gallery docs --docs` makes the pictures of docs/overlays.md again. Nothing here is a patient.
+`python -m tests.gallery docs --docs` makes the picture of docs/overlays.md again that shows no answer
+of a model; `python -m tools.answers docs` makes the others. Nothing here is a patient.
 """
 
 from __future__ import annotations
@@ -158,10 +159,7 @@ KINDS: dict[str, Callable[[], Case]] = {
         refused, 1024, 1024, ill=False, no_finding=BROKEN, StudyDate=None
     ),
 }
-IN_DOCS = {
-    "overlay.png": ("positive", 640), "overlay-not-detected.png": ("not-detected", 640),
-    "overlay-both-sides.png": ("positive-both-sides", 640), "overlay-not-analysed.png": ("not-analysed-under-age", 640),
-}  # fmt: skip
+IN_DOCS = {"overlay-not-analysed.png": ("not-analysed-under-age", 640)}
 
 
 def _wide(rows: int, columns: int) -> NDArray[np.float32]:

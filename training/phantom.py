@@ -305,10 +305,7 @@ def write(
 
 def demo_samples(folder: Path) -> list[Path]:
     """The two files of `pleura demo`: with a pneumothorax and without. Their seeds are in no
-    training set.
-
-    The second is one that the shipped model answers rightly: at this size it raises a false alarm
-    on about half of the phantoms without a pneumothorax (its card).
+    training set; other phantoms are, so that a right answer proves plumbing alone.
     """
     return [
         write(draw(7, pneumothorax=True), folder / "phantom-with-pneumothorax.dcm"),
