@@ -1,12 +1,15 @@
-"""What it costs to make each kind of object, beside one highdicom BINARY SEG of the same mask, built and saved.
+"""What it costs to make each kind of object, beside one highdicom BINARY SEG of the same mask,
+built and saved.
 
-One made-up radiograph of 2500 x 2048 with one region, all kinds in turn, in one process, after a warm-up:
+One made-up radiograph of 2500 x 2048 with one region, all kinds in turn, in one process, after a
+warm-up:
 
     python -m benchmarks.encode [--rounds N] [--cpu]
 
-Prints medians in milliseconds and the ratios of medians. "made": encoded and written as a file, from a case that
-nothing has been worked out for, contours included. "checked": what the gate takes to read it back. The last line is all
-four from one case, which share the contours. Absolute times are of this machine and its noise.
+Prints medians in milliseconds and the ratios of medians. "made": encoded and written as a file,
+from a case that nothing has been worked out for, contours included. "checked": what the gate takes
+to read it back. The last line is all four from one case, which share the contours. Absolute times
+are of this machine and its noise.
 """
 
 from __future__ import annotations

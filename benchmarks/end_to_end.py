@@ -1,12 +1,15 @@
 """From C-STORE success to every result in the archive, beside the bare work on the same image.
 
 One image at a time, ours and the bare work alternating, in one run:
-- through the node: storescu's exit -> Orthanc holds the image's objects (a node and an Orthanc of their own, loopback);
-- bare: decode, classifier and (positives) segmenter forward passes, encode and check of the objects, in this process.
+- through the node: storescu's exit -> Orthanc holds the image's objects (a node and an Orthanc of
+  their own, loopback);
+- bare: decode, classifier and (positives) segmenter forward passes, encode and check of the
+  objects, in this process.
 
     python -m benchmarks.end_to_end [--images N] [--data DIR]
 
-Prints medians in milliseconds and the ratio of medians. Absolute times are of this machine and its noise.
+Prints medians in milliseconds and the ratio of medians. Absolute times are of this machine and its
+noise.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
-"""What the ledger costs: claims at an empty ledger and at a full one, receiving by many writers, waking a sleeper.
+"""What the ledger costs: claims at an empty ledger and at a full one, receiving by many writers,
+waking a sleeper.
 
     python -m benchmarks.ledger [--rows N] [--rounds N] [--folder DIR]
 
-- claim: one batch of 8 images claimed and completed, and 8 deliveries claimed and stored, in a ledger of a few hundred
-  rows, in one with N finished images (a result and a stored delivery each) and in one where N images and N deliveries
-  wait, alternating; the ratios of medians say whether the cost grows with the years. Wanted: at most 1.2.
-- receive: rows per second that 1, 4 and 8 writers get committed through the receive role's group commit.
+- claim: one batch of 8 images claimed and completed, and 8 deliveries claimed and stored, in a
+  ledger of a few hundred rows, in one with N finished images (a result and a stored delivery each)
+  and in one where N images and N deliveries wait, alternating; the ratios of medians say whether
+  the cost grows with the years. Wanted: at most 1.2.
+- receive: rows per second that 1, 4 and 8 writers get committed through the receive role's group
+  commit.
 - wake: from the call that commits work to the return of an idle waiter's wait().
 
-Both engines with full durability; PostgreSQL is a server of its own on loopback with its default settings.
-Absolute figures are of this machine, its disk and its noise.
+Both engines with full durability; PostgreSQL is a server of its own on loopback with its default
+settings. Absolute figures are of this machine, its disk and its noise.
 """
 
 from __future__ import annotations
@@ -128,7 +131,9 @@ def opened(url: str) -> Iterator[Ledger]:
 
 
 def fill(url: str, rows: int, finished: bool = True) -> None:
-    """Images by SQL, a result and a delivery each; statistics as the databases keep them by themselves."""
+    """Images by SQL, a result and a delivery each; statistics as the databases keep them by
+    themselves.
+    """
     engine = sa.create_engine(url)
     with engine.begin() as conn:
         for statement in (*_FILL, *(_FINISH if finished else ())):

@@ -1,11 +1,15 @@
-"""The analyse role beside the bare work on the same files: what overlapping gains, and what durability costs.
+"""The analyse role beside the bare work on the same files: what overlapping gains, and what
+durability costs.
 
 Alternating in one run, on two sets of images (real X-rays of 1024 x 1024, phantoms of 2500 x 2048):
-- bare: decode, forward passes, encode and check of SEG and SC, one image after another in this process, nothing kept;
-- role: `pleura analyse` as a process of its own, from images that lie in the spool to results that lie in the spool and
-  are owed by the ledger; many at once (images per second), and one at a time (latency).
+- bare: decode, forward passes, encode and check of SEG and SC, one image after another in this
+  process, nothing kept;
+- role: `pleura analyse` as a process of its own, from images that lie in the spool to results that
+  lie in the spool and are owed by the ledger; many at once (images per second), and one at a time
+  (latency).
 
-Both with OMP_WAIT_POLICY=PASSIVE, as the role sets it; the engine is chosen (tuned) before anything is timed.
+Both with OMP_WAIT_POLICY=PASSIVE, as the role sets it; the engine is chosen (tuned) before anything
+is timed.
 
     python -m benchmarks.pipeline [--images N] [--rounds N] [--data DIR] [--model FOLDER] [--device D]
 
@@ -208,7 +212,9 @@ def xrays(data: Path, images: int) -> list[bytes]:
 
 
 def large() -> list[bytes]:
-    """Synthetic, 12 bits in 16, uncompressed: the matrix of a flat detector (drawn at half its size)."""
+    """Synthetic, 12 bits in 16, uncompressed: the matrix of a flat detector (drawn at half its
+    size).
+    """
     files = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(4):

@@ -1,18 +1,22 @@
-"""How fast an object is accepted: ours with full durability, beside Orthanc and DCMTK's storescp, in one run.
+"""How fast an object is accepted: ours with full durability, beside Orthanc and DCMTK's storescp,
+in one run.
 
     python -m benchmarks.receive [--rounds N] [--data DIR] [--folder DIR]
 
-Each round sends the same objects to each party, one after another, over 1, 4 and 8 associations at a time: 15 MB
-uncompressed, and one of the real JPEG X-rays in DATA. The parties:
-- pleura: the receive role as its own process. Before it answers: bytes fsynced, renamed, folder fsynced, row committed.
+Each round sends the same objects to each party, one after another, over 1, 4 and 8 associations at
+a time: 15 MB uncompressed, and one of the real JPEG X-rays in DATA. The parties:
+- pleura: the receive role as its own process. Before it answers: bytes fsynced, renamed, folder
+  fsynced, row committed.
 - orthanc: its default configuration, which fsyncs the file before it answers.
-- storescp: no fsync; its quickest options (data set written as it comes, a process per association beside the first).
+- storescp: no fsync; its quickest options (data set written as it comes, a process per association
+  beside the first).
 - write+fsync: the same bytes written to as many files at a time and fsynced, nothing else.
 
-One sender for all: a socket and PDUs that lie ready, as large as the party takes, at most 128 KiB; TCP_NODELAY for all.
-A time is the wall clock from the first connect to the last release, divided by the objects. Before each turn the disk
-is synced: what storescp and Orthanc have left in memory is nobody else's time, and not theirs.
-Prints medians over the rounds in milliseconds per object, and ratios of medians. What was written is removed.
+One sender for all: a socket and PDUs that lie ready, as large as the party takes, at most 128 KiB;
+TCP_NODELAY for all. A time is the wall clock from the first connect to the last release, divided by
+the objects. Before each turn the disk is synced: what storescp and Orthanc have left in memory is
+nobody else's time, and not theirs. Prints medians over the rounds in milliseconds per object, and
+ratios of medians. What was written is removed.
 """
 
 from __future__ import annotations
@@ -57,7 +61,8 @@ PDU_LIMIT_BYTES = 128 * 1024
 PLACEHOLDER = "2.25.1" + "0" * 18  # a SOP Instance UID; each object gets digits of its own there
 CONTEXT_ID = 1
 C_STORE_RQ = 0x0001
-RECENT_S = 6.0  # for so long ext4 looks for inodes beside those that were just freed, which slows all parties
+# For so long ext4 looks for inodes beside those that were just freed, which slows all parties.
+RECENT_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,9 @@ def main() -> None:
                     first = number % len(turns)
                     took = {}
                     for name in turns[first:] + turns[:first]:
-                        os.sync()  # what a party left to be written later is not written in the next one's time
+                        # What a party left to be written later is not written in the next one's
+                        # time.
+                        os.sync()
                         took[name] = senders[name]()
                     for name, seconds in took.items() if number else ():  # the first round warms up
                         times.setdefault((sample.name, associations, name), []).append(seconds)
@@ -153,7 +160,8 @@ def _print(samples: Iterable[Sample], medians: dict[tuple[str, int, str], float]
             print(line)
 
 
-# -- what is sent ---------------------------------------------------------------------------------------------------
+# -- what is sent
+# ---------------------------------------------------------------------------------------------------
 
 
 def _uncompressed() -> Sample:
@@ -209,7 +217,8 @@ def _encoded(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-# -- the sender -----------------------------------------------------------------------------------------------------
+# -- the sender
+# -----------------------------------------------------------------------------------------------------
 
 
 class Sender:
@@ -336,7 +345,8 @@ def _send(party: Party, sample: Sample, associations: int) -> float:
         sender.release()
 
     took = _timed(one, associations) / (each * associations)
-    # A party that does not fsync may still be closing files; an object that is not there was not stored.
+    # A party that does not fsync may still be closing files; an object that is not there was not
+    # stored.
     wait_until(
         f"{party.name} has all objects", lambda: party.kept() >= before + each * associations
     )
@@ -367,7 +377,8 @@ def _timed(one: Callable[[int], None], at_a_time: int) -> float:
         return time.perf_counter() - started
 
 
-# -- the parties ----------------------------------------------------------------------------------------------------
+# -- the parties
+# ----------------------------------------------------------------------------------------------------
 
 
 def _pleura(running: ExitStack, folder: Path) -> Party:

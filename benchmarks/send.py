@@ -1,18 +1,21 @@
 """C-STORE out: what one more object on an open association costs our SCU, beside DCMTK's storescu.
 
-Both send the same files, read from the page cache, over one association on loopback, alternating, TCP_NODELAY=1 for
-DCMTK. A round measures N files and one file; (time of N - time of 1) / (N - 1) leaves out what there is once:
-storescu's process start, connecting, negotiation and release. Ours is `send()`, which looks into each file before it
-associates, as storescu does.
+Both send the same files, read from the page cache, over one association on loopback, alternating,
+TCP_NODELAY=1 for DCMTK. A round measures N files and one file; (time of N - time of 1) / (N - 1)
+leaves out what there is once: storescu's process start, connecting, negotiation and release. Ours
+is `send()`, which looks into each file before it associates, as storescu does.
 
-The receiver is the same for both, a process of its own, and must not be what is measured. Two of them:
-- sink: a bare SCP that reads, counts and answers; it neither parses nor stores. The fairest to two senders.
-- storescp --ignore: DCMTK's, with the largest PDUs it takes; a real peer, which parses each object before it answers.
+The receiver is the same for both, a process of its own, and must not be what is measured. Two of
+them:
+- sink: a bare SCP that reads, counts and answers; it neither parses nor stores. The fairest to two
+  senders.
+- storescp --ignore: DCMTK's, with the largest PDUs it takes; a real peer, which parses each object
+  before it answers.
 
     python -m benchmarks.send [--rounds N] [--data DIR]
 
-Prints medians in milliseconds and the ratio of medians (storescu / ours: above 1, ours is quicker). Absolute times are
-of this machine and its noise.
+Prints medians in milliseconds and the ratio of medians (storescu / ours: above 1, ours is quicker).
+Absolute times are of this machine and its noise.
 """
 
 from __future__ import annotations
@@ -164,7 +167,9 @@ def sink(port: int) -> Iterator[None]:
 
 
 def serve_sink(port: int) -> None:
-    """Take every context in the first syntax that is proposed, read, and answer each message with 0x0000."""
+    """Take every context in the first syntax that is proposed, read, and answer each message with
+    0x0000.
+    """
     buffer = bytearray(PDU_BYTES + 6)
     with socket.create_server(("127.0.0.1", port)) as listener:
         while True:

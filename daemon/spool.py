@@ -73,7 +73,8 @@ class Spool:
         self._numbers = itertools.count(secrets.randbits(54))
 
     def claim(self, agree: Callable[[str | None], str | None]) -> None:
-        """Make sure that this is the folder whose files the ledger knows, and not an empty mount point.
+        """Make sure that this is the folder whose files the ledger knows, and not an empty mount
+        point.
 
         `agree` takes this folder's identity, or None to only ask, and returns the identity that the
         ledger knows.

@@ -1,4 +1,6 @@
-"""Mask -> closed contours: smooth to look at, and so near the mask's edge that filling them gives the mask back."""
+"""Mask -> closed contours: smooth to look at, and so near the mask's edge that filling them gives
+the mask back.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# Half-way between pixel centres inside and outside, a line cuts each corner of the mask's edge by sqrt(1/8) px and
-# passes pixel centres at that same distance. Smoothing and thinning stay so far below it that no contour reaches a
-# pixel centre (SMOOTHED_PX + 2 THINNED_PX < sqrt(1/8)), and none meets another.
+# Half-way between pixel centres inside and outside, a line cuts each corner of the mask's edge by
+# sqrt(1/8) px and passes pixel centres at that same distance. Smoothing and thinning stay so far
+# below it that no contour reaches a pixel centre (SMOOTHED_PX + 2 THINNED_PX < sqrt(1/8)), and none
+# meets another.
 CORNER_PX = 0.125**0.5
 SMOOTHED_PX = 0.25  # the furthest that smoothing moves any point
 THINNED_PX = 0.05  # the furthest that leaving vertices out moves any point
@@ -19,13 +22,15 @@ LONGEST_PIECE = 64  # sides of pixels that one straight piece may stand for
 
 
 def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Closed lines of (row, column) vertices around what is True in a (rows, columns) mask; none for an empty one.
+    """Closed lines of (row, column) vertices around what is True in a (rows, columns) mask; none
+    for an empty one.
 
-    Each is (n, 2), n at least 4, pixel centres at whole numbers, its first vertex repeated at its end. There is one
-    around each region (what hangs together over corners too) and one around each hole (what hangs together over sides);
-    `is_hole` tells them apart by their sense of rotation. No point of a contour lies further than LARGEST_DISTANCE_PX
-    from the mask's edge (the sides that True and False pixels share, or that True ones share with the border of the
-    matrix), nor any point of the edge from a contour. The pixel centres inside (even-odd) are the mask, exactly.
+    Each is (n, 2), n at least 4, pixel centres at whole numbers, its first vertex repeated at its
+    end. There is one around each region (what hangs together over corners too) and one around each
+    hole (what hangs together over sides); `is_hole` tells them apart by their sense of rotation. No
+    point of a contour lies further than LARGEST_DISTANCE_PX from the mask's edge (the sides that
+    True and False pixels share, or that True ones share with the border of the matrix), nor any
+    point of the edge from a contour. The pixel centres inside (even-odd) are the mask, exactly.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -40,16 +45,19 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 
 def is_hole(contour: NDArray[np.float64]) -> bool:
-    """Does this one of `contours` run around a hole? They run counter-clockwise as seen, regions' clockwise."""
+    """Does this one of `contours` run around a hole? They run counter-clockwise as seen, regions'
+    clockwise.
+    """
     row, column = (contour - contour[0]).T
     return bool(np.sum(column[:-1] * row[1:] - column[1:] * row[:-1]) < 0)
 
 
 def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """The middles, (n, 2) of (row, column), of the sides that True pixels share with False ones, loop by loop.
+    """The middles, (n, 2) of (row, column), of the sides that True pixels share with False ones,
+    loop by loop.
 
-    No True pixel lies on the border. Each side is walked with the True pixel at the right hand, from one corner of
-    pixels to the next.
+    No True pixel lies on the border. Each side is walked with the True pixel at the right hand,
+    from one corner of pixels to the next.
     """
     columns = (
         mask.shape[1] + 1
@@ -96,7 +104,9 @@ def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 
 def _smoothed(vertices: NDArray[np.float64], width: float) -> NDArray[np.float64]:
-    """A Gaussian along the closed line, `width` vertices wide; each vertex moves by at most SMOOTHED_PX."""
+    """A Gaussian along the closed line, `width` vertices wide; each vertex moves by at most
+    SMOOTHED_PX.
+    """
     moved = (
         ndimage.gaussian_filter1d(vertices, min(width, len(vertices) / 12), axis=0, mode="wrap")
         - vertices
@@ -108,9 +118,11 @@ def _smoothed(vertices: NDArray[np.float64], width: float) -> NDArray[np.float64
 
 
 def _thinned(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Leave out vertices of a closed line that lie within THINNED_PX of the piece which replaces them.
+    """Leave out vertices of a closed line that lie within THINNED_PX of the piece which replaces
+    them.
 
-    Runs of 2, 4, 8... vertices are tried all at once: Douglas and Peucker's recursion takes 20 times as long here.
+    Runs of 2, 4, 8... vertices are tried all at once: Douglas and Peucker's recursion takes 20
+    times as long here.
     """
     count = len(vertices)
     keep = np.ones(count, dtype=bool)

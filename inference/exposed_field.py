@@ -1,7 +1,8 @@
-"""Where a radiograph shows a body: not the black margin of the film, a collimator, or the air beside.
+"""Where a radiograph shows a body: not the black margin of the film, a collimator, or the air
+beside.
 
-All of these are black and reach the edge of the picture. A lung is dark too, but the chest wall lies
-between it and the edge.
+All of these are black and reach the edge of the picture. A lung is dark too, but the chest wall
+lies between it and the edge.
 """
 
 from __future__ import annotations

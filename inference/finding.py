@@ -36,7 +36,8 @@ class Measurement:
 
     area_px: int
     area_mm2: float | None  # None where no spacing is known
-    area_estimated: bool  # True where only the detector's ImagerPixelSpacing is known (magnified, PS3.3 10.7.1.3)
+    # True where only the detector's ImagerPixelSpacing is known (magnified, PS3.3 10.7.1.3).
+    area_estimated: bool
     centroid_px: tuple[
         float, float
     ]  # (column, row), pixel centres at whole numbers, of all regions together
@@ -54,10 +55,10 @@ class Measurement:
 class Finding:
     """The model's answer for one radiograph.
 
-    `mask` is (rows, columns), bool, in the source's pixel matrix. It is None where the classifier said "not
-    detected" (the segmenter never ran). A positive whose segmenter found no region has a mask without a true
-    pixel and no measurement: a visible result, never turned into a negative. `sided` is False where the picture
-    contradicts what its header says of the patient's sides.
+    `mask` is (rows, columns), bool, in the source's pixel matrix. It is None where the classifier
+    said "not detected" (the segmenter never ran). A positive whose segmenter found no region has a
+    mask without a true pixel and no measurement: a visible result, never turned into a negative.
+    `sided` is False where the picture contradicts what its header says of the patient's sides.
     """
 
     probability: float  # the classifier's, 0 to 1
@@ -96,7 +97,9 @@ class Outcome:
     notes: tuple[str, ...] = ()  # what was absent or implausible and admitted all the same
 
     def summary(self) -> dict[str, Any]:
-        """What `pleura predict` prints (design, section 4): plain values, None where there is nothing to say."""
+        """What `pleura predict` prints (design, section 4): plain values, None where there is
+        nothing to say.
+        """
         finding, measurement = self.finding, self.finding.measurement if self.finding else None
         return {
             "sop_instance_uid": self.sop_instance_uid,

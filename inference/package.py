@@ -191,8 +191,8 @@ def write(
     "classifier", "segmenter" and, where the manifest has one, "plausibility"; a golden input is (n,
     1, side, side) float32 as preprocess makes it, n at most 16. The networks are left holding the
     rounded weights. A classifier that is the segmenter's map (`Manifest.one_map`) with the
-    segmenter's weights is stored without weights: they are those of the segmenter. A README.md (the model card) and a LICENSE already in the folder are listed
-    too.
+    segmenter's weights is stored without weights: they are those of the segmenter. A README.md (the
+    model card) and a LICENSE already in the folder are listed too.
 
     Raises:
         PackageError: a manifest that is none, networks other than the manifest's, or weights that

@@ -14,9 +14,11 @@ REFERENCE_MATRIX_PX = (
 
 
 def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
-    """Number the regions of a (rows, columns) mask: the (rows, columns) array of numbers, 0 outside, and the last one.
+    """Number the regions of a (rows, columns) mask: the (rows, columns) array of numbers, 0
+    outside, and the last one.
 
-    A region hangs together over corners too: a thin apical crescent is often one pixel wide and runs diagonally.
+    A region hangs together over corners too: a thin apical crescent is often one pixel wide and
+    runs diagonally.
     """
     regions, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=bool))
     return np.asarray(regions, dtype=np.int32), int(count)
@@ -33,15 +35,18 @@ def segment(
 
     1. The mask is what reaches `bottom`.
     2. Its regions of less than `min_area_at_1024_px` are dropped.
-    3. There is a lesion at all only if what is left has `min_sure_area_at_1024_px`, one pixel at the least, that
+    3. There is a lesion at all only if what is left has `min_sure_area_at_1024_px`, one pixel at
+      the least, that
        reaches `top`; else the mask is empty.
 
-    The rule of the SIIM-ACR 2019 winner is steps 1 and 3 (`min_area_at_1024_px` 0): more than so many sure pixels in
-    the whole image decide that there is something, and the lower threshold draws it. The usual rule, threshold and
-    drop what is small, is steps 1 and 2 (`bottom` = `top`). With both, a speck that was dropped speaks for nothing.
+    The rule of the SIIM-ACR 2019 winner is steps 1 and 3 (`min_area_at_1024_px` 0): more than so
+    many sure pixels in the whole image decide that there is something, and the lower threshold
+    draws it. The usual rule, threshold and drop what is small, is steps 1 and 2 (`bottom` = `top`).
+    With both, a speck that was dropped speaks for nothing.
 
-    Areas are stated for a 1024 x 1024 matrix and scaled to this one, so that a package's figure means the same part
-    of a chest in every matrix. What is no number reaches no threshold: it is not a finding.
+    Areas are stated for a 1024 x 1024 matrix and scaled to this one, so that a package's figure
+    means the same part of a chest in every matrix. What is no number reaches no threshold: it is
+    not a finding.
 
     Raises:
         ValueError: not two axes, or thresholds other than 0 < bottom <= top <= 1.

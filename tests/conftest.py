@@ -1,5 +1,6 @@
-"""What every test may ask for: the real data, the peer programs, a free port. On a newcomer's machine a missing
-one skips with its reason; under CI=true it fails."""
+"""What every test may ask for: the real data, the peer programs, a free port. On a newcomer's
+machine a missing one skips with its reason; under CI=true it fails.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +87,9 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def disk_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What this process makes durable and names from now on, in order; a test may add steps, or clear what was."""
+    """What this process makes durable and names from now on, in order; a test may add steps, or
+    clear what was.
+    """
     steps: list[str] = []
     fsync, rename = os.fsync, os.rename  # which Path.rename calls
 
@@ -121,7 +124,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def tiny_package(tmp_path: Path) -> Path:
-    """A model package with untrained networks of a few thousand weights, and no plausibility network."""
+    """A model package with untrained networks of a few thousand weights, and no plausibility
+    network.
+    """
     from tests import models  # torch: only where a test wants it
 
     return models.write(tmp_path / "tiny", models.tiny_networks())

@@ -1,7 +1,8 @@
-"""Overlays of every kind, from phantoms: `python -m tests.gallery FOLDER` writes them as PNG, to be looked at.
+"""Overlays of every kind, from phantoms: `python -m tests.gallery FOLDER` writes them as PNG, to be
+looked at.
 
-`python -m tests.gallery docs --docs` makes the picture of docs/overlays.md again that shows no answer
-of a model; `python -m tools.answers docs` makes the others. Nothing here is a patient.
+`python -m tests.gallery docs --docs` makes the picture of docs/overlays.md again that shows no
+answer of a model; `python -m tools.answers docs` makes the others. Nothing here is a patient.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ DETECTOR = {"PixelSpacing": None, "ImagerPixelSpacing": [0.143, 0.143]}
 
 @cache
 def _phantom(size: int, ill: bool = True) -> phantom.Phantom:
-    """A square one of any size; drawn at 1024 at most, for drawing takes long, and blown up to what is larger."""
+    """A square one of any size; drawn at 1024 at most, for drawing takes long, and blown up to what
+    is larger.
+    """
     drawn = phantom.draw(7 if ill else 19, pneumothorax=ill, size=min(size, 1024))
     if size <= 1024:
         return drawn

@@ -73,7 +73,8 @@ def _is_there(module: str) -> bool:
 
 
 def test_the_listening_process_loads_neither_torch_nor_the_analysis() -> None:
-    # pydicom itself imports every pixel decoder that is installed; nothing on the receiving side calls one.
+    # pydicom itself imports every pixel decoder that is installed; nothing on the receiving side
+    # calls one.
     program = (
         "import sys, daemon.cli, daemon.config, daemon.service, daemon.ledger.ledger, daemon.receive.scp, daemon.receive.inbox\n"
         "heavy = {'torch', 'highdicom', 'inference', 'training', 'scipy', 'safetensors'}\n"
@@ -102,7 +103,9 @@ def test_every_dependency_is_known_to_the_constraints() -> None:
 
 
 def test_no_private_name_of_pynetdicom_is_used() -> None:
-    """Not in tests either: a file that imports pynetdicom reaches for private names of its own objects alone."""
+    """Not in tests either: a file that imports pynetdicom reaches for private names of its own
+    objects alone.
+    """
     for path in sorted(REPOSITORY.rglob("*.py")):
         name = path.relative_to(REPOSITORY)
         if name.parts[0].startswith("."):

@@ -26,7 +26,9 @@ NOT_ANALYSED = NoFinding(
 
 
 def header(**changes: Any) -> Dataset:
-    """A computed radiograph's header, 41 x 37 pixels so that no byte boundary falls on a row; None takes one away."""
+    """A computed radiograph's header, 41 x 37 pixels so that no byte boundary falls on a row; None
+    takes one away.
+    """
     source = Dataset()
     values: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 100", "SOPClassUID": ComputedRadiographyImageStorage,

@@ -35,7 +35,9 @@ def header(**changes: Any) -> FileDataset:
 def image(
     values: NDArray[np.integer], bits_stored: int | None = None, **changes: Any
 ) -> FileDataset:
-    """An uncompressed image of (rows, columns) stored values; `changes` to its header, None takes away."""
+    """An uncompressed image of (rows, columns) stored values; `changes` to its header, None takes
+    away.
+    """
     allocated = 8 * values.dtype.itemsize
     stored = bits_stored or allocated
     described: dict[str, Any] = {

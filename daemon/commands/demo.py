@@ -1,6 +1,7 @@
 """`pleura demo`: the main job on an embedded default, for a first look.
 
-It runs a node on loopback with a folder as its archive; the files go in over C-STORE as from a modality.
+It runs a node on loopback with a folder as its archive; the files go in over C-STORE as from a
+modality.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`pleura doctor`: is everything that the settings name there, and does it do what the node needs? It changes nothing."""
+"""`pleura doctor`: is everything that the settings name there, and does it do what the node needs?
+It changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,8 @@ def examine(
 ) -> Iterator[Finding]:
     """Examine everything that the settings name, one finding each.
 
-    `model` loads the model package and describes it, or raises Trouble. `kinds` gives each kind of result its
-    SOP class and transfer syntax.
+    `model` loads the model package and describes it, or raises Trouble. `kinds` gives each kind of
+    result its SOP class and transfer syntax.
 
     It makes neither a spool nor a ledger where there is none yet.
     """
@@ -118,7 +120,9 @@ def _ledger(config: Config) -> str:
 
 
 def _roles(config: Config) -> str:
-    """Each role must have given a sign of life: a node without analyse receives, and nobody answers."""
+    """Each role must have given a sign of life: a node without analyse receives, and nobody
+    answers.
+    """
     with closing(Inspection.open(config.ledger)) as inspect:
         now = inspect.now()
         alive = {row["role"] for row in inspect.roles() if now - row["beat_at"] < SILENT_AFTER_S}
@@ -210,7 +214,9 @@ def _listener(config: Config) -> str:
 
 
 def _archive(config: Config, destination: DicomDestination, kinds: Mapping[str, Syntaxes]) -> str:
-    """Associate as a delivery does, proposing what is to be sent. The answer says what the archive takes."""
+    """Associate as a delivery does, proposing what is to be sent. The answer says what the archive
+    takes.
+    """
     wanted = {kind: kinds[kind] for kind in destination.results}
     contexts = [*proposal([]), *proposal(list(wanted.values()))]
     if destination.commitment:

@@ -1,4 +1,6 @@
-"""`pleura retry`: another try for failed images, for refused deliveries, and at once for what is owed."""
+"""`pleura retry`: another try for failed images, for refused deliveries, and at once for what is
+owed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from daemon.ledger import DeliveryState, Ledger
 
 @dataclass(frozen=True)
 class Wanted:
-    """The call: `states` among failed and refused; `to` names one destination; `now` hastens what is owed."""
+    """The call: `states` among failed and refused; `to` names one destination; `now` hastens what
+    is owed.
+    """
 
     states: Sequence[str]
     uids: Sequence[str] = ()

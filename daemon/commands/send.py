@@ -43,7 +43,9 @@ def send(
     called_ae_title: str,
     calling_ae_title: str = "PLEURA",
 ) -> Iterator[Sent]:
-    """C-STORE each file as it is (without files: C-ECHO) to the AE at (host, port), and yield its answers."""
+    """C-STORE each file as it is (without files: C-ECHO) to the AE at (host, port), and yield its
+    answers.
+    """
     remote = Remote(called_ae_title, *address)
     if not files:
         yield _echo(remote, calling_ae_title)
@@ -94,7 +96,9 @@ def _unanswered(outgoing: Outgoing, why: str) -> Sent:
 
 
 def _groups(objects: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
-    """Objects that fit into one association each; every pair of class and syntax needs up to three contexts."""
+    """Objects that fit into one association each; every pair of class and syntax needs up to three
+    contexts.
+    """
     group: list[Outgoing] = []
     needed: set[tuple[str, str]] = set()
     for outgoing in objects:

@@ -1,4 +1,6 @@
-"""`pleura status`: the ledger for people. Counts, what waits and since when, each destination, roles, failures."""
+"""`pleura status`: the ledger for people. Counts, what waits and since when, each destination,
+roles, failures.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,9 @@ def failure_lines(inspect: Inspection, limit: int = ALL) -> Iterator[str]:
 
 
 def histories(inspect: Inspection, uids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """UID or accession number as asked -> the images that it names, with their results; times as dates."""
+    """UID or accession number as asked -> the images that it names, with their results; times as
+    dates.
+    """
     told: dict[str, list[dict[str, Any]]] = {}
     for uid in uids:
         rows: list[dict[str, Any]] = []

@@ -1,7 +1,8 @@
-"""`pleura verify`: compare the spool with the ledger. Is every file there, and whole? Does the ledger know each?
+"""`pleura verify`: compare the spool with the ledger. Is every file there, and whole? Does the
+ledger know each?
 
-It only reads, and may run beside the roles. It asks the ledger a second time before it calls a difference a fault: a
-role may be in the middle of its work.
+It only reads, and may run beside the roles. It asks the ledger a second time before it calls a
+difference a fault: a role may be in the middle of its work.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Report:
 
 
 def verify(inspect: Inspection, spool: Spool) -> Report:
-    """Compare the whole spool with the whole ledger, and the ledger with itself. Raises SpoolError, OSError."""
+    """Compare the whole spool with the whole ledger, and the ledger with itself. Raises SpoolError,
+    OSError.
+    """
     report = Report()
     report.faults += inspect.contradictions()
 

@@ -1,9 +1,11 @@
-"""Storage commitment, as SCU of the Push Model (PS3.4 Annex J): ask an archive whether it keeps what it stored.
+"""Storage commitment, as SCU of the Push Model (PS3.4 Annex J): ask an archive whether it keeps
+what it stored.
 
-Deliver asks with an N-ACTION. The report (N-EVENT-REPORT) comes when the archive likes: on the same association, or on
-an association that it opens to the listening role, where it may even overtake the answer to the N-ACTION. Either way
-it is one transition of the ledger, and only then answered with success. An object that the archive has lost is sent
-again; an object that it does not report is asked for again.
+Deliver asks with an N-ACTION. The report (N-EVENT-REPORT) comes when the archive likes: on the same
+association, or on an association that it opens to the listening role, where it may even overtake
+the answer to the N-ACTION. Either way it is one transition of the ledger, and only then answered
+with success. An object that the archive has lost is sent again; an object that it does not report
+is asked for again.
 """
 
 from __future__ import annotations

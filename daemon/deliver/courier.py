@@ -1,11 +1,13 @@
-"""Results to one destination on a clock that no other shares, retried without end until they are there.
+"""Results to one destination on a clock that no other shares, retried without end until they are
+there.
 
-One thread per destination, so that a slow or dead one delays no other. A table says what an answer means
-(verdict.py). Trouble that only an administrator can heal (a rejected association, a dead host) refuses no object: the
-thread comes back later. An object that is itself the trouble steps behind the others.
+One thread per destination, so that a slow or dead one delays no other. A table says what an answer
+means (verdict.py). Trouble that only an administrator can heal (a rejected association, a dead
+host) refuses no object: the thread comes back later. An object that is itself the trouble steps
+behind the others.
 
-An object may be sent twice after a crash between the archive's answer and our commit: PS3.4 B.2.3 has no transaction.
-The UID is the same then, and so are the bytes.
+An object may be sent twice after a crash between the archive's answer and our commit: PS3.4 B.2.3
+has no transaction. The UID is the same then, and so are the bytes.
 """
 
 from __future__ import annotations
@@ -51,9 +53,10 @@ class _Turn:
 class Courier:
     """One destination's thread, with a circuit breaker.
 
-    The circuit is closed while objects get through. Trouble opens it: then one object at a time is tried, the most
-    urgent, with a back-off that grows to one try in five minutes and has no end. The object itself is the probe: an
-    archive need not take Verification, and may reject an association that proposes nothing else.
+    The circuit is closed while objects get through. Trouble opens it: then one object at a time is
+    tried, the most urgent, with a back-off that grows to one try in five minutes and has no end.
+    The object itself is the probe: an archive need not take Verification, and may reject an
+    association that proposes nothing else.
     """
 
     def __init__(
@@ -102,7 +105,9 @@ class Courier:
             self.pause(stop, pause_s)
 
     def pause(self, stop: threading.Event, seconds: float) -> None:
-        """Wait, but not longer than until `stop` or `pleura retry --now`. A simulation of days overrides this."""
+        """Wait, but not longer than until `stop` or `pleura retry --now`. A simulation of days
+        overrides this.
+        """
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0:
             if stop.wait(min(left_s, self._limits.idle_s)):
@@ -168,7 +173,9 @@ class Courier:
         return _Turn(stored, trouble)
 
     def _send(self, store: Store, job: DeliveryJob) -> tuple[Verdict | None, str | None]:
-        """Send one object. Returns the verdict on it, if it was answered, and the destination's trouble, if any."""
+        """Send one object. Returns the verdict on it, if it was answered, and the destination's
+        trouble, if any.
+        """
         try:
             # The file, or the spool, may have gone while the others were sent.
             if not self._is_whole(job):
@@ -188,7 +195,9 @@ class Courier:
         return judged, str(answer) if judged is Verdict.BUSY else None
 
     def _is_whole(self, job: DeliveryJob) -> bool:
-        """Whether the result's file is what was written. If not, the result is made again, or refused in the end."""
+        """Whether the result's file is what was written. If not, the result is made again, or
+        refused in the end.
+        """
         result = job.result
         try:
             damage = self._spool.damage(result.spool_name, result.size_bytes)

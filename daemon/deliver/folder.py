@@ -1,9 +1,10 @@
-"""A folder as a destination: complete files under their UID, or no file; and the mark that identifies the folder.
+"""A folder as a destination: complete files under their UID, or no file; and the mark that
+identifies the folder.
 
-The mark is an empty hidden folder in it: a program that picks the files up leaves it alone, whether with `mv`, `rm *`
-or rsync's --remove-source-files. The ledger remembers where a mark was made. Without it, a share that is not mounted
-would be made anew on the local disk, or its empty mount point taken for it, and files that nobody sees there would
-count as stored.
+The mark is an empty hidden folder in it: a program that picks the files up leaves it alone, whether
+with `mv`, `rm *` or rsync's --remove-source-files. The ledger remembers where a mark was made.
+Without it, a share that is not mounted would be made anew on the local disk, or its empty mount
+point taken for it, and files that nobody sees there would count as stored.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Folder:
 
 
 def _mark(folder: Path) -> None:
-    """Make the folder and its mark, durable: the ledger's knowledge of them must not outlive them. Raises OSError."""
+    """Make the folder and its mark, durable: the ledger's knowledge of them must not outlive them.
+    Raises OSError.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / MARK).mkdir(mode=0o700, exist_ok=True)
     for made in (folder, folder.parent):

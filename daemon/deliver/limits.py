@@ -1,4 +1,6 @@
-"""The deliver role's limits: one frozen value, injected, so that a test or a simulation sets its own."""
+"""The deliver role's limits: one frozen value, injected, so that a test or a simulation sets its
+own.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Tidying up, in the deliver role: bytes that nothing is owed on go when they are old or room is short.
+"""Tidying up, in the deliver role: bytes that nothing is owed on go when they are old or room is
+short.
 
-Two steps, so that a crash between them loses nothing: the ledger gives the bytes up, then the files go. Files without
-an owner in the ledger, those of such a crash too, are swept once they are old.
+Two steps, so that a crash between them loses nothing: the ledger gives the bytes up, then the files
+go. Files without an owner in the ledger, those of such a crash too, are swept once they are old.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Retention:
             )
 
     def remove_what_is_done(self, stop: threading.Event) -> int:
-        """By age; and, oldest first, whatever is done while room is short. Returns how many files went."""
+        """By age; and, oldest first, whatever is done while room is short. Returns how many files
+        went.
+        """
         keep = self._config.retention
         by_age = self._remove(keep.keep_days * _DAY_S, keep.keep_failed_days * _DAY_S, stop)
         early = 0

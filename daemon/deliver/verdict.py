@@ -1,4 +1,6 @@
-"""The meaning of a C-STORE status for the object that it answers: one table (docs/rules.md, "Delivery")."""
+"""The meaning of a C-STORE status for the object that it answers: one table (docs/rules.md,
+"Delivery").
+"""
 
 from __future__ import annotations
 

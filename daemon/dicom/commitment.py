@@ -1,7 +1,8 @@
-"""Storage commitment as data (PS3.4 Annex J): a request, a report read from its bytes, each failure reason's consequence.
+"""Storage commitment as data (PS3.4 Annex J): a request, a report read from its bytes, each failure
+reason's consequence.
 
-Both roles that may take a report share this module: deliver on the association that asked, receive on an association
-that the archive opens. Pure functions: no network, no ledger.
+Both roles that may take a report share this module: deliver on the association that asked, receive
+on an association that the archive opens. Pure functions: no network, no ledger.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Fate(Enum):
     REFUSED = auto()
 
 
-# Failure Reason (0008,1197), PS3.3 C.14.1.1. An object with any other reason is sent again: that loses nothing.
+# Failure Reason (0008,1197), PS3.3 C.14.1.1. An object with any other reason is sent again: that
+# loses nothing.
 FATES = {
     0x0110: Fate.LATER,  # processing failure
     NO_SUCH_OBJECT_INSTANCE: Fate.LOST,
@@ -98,7 +100,9 @@ def read_report(
 
 
 def report_of(information: Dataset) -> Report:
-    """The report in its decoded Event Information (PS3.4 Table J.3-2). Raises whatever pydicom raises."""
+    """The report in its decoded Event Information (PS3.4 Table J.3-2). Raises whatever pydicom
+    raises.
+    """
     reasons = {
         str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", NO_SUCH_OBJECT_INSTANCE))
         for item in information.get("FailedSOPSequence", None) or ()
@@ -113,7 +117,9 @@ def report_of(information: Dataset) -> Report:
 
 
 def action_information(transaction_uid: str, references: Sequence[tuple[str, str]]) -> Dataset:
-    """The Action Information of a request (PS3.4 Table J.3-1). `references`: SOP class, SOP instance UID."""
+    """The Action Information of a request (PS3.4 Table J.3-1). `references`: SOP class, SOP
+    instance UID.
+    """
     information = Dataset()
     information.TransactionUID = UID(transaction_uid)
     information.ReferencedSOPSequence = []

@@ -34,7 +34,9 @@ from daemon.dicom.tables import (
 
 
 class LinkDownError(Exception):
-    """No association, or it was lost. No object is to blame, and trying again may help. The message says why."""
+    """No association, or it was lost. No object is to blame, and trying again may help. The message
+    says why.
+    """
 
 
 class NotAdmittedError(LinkDownError):
@@ -62,11 +64,12 @@ class Remote:
 
 
 def proposal(objects: Sequence[tuple[str, str]]) -> list[Proposal]:
-    """The presentation contexts that objects need, each given as (SOP class UID, transfer syntax UID).
+    """The presentation contexts that objects need, each given as (SOP class UID, transfer syntax
+    UID).
 
-    Each syntax has its own context, so that the peer's answer says of each whether it is taken: the object's own, and
-    the uncompressed syntaxes that the object could be turned into. Without objects, the contexts of Verification. The
-    requestor numbers the contexts.
+    Each syntax has its own context, so that the peer's answer says of each whether it is taken: the
+    object's own, and the uncompressed syntaxes that the object could be turned into. Without
+    objects, the contexts of Verification. The requestor numbers the contexts.
     """
     wanted: dict[tuple[str, str], None] = {}
     for sop_class, own in objects or [(VERIFICATION, str(ImplicitVRLittleEndian))]:
@@ -176,7 +179,9 @@ class Link:
         return self._ask(Request(context_id, Command.N_ACTION_RQ, command, data, len(encoded)))
 
     def await_event_report(self, within_s: float) -> bool:
-        """Whether the peer sent an event report in time; it has gone to the handler. Raises LinkDownError."""
+        """Whether the peer sent an event report in time; it has gone to the handler. Raises
+        LinkDownError.
+        """
         try:
             return self._requestor.await_event_report(within_s)
         except OSError as error:

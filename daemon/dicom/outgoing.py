@@ -1,7 +1,7 @@
 """Objects to send: what a file holds, and its data set as bytes to put on the wire.
 
-The bytes go out as they are where the peer takes their transfer syntax. Otherwise the pixels are decoded: the same
-object under the same UID, its lossy history kept (PS3.3 C.7.6.1.1.5).
+The bytes go out as they are where the peer takes their transfer syntax. Otherwise the pixels are
+decoded: the same object under the same UID, its lossy history kept (PS3.3 C.7.6.1.1.5).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class UnsendableError(Exception):
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One object to send. `part10`: the file has a file meta information, so its bytes can go out as they are."""
+    """One object to send. `part10`: the file has a file meta information, so its bytes can go out
+    as they are.
+    """
 
     path: Path
     sop_class_uid: str
@@ -125,7 +127,9 @@ def _read(path: Path, header_only: bool = False) -> Dataset:
 
 
 def _syntax(header: Dataset) -> str:
-    """The transfer syntax, told or seen: a data set without file meta information is not compressed."""
+    """The transfer syntax, told or seen: a data set without file meta information is not
+    compressed.
+    """
     told = header.file_meta.get("TransferSyntaxUID")
     implicit, _ = header.original_encoding
     return str(told or (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian))

@@ -1,7 +1,9 @@
-"""One association, at the end that requests it: PS3.8 over one connection, in the caller's own thread.
+"""One association, at the end that requests it: PS3.8 over one connection, in the caller's own
+thread.
 
-A fragment is read from the file into its place behind a PDU header that is there already, and up to a megabyte of
-such PDUs goes out at once: an association of pynetdicom costs two to five times as much (benchmarks/send.py).
+A fragment is read from the file into its place behind a PDU header that is there already, and up to
+a megabyte of such PDUs goes out at once: an association of pynetdicom costs two to five times as
+much (benchmarks/send.py).
 """
 
 from __future__ import annotations
@@ -108,7 +110,9 @@ class ProtocolError(ConnectionError):
 
 @dataclass(frozen=True)
 class Request:
-    """A DIMSE request: the elements of its command set, and its data set, if any, from where `data` is now."""
+    """A DIMSE request: the elements of its command set, and its data set, if any, from where `data`
+    is now.
+    """
 
     context_id: int
     command_field: Command
@@ -192,7 +196,8 @@ class Requestor:
         limits: Limits = DEFAULT_LIMITS,
         on_event_report: EventHandler | None = None,
     ) -> Requestor:
-        """Negotiate over a TCP connection, which is the requestor's from now on. `ae_titles`: calling, called.
+        """Negotiate over a TCP connection, which is the requestor's from now on. `ae_titles`:
+        calling, called.
 
         Raises:
             RejectedError, ProtocolError, OSError: there is no association, and the connection is closed.
@@ -215,7 +220,8 @@ class Requestor:
         if not self._idle:
             raise ConnectionError("there is no association any more")
 
-        # A new ID each time, so that a second answer to this request is not taken for the next one's.
+        # A new ID each time, so that a second answer to this request is not taken for the next
+        # one's.
         self._message_id = self._message_id % 0xFFFF + 1
         known: dict[int, int] = {
             Element.COMMAND_FIELD: request.command_field,

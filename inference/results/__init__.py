@@ -48,7 +48,8 @@ class Built:
 
 
 def build(case: Case, kinds: Iterable[str]) -> tuple[Result, ...]:
-    """The objects of these kinds about the case, each read back and checked, in the order of `kinds`.
+    """The objects of these kinds about the case, each read back and checked, in the order of
+    `kinds`.
 
     A positive with a region gives SEG, SC, SR and PR; every other answer (positive without a
     region, not detected, not analysed, failed) SC and SR. The same case gives the same bytes at any

@@ -104,7 +104,9 @@ def _radiograph(case: Case, panel: Panel) -> Image.Image:
 
 
 def _grey(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """0..1 as (rows, columns) of 0..255, a few rows at a time: what stays in the cache takes a quarter of the time."""
+    """0..1 as (rows, columns) of 0..255, a few rows at a time: what stays in the cache takes a
+    quarter of the time.
+    """
     shown = np.empty(pixels.shape, dtype=np.uint8)
     for top in range(0, len(pixels), 32):
         part = pixels[top : top + 32] * np.float32(255)
@@ -115,10 +117,11 @@ def _grey(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _stroke(picture: Image.Image, lines: list[NDArray[np.float64]], panel: Panel) -> None:
-    """Draw closed lines, (row, column) on the panel, onto the picture: a fine colour over a dark halo, anti-aliased.
+    """Draw closed lines, (row, column) on the panel, onto the picture: a fine colour over a dark
+    halo, anti-aliased.
 
-    A pixel's share of colour and halo follows from its distance to the nearest line, so that no halo covers another
-    line and nothing further away than the halo is touched.
+    A pixel's share of colour and halo follows from its distance to the nearest line, so that no
+    halo covers another line and nothing further away than the halo is touched.
     """
     half = panel.line_px / 2
     reach = half + panel.halo_px + 0.5
@@ -171,7 +174,9 @@ def _samples(lines: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _no_image_shape(header: Dataset) -> tuple[int, int]:
-    """(rows, columns) of the panel that stands for a radiograph which cannot be shown: its shape if plausible."""
+    """(rows, columns) of the panel that stands for a radiograph which cannot be shown: its shape if
+    plausible.
+    """
     rows, columns = header.get("Rows"), header.get("Columns")
     if (
         not isinstance(rows, int)

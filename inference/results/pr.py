@@ -1,4 +1,5 @@
-"""The Grayscale Softcopy Presentation State: the contours as graphics over the source (PS3.3 A.33.1).
+"""The Grayscale Softcopy Presentation State: the contours as graphics over the source (PS3.3
+A.33.1).
 
 A presentation state replaces everything that the image says of its own display, so that is carried
 on: modality LUT, window, polarity, shutter. highdicom's own class takes the first three from the

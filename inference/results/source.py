@@ -1,4 +1,6 @@
-"""What results take over from their source's header: only what its VR allows, and as it stands there."""
+"""What results take over from their source's header: only what its VR allows, and as it stands
+there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.valuerep import validate_value
 
 PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
-# What these VRs allow is checkable without knowing the value's language; a value outside is not carried on.
+# What these VRs allow is checkable without knowing the value's language; a value outside is not
+# carried on.
 FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
 DIRECTION = re.compile(
     r"[AFHLPR]{1,3}"
@@ -20,7 +23,9 @@ DIRECTION = re.compile(
 
 
 def copied(header: Dataset, keyword: str) -> DataElement | None:
-    """The source's element, or None where there is none or its VR does not allow the value; never repaired."""
+    """The source's element, or None where there is none or its VR does not allow the value; never
+    repaired.
+    """
     tag = tag_for_keyword(keyword)
     assert tag is not None
     if tag not in header or header[tag].is_empty:
@@ -47,7 +52,9 @@ def copied(header: Dataset, keyword: str) -> DataElement | None:
 
 
 def orientation(header: Dataset) -> list[str] | None:
-    """The source's PatientOrientation, of the row and of the column; None where it is not two directions."""
+    """The source's PatientOrientation, of the row and of the column; None where it is not two
+    directions.
+    """
     element = copied(header, "PatientOrientation")
     if element is None or element.VM != 2:
         return None
@@ -56,10 +63,11 @@ def orientation(header: Dataset) -> list[str] | None:
 
 
 def lossy_history(header: Dataset) -> list[tuple[str, str]]:
-    """The (ratio, method) of each lossy step the source went through, oldest first, "" where it does not say.
+    """The (ratio, method) of each lossy step the source went through, oldest first, "" where it
+    does not say.
 
-    PS3.3 C.7.6.1.1.5: whatever is derived from lossy pixels carries their history on; ratios and methods correspond by
-    position, so a gap in one list holds its place.
+    PS3.3 C.7.6.1.1.5: whatever is derived from lossy pixels carries their history on; ratios and
+    methods correspond by position, so a gap in one list holds its place.
     """
     if header.get("LossyImageCompression") != "01":
         return []
@@ -75,7 +83,9 @@ def lossy_history(header: Dataset) -> list[tuple[str, str]]:
 
 
 def utc_offset(header: Dataset) -> timezone | None:
-    """The source's TimezoneOffsetFromUTC (0008,0201): all its dates and times are in it, so ours must be as well."""
+    """The source's TimezoneOffsetFromUTC (0008,0201): all its dates and times are in it, so ours
+    must be as well.
+    """
     match = re.fullmatch(
         r"([+-])(\d\d)([0-5]\d)", str(header.get("TimezoneOffsetFromUTC") or "").strip()
     )

@@ -1,5 +1,7 @@
 # ruff: noqa: T201 - a program that prints
-"""`python -m tests.chaos --kills 1000 --seed 1`: the long form, a table at its end, exit status 1 on any violation."""
+"""`python -m tests.chaos --kills 1000 --seed 1`: the long form, a table at its end, exit status 1
+on any violation.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""An archive in a process of its own, quick and honest by default, and bad in each known way on command.
+"""An archive in a process of its own, quick and honest by default, and bad in each known way on
+command.
 
-It keeps a record that outlives it: a line for each object it has answered 0x0000, written before the answer. The
-folder holds
+It keeps a record that outlives it: a line for each object it has answered 0x0000, written before
+the answer. The folder holds
 
     mode           one of MODES, read at each request
     record         a JSON line for each answered object: uid, digest of the data set, kept or forgotten
@@ -196,7 +197,9 @@ class _Server:
         return 0x0000
 
     def _on_action(self, event: Event) -> tuple[int, None]:
-        """Storage commitment (PS3.4 J.3.2): accepted; the report comes on an association of our own."""
+        """Storage commitment (PS3.4 J.3.2): accepted; the report comes on an association of our
+        own.
+        """
         asked = event.action_information
         threading.Thread(target=self._report, args=(asked,), daemon=True).start()
         return 0x0000, None

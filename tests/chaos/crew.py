@@ -52,7 +52,9 @@ class Kills:
 
 
 class Orders:
-    """Which point a role dies at next: all of its points in turn, in an order drawn anew each time round."""
+    """Which point a role dies at next: all of its points in turn, in an order drawn anew each time
+    round.
+    """
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -83,9 +85,11 @@ class _Slot:
 
 
 class Crew:
-    """Keeps the roles alive, and kills them until told to stop. What ends otherwise than by SIGKILL is noted.
+    """Keeps the roles alive, and kills them until told to stop. What ends otherwise than by SIGKILL
+    is noted.
 
-    `tolerated`: exit statuses that are no violation, where a role may end itself to be started again.
+    `tolerated`: exit statuses that are no violation, where a role may end itself to be started
+    again.
     """
 
     def __init__(
@@ -139,7 +143,8 @@ class Crew:
         return all(slot.ready_at is not None and not slot.doomed for slot in self._slots)
 
     def drain(self) -> tuple[str, int, int | None] | None:
-        """SIGTERM to one role that is at work, as an update does: its name, process id and exit status.
+        """SIGTERM to one role that is at work, as an update does: its name, process id and exit
+        status.
 
         None when there is none to take. The role is started again.
         """

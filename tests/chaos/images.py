@@ -1,4 +1,6 @@
-"""What flows through the node under test: small chests in any number, and a model that answers in milliseconds."""
+"""What flows through the node under test: small chests in any number, and a model that answers in
+milliseconds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Acknowledged = delivered once per result UID, or visibly failed; nothing half-written anywhere; nothing invented."""
+"""Acknowledged = delivered once per result UID, or visibly failed; nothing half-written anywhere;
+nothing invented.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Account:
 
 
 class Check:
-    """The ledger, the spool, the archive's record and the modality's, held against each other. Nothing may run."""
+    """The ledger, the spool, the archive's record and the modality's, held against each other.
+    Nothing may run.
+    """
 
     def __init__(
         self, config: Config, config_path: Path, archive: Archive | None, sent: Record
@@ -263,7 +267,9 @@ class Check:
             self._violation(f"left in the spool: {path.name}")
 
     def _counted_on(self) -> tuple[set[str], set[str]]:
-        """The spool files of what retention has not removed: those that must be there, and those known as damaged."""
+        """The spool files of what retention has not removed: those that must be there, and those
+        known as damaged.
+        """
         kept = {row["id"]: row for row in self._instances if row["removed_at"] is None}
         damaged = {row["spool_name"] for row in kept.values() if row["reason"] == "bytes_missing"}
         files = {
@@ -274,7 +280,9 @@ class Check:
         return files - damaged, damaged
 
     def _verify_command(self) -> None:
-        """`pleura verify` is clean, but for images that have already ended failed because their bytes were lost."""
+        """`pleura verify` is clean, but for images that have already ended failed because their
+        bytes were lost.
+        """
         answer = subprocess.run(
             [sys.executable, "-m", "daemon.cli", "verify", "-c", str(self._config_path)],
             capture_output=True,
@@ -291,6 +299,8 @@ class Check:
 
 
 def _data_set_digest(part10: bytes) -> str:
-    """What goes over the wire of a file: all behind its file meta information, whose length its first element says."""
+    """What goes over the wire of a file: all behind its file meta information, whose length its
+    first element says.
+    """
     length = int.from_bytes(part10[140:144], "little")  # preamble, DICM, (0002,0000) UL
     return hashlib.sha256(part10[144 + length :]).hexdigest()

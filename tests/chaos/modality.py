@@ -1,4 +1,6 @@
-"""Modalities that send without end and write down what was answered 0x0000: what the node then owes an answer for."""
+"""Modalities that send without end and write down what was answered 0x0000: what the node then owes
+an answer for.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _PAUSE_S = 0.2
 
 
 class Modality:
-    """One sender's thread. What it was not answered for it sends again; some it sends twice although it was."""
+    """One sender's thread. What it was not answered for it sends again; some it sends twice
+    although it was.
+    """
 
     def __init__(
         self,

@@ -1,7 +1,9 @@
-"""Where a role may die: named points between any two steps, as a table. victim.py patches the one that is ordered.
+"""Where a role may die: named points between any two steps, as a table. victim.py patches the one
+that is ordered.
 
-A file step is seen at the system call (os.open, os.write, ...), a ledger step at the transition's method and at the
-engine's COMMIT, a network step at the socket: so the table outlives a rewrite of what lies between.
+A file step is seen at the system call (os.open, os.write, ...), a ledger step at the transition's
+method and at the engine's COMMIT, a network step at the socket: so the table outlives a rewrite of
+what lies between.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any
 class Point:
     """Die `moment` the call of one of `targets`, on a pass that is drawn from 1 to `passes`.
 
-    `half`: after half of the bytes that the call was given. `where`: only for this kind of path (victim.py).
-    `during`: only inside this method of the ledger.
+    `half`: after half of the bytes that the call was given. `where`: only for this kind of path
+    (victim.py). `during`: only inside this method of the ledger.
     """
 
     role: str

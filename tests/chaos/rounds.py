@@ -33,7 +33,9 @@ _MIB = 1024 * 1024
 
 
 def kills(chaos: Chaos, number: int, **settings: Any) -> Account:
-    """Deaths of all roles, at every named point and at random times, under an archive in every mood."""
+    """Deaths of all roles, at every named point and at random times, under an archive in every
+    mood.
+    """
     with chaos.site("kills", commits=True, **settings) as site:
         crew = site.man(kills=number)
         site.send()
@@ -72,7 +74,9 @@ def mood(site: Site, mode: str, seconds: float) -> None:
 
 
 def power_loss(chaos: Chaos) -> Account:
-    """All die at once, and the newest files have lost their end, although they were synced: disks lie."""
+    """All die at once, and the newest files have lost their end, although they were synced: disks
+    lie.
+    """
     with chaos.site("power-loss") as site:
         site.archive.kill()
         site.man(("receive", "analyse"))
@@ -107,7 +111,9 @@ def results_wait(site: Site, number: int) -> bool:
 
 
 def damage(site: Site, rng: random.Random) -> set[str]:
-    """Truncate three received images and three results in the spool, leave unfinished files. Returns the names."""
+    """Truncate three received images and three results in the spool, leave unfinished files.
+    Returns the names.
+    """
     waiting = [
         row["spool_name"] for row in read(site.config, instances) if row["state"] == "received"
     ]
@@ -132,7 +138,9 @@ def read(config: Config, table: sa.Table) -> list[dict[str, Any]]:
 
 
 def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Account:
-    """Spool, ledger and folder destination on small disks of their own, each full now and then, to the last byte."""
+    """Spool, ledger and folder destination on small disks of their own, each full now and then, to
+    the last byte.
+    """
     with ExitStack() as disks:
         base = chaos.folder / "disks"
         folders = {
@@ -212,7 +220,9 @@ def postgresql(chaos: Chaos, restarts: int, number_of_kills: int) -> Account:
 
 
 def clock_steps(chaos: Chaos, steps: int, number_of_kills: int) -> Account:
-    """The ledger's clock is set back and forth by minutes, hours and days while roles die with leases in hand."""
+    """The ledger's clock is set back and forth by minutes, hours and days while roles die with
+    leases in hand.
+    """
     with chaos.site("clock") as site:
         crew = site.man(kills=number_of_kills)
         site.send()
@@ -235,7 +245,9 @@ def until_killed(chaos: Chaos, crew: Crew) -> None:
 
 
 def drains(chaos: Chaos, times: int) -> Account:
-    """SIGTERM while images flow: what is in hand is finished, the role ends with 0, and nothing stays leased."""
+    """SIGTERM while images flow: what is in hand is finished, the role ends with 0, and nothing
+    stays leased.
+    """
     with chaos.site("drains") as site:
         crew = site.man()
         site.send()
@@ -261,7 +273,9 @@ def drains(chaos: Chaos, times: int) -> Account:
 
 
 def serve(chaos: Chaos, number: int) -> Account:
-    """The real `pleura serve`: its children die and are started again by it; it dies itself, and they die with it."""
+    """The real `pleura serve`: its children die and are started again by it; it dies itself, and
+    they die with it.
+    """
     tally = chaos.tally.kills
     orders = Orders(chaos.rng)
     with chaos.site("serve", commits=True) as site, Served(site) as served:

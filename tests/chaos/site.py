@@ -1,4 +1,6 @@
-"""A node under test with what is around it: modalities, an archive, roles that can be killed, and the account."""
+"""A node under test with what is around it: modalities, an archive, roles that can be killed, and
+the account.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Tally:
 
 
 class Chaos:
-    """What all rounds of one run share: the seed, the model, the pictures, the process that victims are forked from."""
+    """What all rounds of one run share: the seed, the model, the pictures, the process that victims
+    are forked from.
+    """
 
     def __init__(self, folder: Path, seed: int, pictures: Sequence[Path] = ()) -> None:
         self.folder, self.seed = folder, seed
@@ -155,7 +159,9 @@ class Site:
         wait(f"{images} images are acknowledged", lambda: self.acknowledged() >= goal, seconds)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """As `pleura status`. Raises whatever a ledger does that is not made yet, or whose server is away."""
+        """As `pleura status`. Raises whatever a ledger does that is not made yet, or whose server
+        is away.
+        """
         with self._opening:
             if self._ledger is None:
                 self._ledger = Ledger.existing(self.config.ledger)

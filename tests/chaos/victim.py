@@ -1,6 +1,8 @@
-"""A role that dies on order: it patches one named point, then runs the real command, which knows nothing of it.
+"""A role that dies on order: it patches one named point, then runs the real command, which knows
+nothing of it.
 
-`python -m tests.chaos.victim serve|receive|analyse|deliver -c F` with PLEURA_CHAOS naming the plan's folder. There lie
+`python -m tests.chaos.victim serve|receive|analyse|deliver -c F` with PLEURA_CHAOS naming the
+plan's folder. There lie
 
     orders/ROLE    the next life of that role takes it: "NUMBER PASS", a line of points.POINTS and the pass to die on
     deaths         a line for each death at a point, process id and name, written by the victim itself
@@ -200,7 +202,9 @@ def _patch(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 def _kind_of_path(
     arguments: tuple[Any, ...], keywords: dict[str, Any], folders: dict[str, str]
 ) -> str:
-    """ "spool file", "outbox folder", "spool new file", ... of the path or descriptor that a call of os names."""
+    """ "spool file", "outbox folder", "spool new file", ... of the path or descriptor that a call
+    of os names.
+    """
     first = arguments[0]
     path = _readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fsdecode(first)
     name = next(
@@ -265,7 +269,9 @@ def _make_children_victims() -> None:
 def forked(
     role: str, config: Path, plan_folder: Path, log: Path, order: tuple[int, int] | None
 ) -> None:
-    """One role as a forked process: a start costs a tenth of a second, for torch and pydicom are there already."""
+    """One role as a forked process: a start costs a tenth of a second, for torch and pydicom are
+    there already.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)

@@ -1,4 +1,6 @@
-"""A real Chromium without a window, driven over its own pipe (Chrome DevTools Protocol): no driver to install."""
+"""A real Chromium without a window, driven over its own pipe (Chrome DevTools Protocol): no driver
+to install.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ class Browser:
         os.close(self._hears)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol and its answer. Raises AssertionError where the browser says no, or nothing."""
+        """One command of the protocol and its answer. Raises AssertionError where the browser says
+        no, or nothing.
+        """
         number = next(self._numbers)
         answer: queue.Queue[dict[str, Any]] = queue.Queue()
         self._answers[number] = answer
@@ -146,7 +150,9 @@ class Browser:
         return said["result"].get("value")
 
     def wait(self, what: str, expression: str) -> Any:
-        """Until a JavaScript expression is truthy; its value. At the deadline fail with what the page logged last."""
+        """Until a JavaScript expression is truthy; its value. At the deadline fail with what the
+        page logged last.
+        """
         try:
             return wait_until(what, lambda: self._value_or_none(expression), every_s=0.2)
         except AssertionError as error:
@@ -161,7 +167,9 @@ class Browser:
             return None
 
     def click(self, what: str, expression: str, times: int = 1) -> None:
-        """Press the left button as a hand does, on the middle of the element that a JavaScript expression finds."""
+        """Press the left button as a hand does, on the middle of the element that a JavaScript
+        expression finds.
+        """
         x, y = self.wait(
             what,
             f"(() => {{ const found = {expression}; if (!found) return null; "

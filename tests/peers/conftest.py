@@ -23,7 +23,9 @@ def orthanc(
 
 @pytest.fixture(scope="session")
 def xrays(data: Path) -> list[Path]:
-    """Adults' X-rays of siim/, JPEG Baseline and JPEG-LS alternating in the order of folds.csv, positives first."""
+    """Adults' X-rays of siim/, JPEG Baseline and JPEG-LS alternating in the order of folds.csv,
+    positives first.
+    """
     by_syntax: dict[str, list[Path]] = {JPEGBaseline8Bit: [], JPEGLSLossless: []}
     with (data / "siim" / "folds.csv").open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: -int(row["pneumothorax"]))

@@ -42,7 +42,9 @@ def associations(folder: Path, port: int, number: int) -> Course:
 
 
 def images(folder: Path, port: int, number: int) -> dict[str, Course]:
-    """`number` images through a whole node with a quick model, to a folder. What each role held, and `serve`."""
+    """`number` images through a whole node with a quick model, to a folder. What each role held,
+    and `serve`.
+    """
     phantoms = chests(folder, side_px=_SIDE_PX)
     outbox = folder / "outbox"
     node = Node(

@@ -1,4 +1,6 @@
-"""Our end of an association against DCMTK, Orthanc and scripted archives: every byte arrives, and an end is an end."""
+"""Our end of an association against DCMTK, Orthanc and scripted archives: every byte arrives, and
+an end is an end.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def link_to(
     return Link.open("PLEURA", Remote(ae_title, "127.0.0.1", port), contexts, limits)
 
 
-# -- whole objects ---------------------------------------------------------------------------------------------------
+# -- whole objects
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("maximum_bytes", [4096, 16384, 131072])
@@ -130,7 +133,8 @@ def test_the_peers_maximum_pdu_length_is_kept(
     assert max(lengths) <= (maximum_bytes or 1 << 30)
 
 
-# -- scripted archives -----------------------------------------------------------------------------------------------
+# -- scripted archives
+# -----------------------------------------------------------------------------------------------
 
 
 class Scripted:
@@ -474,7 +478,8 @@ def test_a_rejection_says_what_to_do(reason: tuple[int, int, int], advice: str) 
         link_to(archive.port)
 
 
-# -- files -----------------------------------------------------------------------------------------------------------
+# -- files
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Storage commitment: "done" means that the archive has committed, and what it has lost is sent again."""
+"""Storage commitment: "done" means that the archive has committed, and what it has lost is sent
+again.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
         with node:
             assert storescu(peer("storescu"), node, xrays[:1], "-xy").returncode == 0
             wait_until("it is committed", lambda: node.status()["deliveries"]["committed"] == 1)
-        # Between the archive's success and the question the object is lost: without the deliver role nobody asks.
+        # Between the archive's success and the question the object is lost: without the deliver
+        # role nobody asks.
         (held,) = archive.instances().values()
         archive.delete(held["orthanc"])
         engine = sa.create_engine(node.settings["ledger"])
@@ -130,7 +133,9 @@ class Bench:
 
 
 class Archive:
-    """A Storage Commitment SCP that reports as it is told: `report(transaction_uid, uids)` for each question."""
+    """A Storage Commitment SCP that reports as it is told: `report(transaction_uid, uids)` for each
+    question.
+    """
 
     def __init__(self, port: int, status: int = 0x0000) -> None:
         self.questions: list[tuple[str, list[str]]] = []

@@ -1,4 +1,6 @@
-"""The deliver role against DCMTK's storescp and hostile archives: everything owed arrives, or is refused visibly."""
+"""The deliver role against DCMTK's storescp and hostile archives: everything owed arrives, or is
+refused visibly.
+"""
 
 from __future__ import annotations
 
@@ -205,7 +207,9 @@ def storescp(peer: Program, tmp_path: Path) -> Iterator[Callable[..., StoreSCP]]
 
 
 class Archive:
-    """An SCP of pynetdicom that answers as told: `answer(dataset's UID)` -> status, or None to abort."""
+    """An SCP of pynetdicom that answers as told: `answer(dataset's UID)` -> status, or None to
+    abort.
+    """
 
     def __init__(self, port: int, answer: Callable[[str], int | None]) -> None:
         self.stored: list[str] = []

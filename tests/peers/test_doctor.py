@@ -104,7 +104,9 @@ def said_of(subject: str, folder: Path, port: int, **places: Any) -> str:
 
 @contextmanager
 def speaking(answer: bytes) -> Iterator[int]:
-    """A port at which every connection gets these bytes once it has said something; then it is closed."""
+    """A port at which every connection gets these bytes once it has said something; then it is
+    closed.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -185,7 +187,9 @@ def test_the_nodes_port_held_by_another_dicom_node_is_recognised(
 def test_an_archive_without_verification_is_well(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    """It is asked what a delivery asks: the kinds of result, in their own transfer syntax or uncompressed."""
+    """It is asked what a delivery asks: the kinds of result, in their own transfer syntax or
+    uncompressed.
+    """
     port = free_port()
     entity = AE("PACS")
     entity.add_supported_context(SC, [KINDS["SC"][1]])

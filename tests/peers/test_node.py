@@ -94,7 +94,8 @@ def test_xrays_in_results_out_once(
             objects.append(path)
         assert dicom_errors(peer("dciodvfy"), objects) == []
 
-        # The same images again: nothing new. The results themselves: accepted, recorded, and nothing leaves.
+        # The same images again: nothing new. The results themselves: accepted, recorded, and
+        # nothing leaves.
         sent(peer, node, files)
         sent(peer, node, objects)
         counts = node.wait_done(12 + len(objects))
@@ -209,7 +210,9 @@ HOSTILE = "ZZTOPSECRET^JOHN\nForged log line"
 def test_no_patients_string_reaches_a_log(
     peer: Callable[[str], str], xrays: list[Path], tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    """A good image, one with a broken header, a truncated one, and bytes that are no DICOM: each text is a secret."""
+    """A good image, one with a broken header, a truncated one, and bytes that are no DICOM: each
+    text is a secret.
+    """
     files = []
     for number, cut in enumerate((None, None, 40_000)):
         dataset = dcmread(xrays[0])

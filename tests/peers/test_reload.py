@@ -1,4 +1,6 @@
-"""SIGHUP to a node that runs: a changed model package takes over, a broken one does not, and nobody waits."""
+"""SIGHUP to a node that runs: a changed model package takes over, a broken one does not, and nobody
+waits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One node on two hosts over one PostgreSQL and one spool: a whole host dies under load, the other finishes all."""
+"""One node on two hosts over one PostgreSQL and one spool: a whole host dies under load, the other
+finishes all.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Every object, from every kind of source that is analysed, before the validators of others: dicom3tools and DCMTK.
+"""Every object, from every kind of source that is analysed, before the validators of others:
+dicom3tools and DCMTK.
 
-The networks' answers are made up, so that each source gives a positive, a negative and a refusal; all else is real.
+The networks' answers are made up, so that each source gives a positive, a negative and a refusal;
+all else is real.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ SOURCES = [
     f"{SIIM}.1000.1517875165.878027.dcm",  # re-wrapped in JPEG-LS: no ages, empty dates
     "node/CR-MONO1-10-chest.dcm",  # no file meta information
     "node/Issue44_Monochrome1-Jpeg.dcm",  # MONOCHROME1 in 8 bits, no view, no body part
-    "node/RG1_J2KI.dcm",  # MONOCHROME1 in 15 bits, lossy with a ratio but no method, PixelSpacing 0\0
+    # MONOCHROME1 in 15 bits, lossy with a ratio but no method, PixelSpacing 0\0.
+    "node/RG1_J2KI.dcm",
     "node/RG1_JLSN.dcm",
     "node/nih_wrapped_DX.dcm",  # DX in an SC class, six type 2 attributes missing
     "node/siim_relabelled_MONOCHROME1.dcm",
@@ -179,7 +182,8 @@ class Validators:
         said = [line for line in (checked.stdout + checked.stderr).splitlines() if line]
         dataset = dcmread(file)
         if kind == "PR" and dataset["PatientName"].is_empty:
-            # What the source lacks is not invented: PatientName is type 2 (PS3.3 C.7.1.1), but dcmpschk wants a value.
+            # What the source lacks is not invented: PatientName is type 2 (PS3.3 C.7.1.1), but
+            # dcmpschk wants a value.
             assert said[1:-1] == ["W: patientName absent or empty in presentation state"]
         elif (
             dataset.get("SpecificCharacterSet") == "ISO_IR 192"
@@ -227,7 +231,9 @@ def check_all(validators: Validators, data: bytes) -> None:
 
 
 def check_pixels(outcome: Outcome) -> None:
-    """pydicom and highdicom read the SEG back as the mask, pixel for pixel, a frame for each region."""
+    """pydicom and highdicom read the SEG back as the mask, pixel for pixel, a frame for each
+    region.
+    """
     (seg,) = [result for result in outcome.results if result.kind == "SEG"]
     assert outcome.finding is not None
     mask = outcome.finding.mask

@@ -39,7 +39,9 @@ from training import phantom
 pytestmark = pytest.mark.xdist_group("viewers")
 KINDS = ("SEG", "SC", "SR", "PR")
 BLUR_PX = 3.0  # of the page
-ALIKE = 0.95  # correlation of what the page shows with what it should show, where the viewer's own words lie over it
+# Correlation of what the page shows with what it should show, where the viewer's own words lie over
+# it.
+ALIKE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,9 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 def synthetic(folder: Path) -> tuple[bytes, NDArray[np.bool_]]:
-    """12 bits, MONOCHROME1, only ImagerPixelSpacing, no Frame of Reference; its pneumothorax without the crumbs."""
+    """12 bits, MONOCHROME1, only ImagerPixelSpacing, no Frame of Reference; its pneumothorax
+    without the crumbs.
+    """
     drawn = phantom.draw(7, pneumothorax=True)
     regions, _ = ndimage.label(drawn.mask)
     path = phantom.write(drawn, folder / "phantom.dcm", "MONOCHROME1")
@@ -120,7 +124,9 @@ def study(request: pytest.FixtureRequest, archive: Archive, tmp_path: Path) -> S
 
 
 def as_expected(picture: NDArray[np.floating | np.integer], shown: Shown) -> str | None:
-    """Does the page show this (rows, columns[, 3]) picture? Both blurred: each scales fine detail its own way."""
+    """Does the page show this (rows, columns[, 3]) picture? Both blurred: each scales fine detail
+    its own way.
+    """
     rows, columns = (
         grid.ravel() for grid in np.mgrid[0 : picture.shape[0] : 7, 0 : picture.shape[1] : 7]
     )
@@ -139,7 +145,9 @@ def as_expected(picture: NDArray[np.floating | np.integer], shown: Shown) -> str
 
 
 def shares(mask: NDArray[np.bool_], shown: Shown, away_px: float) -> tuple[float, float]:
-    """The coloured parts of the inside and of the outside of a mask, both `away_px` of the page from its edge."""
+    """The coloured parts of the inside and of the outside of a mask, both `away_px` of the page
+    from its edge.
+    """
     far_px = away_px / min(shown.scale_x, shown.scale_y)
     inside = ndimage.distance_transform_edt(mask) > far_px
     outside = ndimage.distance_transform_edt(~mask) > far_px
@@ -161,7 +169,9 @@ def filled(mask: NDArray[np.bool_], shown: Shown) -> str | None:
 
 
 def outlined(mask: NDArray[np.bool_], shown: Shown) -> str | None:
-    """Does a coloured line, perhaps a dashed one, run along the region's edge, and is the region itself free?"""
+    """Does a coloured line, perhaps a dashed one, run along the region's edge, and is the region
+    itself free?
+    """
     inside, outside = shares(mask, shown, 8)
     if inside > 0.05 or outside > 0.05:
         return f"coloured: {inside:.3f} inside, {outside:.3f} outside"
@@ -218,7 +228,8 @@ def test_ohif_shows_segmentation_contour_and_overlay(
     browser.click("the SR's entry", thumbnail("SR"), times=2)
 
     def outlined_once_touched(shown: Shown) -> str | None:
-        # OHIF may load the contour after it has drawn the image, and then shows it at the next drawing only.
+        # OHIF may load the contour after it has drawn the image, and then shows it at the next
+        # drawing only.
         said = outlined(mask, shown)
         if said is not None:
             browser.drag(shown.box[0] + 20, (shown.box[1] + shown.box[3]) / 2)

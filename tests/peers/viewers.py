@@ -72,7 +72,8 @@ def ohif_folder() -> Path:
     )
 
 
-# JavaScript: which image the viewport shows, and where in the page its first pixel and its hundredth (100, 100) lie.
+# JavaScript: which image the viewport shows, and where in the page its first pixel and its
+# hundredth (100, 100) lie.
 IN_OHIF = """(() => {
     const viewport = window.services?.cornerstoneViewportService?.getCornerstoneViewport(
         services.viewportGridService.getActiveViewportId());
@@ -94,7 +95,8 @@ IN_WEB_VIEWER = """(() => {
             scale_x: (hundredth.x - first.x) / 100, scale_y: (hundredth.y - first.y) / 100,
             box: [box.left, box.top, box.right, box.bottom]};
 })()"""
-COLOURED = 60  # largest minus smallest of red, green and blue; the viewers' own words over the picture have less
+# Largest minus smallest of red, green and blue; the viewers' own words over the picture have less.
+COLOURED = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +138,9 @@ def look(
     complaint: Callable[[Shown], str | None],
     viewer: str = IN_OHIF,
 ) -> Shown:
-    """Until the viewer shows the image whose name holds `where`, and `complaint` has none. The last look is kept."""
+    """Until the viewer shows the image whose name holds `where`, and `complaint` has none. The last
+    look is kept.
+    """
     said: list[str | None] = [None]
 
     def right() -> Shown | None:
@@ -184,7 +188,9 @@ class Archive(Orthanc):
 
 
 class Ohif(ThreadingHTTPServer):
-    """OHIF and the archive's DICOMweb behind one address, as the viewer's browser security wants it."""
+    """OHIF and the archive's DICOMweb behind one address, as the viewer's browser security wants
+    it.
+    """
 
     daemon_threads = True
 

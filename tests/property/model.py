@@ -1,7 +1,9 @@
-"""The ledger's promises as plain Python: what every method ought to do, one statement at a time, without a database.
+"""The ledger's promises as plain Python: what every method ought to do, one statement at a time,
+without a database.
 
-The state machine does everything twice, here and in a ledger, and compares all rows after each step. Nothing is
-claimed, ordered or counted by SQL here; what both agree on is what the words of the ledger's docstrings say.
+The state machine does everything twice, here and in a ledger, and compares all rows after each
+step. Nothing is claimed, ordered or counted by SQL here; what both agree on is what the words of
+the ledger's docstrings say.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ class Model:
         delivery = self.deliveries[job.id]
         return delivery if delivery.state == "owed" and delivery.attempt == job.attempt else None
 
-    # -- receive, analyse ---------------------------------------------------------------------------------------
+    # -- receive, analyse
+    # ---------------------------------------------------------------------------------------
 
     def receive(self, arrival: Arrival) -> None:
         self.images[len(self.images) + 1] = Image(arrival)
@@ -187,7 +190,8 @@ class Model:
                     )
         return completion.state
 
-    # -- deliver ------------------------------------------------------------------------------------------------
+    # -- deliver
+    # ------------------------------------------------------------------------------------------------
 
     def claim_deliveries(
         self, destination: str, owner: str, limit: int
@@ -263,7 +267,8 @@ class Model:
             one.state, one.owner = "refused", None
         return len(gone)
 
-    # -- storage commitment -------------------------------------------------------------------------------------
+    # -- storage commitment
+    # -------------------------------------------------------------------------------------
 
     def awaiting(self, destination: str) -> list[int]:
         """What one destination has to be asked for now."""
@@ -324,7 +329,8 @@ class Model:
         )
         return [one for one in found if one.result_uid in uids]
 
-    # -- retention, people --------------------------------------------------------------------------------------
+    # -- retention, people
+    # --------------------------------------------------------------------------------------
 
     def releasable(
         self, kept_s: float, kept_failed_s: float, committing: Sequence[str]

@@ -1,4 +1,6 @@
-"""What holds for the contours of any mask: they are near its edge, never meet, and give the mask back."""
+"""What holds for the contours of any mask: they are near its edge, never meet, and give the mask
+back.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def masks(draw: st.DrawFn) -> NDArray[np.bool_]:
 
 
 def filled(lines: list[Line], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixel centres inside, even-odd: a ray from each to the right crosses the lines an odd number of times."""
+    """The pixel centres inside, even-odd: a ray from each to the right crosses the lines an odd
+    number of times.
+    """
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     inside = np.zeros(shape, dtype=bool)
     for line in lines:
@@ -50,7 +54,9 @@ def filled(lines: list[Line], shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def sides(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(n, 2, 2): the two ends of each side that True and False pixels share, the matrix's border too."""
+    """(n, 2, 2): the two ends of each side that True and False pixels share, the matrix's border
+    too.
+    """
     padded = np.pad(mask, 1)
     below = np.argwhere(padded[:-1] != padded[1:]) - 1.0
     right = np.argwhere(padded[:, :-1] != padded[:, 1:]) - 1.0

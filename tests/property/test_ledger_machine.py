@@ -1,4 +1,6 @@
-"""Random lives of images, late owners and moved clocks included: the ledger does what the model says, row by row."""
+"""Random lives of images, late owners and moved clocks included: the ledger does what the model
+says, row by row.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,8 @@ class Lives(RuleBasedStateMachine):
         self.analyse("anna", 3, ["analysed a", "analysed b", "analysed a"])
         self.deliver(to, "anna", 2, ["stored, to be committed", end])
 
-    # -- what happens ---------------------------------------------------------------------------------------------
+    # -- what happens
+    # ---------------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([1.0, 31.0, 61.0, 900.0, 4000.0, -2.0, -100.0, -100_000.0]))
     def time_passes_or_the_clock_is_set_back(self, seconds: float) -> None:
@@ -189,7 +192,8 @@ class Lives(RuleBasedStateMachine):
             self.model.abandon(job)
         elif end != "none":
             state, digest = end.split()
-            # Results' UIDs are derived: the same content that ends alike has the same results (design, "Identity").
+            # Results' UIDs are derived: the same content that ends alike has the same results
+            # (design, "Identity").
             made = tuple(
                 StoredResult(
                     kind,
@@ -333,7 +337,8 @@ class Lives(RuleBasedStateMachine):
         self.model.expire(owner)
         assert owner not in self.ledger.inspect.lease_owners()
 
-    # -- what always holds ----------------------------------------------------------------------------------------
+    # -- what always holds
+    # ----------------------------------------------------------------------------------------
 
     @invariant()
     def every_row_is_as_the_model_says(self) -> None:

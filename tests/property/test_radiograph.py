@@ -1,4 +1,6 @@
-"""Whatever the bytes: a well-formed Radiograph, or Unsuitable with a code of the table. One picture: one finding."""
+"""Whatever the bytes: a well-formed Radiograph, or Unsuitable with a code of the table. One
+picture: one finding.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def well_formed(made: Radiograph) -> None:
     assert spacing is None or (0 < spacing.row_mm < 1500 and 0 < spacing.column_mm < 1500)
 
 
-# Those that Python or a strict C library decodes. CharLS may search half a minute in a broken JPEG-LS stream.
+# Those that Python or a strict C library decodes. CharLS may search half a minute in a broken
+# JPEG-LS stream.
 FUZZED = (
     "Explicit",
     "Implicit",
@@ -158,7 +161,8 @@ def test_any_header_gives_a_picture_or_its_reason(changes: dict[str, Any], kind:
 
 # ---- polarity and bit depth never change the finding
 
-# Measured 2026-11-21: 0.00008 at most. Rounding to 8 bits moves a grey by half a level of 255; networks see means.
+# Measured 2026-11-21: 0.00008 at most. Rounding to 8 bits moves a grey by half a level of 255;
+# networks see means.
 SAME_PROBABILITY = 0.001
 DEEP = Kind(16, 16)
 
@@ -175,7 +179,9 @@ def pipeline() -> Pipeline:
 def stored_as(
     picture: np.ndarray[Any, Any], kind: Kind, photometric: str, windowed: bool, offset: int
 ) -> bytes:
-    """The picture, 0 black to 1 white, in another storage form; `offset` is taken back by RescaleIntercept."""
+    """The picture, 0 black to 1 white, in another storage form; `offset` is taken back by
+    RescaleIntercept.
+    """
     low, high = kind.span
     shown = 1 - picture if photometric == "MONOCHROME1" else picture
     values = np.round(low + shown * (high - low)).astype(

@@ -1,6 +1,7 @@
 # ruff: noqa: T201
-"""`python -m tests.soak`: the long form of the tests of memory and hostile network, a table each; exit status 1 on any
-violation."""
+"""`python -m tests.soak`: the long form of the tests of memory and hostile network, a table each;
+exit status 1 on any violation.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ Change = Callable[[Any], object]
 
 
 def broken(good: Result, change: Change) -> Result:
-    """The good object, read, changed and written again, with everything that can be consistent kept so."""
+    """The good object, read, changed and written again, with everything that can be consistent kept
+    so.
+    """
     dataset = dcmread(io.BytesIO(good.data))
     change(dataset)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID

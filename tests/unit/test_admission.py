@@ -157,7 +157,8 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
             {"BodyPartExamined": None, "ViewPosition": None, "StudyDescription": "LEFT KNEE"},
             "body_part",
         ),
-        # A study holds several images: nearer descriptions and a view outweigh what is said of all of it.
+        # A study holds several images: nearer descriptions and a view outweigh what is said of all
+        # of it.
         ({"BodyPartExamined": None, "StudyDescription": "HIP FRACTURE PREOP"}, None),
         (
             {"BodyPartExamined": None, "PerformedProcedureStepDescription": "HIP FRACTURE PREOP"},

@@ -1,4 +1,6 @@
-"""How many threads: what the machine has, what the process may use, what its control group leaves of it."""
+"""How many threads: what the machine has, what the process may use, what its control group leaves
+of it.
+"""
 
 from __future__ import annotations
 

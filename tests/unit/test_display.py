@@ -1,4 +1,6 @@
-"""The windows of PS3.3 C.11.2 against its text, written out a second time; tables against arithmetic."""
+"""The windows of PS3.3 C.11.2 against its text, written out a second time; tables against
+arithmetic.
+"""
 
 from __future__ import annotations
 

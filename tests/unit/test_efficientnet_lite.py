@@ -38,7 +38,9 @@ Tensors = dict[str, Array]
 
 
 def convolved(x: Array, kernel: Array, stride: int, alone: bool = False) -> Array:
-    """(in, h, w) -> (out, ceil(h / stride), ceil(w / stride)), padded as TensorFlow's "SAME" is defined."""
+    """(in, h, w) -> (out, ceil(h / stride), ceil(w / stride)), padded as TensorFlow's "SAME" is
+    defined.
+    """
     size, side = kernel.shape[-1], x.shape[-1]
     out = -(-side // stride)
     total = max((out - 1) * stride + size - side, 0)

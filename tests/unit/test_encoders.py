@@ -1,4 +1,6 @@
-"""The encoders: maps of exact size, the published number of parameters under the published names, no idle weights."""
+"""The encoders: maps of exact size, the published number of parameters under the published names,
+no idle weights.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Files like those of public bug reports: each gives the picture of the unchanged file, or a reason.
+"""Files like those of public bug reports: each gives the picture of the unchanged file, or a
+reason.
 
 The files are in the `reports` folder of the real X-rays; its README says what is right for each.
 Their siblings are made here.

@@ -1,4 +1,6 @@
-"""Three steps that overlap: the order of things, how much is begun ahead, and what happens when a step breaks."""
+"""Three steps that overlap: the order of things, how much is begun ahead, and what happens when a
+step breaks.
+"""
 
 from __future__ import annotations
 

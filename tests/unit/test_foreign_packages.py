@@ -1,4 +1,6 @@
-"""Our packages have plain names: where another distribution has one of them, every command says so and ends."""
+"""Our packages have plain names: where another distribution has one of them, every command says so
+and ends.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The gate by mutation: one thing broken at a time, each in bytes that parse, and each must be refused."""
+"""The gate by mutation: one thing broken at a time, each in bytes that parse, and each must be
+refused.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ GOOD = {result.kind: result for result in build(CASE, ["SEG", "SC"])}
 
 
 def broken(kind: str, change: Callable[[Any], object]) -> Result:
-    """The good object, read, changed and written again, with everything that can be consistent kept so."""
+    """The good object, read, changed and written again, with everything that can be consistent kept
+    so.
+    """
     dataset = dcmread(io.BytesIO(GOOD[kind].data))
     change(dataset)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID

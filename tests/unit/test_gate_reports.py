@@ -1,4 +1,6 @@
-"""The gate by mutation, SR and presentation state: one thing broken at a time, and each must be refused."""
+"""The gate by mutation, SR and presentation state: one thing broken at a time, and each must be
+refused.
+"""
 
 from __future__ import annotations
 

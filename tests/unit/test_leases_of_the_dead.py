@@ -1,4 +1,6 @@
-"""What a process that died held is free at once for its successor on the same host; the living keep what they hold."""
+"""What a process that died held is free at once for its successor on the same host; the living keep
+what they hold.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the roles ask all day is answered from the partial indexes: its cost does not grow with the years of rows."""
+"""What the roles ask all day is answered from the partial indexes: its cost does not grow with the
+years of rows.
+"""
 
 from __future__ import annotations
 

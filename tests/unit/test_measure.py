@@ -29,7 +29,8 @@ def test_area_centroid_and_regions() -> None:
         False,
         2,
     )
-    # Columns 20..39 (200 px, mean 29.5) and 160..169 (100 px, mean 164.5); pixel centres at whole numbers.
+    # Columns 20..39 (200 px, mean 29.5) and 160..169 (100 px, mean 164.5); pixel centres at whole
+    # numbers.
     assert found.centroid_px == pytest.approx((74.5, 14.5))
 
 

@@ -1,4 +1,6 @@
-"""A CheXNet checkpoint, made here in the form that the public ones have, becomes a package that says what it says."""
+"""A CheXNet checkpoint, made here in the form that the public ones have, becomes a package that
+says what it says.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def network() -> nn.Module:
 
 
 def as_published(network: nn.Module) -> dict[str, Tensor]:
-    """The names of the public checkpoint: DataParallel, a wrapper, dots in names, Linear in a Sequential."""
+    """The names of the public checkpoint: DataParallel, a wrapper, dots in names, Linear in a
+    Sequential.
+    """
     state = {}
     for name, value in network.state_dict().items():
         if name.endswith("num_batches_tracked"):

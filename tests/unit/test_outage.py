@@ -1,4 +1,6 @@
-"""Three days without the archive, in simulated time: what is owed waits, and drains by itself, the urgent first."""
+"""Three days without the archive, in simulated time: what is owed waits, and drains by itself, the
+urgent first.
+"""
 
 from __future__ import annotations
 

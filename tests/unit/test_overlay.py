@@ -105,7 +105,8 @@ def test_the_contour_lies_on_the_masks_edge(size: tuple[int, int]) -> None:
         edge[:, 0].max(),
         edge[:, 1].max(),
     )
-    # The mask is a box with a hole of one pixel: the coloured pixels span the box to within a line's width.
+    # The mask is a box with a hole of one pixel: the coloured pixels span the box to within a
+    # line's width.
     low, high = ((np.array([[top, left], [bottom, right]]) + 0.5) * scale - 0.5).tolist()
     assert np.abs(coloured.min(axis=0) - low).max() <= 3 + 0.25 * scale
     assert np.abs(coloured.max(axis=0) - high).max() <= 3 + 0.25 * scale

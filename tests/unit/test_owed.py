@@ -1,4 +1,6 @@
-"""What is owed under a clock that jumps, a destination that is renamed, an archive that lost a night; and what status tells."""
+"""What is owed under a clock that jumps, a destination that is renamed, an archive that lost a
+night; and what status tells.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def replace_tensors(
     folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]
 ) -> None:
-    """Rewrite a tensor file, its checksum made right again: what is wrong then is only what it holds."""
+    """Rewrite a tensor file, its checksum made right again: what is wrong then is only what it
+    holds.
+    """
     tensors = load_file(folder / name)
     change(tensors)
     save_file(tensors, folder / name)

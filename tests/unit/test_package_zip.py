@@ -1,4 +1,6 @@
-"""A package in a zip is the package in a folder, and a hostile zip is refused without a byte of it on disk."""
+"""A package in a zip is the package in a folder, and a hostile zip is refused without a byte of it
+on disk.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""From readings to outcomes: the plausibility gate, positives without a region, and answers that are none."""
+"""From readings to outcomes: the plausibility gate, positives without a region, and answers that
+are none.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def test_where_nothing_is_plausible_nothing_is_classified(gated: Scripted, tmp_p
 def test_a_chest_shown_upside_down_is_analysed_turned_and_says_so(
     gated: Scripted, tmp_path: Path
 ) -> None:
-    """Its region lies where the source has it; of sides nothing is said, for the header is not to be believed."""
+    """Its region lies where the source has it; of sides nothing is said, for the header is not to
+    be believed.
+    """
     gated.in_other_poses[OTHERS.index(Pose(2))] = 0.97
 
     def segment(images: Images) -> list[NDArray[np.float32]]:

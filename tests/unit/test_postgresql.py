@@ -1,4 +1,6 @@
-"""What only PostgreSQL can show: many hosts at once, a server that dies, and one that was set up carelessly."""
+"""What only PostgreSQL can show: many hosts at once, a server that dies, and one that was set up
+carelessly.
+"""
 
 from __future__ import annotations
 
@@ -201,7 +203,9 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
 
 
 class Wire:
-    """A way to the server that can be cut: the client learns of it, and the server has nobody to answer."""
+    """A way to the server that can be cut: the client learns of it, and the server has nobody to
+    answer.
+    """
 
     def __init__(self, port: int) -> None:
         self._port, self._ends = port, list[socket.socket]()
@@ -239,7 +243,9 @@ class Wire:
 def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
     server: Postgres, tmp_path: Path
 ) -> None:
-    """A commit that waits for a standby cannot be seen, and takes place when its client has long gone."""
+    """A commit that waits for a standby cannot be seen, and takes place when its client has long
+    gone.
+    """
     url = server.create_database("ledger")
     admin = sa.create_engine(url, isolation_level="AUTOCOMMIT").connect()
     wire = Wire(server.port)

@@ -85,7 +85,8 @@ def test_what_a_mask_promises(
     assert all((regions == number).sum() >= area for number in range(1, count + 1))
     if mask.any():
         assert (probability[mask] >= top).sum() >= max(1, sure)
-        # Nothing that could stay was left out: the rest of what reaches `bottom` is in regions that are too small.
+        # Nothing that could stay was left out: the rest of what reaches `bottom` is in regions that
+        # are too small.
         whole, number = label_regions(probability >= bottom)
         assert all(
             (whole == i).sum() < area for i in range(1, number + 1) if not mask[whole == i].any()

@@ -1,4 +1,6 @@
-"""`pleura predict` over real files: the node's own way from bytes to an outcome, and the outcome each file deserves."""
+"""`pleura predict` over real files: the node's own way from bytes to an outcome, and the outcome
+each file deserves.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,16 @@ from daemon.cli import main
 from inference import radiograph
 from training import phantom
 
-# What a careful radiographer would say of each file of node/: the reason why it is not analysed, or None.
+# What a careful radiographer would say of each file of node/: the reason why it is not analysed, or
+# None.
 STATES: dict[str, str | None] = {
     "CR-MONO1-10-chest.dcm": None,  # chest PA, no file meta information
     "CR-ModalitySequenceLUT.dcm": "body_part",  # teeth, as the study's description says
     "Issue44_Monochrome1-Jpeg.dcm": None,  # a chest that names neither body part nor view
     "Milvue_AI_SC_RLEPlanarConfiguration.dcm": "modality",  # another vendor's result
     **dict.fromkeys(("RG1_J2KI.dcm", "RG1_JLSN.dcm"), None),  # chest PA, twice compressed
-    **{f"RG2_{kind}.dcm": "body_part" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")},  # a hip
+    # A hip.
+    **{f"RG2_{kind}.dcm": "body_part" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")},
     **{f"RG3_{kind}.dcm": "body_part" for kind in ("JLSL", "JPLL")},  # a tibia
     "nih_wrapped_DX.dcm": None,  # a chest in a Secondary Capture that says nothing of it
     "siim_relabelled_MONOCHROME1.dcm": None,  # a chest, shown with white lungs as its header wants

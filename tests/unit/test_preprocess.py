@@ -21,7 +21,8 @@ def test_a_picture_comes_back_where_it_was(rows: int, columns: int, side: int) -
     assert fitted.pixels.shape == (side, side)
     back = unfit(fitted.pixels, fitted.geometry)
     assert back.shape == (rows, columns)
-    # A ramp survives but for the letterbox's whole pixels, and a pixel's width at the flat ends of interpolation.
+    # A ramp survives but for the letterbox's whole pixels, and a pixel's width at the flat ends of
+    # interpolation.
     shorter = min(fitted.geometry.height, fitted.geometry.width)
     assert np.abs(back - picture).max() <= 1.01 / shorter + 0.6 / min(rows, columns)
 
@@ -75,7 +76,8 @@ DIRECTIONS = [[a, b] for pair in (("LR", "HF"), ("HF", "LR")) for a in pair[0] f
 
 @pytest.mark.parametrize("orientation", DIRECTIONS, ids="".join)
 def test_an_image_is_stood_up_and_brought_back(orientation: list[str]) -> None:
-    # What lies where in the patient: (to the left, to the feet), each 0 to 1, in every pixel of the stored image.
+    # What lies where in the patient: (to the left, to the feet), each 0 to 1, in every pixel of the
+    # stored image.
     row, column = np.mgrid[0:5, 0:8]
     along_row = column if orientation[0] in "LF" else 7 - column
     along_column = row if orientation[1] in "LF" else 4 - row

@@ -171,7 +171,8 @@ def test_two_processes_adopt_a_file_once(node: Node) -> None:
     assert node.ledger.adopt([arrival]) == []
 
 
-# -- commands that look never write -----------------------------------------------------------------
+# -- commands that look never write
+# -----------------------------------------------------------------
 
 
 def test_looking_takes_no_lock_and_changes_no_byte(node: Node) -> None:

@@ -24,12 +24,15 @@ from tools.cases import AT, MODEL, blob, header, negative, positive, real, refus
 
 KINDS = ("SEG", "SC", "SR", "PR")
 REAL = [
-    "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.13666.1517875247.117800.dcm",  # JPEG Baseline, SC class
-    "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.1000.1517875165.878027.dcm",  # JPEG-LS, no ages, empty dates
+    # JPEG Baseline, SC class.
+    "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.13666.1517875247.117800.dcm",
+    # JPEG-LS, no ages, empty dates.
+    "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.1000.1517875165.878027.dcm",
     "node/RG1_J2KI.dcm",  # 15-bit MONOCHROME1, lossy with a ratio but no method, PixelSpacing 0\0
     "node/RG1_JLSN.dcm",
     "node/Issue44_Monochrome1-Jpeg.dcm",  # no body part, no Frame of Reference
-    "node/nih_wrapped_DX.dcm",  # DX in an SC class, six type 2 attributes missing, age without a unit
+    # DX in an SC class, six type 2 attributes missing, age without a unit.
+    "node/nih_wrapped_DX.dcm",
 ]
 
 

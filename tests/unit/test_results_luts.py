@@ -1,4 +1,6 @@
-"""The image's own LUTs in the presentation state: whoever opens it sees the grey that the model saw."""
+"""The image's own LUTs in the presentation state: whoever opens it sees the grey that the model
+saw.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The SR and the presentation state, read as somebody else's software reads them; and what all kinds share."""
+"""The SR and the presentation state, read as somebody else's software reads them; and what all
+kinds share.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A ledger that version 1 wrote goes on under this one: nothing lost, everything movable, tables as if made anew."""
+"""A ledger that version 1 wrote goes on under this one: nothing lost, everything movable, tables as
+if made anew.
+"""
 
 from __future__ import annotations
 
@@ -247,7 +249,8 @@ def test_bytes_are_given_up_and_counted_on(ledger: Ledger) -> None:
         "made-2",
         "made-3",
     }
-    # The analysed image is owed; the duplicate of it and the one not analysed may go, the failed one later.
+    # The analysed image is owed; the duplicate of it and the one not analysed may go, the failed
+    # one later.
     assert sorted(ledger.give_up_bytes(10.0, 10_000.0, ["pacs"], 9)) == ["image-1.4", "image-again"]
     assert ledger.inspect.contradictions() == []
 

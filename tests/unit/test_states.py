@@ -101,7 +101,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node.engine.dispose()
 
 
-# -- images -----------------------------------------------------------------------------------------
+# -- images
+# -----------------------------------------------------------------------------------------
 
 
 def _make_duplicate(node: Node) -> None:
@@ -206,7 +207,8 @@ def test_each_event_leads_an_image_where_the_table_says(
     assert node.image_state() == IMAGE_TRANSITIONS.get((state, event), state)
 
 
-# -- deliveries -------------------------------------------------------------------------------------
+# -- deliveries
+# -------------------------------------------------------------------------------------
 
 
 def _store(node: Node) -> None:
@@ -266,7 +268,8 @@ def test_each_event_leads_a_delivery_where_the_table_says(
     assert node.delivery_state() == DELIVERY_TRANSITIONS.get((state, event), state)
 
 
-# -- words ------------------------------------------------------------------------------------------
+# -- words
+# ------------------------------------------------------------------------------------------
 
 
 def test_the_docs_hold_the_drawing() -> None:

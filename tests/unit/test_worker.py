@@ -1,4 +1,6 @@
-"""The analyse role over a real ledger, spool and pipeline (an untrained package): what it does when things break."""
+"""The analyse role over a real ledger, spool and pipeline (an untrained package): what it does when
+things break.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ POISON = b"PHANTOM-13"  # the patient ID of the image that breaks the analysis
 
 
 class BreakablePipeline(Pipeline):
-    """Breaks on one image in one of its steps, as a library's bug would, whatever batch the image comes in."""
+    """Breaks on one image in one of its steps, as a library's bug would, whatever batch the image
+    comes in.
+    """
 
     breaks_in = "answer"
     events: list[tuple[str, str]]  # step, patient ID
@@ -183,7 +187,9 @@ def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
 def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside a neighbour that dies and takes it along, the attempt would count against the wrong one."""
+    """Beside a neighbour that dies and takes it along, the attempt would count against the wrong
+    one.
+    """
     bench.receive(1)
     (suspect,) = bench.ledger.claim_images("a worker that died", 1)
     bench.ledger.abandon(suspect)

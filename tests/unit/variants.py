@@ -1,4 +1,6 @@
-"""One made-up picture in every kind of pixel and every transfer syntax that an encoder at hand can write."""
+"""One made-up picture in every kind of pixel and every transfer syntax that an encoder at hand can
+write.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ KINDS = (
 
 
 def shades() -> NDArray[np.float64]:
-    """(48, 64) from 0 to 1 with both reached: a dark and a light blob on a ramp, smooth enough for lossy codecs."""
+    """(48, 64) from 0 to 1 with both reached: a dark and a light blob on a ramp, smooth enough for
+    lossy codecs.
+    """
     row, column = np.mgrid[0:ROWS, 0:COLUMNS]
     ramp = 0.15 + 0.6 * (row + column) / (ROWS + COLUMNS)
     for sign, at in ((1.0, (14, 18)), (-1.0, (32, 46))):
@@ -73,7 +77,9 @@ def of_kind(kind: Kind, **changes: Any) -> FileDataset:
 
 @dataclass(frozen=True)
 class Syntax:
-    """A transfer syntax as one encoder writes it: `encode` gives the file's bytes, or None where it cannot."""
+    """A transfer syntax as one encoder writes it: `encode` gives the file's bytes, or None where it
+    cannot.
+    """
 
     name: str
     uid: str

@@ -1,7 +1,8 @@
-"""Generates the tables of docs/conformance.md and docs/air.md from the code and from objects built here.
+"""Generates the tables of docs/conformance.md and docs/air.md from the code and from objects built
+here.
 
-A page is hand-written prose with blocks between `<!-- name -->` and `<!-- end -->`. Each block holds
-the generated table of that name. After an intended change: python -m tools.conformance
+A page is hand-written prose with blocks between `<!-- name -->` and `<!-- end -->`. Each block
+holds the generated table of that name. After an intended change: python -m tools.conformance
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from tools.conformance.objects import flat
 from tools.conformance.sources import built
 
 _GROUP = ("Imaging Measurements", "Measurement Group")
-# Primitive -> kind of object -> where: concepts in an SR, keywords elsewhere. An empty one is not made.
+# Primitive -> kind of object -> where: concepts in an SR, keywords elsewhere. An empty one is not
+# made.
 PRIMITIVES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "qualitative finding": {
         "SR": ((*_GROUP, "Finding"), (*_GROUP, "Pneumothorax"), ("Qualitative Evaluations", "Pneumothorax")),

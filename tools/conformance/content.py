@@ -26,7 +26,9 @@ from tools.conformance.sources import objects
 
 
 def tree(dataset: Dataset, at: Path = ()) -> Iterator[tuple[Path, str, Any]]:
-    """(concepts from the outside in, relationship and value type, value) of each content item below the root."""
+    """(concepts from the outside in, relationship and value type, value) of each content item below
+    the root.
+    """
     for item in dataset.get(CONTENT) or []:
         names = item.get("ConceptNameCodeSequence")
         path = (*at, code_text(names[0]) if names else "(no name)")
@@ -87,7 +89,8 @@ def _in_order(by_source: Mapping[str, Values]) -> list[Path]:
 
 # ---- codes
 
-# Where a code stands (an attribute, or the concept whose value it is) and the context groups that the standard names.
+# Where a code stands (an attribute, or the concept whose value it is) and the context groups that
+# the standard names.
 _GROUPS = {
     "ConceptNameCodeSequence": (7021,),
     "PurposeOfReferenceCodeSequence": (7005, 7202),
@@ -109,7 +112,9 @@ _GROUPS = {
 
 @cache
 def coded() -> dict[str, dict[str, set[str]]]:
-    """Code -> place where it stands -> kinds, over all objects. Names of SR content items are not among them."""
+    """Code -> place where it stands -> kinds, over all objects. Names of SR content items are not
+    among them.
+    """
     found: dict[str, dict[str, set[str]]] = {}
     for kind in KINDS:
         for dataset in objects(kind).values():

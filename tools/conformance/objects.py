@@ -1,4 +1,6 @@
-"""The tables of created objects: every attribute of what is built from varied sources, and what it follows."""
+"""The tables of created objects: every attribute of what is built from varied sources, and what it
+follows.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Attribute:
 
 
 def follows(values: Mapping[str, tuple[Any, ...]], copied: Callable[[str, str], str]) -> str:
-    """Of what the values are: fixed, copied (`copied` says of what, "" for nothing), or made from what."""
+    """Of what the values are: fixed, copied (`copied` says of what, "" for nothing), or made from
+    what.
+    """
     shown = {name: text for name, each in values.items() if (text := _shown(each))}
     pairs = [
         (name, *CHANGES[name]) for name in CHANGES if name in shown and CHANGES[name][0] in shown
@@ -110,7 +114,9 @@ def _is_coded(element: DataElement) -> bool:
 
 
 def flat(dataset: Dataset, at: Path = ()) -> Iterator[tuple[Path, str, Any]]:
-    """(path, VR, value) of each element at any depth; a code is one value; an SR's content is left out."""
+    """(path, VR, value) of each element at any depth; a code is one value; an SR's content is left
+    out.
+    """
     for element in dataset:
         if element.tag.is_private:
             raise AssertionError(f"{element.tag} is private")
@@ -159,7 +165,9 @@ def attributes(kind: str) -> tuple[Attribute, ...]:
 
 
 def copy_of(source: str, value: str, keyword: str) -> str:
-    """COPY where the source's attribute of that name has the value; else of which attribute it is one."""
+    """COPY where the source's attribute of that name has the value; else of which attribute it is
+    one.
+    """
     header = sources()[source].header
     if keyword in header and _text(header[keyword]) == value:
         return "COPY"
@@ -179,7 +187,9 @@ def _common() -> tuple[Attribute, ...]:
 
 
 def _attribute_table(found: Iterable[Attribute]) -> list[str]:
-    """A row for each attribute, and one for all that are alike at one place: the page is for reading."""
+    """A row for each attribute, and one for all that are alike at one place: the page is for
+    reading.
+    """
     alike: dict[tuple[object, ...], list[Attribute]] = {}
     for one in found:
         place = one.path if one.vr == "SQ" else one.path[:-1]
@@ -260,7 +270,9 @@ def _is_present(kind: str, module: str, usage: str) -> bool:
 
 
 def extensions(kind: str) -> list[str]:
-    """The keywords of attributes outside the IOD: with any, the SOP class is a Standard Extended one (PS3.2 3.11)."""
+    """The keywords of attributes outside the IOD: with any, the SOP class is a Standard Extended
+    one (PS3.2 3.11).
+    """
     iod = get_sop_class_iod_map()[str(KINDS[kind].sop_class_uid)]
     known = {
         each["keyword"]

@@ -139,7 +139,9 @@ def reasons() -> list[str]:
 
 
 def character_sets() -> list[str]:
-    """Each character set, by whether a name in it comes out of every kind of object as the very bytes it came in."""
+    """Each character set, by whether a name in it comes out of every kind of object as the very
+    bytes it came in.
+    """
     found: dict[str, list[str]] = {}
     for terms, name in _NAMES.items():
         header, _ = parse(_written(terms, name))

@@ -1,4 +1,6 @@
-"""One finding, and the same with one thing changed: what an attribute follows shows in what changes with it."""
+"""One finding, and the same with one thing changed: what an attribute follows shows in what changes
+with it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from inference.radiograph import spacing_of
 from inference.results import KINDS, Case, RenderSettings, build
 from tools import cases
 
-# Beyond the minimum, whatever results take from a source. No value occurs twice, so that a copy is known by its value.
+# Beyond the minimum, whatever results take from a source. No value occurs twice, so that a copy is
+# known by its value.
 _RICH: dict[str, Any] = {
     "IssuerOfPatientID": "ISSUER-1", "StudyDescription": "Thorax PA", "TimezoneOffsetFromUTC": "+0100",
     "Rows": 600, "Columns": 780, "FrameOfReferenceUID": "2.25.14", "ImagerPixelSpacing": [0.21, 0.22],
@@ -57,7 +60,8 @@ _KEPT = (
     "Rows",
     "Columns",
 )
-# Source -> which other it is to be held against, and the one thing that is another one. In the order of their naming.
+# Source -> which other it is to be held against, and the one thing that is another one. In the
+# order of their naming.
 CHANGES = {
     "source": ("base", "source"),
     "bare": ("base", "source"),
@@ -83,7 +87,9 @@ def _bare() -> Dataset:
 
 
 def _with_luts(first: int) -> Dataset:
-    """A source with LUTs in place of slope and window, and nothing known of its pixels but that they are no squares."""
+    """A source with LUTs in place of slope and window, and nothing known of its pixels but that
+    they are no squares.
+    """
     lut = Dataset()
     lut.add_new(0x00283002, "US", [4, first, 8])
     lut.add_new(0x00283006, "OW", (np.arange(4, dtype="<u2") + first).tobytes())

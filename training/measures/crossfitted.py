@@ -1,4 +1,5 @@
-"""Figures of a cross-fitted package, and its calibration: `python -m training.measures.crossfitted`.
+"""Figures of a cross-fitted package, and its calibration: `python -m
+training.measures.crossfitted`.
 
 The segmenter of such a package has learned from every image with a mask. Its figures are therefore
 those of the decoders beside it, each asked about the fold that it was trained without

@@ -1,10 +1,11 @@
-"""A fully convolutional network by transfer: transposed convolutions over the deepest map, no skips.
+"""A fully convolutional network by transfer: transposed convolutions over the deepest map, no
+skips.
 
-Two maps, background and finding, grow from 1/32 of the side to the full side. The published networks
-end in a softmax of both; the answer here is the difference of both logits, of which the sigmoid is
-the same number. Parameters behind the encoder, as published: 282,630 on VGG-19 (kernels 16, 32,
-64), 91,146 on ResNet-50 (4, 16, 32, 32, 64), 1,073,160 on Inception-v3 (16, 32, 32, 64). The strides
-are not published.
+Two maps, background and finding, grow from 1/32 of the side to the full side. The published
+networks end in a softmax of both; the answer here is the difference of both logits, of which the
+sigmoid is the same number. Parameters behind the encoder, as published: 282,630 on VGG-19 (kernels
+16, 32, 64), 91,146 on ResNet-50 (4, 16, 32, 32, 64), 1,073,160 on Inception-v3 (16, 32, 32, 64).
+The strides are not published.
 """
 
 from __future__ import annotations

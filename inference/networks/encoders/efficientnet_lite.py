@@ -55,14 +55,18 @@ class SamePadding(nn.Conv2d):
         self._border = None if stride == 1 else (before, after, before, after)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, in, h, w) -> (n, out, ceil(h / stride), ceil(w / stride)), h and w multiples of the stride."""
+        """(n, in, h, w) -> (n, out, ceil(h / stride), ceil(w / stride)), h and w multiples of the
+        stride.
+        """
         if self._border is not None:
             input = functional.pad(input, self._border)
         return super().forward(input)
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand by 1 x 1, convolve each channel alone, project by 1 x 1; a shortcut where the shape stays."""
+    """Expand by 1 x 1, convolve each channel alone, project by 1 x 1; a shortcut where the shape
+    stays.
+    """
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int
@@ -126,7 +130,9 @@ class EfficientNetLite(Encoder):
 
 
 class EfficientNetLiteTop(nn.Module):
-    """What the published classifiers have between the encoder and the mean: 1 x 1 to 1,280 channels."""
+    """What the published classifiers have between the encoder and the mean: 1 x 1 to 1,280
+    channels.
+    """
 
     def __init__(self, channels_in: int) -> None:
         super().__init__()

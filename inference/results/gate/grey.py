@@ -27,7 +27,9 @@ def levels_of(header: Dataset) -> Levels:
 
 
 def of_source(header: Dataset, levels: Levels) -> tuple[Levels, Levels | None]:
-    """(modality values, grey 0..1 before polarity) of the levels; no grey without VOI LUT or window."""
+    """(modality values, grey 0..1 before polarity) of the levels; no grey without VOI LUT or
+    window.
+    """
     values = levels
     look_up = display.lut_of(header, "ModalityLUTSequence", signed=bool(levels.min() < 0))
     if look_up is not None:

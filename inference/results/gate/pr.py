@@ -19,7 +19,8 @@ from inference.results.gate.words import graphic_text
 from inference.results.limits import DISPLAY_COLOUR_CIELAB, GRAPHIC_LAYER, RESCALE_TYPES, SHUTTERS
 from inference.results.wording import LAYER_DESCRIPTION
 
-# The groups in which attributes change what is shown: shutters, pixels and LUTs, graphics, overlays.
+# The groups in which attributes change what is shown: shutters, pixels and LUTs, graphics,
+# overlays.
 SHOWN_GROUPS = (0x0018, 0x0028, 0x0070, 0x2050, *range(0x6000, 0x6020, 2))
 SHUTTER_KEYWORDS = ("ShutterShape", *(keyword for each in SHUTTERS.values() for keyword in each))
 SHOWN_KEYWORDS = {
