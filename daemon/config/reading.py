@@ -91,8 +91,8 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give the settings with -c FILE or in "
-            f"PLEURA_CONFIG, or write a commented file with: pleura config init -c {path}"
+            f"{path}: cannot be read ({error.strerror}); give the settings with -c "
+            f"FILE; {commented_file()} is a commented file to start from"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
