@@ -72,7 +72,7 @@ def _check_stores(config: Config) -> None:
 
 class _Supervisor:
     def __init__(self, path: Path) -> None:
-        self._command = [sys.executable, "-m", "daemon.cli"]
+        self._command = [sys.executable, "-P", "-m", "daemon.cli"]
         self._path = path
         self._children = [_Child(role) for role in service.ROLES]
         self._selector = selectors.DefaultSelector()

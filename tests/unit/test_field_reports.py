@@ -86,7 +86,9 @@ def presented(decoded: Radiograph) -> Dataset:
     mask = np.zeros(decoded.pixels.shape, dtype=bool)
     rows, columns = mask.shape
     mask[rows // 3 : rows // 2, columns // 3 : columns // 2] = True
-    finding = Finding(0.9, 0.5, True, mask, measure(mask, decoded.spacing, None))
+    orientation = decoded.header.get("PatientOrientation") or None
+    measured = measure(mask, decoded.spacing, orientation)
+    finding = Finding(0.9, 0.5, True, mask, measured)
     case = Case(
         header=decoded.header, content_digest="0" * 64, model=MODEL, result_time=AT,
         finding=finding, pixels=decoded.pixels, spacing=decoded.spacing,
