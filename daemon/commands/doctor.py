@@ -78,9 +78,10 @@ def examine(
         ("roles", partial(_roles, config)),
         (f"spool {config.spool}", partial(_spool, config)),
         ("model", model),
-        ("admission", partial(_admission, config)),
         (f"port {config.port}", partial(_listener, config)),
     ]
+    if doubtful_body_parts(config.admission.body_parts):
+        examinations.append(("admission", partial(_admission, config)))
     if config.inbox is not None:
         examinations.append((f"inbox {config.inbox}", partial(_folder, config.inbox)))
     for destination in config.destinations:
@@ -137,14 +138,11 @@ def _roles(config: Config) -> str:
 
 
 def _admission(config: Config) -> str:
-    terms = config.admission.body_parts
-    doubtful = doubtful_body_parts(terms)
-    if doubtful:
-        raise Trouble(
-            f"body_parts: {', '.join(doubtful)} found; no chest X-ray is expected under that term, "
-            "and an image under a misspelt term is never analysed: correct or remove it"
-        )
-    return f"body parts {', '.join(terms)}"
+    doubtful = ", ".join(doubtful_body_parts(config.admission.body_parts))
+    raise Trouble(
+        f"body_parts: {doubtful} found; no chest X-ray is expected under that term, and an image "
+        "under a misspelt term is never analysed: correct or remove it"
+    )
 
 
 def _spool(config: Config) -> str:

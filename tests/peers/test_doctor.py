@@ -39,7 +39,9 @@ def test_a_node_that_runs_and_its_archive_are_well(
     peer: Callable[[str], str], tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     with Orthanc(peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port())) as archive:
-        places = [archive.destination(commitment=True), {"name": "outbox", "folder": str(tmp_path)}]
+        outbox = tmp_path / "outbox"
+        outbox.mkdir()
+        places = [archive.destination(commitment=True), {"name": "outbox", "folder": str(outbox)}]
         with Node(tmp_path / "node", free_port(), destinations=places) as node:
             status, said = doctor(node)
     assert all(text.startswith("ok") for text in said.values()), said

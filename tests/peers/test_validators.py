@@ -89,7 +89,7 @@ class Doctored:
 
     identity = MODEL
     manifest = SimpleNamespace(
-        classifier=SimpleNamespace(threshold=0.42),
+        classifier=SimpleNamespace(threshold=0.42, calibration=None),
         segmenter=SimpleNamespace(rule=(0.5, 0.5, 1, 0)),
         plausibility=None,
     )
