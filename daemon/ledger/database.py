@@ -438,7 +438,9 @@ def _postgresql(url: sa.URL, read_only: bool) -> Engine:
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         if read_only:
-            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            # Past SQLAlchemy, which would declare a cursor for it where rows are streamed.
+            with cast(Any, connection.connection.driver_connection).cursor() as cursor:
+                cursor.execute("SET TRANSACTION READ ONLY")
         elif connection.get_execution_options().get("write", True):
             now = connection.exec_driver_sql(_BEGIN_ON_SERVER).scalar_one()
             connection.info[_BEGAN_AT] = float(now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,7 @@ class Footprint(NamedTuple):
     pss_kb: int
     threads: int
     descriptors: int
+    of_files: int  # of these descriptors, those that are regular files
 
     def __str__(self) -> str:
         rss_mb, pss_mb = self.rss_kb / 1024, self.pss_kb / 1024
@@ -28,12 +30,22 @@ def footprint(pid: int) -> Footprint:
     shares = dict(
         line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:]
     )
+    targets = [_target(link) for link in (folder / "fd").iterdir()]
     return Footprint(
         rss_kb=int(status["VmRSS"].split()[0]),
         pss_kb=int(shares["Pss"].split()[0]),
         threads=int(status["Threads"]),
-        descriptors=len(list((folder / "fd").iterdir())),
+        descriptors=len(targets),
+        of_files=sum(target.startswith("/") and not target.startswith("/dev/") for target in targets),
     )
+
+
+def _target(link: Path) -> str:
+    """What a descriptor is, such as `socket:[1234]`; "" where it was closed meanwhile."""
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""
 
 
 @dataclass

@@ -34,6 +34,9 @@ _ANSWERED_S = (
     0.1  # nothing more comes after so long: only how much of the answers is seen hangs on it
 )
 _DRIP_S = 0.2  # between two words of a crowd
+# Of SQLite: database and WAL for each of the pool's five connections and the group commit's, the
+# shared memory, the log.
+_LEDGER_FILES = 2 * (5 + 1) + 2
 _STOPS_S = 60.0  # twice what the node gives what it is receiving
 
 
@@ -73,8 +76,7 @@ class Receive:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "READY\n", self.log.read_text()
         self.spool = Spool(self.log.parent / "spool")
-        self._threads = self.footprint().threads
-        self._descriptors: int | None = None
+        self._at_ready = self.footprint()
         return self
 
     def __exit__(
@@ -107,24 +109,29 @@ class Receive:
         return footprint(self.process.pid)
 
     def at_rest(self) -> Footprint:
-        """What it holds once no association is left: as many threads as at READY, descriptors as at
-        the first call.
+        """What the node holds once no association is left.
+
+        That is as many threads as at READY, the same descriptors that are not files, and no more
+        files than the pool of the ledger's connections may keep open: how many it opened depends
+        on how many threads met.
         """
 
-        def back() -> Footprint | None:
+        def resting() -> Footprint | None:
             now = self.footprint()
-            is_back = now.threads <= self._threads and now.descriptors <= (self._descriptors or 0)
+            is_back = (
+                now.threads <= self._at_ready.threads
+                and now.descriptors - now.of_files <= no_files
+                and now.of_files <= _LEDGER_FILES
+            )
             return now if is_back else None
 
-        if self._descriptors is None:  # the ledger's connections are open from the first object on
-            wait_until(
-                "the first associations end", lambda: self.footprint().threads <= self._threads
-            )
-            self._descriptors = self.footprint().descriptors
-        there: Footprint = wait_until(
-            f"{self._threads} threads, {self._descriptors} descriptors again", back
+        no_files = self._at_ready.descriptors - self._at_ready.of_files
+        found: Footprint = wait_until(
+            f"{self._at_ready.threads} threads, {no_files} descriptors and at most "
+            f"{_LEDGER_FILES} files again",
+            resting,
         )
-        return there
+        return found
 
     def rows(self) -> list[tuple[str, str]]:
         """(SOP Instance UID, spool name) of all that was accepted."""

@@ -21,6 +21,7 @@ from daemon.config import Config
 from daemon.deliver.retention import Retention
 from daemon.ledger import Arrival, Completion, ImageJob, Ledger, LedgerLimits
 from daemon.ledger.database import Database
+from daemon.ledger.inspect import Inspection
 from daemon.receive.intake import Intake, NoRoomError
 from daemon.spool import Spool
 from tools.peers.ports import unused_port
@@ -106,6 +107,15 @@ def test_the_clock_is_the_servers(ledger: Ledger, monkeypatch: pytest.MonkeyPatc
     assert len(ledger.claim_images("me", 9)) == 1
     assert ledger.claim_images("other", 9) == []
     assert ledger.inspect.history("1.1")[0]["received_at"] > 1.6e9
+
+
+def test_kept_files_are_streamed_from_a_view_that_cannot_write(
+    ledger: Ledger, postgres_url: str
+) -> None:
+    ledger.receive(arrivals("1.1", "1.2"))
+    view = Inspection.open(postgres_url)
+    assert {file.spool_name for file in view.kept_files()} == {"spool-1.1", "spool-1.2"}
+    view.close()
 
 
 @pytest.mark.parametrize(
