@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -36,14 +35,16 @@ def footprint(pid: int) -> Footprint:
         pss_kb=int(shares["Pss"].split()[0]),
         threads=int(status["Threads"]),
         descriptors=len(targets),
-        of_files=sum(target.startswith("/") and not target.startswith("/dev/") for target in targets),
+        of_files=sum(
+            target.startswith("/") and not target.startswith("/dev/") for target in targets
+        ),
     )
 
 
 def _target(link: Path) -> str:
     """What a descriptor is, such as `socket:[1234]`; "" where it was closed meanwhile."""
     try:
-        return os.readlink(link)
+        return str(link.readlink())
     except FileNotFoundError:
         return ""
 

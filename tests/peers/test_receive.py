@@ -1001,7 +1001,7 @@ def test_requests_that_nobody_waits_for_lie_with_their_sender() -> None:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     association = Acceptor(ours, "here", Limits(), lambda *_: Echoed())  # type: ignore[arg-type]
 
-    with ThreadPoolExecutor(2) as threads, theirs:
+    with contextlib.closing(association), ThreadPoolExecutor(2) as threads, theirs:
         ended = threads.submit(association.run)
         theirs.sendall(associate_rq(b"TESTER"))
         assert theirs.recv(4096)[:1] == b"\x02"
@@ -1015,7 +1015,8 @@ def test_requests_that_nobody_waits_for_lie_with_their_sender() -> None:
 
         # Once the answers are read, each request that was sent is answered.
         theirs.settimeout(DEADLINE_S)
-        rest = (echo * 2)[sent % len(echo) : len(echo)]
+        unsent = -sent % len(echo)
+        rest = echo[len(echo) - unsent :]
         threads.submit(theirs.sendall, rest + b"\x05\0\0\0\0\x04\0\0\0\0")
         heard = b""
         while part := theirs.recv(65536):
@@ -1024,7 +1025,6 @@ def test_requests_that_nobody_waits_for_lie_with_their_sender() -> None:
                 break
         assert heard.count(b"\x30\x80") == -(-sent // len(echo))
         assert ended.result().why == "the peer released it"
-    association.close()
 
 
 def test_a_message_that_never_ends_is_cut_off(start: Callable[..., Node]) -> None:
