@@ -79,7 +79,7 @@ chaos: $(TESTED)
 
 # Train the default model again: about two hours on two cores. docs/training.md describes how DATA
 # is laid out.
-train: $(INSTALLED)
+train: $(TESTED)
 	$(BIN)/pleura train --recipe default --data $(DATA) --out runs/default
 
 $(VENV)/bin/python:

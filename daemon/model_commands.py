@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from daemon import installed
@@ -125,7 +126,7 @@ def _print_checked(path: Path) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Train a recipe; prints its figures as JSON."""
-    from training import commands
+    commands = _training_commands("train")
     from training.recipe import Recipe
 
     try:
@@ -156,7 +157,8 @@ def train(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     """Measure a model package on labelled images; prints a table, or JSON."""
     from inference.package import folder_of
-    from training import commands
+
+    commands = _training_commands("evaluate")
     from training.measures.evaluate import table
 
     def figures() -> str:
@@ -175,13 +177,29 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def explore(options: argparse.Namespace) -> int:
     """Describe a data set on one HTML page; prints the page's path."""
-    from training import commands
+    commands = _training_commands("explore")
 
     def page() -> str:
         commands.explore_data(options.data, options.layout, options.out)
         return str(options.out)
 
     return _print_outcome(page)
+
+
+def _training_commands(command: str) -> ModuleType:
+    """The module `training.commands`.
+
+    Raises:
+        CannotStartError: a library of the `train` extra is absent.
+    """
+    from inference.extras import MissingExtraError, needs_training_libraries
+
+    try:
+        with needs_training_libraries(f"pleura {command}"):
+            from training import commands
+    except MissingExtraError as error:
+        raise CannotStartError(str(error)) from error
+    return commands
 
 
 def _print_outcome(command: Callable[[], str]) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from inference.extras import needs_training_libraries
+
 FEATURES = (32, 32, 64, 128, 256, 32)
 
 
@@ -23,7 +25,8 @@ class MonaiUNetPlusPlus(nn.Module):
 
     def __init__(self, features: Sequence[int] = FEATURES, deep_supervision: bool = False) -> None:
         # Imported here: MONAI takes seconds, and only packages that name this network should pay.
-        from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
+        with needs_training_libraries("network monai-unet-plus-plus"):
+            from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 
         super().__init__()
         self.network = BasicUNetPlusPlus(2, 1, 1, tuple(features), deep_supervision)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from inference.extras import needs_training_libraries
 from inference.networks.encoders.base import Encoder
 
 _HEAD = ("_conv_head", "_conv_head_padding", "_bn1", "_avg_pooling", "_dropout", "_fc")
@@ -23,7 +24,8 @@ class EfficientNet(Encoder):
 
     def __init__(self, channels: int, model: str, widths: Sequence[int]) -> None:
         # Imported here: MONAI takes seconds, and only packages that name this encoder should pay.
-        from monai.networks.nets.efficientnet import EfficientNetBNFeatures
+        with needs_training_libraries(f"encoder {model}"):
+            from monai.networks.nets.efficientnet import EfficientNetBNFeatures
 
         super().__init__()
         self.widths = widths

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from inference.extras import needs_training_libraries
 from inference.networks.encoders.base import Encoder
 
 
@@ -18,7 +19,8 @@ class SENet(Encoder):
 
     def __init__(self, channels: int, model: str, first_width: int) -> None:
         # Imported here: MONAI takes seconds, and only packages that name this encoder should pay.
-        from monai.networks.nets import senet
+        with needs_training_libraries(f"encoder {model}"):
+            from monai.networks.nets import senet
 
         super().__init__()
         self.widths = (first_width, 256, 512, 1024, 2048)
