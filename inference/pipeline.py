@@ -15,7 +15,7 @@ from pydicom.uid import ComputedRadiographyImageStorage
 from inference import admission, plausibility, postprocess, radiograph, results
 from inference.admission import REASONS, Exclusion, Rules
 from inference.engine import Engine
-from inference.finding import Finding, Outcome, State
+from inference.finding import Finding, Outcome, Result, State
 from inference.measure import measure
 from inference.plausibility import UPRIGHT, Pose
 from inference.preprocess import as_stored, upright, with_square_pixels, with_stored_pixels
@@ -262,19 +262,44 @@ class Pipeline:
 
         # No object is left to tell the archive the answer, so it is told that there is none.
         reason = outcome.reason if outcome.state is State.FAILED else "result_invalid"
-        told = self._results(reading, None, "result_invalid", result_time)
+        case = self._case(reading, None, "result_invalid", result_time)
+        told = results.build_what_passes(case, self._kinds).results
         return replace(
             outcome,
             state=State.FAILED,
             reason=reason,
             detail=detail,
             finding=None,
-            results=told.results,
+            results=told or self._last_resort(case),
         )
+
+    def _last_resort(self, case: Case) -> tuple[Result, ...]:
+        """The overlay that leaves out what keeps every other object from passing its check."""
+        made = results.last_resort(case) if "SC" in self._kinds else None
+        uid = case.header.SOPInstanceUID
+        if made is None:
+            log.error("the archive cannot be told of %s: no object passes its check", uid)
+            return ()
+
+        result, lacking = made
+        left_out = ", ".join(lacking) or "the picture and the notes"
+        log.error("the archive is told of %s by an overlay without %s", uid, left_out)
+        return (result,)
+
+    @property
+    def _kinds(self) -> list[str]:
+        """The kinds of result that some destination takes."""
+        return sorted(self._settings.kinds)
 
     def _results(
         self, reading: Reading, finding: Finding | None, reason: str | None, result_time: datetime
     ) -> results.Built:
+        case = self._case(reading, finding, reason, result_time)
+        return results.build_what_passes(case, self._kinds)
+
+    def _case(
+        self, reading: Reading, finding: Finding | None, reason: str | None, result_time: datetime
+    ) -> Case:
         assert reading.header is not None
         image = reading.radiograph
 
@@ -282,7 +307,7 @@ class Pipeline:
         if reason:
             no_finding = NoFinding(REASONS[reason].state, reason, REASONS[reason].text)
 
-        case = Case(
+        return Case(
             header=reading.header,
             content_digest=reading.digest,
             model=self.engine.identity,
@@ -294,7 +319,6 @@ class Pipeline:
             appearance=self._settings.appearance,
             notes=reading.notes,
         )
-        return results.build_what_passes(case, sorted(self._settings.kinds))
 
     def warm_up(self) -> None:
         """Run networks and encoders once: no patient waits for first imports and allocations.

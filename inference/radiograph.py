@@ -20,6 +20,7 @@ from pydicom.uid import (
 )
 
 from inference import shutter
+from inference.as_sent import keep_bytes, sent_bytes
 from inference.display import lut_words, show
 from inference.display import stretch as stretch
 from inference.pixels import MAX_PIXELS, read_pixels
@@ -29,8 +30,8 @@ from inference.silence import silenced_warnings
 from inference.spacing import Spacing as Spacing
 from inference.spacing import spacing_of as spacing_of
 
-# Patient and study attributes that results copy from their source; part of the content digest
-# (docs/rules.md, "Identity").
+# Patient and study attributes that results copy from their source, byte for byte; part of the
+# content digest (docs/rules.md, "Identity").
 COPIED_KEYWORDS = (
     "SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate",
     "PatientSex", "PatientAge", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
@@ -54,6 +55,8 @@ _LUT_KEYWORDS = ("ModalityLUTSequence", "VOILUTSequence")
 # Deflate can unpack to a thousand times its size.
 _INFLATED_LIMIT_BYTES = 2 * MAX_PIXELS + (16 << 20)
 _PIXEL_DATA = 0x7FE00010
+# Stands in decoded text for bytes that do not fit the character set.
+_REPLACEMENT_CHARACTER = "\ufffd"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +144,7 @@ def _drop_unreadable(dataset: FileDataset) -> list[str]:
 def _read(data: bytes, stop_before_pixels: bool) -> FileDataset | None:
     try:
         dataset = dcmread(io.BytesIO(data), force=True, stop_before_pixels=stop_before_pixels)
+        keep_bytes(dataset, COPIED_KEYWORDS, data)
         identified = bool(dataset.get("SOPClassUID")) and "SOPInstanceUID" in dataset
     except Exception:
         # The parser meets arbitrary bytes and raises anything.
@@ -241,8 +245,11 @@ def _content_digest(dataset: FileDataset, values: NDArray[np.integer]) -> str:
 
     rare = (keyword for keyword in _RARELY_SHOWN_KEYWORDS if keyword in dataset)
     for keyword in (*COPIED_KEYWORDS, *_SHOWN_KEYWORDS, *rare):
-        value = dataset.get(keyword, "")
+        value = f"{dataset.get(keyword, '')}"
         digest.update(f"\0{keyword}={value}".encode("utf-8", "surrogateescape"))
+        if _REPLACEMENT_CHARACTER in value:
+            # Decoding has lost what tells two such values apart.
+            digest.update(sent_bytes(dataset[keyword]) or b"")
 
     for keyword in _LUT_KEYWORDS:
         for item in dataset.get(keyword) or ():

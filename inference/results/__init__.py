@@ -13,20 +13,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from pydicom import Dataset, dcmwrite
+from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
+from inference.as_sent import encoded
 from inference.finding import Result
+from inference.radiograph import COPIED_KEYWORDS
 from inference.results import gate
-from inference.results.case import Case, NoFinding, RenderSettings
+from inference.results.case import NAMING_KEYWORDS, Case, NoFinding, RenderSettings
 from inference.results.gate import GateError
 from inference.results.kinds import KINDS, Kind
 from inference.results.uids import PLEURA_VERSION, derived_uid
 
 __all__ = [
     "KINDS", "Built", "Case", "GateError", "Kind", "NoFinding", "RenderSettings", "build",
-    "build_what_passes", "derived_uid", "write",
+    "build_what_passes", "derived_uid", "last_resort", "write",
 ]  # fmt: skip
 
 # PS3.7 D.3.3.2. The same as in daemon/dicom/tables.py, which may not import this package: a test
@@ -97,6 +100,65 @@ def build_what_passes(case: Case, kinds: Iterable[str]) -> Built:
     return Built(in_order, tuple(problems))
 
 
+def last_resort(case: Case) -> tuple[Result, tuple[str, ...]] | None:
+    """A Secondary Capture that says that there is no result, where every other object failed.
+
+    It holds no picture and no notes, and of the source only what passes the gate: a single
+    attribute that cannot be carried on must not keep the archive from being told.
+
+    Returns the object and the keywords of the patient and study attributes that it lacks; None
+    where not even this object passes.
+
+    Raises:
+        ValueError: the case has a finding.
+    """
+    if case.no_finding is None:
+        raise ValueError("last_resort: wanted a case without a finding")
+
+    kind = KINDS["SC"]
+    header = Dataset(
+        {case.header[keyword].tag: case.header[keyword] for keyword in NAMING_KEYWORDS}
+    )
+    header.set_original_encoding(False, True)
+    passed = _build_or_none(_bare(case, header), kind)
+
+    carried = [*NAMING_KEYWORDS]
+    lacking = []
+    for keyword in COPIED_KEYWORDS:
+        if passed is None or keyword not in case.header or keyword in carried:
+            continue
+        fuller = _header_of(case, [*carried, keyword])
+        result = _build_or_none(_bare(case, fuller), kind)
+        if result is None:
+            lacking.append(keyword)
+        else:
+            passed = result
+            carried.append(keyword)
+
+    return None if passed is None else (passed, tuple(lacking))
+
+
+def _header_of(case: Case, keywords: Iterable[str]) -> Dataset:
+    """The source's header with these attributes alone."""
+    header = Dataset()
+    for keyword in keywords:
+        header.add(case.header[keyword])
+    header.set_original_encoding(False, True)
+    return header
+
+
+def _bare(case: Case, header: Dataset) -> Case:
+    """The case with this header, and without everything that is not needed to tell it."""
+    return replace(case, header=header, pixels=None, spacing=None, notes=())
+
+
+def _build_or_none(case: Case, kind: Kind) -> Result | None:
+    try:
+        return _build_one(case, kind)
+    except GateError:
+        return None
+
+
 def _without_segmentation(case: Case) -> Case:
     """The case for an SR that may not refer to a SEG, because no archive gets it."""
     return replace(case, appearance=replace(case.appearance, refer_to_segmentation=False))
@@ -139,10 +201,12 @@ def write(dataset: Dataset, kind: Kind) -> Result:
     meta.TransferSyntaxUID = kind.transfer_syntax_uid
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    dataset.file_meta = meta
 
     file = io.BytesIO()
-    dcmwrite(file, dataset, enforce_file_format=True)
+    # The preamble and the prefix of PS3.10 7.1.
+    file.write(bytes(128) + b"DICM")
+    write_file_meta_info(file, meta)
+    file.write(encoded(dataset))
     return Result(
         kind=kind.name,
         sop_class_uid=str(dataset.SOPClassUID),

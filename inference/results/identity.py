@@ -22,8 +22,8 @@ TYPE_2_KEYWORDS = (
 def identify(case: Case, kind: str) -> Dataset:
     """A new data set with what all objects share: patient, study, series, equipment, SOP Common.
 
-    Patient and study are the source's (type 2 gaps stay empty, nothing is invented); the rest is
-    our own.
+    Patient and study are the source's, byte for byte (type 2 gaps stay empty, nothing is invented);
+    the rest is our own, in ASCII, which every character set holds.
     """
     record = KINDS[kind]
     dataset = Dataset()
@@ -37,7 +37,6 @@ def identify(case: Case, kind: str) -> Dataset:
     if utc_offset(case.header) is None and "TimezoneOffsetFromUTC" in dataset:
         del dataset.TimezoneOffsetFromUTC
 
-    dataset.StudyInstanceUID = str(case.header.StudyInstanceUID)
     dataset.SeriesInstanceUID = series_uid(case, kind)
     dataset.SOPClassUID = record.sop_class_uid
     dataset.SOPInstanceUID = derived_uid(case, kind)

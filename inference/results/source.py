@@ -7,11 +7,14 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+from collections.abc import Sequence
 from datetime import timedelta, timezone
 
 from pydicom import DataElement, Dataset, config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.valuerep import validate_value
+
+from inference.as_sent import AsSent, sent_bytes
 
 PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
 # What these VRs allow is checkable without knowing the value's language; a value outside is not
@@ -20,35 +23,46 @@ FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
 DIRECTION = re.compile(
     r"[AFHLPR]{1,3}"
 )  # PS3.3 C.7.6.1.1.1, of a human: anything else may be anything
+# Carried on even where the VR does not allow the value: the character set says how the archive
+# reads the names beside it, and the study is where the result belongs.
+ALWAYS_COPIED = ("SpecificCharacterSet", "StudyInstanceUID")
 
 
 def copied(header: Dataset, keyword: str) -> DataElement | None:
     """The source's element, or None where there is none or its VR does not allow the value; never
-    repaired.
+    repaired. An element that keeps its bytes (as_sent.py) keeps them in the copy.
     """
     tag = tag_for_keyword(keyword)
     assert tag is not None
     if tag not in header or header[tag].is_empty:
         return None
+
     vr = dictionary_VR(tag)
     element = header[tag]
     values = element.value if element.VM > 1 else [element.value]
     if vr != element.VR and not all(isinstance(value, str) for value in values):
         return None
-    if vr in FORMAL_VRS:
-        try:
-            for value in values:
-                validate_value(vr, str(value), config.RAISE)
-        except ValueError:
-            return None
-        if vr in ("DA", "TM") and "-" in str(
-            element.value
-        ):  # a range is for queries only (PS3.4 C.2.2.2.5)
-            return None
-        if keyword == "PatientSex" and element.value not in PATIENT_SEXES:
-            return None
+    if vr in FORMAL_VRS and keyword not in ALWAYS_COPIED and not _is_formal(keyword, vr, values):
+        return None
+
     # A copy of the element, not of its value: a PersonName keeps the very bytes it came in.
-    return copy.copy(element) if vr == element.VR else DataElement(tag, vr, element.value)
+    if vr == element.VR:
+        return copy.copy(element)
+    return AsSent(DataElement(tag, vr, element.value), sent_bytes(element))
+
+
+def _is_formal(keyword: str, vr: str, values: Sequence[object]) -> bool:
+    """True if the VR allows these values of an attribute."""
+    try:
+        for value in values:
+            validate_value(vr, str(value), config.RAISE)
+    except ValueError:
+        return False
+
+    # A range is for queries only (PS3.4 C.2.2.2.5).
+    if vr in ("DA", "TM") and any("-" in str(value) for value in values):
+        return False
+    return keyword != "PatientSex" or (len(values) == 1 and values[0] in PATIENT_SEXES)
 
 
 def orientation(header: Dataset) -> list[str] | None:

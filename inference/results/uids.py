@@ -14,8 +14,10 @@ import uuid
 from pydicom import Dataset
 
 from inference.admission import usable_uid
+from inference.as_sent import sent_bytes
 from inference.display import lut_words
 from inference.finding import State
+from inference.radiograph import COPIED_KEYWORDS
 from inference.results.case import Case, once_per_case
 from inference.results.kinds import KINDS
 
@@ -81,8 +83,15 @@ def frame_of_reference_uid(case: Case) -> str:
 
 @once_per_case
 def taken_digest(case: Case) -> str:
-    """Over what results take from the source beside its content, over spacing and notes."""
+    """Over what results take from the source beside its content, over spacing and notes.
+
+    The copied attributes count as bytes: other bytes may be the same text.
+    """
     digest = hashlib.sha256(repr((case.notes, case.spacing)).encode("utf-8", "surrogateescape"))
+    for keyword in COPIED_KEYWORDS:
+        sent = sent_bytes(case.header[keyword]) if keyword in case.header else None
+        if sent is not None:
+            digest.update(f"\0{keyword} {len(sent)}=".encode() + sent)
     for keyword in TAKEN_KEYWORDS:
         for tag, value in _values(case.header, keyword):
             digest.update(f"\0{keyword} {tag}={value!r}".encode("utf-8", "surrogateescape"))

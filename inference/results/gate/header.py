@@ -41,6 +41,9 @@ def has_usable(header: Dataset, keyword: str) -> bool:
     vr = dictionary_VR(tag)
     if not values:
         return False
+    # It says how the names beside it are read, so that no term is too wrong to be carried on.
+    if keyword == "SpecificCharacterSet":
+        return all(isinstance(value, str) for value in values)
     if vr != header[tag].VR and not all(isinstance(value, str) for value in values):
         return False
     if vr not in FORMAL_VRS:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pydicom import DataElement, Dataset
 
+from inference.as_sent import sent_bytes
 from inference.finding import State
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import codes, wording
@@ -150,6 +151,9 @@ def _words(dataset: Dataset, expected: Expected) -> Iterator[str]:
     for element in dataset.iterall():
         if element.VR not in TEXT_VRS or element.is_empty:
             continue
+        # The source's own bytes (common.py).
+        if sent_bytes(element) is not None:
+            continue
 
         if element.keyword in COPIED_KEYWORDS:
             if not same(element, expected.case.header):
@@ -160,6 +164,8 @@ def _words(dataset: Dataset, expected: Expected) -> Iterator[str]:
             yield f"{element.tag} {element.keyword} holds text where none belongs"
         elif not {*values_of(element)} <= allowed[element.keyword]:
             yield f"{element.keyword} does not hold our words"
+        elif not all(str(value).isascii() for value in values_of(element)):
+            yield f"{element.keyword} does not fit every character set; ASCII does"
 
     for item in (dataset, *items(dataset)):
         code = tuple(item.get(keyword) for keyword in CODE_KEYWORDS)

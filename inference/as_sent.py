@@ -1,0 +1,146 @@
+"""Attributes that are passed on as the bytes in which they came.
+
+Consoles write names in character sets that their header does not state, or that do not exist. Text
+that was decoded and encoded again is then another text, or none. Patient and study in a result are
+the source's own bytes instead, with its SpecificCharacterSet as it came, so that an archive reads
+in the result what it reads in the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, Literal
+
+from pydicom import DataElement, Dataset, FileDataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import correct_ambiguous_vr, write_data_element
+from pydicom.tag import BaseTag, Tag
+
+# PS3.5 6.1.2.1: without a Specific Character Set, text is ASCII.
+_DEFAULT_CHARACTER_SET = "ISO_IR 6"
+# Tag and length of an element in Implicit VR (PS3.5 7.1.3).
+_IMPLICIT_HEADER_BYTES = 8
+
+
+class AsSent(DataElement):
+    """An element that also holds the bytes of its value.
+
+    `sent` is None once the value was changed: then the bytes are no longer its own.
+    """
+
+    def __init__(self, element: DataElement, sent: bytes | None) -> None:
+        """`sent` is the value as it was read, its padding included."""
+        super().__init__(element.tag, element.VR, element.value, already_converted=True)
+        self.sent = sent
+
+    @property
+    def value(self) -> Any:
+        """The decoded value."""
+        return super().value
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        DataElement.value.fset(self, value)  # type: ignore[attr-defined]
+        self.sent = None
+
+
+def keep_bytes(dataset: FileDataset, keywords: Iterable[str], data: bytes) -> None:
+    """Let the top-level elements with these keywords keep their bytes.
+
+    An element that cannot be decoded is left for its reader to find.
+
+    Args:
+        dataset: just read, from nothing but `data`.
+        data: the whole file.
+    """
+    for keyword in keywords:
+        tag = tag_of(keyword)
+        if tag not in dataset:
+            continue
+
+        element = dataset.get_item(tag)
+        if isinstance(element, RawDataElement):
+            sent = element.value
+        else:
+            # Decoded while the file was read: the character set is.
+            sent = _value_at(data, element.file_tell, *dataset.original_encoding)
+        # The parser meets arbitrary bytes and raises anything.
+        with suppress(Exception):
+            dataset[tag] = AsSent(dataset[tag], sent)
+
+
+def _value_at(
+    data: bytes, start: int | None, implicit: bool | None, little_endian: bool | None
+) -> bytes | None:
+    """The value that starts there; its length stands before it (PS3.5 7.1.2, 7.1.3)."""
+    if not start:
+        return None
+    length_bytes = 4 if implicit else 2
+    order: Literal["little", "big"] = "little" if little_endian else "big"
+    length = int.from_bytes(data[start - length_bytes : start], order)
+    return data[start : start + length]
+
+
+def bytes_of(dataset: Dataset, keyword: str) -> bytes:
+    """The value of a top-level element: as it came, else encoded; b"" where it is absent."""
+    tag = tag_of(keyword)
+    if tag not in dataset:
+        return b""
+
+    element = dataset[tag]
+    sent = sent_bytes(element)
+    if sent is not None:
+        return sent
+
+    buffer = DicomBytesIO()
+    buffer.is_little_endian = True
+    buffer.is_implicit_VR = True
+    write_data_element(buffer, element, _character_set(dataset))
+    return buffer.getvalue()[_IMPLICIT_HEADER_BYTES:]
+
+
+def sent_bytes(element: DataElement) -> bytes | None:
+    """The bytes in which an element's value came; None where they are not known."""
+    return element.sent if isinstance(element, AsSent) else None
+
+
+def even(value: bytes) -> bytes:
+    """The value of a text element in an even number of bytes (PS3.5 6.2)."""
+    return value + b" " * (len(value) % 2)
+
+
+def encoded(dataset: Dataset) -> bytes:
+    """The data set in Explicit VR Little Endian, elements that keep their bytes in those."""
+    buffer = DicomBytesIO()
+    buffer.is_little_endian = True
+    buffer.is_implicit_VR = False
+    character_set = _character_set(dataset)
+    dataset = correct_ambiguous_vr(dataset, True)
+
+    for tag in sorted(dataset.keys()):
+        element = dataset[tag]
+        sent = sent_bytes(element)
+        if sent is None:
+            write_data_element(buffer, element, character_set)
+            continue
+        value = even(sent)
+        raw = RawDataElement(element.tag, element.VR, len(value), value, 0, False, True)
+        write_data_element(buffer, raw, character_set)
+
+    return buffer.getvalue()
+
+
+def tag_of(keyword: str) -> BaseTag:
+    """The tag of a keyword of the standard's dictionary."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    return Tag(tag)
+
+
+def _character_set(dataset: Dataset) -> str | list[str]:
+    """The character set of the texts that do not keep their bytes."""
+    stated: str | list[str] = dataset.get("SpecificCharacterSet") or _DEFAULT_CHARACTER_SET
+    return stated
