@@ -6,7 +6,6 @@ before it may leave.
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
@@ -202,7 +202,7 @@ def write(dataset: Dataset, kind: Kind) -> Result:
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
 
-    file = io.BytesIO()
+    file = DicomBytesIO()
     # The preamble and the prefix of PS3.10 7.1.
     file.write(bytes(128) + b"DICM")
     write_file_meta_info(file, meta)

@@ -17,6 +17,7 @@ from inference.admission import usable_uid
 from inference.finding import Finding, ModelIdentity, State
 from inference.radiograph import Spacing
 from inference.results.source import utc_offset
+from inference.spacing import SQUARE_WITHIN, pixel_aspect
 
 T = TypeVar("T")
 
@@ -137,6 +138,15 @@ class Case:
         if finding is None or not finding.positive or finding.mask is None:
             return None
         return finding.mask if finding.mask.any() else None
+
+    @property
+    def aspect(self) -> float:
+        """A pixel's height divided by its width; 1 where that is so within the rounding of headers.
+
+        Pictures for people have square pixels: viewers show a Secondary Capture as it is stored.
+        """
+        aspect = pixel_aspect(self.header)
+        return 1.0 if abs(aspect - 1) <= SQUARE_WITHIN else aspect
 
     @property
     def refers_to_segmentation(self) -> bool:

@@ -30,13 +30,15 @@ NO_IMAGE_TEXT_GREY = 160
 class Panel:
     """Where the radiograph stands in the picture, in the picture's pixels.
 
-    `scale` is how many of them a source pixel takes.
+    `scale` is how many of them the shorter side of a source pixel takes, and `scales` how many its
+    height and its width take.
     """
 
     left: int
     width: int
     height: int
     scale: float
+    scales: tuple[float, float]
     canvas_width: int
     banner_top: int
 
@@ -52,8 +54,17 @@ class Panel:
 
 
 def place(case: Case) -> Panel:
-    """Lay the radiograph out: at most `longest_side`; enlarged only where tiny, by a whole factor."""
-    rows, columns = case.pixels.shape if case.pixels is not None else _no_image_shape(case.header)
+    """Lay the radiograph out in true proportions: at most `longest_side`; enlarged only where tiny,
+    by a whole factor.
+    """
+    rows, columns = _no_image_shape(case.header)
+    stretch = (1.0, 1.0)
+    if case.pixels is not None:
+        # The shorter side of a pixel is kept, so that no detail is lost.
+        stretch = (max(1.0, case.aspect), max(1.0, 1 / case.aspect))
+        rows = round(case.pixels.shape[0] * stretch[0])
+        columns = round(case.pixels.shape[1] * stretch[1])
+
     longest, limit = max(rows, columns), case.appearance.longest_side
     if longest > limit:
         scale = limit / longest
@@ -63,7 +74,8 @@ def place(case: Case) -> Panel:
     canvas = max(width, layout.NARROWEST_BANNER_PX)
     left = (canvas - width) // 2 // layout.JPEG_BLOCK_PX * layout.JPEG_BLOCK_PX
     banner_top = -(-height // layout.JPEG_BLOCK_PX) * layout.JPEG_BLOCK_PX
-    return Panel(left, width, height, scale, canvas, banner_top)
+    scales = (scale * stretch[0], scale * stretch[1])
+    return Panel(left, width, height, scale, scales, canvas, banner_top)
 
 
 def draw(case: Case) -> Image.Image:
@@ -75,9 +87,8 @@ def draw(case: Case) -> Image.Image:
     picture = canvas.convert("RGB")
     if case.segmented is not None:
         # Pixel centres at whole numbers, in the source as in the picture.
-        _stroke(
-            picture, [(line + 0.5) * panel.scale - 0.5 for line in contours(case.segmented)], panel
-        )
+        lines = [(line + 0.5) * panel.scales - 0.5 for line in contours(case.segmented)]
+        _stroke(picture, lines, panel)
     picture.paste(words, (0, panel.banner_top))
     return picture
 
@@ -96,10 +107,9 @@ def _radiograph(case: Case, panel: Panel) -> Image.Image:
         )
         return blank
     grey = Image.fromarray(_grey(case.pixels))
-    if panel.scale < 1:
-        return grey.resize(
-            size, Image.Resampling.HAMMING
-        )  # as sharp as bicubic here, in two thirds of the time
+    if panel.scale < 1 or case.aspect != 1:
+        # As sharp as bicubic here, in two thirds of the time.
+        return grey.resize(size, Image.Resampling.HAMMING)
     return grey if panel.scale == 1 else grey.resize(size, Image.Resampling.NEAREST)
 
 

@@ -86,7 +86,7 @@ def _derive(dataset: Dataset, case: Case) -> None:
     """Say how the picture was derived and from which image (General Image, General Reference)."""
     steps = [codes.LOSSY_COMPRESSION]
     phrases = [BANNER_ADDED]
-    if overlay.place(case).scale != 1 and case.pixels is not None:
+    if overlay.place(case).scales != (1, 1) and case.pixels is not None:
         steps.insert(0, codes.RESAMPLING)
         phrases.append(RESAMPLED)
     if case.segmented is not None:

@@ -11,7 +11,16 @@ from PIL import Image
 
 from inference.contours import contours
 from inference.finding import Finding, ModelIdentity, State
-from inference.results import Case, NoFinding, RenderSettings, banner, build, overlay, typesetting
+from inference.results import (
+    Case,
+    GateError,
+    NoFinding,
+    RenderSettings,
+    banner,
+    build,
+    overlay,
+    typesetting,
+)  # fmt: skip
 from inference.results.typesetting import typeset
 from inference.results.wording import DISCLAIMER
 from tests.gallery import KINDS, picture
@@ -206,3 +215,42 @@ def test_a_setting_of_the_picture_changes_its_uid() -> None:
 
 def test_the_picture_is_baseline_jpeg() -> None:
     assert isinstance(picture(build(negative(), ["SC"])[0]), Image.Image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        ((400, 800), {"PixelSpacing": [0.4, 0.2]}),
+        ((800, 400), {"PixelSpacing": None, "PixelAspectRatio": [1, 2]}),
+        ((300, 800), {"PixelSpacing": None, "ImagerPixelSpacing": [0.5, 0.25]}),
+        ((1100, 2200), {"PixelSpacing": [0.4, 0.2]}),
+        # So small that it is enlarged.
+        ((40, 60), {"PixelSpacing": [0.3, 0.2]}),
+    ],
+)
+def test_the_picture_has_true_proportions_where_the_pixels_are_not_square(
+    shape: tuple[int, int], changes: dict[str, object]
+) -> None:
+    source = header(Rows=shape[0], Columns=shape[1], **changes)
+    case = positive(source)
+    (result,) = build(case, ["SC"])  # the gate has seen it
+    panel = overlay.place(case)
+    aspect = 0.5 if shape == (800, 400) else 1.5 if shape == (40, 60) else 2
+    assert panel.width / panel.height == pytest.approx(shape[1] / (shape[0] * aspect), rel=0.01)
+
+    # The contour lies around the region, in both directions.
+    drawn = np.asarray(picture(result), dtype=int)[: panel.height]
+    coloured = np.argwhere(drawn[..., 0] - drawn[..., 2] > 80) - (0, panel.left)
+    region = np.argwhere(blob(source))
+    first, last = region.min(axis=0) * panel.scales, (region.max(axis=0) + 1) * panel.scales
+    assert np.abs(coloured.min(axis=0) - first).max() <= 4
+    assert np.abs(coloured.max(axis=0) - last).max() <= 4
+
+
+def test_the_gate_refuses_a_squashed_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = positive(header(Rows=400, Columns=800, PixelSpacing=[0.4, 0.2]))
+    square = replace(case, header=header(Rows=400, Columns=800))
+    squashed = overlay.draw(square)
+    monkeypatch.setattr(overlay, "draw", lambda _: squashed)
+    with pytest.raises(GateError):
+        build(case, ["SC"])

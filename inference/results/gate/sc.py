@@ -40,12 +40,15 @@ CONTOUR_PX = 3.0
 
 @dataclass(frozen=True)
 class _Panel:
-    """Where the radiograph has to stand in the picture, in the picture's pixels."""
+    """Where the radiograph has to stand in the picture, in the picture's pixels.
+
+    `scales` is how many of them the height and the width of a source pixel take.
+    """
 
     left: int
     width: int
     height: int
-    scale: float
+    scales: tuple[float, float]
     picture_width: int
     banner_top: int
 
@@ -57,8 +60,15 @@ class _Panel:
 
 
 def _panel(case: Case) -> _Panel:
-    """At most `longest_side`; a tiny source is enlarged by a whole factor."""
+    """In true proportions, at most `longest_side`; a tiny source is enlarged by a whole factor."""
     rows, columns = _matrix(case)
+    higher, wider = 1.0, 1.0
+    if case.pixels is not None and case.aspect > 1:
+        higher = case.aspect
+    elif case.pixels is not None:
+        wider = 1 / case.aspect
+    rows, columns = round(rows * higher), round(columns * wider)
+
     longest, limit = max(rows, columns), case.appearance.longest_side
     enlarged = min(-(-layout.ENLARGE_BELOW_PX // longest), limit // longest)
     scale = limit / longest if longest > limit else float(max(1, enlarged))
@@ -69,7 +79,7 @@ def _panel(case: Case) -> _Panel:
         left=(picture_width - width) // 2 // BLOCK * BLOCK,
         width=width,
         height=height,
-        scale=scale,
+        scales=(scale * higher, scale * wider),
         picture_width=picture_width,
         banner_top=-(-height // BLOCK) * BLOCK,
     )
@@ -153,7 +163,7 @@ def _radiograph(shown: NDArray[np.float64], panel: _Panel, case: Case) -> Iterat
     coloured = shown[..., 0] - shown[..., 2]
     if case.segmented is not None:
         # (n, 2) of (row, column) on the panel
-        edge = (_edge(case.segmented) + 0.5) * panel.scale
+        edge = (_edge(case.segmented) + 0.5) * panel.scales
         touched = _touched(edge, shown.shape[:2], panel)
         if not _has_contour(edge, coloured, panel):
             yield "no contour along a part of the mask's edge"
@@ -167,7 +177,7 @@ def _radiograph(shown: NDArray[np.float64], panel: _Panel, case: Case) -> Iterat
             yield "the picture shows something where there is no image"
         return
 
-    means = _means(case.pixels, shown.shape[:2], BLOCK / panel.scale)
+    means = _means(case.pixels, shown.shape[:2], panel.scales)
     off = np.abs(shown[..., 1] - means)[alone]
     if off.size and (float(off.mean()) > PICTURE_TOLERANCE or float(off.max()) > BLOCK_TOLERANCE):
         yield "the picture does not show the source's pixels"
@@ -180,7 +190,7 @@ def _touched(edge: NDArray[np.float64], shape: tuple[int, int], panel: _Panel) -
 
     # A contour lies within LARGEST_DISTANCE_PX of the edge, and that within half a pixel of a
     # side's middle.
-    reach = panel.contour_reach_px + 1 + (LARGEST_DISTANCE_PX + 0.5) * panel.scale
+    reach = panel.contour_reach_px + 1 + (LARGEST_DISTANCE_PX + 0.5) * max(panel.scales)
     steps = np.linspace(-reach, reach, 2 + int(2 * reach / BLOCK))
     for down in steps:
         for across in steps:
@@ -195,7 +205,7 @@ def _has_contour(edge: NDArray[np.float64], coloured: NDArray[np.float64], panel
     rows, columns = coloured.shape
 
     # The sum of colour over the blocks around each block, by a table of sums.
-    about = 1 + int(LARGEST_DISTANCE_PX * panel.scale / BLOCK)
+    about = 1 + int(LARGEST_DISTANCE_PX * max(panel.scales) / BLOCK)
     far = 2 * about + 1
     sums = np.pad(np.pad(coloured, about).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     around = sums[far:, far:] - sums[far:, :-far] - sums[:-far, far:] + sums[:-far, :-far]
@@ -224,14 +234,17 @@ def _edge(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray(np.concatenate(middles) + corner)
 
 
-def _means(pixels: NDArray[np.float32], shape: tuple[int, int], side: float) -> NDArray[np.float64]:
-    """The means of (rows, columns) squares of `side` source pixels, from the upper left.
+def _means(
+    pixels: NDArray[np.float32], shape: tuple[int, int], scales: tuple[float, float]
+) -> NDArray[np.float64]:
+    """The means of the source's pixels in (rows, columns) blocks of the picture, from the upper
+    left.
 
     A part of a pixel counts as a part.
     """
     bounds = [
-        np.minimum(np.arange(count + 1) * side, whole)
-        for count, whole in zip(shape, pixels.shape, strict=True)
+        np.minimum(np.arange(count + 1) * (BLOCK / scale), whole)
+        for count, whole, scale in zip(shape, pixels.shape, scales, strict=True)
     ]
     strips = np.empty((shape[0], pixels.shape[1]), dtype=np.float32)
     for number, (top, bottom) in enumerate(itertools.pairwise(bounds[0])):
