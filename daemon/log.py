@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import sys
+import threading
 import time
 import traceback
 import warnings
 from types import TracebackType
+from typing import TextIO
 
 _ExceptionInfo = (
     tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 )
+
+
+# Lines that wait for the reader of stderr: some megabytes, and minutes of a busy node.
+MOST_LINES = 10_000
+# How long the end of a process waits for a reader that stalls.
+_PATIENCE_S = 2.0
 
 
 class OneLineFormatter(logging.Formatter):
@@ -60,6 +70,73 @@ class OneLineFormatter(logging.Formatter):
         return f"{frames}{name}: {error}" if is_operating_systems else f"{frames}{name}"
 
 
+class QueuedHandler(logging.Handler):
+    """Writes lines on a thread of its own.
+
+    Where the reader of the stream stalls, or its disk is full, lines wait, and are dropped once too
+    many do. No association, image or delivery waits for a log line.
+    """
+
+    def __init__(self, stream: TextIO, most_lines: int = MOST_LINES) -> None:
+        super().__init__()
+        self._stream = stream
+        # An Event is a place in the queue: it is set once all lines before it are written.
+        self._lines: queue.Queue[str | threading.Event | None] = queue.Queue(most_lines)
+        self._dropped = 0
+        self._counting = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line, or count it as dropped."""
+        try:
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            with self._counting:
+                self._dropped += 1
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until everything is written, for no longer than a reader may stall at the end."""
+        written = threading.Event()
+        try:
+            self._lines.put(written, timeout=_PATIENCE_S)
+        except queue.Full:
+            return
+        written.wait(_PATIENCE_S)
+
+    def close(self) -> None:
+        """End the thread, once everything is written."""
+        self.flush()
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+        super().close()
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            self._write(line)
+            with self._counting:
+                dropped = self._dropped
+                self._dropped = 0
+            if dropped:
+                self._write(self.format(_lost(dropped)))
+
+    def _write(self, line: str) -> None:
+        # A full disk, or a stream that was closed, ends no role.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+
+def _lost(lines: int) -> logging.LogRecord:
+    message = "%d log lines were dropped: the reader of stderr was too slow"
+    return logging.LogRecord("pleura.log", logging.ERROR, "", 0, message, (lines,), None)
+
+
 def start() -> None:
     """Send our own loggers to stderr. Libraries stay silent, warnings too: they quote headers."""
     if not sys.warnoptions:
@@ -73,8 +150,16 @@ def start() -> None:
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLineFormatter())
     ours = logging.getLogger("pleura")
+    for earlier in ours.handlers:
+        earlier.close()
+    handler = QueuedHandler(sys.stderr)
+    handler.setFormatter(OneLineFormatter())
     ours.handlers[:] = [handler]
     ours.setLevel(logging.INFO)
+
+
+def flush() -> None:
+    """Write what waits, before a command ends."""
+    for handler in logging.getLogger("pleura").handlers:
+        handler.flush()

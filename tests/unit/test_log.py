@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
+import re
 import sys
+import threading
+from collections.abc import Iterator
 
-from daemon.log import OneLineFormatter
+import pytest
+
+from daemon.log import OneLineFormatter, QueuedHandler
 
 
 def line(message: str, *arguments: object, error: Exception | None = None) -> str:
@@ -36,3 +43,67 @@ def test_an_exception_tells_where_and_what_kind_but_not_what_a_library_quoted() 
 
 def test_the_operating_systems_words_are_kept() -> None:
     assert "No space left" in line("broke", error=OSError(28, "No space left on device"))
+
+
+class Stream(io.StringIO):
+    """A stream whose reader stalls until `goes_on` is set, and whose disk may be full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+        self.full = False
+
+    def write(self, text: str) -> int:
+        self.goes_on.wait(10)
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+@pytest.fixture
+def stream() -> Stream:
+    return Stream()
+
+
+@pytest.fixture
+def logger(stream: Stream) -> Iterator[logging.Logger]:
+    handler = QueuedHandler(stream, most_lines=5)
+    handler.setFormatter(OneLineFormatter())
+    logger = logging.getLogger("pleura.queued")
+    logger.propagate = False
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    yield logger
+    stream.goes_on.set()
+    logger.handlers[:] = []
+    handler.close()
+
+
+def test_nobody_waits_for_a_reader_that_stalls_and_lost_lines_are_counted(
+    logger: logging.Logger, stream: Stream
+) -> None:
+    for number in range(20):
+        logger.info("line %d", number)
+    assert stream.getvalue() == ""
+
+    stream.goes_on.set()
+    logger.handlers[0].flush()
+    said = stream.getvalue()
+    # Five wait, and one may be in the writer's hands.
+    lost = re.search(r"ERROR pleura.log (\d+) log lines were dropped", said)
+    assert lost is not None
+    assert int(lost[1]) in (14, 15)
+    assert said.count(" line ") == 20 - int(lost[1])
+
+
+def test_a_full_disk_ends_nothing_and_later_lines_are_written(
+    logger: logging.Logger, stream: Stream
+) -> None:
+    stream.goes_on.set()
+    stream.full = True
+    logger.info("lost")
+    logger.handlers[0].flush()
+    stream.full = False
+    logger.info("written")
+    logger.handlers[0].flush()
+    assert "written" in stream.getvalue()
