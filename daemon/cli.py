@@ -19,6 +19,7 @@ from daemon.exits import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    EXIT_NOT_READ,
     CannotStartError,
 )
 from daemon.parser import parse
@@ -37,13 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pleura: {conflict}", file=sys.stderr)
         return EXIT_CANNOT_START
 
-    from daemon import log
+    from daemon import log, output
     from daemon.config import ConfigError
 
     log.start()
     try:
-        return _COMMANDS[options.command](options)
+        status = _COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        output.discard()
+        return EXIT_NOT_READ
     except (ConfigError, CannotStartError) as error:
+        # Its log lines come first.
+        log.flush()
         print(error, file=sys.stderr)
         return EXIT_CANNOT_START
     except KeyboardInterrupt:
@@ -54,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(trouble, file=sys.stderr)
         return EXIT_FAILED
+    finally:
+        log.flush()
 
 
 def _ledger_trouble(error: Exception) -> str:

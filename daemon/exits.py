@@ -10,6 +10,9 @@ EXIT_FAILED = 1
 # The call, the settings or the installation are wrong: starting again changes nothing.
 EXIT_CANNOT_START = 2
 
+# The reader of standard output is gone, as after `| head`: 128 + SIGPIPE.
+EXIT_NOT_READ = 141
+
 # Ctrl-C, as shells count it: 128 + SIGINT.
 EXIT_INTERRUPTED = 130
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from daemon import output, ownership
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
@@ -30,6 +31,7 @@ from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
     from daemon.receive.inbox import Inbox
+    from daemon.receive.scp import Receiver
 
 log = logging.getLogger("pleura.service")
 
@@ -46,6 +48,19 @@ _ready = threading.Event()
 
 # The pause before the next try to open a ledger whose server is away.
 _LEDGER_PAUSE_S = 2.0
+
+# The pause before the next try to listen.
+_PORT_PAUSE_S = 1.0
+_PORT_TROUBLES = {
+    errno.EADDRINUSE: "is held by another program: end it, or give the node another port",
+    errno.EADDRNOTAVAIL: "is no address of this machine yet: is the network up, is `host` right?",
+    errno.EACCES: "may not be opened by this user: ports below 1024 need CAP_NET_BIND_SERVICE",
+}
+# Errors that last until a person changes the settings or the permissions.
+_LASTING = {
+    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL,
+}  # fmt: skip
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _M_ARENA_MAX = -8  # mallopt(3)
@@ -102,15 +117,15 @@ def _wait_for_stores(config: Config, stop: threading.Event) -> tuple[Ledger, Spo
     An outage is one line in the log, not one for each try.
 
     Raises:
-        CannotStartError: one of them cannot be opened. SpoolError: the spool is another folder.
+        CannotStartError: no retry opens one of them. SpoolError: the spool is another folder.
     """
-    outage = Outage(log, "the ledger")
+    outage = Outage(log, "the ledger or the spool")
     while not stop.is_set():
         try:
             ledger, spool = open_stores(config)
             spool.claim(ledger.spool_identity)
             release_dead_leases(ledger)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, OSError) as error:
             outage.failed(error)
             stop.wait(_LEDGER_PAUSE_S)
             continue
@@ -125,9 +140,14 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
     Raises:
         CannotStartError: one of them cannot be opened.
         OperationalError: the database server is away.
+        OSError: a disk is full or away.
     """
+    if trouble := ownership.trouble(config):
+        raise CannotStartError(trouble)
+
+    made = ownership.absent(config)
     try:
-        return Ledger(config.ledger), Spool(config.spool)
+        stores = Ledger(config.ledger), Spool(config.spool)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error
     except ModuleNotFoundError as error:
@@ -135,9 +155,22 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
             f"ledger: {error}; for PostgreSQL: pip install 'pleura[postgresql]'"
         ) from error
     except OSError as error:
+        if time_may_cure(error):
+            raise
         raise CannotStartError(
             f"spool or ledger: {error}; this user must be able to write there"
         ) from error
+
+    # Only root can make a mistyped path anywhere.
+    level = logging.WARNING if os.geteuid() == 0 else logging.INFO
+    for what in made:
+        log.log(level, "%s was not there and is new; is its path right?", what)
+    return stores
+
+
+def time_may_cure(error: OSError) -> bool:
+    """Whether another try may succeed without a change of settings or permissions."""
+    return error.errno not in _LASTING
 
 
 def release_dead_leases(ledger: Ledger) -> None:
@@ -156,15 +189,8 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     from daemon.receive.scp import Receiver
 
     receiver = Receiver(config, ledger, spool)
-    try:
-        receiver.start()
-    except OSError as error:
-        what = (
-            "is in use by another program"
-            if error.errno == errno.EADDRINUSE
-            else f"cannot be opened ({error})"
-        )
-        raise CannotStartError(f"host, port: {config.host}:{config.port} {what}") from error
+    if not listen(receiver, f"{config.host}:{config.port}", stop):
+        return
 
     inbox = _started_inbox(config, ledger, spool)
 
@@ -179,6 +205,34 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     receiver.stop()
 
 
+def listen(receiver: Receiver, address: str, stop: threading.Event) -> bool:
+    """Listen, once the address is there and no other program holds the port.
+
+    One line in the log tells of the wait. Returns False when `stop` came first.
+
+    Raises:
+        CannotStartError: this user or this machine may never listen there.
+    """
+    said = ""
+    while not stop.is_set():
+        try:
+            receiver.start()
+        except OSError as error:
+            what = _PORT_TROUBLES.get(error.errno or 0, f"cannot be opened: {error}")
+            if not time_may_cure(error):
+                raise CannotStartError(f"host, port: {address} {what}") from error
+            if what != said:
+                log.error("host, port: %s %s; tries go on", address, what)
+            said = what
+            stop.wait(_PORT_PAUSE_S)
+            continue
+
+        if said:
+            log.info("host, port: %s is ours now", address)
+        return True
+    return False
+
+
 def _started_inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
     from daemon.receive.inbox import Inbox
     from daemon.receive.intake import Intake
@@ -191,6 +245,8 @@ def _started_inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None
     try:
         inbox.start()
     except OSError as error:
+        if time_may_cure(error):
+            raise
         raise CannotStartError(
             f"inbox: {error}; this user must be able to read and write there"
         ) from error
@@ -267,7 +323,7 @@ ROLES: dict[str, Callable[[Config, Ledger, Spool, threading.Event], None]] = {
 def _say_ready(role: str, what: str) -> None:
     log.info("%s: ready, %s", role, what)
     _ready.set()
-    print(READY, flush=True)  # noqa: T201 - the contract: READY on stdout
+    output.say(READY)
     notify("READY=1")
 
 

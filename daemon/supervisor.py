@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
-from daemon import service
+from daemon import output, service
 from daemon.config import Config
 from daemon.exits import EXIT_CANNOT_START, EXIT_DONE
 
@@ -63,9 +63,9 @@ def serve(config: Config, path: Path) -> int:
 def _check_stores(config: Config) -> None:
     """Report a wrong ledger or spool as one clear error, not as three.
 
-    The roles themselves wait for a database server that is away.
+    The roles themselves wait for a database server or a disk that is away.
     """
-    with contextlib.suppress(OperationalError):
+    with contextlib.suppress(OperationalError, OSError):
         ledger, _ = service.open_stores(config)
         ledger.close()
 
@@ -181,7 +181,7 @@ class _Supervisor:
 
         if not self._said_ready and all(child.ready for child in self._children):
             self._said_ready = True
-            print(service.READY, flush=True)  # noqa: T201 - the contract: READY on stdout
+            output.say(service.READY)
             service.notify("READY=1")
 
     def _end(self) -> None:

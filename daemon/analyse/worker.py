@@ -35,6 +35,7 @@ from daemon.ledger import (
     describe,
     owner_name,
 )
+from daemon.ownership import owner_of
 from daemon.spool import Spool, SpoolError
 from inference import package
 from inference.admission import Rules
@@ -405,7 +406,10 @@ class Worker:
             self.spool.require()
             if error.errno not in _OF_ONE_FILE:
                 raise
-            raise _BytesMissingError(f"the spool cannot give it back ({error.strerror})") from error
+            why = error.strerror
+            if error.errno == errno.EACCES:
+                why = f"{why}; it belongs to {owner_of(self.spool.path(job.spool_name))}"
+            raise _BytesMissingError(f"the spool cannot give it back ({why})") from error
         if len(data) != job.size_bytes:
             raise _BytesMissingError(f"the spool holds {len(data)} of its {job.size_bytes} bytes")
         return data

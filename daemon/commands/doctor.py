@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from daemon import ownership
 from daemon.commands.status import ROLES
 from daemon.config import Config, DicomDestination
 from daemon.config.terms import doubtful_body_parts
@@ -51,11 +52,15 @@ class Finding:
     subject: str
     # With the thing to do about it; empty where all is well.
     trouble: str = ""
+    # The node works; a person should know all the same.
+    warning: str = ""
     note: str = ""
 
     def __str__(self) -> str:
         if self.trouble:
             return f"TROUBLE  {self.subject}: {self.trouble}"
+        if self.warning:
+            return f"WARNING  {self.subject}: {self.warning}"
         return f"ok       {self.subject}: {self.note}"
 
 
@@ -73,8 +78,12 @@ def examine(
 
     It makes neither a spool nor a ledger where there is none yet.
     """
+    if warning := ownership.root_warning(config):
+        yield Finding("user", warning=warning)
+
     examinations: list[tuple[str, Callable[[], str]]] = [
         ("ledger", partial(_ledger, config)),
+        ("owner of the files", partial(_owner, config)),
         ("roles", partial(_roles, config)),
         (f"spool {config.spool}", partial(_spool, config)),
         ("model", model),
@@ -118,6 +127,12 @@ def _ledger(config: Config) -> str:
     owed = counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
     return note + ("; `pleura status` tells of trouble with some" if any(troubles.values()) else "")
+
+
+def _owner(config: Config) -> str:
+    if trouble := ownership.trouble(config):
+        raise Trouble(trouble)
+    return "this user can use them all"
 
 
 def _roles(config: Config) -> str:

@@ -22,6 +22,11 @@ _REFUSALS = (
     ("Connection refused", "08001", "no server listens there"),
     ("could not translate host name|Name or service not known", "08001", "unknown host"),
     ("timeout|timed out", "08001", "the server does not answer"),
+    (
+        "readonly database|unable to open database file|Permission denied",
+        None,
+        "a file of the ledger belongs to another user? ask `pleura doctor` as the service's user",
+    ),
     ("closed the connection|connection is lost|closed unexpectedly", "08006", "the server went"),
 )
 _MOST_CHARACTERS = 200

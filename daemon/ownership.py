@@ -1,0 +1,132 @@
+"""Files of the node that belong to somebody else, as after a command that root has run.
+
+The service then cannot read or write them, and stops later, far from the cause. It looks before it
+starts.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from daemon.config import Config
+
+# Beside SQLite's file.
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
+
+
+def trouble(config: Config) -> str:
+    """One line about a file of spool or ledger that this user cannot use; "" where there is none.
+
+    It names the file, its owner, this user, and the command that gives everything back.
+    """
+    if os.geteuid() == 0:
+        return ""
+
+    for place, path in _files(config):
+        try:
+            owner = path.lstat().st_uid
+        except OSError:
+            continue
+        if owner == os.geteuid() or _usable(path):
+            continue
+        me = _user(os.geteuid())
+        roots = " ".join(shlex.quote(str(each)) for each in _roots(config))
+        remedy = f"sudo chown -R {me}:{_group(os.getegid())} {roots}"
+        if owner != 0:
+            remedy = f"run Pleura as {_user(owner)}, or {remedy}"
+        return f"{place}: {path} belongs to {_user(owner)}, and {me} cannot use it; {remedy}"
+    return ""
+
+
+def absent(config: Config) -> list[str]:
+    """What of spool and ledger is not there yet, in words."""
+    found = []
+    if not config.spool.exists():
+        found.append(f"spool {config.spool}")
+    ledger = ledger_file(config)
+    if ledger is not None and not ledger.exists():
+        found.append(f"ledger {ledger}")
+    return found
+
+
+def root_warning(config: Config) -> str:
+    """What root should know before it runs this node; "" for every other user."""
+    if os.geteuid() != 0:
+        return ""
+
+    owners = set()
+    for path in _roots(config):
+        if path.exists():
+            owners.add(path.stat().st_uid)
+    users = sorted(_user(owner) for owner in owners - {0})
+    if users:
+        return (
+            f"this is root, and the node's files belong to {', '.join(users)}: files that root "
+            f"makes stop the service; use sudo -u {users[0]} pleura ..."
+        )
+    return "this is root: files that root makes stop a service that runs as another user"
+
+
+def ledger_file(config: Config) -> Path | None:
+    """SQLite's file; None where the ledger is on a server."""
+    url = make_url(config.ledger)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    return Path(url.database)
+
+
+def owner_of(path: Path) -> str:
+    """The name of the user that a file belongs to."""
+    try:
+        return _user(path.lstat().st_uid)
+    except OSError:
+        return "nobody knows whom"
+
+
+def _roots(config: Config) -> list[Path]:
+    ledger = ledger_file(config)
+    files = [Path(f"{ledger}{suffix}") for suffix in _SQLITE_SUFFIXES] if ledger else []
+    return [config.spool, *(path for path in files if path.exists())]
+
+
+def _files(config: Config) -> Iterator[tuple[str, Path]]:
+    """(key of the settings, path) of every folder and file, folders before what they hold."""
+    spool, *ledger = _roots(config)
+    for path in ledger:
+        yield "ledger", path
+
+    if not spool.exists():
+        return
+    yield "spool", spool
+    if not _usable(spool):
+        return
+    for path in sorted(spool.iterdir()):
+        yield "spool", path
+        if path.is_dir() and _usable(path):
+            yield from (("spool", file) for file in path.iterdir())
+
+
+def _usable(path: Path) -> bool:
+    mode = os.R_OK | os.W_OK
+    return os.access(path, mode | os.X_OK if path.is_dir() else mode)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

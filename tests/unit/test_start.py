@@ -1,0 +1,205 @@
+"""What a role does where it cannot start: wait for what time may cure, and say what to do else."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from daemon import ownership, service
+from daemon.commands import doctor
+from daemon.config import Config, load
+from daemon.exits import CannotStartError
+
+ADDRESS = "10.0.4.2:104"
+
+
+def settings(folder: Path, **changes: object) -> Path:
+    path = folder / "pleura.yaml"
+    values: dict[str, object] = {
+        "host": "127.0.0.1",
+        "spool": str(folder / "spool"),
+        "ledger": f"sqlite:///{folder / 'ledger.db'}",
+    }
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load(settings(tmp_path))
+
+
+class Refused:
+    """A receiver whose first tries to listen fail."""
+
+    def __init__(self, *errors: int) -> None:
+        self.errors = [*errors]
+
+    def start(self) -> None:
+        if self.errors:
+            number = self.errors.pop(0)
+            raise OSError(number, os.strerror(number))
+
+
+def test_a_held_port_and_an_absent_address_are_waited_for_in_one_line_each(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service, "_PORT_PAUSE_S", 0.0)
+    caplog.set_level(logging.INFO)
+    receiver: Any = Refused(*[errno.EADDRNOTAVAIL] * 3, *[errno.EADDRINUSE] * 2)
+    assert service.listen(receiver, ADDRESS, threading.Event())
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert "no address of this machine yet" in said[0]
+    assert "held by another program" in said[1]
+    assert said[2].endswith("is ours now")
+
+
+def test_a_port_that_this_user_may_never_open_ends_with_what_to_do() -> None:
+    receiver: Any = Refused(errno.EACCES)
+    with pytest.raises(CannotStartError, match="CAP_NET_BIND_SERVICE"):
+        service.listen(receiver, ADDRESS, threading.Event())
+
+
+def test_a_stop_ends_the_wait_for_a_port() -> None:
+    stop = threading.Event()
+    stop.set()
+    receiver: Any = Refused(errno.EADDRINUSE)
+    assert not service.listen(receiver, ADDRESS, stop)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.ESTALE])
+def test_a_disk_that_may_come_back_is_no_reason_to_stay_away(
+    config: Config, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(_: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(service, "Spool", full)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        service.open_stores(config)
+
+
+def test_a_role_starts_once_its_port_is_free_and_outlives_a_full_standard_output(
+    tmp_path: Path,
+) -> None:
+    """`pleura receive >/dev/full`, beside a program that holds the port for a while."""
+    log = tmp_path / "log.txt"
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        path = settings(tmp_path, port=port)
+        with log.open("w") as stderr, Path("/dev/full").open("w") as stdout:
+            command = [sys.executable, "-P", "-m", "daemon.cli", "receive", "-c", str(path)]
+            role = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+        try:
+            wait_for("held by another program", log)
+            holder.close()
+            wait_for("receive: ready", log)
+        finally:
+            role.send_signal(signal.SIGTERM)
+            assert role.wait(30) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def wait_for(words: str, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while words not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def test_a_reader_that_leaves_gets_no_traceback(tmp_path: Path) -> None:
+    """`pleura config show | head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [
+        sys.executable, "-P", "-m", "daemon.cli", "config", "show", "-c", str(settings(tmp_path)),
+    ]  # fmt: skip
+    with os.fdopen(writer, "w") as stdout:
+        told = subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert told.stderr == ""
+    assert told.returncode == 141
+
+
+# ---- files of another user
+
+
+def as_user(monkeypatch: pytest.MonkeyPatch, uid: int, *unusable: Path) -> None:
+    """Be this user, who cannot use these files: as root, a test may use every file."""
+    monkeypatch.setattr(ownership.os, "geteuid", lambda: uid)
+    monkeypatch.setattr(ownership.os, "access", lambda path, _: Path(path) not in unusable)
+
+
+@pytest.mark.parametrize("what", ["spool/0a", "spool/0a/" + "f" * 32, "ledger.db"])
+def test_a_file_that_another_user_made_stops_the_start_with_the_command_that_mends_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    ledger, _ = service.open_stores(config)
+    ledger.close()
+    path = tmp_path / what
+    if not path.exists():
+        path.write_bytes(b"x")
+    owner = ownership.owner_of(path)
+    as_user(monkeypatch, 54321, path)
+
+    with pytest.raises(CannotStartError) as told:
+        service.open_stores(config)
+    said = str(told.value)
+    assert f"{path} belongs to {owner}, and 54321 cannot use it" in said
+    assert "sudo chown -R 54321:" in said
+    assert str(config.spool) in said
+    assert str(tmp_path / "ledger.db") in said
+    told_by_doctor = {finding.subject: finding for finding in doctor.examine(config, str, {})}
+    assert told_by_doctor["owner of the files"].trouble.startswith(said[: said.index("sudo")])
+
+
+def test_files_of_another_user_that_can_be_used_are_no_trouble(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, _ = service.open_stores(config)
+    ledger.close()
+    as_user(monkeypatch, 54321)
+    assert ownership.trouble(config) == ""
+
+
+def test_doctor_warns_root_and_nobody_else(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_user(monkeypatch, 0)
+    first = next(iter(doctor.examine(config, str, {})))
+    assert str(first).startswith("WARNING  user: this is root")
+    as_user(monkeypatch, 54321)
+    first = next(iter(doctor.examine(config, str, {})))
+    assert first.subject == "ledger"
+
+
+def test_a_new_spool_and_a_new_ledger_are_not_made_in_silence(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(service.os, "geteuid", lambda: 0)
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        ledger, _ = service.open_stores(config)
+        ledger.close()
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said == [
+        ("WARNING", f"spool {config.spool} was not there and is new; is its path right?"),
+        (
+            "WARNING",
+            f"ledger {config.spool.parent / 'ledger.db'} was not there and is new; "
+            "is its path right?",
+        ),
+    ]
