@@ -259,6 +259,10 @@ def _send(options: argparse.Namespace) -> int:
 def _config(options: argparse.Namespace) -> int:
     from daemon import config
 
+    if options.action == "init":
+        print(config.begin(options.config))
+        return EXIT_DONE
+
     settings = config.load(options.config)
     print(config.show(settings) if options.action == "show" else f"{options.config}: ok")
     return EXIT_DONE

@@ -43,9 +43,24 @@ def _pipeline(options: argparse.Namespace) -> Pipeline:
 
     try:
         engine = Engine(load(folder_of(options.model)), choose_device(options.device))
-        return Pipeline(engine, AnalysisSettings())
+        return Pipeline(engine, AnalysisSettings(kinds=_kinds(options.results)))
     except (PackageError, ValueError) as error:
         raise CannotStartError(f"model, device: {error}") from error
+
+
+def _kinds(text: str) -> frozenset[str]:
+    """The kinds of result that `--results` names, such as "SEG,SC".
+
+    Raises:
+        CannotStartError: a name that is no kind.
+    """
+    from inference.results.kinds import KINDS
+
+    names = [name.strip().upper() for name in text.split(",")]
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise CannotStartError(f"--results: found {unknown[0]!r}; allowed: {', '.join(KINDS)}")
+    return frozenset(names)
 
 
 def _predict_file(

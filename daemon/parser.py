@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,10 @@ from daemon import installed
 
 # What add_parser belongs to; argparse gives its class no public name.
 _Commands = Any
+
+# Where the settings are, unless -c says otherwise.
+_SETTINGS_VARIABLE = "PLEURA_CONFIG"
+_SETTINGS_FILE = "/etc/pleura/pleura.yaml"
 
 _LAYOUTS = "siim, silver, lgg, table or phantom (docs/training.md); default: siim"
 
@@ -54,7 +59,12 @@ def _add(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
 def _add_with_config(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
     command = _add(commands, name, text)
     command.add_argument(
-        "-c", "--config", type=Path, required=True, metavar="FILE", help="the YAML settings"
+        "-c",
+        "--config",
+        type=Path,
+        default=Path(os.environ.get(_SETTINGS_VARIABLE) or _SETTINGS_FILE),
+        metavar="FILE",
+        help=f"the YAML settings; default: ${_SETTINGS_VARIABLE}, else {_SETTINGS_FILE}",
     )
     return command
 
@@ -126,6 +136,12 @@ def _add_predict(commands: _Commands) -> None:
     predict.add_argument("--model", default="default", help="a model package: its folder or zip")
     predict.add_argument("--device", default="auto", help="cpu, cuda:0, ...; default: auto")
     predict.add_argument("--out", type=Path, metavar="DIR", help="write the result objects here")
+    predict.add_argument(
+        "--results",
+        default="SEG,SC,SR,PR",
+        metavar="KINDS",
+        help="the kinds of result to make; default: SEG,SC,SR,PR",
+    )
     predict.add_argument("--at", type=_time, metavar="TIME", help="the results' time, ISO 8601")
 
 
@@ -138,8 +154,12 @@ def _add_send(commands: _Commands) -> None:
 
 
 def _add_config(commands: _Commands) -> None:
-    config = _add_with_config(commands, "config", "Check or show the settings.")
-    config.add_argument("action", choices=("check", "show"))
+    config = _add_with_config(commands, "config", "Check, show or begin the settings.")
+    config.add_argument(
+        "action",
+        choices=("check", "show", "init"),
+        help="init writes a commented file with every key at its default",
+    )
 
 
 def _add_model(commands: _Commands) -> None:

@@ -1,6 +1,6 @@
 """The settings: one YAML file, read and checked into one frozen `Config`."""
 
-from daemon.config.reading import ConfigError, commented_file, load, show, with_device
+from daemon.config.reading import ConfigError, begin, commented_file, load, show, with_device
 from daemon.config.schema import (
     PROFILES,
     Admission,
@@ -24,6 +24,7 @@ __all__ = [
     "Overlay",
     "Peer",
     "Retention",
+    "begin",
     "commented_file",
     "load",
     "show",

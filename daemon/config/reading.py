@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,33 @@ class ConfigError(Exception):
 def commented_file() -> Path:
     """The shipped settings file that lists every key, commented, at its default."""
     return installed.shipped_file("daemon", "pleura.yaml")
+
+
+def begin(path: Path) -> str:
+    """Write the commented settings to a new file. Returns what was done, and what comes next.
+
+    Raises:
+        ConfigError: the file is there already, or cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(commented_file().read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise ConfigError(f"{path}: is there already; nothing was written") from error
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: its folder is not there; make it: mkdir -p {path.absolute().parent}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
+
+    said = (
+        f"{path}: written, every key at its default; edit it, then: pleura config check -c {path}"
+    )
+    if os.geteuid() == 0:
+        said += f"\nThe service's user must be able to read it: chown root:GROUP {path}"
+        said += f" && chmod 640 {path}"
+    return said
 
 
 def load(path: Path) -> Config:
@@ -91,8 +119,9 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give the settings with -c "
-            f"FILE; {commented_file()} is a commented file to start from"
+            f"{path}: cannot be read ({error.strerror}); give the settings with -c FILE or "
+            f"PLEURA_CONFIG, or begin them: pleura config init -c {path} (a copy of "
+            f"{commented_file()})"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
