@@ -102,7 +102,8 @@ def show(header: Dataset, stored: NDArray[np.integer], bits: int | None = None) 
     values = _modality(settled, header, levels, notes)
     grey = _voi(settled, header, values, counts, notes)
     if grey is not None and _is_for_fewer_bits(header, grey, levels, bits):
-        notes.append("the window is for the bits of BitsStored, so the central range is shown")
+        what = "VOI LUT" if settled.get("VOILUTSequence") else "window"
+        notes.append(f"the {what} is for the bits of BitsStored, so the central range is shown")
         grey = None
     if grey is None:
         grey = _central_range(settled, values, counts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 
 from inference.finding import Finding, Measurement, State
@@ -55,9 +57,25 @@ def _answer(case: Case) -> Answer:
         return ORANGE, "triangle", wording.BANNER_SUSPECTED, wording.BANNER_NO_REGION
 
     regions = f"{_grouped(measured.regions)} regions" if measured.regions > 1 else "1 region"
-    side = wording.SIDES[measured.laterality]
+    side = _side(measured, case.segmented)
     second = wording.BANNER_REGIONS.format(side=side, regions=regions)
     return ORANGE, "triangle", wording.BANNER_SUSPECTED, second
+
+
+def _side(measured: Measurement, mask: NDArray[np.bool_]) -> str:
+    """The patient's side, else that of the (rows, columns) picture."""
+    if measured.laterality is not None:
+        return wording.SIDES[measured.laterality]
+
+    column_counts = mask.sum(axis=0)
+    right = column_counts[(len(column_counts) + 1) // 2 :].sum() / column_counts.sum()
+    left = column_counts[: len(column_counts) // 2].sum() / column_counts.sum()
+    place = wording.PICTURE_BOTH
+    if right >= wording.PICTURE_SIDE_PART:
+        place = wording.PICTURE_RIGHT
+    elif left >= wording.PICTURE_SIDE_PART:
+        place = wording.PICTURE_LEFT
+    return wording.BANNER_UNSIDED.format(place=place)
 
 
 def _score(finding: Finding) -> str:

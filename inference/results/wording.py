@@ -50,9 +50,16 @@ BANNER_NO_SPACING = "{area_px} px (pixel spacing not known)"
 BANNER_AREA = "{area_px} px, {area_mm2} mm^2"
 BANNER_ESTIMATED_AREA = "{area_px} px, {area_mm2} mm^2, estimated at detector plane"
 BANNER_NO_DATE = "date not stated"
-SIDES: dict[Laterality | None, str] = {
-    "R": "Patient's right", "L": "Patient's left", "B": "Both sides", None: "Side not determined",
+SIDES: dict[Laterality, str] = {
+    "R": "Patient's right", "L": "Patient's left", "B": "Both sides",
 }  # fmt: skip
+# Where the patient's side is not known, a reader is still told where to look.
+BANNER_UNSIDED = "{place} (patient's side not known)"
+PICTURE_LEFT = "At the left of the picture"
+PICTURE_RIGHT = "At the right of the picture"
+PICTURE_BOTH = "On both sides of the picture"
+# The part of the region that must lie in one half of the picture to be of that half.
+PICTURE_SIDE_PART = 0.9
 
 # ---- how the overlay was derived
 

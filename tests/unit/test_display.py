@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset, config
 
-from inference.display import WINDOWS, displayed
+from inference.display import WINDOWS, displayed, show
 from inference.pixels import Unsuitable
 from tools.images import header
 
@@ -163,3 +163,19 @@ def test_a_padding_range_over_the_picture_is_no_padding() -> None:
     shown, notes = displayed(header(PixelPaddingValue=0, PixelPaddingRangeLimit=3000), RAMP)
     assert np.array_equal(shown, displayed(header(), RAMP)[0])
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize("what", ["window", "VOI LUT"])
+def test_the_note_names_what_was_there(what: str) -> None:
+    """A stream of 14 bits under a header of 12, shown through a range of 12 bits."""
+    stored = np.linspace(0, 16383, 64 * 64).astype(np.uint16).reshape(64, 64)
+    source = header(BitsStored=12, PixelRepresentation=0)
+    if what == "window":
+        source.WindowCenter, source.WindowWidth = 2048, 4096
+    else:
+        item = Dataset()
+        item.add_new("LUTDescriptor", "US", [4096, 0, 16])
+        item.add_new("LUTData", "OW", (np.arange(4096, dtype="<u2") * 16).tobytes())
+        source.VOILUTSequence = [item]
+    notes = show(source, stored, 14).notes
+    assert f"the {what} is for the bits of BitsStored, so the central range is shown" in notes

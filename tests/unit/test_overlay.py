@@ -140,7 +140,6 @@ def test_the_banner_says_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) ->
         assert part in text
     for part in ("1.2.3", "2026-03-03 10:11", "mm^2", "2026-03-04 05:06"):
         assert part in text
-    assert "Side not determined" in words(positive(header(PatientOrientation=None)), monkeypatch)
     estimated = header(PixelSpacing=None, ImagerPixelSpacing=[0.1, 0.1])
     assert "estimated at detector plane" in words(positive(estimated), monkeypatch, 3000)
     text = words(positive(header(PixelSpacing=None)), monkeypatch, 3000)
@@ -254,3 +253,21 @@ def test_the_gate_refuses_a_squashed_picture(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(overlay, "draw", lambda _: squashed)
     with pytest.raises(GateError):
         build(case, ["SC"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "place"),
+    [
+        (slice(2, 10), "At the left of the picture (patient's side not known). 1 region"),
+        (slice(28, 36), "At the right of the picture (patient's side not known). 1 region"),
+        (slice(14, 24), "On both sides of the picture (patient's side not known). 1 region"),
+    ],
+)
+def test_where_the_patients_side_is_unknown_the_banner_says_where_to_look(
+    columns: slice, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = np.zeros((41, 37), dtype=bool)
+    mask[10:20, columns] = True
+    case = positive(header(PatientOrientation=None), mask)
+    assert place in words(case, monkeypatch)
+    assert build(case, ["SC"])  # the gate expects the same words

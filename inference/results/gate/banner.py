@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from pydicom import Dataset
 
 from inference.finding import Finding, State
@@ -63,7 +64,25 @@ def _second(expected: Expected) -> str:
         return wording.BANNER_NO_REGION
 
     regions = "1 region" if measured.regions == 1 else f"{_spaced(measured.regions)} regions"
-    return wording.BANNER_REGIONS.format(side=wording.SIDES[measured.laterality], regions=regions)
+    return wording.BANNER_REGIONS.format(side=_side(expected, measured), regions=regions)
+
+
+def _side(expected: Expected, measured: Measured) -> str:
+    if measured.laterality is not None:
+        return wording.SIDES[measured.laterality]
+
+    mask = expected.case.segmented
+    assert mask is not None  # it was measured
+    columns = np.nonzero(mask)[1]
+    middle = (mask.shape[1] - 1) / 2
+    places = {
+        wording.PICTURE_LEFT: np.count_nonzero(columns < middle),
+        wording.PICTURE_RIGHT: np.count_nonzero(columns > middle),
+    }
+    for place, pixels in places.items():
+        if pixels >= wording.PICTURE_SIDE_PART * columns.size:
+            return wording.BANNER_UNSIDED.format(place=place)
+    return wording.BANNER_UNSIDED.format(place=wording.PICTURE_BOTH)
 
 
 def _score(finding: Finding) -> str:
