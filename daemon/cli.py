@@ -105,13 +105,14 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps(histories, indent=None if options.json else 2))
         return EXIT_DONE if all(histories.values()) else EXIT_FAILED
 
-    configured = [each.name for each in config.load(options.config).destinations]
+    settings = config.load(options.config)
+    configured = [each.name for each in settings.destinations]
     if options.json:
-        print(json.dumps(status.summary(inspect, configured)))
+        print(json.dumps(status.summary(inspect, configured, settings.spool)))
     elif options.failed:
         print(*status.failure_lines(inspect), sep="\n")
     else:
-        print(*status.lines(inspect, configured), sep="\n")
+        print(*status.lines(inspect, configured, settings.spool), sep="\n")
     return EXIT_DONE
 
 

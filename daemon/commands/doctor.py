@@ -102,6 +102,8 @@ def examine(
 
     for subject, examination in examinations:
         yield _finding(subject, examination)
+    if warning := _same_reason(config):
+        yield Finding("answers", warning=warning)
     if not config.destinations:
         yield Finding(
             "destinations", trouble="none is named: results would be made and sent nowhere"
@@ -158,6 +160,18 @@ def _admission(config: Config) -> str:
         f"body_parts: {doubtful} found; no chest X-ray is expected under that term, and an image "
         "under a misspelt term is never analysed: correct or remove it"
     )
+
+
+def _same_reason(config: Config) -> str:
+    """A word on a node that answers nobody; "" where it does, or where there is no ledger."""
+    with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
+        same = inspect.same_reason()
+        if same is not None:
+            return (
+                f"the newest {same.images} images were all not analysed for one reason, "
+                f"{same.reason}: is `admission` right?"
+            )
+    return ""
 
 
 def _spool(config: Config) -> str:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import Inspection
 from daemon.ledger.digests import accession_digest
+from daemon.spool import Spool, SpoolError
 
 ROLES = ("receive", "analyse", "deliver")
 _SHOWN = 20  # failed images, and refused deliveries
@@ -20,12 +22,18 @@ ALL = 1_000_000
 _TIMES = ("received_at", "completed_at")
 
 
-def summary(inspect: Inspection, configured: Collection[str]) -> dict[str, Any]:
+def summary(inspect: Inspection, configured: Collection[str], spool_folder: Path) -> dict[str, Any]:
     """Everything that `pleura status --json` prints. `configured`: the names of the destinations."""
     known = inspect.destinations()
+    same = inspect.same_reason()
+    quarantined, spool_trouble = _quarantined(inspect, spool_folder)
     return {
         **inspect.counts(),
         "waiting_since": _date(inspect.waiting_since()),
+        "all_excluded_for": None if same is None else same.reason,
+        "adopted": inspect.adopted(),
+        "quarantined": quarantined,
+        "spool_trouble": spool_trouble or None,
         "roles": [
             {"role": row["role"], "owner": row["owner"], "last_sign": _date(row["beat_at"])}
             for row in inspect.roles()
@@ -51,7 +59,15 @@ def _destination(row: Mapping[str, Any], is_configured: bool) -> dict[str, Any]:
     }
 
 
-def lines(inspect: Inspection, configured: Collection[str]) -> Iterator[str]:
+def _quarantined(inspect: Inspection, spool_folder: Path) -> tuple[list[str], str]:
+    """The files that a person must look at, and why the spool does not tell."""
+    try:
+        return Spool.existing(spool_folder, inspect.spool_identity()).quarantined(), ""
+    except (SpoolError, OSError) as error:
+        return [], str(error)
+
+
+def lines(inspect: Inspection, configured: Collection[str], spool_folder: Path) -> Iterator[str]:
     """The same as text, with the newest failures."""
     now = inspect.now()
     counts = inspect.counts()
@@ -61,11 +77,34 @@ def lines(inspect: Inspection, configured: Collection[str]) -> Iterator[str]:
     since = inspect.waiting_since()
     if since is not None:
         yield f"waiting: the oldest image since {_date(since)} ({_age(now - since)})"
+    same = inspect.same_reason()
+    if same is not None:
+        yield (
+            f"NOBODY IS ANSWERED: the newest {same.images} images were all not analysed for one "
+            f"reason, {same.reason}; is `admission` right?"
+        )
+    yield from _spool_lines(inspect, spool_folder)
     for row in inspect.reasons():
         yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
     yield from _role_lines(inspect.roles(), now)
     yield from _destination_lines(inspect.destinations(), configured, now)
     yield from failure_lines(inspect, _SHOWN)
+
+
+def _spool_lines(inspect: Inspection, spool_folder: Path) -> Iterator[str]:
+    """Files that the ledger did not know, as after a restore of an older ledger."""
+    adopted = inspect.adopted()
+    if adopted:
+        yield f"adopted: {adopted} images that lay in the spool and that the ledger did not know"
+
+    quarantined, trouble = _quarantined(inspect, spool_folder)
+    if trouble:
+        yield f"SPOOL: {trouble}"
+    if quarantined:
+        yield (
+            f"QUARANTINE: {len(quarantined)} files in {spool_folder / 'quarantine'} that could not "
+            f"be adopted, such as {quarantined[0]}; look at them (docs/backup.md)"
+        )
 
 
 def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str]:

@@ -1,0 +1,104 @@
+"""What `pleura status` says of a node for people and for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.commands import doctor, status
+from daemon.config import Config, load
+from daemon.ledger import Arrival, Completion, Inspection, Ledger
+from daemon.spool import Spool
+
+STRAY = "ab" + "0" * 30
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    path = tmp_path / "pleura.yaml"
+    path.write_text(f"spool: {tmp_path / 'spool'}\nledger: sqlite:///{tmp_path / 'ledger.db'}\n")
+    return load(path)
+
+
+@pytest.fixture
+def ledger(config: Config) -> Iterator[Ledger]:
+    ledger = Ledger(config.ledger)
+    Spool(config.spool).claim(ledger.spool_identity)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def inspect(config: Config, ledger: Ledger) -> Iterator[Inspection]:
+    inspect = Inspection.open(config.ledger)
+    yield inspect
+    inspect.close()
+
+
+def arrival(number: int, origin: str = "dimse") -> Arrival:
+    return Arrival(f"{number:032x}", "1.2", f"1.2.{number}", "1.2.1", "XRAY1", origin, 1, 9)
+
+
+def exclude(ledger: Ledger, images: int, reason: str) -> None:
+    for number in range(images):
+        ledger.receive([arrival(number)])
+        (job,) = ledger.claim_images("me", 1)
+        ledger.complete(job, Completion("not_analysed", str(number), reason=reason), {})
+
+
+def test_a_quiet_node_has_nothing_to_say_of_strays(inspect: Inspection, config: Config) -> None:
+    said = "\n".join(status.lines(inspect, [], config.spool))
+    assert "adopted" not in said
+    assert "QUARANTINE" not in said
+    assert "NOBODY" not in said
+    told = status.summary(inspect, [], config.spool)
+    strays = (told["adopted"], told["quarantined"], told["all_excluded_for"])
+    assert strays == (0, [], None)
+    assert told["spool_trouble"] is None
+
+
+def test_adopted_images_and_files_in_quarantine_are_told(
+    ledger: Ledger, inspect: Inspection, config: Config
+) -> None:
+    ledger.receive([arrival(1, origin="adopted"), arrival(2)])
+    spool = Spool(config.spool)
+    spool.quarantine_folder.mkdir()
+    (spool.quarantine_folder / STRAY).write_bytes(b"x")
+    # A result that was made again: nobody has to look at it.
+    (spool.quarantine_folder / f"{STRAY}.result").write_bytes(b"x")
+
+    said = "\n".join(status.lines(inspect, [], config.spool))
+    assert "adopted: 1 images" in said
+    assert f"QUARANTINE: 1 files in {spool.quarantine_folder}" in said
+    assert STRAY in said
+    told = status.summary(inspect, [], config.spool)
+    assert told["adopted"] == 1
+    assert told["quarantined"] == [STRAY]
+
+
+def test_a_spool_that_is_away_is_told_and_hides_nothing_else(
+    inspect: Inspection, config: Config, tmp_path: Path
+) -> None:
+    config.spool.rename(tmp_path / "elsewhere")
+    said = list(status.lines(inspect, [], config.spool))
+    assert any(line.startswith("SPOOL: ") for line in said)
+    assert any(line.startswith("instances: ") for line in said)
+    assert status.summary(inspect, [], config.spool)["spool_trouble"]
+
+
+@pytest.mark.parametrize(("images", "is_told"), [(20, True), (19, False)])
+def test_a_node_that_answers_nobody_says_so_in_status_and_doctor(
+    ledger: Ledger, inspect: Inspection, config: Config, images: int, is_told: bool
+) -> None:
+    exclude(ledger, images, "body_part")
+    said = "\n".join(status.lines(inspect, [], config.spool))
+    assert ("one reason, body_part; is `admission` right?" in said) is is_told
+    told = status.summary(inspect, [], config.spool)["all_excluded_for"]
+    assert told == ("body_part" if is_told else None)
+
+    findings = {finding.subject: finding for finding in doctor.examine(config, str, {})}
+    assert ("answers" in findings) is is_told
+    if is_told:
+        assert "body_part: is `admission` right?" in findings["answers"].warning
