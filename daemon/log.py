@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import sys
 import threading
@@ -137,6 +138,31 @@ def _lost(lines: int) -> logging.LogRecord:
     return logging.LogRecord("pleura.log", logging.ERROR, "", 0, message, (lines,), None)
 
 
+# syslog's severities (RFC 5424, table 2), which journald reads from a line's beginning
+# (sd-daemon(3)).
+_SEVERITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+_DEBUG = 7
+
+
+class JournalFormatter(OneLineFormatter):
+    """The same for systemd's journal: each line begins with its severity, such as <3>."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = record.levelno
+        severity = next((number for least, number in _SEVERITIES if level >= least), _DEBUG)
+        # The journal makes an entry of each line of a traceback.
+        return "\n".join(f"<{severity}>{line}" for line in super().format(record).splitlines())
+
+
+def is_journal(stream: TextIO) -> bool:
+    """Whether the stream goes to systemd's journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 def start() -> None:
     """Send our own loggers to stderr. Libraries stay silent, warnings too: they quote headers."""
     if not sys.warnoptions:
@@ -154,7 +180,8 @@ def start() -> None:
     for earlier in ours.handlers:
         earlier.close()
     handler = QueuedHandler(sys.stderr)
-    handler.setFormatter(OneLineFormatter())
+    to_journal = is_journal(sys.stderr)
+    handler.setFormatter(JournalFormatter() if to_journal else OneLineFormatter())
     ours.handlers[:] = [handler]
     ours.setLevel(logging.INFO)
 

@@ -17,12 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from daemon import output, ownership
+from daemon import output, ownership, watchdog
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
@@ -45,6 +45,11 @@ _NOTICE_S = 0.5
 
 # Set when this process has said READY.
 _ready = threading.Event()
+
+# The longest step of a thread that is not stuck: an image in its decoder (WorkerLimits.image_s), a
+# connection that takes no byte (requestor.Limits.stalled_s). And what a ledger may take on top of it.
+_LONGEST_STEP_S = {"analyse": 600.0, "deliver": 60.0}
+_GRACE_S = 180.0
 
 # The pause before the next try to open a ledger whose server is away.
 _LEDGER_PAUSE_S = 2.0
@@ -86,7 +91,7 @@ def run_role(role: str, config: Config) -> int:
 
     ledger, spool = stores
     try:
-        with SignsOfLife(ledger, role, _ready):
+        with SignsOfLife(ledger, role, _ready), _watchdog(role, config):
             ROLES[role](config, ledger, spool, stop)
     except CannotStartError:
         raise
@@ -97,6 +102,14 @@ def run_role(role: str, config: Config) -> int:
 
     ledger.close()
     return EXIT_DONE
+
+
+def _watchdog(role: str, config: Config) -> AbstractContextManager[None]:
+    """Feeds systemd's watchdog while the role gets on; does nothing without one."""
+    # The longest wait in which a thread cannot beat: for a peer that does not read an answer.
+    wait_s = config.limits.pdu_s if role == "receive" else _LONGEST_STEP_S[role]
+    feeder = watchdog.feeder(lambda: notify("WATCHDOG=1"), wait_s + _GRACE_S)
+    return feeder or contextlib.nullcontext()
 
 
 def _stop_on_signals() -> threading.Event:
@@ -180,9 +193,24 @@ def release_dead_leases(ledger: Ledger) -> None:
     """
     for owner in ledger.inspect.lease_owners():
         machine, _, pid = owner.rpartition(":")
-        if machine == this_machine() and not Path(f"/proc/{pid}").exists():
+        if machine == this_machine() and not _is_alive(int(pid)):
             log.info("released the leases of dead process %s", owner)
             ledger.release_leases(owner)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process exists.
+
+    Asked by a signal, not by /proc: there the processes of the other units are hidden
+    (ProtectProc=invisible).
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:

@@ -18,6 +18,7 @@ from datetime import datetime
 
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
+from daemon import watchdog
 from daemon.analyse.flow import Flow, Steps
 from daemon.analyse.succession import Succession
 from daemon.config import Config
@@ -163,8 +164,14 @@ class Worker:
         flow = Flow(steps, self.config.max_batch, helpers)
 
         try:
-            with Heartbeat(self.ledger, lambda: self._beat(flow)), flow:
+            with (
+                watchdog.watched("queue of images"),
+                Heartbeat(self.ledger, lambda: self._beat(flow)),
+                flow,
+            ):
                 while not stop.is_set():
+                    if self._is_flowing(flow.in_hand):
+                        watchdog.beat()
                     self._turn(flow, owner, stop)
                 flow.drain()
         finally:
@@ -202,14 +209,18 @@ class Worker:
         self._rearm_watchdog(held)
         return [image.job for image in held]
 
+    def _is_flowing(self, held: Sequence[_Image]) -> bool:
+        """Whether no image takes too long."""
+        now = time.monotonic()
+        return all(now - image.since < self.limits.image_s for image in held)
+
     def _rearm_watchdog(self, held: Sequence[_Image]) -> None:
         """Put off the end of the process, unless an image takes too long.
 
         faulthandler's timer is a C thread: it fires even if a decoder hangs holding the GIL. The
         attempt counts, and the supervisor starts the process again.
         """
-        now = time.monotonic()
-        if all(now - image.since < self.limits.image_s for image in held):
+        if self._is_flowing(held):
             faulthandler.dump_traceback_later(self.limits.image_s, exit=True)
 
     def _warn_of_same_reason(self) -> None:

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from daemon import watchdog
 from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.deliver.folder import Folder
 from daemon.deliver.limits import DEFAULT_LIMITS, DeliverLimits
@@ -80,8 +81,19 @@ class Courier:
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop` is set; the object in flight then is finished first."""
+        # A share that hangs cannot be helped by a restart, which would hold up the other
+        # destinations.
+        if isinstance(self._destination, FolderDestination):
+            self._run(stop)
+            return
+
+        with watchdog.watched(f"deliveries to {self._destination.name}"):
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
         failures = 0  # of the destination, in a row
         while not stop.is_set():
+            watchdog.beat()
             try:
                 turn = self._turn(failures, stop)
             except Exception:
@@ -110,6 +122,7 @@ class Courier:
         """
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0:
+            watchdog.beat()
             if stop.wait(min(left_s, self._limits.idle_s)):
                 return
             with suppress(Exception):
@@ -160,6 +173,7 @@ class Courier:
         try:
             with self.open([self._outgoing(job) for job in waiting]) as store:
                 while waiting and trouble is None:
+                    watchdog.beat()
                     if stop.is_set() or time.monotonic() >= deadline:
                         break
                     result, trouble = self._send(store, waiting.popleft())

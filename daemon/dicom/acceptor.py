@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from daemon import watchdog
 from daemon.dicom import negotiation
 from daemon.dicom.negotiation import Decision, Rejected, Request, Supported, UserInformation
 from daemon.dicom.pdu import (
@@ -485,6 +486,7 @@ class Association:
         """The type and length of the next PDU, which may keep us waiting for `patience_s`."""
         began = time.monotonic()
         while True:
+            watchdog.beat()
             try:
                 count = self._connection.recv_into(self._header)
                 break
@@ -510,6 +512,7 @@ class Association:
     def _fill(self, view: memoryview) -> None:
         """Read the whole of `view` before the deadline of its PDU."""
         while view:
+            watchdog.beat()
             try:
                 count = self._connection.recv_into(view)
             except TimeoutError:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from daemon import watchdog
 from daemon.dicom import negotiation
 from daemon.dicom.negotiation import Proposal, Rejected, UserInformation
 from daemon.dicom.pdu import (
@@ -52,6 +53,9 @@ from daemon.dicom.tables import (
 _BUFFER_BYTES = 1 << 20  # of PDUs that go out at once
 _FAREWELL_S = 1.0  # for a PDU that nobody needs to read any more
 _USER = UserInformation(MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
+
+# How often a thread that waits for an answer shows that it is not stuck (daemon/watchdog.py).
+_BEAT_S = 10.0
 
 # The thing to do about an A-ASSOCIATE-RJ, by source and reason (PS3.8 Table 9-21).
 _ADVICE = {
@@ -441,6 +445,7 @@ class Requestor:
 
     def _send(self, pdus: memoryview, stalled_s: float, deadline: float) -> None:
         while pdus:
+            watchdog.beat()
             self._socket.settimeout(min(stalled_s, _left_s(deadline)))
             try:
                 pdus = pdus[self._socket.send(pdus) :]
@@ -467,10 +472,13 @@ class Requestor:
         data = self._ahead[:size]
         self._ahead = self._ahead[size:]
         while len(data) < size:
-            self._socket.settimeout(_left_s(deadline))
+            watchdog.beat()
+            self._socket.settimeout(min(_BEAT_S, _left_s(deadline)))
             try:
                 part = self._socket.recv(size - len(data))
             except TimeoutError as error:
+                if time.monotonic() < deadline:
+                    continue
                 raise TimeoutError("no answer came in time") from error
             if not part:
                 raise ConnectionResetError("the peer closed the connection")

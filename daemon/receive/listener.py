@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from daemon import watchdog
 from daemon.dicom.acceptor import Limits
 from daemon.dicom.negotiation import escaped
 from daemon.dicom.pdu import PDU_HEADER, PDU_HEADER_BYTES, PduType, abort
@@ -231,7 +232,12 @@ class Listener:
         return len(self._waiting)
 
     def _run(self) -> None:
+        with watchdog.watched("listener"):
+            self._listen()
+
+    def _listen(self) -> None:
         while True:
+            watchdog.beat()
             for key, _ in self._selector.select(timeout=1.0):
                 if key.fileobj is self._stop_receiver:
                     return

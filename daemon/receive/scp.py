@@ -9,6 +9,7 @@ import logging
 import time
 from dataclasses import replace
 
+from daemon import watchdog
 from daemon.config import Config
 from daemon.dicom import negotiation
 from daemon.dicom.acceptor import Association, Connection, End, Limits, Rejection
@@ -77,7 +78,8 @@ class Receiver:
         """The thread of one association."""
         began = time.monotonic()
         try:
-            end = association.run()
+            with watchdog.watched(f"association from {association.address}"):
+                end = association.run()
             _log_end(association, end, time.monotonic() - began)
         finally:
             self._roster.leave(association)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import re
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from daemon.log import OneLineFormatter, QueuedHandler
+from daemon.log import JournalFormatter, OneLineFormatter, QueuedHandler, is_journal
 
 
 def line(message: str, *arguments: object, error: Exception | None = None) -> str:
@@ -107,3 +109,36 @@ def test_a_full_disk_ends_nothing_and_later_lines_are_written(
     logger.info("written")
     logger.handlers[0].flush()
     assert "written" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("level", "severity"),
+    [("DEBUG", 7), ("INFO", 6), ("WARNING", 4), ("ERROR", 3), ("CRITICAL", 3)],
+)
+def test_the_journal_gets_a_severity_with_each_line(level: str, severity: int) -> None:
+    record = logging.LogRecord("pleura.test", getattr(logging, level), "", 0, "broke", (), None)
+    assert JournalFormatter().format(record).startswith(f"<{severity}>")
+
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError:
+        record.exc_info = sys.exc_info()
+    lines = JournalFormatter().format(record).splitlines()
+    assert len(lines) > 2
+    assert all(each.startswith(f"<{severity}>") for each in lines)
+
+
+def test_only_a_stream_that_is_the_journals_is_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        status = os.fstat(stream.fileno())
+        monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+        assert not is_journal(stream)
+
+        # What systemd sets is inherited by a command whose stderr goes elsewhere.
+        monkeypatch.setenv("JOURNAL_STREAM", "1:1")
+        assert not is_journal(stream)
+
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        assert is_journal(stream)

@@ -20,6 +20,7 @@ import torch
 from pydicom import dcmread
 from sqlalchemy.exc import DataError
 
+from daemon import watchdog
 from daemon.analyse.worker import EngineBrokenError, Worker, WorkerLimits, _Image
 from daemon.config import Config, FolderDestination
 from daemon.ledger import Arrival, Completion, ImageJob, Ledger, accession_digest
@@ -572,3 +573,36 @@ def test_the_same_image_again_makes_nothing(bench: Bench) -> None:
     assert (
         len(list(bench.spool.names())) == 3 + owed
     )  # three receptions; no result file of a duplicate stays
+
+
+def test_a_queue_that_is_stuck_behind_an_image_is_silent_for_the_watchdog(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its main loop still turns: what counts is that images get on."""
+    hanging, release = threading.Event(), threading.Event()
+
+    def hang(_: Sequence[Reading]) -> list[Answer | None]:
+        hanging.set()
+        release.wait()
+        return [None]
+
+    # Its own timer would end this process.
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    monkeypatch.setattr(bench.pipeline, "answer", hang)
+    bench.worker.limits = WorkerLimits(image_s=0.05, idle_s=0.01)
+    bench.receive(1)
+
+    stop = threading.Event()
+    thread = threading.Thread(target=bench.worker.run, args=(stop,))
+    thread.start()
+    try:
+        assert hanging.wait(60)
+        while not watchdog.silent(0.2):
+            assert thread.is_alive()
+            stop.wait(0.01)
+        assert watchdog.silent(0.2)[0].startswith("queue of images")
+    finally:
+        release.set()
+        stop.set()
+        thread.join()
+    assert watchdog.silent(0.0) == []
