@@ -115,3 +115,21 @@ def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 waiting.append(requirement.name)
     assert {"torch", "pydicom", "python-gdcm"} <= seen
+
+
+# What is left: no root directory of its own, local and Internet sockets and the host's network,
+# /proc/sys; for the analyse role also CUDA's devices and executable memory (docs/security.md).
+_HIGHEST_EXPOSURE = 1.1
+
+
+@pytest.mark.parametrize(
+    "unit", sorted(path.name for path in (REPOSITORY / "systemd").glob("*.service"))
+)
+def test_the_sandbox_of_each_unit_is_tight(unit: str, peer: Callable[[str], str]) -> None:
+    command = [peer("systemd-analyze"), "security", "--offline=true"]
+    answer = subprocess.run(
+        [*command, f"--threshold={_HIGHEST_EXPOSURE * 10:.0f}", str(REPOSITORY / "systemd" / unit)],
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
