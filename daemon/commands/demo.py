@@ -116,7 +116,7 @@ def _report(
     for column in ("image", "state", "answer", "objects in the folder"):
         table.add_column(column, overflow="fold")
     with closing(Ledger(_ledger_url(node_folder))) as ledger:
-        for row in _rows(files, answers, ledger):
+        for row in rows(files, answers, ledger):
             table.add_row(*row)
     console.print(table)
     console.print(json.dumps(counts), soft_wrap=True)
@@ -138,7 +138,7 @@ def _report(
     return 0 if is_whole and not unfinished and not failed else 1
 
 
-def _rows(
+def rows(
     files: Sequence[Path], answers: Sequence[Sent], ledger: Ledger
 ) -> list[tuple[str, str, str, str]]:
     """A row for each file, in the order given. A file that comes twice has its own row each time."""

@@ -270,10 +270,15 @@ def test_each_failure_reason_has_its_consequence(bench: Bench, archive: Archive)
     assert again.result.sop_instance_uid == "1.2"
 
 
-def test_an_archive_that_does_not_report_is_asked_again(bench: Bench, archive: Archive) -> None:
+def test_an_archive_that_does_not_report_is_asked_again_and_told_in_the_log(
+    bench: Bench, archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
     bench.store("1.1")
     bench.ask(DeliverLimits(first_report_s=0.01))
     wait_until("it is asked again", lambda: len(archive.questions) >= 3)
+    assert "pacs: no commitment report came on 1 objects; asking again." in caplog.text
+    unreported = bench.ledger.inspect.destinations()["pacs"]["unreported"]
+    assert unreported == 1
     transactions = {transaction for transaction, _ in archive.questions}
     assert len(transactions) == len(
         archive.questions

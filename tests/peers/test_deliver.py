@@ -376,6 +376,49 @@ def test_an_archive_that_rejects_what_proposes_no_storage_gets_all_after_an_outa
         dcmrecv.wait()
 
 
+QRSCP = """
+NetworkTCPPort = {port}
+MaxPDUSize = 16384
+MaxAssociations = 4
+HostTable BEGIN
+HostTable END
+VendorTable BEGIN
+VendorTable END
+AETable BEGIN
+ARCHIVE {folder} RW (100, 100mb) ANY
+AETable END
+"""
+
+
+def test_an_archive_that_stores_under_its_own_rules_gets_all_after_an_outage(
+    node: Node,
+    peer: Program,
+    free_port: FreePort,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """DCMTK's dcmqrscp, which declines JPEG: the overlay arrives decoded, the SEG as it is."""
+    port = free_port()
+    node.owe(overlay("2.25.1"), segmentation("2.25.2"))
+    node.start(pacs(port))
+    wait_until("it was tried twice", lambda: len(troubles(caplog)) >= 2)
+
+    folder = tmp_path / "qrscp"
+    folder.mkdir()
+    settings = tmp_path / "dcmqrscp.cfg"
+    settings.write_text(QRSCP.format(port=port, folder=folder))
+    # A process for each association: with --single-process, 3.6.7 ends at the first release.
+    command = [peer("dcmqrscp"), "-c", str(settings)]
+    dcmqrscp = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until("all are stored", lambda: node.counts() == {"stored": 2})
+    finally:
+        dcmqrscp.terminate()
+        dcmqrscp.wait()
+    found = {str(dcmread(path).SOPInstanceUID) for path in folder.glob("*.dcm")}
+    assert found == {"2.25.1", "2.25.2"}
+
+
 def test_an_archives_error_comment_is_logged_and_shown_bounded_and_escaped(
     node: Node, archive: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
