@@ -115,7 +115,10 @@ def _description(dataset: Dataset, expected: Expected) -> Iterator[str]:
 def _measurement(_: Dataset, expected: Expected) -> Iterator[str]:
     """The figures that the finding states are those of its mask."""
     finding, measured = expected.case.finding, expected.measured
-    if finding is None or measured is None or finding.measurement is None:
+    if finding is None or measured is None:
+        return
+    if finding.measurement is None:
+        yield "the finding states no figures of its mask"
         return
 
     stated = finding.measurement

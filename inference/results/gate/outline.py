@@ -7,10 +7,16 @@ from numpy.typing import NDArray
 
 from inference.contours import LARGEST_DISTANCE_PX
 from inference.results import layout
-from inference.results.gate.panel import BLOCK, Panel
+from inference.results.gate.panel import BLOCK, FINE, Panel
 
 # Pixels of the contour's colour, summed up, in the neighbourhood of any piece of the mask's edge.
 CONTOUR_PX = 3.0
+# The colour across a side of the edge, in widths of the line, that is one clear stroke.
+LEAST_STROKE = 0.6
+MOST_STROKE = 1.6
+# Fewer of them than this tell nothing; more than so many tell nothing more.
+LEAST_STROKES = 8
+MOST_STROKES = 20_000
 
 
 def touched_blocks(
@@ -50,17 +56,83 @@ def has_contour(edge: NDArray[np.float64], coloured: NDArray[np.float64], panel:
     return float(around[row[inside], column[inside]].min(initial=1)) >= wanted
 
 
+def displacement_px(
+    mask: NDArray[np.bool_], colour: NDArray[np.float64], panel: Panel
+) -> tuple[float, float]:
+    """How far the drawn contour as a whole lies off the mask's edge: source pixels down, right.
+
+    `colour` is the panel at half its size, (rows, columns), 1 where all is contour. Across each
+    side of the edge lies a stroke, whose middle is found to a fraction of a pixel. Smoothing moves
+    a line towards the inside of its bends; the sides of the edge that face one way and those that
+    face the other way take that out of each other. An axis with too few clear strokes counts as 0.
+    """
+    scale = panel.scale / FINE
+    reach = int(panel.line_px / 2 / FINE + (LARGEST_DISTANCE_PX + 1) * scale) + 2
+    down, right = (
+        _along_axis(axis, *_sides(mask, axis), colour, scale, reach, panel.line_px / FINE)
+        for axis in (0, 1)
+    )
+    return down, right
+
+
+def tolerated_px(panel: Panel) -> float:
+    """How far a contour may seem to lie off, in source pixels.
+
+    The true contours of 150 random shapes at quality 50 to 90 seemed to lie at most 0.15 source
+    pixels off, and 0.19 where the picture had a quarter of the source's size.
+    """
+    return max(0.5, 0.25 / panel.scale)
+
+
+def _along_axis(
+    axis: int,
+    middles: NDArray[np.float64],
+    faces_on: NDArray[np.bool_],
+    colour: NDArray[np.float64],
+    scale: float,
+    reach: int,
+    line_px: float,
+) -> float:
+    every = -(-len(middles) // MOST_STROKES)
+    places = (middles[::every] + 0.5) * scale
+    faces_on = faces_on[::every]
+    steps = np.arange(-reach, reach + 1)
+    index = np.floor(places).astype(int)[:, :, None].repeat(steps.size, axis=2)
+    index[:, axis] += steps
+
+    limits = np.array(colour.shape)[:, None]
+    whole = ((index >= 0) & (index < limits)).all(axis=(1, 2))
+    row, column = np.clip(index, 0, limits - 1).transpose(1, 0, 2)
+    strokes = np.clip(colour[row, column], 0, 1)
+
+    # One clear stroke: a line that runs along here, or another nearby, shows more colour.
+    amounts = strokes.sum(axis=1)
+    clear = whole & (amounts > LEAST_STROKE * line_px) & (amounts < MOST_STROKE * line_px)
+    distances = index[:, axis] + 0.5 - places[:, axis, None]
+    offsets = (distances * strokes).sum(axis=1) / np.maximum(amounts, 1e-6) / scale
+
+    ways = [offsets[clear & (faces_on == way)] for way in (True, False)]
+    if min(way.size for way in ways) < LEAST_STROKES:
+        return 0.0
+    return float(sum(np.median(way) for way in ways)) / 2
+
+
 def edge_of(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(n, 2) of (row, column): the middles of the sides between the mask and other pixels."""
+    return np.concatenate([_sides(mask, axis)[0] for axis in (0, 1)])
+
+
+def _sides(mask: NDArray[np.bool_], axis: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The middles of the sides between neighbours along an axis, (n, 2) of (row, column).
+
+    And for each whether the mask ends there: its pixel is the first of the two.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     corner = np.array([rows[0] - 1, columns[0] - 1])
     part = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
 
-    middles = []
-    for one, other, half in (
-        (part[:-1], part[1:], (0.5, 0.0)),
-        (part[:, :-1], part[:, 1:], (0.0, 0.5)),
-    ):
-        row, column = np.divmod(np.flatnonzero(one != other), one.shape[1])
-        middles.append(np.stack([row + half[0], column + half[1]], axis=1))
-    return np.asarray(np.concatenate(middles) + corner)
+    first, second = (part[:-1], part[1:]) if axis == 0 else (part[:, :-1], part[:, 1:])
+    row, column = np.divmod(np.flatnonzero(first != second), first.shape[1])
+    middles = np.stack([row, column], axis=1) + corner.astype(float)
+    middles[:, axis] += 0.5
+    return middles, first[row, column]

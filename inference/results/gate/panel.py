@@ -9,8 +9,11 @@ import numpy as np
 from inference.results import layout
 from inference.results.case import Case
 
-# Everything is compared in the means of blocks, which the decoder gives at once.
+# The grey of the radiograph is compared in the means of blocks of so many pixels ...
 BLOCK = layout.JPEG_BLOCK_PX
+# ... and fine strokes, contour and letters, at half the picture's size: the decoder gives it at
+# once, in two thirds of the time of the whole.
+FINE = 2
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,14 @@ class Panel:
     banner_top: int
 
     @property
+    def line_px(self) -> float:
+        """The width of a contour."""
+        return float(np.clip(max(self.width, self.height) * layout.LINE_PART, *layout.LINE_PX))
+
+    @property
     def contour_reach_px(self) -> float:
         """How far a contour and its halo reach from the middle of the line."""
-        line_px = float(np.clip(max(self.width, self.height) * layout.LINE_PART, *layout.LINE_PX))
-        return line_px * (0.5 + layout.HALO_PART)
+        return self.line_px * (0.5 + layout.HALO_PART)
 
 
 def panel_of(case: Case) -> Panel:
