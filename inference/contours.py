@@ -35,8 +35,10 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         return []
+
     top, left = int(rows[0]), int(columns[0])
     width = min(max(1.5, max(mask.shape) / 1000), 4.0)
+
     found = []
     for loop in _loops(np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)):
         vertices = _thinned(_smoothed(loop, width))
@@ -137,9 +139,11 @@ def _thinned(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
         between = (
             vertices[starts[:, None] + np.arange(1, run)] - begin[:, None]
         )  # (runs, run - 1, 2)
+
         length = np.maximum((chord**2).sum(axis=1), 1e-12)
         along = np.clip((between * chord[:, None]).sum(axis=2) / length[:, None], 0, 1)
         off = between - along[..., None] * chord[:, None]
+
         straight = np.zeros(count, dtype=bool)
         starts = starts[((off**2).sum(axis=2) <= THINNED_PX**2).all(axis=1)]
         straight[starts] = True

@@ -107,22 +107,26 @@ class Engine:
         self.manifest: Manifest = package.manifest
         self.identity: ModelIdentity = package.identity
         self.threads = cores.use(device)
+
         self._wanted = wanted
         self._golden = package.golden
         self._max_batch = max_batch
         self._one_map = package.one_map
         self._maps = _Maps()
+
         # Of a one-map package the segmenter alone runs, and once for each image.
         networks = {
             role: network
             for role, network in package.networks.items()
             if not (self._one_map and role == "classifier")
         }
+
         self._limit: dict[Role, int] = dict.fromkeys(networks, max_batch)
         self._modules: dict[Role, nn.Module] = {
             role: nn.Module.to(network, device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             for role, network in networks.items()
         }
+
         self._plain: dict[Role, Runner] = {role: self._build(role, PLAIN) for role in self._modules}
         self._chosen: dict[Role, _Choice] = {
             role: {1: (PLAIN, one)} for role, one in self._plain.items()

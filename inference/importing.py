@@ -208,6 +208,7 @@ def _manifest(checkpoint: Path, other: Manifest, choices: Choices) -> dict[str, 
     kept = other.model_dump(
         mode="json", include={"task", "segmenter", "plausibility", "label", "intended_use"}
     )
+
     return kept | {
         "id": choices.id,
         "version": choices.version,

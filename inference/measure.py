@@ -30,17 +30,21 @@ def measure(
     regions, count = label_regions(mask)
     if count == 0:
         return None
+
     positions = np.argwhere(mask)  # (area_px, [row, column])
     number = regions[mask] - 1
     areas_px = np.bincount(number)
     sums = np.stack([np.bincount(number, weights=positions[:, axis]) for axis in (0, 1)], axis=1)
+
     area_px = len(positions)
     row, column = positions.mean(axis=0)
     spread_rows, spread_columns = positions.std(axis=0)
     (top, left), (bottom, right) = positions.min(axis=0), positions.max(axis=0)
+
     known = spacing is not None and all(
         math.isfinite(side) and side > 0 for side in (spacing.row_mm, spacing.column_mm)
     )
+
     return Measurement(
         area_px=area_px,
         area_mm2=area_px * spacing.row_mm * spacing.column_mm
@@ -77,16 +81,19 @@ def laterality(
         or len(patient_orientation) != 2
     ):
         return None
+
     along_row, along_column = (
         str(direction).strip().upper()[:1] for direction in patient_orientation
     )
     if (along_row in {"L", "R"}) == (along_column in {"L", "R"}):
         return None  # neither axis runs across the patient, or both claim to
+
     axis, towards = (1, along_row) if along_row in {"L", "R"} else (0, along_column)
     extent = shape[axis]
     offsets = centroids[:, axis] - (extent - 1) / 2
     if np.any(np.abs(offsets) < MIDDLE * extent):
         return None
+
     sides: set[Laterality] = {
         "L" if (offset > 0) == (towards == "L") else "R" for offset in offsets
     }

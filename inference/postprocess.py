@@ -57,13 +57,16 @@ def segment(
         )
     if not 0 < bottom <= top <= 1:
         raise ValueError(f"segment: bottom {bottom} and top {top}; wanted 0 < bottom <= top <= 1")
+
     scale = probability.size / REFERENCE_MATRIX_PX
     mask = np.asarray(probability >= bottom)
+
     if min_area_at_1024_px * scale > 1:  # else no region is too small
         regions, count = label_regions(mask)
         keep = np.bincount(regions.ravel(), minlength=count + 1) >= min_area_at_1024_px * scale
         keep[0] = False
         mask = np.asarray(keep[regions], dtype=bool)
+
     sure_px = np.count_nonzero(mask & (probability >= top))
     return mask if sure_px >= max(1.0, min_sure_area_at_1024_px * scale) else np.zeros_like(mask)
 

@@ -163,6 +163,7 @@ class Database:
         if self.is_sqlite:
             self._append_to_file(statement, rows)
             return
+
         try:
             with self.transaction() as (conn, now):
                 conn.exec_driver_sql(statement, rows(now))

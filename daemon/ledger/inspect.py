@@ -349,6 +349,7 @@ class Inspection:
             .group_by(image.reason)
             .order_by(sa.func.count().desc())
         )
+
         with self._database.reading() as conn:
             return _as_dicts(conn, counted)
 
@@ -367,6 +368,7 @@ class Inspection:
             .order_by(image.id.desc())
             .limit(limit)
         )
+
         refused = (
             sa.select(
                 results.c.sop_instance_uid,
@@ -380,6 +382,7 @@ class Inspection:
             .order_by(delivery.id.desc())
             .limit(limit)
         )
+
         with self._database.reading() as conn:
             return {"instances": _as_dicts(conn, images), "deliveries": _as_dicts(conn, refused)}
 

@@ -207,6 +207,7 @@ class Ledger:
         self, conn: Connection, now: float, owner: str, row: sa.RowMapping, is_solitary: bool
     ) -> ImageJob:
         attempt = row["attempt"] + 1
+
         conn.execute(
             instances.update()
             .where(instances.c.id == row["id"])
@@ -218,6 +219,7 @@ class Ledger:
                 unfinished_alone=row["unfinished_alone"] + (1 if is_solitary else 0),
             )
         )
+
         return ImageJob(
             id=row["id"],
             attempt=attempt,
@@ -421,6 +423,7 @@ class Ledger:
                     commit_due_at=now if commitment else None,
                 )
             )
+
             if commitment:
                 self._database.ring(conn)
 
@@ -734,11 +737,13 @@ class Ledger:
         has_one = sa.exists().where(
             other.c.result_id == deliveries.c.result_id, other.c.destination == to
         )
+
         with self._database.transaction() as (conn, _):
             old_names = sa.select(deliveries.c.destination).where(
                 deliveries.c.state.in_(unfinished),
                 deliveries.c.destination.not_in(list(configured)),
             )
+
             count = 0
             # Name by name: the same result may have been addressed to several of them.
             for name in conn.execute(old_names.distinct()).scalars().all():

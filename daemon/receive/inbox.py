@@ -150,6 +150,7 @@ class Inbox:
 
     def _walk(self) -> None:
         closed, self._closed = self._closed, set()
+
         found: set[Path] = set()
         for folder, subfolders, names in os.walk(self._folder):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -163,6 +164,7 @@ class Inbox:
                     and self._look(path, path in closed)
                 ):
                     found.add(path)
+
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
 
     def _look(self, path: Path, closed: bool) -> bool:
@@ -172,8 +174,10 @@ class Inbox:
             status = path.lstat()
         except OSError:
             return False
+
         if not stat.S_ISREG(status.st_mode):
             return False
+
         signature = _signature(status)
         seen = self._seen.get(path)
         if seen is None or seen.signature != signature:
@@ -181,6 +185,7 @@ class Inbox:
         whole = (closed and status.st_size > 0) or now - seen.since >= self._pace.settled_s
         if not whole or now < seen.not_before:
             return True
+
         try:
             seen.taken = seen.taken or self._take(path, signature)
             if seen.taken:
@@ -213,6 +218,7 @@ class Inbox:
         sop_class_uid, sop_instance_uid, syntax = _identity(data)
         file = self._intake.begin()
         file.write(data)
+
         file.keep(
             Arrival(
                 spool_name=file.name,
@@ -225,6 +231,7 @@ class Inbox:
                 size_bytes=len(data),
             )
         )
+
         named = sop_instance_uid or "a file without UID"
         log.info("stored %s from the inbox, %d bytes", named, len(data))
 

@@ -131,6 +131,7 @@ class Intake:
         else:
             if not is_undecided:
                 self._spool.remove(name)
+
         return False
 
     def _commit(self, group: list[_Row]) -> None:

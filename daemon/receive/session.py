@@ -190,6 +190,7 @@ class StoredObject:
         if self._file is None:
             self._write(())
         assert self._file is not None
+
         request = self._request
         arrival = Arrival(
             spool_name=self._file.name,
@@ -201,6 +202,7 @@ class StoredObject:
             priority=_urgency(request.priority, self._session.caller),
             size_bytes=self._size_bytes,
         )
+
         self._file.keep(arrival)
 
     def _carefully(self, step: Callable[[], None]) -> None:

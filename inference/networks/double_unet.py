@@ -40,25 +40,30 @@ class DoubleUNet(nn.Module):
     def __init__(self, blocks: int = 4, stem: str = "grey") -> None:
         super().__init__()
         widths, first_skips = _WIDTHS[:blocks], _VGG_WIDTHS[:blocks]
+
         self.input, self.encoder = encoders.build("vgg19", stem)
         layers = list(self.encoder.get_submodule("features").children())
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         last = pools[blocks]
+
         # Published weights of the whole encoder also hold these tensors, which this part lacks.
         self.unused = frozenset(
             f"features.{i}.{one}"
             for i in range(last, len(layers))
             for one in layers[i].state_dict()
         )
+
         self.encoder.features = nn.Sequential(*layers[:last])
         self.pyramid = AtrousPyramid(_VGG_WIDTHS[blocks], _PYRAMID, _RATES)
         self.decoder = _Decoder([first_skips], widths)
+
         channels = 1 if stem == "grey" else 3
         self.second_encoder = nn.ModuleList(
             _excited(i, o) for i, o in itertools.pairwise((channels, *widths))
         )
         self.second_pyramid = AtrousPyramid(widths[-1], _PYRAMID, _RATES)
         self.second_decoder = _Decoder([first_skips, widths], widths)
+
         self.head = nn.Conv2d(widths[0], 1, 1)
         self.second_head = nn.Conv2d(widths[0], 1, 1)
 

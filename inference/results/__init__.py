@@ -63,6 +63,7 @@ def build(case: Case, kinds: Iterable[str]) -> tuple[Result, ...]:
         GateError: an object did not pass; it must not leave.
     """
     built = build_what_passes(case, kinds)
+
     if built.problems:
         raise built.problems[0]
     return built.results

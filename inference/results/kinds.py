@@ -105,6 +105,7 @@ def _records() -> Iterator[Kind]:
             "DimensionOrganizationSequence", "DimensionIndexSequence", "ReferencedSeriesSequence",
         ),
     )  # fmt: skip
+
     yield Kind(
         name="SC",
         sop_class_uid=SecondaryCaptureImageStorage,
@@ -121,6 +122,7 @@ def _records() -> Iterator[Kind]:
         ),
         settings=("longest_side", "jpeg_quality"),
     )  # fmt: skip
+
     # After the SEG: an SR refers to the SEG only when that has passed the gate.
     yield Kind(
         name="SR",
@@ -142,6 +144,7 @@ def _records() -> Iterator[Kind]:
         ),
         settings=("report_absent", "refer_to_segmentation"),
     )  # fmt: skip
+
     yield Kind(
         name="PR",
         sop_class_uid=GrayscaleSoftcopyPresentationStateStorage,

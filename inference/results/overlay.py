@@ -99,6 +99,7 @@ def draw(case: Case) -> Image.Image:
 def _radiograph(case: Case, panel: Panel) -> Image.Image:
     """The grey panel, of its size."""
     size = (panel.width, panel.height)
+
     if case.pixels is None:
         blank = Image.new("L", size, layout.NO_IMAGE_GREY)
         font, middle = typeface(panel.canvas_width * 0.026), (size[0] / 2, size[1] / 2)
@@ -106,6 +107,7 @@ def _radiograph(case: Case, panel: Panel) -> Image.Image:
             middle, "No image to show", font=font, fill=NO_IMAGE_TEXT_GREY, anchor="mm"
         )
         return blank
+
     grey = Image.fromarray(_grey(case.pixels))
     if panel.scale < 1 or case.aspect != 1:
         # As sharp as bicubic here, in two thirds of the time.

@@ -95,12 +95,14 @@ def _measured(measured: Measurement) -> str:
         ),
         wording.CENTROID.format(column=column, row=row),
     ]
+
     if measured.extent_px is not None:
         top, left, bottom, right = measured.extent_px
         phrases.append(wording.EXTENT.format(left=left, right=right, top=top, bottom=bottom))
     if measured.spread_px is not None:
         rows, columns = measured.spread_px
         phrases.append(wording.SPREAD.format(columns=columns, rows=rows))
+
     return f"{'; '.join(phrases)}. {wording.COUNTED_FROM}"
 
 

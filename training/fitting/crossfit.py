@@ -33,8 +33,10 @@ class CrossFitted(nn.Module):
         super().__init__()
         if not isinstance(network, EncoderDecoder):
             raise ValueError(f"cross_fit: {stage.architecture} has no encoder and decoder to part")
+
         self._folds = folds
         self.input, self.encoder = network.input, network.encoder
+
         self.decoders = nn.ModuleList()
         self.heads = nn.ModuleList()
         for _ in range(folds):

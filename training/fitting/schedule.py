@@ -42,7 +42,9 @@ def rate(schedule: Schedule, now: Moment) -> float:
     warm_up = schedule.warm_up * now.per_epoch
     if now.step < warm_up:
         return _WARM_UP_FROM + (1 - _WARM_UP_FROM) * now.step / warm_up
+
     step, steps = now.step - warm_up, now.epochs * now.per_epoch - warm_up
+
     match schedule.name:
         case "constant":
             return 1.0

@@ -106,9 +106,11 @@ def expected_error(bins: Sequence[Mapping[str, float]]) -> float:
 def alarms(sensitivity: float, specificity: float) -> list[dict[str, float]]:
     """Of 100 images at each prevalence: alarms, those that are right, and positives missed."""
     rows = []
+
     for prevalence in _PREVALENCES:
         right = 100 * prevalence * sensitivity
         wrong = 100 * (1 - prevalence) * (1 - specificity)
+
         rows.append(
             {
                 "prevalence": prevalence,
@@ -118,6 +120,7 @@ def alarms(sensitivity: float, specificity: float) -> list[dict[str, float]]:
                 "ppv": right / (right + wrong) if right + wrong else 0.0,
             }
         )
+
     return rows
 
 
@@ -130,13 +133,16 @@ def crossed(
     """
     probabilities = np.zeros(len(scores))
     calls = np.zeros(len(scores), dtype=bool)
+
     for fold in np.unique(folds):
         inside, others = folds == fold, folds != fold
         share = float(labels[others].mean())
         scale, offset = fitted(scores[others], labels[others], share)
         limit = threshold_of(scores[others], labels[others], SENSITIVITY)
+
         probabilities[inside] = sigmoid(scale * scores[inside] + offset)
         calls[inside] = scores[inside] >= limit
+
     return probabilities, calls
 
 
@@ -145,15 +151,18 @@ def answered(run: Path, cases: Sequence[Case]) -> list[Answer]:
     loaded = package.load(run / "package")
     stated = loaded.manifest.classifier.model_copy(update={"calibration": None})
     manifest = loaded.manifest.model_copy(update={"classifier": stated})
+
     answers = []
     for fold in sorted({case.fold for case in cases if case.fold is not None}):
         segmenter = _without(loaded, run, fold)
         engine = Engine(
             replace(loaded, manifest=manifest, segmenter=segmenter), choose_device("auto")
         )
+
         some = [case for case in cases if case.fold == fold]
         for start in range(0, len(some), _BATCH):
             answers += _asked(engine, some[start : start + _BATCH])
+
     return answers
 
 
@@ -171,10 +180,12 @@ def _without(loaded: package.Package, run: Path, fold: int) -> Any:
 def _asked(engine: Engine, cases: Sequence[Case]) -> list[Answer]:
     pictures = [case.pixels() for case in cases]
     scores, maps = engine.classify(pictures), engine.segment(pictures)
+
     answers = []
     for case, score, drawn in zip(cases, scores, maps, strict=True):
         true = case.mask()
         assert true is not None
+
         found = postprocess.segment(drawn, *engine.manifest.segmenter.rule)
         answers.append(
             Answer(
@@ -193,6 +204,7 @@ def _asked(engine: Engine, cases: Sequence[Case]) -> list[Answer]:
                 common=int((true & found).sum()),
             )
         )
+
     return answers
 
 
@@ -255,6 +267,7 @@ def _subgroups(answers: Sequence[Answer], threshold: float) -> dict[str, Any]:
     """AUC, sensitivity, specificity and Dice of parts of the images."""
     sizes = sorted(one.true_share or 0.0 for one in answers if one.positive)
     small, large = sizes[len(sizes) // 3], sizes[2 * len(sizes) // 3]
+
     groups = {
         "view PA": [one for one in answers if one.view == "PA"],
         "view AP": [one for one in answers if one.view == "AP"],
@@ -269,6 +282,7 @@ def _subgroups(answers: Sequence[Answer], threshold: float) -> dict[str, Any]:
         "largest third": [one for one in answers if (one.true_share or 0) >= large],
         "re-wrapped copies": [one for one in answers if not one.as_published],
     }
+
     return {
         name: {"images": len(some), "positive": sum(one.positive for one in some)}
         | _shown(some, threshold, _FEW)
@@ -287,6 +301,7 @@ def ship(run: Path, found: Mapping[str, Any], scale: float, offset: float, image
     """Write calibration, threshold and figures into the package of the run."""
     folder = run / "package"
     stated = package.read_manifest(folder).classifier.model_dump(mode="json")
+
     stated["threshold"] = found["threshold"]
     stated["operating_point"] = (
         f"finds {SENSITIVITY:.0%} of the positives of {images} labelled images"
@@ -297,6 +312,7 @@ def ship(run: Path, found: Mapping[str, Any], scale: float, offset: float, image
         "prevalence": PREVALENCE,
         "method": f"Platt scaling on the labels of {images} images that trained no classifier",
     }
+
     package.amend(folder, {"classifier": stated, "metrics": {"cross_fitted": dict(found)}})
 
 

@@ -62,8 +62,10 @@ class UNetDecoder(Decoder):
                 f"up_widths: {len(up_widths)} found, at most {len(widths)} allowed: "
                 "one for each halving"
             )
+
         self.width = up_widths[-1]
         self.stride = 2 ** (len(widths) - len(up_widths))
+
         self.blocks = nn.ModuleList()
         channels = widths[-1]
         skips = (*reversed(widths[:-1]), 0)

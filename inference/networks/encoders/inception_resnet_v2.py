@@ -86,13 +86,18 @@ class InceptionResNetV2(Encoder):
         self.conv2d_2b = Convolution(32, 64, 3)
         self.conv2d_3b = Convolution(64, 80, 1)
         self.conv2d_4a = Convolution(80, 192, 3)
+
         self.mixed_5b = Mixed(192, _MIXED_5B)
         average = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
         self.mixed_5b.add_module("branch3", nn.Sequential(average, Convolution(192, 64, 1)))
+
         self.repeat = nn.Sequential(*(ResidualMixed(320, _BLOCK_35, 0.17) for _ in range(10)))
+
         self.mixed_6a = Mixed(320, _MIXED_6A, 2)
         self.mixed_6a.add_module("branch2", nn.MaxPool2d(3, 2, 1))
+
         self.repeat_1 = nn.Sequential(*(ResidualMixed(1088, _BLOCK_17, 0.10) for _ in range(20)))
+
         self.mixed_7a = Mixed(1088, _MIXED_7A, 2)
         self.mixed_7a.add_module("branch3", nn.MaxPool2d(3, 2, 1))
         self.repeat_2 = nn.Sequential(*(ResidualMixed(2080, _BLOCK_8, 0.20) for _ in range(9)))

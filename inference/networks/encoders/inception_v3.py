@@ -145,14 +145,17 @@ class InceptionV3(Encoder):
         self.Conv2d_2b_3x3 = Convolution(32, 64, 3)
         self.Conv2d_3b_1x1 = Convolution(64, 80, 1)
         self.Conv2d_4a_3x3 = Convolution(80, 192, 3)
+
         self.Mixed_5b = Mixed(192, _mixed_5(32))
         self.Mixed_5c = Mixed(256, _mixed_5(64))
         self.Mixed_5d = Mixed(288, _mixed_5(64))
+
         self.Mixed_6a = Mixed(288, _MIXED_6A, halve=True)
         self.Mixed_6b = Mixed(768, _mixed_6(128))
         self.Mixed_6c = Mixed(768, _mixed_6(160))
         self.Mixed_6d = Mixed(768, _mixed_6(160))
         self.Mixed_6e = Mixed(768, _mixed_6(192))
+
         self.Mixed_7a = Mixed(768, _MIXED_7A, halve=True)
         self.Mixed_7b = Mixed(1280, _MIXED_7)
         self.Mixed_7c = Mixed(2048, _MIXED_7)

@@ -74,8 +74,10 @@ class ResNet(Encoder):
     ) -> None:
         super().__init__()
         self.widths = (_FIRST, *widths)
+
         self.conv1 = nn.Conv2d(channels, _FIRST, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(_FIRST)
+
         self.layer1 = _layer(block, _FIRST, widths[0], blocks[0], 1)
         self.layer2 = _layer(block, widths[0], widths[1], blocks[1], 2)
         self.layer3 = _layer(block, widths[1], widths[2], blocks[2], 2)

@@ -68,6 +68,7 @@ def displacement_px(
     """
     scale = panel.scale / FINE
     reach = int(panel.line_px / 2 / FINE + (LARGEST_DISTANCE_PX + 1) * scale) + 2
+
     down, right = (
         _along_axis(axis, *_sides(mask, axis), colour, scale, reach, panel.line_px / FINE)
         for axis in (0, 1)

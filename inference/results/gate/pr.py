@@ -164,10 +164,12 @@ def _shown(dataset: Dataset, expected: Expected) -> Iterator[str]:
     for element in dataset:
         if element.tag.group in SHOWN_GROUPS and element.keyword not in SHOWN_KEYWORDS:
             yield f"{element.keyword or element.tag} changes how the image is shown"
+
     header = expected.case.header
     rescaled = any(
         values_of(element_of(header, f"Rescale{name}")) for name in ("Slope", "Intercept")
     )
+
     if "RescaleSlope" in dataset and not rescaled:
         yield "a rescale, and the source has none"
     if dataset.get("RescaleType", "US") not in RESCALE_TYPES:
