@@ -106,7 +106,7 @@ def _contour(fine: NDArray[np.float64], panel: Panel, case: Case) -> Iterator[st
 
     colour = (fine[..., 0] - fine[..., 2]) * 255 / (layout.ORANGE[0] - layout.ORANGE[2])
     off = displacement_px(case.segmented, colour, panel)
-    if max(map(abs, off)) > tolerated_px(panel):
+    if any(abs(px) > most for px, most in zip(off, tolerated_px(panel), strict=True)):
         yield "the contour lies {:.1f} pixels below and {:.1f} right of the mask's edge".format(
             *off
         )
