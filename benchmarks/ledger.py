@@ -11,7 +11,7 @@ waking a sleeper.
   commit.
 - wake: from the call that commits work to the return of an idle waiter's wait().
 
-Both engines with full durability; PostgreSQL is a server of its own on loopback with its default
+Both engines with full durability; PostgreSQL is a separate server on loopback with its default
 settings. Absolute figures are of this machine, its disk and its noise.
 """
 
@@ -101,7 +101,7 @@ def measure(
         ledgers = {"few": Rounds(few), "finished": Rounds(many), "waiting": Rounds(queue)}
         for turn in range(options.rounds + 10):
             for rounds in ledgers.values():
-                rounds.once(keep=turn >= 10)  # the first ones warm up
+                rounds.once(keep=turn >= 10)  # the first turns warm up
         for what in ("claim and complete", "claim and store"):
             medians = {
                 name: statistics.median(rounds.seconds[what]) * 1e3
@@ -214,7 +214,7 @@ def received_per_s(ledger: Ledger, folder: Path, writers: int) -> float:
 
 
 def wakes(ledger: Ledger, count: int) -> list[float]:
-    """Seconds from the start of a commit to a sleeper's waking, on connections of its own."""
+    """Seconds from the start of a commit to a sleeper's waking, on separate connections."""
     asleep, woken = threading.Event(), threading.Event()
     woken_at = 0.0
 

@@ -4,7 +4,7 @@ durability costs.
 Alternating in one run, on two sets of images (real X-rays of 1024 x 1024, phantoms of 2500 x 2048):
 - bare: decode, forward passes, encode and check of SEG and SC, one image after another in this
   process, nothing kept;
-- role: `pleura analyse` as a process of its own, from images that lie in the spool to results that
+- role: `pleura analyse` as a separate process, from images that lie in the spool to results that
   lie in the spool and are owed by the ledger; many at once (images per second), and one at a time
   (latency).
 
@@ -47,11 +47,11 @@ from inference.pipeline import Pipeline
 from training import phantom
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_AT_REST = 0.05  # of a core: who uses less has nothing to do
+_AT_REST = 0.05  # of a core: a process that uses less has nothing to do
 
 
 class Role:
-    """`pleura analyse` over a spool and a ledger of its own."""
+    """`pleura analyse` over its own spool and ledger."""
 
     def __init__(self, folder: Path, model: str, device: str) -> None:
         self._folder, self._path = folder, folder / "pleura.yaml"
@@ -202,7 +202,7 @@ def bare(pipeline: Pipeline, files: list[bytes]) -> float:
 
 
 def xrays(data: Path, images: int) -> list[bytes]:
-    """Real ones, JPEG Baseline and JPEG-LS, with and without a pneumothorax; adults."""
+    """Real X-rays, JPEG Baseline and JPEG-LS, with and without a pneumothorax; adults."""
     found = []
     for path in sorted((data / "siim" / "dicom").glob("*.dcm")):
         age = str(dcmread(path, stop_before_pixels=True).get("PatientAge") or "040Y")

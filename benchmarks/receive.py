@@ -58,7 +58,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ASSOCIATIONS = (1, 4, 8)
 TIMEOUT_S = 60.0
 PDU_LIMIT_BYTES = 128 * 1024
-PLACEHOLDER = "2.25.1" + "0" * 18  # a SOP Instance UID; each object gets digits of its own there
+PLACEHOLDER = "2.25.1" + "0" * 18  # a SOP Instance UID; each object gets its own digits there
 CONTEXT_ID = 1
 C_STORE_RQ = 0x0001
 # For so long ext4 looks for inodes beside those that were just freed, which slows all parties.

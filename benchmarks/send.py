@@ -5,7 +5,7 @@ TCP_NODELAY=1 for DCMTK. A round measures N files and one file; (time of N - tim
 leaves out what there is once: storescu's process start, connecting, negotiation and release. Ours
 is `send()`, which looks into each file before it associates, as storescu does.
 
-The receiver is the same for both, a process of its own, and must not be what is measured. Two of
+The receiver is the same for both, a separate process, and must not be what is measured. Two of
 them:
 - sink: a bare SCP that reads, counts and answers; it neither parses nor stores. The fairest to two
   senders.

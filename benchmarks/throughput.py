@@ -3,8 +3,8 @@ by.
 
 A node on loopback with the default model on the CPU and a folder destination, fed over four
 associations with real X-rays until its queue never runs empty; once with the SQLite ledger, once
-with a PostgreSQL of its own, alternating. Sender, node and database share this machine's cores, so
-a host of its own does better.
+with its own PostgreSQL, alternating. Sender, node and database share this machine's cores, so
+a dedicated host does better.
 
     python -m benchmarks.throughput [--images N] [--rounds N] [--data DIR]
 """

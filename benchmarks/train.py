@@ -7,7 +7,7 @@ The network, loss, optimiser and augmentation of recipe t6-unet-plus-plus-b4 (el
 optical distortion, flips; EfficientNet-B4) at its real size, on phantoms. Ours reads uint8 images,
 shuffles, augments and normalises them, watches the loss and draws its progress; bare is forward,
 backward, step on one augmented batch. Both take turns, of so many batches each. What ours does once
-an epoch (validation, checkpoint) is not counted: it is none of the loop's. Prints images per
+an epoch (validation, checkpoint) is not counted: it is not the loop's cost. Prints images per
 second, medians, and two ratios of ours to bare: of the medians, and the median of each turn's
 ratio, which other programs on the machine disturb less. Wanted: at least 0.9. `--set` as of `pleura
 train`.

@@ -87,7 +87,7 @@ def _adopt(ledger: Ledger, arrivals: Sequence[Arrival], strays: Strays) -> None:
 
 
 def _arrival(spool: Spool, name: str) -> Arrival | str:
-    """A stray as an arrival; or why it is none; or "" for one of our results."""
+    """A stray as an arrival; or why it cannot be taken; or "" for one of our results."""
     path = spool.path(name)
     try:
         meta = _file_meta(path)

@@ -44,7 +44,7 @@ class SpoolError(Exception):
 
 
 class Spool:
-    """One folder of received images and results. Shared by all roles, and by all hosts of a node."""
+    """One folder of received images and results, which all roles and hosts of a node share."""
 
     def __init__(self, folder: Path) -> None:
         """Create what is missing of the folder.

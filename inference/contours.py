@@ -29,7 +29,7 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     end. There is one around each region (what hangs together over corners too) and one around each
     hole (what hangs together over sides); `is_hole` tells them apart by their sense of rotation. No
     point of a contour lies further than LARGEST_DISTANCE_PX from the mask's edge (the sides that
-    True and False pixels share, or that True ones share with the border of the matrix), nor any
+    True and False pixels share, or that True pixels share with the border of the matrix), nor any
     point of the edge from a contour. The pixel centres inside (even-odd) are the mask, exactly.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -55,7 +55,7 @@ def is_hole(contour: NDArray[np.float64]) -> bool:
 
 
 def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """The middles, (n, 2) of (row, column), of the sides that True pixels share with False ones,
+    """The middles, (n, 2) of (row, column), of the sides between True and False pixels,
     loop by loop.
 
     No True pixel lies on the border. Each side is walked with the True pixel at the right hand,

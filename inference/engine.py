@@ -135,7 +135,7 @@ class Engine:
 
     @property
     def running(self) -> dict[Role, str]:
-        """What each network runs on now, in words."""
+        """The engine that each network runs on now, in words."""
         return {role: _in_words(choice) for role, choice in self._chosen.items()}
 
     def plausible(self, images: Sequence[NDArray[np.float32]]) -> list[float]:

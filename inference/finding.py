@@ -1,4 +1,4 @@
-"""What the node concludes about one image: plain frozen values that every other room passes on."""
+"""The node's conclusion about one image: plain frozen values that every other room passes on."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ class Outcome:
     notes: tuple[str, ...] = ()  # what was absent or implausible and admitted all the same
 
     def summary(self) -> dict[str, Any]:
-        """What `pleura predict` prints (design, section 4): plain values, None where there is
-        nothing to say.
+        """The answer as `pleura predict` prints it: plain values, None where there is nothing to
+        say.
         """
         finding, measurement = self.finding, self.finding.measurement if self.finding else None
         return {

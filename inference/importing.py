@@ -43,7 +43,7 @@ _HEADS = {
     "classifier.0.weight": "classifier.weight",
     "classifier.0.bias": "classifier.bias",
 }
-_NO_LICENCE = "not stated with the checkpoint: ask whoever trained it before use"
+_NO_LICENCE = "not stated with the checkpoint: ask its author before use"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ LongString = Annotated[str, StringConstraints(pattern=r"^[^\\\x00-\x1f\x7f]{1,64
 
 
 class ManifestError(Exception):
-    """model.yaml is none.
+    """model.yaml is not a manifest.
 
     The message says which key, what was found and what is wanted, but not in which file.
     """
@@ -81,7 +81,7 @@ class Network(_Part):
 
 
 class Calibration(_Part):
-    """What makes a classifier's score a probability: logit -> `scale` x logit + `offset`.
+    """The line that makes a classifier's score a probability: logit -> `scale` x logit + `offset`.
 
     Platt, "Probabilistic outputs for support vector machines", 1999. Such a probability holds where
     so many images are positive as `prevalence` says.
@@ -291,7 +291,7 @@ def as_json(manifest: Manifest) -> str:
 def describe(
     manifest: Manifest, weights: Mapping[Role, int], replay_error: Mapping[Role, float]
 ) -> str:
-    """What a package is, for a person.
+    """The package in words, for a person.
 
     One line each for its networks and what they may be used for.
     """

@@ -195,7 +195,7 @@ def write(
     model card) and a LICENSE already in the folder are listed too.
 
     Raises:
-        PackageError: a manifest that is none, networks other than the manifest's, or weights that
+        PackageError: a broken manifest, networks other than the manifest's, or weights that
             float16 cannot hold.
     """
     checked = _checked(folder, manifest | {"sha256": {}}, networks, golden_inputs)
@@ -244,7 +244,7 @@ def amend(folder: Path, changes: dict[str, Any]) -> Manifest:
     """Change keys of model.yaml and list every file anew, such as a model card; weights stay.
 
     Raises:
-        PackageError: model.yaml is none, or is none any more with these.
+        PackageError: model.yaml is broken, or would be with these changes.
     """
     try:
         manifest = manifests.parse((folder / _MANIFEST).read_bytes())

@@ -27,7 +27,7 @@ log = logging.getLogger("pleura.analyse")
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """What a site decides about the analysis."""
+    """The site's decisions about the analysis."""
 
     rules: Rules = field(default_factory=Rules)
     appearance: RenderSettings = field(default_factory=RenderSettings)
@@ -260,7 +260,7 @@ class Pipeline:
         if built.results or not built.problems:
             return replace(outcome, results=built.results, detail=detail)
 
-        # No object is left to tell the archive the answer, so it is told that there is none.
+        # No object is left to tell the archive the answer, so it is told that no result follows.
         reason = outcome.reason if outcome.state is State.FAILED else "result_invalid"
         case = self._case(reading, None, "result_invalid", result_time)
         told = results.build_what_passes(case, self._kinds).results

@@ -1,9 +1,9 @@
 """Is a picture a frontal chest, and if so, which way up and in which polarity?
 
-A package's plausibility network knows chests upright and in display polarity. Real ones come upside
-down or inverted with a header that says nothing of it (five of the 3,453 in the data), and the
-classifier is weak on them: so a picture refused as it is shown is asked about in the seven other
-poses too, and analysed in the one that is plausible.
+A package's plausibility network knows chests upright and in display polarity. Real X-rays come
+upside down or inverted with a header that says nothing of it (five of the 3,453 in the data), and
+the classifier is weak on them: so a picture refused as it is shown is asked about in the seven
+other poses too, and analysed in the one that is plausible.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ OTHERS = tuple(
 class Judgement:
     """The gate's answer: `pose` is None where the picture is a frontal chest in no pose."""
 
-    # 0 to 1, of the picture in `pose`, or as it is shown where there is none.
+    # 0 to 1, of the picture in `pose`, or as shown where no pose is.
     plausibility: float
     pose: Pose | None
 

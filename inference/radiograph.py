@@ -1,4 +1,4 @@
-"""Bytes -> header -> Radiograph: one grey image in display polarity, or Unsuitable with a reason."""
+"""Bytes -> header -> Radiograph: a grey image in display polarity, or Unsuitable with a reason."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def _is_frame_header(marker: int) -> bool:
 
 
 def without_zero_before_end(stream: bytes) -> bytes | None:
-    """A JPEG-LS stream without a zero byte before its end marker; None where there is none.
+    """A JPEG-LS stream without a zero byte before its end marker; None where the marker is absent.
 
     Some encoders pad the coded data to an even length there, which CharLS refuses.
     """

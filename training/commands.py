@@ -16,7 +16,7 @@ from training.fitting.weights import WeightsError
 from training.measures import evaluate, outcome, report
 from training.recipe import Layout, Recipe, RecipeError
 
-# What is wrong with data, weights, a run folder or the training itself; each message says where and
+# The faults of data, weights, a run folder or the training itself; each message says where and
 # what to do.
 FAILURES = (OSError, ValueError, RunError, TrainingError, WeightsError)
 
@@ -57,7 +57,7 @@ def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | 
     `fold` (k-fold) validates on it and reports on the next.
 
     Raises:
-        RecipeError: a recipe that cannot be used, or a fold that is none.
+        RecipeError: a recipe that cannot be used, or an unknown fold.
         ValueError: a knob that is no pair.
     """
     changes = dict(_pairs("--set", knobs, "KEY=VALUE"))

@@ -118,7 +118,7 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
             )
         if recipe.layout_of(stage) != recipe.layout and not stage.held_out:
             raise ValueError(
-                f"networks.{number}.held_out: 0 found; images of its own layout to watch wanted"
+                f"networks.{number}.held_out: 0 found; images of the same layout to watch wanted"
             )
 
     for number, path in starts.items():
@@ -191,7 +191,7 @@ def _identifying(start: Path) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class _Training:
-    """What all networks of a run share."""
+    """The parts that all networks of a run share."""
 
     recipe: Recipe
     sources: Mapping[Layout, Sequence[Case]]
@@ -334,7 +334,7 @@ class _Training:
             raise ValueError(
                 f"layout {layout}: {len(train)} images to train, {len(watched)} to "
                 f"watch{', with a known mask' if stage.on_masks else ''}; some of each wanted, "
-                "and positive ones to train"
+                "and positive images to train"
             )
 
         return list(train), list(watched)

@@ -177,7 +177,7 @@ class Stage(_Part):
     images: Literal["all", "positives"] = "all"
     # Times each real image is seen in an epoch
     repeats: Count = 1
-    # Synthetic images among the real ones
+    # Synthetic images among the real images
     phantoms: Whole = 0
     # Validation images of a network's own layout, which has no folds
     held_out: Whole = 0

@@ -26,7 +26,7 @@ class Steps(Generic[_Item]):
     answer: Callable[[Sequence[_Item]], Sequence[_Item]]
     # On a helper thread.
     end: Callable[[_Item], None]
-    # On the device thread, after each batch and while there is none. Returns whether it has more
+    # On the device thread, after each batch and while nothing waits. Returns whether it has more
     # to do.
     idle: Callable[[], bool]
 

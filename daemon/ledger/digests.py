@@ -3,7 +3,7 @@
 The ledger never holds the number: it names a patient's order, ledger rows outlive the images, and
 backups of the ledger travel further than the spool does. A digest answers "what became of this
 accession number", and shows the number to nobody who reads a dump. Numbers are short, so the digest
-does not withstand a search by somebody who holds the ledger: the key, the identity of the spool,
+does not withstand a search by a person that holds the ledger: the key, the identity of the spool,
 only keeps one table of digests from fitting all nodes.
 """
 

@@ -36,7 +36,7 @@ _DELIVERIES_OF_IMAGES = deliveries.join(results, results.c.id == deliveries.c.re
 )
 _KEPT = instances.c.removed_at.is_(None)
 
-# What enters a count: a duplicate makes no work, and is in none.
+# The states that enter a count: a duplicate makes no work, and enters no count.
 _COUNTED: dict[str, tuple[sa.Table, tuple[str, ...]]] = {
     "instances": (
         instances,

@@ -240,7 +240,7 @@ class Ledger:
                 conn.execute(_held(job).where(is_leased).values(**lease))
 
     def give_back(self, job: ImageJob) -> None:
-        """Return an image whose attempt ended through no fault of its own (shutdown, full disk).
+        """Return an image whose attempt ended for a reason outside it (shutdown, full disk).
 
         The attempt does not count.
         """

@@ -43,7 +43,7 @@ class DeliveryState(_Told):
 
 
 class ImageEvent(_Told):
-    """What can happen to an image."""
+    """The events in the life of an image."""
 
     CLAIM = "claim", "A worker leases the image."
     RENEW = "renew", "The worker is alive and keeps its lease."
@@ -60,7 +60,7 @@ class ImageEvent(_Told):
 
 
 class DeliveryEvent(_Told):
-    """What can happen to a delivery."""
+    """The events in the life of a delivery."""
 
     CLAIM = "claim", "A courier leases the delivery."
     RENEW = "renew", "The courier is alive and keeps its lease."

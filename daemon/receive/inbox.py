@@ -254,10 +254,9 @@ def _signature(status: os.stat_result) -> tuple[int, int, int]:
 
 def _identity(data: bytes) -> tuple[str, str, str]:
     """SOP class, SOP instance and transfer syntax UID of the file meta information; empty where
-    there is none.
+    the file has none.
 
     Only that group is read: the data set is for the analyse role, which may die of it.
-
     """
     file = io.BytesIO(data)
     try:

@@ -155,7 +155,7 @@ def _shown(ae_title: bytes) -> str:
 
 
 def _unusual(request: Request) -> str:
-    """What a protocol rejection is about, and what to do."""
+    """The subject of a protocol rejection, and the remedy."""
     if request.application_context != negotiation.APPLICATION_CONTEXT:
         return (
             f"application context '{request.application_context[:64]}' found, "

@@ -42,7 +42,7 @@ _LOW = 2
 
 @dataclass
 class Counts:
-    """What one association has brought."""
+    """The objects and bytes that one association has brought."""
 
     stored: int = 0
     refused: int = 0

@@ -70,8 +70,8 @@ def build(candidate: Candidate, module: nn.Module, plan: Plan) -> Runner:
 
 
 def candidates(wanted: str, device: torch.device, allows_bf16: bool) -> tuple[Candidate, ...]:
-    """What to try beside plain torch for a setting: "auto", or an engine's name (then in float32
-    alone).
+    """The engines to try beside plain torch for a setting: "auto", or an engine's name (then in
+    float32 alone).
 
     "auto" leaves torch.compile out: it compiles for a minute or more per network, and the device is
     held meanwhile.

@@ -40,7 +40,7 @@ def folder() -> Path | None:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What an engine's speed and arithmetic depend on, beside the model."""
+    """The hardware and versions that an engine's speed and arithmetic depend on."""
     versions = {}
 
     for name in ("torch", "openvino", "onnxruntime", "pleura"):

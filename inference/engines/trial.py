@@ -128,9 +128,8 @@ class Trial:
     ) -> Generator[None, None, dict[Candidate, float]]:
         """Seconds of each for a batch of this size.
 
-        Rounds take all in turn, two calls each, of which the second counts: threads of whoever ran
-        before spin on for a while, which falls on the first. The middle round counts: other
-        programs add time, and luck is no speed.
+        Rounds take all in turn, two calls each. The second call is timed: the previous engine's
+        threads still spin during the first. The median round counts, since other programs add time.
         """
         batch = self._batch(size)
         rounds: dict[Candidate, list[float]] = {name: [] for name in runners}

@@ -6,7 +6,7 @@ from inference.finding import Laterality
 
 Code = tuple[str, str, str]  # value, scheme, meaning
 
-# What is found and where: SR and SEG
+# The finding and its place: SR and SEG
 MORPHOLOGICALLY_ABNORMAL = ("49755003", "SCT", "Morphologically Abnormal Structure")
 PNEUMOTHORAX = ("36118008", "SCT", "Pneumothorax")
 LUNG = ("39607008", "SCT", "Lung")

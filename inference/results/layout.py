@@ -10,7 +10,7 @@ NARROWEST_BANNER_PX = 760
 ENLARGE_BELOW_PX = 640
 # The longer side of the panel that stands for a radiograph without pixels.
 NO_IMAGE_SIDE_PX = 1024
-# The banner begins on a JPEG block of its own: none of its colour bleeds into the anatomy.
+# The banner begins on a new JPEG block: none of its colour bleeds into the anatomy.
 JPEG_BLOCK_PX = 8
 
 # A contour is fine, but visible when the picture is shown at a fifth of its size.

@@ -1,4 +1,4 @@
-"""The Secondary Capture overlay: a JPEG baseline RGB picture that any viewer shows (PS3.3 A.8.1)."""
+"""The Secondary Capture overlay: a baseline JPEG that any viewer shows (PS3.3 A.8.1)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def encode(case: Case) -> Dataset:
 
 
 def statements(case: Case) -> list[str]:
-    """The sentences about the image, each a text of its own."""
+    """The sentences about the image, each a separate text."""
     sentences = [_answer(case)]
     if case.finding is not None:
         finding = case.finding

@@ -30,7 +30,7 @@ except importlib.metadata.PackageNotFoundError:  # a checkout that was never ins
 SCHEMA_VERSION = 5
 NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
 
-# What results take from their source and the content digest does not cover.
+# Attributes that results take from their source and the content digest does not cover.
 TAKEN_KEYWORDS = (
     "SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "TimezoneOffsetFromUTC", "Modality",
     "BodyPartExamined", "BurnedInAnnotation", "LossyImageCompression",

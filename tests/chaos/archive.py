@@ -1,4 +1,4 @@
-"""An archive in a process of its own, quick and honest by default, and bad in each known way on
+"""An archive in a separate process, quick and honest by default, and bad in each known way on
 command.
 
 It keeps a record that outlives it: a line for each object it has answered 0x0000, written before
@@ -73,7 +73,7 @@ class Archive:
         self.behave("well")
 
     def destination(self, **more: Any) -> dict[str, Any]:
-        """What an integrator writes into `destinations`."""
+        """This archive as an entry of `destinations`."""
         commitment = {"commitment": True} if self._commits else {}
         return (
             {"name": "archive", "ae_title": AE_TITLE, "host": "127.0.0.1", "port": self.port}
@@ -244,5 +244,5 @@ class _Server:
 
 
 def _as_scp(sop_classes: Sequence[str]) -> list[Any]:
-    """Who reports is the SCP although it opens the association (PS3.7 D.3.3.4)."""
+    """The reporting archive is the SCP although it opens the association (PS3.7 D.3.3.4)."""
     return [role_of(sop_class, scp_role=True) for sop_class in sop_classes]

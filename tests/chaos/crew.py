@@ -1,4 +1,4 @@
-"""The roles of one node, each in a process of its own that is started again as soon as it is dead."""
+"""The roles of one node, each in a separate process that is started again as soon as it is dead."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.chaos.victim import Plan, forked
 ROLES = ("receive", "analyse", "analyse", "deliver")
 AT_RANDOM = "at a random time"
 _AT_RANDOM_SHARE = 0.2  # of the deaths
-_STARTING_SHARE = 0.2  # of these, the ones before READY
+_STARTING_SHARE = 0.2  # of these, the kills before READY
 _HURRY_S = 4.0  # an order that is not met by then gives way to a kill at that time
 _SETTLED_S = 0.5  # a role that has been ready for so long is at work
 
 
 def forkserver() -> ForkServerContext:
-    """What forks victims from a process that has loaded all they need."""
+    """The process that forks victims from a process that has loaded all they need."""
     root = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -122,7 +122,7 @@ class Crew:
         self._thread.start()
 
     def spare(self) -> None:
-        """No more kills: who starts from now on lives, and who has an order is relieved of it."""
+        """No more kills: victims that start from now on live, and a pending order is dropped."""
         self._deadly = False
 
     def stop(self, number: int = signal.SIGTERM) -> list[int | None]:
@@ -146,7 +146,7 @@ class Crew:
         """SIGTERM to one role that is at work, as an update does: its name, process id and exit
         status.
 
-        None when there is none to take. The role is started again.
+        None where nothing can be taken. The role is started again.
         """
         now = time.monotonic()
         settled = [
@@ -192,7 +192,7 @@ class Crew:
         assert slot.process is not None
         status = slot.process.exitcode
         if slot.drains:
-            return  # whoever told it looks at its status
+            return  # the caller looks at its status
         if status in self._tolerated:
             self.gave_up += 1
             return

@@ -1,5 +1,5 @@
-"""What flows through the node under test: small chests in any number, and a model that answers in
-milliseconds.
+"""The images that flow through the node under test: small chests in any number, and a model that
+answers in milliseconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Image:
 
 
 class Templates:
-    """Few pictures, any number of images: each is a template under a UID of its own."""
+    """Few pictures, any number of images: each is a template under a new UID."""
 
     def __init__(self, files: Sequence[Path], rng: random.Random) -> None:
         self._data = [path.read_bytes() for path in files]
@@ -47,7 +47,7 @@ class Templates:
         return self.image(number, uid)
 
     def image(self, number: int, uid: str) -> Image:
-        """The same image again, for whoever sends it twice."""
+        """The same image again, for a modality that sends it twice."""
         dataset = dcmread(io.BytesIO(self._data[number]))
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(uid)
         return Image(number, uid, dataset)

@@ -27,7 +27,7 @@ _ENDED = ("analysed", "not_analysed", "failed")
 
 @dataclass
 class Account:
-    """What one look at a node that has come to rest has found."""
+    """The findings of one look at a node that has come to rest."""
 
     acknowledged: int = 0  # distinct images
     states: Counter[str] = field(default_factory=Counter)  # of acknowledged images
@@ -299,8 +299,8 @@ class Check:
 
 
 def _data_set_digest(part10: bytes) -> str:
-    """What goes over the wire of a file: all behind its file meta information, whose length its
-    first element says.
+    """The bytes of a file that go over the wire: all behind its file meta information, whose length
+    its first element says.
     """
     length = int.from_bytes(part10[140:144], "little")  # preamble, DICM, (0002,0000) UL
     return hashlib.sha256(part10[144 + length :]).hexdigest()

@@ -115,7 +115,7 @@ class Modality:
 
 
 class Record:
-    """What all modalities of one node have written down."""
+    """The notes of all modalities of one node."""
 
     def __init__(self, path: Path) -> None:
         self.sent: Counter[str] = Counter()  # SOP Instance UID -> how often it was sent

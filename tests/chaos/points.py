@@ -127,7 +127,7 @@ POINTS = _table()
 
 
 def missing(point: Point) -> list[str]:
-    """What of a point's code does not exist: the table is behind a rewrite."""
+    """The parts of a point's code that do not exist: the table is behind a rewrite."""
     wanted = list(point.targets) + (
         [f"daemon.ledger.ledger:Ledger.{point.during}"] if point.during else []
     )

@@ -1,4 +1,4 @@
-"""What the process that all victims are forked from has loaded: everything, and no thread running."""
+"""The process that all victims are forked from: it loads everything, and runs no thread."""
 
 from importlib import import_module
 

@@ -138,7 +138,7 @@ def read(config: Config, table: sa.Table) -> list[dict[str, Any]]:
 
 
 def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Account:
-    """Spool, ledger and folder destination on small disks of their own, each full now and then, to
+    """Spool, ledger and folder destination on small disks, each full now and then, to
     the last byte.
     """
     with ExitStack() as disks:
@@ -174,7 +174,7 @@ def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Accoun
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own. Raises PermissionError where none can be mounted."""
+    """A separate file system. Raises PermissionError where none can be mounted."""
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True).returncode:

@@ -37,7 +37,7 @@ _BACKLOG = 40  # images under way: more would only lengthen the rest
 
 @dataclass
 class Tally:
-    """What a whole run has done to the nodes, and what became of it."""
+    """The kills and faults of a whole run, and their outcome."""
 
     kills: Kills = field(default_factory=Kills)
     faults: Counter[str] = field(default_factory=Counter)
@@ -45,8 +45,8 @@ class Tally:
 
 
 class Chaos:
-    """What all rounds of one run share: the seed, the model, the pictures, the process that victims
-    are forked from.
+    """The common things of all rounds of one run: the seed, the model, the pictures, the process
+    that victims are forked from.
     """
 
     def __init__(self, folder: Path, seed: int, pictures: Sequence[Path] = ()) -> None:

@@ -367,7 +367,7 @@ def test_a_file_that_becomes_shorter_is_never_sent_as_whole(tmp_path: Path) -> N
     assert not any(lasts)
 
 
-def test_who_takes_pdus_that_nothing_fits_into_is_no_peer(tmp_path: Path) -> None:
+def test_a_peer_whose_pdus_are_too_short_for_any_message_gets_nothing(tmp_path: Path) -> None:
     one = outgoing(tmp_path, 3000)
     with (
         Scripted(Scripted.until_closed, maximum_bytes=7) as archive,
@@ -494,7 +494,7 @@ def archive_port(free_port: FreePort) -> Iterator[int]:
     server.shutdown()
 
 
-def test_a_file_of_another_object_is_not_sent_under_this_ones_name(
+def test_a_file_of_another_object_is_not_sent_under_this_objects_name(
     tmp_path: Path, archive_port: int
 ) -> None:
     one, another = outgoing(tmp_path, 3000, "2.25.1"), outgoing(tmp_path, 3000, "2.25.2")

@@ -360,7 +360,7 @@ def test_a_destination_may_report_and_verify_but_not_store(bench: Bench) -> None
     association.release()
 
 
-def test_who_a_destination_is(bench: Bench) -> None:
+def test_a_report_is_taken_from_its_destination_only(bench: Bench) -> None:
     access = AccessList("PLEURA", bench.config.peers, bench.config.committing())
     stranger = access.admit("PLEURA", "ARCHIVE", "192.0.2.1")
     assert isinstance(stranger, Rejection)

@@ -280,7 +280,7 @@ def test_objects_arrive_as_they_are_over_one_association(
 @pytest.mark.parametrize(
     ("option", "syntax"), [("+xe", ExplicitVRLittleEndian), ("+xi", ImplicitVRLittleEndian)]
 )
-def test_who_takes_no_jpeg_gets_its_decoded_pixels_under_the_same_uid(
+def test_an_archive_without_jpeg_gets_decoded_pixels_under_the_same_uid(
     node: Node, storescp: Callable[..., StoreSCP], free_port: FreePort, option: str, syntax: str
 ) -> None:
     scp = storescp(free_port(), option)

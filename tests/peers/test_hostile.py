@@ -96,7 +96,7 @@ def test_slow_senders_are_ended(node: Receive, honest: Honest, phase: str) -> No
         honest.store()
 
 
-def test_who_has_not_asked_for_an_association_takes_no_place(node: Receive, honest: Honest) -> None:
+def test_a_connection_without_a_request_takes_no_slot(node: Receive, honest: Honest) -> None:
     """As many as would keep every other out, each a byte at a time: an honest sender is let in
     whenever it tries.
     """
@@ -108,7 +108,7 @@ def test_who_has_not_asked_for_an_association_takes_no_place(node: Receive, hone
         assert honest.tried == tried + 10
 
 
-def test_who_sends_slowly_but_as_the_standard_has_it(node: Receive, honest: Honest) -> None:
+def test_a_slow_peer_that_keeps_to_the_standard_is_served(node: Receive, honest: Honest) -> None:
     """A data set in PDUs of one byte may take its time: fewer of these than the maximum leave room
     for others.
     """
@@ -121,7 +121,9 @@ def test_who_sends_slowly_but_as_the_standard_has_it(node: Receive, honest: Hone
             honest.store()
 
 
-def test_who_never_waits_for_an_answer_nor_reads_one(node: Receive, honest: Honest) -> None:
+def test_a_peer_that_neither_awaits_nor_reads_answers_is_held_back(
+    node: Receive, honest: Honest
+) -> None:
     """What the node could not yet answer stays with the sender, not in the node's memory."""
     echoes = b"".join(echo_rq(number) for number in range(100))
     before = node.at_rest()

@@ -238,7 +238,7 @@ def test_every_file_of_the_receiving_side_is_taken_byte_for_byte(
     assert len(kept) == len([one for one in sent if one.ok])
 
 
-def test_who_is_not_known_is_rejected_with_the_reason_that_fits(start: Callable[..., Node]) -> None:
+def test_an_unknown_peer_is_rejected_with_the_reason_that_fits(start: Callable[..., Node]) -> None:
     node = start(
         peers=(
             Peer(ae_title="TESTER", host="localhost"),
@@ -768,7 +768,7 @@ def test_messages_of_all_kinds_follow_one_another_on_an_association(
     assert len(node.rows()) == len(list(node.spool.names())) == 2
 
 
-def test_who_has_sent_and_then_says_nothing_is_let_go(
+def test_a_peer_that_falls_silent_after_sending_is_ended(
     start: Callable[..., Node], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -948,7 +948,7 @@ ENDED_AT_ONCE = {
 
 
 @pytest.mark.parametrize("how", ENDED_AT_ONCE)
-def test_who_is_not_let_in_keeps_no_place(start: Callable[..., Node], how: str) -> None:
+def test_a_rejected_peer_keeps_no_slot(start: Callable[..., Node], how: str) -> None:
     threads = threading.active_count() + OF_A_NODE
     node = start()
     with node.connect() as connection:
@@ -1061,7 +1061,7 @@ def test_only_a_c_store_may_be_large(start: Callable[..., Node]) -> None:
             assert sender.answer()[0] in (0x07, 0x00)
 
 
-def test_where_one_sender_has_most_places_and_gets_nowhere_others_are_let_in(
+def test_an_unproductive_sender_with_most_slots_makes_way_for_others(
     start: Callable[..., Node], caplog: pytest.LogCaptureFixture
 ) -> None:
     node = start(limits=Limits(associations=4, unproductive_s=3.0))

@@ -213,7 +213,7 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"PatientAge": "017Y", "BodyPartExamined": "HIP"}, "body_part"),
     ],
 )
-def test_who_is_analysed(changes: dict[str, Any], wanted: str | None) -> None:
+def test_which_image_is_analysed(changes: dict[str, Any], wanted: str | None) -> None:
     assert reason(chest(**changes)) == wanted
     assert wanted is None or wanted in REASONS
 

@@ -44,7 +44,7 @@ def test_a_backup_of_a_running_node_is_whole_and_can_be_restored(
     node.ledger.close()
 
 
-def test_a_second_backup_copies_only_new_files_and_drops_old_ones(
+def test_a_second_backup_copies_only_new_files_and_drops_old_files(
     node: Node, tmp_path: Path
 ) -> None:
     first = node.receive("1.2.1")

@@ -302,7 +302,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_who_reports_and_whose_masks_those_are_is_the_recipes_to_say(
+def test_the_recipe_says_which_images_report_and_which_masks_count(
     tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "DRAWS", 5)

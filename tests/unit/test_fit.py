@@ -271,7 +271,7 @@ def test_without_any_figure_the_last_weights_are_kept(tmp_path: Path) -> None:
     assert torch.equal(next(network.parameters()), seen[1])
 
 
-def test_the_mean_of_the_steps_has_statistics_of_its_own(tmp_path: Path) -> None:
+def test_the_mean_of_the_steps_gets_its_statistics_measured_anew(tmp_path: Path) -> None:
     seen: list[dict[str, Tensor]] = []
 
     def watch(network: nn.Module) -> dict[str, float]:
@@ -286,7 +286,7 @@ def test_the_mean_of_the_steps_has_statistics_of_its_own(tmp_path: Path) -> None
     assert all(torch.equal(one, redone[name]) for name, one in network.state_dict().items())
 
 
-def test_the_mean_of_the_last_epochs_has_statistics_of_its_own(tmp_path: Path) -> None:
+def test_the_mean_of_the_last_epochs_gets_its_statistics_measured_anew(tmp_path: Path) -> None:
     seen: list[nn.Module] = []
 
     def watch(network: nn.Module) -> dict[str, float]:

@@ -412,7 +412,7 @@ def test_a_late_owner_has_nothing_made_again(ledger: Ledger, clock: Clock) -> No
     assert instances(ledger)["received"] == 0
 
 
-def test_who_ended_something_is_late_once_it_begins_anew(ledger: Ledger) -> None:
+def test_an_attempt_is_late_once_another_begins(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     ended = claim_one(ledger)
     ledger.complete(ended, Completion("failed", "a", reason="analysis_error"), OWED)

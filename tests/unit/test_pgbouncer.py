@@ -76,7 +76,7 @@ def test_a_sleeper_finds_new_work_soon(pooled: str) -> None:
     ledger.close()
 
 
-def test_one_who_looks_cannot_write(pooled: str) -> None:
+def test_a_read_only_ledger_cannot_write(pooled: str) -> None:
     Ledger(pooled).close()
     inspect = Inspection.open(pooled)
     assert inspect.counts()["instances"]["received"] == 0

@@ -65,7 +65,7 @@ def test_areas_mean_the_same_part_of_a_chest_in_every_matrix() -> None:
             ).any()
 
 
-def test_a_diagonal_line_is_one_region_and_what_is_no_number_is_none() -> None:
+def test_a_diagonal_line_is_one_region_and_nan_belongs_to_no_region() -> None:
     probability = np.eye(64, dtype=np.float32)
     assert label_regions(probability > 0.5)[1] == 1
     assert segment_px(probability, 0.5, 0.5, 64).sum() == 64

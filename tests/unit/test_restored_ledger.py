@@ -193,7 +193,7 @@ def test_looking_takes_no_lock_and_changes_no_byte(node: Node) -> None:
     writer.close()
 
 
-def test_the_database_itself_refuses_a_change_by_one_who_looks(node: Node) -> None:
+def test_the_database_itself_refuses_a_change_through_a_read_only_ledger(node: Node) -> None:
     inspect = Inspection.open(node.url)
     with (
         inspect._database.reading() as conn,

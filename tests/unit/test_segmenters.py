@@ -303,6 +303,6 @@ def test_an_ensemble_is_weighed_as_a_whole() -> None:
         shapes("ensemble", members=[large] * 4)
 
 
-def test_who_names_no_network_of_monai_does_not_wait_for_it() -> None:
+def test_a_recipe_without_a_monai_network_does_not_import_monai() -> None:
     code = "import sys, inference.networks as n; n.build('unet'); sys.exit('monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0

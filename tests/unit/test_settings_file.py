@@ -85,7 +85,7 @@ def test_predict_makes_the_results_that_are_asked_for(
     assert {str(dcmread(path).Modality) for path in made.glob("*.dcm")} == kinds
 
 
-def test_a_kind_that_is_none_is_refused(
+def test_an_unknown_kind_is_refused(
     tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["predict", str(tmp_path / "in.dcm"), "--model", str(tiny_package)]

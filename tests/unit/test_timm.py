@@ -280,7 +280,7 @@ def test_it_starts_from_timms_own_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["resnet34", "efficientnet_b0.ra_in1k", "convnext_atto", "regnety_002"]
 )
-def test_real_ones_have_maps_of_exact_size_and_no_idle_weight(timm: Any, name: str) -> None:
+def test_real_encoders_have_maps_of_exact_size_and_no_idle_weight(timm: Any, name: str) -> None:
     encoder = from_timm.build(f"timm-{name}", 1)
     maps = encoder(torch.rand(2, 1, 64, 96))
     assert [tuple(one.shape) for one in maps] == [
@@ -327,6 +327,6 @@ def test_a_package_of_a_real_one_is_written_checked_and_replayed(timm: Any, tmp_
         ("inception_v3", r"its maps are \[\(64, 45, 45"),
     ],
 )
-def test_real_ones_that_make_no_encoder_are_refused(timm: Any, name: str, said: str) -> None:
+def test_real_networks_that_make_no_encoder_are_refused(timm: Any, name: str, said: str) -> None:
     with pytest.raises(ValueError, match=rf"timm-{name}: .*{said}"):
         shapes("unet", encoder=f"timm-{name}")

@@ -56,11 +56,11 @@ class Case(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """What changes when pixels, mask or label do: names a cache."""
+        """A digest that changes with pixels, mask or label: it names a cache."""
 
 
 def numbered(patients: Iterable[str]) -> dict[str, str]:
-    """What stands for each patient, in order of first appearance: their names and numbers go into
+    """A stand-in for each patient, in order of first appearance: their names and numbers go into
     no file of a run.
     """
     return {

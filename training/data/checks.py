@@ -1,4 +1,4 @@
-"""What is wrong with labelled images before they train anything."""
+"""The faults of labelled images, looked for before they train anything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OLDEST_YEARS = 120
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What the pixels and the mask of one image show, without keeping them."""
+    """The traits of one image's pixels and mask, without keeping them."""
 
     # Why the image cannot be used; the other fields are then empty
     fault: str = ""

@@ -1,4 +1,4 @@
-"""What was noticed about labelled images: while they were read, and by checks."""
+"""Findings about labelled images: while they were read, and by checks."""
 
 from __future__ import annotations
 

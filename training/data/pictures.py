@@ -91,8 +91,8 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def stamp(*paths: Path | None) -> str:
-    """What changes when one of the files is exchanged, not when they are copied. A missing one has
-    a stamp too.
+    """A stamp that changes when one of the files is exchanged, not when they are copied. A missing
+    one has a stamp too.
 
     Of a file its name, its length and its first and last 64 KiB count.
     """

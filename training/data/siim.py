@@ -43,7 +43,7 @@ _KEYWORDS = ["PatientID", "ViewPosition", "PatientSex", "PatientAge", "Rows", "C
 
 @dataclass(frozen=True)
 class _Header:
-    """What is wanted of a file besides its pixels."""
+    """The attributes that are read of a file besides its pixels."""
 
     # (rows, columns)
     size: tuple[int, int] = (rle.SIDE, rle.SIDE)
@@ -110,7 +110,7 @@ def read(folder: Path) -> Cases:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What the tables beside the images say, by ImageId."""
+    """The tables beside the images, by ImageId."""
 
     # Run lengths as text
     rows: Mapping[str, tuple[str, ...]]
@@ -246,7 +246,7 @@ def years(age: str) -> float | None:
 
 
 def _header(path: Path) -> _Header:
-    """What a file says; of one that cannot be read nothing: that shows when its pixels are read."""
+    """The header of a file, empty where it cannot be read: that shows when its pixels are read."""
     try:
         dataset = dcmread(path, stop_before_pixels=True, specific_tags=_KEYWORDS, force=True)
         number, view, sex, age = (

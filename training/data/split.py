@@ -120,7 +120,7 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
 def write(parts: Parts, path: Path) -> None:
     """One row per image: image_id, patient, fold, part, label.
 
-    Who trains and validates has the part train+validate.
+    A patient that trains and validates has the part train+validate.
     """
     sides = (parts.train, parts.validate, parts.report)
     cases = {case.image_id: case for side in sides for case in side}

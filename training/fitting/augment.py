@@ -37,7 +37,7 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # Chance of each change that has no chance of its own, drawn apart for each image
+    # Chance of each change for which the recipe states no chance, drawn apart for each image
     chance: Chance = 1.0
     # Chance of left for right
     flip: Chance = 0.0

@@ -86,7 +86,7 @@ class _Fit:
 
         self._trained = network
         if ranks.count() > 1:
-            # What is frozen, and parts that a network leaves out while training, get no gradient.
+            # Frozen tensors, and parts that a network leaves out while training, get no gradient.
             self._trained = DistributedDataParallel(
                 network, broadcast_buffers=False, find_unused_parameters=True
             )

@@ -35,7 +35,7 @@ def starts(recipe: Recipe) -> dict[int, Path]:
 
 
 def of_stage(stage: Stage) -> Path | None:
-    """The installed file of weights for the encoder of one network; None where there is none."""
+    """The installed file of weights for a network's encoder; None where no package has it."""
     encoder = stage.arguments.get("encoder")
     if stage.start != "imagenet" or encoder not in PACKAGES:
         return None

@@ -37,7 +37,7 @@ _RECIPE, _ENVIRONMENT = "recipe.json", "environment.json"
 _PACKAGES = ("pleura", "torch", "numpy", "monai", "scikit-learn", "pydicom", "pillow")
 # Files that a run writes first, finished or not
 _OURS = ("recipe", "environment")
-# What the last digits of a sum depend on.
+# The last digits of a sum depend on these.
 _NUMBERS = ("packages", "commit", "machine", "cpu", "device", "threads", "processes")
 _FOLDERS = {r"--d\w*": "DATA", r"--o\w*": "OUT"}
 # Differences in a message

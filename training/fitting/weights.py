@@ -1,5 +1,5 @@
-"""What an encoder starts from: somebody's published weights, or those of the classifier that was
-trained before it.
+"""The weights an encoder starts from: somebody's published weights, or those of the classifier that
+was trained before it.
 
 A file is read as data, never as a program: safetensors, or a pickle of which torch takes the
 tensors alone. Nothing is downloaded.
@@ -98,7 +98,7 @@ _AS_TENSORFLOW = ("efficientnet-b3", "efficientnet-b4")
 _XRAYVISION_ONLY = "op_threshs"
 _XRAYVISION_CLASSES = 18
 
-# What stands after the encoder, as published: classes, and the layers that only serve these.
+# The layers after the encoder, as published: classes, and the layers that only serve these.
 _HEAD = re.compile(
     r"(fc|_fc|classifier|classif|last_linear|head|pre_logits|AuxLogits|_conv_head|_bn1|conv_head"
     r"|bn2|features\.8)\.|op_threshs$"

@@ -30,8 +30,8 @@ __all__ = ["Answer", "Evaluation", "Look", "read_answers", "run", "table"]
 
 _BATCH = 8
 _SEEN = (
-    "the segmenter has learned from every image with a mask that its recipe names: figures of masks "
-    "on those are too kind. Under cross_fitted are those of decoders that had not seen them"
+    "the segmenter has learned from every image with a mask that its recipe names: figures of "
+    "masks on those are too kind. Under cross_fitted are those of decoders that had not seen them"
 )
 _BORROWED = "the segmenter is the default model's, which has learned from siim: no figures of masks"
 
@@ -106,8 +106,8 @@ def run(
 
     `recipe` is what trained the package, where known; `split` is the split.csv of its training run:
     it tells which images trained, chose and report. Without it, only a recipe that splits by the
-    folds of the data tells who reports. Of a recipe without a segmenter no mask is measured: the
-    package's is another model's.
+    folds of the data tells which images report. Of a recipe without a segmenter no mask is
+    measured: the package's is another model's.
 
     Raises:
         PackageError, ValueError: a package, labels or images that cannot be used.

@@ -1,5 +1,5 @@
-"""What a physician reads off a mask: how large, where, how spread, what shape; per image and per
-patient.
+"""The features that a physician reads off a mask: how large, where, how spread, what shape; per
+image and per patient.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ Sums = Mapping[str, Values]
 DRAWS = 2000
 # A figure of the segmenter whatever the classifier says; else of both stages
 ALONE = "_segmenter_alone"
-# What an empty mask of every image scores
+# The score of an empty mask for every image
 NOTHING = "_finding_nothing"
 _OF_MASKS = ("", ALONE, NOTHING)
 _COUNTS = tuple(field.name for field in fields(Confusion))
@@ -169,7 +169,7 @@ def _resamples(patients: int, draws: int) -> Values:
 
 
 def _columns(answers: Sequence[Answer], threshold: float) -> dict[str, Values]:
-    """What is summed of each image."""
+    """The sums that each image adds to."""
     score = np.array([answer.probability for answer in answers])
     label = np.array([answer.positive for answer in answers])
     said = score >= threshold
@@ -320,7 +320,7 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
 
 
 CAVEAT = (
-    "theirs are of their own images and split and, of masks, by definitions that they do not "
+    "theirs are of other images and another split and, of masks, by definitions that they do not "
     "state; ours of the images named here: a difference says nothing by itself"
 )
 # By SIIM-ACR 2019; no study says how it computed another figure of masks

@@ -146,8 +146,8 @@ def thresholds(curves: Mapping[str, tuple[Scores, Scores]], threshold: float, ti
 
 
 def searched(rows: Sequence[Mapping[str, float]], name: str) -> str:
-    """What each pair of values of two knobs of the rule reached, at best over the other knobs; the
-    best is marked.
+    """The figure that each pair of values of two knobs of the rule reached, at best over the other
+    knobs; the best is marked.
     """
     knobs = [knob for knob in rows[0] if knob != name and len({row[knob] for row in rows}) > 1]
     knobs = [

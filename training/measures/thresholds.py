@@ -57,7 +57,7 @@ def operating_point(
 
 @dataclass(frozen=True)
 class Grid:
-    """What is tried for each figure of `inference.postprocess.segment`; a top of None is as the
+    """The values tried for each figure of `inference.postprocess.segment`; a top of None is as the
     bottom.
     """
 

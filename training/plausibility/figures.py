@@ -1,4 +1,4 @@
-"""What is published of the plausibility network, each share with its interval."""
+"""The published figures of the plausibility network, each share with its interval."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 real chests.
 
 None is a real X-ray of another body part; what a network says about them is a figure on drawings. A
-picture is (SIDE, SIDE) float64, 0 black to 1 white. Drawn ones add up densities like
+picture is (SIDE, SIDE) float64, 0 black to 1 white. Drawings add up densities like
 training/phantom.py, coordinates x and y from -1 to 1.
 """
 
@@ -112,7 +112,7 @@ def _warped(rng: np.random.Generator, chests: NDArray[np.uint8]) -> Array:
 
 
 def _tube(a: Point, b: Point, radius: float, hollow: float = 0.6, flare: float = 0.0) -> Array:
-    """What a ray loses in a long bone from a to b: thick at its walls; `flare` widens both ends."""
+    """The loss of a ray in a long bone from a to b, thick at its walls; `flare` widens the ends."""
     ax, ay, bx, by = *a, *b
     length2 = (bx - ax) ** 2 + (by - ay) ** 2 + 1e-9
     t = np.clip(((_X - ax) * (bx - ax) + (_Y - ay) * (by - ay)) / length2, 0, 1)
@@ -125,7 +125,7 @@ def _tube(a: Point, b: Point, radius: float, hollow: float = 0.6, flare: float =
 
 
 def _ellipse(centre: Point, half: Point, angle: float = 0.0, shell: float = 0.0) -> Array:
-    """What a ray loses in an ellipsoid; with `shell` in its wall of that share."""
+    """The loss of a ray in an ellipsoid; with `shell` in its wall of that share."""
     x, y = _X - centre[0], _Y - centre[1]
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     r2 = (u / half[0]) ** 2 + (v / half[1]) ** 2
@@ -180,7 +180,7 @@ def _limb(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
 
 
 def _hand(rng: np.random.Generator, _: NDArray[np.uint8]) -> Array:
-    """A hand or a foot: rays of short bones from a heap of small ones."""
+    """A hand or a foot: rays of short bones from a heap of small bones."""
     density = 0.4 * _ellipse((0, 0.45), (0.55, 0.5))
     for angle in np.linspace(-0.6, 0.6, 5) + rng.normal(0, 0.05, 5):
         reach = rng.uniform(1.1, 1.45)

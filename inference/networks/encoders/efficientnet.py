@@ -4,7 +4,7 @@ Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Net
 MONAI's network, with its drop-connect (0.2). Parameters: 10,103,336 and 16,742,216 - 12,233,232 and
 19,341,616 as published, less the last 1 x 1 convolution and the 1,000 classes. MONAI pads each
 stride as is right for the published side (300, 380 px): at another side the maps are of exact size,
-but lie up to half a pixel of their own beside TensorFlow's.
+but lie up to half a pixel of the map beside TensorFlow's.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class EfficientNetLite(Encoder):
 
 
 class EfficientNetLiteTop(nn.Module):
-    """What the published classifiers have between the encoder and the mean: 1 x 1 to 1,280
+    """The published classifiers' layer between the encoder and the mean: 1 x 1 to 1,280
     channels.
     """
 

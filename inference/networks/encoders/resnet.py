@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut.
 
-    The inner ones have a quarter of the channels.
+    The inner convolutions have a quarter of the channels.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:

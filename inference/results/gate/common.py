@@ -1,4 +1,4 @@
-"""The gate's rules for objects of every kind: whose they are, who made them, when, and their UIDs."""
+"""The gate's rules for objects of every kind: patient, study, equipment, times and UIDs."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def outer_contour(values: Sequence[float], region: Region) -> Iterator[str]:
 
 
 def all_contours(graphics: Sequence[Sequence[float]], region: Region) -> Iterator[str]:
-    """Complaints about the contours of a region, outer ones and holes together."""
+    """Complaints about the contours of a region, around it and around its holes."""
     yield from _complaints(graphics, region, region.mask)
 
 

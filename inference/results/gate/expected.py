@@ -1,4 +1,4 @@
-"""What the gate expects of an object: worked out from finding and header by the gate's own code."""
+"""The gate's expectations of an object, worked out from finding and header by its own code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From stored values to grey, as a viewer shows them: of the source, and of a presentation state."""
+"""From stored values to grey as a viewer shows them, of source and presentation state."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ RELATIONS = {
     ("NUM", "HAS CONCEPT MOD"): {"CODE"},
 }
 VALUES = {
-    "CODE": "ConceptCodeSequence", "TEXT": "TextValue", "NUM": "MeasuredValueSequence", "UIDREF": "UID",
+    "CODE": "ConceptCodeSequence", "TEXT": "TextValue", "NUM": "MeasuredValueSequence",
+    "UIDREF": "UID",
     "IMAGE": "ReferencedSOPSequence", "SCOORD": "GraphicData", "CONTAINER": "ContinuityOfContent",
 }  # fmt: skip
 
@@ -145,7 +146,7 @@ def _lesions(dataset: Dataset, expected: Expected) -> Iterator[str]:
 
 
 def _tracked(group: Dataset, items: Items, region: Region) -> Iterator[str]:
-    """What both groups of a lesion have."""
+    """The items that both groups of a lesion have."""
     templates = [item.TemplateIdentifier for item in group.get("ContentTemplateSequence") or []]
     if templates != ["1410"]:
         yield "a measurement group that is not after TID 1410"
