@@ -63,7 +63,7 @@ _PORT_TROUBLES = {
 }
 # Errors that last until a person changes the settings or the permissions.
 _LASTING = {
-    errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
     errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL,
 }  # fmt: skip
 

@@ -59,7 +59,8 @@ def test_wrong_settings_stop_every_command_with_2(command: list[str], tmp_path: 
         ({"model": "/nowhere"}, "model"),
         ({"ledger": "sqlite:////proc/none/ledger.db"}, "ledger"),
         ({"spool": "/proc/none"}, "spool"),
-        ({"host": "192.0.2.1"}, "host, port"),
+        # Never the CPU instead, in silence.
+        ({"device": "cuda:99"}, "device: cuda:99 found"),
     ],
 )
 def test_serve_that_cannot_start_says_why_and_ends(

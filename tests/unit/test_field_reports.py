@@ -8,6 +8,7 @@ Their siblings are made here.
 from __future__ import annotations
 
 import io
+import json
 import struct
 from collections.abc import Callable
 from datetime import datetime
@@ -21,6 +22,7 @@ from pydicom import Dataset, FileDataset, config, dcmread, uid
 from pydicom.encaps import encapsulate, generate_fragments
 from pydicom.pixels.encoders import JPEGLSLosslessEncoder
 
+from daemon.cli import main
 from inference import radiograph
 from inference.admission import Exclusion, Rules, judge
 from inference.display import show
@@ -29,6 +31,7 @@ from inference.measure import measure
 from inference.preprocess import with_square_pixels, with_stored_pixels
 from inference.radiograph import Radiograph, Unsuitable
 from inference.results import Case, build
+from inference.silence import silenced_warnings
 from tests.conftest import missing
 from tools.images import image
 
@@ -126,8 +129,44 @@ def test_a_file_of_a_report_gives_the_picture(reports: Path, base: Radiograph, n
     assert not isinstance(verdict, Exclusion)
 
 
-def test_every_file_of_the_folder_has_its_outcome_here(reports: Path) -> None:
-    assert {path.stem for path in reports.glob("*.dcm")} == {*SAME_PICTURE, *OTHERS}
+def test_every_file_of_the_folder_has_its_outcome_by_predict(
+    reports: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the file to the archive: its state, its note, and an overlay with its own identity."""
+    files = sorted(reports.glob("*.dcm"))
+    assert {path.stem for path in files} == {*SAME_PICTURE, *OTHERS}
+    options = ["--model", str(tiny_package), "--device", "cpu", "--results", "SC"]
+    command = ["predict", *map(str, files), *options, "--out", str(tmp_path)]
+    assert main(command) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    told = {Path(answer["file"]).stem: answer for answer in answers}
+    assert {name: answer["reason"] for name, answer in told.items() if answer["reason"]} == {
+        "age-7-YRS": "under_age",
+        "age-007J": "age_unknown",
+    }
+    for name, answer in told.items():
+        assert answer["state"] == ("not_analysed" if answer["reason"] else "analysed"), name
+        assert SAME_PICTURE.get(name, (0.0, ""))[1] in " ".join(answer["notes"]), name
+
+    # pydicom does not read the file with the malformed sequence. Files of one content have one
+    # overlay.
+    readable = [path for path in files if path.stem != "wrong-item-delimiter"]
+    with silenced_warnings():
+        overlays = {identity(dcmread(path)) for path in tmp_path.glob("*.dcm")}
+        sources = {identity(dcmread(path, stop_before_pixels=True)) for path in readable}
+    assert overlays == sources
+
+
+def identity(dataset: Dataset) -> tuple[bytes | None, ...]:
+    """The bytes that tell whose image it is, and how they are read."""
+    found = []
+    for keyword in ("SpecificCharacterSet", "PatientName", "PatientID", "StudyInstanceUID"):
+        element: Any = dataset.get_item(keyword) if keyword in dataset else None
+        # pydicom has decoded the character set, whose values here are plain text.
+        value = None if element is None else element.value
+        found.append(value if value is None or isinstance(value, bytes) else str(value).encode())
+    return tuple(found)
 
 
 @pytest.mark.parametrize(
