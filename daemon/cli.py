@@ -265,7 +265,16 @@ def _config(options: argparse.Namespace) -> int:
         return EXIT_DONE
 
     settings = config.load(options.config)
-    print(config.show(settings) if options.action == "show" else f"{options.config}: ok")
+    if options.action == "show":
+        print(config.show(settings))
+        return EXIT_DONE
+
+    from daemon import tls
+
+    # Only here and where a role starts: other commands need not be able to read a key.
+    if troubles := list(tls.troubles(settings)):
+        raise CannotStartError("\n".join(f"{options.config}: {each}" for each in troubles))
+    print(f"{options.config}: ok")
     return EXIT_DONE
 
 

@@ -215,16 +215,20 @@ def _is_alive(pid: int) -> bool:
 
 def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
     from daemon.receive.scp import Receiver
+    from daemon.tls import TlsError
 
-    receiver = Receiver(config, ledger, spool)
-    if not listen(receiver, f"{config.host}:{config.port}", stop):
+    try:
+        receiver = Receiver(config, ledger, spool)
+    except TlsError as error:
+        raise CannotStartError(str(error)) from error
+    if not listen(receiver, stop):
         return
 
     inbox = _started_inbox(config, ledger, spool)
 
     # Loaded modules stay: the garbage collector need not look at them every few dozen associations.
     gc.freeze()
-    what = f"listening on {config.host}:{config.port} as {config.ae_title}"
+    what = f"listening on {config.host}, {_ports(config)}, as {config.ae_title}"
     _say_ready("receive", what)
     _wait(stop)
 
@@ -233,7 +237,7 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     receiver.stop()
 
 
-def listen(receiver: Receiver, address: str, stop: threading.Event) -> bool:
+def listen(receiver: Receiver, stop: threading.Event) -> bool:
     """Listen, once the address is there and no other program holds the port.
 
     One line in the log tells of the wait. Returns False when `stop` came first.
@@ -246,6 +250,7 @@ def listen(receiver: Receiver, address: str, stop: threading.Event) -> bool:
         try:
             receiver.start()
         except OSError as error:
+            address = error.filename
             what = _PORT_TROUBLES.get(error.errno or 0, f"cannot be opened: {error}")
             if not time_may_cure(error):
                 raise CannotStartError(f"host, port: {address} {what}") from error
@@ -256,9 +261,16 @@ def listen(receiver: Receiver, address: str, stop: threading.Event) -> bool:
             continue
 
         if said:
-            log.info("host, port: %s is ours now", address)
+            log.info("host, port: ours now")
         return True
     return False
+
+
+def _ports(config: Config) -> str:
+    """The ports that the node listens on, in words."""
+    plain = [] if config.port is None else [f"port {config.port}"]
+    secure = [] if config.tls is None else [f"TLS port {config.tls.port}"]
+    return " and ".join(plain + secure)
 
 
 def _started_inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None:
@@ -326,8 +338,12 @@ def _prepare_for_torch() -> None:
 
 def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
     from daemon.deliver.deliverer import Deliverer
+    from daemon.tls import TlsError
 
-    deliverer = Deliverer(config, ledger, spool)
+    try:
+        deliverer = Deliverer(config, ledger, spool)
+    except TlsError as error:
+        raise CannotStartError(str(error)) from error
     deliverer.start()
     what = f"{len(config.destinations)} destination(s)"
     _say_ready("deliver", what)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -15,11 +17,12 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from daemon import ownership
+from daemon import ownership, tls
 from daemon.commands.status import ROLES
 from daemon.config import Config, DicomDestination
 from daemon.config.terms import doubtful_body_parts
 from daemon.deliver.folder import MARK, lost
+from daemon.deliver.remote import remote_of
 from daemon.dicom.link import (
     Link,
     LinkDownError,
@@ -39,6 +42,10 @@ from daemon.dicom.tables import (
 from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import Inspection, Ledger, LedgerError, describe
 from daemon.spool import identity
+
+# A certificate that expires so soon is trouble: its renewal should have come.
+_RENEWAL_DAYS = 14
+_DAY_S = 86400.0
 
 _LIMITS = Limits(connect_s=10.0, acse_s=10.0, answer_s=10.0)
 
@@ -87,8 +94,13 @@ def examine(
         ("roles", partial(_roles, config)),
         (f"spool {config.spool}", partial(_spool, config)),
         ("model", model),
-        (f"port {config.port}", partial(_listener, config)),
     ]
+    if config.port is not None:
+        examinations.append((f"port {config.port}", partial(_listener, config, config.port)))
+    if config.tls is not None:
+        examinations.append((f"TLS port {config.tls.port}", partial(_tls_listener, config)))
+    for own in tls.credentials(config):
+        examinations.append((f"certificate {own.certificate}", partial(_certificate, own)))
     if doubtful_body_parts(config.admission.body_parts):
         examinations.append(("admission", partial(_admission, config)))
     if config.inbox is not None:
@@ -113,7 +125,7 @@ def examine(
 def _finding(subject: str, examination: Callable[[], str]) -> Finding:
     try:
         return Finding(subject, note=examination())
-    except (Trouble, LedgerError, OSError, ModuleNotFoundError) as error:
+    except (Trouble, tls.TlsError, LedgerError, OSError, ModuleNotFoundError) as error:
         return Finding(subject, trouble=str(error))
     except SQLAlchemyError as error:
         # Its text may hold the password.
@@ -210,20 +222,66 @@ def _outbox(config: Config, folder: Path) -> str:
     return _folder(folder)
 
 
-def _listener(config: Config) -> str:
-    if config.peers:
-        peers = f"{len(config.peers)} peers may associate"
-    else:
-        peers = "peers names none: only loopback may associate"
-    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
+def _certificate(own: tls.Credentials) -> str:
+    """Whether the node's certificate is valid, and for how long."""
+    left_days = (own.own().valid_until - time.time()) / _DAY_S
+    until = time.strftime("%Y-%m-%d", time.gmtime(own.own().valid_until))
+    if left_days < _RENEWAL_DAYS:
+        raise Trouble(
+            f"expires in {left_days:.1f} days, on {until}; renew it and put it in its place, no "
+            "restart is needed"
+        )
+    return f"{own.own()}, valid until {until} ({left_days:.0f} days)"
+
+
+def _tls_listener(config: Config) -> str:
+    """A handshake as a peer would do it. The node must present the certificate of the settings."""
+    assert config.tls is not None
+    own = next(tls.credentials(config))
+    versions = (config.tls.profile, config.tls.minimum_version)
+    context = tls.client_context("tls", own, own.certificate, True, *versions)
     try:
-        socket.create_connection((host, config.port), _LIMITS.connect_s).close()
+        with (
+            _connected(config, config.tls.port) as connection,
+            context.wrap_socket(connection, server_hostname=_own_host(config)) as secured,
+        ):
+            found = tls.PeerCertificate.of(secured)
+            version = secured.version()
+    except ssl.SSLError as error:
+        why = tls.in_words(error, "tls", "tls.certificate")
+        raise Trouble(
+            f"another certificate or program answers there: {why}; if the files were just "
+            "renewed, the node's log says why they are not taken"
+        ) from error
+    return f"the node answers in {version} as {found}; {_peers(config)}"
+
+
+def _peers(config: Config) -> str:
+    if config.peers:
+        return f"{len(config.peers)} peers may associate"
+    return "peers names none: only loopback may associate"
+
+
+def _own_host(config: Config) -> str:
+    return "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
+
+
+def _connected(config: Config, port: int) -> socket.socket:
+    """A connection to a port of the node. Raises Trouble."""
+    try:
+        return socket.create_connection((_own_host(config), port), _LIMITS.connect_s)
     except OSError as error:
         raise Trouble(
-            f"nobody listens there ({error.strerror or error}); is the node running? {peers}"
+            f"nobody listens there ({error.strerror or error}); is the node running? "
+            f"{_peers(config)}"
         ) from error
 
-    remote = Remote(config.ae_title, host, config.port)
+
+def _listener(config: Config, port: int) -> str:
+    peers = _peers(config)
+    _connected(config, port).close()
+
+    remote = Remote(config.ae_title, _own_host(config), port)
     stranger = "another program holds the port: end it, or give the node another port"
     try:
         with Link.open(config.ae_title, remote, proposal([]), _LIMITS) as link:
@@ -248,7 +306,7 @@ def _archive(config: Config, destination: DicomDestination, kinds: Mapping[str, 
     contexts = [*proposal([]), *proposal(list(wanted.values()))]
     if destination.commitment:
         contexts += commitment_proposal()
-    remote = Remote(destination.ae_title, destination.host, destination.port)
+    remote = remote_of(config, destination)
 
     try:
         with Link.open(config.ae_title, remote, contexts, _LIMITS) as link:

@@ -12,18 +12,22 @@ from daemon.config.schema import (
     Peer,
     Retention,
 )
+from daemon.config.tls import CertificateIdentity, DestinationTls, ServerTls
 
 __all__ = [
     "PROFILES",
     "Admission",
+    "CertificateIdentity",
     "Config",
     "ConfigError",
     "Destination",
+    "DestinationTls",
     "DicomDestination",
     "FolderDestination",
     "Overlay",
     "Peer",
     "Retention",
+    "ServerTls",
     "begin",
     "commented_file",
     "load",

@@ -21,7 +21,7 @@ def _own_address(config: Config) -> Iterator[str]:
     """A destination that is the node itself: each result would come back as a new image."""
     ours = {*_LOOPBACK, config.host, socket.gethostname().lower()}
     for index, destination in enumerate(config.destinations):
-        if not isinstance(destination, DicomDestination) or destination.port != config.port:
+        if not isinstance(destination, DicomDestination) or destination.port not in config.ports():
             continue
 
         host = destination.host.lower()

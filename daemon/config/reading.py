@@ -186,7 +186,7 @@ def _known_keys() -> dict[str, set[str]]:
     known = {"": set(schema["properties"])}
     for key, value in schema["properties"].items():
         item = value.get("items", value)
-        variants = item.get("oneOf") or [item]
+        variants = item.get("oneOf") or item.get("anyOf") or [item]
 
         references = [variant["$ref"] for variant in variants if "$ref" in variant]
         models = [schema["$defs"][reference.rpartition("/")[2]] for reference in references]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from daemon.config.base import Settings
+from daemon.config.tls import CertificateIdentity, MaybeTls, ServerTls
 from daemon.config.values import (
     AETitle,
     BodyPart,
@@ -40,11 +42,7 @@ PROFILES: dict[str, tuple[ResultKind, ...]] = {
 }
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class Peer(_Settings):
+class Peer(Settings):
     """A system that may associate with the node."""
 
     ae_title: PeerTitle = Field(description="The calling AE title that the peer sends.")
@@ -57,9 +55,14 @@ class Peer(_Settings):
         description="How urgent the peer's images are unless a C-STORE asks for HIGH or LOW: "
         "images of a `stat` peer are analysed before others.",
     )
+    certificate: CertificateIdentity | None = Field(
+        default=None,
+        description="Ties the peer to its certificate: it is admitted only over TLS, with a "
+        "certificate that says this. null: AE title and address decide alone.",
+    )
 
 
-class AssociationLimits(_Settings):
+class AssociationLimits(Settings):
     """How long a peer may keep the node waiting, and how many associations there may be."""
 
     idle_s: Annotated[float, Field(ge=1, le=86400)] = Field(
@@ -83,7 +86,7 @@ class AssociationLimits(_Settings):
     )
 
 
-class DestinationSettings(_Settings):
+class DestinationSettings(Settings):
     """What every destination has: a name, and the kinds of result that it is owed."""
 
     name: Name = Field(
@@ -130,6 +133,11 @@ class DicomDestination(DestinationSettings):
     ae_title: AETitle = Field(description="The AE title that the archive is called by.")
     host: RemoteHost = Field(description="The archive's host name or address.")
     port: Port = Field(description="The archive's DICOM port.")
+    tls: MaybeTls = Field(
+        default=None,
+        description="`true`: TLS toward the archive with every default below. null or `false`: "
+        "without TLS.",
+    )
     commitment: bool = Field(
         default=False,
         description="Ask the archive for storage commitment (PS3.4 Annex J). A result is then "
@@ -160,7 +168,7 @@ Destination = Annotated[
 ]
 
 
-class Admission(_Settings):
+class Admission(Settings):
     """Which images are analysed; inference/admission.py applies it.
 
     Every other image is recorded with its reason (docs/monitor.md lists the reasons).
@@ -197,7 +205,7 @@ class Admission(_Settings):
     )
 
 
-class Retention(_Settings):
+class Retention(Settings):
     """How long bytes stay in the spool once nothing is owed on them.
 
     Nothing is removed before every destination with `commitment` has committed. The ledger's rows
@@ -219,7 +227,7 @@ class Retention(_Settings):
     )
 
 
-class Overlay(_Settings):
+class Overlay(Settings):
     """The pixels of the Secondary Capture. A change gives new results new UIDs."""
 
     longest_side_px: Annotated[int, Field(ge=512, le=16384, strict=True)] | None = Field(
@@ -232,7 +240,7 @@ class Overlay(_Settings):
     )
 
 
-class Config(_Settings):
+class Config(Settings):
     """Everything a role needs to know, valid once constructed.
 
     The defaults are those of config/pleura.yaml.
@@ -243,12 +251,16 @@ class Config(_Settings):
         default="0.0.0.0",  # noqa: S104 - a node on a network; `peers` says who may talk to it
         description="The address that the node listens on; the default listens on every one.",
     )
-    port: Port = Field(
+    port: Port | None = Field(
         default=11112,
         description="The TCP port that the node listens on. 104 is DICOM's registered port, but "
-        "ports below 1024 need privileges, so the default is 11112, registered for DICOM too.",
+        "ports below 1024 need privileges, so the default is 11112, registered for DICOM too. "
+        "null: only the TLS port.",
     )
-    tls: Later = Field(default=None, description="DICOM over TLS.")
+    tls: ServerTls | None = Field(
+        default=None,
+        description="DICOM over TLS, in the profiles of PS3.15 Annex B. null: no TLS port.",
+    )
     peers: tuple[Peer, ...] = Field(
         default=(),
         description="The systems that may associate with the node. With no peer named, every "
@@ -330,6 +342,32 @@ class Config(_Settings):
                 "name"
             )
         return self
+
+    @model_validator(mode="after")
+    def _there_is_a_port(self) -> Config:
+        if self.port is None and self.tls is None:
+            raise ValueError("port: found null; allowed: a port, or null where `tls` names one")
+        if self.tls is not None and self.tls.port == self.port:
+            raise ValueError(
+                f"tls.port: found {self.port}, which is `port`; give TLS a port of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tied_peers_present_certificates(self) -> Config:
+        are_asked = self.tls is not None and self.tls.client != "none"
+        tied = [peer.ae_title for peer in self.peers if peer.certificate is not None]
+        if tied and not are_asked:
+            raise ValueError(
+                f"peers: found {tied[0]} tied to a certificate, and no peer is asked for one; "
+                "allowed: with `tls`, and `client` required or optional"
+            )
+        return self
+
+    def ports(self) -> tuple[int, ...]:
+        """Every port that the node listens on, the plain port first."""
+        tls_port = None if self.tls is None else self.tls.port
+        return tuple(port for port in (self.port, tls_port) if port is not None)
 
     @model_validator(mode="after")
     def _room_is_made_before_it_is_refused(self) -> Config:

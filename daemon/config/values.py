@@ -106,6 +106,15 @@ def _absolute(value: Path) -> Path:
     return value
 
 
+def _absolute_file(value: Path) -> Path:
+    if value.parts[:1] != ("/",) or any(part.startswith("~") for part in value.parts):
+        raise ValueError(
+            "an absolute path, such as /etc/pleura/node.pem; ~ and relative paths depend on who "
+            "starts the node"
+        )
+    return value
+
+
 def _lasting(value: Path) -> Path:
     _absolute(value)
     for folder in _VOLATILE:
@@ -180,6 +189,7 @@ Name = Annotated[
     _words("1 to 64 letters, digits, dots, hyphens or underscores"),
 ]
 Folder = Annotated[Path, AfterValidator(_absolute), _words("an absolute path")]
+File = Annotated[Path, AfterValidator(_absolute_file), _words("the absolute path of a file")]
 LastingFolder = Annotated[Path, AfterValidator(_lasting), _words("an absolute path on a disk")]
 Model = Annotated[
     str,

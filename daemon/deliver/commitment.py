@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 
-from daemon.config import DicomDestination
+from daemon.config import Config, DicomDestination
 from daemon.deliver.limits import DEFAULT_LIMITS, DeliverLimits
+from daemon.deliver.remote import remote_of
 from daemon.dicom.commitment import (
     REQUEST,
     Fate,
@@ -22,7 +23,7 @@ from daemon.dicom.commitment import (
     action_information,
     read_report,
 )
-from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, commitment_proposal
+from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, commitment_proposal
 from daemon.dicom.outgoing import UnsendableError
 from daemon.dicom.requestor import EventReport
 from daemon.dicom.tables import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, Status
@@ -45,12 +46,14 @@ class Asker:
     def __init__(
         self,
         destination: DicomDestination,
-        calling_ae_title: str,
+        config: Config,
         ledger: Ledger,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
+        """Raises TlsError where a certificate or key of the destination cannot be used."""
         self._destination = destination
-        self._calling_ae_title = calling_ae_title
+        self._remote = remote_of(config, destination)
+        self._calling_ae_title = config.ae_title
         self._ledger = ledger
         self._limits = limits
 
@@ -110,8 +113,7 @@ class Asker:
             reported.set()
             return self._take_report(report)
 
-        there = self._destination
-        remote = Remote(there.ae_title, there.host, there.port)
+        remote = self._remote
         contexts = commitment_proposal()
         limits = self._limits.association
         information = action_information(request.transaction_uid, request.references)

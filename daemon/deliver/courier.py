@@ -25,6 +25,7 @@ from daemon import watchdog
 from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.deliver.folder import Folder
 from daemon.deliver.limits import DEFAULT_LIMITS, DeliverLimits
+from daemon.deliver.remote import remote_of
 from daemon.deliver.verdict import CANNOT_UNDERSTAND, Verdict, verdict
 from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, proposal
 from daemon.dicom.outgoing import Outgoing, UnsendableError
@@ -68,7 +69,11 @@ class Courier:
         spool: Spool,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
+        """Raises TlsError where a certificate or key of the destination cannot be used."""
         self._destination = destination
+        self._remote: Remote | None = None
+        if isinstance(destination, DicomDestination):
+            self._remote = remote_of(config, destination)
         self._commitment = destination in config.committing()
         self._calling_ae_title = config.ae_title
         self._ledger = ledger
@@ -135,9 +140,9 @@ class Courier:
         there = self._destination
         if isinstance(there, FolderDestination):
             return nullcontext(Folder.open(there.folder, self._ledger))
-        remote = Remote(there.ae_title, there.host, there.port)
+        assert self._remote is not None
         contexts = proposal([outgoing.syntaxes for outgoing in objects])
-        return Link.open(self._calling_ae_title, remote, contexts, self._limits.association)
+        return Link.open(self._calling_ae_title, self._remote, contexts, self._limits.association)
 
     def _note(self, trouble: str | None, pause_s: float = 0.0) -> None:
         """Tell `pleura status` how the destination is; success only where that is news."""

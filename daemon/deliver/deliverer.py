@@ -24,13 +24,14 @@ class Deliverer:
         spool: Spool,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
+        """Raises TlsError where a certificate or key of a destination cannot be used."""
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         for destination in config.destinations:
             courier = Courier(destination, config, ledger, spool, limits)
             self._add(f"deliver-{destination.name}", courier.run)
         for committing in config.committing():
-            asker = Asker(committing, config.ae_title, ledger, limits)
+            asker = Asker(committing, config, ledger, limits)
             self._add(f"commitment-{committing.name}", asker.run)
         self._add("retention", Retention(config, ledger, spool).run)
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Protocol
 
 from pydicom import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
@@ -51,16 +52,39 @@ class NotAcceptedError(Exception):
     """The peer accepts no presentation context that this request could use."""
 
 
+class Security(Protocol):
+    """TLS toward one peer (daemon.tls.TlsClient)."""
+
+    def wrap(self, connection: socket.socket, host: str) -> socket.socket:
+        """The connection after its handshake. Raises OSError; the connection is closed then."""
+
+    def in_words(self, error: OSError) -> str:
+        """What an error of a secured connection means, and what to do."""
+
+
 @dataclass(frozen=True)
 class Remote:
-    """An application entity on the network."""
+    """An application entity on the network. `security`: how it is reached; None: without TLS."""
 
     ae_title: str
     host: str
     port: int
+    security: Security | None = None
 
     def __str__(self) -> str:
-        return f"{self.ae_title} at {self.host}:{self.port}"
+        over = " over TLS" if self.security else ""
+        return f"{self.ae_title} at {self.host}:{self.port}{over}"
+
+    def connect(self, timeout_s: float) -> socket.socket:
+        """A connection, with its TLS handshake done. Raises OSError."""
+        connection = socket.create_connection((self.host, self.port), timeout=timeout_s)
+        return self.security.wrap(connection, self.host) if self.security else connection
+
+    def in_words(self, error: OSError) -> str:
+        """What an error of the connection means."""
+        if self.security is not None:
+            return self.security.in_words(error)
+        return error.strerror or str(error)
 
 
 def proposal(objects: Sequence[tuple[str, str]]) -> list[Proposal]:
@@ -106,10 +130,9 @@ class Link:
             LinkDownError: not connected, rejected, aborted or not answered.
         """
         try:
-            address = (remote.host, remote.port)
-            connection = socket.create_connection(address, timeout=limits.connect_s)
+            connection = remote.connect(limits.connect_s)
         except OSError as error:
-            raise LinkDownError(f"{remote}: cannot connect ({error.strerror or error})") from error
+            raise LinkDownError(f"{remote}: cannot connect ({remote.in_words(error)})") from error
 
         ae_titles = (calling_ae_title, remote.ae_title)
         try:
@@ -117,7 +140,8 @@ class Link:
         except RejectedError as error:
             raise NotAdmittedError(f"{remote}: {error}", error.rejected) from error
         except OSError as error:
-            raise LinkDownError(f"{remote}: {error.strerror or error}") from error
+            # In TLS 1.3 a peer says only now that it refuses our certificate.
+            raise LinkDownError(f"{remote}: {remote.in_words(error)}") from error
 
     @property
     def implementation_class_uid(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ _STRANGERS = {
     b"HTTP": "an HTTP server",
     b"<!DO": "an HTTP server",
     b"<htm": "an HTTP server",
-    b"\x15\x03": "a TLS server",
+    b"\x15\x03": "a TLS server (see `tls` of the destination)",
     b"SSH-": "an SSH server",
 }
 
@@ -170,7 +171,7 @@ class Requestor:
         limits: Limits = DEFAULT_LIMITS,
         on_event_report: EventHandler | None = None,
     ) -> None:
-        """Own a TCP connection; open() negotiates over it.
+        """Own a connection, plain or TLS; open() negotiates over it.
 
         `on_event_report` takes a report that the peer sends while an answer is awaited.
         """
@@ -200,7 +201,7 @@ class Requestor:
         limits: Limits = DEFAULT_LIMITS,
         on_event_report: EventHandler | None = None,
     ) -> Requestor:
-        """Negotiate over a TCP connection, which is the requestor's from now on. `ae_titles`:
+        """Negotiate over a connection, plain or TLS, which is the requestor's from now on. `ae_titles`:
         calling, called.
 
         Raises:
@@ -290,6 +291,7 @@ class Requestor:
                     if kind == PduType.RELEASE_RQ:
                         # Both released at the same time: PS3.8 7.2.2.7.
                         self._send(memoryview(RELEASE_RP), within_s, deadline)
+                _say_close_notify(self._socket)
                 self._socket.close()
         self.abort()
 
@@ -484,6 +486,14 @@ class Requestor:
                 raise ConnectionResetError("the peer closed the connection")
             data += part
         return data
+
+
+def _say_close_notify(connection: socket.socket) -> None:
+    """Over TLS, tell the peer that the end is no cut. Its own close_notify is not awaited."""
+    if isinstance(connection, ssl.SSLSocket):
+        with contextlib.suppress(OSError, ValueError):
+            connection.settimeout(0)
+            connection.unwrap()
 
 
 def _advice(rejected: Rejected, ae_titles: tuple[str, str]) -> str:

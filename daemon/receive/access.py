@@ -13,6 +13,7 @@ from typing import Literal
 from daemon.config import DicomDestination, Peer
 from daemon.dicom import negotiation
 from daemon.dicom.acceptor import Rejection
+from daemon.tls import PeerCertificate, describe_wanted, is_wanted
 
 log = logging.getLogger("pleura.receive")
 
@@ -46,10 +47,17 @@ class AccessList:
         self._committing = committing
         self._resolved: dict[str, tuple[float, frozenset[str]]] = {}
 
-    def admit(self, called: str | None, calling: str | None, address: str) -> Caller | Rejection:
+    def admit(
+        self,
+        called: str | None,
+        calling: str | None,
+        address: str,
+        certificate: PeerCertificate | None = None,
+    ) -> Caller | Rejection:
         """The caller, or why it is rejected.
 
-        AE titles without padding; None for bytes that are no AE title.
+        AE titles without padding; None for bytes that are no AE title. `certificate`: the verified
+        certificate of a peer that presented one.
         """
         if called != self._ae_title:
             return Rejection(
@@ -62,22 +70,29 @@ class AccessList:
                 "the calling AE title is blank or has other bytes than printable ASCII; "
                 "set an AE title of 1 to 16 characters on the sender",
             )
-        return self._admit(calling, _normal(address))
+        return self._admit(calling, _normal(address), certificate)
 
-    def _admit(self, calling: str, address: str) -> Caller | Rejection:
+    def _admit(
+        self, calling: str, address: str, certificate: PeerCertificate | None
+    ) -> Caller | Rejection:
         archives = [each for each in self._committing if each.ae_title == calling]
         here = tuple(each.name for each in archives if address in self._addresses(each.host))
         if not self._peers and ipaddress.ip_address(address).is_loopback:
             return Caller(calling, destinations=here)
 
         named = [peer for peer in self._peers if peer.ae_title == calling]
-        for peer in named:
-            if peer.host is None or address in self._addresses(peer.host):
+        placed = [
+            peer for peer in named if peer.host is None or address in self._addresses(peer.host)
+        ]
+        for peer in placed:
+            if peer.certificate is None or is_wanted(peer.certificate, certificate):
                 # An archive may come from another address than it listens on, such as a load
                 # balancer's: its entry in `peers` says so.
                 names = tuple(each.name for each in archives)
                 return Caller(calling, priority=peer.priority, destinations=names)
 
+        if placed:
+            return _not_its_certificate(placed, certificate)
         if here:
             return Caller(calling, stores=False, destinations=here)
         return self._rejection(calling, address, [peer.host for peer in named])
@@ -111,6 +126,20 @@ class AccessList:
             log.warning("host %s of the settings cannot be resolved", host)
         self._resolved[host] = (time.monotonic() + _ADDRESSES_S, known)
         return known
+
+
+def _not_its_certificate(placed: Sequence[Peer], found: PeerCertificate | None) -> Rejection:
+    """AE title and address are a peer's, and its certificate is not."""
+    wanted = " or ".join(
+        describe_wanted(peer.certificate) for peer in placed if peer.certificate is not None
+    )
+    shown = "no certificate" if found is None else f"'{found}' (SHA-256 {found.fingerprint})"
+    return Rejection(
+        # DICOM has no reason for a certificate.
+        negotiation.NO_REASON_GIVEN,
+        f"the peers tie this AE title to the certificate with {wanted}, and {shown} was found; if "
+        "the certificate was renewed, correct peers[].certificate",
+    )
 
 
 def _normal(address: str) -> str:

@@ -12,15 +12,17 @@ from dataclasses import replace
 from daemon import watchdog
 from daemon.config import Config
 from daemon.dicom import negotiation
-from daemon.dicom.acceptor import Association, Connection, End, Limits, Rejection
+from daemon.dicom.acceptor import Association, End, Limits, Rejection
 from daemon.dicom.negotiation import Request, escaped
 from daemon.ledger import Ledger
 from daemon.receive.access import AccessList
+from daemon.receive.connections import Served
 from daemon.receive.intake import Intake
-from daemon.receive.listener import Listener
+from daemon.receive.listener import Listener, Port
 from daemon.receive.roster import Roster
 from daemon.receive.session import Session
 from daemon.spool import Spool
+from daemon.tls import PeerCertificate, node_context
 
 log = logging.getLogger("pleura.receive")
 
@@ -33,19 +35,23 @@ class Receiver:
     def __init__(
         self, config: Config, ledger: Ledger, spool: Spool, limits: Limits | None = None
     ) -> None:
-        """`limits`: default those of the settings."""
+        """`limits`: default those of the settings.
+
+        Raises:
+            TlsError: the node's certificate, its key or the trusted certificates cannot be used.
+        """
         self.limits = limits or limits_of(config)
         self._ledger = ledger
         self._access = AccessList(config.ae_title, config.peers, config.committing())
         self._intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
         self._roster = Roster(self.limits)
-        self._listener = Listener((config.host, config.port), self.limits, self._serve)
+        self._listener = Listener(_ports(config), self.limits, self._serve)
 
     def start(self) -> None:
         """Listen.
 
         Raises:
-            OSError: host and port cannot be listened on.
+            OSError: a host and port cannot be listened on.
         """
         self._listener.start()
 
@@ -68,9 +74,13 @@ class Receiver:
         """How many connections have not asked for an association."""
         return self._listener.waiting
 
-    def _serve(self, connection: Connection, address: str) -> None:
+    def _serve(self, connection: Served, address: str) -> None:
         """Give a connection that asks for an association its thread."""
-        association = Association(connection, address, self.limits, self._admit)
+
+        def admit(request: Request, address: str) -> Session | Rejection:
+            return self._admit(request, address, connection.certificate)
+
+        association = Association(connection, address, self.limits, admit)
         if not self._roster.enter(association, self._run):
             connection.close()
 
@@ -85,14 +95,16 @@ class Receiver:
             self._roster.leave(association)
             association.close()
 
-    def _admit(self, request: Request, address: str) -> Session | Rejection:
+    def _admit(
+        self, request: Request, address: str, certificate: PeerCertificate | None
+    ) -> Session | Rejection:
         rejected = negotiation.protocol_rejection(request)
         if rejected is not None:
             return Rejection(rejected, _unusual(request))
 
         called = negotiation.ae_title(request.called_ae_title)
         calling = negotiation.ae_title(request.calling_ae_title)
-        caller = self._access.admit(called, calling, address)
+        caller = self._access.admit(called, calling, address, certificate)
         if isinstance(caller, Rejection):
             return caller
 
@@ -103,6 +115,16 @@ class Receiver:
                 f"{self.limits.associations} associations are open (limits.associations)",
             )
         return session
+
+
+def _ports(config: Config) -> list[Port]:
+    """The plain port and the TLS port, as far as the settings have them. Raises TlsError."""
+    ports = []
+    if config.port is not None:
+        ports.append(Port(config.host, config.port))
+    if config.tls is not None:
+        ports.append(Port(config.host, config.tls.port, node_context(config.tls)))
+    return ports
 
 
 def limits_of(config: Config) -> Limits:

@@ -113,7 +113,7 @@ class Bench:
             self.ledger.mark_stored(delivery, 0, commitment=True)
 
     def ask(self, limits: DeliverLimits = DEFAULT_LIMITS) -> None:
-        asker = Asker(self.destination, "PLEURA", self.ledger, limits)
+        asker = Asker(self.destination, Config(), self.ledger, limits)
         self.asker = threading.Thread(target=asker.run, args=(self.stop_asking,))
         self.asker.start()
 

@@ -52,6 +52,7 @@ destinations:
   - {name: c, ae_title: X}
 admission: {minimum_age_years: old}
 ledger: mysql://somewhere
+web: true
 """
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, wrong)
@@ -60,7 +61,9 @@ ledger: mysql://somewhere
         "ae_title": "A TITLE THAT IS TOO LONG",
         "prot": "unknown key",
         "port": "99999",
-        "tls": "not in this version",
+        "tls.certificate": "'x'",
+        "tls.key": "absent",
+        "web": "not in this version",
         "destinations[0].folder": "3",
         "destinations[0].reslts": "unknown key",
         "destinations[1].results[0]": "'PDF'; allowed: 'SEG', 'SC', 'SR' or 'PR'",

@@ -134,9 +134,16 @@ class Orthanc:
     """A real Orthanc as archive, with its REST API for looking inside."""
 
     def __init__(
-        self, program: str, folder: Path, ports: tuple[int, int], node_port: int | None = None
+        self,
+        program: str,
+        folder: Path,
+        ports: tuple[int, int],
+        node_port: int | None = None,
+        **more: Any,
     ) -> None:
-        """`node_port`: where Orthanc finds the node, to report storage commitment to it."""
+        """`node_port`: where Orthanc finds the node, to report storage commitment to it. `more`:
+        further keys of Orthanc's configuration.
+        """
         self.dicom_port, self.http_port = ports
         self.ae_title = "ORTHANC"
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +159,7 @@ class Orthanc:
             "DicomAlwaysAllowStore": True,
             "Plugins": [],
             "DicomModalities": {"pleura": ["PLEURA", "127.0.0.1", node_port]} if node_port else {},
-        }
+        } | more
         path = folder / "orthanc.json"
         path.write_text(json.dumps(configuration))
         self._program, self._path, self._log = program, path, folder / "orthanc.log"
@@ -204,6 +211,16 @@ class Orthanc:
 
     def file(self, orthanc_name: str) -> bytes:
         return self._read(f"/instances/{orthanc_name}/file")
+
+    def send(self, orthanc_name: str, modality: str = "pleura") -> dict[str, Any]:
+        """C-STORE an object to a modality that Orthanc knows. Raises HTTPError where it fails."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.http_port}/modalities/{modality}/store",
+            data=json.dumps(orthanc_name).encode(),
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            told: dict[str, Any] = json.loads(answer.read())
+        return told
 
     def delete(self, orthanc_name: str) -> None:
         request = urllib.request.Request(

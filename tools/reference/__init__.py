@@ -55,7 +55,9 @@ def _inner_keys(path: str, variants: list[Schema], models: Schema) -> list[str]:
         for key, value in variant["properties"].items():
             if key not in told:
                 is_required = key in variant.get("required", [])
-                lines += _key(f"{path}.{key}", value, is_required, models)
+                inner = f"{path}.{key}"
+                lines += _key(inner, value, is_required, models)
+                lines += _inner_keys(inner, _models_in(value, models), models)
         told |= set(variant["properties"])
     return lines
 

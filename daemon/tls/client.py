@@ -1,0 +1,103 @@
+"""TLS on connections that this node opens: to archives."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+
+from daemon.config import Config, DicomDestination
+from daemon.tls.contexts import Credentials, client_context
+from daemon.tls.renewal import Renewed
+from daemon.tls.words import in_words
+
+
+class TlsClient:
+    """Wraps connections to one peer."""
+
+    def __init__(self, where: str, context: Renewed, name: str | None) -> None:
+        """`name`: the name that the peer's certificate must have; None: the host that is called."""
+        self._where = where
+        self._context = context
+        self._name = name
+
+    def wrap(self, connection: socket.socket, host: str) -> ssl.SSLSocket:
+        """Do the handshake over a TCP connection, which is closed if that fails.
+
+        The peer's time to answer is the time-out of `connection`. SNI carries the name.
+
+        Raises:
+            OSError: the handshake failed; in_words() tells why.
+        """
+        try:
+            context = self._context.current()
+            return context.wrap_socket(connection, server_hostname=self._name or host)
+        except BaseException:
+            connection.close()
+            raise
+
+    def in_words(self, error: OSError) -> str:
+        """What an error of wrap(), or of the connection that it gave, means; and what to do."""
+        if isinstance(error, ssl.SSLError):
+            return in_words(error, self._where, f"{self._where}.ca")
+        return error.strerror or str(error)
+
+
+def destination_client(config: Config, destination: DicomDestination) -> TlsClient | None:
+    """TLS toward an archive; None where its settings have none.
+
+    What the destination does not name is the node's own: certificate, key and `ca` of `tls`.
+    Without any `ca`, the certificates that the system trusts.
+
+    Raises:
+        TlsError: a file cannot be used.
+    """
+    theirs = destination.tls
+    if theirs is None:
+        return None
+
+    where = _where(config, destination)
+    credentials = destination_credentials(config, destination)
+    is_pinned = theirs.pinned_certificate is not None
+    trusted = theirs.pinned_certificate or theirs.ca
+    if trusted is None and config.tls is not None:
+        trusted = config.tls.ca
+    versions = (theirs.profile, theirs.minimum_version)
+    context = _renewed(where, credentials, trusted, is_pinned, versions)
+    return TlsClient(where, context, theirs.name)
+
+
+def destination_credentials(config: Config, destination: DicomDestination) -> Credentials | None:
+    """The certificate that an archive sees: its destination's own, else the node's."""
+    theirs = destination.tls
+    if theirs is None:
+        return None
+    if theirs.certificate is not None and theirs.key is not None:
+        passphrase = theirs.key_passphrase_file
+        where = _where(config, destination)
+        return Credentials(where, theirs.certificate, theirs.key, passphrase)
+    if config.tls is not None:
+        ours = config.tls
+        return Credentials("tls", ours.certificate, ours.key, ours.key_passphrase_file)
+    return None
+
+
+def _where(config: Config, destination: DicomDestination) -> str:
+    return f"destinations[{config.destinations.index(destination)}].tls"
+
+
+def _renewed(
+    where: str,
+    credentials: Credentials | None,
+    trusted: Path | None,
+    is_pinned: bool,
+    versions: tuple[str, str],
+) -> Renewed:
+    files = credentials.files if credentials else []
+    if trusted is not None:
+        files = [*files, trusted]
+    return Renewed(
+        where,
+        lambda: client_context(where, credentials, trusted, is_pinned, *versions),
+        files,
+    )

@@ -1,0 +1,60 @@
+"""The node's own end of TLS, from the settings; and everything wrong with the settings' files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from daemon.config import Config, DicomDestination, ServerTls
+from daemon.tls.client import destination_client, destination_credentials
+from daemon.tls.contexts import Credentials, TlsError, server_context
+from daemon.tls.renewal import Renewed
+
+
+def own_credentials(tls: ServerTls) -> Credentials:
+    """The node's certificate and key."""
+    return Credentials("tls", tls.certificate, tls.key, tls.key_passphrase_file)
+
+
+def node_context(tls: ServerTls) -> Renewed:
+    """The context of the TLS port.
+
+    Raises:
+        TlsError: a file cannot be used.
+    """
+    own = own_credentials(tls)
+    trusted = tls.ca if tls.client != "none" else None
+    files = own.files + ([trusted] if trusted else [])
+    return Renewed(
+        "tls",
+        lambda: server_context(own, trusted, tls.client, tls.profile, tls.minimum_version),
+        files,
+    )
+
+
+def credentials(config: Config) -> Iterator[Credentials]:
+    """Every certificate of ours that the settings name."""
+    if config.tls is not None:
+        yield own_credentials(config.tls)
+    for destination in config.destinations:
+        if isinstance(destination, DicomDestination):
+            theirs = destination_credentials(config, destination)
+            if theirs is not None and theirs.where != "tls":
+                yield theirs
+
+
+def troubles(config: Config) -> Iterator[str]:
+    """Each certificate or key of the settings that cannot be used, in words."""
+    builds: list[Callable[[], object]] = []
+    tls = config.tls
+    if tls is not None:
+        builds.append(partial(node_context, tls))
+    for destination in config.destinations:
+        if isinstance(destination, DicomDestination) and destination.tls is not None:
+            builds.append(partial(destination_client, config, destination))
+
+    for build in builds:
+        try:
+            build()
+        except TlsError as error:
+            yield str(error)

@@ -1,0 +1,403 @@
+"""TLS in memory and over socket pairs: contexts from files, identities, renewal, words."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from daemon.config import (
+    CertificateIdentity,
+    Config,
+    ConfigError,
+    DicomDestination,
+    ServerTls,
+    load,
+)
+from daemon.tls import (
+    Credentials,
+    PeerCertificate,
+    TlsError,
+    client_context,
+    in_words,
+    is_wanted,
+    node_context,
+    troubles,
+)
+from tools.peers.certificates import Authority, Pair
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def node(ca: Authority) -> Pair:
+    return ca.issue("node", "/CN=node/O=Hospital")
+
+
+@pytest.fixture(scope="module")
+def xray(ca: Authority) -> Pair:
+    return ca.issue("xray1", "/CN=XRAY1/O=Some, Hospital", "subjectAltName=DNS:xray1.example")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Authority(tmp_path_factory.mktemp("elsewhere"), "Another CA").issue("stranger")
+
+
+def server(authority: Authority, pair: Pair, **changes: object) -> ssl.SSLContext:
+    tls = ServerTls.model_validate({**pair.settings(), "ca": str(authority.certificate), **changes})
+    return node_context(tls).current()
+
+
+def client(ca: Authority, pair: Pair | None, minimum: str = "1.2") -> ssl.SSLContext:
+    own = Credentials("x", pair.certificate, pair.key) if pair else None
+    return client_context("x", own, ca.certificate, True, "non-downgrading", minimum)
+
+
+def handshake(
+    server: ssl.SSLContext, client: ssl.SSLContext, name: str | None = None
+) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """Both ends after a handshake in memory. Raises the first end's SSLError."""
+    upwards, downwards = ssl.MemoryBIO(), ssl.MemoryBIO()
+    there = server.wrap_bio(upwards, downwards, server_side=True)
+    here = client.wrap_bio(downwards, upwards, server_hostname=name)
+    for end in (here, there, here, there, here):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    return here, there
+
+
+def test_both_ends_verify_each_other_in_tls_1_2_and_1_3(
+    ca: Authority, node: Pair, xray: Pair
+) -> None:
+    for minimum, version in (("1.2", "TLSv1.3"), ("1.3", "TLSv1.3")):
+        here, there = handshake(server(ca, node), client(ca, xray, minimum))
+        assert here.version() == there.version() == version
+        assert str(PeerCertificate.of(here)) == "CN=node, O=Hospital"
+        assert str(PeerCertificate.of(there)) == "CN=XRAY1, O=Some\\, Hospital"
+
+    old = client(ca, xray)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    here, _ = handshake(server(ca, node), old)
+    assert here.version() == "TLSv1.2"
+    with pytest.raises(ssl.SSLError):
+        handshake(server(ca, node, minimum_version="1.3"), old)
+
+
+def test_a_profile_says_which_suites_of_tls_1_2_are_taken(
+    ca: Authority, node: Pair, xray: Pair
+) -> None:
+    cbc = client(ca, xray)
+    cbc.maximum_version = ssl.TLSVersion.TLSv1_2
+    cbc.set_ciphers("ECDHE-ECDSA-AES128-SHA256")
+    here, _ = handshake(server(ca, node, profile="bcp195"), cbc)
+    assert here.cipher() == ("ECDHE-ECDSA-AES128-SHA256", "TLSv1.2", 128)
+    with pytest.raises(ssl.SSLError) as refused:
+        handshake(server(ca, node, profile="non-downgrading"), cbc)
+    assert "no common TLS version or cipher suite" in in_words(refused.value, "tls", "tls.ca")
+
+    for profile in ("bcp195", "non-downgrading"):
+        names = [str(cipher["name"]) for cipher in server(ca, node, profile=profile).get_ciphers()]
+        suites = [name for name in names if not name.startswith("TLS_")]
+        assert suites
+        assert all(name.startswith(("ECDHE-", "DHE-")) for name in suites)
+        assert not [name for name in names if "NULL" in name or "RC4" in name or "3DES" in name]
+
+
+@pytest.mark.parametrize(
+    ("who", "words"),
+    [
+        ("nobody", "it gave no certificate"),
+        ("expired", "its certificate has expired"),
+        ("stranger", "its certificate is not trusted"),
+    ],
+)
+def test_a_client_that_cannot_be_verified_is_refused_in_words(
+    ca: Authority, node: Pair, stranger: Pair, who: str, words: str
+) -> None:
+    expired = ca.issue_expired("expired") if who == "expired" else None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(ca.certificate)
+    if pair := {"nobody": None, "expired": expired, "stranger": stranger}[who]:
+        context.load_cert_chain(pair.certificate, pair.key)
+    with pytest.raises(ssl.SSLError) as refused:
+        handshake(server(ca, node), context)
+    told = in_words(refused.value, "tls", "tls.ca")
+    assert told.startswith(words)
+    assert ("tls.ca" in told) == (who == "stranger")
+
+
+def test_the_settings_say_whether_a_client_must_present_a_certificate(
+    ca: Authority, node: Pair, stranger: Pair
+) -> None:
+    for how in ("optional", "none"):
+        _, there = handshake(server(ca, node, client=how), client(ca, None))
+        assert PeerCertificate.of(there) is None
+    foreign = client(ca, None)
+    foreign.load_cert_chain(stranger.certificate, stranger.key)
+    with pytest.raises(ssl.SSLError):
+        handshake(server(ca, node, client="optional"), foreign)
+
+
+def test_a_listed_certificate_is_trusted_itself_and_no_longer_when_it_is_removed(
+    ca: Authority, node: Pair, xray: Pair, stranger: Pair, tmp_path: Path
+) -> None:
+    listed = tmp_path / "peers.pem"
+    listed.write_bytes(xray.certificate.read_bytes() + stranger.certificate.read_bytes())
+    tls = ServerTls.model_validate({**node.settings(), "ca": str(listed)})
+    renewed = node_context(tls)
+    for pair in (xray, stranger):
+        handshake(renewed.current(), client(ca, pair))
+    listed.write_bytes(xray.certificate.read_bytes())
+    handshake(renewed.current(), client(ca, xray))
+    with pytest.raises(ssl.SSLError) as refused:
+        handshake(renewed.current(), client(ca, stranger))
+    assert "its certificate is not trusted" in in_words(refused.value, "tls", "tls.ca")
+
+
+def test_a_renewed_certificate_serves_the_next_connection_and_a_broken_one_does_not(
+    ca: Authority, node: Pair, xray: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
+
+    def put(pair: Pair, broken: bool = False) -> None:
+        for source, target in ((pair.certificate, mine.certificate), (pair.key, mine.key)):
+            part = target.with_suffix(".part")
+            part.write_bytes(source.read_bytes()[: 40 if broken else None])
+            part.chmod(0o600)
+            part.rename(target)
+
+    def presented() -> str:
+        here, _ = handshake(renewed.current(), client(ca, xray))
+        return str(PeerCertificate.of(here))
+
+    put(node)
+    tls = ServerTls.model_validate({**mine.settings(), "ca": str(ca.certificate)})
+    renewed = node_context(tls)
+    before = renewed.current()
+    assert renewed.current() is before
+
+    put(ca.issue("second"))
+    assert presented() == "CN=second"
+    put(node, broken=True)
+    with caplog.at_level(logging.INFO, "pleura.tls"):
+        assert [presented() for _ in range(3)] == ["CN=second"] * 3
+        assert caplog.text.count("the certificate before stays in use") == 1
+        put(ca.issue_expired("late"))
+        assert presented() == "CN=second"
+        assert "expired" in caplog.text
+        put(ca.issue("third"))
+        assert presented() == "CN=third"
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 2
+    assert "renewed files taken" in caplog.text
+
+
+def test_a_peer_is_tied_to_what_its_certificate_says(ca: Authority, node: Pair, xray: Pair) -> None:
+    _, there = handshake(server(ca, node), client(ca, xray))
+    found = PeerCertificate.of(there)
+    assert found is not None
+    printed = subprocess.run(
+        ["openssl", "x509", "-in", str(xray.certificate), "-noout", "-fingerprint", "-sha256"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    fingerprint = printed.partition("=")[2]
+
+    def tied(**keys: str) -> bool:
+        return is_wanted(CertificateIdentity(**keys), found)
+
+    assert tied(subject="CN=XRAY1")
+    assert tied(subject="cn=XRAY1 , O=Some\\, Hospital")
+    assert not tied(subject="CN=XRAY2")
+    assert not tied(subject="CN=XRAY1, O=Other")
+    assert not tied(subject="CN=xray1")
+    assert tied(san="XRAY1.example")
+    assert not tied(san="xray1")
+    assert tied(fingerprint=fingerprint)
+    assert tied(fingerprint=fingerprint.replace(":", "").lower())
+    assert not tied(fingerprint="00" * 32)
+    assert not tied(subject="CN=XRAY1", san="elsewhere.example")
+    assert not is_wanted(CertificateIdentity(subject="CN=XRAY1"), None)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"subject": "XRAY1"}, {"subject": "CN=A,B"}, {"fingerprint": "abc"}, {"issuer": "CN=A"}],
+)
+def test_an_identity_that_says_nothing_is_refused(keys: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        CertificateIdentity.model_validate(keys)
+
+
+def test_a_subject_in_the_log_is_escaped_and_bounded() -> None:
+    found = PeerCertificate((("CN", "a\nFAKE LINE\x1b[31m"), ("O", "é" * 500)))
+    assert str(found).isprintable()
+    assert str(found).isascii()
+    assert len(str(found)) == 200
+
+
+# -- settings and files
+
+
+Break = Callable[[Pair, Path], None]
+
+
+def _encrypt(pair: Pair, _: Path) -> None:
+    whole = pair.key.with_suffix(".encrypted")
+    command = ["openssl", "pkey", "-in", str(pair.key), "-out", str(whole)]
+    secret = ["-aes128", "-passout", "pass:secret"]
+    subprocess.run([*command, *secret], check=True, capture_output=True)
+    whole.chmod(0o600)
+    whole.rename(pair.key)
+
+
+_BROKEN: dict[str, tuple[Break, str]] = {
+    "absent": (lambda pair, _: pair.certificate.unlink(), "cannot be read (No such file"),
+    "key absent": (lambda pair, _: pair.key.unlink(), "cannot be read (No such file"),
+    "open key": (lambda pair, _: pair.key.chmod(0o644), "mode 0644, open to every user"),
+    "another key": (
+        lambda pair, other: pair.key.write_bytes(other.read_bytes()) and None,
+        "is not the key of",
+    ),
+    "no PEM": (lambda pair, _: pair.certificate.write_text("x") and None, "not a certificate"),
+    "encrypted": (_encrypt, "is encrypted; give the file that holds its passphrase"),
+}
+
+
+@pytest.mark.parametrize("fault", _BROKEN)
+def test_a_file_that_cannot_be_used_is_told_with_what_to_do(
+    ca: Authority, node: Pair, xray: Pair, tmp_path: Path, fault: str
+) -> None:
+    pair = Pair(tmp_path / "node.pem", tmp_path / "node.key")
+    pair.certificate.write_bytes(node.certificate.read_bytes())
+    pair.key.write_bytes(node.key.read_bytes())
+    pair.key.chmod(0o600)
+    spoil, words = _BROKEN[fault]
+    spoil(pair, xray.key)
+
+    config = Config.model_validate({"tls": {**pair.settings(), "ca": str(ca.certificate)}})
+    (trouble,) = troubles(config)
+    assert words in trouble
+    assert trouble.startswith("tls")
+    assert str(tmp_path) in trouble
+
+
+def test_an_expired_certificate_is_told(ca: Authority) -> None:
+    pair = ca.issue_expired("old")
+    config = Config.model_validate({"tls": {**pair.settings(), "client": "none"}})
+    (trouble,) = troubles(config)
+    assert "expired 1.0 days ago" in trouble
+    told = Credentials("tls", pair.certificate, pair.key).told()
+    assert told.subject == (("CN", "old"),)
+
+
+def test_a_passphrase_comes_from_a_file(ca: Authority, node: Pair, tmp_path: Path) -> None:
+    pair = Pair(node.certificate, tmp_path / "node.key")
+    pair.key.write_bytes(node.key.read_bytes())
+    _encrypt(pair, tmp_path)
+    pair.key.chmod(0o640)
+    secret = tmp_path / "passphrase"
+    secret.write_text("secret\n")
+    secret.chmod(0o600)
+    tls = {**pair.settings(), "client": "none", "key_passphrase_file": str(secret)}
+    assert not list(troubles(Config.model_validate({"tls": tls})))
+
+    secret.write_text("wrong")
+    (trouble,) = troubles(Config.model_validate({"tls": tls}))
+    assert "which the passphrase does not open" in trouble
+    assert "wrong" not in trouble
+    secret.chmod(0o604)
+    (trouble,) = troubles(Config.model_validate({"tls": tls}))
+    assert "key_passphrase_file" in trouble
+
+
+def test_what_a_destination_does_not_name_is_the_node_s(
+    ca: Authority, node: Pair, xray: Pair, tmp_path: Path
+) -> None:
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}
+    ours = {**node.settings(), "ca": str(ca.certificate)}
+    config = Config.model_validate({"tls": ours, "destinations": [pacs | {"tls": True}]})
+    (there,) = config.destinations
+    assert isinstance(there, DicomDestination)
+    assert there.tls is not None
+    assert not list(troubles(config))
+
+    theirs = {"certificate": str(xray.certificate), "key": str(tmp_path / "absent.key")}
+    config = Config.model_validate({"destinations": [pacs | {"tls": theirs}]})
+    (trouble,) = troubles(config)
+    assert trouble.startswith("destinations[0].tls.key")
+    off = Config.model_validate({"destinations": [pacs | {"tls": False}]})
+    assert off.destinations[0] == Config.model_validate({"destinations": [pacs]}).destinations[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("port: null\n", "port: found null; allowed: a port, or null where `tls` names one"),
+        ("tls: {certificate: /a, key: /b}\n", "`ca`"),
+        ("tls: {certificate: a, key: /b, client: none}\n", "tls.certificate: found 'a'"),
+        ("tls: {certificate: /a, key: /b, client: none, port: 11112}\n", "tls.port: found 11112"),
+        ("tls: {certificat: /a}\n", "did you mean 'certificate'"),
+        (
+            "peers: [{ae_title: A, certificate: {subject: CN=A}}]\n",
+            "peers: found A tied to a certificate, and no peer is asked for one",
+        ),
+        (
+            "tls: {certificate: /a, key: /b, client: none}\n"
+            "destinations: [{name: a, ae_title: A, host: 127.0.0.1, port: 2762}]\n",
+            "which is this node",
+        ),
+        (
+            "destinations: [{name: a, ae_title: A, host: h, port: 1, tls: {certificate: /a}}]\n",
+            "`certificate` and `key` together",
+        ),
+        (
+            "destinations: [{name: a, ae_title: A, host: h, port: 1,"
+            " tls: {ca: /a, pinned_certificate: /b}}]\n",
+            "not both",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "pleura.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert words in str(refused.value)
+
+
+def test_a_version_may_be_written_as_yaml_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "pleura.yaml"
+    path.write_text("tls: {certificate: /a, key: /b, client: none, minimum_version: 1.3}\n")
+    tls = load(path).tls
+    assert tls is not None
+    assert tls.minimum_version == "1.3"
+
+
+def test_nobody_but_a_role_and_the_check_reads_a_key(
+    node: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pleura status` must work for a user who may not read the key."""
+    path = tmp_path / "pleura.yaml"
+    path.write_text("tls: {certificate: /absent/a.pem, key: /absent/a.key, client: none}\n")
+    monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("a file was opened"))
+    assert load(path).tls is not None
+
+
+def test_faults_of_files_are_tls_errors(ca: Authority, node: Pair) -> None:
+    with pytest.raises(TlsError, match="holds no certificate in PEM"):
+        server(ca, node, ca=str(node.key))
