@@ -221,7 +221,7 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
         receiver = Receiver(config, ledger, spool)
     except TlsError as error:
         raise CannotStartError(str(error)) from error
-    if not listen(receiver, stop):
+    if not listen(receiver, f"{config.host}, {_ports(config)}", stop):
         return
 
     inbox = _started_inbox(config, ledger, spool)
@@ -237,7 +237,7 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     receiver.stop()
 
 
-def listen(receiver: Receiver, stop: threading.Event) -> bool:
+def listen(receiver: Receiver, address: str, stop: threading.Event) -> bool:
     """Listen, once the address is there and no other program holds the port.
 
     One line in the log tells of the wait. Returns False when `stop` came first.
@@ -250,7 +250,8 @@ def listen(receiver: Receiver, stop: threading.Event) -> bool:
         try:
             receiver.start()
         except OSError as error:
-            address = error.filename
+            # The listener names the port that failed.
+            address = error.filename or address
             what = _PORT_TROUBLES.get(error.errno or 0, f"cannot be opened: {error}")
             if not time_may_cure(error):
                 raise CannotStartError(f"host, port: {address} {what}") from error
@@ -261,7 +262,7 @@ def listen(receiver: Receiver, stop: threading.Event) -> bool:
             continue
 
         if said:
-            log.info("host, port: ours now")
+            log.info("host, port: %s is ours now", address)
         return True
     return False
 

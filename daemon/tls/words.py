@@ -51,7 +51,12 @@ def in_words(error: ssl.SSLError, ours: str, trusted: str) -> str:
         )
     if reason in _NO_TLS:
         return "it answers without TLS; switch TLS on there, or give the port that speaks TLS"
-    return f"TLS failed ({_plain(reason) or 'the connection was closed'})"
+    if not reason or "EOF" in reason:
+        return (
+            "it closed the connection during the handshake; does it speak TLS at this port, and "
+            f"trust the issuer of {ours}.certificate?"
+        )
+    return f"TLS failed ({_plain(reason)})"
 
 
 def _unverified(error: ssl.SSLCertVerificationError, trusted: str) -> str:
