@@ -75,7 +75,7 @@ _STRANGERS = {
     b"HTTP": "an HTTP server",
     b"<!DO": "an HTTP server",
     b"<htm": "an HTTP server",
-    b"\x15\x03": "a TLS server (see `tls` of the destination)",
+    b"\x15\x03": "a TLS server",
     b"SSH-": "an SSH server",
 }
 
