@@ -10,12 +10,12 @@ any other image. An image whose sender has repeated it meanwhile ends as a dupli
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.dicom.part10 import HEAD_BYTES, FileMeta, read_file_meta
+from daemon.dicom.uids import is_uid
 from daemon.ledger import Arrival, Ledger
 from daemon.spool import ORPHAN_AGE_S, Spool
 
@@ -23,7 +23,6 @@ log = logging.getLogger("pleura.spool")
 
 # An adopted image is neither urgent nor unimportant: its DIMSE priority is lost.
 _PRIORITY = 1
-_UID = re.compile(r"[0-9.]{1,64}")
 # The root of the UIDs that results get (docs/rules.md, "Identity").
 _RESULT_ROOT = "2.25."
 
@@ -94,7 +93,7 @@ def _arrival(spool: Spool, name: str) -> Arrival | str:
         size_bytes = path.stat().st_size
     except OSError as error:
         return f"the ledger does not know it, and it cannot be read ({error.strerror})"
-    if meta is None or not _UID.fullmatch(meta.sop_instance_uid):
+    if meta is None or not is_uid(meta.sop_instance_uid):
         return "the ledger does not know it, and its file meta information does not tell what it is"
     if meta.sop_instance_uid.startswith(_RESULT_ROOT) and not meta.source_ae_title:
         return ""

@@ -19,6 +19,7 @@ from pathlib import Path
 from sqlalchemy.exc import OperationalError
 
 from daemon import output, service
+from daemon.backoff import doubled_s
 from daemon.config import Config
 from daemon.exits import EXIT_CANNOT_START, EXIT_DONE
 
@@ -45,7 +46,8 @@ class _Child:
     role: str
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
-    pause_s: float = _FIRST_PAUSE_S
+    # Deaths in a row, each soon after a start.
+    deaths: int = 0
     start_again_at: float = 0.0
     ready: bool = False
     cannot_start: bool = False
@@ -203,13 +205,12 @@ def _schedule_restart(child: _Child, status: int) -> None:
     """Back off: each death soon after a start doubles the pause before the next start."""
     now = time.monotonic()
     if now - child.started > _SETTLED_S:
-        child.pause_s = _FIRST_PAUSE_S
+        child.deaths = 0
 
-    log.error(
-        "%s ended with status %d; starting it again in %.1f s", child.role, status, child.pause_s
-    )
-    child.start_again_at = now + child.pause_s
-    child.pause_s = min(2 * child.pause_s, _LONGEST_PAUSE_S)
+    pause_s = doubled_s(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, child.deaths)
+    child.deaths += 1
+    child.start_again_at = now + pause_s
+    log.error("%s ended with status %d; starting it again in %.1f s", child.role, status, pause_s)
 
 
 @contextmanager

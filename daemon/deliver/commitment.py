@@ -27,7 +27,7 @@ from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, commitment_
 from daemon.dicom.outgoing import UnsendableError
 from daemon.dicom.requestor import EventReport
 from daemon.dicom.tables import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, Status
-from daemon.ledger import CommitmentRequest, Ledger
+from daemon.ledger import CommitmentRequest, Ledger, Outage
 
 log = logging.getLogger("pleura.commitment")
 
@@ -62,15 +62,16 @@ class Asker:
 
     def run(self, stop: threading.Event) -> None:
         """Ask until `stop` is set."""
-        name = self._destination.name
-        pause_s = self._limits.ledger_pause_s
+        outage = Outage(log, f"{self._destination.name}, commitment: the ledger")
         while not stop.is_set():
             try:
                 self._turn(stop)
-            except Exception:
+            except Exception as error:
                 # The loop's one catch-all: a ledger that is away comes back.
-                log.exception("%s: the ledger is in trouble; trying again in %g s", name, pause_s)
-                stop.wait(pause_s)
+                outage.failed(error)
+                stop.wait(self._limits.ledger_pause_s)
+            else:
+                outage.over()
 
     def _turn(self, stop: threading.Event) -> None:
         """Ask once, if a request is due."""

@@ -31,7 +31,7 @@ from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, pro
 from daemon.dicom.outgoing import Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
 from daemon.heartbeat import Heartbeat
-from daemon.ledger import DeliveryJob, Ledger, owner_name
+from daemon.ledger import DeliveryJob, Ledger, Outage, owner_name
 from daemon.spool import Spool
 
 log = logging.getLogger("pleura.deliver")
@@ -79,6 +79,7 @@ class Courier:
         self._ledger = ledger
         self._spool = spool
         self._limits = limits
+        self._outage = Outage(log, f"{destination.name}: the ledger")
         # Delivery ID -> how often the object was in the way. A restart may forget it.
         self._tries: dict[int, int] = {}
         # Whether the ledger is known to say that the destination is up.
@@ -101,14 +102,13 @@ class Courier:
             watchdog.beat()
             try:
                 turn = self._turn(failures, stop)
-            except Exception:
+            except Exception as error:
                 # The loop's one catch-all: a ledger that is away comes back.
-                pause_s = self._limits.ledger_pause_s
-                name = self._destination.name
-                log.exception("%s: the ledger is in trouble; trying again in %g s", name, pause_s)
-                self.pause(stop, pause_s)
+                self._outage.failed(error)
+                self.pause(stop, self._limits.ledger_pause_s)
                 continue
 
+            self._outage.over()
             if turn is None:
                 continue
             if turn.trouble is None:

@@ -9,18 +9,17 @@ point taken for it, and files that nobody sees there would count as stored.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from daemon.dicom.link import LinkDownError
 from daemon.dicom.outgoing import Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
 from daemon.dicom.tables import Status
+from daemon.dicom.uids import can_name_a_file
 from daemon.ledger import Ledger
 from daemon.spool import sweep_unfinished, sync_folder, write_durably
 
 MARK = ".pleura"
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 class Folder:
@@ -49,7 +48,7 @@ class Folder:
 
     def store(self, outgoing: Outgoing) -> Answer:
         """Write one object."""
-        if not _UID.fullmatch(outgoing.sop_instance_uid) or len(outgoing.sop_instance_uid) > 64:
+        if not can_name_a_file(outgoing.sop_instance_uid):
             raise UnsendableError("its SOP Instance UID is no UID and cannot name a file")
 
         try:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from daemon.adoption import take_in_strays
 from daemon.config import Config
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, Outage
 from daemon.spool import Spool
 
 log = logging.getLogger("pleura.retention")
@@ -37,6 +37,7 @@ class Retention:
 
     def run(self, stop: threading.Event) -> None:
         """Tidy up each minute until `stop` is set."""
+        outage = Outage(log, "tidying up: the ledger or the spool")
         swept = float("-inf")
         while not stop.is_set():
             try:
@@ -45,8 +46,11 @@ class Retention:
                 if time.monotonic() - swept > _SWEEP_EVERY_S:
                     self.sweep()
                     swept = time.monotonic()
-            except Exception:  # the loop's one catch-all: a ledger or disk that is away comes back
-                log.exception("tidying up failed; the next turn tries again")
+            except Exception as error:
+                # The loop's one catch-all: a ledger or disk that is away comes back.
+                outage.failed(error)
+            else:
+                outage.over()
             stop.wait(_EVERY_S)
 
     def refuse_unknown_destinations(self) -> None:

@@ -61,7 +61,11 @@ def _words(error: BaseException) -> str:
 
 
 class Outage:
-    """Logs one line when trouble begins or changes, and one when it is over."""
+    """Logs one line when trouble begins or changes, and one when it is over.
+
+    An error that is neither the database's nor the operating system's may be a fault of ours: its
+    first line has the traceback.
+    """
 
     def __init__(self, log: logging.Logger, what: str) -> None:
         """`what`: for the log, such as "the ledger"."""
@@ -76,7 +80,9 @@ class Outage:
         if not self._said:
             self._began = time.monotonic()
         if said != self._said:
-            self._log.error("%s: %s; tries go on", self._what, said)
+            is_expected = isinstance(error, (SQLAlchemyError, OSError))
+            traceback = None if is_expected else error
+            self._log.error("%s: %s; tries go on", self._what, said, exc_info=traceback)
         self._said = said
 
     def over(self) -> None:

@@ -31,8 +31,10 @@ from pydicom.filereader import read_dataset, read_preamble
 from watchdog.events import FileClosedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.inotify import InotifyObserver
 
+from daemon.backoff import doubled_s
 from daemon.dicom.tables import lenient_headers
-from daemon.ledger import Arrival
+from daemon.dicom.uids import is_uid
+from daemon.ledger import Arrival, Outage
 from daemon.receive.intake import Intake, NoRoomError
 
 log = logging.getLogger("pleura.receive")
@@ -40,7 +42,6 @@ log = logging.getLogger("pleura.receive")
 _UNFINISHED = (".part", ".tmp", ".partial", ".filepart", "~")
 _LIMIT_BYTES = 1 << 30  # as for one C-STORE
 _ROUTINE = 1
-_UID = re.compile(r"[0-9.]{1,64}")
 _NETWORK_FILE_SYSTEMS = (
     "nfs",
     "cifs",
@@ -75,7 +76,7 @@ class _Seen:
 
     signature: tuple[int, int, int]  # size in bytes, modification time in ns, inode
     since: float
-    pause_s: float = 0.0
+    failures: int = 0
     not_before: float = 0.0
     taken: bool = False  # durable and committed, but not yet removed
 
@@ -139,12 +140,15 @@ class Inbox:
         self._wake.set()
 
     def _run(self) -> None:
+        outage = Outage(log, "inbox: the folder")
         while not self._stopping:
             try:
                 self._walk()
-            except Exception:
+            except Exception as error:
                 # The loop's one catch-all: a folder that is away comes back.
-                log.exception("inbox: the folder cannot be read")
+                outage.failed(error)
+            else:
+                outage.over()
             self._wake.wait(self._pace.rescan_s)
             self._wake.clear()
 
@@ -194,12 +198,13 @@ class Inbox:
                     path.unlink(missing_ok=True)
                 return False
         except (OSError, NoRoomError) as error:
-            pause_s = 2 * seen.pause_s or self._pace.first_pause_s
-            seen.pause_s = min(pause_s, self._pace.longest_pause_s)
+            pace = self._pace
+            pause_s = doubled_s(pace.first_pause_s, pace.longest_pause_s, seen.failures)
+            seen.failures += 1
             # From the end of the attempt, which may have taken long.
-            seen.not_before = time.monotonic() + seen.pause_s
+            seen.not_before = time.monotonic() + pause_s
             why = error.strerror if isinstance(error, OSError) else error
-            log.warning("inbox: a file stays (%s); trying again in %g s", why, seen.pause_s)
+            log.warning("inbox: a file stays (%s); trying again in %g s", why, pause_s)
         return True
 
     def _take(self, path: Path, signature: tuple[int, int, int]) -> bool:
@@ -274,7 +279,7 @@ def _identity(data: bytes) -> tuple[str, str, str]:
             ]
     except Exception:  # arbitrary bytes: it is taken all the same
         return "", "", ""
-    sop_class, sop_instance, syntax = (uid if _UID.fullmatch(uid) else "" for uid in found)
+    sop_class, sop_instance, syntax = (uid if is_uid(uid) else "" for uid in found)
     return sop_class, sop_instance, syntax
 
 

@@ -7,7 +7,6 @@ file meta information of our own, piece by piece as it arrives.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from daemon.dicom.tables import (
     reported_classes,
     stored_classes,
 )
+from daemon.dicom.uids import is_uid
 from daemon.ledger import Arrival, Ledger
 from daemon.receive.access import Caller
 from daemon.receive.commitment_reports import take_report
@@ -34,7 +34,6 @@ log = logging.getLogger("pleura.receive")
 
 _DECLINED_SHOWN = 8  # declined contexts in one line of the log
 
-_UID = re.compile(r"[0-9.]{1,64}")
 _IMPLEMENTATION = (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
 _URGENCY = {"stat": 0, "routine": 1}  # peers[].priority -> Arrival.priority
 _LOW = 2
@@ -142,7 +141,7 @@ class StoredObject:
             self._refuse(
                 Status.SOP_CLASS_NOT_SUPPORTED, "its presentation context is for another SOP class"
             )
-        elif not _UID.fullmatch(request.sop_instance_uid):
+        elif not is_uid(request.sop_instance_uid):
             self._refuse(
                 Status.INVALID_OBJECT_INSTANCE,
                 "its SOP Instance UID is absent or not of 1 to 64 digits and dots",
@@ -217,7 +216,7 @@ class StoredObject:
 
     def _refuse(self, status: Status, why: str) -> None:
         uid = self._request.sop_instance_uid
-        shown = uid if _UID.fullmatch(uid) else "an instance without a UID"
+        shown = uid if is_uid(uid) else "an instance without a UID"
         log.warning("refused %s from %s with 0x%04X: %s", shown, self._calling, status, why)
         self._status = status
 

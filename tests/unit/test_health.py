@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from daemon.heartbeat import SignsOfLife
-from daemon.ledger import Arrival, Completion, Ledger, LedgerLimits, StoredResult, owner_name
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult, owner_name
 from daemon.ledger.digests import accession_digest
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(ledger_url: str, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger(ledger_url, clock=clock, limits=LedgerLimits(lease_s=60.0))
-    yield ledger
-    ledger.close()
+from tests.unit.clock import Clock
 
 
 def end_images(ledger: Ledger, endings: list[tuple[str, str | None]]) -> None:

@@ -7,7 +7,6 @@ import itertools
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,31 +19,11 @@ from daemon.ledger import (
     ImageJob,
     Ledger,
     LedgerError,
-    LedgerLimits,
     StoredResult,
 )
+from tests.unit.clock import START, Clock
 
 OWED = {"pacs": ("SEG", "SC"), "outbox": ("SC",)}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(ledger_url: str, clock: Clock) -> Iterator[Ledger]:
-    ledger = Ledger(ledger_url, clock=clock, limits=LedgerLimits(lease_s=60.0))
-    yield ledger
-    ledger.close()
 
 
 def arrival(uid: str = "1.2.3", priority: int = 1) -> Arrival:
@@ -367,7 +346,7 @@ def test_a_clock_that_was_set_back_stops_nothing(ledger: Ledger, clock: Clock) -
     ledger.receive([arrival("1.1"), arrival("1.2")])
     first, _ = ledger.claim_images("me", 9)
     ledger.complete(first, completion("9"), OWED)
-    clock.now = 1000.0
+    clock.now = START
     assert [job.sop_instance_uid for job in ledger.claim_images("other", 9)] == ["1.2"]
     assert len(ledger.claim_deliveries("pacs", "me", 9)) == 2
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from daemon.config import Config
+from daemon.config import Config, DicomDestination
+from daemon.deliver.commitment import Asker
+from daemon.deliver.courier import Courier
+from daemon.deliver.limits import DeliverLimits
+from daemon.deliver.retention import Retention
 from daemon.ledger import Ledger, Outage, describe
 from daemon.service import _wait_for_stores
+from daemon.spool import Spool
 from tools.peers.postgres import Postgres
 
 log = logging.getLogger("test")
@@ -73,6 +81,62 @@ def test_an_outage_is_two_lines_however_often_it_is_tried(
     assert "08001" in lines[0]
     assert "28P01" in lines[1]
     assert "answers again" in lines[2]
+
+
+def test_an_error_of_our_own_has_its_traceback_once(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage(log, "the ledger")
+    for _ in range(3):
+        outage.failed(KeyError("state"))
+    outage.failed(refused("Connection refused"))
+    assert [record.exc_info is not None for record in caplog.records] == [True, False]
+
+
+class Impatient(threading.Event):
+    """Waits for nothing."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.is_set()
+
+
+class Away:
+    """A ledger whose server is away; at the sixth question it sets `stop`."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.questions = 0
+        self._stop = stop
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return self._refuse
+
+    def _refuse(self, *_: object, **__: object) -> None:
+        self.questions += 1
+        if self.questions >= 6:
+            self._stop.set()
+        raise refused("Connection refused")
+
+
+@pytest.mark.parametrize("loop", ["courier", "asker", "retention"])
+def test_the_loops_of_deliver_say_one_line_for_an_outage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, loop: str
+) -> None:
+    destination = DicomDestination(name="pacs", host="127.0.0.1", port=1, ae_title="ARCHIVE")
+    config = Config(spool=tmp_path / "spool", destinations=(destination,))
+    spool = Spool(config.spool)
+    stop = Impatient()
+    ledger: Any = Away(stop)
+    limits = DeliverLimits(ledger_pause_s=0.0)
+    run = {
+        "courier": Courier(destination, config, ledger, spool, limits).run,
+        "asker": Asker(destination, "PLEURA", ledger, limits).run,
+        "retention": Retention(config, ledger, spool).run,
+    }[loop]
+
+    run(stop)
+
+    assert ledger.questions >= 6
+    (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "08001" in line.getMessage()
+    assert line.exc_info is None
 
 
 def test_sqlite_tells_its_code(tmp_path: Path) -> None:
