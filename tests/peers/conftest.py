@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless
 
+from tests.peers.receiving import FreePort, Node
 from tools.peers.harness import Orthanc
 
 
@@ -42,3 +44,20 @@ def xrays(data: Path) -> list[Path]:
     for pair in zip(*by_syntax.values(), strict=False):
         mixed += pair
     return mixed + by_syntax[JPEGBaseline8Bit][len(by_syntax[JPEGLSLossless]) :]
+
+
+@pytest.fixture
+def start(tmp_path: Path, free_port: FreePort) -> Iterator[Callable[..., Node]]:
+    """start(key=value...) -> a listening node with these settings."""
+    nodes: list[Node] = []
+
+    def begin(**settings: Any) -> Node:
+        node = Node(tmp_path, free_port(), **settings)
+        node.start()
+        nodes.append(node)
+        return node
+
+    yield begin
+    for node in nodes:
+        node.stop()
+        node.ledger.close()

@@ -11,7 +11,7 @@ import re
 import struct
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pynetdicom.pdu_primitives import (
 from daemon.config import Peer
 from daemon.dicom.acceptor import Limits
 from tests.peers.mutations import item
-from tests.peers.test_receive import (
+from tests.peers.receiving import (
     BODY,
     COMMAND,
     CR,
@@ -50,22 +50,6 @@ from tools.peers.waiting import wait_until
 IMPLICIT, EXPLICIT = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"
 COMMITMENT = b"1.2.840.10008.1.20.1"
 APPLICATION = b"1.2.840.10008.3.1.1.1"
-
-
-@pytest.fixture
-def start(tmp_path: Path, free_port: FreePort) -> Iterator[Callable[..., Node]]:
-    nodes: list[Node] = []
-
-    def begin(**settings: Any) -> Node:
-        node = Node(tmp_path, free_port(), **settings)
-        node.start()
-        nodes.append(node)
-        return node
-
-    yield begin
-    for node in nodes:
-        node.stop()
-        node.ledger.close()
 
 
 def request(

@@ -27,7 +27,7 @@ from daemon.dicom.outgoing import describe
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.receive.scp import Receiver
 from daemon.spool import Spool
-from tests.peers.test_receive import SC, Program, image
+from tests.peers.receiving import SC, Program, associate_rq, image
 from tools.peers.certificates import Authority, Pair
 from tools.peers.harness import Orthanc
 from tools.peers.ports import unused_port
@@ -320,8 +320,6 @@ def test_a_half_handshake_and_a_silent_peer_after_it_end_at_the_deadline(
 def test_a_request_behind_the_handshake_may_come_in_pieces(
     start: Callable[..., Node], ca: Authority, xray: Pair
 ) -> None:
-    from tests.peers.test_receive import associate_rq
-
     node = start()
     context = ssl.create_default_context(cafile=ca.certificate)
     context.load_cert_chain(xray.certificate, xray.key)
