@@ -1,4 +1,7 @@
-"""`pleura serve`: the three roles as processes that are kept running, and that end with it."""
+"""`pleura serve`: the three roles as processes that are kept running, and that end with it.
+
+service.py is one role.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""From another project's checkpoint to a model package.
+"""`pleura model import`: from another project's checkpoint to a model package.
 
-This is the one place where a pickle is read, and only its
-tensors are.
+Only here is a pickle read, and only its tensors are taken. package.py writes the package.
 
 CheXNet: Rajpurkar et al., "CheXNet: Radiologist-Level Pneumonia Detection on Chest X-Rays with Deep
 Learning", arXiv 1711.05225; a DenseNet-121 with 14 outputs, as its public reimplementations save

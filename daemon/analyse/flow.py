@@ -1,7 +1,7 @@
 """Work in three overlapping steps: helper threads begin and end each item, one thread answers.
 
 The device thread answers. It takes the items that are begun by then as its next batch: nothing ever
-waits for a batch to fill.
+waits for a batch to fill. worker.py supplies the steps.
 """
 
 from __future__ import annotations

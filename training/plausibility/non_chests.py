@@ -3,7 +3,8 @@ real chests.
 
 None is a real X-ray of another body part; what a network says about them is a figure on drawings. A
 picture is (SIDE, SIDE) float64, 0 black to 1 white. Drawings add up densities like
-training/phantom.py, coordinates x and y from -1 to 1.
+training/phantom.py, coordinates x and y from -1 to 1. train.py learns from them, and
+inference/plausibility.py asks the trained network.
 """
 
 from __future__ import annotations
