@@ -11,6 +11,23 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 OURS = {"daemon", "inference", "training"}
 ROLES = ("receive", "analyse", "deliver")
+# The parts of daemon that a part may import beside its own (docs/architecture.md, "The rooms").
+ROOMS = {
+    "backoff": set(),
+    "config": {"installed"},
+    "dicom": {"watchdog"},
+    "exits": set(),
+    "heartbeat": {"ledger"},
+    "installed": set(),
+    "ledger": {"backoff"},
+    "log": set(),
+    "output": set(),
+    "ownership": {"config"},
+    "spool": set(),
+    "tls": {"config"},
+    "watchdog": set(),
+    "adoption": {"dicom", "ledger", "spool"},
+}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -47,6 +64,16 @@ def test_the_roles_meet_only_in_ledger_and_spool() -> None:
         for path in sorted((REPOSITORY / "daemon" / role).glob("*.py")):
             imported = {module for module in imports(path) if module.startswith(others)}
             assert not imported, f"daemon/{role}/{path.name} imports {sorted(imported)}"
+
+
+def test_a_part_of_the_daemon_imports_what_its_row_names() -> None:
+    for path in sorted((REPOSITORY / "daemon").rglob("*.py")):
+        room = path.relative_to(REPOSITORY / "daemon").parts[0].removesuffix(".py")
+        if room not in ROOMS:
+            continue
+        others = {each.split(".")[1] for each in imports(path) if each.startswith("daemon.")}
+        others -= {room} | ROOMS[room]
+        assert not others, f"{path.relative_to(REPOSITORY)} imports {sorted(others)}"
 
 
 def test_benchmarks_never_import_tests() -> None:
