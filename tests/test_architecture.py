@@ -151,3 +151,17 @@ def _is_private_of_another(node: ast.AST) -> bool:
         return False
     is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
     return not is_own and not node.attr.endswith("__")
+
+
+def test_no_process_of_ours_imports_from_the_working_directory() -> None:
+    """Without -P, `python -m` runs any `yaml.py` that lies where the service was started."""
+    starts = []
+    for folder in ("daemon", "inference", "training"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, (ast.List, ast.Tuple)) and node.elts:
+                    words = [ast.unparse(element) for element in node.elts]
+                    if words[0] == "sys.executable":
+                        starts.append((path.name, words[1]))
+    assert starts
+    assert {flag for _, flag in starts} == {"'-P'"}, starts
