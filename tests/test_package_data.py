@@ -118,7 +118,7 @@ def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
 
 
 # What is left: no root directory of its own, local and Internet sockets and the host's network,
-# /proc/sys; for the analyse role also CUDA's devices and executable memory (docs/security.md).
+# /proc/sys; for the analyse role also CUDA's devices and executable memory (docs/hardening.md).
 _HIGHEST_EXPOSURE = 1.1
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from daemon import installed
-from daemon.config import conflicts, document
+from daemon.config import conflicts, document, secrets
 from daemon.config.schema import Config
 from daemon.config.terms import closest
 
@@ -64,6 +64,14 @@ def load(path: Path) -> Config:
     """
     found = _read(path)
     try:
+        secret = secrets.ledger_url(found, os.environ)
+    except secrets.SecretError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if secret is not None:
+        _check_secret(secret)
+        found["ledger"] = secret.value
+
+    try:
         config = Config.model_validate(found)
     except ValidationError as error:
         lines = [_explain(found, dict(detail)) for detail in error.errors()]
@@ -72,6 +80,19 @@ def load(path: Path) -> Config:
     if lines := conflicts.find(config):
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines))
     return config
+
+
+def _check_secret(secret: secrets.Secret) -> None:
+    """Refuse a wrong URL by its place: what stands there may be a bare password.
+
+    Raises:
+        ConfigError: it is no URL of a ledger.
+    """
+    try:
+        Config.model_validate({"ledger": secret.value})
+    except ValidationError as error:
+        allowed = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"{secret.place}: found another text; allowed: {allowed}") from None
 
 
 def with_device(config: Config, device: str) -> Config:

@@ -323,8 +323,16 @@ class Config(Settings):
     )
     ledger: LedgerUrl = Field(
         default="sqlite:////var/lib/pleura/ledger.db",
+        # It may hold a password: no traceback shows it.
+        repr=False,
         description="The database that holds every state. SQLite serves one machine and never "
         "lies on a network file system; PostgreSQL serves several machines.",
+    )
+    ledger_file: Folder | None = Field(
+        default=None,
+        description="A file that holds the value of `ledger`, where that has a password: only "
+        "this file need be kept from others. The environment's PLEURA_LEDGER (the value) or "
+        "PLEURA_LEDGER_FILE (a file, such as a credential of systemd) comes before both keys.",
     )
     inbox: Folder | None = Field(
         default=None,

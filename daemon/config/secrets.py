@@ -1,0 +1,63 @@
+"""The ledger's URL from outside the settings file: it may hold the database's password.
+
+The order is that of systemd's and containers' habits: the environment, a file that the environment
+names (LoadCredential=, a mounted secret), a file that the settings name, the settings themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "PLEURA_LEDGER"
+FILE_VARIABLE = "PLEURA_LEDGER_FILE"
+
+# Longer than any URL that PostgreSQL takes.
+_MOST_BYTES = 8192
+
+
+class SecretError(ValueError):
+    """A secret cannot be read. The message names its place, never its value."""
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A value of `ledger`, and the place that it comes from."""
+
+    value: str
+    place: str
+
+
+def ledger_url(found: Mapping[str, Any], environment: Mapping[str, str]) -> Secret | None:
+    """The ledger's URL from outside the settings; None where they hold it, or the default holds.
+
+    Raises:
+        SecretError: its file cannot be read or is empty, or both keys are given.
+    """
+    if environment.get(VARIABLE):
+        return Secret(environment[VARIABLE], VARIABLE)
+    if environment.get(FILE_VARIABLE):
+        return _read(Path(environment[FILE_VARIABLE]), FILE_VARIABLE)
+
+    path = found.get("ledger_file")
+    if path is None:
+        return None
+    if found.get("ledger") is not None:
+        raise SecretError("ledger, ledger_file: one of them, not both")
+    # Another type is left to the key's own check.
+    return _read(Path(path), "ledger_file") if isinstance(path, str) else None
+
+
+def _read(path: Path, place: str) -> Secret:
+    try:
+        with path.open(encoding="utf-8") as file:
+            value = file.read(_MOST_BYTES).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise SecretError(f"{place}: {path} cannot be read ({why})") from None
+
+    if not value:
+        raise SecretError(f"{place}: {path} is empty; it holds the value of `ledger`")
+    return Secret(value, f"{place}, {path}")

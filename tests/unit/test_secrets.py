@@ -1,0 +1,101 @@
+"""The ledger's URL from a file or the environment: used, and shown nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from daemon import cli, config
+from daemon.commands import doctor
+from daemon.exits import EXIT_CANNOT_START, EXIT_DONE, EXIT_FAILED
+
+PASSWORD = "only-the-database-knows"
+# Port 1: nothing listens there.
+URL = f"postgresql+psycopg://pleura:{PASSWORD}@127.0.0.1:1/pleura"
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PLEURA_LEDGER", raising=False)
+    monkeypatch.delenv("PLEURA_LEDGER_FILE", raising=False)
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "ledger.url"
+    path.write_text(URL + "\n")
+    return path
+
+
+def settings(folder: Path, *lines: str) -> Path:
+    path = folder / "pleura.yaml"
+    path.write_text("\n".join([f"spool: {folder}/spool", *lines]))
+    return path
+
+
+def test_the_file_of_the_settings(tmp_path: Path, secret: Path) -> None:
+    assert config.load(settings(tmp_path, f"ledger_file: {secret}")).ledger == URL
+
+
+def test_the_environment_comes_before_the_settings(
+    tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = settings(tmp_path, "ledger: sqlite:////var/lib/pleura/another.db")
+    monkeypatch.setenv("PLEURA_LEDGER_FILE", str(secret))
+    assert config.load(path).ledger == URL
+
+    monkeypatch.setenv("PLEURA_LEDGER", f"sqlite:///{tmp_path}/mine.db")
+    assert config.load(path).ledger == f"sqlite:///{tmp_path}/mine.db"
+
+
+def test_another_device_keeps_the_secret(tmp_path: Path, secret: Path) -> None:
+    loaded = config.load(settings(tmp_path, f"ledger_file: {secret}"))
+    assert config.with_device(loaded, "cpu").ledger == URL
+
+
+def test_two_places_are_one_too_many(tmp_path: Path, secret: Path) -> None:
+    path = settings(tmp_path, f"ledger_file: {secret}", f"ledger: {URL}")
+    with pytest.raises(config.ConfigError, match="one of them, not both") as caught:
+        config.load(path)
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [PASSWORD, f"mysql://pleura:{PASSWORD}@db/pleura", ""])
+def test_a_wrong_secret_is_named_by_its_place_alone(
+    text: str, tmp_path: Path, secret: Path
+) -> None:
+    secret.write_text(text)
+    with pytest.raises(config.ConfigError, match=r"ledger_file.*ledger\.url") as caught:
+        config.load(settings(tmp_path, f"ledger_file: {secret}"))
+    assert PASSWORD not in str(caught.value)
+
+
+def test_an_absent_secret_stops_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = settings(tmp_path, f"ledger_file: {tmp_path}/absent")
+    assert cli.main(["config", "check", "-c", str(path)]) == EXIT_CANNOT_START
+    assert "absent cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_no_command_and_no_traceback_shows_the_password(
+    tmp_path: Path, secret: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("psycopg")
+    path = settings(tmp_path, f"ledger_file: {secret}")
+    assert cli.main(["config", "show", "-c", str(path)]) == EXIT_DONE
+    shown = capsys.readouterr()
+    assert "pleura:***@127.0.0.1" in shown.out
+
+    # The server is away: both say so.
+    assert cli.main(["status", "-c", str(path)]) == EXIT_FAILED
+    told = capsys.readouterr()
+    assert "08001" in told.err
+    loaded = config.load(path)
+    findings = doctor.examine(loaded, lambda: "", {})
+    ledger = next(finding for finding in findings if finding.subject == "ledger")
+    assert "08001" in ledger.trouble
+
+    everything = shown.out + shown.err + told.out + told.err + str(ledger) + repr(loaded)
+    assert PASSWORD not in everything
