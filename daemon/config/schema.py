@@ -60,6 +60,11 @@ class Peer(Settings):
         description="Ties the peer to its certificate: it is admitted only over TLS, with a "
         "certificate that says this. null: AE title and address decide alone.",
     )
+    associations: Annotated[int, Field(ge=1, le=400)] | None = Field(
+        default=None,
+        description="How many associations the peer may have open at a time. null: half of "
+        "`limits.associations` where several systems may associate, else all of them.",
+    )
 
 
 class AssociationLimits(Settings):
@@ -82,7 +87,8 @@ class AssociationLimits(Settings):
     associations: Annotated[int, Field(ge=1, le=400)] = Field(
         default=64,
         description="Associations open at a time. One more is rejected with 2/3/2 (local limit "
-        "exceeded), unless one AE holds more than half of them and is unproductive.",
+        "exceeded). A peer that holds none is still let in: the peer that holds most then loses "
+        "its least productive.",
     )
 
 

@@ -32,6 +32,10 @@ class Caller:
     stores: bool = True
     priority: Literal["stat", "routine"] = "routine"
     destinations: tuple[str, ...] = ()
+    # The entry of `peers` that admits it, which its quota belongs to; empty: admitted without.
+    entry: str = ""
+    # How many associations it may have open. None: as many as there are.
+    quota: int | None = None
 
 
 class AccessList:
@@ -40,11 +44,19 @@ class AccessList:
     """
 
     def __init__(
-        self, ae_title: str, peers: Sequence[Peer], committing: Sequence[DicomDestination] = ()
+        self,
+        ae_title: str,
+        peers: Sequence[Peer],
+        committing: Sequence[DicomDestination] = (),
+        places: int = 64,
     ) -> None:
+        """`places`: how many associations there may be in all."""
         self._ae_title = ae_title
         self._peers = peers
         self._committing = committing
+        # With a second system, no system may take more than half of the places by default.
+        is_shared = len(peers) + len(committing) > 1
+        self._fair_quota = max(1, places // 2) if is_shared else places
         self._resolved: dict[str, tuple[float, frozenset[str]]] = {}
 
     def admit(
@@ -89,12 +101,24 @@ class AccessList:
                 # An archive may come from another address than it listens on, such as a load
                 # balancer's: its entry in `peers` says so.
                 names = tuple(each.name for each in archives)
-                return Caller(calling, priority=peer.priority, destinations=names)
+                return Caller(
+                    calling,
+                    priority=peer.priority,
+                    destinations=names,
+                    entry=peer.host or "any address",
+                    quota=peer.associations or self._fair_quota,
+                )
 
         if placed:
             return _not_its_certificate(placed, certificate)
         if here:
-            return Caller(calling, stores=False, destinations=here)
+            return Caller(
+                calling,
+                stores=False,
+                destinations=here,
+                entry=address,
+                quota=self._fair_quota,
+            )
         return self._rejection(calling, address, [peer.host for peer in named])
 
     def _rejection(self, calling: str, address: str, hosts: list[str | None]) -> Rejection:

@@ -21,6 +21,8 @@ class Roster:
         self._limits = limits
         self._lock = threading.Lock()
         self._running: set[Association] = set()
+        # The admitted peers, each with its place.
+        self._places: set[Session] = set()
         self._threads: set[threading.Thread] = set()
 
     def __len__(self) -> int:
@@ -55,22 +57,54 @@ class Roster:
         """It has ended; its connection may still be closing."""
         with self._lock:
             self._running.discard(association)
+            if isinstance(association.session, Session):
+                self._places.discard(association.session)
 
-    def has_room_for(self, newcomer: Session) -> bool:
-        """Whether there is a place for an association that has entered; one that is open may have
-        to give way.
+    def take_place(self, newcomer: Session) -> str:
+        """Give a place to an association that has entered; an open association may have to end.
 
-        When every place is taken and one AE holds more than half, end its least productive
-        association. An honest sender re-sends one object; otherwise a slow-drip peer could lock
-        every other sender out.
+        Returns "", or why there is no place.
         """
-        if len(self._running) <= self._limits.associations:
-            return True
-        least_productive = self._least_productive_of_a_crowd(newcomer)
-        if least_productive is None:
+        caller = newcomer.caller
+        with self._lock:
+            held = sum(session.holder == newcomer.holder for session in self._places)
+            if caller.quota is not None and held >= caller.quota:
+                return (
+                    f"{caller.ae_title} has {held} associations open, its quota "
+                    "(peers[].associations)"
+                )
+            self._places.add(newcomer)
+
+        if len(self._running) <= self._limits.associations or self._make_room(newcomer, held):
+            return ""
+        with self._lock:
+            self._places.discard(newcomer)
+        return f"{self._limits.associations} associations are open (limits.associations)"
+
+    def _make_room(self, newcomer: Session, held: int) -> bool:
+        """End an open association where every place is taken, if the newcomer deserves its place.
+
+        One holder has more than half: end its least productive association, once that has brought
+        nothing for a while. Otherwise a slow-drip peer could lock every other sender out.
+
+        The newcomer is a named peer that holds no place: end the least productive association of
+        the holder with the most. Otherwise several peers together could shut it out.
+
+        An honest sender re-sends one object.
+        """
+        crowd = self._largest_crowd(newcomer)
+        if not crowd:
             return False
 
-        least_productive.cut("every place is taken, and this AE holds most of them")
+        association, session = min(crowd, key=lambda pair: pair[1].productive_at)
+        is_idle = time.monotonic() >= session.productive_at + self._limits.unproductive_s
+        if len(crowd) > self._limits.associations // 2 and is_idle:
+            association.cut("every place is taken, and this AE holds most of them")
+        elif newcomer.caller.entry and not held and len(crowd) > 1:
+            association.cut("every place is taken, and a peer without an association asks for one")
+        else:
+            return False
+
         deadline = time.monotonic() + _GIVING_WAY_S
         while len(self._running) > self._limits.associations:
             if time.monotonic() > deadline:
@@ -78,24 +112,23 @@ class Roster:
             time.sleep(0.01)
         return True
 
-    def _least_productive_of_a_crowd(self, newcomer: Session) -> Association | None:
+    def _largest_crowd(self, newcomer: Session) -> list[tuple[Association, Session]]:
+        """The open associations of the holder with the most; none where that is the newcomer's."""
         with self._lock:
             running = [*self._running]
-        held = [
+        places = [
             (association, association.session)
             for association in running
             if isinstance(association.session, Session)
         ]
-        crowds = Counter(session.origin for _, session in held)
-        largest, size = max(crowds.items(), key=lambda crowd: crowd[1], default=(("", ""), 0))
-        if size <= self._limits.associations // 2 or largest == newcomer.origin:
-            return None
+        sizes = Counter(session.holder for _, session in places)
+        if not sizes:
+            return []
 
-        theirs = [pair for pair in held if pair[1].origin == largest]
-        association, session = min(theirs, key=lambda pair: pair[1].productive_at)
-        if time.monotonic() < session.productive_at + self._limits.unproductive_s:
-            return None
-        return association
+        ((largest, _),) = sizes.most_common(1)
+        if largest == newcomer.holder:
+            return []
+        return [pair for pair in places if pair[1].holder == largest]
 
     def stop(self) -> None:
         """End every association after its message in hand; those that take too long at once."""

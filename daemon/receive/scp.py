@@ -42,7 +42,9 @@ class Receiver:
         """
         self.limits = limits or limits_of(config)
         self._ledger = ledger
-        self._access = AccessList(config.ae_title, config.peers, config.committing())
+        self._access = AccessList(
+            config.ae_title, config.peers, config.committing(), self.limits.associations
+        )
         self._intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
         self._roster = Roster(self.limits)
         self._listener = Listener(_ports(config), self.limits, self._serve)
@@ -109,11 +111,8 @@ class Receiver:
             return caller
 
         session = Session(caller, address, self._intake, self._ledger)
-        if not self._roster.has_room_for(session):
-            return Rejection(
-                negotiation.LOCAL_LIMIT_EXCEEDED,
-                f"{self.limits.associations} associations are open (limits.associations)",
-            )
+        if full := self._roster.take_place(session):
+            return Rejection(negotiation.LOCAL_LIMIT_EXCEEDED, full)
         return session
 
 

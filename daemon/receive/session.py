@@ -76,8 +76,9 @@ class Session:
     )  # its last whole object, or its begin
 
     @property
-    def origin(self) -> tuple[str, str]:
-        return self.caller.ae_title, self.address
+    def holder(self) -> tuple[str, str]:
+        """Whose place it takes: its peer's, or without an entry in `peers` its address's."""
+        return self.caller.ae_title, self.caller.entry or self.address
 
     @property
     def supported(self) -> Mapping[str, Supported]:
