@@ -173,13 +173,9 @@ def _lesion(case: Case, lesion: Lesion) -> Iterator[Dataset]:
     ]
 
     source = content.image(SELECTED, codes.SOURCE, reference(case))
-    site = []
-    if lesion.side is not None:
-        site.append(content.coded(MODIFIER, codes.LATERALITY, codes.SIDES[lesion.side]))
     items = [
         *tracking,
         content.polyline(CONTAINS, codes.REGION, lesion.outlines[0], [source]),
-        content.coded(MODIFIER, codes.FINDING_SITE, codes.LUNG, site),
         *_algorithm(case, finding),
         *_measures(case, finding, lesion),
         content.coded(CONTAINS, codes.PNEUMOTHORAX, codes.PRESENT),
@@ -207,15 +203,27 @@ def _measures(case: Case, finding: Finding, lesion: Lesion) -> Iterator[Dataset]
     if finding.calibrated:
         certainty = percent(finding.probability)
         yield content.number(CONTAINS, codes.CERTAINTY, certainty, codes.PERCENT)
-    yield content.number(CONTAINS, codes.AREA, str(lesion.area_px), codes.PIXELS)
+    area_px = str(lesion.area_px)
+    yield content.number(CONTAINS, codes.AREA, area_px, codes.PIXELS, [_site(lesion)])
 
     area = _area_mm2(case, lesion)
     if area is not None and case.spacing is not None:
-        derived = []
+        derived = [_site(lesion)]
         # At the detector's front plane everything is magnified (PS3.3 10.7.1.3).
         if case.spacing.detector:
             derived.append(content.coded(MODIFIER, codes.DERIVATION, codes.ESTIMATED))
         yield content.number(CONTAINS, codes.AREA, area, codes.MM2, derived)
+
+
+def _site(lesion: Lesion) -> Dataset:
+    """The lung, and its side where it is known, as a modifier of a measurement (TID 1419).
+
+    As a child of the group (TID 1410), OHIF would show it as "363698007: Lung".
+    """
+    side = []
+    if lesion.side is not None:
+        side.append(content.coded(MODIFIER, codes.LATERALITY, codes.SIDES[lesion.side]))
+    return content.coded(MODIFIER, codes.FINDING_SITE, codes.LUNG, side)
 
 
 def _frame(case: Case, lesion: Lesion) -> Iterator[Dataset]:

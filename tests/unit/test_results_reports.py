@@ -112,9 +112,12 @@ def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> No
         (certainty,) = contour.get_measurements(codes.DCM.CertaintyOfFinding)
         assert (certainty.value, certainty.unit.value) == (87, "%")
         assert contour.finding_type == hd.sr.CodedConcept("36118008", "SCT", "Pneumothorax")
-        assert contour.finding_sites[0].laterality.meaning == (
-            "Left" if lesion.number == 1 else "Right"
-        )
+        # OHIF would show the code of the name "Finding Site" of a group.
+        assert not contour.finding_sites
+        for area_of_lesion in contour.get_measurements(codes.SCT.AreaOfDefinedRegion):
+            (site,) = area_of_lesion.finding_sites
+            assert site.value.meaning == "Lung"
+            assert site.laterality.meaning == ("Left" if lesion.number == 1 else "Right")
         assert frame.reference_type == codes.DCM.ReferencedSegmentationFrame
         reference = frame.referenced_segmentation_frame
         assert reference is not None

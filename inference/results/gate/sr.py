@@ -197,16 +197,21 @@ def _figures(items: Items, region: Region, case: Case) -> Iterator[str]:
 
 
 def _site(items: Items, region: Region) -> Iterator[str]:
-    sites = items.get(codes.FINDING_SITE[:2], [])
-    sides = [
-        _code(item.ConceptCodeSequence[0])
-        for site in sites
-        for item in site.get("ContentSequence") or []
-    ]
-    wanted = [codes.SIDES[region.side][:2]] if region.side else []
-    organs = [_code(site.ConceptCodeSequence[0]) for site in sites]
-    if organs != [codes.LUNG[:2]] or sides != wanted:
-        yield "the finding site is not the lung on the side of the lesion"
+    """Each area says where it is; the group does not, for a viewer shows the code of its name."""
+    if codes.FINDING_SITE[:2] in items:
+        yield "the finding site is a child of the group"
+
+    wanted_sides = [codes.SIDES[region.side][:2]] if region.side else []
+    for area in items.get(codes.AREA[:2], []):
+        sites = _by_name(area).get(codes.FINDING_SITE[:2], [])
+        organs = [_code(site.ConceptCodeSequence[0]) for site in sites]
+        sides = [
+            _code(item.ConceptCodeSequence[0])
+            for site in sites
+            for item in site.get("ContentSequence") or []
+        ]
+        if organs != [codes.LUNG[:2]] or sides != wanted_sides:
+            yield "the finding site is not the lung on the side of the lesion"
 
 
 def _frame(items: Items, region: Region, expected: Expected) -> Iterator[str]:
@@ -307,7 +312,11 @@ def _number(item: Dataset) -> tuple[float, str, bool]:
     """(value, unit, whether it is marked as estimated) of a NUM item."""
     (measured,) = item.MeasuredValueSequence
     unit = str(measured.MeasurementUnitsCodeSequence[0].CodeValue)
-    derivation = [_code(each.ConceptCodeSequence[0]) for each in item.get("ContentSequence") or []]
+    derivation = [
+        _code(each.ConceptCodeSequence[0])
+        for each in item.get("ContentSequence") or []
+        if _name(each) != codes.FINDING_SITE[:2]
+    ]
     return float(measured.NumericValue), unit, derivation == [codes.ESTIMATED[:2]]
 
 
