@@ -14,6 +14,7 @@ OHIF_VERSION := 3.13.2
 OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 
 .PHONY: demo test check docs wheel-demo ohif benchmarks train clean chaos soak recipes
+.PHONY: deb image requirements sbom audit licences
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
@@ -93,6 +94,37 @@ $(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
 $(TESTED): $(INSTALLED)
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[test]'
 	touch $@
+
+# A Debian package with an environment of its own under /opt/pleura, for this machine's Debian.
+# Another torch: make deb TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+deb: $(TESTED)
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	PIP=$(BIN)/pip TORCH="$(TORCH)" deploy/deb/build dist/pleura-*.whl dist
+
+# An OCI image, by Podman or Buildah. It needs a registry for its base (docs/packages.md).
+image:
+	podman build -f deploy/oci/Containerfile -t pleura:cpu .
+
+# What pip would install for the node here; requirements and sbom are made of it.
+REPORT := dist/pip-report.json
+$(REPORT): $(INSTALLED)
+	mkdir -p dist
+	$(BIN)/pip install --disable-pip-version-check --quiet --dry-run --ignore-installed \
+	    --report $@ -c constraints.txt $(TORCH) .
+
+requirements: $(REPORT)
+	$(BIN)/python -m tools.release requirements $(REPORT) > dist/requirements.txt
+
+sbom: $(REPORT)
+	$(BIN)/python -m tools.release sbom $(REPORT) > dist/pleura.cdx.json
+
+# Known weaknesses of what a node installs. It asks PyPI's advisory service: it needs the internet.
+audit: requirements
+	$(BIN)/$(PIP_INSTALL) pip-audit
+	$(BIN)/pip-audit --no-deps --disable-pip -r dist/requirements.txt
+
+licences: $(TESTED)
+	$(BIN)/python -m tools.licences
 
 clean:
 	rm -rf $(VENV) demo runs build dist site

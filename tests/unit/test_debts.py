@@ -1,0 +1,80 @@
+"""What a removal of the package must leave: asked before the spool may go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from daemon.commands.debts import debts
+from daemon.config import Config
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.spool import Spool
+
+
+class Node:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = Config(spool=folder / "spool", ledger=f"sqlite:///{folder}/ledger.db")
+        self.ledger = Ledger(self.config.ledger)
+        self.spool = Spool(self.config.spool)
+        self.spool.claim(self.ledger.spool_identity)
+
+    def receive(self, uid: str) -> None:
+        data = uid.encode()
+        arrival = Arrival(
+            self.spool.write(data), "1.2", uid, "1.2.1", "XRAY1", "dimse", 1, len(data)
+        )
+        self.ledger.receive([arrival])
+
+    def analyse(self) -> None:
+        (job,) = self.ledger.claim_images("me", 1)
+        data = b"result"
+        result = StoredResult("SC", self.spool.write(data), "1.2", "9.1", "1.2.1", len(data))
+        completion = Completion("analysed", "digest", results=(result,))
+        self.ledger.complete(job, completion, {"pacs": ["SC"]})
+
+    def deliver(self) -> None:
+        (job,) = self.ledger.claim_deliveries("pacs", "me", 1)
+        self.ledger.mark_stored(job, 0, False)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    made = Node(tmp_path)
+    made.ledger.close()
+    return made
+
+
+def test_each_debt_is_a_line_until_it_is_paid(node: Node) -> None:
+    assert debts(node.config, node.folder) == []
+
+    node.receive("1.2.1")
+    assert debts(node.config, node.folder) == ["1 images wait to be analysed"]
+    node.analyse()
+    assert debts(node.config, node.folder) == ["1 deliveries are owed"]
+    node.deliver()
+    assert debts(node.config, node.folder) == []
+    node.ledger.close()
+
+
+def test_what_lies_elsewhere_is_no_business_of_a_removal(node: Node, tmp_path: Path) -> None:
+    assert debts(node.config, tmp_path / "another") == [
+        f"ledger: {node.folder}/ledger.db lies outside {tmp_path}/another",
+        f"spool: {node.folder}/spool lies outside {tmp_path}/another",
+    ]
+
+
+def test_a_spool_without_its_ledger_stays(node: Node) -> None:
+    (node.folder / "ledger.db").unlink()
+    assert debts(node.config, node.folder) == [f"spool {node.folder}/spool: without its ledger"]
+
+
+def test_a_database_that_others_may_use_counts_on_the_spool(node: Node) -> None:
+    shared = node.config.model_copy(update={"ledger": "postgresql+psycopg://db/pleura"})
+    assert "other machines" in debts(shared, node.folder)[0]
+
+
+def test_a_ledger_that_cannot_be_read_is_a_debt(node: Node) -> None:
+    (node.folder / "ledger.db").write_bytes(b"no database" * 1000)
+    assert debts(node.config, node.folder)[0].startswith("ledger: ")
