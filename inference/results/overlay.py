@@ -137,40 +137,56 @@ def _stroke(picture: Image.Image, lines: list[NDArray[np.float64]], panel: Panel
     """
     half = panel.line_px / 2
     reach = half + panel.halo_px + 0.5
-    window = np.arange(-int(reach), int(reach) + 2)  # around a point's pixel, rounded down
-    # A region at the border of the image has its line just within.
-    samples = np.clip(_samples(lines), half, np.array([panel.height, panel.width]) - 1 - half)
-    low = np.floor(samples.min(axis=0)).astype(int) + window[0]
-    high = np.floor(samples.max(axis=0)).astype(int) + window[-1] + 1
-    squared = np.full(
-        tuple(high - low), np.inf, dtype=np.float32
-    )  # distance of each pixel of the lines' box
-    for some in np.array_split(samples - low, -(-len(samples) // SAMPLES_AT_ONCE)):
-        whole = np.floor(some).astype(np.intp)
-        rows, columns = (
-            (window - (some - whole)[:, axis, None]).astype(np.float32) ** 2 for axis in (0, 1)
-        )
-        at = (whole[:, 0, None] + window)[:, :, None] * squared.shape[1] + (
-            whole[:, 1, None] + window
-        )[:, None, :]
-        np.minimum.at(
-            squared.reshape(-1),
-            at.reshape(-1),
-            (rows[:, :, None] + columns[:, None, :]).reshape(-1),
-        )
+    corner, squared = _squared_distances(lines, half, reach, panel)
 
     # The part of the box that is on the panel.
-    first, last = np.maximum(low, 0), np.minimum(high, [panel.height, panel.width])
-    squared = squared[first[0] - low[0] : last[0] - low[0], first[1] - low[1] : last[1] - low[1]]
+    end = corner + squared.shape
+    first = np.maximum(corner, 0)
+    last = np.minimum(end, [panel.height, panel.width])
+    top, left = first - corner
+    bottom, right = last - corner
+    squared = squared[top:bottom, left:right]
     box = (int(first[1]) + panel.left, int(first[0]), int(last[1]) + panel.left, int(last[0]))
+
     part = np.array(picture.crop(box))
     near = squared < reach**2
     distance = np.sqrt(squared[near])
     halo = HALO_OPACITY * np.clip((reach - distance) / panel.halo_px, 0, 1)
     line = np.clip(half + 0.5 - distance, 0, 1)
+
     dimmed = part[near] * ((1 - halo) * (1 - line))[:, None]
     part[near] = dimmed + line[:, None] * np.array(layout.ORANGE) + 0.5
     picture.paste(Image.fromarray(part), box)
+
+
+def _squared_distances(
+    lines: list[NDArray[np.float64]], half: float, reach: float, panel: Panel
+) -> tuple[NDArray[np.int_], NDArray[np.float32]]:
+    """The corner (row, column) of the lines' box, and in it each pixel's distance to the nearest
+    line, squared; infinite beyond `reach`.
+    """
+    # Around a point's pixel, rounded down.
+    window = np.arange(-int(reach), int(reach) + 2)
+    # A region at the border of the image has its line just within.
+    samples = np.clip(_samples(lines), half, np.array([panel.height, panel.width]) - 1 - half)
+    low = np.floor(samples.min(axis=0)).astype(int) + window[0]
+    high = np.floor(samples.max(axis=0)).astype(int) + window[-1] + 1
+    squared = np.full(tuple(high - low), np.inf, dtype=np.float32)
+
+    for some in np.array_split(samples - low, -(-len(samples) // SAMPLES_AT_ONCE)):
+        whole = np.floor(some).astype(np.intp)
+        rows, columns = (
+            (window - (some - whole)[:, axis, None]).astype(np.float32) ** 2 for axis in (0, 1)
+        )
+        down = (whole[:, 0, None] + window)[:, :, None]
+        across = (whole[:, 1, None] + window)[:, None, :]
+        np.minimum.at(
+            squared.reshape(-1),
+            (down * squared.shape[1] + across).reshape(-1),
+            (rows[:, :, None] + columns[:, None, :]).reshape(-1),
+        )
+
+    return low, squared
 
 
 def _samples(lines: list[NDArray[np.float64]]) -> NDArray[np.float64]:
