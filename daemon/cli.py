@@ -124,7 +124,8 @@ def _retry(options: argparse.Namespace) -> int:
     configured = [destination.name for destination in settings.destinations]
     if options.to and options.to not in configured:
         raise CannotStartError(
-            f"--to: found {options.to!r}; allowed: {', '.join(configured) or 'no destination is named'}"
+            f"--to: found {options.to!r}; allowed: "
+            f"{', '.join(configured) or 'no destination is named'}"
         )
 
     states = [options.state] if options.state else ["failed", "refused"]

@@ -81,6 +81,7 @@ def _add_status(commands: _Commands) -> None:
     status = _add_with_config(
         commands, "status", "Count the images by state and the deliveries by state."
     )
+
     status.add_argument("--json", action="store_true", help="print JSON")
     status.add_argument(
         "--failed", action="store_true", help="list every failed image and refused delivery"
@@ -215,11 +216,13 @@ def _add_import(action: argparse.ArgumentParser) -> None:
 
 def _add_train(commands: _Commands) -> None:
     train = _add(commands, "train", "Train a recipe on data laid out as in docs/training.md.")
+
     train.add_argument("--recipe", required=True, metavar="NAME|FILE")
     train.add_argument("--data", type=Path, required=True, metavar="DIR")
     train.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="an earlier run's folder resumes it"
     )
+
     train.add_argument(
         "--set",
         action="append",
@@ -234,6 +237,7 @@ def _add_train(commands: _Commands) -> None:
         metavar="N=FILE",
         help="the weights that network N starts from",
     )
+
     train.add_argument(
         "--cache",
         type=Path,

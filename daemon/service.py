@@ -47,7 +47,7 @@ _NOTICE_S = 0.5
 _ready = threading.Event()
 
 # The longest step of a thread that is not stuck: an image in its decoder (WorkerLimits.image_s), a
-# connection that takes no byte (requestor.Limits.stalled_s). And what a ledger may take on top of it.
+# connection that takes no byte (requestor.Limits.stalled_s). A ledger may take the grace on top.
 _LONGEST_STEP_S = {"analyse": 600.0, "deliver": 60.0}
 _GRACE_S = 180.0
 
@@ -63,8 +63,8 @@ _PORT_TROUBLES = {
 }
 # Errors that last until a person changes the settings or the permissions.
 _LASTING = {
-    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
-    errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL,
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL,
 }  # fmt: skip
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -133,6 +133,7 @@ def _wait_for_stores(config: Config, stop: threading.Event) -> tuple[Ledger, Spo
         CannotStartError: no retry opens one of them. SpoolError: the spool is another folder.
     """
     outage = Outage(log, "the ledger or the spool")
+
     while not stop.is_set():
         try:
             ledger, spool = open_stores(config)
@@ -142,6 +143,7 @@ def _wait_for_stores(config: Config, stop: threading.Event) -> tuple[Ledger, Spo
             outage.failed(error)
             stop.wait(_LEDGER_PAUSE_S)
             continue
+
         outage.over()
         return ledger, spool
     return None

@@ -219,10 +219,12 @@ def judge(
         is_ours: whether a SOP Instance UID is that of one of our own results.
     """
     candidate = _Candidate(header, rules, is_ours)
+
     for rule in _RULES:
         exclusion = rule(candidate)
         if exclusion is not None:
             return exclusion
+
     return tuple(candidate.notes)
 
 

@@ -15,9 +15,8 @@ from scipy import ndimage
 CORNER_PX = 0.125**0.5
 SMOOTHED_PX = 0.25  # the furthest that smoothing moves any point
 THINNED_PX = 0.05  # the furthest that leaving vertices out moves any point
-LARGEST_DISTANCE_PX = (
-    CORNER_PX + SMOOTHED_PX + THINNED_PX
-)  # 0.654, between any point of contour or edge and the other
+# 0.654, between any point of contour or edge and the other.
+LARGEST_DISTANCE_PX = CORNER_PX + SMOOTHED_PX + THINNED_PX
 LONGEST_PIECE = 64  # sides of pixels that one straight piece may stand for
 
 
@@ -61,9 +60,8 @@ def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     No True pixel lies on the border. Each side is walked with the True pixel at the right hand,
     from one corner of pixels to the next.
     """
-    columns = (
-        mask.shape[1] + 1
-    )  # of corners; corner (row, column) is the upper left one of the pixel
+    # Of corners: corner (row, column) is the upper left corner of the pixel.
+    columns = mask.shape[1] + 1
     starts, ways = [], []
     for way, (inside, outside, to_row, to_column) in enumerate(
         (
@@ -128,17 +126,15 @@ def _thinned(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     count = len(vertices)
     keep = np.ones(count, dtype=bool)
-    straight = np.ones(
-        count, dtype=bool
-    )  # is the run of half the size that begins here one straight piece?
+    # Whether the run of half the size that begins here is one straight piece.
+    straight = np.ones(count, dtype=bool)
     run = 2
     while run <= LONGEST_PIECE and run <= count // 4:
         starts = np.arange(0, count - run, run)
         starts = starts[straight[starts] & straight[starts + run // 2]]
         begin, chord = vertices[starts], vertices[starts + run] - vertices[starts]
-        between = (
-            vertices[starts[:, None] + np.arange(1, run)] - begin[:, None]
-        )  # (runs, run - 1, 2)
+        # (runs, run - 1, 2)
+        between = vertices[starts[:, None] + np.arange(1, run)] - begin[:, None]
 
         length = np.maximum((chord**2).sum(axis=1), 1e-12)
         along = np.clip((between * chord[:, None]).sum(axis=2) / length[:, None], 0, 1)

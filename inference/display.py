@@ -427,12 +427,14 @@ def _usable_padding(
 ) -> NDArray[np.bool_]:
     """The levels that are padding; none where the range would black out the anatomy."""
     padding = _padding(header, levels, kind)
+
     if np.count_nonzero(counts[padding]) > np.count_nonzero(counts) / 2:
         notes.append(
             "PixelPaddingRangeLimit takes in most of the image's values, so that nothing is taken "
             "as padding"
         )
         padding[:] = False
+
     return padding
 
 

@@ -38,17 +38,14 @@ class Measurement:
     area_mm2: float | None  # None where no spacing is known
     # True where only the detector's ImagerPixelSpacing is known (magnified, PS3.3 10.7.1.3).
     area_estimated: bool
-    centroid_px: tuple[
-        float, float
-    ]  # (column, row), pixel centres at whole numbers, of all regions together
+    # (column, row) of all regions together, pixel centres at whole numbers.
+    centroid_px: tuple[float, float]
     laterality: Laterality | None  # None where PatientOrientation does not tell
     regions: int
-    extent_px: tuple[int, int, int, int] | None = (
-        None  # (first row, first column, last row, last column) of them all
-    )
-    spread_px: tuple[float, float] | None = (
-        None  # (row, column): standard deviation of their pixels' positions
-    )
+    # (first row, first column, last row, last column) of them all.
+    extent_px: tuple[int, int, int, int] | None = None
+    # (row, column): the standard deviation of their pixels' positions.
+    spread_px: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)

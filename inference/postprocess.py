@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-REFERENCE_MATRIX_PX = (
-    1024 * 1024
-)  # the matrix that areas are stated for: the one of the training masks
+# The matrix that areas are stated for, which is that of the training masks.
+REFERENCE_MATRIX_PX = 1024 * 1024
 
 
 def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:

@@ -421,8 +421,10 @@ class Worker:
             if error.errno == errno.EACCES:
                 why = f"{why}; it belongs to {owner_of(self.spool.path(job.spool_name))}"
             raise _BytesMissingError(f"the spool cannot give it back ({why})") from error
+
         if len(data) != job.size_bytes:
             raise _BytesMissingError(f"the spool holds {len(data)} of its {job.size_bytes} bytes")
+
         return data
 
     def _give_up(self, image: _Image) -> None:

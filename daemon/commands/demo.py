@@ -141,7 +141,7 @@ def _report(
 def rows(
     files: Sequence[Path], answers: Sequence[Sent], ledger: Ledger
 ) -> list[tuple[str, str, str, str]]:
-    """A row for each file, in the order given. A file that comes twice has its own row each time."""
+    """A row for each file, in the order given. A file that comes twice has two rows."""
     # send() yields the files that hold no object first.
     left: dict[Path | None, list[Sent]] = {}
     for sent in answers:

@@ -157,12 +157,14 @@ def _roles(config: Config) -> str:
         now = inspect.now()
         alive = {row["role"] for row in inspect.roles() if now - row["beat_at"] < SILENT_AFTER_S}
         waiting = inspect.counts()["instances"]["received"]
+
     silent = [role for role in ROLES if role not in alive]
     if silent:
         raise Trouble(
             f"no process of {', '.join(silent)} gave a sign of life in the last minute, "
             f"and {waiting} images wait: start it (pleura serve, or pleura {silent[0]})"
         )
+
     return f"{', '.join(ROLES)} run"
 
 
@@ -206,7 +208,8 @@ def _spool(config: Config) -> str:
 def _folder(folder: Path) -> str:
     if not folder.is_dir():
         raise Trouble(
-            "there is no such folder; the node makes it when it first needs it, or it is not mounted"
+            "there is no such folder; the node makes it when it first needs it, or it is not "
+            "mounted"
         )
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise Trouble(
@@ -240,6 +243,7 @@ def _tls_listener(config: Config) -> str:
     own = next(tls.credentials(config))
     versions = (config.tls.profile, config.tls.minimum_version)
     context = tls.client_context("tls", own, own.certificate, True, *versions)
+
     try:
         with (
             _connected(config, config.tls.port) as connection,
@@ -253,6 +257,7 @@ def _tls_listener(config: Config) -> str:
             f"another certificate or program answers there: {why}; if the files were just "
             "renewed, the node's log says why they are not taken"
         ) from error
+
     return f"the node answers in {version} as {found}; {_peers(config)}"
 
 

@@ -101,6 +101,7 @@ def _groups(objects: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
     """
     group: list[Outgoing] = []
     needed: set[tuple[str, str]] = set()
+
     for outgoing in objects:
         pair = (outgoing.sop_class_uid, outgoing.transfer_syntax_uid)
         needed.add(pair)
@@ -109,5 +110,6 @@ def _groups(objects: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
             group = []
             needed = {pair}
         group.append(outgoing)
+
     if group:
         yield group

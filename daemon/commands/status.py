@@ -23,10 +23,11 @@ _TIMES = ("received_at", "completed_at")
 
 
 def summary(inspect: Inspection, configured: Collection[str], spool_folder: Path) -> dict[str, Any]:
-    """Everything that `pleura status --json` prints. `configured`: the names of the destinations."""
+    """All that `pleura status --json` prints. `configured`: the names of the destinations."""
     known = inspect.destinations()
     same = inspect.same_reason()
     quarantined, spool_trouble = _quarantined(inspect, spool_folder)
+
     return {
         **inspect.counts(),
         "waiting_since": _date(inspect.waiting_since()),
@@ -127,7 +128,9 @@ def _destination_lines(
         owed = row.get("owed", 0)
         if name not in configured:
             if owed:
-                yield f"destination {name}: NOT IN THE SETTINGS, {owed} owed; pleura retry --to NAME"
+                yield (
+                    f"destination {name}: NOT IN THE SETTINGS, {owed} owed; pleura retry --to NAME"
+                )
             continue
 
         parts = []
@@ -161,14 +164,17 @@ def histories(inspect: Inspection, uids: Collection[str]) -> dict[str, list[dict
     dates.
     """
     told: dict[str, list[dict[str, Any]]] = {}
+
     for uid in uids:
         rows: list[dict[str, Any]] = []
         digest = accession_digest(uid, inspect.spool_identity() or "")
         images = inspect.images_of(uid) or inspect.images_of_accession(digest)
+
         for image in images:
             for row in inspect.history(image):
                 dates = {name: _date(row[name]) for name in _TIMES}
                 rows.append({"sop_instance_uid": image} | row | dates)
+
         told[uid] = rows
     return told
 

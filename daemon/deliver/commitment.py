@@ -84,7 +84,8 @@ class Asker:
 
         if request.asked_before:
             log.warning(
-                "%s: no commitment report came on %d objects; asking again. Does the archive have this "
+                "%s: no commitment report came on %d objects; asking again. Does the archive "
+                "have this "
                 "node's AE title, host and port, and does this node admit its address?",
                 name,
                 request.asked_before,
@@ -159,5 +160,6 @@ class Asker:
             # The handler's one catch-all. The archive may report again, and is asked again.
             log.exception("%s: a storage commitment report could not be taken", name)
             return Status.PROCESSING_FAILURE
+
         log.info("%s %s", name, report)
         return Status.SUCCESS

@@ -74,12 +74,15 @@ class Courier:
         self._remote: Remote | None = None
         if isinstance(destination, DicomDestination):
             self._remote = remote_of(config, destination)
+
         self._commitment = destination in config.committing()
         self._calling_ae_title = config.ae_title
+
         self._ledger = ledger
         self._spool = spool
         self._limits = limits
         self._outage = Outage(log, f"{destination.name}: the ledger")
+
         # Delivery ID -> how often the object was in the way. A restart may forget it.
         self._tries: dict[int, int] = {}
         # Whether the ledger is known to say that the destination is up.
@@ -262,7 +265,7 @@ class Courier:
         log.error("%s refused %s %s: %s", job.destination, *result, why)
 
     def _later(self, job: DeliveryJob, why: str, status: int | None = None) -> None:
-        """Let the object wait longer than the others, more so each time, so that they get through."""
+        """Let the object wait longer than the others, more each time, so that they get through."""
         self._tries[job.id] = self._tries.get(job.id, 0) + 1
         pause_s = 2 * self._limits.backoff.pause_s(self._tries[job.id])
         self._ledger.retry_later(job, why, pause_s, status)

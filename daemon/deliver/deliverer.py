@@ -1,4 +1,4 @@
-"""The deliver role: one thread for each destination, one for each that commits, one that tidies up."""
+"""The deliver role: a thread for each destination, one for each that commits, one to tidy up."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ class Deliverer:
         """Raises TlsError where a certificate or key of a destination cannot be used."""
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+
         for destination in config.destinations:
             courier = Courier(destination, config, ledger, spool, limits)
             self._add(f"deliver-{destination.name}", courier.run)
+
         for committing in config.committing():
             asker = Asker(committing, config, ledger, limits)
             self._add(f"commitment-{committing.name}", asker.run)
+
         self._add("retention", Retention(config, ledger, spool).run)
 
     def _add(self, name: str, run: Callable[[threading.Event], None]) -> None:

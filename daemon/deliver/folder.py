@@ -44,6 +44,7 @@ class Folder:
             sweep_unfinished(folder)
         except OSError as error:
             raise LinkDownError(f"{folder}: {error.strerror}") from error
+
         return cls(folder)
 
     def store(self, outgoing: Outgoing) -> Answer:
@@ -86,4 +87,7 @@ def lost(folder: Path, ledger: Ledger) -> str | None:
 
 
 def _not_there(folder: Path) -> str:
-    return f"{folder}: not the folder that results went to before, its {MARK} is missing; is it mounted?"
+    return (
+        f"{folder}: not the folder that results went to before, its {MARK} is missing; "
+        "is it mounted?"
+    )

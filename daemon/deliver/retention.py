@@ -39,6 +39,7 @@ class Retention:
         """Tidy up each minute until `stop` is set."""
         outage = Outage(log, "tidying up: the ledger or the spool")
         swept = float("-inf")
+
         while not stop.is_set():
             try:
                 self.refuse_unknown_destinations()
@@ -51,6 +52,7 @@ class Retention:
                 outage.failed(error)
             else:
                 outage.over()
+
             stop.wait(_EVERY_S)
 
     def refuse_unknown_destinations(self) -> None:
@@ -69,15 +71,18 @@ class Retention:
         """
         keep = self._config.retention
         by_age = self._remove(keep.keep_days * _DAY_S, keep.keep_failed_days * _DAY_S, stop)
+
         early = 0
         while self._spool.free_bytes() < self._free_bytes and not stop.is_set():
             count = self._remove_some(0.0, keep.keep_failed_days * _DAY_S)
             if not count:
                 log.warning(
-                    "room is short, and nothing more may be removed: what is left is owed, or waits for a person"
+                    "room is short, and nothing more may be removed: the remaining files are owed, "
+                    "or wait for a person"
                 )
                 break
             early += count
+
         if by_age or early:
             log.info("removed %d files by age and %d for room", by_age, early)
         return by_age + early

@@ -69,8 +69,10 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"committed to {len(self.committed)} results; {len(self.failed(Fate.LOST))} are sent again, "
-            f"{len(self.failed(Fate.REFUSED))} refused, {len(self.failed(Fate.LATER))} asked for again"
+            f"committed to {len(self.committed)} results; "
+            f"{len(self.failed(Fate.LOST))} are sent again, "
+            f"{len(self.failed(Fate.REFUSED))} refused, "
+            f"{len(self.failed(Fate.LATER))} asked for again"
         )
 
 
@@ -107,12 +109,15 @@ def report_of(information: Dataset) -> Report:
         str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", NO_SUCH_OBJECT_INSTANCE))
         for item in information.get("FailedSOPSequence", None) or ()
     }
+
     referenced = {
         str(item.ReferencedSOPInstanceUID)
         for item in information.get("ReferencedSOPSequence", None) or ()
     }
+
     # An object in both sequences is not safe.
     committed = frozenset(referenced - reasons.keys())
+
     return Report(str(information.get("TransactionUID", "")), committed, reasons)
 
 

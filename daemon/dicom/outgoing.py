@@ -42,7 +42,10 @@ class Outgoing:
 
 
 def describe(path: Path) -> Outgoing:
-    """The object in a file, with or without file meta information. Raises UnsendableError, OSError."""
+    """The object in a file, with or without file meta information.
+
+    Raises UnsendableError, OSError.
+    """
     try:
         uids, _ = _file_meta(path)
         return Outgoing(path, *uids)

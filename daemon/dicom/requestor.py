@@ -129,7 +129,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """A DIMSE response: its status, and the peer's Error Comment (0000,0902), escaped and bounded."""
+    """A DIMSE response: status, and the peer's Error Comment (0000,0902), escaped and bounded."""
 
     status: int
     comment: str = ""
@@ -140,7 +140,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class EventReport:
-    """An N-EVENT-REPORT request of the peer (PS3.7 10.3.1). UIDs as the peer wrote them: unchecked."""
+    """An N-EVENT-REPORT request of the peer (PS3.7 10.3.1). Its UIDs are unchecked."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -180,6 +180,7 @@ class Requestor:
         self._on_event_report = on_event_report
         self._message_id = 0
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+
         # Of a PDU after its header, and of the fragment in it.
         self._longest = 0
         self._fragment_bytes = 0
@@ -187,6 +188,7 @@ class Requestor:
         self._ahead = b""
         # Established, and no message is under way.
         self._idle = False
+
         # The peer's.
         self.implementation_class_uid = ""
         # (abstract syntax, transfer syntax) -> context ID
@@ -201,11 +203,13 @@ class Requestor:
         limits: Limits = DEFAULT_LIMITS,
         on_event_report: EventHandler | None = None,
     ) -> Requestor:
-        """Negotiate over a connection, plain or TLS, which is the requestor's from now on. `ae_titles`:
-        calling, called.
+        """Negotiate over a connection, plain or TLS, which is the requestor's from now on.
+
+        `ae_titles`: calling, called.
 
         Raises:
-            RejectedError, ProtocolError, OSError: there is no association, and the connection is closed.
+            RejectedError, ProtocolError, OSError: there is no association, and the connection is
+                closed.
         """
         requestor = cls(connection, limits, on_event_report)
         try:
@@ -213,6 +217,7 @@ class Requestor:
         except BaseException:
             requestor.abort()
             raise
+
         return requestor
 
     def ask(self, request: Request) -> Answer:
@@ -220,7 +225,8 @@ class Requestor:
 
         Raises:
             ValueError: the command set cannot be encoded; nothing was sent.
-            TimeoutError, ProtocolError, OSError: the association is lost; or `data` cannot be read, or ends early.
+            TimeoutError, ProtocolError, OSError: the association is lost; or `data` cannot be read,
+                or ends early.
         """
         if not self._idle:
             raise ConnectionError("there is no association any more")
@@ -386,24 +392,30 @@ class Requestor:
         context_id = 0
         elements: CommandSet | None = None
         complete = False
+
         while not complete:
             for fragment in self._fragments(deadline):
                 if complete or fragment.of_command != (elements is None):
                     raise ProtocolError("the peer sent a PDV out of turn")
+
                 part = command if fragment.of_command else data
                 part += fragment.value
+
                 if len(command) + len(data) > self._limits.message_bytes:
                     raise ProtocolError(
                         f"the peer sent a message of more than {self._limits.message_bytes} bytes"
                     )
+
                 if not fragment.last:
                     continue
+
                 if fragment.of_command:
                     context_id = fragment.context_id
                     elements = read_command_set(command)
                     complete = not elements.has_data_set
                 else:
                     complete = True
+
         assert elements is not None
         return _Message(context_id, elements, bytes(data))
 
@@ -427,7 +439,7 @@ class Requestor:
         self._send(memoryview(pdus), self._limits.stalled_s, deadline)
 
     def _pdus(self, context_id: int, source: Source, length: int) -> Iterator[memoryview]:
-        """The next `length` bytes of a data set as PDUs, as many at a time as fit into the buffer."""
+        """The next `length` bytes of a data set as PDUs, as many at a time as the buffer holds."""
         at_once = _BUFFER_BYTES // (P_DATA.size + self._fragment_bytes)
         while length:
             end = 0
@@ -441,6 +453,7 @@ class Requestor:
                 begin = end + P_DATA.size
                 end = begin + size
                 places.append(self._buffer[begin:end])
+
             for place in places:
                 _fill(place, source)
             yield self._buffer[:end]
@@ -463,16 +476,19 @@ class Requestor:
                 f"a PDU of type {kind:#04x} and {length} bytes came; such a PDU is not taken"
                 + _stranger(header)
             )
+
         body = self._read(length, deadline)
         if kind == PduType.ABORT:
             raise ConnectionAbortedError(
                 f"the peer aborted the association ({abort_in_words(body)})"
             )
+
         return kind, body
 
     def _read(self, size: int, deadline: float) -> bytes:
         data = self._ahead[:size]
         self._ahead = self._ahead[size:]
+
         while len(data) < size:
             watchdog.beat()
             self._socket.settimeout(min(_BEAT_S, _left_s(deadline)))
@@ -482,6 +498,7 @@ class Requestor:
                 if time.monotonic() < deadline:
                     continue
                 raise TimeoutError("no answer came in time") from error
+
             if not part:
                 raise ConnectionResetError("the peer closed the connection")
             data += part

@@ -438,6 +438,7 @@ class Ledger:
     ) -> None:
         """Still owed, due after `delay_s`. `status`: only where the destination answered one."""
         is_failure = status is not None
+
         with self._database.transaction() as (conn, now):
             conn.execute(
                 _held(job).values(

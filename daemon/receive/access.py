@@ -76,12 +76,14 @@ class AccessList:
                 negotiation.CALLED_AE_TITLE_NOT_RECOGNIZED,
                 f"this node is {self._ae_title}; set the sender's called AE title to that",
             )
+
         if calling is None:
             return Rejection(
                 negotiation.CALLING_AE_TITLE_NOT_RECOGNIZED,
                 "the calling AE title is blank or has other bytes than printable ASCII; "
                 "set an AE title of 1 to 16 characters on the sender",
             )
+
         return self._admit(calling, _normal(address), certificate)
 
     def _admit(
@@ -123,17 +125,20 @@ class AccessList:
 
     def _rejection(self, calling: str, address: str, hosts: list[str | None]) -> Rejection:
         entry = f"add to peers: {{ae_title: {calling}, host: {address}}}"
+
         if hosts:
             allowed = ", ".join(str(host) for host in hosts)
             return Rejection(
                 negotiation.NO_REASON_GIVEN,
                 f"the peers have this AE title at {allowed} only; if it moved, {entry}",
             )
+
         if not self._peers:
             return Rejection(
                 negotiation.NO_REASON_GIVEN,
                 f"no peers are named, so only this machine may associate; {entry}",
             )
+
         return Rejection(
             negotiation.CALLING_AE_TITLE_NOT_RECOGNIZED,
             f"no peer has this AE title; {entry}",

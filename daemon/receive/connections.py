@@ -135,12 +135,14 @@ class TlsConnection:
         """
         # An answer to a key update may be due.
         self._flush()
+
         try:
             count = self._plain.recv_some(self._encrypted)
         except TimeoutError:
             if may_wait:
                 raise
             return False
+
         self._incoming.write(self._encrypted[:count])
         return bool(count)
 

@@ -264,6 +264,7 @@ def _identity(data: bytes) -> tuple[str, str, str]:
     Only that group is read: the data set is for the analyse role, which may die of it.
     """
     file = io.BytesIO(data)
+
     try:
         if not read_preamble(file, force=False):
             return "", "", ""
@@ -279,6 +280,7 @@ def _identity(data: bytes) -> tuple[str, str, str]:
             ]
     except Exception:  # arbitrary bytes: it is taken all the same
         return "", "", ""
+
     sop_class, sop_instance, syntax = (uid if is_uid(uid) else "" for uid in found)
     return sop_class, sop_instance, syntax
 

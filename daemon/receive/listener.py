@@ -231,6 +231,7 @@ class Listener:
 def _listening(port: Port) -> socket.socket:
     """A socket that listens at `port`. Raises OSError."""
     is_ipv6 = ":" in port.host
+
     try:
         listening = socket.create_server(
             (port.host, port.number),
@@ -241,5 +242,6 @@ def _listening(port: Port) -> socket.socket:
     except OSError as error:
         error.filename = f"{port.host}:{port.number}"
         raise
+
     listening.setblocking(False)
     return listening

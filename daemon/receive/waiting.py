@@ -204,6 +204,7 @@ class TlsWaiting:
             except ssl.SSLError as error:
                 # In TLS 1.3 a client says only now that it refuses our certificate.
                 raise HandshakeError(in_words(error, "tls", "tls.ca")) from error
+
             if not data:
                 raise ConnectionResetError("closed before an association request")
             self._request += data

@@ -96,6 +96,7 @@ def _renewed(
     files = credentials.files if credentials else []
     if trusted is not None:
         files = [*files, trusted]
+
     return Renewed(
         where,
         lambda: client_context(where, credentials, trusted, is_pinned, *versions),

@@ -89,19 +89,23 @@ class Credentials:
     def told(self) -> PeerCertificate:
         """What the certificate says, valid or not. Raises TlsError as load_into()."""
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
         self.load_into(server)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname = False
         client.verify_flags |= _NO_CHECK_TIME | ssl.VERIFY_X509_PARTIAL_CHAIN
         client.load_verify_locations(self.certificate)
+
         try:
             found = _handshake(server, client)
         except ssl.SSLError as error:
             why = getattr(error, "verify_message", "") or error.reason
             raise TlsError(
-                f"{self.where}.certificate: found {self.certificate}, which cannot be used ({why}); "
+                f"{self.where}.certificate: found {self.certificate}, which cannot be used "
+                f"({why}); "
                 "allowed: a certificate for TLS servers and clients"
             ) from error
+
         return found
 
     def _passphrase(self) -> bytes:

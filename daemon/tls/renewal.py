@@ -35,6 +35,7 @@ class Renewed:
         self._build = build
         self._files = tuple(files)
         self._lock = threading.Lock()
+
         # Read before the files: what changes in between is found changed the next time.
         self._marks = self._look()
         self._context = build()

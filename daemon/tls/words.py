@@ -61,10 +61,12 @@ def in_words(error: ssl.SSLError, ours: str, trusted: str) -> str:
 
 def _unverified(error: ssl.SSLCertVerificationError, trusted: str) -> str:
     code, said = error.verify_code, error.verify_message
+
     if code == _EXPIRED:
         return "its certificate has expired; renew it there"
     if code == _NOT_YET_VALID:
         return "its certificate is not valid yet; compare the clocks"
+
     if code in (_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH):
         return (
             f"its certificate is for another name ({said}); correct the host, or give the name "
@@ -75,6 +77,7 @@ def _unverified(error: ssl.SSLCertVerificationError, trusted: str) -> str:
             f"its certificate is not trusted ({said}); if it is right, add it or its issuer to "
             f"{trusted}"
         )
+
     return f"its certificate is refused ({said})"
 
 

@@ -20,12 +20,14 @@ PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
 # What these VRs allow is checkable without knowing the value's language; a value outside is not
 # carried on.
 FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
-DIRECTION = re.compile(
-    r"[AFHLPR]{1,3}"
-)  # PS3.3 C.7.6.1.1.1, of a human: anything else may be anything
+# PS3.3 C.7.6.1.1.1, of a human: any other text may mean anything.
+DIRECTION = re.compile(r"[AFHLPR]{1,3}")
 # Carried on even where the VR does not allow the value: the character set says how the archive
 # reads the names beside it, and the study is where the result belongs.
 ALWAYS_COPIED = ("SpecificCharacterSet", "StudyInstanceUID")
+# The offsets from UTC that there are, -1200 to +1400 (PS3.3 C.12.1.1.8).
+EARLIEST_OFFSET_MIN = -12 * 60
+LATEST_OFFSET_MIN = 14 * 60
 
 
 def copied(header: Dataset, keyword: str) -> DataElement | None:
@@ -100,14 +102,13 @@ def utc_offset(header: Dataset) -> timezone | None:
     """The source's TimezoneOffsetFromUTC (0008,0201): all its dates and times are in it, so ours
     must be as well.
     """
-    match = re.fullmatch(
-        r"([+-])(\d\d)([0-5]\d)", str(header.get("TimezoneOffsetFromUTC") or "").strip()
-    )
-    if (
-        match is None
-        or not -12 * 60
-        <= (minutes := int(f"{match[1]}{int(match[2]) * 60 + int(match[3])}"))
-        <= 14 * 60
-    ):
+    text = str(header.get("TimezoneOffsetFromUTC") or "").strip()
+    match = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", text)
+    if match is None:
+        return None
+
+    sign = -1 if match[1] == "-" else 1
+    minutes = sign * (int(match[2]) * 60 + int(match[3]))
+    if not EARLIEST_OFFSET_MIN <= minutes <= LATEST_OFFSET_MIN:
         return None
     return timezone(timedelta(minutes=minutes))

@@ -188,6 +188,7 @@ def _text(
 ) -> None:
     """Set a line from its top left; "^2" becomes a raised 2, which the built-in font lacks."""
     x, y = at
+
     for piece in re.split(r"(\^2)", text):
         if piece == "^2":
             raised = typeface(font.size * 0.62)
