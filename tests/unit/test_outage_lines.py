@@ -127,7 +127,7 @@ def test_the_loops_of_deliver_say_one_line_for_an_outage(
     limits = DeliverLimits(ledger_pause_s=0.0)
     run = {
         "courier": Courier(destination, config, ledger, spool, limits).run,
-        "asker": Asker(destination, "PLEURA", ledger, limits).run,
+        "asker": Asker(destination, config, ledger, limits).run,
         "retention": Retention(config, ledger, spool).run,
     }[loop]
 

@@ -41,6 +41,7 @@ class Bench:
         self.ledger = Ledger(self.url, clock=lambda: self.now)
         self.spool = Spool(folder / "spool")
         self.ledger.spool_identity("identity")
+        (self.spool.folder / "spool.id").write_text("identity")
         self.number = 0
 
     def owe(self, *destinations: str, accession_number: str = "") -> str:
@@ -250,7 +251,7 @@ def test_status_tells_how_each_destination_is(bench: Bench) -> None:
     bench.ledger.note_destination("pacs", "association rejected with 1/1/3", 250.0)
     bench.now += 50.0
 
-    summary = status.summary(bench.ledger.inspect, ["pacs", "quiet"])
+    summary = status.summary(bench.ledger.inspect, ["pacs", "quiet"], bench.spool.folder)
     pacs = summary["destinations"]["pacs"]
     assert pacs["last_answer"] == "association rejected with 1/1/3"
     assert pacs["owed"] == 1
@@ -258,7 +259,7 @@ def test_status_tells_how_each_destination_is(bench: Bench) -> None:
     assert summary["destinations"]["left"]["configured"] is False
     assert summary["deliveries"]["owed"] == 2
 
-    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs", "quiet"]))
+    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs", "quiet"], bench.spool.folder))
     assert "destination pacs: DOWN since 2023-11-1" in text
     assert "(11 min); last answer" in text
     assert "next try in 200 s; 1 owed since" in text
@@ -266,7 +267,7 @@ def test_status_tells_how_each_destination_is(bench: Bench) -> None:
     assert "destination quiet: 0 owed" in text
 
     bench.ledger.note_destination("pacs", None)
-    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs"]))
+    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs"], bench.spool.folder))
     assert "destination pacs: 1 owed since" in text
 
 
@@ -279,7 +280,7 @@ def test_status_separates_failures_from_images_that_are_not_to_be_analysed(bench
     bench.ledger.receive([Arrival("w", "1.2", "4.1", "", "", "dimse", 1, 1)])
     bench.now += 1800.0
 
-    text = "\n".join(status.lines(bench.ledger.inspect, []))
+    text = "\n".join(status.lines(bench.ledger.inspect, [], bench.spool.folder))
     assert "  image 3.0 failed undecodable 2023-11-1" in text
     assert "not analysed: 29 lateral, the last 2023-11-1" in text
     assert "3.7" not in text
@@ -308,12 +309,14 @@ def test_a_commitment_report_that_never_comes_is_shown(bench: Bench) -> None:
     first = bench.ledger.ask_commitment("pacs", 9, 60.0)
     assert first is not None
     assert first.asked_before == 0
-    assert "commitment" not in "\n".join(status.lines(bench.ledger.inspect, ["pacs"]))
+    assert "commitment" not in "\n".join(
+        status.lines(bench.ledger.inspect, ["pacs"], bench.spool.folder)
+    )
     bench.now += 61.0
     second = bench.ledger.ask_commitment("pacs", 9, 60.0)
     assert second is not None
     assert second.asked_before == 1
-    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs"]))
+    text = "\n".join(status.lines(bench.ledger.inspect, ["pacs"], bench.spool.folder))
     assert "1 asked for commitment without a report" in text
 
 
@@ -345,8 +348,12 @@ def test_a_role_gives_signs_from_ready_to_its_end(bench: Bench) -> None:
         wait_until("it gives signs", bench.ledger.inspect.roles)
         bench.now += 100.0
         wait_until("it goes on", lambda: bench.ledger.inspect.roles()[0]["beat_at"] == bench.now)
-        assert "role analyse: 1 running" in list(status.lines(bench.ledger.inspect, []))
-    assert "role analyse: NOT RUNNING" in list(status.lines(bench.ledger.inspect, []))
+        assert "role analyse: 1 running" in list(
+            status.lines(bench.ledger.inspect, [], bench.spool.folder)
+        )
+    assert "role analyse: NOT RUNNING" in list(
+        status.lines(bench.ledger.inspect, [], bench.spool.folder)
+    )
 
 
 def test_the_commands(bench: Bench, tmp_path: Path) -> None:
