@@ -87,10 +87,11 @@ def examine(
     """
     if warning := ownership.root_warning(config):
         yield Finding("user", warning=warning)
+    if trouble := ownership.trouble(config):
+        yield Finding("owner of the files", trouble=trouble)
 
     examinations: list[tuple[str, Callable[[], str]]] = [
         ("ledger", partial(_ledger, config)),
-        ("owner of the files", partial(_owner, config)),
         ("roles", partial(_roles, config)),
         (f"spool {config.spool}", partial(_spool, config)),
         ("model", model),
@@ -141,12 +142,6 @@ def _ledger(config: Config) -> str:
     owed = counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
     return note + ("; `pleura status` tells of trouble with some" if any(troubles.values()) else "")
-
-
-def _owner(config: Config) -> str:
-    if trouble := ownership.trouble(config):
-        raise Trouble(trouble)
-    return "this user can use them all"
 
 
 def _roles(config: Config) -> str:
