@@ -156,6 +156,17 @@ class Phase(_Part):
     epochs: Count
     batch: Count
     learning_rate: Positive
+    # Epochs that the schedule is laid out for, of which these are the first; None: these alone
+    schedule_epochs: Count | None = None
+
+    @model_validator(mode="after")
+    def _begins(self) -> Phase:
+        if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
+            raise ValueError(
+                f"schedule_epochs: {self.schedule_epochs} found; at least the phase's "
+                f"{self.epochs} epochs wanted"
+            )
+        return self
 
 
 class Stage(_Part):
@@ -186,6 +197,8 @@ class Stage(_Part):
     # Earlier epochs, at smaller sides: most is learned there, for a fraction of the time.
     first: list[Phase] = []
     epochs: Count
+    # Epochs that the schedule is laid out for, where a phase ends before it; None: `epochs`
+    schedule_epochs: Count | None = None
     batch: Count
     # Batches per step
     accumulate: Count = 1
@@ -209,9 +222,10 @@ class Stage(_Part):
     def earlier(self, phase: Phase) -> Stage:
         """The stage as it is in one of its earlier phases."""
         optimiser = self.optimiser.model_copy(update={"learning_rate": phase.learning_rate})
-        changes = {
+        changes: dict[str, Any] = {
             "side": phase.side,
             "epochs": phase.epochs,
+            "schedule_epochs": phase.schedule_epochs,
             "batch": phase.batch,
             "optimiser": optimiser,
             "best_by": None,

@@ -242,6 +242,35 @@ def test_a_finished_network_is_not_trained_again_and_what_follows_does_not_notic
     assert torch.equal(torch.rand(1), after_training)
 
 
+def test_a_phase_that_ends_before_its_schedule_is_the_beginning_of_the_whole(
+    tmp_path: Path,
+) -> None:
+    schedule = {"name": "one-cycle"}
+    whole = stage(epochs=3, schedule=schedule)
+    later = stage(
+        schedule=schedule,
+        first=[
+            {"side": SIDE, "epochs": 1, "schedule_epochs": 3, "batch": 4, "learning_rate": 0.01}
+        ],
+    )
+    begun = later.earlier(later.first[0])
+
+    for name, how in (("whole", whole), ("begun", begun)):
+        fit(build(), Batches([SAMPLES], how, 7, CPU), dice, run_in(tmp_path / name), "net")
+
+    first, *_ = rows(tmp_path / "whole")
+    (only,) = rows(tmp_path / "begun")
+    assert [only[key] for key in ("loss", "learning_rate", "dice")] == [
+        first[key] for key in ("loss", "learning_rate", "dice")
+    ]
+
+
+def test_a_phase_cannot_outlast_its_schedule() -> None:
+    phase = {"side": SIDE, "epochs": 3, "schedule_epochs": 2, "batch": 4, "learning_rate": 0.01}
+    with pytest.raises(ValueError, match="schedule_epochs: 2 found; at least the phase's 3 epochs"):
+        stage(first=[phase])
+
+
 def scripted(figures: list[float]) -> Callable[[nn.Module], dict[str, float]]:
     left = iter(figures)
     return lambda _: {"dice": next(left)}

@@ -193,7 +193,8 @@ class _Fit:
     def _update(self) -> None:
         """One step of the optimiser, by the gradients gathered so far."""
         stage, optimiser = self._stage, self._optimiser
-        now = Moment(self._step, self._per_epoch, stage.epochs, self._figures())
+        epochs = stage.schedule_epochs or stage.epochs
+        now = Moment(self._step, self._per_epoch, epochs, self._figures())
         momentum = schedule.momentum(stage.schedule, now)
         for group in optimiser.param_groups:
             group["lr"] = stage.optimiser.learning_rate * schedule.rate(stage.schedule, now)
