@@ -13,6 +13,9 @@ OHIF := $(or $(PLEURA_OHIF),.cache/ohif)
 OHIF_VERSION := 3.13.2
 OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 
+# Where it is set, each process compiles torch and all other libraries anew: 10 s of processor time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check docs wheel-demo ohif benchmarks train clean chaos soak recipes
 .PHONY: deb image requirements sbom audit licences
 
