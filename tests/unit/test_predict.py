@@ -114,7 +114,10 @@ def test_the_demo_phantoms_are_told_apart(
     assert sorted(dcmread(path).Modality for path in (tmp_path / "out").iterdir()) == [
         "OT",
         "OT",
+        "PR",
         "SEG",
+        "SR",
+        "SR",
     ]
 
 
