@@ -14,10 +14,13 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from packaging.utils import canonicalize_name
+
+from tools.licences import licence
 
 Report = Mapping[str, Any]
 _OURS = "pleura"
@@ -95,7 +98,7 @@ def _component(item: Mapping[str, Any]) -> dict[str, Any]:
         component["description"] = about["summary"]
     if about.get("license_expression"):
         component["licenses"] = [{"expression": about["license_expression"]}]
-    elif words := _licence_words(about):
+    elif words := _licence_words(about) or _installed_licence(name):
         component["licenses"] = [{"license": {"name": words}}]
     if digest := _sha256(item):
         component["hashes"] = [{"alg": "SHA-256", "content": digest}]
@@ -106,6 +109,14 @@ def _licence_words(about: Mapping[str, Any]) -> str:
     prefix = "License :: OSI Approved :: "
     named = [one.removeprefix(prefix) for one in about.get("classifier", []) if prefix in one]
     return ", ".join(named) or str(about.get("license") or "").split("\n")[0][:100]
+
+
+def _installed_licence(name: str) -> str:
+    """The same from what is installed here: older pips leave License-Expression out of reports."""
+    try:
+        return licence(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def main(arguments: Sequence[str]) -> None:
