@@ -129,7 +129,7 @@ def _retry(options: argparse.Namespace) -> int:
         )
 
     states = [options.state] if options.state else ["failed", "refused"]
-    wanted = retry.Wanted(states, options.uid, options.to, options.now)
+    wanted = retry.Wanted(states, options.uid, options.to, options.now, _user())
     told = retry.retry(_ledger(options), wanted, configured)
     print(told)
     return EXIT_DONE if told.count or not options.uid else EXIT_FAILED
@@ -142,7 +142,7 @@ def _resend(options: argparse.Namespace) -> int:
         )
 
     since = options.since.timestamp() if options.since else None
-    count, gone = _ledger(options).resend(options.to, since, options.uid)
+    count, gone = _ledger(options).resend(options.to, since, options.uid, _user())
     print(f"{count} owed again to {options.to}; {gone} cannot be, retention removed their bytes")
     return EXIT_DONE if count else EXIT_FAILED
 
@@ -227,11 +227,25 @@ def _ledger(options: argparse.Namespace) -> Any:
     from daemon import config
     from daemon.ledger import Ledger, LedgerError
 
-    url = config.load(options.config).ledger
+    settings = config.load(options.config)
     try:
-        return Ledger.existing(url, migrate=False)
+        ledger = Ledger.existing(settings.ledger, migrate=False)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error
+    ledger.is_audited = settings.audit is not None
+    return ledger
+
+
+def _user() -> str:
+    """Who runs this command, for the audit trail: the person behind sudo, if there is one."""
+    import getpass
+
+    if person := os.environ.get("SUDO_USER"):
+        return person
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _inspection(options: argparse.Namespace) -> Any:

@@ -9,6 +9,8 @@ import contextlib
 import ctypes
 import errno
 import gc
+import hashlib
+import json
 import logging
 import os
 import signal
@@ -26,7 +28,7 @@ from daemon import output, ownership, watchdog
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
-from daemon.ledger import Ledger, LedgerError, Outage, this_machine
+from daemon.ledger import Ledger, LedgerError, Outage, describe, this_machine
 from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
@@ -90,7 +92,11 @@ def run_role(role: str, config: Config) -> int:
         return EXIT_DONE
 
     ledger, spool = stores
+    ledger.is_audited = config.audit is not None
+    activity = {"role": role, "pid": str(os.getpid())}
     try:
+        ledger.record_settings(settings_digests(config))
+        ledger.record_audit("start", activity)
         with SignsOfLife(ledger, role, _ready), _watchdog(role, config):
             ROLES[role](config, ledger, spool, stop)
     except CannotStartError:
@@ -100,8 +106,22 @@ def run_role(role: str, config: Config) -> int:
         log.exception("the %s role ends", role)
         return EXIT_FAILED
 
+    try:
+        ledger.record_audit("stop", activity)
+    except SQLAlchemyError as error:
+        # The work is done; a ledger that is away must not make the end a failure.
+        log.warning("the end of the %s role is not in the audit trail: %s", role, describe(error))
     ledger.close()
     return EXIT_DONE
+
+
+def settings_digests(config: Config) -> dict[str, str]:
+    """A digest of each key of the settings, to tell at the next start which have changed."""
+    shown = config.model_dump(mode="json")
+    return {
+        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        for key, value in shown.items()
+    }
 
 
 def _watchdog(role: str, config: Config) -> AbstractContextManager[None]:

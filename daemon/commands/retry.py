@@ -20,6 +20,8 @@ class Wanted:
     uids: Sequence[str] = ()
     to: str | None = None
     now: bool = False
+    # Who asks, for the audit trail.
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def retry(ledger: Ledger, wanted: Wanted, configured: Collection[str]) -> Retrie
     # A failed image has no destination yet.
     states = [DeliveryState.REFUSED.value] if wanted.to else wanted.states
     names = [wanted.to] if wanted.to else list(configured)
-    rearmed = ledger.rearm(states, wanted.uids, names)
+    rearmed = ledger.rearm(states, wanted.uids, names, wanted.by)
     hastened = ledger.hasten(names, wanted.uids) if wanted.now else 0
 
     refused = ledger.inspect.refused_destinations()

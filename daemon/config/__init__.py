@@ -1,5 +1,6 @@
 """The settings: one YAML file, read and checked into one frozen `Config`."""
 
+from daemon.config.audit import Audit
 from daemon.config.reading import ConfigError, begin, commented_file, load, show, with_device
 from daemon.config.schema import (
     PROFILES,
@@ -17,6 +18,7 @@ from daemon.config.tls import CertificateIdentity, DestinationTls, ServerTls
 __all__ = [
     "PROFILES",
     "Admission",
+    "Audit",
     "CertificateIdentity",
     "Config",
     "ConfigError",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from daemon.config.audit import Audit
 from daemon.config.base import Settings
 from daemon.config.tls import CertificateIdentity, MaybeTls, ServerTls
 from daemon.config.values import (
@@ -343,6 +344,10 @@ class Config(Settings):
     inbox: Folder | None = Field(
         default=None,
         description="A folder whose files are taken in as if they had been sent; null: no inbox.",
+    )
+    audit: Audit | None = Field(
+        default=None,
+        description="The audit trail (IHE ATNA, PS3.15 A.5). null: there is none.",
     )
     web: Later = Field(default=None, description="A status page.")
 

@@ -31,7 +31,7 @@ from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, pro
 from daemon.dicom.outgoing import Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
 from daemon.heartbeat import Heartbeat
-from daemon.ledger import DeliveryJob, Ledger, Outage, owner_name
+from daemon.ledger import DeliveryJob, Ledger, Outage, Recipient, owner_name
 from daemon.spool import Spool
 
 log = logging.getLogger("pleura.deliver")
@@ -74,6 +74,9 @@ class Courier:
         self._remote: Remote | None = None
         if isinstance(destination, DicomDestination):
             self._remote = remote_of(config, destination)
+            self._recipient = Recipient(destination.ae_title, destination.host)
+        else:
+            self._recipient = Recipient(str(destination.folder))
 
         self._commitment = destination in config.committing()
         self._calling_ae_title = config.ae_title
@@ -246,7 +249,7 @@ class Courier:
     def _judge(self, job: DeliveryJob, answer: Answer) -> Verdict:
         judged = verdict(answer.status, job.failures)
         if judged is Verdict.STORED:
-            self._ledger.mark_stored(job, answer.status, self._commitment)
+            self._ledger.mark_stored(job, answer.status, self._commitment, self._recipient)
             self._tries.pop(job.id, None)
             result = (job.result.kind, job.result.sop_instance_uid)
             log.info("%s stored %s %s (%s)", job.destination, *result, answer)

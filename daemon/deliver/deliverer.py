@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from daemon.audit import AuditSender
 from daemon.config import Config
 from daemon.deliver.commitment import Asker
 from daemon.deliver.courier import Courier
@@ -24,7 +25,9 @@ class Deliverer:
         spool: Spool,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
-        """Raises TlsError where a certificate or key of a destination cannot be used."""
+        """Raises TlsError where a certificate or key of a destination, or of the audit trail,
+        cannot be used.
+        """
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -37,6 +40,8 @@ class Deliverer:
             self._add(f"commitment-{committing.name}", asker.run)
 
         self._add("retention", Retention(config, ledger, spool).run)
+        if config.audit is not None:
+            self._add("audit", AuditSender(config, ledger, spool).run)
 
     def _add(self, name: str, run: Callable[[threading.Event], None]) -> None:
         thread = threading.Thread(target=run, args=(self._stop,), name=name, daemon=True)

@@ -7,12 +7,14 @@ from daemon.ledger.ledger import Ledger, owner_name, this_machine
 from daemon.ledger.outage import Outage, describe
 from daemon.ledger.records import (
     Arrival,
+    AuditRow,
     CommitmentRequest,
     Completion,
     DeliveryJob,
     ImageJob,
     KeptFile,
     LedgerLimits,
+    Recipient,
     SameReason,
     StoredResult,
 )
@@ -20,6 +22,7 @@ from daemon.ledger.states import DeliveryState, ImageState
 
 __all__ = [
     "Arrival",
+    "AuditRow",
     "CommitmentRequest",
     "Completion",
     "DeliveryJob",
@@ -32,6 +35,7 @@ __all__ = [
     "LedgerError",
     "LedgerLimits",
     "Outage",
+    "Recipient",
     "SameReason",
     "StoredResult",
     "UndecidedError",

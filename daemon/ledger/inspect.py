@@ -14,6 +14,8 @@ from sqlalchemy.engine import Connection
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.records import KeptFile, SameReason
 from daemon.ledger.schema import (
+    audit,
+    audit_state,
     deliveries,
     destinations,
     folders,
@@ -151,7 +153,14 @@ class Inspection:
                     state_is(table, state), table.c.owner.is_not(None)
                 )
                 owners.update(conn.execute(held.distinct()).scalars())
+            sends_audit = sa.select(audit_state.c.owner).where(audit_state.c.owner.is_not(None))
+            owners.update(conn.execute(sends_audit).scalars())
         return owners
+
+    def audit_waiting(self) -> int:
+        """How many events the audit trail still owes."""
+        with self._database.reading() as conn:
+            return int(conn.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one())
 
     # -- health ---------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ and every later transition names that attempt and changes nothing when another h
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import uuid
@@ -22,14 +23,18 @@ from daemon.ledger.database import Database, require_file
 from daemon.ledger.inspect import Inspection, in_parts
 from daemon.ledger.records import (
     Arrival,
+    AuditRow,
     CommitmentRequest,
     Completion,
     DeliveryJob,
     ImageJob,
     LedgerLimits,
+    Recipient,
     StoredResult,
 )
 from daemon.ledger.schema import (
+    audit,
+    audit_state,
     commitments,
     deliveries,
     destinations,
@@ -37,6 +42,7 @@ from daemon.ledger.schema import (
     instances,
     results,
     roles,
+    settings,
     spools,
     state_is,
     state_is_not,
@@ -58,6 +64,7 @@ _RETENTION = "retention"
 _SPOOL = "spool"
 _FOLDERS = "folders"
 _ADOPTION = "adoption"
+_AUDIT = "audit"
 
 _RECEIVED = {
     "state": ImageState.RECEIVED.value,
@@ -107,6 +114,8 @@ class Ledger:
         self.limits = limits or LedgerLimits()
         self._database = Database(url, clock, migrate)
         self.inspect = Inspection(self._database)
+        # Whether transitions record what the audit trail tells of them, in the same transaction.
+        self.is_audited = False
 
         # Compiled here and not in each commit, whose Python the associations wait for.
         columns = [*Arrival._fields, *_RECEIVED, "received_at"]
@@ -287,9 +296,11 @@ class Ledger:
             original = self._original(conn, image, completion.content_digest)
             if original is not None:
                 conn.execute(_held(job).values(**_duplicate_of(original, completion, now)))
+                self._audit_received(conn, image, completion)
                 return image_after(ImageEvent.RECOGNISE)
 
             conn.execute(_held(job).values(**_ended(job, completion, now)))
+            self._audit_received(conn, image, completion)
             for result in completion.results:
                 self._owe(conn, now, image, result, owed)
             self._database.ring(conn)
@@ -410,10 +421,19 @@ class Ledger:
             .with_for_update(skip_locked=True, of=deliveries)
         )
 
-    def mark_stored(self, job: DeliveryJob, status: int, commitment: bool = False) -> None:
-        """The destination has the object. `commitment`: ask later whether it keeps the object."""
+    def mark_stored(
+        self,
+        job: DeliveryJob,
+        status: int,
+        commitment: bool = False,
+        recipient: Recipient | None = None,
+    ) -> None:
+        """The destination has the object. `commitment`: ask later whether it keeps the object.
+
+        `recipient`: the destination as the audit trail names it.
+        """
         with self._database.transaction() as (conn, now):
-            conn.execute(
+            stored = conn.execute(
                 _held(job).values(
                     state=delivery_after(DeliveryEvent.STORE),
                     status=status,
@@ -423,6 +443,8 @@ class Ledger:
                     commit_due_at=now if commitment else None,
                 )
             )
+            if stored.rowcount and recipient is not None:
+                self._audit_sent(conn, now, job, recipient)
 
             if commitment:
                 self._database.ring(conn)
@@ -534,7 +556,138 @@ class Ledger:
             for table, state in _LEASED:
                 held = table.update().where(state_is(table, state), table.c.owner == owner)
                 conn.execute(held.values(owner=None, lease_until=now))
+            sender = audit_state.update().where(audit_state.c.owner == owner)
+            conn.execute(sender.values(owner=None, lease_until=now))
             self._database.ring(conn)
+
+    # -- the audit trail ------------------------------------------------------------------------
+
+    def record_audit(self, event: str, facts: Mapping[str, str]) -> None:
+        """Record an event that no transition makes. Nothing happens without an audit trail."""
+        if not self.is_audited:
+            return
+        with self._database.transaction() as (conn, now):
+            self._audit(conn, now, event, facts)
+            self._database.ring(conn)
+
+    def record_settings(self, digests: Mapping[str, str]) -> list[str]:
+        """Compare the settings (a digest for each key) with those of the last start.
+
+        Returns the keys that differ, and records them as one event; none at the first start.
+        """
+        with self._database.transaction() as (conn, now):
+            self._database.lock_until_commit(conn, _AUDIT)
+            known = {row.key: row.digest for row in conn.execute(sa.select(settings))}
+            changed = sorted(key for key, digest in digests.items() if known.get(key) != digest)
+            if not changed:
+                return []
+
+            conn.execute(settings.delete().where(settings.c.key.in_(changed)))
+            rows = [{"key": key, "digest": digests[key]} for key in changed]
+            conn.execute(settings.insert(), rows)
+            if not known:
+                return []
+            if self.is_audited:
+                self._audit(conn, now, "settings", {"keys": ", ".join(changed)})
+            return changed
+
+    def claim_audit(self, owner: str, limit: int) -> tuple[list[AuditRow], int]:
+        """The oldest events, and the last number that the file has.
+
+        No events where another owner's lease lasts: one process sends at a time, so that the
+        order holds.
+        """
+        with self._database.reading() as conn:
+            if conn.execute(sa.select(audit.c.number).limit(1)).first() is None:
+                return [], 0
+
+        with self._database.transaction() as (conn, now):
+            self._database.lock_until_commit(conn, _AUDIT)
+            state = conn.execute(sa.select(audit_state)).one()
+            is_free = state.owner in (None, owner) or state.lease_until <= now
+            if not is_free and state.lease_until <= now + 2 * self.limits.lease_s:
+                return [], 0
+
+            lease = {"owner": owner, "lease_until": now + self.limits.lease_s}
+            conn.execute(audit_state.update().values(**lease))
+            oldest = sa.select(audit).order_by(audit.c.number).limit(limit)
+            rows = [
+                AuditRow(row.number, row.made_at, row.event, json.loads(row.facts))
+                for row in conn.execute(oldest)
+            ]
+            return rows, int(state.filed)
+
+    def note_audit_filed(self, number: int) -> None:
+        """The file has every message up to this number."""
+        with self._database.transaction() as (conn, _):
+            conn.execute(audit_state.update().values(filed=number))
+
+    def drop_audit(self, owner: str, number: int) -> None:
+        """Events up to this number have gone out. Only for the owner of the lease."""
+        with self._database.transaction() as (conn, _):
+            if conn.execute(sa.select(audit_state.c.owner)).scalar() == owner:
+                conn.execute(audit.delete().where(audit.c.number <= number))
+
+    def _audit(
+        self, conn: Connection, made_at: float, event: str, facts: Mapping[str, str]
+    ) -> None:
+        """Record an event in the transaction of what it tells of."""
+        self._database.lock_until_commit(conn, _AUDIT)
+        last = conn.execute(sa.select(audit_state.c.last_number)).scalar()
+        if last is None:
+            first = {"name": _AUDIT, "last_number": 1, "filed": 0, "lease_until": 0.0}
+            conn.execute(audit_state.insert().values(**first))
+        else:
+            conn.execute(audit_state.update().values(last_number=last + 1))
+
+        row = {"number": (last or 0) + 1, "made_at": made_at, "event": event}
+        conn.execute(audit.insert().values(facts=json.dumps(dict(facts)), **row))
+
+    def _audit_received(
+        self, conn: Connection, image: sa.RowMapping, completion: Completion
+    ) -> None:
+        """Told when the image ends: only then its study is known. An image ends again where its
+        results are made again, or a person asks for another try.
+        """
+        if not self.is_audited or image["result_time"] is not None:
+            return
+        facts = {
+            "ae_title": image["calling_ae_title"],
+            "address": image["calling_address"] or "",
+            "study_instance_uid": completion.study_instance_uid or "",
+            "sop_class_uid": image["sop_class_uid"],
+            "sop_instance_uid": image["sop_instance_uid"],
+            "spool_name": image["spool_name"],
+        }
+        self._audit(conn, image["received_at"], "received", facts)
+
+    def _audit_sent(
+        self, conn: Connection, now: float, job: DeliveryJob, recipient: Recipient
+    ) -> None:
+        if not self.is_audited:
+            return
+        study = (
+            sa.select(instances.c.study_instance_uid)
+            .join(results, results.c.instance_id == instances.c.id)
+            .join(deliveries, deliveries.c.result_id == results.c.id)
+            .where(deliveries.c.id == job.id)
+        )
+        there = (
+            {"ae_title": recipient.name, "address": recipient.host}
+            if recipient.host
+            else {"folder": recipient.name}
+        )
+        facts = there | {
+            "study_instance_uid": conn.execute(study).scalar() or "",
+            "sop_class_uid": job.result.sop_class_uid,
+            "sop_instance_uid": job.result.sop_instance_uid,
+            "spool_name": job.result.spool_name,
+        }
+        self._audit(conn, now, "sent" if recipient.host else "exported", facts)
+
+    def _audit_command(self, conn: Connection, now: float, by: str, what: str) -> None:
+        if self.is_audited and by:
+            self._audit(conn, now, "command", {"by": by, "what": what})
 
     # -- storage commitment ---------------------------------------------------------------------
 
@@ -702,6 +855,7 @@ class Ledger:
         states: Sequence[str],
         uids: Sequence[str],
         to: Collection[str] | None = None,
+        by: str = "",
     ) -> int:
         """`pleura retry`: failed images wait again, refused deliveries are owed again.
 
@@ -725,6 +879,8 @@ class Ledger:
                     refused = refused.where(deliveries.c.destination.in_(list(to)))
                 count += conn.execute(refused.values(why=None, failures=0, **owed)).rowcount
 
+            if count:
+                self._audit_command(conn, now, by, f"retry: {count} tried again")
             self._database.ring(conn)
             return count
 
@@ -778,7 +934,11 @@ class Ledger:
             return count
 
     def resend(
-        self, destination: str, since: float | None = None, uids: Sequence[str] = ()
+        self,
+        destination: str,
+        since: float | None = None,
+        uids: Sequence[str] = (),
+        by: str = "",
     ) -> tuple[int, int]:
         """`pleura resend`: owe stored objects again, to an archive that lost them.
 
@@ -817,6 +977,9 @@ class Ledger:
             fresh = {"failures": 0, "commit_due_at": None, "commit_asks": 0, "committed_at": None}
             owed = _owed_again(now, DeliveryEvent.RESEND)
             count = conn.execute(again.values(**fresh, **owed)).rowcount
+            if count:
+                what = f"resend: {count} objects are sent again to {destination}"
+                self._audit_command(conn, now, by, what)
             self._database.ring(conn)
             return count, without_bytes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +48,25 @@ class Arrival(NamedTuple):
     origin: str  # dimse, inbox
     priority: int  # 0 stat, 1 routine, 2 low
     size_bytes: int
+    # Where the sender called from; None: the inbox.
+    calling_address: str | None = None
+
+
+class Recipient(NamedTuple):
+    """Where an object went, for the audit trail: an AE with its host, or a folder."""
+
+    name: str
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One event that the audit trail still owes. `facts` are named in daemon/audit/message.py."""
+
+    number: int
+    made_at: float
+    event: str
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True)

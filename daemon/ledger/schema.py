@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = sa.MetaData()
 
@@ -47,6 +47,8 @@ instances = sa.Table(
     sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
     sa.Column("study_instance_uid", sa.Text),
     sa.Column("calling_ae_title", sa.Text, nullable=False),
+    # Where its sender called from. Null: the inbox, or received before version 5.
+    sa.Column("calling_address", sa.Text),
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
@@ -212,6 +214,38 @@ roles = sa.Table(
     sa.Column("beat_at", sa.Float, nullable=False),
 )
 
+# One row for each event that the audit trail still owes to the repository and the file.
+audit = sa.Table(
+    "audit",
+    metadata,
+    # Without a gap, in the order of the commits. It is the message's identity.
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("made_at", sa.Float, nullable=False),
+    # One of daemon/audit/message.py.
+    sa.Column("event", sa.Text, nullable=False),
+    # JSON: names and texts. Never a patient's value.
+    sa.Column("facts", sa.Text, nullable=False),
+)
+
+# One row: the last number that was given, the last that the file has, and the sender's lease.
+audit_state = sa.Table(
+    "audit_state",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("last_number", sa.Integer, nullable=False),
+    sa.Column("filed", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("lease_until", sa.Float, nullable=False),
+)
+
+# One row for each key of the settings as a role last found it: a digest, since it may be a secret.
+settings = sa.Table(
+    "settings",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, nullable=False),
+)
+
 # The statements that turn the tables of one version into those of the next, on both databases.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
@@ -251,5 +285,13 @@ STEPS: dict[int, tuple[str, ...]] = {
         " last_answer TEXT NOT NULL, answered_at FLOAT NOT NULL, next_try_at FLOAT)",
         "CREATE TABLE roles (owner TEXT NOT NULL, role TEXT NOT NULL, beat_at FLOAT NOT NULL,"
         " PRIMARY KEY (owner, role))",
+    ),
+    4: (
+        "ALTER TABLE instances ADD COLUMN calling_address TEXT",
+        "CREATE TABLE audit (number INTEGER NOT NULL PRIMARY KEY, made_at FLOAT NOT NULL,"
+        " event TEXT NOT NULL, facts TEXT NOT NULL)",
+        "CREATE TABLE audit_state (name TEXT NOT NULL PRIMARY KEY, last_number INTEGER NOT NULL,"
+        " filed INTEGER NOT NULL, owner TEXT, lease_until FLOAT NOT NULL)",
+        "CREATE TABLE settings (key TEXT NOT NULL PRIMARY KEY, digest TEXT NOT NULL)",
     ),
 }

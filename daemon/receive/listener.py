@@ -55,7 +55,15 @@ class Listener:
     thread.
     """
 
-    def __init__(self, ports: Sequence[Port], limits: Limits, serve: Serve) -> None:
+    def __init__(
+        self,
+        ports: Sequence[Port],
+        limits: Limits,
+        serve: Serve,
+        refused: Callable[[str, str], None] = lambda *_: None,
+    ) -> None:
+        """`refused` hears of connections that come to nothing: address, and why."""
+        self._refused = refused
         self._ports = ports
         tls_ports = [port.number for port in ports if port.context is not None]
         self._tls_port = tls_ports[0] if tls_ports else None
@@ -214,6 +222,7 @@ class Listener:
 
     def _say(self, address: str, trouble: str, words: str = "") -> None:
         """Log a connection that comes to nothing: the same trouble of an address once a minute."""
+        self._refused(address, words or trouble)
         now = time.monotonic()
         if now < self._said.get((address, trouble), 0.0) + _QUIET_S:
             return

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 from daemon import watchdog
+from daemon.audit import Alerts
 from daemon.config import Config
 from daemon.dicom import negotiation
 from daemon.dicom.acceptor import Association, End, Limits, Rejection
@@ -47,7 +48,8 @@ class Receiver:
         )
         self._intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
         self._roster = Roster(self.limits)
-        self._listener = Listener(_ports(config), self.limits, self._serve)
+        self._alerts = Alerts(ledger)
+        self._listener = Listener(_ports(config), self.limits, self._serve, self._alerts.refuse)
 
     def start(self) -> None:
         """Listen.
@@ -56,6 +58,7 @@ class Receiver:
             OSError: a host and port cannot be listened on.
         """
         self._listener.start()
+        self._alerts.start()
 
     def stop(self) -> None:
         """Take no new association.
@@ -65,6 +68,7 @@ class Receiver:
         self._listener.stop()
         self._roster.stop()
         self._intake.stop()
+        self._alerts.stop()
 
     @property
     def associations(self) -> int:
@@ -93,6 +97,8 @@ class Receiver:
             with watchdog.watched(f"association from {association.address}"):
                 end = association.run()
             _log_end(association, end, time.monotonic() - began)
+            if association.rejection is not None:
+                self._alerts.refuse(association.address, end.why)
         finally:
             self._roster.leave(association)
             association.close()

@@ -201,6 +201,7 @@ class StoredObject:
             origin="dimse",
             priority=_urgency(request.priority, self._session.caller),
             size_bytes=self._size_bytes,
+            calling_address=self._session.address,
         )
 
         self._file.keep(arrival)

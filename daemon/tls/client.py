@@ -1,4 +1,4 @@
-"""TLS on connections that this node opens: to archives."""
+"""TLS on connections that this node opens: to archives, and to the audit repository."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 import ssl
 from pathlib import Path
 
-from daemon.config import Config, DicomDestination
+from daemon.config import Audit, Config, DicomDestination
 from daemon.tls.contexts import Credentials, client_context
 from daemon.tls.renewal import Renewed
 from daemon.tls.words import in_words
@@ -65,6 +65,27 @@ def destination_client(config: Config, destination: DicomDestination) -> TlsClie
     versions = (theirs.profile, theirs.minimum_version)
     context = _renewed(where, credentials, trusted, is_pinned, versions)
     return TlsClient(where, context, theirs.name)
+
+
+def repository_client(audit: Audit) -> TlsClient | None:
+    """TLS toward the audit repository; None where it is reached without.
+
+    Raises:
+        TlsError: a file cannot be used.
+    """
+    if audit.repository is None or not audit.repository.startswith("tls://"):
+        return None
+
+    credentials = repository_credentials(audit)
+    context = _renewed("audit", credentials, audit.ca, False, ("non-downgrading", "1.2"))
+    return TlsClient("audit", context, None)
+
+
+def repository_credentials(audit: Audit) -> Credentials | None:
+    """The certificate that the audit repository sees, if there is one."""
+    if audit.certificate is None or audit.key is None:
+        return None
+    return Credentials("audit", audit.certificate, audit.key, audit.key_passphrase_file)
 
 
 def destination_credentials(config: Config, destination: DicomDestination) -> Credentials | None:

@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from daemon.config import Config, DicomDestination, ServerTls
-from daemon.tls.client import destination_client, destination_credentials
+from daemon.tls.client import (
+    destination_client,
+    destination_credentials,
+    repository_client,
+    repository_credentials,
+)
 from daemon.tls.contexts import Credentials, TlsError, server_context
 from daemon.tls.renewal import Renewed
 
@@ -41,6 +46,9 @@ def credentials(config: Config) -> Iterator[Credentials]:
             theirs = destination_credentials(config, destination)
             if theirs is not None and theirs.where != "tls":
                 yield theirs
+    own = repository_credentials(config.audit) if config.audit is not None else None
+    if own is not None:
+        yield own
 
 
 def troubles(config: Config) -> Iterator[str]:
@@ -52,6 +60,9 @@ def troubles(config: Config) -> Iterator[str]:
     for destination in config.destinations:
         if isinstance(destination, DicomDestination) and destination.tls is not None:
             builds.append(partial(destination_client, config, destination))
+
+    if config.audit is not None:
+        builds.append(partial(repository_client, config.audit))
 
     for build in builds:
         try:

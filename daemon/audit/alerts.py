@@ -1,0 +1,73 @@
+"""Security alerts of the receive role: refused connections and associations.
+
+They are no transition of the ledger, and come when somebody misbehaves: a thread of their own
+writes them, so that neither the listener nor a thread that still has to answer waits for a commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from queue import Full, Queue
+
+from daemon.ledger import Ledger
+
+log = logging.getLogger("pleura.audit")
+
+# The same refusal of the same address is told at most so often.
+_QUIET_S = 60.0
+_REMEMBERED = 1000
+_WAITING = 1000
+_RETRY_S = 2.0
+
+
+class Alerts:
+    """Records refusals; refuse() never blocks and never raises."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._queue: Queue[dict[str, str] | None] = Queue(_WAITING)
+        self._told: dict[tuple[str, str], float] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when what waits is written, or cannot be."""
+        self._stopping.set()
+        self._queue.put(None)
+        self._thread.join()
+
+    def refuse(self, address: str, why: str) -> None:
+        """A peer at `address` was refused."""
+        if not self._ledger.is_audited:
+            return
+        now = time.monotonic()
+        if now < self._told.get((address, why), 0.0) + _QUIET_S:
+            return
+        if len(self._told) >= _REMEMBERED:
+            self._told.clear()
+        self._told[address, why] = now
+        try:
+            self._queue.put_nowait({"address": address, "why": why})
+        except Full:
+            log.warning("audit: too many refusals at a time; one of %s is not recorded", address)
+
+    def _run(self) -> None:
+        while (facts := self._queue.get()) is not None:
+            while not self._record(facts):
+                if self._stopping.wait(_RETRY_S):
+                    break
+
+    def _record(self, facts: dict[str, str]) -> bool:
+        try:
+            self._ledger.record_audit("refused", facts)
+        except Exception:
+            # The loop's one catch-all: a ledger that is away comes back.
+            log.exception("audit: a refusal cannot be recorded; trying again")
+            return False
+        return True

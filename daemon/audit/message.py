@@ -1,0 +1,293 @@
+"""A recorded event as the XML of PS3.15 A.5.1, with the participants that A.5.3 asks for.
+
+The ledger keeps an event as its name and a few facts (daemon.ledger.records.AuditEvent); the XML
+is made when it is sent, so that a repetition is the same message byte for byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from daemon.ledger import AuditRow
+
+# Facts of an event, as the ledger recorded them.
+Facts = Mapping[str, str]
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_DCM = "DCM"
+_SUCCESS, _MINOR_FAILURE = "0", "4"
+
+# PS3.16 CID 400 and 401: the event, and its type.
+_APPLICATION_ACTIVITY = ("110100", "Application Activity")
+_TRANSFERRED = ("110104", "DICOM Instances Transferred")
+_EXPORT = ("110106", "Export")
+_SECURITY_ALERT = ("110113", "Security Alert")
+_START = ("110120", "Application Start")
+_STOP = ("110121", "Application Stop")
+_NODE_AUTHENTICATION = ("110126", "Node Authentication")
+_SECURITY_CONFIGURATION = ("110129", "Security Configuration")
+_SOFTWARE_CONFIGURATION = ("110131", "Software Configuration")
+_RESTRICTED_FUNCTION = ("110132", "Use of Restricted Function")
+
+# PS3.16 CID 402: the roles of participants.
+_APPLICATION = ("110150", "Application")
+_DESTINATION = ("110152", "Destination Role ID")
+_SOURCE = ("110153", "Source Role ID")
+_DESTINATION_MEDIA = ("110154", "Destination Media")
+
+# PS3.16 CID 404: the identifiers of objects.
+_STUDY_UID = ("110180", "Study Instance UID")
+_NODE_ID = ("110182", "Node ID")
+
+# Settings that decide who may talk to the node.
+_SECURITY_SETTINGS = {"ae_title", "audit", "destinations", "host", "peers", "port", "tls"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The system that tells: its AE title and host, and the site's name for itself."""
+
+    ae_title: str
+    host: str
+    enterprise_site_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.ae_title}@{self.host}"
+
+
+def document(row: AuditRow, source: Source) -> str:
+    """The XML of one event.
+
+    Raises:
+        KeyError: an event that this version does not know.
+    """
+    root = ElementTree.Element("AuditMessage")
+    _BODIES[row.event](root, row, source)
+    return '<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, encoding="unicode")
+
+
+# -- the events ------------------------------------------------------------------------------------
+
+
+def _application(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.1. One for each role, which is a process."""
+    kind = _START if row.event == "start" else _STOP
+    _event(root, row, _APPLICATION_ACTIVITY, "E", kind)
+    facts = row.facts
+    _participant(root, f"{facts['role']}/{facts['pid']}", source, _APPLICATION, is_requestor=False)
+    _source(root, source)
+
+
+def _received(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.7, told by the receiver."""
+    facts = row.facts
+    _event(root, row, _TRANSFERRED, "C")
+    _peer(root, facts["ae_title"], facts.get("address", ""), _SOURCE, is_requestor=True)
+    _participant(root, source.ae_title, source, _DESTINATION, is_requestor=False)
+    _source(root, source)
+    _study(root, facts)
+    _patient(root, facts)
+
+
+def _sent(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.7, told by the sender."""
+    facts = row.facts
+    _event(root, row, _TRANSFERRED, "C")
+    _participant(root, source.ae_title, source, _SOURCE, is_requestor=True)
+    _peer(root, facts["ae_title"], facts.get("address", ""), _DESTINATION, is_requestor=False)
+    _source(root, source)
+    _study(root, facts)
+    _patient(root, facts)
+
+
+def _exported(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.5: a file in a folder leaves the control of the node."""
+    facts = row.facts
+    _event(root, row, _EXPORT, "R")
+    _participant(root, source.ae_title, source, _SOURCE, is_requestor=True)
+    _peer(root, facts["folder"], "", _DESTINATION_MEDIA, is_requestor=False)
+    _source(root, source)
+    _study(root, facts)
+    _patient(root, facts)
+
+
+def _refused(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.11: a connection or association was refused."""
+    facts = row.facts
+    _event(root, row, _SECURITY_ALERT, "E", _NODE_AUTHENTICATION, _MINOR_FAILURE)
+    _participant(root, source.ae_title, source, _APPLICATION, is_requestor=True)
+    _source(root, source)
+    _alert(root, facts["address"], facts["why"])
+
+
+def _settings(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.11: the node found other settings than at its last start."""
+    keys = row.facts["keys"].split(", ")
+    is_security = not _SECURITY_SETTINGS.isdisjoint(keys)
+    kind = _SECURITY_CONFIGURATION if is_security else _SOFTWARE_CONFIGURATION
+    _event(root, row, _SECURITY_ALERT, "E", kind)
+    _participant(root, source.ae_title, source, _APPLICATION, is_requestor=True)
+    _source(root, source)
+    _alert(root, source.name, f"settings changed: {row.facts['keys']}")
+
+
+def _command(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.11: a person had work done again (`pleura retry`, `pleura resend`)."""
+    facts = row.facts
+    _event(root, row, _SECURITY_ALERT, "E", _RESTRICTED_FUNCTION)
+    _participant(root, facts["by"], source, None, is_requestor=True)
+    _participant(root, source.ae_title, source, _APPLICATION, is_requestor=False)
+    _source(root, source)
+    _alert(root, source.name, facts["what"])
+
+
+_BODIES = {
+    "start": _application,
+    "stop": _application,
+    "received": _received,
+    "sent": _sent,
+    "exported": _exported,
+    "refused": _refused,
+    "settings": _settings,
+    "command": _command,
+}
+
+
+# -- parts of a message ----------------------------------------------------------------------------
+
+
+def _event(
+    root: ElementTree.Element,
+    row: AuditRow,
+    event: tuple[str, str],
+    action: str,
+    kind: tuple[str, str] | None = None,
+    outcome: str = _SUCCESS,
+) -> None:
+    when = datetime.datetime.fromtimestamp(row.made_at, datetime.UTC)
+    element = ElementTree.SubElement(
+        root,
+        "EventIdentification",
+        EventActionCode=action,
+        EventDateTime=when.isoformat(timespec="milliseconds"),
+        EventOutcomeIndicator=outcome,
+    )
+    _code(element, "EventID", event)
+    if kind is not None:
+        _code(element, "EventTypeCode", kind)
+
+
+def _participant(
+    root: ElementTree.Element,
+    user_id: str,
+    source: Source,
+    role: tuple[str, str] | None,
+    is_requestor: bool,
+) -> None:
+    """A participant on this node."""
+    element = ElementTree.SubElement(
+        root,
+        "ActiveParticipant",
+        UserID=_clean(user_id),
+        AlternativeUserID=f"AETITLES={source.ae_title}",
+        UserIsRequestor=str(is_requestor).lower(),
+        NetworkAccessPointID=source.host,
+        NetworkAccessPointTypeCode="1",
+    )
+    if role is not None:
+        _code(element, "RoleIDCode", role)
+
+
+def _peer(
+    root: ElementTree.Element,
+    user_id: str,
+    address: str,
+    role: tuple[str, str],
+    is_requestor: bool,
+) -> None:
+    """A participant elsewhere."""
+    attributes = {"UserID": _clean(user_id), "UserIsRequestor": str(is_requestor).lower()}
+    if address:
+        is_number = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", address) is not None
+        attributes["NetworkAccessPointID"] = _clean(address)
+        attributes["NetworkAccessPointTypeCode"] = "2" if is_number else "1"
+    element = ElementTree.SubElement(root, "ActiveParticipant", attributes)
+    _code(element, "RoleIDCode", role)
+
+
+def _source(root: ElementTree.Element, source: Source) -> None:
+    attributes = {"AuditSourceID": source.name}
+    if source.enterprise_site_id:
+        attributes["AuditEnterpriseSiteID"] = _clean(source.enterprise_site_id)
+    element = ElementTree.SubElement(root, "AuditSourceIdentification", attributes)
+    # An application server.
+    ElementTree.SubElement(element, "AuditSourceTypeCode", {"csd-code": "4"})
+
+
+def _study(root: ElementTree.Element, facts: Facts) -> None:
+    """The study, and the one instance of it. An undecodable image has no study that is known."""
+    element = _object(root, facts.get("study_instance_uid") or "unknown", "2", "3")
+    _code(element, "ParticipantObjectIDTypeCode", _STUDY_UID)
+    ElementTree.SubElement(element, "ParticipantObjectName").text = "Study"
+    description = ElementTree.SubElement(element, "ParticipantObjectDescription")
+    sop_class = ElementTree.SubElement(
+        description, "SOPClass", UID=_clean(facts["sop_class_uid"]), NumberOfInstances="1"
+    )
+    ElementTree.SubElement(sop_class, "Instance", UID=_clean(facts["sop_instance_uid"]))
+
+
+def _patient(root: ElementTree.Element, facts: Facts) -> None:
+    """The patient, where the settings have their identifier in the audit trail. Never a name."""
+    patient_id = facts.get("patient_id")
+    if not patient_id:
+        return
+    element = _object(root, patient_id, "1", "1")
+    _code(element, "ParticipantObjectIDTypeCode", ("2", "Patient Number"), "RFC-3881")
+    ElementTree.SubElement(element, "ParticipantObjectName").text = "Patient"
+
+
+def _alert(root: ElementTree.Element, node: str, words: str) -> None:
+    element = _object(root, node, "2", "13")
+    _code(element, "ParticipantObjectIDTypeCode", _NODE_ID)
+    ElementTree.SubElement(element, "ParticipantObjectName").text = _clean(node)
+    value = base64.b64encode(words.encode("utf-8", "replace")).decode()
+    ElementTree.SubElement(
+        element, "ParticipantObjectDetail", type="Alert Description", value=value
+    )
+
+
+def _object(root: ElementTree.Element, name: str, kind: str, role: str) -> ElementTree.Element:
+    return ElementTree.SubElement(
+        root,
+        "ParticipantObjectIdentification",
+        ParticipantObjectID=_clean(name),
+        ParticipantObjectTypeCode=kind,
+        ParticipantObjectTypeCodeRole=role,
+    )
+
+
+def _code(
+    parent: ElementTree.Element, name: str, code: tuple[str, str], system: str = _DCM
+) -> None:
+    value, meaning = code
+    ElementTree.SubElement(
+        parent,
+        name,
+        {
+            "csd-code": value,
+            "codeSystemName": system,
+            "displayName": meaning,
+            "originalText": meaning,
+        },
+    )
+
+
+def _clean(text: str) -> str:
+    """A value as XML 1.0 can hold it, with the blanks of a token."""
+    return " ".join(_NOT_XML.sub("?", text).split())

@@ -1,0 +1,439 @@
+"""The audit trail: what is recorded with which transition, its XML, and the way to a repository."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from pydantic import ValidationError
+from pydicom import Dataset, dcmwrite
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from daemon.audit import Alerts, AuditSender, Source, document
+from daemon.audit.syslog import formatted
+from daemon.config import Audit, Config
+from daemon.ledger import Arrival, AuditRow, Completion, Ledger, Recipient, StoredResult
+from daemon.service import settings_digests
+from daemon.spool import Spool
+from tests.unit.audit_schema import faults
+from tools.peers.certificates import Authority, Pair
+
+SOURCE = Source("PLEURA", "node.example", "Hospital 1")
+SC = "1.2.840.10008.5.1.4.1.1.7"
+OBJECT = {
+    "study_instance_uid": "1.2.3",
+    "sop_class_uid": SC,
+    "sop_instance_uid": "1.2.3.4",
+    "spool_name": "ab/cd",
+}
+EVENTS = {
+    "start": {"role": "receive", "pid": "4711"},
+    "stop": {"role": "receive", "pid": "4711"},
+    "received": OBJECT | {"ae_title": "XRAY1", "address": "10.0.4.11", "patient_id": "4711"},
+    "sent": OBJECT | {"ae_title": "PACS", "address": "pacs.example"},
+    "exported": OBJECT | {"folder": "/var/lib/pleura/outbox"},
+    "refused": {"address": "fe80::1", "why": "rejected with 1/1/3: no peer has this AE title"},
+    "settings": {"keys": "overlay, peers"},
+    "command": {"by": "alice", "what": "retry: 3 tried again"},
+}
+
+
+def row(event: str, number: int = 1, **more: str) -> AuditRow:
+    return AuditRow(number, 1_800_000_000.25, event, EVENTS[event] | more)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_every_message_is_valid_by_the_schema_of_the_standard(event: str) -> None:
+    assert faults(document(row(event), SOURCE)) == []
+    assert faults(document(row(event), Source("PLEURA", "node"))) == []
+
+
+def test_the_schema_refuses_what_it_should() -> None:
+    whole = document(row("received"), SOURCE)
+    for part in ("UserIsRequestor", "EventOutcomeIndicator", "originalText", "AuditSourceID"):
+        assert faults(whole.replace(part, "Other")), part
+    for kind in ("AuditSourceIdentification", "ParticipantObjectIDTypeCode"):
+        root = ElementTree.fromstring(whole)
+        for parent in root.iter():
+            for inner in parent.findall(kind):
+                parent.remove(inner)
+        assert faults(ElementTree.tostring(root, encoding="unicode")), kind
+
+
+def test_a_hostile_value_stays_a_value() -> None:
+    evil = 'X"/><AuditMessage>\x00\x1b\n \ud800& \uffff'
+    for event in ("received", "refused", "command"):
+        facts = dict.fromkeys(EVENTS[event], evil)
+        xml = document(AuditRow(1, 0.0, event, facts), Source("PLEURA", "node", evil))
+        assert faults(xml) == []
+        assert xml.count("<AuditMessage") == 1
+        xml.encode()
+
+
+def test_the_codes_are_those_of_the_standard() -> None:
+    """PS3.16 CID 400 to 404, by hand."""
+    wanted = {
+        "start": ("110100", "110120"),
+        "stop": ("110100", "110121"),
+        "received": ("110104",),
+        "sent": ("110104",),
+        "exported": ("110106",),
+        "refused": ("110113", "110126"),
+        "settings": ("110113", "110129"),
+        "command": ("110113", "110132"),
+    }
+    for event, codes in wanted.items():
+        identification = ElementTree.fromstring(document(row(event), SOURCE))[0]
+        assert tuple(each.attrib["csd-code"] for each in identification) == codes
+    quiet = ElementTree.fromstring(document(row("settings", keys="overlay"), SOURCE))[0]
+    assert quiet[1].attrib["csd-code"] == "110131"
+
+
+def test_a_patient_is_told_only_where_there_is_one() -> None:
+    with_id = ElementTree.fromstring(document(row("received"), SOURCE))
+    patients = with_id.findall("ParticipantObjectIdentification[@ParticipantObjectTypeCode='1']")
+    assert [each.attrib["ParticipantObjectID"] for each in patients] == ["4711"]
+    assert not ElementTree.fromstring(document(row("sent"), SOURCE)).findall(
+        "ParticipantObjectIdentification[@ParticipantObjectTypeCode='1']"
+    )
+
+
+def test_a_message_is_framed_as_rfc_5424_has_it() -> None:
+    message = formatted(row("start", 7), SOURCE).decode()
+    head = (
+        r"<85>1 2027-01-15T08:00:00\.250Z node\.example Pleura - DICOM\+RFC3881 "
+        r'\[meta sequenceId="7"\] \ufeff<\?xml .*</AuditMessage>'
+    )
+    assert re.fullmatch(head, message)
+    assert formatted(row("start", 7), SOURCE).decode() == message
+    assert formatted(row("refused"), SOURCE).startswith(b"<84>1 ")
+    assert b'sequenceId="1"' in formatted(row("start", 2147483648), SOURCE)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"repository": "tcp://host:1"},
+        {"repository": "tls://host"},
+        {"repository": "udp://user@host:514"},
+        {"repository": "tls://host:99999"},
+        {"file": "relative"},
+        {"file": "/a", "key": "/b"},
+        {"file": "/a", "patients": "name"},
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(keys: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        Audit.model_validate(keys)
+
+
+# -- the ledger
+
+
+class Bench:
+    """A ledger that is audited, with its spool."""
+
+    def __init__(self, folder: Path, url: str, **audit: Any) -> None:
+        folder_destination = {"name": "out", "folder": str(folder / "out"), "results": ["SC"]}
+        self.config = Config.model_validate(
+            {
+                "spool": str(folder / "spool"),
+                "ledger": url,
+                "destinations": [folder_destination],
+                "audit": {"file": str(folder / "audit.log")} | audit,
+            }
+        )
+        self.ledger = Ledger(url)
+        self.ledger.is_audited = True
+        self.spool = Spool(self.config.spool)
+
+    def receive(self, uid: str = "1.2.3.4") -> None:
+        name = self.spool.write(_picture(uid))
+        self.ledger.receive([Arrival(name, SC, uid, "", "XRAY1", "dimse", 1, 1, "10.0.4.11")])
+
+    def analyse(self, uid: str = "1.2.3.4") -> None:
+        (job,) = self.ledger.claim_images("test", 1)
+        made = StoredResult("SC", self.spool.write(b"x"), SC, f"{uid}.5", "", 1)
+        done = Completion("analysed", f"digest {uid}", "1.2.3", results=(made,))
+        self.ledger.complete(job, done, self.config.owed())
+
+    def rows(self) -> list[AuditRow]:
+        return self.ledger.claim_audit("test", 100)[0]
+
+    def rows_left(self) -> int:
+        """How many events have not gone out."""
+        return self.ledger.inspect.audit_waiting()
+
+
+def _picture(uid: str) -> bytes:
+    import io
+
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = UID(SC), UID(uid)
+    dataset.PatientID, dataset.PatientName = "4711", "Geheim"
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, ledger_url: str) -> Iterator[Bench]:
+    bench = Bench(tmp_path, ledger_url)
+    yield bench
+    bench.ledger.close()
+
+
+def test_each_transition_records_what_the_audit_trail_tells_of_it(bench: Bench) -> None:
+    bench.receive()
+    assert bench.rows() == []  # its study is not known yet
+    bench.analyse()
+    (job,) = bench.ledger.claim_deliveries("out", "test", 1)
+    bench.ledger.mark_stored(job, 0, recipient=Recipient("PACS", "10.0.4.2"))
+    assert bench.ledger.resend("out", uids=["1.2.3"], by="alice") == (1, 0)
+    (job,) = bench.ledger.claim_deliveries("out", "test", 1)
+    bench.ledger.mark_stored(job, 0, recipient=Recipient("/out"))
+    bench.ledger.mark_stored(job, 0, recipient=Recipient("/out"))  # stale: nothing changes
+    bench.ledger.record_audit("start", {"role": "deliver", "pid": "1"})
+
+    rows = bench.rows()
+    assert [each.number for each in rows] == [1, 2, 3, 4, 5]
+    assert [each.event for each in rows] == ["received", "sent", "command", "exported", "start"]
+    received, sent, command, exported, _ = (each.facts for each in rows)
+    assert (received["ae_title"], received["address"]) == ("XRAY1", "10.0.4.11")
+    assert {received["study_instance_uid"], sent["study_instance_uid"]} == {"1.2.3"}
+    assert (sent["ae_title"], sent["address"], exported["folder"]) == ("PACS", "10.0.4.2", "/out")
+    assert command == {"by": "alice", "what": "resend: 1 objects are sent again to out"}
+    assert all("4711" not in str(each) and "Geheim" not in str(each) for each in rows)
+    assert all(faults(document(each, SOURCE)) == [] for each in rows)
+
+
+def test_a_duplicate_is_received_too_and_a_remade_image_is_not(bench: Bench) -> None:
+    for _ in range(2):
+        bench.receive()
+        bench.analyse()
+    assert [each.event for each in bench.rows()] == ["received", "received"]
+    (job,) = bench.ledger.claim_deliveries("out", "test", 1)
+    assert bench.ledger.remake(job, "lost")
+    bench.analyse()
+    assert len(bench.rows()) == 2
+
+
+def test_without_an_audit_trail_nothing_is_recorded(bench: Bench) -> None:
+    bench.ledger.is_audited = False
+    bench.receive()
+    bench.analyse()
+    (job,) = bench.ledger.claim_deliveries("out", "test", 1)
+    bench.ledger.mark_stored(job, 0, recipient=Recipient("/out"))
+    bench.ledger.resend("out", uids=["1.2.3"], by="alice")
+    bench.ledger.record_audit("start", {})
+    assert bench.rows() == []
+
+
+def test_changed_settings_are_told_with_their_keys_and_never_their_values(bench: Bench) -> None:
+    before = settings_digests(bench.config)
+    assert bench.ledger.record_settings(before) == []
+    assert bench.ledger.record_settings(before) == []
+    other = bench.config.model_copy(update={"ae_title": "OTHER", "max_batch": 3})
+    assert bench.ledger.record_settings(settings_digests(other)) == ["ae_title", "max_batch"]
+    (told,) = bench.rows()
+    assert (told.event, told.facts) == ("settings", {"keys": "ae_title, max_batch"})
+
+
+def test_one_process_sends_at_a_time_and_a_dead_one_is_succeeded(bench: Bench) -> None:
+    bench.ledger.record_audit("start", EVENTS["start"])
+    assert bench.ledger.claim_audit("first", 10)[0]
+    assert bench.ledger.claim_audit("second", 10)[0] == []
+    bench.ledger.drop_audit("second", 1)
+    assert bench.ledger.inspect.lease_owners() == {"first"}
+    bench.ledger.release_leases("first")
+    assert len(bench.ledger.claim_audit("second", 10)[0]) == 1
+    bench.ledger.drop_audit("second", 1)
+    assert bench.ledger.claim_audit("second", 10)[0] == []
+
+
+# -- the sender
+
+
+class Repository:
+    """A syslog receiver over TLS that can be away."""
+
+    def __init__(self, pair: Pair, ca: Authority) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(pair.certificate, pair.key)
+        self._context.load_verify_locations(ca.certificate)
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self.is_away = False
+        self.messages: list[bytes] = []
+        self._open: list[ssl.SSLSocket] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listening.accept()
+            except OSError:
+                return
+            if self.is_away:
+                plain.close()
+                continue
+            try:
+                with self._context.wrap_socket(plain, server_side=True) as connection:
+                    self._open.append(connection)
+                    self._read(connection)
+            except OSError:
+                plain.close()
+
+    def _read(self, connection: ssl.SSLSocket) -> None:
+        data = b""
+        while part := connection.recv(65536):
+            data += part
+            while b" " in data:
+                size, _, rest = data.partition(b" ")
+                if len(rest) < int(size):
+                    break
+                self.messages.append(rest[: int(size)])
+                data = rest[int(size) :]
+
+    def break_off(self) -> None:
+        """Every connection ends, and new ones do too."""
+        self.is_away = True
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.break_off()
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join()
+
+
+def numbers(messages: list[bytes]) -> list[int]:
+    return [int(re.findall(rb'sequenceId="(\d+)"', each)[0]) for each in messages]
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def sending(bench: Bench) -> Iterator[None]:
+    stop = threading.Event()
+    sender = AuditSender(bench.config, bench.ledger, bench.spool)
+    thread = threading.Thread(target=sender.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_repository_gets_everything_in_order_across_an_outage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ca = Authority(tmp_path / "ca")
+    repository = Repository(ca.issue("repository"), ca)
+    own = ca.issue("node").settings()
+    to = {"repository": f"tls://127.0.0.1:{repository.port}", "ca": str(ca.certificate)}
+    bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db", **own, **to)
+    try:
+        with sending(bench), caplog.at_level(logging.INFO, "pleura.audit"):
+            bench.ledger.record_audit("start", EVENTS["start"])
+            until(lambda: not bench.rows_left())
+            repository.break_off()
+            for _ in range(5):
+                bench.ledger.record_audit("stop", EVENTS["stop"])
+            until(lambda: "cannot be reached" in caplog.text)
+            repository.is_away = False
+            until(lambda: not bench.rows_left())
+        got = numbers(repository.messages)
+        assert list(dict.fromkeys(got)) == [1, 2, 3, 4, 5, 6]
+        assert caplog.text.count("cannot be reached") == 1
+        assert caplog.text.count("go out again") == 1
+        # The file had each once, outage or not.
+        lines = (tmp_path / "audit.log").read_bytes().splitlines()
+        assert numbers(lines) == [1, 2, 3, 4, 5, 6]
+        assert (tmp_path / "audit.log").stat().st_mode & 0o777 == 0o600
+    finally:
+        repository.close()
+        bench.ledger.close()
+
+
+def test_datagrams_carry_one_message_each(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as repository:
+        repository.bind(("127.0.0.1", 0))
+        repository.settimeout(30.0)
+        to = f"udp://127.0.0.1:{repository.getsockname()[1]}"
+        bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db", repository=to, file=None)
+        with sending(bench):
+            for _ in range(3):
+                bench.ledger.record_audit("start", EVENTS["start"])
+            got = [repository.recv(65536) for _ in range(3)]
+        bench.ledger.close()
+    assert numbers(got) == [1, 2, 3]
+    assert all(faults(each.decode().partition("\ufeff")[2]) == [] for each in got)
+
+
+@pytest.mark.parametrize("patients", ["none", "id"])
+def test_the_patient_id_is_told_only_where_the_settings_ask_for_it(
+    tmp_path: Path, patients: str
+) -> None:
+    bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db", patients=patients)
+    bench.receive()
+    bench.analyse()
+    with sending(bench):
+        until(lambda: not bench.rows_left())
+    bench.ledger.close()
+    text = (tmp_path / "audit.log").read_text()
+    assert ("4711" in text) == (patients == "id")
+    assert "Geheim" not in text
+
+
+def test_what_a_dead_sender_had_filed_is_not_filed_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db")
+    for _ in range(3):
+        bench.ledger.record_audit("start", EVENTS["start"])
+    bench.ledger.claim_audit("dead", 2)
+    bench.ledger.note_audit_filed(2)
+    bench.ledger.release_leases("dead")
+    with sending(bench):
+        until(lambda: not bench.rows_left())
+    bench.ledger.close()
+    assert numbers((tmp_path / "audit.log").read_bytes().splitlines()) == [3]
+
+
+def test_a_refusal_is_recorded_once_a_minute_for_each_address_and_reason(bench: Bench) -> None:
+    alerts = Alerts(bench.ledger)
+    alerts.start()
+    for _ in range(3):
+        for address in ("10.0.4.11", "10.0.4.12"):
+            alerts.refuse(address, "rejected with 1/1/3")
+    alerts.refuse("10.0.4.11", "the TLS handshake failed")
+    alerts.stop()
+    told = [(each.facts["address"], each.facts["why"][:8]) for each in bench.rows()]
+    assert told == [
+        ("10.0.4.11", "rejected"),
+        ("10.0.4.12", "rejected"),
+        ("10.0.4.11", "the TLS "),
+    ]
