@@ -1,7 +1,7 @@
 """How fast an object is accepted: ours with full durability, beside Orthanc and DCMTK's storescp,
 in one run.
 
-    python -m benchmarks.receive [--rounds N] [--data DIR] [--folder DIR]
+    python -m benchmarks.receive [--rounds N] [--data DIR] [--folder DIR] [--tls]
 
 Each round sends the same objects to each party, one after another, over 1, 4 and 8 associations at
 a time: 15 MB uncompressed, and one of the real JPEG X-rays in DATA. The parties:
@@ -11,6 +11,9 @@ a time: 15 MB uncompressed, and one of the real JPEG X-rays in DATA. The parties
 - storescp: no fsync; its quickest options (data set written as it comes, a process per association
   beside the first).
 - write+fsync: the same bytes written to as many files at a time and fsynced, nothing else.
+
+With `--tls` the parties are pleura plain, pleura over TLS and storescp over TLS; both verify the
+sender's certificate, and a handshake for each association is part of its time.
 
 One sender for all: a socket and PDUs that lie ready, as large as the party takes, at most 128 KiB;
 TCP_NODELAY for all. A time is the wall clock from the first connect to the last release, divided by
@@ -25,6 +28,7 @@ import argparse
 import os
 import shutil
 import socket
+import ssl
 import statistics
 import struct
 import subprocess
@@ -33,13 +37,14 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 from pydicom import Dataset, dcmread, dcmwrite
@@ -50,6 +55,7 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
 )
 
+from tools.peers.certificates import Authority
 from tools.peers.harness import Orthanc
 from tools.peers.ports import unused_port
 from tools.peers.waiting import wait_until
@@ -86,6 +92,8 @@ class Party:
     port: Callable[[int], int]  # by the number of associations
     kept: Callable[[], int]
     forget: Callable[[], None]
+    # How the sender reaches it; None: without TLS.
+    security: ssl.SSLContext | None = None
 
 
 def main() -> None:
@@ -99,6 +107,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a real disk"
     )
+    parser.add_argument("--tls", action="store_true", help="TLS beside plain, and storescp's TLS")
     options = parser.parse_args()
     if _file_system(options.folder) in ("tmpfs", "ramfs", "overlay"):
         raise SystemExit(
@@ -108,9 +117,7 @@ def main() -> None:
     times: dict[tuple[str, int, str], list[float]] = {}
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
-        parties = [
-            start(running, folder / start.__name__) for start in (_pleura, _orthanc, _storescp)
-        ]
+        parties = _secured(running, folder) if options.tls else _plain(running, folder)
         plain = folder / "plain"
         for number in range(options.rounds + 1):
             for sample in samples:
@@ -138,11 +145,13 @@ def main() -> None:
     print(
         f"{options.rounds} rounds, {os.cpu_count()} cores, {_file_system(options.folder)}; milliseconds per object"
     )
-    _print(samples, {key: statistics.median(values) * 1e3 for key, values in times.items()})
+    names = [*(party.name for party in parties), "write+fsync"]
+    _print(samples, names, {key: statistics.median(values) * 1e3 for key, values in times.items()})
 
 
-def _print(samples: Iterable[Sample], medians: dict[tuple[str, int, str], float]) -> None:
-    names = ("pleura", "orthanc", "storescp", "write+fsync")
+def _print(
+    samples: Iterable[Sample], names: list[str], medians: dict[tuple[str, int, str], float]
+) -> None:
     print(f"{'object':18} {'assoc.':>6} " + " ".join(f"{name:>11}" for name in names))
     for sample in samples:
         for associations in ASSOCIATIONS:
@@ -151,6 +160,14 @@ def _print(samples: Iterable[Sample], medians: dict[tuple[str, int, str], float]
             line = f"{sample.name:18} {associations:6} " + " ".join(
                 f"{took[name]:11.2f}" for name in names
             )
+            if "pleura tls" in took:
+                secured = took["pleura tls"]
+                line += (
+                    f" | tls / plain {secured / ours:.2f}"
+                    f" | storescp tls / pleura tls {took['storescp tls'] / secured:.2f}"
+                )
+                print(line)
+                continue
             for rival, wanted in sample.wanted.items():
                 ratio = sum(took[part] for part in rival.split(" + ")) / ours
                 verdict = "ok" if ratio >= wanted[associations] else "SHORT"
@@ -227,9 +244,13 @@ class Sender:
     lock = threading.Lock()
     number = 0
 
-    def __init__(self, port: int, called: str, sample: Sample) -> None:
+    def __init__(
+        self, port: int, called: str, sample: Sample, security: ssl.SSLContext | None
+    ) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if security is not None:
+            self._socket = security.wrap_socket(self._socket, server_hostname="localhost")
         self._socket.sendall(_associate_rq(called, sample))
         kind, body = self._pdu()
         assert kind == 0x02, f"{called}: the association is not accepted (PDU type {kind})"
@@ -339,7 +360,7 @@ def _send(party: Party, sample: Sample, associations: int) -> float:
     )
 
     def one(_: int) -> None:
-        sender = Sender(port, party.called, sample)
+        sender = Sender(port, party.called, sample, party.security)
         for _ in range(each):
             sender.store()
         sender.release()
@@ -381,7 +402,31 @@ def _timed(one: Callable[[int], None], at_a_time: int) -> float:
 # ----------------------------------------------------------------------------------------------------
 
 
-def _pleura(running: ExitStack, folder: Path) -> Party:
+def _plain(running: ExitStack, folder: Path) -> list[Party]:
+    return [start(running, folder / start.__name__) for start in (_pleura, _orthanc, _storescp)]
+
+
+def _secured(running: ExitStack, folder: Path) -> list[Party]:
+    authority = Authority(folder / "ca", key="rsa")
+    ours, theirs = authority.issue("receiver"), authority.issue("sender")
+    security = ssl.create_default_context(cafile=authority.certificate)
+    security.load_cert_chain(theirs.certificate, theirs.key)
+
+    port = unused_port()
+    tls = {**ours.settings(), "ca": str(authority.certificate), "port": port}
+    secured = _pleura(running, folder / "pleura-tls", {"port": None, "tls": tls})
+    options = ["+tls", str(ours.key), str(ours.certificate), "+cf", str(authority.certificate)]
+    rival = _storescp(running, folder / "storescp-tls", options)
+    return [
+        _pleura(running, folder / "pleura"),
+        replace(secured, name="pleura tls", port=lambda _: port, security=security),
+        replace(rival, name="storescp tls", security=security),
+    ]
+
+
+def _pleura(
+    running: ExitStack, folder: Path, more: Mapping[str, object] = MappingProxyType({})
+) -> Party:
     folder.mkdir()
     port, spool = unused_port(), folder / "spool"
     settings = {
@@ -389,7 +434,7 @@ def _pleura(running: ExitStack, folder: Path) -> Party:
         "port": port,
         "spool": str(spool),
         "ledger": f"sqlite:///{folder / 'ledger.db'}",
-    }
+    } | dict(more)
     (folder / "pleura.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "daemon.cli", "receive", "-c", str(folder / "pleura.yaml")]
     process = _spawn(running, command, folder, stdout=subprocess.PIPE)
@@ -418,7 +463,7 @@ def _orthanc(running: ExitStack, folder: Path) -> Party:
     return Party("orthanc", server.ae_title, lambda _: server.dicom_port, kept, forget)
 
 
-def _storescp(running: ExitStack, folder: Path) -> Party:
+def _storescp(running: ExitStack, folder: Path, options: Sequence[str] = ()) -> Party:
     kept = folder / "kept"
     kept.mkdir(parents=True)
     quickest = [
@@ -429,6 +474,7 @@ def _storescp(running: ExitStack, folder: Path) -> Party:
         "+xa",
         "-od",
         str(kept),
+        *options,
     ]
     alone, forking = unused_port(), unused_port()
     for port, more in ((alone, ["--single-process"]), (forking, ["--fork"])):

@@ -34,12 +34,13 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--folder", type=Path, default=None, help="work here, and keep it")
+    parser.add_argument("--tls", action="store_true", help="everything on the wire is TLS")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="pleura-chaos-"))
     began = time.monotonic()
-    chaos = Chaos(folder, seed, _real_pictures())
+    chaos = Chaos(folder, seed, _real_pictures(), options.tls)
     deadline = began + 60 * (options.minutes or float("inf"))
     while (left := options.kills - chaos.tally.kills.done) > 0 and time.monotonic() < deadline:
         for name, round_ in _cycle(chaos, left):

@@ -42,6 +42,8 @@ from pynetdicom import build_role as role_of
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 
+from tests.chaos.secure import Secure
+
 AE_TITLE = "ARCHIVE"
 COMMITMENT, COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # PS3.4 J.3
 MODES = ("well", "slow", "rejects", "aborts", "full", "forgets")
@@ -63,12 +65,19 @@ class Archive:
     """The test's side: starts, stops and instructs it, and reads its record."""
 
     def __init__(
-        self, context: ForkServerContext, folder: Path, port: int, node_port: int, commits: bool
+        self,
+        context: ForkServerContext,
+        folder: Path,
+        port: int,
+        node_port: int,
+        commits: bool,
+        secure: Secure | None = None,
     ) -> None:
         (folder / "objects").mkdir(parents=True, exist_ok=True)
         self.folder, self.port = folder, port
-        self._context, self._arguments = context, (folder, port, node_port, commits)
+        self._context, self._arguments = context, (folder, port, node_port, commits, secure)
         self._commits = commits
+        self._is_secure = secure is not None
         self._process: BaseProcess | None = None
         self.behave("well")
 
@@ -78,6 +87,7 @@ class Archive:
         return (
             {"name": "archive", "ae_title": AE_TITLE, "host": "127.0.0.1", "port": self.port}
             | commitment
+            | ({"tls": True} if self._is_secure else {})
             | more
         )
 
@@ -118,17 +128,20 @@ class Archive:
         }
 
 
-def run(folder: Path, port: int, node_port: int, commits: bool) -> None:
+def run(
+    folder: Path, port: int, node_port: int, commits: bool, secure: Secure | None = None
+) -> None:
     """The archive's process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with (folder / "log").open("ab") as log:
         os.dup2(log.fileno(), 2)
-    _Server(folder, node_port).run(port, commits)
+    _Server(folder, node_port, secure).run(port, commits)
 
 
 class _Server:
-    def __init__(self, folder: Path, node_port: int) -> None:
+    def __init__(self, folder: Path, node_port: int, secure: Secure | None) -> None:
         self._folder, self._node_port = folder, node_port
+        self._secure = secure
         self._record = os.open(folder / "record", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._parts: Counter[int] = Counter()
         self._lock = threading.Lock()
@@ -154,7 +167,12 @@ class _Server:
             with contextlib.suppress(
                 OSError
             ):  # its killed predecessor's port may be held for a moment
-                entity.start_server(("127.0.0.1", port), block=True, evt_handlers=handlers)
+                entity.start_server(
+                    ("127.0.0.1", port),
+                    block=True,
+                    evt_handlers=handlers,
+                    ssl_context=self._secure.server() if self._secure else None,
+                )
             time.sleep(0.05)
 
     def _mode(self) -> str:
@@ -227,7 +245,11 @@ class _Server:
             20
         ):  # the node may be dead at the moment; without an end it asks again itself
             association = entity.associate(
-                "127.0.0.1", self._node_port, ae_title="PLEURA", ext_neg=_as_scp([COMMITMENT])
+                "127.0.0.1",
+                self._node_port,
+                ae_title="PLEURA",
+                ext_neg=_as_scp([COMMITMENT]),
+                tls_args=self._secure.client() if self._secure else None,
             )
             if association.is_established:
                 try:

@@ -19,6 +19,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 
 from tests.chaos.images import Image, Templates
+from tests.chaos.secure import Secure
 
 _SUCCESS = 0x0000
 _PAUSE_S = 0.2
@@ -36,7 +37,9 @@ class Modality:
         record: Path,
         may_send: Callable[[], bool],
         rng: random.Random,
+        secure: Secure | None = None,
     ) -> None:
+        self._tls_args = secure.client() if secure else None
         self._port, self._templates, self._may_send, self._rng = port, templates, may_send, rng
         self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._stop = threading.Event()
@@ -80,7 +83,9 @@ class Modality:
         with socket.socket() as probe:  # cheaper than an association that comes to nothing
             if probe.connect_ex(("127.0.0.1", self._port)):
                 return None
-        return self._entity.associate("127.0.0.1", self._port, ae_title="PLEURA")
+        return self._entity.associate(
+            "127.0.0.1", self._port, ae_title="PLEURA", tls_args=self._tls_args
+        )
 
     def _send(self, association: Association) -> bool:
         image = self._next()

@@ -27,6 +27,7 @@ from tests.chaos.crew import ROLES, Crew, Kills, forkserver
 from tests.chaos.images import Templates, chests, quick_model, undecodable
 from tests.chaos.invariant import Account, Check
 from tests.chaos.modality import Modality, Record
+from tests.chaos.secure import Secure
 from tests.chaos.victim import Plan
 from tools.peers.ports import unused_port
 
@@ -49,13 +50,17 @@ class Chaos:
     that victims are forked from.
     """
 
-    def __init__(self, folder: Path, seed: int, pictures: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, folder: Path, seed: int, pictures: Sequence[Path] = (), tls: bool = False
+    ) -> None:
+        """`tls`: everything on the wire is TLS, both sides verified."""
         self.folder, self.seed = folder, seed
         self.rng = random.Random(seed)
         self.context: ForkServerContext = forkserver()
         made = chests(folder / "pictures")
         self.model = quick_model(folder / "model", made)
         self.pictures = [*made, undecodable(folder / "pictures"), *pictures]
+        self.secure = Secure.make(folder / "certificates") if tls else None
         self.tally = Tally()
         self._rounds = 0
 
@@ -78,7 +83,10 @@ class Site:
         folder.mkdir(parents=True)
         self.port = unused_port()
         self.plan = Plan(folder / "plan")
-        self.archive = Archive(chaos.context, folder / "archive", unused_port(), self.port, commits)
+        self.secure = chaos.secure
+        self.archive = Archive(
+            chaos.context, folder / "archive", unused_port(), self.port, commits, self.secure
+        )
         self.outbox = folder / "outbox"
         self.path = folder / "pleura.yaml"
         destinations = [
@@ -90,7 +98,7 @@ class Site:
             "overlay": {"longest_side_px": 768}, "spool": str(folder / "spool"), "max_batch": 4,
             "ledger": f"sqlite:///{folder / 'ledger.db'}", "destinations": destinations,
             "retention": {"free_mb": 0},
-        } | settings  # fmt: skip
+        } | (self.secure.settings(self.port) if self.secure else {}) | settings  # fmt: skip
         self.path.write_text(yaml.safe_dump(document))
         self.config: Config = load(self.path)
         self._modalities: list[Modality] = []
@@ -139,7 +147,9 @@ class Site:
         for _ in range(modalities):
             rng = random.Random(self.chaos.rng.random())
             templates = Templates(self.chaos.pictures, rng)
-            one = Modality(self.port, templates, self.folder / "sent", self._few_wait, rng)
+            one = Modality(
+                self.port, templates, self.folder / "sent", self._few_wait, rng, self.secure
+            )
             one.start()
             self._modalities.append(one)
 
