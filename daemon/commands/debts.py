@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import config as settings
 from daemon.commands.status import summary
-from daemon.config import Config, ConfigError
+from daemon.config import Config, ConfigError, FolderDestination
 from daemon.exits import EXIT_DONE, EXIT_FAILED
 from daemon.ledger import Inspection, LedgerError, describe
 from daemon.ownership import ledger_file
@@ -56,7 +56,23 @@ def debts(config: Config, state: Path) -> list[str]:
     for place, path in (("ledger", ledger), ("spool", config.spool)):
         if not path.is_relative_to(state):
             lines.append(f"{place}: {path} lies outside {state}")
-    return lines
+    return lines + _files_of_others(config, state)
+
+
+def _files_of_others(config: Config, state: Path) -> list[str]:
+    """Folders inside `state` whose files are not the node's to remove."""
+    folders = {
+        f"destination {each.name}": each.folder
+        for each in config.destinations
+        if isinstance(each, FolderDestination)
+    }
+    if config.inbox is not None:
+        folders["inbox"] = config.inbox
+    return [
+        f"{place}: {folder} holds files"
+        for place, folder in folders.items()
+        if folder.is_relative_to(state) and _has_files(folder)
+    ]
 
 
 def _has_files(folder: Path) -> bool:

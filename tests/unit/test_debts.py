@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon.commands.debts import debts
-from daemon.config import Config
+from daemon.config import Config, FolderDestination
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.spool import Spool
 
@@ -78,3 +78,14 @@ def test_a_database_that_others_may_use_counts_on_the_spool(node: Node) -> None:
 def test_a_ledger_that_cannot_be_read_is_a_debt(node: Node) -> None:
     (node.folder / "ledger.db").write_bytes(b"no database" * 1000)
     assert debts(node.config, node.folder)[0].startswith("ledger: ")
+
+
+def test_results_in_a_folder_destination_are_not_the_nodes_to_remove(node: Node) -> None:
+    outbox = node.folder / "outbox"
+    outbox.mkdir()
+    destination = FolderDestination(name="share", folder=outbox)
+    config = node.config.model_copy(update={"destinations": (destination,)})
+    assert debts(config, node.folder) == []
+
+    (outbox / "result.dcm").write_bytes(b"result")
+    assert debts(config, node.folder) == [f"destination share: {outbox} holds files"]
