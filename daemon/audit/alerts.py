@@ -33,11 +33,14 @@ class Alerts:
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
     def start(self) -> None:
-        """Begin to write."""
-        self._thread.start()
+        """Begin to write, where there is an audit trail."""
+        if self._ledger.is_audited:
+            self._thread.start()
 
     def stop(self) -> None:
         """Returns when what waits is written, or cannot be."""
+        if not self._thread.is_alive():
+            return
         self._stopping.set()
         self._queue.put(None)
         self._thread.join()
