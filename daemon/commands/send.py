@@ -74,6 +74,7 @@ def _echo(remote: Remote, calling_ae_title: str) -> Sent:
 
 def _send_group(group: Sequence[Outgoing], remote: Remote, calling_ae_title: str) -> Iterator[Sent]:
     waiting = deque(group)
+
     try:
         with Link.open(
             calling_ae_title, remote, proposal([outgoing.syntaxes for outgoing in group])

@@ -54,6 +54,7 @@ class AccessList:
         self._ae_title = ae_title
         self._peers = peers
         self._committing = committing
+
         # With a second system, no system may take more than half of the places by default.
         is_shared = len(peers) + len(committing) > 1
         self._fair_quota = max(1, places // 2) if is_shared else places

@@ -95,8 +95,10 @@ class TlsConnection:
         decrypted already.
         """
         self.certificate = PeerCertificate.of(tls)
+
         self._plain = plain
         self._tls = tls
+
         self._incoming, self._outgoing = buffers
         self._ahead = memoryview(ahead)
         self._encrypted = memoryview(bytearray(_ENCRYPTED_BYTES))
