@@ -28,11 +28,16 @@ FOLDER = Path(__file__).resolve().parents[2] / "config" / "recipes"
 OUTCOME = "lgg-outcome"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != OUTCOME)
 _SLICES = 3
-# Where the side is another one, so are the largest encoders; tests/unit/test_encoders.py has them.
+# Where the side is another one, so are the larger encoders; tests/unit/test_encoders.py has them.
 _LIGHTER = {
-    "senet154": "efficientnet-b3",
-    "se-resnext101": "efficientnet-b3",
+    "efficientnet-b3": "efficientnet-lite0",
+    "efficientnet-b4": "efficientnet-lite0",
+    "inception-resnet-v2": "efficientnet-lite0",
+    "resnet50": "resnet34",
+    "senet154": "efficientnet-lite0",
+    "se-resnext101": "efficientnet-lite0",
     "se-resnext50": "resnet34",
+    "xception": "efficientnet-lite0",
 }
 
 
@@ -84,6 +89,9 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
 
 def _encoders(document: dict[str, Any], place: str) -> Iterator[tuple[str, str]]:
     """(dotted key, name) of every encoder of a network, also of those inside it."""
+    if "kernels" in document:
+        # The decoder has a kernel for each of this encoder's steps.
+        return
     for key, value in document.items():
         if key == "encoder":
             yield f"{place}.encoder", value
