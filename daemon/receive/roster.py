@@ -113,7 +113,10 @@ class Roster:
         return True
 
     def _largest_crowd(self, newcomer: Session) -> list[tuple[Association, Session]]:
-        """The open associations of the holder with the most; none where that is the newcomer's."""
+        """The open associations of the holder with the most; none where that is the newcomer's.
+
+        Of equals, the holder of the least productive association.
+        """
         with self._lock:
             running = [*self._running]
         places = [
@@ -125,10 +128,12 @@ class Roster:
         if not sizes:
             return []
 
-        ((largest, _),) = sizes.most_common(1)
-        if largest == newcomer.holder:
+        most = max(sizes.values())
+        largest = [session for _, session in places if sizes[session.holder] == most]
+        holder = min(largest, key=lambda session: session.productive_at).holder
+        if holder == newcomer.holder:
             return []
-        return [pair for pair in places if pair[1].holder == largest]
+        return [pair for pair in places if pair[1].holder == holder]
 
     def stop(self) -> None:
         """End every association after its message in hand; those that take too long at once."""

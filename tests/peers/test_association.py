@@ -25,6 +25,7 @@ from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, pro
 from daemon.dicom.outgoing import Outgoing, UnsendableError, describe
 from daemon.dicom.requestor import DEFAULT_LIMITS, Limits, Requestor
 from tests.peers.test_deliver import SEG, StoreSCP, segmentation
+from tools.peers.archive import serving
 from tools.peers.harness import Orthanc
 
 DEADLINE_S = 30.0
@@ -121,14 +122,10 @@ def test_the_peers_maximum_pdu_length_is_kept(
     entity.maximum_pdu_size = maximum_bytes
     entity.add_supported_context(SEG, ExplicitVRLittleEndian)
     handlers: list[Any] = [(evt.EVT_C_STORE, store), (evt.EVT_PDU_RECV, note)]
-    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
     large = 2000 if 0 < maximum_bytes < 1000 else 1_000_001
     objects = [outgoing(tmp_path, length, f"2.25.{length}") for length in (1999, large)]
-    try:
-        with link_to(port, *objects) as link:
-            assert [link.store(one).status for one in objects] == [0, 0]
-    finally:
-        server.shutdown()
+    with serving(entity, port, handlers), link_to(port, *objects) as link:
+        assert [link.store(one).status for one in objects] == [0, 0]
     assert arrived == [data_set(one.path) for one in objects]
     assert max(lengths) <= (maximum_bytes or 1 << 30)
 
@@ -487,11 +484,8 @@ def archive_port(free_port: FreePort) -> Iterator[int]:
     """An archive that stores nothing and says it did."""
     entity, port = AE("ARCHIVE"), free_port()
     entity.add_supported_context(SEG, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-    server = entity.start_server(
-        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)]
-    )
-    yield port
-    server.shutdown()
+    with serving(entity, port, [(evt.EVT_C_STORE, lambda _: 0)]):
+        yield port
 
 
 def test_a_file_of_another_object_is_not_sent_under_this_objects_name(

@@ -28,6 +28,7 @@ from daemon.ledger.schema import deliveries
 from daemon.receive.access import AccessList, Caller
 from daemon.receive.scp import Receiver
 from daemon.spool import Spool
+from tools.peers.archive import serving
 from tools.peers.harness import Node, Orthanc, storescu
 from tools.peers.waiting import wait_until
 
@@ -143,9 +144,8 @@ class Archive:
         self.status = status
         self._entity = AE("ARCHIVE")
         self._entity.add_supported_context(STORAGE_COMMITMENT)
-        self._server = self._entity.start_server(
-            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_ACTION, self._action)]
-        )
+        self._serving = serving(self._entity, port, [(evt.EVT_N_ACTION, self._action)])
+        self._serving.__enter__()
 
     def _action(self, event: Any) -> tuple[int, None]:
         information = event.action_information
@@ -155,7 +155,7 @@ class Archive:
         return self.status, None
 
     def close(self) -> None:
-        self._server.shutdown()
+        self._serving.__exit__(None, None, None)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from daemon.dicom.requestor import DEFAULT_LIMITS, Limits
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.schema import deliveries, results
 from daemon.spool import Spool
+from tools.peers.archive import serving
 from tools.peers.waiting import wait_until
 
 SC = "1.2.840.10008.5.1.4.1.1.7"
@@ -547,10 +548,7 @@ def test_a_class_the_archive_does_not_take_is_refused_and_says_so(
         entity = AE("ARCHIVE")
         for sop_class in supported:
             entity.add_supported_context(sop_class, [JPEGBaseline8Bit])
-        server = entity.start_server(
-            ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)]
-        )
-        try:
+        with serving(entity, port, [(evt.EVT_C_STORE, lambda _: 0)]):
             node.owe(segmentation(f"2.25.{port}1"), overlay(f"2.25.{port}2"))
             node.start(pacs(port))
             wait_until(
@@ -562,8 +560,6 @@ def test_a_class_the_archive_does_not_take_is_refused_and_says_so(
             )
             assert node.deliverer is not None
             node.deliverer.stop()
-        finally:
-            server.shutdown()
         rows = node.rows()
         assert rows[f"2.25.{port}1"]["state"] == "refused"
         assert "no presentation context" in rows[f"2.25.{port}1"]["why"]

@@ -17,6 +17,7 @@ from pynetdicom.sop_class import SecondaryCaptureImageStorage, Verification
 
 from daemon.commands.doctor import examine
 from daemon.config import Config, DicomDestination
+from tools.peers.archive import serving
 from tools.peers.harness import Node, Orthanc
 
 
@@ -60,7 +61,6 @@ def test_each_trouble_is_named_and_nothing_is_made(
         entity.add_supported_context(sop_class)
     entity.require_called_aet = True
     port, nobody = free_port(), free_port()
-    server = entity.start_server(("127.0.0.1", port), block=False)
     here = {"host": "127.0.0.1", "port": port}
     places = [
         {"name": "half", "ae_title": "ARCHIVE", **here},
@@ -72,10 +72,8 @@ def test_each_trouble_is_named_and_nothing_is_made(
         tmp_path / "node", free_port(), destinations=places, model=str(tmp_path / "no-model")
     )
     node.write_settings()
-    try:
+    with serving(entity, port):
         status, said = doctor(node)
-    finally:
-        server.shutdown()
     assert status == 1
     assert not any(text.startswith("ok") for text in said.values()), said
     assert "does not accept SEG" in said["destination half"]
@@ -178,11 +176,8 @@ def test_the_nodes_port_held_by_another_dicom_node_is_recognised(
     entity = AE(ae_title)
     entity.add_supported_context(Verification)
     entity.require_called_aet = True
-    server = entity.start_server(("127.0.0.1", port), block=False)
-    try:
+    with serving(entity, port):
         said = said_of(f"port {port}", tmp_path, port)
-    finally:
-        server.shutdown()
     assert said.startswith("TROUBLE")
     assert advice in said
     assert "another program holds the port" in said
@@ -197,12 +192,9 @@ def test_an_archive_without_verification_is_well(
     port = free_port()
     entity = AE("PACS")
     entity.add_supported_context(SC, [KINDS["SC"][1]])
-    server = entity.start_server(("127.0.0.1", port), block=False)
     place = DicomDestination(
         name="pacs", ae_title="PACS", host="127.0.0.1", port=port, results=("SC",)
     )
-    try:
+    with serving(entity, port):
         said = said_of("destination pacs", tmp_path, free_port(), destinations=(place,))
-    finally:
-        server.shutdown()
     assert said.startswith("ok")

@@ -1,0 +1,32 @@
+"""pynetdicom's AE as an archive that is spoken to."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pynetdicom import AE, evt
+
+
+@contextmanager
+def serving(entity: AE, port: int, handlers: Sequence[Any] = ()) -> Iterator[None]:
+    """Serve `port` of this machine in threads until the block ends, and close every connection.
+
+    pynetdicom itself leaves the socket open where the peer has closed the connection.
+    """
+    sockets: list[socket.socket] = []
+
+    def note(event: Any) -> None:
+        sockets.append(event.assoc.dul.socket.socket)
+
+    server = entity.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, note)]
+    )
+    try:
+        yield
+    finally:
+        server.shutdown()
+        for each in sockets:
+            each.close()
