@@ -13,9 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
 from tests.chaos.images import Image, Templates
@@ -51,6 +52,8 @@ class Modality:
             20,
             20,
         )
+        # pynetdicom leaves the socket open where the node was killed.
+        self._sockets: list[socket.socket] = []
         self.acknowledged = 0  # C-STOREs answered 0x0000
         self._waiting: list[Image] = []  # sent, and not answered 0x0000
         self._known: list[tuple[int, str]] = []  # acknowledged: to be sent again now and then
@@ -62,6 +65,8 @@ class Modality:
         """Returns when the object in hand is answered, or is known not to be."""
         self._stop.set()
         self._thread.join()
+        for each in self._sockets:
+            each.close()
         os.close(self._record)
 
     def _run(self) -> None:
@@ -84,8 +89,15 @@ class Modality:
             if probe.connect_ex(("127.0.0.1", self._port)):
                 return None
         return self._entity.associate(
-            "127.0.0.1", self._port, ae_title="PLEURA", tls_args=self._tls_args
+            "127.0.0.1",
+            self._port,
+            ae_title="PLEURA",
+            tls_args=self._tls_args,
+            evt_handlers=[(evt.EVT_CONN_OPEN, self._note_socket)],
         )
+
+    def _note_socket(self, event: Any) -> None:
+        self._sockets.append(event.assoc.dul.socket.socket)
 
     def _send(self, association: Association) -> bool:
         image = self._next()
