@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
+from pynetdicom.association import Association
 
 from tests.chaos import rounds
 from tests.chaos.invariant import Account
@@ -32,7 +35,14 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
 @pytest.fixture(autouse=True)
 def _sockets_of_dead_associations() -> Iterator[None]:
     yield
-    gc.collect()  # while the warning about them is ignored
+    # Once their threads have ended nothing holds them.
+    deadline = time.monotonic() + 30.0
+    while time.monotonic() < deadline and any(
+        isinstance(thread, Association) for thread in threading.enumerate()
+    ):
+        time.sleep(0.05)
+    # While the warning about them is ignored.
+    gc.collect()
 
 
 def holds(account: Account, images: int) -> None:
