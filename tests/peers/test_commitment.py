@@ -4,6 +4,7 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -144,8 +145,8 @@ class Archive:
         self.status = status
         self._entity = AE("ARCHIVE")
         self._entity.add_supported_context(STORAGE_COMMITMENT)
-        self._serving = serving(self._entity, port, [(evt.EVT_N_ACTION, self._action)])
-        self._serving.__enter__()
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(serving(self._entity, port, [(evt.EVT_N_ACTION, self._action)]))
 
     def _action(self, event: Any) -> tuple[int, None]:
         information = event.action_information
@@ -155,7 +156,7 @@ class Archive:
         return self.status, None
 
     def close(self) -> None:
-        self._serving.__exit__(None, None, None)
+        self._open.close()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ refused visibly.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import socket
@@ -216,18 +217,17 @@ class Archive:
         self.stored: list[str] = []
         self.associations = 0
         self._answer = answer
-        self._sockets: list[socket.socket] = []
         entity = AE("ARCHIVE")
         for sop_class in (SC, SEG):
             entity.add_supported_context(
                 sop_class, [JPEGBaseline8Bit, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
             )
         handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_ACCEPTED, self._accepted)]
-        self.server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+        self._open = contextlib.ExitStack()
+        self.server = self._open.enter_context(serving(entity, port, handlers))
 
-    def _accepted(self, event: Any) -> None:
+    def _accepted(self, _: Any) -> None:
         self.associations += 1
-        self._sockets.append(event.assoc.dul.socket.socket)
 
     def _store(self, event: Any) -> int:
         uid = str(event.request.AffectedSOPInstanceUID)
@@ -240,9 +240,7 @@ class Archive:
         return status
 
     def stop(self) -> None:
-        self.server.shutdown()
-        for connection in self._sockets:
-            connection.close()
+        self._open.close()
 
 
 @pytest.fixture

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from pynetdicom import AE, evt
+from pynetdicom.transport import ThreadedAssociationServer
 
 
 @contextmanager
-def serving(entity: AE, port: int, handlers: Sequence[Any] = ()) -> Iterator[None]:
+def serving(
+    entity: AE, port: int, handlers: Sequence[Any] = ()
+) -> Iterator[ThreadedAssociationServer]:
     """Serve `port` of this machine in threads until the block ends, and close every connection.
 
     pynetdicom itself leaves the socket open where the peer has closed the connection.
@@ -25,7 +28,7 @@ def serving(entity: AE, port: int, handlers: Sequence[Any] = ()) -> Iterator[Non
         ("127.0.0.1", port), block=False, evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, note)]
     )
     try:
-        yield
+        yield server
     finally:
         server.shutdown()
         for each in sockets:
