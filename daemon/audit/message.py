@@ -90,9 +90,7 @@ def _received(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
     _event(root, row, _TRANSFERRED, "C")
     _peer(root, facts["ae_title"], facts.get("address", ""), _SOURCE, is_requestor=True)
     _participant(root, source.ae_title, source, _DESTINATION, is_requestor=False)
-    _source(root, source)
-    _study(root, facts)
-    _patient(root, facts)
+    _instance(root, source, facts)
 
 
 def _sent(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
@@ -101,9 +99,7 @@ def _sent(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
     _event(root, row, _TRANSFERRED, "C")
     _participant(root, source.ae_title, source, _SOURCE, is_requestor=True)
     _peer(root, facts["ae_title"], facts.get("address", ""), _DESTINATION, is_requestor=False)
-    _source(root, source)
-    _study(root, facts)
-    _patient(root, facts)
+    _instance(root, source, facts)
 
 
 def _exported(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
@@ -112,9 +108,7 @@ def _exported(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
     _event(root, row, _EXPORT, "R")
     _participant(root, source.ae_title, source, _SOURCE, is_requestor=True)
     _peer(root, facts["folder"], "", _DESTINATION_MEDIA, is_requestor=False)
-    _source(root, source)
-    _study(root, facts)
-    _patient(root, facts)
+    _instance(root, source, facts)
 
 
 def _refused(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
@@ -228,6 +222,13 @@ def _source(root: ElementTree.Element, source: Source) -> None:
     element = ElementTree.SubElement(root, "AuditSourceIdentification", attributes)
     # An application server.
     ElementTree.SubElement(element, "AuditSourceTypeCode", {"csd-code": "4"})
+
+
+def _instance(root: ElementTree.Element, source: Source, facts: Facts) -> None:
+    """How each message about one instance ends: who tells, of which study and patient."""
+    _source(root, source)
+    _study(root, facts)
+    _patient(root, facts)
 
 
 def _study(root: ElementTree.Element, facts: Facts) -> None:
