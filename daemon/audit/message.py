@@ -20,7 +20,7 @@ Facts = Mapping[str, str]
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DCM = "DCM"
-_SUCCESS, _MINOR_FAILURE = "0", "4"
+_SUCCESS, _MINOR_FAILURE, _SERIOUS_FAILURE = "0", "4", "8"
 
 # PS3.16 CID 400 and 401: the event, and its type.
 _APPLICATION_ACTIVITY = ("110100", "Application Activity")
@@ -33,6 +33,8 @@ _NODE_AUTHENTICATION = ("110126", "Node Authentication")
 _SECURITY_CONFIGURATION = ("110129", "Security Configuration")
 _SOFTWARE_CONFIGURATION = ("110131", "Software Configuration")
 _RESTRICTED_FUNCTION = ("110132", "Use of Restricted Function")
+_RECORDING_STOPPED = ("110133", "Audit Recording Stopped")
+_RECORDING_STARTED = ("110134", "Audit Recording Started")
 
 # PS3.16 CID 402: the roles of participants.
 _APPLICATION = ("110150", "Application")
@@ -141,6 +143,21 @@ def _command(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
     _alert(root, source.name, facts["what"])
 
 
+def _recording(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.11: too many events waited, so later events are lost; or that is over."""
+    if row.event == "recording_stopped":
+        kind, outcome = _RECORDING_STOPPED, _SERIOUS_FAILURE
+        words = f"{row.facts['waiting']} events wait; later events are not recorded"
+    else:
+        kind, outcome = _RECORDING_STARTED, _SUCCESS
+        words = f"events are recorded again; {row.facts['lost']} were not"
+
+    _event(root, row, _SECURITY_ALERT, "E", kind, outcome)
+    _participant(root, source.ae_title, source, _APPLICATION, is_requestor=True)
+    _source(root, source)
+    _alert(root, source.name, words)
+
+
 _BODIES = {
     "start": _application,
     "stop": _application,
@@ -150,6 +167,8 @@ _BODIES = {
     "refused": _refused,
     "settings": _settings,
     "command": _command,
+    "recording_stopped": _recording,
+    "recording_started": _recording,
 }
 
 

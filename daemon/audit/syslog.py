@@ -16,6 +16,7 @@ from daemon.tls import TlsClient
 
 # PS3.15 A.6: facility 10 (security), severity 5 (notice) or 4 (warning).
 _NOTICE, _WARNING = 10 * 8 + 5, 10 * 8 + 4
+_WARNED = {"refused", "recording_stopped"}
 _MESSAGE_ID = "DICOM+RFC3881"
 _BOM = "\ufeff"
 # RFC 5424 7.3.1: sequenceId begins again at 1 after this.
@@ -39,7 +40,7 @@ def formatted(row: AuditRow, source: Source) -> bytes:
     """One event as RFC 5424 has it. A repetition is the same, with the same sequenceId."""
     when = datetime.datetime.fromtimestamp(row.made_at, datetime.UTC)
     stamp = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    priority = _WARNING if row.event == "refused" else _NOTICE
+    priority = _WARNING if row.event in _WARNED else _NOTICE
     sequence_id = (row.number - 1) % _LAST_SEQUENCE_ID + 1
     head = (
         f"<{priority}>1 {stamp} {source.host} Pleura - {_MESSAGE_ID} "

@@ -53,13 +53,13 @@ class Retried:
 
 def retry(ledger: Ledger, wanted: Wanted, configured: Collection[str]) -> Retried:
     """Do what is wanted. `configured`: the names of the destinations in the settings."""
-    readdressed = ledger.readdress(wanted.to, configured) if wanted.to else 0
+    readdressed = ledger.readdress(wanted.to, configured, wanted.by) if wanted.to else 0
 
     # A failed image has no destination yet.
     states = [DeliveryState.REFUSED.value] if wanted.to else wanted.states
     names = [wanted.to] if wanted.to else list(configured)
     rearmed = ledger.rearm(states, wanted.uids, names, wanted.by)
-    hastened = ledger.hasten(names, wanted.uids) if wanted.now else 0
+    hastened = ledger.hasten(names, wanted.uids, wanted.by) if wanted.now else 0
 
     refused = ledger.inspect.refused_destinations()
     unknown = sorted(refused - set(configured))

@@ -35,6 +35,7 @@ def summary(inspect: Inspection, configured: Collection[str], spool_folder: Path
         "adopted": inspect.adopted(),
         "quarantined": quarantined,
         "spool_trouble": spool_trouble or None,
+        "audit": {"waiting": inspect.audit_waiting(), "lost": inspect.audit_lost()},
         "roles": [
             {"role": row["role"], "owner": row["owner"], "last_sign": _date(row["beat_at"])}
             for row in inspect.roles()
@@ -87,6 +88,7 @@ def lines(inspect: Inspection, configured: Collection[str], spool_folder: Path) 
     yield from _spool_lines(inspect, spool_folder)
     for row in inspect.reasons():
         yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
+    yield from _audit_lines(inspect)
     yield from _role_lines(inspect.roles(), now)
     yield from _destination_lines(inspect.destinations(), configured, now)
     yield from failure_lines(inspect, _SHOWN)
@@ -106,6 +108,15 @@ def _spool_lines(inspect: Inspection, spool_folder: Path) -> Iterator[str]:
             f"QUARANTINE: {len(quarantined)} files in {spool_folder / 'quarantine'} that could not "
             f"be adopted, such as {quarantined[0]}; look at them (docs/backup.md)"
         )
+
+
+def _audit_lines(inspect: Inspection) -> Iterator[str]:
+    """What the audit trail still owes, and what it lost."""
+    waiting, lost = inspect.audit_waiting(), inspect.audit_lost()
+    if waiting:
+        yield f"audit: {waiting} messages wait for the repository or the file"
+    if lost:
+        yield f"AUDIT: {lost} events were not recorded: too many waited (docs/security.md)"
 
 
 def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str]:

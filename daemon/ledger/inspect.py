@@ -162,6 +162,11 @@ class Inspection:
         with self._database.reading() as conn:
             return int(conn.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one())
 
+    def audit_lost(self) -> int:
+        """How many events were not recorded, ever, because too many waited."""
+        with self._database.reading() as conn:
+            return int(conn.execute(sa.select(audit_state.c.lost)).scalar() or 0)
+
     # -- health ---------------------------------------------------------------------------------
 
     def same_reason(self, images: int = 20) -> SameReason | None:

@@ -8,6 +8,7 @@ and every later transition names that attempt and changes nothing when another h
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import uuid
@@ -65,6 +66,8 @@ _SPOOL = "spool"
 _FOLDERS = "folders"
 _ADOPTION = "adoption"
 _AUDIT = "audit"
+
+log = logging.getLogger("pleura.audit")
 
 _RECEIVED = {
     "state": ImageState.RECEIVED.value,
@@ -631,17 +634,58 @@ class Ledger:
     def _audit(
         self, conn: Connection, made_at: float, event: str, facts: Mapping[str, str]
     ) -> None:
-        """Record an event in the transaction of what it tells of."""
-        self._database.lock_until_commit(conn, _AUDIT)
-        last = conn.execute(sa.select(audit_state.c.last_number)).scalar()
-        if last is None:
-            first = {"name": _AUDIT, "last_number": 1, "filed": 0, "lease_until": 0.0}
-            conn.execute(audit_state.insert().values(**first))
-        else:
-            conn.execute(audit_state.update().values(last_number=last + 1))
+        """Record an event in the transaction of what it tells of.
 
-        row = {"number": (last or 0) + 1, "made_at": made_at, "event": event}
+        When `limits.audit_rows` events wait, recording stops until they have gone out. An event
+        tells of the stop, another of the restart. Lost events take numbers too, so that a receiver
+        sees the gap.
+        """
+        self._database.lock_until_commit(conn, _AUDIT)
+        state = conn.execute(sa.select(audit_state)).one_or_none()
+        if state is None:
+            first = {"name": _AUDIT, "last_number": 0, "filed": 0, "lease_until": 0.0}
+            conn.execute(audit_state.insert().values(**first))
+
+        number = 1 if state is None else state.last_number + 1
+        stopped_at = None if state is None else state.stopped_at
+        oldest = conn.execute(sa.select(sa.func.min(audit.c.number))).scalar()
+        waiting = 0 if oldest is None else number - oldest
+
+        if stopped_at is None and waiting >= self.limits.audit_rows:
+            self._stop_audit(conn, now=made_at, number=number, waiting=waiting)
+            return
+        if stopped_at is not None and oldest is not None:
+            lost = {"last_number": number, "lost": audit_state.c.lost + 1}
+            conn.execute(audit_state.update().values(**lost))
+            return
+        if stopped_at is not None:
+            self._restart_audit(conn, now=made_at, number=number, lost=number - stopped_at)
+            number += 1
+        self._insert_audit(conn, number, made_at, event, facts)
+
+    def _stop_audit(self, conn: Connection, now: float, number: int, waiting: int) -> None:
+        log.error(
+            "audit: %d messages wait for the repository, at most %d may; recording stops until "
+            "they have gone out; make the repository (audit.repository) or the file (audit.file) "
+            "reachable",
+            waiting,
+            self.limits.audit_rows,
+        )
+        self._insert_audit(conn, number, now, "recording_stopped", {"waiting": str(waiting)})
+        stopped = {"stopped_at": number, "lost": audit_state.c.lost + 1}
+        conn.execute(audit_state.update().values(**stopped))
+
+    def _restart_audit(self, conn: Connection, now: float, number: int, lost: int) -> None:
+        log.error("audit: recording goes on; %d events were not recorded", lost)
+        self._insert_audit(conn, number, now, "recording_started", {"lost": str(lost)})
+        conn.execute(audit_state.update().values(stopped_at=None))
+
+    def _insert_audit(
+        self, conn: Connection, number: int, made_at: float, event: str, facts: Mapping[str, str]
+    ) -> None:
+        row = {"number": number, "made_at": made_at, "event": event}
         conn.execute(audit.insert().values(facts=json.dumps(dict(facts)), **row))
+        conn.execute(audit_state.update().values(last_number=number))
 
     def _audit_received(
         self, conn: Connection, image: sa.RowMapping, completion: Completion
@@ -884,7 +928,7 @@ class Ledger:
             self._database.ring(conn)
             return count
 
-    def readdress(self, to: str, configured: Collection[str]) -> int:
+    def readdress(self, to: str, configured: Collection[str], by: str = "") -> int:
         """Address deliveries to `to` whose destination has left the settings. Returns how many.
 
         For a destination that was renamed. A result that is addressed to `to` already stays.
@@ -895,7 +939,7 @@ class Ledger:
             other.c.result_id == deliveries.c.result_id, other.c.destination == to
         )
 
-        with self._database.transaction() as (conn, _):
+        with self._database.transaction() as (conn, now):
             old_names = sa.select(deliveries.c.destination).where(
                 deliveries.c.state.in_(unfinished),
                 deliveries.c.destination.not_in(list(configured)),
@@ -911,9 +955,13 @@ class Ledger:
                     ~has_one,
                 )
                 count += conn.execute(moved.values(destination=to)).rowcount
+            if count:
+                self._audit_command(conn, now, by, f"retry: {count} re-addressed to {to}")
             return count
 
-    def hasten(self, destinations_now: Collection[str], uids: Sequence[str] = ()) -> int:
+    def hasten(
+        self, destinations_now: Collection[str], uids: Sequence[str] = (), by: str = ""
+    ) -> int:
         """`pleura retry --now`: deliveries to these destinations are due now. Returns how many.
 
         Their couriers end their pause. `uids` are SOP Instance UIDs of results; none means all.
@@ -930,6 +978,9 @@ class Ledger:
 
             paused = destinations.update().where(destinations.c.name.in_(names))
             conn.execute(paused.values(next_try_at=now))
+            if count:
+                what = f"retry: {count} due now to {', '.join(sorted(names))}"
+                self._audit_command(conn, now, by, what)
             self._database.ring(conn)
             return count
 

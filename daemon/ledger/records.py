@@ -30,6 +30,8 @@ class LedgerLimits:
     forgetful_s: float = 60.0
     # How long a process that gave no sign of life is remembered.
     roles_kept_s: float = 7 * 86400.0
+    # Events of the audit trail that may wait for the repository: about half a gigabyte.
+    audit_rows: int = 1_000_000
     # After this a commitment report finds no request any more, and the archive is asked again.
     commitments_kept_s: float = 90 * 86400.0
 

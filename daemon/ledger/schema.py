@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 metadata = sa.MetaData()
 
@@ -227,7 +227,8 @@ audit = sa.Table(
     sa.Column("facts", sa.Text, nullable=False),
 )
 
-# One row: the last number that was given, the last that the file has, and the sender's lease.
+# One row: the last number that was given, the last that the file has, the sender's lease, and what
+# was not recorded because too many events waited.
 audit_state = sa.Table(
     "audit_state",
     metadata,
@@ -236,6 +237,10 @@ audit_state = sa.Table(
     sa.Column("filed", sa.Integer, nullable=False),
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
+    # The number of the event that tells that recording stopped. Null: events are recorded.
+    sa.Column("stopped_at", sa.Integer),
+    # How many events were not recorded, ever.
+    sa.Column("lost", sa.Integer, nullable=False, server_default="0"),
 )
 
 # One row for each key of the settings as a role last found it: a digest, since it may be a secret.
@@ -293,5 +298,9 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE audit_state (name TEXT NOT NULL PRIMARY KEY, last_number INTEGER NOT NULL,"
         " filed INTEGER NOT NULL, owner TEXT, lease_until FLOAT NOT NULL)",
         "CREATE TABLE settings (key TEXT NOT NULL PRIMARY KEY, digest TEXT NOT NULL)",
+    ),
+    5: (
+        "ALTER TABLE audit_state ADD COLUMN stopped_at INTEGER",
+        "ALTER TABLE audit_state ADD COLUMN lost INTEGER DEFAULT '0' NOT NULL",
     ),
 }

@@ -52,11 +52,15 @@ def binary(value: str) -> bool:
 
 @dataclass(frozen=True)
 class Element:
-    """`attributes`: name -> (check, required). `children`: in order (names, at least, at most)."""
+    """`attributes`: name -> (check, required). `children`: in order (names, at least, at most).
+
+    `coded`: optional attributes of a code, which come together.
+    """
 
     attributes: dict[str, tuple[Check, bool]] = field(default_factory=dict)
     children: tuple[tuple[tuple[str, ...], int, int], ...] = ()
     content: Check | None = None
+    coded: tuple[str, ...] = ()
 
 
 def child(*names: str, least: int = 0, most: int = MANY) -> tuple[tuple[str, ...], int, int]:
@@ -107,7 +111,8 @@ SCHEMA = {
             "codeSystemName": (token, False),
             "displayName": (token, False),
             "originalText": (token, False),
-        }
+        },
+        coded=("codeSystemName", "originalText"),
     ),
     "ActiveParticipant": Element(
         {
@@ -184,6 +189,11 @@ def _faults(element: ElementTree.Element) -> list[str]:
             found.append(f"{element.tag}@{name}: unknown")
         elif not rule.attributes[name][0](value):
             found.append(f"{element.tag}@{name}: {value!r}")
+
+    given = set(rule.coded) & set(element.attrib)
+    if "displayName" in element.attrib or given:
+        missing = sorted(set(rule.coded) - given)
+        found += [f"{element.tag}@{name}: absent" for name in missing]
 
     content = element.text or ""
     if rule.content is None and content.strip():

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +21,22 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from daemon.audit import Alerts, AuditSender, Source, document
 from daemon.audit.syslog import formatted
+from daemon.commands.retry import Wanted, retry
 from daemon.config import Audit, Config
-from daemon.ledger import Arrival, AuditRow, Completion, Ledger, Recipient, StoredResult
+from daemon.ledger import (
+    Arrival,
+    AuditRow,
+    Completion,
+    Ledger,
+    LedgerLimits,
+    Recipient,
+    StoredResult,
+)
 from daemon.service import settings_digests
 from daemon.spool import Spool
 from tests.unit.audit_schema import faults
-from tools.peers.certificates import Authority, Pair
+from tools.peers.audit_repository import Repository, numbers
+from tools.peers.certificates import Authority
 
 SOURCE = Source("PLEURA", "node.example", "Hospital 1")
 SC = "1.2.840.10008.5.1.4.1.1.7"
@@ -46,6 +55,8 @@ EVENTS = {
     "refused": {"address": "fe80::1", "why": "rejected with 1/1/3: no peer has this AE title"},
     "settings": {"keys": "overlay, peers"},
     "command": {"by": "alice", "what": "retry: 3 tried again"},
+    "recording_stopped": {"waiting": "1000000"},
+    "recording_started": {"lost": "17"},
 }
 
 
@@ -63,6 +74,8 @@ def test_the_schema_refuses_what_it_should() -> None:
     whole = document(row("received"), SOURCE)
     for part in ("UserIsRequestor", "EventOutcomeIndicator", "originalText", "AuditSourceID"):
         assert faults(whole.replace(part, "Other")), part
+    # Of a source's type, the attributes of a code come together or not at all.
+    assert faults(whole.replace('csd-code="4"', 'csd-code="4" displayName="Server"'))
     for kind in ("AuditSourceIdentification", "ParticipantObjectIDTypeCode"):
         root = ElementTree.fromstring(whole)
         for parent in root.iter():
@@ -92,6 +105,8 @@ def test_the_codes_are_those_of_the_standard() -> None:
         "refused": ("110113", "110126"),
         "settings": ("110113", "110129"),
         "command": ("110113", "110132"),
+        "recording_stopped": ("110113", "110133"),
+        "recording_started": ("110113", "110134"),
     }
     for event, codes in wanted.items():
         identification = ElementTree.fromstring(document(row(event), SOURCE))[0]
@@ -253,6 +268,51 @@ def test_changed_settings_are_told_with_their_keys_and_never_their_values(bench:
     assert (told.event, told.facts) == ("settings", {"keys": "ae_title, max_batch"})
 
 
+def test_every_retry_is_told_with_its_user(bench: Bench) -> None:
+    bench.receive()
+    bench.analyse()
+    bench.rows()
+    bench.ledger.drop_audit("test", 1)
+    (job,) = bench.ledger.claim_deliveries("out", "test", 1)
+    bench.ledger.retry_later(job, "away", 600.0)
+    retry(bench.ledger, Wanted((), to="new", now=True, by="alice"), ["new"])
+    retry(bench.ledger, Wanted((), to="new", by="alice"), ["new"])  # there is nothing to do
+
+    told = [(each.event, each.facts["by"], each.facts["what"]) for each in bench.rows()]
+    assert told == [
+        ("command", "alice", "retry: 1 re-addressed to new"),
+        ("command", "alice", "retry: 1 due now to new"),
+    ]
+
+
+def test_where_too_many_events_wait_recording_stops_and_says_so(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.ledger.limits = LedgerLimits(audit_rows=3)
+    for _ in range(7):
+        bench.ledger.record_audit("start", EVENTS["start"])
+    first = bench.rows()
+    assert [each.event for each in first] == ["start"] * 3 + ["recording_stopped"]
+    assert [each.number for each in first] == [1, 2, 3, 4]
+    assert bench.ledger.inspect.audit_lost() == 4
+    assert caplog.text.count("recording stops") == 1
+
+    # Some room is not enough: a stop would follow each start.
+    bench.ledger.drop_audit("test", 2)
+    bench.ledger.record_audit("start", EVENTS["start"])
+    bench.ledger.drop_audit("test", 4)
+    bench.ledger.record_audit("stop", EVENTS["stop"])
+    rows = bench.rows()
+    assert [(each.number, each.event) for each in rows] == [
+        (9, "recording_started"),
+        (10, "stop"),
+    ]
+    assert rows[0].facts == {"lost": "5"}
+    assert bench.ledger.inspect.audit_lost() == 5
+    assert "recording goes on; 5 events were not recorded" in caplog.text
+    assert all(faults(document(each, SOURCE)) == [] for each in [*first, *rows])
+
+
 def test_one_process_sends_at_a_time_and_a_dead_one_is_succeeded(bench: Bench) -> None:
     bench.ledger.record_audit("start", EVENTS["start"])
     assert bench.ledger.claim_audit("first", 10)[0]
@@ -266,67 +326,6 @@ def test_one_process_sends_at_a_time_and_a_dead_one_is_succeeded(bench: Bench) -
 
 
 # -- the sender
-
-
-class Repository:
-    """A syslog receiver over TLS that can be away."""
-
-    def __init__(self, pair: Pair, ca: Authority) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(pair.certificate, pair.key)
-        self._context.load_verify_locations(ca.certificate)
-        self._context.verify_mode = ssl.CERT_REQUIRED
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self.is_away = False
-        self.messages: list[bytes] = []
-        self._open: list[ssl.SSLSocket] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                plain, _ = self._listening.accept()
-            except OSError:
-                return
-            if self.is_away:
-                plain.close()
-                continue
-            try:
-                with self._context.wrap_socket(plain, server_side=True) as connection:
-                    self._open.append(connection)
-                    self._read(connection)
-            except OSError:
-                plain.close()
-
-    def _read(self, connection: ssl.SSLSocket) -> None:
-        data = b""
-        while part := connection.recv(65536):
-            data += part
-            while b" " in data:
-                size, _, rest = data.partition(b" ")
-                if len(rest) < int(size):
-                    break
-                self.messages.append(rest[: int(size)])
-                data = rest[int(size) :]
-
-    def break_off(self) -> None:
-        """Every connection ends, and new ones do too."""
-        self.is_away = True
-        for each in self._open:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(each, socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.break_off()
-        self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        self._thread.join()
-
-
-def numbers(messages: list[bytes]) -> list[int]:
-    return [int(re.findall(rb'sequenceId="(\d+)"', each)[0]) for each in messages]
 
 
 def until(what: Callable[[], object]) -> None:

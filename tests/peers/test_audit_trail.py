@@ -1,0 +1,156 @@
+"""The audit trail from the event to the repository: through the real roles, and across kill -9."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from daemon.audit import AuditSender
+from daemon.config import Config, load
+from daemon.deliver.remote import remote_of
+from daemon.dicom.link import Link, LinkDownError, proposal
+from daemon.ledger import Ledger
+from daemon.receive.scp import Receiver
+from daemon.spool import Spool
+from tests.unit.audit_schema import faults
+from tools.peers.audit_repository import Repository, numbers
+from tools.peers.certificates import Authority
+from tools.peers.ports import unused_port
+from tools.peers.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def repository(ca: Authority) -> Iterator[Repository]:
+    repository = Repository(ca.issue("repository"), ca)
+    yield repository
+    repository.close()
+
+
+def settings(folder: Path, ca: Authority, repository: Repository, **more: Any) -> Path:
+    """The settings file of a node that tells `repository` of everything."""
+    to = {"repository": f"tls://127.0.0.1:{repository.port}", "ca": str(ca.certificate)}
+    values = {
+        "host": "127.0.0.1",
+        "port": unused_port(),
+        "spool": str(folder / "spool"),
+        "ledger": f"sqlite:///{folder / 'ledger.db'}",
+        "audit": to | ca.issue("audit-sender").settings(),
+    }
+    path = folder / "pleura.yaml"
+    path.write_text(yaml.safe_dump(values | more))
+    return path
+
+
+def alerts(messages: list[bytes]) -> list[tuple[str, str]]:
+    """The address and the words of each security alert."""
+    told = []
+    for message in messages:
+        xml = message.decode().partition("\ufeff")[2]
+        assert faults(xml) == []
+        (subject,) = ElementTree.fromstring(xml).findall("ParticipantObjectIdentification")
+        (detail,) = subject.findall("ParticipantObjectDetail")
+        words = base64.b64decode(detail.attrib["value"]).decode()
+        told.append((subject.attrib["ParticipantObjectID"], words))
+    return told
+
+
+def test_a_refused_handshake_and_a_refused_association_reach_the_repository(
+    tmp_path: Path, ca: Authority, repository: Repository
+) -> None:
+    tls = ca.issue("node").settings() | {"ca": str(ca.certificate), "port": unused_port()}
+    config = load(settings(tmp_path, ca, repository, tls=tls))
+    ledger, spool = Ledger(config.ledger), Spool(config.spool)
+    ledger.is_audited = True
+    stop = threading.Event()
+    sender = threading.Thread(target=AuditSender(config, ledger, spool).run, args=(stop,))
+    receiver = Receiver(config, ledger, spool)
+    receiver.start()
+    sender.start()
+    try:
+        stranger = Authority(tmp_path / "elsewhere", "Another CA").issue("XRAY1")
+        theirs = stranger.settings() | {"ca": str(ca.certificate)}
+        call(tls["port"], "PLEURA", theirs)
+        call(config.port, "OTHER", False)
+        wait_until("both are told", lambda: len(repository.messages) == 2)
+    finally:
+        stop.set()
+        receiver.stop()
+        sender.join()
+        ledger.close()
+
+    handshake, association = alerts(repository.messages)
+    assert handshake[0] == association[0] == "127.0.0.1"
+    assert handshake[1].startswith("the TLS handshake failed: ")
+    assert association[1].startswith("rejected with 1/1/7")
+
+
+def call(port: int | None, called: str, tls: dict[str, str] | bool) -> None:
+    """Ask for an association, in vain."""
+    there = {"name": "node", "ae_title": called, "host": "127.0.0.1", "port": port, "tls": tls}
+    config = Config.model_validate({"ae_title": "XRAY1", "port": 11112, "destinations": [there]})
+    remote = remote_of(config, config.destinations[0])  # type: ignore[arg-type]
+    with pytest.raises(LinkDownError), Link.open("XRAY1", remote, proposal([])):
+        pass
+
+
+class Role:
+    """The deliver role as a process."""
+
+    def __init__(self, settings_file: Path, log: Path) -> None:
+        command = [sys.executable, "-P", "-m", "daemon.cli", "deliver", "-c", str(settings_file)]
+        with log.open("a") as stderr:
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def test_a_kill_of_the_deliver_role_loses_no_message_and_keeps_their_order(
+    tmp_path: Path, ca: Authority, repository: Repository
+) -> None:
+    path, log = settings(tmp_path, ca, repository), tmp_path / "log.txt"
+    ledger = Ledger(load(path).ledger)
+    ledger.is_audited = True
+    for number in range(250):
+        ledger.record_audit("start", {"role": "test", "pid": str(number)})
+
+    repository.is_away = True
+    with contextlib.ExitStack() as running:
+        role = Role(path, log)
+        running.callback(role.kill)
+        wait_until("the outage is told", lambda: "cannot be reached" in log.read_text())
+
+        # The process dies between a message's arrival and its removal from the ledger.
+        repository.is_away = False
+        wait_until("some arrive", lambda: repository.messages, every_s=0.001)
+        role.kill()
+        assert ledger.inspect.audit_waiting() >= 150
+
+        role = Role(path, log)
+        running.callback(role.kill)
+        wait_until("all are sent", lambda: not ledger.inspect.audit_waiting())
+    ledger.close()
+
+    sent = numbers(repository.messages)
+    # Two starts of the role are events too.
+    assert list(dict.fromkeys(sent)) == [*range(1, 253)]
+    # What is repeated is the same message, byte for byte.
+    assert len(sent) > len(set(sent))
+    assert len(set(repository.messages)) == len(set(sent))

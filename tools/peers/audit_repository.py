@@ -1,0 +1,74 @@
+"""An audit repository: a syslog receiver over TLS that can be away."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import threading
+
+from tools.peers.certificates import Authority, Pair
+
+
+class Repository:
+    """Collects the messages that it receives, in their order."""
+
+    def __init__(self, pair: Pair, ca: Authority) -> None:
+        """Only senders whose certificate `ca` has issued are taken."""
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(pair.certificate, pair.key)
+        self._context.load_verify_locations(ca.certificate)
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self.is_away = False
+        self.messages: list[bytes] = []
+        self._open: list[ssl.SSLSocket] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listening.accept()
+            except OSError:
+                return
+            if self.is_away:
+                plain.close()
+                continue
+            try:
+                with self._context.wrap_socket(plain, server_side=True) as connection:
+                    self._open.append(connection)
+                    self._read(connection)
+            except OSError:
+                plain.close()
+
+    def _read(self, connection: ssl.SSLSocket) -> None:
+        data = b""
+        while part := connection.recv(65536):
+            data += part
+            while b" " in data:
+                size, _, rest = data.partition(b" ")
+                if len(rest) < int(size):
+                    break
+                self.messages.append(rest[: int(size)])
+                data = rest[int(size) :]
+
+    def break_off(self) -> None:
+        """Every connection ends, and new ones do too."""
+        self.is_away = True
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(each, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.break_off()
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join()
+
+
+def numbers(messages: list[bytes]) -> list[int]:
+    """The sequenceId of each message (RFC 5424 7.3.1)."""
+    return [int(re.findall(rb'sequenceId="(\d+)"', each)[0]) for each in messages]
