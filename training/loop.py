@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,8 +36,8 @@ from training.recipe import Layout, Recipe, Stage
 _PHANTOM_SEED = 100_000
 # Characters of the command in a package's provenance
 _COMMAND_SHOWN = 1000
-# Watched images of a network that only cross-fits the segmenter's rule
-_GLANCE = 32
+# Watched images of each network that is cross-fitted: nothing is chosen by them
+_GLANCE = 12
 # Validation images in one forward pass
 _WATCHED = 16
 # torch.autocast's message on the meta device
@@ -216,37 +216,58 @@ class _Training:
         # What was drawn at random would rest, for good where the recipe says so
         if self._lacks_start(number, stage):
             stage = stage.model_copy(update={"freeze": None})
+        if stage.cross_fit:
+            return self._cross_fitted(name, stage, network, train, watched)
+
+        network = self._fitted(name, stage, network, train, watched)
+        return self._finished(name, stage, network, train, watched)
+
+    def _fitted(
+        self,
+        name: str,
+        stage: Stage,
+        network: nn.Module,
+        train: Sequence[Case],
+        watched: Sequence[Case],
+    ) -> nn.Module:
+        """The network after its earlier phases and its own epochs."""
+        network = self._earlier(name, stage, network, train, watched)
+        watch = _Watch(stage, self._prepared(stage, watched), self.device)
+        return fit(network, self._batches(stage, train, stage.phantoms), watch, self.run, name)
+
+    def _earlier(
+        self,
+        name: str,
+        stage: Stage,
+        network: nn.Module,
+        train: Sequence[Case],
+        watched: Sequence[Case],
+    ) -> nn.Module:
+        """The network after its earlier phases."""
         for order, phase in enumerate(stage.first, 1):
             earlier = stage.earlier(phase)
             watch = _Watch(earlier, self._prepared(earlier, watched), self.device)
             batches = self._batches(earlier, train, stage.phantoms)
             network = fit(network, batches, watch, self.run, f"{name}-first-{order}")
 
-        if stage.cross_fit:
-            return self._cross_fitted(name, stage, network, train, watched)
+        return network
 
-        watch = _Watch(stage, self._prepared(stage, watched), self.device)
-        network = fit(network, self._batches(stage, train, stage.phantoms), watch, self.run, name)
+    def _finished(
+        self,
+        name: str,
+        stage: Stage,
+        network: nn.Module,
+        train: Sequence[Case],
+        watched: Sequence[Case],
+    ) -> nn.Module:
+        """The network on the way to what a few last epochs make of it."""
         if stage.finish is None:
             return network
 
-        last = stage.model_copy(
-            update={
-                "epochs": stage.finish.epochs,
-                "optimiser": stage.optimiser.model_copy(
-                    update={"learning_rate": stage.finish.learning_rate}
-                ),
-            }
-        )
-
-        after = copy.deepcopy(network)
-        after = fit(
-            after,
-            self._batches(last, train, stage.finish.phantoms),
-            watch,
-            self.run,
-            f"{name}-finish",
-        )
+        last = stage.finishing(stage.finish)
+        watch = _Watch(last, self._prepared(last, watched), self.device)
+        batches = self._batches(last, train, last.phantoms)
+        after = fit(copy.deepcopy(network), batches, watch, self.run, f"{name}-finish")
 
         return average.between(network, after, stage.finish.share)
 
@@ -258,19 +279,57 @@ class _Training:
         train: Sequence[Case],
         watched: Sequence[Case],
     ) -> nn.Module:
-        """The network of all images; those of each fold left out are written beside its weights."""
-        count = 1 + max(self.parts.folds.values())
-        shared = CrossFitted(network, stage, count)
-        # A glance at some: all of them, after each epoch, would take a third of the time.
-        some = watched[:: max(1, len(watched) // _GLANCE)]
+        """The network of all images; those of each fold left out are written beside its weights.
+
+        A network that leaves a fold out is watched by a glance at that fold.
+        """
+        alone = stage.model_copy(update={"cross_fit": False})
+        shared = None
+        if stage.shares_encoder:
+            shared = self._sharing(name, stage, network, train, watched)
+
+        found = network
+        for fold in (*sorted(set(self.parts.folds.values())), None):
+            own = name if fold is None else f"{name}-fold-{fold}"
+            some, glance = self._without(fold, train, watched)
+
+            if shared is None:
+                begun = self._fitted(own, alone, copy.deepcopy(network), some, glance)
+            else:
+                begun = shared.network_of(stage, fold)
+            found = self._finished(own, alone, begun, some, glance)
+
+            if fold is not None and self.run.first:
+                tensors = to_safetensors(dict(found.state_dict()))
+                path = self.run.weights(f"{name}-without-{fold}")
+                write(path, lambda file, tensors=tensors: file.write(tensors))  # type: ignore[misc]
+
+        return found
+
+    def _sharing(
+        self,
+        name: str,
+        stage: Stage,
+        network: nn.Module,
+        train: Sequence[Case],
+        watched: Sequence[Case],
+    ) -> CrossFitted:
+        """The decoders of all folds, trained at once on one encoder."""
+        network = self._earlier(name, stage, network, train, watched)
+        shared = CrossFitted(network, stage, 1 + max(self.parts.folds.values()))
+        some = _glance(watched)
         watch = _Watch(stage, self._prepared(stage, some), self.device, self._folds(some))
         fit(shared, self._batches(stage, train, stage.phantoms), watch, self.run, name)
+        return shared
 
-        for fold in range(count) if self.run.first else ():
-            tensors = to_safetensors(dict(shared.network_of(stage, fold).state_dict()))
-            path = self.run.weights(f"{name}-without-{fold}")
-            write(path, lambda file, tensors=tensors: file.write(tensors))  # type: ignore[misc]
-        return shared.network_of(stage, None)
+    def _without(
+        self, fold: int | None, train: Sequence[Case], watched: Sequence[Case]
+    ) -> tuple[list[Case], Sequence[Case]]:
+        """(images that train where a fold is left out, a glance at those that do not)"""
+        folds = self.parts.folds
+        some = [case for case in train if fold is None or folds.get(case.image_id) != fold]
+        inside = [case for case in watched if folds.get(case.image_id) == fold]
+        return some, _glance(inside or watched)
 
     def _folds(self, cases: Sequence[Case]) -> NDArray[np.float32]:
         """The number of each image's fold, that of none where it has none."""
@@ -354,11 +413,21 @@ class _Training:
             )
 
     def _batches(self, stage: Stage, cases: Sequence[Case], phantoms: int) -> Batches:
-        samples = [self._samples(stage, cases, stage.repeats)]
+        samples = self._shown(stage, cases)
         if phantoms:
             drawn = data.phantoms(phantoms, _PHANTOM_SEED, stage.side)
             samples.append(self._samples(stage, drawn))
         return Batches(samples, stage, self.recipe.seed, self.device)
+
+    def _shown(self, stage: Stage, cases: Sequence[Case]) -> list[Samples]:
+        """The real images, the negatives apart where an epoch shows a share of them."""
+        negatives = [case for case in cases if not case.positive]
+        if stage.negatives == 1 or not negatives:
+            return [self._samples(stage, cases, stage.repeats)]
+
+        positives = [case for case in cases if case.positive]
+        some = replace(self._samples(stage, negatives, stage.repeats), share=stage.negatives)
+        return [self._samples(stage, positives, stage.repeats), some]
 
     def _samples(self, stage: Stage, cases: Sequence[Case], times: int = 1) -> Samples:
         prepared = self._prepared(stage, cases)
@@ -412,6 +481,11 @@ class _Watch:
                 images = with_folds(images, self.folds[some])
             logits = network(images.to(self.device))
             yield torch.sigmoid(logits.float())[:, 0].cpu().numpy().astype(np.float64)
+
+
+def _glance(cases: Sequence[Case]) -> Sequence[Case]:
+    """Some of the images: all of them, after each epoch, would take a third of the time."""
+    return cases[:: max(1, len(cases) // _GLANCE)]
 
 
 def _unless_full(prepared: cache.Prepared) -> NDArray[np.int32] | None:

@@ -137,7 +137,7 @@ class Loss(_Part):
 
 
 class Finish(_Part):
-    """A few last epochs with many phantoms.
+    """A few last epochs: with many phantoms, or with the encoder no longer frozen.
 
     Among few phantoms, and at a high learning rate, a network does not learn them.
     """
@@ -147,6 +147,10 @@ class Finish(_Part):
     learning_rate: Positive
     # How far to go from the weights before to the weights after
     share: Annotated[float, Field(gt=0, le=1)]
+    # None: as the stage
+    freeze: Freeze | None = None
+    # Share of the negatives that an epoch shows; None: as the stage
+    negatives: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Phase(_Part):
@@ -186,6 +190,8 @@ class Stage(_Part):
     learns: Literal["labels", "masks"] | None = None
     # "positives": only images with something to find
     images: Literal["all", "positives"] = "all"
+    # Share of the negatives that an epoch shows, drawn anew for each epoch
+    negatives: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Times each real image is seen in an epoch
     repeats: Count = 1
     # Synthetic images among the real images
@@ -206,8 +212,9 @@ class Stage(_Part):
     schedule: Schedule = Schedule()
     average: Average = Average()
     freeze: Freeze | None = None
-    # A segmenter on a frozen encoder: beside the decoder that is kept, each published fold gets
-    # a decoder that is trained without it (training/fitting/crossfit.py)
+    # A segmenter: beside the network that is kept, each published fold gets one that is trained
+    # without it. Where the encoder is frozen for all epochs, they share it and train at once
+    # (training/fitting/crossfit.py); else each trains in turn.
     cross_fit: bool = False
     # Arithmetic of the forward pass; weights stay fp32
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -234,6 +241,23 @@ class Stage(_Part):
         }
         return self.model_copy(update=changes)
 
+    def finishing(self, finish: Finish) -> Stage:
+        """The stage as it is in its last epochs."""
+        optimiser = self.optimiser.model_copy(update={"learning_rate": finish.learning_rate})
+        changes: dict[str, Any] = {
+            "epochs": finish.epochs,
+            "phantoms": finish.phantoms,
+            "optimiser": optimiser,
+            "freeze": finish.freeze or self.freeze,
+            "negatives": finish.negatives or self.negatives,
+        }
+        return self.model_copy(update=changes)
+
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether the networks of cross-fitting share one encoder: it rests in every epoch."""
+        return self.freeze is not None and (self.freeze.epochs, self.freeze.share) == (0, 1.0)
+
     @property
     def on_masks(self) -> bool:
         """Whether masks are what it learns from; else labels."""
@@ -259,11 +283,10 @@ class Stage(_Part):
                     f"cycle, {self.schedule.cycle}, wanted for swa_each: cycle"
                 )
 
-        rests = self.freeze is not None and (self.freeze.epochs, self.freeze.share) == (0, 1.0)
-        if self.cross_fit and not (rests and self.on_masks):
+        if self.cross_fit and (not self.on_masks or self.best_by):
             raise ValueError(
-                "cross_fit: true found; masks and freeze: {epochs: 0, share: 1} wanted: "
-                "the encoder is shared"
+                "cross_fit: true found; a network that learns masks and no best_by wanted: "
+                "best_by would choose weights by the images that measure them"
             )
 
         if self.loss.balance and self.on_masks:

@@ -53,6 +53,19 @@ def test_each_image_is_seen_once_and_repeats_so_often() -> None:
     assert batches.positive_share == 0.25
 
 
+def test_an_epoch_shows_a_share_of_the_images_and_another_epoch_others() -> None:
+    parts = [
+        Samples(images=numbered(6), targets=np.ones(6, np.float32)),
+        Samples(images=numbered(20, first=100), targets=np.zeros(20, np.float32), share=0.3),
+    ]
+    batches = Batches(parts, stage(), 1, CPU)
+    assert (len(batches), batches.positive_share) == (3, 0.5)
+    first, second = (set(itertools.chain(*greys(batches, epoch))) for epoch in (0, 1))
+    assert {*range(6)} < first
+    assert len(first) == 12
+    assert first != second
+
+
 def test_the_same_seed_gives_the_same_again_and_another_does_not() -> None:
     rng = np.random.default_rng(0)
     images, masks = (rng.integers(0, 256, (13, 32, 32), dtype=np.uint8) for _ in "im")

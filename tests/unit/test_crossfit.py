@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.networks import build
-from training.fitting.batches import with_folds
+from tests import recipes
+from training import loop
+from training.fitting.batches import Batches, with_folds
 from training.fitting.crossfit import NO_FOLD, CrossFitted
-from training.recipe import Freeze, Loss, Optimiser, Stage
+from training.fitting.run import Run
+from training.recipe import Freeze, Loss, Optimiser, Recipe, Split, Stage
 
 SIDE = 32
 FOLDS = 2
@@ -85,6 +93,31 @@ def test_each_image_is_answered_by_the_decoder_that_left_its_fold_out(network: C
             torch.testing.assert_close(found[row : row + 1], apart, rtol=1e-4, atol=1e-5)
 
 
-def test_an_encoder_that_learns_masks_cannot_be_shared() -> None:
-    with pytest.raises(ValidationError, match="the encoder is shared"):
-        stage(freeze=None)
+def test_weights_are_not_chosen_by_the_images_that_measure_them() -> None:
+    with pytest.raises(ValidationError, match="best_by would choose weights"):
+        Stage.model_validate(stage().model_dump() | {"best_by": "dice"})
+
+
+def test_where_the_encoder_learns_each_fold_has_a_network_that_never_saw_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: dict[str, set[str]] = {}
+
+    def noted(network: nn.Module, batches: Batches, watch: Any, run: Run, name: str) -> nn.Module:
+        ids = (batches.ids(0, index) for index in range(len(batches)))
+        taught[name] = set(itertools.chain(*ids))
+        return network
+
+    monkeypatch.setattr(loop, "fit", noted)
+    monkeypatch.setattr(loop, "Export", lambda *_: SimpleNamespace(write=lambda *_: None))
+    alone = stage(freeze=None).model_copy(update={"batch": 1})
+    parts = {"folds": FOLDS, "train": [0, 1], "validate": [0, 1]}
+    wanted = Recipe(
+        id="x", version="1.0.0", about="x", split=Split.model_validate(parts), networks=[alone]
+    )
+    loop.train(wanted, recipes.made(tmp_path / "made", images=4), tmp_path / "run", [])
+
+    folds = [taught[f"0-segmenter-unet-fold-{fold}"] for fold in range(FOLDS)]
+    assert [len(ids) for ids in folds] == [2, 2]
+    assert taught["0-segmenter-unet"] == folds[0] | folds[1]
+    assert len(list((tmp_path / "run" / "weights").glob("*-without-*"))) == FOLDS

@@ -36,6 +36,8 @@ class Samples:
     targets: NDArray[Any]
     # How often an epoch shows each image
     times: int = 1
+    # Share of the images that an epoch shows, drawn anew for each epoch
+    share: float = 1.0
     # Names of the images for messages
     ids: Sequence[str] = ()
     # (n, 4) top, left, height, width in the letterbox; None: all of it
@@ -57,6 +59,11 @@ class Samples:
             )
         if len(self.ids) not in (0, n) or (self.inside is not None and self.inside.shape != (n, 4)):
             raise ValueError(f"ids and inside: one for each of {n} images wanted")
+
+    @property
+    def shown(self) -> int:
+        """How many images an epoch shows, each counted as often as it is shown."""
+        return round(self.share * self.times * len(self.images))
 
 
 class Batches:
@@ -92,15 +99,15 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches of an epoch; images that do not fill one are left to another epoch's shuffle."""
-        return int(self._starts[-1]) // self.stage.batch
+        return sum(part.shown for part in self._parts) // self.stage.batch
 
     @property
     def positive_share(self) -> float:
         """The share of positive labels, 0..1; 0.5 for masks, which no loss balances."""
         if self._parts[0].targets.ndim > 1:
             return 0.5
-        positives = sum(int((part.targets > 0.5).sum()) * part.times for part in self._parts)
-        return positives / int(self._starts[-1])
+        positives = sum(float((part.targets > 0.5).mean()) * part.shown for part in self._parts)
+        return positives / sum(part.shown for part in self._parts)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of an epoch, as pairs of inputs and targets, float32.
@@ -127,14 +134,24 @@ class Batches:
 
     def _chosen(self, number: int, index: int) -> list[tuple[int, int]]:
         """(part, row) of each image."""
-        order = np.random.default_rng((self.seed, number)).permutation(self._starts[-1])
-        whole = order[index * self.stage.batch : (index + 1) * self.stage.batch]
+        whole = self._order(number)[index * self.stage.batch : (index + 1) * self.stage.batch]
         places = whole[ranks.rank() :: ranks.count()]
         parts = np.searchsorted(self._starts, places, "right") - 1
         return [
             (int(part), int(place - self._starts[part]) % len(self._parts[part].images))
             for part, place in zip(parts, places, strict=True)
         ]
+
+    def _order(self, number: int) -> NDArray[np.int64]:
+        """The places of the images that an epoch shows, shuffled."""
+        order = np.random.default_rng((self.seed, number)).permutation(self._starts[-1])
+
+        for part, start in zip(self._parts, self._starts, strict=False):
+            inside = (order >= start) & (order < start + part.times * len(part.images))
+            surplus = inside & (inside.cumsum() > part.shown)
+            order = order[~surplus]
+
+        return order
 
     def _prepared(self, number: int, index: int) -> Batch:
         chosen = self._chosen(number, index)
