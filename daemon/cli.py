@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from daemon import installed, model_commands
+from daemon import installed, model_commands, predict_command
 from daemon.exits import (
     EXIT_CANNOT_START,
     EXIT_DONE,
@@ -315,7 +315,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "config": _config,
     "send": _send,
     "demo": _demo,
-    "predict": model_commands.predict,
+    "predict": predict_command.predict,
     "model": model_commands.model,
     "train": model_commands.train,
     "evaluate": model_commands.evaluate,

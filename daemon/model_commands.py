@@ -1,4 +1,4 @@
-"""The commands about models: predict, model, train, evaluate, explore.
+"""The commands about models: model, train, evaluate, explore.
 
 They need no node. Each imports what it needs inside itself, so that the node's commands stay quick.
 """
@@ -7,94 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from daemon import installed
 from daemon.exits import EXIT_FAILED, CannotStartError
-
-if TYPE_CHECKING:
-    from inference.pipeline import Pipeline
-
-
-def predict(options: argparse.Namespace) -> int:
-    """Analyse files; one JSON line each, and result objects where --out is given."""
-    pipeline = _pipeline(options)
-    result_time = options.at or _default_time()
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-
-    status = 0
-    for path in options.file:
-        if not _predict_file(pipeline, path, result_time, options.out):
-            status = EXIT_FAILED
-    return status
-
-
-def _pipeline(options: argparse.Namespace) -> Pipeline:
-    from inference.engine import Engine, choose_device
-    from inference.package import PackageError, folder_of, load
-    from inference.pipeline import AnalysisSettings, Pipeline
-
-    try:
-        engine = Engine(load(folder_of(options.model)), choose_device(options.device))
-        return Pipeline(engine, AnalysisSettings(kinds=_kinds(options.results)))
-    except (PackageError, ValueError) as error:
-        raise CannotStartError(f"model, device: {error}") from error
-
-
-def _kinds(text: str) -> frozenset[str]:
-    """The kinds of result that `--results` names, such as "SEG,SC".
-
-    Raises:
-        CannotStartError: a name that is no kind.
-    """
-    from inference.results.kinds import KINDS
-
-    names = [name.strip().upper() for name in text.split(",")]
-    unknown = [name for name in names if name not in KINDS]
-    if unknown:
-        raise CannotStartError(f"--results: found {unknown[0]!r}; allowed: {', '.join(KINDS)}")
-    return frozenset(names)
-
-
-def _predict_file(
-    pipeline: Pipeline, path: Path, result_time: datetime, folder: Path | None
-) -> bool:
-    """Analyse one file; False where it cannot be read or the analysis breaks."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        print(f"{path}: cannot be read ({error.strerror})", file=sys.stderr)
-        return False
-
-    is_sound = True
-    try:
-        (outcome,) = pipeline.analyse([data], result_time)
-    except Exception as error:
-        # The loop's one catch-all: the other files still get their answers.
-        print(f"{path}: the analysis broke ({type(error).__name__})", file=sys.stderr)
-        outcome = pipeline.fail(data, "analysis_error", result_time)
-        is_sound = False
-
-    line = {"file": str(path)} | outcome.summary() | {"model": pipeline.engine.identity.id}
-    print(json.dumps(line), flush=True)
-
-    if folder is not None:
-        for result in outcome.results:
-            (folder / f"{result.sop_instance_uid}.dcm").write_bytes(result.data)
-    return is_sound
-
-
-def _default_time() -> datetime:
-    """Now, or SOURCE_DATE_EPOCH (reproducible-builds.org) for results that repeat byte by byte."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now().astimezone()
 
 
 def model(options: argparse.Namespace) -> int:

@@ -132,10 +132,17 @@ def _add_repairs(commands: _Commands) -> None:
 
 
 def _add_predict(commands: _Commands) -> None:
-    predict = _add(commands, "predict", "Analyse files without a node: one JSON line each.")
-    predict.add_argument("file", nargs="+", type=Path, metavar="FILE")
+    predict = _add(
+        commands,
+        "predict",
+        "Analyse DICOM, PNG, JPEG and TIFF files without a node: one JSON line each.",
+    )
+    predict.add_argument(
+        "file", nargs="+", type=Path, metavar="FILE|DIR", help="of a folder every image below it"
+    )
     predict.add_argument("--model", default="default", help="a model package: its folder or zip")
     predict.add_argument("--device", default="auto", help="cpu, cuda:0, ...; default: auto")
+
     predict.add_argument("--out", type=Path, metavar="DIR", help="write the result objects here")
     predict.add_argument(
         "--results",
@@ -144,6 +151,22 @@ def _add_predict(commands: _Commands) -> None:
         help="the kinds of result to make; default: SEG,SC,SR,PR",
     )
     predict.add_argument("--at", type=_time, metavar="TIME", help="the results' time, ISO 8601")
+
+    predict.add_argument(
+        "--masks", type=Path, metavar="DIR", help="write each analysed image's mask here, as PNG"
+    )
+    predict.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FILE.csv",
+        help="write every mask as SIIM-ACR's run lengths: ImageId,EncodedPixels",
+    )
+    predict.add_argument(
+        "--any-image",
+        action="store_true",
+        help="also answer for images that a node refuses by their header: children, laterals, no "
+        "study",
+    )
 
 
 def _add_send(commands: _Commands) -> None:

@@ -52,6 +52,8 @@ def _allowed(name: str) -> set[str]:
     """The packages of ours that a file may import beside its own."""
     if name in ("daemon/cli.py", "daemon/model_commands.py"):
         return {"inference", "training"}
+    if name == "daemon/predict_command.py":
+        return {"inference"}
     # service.py starts the analyse role, and knows how it can fail to start.
     if name == "daemon/service.py" or name.startswith(("daemon/analyse/", "training/")):
         return {"inference"}

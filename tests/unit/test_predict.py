@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 
 from daemon.cli import main
-from inference import radiograph
+from inference import package, radiograph
+from tests import models
 from training import phantom
+from training.data import rle
 
 # What a careful radiographer would say of each file of node/: the reason why it is not analysed, or
 # None.
@@ -161,3 +166,98 @@ def test_a_model_or_device_that_is_not_there_is_said(
     (tmp_path / "a.dcm").write_bytes(b"")
     assert main(["predict", str(tmp_path / "a.dcm"), *arguments]) == 2
     assert "model, device:" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def eager_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of tiny networks that calls every image positive, and outlines all that it can."""
+    folder = models.write(tmp_path_factory.mktemp("model") / "eager", models.tiny_networks())
+    manifest = package.read_manifest(folder)
+    low = {"bottom": 0.001, "top": 0.001, "min_area_at_1024_px": 0}
+    changes = {
+        "classifier": manifest.classifier.model_dump() | {"threshold": 0.001},
+        "segmenter": manifest.segmenter.model_dump() | low,
+    }
+    package.amend(folder, changes)
+    return folder
+
+
+def test_pictures_and_folders_are_answered_like_dicom(
+    eager_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One chest as DICOM, PNG, JPEG and 16-bit TIFF; masks and submission in its own matrix."""
+    drawn = phantom.draw(7, pneumothorax=True, size=96)
+    folder = tmp_path / "in"
+    phantom.write(drawn, folder / "a" / "one.dcm")
+    picture = Image.fromarray((drawn.pixels * 255).astype(np.uint8)).crop((0, 0, 80, 96))
+    picture.save(folder / "two.png")
+    picture.save(folder / "three.jpg", quality=95)
+    Image.fromarray((drawn.pixels * 65535).astype(np.uint16)).save(folder / "four.tif")
+    (folder / "labels.csv").write_text("not an image")
+    Image.new("L", (64, 64), 7).save(folder / "blank.png")
+
+    masks, submission = tmp_path / "masks", tmp_path / "submission.csv"
+    wanted = ("--model", eager_package, "--masks", masks, "--submission", submission)
+    answers = predict(capsys, folder, *wanted)
+
+    by_name = {Path(str(answer["file"])).name: answer for answer in answers}
+    assert by_name.pop("blank.png")["reason"] == "blank"
+    assert set(by_name) == {"one.dcm", "two.png", "three.jpg", "four.tif"}
+    rows = rle.read(submission)
+    assert rows["blank"] == ("-1",)
+    for name, answer in by_name.items():
+        stem = Path(name).stem
+        path = (masks / "a" / stem if name == "one.dcm" else masks / stem).with_suffix(".png")
+        with Image.open(path) as image:
+            found = np.asarray(image) == 255
+        assert found.shape == ((96, 80) if stem in ("two", "three") else (96, 96))
+        assert found.sum() == (answer["area_px"] or 0), name
+        assert rows[stem] == (rle.encode(found),)
+        assert answer["positive"] is True
+    assert any(answer["area_px"] for answer in by_name.values())
+
+
+def test_images_without_a_study_are_answered_where_it_is_wanted(
+    eager_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = data / "node" / "stage2_ID_0bc787781.dcm"
+    (answer,) = predict(capsys, path, "--model", eager_package, "--any-image")
+    assert answer["state"] == "analysed"
+
+
+def test_two_images_of_one_name_are_told_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.dcm").write_bytes(b"")
+    arguments = ["predict", str(tmp_path), "--model", "/nowhere", "--submission", "out.csv"]
+    assert main(arguments) == 2
+    assert "two images are named one" in capsys.readouterr().err
+
+
+def test_a_model_of_brain_slices_gives_mask_and_features(
+    eager_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No node loads it, and DICOM is not what it reads."""
+    shutil.copytree(eager_package, tmp_path / "mri")
+    package.amend(tmp_path / "mri", {"task": "lower-grade-glioma"})
+    folder = tmp_path / "case"
+    folder.mkdir()
+    slices = np.random.default_rng(0).integers(60, 255, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(slices).save(folder / "case_1.tif")
+    Image.fromarray(slices[:, :, 0]).save(folder / "case_1_mask.tif")
+    dicom = phantom.write(phantom.draw(0, True, size=64), tmp_path / "one.dcm")
+
+    masks = tmp_path / "masks"
+    first, second = predict(capsys, folder, dicom, "--model", tmp_path / "mri", "--masks", masks)
+
+    assert first["state"] == "analysed"
+    assert second["reason"] == "modality"
+    with Image.open(masks / "case_1.png") as image:
+        drawn = np.asarray(image) == 255
+    assert drawn.shape == (40, 50)
+    assert drawn.sum() == first["area_px"] > 0
+    rows, columns = np.nonzero(drawn)
+    assert first["centroid_px"] == pytest.approx([columns.mean(), rows.mean()])
+    assert first["spread_px"] == pytest.approx([columns.std(), rows.std()])

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 
+from inference import plain_pictures
 from training.data import pictures
 from training.data.cases import Case
 from training.data.findings import Cases, Finding
@@ -41,11 +41,9 @@ class LggCase(Case):
     def pixels(self) -> NDArray[np.float32]:
         """FLAIR, the green channel, sharpened."""
         try:
-            with Image.open(self.path) as image:
-                green = image.convert("RGB").getchannel("G").filter(ImageFilter.SHARPEN)
-        except (OSError, ValueError, SyntaxError) as error:
+            return plain_pictures.flair(self.path.read_bytes())
+        except (OSError, plain_pictures.PictureError) as error:
             raise ValueError(f"{self.path}: cannot be read as an image ({error})") from error
-        return np.asarray(green, dtype=np.float32) / np.float32(255)
 
     def mask(self) -> NDArray[np.bool_]:
         return pictures.plain(_mask_of(self.path)) > 127

@@ -12,21 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
 
-from inference import radiograph
+from inference import plain_pictures, radiograph
 from inference.preprocess import upright
 from inference.silence import silenced_warnings
 
-PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_COLOUR_MODES = (
-    "1",
-    "P",
-    "RGB",
-    "RGBA",
-    "LA",
-    "CMYK",
-    "YCbCr",
-    # Pillow's modes that hold colours; all others hold grey values.
-)
+PLAIN_SUFFIXES = plain_pictures.SUFFIXES
 _EQUAL_QUALITY = 85
 # Bytes read from each end of a file: all of most JPEGs, and fast for thousands of files.
 _SAMPLED = 64 * 1024
@@ -55,12 +45,8 @@ def plain(path: Path) -> NDArray[np.float32]:
         ValueError: the file cannot be read; with its path.
     """
     try:
-        with Image.open(path) as image:
-            grey_image = image.convert("L") if image.mode in _COLOUR_MODES else image
-            return np.asarray(grey_image, dtype=np.float32)
-
-    # The errors that Pillow raises for broken files
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return plain_pictures.grey(path.read_bytes())
+    except (OSError, plain_pictures.PictureError) as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
 
 

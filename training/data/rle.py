@@ -13,7 +13,9 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-NONE = "-1"
+from inference.run_lengths import NONE as NONE
+from inference.run_lengths import encode as encode
+
 # Rows and columns of every image of SIIM-ACR
 SIDE = 1024
 _FAULTS_SAID = 20
@@ -44,16 +46,6 @@ def union(texts: Iterable[str], rows: int = SIDE, columns: int = SIDE) -> NDArra
             flat[start:end] = True
 
     return flat.reshape(columns, rows).T
-
-
-def encode(mask: NDArray[np.bool_]) -> str:
-    """The text of a (rows, columns) mask; "-1" when it is empty."""
-    flat, words, end = mask.T.tobytes(), [], 0
-    while (start := flat.find(1, end)) >= 0:
-        gap, stop = start - end, flat.find(0, start)
-        end = stop if stop >= 0 else len(flat)
-        words += [gap, end - start]
-    return " ".join(map(str, words)) or NONE
 
 
 def read(
