@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from daemon.ledger import DeliveryJob, ImageJob, Ledger, Outage, describe, owner_name
 
 log = logging.getLogger("pleura.service")
+
+# What a process tells of itself beside its memory: numbers and short texts by name.
+Facts = Callable[[], Mapping[str, Any]]
 
 Jobs = Sequence[ImageJob] | Sequence[DeliveryJob]
 
@@ -61,12 +67,19 @@ class SignsOfLife:
     """Tells the ledger that this process of a role is alive, from READY until the block ends.
 
     `pleura status` and `doctor` show it: without a process of the analyse role, nobody analyses.
+    Each sign carries the process's memory and its facts, for the metrics.
     """
 
     def __init__(
-        self, ledger: Ledger, role: str, ready: threading.Event, every_s: float = SIGN_EVERY_S
+        self,
+        ledger: Ledger,
+        role: str,
+        ready: threading.Event,
+        every_s: float = SIGN_EVERY_S,
+        facts: Facts = dict,
     ) -> None:
         """`ready` is set once the role can do its job."""
+        self._facts = facts
         self._ledger = ledger
         self._role = role
         self._ready = ready
@@ -93,10 +106,22 @@ class SignsOfLife:
             if not self._ready.wait(0.2):
                 continue
             try:
-                self._ledger.beat(self._role, owner_name())
+                self._ledger.beat(self._role, owner_name(), self._told())
             except Exception as error:
                 # The next sign says that the role is alive.
                 self._outage.failed(error)
             else:
                 self._outage.over()
             self._done.wait(self._every_s)
+
+    def _told(self) -> dict[str, Any]:
+        return {"memory_bytes": memory_bytes(), **self._facts()}
+
+
+def memory_bytes() -> int:
+    """The resident memory of this process; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -18,9 +18,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -47,6 +47,9 @@ _NOTICE_S = 0.5
 
 # Set when this process has said READY.
 _ready = threading.Event()
+
+# What this process tells of itself with each sign of life: a role that has something sets it.
+_tells: list[Callable[[], Mapping[str, Any]]] = []
 
 # The longest step of a thread that is not stuck: an image in its decoder (WorkerLimits.image_s), a
 # connection that takes no byte (requestor.Limits.stalled_s). A ledger may take the grace on top.
@@ -97,7 +100,7 @@ def run_role(role: str, config: Config) -> int:
     try:
         ledger.record_settings(settings_digests(config))
         ledger.record_audit("start", activity)
-        with SignsOfLife(ledger, role, _ready), _watchdog(role, config):
+        with SignsOfLife(ledger, role, _ready, facts=_facts), _watchdog(role, config):
             ROLES[role](config, ledger, spool, stop)
     except CannotStartError:
         raise
@@ -113,6 +116,11 @@ def run_role(role: str, config: Config) -> int:
         log.warning("the end of the %s role is not in the audit trail: %s", role, describe(error))
     ledger.close()
     return EXIT_DONE
+
+
+def _facts() -> dict[str, Any]:
+    """What this process tells of itself."""
+    return {name: fact for tell in _tells for name, fact in tell().items()}
 
 
 def settings_digests(config: Config) -> dict[str, str]:
@@ -340,6 +348,7 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
     worker = Worker(pipeline, ledger, spool, config)
     signal.signal(signal.SIGHUP, lambda *_: worker.succession.ask())
+    _tells.append(worker.facts)
     what = f"model {pipeline.engine.identity.id} on {pipeline.engine.device}"
     _say_ready("analyse", what)
 

@@ -42,6 +42,17 @@ class EngineBrokenError(Exception):
     """The device is lost to this process (a poisoned CUDA context); only a new one can use it."""
 
 
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Free and total memory of a CUDA device in bytes; None for another, or where it is lost."""
+    if device.type != "cuda":
+        return None
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:
+        return None
+    return free, total
+
+
 def choose_device(wanted: str) -> torch.device:
     """The device for "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N".
 

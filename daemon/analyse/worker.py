@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
@@ -40,7 +41,13 @@ from daemon.ownership import owner_of
 from daemon.spool import Spool, SpoolError
 from inference import package
 from inference.admission import Rules
-from inference.engine import Engine, EngineBrokenError, cache_folder, choose_device
+from inference.engine import (
+    Engine,
+    EngineBrokenError,
+    cache_folder,
+    choose_device,
+    device_memory,
+)
 from inference.engines.faults import is_out_of_memory
 from inference.finding import Outcome, Result, State
 from inference.package import PackageError
@@ -51,6 +58,9 @@ log = logging.getLogger("pleura.analyse")
 
 # "Longest side" of an overlay that is as large as its source: larger than any detector.
 _WHOLE_PX = 16384
+# The attributes that name an X-ray system, and how much of them is kept.
+_SYSTEM = ("Manufacturer", "ManufacturerModelName")
+_MOST_OF_SYSTEM = 128
 # Errors of a single file: the folder answers, this file does not.
 _OF_ONE_FILE = {errno.ENOENT, errno.EIO, errno.EACCES, errno.EISDIR}
 
@@ -155,6 +165,23 @@ class Worker:
         self._spool_identity: str | None = None
         self._same_reason: SameReason | None = None
         self._same_reason_due = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """The model and the device, for the metrics; with CUDA, its memory in bytes."""
+        engine = self.pipeline.engine
+        identity = engine.identity
+        told: dict[str, Any] = {
+            "model": identity.id,
+            "version": identity.version,
+            "digest": identity.digest,
+            "device": str(engine.device),
+        }
+
+        memory = device_memory(engine.device)
+        if memory is not None:
+            free, total = memory
+            told |= {"gpu_used_bytes": total - free, "gpu_total_bytes": total}
+        return told
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; the images in hand then are finished first."""
@@ -520,9 +547,26 @@ def _completion(
         positive=finding.positive if finding else None,
         model=_name(image.pipeline),
         device=str(image.pipeline.engine.device),
+        device_model=_device_model(image),
         accession_digest=accession,
         results=written,
     )
+
+
+def _device_model(image: _Image) -> str | None:
+    """Manufacturer and model name of the X-ray system, as the header says."""
+    header = image.reading.header if image.reading is not None else None
+    if header is None:
+        return None
+    try:
+        words = [str(header.get(name, "") or "") for name in _SYSTEM]
+    except Exception:
+        # Arbitrary bytes: the system is unknown.
+        return None
+    name = " ".join(word.strip() for word in words if word.strip())
+    # A database cannot hold every character that arbitrary bytes decode to.
+    shown = "".join(character if character.isprintable() else "?" for character in name)
+    return shown[:_MOST_OF_SYSTEM] or None
 
 
 def _name(pipeline: Pipeline) -> str:

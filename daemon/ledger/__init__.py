@@ -2,6 +2,7 @@
 
 from daemon.ledger.database import LedgerError, UndecidedError
 from daemon.ledger.digests import accession_digest
+from daemon.ledger.figures import Circuit, Owed, RoleProcess, Snapshot, Tally
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.ledger import Ledger, owner_name, this_machine
 from daemon.ledger.outage import Outage, describe
@@ -18,11 +19,13 @@ from daemon.ledger.records import (
     SameReason,
     StoredResult,
 )
+from daemon.ledger.senders import Sender
 from daemon.ledger.states import DeliveryState, ImageState
 
 __all__ = [
     "Arrival",
     "AuditRow",
+    "Circuit",
     "CommitmentRequest",
     "Completion",
     "DeliveryJob",
@@ -35,9 +38,14 @@ __all__ = [
     "LedgerError",
     "LedgerLimits",
     "Outage",
+    "Owed",
     "Recipient",
+    "RoleProcess",
     "SameReason",
+    "Sender",
+    "Snapshot",
     "StoredResult",
+    "Tally",
     "UndecidedError",
     "accession_digest",
     "describe",

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database, require_file
+from daemon.ledger.figures import Snapshot, sending_hours, snapshot
 from daemon.ledger.records import KeptFile, SameReason
 from daemon.ledger.schema import (
     audit,
@@ -168,6 +169,14 @@ class Inspection:
             return int(conn.execute(sa.select(audit_state.c.lost)).scalar() or 0)
 
     # -- health ---------------------------------------------------------------------------------
+
+    def figures(self) -> Snapshot:
+        """The figures of the running node. Their cost does not grow with the ledger."""
+        return snapshot(self._database)
+
+    def sending_hours(self) -> dict[str, dict[int, int]]:
+        """By AE title, the images of each hour (hours since 1970) that had any, for some weeks."""
+        return sending_hours(self._database)
 
     def same_reason(self, images: int = 20) -> SameReason | None:
         """The reason for which the newest `images` ended images were all excluded, if there is one.

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.backoff import doubled_s
+from daemon.ledger import tallies
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.inspect import Inspection, in_parts
 from daemon.ledger.records import (
@@ -48,6 +49,7 @@ from daemon.ledger.schema import (
     state_is,
     state_is_not,
 )
+from daemon.ledger.senders import count_arrivals
 from daemon.ledger.states import (
     ENDINGS,
     DeliveryEvent,
@@ -298,14 +300,18 @@ class Ledger:
 
             original = self._original(conn, image, completion.content_digest)
             if original is not None:
-                conn.execute(_held(job).values(**_duplicate_of(original, completion, now)))
+                duplicate = _duplicate_of(original, completion, now)
+                conn.execute(_held(job).values(**duplicate))
                 self._audit_received(conn, image, completion)
+                tallies.count_image(conn, image, duplicate, job.result_time)
                 return image_after(ImageEvent.RECOGNISE)
 
-            conn.execute(_held(job).values(**_ended(job, completion, now)))
+            ended = _ended(job, completion, now)
+            conn.execute(_held(job).values(**ended))
             self._audit_received(conn, image, completion)
             for result in completion.results:
                 self._owe(conn, now, image, result, owed)
+            tallies.count_image(conn, image, ended, job.result_time)
             self._database.ring(conn)
             return completion.state
 
@@ -448,6 +454,8 @@ class Ledger:
             )
             if stored.rowcount and recipient is not None:
                 self._audit_sent(conn, now, job, recipient)
+            if stored.rowcount:
+                tallies.count_stored(conn, job.id, job.destination, now)
 
             if commitment:
                 self._database.ring(conn)
@@ -456,7 +464,9 @@ class Ledger:
         """The destination will not take this object; visible until `pleura retry` re-arms it."""
         with self._database.transaction() as (conn, _):
             refused = delivery_after(DeliveryEvent.REFUSE)
-            conn.execute(_held(job).values(state=refused, why=why, status=status, owner=None))
+            row = {"state": refused, "why": why, "status": status, "owner": None}
+            number = conn.execute(_held(job).values(**row)).rowcount
+            tallies.count_deliveries(conn, job.destination, refused, number)
 
     def retry_later(
         self, job: DeliveryJob, why: str, delay_s: float, status: int | None = None
@@ -821,8 +831,9 @@ class Ledger:
                 return False
 
             done = {"state": delivery_after(DeliveryEvent.COMMIT), "committed_at": now, "why": None}
+            number = 0
             for part in in_parts(committed):
-                conn.execute(_stored_at(destination, part).values(**done))
+                number += conn.execute(_stored_at(destination, part).values(**done)).rowcount
 
             for uid, why in lost.items():
                 self._owe_lost(conn, now, destination, uid, why)
@@ -831,6 +842,8 @@ class Ledger:
                 denied = {"state": delivery_after(DeliveryEvent.DENY), "why": why}
                 conn.execute(_stored_at(destination, [uid]).values(**denied))
 
+            committed_state = delivery_after(DeliveryEvent.COMMIT)
+            tallies.count_deliveries(conn, destination, committed_state, number)
             self._database.ring(conn)
             return True
 
@@ -1036,12 +1049,20 @@ class Ledger:
 
     # -- signs of life --------------------------------------------------------------------------
 
-    def beat(self, role: str, owner: str) -> None:
-        """This process of a role is alive. Rows of processes long dead go."""
+    def count_arrivals(self) -> int:
+        """Add new images to the counters of their senders (senders.py). Returns how many."""
+        return count_arrivals(self._database)
+
+    def beat(self, role: str, owner: str, facts: Mapping[str, Any] | None = None) -> None:
+        """This process of a role is alive. Rows of processes long dead go.
+
+        `facts`: what it tells of itself (heartbeat.py).
+        """
         with self._database.transaction() as (conn, now):
             mine = sa.and_(roles.c.owner == owner, roles.c.role == role)
-            if not conn.execute(roles.update().where(mine).values(beat_at=now)).rowcount:
-                conn.execute(roles.insert().values(owner=owner, role=role, beat_at=now))
+            row = {"beat_at": now, "facts": json.dumps(facts or {})}
+            if not conn.execute(roles.update().where(mine).values(**row)).rowcount:
+                conn.execute(roles.insert().values(owner=owner, role=role, **row))
             long_dead = roles.c.beat_at < now - self.limits.roles_kept_s
             conn.execute(roles.delete().where(long_dead))
 
@@ -1121,6 +1142,7 @@ def _duplicate_of(original: int, completion: Completion, now: float) -> dict[str
         "content_digest": completion.content_digest,
         "study_instance_uid": completion.study_instance_uid,
         "accession_digest": completion.accession_digest,
+        "device_model": completion.device_model,
         "completed_at": now,
         "owner": None,
     }
@@ -1138,6 +1160,7 @@ def _ended(job: ImageJob, completion: Completion, now: float) -> dict[str, Any]:
         "model": completion.model,
         "device": completion.device,
         "accession_digest": completion.accession_digest,
+        "device_model": completion.device_model,
         "completed_at": now,
         "result_time": job.result_time,
         "owner": None,

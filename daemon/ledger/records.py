@@ -113,6 +113,8 @@ class Completion:
     positive: bool | None = None
     model: str | None = None
     device: str | None = None
+    # Manufacturer and model name of the X-ray system, as the header says.
+    device_model: str | None = None
     accession_digest: str | None = None
     results: tuple[StoredResult, ...] = ()
 

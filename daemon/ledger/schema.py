@@ -65,6 +65,8 @@ instances = sa.Table(
     sa.Column("completed_at", sa.Float),
     # The device that the networks ran on.
     sa.Column("device", sa.Text),
+    # Manufacturer and model name of the X-ray system, as the header says. Null: before version 6.
+    sa.Column("device_model", sa.Text),
     # A keyed digest of the Accession Number, to look it up; never the number (digests.py).
     sa.Column("accession_digest", sa.Text),
     # The lease. `unfinished` counts attempts that began and did not end; `unfinished_alone` counts
@@ -212,6 +214,8 @@ roles = sa.Table(
     sa.Column("owner", sa.Text, primary_key=True),
     sa.Column("role", sa.Text, primary_key=True),
     sa.Column("beat_at", sa.Float, nullable=False),
+    # JSON: what the process tells of itself (heartbeat.py). Null: before version 6.
+    sa.Column("facts", sa.Text),
 )
 
 # One row for each event that the audit trail still owes to the repository and the file.
@@ -249,6 +253,73 @@ settings = sa.Table(
     metadata,
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("digest", sa.Text, nullable=False),
+)
+
+# Counters that only grow (tallies.py), so that no scrape of the metrics reads every image.
+tallies = sa.Table(
+    "tallies",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # A JSON list.
+    sa.Column("labels", sa.Text, primary_key=True),
+    sa.Column("value", sa.Float, nullable=False),
+)
+
+# One row for each calling AE title: its images among those that arrival_cursor has passed.
+senders = sa.Table(
+    "senders",
+    metadata,
+    sa.Column("ae_title", sa.Text, primary_key=True),
+    sa.Column("images", sa.Integer, nullable=False),
+    sa.Column("last_at", sa.Float, nullable=False),
+)
+
+# How many images each AE title sent in an hour (hours since 1970), for some weeks.
+arrivals = sa.Table(
+    "arrivals",
+    metadata,
+    sa.Column("ae_title", sa.Text, primary_key=True),
+    sa.Column("hour", sa.Integer, primary_key=True),
+    sa.Column("images", sa.Integer, nullable=False),
+)
+
+# One row: the last instance that `senders` and `arrivals` have counted.
+arrival_cursor = sa.Table(
+    "arrival_cursor",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("last_id", sa.Integer, nullable=False),
+)
+
+# One row for each trouble that lasts.
+alarms = sa.Table(
+    "alarms",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    # The machine that alone can tell whether it is over; empty: every machine can.
+    sa.Column("machine", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    # In words.
+    sa.Column("words", sa.Text, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    # When it was first not seen any more. Null: it was there at the last look.
+    sa.Column("absent_since", sa.Float),
+)
+
+# One row for each message that is still owed to a mail server or a webhook.
+alarm_messages = sa.Table(
+    "alarm_messages",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("route", sa.Text, nullable=False),
+    # JSON: names and texts. Never a patient's value.
+    sa.Column("facts", sa.Text, nullable=False),
+    sa.Column("made_at", sa.Float, nullable=False),
+    sa.Column("due_at", sa.Float, nullable=False),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("lease_until", sa.Float, nullable=False),
 )
 
 # The statements that turn the tables of one version into those of the next, on both databases.
@@ -302,5 +373,20 @@ STEPS: dict[int, tuple[str, ...]] = {
     5: (
         "ALTER TABLE audit_state ADD COLUMN stopped_at INTEGER",
         "ALTER TABLE audit_state ADD COLUMN lost INTEGER DEFAULT '0' NOT NULL",
+        "ALTER TABLE instances ADD COLUMN device_model TEXT",
+        "ALTER TABLE roles ADD COLUMN facts TEXT",
+        "CREATE TABLE tallies (name TEXT NOT NULL, labels TEXT NOT NULL, value FLOAT NOT NULL,"
+        " PRIMARY KEY (name, labels))",
+        "CREATE TABLE senders (ae_title TEXT NOT NULL PRIMARY KEY, images INTEGER NOT NULL,"
+        " last_at FLOAT NOT NULL)",
+        "CREATE TABLE arrivals (ae_title TEXT NOT NULL, hour INTEGER NOT NULL,"
+        " images INTEGER NOT NULL, PRIMARY KEY (ae_title, hour))",
+        "CREATE TABLE arrival_cursor (name TEXT NOT NULL PRIMARY KEY, last_id INTEGER NOT NULL)",
+        "CREATE TABLE alarms (key TEXT NOT NULL PRIMARY KEY, machine TEXT NOT NULL,"
+        " kind TEXT NOT NULL, subject TEXT NOT NULL, words TEXT NOT NULL, since FLOAT NOT NULL,"
+        " absent_since FLOAT)",
+        "CREATE TABLE alarm_messages (id TEXT NOT NULL PRIMARY KEY, route TEXT NOT NULL,"
+        " facts TEXT NOT NULL, made_at FLOAT NOT NULL, due_at FLOAT NOT NULL,"
+        " failures INTEGER NOT NULL, owner TEXT, lease_until FLOAT NOT NULL)",
     ),
 }

@@ -1,0 +1,197 @@
+"""The figures of a running node, from counters and partial indexes: the cost of a snapshot does
+not grow with the images that the ledger holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from daemon.ledger.database import Database
+from daemon.ledger.schema import (
+    audit,
+    deliveries,
+    destinations,
+    instances,
+    results,
+    roles,
+    state_is,
+    state_is_not,
+    tallies,
+)
+from daemon.ledger.senders import Sender, hours_of, senders_now
+from daemon.ledger.states import DeliveryState, ImageState
+
+# DIMSE priorities: stat, routine, low.
+_PRIORITIES = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One counter: a name of tallies.Counter, its labels, its value."""
+
+    name: str
+    labels: tuple[str, ...]
+    value: float
+
+
+@dataclass(frozen=True)
+class Owed:
+    """What one destination is still owed: results, and since when the oldest (seconds, 1970)."""
+
+    results: int
+    since: float
+
+
+@dataclass(frozen=True)
+class RoleProcess:
+    """One process of a role: its last sign of life, and what it told of itself."""
+
+    role: str
+    owner: str
+    beat_at: float
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A destination that was in trouble at least once. `down_since` None: it takes objects."""
+
+    down_since: float | None
+    last_answer: str
+    next_try_at: float | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything at one time of the ledger's clock."""
+
+    now: float
+    tallies: tuple[Tally, ...]
+    senders: Mapping[str, Sender]
+    waiting: int
+    waiting_since: float | None
+    failed: int
+    owed: Mapping[str, Owed]
+    refused: Mapping[str, int]
+    circuits: Mapping[str, Circuit]
+    roles: tuple[RoleProcess, ...]
+    audit_waiting: int
+
+
+def snapshot(database: Database) -> Snapshot:
+    """The figures now."""
+    now = database.now()
+    with database.reading() as conn:
+        return Snapshot(
+            now=now,
+            tallies=_tallies(conn),
+            senders=senders_now(conn),
+            waiting=_count(conn, instances, state_is(instances, "received")),
+            waiting_since=_waiting_since(conn),
+            failed=_count(conn, instances, *_ended(instances, ImageState.FAILED.value)),
+            owed=_owed(conn),
+            refused=_refused(conn),
+            circuits=_circuits(conn),
+            roles=_roles(conn),
+            audit_waiting=_count(conn, audit),
+        )
+
+
+def sending_hours(database: Database) -> dict[str, dict[int, int]]:
+    """By AE title, the images of each hour (hours since 1970) that had any, for some weeks."""
+    with database.reading() as conn:
+        return hours_of(conn)
+
+
+def _tallies(conn: Connection) -> tuple[Tally, ...]:
+    ordered = sa.select(tallies).order_by(tallies.c.name, tallies.c.labels)
+    return tuple(
+        Tally(row.name, tuple(json.loads(row.labels)), row.value) for row in conn.execute(ordered)
+    )
+
+
+def _count(conn: Connection, table: sa.Table, *chosen: sa.ColumnElement[bool]) -> int:
+    number = sa.select(sa.func.count()).select_from(table).where(*chosen)
+    return int(conn.execute(number).scalar_one())
+
+
+def _ended(table: sa.Table, state: str) -> tuple[sa.ColumnElement[bool], ...]:
+    """Rows that ended in this state, found by the partial index of ended rows."""
+    first = ImageState.RECEIVED if table is instances else DeliveryState.OWED
+    return table.c.state == state, state_is_not(table, first.value)
+
+
+def _waiting_since(conn: Connection) -> float | None:
+    """When the oldest waiting image was received: the first in the queue of each priority."""
+    found: list[float] = []
+    for priority in _PRIORITIES:
+        first = (
+            sa.select(instances.c.received_at)
+            .where(state_is(instances, "received"), instances.c.priority == priority)
+            .order_by(instances.c.id)
+            .limit(1)
+        )
+        found += conn.execute(first).scalars()
+    return min(found, default=None)
+
+
+def _owed(conn: Connection) -> dict[str, Owed]:
+    number = (
+        sa.select(deliveries.c.destination, sa.func.count().label("number"))
+        .where(state_is(deliveries, "owed"))
+        .group_by(deliveries.c.destination)
+    )
+    counted = conn.execute(number).all()
+    return {
+        row.destination: Owed(row.number, _owed_since(conn, row.destination)) for row in counted
+    }
+
+
+def _owed_since(conn: Connection, destination: str) -> float:
+    found: list[float | None] = []
+    for priority in _PRIORITIES:
+        first = (
+            sa.select(instances.c.completed_at)
+            .select_from(deliveries)
+            .join(results, results.c.id == deliveries.c.result_id)
+            .join(instances, instances.c.id == results.c.instance_id)
+            .where(
+                state_is(deliveries, "owed"),
+                deliveries.c.destination == destination,
+                deliveries.c.priority == priority,
+            )
+            .order_by(deliveries.c.id)
+            .limit(1)
+        )
+        found += conn.execute(first).scalars()
+    return min((time for time in found if time is not None), default=0.0)
+
+
+def _refused(conn: Connection) -> dict[str, int]:
+    number = (
+        sa.select(deliveries.c.destination, sa.func.count().label("number"))
+        .where(*_ended(deliveries, DeliveryState.REFUSED.value))
+        .group_by(deliveries.c.destination)
+    )
+    return {row.destination: row.number for row in conn.execute(number)}
+
+
+def _circuits(conn: Connection) -> dict[str, Circuit]:
+    return {
+        row.name: Circuit(row.down_since, row.last_answer, row.next_try_at)
+        for row in conn.execute(sa.select(destinations))
+    }
+
+
+def _roles(conn: Connection) -> tuple[RoleProcess, ...]:
+    ordered = sa.select(roles).order_by(roles.c.role, roles.c.owner)
+    return tuple(
+        RoleProcess(row.role, row.owner, row.beat_at, json.loads(row.facts or "{}"))
+        for row in conn.execute(ordered)
+    )

@@ -1,0 +1,207 @@
+"""/metrics, /healthz and /readyz: each figure from a ledger with a known life, at a cost that does
+not grow with it.
+"""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from prometheus_client.parser import text_string_to_metric_families
+
+from daemon.config import Config
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.ledger.senders import MOST_SENDERS
+from daemon.ledger.tallies import MOST_SOURCES
+from daemon.metrics import exposition, health, ready
+from daemon.metrics.host import valid_until
+from tests.unit.clock import Clock
+from tools.peers.certificates import Authority
+
+# The tables that grow with every image.
+_LARGE = ("instances", "results", "deliveries")
+_HOSTILE = 'X"\n\\{}\x01\x1b'
+
+
+def arrival(number: int, ae_title: str = "XRAY1") -> Arrival:
+    return Arrival(f"f{number}", "1.2", f"1.2.{number}", "1.2.1", ae_title, "dimse", 1, 9)
+
+
+def answered(number: int, positive: bool = False, system: str = "ACME DX") -> Completion:
+    made = StoredResult("SC", f"made-{number}", "1.2", f"9.{number}", "1.2.1", 9)
+    return Completion(
+        "analysed", f"d{number}", positive=positive, device_model=system, results=(made,)
+    )
+
+
+def settings(tmp_path: Path) -> Config:
+    folder = {"name": "pacs", "folder": str(tmp_path / "outbox"), "results": ["SC"]}
+    return Config.model_validate({"spool": str(tmp_path), "destinations": [folder]})
+
+
+def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
+    """By name and values of the labels, in the order of the labels' names."""
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def ledger_url(tmp_path: Path) -> str:
+    """SQLite alone, but for the test that names PostgreSQL."""
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture
+def lived(ledger: Ledger, clock: Clock) -> Ledger:
+    return live(ledger, clock)
+
+
+def live(ledger: Ledger, clock: Clock) -> Ledger:
+    """Three images: a positive that is stored, one that failed, one that waits 30 s."""
+    began = clock.now
+    ledger.receive([arrival(1), arrival(2, _HOSTILE)])
+    clock.now = began + 3
+    first, second = ledger.claim_images("me", 2)
+    clock.now = began + 4
+    ledger.complete(first, answered(1, positive=True), {"pacs": ["SC"]})
+    ledger.complete(second, Completion("failed", "x", reason="not_dicom"), {})
+    clock.now = began + 14
+    (delivery,) = ledger.claim_deliveries("pacs", "me", 1)
+    ledger.mark_stored(delivery, 0)
+    ledger.receive([arrival(3)])
+    clock.now = began + 44
+    return ledger
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+def test_each_figure_of_a_known_life(
+    engine: str, request: pytest.FixtureRequest, clock: Clock, tmp_path: Path
+) -> None:
+    name = "ledger_url" if engine == "sqlite" else "postgres_url"
+    lived = live(Ledger(request.getfixturevalue(name), clock=clock), clock)
+    request.addfinalizer(lived.close)
+    lived.beat("analyse", "me:1", {"model": "m", "version": "1", "digest": "d", "device": "cpu"})
+    lived.note_destination("pacs", "it is away", 5.0)
+    found = samples(exposition(settings(tmp_path), lived.inspect))
+
+    source = ("XRAY1", "ACME DX")
+    assert found["pleura_images_received_total", ("XRAY1",)] == 2
+    assert found["pleura_images_ended_total", (*source, "analysed")] == 1
+    assert found["pleura_images_positive_total", source] == 1
+    assert found["pleura_image_reasons_total", ("not_dicom", "failed")] == 1
+    assert found["pleura_queue_images", ()] == 1
+    assert found["pleura_queue_oldest_seconds", ()] == 30
+    assert found["pleura_images_failed", ()] == 1
+    assert found["pleura_deliveries_total", ("pacs", "stored")] == 1
+    assert found["pleura_destination_up", ("pacs",)] == 0
+    assert found["pleura_role_up", ("analyse",)] == 1
+    assert found["pleura_role_up", ("receive",)] == 0
+    assert found["pleura_model_info", ("cpu", "d", "m", "1")] == 1
+    assert found["pleura_spool_free_bytes", ()] > 0
+    for stage, seconds, bound in (("waiting", 6, "5.0"), ("analysis", 2, "1.0")):
+        assert found["pleura_stage_seconds_sum", ("", stage)] == seconds
+        assert found["pleura_stage_seconds_bucket", ("", bound, stage)] == 2
+    assert found["pleura_stage_seconds_sum", ("pacs", "whole")] == 14
+
+    clock.now += 3600
+    assert lived.count_arrivals() == 3
+    again = samples(exposition(settings(tmp_path), lived.inspect))
+    assert again["pleura_images_received_total", ("XRAY1",)] == 2
+
+
+def test_a_hostile_ae_title_is_one_bounded_label(lived: Ledger, tmp_path: Path) -> None:
+    text = exposition(settings(tmp_path), lived.inspect)
+    assert b"\x01" not in text
+    assert b"\x1b" not in text
+    titles = {labels[0] for name, labels in samples(text) if name == "pleura_images_received_total"}
+    assert titles == {"XRAY1", 'X"\\x0a\\{}\\x01\\x1b'}
+
+
+def test_labels_that_peers_choose_are_bounded_in_number(ledger: Ledger, tmp_path: Path) -> None:
+    number = MOST_SENDERS + 20
+    ledger.receive([arrival(n, f"AE{n}") for n in range(number)])
+    for job in ledger.claim_images("me", MOST_SOURCES + 5):
+        ledger.complete(job, answered(job.id), {})
+
+    found = samples(exposition(settings(tmp_path), ledger.inspect))
+    received = [labels for name, labels in found if name == "pleura_images_received_total"]
+    assert len(received) == MOST_SENDERS + 1
+    assert found["pleura_images_received_total", ("other",)] == 20
+    assert found["pleura_images_ended_total", ("other", "other", "analysed")] == 5
+
+
+def test_arrivals_are_counted_once_and_late_ones_wait(
+    ledger: Ledger, clock: Clock, tmp_path: Path
+) -> None:
+    ledger.receive([arrival(1), arrival(2)])
+    assert ledger.count_arrivals() == 0
+    clock.now += 3600
+    ledger.receive([arrival(3)])
+    assert ledger.count_arrivals() == 2
+
+    found = samples(exposition(settings(tmp_path), ledger.inspect))
+    assert found["pleura_images_received_total", ("XRAY1",)] == 3
+    assert ledger.inspect.figures().senders["XRAY1"].last_at == clock.now
+    assert sum(ledger.inspect.sending_hours()["XRAY1"].values()) == 2
+
+
+def test_a_scrape_reads_no_table_whole(lived: Ledger, tmp_path: Path, clock: Clock) -> None:
+    clock.now += 3600
+    lived.count_arrivals()
+    engine = lived._database.engine
+    asked: list[tuple[str, object]] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
+    exposition(settings(tmp_path), lived.inspect)
+
+    with engine.connect() as conn:
+        for text, values in list(asked):
+            plan = conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)
+            steps = [row[3] for row in plan.all()]
+            whole = [step for step in steps if step in {f"SCAN {table}" for table in _LARGE}]
+            assert not whole, (text, steps)
+
+
+def test_healthz_sees_the_ledger_and_readyz_the_roles(lived: Ledger, tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    assert health(lived.inspect).is_well
+    assert ready(config, lived.inspect).checks["receive"] == "no process is ready"
+    lived.beat("receive", "me:1")
+    lived.beat("analyse", "me:2")
+    assert ready(config, lived.inspect).is_well
+
+
+def test_readyz_says_when_the_disk_is_full(lived: Ledger, tmp_path: Path) -> None:
+    lived.beat("receive", "me:1")
+    lived.beat("analyse", "me:2")
+    full = settings(tmp_path).model_copy(update={"spool_reserve_mb": 10**9})
+    found = ready(full, lived.inspect)
+    assert not found.is_well
+    assert "MB free beside the spool" in found.checks["disk"]
+
+
+def test_the_end_of_a_certificate_as_openssl_says_it(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("node")
+    said = subprocess.run(
+        ["openssl", "x509", "-in", str(pair.certificate), "-noout", "-enddate"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert valid_until(pair.certificate) == ssl.cert_time_to_seconds(said.strip().split("=")[1])
+    assert valid_until(tmp_path / "absent.pem") is None
+
+
+def test_promtool_accepts_the_exposition(
+    lived: Ledger, tmp_path: Path, peer: Callable[[str], str]
+) -> None:
+    checked = subprocess.run(
+        [peer("promtool"), "check", "metrics"],
+        input=exposition(settings(tmp_path), lived.inspect), capture_output=True,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
