@@ -85,14 +85,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _role(options: argparse.Namespace) -> int:
-    from daemon import config, service
+    from daemon import service
 
-    settings = config.load(options.config)
-    device = getattr(options, "device", None)
-    if device:
-        settings = config.with_device(settings, device)
-
-    return service.run_role(options.command, settings)
+    return service.run_role(options.command, options.config, getattr(options, "device", None))
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -279,6 +274,12 @@ def _config(options: argparse.Namespace) -> int:
         print(config.begin(options.config))
         return EXIT_DONE
 
+    if options.action == "schema":
+        print(config.json_schema())
+        return EXIT_DONE
+    if options.action == "diff":
+        return _config_diff(options)
+
     settings = config.load(options.config)
     if options.action == "show":
         print(config.show(settings))
@@ -291,6 +292,34 @@ def _config(options: argparse.Namespace) -> int:
         raise CannotStartError("\n".join(f"{options.config}: {each}" for each in troubles))
     print(f"{options.config}: ok")
     return EXIT_DONE
+
+
+def _config_diff(options: argparse.Namespace) -> int:
+    """As diff(1): 0 where nothing differs, 1 where something does."""
+    from daemon import config
+    from daemon.commands.reload import running_settings
+
+    if len(options.file) > 2:
+        raise CannotStartError("config diff: one file or two")
+
+    files = options.file or [options.config]
+    after = config.public(config.load(files[-1]))
+    if len(files) == 2:
+        lines = config.difference(config.public(config.load(files[0])), after)
+    else:
+        lines = config.difference(running_settings(_inspection(options)), after)
+    print("\n".join(lines) or "no difference")
+    return EXIT_FAILED if lines else EXIT_DONE
+
+
+def _reload(options: argparse.Namespace) -> int:
+    from daemon import config
+    from daemon.commands.reload import reload
+
+    settings = config.load(options.config)
+    told = reload(_ledger(options), settings, f"{_user()}: pleura reload")
+    print(told.words, file=sys.stdout if told.is_taken else sys.stderr)
+    return EXIT_DONE if told.is_taken else EXIT_FAILED
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -306,6 +335,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "receive": _role,
     "analyse": _role,
     "deliver": _role,
+    "reload": _reload,
     "status": _status,
     "retry": _retry,
     "resend": _resend,

@@ -75,6 +75,11 @@ def _add_roles(commands: _Commands) -> None:
     analyse = _add_with_config(commands, "analyse", "Run the analyse role alone.")
     analyse.add_argument("--device", help="cpu, cuda:0, ...; default: the settings' device")
     _add_with_config(commands, "deliver", "Run the deliver role alone.")
+    _add_with_config(
+        commands,
+        "reload",
+        "Have every running role of this machine take the settings, all of them or none.",
+    )
 
 
 def _add_status(commands: _Commands) -> None:
@@ -178,11 +183,19 @@ def _add_send(commands: _Commands) -> None:
 
 
 def _add_config(commands: _Commands) -> None:
-    config = _add_with_config(commands, "config", "Check, show or begin the settings.")
+    config = _add_with_config(commands, "config", "Check, show, compare or begin the settings.")
     config.add_argument(
         "action",
-        choices=("check", "show", "init"),
-        help="init writes a commented file with every key at its default",
+        choices=("check", "show", "init", "schema", "diff"),
+        help="init writes a commented file with every key at its default; schema prints the JSON "
+        "Schema that editors check a file with; diff compares",
+    )
+    config.add_argument(
+        "file",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="diff: two files, or one file with the running settings; default: that of -c",
     )
 
 

@@ -9,8 +9,6 @@ import contextlib
 import ctypes
 import errno
 import gc
-import hashlib
-import json
 import logging
 import os
 import signal
@@ -19,16 +17,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from daemon import config as settings
 from daemon import output, ownership, watchdog
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
 from daemon.ledger import Ledger, LedgerError, Outage, describe, this_machine
+from daemon.live import LiveSettings, Take, is_alive
 from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
@@ -76,14 +76,19 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _M_ARENA_MAX = -8  # mallopt(3)
 
 
-def run_role(role: str, config: Config) -> int:
+def run_role(role: str, file: Path, device: str | None = None) -> int:
     """Run one role until SIGTERM or SIGINT, then finish the work in hand.
 
-    Says READY when the role can do its job. Returns 0, or 1 where another start may succeed.
+    Says READY when the role can do its job. `file`: the settings, which SIGHUP reads again.
+    `device`: in place of the settings' own. Returns 0, or 1 where another start may succeed.
 
     Raises:
+        ConfigError: wrong settings.
         CannotStartError: a wrong model, device, port or folder.
     """
+    shared = settings.load(file)
+    config = settings.with_device(shared, device) if device else shared
+    _set_log_level(config)
     _die_with_parent()
     stop = _stop_on_signals()
     try:
@@ -98,10 +103,21 @@ def run_role(role: str, config: Config) -> int:
     ledger.is_audited = config.audit is not None
     activity = {"role": role, "pid": str(os.getpid())}
     try:
-        ledger.record_settings(settings_digests(config))
+        ledger.record_settings(settings.digests(shared))
         ledger.record_audit("start", activity)
-        with SignsOfLife(ledger, role, _ready, facts=_facts), _watchdog(role, config):
-            ROLES[role](config, ledger, spool, stop)
+        feeder = watchdog.feeder(lambda: notify("WATCHDOG=1"), _longest_silence_s(role, config))
+
+        def taken(new: Config) -> None:
+            _set_log_level(new)
+            if feeder is not None:
+                feeder.limit_s = _longest_silence_s(role, new)
+
+        live = LiveSettings(role, shared, lambda: settings.load(file), ledger, taken)
+        signal.signal(signal.SIGHUP, lambda *_: live.ask())
+        signs = SignsOfLife(ledger, role, _ready, facts=_facts)
+
+        with signs, live, feeder or contextlib.nullcontext():
+            ROLES[role](config, ledger, spool, stop, live)
     except CannotStartError:
         raise
     except Exception:
@@ -123,27 +139,21 @@ def _facts() -> dict[str, Any]:
     return {name: fact for tell in _tells for name, fact in tell().items()}
 
 
-def settings_digests(config: Config) -> dict[str, str]:
-    """A digest of each key of the settings, to tell at the next start which have changed."""
-    shown = config.model_dump(mode="json")
-    return {
-        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-        for key, value in shown.items()
-    }
+def _set_log_level(config: Config) -> None:
+    logging.getLogger("pleura").setLevel(config.log_level.upper())
 
 
-def _watchdog(role: str, config: Config) -> AbstractContextManager[None]:
-    """Feeds systemd's watchdog while the role gets on; does nothing without one."""
+def _longest_silence_s(role: str, config: Config) -> float:
+    """How long a thread of the role may be silent before the watchdog takes it for stuck."""
     # The longest wait in which a thread cannot beat: for a peer that does not read an answer.
     wait_s = config.limits.pdu_s if role == "receive" else _LONGEST_STEP_S[role]
-    feeder = watchdog.feeder(lambda: notify("WATCHDOG=1"), wait_s + _GRACE_S)
-    return feeder or contextlib.nullcontext()
+    return wait_s + _GRACE_S
 
 
 def _stop_on_signals() -> threading.Event:
     """An event that SIGTERM and SIGINT set.
 
-    SIGHUP is ignored, so that a closed terminal ends no role; analyse takes it for a new model.
+    SIGHUP is ignored until the role can read its settings again: a closed terminal ends no role.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -222,28 +232,15 @@ def release_dead_leases(ledger: Ledger) -> None:
     A lease of another machine, or of a live process, runs out on the ledger's clock.
     """
     for owner in ledger.inspect.lease_owners():
-        machine, _, pid = owner.rpartition(":")
-        if machine == this_machine() and not _is_alive(int(pid)):
+        machine = owner.rpartition(":")[0]
+        if machine == this_machine() and not is_alive(owner):
             log.info("released the leases of dead process %s", owner)
             ledger.release_leases(owner)
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether a process exists.
-
-    Asked by a signal, not by /proc: there the processes of the other units are hidden
-    (ProtectProc=invisible).
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
+def _receive(
+    config: Config, ledger: Ledger, spool: Spool, stop: threading.Event, live: LiveSettings
+) -> None:
     from daemon.receive.scp import Receiver
     from daemon.tls import TlsError
 
@@ -256,6 +253,11 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
 
     inbox = _started_inbox(config, ledger, spool)
 
+    def check(new: Config) -> Take:
+        return lambda: _take(new, receiver, inbox)
+
+    live.serve(check)
+
     # Loaded modules stay: the garbage collector need not look at them every few dozen associations.
     gc.freeze()
     what = f"listening on {config.host}, {_ports(config)}, as {config.ae_title}"
@@ -265,6 +267,12 @@ def _receive(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     if inbox:
         inbox.stop()
     receiver.stop()
+
+
+def _take(config: Config, receiver: Receiver, inbox: Inbox | None) -> None:
+    receiver.take(config)
+    if inbox is not None:
+        inbox.reserve(config.spool_reserve_mb)
 
 
 def listen(receiver: Receiver, address: str, stop: threading.Event) -> bool:
@@ -324,7 +332,9 @@ def _started_inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None
     return inbox
 
 
-def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
+def _analyse(
+    config: Config, ledger: Ledger, spool: Spool, stop: threading.Event, live: LiveSettings
+) -> None:
     _prepare_for_torch()
 
     began = time.monotonic()
@@ -347,7 +357,8 @@ def _analyse(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     )
 
     worker = Worker(pipeline, ledger, spool, config)
-    signal.signal(signal.SIGHUP, lambda *_: worker.succession.ask())
+    # The settings of the file may name another device than the command line.
+    live.serve(lambda new: worker.check(new.model_copy(update={"device": config.device})))
     _tells.append(worker.facts)
     what = f"model {pipeline.engine.identity.id} on {pipeline.engine.device}"
     _say_ready("analyse", what)
@@ -368,7 +379,9 @@ def _prepare_for_torch() -> None:
         libc.mallopt(_M_ARENA_MAX, 2)
 
 
-def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event) -> None:
+def _deliver(
+    config: Config, ledger: Ledger, spool: Spool, stop: threading.Event, live: LiveSettings
+) -> None:
     from daemon.deliver.deliverer import Deliverer
     from daemon.tls import TlsError
 
@@ -377,6 +390,7 @@ def _deliver(config: Config, ledger: Ledger, spool: Spool, stop: threading.Event
     except TlsError as error:
         raise CannotStartError(str(error)) from error
     deliverer.start()
+    live.serve(deliverer.check)
     what = f"{len(config.destinations)} destination(s)"
     _say_ready("deliver", what)
     _wait(stop)
@@ -389,7 +403,10 @@ def _wait(stop: threading.Event) -> None:
         pass
 
 
-ROLES: dict[str, Callable[[Config, Ledger, Spool, threading.Event], None]] = {
+# What runs a role: its settings, ledger and spool, what ends it, and what gives it new settings.
+Role = Callable[[Config, Ledger, Spool, threading.Event, LiveSettings], None]
+
+ROLES: dict[str, Role] = {
     "receive": _receive,
     "analyse": _analyse,
     "deliver": _deliver,

@@ -113,14 +113,15 @@ class _Supervisor:
         self._reloading = True
 
     def _pass_on_reload(self) -> None:
-        """Pass SIGHUP (a new model) on to analyse, once analyse is ready."""
+        """Pass SIGHUP (new settings) on to a role that is ready: it asks the others."""
         if not self._reloading:
             return
 
         for child in self._children:
-            if child.role == "analyse" and child.process is not None and child.ready:
+            if child.process is not None and child.ready:
                 self._reloading = False
                 child.process.send_signal(signal.SIGHUP)
+                return
 
     def _tend(self, child: _Child) -> None:
         """Start the child when it is due, or note its death and when to start it again."""

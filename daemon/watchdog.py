@@ -77,7 +77,7 @@ class Feeder:
         """`limit_s`: a thread without a beat for so long is stuck."""
         self._feed = feed
         self._every_s = every_s
-        self._limit_s = limit_s
+        self.limit_s = limit_s
         self._told = False
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -91,7 +91,7 @@ class Feeder:
 
     def _run(self) -> None:
         while not self._done.wait(self._every_s):
-            stuck = silent(self._limit_s)
+            stuck = silent(self.limit_s)
             if not stuck:
                 self._told = False
                 self._feed()
@@ -104,7 +104,7 @@ class Feeder:
             "no progress: %s; allowed: %g s; the watchdog is not fed any more, and systemd "
             "restarts this process; the stacks of its threads follow",
             ", ".join(stuck),
-            self._limit_s,
+            self.limit_s,
         )
         # Names of files and functions alone: no value of a patient's.
         faulthandler.dump_traceback(sys.stderr)

@@ -115,6 +115,15 @@ def read_manifest(path: Path) -> Manifest:
     return _read(path).manifest
 
 
+def digest_of(path: Path) -> str:
+    """The sha256 of model.yaml, which names the package; every checksum is checked.
+
+    Raises:
+        PackageError: see `read_manifest`.
+    """
+    return _read(path).digest
+
+
 def load(path: Path, any_task: bool = False) -> Package:
     """Check, build, fill and replay a package (folder or zip) on the CPU in fp32.
 

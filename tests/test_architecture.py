@@ -20,6 +20,7 @@ ROOMS = {
     "heartbeat": {"ledger"},
     "installed": set(),
     "ledger": {"backoff"},
+    "live": {"config", "ledger"},
     "log": set(),
     "output": set(),
     "ownership": {"config"},

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -37,6 +37,7 @@ from daemon.ledger import (
     describe,
     owner_name,
 )
+from daemon.live import RefusedError, Take
 from daemon.ownership import owner_of
 from daemon.spool import Spool, SpoolError
 from inference import package
@@ -100,8 +101,13 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
         max_batch=config.max_batch,
     )
 
+    return Pipeline(engine, analysis_settings(config, ledger))
+
+
+def analysis_settings(config: Config, ledger: Ledger) -> AnalysisSettings:
+    """What the site decides about the analysis."""
     kinds = frozenset(kind for kinds in config.owed().values() for kind in kinds)
-    settings = AnalysisSettings(
+    return AnalysisSettings(
         rules=Rules(**config.admission.model_dump()),
         appearance=RenderSettings(
             longest_side=config.overlay.longest_side_px or _WHOLE_PX,
@@ -112,7 +118,6 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
         kinds=kinds if config.destinations else frozenset({"SEG", "SC"}),
         is_ours=ledger.inspect.is_own_result,
     )
-    return Pipeline(engine, settings)
 
 
 def ready_pipeline(config: Config, ledger: Ledger) -> Pipeline:
@@ -128,10 +133,12 @@ class _BytesMissingError(Exception):
 
 @dataclass(eq=False)
 class _Image:
-    """One claimed image on its way. The claim fixes the model that answers it."""
+    """One claimed image on its way. The claim fixes its model, its settings, and what is owed."""
 
     job: ImageJob
     pipeline: Pipeline
+    # The kinds of result that each destination is owed.
+    owed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reading: Reading | None = None
     answer: Answer | None = None
     since: float = field(default_factory=time.monotonic)
@@ -154,8 +161,10 @@ class Worker:
         self.config = config
         self.limits = limits or WorkerLimits()
         self.succession = Succession(
-            lambda: ready_pipeline(config, ledger), _name, (PackageError, ValueError)
+            lambda: ready_pipeline(self.config, ledger), _name, (PackageError, ValueError)
         )
+        # Pipeline and settings change together.
+        self._changing = threading.Lock()
 
         # The thread that holds it may run the networks.
         self._device = threading.RLock()
@@ -288,7 +297,9 @@ class Worker:
             flow.drain()
             return True
 
-        flow.put([_Image(job, self.pipeline) for job in jobs])
+        with self._changing:
+            pipeline, owed = self.pipeline, self.config.owed()
+        flow.put([_Image(job, pipeline, owed) for job in jobs])
         if alone:
             flow.drain()
         return True
@@ -296,10 +307,43 @@ class Worker:
     def _take_successor(self, flow: Flow[_Image]) -> None:
         """Let a new model answer later claims. Images in hand keep the model of their claim."""
         new = self.succession.take(self.pipeline)
-        if new is not None:
-            self.pipeline = new
-            # Its engine may have to be tuned.
-            flow.wake()
+        if new is None:
+            return
+
+        with self._changing:
+            # The settings may have changed while its engine was made.
+            self.pipeline = self._under(new.engine, self.config)
+        # Its engine may have to be tuned.
+        flow.wake()
+
+    # -- live settings --------------------------------------------------------------------------
+
+    def check(self, config: Config) -> Take:
+        """Check new settings, on any thread. Images in hand end under those of their claim.
+
+        Raises:
+            RefusedError: they name another model, and no package is there.
+        """
+        path = package.folder_of(config.model)
+        try:
+            is_other_model = package.digest_of(path) != self.pipeline.engine.identity.digest
+        except PackageError as error:
+            if config.model != self.config.model:
+                raise RefusedError(f"model: {error}") from error
+            # The succession says what is wrong with it; the model in service goes on.
+            is_other_model = True
+
+        def take() -> None:
+            with self._changing:
+                self.config = config
+                self.pipeline = self._under(self.pipeline.engine, config)
+            if is_other_model:
+                self.succession.ask()
+
+        return take
+
+    def _under(self, engine: Engine, config: Config) -> Pipeline:
+        return Pipeline(engine, analysis_settings(config, self.ledger))
 
     # -- the steps of one image -----------------------------------------------------------------
 
@@ -491,7 +535,7 @@ class Worker:
         stored = tuple(self._write(result) for result in outcome.results)
         completion = _completion(outcome, image, stored, self._accession_digest(image))
         # A commit that raises may have taken place: the files stay. Strays are found later.
-        state = self.ledger.complete(job, completion, self.config.owed())
+        state = self.ledger.complete(job, completion, image.owed)
         if state in (None, ImageState.DUPLICATE):
             for result in stored:
                 self.spool.remove(result.spool_name)

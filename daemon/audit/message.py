@@ -123,14 +123,17 @@ def _refused(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
 
 
 def _settings(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
-    """PS3.15 A.5.3.11: the node found other settings than at its last start."""
+    """PS3.15 A.5.3.11: the node found other settings than at its last start, or took new ones."""
     keys = row.facts["keys"].split(", ")
     is_security = not _SECURITY_SETTINGS.isdisjoint(keys)
     kind = _SECURITY_CONFIGURATION if is_security else _SOFTWARE_CONFIGURATION
     _event(root, row, _SECURITY_ALERT, "E", kind)
     _participant(root, source.ae_title, source, _APPLICATION, is_requestor=True)
     _source(root, source)
-    _alert(root, source.name, f"settings changed: {row.facts['keys']}")
+    words = f"settings changed: {row.facts['keys']}"
+    if "changes" in row.facts:
+        words += f"; by {row.facts['by']}: {row.facts['changes']}"
+    _alert(root, source.name, words)
 
 
 def _command(root: ElementTree.Element, row: AuditRow, source: Source) -> None:

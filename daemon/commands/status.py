@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from daemon.commands import reload
 from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import Inspection
 from daemon.ledger.digests import accession_digest
@@ -40,6 +41,7 @@ def summary(inspect: Inspection, configured: Collection[str], spool_folder: Path
             {"role": row["role"], "owner": row["owner"], "last_sign": _date(row["beat_at"])}
             for row in inspect.roles()
         ],
+        "settings": reload.summary(inspect),
         "destinations": {
             name: _destination(known.get(name, {}), name in configured)
             for name in sorted({*known, *configured})
@@ -90,6 +92,7 @@ def lines(inspect: Inspection, configured: Collection[str], spool_folder: Path) 
         yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
     yield from _audit_lines(inspect)
     yield from _role_lines(inspect.roles(), now)
+    yield from reload.lines(inspect)
     yield from _destination_lines(inspect.destinations(), configured, now)
     yield from failure_lines(inspect, _SHOWN)
 

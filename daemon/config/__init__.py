@@ -1,6 +1,9 @@
 """The settings: one YAML file, read and checked into one frozen `Config`."""
 
 from daemon.config.audit import Audit
+from daemon.config.changes import LIVE, difference, digest, digests, restart_keys
+from daemon.config.editors import json_schema
+from daemon.config.public import public
 from daemon.config.reading import ConfigError, begin, commented_file, load, show, with_device
 from daemon.config.schema import (
     PROFILES,
@@ -16,6 +19,7 @@ from daemon.config.schema import (
 from daemon.config.tls import CertificateIdentity, DestinationTls, ServerTls
 
 __all__ = [
+    "LIVE",
     "PROFILES",
     "Admission",
     "Audit",
@@ -32,7 +36,13 @@ __all__ = [
     "ServerTls",
     "begin",
     "commented_file",
+    "difference",
+    "digest",
+    "digests",
+    "json_schema",
     "load",
+    "public",
+    "restart_keys",
     "show",
     "with_device",
 ]

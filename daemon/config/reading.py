@@ -8,11 +8,10 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from daemon import installed
 from daemon.config import conflicts, document, secrets
+from daemon.config.public import public, without_password
 from daemon.config.schema import Config
 from daemon.config.terms import closest
 
@@ -111,23 +110,7 @@ def with_device(config: Config, device: str) -> Config:
 
 def show(config: Config) -> str:
     """The whole effective configuration as YAML, defaults filled in, passwords hidden."""
-    shown = config.model_dump(mode="json")
-    shown["ledger"] = _without_password(config.ledger)
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-
-
-def _without_password(url: str) -> str:
-    """A database URL for people's eyes, *** in place of its password."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        # Not readable as a URL: whatever stands before an @ may be a password.
-        before, at, after = url.rpartition("@")
-        return f"***@{after}" if at else before or after
-
-    query = {key: "***" if "password" in key else value for key, value in parsed.query.items()}
-    shown = parsed.set(query=query).render_as_string(hide_password=True)
-    return shown.replace("%2A%2A%2A", "***")
+    return yaml.safe_dump(public(config), sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -181,7 +164,7 @@ def _explain(found: Any, error: dict[str, Any]) -> str:
 
     value = _value_at(found, keys)
     if keys[0] == "ledger" and isinstance(value, str):
-        value = _without_password(value)
+        value = without_password(value)
     return f"{where}: found {value!r}; allowed: {message}"
 
 

@@ -294,8 +294,7 @@ class Config(Settings):
     model: Model = Field(
         default="default",
         description="`default` is the model that ships with Pleura; else the folder or zip of a "
-        "model package (docs/models.md). After a change send SIGHUP to serve or to the analyse "
-        "role.",
+        "model package (docs/models.md). After a change of the package: `pleura reload`.",
     )
     device: Device = Field(
         default="auto", description="The device. `auto`: the first CUDA device, else the CPU."
@@ -348,6 +347,9 @@ class Config(Settings):
     audit: Audit | None = Field(
         default=None,
         description="The audit trail (IHE ATNA, PS3.15 A.5). null: there is none.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least urgent lines that the log gets."
     )
     web: Later = Field(default=None, description="A status page.")
 

@@ -6,13 +6,44 @@ import threading
 from collections.abc import Callable
 
 from daemon.audit import AuditSender
-from daemon.config import Config
+from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.deliver.commitment import Asker
 from daemon.deliver.courier import Courier
 from daemon.deliver.limits import DEFAULT_LIMITS, DeliverLimits
 from daemon.deliver.retention import Retention
 from daemon.ledger import Ledger
+from daemon.live import RefusedError, Take
 from daemon.spool import Spool
+from daemon.tls import TlsError
+
+Run = Callable[[threading.Event], None]
+_Destination = DicomDestination | FolderDestination
+
+
+class _Desk:
+    """The threads of one destination, which end together."""
+
+    def __init__(self, destination: _Destination, runs: dict[str, Run]) -> None:
+        """`runs`: what each thread runs, by the thread's name."""
+        self.destination = destination
+        self._stop = threading.Event()
+        self._threads = [_thread(name, run, self._stop) for name, run in runs.items()]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Begin nothing more; returns at once."""
+        self._stop.set()
+
+    def is_over(self) -> bool:
+        """Whether the object in flight is finished too."""
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
 
 
 class Deliverer:
@@ -28,32 +59,77 @@ class Deliverer:
         """Raises TlsError where a certificate or key of a destination, or of the audit trail,
         cannot be used.
         """
+        self._ledger = ledger
+        self._spool = spool
+        self._limits = limits
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
 
-        for destination in config.destinations:
-            courier = Courier(destination, config, ledger, spool, limits)
-            self._add(f"deliver-{destination.name}", courier.run)
-
-        for committing in config.committing():
-            asker = Asker(committing, config, ledger, limits)
-            self._add(f"commitment-{committing.name}", asker.run)
-
-        self._add("retention", Retention(config, ledger, spool).run)
+        self._desks = [self._desk(each, config) for each in config.destinations]
+        # Desks that were closed, with an object in flight.
+        self._closed: list[_Desk] = []
+        self._retention = Retention(config, ledger, spool)
+        self._threads = [_thread("retention", self._retention.run, self._stop)]
         if config.audit is not None:
-            self._add("audit", AuditSender(config, ledger, spool).run)
-
-    def _add(self, name: str, run: Callable[[threading.Event], None]) -> None:
-        thread = threading.Thread(target=run, args=(self._stop,), name=name, daemon=True)
-        self._threads.append(thread)
+            sender = AuditSender(config, ledger, spool)
+            self._threads.append(_thread("audit", sender.run, self._stop))
 
     def start(self) -> None:
         """Start every thread."""
         for thread in self._threads:
             thread.start()
+        for desk in self._desks:
+            desk.start()
 
     def stop(self) -> None:
         """Begin nothing more, and wait for the objects in flight."""
         self._stop.set()
+        for desk in self._desks:
+            desk.stop()
+
+        for desk in [*self._desks, *self._closed]:
+            desk.join()
         for thread in self._threads:
             thread.join()
+
+    def check(self, config: Config) -> Take:
+        """Check new settings: a desk opens or closes for each destination that changes.
+
+        Other destinations do not notice. An object in flight is finished by the desk that began it.
+
+        Raises:
+            RefusedError: a certificate or key of a destination cannot be used.
+        """
+        kept = [desk for desk in self._desks if desk.destination in config.destinations]
+        known = [desk.destination for desk in kept]
+        try:
+            new = [self._desk(each, config) for each in config.destinations if each not in known]
+        except TlsError as error:
+            raise RefusedError(str(error)) from error
+
+        def take() -> None:
+            for desk in self._desks:
+                if desk not in kept:
+                    desk.stop()
+                    self._closed.append(desk)
+            self._closed = [desk for desk in self._closed if not desk.is_over()]
+
+            self._desks = [*kept, *new]
+            for desk in new:
+                desk.start()
+            self._retention.take(config)
+
+        return take
+
+    def _desk(self, destination: _Destination, config: Config) -> _Desk:
+        name = destination.name
+        courier = Courier(destination, config, self._ledger, self._spool, self._limits)
+        runs: dict[str, Run] = {f"deliver-{name}": courier.run}
+
+        if isinstance(destination, DicomDestination) and destination.commitment:
+            asker = Asker(destination, config, self._ledger, self._limits)
+            runs[f"commitment-{name}"] = asker.run
+        return _Desk(destination, runs)
+
+
+def _thread(name: str, run: Run, stop: threading.Event) -> threading.Thread:
+    return threading.Thread(target=run, args=(stop,), name=name, daemon=True)

@@ -33,7 +33,10 @@ class Retention:
         self._config = config
         self._ledger = ledger
         self._spool = spool
-        self._free_bytes = config.retention.free_mb * 1024 * 1024
+
+    def take(self, config: Config) -> None:
+        """New settings, from the next image on."""
+        self._config = config
 
     def run(self, stop: threading.Event) -> None:
         """Tidy up each minute until `stop` is set."""
@@ -73,7 +76,8 @@ class Retention:
         by_age = self._remove(keep.keep_days * _DAY_S, keep.keep_failed_days * _DAY_S, stop)
 
         early = 0
-        while self._spool.free_bytes() < self._free_bytes and not stop.is_set():
+        free_bytes = keep.free_mb * 1024 * 1024
+        while self._spool.free_bytes() < free_bytes and not stop.is_set():
             count = self._remove_some(0.0, keep.keep_failed_days * _DAY_S)
             if not count:
                 log.warning(

@@ -3,6 +3,7 @@
 from daemon.ledger.database import LedgerError, UndecidedError
 from daemon.ledger.digests import accession_digest
 from daemon.ledger.figures import Circuit, Owed, RoleProcess, Snapshot, Tally
+from daemon.ledger.generations import BusyError, Found, Generation, Taker
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.ledger import Ledger, owner_name, this_machine
 from daemon.ledger.outage import Outage, describe
@@ -20,16 +21,20 @@ from daemon.ledger.records import (
     StoredResult,
 )
 from daemon.ledger.senders import Sender
-from daemon.ledger.states import DeliveryState, ImageState
+from daemon.ledger.states import DeliveryState, GenerationState, ImageState
 
 __all__ = [
     "Arrival",
     "AuditRow",
+    "BusyError",
     "Circuit",
     "CommitmentRequest",
     "Completion",
     "DeliveryJob",
     "DeliveryState",
+    "Found",
+    "Generation",
+    "GenerationState",
     "ImageJob",
     "ImageState",
     "Inspection",
@@ -45,6 +50,7 @@ __all__ = [
     "Sender",
     "Snapshot",
     "StoredResult",
+    "Taker",
     "Tally",
     "UndecidedError",
     "accession_digest",

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.figures import Snapshot, sending_hours, snapshot
+from daemon.ledger.generations import SettingsView
 from daemon.ledger.records import KeptFile, SameReason
 from daemon.ledger.schema import (
     audit,
@@ -54,6 +55,7 @@ class Inspection:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.settings = SettingsView(database)
 
     @classmethod
     def open(cls, url: str) -> Inspection:

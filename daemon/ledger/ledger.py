@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection
 from daemon.backoff import doubled_s
 from daemon.ledger import tallies
 from daemon.ledger.database import Database, require_file
+from daemon.ledger.generations import Generations
 from daemon.ledger.inspect import Inspection, in_parts
 from daemon.ledger.records import (
     Arrival,
@@ -119,6 +120,7 @@ class Ledger:
         self.limits = limits or LedgerLimits()
         self._database = Database(url, clock, migrate)
         self.inspect = Inspection(self._database)
+        self.generations = Generations(self._database, self._note_settings)
         # Whether transitions record what the audit trail tells of them, in the same transaction.
         self.is_audited = False
 
@@ -589,20 +591,30 @@ class Ledger:
         Returns the keys that differ, and records them as one event; none at the first start.
         """
         with self._database.transaction() as (conn, now):
-            self._database.lock_until_commit(conn, _AUDIT)
-            known = {row.key: row.digest for row in conn.execute(sa.select(settings))}
-            changed = sorted(key for key, digest in digests.items() if known.get(key) != digest)
-            if not changed:
-                return []
+            return self._note_settings(conn, now, digests, {})
 
-            conn.execute(settings.delete().where(settings.c.key.in_(changed)))
-            rows = [{"key": key, "digest": digests[key]} for key in changed]
-            conn.execute(settings.insert(), rows)
-            if not known:
-                return []
-            if self.is_audited:
-                self._audit(conn, now, "settings", {"keys": ", ".join(changed)})
-            return changed
+    def _note_settings(
+        self,
+        conn: Connection,
+        now: float,
+        digests: Mapping[str, str],
+        facts: Mapping[str, str],
+    ) -> list[str]:
+        """As record_settings(), in the transaction of what changes them. `facts`: more to tell."""
+        self._database.lock_until_commit(conn, _AUDIT)
+        known = {row.key: row.digest for row in conn.execute(sa.select(settings))}
+        changed = sorted(key for key, digest in digests.items() if known.get(key) != digest)
+        if not changed:
+            return []
+
+        conn.execute(settings.delete().where(settings.c.key.in_(changed)))
+        rows = [{"key": key, "digest": digests[key]} for key in changed]
+        conn.execute(settings.insert(), rows)
+        if not known:
+            return []
+        if self.is_audited:
+            self._audit(conn, now, "settings", {"keys": ", ".join(changed), **facts})
+        return changed
 
     def claim_audit(self, owner: str, limit: int) -> tuple[list[AuditRow], int]:
         """The oldest events, and the last number that the file has.

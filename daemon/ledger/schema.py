@@ -322,6 +322,40 @@ alarm_messages = sa.Table(
     sa.Column("lease_until", sa.Float, nullable=False),
 )
 
+# One row for each time that a node was to take settings: what was asked, and what became of it.
+generations = sa.Table(
+    "generations",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    # The processes of one machine read the same file.
+    sa.Column("machine", sa.Text, nullable=False),
+    # states.GenerationState
+    sa.Column("state", sa.Text, nullable=False),
+    # daemon.config.digest()
+    sa.Column("digest", sa.Text, nullable=False),
+    # JSON: a digest for each key, the settings without secrets, the lines that say what changed.
+    sa.Column("digests", sa.Text, nullable=False),
+    sa.Column("shown", sa.Text, nullable=False),
+    sa.Column("changes", sa.Text, nullable=False),
+    sa.Column("asked_by", sa.Text, nullable=False),
+    sa.Column("asked_at", sa.Float, nullable=False),
+    sa.Column("decided_at", sa.Float),
+    # Why it was refused.
+    sa.Column("why", sa.Text),
+)
+
+# One row for each process of a role: the settings that it works under, and its last answer.
+takers = sa.Table(
+    "takers",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True),
+    sa.Column("role", sa.Text, primary_key=True),
+    sa.Column("generation", sa.Integer, nullable=False),
+    # The proposal that it answered last. `why` is empty where it can take it.
+    sa.Column("answered", sa.Integer, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+)
+
 # The statements that turn the tables of one version into those of the next, on both databases.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
@@ -388,5 +422,12 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE alarm_messages (id TEXT NOT NULL PRIMARY KEY, route TEXT NOT NULL,"
         " facts TEXT NOT NULL, made_at FLOAT NOT NULL, due_at FLOAT NOT NULL,"
         " failures INTEGER NOT NULL, owner TEXT, lease_until FLOAT NOT NULL)",
+        "CREATE TABLE generations (number INTEGER NOT NULL PRIMARY KEY, machine TEXT NOT NULL,"
+        " state TEXT NOT NULL, digest TEXT NOT NULL, digests TEXT NOT NULL, shown TEXT NOT NULL,"
+        " changes TEXT NOT NULL, asked_by TEXT NOT NULL, asked_at FLOAT NOT NULL, decided_at FLOAT,"
+        " why TEXT)",
+        "CREATE TABLE takers (owner TEXT NOT NULL, role TEXT NOT NULL,"
+        " generation INTEGER NOT NULL, answered INTEGER NOT NULL, why TEXT NOT NULL,"
+        " PRIMARY KEY (owner, role))",
     ),
 }

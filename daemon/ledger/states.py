@@ -42,6 +42,14 @@ class DeliveryState(_Told):
     REFUSED = "refused", "The destination will not take the object; a person must look."
 
 
+class GenerationState(_Told):
+    """The state of settings that the processes of a machine were asked to take."""
+
+    PROPOSED = "proposed", "Each process checks them; nothing has changed yet."
+    ACCEPTED = "accepted", "Every process can take them, and takes them now."
+    REFUSED = "refused", "A process cannot take them; every process keeps its settings."
+
+
 class ImageEvent(_Told):
     """The events in the life of an image."""
 

@@ -96,6 +96,10 @@ class Inbox:
         self._observer: InotifyObserver | None = None
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
 
+    def reserve(self, megabytes: int) -> None:
+        """Another reserve of room on the spool's disk."""
+        self._intake.reserve(megabytes)
+
     def start(self) -> None:
         """Take the files that lie there, and watch for more.
 

@@ -56,6 +56,11 @@ class Intake:
         # Files that will ask for their row in a moment.
         self._finishing: set[IncomingFile] = set()
 
+    def reserve(self, megabytes: int) -> None:
+        """Another reserve, from the next look at the disk on."""
+        self._reserve_bytes = megabytes * 1024 * 1024
+        self._looked = 0.0
+
     def begin(self) -> IncomingFile:
         """A new file in the spool, whose bytes come piece by piece.
 

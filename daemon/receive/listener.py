@@ -96,6 +96,10 @@ class Listener:
             self._selector.register(each, selectors.EVENT_READ)
         self._thread.start()
 
+    def take(self, limits: Limits) -> None:
+        """New limits, for connections that wait and for new connections."""
+        self._limits = limits
+
     def stop(self) -> None:
         """Take no new connection; associations go on."""
         self._stop_sender.send(b"\0")

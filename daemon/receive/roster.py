@@ -25,6 +25,10 @@ class Roster:
         self._places: set[Session] = set()
         self._threads: set[threading.Thread] = set()
 
+    def take(self, limits: Limits) -> None:
+        """New limits. Associations beyond a smaller number stay until they end."""
+        self._limits = limits
+
     def __len__(self) -> int:
         return len(self._running)
 

@@ -43,9 +43,7 @@ class Receiver:
         """
         self.limits = limits or limits_of(config)
         self._ledger = ledger
-        self._access = AccessList(
-            config.ae_title, config.peers, config.committing(), self.limits.associations
-        )
+        self._access = _access_list(config, self.limits)
         self._intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
         self._roster = Roster(self.limits)
         self._alerts = Alerts(ledger)
@@ -59,6 +57,17 @@ class Receiver:
         """
         self._listener.start()
         self._alerts.start()
+
+    def take(self, config: Config) -> None:
+        """New settings, for new associations. An open association keeps its caller and its limits.
+
+        The reserve of room counts at once: it protects the disk.
+        """
+        self.limits = limits_of(config)
+        self._access = _access_list(config, self.limits)
+        self._intake.reserve(config.spool_reserve_mb)
+        self._roster.take(self.limits)
+        self._listener.take(self.limits)
 
     def stop(self) -> None:
         """Take no new association.
@@ -130,6 +139,10 @@ def _ports(config: Config) -> list[Port]:
     if config.tls is not None:
         ports.append(Port(config.host, config.tls.port, node_context(config.tls)))
     return ports
+
+
+def _access_list(config: Config, limits: Limits) -> AccessList:
+    return AccessList(config.ae_title, config.peers, config.committing(), limits.associations)
 
 
 def limits_of(config: Config) -> Limits:

@@ -22,7 +22,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from daemon.audit import Alerts, AuditSender, Source, document
 from daemon.audit.syslog import formatted
 from daemon.commands.retry import Wanted, retry
-from daemon.config import Audit, Config
+from daemon.config import Audit, Config, digests
 from daemon.ledger import (
     Arrival,
     AuditRow,
@@ -32,7 +32,6 @@ from daemon.ledger import (
     Recipient,
     StoredResult,
 )
-from daemon.service import settings_digests
 from daemon.spool import Spool
 from tests.unit.audit_schema import faults
 from tools.peers.audit_repository import Repository, numbers
@@ -259,11 +258,11 @@ def test_without_an_audit_trail_nothing_is_recorded(bench: Bench) -> None:
 
 
 def test_changed_settings_are_told_with_their_keys_and_never_their_values(bench: Bench) -> None:
-    before = settings_digests(bench.config)
+    before = digests(bench.config)
     assert bench.ledger.record_settings(before) == []
     assert bench.ledger.record_settings(before) == []
     other = bench.config.model_copy(update={"ae_title": "OTHER", "max_batch": 3})
-    assert bench.ledger.record_settings(settings_digests(other)) == ["ae_title", "max_batch"]
+    assert bench.ledger.record_settings(digests(other)) == ["ae_title", "max_batch"]
     (told,) = bench.rows()
     assert (told.event, told.facts) == ("settings", {"keys": "ae_title, max_batch"})
 

@@ -1,0 +1,126 @@
+"""`pleura reload`: every running role of this machine takes the settings, or none does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from daemon import live
+from daemon.config import Config
+from daemon.exits import CannotStartError
+from daemon.ledger import (
+    BusyError,
+    Generation,
+    GenerationState,
+    Inspection,
+    Ledger,
+    Taker,
+    this_machine,
+)
+
+_LOOK_S = 0.05
+# Beyond the time that the roles have to answer: to take what they accepted.
+_LONGEST_S = 90.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What became of a reload, in words."""
+
+    is_taken: bool
+    words: str
+
+
+def reload(ledger: Ledger, config: Config, asked_by: str) -> Told:
+    """Propose the settings, and wait until every role has taken them, or one has refused.
+
+    Raises:
+        CannotStartError: no role runs here.
+    """
+    if not _running(ledger.inspect):
+        raise CannotStartError(
+            "reload: no role of this machine runs on this ledger; a node that starts reads its "
+            "settings anyway. In a container, reload inside it"
+        )
+
+    deadline = time.monotonic() + _LONGEST_S
+    try:
+        number = live.propose(ledger, config, asked_by)
+    except BusyError as error:
+        return Told(False, f"reload: {error}")
+
+    while time.monotonic() < deadline:
+        decided = ledger.generations.decide(number, live.is_alive)
+        if decided.state == GenerationState.REFUSED.value:
+            return Told(False, f"reload: refused, nothing has changed.\n{decided.why}")
+
+        late = [each for each in _running(ledger.inspect) if each.generation < number]
+        if decided.state == GenerationState.ACCEPTED.value and not late:
+            return Told(True, _success(decided))
+        time.sleep(_LOOK_S)
+    return Told(
+        False, f"reload: generation {number} is not taken after {_LONGEST_S:g} s; see the log"
+    )
+
+
+def _success(taken: Generation) -> str:
+    changes = "\n".join(taken.changes) or "no setting has changed"
+    return f"generation {taken.number} is in force\n{changes}"
+
+
+def _running(inspect: Inspection) -> list[Taker]:
+    return [each for each in inspect.settings.takers() if live.is_alive(each.owner)]
+
+
+def running_settings(inspect: Inspection) -> Mapping[str, Any]:
+    """The settings that this machine's roles accepted last, without secrets.
+
+    Raises:
+        CannotStartError: no role has run on this machine since it started.
+    """
+    current = inspect.settings.in_force(this_machine())
+    if current is None:
+        raise CannotStartError(
+            "config diff: no role of this machine has run on this ledger; give two files to "
+            "compare them"
+        )
+    return current.shown
+
+
+def summary(inspect: Inspection) -> list[dict[str, Any]]:
+    """Each process of a role with the generation of its settings, for `pleura status --json`."""
+    told = []
+    for taker in inspect.settings.takers():
+        generation = inspect.settings.generation(taker.generation)
+        told.append(
+            {
+                "role": taker.role,
+                "owner": taker.owner,
+                "generation": taker.generation,
+                "digest": generation.digest if generation else None,
+            }
+        )
+    return told
+
+
+def lines(inspect: Inspection) -> list[str]:
+    """The same for people: one line where all agree, else a line for each process."""
+    here = this_machine()
+    processes = [
+        each
+        for each in summary(inspect)
+        if not each["owner"].startswith(f"{here}:") or live.is_alive(each["owner"])
+    ]
+    if not processes:
+        return []
+
+    if len({each["digest"] for each in processes}) == 1:
+        newest = max(each["generation"] for each in processes)
+        return [f"settings: generation {newest}, {processes[0]['digest'][:12]}, in every role"]
+    return ["settings: THE ROLES DIFFER; make their files the same, then pleura reload"] + [
+        f"  {each['role']} ({each['owner']}): generation {each['generation']}, "
+        f"{(each['digest'] or 'unknown')[:12]}"
+        for each in processes
+    ]

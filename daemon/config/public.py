@@ -1,0 +1,62 @@
+"""The settings as people and logs may see them: every secret is hidden."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from daemon.config.schema import Config
+
+HIDDEN = "***"
+
+# Keys that hold a secret itself. A key that names a file (`..._file`) holds only its path.
+_SECRET_KEY = re.compile(r"(?i)(^|_)(password|passphrase|secret|token|api_key)$")
+
+
+def public(config: Config) -> dict[str, Any]:
+    """Every key of the settings with its effective value, secrets hidden; fit for JSON and YAML."""
+    shown: dict[str, Any] = _hide(config.model_dump(mode="json"))
+    shown["ledger"] = without_password(config.ledger)
+    return shown
+
+
+def _hide(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _hide(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_hide(item, key) for item in value]
+    if value is not None and _SECRET_KEY.search(key):
+        return HIDDEN
+    return _without_credentials(value) if isinstance(value, str) else value
+
+
+def _without_credentials(text: str) -> str:
+    """A web address without its user, its query and its fragment, which may hold a token."""
+    if not text.startswith(("http://", "https://")):
+        return text
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return HIDDEN
+
+    host = parts.netloc.rpartition("@")[2]
+    hidden = f"?{HIDDEN}" if parts.query or parts.fragment else ""
+    return f"{parts.scheme}://{host}{parts.path}{hidden}"
+
+
+def without_password(url: str) -> str:
+    """A database URL for people's eyes, *** in place of its password."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # Not readable as a URL: whatever stands before an @ may be a password.
+        before, at, after = url.rpartition("@")
+        return f"{HIDDEN}@{after}" if at else before or after
+
+    query = {key: HIDDEN if "password" in key else value for key, value in parsed.query.items()}
+    shown = parsed.set(query=query).render_as_string(hide_password=True)
+    return shown.replace("%2A%2A%2A", HIDDEN)

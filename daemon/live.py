@@ -1,0 +1,251 @@
+"""New settings for a process that runs, taken by every process of the machine or by none.
+
+SIGHUP, or `pleura reload` in another process, makes a proposal in the ledger. Each role's process
+reads its file, checks what it alone can check (a certificate, a model package), and answers. Once
+all have said yes, each takes the settings; what is in hand ends under the settings it began with.
+ledger/generations.py holds the transitions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from daemon import config as settings
+from daemon.config import Config, ConfigError
+from daemon.ledger import (
+    BusyError,
+    Found,
+    Generation,
+    GenerationState,
+    Ledger,
+    Outage,
+    describe,
+    owner_name,
+    this_machine,
+)
+
+log = logging.getLogger("pleura.service")
+
+# How often a process looks for a proposal, and how often while a proposal is being decided.
+_QUIET_S = 0.5
+_BUSY_S = 0.05
+_TROUBLE_S = 5.0
+_PATIENCE_S = 5.0
+
+
+class RefusedError(Exception):
+    """A process cannot take new settings. The message is for the operator."""
+
+
+# Puts checked settings in force. It must not fail.
+Take = Callable[[], None]
+# Checks new settings. Raises RefusedError.
+Check = Callable[[Config], Take]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Settings that this process can take, and the generation that they are."""
+
+    number: int
+    config: Config
+    take: Take
+
+
+def found(config: Config) -> Found:
+    """What the ledger keeps of settings: digests, and the values without secrets."""
+    return Found(settings.digest(config), settings.digests(config), settings.public(config))
+
+
+def is_alive(owner: str) -> bool:
+    """Whether an owner of this machine (ledger.owner_name) still runs.
+
+    Asked by a signal, not by /proc: there the processes of the other units are hidden
+    (ProtectProc=invisible).
+    """
+    machine, _, pid = owner.rpartition(":")
+    if machine != this_machine():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def propose(ledger: Ledger, config: Config, asked_by: str) -> int:
+    """Ask this machine's processes to take these settings. Returns the generation.
+
+    Raises:
+        BusyError: other settings are being checked.
+    """
+    machine = this_machine()
+    new = found(config)
+    current = ledger.inspect.settings.in_force(machine)
+    changes = settings.difference(current.shown, new.shown) if current else []
+    return ledger.generations.propose(machine, new, changes, asked_by)
+
+
+class LiveSettings:
+    """One process's part: a thread that answers proposals, and takes what all have accepted."""
+
+    def __init__(
+        self,
+        role: str,
+        config: Config,
+        read: Callable[[], Config],
+        ledger: Ledger,
+        taken: Callable[[Config], None] = lambda _: None,
+    ) -> None:
+        """`config`: the settings of the file that the process started with. `read`: reads them
+        again, or raises ConfigError. `taken`: is told of settings that the role has taken.
+        """
+        self._taken = taken
+        self._role = role
+        self._config = config
+        self._read = read
+        self._ledger = ledger
+
+        self._check: Check | None = None
+        self._checked: _Checked | None = None
+        self._answered = 0
+        self._is_asked = False
+        self._wake = threading.Event()
+        self._is_over = False
+        self._outage = Outage(log, f"{role}: settings: the ledger")
+        self._thread = threading.Thread(target=self._run, name="live-settings", daemon=True)
+
+    def __enter__(self) -> LiveSettings:
+        self._answered = self._ledger.generations.begin(
+            self._role, owner_name(), found(self._config), is_alive
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._wake.set()
+        # A database that hangs must not hold up the end of the role.
+        self._thread.join(_PATIENCE_S)
+        try:
+            self._ledger.generations.end(self._role, owner_name())
+        except Exception as error:
+            # A dead process takes no part in a decision.
+            log.warning("the end of the %s role is not recorded (%s)", self._role, describe(error))
+
+    def serve(self, check: Check) -> None:
+        """The role is ready: from now on it answers, by `check`."""
+        self._check = check
+
+    def ask(self) -> None:
+        """Read the settings again. May be called by a signal handler."""
+        self._is_asked = True
+        self._wake.set()
+
+    def _run(self) -> None:
+        pause_s = _QUIET_S
+        while not self._is_over:
+            self._wake.wait(pause_s)
+            self._wake.clear()
+            try:
+                pause_s = self._turn()
+            except Exception as error:
+                # The loop's one catch-all: a ledger that is away comes back.
+                self._outage.failed(error)
+                pause_s = _TROUBLE_S
+            else:
+                self._outage.over()
+
+    def _turn(self) -> float:
+        """Go on with what is asked. Returns the pause before the next turn, in seconds."""
+        if self._check is None:
+            return _QUIET_S
+        if self._is_asked:
+            self._propose()
+
+        if self._checked is not None:
+            self._conclude(self._checked)
+            return _BUSY_S
+
+        pending = self._ledger.inspect.settings.pending(this_machine())
+        if pending is None:
+            return _BUSY_S if self._is_asked else _QUIET_S
+        if pending.number > self._answered:
+            self._answer(pending, self._check)
+        self._ledger.generations.decide(pending.number, is_alive)
+        return _BUSY_S
+
+    def _propose(self) -> None:
+        """Make a proposal of what the file says now. A file with errors changes nothing."""
+        try:
+            propose(self._ledger, self._read(), f"SIGHUP to {self._role}")
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                log.error("settings: %s; the old settings stay in force", line)
+        except BusyError:
+            # Once those are decided.
+            return
+        self._is_asked = False
+
+    def _answer(self, pending: Generation, check: Check) -> None:
+        """Say whether this process can take the proposal."""
+        why = ""
+        try:
+            config = self._read()
+            self._require_same(config, pending)
+            self._checked = _Checked(pending.number, config, check(config))
+        except (ConfigError, RefusedError) as error:
+            why = str(error)
+            log.error("settings: %s; the old settings stay in force", why)
+
+        self._answered = pending.number
+        self._ledger.generations.answer(self._role, owner_name(), pending.number, why)
+
+    def _require_same(self, config: Config, pending: Generation) -> None:
+        """Raises RefusedError where this process read other settings, or needs a restart."""
+        if settings.digest(config) != pending.digest:
+            raise RefusedError(
+                "its settings file holds other settings than those proposed; was it edited again, "
+                "or does this process have another file? `pleura reload` with its -c FILE"
+            )
+        if keys := settings.restart_keys(self._config, config):
+            raise RefusedError(
+                f"{', '.join(keys)}: changed, and only a restart takes it; restart the node, or "
+                "change it back and reload the rest"
+            )
+
+    def _conclude(self, checked: _Checked) -> None:
+        """Take what was accepted, or drop what was refused."""
+        decided = self._ledger.generations.decide(checked.number, is_alive)
+        if decided.state == GenerationState.PROPOSED.value:
+            return
+        if decided.state == GenerationState.REFUSED.value:
+            self._checked = None
+            log.warning("settings: generation %d is refused: %s", decided.number, decided.why)
+            return
+
+        # Once, although the ledger may be away in the next line, and this turn be tried again.
+        self._checked = replace(checked, take=_nothing)
+        checked.take()
+        self._config = checked.config
+        self._taken(checked.config)
+
+        self._ledger.generations.take(self._role, owner_name(), decided.number)
+        self._checked = None
+        log.info(
+            "%s: settings of generation %d in force (%s): %s",
+            self._role,
+            decided.number,
+            decided.asked_by,
+            "; ".join(decided.changes) or "nothing changed",
+        )
+
+
+def _nothing() -> None:
+    pass

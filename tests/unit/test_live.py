@@ -1,0 +1,161 @@
+"""New settings for roles that run: every process takes them, or none does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from daemon import config as settings
+from daemon.cli import main
+from daemon.commands import reload as command
+from daemon.config import Config
+from daemon.ledger import Ledger, owner_name, this_machine
+from daemon.live import LiveSettings, RefusedError, Take, found
+from tools.peers.waiting import wait_until
+
+
+class Role:
+    """A role that takes everything but what it was told to refuse."""
+
+    def __init__(self, name: str, file: Path, ledger: Ledger) -> None:
+        self.refusal = ""
+        self.taken: list[Config] = []
+        self.live = LiveSettings(name, settings.load(file), lambda: settings.load(file), ledger)
+        self.live.serve(self._check)
+
+    def _check(self, config: Config) -> Take:
+        if self.refusal:
+            raise RefusedError(self.refusal)
+        return lambda: self.taken.append(config)
+
+
+class House:
+    """Two roles of one node, their file and their ledger."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "pleura.yaml"
+        self.ledger = Ledger(f"sqlite:///{folder}/ledger.db")
+        self.ledger.is_audited = True
+        self._fixed = {"ledger": self.ledger.url, "spool": str(folder / "spool")}
+        self.write()
+        self.ledger.record_settings(settings.digests(settings.load(self.file)))
+        self.roles = [Role(name, self.file, self.ledger) for name in ("receive", "deliver")]
+
+    def write(self, **changed: Any) -> Config:
+        self.file.write_text(yaml.safe_dump(self._fixed | changed))
+        return settings.load(self.file)
+
+    def reload(self, **changed: Any) -> command.Told:
+        return command.reload(self.ledger, self.write(**changed), "alice")
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    one = House(tmp_path)
+    with one.roles[0].live, one.roles[1].live:
+        yield one
+    assert one.ledger.inspect.settings.takers() == []
+    one.ledger.close()
+
+
+def test_every_role_takes_new_settings_and_the_audit_trail_tells_of_them(house: House) -> None:
+    told = house.reload(admission={"minimum_age_years": 16})
+    assert told.is_taken
+    assert told.words == ("generation 2 is in force\nadmission.minimum_age_years: 18 -> 16")
+    for role in house.roles:
+        assert [each.admission.minimum_age_years for each in role.taken] == [16]
+    (line,) = command.lines(house.ledger.inspect)
+    assert line.startswith("settings: generation 2, ")
+
+    (row,) = house.ledger.claim_audit("me", 9)[0]
+    assert row.event == "settings"
+    assert row.facts == {
+        "keys": "admission",
+        "by": "alice",
+        "changes": "admission.minimum_age_years: 18 -> 16",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"port": 11113}, "port: changed, and only a restart takes it"),
+        ({"port": 11113, "report_absent": True}, "port: changed"),
+        ({"report_absent": True}, "deliver: the certificate is gone"),
+    ],
+)
+def test_one_refusal_refuses_all(house: House, changed: dict[str, Any], words: str) -> None:
+    house.roles[1].refusal = "the certificate is gone"
+    told = house.reload(**changed)
+    assert not told.is_taken
+    assert words in told.words
+    assert [role.taken for role in house.roles] == [[], []]
+    assert {each.generation for each in house.ledger.inspect.settings.takers()} == {1}
+
+
+def test_a_signal_to_one_role_is_a_reload_of_all_and_a_wrong_file_changes_nothing(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.file.write_text("prot: 104")
+    house.roles[0].live.ask()
+    wait_until("the error is logged", lambda: "did you mean 'port'" in caplog.text)
+
+    house.write(report_absent=True)
+    house.roles[0].live.ask()
+    wait_until("the other role takes it", lambda: house.roles[1].taken)
+    (changed,) = house.roles[1].taken
+    assert changed.report_absent
+
+
+def test_a_file_that_was_edited_again_is_not_what_was_proposed(house: House) -> None:
+    proposed = house.write(report_absent=True)
+    house.write()
+    told = command.reload(house.ledger, proposed, "alice")
+    assert "other settings than those proposed" in told.words
+
+
+def test_a_process_that_died_takes_no_part_and_a_new_one_joins(house: House) -> None:
+    dead = f"{this_machine()}:{2**22 + 1}"
+    same = found(settings.load(house.file))
+    generations = house.ledger.generations
+    assert generations.begin("analyse", dead, same, lambda _: True) == 1
+    assert house.reload(report_absent=True).is_taken
+    assert generations.begin("web", owner_name(), found(house.write()), lambda _: True) == 3
+    assert "THE ROLES DIFFER" in command.lines(house.ledger.inspect)[0]
+    generations.end("web", owner_name())
+    generations.end("analyse", dead)
+
+
+def test_the_running_settings_are_compared_with_the_file(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["config", "diff", "-c", str(house.file)]
+    assert main(arguments) == 0
+    house.write(destinations=[{"name": "out", "folder": "/out", "results": ["SC"]}])
+    assert main(arguments) == 1
+    assert 'destinations[out].folder: (absent) -> "/out"' in capsys.readouterr().out
+
+
+def test_a_difference_names_entries_and_shows_no_secret() -> None:
+    peers = [{"ae_title": "XRAY1", "host": "10.0.4.11"}, {"ae_title": "XRAY1", "host": "10.0.4.12"}]
+    url = "postgresql+psycopg://pleura:{}@db/pleura"
+    before = Config.model_validate({"peers": peers, "ledger": url.format("old-secret")})
+    peers[1]["priority"] = "stat"
+    after = Config.model_validate({"peers": peers, "ledger": url.format("new-secret")})
+
+    lines = settings.difference(settings.public(before), settings.public(after))
+    assert lines == ['peers[XRAY1 #2].priority: "routine" -> "stat"']
+    assert settings.restart_keys(before, after) == ["ledger"]
+    assert "secret" not in json.dumps(dict(found(before).shown))
+
+
+def test_the_schema_for_editors_knows_every_key() -> None:
+    schema = json.loads(settings.json_schema())
+    assert set(schema["properties"]) == set(Config.model_fields)
+    assert schema["additionalProperties"] is False
+    assert "Allowed: " in schema["properties"]["ae_title"]["description"]
