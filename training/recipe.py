@@ -6,12 +6,14 @@ what, how it was optimised, and what was published for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from inference.manifest import Scheme, Side, Task, Version
 from training.fitting.augment import Augmentation
@@ -447,11 +449,46 @@ def checked(form: type[Form], document: dict[str, Any], path: Path) -> Form:
     try:
         return form.model_validate(document)
     except ValidationError as error:
-        faults = [
-            f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-            for fault in error.errors()
-        ]
+        faults = [f"{path}: {_in_words(form, fault)}" for fault in error.errors()]
         raise RecipeError("\n".join(faults)) from error
+
+
+def _in_words(form: type[BaseModel], fault: ErrorDetails) -> str:
+    """A wrong key or value; of an unknown key with the nearest key that is known there."""
+    place = ".".join(map(str, fault["loc"]))
+    if fault["type"] != "extra_forbidden":
+        return f"{place}: {fault['msg']}"
+
+    *before, unknown = fault["loc"]
+    known = _keys(form, before)
+    nearest = difflib.get_close_matches(str(unknown), known, 1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"allowed: {', '.join(known)}"
+    return f"{place}: unknown key; {hint}"
+
+
+def _keys(form: type[BaseModel] | None, place: Sequence[int | str]) -> list[str]:
+    """The keys that are known at a place of a document; none where it has no form."""
+    for step in place:
+        # A list's members have the form that its key was found to have.
+        if form is None or isinstance(step, int):
+            continue
+        annotations = [
+            field.annotation
+            for name, field in form.model_fields.items()
+            if step in (name, field.alias)
+        ]
+        form = _form_in(annotations[0]) if annotations else None
+
+    fields = form.model_fields.items() if form else ()
+    return [field.alias or name for name, field in fields]
+
+
+def _form_in(annotation: Any) -> type[BaseModel] | None:
+    """The form that a key's type names, such as Stage in `list[Stage]`; None without one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    forms = (_form_in(part) for part in get_args(annotation))
+    return next((form for form in forms if form), None)
 
 
 def _change(document: Any, key: str, text: str) -> None:

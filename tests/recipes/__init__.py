@@ -56,6 +56,11 @@ def short(name: str, side: int | None = None) -> Recipe:
     return recipe.load(FOLDER / f"{name}.yaml", changes(name, side))
 
 
+def at_random(wanted: Recipe) -> dict[int, Path | None]:
+    """`starts` that want no published weights: there are none for made data."""
+    return dict.fromkeys(range(len(wanted.networks)))
+
+
 def changes(name: str, side: int | None = None) -> dict[str, str]:
     """What makes a recipe one of seconds: an epoch, few images; `side`: another one than the
     recipe's.

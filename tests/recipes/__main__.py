@@ -26,7 +26,11 @@ def main() -> int:
             wanted = recipes.short(name)
             try:
                 package = loop.train(
-                    wanted, made, Path(folder) / name, ["pleura", "train", "--recipe", name]
+                    wanted,
+                    made,
+                    Path(folder) / name,
+                    ["pleura", "train", "--recipe", name],
+                    recipes.at_random(wanted),
                 )
                 assert package is not None
                 answered = recipes.answers(package, wanted.task) == 1

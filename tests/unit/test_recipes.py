@@ -17,6 +17,7 @@ from inference.networks import build
 from tests import recipes
 from training import commands, loop, recipe
 from training.data import rle
+from training.fitting import installed
 from training.fitting.weights import WeightsError
 from training.measures import outcome
 from training.measures.evaluate import read_answers
@@ -52,7 +53,12 @@ def test_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
     wanted = recipes.short(name, side=64)
     # They share it
     folder = loop.train(
-        wanted, made, tmp_path / "run", ["pleura", "train"], decoded=made / "decoded"
+        wanted,
+        made,
+        tmp_path / "run",
+        ["pleura", "train"],
+        recipes.at_random(wanted),
+        made / "decoded",
     )
     assert folder is not None
     assert not (tmp_path / "run" / "cache").exists()
@@ -72,7 +78,11 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
 ) -> None:
     knobs = [f"--set={key}={value}" for key, value in recipes.changes("k1-winner", side=64).items()]
     where = ["--data", str(made), "--out", str(tmp_path)]
-    assert cli.main(["train", "--recipe", "k1-winner", *where, *knobs]) == 0
+    assert cli.main(["train", "--recipe", "k1-winner", "--start=0=random", *where, *knobs]) == 0
+    said = capsys.readouterr().out
+    assert f"report:  {tmp_path / 'report.html'}" in said
+    assert f"`model: {tmp_path / 'package'}` in pleura.yaml" in said
+    assert "competition_score" in said
     manifest = package.read_manifest(tmp_path / "package")
     assert manifest.metrics == json.loads((tmp_path / "figures.json").read_text())
     assert manifest.classifier.architecture == "largest-of-map"
@@ -221,6 +231,45 @@ def test_the_largest_of_the_recipes_can_take_their_sides() -> None:
             loop._check_side(number, stage)
 
 
+def test_published_weights_that_are_not_there_end_a_run_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said as a mere line, the warning once cost hours of training from random weights."""
+    monkeypatch.setattr(installed.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"install 'pleura\[train\]', or .*--start 0=random"):
+        loop.train(recipes.short("default", side=64), tmp_path, tmp_path / "run", ["pleura"])
+    with pytest.raises(ValueError, match=r"such weights for resnet34 .*--start 0=FILE, or say "):
+        loop.train(recipes.short("m1-unet-resnet34", 64), tmp_path, tmp_path / "run", ["pleura"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("knob", "said"),
+    [
+        ("networks.0.sied", "networks.0.sied: unknown key; did you mean side?"),
+        ("networks.0.loss.crossentropy", "did you mean cross_entropy?"),
+        ("networks.0.schedule.warmup", "did you mean warm_up?"),
+        ("split.valdate", "did you mean validate?"),
+        ("nonsense", "nonsense: unknown key; allowed: id, version"),
+    ],
+)
+def test_an_unknown_knob_names_the_nearest(knob: str, said: str) -> None:
+    with pytest.raises(recipe.RecipeError) as error:
+        recipe.load(recipes.FOLDER / "t5-plain-unet.yaml", {knob: "8"})
+    assert said in str(error.value)
+
+
+def test_a_folder_without_the_layout_is_said_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("it began"))
+    wanted = recipe.load(recipes.FOLDER / "t5-plain-unet.yaml")
+    (tmp_path / "stage_2_train.csv").write_text("ImageId,EncodedPixels\n")
+    for folder, said in ((tmp_path / "no", "no such folder"), (tmp_path, r"no \*\.dcm found")):
+        with pytest.raises(ValueError, match=said):
+            commands.train_package(wanted, folder, tmp_path / "out", [], {})
+
+
 def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(
     made: Path, tmp_path: Path
 ) -> None:
@@ -238,7 +287,8 @@ def test_a_pipeline_uses_the_networks_of_packages_as_they_are(made: Path, tmp_pa
     for number, name in enumerate(("t1-densenet121", "t3-double-unet")):
         wanted = recipes.short(name, side=64)
         run = tmp_path / name
-        folder = loop.train(wanted, made, run, ["pleura", "train"], decoded=made / "decoded")
+        starts = recipes.at_random(wanted)
+        folder = loop.train(wanted, made, run, ["pleura", "train"], starts, made / "decoded")
         assert folder is not None
         trained[number] = folder
 
@@ -274,7 +324,7 @@ def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
     drawn = {f"encoder.{name}": one for name, one in encoder.state_dict().items()}
     save_file(drawn, tmp_path / "resnet34.safetensors")
 
-    for starts, rests in (({0: tmp_path / "resnet34.safetensors"}, True), ({}, False)):
+    for starts, rests in (({0: tmp_path / "resnet34.safetensors"}, True), ({0: None}, False)):
         out = tmp_path / f"run-{rests}"
         folder = loop.train(
             wanted, made, out, ["pleura", "train"], starts, decoded=made / "decoded"

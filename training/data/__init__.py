@@ -30,6 +30,8 @@ class Source:
 
     about: str
     read: Callable[[Path], Cases]
+    # Raises ValueError where the folder does not have the layout's files; at once, unlike `read`
+    look: Callable[[Path], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +72,41 @@ def phantoms(count: int, first_seed: int = 0, size: int = 256) -> Cases:
 
 LAYOUTS: dict[Layout, Source] = {
     "siim": Source(
-        "SIIM-ACR 2019: NIH ChestX-ray14 images (DICOM), masks by radiologists", siim.read
+        "SIIM-ACR 2019: NIH ChestX-ray14 images (DICOM), masks by radiologists",
+        siim.read,
+        siim.look,
     ),
     "silver": Source(
         "SIIM-ACR stage-2 pictures with silver probabilities: an ensemble's output, no reading",
         silver.read,
+        silver.home,
     ),
-    "lgg": Source("TCGA-LGG brain MRI, FLAIR slices with masks of lower-grade glioma", lgg.read),
-    "table": Source("a folder of images with a table of labels", table.read),
+    "lgg": Source(
+        "TCGA-LGG brain MRI, FLAIR slices with masks of lower-grade glioma", lgg.read, lgg.look
+    ),
+    "table": Source("a folder of images with a table of labels", table.read, table.look),
     "phantom": Source(
-        f"{_PHANTOMS} synthetic radiographs with exact masks", lambda _: phantoms(_PHANTOMS)
+        f"{_PHANTOMS} synthetic radiographs with exact masks",
+        lambda _: phantoms(_PHANTOMS),
+        lambda _: None,
     ),
 }
+
+
+def look(layout: Layout, folder: Path) -> None:
+    """Return at once where the folder looks like the layout: its tables and images are there.
+
+    Raises:
+        ValueError: no such layout or folder, or one without the layout's files.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} found, allowed: {', '.join(LAYOUTS)}")
+    if layout != "phantom" and not folder.is_dir():
+        raise ValueError(
+            f"{folder}: no such folder; one with the layout {layout} wanted "
+            f"(training/data/{layout}.py)"
+        )
+    LAYOUTS[layout].look(folder)
 
 
 def read(layout: Layout, folder: Path) -> Cases:
@@ -91,12 +116,5 @@ def read(layout: Layout, folder: Path) -> Cases:
         ValueError: the folder does not have the layout, or rows that are malformed; with file and
             line.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} found, allowed: {', '.join(LAYOUTS)}")
-    if layout != "phantom" and not folder.is_dir():
-        raise ValueError(
-            f"{folder}: no such folder; one with the layout {layout} wanted "
-            f"(training/data/{layout}.py)"
-        )
-
+    look(layout, folder)
     return LAYOUTS[layout].read(folder)

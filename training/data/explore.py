@@ -229,7 +229,7 @@ def _areas(looks: Sequence[_Look]) -> str:
     kinds = [("connected regions", Counter(look.seen.regions for look in masked))]
     rows_of = [len(look.case.runs) for look in masked if isinstance(look.case, SiimCase)]
     if rows_of:
-        kinds.append(("rows of train-rle.csv", Counter(rows_of)))
+        kinds.append(("rows of the table of masks", Counter(rows_of)))
 
     several = [
         (key, *(counts[key] for _, counts in kinds))

@@ -52,21 +52,30 @@ class LggCase(Case):
         return f"{self.image_id} {pictures.stamp(self.path, _mask_of(self.path))}"
 
 
+def look(folder: Path) -> None:
+    """Return where there is a slice.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = _home(folder).glob("*/*.tif")
+    if not any(path for path in found if not path.stem.endswith(_MASK)):
+        raise ValueError(
+            f"{folder}: layout lgg: no <patient>/<slice>.tif found, nor "
+            "kaggle_3m/<patient>/<slice>.tif"
+        )
+
+
 def read(folder: Path) -> Cases:
     """Every slice that has a mask; the masks are read once, for their labels.
 
     Raises:
         ValueError: no such folder, or a mask that cannot be read.
     """
-    home = _home(folder)
-    found = sorted(home.glob("*/*.tif"))
+    look(folder)
+    found = sorted(_home(folder).glob("*/*.tif"))
     masks = {path for path in found if path.stem.endswith(_MASK)}
     slices = [path for path in found if path not in masks]
-    if not slices:
-        raise ValueError(
-            f"{folder}: layout lgg: no <patient>/<slice>.tif found, nor "
-            "kaggle_3m/<patient>/<slice>.tif"
-        )
 
     masked = [path for path in slices if _mask_of(path) in masks]
     alone = [path.stem for path in slices if _mask_of(path) not in masks]

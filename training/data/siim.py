@@ -8,8 +8,9 @@ their ImageId:
                               several rows of an image are united, "-1" is no mask; an ImageId
                               may be repeated
 
-Without dicom-images-train, images are looked for under `dicom`, and without that under FOLDER
-itself. An optional `folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and keys of
+The second stage's names are taken too: `stage_2_train.csv` and `stage_2_images`. Without a folder
+of images of these names, images are looked for under `dicom`, and without that under FOLDER itself.
+An optional `folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and keys of
 patients along, an optional `patients.csv` (ImageId, patient) patients alone. Without them the
 patient is that of the header, where the published files have another one for every image. What
 patients.csv or a header calls a patient goes into no file of a run. All of this may lie in a
@@ -35,6 +36,9 @@ from training.data import pictures, rle
 from training.data.cases import Case, numbered
 from training.data.findings import Cases, Finding
 
+# The table of masks and the folder of images, by the names of either stage of the competition
+_MASKS = ("train-rle.csv", "stage_2_train.csv")
+_IMAGES = ("dicom-images-train", "stage_2_images", "dicom")
 # PS3.5 6.2: 058Y; the published files leave the unit out
 _AGE = re.compile(r"(\d+)([YMWD]?)")
 _PER_YEAR = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
@@ -56,7 +60,7 @@ class _Header:
 
 @dataclass(frozen=True, kw_only=True)
 class SiimCase(Case):
-    """One image of SIIM-ACR: its file and its rows of train-rle.csv, still as text."""
+    """One image of SIIM-ACR: its file and its rows of the table of masks, still as text."""
 
     path: Path
     # (rows, columns) as stored
@@ -74,12 +78,13 @@ class SiimCase(Case):
 
 
 def read(folder: Path) -> Cases:
-    """Every image that has a row in train-rle.csv; of the files only the headers are read.
+    """Every image that has a row in the table of masks; of the files only the headers are read.
 
     Raises:
         ValueError: no such folder, malformed rows with their line numbers, or no image.
     """
-    home = _home(folder)
+    masks = look(folder)
+    home = masks.parent
     images = _image_folder(home)
     paths, repeated = _image_paths(images)
     with silenced_warnings():
@@ -87,7 +92,8 @@ def read(folder: Path) -> Cases:
 
     sizes = {image_id: header.size for image_id, header in headers.items()}
     tables = _Tables(
-        rows=rle.read(home / "train-rle.csv", sizes),
+        masks=masks.name,
+        rows=rle.read(masks, sizes),
         folds=_read_folds(home / "folds.csv"),
         patients=_read_patients(home / "patients.csv"),
     )
@@ -96,7 +102,7 @@ def read(folder: Path) -> Cases:
     if not cases:
         raise ValueError(
             f"{home}: layout siim: {len(paths)} *.dcm under {images.name}, none named in "
-            "train-rle.csv"
+            f"{masks.name}"
         )
 
     findings = [
@@ -112,6 +118,8 @@ def read(folder: Path) -> Cases:
 class _Tables:
     """The tables beside the images, by ImageId."""
 
+    # Name of the table of masks
+    masks: str
     # Run lengths as text
     rows: Mapping[str, tuple[str, ...]]
     # Rows of folds.csv, empty without it
@@ -120,17 +128,28 @@ class _Tables:
     patients: Mapping[str, str]
 
 
-def _home(folder: Path) -> Path:
-    for home in (folder, folder / "siim"):
-        if (home / "train-rle.csv").is_file():
-            return home
-    raise ValueError(
-        f"{folder}: layout siim: no train-rle.csv found, nor siim/train-rle.csv; one of them wanted"
-    )
+def look(folder: Path) -> Path:
+    """The table of masks, where there are images too.
+
+    Raises:
+        ValueError: no such table, or no *.dcm.
+    """
+    places = [home / name for home in (folder, folder / "siim") for name in _MASKS]
+    masks = next((path for path in places if path.is_file()), None)
+    if masks is None:
+        raise ValueError(
+            f"{folder}: layout siim: no {' nor '.join(_MASKS)} found, nor one in siim/; one "
+            "of them wanted"
+        )
+
+    images = _image_folder(masks.parent)
+    if next(images.rglob("*.dcm"), None) is None:
+        raise ValueError(f"{images}: layout siim: no *.dcm found; the images of {masks} wanted")
+    return masks
 
 
 def _image_folder(home: Path) -> Path:
-    for name in ("dicom-images-train", "dicom"):
+    for name in _IMAGES:
         if (home / name).is_dir():
             return home / name
     return home
@@ -179,8 +198,8 @@ def _label_findings(cases: Sequence[SiimCase], tables: _Tables) -> list[Finding]
     ]
 
     return [
-        _finding("error", "label of folds.csv is not that of train-rle.csv", contradicted),
-        _finding("warning", "mask and -1 for one image in train-rle.csv", both),
+        _finding("error", f"label of folds.csv is not that of {tables.masks}", contradicted),
+        _finding("warning", f"mask and -1 for one image in {tables.masks}", both),
     ]
 
 
@@ -191,8 +210,8 @@ def _coverage_findings(
     used = {case.image_id for case in cases}
     rows, files, folds = set(tables.rows), set(paths), set(tables.folds)
     findings = [
-        _finding("warning", "image without a row in train-rle.csv, left out", files - rows),
-        _finding("warning", "row in train-rle.csv without an image, left out", rows - files),
+        _finding("warning", f"image without a row in {tables.masks}, left out", files - rows),
+        _finding("warning", f"row in {tables.masks} without an image, left out", rows - files),
         _finding("warning", "image in folds.csv that has no row or no file", folds - used),
     ]
 

@@ -19,6 +19,8 @@ from training.data import pictures
 from training.data.cases import Case
 from training.data.findings import Cases, Finding
 
+_TABLE = "silver-labels.csv"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SilverCase(Case):
@@ -40,30 +42,35 @@ class SilverCase(Case):
         return f"{self.image_id} {self.label} {pictures.stamp(self.path)}"
 
 
+def home(folder: Path) -> Path:
+    """The folder that holds silver-labels.csv.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for found in (folder, folder / "stage2"):
+        if (found / _TABLE).is_file():
+            return found
+    raise ValueError(
+        f"{folder}: layout silver: no {_TABLE} found, nor stage2/{_TABLE}; one of them wanted"
+    )
+
+
 def read(folder: Path) -> Cases:
     """Every row of silver-labels.csv.
 
     Raises:
         ValueError: no such folder, or a malformed row with its line number.
     """
-    home = next(
-        (home for home in (folder, folder / "stage2") if (home / "silver-labels.csv").is_file()),
-        None,
-    )
-    if home is None:
-        raise ValueError(
-            f"{folder}: layout silver: no silver-labels.csv found, nor stage2/silver-labels.csv; "
-            "one of them wanted"
-        )
-
-    path = home / "silver-labels.csv"
+    pictures_home = home(folder)
+    path = pictures_home / _TABLE
     cases = []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         for row in reader:
             try:
                 image_id, probability = row["ImageId"], float(row["probability"])
-                picture = pictures.inside(home / "jpeg512", f"{image_id}.jpg")
+                picture = pictures.inside(pictures_home / "jpeg512", f"{image_id}.jpg")
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"{path}: line {reader.line_num}: ImageId,probability wanted ({error!r})"

@@ -50,11 +50,11 @@ class TableCase(Case):
         return f"{self.image_id} {self.label} {pictures.stamp(self.path, self.mask_path)}"
 
 
-def read(folder: Path) -> Cases:
-    """Every row of the table.
+def look(folder: Path) -> Path:
+    """The table.
 
     Raises:
-        ValueError: no table, or malformed rows with their line numbers.
+        ValueError: there is none.
     """
     path = folder / TABLE
     if not path.is_file():
@@ -62,7 +62,16 @@ def read(folder: Path) -> Cases:
             f"{folder}: layout table: no {TABLE} found; header image,label[,mask,patient,...] "
             "wanted"
         )
+    return path
 
+
+def read(folder: Path) -> Cases:
+    """Every row of the table.
+
+    Raises:
+        ValueError: no table, or malformed rows with their line numbers.
+    """
+    path = look(folder)
     cases: list[TableCase] = []
     faults = []
     with path.open(newline="", encoding="utf-8-sig") as file:

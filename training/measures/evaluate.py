@@ -101,13 +101,14 @@ def run(
     layout: Layout = "siim",
     recipe: Recipe | None = None,
     split: Path | None = None,
+    done: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure a package on the images of `data`, one small batch in memory at a time.
 
     `recipe` is what trained the package, where known; `split` is the split.csv of its training run:
     it tells which images trained, chose and report. Without it, only a recipe that splits by the
     folds of the data tells which images report. Of a recipe without a segmenter no mask is
-    measured: the package's is another model's.
+    measured: the package's is another model's. `done` is called with (images so far, in all).
 
     Raises:
         PackageError, ValueError: a package, labels or images that cannot be used.
@@ -127,6 +128,8 @@ def run(
         mask = seen.found if positive else np.zeros_like(seen.found)
         found.append(features.of_mask(mask))
         runs.append(rle.encode(mask) if positive else rle.NONE)
+        if done is not None:
+            done(len(answers), len(cases))
 
     figures: dict[str, Any] = {
         "model": engine.identity.id,

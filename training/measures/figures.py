@@ -108,21 +108,10 @@ def measured(
     interval, which stays honest where all of a few were right. A figure without a denominator (no
     positives, no masks) is left out.
     """
-    patients, patient_of = np.unique([answer.patient for answer in answers], return_inverse=True)
-    weights = _resamples(len(patients), draws or DRAWS)
-    columns = _columns(answers, threshold)
-    per_patient = np.stack(
-        [np.bincount(patient_of, column, len(patients)) for column in columns.values()], axis=1
-    )
-    sums: Sums = dict(zip(columns, (weights @ per_patient).T, strict=True))
-
-    drawn = _ranking(answers, weights, patient_of)
-    drawn |= {name: getattr(_confusion(sums, "images "), name) for name in _DECISIONS}
-    drawn |= {"brier": sums["squared_error"] / sums["images"]}
-    masks = _masks(sums)
+    of_images, masks, sums = _resampled(answers, threshold, draws or DRAWS)
     found: dict[str, dict[str, Any]] = {}
 
-    for name, values in (drawn | masks).items():
+    for name, values in (of_images | masks).items():
         if np.isnan(values[0]):
             continue
         low, high = np.nanpercentile(values[1:], (2.5, 97.5))
@@ -138,6 +127,35 @@ def measured(
             found[name] |= {"right": right, "of": of, "wilson_95": list(metrics.wilson(right, of))}
 
     return found
+
+
+def resampled(
+    answers: Sequence[Answer], threshold: float, draws: int | None = None
+) -> dict[str, Values]:
+    """Every figure: first of these answers, then of each resample of their patients.
+
+    Two models' answers for the same images get the same resamples: their differences are paired.
+    """
+    of_images, masks, _ = _resampled(answers, threshold, draws or DRAWS)
+    return of_images | masks
+
+
+def _resampled(
+    answers: Sequence[Answer], threshold: float, draws: int
+) -> tuple[dict[str, Values], dict[str, Values], Sums]:
+    """(figures of images, figures of masks, the sums they are from), of each resample."""
+    patients, patient_of = np.unique([answer.patient for answer in answers], return_inverse=True)
+    weights = _resamples(len(patients), draws)
+    columns = _columns(answers, threshold)
+    per_patient = np.stack(
+        [np.bincount(patient_of, column, len(patients)) for column in columns.values()], axis=1
+    )
+    sums: Sums = dict(zip(columns, (weights @ per_patient).T, strict=True))
+
+    drawn = _ranking(answers, weights, patient_of)
+    drawn |= {name: getattr(_confusion(sums, "images "), name) for name in _DECISIONS}
+    drawn |= {"brier": sums["squared_error"] / sums["images"]}
+    return drawn, _masks(sums), sums
 
 
 def _masks(sums: Sums) -> dict[str, Values]:
