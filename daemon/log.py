@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import queue
@@ -12,12 +13,14 @@ import time
 import traceback
 import warnings
 from types import TracebackType
-from typing import TextIO
+from typing import Any, Literal, TextIO
 
 _ExceptionInfo = (
     tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 )
 
+
+LogFormat = Literal["console", "json"]
 
 # Lines that wait for the reader of stderr: some megabytes, and minutes of a busy node.
 MOST_LINES = 10_000
@@ -69,6 +72,26 @@ class OneLineFormatter(logging.Formatter):
 
         is_operating_systems = isinstance(error, OSError) and error.errno is not None
         return f"{frames}{name}: {error}" if is_operating_systems else f"{frames}{name}"
+
+
+class JsonFormatter(OneLineFormatter):
+    """One JSON object a line, for machines: time (UTC), level, logger, message, traceback.
+
+    What a caller passes as `extra={"facts": {...}}` stands beside them: names and UIDs.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        told: dict[str, Any] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        told.update(getattr(record, "facts", {}))
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told, default=str)
 
 
 class QueuedHandler(logging.Handler):
@@ -144,14 +167,18 @@ _SEVERITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG = 7
 
 
-class JournalFormatter(OneLineFormatter):
+class JournalFormatter(logging.Formatter):
     """The same for systemd's journal: each line begins with its severity, such as <3>."""
+
+    def __init__(self, inner: logging.Formatter | None = None) -> None:
+        super().__init__()
+        self._inner = inner or OneLineFormatter()
 
     def format(self, record: logging.LogRecord) -> str:
         level = record.levelno
         severity = next((number for least, number in _SEVERITIES if level >= least), _DEBUG)
         # The journal makes an entry of each line of a traceback.
-        return "\n".join(f"<{severity}>{line}" for line in super().format(record).splitlines())
+        return "\n".join(f"<{severity}>{line}" for line in self._inner.format(record).splitlines())
 
 
 def is_journal(stream: TextIO) -> bool:
@@ -180,10 +207,20 @@ def start() -> None:
     for earlier in ours.handlers:
         earlier.close()
     handler = QueuedHandler(sys.stderr)
-    to_journal = is_journal(sys.stderr)
-    handler.setFormatter(JournalFormatter() if to_journal else OneLineFormatter())
+    handler.setFormatter(_formatter("console"))
     ours.handlers[:] = [handler]
     ours.setLevel(logging.INFO)
+
+
+def use(form: LogFormat) -> None:
+    """Write lines in this form from now on: `console` for people, `json` for machines."""
+    for handler in logging.getLogger("pleura").handlers:
+        handler.setFormatter(_formatter(form))
+
+
+def _formatter(form: LogFormat) -> logging.Formatter:
+    formatter = JsonFormatter() if form == "json" else OneLineFormatter()
+    return JournalFormatter(formatter) if is_journal(sys.stderr) else formatter
 
 
 def flush() -> None:

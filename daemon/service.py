@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import config as settings
+from daemon import log as lines
 from daemon import output, ownership, watchdog
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
@@ -89,6 +90,7 @@ def run_role(role: str, file: Path, device: str | None = None) -> int:
     shared = settings.load(file)
     config = settings.with_device(shared, device) if device else shared
     _set_log_level(config)
+    lines.use(config.log_format)
     _die_with_parent()
     stop = _stop_on_signals()
     try:

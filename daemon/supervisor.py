@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import OperationalError
 
+from daemon import log as lines
 from daemon import output, service
 from daemon.backoff import doubled_s
 from daemon.config import Config
@@ -61,6 +62,7 @@ def serve(config: Config, path: Path) -> int:
 
     Says READY once all three are. Returns 0 after SIGTERM or SIGINT, 2 where a role cannot start.
     """
+    lines.use(config.log_format)
     _check_stores(config)
     return _Supervisor(path).run()
 

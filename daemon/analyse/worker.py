@@ -357,7 +357,7 @@ class Worker:
         except _BytesMissingError as error:
             log.error("image %d: %s", job.id, error)
             missing = Completion("failed", "", reason="bytes_missing", detail=str(error))
-            self._or_give_back(job, lambda: self.ledger.complete(job, missing, {}))
+            self._or_give_back(job, lambda: self._end_without_result(image, missing))
             return False
         except Exception as error:
             self._in_trouble(job, error)
@@ -515,7 +515,7 @@ class Worker:
             self._finish(image, outcome)
             return
         failed = Completion("failed", "", reason=reason, detail="no result could be made")
-        self.ledger.complete(job, failed, {})
+        self._end_without_result(image, failed)
 
     # -- the end of one image -------------------------------------------------------------------
 
@@ -540,13 +540,32 @@ class Worker:
             for result in stored:
                 self.spool.remove(result.spool_name)
 
-        log.info(
-            "image %d %s: %s%s",
-            job.id,
-            outcome.sop_instance_uid or "without a usable UID",
-            state or "left to a later owner",
-            f" ({outcome.reason}: {outcome.detail})" if outcome.reason else "",
-        )
+        self._say_end(image, outcome.sop_instance_uid, state, completion)
+
+    def _end_without_result(self, image: _Image, completion: Completion) -> None:
+        state = self.ledger.complete(image.job, completion, {})
+        self._say_end(image, image.job.sop_instance_uid, state, completion)
+
+    def _say_end(
+        self, image: _Image, uid: str | None, state: str | None, completion: Completion
+    ) -> None:
+        """One line for the end of each image, for people and for machines."""
+        kinds = {result.kind for result in completion.results}
+        is_answer = state not in (None, ImageState.DUPLICATE)
+        owed = self.config.owed() if is_answer else {}
+        facts = {
+            "image": image.job.id,
+            "sop_instance_uid": uid,
+            "state": state,
+            "reason": completion.reason,
+            "positive": completion.positive,
+            "score": completion.probability,
+            "milliseconds": round((time.monotonic() - image.since) * 1000),
+            "destinations": [name for name, wanted in owed.items() if kinds & set(wanted)],
+        }
+        shown = uid or "without a usable UID"
+        words = _end_in_words(facts, completion.detail)
+        log.info("image %d %s: %s", image.job.id, shown, words, extra={"facts": facts})
 
     def _accession_digest(self, image: _Image) -> str | None:
         """To find the image by its Accession Number, which no row and no log line holds."""
@@ -595,6 +614,20 @@ def _completion(
         accession_digest=accession,
         results=written,
     )
+
+
+def _end_in_words(facts: Mapping[str, Any], detail: str) -> str:
+    """Such as "analysed, positive, score 0.973, 412 ms, to pacs"."""
+    words = [str(facts["state"] or "left to a later owner")]
+    if facts["reason"]:
+        words[0] += f" ({facts['reason']}: {detail})"
+    if facts["positive"] is not None:
+        words.append("positive" if facts["positive"] else "not detected")
+    if facts["score"] is not None:
+        words.append(f"score {facts['score']:.3f}")
+    words.append(f"{facts['milliseconds']} ms")
+    words.append(f"to {', '.join(facts['destinations'])}" if facts["destinations"] else "not sent")
+    return ", ".join(words)
 
 
 def _device_model(image: _Image) -> str | None:

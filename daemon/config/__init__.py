@@ -1,5 +1,6 @@
 """The settings: one YAML file, read and checked into one frozen `Config`."""
 
+from daemon.config.alerts import Alerts, Mail, Webhook
 from daemon.config.audit import Audit
 from daemon.config.changes import LIVE, difference, digest, digests, restart_keys
 from daemon.config.editors import json_schema
@@ -22,6 +23,7 @@ __all__ = [
     "LIVE",
     "PROFILES",
     "Admission",
+    "Alerts",
     "Audit",
     "CertificateIdentity",
     "Config",
@@ -30,10 +32,12 @@ __all__ = [
     "DestinationTls",
     "DicomDestination",
     "FolderDestination",
+    "Mail",
     "Overlay",
     "Peer",
     "Retention",
     "ServerTls",
+    "Webhook",
     "begin",
     "commented_file",
     "difference",

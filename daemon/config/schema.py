@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from daemon.config.alerts import Alerts
 from daemon.config.audit import Audit
 from daemon.config.base import Settings
 from daemon.config.tls import CertificateIdentity, MaybeTls, ServerTls
@@ -350,6 +351,16 @@ class Config(Settings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least urgent lines that the log gets."
+    )
+    alerts: Alerts | None = Field(
+        default=None,
+        description="Messages about troubles, by mail and to a webhook, sent by the deliver role. "
+        "null: none are sent.",
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console",
+        description="The form of log lines. `console`: for people. `json`: one JSON object a "
+        "line, for machines.",
     )
     web: Later = Field(default=None, description="A status page.")
 

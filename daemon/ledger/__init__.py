@@ -1,5 +1,6 @@
 """Where the roles meet: the images received, their states, and the results owed to archives."""
 
+from daemon.ledger.alarms import Alarm, AlarmMessage
 from daemon.ledger.database import LedgerError, UndecidedError
 from daemon.ledger.digests import accession_digest
 from daemon.ledger.figures import Circuit, Owed, RoleProcess, Snapshot, Tally
@@ -24,6 +25,8 @@ from daemon.ledger.senders import Sender
 from daemon.ledger.states import DeliveryState, GenerationState, ImageState
 
 __all__ = [
+    "Alarm",
+    "AlarmMessage",
     "Arrival",
     "AuditRow",
     "BusyError",

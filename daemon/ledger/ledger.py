@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 
 from daemon.backoff import doubled_s
 from daemon.ledger import tallies
+from daemon.ledger.alarms import Alarms
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.generations import Generations
 from daemon.ledger.inspect import Inspection, in_parts
@@ -120,6 +121,7 @@ class Ledger:
         self.limits = limits or LedgerLimits()
         self._database = Database(url, clock, migrate)
         self.inspect = Inspection(self._database)
+        self.alarms = Alarms(self._database)
         self.generations = Generations(self._database, self._note_settings)
         # Whether transitions record what the audit trail tells of them, in the same transaction.
         self.is_audited = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.log import JournalFormatter, OneLineFormatter, QueuedHandler, is_journal
+from daemon.log import JournalFormatter, JsonFormatter, OneLineFormatter, QueuedHandler, is_journal
 
 
 def line(message: str, *arguments: object, error: Exception | None = None) -> str:
@@ -142,3 +143,21 @@ def test_only_a_stream_that_is_the_journals_is_taken_for_it(
 
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
         assert is_journal(stream)
+
+
+def test_json_is_one_object_a_line_with_facts_and_without_an_errors_text() -> None:
+    quoted = "DOE^JANE"
+    try:
+        raise ValueError(quoted)
+    except ValueError:
+        error = sys.exc_info()
+    record = logging.LogRecord("pleura.x", 20, "", 0, "image %d\n%s", (7, "1.2\x1b"), error)
+    vars(record)["facts"] = {"sop_instance_uid": "1.2", "score": 0.5}
+
+    formatted = JsonFormatter().format(record)
+    assert formatted.isprintable()
+    assert "JANE" not in formatted
+    told = json.loads(formatted)
+    assert told["message"] == "image 7\n1.2\x1b"
+    assert (told["level"], told["sop_instance_uid"], told["score"]) == ("INFO", "1.2", 0.5)
+    assert told["traceback"].endswith("ValueError")

@@ -133,6 +133,26 @@ def test_images_end_with_results_owed(bench: Bench) -> None:
     assert all(bench.spool.read(job.result.spool_name)[128:132] == b"DICM" for job in owed)
 
 
+def test_each_image_ends_with_one_line_that_tells_all(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pleura.analyse")
+    bench.receive(1)
+    bench.receive(2, inside="9.9")
+    bench.run()
+    lines = [record for record in caplog.records if hasattr(record, "facts")]
+    ended = {vars(line)["facts"]["sop_instance_uid"]: line for line in lines}
+    assert ended.keys() == {"1.2.1", "9.9"}
+    assert re.fullmatch(
+        r"image 1 1\.2\.1: analysed, (positive|not detected), score 0\.\d{3}, \d+ ms, to outbox",
+        ended["1.2.1"].getMessage(),
+    )
+    failed = ended["9.9"].getMessage()
+    assert failed.startswith("image 2 9.9: failed (uid_mismatch: the data set says 9.9)")
+    assert vars(ended["1.2.1"])["facts"]["destinations"] == ["outbox"]
+    assert vars(ended["9.9"])["facts"]["state"] == "failed"
+
+
 def test_an_image_is_found_by_its_accession_number_which_no_row_holds(bench: Bench) -> None:
     bench.receive(1, accession="ACC-4711")
     bench.receive(2)

@@ -1,0 +1,147 @@
+"""Settings of the alerts: which troubles are told, and to whom."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from daemon.config.base import Settings
+from daemon.config.values import File, PeerTitle, Port, RemoteHost, Text
+
+_ADDRESS = "a mail address, such as pacs-team@hospital.example"
+_URL = "https://host/path or http://host/path, without a user name"
+
+
+def _address(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9.-]{1,253}", value):
+        raise ValueError(_ADDRESS)
+    return value
+
+
+def _url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s]*)?", value):
+        raise ValueError(_URL)
+    try:
+        port = urlsplit(value).port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise ValueError(f"{_URL}, with a port from 1 to 65535")
+    return value
+
+
+_Address = Annotated[Text, AfterValidator(_address)]
+_Minutes = Annotated[float, Field(ge=0.05, le=525600)]
+
+
+class Mail(Settings):
+    """A mail server that takes the messages."""
+
+    host: RemoteHost = Field(description="The mail server (SMTP).")
+    port: Port = Field(default=587, description="Its port: 587 for STARTTLS, 465 for TLS.")
+    security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls",
+        description="How the connection is secured. `starttls` and `tls` verify the server's "
+        "certificate, and never go on in plain text.",
+    )
+    ca: File | None = Field(
+        default=None,
+        description="The certificates that the server is verified against, in PEM; null: those "
+        "that the system trusts.",
+    )
+    user: Text | None = Field(
+        default=None, description="The user name, where the server asks for one."
+    )
+    password_file: File | None = Field(
+        default=None, description="The file that holds the password of `user`."
+    )
+    sender: _Address = Field(
+        description="The address that the messages come from.",
+        json_schema_extra={"allowed": _ADDRESS},
+    )
+    recipients: tuple[_Address, ...] = Field(
+        min_length=1,
+        description="The addresses that get the messages.",
+        json_schema_extra={"allowed": f"a list; of each entry: {_ADDRESS}"},
+    )
+
+    @model_validator(mode="after")
+    def _passwords_are_kept(self) -> Mail:
+        if (self.user is None) != (self.password_file is None):
+            raise ValueError("`user` and `password_file` together, or neither")
+        if self.user is not None and self.security == "none":
+            raise ValueError("a `user` only with `security: starttls` or `tls`: the password")
+        return self
+
+
+class Webhook(Settings):
+    """A web service that takes the messages as JSON, by POST."""
+
+    url: Annotated[Text, AfterValidator(_url)] = Field(
+        description="Where the messages are posted.", json_schema_extra={"allowed": _URL}
+    )
+    ca: File | None = Field(
+        default=None,
+        description="The certificates that the service is verified against, in PEM; null: those "
+        "that the system trusts.",
+    )
+    token_file: File | None = Field(
+        default=None,
+        description="The file that holds a token, sent as `Authorization: Bearer TOKEN`.",
+    )
+
+
+class SilenceLimit(Settings):
+    """The longest silence of one sender."""
+
+    ae_title: PeerTitle = Field(description="The calling AE title.")
+    minutes: _Minutes = Field(description="Minutes without an image, at any hour.")
+
+
+class Silence(Settings):
+    """When the silence of a sender is a trouble."""
+
+    learn: bool = Field(
+        default=True,
+        description="Learn from each sender's last weeks how much it sends at which hour of the "
+        "week. Its silence is told once five images are missing (docs/monitor.md).",
+    )
+    limits: tuple[SilenceLimit, ...] = Field(
+        default=(), description="Senders with a fixed limit, which comes before what was learned."
+    )
+
+
+class Alerts(Settings):
+    """Who is told of troubles, and from when on something is one."""
+
+    mail: Mail | None = Field(default=None, description="Messages by mail. null: no mail.")
+    webhook: Webhook | None = Field(
+        default=None, description="Messages to a web service. null: to none."
+    )
+    outage_minutes: _Minutes = Field(
+        default=10, description="Minutes that a destination is away before it is a trouble."
+    )
+    backlog_minutes: _Minutes = Field(
+        default=15, description="Minutes that the oldest image waits before it is a trouble."
+    )
+    role_minutes: _Minutes = Field(
+        default=3, description="Minutes without a sign of life of a role."
+    )
+    certificate_days: Annotated[float, Field(ge=0)] = Field(
+        default=14, description="Days before the end of a certificate."
+    )
+    disk_free_mb: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=1024, description="Megabytes. Less room beside the spool is a trouble."
+    )
+    silence: Silence = Field(
+        default=Silence(), description="From when on a sender that sends nothing is a trouble."
+    )
+
+    @model_validator(mode="after")
+    def _somebody_is_told(self) -> Alerts:
+        if self.mail is None and self.webhook is None:
+            raise ValueError("`mail`, `webhook`, or both")
+        return self

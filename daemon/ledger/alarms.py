@@ -1,0 +1,170 @@
+"""Troubles that last, and the messages about them that are still owed.
+
+A trouble and its message are one transaction, so a crash loses neither. A message goes once its
+route has taken it: a crash in between sends it again, under the same ID.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from daemon.ledger.database import Database
+from daemon.ledger.schema import alarm_messages, alarms
+
+_LOCK = "alarms"
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One trouble as it is seen now."""
+
+    # It names the trouble as long as it lasts.
+    key: str
+    # outage, backlog, failed, refused, silence, disk, certificate, role, drift
+    kind: str
+    # A destination, an AE title, a role, a file.
+    subject: str
+    # What was found and what is allowed, for people.
+    words: str
+    # The machine that alone can tell whether it is over; empty: every machine can.
+    machine: str = ""
+
+
+@dataclass(frozen=True)
+class AlarmMessage:
+    """One message that a route is owed. `facts`: event, node and those of its alarm."""
+
+    id: str
+    route: str
+    facts: Mapping[str, Any]
+    made_at: float
+    failures: int
+
+
+class Alarms:
+    """The transitions of troubles and messages."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def note(
+        self, found: Sequence[Alarm], routes: Collection[str], machine: str, settle_s: float
+    ) -> tuple[list[Alarm], list[str]]:
+        """Compare the troubles found now with those that last, and owe each route a message.
+
+        A trouble is over once it was absent for `settle_s`. A trouble of another machine is left
+        to that machine. Returns the troubles that began, and the keys of those that are over.
+        """
+        with self._database.transaction() as (conn, now):
+            self._database.lock_until_commit(conn, _LOCK)
+            known = {row["key"]: row for row in conn.execute(sa.select(alarms)).mappings()}
+            present = {alarm.key: alarm for alarm in found}
+
+            began = [alarm for key, alarm in present.items() if key not in known]
+            for alarm in began:
+                conn.execute(alarms.insert().values(since=now, **vars(alarm)))
+                _owe(conn, now, routes, {"event": "began", "since": now, **_told(alarm)})
+
+            for key in present.keys() & known.keys():
+                still = {"words": present[key].words, "absent_since": None}
+                if any(known[key][name] != value for name, value in still.items()):
+                    _change(conn, key, still)
+
+            mine = [row for row in known.values() if row["machine"] in ("", machine)]
+            absent = [row for row in mine if row["key"] not in present]
+            over = [row for row in absent if self._is_over(conn, row, now, settle_s)]
+            for row in over:
+                _owe(conn, now, routes, {"event": "over", "over": now, **_row_told(row)})
+
+            if began or over:
+                self._database.ring(conn)
+            return began, [row["key"] for row in over]
+
+    def _is_over(self, conn: Connection, row: sa.RowMapping, now: float, settle_s: float) -> bool:
+        """Whether an absent trouble is over; its row goes then."""
+        absent_since = row["absent_since"]
+        if absent_since is None:
+            _change(conn, row["key"], {"absent_since": now})
+            absent_since = now
+        if now - absent_since < settle_s:
+            return False
+        conn.execute(alarms.delete().where(alarms.c.key == row["key"]))
+        return True
+
+    def lasting(self) -> list[dict[str, Any]]:
+        """The troubles that last, oldest first: the columns of `alarms`."""
+        with self._database.reading() as conn:
+            ordered = sa.select(alarms).order_by(alarms.c.since, alarms.c.key)
+            return [dict(row) for row in conn.execute(ordered).mappings()]
+
+    def claim(self, owner: str, routes: Collection[str], lease_s: float) -> list[AlarmMessage]:
+        """Lease the messages that are due, oldest first, and drop those of other routes.
+
+        A route that left the settings gets nothing more.
+        """
+        with self._database.reading() as conn:
+            if conn.execute(sa.select(alarm_messages.c.id).limit(1)).first() is None:
+                return []
+
+        with self._database.transaction() as (conn, now):
+            message = alarm_messages.c
+            conn.execute(alarm_messages.delete().where(message.route.not_in(list(routes))))
+            due = (
+                sa.select(alarm_messages)
+                .where(message.due_at <= now, message.lease_until <= now)
+                .order_by(message.made_at)
+                .with_for_update(skip_locked=True)
+            )
+            rows = conn.execute(due).all()
+            lease = {"owner": owner, "lease_until": now + lease_s}
+            ids = [row.id for row in rows]
+            conn.execute(alarm_messages.update().where(message.id.in_(ids)).values(**lease))
+            return [
+                AlarmMessage(row.id, row.route, json.loads(row.facts), row.made_at, row.failures)
+                for row in rows
+            ]
+
+    def mark_sent(self, message: AlarmMessage) -> None:
+        """The route has taken the message."""
+        with self._database.transaction() as (conn, _):
+            conn.execute(alarm_messages.delete().where(alarm_messages.c.id == message.id))
+
+    def retry_later(self, message: AlarmMessage, delay_s: float, is_failure: bool = True) -> None:
+        """Still owed, due after `delay_s`."""
+        with self._database.transaction() as (conn, now):
+            failures = message.failures + (1 if is_failure else 0)
+            again = {"due_at": now + delay_s, "lease_until": 0.0, "failures": failures}
+            mine = alarm_messages.c.id == message.id
+            conn.execute(alarm_messages.update().where(mine).values(owner=None, **again))
+
+    def owed(self) -> int:
+        """How many messages are still owed."""
+        with self._database.reading() as conn:
+            number = sa.select(sa.func.count()).select_from(alarm_messages)
+            return int(conn.execute(number).scalar_one())
+
+
+def _told(alarm: Alarm) -> dict[str, Any]:
+    return {"kind": alarm.kind, "subject": alarm.subject, "words": alarm.words}
+
+
+def _row_told(row: sa.RowMapping) -> dict[str, Any]:
+    return {name: row[name] for name in ("kind", "subject", "words", "since")}
+
+
+def _change(conn: Connection, key: str, values: Mapping[str, Any]) -> None:
+    conn.execute(alarms.update().where(alarms.c.key == key).values(**values))
+
+
+def _owe(conn: Connection, now: float, routes: Collection[str], facts: Mapping[str, Any]) -> None:
+    for route in sorted(routes):
+        row = {"id": uuid.uuid4().hex, "route": route, "facts": json.dumps(facts)}
+        times = {"made_at": now, "due_at": now, "failures": 0, "lease_until": 0.0}
+        conn.execute(alarm_messages.insert().values(**row, **times))
