@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from daemon import installed, model_commands, predict_command
+from daemon import installed, model_commands, predict_command, review_commands
 from daemon.exits import (
     EXIT_CANNOT_START,
     EXIT_DONE,
@@ -22,6 +22,7 @@ from daemon.exits import (
     EXIT_NOT_READ,
     CannotStartError,
 )
+from daemon.invoker import user
 from daemon.parser import parse
 
 
@@ -124,7 +125,7 @@ def _retry(options: argparse.Namespace) -> int:
         )
 
     states = [options.state] if options.state else ["failed", "refused"]
-    wanted = retry.Wanted(states, options.uid, options.to, options.now, _user())
+    wanted = retry.Wanted(states, options.uid, options.to, options.now, user())
     told = retry.retry(_ledger(options), wanted, configured)
     print(told)
     return EXIT_DONE if told.count or not options.uid else EXIT_FAILED
@@ -137,7 +138,7 @@ def _resend(options: argparse.Namespace) -> int:
         )
 
     since = options.since.timestamp() if options.since else None
-    count, gone = _ledger(options).resend(options.to, since, options.uid, _user())
+    count, gone = _ledger(options).resend(options.to, since, options.uid, user())
     print(f"{count} owed again to {options.to}; {gone} cannot be, retention removed their bytes")
     return EXIT_DONE if count else EXIT_FAILED
 
@@ -231,18 +232,6 @@ def _ledger(options: argparse.Namespace) -> Any:
     return ledger
 
 
-def _user() -> str:
-    """Who runs this command, for the audit trail: the person behind sudo, if there is one."""
-    import getpass
-
-    if person := os.environ.get("SUDO_USER"):
-        return person
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
-
-
 def _inspection(options: argparse.Namespace) -> Any:
     """The same ledger for a command that only looks: it never writes, migrates or locks."""
     from daemon import config
@@ -317,7 +306,7 @@ def _reload(options: argparse.Namespace) -> int:
     from daemon.commands.reload import reload
 
     settings = config.load(options.config)
-    told = reload(_ledger(options), settings, f"{_user()}: pleura reload")
+    told = reload(_ledger(options), settings, f"{user()}: pleura reload")
     print(told.words, file=sys.stdout if told.is_taken else sys.stderr)
     return EXIT_DONE if told.is_taken else EXIT_FAILED
 
@@ -343,6 +332,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "backup": _backup,
     "doctor": _doctor,
     "config": _config,
+    "drift": review_commands.drift,
     "send": _send,
     "demo": _demo,
     "predict": predict_command.predict,

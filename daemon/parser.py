@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_roles(commands)
     _add_status(commands)
     _add_repairs(commands)
+    _add_drift(commands)
     _add_predict(commands)
     _add_send(commands)
     _add_config(commands)
@@ -134,6 +135,26 @@ def _add_repairs(commands: _Commands) -> None:
     backup.add_argument("--out", required=True, type=Path, metavar="DIR", help="may be used again")
     _add_with_config(
         commands, "doctor", "Check that everything the settings name is there and answers."
+    )
+
+
+def _add_drift(commands: _Commands) -> None:
+    drift = _add_with_config(
+        commands, "drift", "Compare the newest weeks with a baseline, and answers with reports."
+    )
+    drift.add_argument("--json", action="store_true", help="print JSON")
+    drift.add_argument("--weeks", type=int, default=8, metavar="N", help="default: 8")
+    actions = drift.add_subparsers(dest="action", metavar="ACTION")
+
+    baseline = _add(actions, "baseline", "Take the weeks of these days for the baseline.")
+    baseline.add_argument("--from", dest="first", type=_day, required=True, metavar="DATE")
+    baseline.add_argument("--to", dest="last", type=_day, required=True, metavar="DATE")
+    reports = _add(actions, "reports", "Take radiologists' reports from a CSV.")
+    reports.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE.csv",
+        help="two columns: SOP Instance UID or Accession Number; yes or no",
     )
 
 
@@ -346,6 +367,10 @@ def _add_demo(commands: _Commands) -> None:
     demo.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo"
     )
+
+
+def _day(text: str) -> date:
+    return date.fromisoformat(text)
 
 
 def _time(text: str) -> datetime:

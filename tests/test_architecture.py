@@ -16,6 +16,7 @@ ROOMS = {
     "backoff": set(),
     "config": {"installed"},
     "dicom": {"watchdog"},
+    "drift": {"ledger"},
     "exits": set(),
     "heartbeat": {"ledger"},
     "installed": set(),

@@ -23,18 +23,22 @@ from daemon.ledger.records import (
 )
 from daemon.ledger.senders import Sender
 from daemon.ledger.states import DeliveryState, GenerationState, ImageState
+from daemon.ledger.weekly import BaselineWeeks, DriftBook, DriftView, ReportedImage, WeeklyCount
 
 __all__ = [
     "Alarm",
     "AlarmMessage",
     "Arrival",
     "AuditRow",
+    "BaselineWeeks",
     "BusyError",
     "Circuit",
     "CommitmentRequest",
     "Completion",
     "DeliveryJob",
     "DeliveryState",
+    "DriftBook",
+    "DriftView",
     "Found",
     "Generation",
     "GenerationState",
@@ -48,6 +52,7 @@ __all__ = [
     "Outage",
     "Owed",
     "Recipient",
+    "ReportedImage",
     "RoleProcess",
     "SameReason",
     "Sender",
@@ -56,6 +61,7 @@ __all__ = [
     "Taker",
     "Tally",
     "UndecidedError",
+    "WeeklyCount",
     "accession_digest",
     "describe",
     "owner_name",

@@ -29,6 +29,7 @@ from daemon.ledger.schema import (
     state_is_not,
 )
 from daemon.ledger.states import DeliveryState, ImageState
+from daemon.ledger.weekly import DriftView
 
 # Databases bound how many values one statement may name.
 _NAMES_AT_ONCE = 500
@@ -56,6 +57,7 @@ class Inspection:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.settings = SettingsView(database)
+        self.drift = DriftView(database)
 
     @classmethod
     def open(cls, url: str) -> Inspection:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.backoff import doubled_s
-from daemon.ledger import tallies
+from daemon.ledger import tallies, weekly
 from daemon.ledger.alarms import Alarms
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.generations import Generations
@@ -63,6 +63,7 @@ from daemon.ledger.states import (
     image_after,
     images_before,
 )
+from daemon.ledger.weekly import DriftBook
 
 # Names of advisory locks: transitions that give up bytes, or owe them again, take turns.
 _RETENTION = "retention"
@@ -122,6 +123,7 @@ class Ledger:
         self._database = Database(url, clock, migrate)
         self.inspect = Inspection(self._database)
         self.alarms = Alarms(self._database)
+        self.drift = DriftBook(self._database)
         self.generations = Generations(self._database, self._note_settings)
         # Whether transitions record what the audit trail tells of them, in the same transaction.
         self.is_audited = False
@@ -316,6 +318,7 @@ class Ledger:
             for result in completion.results:
                 self._owe(conn, now, image, result, owed)
             tallies.count_image(conn, image, ended, job.result_time)
+            weekly.count_image(conn, image, ended)
             self._database.ring(conn)
             return completion.state
 

@@ -356,6 +356,41 @@ takers = sa.Table(
     sa.Column("why", sa.Text, nullable=False),
 )
 
+# How many images of an AE title ended how in a week, for drift (weekly.py).
+weekly = sa.Table(
+    "weekly",
+    metadata,
+    # Weeks since Monday, 1970-01-05, 0 h UTC.
+    sa.Column("week", sa.Integer, primary_key=True),
+    sa.Column("ae_title", sa.Text, primary_key=True),
+    # positive, not detected, or the state and the reason.
+    sa.Column("outcome", sa.Text, primary_key=True),
+    # The place of the probability among weekly.EDGES; -1 without one.
+    sa.Column("bin", sa.Integer, primary_key=True),
+    sa.Column("images", sa.Integer, nullable=False),
+)
+
+# One row: the weeks that a person took for the baseline of drift, the last one included.
+baselines = sa.Table(
+    "baselines",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("first_week", sa.Integer, nullable=False),
+    sa.Column("last_week", sa.Integer, nullable=False),
+    sa.Column("set_by", sa.Text, nullable=False),
+    sa.Column("set_at", sa.Float, nullable=False),
+)
+
+# One row for each radiologist's report that a site fed: does it tell of a pneumothorax?
+reported = sa.Table(
+    "reported",
+    metadata,
+    # A SOP Instance UID, or accession_digest() of an Accession Number.
+    sa.Column("image", sa.Text, primary_key=True),
+    sa.Column("finding", sa.Boolean, nullable=False),
+    sa.Column("told_at", sa.Float, nullable=False),
+)
+
 # The statements that turn the tables of one version into those of the next, on both databases.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
@@ -426,6 +461,13 @@ STEPS: dict[int, tuple[str, ...]] = {
         " state TEXT NOT NULL, digest TEXT NOT NULL, digests TEXT NOT NULL, shown TEXT NOT NULL,"
         " changes TEXT NOT NULL, asked_by TEXT NOT NULL, asked_at FLOAT NOT NULL, decided_at FLOAT,"
         " why TEXT)",
+        "CREATE TABLE weekly (week INTEGER NOT NULL, ae_title TEXT NOT NULL, outcome TEXT NOT NULL,"
+        " bin INTEGER NOT NULL, images INTEGER NOT NULL,"
+        " PRIMARY KEY (week, ae_title, outcome, bin))",
+        "CREATE TABLE baselines (name TEXT NOT NULL PRIMARY KEY, first_week INTEGER NOT NULL,"
+        " last_week INTEGER NOT NULL, set_by TEXT NOT NULL, set_at FLOAT NOT NULL)",
+        "CREATE TABLE reported (image TEXT NOT NULL PRIMARY KEY, finding BOOLEAN NOT NULL,"
+        " told_at FLOAT NOT NULL)",
         "CREATE TABLE takers (owner TEXT NOT NULL, role TEXT NOT NULL,"
         " generation INTEGER NOT NULL, answered INTEGER NOT NULL, why TEXT NOT NULL,"
         " PRIMARY KEY (owner, role))",

@@ -1,0 +1,110 @@
+"""`pleura drift`: the newest weeks against the baseline, and answers against reports, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.drift import EVERY_AE, Agreement, Drift, Week, agreement, drift, monday_of
+from daemon.ledger import Inspection
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the ledger found."""
+
+    drift: Drift
+    agreement: Agreement | None
+
+
+def look(inspect: Inspection, weeks: int) -> Look:
+    """Read the figures."""
+    return Look(drift(inspect, weeks), agreement(inspect))
+
+
+def lines(found: Look) -> Iterator[str]:
+    """The figures for people."""
+    baseline = found.drift.baseline
+    if baseline is None:
+        yield "baseline: none; pleura drift baseline --from DATE --to DATE"
+    else:
+        yield (
+            f"baseline: the weeks of {monday_of(baseline.first_week)} to "
+            f"{monday_of(baseline.last_week)}, set by {baseline.set_by}"
+        )
+
+    for week in found.drift.weeks:
+        yield _week_line(week)
+    yield from _agreement_lines(found.agreement)
+    for alarm in found.drift.alarms:
+        yield f"DRIFT {monday_of(alarm.week)} {_named(alarm.ae_title)}: {alarm.words}"
+
+
+def _week_line(week: Week) -> str:
+    low, high = week.positive_interval
+    rate = week.positive_rate
+    share = "" if rate is None else f" ({rate:.1%}; 95 %: {low:.1%} to {high:.1%})"
+    rest = "".join(f"; {number} {reason}" for reason, number in week.unanswered.items())
+    return (
+        f"{week.monday} {_named(week.ae_title)}: {week.images} images, {week.positive} of "
+        f"{week.analysed} positive{share}{rest}"
+    )
+
+
+def _named(ae_title: str) -> str:
+    return "all" if ae_title == EVERY_AE else ae_title
+
+
+def _agreement_lines(agreed: Agreement | None) -> Iterator[str]:
+    if agreed is None:
+        return
+    for name, (share, (low, high)) in (
+        ("sensitivity", agreed.sensitivity),
+        ("positive predictive value", agreed.predictive_value),
+    ):
+        told = "-" if share is None else f"{share:.1%} (95 %: {low:.1%} to {high:.1%})"
+        yield f"{name} against {agreed.reports} reports: {told}"
+
+
+def summary(found: Look) -> dict[str, Any]:
+    """The figures as JSON."""
+    return {
+        "weeks": [
+            {
+                "week": str(week.monday),
+                "ae_title": week.ae_title or None,
+                "images": week.images,
+                "analysed": week.analysed,
+                "positive": week.positive,
+                "unanswered": week.unanswered,
+                "scores": week.histogram,
+            }
+            for week in found.drift.weeks
+        ],
+        "alarms": [
+            {
+                "week": str(monday_of(alarm.week)),
+                "ae_title": alarm.ae_title or None,
+                "what": alarm.what,
+                "words": alarm.words,
+            }
+            for alarm in found.drift.alarms
+        ],
+        "agreement": _agreement_summary(found.agreement),
+    }
+
+
+def _agreement_summary(agreed: Agreement | None) -> dict[str, Any] | None:
+    if agreed is None:
+        return None
+    sensitivity, sensitivity_interval = agreed.sensitivity
+    value, value_interval = agreed.predictive_value
+    return {
+        "reports": agreed.reports,
+        "sensitivity": sensitivity,
+        "sensitivity_95": sensitivity_interval,
+        "positive_predictive_value": value,
+        "positive_predictive_value_95": value_interval,
+        "auc": agreed.auc,
+    }

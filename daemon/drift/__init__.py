@@ -1,0 +1,44 @@
+"""Has the node's work changed? A week's figures against a baseline, and answers against reports."""
+
+from daemon.drift.agreement import (
+    Agreement,
+    ReportsError,
+    agreed,
+    agreement,
+    auc,
+    read_reports,
+)
+from daemon.drift.statistics import difference, psi, psi_limit, wilson
+from daemon.drift.weeks import (
+    EVERY_AE,
+    Alarm,
+    Drift,
+    Week,
+    compare,
+    drift,
+    monday_of,
+    summed,
+    weeks_between,
+)
+
+__all__ = [
+    "EVERY_AE",
+    "Agreement",
+    "Alarm",
+    "Drift",
+    "ReportsError",
+    "Week",
+    "agreed",
+    "agreement",
+    "auc",
+    "compare",
+    "difference",
+    "drift",
+    "monday_of",
+    "psi",
+    "psi_limit",
+    "read_reports",
+    "summed",
+    "weeks_between",
+    "wilson",
+]

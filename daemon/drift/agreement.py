@@ -1,0 +1,133 @@
+"""The node's answers beside radiologists' reports: sensitivity and positive predictive value.
+
+A site feeds reports as a CSV with two columns: a SOP Instance UID or an Accession Number, and
+whether the report tells of a pneumothorax. A report is positive for the node where any of its
+images is.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from daemon.drift.statistics import Interval, wilson
+from daemon.ledger import Inspection, ReportedImage, accession_digest
+
+_YES = {"1", "yes", "y", "true", "positive", "ja", "j"}
+_NO = {"0", "no", "n", "false", "negative", "nein"}
+_MOST_ERRORS = 20
+
+
+class ReportsError(ValueError):
+    """A CSV of reports cannot be used. The message lists the lines, and quotes no value."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Reports by finding and answer. `auc`: the area under the ROC curve of the probabilities."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+    auc: float | None
+
+    @property
+    def reports(self) -> int:
+        """How many reports had an analysed image."""
+        return self.true_positive + self.false_positive + self.false_negative + self.true_negative
+
+    @property
+    def sensitivity(self) -> tuple[float | None, Interval]:
+        """The share of reported pneumothoraces that the node found, and its 95 % interval."""
+        return _share(self.true_positive, self.true_positive + self.false_negative)
+
+    @property
+    def predictive_value(self) -> tuple[float | None, Interval]:
+        """The share of the node's positives that reports confirm, and its 95 % interval."""
+        return _share(self.true_positive, self.true_positive + self.false_positive)
+
+
+def agreement(inspect: Inspection, first_week: int = 0) -> Agreement | None:
+    """Of all reports whose images ended from that week on; None where no report has an image."""
+    return agreed([row for row in inspect.drift.reported() if row.week >= first_week])
+
+
+def agreed(rows: Sequence[ReportedImage]) -> Agreement | None:
+    """The agreement of these reports; None of nothing."""
+    if not rows:
+        return None
+
+    def number(finding: bool, positive: bool) -> int:
+        return sum(row.finding is finding and row.positive is positive for row in rows)
+
+    scores = [(row.probability, row.finding) for row in rows]
+    return Agreement(
+        true_positive=number(True, True),
+        false_positive=number(False, True),
+        false_negative=number(True, False),
+        true_negative=number(False, False),
+        auc=auc(scores),
+    )
+
+
+def auc(scores: Iterable[tuple[float, bool]]) -> float | None:
+    """The area under the ROC curve: how often a positive scores above a negative, ties half.
+
+    None where either is absent.
+    """
+    ordered = sorted(scores)
+    positives = sum(finding for _, finding in ordered)
+    negatives = len(ordered) - positives
+    if not positives or not negatives:
+        return None
+
+    # The rank of each value, the middle rank for equals (Mann and Whitney).
+    ranks: dict[float, float] = {}
+    for rank, (score, _) in enumerate(ordered, 1):
+        ranks.setdefault(score, rank)
+    lasts = {score: rank for rank, (score, _) in enumerate(ordered, 1)}
+    total = sum((ranks[score] + lasts[score]) / 2 for score, finding in ordered if finding)
+    return (total - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def read_reports(text: str, spool_identity: str) -> dict[str, bool]:
+    """A CSV of reports, as the ledger keeps them (DriftBook.tell_reports).
+
+    The first column is a SOP Instance UID or an Accession Number, the second yes or no. A first
+    line of column names is left out. An Accession Number is kept as a digest alone.
+
+    Raises:
+        ReportsError: a line has other columns, or another word.
+    """
+    found: dict[str, bool] = {}
+    wrong: list[int] = []
+    for number, line in enumerate(csv.reader(text.splitlines()), 1):
+        if not any(cell.strip() for cell in line):
+            continue
+        word = line[1].strip().lower() if len(line) > 1 else ""
+        name = line[0].strip()
+
+        if name and word in _YES | _NO:
+            found[_key(name, spool_identity)] = word in _YES
+        elif number > 1:
+            wrong.append(number)
+
+    if wrong:
+        shown = ", ".join(map(str, wrong[:_MOST_ERRORS]))
+        raise ReportsError(
+            f"line {shown}: wanted an identifier and a finding in two columns; allowed as finding: "
+            "yes, no, 1, 0, true, false; nothing was taken"
+        )
+    return found
+
+
+def _key(name: str, spool_identity: str) -> str:
+    # A UID has dots; an Accession Number of sixteen characters at most has no need of them.
+    is_uid = "." in name and not name.strip("0123456789.")
+    return name if is_uid else accession_digest(name, spool_identity)
+
+
+def _share(hits: int, number: int) -> tuple[float | None, Interval]:
+    return (hits / number if number else None), wilson(hits, number)

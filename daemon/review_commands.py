@@ -1,0 +1,91 @@
+"""The commands that look back at a node's work: drift, and the monthly report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
+from daemon.ledger import Inspection, Ledger, LedgerError
+
+
+def drift(options: argparse.Namespace) -> int:
+    """`pleura drift`: 1 where a figure alarms."""
+    if options.action == "baseline":
+        return _set_baseline(options)
+    if options.action == "reports":
+        return _take_reports(options)
+
+    from daemon.commands import drift as command
+
+    inspect = inspection(options)
+    found = command.look(inspect, options.weeks)
+    print(json.dumps(command.summary(found)) if options.json else "\n".join(command.lines(found)))
+    return EXIT_FAILED if found.drift.alarms else EXIT_DONE
+
+
+def _set_baseline(options: argparse.Namespace) -> int:
+    from daemon.drift import monday_of, weeks_between
+    from daemon.invoker import user
+
+    first, last = weeks_between(options.first, options.last)
+    if last < first:
+        raise CannotStartError("drift baseline: --to lies before --from")
+
+    ledger = _ledger(options)
+    images = sum(count.images for count in ledger.inspect.drift.counts(first, last))
+    if not images:
+        raise CannotStartError("drift baseline: no image ended in these weeks")
+
+    what = f"baseline of drift: the weeks of {monday_of(first)} to {monday_of(last)}"
+    ledger.drift.set_baseline(first, last, user())
+    ledger.record_audit("command", {"by": user(), "what": what})
+    print(f"{what}, {images} images")
+    return EXIT_DONE
+
+
+def _take_reports(options: argparse.Namespace) -> int:
+    from daemon.drift import ReportsError, agreement, read_reports
+    from daemon.invoker import user
+
+    ledger = _ledger(options)
+    try:
+        text = options.file.read_text(encoding="utf-8-sig")
+        findings = read_reports(text, ledger.inspect.spool_identity() or "")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotStartError(f"{options.file}: cannot be read ({error})") from error
+    except ReportsError as error:
+        raise CannotStartError(f"{options.file}: {error}") from error
+
+    ledger.drift.tell_reports(findings)
+    ledger.record_audit("command", {"by": user(), "what": f"took {len(findings)} reports"})
+    agreed = agreement(ledger.inspect)
+    with_images = agreed.reports if agreed else 0
+    print(f"{len(findings)} reports taken; {with_images} reports in all have an analysed image")
+    return EXIT_DONE
+
+
+def inspection(options: argparse.Namespace) -> Inspection:
+    """The ledger that the settings name, over a connection that only reads.
+
+    Raises:
+        CannotStartError: it is not there.
+    """
+    from daemon import config
+
+    try:
+        return Inspection.open(config.load(options.config).ledger)
+    except LedgerError as error:
+        raise CannotStartError(str(error)) from error
+
+
+def _ledger(options: argparse.Namespace) -> Ledger:
+    from daemon import config
+
+    settings = config.load(options.config)
+    try:
+        ledger = Ledger.existing(settings.ledger, migrate=False)
+    except LedgerError as error:
+        raise CannotStartError(str(error)) from error
+    ledger.is_audited = settings.audit is not None
+    return ledger
