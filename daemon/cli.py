@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -319,6 +320,35 @@ def _demo(options: argparse.Namespace) -> int:
     return demo.run(files, options.out)
 
 
+def _alerts(options: argparse.Namespace) -> int:
+    from daemon import config
+    from daemon.alerts import routes_of
+    from daemon.alerts.sender import send_trial
+
+    settings = config.load(options.config)
+    if options.action == "list":
+        troubles = _ledger(options).alarms.lasting()
+        for each in troubles:
+            print(f"{each['kind']} {each['subject']}: {each['words']}")
+        return EXIT_DONE
+
+    routes = routes_of(settings)
+    if not routes:
+        raise CannotStartError("alerts: found null; allowed: with `mail`, `webhook`, or both")
+    said = send_trial(routes, time.time())
+    for route, trouble in said.items():
+        print(f"{route}: {trouble or 'took the trial message'}")
+    return EXIT_FAILED if any(said.values()) else EXIT_DONE
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    from daemon import config
+    from daemon.metrics import exposition
+
+    print(exposition(config.load(options.config), _inspection(options)).decode(), end="")
+    return EXIT_DONE
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
     "receive": _role,
@@ -331,6 +361,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "verify": _verify,
     "backup": _backup,
     "doctor": _doctor,
+    "alerts": _alerts,
+    "metrics": _metrics,
     "config": _config,
     "drift": review_commands.drift,
     "send": _send,

@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_drift(commands)
     _add_predict(commands)
     _add_send(commands)
+    _add_monitoring(commands)
     _add_config(commands)
     _add_model(commands)
     _add_train(commands)
@@ -202,6 +203,16 @@ def _add_send(commands: _Commands) -> None:
     send.add_argument("--to", required=True, type=_host_port, metavar="HOST:PORT")
     send.add_argument("--called", required=True, metavar="AET")
     send.add_argument("--calling", default="PLEURA", metavar="AET", help="default: PLEURA")
+
+
+def _add_monitoring(commands: _Commands) -> None:
+    alerts = _add_with_config(commands, "alerts", "Troubles that last, and messages about them.")
+    alerts.add_argument(
+        "action",
+        choices=("list", "test"),
+        help="list: the troubles now; test: send a trial message over each route",
+    )
+    _add_with_config(commands, "metrics", "Print the metrics as Prometheus reads them.")
 
 
 def _add_config(commands: _Commands) -> None:

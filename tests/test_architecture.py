@@ -13,6 +13,7 @@ OURS = {"daemon", "inference", "training"}
 ROLES = ("receive", "analyse", "deliver")
 # The parts of daemon that a part may import beside its own (docs/architecture.md, "The rooms").
 ROOMS = {
+    "alerts": {"backoff", "config", "ledger", "metrics"},
     "backoff": set(),
     "config": {"installed"},
     "dicom": {"watchdog"},
@@ -23,6 +24,7 @@ ROOMS = {
     "ledger": {"backoff"},
     "live": {"config", "ledger"},
     "log": set(),
+    "metrics": {"config", "heartbeat", "installed", "ledger"},
     "output": set(),
     "ownership": {"config"},
     "spool": set(),

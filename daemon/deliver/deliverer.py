@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from daemon.alerts import AlertSender, Watch, routes_of
 from daemon.audit import AuditSender
 from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.deliver.commitment import Asker
@@ -68,10 +69,18 @@ class Deliverer:
         # Desks that were closed, with an object in flight.
         self._closed: list[_Desk] = []
         self._retention = Retention(config, ledger, spool)
-        self._threads = [_thread("retention", self._retention.run, self._stop)]
+        self._watch = Watch(config, ledger)
+        self._threads = [
+            _thread("retention", self._retention.run, self._stop),
+            _thread("watch", self._watch.run, self._stop),
+        ]
         if config.audit is not None:
             sender = AuditSender(config, ledger, spool)
             self._threads.append(_thread("audit", sender.run, self._stop))
+
+        if config.alerts is not None:
+            alerts = AlertSender(routes_of(config), ledger)
+            self._threads.append(_thread("alerts", alerts.run, self._stop))
 
     def start(self) -> None:
         """Start every thread."""
@@ -117,6 +126,7 @@ class Deliverer:
             for desk in new:
                 desk.start()
             self._retention.take(config)
+            self._watch.take(config)
 
         return take
 

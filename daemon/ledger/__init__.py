@@ -3,7 +3,7 @@
 from daemon.ledger.alarms import Alarm, AlarmMessage
 from daemon.ledger.database import LedgerError, UndecidedError
 from daemon.ledger.digests import accession_digest
-from daemon.ledger.figures import Circuit, Owed, RoleProcess, Snapshot, Tally
+from daemon.ledger.figures import Circuit, Owed, RoleProcess, Snapshot, Tally, Unresolved
 from daemon.ledger.generations import BusyError, Found, Generation, Taker
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.ledger import Ledger, owner_name, this_machine
@@ -61,6 +61,7 @@ __all__ = [
     "Taker",
     "Tally",
     "UndecidedError",
+    "Unresolved",
     "WeeklyCount",
     "accession_digest",
     "describe",

@@ -103,6 +103,55 @@ def snapshot(database: Database) -> Snapshot:
         )
 
 
+@dataclass(frozen=True)
+class Unresolved:
+    """A failed image or a refused result that waits for a person."""
+
+    # failed, refused
+    kind: str
+    # The reason of a failed image, or the destination that refused.
+    subject: str
+    sop_instance_uid: str
+    ended_at: float
+
+
+def unresolved(database: Database, most: int = 1000) -> list[Unresolved]:
+    """The newest failed images and refused results that `pleura retry` can try again."""
+    is_kept = instances.c.removed_at.is_(None)
+    failed = (
+        sa.select(
+            sa.literal("failed").label("kind"),
+            instances.c.reason.label("subject"),
+            instances.c.sop_instance_uid,
+            instances.c.completed_at,
+        )
+        .where(*_ended(instances, ImageState.FAILED.value), is_kept)
+        .order_by(instances.c.id.desc())
+        .limit(most)
+    )
+    refused = (
+        sa.select(
+            sa.literal("refused").label("kind"),
+            deliveries.c.destination.label("subject"),
+            results.c.sop_instance_uid,
+            instances.c.completed_at,
+        )
+        .select_from(deliveries)
+        .join(results, results.c.id == deliveries.c.result_id)
+        .join(instances, instances.c.id == results.c.instance_id)
+        .where(*_ended(deliveries, DeliveryState.REFUSED.value), is_kept)
+        .order_by(deliveries.c.id.desc())
+        .limit(most)
+    )
+
+    with database.reading() as conn:
+        rows = [*conn.execute(failed), *conn.execute(refused)]
+    return [
+        Unresolved(row.kind, row.subject or "", row.sop_instance_uid, row.completed_at or 0.0)
+        for row in rows
+    ]
+
+
 def sending_hours(database: Database) -> dict[str, dict[int, int]]:
     """By AE title, the images of each hour (hours since 1970) that had any, for some weeks."""
     with database.reading() as conn:

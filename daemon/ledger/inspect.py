@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database, require_file
-from daemon.ledger.figures import Snapshot, sending_hours, snapshot
+from daemon.ledger.figures import Snapshot, Unresolved, sending_hours, snapshot, unresolved
 from daemon.ledger.generations import SettingsView
 from daemon.ledger.records import KeptFile, SameReason
 from daemon.ledger.schema import (
@@ -177,6 +177,10 @@ class Inspection:
     def figures(self) -> Snapshot:
         """The figures of the running node. Their cost does not grow with the ledger."""
         return snapshot(self._database)
+
+    def unresolved(self) -> list[Unresolved]:
+        """The newest failed images and refused results: each waits for a person."""
+        return unresolved(self._database)
 
     def sending_hours(self) -> dict[str, dict[int, int]]:
         """By AE title, the images of each hour (hours since 1970) that had any, for some weeks."""

@@ -1,0 +1,66 @@
+"""Each kind of trouble: its title, what to do, and its entry in the runbook."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """What a message says of every trouble of one kind."""
+
+    title: str
+    advice: str
+    # A heading of docs/faults.md.
+    runbook: str
+
+
+KINDS: dict[str, Kind] = {
+    "outage": Kind(
+        "a destination is away",
+        "Results wait and nothing is lost. Look at the archive and the network; "
+        "`pleura doctor` asks it.",
+        "Alarm: outage",
+    ),
+    "backlog": Kind(
+        "images wait for their analysis",
+        "`pleura status` says whether analyse runs; `pleura doctor` asks the device and the model.",
+        "Alarm: backlog",
+    ),
+    "failed": Kind(
+        "images failed and need a person",
+        "`pleura status --failed` lists them; `pleura retry` tries them again.",
+        "Alarm: failed",
+    ),
+    "refused": Kind(
+        "a destination refused results",
+        "`pleura status --failed` lists them; `pleura retry` sends them again.",
+        "Alarm: refused",
+    ),
+    "silence": Kind(
+        "a sender that usually sends is silent",
+        "Look at the modality, its network and its send queue.",
+        "Alarm: silence",
+    ),
+    "disk": Kind(
+        "the spool's disk is almost full",
+        "Make room beside the spool, or shorten `retention`. Below `spool_reserve_mb` images are "
+        "refused.",
+        "Alarm: disk",
+    ),
+    "certificate": Kind(
+        "a certificate ends soon",
+        "Put the renewed file in its place; no restart is needed.",
+        "Alarm: certificate",
+    ),
+    "role": Kind(
+        "a role gives no sign of life",
+        "Look at its log and start it: `systemctl status 'pleura-*'`.",
+        "Alarm: role",
+    ),
+    "drift": Kind(
+        "the answers differ from their baseline",
+        "Ask the department whether its patients, its devices or its settings have changed.",
+        "Alarm: drift",
+    ),
+    "test": Kind("a trial message", "Nothing is to be done.", "Alerts"),
+}

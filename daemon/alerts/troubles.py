@@ -1,0 +1,156 @@
+"""The troubles that a node is in, from the ledger's figures and the settings."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from daemon.alerts.silence import missing_images
+from daemon.config import Alerts, Config
+from daemon.ledger import Alarm, Snapshot, Unresolved
+from daemon.metrics.health import ROLES, age_of_sign
+from daemon.metrics.host import certificates, free_bytes
+
+_MINUTE_S = 60.0
+_DAY_S = 86400.0
+_MB = 1024 * 1024
+# So many images must be missing before learned silence is a trouble.
+_MISSING_IMAGES = 5.0
+_MOST_UIDS = 5
+_MOST_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a look at the node has found."""
+
+    figures: Snapshot
+    unresolved: Sequence[Unresolved]
+    sending_hours: Mapping[str, Mapping[int, int]]
+    # This host: its troubles can only be seen from here.
+    machine: str
+    # When this process began to look: a role that never gave a sign is silent since then.
+    began_at: float
+
+
+def troubles(config: Config, alerts: Alerts, sight: Sight) -> list[Alarm]:
+    """Every trouble at this time, each with a key that stays as long as the trouble lasts."""
+    return [
+        *_outages(config, alerts, sight),
+        *_backlog(alerts, sight),
+        *_unresolved(sight),
+        *_silence(alerts, sight),
+        *_disk(config, alerts, sight),
+        *_certificates(config, alerts, sight),
+        *_roles(alerts, sight),
+    ]
+
+
+def shown(text: str, most: int = _MOST_CHARACTERS) -> str:
+    """A peer's text on one line: printable, bounded."""
+    cut = text[:most]
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
+
+
+def _outages(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    now = sight.figures.now
+    for destination in config.destinations:
+        circuit = sight.figures.circuits.get(destination.name)
+        if circuit is None or circuit.down_since is None:
+            continue
+        if now - circuit.down_since >= alerts.outage_minutes * _MINUTE_S:
+            owed = sight.figures.owed.get(destination.name)
+            words = (
+                f"away since {_time(circuit.down_since)}; its last answer: "
+                f"{shown(circuit.last_answer, 200)}; {owed.results if owed else 0} results wait"
+            )
+            yield Alarm(f"outage:{destination.name}", "outage", destination.name, words)
+
+
+def _backlog(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    since = sight.figures.waiting_since
+    if since is None:
+        return
+    waits_s = sight.figures.now - since
+    if waits_s >= alerts.backlog_minutes * _MINUTE_S:
+        words = (
+            f"{sight.figures.waiting} images wait, the oldest since {_time(since)}; "
+            f"allowed: {alerts.backlog_minutes:g} minutes"
+        )
+        yield Alarm("backlog", "backlog", "analysis", words)
+
+
+def _unresolved(sight: Sight) -> Iterator[Alarm]:
+    """Failures of each day: those of a new day are a new trouble, beside older ones."""
+    by_day: dict[tuple[str, str, str], list[str]] = {}
+    for each in sight.unresolved:
+        day = _day(each.ended_at)
+        by_day.setdefault((each.kind, each.subject, day), []).append(each.sop_instance_uid)
+
+    for (kind, subject, day), uids in sorted(by_day.items()):
+        what = "images failed" if kind == "failed" else "results were refused"
+        named = ", ".join(shown(uid, 64) for uid in uids[:_MOST_UIDS])
+        words = f"{len(uids)} {what} of {day} (UTC): {named}"
+        if len(uids) > _MOST_UIDS:
+            words += f" and {len(uids) - _MOST_UIDS} more"
+        yield Alarm(f"{kind}:{subject}:{day}", kind, subject, words)
+
+
+def _silence(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    limits = {each.ae_title: each.minutes for each in alerts.silence.limits}
+    now = sight.figures.now
+    for title, sender in sorted(sight.figures.senders.items()):
+        silent_s = now - sender.last_at
+        words = f"no image since {_time(sender.last_at)}"
+        if title in limits:
+            if silent_s >= limits[title] * _MINUTE_S:
+                words += f"; allowed: {limits[title]:g} minutes"
+                yield Alarm(f"silence:{title}", "silence", title, words)
+            continue
+
+        hours = sight.sending_hours.get(title, {})
+        if alerts.silence.learn:
+            missing = missing_images(hours, sender.last_at, now)
+            if missing >= _MISSING_IMAGES:
+                words += f"; by its last weeks about {missing:.0f} images are missing"
+                yield Alarm(f"silence:{title}", "silence", title, words)
+
+
+def _disk(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    free = free_bytes(config.spool)
+    if free is not None and free < alerts.disk_free_mb * _MB:
+        words = f"{free // _MB} MB free beside the spool; wanted: {alerts.disk_free_mb} MB"
+        yield Alarm(f"disk:{sight.machine}", "disk", sight.machine, words, sight.machine)
+
+
+def _certificates(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    for key, ends_at in certificates(config):
+        days = (ends_at - sight.figures.now) / _DAY_S
+        if days < alerts.certificate_days:
+            verb = "ends" if days >= 0 else "ended"
+            words = (
+                f"{key} {verb} on {_day(ends_at)}; renew it {alerts.certificate_days:g} days before"
+            )
+            name = f"certificate:{sight.machine}:{key}"
+            yield Alarm(name, "certificate", key, words, sight.machine)
+
+
+def _roles(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    for role in ROLES:
+        age_s = age_of_sign(sight.figures, role)
+        silent_s = sight.figures.now - sight.began_at if age_s is None else age_s
+        if silent_s >= alerts.role_minutes * _MINUTE_S:
+            words = (
+                f"no process of it has given a sign of life for {silent_s / _MINUTE_S:.0f} minutes"
+            )
+            yield Alarm(f"role:{role}", "role", role, words)
+
+
+def _time(seconds: float) -> str:
+    moment = datetime.datetime.fromtimestamp(seconds).astimezone()
+    return moment.strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def _day(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d")

@@ -1,0 +1,79 @@
+"""Looks at the node every few seconds: counts what arrived, and notes which troubles there are.
+
+One thread of the deliver role. Several processes may look: the ledger keeps each trouble once.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+
+from daemon.alerts.routes import routes_of
+from daemon.alerts.troubles import Sight, troubles
+from daemon.config import Config
+from daemon.ledger import Ledger, Outage
+
+log = logging.getLogger("pleura.alerts")
+
+_EVERY_S = 10.0
+# A trouble is over once it was absent for so long: a destination that flaps is one trouble.
+_SETTLE_S = 60.0
+
+
+class Watch:
+    """The thread that looks."""
+
+    def __init__(
+        self, config: Config, ledger: Ledger, every_s: float = _EVERY_S, settle_s: float = _SETTLE_S
+    ) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._every_s = every_s
+        self._settle_s = settle_s
+        self._began_at: float | None = None
+        self._outage = Outage(log, "the node cannot be looked at: the ledger")
+
+    def take(self, config: Config) -> None:
+        """Look with new settings from now on."""
+        self._config = config
+
+    def run(self, stop: threading.Event) -> None:
+        """Look until `stop` is set."""
+        while not stop.is_set():
+            try:
+                self.look()
+            except Exception as error:
+                # The loop's one catch-all: a ledger that is away comes back.
+                self._outage.failed(error)
+            else:
+                self._outage.over()
+            stop.wait(self._every_s)
+
+    def look(self) -> None:
+        """Count what arrived; where there are alerts, note the troubles."""
+        while self._ledger.count_arrivals():
+            pass
+        config = self._config
+        if config.alerts is None:
+            return
+
+        figures = self._ledger.inspect.figures()
+        if self._began_at is None:
+            self._began_at = figures.now
+        machine = socket.gethostname()
+        sight = Sight(
+            figures=figures,
+            unresolved=self._ledger.inspect.unresolved(),
+            sending_hours=self._ledger.inspect.sending_hours(),
+            machine=machine,
+            began_at=self._began_at,
+        )
+
+        found = troubles(config, config.alerts, sight)
+        routes = routes_of(config)
+        began, over = self._ledger.alarms.note(found, routes.keys(), machine, self._settle_s)
+        for alarm in began:
+            log.warning("trouble: %s: %s: %s", alarm.kind, alarm.subject, alarm.words)
+        for key in over:
+            log.info("trouble over: %s", key)

@@ -1,0 +1,237 @@
+"""Alerts: which troubles there are, once when each begins and once when it is over, by a real mail
+server and a real web service.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.alerts import AlertSender, RouteError, Watch, routes_of
+from daemon.alerts.silence import missing_images
+from daemon.backoff import Backoff
+from daemon.cli import main
+from daemon.config import Config
+from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger
+from tests.unit.clock import START, Clock
+from tools.peers.certificates import Authority
+from tools.peers.mail import MailServer, WebService
+
+_HOUR_S = 3600
+_WEEK_H = 168
+_HOSTILE = "X\r\nBcc: thief@example.org\r\n\r\nEvil\x1b"
+_STOP = threading.Event()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def mail_server(authority: Authority) -> Iterator[MailServer]:
+    with MailServer(authority.issue("mail")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def web_service(authority: Authority) -> Iterator[WebService]:
+    with WebService(authority.issue("web")) as service:
+        yield service
+
+
+@pytest.fixture
+def config(
+    tmp_path: Path, authority: Authority, mail_server: MailServer, web_service: WebService
+) -> Config:
+    """Alerts by both routes, which have had nothing yet."""
+    mail_server.received.clear()
+    web_service.received.clear()
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    mail = {
+        "host": "localhost", "port": mail_server.port, "ca": str(authority.certificate),
+        "user": "pleura", "password_file": str(secret),
+        "sender": "pleura@example.org", "recipients": ["team@example.org", "night@example.org"],
+    }  # fmt: skip
+    webhook = {
+        "url": f"https://localhost:{web_service.port}/hook",
+        "ca": str(authority.certificate),
+        "token_file": str(secret),
+    }
+    alerts = {
+        "mail": mail,
+        "webhook": webhook,
+        "silence": {"limits": [{"ae_title": "XRAY1", "minutes": 30}]},
+    }
+    destinations = [{"name": "pacs", "folder": str(tmp_path / "outbox"), "results": ["SC"]}]
+    settings: dict[str, Any] = {"alerts": alerts, "destinations": destinations}
+    return Config.model_validate({"spool": str(tmp_path), "host": "127.0.0.1", **settings})
+
+
+def message(subject: str = "pacs", event: str = "began") -> AlarmMessage:
+    facts = {"event": event, "kind": "outage", "subject": subject, "words": subject, "since": START}
+    return AlarmMessage("0123abcd", "mail", facts, START, 0)
+
+
+# -- which troubles there are ----------------------------------------------------------------------
+
+
+def test_silence_is_judged_by_the_same_hour_of_earlier_weeks() -> None:
+    monday = 500_000
+    every_week = {monday - week * _WEEK_H + hour: 6 for week in range(1, 9) for hour in range(8)}
+    last_at = float(monday * _HOUR_S)
+    assert missing_images(every_week, last_at, last_at + 1800) == pytest.approx(3)
+    assert missing_images(every_week, last_at, last_at + 8 * _HOUR_S) == pytest.approx(48)
+    # At night nothing more is missing.
+    assert missing_images(every_week, last_at, last_at + 20 * _HOUR_S) == pytest.approx(48)
+
+    two_weeks = {hour: number for hour, number in every_week.items() if hour > monday - 400}
+    assert missing_images(two_weeks, last_at, last_at + 8 * _HOUR_S) == 0
+    assert missing_images({}, last_at, last_at + 8 * _HOUR_S) == 0
+
+
+def test_each_trouble_is_told_once_and_once_when_it_is_over(
+    ledger: Ledger, clock: Clock, config: Config, mail_server: MailServer, web_service: WebService
+) -> None:
+    ledger.receive([Arrival("f", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
+    for role in ("receive", "analyse", "deliver"):
+        ledger.beat(role, "me")
+    ledger.note_destination("pacs", "it is away", 5.0)
+    watch, sender = Watch(config, ledger), AlertSender(routes_of(config), ledger)
+    watch.look()
+    assert ledger.alarms.lasting() == []
+
+    clock.now += 40 * 60
+    for role in ("receive", "deliver"):
+        ledger.beat(role, "me")
+    for _ in range(2):
+        watch.look()
+    assert {row["kind"] for row in ledger.alarms.lasting()} == {
+        "outage", "backlog", "role", "silence",
+    }  # fmt: skip
+    assert sender.turn(_STOP) == 8
+    assert sender.turn(_STOP) == 0
+
+    (job,) = ledger.claim_images("me", 1)
+    ledger.complete(job, Completion("failed", "d", reason="not_dicom"), {})
+    ledger.receive([Arrival("g", "1.2", "1.2.4", "1.2.1", "XRAY1", "dimse", 1, 9)])
+    ledger.beat("analyse", "me")
+    ledger.note_destination("pacs", None)
+    watch.look()
+    clock.now += 61
+    watch.look()
+    assert [row["kind"] for row in ledger.alarms.lasting()] == ["failed"]
+
+    assert sender.turn(_STOP) == 10
+    events = [(body["kind"], body["event"]) for body, _ in web_service.received]
+    assert sorted(events) == sorted(
+        [(kind, event) for kind in ("outage", "backlog", "role", "silence") for event in
+         ("began", "over")] + [("failed", "began")]
+    )  # fmt: skip
+    assert len(mail_server.received) == len(events)
+
+
+def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(
+    ledger: Ledger, clock: Clock
+) -> None:
+    here, there = Alarm("disk:a", "disk", "a", "x", "a"), Alarm("disk:b", "disk", "b", "x", "b")
+    ledger.alarms.note([here, there], ["mail"], "a", 60)
+    for found in ([], [here], []):
+        clock.now += 59
+        began, over = ledger.alarms.note(found, ["mail"], "a", 60)
+        assert (began, over) == ([], [])
+    clock.now += 60
+    assert ledger.alarms.note([], ["mail"], "a", 60)[1] == ["disk:a"]
+    assert [row["key"] for row in ledger.alarms.lasting()] == ["disk:b"]
+
+
+# -- the way to people -----------------------------------------------------------------------------
+
+
+def test_a_mail_goes_over_starttls_and_no_name_injects_a_header(
+    config: Config, mail_server: MailServer
+) -> None:
+    routes_of(config)["mail"].send(message(_HOSTILE))
+    (received,) = mail_server.received
+    assert (received.was_encrypted, received.user) == (True, "pleura")
+    assert received.recipients == ["team@example.org", "night@example.org"]
+    assert set(received.mail.keys()) >= {"Subject", "Message-ID", "Date", "Auto-Submitted"}
+    assert "Bcc" not in received.mail
+    assert "\\x0d\\x0aBcc: thief@example.org" in received.mail["Subject"]
+    assert "\x1b" not in received.mail.get_content()
+    assert 'Runbook: docs/faults.md, "Alarm: outage".' in received.mail.get_content()
+
+
+def test_no_password_and_no_mail_goes_in_plain_text(config: Config, authority: Authority) -> None:
+    with MailServer() as plain:
+        assert config.alerts is not None
+        assert config.alerts.mail is not None
+        mail = config.alerts.mail.model_copy(update={"port": plain.port})
+        alerts = config.alerts.model_copy(update={"mail": mail})
+        with pytest.raises(RouteError, match="STARTTLS"):
+            routes_of(config.model_copy(update={"alerts": alerts}))["mail"].send(message())
+        assert plain.received == []
+
+
+def test_a_server_that_another_authority_vouches_for_is_refused(
+    config: Config, tmp_path: Path, mail_server: MailServer, web_service: WebService
+) -> None:
+    other = Authority(tmp_path / "other").certificate
+    assert config.alerts is not None
+    assert config.alerts.mail is not None
+    assert config.alerts.webhook is not None
+    mail = config.alerts.mail.model_copy(update={"ca": other})
+    webhook = config.alerts.webhook.model_copy(update={"ca": other})
+    alerts = config.alerts.model_copy(update={"mail": mail, "webhook": webhook})
+    for route in routes_of(config.model_copy(update={"alerts": alerts})).values():
+        with pytest.raises(RouteError, match="certificate"):
+            route.send(message())
+    assert mail_server.received == []
+    assert web_service.received == []
+
+
+def test_a_webhook_gets_json_with_its_token(config: Config, web_service: WebService) -> None:
+    routes_of(config)["webhook"].send(message(_HOSTILE))
+    ((body, headers),) = web_service.received
+    assert headers["Authorization"] == "Bearer hush"
+    assert headers["Idempotency-Key"] == body["id"] == "0123abcd"
+    assert body["event"] == "began"
+    assert body["since"] == "1970-01-12T13:46:40+00:00"
+    assert all(str(value).isprintable() for value in body.values())
+
+
+def test_a_refused_message_waits_and_one_in_flight_survives_its_sender(
+    ledger: Ledger, clock: Clock, config: Config, web_service: WebService
+) -> None:
+    ledger.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
+    sender = AlertSender(routes_of(config), ledger, Backoff(first_s=10.0))
+    web_service.status = 503
+    assert sender.turn(_STOP) == 0
+    web_service.status = 204
+    assert sender.turn(_STOP) == 0
+    clock.now += 10
+
+    # This process dies between the claim and the answer.
+    (lost,) = ledger.alarms.claim("dead", ["webhook"], 300.0)
+    assert sender.turn(_STOP) == 0
+    clock.now += 300
+    assert sender.turn(_STOP) == 1
+    assert web_service.received[0][0]["id"] == lost.id
+    assert ledger.alarms.owed() == 0
+
+
+def test_the_command_sends_a_trial_message(
+    config: Config, tmp_path: Path, mail_server: MailServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pleura.yaml"
+    shown = config.model_dump(mode="json", include={"alerts", "spool", "host"})
+    file.write_text(json.dumps(shown))
+    assert main(["alerts", "test", "-c", str(file)]) == 0
+    assert capsys.readouterr().out.count("took the trial message") == 2
+    assert "a trial message" in mail_server.received[0].mail["Subject"]

@@ -1,0 +1,184 @@
+"""A mail server and a web service that keep what they are sent, for tests of alerts."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socketserver
+import ssl
+import threading
+from dataclasses import dataclass, field
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+from tools.peers.certificates import Pair
+
+
+def server_context(pair: Pair) -> ssl.SSLContext:
+    """TLS as the server that `pair` is for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    return context
+
+
+@dataclass
+class Received:
+    """One mail, and how it came."""
+
+    mail: EmailMessage
+    recipients: list[str]
+    was_encrypted: bool
+    user: str
+
+
+class _Threaded(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = False
+
+
+@dataclass
+class MailServer:
+    """SMTP on loopback. `pair`: it offers STARTTLS, and takes mail only after it."""
+
+    pair: Pair | None = None
+    received: list[Received] = field(default_factory=list)
+    # The answer to DATA; 250 takes the mail.
+    answer: str = "250 taken"
+
+    def __enter__(self) -> MailServer:
+        keep = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                _Session(keep, self).run()
+
+        self._server = _Threaded(("127.0.0.1", 0), Handler)
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Session:
+    """One SMTP session (RFC 5321), as much of it as smtplib uses."""
+
+    def __init__(self, server: MailServer, handler: socketserver.StreamRequestHandler) -> None:
+        self._server = server
+        self._handler = handler
+        self._socket = handler.connection
+        self._file = handler.rfile
+        self._is_encrypted = False
+        self._user = ""
+        self._recipients: list[str] = []
+
+    def run(self) -> None:
+        self._say("220 ready")
+        try:
+            while line := self._file.readline():
+                verb = line.split()[0].upper().decode() if line.split() else ""
+                if verb == "QUIT":
+                    self._say("221 bye")
+                    break
+                self._do(verb, line.decode().strip())
+        except (OSError, ssl.SSLError):
+            # The client refuses our certificate, or went.
+            pass
+        finally:
+            if self._is_encrypted:
+                self._file.close()
+                self._socket.close()
+
+    def _do(self, verb: str, line: str) -> None:
+        if verb == "EHLO":
+            offers = ["STARTTLS"] if self._server.pair and not self._is_encrypted else []
+            offers += ["AUTH PLAIN"]
+            self._say(*[f"250-{each}" for each in ["localhost", *offers]], "250 8BITMIME")
+        elif verb == "STARTTLS" and self._server.pair:
+            self._say("220 go on")
+            self._encrypt(self._server.pair)
+        elif verb == "AUTH":
+            self._user = base64.b64decode(line.split()[2]).split(b"\0")[1].decode()
+            self._say("235 ok")
+        elif verb == "RCPT":
+            self._recipients.append(line.partition("<")[2].partition(">")[0])
+            self._say("250 ok")
+        elif verb == "DATA":
+            self._take()
+        else:
+            self._say("250 ok")
+
+    def _encrypt(self, pair: Pair) -> None:
+        self._socket = server_context(pair).wrap_socket(self._socket, server_side=True)
+        self._file = self._socket.makefile("rb")
+        self._is_encrypted = True
+
+    def _take(self) -> None:
+        self._say("354 go on")
+        lines = []
+        while (line := self._file.readline()) != b".\r\n":
+            lines.append(line)
+        if self._server.answer.startswith("250"):
+            mail = message_from_bytes(b"".join(lines), policy=policy.default)
+            assert isinstance(mail, EmailMessage)
+            kept = Received(mail, self._recipients, self._is_encrypted, self._user)
+            self._server.received.append(kept)
+        self._say(self._server.answer)
+
+    def _say(self, *lines: str) -> None:
+        self._socket.sendall("".join(f"{line}\r\n" for line in lines).encode())
+
+
+@dataclass
+class WebService:
+    """HTTP, or HTTPS with `pair`, on loopback: keeps the JSON that is posted, with its headers."""
+
+    pair: Pair | None = None
+    received: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    status: int = 204
+
+    def __enter__(self) -> WebService:
+        keep = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if keep.status < 300:
+                    keep.received.append((json.loads(body), dict(self.headers)))
+                self.send_response(keep.status)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Nothing is printed."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False
+        if self.pair is not None:
+            context = server_context(self.pair)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
