@@ -248,6 +248,7 @@ class Stage(_Part):
         optimiser = self.optimiser.model_copy(update={"learning_rate": finish.learning_rate})
         changes: dict[str, Any] = {
             "epochs": finish.epochs,
+            "schedule_epochs": None,
             "phantoms": finish.phantoms,
             "optimiser": optimiser,
             "freeze": finish.freeze or self.freeze,
