@@ -110,7 +110,8 @@ def train(
             "command": run.command[:_COMMAND_SHOWN],
         }
         export = Export(recipe, out / "package", provenance)
-        return export.write(trained, parts.train, parts.validate)
+        shipped = [one for one in trained if one.stage.ships]
+        return export.write(shipped, parts.train, parts.validate)
 
 
 def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:

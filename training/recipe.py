@@ -179,6 +179,8 @@ class Stage(_Part):
     """How one network is built and optimised. Several of one role are an ensemble."""
 
     role: Role
+    # False: it trains for another network to start from, and is left out of the package
+    ships: bool = True
     # A name from the list of inference/networks
     architecture: str
     arguments: dict[str, Any] = {}
