@@ -28,6 +28,8 @@ class Sight:
     figures: Snapshot
     unresolved: Sequence[Unresolved]
     sending_hours: Mapping[str, Mapping[int, int]]
+    # By AE title ("": all together) and figure, what differs from the baseline, in words.
+    drift: Mapping[tuple[str, str], str]
     # This host: its troubles can only be seen from here.
     machine: str
     # When this process began to look: a role that never gave a sign is silent since then.
@@ -44,6 +46,7 @@ def troubles(config: Config, alerts: Alerts, sight: Sight) -> list[Alarm]:
         *_disk(config, alerts, sight),
         *_certificates(config, alerts, sight),
         *_roles(alerts, sight),
+        *_drift(sight),
     ]
 
 
@@ -145,6 +148,12 @@ def _roles(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
                 f"no process of it has given a sign of life for {silent_s / _MINUTE_S:.0f} minutes"
             )
             yield Alarm(f"role:{role}", "role", role, words)
+
+
+def _drift(sight: Sight) -> Iterator[Alarm]:
+    for (title, figure), words in sorted(sight.drift.items()):
+        subject = title or "all senders"
+        yield Alarm(f"drift:{subject}:{figure}", "drift", subject, shown(words))
 
 
 def _time(seconds: float) -> str:

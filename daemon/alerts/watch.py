@@ -11,7 +11,8 @@ import threading
 
 from daemon.alerts.routes import routes_of
 from daemon.alerts.troubles import Sight, troubles
-from daemon.config import Config
+from daemon.config import Alerts, Config
+from daemon.drift import drift
 from daemon.ledger import Ledger, Outage
 
 log = logging.getLogger("pleura.alerts")
@@ -19,6 +20,10 @@ log = logging.getLogger("pleura.alerts")
 _EVERY_S = 10.0
 # A trouble is over once it was absent for so long: a destination that flaps is one trouble.
 _SETTLE_S = 60.0
+# The figures of drift are those of weeks.
+_DRIFT_EVERY_S = 600.0
+# Without `alerts` troubles are told to the log, the metrics and the page alone.
+_DEFAULTS = Alerts.model_construct()
 
 
 class Watch:
@@ -32,6 +37,8 @@ class Watch:
         self._every_s = every_s
         self._settle_s = settle_s
         self._began_at: float | None = None
+        self._drift: dict[tuple[str, str], str] = {}
+        self._drift_due_at = 0.0
         self._outage = Outage(log, "the node cannot be looked at: the ledger")
 
     def take(self, config: Config) -> None:
@@ -51,29 +58,38 @@ class Watch:
             stop.wait(self._every_s)
 
     def look(self) -> None:
-        """Count what arrived; where there are alerts, note the troubles."""
+        """Count what arrived, and note the troubles."""
         while self._ledger.count_arrivals():
             pass
-        config = self._config
-        if config.alerts is None:
-            return
 
+        config = self._config
         figures = self._ledger.inspect.figures()
         if self._began_at is None:
             self._began_at = figures.now
+        self._compare(figures.now)
+
         machine = socket.gethostname()
         sight = Sight(
             figures=figures,
             unresolved=self._ledger.inspect.unresolved(),
             sending_hours=self._ledger.inspect.sending_hours(),
+            drift=self._drift,
             machine=machine,
             began_at=self._began_at,
         )
 
-        found = troubles(config, config.alerts, sight)
+        found = troubles(config, config.alerts or _DEFAULTS, sight)
         routes = routes_of(config)
         began, over = self._ledger.alarms.note(found, routes.keys(), machine, self._settle_s)
         for alarm in began:
             log.warning("trouble: %s: %s: %s", alarm.kind, alarm.subject, alarm.words)
         for key in over:
             log.info("trouble over: %s", key)
+
+    def _compare(self, now: float) -> None:
+        """Compare the newest weeks with their baseline, now and then."""
+        if self._drift_due_at - _DRIFT_EVERY_S <= now < self._drift_due_at:
+            return
+        self._drift_due_at = now + _DRIFT_EVERY_S
+        alarms = drift(self._ledger.inspect).alarms
+        self._drift = {(alarm.ae_title, alarm.what): alarm.words for alarm in alarms}

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database
 from daemon.ledger.schema import (
+    alarms,
     audit,
     deliveries,
     destinations,
@@ -29,6 +30,8 @@ from daemon.ledger.states import DeliveryState, ImageState
 
 # DIMSE priorities: stat, routine, low.
 _PRIORITIES = (0, 1, 2)
+# More troubles at a time tell nobody more.
+_MOST_TROUBLES = 200
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Snapshot:
     circuits: Mapping[str, Circuit]
     roles: tuple[RoleProcess, ...]
     audit_waiting: int
+    # The kind and subject of each trouble that lasts.
+    troubles: tuple[tuple[str, str], ...]
 
 
 def snapshot(database: Database) -> Snapshot:
@@ -100,6 +105,7 @@ def snapshot(database: Database) -> Snapshot:
             circuits=_circuits(conn),
             roles=_roles(conn),
             audit_waiting=_count(conn, audit),
+            troubles=_troubles(conn),
         )
 
 
@@ -236,6 +242,11 @@ def _circuits(conn: Connection) -> dict[str, Circuit]:
         row.name: Circuit(row.down_since, row.last_answer, row.next_try_at)
         for row in conn.execute(sa.select(destinations))
     }
+
+
+def _troubles(conn: Connection) -> tuple[tuple[str, str], ...]:
+    named = sa.select(alarms.c.kind, alarms.c.subject).distinct().limit(_MOST_TROUBLES)
+    return tuple((row.kind, row.subject) for row in conn.execute(named))
 
 
 def _roles(conn: Connection) -> tuple[RoleProcess, ...]:

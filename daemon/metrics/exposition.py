@@ -56,6 +56,17 @@ class _Figures(Collector):
         yield from self._roles()
         yield from self._models()
         yield from self._machine()
+        yield self._troubles()
+
+    def _troubles(self) -> Metric:
+        family = GaugeMetricFamily(
+            "pleura_trouble",
+            "1: a trouble lasts, of the kinds that docs/monitor.md lists.",
+            labels=["kind", "subject"],
+        )
+        for kind, subject in sorted({(kind, bounded(text)) for kind, text in self._found.troubles}):
+            family.add_metric([kind, subject], 1)
+        return family
 
     def _images(self) -> Iterator[Metric]:
         received = CounterMetricFamily(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 
 from daemon.alerts import AlertSender, RouteError, Watch, routes_of
+from daemon.alerts.kinds import KINDS
 from daemon.alerts.silence import missing_images
+from daemon.alerts.troubles import Sight, troubles
 from daemon.backoff import Backoff
 from daemon.cli import main
 from daemon.config import Config
-from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger
+from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger, StoredResult
 from tests.unit.clock import START, Clock
 from tools.peers.certificates import Authority
 from tools.peers.mail import MailServer, WebService
@@ -135,6 +138,34 @@ def test_each_trouble_is_told_once_and_once_when_it_is_over(
          ("began", "over")] + [("failed", "began")]
     )  # fmt: skip
     assert len(mail_server.received) == len(events)
+
+
+def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
+    ledger: Ledger, clock: Clock, config: Config, authority: Authority
+) -> None:
+    pair = authority.issue("node")
+    tls = {"tls": {**pair.settings(), "client": "none"}}
+    alerts = {"mail": None, "webhook": {"url": "http://localhost/"}, "disk_free_mb": 10**9}
+    changes = {"alerts": alerts, **tls}
+    near = Config.model_validate(config.model_dump(mode="json") | changes)
+    ledger.receive([Arrival("f", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
+    (job,) = ledger.claim_images("me", 1)
+    made = StoredResult("SC", "made", "1.2", "9.9", "1.2.1", 9)
+    ledger.complete(job, Completion("analysed", "d", results=(made,)), {"pacs": ["SC"]})
+    ledger.mark_refused(ledger.claim_deliveries("pacs", "me", 1)[0], "no", 0x0122)
+
+    clock.now = time.time()
+    sight = Sight(
+        ledger.inspect.figures(), ledger.inspect.unresolved(), {},
+        {("XRAY1", "positives"): "positives: 9 of 60 images"}, "here", clock.now,
+    )  # fmt: skip
+    assert near.alerts is not None
+    found = {alarm.kind: alarm for alarm in troubles(near, near.alerts, sight)}
+    assert found["disk"].machine == "here"
+    assert found["certificate"].subject == "tls.certificate"
+    assert found["refused"].words == "1 results were refused of 1970-01-12 (UTC): 9.9"
+    assert found["drift"].words == "positives: 9 of 60 images"
+    assert {alarm.kind for alarm in found.values()} <= KINDS.keys()
 
 
 def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(
