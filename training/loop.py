@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from training import data, progress
 from training.data import cache, checks, split
 from training.data.cases import Case
 from training.export import Export, Trained
-from training.fitting import average, installed, ranks, weights
+from training.fitting import average, find_rate, installed, ranks, show, weights
 from training.fitting.batches import Batches, Samples, inputs, with_folds
 from training.fitting.crossfit import NO_FOLD, CrossFitted
 from training.fitting.fit import fit
@@ -32,6 +34,9 @@ from training.fitting.run import Run, RunError, digest, write
 from training.measures import metrics
 from training.recipe import Layout, Recipe, Stage
 
+# What a run can do in the place of training
+Trial = Literal["show-batches", "find-learning-rate"]
+_BATCHES_SHOWN = 2
 # The first seed of training phantoms; tests and the demo use small seeds
 _PHANTOM_SEED = 100_000
 # Characters of the command in a package's provenance
@@ -53,6 +58,7 @@ def train(
     command: Sequence[str],
     starts: Mapping[int, Path | None] | None = None,
     decoded: Path | None = None,
+    instead: Trial | None = None,
 ) -> Path | None:
     """Train every network of `recipe` on the data in `folder` and write the package.
 
@@ -62,7 +68,8 @@ def train(
     TensorBoard's files, and package/. The same command again resumes a killed run. `starts` maps a
     network's place in the recipe to a file of weights to start from, or to None: at random,
     although the recipe names published weights. Decoded images are kept in `decoded`, which runs
-    may share, or in `out`/cache.
+    may share, or in `out`/cache. `instead` of training, each network's first batches are drawn, or
+    a learning rate is looked for.
 
     Raises:
         ValueError, RunError, WeightsError, TrainingError: what is wrong with the data, the run
@@ -97,6 +104,10 @@ def train(
             raise RunError(fault)
 
         training = _Training(recipe, sources, run, device, parts, files, decoded or out / "cache")
+        if instead is not None:
+            training.try_out(instead)
+            return None
+
         trained: list[Trained] = []
         for number, stage in enumerate(recipe.networks):
             trained.append(Trained(stage, training.network(number, stage, trained)))
@@ -236,7 +247,7 @@ class _Training:
         if (given := self.starts.get(number)) is not None and given.is_dir():
             return weights.network_of_package(given, stage)
 
-        name = f"{number}-{stage.role}-{stage.architecture}"
+        name = _name(number, stage)
         train, watched = self._images(stage)
         torch.manual_seed(self.recipe.seed + number)
         network = build(stage.architecture, **stage.arguments)
@@ -250,6 +261,35 @@ class _Training:
 
         network = self._fitted(name, stage, network, train, watched)
         return self._finished(name, stage, network, train, watched)
+
+    def try_out(self, trial: Trial) -> None:
+        """Draw each network's first batches, or look for its learning rate; nothing is trained."""
+        for number, stage in enumerate(self.recipe.networks):
+            name = _name(number, stage)
+            train, _ = self._images(stage)
+            batches = self._batches(stage, train, stage.phantoms)
+
+            if trial == "show-batches":
+                for order, batch in enumerate(itertools.islice(batches.epoch(0), _BATCHES_SHOWN)):
+                    path = self.run.folder / "batches" / f"{name}-{order}.png"
+                    show.sheet(batch, path)
+                    self.run.console.print(str(path), soft_wrap=True)
+                continue
+
+            torch.manual_seed(self.recipe.seed + number)
+            network = build(stage.architecture, **stage.arguments)
+            if stage.start != "classifier":
+                self._start(number, stage, network, ())
+            with progress.spinner(f"{name}: raising the learning rate", self.run.console):
+                found = find_rate.find(network, batches)
+
+            path = self.run.folder / "learning-rate" / name
+            find_rate.write(found, path)
+            self.run.console.print(
+                f"{name}: networks.{number}.optimiser.learning_rate={found.suggested:.2g} is where "
+                f"the loss falls fastest ({path}.png)",
+                soft_wrap=True,
+            )
 
     def _fitted(
         self,
@@ -469,6 +509,7 @@ class _Training:
             targets=targets,
             times=times,
             ids=ids,
+            positive=np.array([case.positive for case in cases]),
             inside=_unless_full(prepared),
             folds=self._folds(cases) if stage.cross_fit else None,
         )
@@ -511,6 +552,11 @@ class _Watch:
                 images = with_folds(images, self.folds[some])
             logits = network(images.to(self.device))
             yield torch.sigmoid(logits.float())[:, 0].cpu().numpy().astype(np.float64)
+
+
+def _name(number: int, stage: Stage) -> str:
+    """The name of a network's files."""
+    return f"{number}-{stage.role}-{stage.architecture}"
 
 
 def _glance(cases: Sequence[Case]) -> Sequence[Case]:

@@ -117,6 +117,12 @@ class Freeze(_Part):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
+# The terms of a loss
+_TERMS = (
+    "cross_entropy", "focal", "dice", "tanimoto", "jaccard", "tversky", "focal_tversky", "lovasz",
+)  # fmt: skip
+
+
 class Loss(_Part):
     """Weights of the terms of training/fitting/losses.py; 0 leaves one out."""
 
@@ -124,6 +130,14 @@ class Loss(_Part):
     focal: Annotated[float, Field(ge=0)] = 0.0
     dice: Annotated[float, Field(ge=0)] = 0.0
     tanimoto: Annotated[float, Field(ge=0)] = 0.0
+    jaccard: Annotated[float, Field(ge=0)] = 0.0
+    tversky: Annotated[float, Field(ge=0)] = 0.0
+    focal_tversky: Annotated[float, Field(ge=0)] = 0.0
+    lovasz: Annotated[float, Field(ge=0)] = 0.0
+    # Tversky: weight of a missed pixel; that of a false pixel is what is left to 1
+    misses: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    # Hard-negative mining: of a batch's negatives, the share with the highest losses counts
+    hard_negatives: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Weight of the auxiliary outputs beside the answer; None: the mean of all outputs
     auxiliary: Annotated[float, Field(ge=0)] | None = None
     # Labels only: classes weigh inverse to their frequency
@@ -133,7 +147,7 @@ class Loss(_Part):
 
     @model_validator(mode="after")
     def _some(self) -> Loss:
-        if not self.cross_entropy + self.focal + self.dice + self.tanimoto:
+        if not any(getattr(self, name) for name in _TERMS):
             raise ValueError("every weight is 0; at least one term wanted")
         return self
 
@@ -196,6 +210,10 @@ class Stage(_Part):
     images: Literal["all", "positives"] = "all"
     # Share of the negatives that an epoch shows, drawn anew for each epoch
     negatives: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # Share of positive images in an epoch of as many images as there are: one share for every
+    # epoch, or [first, last], which slides from one to the other as SIIM-ACR's winner let it.
+    # Positives are shown several times where there are too few. None: as they come
+    positives: Share | Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
     # Times each real image is seen in an epoch
     repeats: Count = 1
     # Synthetic images among the real images
@@ -220,8 +238,9 @@ class Stage(_Part):
     # without it. Where the encoder is frozen for all epochs, they share it and train at once
     # (training/fitting/crossfit.py); else each trains in turn.
     cross_fit: bool = False
-    # Arithmetic of the forward pass; weights stay fp32
-    precision: Literal["fp32", "bf16"] = "fp32"
+    # Arithmetic of the forward pass; weights stay fp32. "auto" is bf16 on a GPU (fp16 on GPUs that
+    # only emulate it), fp32 on a CPU.
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     # LABEL_FIGURES or MASK_FIGURES, of the validation images; None: the last weights. For masks
     # rather one of those `_positives`: over all images, finding nothing scores the share without a
     # finding (0.78 of SIIM-ACR), and wins.
@@ -263,6 +282,13 @@ class Stage(_Part):
         """Whether the networks of cross-fitting share one encoder: it rests in every epoch."""
         return self.freeze is not None and (self.freeze.epochs, self.freeze.share) == (0, 1.0)
 
+    def positive_share_of(self, epoch: int) -> float | None:
+        """The share of positive images in an epoch, from 0 on; None: as they come."""
+        if not isinstance(self.positives, list):
+            return self.positives
+        first, last = self.positives
+        return first + (last - first) * min(1.0, epoch / max(1, self.epochs - 1))
+
     @property
     def on_masks(self) -> bool:
         """Whether masks are what it learns from; else labels."""
@@ -272,6 +298,11 @@ class Stage(_Part):
     def _watched(self) -> Stage:
         if (self.early_stop or self.schedule.name == "plateau") and self.best_by is None:
             raise ValueError("early_stop and plateau want best_by: the figure they watch")
+        if self.positives is not None and (self.negatives != 1 or self.images == "positives"):
+            raise ValueError(
+                f"positives: {self.positives} found beside negatives or images: positives; one of "
+                "them decides what an epoch shows"
+            )
         figures = LABEL_FIGURES if self.role == "classifier" else MASK_FIGURES
         if self.best_by not in (None, *figures):
             raise ValueError(

@@ -154,3 +154,38 @@ def test_an_image_that_cannot_be_read_is_an_error_of_the_loop() -> None:
     torn: Any = Torn()
     with pytest.raises(OSError, match="Input/output"):
         list(Batches([Samples(images=torn, targets=np.zeros(4))], stage(), 1, CPU).epoch(0))
+
+
+def shares(batches: Batches, epochs: int) -> list[float]:
+    """Of each epoch, the share of images numbered 100 and more."""
+    seen = [list(itertools.chain(*greys(batches, epoch))) for epoch in range(epochs)]
+    assert {len(epoch) for epoch in seen} == {40}
+    return [sum(grey >= 100 for grey in epoch) / len(epoch) for epoch in seen]
+
+
+def test_an_epoch_has_the_share_of_positives_that_is_wanted_fixed_or_sliding() -> None:
+    images = np.concatenate([numbered(30), numbered(10, first=100)])
+    labels = np.repeat(np.array([0, 1], np.float32), [30, 10])
+    part = Samples(images=images, targets=labels)
+    fixed = Batches([part], stage(positives=0.5, epochs=3), 1, CPU)
+    assert shares(fixed, 3) == [0.5, 0.5, 0.5]
+    assert fixed.positive_share == 0.5
+    sliding = Batches([part], stage(positives=[0.8, 0.4], epochs=3), 1, CPU)
+    assert shares(sliding, 4) == [0.8, 0.6, 0.4, 0.4]
+    assert greys(sliding, 1) == greys(Batches([part], sliding.stage, 1, CPU), 1)
+
+    # Every positive is shown twice before one is shown a third time.
+    counts = np.bincount(list(itertools.chain(*greys(fixed, 0))), minlength=110)[100:]
+    assert set(counts) == {2}
+
+
+def test_masks_tell_the_positives_too_and_one_class_alone_has_no_share() -> None:
+    masks = np.zeros((8, 32, 32), np.uint8)
+    masks[6:, 3, 3] = 255
+    part = Samples(images=numbered(8), targets=masks)
+    seen = itertools.chain(*greys(Batches([part], stage(positives=0.5), 1, CPU), 0))
+    assert sum(grey >= 6 for grey in seen) == 4
+    with pytest.raises(ValueError, match=r"positives: 0\.5 found; 0 of 8 images"):
+        Batches([Samples(images=numbered(8), targets=masks * 0)], stage(positives=0.5), 1, CPU)
+    with pytest.raises(ValueError, match="beside negatives"):
+        stage(positives=0.5, negatives=0.5)

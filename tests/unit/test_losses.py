@@ -159,3 +159,64 @@ def test_the_sums_are_of_32_bits_in_mixed_precision() -> None:
         found = losses.compose(Loss(cross_entropy=1, dice=1, focal=1, tanimoto=1))(logits, masks)
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_overlap_losses_are_the_papers_arithmetic() -> None:
+    """Two pixels of one image: found with 0.8 and 0.6; the first is true."""
+    logits = torch.logit(torch.tensor([0.8, 0.6])).view(1, 1, 1, 2)
+    masks = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
+    hit, false, missed = 0.8, 0.6, 0.2
+    smooth = 1.0
+
+    union = hit + false + missed
+    assert value(Loss(jaccard=1), logits, masks) == pytest.approx(
+        1 - (hit + smooth) / (union + smooth)
+    )
+    for misses in (0.5, 0.7):
+        index = (hit + smooth) / (hit + (1 - misses) * false + misses * missed + smooth)
+        assert value(Loss(tversky=1, misses=misses), logits, masks) == pytest.approx(1 - index)
+        assert value(Loss(focal_tversky=1, misses=misses), logits, masks) == pytest.approx(
+            (1 - index) ** 0.75
+        )
+    # With equal weights Tversky's is Dice's.
+    halves = (hit + smooth) / (hit + 0.5 * false + 0.5 * missed + smooth)
+    dice = (2 * hit + 2 * smooth) / (2 * hit + false + missed + 2 * smooth)
+    assert halves == pytest.approx(dice)
+
+
+def test_lovasz_is_the_jaccard_loss_at_its_corners_and_linear_between() -> None:
+    masks = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 2, 2)
+    # Margins 1 - logit x sign: 0 where right by 1, 2 where wrong by 1
+    for wrong, jaccard in (((), 0.0), ((0,), 1 / 2), ((2,), 1 / 3), ((0, 2), 2 / 3)):
+        signs = [1.0, 1.0, -1.0, -1.0]
+        for place in wrong:
+            signs[place] = -signs[place]
+        logits = torch.tensor(signs).view(1, 1, 2, 2)
+        assert value(Loss(lovasz=1), logits, masks) == pytest.approx(2 * jaccard)
+
+    # By hand: margins 1.5, 0.5, 0.2, 0; the Jaccard loss grows to 1/2, 2/3, 1 in this order
+    logits = torch.tensor([-0.5, 0.8, -0.5, -1.0]).view(1, 1, 2, 2)
+    by_hand = 1.5 * 1 / 2 + 0.5 * (2 / 3 - 1 / 2) + 0.2 * (1 - 2 / 3)
+    assert value(Loss(lovasz=1), logits, masks) == pytest.approx(by_hand)
+
+
+def test_every_overlap_loss_has_a_slope_and_ignores_empty_masks() -> None:
+    logits, masks = logits_and_masks()
+    for term in ("jaccard", "tversky", "focal_tversky", "lovasz"):
+        given = logits.clone().requires_grad_()
+        loss = losses.compose(Loss.model_validate({term: 1}))(given, masks)
+        loss.backward()
+        assert given.grad is not None
+        assert given.grad.isfinite().all()
+        assert given.grad[0].abs().sum() == 0 < given.grad[1].abs().sum()
+
+
+def test_of_the_negatives_only_the_hardest_count() -> None:
+    logits = torch.tensor([[0.0], [2.0], [1.0], [-3.0], [-1.0]])
+    labels = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0]])
+    each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")[:, 0]
+    half = value(Loss(cross_entropy=1, hard_negatives=0.5), logits, labels)
+    assert half == pytest.approx(float(each[:3].mean()))
+    assert value(Loss(cross_entropy=1), logits, labels) == pytest.approx(float(each.mean()))
+    alone = value(Loss(cross_entropy=1, hard_negatives=0.1), logits[:1], labels[:1])
+    assert alone == pytest.approx(float(each[0]))

@@ -38,6 +38,8 @@ class Samples:
     times: int = 1
     # Share of the images that an epoch shows, drawn anew for each epoch
     share: float = 1.0
+    # (n,) whether there is something to find; None: told by labels, and not told by masks
+    positive: NDArray[np.bool_] | None = None
     # Names of the images for messages
     ids: Sequence[str] = ()
     # (n, 4) top, left, height, width in the letterbox; None: all of it
@@ -87,6 +89,7 @@ class Batches:
             part.inside is not None for part in parts
         )
 
+        self._positive = self._found_positive() if stage.positives is not None else None
         if not len(self):
             raise ValueError(
                 f"{self._starts[-1]} images found, a batch of {stage.batch} wanted; lower batch"
@@ -106,6 +109,11 @@ class Batches:
         """The share of positive labels, 0..1; 0.5 for masks, which no loss balances."""
         if self._parts[0].targets.ndim > 1:
             return 0.5
+        if self.stage.positives is not None:
+            shares = [
+                self.stage.positive_share_of(epoch) or 0.0 for epoch in (0, self.stage.epochs)
+            ]
+            return sum(shares) / len(shares)
         positives = sum(float((part.targets > 0.5).mean()) * part.shown for part in self._parts)
         return positives / sum(part.shown for part in self._parts)
 
@@ -144,6 +152,10 @@ class Batches:
 
     def _order(self, number: int) -> NDArray[np.int64]:
         """The places of the images that an epoch shows, shuffled."""
+        share = self.stage.positive_share_of(number)
+        if self._positive is not None and share is not None:
+            return self._order_with(share, number)
+
         order = np.random.default_rng((self.seed, number)).permutation(self._starts[-1])
 
         for part, start in zip(self._parts, self._starts, strict=False):
@@ -152,6 +164,44 @@ class Batches:
             order = order[~surplus]
 
         return order
+
+    def _order_with(self, share: float, number: int) -> NDArray[np.int64]:
+        """As many places as there are, a `share` of them positive.
+
+        No image is shown twice while another of its class waits.
+        """
+        assert self._positive is not None
+        rng = np.random.default_rng((self.seed, number))
+        total = len(self._positive)
+        positives = round(share * total)
+
+        chosen = [
+            _drawn(rng, np.flatnonzero(self._positive), positives),
+            _drawn(rng, np.flatnonzero(~self._positive), total - positives),
+        ]
+        return rng.permutation(np.concatenate(chosen))
+
+    def _found_positive(self) -> NDArray[np.bool_]:
+        """(places,) whether each image has something to find.
+
+        Raises:
+            ValueError: one class is missing, of which an epoch is to have a share.
+        """
+        found = []
+        for part in self._parts:
+            positive = part.positive
+            if positive is None:
+                inside = part.targets.reshape(len(part.targets), -1).max(1)
+                positive = np.asarray(inside > (0.5 if part.targets.ndim == 1 else 0))
+            found.append(np.tile(positive, part.times))
+
+        places = np.concatenate(found)
+        if places.all() or not places.any():
+            raise ValueError(
+                f"positives: {self.stage.positives} found; {int(places.sum())} of {len(places)} "
+                "images are positive: some of both classes wanted"
+            )
+        return places
 
     def _prepared(self, number: int, index: int) -> Batch:
         chosen = self._chosen(number, index)
@@ -202,6 +252,12 @@ class Batches:
             if self.device.type == "cuda"
             else batch
         )
+
+
+def _drawn(rng: np.random.Generator, places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` of the places: all of them as often as it takes, the last time some of them."""
+    rounds = [rng.permutation(places) for _ in range(-(-count // len(places)))]
+    return np.concatenate([*rounds, places[:0]])[:count]
 
 
 def mixed(*numbers: int) -> int:

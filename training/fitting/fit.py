@@ -25,7 +25,7 @@ from training.fitting.batches import Batches, mixed
 from training.fitting.curve import Curve, Row
 from training.fitting.run import Run, write
 from training.fitting.schedule import Moment
-from training.recipe import Optimiser
+from training.recipe import Optimiser, Stage
 
 Watch = Callable[[nn.Module], dict[str, float]]
 # Seconds between looks at the losses: each look waits for the device
@@ -78,8 +78,8 @@ class _Fit:
         # Steps of the optimiser
         self._per_epoch = math.ceil(len(batches) / stage.accumulate)
         self._loss_of = losses.compose(stage.loss, batches.positive_share)
-        self._optimiser = _optimiser(network, stage.optimiser)
-        self._half = _half(batches.device) if stage.precision == "bf16" else None
+        self._optimiser = optimiser_of(network, stage.optimiser)
+        self._half = _half(batches.device) if _wants_half(stage, batches.device) else None
         self._scaler = torch.amp.GradScaler(
             batches.device.type, enabled=self._half == torch.float16
         )
@@ -298,7 +298,8 @@ class _Fit:
         return rows
 
 
-def _optimiser(network: nn.Module, how: Optimiser) -> torch.optim.Optimizer:
+def optimiser_of(network: nn.Module, how: Optimiser) -> torch.optim.Optimizer:
+    """torch's optimiser of a recipe's knobs."""
     if how.name == "sgd":
         return torch.optim.SGD(
             network.parameters(),
@@ -309,6 +310,11 @@ def _optimiser(network: nn.Module, how: Optimiser) -> torch.optim.Optimizer:
         )
     kind = torch.optim.AdamW if how.name == "adamw" else torch.optim.Adam
     return kind(network.parameters(), how.learning_rate, weight_decay=how.weight_decay)
+
+
+def _wants_half(stage: Stage, device: torch.device) -> bool:
+    """Whether the forward pass runs in half precision: "auto" wants it on a GPU alone."""
+    return stage.precision == "bf16" or (stage.precision == "auto" and device.type == "cuda")
 
 
 def _half(device: torch.device) -> torch.dtype:

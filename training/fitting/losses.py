@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ Outputs = Tensor | list[Tensor]
 _FOCUS = 2.0
 # Pixels added to both sides of a ratio: an empty one is defined, and a tiny mask no cliff
 _SMOOTH = 1.0
+# Power of the focal Tversky loss: 1 / gamma, with the paper's gamma of 4/3
+_FOCAL_TVERSKY = 0.75
+_LEAST = 1e-6
 
 
 def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tensor], Tensor]:
@@ -23,8 +28,8 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
     Outputs are logits, one tensor or a list of them (deep supervision), whose losses are averaged.
     Targets are labels (n, 1) or masks (n, 1, side, side), both 0..1 and possibly soft. A 4-D output
     is held against the masks; a 2-D one against the labels, or against "the mask is not empty".
-    Dice and Tanimoto are of masks: where they are the whole loss, a 2-D output is held to cross
-    entropy.
+    Dice and the other overlaps are of masks: where they are the whole loss, a 2-D output is held to
+    cross entropy.
 
     `positive_share` is that of the training labels; `loss.balance` weighs both classes of the
     labels inverse to it.
@@ -39,10 +44,20 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
             "classes"
         )
 
+    if loss.hard_negatives < 1:
+        return _of_the_hardest(loss, positive_share)
+
     weights = (0.5 / (1 - positive_share), 0.5 / positive_share) if loss.balance else (1.0, 1.0)
     terms = ((loss.cross_entropy, cross_entropy), (loss.focal, focal))
     of_labels = [(weight, term) for weight, term in terms if weight] or [(1.0, cross_entropy)]
-    overlaps = ((loss.dice, dice), (loss.tanimoto, tanimoto))
+    overlaps: list[tuple[float, Callable[[Tensor, Tensor, bool], Tensor]]] = [
+        (loss.dice, dice),
+        (loss.tanimoto, tanimoto),
+        (loss.jaccard, jaccard),
+        (loss.tversky, partial(tversky, misses=loss.misses)),
+        (loss.focal_tversky, partial(tversky, misses=loss.misses, power=_FOCAL_TVERSKY)),
+        (loss.lovasz, lovasz),
+    ]
 
     def of_one(logits: Tensor, targets: Tensor) -> Tensor:
         # Sums over a megapixel want 32 bits, whatever the network computes in.
@@ -73,6 +88,33 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
         # The first output is the answer, the others only help to train it.
         answer, *others = parts
         return answer + loss.auxiliary * torch.stack(others).mean() if others else answer
+
+    return of_all
+
+
+def _of_the_hardest(loss: Loss, positive_share: float) -> Callable[[Outputs, Tensor], Tensor]:
+    """The loss of each image alone: the mean over the positives and the hardest negatives.
+
+    Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining",
+    CVPR 2016; here whole images are mined, and positives always count.
+    """
+    of_batch = compose(loss.model_copy(update={"hard_negatives": 1.0}), positive_share)
+
+    def of_all(outputs: Outputs, targets: Tensor) -> Tensor:
+        several = outputs if isinstance(outputs, list) else [outputs]
+        each = torch.stack(
+            [
+                of_batch(
+                    [one[number : number + 1] for one in several], targets[number : number + 1]
+                )
+                for number in range(len(targets))
+            ]
+        )
+
+        is_negative = ~(targets.flatten(1) > 0.5).any(1)
+        negatives = each[is_negative]
+        kept = math.ceil(loss.hard_negatives * len(negatives))
+        return torch.cat([each[~is_negative], negatives.topk(kept).values]).mean()
 
     return of_all
 
@@ -114,6 +156,53 @@ def tanimoto(logits: Tensor, masks: Tensor, empty: bool = False) -> Tensor:
     overlap = (found * true).sum(1)
     squares = (found**2).sum(1) + (true**2).sum(1)
     return _mean(1 - (overlap + _SMOOTH) / (squares - overlap + _SMOOTH), true, empty)
+
+
+def jaccard(logits: Tensor, masks: Tensor, empty: bool = False) -> Tensor:
+    """1 - intersection over union of each image (Rahman & Wang, ISVC 2016)."""
+    found, true = torch.sigmoid(logits).flatten(1), masks.flatten(1)
+    overlap = (found * true).sum(1)
+    union = found.sum(1) + true.sum(1) - overlap
+    return _mean(1 - (overlap + _SMOOTH) / (union + _SMOOTH), true, empty)
+
+
+def tversky(
+    logits: Tensor, masks: Tensor, empty: bool = False, misses: float = 0.7, power: float = 1.0
+) -> Tensor:
+    """1 - TP / (TP + (1 - misses) FP + misses FN) of each image, to a `power`.
+
+    Salehi et al., MLMI 2017; the focal one, with a power below 1: Abraham & Khan, ISBI 2019.
+    """
+    found, true = torch.sigmoid(logits).flatten(1), masks.flatten(1)
+    overlap = (found * true).sum(1)
+    false, missed = found.sum(1) - overlap, true.sum(1) - overlap
+    whole = overlap + (1 - misses) * false + misses * missed
+
+    loss = 1 - (overlap + _SMOOTH) / (whole + _SMOOTH)
+    if power != 1:
+        # At 0 the root has no slope that is a number.
+        loss = loss.clamp_min(_LEAST) ** power
+    return _mean(loss, true, empty)
+
+
+def lovasz(logits: Tensor, masks: Tensor, empty: bool = False) -> Tensor:
+    """The Lovász hinge of each image: a convex bound of 1 - intersection over union.
+
+    Berman et al., CVPR 2018, algorithm 1. Of a soft mask 0.5 and more is inside.
+    """
+    inside = (masks.flatten(1) >= 0.5).float()
+    margins = 1 - logits.flatten(1) * (2 * inside - 1)
+    sorted_margins, order = margins.sort(dim=1, descending=True)
+    true = inside.gather(1, order)
+
+    # The Jaccard loss where the first k pixels are wrong, and what the k-th adds to it
+    positives = true.sum(1, keepdim=True)
+    intersection = positives - true.cumsum(1)
+    union = positives + (1 - true).cumsum(1)
+    losses = 1 - intersection / union.clamp_min(1)
+    added = torch.cat([losses[:, :1], losses[:, 1:] - losses[:, :-1]], 1)
+
+    return _mean((functional.relu(sorted_margins) * added).sum(1), inside, empty)
 
 
 def _mean(losses: Tensor, true: Tensor, empty: bool) -> Tensor:

@@ -132,7 +132,7 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
     if isinstance(top, nn.Module):
         wanted |= top.state_dict()
 
-    given = _read(path)
+    given = read(path)
     _require_scale(given, stage, path)
     forms = [_published(wanted, form) for form in _FORMS]
 
@@ -272,7 +272,12 @@ def _published(names: Iterable[str], form: _Form) -> dict[str, str]:
     return published
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights, under today's names; those of an encoder, where it is part.
+
+    Raises:
+        WeightsError: the file cannot be read, or is more than tensors.
+    """
     try:
         given = load_file(path) if path.suffix == ".safetensors" else importing.state_dict(path)
     except PackageError as error:
