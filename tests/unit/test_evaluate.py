@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, fbeta_score, roc_auc_score
 
+from daemon import cli
 from inference import package
 from training import commands, recipe
 from training import data as labelled
@@ -390,3 +392,24 @@ def test_a_split_of_other_images_is_refused(
     (tmp_path / "answers.csv").write_text("image_id,label\na,x\n")
     with pytest.raises(ValueError, match="line 2"):
         read_answers(tmp_path / "answers.csv")
+
+
+def test_images_without_labels_are_counted(
+    tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        picture = rng.integers(0, 255, (40, 40), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+
+    arguments = ["evaluate", "--model", str(tiny_package), "--layout", "images", "--json"]
+    assert cli.main([*arguments, "--data", str(folder)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 3
+    assert 0 <= found["positive"] <= 3
+    assert 0 < found["probability"]["50 %"] < 1
+    assert "broken.png: cannot be read" in found["unreadable"][0]
+    assert cli.main([*arguments, "--data", str(tmp_path / "none")]) == 1
