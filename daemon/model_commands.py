@@ -9,11 +9,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from daemon import installed
 from daemon.exits import EXIT_FAILED, CannotStartError
+
+if TYPE_CHECKING:
+    from inference.foreign import Foreign
 
 
 def model(options: argparse.Namespace) -> int:
@@ -48,8 +53,65 @@ def _model_import(options: argparse.Namespace) -> None:
     choices = importing.Choices(**given)
     segmenter = package.folder_of(options.segmenter)
 
-    importing.import_chexnet(options.checkpoint, segmenter, options.out, choices)
+    if options.kind == "chexnet":
+        importing.import_chexnet(options.checkpoint, segmenter, options.out, choices)
+    else:
+        from inference import foreign
+
+        if "id" not in given:
+            choices = replace(choices, id="imported")
+        foreign.write(_foreign(options, choices.side), segmenter, options.out, choices)
     print(_checked_in_words(options.out))
+
+
+def _foreign(options: argparse.Namespace, side: int) -> Foreign:
+    """The network of a foreign file, as the options describe it.
+
+    Raises:
+        CannotStartError: an option is missing or no YAML mapping.
+        PackageError: the file is not what was said.
+    """
+    from inference import foreign
+
+    path = options.checkpoint
+    if options.kind in ("state-dict", "timm") and not options.architecture:
+        raise CannotStartError(f"--kind {options.kind}: --architecture NAME wanted")
+
+    if options.kind == "onnx":
+        low, high = options.range
+        arguments = {"low": low, "high": high, "index": options.output, "gives": options.gives}
+        colours = foreign.IMAGENET if options.imagenet else {}
+        return foreign.from_onnx(path, options.role, side, **arguments, **colours)
+    if options.kind == "torchxrayvision":
+        return foreign.from_xrayvision(path, side)
+    if options.kind == "state-dict":
+        named = (options.architecture, _mapping(options.arguments), options.normalisation)
+        return foreign.from_state_dict(path, options.role, side, *named)
+    return _from_timm(options, side)
+
+
+def _from_timm(options: argparse.Namespace, side: int) -> Foreign:
+    _training_commands("model import --kind timm")
+    from training import timm_checkpoint
+    from training.fitting.weights import WeightsError
+
+    how = timm_checkpoint.Head(options.output, options.gives)
+    try:
+        return timm_checkpoint.classifier(options.checkpoint, options.architecture, side, how)
+    except WeightsError as error:
+        raise CannotStartError(str(error)) from error
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise CannotStartError(f"--arguments: found {text!r}; a YAML mapping wanted, like {{a: 1}}")
+    return found
 
 
 def _checked_in_words(path: Path) -> str:
@@ -83,7 +145,7 @@ def train(options: argparse.Namespace) -> int:
             return json.dumps(commands.train_outcome(recipe, options.data, options.out), indent=2)
 
         found = commands.train_package(
-            recipe, options.data, options.out, command, starts, options.cache
+            recipe, options.data, options.out, command, starts, options.cache, options.instead
         )
         return str(commands.closing_lines(recipe, found, options.out)) if found else ""
 
@@ -98,6 +160,10 @@ def evaluate(options: argparse.Namespace) -> int:
     from training.measures.evaluate import table
 
     def figures() -> str:
+        if options.layout == commands.UNLABELLED:
+            counts, text = commands.measure_unlabelled(folder_of(options.model), options.data)
+            return json.dumps(counts, indent=2) if options.json else str(text)
+
         found, published = commands.measure(
             folder_of(options.model),
             options.data,

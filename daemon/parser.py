@@ -257,7 +257,12 @@ def _add_import(action: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="its tensors are read, and no code in it is run",
     )
-    action.add_argument("--kind", choices=("chexnet",), required=True)
+    action.add_argument(
+        "--kind",
+        choices=("chexnet", "onnx", "state-dict", "timm", "torchxrayvision"),
+        required=True,
+        help="what it is (docs/models.md)",
+    )
     action.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the package's folder, empty or new"
     )
@@ -277,10 +282,57 @@ def _add_import(action: argparse.ArgumentParser) -> None:
         help="the package that the segmenter is taken from; default: the default model",
     )
 
+    _add_network(action)
+
     # Suppressed defaults: only the given options override the importer's own choices.
     action.add_argument("--side", type=int, default=argparse.SUPPRESS)
     for name in ("id", "version", "licence"):
         action.add_argument(f"--{name}", default=argparse.SUPPRESS)
+
+
+def _add_network(action: argparse.ArgumentParser) -> None:
+    """What a foreign network is, and how it wants its image."""
+    action.add_argument(
+        "--role",
+        choices=("classifier", "segmenter"),
+        default="classifier",
+        help="of onnx, state-dict",
+    )
+    action.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="state-dict: one of docs/models.md; timm: the encoder, such as resnet34",
+    )
+    action.add_argument(
+        "--arguments", default="{}", metavar="YAML", help="state-dict: the architecture's arguments"
+    )
+    action.add_argument(
+        "--normalisation",
+        choices=("unit", "image-standard"),
+        default="unit",
+        help="state-dict: of the image; default: unit",
+    )
+
+    action.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("BLACK", "WHITE"),
+        help="onnx: the values it expects for black and white; default: 0 1",
+    )
+    action.add_argument(
+        "--imagenet", action="store_true", help="onnx: standardise with ImageNet's mean, deviation"
+    )
+    action.add_argument(
+        "--output", type=int, default=0, metavar="INDEX", help="onnx, timm: the class, from 0"
+    )
+    action.add_argument(
+        "--gives",
+        choices=("logits", "probabilities", "softmax-logits"),
+        default="logits",
+        help="onnx, timm: what the output holds; default: logits",
+    )
 
 
 def _add_train(commands: _Commands) -> None:
@@ -314,6 +366,21 @@ def _add_train(commands: _Commands) -> None:
         metavar="DIR",
         help="decoded images, shared by several runs; default: inside OUT",
     )
+    trials = train.add_mutually_exclusive_group()
+    trials.add_argument(
+        "--show-batches",
+        dest="instead",
+        action="store_const",
+        const="show-batches",
+        help="train nothing; write each network's first batches, augmented, to OUT/batches",
+    )
+    trials.add_argument(
+        "--find-learning-rate",
+        dest="instead",
+        action="store_const",
+        const="find-learning-rate",
+        help="train nothing; raise the rate until the loss explodes, and suggest one",
+    )
     train.add_argument(
         "--fold",
         type=int,
@@ -328,7 +395,9 @@ def _add_evaluate(commands: _Commands) -> None:
     )
     evaluate.add_argument("--model", default="default", metavar="PACKAGE")
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
-    evaluate.add_argument("--layout", default="siim", help=_LAYOUTS)
+    evaluate.add_argument(
+        "--layout", default="siim", help=f"{_LAYOUTS}; images: a folder without labels"
+    )
     evaluate.add_argument(
         "--split", type=Path, metavar="FILE", help="split.csv of a run: figures of its parts"
     )

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference import package
+from inference import keras_weights, package
 from inference.container import MAX_FILE_BYTES, PackageError
 from inference.manifest import Manifest
 from inference.networks import build, shapes
+from inference.programs import program_in
 
 # The 14 findings of ChestX-ray14 in the order of CheXNet's outputs.
 CHEXNET_LABELS = (
@@ -79,7 +80,7 @@ def import_chexnet(checkpoint: Path, segmenter: Path, folder: Path, choices: Cho
     manifest = _manifest(checkpoint, other.manifest, choices)
     networks = {str(role): one for role, one in other.networks.items()} | {"classifier": network}
     inputs = {role: other.golden[f"{role}.input"] for role in networks} | {
-        "classifier": _golden_input(choices.side)
+        "classifier": golden_input(choices.side)
     }
     package.write(folder, manifest, networks, inputs, exact=True)
     (folder / "README.md").write_text(_card(checkpoint, other.manifest, choices), encoding="utf-8")
@@ -148,6 +149,11 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
     Raises:
         PackageError: too large, unreadable, or more than tensors.
     """
+    if checkpoint.suffix.lower() in keras_weights.SUFFIXES:
+        return keras_weights.tensors(checkpoint)
+    if program := program_in(checkpoint):
+        raise PackageError(f"{checkpoint}: {program}")
+
     try:
         if (size := checkpoint.stat().st_size) > MAX_FILE_BYTES:
             raise PackageError(
@@ -165,8 +171,8 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
         what = f"it wants to call {found[1][:100]}" if found else "it is damaged, or no checkpoint"
         raise PackageError(
             f"{checkpoint}: refused, nothing in it was run: {what}; only plain tensors are read. "
-            "If you trust where it "
-            "comes from, save its state_dict alone, on another machine"
+            "If you trust where it comes from, save its state_dict alone, on another machine, or "
+            "export the model as ONNX there and import that with --kind onnx"
         ) from error
     except (
         Exception
@@ -196,7 +202,7 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
     return {str(name): value.detach() for name, value in state.items()}
 
 
-def _golden_input(side: int) -> Tensor:
+def golden_input(side: int) -> Tensor:
     """Two smooth random pictures, (2, 1, side, side), 0 to 1, the same on every machine."""
     coarse = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(0))
     return functional.interpolate(coarse, size=(side, side), mode="bilinear", align_corners=True)

@@ -15,12 +15,15 @@ from training.data import explore
 from training.fitting.fit import TrainingError
 from training.fitting.run import RunError
 from training.fitting.weights import WeightsError
-from training.measures import compare, evaluate, outcome, report
+from training.measures import compare, evaluate, outcome, report, unlabelled
 from training.recipe import Layout, Recipe, RecipeError
 
 # The faults of data, weights, a run folder or the training itself; each message says where and
 # what to do.
 FAILURES = (OSError, ValueError, RunError, TrainingError, WeightsError)
+
+# Beside the layouts of labelled images
+UNLABELLED = unlabelled.LAYOUT
 
 # The one recipe that trains no network
 _OUTCOME = "lgg-outcome"
@@ -29,9 +32,9 @@ _START = "N=FILE, N a network's number,"
 _AT_RANDOM = "random"
 
 __all__ = [
-    "FAILURES", "RecipeError",
+    "FAILURES", "UNLABELLED", "RecipeError",
     "closing_lines", "compare_runs", "comparison_table", "explore_data",
-    "find_recipe", "join_runs", "measure", "read_recipe", "read_starts",
+    "find_recipe", "join_runs", "measure", "measure_unlabelled", "read_recipe", "read_starts",
     "train_outcome", "train_package",
 ]  # fmt: skip
 
@@ -110,6 +113,7 @@ def train_package(
     command: Sequence[str],
     starts: Mapping[int, Path | None],
     decoded: Path | None = None,
+    instead: loop.Trial | None = None,
 ) -> dict[str, Any]:
     """Train, export, measure and report; returns the figures.
 
@@ -119,12 +123,12 @@ def train_package(
         labelled.look(layout, data)
 
     try:
-        folder = loop.train(wanted, data, out, command, starts, decoded)
+        folder = loop.train(wanted, data, out, command, starts, decoded, instead)
     except PackageError as error:
         # Not the caller's package, but the package that was to be written
         raise TrainingError(str(error)) from error
 
-    # Another process of torchrun writes the package.
+    # Another process of torchrun writes the package, or nothing was to be trained.
     if folder is None:
         return {}
     with progress.bar("measuring the package") as done:
@@ -184,6 +188,15 @@ def measure(
             report.write(evaluation, known, split.parent if split else None, report_to, knobs)
 
     return evaluation.figures, known.published if known else {}
+
+
+def measure_unlabelled(model: Path, data: Path) -> tuple[dict[str, Any], str]:
+    """(counts of a package's answers for images without labels, the same as text)."""
+    if not data.is_dir():
+        raise ValueError(f"{data}: no such folder; one with images wanted")
+    with progress.bar("asking the package") as done:
+        found = unlabelled.run(model, data, done)
+    return found, unlabelled.table(found)
 
 
 def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe | None, str]:

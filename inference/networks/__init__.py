@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     JsonValue,
     ValidationError,
     validate_call,
@@ -41,6 +42,7 @@ from inference.networks.encoder_decoder import EncoderDecoder
 from inference.networks.ensemble import Ensemble
 from inference.networks.largest_of_map import LargestOfMap
 from inference.networks.monai_unet_plus_plus import FEATURES, MonaiUNetPlusPlus
+from inference.networks.onnx_graph import Gives, OnnxGraph, is_installed
 from inference.networks.plain import PLAIN_WIDTHS, PlainClassifier
 from inference.networks.plain_unet import PLAIN_UNET_UP_WIDTHS, PLAIN_UNET_WIDTHS, PlainUNet
 from inference.networks.residual import BLOCKS, WIDTHS, ResidualClassifier
@@ -112,6 +114,10 @@ _EncoderStem = Literal["grey", "imagenet", "torchxrayvision"]
 _Stride = Literal[8, 16, 32]
 _Kernels = Annotated[Sequence[Literal[4, 8, 16, 32, 64]], Field(min_length=1, max_length=5)]
 _Strides = Annotated[Sequence[Literal[2, 4, 8, 16, 32]], Field(min_length=1, max_length=5)]
+# Bytes of a graph with its weights
+_Bytes = Annotated[int, Field(ge=1, le=MAX_WEIGHTS)]
+# Of one grey map, or of red, green and blue
+_Colours = Annotated[Sequence[FiniteFloat], Field(min_length=1, max_length=3)]
 # encoders/ has the list of names.
 _Encoder = Annotated[str, Field(max_length=200)]
 
@@ -156,7 +162,7 @@ def _residual_unet(
 
 
 @validate_call
-def _densenet_121(outputs: _Outputs = 1, stem: _Stem = "grey") -> nn.Module:
+def _densenet_121(outputs: _Outputs = 1, stem: _EncoderStem = "grey") -> nn.Module:
     return DenseNet121(outputs, stem)
 
 
@@ -281,6 +287,21 @@ def _largest_of_map(of: _Part, pixels: _Pixels) -> nn.Module:
     return LargestOfMap(of.build(), pixels)
 
 
+@validate_call
+def _onnx(
+    size: _Bytes,
+    low: FiniteFloat = 0.0,
+    high: FiniteFloat = 1.0,
+    mean: _Colours = (0.0,),
+    deviation: _Colours = (1.0,),
+    index: Annotated[int, Field(ge=0, le=999)] = 0,
+    gives: Gives = "logits",
+) -> nn.Module:
+    if not is_installed():
+        raise ValueError("onnx: the extra is not installed; pip install 'pleura[onnxruntime]'")
+    return OnnxGraph(size, low, high, mean, deviation, index, gives)
+
+
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "plain-classifier": _plain_classifier,
     "residual-classifier": _residual_classifier,
@@ -302,6 +323,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "classifier": _classifier,
     "ensemble": _ensemble,
     "largest-of-map": _largest_of_map,
+    "onnx": _onnx,
 }
 
 

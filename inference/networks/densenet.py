@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.networks.imagenet import ImageNetInput
+from inference.networks.imagenet import ImageNetInput, XRayVisionInput
 
 # Maps that each layer adds.
 _GROWTH = 32
@@ -45,14 +45,15 @@ class DenseLayer(nn.Module):
 class DenseNet121(nn.Module):
     """(n, 1, side, side) float32 -> (n, outputs) logits.
 
-    `stem` is "grey" (one map in) or "imagenet" (0 black to 1 white, repeated to three colours and
-    standardised with ImageNet's mean and deviation, as networks want it that were trained on
-    photographs first).
+    `stem` is "grey" (one map in), "torchxrayvision" (the same, -1024 to 1024) or "imagenet" (0
+    black to 1 white, repeated to three colours and standardised with ImageNet's mean and deviation,
+    as networks want it that were trained on photographs first).
     """
 
     def __init__(self, outputs: int = 1, stem: str = "grey") -> None:
         super().__init__()
-        self.input = ImageNetInput() if stem == "imagenet" else nn.Identity()
+        inputs = {"imagenet": ImageNetInput, "torchxrayvision": XRayVisionInput}
+        self.input: nn.Module = inputs.get(stem, nn.Identity)()
         parts: OrderedDict[str, nn.Module] = OrderedDict(
             conv0=nn.Conv2d(3 if stem == "imagenet" else 1, _FIRST, 7, 2, 3, bias=False),
             norm0=nn.BatchNorm2d(_FIRST),

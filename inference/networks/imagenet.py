@@ -1,4 +1,7 @@
-"""The input of networks trained on photographs first (Deng et al., "ImageNet", CVPR 2009)."""
+"""The inputs of networks that were trained elsewhere first.
+
+On photographs (Deng et al., "ImageNet", CVPR 2009), or by torchxrayvision on X-rays.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,16 @@ from torch import Tensor, nn
 # checkpoint expects.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
+
+
+class XRayVisionInput(nn.Module):
+    """(n, 1, h, w), 0 black to 1 white -> -1024 to 1024, as torchxrayvision's networks expect.
+
+    Cohen et al., "TorchXRayVision", MIDL 2022: `normalize` scales to that range.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2048 * x - 1024
 
 
 class ImageNetInput(nn.Module):

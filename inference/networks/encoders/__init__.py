@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import nn
 
 from inference.networks.encoders import from_timm
-from inference.networks.encoders.base import Encoder, SymmetricInput, XRayVisionInput
+from inference.networks.encoders.base import Encoder, SymmetricInput
 from inference.networks.encoders.densenet import densenet121
 from inference.networks.encoders.efficientnet import efficientnet_b3, efficientnet_b4
 from inference.networks.encoders.efficientnet_lite import (
@@ -28,7 +28,7 @@ from inference.networks.encoders.resnet import resnet34, resnet50
 from inference.networks.encoders.senet import se_resnext50, se_resnext101, senet154
 from inference.networks.encoders.vgg import vgg19
 from inference.networks.encoders.xception import xception
-from inference.networks.imagenet import ImageNetInput
+from inference.networks.imagenet import ImageNetInput, XRayVisionInput
 
 __all__ = ["ENCODERS", "Encoder", "build", "top"]
 

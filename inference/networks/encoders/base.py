@@ -20,16 +20,6 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
-class XRayVisionInput(nn.Module):
-    """(n, 1, h, w), 0 black to 1 white -> -1024 to 1024, as torchxrayvision's networks expect.
-
-    Cohen et al., "TorchXRayVision", MIDL 2022: `normalize` scales to that range.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2048 * x - 1024
-
-
 class SymmetricInput(nn.Module):
     """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), -1 to 1.
 
