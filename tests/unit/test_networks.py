@@ -23,7 +23,8 @@ def parameters(network: nn.Module) -> int:
     return sum(one.numel() for one in network.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
+# A graph of ONNX is data, and answers as it says (test_foreign_networks.py).
+@pytest.mark.parametrize("name", sorted(BUILDERS.keys() - {"onnx"}))
 def test_each_gives_one_logit_or_one_map(name: str) -> None:
     network = build(name, **_COMPOSED.get(name, {})).eval()
     with torch.inference_mode():
