@@ -28,8 +28,8 @@ class Sight:
     figures: Snapshot
     unresolved: Sequence[Unresolved]
     sending_hours: Mapping[str, Mapping[int, int]]
-    # By AE title ("": all together) and figure, what differs from the baseline, in words.
-    drift: Mapping[tuple[str, str], str]
+    # By AE title ("": all together), what differs from the baseline, in words.
+    drift: Mapping[str, str]
     # This host: its troubles can only be seen from here.
     machine: str
     # When this process began to look: a role that never gave a sign is silent since then.
@@ -66,7 +66,7 @@ def _outages(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
             owed = sight.figures.owed.get(destination.name)
             words = (
                 f"away since {_time(circuit.down_since)}; its last answer: "
-                f"{shown(circuit.last_answer, 200)}; {owed.results if owed else 0} results wait"
+                f"{shown(circuit.last_answer, 200)}; results owed: {owed.results if owed else 0}"
             )
             yield Alarm(f"outage:{destination.name}", "outage", destination.name, words)
 
@@ -78,7 +78,7 @@ def _backlog(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
     waits_s = sight.figures.now - since
     if waits_s >= alerts.backlog_minutes * _MINUTE_S:
         words = (
-            f"{sight.figures.waiting} images wait, the oldest since {_time(since)}; "
+            f"images waiting: {sight.figures.waiting}, the oldest since {_time(since)}; "
             f"allowed: {alerts.backlog_minutes:g} minutes"
         )
         yield Alarm("backlog", "backlog", "analysis", words)
@@ -92,9 +92,9 @@ def _unresolved(sight: Sight) -> Iterator[Alarm]:
         by_day.setdefault((each.kind, each.subject, day), []).append(each.sop_instance_uid)
 
     for (kind, subject, day), uids in sorted(by_day.items()):
-        what = "images failed" if kind == "failed" else "results were refused"
+        what = "failed images" if kind == "failed" else "refused results"
         named = ", ".join(shown(uid, 64) for uid in uids[:_MOST_UIDS])
-        words = f"{len(uids)} {what} of {day} (UTC): {named}"
+        words = f"{what} of {day} (UTC): {len(uids)}: {named}"
         if len(uids) > _MOST_UIDS:
             words += f" and {len(uids) - _MOST_UIDS} more"
         yield Alarm(f"{kind}:{subject}:{day}", kind, subject, words)
@@ -144,16 +144,14 @@ def _roles(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
         age_s = age_of_sign(sight.figures, role)
         silent_s = sight.figures.now - sight.began_at if age_s is None else age_s
         if silent_s >= alerts.role_minutes * _MINUTE_S:
-            words = (
-                f"no process of it has given a sign of life for {silent_s / _MINUTE_S:.0f} minutes"
-            )
+            words = f"no process of it has given a sign of life for {silent_s:.0f} s"
             yield Alarm(f"role:{role}", "role", role, words)
 
 
 def _drift(sight: Sight) -> Iterator[Alarm]:
-    for (title, figure), words in sorted(sight.drift.items()):
+    for title, words in sorted(sight.drift.items()):
         subject = title or "all senders"
-        yield Alarm(f"drift:{subject}:{figure}", "drift", subject, shown(words))
+        yield Alarm(f"drift:{title}", "drift", subject, shown(words))
 
 
 def _time(seconds: float) -> str:

@@ -37,7 +37,7 @@ class Watch:
         self._every_s = every_s
         self._settle_s = settle_s
         self._began_at: float | None = None
-        self._drift: dict[tuple[str, str], str] = {}
+        self._drift: dict[str, str] = {}
         self._drift_due_at = 0.0
         self._outage = Outage(log, "the node cannot be looked at: the ledger")
 
@@ -91,5 +91,9 @@ class Watch:
         if self._drift_due_at - _DRIFT_EVERY_S <= now < self._drift_due_at:
             return
         self._drift_due_at = now + _DRIFT_EVERY_S
-        alarms = drift(self._ledger.inspect).alarms
-        self._drift = {(alarm.ae_title, alarm.what): alarm.words for alarm in alarms}
+
+        words: dict[str, dict[str, str]] = {}
+        for alarm in drift(self._ledger.inspect).alarms:
+            # Those of the newest week come last.
+            words.setdefault(alarm.ae_title, {})[alarm.what] = alarm.words
+        self._drift = {title: "; ".join(said.values()) for title, said in words.items()}

@@ -157,13 +157,13 @@ def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
     clock.now = time.time()
     sight = Sight(
         ledger.inspect.figures(), ledger.inspect.unresolved(), {},
-        {("XRAY1", "positives"): "positives: 9 of 60 images"}, "here", clock.now,
+        {"XRAY1": "positives: 9 of 60 images"}, "here", clock.now,
     )  # fmt: skip
     assert near.alerts is not None
     found = {alarm.kind: alarm for alarm in troubles(near, near.alerts, sight)}
     assert found["disk"].machine == "here"
     assert found["certificate"].subject == "tls.certificate"
-    assert found["refused"].words == "1 results were refused of 1970-01-12 (UTC): 9.9"
+    assert found["refused"].words == "refused results of 1970-01-12 (UTC): 1: 9.9"
     assert found["drift"].words == "positives: 9 of 60 images"
     assert {alarm.kind for alarm in found.values()} <= KINDS.keys()
 
