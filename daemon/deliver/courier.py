@@ -26,7 +26,7 @@ from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.deliver.folder import Folder
 from daemon.deliver.limits import DEFAULT_LIMITS, DeliverLimits
 from daemon.deliver.remote import remote_of
-from daemon.deliver.verdict import CANNOT_UNDERSTAND, Verdict, verdict
+from daemon.deliver.verdict import CANNOT_UNDERSTAND, Verdict, cure, verdict
 from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, proposal
 from daemon.dicom.outgoing import Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
@@ -265,7 +265,7 @@ class Courier:
         self._ledger.mark_refused(job, why, status)
         self._tries.pop(job.id, None)
         result = (job.result.kind, job.result.sop_instance_uid)
-        log.error("%s refused %s %s: %s", job.destination, *result, why)
+        log.error("%s refused %s %s: %s%s", job.destination, *result, why, cure(status))
 
     def _later(self, job: DeliveryJob, why: str, status: int | None = None) -> None:
         """Let the object wait longer than the others, more each time, so that they get through."""

@@ -55,6 +55,22 @@ MEANINGS = (
 )
 
 
+# What a person does about a refused object, by the first status of its meaning.
+_CURES = {
+    0x0122: "take its kind out of `results`, or let the archive accept its SOP class",
+    0xA900: "correct the archive's checks, or take its kind out of `results`",
+    0xC000: "look into the archive's own log, and correct its checks",
+}
+
+
+def cure(status: int | None) -> str:
+    """What a status means and what to do about it, for the log; "" without a rule."""
+    for meaning in MEANINGS:
+        if status in meaning.statuses and meaning.statuses.start in _CURES:
+            return f"; {meaning.words}: {_CURES[meaning.statuses.start]}, then `pleura retry`"
+    return ""
+
+
 def verdict(status: int, failures: int) -> Verdict:
     """The verdict on an object that was answered 0xCxxx `failures` times before this `status`."""
     for meaning in MEANINGS:

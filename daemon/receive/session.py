@@ -37,6 +37,12 @@ _DECLINED_SHOWN = 8  # declined contexts in one line of the log
 _IMPLEMENTATION = (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
 _URGENCY = {"stat": 0, "routine": 1}  # peers[].priority -> Arrival.priority
 _LOW = 2
+# What a person does about a refused object.
+_CURES = {
+    Status.OUT_OF_RESOURCES: "make room in the spool, ask `pleura doctor`; the sender keeps it",
+    Status.SOP_CLASS_NOT_SUPPORTED: "the sender mixes two SOP classes up: report it to its maker",
+    Status.INVALID_OBJECT_INSTANCE: "the sender makes UIDs that are none: report it to its maker",
+}
 
 
 @dataclass
@@ -219,7 +225,8 @@ class StoredObject:
     def _refuse(self, status: Status, why: str) -> None:
         uid = self._request.sop_instance_uid
         shown = uid if is_uid(uid) else "an instance without a UID"
-        log.warning("refused %s from %s with 0x%04X: %s", shown, self._calling, status, why)
+        cure = f"; {_CURES[status]}" if status in _CURES else ""
+        log.warning("refused %s from %s with 0x%04X: %s%s", shown, self._calling, status, why, cure)
         self._status = status
 
 

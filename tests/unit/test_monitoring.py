@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.alerts.kinds import KINDS
 from daemon.config import Config
+from daemon.deliver.verdict import cure
 from daemon.ledger import Ledger
 from daemon.metrics import exposition
 
@@ -55,3 +56,12 @@ def test_each_alarm_leads_to_an_entry_of_the_runbook() -> None:
         assert f"`{rule['alert']}`" in monitor, rule["alert"]
     for kind in KINDS:
         assert f"`{kind}`" in monitor, kind
+
+
+def test_a_refusal_says_in_words_what_it_means_and_what_to_do() -> None:
+    assert cure(0xA901) == (
+        "; data set does not match SOP class: correct the archive's checks, or take its kind out "
+        "of `results`, then `pleura retry`"
+    )
+    assert "SOP class not supported" in cure(0x0122)
+    assert cure(0xA700) == cure(None) == ""
