@@ -102,7 +102,8 @@ class Spool:
 
     def require(self) -> None:
         """Raises SpoolError when the whole folder is gone: then no single file is lost."""
-        if self._identity is not None and not os.path.exists(f"{self._at}/{_MARKER}"):  # noqa: PTH110
+        marker = f"{self._at}/{_MARKER}"
+        if self._identity is not None and not os.path.exists(marker):  # noqa: PTH110
             raise SpoolError(f"spool {self.folder}: no longer there; is it mounted?")
 
     def write(self, *chunks: BytesLike) -> str:

@@ -97,7 +97,9 @@ class Outcome:
         """The answer as `pleura predict` prints it: plain values, None where there is nothing to
         say.
         """
-        finding, measurement = self.finding, self.finding.measurement if self.finding else None
+        finding = self.finding
+        measurement = finding.measurement if finding else None
+
         return {
             "sop_instance_uid": self.sop_instance_uid,
             "state": self.state.value,

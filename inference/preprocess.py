@@ -26,7 +26,9 @@ def upright(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels
     """
     transposed, mirrored, upside_down = _turn(patient_orientation)
     turned: Any = pixels.T if transposed else pixels
-    return turned[:: -1 if upside_down else 1, :: -1 if mirrored else 1]  # type: ignore[no-any-return]
+    row_step = -1 if upside_down else 1
+    column_step = -1 if mirrored else 1
+    return turned[::row_step, ::column_step]  # type: ignore[no-any-return]
 
 
 def as_stored(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels:

@@ -1,7 +1,7 @@
 """Security alerts of the receive role: refused connections and associations.
 
-They are no transition of the ledger, and come when somebody misbehaves: a thread of their own
-writes them, so that neither the listener nor a thread that still has to answer waits for a commit.
+A refusal is no transition of the ledger. A separate thread writes them all, so that neither the
+listener nor a thread that still has to answer waits for a commit.
 """
 
 from __future__ import annotations

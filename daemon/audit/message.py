@@ -46,7 +46,7 @@ _DESTINATION_MEDIA = ("110154", "Destination Media")
 _STUDY_UID = ("110180", "Study Instance UID")
 _NODE_ID = ("110182", "Node ID")
 
-# Settings that decide who may talk to the node.
+# Settings that decide which systems may talk to the node.
 _SECURITY_SETTINGS = {"ae_title", "audit", "destinations", "host", "peers", "port", "tls"}
 
 
@@ -194,6 +194,7 @@ def _event(
         EventDateTime=when.isoformat(timespec="milliseconds"),
         EventOutcomeIndicator=outcome,
     )
+
     _code(element, "EventID", event)
     if kind is not None:
         _code(element, "EventTypeCode", kind)
@@ -216,6 +217,7 @@ def _participant(
         NetworkAccessPointID=source.host,
         NetworkAccessPointTypeCode="1",
     )
+
     if role is not None:
         _code(element, "RoleIDCode", role)
 
@@ -233,6 +235,7 @@ def _peer(
         is_number = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", address) is not None
         attributes["NetworkAccessPointID"] = _clean(address)
         attributes["NetworkAccessPointTypeCode"] = "2" if is_number else "1"
+
     element = ElementTree.SubElement(root, "ActiveParticipant", attributes)
     _code(element, "RoleIDCode", role)
 
@@ -247,7 +250,7 @@ def _source(root: ElementTree.Element, source: Source) -> None:
 
 
 def _instance(root: ElementTree.Element, source: Source, facts: Facts) -> None:
-    """How each message about one instance ends: who tells, of which study and patient."""
+    """Add the last parts of a message about one instance: its source, study and patient."""
     _source(root, source)
     _study(root, facts)
     _patient(root, facts)

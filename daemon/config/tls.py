@@ -15,7 +15,7 @@ _PROFILE = (
     "forward secrecy. `bcp195` (PS3.15 B.9): for older peers also CBC with SHA-2. Neither "
     "accepts TLS 1.0 or 1.1, which RFC 8996 retired."
 )
-_PASSPHRASE = "The file that holds the passphrase of an encrypted `key`; null: it has none."  # noqa: S105
+_OPENS_KEY = "The file that holds the passphrase of an encrypted `key`; null: it has none."
 _FINGERPRINT = "64 hexadecimal digits, with or without colons"
 _SUBJECT = "attributes such as CN=XRAY1, O=Hospital"
 
@@ -57,7 +57,7 @@ class ServerTls(Settings):
         "new associations, without a restart."
     )
     key: File = Field(description="The key of the certificate, in PEM, with mode 0640 or stricter.")
-    key_passphrase_file: File | None = Field(default=None, description=_PASSPHRASE)
+    key_passphrase_file: File | None = Field(default=None, description=_OPENS_KEY)
     ca: File | None = Field(
         default=None,
         description="The certificates that peers are verified against, in PEM: issuers, or the "
@@ -96,7 +96,7 @@ class DestinationTls(Settings):
         "(`tls.certificate`), or none without `tls`.",
     )
     key: File | None = Field(default=None, description="The key of `certificate`.")
-    key_passphrase_file: File | None = Field(default=None, description=_PASSPHRASE)
+    key_passphrase_file: File | None = Field(default=None, description=_OPENS_KEY)
     ca: File | None = Field(
         default=None,
         description="The certificates that the archive is verified against, in PEM; null: "

@@ -108,7 +108,7 @@ RELEASE_RP = pdu(PduType.RELEASE_RP, bytes(4))
 
 
 def abort_in_words(body: bytes) -> str:
-    """Who aborts and why, of the body of an A-ABORT."""
+    """The body of an A-ABORT in words: its source and its reason."""
     source, reason = (*body[2:4], 0, 0)[:2]
     if source != 2:
         return "by its application"

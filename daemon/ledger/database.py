@@ -291,11 +291,13 @@ class Database:
                 )
             version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
 
-        if version != SCHEMA_VERSION:
+        if version < SCHEMA_VERSION:
             raise LedgerError(
                 f"schema version {version} found, {SCHEMA_VERSION} wanted; an earlier version is "
                 "brought forward when the node is started"
             )
+        if version > SCHEMA_VERSION:
+            raise self._too_new(version)
 
     def _create_or_migrate(self) -> None:
         """Make tables of this version. Of several roles that start at once, one does so."""
@@ -309,17 +311,21 @@ class Database:
 
             version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
             if version > SCHEMA_VERSION:
-                raise LedgerError(
-                    f"ledger {self.engine.url.render_as_string()}: schema version {version} found, "
-                    f"at most {SCHEMA_VERSION} wanted; run the Pleura version that wrote it, or "
-                    "start with a new ledger"
-                )
+                raise self._too_new(version)
 
             for step in range(version, SCHEMA_VERSION):
                 for statement in STEPS.get(step, ()):
                     conn.exec_driver_sql(statement)
             if version < SCHEMA_VERSION:
                 conn.execute(schema_version.update().values(version=SCHEMA_VERSION))
+
+    def _too_new(self, version: int) -> LedgerError:
+        """The error after a rollback."""
+        return LedgerError(
+            f"ledger {self.engine.url.render_as_string()}: schema version {version} found, at most "
+            f"{SCHEMA_VERSION} wanted; run the Pleura version that wrote it, or put the backup of "
+            "before the upgrade in its place (docs/backup.md)"
+        )
 
 
 class _FileBell:

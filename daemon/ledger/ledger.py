@@ -722,6 +722,7 @@ class Ledger:
         """
         if not self.is_audited or image["result_time"] is not None:
             return
+
         facts = {
             "ae_title": image["calling_ae_title"],
             "address": image["calling_address"] or "",
@@ -743,6 +744,7 @@ class Ledger:
             .join(deliveries, deliveries.c.result_id == results.c.id)
             .where(deliveries.c.id == job.id)
         )
+
         there = (
             {"ae_title": recipient.name, "address": recipient.host}
             if recipient.host

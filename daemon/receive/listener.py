@@ -62,13 +62,15 @@ class Listener:
         serve: Serve,
         refused: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
-        """`refused` hears of connections that come to nothing: address, and why."""
+        """`refused` is called for each connection that comes to nothing: address, and why."""
+        self._serve = serve
         self._refused = refused
+        self._limits = limits
+
         self._ports = ports
         tls_ports = [port.number for port in ports if port.context is not None]
         self._tls_port = tls_ports[0] if tls_ports else None
-        self._limits = limits
-        self._serve = serve
+
         self._listening: dict[socket.socket, Port] = {}
         self._waiting: dict[socket.socket, Waiting] = {}  # oldest first
         self._said: dict[tuple[str, str], float] = {}  # (address, trouble) -> when it was logged

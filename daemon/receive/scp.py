@@ -43,6 +43,7 @@ class Receiver:
         """
         self.limits = limits or limits_of(config)
         self._ledger = ledger
+
         self._access = _access_list(config, self.limits)
         self._intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
         self._roster = Roster(self.limits)

@@ -1,4 +1,4 @@
-"""Who a certificate says that a peer is, and whether the settings tie an AE title to it."""
+"""The identity in a peer's certificate, and whether the settings tie an AE title to it."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ class Session:
 
 
 def _export(module: nn.Module, plan: Plan, path: Path) -> None:
-    plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain = copy.deepcopy(module)
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     # The exporter's remarks say less than the golden replay, which compares the outputs.
     with silenced_warnings(), torch.no_grad():

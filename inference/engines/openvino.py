@@ -53,7 +53,8 @@ def _converted(module: nn.Module, plan: Plan) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    plain = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain = copy.deepcopy(module)
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     # The tracer remarks on size arithmetic; the golden replay compares the outputs.
     with silenced_warnings(), torch.no_grad():

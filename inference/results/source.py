@@ -87,15 +87,18 @@ def lossy_history(header: Dataset) -> list[tuple[str, str]]:
     """
     if header.get("LossyImageCompression") != "01":
         return []
-    ratios, methods = (
-        [str(value) for value in (element.value if element.VM > 1 else [element.value])]
-        if element
-        else []
-        for element in (
-            copied(header, f"LossyImageCompression{keyword}") for keyword in ("Ratio", "Method")
-        )
-    )
+
+    ratios = _values(copied(header, "LossyImageCompressionRatio"))
+    methods = _values(copied(header, "LossyImageCompressionMethod"))
     return list(itertools.zip_longest(ratios, methods, fillvalue="")) or [("", "")]
+
+
+def _values(element: DataElement | None) -> list[str]:
+    """The values of an element as texts; none where it is absent or empty."""
+    if not element:
+        return []
+    values = element.value if element.VM > 1 else [element.value]
+    return [str(value) for value in values]
 
 
 def utc_offset(header: Dataset) -> timezone | None:

@@ -51,7 +51,7 @@ def fit(network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str)
         ValueError: the recipe asks for what the network or the data cannot give.
     """
     device = batches.device
-    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.weights(name).exists():
         run.console.print(f"{name}: trained already")
         network.load_state_dict(load_file(run.weights(name), str(device)))
