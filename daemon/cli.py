@@ -276,9 +276,10 @@ def _config(options: argparse.Namespace) -> int:
         return EXIT_DONE
 
     from daemon import tls
+    from daemon.alerts.routes import wrong_files
 
     # Only here and where a role starts: other commands need not be able to read a key.
-    if troubles := list(tls.troubles(settings)):
+    if troubles := [*tls.troubles(settings), *wrong_files(settings)]:
         raise CannotStartError("\n".join(f"{options.config}: {each}" for each in troubles))
     print(f"{options.config}: ok")
     return EXIT_DONE

@@ -13,7 +13,7 @@ OURS = {"daemon", "inference", "training"}
 ROLES = ("receive", "analyse", "deliver")
 # The parts of daemon that a part may import beside its own (docs/architecture.md, "The rooms").
 ROOMS = {
-    "alerts": {"backoff", "config", "drift", "ledger", "metrics"},
+    "alerts": {"backoff", "config", "drift", "ledger", "metrics", "tls"},
     "backoff": set(),
     "config": {"installed"},
     "dicom": {"watchdog"},

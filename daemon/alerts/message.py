@@ -38,6 +38,7 @@ def as_json(message: AlarmMessage, node: str) -> dict[str, Any]:
     """The body of one webhook call. A repetition after a crash has the same `id`."""
     facts = message.facts
     kind = KINDS[str(facts["kind"])]
+
     return {
         "id": message.id,
         "event": facts["event"],

@@ -6,6 +6,7 @@ import logging
 import smtplib
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from daemon.alerts.message import as_json, as_mail
 from daemon.alerts.troubles import shown
 from daemon.config import Config, Mail, Webhook
 from daemon.ledger import AlarmMessage
+from daemon.tls.contexts import TlsError, require_secret
 
 log = logging.getLogger("pleura.alerts")
 
@@ -137,6 +139,35 @@ def routes_of(config: Config) -> dict[str, Route]:
     if alerts.webhook is not None:
         routes.append(WebhookRoute(alerts.webhook, node))
     return {route.name: route for route in routes}
+
+
+def wrong_files(config: Config) -> Iterator[str]:
+    """A line for each file of `alerts` that cannot be used, for `pleura config check`."""
+    alerts = config.alerts
+    if alerts is None:
+        return
+    mail, webhook = alerts.mail, alerts.webhook
+
+    secrets = {
+        "alerts.mail.password_file": mail.password_file if mail else None,
+        "alerts.webhook.token_file": webhook.token_file if webhook else None,
+    }
+    for key, path in secrets.items():
+        if path is not None:
+            try:
+                require_secret(key, path)
+            except TlsError as error:
+                yield str(error)
+
+    authorities = {
+        "alerts.mail.ca": mail.ca if mail else None,
+        "alerts.webhook.ca": webhook.ca if webhook else None,
+    }
+    for key, path in authorities.items():
+        try:
+            _context(path)
+        except (OSError, ssl.SSLError) as error:
+            yield f"{key}: found {path}, which cannot be used ({_in_words(error)}); allowed: PEM"
 
 
 def _context(ca: Path | None) -> ssl.SSLContext:

@@ -99,6 +99,7 @@ def send_trial(routes: Mapping[str, Route], now: float) -> dict[str, str]:
             "words": "This is a trial: mail and webhook work.",
             "since": now,
         }
+
         try:
             route.send(AlarmMessage(uuid.uuid4().hex, name, facts, now, 0))
         except RouteError as error:

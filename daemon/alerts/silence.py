@@ -21,6 +21,7 @@ def missing_images(hours: Mapping[int, int], last_at: float, now: float) -> floa
     """
     if not hours:
         return 0.0
+
     first = min(hours)
     missing = 0.0
     for hour in range(int(last_at // HOUR_S), int(now // HOUR_S) + 1):

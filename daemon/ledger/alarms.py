@@ -62,6 +62,10 @@ class Alarms:
         A trouble is over once it was absent for `settle_s`. A trouble of another machine is left
         to that machine. Returns the troubles that began, and the keys of those that are over.
         """
+        # Most looks find a node that is well, and take no lock.
+        if not found and not self.lasting():
+            return [], []
+
         with self._database.transaction() as (conn, now):
             self._database.lock_until_commit(conn, _LOCK)
             known = {row["key"]: row for row in conn.execute(sa.select(alarms)).mappings()}

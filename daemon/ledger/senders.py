@@ -24,7 +24,7 @@ MOST_SENDERS = 200
 # PostgreSQL gives out a row's number before its commit: rows are counted once no earlier number
 # can still appear.
 _SETTLED_S = 120.0
-_AT_ONCE = 5000
+_AT_ONCE = 1000
 _CURSOR = "instances"
 
 
@@ -39,9 +39,16 @@ class Sender:
 
 def count_arrivals(database: Database) -> int:
     """Count the images that were received since the last call. Returns how many."""
+    # Most calls find nothing, and take no lock.
+    with database.reading() as conn:
+        newer = sa.select(instances.c.id).where(instances.c.id > _position(conn)).limit(1)
+        if conn.execute(newer).first() is None:
+            return 0
+
     with database.transaction() as (conn, now):
         database.lock_until_commit(conn, "arrivals")
         position = _position(conn)
+        oldest = int(now // HOUR_S) - WEEKS_KEPT * 7 * 24
         new = (
             sa.select(instances.c.id, instances.c.calling_ae_title, instances.c.received_at)
             .where(instances.c.id > position)
@@ -57,9 +64,9 @@ def count_arrivals(database: Database) -> int:
         for title in sorted({title for title, _ in named}):
             times = [received_at for each, received_at in named if each == title]
             _add_sender(conn, title, times)
+            _add_hours(conn, title, [time for time in times if time // HOUR_S >= oldest])
 
         _move(conn, rows[-1].id)
-        oldest = int(now // HOUR_S) - WEEKS_KEPT * 7 * 24
         conn.execute(arrivals.delete().where(arrivals.c.hour < oldest))
         return len(rows)
 
@@ -120,6 +127,8 @@ def _add_sender(conn: Connection, title: str, times: list[float]) -> None:
         newer = {"images": before.images + len(times), "last_at": max(before.last_at, *times)}
         conn.execute(senders.update().where(mine).values(**newer))
 
+
+def _add_hours(conn: Connection, title: str, times: list[float]) -> None:
     for hour, images in sorted(Counter(int(time // HOUR_S) for time in times).items()):
         same = sa.and_(arrivals.c.ae_title == title, arrivals.c.hour == hour)
         more = arrivals.update().where(same).values(images=arrivals.c.images + images)

@@ -263,6 +263,12 @@ def test_the_command_sends_a_trial_message(
     file = tmp_path / "pleura.yaml"
     shown = config.model_dump(mode="json", include={"alerts", "spool", "host"})
     file.write_text(json.dumps(shown))
+    assert main(["config", "check", "-c", str(file)]) == 2
+    assert "chmod 0640" in capsys.readouterr().err
+    (tmp_path / "secret").chmod(0o600)
+    assert main(["config", "check", "-c", str(file)]) == 0
+    capsys.readouterr()
+
     assert main(["alerts", "test", "-c", str(file)]) == 0
     assert capsys.readouterr().out.count("took the trial message") == 2
     assert "a trial message" in mail_server.received[0].mail["Subject"]
