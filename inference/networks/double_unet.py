@@ -68,6 +68,14 @@ class DoubleUNet(nn.Module):
         self.second_head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        first, second = self.both(x)
+        return [second, first] if self.training else second
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the first and of the second U-Net, each (n, 1, side, side).
+
+        The paper keeps both; a package draws the second.
+        """
         image = self.input(x)
         y, first_skips = image, []
 
@@ -85,9 +93,7 @@ class DoubleUNet(nn.Module):
             y = functional.max_pool2d(skips[-1], 2)
 
         y = self.second_decoder(self.second_pyramid(y), [first_skips, skips])
-        second = torch.as_tensor(self.second_head(y))
-
-        return [second, first] if self.training else second
+        return first, torch.as_tensor(self.second_head(y))
 
 
 class _Decoder(nn.Module):

@@ -15,7 +15,7 @@ from daemon import cli
 from inference import package
 from inference.networks import build
 from tests import recipes
-from training import commands, loop, recipe
+from training import commands, loop, preflight, recipe
 from training.data import rle
 from training.fitting import installed
 from training.fitting.weights import WeightsError
@@ -228,7 +228,7 @@ def test_a_side_that_the_network_cannot_take_is_said_before_anything_is_read(
 def test_the_largest_of_the_recipes_can_take_their_sides() -> None:
     for name in ("m4-sixth-place", "c3-two-stage"):
         for number, stage in enumerate(recipe.load(recipes.FOLDER / f"{name}.yaml").networks):
-            loop._check_side(number, stage)
+            preflight.check_side(number, stage)
 
 
 def test_published_weights_that_are_not_there_end_a_run_before_it_begins(
@@ -240,6 +240,8 @@ def test_published_weights_that_are_not_there_end_a_run_before_it_begins(
         loop.train(recipes.short("default", side=64), tmp_path, tmp_path / "run", ["pleura"])
     with pytest.raises(ValueError, match=r"such weights for resnet34 .*--start 0=FILE, or say "):
         loop.train(recipes.short("m1-unet-resnet34", 64), tmp_path, tmp_path / "run", ["pleura"])
+    with pytest.raises(ValueError, match="--start 9=random: networks 0 to 0 wanted"):
+        loop.train(recipes.short("t5-plain-unet", 64), tmp_path, tmp_path / "run", [], {9: None})
     assert not (tmp_path / "run").exists()
 
 

@@ -171,6 +171,7 @@ def test_the_second_unet_sees_the_image_through_the_first_mask() -> None:
         nn.init.constant_(network.second_head.bias, 7)
         nn.init.zeros_(network.second_head.weight)
         assert [one.unique().item() for one in network.train()(image)] == [7, 0]
+        assert [one.unique().item() for one in network.eval().both(image)] == [0, 7]
     # Every pixel of the first mask is one half
     assert torch.allclose(seen[0], image / 2)
 

@@ -43,7 +43,7 @@ def test_the_rate_is_raised_on_a_copy_and_one_between_is_suggested(tmp_path: Pat
     network = build("residual-classifier", **models.TINY)
     before = copy.deepcopy(network.state_dict())
 
-    found = find_rate.find(network, batches, steps=40)
+    found = find_rate.find(network, batches, steps=25)
 
     assert all(torch.equal(network.state_dict()[name], weight) for name, weight in before.items())
     assert 1e-7 < found.suggested < 1
