@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,9 +12,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
-from daemon import config
+from daemon import cli, config
+from daemon.ledger import Ledger
+from daemon.receive.scp import Receiver
+from daemon.spool import Spool
 from inference.admission import REASONS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -133,3 +138,27 @@ def test_the_sandbox_of_each_unit_is_tight(unit: str, peer: Callable[[str], str]
         text=True,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("name", ["pleura.yaml", "compose-pleura.yaml"])
+def test_the_images_health_check_is_admitted_by_its_settings(
+    name: str, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    theirs = yaml.safe_load((REPOSITORY / "deploy/oci" / name).read_text())
+    ours = {"port": port, "spool": f"{tmp_path}/spool", "ledger": f"sqlite:///{tmp_path}/l.db"}
+    settings = config.Config.model_validate(theirs | ours | {"host": "127.0.0.1"})
+    text = (REPOSITORY / "deploy/oci/Containerfile").read_text()
+    (check,) = re.findall(r"HEALTHCHECK.*\\\n +CMD (\[.*\])", text)
+    command = [part.replace("11112", str(port)) for part in json.loads(check)]
+    assert command[0] == "pleura"
+
+    ledger = Ledger(settings.ledger)
+    receiver = Receiver(settings, ledger, Spool(settings.spool))
+    receiver.start()
+    try:
+        assert cli.main(command[1:]) == 0
+    finally:
+        receiver.stop()
+        ledger.close()
+    assert cli.main(command[1:]) != 0
