@@ -102,11 +102,14 @@ class LiveSettings:
         read: Callable[[], Config],
         ledger: Ledger,
         taken: Callable[[Config], None] = lambda _: None,
+        every_s: float = _QUIET_S,
     ) -> None:
         """`config`: the settings of the file that the process started with. `read`: reads them
         again, or raises ConfigError. `taken`: is told of settings that the role has taken.
+        `every_s`: how often it looks for a proposal.
         """
         self._taken = taken
+        self._every_s = every_s
         self._role = role
         self._config = config
         self._read = read
@@ -149,7 +152,7 @@ class LiveSettings:
         self._wake.set()
 
     def _run(self) -> None:
-        pause_s = _QUIET_S
+        pause_s = self._every_s
         while not self._is_over:
             self._wake.wait(pause_s)
             self._wake.clear()
@@ -165,7 +168,7 @@ class LiveSettings:
     def _turn(self) -> float:
         """Go on with what is asked. Returns the pause before the next turn, in seconds."""
         if self._check is None:
-            return _QUIET_S
+            return self._every_s
         if self._is_asked:
             self._propose()
 
@@ -175,7 +178,7 @@ class LiveSettings:
 
         pending = self._ledger.inspect.settings.pending(this_machine())
         if pending is None:
-            return _BUSY_S if self._is_asked else _QUIET_S
+            return _BUSY_S if self._is_asked else self._every_s
         if pending.number > self._answered:
             self._answer(pending, self._check)
         self._ledger.generations.decide(pending.number, is_alive)

@@ -25,7 +25,8 @@ class Role:
     def __init__(self, name: str, file: Path, ledger: Ledger) -> None:
         self.refusal = ""
         self.taken: list[Config] = []
-        self.live = LiveSettings(name, settings.load(file), lambda: settings.load(file), ledger)
+        started = settings.load(file)
+        self.live = LiveSettings(name, started, lambda: settings.load(file), ledger, every_s=0.02)
         self.live.serve(self._check)
 
     def _check(self, config: Config) -> Take:
