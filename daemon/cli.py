@@ -92,6 +92,26 @@ def _role(options: argparse.Namespace) -> int:
     return service.run_role(options.command, options.config, getattr(options, "device", None))
 
 
+def _web(options: argparse.Namespace) -> int:
+    if options.action == "run":
+        return _role(options)
+
+    import getpass
+
+    from daemon.web import passwords
+
+    # From a pipe without a question, so that a script can make one.
+    is_asked = sys.stdin.isatty()
+    password = getpass.getpass() if is_asked else sys.stdin.readline().rstrip("\n")
+    if not 8 <= len(password) <= passwords.MOST_CHARACTERS:
+        raise CannotStartError(
+            f"password: found {len(password)} characters; allowed: from 8 to "
+            f"{passwords.MOST_CHARACTERS}"
+        )
+    print(passwords.hashed(password))
+    return EXIT_DONE
+
+
 def _status(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import status
@@ -356,6 +376,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "analyse": _role,
     "deliver": _role,
     "reload": _reload,
+    "web": _web,
     "status": _status,
     "retry": _retry,
     "resend": _resend,

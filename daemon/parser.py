@@ -73,7 +73,7 @@ def _add_with_config(commands: _Commands, name: str, text: str) -> argparse.Argu
 
 
 def _add_roles(commands: _Commands) -> None:
-    _add_with_config(commands, "serve", "Run the node: receive, analyse and deliver, supervised.")
+    _add_with_config(commands, "serve", "Run the node: every role, supervised.")
     _add_with_config(commands, "receive", "Run the receive role alone.")
     analyse = _add_with_config(commands, "analyse", "Run the analyse role alone.")
     analyse.add_argument("--device", help="cpu, cuda:0, ...; default: the settings' device")
@@ -82,6 +82,14 @@ def _add_roles(commands: _Commands) -> None:
         commands,
         "reload",
         "Have every running role of this machine take the settings, all of them or none.",
+    )
+    web = _add_with_config(commands, "web", "Run the operator's page alone.")
+    web.add_argument(
+        "action",
+        nargs="?",
+        choices=("run", "hash"),
+        default="run",
+        help="hash: ask for a password, and print its hash for `web.users`",
     )
 
 

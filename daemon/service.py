@@ -1,6 +1,6 @@
 """One role that runs until SIGTERM: what it opens, when it is ready, how it ends.
 
-supervisor.py runs all three roles.
+supervisor.py runs them all.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from daemon.spool import Spool, SpoolError
 if TYPE_CHECKING:
     from daemon.receive.inbox import Inbox
     from daemon.receive.scp import Receiver
+    from daemon.web.server import PageServer
 
 log = logging.getLogger("pleura.service")
 
@@ -54,7 +55,7 @@ _tells: list[Callable[[], Mapping[str, Any]]] = []
 
 # The longest step of a thread that is not stuck: an image in its decoder (WorkerLimits.image_s), a
 # connection that takes no byte (requestor.Limits.stalled_s). A ledger may take the grace on top.
-_LONGEST_STEP_S = {"analyse": 600.0, "deliver": 60.0}
+_LONGEST_STEP_S = {"analyse": 600.0, "deliver": 60.0, "web": 60.0}
 _GRACE_S = 180.0
 
 # The pause before the next try to open a ledger whose server is away.
@@ -277,10 +278,13 @@ def _take(config: Config, receiver: Receiver, inbox: Inbox | None) -> None:
         inbox.reserve(config.spool_reserve_mb)
 
 
-def listen(receiver: Receiver, address: str, stop: threading.Event) -> bool:
+def listen(
+    server: Receiver | PageServer, address: str, stop: threading.Event, keys: str = "host, port"
+) -> bool:
     """Listen, once the address is there and no other program holds the port.
 
-    One line in the log tells of the wait. Returns False when `stop` came first.
+    `keys`: those of the settings that name the address. One line in the log tells of the wait.
+    Returns False when `stop` came first.
 
     Raises:
         CannotStartError: this user or this machine may never listen there.
@@ -288,21 +292,21 @@ def listen(receiver: Receiver, address: str, stop: threading.Event) -> bool:
     said = ""
     while not stop.is_set():
         try:
-            receiver.start()
+            server.start()
         except OSError as error:
             # The listener names the port that failed.
             address = error.filename or address
             what = _PORT_TROUBLES.get(error.errno or 0, f"cannot be opened: {error}")
             if not time_may_cure(error):
-                raise CannotStartError(f"host, port: {address} {what}") from error
+                raise CannotStartError(f"{keys}: {address} {what}") from error
             if what != said:
-                log.error("host, port: %s %s; tries go on", address, what)
+                log.error("%s: %s %s; tries go on", keys, address, what)
             said = what
             stop.wait(_PORT_PAUSE_S)
             continue
 
         if said:
-            log.info("host, port: %s is ours now", address)
+            log.info("%s: %s is ours now", keys, address)
         return True
     return False
 
@@ -405,6 +409,34 @@ def _wait(stop: threading.Event) -> None:
         pass
 
 
+def _web(
+    config: Config, ledger: Ledger, spool: Spool, stop: threading.Event, live: LiveSettings
+) -> None:
+    if config.web is None:
+        raise CannotStartError("web: found null; the web role needs `web: true`, or its keys")
+
+    from daemon.tls import TlsError
+    from daemon.web.server import PageServer
+
+    try:
+        server = PageServer(config, config.web, ledger, spool)
+    except TlsError as error:
+        raise CannotStartError(str(error)) from error
+
+    address = f"{config.web.host}, port {config.web.port}"
+    if not listen(server, address, stop, "web.host, web.port"):
+        return
+    live.serve(server.check)
+    scheme = "http" if config.web.tls is None else "https"
+    _say_ready("web", f"{scheme} on {address}")
+
+    while not stop.wait(_NOTICE_S) and server.is_alive():
+        server.take_renewed_certificate()
+    server.stop()
+    if not stop.is_set():
+        raise RuntimeError("the page's server has ended")
+
+
 # What runs a role: its settings, ledger and spool, what ends it, and what gives it new settings.
 Role = Callable[[Config, Ledger, Spool, threading.Event, LiveSettings], None]
 
@@ -412,7 +444,13 @@ ROLES: dict[str, Role] = {
     "receive": _receive,
     "analyse": _analyse,
     "deliver": _deliver,
+    "web": _web,
 }
+
+
+def roles_of(config: Config) -> list[str]:
+    """The roles that `serve` runs with these settings."""
+    return [role for role in ROLES if role != "web" or config.web is not None]
 
 
 def _say_ready(role: str, what: str) -> None:

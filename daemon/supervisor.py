@@ -1,4 +1,4 @@
-"""`pleura serve`: the three roles as processes that are kept running, and that end with it.
+"""`pleura serve`: the roles as processes that are kept running, and that end with it.
 
 service.py is one role.
 """
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,8 @@ class _Child:
     """One role's process under supervision."""
 
     role: str
+    # False: the node does its job without it.
+    is_needed: bool = True
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
     # Deaths in a row, each soon after a start.
@@ -58,13 +60,14 @@ class _Child:
 
 
 def serve(config: Config, path: Path) -> int:
-    """Run the three roles as processes; a dead role is restarted with back-off.
+    """Run the roles as processes; a dead role is restarted with back-off.
 
-    Says READY once all three are. Returns 0 after SIGTERM or SIGINT, 2 where a role cannot start.
+    Says READY once receive, analyse and deliver are. Returns 0 after SIGTERM or SIGINT, 2 where one
+    of them cannot start. The web role is started again for ever: no image depends on it.
     """
     lines.use(config.log_format)
     _check_stores(config)
-    return _Supervisor(path).run()
+    return _Supervisor(path, service.roles_of(config)).run()
 
 
 def _check_stores(config: Config) -> None:
@@ -78,10 +81,10 @@ def _check_stores(config: Config) -> None:
 
 
 class _Supervisor:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, roles: Sequence[str]) -> None:
         self._command = [sys.executable, "-P", "-m", "daemon.cli"]
         self._path = path
-        self._children = [_Child(role) for role in service.ROLES]
+        self._children = [_Child(role, is_needed=role != "web") for role in roles]
         self._selector = selectors.DefaultSelector()
 
         self._stopping = False
@@ -138,7 +141,8 @@ class _Supervisor:
         self._forget(child)
 
         # After READY, half-edited settings must not end the roles that still run.
-        if status == EXIT_CANNOT_START and not self._said_ready:
+        is_fatal = child.is_needed and not self._said_ready
+        if status == EXIT_CANNOT_START and is_fatal:
             log.error("%s cannot start; its message above says why", child.role)
             child.cannot_start = True
         else:
@@ -187,7 +191,8 @@ class _Supervisor:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.process.wait(timeout_s)
 
-        if not self._said_ready and all(child.ready for child in self._children):
+        needed = [child for child in self._children if child.is_needed]
+        if not self._said_ready and all(child.ready for child in needed):
             self._said_ready = True
             output.say(service.READY)
             service.notify("READY=1")

@@ -24,11 +24,16 @@ _SUCCESS, _MINOR_FAILURE, _SERIOUS_FAILURE = "0", "4", "8"
 
 # PS3.16 CID 400 and 401: the event, and its type.
 _APPLICATION_ACTIVITY = ("110100", "Application Activity")
+_ACCESSED = ("110103", "DICOM Instances Accessed")
 _TRANSFERRED = ("110104", "DICOM Instances Transferred")
 _EXPORT = ("110106", "Export")
+_QUERY = ("110112", "Query")
 _SECURITY_ALERT = ("110113", "Security Alert")
+_USER_AUTHENTICATION = ("110114", "User Authentication")
 _START = ("110120", "Application Start")
 _STOP = ("110121", "Application Stop")
+_LOGIN = ("110122", "Login")
+_LOGOUT = ("110123", "Logout")
 _NODE_AUTHENTICATION = ("110126", "Node Authentication")
 _SECURITY_CONFIGURATION = ("110129", "Security Configuration")
 _SOFTWARE_CONFIGURATION = ("110131", "Software Configuration")
@@ -47,7 +52,7 @@ _STUDY_UID = ("110180", "Study Instance UID")
 _NODE_ID = ("110182", "Node ID")
 
 # Settings that decide which systems may talk to the node.
-_SECURITY_SETTINGS = {"ae_title", "audit", "destinations", "host", "peers", "port", "tls"}
+_SECURITY_SETTINGS = {"ae_title", "audit", "destinations", "host", "peers", "port", "tls", "web"}
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,33 @@ def _recording(root: ElementTree.Element, row: AuditRow, source: Source) -> None
     _alert(root, source.name, words)
 
 
+def _authentication(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.12: a person logged in to the page or out of it, or failed to."""
+    kind = _LOGOUT if row.event == "logout" else _LOGIN
+    outcome = _MINOR_FAILURE if row.event == "login_failed" else _SUCCESS
+    _event(root, row, _USER_AUTHENTICATION, "E", kind, outcome)
+    _person(root, row.facts["by"], row.facts["address"])
+    _participant(root, source.ae_title, source, None, is_requestor=False)
+    _source(root, source)
+
+
+def _query(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.10: a person looked for images. The words name what was asked by."""
+    _event(root, row, _QUERY, "E")
+    _person(root, row.facts["by"], "", _SOURCE)
+    _participant(root, source.ae_title, source, _DESTINATION, is_requestor=False)
+    _source(root, source)
+    _alert(root, source.name, f"query by {row.facts['what']}")
+
+
+def _accessed(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.6: a person saw the picture of an instance, or took its file."""
+    _event(root, row, _ACCESSED, "R")
+    _person(root, row.facts["by"], "")
+    _participant(root, source.ae_title, source, _APPLICATION, is_requestor=False)
+    _instance(root, source, row.facts)
+
+
 _BODIES = {
     "start": _application,
     "stop": _application,
@@ -172,6 +204,11 @@ _BODIES = {
     "command": _command,
     "recording_stopped": _recording,
     "recording_started": _recording,
+    "login": _authentication,
+    "login_failed": _authentication,
+    "logout": _authentication,
+    "query": _query,
+    "accessed": _accessed,
 }
 
 
@@ -222,11 +259,18 @@ def _participant(
         _code(element, "RoleIDCode", role)
 
 
+def _person(
+    root: ElementTree.Element, user_id: str, address: str, role: tuple[str, str] | None = None
+) -> None:
+    """The person at a browser."""
+    _peer(root, user_id or "unknown", address, role, is_requestor=True)
+
+
 def _peer(
     root: ElementTree.Element,
     user_id: str,
     address: str,
-    role: tuple[str, str],
+    role: tuple[str, str] | None,
     is_requestor: bool,
 ) -> None:
     """A participant elsewhere."""
@@ -237,7 +281,8 @@ def _peer(
         attributes["NetworkAccessPointTypeCode"] = "2" if is_number else "1"
 
     element = ElementTree.SubElement(root, "ActiveParticipant", attributes)
-    _code(element, "RoleIDCode", role)
+    if role is not None:
+        _code(element, "RoleIDCode", role)
 
 
 def _source(root: ElementTree.Element, source: Source) -> None:

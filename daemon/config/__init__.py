@@ -18,6 +18,7 @@ from daemon.config.schema import (
     Retention,
 )
 from daemon.config.tls import CertificateIdentity, DestinationTls, ServerTls
+from daemon.config.web import Web, WebUser
 
 __all__ = [
     "LIVE",
@@ -37,6 +38,8 @@ __all__ = [
     "Peer",
     "Retention",
     "ServerTls",
+    "Web",
+    "WebUser",
     "Webhook",
     "begin",
     "commented_file",

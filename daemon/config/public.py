@@ -14,7 +14,7 @@ from daemon.config.schema import Config
 HIDDEN = "***"
 
 # Keys that hold a secret itself. A key that names a file (`..._file`) holds only its path.
-_SECRET_KEY = re.compile(r"(?i)(^|_)(password|passphrase|secret|token|api_key)$")
+_SECRET_KEY = re.compile(r"(?i)(^|_)(password|password_hash|passphrase|secret|token|api_key)$")
 
 
 def public(config: Config) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from daemon.config.values import (
     Folder,
     Host,
     LastingFolder,
-    Later,
     LedgerUrl,
     Modality,
     Model,
@@ -30,6 +29,7 @@ from daemon.config.values import (
     RemoteHost,
     View,
 )
+from daemon.config.web import MaybeWeb
 
 ResultKind = Literal["SEG", "SC", "SR", "PR"]
 ProfileName = Literal["ohif", "pacs-with-gsps", "sc-only", "all"]
@@ -362,7 +362,11 @@ class Config(Settings):
         description="The form of log lines. `console`: for people. `json`: one JSON object a "
         "line, for machines.",
     )
-    web: Later = Field(default=None, description="A status page.")
+    web: MaybeWeb = Field(
+        default=None,
+        description="The operator's page. `true`: on 127.0.0.1 with every default below. null or "
+        "`false`: there is none.",
+    )
 
     @model_validator(mode="after")
     def _each_destination_has_its_own_name(self) -> Config:
@@ -396,8 +400,17 @@ class Config(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_page_has_its_own_port(self) -> Config:
+        if self.web is not None and self.web.port in self.ports():
+            raise ValueError(
+                f"web.port: found {self.web.port}, on which the node listens for DICOM; give the "
+                "page a port of its own"
+            )
+        return self
+
     def ports(self) -> tuple[int, ...]:
-        """Every port that the node listens on, the plain port first."""
+        """Every DICOM port that the node listens on, the plain port first."""
         tls_port = None if self.tls is None else self.tls.port
         return tuple(port for port in (self.port, tls_port) if port is not None)
 

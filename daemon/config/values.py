@@ -20,7 +20,6 @@ _AE_TITLE = "1 to 16 printable ASCII characters, no backslash, no blank at eithe
 _DEVICE = "auto, cpu, cuda or cuda:N"
 _HOST = "a host name or an IP address"
 _LEDGER = "sqlite:////absolute/path or postgresql+psycopg://user@host/database"
-_LATER = "not in this version: only null"
 _ABSOLUTE = "an absolute path, such as /var/lib/pleura/spool"
 
 # Memory and the kernel's own files: a restart empties them, or nothing can be written there.
@@ -163,11 +162,6 @@ def _device(value: str) -> str:
     return value
 
 
-def _built_later(value: Any) -> None:
-    if value is not None:
-        raise ValueError(_LATER)
-
-
 def _as_headers_have_it(text: str) -> str:
     """A Code String (PS3.5 6.2, CS) is upper case, however the settings spell it."""
     return text.strip().upper()
@@ -199,7 +193,6 @@ Model = Annotated[
 ]
 LedgerUrl = Annotated[str, AfterValidator(_ledger_url), _words(_LEDGER)]
 Device = Annotated[str, AfterValidator(_device), _words(_DEVICE)]
-Later = Annotated[None, BeforeValidator(_built_later), _words(_LATER, "null")]
 
 _CodeString = Annotated[Text, Field(min_length=1), AfterValidator(_as_headers_have_it)]
 Modality = Annotated[

@@ -6,7 +6,7 @@ Nothing here writes, changes the schema or takes SQLite's write lock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -60,7 +60,7 @@ class Inspection:
         self.drift = DriftView(database)
 
     @classmethod
-    def open(cls, url: str) -> Inspection:
+    def open(cls, url: str) -> Self:
         """The ledger of a node that has run, over a connection that can only read.
 
         It never creates, migrates or locks anything.

@@ -107,7 +107,24 @@ _partial_index(
     instances.c.accession_digest,
     where=instances.c.accession_digest.is_not(None),
 )
-# Without waiting rows: receiving writes to as few pages as possible.
+# For the operator's page, newest first. Without waiting rows: receiving writes to as few pages of
+# the database as possible.
+_partial_index(
+    "instances_by_sender",
+    instances.c.calling_ae_title,
+    instances.c.id,
+    where=state_is_not(instances, "received"),
+)
+_partial_index(
+    "instances_by_reason",
+    instances.c.reason,
+    instances.c.id,
+    where=instances.c.reason.is_not(None),
+)
+# As text: SQLAlchemy spells it differently for each database, and the index wants its own words.
+is_positive: sa.ColumnElement[bool] = sa.literal_column("positive IS TRUE", sa.Boolean)
+_partial_index("positives", instances.c.id, where=is_positive)
+# Without waiting rows, as above.
 _partial_index(
     "kept_bytes",
     instances.c.completed_at,
@@ -471,5 +488,9 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE takers (owner TEXT NOT NULL, role TEXT NOT NULL,"
         " generation INTEGER NOT NULL, answered INTEGER NOT NULL, why TEXT NOT NULL,"
         " PRIMARY KEY (owner, role))",
+        "CREATE INDEX instances_by_sender ON instances (calling_ae_title, id)"
+        " WHERE state != 'received'",
+        "CREATE INDEX instances_by_reason ON instances (reason, id) WHERE reason IS NOT NULL",
+        "CREATE INDEX positives ON instances (id) WHERE positive IS TRUE",
     ),
 }

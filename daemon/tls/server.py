@@ -46,6 +46,10 @@ def credentials(config: Config) -> Iterator[Credentials]:
             theirs = destination_credentials(config, destination)
             if theirs is not None and theirs.where != "tls":
                 yield theirs
+    if config.web is not None and config.web.tls is not None:
+        page = config.web.tls
+        yield Credentials("web.tls", page.certificate, page.key, page.key_passphrase_file)
+
     own = repository_credentials(config.audit) if config.audit is not None else None
     if own is not None:
         yield own
@@ -61,6 +65,10 @@ def troubles(config: Config) -> Iterator[str]:
         if isinstance(destination, DicomDestination) and destination.tls is not None:
             builds.append(partial(destination_client, config, destination))
 
+    if config.web is not None and config.web.tls is not None:
+        page = config.web.tls
+        own = Credentials("web.tls", page.certificate, page.key, page.key_passphrase_file)
+        builds.append(own.own)
     if config.audit is not None:
         builds.append(partial(repository_client, config.audit))
 

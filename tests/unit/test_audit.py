@@ -56,6 +56,11 @@ EVENTS = {
     "command": {"by": "alice", "what": "retry: 3 tried again"},
     "recording_stopped": {"waiting": "1000000"},
     "recording_started": {"lost": "17"},
+    "login": {"by": "alice", "address": "10.0.4.11"},
+    "login_failed": {"by": "", "address": "10.0.4.11"},
+    "logout": {"by": "alice", "address": "10.0.4.11"},
+    "query": {"by": "alice", "what": "accession, since"},
+    "accessed": OBJECT | {"by": "alice"},
 }
 
 

@@ -52,7 +52,7 @@ destinations:
   - {name: c, ae_title: X}
 admission: {minimum_age_years: old}
 ledger: mysql://somewhere
-web: true
+web: {port: no}
 """
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, wrong)
@@ -63,7 +63,7 @@ web: true
         "port": "99999",
         "tls.certificate": "'x'",
         "tls.key": "absent",
-        "web": "not in this version",
+        "web.port": "no",
         "destinations[0].folder": "3",
         "destinations[0].reslts": "unknown key",
         "destinations[1].results[0]": "'PDF'; allowed: 'SEG', 'SC', 'SR' or 'PR'",

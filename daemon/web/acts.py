@@ -1,0 +1,100 @@
+"""What a person may have done again: the ledger's own transitions, as `pleura retry` and `resend`
+make them, each audited by the transition itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.responses import Response
+
+from daemon.commands.retry import Wanted, retry
+from daemon.ledger import DeliveryState, ImageState
+from daemon.web.visit import Visit, log
+
+# What an act says of itself: the key of a text, and a number for it.
+Told = tuple[str, dict[str, object]]
+
+
+class WrongFormError(Exception):
+    """A form that no page of ours makes."""
+
+
+def act(visit: Visit) -> Response:
+    """Do what the form asks for, and go back to the page that it was on."""
+    form = {key: value for key, value in visit.form.items() if isinstance(value, str)}
+    try:
+        key, values = _ACTS[form.get("act", "")](visit, form)
+    except (KeyError, WrongFormError):
+        return visit.page("message.html", 400, title=visit.texts.say("problem"), key="wrong_form")
+
+    log.info("%s: %s %s", visit.user, form["act"], values)
+    visit.node.forget("now")
+    return visit.back(_back_to(form), visit.texts.say(key, **values))
+
+
+def _retry_images(visit: Visit, form: dict[str, str]) -> Told:
+    """Failed images wait again: one, or all."""
+    wanted = Wanted([ImageState.FAILED.value], _uids(form), by=visit.user)
+    told = retry(visit.node.ledger, wanted, visit.node.destinations)
+    return "told_images_again", {"number": told.rearmed}
+
+
+def _retry_refused(visit: Visit, form: dict[str, str]) -> Told:
+    """What a destination refused is owed again, and due now."""
+    name = _destination(visit, form)
+    wanted = Wanted([DeliveryState.REFUSED.value], to=name, now=True, by=visit.user)
+    told = retry(visit.node.ledger, wanted, visit.node.destinations)
+    return "told_owed_again", {"number": told.rearmed + told.readdressed, "name": name}
+
+
+def _try_now(visit: Visit, form: dict[str, str]) -> Told:
+    """A destination's courier ends its pause."""
+    name = _destination(visit, form)
+    number = visit.node.ledger.hasten([name], _uids(form), visit.user)
+    return "told_due_now", {"number": number, "name": name}
+
+
+def _send_again(visit: Visit, form: dict[str, str]) -> Told:
+    """What a destination stored is owed again, for one image or object."""
+    name = _destination(visit, form)
+    uids = _uids(form)
+    if not uids:
+        raise WrongFormError
+    number, gone = visit.node.ledger.resend(name, None, uids, visit.user)
+    return "told_sent_again", {"number": number, "gone": gone, "name": name}
+
+
+def _readdress(visit: Visit, form: dict[str, str]) -> Told:
+    """What is addressed to names that have left the settings goes to another destination."""
+    name = _destination(visit, form)
+    wanted = Wanted([DeliveryState.REFUSED.value], to=name, now=True, by=visit.user)
+    told = retry(visit.node.ledger, wanted, visit.node.destinations)
+    return "told_readdressed", {"number": told.readdressed + told.rearmed, "name": name}
+
+
+_ACTS: dict[str, Callable[[Visit, dict[str, str]], Told]] = {
+    "retry-images": _retry_images,
+    "retry-refused": _retry_refused,
+    "try-now": _try_now,
+    "send-again": _send_again,
+    "readdress": _readdress,
+}
+
+
+def _destination(visit: Visit, form: dict[str, str]) -> str:
+    name = form.get("destination", "")
+    if name not in visit.node.destinations:
+        raise WrongFormError
+    return name
+
+
+def _uids(form: dict[str, str]) -> list[str]:
+    uid = form.get("uid", "")
+    return [uid] if uid else []
+
+
+def _back_to(form: dict[str, str]) -> str:
+    """The page of an image, or the first page."""
+    number = form.get("image", "")
+    return f"/images/{number}" if number.isdecimal() and len(number) < 20 else "/"

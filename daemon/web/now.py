@@ -1,0 +1,285 @@
+"""The page *Now*: is the node alive, what waits, where do results go, what needs a person."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.responses import Response
+
+from daemon import tls
+from daemon.config import Config
+from daemon.heartbeat import SILENT_AFTER_S
+from daemon.ledger import SameReason
+from daemon.ledger.view import Activity, Count, Queue, Refused
+from daemon.spool import Spool
+from daemon.tls import TlsError
+from daemon.web.model import Card, card_of
+from daemon.web.visit import Node, Visit
+
+log = logging.getLogger("pleura.web")
+
+# How long all browsers see the same figures.
+_FRESH_S = 2.0
+# Certificates and the spool's quarantine change seldom.
+_SELDOM_S = 60.0
+_CERTIFICATE_DAYS = 30
+_DAY_S = 86400.0
+# How much room beside the spool counts as little: twice what the node reserves.
+_LITTLE_ROOM = 2
+_ROLES = ("receive", "analyse", "deliver")
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role: how many processes give signs of life, and the last sign (None: never)."""
+
+    name: str
+    alive: int
+    last_sign_s: float | None
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One destination, as its courier last found it."""
+
+    name: str
+    is_configured: bool
+    owed: Count
+    owed_since: float | None = None
+    down_since: float | None = None
+    last_answer: str | None = None
+    answered_at: float | None = None
+    next_try_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate of ours: the key of the settings that names it, and its days left."""
+
+    where: str
+    days: float
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that needs a person: the key of a text with its values, and the act that helps."""
+
+    key: str
+    values: dict[str, Any] = field(default_factory=dict)
+    is_grave: bool = True
+    # The act's name and its fields; "" where no button helps.
+    act: str = ""
+    fields: dict[str, str] = field(default_factory=dict)
+    # Names to choose from, for the field "destination".
+    choices: Sequence[str] = ()
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """All that the page shows, at one moment. Times are seconds since 1970."""
+
+    at: float
+    roles: list[Role]
+    queue: Queue
+    activity: Activity
+    median_s: float | None
+    slow_s: float | None
+    destinations: list[Destination]
+    free_bytes: int | None
+    certificates: list[Certificate]
+    card: Card | None
+    failed: Count
+    needs: list[Need]
+
+    @property
+    def is_well(self) -> bool:
+        return not self.needs
+
+
+def page(visit: Visit, spool: Spool) -> Response:
+    """The whole page."""
+    picture = _latest(visit.node, spool)
+    return visit.page("now.html", title=visit.texts.say("now"), now=picture)
+
+
+def live(visit: Visit, spool: Spool) -> Response:
+    """The part that renews itself every few seconds."""
+    return visit.page("live.html", now=_latest(visit.node, spool))
+
+
+def _latest(node: Node, spool: Spool) -> Picture:
+    # Made under the node's lock: the seldom parts come first, because that lock is not re-entrant.
+    certificates = node.once_every(_SELDOM_S, "certificates", lambda: _certificates(node.settings))
+    quarantined = node.once_every(_SELDOM_S, "quarantine", lambda: _quarantined(spool))
+    picture: Picture = node.once_every(
+        _FRESH_S, "now", lambda: look(node, spool, certificates, quarantined)
+    )
+    return picture
+
+
+def look(node: Node, spool: Spool, certificates: list[Certificate], quarantined: int) -> Picture:
+    """Ask the ledger and the spool."""
+    view = node.view
+    at = view.now()
+    roles = _roles(view.roles(), at)
+    destinations = _destinations(node)
+    failed, newest_failed = view.failed_images(1)
+    times = view.times_to_archive()
+    free_bytes = _free_bytes(spool)
+
+    needs = [
+        *_needs_of_roles(roles),
+        *_needs_of_reason(view.same_reason()),
+        *_needs_of_room(node.settings, free_bytes, quarantined),
+        *_needs_of_destinations(destinations, node.destinations),
+        *_needs_of_failures(failed, newest_failed, view.refused(), node.destinations),
+        *_needs_of_certificates(certificates),
+    ]
+    return Picture(
+        at=at,
+        roles=roles,
+        queue=view.queue(),
+        activity=view.activity(at),
+        median_s=statistics.median(times) if times else None,
+        slow_s=times[int(0.95 * (len(times) - 1))] if times else None,
+        destinations=destinations,
+        free_bytes=free_bytes,
+        certificates=certificates,
+        card=card_of(node.settings.model),
+        failed=failed,
+        needs=sorted(needs, key=lambda need: not need.is_grave),
+    )
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def _roles(rows: Sequence[Mapping[str, Any]], at: float) -> list[Role]:
+    roles = []
+    for name in _ROLES:
+        ages = [at - row["beat_at"] for row in rows if row["role"] == name]
+        alive = sum(age < SILENT_AFTER_S for age in ages)
+        roles.append(Role(name, alive, min(ages, default=None)))
+    return roles
+
+
+def _destinations(node: Node) -> list[Destination]:
+    configured = node.destinations
+    notes = node.view.destination_notes()
+    return [
+        Destination(
+            name=name,
+            is_configured=name in configured,
+            **owed,
+            **{key: value for key, value in notes.get(name, {}).items() if key != "name"},
+        )
+        for name, owed in node.view.owed_to(configured).items()
+    ]
+
+
+def _free_bytes(spool: Spool) -> int | None:
+    try:
+        return spool.free_bytes()
+    except OSError:
+        return None
+
+
+def _quarantined(spool: Spool) -> int:
+    try:
+        return len(spool.quarantined())
+    except OSError:
+        return 0
+
+
+def _certificates(settings: Config) -> list[Certificate]:
+    """Every certificate of ours, with its days."""
+    found = []
+    for credentials in tls.credentials(settings):
+        try:
+            days = (credentials.told().valid_until - time.time()) / _DAY_S
+        except (TlsError, OSError) as error:
+            found.append(Certificate(credentials.where, 0.0, str(error)))
+        else:
+            found.append(Certificate(credentials.where, days))
+    return found
+
+
+# -- what needs a person ---------------------------------------------------------------------------
+
+
+def _needs_of_roles(roles: Sequence[Role]) -> Iterator[Need]:
+    for role in roles:
+        if not role.alive:
+            yield Need(f"need_role_{role.name}", {"since": role.last_sign_s})
+
+
+def _needs_of_reason(same: SameReason | None) -> Iterator[Need]:
+    if same is not None:
+        values = {"number": same.images, "reason": same.reason}
+        yield Need("need_same_reason", values, link=f"/images?reason={same.reason}")
+
+
+def _needs_of_room(settings: Config, free_bytes: int | None, quarantined: int) -> Iterator[Need]:
+    reserve = settings.spool_reserve_mb * 1_000_000
+    if free_bytes is None:
+        yield Need("need_spool")
+    elif free_bytes < reserve:
+        yield Need("need_no_room", {"size": free_bytes})
+    elif free_bytes < _LITTLE_ROOM * reserve:
+        yield Need("need_little_room", {"size": free_bytes}, is_grave=False)
+    if quarantined:
+        yield Need("need_quarantine", {"number": quarantined}, is_grave=False)
+
+
+def _needs_of_destinations(
+    destinations: Sequence[Destination], configured: Sequence[str]
+) -> Iterator[Need]:
+    for each in destinations:
+        if not each.is_configured and each.owed.number:
+            values = {"name": each.name, "count": each.owed}
+            yield Need("need_unknown", values, act="readdress", choices=configured)
+        elif each.down_since is not None:
+            values = {
+                "name": each.name, "since": each.down_since, "answer": each.last_answer,
+                "count": each.owed,
+            }  # fmt: skip
+            yield Need("need_down", values, act="try-now", fields={"destination": each.name})
+
+
+def _needs_of_failures(
+    failed: Count,
+    newest: Sequence[Mapping[str, Any]],
+    refused: Sequence[Refused],
+    configured: Sequence[str],
+) -> Iterator[Need]:
+    if failed.number:
+        values = {"count": failed, "reason": newest[0]["reason"]}
+        yield Need("need_failed", values, act="retry-images", link="/images?state=failed")
+
+    for each in refused:
+        values = {"name": each.destination, "number": each.number, "why": each.why}
+        if each.destination in configured:
+            yield Need(
+                "need_refused",
+                values,
+                act="retry-refused",
+                fields={"destination": each.destination},
+            )
+        else:
+            yield Need("need_refused_unknown", values, act="readdress", choices=configured)
+
+
+def _needs_of_certificates(certificates: Sequence[Certificate]) -> Iterator[Need]:
+    for each in certificates:
+        if each.trouble:
+            yield Need("need_certificate", {"where": each.where, "trouble": each.trouble})
+        elif each.days < _CERTIFICATE_DAYS:
+            values = {"where": each.where, "days": f"{each.days:.0f}"}
+            yield Need("need_certificate_days", values, is_grave=each.days < 0)

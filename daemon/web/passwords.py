@@ -1,0 +1,109 @@
+"""Passwords: their hashes, and how often an address or a name may be tried."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+# RFC 9106, section 4: the second recommended option, for less memory. 64 MiB for each try.
+_hasher = PasswordHasher(time_cost=3, memory_cost=65536, parallelism=4)
+# No browser sends more; argon2 would hash megabytes.
+MOST_CHARACTERS = 256
+# Failures that cost nothing, from one address and for one name. A stranger who fails on purpose for
+# a name must not lock its owner out soon.
+_FREE_OF_ADDRESS = 5
+_FREE_OF_NAME = 25
+_FIRST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 900.0
+# Addresses and names that are remembered.
+_MOST_REMEMBERED = 2000
+
+
+def hashed(password: str) -> str:
+    """The hash of a password, for `password_hash` in the settings."""
+    return _hasher.hash(password)
+
+
+class Passwords:
+    """The users' hashes. One verification at a time: each takes 64 MiB and a tenth of a second."""
+
+    def __init__(self, hashes: Mapping[str, str]) -> None:
+        self._hashes = dict(hashes)
+        # A name that nobody has takes as long as a wrong password, so that names stay unknown: it
+        # is compared with another user's hash.
+        self._nobody = next(iter(hashes.values()), "")
+        self._turn = threading.Lock()
+
+    def is_right(self, name: str, password: str) -> bool:
+        """Whether this is the user's password."""
+        if len(password) > MOST_CHARACTERS:
+            return False
+
+        known = self._hashes.get(name)
+        with self._turn:
+            try:
+                is_match = _hasher.verify(known or self._nobody, password)
+            except (VerificationError, InvalidHashError):
+                return False
+        return is_match and known is not None
+
+
+@dataclass
+class _Failures:
+    number: int = 0
+    last_at: float = 0.0
+
+
+class Throttle:
+    """Pauses after failed logins, doubled with each, for an address and for a name."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures: dict[tuple[str, str], _Failures] = {}
+
+    def wait_s(self, address: str, name: str) -> int:
+        """Whole seconds until this address may try this name; 0: now."""
+        now = self._clock()
+        with self._lock:
+            left = [self._left_s(key, free, now) for key, free in _keys(address, name)]
+        return math.ceil(max(0.0, *left))
+
+    def failed(self, address: str, name: str) -> None:
+        """Count a failure."""
+        now = self._clock()
+        with self._lock:
+            for key, _ in _keys(address, name):
+                if key not in self._failures and len(self._failures) >= _MOST_REMEMBERED:
+                    oldest = min(self._failures, key=lambda each: self._failures[each].last_at)
+                    del self._failures[oldest]
+                found = self._failures.setdefault(key, _Failures())
+                found.number += 1
+                found.last_at = now
+
+    def succeeded(self, address: str, name: str) -> None:
+        """Forget the failures."""
+        with self._lock:
+            for key, _ in _keys(address, name):
+                self._failures.pop(key, None)
+
+    def _left_s(self, key: tuple[str, str], free: int, now: float) -> float:
+        found = self._failures.get(key)
+        if found is None or found.number < free:
+            return 0.0
+        doublings = min(found.number - free, 20)
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**doublings)
+        return float(found.last_at + pause_s - now)
+
+
+def _keys(address: str, name: str) -> tuple[tuple[tuple[str, str], int], ...]:
+    return (
+        (("address", address), _FREE_OF_ADDRESS),
+        (("name", name[:64]), _FREE_OF_NAME),
+    )

@@ -1,0 +1,139 @@
+"""The web role: uvicorn on its own socket, in a thread, until the role is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from daemon import tls
+from daemon.config import Config, Web
+from daemon.ledger import Ledger
+from daemon.ledger.view import View
+from daemon.spool import Spool
+from daemon.web.app import build
+from daemon.web.visit import Node
+
+log = logging.getLogger("pleura.web")
+
+# Connections and requests at a time: a page for a few people.
+_MOST_AT_ONCE = 100
+_KEEP_ALIVE_S = 10
+_BACKLOG = 64
+# How long a page may finish after SIGTERM.
+_PATIENCE_S = 5.0
+_START_S = 30.0
+# A browser's header is not longer.
+_MOST_HEADER_BYTES = 32 * 1024
+
+
+class PageServer:
+    """Serves the page from start() to stop()."""
+
+    def __init__(self, settings: Config, web: Web, ledger: Ledger, spool: Spool) -> None:
+        """Raises TlsError where the page's certificate or key cannot be used."""
+        self._web = web
+        self._view = View.open(settings.ledger)
+        self._node = Node.of(settings, web, ledger, self._view)
+        self._credentials = _credentials(web)
+        self._context = _context(self._credentials)
+        self._loaded_at = time.time()
+        self._server = _server(build(self._node, spool), web, self._context)
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Listen. Raises OSError: the address or the port cannot be had."""
+        family = socket.AF_INET6 if ":" in self._web.host else socket.AF_INET
+        self._socket = socket.create_server(
+            (self._web.host, self._web.port), family=family, backlog=_BACKLOG
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), name="page", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + _START_S
+        while not self._server.started and time.monotonic() < deadline and self._thread.is_alive():
+            time.sleep(0.02)
+
+    def check(self, config: Config) -> Callable[[], None]:
+        """New settings can always be taken: `web` itself is among those that need a restart."""
+
+        def take() -> None:
+            self._node.settings = config
+
+        return take
+
+    def is_alive(self) -> bool:
+        """Whether the server still serves."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def take_renewed_certificate(self) -> None:
+        """New connections see a certificate whose files have changed since."""
+        if self._context is None or self._credentials is None:
+            return
+        changed_at = max(path.stat().st_mtime for path in self._credentials.files)
+        if changed_at <= self._loaded_at:
+            return
+
+        self._loaded_at = time.time()
+        try:
+            self._credentials.own()
+            self._credentials.load_into(self._context)
+        except (tls.TlsError, OSError) as error:
+            log.error("%s; the page goes on with the certificate that it has", error)
+        else:
+            log.info("web.tls: the renewed certificate is taken")
+
+    def stop(self) -> None:
+        """Finish the pages in hand, then close."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(_PATIENCE_S)
+        if self._socket is not None:
+            self._socket.close()
+        self._view.close()
+
+
+def _credentials(web: Web) -> tls.Credentials | None:
+    if web.tls is None:
+        return None
+    return tls.Credentials(
+        "web.tls", Path(web.tls.certificate), Path(web.tls.key), web.tls.key_passphrase_file
+    )
+
+
+def _context(credentials: tls.Credentials | None) -> ssl.SSLContext | None:
+    """TLS 1.2 with forward secrecy and authenticated encryption, or 1.3, as on the DICOM port."""
+    if credentials is None:
+        return None
+    return tls.server_context(credentials, None, "none", "non-downgrading", "1.2")
+
+
+def _server(app: ASGIApp, web: Web, context: ssl.SSLContext | None) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=True,
+        limit_concurrency=_MOST_AT_ONCE,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(_PATIENCE_S),
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+        proxy_headers=web.proxy is not None,
+        forwarded_allow_ips=web.proxy,
+    )
+    config.load()
+    config.ssl = context
+    return uvicorn.Server(config)

@@ -1,0 +1,476 @@
+"""Every text of the page, in English and German, in one table.
+
+A text may name values in braces. Codes, UIDs and the DICOM standard's own names stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_LANGUAGES = ("en", "de")
+# What no browser exceeds.
+_MOST_HEADER = 200
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of one language."""
+
+    language: str
+
+    @classmethod
+    def for_browser(cls, setting: str, accepted: str) -> Texts:
+        """The setting's language; `auto`: the first that the browser accepts, else English."""
+        if setting in _LANGUAGES:
+            return cls(setting)
+        for part in accepted[:_MOST_HEADER].split(","):
+            match = re.match(r"\s*([a-zA-Z]{2})\b", part)
+            if match and match[1].lower() in _LANGUAGES:
+                return cls(match[1].lower())
+        return cls("en")
+
+    def say(self, key: str, **values: Any) -> str:
+        """One text.
+
+        Raises:
+            KeyError: no such text, or a value is missing.
+        """
+        text = TABLE[key][_LANGUAGES.index(self.language)]
+        return text.format(**values) if values else text
+
+    def say_or(self, key: str, otherwise: str, **values: Any) -> str:
+        """One text, or `otherwise` where the table has none."""
+        return self.say(key, **values) if key in TABLE else otherwise
+
+
+# key -> (English, German)
+TABLE: dict[str, tuple[str, str]] = {
+    # Every page.
+    "skip": ("Skip to the content", "Zum Inhalt"),
+    "pages": ("Pages", "Seiten"),
+    "now": ("Now", "Jetzt"),
+    "images": ("Images", "Bilder"),
+    "model": ("Model", "Modell"),
+    "try_it": ("Try it", "Ausprobieren"),
+    "log_in": ("Log in", "Anmelden"),
+    "log_out": ("Log out", "Abmelden"),
+    "name": ("Name", "Name"),
+    "password": ("Password", "Passwort"),
+    "research_only": (
+        "Research use only, not for diagnosis",
+        "Nur für Forschung, nicht zur Diagnose",
+    ),
+    "problem": ("That did not work", "Das ging nicht"),
+    "to_first_page": ("To the first page", "Zur ersten Seite"),
+    "span_s": ("{number} s", "{number} s"),
+    "span_min": ("{number} min", "{number} min"),
+    "span_h": ("{number} h", "{number} h"),
+    "span_days": ("{number} days", "{number} Tage"),
+    "never": ("no sign yet", "noch kein Zeichen"),
+    # Logging in.
+    "login_failed": ("Name or password is wrong.", "Name oder Passwort ist falsch."),
+    "login_wait": (
+        "Too many failed logins. Try again in {seconds} s.",
+        "Zu viele Fehlversuche. In {seconds} s wieder versuchen.",
+    ),
+    "no_users": (
+        "The settings name no user. Counts and states are open on this machine; pictures "
+        "and buttons need a user (docs/page.md).",
+        "Die Einstellungen nennen keinen Benutzer. Zahlen und Zustände sind auf diesem Rechner "
+        "offen; Bilder und Knöpfe brauchen einen Benutzer (docs/page.md).",
+    ),
+    # Faults.
+    "message_forbidden": (
+        "Your login may look, but not do this. A user with `role: act` may.",
+        "Diese Anmeldung darf nur ansehen. Ein Benutzer mit `role: act` darf das.",
+    ),
+    "message_forbidden_origin": (
+        "The request came from another site.",
+        "Die Anfrage kam von einer anderen Seite.",
+    ),
+    "message_forbidden_token": (
+        "The form is too old, or not from this page. Open the page again and repeat it.",
+        "Das Formular ist zu alt oder nicht von dieser Seite. Seite neu öffnen und wiederholen.",
+    ),
+    "message_too_large": ("The file is too large.", "Die Datei ist zu groß."),
+    "message_too_slow": (
+        "The file did not come whole in time.",
+        "Die Datei kam nicht rechtzeitig vollständig an.",
+    ),
+    "message_ledger_away": (
+        "The ledger does not answer. The log says why; the page answers again when it does.",
+        "Das Ledger antwortet nicht. Das Protokoll sagt, warum; danach geht die Seite wieder.",
+    ),
+    "message_not_found": ("There is nothing here.", "Hier ist nichts."),
+    "message_broken": (
+        "The page broke. The log of the web role says where.",
+        "Die Seite ist gescheitert. Das Protokoll der Rolle web sagt, wo.",
+    ),
+    "message_wrong_form": (
+        "The form names something that the settings do not.",
+        "Das Formular nennt etwas, das die Einstellungen nicht kennen.",
+    ),
+    # Now.
+    "all_is_well": ("All is well", "Alles in Ordnung"),
+    "needs_a_person": ("{number} × a person is needed", "{number} × wird jemand gebraucht"),
+    "what_needs_a_person": ("What needs a person", "Was jemanden braucht"),
+    "as_of": ("As of", "Stand"),
+    "show": ("Show", "Zeigen"),
+    "figures": ("Figures", "Zahlen"),
+    "waiting": ("Waiting", "Warten"),
+    "nothing_waits": ("nothing waits", "nichts wartet"),
+    "oldest": ("the oldest for {age}", "das älteste seit {age}"),
+    "last_hour": ("Images in the last hour", "Bilder in der letzten Stunde"),
+    "in_a_day": ("{number} in 24 h", "{number} in 24 h"),
+    "suspected": ("Suspected", "Verdacht"),
+    "of_analysed": (
+        "{percent} of {number} analysed in 24 h",
+        "{percent} von {number} analysierten in 24 h",
+    ),
+    "none_analysed": ("none analysed in 24 h", "keines analysiert in 24 h"),
+    "time_to_archive": ("Receipt to archive", "Empfang bis Archiv"),
+    "slow_share": ("median; 95 % within {age}", "Median; 95 % innerhalb {age}"),
+    "nothing_sent_yet": ("nothing sent yet", "noch nichts gesendet"),
+    "images_an_hour": ("Images an hour", "Bilder je Stunde"),
+    "received": ("Received", "Empfangen"),
+    "hours_alt": (
+        "{number} images in 24 hours, {found} of them suspected",
+        "{number} Bilder in 24 Stunden, davon {found} mit Verdacht",
+    ),
+    "destinations": ("Destinations", "Ziele"),
+    "destination": ("Destination", "Ziel"),
+    "state": ("State", "Zustand"),
+    "last_answer": ("Last answer", "Letzte Antwort"),
+    "next_try": ("Next try", "Nächster Versuch"),
+    "owed": ("Owed", "Ausstehend"),
+    "up": ("Up", "Erreichbar"),
+    "down": ("Down", "Gestört"),
+    "since": ("since {time}", "seit {time}"),
+    "in_time": ("in {age}", "in {age}"),
+    "trying_now": ("now", "jetzt"),
+    "not_in_settings": ("Not in the settings", "Nicht in den Einstellungen"),
+    "no_destination": (
+        "The settings name no destination: nothing is sent.",
+        "Die Einstellungen nennen kein Ziel: nichts wird gesendet.",
+    ),
+    "roles": ("Roles", "Rollen"),
+    "role_receive": ("Receive", "Empfangen"),
+    "role_analyse": ("Analyse", "Analysieren"),
+    "role_deliver": ("Deliver", "Ausliefern"),
+    "runs": ("Runs", "Läuft"),
+    "silent": ("Silent", "Stumm"),
+    "not_running": ("Not running", "Läuft nicht"),
+    "sign_ago": ("sign {age} ago", "Zeichen vor {age}"),
+    "for_time": ("for {age}", "seit {age}"),
+    "this_node": ("This node", "Dieser Knoten"),
+    "disk": ("Spool's disk", "Platte des Spools"),
+    "free": ("{size} free", "{size} frei"),
+    "unreadable": ("unreadable", "nicht lesbar"),
+    "certificate": ("Certificate of {where}", "Zertifikat von {where}"),
+    "certificates": ("Certificates", "Zertifikate"),
+    "no_certificates": ("none in the settings", "keine in den Einstellungen"),
+    "days_left": ("{days} days left", "noch {days} Tage"),
+    "unusable": ("unusable", "unbrauchbar"),
+    "not_analysed_today": ("Not analysed, last 24 h", "Nicht analysiert, letzte 24 h"),
+    "none_today": ("None.", "Keine."),
+    # What needs a person.
+    "need_role_receive": (
+        "The receive role does not run: modalities cannot send.",
+        "Die Rolle receive läuft nicht: Modalitäten können nicht senden.",
+    ),
+    "need_role_receive_more": ("Last sign: {age}.", "Letztes Zeichen: {age}."),
+    "need_role_analyse": (
+        "The analyse role does not run: images wait without an answer.",
+        "Die Rolle analyse läuft nicht: Bilder warten ohne Antwort.",
+    ),
+    "need_role_analyse_more": ("Last sign: {age}.", "Letztes Zeichen: {age}."),
+    "need_role_deliver": (
+        "The deliver role does not run: results reach no archive.",
+        "Die Rolle deliver läuft nicht: Ergebnisse erreichen kein Archiv.",
+    ),
+    "need_role_deliver_more": ("Last sign: {age}.", "Letztes Zeichen: {age}."),
+    "need_same_reason": (
+        "The newest {number} images were all not analysed for one reason: {reason}.",
+        "Die neuesten {number} Bilder wurden alle aus einem Grund nicht analysiert: {reason}.",
+    ),
+    "need_same_reason_more": (
+        "Is `admission` in the settings right?",
+        "Stimmt `admission` in den Einstellungen?",
+    ),
+    "need_spool": (
+        "The spool's disk does not answer.",
+        "Die Platte des Spools antwortet nicht.",
+    ),
+    "need_no_room": (
+        "The spool's disk is full: {size} free. C-STORE is refused.",
+        "Die Platte des Spools ist voll: {size} frei. C-STORE wird abgewiesen.",
+    ),
+    "need_little_room": (
+        "Little room on the spool's disk: {size} free.",
+        "Wenig Platz auf der Platte des Spools: {size} frei.",
+    ),
+    "need_quarantine": (
+        "{number} files in the spool's quarantine wait for a person.",
+        "{number} Dateien in der Quarantäne des Spools warten auf jemanden.",
+    ),
+    "need_quarantine_more": (
+        "They could not be adopted (docs/backup.md).",
+        "Sie ließen sich nicht übernehmen (docs/backup.md).",
+    ),
+    "need_unknown": (
+        "{count} deliveries are owed to {name}, which is not in the settings.",
+        "{count} Lieferungen sind für {name}, das nicht in den Einstellungen steht.",
+    ),
+    "need_down": (
+        "{name} has been down for {age}; {count} deliveries wait.",
+        "{name} ist seit {age} gestört; {count} Lieferungen warten.",
+    ),
+    "need_down_more": ("{answer}", "{answer}"),
+    "need_failed": ("{count} images failed.", "{count} Bilder sind gescheitert."),
+    "need_failed_more": ("The newest: {reason}.", "Das neueste: {reason}."),
+    "need_refused": (
+        "{name} refused {number} deliveries.",
+        "{name} hat {number} Lieferungen abgewiesen.",
+    ),
+    "need_refused_more": ("The newest: {why}", "Die neueste: {why}"),
+    "need_refused_unknown": (
+        "{number} refused deliveries are addressed to {name}, which is not in the settings.",
+        "{number} abgewiesene Lieferungen sind für {name}, das nicht in den Einstellungen steht.",
+    ),
+    "need_certificate": (
+        "The certificate of {where} cannot be used.",
+        "Das Zertifikat von {where} ist unbrauchbar.",
+    ),
+    "need_certificate_more": ("{trouble}", "{trouble}"),
+    "need_certificate_days": (
+        "The certificate of {where} ends in {days} days.",
+        "Das Zertifikat von {where} endet in {days} Tagen.",
+    ),
+    # Acts, and what they did.
+    "act_retry-images": ("Retry all", "Alle wiederholen"),
+    "act_retry-image": ("Retry this image", "Dieses Bild wiederholen"),
+    "act_retry-refused": ("Send again", "Erneut senden"),
+    "act_try-now": ("Try now", "Jetzt versuchen"),
+    "act_send-again": ("Send again", "Erneut senden"),
+    "act_readdress": ("Send there", "Dorthin senden"),
+    "told_images_again": (
+        "{number} images wait for another try.",
+        "{number} Bilder warten auf einen neuen Versuch.",
+    ),
+    "told_owed_again": (
+        "{number} deliveries are owed to {name} again.",
+        "{number} Lieferungen stehen für {name} wieder aus.",
+    ),
+    "told_due_now": (
+        "{number} deliveries to {name} are due now.",
+        "{number} Lieferungen an {name} sind jetzt fällig.",
+    ),
+    "told_sent_again": (
+        "{number} objects are sent to {name} again; {gone} cannot be, their files are gone.",
+        "{number} Objekte gehen erneut an {name}; {gone} nicht, ihre Dateien sind fort.",
+    ),
+    "told_readdressed": (
+        "{number} deliveries go to {name} now.",
+        "{number} Lieferungen gehen nun an {name}.",
+    ),
+    # Images.
+    "accession": ("Accession number", "Auftragsnummer"),
+    "any_uid": ("UID of a study, image or result", "UID von Studie, Bild oder Ergebnis"),
+    "sender": ("Sender (AE title)", "Sender (AE-Titel)"),
+    "reason": ("Reason", "Grund"),
+    "score": ("Score", "Wert"),
+    "any": ("any", "beliebig"),
+    "from": ("From", "Von"),
+    "to": ("To", "Bis"),
+    "search": ("Search", "Suchen"),
+    "clear": ("Clear", "Leeren"),
+    "nothing_found": ("No image was found.", "Kein Bild gefunden."),
+    "more_results": ("More results", "Weitere Ergebnisse"),
+    "newest": ("Newest", "Neueste"),
+    "older": ("Older", "Ältere"),
+    "search_on": ("Search on", "Weiter suchen"),
+    "searched_back_to": ("Searched back to {time}", "Gesucht zurück bis {time}"),
+    "state_received": ("Waiting", "Wartet"),
+    "state_positive": ("Suspected", "Verdacht"),
+    "state_analysed": ("Not detected", "Nicht gefunden"),
+    "state_any_analysed": ("Analysed", "Analysiert"),
+    "state_not_analysed": ("Not analysed", "Nicht analysiert"),
+    "state_failed": ("Failed", "Gescheitert"),
+    "state_duplicate": ("Duplicate", "Duplikat"),
+    # One image.
+    "image": ("Image", "Bild"),
+    "show_overlay": ("Overlay", "Overlay"),
+    "overlay_alt": ("Radiograph with the overlay", "Röntgenbild mit Overlay"),
+    "radiograph_alt": ("Radiograph without marks", "Röntgenbild ohne Marken"),
+    "not_for_diagnosis": ("Not for diagnosis.", "Nicht zur Diagnose."),
+    "bytes_removed": (
+        "Retention has removed the files of this image; the record stays.",
+        "Die Dateien dieses Bildes sind nach der Aufbewahrungsfrist entfernt; der Eintrag bleibt.",
+    ),
+    "log_in_for_pictures": (
+        "Pictures and objects need a login.",
+        "Bilder und Objekte brauchen eine Anmeldung.",
+    ),
+    "threshold_at": ("threshold {threshold}", "Schwelle {threshold}"),
+    "score_alt": (
+        "score {score}, threshold {threshold}",
+        "Wert {score}, Schwelle {threshold}",
+    ),
+    "facts": ("Facts", "Angaben"),
+    "size": ("Size", "Größe"),
+    "device": ("Device", "Gerät"),
+    "patient_name": ("Patient's name", "Name des Patienten"),
+    "patient_id": ("Patient ID", "Patienten-ID"),
+    "open_in_viewer": ("Open in the viewer", "Im Viewer öffnen"),
+    "timeline": ("Timeline", "Verlauf"),
+    "open": ("open", "offen"),
+    "objects": ("Objects", "Objekte"),
+    "kind": ("Kind", "Art"),
+    "download": ("Download", "Herunterladen"),
+    "owed_to_nobody": ("owed to no destination", "für kein Ziel"),
+    "no_objects": ("None was made.", "Keine erzeugt."),
+    "send_again_hint": (
+        "Sends what the chosen destination has stored, after it lost objects.",
+        "Sendet erneut, was das gewählte Ziel gespeichert hatte, falls es Objekte verlor.",
+    ),
+    "same_uid": ("The same UID at other times", "Dieselbe UID zu anderen Zeiten"),
+    "delivery_owed": ("owed", "steht aus"),
+    "delivery_stored": ("stored", "gespeichert"),
+    "delivery_committed": ("committed", "zugesichert"),
+    "delivery_refused": ("refused", "abgewiesen"),
+    "event_received": ("Received from {sender} at {address}", "Empfangen von {sender}, {address}"),
+    "event_received_without_address": (
+        "Received from {sender} ({origin})",
+        "Empfangen von {sender} ({origin})",
+    ),
+    "event_waits": ("Waits for the analysis", "Wartet auf die Analyse"),
+    "event_in_work": ("In work, attempt {attempts}", "In Arbeit, Versuch {attempts}"),
+    "event_analysed": (
+        "Analysed after {seconds} by {model} on {device}",
+        "Analysiert nach {seconds} mit {model} auf {device}",
+    ),
+    "event_not_analysed": (
+        "Not analysed after {seconds}: {reason}",
+        "Nicht analysiert nach {seconds}: {reason}",
+    ),
+    "event_failed": (
+        "Failed after {seconds}: {reason} {detail}",
+        "Gescheitert nach {seconds}: {reason} {detail}",
+    ),
+    "event_duplicate": (
+        "Recognised as a duplicate of image {original}",
+        "Als Duplikat von Bild {original} erkannt",
+    ),
+    "event_owed": (
+        "{kind} is owed to {name}; {attempts} tries so far. {why}",
+        "{kind} steht für {name} aus; bisher {attempts} Versuche. {why}",
+    ),
+    "event_stored": ("{kind} stored at {name}", "{kind} gespeichert bei {name}"),
+    "event_committed": ("{name} committed to {kind}", "{name} hat {kind} zugesichert"),
+    "event_refused": ("{kind} refused by {name}: {why}", "{kind} abgewiesen von {name}: {why}"),
+    "event_removed": ("Files removed by retention", "Dateien nach der Frist entfernt"),
+    # Model.
+    "model_unreadable": (
+        "The model package of the settings cannot be read.",
+        "Das Modellpaket der Einstellungen ist nicht lesbar.",
+    ),
+    "threshold": ("Threshold", "Schwelle"),
+    "network_classifier": ("Classifier", "Klassifikator"),
+    "network_segmenter": ("Segmenter", "Segmentierer"),
+    "network_plausibility": ("Gate", "Vorprüfung"),
+    "calibration": ("Calibration", "Kalibrierung"),
+    "prevalence": ("for a prevalence of {percent}", "für eine Prävalenz von {percent}"),
+    "trained": ("Trained", "Trainiert"),
+    "licence": ("Licence", "Lizenz"),
+    "measured": ("Measured", "Gemessen"),
+    "figure": ("Figure", "Größe"),
+    "value": ("Value", "Wert"),
+    "interval": ("95 % interval", "95-%-Intervall"),
+    "measured_where": (
+        "On the images that the card names, not on this site's.",
+        "An den Bildern, die die Karte nennt, nicht an denen dieses Hauses.",
+    ),
+    "no_figures": ("The package tells no figure.", "Das Paket nennt keine Zahlen."),
+    "figure_auc": ("AUC", "AUC"),
+    "figure_sensitivity": ("Sensitivity", "Sensitivität"),
+    "figure_specificity": ("Specificity", "Spezifität"),
+    "figure_ppv": ("Positive predictive value", "Positiver Vorhersagewert"),
+    "figure_npv": ("Negative predictive value", "Negativer Vorhersagewert"),
+    "figure_average_precision": ("Average precision", "Average Precision"),
+    "figure_dice_positives": ("Dice of positives", "Dice der positiven"),
+    "said": ("probability said", "genannte Wahrscheinlichkeit"),
+    "was": ("share of positives", "Anteil positiver"),
+    "reliability_alt": (
+        "Reliability diagram: the share of positives for each probability that was said",
+        "Zuverlässigkeitsdiagramm: Anteil positiver je genannter Wahrscheinlichkeit",
+    ),
+    "reliability_hint": (
+        "Each dot is a group of images. On the diagonal, the probability says what is so.",
+        "Jeder Punkt ist eine Gruppe von Bildern. Auf der Diagonale stimmt die Wahrscheinlichkeit.",
+    ),
+    "whole_card": ("The whole card", "Die ganze Karte"),
+    # Try it.
+    "try_file": (
+        "A DICOM file, PNG, JPEG or TIFF of a frontal chest X-ray",
+        "Eine DICOM-Datei, PNG, JPEG oder TIFF eines frontalen Thorax-Röntgenbildes",
+    ),
+    "analyse": ("Analyse", "Analysieren"),
+    "try_hint": (
+        "At most {size}. Nothing is kept: neither the file nor the answer, and nothing is sent.",
+        "Höchstens {size}. Nichts bleibt: weder Datei noch Antwort, und nichts wird gesendet.",
+    ),
+    "try_runs": ("In work; this takes some seconds …", "In Arbeit; das dauert einige Sekunden …"),
+    "try_no_file": ("No file came.", "Es kam keine Datei."),
+    "try_busy": (
+        "Another file is being tried. Try again in half a minute.",
+        "Gerade wird eine andere Datei probiert. In einer halben Minute wieder versuchen.",
+    ),
+    "try_broken": (
+        "There is no answer: the file took more time or memory than it may, or broke the analysis.",
+        "Keine Antwort: die Datei brauchte mehr Zeit oder Speicher, als sie darf, oder die Analyse "
+        "brach ab.",
+    ),
+    "try_no_picture": ("No overlay was made.", "Kein Overlay erzeugt."),
+    "answer": ("Answer", "Antwort"),
+    "area": ("Area", "Fläche"),
+    "side": ("Side", "Seite"),
+    "side_R": ("right", "rechts"),
+    "side_L": ("left", "links"),
+    "side_B": ("both", "beide"),
+    "note": ("Note", "Hinweis"),
+    # The reasons of inference/admission.py.
+    "reason_own_output": ("one of this node's own results", "eigenes Ergebnis dieses Knotens"),
+    "reason_foreign_result": ("a result of another system", "Ergebnis eines anderen Systems"),
+    "reason_sop_class": ("not a radiograph's SOP class", "keine SOP-Klasse eines Röntgenbildes"),
+    "reason_for_processing": ("raw data for processing", "Rohdaten zur Verarbeitung"),
+    "reason_multi_frame": ("more than one frame", "mehr als ein Frame"),
+    "reason_modality": ("another modality", "andere Modalität"),
+    "reason_species": ("not a human patient", "kein menschlicher Patient"),
+    "reason_body_part": ("another body part", "anderes Körperteil"),
+    "reason_view": ("not a frontal view", "keine frontale Aufnahme"),
+    "reason_not_a_frontal_chest": (
+        "not a frontal chest by its picture",
+        "dem Bild nach kein frontaler Thorax",
+    ),
+    "reason_no_identity": ("no usable UID", "keine brauchbare UID"),
+    "reason_under_age": ("younger than the minimum age", "jünger als das Mindestalter"),
+    "reason_age_unknown": ("the patient's age cannot be told", "Alter des Patienten unbekannt"),
+    "reason_blank": ("the image is blank", "leeres Bild"),
+    "reason_undecodable": ("the pixels cannot be decoded", "Pixel nicht dekodierbar"),
+    "reason_not_dicom": ("not a DICOM object", "kein DICOM-Objekt"),
+    "reason_bytes_missing": (
+        "the spool no longer holds the whole image",
+        "der Spool hat das Bild nicht mehr ganz",
+    ),
+    "reason_uid_mismatch": (
+        "another instance than the one announced",
+        "andere Instanz als angekündigt",
+    ),
+    "reason_analysis_error": ("the analysis broke repeatedly", "Analyse wiederholt abgebrochen"),
+    "reason_result_invalid": (
+        "a result failed its own check",
+        "ein Ergebnis bestand die eigene Prüfung nicht",
+    ),
+}
