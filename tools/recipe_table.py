@@ -52,19 +52,27 @@ def _rows(name: str, timed: bool) -> Iterator[tuple[str, ...]]:
         of = stage.arguments.get("of", stage.model_dump())
         encoder = of["arguments"].get("encoder")
         network = f"{of['architecture']}{f' on {encoder}' if encoder else ''}"
-        row = (f"`{name}`", network, str(stage.side), f"{parameters:,}", f"{macs / 1e9:.1f}")
+        counted_macs = "not counted" if macs is None else f"{macs / 1e9:.1f}"
+        row = (f"`{name}`", network, str(stage.side), f"{parameters:,}", counted_macs)
         yield (*row, f"{_milliseconds(stage):.0f}") if timed else row
 
 
-def counted(stage: Stage) -> tuple[int, int]:
-    """(parameters, multiplications with addition of one image) of a stage's network."""
+def counted(stage: Stage) -> tuple[int, int | None]:
+    """(parameters, multiplications with addition of one image) of a stage's network.
+
+    None where the network does not run on the meta device.
+    """
     with torch.device("meta"):
         network = build(stage.architecture, **stage.arguments).eval()
         image = torch.zeros(1, 1, stage.side, stage.side)
 
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(image)
     parameters = sum(weight.numel() for weight in network.parameters())
+    try:
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            network(image)
+    except RuntimeError:
+        # torch.autocast does not know the meta device.
+        return parameters, None
     return parameters, counter.get_total_flops() // 2
 
 

@@ -26,8 +26,11 @@ from inference.postprocess import REFERENCE_MATRIX_PX
 from training.measures import thresholds
 from training.measures.answers import Answer
 from training.measures.answers import read as read_answers
+from training.measures.compare import require_finished
 from training.recipe import Recipe
 
+# Of a network's entry: all but the thresholds
+_DESCRIBED = {"architecture", "arguments", "side", "normalisation"}
 _RULE = ("bottom", "top", "min_area_at_1024_px", "min_sure_area_at_1024_px")
 
 
@@ -83,12 +86,7 @@ def join(folders: Sequence[Path], out: Path) -> Manifest:
 
 
 def _read(folder: Path) -> _Member:
-    for name in ("recipe.json", "answers.csv", "package"):
-        if not (folder / name).exists():
-            raise ValueError(
-                f"{folder}: no {name} found; the folder of a run that `pleura train` has finished "
-                "wanted"
-            )
+    require_finished(folder)
     return _Member(
         folder,
         Recipe.model_validate_json((folder / "recipe.json").read_bytes()),
@@ -118,7 +116,15 @@ def _require_alike(members: Sequence[_Member]) -> None:
 
 
 def _joined(role: Role, members: Sequence[_Member]) -> _Joined:
-    """An ensemble of one role's networks; the largest side is that of the ensemble's input."""
+    """An ensemble of one role's networks; the largest side is that of the ensemble's input.
+
+    One network that all of them have, such as the default segmenter, stays alone.
+    """
+    if _is_shared(role, members):
+        first = members[0].loaded
+        entry = first.manifest.networks[role].model_dump(mode="json", include=_DESCRIBED)
+        return _Joined(entry, first.networks[role], first.golden[f"{role}.input"])
+
     networks = [member.loaded.manifest.networks[role] for member in members]
     arguments = {
         "members": [
@@ -139,6 +145,20 @@ def _joined(role: Role, members: Sequence[_Member]) -> _Joined:
         "normalisation": networks[0].normalisation,
     }
     return _Joined(described, module, members[largest].loaded.golden[f"{role}.input"])
+
+
+def _is_shared(role: Role, members: Sequence[_Member]) -> bool:
+    """Whether every run has the very same network in this role."""
+    first = members[0].loaded
+    entry = first.manifest.networks[role].model_dump(include=_DESCRIBED)
+    weights = first.networks[role].state_dict()
+    for member in members[1:]:
+        others = member.loaded.networks[role].state_dict()
+        if member.loaded.manifest.networks[role].model_dump(include=_DESCRIBED) != entry:
+            return False
+        if not all(torch.equal(weight, others[name]) for name, weight in weights.items()):
+            return False
+    return True
 
 
 def _largest_of(segmenter: _Joined, rule: dict[str, float]) -> _Joined:

@@ -129,6 +129,9 @@ def test_an_ensemble_answers_with_the_mean_and_a_threshold_of_the_validation_ans
                 torch.sigmoid(network(image)), torch.stack(answers).mean(0), atol=1e-5
             )
 
+    same = ensemble.join(folders[:1] * 2, tmp_path / "same")
+    assert same.segmenter.architecture == "residual-unet"
+    assert manifest.segmenter.architecture == "ensemble"
     assert manifest.id == "tiny-ensemble"
     assert f"{IMAGES} validation images" in manifest.classifier.operating_point
     assert manifest.training.data[0].startswith("ensemble of 2 runs: tiny ")

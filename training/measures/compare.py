@@ -77,13 +77,7 @@ def read(folder: Path) -> Compared:
         ValueError: no finished run.
         PackageError: its package does not load.
     """
-    for name in ("recipe.json", "answers.csv", "package"):
-        if not (folder / name).exists():
-            raise ValueError(
-                f"{folder}: no {name} found; the folder of a run that `pleura train` has finished "
-                "wanted"
-            )
-
+    require_finished(folder)
     loaded = package.load(folder / "package", any_task=True)
     return Compared(
         name=folder.resolve().name,
@@ -94,6 +88,16 @@ def read(folder: Path) -> Compared:
         forward_ms=_forward_ms(loaded),
         trained_images_per_s=_trained_images_per_s(folder),
     )
+
+
+def require_finished(folder: Path) -> None:
+    """Raise ValueError where `folder` holds no run that `pleura train` has finished."""
+    for name in ("recipe.json", "answers.csv", "package"):
+        if not (folder / name).exists():
+            raise ValueError(
+                f"{folder}: no {name} found; the folder of a run that `pleura train` has finished "
+                "wanted"
+            )
 
 
 def _parameters(loaded: package.Package) -> dict[str, int]:
