@@ -4,21 +4,24 @@ not grow with it.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from httpx import ASGITransport, AsyncClient, Response
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
 
 from daemon.config import Config
-from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.ledger.senders import MOST_SENDERS
-from daemon.ledger.tallies import MOST_SOURCES
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult, senders, tallies
 from daemon.metrics import exposition, health, ready
 from daemon.metrics.host import valid_until
+from daemon.metrics.probes import Probes
 from tests.unit.clock import Clock
 from tools.peers.certificates import Authority
 
@@ -124,17 +127,20 @@ def test_a_hostile_ae_title_is_one_bounded_label(lived: Ledger, tmp_path: Path) 
     assert titles == {"XRAY1", 'X"\\x0a\\{}\\x01\\x1b'}
 
 
-def test_labels_that_peers_choose_are_bounded_in_number(ledger: Ledger, tmp_path: Path) -> None:
-    number = MOST_SENDERS + 20
-    ledger.receive([arrival(n, f"AE{n}") for n in range(number)])
-    for job in ledger.claim_images("me", MOST_SOURCES + 5):
+def test_labels_that_peers_choose_are_bounded_in_number(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(senders, "MOST_SENDERS", 20)
+    monkeypatch.setattr(tallies, "MOST_SOURCES", 10)
+    ledger.receive([arrival(n, f"AE{n}") for n in range(25)])
+    for job in ledger.claim_images("me", 13):
         ledger.complete(job, answered(job.id), {})
 
     found = samples(exposition(settings(tmp_path), ledger.inspect))
     received = [labels for name, labels in found if name == "pleura_images_received_total"]
-    assert len(received) == MOST_SENDERS + 1
-    assert found["pleura_images_received_total", ("other",)] == 20
-    assert found["pleura_images_ended_total", ("other", "other", "analysed")] == 5
+    assert len(received) == 21
+    assert found["pleura_images_received_total", ("other",)] == 5
+    assert found["pleura_images_ended_total", ("other", "other", "analysed")] == 3
 
 
 def test_arrivals_are_counted_once_and_late_ones_wait(
@@ -156,7 +162,7 @@ def test_a_scrape_reads_no_table_whole(lived: Ledger, tmp_path: Path, clock: Clo
     clock.now += 3600
     lived.count_arrivals()
     engine = lived._database.engine
-    asked: list[tuple[str, object]] = []
+    asked: list[tuple[str, Any]] = []
     sa.event.listen(engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
     exposition(settings(tmp_path), lived.inspect)
 
@@ -205,3 +211,43 @@ def test_promtool_accepts_the_exposition(
         input=exposition(settings(tmp_path), lived.inspect), capture_output=True,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def asked(probes: Probes, path: str, **headers: str) -> Response:
+    async def ask() -> Response:
+        transport = ASGITransport(Starlette(routes=probes.routes()))
+        async with AsyncClient(transport=transport, base_url="http://node") as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(ask())
+
+
+def test_the_three_addresses_and_who_may_read_the_metrics(lived: Ledger, tmp_path: Path) -> None:
+    config, token = settings(tmp_path), tmp_path / "token"
+    here = Probes(config, lived.inspect, is_local=True, token_file=None)
+    assert asked(here, "/healthz").json() == {"ok": True, "ledger": "ok"}
+    assert asked(here, "/readyz").status_code == 503
+    assert "pleura_queue_images 1.0" in asked(here, "/metrics").text
+
+    anywhere = Probes(config, lived.inspect, is_local=False, token_file=None)
+    assert asked(anywhere, "/metrics").status_code == 401
+
+    token.write_text("hush\n")
+    named = Probes(config, lived.inspect, is_local=True, token_file=token)
+    for header in ("", "Bearer ", "Bearer hus", "Basic hush"):
+        assert asked(named, "/metrics", authorization=header).status_code == 401
+    assert asked(named, "/metrics", authorization="Bearer hush").status_code == 200
+
+
+def test_the_addresses_say_when_the_ledger_is_away(
+    lived: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: object) -> None:
+        raise sa.exc.OperationalError("", {}, Exception("no server listens"))
+
+    monkeypatch.setattr(type(lived.inspect), "now", away)
+    monkeypatch.setattr(type(lived.inspect), "figures", away)
+    probes = Probes(settings(tmp_path), lived.inspect, is_local=True, token_file=None)
+    assert [asked(probes, path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [
+        503, 503, 503,
+    ]  # fmt: skip
