@@ -104,6 +104,11 @@ class Web(Settings):
         description="Who may log in. Without a user, every program on this machine sees counts, "
         "states and UIDs; pictures, objects and buttons need a login.",
     )
+    metrics_token_file: File | None = Field(
+        default=None,
+        description="The file that holds the token which Prometheus sends for /metrics "
+        "(`Authorization: Bearer`). null: /metrics answers only where the page has no `users`.",
+    )
     language: Literal["auto", "en", "de"] = Field(
         default="auto", description="The page's language. `auto`: what the browser asks for."
     )

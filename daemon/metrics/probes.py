@@ -2,7 +2,7 @@
 /metrics.
 
 /healthz and /readyz are open: they name roles and the disk, never a peer. /metrics names senders
-and destinations: it answers programs on this machine, and others by a token.
+and destinations: where the page has users, it asks for a token.
 """
 
 from __future__ import annotations
@@ -35,17 +35,23 @@ class Probes:
     """The three answers, each made at most once a second."""
 
     def __init__(
-        self, config: Config, inspect: Inspection, is_local: bool, token_file: Path | None
+        self,
+        config: Callable[[], Config],
+        inspect: Inspection,
+        is_local: bool,
+        token_file: Path | None,
     ) -> None:
-        """`is_local`: only programs on this machine reach the page, and no proxy stands before it.
+        """`config` gives the settings that hold now.
+
+        `is_local`: only programs on this machine reach the page, and none needs a login.
 
         `token_file` holds the token that every other asker of /metrics sends.
         """
         self._is_local = is_local
         self._token_file = token_file
         self._health = _Kept(lambda: health(inspect))
-        self._ready = _Kept(lambda: ready(config, inspect))
-        self._metrics = _Kept(lambda: exposition(config, inspect))
+        self._ready = _Kept(lambda: ready(config(), inspect))
+        self._metrics = _Kept(lambda: exposition(config(), inspect))
 
     def routes(self) -> list[Route]:
         """The routes; Starlette runs each answer in a thread."""

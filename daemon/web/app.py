@@ -27,6 +27,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from daemon.ledger import LedgerError, describe
+from daemon.metrics.probes import Probes
 from daemon.spool import Spool
 from daemon.web import acts, images, model, now, pictures, trial
 from daemon.web.guard import Guard, TooLargeError, client_address
@@ -88,9 +89,17 @@ def build(node: Node, spool: Spool) -> ASGIApp:
         Route(door.path, _endpoint(node, door), methods=[door.method]) for door in doors(spool)
     ]
     routes.append(Mount("/static", StaticFiles(directory=_STATIC)))
+    routes += _probes(node).routes()
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_found})
     return Guard(app, node.web)
+
+
+def _probes(node: Node) -> Probes:
+    """What machines ask, past the login: daemon/metrics says who gets an answer."""
+    web = node.web
+    # Without users the page itself shows this much to every program on this machine.
+    return Probes(lambda: node.settings, node.ledger.inspect, not web.users, web.metrics_token_file)
 
 
 def _endpoint(node: Node, door: Door) -> Callable[[Request], Any]:

@@ -224,16 +224,16 @@ def asked(probes: Probes, path: str, **headers: str) -> Response:
 
 def test_the_three_addresses_and_who_may_read_the_metrics(lived: Ledger, tmp_path: Path) -> None:
     config, token = settings(tmp_path), tmp_path / "token"
-    here = Probes(config, lived.inspect, is_local=True, token_file=None)
+    here = Probes(lambda: config, lived.inspect, is_local=True, token_file=None)
     assert asked(here, "/healthz").json() == {"ok": True, "ledger": "ok"}
     assert asked(here, "/readyz").status_code == 503
     assert "pleura_queue_images 1.0" in asked(here, "/metrics").text
 
-    anywhere = Probes(config, lived.inspect, is_local=False, token_file=None)
+    anywhere = Probes(lambda: config, lived.inspect, is_local=False, token_file=None)
     assert asked(anywhere, "/metrics").status_code == 401
 
     token.write_text("hush\n")
-    named = Probes(config, lived.inspect, is_local=True, token_file=token)
+    named = Probes(lambda: config, lived.inspect, is_local=True, token_file=token)
     for header in ("", "Bearer ", "Bearer hus", "Basic hush"):
         assert asked(named, "/metrics", authorization=header).status_code == 401
     assert asked(named, "/metrics", authorization="Bearer hush").status_code == 200
@@ -247,7 +247,7 @@ def test_the_addresses_say_when_the_ledger_is_away(
 
     monkeypatch.setattr(type(lived.inspect), "now", away)
     monkeypatch.setattr(type(lived.inspect), "figures", away)
-    probes = Probes(settings(tmp_path), lived.inspect, is_local=True, token_file=None)
+    probes = Probes(lambda: settings(tmp_path), lived.inspect, is_local=True, token_file=None)
     assert [asked(probes, path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [
         503, 503, 503,
     ]  # fmt: skip

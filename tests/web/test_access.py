@@ -59,7 +59,7 @@ def test_without_a_login_no_route_tells_anything(site: Site) -> None:
         response = stranger.ask(method, path)
         assert not [word for word in secrets if word in response.text], path
         if access > Access.OPEN:
-            assert response.status_code in (303, 403, 404), (method, path)
+            assert response.status_code in (303, 401, 403, 404), (method, path)
             assert response.headers.get("location", "/login").startswith("/login")
 
 
@@ -212,3 +212,8 @@ def test_without_users_this_machine_sees_counts_and_no_pictures(tmp_path: Path) 
     rebound = visitor.get("/", headers={"host": "evil.example"})
     assert rebound.status_code == 421
     site.close()
+
+
+def test_machines_ask_whether_the_node_lives_without_a_login(site: Site) -> None:
+    assert Visitor(site).ask("GET", "/healthz").json()["ok"] is True
+    assert Visitor(site).ask("GET", "/readyz").status_code in (200, 503)
