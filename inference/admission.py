@@ -7,13 +7,11 @@ order, and, where no reason fits, a row of `REASONS`.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -23,7 +21,24 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from inference.age import age_years, has_unreadable_age
 from inference.finding import State
+from inference.terms import (
+    ANIMALS,
+    FRONTAL_WORDS,
+    OTHER_BODY_PARTS,
+    OTHER_VIEWS,
+    PLACEHOLDERS,
+    PROJECTIONS,
+    is_chest,
+    is_lateral,
+    loggable,
+    meaning_words,
+    stated_value,
+    text_of,
+    words_in,
+    words_of,
+)
 
 # DCM code, the purpose of an item of ContributingEquipmentSequence.
 _PROCESSING_EQUIPMENT = "109102"
@@ -48,88 +63,7 @@ _SERIES_DESCRIPTIONS = (
 _STUDY_DESCRIPTIONS = ("StudyDescription", "PerformedProcedureStepDescription")
 _DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, *_STUDY_DESCRIPTIONS)
 
-_ANIMALS = {"CANINE", "FELINE", "EQUINE", "BOVINE", "VETERINARY"}
 _HUMAN_CODES = ("337915000", "L-85B00")  # SCT and SRT, "Homo sapiens"
-
-# Words for the chest or the lungs: English, then in the languages of other consoles.
-_CHEST_WORDS = {
-    "CHEST", "THORAX", "TORAX", "TORACE", "THORACIC", "LUNG", "LUNGS", "RIBS", "CXR",
-    "BRUST", "BRUSTKORB", "LUNGE", "LUNGEN", "POITRINE", "POUMON", "POUMONS", "THORACIQUE",
-    "PULMON", "PULMONES", "PECHO", "TORACICA", "TORACICO", "PULMAO", "PULMOES", "PEITO",
-    "POLMONE", "POLMONI", "PETTO", "BORST", "BORSTKAS", "LONGEN", "LUNGOR", "LUNGER",
-    "KEUHKOT", "HRUDNIK", "PLICE", "MELLKAS", "TUDO", "AKCIGER", "GOGUS", "PLUCA",
-}  # fmt: skip
-# These name the chest even beside a spine: "THORACIC SPINE" is no chest.
-_CHEST_ITSELF = _CHEST_WORDS - {"THORACIC", "THORACIQUE", "TORACICA", "TORACICO", "RIBS"}
-# A word that begins so names the chest: "CHESTPA", "THORAX2".
-_CHEST_BEGINNINGS = ("CHEST", "THORAX", "TORAX", "TORACE")
-# Languages without spaces, or that inflect: a word that holds one of these names the chest.
-_CHEST_PARTS = (
-    "\u80f8",  # chest: Chinese, Japanese
-    "\u80ba",  # lung: Chinese, Japanese
-    "\ud749\ubd80",  # chest: Korean
-    "\ud3d0",  # lung: Korean
-    "\u0413\u0420\u0423\u0414",  # chest: Russian
-    "\u041b\u0415\u0413\u041a",  # lungs: Russian
-    "\u0398\u03a9\u03a1\u0391",  # thorax: Greek
-    "\u0635\u062f\u0631",  # chest: Arabic
-    "\u05d7\u05d6\u05d4",  # chest: Hebrew
-)
-# PS3.16 annex L.
-_SPINES = {
-    "SPINE", "CSPINE", "CTSPINE", "TSPINE", "TLSPINE", "LSPINE", "LSSPINE", "SSPINE",
-    "THORACOLUMBAR",
-}  # fmt: skip
-# The defined terms of PS3.16 annex L for other regions, and a few other words.
-_OTHER_BODY_PARTS = {
-    *_SPINES,
-    "TEETH", "TOOTH", "DENTAL", "SKULL", "ABDOMEN", "PELVIS", "HIP", "KNEE", "ANKLE", "FOOT",
-    "HAND", "WRIST", "ELBOW", "SHOULDER", "FEMUR", "TIBIA", "HUMERUS", "EXTREMITY",
-    "ABDOMENPELVIS", "ADRENAL", "AORTA", "ARM", "AXILLA", "BACK", "BLADDER", "BRAIN", "BREAST",
-    "BUTTOCK", "CALCANEUS", "CALF", "CAROTID", "CHEEK", "CHESTABDOMEN", "CHESTABDPELVIS",
-    "CLAVICLE", "COCCYX", "COLON", "DUODENUM", "EAR", "ESOPHAGUS", "EYE", "FIBULA", "FINGER",
-    "FOREARM", "HEAD", "HEADNECK", "HEEL", "ILIUM", "JAW", "KIDNEY", "LARYNX", "LEG", "LIVER",
-    "LOWERLEG", "MANDIBLE", "MAXILLA", "MOUTH", "NASAL", "NECK", "NOSE", "ORBIT", "PATELLA",
-    "PHARYNX", "RADIUS", "RECTUM", "SACRUM", "SCAPULA", "SINUS", "STOMACH", "THIGH", "THUMB",
-    "THYROID", "TMJ", "TOE", "ULNA", "UTERUS", "WHOLEBODY", "ZYGOMA",
-    "KNIE", "HUFTE", "SCHULTER", "SCHADEL", "BECKEN", "GENOU", "HANCHE", "EPAULE", "CRANE",
-    "RODILLA", "CADERA", "HOMBRO", "CRANEO", "JOELHO", "OMBRO", "CRANIO", "GINOCCHIO", "ANCA",
-}  # fmt: skip
-
-_LATERAL_WORDS = {
-    "LATERAL", "LAT", "LATERALE", "LATEROLATERAL", "SEITLICH", "SEITE", "PROFIL", "PERFIL",
-    "PROFILO",
-}  # fmt: skip
-# Side view: Chinese, Japanese, Korean, Russian.
-_LATERAL_PARTS = ("\u4fa7", "\u5074", "\uce21\uba74", "\u0411\u041e\u041a")
-_PROJECTIONS = {"POSTERO": "PA", "POSTEROANTERIOR": "PA", "ANTERO": "AP", "ANTEROPOSTERIOR": "AP"}
-# A lateral decubitus view is frontal.
-_FRONTAL_WORDS = {*_PROJECTIONS, "PA", "AP", "FRONTAL", "DECUBITUS", "FACE", "FRENTE"}
-# Other defined terms of View Position (PS3.3 C.8.1.1, C.8.11.5), and the oblique views.
-_OTHER_VIEWS = {
-    "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LPO", "RPO", "LAO", "RAO", "OBLIQUE", "OBL", "CC",
-    "MLO", "ML", "LM", "AXIAL", "TANGENTIAL",
-}  # fmt: skip
-
-# Consoles write these where nobody told them a value.
-_PLACEHOLDERS = ("UNKNOWN", "UNSPECIFIED", "UNDEFINED", "OTHER", "NONE", "N/A", "NA")
-# Terms that a log may quote: any other value may be a patient's name in the wrong attribute.
-_KNOWN_TERMS = {
-    *_OTHER_BODY_PARTS,
-    *_OTHER_VIEWS,
-    "AP", "PA",
-    "CT", "MR", "US", "NM", "PT", "XA", "RF", "MG", "SC", "OT", "SR", "PR", "SEG", "DX", "CR",
-    "IO", "PX", "KO", "DOC",
-    "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR", "MONOCHROME1",
-    "MONOCHROME2",
-}  # fmt: skip
-
-_PLAUSIBLE_AGE_YEARS = 130
-_UNITS_A_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
-_AGE = re.compile(
-    r"(\d{1,3}(?:[.,]\d{1,2})?)\s*"
-    r"(D|DAYS?|W|WKS?|WEEKS?|M|MOS?|MON|MTHS?|MONTHS?|Y|YRS?|YEARS?|)\.?"
-)
 
 
 @dataclass(frozen=True)
@@ -266,11 +200,11 @@ def _identity(image: _Candidate) -> Exclusion | None:
 
 
 def _modality(image: _Candidate) -> Exclusion | None:
-    found = _text(image.header, "Modality")
+    found = text_of(image.header, "Modality")
     admitted = image.rules.modalities
     if found in admitted:
         return None
-    detail = f"Modality (0008,0060) found {_shown(found)}, admitted {_list(admitted)}"
+    detail = f"Modality (0008,0060) found {loggable(found)}, admitted {_list(admitted)}"
     return Exclusion("modality", detail)
 
 
@@ -279,7 +213,7 @@ def _is_for_processing(header: Dataset) -> bool:
 
 
 def _raw_data(image: _Candidate) -> Exclusion | None:
-    intent = _text(image.header, "PresentationIntentType")
+    intent = text_of(image.header, "PresentationIntentType")
     raw = _is_for_processing(image.header) or intent == "FOR PROCESSING"
     if raw and not image.rules.for_processing:
         detail = "DX for processing, and admission.for_processing is false"
@@ -298,11 +232,11 @@ def _sop_class(image: _Candidate) -> Exclusion | None:
 
 def _colour(image: _Candidate) -> Exclusion | None:
     # A radiograph is grey; a colour picture is a rendering of it (docs/rules.md).
-    photometric = _text(image.header, "PhotometricInterpretation")
+    photometric = text_of(image.header, "PhotometricInterpretation")
     is_grey = photometric in ("MONOCHROME1", "MONOCHROME2", "")
     if is_grey and image.header.get("SamplesPerPixel") in (1, None):
         return None
-    detail = f"colour: PhotometricInterpretation (0028,0004) {_shown(photometric)}"
+    detail = f"colour: PhotometricInterpretation (0028,0004) {loggable(photometric)}"
     return Exclusion("foreign_result", detail)
 
 
@@ -317,8 +251,8 @@ def _frames(image: _Candidate) -> Exclusion | None:
 
 
 def _species(image: _Candidate) -> Exclusion | None:
-    described = _words(image.header, _DESCRIPTIONS)
-    if _species_is_animal(image.header) or described & _ANIMALS:
+    described = words_in(image.header, _DESCRIPTIONS)
+    if _species_is_animal(image.header) or described & ANIMALS:
         detail = "PatientSpecies, PatientBreed or a description tells of an animal"
         return Exclusion("species", detail)
     return None
@@ -330,13 +264,13 @@ def _described_body_part(image: _Candidate) -> Exclusion | None:
     if _stated_body_part(image):
         return None
 
-    described = _words(header, _SERIES_DESCRIPTIONS)
-    described |= _meaning_words(header, "AnatomicRegionSequence")
-    coded_view = _meaning_words(header, "ViewCodeSequence")
+    described = words_in(header, _SERIES_DESCRIPTIONS)
+    described |= meaning_words(header, "AnatomicRegionSequence")
+    coded_view = meaning_words(header, "ViewCodeSequence")
     if not described and not coded_view and not _stated_view(image):
-        described = _words(header, _STUDY_DESCRIPTIONS)
+        described = words_in(header, _STUDY_DESCRIPTIONS)
 
-    if described & _OTHER_BODY_PARTS and not _is_chest(described):
+    if described & OTHER_BODY_PARTS and not is_chest(described):
         detail = "BodyPartExamined is absent and a description names another body part"
         return Exclusion("body_part", detail)
     return None
@@ -348,10 +282,10 @@ def _described_view(image: _Candidate) -> Exclusion | None:
     if _stated_view(image):
         return None
 
-    coded = _meaning_words(header, "ViewCodeSequence")
-    says_view = _is_lateral(coded) or coded & _FRONTAL_WORDS
-    words = coded if says_view else _words(header, _SERIES_DESCRIPTIONS)
-    if _is_lateral(words) and not words & _FRONTAL_WORDS:
+    coded = meaning_words(header, "ViewCodeSequence")
+    says_view = is_lateral(coded) or coded & FRONTAL_WORDS
+    words = coded if says_view else words_in(header, _SERIES_DESCRIPTIONS)
+    if is_lateral(words) and not words & FRONTAL_WORDS:
         detail = (
             "ViewPosition is absent and the view's code or the series' description says lateral"
         )
@@ -370,10 +304,10 @@ def _body_part(image: _Candidate) -> Exclusion | None:
 
     # "CHEST PA", "LUNG": a chest by another name.
     admitted = image.rules.body_parts
-    words = _words_of(found)
-    if words & set(admitted) or _is_chest(words) or found in admitted:
+    words = words_of(found)
+    if words & set(admitted) or is_chest(words) or found in admitted:
         return None
-    detail = f"BodyPartExamined found {_shown(found)}, admitted {_list(admitted)}"
+    detail = f"BodyPartExamined found {loggable(found)}, admitted {_list(admitted)}"
     return Exclusion("body_part", detail)
 
 
@@ -384,18 +318,18 @@ def _view(image: _Candidate) -> Exclusion | None:
 
     # "AP ERECT", "PORTABLE AP", "POSTERO-ANTERIOR".
     admitted = image.rules.views
-    words = _words_of(found)
-    views = words | {_PROJECTIONS[word] for word in words & _PROJECTIONS.keys()}
+    words = words_of(found)
+    views = words | {PROJECTIONS[word] for word in words & PROJECTIONS.keys()}
     frontal = views & set(admitted) or "FRONTAL" in words
-    if (frontal and not _is_lateral(words)) or found in admitted:
+    if (frontal and not is_lateral(words)) or found in admitted:
         return None
-    detail = f"ViewPosition found {_shown(found)}, admitted {_list(admitted)}"
+    detail = f"ViewPosition found {loggable(found)}, admitted {_list(admitted)}"
     return Exclusion("view", detail)
 
 
 def _absent(image: _Candidate, keyword: str, reason: str) -> Exclusion | None:
     """Admit or exclude an image of which the attribute says nothing that is understood."""
-    is_unknown = bool(_stated(image.header, keyword))
+    is_unknown = bool(stated_value(image.header, keyword))
     what = "is no known term" if is_unknown else "is absent"
     if image.rules.when_absent == "refuse":
         return Exclusion(reason, f"{keyword} {what} and when_absent is refuse")
@@ -409,10 +343,10 @@ def _stated_body_part(image: _Candidate) -> str:
     An unknown word must not exclude in silence: it may be the chest in another language. The
     plausibility network looks at the picture all the same.
     """
-    found = _stated(image.header, "BodyPartExamined")
+    found = stated_value(image.header, "BodyPartExamined")
     admitted = image.rules.body_parts
-    words = _words_of(found)
-    is_known = words & {*admitted, *_OTHER_BODY_PARTS} or _is_chest(words) or found in admitted
+    words = words_of(found)
+    is_known = words & {*admitted, *OTHER_BODY_PARTS} or is_chest(words) or found in admitted
     return found if is_known else ""
 
 
@@ -421,24 +355,11 @@ def _stated_view(image: _Candidate) -> str:
 
     "PORTABLE", "SUPINE" and "ERECT" tell how the patient was placed, not the projection.
     """
-    found = _stated(image.header, "ViewPosition")
+    found = stated_value(image.header, "ViewPosition")
     admitted = image.rules.views
-    words = _words_of(found)
-    known = {*admitted, *_OTHER_VIEWS, *_FRONTAL_WORDS, *_OTHER_BODY_PARTS}
-    return found if words & known or _is_lateral(words) or found in admitted else ""
-
-
-def _is_chest(words: set[str]) -> bool:
-    if any(part in word for word in words for part in _CHEST_PARTS):
-        return True
-    if any(word.startswith(_CHEST_BEGINNINGS) for word in words - _OTHER_BODY_PARTS):
-        return True
-    return bool(words & (_CHEST_ITSELF if words & _SPINES else _CHEST_WORDS))
-
-
-def _is_lateral(words: set[str]) -> bool:
-    is_coded = any(part in word for word in words for part in _LATERAL_PARTS)
-    return is_coded or bool(words & _LATERAL_WORDS)
+    words = words_of(found)
+    known = {*admitted, *OTHER_VIEWS, *FRONTAL_WORDS, *OTHER_BODY_PARTS}
+    return found if words & known or is_lateral(words) or found in admitted else ""
 
 
 def _runs_through_the_chest(header: Dataset) -> bool:
@@ -453,19 +374,19 @@ def _runs_through_the_chest(header: Dataset) -> bool:
 
 
 def _species_is_animal(header: Dataset) -> bool:
-    species = _text(header, "PatientSpeciesDescription")
+    species = text_of(header, "PatientSpeciesDescription")
     code = _code(header, "PatientSpeciesCodeSequence")
     if species in ("HOMO SAPIENS", "HUMAN") or code in _HUMAN_CODES:
         return False
     # A breed alone is an empty field that somebody filled in ("N/A").
-    return bool(code) or species not in ("", *_PLACEHOLDERS)
+    return bool(code) or species not in ("", *PLACEHOLDERS)
 
 
 # ---- age
 
 
 def _age(image: _Candidate) -> Exclusion | None:
-    if _has_unreadable_age(image.header):
+    if has_unreadable_age(image.header):
         detail = (
             "PatientAge begins with a number and cannot be read (PS3.5 6.2: nnnD, nnnW, nnnM, nnnY)"
         )
@@ -483,55 +404,6 @@ def _age(image: _Candidate) -> Exclusion | None:
     if age < minimum:
         return Exclusion("under_age", f"PatientAge is under the minimum of {minimum} years")
     return None
-
-
-def age_years(header: Dataset) -> float | None:
-    """The patient's age in years, or None where the header does not tell.
-
-    From PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years, and
-    English units are read too). Where that is absent or implausible (over 130), from the birth
-    date to the study's or the image's. None where PatientAge is a number of unknown units: "007J"
-    is seven years in German and seven days in French.
-    """
-    if _has_unreadable_age(header):
-        return None
-
-    stated = _stated_age(header)
-    match = _AGE.fullmatch(stated)
-    # A console that was told nothing writes 000Y.
-    if match and stated != "000Y":
-        number = float(match[1].replace(",", "."))
-        years = number / _UNITS_A_YEAR[match[2][:1]]
-        if years <= _PLAUSIBLE_AGE_YEARS:
-            return years
-
-    born = _year(header, "PatientBirthDate")
-    for keyword in ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate"):
-        taken = _year(header, keyword)
-        if born is not None and taken is not None:
-            years = taken - born
-            return years if 0 <= years <= _PLAUSIBLE_AGE_YEARS else None
-    return None
-
-
-def _stated_age(header: Dataset) -> str:
-    """PatientAge in capitals, with plain digits and letters in place of full-width ones."""
-    return unicodedata.normalize("NFKC", str(header.get("PatientAge") or "")).strip().upper()
-
-
-def _has_unreadable_age(header: Dataset) -> bool:
-    """Whether PatientAge begins with a number, perhaps a child's, and its unit is unknown."""
-    stated = _stated_age(header)
-    begins_with_number = re.match(r"[^A-Z]*\d", stated) is not None
-    return begins_with_number and _AGE.fullmatch(stated) is None
-
-
-def _year(header: Dataset, keyword: str) -> float | None:
-    """A date as a year with its fraction; PS3.5 6.2 has yyyy.mm.dd of old files too."""
-    match = re.fullmatch(r"(\d{4})(\.?)(\d\d)\2(\d\d)", str(header.get(keyword) or "").strip())
-    if match is None:
-        return None
-    return int(match[1]) + (int(match[3]) - 1) / 12 + (int(match[4]) - 1) / 365
 
 
 # Rules that exclude without telling the archive come first.
@@ -555,49 +427,9 @@ def usable_uid(value: str) -> bool:
     return re.fullmatch(r"[0-9][0-9.]{0,63}", value) is not None
 
 
-def _meaning_words(header: Dataset, keyword: str) -> set[str]:
-    """The words of a code sequence's meanings.
-
-    Type 1 in DX, where plain attributes may be absent.
-    """
-    return {word for item in header.get(keyword) or [] for word in _words(item, ("CodeMeaning",))}
-
-
-def _words(header: Dataset, keywords: tuple[str, ...]) -> set[str]:
-    return {word for keyword in keywords for word in _words_of(_text(header, keyword))}
-
-
-def _words_of(text: str) -> set[str]:
-    """Words without their accents: "TÓRAX" is a thorax, "P.A." a PA."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    joined = re.sub(r"\b([AP])[-./]([AP])\b", r"\1\2", plain)
-    return set(re.findall(r"[^\W\d_]+", joined))
-
-
-def _text(header: Dataset, keyword: str) -> str:
-    """An attribute's text in capitals, also where a backslash split it: "CHEST\\LAT"."""
-    value = header.get(keyword)
-    values = value if isinstance(value, MultiValue) else [value]
-    return " ".join(part.strip() for part in values if isinstance(part, str)).upper()
-
-
-def _stated(header: Dataset, keyword: str) -> str:
-    """A coded value; "" where it is absent or a placeholder."""
-    value = _text(header, keyword)
-    return "" if value in _PLACEHOLDERS else value
-
-
 def _code(item: Dataset, keyword: str) -> str:
     sequence = item.get(keyword) or []
     return str(sequence[0].get("CodeValue", "")) if len(sequence) else ""
-
-
-def _shown(value: str) -> str:
-    """A coded header value for a log: a known term, or "another value"."""
-    if value in _KNOWN_TERMS:
-        return value
-    return "another value" if value else "nothing"
 
 
 def _list(values: tuple[str, ...]) -> str:

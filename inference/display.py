@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 
 from inference import shutter
+from inference.header_numbers import first_number, numbers_of, set_number
 from inference.luts import Table, byte_order
 from inference.luts import lut_of as lut_of
 from inference.luts import lut_words as lut_words
@@ -42,10 +42,7 @@ _OUTER = 0.005
 _SAMPLED_PIXELS = 300_000
 # numpy turns indices into 8 bytes each: this many stay in the processor's cache.
 _BLOCK_PIXELS = 16_384
-_LARGEST_NUMBER = 1e30
 _ONE_GREY = 1 / 256
-# PS3.5 Table 6.2-1.
-_DS_CHARACTERS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +188,8 @@ def _central_range(settled: Dataset, values: Array, counts: NDArray[np.int64]) -
 
     _drop(settled, "VOILUTSequence", "VOILUTFunction", "WindowCenterWidthExplanation")
     # The LINEAR window (C.11.2.1.2.1) that begins and ends at these values.
-    _set_number(settled, "WindowCenter", (low + high) / 2 + 0.5)
-    _set_number(settled, "WindowWidth", high - low + 1)
+    set_number(settled, "WindowCenter", (low + high) / 2 + 0.5)
+    set_number(settled, "WindowWidth", high - low + 1)
     return np.clip((values - low) / (high - low), 0.0, 1.0)
 
 
@@ -287,8 +284,8 @@ def _modality(settled: Dataset, header: Dataset, levels: Array, notes: list[str]
     if header.get("ModalityLUTSequence"):
         raise Unsuitable("undecodable", "ModalityLUTSequence (0028,3000) cannot be applied")
 
-    slope = _number(header, "RescaleSlope")
-    intercept = _number(header, "RescaleIntercept")
+    slope = first_number(header, "RescaleSlope")
+    intercept = first_number(header, "RescaleIntercept")
     if not slope and header.get("RescaleSlope") not in (None, ""):
         notes.append("RescaleSlope is no usable number")
 
@@ -296,8 +293,8 @@ def _modality(settled: Dataset, header: Dataset, levels: Array, notes: list[str]
     slope = slope or 1.0
     intercept = intercept or 0.0
     if "RescaleSlope" in header or "RescaleIntercept" in header:
-        _set_number(settled, "RescaleSlope", slope)
-        _set_number(settled, "RescaleIntercept", intercept)
+        set_number(settled, "RescaleSlope", slope)
+        set_number(settled, "RescaleIntercept", intercept)
     return levels * slope + intercept
 
 
@@ -350,8 +347,8 @@ def _settle_window(
     settled: Dataset, header: Dataset, notes: list[str]
 ) -> tuple[str, float, float] | None:
     """(function, centre, width) of the first usable window; other windows are kept if usable."""
-    centres = _numbers(header, "WindowCenter")
-    widths = _numbers(header, "WindowWidth")
+    centres = numbers_of(header, "WindowCenter")
+    widths = numbers_of(header, "WindowWidth")
 
     name = str(header.get("VOILUTFunction") or "LINEAR").strip()
     pairs = list(zip(centres, widths, strict=False))
@@ -375,8 +372,8 @@ def _settle_window(
     if len(usable) < max(len(centres), len(widths)):
         notes.append("a window without a usable centre and width is ignored")
         _drop(settled, "WindowCenterWidthExplanation")
-    _set_number(settled, "WindowCenter", *(centre for centre, _ in usable))
-    _set_number(settled, "WindowWidth", *(width for _, width in usable))
+    set_number(settled, "WindowCenter", *(centre for centre, _ in usable))
+    set_number(settled, "WindowWidth", *(width for _, width in usable))
     return name, *usable[0]
 
 
@@ -440,10 +437,10 @@ def _usable_padding(
 
 def _padding(header: Dataset, levels: Array, kind: np.iinfo[Any]) -> NDArray[np.bool_]:
     """The levels that are padding: PixelPaddingValue, or from there to PixelPaddingRangeLimit."""
-    value = _number(header, "PixelPaddingValue")
+    value = first_number(header, "PixelPaddingValue")
     if value is None:
         return np.zeros(levels.shape, dtype=bool)
-    limit = _number(header, "PixelPaddingRangeLimit")
+    limit = first_number(header, "PixelPaddingRangeLimit")
     low, high = sorted(_wrapped(edge, kind) for edge in (value, value if limit is None else limit))
     return (levels >= low) & (levels <= high)
 
@@ -456,56 +453,6 @@ def _wrapped(value: float, kind: np.iinfo[Any]) -> float:
     """
     meant = (each for each in (value, value - 65536, value + 65536) if kind.min <= each <= kind.max)
     return next(meant, value)
-
-
-# ---- numbers of a header
-
-
-def _number(header: Dataset, keyword: str) -> float | None:
-    """The first value of a numeric attribute; None where it is absent or no usable number."""
-    numbers = _numbers(header, keyword)
-    return numbers[0] if numbers else None
-
-
-def _numbers(header: Dataset, keyword: str) -> list[float | None]:
-    """The values of a numeric attribute, None for each that is no usable number."""
-    value: Any = header.get(keyword)
-    if value is None:
-        return []
-    values = value if isinstance(value, MultiValue | list | tuple) else [value]
-    return [_usable(one) for one in values]
-
-
-def _usable(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if abs(number) < _LARGEST_NUMBER else None
-
-
-def _set_number(settled: Dataset, keyword: str, *numbers: float) -> None:
-    """Write numbers as DS, unless the attribute holds exactly them already.
-
-    A DS has at most 16 characters (PS3.5 6.2); results leave longer ones out.
-    """
-    texts = [_decimal(number) for number in numbers]
-    if keyword in settled and settled[keyword].VR == "DS":
-        found = settled[keyword].value
-        values = list(found) if isinstance(found, MultiValue) else [found]
-        is_short = all(len(str(value).strip()) <= _DS_CHARACTERS for value in values)
-        if is_short and [_usable(value) for value in values] == list(numbers):
-            return
-    settled.add_new(keyword, "DS", texts if len(texts) > 1 else texts[0])
-
-
-def _decimal(number: float) -> str:
-    """A number in at most 16 characters, with as many digits as fit."""
-    for digits in range(_DS_CHARACTERS, 0, -1):
-        text = f"{number:.{digits}g}"
-        if len(text) <= _DS_CHARACTERS:
-            return text
-    raise ValueError(f"{number} does not fit a DS of {_DS_CHARACTERS} characters")
 
 
 def _drop(settled: Dataset, *keywords: str) -> None:

@@ -13,7 +13,8 @@ from pydicom.uid import (
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
 )
 
-from inference.admission import REASONS, Exclusion, Rules, age_years, judge
+from inference.admission import REASONS, Exclusion, Rules, judge
+from inference.age import age_years
 
 # Values outside their VR are what these rules have to live with.
 pytestmark = pytest.mark.filterwarnings("ignore:.*nvalid value for VR:UserWarning")
