@@ -28,7 +28,6 @@ from daemon.metrics.host import certificates, free_bytes
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-_DAY_S = 86400.0
 _MB = 1024 * 1024
 _SOURCE = ("ae_title", "device_model")
 
@@ -226,12 +225,12 @@ class _Figures(Collector):
         )
 
         left = GaugeMetricFamily(
-            "pleura_certificate_days",
-            "Days until a certificate of the settings ends.",
+            "pleura_certificate_left_seconds",
+            "Seconds until a certificate of the settings ends.",
             labels=["key"],
         )
         for key, ends_at in certificates(self._config):
-            left.add_metric([key], (ends_at - self._found.now) / _DAY_S)
+            left.add_metric([key], ends_at - self._found.now)
         yield left
 
     # -- parts ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from daemon.config import Config
-from daemon.ledger import Arrival, Completion, Ledger, StoredResult, senders, tallies
+from daemon.ledger import Alarm, Arrival, Completion, Ledger, StoredResult, senders, tallies
 from daemon.metrics import exposition, health, ready
 from daemon.metrics.host import valid_until
 from daemon.metrics.probes import Probes
@@ -206,10 +206,17 @@ def test_the_end_of_a_certificate_as_openssl_says_it(tmp_path: Path) -> None:
 def test_promtool_accepts_the_exposition(
     lived: Ledger, tmp_path: Path, peer: Callable[[str], str]
 ) -> None:
-    checked = subprocess.run(
-        [peer("promtool"), "check", "metrics"],
-        input=exposition(settings(tmp_path), lived.inspect), capture_output=True,
-    )  # fmt: skip
+    pair = Authority(tmp_path / "ca").issue("node").settings()
+    shown = settings(tmp_path).model_dump(mode="json") | {"tls": {**pair, "client": "none"}}
+    facts = {"gpu_used_bytes": 1, "gpu_total_bytes": 2, "memory_bytes": 3}
+    lived.beat("analyse", "me:1", facts)
+    lived.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], [], "here", 60)
+
+    text = exposition(Config.model_validate(shown), lived.inspect)
+    for name in ("certificate_left_seconds", "gpu_memory_used_bytes", "trouble"):
+        assert f"\npleura_{name}{{".encode() in text
+    command = [peer("promtool"), "check", "metrics"]
+    checked = subprocess.run(command, input=text, capture_output=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
