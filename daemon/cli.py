@@ -387,6 +387,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "metrics": _metrics,
     "config": _config,
     "drift": review_commands.drift,
+    "report": review_commands.report,
     "send": _send,
     "demo": _demo,
     "predict": predict_command.predict,

@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_repairs(commands)
     _add_drift(commands)
+    _add_report(commands)
     _add_predict(commands)
     _add_send(commands)
     _add_monitoring(commands)
@@ -164,6 +165,21 @@ def _add_drift(commands: _Commands) -> None:
         type=Path,
         metavar="FILE.csv",
         help="two columns: SOP Instance UID or Accession Number; yes or no",
+    )
+
+
+def _add_report(commands: _Commands) -> None:
+    report = _add_with_config(
+        commands, "report", "Write volumes, times, positives, drift and outages on one HTML page."
+    )
+    report.add_argument("--since", type=_day, required=True, metavar="DATE", help="the first day")
+    report.add_argument("--until", type=_day, metavar="DATE", help="the last day; default: today")
+    report.add_argument(
+        "--out",
+        type=Path,
+        default=Path("pleura-report.html"),
+        metavar="FILE.html",
+        help="default: ./pleura-report.html",
     )
 
 

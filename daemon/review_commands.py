@@ -65,6 +65,27 @@ def _take_reports(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def report(options: argparse.Namespace) -> int:
+    """`pleura report`."""
+    from datetime import datetime
+
+    from daemon import config
+    from daemon.report import page, read
+
+    last = options.until or datetime.now().astimezone().date()
+    if last < options.since:
+        raise CannotStartError("report: --until lies before --since")
+
+    settings = config.load(options.config)
+    found = read(inspection(options), settings.ae_title, options.since, last)
+    try:
+        options.out.write_text(page(found), encoding="utf-8")
+    except OSError as error:
+        raise CannotStartError(f"{options.out}: cannot be written ({error.strerror})") from error
+    print(f"{options.out}: {sum(day.images for day in found.days)} images")
+    return EXIT_DONE
+
+
 def inspection(options: argparse.Namespace) -> Inspection:
     """The ledger that the settings name, over a connection that only reads.
 

@@ -97,9 +97,12 @@ class Drift:
         return tuple(week for week in self.weeks if week.ae_title == ae_title)
 
 
-def drift(inspect: Inspection, weeks: int = 8) -> Drift:
-    """The figures of the newest weeks, this one included. Alarms tell of the last two of them."""
-    this_week = week_of(inspect.now())
+def drift(inspect: Inspection, weeks: int = 8, last_week: int | None = None) -> Drift:
+    """The figures of so many weeks. Alarms tell of the last two of them.
+
+    `last_week`: the number of the last; default this week's.
+    """
+    this_week = week_of(inspect.now()) if last_week is None else last_week
     shown = summed(inspect.drift.counts(this_week - weeks + 1, this_week))
 
     baseline = inspect.drift.baseline()

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.figures import Snapshot, Unresolved, sending_hours, snapshot, unresolved
 from daemon.ledger.generations import SettingsView
+from daemon.ledger.period import PeriodView
 from daemon.ledger.records import KeptFile, SameReason
 from daemon.ledger.schema import (
     audit,
@@ -58,6 +59,7 @@ class Inspection:
         self._database = database
         self.settings = SettingsView(database)
         self.drift = DriftView(database)
+        self.period = PeriodView(database)
 
     @classmethod
     def open(cls, url: str) -> Self:

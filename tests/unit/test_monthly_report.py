@@ -1,0 +1,92 @@
+"""`pleura report`: figures of a stretch of time, on a page that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime
+from pathlib import Path
+
+import pytest
+
+from daemon.cli import main
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.ledger.period import DeliveryTimes, ImageTimes
+from daemon.report import page, read
+from daemon.report.figures import OutageTime, outages, quantile
+from tests.unit.clock import Clock
+
+NOON = datetime(2026, 11, 2, 12).astimezone().timestamp()
+HOSTILE = '<img src="//x">'
+
+
+def month(folder: Path) -> Ledger:
+    """Three images: one positive, delivered after an outage of an hour; one excluded; one waits."""
+    clock = Clock()
+    clock.now = NOON
+    ledger = Ledger(f"sqlite:///{folder}/ledger.db", clock=clock)
+    for number, ae_title in enumerate(("XRAY1", HOSTILE, "XRAY1")):
+        arrival = Arrival(f"f{number}", "1.2", f"1.2.{number}", "1.2", ae_title, "dimse", 1, 1)
+        ledger.receive([arrival])
+    clock.now += 4.0
+    jobs = ledger.claim_images("me", 2)
+    overlay = StoredResult("SC", "r", "1.2", "2.25.1", "1.2")
+    ends = (
+        Completion("analysed", "a", probability=0.9, positive=True, results=(overlay,)),
+        Completion("not_analysed", "b", reason="view"),
+    )
+    for job, end in zip(jobs, ends, strict=True):
+        assert ledger.complete(job, end, {"pacs": ("SC",)}) == end.state
+
+    clock.now += 3600.0
+    (delivery,) = ledger.claim_deliveries("pacs", "me", 1)
+    ledger.mark_stored(delivery, 0)
+    return ledger
+
+
+def test_the_page_tells_of_the_month_and_needs_nothing_else(tmp_path: Path) -> None:
+    ledger = month(tmp_path)
+    report = read(ledger.inspect, "PLEURA", date(2026, 11, 1), date(2026, 11, 3))
+    html = page(report)
+    ledger.close()
+
+    assert [day.images for day in report.days] == [0, 3, 0]
+    assert [(each.name, each.median_s) for each in report.times] == [
+        ("from receipt to the answer", 4.0),
+        ("from receipt to pacs", 3604.0),
+    ]
+    assert [(each.what, each.is_over) for each in report.outages] == [
+        ("analysis", False),
+        ("pacs", True),
+    ]
+    for words in ("1 (100.0%)", "<td>XRAY1</td>", "<td>pacs</td>", ">view<", "60 min"):
+        assert words in html
+    assert HOSTILE not in html
+    assert re.findall(r"(?i)<(?:script|link|img|iframe)|(?:src|href)=|url\(|@import", html) == [
+        "src="
+    ], "only the hostile AE title, escaped"
+
+
+def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    month(tmp_path).close()
+    settings = tmp_path / "pleura.yaml"
+    settings.write_text(f"ledger: sqlite:///{tmp_path}/ledger.db\nspool: {tmp_path}/spool\n")
+    out = tmp_path / "report.html"
+    call = ["report", "-c", str(settings), "--since", "2026-11-01", "--until", "2026-11-30"]
+    assert main([*call, "--out", str(out)]) == 0
+    assert "3 images" in capsys.readouterr().out
+    assert out.read_text().startswith("<!doctype html>")
+
+
+def test_waits_that_overlap_are_one_outage() -> None:
+    waits = [(0.0, 900.0), (800.0, 2000.0), (2100.0, 2101.0), (5000.0, 5700.0)]
+    deliveries = [DeliveryTimes("pacs", began, began, ended, "stored") for began, ended in waits]
+    images = [ImageTimes("X", 0.0, 5.0, "analysed", None, False)]
+    assert outages(images, deliveries, 9000.0) == [
+        OutageTime("pacs", 0.0, 2000.0, 2, True),
+        OutageTime("pacs", 5000.0, 5700.0, 1, True),
+    ]
+
+
+def test_a_quantile_is_a_value_that_was_there() -> None:
+    assert quantile([5.0, 1.0, 3.0], 0.5) == 3.0
+    assert quantile([*map(float, range(1, 101))], 0.95) == 95.0
