@@ -40,8 +40,9 @@ def grey(data: bytes) -> NDArray[np.float32]:
     Raises:
         PictureError: no such picture, broken, or more pixels than an X-ray has.
     """
-    image = _opened(data)
-    return _values(image.convert("L") if image.mode in _COLOUR_MODES else image)
+    image = _decoded(data)
+    stored = image.convert("L") if image.mode in _COLOUR_MODES else image
+    return np.asarray(stored, dtype=np.float32)
 
 
 def flair(data: bytes) -> NDArray[np.float32]:
@@ -52,34 +53,25 @@ def flair(data: bytes) -> NDArray[np.float32]:
     Raises:
         PictureError: as `grey`.
     """
-    image = _opened(data)
-    try:
-        green = image.convert("RGB").getchannel("G").filter(ImageFilter.SHARPEN)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(str(error)) from error
-    return _values(green) / np.float32(255)
+    green = _decoded(data).convert("RGB").getchannel("G").filter(ImageFilter.SHARPEN)
+    return np.asarray(green, dtype=np.float32) / np.float32(255)
 
 
-def _opened(data: bytes) -> Image.Image:
-    """The picture, its pixels not decoded yet."""
+def _decoded(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # Pillow's own limit is replaced by ours, below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    # The errors that Pillow raises for broken files
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(str(error)) from error
 
-    if image.width * image.height > MAX_PIXELS:
-        raise PictureError(
-            f"{image.height} x {image.width} pixels found, at most {MAX_PIXELS} wanted"
-        )
-    return image
-
-
-def _values(image: Image.Image) -> NDArray[np.float32]:
-    try:
-        return np.asarray(image, dtype=np.float32)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(str(error)) from error
+        if image.width * image.height > MAX_PIXELS:
+            raise PictureError(
+                f"{image.height} x {image.width} pixels found, at most {MAX_PIXELS} wanted"
+            )
+        image.load()
+        return image
+    except PictureError:
+        raise
+    except Exception as error:
+        # The decoder meets arbitrary bytes and may raise anything.
+        raise PictureError(f"{type(error).__name__}: {error}") from error

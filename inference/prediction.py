@@ -85,7 +85,12 @@ def predict(
 
 def given_up(pipeline: Pipeline, data: bytes, result_time: datetime) -> Prediction:
     """The answer for a file whose analysis broke."""
-    return Prediction(pipeline.fail(data, "analysis_error", result_time), None)
+    if not plain_pictures.is_picture(data):
+        return Prediction(pipeline.fail(data, "analysis_error", result_time), None)
+
+    exclusion = Exclusion("analysis_error", "")
+    reading = Reading(hashlib.sha256(data).hexdigest(), exclusion=exclusion)
+    return Prediction(pipeline.conclude(reading, None, result_time), None)
 
 
 def _read(pipeline: Pipeline, data: bytes, admission: bool) -> Reading:
@@ -107,6 +112,9 @@ def _read_picture(data: bytes, task: str) -> Reading:
     except plain_pictures.PictureError as error:
         return Reading(digest, exclusion=Exclusion("undecodable", str(error)[:300]))
 
+    if not np.isfinite(values).all():
+        detail = "values found that are no numbers"
+        return Reading(digest, exclusion=Exclusion("undecodable", detail))
     if task == SERVED_TASK:
         if values.min() == values.max():
             return Reading(digest, exclusion=Exclusion("blank", "every pixel has one value"))

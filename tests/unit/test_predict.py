@@ -4,6 +4,7 @@ each file deserves.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -195,6 +196,9 @@ def test_pictures_and_folders_are_answered_like_dicom(
     Image.fromarray((drawn.pixels * 65535).astype(np.uint16)).save(folder / "four.tif")
     (folder / "labels.csv").write_text("not an image")
     Image.new("L", (64, 64), 7).save(folder / "blank.png")
+    whole = io.BytesIO()
+    picture.convert("RGB").save(whole, "JPEG")
+    (folder / "broken.jpg").write_bytes(whole.getvalue()[:700])
 
     masks, submission = tmp_path / "masks", tmp_path / "submission.csv"
     wanted = ("--model", eager_package, "--masks", masks, "--submission", submission)
@@ -202,6 +206,7 @@ def test_pictures_and_folders_are_answered_like_dicom(
 
     by_name = {Path(str(answer["file"])).name: answer for answer in answers}
     assert by_name.pop("blank.png")["reason"] == "blank"
+    assert by_name.pop("broken.jpg")["reason"] == "undecodable"
     assert set(by_name) == {"one.dcm", "two.png", "three.jpg", "four.tif"}
     rows = rle.read(submission)
     assert rows["blank"] == ("-1",)
