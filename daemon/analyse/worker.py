@@ -563,6 +563,7 @@ class Worker:
             "milliseconds": round((time.monotonic() - image.since) * 1000),
             "destinations": [name for name, wanted in owed.items() if kinds & set(wanted)],
         }
+
         shown = uid or "without a usable UID"
         words = _end_in_words(facts, completion.detail)
         log.info("image %d %s: %s", image.job.id, shown, words, extra={"facts": facts})

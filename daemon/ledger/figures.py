@@ -225,6 +225,7 @@ def _owed_since(conn: Connection, destination: str) -> float:
             .limit(1)
         )
         found += conn.execute(first).scalars()
+
     return min((time for time in found if time is not None), default=0.0)
 
 

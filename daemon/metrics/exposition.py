@@ -99,6 +99,7 @@ class _Figures(Collector):
             "Age of the oldest image that waits or is in work; 0 without one.",
             value=_age(found.now, found.waiting_since),
         )
+
         yield GaugeMetricFamily(
             "pleura_images_failed",
             "Images that ended failed and wait for `pleura retry`.",
@@ -163,6 +164,7 @@ class _Figures(Collector):
             "For how long the circuit has been open; 0: it is closed.",
             labels=["destination"],
         )
+
         for name in self._configured():
             circuit = self._found.circuits.get(name)
             down_since = circuit.down_since if circuit else None
@@ -182,6 +184,7 @@ class _Figures(Collector):
             "Seconds since the newest sign of life of the role; absent: there was none.",
             labels=["role"],
         )
+
         for role in ROLES:
             age_s = age_of_sign(self._found, role)
             up.add_metric([role], 1 if age_s is not None and age_s <= SILENT_AFTER_S else 0)
