@@ -21,6 +21,7 @@ from inference.engine import Engine, choose_device
 from inference.pipeline import AnalysisSettings, Pipeline
 from training import phantom, recipe
 from training.data import rle
+from training.fitting import installed
 from training.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "recipes"
@@ -57,8 +58,9 @@ def short(name: str, side: int | None = None) -> Recipe:
 
 
 def at_random(wanted: Recipe) -> dict[int, Path | None]:
-    """`starts` that want no published weights: there are none for made data."""
-    return dict.fromkeys(range(len(wanted.networks)))
+    """`starts` at random of the networks whose published weights no installed package has."""
+    stages = enumerate(wanted.networks)
+    return {number: None for number, stage in stages if installed.of_stage(stage) is None}
 
 
 def changes(name: str, side: int | None = None) -> dict[str, str]:
