@@ -27,6 +27,7 @@ ROOMS = {
     "metrics": {"config", "heartbeat", "installed", "ledger"},
     "output": set(),
     "ownership": {"config"},
+    "report": {"drift", "ledger"},
     "spool": set(),
     "tls": {"config"},
     "watchdog": set(),
