@@ -58,7 +58,7 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
         )
         with node:
             assert storescu(peer("storescu"), node, xrays[:1], "-xy").returncode == 0
-            wait_until("it is committed", lambda: node.status()["deliveries"]["committed"] == 1)
+            wait_until("it is committed", lambda: node.counts()["deliveries"]["committed"] == 1)
         # Between the archive's success and the question the object is lost: without the deliver
         # role nobody asks.
         (held,) = archive.instances().values()
@@ -72,7 +72,7 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
         with node:
             wait_until(
                 "it is sent again and committed",
-                lambda: node.status()["deliveries"]["committed"] == 1,
+                lambda: node.counts()["deliveries"]["committed"] == 1,
             )
         assert archive.instances().keys() == {held["SOPInstanceUID"]}
 

@@ -178,7 +178,7 @@ def test_an_archive_that_is_down_gets_everything_when_it_is_back(
         destinations=[archive.destination(results=["SC"])],
     ) as node:
         sent(peer, node, xrays[:2])
-        wait_until("both are analysed", lambda: node.status()["instances"]["analysed"] == 2)
+        wait_until("both are analysed", lambda: node.counts()["instances"]["analysed"] == 2)
         assert node.status()["deliveries"]["owed"] == 2
         with archive:
             node.wait_done(2)
