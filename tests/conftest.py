@@ -18,6 +18,11 @@ from tools.peers.postgres import Postgres, binaries
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Where tests run side by side, a second thread of torch waits for a core and burns the first.
+    # Before torch is imported, and for every process that a test starts.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def missing(reason: str) -> None:
     """Skip with the reason, or fail where everything is promised to be there."""

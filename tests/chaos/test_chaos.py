@@ -28,13 +28,14 @@ KILLS = 30
 
 
 @pytest.fixture(scope="module")
-def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
     return Chaos(tmp_path_factory.mktemp("chaos"), SEED)
 
 
-@pytest.fixture(autouse=True)
-def _sockets_of_dead_associations() -> Iterator[None]:
-    yield
+@pytest.fixture
+def chaos(site: Chaos) -> Iterator[Chaos]:
+    """The site; after each test the sockets of its dead associations are collected."""
+    yield site
     # Once their threads have ended nothing holds them.
     deadline = time.monotonic() + 30.0
     while time.monotonic() < deadline and any(

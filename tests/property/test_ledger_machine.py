@@ -97,7 +97,7 @@ def test_the_ledger_does_what_the_model_says(tables: tuple[str, sa.Engine]) -> N
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=25,
+            max_examples=15,
             report_multiple_bugs=False,
             stateful_step_count=50,
             deadline=None,

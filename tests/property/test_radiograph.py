@@ -76,7 +76,7 @@ def files(peer: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_broken_bytes_are_unsuitable_and_nothing_else(
@@ -134,7 +134,7 @@ ATTRIBUTES = {
 }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.fixed_dictionaries({}, optional=ATTRIBUTES), st.sampled_from(KINDS))
 @example({"WindowCenter": float("nan"), "WindowWidth": 1e-300}, KINDS[3])
 @example({"RescaleSlope": 1e307, "WindowCenter": 1e307, "WindowWidth": 1e307}, KINDS[3])
@@ -203,7 +203,7 @@ def answered(pipeline: Pipeline, files: list[bytes]) -> list[Outcome]:
 def test_polarity_and_bit_depth_never_change_the_finding(
     pipeline: Pipeline, seed: int, pneumothorax: bool
 ) -> None:
-    picture = phantom.draw(seed, pneumothorax, 512).pixels
+    picture = phantom.draw(seed, pneumothorax, 256).pixels
     for windowed in (True, False):
         wanted = answered(pipeline, [stored_as(picture, DEEP, "MONOCHROME2", windowed, 0)])[
             0

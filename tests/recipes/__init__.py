@@ -34,12 +34,14 @@ _LIGHTER = {
     "efficientnet-b3": "efficientnet-lite0",
     "efficientnet-b4": "efficientnet-lite0",
     "inception-resnet-v2": "efficientnet-lite0",
-    "resnet50": "resnet34",
+    "resnet50": "efficientnet-lite0",
     "senet154": "efficientnet-lite0",
     "se-resnext101": "efficientnet-lite0",
-    "se-resnext50": "resnet34",
+    "se-resnext50": "efficientnet-lite0",
     "xception": "efficientnet-lite0",
 }
+# So are the widths of networks without an encoder: a quarter, so a sixteenth of the weights.
+_WIDTHS = {"widths", "up_widths", "features"}
 
 
 def made(folder: Path, images: int) -> Path:
@@ -90,6 +92,8 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
             changed[f"networks.{number}.side"] = str(side)
             for place, encoder in _encoders(stage, f"networks.{number}"):
                 changed |= {place: _LIGHTER[encoder]} if encoder in _LIGHTER else {}
+            for place, widths in _widths(stage, f"networks.{number}"):
+                changed[place] = str([width // 4 for width in widths])
 
     return changed
 
@@ -104,6 +108,17 @@ def _encoders(document: dict[str, Any], place: str) -> Iterator[tuple[str, str]]
             yield f"{place}.encoder", value
         elif isinstance(value, dict):
             yield from _encoders(value, f"{place}.{key}")
+
+
+def _widths(document: dict[str, Any], place: str) -> Iterator[tuple[str, list[int]]]:
+    """(dotted key, widths) of a network that is described by its widths alone."""
+    if "encoder" in document:
+        return
+    for key, value in document.items():
+        if key in _WIDTHS:
+            yield f"{place}.{key}", value
+        elif isinstance(value, dict):
+            yield from _widths(value, f"{place}.{key}")
 
 
 def answers(folder: Path, task: str) -> int:
