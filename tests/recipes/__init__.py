@@ -40,6 +40,8 @@ _LIGHTER = {
     "se-resnext50": "efficientnet-lite0",
     "xception": "efficientnet-lite0",
 }
+# These dilate the last stages of a ResNet.
+_DILATING = {"deeplab-v3", "encnet"}
 # So are the widths of networks without an encoder: a quarter, so a sixteenth of the weights.
 _WIDTHS = {"widths", "up_widths", "features"}
 
@@ -91,11 +93,16 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
         if side:
             changed[f"networks.{number}.side"] = str(side)
             for place, encoder in _encoders(stage, f"networks.{number}"):
-                changed |= {place: _LIGHTER[encoder]} if encoder in _LIGHTER else {}
+                changed |= {place: _lighter(encoder, stage)} if encoder in _LIGHTER else {}
             for place, widths in _widths(stage, f"networks.{number}"):
                 changed[place] = str([width // 4 for width in widths])
 
     return changed
+
+
+def _lighter(encoder: str, stage: dict[str, Any]) -> str:
+    is_resnet = "resnet" in encoder or "resnext" in encoder
+    return "resnet34" if is_resnet and stage["architecture"] in _DILATING else _LIGHTER[encoder]
 
 
 def _encoders(document: dict[str, Any], place: str) -> Iterator[tuple[str, str]]:
