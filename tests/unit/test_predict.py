@@ -70,8 +70,9 @@ def test_every_file_of_the_node_folder_has_its_state(
             assert 0 < float(str(answer["probability"])) < 1, name
     for first, second in ALIKE:
         assert answers[first]["positive"] == answers[second]["positive"]
+        # Stated in whole percents: a step of rounding apart, and what floats add to it
         assert answers[first]["probability"] == pytest.approx(
-            answers[second]["probability"], abs=0.01
+            answers[second]["probability"], abs=0.0101
         )
 
 
