@@ -51,7 +51,8 @@ def peer() -> Callable[[str], str]:
         path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
         if path is None:
             missing(
-                f"peer program {name!r} is not installed (apt-get install dcmtk orthanc dicom3tools prometheus)"
+                f"peer program {name!r} is not installed "
+                "(apt-get install dcmtk orthanc dicom3tools prometheus)"
             )
         assert path is not None
         return path

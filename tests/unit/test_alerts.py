@@ -49,6 +49,14 @@ def web_service(authority: Authority) -> Iterator[WebService]:
 
 
 @pytest.fixture
+def small(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    """On SQLite alone: one test shows both engines."""
+    ledger = Ledger(f"sqlite:///{tmp_path}/small.db", clock=clock)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
 def config(
     tmp_path: Path, authority: Authority, mail_server: MailServer, web_service: WebService
 ) -> Config:
@@ -141,22 +149,22 @@ def test_each_trouble_is_told_once_and_once_when_it_is_over(
 
 
 def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
-    ledger: Ledger, clock: Clock, config: Config, authority: Authority
+    small: Ledger, clock: Clock, config: Config, authority: Authority
 ) -> None:
     pair = authority.issue("node")
     tls = {"tls": {**pair.settings(), "client": "none"}}
     alerts = {"mail": None, "webhook": {"url": "http://localhost/"}, "disk_free_mb": 10**9}
     changes = {"alerts": alerts, **tls}
     near = Config.model_validate(config.model_dump(mode="json") | changes)
-    ledger.receive([Arrival("f", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
-    (job,) = ledger.claim_images("me", 1)
+    small.receive([Arrival("f", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
+    (job,) = small.claim_images("me", 1)
     made = StoredResult("SC", "made", "1.2", "9.9", "1.2.1", 9)
-    ledger.complete(job, Completion("analysed", "d", results=(made,)), {"pacs": ["SC"]})
-    ledger.mark_refused(ledger.claim_deliveries("pacs", "me", 1)[0], "no", 0x0122)
+    small.complete(job, Completion("analysed", "d", results=(made,)), {"pacs": ["SC"]})
+    small.mark_refused(small.claim_deliveries("pacs", "me", 1)[0], "no", 0x0122)
 
     clock.now = time.time()
     sight = Sight(
-        ledger.inspect.figures(), ledger.inspect.unresolved(), {},
+        small.inspect.figures(), small.inspect.unresolved(), {},
         {"XRAY1": "positives: 9 of 60 images"}, "here", clock.now,
     )  # fmt: skip
     assert near.alerts is not None
@@ -169,17 +177,17 @@ def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
 
 
 def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(
-    ledger: Ledger, clock: Clock
+    small: Ledger, clock: Clock
 ) -> None:
     here, there = Alarm("disk:a", "disk", "a", "x", "a"), Alarm("disk:b", "disk", "b", "x", "b")
-    ledger.alarms.note([here, there], ["mail"], "a", 60)
+    small.alarms.note([here, there], ["mail"], "a", 60)
     for found in ([], [here], []):
         clock.now += 59
-        began, over = ledger.alarms.note(found, ["mail"], "a", 60)
+        began, over = small.alarms.note(found, ["mail"], "a", 60)
         assert (began, over) == ([], [])
     clock.now += 60
-    assert ledger.alarms.note([], ["mail"], "a", 60)[1] == ["disk:a"]
-    assert [row["key"] for row in ledger.alarms.lasting()] == ["disk:b"]
+    assert small.alarms.note([], ["mail"], "a", 60)[1] == ["disk:a"]
+    assert [row["key"] for row in small.alarms.lasting()] == ["disk:b"]
 
 
 # -- the way to people -----------------------------------------------------------------------------
@@ -238,10 +246,10 @@ def test_a_webhook_gets_json_with_its_token(config: Config, web_service: WebServ
 
 
 def test_a_refused_message_waits_and_one_in_flight_survives_its_sender(
-    ledger: Ledger, clock: Clock, config: Config, web_service: WebService
+    small: Ledger, clock: Clock, config: Config, web_service: WebService
 ) -> None:
-    ledger.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
-    sender = AlertSender(routes_of(config), ledger, Backoff(first_s=10.0))
+    small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
+    sender = AlertSender(routes_of(config), small, Backoff(first_s=10.0))
     web_service.status = 503
     assert sender.turn(_STOP) == 0
     web_service.status = 204
@@ -249,12 +257,12 @@ def test_a_refused_message_waits_and_one_in_flight_survives_its_sender(
     clock.now += 10
 
     # This process dies between the claim and the answer.
-    (lost,) = ledger.alarms.claim("dead", ["webhook"], 300.0)
+    (lost,) = small.alarms.claim("dead", ["webhook"], 300.0)
     assert sender.turn(_STOP) == 0
     clock.now += 300
     assert sender.turn(_STOP) == 1
     assert web_service.received[0][0]["id"] == lost.id
-    assert ledger.alarms.owed() == 0
+    assert small.alarms.owed() == 0
 
 
 def test_the_command_sends_a_trial_message(
