@@ -17,6 +17,8 @@ from daemon.live import RefusedError, Take
 from daemon.spool import Spool
 from daemon.tls import TlsError
 
+_PATIENCE_S = 5.0
+
 Run = Callable[[threading.Event], None]
 _Destination = DicomDestination | FolderDestination
 
@@ -78,14 +80,17 @@ class Deliverer:
             sender = AuditSender(config, ledger, spool)
             self._threads.append(_thread("audit", sender.run, self._stop))
 
+        self._alerts: threading.Thread | None = None
         if config.alerts is not None:
             alerts = AlertSender(routes_of(config), ledger)
-            self._threads.append(_thread("alerts", alerts.run, self._stop))
+            self._alerts = _thread("alerts", alerts.run, self._stop)
 
     def start(self) -> None:
         """Start every thread."""
         for thread in self._threads:
             thread.start()
+        if self._alerts is not None:
+            self._alerts.start()
         for desk in self._desks:
             desk.start()
 
@@ -99,6 +104,9 @@ class Deliverer:
             desk.join()
         for thread in self._threads:
             thread.join()
+        if self._alerts is not None:
+            # A mail server that hangs holds up no end: its message waits in the ledger.
+            self._alerts.join(_PATIENCE_S)
 
     def check(self, config: Config) -> Take:
         """Check new settings: a desk opens or closes for each destination that changes.

@@ -19,6 +19,8 @@ from daemon.ledger.database import Database
 from daemon.ledger.schema import alarm_messages, alarms
 
 _LOCK = "alarms"
+# No message waits and no lease lasts for longer.
+_LONGEST_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Alarms:
             conn.execute(alarm_messages.delete().where(message.route.not_in(list(routes))))
             due = (
                 sa.select(alarm_messages)
-                .where(message.due_at <= now, message.lease_until <= now)
+                .where(_is_past(message.due_at, now), _is_past(message.lease_until, now))
                 .order_by(message.made_at)
                 .with_for_update(skip_locked=True)
             )
@@ -153,6 +155,11 @@ class Alarms:
         with self._database.reading() as conn:
             number = sa.select(sa.func.count()).select_from(alarm_messages)
             return int(conn.execute(number).scalar_one())
+
+
+def _is_past(time: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
+    """Whether a time is over. A time far ahead comes from a clock that was set back."""
+    return sa.or_(time <= now, time > now + _LONGEST_S)
 
 
 def _told(alarm: Alarm) -> dict[str, Any]:
