@@ -1,4 +1,4 @@
-"""What is installed: our version, the files shipped with the code, conflicting distributions."""
+"""The installation: our version, the files shipped with it, conflicting distributions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a log line may hold: our own words and UIDs, on one line, never a patient's value."""
+"""Log lines: our own words and UIDs, each on one line, never a patient's value."""
 
 from __future__ import annotations
 

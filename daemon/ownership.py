@@ -46,7 +46,7 @@ def trouble(config: Config) -> str:
 
 
 def absent(config: Config) -> list[str]:
-    """What of spool and ledger is not there yet, in words."""
+    """The parts of spool and ledger that are not there yet, in words."""
     found = []
     if not config.spool.exists():
         found.append(f"spool {config.spool}")
@@ -57,7 +57,7 @@ def absent(config: Config) -> list[str]:
 
 
 def root_warning(config: Config) -> str:
-    """What root should know before it runs this node; "" for every other user."""
+    """A warning to root before it runs this node; "" for every other user."""
     if os.geteuid() != 0:
         return ""
 

@@ -138,7 +138,7 @@ def run_role(role: str, file: Path, device: str | None = None) -> int:
 
 
 def _facts() -> dict[str, Any]:
-    """What this process tells of itself."""
+    """The signs of life of this process."""
     return {name: fact for tell in _tells for name, fact in tell().items()}
 
 

@@ -173,7 +173,7 @@ class Spool:
         self.path(name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
-        """What an ordinary user may still write to the spool's file system."""
+        """The room that an ordinary user has left on the spool's file system."""
         room = os.statvfs(self._at)
         return room.f_bavail * room.f_frsize
 

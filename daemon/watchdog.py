@@ -111,6 +111,6 @@ class Feeder:
 
 
 def feeder(feed: Callable[[], None], limit_s: float) -> Feeder | None:
-    """What feeds systemd's watchdog; None where this process has no watchdog."""
+    """The thread that feeds systemd's watchdog; None where this process has no watchdog."""
     wanted_s = period_s()
     return None if wanted_s is None else Feeder(feed, wanted_s / _FEEDINGS_PER_PERIOD, limit_s)

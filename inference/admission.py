@@ -111,7 +111,7 @@ REASONS: dict[str, Reason] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What a site admits: the YAML key `admission`."""
+    """The images that a site admits: the YAML key `admission`."""
 
     modalities: tuple[str, ...] = ("CR", "DX")
     body_parts: tuple[str, ...] = ("CHEST", "THORAX")

@@ -36,7 +36,7 @@ _MOST_CHARACTERS = 70
 
 
 def requirements(extra: str = "") -> list[str]:
-    """What pyproject.toml asks for, by default or with one extra."""
+    """The requirements of pyproject.toml, by default or with one extra."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     found: list[str] = project["optional-dependencies"][extra] if extra else project["dependencies"]
     return found

@@ -105,7 +105,7 @@ def build_pipeline(config: Config, ledger: Ledger) -> Pipeline:
 
 
 def analysis_settings(config: Config, ledger: Ledger) -> AnalysisSettings:
-    """What the site decides about the analysis."""
+    """The site's decisions about the analysis."""
     kinds = frozenset(kind for kinds in config.owed().values() for kind in kinds)
     return AnalysisSettings(
         rules=Rules(**config.admission.model_dump()),

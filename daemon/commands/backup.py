@@ -32,7 +32,7 @@ class BackupError(Exception):
 
 @dataclass
 class Backup:
-    """What one run did."""
+    """The counts of one run."""
 
     ledger: Path
     files: int = 0

@@ -1,4 +1,4 @@
-"""What would be lost with the spool: asked by the Debian package before it is removed.
+"""The debts that would be lost with the spool: the Debian package asks before its removal.
 
 python -m daemon.commands.debts -c FILE      # a line for each debt; exit status 1 with debts
 """

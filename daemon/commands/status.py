@@ -114,7 +114,7 @@ def _spool_lines(inspect: Inspection, spool_folder: Path) -> Iterator[str]:
 
 
 def _audit_lines(inspect: Inspection) -> Iterator[str]:
-    """What the audit trail still owes, and what it lost."""
+    """The messages that the audit trail still owes, and those that it lost."""
     waiting, lost = inspect.audit_waiting(), inspect.audit_lost()
     if waiting:
         yield f"audit: {waiting} messages wait for the repository or the file"

@@ -1,4 +1,4 @@
-"""What the settings are: every key, its type, its default and its meaning.
+"""The settings: every key, its type, its default and its meaning.
 
 The configuration reference (docs/configuration.md) is generated from here by tools/reference.
 """
@@ -95,7 +95,7 @@ class AssociationLimits(Settings):
 
 
 class DestinationSettings(Settings):
-    """What every destination has: a name, and the kinds of result that it is owed."""
+    """The keys of every destination: a name, and the kinds of result that it is owed."""
 
     name: Name = Field(
         description="The name by which the ledger owes deliveries. A renamed destination is a "

@@ -130,7 +130,7 @@ MaybeTls = Annotated[DestinationTls | None, BeforeValidator(_switched_on)]
 
 
 class CertificateIdentity(Settings):
-    """What the certificate of a peer must say. Every key that is given must match."""
+    """The identity that a peer's certificate must state. Every key that is given must match."""
 
     subject: Annotated[Text, AfterValidator(_subject)] | None = Field(
         default=None,

@@ -59,7 +59,7 @@ class Retention:
             stop.wait(_EVERY_S)
 
     def refuse_unknown_destinations(self) -> None:
-        """What is owed to a name that left the settings becomes refused, visibly."""
+        """Refuse, visibly, every delivery to a destination that left the settings."""
         known = [one.name for one in self._config.destinations]
         gone = self._ledger.refuse_unknown_destinations(known, _UNKNOWN_FOR_S)
         if gone:

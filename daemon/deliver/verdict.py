@@ -64,7 +64,7 @@ _CURES = {
 
 
 def cure(status: int | None) -> str:
-    """What a status means and what to do about it, for the log; "" without a rule."""
+    """The meaning of a status and the remedy, for the log; "" without a rule."""
     for meaning in MEANINGS:
         if status in meaning.statuses and meaning.statuses.start in _CURES:
             return f"; {meaning.words}: {_CURES[meaning.statuses.start]}, then `pleura retry`"

@@ -75,7 +75,7 @@ _OURSELVES = UserInformation(
 
 @dataclass(frozen=True)
 class Limits:
-    """What one peer, and all of them together, may take of our time and memory."""
+    """Limits on the time and memory that one peer, and all of them together, may take."""
 
     idle_s: float = 60.0  # an association without a PDU
     request_s: float = 30.0  # from the connection to the association request (PS3.8 9.1.5, ARTIM)
@@ -137,7 +137,7 @@ class Session(Protocol):
 
     @property
     def supported(self) -> Mapping[str, Supported]:
-        """What it may propose, by abstract syntax."""
+        """The contexts that it may propose, by abstract syntax."""
 
     def negotiated(self, decisions: Iterable[Decision]) -> None:
         """The association is accepted, with these answers to its contexts."""
@@ -465,7 +465,7 @@ class Association:
         self._pending.extend(fragments(body))
 
     def _ended_by_pdu(self, pdu_type: int, size: int) -> _EndedError:
-        """What any PDU but P-DATA-TF means in an association (PS3.8 Table 9-10, Sta6)."""
+        """The end that any PDU but P-DATA-TF brings (PS3.8 Table 9-10, Sta6)."""
         where = " in the middle of a message" if self._is_in_message else ""
         if pdu_type == PduType.RELEASE_RQ:
             return _EndedError(f"the peer released it{where}", RELEASE_RP, not where)

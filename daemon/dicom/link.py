@@ -59,7 +59,7 @@ class Security(Protocol):
         """The connection after its handshake. Raises OSError; the connection is closed then."""
 
     def in_words(self, error: OSError) -> str:
-        """What an error of a secured connection means, and what to do."""
+        """The meaning of an error of a secured connection, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Remote:
         return self.security.wrap(connection, self.host) if self.security else connection
 
     def in_words(self, error: OSError) -> str:
-        """What an error of the connection means."""
+        """The meaning of an error of the connection."""
         if self.security is not None:
             return self.security.in_words(error)
         return error.strerror or str(error)

@@ -102,7 +102,7 @@ LOCAL_LIMIT_EXCEEDED = Rejected(2, 3, 2)
 
 @dataclass(frozen=True)
 class UserInformation:
-    """What both ends say of themselves (PS3.7 D.3.3). A maximum length of 0 is no limit."""
+    """User information of either end (PS3.7 D.3.3). A maximum length of 0 is no limit."""
 
     maximum_pdu_bytes: int = 0
     implementation_class_uid: str = ""
@@ -135,7 +135,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Supported:
-    """What the acceptor takes for one abstract syntax.
+    """The transfer syntaxes and roles that the acceptor takes for one abstract syntax.
 
     `transfer_syntaxes`: in order of its preference. `takes_scp`: it lets the requestor be SCP of
     this class, as the archive that reports storage commitment is (PS3.4 J.3.3).

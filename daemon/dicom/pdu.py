@@ -266,7 +266,7 @@ def response_to(
 
 @dataclass(frozen=True)
 class StoreRequest:
-    """What a C-STORE-RQ says of its object (PS3.7 9.3.1.1).
+    """The object of a C-STORE-RQ as its command set describes it (PS3.7 9.3.1.1).
 
     UIDs as the peer has put them: unchecked.
     """

@@ -98,12 +98,10 @@ STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # well-known, PS3.4 J.3.
 
 
 def reported_classes() -> dict[str, Supported]:
-    """What an archive that is asked for storage commitment may do here:
+    """The services of this node for an archive that is asked for storage commitment: Verification,
+    and reports (PS3.4 J.3.3).
 
-    Verification, and report (PS3.4 J.3.3).
-
-    It may propose the SCP role for that; many archives report without role selection.
-
+    It may propose the SCP role for them; many archives report without role selection.
     """
     uncompressed = tuple(map(str, UNCOMPRESSED))
     return {
@@ -113,7 +111,7 @@ def reported_classes() -> dict[str, Supported]:
 
 
 def stored_classes() -> dict[str, Supported]:
-    """What a peer that stores may do here: that, and Storage. Abstract syntax -> what is taken."""
+    """The services for a peer that stores: those, and Storage. By abstract syntax."""
     images = Supported(tuple(map(str, _IMAGE_SYNTAXES)))
     others = Supported(tuple(map(str, _OTHER_SYNTAXES)))
     return (

@@ -1,4 +1,4 @@
-"""What daemon.dicom.acceptor calls a Connection: plain, or TLS over the same kind of socket."""
+"""The connections of daemon.dicom.acceptor: plain, and TLS over the same kind of socket."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class PlainWaiting:
         return None
 
     def has_spoken(self) -> bool:
-        """What has come lies unread in the kernel's buffer."""
+        """The bytes lie unread in the kernel's buffer."""
         return bool(_peek(self.socket, 1))
 
     def say_abort(self, unread_bytes: int) -> None:
@@ -231,7 +231,7 @@ class TlsWaiting:
 
 
 def _peek(connection: socket.socket, size: int) -> bytes:
-    """What of `size` bytes has come. They stay to be read. Raises OSError."""
+    """The first `size` bytes, as far as they have come. They stay unread. Raises OSError."""
     return connection.recv(size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
@@ -255,7 +255,7 @@ def _request_bytes(header: bytes, limit_bytes: int, tls_port: int | None) -> int
 
 
 def _other_protocol(header: bytes, tls_port: int | None = None) -> tuple[str, str]:
-    """What these first bytes belong to, and what to do."""
+    """The protocol that these first bytes belong to, and the remedy."""
     if header.startswith(_TLS_HANDSHAKE):
         elsewhere = f", or give it the TLS port {tls_port}" if tls_port else ""
         remedy = f"this port speaks DICOM without TLS: switch it off on the sender{elsewhere}"

@@ -37,7 +37,7 @@ class TlsClient:
             raise
 
     def in_words(self, error: OSError) -> str:
-        """What an error of wrap(), or of the connection that it gave, means; and what to do."""
+        """The meaning of an error of wrap() or of its connection, and the remedy."""
         if isinstance(error, ssl.SSLError):
             return in_words(error, self._where, f"{self._where}.ca")
         return error.strerror or str(error)

@@ -72,7 +72,7 @@ class Credentials:
             raise TlsError(self._in_words(error, passphrase)) from error
 
     def own(self) -> PeerCertificate:
-        """What the certificate says, and proof that the pair works: a handshake with ourselves.
+        """The certificate's contents, and proof that the pair works: a handshake with ourselves.
 
         Raises:
             TlsError: as load_into(), or the certificate has expired or is not valid yet.
@@ -87,7 +87,7 @@ class Credentials:
         return found
 
     def told(self) -> PeerCertificate:
-        """What the certificate says, valid or not. Raises TlsError as load_into()."""
+        """The certificate's contents, valid or not. Raises TlsError as load_into()."""
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
         self.load_into(server)
