@@ -36,8 +36,9 @@ def model(options: argparse.Namespace) -> int:
 def _model_check(options: argparse.Namespace) -> None:
     from inference import package
 
-    loaded = package.load(package.folder_of(options.model))
-    print(f"{options.model}: ok, {loaded.identity.digest}", loaded.describe(), sep="\n")
+    folder = package.folder_of(options.model)
+    loaded = package.load(folder)
+    print(f"{folder}: ok, {loaded.identity.digest}", loaded.describe(), sep="\n")
 
 
 def _model_show(options: argparse.Namespace) -> None:
