@@ -31,7 +31,7 @@ def hours(
         x = index * (_BAR + _GAP)
         body += _bar("all", x, number / most)
         body += _bar("found", x, suspected / most)
-        if index % 4 == len(received) % 4 - 1 or index == len(received) - 1:
+        if (len(received) - 1 - index) % 4 == 0:
             body += _text.format(
                 kind="axis",
                 x=x + _BAR / 2,

@@ -1,0 +1,158 @@
+"""What a page costs the server in a ledger of 100 images, and in one of 100,000.
+
+    python -m benchmarks.page [--rows N] [--rounds N]
+
+Both ledgers are filled with images of the last hundred days, four senders, one in eight positive,
+each with a result and a stored delivery. Each page is asked in both, alternating, in this process:
+the figure is the server's time, without a network. "Now" is asked past the two seconds for which
+all browsers share one answer. Wanted: below 100 ms, and a ratio of medians of at most 1.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import sqlalchemy as sa
+
+from daemon.config import Config
+from daemon.ledger import Ledger
+from daemon.ledger.view import View
+from daemon.spool import Spool
+from daemon.web.app import build
+from daemon.web.visit import Node
+
+_DAYS = 100
+_PATHS = (
+    "/",
+    "/live",
+    "/images",
+    "/images?sender=XRAY3",
+    "/images?state=positive",
+    "/images?state=not_analysed&sender=XRAY2",
+    "/images?reason=view",
+    "/images?uid=1.2.826.0.1.77",
+    "/images?since=2026-01-01T00:00",
+    "/images/77",
+    "/model",
+    "/metrics",
+    "/readyz",
+)
+_NUMBERS = (
+    "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
+)
+_FILL = (
+    "INSERT INTO instances (spool_name, sop_class_uid, sop_instance_uid, transfer_syntax_uid,"
+    " study_instance_uid, calling_ae_title, calling_address, origin, priority, size_bytes, received_at,"
+    " state, reason, probability, positive, model, completed_at, device, content_digest, lease_until,"
+    " attempt, unfinished, unfinished_alone)"
+    f" {_NUMBERS} SELECT 'image-' || n, '1.2.840.10008.5.1.4.1.1.1', '1.2.826.0.1.' || n,"
+    " '1.2.840.10008.1.2.1', '1.2.826.0.2.' || (n / 2), 'XRAY' || (1 + n % 4), '10.0.4.' || (11 + n % 4),"
+    " 'dimse', 1, 8000000, {now} - (({rows} - n) * {over} / {rows}) + ((n * 7919) % 97) / 100.0,"
+    " CASE WHEN n % 5 = 0 THEN 'not_analysed' ELSE 'analysed' END,"
+    " CASE WHEN n % 5 = 0 THEN (CASE WHEN n % 2 = 0 THEN 'view' ELSE 'body_part' END) END,"
+    " CASE WHEN n % 5 = 0 THEN NULL WHEN n % 8 = 1 THEN 0.4 + ((n * 31) % 57) / 100.0"
+    " ELSE ((n * 31) % 100) / 1000.0 END,"
+    " CASE WHEN n % 5 = 0 THEN NULL ELSE n % 8 = 1 END, 'pleura-default 1.0.0',"
+    " {now} - (({rows} - n) * {over} / {rows}) + 1.9, 'cpu', 'digest-' || n, 0, 1, 1, 0 FROM numbers",
+    "INSERT INTO results (instance_id, kind, spool_name, sop_class_uid, sop_instance_uid,"
+    " transfer_syntax_uid, size_bytes) SELECT id, 'SC', 'result-' || id, '1.2.840.10008.5.1.4.1.1.7',"
+    " '2.25.' || id, '1.2.840.10008.1.2.4.50', 200000 FROM instances WHERE state = 'analysed'",
+    "INSERT INTO deliveries (result_id, destination, priority, state, status, due_at, lease_until,"
+    " attempt, failures, stored_at) SELECT results.id, 'pacs', 1, 'stored', 0, 0, 0, 1, 0,"
+    " completed_at + 0.6 + (results.id % 9) / 4.0 FROM results"
+    " JOIN instances ON instances.id = results.instance_id",
+)
+
+
+def fill(url: str, rows: int, over_s: float = _DAYS * 86_400.0, seed: int = 0) -> None:
+    """Put finished images into an empty SQLite ledger, the last of them a moment ago."""
+    engine = sa.create_engine(url)
+    with engine.begin() as conn:
+        for statement in _FILL:
+            conn.exec_driver_sql(
+                statement.format(rows=rows, now=time.time() - 3 - seed, over=over_s)
+            )
+        conn.exec_driver_sql("ANALYZE")
+    engine.dispose()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=60)
+    options = parser.parse_args()
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        _page(Path(name) / "few", 100) as few,
+        _page(Path(name) / "many", options.rows) as many,
+    ):
+        print(f"{os.cpu_count()} cores; medians of {options.rounds} rounds, ms")
+        for path in _PATHS:
+            times = asyncio.run(_measured((few, many), path, options.rounds))
+            small, large = (statistics.median(each) * 1e3 for each in times)
+            print(
+                f"{path:42} 100 images {small:6.1f}   {options.rows} images {large:6.1f}"
+                f"   ratio {large / small:.2f}"
+            )
+
+
+async def _measured(nodes: tuple[Any, Any], path: str, rounds: int) -> list[list[float]]:
+    times: list[list[float]] = [[], []]
+    clients = [
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
+        for app, _ in nodes
+    ]
+    for turn in range(rounds + 5):
+        for index, (_, node) in enumerate(nodes):
+            for kept in ("now", "metrics", "ready", "senders", "reasons"):
+                node.forget(kept)
+            began = time.perf_counter()
+            response = await clients[index].get(path)
+            took = time.perf_counter() - began
+            assert response.status_code in (200, 503), (path, response.status_code)
+            # The first turns warm up.
+            if turn >= 5:
+                times[index].append(took)
+    for client in clients:
+        await client.aclose()
+    return times
+
+
+@contextmanager
+def _page(folder: Path, rows: int) -> Iterator[tuple[Any, Node]]:
+    folder.mkdir()
+    url = f"sqlite:///{folder}/ledger.db"
+    config = Config.model_validate(
+        {
+            "ledger": url,
+            "spool": str(folder / "spool"),
+            "web": True,
+            "destinations": [
+                {"name": "pacs", "ae_title": "PACS", "host": "pacs.example", "port": 104}
+            ],
+        }
+    )
+    ledger, spool = Ledger(url), Spool(folder / "spool")
+    spool.claim(ledger.spool_identity)
+    fill(url, rows)
+    view = View.open(url)
+    assert config.web is not None
+    node = Node.of(config, config.web, ledger, view)
+    yield (build(node, spool), node)
+    view.close()
+    ledger.close()
+
+
+if __name__ == "__main__":
+    main()

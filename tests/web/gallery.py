@@ -1,0 +1,241 @@
+"""The page's pictures in docs/page/: `python -m tests.web.gallery docs/page`.
+
+Ledgers of several moments are made, and a Chromium without a window looks at each. Everything is
+synthetic: no patient, and no hospital.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from PIL import Image
+from pydicom.uid import generate_uid
+
+from benchmarks.page import fill
+from daemon.ledger.view import Search
+from inference import results
+from inference.radiograph import decode, parse
+from tests.peers.browser import PROGRAMS, Browser
+from tests.web.site import Site, Visitor, users
+from tools import cases
+from tools.peers.ports import unused_port
+from training import phantom
+
+WIDE = (1280, 900)
+NARROW = (360, 780)
+
+
+@dataclass
+class Look:
+    """One picture: the page's path, the window, and whether it is dark."""
+
+    name: str
+    path: str
+    size: tuple[int, int] = WIDE
+    is_dark: bool = False
+
+
+def main() -> None:
+    """Write every picture."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    program = next(path for name in PROGRAMS if (path := shutil.which(name)))
+
+    with tempfile.TemporaryDirectory() as name:
+        places = Path(name)
+        chests = _chests(places)
+        for what, looks in _MOMENTS.items():
+            place = places / what
+            place.mkdir()
+            with _served(place, what, chests) as (site, url):
+                cookies = _logged_in(site)
+                for look in looks:
+                    _shoot(program, place, url, cookies, look, folder)
+
+
+_MOMENTS = {
+    "empty": [Look("empty", "/")],
+    "busy": [
+        Look("busy", "/"),
+        Look("images", "/images"),
+        Look("image", "/images/{positive}"),
+        Look("model", "/model"),
+        Look("try", "/try"),
+        Look("narrow", "/", NARROW),
+        Look("narrow-images", "/images", NARROW),
+        Look("dark", "/", is_dark=True),
+        Look("dark-image", "/images/{positive}", is_dark=True),
+    ],
+    "outage": [Look("outage", "/")],
+    "failures": [Look("failures", "/")],
+    "full": [Look("100000-images", "/images?sender=XRAY2&state=not_analysed")],
+}
+
+
+def _chests(folder: Path) -> dict[str, bytes]:
+    """A phantom, and its overlay as the node makes it."""
+    drawn = phantom.draw(7, pneumothorax=True)
+    path = phantom.write(drawn, folder / "phantom.dcm")
+    source = path.read_bytes()
+    image = decode(parse(source)[0])
+    case = cases.positive(
+        image.header, mask=drawn.mask, pixels=image.pixels, content_digest=image.content_digest
+    )
+    made = {each.kind: each.data for each in results.build(case, ("SEG", "SC"))}
+    return {"source": source, **made}
+
+
+@contextlib.contextmanager
+def _served(place: Path, what: str, chests: dict[str, bytes]) -> Iterator[tuple[Site, str]]:
+    site = Site(
+        place, users=users(), viewer_url="https://viewer.example/v?study={study_instance_uid}"
+    )
+    _MAKE[what](site, chests)
+    port = unused_port()
+    config = uvicorn.Config(
+        site.app, port=port, lifespan="off", log_config=None, access_log=False, ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield site, f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+    site.close()
+
+
+def _logged_in(site: Site) -> dict[str, str]:
+    visitor = Visitor(site)
+    visitor.log_in("actor")
+    return dict(visitor.cookies)
+
+
+def _shoot(
+    program: str, place: Path, url: str, cookies: dict[str, str], look: Look, folder: Path
+) -> None:
+    with Browser(program, place / f"browser-{look.name}", look.size) as page:
+        scheme = "dark" if look.is_dark else "light"
+        page.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
+        for name, value in cookies.items():
+            page.call("Network.setCookie", name=name, value=value, url=url)
+
+        path = look.path.format(positive=_POSITIVE.get("number", 1))
+        page.open(url + path)
+        time.sleep(1.0)
+        high = page.value("document.documentElement.scrollHeight")
+        width = page.value("document.documentElement.scrollWidth")
+        assert width <= look.size[0], f"{look.name}: {width} pixels wide, {look.size[0]} wanted"
+        page.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=look.size[0],
+            height=min(int(high), 1900),
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        time.sleep(0.3)
+        target = folder / f"{look.name}.png"
+        picture = Image.fromarray(page.screenshot())
+        _save(picture, target)
+        sys.stdout.write(f"{target} {target.stat().st_size // 1000} kB {page.problems}\n")
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """As few colours as keep it below 150 kB."""
+    for colours in (128, 64, 32):
+        written = io.BytesIO()
+        picture.quantize(colours, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)
+        if written.tell() < 145_000:
+            break
+    path.write_bytes(written.getvalue())
+
+
+# -- moments ---------------------------------------------------------------------------------------
+
+_POSITIVE: dict[str, int] = {}
+
+
+def _empty(site: Site, chests: dict[str, bytes]) -> None:
+    _roles(site)
+
+
+def _roles(site: Site, *names: str) -> None:
+    for number, name in enumerate(names or ("receive", "analyse", "deliver")):
+        site.ledger.beat(name, f"node-1:{4100 + number}")
+
+
+def _day(site: Site, chests: dict[str, bytes], number: int = 160) -> None:
+    """A day of images, the last of them a positive with its files."""
+    fill(site.settings.ledger, number, over_s=86_000.0, seed=3)
+    for _ in range(3):
+        site.receive(generate_uid(), "XRAY1", chests["source"])
+    made = {"SEG": chests["SEG"], "SC": chests["SC"]}
+    common = {"model": "pleura-default 1.0.0", "device": "cpu"}
+    site.end(
+        "analysed",
+        made,
+        probability=0.874,
+        positive=True,
+        study_instance_uid=generate_uid(),
+        **common,
+    )
+    _POSITIVE["number"] = site.view.images(Search(), limit=3).rows[-1]["id"]
+    site.end("not_analysed", reason="view", **common)
+
+
+def _busy(site: Site, chests: dict[str, bytes]) -> None:
+    _roles(site)
+    _day(site, chests)
+    for job in site.ledger.claim_deliveries("pacs", "courier:1", 10):
+        site.ledger.mark_stored(job, 0)
+    for _ in range(7):
+        site.receive(generate_uid(), "XRAY2", chests["source"])
+
+
+def _outage(site: Site, chests: dict[str, bytes]) -> None:
+    _roles(site)
+    _day(site, chests)
+    site.ledger.note_destination(
+        "pacs", "no association: connection refused (pacs.example:104)", 48.0
+    )
+
+
+def _failures(site: Site, chests: dict[str, bytes]) -> None:
+    _roles(site, "receive", "deliver")
+    _day(site, chests)
+    for job in site.ledger.claim_deliveries("pacs", "courier:1", 10):
+        site.ledger.mark_refused(job, "answered 0xA900: data set does not match SOP class", 0xA900)
+    site.end("failed", reason="analysis_error", detail="RuntimeError, 3 attempts")
+    site.receive(generate_uid(), "XRAY2", chests["source"])
+
+
+def _full(site: Site, chests: dict[str, bytes]) -> None:
+    _roles(site)
+    fill(site.settings.ledger, 100_000)
+
+
+_MAKE = {
+    "empty": _empty,
+    "busy": _busy,
+    "outage": _outage,
+    "failures": _failures,
+    "full": _full,
+}
+
+
+if __name__ == "__main__":
+    main()
