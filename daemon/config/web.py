@@ -104,17 +104,10 @@ class Web(Settings):
         description="Who may log in. Without a user, every program on this machine sees counts, "
         "states and UIDs; pictures, objects and buttons need a login.",
     )
-<<<<<<< HEAD
     metrics_token_file: File | None = Field(
         default=None,
         description="The file that holds the token which Prometheus sends for /metrics "
         "(`Authorization: Bearer`). null: /metrics answers only where the page has no `users`.",
-=======
-    metrics_from: tuple[RemoteHost, ...] = Field(
-        default=(),
-        description="Addresses that may read /metrics, and the details of /healthz and /readyz, "
-        "without a login. This machine (loopback) always may.",
->>>>>>> 381876b (The operator's page: metrics and health, its unit, docs and pictures; times are found by halving in one statement)
     )
     language: Literal["auto", "en", "de"] = Field(
         default="auto", description="The page's language. `auto`: what the browser asks for."

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp
 from daemon.ledger import LedgerError, describe
 from daemon.metrics.probes import Probes
 from daemon.spool import Spool
-from daemon.web import acts, images, model, now, pictures, probes, trial
+from daemon.web import acts, images, model, now, pictures, trial
 from daemon.web.guard import Guard, TooLargeError, client_address
 from daemon.web.sessions import Access, Session
 from daemon.web.texts import Texts
@@ -80,9 +80,6 @@ def doors(spool: Spool) -> list[Door]:
         Door("/try", Access.LOOK, tries.form),
         Door("/try", Access.LOOK, tries.answer, "POST"),
         Door("/acts", Access.ACT, acts.act, "POST"),
-        Door("/metrics", Access.OPEN, probes.metrics, is_click=False),
-        Door("/healthz", Access.OPEN, probes.healthz, is_click=False),
-        Door("/readyz", Access.OPEN, probes.readyz, is_click=False),
     ]
 
 
