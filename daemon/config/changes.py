@@ -60,7 +60,9 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
     return [
         f"{name}: {_said(old, name)} -> {_said(new, name)}"
         for name in names
-        if _said(old, name) != _said(new, name)
+        # An empty list that gets entries is told by its entries.
+        if len({_said(old, name), _said(new, name)} - {_ABSENT, "[]"}) > 0
+        and _said(old, name) != _said(new, name)
     ]
 
 

@@ -151,6 +151,8 @@ def test_a_difference_names_entries_and_shows_no_secret() -> None:
 
     lines = settings.difference(settings.public(before), settings.public(after))
     assert lines == ['peers[XRAY1 #2].priority: "routine" -> "stat"']
+    first = settings.difference(settings.public(Config()), settings.public(after))
+    assert not [line for line in first if line.startswith("peers:")]
     assert settings.restart_keys(before, after) == ["ledger"]
     assert "secret" not in json.dumps(dict(found(before).shown))
 
