@@ -60,6 +60,8 @@ def main() -> None:
             with _served(place, what, chests) as (site, url):
                 cookies = _logged_in(site)
                 for look in looks:
+                    if what != "failures":
+                        _roles(site)
                     _shoot(program, place, url, cookies, look, folder)
 
 
