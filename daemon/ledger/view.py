@@ -50,7 +50,9 @@ _COLUMNS = (
 _MIDDLE = "(SELECT received_at FROM instances WHERE id >= (low + high) / 2 ORDER BY id LIMIT 1)"
 _HALVING = sa.text(
     "WITH RECURSIVE bounds(low, high) AS ("  # noqa: S608 - our own text alone
-    " SELECT min(id), max(id) + 1 FROM instances UNION ALL SELECT"
+    # Each in its own query: SQLite answers one of them from the key, and both by reading all rows.
+    " SELECT (SELECT min(id) FROM instances), (SELECT max(id) + 1 FROM instances)"
+    " UNION ALL SELECT"
     f" CASE WHEN {_MIDDLE} < :at THEN (low + high) / 2 + 1 ELSE low END,"
     f" CASE WHEN {_MIDDLE} < :at THEN high ELSE (low + high) / 2 END"
     " FROM bounds WHERE low < high"
