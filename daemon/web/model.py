@@ -1,4 +1,5 @@
-"""The page *Model*: the card, figures and calibration of the package that the settings name.
+"""The page *Model*: the card, figures and calibration of the package that the settings name, and
+what its answers come to at this site.
 
 It reads model.yaml and README.md as text. Whether the package is sound is for the role that loads
 it (inference/package.py), which this process cannot import: it would load torch.
@@ -18,8 +19,12 @@ from typing import Any
 import yaml
 from starlette.responses import Response
 
+from daemon.drift import EVERY_AE, Agreement, Alarm, Drift, Week, agreement, drift
+from daemon.ledger.view import View
 from daemon.web.visit import Visit
 
+# How old the figures of this site may be.
+_SELDOM_S = 30.0
 # No model.yaml is longer, and no card.
 _MOST_BYTES = 4 * 1024 * 1024
 # The figures that are shown, in this order, where the manifest has them.
@@ -65,10 +70,31 @@ class Card:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class AtSite:
+    """What the model's answers came to here, all senders together; the newest week first."""
+
+    weeks: tuple[Week, ...]
+    # The weeks that they are compared with; None: nobody has set any.
+    baseline: Week | None
+    alarms: tuple[Alarm, ...]
+    # With radiologists' reports; None: the site feeds none.
+    agreement: Agreement | None
+
+    @classmethod
+    def look(cls, view: View) -> AtSite:
+        """Ask the ledger."""
+        found: Drift = drift(view)
+        weeks = tuple(reversed(found.of(EVERY_AE)))
+        return cls(weeks, found.baseline_of.get(EVERY_AE), found.alarms, agreement(view))
+
+
 def page(visit: Visit) -> Response:
-    """The card."""
-    card = card_of(visit.node.settings.model)
-    return visit.page("model.html", title=visit.texts.say("model"), card=card)
+    """The card, and the figures of this site."""
+    node = visit.node
+    card = card_of(node.settings.model)
+    at_site = node.once_every(_SELDOM_S, "drift", lambda: AtSite.look(node.view))
+    return visit.page("model.html", title=visit.texts.say("model"), card=card, site=at_site)
 
 
 def card_of(model: str) -> Card | None:

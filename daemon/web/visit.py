@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from daemon import installed
 from daemon.config import Config, Web
+from daemon.drift import monday_of
 from daemon.ledger import Ledger
 from daemon.ledger.view import View
 from daemon.web import shown
@@ -151,7 +152,7 @@ class Visit:
 
 
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -159,3 +160,5 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    environment.filters["monday"] = monday_of
+    return environment
