@@ -271,6 +271,7 @@ def test_the_command_sends_a_trial_message(
     file = tmp_path / "pleura.yaml"
     shown = config.model_dump(mode="json", include={"alerts", "spool", "host"})
     file.write_text(json.dumps(shown))
+    (tmp_path / "secret").chmod(0o644)
     assert main(["config", "check", "-c", str(file)]) == 2
     assert "chmod 0640" in capsys.readouterr().err
     (tmp_path / "secret").chmod(0o600)

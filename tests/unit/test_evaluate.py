@@ -313,6 +313,7 @@ def test_the_recipe_says_which_images_report_and_which_masks_count(
     cases = [
         WithoutMask(image_id=str(n), patient=str(n), label=n % 2, fold=n % 4) for n in range(8)
     ]
+    monkeypatch.setattr(labelled, "look", lambda layout, folder: folder)
     monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
 
     trained_by = {"recipe": "c1-xception"}
