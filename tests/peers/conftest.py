@@ -11,6 +11,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless
 
+from tests.chaos.images import quick_model
 from tests.peers.receiving import FreePort, Node
 from tools.peers.harness import Orthanc
 
@@ -44,6 +45,14 @@ def xrays(data: Path) -> list[Path]:
     for pair in zip(*by_syntax.values(), strict=False):
         mixed += pair
     return mixed + by_syntax[JPEGBaseline8Bit][len(by_syntax[JPEGLSLossless]) :]
+
+
+@pytest.fixture(scope="session")
+def quick(xrays: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that loads and answers in milliseconds, where the model is not the subject. It calls
+    half of some X-rays positive.
+    """
+    return str(quick_model(tmp_path_factory.mktemp("quick"), xrays[:6]))
 
 
 @pytest.fixture

@@ -59,9 +59,7 @@ def test_xrays_in_results_out_once(
         for header in (dcmread(p, stop_before_pixels=True) for p in files)
     }
     destinations = [orthanc.destination()]
-    with Node(
-        tmp_path / "node", free_port(), peers=PEERS, destinations=destinations, engine="auto"
-    ) as node:
+    with Node(tmp_path / "node", free_port(), peers=PEERS, destinations=destinations) as node:
         sent(peer, node, files)
         counts = node.wait_done(12)
         assert counts["instances"] == {
@@ -118,11 +116,18 @@ def test_kills_lose_nothing_and_double_nothing(
     peer: Callable[[str], str],
     orthanc: Orthanc,
     xrays: list[Path],
+    quick: str,
     tmp_path: Path,
     free_port: Callable[[], int],
 ) -> None:
     """kill -9 of each role in turn and of serve itself while 30 images flow."""
-    node = Node(tmp_path / "node", free_port(), peers=PEERS, destinations=[orthanc.destination()])
+    node = Node(
+        tmp_path / "node",
+        free_port(),
+        model=quick,
+        peers=PEERS,
+        destinations=[orthanc.destination()],
+    )
     node.start()
     acknowledged: list[Path] = []
 
@@ -168,12 +173,17 @@ def test_kills_lose_nothing_and_double_nothing(
 
 
 def test_an_archive_that_is_down_gets_everything_when_it_is_back(
-    peer: Callable[[str], str], xrays: list[Path], tmp_path: Path, free_port: Callable[[], int]
+    peer: Callable[[str], str],
+    xrays: list[Path],
+    quick: str,
+    tmp_path: Path,
+    free_port: Callable[[], int],
 ) -> None:
     archive = Orthanc(peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port()))
     with Node(
         tmp_path / "node",
         free_port(),
+        model=quick,
         peers=PEERS,
         destinations=[archive.destination(results=["SC"])],
     ) as node:
@@ -261,6 +271,7 @@ def test_no_patients_string_reaches_a_log(
 def test_a_full_disk_is_answered_and_survived(
     peer: Callable[[str], str],
     xrays: list[Path],
+    quick: str,
     tmp_path: Path,
     free_port: Callable[[], int],
     small_disk: Path,
@@ -270,6 +281,7 @@ def test_a_full_disk_is_answered_and_survived(
     node = Node(
         tmp_path / "node",
         free_port(),
+        model=quick,
         spool=str(small_disk / "spool"),
         spool_reserve_mb=0,
         destinations=[{"name": "outbox", "folder": str(outbox), "results": ["SC"]}],

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from pydicom import dcmread
 
 from daemon.commands.send import send
 from daemon.ledger import Ledger
-from inference import package
+from tests import models
 from tools.peers.harness import Node
 from tools.peers.waiting import wait_until
 from training import phantom
@@ -26,10 +25,7 @@ class Running:
     """A node, its model package, and phantoms sent to it."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self.package = folder / "model"
-        shutil.copytree(package.default_folder(), self.package)
-        for path in self.package.iterdir():
-            path.chmod(0o600)
+        self.package = models.write(folder / "model", models.tiny_networks())
         self.outbox, self._folder = folder / "outbox", folder
         outbox = {"name": "outbox", "folder": str(self.outbox), "results": ["SC"]}
         self.node = Node(

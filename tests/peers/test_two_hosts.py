@@ -115,6 +115,7 @@ def hosts(network: Network) -> Iterator[list[Host]]:
 def test_a_host_dies_under_load_and_the_other_finishes_everything(
     peer: Callable[[str], str],
     xrays: list[Path],
+    quick: str,
     tmp_path: Path,
     free_port: Callable[[], int],
     network: Network,
@@ -130,6 +131,7 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
                 PORT,
                 prefix=host.prefix,
                 host=host.address,
+                model=quick,
                 peers=[{"ae_title": "XRAY1"}],
                 destinations=[archive.destination(host=network.address, results=["SC"])],
                 ledger=postgres.url(),
