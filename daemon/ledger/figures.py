@@ -29,7 +29,7 @@ from daemon.ledger.senders import Sender, hours_of, senders_now
 from daemon.ledger.states import DeliveryState, ImageState
 
 # DIMSE priorities: stat, routine, low.
-_PRIORITIES = (0, 1, 2)
+PRIORITIES = (0, 1, 2)
 # More troubles at a time tell nobody more.
 _MOST_TROUBLES = 200
 
@@ -185,7 +185,7 @@ def _ended(table: sa.Table, state: str) -> tuple[sa.ColumnElement[bool], ...]:
 def _waiting_since(conn: Connection) -> float | None:
     """When the oldest waiting image was received: the first in the queue of each priority."""
     found: list[float] = []
-    for priority in _PRIORITIES:
+    for priority in PRIORITIES:
         first = (
             sa.select(instances.c.received_at)
             .where(state_is(instances, "received"), instances.c.priority == priority)
@@ -204,13 +204,15 @@ def _owed(conn: Connection) -> dict[str, Owed]:
     )
     counted = conn.execute(number).all()
     return {
-        row.destination: Owed(row.number, _owed_since(conn, row.destination)) for row in counted
+        row.destination: Owed(row.number, owed_since(conn, row.destination) or 0.0)
+        for row in counted
     }
 
 
-def _owed_since(conn: Connection, destination: str) -> float:
-    found: list[float | None] = []
-    for priority in _PRIORITIES:
+def owed_since(conn: Connection, destination: str) -> float | None:
+    """When the image ended whose delivery waits longest, of each priority's first."""
+    ended: list[float] = []
+    for priority in PRIORITIES:
         first = (
             sa.select(instances.c.completed_at)
             .select_from(deliveries)
@@ -224,9 +226,8 @@ def _owed_since(conn: Connection, destination: str) -> float:
             .order_by(deliveries.c.id)
             .limit(1)
         )
-        found += conn.execute(first).scalars()
-
-    return min((time for time in found if time is not None), default=0.0)
+        ended += [at for at in conn.execute(first).scalars() if at is not None]
+    return min(ended, default=None)
 
 
 def _refused(conn: Connection) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from daemon.ledger.figures import PRIORITIES, owed_since
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.schema import (
     deliveries,
@@ -36,8 +37,6 @@ _HOUR_S = 3600.0
 
 # Ended deliveries that reached their destination.
 _ARRIVED = (DeliveryState.STORED, DeliveryState.COMMITTED)
-# C-STORE's priorities (records.Arrival).
-_PRIORITIES = (0, 1, 2)
 
 _COLUMNS = (
     instances.c.id, instances.c.sop_instance_uid, instances.c.study_instance_uid,
@@ -139,7 +138,7 @@ class View(Inspection):
         oldest: list[float] = []
         with self._database.reading() as conn:
             waiting = _bounded_count(conn, sa.select(image.id).where(is_waiting))
-            for priority in _PRIORITIES:
+            for priority in PRIORITIES:
                 first = (
                     sa.select(image.received_at)
                     .where(is_waiting, image.priority == priority)
@@ -201,7 +200,7 @@ class View(Inspection):
                     state_is(deliveries, "owed"), deliveries.c.destination == name
                 )
                 count = _bounded_count(conn, owed)
-                found[name] = {"owed": count, "owed_since": _owed_since(conn, name)}
+                found[name] = {"owed": count, "owed_since": owed_since(conn, name)}
         return found
 
     def destination_notes(self) -> dict[str, dict[str, Any]]:
@@ -395,27 +394,6 @@ def _owed_names(conn: Connection) -> list[str]:
         names.append(name)
 
 
-def _owed_since(conn: Connection, name: str) -> float | None:
-    """When the image ended whose delivery waits longest, of each priority's first."""
-    ended: list[float] = []
-    for priority in _PRIORITIES:
-        first = (
-            sa.select(instances.c.completed_at)
-            .select_from(deliveries)
-            .join(results, results.c.id == deliveries.c.result_id)
-            .join(instances, instances.c.id == results.c.instance_id)
-            .where(
-                state_is(deliveries, "owed"),
-                deliveries.c.destination == name,
-                deliveries.c.priority == priority,
-            )
-            .order_by(deliveries.c.id)
-            .limit(1)
-        )
-        ended += [at for at in conn.execute(first).scalars() if at is not None]
-    return min(ended, default=None)
-
-
 def _id_bounds(
     conn: Connection, search: Search, before: int | None
 ) -> list[sa.ColumnElement[bool]]:
@@ -478,7 +456,7 @@ def _by_best_index(
             return [base.where(conditions[name])], {name}
     if search.state == ImageState.RECEIVED:
         is_waiting = state_is(instances, "received")
-        return [base.where(is_waiting, image.priority == each) for each in _PRIORITIES], {"state"}
+        return [base.where(is_waiting, image.priority == each) for each in PRIORITIES], {"state"}
     if search.state:
         return [base.where(conditions["state"], has_ended)], {"state"}
     if search.sender:
@@ -487,7 +465,7 @@ def _by_best_index(
             base.where(
                 state_is(instances, "received"), image.priority == each, conditions["sender"]
             )
-            for each in _PRIORITIES
+            for each in PRIORITIES
         ]
         return [ended, *waiting], {"sender"}
     return [base], set()
