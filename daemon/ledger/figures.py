@@ -98,7 +98,7 @@ def snapshot(database: Database) -> Snapshot:
             tallies=_tallies(conn),
             senders=senders_now(conn),
             waiting=_count(conn, instances, state_is(instances, "received")),
-            waiting_since=_waiting_since(conn),
+            waiting_since=waiting_since(conn),
             failed=_count(conn, instances, *_ended(instances, ImageState.FAILED.value)),
             owed=_owed(conn),
             refused=_refused(conn),
@@ -182,7 +182,7 @@ def _ended(table: sa.Table, state: str) -> tuple[sa.ColumnElement[bool], ...]:
     return table.c.state == state, state_is_not(table, first.value)
 
 
-def _waiting_since(conn: Connection) -> float | None:
+def waiting_since(conn: Connection) -> float | None:
     """When the oldest waiting image was received: the first in the queue of each priority."""
     found: list[float] = []
     for priority in PRIORITIES:

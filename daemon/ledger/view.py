@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from daemon.ledger.figures import PRIORITIES, owed_since
+from daemon.ledger.figures import PRIORITIES, owed_since, waiting_since
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.schema import (
     deliveries,
@@ -132,21 +132,10 @@ class View(Inspection):
     # -- the last day ---------------------------------------------------------------------------
 
     def queue(self) -> Queue:
-        """What waits or is in work. Of each priority the first in line is the oldest."""
-        image = instances.c
-        is_waiting = state_is(instances, "received")
-        oldest: list[float] = []
+        """What waits or is in work, and since when the oldest."""
+        waiting = sa.select(instances.c.id).where(state_is(instances, "received"))
         with self._database.reading() as conn:
-            waiting = _bounded_count(conn, sa.select(image.id).where(is_waiting))
-            for priority in PRIORITIES:
-                first = (
-                    sa.select(image.received_at)
-                    .where(is_waiting, image.priority == priority)
-                    .order_by(image.id)
-                    .limit(1)
-                )
-                oldest += conn.execute(first).scalars()
-        return Queue(waiting, min(oldest, default=None))
+            return Queue(_bounded_count(conn, waiting), waiting_since(conn))
 
     def activity(self, now: float, hours: int = 24) -> Activity:
         """What came and what became of it in the last `hours`."""
