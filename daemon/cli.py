@@ -12,9 +12,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from daemon import installed, model_commands, predict_command, review_commands
+from daemon import installed, model_commands, opening, predict_command, review_commands
 from daemon.exits import (
     EXIT_CANNOT_START,
     EXIT_DONE,
@@ -116,7 +115,7 @@ def _status(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import status
 
-    inspect = _inspection(options)
+    inspect = opening.inspection(options)
     if options.uid:
         histories = status.histories(inspect, options.uid)
         print(json.dumps(histories, indent=None if options.json else 2))
@@ -147,7 +146,7 @@ def _retry(options: argparse.Namespace) -> int:
 
     states = [options.state] if options.state else ["failed", "refused"]
     wanted = retry.Wanted(states, options.uid, options.to, options.now, user())
-    told = retry.retry(_ledger(options), wanted, configured)
+    told = retry.retry(opening.ledger(options), wanted, configured)
     print(told)
     return EXIT_DONE if told.count or not options.uid else EXIT_FAILED
 
@@ -159,7 +158,7 @@ def _resend(options: argparse.Namespace) -> int:
         )
 
     since = options.since.timestamp() if options.since else None
-    count, gone = _ledger(options).resend(options.to, since, options.uid, user())
+    count, gone = opening.ledger(options).resend(options.to, since, options.uid, user())
     print(f"{count} owed again to {options.to}; {gone} cannot be, retention removed their bytes")
     return EXIT_DONE if count else EXIT_FAILED
 
@@ -169,7 +168,7 @@ def _verify(options: argparse.Namespace) -> int:
     from daemon.commands.verify import verify
     from daemon.spool import Spool, SpoolError
 
-    inspect = _inspection(options)
+    inspect = opening.inspection(options)
     folder = config.load(options.config).spool
     try:
         report = verify(inspect, Spool.existing(folder, inspect.spool_identity()))
@@ -239,32 +238,6 @@ def _doctor(options: argparse.Namespace) -> int:
     return status
 
 
-def _ledger(options: argparse.Namespace) -> Any:
-    """The ledger that the settings name, which must exist."""
-    from daemon import config
-    from daemon.ledger import Ledger, LedgerError
-
-    settings = config.load(options.config)
-    try:
-        ledger = Ledger.existing(settings.ledger, migrate=False)
-    except LedgerError as error:
-        raise CannotStartError(str(error)) from error
-    ledger.is_audited = settings.audit is not None
-    return ledger
-
-
-def _inspection(options: argparse.Namespace) -> Any:
-    """The same ledger for a command that only looks: it never writes, migrates or locks."""
-    from daemon import config
-    from daemon.ledger import Inspection, LedgerError
-
-    url = config.load(options.config).ledger
-    try:
-        return Inspection.open(url)
-    except LedgerError as error:
-        raise CannotStartError(str(error)) from error
-
-
 def _send(options: argparse.Namespace) -> int:
     from daemon.commands.send import send
 
@@ -318,7 +291,7 @@ def _config_diff(options: argparse.Namespace) -> int:
     if len(files) == 2:
         lines = config.difference(config.public(config.load(files[0])), after)
     else:
-        lines = config.difference(running_settings(_inspection(options)), after)
+        lines = config.difference(running_settings(opening.inspection(options)), after)
     print("\n".join(lines) or "no difference")
     return EXIT_FAILED if lines else EXIT_DONE
 
@@ -328,7 +301,7 @@ def _reload(options: argparse.Namespace) -> int:
     from daemon.commands.reload import reload
 
     settings = config.load(options.config)
-    told = reload(_ledger(options), settings, f"{user()}: pleura reload")
+    told = reload(opening.ledger(options), settings, f"{user()}: pleura reload")
     print(told.words, file=sys.stdout if told.is_taken else sys.stderr)
     return EXIT_DONE if told.is_taken else EXIT_FAILED
 
@@ -348,7 +321,7 @@ def _alerts(options: argparse.Namespace) -> int:
 
     settings = config.load(options.config)
     if options.action == "list":
-        troubles = _ledger(options).alarms.lasting()
+        troubles = opening.ledger(options).alarms.lasting()
         for each in troubles:
             print(f"{each['kind']} {each['subject']}: {each['words']}")
         return EXIT_DONE
@@ -366,7 +339,7 @@ def _metrics(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.metrics import exposition
 
-    print(exposition(config.load(options.config), _inspection(options)).decode(), end="")
+    print(exposition(config.load(options.config), opening.inspection(options)).decode(), end="")
     return EXIT_DONE
 
 

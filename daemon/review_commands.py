@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from daemon import opening
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
-from daemon.ledger import Inspection, Ledger, LedgerError
 
 
 def drift(options: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def drift(options: argparse.Namespace) -> int:
 
     from daemon.commands import drift as command
 
-    inspect = inspection(options)
+    inspect = opening.inspection(options)
     found = command.look(inspect, options.weeks)
     print(json.dumps(command.summary(found)) if options.json else "\n".join(command.lines(found)))
     return EXIT_FAILED if found.drift.alarms else EXIT_DONE
@@ -32,7 +32,7 @@ def _set_baseline(options: argparse.Namespace) -> int:
     if last < first:
         raise CannotStartError("drift baseline: --to lies before --from")
 
-    ledger = _ledger(options)
+    ledger = opening.ledger(options)
     images = sum(count.images for count in ledger.inspect.drift.counts(first, last))
     if not images:
         raise CannotStartError("drift baseline: no image ended in these weeks")
@@ -48,7 +48,7 @@ def _take_reports(options: argparse.Namespace) -> int:
     from daemon.drift import ReportsError, agreement, read_reports
     from daemon.invoker import user
 
-    ledger = _ledger(options)
+    ledger = opening.ledger(options)
     try:
         text = options.file.read_text(encoding="utf-8-sig")
         findings = read_reports(text, ledger.inspect.spool_identity() or "")
@@ -77,36 +77,10 @@ def report(options: argparse.Namespace) -> int:
         raise CannotStartError("report: --until lies before --since")
 
     settings = config.load(options.config)
-    found = read(inspection(options), settings.ae_title, options.since, last)
+    found = read(opening.inspection(options), settings.ae_title, options.since, last)
     try:
         options.out.write_text(page(found), encoding="utf-8")
     except OSError as error:
         raise CannotStartError(f"{options.out}: cannot be written ({error.strerror})") from error
     print(f"{options.out}: {sum(day.images for day in found.days)} images")
     return EXIT_DONE
-
-
-def inspection(options: argparse.Namespace) -> Inspection:
-    """The ledger that the settings name, over a connection that only reads.
-
-    Raises:
-        CannotStartError: it is not there.
-    """
-    from daemon import config
-
-    try:
-        return Inspection.open(config.load(options.config).ledger)
-    except LedgerError as error:
-        raise CannotStartError(str(error)) from error
-
-
-def _ledger(options: argparse.Namespace) -> Ledger:
-    from daemon import config
-
-    settings = config.load(options.config)
-    try:
-        ledger = Ledger.existing(settings.ledger, migrate=False)
-    except LedgerError as error:
-        raise CannotStartError(str(error)) from error
-    ledger.is_audited = settings.audit is not None
-    return ledger

@@ -1,0 +1,45 @@
+"""The ledger that a command's settings name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from daemon.exits import CannotStartError
+
+if TYPE_CHECKING:
+    # Imported where it is used: a command without a ledger starts without SQLAlchemy.
+    from daemon.ledger import Inspection, Ledger
+
+
+def ledger(options: argparse.Namespace) -> Ledger:
+    """The ledger, which must exist; it records for the audit trail where the settings want it.
+
+    Raises:
+        CannotStartError: it is not there.
+    """
+    from daemon import config
+    from daemon.ledger import Ledger, LedgerError
+
+    settings = config.load(options.config)
+    try:
+        found = Ledger.existing(settings.ledger, migrate=False)
+    except LedgerError as error:
+        raise CannotStartError(str(error)) from error
+    found.is_audited = settings.audit is not None
+    return found
+
+
+def inspection(options: argparse.Namespace) -> Inspection:
+    """The same ledger for a command that only looks: it never writes, migrates or locks.
+
+    Raises:
+        CannotStartError: it is not there.
+    """
+    from daemon import config
+    from daemon.ledger import Inspection, LedgerError
+
+    try:
+        return Inspection.open(config.load(options.config).ledger)
+    except LedgerError as error:
+        raise CannotStartError(str(error)) from error
