@@ -21,7 +21,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -37,6 +37,8 @@ _SHARDS = [f"{number:02x}" for number in range(256)]
 _AT_ONCE = 1000
 # Far longer than any write takes from its first byte to the ledger's commit.
 ORPHAN_AGE_S = 3600.0
+
+_Found = TypeVar("_Found")
 
 
 class SpoolError(Exception):
@@ -135,8 +137,13 @@ class Spool:
             sync_folder(f"{self._at}/{shard}")
 
     def read(self, name: str) -> bytes:
-        """All bytes of one file. Raises FileNotFoundError, ValueError (not a name of ours)."""
-        return self.path(name).read_bytes()
+        """All bytes of one file.
+
+        Raises:
+            ValueError: not a name of ours. SpoolError: the whole spool is gone. OSError: the spool
+                is there, and this file cannot be read.
+        """
+        return self._certain(self.path(name).read_bytes)
 
     def open(self, name: str) -> BinaryIO:
         """One file for reading. Raises FileNotFoundError, ValueError (not a name of ours)."""
@@ -159,14 +166,29 @@ class Spool:
             SpoolError: the whole spool is gone. OSError: the disk does not tell.
         """
         try:
-            found_bytes = self.path(name).stat().st_size
+            found_bytes = self._certain(self.path(name).stat).st_size
         except FileNotFoundError:
-            self.require()
             return "is gone"
 
         if size_bytes in (None, found_bytes):
             return None
         return f"has {found_bytes} of {size_bytes} bytes"
+
+    def _certain(self, look: Callable[[], _Found]) -> _Found:
+        """The answer of `look`, which asks about one file.
+
+        Raises OSError only where the spool is there before and after a look that failed: it may be
+        mounted again between a failed look and require().
+        """
+        with contextlib.suppress(OSError):
+            return look()
+
+        self.require()
+        try:
+            return look()
+        except OSError:
+            self.require()
+            raise
 
     def remove(self, name: str) -> None:
         """Remove one file; it may be gone already."""

@@ -484,8 +484,6 @@ class Worker:
         try:
             data = self.spool.read(job.spool_name)
         except OSError as error:
-            # Raises where the whole spool is away. Otherwise the fault is this file's.
-            self.spool.require()
             if error.errno not in _OF_ONE_FILE:
                 raise
             why = error.strerror

@@ -118,6 +118,8 @@ class Retention:
 
     def _remove_some(self, kept_s: float, kept_failed_s: float) -> int:
         committing = [one.name for one in self._config.committing()]
+        # Where the spool is not mounted, its folder has the room of another disk.
+        self._spool.require()
         names = self._ledger.give_up_bytes(kept_s, kept_failed_s, committing, _BATCH)
         for name in names:
             self._spool.remove(name)

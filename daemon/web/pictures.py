@@ -17,7 +17,7 @@ from pydicom.encaps import get_frame
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from daemon.spool import Spool
+from daemon.spool import Spool, SpoolError
 from daemon.web.bounded import Bounds, StrangerError, run
 from daemon.web.visit import Visit
 
@@ -93,6 +93,8 @@ class Pictures:
             return self._spool.read(name)
         except (OSError, ValueError):
             raise HTTPException(404) from None
+        except SpoolError:
+            raise HTTPException(503) from None
 
     def _drawn(self, name: str) -> bytes:
         """The radiograph as JPEG; b"" where it cannot be decoded."""

@@ -16,7 +16,7 @@ from daemon.commands.verify import verify
 from daemon.config import Config
 from daemon.deliver.retention import Retention
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.spool import Spool
+from daemon.spool import Spool, SpoolError
 
 DAY_S = 86400.0
 PACS = {"name": "pacs", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": 1, "results": ["SC"]}
@@ -136,6 +136,25 @@ def test_nothing_goes_before_the_archive_has_committed(bench: Callable[..., Benc
         "pacs", question.transaction_uid, ["9.1.2.1"], {}, {}
     )
     assert (node.turn(), node.files()) == (2, 0)
+
+
+def test_nothing_is_given_up_for_room_while_the_spool_is_not_mounted(
+    bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    node = bench(free_mb=1_000_000_000)
+    node.spool.claim(node.ledger.spool_identity)
+    node.image()
+    node.deliver()
+
+    # The mount point that an unmounted spool leaves behind
+    node.config.spool.rename(tmp_path / "away")
+    node.config.spool.mkdir()
+    with pytest.raises(SpoolError, match="is it mounted"):
+        node.turn()
+
+    node.config.spool.rmdir()
+    (tmp_path / "away").rename(node.config.spool)
+    assert verify(node.ledger.inspect, node.spool).files == 2
 
 
 def test_what_is_done_goes_early_where_room_is_short_the_oldest_first(

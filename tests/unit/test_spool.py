@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,34 @@ def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_pat
         take(intake, "1.4")
     assert ledger.inspect.counts()["instances"]["received"] == 1
     assert files(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("look", "found"),
+    [
+        (lambda spool, name: spool.read(name), b"image"),
+        (lambda spool, name: spool.damage(name, 5), None),
+    ],
+    ids=["read", "damage"],
+)
+def test_a_file_is_not_lost_when_the_spool_is_mounted_again_during_the_look(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    look: Callable[[Spool, str], object],
+    found: object,
+) -> None:
+    ledger, folder = Ledger(f"sqlite:///{tmp_path}/ledger.db"), tmp_path / "spool"
+    spool = Spool(folder)
+    spool.claim(ledger.spool_identity)
+    name = spool.write(b"image")
+
+    def mounted_again() -> None:
+        if not folder.exists():
+            (tmp_path / "away").rename(folder)
+
+    folder.rename(tmp_path / "away")
+    monkeypatch.setattr(spool, "require", mounted_again)
+    assert look(spool, name) == found
 
 
 @pytest.mark.parametrize("failing", ["writev", "fsync"])
