@@ -66,7 +66,7 @@ _WRITTEN_AT_ONCE_PARTS = 1000  # IOV_MAX is 1024
 # Each fragment counts with its headers, so that empty fragments come to an end as well.
 _OVERHEAD_BYTES = PDU_HEADER_BYTES + PDV_HEADER_BYTES
 
-_FAREWELL_S = 1.0  # for the peer to read our last PDU and to close
+_FAREWELL_S = 1.0  # for the peer to read our last PDU, once we have closed our side
 
 _OURSELVES = UserInformation(
     MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -80,6 +80,7 @@ class Limits:
     idle_s: float = 60.0  # an association without a PDU
     request_s: float = 30.0  # from the connection to the association request (PS3.8 9.1.5, ARTIM)
     pdu_s: float = 30.0  # one PDU from its first byte to its last
+    close_s: float = 0.5  # for the peer to close first after our last PDU (PS3.8 9.2, Sta13)
 
     # 128 contexts of 45 transfer syntaxes each, more than there are, come to 150 KB.
     request_bytes: int = MAXIMUM_PDU_BYTES
@@ -251,22 +252,28 @@ class Association:
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection so that our last PDU arrives: closing it with unread bytes would
-        reset it.
+        """Let the peer close first, then close so that our last PDU arrives.
+
+        PS3.8 9.2, Sta13: after a rejection, a release or an abort the requestor closes. Closing
+        with unread bytes would reset the connection and might take the last PDU with it.
         """
         with contextlib.suppress(OSError):
+            is_closed_by_peer = self._discard_until(time.monotonic() + self._limits.close_s)
             self._connection.shutdown(socket.SHUT_WR)
-            self._discard_until(time.monotonic() + _FAREWELL_S)
+            if not is_closed_by_peer:
+                self._discard_until(time.monotonic() + _FAREWELL_S)
         self._connection.close()
 
-    def _discard_until(self, deadline: float) -> None:
+    def _discard_until(self, deadline: float) -> bool:
+        """Read and drop what still comes. Returns whether the peer has closed."""
         scratch = memoryview(bytearray(64 * 1024))
         while time.monotonic() < deadline:
             try:
                 if not self._connection.recv_into(scratch):
-                    return
+                    return True
             except TimeoutError:
                 continue
+        return False
 
     # ---- negotiation
 

@@ -31,6 +31,7 @@ from daemon.config import Peer, Retention
 from daemon.dicom.acceptor import Association as Acceptor
 from daemon.dicom.acceptor import Limits, Rejection
 from daemon.dicom.negotiation import Rejected, Supported
+from daemon.dicom.pdu import PduType
 from daemon.dicom.tables import lenient_headers
 from daemon.receive.access import AccessList, Caller
 from daemon.receive.scp import Receiver
@@ -762,6 +763,17 @@ def test_a_rejected_peer_keeps_no_slot(start: Callable[..., Node], how: str) -> 
             while connection.recv(100):
                 pass
         wait_until("threads end", lambda: threading.active_count() <= threads)
+
+
+def test_a_rejected_peer_closes_first(start: Callable[..., Node]) -> None:
+    """PS3.8 9.2, Sta13: some toolkits take a connection that ends under them for an abort."""
+    node = start(limits=Limits(close_s=60.0))
+    with node.connect() as connection:
+        connection.sendall(associate_rq(b"TESTER").replace(b"PLEURA", b"NOBODY"))
+        assert connection.recv(10)[0] == PduType.ASSOCIATE_RJ
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
 
 
 def test_a_silent_crowd_from_one_address_is_its_own_rival(start: Callable[..., Node]) -> None:
