@@ -1,6 +1,6 @@
-"""Build hook: the wheel carries config/ inside the packages that read it.
+"""Build hook: the wheel carries config/ and the runbook inside the packages that read them.
 
-An editable install reads config/ of the checkout.
+An editable install reads those of the checkout.
 """
 
 from __future__ import annotations
@@ -17,5 +17,6 @@ class ConfigFiles(BuildHookInterface):  # type: ignore[misc]
         if version == "standard":
             build_data["force_include"] = {
                 "config/pleura.yaml": "daemon/pleura.yaml",
+                "docs/faults.md": "daemon/faults.md",
                 "config/recipes": "training/recipes",
             }

@@ -19,11 +19,14 @@ def version() -> str:
 
 
 def shipped_file(package: str, name: str) -> Path:
-    """A file that ships inside a package of the wheel, or lies in the checkout's config folder."""
+    """A file that ships inside a package of the wheel, or lies in the checkout (hatch_build.py)."""
     in_wheel = Path(str(importlib.resources.files(package))) / name
     if in_wheel.exists():
         return in_wheel
-    return Path(__file__).resolve().parent.parent / "config" / name
+
+    checkout = Path(__file__).resolve().parent.parent
+    in_docs = checkout / "docs" / name
+    return in_docs if in_docs.exists() else checkout / "config" / name
 
 
 def conflicting_distribution() -> str:

@@ -35,6 +35,8 @@ _QUIET_S = 0.5
 _BUSY_S = 0.05
 _TROUBLE_S = 5.0
 _PATIENCE_S = 5.0
+# An audit event is a datagram in some sites.
+_MOST_OF_REASON = 1000
 
 
 class RefusedError(Exception):
@@ -186,11 +188,14 @@ class LiveSettings:
 
     def _propose(self) -> None:
         """Make a proposal of what the file says now. A file with errors changes nothing."""
+        asked_by = f"SIGHUP to {self._role}"
         try:
-            propose(self._ledger, self._read(), f"SIGHUP to {self._role}")
+            propose(self._ledger, self._read(), asked_by)
         except ConfigError as error:
             for line in str(error).splitlines():
                 log.error("settings: %s; the old settings stay in force", line)
+            facts = {"changes": "", "by": asked_by, "why": str(error)[:_MOST_OF_REASON]}
+            self._ledger.record_audit("settings_refused", facts)
         except BusyError:
             # Once those are decided.
             return

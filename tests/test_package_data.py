@@ -52,8 +52,8 @@ def test_the_wheel_holds_exactly_the_three_packages(wheel: list[str]) -> None:
     }
 
 
-def test_the_wheel_holds_settings_recipe_and_model(wheel: list[str]) -> None:
-    wanted = {"daemon/pleura.yaml", "training/recipes/default.yaml"}
+def test_the_wheel_holds_settings_runbook_recipe_and_model(wheel: list[str]) -> None:
+    wanted = {"daemon/pleura.yaml", "daemon/faults.md", "training/recipes/default.yaml"}
     wanted |= {
         f"inference/models/default/{name}"
         for name in ("model.yaml", "weights.safetensors", "golden.safetensors")

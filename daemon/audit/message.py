@@ -141,6 +141,17 @@ def _settings(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
     _alert(root, source.name, words)
 
 
+def _settings_refused(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.11: settings that a person asked for are not in force."""
+    facts = row.facts
+    _event(root, row, _SECURITY_ALERT, "E", _SOFTWARE_CONFIGURATION, _MINOR_FAILURE)
+    _participant(root, source.ae_title, source, _APPLICATION, is_requestor=True)
+    _source(root, source)
+    changes = facts["changes"] or "unread"
+    words = f"settings refused: {facts['why']}; by {facts['by']}: {changes}"
+    _alert(root, source.name, words)
+
+
 def _command(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
     """PS3.15 A.5.3.11: a person had work done again (`pleura retry`, `pleura resend`)."""
     facts = row.facts
@@ -201,6 +212,7 @@ _BODIES = {
     "exported": _exported,
     "refused": _refused,
     "settings": _settings,
+    "settings_refused": _settings_refused,
     "command": _command,
     "recording_stopped": _recording,
     "recording_started": _recording,

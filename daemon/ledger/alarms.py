@@ -40,6 +40,16 @@ class Alarm:
 
 
 @dataclass(frozen=True)
+class LastingAlarm:
+    """A trouble that the deliver role has noted, and since when (seconds since 1970)."""
+
+    kind: str
+    subject: str
+    words: str
+    since: float
+
+
+@dataclass(frozen=True)
 class AlarmMessage:
     """One message that a route is owed. `facts`: event, node and those of its alarm."""
 
@@ -107,7 +117,7 @@ class Alarms:
     def lasting(self) -> list[dict[str, Any]]:
         """The troubles that last, oldest first: the columns of `alarms`."""
         with self._database.reading() as conn:
-            ordered = sa.select(alarms).order_by(alarms.c.since, alarms.c.key)
+            ordered = _lasting()
             return [dict(row) for row in conn.execute(ordered).mappings()]
 
     def claim(self, owner: str, routes: Collection[str], lease_s: float) -> list[AlarmMessage]:
@@ -155,6 +165,16 @@ class Alarms:
         with self._database.reading() as conn:
             number = sa.select(sa.func.count()).select_from(alarm_messages)
             return int(conn.execute(number).scalar_one())
+
+
+def _lasting() -> sa.Select[Any]:
+    return sa.select(alarms).order_by(alarms.c.since, alarms.c.key)
+
+
+def lasting(conn: Connection, most: int) -> list[LastingAlarm]:
+    """The troubles that last, oldest first, at most so many."""
+    rows = conn.execute(_lasting().limit(most)).mappings()
+    return [LastingAlarm(**_row_told(row)) for row in rows]
 
 
 def _is_past(time: sa.Column[float], now: float) -> sa.ColumnElement[bool]:

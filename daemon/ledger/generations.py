@@ -2,8 +2,8 @@
 
 A proposal gets a number, the generation. Each process of a role checks the settings for itself and
 answers. One refusal refuses the proposal for all; once every process has said that it can take the
-settings, the proposal is accepted, and each process takes them. An accepted proposal and its audit
-event are one transaction.
+settings, the proposal is accepted, and each process takes them. A decision and its audit event are
+one transaction.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _MOST_CHARACTERS = 1000
 
 # Records changed keys, and tells the audit trail of them, in a transaction that is under way.
 Note = Callable[[Connection, float, Mapping[str, str], Mapping[str, str]], list[str]]
+# Tells the audit trail of refused settings, in a transaction that is under way.
+NoteRefusal = Callable[[Connection, float, Mapping[str, str]], None]
 
 
 class BusyError(Exception):
@@ -113,9 +115,10 @@ class SettingsView:
 class Generations:
     """The transitions of generations, each one transaction."""
 
-    def __init__(self, database: Database, note: Note) -> None:
+    def __init__(self, database: Database, note: Note, note_refusal: NoteRefusal) -> None:
         self._database = database
         self._note = note
+        self._note_refusal = note_refusal
 
     def begin(self, role: str, owner: str, found: Found, is_alive: Callable[[str], bool]) -> int:
         """A process starts under these settings. Returns its generation; dead processes go.
@@ -134,7 +137,7 @@ class Generations:
                 pending = _read(conn, _of(machine, GenerationState.PROPOSED))
                 if pending is not None:
                     why = f"{role} started with other settings meanwhile; reload again"
-                    _end(conn, now, pending.number, GenerationState.REFUSED, why)
+                    self._refuse(conn, now, pending, why)
                 asked_by = f"start of {role}"
                 number = _insert(conn, now, machine, found, (), asked_by)
                 _end(conn, now, number, GenerationState.ACCEPTED)
@@ -178,8 +181,9 @@ class Generations:
             self._database.lock_until_commit(conn, _LOCK)
             query = sa.select(generations).where(generations.c.number == number)
             row = conn.execute(query).mappings().one()
-            if row["state"] != GenerationState.PROPOSED.value:
-                return _generation(row)
+            proposal = _generation(row)
+            if proposal.state != GenerationState.PROPOSED.value:
+                return proposal
 
             machine = row["machine"]
             mine = [each for each in _takers_of(conn, machine) if is_alive(each.owner)]
@@ -190,12 +194,12 @@ class Generations:
 
             if refusals:
                 why = "\n".join(dict.fromkeys(refusals))
-                _end(conn, now, number, GenerationState.REFUSED, why)
+                self._refuse(conn, now, proposal, why)
             elif not silent:
                 self._accept(conn, now, row)
             elif not now - ANSWER_S <= row["asked_at"] <= now:
                 why = f"no answer of {', '.join(silent)} in {ANSWER_S:g} s; is it still starting?"
-                _end(conn, now, number, GenerationState.REFUSED, why)
+                self._refuse(conn, now, proposal, why)
             return _generation(conn.execute(query).mappings().one())
 
     def take(self, role: str, owner: str, number: int) -> None:
@@ -213,6 +217,12 @@ class Generations:
         facts = {"changes": changes[:_MOST_CHARACTERS], "by": row["asked_by"]}
         self._note(conn, now, json.loads(row["digests"]), facts)
         _end(conn, now, row["number"], GenerationState.ACCEPTED)
+
+    def _refuse(self, conn: Connection, now: float, proposal: Generation, why: str) -> None:
+        changes = "; ".join(proposal.changes)
+        facts = {"changes": changes, "by": proposal.asked_by, "why": why}
+        self._note_refusal(conn, now, {key: text[:_MOST_CHARACTERS] for key, text in facts.items()})
+        _end(conn, now, proposal.number, GenerationState.REFUSED, why)
 
 
 def _is(role: str, owner: str) -> sa.ColumnElement[bool]:

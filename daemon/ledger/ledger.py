@@ -124,7 +124,9 @@ class Ledger:
         self.inspect = Inspection(self._database)
         self.alarms = Alarms(self._database)
         self.drift = DriftBook(self._database)
-        self.generations = Generations(self._database, self._note_settings)
+        self.generations = Generations(
+            self._database, self._note_settings, self._note_refused_settings
+        )
         # Whether transitions record what the audit trail tells of them, in the same transaction.
         self.is_audited = False
 
@@ -620,6 +622,12 @@ class Ledger:
         if self.is_audited:
             self._audit(conn, now, "settings", {"keys": ", ".join(changed), **facts})
         return changed
+
+    def _note_refused_settings(
+        self, conn: Connection, now: float, facts: Mapping[str, str]
+    ) -> None:
+        if self.is_audited:
+            self._audit(conn, now, "settings_refused", facts)
 
     def claim_audit(self, owner: str, limit: int) -> tuple[list[AuditRow], int]:
         """The oldest events, and the last number that the file has.

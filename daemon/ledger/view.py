@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from daemon.ledger.alarms import LastingAlarm, lasting
 from daemon.ledger.figures import PRIORITIES, owed_since, waiting_since
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.schema import (
@@ -30,6 +31,8 @@ from daemon.ledger.states import DeliveryState, ImageState
 MOST_SCANNED = 1500
 # The most rows that one count counts.
 MOST_COUNTED = 10_000
+# The most alarms that are shown; a node in more trouble than this is described by the oldest.
+MOST_ALARMS = 50
 # The newest images that the figures of the last day are made of, and the newest deliveries.
 MOST_RECENT = 2000
 _MOST_TIMES = 200
@@ -199,6 +202,11 @@ class View(Inspection):
         return {row["name"]: dict(row) for row in rows}
 
     # -- what needs a person --------------------------------------------------------------------
+
+    def alarms(self) -> list[LastingAlarm]:
+        """The troubles that mail, webhook and Prometheus tell of, oldest first."""
+        with self._database.reading() as conn:
+            return lasting(conn, MOST_ALARMS)
 
     def failed_images(self, limit: int = 5) -> tuple[Count, list[dict[str, Any]]]:
         """How many images failed, and the newest of them."""

@@ -12,7 +12,7 @@ from daemon.tls.client import (
     repository_client,
     repository_credentials,
 )
-from daemon.tls.contexts import Credentials, TlsError, server_context
+from daemon.tls.contexts import Credentials, TlsError, require_secret, server_context
 from daemon.tls.renewal import Renewed
 
 
@@ -56,7 +56,7 @@ def credentials(config: Config) -> Iterator[Credentials]:
 
 
 def troubles(config: Config) -> Iterator[str]:
-    """Each certificate or key of the settings that cannot be used, in words."""
+    """Each certificate, key or token of the settings that cannot be used, in words."""
     builds: list[Callable[[], object]] = []
     tls = config.tls
     if tls is not None:
@@ -69,6 +69,9 @@ def troubles(config: Config) -> Iterator[str]:
         page = config.web.tls
         own = Credentials("web.tls", page.certificate, page.key, page.key_passphrase_file)
         builds.append(own.own)
+    if config.web is not None and config.web.metrics_token_file is not None:
+        token = config.web.metrics_token_file
+        builds.append(partial(require_secret, "web.metrics_token_file", token))
     if config.audit is not None:
         builds.append(partial(repository_client, config.audit))
 

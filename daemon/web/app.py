@@ -29,7 +29,7 @@ from starlette.types import ASGIApp
 from daemon.ledger import LedgerError, describe
 from daemon.metrics.probes import Probes
 from daemon.spool import Spool
-from daemon.web import acts, images, model, now, pictures, trial
+from daemon.web import acts, images, model, now, pictures, runbook, trial
 from daemon.web.guard import Guard, TooLargeError, client_address
 from daemon.web.sessions import Access, Session
 from daemon.web.texts import Texts
@@ -77,6 +77,7 @@ def doors(spool: Spool) -> list[Door]:
         Door("/objects/{number:int}", Access.LOOK, files.download),
         Door("/objects/{number:int}/picture", Access.LOOK, files.overlay),
         Door("/model", Access.STATES, model.page),
+        Door("/runbook", Access.STATES, runbook.page),
         Door("/try", Access.LOOK, tries.form),
         Door("/try", Access.LOOK, tries.answer, "POST"),
         Door("/acts", Access.ACT, acts.act, "POST"),

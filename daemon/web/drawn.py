@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 # The hours' bars, in the drawing's own units.
-_BAR, _GAP, _HIGH, _FOOT = 22, 8, 96, 18
+_BAR, _GAP, _HIGH = 22, 8, 96
+# Room for an hour in the letters of a telephone (style.css), which are larger in these units.
+_FOOT = 26
 # The meter and the reliability diagram.
 _METER_WIDE, _METER_HIGH = 300, 44
 _SIDE, _EDGE = 220, 28
@@ -35,7 +37,7 @@ def hours(
             body += _text.format(
                 kind="axis",
                 x=x + _BAR / 2,
-                y=_HIGH + _FOOT - 4,
+                y=_HIGH + _FOOT - 6,
                 anchor="middle",
                 words=names[index],
             )

@@ -17,7 +17,8 @@ from daemon.config.web import is_loopback
 # A form. Uploads have their own limit.
 _FORM_BYTES = 64 * 1024
 UPLOAD_PATH = "/try"
-UPLOAD_BYTES = 64 * 1024 * 1024
+# In millions, as the page writes sizes.
+UPLOAD_BYTES = 64_000_000
 # A body that trickles in.
 _BODY_S = 60.0
 

@@ -15,7 +15,9 @@ from daemon import tls
 from daemon.config import Config
 from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import SameReason
+from daemon.ledger.alarms import LastingAlarm
 from daemon.ledger.view import Activity, Count, Queue, Refused
+from daemon.metrics.health import ROLES as NEEDED_ROLES
 from daemon.spool import Spool
 from daemon.tls import TlsError
 from daemon.web.model import Card, card_of
@@ -31,7 +33,8 @@ _CERTIFICATE_DAYS = 30
 _DAY_S = 86400.0
 # How much room beside the spool counts as little: twice what the node reserves.
 _LITTLE_ROOM = 2
-_ROLES = ("receive", "analyse", "deliver")
+# The alarms that another line of the list tells of already, with its button.
+_TOLD_ELSEWHERE = {"outage", "failed", "refused", "disk", "certificate", "role"}
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,18 @@ class Picture:
     card: Card | None
     failed: Count
     needs: list[Need]
+    # What mail, webhook and Prometheus tell of, oldest first.
+    alarms: list[LastingAlarm]
 
     @property
     def is_well(self) -> bool:
-        return not self.needs
+        return not self.needs and not self.alarms
+
+    @property
+    def troubles(self) -> int:
+        """How many things need a person, each counted once."""
+        alone = [alarm for alarm in self.alarms if alarm.kind not in _TOLD_ELSEWHERE]
+        return max(1, len(self.needs) + len(alone))
 
 
 def page(visit: Visit, spool: Spool) -> Response:
@@ -155,6 +166,7 @@ def look(node: Node, spool: Spool, certificates: list[Certificate], quarantined:
         card=card_of(node.settings.model),
         failed=failed,
         needs=sorted(needs, key=lambda need: not need.is_grave),
+        alarms=view.alarms(),
     )
 
 
@@ -163,7 +175,7 @@ def look(node: Node, spool: Spool, certificates: list[Certificate], quarantined:
 
 def _roles(rows: Sequence[Mapping[str, Any]], at: float) -> list[Role]:
     roles = []
-    for name in _ROLES:
+    for name in (*NEEDED_ROLES, "web"):
         ages = [at - row["beat_at"] for row in rows if row["role"] == name]
         alive = sum(age < SILENT_AFTER_S for age in ages)
         roles.append(Role(name, alive, min(ages, default=None)))
@@ -216,7 +228,8 @@ def _certificates(settings: Config) -> list[Certificate]:
 
 def _needs_of_roles(roles: Sequence[Role]) -> Iterator[Need]:
     for role in roles:
-        if not role.alive:
+        # The page itself: who reads this sees it run.
+        if not role.alive and role.name != "web":
             yield Need(f"need_role_{role.name}", {"since": role.last_sign_s})
 
 

@@ -159,6 +159,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "role_receive": ("Receive", "Empfangen"),
     "role_analyse": ("Analyse", "Analysieren"),
     "role_deliver": ("Deliver", "Ausliefern"),
+    "role_web": ("This page", "Diese Seite"),
     "runs": ("Runs", "Läuft"),
     "silent": ("Silent", "Stumm"),
     "not_running": ("Not running", "Läuft nicht"),
@@ -175,6 +176,28 @@ TABLE: dict[str, tuple[str, str]] = {
     "unusable": ("unusable", "unbrauchbar"),
     "not_analysed_today": ("Not analysed, last 24 h", "Nicht analysiert, letzte 24 h"),
     "none_today": ("None.", "Keine."),
+    # Alarms: the kinds of daemon/alerts/kinds.py.
+    "alarms": ("Alarms", "Alarme"),
+    "alarm": ("Alarm", "Alarm"),
+    "found": ("Found", "Was vorliegt"),
+    "began": ("Since", "Seit"),
+    "runbook": ("Runbook", "Was zu tun ist"),
+    "runbook_language": (
+        "The entries are in English.",
+        "Die Anleitungen liegen nur auf Englisch vor.",
+    ),
+    "alarm_outage": ("A destination is away", "Ein Ziel ist nicht erreichbar"),
+    "alarm_backlog": ("Images wait too long", "Bilder warten zu lange"),
+    "alarm_failed": ("Images failed", "Bilder sind gescheitert"),
+    "alarm_refused": ("Results were refused", "Ergebnisse wurden abgewiesen"),
+    "alarm_silence": ("A sender is silent", "Ein Sender ist verstummt"),
+    "alarm_disk": ("The disk is almost full", "Die Platte ist fast voll"),
+    "alarm_certificate": ("A certificate ends soon", "Ein Zertifikat läuft bald ab"),
+    "alarm_role": ("A role is silent", "Eine Rolle ist verstummt"),
+    "alarm_drift": (
+        "The answers differ from their baseline",
+        "Die Antworten weichen vom Vergleichszeitraum ab",
+    ),
     # What needs a person.
     "need_role_receive": (
         "The receive role does not run: modalities cannot send.",

@@ -149,13 +149,18 @@ def test_each_trouble_is_told_once_and_once_when_it_is_over(
 
 
 def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
-    small: Ledger, clock: Clock, config: Config, authority: Authority
+    small: Ledger,
+    clock: Clock,
+    config: Config,
+    authority: Authority,
+    mail_server: MailServer,
+    web_service: WebService,
 ) -> None:
     pair = authority.issue("node")
-    tls = {"tls": {**pair.settings(), "client": "none"}}
-    alerts = {"mail": None, "webhook": {"url": "http://localhost/"}, "disk_free_mb": 10**9}
-    changes = {"alerts": alerts, **tls}
-    near = Config.model_validate(config.model_dump(mode="json") | changes)
+    shown = config.model_dump(mode="json")
+    shown["tls"] = {**pair.settings(), "client": "none"}
+    shown["alerts"]["disk_free_mb"] = 10**9
+    near = Config.model_validate(shown)
     small.receive([Arrival("f", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
     (job,) = small.claim_images("me", 1)
     made = StoredResult("SC", "made", "1.2", "9.9", "1.2.1", 9)
@@ -174,6 +179,16 @@ def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
     assert found["refused"].words == "refused results of 1970-01-12 (UTC): 1: 9.9"
     assert found["drift"].words == "positives: 9 of 60 images"
     assert {alarm.kind for alarm in found.values()} <= KINDS.keys()
+
+    Watch(near, small).look()
+    sender = AlertSender(routes_of(near), small)
+    while sender.turn(_STOP):
+        pass
+    wanted = {"disk", "certificate", "refused"}
+    assert wanted <= {body["kind"] for body, _ in web_service.received}
+    titles = " ".join(received.mail["Subject"] for received in mail_server.received)
+    for kind in wanted:
+        assert KINDS[kind].title in titles
 
 
 def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(

@@ -57,6 +57,7 @@ EVENTS = {
     "recording_stopped": {"waiting": "1000000"},
     "recording_started": {"lost": "17"},
     "login": {"by": "alice", "address": "10.0.4.11"},
+    "settings_refused": {"changes": "port: 104 -> 11112", "by": "ada", "why": "port: a restart"},
     "login_failed": {"by": "", "address": "10.0.4.11"},
     "logout": {"by": "alice", "address": "10.0.4.11"},
     "query": {"by": "alice", "what": "accession, since"},

@@ -98,6 +98,12 @@ def test_one_refusal_refuses_all(house: House, changed: dict[str, Any], words: s
     assert [role.taken for role in house.roles] == [[], []]
     assert {each.generation for each in house.ledger.inspect.settings.takers()} == {1}
 
+    (row,) = house.ledger.claim_audit("me", 9)[0]
+    assert row.event == "settings_refused"
+    assert row.facts["by"] == "alice"
+    assert words in row.facts["why"]
+    assert f"{next(iter(changed))}: " in row.facts["changes"]
+
 
 def test_a_signal_to_one_role_is_a_reload_of_all_and_a_wrong_file_changes_nothing(
     house: House, caplog: pytest.LogCaptureFixture
@@ -105,6 +111,11 @@ def test_a_signal_to_one_role_is_a_reload_of_all_and_a_wrong_file_changes_nothin
     house.file.write_text("prot: 104")
     house.roles[0].live.ask()
     wait_until("the error is logged", lambda: "did you mean 'port'" in caplog.text)
+    wait_until("the refusal is audited", house.ledger.inspect.audit_waiting)
+    (row,) = house.ledger.claim_audit("me", 9)[0]
+    assert row.event == "settings_refused"
+    assert row.facts["by"] == "SIGHUP to receive"
+    assert "did you mean 'port'" in row.facts["why"]
 
     house.write(report_absent=True)
     house.roles[0].live.ask()

@@ -1,4 +1,4 @@
-"""The ledger's URL from a file or the environment: used, and shown nowhere."""
+"""Secrets from files or the environment: used, kept from others, and shown nowhere."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ def test_the_environment_comes_before_the_settings(
 def test_another_device_keeps_the_secret(tmp_path: Path, secret: Path) -> None:
     loaded = config.load(settings(tmp_path, f"ledger_file: {secret}"))
     assert config.with_device(loaded, "cpu").ledger == URL
+
+
+def test_the_token_of_the_metrics_is_kept_from_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("hush")
+    token.chmod(0o644)
+    path = settings(tmp_path, f"web: {{metrics_token_file: {token}}}")
+    assert cli.main(["config", "check", "-c", str(path)]) == 2
+    assert f"web.metrics_token_file: found {token} with mode 0644" in capsys.readouterr().err
+    token.chmod(0o640)
+    assert cli.main(["config", "check", "-c", str(path)]) == 0
 
 
 def test_two_places_are_one_too_many(tmp_path: Path, secret: Path) -> None:

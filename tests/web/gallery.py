@@ -22,6 +22,7 @@ from PIL import Image
 from pydicom.uid import generate_uid
 
 from benchmarks.page import fill
+from daemon.ledger import Alarm
 from daemon.ledger.view import Search
 from inference import results
 from inference.radiograph import decode, parse
@@ -176,7 +177,7 @@ def _empty(site: Site, chests: dict[str, bytes]) -> None:
 
 
 def _roles(site: Site, *names: str) -> None:
-    for number, name in enumerate(names or ("receive", "analyse", "deliver")):
+    for number, name in enumerate(names or ("receive", "analyse", "deliver", "web")):
         site.ledger.beat(name, f"node-1:{4100 + number}")
 
 
@@ -214,10 +215,17 @@ def _outage(site: Site, chests: dict[str, bytes]) -> None:
     site.ledger.note_destination(
         "pacs", "no association: connection refused (pacs.example:104)", 48.0
     )
+    silent = Alarm(
+        "silence:XRAY3",
+        "silence",
+        "XRAY3",
+        "no image since 2026-11-27 16:02:11 +0000; by its last weeks about 14 images are missing",
+    )
+    site.ledger.alarms.note([silent], [], "node-1", 60)
 
 
 def _failures(site: Site, chests: dict[str, bytes]) -> None:
-    _roles(site, "receive", "deliver")
+    _roles(site, "receive", "deliver", "web")
     _day(site, chests)
     for job in site.ledger.claim_deliveries("pacs", "courier:1", 10):
         site.ledger.mark_refused(job, "answered 0xA900: data set does not match SOP class", 0xA900)

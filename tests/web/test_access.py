@@ -66,7 +66,7 @@ def test_without_a_login_no_route_tells_anything(site: Site) -> None:
 def test_a_role_that_looks_sees_every_page_and_acts_on_nothing(site: Site) -> None:
     looker = Visitor(site)
     assert looker.log_in("looker").status_code == 303
-    for path in ("/", "/live", "/images", "/images/1", "/model", "/try"):
+    for path in ("/", "/live", "/images", "/images/1", "/model", "/runbook", "/try"):
         assert looker.get(path).status_code == 200, path
 
     before = site.view.counts()

@@ -1,0 +1,49 @@
+"""The page Now: roles, and the alarms that mail, webhook and Prometheus tell of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.alerts.kinds import KINDS
+from daemon.ledger import Alarm
+from daemon.web.runbook import entries
+from tests.web.site import Site, Visitor
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    for role in ("receive", "analyse", "deliver", "web"):
+        site.ledger.beat(role, "me")
+    yield site
+    site.close()
+
+
+def test_every_role_is_listed_the_page_too(site: Site) -> None:
+    page = Visitor(site).get("/").text
+    assert "All is well" in page
+    for name in ("Receive", "Analyse", "Deliver", "This page"):
+        assert f"<dt>{name}</dt>" in page
+
+
+def test_an_alarm_leads_to_its_entry_in_the_runbook(site: Site) -> None:
+    silent = Alarm("silence:XRAY1", "silence", "<b>XRAY1</b>", "no image since 08:00")
+    site.ledger.alarms.note([silent], [], "here", 60)
+
+    page = Visitor(site).get("/").text
+    assert "Needs a person: 1" in page
+    assert "A sender is silent: &lt;b&gt;XRAY1&lt;/b&gt;" in page
+    assert "no image since 08:00" in page
+    assert 'href="/runbook#silence"' in page
+
+    runbook = Visitor(site).get("/runbook").text
+    assert 'id="silence"' in runbook
+    assert "<li>Is the modality on, in service, or on holiday?</li>" in runbook
+
+
+def test_the_runbook_has_an_entry_for_each_kind_of_alarm() -> None:
+    assert entries().keys() == KINDS.keys() - {"test"}
+    assert all("<li>" in entry for entry in entries().values())
