@@ -1,4 +1,4 @@
-"""What a page costs the server in a ledger of 100 images, and in one of 100,000.
+"""The server's time for each page with a ledger of 100 images, and with one of 100,000.
 
     python -m benchmarks.page [--rows N] [--rounds N]
 

@@ -307,7 +307,7 @@ def _associate_rq(called: str, sample: Sample) -> bytes:
 
 
 def _maximum_length(associate_ac: bytes) -> int:
-    """What the party takes (PS3.8 D.1); 0 says that it sets no limit."""
+    """The maximum PDU length that the party takes (PS3.8 D.1); 0: no limit."""
     place = associate_ac.rindex(b"\x51\0\0\x04") + 4
     return min(
         int.from_bytes(associate_ac[place : place + 4], "big") or PDU_LIMIT_BYTES, PDU_LIMIT_BYTES

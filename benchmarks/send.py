@@ -198,7 +198,7 @@ _command: dict[int, bytes] = {}  # of the message that is being received
 
 
 def answer(pdu: memoryview) -> bytes:
-    """What this PDU is to be answered with, if anything. Both senders send one PDV in each PDU."""
+    """The answer to this PDU, if it needs one. Both senders send one PDV in each PDU."""
     if pdu[0] == 0x01:
         return accept(bytes(pdu))
     if pdu[0] == 0x05:

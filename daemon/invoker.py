@@ -7,7 +7,7 @@ import os
 
 
 def user() -> str:
-    """Who runs this command, for the audit trail: the person behind sudo, if there is one."""
+    """The user of this command, for the audit trail: the person behind sudo, if there is one."""
     if person := os.environ.get("SUDO_USER"):
         return person
     try:

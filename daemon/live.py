@@ -59,7 +59,7 @@ class _Checked:
 
 
 def found(config: Config) -> Found:
-    """What the ledger keeps of settings: digests, and the values without secrets."""
+    """The part of the settings that the ledger keeps: digests, and the values without secrets."""
     return Found(settings.digest(config), settings.digests(config), settings.public(config))
 
 

@@ -76,6 +76,7 @@ def _add_with_config(commands: _Commands, name: str, text: str) -> argparse.Argu
 def _add_roles(commands: _Commands) -> None:
     _add_with_config(commands, "serve", "Run the node: every role, supervised.")
     _add_with_config(commands, "receive", "Run the receive role alone.")
+
     analyse = _add_with_config(commands, "analyse", "Run the analyse role alone.")
     analyse.add_argument("--device", help="cpu, cuda:0, ...; default: the settings' device")
     _add_with_config(commands, "deliver", "Run the deliver role alone.")
@@ -84,6 +85,7 @@ def _add_roles(commands: _Commands) -> None:
         "reload",
         "Have every running role of this machine take the settings, all of them or none.",
     )
+
     web = _add_with_config(commands, "web", "Run the operator's page alone.")
     web.add_argument(
         "action",
@@ -315,7 +317,7 @@ def _add_import(action: argparse.ArgumentParser) -> None:
 
 
 def _add_network(action: argparse.ArgumentParser) -> None:
-    """What a foreign network is, and how it wants its image."""
+    """Add the options that describe a foreign network and its input."""
     action.add_argument(
         "--role",
         choices=("classifier", "segmenter"),

@@ -150,7 +150,7 @@ class Spool:
         return self.path(name).open("rb")
 
     def path(self, name: str) -> Path:
-        """Where a file lies. Raises ValueError for a name that is not of our own form."""
+        """The path of a file. Raises ValueError for a name that is not of our own form."""
         if not _NAME.fullmatch(name):
             raise ValueError(
                 f"spool: {name!r} found, 32 hexadecimal digits wanted: only our own names are paths"

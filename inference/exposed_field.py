@@ -1,5 +1,5 @@
-"""Where a radiograph shows a body: not the black margin of the film, a collimator, or the air
-beside.
+"""The exposed field of a radiograph, which shows the body: without the black margin of the film,
+the collimator and the air beside.
 
 All of these are black and reach the edge of the picture. A lung is dark too, but the chest wall
 lies between it and the edge.

@@ -13,7 +13,7 @@ Laterality = Literal["R", "L", "B"]  # the patient's right, left, both
 
 
 class State(StrEnum):
-    """Where every image that was looked at ends; silence never means negative."""
+    """The final state of an image that was looked at; silence never means negative."""
 
     ANALYSED = "analysed"
     NOT_ANALYSED = "not_analysed"

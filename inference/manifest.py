@@ -176,7 +176,7 @@ class Code(_Part):
 
 
 class Training(_Part):
-    """Where the weights come from."""
+    """The origin of the weights."""
 
     recipe: Text
     data: list[Text]

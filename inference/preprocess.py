@@ -83,7 +83,7 @@ def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a (rows, columns) image lies inside its (side, side) square."""
+    """The place of a (rows, columns) image inside its (side, side) square."""
 
     rows: int
     columns: int

@@ -23,7 +23,7 @@ _BUNDLE = (
 
 
 def program_in(path: Path) -> str | None:
-    """What a file is that holds a program beside its weights, and the way out; None for others."""
+    """The kind of a file that holds a program beside its weights, and the way out, or None."""
     if path.is_dir():
         return _BUNDLE if (path / "configs").is_dir() else None
     if not zipfile.is_zipfile(path):

@@ -34,7 +34,7 @@ class _MalformedError(Exception):
 
 @dataclass(frozen=True)
 class _Element:
-    """Where one top-level element lies in the file."""
+    """The place of one top-level element in the file."""
 
     tag: int
     start: int

@@ -1,4 +1,4 @@
-"""What a release carries beside the wheel, from pip's own report on what it would install here:
+"""The files of a release beside the wheel, from pip's own report on what it would install here:
 
     python -m tools.release requirements REPORT     # name==version --hash=..., for `pip install -r`
     python -m tools.release sbom REPORT             # CycloneDX 1.6, JSON

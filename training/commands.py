@@ -149,7 +149,7 @@ def train_package(
 
 
 def closing_lines(wanted: Recipe, figures: Mapping[str, Any], out: Path) -> str:
-    """What `pleura train` ends with: the table of figures, the report, and how to serve it."""
+    """The last lines of `pleura train`: the table of figures, the report, and how to serve it."""
     lines = [
         evaluate.table(figures, wanted.published),
         "",
@@ -164,6 +164,7 @@ def closing_lines(wanted: Recipe, figures: Mapping[str, Any], out: Path) -> str:
         )
     else:
         lines.append(f"no node serves a model of {wanted.task}")
+
     return "\n".join(lines)
 
 
@@ -263,7 +264,7 @@ def compare_runs(folders: Sequence[Path], plot_to: Path | None) -> dict[str, Any
 
 
 def comparison_table(compared: Mapping[str, Any]) -> str:
-    """What `compare_runs` gives, as text."""
+    """The comparison of `compare_runs`, as text."""
     return compare.table(compared)
 
 

@@ -177,7 +177,7 @@ def _largest_of(segmenter: _Joined, rule: dict[str, float]) -> _Joined:
 
 
 def _threshold(members: Sequence[_Member]) -> tuple[float, str]:
-    """Where "positive" begins: chosen on each run's answers for its own validation images.
+    """The score from which an image is positive, chosen on each run's own validation images.
 
     Such an answer is that of one member, and the ensemble's are a little closer to each other.
     """

@@ -309,6 +309,7 @@ class _Training:
         """The decoders of all folds, trained at once on one encoder."""
         network = self._earlier(name, stage, network, train, watched)
         shared = CrossFitted(network, stage, 1 + max(self.parts.folds.values()))
+
         some = _glance(watched)
         watch = _Watch(stage, self._prepared(stage, some), self.device, self._folds(some))
         fit(shared, self._batches(stage, train, stage.phantoms), watch, self.run, name)

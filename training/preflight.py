@@ -1,4 +1,4 @@
-"""What would stop a later network of a run, looked for before the first one trains."""
+"""Checks for faults that would stop a later network of a run, made before the first one trains."""
 
 from __future__ import annotations
 

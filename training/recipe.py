@@ -355,7 +355,7 @@ class Rule(_Part):
 
 
 class OperatingPoint(_Part):
-    """Where "positive" begins, chosen on the validation images."""
+    """The score from which an image is positive, chosen on the validation images."""
 
     # The highest threshold that keeps this sensitivity
     sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """What a message says of every trouble of one kind."""
+    """The words of messages on one kind of trouble."""
 
     title: str
     advice: str

@@ -36,7 +36,7 @@ class Route(Protocol):
         """Hand over one message. Raises RouteError."""
 
     def __str__(self) -> str:
-        """Where it leads, for the log."""
+        """The recipient, for the log."""
 
 
 class MailRoute:

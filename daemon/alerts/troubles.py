@@ -23,7 +23,7 @@ _MOST_CHARACTERS = 500
 
 @dataclass(frozen=True)
 class Sight:
-    """What a look at the node has found."""
+    """The facts of one look at the node."""
 
     figures: Snapshot
     unresolved: Sequence[Unresolved]

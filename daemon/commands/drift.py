@@ -12,7 +12,7 @@ from daemon.ledger import Inspection
 
 @dataclass(frozen=True)
 class Look:
-    """What a look at the ledger found."""
+    """The answer of one look at the ledger."""
 
     drift: Drift
     agreement: Agreement | None

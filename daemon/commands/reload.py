@@ -27,7 +27,7 @@ _LONGEST_S = 90.0
 
 @dataclass(frozen=True)
 class Told:
-    """What became of a reload, in words."""
+    """The outcome of a reload, in words."""
 
     is_taken: bool
     words: str

@@ -115,7 +115,7 @@ class Silence(Settings):
 
 
 class Alerts(Settings):
-    """Who is told of troubles, and from when on something is one."""
+    """The recipients of alerts, and the limits from which a trouble is told."""
 
     mail: Mail | None = Field(default=None, description="Messages by mail. null: no mail.")
     webhook: Webhook | None = Field(

@@ -27,7 +27,7 @@ def _repository(value: str) -> str:
 
 
 class Audit(Settings):
-    """Where the audit trail goes, and what it may say of patients."""
+    """The audit trail's destinations, and what it may say of patients."""
 
     repository: Annotated[Text, AfterValidator(_repository)] | None = Field(
         default=None,

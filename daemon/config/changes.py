@@ -54,7 +54,7 @@ def restart_keys(before: Config, after: Config) -> list[str]:
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between two public() settings, a line for each value: key, before, after."""
+    """The differences between two public() settings, a line for each value: key, before, after."""
     old, new = _flat(before), _flat(after)
     names = [*old, *(name for name in new if name not in old)]
     return [
@@ -78,6 +78,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
             for key, part in value.items()
             for dotted, item in _flat(part, f"{name}.{key}".lstrip(".")).items()
         }
+
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         labels = _labels(value)
         return {
@@ -85,6 +86,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
             for label, part in zip(labels, value, strict=True)
             for dotted, item in _flat(part, f"{name}[{label}]").items()
         }
+
     return {name: value}
 
 

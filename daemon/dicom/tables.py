@@ -1,5 +1,5 @@
-"""What both ends of the wire share: statuses, the SOP classes and transfer syntaxes that we take,
-our own name.
+"""Tables that acceptor and requestor share: statuses, the SOP classes and transfer syntaxes that we
+take, our own name.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ _LEAST_DIFFERENCE_OF_POSITIVES = 0.03
 
 @dataclass(frozen=True)
 class Week:
-    """What the images of one AE title came to in one week."""
+    """The images of one AE title in one week, counted."""
 
     number: int
     ae_title: str
@@ -148,7 +148,7 @@ def _week(number: int, ae_title: str, counts: Collection[WeeklyCount]) -> Week:
 
 
 def compare(week: Week, baseline: Week) -> list[Alarm]:
-    """What differs in a week from the baseline of the same AE title."""
+    """The differences of a week from the baseline of the same AE title."""
     if week.images < FEWEST_IMAGES or baseline.images < FEWEST_IMAGES:
         return []
     found = [*_positives(week, baseline), *_scores(week, baseline)]

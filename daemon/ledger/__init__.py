@@ -1,4 +1,4 @@
-"""Where the roles meet: the images received, their states, and the results owed to archives."""
+"""The ledger, in which the roles meet: images received, their states, results owed to archives."""
 
 from daemon.ledger.alarms import Alarm, AlarmMessage
 from daemon.ledger.database import LedgerError, UndecidedError

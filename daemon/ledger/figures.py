@@ -45,7 +45,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Owed:
-    """What one destination is still owed: results, and since when the oldest (seconds, 1970)."""
+    """Results owed to one destination, and since when the oldest is owed (seconds since 1970)."""
 
     results: int
     since: float
@@ -227,6 +227,7 @@ def owed_since(conn: Connection, destination: str) -> float | None:
             .limit(1)
         )
         ended += [at for at in conn.execute(first).scalars() if at is not None]
+
     return min(ended, default=None)
 
 

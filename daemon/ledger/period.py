@@ -1,4 +1,4 @@
-"""What a stretch of time came to, image by image and delivery by delivery: for the monthly report.
+"""Images and deliveries of a stretch of time, one by one, for the monthly report.
 
 Rows hold times and states; no row names an image or a patient.
 """
@@ -60,6 +60,7 @@ class PeriodView:
             image.received_at < until,
             image.state != ImageState.DUPLICATE.value,
         )
+
         with self._database.reading() as conn:
             return [ImageTimes(*row) for row in conn.execute(query)]
 
@@ -84,5 +85,6 @@ class PeriodView:
                 image.completed_at.is_not(None),
             )
         )
+
         with self._database.reading() as conn:
             return [DeliveryTimes(*row) for row in conn.execute(query)]

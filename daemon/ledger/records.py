@@ -55,7 +55,7 @@ class Arrival(NamedTuple):
 
 
 class Recipient(NamedTuple):
-    """Where an object went, for the audit trail: an AE with its host, or a folder."""
+    """The recipient of an object, for the audit trail: an AE with its host, or a folder."""
 
     name: str
     host: str = ""

@@ -30,7 +30,7 @@ _CURSOR = "instances"
 
 @dataclass(frozen=True)
 class Sender:
-    """What one calling AE title has sent."""
+    """Counts of the images of one calling AE title."""
 
     ae_title: str
     images: int

@@ -64,7 +64,7 @@ _HALVING = sa.text(
 
 @dataclass(frozen=True)
 class Search:
-    """What an operator looks for. Every condition that is given must hold."""
+    """A search for images. Every condition that is given must hold."""
 
     # Of an image, a study or a result.
     uid: str = ""
@@ -135,13 +135,13 @@ class View(Inspection):
     # -- the last day ---------------------------------------------------------------------------
 
     def queue(self) -> Queue:
-        """What waits or is in work, and since when the oldest."""
+        """The images that wait or are in work, and since when the oldest does."""
         waiting = sa.select(instances.c.id).where(state_is(instances, "received"))
         with self._database.reading() as conn:
             return Queue(_bounded_count(conn, waiting), waiting_since(conn))
 
     def activity(self, now: float, hours: int = 24) -> Activity:
-        """What came and what became of it in the last `hours`."""
+        """The images of the last `hours`, counted by state."""
         image = instances.c
         start = now - hours * _HOUR_S
         with self._database.reading() as conn:
@@ -181,6 +181,7 @@ class View(Inspection):
                     .where(newest.c.stored_at.is_not(None))
                 )
                 took += conn.execute(seconds).scalars()
+
         return sorted(took)
 
     def owed_to(self, configured: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a week's images came to, by AE title: counted as each image ends, for figures of drift.
+"""Tallies of each week's images by AE title, counted as each image ends, for figures of drift.
 
 A page reads some hundred rows, however many images the ledger holds.
 """
@@ -152,7 +152,7 @@ class DriftView:
 
 
 class DriftBook:
-    """What people tell about drift."""
+    """The site's own entries on drift: baselines and reports."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""What files and the operating system tell: room on the disk, and how long certificates last."""
+"""Facts from files and the operating system: room on the disk, and how long certificates last."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _after(der: bytes, place: int) -> int:
 
 
 def _bounds(der: bytes, place: int) -> tuple[int, int]:
-    """Where the content of the element at `place` begins and ends."""
+    """Begin and end of the content of the element at `place`."""
     length = der[place + 1]
     begin = place + 2
     if length & 0x80:

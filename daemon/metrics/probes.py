@@ -49,6 +49,7 @@ class Probes:
         """
         self._is_local = is_local
         self._token_file = token_file
+
         self._health = _Kept(lambda: health(inspect))
         self._ready = _Kept(lambda: ready(config(), inspect))
         self._metrics = _Kept(lambda: exposition(config(), inspect))
@@ -92,7 +93,7 @@ class Probes:
 
 
 class _Kept(Generic[_T]):
-    """What `make` gave in the last second. Others wait while one thread makes it."""
+    """The answer of `make`, at most a second old. Others wait while one thread makes it."""
 
     def __init__(self, make: Callable[[], _T]) -> None:
         self._make = make

@@ -83,7 +83,7 @@ class Session:
 
     @property
     def holder(self) -> tuple[str, str]:
-        """Whose place it takes: its peer's, or without an entry in `peers` its address's."""
+        """The holder of its place: its peer, or without an entry in `peers` its address."""
         return self.caller.ae_title, self.caller.entry or self.address
 
     @property

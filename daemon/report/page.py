@@ -115,6 +115,7 @@ def _volumes(report: Report) -> str:
         )
         for day in report.days
     ]
+
     keys = " ".join(
         f'<span class="key {name}">{text}</span>'
         for name, text in (
@@ -124,6 +125,7 @@ def _volumes(report: Report) -> str:
             ("waiting", "waiting"),
         )
     )
+
     plot = bars("Images by day", items)
     return f"<h2>Images by day</h2><figure>{plot}<figcaption>{keys}</figcaption></figure>"
 

@@ -1,5 +1,5 @@
-"""What a person may have done again: the ledger's own transitions, as `pleura retry` and `resend`
-make them, each audited by the transition itself.
+"""Acts of a person: the ledger's own transitions, as `pleura retry` and `resend` make them, each
+audited by the transition itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _retry_images(visit: Visit, form: dict[str, str]) -> Told:
 
 
 def _retry_refused(visit: Visit, form: dict[str, str]) -> Told:
-    """What a destination refused is owed again, and due now."""
+    """Owe again, and now, the objects that a destination refused."""
     name = _destination(visit, form)
     wanted = Wanted([DeliveryState.REFUSED.value], to=name, now=True, by=visit.user)
     told = retry(visit.node.ledger, wanted, visit.node.destinations)
@@ -56,7 +56,7 @@ def _try_now(visit: Visit, form: dict[str, str]) -> Told:
 
 
 def _send_again(visit: Visit, form: dict[str, str]) -> Told:
-    """What a destination stored is owed again, for one image or object."""
+    """Owe again, for one image or object, what a destination has stored."""
     name = _destination(visit, form)
     uids = _uids(form)
     if not uids:
@@ -66,7 +66,7 @@ def _send_again(visit: Visit, form: dict[str, str]) -> Told:
 
 
 def _readdress(visit: Visit, form: dict[str, str]) -> Told:
-    """What is addressed to names that have left the settings goes to another destination."""
+    """Send objects for destinations that have left the settings to another destination."""
     name = _destination(visit, form)
     wanted = Wanted([DeliveryState.REFUSED.value], to=name, now=True, by=visit.user)
     told = retry(visit.node.ledger, wanted, visit.node.destinations)

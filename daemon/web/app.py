@@ -65,6 +65,7 @@ def doors(spool: Spool) -> list[Door]:
     """Every route of the page."""
     files = pictures.Pictures(spool)
     tries = trial.Trials()
+
     return [
         Door("/login", Access.OPEN, _login_form),
         Door("/login", Access.OPEN, _log_in, "POST"),
@@ -97,7 +98,7 @@ def build(node: Node, spool: Spool) -> ASGIApp:
 
 
 def _probes(node: Node) -> Probes:
-    """What machines ask, past the login: daemon/metrics says who gets an answer."""
+    """Answers to machines, without login: daemon/metrics decides which callers get one."""
     web = node.web
     # Without users the page itself shows this much to every program on this machine.
     return Probes(lambda: node.settings, node.ledger.inspect, not web.users, web.metrics_token_file)
@@ -147,7 +148,7 @@ async def _posted(door: Door, visit: Visit) -> Response:
 
 
 async def _answered(door: Door, visit: Visit) -> Response:
-    """What the page says, or which fault kept it from saying anything."""
+    """The page's answer, or the page of the fault that prevented it."""
     try:
         return await run_in_threadpool(door.handler, visit)
     except (SQLAlchemyError, LedgerError) as error:
@@ -250,6 +251,7 @@ def _login_page(visit: Visit, to: str, status: int = 200, told: str = "", **more
         token=_signed(nonce),
         trouble=visit.texts.say(told, **more) if told else "",
     )
+
     response.set_cookie(
         _LOGIN_COOKIE,
         nonce,

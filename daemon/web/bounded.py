@@ -31,7 +31,7 @@ class StrangerError(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one run may take."""
+    """Limits of one run."""
 
     memory_bytes: int
     cpu_s: int

@@ -29,6 +29,7 @@ def hours(
     """A bar for each hour, oldest first; the part at its foot are the suspected."""
     most = max(1, *received)
     body = Markup("")
+
     for index, (number, suspected) in enumerate(zip(received, found, strict=True)):
         x = index * (_BAR + _GAP)
         body += _bar("all", x, number / most)
@@ -41,6 +42,7 @@ def hours(
                 anchor="middle",
                 words=names[index],
             )
+
     width = len(received) * (_BAR + _GAP) - _GAP
     body += _line.format(kind="axis", x1=0, y1=_HIGH, x2=width, y2=_HIGH)
     return _svg.format(kind="hours", width=width, height=_HIGH + _FOOT, label=label, body=body)
@@ -68,7 +70,7 @@ def meter(value: float, threshold: float | None, words: str, label: str) -> Mark
 
 
 def reliability(bins: Sequence[tuple[float, float, int]], x: str, y: str, label: str) -> Markup:
-    """What was said against what was so: a dot for each bin, on the diagonal where both agree."""
+    """Reliability plot: a dot for each bin, on the diagonal where score and truth agree."""
     whole = _SIDE + 2 * _EDGE
     body = _rect.format(kind="track", x=_EDGE, y=_EDGE / 2, w=_SIDE, h=_SIDE, r=2)
     top, foot = _EDGE / 2, _EDGE / 2 + _SIDE

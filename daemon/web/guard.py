@@ -1,5 +1,5 @@
-"""What every request passes before a page sees it: host, scheme, size, time, and what every answer
-says to the browser.
+"""Checks that every request passes before a page sees it (host, scheme, size, time), and the
+headers of every answer.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Card:
-    """What a model package says of itself."""
+    """A model package's card and figures."""
 
     id: str
     version: str
@@ -72,7 +72,7 @@ class Card:
 
 @dataclass(frozen=True)
 class AtSite:
-    """What the model's answers came to here, all senders together; the newest week first."""
+    """The model's answers at this site, week by week, all senders together; the newest first."""
 
     weeks: tuple[Week, ...]
     # The weeks that they are compared with; None: nobody has set any.
@@ -145,6 +145,7 @@ def _from_manifest(found: dict[str, Any], manifest: bytes, text: bytes) -> Card:
     classifier = found.get("classifier") or {}
     training = found.get("training") or {}
     metrics = found.get("metrics") or {}
+
     return Card(
         id=str(found["id"]),
         version=str(found["version"]),

@@ -134,6 +134,7 @@ def _server(app: ASGIApp, web: Web, context: ssl.SSLContext | None) -> uvicorn.S
         proxy_headers=web.proxy is not None,
         forwarded_allow_ips=web.proxy,
     )
+
     config.load()
     config.ssl = context
     return uvicorn.Server(config)

@@ -1,4 +1,4 @@
-"""Who is logged in: sessions on the server's side, bounded in number and in time."""
+"""Sessions of logged-in users, on the server's side, bounded in number and in time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOKEN_BYTES = 32
 
 
 class Access(IntEnum):
-    """What a visitor may do; each level includes the levels before it."""
+    """The rights of a visitor; each level includes the levels before it."""
 
     # The login form, style and scripts.
     OPEN = 0

@@ -101,7 +101,7 @@ class Shown:
     # -- sentences ------------------------------------------------------------------------------
 
     def need(self, need: Need, at: float) -> str:
-        """What needs a person, in a sentence."""
+        """A task for a person, in a sentence."""
         return self.texts.say(need.key, **self._words(need.values, at))
 
     def need_more(self, need: Need, at: float) -> str:
@@ -110,7 +110,7 @@ class Shown:
         return self.texts.say_or(f"{need.key}_more", "", **values)
 
     def event(self, event: Event) -> str:
-        """What befell an image, in a sentence."""
+        """An event of an image, in a sentence."""
         return self.texts.say(event.key, **self._words(event.values, 0.0)).strip()
 
     def _words(self, values: dict[str, Any], at: float) -> dict[str, str]:
@@ -129,6 +129,7 @@ class Shown:
                 words[name] = self.count(value)
             else:
                 words[name] = "" if value is None else str(value)
+
         return words
 
     def _ago(self, value: float, at: float) -> str:

@@ -52,7 +52,7 @@ class Trials:
         self._turn = threading.Lock()
 
     def form(self, visit: Visit) -> Response:
-        """Where to drop a file."""
+        """The page on which a file is dropped."""
         return _page(visit)
 
     def answer(self, visit: Visit) -> Response:

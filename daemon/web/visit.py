@@ -32,7 +32,7 @@ _ACCESS = {"look": Access.LOOK, "act": Access.ACT}
 
 @dataclass(eq=False)
 class Node:
-    """What every page has at hand. `ledger` is for acts alone; pages read `view`.
+    """The means of every page. `ledger` is for acts alone; pages read `view`.
 
     `settings` may be replaced while pages are served (daemon/live.py).
     """
@@ -70,12 +70,12 @@ class Node:
         return [destination.name for destination in self.settings.destinations]
 
     def access_of(self, name: str) -> Access:
-        """What a user may do."""
+        """The rights of a user."""
         roles = {user.name: user.role for user in self.web.users}
         return _ACCESS[roles[name]]
 
     def once_every(self, seconds: float, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gave at most `seconds` ago: ten open pages ask the ledger no more than one.
+        """The answer of `make`, at most `seconds` old: ten open pages ask no more than one does.
 
         Others wait while one of them makes it.
         """
@@ -130,6 +130,7 @@ class Visit:
             "has_users": bool(self.node.web.users),
             "told": self._told(),
         }
+
         text = self.node.templates.get_template(template).render(common | values)
         return HTMLResponse(text, status)
 

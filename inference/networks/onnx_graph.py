@@ -73,6 +73,7 @@ class OnnxGraph(nn.Module):
         self.register_buffer("graph", torch.zeros(size, dtype=torch.uint8))
         self.low, self.high, self.index = low, high, index
         self.gives = gives
+
         self._mean = np.array(mean, dtype=np.float32)[:, None, None]
         self._deviation = np.array(deviation, dtype=np.float32)[:, None, None]
         self._session: _Session | None = None

@@ -28,7 +28,7 @@ NO_IMAGE_TEXT_GREY = 160
 
 @dataclass(frozen=True)
 class Panel:
-    """Where the radiograph stands in the picture, in the picture's pixels.
+    """The place of the radiograph in the picture, in the picture's pixels.
 
     `scale` is how many of them the shorter side of a source pixel takes, and `scales` how many its
     height and its width take.

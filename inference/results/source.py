@@ -1,5 +1,5 @@
-"""What results take over from their source's header: only what its VR allows, and as it stands
-there.
+"""Attributes that results take over from their source's header: only values that the VR allows, and
+as they stand there.
 """
 
 from __future__ import annotations

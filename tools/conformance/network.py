@@ -154,7 +154,7 @@ def answers() -> list[str]:
 
 
 def rejections() -> list[str]:
-    """What the gate says to callers of all kinds."""
+    """The access list's answers to callers of all kinds."""
     named = AccessList("PLEURA", [Peer(ae_title="XRAY1", host="192.0.2.1")], [_ARCHIVE])
     nobody = AccessList("PLEURA", [])
     callers = [
@@ -232,7 +232,7 @@ _FATES = {
 
 
 def failures() -> list[str]:
-    """What each Failure Reason of a report does to the object."""
+    """The effect of each Failure Reason of a report on the object."""
     rows = [
         (f"0x{reason:04X}", _FAILURES[reason], _FATES[fate])
         for reason, fate in commitment.FATES.items()

@@ -197,7 +197,7 @@ class Orthanc:
         self._process.wait(DEADLINE_S)
 
     def destination(self, **more: Any) -> dict[str, Any]:
-        """What an integrator writes into `destinations`."""
+        """This archive's entry in `destinations`."""
         return {
             "name": "pacs",
             "ae_title": self.ae_title,

@@ -80,7 +80,7 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres") -> str:
-        """What `ledger:` takes."""
+        """The URL for `ledger:`."""
         return f"postgresql+psycopg://{_USER}@{self.address}:{self.port}/{database}"
 
     def create_database(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a network learns from, as pictures: its batches after augmentation."""
+"""Pictures of a network's batches after augmentation."""
 
 from __future__ import annotations
 

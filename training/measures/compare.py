@@ -79,6 +79,7 @@ def read(folder: Path) -> Compared:
     """
     require_finished(folder)
     loaded = package.load(folder / "package", any_task=True)
+
     return Compared(
         name=folder.resolve().name,
         recipe=Recipe.model_validate_json((folder / "recipe.json").read_bytes()),

@@ -1,4 +1,4 @@
-"""What a package says of images without labels: how many it calls positive, how sure it is.
+"""A package's answers for images without labels: how many it calls positive, how sure it is.
 
 No figure of right and wrong: there is nothing to hold an answer against.
 """

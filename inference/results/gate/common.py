@@ -38,7 +38,7 @@ def _uids(dataset: Dataset, expected: Expected) -> Iterator[str]:
 
 
 def _patient_and_study(dataset: Dataset, expected: Expected) -> Iterator[str]:
-    """Whose image it is: the source's own bytes, whatever text they are in its character set."""
+    """Check the patient's attributes: the source's own bytes, whatever its character set."""
     header = expected.case.header
     for keyword in COPIED_KEYWORDS:
         if values_of(element_of(dataset, keyword)):

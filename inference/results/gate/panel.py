@@ -1,4 +1,4 @@
-"""Where the radiograph and the banner have to stand in an overlay's picture."""
+"""The places of radiograph and banner in an overlay's picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FINE = 2
 
 @dataclass(frozen=True)
 class Panel:
-    """Where the radiograph has to stand in the picture, in the picture's pixels.
+    """The place that the radiograph must have in the picture, in the picture's pixels.
 
     `scales` is how many of them the height and the width of a source pixel take.
     """
