@@ -60,16 +60,56 @@ class Measured:
     spread_px: tuple[float, float]  # (rows, columns)
 
 
+@dataclass(frozen=True, eq=False)
+class _Connected:
+    """The connected regions of a mask, within its bounding box.
+
+    Attributes:
+        corner: (row, column) of `numbered` in the source's matrix.
+        numbered: (rows, columns), 0 outside the mask, else the number of the region, from 1.
+        boxes: of each region, in `numbered`.
+        areas_px: of each region.
+    """
+
+    corner: tuple[int, int]
+    numbered: NDArray[np.int32]
+    boxes: list[tuple[slice, slice]]
+    areas_px: NDArray[np.int64]
+
+    @property
+    def count(self) -> int:
+        return len(self.boxes)
+
+    def centroid(self, label: int) -> NDArray[np.float64]:
+        """(row, column) of a region in the source's matrix."""
+        box = self.boxes[label - 1]
+        within = np.argwhere(self.numbered[box] == label).mean(axis=0)
+        return np.asarray(within + np.array([box[0].start, box[1].start]) + np.array(self.corner))
+
+
+@once_per_case
+def _connected(case: Case) -> _Connected:
+    """The regions of a case that has something segmented."""
+    mask = case.segmented
+    assert mask is not None
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+
+    # Labelling costs time for each pixel, and a pneumothorax covers a small part of the picture.
+    numbered, count = ndimage.label(mask[top : rows[-1] + 1, left : columns[-1] + 1], CONNECTED)
+    areas_px = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
+    return _Connected((top, left), numbered, ndimage.find_objects(numbered), areas_px)
+
+
 @once_per_case
 def regions_of(case: Case) -> tuple[Region, ...]:
     """The lesions of the mask, the largest first, then from the top down."""
     if case.segmented is None or case.finding is None:
         return ()
 
-    numbered, count = ndimage.label(case.segmented, CONNECTED)
-    boxes = ndimage.find_objects(numbered)
-    areas = np.bincount(numbered.ravel(), minlength=count + 1)
-    order = sorted(range(1, count + 1), key=lambda label: (-areas[label], label))
+    found_in = _connected(case)
+    numbered, boxes, areas_px = found_in.numbered, found_in.boxes, found_in.areas_px
+    order = sorted(range(1, found_in.count + 1), key=lambda label: (-areas_px[label - 1], label))
     groups = [[label] for label in order[:MAX_LESIONS]]
     groups[-1] += order[MAX_LESIONS:]
 
@@ -82,12 +122,12 @@ def regions_of(case: Case) -> tuple[Region, ...]:
 
         part = numbered[top:bottom, left:right]
         mask = np.isin(part, labels)
-        side = _side_of_one(mask, (top, left), case) if len(labels) == 1 else None
+        side = _side_of_one(found_in.centroid(labels[0]), case) if len(labels) == 1 else None
         region = Region(
             number=number,
             tracking_id=ONE_LESION if len(groups) == 1 else NUMBERED_LESION.format(number=number),
             tracking_uid=tracking_uid(case, number),
-            corner=(top, left),
+            corner=(top + found_in.corner[0], left + found_in.corner[1]),
             mask=mask,
             outer=np.asarray(ndimage.binary_fill_holes(part == labels[0]), dtype=bool),
             side=side,
@@ -97,15 +137,14 @@ def regions_of(case: Case) -> tuple[Region, ...]:
     return tuple(found)
 
 
-def _side_of_one(mask: NDArray[np.bool_], corner: tuple[int, int], case: Case) -> Laterality | None:
+def _side_of_one(centroid: NDArray[np.float64], case: Case) -> Laterality | None:
     """The side of a lesion that is a single region."""
     directions = directions_of(case.header)
     if directions is None or case.finding is None or not case.finding.sided:
         return None
     assert case.segmented is not None  # the region is part of it
 
-    middle = np.argwhere(mask).mean(axis=0) + np.array(corner)
-    return _side(middle, case.segmented.shape, directions)
+    return _side(centroid, case.segmented.shape, directions)
 
 
 def _side(
@@ -137,8 +176,8 @@ def measured_of(case: Case) -> Measured | None:
         return None
 
     mask = case.segmented
-    numbered, count = ndimage.label(mask, CONNECTED)
-    row_counts, column_counts = mask.sum(axis=1), mask.sum(axis=0)
+    row_counts = np.count_nonzero(mask, axis=1)
+    column_counts = np.count_nonzero(mask, axis=0)
     rows, columns = np.flatnonzero(row_counts), np.flatnonzero(column_counts)
     row, row_spread = _mean_and_deviation(row_counts)
     column, column_spread = _mean_and_deviation(column_counts)
@@ -150,8 +189,8 @@ def measured_of(case: Case) -> Measured | None:
         area_mm2=None if spacing is None else area_px * spacing.row_mm * spacing.column_mm,
         area_estimated=spacing is not None and spacing.detector,
         centroid_px=(column, row),
-        laterality=_side_of_all(numbered, count, case),
-        regions=int(count),
+        laterality=_side_of_all(case),
+        regions=_connected(case).count,
         extent_px=(int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])),
         spread_px=(row_spread, column_spread),
     )
@@ -164,16 +203,20 @@ def _mean_and_deviation(counts: NDArray[np.int64]) -> tuple[float, float]:
     return mean, float(np.sqrt(np.average((positions - mean) ** 2, weights=counts)))
 
 
-def _side_of_all(numbered: NDArray[np.int32], count: int, case: Case) -> Laterality | None:
+def _side_of_all(case: Case) -> Laterality | None:
     """The side of every region, B where they are on both; None where a single region has none."""
     assert case.finding is not None  # it has regions
+    assert case.segmented is not None
     values = values_of(element_of(case.header, "PatientOrientation"))
     directions = [re.sub(r"\s", "", str(value)).upper() for value in values]
     if len(directions) != 2 or not case.finding.sided:
         return None
 
-    centroids = ndimage.center_of_mass(numbered > 0, numbered, range(1, count + 1))
-    sides = {_side(np.array(centroid), numbered.shape, directions) for centroid in centroids}
+    regions = _connected(case)
+    sides = {
+        _side(regions.centroid(label), case.segmented.shape, directions)
+        for label in range(1, regions.count + 1)
+    }
     if None in sides:
         return None
     return "B" if len(sides) == 2 else sides.pop()
