@@ -350,6 +350,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "deliver": _role,
     "reload": _reload,
     "web": _web,
+    "shadow": _role,
     "status": _status,
     "retry": _retry,
     "resend": _resend,

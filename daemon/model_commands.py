@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 
 
 def model(options: argparse.Namespace) -> int:
-    """Check, show or import a model package."""
+    """Check, show, import or promote a model package."""
     from inference import package
 
-    actions = {"check": _model_check, "show": _model_show, "import": _model_import}
+    actions = {
+        "check": _model_check,
+        "show": _model_show,
+        "import": _model_import,
+        "promote": _model_promote,
+    }
     try:
         actions[options.action](options)
     except package.PackageError as error:
@@ -45,6 +50,33 @@ def _model_show(options: argparse.Namespace) -> None:
     from inference import package
 
     print(package.as_json(package.read_manifest(package.folder_of(options.model))))
+
+
+def _model_promote(options: argparse.Namespace) -> None:
+    from daemon import config, opening
+    from daemon.commands.promote import promote, put_back
+    from daemon.invoker import user
+    from inference import package
+
+    settings = config.load(options.config)
+    # First, so that nothing is done that could not be told to the audit trail.
+    ledger = opening.ledger(options)
+
+    def check(path: Path) -> str:
+        identity = package.load(path).identity
+        return f"{identity.id} {identity.version} {identity.digest}"
+
+    if options.back:
+        done = put_back(settings.model, check)
+    elif settings.shadow is None:
+        raise CannotStartError("shadow: found null; allowed: a shadow, whose package is promoted")
+    else:
+        done = promote(settings.model, settings.shadow.model, check)
+
+    ledger.record_audit("command", {"by": user(), "what": done.what})
+    ledger.close()
+    print(f"{done.what}; the package before it is {done.before}")
+    print(f"It answers after: pleura reload -c {options.config}")
 
 
 def _model_import(options: argparse.Namespace) -> None:

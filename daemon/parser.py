@@ -80,6 +80,7 @@ def _add_roles(commands: _Commands) -> None:
     analyse = _add_with_config(commands, "analyse", "Run the analyse role alone.")
     analyse.add_argument("--device", help="cpu, cuda:0, ...; default: the settings' device")
     _add_with_config(commands, "deliver", "Run the deliver role alone.")
+    _add_with_config(commands, "shadow", "Run the shadow role alone: it answers for comparison.")
     _add_with_config(
         commands,
         "reload",
@@ -272,6 +273,13 @@ def _add_model(commands: _Commands) -> None:
             metavar="PACKAGE",
             help="folder, zip, or 'default'",
         )
+
+    promote = _add_with_config(
+        actions, "promote", "Put the shadow's package in the place of the model's."
+    )
+    promote.add_argument(
+        "--back", action="store_true", help="put the package back that was there before"
+    )
 
     _add_import(_add(actions, "import", "Make a package from a foreign checkpoint."))
 

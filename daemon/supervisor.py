@@ -63,7 +63,8 @@ def serve(config: Config, path: Path) -> int:
     """Run the roles as processes; a dead role is restarted with back-off.
 
     Says READY once receive, analyse and deliver are. Returns 0 after SIGTERM or SIGINT, 2 where one
-    of them cannot start. The web role is started again for ever: no image depends on it.
+    of them cannot start. The web and the shadow role are started again for ever: no image depends
+    on them.
     """
     lines.use(config.log_format)
     _check_stores(config)
@@ -84,7 +85,7 @@ class _Supervisor:
     def __init__(self, path: Path, roles: Sequence[str]) -> None:
         self._command = [sys.executable, "-P", "-m", "daemon.cli"]
         self._path = path
-        self._children = [_Child(role, is_needed=role != "web") for role in roles]
+        self._children = [_Child(role, is_needed=service.is_needed(role)) for role in roles]
         self._selector = selectors.DefaultSelector()
 
         self._stopping = False

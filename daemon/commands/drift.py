@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from daemon.drift import EVERY_AE, Agreement, Drift, Week, agreement, drift, monday_of
+from daemon.drift import (
+    EVERY_AE,
+    Agreement,
+    Comparison,
+    Drift,
+    Week,
+    agreement,
+    comparison,
+    drift,
+    monday_of,
+)
 from daemon.ledger import Inspection
 
 
@@ -16,11 +26,13 @@ class Look:
 
     drift: Drift
     agreement: Agreement | None
+    # None: no shadow model has looked at an image.
+    comparison: Comparison | None = None
 
 
 def look(inspect: Inspection, weeks: int) -> Look:
     """Read the figures."""
-    return Look(drift(inspect, weeks), agreement(inspect))
+    return Look(drift(inspect, weeks), agreement(inspect), comparison(inspect))
 
 
 def lines(found: Look) -> Iterator[str]:
@@ -37,6 +49,7 @@ def lines(found: Look) -> Iterator[str]:
     for week in found.drift.weeks:
         yield _week_line(week)
     yield from _agreement_lines(found.agreement)
+    yield from _comparison_lines(found.comparison)
     for alarm in found.drift.alarms:
         yield f"DRIFT {monday_of(alarm.week)} {_named(alarm.ae_title)}: {alarm.words}"
 
@@ -67,6 +80,28 @@ def _agreement_lines(agreed: Agreement | None) -> Iterator[str]:
         yield f"{name} against {agreed.reports} reports: {told}"
 
 
+def _comparison_lines(found: Comparison | None) -> Iterator[str]:
+    if found is None:
+        return
+    pairs = found.pairs
+    share, (low, high) = found.agreement
+    told = "-" if share is None else f"{share:.1%} (95 %: {low:.1%} to {high:.1%})"
+    yield (
+        f"shadow {found.shadow} beside {found.model}: the same answer on {found.agreed} of "
+        f"{found.images} images, {told}; positive for the model alone {pairs.only_model}, for the "
+        f"shadow alone {pairs.only_shadow}; without the shadow's answer {pairs.unanswered}"
+    )
+
+    for name, agreed in (
+        ("model", found.model_with_reports),
+        ("shadow", found.shadow_with_reports),
+    ):
+        for line in _agreement_lines(agreed):
+            yield f"{name}: {line}"
+        if agreed is not None and agreed.auc is not None:
+            yield f"{name}: area under the ROC curve: {agreed.auc:.3f}"
+
+
 def summary(found: Look) -> dict[str, Any]:
     """The figures as JSON."""
     return {
@@ -92,6 +127,21 @@ def summary(found: Look) -> dict[str, Any]:
             for alarm in found.drift.alarms
         ],
         "agreement": _agreement_summary(found.agreement),
+        "shadow": _comparison_summary(found.comparison),
+    }
+
+
+def _comparison_summary(found: Comparison | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    share, interval = found.agreement
+    return {
+        **asdict(found.pairs),
+        "images": found.images,
+        "agreement": share,
+        "agreement_95": interval,
+        "model_with_reports": _agreement_summary(found.model_with_reports),
+        "shadow_with_reports": _agreement_summary(found.shadow_with_reports),
     }
 
 

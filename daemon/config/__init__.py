@@ -16,6 +16,7 @@ from daemon.config.schema import (
     Overlay,
     Peer,
     Retention,
+    Shadow,
 )
 from daemon.config.tls import CertificateIdentity, DestinationTls, ServerTls
 from daemon.config.web import Web, WebUser
@@ -38,6 +39,7 @@ __all__ = [
     "Peer",
     "Retention",
     "ServerTls",
+    "Shadow",
     "Web",
     "WebUser",
     "Webhook",

@@ -248,6 +248,20 @@ class Overlay(Settings):
     )
 
 
+class Shadow(Settings):
+    """A second model that answers the same images, for comparison alone (docs/shadow.md)."""
+
+    model: Model = Field(
+        description="The folder or zip of the shadow's model package. Its answers are compared "
+        "with those of `model`, and never sent."
+    )
+    device: Device = Field(
+        default="cpu",
+        description="The device that it runs on. The default leaves the memory of a GPU to "
+        "`model`.",
+    )
+
+
 class Config(Settings):
     """Everything a role needs to know, valid once constructed.
 
@@ -310,6 +324,11 @@ class Config(Settings):
         "disagrees with torch by more than 0.001 is dropped with a warning, and torch goes on. "
         "`auto` also takes 16-bit floats (bf16) where the model package carries the validation "
         "that allows it.",
+    )
+    shadow: Shadow | None = Field(
+        default=None,
+        description="A second model that answers the same images in a process of its own, while "
+        "no image waits. null: there is none. A change needs a restart of that role.",
     )
     max_batch: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
         default=8, description="The most images that are analysed together."

@@ -8,6 +8,7 @@ from daemon.drift.agreement import (
     auc,
     read_reports,
 )
+from daemon.drift.shadow import Comparison, comparison
 from daemon.drift.statistics import difference, psi, psi_limit, wilson
 from daemon.drift.weeks import (
     EVERY_AE,
@@ -25,6 +26,7 @@ __all__ = [
     "EVERY_AE",
     "Agreement",
     "Alarm",
+    "Comparison",
     "Drift",
     "ReportsError",
     "Week",
@@ -32,6 +34,7 @@ __all__ = [
     "agreement",
     "auc",
     "compare",
+    "comparison",
     "difference",
     "drift",
     "monday_of",

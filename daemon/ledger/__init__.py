@@ -22,6 +22,7 @@ from daemon.ledger.records import (
     StoredResult,
 )
 from daemon.ledger.senders import Sender
+from daemon.ledger.shadow import Pairs, ShadowJob
 from daemon.ledger.states import DeliveryState, GenerationState, ImageState
 from daemon.ledger.weekly import BaselineWeeks, DriftBook, DriftView, ReportedImage, WeeklyCount
 
@@ -51,11 +52,13 @@ __all__ = [
     "LedgerLimits",
     "Outage",
     "Owed",
+    "Pairs",
     "Recipient",
     "ReportedImage",
     "RoleProcess",
     "SameReason",
     "Sender",
+    "ShadowJob",
     "Snapshot",
     "StoredResult",
     "Taker",

@@ -29,6 +29,7 @@ from daemon.ledger.schema import (
     state_is,
     state_is_not,
 )
+from daemon.ledger.shadow import ShadowView
 from daemon.ledger.states import DeliveryState, ImageState
 from daemon.ledger.weekly import DriftView
 
@@ -60,6 +61,7 @@ class Inspection:
         self.settings = SettingsView(database)
         self.drift = DriftView(database)
         self.period = PeriodView(database)
+        self.shadow = ShadowView(database)
 
     @classmethod
     def open(cls, url: str) -> Self:

@@ -52,6 +52,7 @@ from daemon.ledger.schema import (
     state_is_not,
 )
 from daemon.ledger.senders import count_arrivals
+from daemon.ledger.shadow import ShadowBook
 from daemon.ledger.states import (
     ENDINGS,
     DeliveryEvent,
@@ -124,6 +125,7 @@ class Ledger:
         self.inspect = Inspection(self._database)
         self.alarms = Alarms(self._database)
         self.drift = DriftBook(self._database)
+        self.shadow = ShadowBook(self._database)
         self.generations = Generations(
             self._database, self._note_settings, self._note_refused_settings
         )

@@ -408,6 +408,20 @@ reported = sa.Table(
     sa.Column("told_at", sa.Float, nullable=False),
 )
 
+# One row for each image that a shadow model looked at (shadow.py).
+shadow_answers = sa.Table(
+    "shadow_answers",
+    metadata,
+    # The shadow's package, as `instances.model` names one.
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("instance_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("begun_at", sa.Float, nullable=False),
+    sa.Column("probability", sa.Float),
+    sa.Column("positive", sa.Boolean),
+    # Why there is no answer; empty with one. Null: the process ended at this image.
+    sa.Column("why", sa.Text),
+)
+
 # The statements that turn the tables of one version into those of the next, on both databases.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
@@ -485,6 +499,9 @@ STEPS: dict[int, tuple[str, ...]] = {
         " last_week INTEGER NOT NULL, set_by TEXT NOT NULL, set_at FLOAT NOT NULL)",
         "CREATE TABLE reported (image TEXT NOT NULL PRIMARY KEY, finding BOOLEAN NOT NULL,"
         " told_at FLOAT NOT NULL)",
+        "CREATE TABLE shadow_answers (model TEXT NOT NULL, instance_id INTEGER NOT NULL,"
+        " begun_at FLOAT NOT NULL, probability FLOAT, positive BOOLEAN, why TEXT,"
+        " PRIMARY KEY (model, instance_id))",
         "CREATE TABLE takers (owner TEXT NOT NULL, role TEXT NOT NULL,"
         " generation INTEGER NOT NULL, answered INTEGER NOT NULL, why TEXT NOT NULL,"
         " PRIMARY KEY (owner, role))",

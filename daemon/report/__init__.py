@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime, time, timedelta
 
-from daemon.drift import agreement, drift
+from daemon.drift import agreement, comparison, drift
 from daemon.drift.weeks import weeks_between
 from daemon.ledger import Inspection
 from daemon.report import figures
@@ -34,6 +34,7 @@ def read(inspect: Inspection, ae_title: str, first: date, last: date) -> Report:
         figures.outages(images, deliveries, now),
         drift(inspect, last_week - first_week + 1, last_week),
         agreement(inspect, first_week),
+        comparison(inspect),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from html import escape
 
-from daemon.drift import EVERY_AE, Agreement, Drift, monday_of
+from daemon.drift import EVERY_AE, Agreement, Comparison, Drift, monday_of
 from daemon.drift.statistics import Interval
 from daemon.report.figures import Day, OutageTime, Source, Times
 from daemon.report.plots import Bar, Point, bars, rates
@@ -57,6 +57,8 @@ class Report:
     outages: Sequence[OutageTime]
     drift: Drift
     agreement: Agreement | None
+    # Of the newest images, whenever they came.
+    comparison: Comparison | None = None
 
 
 def page(report: Report) -> str:
@@ -69,6 +71,7 @@ def page(report: Report) -> str:
         _positives(report),
         _drift(report.drift),
         _agreement(report.agreement),
+        _comparison(report.comparison),
         _outages(report.outages),
         _failures(report),
     ]
@@ -182,14 +185,43 @@ def _drift(found: Drift) -> str:
 def _agreement(found: Agreement | None) -> str:
     if found is None:
         return ""
-    area = "-" if found.auc is None else f"{found.auc:.3f}"
     rows = [
         ("reports with an analysed image", f"{found.reports:,}"),
         ("sensitivity", share(*found.sensitivity)),
         ("positive predictive value", share(*found.predictive_value)),
-        ("area under the ROC curve", area),
+        ("area under the ROC curve", _area(found)),
     ]
     return _section("Agreement with reports", ("", "value"), rows)
+
+
+def _comparison(found: Comparison | None) -> str:
+    if found is None:
+        return ""
+    pairs = found.pairs
+    rows = [
+        ("images that both answered", f"{found.images:,}", ""),
+        ("the same answer", share(*found.agreement), ""),
+        ("positive for one alone", f"{pairs.only_model:,}", f"{pairs.only_shadow:,}"),
+        ("without an answer", "", f"{pairs.unanswered:,}"),
+    ]
+    model, shadow = found.model_with_reports, found.shadow_with_reports
+    if model is not None and shadow is not None:
+        rows += [
+            ("reports on these images", f"{model.reports:,}", f"{shadow.reports:,}"),
+            ("sensitivity", share(*model.sensitivity), share(*shadow.sensitivity)),
+            (
+                "positive predictive value",
+                share(*model.predictive_value),
+                share(*shadow.predictive_value),
+            ),
+            ("area under the ROC curve", _area(model), _area(shadow)),
+        ]
+    head = ("newest images", found.model, f"shadow: {found.shadow}")
+    return _section("The shadow model, whose answers are not sent", head, rows)
+
+
+def _area(found: Agreement) -> str:
+    return "-" if found.auc is None else f"{found.auc:.3f}"
 
 
 def _outages(found: Sequence[OutageTime]) -> str:

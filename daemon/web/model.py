@@ -19,7 +19,17 @@ from typing import Any
 import yaml
 from starlette.responses import Response
 
-from daemon.drift import EVERY_AE, Agreement, Alarm, Drift, Week, agreement, drift
+from daemon.drift import (
+    EVERY_AE,
+    Agreement,
+    Alarm,
+    Comparison,
+    Drift,
+    Week,
+    agreement,
+    comparison,
+    drift,
+)
 from daemon.ledger.view import View
 from daemon.web.visit import Visit
 
@@ -80,13 +90,17 @@ class AtSite:
     alarms: tuple[Alarm, ...]
     # With radiologists' reports; None: the site feeds none.
     agreement: Agreement | None
+    # With a shadow model; None: none has looked at an image.
+    comparison: Comparison | None
 
     @classmethod
     def look(cls, view: View) -> AtSite:
         """Ask the ledger."""
         found: Drift = drift(view)
         weeks = tuple(reversed(found.of(EVERY_AE)))
-        return cls(weeks, found.baseline_of.get(EVERY_AE), found.alarms, agreement(view))
+        return cls(
+            weeks, found.baseline_of.get(EVERY_AE), found.alarms, agreement(view), comparison(view)
+        )
 
 
 def page(visit: Visit) -> Response:

@@ -139,7 +139,7 @@ def look(node: Node, spool: Spool, certificates: list[Certificate], quarantined:
     """Ask the ledger and the spool."""
     view = node.view
     at = view.now()
-    roles = _roles(view.roles(), at)
+    roles = _roles(node.settings, view.roles(), at)
     destinations = _destinations(node)
     failed, newest_failed = view.failed_images(1)
     times = view.times_to_archive()
@@ -173,9 +173,13 @@ def look(node: Node, spool: Spool, certificates: list[Certificate], quarantined:
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def _roles(rows: Sequence[Mapping[str, Any]], at: float) -> list[Role]:
+def _roles(settings: Config, rows: Sequence[Mapping[str, Any]], at: float) -> list[Role]:
+    names = [*NEEDED_ROLES, "web"]
+    if settings.shadow is not None:
+        names.append("shadow")
+
     roles = []
-    for name in (*NEEDED_ROLES, "web"):
+    for name in names:
         ages = [at - row["beat_at"] for row in rows if row["role"] == name]
         alive = sum(age < SILENT_AFTER_S for age in ages)
         roles.append(Role(name, alive, min(ages, default=None)))
@@ -230,7 +234,8 @@ def _needs_of_roles(roles: Sequence[Role]) -> Iterator[Need]:
     for role in roles:
         # The page itself: who reads this sees it run.
         if not role.alive and role.name != "web":
-            yield Need(f"need_role_{role.name}", {"since": role.last_sign_s})
+            is_grave = role.name in NEEDED_ROLES
+            yield Need(f"need_role_{role.name}", {"since": role.last_sign_s}, is_grave=is_grave)
 
 
 def _needs_of_reason(same: SameReason | None) -> Iterator[Need]:

@@ -160,6 +160,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "role_analyse": ("Analyse", "Analysieren"),
     "role_deliver": ("Deliver", "Ausliefern"),
     "role_web": ("This page", "Diese Seite"),
+    "role_shadow": ("Shadow model", "Schattenmodell"),
     "runs": ("Runs", "Läuft"),
     "silent": ("Silent", "Stumm"),
     "not_running": ("Not running", "Läuft nicht"),
@@ -214,6 +215,11 @@ TABLE: dict[str, tuple[str, str]] = {
         "Die Rolle deliver läuft nicht: Ergebnisse erreichen kein Archiv.",
     ),
     "need_role_deliver_more": ("Last sign: {age}.", "Letztes Zeichen: {age}."),
+    "need_role_shadow": (
+        "The shadow model does not run: nothing is compared. No image depends on it.",
+        "Das Schattenmodell läuft nicht: Nichts wird verglichen. Kein Bild hängt davon ab.",
+    ),
+    "need_role_shadow_more": ("Last sign: {age}.", "Letztes Zeichen: {age}."),
     "need_same_reason": (
         "The newest {number} images were all not analysed for one reason: {reason}.",
         "Die neuesten {number} Bilder wurden alle aus einem Grund nicht analysiert: {reason}.",
@@ -419,6 +425,17 @@ TABLE: dict[str, tuple[str, str]] = {
         "Kein Vergleich ist gesetzt (pleura drift baseline): nichts schlägt an.",
     ),
     "against_reports": ("Against {number} reports", "Gegen {number} Befunde"),
+    "shadow": ("The shadow model", "Das Schattenmodell"),
+    "shadow_hint": (
+        "It answers the same images for comparison alone; nothing of it is sent. These are the "
+        "newest images.",
+        "Es beantwortet dieselben Bilder nur zum Vergleich; nichts davon wird gesendet. Gezeigt "
+        "sind die neuesten Bilder.",
+    ),
+    "both_answered": ("Images that both answered", "Von beiden beantwortete Bilder"),
+    "same_answer": ("The same answer", "Gleiche Antwort"),
+    "positive_alone": ("Suspected by one alone", "Verdacht nur bei einem"),
+    "reports_on_these": ("Reports on these images", "Befunde zu diesen Bildern"),
     "figure": ("Figure", "Größe"),
     "value": ("Value", "Wert"),
     "interval": ("95 % interval", "95-%-Intervall"),
