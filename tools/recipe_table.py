@@ -1,9 +1,11 @@
 """The recipes' networks: parameters, arithmetic and, where asked, time of one forward pass.
 
-    python -m tools.recipe_table [--time] [NAME...]      # a Markdown table for docs/training.md
+    python -m tools.recipe_table [--time] [--turns N] [NAME...]      # a Markdown table
 
-Parameters and multiplications are counted on torch's meta device, without memory or computing;
-times are medians on this machine's CPU, in float32, of one image.
+Parameters and multiplications are counted on torch's meta device, without memory or computing.
+Times are of one image in float32 on this machine's CPU. Each network takes alternate turns with the
+first of the table, so a machine that slows down meanwhile slows both; printed are the medians and
+how many times the first's it is.
 """
 
 # ruff: noqa: T201 - a program
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +28,10 @@ from training.recipe import Stage
 RECIPES = Path(__file__).resolve().parent.parent / "config" / "recipes"
 # Trains no network
 _OUTCOME = "lgg-outcome"
-_TIMED = 3
+_TURNS = 7
+
+
+Forward = Callable[[], object]
 
 
 def main() -> None:
@@ -34,27 +39,44 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("name", nargs="*")
     options.add_argument("--time", action="store_true")
+    options.add_argument("--turns", type=int, default=_TURNS)
     given = options.parse_args()
 
     names = given.name or sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    print(f"| recipe | network | px | parameters | GMAC |{' ms |' if given.time else ''}")
-    print(f"|---|---|---|---|---|{'---|' if given.time else ''}")
-    for name in names:
-        if name != _OUTCOME:
-            for row in _rows(name, given.time):
-                print("| " + " | ".join(row) + " |", flush=True)
+    stages = [
+        (name, stage)
+        for name in names
+        if name != _OUTCOME
+        for stage in recipe.load(RECIPES / f"{name}.yaml").networks
+    ]
+    first = _forward(stages[0][1]) if given.time else None
+    columns = [
+        "recipe",
+        "network",
+        "px",
+        "parameters",
+        "GMAC",
+        *(["ms", "x first"] if first else []),
+    ]
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+
+    for name, stage in stages:
+        row = _counts(name, stage)
+        if first is not None:
+            milliseconds, times_first = by_turns(first, _forward(stage), given.turns)
+            row += [f"{milliseconds:.0f}", f"{times_first:.2f}"]
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
-def _rows(name: str, timed: bool) -> Iterator[tuple[str, ...]]:
-    for stage in recipe.load(RECIPES / f"{name}.yaml").networks:
-        parameters, macs = counted(stage)
-        # A classifier of a segmenter's map has the network inside it.
-        of = stage.arguments.get("of", stage.model_dump())
-        encoder = of["arguments"].get("encoder")
-        network = f"{of['architecture']}{f' on {encoder}' if encoder else ''}"
-        counted_macs = "not counted" if macs is None else f"{macs / 1e9:.1f}"
-        row = (f"`{name}`", network, str(stage.side), f"{parameters:,}", counted_macs)
-        yield (*row, f"{_milliseconds(stage):.0f}") if timed else row
+def _counts(name: str, stage: Stage) -> list[str]:
+    parameters, macs = counted(stage)
+    # A classifier of a segmenter's map has the network inside it.
+    of = stage.arguments.get("of", stage.model_dump())
+    encoder = of["arguments"].get("encoder")
+    network = f"{of['architecture']}{f' on {encoder}' if encoder else ''}"
+    counted_macs = "not counted" if macs is None else f"{macs / 1e9:.1f}"
+    return [f"`{name}`", network, str(stage.side), f"{parameters:,}", counted_macs]
 
 
 def counted(stage: Stage) -> tuple[int, int | None]:
@@ -76,16 +98,39 @@ def counted(stage: Stage) -> tuple[int, int | None]:
     return parameters, counter.get_total_flops() // 2
 
 
-def _milliseconds(stage: Stage) -> float:
+def by_turns(
+    first: Forward, other: Forward, turns: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
+    """(milliseconds of `other`, how many times `first`'s they are), medians of alternate turns.
+
+    One turn of each is not counted.
+    """
+    first()
+    other()
+    milliseconds = []
+    ratios = []
+
+    for _ in range(turns):
+        started = clock()
+        first()
+        between = clock()
+        other()
+        ended = clock()
+        milliseconds.append((ended - between) * 1000)
+        ratios.append((ended - between) / (between - started))
+
+    return statistics.median(milliseconds), statistics.median(ratios)
+
+
+def _forward(stage: Stage) -> Forward:
     network = build(stage.architecture, **stage.arguments).eval()
     image = torch.zeros(1, 1, stage.side, stage.side)
-    times = []
-    for _ in range(1 + _TIMED):
-        started = time.perf_counter()
+
+    def run() -> object:
         with torch.inference_mode():
-            network(image)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:]) * 1000
+            return network(image)
+
+    return run
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from inference.networks.conv_stack import CONV_STACK_WIDTHS, ConvStack
 from inference.networks.dc_unet import DCUNet
 from inference.networks.decoders.deeplab_v3 import DeepLabV3Decoder
 from inference.networks.decoders.encnet import EncNetDecoder
@@ -103,6 +104,10 @@ _FullUpWidths = Annotated[
 ]
 _Features = Annotated[
     Sequence[_Width], Field(min_length=6, max_length=6), AfterValidator(_features)
+]
+# Every map has the full side.
+_StackWidths = Annotated[
+    Sequence[Annotated[int, Field(ge=4, le=64)]], Field(min_length=1, max_length=12)
 ]
 _Blocks = Annotated[int, Field(ge=1, le=16)]
 _Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -226,12 +231,12 @@ def _fcn(
     encoder: _Encoder = "resnet34",
     stem: _EncoderStem = "grey",
     hidden: Annotated[int, Field(ge=1, le=4096)] = 512,
-    kernel: Literal[1, 3, 5, 7] = 3,
+    kernel: Literal[1, 3, 5, 6, 7] = 3,
     dropout: _Dropout = 0.5,
+    skips: Literal[0, 1, 2] = 2,
 ) -> nn.Module:
-    return EncoderDecoder(
-        encoder, stem, partial(FCNDecoder, hidden=hidden, kernel=kernel, dropout=dropout)
-    )
+    decoder = partial(FCNDecoder, hidden=hidden, kernel=kernel, dropout=dropout, skips=skips)
+    return EncoderDecoder(encoder, stem, decoder)
 
 
 @validate_call
@@ -244,6 +249,11 @@ def _fcn_transposed(
 ) -> nn.Module:
     decoder = partial(TransposedDecoder, kernels=kernels, strides=strides, dropout=dropout)
     return EncoderDecoder(encoder, stem, decoder)
+
+
+@validate_call
+def _conv_stack(widths: _StackWidths = CONV_STACK_WIDTHS) -> nn.Module:
+    return ConvStack(widths)
 
 
 @validate_call
@@ -316,6 +326,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "encnet": _encnet,
     "fcn": _fcn,
     "fcn-transposed": _fcn_transposed,
+    "conv-stack": _conv_stack,
     "plain-unet": _plain_unet,
     "double-unet": _double_unet,
     "dc-unet": _dc_unet,

@@ -35,6 +35,7 @@ _LIGHTER = {
     "efficientnet-b4": "efficientnet-lite0",
     "inception-resnet-v2": "efficientnet-lite0",
     "resnet50": "efficientnet-lite0",
+    "vgg16": "alexnet",
     "senet154": "efficientnet-lite0",
     "se-resnext101": "efficientnet-lite0",
     "se-resnext50": "efficientnet-lite0",
@@ -44,6 +45,8 @@ _LIGHTER = {
 _DILATING = {"deeplab-v3", "encnet"}
 # So are the widths of networks without an encoder: a quarter, so a sixteenth of the weights.
 _WIDTHS = {"widths", "up_widths", "features"}
+# Nor has a decoder there the 4,096 maps of fully connected layers.
+_MOST_HIDDEN = 512
 
 
 def made(folder: Path, images: int) -> Path:
@@ -96,6 +99,8 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
                 changed |= {place: _lighter(encoder, stage)} if encoder in _LIGHTER else {}
             for place, widths in _widths(stage, f"networks.{number}"):
                 changed[place] = str([width // 4 for width in widths])
+            if stage.get("arguments", {}).get("hidden", 0) > _MOST_HIDDEN:
+                changed[f"networks.{number}.arguments.hidden"] = str(_MOST_HIDDEN)
 
     return changed
 

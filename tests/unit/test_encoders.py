@@ -20,6 +20,7 @@ CLASSES = 1000
 
 # Parameters after the encoder, and in all, as published with 1,000 classes.
 PUBLISHED = {
+    "alexnet": ((256 * 36 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * CLASSES, 61_100_840),
     "densenet121": ((1024 + 1) * CLASSES, 7_978_856),
     "efficientnet-b3": (384 * 1536 + 2 * 1536 + (1536 + 1) * CLASSES, 12_233_232),
     "efficientnet-b4": (448 * 1792 + 2 * 1792 + (1792 + 1) * CLASSES, 19_341_616),
@@ -33,6 +34,7 @@ PUBLISHED = {
     "se-resnext50": ((2048 + 1) * CLASSES, 27_559_896),
     "se-resnext101": ((2048 + 1) * CLASSES, 48_955_416),
     "senet154": ((2048 + 1) * CLASSES, 115_088_984),
+    "vgg16": ((512 * 49 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * CLASSES, 138_357_544),
     "vgg19": ((512 * 49 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * CLASSES, 143_667_240),
     "xception": ((2048 + 1) * CLASSES, 22_855_952),
 }
@@ -61,6 +63,8 @@ NAMES: dict[str, dict[str, tuple[int, ...]]] = {
         "Mixed_7c.branch_pool.conv.weight": (192, 2048, 1, 1),
     },
     "senet154": {"layer0.conv1.weight": (64, 3, 3, 3), "layer0.conv3.weight": (128, 64, 3, 3)},
+    "alexnet": {"features.0.weight": (64, 3, 11, 11), "features.10.bias": (256,)},
+    "vgg16": {"features.28.weight": (512, 512, 3, 3)},
     "vgg19": {"features.0.weight": (64, 3, 3, 3), "features.34.bias": (512,)},
     "xception": {
         "block1.skip.weight": (128, 64, 1, 1),

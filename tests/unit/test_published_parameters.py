@@ -44,6 +44,33 @@ def test_fcn_by_transfer(name: str, published: int, trainable: int, only_keras: 
     assert recipe.load(FOLDER / f"{name}.yaml").networks[0].freeze == recipe.Freeze(epochs=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "published_millions"), [("s1-fcn-alexnet", 57), ("s1-fcn-vgg16", 134)]
+)
+def test_fully_convolutional_networks_of_the_slides(name: str, published_millions: int) -> None:
+    network = on_meta(name)
+    decoder = network.get_submodule("decoder")
+    one_class = decoder.get_submodule("scores.0")
+    enlarging = network.get_submodule("segmentation_head")
+
+    # The published count has a score for each of PASCAL VOC's 21 classes. Enlarging is fixed there.
+    own = count(network) - count(one_class) - count(enlarging)
+    assert round((own + (4096 + 1) * 21) / 1e6) == published_millions
+
+
+def test_the_stack_of_convolutions_is_small() -> None:
+    assert count(on_meta("s1-conv-stack")) == 28_225
+
+
+@pytest.mark.parametrize("skips", [0, 1, 2])
+@pytest.mark.parametrize("kernel", [6, 7])
+def test_fcn_answers_at_full_size(skips: int, kernel: int) -> None:
+    arguments = {"encoder": "alexnet", "hidden": 8, "kernel": kernel, "skips": skips}
+    with torch.inference_mode():
+        found = build("fcn", **arguments).eval()(torch.zeros(1, 1, 64, 96))
+    assert found.shape == (1, 1, 64, 96)
+
+
 @pytest.mark.parametrize("name", ["t2-unet-plus-plus", "b1-unet-plus-plus"])
 def test_unet_plus_plus(name: str) -> None:
     assert count(on_meta(name, deep_supervision=False)) == 9_118_657

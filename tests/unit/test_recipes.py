@@ -23,6 +23,7 @@ from training.measures import outcome
 from training.measures.evaluate import read_answers
 
 ROWS = {
+    "S1",
     "T1",
     "T2",
     "T3",

@@ -2,7 +2,8 @@
 
 Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 4. With
 `hidden` 4096 and `kernel` 7 the two convolutions are the paper's, 119.5 million of its 134 million
-parameters on a VGG-16.
+parameters on a VGG-16. Without `skips` it is FCN-32s, of the scores at 1/32 alone; with one skip,
+FCN-16s.
 """
 
 from __future__ import annotations
@@ -11,34 +12,50 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from inference.networks.decoders import Decoder
 
 
 class FCNDecoder(Decoder):
-    """The three deeper maps -> scores (n, 1, side / 8, side / 8)."""
+    """The three deeper maps -> scores (n, 1, side / `stride`, side / `stride`).
+
+    `skips`, from 0 to 2, is how many maps above the deepest are scored too. An even `kernel`, as
+    AlexNet's 6, reaches one cell farther to the right and below: AlexNet's cells are centred at
+    their upper left corners, so its scores end up centred.
+    """
 
     width = 1
-    stride = 8
 
     def __init__(
-        self, widths: Sequence[int], hidden: int = 512, kernel: int = 3, dropout: float = 0.5
+        self,
+        widths: Sequence[int],
+        hidden: int = 512,
+        kernel: int = 3,
+        dropout: float = 0.5,
+        skips: int = 2,
     ) -> None:
         super().__init__()
+        self.stride = 32 >> skips
+        self._extra = 1 - kernel % 2
         self.convolve = nn.Sequential(
-            nn.Conv2d(widths[-1], hidden, kernel, padding=kernel // 2),
+            nn.Conv2d(widths[-1], hidden, kernel, padding=(kernel - 1) // 2),
             nn.ReLU(), nn.Dropout2d(dropout),
             nn.Conv2d(hidden, hidden, 1), nn.ReLU(), nn.Dropout2d(dropout),
         )  # fmt: skip
-        self.scores = nn.ModuleList(
-            nn.Conv2d(width, 1, 1) for width in (hidden, widths[-2], widths[-3])
-        )
-        self.doublings = nn.ModuleList(_enlarge(2) for _ in range(2))
+        skipped = [widths[-2 - number] for number in range(skips)]
+        self.scores = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in (hidden, *skipped))
+        self.doublings = nn.ModuleList(_enlarge(2) for _ in skipped)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        deepest, half, quarter = self.scores
-        x = self.doublings[0](deepest(self.convolve(maps[-1]))) + half(maps[-2])
-        return [self.doublings[1](x) + quarter(maps[-3])]
+        deepest, *above = self.scores
+        x = functional.pad(maps[-1], (0, self._extra, 0, self._extra)) if self._extra else maps[-1]
+        x = deepest(self.convolve(x))
+
+        for number, (double, score) in enumerate(zip(self.doublings, above, strict=True)):
+            x = double(x) + score(maps[-2 - number])
+
+        return [x]
 
     def head(self) -> nn.Sequential:
         return nn.Sequential(_enlarge(self.stride))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import nn
 
 from inference.networks.encoders import from_timm
+from inference.networks.encoders.alexnet import alexnet
 from inference.networks.encoders.base import Encoder, SymmetricInput
 from inference.networks.encoders.densenet import densenet121
 from inference.networks.encoders.efficientnet import efficientnet_b3, efficientnet_b4
@@ -26,7 +27,7 @@ from inference.networks.encoders.inception_resnet_v2 import inception_resnet_v2
 from inference.networks.encoders.inception_v3 import inception_v3
 from inference.networks.encoders.resnet import resnet34, resnet50
 from inference.networks.encoders.senet import se_resnext50, se_resnext101, senet154
-from inference.networks.encoders.vgg import vgg19
+from inference.networks.encoders.vgg import vgg16, vgg19
 from inference.networks.encoders.xception import xception
 from inference.networks.imagenet import ImageNetInput, XRayVisionInput
 
@@ -34,6 +35,7 @@ __all__ = ["ENCODERS", "Encoder", "build", "top"]
 
 # Each takes the number of input channels.
 ENCODERS: dict[str, Callable[[int], Encoder]] = {
+    "alexnet": alexnet,
     "densenet121": densenet121,
     "efficientnet-b3": efficientnet_b3,
     "efficientnet-b4": efficientnet_b4,
@@ -47,6 +49,7 @@ ENCODERS: dict[str, Callable[[int], Encoder]] = {
     "se-resnext50": se_resnext50,
     "se-resnext101": se_resnext101,
     "senet154": senet154,
+    "vgg16": vgg16,
     "vgg19": vgg19,
     "xception": xception,
 }

@@ -1,21 +1,26 @@
-"""VGG-19: nothing but 3 x 3 convolutions, and a pool after each group of them.
+"""VGG-16 and VGG-19: nothing but 3 x 3 convolutions, and a pool after each group of them.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR
-2015, Table 1, configuration E, without batch normalisation. 20,024,384 parameters: 143,667,240 as
-published, less the three fully connected layers. The weights have torchvision's names.
+2015, Table 1, configurations D and E, without batch normalisation. 14,714,688 and 20,024,384
+parameters: 138,357,544 and 143,667,240 as published, less the three fully connected layers. The
+weights have torchvision's names.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from inference.networks.encoders.base import Encoder
 
-# Maps and convolutions of each group.
-_GROUPS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
+# Maps of each group.
+_WIDTHS = (64, 128, 256, 512, 512)
+# Convolutions of each group.
+_OF_16 = (2, 2, 3, 3, 3)
+_OF_19 = (2, 2, 4, 4, 4)
 
 
 class VGG(Encoder):
@@ -23,11 +28,11 @@ class VGG(Encoder):
 
     widths = (128, 256, 512, 512, 512)
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, counts: Sequence[int]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
 
-        for width, count in _GROUPS:
+        for width, count in zip(_WIDTHS, counts, strict=True):
             for channels_in in (channels, *itertools.repeat(width, count - 1)):
                 layers += [nn.Conv2d(channels_in, width, 3, 1, 1), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
@@ -51,6 +56,11 @@ class VGG(Encoder):
         return [*before_pools[1:], x]
 
 
+def vgg16(channels: int) -> Encoder:
+    """Widths 128, 256, 512, 512, 512."""
+    return VGG(channels, _OF_16)
+
+
 def vgg19(channels: int) -> Encoder:
     """Widths 128, 256, 512, 512, 512."""
-    return VGG(channels)
+    return VGG(channels, _OF_19)
