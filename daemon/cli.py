@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_CANNOT_START
 
     from daemon import log, output
-    from daemon.config import ConfigError
 
     log.start()
     try:
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         output.discard()
         return EXIT_NOT_READ
-    except (ConfigError, CannotStartError) as error:
+    except CannotStartError as error:
         # Its log lines come first.
         log.flush()
         print(error, file=sys.stderr)
@@ -80,9 +79,9 @@ def _ledger_trouble(error: Exception) -> str:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from daemon import config, supervisor
+    from daemon import supervisor
 
-    return supervisor.serve(config.load(options.config), options.config)
+    return supervisor.serve(options.config)
 
 
 def _role(options: argparse.Namespace) -> int:
@@ -337,7 +336,7 @@ def _alerts(options: argparse.Namespace) -> int:
 
 def _metrics(options: argparse.Namespace) -> int:
     from daemon import config
-    from daemon.metrics import exposition
+    from daemon.metrics.exposition import exposition
 
     print(exposition(config.load(options.config), opening.inspection(options)).decode(), end="")
     return EXIT_DONE

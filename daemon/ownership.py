@@ -13,9 +13,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
-from daemon.config import Config
+from daemon.config import Config, sqlite_file
 
 # Beside SQLite's file.
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
@@ -76,6 +74,11 @@ def root_warning(config: Config) -> str:
 
 def ledger_file(config: Config) -> Path | None:
     """SQLite's file; None where the ledger is on a server."""
+    if (file := sqlite_file(config.ledger)) is not None:
+        return Path(file)
+
+    from sqlalchemy.engine import make_url
+
     url = make_url(config.ledger)
     if url.get_backend_name() != "sqlite" or not url.database:
         return None

@@ -12,7 +12,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
 from daemon.ledger import Ledger, LedgerError, Outage, describe, this_machine
 from daemon.live import LiveSettings, Take, is_alive
+from daemon.readiness import PARENT, READY, notify
 from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
@@ -38,11 +38,6 @@ if TYPE_CHECKING:
     from daemon.web.server import PageServer
 
 log = logging.getLogger("pleura.service")
-
-READY = "READY"
-
-# In a role's environment: the process ID of the `serve` that started it.
-PARENT = "PLEURA_PARENT"
 
 # How late a SIGTERM may be noticed.
 _NOTICE_S = 0.5
@@ -501,19 +496,6 @@ def _say_ready(role: str, what: str) -> None:
     _ready.set()
     output.say(READY)
     notify("READY=1")
-
-
-def notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); does nothing outside systemd."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-
-    # A leading @ stands for the NUL of an abstract socket.
-    path = f"\0{address[1:]}" if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-        sock.connect(path)
-        sock.send(message.encode())
 
 
 def _die_with_parent() -> None:

@@ -1,11 +1,13 @@
 """`pleura serve`: the roles as processes that are kept running, and that end with it.
 
-service.py is one role.
+service.py is one role. This process holds the standard library alone: it may run for months beside
+what it supervises.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import selectors
@@ -14,18 +16,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.exc import OperationalError
-
 from daemon import log as lines
-from daemon import output, service
+from daemon import output
 from daemon.backoff import doubled_s
-from daemon.config import Config
 from daemon.exits import EXIT_CANNOT_START, EXIT_DONE
+from daemon.readiness import PARENT, READY, notify
 
 log = logging.getLogger("pleura.service")
 
@@ -38,6 +38,8 @@ _SETTLED_S = 60.0
 
 # How long a role may finish its work after SIGTERM.
 _DRAIN_S = 60.0
+
+_PYTHON = (sys.executable, "-P", "-m")
 
 # How often the children are looked at while no signal and no READY arrives.
 _LOOK_S = 0.2
@@ -59,33 +61,30 @@ class _Child:
     cannot_start: bool = False
 
 
-def serve(config: Config, path: Path) -> int:
+def serve(path: Path) -> int:
     """Run the roles as processes; a dead role is restarted with back-off.
 
     Says READY once receive, analyse and deliver are. Returns 0 after SIGTERM or SIGINT, 2 where one
     of them cannot start. The web and the shadow role are started again for ever: no image depends
     on them.
     """
-    lines.use(config.log_format)
-    _check_stores(config)
-    return _Supervisor(path, service.roles_of(config)).run()
+    found = subprocess.run(
+        [*_PYTHON, "daemon.preflight", str(path)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if found.returncode != EXIT_DONE:
+        return found.returncode
 
-
-def _check_stores(config: Config) -> None:
-    """Report a wrong ledger or spool as one clear error, not as three.
-
-    The roles themselves wait for a database server or a disk that is away.
-    """
-    with contextlib.suppress(OperationalError, OSError):
-        ledger, _ = service.open_stores(config)
-        ledger.close()
+    told = json.loads(found.stdout)
+    lines.use(told["log_format"])
+    return _Supervisor(path, told["roles"]).run()
 
 
 class _Supervisor:
-    def __init__(self, path: Path, roles: Sequence[str]) -> None:
-        self._command = [sys.executable, "-P", "-m", "daemon.cli"]
+    def __init__(self, path: Path, roles: Mapping[str, bool]) -> None:
+        """`roles`: each role's name, and whether the node needs it to do its job."""
+        self._command = [*_PYTHON, "daemon.cli"]
         self._path = path
-        self._children = [_Child(role, is_needed=service.is_needed(role)) for role in roles]
+        self._children = [_Child(role, is_needed) for role, is_needed in roles.items()]
         self._selector = selectors.DefaultSelector()
 
         self._stopping = False
@@ -108,7 +107,7 @@ class _Supervisor:
                 self._pass_on_reload()
                 self._listen(_LOOK_S)
 
-            service.notify("STOPPING=1")
+            notify("STOPPING=1")
             self._end()
         return EXIT_DONE
 
@@ -151,7 +150,7 @@ class _Supervisor:
 
     def _start(self, child: _Child) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
-        environment[service.PARENT] = str(os.getpid())
+        environment[PARENT] = str(os.getpid())
 
         # From the main thread: PR_SET_PDEATHSIG fires when the thread that forked ends, and the
         # main thread lives as long as this process.
@@ -185,7 +184,7 @@ class _Supervisor:
                 continue
 
             line = key.fileobj.readline()  # type: ignore[union-attr]
-            if line.strip() == service.READY:
+            if line.strip() == READY:
                 child.ready = True
             elif not line:
                 assert child.process is not None
@@ -195,8 +194,8 @@ class _Supervisor:
         needed = [child for child in self._children if child.is_needed]
         if not self._said_ready and all(child.ready for child in needed):
             self._said_ready = True
-            output.say(service.READY)
-            service.notify("READY=1")
+            output.say(READY)
+            notify("READY=1")
 
     def _end(self) -> None:
         """Send SIGTERM to every role, let it finish its work, then send SIGKILL."""

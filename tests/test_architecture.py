@@ -15,7 +15,7 @@ ROLES = ("receive", "analyse", "deliver")
 ROOMS = {
     "alerts": {"backoff", "config", "drift", "ledger", "metrics", "tls"},
     "backoff": set(),
-    "config": {"installed"},
+    "config": {"exits", "installed"},
     "dicom": {"watchdog"},
     "drift": {"ledger"},
     "exits": set(),
@@ -32,6 +32,17 @@ ROOMS = {
     "tls": {"config"},
     "watchdog": set(),
     "adoption": {"dicom", "ledger", "spool"},
+}
+
+# Analysis, and the libraries that read pixels or data sets.
+_HEAVY = "torch highdicom inference training scipy safetensors numpy pydicom pynetdicom PIL"
+# Modules that are imported, and those that they must not load; each row after the rows above it.
+_LOADED = {
+    "daemon.cli daemon.supervisor": f"{_HEAVY} sqlalchemy pydantic yaml ssl asyncio",
+    "daemon.config daemon.ownership": f"{_HEAVY} sqlalchemy",
+    "daemon.commands.status": f"{_HEAVY} sqlalchemy.dialects.postgresql",
+    "daemon.service daemon.receive.scp daemon.receive.inbox": f"{_HEAVY} smtplib",
+    "daemon.deliver.deliverer": f"{_HEAVY} prometheus_client httpx",
 }
 
 
@@ -106,18 +117,27 @@ def _is_there(module: str) -> bool:
     return not is_ours or folder.is_dir() or folder.with_suffix(".py").is_file()
 
 
-def test_the_listening_process_loads_neither_torch_nor_the_analysis() -> None:
-    # pydicom itself imports every pixel decoder that is installed; nothing on the receiving side
-    # calls one.
-    program = (
-        "import sys, daemon.cli, daemon.config, daemon.service, daemon.ledger.ledger, daemon.receive.scp, daemon.receive.inbox\n"
-        "heavy = {'torch', 'highdicom', 'inference', 'training', 'scipy', 'safetensors'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+def test_a_process_loads_what_it_needs_alone() -> None:
+    """Memory of roles that run for months, and the time of commands that people wait for."""
+    program = "\n".join(
+        (
+            "import importlib, sys",
+            "def loaded(names, unwanted):",
+            "    for name in names.split(): importlib.import_module(name)",
+            "    print(names, sorted(set(unwanted.split()) & set(sys.modules)))",
+            # In one process, the least first: each step sees what the steps before it loaded.
+            *(f"loaded({names!r}, {unwanted!r})" for names, unwanted in _LOADED.items()),
+        )
     )
     found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+        env={"PYTHONPATH": str(REPOSITORY)},
     ).stdout
-    assert found.strip() == "[]"
+    assert found.splitlines() == [f"{names} []" for names in _LOADED]
 
 
 def test_every_dependency_is_known_to_the_constraints() -> None:

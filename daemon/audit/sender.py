@@ -15,13 +15,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydicom import dcmread
-
 from daemon.audit.message import Source
 from daemon.audit.syslog import Channel, formatted, open_channel
 from daemon.backoff import Backoff
 from daemon.config import Audit, Config
-from daemon.dicom.tables import lenient_headers
 from daemon.ledger import AuditRow, Ledger, owner_name
 from daemon.spool import Spool
 from daemon.tls import TlsClient, repository_client
@@ -136,6 +133,10 @@ class AuditSender:
 
 def patient_id(path: Path) -> str:
     """The Patient ID of a DICOM file; empty where it cannot be read."""
+    from pydicom import dcmread
+
+    from daemon.dicom.leniency import lenient_headers
+
     try:
         with lenient_headers():
             tags = ["PatientID"]

@@ -19,6 +19,7 @@ from daemon.config.schema import (
     Shadow,
 )
 from daemon.config.tls import CertificateIdentity, DestinationTls, ServerTls
+from daemon.config.values import sqlite_file
 from daemon.config.web import Web, WebUser
 
 __all__ = [
@@ -53,5 +54,6 @@ __all__ = [
     "public",
     "restart_keys",
     "show",
+    "sqlite_file",
     "with_device",
 ]

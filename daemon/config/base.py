@@ -8,4 +8,10 @@ from pydantic import BaseModel, ConfigDict
 class Settings(BaseModel):
     """Keys that are checked, frozen, and never quoted in an error: a value may be a secret."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        # Each group is built once, with the whole, and not a second time on its own.
+        defer_build=True,
+    )

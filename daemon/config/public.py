@@ -6,10 +6,8 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 from daemon.config.schema import Config
+from daemon.config.values import sqlite_file
 
 HIDDEN = "***"
 
@@ -50,6 +48,12 @@ def _without_credentials(text: str) -> str:
 
 def without_password(url: str) -> str:
     """A database URL for people's eyes, *** in place of its password."""
+    if sqlite_file(url) is not None:
+        return url
+
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         parsed = make_url(url)
     except ArgumentError:

@@ -14,12 +14,13 @@ from daemon.config import conflicts, document, secrets
 from daemon.config.public import public, without_password
 from daemon.config.schema import Config
 from daemon.config.terms import closest
+from daemon.exits import CannotStartError
 
 # A key that is this alike to a known one is a typo of it.
 _KEY_LIKENESS = 0.6
 
 
-class ConfigError(Exception):
+class ConfigError(CannotStartError):
     """The settings cannot be used. The message lists every error: key, value found, allowed."""
 
 

@@ -2,7 +2,8 @@
 reason's consequence.
 
 Both roles that may take a report share this module: deliver on the association that asked, receive
-on an association that the archive opens. Pure functions: no network, no ledger.
+on an association that the archive opens. Pure functions: no network, no ledger. pydicom is imported
+with the first report or request: a node without commitment does without it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
-from pydicom import Dataset
-from pydicom.filereader import read_dataset
-from pydicom.uid import UID
+from daemon.dicom.tables import IMPLICIT_VR_LITTLE_ENDIAN, STORAGE_COMMITMENT, Status
 
-from daemon.dicom.tables import STORAGE_COMMITMENT, Status
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 REQUEST = 1  # action type, PS3.4 J.3.2
 COMPLETE, FAILURES_EXIST = 1, 2  # event types, PS3.4 J.3.3
@@ -91,9 +92,14 @@ def read_report(
     if event_type not in (COMPLETE, FAILURES_EXIST):
         raise ReportError(Status.NO_SUCH_EVENT_TYPE, "its event type is neither 1 nor 2")
 
-    implicit_vr = UID(transfer_syntax_uid).is_implicit_VR
+    from pydicom.filereader import read_dataset
+
+    from daemon.dicom.leniency import lenient_headers
+
+    is_implicit = transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN
     try:
-        return report_of(read_dataset(io.BytesIO(information), implicit_vr, True))
+        with lenient_headers():
+            return report_of(read_dataset(io.BytesIO(information), is_implicit, True))
     except Exception as error:
         # A parser's text may quote the value that it could not take.
         raise ReportError(
@@ -125,6 +131,9 @@ def action_information(transaction_uid: str, references: Sequence[tuple[str, str
     """The Action Information of a request (PS3.4 Table J.3-1). `references`: SOP class, SOP
     instance UID.
     """
+    from pydicom import Dataset
+    from pydicom.uid import UID
+
     information = Dataset()
     information.TransactionUID = UID(transaction_uid)
     information.ReferencedSOPSequence = []

@@ -1,4 +1,7 @@
-"""A way to one peer: the contexts to propose, one association, and the services asked over it."""
+"""A way to one peer: the contexts to propose, one association, and the services asked over it.
+
+pydicom is imported where a data set must be understood: bytes that go out as they are need none.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,7 @@ import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
-
-from pydicom import Dataset
-from pydicom.uid import UID, ImplicitVRLittleEndian
-from pynetdicom.dsutils import encode
+from typing import TYPE_CHECKING, Protocol
 
 from daemon.dicom.negotiation import Proposal, Rejected
 from daemon.dicom.outgoing import Outgoing, UnsendableError, as_is, uncompressed
@@ -27,11 +26,15 @@ from daemon.dicom.requestor import (
     Source,
 )
 from daemon.dicom.tables import (
+    IMPLICIT_VR_LITTLE_ENDIAN,
     STORAGE_COMMITMENT,
     UNCOMPRESSED,
     VERIFICATION,
     Priority,
 )
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 
 class LinkDownError(Exception):
@@ -96,15 +99,15 @@ def proposal(objects: Sequence[tuple[str, str]]) -> list[Proposal]:
     objects, the contexts of Verification. The requestor numbers the contexts.
     """
     wanted: dict[tuple[str, str], None] = {}
-    for sop_class, own in objects or [(VERIFICATION, str(ImplicitVRLittleEndian))]:
+    for sop_class, own in objects or [(VERIFICATION, IMPLICIT_VR_LITTLE_ENDIAN)]:
         for syntax in (own, *UNCOMPRESSED):
-            wanted[sop_class, str(syntax)] = None
+            wanted[sop_class, syntax] = None
     return [Proposal(0, sop_class, (syntax,)) for sop_class, syntax in wanted]
 
 
 def commitment_proposal() -> list[Proposal]:
     """The presentation context of a request for storage commitment (PS3.4 J.3.2)."""
-    return [Proposal(0, STORAGE_COMMITMENT, tuple(map(str, UNCOMPRESSED)))]
+    return [Proposal(0, STORAGE_COMMITMENT, UNCOMPRESSED)]
 
 
 class Link:
@@ -188,8 +191,11 @@ class Link:
         self, sop_class_uid: str, sop_instance_uid: str, action_type: int, information: Dataset
     ) -> Answer:
         """N-ACTION. Raises LinkDownError, NotAcceptedError, UnsendableError."""
+        from pydicom.uid import UID
+        from pynetdicom.dsutils import encode
+
         context_id, syntax = self._context_of(sop_class_uid, UID(sop_class_uid).name)
-        encoded = encode(information, UID(syntax).is_implicit_VR, True)
+        encoded = encode(information, syntax == IMPLICIT_VR_LITTLE_ENDIAN, True)
         if encoded is None:
             raise UnsendableError("its action information cannot be encoded")
 
@@ -228,7 +234,7 @@ class Link:
         possible = [own, *UNCOMPRESSED] if outgoing.part10 or own in UNCOMPRESSED else UNCOMPRESSED
         for syntax in possible:
             if (outgoing.sop_class_uid, syntax) in self._requestor.accepted:
-                return str(syntax)
+                return syntax
         raise NotAcceptedError(
             f"no presentation context for SOP class {outgoing.sop_class_uid} in {own} "
             "or uncompressed is accepted; let the peer accept one of them"

@@ -1,7 +1,8 @@
 """Objects to send: what a file holds, and its data set as bytes to put on the wire.
 
 The bytes go out as they are where the peer takes their transfer syntax. Otherwise the pixels are
-decoded: the same object under the same UID, its lossy history kept (PS3.3 C.7.6.1.1.5).
+decoded: the same object under the same UID, its lossy history kept (PS3.3 C.7.6.1.1.5). Only that
+needs pydicom, which is imported there.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom.dsutils import encode, split_dataset
+from typing import TYPE_CHECKING
 
 from daemon.dicom.part10 import HEAD_BYTES, read_file_meta
+from daemon.dicom.tables import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 
 class UnsendableError(Exception):
@@ -46,6 +47,8 @@ def describe(path: Path) -> Outgoing:
 
     Raises UnsendableError, OSError.
     """
+    from pydicom.errors import InvalidDicomError
+
     try:
         uids, _ = _file_meta(path)
         return Outgoing(path, *uids)
@@ -79,6 +82,9 @@ def uncompressed(outgoing: Outgoing, syntax: str) -> io.FileIO | io.BytesIO:
     Raises:
         UnsendableError, OSError; whatever a decoder raises on pixels that it cannot take.
     """
+    from pydicom.uid import UID
+    from pynetdicom.dsutils import encode
+
     dataset = _read(outgoing.path)
     dataset.file_meta.TransferSyntaxUID = UID(outgoing.transfer_syntax_uid)
     if dataset.file_meta.TransferSyntaxUID.is_compressed:
@@ -88,7 +94,7 @@ def uncompressed(outgoing: Outgoing, syntax: str) -> io.FileIO | io.BytesIO:
     if dataset.original_encoding[1] is False:
         # Nothing here would swap the bytes of its pixels.
         raise UnsendableError("it is big endian, which the peer does not take")
-    encoded = encode(dataset, UID(syntax).is_implicit_VR, True)
+    encoded = encode(dataset, syntax == IMPLICIT_VR_LITTLE_ENDIAN, True)
     if encoded is None:
         raise UnsendableError("it cannot be encoded")
     return io.BytesIO(encoded)
@@ -106,6 +112,8 @@ def _file_meta(path: Path) -> tuple[tuple[str, str, str], int]:
         uids = (plain.sop_class_uid, plain.sop_instance_uid, plain.transfer_syntax_uid)
         return uids, plain.data_set_at
 
+    from pynetdicom.dsutils import split_dataset
+
     meta, offset = split_dataset(path)
     uids = (
         str(meta.MediaStorageSOPClassUID),
@@ -116,6 +124,8 @@ def _file_meta(path: Path) -> tuple[tuple[str, str, str], int]:
 
 
 def _read(path: Path, header_only: bool = False) -> Dataset:
+    from pydicom import dcmread
+
     with warnings.catch_warnings():
         # pydicom's warnings quote header values.
         warnings.simplefilter("ignore")
@@ -135,4 +145,4 @@ def _syntax(header: Dataset) -> str:
     """
     told = header.file_meta.get("TransferSyntaxUID")
     implicit, _ = header.original_encoding
-    return str(told or (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian))
+    return str(told or (IMPLICIT_VR_LITTLE_ENDIAN if implicit else EXPLICIT_VR_LITTLE_ENDIAN))

@@ -5,13 +5,8 @@ take, our own name.
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 from importlib.metadata import version
-
-from pydicom import config, uid
 
 from daemon.dicom.negotiation import Supported
 
@@ -48,26 +43,29 @@ class Priority(IntEnum):
     LOW = 2
 
 
-UNCOMPRESSED = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
+UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 
 # An acceptor picks the first of its own list that the peer proposes, so what loses nothing comes
-# first: a sender that offers both in one context must not be made to compress.
+# first: a sender that offers both in one context must not be made to compress. Written out, because
+# pydicom (and numpy with it) is 40 MB that the receive role need not hold.
 _IMAGE_SYNTAXES = (
     *UNCOMPRESSED,
-    uid.DeflatedExplicitVRLittleEndian,
-    uid.ExplicitVRBigEndian,
-    uid.JPEGLosslessSV1,
-    uid.JPEGLossless,
-    uid.JPEGLSLossless,
-    uid.JPEG2000Lossless,
-    uid.RLELossless,
-    uid.HTJ2KLossless,
-    uid.HTJ2KLosslessRPCL,
-    uid.JPEGBaseline8Bit,
-    uid.JPEGExtended12Bit,
-    uid.JPEGLSNearLossless,
-    uid.JPEG2000,
-    uid.HTJ2K,
+    "1.2.840.10008.1.2.1.99",  # Deflated Explicit VR Little Endian
+    "1.2.840.10008.1.2.2",  # Explicit VR Big Endian
+    "1.2.840.10008.1.2.4.70",  # JPEG Lossless, First-Order Prediction
+    "1.2.840.10008.1.2.4.57",  # JPEG Lossless
+    "1.2.840.10008.1.2.4.80",  # JPEG-LS Lossless
+    "1.2.840.10008.1.2.4.90",  # JPEG 2000, lossless only
+    "1.2.840.10008.1.2.5",  # RLE Lossless
+    "1.2.840.10008.1.2.4.201",  # High-Throughput JPEG 2000, lossless only
+    "1.2.840.10008.1.2.4.202",  # High-Throughput JPEG 2000, lossless only, RPCL
+    "1.2.840.10008.1.2.4.50",  # JPEG Baseline, 8 bit
+    "1.2.840.10008.1.2.4.51",  # JPEG Extended, 12 bit
+    "1.2.840.10008.1.2.4.81",  # JPEG-LS Near-Lossless
+    "1.2.840.10008.1.2.4.91",  # JPEG 2000
+    "1.2.840.10008.1.2.4.203",  # High-Throughput JPEG 2000
 )
 _OTHER_SYNTAXES = _IMAGE_SYNTAXES[:4]
 
@@ -103,17 +101,16 @@ def reported_classes() -> dict[str, Supported]:
 
     It may propose the SCP role for them; many archives report without role selection.
     """
-    uncompressed = tuple(map(str, UNCOMPRESSED))
     return {
-        VERIFICATION: Supported(uncompressed),
-        STORAGE_COMMITMENT: Supported(uncompressed, takes_scp=True),
+        VERIFICATION: Supported(UNCOMPRESSED),
+        STORAGE_COMMITMENT: Supported(UNCOMPRESSED, takes_scp=True),
     }
 
 
 def stored_classes() -> dict[str, Supported]:
     """The services for a peer that stores: those, and Storage. By abstract syntax."""
-    images = Supported(tuple(map(str, _IMAGE_SYNTAXES)))
-    others = Supported(tuple(map(str, _OTHER_SYNTAXES)))
+    images = Supported(_IMAGE_SYNTAXES)
+    others = Supported(_OTHER_SYNTAXES)
     return (
         reported_classes()
         | dict.fromkeys(_IMAGE_CLASSES, images)
@@ -131,43 +128,3 @@ def no_delay(connection: socket.socket) -> None:
 def printable(text: object, limit: int = 64) -> str:
     """A peer's string as a log may show it: one line of ASCII, at most `limit` characters."""
     return "".join(c if " " <= c <= "~" else "?" for c in str(text)[:limit])
-
-
-@contextmanager
-def lenient_headers() -> Iterator[None]:
-    """While it lasts, pydicom does not warn about values that break their VR's rules: its warnings
-    quote them.
-    """
-    _Leniency.enter()
-    try:
-        yield
-    finally:
-        _Leniency.leave()
-
-
-class _Leniency:
-    """pydicom's setting is one for the process; the first thread to need it changes it, the last
-    restores it.
-    """
-
-    lock = threading.Lock()
-    users = 0
-    before = (0, 0)
-
-    @classmethod
-    def enter(cls) -> None:
-        settings = config.settings
-        with cls.lock:
-            if cls.users == 0:
-                cls.before = settings.reading_validation_mode, settings.writing_validation_mode
-                settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
-            cls.users += 1
-
-    @classmethod
-    def leave(cls) -> None:
-        with cls.lock:
-            cls.users -= 1
-            if cls.users == 0:
-                config.settings.reading_validation_mode, config.settings.writing_validation_mode = (
-                    cls.before
-                )

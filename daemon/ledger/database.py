@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
-from daemon.ledger.schema import SCHEMA_VERSION, STEPS, metadata, schema_version
+from daemon.ledger.schema import SCHEMA_VERSION, STEPS, create_tables, schema_version
 
 # Errors of SQLite that another start does not heal.
 _HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")
@@ -305,7 +305,7 @@ class Database:
             if not self.is_sqlite:
                 conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
             if not sa.inspect(conn).has_table(schema_version.name):
-                metadata.create_all(conn)
+                create_tables(conn)
                 conn.execute(schema_version.insert().values(version=SCHEMA_VERSION))
                 return
 

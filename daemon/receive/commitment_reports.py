@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from daemon.dicom.acceptor import Context
 from daemon.dicom.commitment import Fate, ReportError, read_report
 from daemon.dicom.pdu import CommandSet, Element
-from daemon.dicom.tables import Status, lenient_headers
+from daemon.dicom.tables import Status
 from daemon.ledger import Ledger
 
 log = logging.getLogger("pleura.commitment")
@@ -26,8 +26,7 @@ def take_report(
     Returns the status to answer with. Never raises.
     """
     try:
-        with lenient_headers():
-            return _take_report(command, information, context, destinations, ledger)
+        return _take_report(command, information, context, destinations, ledger)
     except Exception:
         # The handler's one catch-all. The archive may report again, and is asked again.
         log.exception("a storage commitment report could not be taken")

@@ -27,12 +27,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.filereader import read_dataset, read_preamble
 from watchdog.events import FileClosedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.inotify import InotifyObserver
 
 from daemon.backoff import doubled_s
-from daemon.dicom.tables import lenient_headers
 from daemon.dicom.uids import is_uid
 from daemon.ledger import Arrival, Outage
 from daemon.receive.intake import Intake, NoRoomError
@@ -267,6 +265,11 @@ def _identity(data: bytes) -> tuple[str, str, str]:
 
     Only that group is read: the data set is for the analyse role, which may die of it.
     """
+    # Only an inbox needs pydicom, which is 40 MB.
+    from pydicom.filereader import read_dataset, read_preamble
+
+    from daemon.dicom.leniency import lenient_headers
+
     file = io.BytesIO(data)
 
     try:

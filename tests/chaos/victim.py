@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daemon import cli, config, service
+from daemon import cli, config, readiness
 from daemon.backoff import Backoff
 from daemon.deliver.deliverer import Deliverer
 from daemon.deliver.limits import DeliverLimits
@@ -240,12 +240,11 @@ def _quicken(plan: Plan) -> None:
     quick_worker = partial(Worker, limits=WorkerLimits(pause_s=0.3))
     _replace("daemon.analyse.worker:Worker", quick_worker)
     _replace("daemon.deliver.deliverer:Deliverer", partial(Deliverer, limits=DELIVER_LIMITS))
-    notify = service.notify
 
     def told(message: str) -> None:
         if message == "READY=1":
             plan.say_ready()
-        notify(message)
+        readiness.notify(message)
 
     _replace("daemon.service:notify", told)
 

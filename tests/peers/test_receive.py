@@ -30,9 +30,9 @@ from daemon.commands.send import send
 from daemon.config import Peer, Retention
 from daemon.dicom.acceptor import Association as Acceptor
 from daemon.dicom.acceptor import Limits, Rejection
+from daemon.dicom.leniency import lenient_headers
 from daemon.dicom.negotiation import Rejected, Supported
 from daemon.dicom.pdu import PduType
-from daemon.dicom.tables import lenient_headers
 from daemon.receive.access import AccessList, Caller
 from daemon.receive.scp import Receiver
 from tests.peers.receiving import (

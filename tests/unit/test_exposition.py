@@ -19,7 +19,8 @@ from starlette.applications import Starlette
 
 from daemon.config import Config
 from daemon.ledger import Alarm, Arrival, Completion, Ledger, StoredResult, senders, tallies
-from daemon.metrics import exposition, health, ready
+from daemon.metrics.exposition import exposition
+from daemon.metrics.health import health, ready
 from daemon.metrics.host import valid_until
 from daemon.metrics.probes import Probes
 from tests.unit.clock import Clock

@@ -100,7 +100,7 @@ def test_lossless_syntaxes_are_one_image(files: dict[tuple[str, Kind], bytes | N
 
 def test_the_node_offers_what_it_can_decode_and_nothing_else() -> None:
     decodable = {str(syntax) for syntax in (*DECODERS, *NATIVE_SYNTAXES)}
-    assert set(map(str, _IMAGE_SYNTAXES)) == decodable == {str(syntax.uid) for syntax in SYNTAXES}
+    assert set(_IMAGE_SYNTAXES) == decodable == {str(syntax.uid) for syntax in SYNTAXES}
     for syntax, plugin in DECODERS.items():
         assert plugin in get_decoder(syntax).available_plugins
 

@@ -17,7 +17,7 @@ from daemon.alerts.kinds import KINDS
 from daemon.config import Config
 from daemon.deliver.verdict import cure
 from daemon.ledger import Ledger
-from daemon.metrics import exposition
+from daemon.metrics.exposition import exposition
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _MONITORING = _REPOSITORY / "config" / "monitoring"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon import service, watchdog
+from daemon import readiness, watchdog
 from daemon.commands.send import send
 from daemon.config import Config
 from daemon.ledger import Ledger
@@ -101,7 +101,7 @@ def test_a_role_feeds_systemd_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         monkeypatch.setenv("WATCHDOG_USEC", "4000")
         monkeypatch.delenv("WATCHDOG_PID", raising=False)
 
-        feeder = watchdog.feeder(lambda: service.notify("WATCHDOG=1"), NEVER_S)
+        feeder = watchdog.feeder(lambda: readiness.notify("WATCHDOG=1"), NEVER_S)
         assert feeder is not None
         with feeder:
             assert systemd.recv(100) == b"WATCHDOG=1"

@@ -1,0 +1,54 @@
+"""`python -m daemon.preflight FILE`: what `serve` must know of the settings before it starts roles.
+
+A process of its own, so that the supervisor holds neither the settings' nor the ledger's libraries
+(30 MB) for the months that it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+
+from daemon import config as settings
+from daemon import log, service
+from daemon.config import Config
+from daemon.exits import EXIT_CANNOT_START, EXIT_DONE, CannotStartError
+
+
+def main(file: Path) -> int:
+    """Print as JSON the format of the log, and the roles to run: name -> whether the node needs it.
+
+    Returns 2 where the settings, the ledger or the spool are wrong: one clear error, not one of
+    each role.
+    """
+    log.start()
+    try:
+        config = settings.load(file)
+        log.use(config.log_format)
+        _check_stores(config)
+    except CannotStartError as error:
+        # Its log lines come first.
+        log.flush()
+        print(error, file=sys.stderr)  # noqa: T201 - as every command does
+        return EXIT_CANNOT_START
+
+    log.flush()
+    roles = {role: service.is_needed(role) for role in service.roles_of(config)}
+    found = {"log_format": config.log_format, "roles": roles}
+    print(json.dumps(found))  # noqa: T201 - the supervisor reads it
+    return EXIT_DONE
+
+
+def _check_stores(config: Config) -> None:
+    # The roles themselves wait for a database server or a disk that is away.
+    with contextlib.suppress(OperationalError, OSError):
+        ledger, _ = service.open_stores(config)
+        ledger.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
