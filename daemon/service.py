@@ -50,7 +50,7 @@ _tells: list[Callable[[], Mapping[str, Any]]] = []
 
 # The longest step of a thread that is not stuck: an image in its decoder (WorkerLimits.image_s), a
 # connection that takes no byte (requestor.Limits.stalled_s). A ledger may take the grace on top.
-_LONGEST_STEP_S = {"analyse": 600.0, "deliver": 60.0, "web": 60.0, "shadow": 600.0}
+_LONGEST_STEP_S = {"analyse": 600.0, "deliver": 60.0, "web": 60.0, "shadow": 60.0}
 _GRACE_S = 180.0
 
 # The pause before the next try to open a ledger whose server is away.
@@ -68,9 +68,6 @@ _LASTING = {
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL,
 }  # fmt: skip
-
-# nice(2)
-_LEAST_URGENT = 19
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _M_ARENA_MAX = -8  # mallopt(3)
@@ -442,29 +439,14 @@ def _shadow(
         raise CannotStartError("shadow: found null; the shadow role needs `shadow.model`")
     shadow = config.shadow
 
+    from daemon.analyse.shadow import Process, ShadowLimits, ShadowWorker, command
+
     # No reload waits for the shadow, not even while it loads: it takes every change by ignoring it.
     live.serve(lambda _: lambda: None)
-    _step_aside()
-    _prepare_for_torch()
 
-    from daemon.analyse.shadow import ShadowWorker, load
-
-    worker = ShadowWorker(lambda: load(config, shadow), ledger, spool)
+    limits = ShadowLimits()
+    worker = ShadowWorker(lambda: Process(command(config, shadow), limits), ledger, spool, limits)
     worker.run(stop, lambda name: _say_ready("shadow", f"model {name} on {shadow.device}"))
-
-
-def _step_aside() -> None:
-    """Give way to every other process: run on idle cores alone, and be the first to be killed."""
-    # systemd's units forbid these calls, and have settings in their place.
-    with contextlib.suppress(OSError):
-        os.nice(_LEAST_URGENT)
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    with contextlib.suppress(OSError):
-        # proc_pid_oom_score_adj(5): when memory is short, the kernel ends this process first.
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 # What runs a role: its settings, ledger and spool, what ends it, and what gives it new settings.

@@ -1,97 +1,149 @@
 """The shadow role: a second model answers the same images, for comparison alone (docs/shadow.md).
 
-It is a process of its own, so that nothing it does reaches the analyse role: it may raise, hang,
-leak or be killed. It looks at an image only while none waits, and writes rows of its own
-(ledger/shadow.py). It makes no result objects, so there is nothing that could be delivered.
+This process asks the ledger and writes rows of its own (ledger/shadow.py). The networks run in a
+process below it (answering.py), which may raise, hang, leak or be killed: that ends one comparison.
+The role looks at an image only while none waits.
 """
 
 from __future__ import annotations
 
-import faulthandler
+import contextlib
+import json
 import logging
+import os
+import selectors
+import subprocess
+import sys
 import threading
-import warnings
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+from daemon.analyse.answering import Answer, UnusableModelError
+from daemon.backoff import doubled_s
 from daemon.config import Config, Shadow
 from daemon.ledger import Ledger, Outage, ShadowJob
 from daemon.spool import Spool
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from inference.finding import Outcome
-
 log = logging.getLogger("pleura.shadow")
 
 _MOST_OF_REASON = 200
-# In which no result is dated: none is made.
-_NO_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+_CHUNK = 65536
+# How late the end of the role may be noticed.
+_NOTICE_S = 0.5
 
 
-class Analysis(Protocol):
-    """The part of inference.pipeline.Pipeline that the shadow needs."""
-
-    def analyse(self, files: Sequence[bytes], result_time: datetime) -> list[Outcome]:
-        """One Outcome per file."""
-
-
-class UnusableModelError(Exception):
-    """The shadow's package cannot be used. The message is for the operator."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A shadow that can answer: its name as `instances.model` has it, and its pipeline."""
-
-    name: str
-    pipeline: Analysis
+class EndedError(Exception):
+    """The process with the networks has ended. The message says how."""
 
 
 @dataclass(frozen=True)
 class ShadowLimits:
-    """How long the shadow waits."""
+    """How long the shadow waits, in seconds."""
 
     # Between two looks for an image.
     idle_s: float = 1.0
-    # Before a package that cannot be used is tried again.
-    unusable_s: float = 60.0
-    # The longest time of one image. Beyond it the process ends, and goes on after that image.
+    # The longest time of one image. Beyond it the networks' process is ended.
     image_s: float = 300.0
-    # How long the image in hand may take once the role is to stop.
+    # The longest time to load and replay the package.
+    load_s: float = 900.0
+    # The first and the longest pause before the networks' process is started again.
+    first_pause_s: float = 1.0
+    longest_pause_s: float = 60.0
+    # How long the role's thread may take to notice its end.
     drain_s: float = 5.0
 
 
-def load(config: Config, shadow: Shadow) -> Loaded:
-    """Load and replay the shadow's package, in plain torch.
+class Networks(Protocol):
+    """The shadow's networks."""
 
-    Raises:
-        UnusableModelError: the package or the device cannot be used.
-    """
-    import torch
+    def start(self) -> str:
+        """Load them, and give their package's name as `instances.model` has it.
 
-    from inference import package
-    from inference.admission import Rules
-    from inference.engine import Engine, choose_device
-    from inference.pipeline import AnalysisSettings, Pipeline
+        Raises:
+            UnusableModelError: the package cannot be used. EndedError: they ended.
+        """
 
-    try:
-        found = package.load(package.folder_of(shadow.model))
-        engine = Engine(found, choose_device(shadow.device), wanted="torch", max_batch=1)
-    except (package.PackageError, ValueError) as error:
-        raise UnusableModelError(str(error)) from error
+    def ask(self, path: Path) -> Answer:
+        """The answer on one file. Raises EndedError."""
 
-    # The other cores are for the images that wait.
-    torch.set_num_threads(1)
-    identity = engine.identity
-    # No kind of result: nothing is encoded.
-    rules = Rules(**config.admission.model_dump())
-    settings = AnalysisSettings(rules=rules, kinds=frozenset())
-    name = f"{identity.id} {identity.version} {identity.digest}"
-    return Loaded(name, Pipeline(engine, settings))
+    def end(self) -> None:
+        """End them, whatever they do; may be called from another thread."""
+
+    def close(self) -> None:
+        """As end(), and give back what they held."""
+
+
+class Process:
+    """The networks in a process of their own."""
+
+    def __init__(self, command: Sequence[str], limits: ShadowLimits) -> None:
+        self._limits = limits
+        self._read = b""
+        # Its standard error would quote headers: errors come as answers.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to = self._process.stdin
+        self._from = self._process.stdout
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._from, selectors.EVENT_READ)
+
+    def start(self) -> str:
+        """Wait until it has loaded its package, and give the package's name."""
+        told = self._line(self._limits.load_s)
+        if "unusable" in told:
+            raise UnusableModelError(told["unusable"])
+        return str(told["name"])
+
+    def ask(self, path: Path) -> Answer:
+        """The answer on one file. Raises EndedError."""
+        try:
+            self._to.write(json.dumps(str(path)).encode() + b"\n")
+            self._to.flush()
+        except OSError as error:
+            raise self._ended() from error
+        return Answer(**self._line(self._limits.image_s))
+
+    def end(self) -> None:
+        """Kill it."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Kill it, and close its pipes."""
+        self._process.kill()
+        self._process.wait()
+        self._selector.close()
+        self._from.close()
+        with contextlib.suppress(OSError):
+            # What it did not read any more is lost with it.
+            self._to.close()
+
+    def _line(self, within_s: float) -> dict[str, Any]:
+        """The next line that it says."""
+        deadline = time.monotonic() + within_s
+        while b"\n" not in self._read:
+            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+                raise EndedError(f"no answer in {within_s:g} s")
+            got = os.read(self._from.fileno(), _CHUNK)
+            if not got:
+                raise self._ended()
+            self._read += got
+
+        line, _, self._read = self._read.partition(b"\n")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _ended(self) -> EndedError:
+        return EndedError(f"the networks' process ended with status {self._process.wait()}")
 
 
 class ShadowWorker:
@@ -99,44 +151,67 @@ class ShadowWorker:
 
     def __init__(
         self,
-        make: Callable[[], Loaded],
+        make: Callable[[], Networks],
         ledger: Ledger,
         spool: Spool,
         limits: ShadowLimits | None = None,
     ) -> None:
-        """`make` loads the shadow, or raises UnusableModelError."""
+        """`make` gives the networks, which are not started yet."""
         self._make = make
         self._ledger = ledger
         self._spool = spool
         self._limits = limits or ShadowLimits()
-        self._loaded: Loaded | None = None
+        self._networks: Networks | None = None
         self._after = 0
+        self._said = ""
         self._outage = Outage(log, "shadow: the ledger or the spool")
 
     def run(self, stop: threading.Event, ready: Callable[[str], None]) -> None:
-        """Work until `stop` is set. `ready` is told the model's name once it can answer.
+        """Work until `stop` is set. `ready` is told the package's name once it can answer.
 
-        An image that takes long once `stop` is set is left behind: a node that ends does not wait
-        for its shadow.
+        An image in work is left behind: a node that ends does not wait for its shadow.
         """
         thread = threading.Thread(target=self._work, args=(stop, ready), name="shadow", daemon=True)
         thread.start()
-        stop.wait()
+        # In short steps: beside busy threads, a signal may not end a long wait.
+        while not stop.wait(_NOTICE_S):
+            pass
+
+        if self._networks is not None:
+            self._networks.end()
         thread.join(self._limits.drain_s)
 
     def _work(self, stop: threading.Event, ready: Callable[[str], None]) -> None:
-        with warnings.catch_warnings():
-            # pydicom's warnings quote header values.
-            warnings.simplefilter("ignore")
-            loaded = self._load(stop)
-            if loaded is not None:
-                ready(loaded.name)
-                self._answer(loaded, stop)
+        """Start the networks, and start them again with back-off where they end."""
+        limits = self._limits
+        ends = 0
+        while not stop.is_set():
+            networks = self._networks = self._make()
+            try:
+                name = networks.start()
+                ready(name)
+                ends = 0
+                self._compare(networks, name, stop)
+            except (UnusableModelError, EndedError) as error:
+                self._say(f"shadow.model: {error}; no image depends on it", stop)
+            finally:
+                networks.close()
 
-    def _answer(self, loaded: Loaded, stop: threading.Event) -> None:
+            stop.wait(doubled_s(limits.first_pause_s, limits.longest_pause_s, ends))
+            ends += 1
+
+    def _say(self, words: str, stop: threading.Event) -> None:
+        """Once for each trouble, and not for the end that the role itself brought."""
+        if words != self._said and not stop.is_set():
+            log.error("%s", words)
+            self._said = words
+
+    def _compare(self, networks: Networks, name: str, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
-                has_looked = self.turn(loaded)
+                has_looked = self.turn(networks, name)
+            except EndedError:
+                raise
             except Exception as error:
                 # The loop's one catch-all: a ledger or disk that is away comes back.
                 self._outage.failed(error)
@@ -146,50 +221,41 @@ class ShadowWorker:
             if not has_looked:
                 stop.wait(self._limits.idle_s)
 
-    def _load(self, stop: threading.Event) -> Loaded | None:
-        """The shadow, once its package can be used; None when `stop` came first."""
-        said = ""
-        while not stop.is_set():
-            try:
-                return self._make()
-            except UnusableModelError as error:
-                if str(error) != said:
-                    log.error("shadow.model: %s; nothing is compared until it can be used", error)
-                said = str(error)
-            except Exception:
-                # A package that breaks the library in a new way must not end in a restart loop.
-                log.exception("shadow.model: cannot be loaded; nothing is compared until it can")
-            stop.wait(self._limits.unusable_s)
-        return None
+    def turn(self, networks: Networks, name: str) -> bool:
+        """Look at the next image, if none waits for its analysis. Returns whether there was one.
 
-    def turn(self, loaded: Loaded) -> bool:
-        """Look at the next image, if none waits for its analysis. Returns whether there was one."""
+        Raises:
+            EndedError: the networks ended at this image. It is noted, and not tried again.
+        """
         view = self._ledger.inspect.shadow
-        self._after = self._after or view.last(loaded.name)
+        self._after = self._after or view.last(name)
         job = view.next(self._after)
         if job is None:
             return False
 
         # After a promotion the model is its own shadow: there is nothing to compare.
-        if job.model != loaded.name and self._ledger.shadow.begin(job, loaded.name):
-            self._look(job, loaded)
+        if job.model != name and self._ledger.shadow.begin(job, name):
+            self._look(networks, job, name)
         self._after = job.instance_id
         return True
 
-    def _look(self, job: ShadowJob, loaded: Loaded) -> None:
-        # A C thread: it ends the process even if the networks hang holding the GIL.
-        faulthandler.dump_traceback_later(self._limits.image_s, exit=True)
+    def _look(self, networks: Networks, job: ShadowJob, name: str) -> None:
         try:
-            (outcome,) = loaded.pipeline.analyse([self._spool.read(job.spool_name)], _NO_TIME)
-        except Exception as error:
-            log.warning("shadow: image %d: %s", job.instance_id, type(error).__name__)
-            probability, positive, why = None, None, type(error).__name__
-        else:
-            finding = outcome.finding
-            probability = finding.probability if finding else None
-            positive = finding.positive if finding else None
-            why = (outcome.reason or "no finding") if finding is None else ""
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+            said = networks.ask(self._spool.path(job.spool_name))
+        except EndedError as error:
+            self._note(job, name, Answer(None, None, str(error)))
+            raise
+        if said.why:
+            log.info("shadow: image %d has no answer: %s", job.instance_id, said.why)
+        self._note(job, name, said)
 
-        self._ledger.shadow.answer(job, loaded.name, probability, positive, why[:_MOST_OF_REASON])
+    def _note(self, job: ShadowJob, name: str, said: Answer) -> None:
+        why = said.why[:_MOST_OF_REASON]
+        self._ledger.shadow.answer(job, name, said.probability, said.positive, why)
+
+
+def command(config: Config, shadow: Shadow) -> list[str]:
+    """The command line of the networks' process."""
+    rules = json.dumps(config.admission.model_dump(mode="json"))
+    python = [sys.executable, "-P", "-m", "daemon.analyse.answering"]
+    return [*python, shadow.model, shadow.device, rules]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import subprocess
+import io
+import json
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from daemon import config as settings
 from daemon import service
-from daemon.analyse.shadow import Loaded, ShadowLimits, ShadowWorker, UnusableModelError, load
+from daemon.analyse import answering
+from daemon.analyse.answering import Answer, UnusableModelError
+from daemon.analyse.shadow import EndedError, Process, ShadowLimits, ShadowWorker
+from daemon.analyse.shadow import command as shadow_command
 from daemon.cli import main
 from daemon.commands import drift as command
 from daemon.config import Config, Shadow
@@ -24,11 +29,13 @@ from daemon.drift import comparison
 from daemon.ledger import Arrival, Completion, Ledger
 from daemon.spool import Spool
 from inference import package
+from inference.admission import Rules
 from tests import models
 from tools.peers.waiting import wait_until
 from training import phantom
 
 MODEL, SHADOW = "serving 1.0.0 aaaa", "candidate 2.0.0 bbbb"
+LIMITS = ShadowLimits(idle_s=0.01, image_s=0.5, first_pause_s=0.01, longest_pause_s=0.01)
 
 
 class Bench:
@@ -38,26 +45,36 @@ class Bench:
         self.ledger = ledger
         self.spool = Spool(folder / "spool")
         self.asked: list[bytes] = []
-        self.worker = ShadowWorker(lambda: self.loaded, ledger, self.spool)
-        self.loaded = Loaded(SHADOW, self)
+        self.worker = ShadowWorker(lambda: self, ledger, self.spool, LIMITS)
 
-    def analyse(self, files: Sequence[bytes], _: datetime) -> list[Any]:
-        """As a Pipeline: the answer stands in the file."""
-        (data,) = files
+    def look(self) -> bool:
+        return self.worker.turn(self, SHADOW)
+
+    # -- as the networks: the answer stands in the file ------------------------------------------
+
+    def start(self) -> str:
+        return SHADOW
+
+    def ask(self, path: Path) -> Answer:
+        data = path.read_bytes()
         self.asked.append(data)
-        if data == b"breaks":
-            raise RuntimeError("Doe^Jane")
-        if data == b"no chest":
-            return [SimpleNamespace(finding=None, reason="not_a_frontal_chest")]
-        probability = float(data)
-        finding = SimpleNamespace(probability=probability, positive=probability >= 0.5)
-        return [SimpleNamespace(finding=finding, reason=None)]
+        if data in (b"RuntimeError", b"not_a_frontal_chest"):
+            return Answer(None, None, data.decode())
+        return Answer(float(data), float(data) >= 0.5, "")
+
+    def end(self) -> None:
+        """Nothing runs."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    # -- images ----------------------------------------------------------------------------------
 
     def receive(self, uid: str, data: bytes) -> None:
         name = self.spool.write(data)
         self.ledger.receive([Arrival(name, "1.2", uid, "1.2", "XRAY1", "dimse", 1, len(data))])
 
-    def end(self, uid: str, data: bytes, probability: float, model: str = MODEL) -> None:
+    def end_image(self, uid: str, data: bytes, probability: float, model: str = MODEL) -> None:
         """An image whose file says what the shadow will answer."""
         self.receive(uid, data)
         (job,) = self.ledger.claim_images("me", 1)
@@ -65,6 +82,10 @@ class Bench:
             "analysed", uid, model=model, probability=probability, positive=probability >= 0.5
         )
         self.ledger.complete(job, done, {"pacs": ("SC", "SEG")})
+
+    def unanswered(self) -> int:
+        found = comparison(self.ledger.inspect)
+        return 0 if found is None else found.pairs.unanswered
 
 
 @pytest.fixture
@@ -82,14 +103,14 @@ def small(tmp_path: Path) -> Any:
 
 def test_answers_are_compared_with_the_models_and_with_reports(bench: Bench) -> None:
     assert comparison(bench.ledger.inspect) is None
-    bench.end("1.2.1", b"0.9", 0.9)
-    bench.end("1.2.2", b"0.2", 0.8)
-    bench.end("1.2.3", b"0.7", 0.1)
-    bench.end("1.2.4", b"0.1", 0.2)
-    bench.end("1.2.5", b"no chest", 0.2)
-    bench.end("1.2.6", b"breaks", 0.2)
-    bench.end("1.2.7", b"0.3", 0.3, model=SHADOW)
-    while bench.worker.turn(bench.loaded):
+    bench.end_image("1.2.1", b"0.9", 0.9)
+    bench.end_image("1.2.2", b"0.2", 0.8)
+    bench.end_image("1.2.3", b"0.7", 0.1)
+    bench.end_image("1.2.4", b"0.1", 0.2)
+    bench.end_image("1.2.5", b"not_a_frontal_chest", 0.2)
+    bench.end_image("1.2.6", b"RuntimeError", 0.2)
+    bench.end_image("1.2.7", b"0.3", 0.3, model=SHADOW)
+    while bench.look():
         pass
     assert len(bench.asked) == 6
     bench.ledger.drift.tell_reports({"1.2.1": True, "1.2.2": False, "1.2.3": True, "1.2.5": True})
@@ -114,11 +135,11 @@ def test_answers_are_compared_with_the_models_and_with_reports(bench: Bench) -> 
 
 
 def test_nothing_of_a_shadow_is_delivered_and_a_break_is_no_images_fault(bench: Bench) -> None:
-    bench.end("1.2.1", b"breaks", 0.9)
-    bench.end("1.2.2", b"0.1", 0.9)
+    bench.end_image("1.2.1", b"RuntimeError", 0.9)
+    bench.end_image("1.2.2", b"0.1", 0.9)
     before = bench.ledger.inspect.counts(), bench.ledger.inspect.history("1.2.1")
     files = sorted(path.name for path in bench.spool.folder.rglob("*"))
-    while bench.worker.turn(bench.loaded):
+    while bench.look():
         pass
     assert len(bench.asked) == 2
     assert (bench.ledger.inspect.counts(), bench.ledger.inspect.history("1.2.1")) == before
@@ -127,117 +148,122 @@ def test_nothing_of_a_shadow_is_delivered_and_a_break_is_no_images_fault(bench: 
 
 
 def test_it_looks_at_nothing_while_an_image_waits_or_is_in_work(bench: Bench) -> None:
-    bench.end("1.2.1", b"0.9", 0.9)
+    bench.end_image("1.2.1", b"0.9", 0.9)
     bench.receive("1.2.2", b"0.9")
-    assert not bench.worker.turn(bench.loaded)
+    assert not bench.look()
     (job,) = bench.ledger.claim_images("me", 1)
-    assert not bench.worker.turn(bench.loaded)
+    assert not bench.look()
     bench.ledger.complete(job, Completion("not_analysed", "d", reason="view"), {})
-    assert bench.worker.turn(bench.loaded)
-    assert not bench.worker.turn(bench.loaded)
+    assert bench.look()
+    assert not bench.look()
 
 
-_HANGS = """
-import sys, time
-from pathlib import Path
-from daemon.analyse.shadow import Loaded, ShadowLimits, ShadowWorker
-from daemon.ledger import Ledger
-from daemon.spool import Spool
-
-class Hanging:
-    def analyse(self, files, at):
-        time.sleep(600)
-
-loaded = Loaded(sys.argv[3], Hanging())
-worker = ShadowWorker(lambda: loaded, Ledger(sys.argv[1]), Spool(Path(sys.argv[2])),
-                      ShadowLimits(image_s=0.05))
-worker.turn(loaded)
-"""
-
-
-def test_a_shadow_that_hangs_ends_its_process_and_goes_on_after_that_image(small: Bench) -> None:
-    small.end("1.2.1", b"0.9", 0.9)
-    small.end("1.2.2", b"0.9", 0.9)
-    arguments = [small.ledger.url, str(small.spool.folder), SHADOW]
-    ended = subprocess.run(
-        [sys.executable, "-c", _HANGS, *arguments], capture_output=True, text=True, timeout=120
+def _process(script: str, limits: ShadowLimits = LIMITS) -> Callable[[], Process]:
+    """The networks' process, played by a script."""
+    line = (
+        f"import json, os, signal, sys, time\nprint(json.dumps({{'name': {SHADOW!r}}}), flush=True)"
     )
-    assert ended.returncode == 1
-    assert "Timeout" in ended.stderr
+    return lambda: Process([sys.executable, "-S", "-c", f"{line}\n{script}"], limits)
 
-    while small.worker.turn(small.loaded):
+
+@pytest.mark.parametrize(
+    ("script", "image_s", "why"),
+    [
+        ("sys.stdin.readline(); time.sleep(600)", 0.2, "no answer in 0.2 s"),
+        ("sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)", 600, "with status -9"),
+    ],
+)
+def test_a_shadow_that_hangs_or_is_killed_costs_one_comparison(
+    small: Bench, script: str, image_s: float, why: str
+) -> None:
+    small.end_image("1.2.1", b"0.9", 0.9)
+    small.end_image("1.2.2", b"0.9", 0.9)
+    networks = _process(script, replace(LIMITS, image_s=image_s))()
+    with pytest.raises(EndedError, match=why):
+        small.worker.turn(networks, networks.start())
+    networks.close()
+
+    while small.look():
         pass
-    found = comparison(small.ledger.inspect)
-    assert found is not None
-    assert (found.images, found.pairs.unanswered) == (1, 1)
+    assert small.asked == [b"0.9"]
+    assert small.unanswered() == 1
 
 
-def test_a_role_that_is_to_stop_leaves_a_hanging_image_behind(small: Bench) -> None:
-    small.end("1.2.1", b"0.9", 0.9)
-    is_asked, goes_on = threading.Event(), threading.Event()
-
-    class Hanging:
-        def analyse(self, files: Sequence[bytes], _: datetime) -> list[Any]:
-            is_asked.set()
-            goes_on.wait()
-            raise RuntimeError
-
-    stop = threading.Event()
-    loaded = Loaded(SHADOW, Hanging())
-    limits = ShadowLimits(idle_s=0.01, drain_s=0.01)
-    worker = ShadowWorker(lambda: loaded, small.ledger, small.spool, limits)
-    role = threading.Thread(target=worker.run, args=(stop, lambda _: None))
+def test_the_role_starts_its_networks_again_and_ends_while_they_hang(small: Bench) -> None:
+    for number in range(3):
+        small.end_image(f"1.2.{number}", b"0.9", 0.9)
+    patient = replace(LIMITS, image_s=600.0)
+    scripts = iter(["sys.exit(3)", "sys.stdin.readline(); sys.exit(3)"])
+    worker = ShadowWorker(
+        lambda: _process(next(scripts, "sys.stdin.readline(); time.sleep(600)"), patient)(),
+        small.ledger,
+        small.spool,
+        patient,
+    )
+    stop, names = threading.Event(), []
+    role = threading.Thread(target=worker.run, args=(stop, names.append))
     role.start()
-    assert is_asked.wait(60)
+    wait_until("the third process is asked", lambda: len(names) == 3 and _begun(small) == 3)
     stop.set()
     role.join(60)
     assert not role.is_alive()
-
-    # Its thread must not outlive this test.
-    goes_on.set()
-    wait_until("its thread has ended", lambda: not _shadow_threads())
+    assert set(names) == {SHADOW}
 
 
-def _shadow_threads() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "shadow"]
+def _begun(bench: Bench) -> int:
+    """How many images the shadow has begun."""
+    return bench.ledger.inspect.shadow.last(SHADOW)
 
 
-def test_a_package_that_cannot_be_used_is_waited_for(small: Bench) -> None:
+def test_a_package_that_cannot_be_used_is_waited_for_with_one_line(
+    small: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     tries: list[int] = []
 
-    def make() -> Loaded:
-        tries.append(1)
-        if len(tries) == 1:
-            raise UnusableModelError("no package")
-        if len(tries) == 2:
-            raise ZeroDivisionError
-        return small.loaded
+    class Unusable(Bench):
+        def start(self) -> str:
+            tries.append(1)
+            if len(tries) < 4:
+                raise UnusableModelError("no package")
+            return SHADOW
 
+    networks = Unusable(small.ledger, small.spool.folder.parent)
     stop, ready = threading.Event(), threading.Event()
-    worker = ShadowWorker(make, small.ledger, small.spool, ShadowLimits(0.01, 0.01))
+    worker = ShadowWorker(lambda: networks, small.ledger, small.spool, LIMITS)
     role = threading.Thread(target=worker.run, args=(stop, lambda _: ready.set()))
     role.start()
     assert ready.wait(60)
     stop.set()
     role.join(60)
-    assert len(tries) == 3
+    assert caplog.text.count("no package") == 1
 
 
-def test_a_real_package_answers_and_makes_no_object(small: Bench, tmp_path: Path) -> None:
+def test_a_real_package_answers_line_by_line_and_makes_no_object(tmp_path: Path) -> None:
     folder = models.write(tmp_path / "candidate", models.tiny_networks())
     picture = phantom.write(phantom.draw(3, False, 64), tmp_path / "sent.dcm")
-    small.end("1.2.1", picture.read_bytes(), 0.9)
-    loaded = load(Config(), Shadow(model=str(folder)))
-    assert small.worker.turn(loaded)
+    threads = torch.get_num_threads()
+    pipeline = answering.load(str(folder), "cpu", {})
+    torch.set_num_threads(threads)
 
-    found = comparison(small.ledger.inspect)
-    assert found is not None
-    assert found.images == 1
-    assert found.shadow.startswith("tiny 1.0.0 (")
-    (outcome,) = loaded.pipeline.analyse([picture.read_bytes()], datetime(2000, 1, 1))
+    out = io.StringIO()
+    absent = str(tmp_path / "absent")
+    answering.serve(pipeline, [json.dumps(str(picture)), json.dumps(absent)], out)
+    said, missing = (json.loads(line) for line in out.getvalue().splitlines())
+    assert said["positive"] == (said["probability"] >= 0.5)
+    assert missing["why"] == "FileNotFoundError"
+    assert answering.name_of(pipeline).startswith("tiny 1.0.0 ")
+    (outcome,) = pipeline.analyse([picture.read_bytes()], datetime(2000, 1, 1))
     assert outcome.results == ()
     with pytest.raises(UnusableModelError):
-        load(Config(), Shadow(model=str(tmp_path / "absent")))
+        answering.load(absent, "cpu", {})
+
+
+def test_the_command_names_package_device_and_rules() -> None:
+    shadowed = Config(shadow=Shadow(model="/srv/candidate"))
+    assert shadowed.shadow is not None
+    *_, model, device, rules = shadow_command(shadowed, shadowed.shadow)
+    assert (model, device) == ("/srv/candidate", "cpu")
+    assert Rules(**json.loads(rules)).minimum_age_years == 18
 
 
 def test_serve_runs_it_where_the_settings_name_one_and_needs_it_not() -> None:
