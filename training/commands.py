@@ -153,6 +153,7 @@ def closing_lines(wanted: Recipe, figures: Mapping[str, Any], out: Path) -> str:
     lines = [
         evaluate.table(figures, wanted.published),
         "",
+        f"figures: {out / 'figures.json'} (every part of the images, every figure)",
         f"report:  {out / 'report.html'}",
         f"package: {out / 'package'}",
         f"try it:  pleura predict --model {out / 'package'} FILE|DIR",

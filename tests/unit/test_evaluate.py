@@ -215,6 +215,14 @@ def test_published_figures_stand_beside_ours_with_the_caveat() -> None:
     assert f"all fold_3 finding nothing: {nothing:.3f}" in masks
 
 
+def test_the_table_has_the_main_figures_of_the_part_that_reports_and_no_others() -> None:
+    found = figures.figures_of(drawn()[0], THRESHOLD, from_run=False)
+    lines = [line.split("  ")[0] for line in table(found | HEAD).splitlines()]
+    assert "all fold_3 auc" in lines
+    assert "jpeg_baseline fold_3 dice" in lines
+    assert not [line for line in lines if line.startswith("all auc") or "segmenter_alone" in line]
+
+
 def test_without_a_part_that_reports_nothing_published_stands_beside() -> None:
     answers = [replace(answer, part="", patient=answer.image_id) for answer in drawn()[0]]
     text = table(figures.figures_of(answers, THRESHOLD, from_run=False) | HEAD, {"mcc": 0.77})

@@ -304,10 +304,18 @@ def _note(part: str, from_run: bool) -> str:
     return (_NOTES if from_run else _NOTES_WITHOUT_SPLIT)[part]
 
 
-def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = None) -> str:
-    """The figures as text: a line each, with its interval and its number of images.
+# The lines of a table; `--json` and figures.json have every figure of every part.
+_MAIN = (
+    "auc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "accuracy", "f1", "mcc",
+    "brier", "dice", "dice_finding_nothing", "dice_positives", "iou", "iou_positives", "pixel_f1",
+    "competition_score",
+)  # fmt: skip
 
-    The published figures stand beside ours.
+
+def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = None) -> str:
+    """The main figures of the part that reports, a line each, with interval and number of images.
+
+    Where no part reports, of all images. The published figures stand beside ours.
     """
     lines = [f"model {figures['model']} {figures['version']}, threshold {figures['threshold']}"]
     lines += [f"labels: {figures['labels']}", *([figures["warning"]] if figures["warning"] else [])]
@@ -319,15 +327,13 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
             "`all` is too good"
         )
 
-    def walk(path: str, node: Mapping[str, Any]) -> None:
-        if "value" in node:
-            lines.append(f"{path:60} {text(node)}")
-            return
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                walk(f"{path} {key}".strip(), value)
+    key = figures["report"]["key"]
+    for group in ("all", "jpeg_baseline"):
+        own = figures.get(group, {})
+        part = own.get(key, own)
+        path = f"{group} {key}" if part is not own else group
+        lines += [f"{f'{path} {name}':45} {text(part[name])}" for name in _MAIN if name in part]
 
-    walk("", {key: value for key, value in figures.items() if key in ("all", "jpeg_baseline")})
     rows = beside(figures, published or {})
     lines += ["published figures beside ours; " + CAVEAT] if rows else []
     for name, said, ours in rows:
