@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,30 @@ def test_the_shipped_threshold_finds_what_it_says_in_the_calibrated_answers() ->
     assert found["all"]["dice_positives_segmenter_alone"]["value"] == pytest.approx(0.5)
     first = crossfitted.sigmoid(scale * SCORES[:1] + offset)[0]
     assert calibrated[0].probability == pytest.approx(first)
+
+
+def at_bottoms(*common: tuple[int, int, int]) -> dict[float, list[Answer]]:
+    """At each bottom, answers of fold 0, 1 and 2 that share so many of 10 pixels with the mask."""
+    first = replace(ANSWERS[0], label=1.0, true=10, found=10)
+    return {
+        bottom: [replace(first, fold=fold, common=pixels) for fold, pixels in enumerate(of_folds)]
+        for bottom, of_folds in zip(crossfitted.BOTTOMS, common, strict=False)
+    }
+
+
+def test_of_bottoms_as_good_the_highest_is_taken() -> None:
+    assert crossfitted.bottom_of(at_bottoms((6, 6, 6), (6, 6, 6), (5, 5, 5))) == 0.2
+
+
+def test_a_negative_has_no_say_in_the_bottom() -> None:
+    answers = at_bottoms((6, 6, 6), (5, 5, 5))
+    negative = replace(ANSWERS[1], label=0.0, true=0, common=0)
+    for bottom, found in ((0.1, 10), (0.2, 0)):
+        answers[bottom].append(replace(negative, fold=0, found=found))
+    assert crossfitted.bottom_of(answers) == 0.1
+
+
+def test_a_fold_is_drawn_from_the_bottom_that_the_others_choose() -> None:
+    answers, bottoms = crossfitted.by_other_folds(at_bottoms((2, 5, 5), (9, 3, 3)))
+    assert bottoms == {0: 0.1, 1: 0.2, 2: 0.2}
+    assert [one.common for one in answers] == [2, 3, 3]

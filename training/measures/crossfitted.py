@@ -4,16 +4,18 @@ training.measures.crossfitted`.
 The segmenter of such a package has learned from every image with a mask. Its figures are therefore
 those of the decoders beside it, each asked about the fold that it was trained without
 (training/fitting/crossfit.py). The classifier has learned from none of these images, so its scores
-are used as they are. What is fitted on their labels, calibration and threshold, is measured on each
-fold as fitted on the others, and shipped as fitted on all.
+are used as they are. Three things are fitted on the labels: calibration, threshold, and the
+probability from which the mask is drawn. Each is measured on each fold as fitted on the others, and
+shipped as fitted on all.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from sklearn.linear_model import LogisticRegression
 
 from inference import package, postprocess
 from inference.engine import Engine, choose_device
+from inference.manifest import Segmenter
 from inference.networks import build
 from training import data as labelled
 from training.data.cases import Case
@@ -39,6 +42,10 @@ Values = NDArray[np.float64]
 PREVALENCE = 0.22
 # Of positives that are to be found: the threshold is the highest that keeps it.
 SENSITIVITY = 0.9
+# From which probability on a mask may be drawn.
+BOTTOMS = (0.1, 0.2, 0.3, 0.4, 0.5)
+# A Dice so near to the best is as good: of such bottoms the highest draws the fewest regions.
+_AS_GOOD = 0.01
 _PREVALENCES = (0.01, 0.05, 0.22)
 _BINS = 10
 _FEW = ("auc", "sensitivity", "specificity", "dice_positives", "dice")
@@ -146,13 +153,48 @@ def crossed(
     return probabilities, calls
 
 
-def answered(run: Path, cases: Sequence[Case]) -> list[Answer]:
-    """Each image's score, uncalibrated, and what the decoder without its fold finds in it."""
+def bottom_of(by_bottom: Mapping[float, Sequence[Answer]]) -> float:
+    """The highest bottom whose mean Dice of positives is nearly the best.
+
+    Negatives do not count: where the classifier calls one positive, any region is wrong, and where
+    it does not, nothing is drawn.
+    """
+    dice = {
+        bottom: float(np.mean([one.dice() for one in answers if one.positive]))
+        for bottom, answers in by_bottom.items()
+    }
+    best = max(dice.values())
+    return max(bottom for bottom, value in dice.items() if value >= best - _AS_GOOD)
+
+
+def by_other_folds(
+    by_bottom: Mapping[float, Sequence[Answer]],
+) -> tuple[list[Answer], dict[int | None, float]]:
+    """(each fold's answers at the bottom that the other folds chose, those bottoms)."""
+    some = next(iter(by_bottom.values()))
+    bottoms = {}
+
+    for fold in dict.fromkeys(one.fold for one in some):
+        others = {
+            bottom: [one for one in answers if one.fold != fold]
+            for bottom, answers in by_bottom.items()
+        }
+        bottoms[fold] = bottom_of(others)
+
+    answers = [by_bottom[bottoms[one.fold]][number] for number, one in enumerate(some)]
+    return answers, bottoms
+
+
+def answered(run: Path, cases: Sequence[Case]) -> dict[float, list[Answer]]:
+    """Bottom -> each image's score, uncalibrated, and what the decoder without its fold finds.
+
+    The images are in the same order for every bottom.
+    """
     loaded = package.load(run / "package")
     stated = loaded.manifest.classifier.model_copy(update={"calibration": None})
     manifest = loaded.manifest.model_copy(update={"classifier": stated})
 
-    answers = []
+    answers: dict[float, list[Answer]] = {bottom: [] for bottom in BOTTOMS}
     for fold in sorted({case.fold for case in cases if case.fold is not None}):
         segmenter = _without(loaded, run, fold)
         engine = Engine(
@@ -161,7 +203,8 @@ def answered(run: Path, cases: Sequence[Case]) -> list[Answer]:
 
         some = [case for case in cases if case.fold == fold]
         for start in range(0, len(some), _BATCH):
-            answers += _asked(engine, some[start : start + _BATCH])
+            for bottom, found in _asked(engine, some[start : start + _BATCH]):
+                answers[bottom].append(found)
 
     return answers
 
@@ -177,17 +220,22 @@ def _without(loaded: package.Package, run: Path, fold: int) -> Any:
     return network.eval()
 
 
-def _asked(engine: Engine, cases: Sequence[Case]) -> list[Answer]:
+def _asked(engine: Engine, cases: Sequence[Case]) -> Iterator[tuple[float, Answer]]:
+    """(bottom, answer) of each image and each bottom."""
     pictures = [case.pixels() for case in cases]
     scores, maps = engine.classify(pictures), engine.segment(pictures)
+    stated = engine.manifest.segmenter
 
-    answers = []
-    for case, score, drawn in zip(cases, scores, maps, strict=True):
+    for (case, score, drawn), bottom in itertools.product(
+        zip(cases, scores, maps, strict=True), BOTTOMS
+    ):
         true = case.mask()
         assert true is not None
 
-        found = postprocess.segment(drawn, *engine.manifest.segmenter.rule)
-        answers.append(
+        rule = stated.model_copy(update=drawn_from(stated, bottom)).rule
+        found = postprocess.segment(drawn, *rule)
+        yield (
+            bottom,
             Answer(
                 image_id=case.image_id,
                 patient=case.patient,
@@ -202,10 +250,14 @@ def _asked(engine: Engine, cases: Sequence[Case]) -> list[Answer]:
                 true=int(true.sum()),
                 found=int(found.sum()),
                 common=int((true & found).sum()),
-            )
+            ),
         )
 
-    return answers
+
+def drawn_from(stated: Segmenter, bottom: float) -> dict[str, float]:
+    """Fields of a segmenter that draws from `bottom` on."""
+    top = bottom if stated.top == stated.bottom else max(stated.top, bottom)
+    return {"bottom": bottom, "top": top}
 
 
 def figures(answers: Sequence[Answer]) -> tuple[dict[str, Any], list[Answer], tuple[float, float]]:
@@ -298,9 +350,12 @@ def _shown(answers: Sequence[Answer], threshold: float, names: Sequence[str]) ->
 
 
 def ship(run: Path, found: Mapping[str, Any], scale: float, offset: float, images: int) -> None:
-    """Write calibration, threshold and figures into the package of the run."""
+    """Write calibration, threshold, bottom and figures into the package of the run."""
     folder = run / "package"
-    stated = package.read_manifest(folder).classifier.model_dump(mode="json")
+    manifest = package.read_manifest(folder)
+    stated = manifest.classifier.model_dump(mode="json")
+    segmenter = manifest.segmenter.model_dump(mode="json")
+    segmenter |= drawn_from(manifest.segmenter, found["bottom"])
 
     stated["threshold"] = found["threshold"]
     stated["operating_point"] = (
@@ -313,7 +368,9 @@ def ship(run: Path, found: Mapping[str, Any], scale: float, offset: float, image
         "method": f"Platt scaling on the labels of {images} images that trained no classifier",
     }
 
-    package.amend(folder, {"classifier": stated, "metrics": {"cross_fitted": dict(found)}})
+    metrics_of = {"cross_fitted": dict(found)}
+    changes = {"classifier": stated, "segmenter": segmenter, "metrics": metrics_of}
+    package.amend(folder, changes)
 
 
 def plot(bins: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -347,8 +404,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG of the reliability to be written")
     given = parser.parse_args()
 
-    answers = answered(given.run, labelled.read("siim", given.data))
+    by_bottom = answered(given.run, labelled.read("siim", given.data))
+    answers, bottoms = by_other_folds(by_bottom)
     found, calibrated, (scale, offset) = figures(answers)
+    found["bottom"] = bottom_of(by_bottom)
+    found["bottom_from_other_folds"] = {str(fold): bottom for fold, bottom in bottoms.items()}
     write_rows(given.run / "cross-fitted.csv", [vars(one) for one in calibrated])
     text = json.dumps(found, indent=2)
     (given.run / "cross-fitted.json").write_text(text, encoding="utf-8")
