@@ -184,10 +184,7 @@ def _build_one(case: Case, kind: Kind) -> Result | None:
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
-    """pydicom warns of header values, which may be a patient's. The gate judges, and names tags.
-
-    highdicom is given no patient's value in the first place (seg.py).
-    """
+    """pydicom warns of header values, which may be a patient's. The gate judges, and names tags."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -7,28 +7,34 @@ crashes one (docs/decisions.md).
 
 from __future__ import annotations
 
-import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.valuerep import format_number_as_ds
 
 from inference.results import codes
-from inference.results.case import NAMING_KEYWORDS, Case
+from inference.results.case import Case
 from inference.results.identity import (
-    TYPE_2_KEYWORDS,
     code,
     identify,
     record_lossy,
+    reference,
     reference_series,
 )
-from inference.results.kinds import KINDS
 from inference.results.lesions import Lesion, lesions_of
 from inference.results.limits import DISPLAY_COLOUR_CIELAB
 from inference.results.source import lossy_history, orientation
-from inference.results.uids import PLEURA_VERSION, derived_uid, frame_of_reference_uid
-from inference.results.wording import CONTENT_DESCRIPTION, MANUFACTURER
+from inference.results.uids import derived_uid, frame_of_reference_uid
+from inference.results.wording import CONTENT_DESCRIPTION
 
 KIND = "SEG"
+
+# A dimension's attribute, the functional group that holds it, and its name.
+DIMENSIONS = (
+    ("ReferencedSegmentNumber", "SegmentIdentificationSequence", "Referenced Segment Number"),
+    ("ImagePositionPatient", "PlanePositionSequence", "Image Position Patient"),
+)
 
 
 def encode(case: Case) -> Dataset | None:
@@ -37,102 +43,162 @@ def encode(case: Case) -> Dataset | None:
     if mask is None:
         return None
 
-    segmentation = _segmentation(case, mask)
-    for element in identify(case, KIND):
-        segmentation.add(element)
-    segmentation.ContentCreatorName = None  # type 2
-    segmentation.PositionReferenceIndicator = None  # type 2
-    record_lossy(segmentation, lossy_history(case.header))
+    lesions = lesions_of(case)
+    dataset = identify(case, KIND)
+    dataset.ImageType = ["DERIVED", "PRIMARY"]
+    dataset.ContentLabel = "PNEUMOTHORAX"
+    dataset.ContentDescription = CONTENT_DESCRIPTION
+    dataset.ContentCreatorName = None  # type 2
+    dataset.PatientOrientation = orientation(case.header)
+    dataset.SourceImageSequence = [reference(case)]
+    dataset.ReferencedSeriesSequence = [reference_series(case)]
+    record_lossy(dataset, lossy_history(case.header))
 
-    # highdicom makes this UID up; two builds of one case must be the same bytes.
-    dimensions = derived_uid(case, "SEG dimensions")
-    segmentation.DimensionOrganizationSequence[0].DimensionOrganizationUID = dimensions
-    for item in segmentation.DimensionIndexSequence:
-        item.DimensionOrganizationUID = dimensions
+    dataset.FrameOfReferenceUID = frame_of_reference_uid(case)
+    dataset.PositionReferenceIndicator = None  # type 2
+    _add_dimensions(dataset, case)
 
-    # highdicom 0.28 pads to even length with an ASCII "0"; an OB is padded with a zero byte
-    # (PS3.5 6.2). Frames follow each other without a gap.
-    packed_bytes = -(-mask.size * len(lesions_of(case)) // 8)
-    padding = b"\0" * (packed_bytes % 2)
-    segmentation.PixelData = segmentation.PixelData[:packed_bytes] + padding
-
-    segmentation.ReferencedSeriesSequence = [reference_series(case)]
-    segmentation.PatientOrientation = orientation(case.header)
-    return segmentation
-
-
-def _segmentation(case: Case, mask: NDArray[np.bool_]) -> Dataset:
-    """highdicom's object; identify() replaces the UIDs that are made up here."""
-    return hd.seg.Segmentation(
-        source_images=[_stand_in(case)],
-        pixel_array=_numbered(case, mask)[None],  # (frames, rows, columns)
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_describe(case, lesion) for lesion in lesions_of(case)],
-        series_instance_uid="2.25.0",
-        series_number=KINDS[KIND].series_number,
-        sop_instance_uid="2.25.0",
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=case.model.id,
-        software_versions=PLEURA_VERSION,
-        device_serial_number=case.model.digest[:16],
-        content_label="PNEUMOTHORAX",
-        content_description=CONTENT_DESCRIPTION,
-        transfer_syntax_uid=KINDS[KIND].transfer_syntax_uid,
-    )
+    dataset.SegmentationType = "BINARY"
+    dataset.SegmentsOverlap = "NO"
+    dataset.SegmentSequence = [_segment(case, lesion) for lesion in lesions]
+    _add_functional_groups(dataset, case, lesions)
+    _add_pixels(dataset, mask.shape, lesions)
+    return dataset
 
 
-def _stand_in(case: Case) -> Dataset:
-    """The source as far as highdicom needs it: it reads and logs no patient's value."""
-    source = Dataset()
-    for keyword in NAMING_KEYWORDS:
-        setattr(source, keyword, str(case.header[keyword].value))
-    for keyword in TYPE_2_KEYWORDS:
-        setattr(source, keyword, None)
+def _add_dimensions(dataset: Dataset, case: Case) -> None:
+    """The segment is the first dimension, the position the second (PS3.3 C.7.6.17)."""
+    organization_uid = derived_uid(case, "SEG dimensions")
+    organization = Dataset()
+    organization.DimensionOrganizationUID = organization_uid
+    dataset.DimensionOrganizationSequence = [organization]
 
-    assert case.pixels is not None  # Case holds the pixels of every finding
-    source.Rows, source.Columns = case.pixels.shape
-    source.Modality = "CR"
-    source.FrameOfReferenceUID = frame_of_reference_uid(case)
-
-    # A geometry for viewers (module docstring); highdicom carries it into the functional groups.
-    source.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    source.ImagePositionPatient = [0, 0, 0]
-    source.PixelSpacing = [case.spacing.row_mm, case.spacing.column_mm] if case.spacing else [1, 1]
-    source.SliceThickness = 1
-    return source
+    dataset.DimensionIndexSequence = []
+    for keyword, group, label in DIMENSIONS:
+        item = Dataset()
+        item.DimensionOrganizationUID = organization_uid
+        item.DimensionIndexPointer = tag_for_keyword(keyword)
+        item.FunctionalGroupPointer = tag_for_keyword(group)
+        item.DimensionDescriptionLabel = label
+        dataset.DimensionIndexSequence.append(item)
 
 
-def _numbered(case: Case, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The (rows, columns) mask with each lesion's number in place of True."""
-    numbers = mask.astype(np.uint8)
-    for lesion in lesions_of(case)[1:]:
-        top, left = lesion.corner
-        bottom, right = top + lesion.part.shape[0], left + lesion.part.shape[1]
-        numbers[top:bottom, left:right][lesion.part] = lesion.number
-    return numbers
-
-
-def _describe(case: Case, lesion: Lesion) -> hd.seg.SegmentDescription:
-    description = hd.seg.SegmentDescription(
-        segment_number=lesion.number,
-        segment_label=lesion.tracking_id,
-        segmented_property_category=hd.sr.CodedConcept(*codes.MORPHOLOGICALLY_ABNORMAL),
-        segmented_property_type=hd.sr.CodedConcept(*codes.PNEUMOTHORAX),
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name=case.model.id,
-            family=hd.sr.CodedConcept(*codes.ARTIFICIAL_INTELLIGENCE),
-            version=case.model.version,
-        ),
-        tracking_id=lesion.tracking_id,
-        tracking_uid=lesion.tracking_uid,
-        anatomic_regions=[hd.sr.CodedConcept(*codes.LUNG)],
-    )
-    description.RecommendedDisplayCIELabValue = list(DISPLAY_COLOUR_CIELAB)
+def _segment(case: Case, lesion: Lesion) -> Dataset:
+    """PS3.3 C.8.20.4."""
+    item = Dataset()
+    item.SegmentNumber = lesion.number
+    item.SegmentLabel = lesion.tracking_id
+    item.TrackingID = lesion.tracking_id
+    item.TrackingUID = lesion.tracking_uid
+    item.SegmentedPropertyCategoryCodeSequence = [code(*codes.MORPHOLOGICALLY_ABNORMAL)]
+    item.SegmentedPropertyTypeCodeSequence = [code(*codes.PNEUMOTHORAX)]
+    item.RecommendedDisplayCIELabValue = list(DISPLAY_COLOUR_CIELAB)
 
     # PS3.3 10.5: the side modifies the region.
+    region = code(*codes.LUNG)
     if lesion.side is not None:
-        region = description.AnatomicRegionSequence[0]
         region.AnatomicRegionModifierSequence = [code(*codes.SIDES[lesion.side])]
-    return description
+    item.AnatomicRegionSequence = [region]
+
+    item.SegmentAlgorithmType = "AUTOMATIC"
+    item.SegmentAlgorithmName = case.model.id
+    algorithm = Dataset()
+    algorithm.AlgorithmFamilyCodeSequence = [code(*codes.ARTIFICIAL_INTELLIGENCE)]
+    algorithm.AlgorithmName = case.model.id
+    algorithm.AlgorithmVersion = case.model.version
+    item.SegmentationAlgorithmIdentificationSequence = [algorithm]
+    return item
+
+
+# The functional groups (PS3.3 C.7.6.16)
+
+
+def _add_functional_groups(dataset: Dataset, case: Case, lesions: tuple[Lesion, ...]) -> None:
+    """What all frames share, and what each has for itself."""
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [_pixel_measures(case)]
+    plane = Dataset()
+    plane.ImageOrientationPatient = ["1.0", "0.0", "0.0", "0.0", "1.0", "0.0"]
+    shared.PlaneOrientationSequence = [plane]
+
+    frames = [_frame(case, lesion) for lesion in lesions]
+    for lesion, frame in zip(lesions, frames, strict=True):
+        identification = Dataset()
+        identification.ReferencedSegmentNumber = lesion.number
+        # A group that is the same for all frames is shared.
+        holder = shared if len(lesions) == 1 else frame
+        holder.SegmentIdentificationSequence = [identification]
+
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    dataset.PerFrameFunctionalGroupsSequence = frames
+
+
+def _pixel_measures(case: Case) -> Dataset:
+    """A thickness of 1 mm, which viewers ask for; the spacing is 1 mm where none is known."""
+    item = Dataset()
+    item.PixelSpacing = ["1.0", "1.0"]
+    if case.spacing is not None:
+        sides_mm = (case.spacing.row_mm, case.spacing.column_mm)
+        item.PixelSpacing = [format_number_as_ds(float(side)) for side in sides_mm]
+    item.SliceThickness = "1.0"
+    item.SpacingBetweenSlices = "1.0"
+    return item
+
+
+def _frame(case: Case, lesion: Lesion) -> Dataset:
+    """From which image the frame is derived, its indices, and its position."""
+    source = reference(case)
+    source.SpatialLocationsPreserved = "YES"
+    source.PurposeOfReferenceCodeSequence = [code(*codes.SOURCE_IMAGE)]
+    derivation = Dataset()
+    derivation.SourceImageSequence = [source]
+    derivation.DerivationCodeSequence = [code(*codes.SEGMENTATION)]
+
+    content = Dataset()
+    content.DimensionIndexValues = [lesion.number, 1]
+    position = Dataset()
+    position.ImagePositionPatient = ["0.0", "0.0", "0.0"]
+
+    item = Dataset()
+    item.DerivationImageSequence = [derivation]
+    item.FrameContentSequence = [content]
+    item.PlanePositionSequence = [position]
+    return item
+
+
+# The pixels (PS3.3 C.8.20.2)
+
+
+def _add_pixels(dataset: Dataset, shape: tuple[int, ...], lesions: tuple[Lesion, ...]) -> None:
+    dataset.NumberOfFrames = len(lesions)
+    dataset.Rows, dataset.Columns = shape
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.PresentationLUTShape = "IDENTITY"
+    dataset.BitsAllocated = 1
+    dataset.BitsStored = 1
+    dataset.HighBit = 0
+    dataset.PixelRepresentation = 0
+    dataset.add_new("PixelData", "OB", _packed(shape, lesions))
+
+
+def _packed(shape: tuple[int, ...], lesions: tuple[Lesion, ...]) -> bytes:
+    """A frame of bits for each lesion, one after another without a gap, from the least significant
+    bit on (PS3.5 8.1.1), padded to an even number of bytes with zeros.
+    """
+    size = shape[0] * shape[1]
+    packed = np.zeros(-(-size * len(lesions) // 16) * 2, dtype=np.uint8)
+
+    for number, lesion in enumerate(lesions):
+        first, bit = divmod(number * size, 8)
+        bits = np.zeros(bit + size, dtype=bool)
+        top, left = lesion.corner
+        bottom, right = top + lesion.part.shape[0], left + lesion.part.shape[1]
+        frame: NDArray[np.bool_] = bits[bit:].reshape(shape)
+        frame[top:bottom, left:right] = lesion.part
+
+        # Two frames may share a byte.
+        some = np.packbits(bits, bitorder="little")
+        packed[first : first + len(some)] |= some
+
+    return packed.tobytes()

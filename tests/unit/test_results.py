@@ -111,7 +111,7 @@ def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(
     )
     assert there.stdout.split() == [hashlib.sha256(result.data).hexdigest() for result in first]
     now = time.time()
-    while int(time.time()) == int(now):  # highdicom's own clock has moved on
+    while int(time.time()) == int(now):  # the clock has moved on
         time.sleep(0.05)
     assert [result.data for result in build(positive(), KINDS)] == [result.data for result in first]
 

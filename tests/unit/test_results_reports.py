@@ -306,9 +306,8 @@ def test_what_fails_does_not_block_the_rest_and_the_report_then_refers_to_no_seg
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = build(positive(), KINDS)
-    monkeypatch.setattr(
-        seg_module, "_numbered", lambda case, mask: np.roll(mask, 1, axis=0).astype(np.uint8)
-    )
+    packed = seg_module._packed
+    monkeypatch.setattr(seg_module, "_packed", lambda *frames: packed(*frames)[::-1])
     built = build_what_passes(positive(), KINDS)
     assert [result.kind for result in built.results] == ["SR", "PR"]
     assert [(problem.kind, problem.what) for problem in built.problems] == [
@@ -321,7 +320,7 @@ def test_what_fails_does_not_block_the_rest_and_the_report_then_refers_to_no_seg
     def broken(*_: object) -> None:
         raise RuntimeError("Grün^Ada")
 
-    monkeypatch.setattr(seg_module, "_numbered", broken)
+    monkeypatch.setattr(seg_module, "_packed", broken)
     (problem,) = build_what_passes(positive(), KINDS).problems
     assert problem.what == "it cannot be made (RuntimeError)"
 
