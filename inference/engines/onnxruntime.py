@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from inference.engines.plan import Plan, UnavailableError
+from inference.networks.onnx_graph import OnnxGraph
 from inference.silence import silenced_warnings
 
 # The newest that this exporter writes in full.
@@ -37,6 +38,9 @@ class Session:
             raise UnavailableError(
                 "onnxruntime is not installed: pip install 'pleura[onnxruntime]'"
             )
+
+        if any(isinstance(part, OnnxGraph) for part in module.modules()):
+            raise UnavailableError("the network is an ONNX graph, run by ONNX Runtime as it is")
 
         import onnxruntime
 
