@@ -57,8 +57,8 @@ class Site:
         self.spool = Spool(folder / "spool")
         self.spool.claim(self.ledger.spool_identity)
         self.view = View.open(url)
-        node = Node.of(self.settings, self.settings.web, self.ledger, self.view)
-        self.app = build(node, self.spool)
+        self.node = Node.of(self.settings, self.settings.web, self.ledger, self.view)
+        self.app = build(self.node, self.spool)
 
     def close(self) -> None:
         self.view.close()
