@@ -131,6 +131,17 @@ def _status(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _trace(options: argparse.Namespace) -> int:
+    from daemon.commands import trace
+
+    told = trace.found(opening.view(options), options.uid)
+    if options.json:
+        print(json.dumps(told))
+    else:
+        print(*trace.lines(told), sep="\n")
+    return EXIT_DONE if all(told.values()) else EXIT_FAILED
+
+
 def _retry(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import retry
@@ -351,6 +362,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "web": _web,
     "shadow": _role,
     "status": _status,
+    "trace": _trace,
     "retry": _retry,
     "resend": _resend,
     "verify": _verify,

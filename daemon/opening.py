@@ -10,6 +10,7 @@ from daemon.exits import CannotStartError
 if TYPE_CHECKING:
     # Imported where it is used: a command without a ledger starts without SQLAlchemy.
     from daemon.ledger import Inspection, Ledger
+    from daemon.ledger.view import View
 
 
 def ledger(options: argparse.Namespace) -> Ledger:
@@ -41,5 +42,21 @@ def inspection(options: argparse.Namespace) -> Inspection:
 
     try:
         return Inspection.open(config.load(options.config).ledger)
+    except LedgerError as error:
+        raise CannotStartError(str(error)) from error
+
+
+def view(options: argparse.Namespace) -> View:
+    """As inspection(), with the questions about single images.
+
+    Raises:
+        CannotStartError: it is not there.
+    """
+    from daemon import config
+    from daemon.ledger import LedgerError
+    from daemon.ledger.view import View
+
+    try:
+        return View.open(config.load(options.config).ledger)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error

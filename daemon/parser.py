@@ -114,6 +114,17 @@ def _add_status(commands: _Commands) -> None:
         "UID or accession number",
     )
 
+    trace = _add_with_config(
+        commands, "trace", "Tell where the time of an image went, from its receipt to each archive."
+    )
+    trace.add_argument("--json", action="store_true", help="print JSON")
+    trace.add_argument(
+        "uid",
+        nargs="+",
+        metavar="UID",
+        help="SOP Instance UID of an image or a result, or Study Instance UID",
+    )
+
 
 def _add_repairs(commands: _Commands) -> None:
     retry = _add_with_config(commands, "retry", "Try failed images and refused deliveries again.")

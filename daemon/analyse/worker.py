@@ -37,6 +37,7 @@ from daemon.ledger import (
     describe,
     owner_name,
 )
+from daemon.ledger.timeline import Stopwatch
 from daemon.live import RefusedError, Take
 from daemon.ownership import owner_of
 from daemon.spool import Spool, SpoolError
@@ -141,7 +142,7 @@ class _Image:
     owed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reading: Reading | None = None
     answer: Answer | None = None
-    since: float = field(default_factory=time.monotonic)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
 
 class Worker:
@@ -248,7 +249,7 @@ class Worker:
     def _is_flowing(self, held: Sequence[_Image]) -> bool:
         """Whether no image takes too long."""
         now = time.monotonic()
-        return all(now - image.since < self.limits.image_s for image in held)
+        return all(now - image.watch.since < self.limits.image_s for image in held)
 
     def _rearm_watchdog(self, held: Sequence[_Image]) -> None:
         """Put off the end of the process, unless an image takes too long.
@@ -349,11 +350,13 @@ class Worker:
 
     def _begin(self, image: _Image) -> bool:
         job = image.job
+        image.watch.note("begun")
         try:
             if job.unfinished_alone >= self.limits.solitary_attempts:
                 self._give_up(image)
                 return False
             data = self._read(job)
+            image.watch.note("read")
         except _BytesMissingError as error:
             log.error("image %d: %s", job.id, error)
             missing = Completion("failed", "", reason="bytes_missing", detail=str(error))
@@ -365,6 +368,7 @@ class Worker:
 
         try:
             image.reading = image.pipeline.read(data)
+            image.watch.note("decoded")
         except DataError:
             # The pipeline asks the ledger about a UID that the database cannot hold.
             self._broken([image])
@@ -381,6 +385,9 @@ class Worker:
     def _answer(self, images: Sequence[_Image]) -> Sequence[_Image]:
         """Answer a batch, model by model. Returns the images that were answered."""
         done: list[_Image] = []
+        for image in images:
+            image.watch.note("batched")
+
         for pipeline in {id(image.pipeline): image.pipeline for image in images}.values():
             batch = [image for image in images if image.pipeline is pipeline]
             try:
@@ -401,11 +408,13 @@ class Worker:
 
             for image, answer in zip(batch, answers, strict=True):
                 image.answer = answer
+                image.watch.note("answered")
             done += batch
         return done
 
     def _end(self, image: _Image) -> None:
         assert image.reading is not None
+        image.watch.note("resumed")
         try:
             outcome = image.pipeline.conclude(
                 image.reading, image.answer, _local(image.job.result_time)
@@ -413,6 +422,7 @@ class Worker:
         except Exception:
             self._broken([image])
             return
+        image.watch.note("made")
         self._or_give_back(image.job, lambda: self._finish(image, outcome))
 
     def _idle(self) -> bool:
@@ -531,6 +541,7 @@ class Worker:
             )
 
         stored = tuple(self._write(result) for result in outcome.results)
+        image.watch.note("written")
         completion = _completion(outcome, image, stored, self._accession_digest(image))
         # A commit that raises may have taken place: the files stay. Strays are found later.
         state = self.ledger.complete(job, completion, image.owed)
@@ -558,7 +569,7 @@ class Worker:
             "reason": completion.reason,
             "positive": completion.positive,
             "score": completion.probability,
-            "milliseconds": round((time.monotonic() - image.since) * 1000),
+            "milliseconds": round((time.monotonic() - image.watch.since) * 1000),
             "destinations": [name for name, wanted in owed.items() if kinds & set(wanted)],
         }
 
@@ -612,6 +623,7 @@ def _completion(
         device_model=_device_model(image),
         accession_digest=accession,
         results=written,
+        steps=image.watch.steps,
     )
 
 

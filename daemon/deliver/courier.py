@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,6 +32,7 @@ from daemon.dicom.outgoing import Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
 from daemon.heartbeat import Heartbeat
 from daemon.ledger import DeliveryJob, Ledger, Outage, Recipient, owner_name
+from daemon.ledger.timeline import Stopwatch
 from daemon.spool import Spool
 
 log = logging.getLogger("pleura.deliver")
@@ -178,16 +179,18 @@ class Courier:
         waiting = deque(job for job in jobs if self._is_whole(job))
         stored = 0
         trouble: str | None = None
+        watch = Stopwatch()
         if not waiting:
             return None
 
         try:
             with self.open([self._outgoing(job) for job in waiting]) as store:
+                watch.note("associated")
                 while waiting and trouble is None:
                     watchdog.beat()
                     if stop.is_set() or time.monotonic() >= deadline:
                         break
-                    result, trouble = self._send(store, waiting.popleft())
+                    result, trouble = self._send(store, waiting.popleft(), watch)
                     stored += result is Verdict.STORED
         except LinkDownError as error:
             trouble = str(error)
@@ -197,15 +200,19 @@ class Courier:
                 self._ledger.give_back_delivery(job, trouble)
         return _Turn(stored, trouble)
 
-    def _send(self, store: Store, job: DeliveryJob) -> tuple[Verdict | None, str | None]:
+    def _send(
+        self, store: Store, job: DeliveryJob, watch: Stopwatch
+    ) -> tuple[Verdict | None, str | None]:
         """Send one object. Returns the verdict on it, if it was answered, and the destination's
         trouble, if any.
         """
+        watch.note("begun")
         try:
             # The file, or the spool, may have gone while the others were sent.
             if not self._is_whole(job):
                 return None, None
             answer = store.store(self._outgoing(job))
+            watch.note("answered")
         except (NotAcceptedError, UnsendableError) as error:
             self._refuse(job, str(error))
             return Verdict.REFUSED, None
@@ -216,7 +223,7 @@ class Courier:
             self._later(job, f"{type(error).__name__} while it was sent")
             raise
 
-        judged = self._judge(job, answer)
+        judged = self._judge(job, answer, watch.steps)
         return judged, str(answer) if judged is Verdict.BUSY else None
 
     def _is_whole(self, job: DeliveryJob) -> bool:
@@ -246,10 +253,10 @@ class Courier:
             path, result.sop_class_uid, result.sop_instance_uid, result.transfer_syntax_uid
         )
 
-    def _judge(self, job: DeliveryJob, answer: Answer) -> Verdict:
+    def _judge(self, job: DeliveryJob, answer: Answer, steps: Mapping[str, float]) -> Verdict:
         judged = verdict(answer.status, job.failures)
         if judged is Verdict.STORED:
-            self._ledger.mark_stored(job, answer.status, self._commitment, self._recipient)
+            self._ledger.mark_stored(job, answer.status, self._commitment, self._recipient, steps)
             self._tries.pop(job.id, None)
             result = (job.result.kind, job.result.sop_instance_uid)
             log.info("%s stored %s %s (%s)", job.destination, *result, answer)

@@ -447,10 +447,11 @@ class Ledger:
         status: int,
         commitment: bool = False,
         recipient: Recipient | None = None,
+        steps: Mapping[str, float] | None = None,
     ) -> None:
         """The destination has the object. `commitment`: ask later whether it keeps the object.
 
-        `recipient`: the destination as the audit trail names it.
+        `recipient`: the destination as the audit trail names it. `steps`: as of a Completion.
         """
         with self._database.transaction() as (conn, now):
             stored = conn.execute(
@@ -460,6 +461,7 @@ class Ledger:
                     why=None,
                     owner=None,
                     stored_at=now,
+                    steps=json.dumps(steps) if steps else None,
                     commit_due_at=now if commitment else None,
                 )
             )
@@ -1191,6 +1193,7 @@ def _ended(job: ImageJob, completion: Completion, now: float) -> dict[str, Any]:
         "accession_digest": completion.accession_digest,
         "device_model": completion.device_model,
         "completed_at": now,
+        "steps": json.dumps(completion.steps) if completion.steps else None,
         "result_time": job.result_time,
         "owner": None,
     }

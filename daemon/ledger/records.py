@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -117,6 +117,8 @@ class Completion:
     device_model: str | None = None
     accession_digest: str | None = None
     results: tuple[StoredResult, ...] = ()
+    # Each step of the analysis -> seconds from the claim to its end (timeline.py).
+    steps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

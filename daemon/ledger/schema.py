@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 metadata = sa.MetaData()
 
@@ -93,6 +93,9 @@ instances = sa.Table(
     sa.Column("remakes", sa.Integer, nullable=False, server_default="0"),
     # Retention removed its bytes and those of its results.
     sa.Column("removed_at", sa.Float),
+    # JSON: the steps of the analysis -> seconds from the claim to the end of each (timeline.py).
+    # Null: before version 7.
+    sa.Column("steps", sa.Text),
 )
 _partial_index(
     "waiting",
@@ -180,6 +183,8 @@ deliveries = sa.Table(
     sa.Column("commit_due_at", sa.Float),
     sa.Column("commit_asks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("committed_at", sa.Float),
+    # As of an image: the steps of the delivery that stored it.
+    sa.Column("steps", sa.Text),
 )
 _partial_index(
     "owed",
@@ -520,5 +525,13 @@ STEPS: dict[int, tuple[str, ...]] = {
         " WHERE state != 'received'",
         "CREATE INDEX instances_by_reason ON instances (reason, id) WHERE reason IS NOT NULL",
         "CREATE INDEX positives ON instances (id) WHERE positive IS TRUE",
+    ),
+    6: (
+        "ALTER TABLE instances ADD COLUMN steps TEXT",
+        "ALTER TABLE deliveries ADD COLUMN steps TEXT",
+        # The first tables of version 6 lacked it.
+        "CREATE TABLE IF NOT EXISTS shadow_answers (model TEXT NOT NULL,"
+        " instance_id INTEGER NOT NULL, begun_at FLOAT NOT NULL, probability FLOAT,"
+        " positive BOOLEAN, why TEXT, PRIMARY KEY (model, instance_id))",
     ),
 }

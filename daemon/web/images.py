@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -11,7 +10,7 @@ from urllib.parse import urlencode
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from daemon.ledger import ImageState, accession_digest
+from daemon.ledger import ImageState, accession_digest, timeline
 from daemon.ledger.view import Search
 from daemon.web.model import card_of
 from daemon.web.pictures import Pictures
@@ -22,17 +21,6 @@ _FIELDS = ("uid", "accession", "sender", "state", "reason", "since", "until")
 # The state that is asked for with this word is no state of the ledger's.
 _POSITIVE = "positive"
 _MOST_CHARACTERS = 64
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that befell an image. `key` names a text."""
-
-    at: float | None
-    key: str
-    values: dict[str, Any]
-    # How it is marked: ok, bad, wait, plain.
-    tone: str = "plain"
 
 
 def listing(visit: Visit) -> Response:
@@ -98,7 +86,7 @@ def one(visit: Visit, files: Pictures) -> Response:
     values: dict[str, Any] = {
         "image": image,
         "card": card_of(visit.node.settings.model),
-        "events": _events(image),
+        "events": timeline.events(image),
         "overlay": overlay if image["removed_at"] is None else None,
         "viewer": _viewer(visit, image),
         "patient": files.patient(image) if is_shown else {},
@@ -117,66 +105,3 @@ def _viewer(visit: Visit, image: dict[str, Any]) -> str:
     sop = image["sop_instance_uid"]
     known = sop if _UID.fullmatch(sop) else ""
     return template.format(study_instance_uid=study, sop_instance_uid=known)
-
-
-# -- the timeline ----------------------------------------------------------------------------------
-
-
-def _events(image: dict[str, Any]) -> list[Event]:
-    """Everything that the ledger knows of an image, in the order of time."""
-    came = {
-        "sender": image["calling_ae_title"],
-        "address": image["calling_address"] or "",
-        "origin": image["origin"],
-    }
-    events = [Event(image["received_at"], f"event_{_came(image)}", came)]
-    if image["completed_at"] is not None:
-        events.append(_ended(image))
-    else:
-        key = "event_in_work" if image["owner"] else "event_waits"
-        events.append(Event(None, key, {"attempts": image["attempt"]}, "wait"))
-
-    for result in image["results"]:
-        for delivery in result["deliveries"]:
-            events += _delivered(result["kind"], delivery)
-    if image["removed_at"] is not None:
-        events.append(Event(image["removed_at"], "event_removed", {}))
-    # What is still to come has no time, and stands last.
-    return sorted(events, key=lambda event: (event.at is None, event.at or 0.0))
-
-
-def _came(image: dict[str, Any]) -> str:
-    return "received" if image["calling_address"] else "received_without_address"
-
-
-def _ended(image: dict[str, Any]) -> Event:
-    state = image["state"]
-    values = {
-        "seconds": image["completed_at"] - image["received_at"],
-        "reason": image["reason"],
-        "detail": image["detail"] or "",
-        "device": image["device"] or "",
-        "model": image["model"] or "",
-        "original": image["duplicate_of"],
-    }
-    tone = {ImageState.ANALYSED.value: "ok", ImageState.FAILED.value: "bad"}.get(state, "plain")
-    return Event(image["completed_at"], f"event_{state}", values, tone)
-
-
-def _delivered(kind: str, delivery: dict[str, Any]) -> list[Event]:
-    values = {
-        "kind": kind,
-        "name": delivery["destination"],
-        "why": delivery["why"] or "",
-        "attempts": delivery["attempt"],
-    }
-    state = delivery["state"]
-    if state == "owed":
-        return [Event(None, "event_owed", values, "wait")]
-    if state == "refused":
-        return [Event(None, "event_refused", values, "bad")]
-
-    events = [Event(delivery["stored_at"], "event_stored", values, "ok")]
-    if delivery["committed_at"] is not None:
-        events.append(Event(delivery["committed_at"], "event_committed", values, "ok"))
-    return events

@@ -11,12 +11,12 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
+from daemon.ledger.timeline import Event
 from daemon.ledger.view import Activity, Count
 from daemon.web import drawn
 from daemon.web.texts import Texts
 
 if TYPE_CHECKING:
-    from daemon.web.images import Event
     from daemon.web.now import Need
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60.0, 3600.0, 86400.0
