@@ -120,6 +120,11 @@ def _foreign(options: argparse.Namespace, side: int) -> Foreign:
     if options.kind == "state-dict":
         named = (options.architecture, _mapping(options.arguments), options.normalisation)
         return foreign.from_state_dict(path, options.role, side, *named)
+    if options.kind == "monai":
+        from inference import monai_bundle
+
+        head = monai_bundle.Head(options.output, options.gives, options.axes)
+        return monai_bundle.from_bundle(path, side, head, options.normalisation)
     return _from_timm(options, side)
 
 

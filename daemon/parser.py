@@ -304,7 +304,7 @@ def _add_import(action: argparse.ArgumentParser) -> None:
     )
     action.add_argument(
         "--kind",
-        choices=("chexnet", "onnx", "state-dict", "timm", "torchxrayvision"),
+        choices=("chexnet", "monai", "onnx", "state-dict", "timm", "torchxrayvision"),
         required=True,
         help="what it is (docs/models.md)",
     )
@@ -355,7 +355,14 @@ def _add_network(action: argparse.ArgumentParser) -> None:
         "--normalisation",
         choices=("unit", "image-standard"),
         default="unit",
-        help="state-dict: of the image; default: unit",
+        help="state-dict, monai: of the image; default: unit",
+    )
+    action.add_argument(
+        "--axes",
+        choices=("xy", "yx"),
+        default="xy",
+        help="monai: the training images' first axis was columns, as LoadImage has it, or rows; "
+        "default: xy",
     )
 
     action.add_argument(
@@ -370,13 +377,17 @@ def _add_network(action: argparse.ArgumentParser) -> None:
         "--imagenet", action="store_true", help="onnx: standardise with ImageNet's mean, deviation"
     )
     action.add_argument(
-        "--output", type=int, default=0, metavar="INDEX", help="onnx, timm: the class, from 0"
+        "--output",
+        type=int,
+        default=0,
+        metavar="INDEX",
+        help="onnx, timm, monai: the class, from 0",
     )
     action.add_argument(
         "--gives",
         choices=("logits", "probabilities", "softmax-logits"),
         default="logits",
-        help="onnx, timm: what the output holds; default: logits",
+        help="onnx, timm, monai: what the output holds; default: logits",
     )
 
 

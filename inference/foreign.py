@@ -87,15 +87,33 @@ def from_state_dict(
     Raises:
         PackageError: an architecture that is not on the list, or weights that are not its own.
     """
-    state = renamed(_tensors(path))
+    about = f"{architecture}, state dict {path.name}"
+    named = (role, side, architecture, arguments, scheme)
+    return from_tensors(renamed(tensors(path)), str(path), about, *named)
+
+
+def from_tensors(
+    state: Mapping[str, Tensor],
+    where: str,
+    about: str,
+    role: Stage,
+    side: int,
+    architecture: str,
+    arguments: dict[str, Any],
+    scheme: str,
+) -> Foreign:
+    """The named architecture, with all of these tensors; `where` is where they come from.
+
+    Raises:
+        PackageError: as `from_state_dict`.
+    """
     try:
         wanted = shapes(architecture, **arguments)
     except ValueError as error:
         raise PackageError(f"--architecture: {error}") from error
 
     module = _built(architecture, arguments)
-    module.load_state_dict(_fitting(state, wanted, f"{path}: not {architecture}"))
-    about = f"{architecture}, state dict {path.name}"
+    module.load_state_dict(_fitting(state, wanted, f"{where}: not {architecture}"))
     return Foreign(about, role, architecture, arguments, side, module.eval(), scheme)
 
 
@@ -105,7 +123,7 @@ def from_xrayvision(path: Path, side: int) -> Foreign:
     Raises:
         PackageError: another network.
     """
-    state = renamed(_tensors(path))
+    state = renamed(tensors(path))
     arguments = {"outputs": 1, "stem": "torchxrayvision"}
     whole = shapes("densenet-121", **arguments | {"outputs": _XRAYVISION_CLASSES})
     found = _fitting(state, whole, f"{path}: not a DenseNet-121 of torchxrayvision")
@@ -258,7 +276,7 @@ def _fitting(
     return found
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint or a safetensors file, read as data."""
     if path.suffix != ".safetensors":
         return state_dict(path)

@@ -16,9 +16,9 @@ _EXPORTED = (
     f"a torch.export archive, which is a program; nothing in it was run. Way out: {_AS_ONNX}"
 )
 _BUNDLE = (
-    "a MONAI bundle, whose configuration names code to run; nothing in it was run. Way out: its "
-    "models/model.pt with --kind state-dict and --architecture, if that is on the list; else "
-    + _AS_ONNX
+    "a MONAI bundle, whose configuration names code to run; nothing in it was run. Way out: unpack "
+    "it and import the folder with --kind monai, or its models/model.pt with --kind state-dict and "
+    "--architecture, if that is on the list; else " + _AS_ONNX
 )
 
 

@@ -27,6 +27,7 @@ from daemon import cli
 from inference import keras_weights, package
 from inference.container import PackageError
 from inference.importing import state_dict
+from inference.monai_bundle import Head, from_bundle
 from inference.networks import build
 from inference.networks.onnx_graph import OnnxError, checked
 from tests import models
@@ -220,7 +221,7 @@ def test_a_classifier_of_timm_keeps_its_head(tiny_package: Path, tmp_path: Path)
     [
         ("net/code/__torch__.py", "TorchScript archive.*torch.onnx.export"),
         ("net/archive_format", r"torch\.export archive.*torch\.onnx\.export"),
-        ("bundle/configs/metadata.json", "MONAI bundle.*--kind state-dict"),
+        ("bundle/configs/metadata.json", "MONAI bundle.*--kind monai"),
     ],
 )
 def test_a_program_is_recognised_and_the_way_out_is_said(
@@ -230,6 +231,77 @@ def test_a_program_is_recognised_and_the_way_out_is_said(
         archive.writestr(inside, "")
     with pytest.raises(PackageError, match=said):
         state_dict(tmp_path / "net.pt")
+
+
+def bundle(folder: Path, network: dict[str, object], state: dict[str, Tensor]) -> Path:
+    for name in ("configs", "models"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    document = {"network_def": network, "classes": 2}
+    (folder / "configs" / "inference.json").write_text(json.dumps(document))
+    torch.save(state, folder / "models" / "model.pt")
+    return folder
+
+
+def test_a_monai_bundle_answers_about_an_image_as_the_network_did_about_its_transpose(
+    tiny_package: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    theirs = build("densenet-121", outputs=2)
+    state = {
+        re.sub(r"(denselayer\d+)", r"\1.layers", name).replace(
+            "classifier", "class_layers.out"
+        ): one
+        for name, one in theirs.state_dict().items()
+    }
+    network = {"_target_": "DenseNet121", "spatial_dims": 2, "out_channels": "@classes"}
+    folder = bundle(tmp_path / "bundle", network | {"in_channels": 1}, state)
+
+    wanted = [folder, "--kind", "monai", "--output", "1", "--gives", "softmax-logits"]
+    loaded = imported([*wanted, "--side", "64", *CHOSEN], tiny_package, tmp_path / "out")
+    image = torch.rand(1, 1, 64, 64)
+    with torch.inference_mode():
+        found = theirs.eval()(image.transpose(2, 3)).softmax(1)[:, 1:]
+        assert torch.allclose(torch.sigmoid(loaded.classifier(image)), found, atol=1e-4)
+
+
+def test_a_monai_bundles_map_lies_as_ours(tmp_path: Path) -> None:
+    from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
+
+    torch.manual_seed(0)
+    features = [8, 8, 8, 8, 8, 8]
+    theirs = BasicUNetPlusPlus(2, 1, 1, tuple(features)).eval()
+    network = {"_target_": "monai.networks.nets.BasicUNetPlusPlus", "spatial_dims": 2}
+    described = network | {"in_channels": 1, "out_channels": 1, "features": features}
+    folder = bundle(tmp_path / "bundle", described, theirs.state_dict())
+
+    found = from_bundle(folder, 32, Head(), "unit")
+    image = torch.rand(1, 1, 32, 32)
+    with torch.inference_mode():
+        turned = theirs(image.transpose(2, 3))[0].transpose(2, 3)
+        assert torch.allclose(found.module(image), turned, atol=1e-5)
+        rows_first = from_bundle(folder, 32, Head(axes="yx"), "unit").module(image)
+        assert torch.allclose(rows_first, theirs(image)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ({"_target_": "os.system"}, "network os.system found; DenseNet121, BasicUNetPlusPlus"),
+        ({"_target_": "mine.DenseNet121"}, "network mine.DenseNet121 found"),
+        ({"_target_": "DenseNet121", "spatial_dims": 3}, "spatial_dims: 3 found, 2 wanted"),
+        ({"_target_": "DenseNet121", "in_channels": "$print(1)"}, "expressions are not run"),
+        ({"_target_": "DenseNet121", "in_channels": "@nowhere"}, "expressions are not run"),
+        ({"_target_": "DenseNet121", "blocks": 3}, "blocks found, which our network does not have"),
+        ({"_target_": "DenseNet121"}, "no last layer classifier.weight found"),
+        ({"target": "DenseNet121"}, "no network_def with a _target_"),
+    ],
+)
+def test_a_bundle_that_cannot_be_built_here_is_said(
+    network: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    folder = bundle(tmp_path / "bundle", network, {"x": torch.zeros(1)})
+    with pytest.raises(PackageError, match=re.escape(said)):
+        from_bundle(folder, 64, Head(), "unit")
 
 
 class Hdf5:
