@@ -17,7 +17,7 @@ from daemon.ledger.states import ImageState
 from daemon.ledger.weekly import ReportedImage, week_of
 
 # The newest images that a comparison is made of: the cost of a page does not grow with the ledger.
-MOST_COMPARED = 10_000
+MOST_COMPARED = 2_000
 
 _BEGIN = sa.text(
     "INSERT INTO shadow_answers (model, instance_id, begun_at) VALUES (:model, :image, :at)"
