@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.dicom.part10 import HEAD_BYTES, FileMeta, read_file_meta
+from daemon.dicom.tables import IMPLEMENTATION_CLASS_UID
 from daemon.dicom.uids import is_uid
 from daemon.ledger import Arrival, Ledger
 from daemon.spool import ORPHAN_AGE_S, Spool
@@ -95,7 +96,7 @@ def _arrival(spool: Spool, name: str) -> Arrival | str:
         return f"the ledger does not know it, and it cannot be read ({error.strerror})"
     if meta is None or not is_uid(meta.sop_instance_uid):
         return "the ledger does not know it, and its file meta information does not tell what it is"
-    if meta.sop_instance_uid.startswith(_RESULT_ROOT) and not meta.source_ae_title:
+    if _is_result(meta):
         return ""
     if size_bytes <= meta.data_set_at:
         return "the ledger does not know it, and it holds no data set"
@@ -109,6 +110,15 @@ def _arrival(spool: Spool, name: str) -> Arrival | str:
         origin="adopted",
         priority=_PRIORITY,
         size_bytes=size_bytes,
+    )
+
+
+def _is_result(meta: FileMeta) -> bool:
+    """Whether we made this object. An image of the inbox has no source AE title either."""
+    return (
+        meta.sop_instance_uid.startswith(_RESULT_ROOT)
+        and meta.implementation_class_uid == IMPLEMENTATION_CLASS_UID
+        and not meta.source_ae_title
     )
 
 

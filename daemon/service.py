@@ -260,11 +260,14 @@ def _receive(
     gc.freeze()
     what = f"listening on {config.host}, {_ports(config)}, as {config.ae_title}"
     _say_ready("receive", what)
-    _wait(stop)
+    while not stop.wait(_NOTICE_S) and receiver.is_alive():
+        pass
 
     if inbox:
         inbox.stop()
     receiver.stop()
+    if not stop.is_set():
+        raise RuntimeError("the listener has ended")
 
 
 def _take(config: Config, receiver: Receiver, inbox: Inbox | None) -> None:

@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -70,6 +70,8 @@ class Spool:
         # A string: making a Path costs more than some of the system calls that it is for.
         self._at = str(folder)
         self._identity: str | None = None
+        # Device and inode of the marker that was read last
+        self._marker_place = (0, 0)
         # The names of one process begin alike, and are counted from a random number.
         self._names = secrets.token_hex(8)
         self._numbers = itertools.count(secrets.randbits(54))
@@ -96,17 +98,38 @@ class Spool:
 
         here = identity(self.folder)
         if here is None or agree(here) != here:
-            raise SpoolError(
-                f"spool {self.folder}: not the folder whose files this ledger knows; is it "
-                "mounted here?"
-            )
+            raise SpoolError(_another(self.folder))
         self._identity = here
 
     def require(self) -> None:
-        """Raises SpoolError when the whole folder is gone: then no single file is lost."""
-        marker = f"{self._at}/{_MARKER}"
-        if self._identity is not None and not os.path.exists(marker):  # noqa: PTH110
-            raise SpoolError(f"spool {self.folder}: no longer there; is it mounted?")
+        """Raises SpoolError when the folder is gone or replaced: then no single file is lost."""
+        if self._identity is None:
+            return
+        try:
+            marker = os.stat(f"{self._at}/{_MARKER}")  # noqa: PTH116
+            place = (marker.st_dev, marker.st_ino)
+            if place == self._marker_place:
+                return
+            here = identity(self.folder)
+        except OSError as error:
+            raise SpoolError(f"spool {self.folder}: no longer there; is it mounted?") from error
+
+        if here != self._identity:
+            raise SpoolError(_another(self.folder))
+        self._marker_place = place
+
+    def require_whole(self, sizes: Mapping[str, int]) -> None:
+        """Raises SpoolError unless this spool holds each file (name -> bytes) in full.
+
+        Another folder may have lain here while a file was written: it took the file, and hides it
+        now.
+        """
+        self.require()
+        for name, size_bytes in sizes.items():
+            if damage := self.damage(name, size_bytes):
+                raise SpoolError(
+                    f"spool {self.folder}: new file {name} {damage}; was it mounted meanwhile?"
+                )
 
     def write(self, *chunks: BytesLike) -> str:
         """Make the bytes of `chunks`, one after another, durable. Returns the new file's name.
@@ -245,9 +268,7 @@ class Spool:
             )
 
         if identity(folder) != identity_in_ledger:
-            raise SpoolError(
-                f"spool {folder}: not the folder whose files this ledger knows; is it mounted here?"
-            )
+            raise SpoolError(_another(folder))
 
         spool = cls.__new__(cls)
         spool._begin_names(folder)
@@ -357,6 +378,10 @@ def identity(folder: Path) -> str | None:
     return marker.read_text() if marker.exists() else None
 
 
+def _another(folder: Path) -> str:
+    return f"spool {folder}: not the folder whose files this ledger knows; is it mounted here?"
+
+
 def write_durably(path: Path, *chunks: BytesLike) -> None:
     """Put the bytes of `chunks` at `path`, whole and durable, or leave `path` as it was.
 
@@ -378,7 +403,7 @@ def sweep_unfinished(folder: Path, age_s: float = ORPHAN_AGE_S) -> int:
 
 
 def _older(folder: Path, age_s: float) -> list[str]:
-    newest = time.time() - age_s
+    newest = _now(folder) - age_s
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -387,6 +412,15 @@ def _older(folder: Path, age_s: float) -> list[str]:
                 if entry.stat(follow_symlinks=False).st_mtime < newest:
                     names.append(entry.name)
     return names
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock that stamps the folder's files, which a file server may do."""
+    try:
+        os.utime(folder)
+    except PermissionError:
+        return time.time()
+    return folder.stat().st_mtime
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -146,7 +146,7 @@ class _Supervisor:
             log.error("%s cannot start; its message above says why", child.role)
             child.cannot_start = True
         else:
-            _schedule_restart(child, status)
+            _schedule_restart(child, f"ended with status {status}")
 
     def _start(self, child: _Child) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
@@ -154,14 +154,19 @@ class _Supervisor:
 
         # From the main thread: PR_SET_PDEATHSIG fires when the thread that forked ends, and the
         # main thread lives as long as this process.
-        child.process = subprocess.Popen(
-            [*self._command, child.role, "-c", str(self._path)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         child.started = time.monotonic()
         child.ready = False
+        try:
+            child.process = subprocess.Popen(
+                [*self._command, child.role, "-c", str(self._path)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        except OSError as error:
+            # No memory for another process, say: the roles that run must not end by it.
+            _schedule_restart(child, f"cannot be started ({error.strerror})")
+            return
 
         assert child.process.stdout is not None
         self._selector.register(child.process.stdout, selectors.EVENT_READ, child)
@@ -212,7 +217,7 @@ class _Supervisor:
                 process.wait()
 
 
-def _schedule_restart(child: _Child, status: int) -> None:
+def _schedule_restart(child: _Child, trouble: str) -> None:
     """Back off: each death soon after a start doubles the pause before the next start."""
     now = time.monotonic()
     if now - child.started > _SETTLED_S:
@@ -221,7 +226,7 @@ def _schedule_restart(child: _Child, status: int) -> None:
     pause_s = doubled_s(_FIRST_PAUSE_S, _LONGEST_PAUSE_S, child.deaths)
     child.deaths += 1
     child.start_again_at = now + pause_s
-    log.error("%s ended with status %d; starting it again in %.1f s", child.role, status, pause_s)
+    log.error("%s %s; starting it again in %.1f s", child.role, trouble, pause_s)
 
 
 @contextmanager

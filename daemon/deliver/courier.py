@@ -28,7 +28,7 @@ from daemon.deliver.limits import DEFAULT_LIMITS, DeliverLimits
 from daemon.deliver.remote import remote_of
 from daemon.deliver.verdict import CANNOT_UNDERSTAND, Verdict, cure, verdict
 from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, proposal
-from daemon.dicom.outgoing import Outgoing, UnsendableError
+from daemon.dicom.outgoing import FileGoneError, Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
 from daemon.heartbeat import Heartbeat
 from daemon.ledger import DeliveryJob, Ledger, Outage, Recipient, owner_name
@@ -213,6 +213,10 @@ class Courier:
                 return None, None
             answer = store.store(self._outgoing(job))
             watch.note("answered")
+        except FileGoneError as error:
+            # The spool may be away: the next try finds out, and has the object made again.
+            self._later(job, str(error))
+            return None, None
         except (NotAcceptedError, UnsendableError) as error:
             self._refuse(job, str(error))
             return Verdict.REFUSED, None

@@ -9,10 +9,11 @@ point taken for it, and files that nobody sees there would count as stored.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from daemon.dicom.link import LinkDownError
-from daemon.dicom.outgoing import Outgoing, UnsendableError
+from daemon.dicom.outgoing import FileGoneError, Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
 from daemon.dicom.tables import Status
 from daemon.dicom.uids import can_name_a_file
@@ -55,14 +56,17 @@ class Folder:
         try:
             data = outgoing.path.read_bytes()
         except FileNotFoundError as error:
-            raise UnsendableError("its file is gone") from error
+            raise FileGoneError("its file is gone") from error
         except OSError as error:
             raise LinkDownError(f"its file cannot be read: {error.strerror}") from error
 
         try:
+            before = self._folder.stat()
             write_durably(self._folder / f"{outgoing.sop_instance_uid}.dcm", data)
-            # If the folder was unmounted meanwhile, the file went to its mount point.
-            if not (self._folder / MARK).is_dir():
+            # If the folder was unmounted meanwhile, the file went to its mount point, though the
+            # folder may be back. The file itself may have been picked up.
+            is_same = os.path.samestat(before, self._folder.stat())
+            if not is_same or not (self._folder / MARK).is_dir():
                 raise LinkDownError(_not_there(self._folder))
         except OSError as error:
             raise LinkDownError(f"{self._folder}: {error.strerror}") from error

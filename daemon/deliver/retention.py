@@ -108,7 +108,9 @@ class Retention:
         """The files that must stay: counted on by the ledger, or never known to it."""
         every = list(names)
         inspect = self._ledger.inspect
-        return inspect.known_spool_names(every) | inspect.unknown_spool_names(every)
+        # In this order: a row that is committed between the two questions is known to the second.
+        unknown = inspect.unknown_spool_names(every)
+        return unknown | inspect.known_spool_names(every)
 
     def _remove(self, kept_s: float, kept_failed_s: float, stop: threading.Event) -> int:
         total = 0

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from daemon.dicom.negotiation import Proposal, Rejected
-from daemon.dicom.outgoing import Outgoing, UnsendableError, as_is, uncompressed
+from daemon.dicom.outgoing import FileGoneError, Outgoing, UnsendableError, as_is, uncompressed
 from daemon.dicom.pdu import Command, Element
 from daemon.dicom.requestor import (
     DEFAULT_LIMITS,
@@ -266,10 +266,10 @@ def _data_set(outgoing: Outgoing, syntax: str) -> Source:
         if outgoing.part10 and syntax == outgoing.transfer_syntax_uid:
             return as_is(outgoing)
         return uncompressed(outgoing, syntax)
-    except UnsendableError:
+    except (UnsendableError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise UnsendableError("its file is gone") from error
+        raise FileGoneError("its file is gone") from error
     except OSError as error:
         raise LinkDownError(f"its file cannot be read: {error.strerror}") from error
     except Exception as error:

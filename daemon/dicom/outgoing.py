@@ -24,6 +24,10 @@ class UnsendableError(Exception):
     """The file holds no object that could be sent."""
 
 
+class FileGoneError(UnsendableError):
+    """Its file is not there: it is gone, or its folder is not mounted at the moment."""
+
+
 @dataclass(frozen=True)
 class Outgoing:
     """One object to send. `part10`: the file has a file meta information, so its bytes can go out

@@ -19,6 +19,7 @@ _SHORT = struct.Struct("<HH2sH")  # PS3.5 Table 7.1-2: group, element, VR, lengt
 _LONG = struct.Struct("<HH2sHL")  # PS3.5 Table 7.1-1: for OB, two reserved bytes before the length
 _GROUP = 0x0002
 _SOP_CLASS, _SOP_INSTANCE, _TRANSFER_SYNTAX = 0x0002, 0x0003, 0x0010
+_IMPLEMENTATION = 0x0012
 _SOURCE_AE_TITLE = 0x0016
 
 
@@ -27,8 +28,8 @@ class FileMeta:
     """The UIDs of a file meta information, without padding, and where in the file the data set
     begins.
 
-    `source_ae_title` is "" where the file meta information has none.
-
+    `source_ae_title` and `implementation_class_uid` are "" where the file meta information has
+    none.
     """
 
     sop_class_uid: str
@@ -36,6 +37,7 @@ class FileMeta:
     transfer_syntax_uid: str
     data_set_at: int
     source_ae_title: str = ""
+    implementation_class_uid: str = ""
 
 
 def write_file_meta(
@@ -51,7 +53,7 @@ def write_file_meta(
         (_SOP_CLASS, b"UI", even(sop_class_uid, b"\0")),
         (_SOP_INSTANCE, b"UI", even(sop_instance_uid, b"\0")),
         (_TRANSFER_SYNTAX, b"UI", even(transfer_syntax_uid, b"\0")),
-        (0x0012, b"UI", even(implementation[0], b"\0")),
+        (_IMPLEMENTATION, b"UI", even(implementation[0], b"\0")),
         (0x0013, b"SH", even(implementation[1], b" ")),
         (_SOURCE_AE_TITLE, b"AE", even(source_ae_title, b" ")),
     )
@@ -93,5 +95,8 @@ def read_file_meta(head: bytes) -> FileMeta | None:
         values[number].rstrip(b"\0 ").decode("ascii", "replace")
         for number in (_SOP_CLASS, _SOP_INSTANCE, _TRANSFER_SYNTAX)
     )
-    source = values.get(_SOURCE_AE_TITLE, b"").strip(b"\0 ").decode("ascii", "replace")
-    return FileMeta(sop_class, sop_instance, syntax, end, source)
+    source, implementation = (
+        values.get(number, b"").strip(b"\0 ").decode("ascii", "replace")
+        for number in (_SOURCE_AE_TITLE, _IMPLEMENTATION)
+    )
+    return FileMeta(sop_class, sop_instance, syntax, end, source, implementation)

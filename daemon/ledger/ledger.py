@@ -85,9 +85,13 @@ _RECEIVED = {
 _RESULT_FIELDS = tuple(StoredResult.__dataclass_fields__)
 # The tables that are worked on by lease, each with the state in which a lease can be held.
 _LEASED = ((instances, ImageState.RECEIVED.value), (deliveries, DeliveryState.OWED.value))
-# An image with one of these states is the original of a later copy. A failed image is not:
+# By the state of a copy: the states of an image that is its original. A failed image is of none:
 # a sender that repeats it asks for a new try (docs/rules.md, "Duplicates").
-_ORIGINALS = (ImageState.ANALYSED.value, ImageState.NOT_ANALYSED.value)
+_ORIGINALS = {
+    ImageState.ANALYSED.value: (ImageState.ANALYSED.value,),
+    ImageState.NOT_ANALYSED.value: (ImageState.ANALYSED.value, ImageState.NOT_ANALYSED.value),
+    ImageState.FAILED.value: (ImageState.ANALYSED.value, ImageState.NOT_ANALYSED.value),
+}
 
 
 def owner_name() -> str:
@@ -308,7 +312,7 @@ class Ledger:
             if image is None:
                 return None
 
-            original = self._original(conn, image, completion.content_digest)
+            original = self._original(conn, image, completion)
             if original is not None:
                 duplicate = _duplicate_of(original, completion, now)
                 conn.execute(_held(job).values(**duplicate))
@@ -338,8 +342,14 @@ class Ledger:
             return None
         return row
 
-    def _original(self, conn: Connection, image: sa.RowMapping, content_digest: str) -> int | None:
-        """The first ended image with the same UID and content, if there is one."""
+    def _original(
+        self, conn: Connection, image: sa.RowMapping, completion: Completion
+    ) -> int | None:
+        """The first ended image with the same UID and content, if there is one.
+
+        An image that was not analysed is none of a copy that is: meanwhile the settings or the
+        model that excluded it were mended.
+        """
         # An image whose lost results are made again keeps them, whatever was sent meanwhile.
         if image["remakes"]:
             return None
@@ -348,8 +358,8 @@ class Ledger:
             sa.select(instances.c.id)
             .where(
                 instances.c.sop_instance_uid == image["sop_instance_uid"],
-                instances.c.content_digest == content_digest,
-                instances.c.state.in_(_ORIGINALS),
+                instances.c.content_digest == completion.content_digest,
+                instances.c.state.in_(_ORIGINALS[completion.state]),
                 instances.c.id != image["id"],
             )
             .order_by(instances.c.id)

@@ -158,7 +158,8 @@ class Inbox:
         closed, self._closed = self._closed, set()
 
         found: set[Path] = set()
-        for folder, subfolders, names in os.walk(self._folder):
+        unread: list[OSError] = []
+        for folder, subfolders, names in os.walk(self._folder, onerror=unread.append):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             for name in names:
                 path = Path(folder, name)
@@ -172,13 +173,17 @@ class Inbox:
                     found.add(path)
 
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
+        # A subfolder may have gone since its name was read; the inbox itself may not.
+        for error in unread:
+            if not isinstance(error, FileNotFoundError) or error.filename == str(self._folder):
+                raise error
 
     def _look(self, path: Path, closed: bool) -> bool:
         """Take the file if it is whole and due. Returns whether it is still to be looked at."""
         now = time.monotonic()
         try:
             status = path.lstat()
-        except OSError:
+        except FileNotFoundError:
             return False
 
         if not stat.S_ISREG(status.st_mode):

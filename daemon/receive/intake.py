@@ -145,7 +145,7 @@ class Intake:
         try:
             self._spool.sync(arrival.spool_name for arrival in arrivals)
             # An unmounted spool leaves a folder behind that takes files, and hides them later.
-            self._spool.require()
+            self._spool.require_whole({row.spool_name: row.size_bytes for row in arrivals})
             self._ledger.receive(arrivals)
         except Exception as failure:  # every waiter of the group gets it as its answer
             error = failure

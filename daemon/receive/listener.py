@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from daemon import watchdog
@@ -112,6 +112,10 @@ class Listener:
         for each in (self._stop_receiver, self._stop_sender, *self._listening):
             each.close()
 
+    def is_alive(self) -> bool:
+        """Whether connections are still taken."""
+        return self._thread.is_alive()
+
     @property
     def waiting(self) -> int:
         """How many connections have not asked for an association yet."""
@@ -127,12 +131,10 @@ class Listener:
             for key, _ in self._selector.select(timeout=1.0):
                 if key.fileobj is self._stop_receiver:
                     return
-                try:
+                with _contained():
                     self._look(key.fileobj)
-                except Exception:
-                    # The loop's one catch-all: one connection must not end the listening.
-                    log.exception("a connection could not be served")
-            self._drop_overdue()
+            with _contained():
+                self._drop_overdue()
 
     def _look(self, ready: object) -> None:
         if not isinstance(ready, socket.socket):
@@ -171,8 +173,13 @@ class Listener:
                 time.sleep(0.1)
             return False
 
-        self._waiting[connection] = self._new(connection, str(address[0]), listening)
-        self._selector.register(connection, selectors.EVENT_READ)
+        waiting = self._new(connection, str(address[0]), listening)
+        try:
+            self._selector.register(connection, selectors.EVENT_READ)
+        except BaseException:
+            connection.close()
+            raise
+        self._waiting[connection] = waiting
         if len(self._waiting) > self._limits.connections:
             self._drop(self._most_dispensable())
         return True
@@ -238,9 +245,19 @@ class Listener:
         log.warning("connection from %s ended: %s", address, words or trouble)
 
     def _drop(self, connection: socket.socket) -> None:
-        self._selector.unregister(connection)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(connection)
         del self._waiting[connection]
         connection.close()
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """The loop's one catch-all: the trouble of one connection must not end the listening."""
+    try:
+        yield
+    except Exception:
+        log.exception("a connection could not be served")
 
 
 def _listening(port: Port) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -9,6 +10,8 @@ from collections.abc import Callable
 
 from daemon.dicom.acceptor import Association, Limits
 from daemon.receive.session import Session
+
+log = logging.getLogger("pleura.receive")
 
 _GIVE_UP_S = 5.0  # after the time to drain, for threads to end
 _GIVING_WAY_S = 2.0  # for an association that gives way to be gone
@@ -54,7 +57,16 @@ class Roster:
                 return False
             self._running.add(association)
             self._threads.add(thread)
-        thread.start()
+
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # The system gives no more threads now; it may later.
+            log.error("no thread for the association from %s (%s)", association.address, error)
+            with self._lock:
+                self._running.discard(association)
+                self._threads.discard(thread)
+            return False
         return True
 
     def leave(self, association: Association) -> None:

@@ -90,6 +90,10 @@ class Receiver:
         """How many connections have not asked for an association."""
         return self._listener.waiting
 
+    def is_alive(self) -> bool:
+        """Whether connections are still taken."""
+        return self._listener.is_alive()
+
     def _serve(self, connection: Served, address: str) -> None:
         """Give a connection that asks for an association its thread."""
 

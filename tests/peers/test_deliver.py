@@ -31,11 +31,14 @@ from daemon.backoff import Backoff
 from daemon.commands.send import send
 from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.deliver.deliverer import Deliverer
+from daemon.deliver.folder import Folder
 from daemon.deliver.limits import DeliverLimits
-from daemon.dicom.requestor import DEFAULT_LIMITS, Limits
+from daemon.dicom.link import LinkDownError
+from daemon.dicom.outgoing import Outgoing
+from daemon.dicom.requestor import DEFAULT_LIMITS, Answer, Limits
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.schema import deliveries, results
-from daemon.spool import Spool
+from daemon.spool import Spool, write_durably
 from tools.peers.archive import serving
 from tools.peers.waiting import wait_until
 
@@ -609,6 +612,47 @@ def test_a_folder_gets_whole_files_and_is_waited_for(
         f"{uid}.dcm": data for uid, data in node.made.items()
     }
     assert all(path.stat().st_mode & 0o077 == 0 for path in (outbox, *outbox.iterdir()))
+
+
+def test_a_share_that_is_mounted_again_during_a_write_gets_the_file(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share, away, under = (tmp_path / name for name in ("share", "away", "under"))
+    destination = Folder.open(share, node.ledger)
+    outgoing = Outgoing(tmp_path / "object.dcm", SEG, "2.25.1", ImplicitVRLittleEndian)
+    outgoing.path.write_bytes(b"x")
+
+    def write(path: Path, *chunks: bytes) -> None:
+        written(path, *chunks)
+        share.rename(under)
+        away.rename(share)
+
+    written = write_durably
+    monkeypatch.setattr("daemon.deliver.folder.write_durably", write)
+    share.rename(away)
+    share.mkdir()
+    with pytest.raises(LinkDownError, match="is it mounted"):
+        destination.store(outgoing)
+
+
+def test_a_file_that_is_away_while_it_is_sent_is_sent_later(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = node.spool.folder.with_name("away")
+
+    def store(folder: Folder, outgoing: Outgoing) -> Answer:
+        monkeypatch.undo()
+        node.spool.folder.rename(away)
+        try:
+            return stored(folder, outgoing)
+        finally:
+            away.rename(node.spool.folder)
+
+    stored = Folder.store
+    monkeypatch.setattr(Folder, "store", store)
+    node.owe(segmentation("2.25.1"), to="outbox")
+    node.start(FolderDestination(name="outbox", folder=tmp_path / "outbox"))
+    wait_until("it is stored", lambda: node.counts() == {"stored": 1})
 
 
 @pytest.mark.parametrize("mounted", ["the folder", "what it lies in"])

@@ -5,9 +5,11 @@ takes it down.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import os
+import selectors
 import socket
 import struct
 import subprocess
@@ -774,6 +776,27 @@ def test_a_rejected_peer_closes_first(start: Callable[..., Node]) -> None:
         connection.settimeout(0.2)
         with pytest.raises(TimeoutError):
             connection.recv(1)
+
+
+def test_a_connection_that_cannot_be_watched_ends_and_others_are_served(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(selectors.DefaultSelector):
+        is_full = False
+
+        def register(self, *arguments: Any, **more: Any) -> Any:
+            if Full.is_full:
+                Full.is_full = False
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().register(*arguments, **more)
+
+    monkeypatch.setattr(selectors, "DefaultSelector", Full)
+    node = start()
+    Full.is_full = True
+    with node.connect() as connection:
+        assert connection.recv(1) == b""
+    assert node.receiver.waiting_connections == 0
+    assert store(node, image()) == [0x0000]
 
 
 def test_a_silent_crowd_from_one_address_is_its_own_rival(start: Callable[..., Node]) -> None:

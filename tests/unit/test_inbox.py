@@ -152,6 +152,41 @@ def test_while_the_ledger_is_away_files_stay_and_are_not_tried_at_every_look(
     assert list(node.spool.names()) == [node.rows()[0]["spool_name"]]
 
 
+def test_a_folder_that_cannot_be_read_is_told_once_and_holds_up_no_other(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    locked, open_folder = node.folder / "locked", node.folder / "open"
+    locked.mkdir()
+    open_folder.mkdir()
+
+    def scandir(folder: Any) -> Any:
+        if os.fspath(folder) == str(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(locked))
+        return scanned(folder)
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno >= 30]
+
+    scanned = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    (locked / "stays.dcm").write_bytes(b"x")
+    (open_folder / "goes.dcm").write_bytes(b"x")
+    node.start()
+    wait_until("the other is taken", lambda: not (open_folder / "goes.dcm").exists())
+    wait_until("it is told", told)
+    assert len(told()) == 1
+    assert "Permission denied" in told()[0]
+
+
+def test_an_inbox_that_has_gone_is_told(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    node.start()
+    node.folder.rename(node.folder.with_name("away"))
+    wait_until("it is told", lambda: "inbox: the folder" in caplog.text)
+    node.folder.with_name("away").rename(node.folder)
+    (node.folder / "goes.dcm").write_bytes(b"x")
+    wait_until("its file is taken", lambda: node.left() == [])
+
+
 def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.pace = replace(node.pace, first_pause_s=0.1)
     unlink, tries = Path.unlink, []

@@ -275,6 +275,21 @@ def test_a_sleeper_whose_ledger_is_closed_wakes_without_an_error(ledger_url: str
     ledger.close()
 
 
+def test_a_copy_is_analysed_once_its_image_was_excluded_by_mistake(ledger: Ledger) -> None:
+    """docs/faults.md, NOBODY IS ANSWERED: the settings are corrected, the images sent again."""
+    ledger.receive([arrival(), arrival(), arrival(), arrival()])
+    excluded = Completion("not_analysed", "d", "1.2", reason="age_unknown")
+    states = [
+        ledger.complete(job, ended, OWED)
+        for job, ended in zip(
+            ledger.claim_images("me", 4),
+            (excluded, excluded, completion("9"), excluded),
+            strict=True,
+        )
+    ]
+    assert states == ["not_analysed", "duplicate", "analysed", "duplicate"]
+
+
 def test_a_history_tells_what_became_of_one_image(ledger: Ledger) -> None:
     ledger.receive([arrival(), arrival()])
     first, second = ledger.claim_images("me", 9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -63,6 +64,23 @@ def ask() -> Iterator[Callable[..., tuple[Running, str]]]:
         each.over.set()
     while len(roster):
         threading.Event().wait(0.001)
+
+
+def test_an_association_without_a_thread_takes_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    roster = Roster(Limits(associations=PLACES))
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def enter() -> bool:
+        return roster.enter(Mock(address="192.0.2.1", session=None), roster.leave)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        assert not any(enter() for _ in range(3 * PLACES))
+    assert enter()
 
 
 def test_a_peer_has_its_quota_and_no_more(ask: Callable[..., tuple[Running, str]]) -> None:

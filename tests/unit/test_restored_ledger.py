@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from daemon.commands.verify import verify
 from daemon.config import Config
 from daemon.deliver.retention import Retention
 from daemon.dicom.part10 import write_file_meta
+from daemon.dicom.tables import IMPLEMENTATION_CLASS_UID
 from daemon.ledger import Arrival, Completion, Inspection, Ledger, LedgerError
 from daemon.spool import Spool, SpoolError
 
@@ -69,8 +70,8 @@ class Node:
         return self.ledger.inspect.counts()["instances"]
 
 
-def part10(uid: str, source: str = "XRAY1") -> bytes:
-    return write_file_meta((CR, uid, SYNTAX), ("1.2.3", "TEST"), source) + b"\x08\0\x05\0CS\0\0"
+def part10(uid: str, source: str = "XRAY1", made_by: str = "1.2.3") -> bytes:
+    return write_file_meta((CR, uid, SYNTAX), (made_by, "TEST"), source) + b"\x08\0\x05\0CS\0\0"
 
 
 @pytest.fixture
@@ -155,13 +156,40 @@ def test_a_file_that_cannot_be_told_is_quarantined_with_an_error(
 def test_an_uncommitted_result_is_kept_apart_without_an_error(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    node.spool.write(part10("2.25.1", source=""))
+    node.spool.write(part10("2.25.1", source="", made_by=IMPLEMENTATION_CLASS_UID))
     node.grow_old()
     strays = take_in_strays(node.ledger, node.spool)
     assert (strays.adopted, strays.results, strays.quarantined) == (0, 1, 0)
     assert len(list(node.spool.quarantine_folder.iterdir())) == 1
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert verify(node.ledger.inspect, node.spool).clean
+
+
+def test_an_image_of_the_inbox_is_no_result_for_its_uid(node: Node) -> None:
+    node.spool.write(part10("2.25.1", source=""))
+    node.grow_old()
+    strays = take_in_strays(node.ledger, node.spool)
+    assert (strays.adopted, strays.results, strays.quarantined) == (1, 0, 0)
+
+
+def test_an_image_whose_row_comes_during_the_sweep_stays(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server whose clock is behind makes each new file look old."""
+    data = part10("1.2.1")
+    name = node.spool.write(data)
+    node.grow_old()
+    monkeypatch.setattr("daemon.deliver.retention.take_in_strays", lambda *_: None)
+
+    def known(names: Iterable[str]) -> set[str]:
+        found = known_before(names)
+        node.ledger.receive([Arrival(name, CR, "1.2.1", SYNTAX, "XRAY1", "dimse", 1, len(data))])
+        return found
+
+    known_before = node.ledger.inspect.known_spool_names
+    monkeypatch.setattr(node.ledger.inspect, "known_spool_names", known)
+    assert node.sweep() == 0
+    assert node.spool.read(name) == data
 
 
 def test_two_processes_adopt_a_file_once(node: Node) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -142,6 +142,60 @@ def test_a_file_is_not_lost_when_the_spool_is_mounted_again_during_the_look(
     folder.rename(tmp_path / "away")
     monkeypatch.setattr(spool, "require", mounted_again)
     assert look(spool, name) == found
+
+
+def test_nothing_is_acknowledged_that_lies_under_a_mount_that_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file went to the mount point; the spool is mounted again before its row is committed."""
+    ledger, folder = Ledger(f"sqlite:///{tmp_path}/ledger.db"), tmp_path / "spool"
+    Spool(folder)
+    folder.rename(tmp_path / "mount point")
+    spool = Spool(folder)
+    spool.claim(ledger.spool_identity)
+    intake = Intake(ledger, spool)
+
+    def swap(away: str, here: str) -> None:
+        folder.rename(tmp_path / away)
+        (tmp_path / here).rename(folder)
+
+    def sync(names: Iterable[str]) -> None:
+        swap("mount point", "mounted")
+        synced(names)
+
+    synced = spool.sync
+    monkeypatch.setattr(spool, "sync", sync)
+    swap("mounted", "mount point")
+    with pytest.raises(NoRoomError):
+        take(intake, "1.3")
+    assert ledger.inspect.counts()["instances"]["received"] == 0
+
+
+def test_another_nodes_spool_in_its_place_loses_no_file(tmp_path: Path) -> None:
+    spools = []
+    for name in ("ours", "theirs"):
+        ledger = Ledger(f"sqlite:///{tmp_path}/{name}.db")
+        spools.append(Spool(tmp_path / name))
+        spools[-1].claim(ledger.spool_identity)
+    ours, _ = spools
+    name = ours.write(b"image")
+    assert ours.read(name) == b"image"
+
+    (tmp_path / "ours").rename(tmp_path / "away")
+    (tmp_path / "theirs").rename(tmp_path / "ours")
+    for look in (ours.require, lambda: ours.read(name), lambda: ours.damage(name, 5)):
+        with pytest.raises(SpoolError, match="not the folder whose files this ledger knows"):
+            look()
+
+
+def test_a_file_server_whose_clock_is_behind_makes_no_new_file_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path)
+    spool.write(b"image")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    assert list(spool.old_names(3600)) == []
 
 
 @pytest.mark.parametrize("failing", ["writev", "fsync"])
