@@ -15,8 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+import torch
 import uvicorn
 from PIL import Image
 from pydicom.uid import generate_uid
@@ -24,11 +26,11 @@ from pydicom.uid import generate_uid
 from benchmarks.page import fill
 from daemon.ledger import Alarm
 from daemon.ledger.view import Search
-from inference import results
-from inference.radiograph import decode, parse
+from inference import package
+from inference.engine import Engine
+from inference.pipeline import AnalysisSettings, Pipeline
 from tests.peers.browser import PROGRAMS, Browser
 from tests.web.site import Site, Visitor, users
-from tools import cases
 from tools.peers.ports import unused_port
 from training import phantom
 
@@ -54,11 +56,11 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         places = Path(name)
-        chests = _chests(places)
+        chest = _chest(places)
         for what, looks in _MOMENTS.items():
             place = places / what
             place.mkdir()
-            with _served(place, what, chests) as (site, url):
+            with _served(place, what, chest) as (site, url):
                 cookies = _logged_in(site)
                 for look in looks:
                     if what != "failures":
@@ -85,25 +87,39 @@ _MOMENTS = {
 }
 
 
-def _chests(folder: Path) -> dict[str, bytes]:
-    """A phantom, and its overlay as the node makes it."""
-    drawn = phantom.draw(7, pneumothorax=True)
-    path = phantom.write(drawn, folder / "phantom.dcm")
+@dataclass
+class Chest:
+    """A phantom as a node receives it, and what the model that ships makes of it."""
+
+    source: bytes
+    # Kind of result -> its file
+    results: dict[str, bytes]
+    probability: float
+    positive: bool
+    # Its id and version
+    model: str
+
+
+def _chest(folder: Path) -> Chest:
+    path = phantom.write(phantom.draw(7, pneumothorax=True), folder / "phantom.dcm")
     source = path.read_bytes()
-    image = decode(parse(source)[0])
-    case = cases.positive(
-        image.header, mask=drawn.mask, pixels=image.pixels, content_digest=image.content_digest
-    )
-    made = {each.kind: each.data for each in results.build(case, ("SEG", "SC"))}
-    return {"source": source, **made}
+    shipped = package.load(package.default_folder())
+    pipeline = Pipeline(Engine(shipped, torch.device("cpu")), AnalysisSettings())
+
+    (outcome,) = pipeline.analyse([source], datetime.now())
+    finding = outcome.finding
+    assert finding is not None
+    results = {one.kind: one.data for one in outcome.results}
+    model = f"{shipped.manifest.id} {shipped.manifest.version}"
+    return Chest(source, results, finding.probability, finding.positive, model)
 
 
 @contextlib.contextmanager
-def _served(place: Path, what: str, chests: dict[str, bytes]) -> Iterator[tuple[Site, str]]:
+def _served(place: Path, what: str, chest: Chest) -> Iterator[tuple[Site, str]]:
     site = Site(
         place, users=users(), viewer_url="https://viewer.example/v?study={study_instance_uid}"
     )
-    _MAKE[what](site, chests)
+    _MAKE[what](site, chest)
     port = unused_port()
     config = uvicorn.Config(
         site.app, port=port, lifespan="off", log_config=None, access_log=False, ws="none"
@@ -158,10 +174,16 @@ def _shoot(
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    """As few colours as keep it below 150 kB."""
+    """As few colours as keep it below 150 kB.
+
+    Maximum coverage keeps the few pixels of an outline in their colour, k-means the greys grey.
+    """
     for colours in (128, 64, 32):
         written = io.BytesIO()
-        picture.quantize(colours, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)
+        fewer = picture.quantize(
+            colours, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
+        )
+        fewer.save(written, "PNG", optimize=True)
         if written.tell() < 145_000:
             break
     path.write_bytes(written.getvalue())
@@ -172,7 +194,7 @@ def _save(picture: Image.Image, path: Path) -> None:
 _POSITIVE: dict[str, int] = {}
 
 
-def _empty(site: Site, chests: dict[str, bytes]) -> None:
+def _empty(site: Site, chest: Chest) -> None:
     _roles(site)
 
 
@@ -181,18 +203,17 @@ def _roles(site: Site, *names: str) -> None:
         site.ledger.beat(name, f"node-1:{4100 + number}")
 
 
-def _day(site: Site, chests: dict[str, bytes], number: int = 160) -> None:
+def _day(site: Site, chest: Chest, number: int = 160) -> None:
     """A day of images, the last of them a positive with its files."""
     fill(site.settings.ledger, number, over_s=86_000.0, seed=3)
     for _ in range(3):
-        site.receive(generate_uid(), "XRAY1", chests["source"])
-    made = {"SEG": chests["SEG"], "SC": chests["SC"]}
-    common = {"model": "pleura-default 1.0.0", "device": "cpu"}
+        site.receive(generate_uid(), "XRAY1", chest.source)
+    common = {"model": chest.model, "device": "cpu"}
     site.end(
         "analysed",
-        made,
-        probability=0.874,
-        positive=True,
+        chest.results,
+        probability=chest.probability,
+        positive=chest.positive,
         study_instance_uid=generate_uid(),
         **common,
     )
@@ -200,18 +221,18 @@ def _day(site: Site, chests: dict[str, bytes], number: int = 160) -> None:
     site.end("not_analysed", reason="view", **common)
 
 
-def _busy(site: Site, chests: dict[str, bytes]) -> None:
+def _busy(site: Site, chest: Chest) -> None:
     _roles(site)
-    _day(site, chests)
+    _day(site, chest)
     for job in site.ledger.claim_deliveries("pacs", "courier:1", 10):
         site.ledger.mark_stored(job, 0)
     for _ in range(7):
-        site.receive(generate_uid(), "XRAY2", chests["source"])
+        site.receive(generate_uid(), "XRAY2", chest.source)
 
 
-def _outage(site: Site, chests: dict[str, bytes]) -> None:
+def _outage(site: Site, chest: Chest) -> None:
     _roles(site)
-    _day(site, chests)
+    _day(site, chest)
     site.ledger.note_destination(
         "pacs", "no association: connection refused (pacs.example:104)", 48.0
     )
@@ -224,16 +245,16 @@ def _outage(site: Site, chests: dict[str, bytes]) -> None:
     site.ledger.alarms.note([silent], [], "node-1", 60)
 
 
-def _failures(site: Site, chests: dict[str, bytes]) -> None:
+def _failures(site: Site, chest: Chest) -> None:
     _roles(site, "receive", "deliver", "web")
-    _day(site, chests)
+    _day(site, chest)
     for job in site.ledger.claim_deliveries("pacs", "courier:1", 10):
         site.ledger.mark_refused(job, "answered 0xA900: data set does not match SOP class", 0xA900)
     site.end("failed", reason="analysis_error", detail="RuntimeError, 3 attempts")
-    site.receive(generate_uid(), "XRAY2", chests["source"])
+    site.receive(generate_uid(), "XRAY2", chest.source)
 
 
-def _full(site: Site, chests: dict[str, bytes]) -> None:
+def _full(site: Site, chest: Chest) -> None:
     _roles(site)
     fill(site.settings.ledger, 100_000)
 
