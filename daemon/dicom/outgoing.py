@@ -98,10 +98,25 @@ def uncompressed(outgoing: Outgoing, syntax: str) -> io.FileIO | io.BytesIO:
     if dataset.original_encoding[1] is False:
         # Nothing here would swap the bytes of its pixels.
         raise UnsendableError("it is big endian, which the peer does not take")
-    encoded = encode(dataset, syntax == IMPLICIT_VR_LITTLE_ENDIAN, True)
+    is_implicit = syntax == IMPLICIT_VR_LITTLE_ENDIAN
+    if is_implicit:
+        _keep_values(dataset)
+    encoded = encode(dataset, is_implicit, True)
     if encoded is None:
         raise UnsendableError("it cannot be encoded")
     return io.BytesIO(encoded)
+
+
+def _keep_values(dataset: Dataset) -> None:
+    """Let pydicom write each value in Implicit VR as the bytes that were read.
+
+    Text that is decoded and encoded again may become another text: another patient's ID.
+    """
+    for tag in dataset.keys():  # noqa: SIM118 - iteration itself would decode the values
+        if dataset.get_item(tag).VR == "SQ":
+            for item in dataset[tag].value:
+                _keep_values(item)
+    dataset.set_original_encoding(True, True)
 
 
 def _file_meta(path: Path) -> tuple[tuple[str, str, str], int]:

@@ -34,7 +34,7 @@ from daemon.deliver.deliverer import Deliverer
 from daemon.deliver.folder import Folder
 from daemon.deliver.limits import DeliverLimits
 from daemon.dicom.link import LinkDownError
-from daemon.dicom.outgoing import Outgoing
+from daemon.dicom.outgoing import Outgoing, uncompressed
 from daemon.dicom.requestor import DEFAULT_LIMITS, Answer, Limits
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.schema import deliveries, results
@@ -298,6 +298,41 @@ def test_an_archive_without_jpeg_gets_decoded_pixels_under_the_same_uid(
     assert (
         scp.received()["2.25.10"].PixelData == dcmread(io.BytesIO(node.made["2.25.10"])).PixelData
     )
+
+
+@pytest.mark.parametrize(
+    ("character_set", "text"),
+    [
+        ("ISO_IR 13", b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3"),
+        ("ISO 2022 IR 13\\ISO 2022 IR 87", b"\xd4\xcf\xc0\xde\x1b$B;3ED\x1b(J"),
+        ("\\ISO 2022 IR 149", b"\x1b$)C\xb1\xe8\xc8\xf1\xc1\xdf"),
+        # Not what it says it is
+        ("ISO_IR 192", b"M\xfcller"),
+        ("GB18030", b"Wang\x81\x30"),
+    ],
+)
+def test_text_stays_as_it_is_in_implicit_vr(
+    tmp_path: Path, character_set: str, text: bytes
+) -> None:
+    """PS3.4 B.4: it is the same instance in each transfer syntax."""
+    even = text + b" " * (len(text) % 2)
+    header = segmentation("2.25.1")
+    dataset = dcmread(io.BytesIO(header))
+    dataset.SpecificCharacterSet = character_set.split("\\")
+    dataset.PatientID = dataset.AccessionNumber = "X" * len(even)
+    item = Dataset()
+    item.CodeMeaning = "X" * len(even)
+    dataset.ConceptNameCodeSequence = [item]
+    dataset.save_as(tmp_path / "object.dcm")
+    made = (tmp_path / "object.dcm").read_bytes()
+    (tmp_path / "object.dcm").write_bytes(made.replace(b"X" * len(even), even))
+
+    outgoing = Outgoing(tmp_path / "object.dcm", SEG, "2.25.1", ExplicitVRLittleEndian)
+    sent = uncompressed(outgoing, ImplicitVRLittleEndian).read()
+    assert sent.count(even) == 3
+    arrived = dcmread(io.BytesIO(sent), force=True)
+    assert arrived.get_item("PatientID").value == even
+    assert arrived.PixelData == dcmread(io.BytesIO(header)).PixelData
 
 
 def troubles(caplog: pytest.LogCaptureFixture, name: str = "pacs") -> list[str]:
