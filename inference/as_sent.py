@@ -16,13 +16,16 @@ from pydicom import DataElement, Dataset, FileDataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import correct_ambiguous_vr, write_data_element
+from pydicom.filewriter import write_data_element
 from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import VR
 
 # PS3.5 6.1.2.1: without a Specific Character Set, text is ASCII.
 _DEFAULT_CHARACTER_SET = "ISO_IR 6"
 # Tag and length of an element in Implicit VR (PS3.5 7.1.3).
 _IMPLICIT_HEADER_BYTES = 8
+# (FFFE,E000)
+_ITEM_TAG = b"\xfe\xff\x00\xe0"
 
 
 class AsSent(DataElement):
@@ -113,24 +116,43 @@ def even(value: bytes) -> bytes:
 
 
 def encoded(dataset: Dataset) -> bytes:
-    """The data set in Explicit VR Little Endian, elements that keep their bytes in those."""
+    """The data set in Explicit VR Little Endian, elements that keep their bytes in those.
+
+    Every sequence and item has a defined length.
+
+    Raises:
+        ValueError: an element's VR is one of several ("US or SS").
+    """
+    return _encoded(dataset, _character_set(dataset))
+
+
+def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
     buffer = DicomBytesIO()
     buffer.is_little_endian = True
     buffer.is_implicit_VR = False
-    character_set = _character_set(dataset)
-    dataset = correct_ambiguous_vr(dataset, True)
 
     for tag in sorted(dataset.keys()):
         element = dataset[tag]
-        sent = sent_bytes(element)
-        if sent is None:
+        # pydicom's own writer looks through a whole sequence for ambiguous VRs at each of its
+        # levels, which takes as long as all the rest.
+        value = sent_bytes(element)
+        if element.VR == VR.SQ:
+            value = b"".join(_item(_encoded(item, character_set)) for item in element.value)
+        elif value is not None:
+            value = even(value)
+
+        if value is None:
             write_data_element(buffer, element, character_set)
-            continue
-        value = even(sent)
-        raw = RawDataElement(element.tag, element.VR, len(value), value, 0, False, True)
-        write_data_element(buffer, raw, character_set)
+        else:
+            raw = RawDataElement(element.tag, element.VR, len(value), value, 0, False, True)
+            write_data_element(buffer, raw, character_set)
 
     return buffer.getvalue()
+
+
+def _item(content: bytes) -> bytes:
+    """An item of a sequence (PS3.5 7.5)."""
+    return _ITEM_TAG + len(content).to_bytes(4, "little") + content
 
 
 def tag_of(keyword: str) -> BaseTag:

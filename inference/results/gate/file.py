@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 
-from pydicom import FileDataset, dcmread, dcmwrite
+from pydicom import Dataset, FileDataset, dcmread, dcmwrite
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 
 from inference.as_sent import keep_bytes, tag_of
 from inference.finding import Result
@@ -34,38 +35,55 @@ def read(result: Result) -> FileDataset:
     """
     kind = KINDS[result.kind]
     dataset = dcmread(io.BytesIO(result.data))
+    rest = _without_copied(dataset, result, kind)
     keep_bytes(dataset, COPIED_KEYWORDS, result.data)
 
     _check_identity(dataset, result, kind)
     _check_completeness(dataset, kind)
 
-    _check_second_writing(result, kind)
+    if _written_again(dataset) != rest:
+        raise GateError(kind.name, "reading and writing it again gives other bytes")
     return dataset
 
 
-def _check_second_writing(result: Result, kind: Kind) -> None:
-    """Compare the bytes with what their own reading gives, without the copied attributes."""
-    dataset = dcmread(io.BytesIO(result.data))
-    rest = b""
+def _without_copied(dataset: FileDataset, result: Result, kind: Kind) -> bytes:
+    """The file without the copied attributes of the data set, which was just read from it."""
+    parts = []
     position = 0
+
     for tag in sorted(tag_of(keyword) for keyword in COPIED_KEYWORDS):
         if tag not in dataset:
             continue
-        element = dataset[tag]
-        if dictionary_VR(tag) != element.VR or element.file_tell is None:
+        element = dataset.get_item(tag)
+        if dictionary_VR(tag) != element.VR:
             raise GateError(kind.name, f"{tag} has VR {element.VR}")
 
-        start = element.file_tell
+        raw = isinstance(element, RawDataElement)
+        start = element.value_tell if raw else element.file_tell
         length = int.from_bytes(result.data[start - 2 : start], "little")
-        rest += result.data[position : start - _HEADER_BYTES]
+        parts.append(result.data[position : start - _HEADER_BYTES])
         position = start + length
-        del dataset[tag]
-    rest += result.data[position:]
 
-    again = io.BytesIO()
-    dcmwrite(again, dataset, enforce_file_format=True)
-    if again.getvalue() != rest:
-        raise GateError(kind.name, "reading and writing it again gives other bytes")
+    return b"".join([*parts, result.data[position:]])
+
+
+def _written_again(dataset: FileDataset) -> bytes:
+    """The file that pydicom writes from the values of the data set, without the copied attributes.
+
+    Every value is decoded first: pydicom would write what it has not decoded as it is.
+    """
+    copied = {tag_of(keyword) for keyword in COPIED_KEYWORDS}
+    again = Dataset({element.tag: element for element in dataset if element.tag not in copied})
+    for _ in again.iterall():
+        pass
+
+    again.file_meta = dataset.file_meta
+    again.preamble = dataset.preamble
+    # Not the character set, which is a copied attribute: our own text is ASCII.
+    again.set_original_encoding(*dataset.original_encoding, "iso8859")
+    file = io.BytesIO()
+    dcmwrite(file, again, enforce_file_format=True)
+    return file.getvalue()
 
 
 def _check_identity(dataset: FileDataset, result: Result, kind: Kind) -> None:

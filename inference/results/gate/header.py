@@ -10,6 +10,8 @@ from pydicom.valuerep import validate_value
 
 # VRs whose allowed values can be checked without knowing the value's language (PS3.5 6.2).
 FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
+# Numbers and bytes as they are in memory.
+BINARY_VRS = ("AT", "FD", "FL", "OB", "OW", "SL", "SS", "UL", "US")
 # Of the copied attributes these tell whose image it is: they must be as in the source, even
 # malformed.
 IDENTIFYING_KEYWORDS = (

@@ -129,12 +129,18 @@ def regions_of(case: Case) -> tuple[Region, ...]:
             tracking_uid=tracking_uid(case, number),
             corner=(top + found_in.corner[0], left + found_in.corner[1]),
             mask=mask,
-            outer=np.asarray(ndimage.binary_fill_holes(part == labels[0]), dtype=bool),
+            outer=_filled(part == labels[0]),
             side=side,
         )
         found.append(region)
 
     return tuple(found)
+
+
+def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask with its holes: all but the background that reaches its border over sides."""
+    background, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    return np.asarray(background != background[0, 0])[1:-1, 1:-1]
 
 
 def _side_of_one(centroid: NDArray[np.float64], case: Case) -> Laterality | None:
@@ -175,12 +181,12 @@ def measured_of(case: Case) -> Measured | None:
     if case.segmented is None or case.finding is None:
         return None
 
-    mask = case.segmented
-    row_counts = np.count_nonzero(mask, axis=1)
-    column_counts = np.count_nonzero(mask, axis=0)
-    rows, columns = np.flatnonzero(row_counts), np.flatnonzero(column_counts)
-    row, row_spread = _mean_and_deviation(row_counts)
-    column, column_spread = _mean_and_deviation(column_counts)
+    regions = _connected(case)
+    top, left = regions.corner
+    row_counts = np.count_nonzero(regions.numbered, axis=1)
+    column_counts = np.count_nonzero(regions.numbered, axis=0)
+    row, row_spread = _mean_and_deviation(row_counts, top)
+    column, column_spread = _mean_and_deviation(column_counts, left)
     area_px = int(row_counts.sum())
     spacing = case.spacing
 
@@ -190,15 +196,15 @@ def measured_of(case: Case) -> Measured | None:
         area_estimated=spacing is not None and spacing.detector,
         centroid_px=(column, row),
         laterality=_side_of_all(case),
-        regions=_connected(case).count,
-        extent_px=(int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])),
+        regions=regions.count,
+        extent_px=(top, left, top + row_counts.size - 1, left + column_counts.size - 1),
         spread_px=(row_spread, column_spread),
     )
 
 
-def _mean_and_deviation(counts: NDArray[np.int64]) -> tuple[float, float]:
-    """Of the positions that occur so often."""
-    positions = np.arange(counts.size)
+def _mean_and_deviation(counts: NDArray[np.int64], first: int) -> tuple[float, float]:
+    """Of the positions from the first one on, which occur so often."""
+    positions = np.arange(first, first + counts.size)
     mean = float(np.average(positions, weights=counts))
     return mean, float(np.sqrt(np.average((positions - mean) ** 2, weights=counts)))
 
