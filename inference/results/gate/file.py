@@ -58,8 +58,9 @@ def _without_copied(dataset: FileDataset, result: Result, kind: Kind) -> bytes:
         if dictionary_VR(tag) != element.VR:
             raise GateError(kind.name, f"{tag} has VR {element.VR}")
 
-        raw = isinstance(element, RawDataElement)
-        start = element.value_tell if raw else element.file_tell
+        start = element.value_tell if isinstance(element, RawDataElement) else element.file_tell
+        if start is None:
+            raise GateError(kind.name, f"{tag} was not read from the file")
         length = int.from_bytes(result.data[start - 2 : start], "little")
         parts.append(result.data[position : start - _HEADER_BYTES])
         position = start + length
@@ -80,7 +81,8 @@ def _written_again(dataset: FileDataset) -> bytes:
     again.file_meta = dataset.file_meta
     again.preamble = dataset.preamble
     # Not the character set, which is a copied attribute: our own text is ASCII.
-    again.set_original_encoding(*dataset.original_encoding, "iso8859")
+    implicit, little_endian = dataset.original_encoding
+    again.set_original_encoding(implicit, little_endian, "iso8859")
     file = io.BytesIO()
     dcmwrite(file, again, enforce_file_format=True)
     return file.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +81,16 @@ class _Connected:
     def count(self) -> int:
         return len(self.boxes)
 
-    def centroid(self, label: int) -> NDArray[np.float64]:
-        """(row, column) of a region in the source's matrix."""
-        box = self.boxes[label - 1]
-        within = np.argwhere(self.numbered[box] == label).mean(axis=0)
-        return np.asarray(within + np.array([box[0].start, box[1].start]) + np.array(self.corner))
+    @cached_property
+    def centroids(self) -> list[tuple[float, float]]:
+        """(row, column) of each region in the source's matrix."""
+        found = []
+        for label, (rows, columns) in enumerate(self.boxes, start=1):
+            own = self.numbered[rows, columns] == label
+            row, _ = _mean_and_deviation(own.sum(axis=1), self.corner[0] + rows.start)
+            column, _ = _mean_and_deviation(own.sum(axis=0), self.corner[1] + columns.start)
+            found.append((row, column))
+        return found
 
 
 @once_per_case
@@ -122,7 +128,7 @@ def regions_of(case: Case) -> tuple[Region, ...]:
 
         part = numbered[top:bottom, left:right]
         mask = np.isin(part, labels)
-        side = _side_of_one(found_in.centroid(labels[0]), case) if len(labels) == 1 else None
+        side = _side_of_one(found_in.centroids[labels[0] - 1], case) if len(labels) == 1 else None
         region = Region(
             number=number,
             tracking_id=ONE_LESION if len(groups) == 1 else NUMBERED_LESION.format(number=number),
@@ -143,7 +149,7 @@ def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(background != background[0, 0])[1:-1, 1:-1]
 
 
-def _side_of_one(centroid: NDArray[np.float64], case: Case) -> Laterality | None:
+def _side_of_one(centroid: tuple[float, float], case: Case) -> Laterality | None:
     """The side of a lesion that is a single region."""
     directions = directions_of(case.header)
     if directions is None or case.finding is None or not case.finding.sided:
@@ -154,7 +160,7 @@ def _side_of_one(centroid: NDArray[np.float64], case: Case) -> Laterality | None
 
 
 def _side(
-    centroid: NDArray[np.float64], shape: tuple[int, ...], directions: list[str]
+    centroid: tuple[float, float], shape: tuple[int, ...], directions: list[str]
 ) -> Laterality | None:
     """R or L of a (row, column) centroid; None near the middle or where the header is unclear.
 
@@ -169,7 +175,7 @@ def _side(
 
     axis = across[0]
     towards_left = (directions[0] if axis == 1 else directions[1])[0] == "L"
-    offset = float(centroid[axis]) - (shape[axis] - 1) / 2
+    offset = centroid[axis] - (shape[axis] - 1) / 2
     if abs(offset) < MIDDLE * shape[axis]:
         return None
     return "L" if (offset > 0) == towards_left else "R"
@@ -218,11 +224,8 @@ def _side_of_all(case: Case) -> Laterality | None:
     if len(directions) != 2 or not case.finding.sided:
         return None
 
-    regions = _connected(case)
-    sides = {
-        _side(regions.centroid(label), case.segmented.shape, directions)
-        for label in range(1, regions.count + 1)
-    }
+    shape = case.segmented.shape
+    sides = {_side(centroid, shape, directions) for centroid in _connected(case).centroids}
     if None in sides:
         return None
     return "B" if len(sides) == 2 else sides.pop()
