@@ -238,12 +238,12 @@ def ensemble(options: argparse.Namespace) -> int:
 
 
 def explore(options: argparse.Namespace) -> int:
-    """Describe a data set on one HTML page; prints the page's path."""
+    """Describe a data set on one HTML page; prints what its checks found, and the page's path."""
     commands = _training_commands("explore")
 
     def page() -> str:
-        commands.explore_data(options.data, options.layout, options.out)
-        return str(options.out)
+        found = commands.explore_data(options.data, options.layout, options.out)
+        return f"{found}\n\npage: {options.out}"
 
     return _print_outcome(page)
 

@@ -274,7 +274,7 @@ def join_runs(folders: Sequence[Path], out: Path) -> None:
     ensemble.join(folders, out)
 
 
-def explore_data(data: Path, layout: Layout, out: Path) -> None:
-    """One HTML page about a data set."""
+def explore_data(data: Path, layout: Layout, out: Path) -> str:
+    """Write one HTML page about a data set; returns what its checks found, as text."""
     with progress.bar("reading the images") as done:
-        explore.explore(data, layout, out, done)
+        return str(explore.explore(data, layout, out, done))

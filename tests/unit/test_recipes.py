@@ -110,6 +110,9 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
     assert cli.main([*measured, "--split", str(tmp_path / "split.csv")]) == 0
     assert "0.868" in capsys.readouterr().out
     assert cli.main(["explore", "--data", str(made), "--out", str(tmp_path / "data.html")]) == 0
+    explored = capsys.readouterr().out
+    assert "8 images" in explored
+    assert f"page: {tmp_path / 'data.html'}" in explored
 
 
 @pytest.mark.parametrize(
