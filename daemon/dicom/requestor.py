@@ -293,13 +293,26 @@ class Requestor:
         with contextlib.suppress(OSError):
             if self._idle:
                 self._send(memoryview(RELEASE_RQ), within_s, deadline)
-                while (kind := self._receive(deadline)[0]) != PduType.RELEASE_RP:
-                    if kind == PduType.RELEASE_RQ:
-                        # Both released at the same time: PS3.8 7.2.2.7.
-                        self._send(memoryview(RELEASE_RP), within_s, deadline)
+                self._await_release(deadline)
                 _say_close_notify(self._socket)
                 self._socket.close()
         self.abort()
+
+    def _await_release(self, deadline: float) -> None:
+        """Read until A-RELEASE-RP. Raises OSError, ProtocolError."""
+        while True:
+            kind, body = self._receive(deadline)
+            if kind == PduType.RELEASE_RP:
+                return
+            if kind == PduType.RELEASE_RQ:
+                # Both released at the same time: PS3.8 7.2.2.7.
+                self._send(memoryview(RELEASE_RP), self._limits.acse_s, deadline)
+            if kind == PduType.P_DATA_TF:
+                # PS3.8 Table 9-10, Sta7: a message that was on its way still counts. It can no
+                # longer be answered.
+                message = self._message(deadline, _pdvs(body))
+                if self._is_event_report(message):
+                    self._take_event_report(message)
 
     def abort(self) -> None:
         """End the association at once. Allowed at any time, also after the end."""
@@ -367,26 +380,33 @@ class Requestor:
         return self._on_event_report is not None and field == Command.N_EVENT_REPORT_RQ
 
     def _answer_event_report(self, message: _Message, deadline: float) -> None:
+        status = self._take_event_report(message)
+        event_type = message.command.number(Element.EVENT_TYPE_ID)
+        response = response_to(message.command, status, event_type=event_type)
+        self._send_command(message.context_id, response, deadline)
+
+    def _take_event_report(self, message: _Message) -> int:
+        """Hand the report to the handler. Returns the status to answer. Raises ProtocolError."""
         assert self._on_event_report is not None
         syntaxes = {number: syntax for (_, syntax), number in self.accepted.items()}
         if message.context_id not in syntaxes:
             raise ProtocolError("an event report came in a context that is not accepted")
 
         command = message.command
-        event_type = command.number(Element.EVENT_TYPE_ID)
         report = EventReport(
             command.text(Element.AFFECTED_SOP_CLASS_UID),
             command.text(Element.AFFECTED_SOP_INSTANCE_UID),
-            event_type or 0,
+            command.number(Element.EVENT_TYPE_ID) or 0,
             message.data,
             syntaxes[message.context_id],
         )
-        status = self._on_event_report(report)
-        response = response_to(command, status, event_type=event_type)
-        self._send_command(message.context_id, response, deadline)
+        return self._on_event_report(report)
 
-    def _message(self, deadline: float) -> _Message:
-        """The next message: its command set, then its data set where it has one."""
+    def _message(self, deadline: float, begun: Sequence[Fragment] = ()) -> _Message:
+        """The next message: its command set, then its data set where it has one.
+
+        `begun`: the PDVs of a PDU that was read already.
+        """
         command = bytearray()
         data = bytearray()
         context_id = 0
@@ -394,7 +414,7 @@ class Requestor:
         complete = False
 
         while not complete:
-            for fragment in self._fragments(deadline):
+            for fragment in begun or self._fragments(deadline):
                 if complete or fragment.of_command != (elements is None):
                     raise ProtocolError("the peer sent a PDV out of turn")
 
@@ -415,6 +435,7 @@ class Requestor:
                     complete = not elements.has_data_set
                 else:
                     complete = True
+            begun = ()
 
         assert elements is not None
         return _Message(context_id, elements, bytes(data))
@@ -427,10 +448,7 @@ class Requestor:
             raise ConnectionError("the peer released the association")
         if kind != PduType.P_DATA_TF:
             raise ProtocolError(f"a PDU of type {kind:#04x} came where a message was due")
-        try:
-            return fragments(memoryview(body))
-        except MalformedError as error:
-            raise ProtocolError(f"the peer sent {error}") from error
+        return _pdvs(body)
 
     # -- bytes ---------------------------------------------------------------------------------
 
@@ -503,6 +521,14 @@ class Requestor:
                 raise ConnectionResetError("the peer closed the connection")
             data += part
         return data
+
+
+def _pdvs(body: bytes) -> list[Fragment]:
+    """The PDVs of a P-DATA-TF PDU. Raises ProtocolError."""
+    try:
+        return fragments(memoryview(body))
+    except MalformedError as error:
+        raise ProtocolError(f"the peer sent {error}") from error
 
 
 def _say_close_notify(connection: socket.socket) -> None:

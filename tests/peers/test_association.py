@@ -4,6 +4,7 @@ an end is an end.
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import threading
@@ -16,14 +17,14 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
-from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP, N_EVENT_REPORT_RQ
+from pynetdicom.dimse_primitives import C_STORE, N_EVENT_REPORT
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ, P_DATA_TF
 
 from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, proposal
 from daemon.dicom.outgoing import Outgoing, UnsendableError, describe
-from daemon.dicom.requestor import DEFAULT_LIMITS, Limits, Requestor
+from daemon.dicom.requestor import DEFAULT_LIMITS, EventReport, Limits, Requestor
 from tests.peers.test_deliver import SEG, StoreSCP, segmentation
 from tools.peers.archive import serving
 from tools.peers.harness import Orthanc
@@ -328,6 +329,38 @@ def test_a_second_answer_is_not_taken_for_the_next_objects(tmp_path: Path) -> No
         assert link.store(one).status == 0xB007
         with pytest.raises(LinkDownError, match="to another request"):
             link.store(another)
+
+
+def test_a_report_that_crosses_our_release_counts(tmp_path: Path) -> None:
+    """PS3.8 Table 9-10, Sta7, AR-6."""
+
+    def script(archive: Scripted) -> None:
+        archive.request()
+        archive.connection.sendall(archive.response())
+        assert archive.pdu() == RELEASE_RQ
+        message, primitive = N_EVENT_REPORT_RQ(), N_EVENT_REPORT()
+        primitive.MessageID, primitive.EventTypeID = 7, 1
+        primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID = SEG, "2.25.7"
+        primitive.EventInformation = io.BytesIO(b"report")
+        message.primitive_to_message(primitive)
+        for part in message.encode_msg(1, 16384):
+            archive.connection.sendall(P_DATA_TF(part).encode())
+        archive.connection.sendall(RELEASE_RP)
+
+    reports: list[EventReport] = []
+
+    def take(report: EventReport) -> int:
+        reports.append(report)
+        return 0x0000
+
+    one = outgoing(tmp_path, 3000)
+    with Scripted(script) as archive:
+        remote, contexts = Remote("ARCHIVE", "127.0.0.1", archive.port), proposal([one.syntaxes])
+        with Link.open("PLEURA", remote, contexts, DEFAULT_LIMITS, take) as link:
+            assert link.store(one).status == 0xB007
+    assert [(report.sop_instance_uid, report.information) for report in reports] == [
+        ("2.25.7", b"report")
+    ]
 
 
 def test_an_answer_may_come_in_pieces(tmp_path: Path) -> None:
