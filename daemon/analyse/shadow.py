@@ -90,6 +90,7 @@ class Process:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         )
+
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to = self._process.stdin
@@ -161,6 +162,7 @@ class ShadowWorker:
         self._ledger = ledger
         self._spool = spool
         self._limits = limits or ShadowLimits()
+
         self._networks: Networks | None = None
         self._after = 0
         self._said = ""
