@@ -206,6 +206,7 @@ def _roles(site: Site, *names: str) -> None:
 def _day(site: Site, chest: Chest, number: int = 160) -> None:
     """A day of images, the last of them a positive with its files."""
     fill(site.settings.ledger, number, over_s=86_000.0, seed=3)
+    _shadow(site)
     for _ in range(3):
         site.receive(generate_uid(), "XRAY1", chest.source)
     common = {"model": chest.model, "device": "cpu"}
@@ -219,6 +220,20 @@ def _day(site: Site, chest: Chest, number: int = 160) -> None:
     )
     _POSITIVE["number"] = site.view.images(Search(), limit=3).rows[-1]["id"]
     site.end("not_analysed", reason="view", **common)
+
+
+def _shadow(site: Site) -> None:
+    """A second model that says otherwise now and then."""
+    after = 0
+    name = f"pleura-candidate 2.0.0 {'b' * 64}"
+    while (job := site.view.shadow.next(after)) is not None:
+        after = job.instance_id
+        row = site.view.image(after)
+        assert row is not None
+        is_other = after % 29 == 0
+        site.ledger.shadow.begin(job, name)
+        positive = bool(row["positive"]) != is_other
+        site.ledger.shadow.answer(job, name, 0.9 if positive else 0.1, positive, "")
 
 
 def _busy(site: Site, chest: Chest) -> None:
