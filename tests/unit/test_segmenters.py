@@ -262,7 +262,7 @@ def test_engines_answer_as_torch_does(other: str, name: str, arguments: dict[str
 @pytest.mark.parametrize(
     ("name", "arguments", "word"),
     [
-        ("unet", {"encoder": "os.system"}, "encoder: .*allowed: densenet"),
+        ("unet", {"encoder": "os.system"}, "encoder: .*allowed: alexnet"),
         ("unet", {"up_widths": [1024, 512, 256, 128, 128]}, "stage 0"),
         ("plain-unet", {"widths": [128, 128], "up_widths": [64]}, "stage 0"),
         ("plain-unet", {"widths": [64, 128], "up_widths": [64, 64]}, "arguments of plain-unet"),
