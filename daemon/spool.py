@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -137,16 +137,27 @@ class Spool:
         Raises:
             OSError: no room, or the disk failed; nothing is left behind.
         """
-        file = self.begin()
-        file.write(*chunks)
+        (name,) = self.write_all([chunks])
+        return name
 
-        file.finish()
+    def write_all(self, files: Iterable[Sequence[BytesLike]]) -> list[str]:
+        """Make several files durable, each given as its chunks, with one flush of their folder.
+
+        Returns their names, in order. Raises OSError, as write(): none of them is left behind.
+        """
+        names: list[str] = []
         try:
-            self.sync([file.name])
+            for chunks in files:
+                file = self.begin()
+                file.write(*chunks)
+                file.finish()
+                names.append(file.name)
+            self.sync(names)
         except BaseException:
-            self.remove(file.name)
+            for name in names:
+                self.remove(name)
             raise
-        return file.name
+        return names
 
     def begin(self) -> Unfinished:
         """A new file, to be written piece by piece. Raises OSError."""

@@ -540,7 +540,7 @@ class Worker:
                 detail=f"the data set says {outcome.sop_instance_uid}",
             )
 
-        stored = tuple(self._write(result) for result in outcome.results)
+        stored = self._write(outcome.results)
         image.watch.note("written")
         completion = _completion(outcome, image, stored, self._accession_digest(image))
         # A commit that raises may have taken place: the files stay. Strays are found later.
@@ -591,14 +591,19 @@ class Worker:
             return None
         return accession_digest(number, self._spool_identity or "") or None
 
-    def _write(self, result: Result) -> StoredResult:
-        return StoredResult(
-            kind=result.kind,
-            spool_name=self.spool.write(result.data),
-            sop_class_uid=result.sop_class_uid,
-            sop_instance_uid=result.sop_instance_uid,
-            transfer_syntax_uid=result.transfer_syntax_uid,
-            size_bytes=len(result.data),
+    def _write(self, results: Sequence[Result]) -> tuple[StoredResult, ...]:
+        """Make the results durable together."""
+        names = self.spool.write_all([result.data] for result in results)
+        return tuple(
+            StoredResult(
+                kind=result.kind,
+                spool_name=name,
+                sop_class_uid=result.sop_class_uid,
+                sop_instance_uid=result.sop_instance_uid,
+                transfer_syntax_uid=result.transfer_syntax_uid,
+                size_bytes=len(result.data),
+            )
+            for name, result in zip(names, results, strict=True)
         )
 
 

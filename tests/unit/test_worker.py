@@ -9,7 +9,7 @@ import faulthandler
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -363,17 +363,17 @@ def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
 def test_a_full_disk_is_no_images_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.worker.limits = WorkerLimits(pause_s=0.01)
     full = 10
-    write = Spool.write
+    write_all = Spool.write_all
 
-    def no_room(spool: Spool, *chunks: bytes) -> str:
+    def no_room(spool: Spool, files: Iterable[Sequence[bytes]]) -> list[str]:
         nonlocal full
         full -= 1
         if full > 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(spool, *chunks)
+        return write_all(spool, files)
 
     bench.receive(1)
-    monkeypatch.setattr(Spool, "write", no_room)
+    monkeypatch.setattr(Spool, "write_all", no_room)
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
     assert full <= 0
 
