@@ -187,7 +187,9 @@ def _steps(node: Node, files: list[Path]) -> list[tuple[str, float]]:
     for (image,) in trace.found(view, uids).values():
         before = 0.0
         for place, event in enumerate(image["events"]):
-            words = event["event"] if event["event"] == "analysed" else event["words"]
+            # Its words name the reason and the time of one image.
+            is_end = event["event"] in ("analysed", "not_analysed", "failed")
+            words = "the answer's transaction began" if is_end else event["words"]
             took.setdefault(words, []).append(event["milliseconds"] - before)
             places.setdefault(words, []).append(place)
             before = event["milliseconds"]

@@ -1,0 +1,121 @@
+"""What the small processes cost: memory of receive, deliver and the supervisor, time of commands.
+
+    python -m benchmarks.start [--beside CHECKOUT] [--rounds N]
+
+`--beside`: another checkout of Pleura, measured in turn with this one, by the same Python. Memory is
+the resident set of a role that has said READY, and of `serve` once it has started its roles, in MB.
+Time is CPU time of the process, the median in milliseconds: on a quiet machine a command takes
+little more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tools.peers.ports import unused_port
+from tools.peers.waiting import wait_until
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_COMMANDS = (("status",), ("config", "check"))
+
+
+class Checkout:
+    """One version of Pleura with a node's files of its own."""
+
+    def __init__(self, code: Path, folder: Path) -> None:
+        folder.mkdir()
+        self._settings = folder / "pleura.yaml"
+        self._settings.write_text(
+            f"host: 127.0.0.1\nport: {unused_port()}\nspool: {folder / 'spool'}\n"
+            f"ledger: sqlite:///{folder / 'ledger.db'}\n"
+        )
+        self._environment = os.environ | {"PYTHONPATH": str(code)}
+        self.figures: dict[str, list[float]] = {}
+
+    def measure(self) -> None:
+        """One round."""
+        for role in ("receive", "deliver"):
+            process = self._start(role)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "READY\n"
+            self._note(f"{role}, MB", _resident_mb(process.pid))
+            _end(process)
+
+        process = self._start("serve")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until("serve has started its roles", lambda: len(children.read_text().split()) == 3)
+        self._note("supervisor, MB", _resident_mb(process.pid))
+        _end(process)
+
+        for words in _COMMANDS:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(self._command(*words), env=self._environment, stdout=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            self._note(f"pleura {' '.join(words)}, ms", spent * 1e3)
+
+    def _command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "daemon.cli", *words, "-c", str(self._settings)]
+
+    def _start(self, role: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command(role),
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def _note(self, what: str, value: float) -> None:
+        self.figures.setdefault(what, []).append(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--beside", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        ours = Checkout(REPOSITORY, Path(folder) / "ours")
+        other = Checkout(options.beside, Path(folder) / "other") if options.beside else None
+        # Not in the checkout: `python -m` would import from there.
+        os.chdir(folder)
+        for _ in range(options.rounds):
+            if other is not None:
+                other.measure()
+            ours.measure()
+
+        for what, values in ours.figures.items():
+            line = f"{what:28} {statistics.median(values):7.1f}"
+            if other is not None:
+                before = statistics.median(other.figures[what])
+                line += f"  beside {before:7.1f}, ratio {before / statistics.median(values):.2f}"
+            print(line)
+
+
+def _resident_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (resident,) = (line for line in lines if line.startswith("VmRSS"))
+    return int(resident.split()[1]) / 1024
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    # After the roles' start a moment passes until SIGTERM is heard; nothing here is worth keeping.
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+    time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()
