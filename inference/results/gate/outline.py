@@ -38,7 +38,7 @@ def touched_blocks(
     return touched[1:-1, 1:-1]
 
 
-def has_contour(edge: NDArray[np.float64], coloured: NDArray[np.float64], panel: Panel) -> bool:
+def has_contour(edge: NDArray[np.float64], coloured: NDArray[np.float32], panel: Panel) -> bool:
     """True if there is the contour's colour near every piece of the edge."""
     rows, columns = coloured.shape
 
@@ -57,7 +57,7 @@ def has_contour(edge: NDArray[np.float64], coloured: NDArray[np.float64], panel:
 
 
 def displacement_px(
-    mask: NDArray[np.bool_], colour: NDArray[np.float64], panel: Panel
+    mask: NDArray[np.bool_], colour: NDArray[np.float32], panel: Panel
 ) -> tuple[float, float]:
     """How far the drawn contour as a whole lies off the mask's edge: source pixels down, right.
 
@@ -81,7 +81,7 @@ def tolerated_px(panel: Panel) -> tuple[float, float]:
 
 
 def _along_axis(
-    axis: int, mask: NDArray[np.bool_], colour: NDArray[np.float64], panel: Panel
+    axis: int, mask: NDArray[np.bool_], colour: NDArray[np.float32], panel: Panel
 ) -> float:
     scales = np.array(panel.scales) / FINE
     line_px = panel.line_px / FINE

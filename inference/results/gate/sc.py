@@ -84,7 +84,8 @@ def _picture(dataset: Dataset, expected: Expected) -> Iterator[str]:
             return
         fine = _unit(picture)
         blocks = _unit(picture.reduce(BLOCK // FINE))
-        written = _unit(picture.convert("L"))[panel.banner_top // FINE :]
+        banner = picture.crop((0, panel.banner_top // FINE, picture.width, picture.height))
+        written = _unit(banner.convert("L"))
 
     wanted = _unit(words.convert("L").reduce(FINE))
     if float(np.abs(written - wanted).max()) > WORDS_TOLERANCE:
@@ -99,12 +100,13 @@ def _picture(dataset: Dataset, expected: Expected) -> Iterator[str]:
     yield from _radiograph(blocks[:rows, first : first + columns], panel, expected.case)
 
 
-def _contour(fine: NDArray[np.float64], panel: Panel, case: Case) -> Iterator[str]:
+def _contour(fine: NDArray[np.float32], panel: Panel, case: Case) -> Iterator[str]:
     """The contour runs along the mask's edge, not beside it; (rows, columns, RGB) at half size."""
     if case.segmented is None or fine.size == 0:
         return
 
-    colour = (fine[..., 0] - fine[..., 2]) * 255 / (layout.ORANGE[0] - layout.ORANGE[2])
+    colour = fine[..., 0] - fine[..., 2]
+    colour *= np.float32(255 / (layout.ORANGE[0] - layout.ORANGE[2]))
     off = displacement_px(case.segmented, colour, panel)
     if any(abs(px) > most for px, most in zip(off, tolerated_px(panel), strict=True)):
         yield "the contour lies {:.1f} pixels below and {:.1f} right of the mask's edge".format(
@@ -112,7 +114,7 @@ def _contour(fine: NDArray[np.float64], panel: Panel, case: Case) -> Iterator[st
         )
 
 
-def _radiograph(shown: NDArray[np.float64], panel: Panel, case: Case) -> Iterator[str]:
+def _radiograph(shown: NDArray[np.float32], panel: Panel, case: Case) -> Iterator[str]:
     """The (rows, columns, RGB) means of blocks are the source's grey but for the contour."""
     if shown.size == 0:
         return
@@ -169,8 +171,8 @@ def _means(
     return np.asarray(np.diff(up_to, axis=1) / np.diff(bounds[1]))
 
 
-def _unit(image: Image.Image) -> NDArray[np.float64]:
-    return np.asarray(image, dtype=np.float64) / 255
+def _unit(image: Image.Image) -> NDArray[np.float32]:
+    return np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
 RULES: tuple[Rule, ...] = (*common.RULES, *images.RULES, _description, _picture)
