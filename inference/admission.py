@@ -23,6 +23,7 @@ from pydicom.uid import (
 
 from inference.age import age_years, has_unreadable_age
 from inference.finding import State
+from inference.orientation import directions
 from inference.terms import (
     ANIMALS,
     FRONTAL_WORDS,
@@ -367,10 +368,8 @@ def _runs_through_the_chest(header: Dataset) -> bool:
 
     PS3.3 C.7.6.1.1.1.
     """
-    orientation = header.get("PatientOrientation")
-    if orientation is None or isinstance(orientation, str):
-        return False
-    return any(str(direction).strip().upper()[:1] in ("A", "P") for direction in orientation)
+    stated = directions(header.get("PatientOrientation"))
+    return stated is not None and any(direction[0] in ("A", "P") for direction in stated)
 
 
 def _species_is_animal(header: Dataset) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.finding import Laterality, Measurement
+from inference.orientation import directions
 from inference.postprocess import label_regions
 from inference.radiograph import Spacing
 
@@ -75,20 +76,16 @@ def laterality(
     patient's midline, which is its limit: an off-centre or turned patient shifts it, so a centroid
     near the middle leaves the side unsaid rather than guessed.
     """
-    if (
-        patient_orientation is None
-        or isinstance(patient_orientation, str)
-        or len(patient_orientation) != 2
-    ):
+    stated = directions(patient_orientation)
+    if stated is None:
         return None
 
-    along_row, along_column = (
-        str(direction).strip().upper()[:1] for direction in patient_orientation
-    )
-    if (along_row in {"L", "R"}) == (along_column in {"L", "R"}):
-        return None  # neither axis runs across the patient, or both claim to
+    along_row, along_column = (direction[0] for direction in stated)
+    if "L" not in (along_row, along_column) and "R" not in (along_row, along_column):
+        # Neither axis runs across the patient.
+        return None
 
-    axis, towards = (1, along_row) if along_row in {"L", "R"} else (0, along_column)
+    axis, towards = (1, along_row) if along_row in ("L", "R") else (0, along_column)
     extent = shape[axis]
     offsets = centroids[:, axis] - (extent - 1) / 2
     if np.any(np.abs(offsets) < MIDDLE * extent):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from inference.orientation import directions
 from inference.spacing import SQUARE_WITHIN
 
 SCHEMES = ("image-standard", "unit")
@@ -63,16 +64,11 @@ def with_stored_pixels(pixels: NDArray[np.float32], shape: tuple[int, ...]) -> N
 
 def _turn(patient_orientation: Sequence[str] | None) -> tuple[bool, bool, bool]:
     """(transposed, mirrored, upside down) relative to L\\F, in the order of undoing them."""
-    if (
-        patient_orientation is None
-        or isinstance(patient_orientation, str)
-        or len(patient_orientation) != 2
-    ):
+    stated = directions(patient_orientation)
+    if stated is None:
         return False, False, False
 
-    along_row, along_column = (
-        str(direction).strip().upper()[:1] for direction in patient_orientation
-    )
+    along_row, along_column = (direction[0] for direction in stated)
     if along_row in ("H", "F") and along_column in ("L", "R"):
         return True, along_column == "R", along_row == "H"
     if along_row in ("L", "R") and along_column in ("H", "F"):

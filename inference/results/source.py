@@ -15,13 +15,12 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.valuerep import validate_value
 
 from inference.as_sent import AsSent, sent_bytes
+from inference.orientation import directions
 
 PATIENT_SEXES = ("M", "F", "O")  # PS3.3 C.7.1.1, enumerated
 # What these VRs allow is checkable without knowing the value's language; a value outside is not
 # carried on.
 FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
-# PS3.3 C.7.6.1.1.1, of a human: any other text may mean anything.
-DIRECTION = re.compile(r"[AFHLPR]{1,3}")
 # Carried on even where the VR does not allow the value: the character set says how the archive
 # reads the names beside it, and the study is where the result belongs.
 ALWAYS_COPIED = ("SpecificCharacterSet", "StudyInstanceUID")
@@ -68,14 +67,9 @@ def _is_formal(keyword: str, vr: str, values: Sequence[object]) -> bool:
 
 
 def orientation(header: Dataset) -> list[str] | None:
-    """The source's PatientOrientation, of the row and of the column; None where it is not two
-    directions.
-    """
-    element = copied(header, "PatientOrientation")
-    if element is None or element.VM != 2:
-        return None
-    directions = [str(direction) for direction in element.value]
-    return directions if all(DIRECTION.fullmatch(each) for each in directions) else None
+    """The source's PatientOrientation, of the row and of the column; None where it states none."""
+    stated = directions(header.get("PatientOrientation"))
+    return None if stated is None else list(stated)
 
 
 def lossy_history(header: Dataset) -> list[tuple[str, str]]:

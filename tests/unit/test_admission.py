@@ -149,6 +149,10 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"ViewPosition": None, "PatientOrientation": ["A", "F"]}, "view"),
         ({"ViewPosition": None, "PatientOrientation": ["PL", "F"]}, "view"),
         ({"ViewPosition": None, "PatientOrientation": ["L", "F"]}, None),
+        # Words of how the patient stands are no directions: a frontal chest must not disappear.
+        ({"ViewPosition": None, "PatientOrientation": ["AP", "ERECT"]}, None),
+        ({"ViewPosition": None, "PatientOrientation": ["PORTRAIT", "F"]}, None),
+        ({"ViewPosition": None, "PatientOrientation": ["PA", "F"]}, None),
         (
             {"ViewPosition": "PA", "PatientOrientation": ["A", "F"]},
             None,

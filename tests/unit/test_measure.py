@@ -72,6 +72,9 @@ def test_millimetres_only_where_a_spacing_is_known_and_estimated_where_it_is_the
         (["", ""], [LEFT], None),
         (["L"], [LEFT], None),
         ("LF", [LEFT], None),
+        (["RIGHT", "FOOT"], [LEFT], None),
+        (["r", "f"], [LEFT], None),
+        (["LR", "F"], [LEFT], None),
         (None, [LEFT], None),
     ],
 )

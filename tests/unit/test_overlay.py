@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom import dcmread
 
 from inference.contours import contours
 from inference.finding import Finding, ModelIdentity, State
@@ -271,3 +273,24 @@ def test_where_the_patients_side_is_unknown_the_banner_says_where_to_look(
     case = positive(header(PatientOrientation=None), mask)
     assert place in words(case, monkeypatch)
     assert build(case, ["SC"])  # the gate expects the same words
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["L", "F"], ["R", "F"], ["RA", " F "], ["R", "RL"], ["ROW", "HEIGHT"], ["r", "f"], ["P", "F"]],
+    ids="-".join,
+)
+def test_banner_and_segmentation_name_one_side(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = positive(header(PatientOrientation=given))
+    banner = words(case, monkeypatch)
+    seg, _ = build(case, ["SEG", "SC"])
+
+    segment = dcmread(io.BytesIO(seg.data)).SegmentSequence[0]
+    (region,) = segment.AnatomicRegionSequence
+    modifiers = region.get("AnatomicRegionModifierSequence") or []
+    meanings = [item.CodeMeaning for item in modifiers]
+    named = {"Right": "Patient's right", "Left": "Patient's left"}
+    expected = named[meanings[0]] if meanings else "At the left of the picture"
+    assert expected in banner

@@ -71,6 +71,11 @@ def test_only_listed_networks_are_built() -> None:
         build("residual-unet", widths=[1])
 
 
+# No directions of PS3.3 C.7.6.1.1.1, whatever their first letters say.
+NO_ORIENTATIONS = [
+    ["ROW", "HEIGHT"], ["RIGHT", "FOOT"], ["r", "h"], ["R", "h"], ["RL", "H"], ["R", "HF"],
+    ["RAP", "H"], ["RR", "H"], ["RFAP", "H"], ["R.", "H"], [82, 72], b"RH", 7,
+]  # fmt: skip
 DIRECTIONS = [[a, b] for pair in (("LR", "HF"), ("HF", "LR")) for a in pair[0] for b in pair[1]]
 
 
@@ -84,7 +89,7 @@ def test_an_image_is_stood_up_and_brought_back(orientation: list[str]) -> None:
     to_left, to_feet = (
         (along_row, along_column) if orientation[0] in "LR" else (along_column, along_row)
     )
-    for spelled in (orientation, [f"{orientation[0]}P", f" {orientation[1].lower()} "]):
+    for spelled in (orientation, [f"{orientation[0]}P", f" {orientation[1]} "]):
         assert (np.diff(upright(to_left, spelled), axis=1) == 1).all()
         assert (np.diff(upright(to_feet, spelled), axis=0) == 1).all()
     picture = np.arange(40, dtype=np.float32).reshape(5, 8)
@@ -92,7 +97,8 @@ def test_an_image_is_stood_up_and_brought_back(orientation: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "orientation", [None, "", "L", ["L"], ["A", "F"], ["L", "R"], ["", ""], ["L", "P"]]
+    "orientation",
+    [None, "", "L", ["L"], ["A", "F"], ["L", "R"], ["", ""], ["L", "P"], *NO_ORIENTATIONS],
 )
 def test_an_orientation_that_does_not_tell_turns_nothing(
     orientation: list[str] | str | None,

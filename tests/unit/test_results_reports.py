@@ -288,6 +288,9 @@ def test_the_presentation_state_shows_the_image_as_it_is() -> None:
         (["L", ""], None),
         ("L", None),
         (["LF", "l"], None),
+        (["L", "R"], None),
+        (["LR", "F"], None),
+        (["RIGHT", "FOOT"], None),
     ],
 )
 def test_an_orientation_is_carried_on_only_if_it_is_one(

@@ -12,6 +12,8 @@ from pydicom.valuerep import validate_value
 FORMAL_VRS = ("AS", "CS", "DA", "DS", "IS", "TM", "UI")
 # Numbers and bytes as they are in memory.
 BINARY_VRS = ("AT", "FD", "FL", "OB", "OW", "SL", "SS", "UL", "US")
+# The letters of PatientOrientation as the axes that they lie on; no other letter is allowed.
+AXES = str.maketrans("LRAPHFXYZ", "XXYYZZ---")
 # Of the copied attributes these tell whose image it is: they must be as in the source, even
 # malformed.
 IDENTIFYING_KEYWORDS = (
@@ -69,10 +71,18 @@ def is_allowed(vr: str, value: object) -> bool:
 
 
 def directions_of(header: Dataset) -> list[str] | None:
-    """PatientOrientation, of the row and of the column; None where it is not two directions."""
-    values = [str(value) for value in values_of(element_of(header, "PatientOrientation"))]
-    allowed = all(re.fullmatch("[AFHLPR]{1,3}", value) for value in values)
-    return values if len(values) == 2 and allowed else None
+    """PatientOrientation, of the row and of the column; None where it is not two directions.
+
+    A direction has no letter beside its opposite or itself, and the two are perpendicular (PS3.3
+    C.7.6.1.1.1).
+    """
+    elements = values_of(element_of(header, "PatientOrientation"))
+    values = [str(value).strip(" ") for value in elements]
+    axes = [value.translate(AXES) for value in values]
+    allowed = all(re.fullmatch(r"(?:([XYZ])(?!.*\1)){1,3}", axis) for axis in axes)
+    if len(values) != 2 or not allowed or axes[0][0] == axes[1][0]:
+        return None
+    return values
 
 
 def lossy_steps(header: Dataset) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +11,7 @@ from scipy import ndimage
 
 from inference.finding import Laterality
 from inference.results.case import Case, once_per_case
-from inference.results.gate.header import directions_of, element_of, values_of
+from inference.results.gate.header import directions_of
 from inference.results.limits import MAX_LESIONS
 from inference.results.uids import tracking_uid
 from inference.results.wording import NUMBERED_LESION, ONE_LESION
@@ -219,9 +218,8 @@ def _side_of_all(case: Case) -> Laterality | None:
     """The side of every region, B where they are on both; None where a single region has none."""
     assert case.finding is not None  # it has regions
     assert case.segmented is not None
-    values = values_of(element_of(case.header, "PatientOrientation"))
-    directions = [re.sub(r"\s", "", str(value)).upper() for value in values]
-    if len(directions) != 2 or not case.finding.sided:
+    directions = directions_of(case.header)
+    if directions is None or not case.finding.sided:
         return None
 
     shape = case.segmented.shape

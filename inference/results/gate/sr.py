@@ -11,6 +11,7 @@ from inference.results.case import Case
 from inference.results.gate import common
 from inference.results.gate.contours import outer_contour
 from inference.results.gate.expected import Expected, Rule
+from inference.results.gate.header import directions_of
 from inference.results.gate.regions import Region
 from inference.results.gate.words import percent, sentences
 
@@ -272,7 +273,8 @@ def _library(dataset: Dataset, expected: Expected) -> Iterator[str]:
         if parent.ValueType != "IMAGE" or item.ValueType != "TEXT":
             continue
         position = (codes.ORIENTATION_ROW[:2], codes.ORIENTATION_COLUMN[:2]).index(_name(item))
-        if item.TextValue != expected.case.header.PatientOrientation[position]:
+        directions = directions_of(expected.case.header)
+        if directions is None or item.TextValue != directions[position]:
             yield "the image library's orientation is not the source's"
 
 
