@@ -70,8 +70,9 @@ NATIVE_SYNTAXES = (
 MAX_PIXELS = 100_000_000
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
-# The groups of the attributes that describe pixels, and of the pixels.
-_IMAGE_GROUPS = (0x0028, 0x7FE0)
+# The group of the attributes that describe pixels.
+_DESCRIPTION_GROUP = 0x0028
+_PIXEL_DATA = 0x7FE00010
 # A lossy codec overshoots sharp edges by less, and at fewer pixels.
 _OVERSHOOT = 1 / 8
 _OVERSHOT_PART = 0.001
@@ -293,8 +294,15 @@ def _decode(described: FileDataset, plugin: str) -> NDArray[np.integer]:
 
 
 def _described(dataset: FileDataset, layout: Layout) -> FileDataset:
-    """The data set with the description that was checked; it shares every other element."""
-    elements = {tag: element for tag, element in dataset.items() if tag.group in _IMAGE_GROUPS}
+    """The description that was checked, with the Pixel Data.
+
+    Not their Extended Offset Table (7FE0,0001): a frame that is wrapped anew lies elsewhere.
+    """
+    elements = {
+        tag: element
+        for tag, element in dataset.items()
+        if tag.group == _DESCRIPTION_GROUP or tag == _PIXEL_DATA
+    }
     described = FileDataset(None, elements, file_meta=dataset.file_meta)  # type: ignore[arg-type]
     implicit, little_endian = dataset.original_encoding
     described.set_original_encoding(implicit, little_endian, dataset.original_character_set)

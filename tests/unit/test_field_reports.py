@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset, config, dcmread, uid
-from pydicom.encaps import encapsulate, generate_fragments
+from pydicom.encaps import encapsulate, generate_fragments, generate_frames
 from pydicom.pixels.encoders import JPEGLSLosslessEncoder
 
 from daemon.cli import main
@@ -458,6 +458,42 @@ def test_a_zero_before_the_end_of_a_jpeg_ls_stream_is_left_out() -> None:
         values, notes = decoded_values(encapsulated(uid.JPEGLSLossless, [odd]))
         assert (values == RAMP).all()
         assert "zero" in " ".join(notes)
+
+
+@pytest.fixture(scope="module")
+def jpeg_2000() -> bytes:
+    dataset = image(RAMP, 12)
+    dataset.compress(uid.JPEG2000Lossless, generate_instance_uid=False)
+    stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    return stream[: stream.rindex(b"\xff\xd9") + 2]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "lengths"),
+    [([5000], [900]), ([0], [0]), ([0, 508], [500, 400]), ([], [])],
+    ids=["from the file's start", "no length", "one for each fragment", "empty"],
+)
+def test_a_wrong_extended_offset_table_costs_nothing(
+    jpeg_2000: bytes, offsets: list[int], lengths: list[int]
+) -> None:
+    fragments = [jpeg_2000[:500], jpeg_2000[500:]]
+    dataset = encapsulated(uid.JPEG2000Lossless, fragments)
+    dataset.ExtendedOffsetTable = struct.pack(f"<{len(offsets)}Q", *offsets)
+    dataset.ExtendedOffsetTableLengths = struct.pack(f"<{len(lengths)}Q", *lengths)
+    values, _ = decoded_values(dataset)
+    assert (values == RAMP).all()
+
+
+def test_a_right_extended_offset_table_over_a_stream_without_its_end_marker(
+    jpeg_2000: bytes,
+) -> None:
+    stream = jpeg_2000[:-2]
+    dataset = encapsulated(uid.JPEG2000Lossless, [stream])
+    dataset.ExtendedOffsetTable = struct.pack("<Q", 0)
+    dataset.ExtendedOffsetTableLengths = struct.pack("<Q", len(stream))
+    values, notes = decoded_values(dataset)
+    assert (values == RAMP).all()
+    assert "end marker" in " ".join(notes)
 
 
 @pytest.mark.parametrize("size", [2, 16, 500])
