@@ -6,7 +6,7 @@ What hostile bytes may cost is bounded before a decoder sees them.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,6 +218,7 @@ def read_pixels(dataset: FileDataset) -> Stored:
             detail = f"transfer syntax {named}: {type(error).__name__} in the decoder"
             raise Unsuitable("undecodable", detail) from error
 
+    layout = decoded.layout
     shape = decoded.values.shape
     if shape != (layout.rows, layout.columns):
         detail = f"{shape} pixels, ({layout.rows}, {layout.columns}) wanted"
@@ -259,6 +260,7 @@ def _decoded_stream(dataset: FileDataset, layout: Layout, syntax: UID) -> Stored
     if syntax != RLELossless:
         announced = _checked_stream(frame.stream, layout)
         bits = min(announced.bits, layout.bits_allocated)
+        layout = _right_aligned(layout, announced)
         own = streams.syntax_of(announced, syntax)
     if own != syntax:
         notes = (*notes, f"the stream is {own.name}, not what the transfer syntax names")
@@ -280,6 +282,18 @@ def _decoded_stream(dataset: FileDataset, layout: Layout, syntax: UID) -> Stored
         described["PixelData"].is_undefined_length = True
         note = "a zero byte stands before the end of the JPEG-LS stream"
         return Stored(_decode(described, plugin), layout, bits, (*notes, note), own)
+
+
+def _right_aligned(layout: Layout, announced: streams.Announced) -> Layout:
+    """The layout of samples that a codec gives: High Bit is of native cells (PS3.5 8.1.1).
+
+    A stream that announces more bits than Bits Stored may hold the cells with all their bits.
+    """
+    lowest_high_bit = layout.bits_stored - 1
+    if announced.bits > layout.bits_stored or layout.high_bit == lowest_high_bit:
+        return layout
+    note = "HighBit contradicts the stream's bits, BitsStored - 1 taken"
+    return replace(layout, high_bit=lowest_high_bit, notes=(*layout.notes, note))
 
 
 def _decode(described: FileDataset, plugin: str) -> NDArray[np.integer]:

@@ -538,6 +538,25 @@ def test_an_impossible_high_bit_has_one_meaning(high_bit: int) -> None:
     assert bool(notes) == (high_bit != 15)
 
 
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless])
+def test_high_bit_does_not_shift_what_a_codec_gives(syntax: uid.UID, jpeg_2000: bytes) -> None:
+    stream = jpeg_2000 if syntax == uid.JPEG2000Lossless else jpeg_ls()
+    dataset = encapsulated(syntax, [stream])
+    dataset.HighBit = 15
+    values, notes = decoded_values(dataset)
+    assert (values == RAMP).all()
+    assert "HighBit" in " ".join(notes)
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEG2000Lossless])
+def test_high_bit_shifts_cells_of_16_bits(syntax: uid.UID) -> None:
+    dataset = image(RAMP << 4, 16)
+    dataset.compress(syntax, generate_instance_uid=False)
+    dataset.BitsStored = 12
+    values, _ = decoded_values(dataset)
+    assert (values == RAMP).all()
+
+
 # ---- malformed elements
 
 
