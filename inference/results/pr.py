@@ -14,6 +14,7 @@ import numpy as np
 from pydicom import DataElement, Dataset
 
 from inference import display
+from inference.header_numbers import first_number
 from inference.results.case import Case
 from inference.results.content import graphic_data
 from inference.results.identity import add_body_part, identify, reference
@@ -186,16 +187,23 @@ def _voi(header: Dataset) -> Dataset | None:
     center, width = copied(header, "WindowCenter"), copied(header, "WindowWidth")
     if center is None or width is None or center.VM != width.VM:
         return None
-    # PS3.3 C.11.2.1.2.1: a width is at least 1; viewers differ on any other.
-    if min(map(float, _values(width))) < 1:
+    function = copied(header, "VOILUTFunction")
+    if not _widths_suit(function, [float(each) for each in _values(width)]):
         return None
 
     item.add(center)
     item.add(width)
-    function = copied(header, "VOILUTFunction")
     if function is not None:
         item.add(function)
     return item
+
+
+def _widths_suit(function: DataElement | None, widths: list[float]) -> bool:
+    """Whether the widths are at least 1, PS3.3 C.11.2.1.2.1; other functions take any above 0."""
+    name = "LINEAR" if function is None else str(function.value).strip()
+    if name in ("LINEAR_EXACT", "SIGMOID"):
+        return min(widths) > 0
+    return min(widths) >= 1
 
 
 def _values(element: DataElement) -> list[str]:
@@ -215,7 +223,9 @@ def _lut(header: Dataset, keyword: str) -> Dataset | None:
     is_voi = keyword == "VOILUTSequence"
     after_lut = is_voi and bool(header.get("ModalityLUTSequence"))
     # No output of a modality LUT is negative.
-    signed = header.get("PixelRepresentation") == 1 and not after_lut
+    levels = _levels(header)
+    lowest = 0.0 if after_lut else min(_rescaled(header, levels) if is_voi else levels)
+    signed = lowest < 0
     look_up = display.lut_of(header, keyword, signed)
     if look_up is None:
         return None
@@ -234,10 +244,11 @@ def _lut(header: Dataset, keyword: str) -> Dataset | None:
         # The same greys in words of 16 bits: dciodvfy takes no other number between 8 and 16 here.
         table = np.round(np.minimum(table, largest) * (65535 / largest))
         bits = 16
-    elif table.max() > 2**bits - 1:
-        bits = 16
-    if table.min() < 0 or table.max() > 65535 or bits < 8:
+    if bits < 8 or table.min() < 0 or table.max() > 65535:
         raise _NotCarriedError
+    # PS3.3 C.11.1.1.1: a modality LUT has 8 or 16 bits.
+    if bits != 8 or table.max() > 255:
+        bits = 16
     if first < -32768 or (first < 0 and entries >= 32768):
         # The descriptor is US or SS as a whole.
         raise _NotCarriedError
@@ -249,3 +260,21 @@ def _lut(header: Dataset, keyword: str) -> Dataset | None:
     data = table.astype("u1" if bits == 8 else "<u2").tobytes()
     item.add_new(0x00283006, "OW", data + b"\0" * (len(data) % 2))
     return item
+
+
+def _levels(header: Dataset) -> tuple[int, int]:
+    """The least and the largest value that a stored pixel can have."""
+    bits = header.get("BitsStored")
+    if not isinstance(bits, int) or not 1 <= bits <= 16:
+        bits = 16
+    if header.get("PixelRepresentation") == 1:
+        half = 1 << bits - 1
+        return -half, half - 1
+    return 0, (1 << bits) - 1
+
+
+def _rescaled(header: Dataset, levels: tuple[int, int]) -> tuple[float, float]:
+    """The levels after slope and intercept: a VOI LUT takes those (PS3.3 C.11.2.1.1)."""
+    slope = first_number(header, "RescaleSlope") or 1.0
+    intercept = first_number(header, "RescaleIntercept") or 0.0
+    return levels[0] * slope + intercept, levels[1] * slope + intercept

@@ -178,6 +178,13 @@ def _shown(dataset: Dataset, expected: Expected) -> Iterator[str]:
         yield "RescaleType without a rescale, or the reverse"
 
 
+def _modality_bits(dataset: Dataset, _: Expected) -> Iterator[str]:
+    """A modality LUT gives numbers of 8 or 16 bits (PS3.3 C.11.1.1.1)."""
+    for item in dataset.get("ModalityLUTSequence") or []:
+        if item.LUTDescriptor[2] not in (8, 16):
+            yield "the modality LUT's descriptor says neither 8 nor 16 bits"
+
+
 def _grey(dataset: Dataset, expected: Expected) -> Iterator[str]:
     """Every stored value has the grey that it has in the source's own display."""
     header = expected.case.header
@@ -222,5 +229,6 @@ RULES: tuple[Rule, ...] = (
     _displayed_area,
     _shutter,
     _shown,
+    _modality_bits,
     _grey,
 )
