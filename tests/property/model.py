@@ -160,11 +160,13 @@ class Model:
         if image is None:
             return None
         uid, digest = image.arrival.sop_instance_uid, completion.content_digest
+        # An excluded image is no original of a copy that is analysed.
+        finished = ("analysed",) if completion.state == "analysed" else FINISHED
         originals = [
             number
             for number, other in self.images.items()
             if number != job.id and other.arrival.sop_instance_uid == uid
-            if other.content_digest == digest and other.state in FINISHED
+            if other.content_digest == digest and other.state in finished
         ]
         image.owner, image.completed_at, image.content_digest = None, self.now, digest
         if originals and not image.remakes:

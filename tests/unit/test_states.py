@@ -109,7 +109,7 @@ def _make_duplicate(node: Node) -> None:
     node.complete("not_analysed")
     node.receive(UID)
     node.job = node.claim_image()
-    node.complete("analysed")
+    node.complete("not_analysed")
 
 
 _IMAGE_IN: dict[ImageState, Callable[[Node], None]] = {

@@ -436,7 +436,7 @@ def test_a_process_whose_image_never_comes_back_is_wound_up_to_end(
     flow = SimpleNamespace(in_hand=[image])
     assert worker._beat(flow) == [job]  # type: ignore[arg-type]
     assert len(wound) == 1
-    image.since -= 3600
+    image.watch.since -= 3600
     assert worker._beat(flow) == [job]  # type: ignore[arg-type]
     assert len(wound) == 1  # not put off any more
 
