@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from daemon.exits import CannotStartError
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     # Imported where it is used: a command without a ledger starts without SQLAlchemy.
     from daemon.ledger import Inspection, Ledger
     from daemon.ledger.view import View
+
+_Opened = TypeVar("_Opened")
 
 
 def ledger(options: argparse.Namespace) -> Ledger:
@@ -37,13 +40,9 @@ def inspection(options: argparse.Namespace) -> Inspection:
     Raises:
         CannotStartError: it is not there.
     """
-    from daemon import config
-    from daemon.ledger import Inspection, LedgerError
+    from daemon.ledger import Inspection
 
-    try:
-        return Inspection.open(config.load(options.config).ledger)
-    except LedgerError as error:
-        raise CannotStartError(str(error)) from error
+    return _opened(Inspection.open, options)
 
 
 def view(options: argparse.Namespace) -> View:
@@ -52,11 +51,16 @@ def view(options: argparse.Namespace) -> View:
     Raises:
         CannotStartError: it is not there.
     """
-    from daemon import config
-    from daemon.ledger import LedgerError
     from daemon.ledger.view import View
 
+    return _opened(View.open, options)
+
+
+def _opened(opens: Callable[[str], _Opened], options: argparse.Namespace) -> _Opened:
+    from daemon import config
+    from daemon.ledger import LedgerError
+
     try:
-        return View.open(config.load(options.config).ledger)
+        return opens(config.load(options.config).ledger)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error

@@ -426,7 +426,7 @@ def _older(folder: Path, age_s: float) -> list[str]:
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock that stamps the folder's files, which a file server may do."""
+    """The time by the clock that stamps the folder's files: on a share, the server's clock."""
     try:
         os.utime(folder)
     except PermissionError:

@@ -245,8 +245,7 @@ class Listener:
         log.warning("connection from %s ended: %s", address, words or trouble)
 
     def _drop(self, connection: socket.socket) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(connection)
+        self._selector.unregister(connection)
         del self._waiting[connection]
         connection.close()
 
