@@ -29,6 +29,7 @@ from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
 from daemon.ledger import Ledger, LedgerError, Outage, describe, this_machine
 from daemon.live import LiveSettings, Take, is_alive
+from daemon.parent import end_with_parent
 from daemon.readiness import PARENT, READY, notify
 from daemon.spool import Spool, SpoolError
 
@@ -69,7 +70,6 @@ _LASTING = {
     errno.ENAMETOOLONG, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL,
 }  # fmt: skip
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _M_ARENA_MAX = -8  # mallopt(3)
 
 
@@ -489,8 +489,7 @@ def _die_with_parent() -> None:
     if parent is None:
         return
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
     # The parent died before the line above.
     if os.getppid() != int(parent):

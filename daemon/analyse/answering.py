@@ -8,10 +8,8 @@ objects.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -20,10 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from daemon.parent import end_with_parent
+
 if TYPE_CHECKING:
     from inference.pipeline import Pipeline
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 # nice(2)
 _LEAST_URGENT = 19
 # In which no result is dated: none is made.
@@ -46,7 +45,8 @@ class Answer:
 def main(arguments: Sequence[str]) -> None:
     """Serve one package: its path, the device, and the keyword arguments of Rules as JSON."""
     model, device, rules = arguments
-    _die_with_parent()
+    # Also in the middle of an image
+    end_with_parent()
     _step_aside()
 
     # A library may print to standard output; the answers have a descriptor of their own.
@@ -122,12 +122,6 @@ def answer(pipeline: Pipeline, path: Path) -> Answer:
 def _say(out: TextIO, what: dict[str, Any]) -> None:
     out.write(json.dumps(what) + "\n")
     out.flush()
-
-
-def _die_with_parent() -> None:
-    """End with the role, even in the middle of an image."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _step_aside() -> None:

@@ -9,7 +9,6 @@ process with threads may run no Python of its own (preexec_fn).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -18,11 +17,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from daemon.parent import end_with_parent
+
 # The largest file that the program may write: an overlay or a segmentation.
 _FILE_BYTES = 256 * 1024 * 1024
 # Images of the hospital go first.
 _NICENESS = 10
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class StrangerError(Exception):
@@ -82,8 +82,7 @@ def main() -> None:
     """Bound this process, then become the module."""
     memory_bytes, cpu_s, module, *arguments = sys.argv[1:]
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     # The unit's sandbox refuses it; there the unit's own weight holds.
     with contextlib.suppress(PermissionError):
         os.nice(_NICENESS)
