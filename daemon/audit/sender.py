@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,12 +73,14 @@ class AuditSender:
             return 0
 
         messages = [formatted(self._with_patient(row), self._source) for row in rows]
+        way: Path | str | None = self._audit.file
         try:
             self._write(rows, messages, filed)
+            way = self._audit.repository
             if self._audit.repository is not None:
                 self._send(self._audit.repository, messages)
         except OSError as error:
-            self._note_trouble(error)
+            self._note_trouble(way, error)
             return 0
 
         self._note_success()
@@ -114,13 +117,13 @@ class AuditSender:
             self._channel = None
             raise
 
-    def _note_trouble(self, error: OSError) -> None:
-        """One line for each outage."""
+    def _note_trouble(self, way: Path | str | None, error: OSError) -> None:
+        """One line for each outage. `way`: the file or the repository that failed."""
         if not self._failures:
             words = self._security.in_words(error) if self._security else error.strerror or error
             log.error(
                 "audit: %s cannot be reached (%s); messages wait in the ledger and tries go on",
-                self._audit.repository or self._audit.file,
+                way,
                 words,
             )
         self._failures += 1
@@ -148,10 +151,30 @@ def patient_id(path: Path) -> str:
 
 
 def append(path: Path, messages: Sequence[bytes]) -> None:
-    """Add each message as a line, durable when this returns. Raises OSError."""
+    """Add each message as a line, all of them or none, durable when this returns. Raises OSError.
+
+    What a crash left without its newline stays as a line of its own.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "ab") as file:
-        file.write(b"".join(message + b"\n" for message in messages))
-        file.flush()
-        os.fsync(descriptor)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        size_bytes = os.fstat(descriptor).st_size
+        is_cut_off = size_bytes > 0 and os.pread(descriptor, 1, size_bytes - 1) != b"\n"
+        lines = b"".join(message + b"\n" for message in messages)
+        try:
+            _write_all(descriptor, b"\n" + lines if is_cut_off else lines)
+            os.fsync(descriptor)
+        except OSError:
+            # A file that can only grow keeps the part; the next try ends its line.
+            with suppress(OSError):
+                os.ftruncate(descriptor, size_bytes)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it. Raises OSError: a full disk may have taken a part."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import resource
+import signal
 import socket
 import threading
 import time
@@ -20,6 +22,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from daemon.audit import Alerts, AuditSender, Source, document
+from daemon.audit.sender import append
 from daemon.audit.syslog import formatted
 from daemon.commands.retry import Wanted, retry
 from daemon.config import Audit, Config, digests
@@ -425,6 +428,30 @@ def test_what_a_dead_sender_had_filed_is_not_filed_again(tmp_path: Path) -> None
         until(lambda: not bench.rows_left())
     bench.ledger.close()
     assert numbers((tmp_path / "audit.log").read_bytes().splitlines()) == [3]
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_message_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    append(file, [b"first"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+        with pytest.raises(OSError, match="too large"):
+            append(file, [b"second", b"third, longer than the room"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+
+    append(file, [b"second", b"third"])
+    assert file.read_bytes() == b"first\nsecond\nthird\n"
+
+
+def test_a_line_that_a_crash_cut_off_swallows_no_message(tmp_path: Path) -> None:
+    file = tmp_path / "audit.log"
+    file.write_bytes(b"first\nsec")
+    append(file, [b"second"])
+    assert file.read_bytes().splitlines() == [b"first", b"sec", b"second"]
 
 
 def test_a_refusal_is_recorded_once_a_minute_for_each_address_and_reason(bench: Bench) -> None:
