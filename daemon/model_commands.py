@@ -18,6 +18,8 @@ from daemon import installed
 from daemon.exits import EXIT_FAILED, CannotStartError
 
 if TYPE_CHECKING:
+    from daemon.commands.promote import Audience
+    from daemon.ledger import Ledger
     from inference.foreign import Foreign
 
 
@@ -55,28 +57,49 @@ def _model_show(options: argparse.Namespace) -> None:
 def _model_promote(options: argparse.Namespace) -> None:
     from daemon import config, opening
     from daemon.commands.promote import promote, put_back
-    from daemon.invoker import user
-    from inference import package
 
     settings = config.load(options.config)
     # First, so that nothing is done that could not be told to the audit trail.
     ledger = opening.ledger(options)
+    audience = _audience(ledger)
+
+    try:
+        if options.back:
+            done = put_back(settings.model, audience)
+        elif settings.shadow is None:
+            raise CannotStartError(
+                "shadow: found null; allowed: a shadow, whose package is promoted"
+            )
+        else:
+            done = promote(settings.model, settings.shadow.model, audience)
+    finally:
+        ledger.close()
+
+    print(f"{done.what}; the package before it is {done.before}")
+    print(f"It answers after: pleura reload -c {options.config}")
+
+
+def _audience(ledger: Ledger) -> Audience:
+    """What a promotion asks: of packages, and of the audit trail."""
+    from daemon.commands.promote import Audience
+    from daemon.invoker import user
+    from inference import package
 
     def check(path: Path) -> str:
         identity = package.load(path).identity
         return f"{identity.id} {identity.version} {identity.digest}"
 
-    if options.back:
-        done = put_back(settings.model, check)
-    elif settings.shadow is None:
-        raise CannotStartError("shadow: found null; allowed: a shadow, whose package is promoted")
-    else:
-        done = promote(settings.model, settings.shadow.model, check)
+    def name(path: Path) -> str:
+        try:
+            found = package.read_manifest(path)
+            return f"{found.id} {found.version} {package.digest_of(path)}"
+        except package.PackageError:
+            return "a package that cannot be used"
 
-    ledger.record_audit("command", {"by": user(), "what": done.what})
-    ledger.close()
-    print(f"{done.what}; the package before it is {done.before}")
-    print(f"It answers after: pleura reload -c {options.config}")
+    def record(what: str) -> None:
+        ledger.record_audit("command", {"by": user(), "what": what})
+
+    return Audience(check, name, record)
 
 
 def _model_import(options: argparse.Namespace) -> None:

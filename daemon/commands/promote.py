@@ -6,10 +6,13 @@ a person would do by hand (docs/install.md, "Change the model").
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,77 +25,137 @@ _RENAME_EXCHANGE = 2
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a promotion changed, in words for the audit trail and for the person."""
+    """What a promotion changed, in words for the person."""
 
     what: str
-    place: Path
     before: Path
 
 
-def promote(model: str, shadow: str, check: Callable[[Path], str]) -> Promotion:
+@dataclass(frozen=True)
+class Audience:
+    """What a promotion asks of its caller."""
+
+    # Loads a package, replays it, and gives its name; raises what the caller understands.
+    check: Callable[[Path], str]
+    # The name of a package that may be damaged.
+    name: Callable[[Path], str]
+    # Writes one line of the audit trail.
+    record: Callable[[str], None]
+
+
+def promote(model: str, shadow: str, audience: Audience) -> Promotion:
     """Put a copy of the package `shadow` where `model` is; the old one stays beside it.
 
-    `check` loads a package and gives its name, or raises.
+    The copy lies beside the model as NAME.before when both change places, in one step. So a
+    process that is killed at any point leaves a whole package in the model's place, and has
+    deleted no package that served after the promotion before it.
 
     Raises:
-        CannotStartError: `model` is the package that ships, or a file cannot be written.
+        CannotStartError: `model` cannot be replaced, or a file cannot be written.
     """
-    place = _replaceable(model, shadow)
+    place, source = _replaceable(model, shadow)
     before = _before(place)
-    copy = place.with_name(f"{place.name}.new")
-    try:
-        _remove(copy)
-        _copy(Path(shadow), copy, place)
-        new = check(copy)
-        _exchange(copy, place)
-        _remove(before)
-        copy.rename(before)
-    except OSError as error:
-        raise CannotStartError(
-            f"model promote: {error}; this user must be able to write in {place.parent}"
-        ) from error
-    finally:
-        _remove(copy)
-    return Promotion(f"model promote: {place} is now {new}", place, before)
+    copy = _copy_of(place)
+    with _in_words(place), _alone(place):
+        try:
+            _remove(copy)
+            _copy(source, copy, place)
+            new = audience.check(copy)
+            old = audience.name(place)
+            if new == old:
+                raise CannotStartError(f"model promote: {place} is {new} already; nothing is done")
+
+            _remove(before)
+            copy.rename(before)
+        finally:
+            _remove(copy)
+
+        what = f"model promote: {place} is now {new}, and was {old}"
+        _exchange(before, place, what, audience.record)
+    return Promotion(what, before)
 
 
-def put_back(model: str, check: Callable[[Path], str]) -> Promotion:
+def put_back(model: str, audience: Audience) -> Promotion:
     """Put the package back that the last promotion replaced; the promoted one takes its place.
 
     Raises:
         CannotStartError: there is none, or it cannot be moved.
     """
-    place = Path(model)
+    place = _place(model)
     before = _before(place)
     if not before.exists():
         raise CannotStartError(f"model promote --back: {before} is not there; nothing was promoted")
-    old = check(before)
-    try:
-        _exchange(before, place)
-    except OSError as error:
-        raise CannotStartError(
-            f"model promote: {error}; this user must be able to write in {place.parent}"
-        ) from error
-    return Promotion(f"model promote --back: {place} is {old} again", place, before)
+    with _in_words(place), _alone(place):
+        old = audience.check(before)
+        what = f"model promote --back: {place} is {old} again, and was {audience.name(place)}"
+        _exchange(before, place, what, audience.record)
+    return Promotion(what, before)
 
 
-def _replaceable(model: str, shadow: str) -> Path:
+def _replaceable(model: str, shadow: str) -> tuple[Path, Path]:
+    """Where the model is, and the shadow's package."""
     if model == "default":
         raise CannotStartError(
             "model: found default, which ships with Pleura and is not replaced; write in the "
             f"settings `model: {shadow}` and `shadow: null`, then: pleura reload"
         )
-    place, source = Path(model), Path(shadow)
+    place, source = _place(model), Path(shadow)
     if place.is_dir() != source.is_dir():
         raise CannotStartError(
             f"shadow.model: found {source}; allowed: a folder where `model` is a folder, and a "
             f"zip where it is a zip ({place})"
         )
+    if source.resolve() in (_before(place).resolve(), _copy_of(place).resolve()):
+        raise CannotStartError(
+            f"shadow.model: found {source}, a name that a promotion uses itself; allowed: another "
+            "name, after: mv"
+        )
+    return place, source
+
+
+def _place(model: str) -> Path:
+    place = Path(model)
+    if place.is_symlink():
+        raise CannotStartError(
+            f"model: found {place}, a symbolic link; a promotion replaces a folder or a zip. Let "
+            "the link point to the new package (ln -sfn), then: pleura reload"
+        )
     return place
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """No other promotion beside this one: both would use the same names."""
+    folder = os.open(place.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CannotStartError(
+                f"model promote: another promotion is at work in {place.parent}"
+            ) from error
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _in_words(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotStartError(
+            f"model promote: {error}; this user must be able to write in {place.parent}"
+        ) from error
 
 
 def _before(place: Path) -> Path:
     return place.with_name(f"{place.name}.before")
+
+
+def _copy_of(place: Path) -> Path:
+    """A copy in the making: never a package that serves or served."""
+    return place.with_name(f"{place.name}.new")
 
 
 def _copy(source: Path, copy: Path, like: Path) -> None:
@@ -120,23 +183,35 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """Let two paths change places: at once on Linux, else by three renames."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    renameat2 = getattr(libc, "renameat2", None)
-    paths = (os.fsencode(one), os.fsencode(other))
-    if renameat2 is not None:
-        done = renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE)
-        if done == 0:
-            return
+def _exchange(before: Path, place: Path, what: str, record: Callable[[str], None]) -> None:
+    """Let both paths change places in one step, which the audit trail tells first.
 
-    aside = one.with_name(f"{one.name}.aside")
-    other.rename(aside)
-    one.rename(other)
-    aside.rename(one)
+    Raises:
+        CannotStartError: the file system has no such step. OSError: it failed.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        raise CannotStartError(_no_exchange(place))
+
+    record(what)
+    paths = (os.fsencode(before), os.fsencode(place))
+    if renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) != 0:
+        number = ctypes.get_errno()
+        record(f"model promote: did not happen; {place} stays as it was")
+        if number in (errno.EINVAL, errno.ENOSYS):
+            raise CannotStartError(_no_exchange(place))
+        raise OSError(number, os.strerror(number), str(place))
+    _sync(place.parent)
+
+
+def _no_exchange(place: Path) -> str:
+    return (
+        f"model promote: the file system of {place} cannot let two names change places; write the "
+        "path of the shadow's package as `model` in the settings, then: pleura reload"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -24,8 +25,10 @@ from daemon.analyse.shadow import EndedError, Process, ShadowLimits, ShadowWorke
 from daemon.analyse.shadow import command as shadow_command
 from daemon.cli import main
 from daemon.commands import drift as command
+from daemon.commands.promote import Audience, promote, put_back
 from daemon.config import Config, Shadow
 from daemon.drift import comparison
+from daemon.exits import CannotStartError
 from daemon.ledger import Arrival, Completion, Ledger
 from daemon.spool import Spool
 from inference import package
@@ -284,7 +287,7 @@ def promotion(tmp_path: Path) -> Callable[..., int]:
     models.write(tmp_path / "candidate", networks, "candidate")
     Ledger(f"sqlite:///{tmp_path}/ledger.db").close()
 
-    def promote(*options: str, **changed: Any) -> int:
+    def run(*options: str, **changed: Any) -> int:
         values: dict[str, Any] = {
             "ledger": f"sqlite:///{tmp_path}/ledger.db",
             "spool": str(tmp_path / "spool"),
@@ -297,7 +300,7 @@ def promotion(tmp_path: Path) -> Callable[..., int]:
         settings.load(file)
         return main(["model", "promote", "-c", str(file), *options])
 
-    return promote
+    return run
 
 
 def test_a_promotion_replaces_the_package_and_has_a_way_back(
@@ -336,3 +339,106 @@ def test_a_promotion_that_cannot_be_changes_nothing(
     assert promotion() == 2
     assert package.read_manifest(tmp_path / "serving").id == "serving"
     assert [path.name for path in tmp_path.glob("serving*")] == ["serving"]
+
+
+# A second promotion ("three" in the place of "two"), killed at each of its system calls in turn and
+# then made again. It prints what the places hold at the end, of each turn.
+_KILLED = """
+import contextlib, json, os, sys, tempfile
+from pathlib import Path
+from daemon.commands.promote import Audience, promote
+
+# A kill loses nothing that was written.
+os.fsync = lambda _: None
+
+def text(path):
+    return (path / "model.yaml").read_text()
+
+def turn(folder, calls):
+    model, shadow, told = folder / "model", folder / "shadow", folder / "told"
+    audience = Audience(text, text, lambda what: told.open("a").write(what))
+    for path, name in ((model, "one"), (shadow, "two")):
+        path.mkdir()
+        (path / "model.yaml").write_text(name)
+    promote(str(model), str(shadow), audience)
+    (shadow / "model.yaml").write_text("three")
+
+    child = os.fork()
+    if not child:
+        left = iter(range(calls))
+        sys.addaudithook(lambda *_: next(left, None) is None and os._exit(9))
+        promote(str(model), str(shadow), audience)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+
+    held = text(model)
+    with contextlib.suppress(Exception):
+        promote(str(model), str(shadow), audience)
+    found = [held in ("two", "three"), text(model), text(folder / "model.before")]
+    print(json.dumps(found + ["now three" in told.read_text()]))
+    return status == 0
+
+calls = 0
+while not turn(Path(tempfile.mkdtemp(dir=sys.argv[1])), calls):
+    calls += 1
+"""
+
+
+def test_a_promotion_killed_at_any_call_and_made_again_loses_no_package(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _KILLED, str(tmp_path)]
+    turns = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(turns) > 20
+    assert set(turns) == {'[true, "three", "two", true]'}
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Audience:
+    """Packages `serving` and `candidate` of one line, their name; told.txt is the audit trail."""
+    for name in ("serving", "candidate"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.yaml").write_text(name)
+
+    def text(path: Path) -> str:
+        return (path / "model.yaml").read_text()
+
+    def record(what: str) -> None:
+        with (tmp_path / "told.txt").open("a") as file:
+            file.write(f"{what}\n")
+
+    return Audience(text, text, record)
+
+
+def test_a_promotion_that_fails_half_way_keeps_the_model(
+    plain: Audience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving, candidate = str(tmp_path / "serving"), str(tmp_path / "candidate")
+    promote(serving, candidate, plain)
+    # The same shadow again would cost the way back.
+    with pytest.raises(CannotStartError, match="already"):
+        promote(serving, candidate, plain)
+    put_back(serving, plain)
+
+    def no_permission(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", no_permission)
+    told = (tmp_path / "told.txt").read_text()
+    with pytest.raises(CannotStartError, match="must be able to write"):
+        promote(serving, candidate, plain)
+    assert plain.name(tmp_path / "serving") == "serving"
+    assert (tmp_path / "told.txt").read_text() == told
+
+
+@pytest.mark.parametrize(
+    ("model", "shadow", "words"),
+    [("current", "candidate", "ln -sfn"), ("serving", "serving.new", "a promotion uses itself")],
+)
+def test_names_that_a_promotion_would_destroy_are_refused(
+    plain: Audience, tmp_path: Path, model: str, shadow: str, words: str
+) -> None:
+    (tmp_path / "current").symlink_to("serving")
+    (tmp_path / "candidate").replace(tmp_path / shadow)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CannotStartError, match=words):
+        promote(str(tmp_path / model), str(tmp_path / shadow), plain)
+    assert sorted(tmp_path.iterdir()) == before
