@@ -5,11 +5,9 @@ A page is a function from a Visit to a response. It runs in a thread, because it
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import logging
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,8 @@ from starlette.types import ASGIApp
 from daemon.ledger import LedgerError, describe
 from daemon.metrics.probes import Probes
 from daemon.spool import Spool
-from daemon.web import acts, images, model, now, pictures, runbook, trial
-from daemon.web.guard import Guard, TooLargeError, client_address
+from daemon.web import acts, images, login, model, now, pictures, runbook, trial
+from daemon.web.guard import Guard, TooLargeError
 from daemon.web.sessions import Access, Session
 from daemon.web.texts import Texts
 from daemon.web.visit import Node, Visit
@@ -43,10 +41,6 @@ _STATIC = Path(__file__).parent / "static"
 # Fields of a form, and bytes of one that is no file.
 _MOST_FIELDS = 20
 _MOST_FIELD_BYTES = 8192
-_MOST_NAME = 64
-# Signs the token of the login form, for this process.
-_SECRET = secrets.token_bytes(32)
-_LOGIN_COOKIE = "pleura_login"
 
 
 @dataclass(frozen=True)
@@ -67,9 +61,9 @@ def doors(spool: Spool) -> list[Door]:
     tries = trial.Trials()
 
     return [
-        Door("/login", Access.OPEN, _login_form),
-        Door("/login", Access.OPEN, _log_in, "POST"),
-        Door("/logout", Access.LOOK, _log_out, "POST"),
+        Door("/login", Access.OPEN, login.form),
+        Door("/login", Access.OPEN, login.log_in, "POST"),
+        Door("/logout", Access.LOOK, login.log_out, "POST"),
         Door("/", Access.STATES, lambda visit: now.page(visit, spool)),
         Door("/live", Access.STATES, lambda visit: now.live(visit, spool), is_click=False),
         Door("/images", Access.STATES, images.listing),
@@ -175,13 +169,8 @@ async def _not_found(_: Request, error: Exception) -> Response:
 # -- who is there ----------------------------------------------------------------------------------
 
 
-def _cookie_name(request: Request) -> str:
-    """With TLS the name itself forbids that a sub-domain, or plain HTTP, sets the cookie."""
-    return "__Host-pleura" if request.url.scheme == "https" else "pleura"
-
-
 def _session(node: Node, request: Request, is_click: bool) -> Session | None:
-    token = request.cookies.get(_cookie_name(request), "")
+    token = request.cookies.get(login.cookie_name(request), "")
     return node.sessions.find(token, is_click) if token else None
 
 
@@ -224,103 +213,4 @@ def _has_token(visit: Visit, form: FormData) -> bool:
     if visit.session is not None:
         return hmac.compare_digest(given.encode(), visit.session.csrf.encode())
 
-    nonce = visit.request.cookies.get(_LOGIN_COOKIE, "")
-    return bool(nonce) and hmac.compare_digest(given.encode(), _signed(nonce).encode())
-
-
-def _signed(nonce: str) -> str:
-    return hmac.new(_SECRET, nonce.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
-
-
-# -- logging in and out ----------------------------------------------------------------------------
-
-
-def _login_form(visit: Visit) -> Response:
-    if visit.session is not None:
-        return RedirectResponse("/", 303)
-    return _login_page(visit, visit.request.query_params.get("next", "/"))
-
-
-def _login_page(visit: Visit, to: str, status: int = 200, told: str = "", **more: Any) -> Response:
-    nonce = secrets.token_urlsafe(24)
-    response = visit.page(
-        "login.html",
-        status,
-        title=visit.texts.say("log_in"),
-        next=_local(to),
-        token=_signed(nonce),
-        trouble=visit.texts.say(told, **more) if told else "",
-    )
-
-    response.set_cookie(
-        _LOGIN_COOKIE,
-        nonce,
-        max_age=3600,
-        httponly=True,
-        samesite="strict",
-        secure=visit.request.url.scheme == "https",
-        path="/login",
-    )
-    return response
-
-
-def _log_in(visit: Visit) -> Response:
-    name = _field(visit.form, "name")[:_MOST_NAME]
-    to = _local(_field(visit.form, "next"))
-    address = client_address(visit.request.scope)
-    node = visit.node
-
-    wait_s = node.throttle.wait_s(address, name)
-    if wait_s:
-        response = _login_page(visit, to, 429, "login_wait", seconds=wait_s)
-        response.headers["retry-after"] = str(wait_s)
-        return response
-
-    if not node.passwords.is_right(name, _field(visit.form, "password")):
-        node.throttle.failed(address, name)
-        log.warning("a login from %s failed", address)
-        node.ledger.record_audit("login_failed", {"by": name, "address": address})
-        return _login_page(visit, to, 401, "login_failed")
-
-    node.throttle.succeeded(address, name)
-    token = node.sessions.begin(name, node.access_of(name))
-    log.info("%s: logged in from %s", name, address)
-    node.ledger.record_audit("login", {"by": name, "address": address})
-    return _with_session(visit, token, to)
-
-
-def _with_session(visit: Visit, token: str, to: str) -> Response:
-    response = RedirectResponse(to, 303)
-    response.set_cookie(
-        _cookie_name(visit.request),
-        token,
-        httponly=True,
-        samesite="strict",
-        secure=visit.request.url.scheme == "https",
-        path="/",
-    )
-    response.delete_cookie(_LOGIN_COOKIE, path="/login")
-    return response
-
-
-def _log_out(visit: Visit) -> Response:
-    name = _cookie_name(visit.request)
-    visit.node.sessions.end(visit.request.cookies.get(name, ""))
-    address = client_address(visit.request.scope)
-    visit.node.ledger.record_audit("logout", {"by": visit.user, "address": address})
-
-    response = RedirectResponse("/login", 303)
-    response.delete_cookie(name, path="/")
-    return response
-
-
-def _field(form: Mapping[str, Any], name: str) -> str:
-    value = form.get(name, "")
-    return value if isinstance(value, str) else ""
-
-
-def _local(path: str) -> str:
-    """A path on this page; another site's address becomes the first page."""
-    parts = urlsplit(path)
-    is_local = path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.netloc
-    return path if is_local and path.isprintable() else "/"
+    return login.has_form_token(visit.request, given)

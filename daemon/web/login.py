@@ -1,0 +1,133 @@
+"""Logging in with a name and a password, and logging out."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from daemon.web.guard import client_address
+from daemon.web.visit import Visit
+
+log = logging.getLogger("pleura.web")
+
+_MOST_NAME = 64
+# Signs the token of the login form, for this process.
+_SECRET = secrets.token_bytes(32)
+_LOGIN_COOKIE = "pleura_login"
+
+
+def cookie_name(request: Request) -> str:
+    """With TLS the name itself forbids that a sub-domain, or plain HTTP, sets the cookie."""
+    return "__Host-pleura" if request.url.scheme == "https" else "pleura"
+
+
+def has_form_token(request: Request, given: str) -> bool:
+    """Whether `given` is the token of the login form that this browser was shown."""
+    nonce = request.cookies.get(_LOGIN_COOKIE, "")
+    return bool(nonce) and hmac.compare_digest(given.encode(), _signed(nonce).encode())
+
+
+def _signed(nonce: str) -> str:
+    return hmac.new(_SECRET, nonce.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def form(visit: Visit) -> Response:
+    """The login form, or the first page for a visitor who has logged in."""
+    if visit.session is not None:
+        return RedirectResponse("/", 303)
+    return _login_page(visit, visit.request.query_params.get("next", "/"))
+
+
+def _login_page(visit: Visit, to: str, status: int = 200, told: str = "", **more: Any) -> Response:
+    nonce = secrets.token_urlsafe(24)
+    response = visit.page(
+        "login.html",
+        status,
+        title=visit.texts.say("log_in"),
+        next=local(to),
+        token=_signed(nonce),
+        trouble=visit.texts.say(told, **more) if told else "",
+    )
+
+    response.set_cookie(
+        _LOGIN_COOKIE,
+        nonce,
+        max_age=3600,
+        httponly=True,
+        samesite="strict",
+        secure=visit.request.url.scheme == "https",
+        path="/login",
+    )
+    return response
+
+
+def log_in(visit: Visit) -> Response:
+    """The answer to the login form."""
+    name = _field(visit.form, "name")[:_MOST_NAME]
+    to = local(_field(visit.form, "next"))
+    address = client_address(visit.request.scope)
+    node = visit.node
+
+    wait_s = node.throttle.wait_s(address, name)
+    if wait_s:
+        response = _login_page(visit, to, 429, "login_wait", seconds=wait_s)
+        response.headers["retry-after"] = str(wait_s)
+        return response
+
+    if not node.passwords.is_right(name, _field(visit.form, "password")):
+        node.throttle.failed(address, name)
+        log.warning("a login from %s failed", address)
+        node.ledger.record_audit("login_failed", {"by": name, "address": address})
+        return _login_page(visit, to, 401, "login_failed")
+
+    node.throttle.succeeded(address, name)
+    token = node.sessions.begin(name, node.access_of(name))
+    log.info("%s: logged in from %s", name, address)
+    node.ledger.record_audit("login", {"by": name, "address": address})
+    return _with_session(visit, token, to)
+
+
+def _with_session(visit: Visit, token: str, to: str) -> Response:
+    response = RedirectResponse(to, 303)
+    response.set_cookie(
+        cookie_name(visit.request),
+        token,
+        httponly=True,
+        samesite="strict",
+        secure=visit.request.url.scheme == "https",
+        path="/",
+    )
+    response.delete_cookie(_LOGIN_COOKIE, path="/login")
+    return response
+
+
+def log_out(visit: Visit) -> Response:
+    """End the session."""
+    name = cookie_name(visit.request)
+    visit.node.sessions.end(visit.request.cookies.get(name, ""))
+    address = client_address(visit.request.scope)
+    visit.node.ledger.record_audit("logout", {"by": visit.user, "address": address})
+
+    response = RedirectResponse("/login", 303)
+    response.delete_cookie(name, path="/")
+    return response
+
+
+def _field(form: Mapping[str, Any], name: str) -> str:
+    value = form.get(name, "")
+    return value if isinstance(value, str) else ""
+
+
+def local(path: str) -> str:
+    """A path on this page; another site's address becomes the first page."""
+    parts = urlsplit(path)
+    is_local = path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.netloc
+    return path if is_local and path.isprintable() else "/"
