@@ -91,7 +91,7 @@ def page() -> str:
     """The whole page."""
     default = closure(requirements())
     parts = [_HEAD, _table(f"The default install: {len(default)} distributions", default)]
-    for extra in ("postgresql", "onnxruntime", "openvino", "train"):
+    for extra in ("oidc", "postgresql", "onnxruntime", "openvino", "train"):
         more = {
             name: words
             for name, words in closure(requirements(extra)).items()

@@ -4,6 +4,7 @@ from daemon.config.alerts import Alerts, Mail, Webhook
 from daemon.config.audit import Audit
 from daemon.config.changes import LIVE, difference, digest, digests, restart_keys
 from daemon.config.editors import json_schema
+from daemon.config.oidc import Oidc
 from daemon.config.public import public
 from daemon.config.reading import ConfigError, begin, commented_file, load, show, with_device
 from daemon.config.schema import (
@@ -36,6 +37,7 @@ __all__ = [
     "DicomDestination",
     "FolderDestination",
     "Mail",
+    "Oidc",
     "Overlay",
     "Peer",
     "Retention",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from daemon.config.base import Settings
+from daemon.config.oidc import Oidc
 from daemon.config.values import File, Host, Name, Port, RemoteHost, Text
 
 _HASH = "a hash that `pleura web hash` prints: $argon2id$..."
@@ -87,7 +88,7 @@ class Web(Settings):
     host: Host = Field(
         default="127.0.0.1",
         description="The address that the page listens on. Any other than this machine's own "
-        "(loopback) needs `users`, and `tls` or `proxy`.",
+        "(loopback) needs `users` or `oidc`, and `tls` or `proxy`.",
     )
     port: Port = Field(default=8112, description="The TCP port of the page.")
     tls: WebTls | None = Field(
@@ -101,13 +102,19 @@ class Web(Settings):
     )
     users: tuple[WebUser, ...] = Field(
         default=(),
-        description="Who may log in. Without a user, every program on this machine sees counts, "
-        "states and UIDs; pictures, objects and buttons need a login.",
+        description="Who may log in with a password. Without a user and without `oidc`, every "
+        "program on this machine sees counts, states and UIDs; pictures, objects and buttons need "
+        "a login.",
+    )
+    oidc: Oidc | None = Field(
+        default=None,
+        description="The OpenID Connect provider that people log in with, beside `users`. null: "
+        "none.",
     )
     metrics_token_file: File | None = Field(
         default=None,
         description="The file that holds the token which Prometheus sends for /metrics "
-        "(`Authorization: Bearer`). null: /metrics answers only where the page has no `users`.",
+        "(`Authorization: Bearer`). null: /metrics answers only where the page asks for no login.",
     )
     language: Literal["auto", "en", "de"] = Field(
         default="auto", description="The page's language. `auto`: what the browser asks for."
@@ -129,6 +136,11 @@ class Web(Settings):
         default=12, description="Hours after which a login ends in any case."
     )
 
+    @property
+    def asks_for_login(self) -> bool:
+        """Whether nothing is shown before a login."""
+        return bool(self.users) or self.oidc is not None
+
     @model_validator(mode="after")
     def _each_user_has_their_own_name(self) -> Web:
         names = [user.name for user in self.users]
@@ -143,10 +155,10 @@ class Web(Settings):
 
         if is_loopback(self.host) and self.proxy is None:
             return self
-        if not self.users:
+        if not self.asks_for_login:
             raise ValueError(
-                "`users` where other machines reach the page; `pleura web hash` makes the hash of "
-                "a password"
+                "`users` or `oidc` where other machines reach the page; `pleura web hash` makes "
+                "the hash of a password"
             )
         if self.tls is None and self.proxy is None:
             raise ValueError(

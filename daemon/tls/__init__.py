@@ -1,6 +1,6 @@
 """TLS on every wire: contexts from files, renewal, the identity of a peer, faults in words."""
 
-from daemon.tls.client import TlsClient, destination_client, repository_client
+from daemon.tls.client import TlsClient, destination_client, provider_context, repository_client
 from daemon.tls.contexts import Credentials, TlsError, client_context, server_context
 from daemon.tls.identity import PeerCertificate, describe_wanted, is_wanted
 from daemon.tls.renewal import Renewed
@@ -20,6 +20,7 @@ __all__ = [
     "in_words",
     "is_wanted",
     "node_context",
+    "provider_context",
     "repository_client",
     "server_context",
     "troubles",

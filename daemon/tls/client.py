@@ -6,8 +6,8 @@ import socket
 import ssl
 from pathlib import Path
 
-from daemon.config import Audit, Config, DicomDestination
-from daemon.tls.contexts import Credentials, client_context
+from daemon.config import Audit, Config, DicomDestination, Oidc
+from daemon.tls.contexts import Credentials, client_context, require_secret
 from daemon.tls.renewal import Renewed
 from daemon.tls.words import in_words
 
@@ -79,6 +79,17 @@ def repository_client(audit: Audit) -> TlsClient | None:
     credentials = repository_credentials(audit)
     context = _renewed("audit", credentials, audit.ca, False, ("non-downgrading", "1.2"))
     return TlsClient("audit", context, None)
+
+
+def provider_context(oidc: Oidc) -> Renewed:
+    """The context of connections to the OpenID Connect provider.
+
+    Raises:
+        TlsError: `ca` cannot be used, or the client's secret can be read by others.
+    """
+    if oidc.client_secret_file is not None:
+        require_secret("web.oidc.client_secret_file", oidc.client_secret_file)
+    return _renewed("web.oidc", None, oidc.ca, False, ("non-downgrading", "1.2"))
 
 
 def repository_credentials(audit: Audit) -> Credentials | None:

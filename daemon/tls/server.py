@@ -9,6 +9,7 @@ from daemon.config import Config, DicomDestination, ServerTls
 from daemon.tls.client import (
     destination_client,
     destination_credentials,
+    provider_context,
     repository_client,
     repository_credentials,
 )
@@ -72,6 +73,8 @@ def troubles(config: Config) -> Iterator[str]:
     if config.web is not None and config.web.metrics_token_file is not None:
         token = config.web.metrics_token_file
         builds.append(partial(require_secret, "web.metrics_token_file", token))
+    if config.web is not None and config.web.oidc is not None:
+        builds.append(partial(provider_context, config.web.oidc))
     if config.audit is not None:
         builds.append(partial(repository_client, config.audit))
 

@@ -29,7 +29,9 @@ from daemon.metrics.probes import Probes
 from daemon.spool import Spool
 from daemon.web import acts, images, login, model, now, pictures, runbook, trial
 from daemon.web.guard import Guard, TooLargeError
+from daemon.web.provider import ANSWER_PATH, Provider
 from daemon.web.sessions import Access, Session
+from daemon.web.single_sign_on import BEGIN_PATH, SingleSignOn
 from daemon.web.texts import Texts
 from daemon.web.visit import Node, Visit
 
@@ -55,7 +57,7 @@ class Door:
     is_click: bool = True
 
 
-def doors(spool: Spool) -> list[Door]:
+def doors(spool: Spool, sign_on: SingleSignOn) -> list[Door]:
     """Every route of the page."""
     files = pictures.Pictures(spool)
     tries = trial.Trials()
@@ -63,6 +65,8 @@ def doors(spool: Spool) -> list[Door]:
     return [
         Door("/login", Access.OPEN, login.form),
         Door("/login", Access.OPEN, login.log_in, "POST"),
+        Door(BEGIN_PATH, Access.OPEN, sign_on.begin),
+        Door(ANSWER_PATH, Access.OPEN, sign_on.end),
         Door("/logout", Access.LOOK, login.log_out, "POST"),
         Door("/", Access.STATES, lambda visit: now.page(visit, spool)),
         Door("/live", Access.STATES, lambda visit: now.live(visit, spool), is_click=False),
@@ -80,9 +84,16 @@ def doors(spool: Spool) -> list[Door]:
 
 
 def build(node: Node, spool: Spool) -> ASGIApp:
-    """The page as an ASGI application."""
+    """The page as an ASGI application.
+
+    Raises:
+        TlsError: a file of `web.oidc` cannot be used, or its library is not installed.
+    """
+    oidc = node.web.oidc
+    sign_on = SingleSignOn(None if oidc is None else Provider(oidc))
     routes: list[Route | Mount] = [
-        Route(door.path, _endpoint(node, door), methods=[door.method]) for door in doors(spool)
+        Route(door.path, _endpoint(node, door), methods=[door.method])
+        for door in doors(spool, sign_on)
     ]
     routes.append(Mount("/static", StaticFiles(directory=_STATIC)))
     routes += _probes(node).routes()
@@ -94,8 +105,9 @@ def build(node: Node, spool: Spool) -> ASGIApp:
 def _probes(node: Node) -> Probes:
     """Answers to machines, without login: daemon/metrics decides which callers get one."""
     web = node.web
-    # Without users the page itself shows this much to every program on this machine.
-    return Probes(lambda: node.settings, node.ledger.inspect, not web.users, web.metrics_token_file)
+    # Without a login the page itself shows this much to every program on this machine.
+    is_open = not web.asks_for_login
+    return Probes(lambda: node.settings, node.ledger.inspect, is_open, web.metrics_token_file)
 
 
 def _endpoint(node: Node, door: Door) -> Callable[[Request], Any]:
@@ -177,7 +189,7 @@ def _session(node: Node, request: Request, is_click: bool) -> Session | None:
 def _access(node: Node, session: Session | None) -> Access:
     if session is not None:
         return session.access
-    return Access.OPEN if node.web.users else Access.STATES
+    return Access.OPEN if node.web.asks_for_login else Access.STATES
 
 
 def _turned_away(visit: Visit, door: Door) -> Response:

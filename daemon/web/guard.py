@@ -52,7 +52,7 @@ class Guard:
         self._app = app
         # Without a login, another site's name that resolves to this machine (DNS rebinding) would
         # read the page through a browser on it.
-        self._only_local_names = not web.users
+        self._only_local_names = not web.asks_for_login
         # Passwords never travel in the clear: neither past the proxy, nor from it.
         self._only_tls = web.proxy is not None or not is_loopback(web.host)
 

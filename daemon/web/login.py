@@ -1,4 +1,4 @@
-"""Logging in with a name and a password, and logging out."""
+"""Logging in with a name and a password, the session of any login, and logging out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from daemon.web.guard import client_address
+from daemon.web.sessions import ACCESS
 from daemon.web.visit import Visit
 
 log = logging.getLogger("pleura.web")
@@ -43,10 +44,11 @@ def form(visit: Visit) -> Response:
     """The login form, or the first page for a visitor who has logged in."""
     if visit.session is not None:
         return RedirectResponse("/", 303)
-    return _login_page(visit, visit.request.query_params.get("next", "/"))
+    return page(visit, visit.request.query_params.get("next", "/"))
 
 
-def _login_page(visit: Visit, to: str, status: int = 200, told: str = "", **more: Any) -> Response:
+def page(visit: Visit, to: str, status: int = 200, told: str = "", **more: Any) -> Response:
+    """The login page, which leads to `to` afterwards. `told`: a text that says what went wrong."""
     nonce = secrets.token_urlsafe(24)
     response = visit.page(
         "login.html",
@@ -76,27 +78,40 @@ def log_in(visit: Visit) -> Response:
     address = client_address(visit.request.scope)
     node = visit.node
 
-    wait_s = node.throttle.wait_s(address, name)
-    if wait_s:
-        response = _login_page(visit, to, 429, "login_wait", seconds=wait_s)
-        response.headers["retry-after"] = str(wait_s)
-        return response
+    if wait_s := node.throttle.wait_s(address, name):
+        return told_to_wait(visit, wait_s, to)
 
     if not node.passwords.is_right(name, _field(visit.form, "password")):
         node.throttle.failed(address, name)
         log.warning("a login from %s failed", address)
         node.ledger.record_audit("login_failed", {"by": name, "address": address})
-        return _login_page(visit, to, 401, "login_failed")
+        return page(visit, to, 401, "login_failed")
 
     node.throttle.succeeded(address, name)
-    token = node.sessions.begin(name, node.access_of(name))
-    log.info("%s: logged in from %s", name, address)
-    node.ledger.record_audit("login", {"by": name, "address": address})
-    return _with_session(visit, token, to)
-
-
-def _with_session(visit: Visit, token: str, to: str) -> Response:
+    token = begin_session(visit, name, node.role_of(name))
     response = RedirectResponse(to, 303)
+    set_session(visit, response, token)
+    return response
+
+
+def told_to_wait(visit: Visit, wait_s: int, to: str = "/") -> Response:
+    """The answer to a login that comes too soon after others that failed."""
+    response = page(visit, to, 429, "login_wait", seconds=wait_s)
+    response.headers["retry-after"] = str(wait_s)
+    return response
+
+
+def begin_session(visit: Visit, name: str, role: str) -> str:
+    """A new session, told to the log and the audit trail. Returns the token for its cookie."""
+    address = client_address(visit.request.scope)
+    token = visit.node.sessions.begin(name, ACCESS[role])
+    log.info("%s: logged in from %s", name, address)
+    visit.node.ledger.record_audit("login", {"by": name, "address": address})
+    return token
+
+
+def set_session(visit: Visit, response: Response, token: str) -> None:
+    """Give the browser its session, in place of the login form's token."""
     response.set_cookie(
         cookie_name(visit.request),
         token,
@@ -106,7 +121,6 @@ def _with_session(visit: Visit, token: str, to: str) -> Response:
         path="/",
     )
     response.delete_cookie(_LOGIN_COOKIE, path="/login")
-    return response
 
 
 def log_out(visit: Visit) -> Response:

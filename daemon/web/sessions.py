@@ -29,6 +29,10 @@ class Access(IntEnum):
     ACT = 3
 
 
+# By the name of a role in the settings.
+ACCESS = {"look": Access.LOOK, "act": Access.ACT}
+
+
 @dataclass
 class Session:
     """One login."""

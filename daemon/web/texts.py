@@ -75,6 +75,41 @@ TABLE: dict[str, tuple[str, str]] = {
         "Too many failed logins. Try again in {seconds} s.",
         "Zu viele Fehlversuche. Bitte in {seconds} s erneut versuchen.",
     ),
+    "log_in_by_oidc": ("Log in with the hospital's account", "Anmelden mit dem Konto des Hauses"),
+    "logged_in": ("Logged in", "Angemeldet"),
+    "go_on": ("Go on", "Weiter"),
+    "oidc_provider": (
+        "The login service does not answer as it should. The log of the web role says why.",
+        "Der Anmeldedienst antwortet nicht wie erwartet. Das Protokoll der Rolle web nennt den "
+        "Grund.",
+    ),
+    "oidc_busy": (
+        "Too many logins at this moment. Try again.",
+        "Gerade zu viele Anmeldungen. Bitte erneut versuchen.",
+    ),
+    "oidc_state": (
+        "This login took too long, was used already, or was begun in another browser. Log in "
+        "again.",
+        "Diese Anmeldung dauerte zu lange, wurde schon benutzt oder begann in einem anderen "
+        "Browser. Bitte neu anmelden.",
+    ),
+    "oidc_issuer": (
+        "The answer came from another login service than the settings name.",
+        "Die Antwort kam von einem anderen Anmeldedienst als dem der Einstellungen.",
+    ),
+    "oidc_denied": (
+        "The login service did not let you in.",
+        "Der Anmeldedienst hat die Anmeldung abgelehnt.",
+    ),
+    "oidc_token": (
+        "The login service's answer does not fit this login. The log of the web role says why.",
+        "Die Antwort des Anmeldedienstes passt nicht zu dieser Anmeldung. Das Protokoll der Rolle "
+        "web nennt den Grund.",
+    ),
+    "oidc_role": (
+        "Your account has no role on this page. Ask for one where accounts are managed.",
+        "Dieses Konto hat auf dieser Seite keine Rolle. Die Kontenverwaltung kann eine vergeben.",
+    ),
     "no_users": (
         "The settings name no user. Counts and states are open on this machine; pictures "
         "and buttons need a user (docs/page.md).",

@@ -27,7 +27,6 @@ from daemon.web.texts import Texts
 log = logging.getLogger("pleura.web")
 
 _FOLDER = Path(__file__).parent
-_ACCESS = {"look": Access.LOOK, "act": Access.ACT}
 
 
 @dataclass(eq=False)
@@ -69,10 +68,9 @@ class Node:
         """The names of the destinations in the settings."""
         return [destination.name for destination in self.settings.destinations]
 
-    def access_of(self, name: str) -> Access:
-        """The rights of a user."""
-        roles = {user.name: user.role for user in self.web.users}
-        return _ACCESS[roles[name]]
+    def role_of(self, name: str) -> str:
+        """The role of a user of the settings."""
+        return {user.name: user.role for user in self.web.users}[name]
 
     def once_every(self, seconds: float, name: str, make: Callable[[], Any]) -> Any:
         """The answer of `make`, at most `seconds` old: ten open pages ask no more than one does.
@@ -127,7 +125,9 @@ class Visit:
             "csrf": session.csrf if session else "",
             "may_look": self.may_look,
             "may_act": self.access >= Access.ACT,
+            "asks_for_login": self.node.web.asks_for_login,
             "has_users": bool(self.node.web.users),
+            "has_oidc": self.node.web.oidc is not None,
             "told": self._told(),
         }
 

@@ -13,6 +13,7 @@ import pytest
 
 from daemon.web.app import doors
 from daemon.web.sessions import Access
+from daemon.web.single_sign_on import SingleSignOn
 from tests.web.site import ORIGIN, Site, Visitor, users
 
 HOSTILE = "<b onload=x>'\"&"
@@ -34,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def paths(site: Site) -> list[tuple[str, str, Access]]:
     """Every route of the page, with a number that exists."""
-    found = doors(site.spool)
+    found = doors(site.spool, SingleSignOn(None))
     return [(each.method, re.sub(r"{.*?}", "1", each.path), each.access) for each in found]
 
 

@@ -1,0 +1,428 @@
+"""The OpenID Connect provider: what it says of itself, and the person that a code stands for.
+
+OpenID Connect Core 1.0, section 3.1 (authorization code flow), with PKCE (RFC 7636) and the issuer
+in the answer (RFC 9207). PyJWT checks the ID token. What a provider writes is bounded, and never
+followed to another address than its discovery document names.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from daemon import tls
+from daemon.alerts.troubles import shown
+from daemon.config import Oidc
+
+ANSWER_PATH = "/login/oidc/answer"
+
+# Signatures with a public key alone: with `none` or HMAC anybody, or every client, could sign.
+_ALGORITHMS = (
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+# Seconds that the clocks of provider and page may differ.
+_LEEWAY_S = 60
+# Of a discovery document, a key set or a token.
+_MOST_BYTES = 262_144
+_MOST_OF_SECRET = 8192
+_MOST_NAME = 64
+# Of one request to the provider, from the first byte to the last.
+_PATIENCE_S = 10.0
+# How long the discovery document holds.
+_KEPT_S = 300.0
+# Requests to the provider at a time. More would take the threads that answer other pages.
+_MOST_AT_ONCE = 4
+
+
+class Refusal(StrEnum):
+    """Why a login by the provider ends without a session. Each has a text `oidc_...`."""
+
+    # The provider cannot be reached, or what it says cannot be used.
+    PROVIDER = "provider"
+    # Too many logins at this moment.
+    BUSY = "busy"
+    # The answer belongs to no login that this browser has begun and not ended.
+    STATE = "state"
+    # The answer, or the provider's document, is another issuer's.
+    ISSUER = "issuer"
+    # The provider did not let the person in.
+    DENIED = "denied"
+    # The ID token is not one for this login.
+    TOKEN = "token"  # noqa: S105 - a name, not a secret
+    # The person has no role here.
+    ROLE = "role"
+
+
+class RefusedError(Exception):
+    """A login that ends without a session. The message is for the log: found, wanted, advice."""
+
+    def __init__(self, refusal: Refusal, words: str, name: str = "") -> None:
+        """`name`: the person's, where it is known."""
+        super().__init__(words)
+        self.refusal = refusal
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a login was begun with: only its own answer ends it."""
+
+    nonce: str
+    # RFC 7636: the secret behind the challenge that the provider was given.
+    verifier: str
+    challenge: str
+
+
+@dataclass(frozen=True)
+class Person:
+    """The person whom the provider vouches for."""
+
+    name: str
+    # look, act
+    role: str
+
+
+class Provider:
+    """The provider of the settings. Thread-safe."""
+
+    def __init__(self, oidc: Oidc) -> None:
+        """Raises TlsError: a file cannot be used, or the library is not installed."""
+        if importlib.util.find_spec("jwt") is None:
+            raise tls.TlsError(
+                "web.oidc: needs pyjwt, which is not installed; pip install 'pleura[oidc]'"
+            )
+        self._oidc = oidc
+        self._context = tls.provider_context(oidc)
+        self._turns = threading.BoundedSemaphore(_MOST_AT_ONCE)
+        self._lock = threading.Lock()
+        self._said: dict[str, Any] = {}
+        self._said_at = -_KEPT_S
+
+    def login_url(self, state: str, begun: Begun) -> str:
+        """The provider's address to which a browser goes to log in. Raises RefusedError."""
+        with self._turn():
+            said = self._discovered()
+
+        asked = {
+            "response_type": "code",
+            "client_id": self._oidc.client_id,
+            "redirect_uri": self.redirect_uri,
+            "scope": " ".join(self._oidc.scopes),
+            "state": state,
+            "nonce": begun.nonce,
+            "code_challenge": begun.challenge,
+            "code_challenge_method": "S256",
+        }
+        endpoint = str(said["authorization_endpoint"])
+        return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}"
+
+    @property
+    def redirect_uri(self) -> str:
+        """The address that the provider sends browsers back to."""
+        return self._oidc.page_url + ANSWER_PATH
+
+    def person(self, answer: Mapping[str, str], begun: Begun) -> Person:
+        """The person for whom the provider gave the answer's code. Raises RefusedError."""
+        with self._turn():
+            said = self._discovered()
+            self._check_issuer(answer, said)
+            code = _code(answer)
+            token = self._token(code, begun, said)
+            claims = self._claims(token, said)
+
+        name = self._name(claims)
+        if claims.get("nonce") != begun.nonce:
+            raise RefusedError(
+                Refusal.TOKEN,
+                "the ID token's nonce is not that of this login; somebody may have put in an "
+                "answer that was stolen elsewhere",
+                name,
+            )
+        return Person(name, self._role(claims, name))
+
+    # -- the steps, in their order -----------------------------------------------------------------
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._turns.acquire(blocking=False):
+            raise RefusedError(
+                Refusal.BUSY, f"{_MOST_AT_ONCE} other logins wait for the provider; try again"
+            )
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    def _discovered(self) -> dict[str, Any]:
+        """The provider's discovery document (OpenID Connect Discovery 1.0, section 4)."""
+        with self._lock:
+            if time.monotonic() - self._said_at < _KEPT_S:
+                return self._said
+
+        wanted = self._oidc.issuer
+        url = wanted.rstrip("/") + "/.well-known/openid-configuration"
+        said = self._asked("GET", url)
+        if said.get("issuer") != wanted:
+            raise RefusedError(
+                Refusal.ISSUER,
+                f"{url}: found the issuer {_quoted(said.get('issuer'))}, wanted {wanted!r}; "
+                "web.oidc.issuer must be spelled as there",
+            )
+
+        for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+            if not _is_https(said.get(name)):
+                raise _unusable(url, f"{name} is {_quoted(said.get(name))}, wanted an https URL")
+        challenges = said.get("code_challenge_methods_supported", ["S256"])
+        if not isinstance(challenges, list) or "S256" not in challenges:
+            raise _unusable(
+                url, "code_challenge_methods_supported lacks S256; switch PKCE on there"
+            )
+
+        with self._lock:
+            self._said, self._said_at = said, time.monotonic()
+        return said
+
+    def _check_issuer(self, answer: Mapping[str, str], said: Mapping[str, Any]) -> None:
+        """RFC 9207: the answer of another provider is no answer (mix-up attack)."""
+        found = answer.get("iss")
+        is_promised = said.get("authorization_response_iss_parameter_supported") is True
+        if found is None and not is_promised:
+            return
+        if found != self._oidc.issuer:
+            raise RefusedError(
+                Refusal.ISSUER,
+                f"the answer's issuer (iss) is {_quoted(found)}, wanted {self._oidc.issuer!r}",
+            )
+
+    def _token(self, code: str, begun: Begun, said: Mapping[str, Any]) -> str:
+        """The ID token for a code (OpenID Connect Core 1.0, 3.1.3)."""
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": self.redirect_uri,
+            "code_verifier": begun.verifier,
+        }
+        url = str(said["token_endpoint"])
+        headers = self._proof(form, said)
+        found = self._asked("POST", url, form, headers).get("id_token")
+        if not isinstance(found, str):
+            raise _unusable(url, "the answer has no id_token; is `openid` in web.oidc.scopes?")
+        return found
+
+    def _proof(self, form: dict[str, str], said: Mapping[str, Any]) -> dict[str, str]:
+        """How the client proves itself: headers, or fields that are put into `form`."""
+        client, path = self._oidc.client_id, self._oidc.client_secret_file
+        if path is None:
+            form["client_id"] = client
+            return {}
+
+        secret = _secret(path)
+        ways = said.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        if isinstance(ways, list) and "client_secret_basic" in ways:
+            # RFC 6749 2.3.1: both are form-encoded first.
+            pair = f"{quote(client, safe='')}:{quote(secret, safe='')}"
+            return {"authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+        if isinstance(ways, list) and "client_secret_post" in ways:
+            form |= {"client_id": client, "client_secret": secret}
+            return {}
+        raise _unusable(
+            str(said["token_endpoint"]),
+            f"token_endpoint_auth_methods_supported is {_quoted(ways)}, wanted client_secret_basic "
+            "or client_secret_post",
+        )
+
+    def _claims(self, token: str, said: Mapping[str, Any]) -> dict[str, Any]:
+        """The claims of an ID token whose signature, issuer, audience and dates are right."""
+        import jwt
+
+        try:
+            key = self._key(token, self._asked("GET", str(said["jwks_uri"])))
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=list(_ALGORITHMS),
+                audience=self._oidc.client_id,
+                issuer=self._oidc.issuer,
+                leeway=_LEEWAY_S,
+                options={"require": ["iss", "sub", "aud", "exp", "iat"]},
+            )
+        except jwt.InvalidIssuerError as error:
+            raise RefusedError(Refusal.ISSUER, f"the ID token: {_first_line(error)}") from error
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+            # PyJWT's words name the claim and what is wrong with it.
+            words = f"the ID token: {type(error).__name__}: {_first_line(error)}{_advice(error)}"
+            raise RefusedError(Refusal.TOKEN, words) from error
+
+        # OpenID Connect Core 1.0, 3.1.3.7, 4 and 5: a token for several is for the one it names.
+        party = claims.get("azp")
+        is_for_several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
+        if (party is not None or is_for_several) and party != self._oidc.client_id:
+            raise RefusedError(
+                Refusal.TOKEN,
+                f"the ID token's authorized party (azp) is {_quoted(party)}, wanted "
+                f"{self._oidc.client_id!r}",
+            )
+        return claims
+
+    def _key(self, token: str, document: Mapping[str, Any]) -> Any:
+        """The key that signed the token, by its `kid`; without one, the only key."""
+        import jwt
+
+        kid = jwt.get_unverified_header(token).get("kid")
+        keys = [
+            each
+            for each in jwt.PyJWKSet.from_dict(dict(document)).keys
+            if each.public_key_use in (None, "sig") and (kid is None or each.key_id == kid)
+        ]
+        if len(keys) != 1:
+            raise RefusedError(
+                Refusal.TOKEN,
+                f"the ID token is signed with the key {_quoted(kid)}, of which the provider's key "
+                f"set has {len(keys)}, wanted one",
+            )
+        return keys[0].key
+
+    def _name(self, claims: Mapping[str, Any]) -> str:
+        """The person's name, marked so that no local user has it too."""
+        found = claims.get(self._oidc.name_claim)
+        name = found if isinstance(found, str) and found.strip() else str(claims["sub"])
+        return "oidc:" + shown(name.strip(), _MOST_NAME)
+
+    def _role(self, claims: Mapping[str, Any], name: str) -> str:
+        """The highest role that the claim's values give."""
+        found = _inner(claims, self._oidc.role_claim)
+        values = [found] if isinstance(found, str) else found
+        has = {each for each in values if isinstance(each, str)} if isinstance(values, list) else ()
+        for role, wanted in (("act", self._oidc.act), ("look", self._oidc.look)):
+            if set(wanted) & set(has):
+                return role
+
+        wanted_all = ", ".join((*self._oidc.look, *self._oidc.act))
+        what = f"is {_quoted(found)}" if found is not None else "is absent"
+        raise RefusedError(
+            Refusal.ROLE,
+            f"{name}: the claim {self._oidc.role_claim!r} {what}, wanted one of {wanted_all}; "
+            "assign the role at the provider, or correct web.oidc.role_claim, look, act",
+            name,
+        )
+
+    # -- the wire ----------------------------------------------------------------------------------
+
+    def _asked(
+        self,
+        method: str,
+        url: str,
+        form: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """The JSON object that the provider answers. No redirect is followed."""
+        # Only a page with a provider loads it.
+        import httpx
+
+        deadline = time.monotonic() + _PATIENCE_S
+        body = bytearray()
+        asks = {"accept": "application/json", **(headers or {})}
+        try:
+            with (
+                httpx.Client(
+                    verify=self._context.current(), timeout=_PATIENCE_S, trust_env=False
+                ) as client,
+                client.stream(method, url, data=form, headers=asks) as answer,
+            ):
+                for part in answer.iter_bytes():
+                    body += part
+                    if len(body) > _MOST_BYTES:
+                        raise _unusable(url, f"more than {_MOST_BYTES} bytes")
+                    if time.monotonic() > deadline:
+                        raise _unusable(url, f"not whole within {_PATIENCE_S:.0f} s")
+        except (httpx.HTTPError, OSError) as error:
+            raise _unusable(url, _network_words(error)) from error
+
+        try:
+            found = json.loads(bytes(body))
+        except (ValueError, RecursionError):
+            found = None
+        if answer.status_code != 200:
+            told = found.get("error") if isinstance(found, dict) else None
+            said = f", {_quoted(told)}" if told is not None else ""
+            raise _unusable(url, f"HTTP {answer.status_code}{said}")
+        if not isinstance(found, dict):
+            raise _unusable(url, "not a JSON object")
+        return found
+
+
+def _code(answer: Mapping[str, str]) -> str:
+    if "error" in answer:
+        raise RefusedError(
+            Refusal.DENIED, f"the provider answers {_quoted(answer['error'])} instead of a code"
+        )
+    if not answer.get("code"):
+        raise RefusedError(Refusal.DENIED, "the provider's answer has no code")
+    return answer["code"]
+
+
+def _inner(claims: Mapping[str, Any], path: str) -> Any:
+    """A claim by its name, or by the names on the way to it."""
+    if path in claims:
+        return claims[path]
+    found: Any = claims
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def _secret(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_MOST_OF_SECRET).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise RefusedError(
+            Refusal.PROVIDER, f"web.oidc.client_secret_file: {path} cannot be read ({why})"
+        ) from error
+
+
+def _is_https(url: Any) -> bool:
+    try:
+        return isinstance(url, str) and urlsplit(url).scheme == "https"
+    except ValueError:
+        return False
+
+
+def _unusable(url: str, words: str) -> RefusedError:
+    return RefusedError(Refusal.PROVIDER, f"{shown(url, 200)}: {words}")
+
+
+def _network_words(error: Exception) -> str:
+    """Why the provider was not reached. A refused certificate stands behind httpx's own error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return tls.in_words(cause, "web.oidc", "web.oidc.ca")
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _advice(error: Exception) -> str:
+    clock = type(error).__name__ in ("ExpiredSignatureError", "ImmatureSignatureError")
+    return "; compare the clocks of page and provider" if clock else ""
+
+
+def _first_line(error: Exception) -> str:
+    return shown((str(error).splitlines() or [""])[0], 200)
+
+
+def _quoted(found: Any) -> str:
+    """A value that the provider wrote, for the log."""
+    return repr(shown(found, 100)) if isinstance(found, str) else shown(repr(found), 100)

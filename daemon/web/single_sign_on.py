@@ -1,0 +1,184 @@
+"""Logging in by an OpenID Connect provider: the way there, and the way back.
+
+The way back comes from another site, so a browser sends no SameSite=Strict cookie with it. A cookie
+of its own (Lax) ties the answer to the browser that began; and what the answer shows is a page that
+leads on by itself, because a redirect would still count as the other site's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+import threading
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from daemon.web import login
+from daemon.web.guard import client_address
+from daemon.web.provider import Begun, Provider, Refusal, RefusedError
+from daemon.web.visit import Visit
+
+log = logging.getLogger("pleura.web")
+
+BEGIN_PATH = "/login/oidc"
+_COOKIE = "pleura_oidc"
+# From the login page to the answer: a person types a password and a second factor meanwhile.
+_LONGEST_S = 600
+# Logins under way. A new one ends the oldest.
+_MOST = 500
+_MOST_PARAMETER = 4096
+# By name, where no person is known.
+_NOBODY = "oidc"
+
+_STATUS = {
+    Refusal.PROVIDER: 502,
+    Refusal.BUSY: 503,
+    Refusal.STATE: 400,
+    Refusal.ISSUER: 400,
+    Refusal.DENIED: 403,
+    Refusal.TOKEN: 403,
+    Refusal.ROLE: 403,
+}
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A login under way."""
+
+    begun: Begun
+    # The digest of the cookie of the browser that began it.
+    browser: bytes
+    # Where the person wanted to go.
+    to: str
+    begun_at: float
+
+
+class Waiting:
+    """The logins under way, by state. Each can be taken once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._logins: dict[bytes, _Waiting] = {}
+
+    def begin(self, browser: str, to: str) -> tuple[str, Begun]:
+        """A new login: its state, and what else the provider is told."""
+        state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
+        challenge = urlsafe_b64encode(_digest(verifier)).rstrip(b"=").decode()
+        begun = Begun(secrets.token_urlsafe(32), verifier, challenge)
+
+        now = self._clock()
+        with self._lock:
+            ended = [key for key, each in self._logins.items() if self._has_ended(each, now)]
+            for key in ended:
+                del self._logins[key]
+            if len(self._logins) >= _MOST:
+                del self._logins[next(iter(self._logins))]
+            self._logins[_digest(state)] = _Waiting(begun, _digest(browser), to, now)
+        return state, begun
+
+    def take(self, state: str, browser: str) -> _Waiting:
+        """The login that this browser began with this state, which ends. Raises RefusedError."""
+        with self._lock:
+            found = self._logins.pop(_digest(state), None)
+
+        if found is None:
+            raise RefusedError(
+                Refusal.STATE, "no login is under way with its state: it was used, or never begun"
+            )
+        if self._has_ended(found, self._clock()):
+            raise RefusedError(Refusal.STATE, f"it took longer than {_LONGEST_S} s")
+        if not hmac.compare_digest(found.browser, _digest(browser)):
+            raise RefusedError(Refusal.STATE, "another browser began this login")
+        return found
+
+    def _has_ended(self, found: _Waiting, now: float) -> bool:
+        return now - found.begun_at > _LONGEST_S
+
+
+class SingleSignOn:
+    """The two routes of a login by the provider; 404 where the settings name none."""
+
+    def __init__(self, provider: Provider | None) -> None:
+        self._known = provider
+        self._waiting = Waiting()
+
+    def begin(self, visit: Visit) -> Response:
+        """To the provider's own login page."""
+        provider = self._provider()
+        browser = secrets.token_urlsafe(32)
+        to = login.local(visit.request.query_params.get("next", "/"))
+        state, begun = self._waiting.begin(browser, to)
+        try:
+            url = provider.login_url(state, begun)
+        except RefusedError as refused:
+            return self._refused(visit, refused)
+
+        response = RedirectResponse(url, 303)
+        response.set_cookie(
+            _COOKIE,
+            browser,
+            max_age=_LONGEST_S,
+            httponly=True,
+            samesite="lax",
+            secure=visit.request.url.scheme == "https",
+            path=BEGIN_PATH,
+        )
+        return response
+
+    def end(self, visit: Visit) -> Response:
+        """Back from the provider: a session, or the reason why there is none."""
+        provider = self._provider()
+        address = client_address(visit.request.scope)
+        if wait_s := visit.node.throttle.wait_s(address, address):
+            return login.told_to_wait(visit, wait_s)
+
+        try:
+            found = self._waiting.take(
+                _parameters(visit).get("state", ""), visit.request.cookies.get(_COOKIE, "")
+            )
+            person = provider.person(_parameters(visit), found.begun)
+        except RefusedError as refused:
+            return self._refused(visit, refused)
+
+        token = login.begin_session(visit, person.name, person.role)
+        response = visit.page("returned.html", title=visit.texts.say("log_in"), to=found.to)
+        login.set_session(visit, response, token)
+        response.delete_cookie(_COOKIE, path=BEGIN_PATH)
+        return response
+
+    def _provider(self) -> Provider:
+        if self._known is None:
+            raise HTTPException(404)
+        return self._known
+
+    def _refused(self, visit: Visit, refused: RefusedError) -> Response:
+        """Told to the person in a sentence, to the log with what to do, and to the audit trail."""
+        node = visit.node
+        address = client_address(visit.request.scope)
+        log.warning("a login by OIDC from %s is refused: %s", address, refused)
+        # That the provider is away is nobody's try to get in.
+        if refused.refusal not in (Refusal.PROVIDER, Refusal.BUSY):
+            node.throttle.failed(address, address)
+            by = refused.name or _NOBODY
+            node.ledger.record_audit("login_failed", {"by": by, "address": address})
+
+        status = _STATUS[refused.refusal]
+        return login.page(visit, "/", status, f"oidc_{refused.refusal}")
+
+
+def _parameters(visit: Visit) -> dict[str, str]:
+    """The query of the answer. Longer values than a provider sends are left out."""
+    query = visit.request.query_params
+    return {name: value for name, value in query.items() if len(value) <= _MOST_PARAMETER}
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()

@@ -1,0 +1,323 @@
+"""Logins by OpenID Connect, against a provider in a process of its own, over HTTPS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx
+import pytest
+
+from daemon.config import Config, Oidc
+from daemon.tls import TlsError
+from daemon.web.provider import Provider, RefusedError
+from daemon.web.single_sign_on import Waiting
+from tests.web.site import ORIGIN, Site, Visitor, users
+from tools.peers.certificates import Authority
+from tools.peers.identity_provider import SECRET, Running
+
+
+@pytest.fixture(scope="module")
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    authority = Authority(tmp_path_factory.mktemp("authority"))
+    with Running(authority, authority.issue("provider")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def is_right_again(provider: Running) -> Iterator[None]:
+    yield
+    provider.be_faulty()
+
+
+def settings(provider: Running, folder: Path, **more: Any) -> dict[str, Any]:
+    secret = folder / "secret"
+    secret.write_text(SECRET + "\n")
+    secret.chmod(0o600)
+    return {
+        "issuer": provider.issuer,
+        "client_id": "pleura",
+        "client_secret_file": str(secret),
+        "page_url": ORIGIN,
+        "ca": str(provider.ca),
+        **more,
+    }
+
+
+@pytest.fixture
+def site(provider: Running, tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path, users=users(), oidc=settings(provider, tmp_path))
+    yield site
+    site.close()
+
+
+def answered(provider: Running, visitor: Visitor, to: str = "/") -> dict[str, str]:
+    """Log in at the provider. Returns the query that it sends the browser back with."""
+    begun = visitor.get("/login/oidc", params={"next": to})
+    assert begun.status_code == 303, begun.text
+    with provider.browser() as browser:
+        back = browser.get(begun.headers["location"])
+    assert back.status_code == 302, back.text
+    return dict(parse_qsl(urlsplit(back.headers["location"]).query))
+
+
+def came_back(visitor: Visitor, answer: dict[str, str]) -> httpx.Response:
+    return visitor.get("/login/oidc/answer", params=answer)
+
+
+def logged_in(provider: Running, visitor: Visitor) -> httpx.Response:
+    return came_back(visitor, answered(provider, visitor))
+
+
+def told(site: Site) -> list[tuple[str, str]]:
+    """The logins that the audit trail tells of: event, by whom."""
+    return [(event, facts["by"]) for event, facts in site.audited() if "by" in facts]
+
+
+def test_a_person_logs_in_and_acts_under_the_same_limits(site: Site, provider: Running) -> None:
+    site.receive("1.2.1")
+    site.end("failed", reason="analysis_error")
+    visitor = Visitor(site)
+    assert "/login/oidc?next=/images" in visitor.get("/login?next=/images").text
+    answer = answered(provider, visitor, "/images")
+    response = came_back(visitor, answer)
+    assert response.status_code == 200
+    # A redirect would still be the provider's, to which a browser shows no SameSite=Strict cookie.
+    assert 'http-equiv="refresh" content="0;url=/images"' in response.text
+    cookies = response.headers.get_list("set-cookie")
+    assert any(each.startswith("pleura=") and "SameSite=strict" in each for each in cookies)
+
+    page = visitor.get("/")
+    assert "oidc:ada" in page.text
+    form = {"token": visitor.token("/"), "act": "retry-images"}
+    assert visitor.post("/acts", form | {"token": "x"}).status_code == 403
+    assert visitor.post("/acts", form).status_code == 303
+    visitor.post("/logout", {"token": visitor.token("/")}, headers={"origin": ORIGIN})
+    assert visitor.get("/").status_code == 303
+    assert told(site) == [("login", "oidc:ada"), ("command", "oidc:ada"), ("logout", "oidc:ada")]
+
+
+@pytest.mark.parametrize(
+    ("claims", "more", "may"),
+    [
+        ({"roles": "pleura-look"}, {}, 403),
+        ({"roles": ["pleura-look", "pleura-act"]}, {}, 303),
+        ({"realm_access": {"roles": ["boss"]}}, {"role_claim": "realm_access.roles"}, 303),
+        ({"https://h.example/r": "boss"}, {"role_claim": "https://h.example/r"}, 303),
+        ({"groups": ["all"]}, {"role_claim": "groups", "look": ["all"], "act": []}, 403),
+    ],
+)
+def test_the_claim_decides_who_looks_and_who_acts(
+    claims: dict[str, Any], more: dict[str, Any], may: int, provider: Running, tmp_path: Path
+) -> None:
+    site = Site(
+        tmp_path, oidc=settings(provider, tmp_path, **{"act": ["pleura-act", "boss"]} | more)
+    )
+    visitor = Visitor(site)
+    provider.be_faulty(claims=claims)
+    assert logged_in(provider, visitor).status_code == 200
+    form = {"token": visitor.token("/"), "act": "retry-images"}
+    assert visitor.post("/acts", form).status_code == may
+    site.close()
+
+
+# What the provider does wrong; the answer's status; what the log says; who the audit trail names.
+FAULTS = {
+    "signature": ({"signature": "stranger"}, 403, "Signature verification failed", "oidc"),
+    "unsigned": ({"signature": "none"}, 403, "InvalidAlgorithmError", "oidc"),
+    "signed with the client's secret": ({"signature": "secret"}, 403, "InvalidAlgorithm", "oidc"),
+    "audience": ({"claims": {"aud": "another"}}, 403, "Audience doesn't match", "oidc"),
+    "audiences": ({"claims": {"aud": ["pleura", "x"]}}, 403, "authorized party (azp)", "oidc"),
+    "party": ({"claims": {"azp": "another"}}, 403, "found 'another'", "oidc"),
+    "nonce": ({"claims": {"nonce": "another"}}, 403, "nonce is not that of this login", "oidc:ada"),
+    "no nonce": ({"claims": {"nonce": None}}, 403, "nonce is not that of this login", "oidc:ada"),
+    "expired": ({"claims": {"exp": 1}}, 403, "ExpiredSignatureError", "oidc"),
+    "no expiry": ({"claims": {"exp": None}}, 403, 'missing the "exp" claim', "oidc"),
+    "issuer": ({"claims": {"iss": "https://evil.example"}}, 400, "Invalid issuer", "oidc"),
+    "mix-up": ({"answer": {"iss": "https://evil.example"}}, 400, "found 'https://evil", "oidc"),
+    "no issuer": ({"answer": {"iss": ""}}, 400, "the answer's issuer (iss) is None", "oidc"),
+    "no role": ({"claims": {"roles": None}}, 403, "the claim 'roles' is absent", "oidc:ada"),
+    "other role": ({"claims": {"roles": ["x"]}}, 403, "wanted one of pleura-look", "oidc:ada"),
+    "odd role": ({"claims": {"roles": {"a": 1}}}, 403, "assign the role", "oidc:ada"),
+    "denied": ({"answer": {"code": "", "error": "access_denied"}}, 403, "'access_denied'", "oidc"),
+    "hostile": ({"answer": {"code": "", "error": "<i>\n\x1b"}}, 403, "\\\\x0a\\\\x1b", "oidc"),
+    "stolen code": ({"answer": {"code": "stolen"}}, 502, "HTTP 400, 'invalid_grant'", None),
+    "broken": ({"token_status": 500}, 502, "HTTP 500, 'server_error'", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_answer_that_is_not_right_opens_no_session(
+    fault: str, site: Site, provider: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults, status, words, name = FAULTS[fault]
+    visitor = Visitor(site)
+    provider.be_faulty(**faults)
+    response = logged_in(provider, visitor)
+    assert response.status_code == status
+    assert 'role="alert"' in response.text
+    assert not [each for each in response.headers.get_list("set-cookie") if "pleura=" in each]
+    assert visitor.get("/").status_code == 303
+
+    line = next(each for each in caplog.messages if "by OIDC" in each)
+    assert words.replace("found ", "") in line
+    assert "\n" not in line
+    assert told(site) == ([("login_failed", name)] if name else [])
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "words"),
+    [
+        ({"issuer": "https://evil.example"}, 400, "found the issuer 'https://evil.example'"),
+        ({"token_endpoint": "http://localhost/token"}, 502, "token_endpoint is 'http://localhost"),
+        ({"code_challenge_methods_supported": ["plain"]}, 502, "switch PKCE on there"),
+        ({"padding": "x" * 300_000}, 502, "more than 262144 bytes"),
+    ],
+)
+def test_a_provider_whose_document_is_not_right_gets_no_browser(
+    document: dict[str, Any], status: int, words: str, site: Site, provider: Running,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    provider.be_faulty(document=document)
+    assert Visitor(site).get("/login/oidc").status_code == status
+    assert any(words in each for each in caplog.messages)
+
+
+def test_a_state_is_for_one_answer_in_one_browser(
+    site: Site, provider: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    visitor, thief = Visitor(site), Visitor(site)
+    answer = answered(provider, visitor)
+    thief.get("/login/oidc")
+    assert came_back(thief, answer).status_code == 400
+    assert "another browser began this login" in caplog.text
+    # The thief's try has used the state up.
+    assert came_back(visitor, answer).status_code == 400
+
+    answer = answered(provider, visitor)
+    assert came_back(visitor, answer).status_code == 200
+    assert came_back(Visitor(site), answer).status_code == 400
+    assert came_back(visitor, {**answer, "state": "invented"}).status_code == 400
+    assert "it was used, or never begun" in caplog.text
+
+
+def test_a_login_that_takes_too_long_has_ended() -> None:
+    now = [0.0]
+    waiting = Waiting(lambda: now[0])
+    state, _ = waiting.begin("browser", "/")
+    late, _ = waiting.begin("browser", "/")
+    now[0] = 599.0
+    assert waiting.take(state, "browser").to == "/"
+    now[0] = 601.0
+    with pytest.raises(RefusedError, match="longer than 600 s"):
+        waiting.take(late, "browser")
+
+
+def test_the_logins_under_way_are_bounded() -> None:
+    waiting = Waiting()
+    first, _ = waiting.begin("browser", "/")
+    states = [waiting.begin("browser", "/")[0] for _ in range(500)]
+    with pytest.raises(RefusedError, match="never begun"):
+        waiting.take(first, "browser")
+    assert waiting.take(states[0], "browser")
+
+
+def test_failed_answers_are_slowed_down(site: Site) -> None:
+    visitor = Visitor(site, "10.9.9.9")
+    for _ in range(5):
+        assert came_back(visitor, {"state": "x", "code": "y"}).status_code == 400
+    response = came_back(visitor, {"state": "x", "code": "y"})
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_provider_that_is_not_trusted_is_not_asked(
+    provider: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Authority(tmp_path / "other").certificate
+    site = Site(tmp_path, oidc=settings(provider, tmp_path, ca=str(other)))
+    assert Visitor(site).get("/login/oidc").status_code == 502
+    assert "certificate is not trusted" in caplog.text
+    assert "web.oidc.ca" in caplog.text
+    site.close()
+
+
+def test_a_provider_that_is_away_costs_local_users_nothing(
+    provider: Running, tmp_path: Path
+) -> None:
+    away = settings(provider, tmp_path, issuer="https://localhost:9/staff")
+    site = Site(tmp_path, users=users(), oidc=away)
+    visitor = Visitor(site)
+    assert visitor.get("/login/oidc").status_code == 502
+    assert visitor.log_in("actor").status_code == 303
+    site.close()
+
+
+def test_logins_that_wait_for_a_provider_leave_threads_to_others(
+    provider: Running, tmp_path: Path
+) -> None:
+    asked = Provider(Oidc.model_validate(settings(provider, tmp_path)))
+    _, begun = Waiting().begin("browser", "/")
+    with asked._turn(), asked._turn(), asked._turn(), asked._turn():  # noqa: SIM117
+        with pytest.raises(RefusedError, match="4 other logins wait"):
+            asked.login_url("state", begun)
+    assert asked.login_url("state", begun).startswith(f"{provider.origin}/authorize?")
+
+
+def test_without_a_provider_in_the_settings_there_is_no_such_login(tmp_path: Path) -> None:
+    site = Site(tmp_path, users=users())
+    visitor = Visitor(site)
+    assert "/login/oidc" not in visitor.get("/login").text
+    for path in ("/login/oidc", "/login/oidc/answer"):
+        assert visitor.get(path).status_code == 404
+    site.close()
+
+
+def test_a_page_with_a_provider_alone_shows_nothing_before_a_login(
+    provider: Running, tmp_path: Path
+) -> None:
+    site = Site(tmp_path, oidc=settings(provider, tmp_path))
+    visitor = Visitor(site)
+    for path in ("/", "/images", "/metrics"):
+        assert visitor.get(path).status_code in (303, 401, 403), path
+    assert 'name="password"' not in visitor.get("/login").text
+    site.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"issuer": "http://login.example"}, "https://host/path"),
+        ({"issuer": "https://login.example/?x=1"}, "https://host/path"),
+        ({"page_url": "http://pleura.example"}, "https://host or"),
+        ({"page_url": "https://pleura.example/page"}, "https://host or"),
+        ({"scopes": ["profile"]}, "hold `openid`"),
+        ({"look": [], "act": []}, "else nobody gets in"),
+        ({"client_secret": "x"}, "Extra inputs"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
+    right = {
+        "issuer": "https://login.example",
+        "client_id": "pleura",
+        "page_url": "https://pleura.example",
+    }
+    Config.model_validate({"web": {"oidc": right}})
+    with pytest.raises(ValueError, match=words):
+        Config.model_validate({"web": {"oidc": right | wrong}})
+
+
+def test_a_secret_that_everybody_reads_stops_the_page(provider: Running, tmp_path: Path) -> None:
+    more = settings(provider, tmp_path)
+    Path(more["client_secret_file"]).chmod(0o644)
+    with pytest.raises(TlsError, match=r"web\.oidc\.client_secret_file: .* mode 0644"):
+        Provider(Oidc.model_validate(more))
+
+
+def test_the_clocks_may_differ_by_a_minute(site: Site, provider: Running) -> None:
+    visitor = Visitor(site)
+    provider.be_faulty(claims={"exp": int(time.time()) - 30})
+    assert logged_in(provider, visitor).status_code == 200
