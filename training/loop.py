@@ -26,13 +26,21 @@ from training import data, preflight, progress
 from training.data import cache, checks, split
 from training.data.cases import Case
 from training.export import Export, Trained
-from training.fitting import average, find_rate, installed, ranks, show, weights
+from training.fitting import (
+    average,
+    find_rate,
+    installed,
+    pseudo_masks,
+    ranks,
+    show,
+    weights,
+)
 from training.fitting.batches import Batches, Samples, inputs, with_folds
 from training.fitting.crossfit import NO_FOLD, CrossFitted
 from training.fitting.fit import fit
 from training.fitting.run import Run, RunError, digest, write
 from training.measures import metrics
-from training.recipe import Layout, Recipe, Stage
+from training.recipe import Layout, PseudoMasks, Recipe, Stage
 
 # What a run can do in the place of training
 Trial = Literal["show-batches", "find-learning-rate"]
@@ -78,9 +86,8 @@ def train(
             preflight.require_starts(recipe, wanted)
         files = {number: path for number, path in wanted.items() if path is not None}
 
-        layouts = dict.fromkeys([recipe.layout, *map(recipe.layout_of, recipe.networks)])
         with progress.spinner("reading the data's tables and headers"):
-            sources = {layout: data.read(layout, folder) for layout in layouts}
+            sources = {layout: data.read(layout, folder) for layout in recipe.layouts}
         cases = sources[recipe.layout]
         parts = split.split(cases, recipe.split)
         reports = [
@@ -183,7 +190,8 @@ class _Training:
             return self._cross_fitted(name, stage, network, train, watched)
 
         network = self._fitted(name, stage, network, train, watched)
-        return self._finished(name, stage, network, train, watched)
+        network = self._finished(name, stage, network, train, watched)
+        return self._self_taught(name, stage, network, train, watched)
 
     def try_out(self, trial: Trial) -> None:
         """Draw each network's first batches, or look for its learning rate; nothing is trained."""
@@ -263,6 +271,53 @@ class _Training:
 
         return average.between(network, after, stage.finish.share)
 
+    def _self_taught(
+        self,
+        name: str,
+        stage: Stage,
+        network: nn.Module,
+        train: Sequence[Case],
+        watched: Sequence[Case],
+    ) -> nn.Module:
+        """The network on the way to what its own outlines of further images make of it."""
+        wanted = stage.pseudo_masks
+        if wanted is None:
+            return network
+
+        last = stage.finishing(wanted)
+        samples = self._shown(last, train)
+        samples.append(self._outlined(name, last, wanted, network))
+        samples.append(self._samples(last, data.phantoms(last.phantoms, _PHANTOM_SEED, last.side)))
+
+        batches = Batches(samples, last, self.recipe.seed, self.device)
+        watch = _Watch(last, self._prepared(last, watched), self.device)
+        after = fit(copy.deepcopy(network), batches, watch, self.run, f"{name}-pseudo-masks")
+
+        return average.between(network, after, wanted.share)
+
+    def _outlined(
+        self, name: str, stage: Stage, wanted: PseudoMasks, network: nn.Module
+    ) -> Samples:
+        """The images with a label and no mask, outlined by the network itself."""
+        cases = [case for case in self.sources[wanted.layout] if case.label >= wanted.label]
+        prepared = cache.prepare(cases, stage.side, self.decoded)
+        scheme = stage.normalisation
+        with progress.spinner(f"{name}: outlining {len(cases)} images", self.run.console):
+            masks = pseudo_masks.drawn(
+                network, prepared.images, prepared.inside, scheme, wanted.bottom
+            )
+
+        kept = np.flatnonzero(masks.any((1, 2)))
+        self.run.console.print(f"{name}: {len(kept)} of {len(cases)} images outlined")
+        return Samples(
+            images=prepared.images[kept],
+            targets=masks[kept],
+            share=wanted.shown,
+            ids=[cases[place].image_id for place in kept],
+            positive=np.ones(len(kept), dtype=bool),
+            inside=prepared.inside[kept] if _unless_full(prepared) is not None else None,
+        )
+
     def _cross_fitted(
         self,
         name: str,
@@ -290,6 +345,7 @@ class _Training:
             else:
                 begun = shared.network_of(stage, fold)
             found = self._finished(own, alone, begun, some, glance)
+            found = self._self_taught(own, alone, found, some, glance)
 
             if fold is not None and self.run.first:
                 tensors = to_safetensors(dict(found.state_dict()))

@@ -169,6 +169,26 @@ class Finish(_Part):
     negatives: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
+class PseudoMasks(Finish):
+    """Epochs after those: the network outlines images that have a label and no mask, and learns
+    from these pseudo masks beside the masks of readers.
+
+    Each network of cross-fitting outlines them for itself, so that the network without a fold
+    learns nothing of that fold, not even by way of another network's pseudo masks. Lee,
+    "Pseudo-Label", ICML workshops 2013; Xie et al., "Self-training with Noisy Student improves
+    ImageNet classification", CVPR 2020.
+    """
+
+    # Where the images are that have only labels
+    layout: Layout = "silver"
+    # Images with at least this label are outlined; those left empty are left out.
+    label: Annotated[float, Field(gt=0, le=1)] = 0.5
+    # The probability from which the pseudo mask is drawn
+    bottom: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    # Share of the outlined images that an epoch shows, drawn anew for each epoch
+    shown: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
 class Phase(_Part):
     """Epochs at another side before those of the stage itself, which begin from their weights."""
 
@@ -248,6 +268,8 @@ class Stage(_Part):
     # Epochs without a better `best_by`; 0: never
     early_stop: Whole = 0
     finish: Finish | None = None
+    # A segmenter: epochs after all others
+    pseudo_masks: PseudoMasks | None = None
 
     def earlier(self, phase: Phase) -> Stage:
         """The stage as it is in one of its earlier phases."""
@@ -319,6 +341,11 @@ class Stage(_Part):
                     f"cycle, {self.schedule.cycle}, wanted for swa_each: cycle"
                 )
 
+        if self.pseudo_masks is not None and not self.on_masks:
+            raise ValueError(
+                "pseudo_masks: found for a network that learns labels; a network that learns masks "
+                "wanted"
+            )
         if self.cross_fit and (not self.on_masks or self.best_by):
             raise ValueError(
                 "cross_fit: true found; a network that learns masks and no best_by wanted: "
@@ -397,6 +424,13 @@ class Recipe(_Part):
     def layout_of(self, stage: Stage) -> Layout:
         """The layout of a network's images: its own, or the recipe's."""
         return stage.layout or self.layout
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """The layouts of all images that the networks learn from, the recipe's first."""
+        named = [self.layout, *map(self.layout_of, self.networks)]
+        named += [one.pseudo_masks.layout for one in self.networks if one.pseudo_masks]
+        return list(dict.fromkeys(named))
 
     def with_fold(self, fold: int) -> Recipe:
         """The recipe that validates on this fold (k-fold).
