@@ -98,6 +98,7 @@ def _read(folder: Path) -> _Member:
 def _require_alike(members: Sequence[_Member]) -> None:
     """Raise where the members' answers have no common meaning."""
     first = members[0].loaded.manifest
+
     for member in members[1:]:
         manifest = member.loaded.manifest
         faults: list[tuple[str, object, object]] = [("task", first.task, manifest.task)]
@@ -107,6 +108,7 @@ def _require_alike(members: Sequence[_Member]) -> None:
             if role in manifest.networks
         ]
         faults.append(("one map", members[0].loaded.one_map, member.loaded.one_map))
+
         for name, wanted, found in faults:
             if found != wanted:
                 raise ValueError(

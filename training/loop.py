@@ -483,6 +483,7 @@ class _Training:
         targets = prepared.masks if stage.on_masks else prepared.labels
         # `_images` has left out the images without a known mask.
         assert targets is not None
+
         ids = [case.image_id for case in cases]
         return Samples(
             images=prepared.images,

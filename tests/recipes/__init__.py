@@ -89,6 +89,10 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
             changed[f"networks.{number}.finish"] = (
                 "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 0.7}"
             )
+        if "pseudo_masks" in stage:
+            changed[f"networks.{number}.pseudo_masks"] = (
+                "{epochs: 1, phantoms: 4, learning_rate: 0.001, share: 1, label: 0.5, bottom: 0.01}"
+            )
         for place in range(len(stage.get("first", []))):
             changed[f"networks.{number}.first.{place}"] = (
                 "{side: 64, epochs: 1, batch: 2, learning_rate: 0.001}"
