@@ -255,6 +255,7 @@ def _add_monitoring(commands: _Commands) -> None:
 
 def _add_config(commands: _Commands) -> None:
     config = _add_with_config(commands, "config", "Check, show, compare or begin the settings.")
+
     config.add_argument(
         "action",
         choices=("check", "show", "init", "schema", "diff"),
@@ -451,6 +452,7 @@ def _add_evaluate(commands: _Commands) -> None:
     )
     evaluate.add_argument("--model", default="default", metavar="PACKAGE")
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
+
     evaluate.add_argument(
         "--layout", default="siim", help=f"{_LAYOUTS}; images: a folder without labels"
     )

@@ -146,6 +146,7 @@ class Spool:
         Returns their names, in order. Raises OSError, as write(): none of them is left behind.
         """
         names: list[str] = []
+
         try:
             for chunks in files:
                 file = self.begin()
@@ -157,6 +158,7 @@ class Spool:
             for name in names:
                 self.remove(name)
             raise
+
         return names
 
     def begin(self) -> Unfinished:

@@ -29,6 +29,7 @@ def needs_training_libraries(what: str) -> Iterator[None]:
         absent = (error.name or "").partition(".")[0]
         if absent not in TRAINING_LIBRARIES:
             raise
+
         raise MissingExtraError(
             f"{what}: needs {absent}, which is not installed; pip install 'pleura[train]'"
         ) from error

@@ -40,10 +40,12 @@ def header(**changes: Any) -> Dataset:
         "PixelSpacingCalibrationType": "FIDUCIAL",
         "Rows": 41, "Columns": 37,
     }  # fmt: skip
+
     with config.disable_value_validation():
         for keyword, value in (values | changes).items():
             if value is not None:
                 setattr(source, keyword, value)
+
     source.set_original_encoding(False, True, source.get("SpecificCharacterSet"))
     return source
 

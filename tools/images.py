@@ -40,11 +40,13 @@ def image(
     """
     allocated = 8 * values.dtype.itemsize
     stored = bits_stored or allocated
+
     described: dict[str, Any] = {
         "Rows": values.shape[0], "Columns": values.shape[1], "BitsAllocated": allocated, "BitsStored": stored,
         "HighBit": stored - 1, "PixelRepresentation": int(values.dtype.kind == "i"),
     }  # fmt: skip
     dataset = header(**(described | changes))
+
     dataset.PixelData = values.astype(values.dtype.newbyteorder("<")).tobytes()
     dataset["PixelData"].VR = "OB" if allocated == 8 else "OW"
     return dataset

@@ -49,16 +49,19 @@ def closure(wanted: Iterable[str]) -> dict[str, str]:
     """
     waiting = [Requirement(text) for text in wanted]
     found: dict[str, str] = {}
+
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
         if name in found:
             continue
+
         try:
             needs = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             found[name] = _BY_SOURCE.get(name, "?")
             continue
+
         found[name] = licence(name)
         waiting += [one for one in map(Requirement, needs) if _applies(one, requirement.extras)]
     return dict(sorted(found.items()))

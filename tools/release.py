@@ -37,12 +37,14 @@ def requirements(report: Report) -> str:
         f"{report['environment']['sys_platform']} {report['environment']['platform_machine']}.",
         "# pip install --require-hashes -r FILE, then pip install --no-deps the wheel of Pleura.",
     ]
+
     for item in _others(report):
         name, version = item["metadata"]["name"], item["metadata"]["version"]
         digest = _sha256(item)
         if not digest:
             raise ValueError(f"{name} {version}: pip's report has no SHA-256 of its file")
         lines.append(f"{canonicalize_name(name)}=={version} --hash=sha256:{digest}")
+
     return "\n".join(lines) + "\n"
 
 
@@ -51,6 +53,7 @@ def sbom(report: Report, now: datetime) -> dict[str, Any]:
     (ours,) = [item for item in report["install"] if _name(item) == _OURS]
     root = _component(ours) | {"type": "application"}
     components = [_component(item) for item in _others(report)]
+
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",

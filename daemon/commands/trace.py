@@ -44,6 +44,7 @@ def found(view: View, uids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
 
 def _told(image: dict[str, Any]) -> dict[str, Any]:
     began = image["received_at"]
+
     return {
         "image": image["id"],
         "sop_instance_uid": image["sop_instance_uid"],
@@ -66,17 +67,20 @@ def lines(told: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     for uid, images in told.items():
         if not images:
             yield f"{uid}: not in the ledger"
+
         for image in images:
             yield (
                 f"image {image['image']} {image['sop_instance_uid']}: {image['state']}, "
                 f"received {image['received_at']}"
             )
+
             before = 0.0
             for event in image["events"]:
                 at = event["milliseconds"]
                 if at is None:
                     yield f"{'still open':>24}  {event['words']}"
                     continue
+
                 yield f"{at:11.1f} ms {at - before:+8.1f}  {event['words']}"
                 before = at
 

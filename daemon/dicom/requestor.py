@@ -304,9 +304,11 @@ class Requestor:
             kind, body = self._receive(deadline)
             if kind == PduType.RELEASE_RP:
                 return
+
             if kind == PduType.RELEASE_RQ:
                 # Both released at the same time: PS3.8 7.2.2.7.
                 self._send(memoryview(RELEASE_RP), self._limits.acse_s, deadline)
+
             if kind == PduType.P_DATA_TF:
                 # PS3.8 Table 9-10, Sta7: a message that was on its way still counts. It can no
                 # longer be answered.

@@ -255,6 +255,7 @@ class View(Inspection):
             parts, rest = _indexed(search, bounds)
             wanted = (MOST_SCANNED if rest else limit) + 1
             scanned = _newest(parts, wanted)
+
             found = (
                 sa.select(*_COLUMNS)
                 .join(scanned, scanned.c.id == instances.c.id)
@@ -262,7 +263,9 @@ class View(Inspection):
                 .order_by(instances.c.id.desc())
                 .limit(limit + 1)
             )
+
             rows = [dict(row) for row in conn.execute(found).mappings()]
+
             if len(rows) > limit:
                 return Listing(rows[:limit], older=rows[limit - 1]["id"])
             if not rest:

@@ -75,6 +75,7 @@ def page(report: Report) -> str:
         _outages(report.outages),
         _failures(report),
     ]
+
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -197,6 +198,7 @@ def _agreement(found: Agreement | None) -> str:
 def _comparison(found: Comparison | None) -> str:
     if found is None:
         return ""
+
     pairs = found.pairs
     rows = [
         ("images that both answered", f"{found.images:,}", ""),
@@ -204,6 +206,7 @@ def _comparison(found: Comparison | None) -> str:
         ("positive for one alone", f"{pairs.only_model:,}", f"{pairs.only_shadow:,}"),
         ("without an answer", "", f"{pairs.unanswered:,}"),
     ]
+
     model, shadow = found.model_with_reports, found.shadow_with_reports
     if model is not None and shadow is not None:
         rows += [
@@ -216,6 +219,7 @@ def _comparison(found: Comparison | None) -> str:
             ),
             ("area under the ROC curve", _area(model), _area(shadow)),
         ]
+
     head = ("newest images", found.model, f"shadow: {found.shadow}")
     return _section("The shadow model, whose answers are not sent", head, rows)
 

@@ -88,9 +88,11 @@ class Sessions:
             session = self._sessions.get(_digest(token))
             if session is None:
                 return None
+
             if self._has_ended(session, now):
                 del self._sessions[_digest(token)]
                 return None
+
             if is_click:
                 session.seen_at = now
             return session

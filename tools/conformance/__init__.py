@@ -35,11 +35,13 @@ def filled(page: str, tables: Mapping[str, Table]) -> str:
         KeyError: a block without a table. ValueError: a table without its one block.
     """
     names = [block[1] for block in _BLOCK.findall(page)]
+
     if sorted(names) != sorted(tables):
         missing = {*tables} ^ {*names}
         if {*names} - {*tables}:
             raise KeyError(f"no such table: {sorted(missing)}")
         raise ValueError(f"each table has one block; look at {sorted(missing) or sorted(names)}")
+
     return _BLOCK.sub(
         lambda block: block[1] + "\n".join(tables[block[2]]()) + "\n" + block[4], page
     )

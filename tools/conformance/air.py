@@ -50,6 +50,7 @@ def primitives() -> list[str]:
         LookupError: an object has no such place.
     """
     rows = []
+
     for primitive, objects in PRIMITIVES.items():
         for kind, paths in objects.items() or ((None, ()),):
             rows.append(
@@ -59,6 +60,7 @@ def primitives() -> list[str]:
                     "; ".join(_place(kind, path) for path in paths if kind),
                 )
             )
+
     return table(("primitive", "object", "where"), rows)
 
 

@@ -58,17 +58,21 @@ def content_tree() -> list[str]:
         path: kind for name in ("base", *by_source) for path, kind, _ in tree(objects("SR")[name])
     }
     rows = []
+
     for path in _in_order(by_source):
         values = {name: each[path] for name, each in by_source.items() if path in each}
         around = [name for name, each in by_source.items() if len(path) == 1 or path[:-1] in each]
+
         relation, value_type = kinds[path].split("|")
         said = follows(values, lambda source, value: copy_of(source, value, ""))
         if value_type == "NUM" and said.startswith("AUTO"):
             units = {one[one.index("(") :] for each in values.values() for one in each}
             said += f", in {', '.join(sorted(units))}"
+
         here = presence(
             {name: tuple("there" for _ in each) for name, each in values.items()}, around
         )
+
         rows.append((f"{'>' * (len(path) - 1)}{path[-1]}", relation, value_type, here, said))
     return table(("concept", "relationship", "type", "presence", "value"), rows)
 

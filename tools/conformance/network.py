@@ -170,9 +170,11 @@ def rejections() -> list[str]:
         ("an AE that nothing names", named, ("PLEURA", "ANY", "192.0.2.1")),
         ("any, and it calls another AE title", named, ("OTHER", "XRAY1", "192.0.2.1")),
     ]
+
     rows: list[Sequence[object]] = [
         (who, _verdict(where.admit(*caller))) for who, where, caller in callers
     ]
+
     rows.append(
         (
             f"one more than {RECEIVE_LIMITS.associations} associations, unless one AE holds more than half of them and "
@@ -180,6 +182,7 @@ def rejections() -> list[str]:
             f"A-ASSOCIATE-RJ {negotiation.LOCAL_LIMIT_EXCEEDED}",
         )
     )
+
     return table(("caller", "answer"), rows)
 
 
@@ -248,6 +251,7 @@ def times() -> list[str]:
     first_s = LIMITS.backoff.first_s
     longest_s = LIMITS.backoff.longest_s
     slowest_kb_per_s = association.slowest_bytes_per_s / 1000
+
     return table(
         ("what", "limit"),
         [

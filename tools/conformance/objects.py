@@ -53,17 +53,21 @@ def follows(values: Mapping[str, tuple[Any, ...]], copied: Callable[[str, str], 
     what.
     """
     shown = {name: text for name, each in values.items() if (text := _shown(each))}
+
     pairs = [
         (name, *CHANGES[name]) for name in CHANGES if name in shown and CHANGES[name][0] in shown
     ]
     changed = dict.fromkeys(what for name, other, what in pairs if shown[name] != shown[other])
     found = copied("base", shown["base"]) if [*changed] == ["source"] and "base" in shown else ""
+
     if found and copied("source", shown.get("source", "")) == found:
         if shown.get("bare", "") and copied("bare", shown["bare"]) != found:
             return f"{found}, else {'AUTO' if shown['bare'].startswith('2.25.') else _brief(shown['bare'])}"
         return found
+
     if len(shown) == 1 and not {"base"} & {*shown}:
         changed = dict.fromkeys(CHANGES[name][1] for name in shown)
+
     different = dict.fromkeys(shown.values())
     if changed and not all(text.startswith("(") and len(text) <= _LONGEST for text in different):
         return f"AUTO ({', '.join(changed)})"
@@ -143,6 +147,7 @@ def attributes(kind: str) -> tuple[Attribute, ...]:
     by_source = {name: gathered(flat(dataset)) for name, dataset in objects(kind).items()}
     vrs = {path: vr for dataset in objects(kind).values() for path, vr, _ in flat(dataset)}
     found = []
+
     for path in sorted(vrs, key=lambda path: [tag_for_keyword(keyword) or 0 for keyword in path]):
         values = {name: each[path] for name, each in by_source.items() if path in each}
         around = [
@@ -150,6 +155,7 @@ def attributes(kind: str) -> tuple[Attribute, ...]:
             for name, each in by_source.items()
             if len(path) == 1 or _filled(each.get(path[:-1], ()))
         ]
+
         if vrs[path] == "SQ" and all(
             isinstance(one, int) for each in values.values() for one in each
         ):
@@ -160,7 +166,9 @@ def attributes(kind: str) -> tuple[Attribute, ...]:
             said = follows(
                 values, lambda source, value, path=path: copy_of(source, value, path[-1])
             )  # type: ignore[misc]
+
         found.append(Attribute(path, vrs[path], presence(values, around), said))
+
     return tuple(found)
 
 
@@ -194,6 +202,7 @@ def _attribute_table(found: Iterable[Attribute]) -> list[str]:
     for one in found:
         place = one.path if one.vr == "SQ" else one.path[:-1]
         alike.setdefault((place, one.presence, one.value), []).append(one)
+
     rows = []
     for group in sorted(
         alike.values(),
@@ -203,6 +212,7 @@ def _attribute_table(found: Iterable[Attribute]) -> list[str]:
             f"{dictionary_description(one.path[-1])} {one.tag} {one.vr}" for one in group
         )
         rows.append((">" * (len(group[0].path) - 1) + names, group[0].presence, group[0].value))
+
     return table(("attribute, tag, VR", "presence", "value"), rows)
 
 
@@ -230,6 +240,7 @@ def _brief_references(found: Sequence[Attribute]) -> Iterator[Attribute]:
         if path[-1] == "ReferencedSOPInstanceUID" and value == "COPY of SOP Instance UID"
         if by_path[*path[:-1], "ReferencedSOPClassUID"] == "COPY of SOP Class UID"
     }
+
     for one in found:
         if one.path in to_source:
             yield replace(one, value=f"{one.value}: the source image")
@@ -249,6 +260,7 @@ def modules() -> list[str]:
     for kind in KINDS:
         listed = get_iod_module_map()[get_sop_class_iod_map()[str(KINDS[kind].sop_class_uid)]]
         there = [module for module in listed if _is_present(kind, module["key"], module["usage"])]
+
         rows.append(
             (
                 kind,
@@ -257,6 +269,7 @@ def modules() -> list[str]:
                 ),
             )
         )
+
     return table(("kind", "modules: mandatory (M), conditional (C), user option (U)"), rows)
 
 

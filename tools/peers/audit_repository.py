@@ -34,9 +34,11 @@ class Repository:
                 plain, _ = self._listening.accept()
             except OSError:
                 return
+
             if self.is_away:
                 plain.close()
                 continue
+
             try:
                 with self._context.wrap_socket(plain, server_side=True) as connection:
                     self._open.append(connection)

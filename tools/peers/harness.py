@@ -33,6 +33,7 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "pleura.yaml"
         self.log = folder / "log.txt"
+
         self.settings: dict[str, Any] = {
             "ae_title": "PLEURA",
             "host": "127.0.0.1",
@@ -154,6 +155,7 @@ class Orthanc:
         self.dicom_port, self.http_port = ports
         self.ae_title = "ORTHANC"
         folder.mkdir(parents=True, exist_ok=True)
+
         configuration = {
             "Name": "archive",
             "StorageDirectory": str(folder / "storage"),
@@ -167,6 +169,7 @@ class Orthanc:
             "Plugins": [],
             "DicomModalities": {"pleura": ["PLEURA", "127.0.0.1", node_port]} if node_port else {},
         } | more
+
         path = folder / "orthanc.json"
         path.write_text(json.dumps(configuration))
         self._program, self._path, self._log = program, path, folder / "orthanc.log"
@@ -180,15 +183,18 @@ class Orthanc:
                 stderr=log,
                 env=os.environ | {"TCP_NODELAY": "1"},
             )
+
         try:
             wait_until("Orthanc answers, or ends", lambda: self._ended() or self._answers())
         except AssertionError:
             self._process.kill()
             self._process.wait(DEADLINE_S)
+
         if self._ended():
             raise AssertionError(
                 f"Orthanc did not start; its log:\n{self._log.read_text(errors='replace')[-4000:]}"
             )
+
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -86,6 +86,7 @@ class _Session:
 
     def run(self) -> None:
         self._say("220 ready")
+
         try:
             while line := self._file.readline():
                 verb = line.split()[0].upper().decode() if line.split() else ""

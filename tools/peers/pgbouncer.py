@@ -41,6 +41,7 @@ class PgBouncer:
         settings = self._home / "pgbouncer.ini"
         users = self._home / "users.txt"
         users.write_text(f'"{server.username}" ""\n')
+
         settings.write_text(
             "[databases]\n"
             f"* = host={server.host} port={server.port}\n"
@@ -54,12 +55,14 @@ class PgBouncer:
             "default_pool_size = 3\n"
             f"logfile = {self._home}/pgbouncer.log\n"
         )
+
         # It refuses to run as root.
         as_user: dict[str, Any] = {}
         if os.geteuid() == 0:
             for path in (self._home, settings, users):
                 shutil.chown(path, "postgres", "postgres")
             as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+
         self._process = subprocess.Popen(
             [self._program, "-q", str(settings)], cwd=self._home, **as_user
         )

@@ -45,9 +45,11 @@ class Postgres:
         assert found is not None, "PostgreSQL's server is not installed"
         folder.mkdir(parents=True, exist_ok=True)
         self.address, self.port, self.log = address, port, folder / "postgres.log"
+
         self._bin = found
         self._home = Path(tempfile.mkdtemp(prefix="pleura-postgres-"))
         self._data = self._home / "data"
+
         self._as: dict[str, Any] = {}
         if os.geteuid() == 0:
             shutil.chown(self._home, "postgres", "postgres")
@@ -65,6 +67,7 @@ class Postgres:
             "--no-locale",
             "--no-sync",
         )
+
         settings = {
             "port": str(port),
             "listen_addresses": f"'{address}'",
@@ -73,6 +76,7 @@ class Postgres:
             "max_connections": "100",
             "fsync": "on" if durable else "off",
         }
+
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(f"{key} = {value}\n" for key, value in settings.items())
         with (self._data / "pg_hba.conf").open("a") as file:
@@ -102,6 +106,7 @@ class Postgres:
                 cwd=self._home,
                 **self._as,
             )
+
         deadline = time.monotonic() + _DEADLINE_S
         while not self._ready():
             assert self._process.poll() is None, self.log.read_text()

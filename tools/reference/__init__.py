@@ -49,15 +49,18 @@ def _inner_keys(path: str, variants: list[Schema], models: Schema) -> list[str]:
     """The keys inside a key; a key that several variants share is told with the first."""
     told: set[str] = set()
     lines: list[str] = []
+
     for variant in variants:
         if len(variants) > 1:
             lines += [_paragraph(variant["description"].rstrip(".") + ":"), ""]
+
         for key, value in variant["properties"].items():
             if key not in told:
                 is_required = key in variant.get("required", [])
                 inner = f"{path}.{key}"
                 lines += _key(inner, value, is_required, models)
                 lines += _inner_keys(inner, _models_in(value, models), models)
+
         told |= set(variant["properties"])
     return lines
 

@@ -38,11 +38,13 @@ class FCNDecoder(Decoder):
         super().__init__()
         self.stride = 32 >> skips
         self._extra = 1 - kernel % 2
+
         self.convolve = nn.Sequential(
             nn.Conv2d(widths[-1], hidden, kernel, padding=(kernel - 1) // 2),
             nn.ReLU(), nn.Dropout2d(dropout),
             nn.Conv2d(hidden, hidden, 1), nn.ReLU(), nn.Dropout2d(dropout),
         )  # fmt: skip
+
         skipped = [widths[-2 - number] for number in range(skips)]
         self.scores = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in (hidden, *skipped))
         self.doublings = nn.ModuleList(_enlarge(2) for _ in skipped)
