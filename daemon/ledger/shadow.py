@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from daemon.ledger.database import Database
 from daemon.ledger.schema import instances, reported, shadow_answers, state_is, state_is_not
 from daemon.ledger.states import ImageState
+from daemon.ledger.tallies import count_shadow
 from daemon.ledger.weekly import ReportedImage, week_of
 
 # The newest images that a comparison is made of: the cost of a page does not grow with the ledger.
@@ -198,10 +199,12 @@ class ShadowBook:
     def answer(
         self, job: ShadowJob, model: str, probability: float | None, positive: bool | None, why: str
     ) -> None:
-        """Note what the shadow answered. `why`: in place of an answer; "" with one."""
+        """Note and count what the shadow answered. `why`: in place of an answer; "" with one."""
         mine = sa.and_(
             shadow_answers.c.model == model, shadow_answers.c.instance_id == job.instance_id
         )
         values = {"probability": probability, "positive": positive, "why": why}
+        theirs = sa.select(instances.c.positive).where(instances.c.id == job.instance_id)
         with self._database.transaction() as (conn, _):
             conn.execute(shadow_answers.update().where(mine).values(**values))
+            count_shadow(conn, model, positive, conn.execute(theirs).scalar())

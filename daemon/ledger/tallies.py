@@ -47,6 +47,8 @@ class Counter(StrEnum):
     STAGE_BUCKETS = "stage_buckets"
     # Stage, destination or "": the sum of its seconds.
     STAGE_SECONDS = "stage_seconds"
+    # Digest of a shadow's package, outcome: agreed, disagreed, failed.
+    SHADOW_IMAGES = "shadow_images"
 
 
 class Stage(StrEnum):
@@ -125,6 +127,17 @@ def count_deliveries(conn: Connection, destination: str, outcome: str, number: i
     """Count results that a destination refused or committed to."""
     if number:
         add(conn, [Step(Counter.DELIVERIES, (destination, outcome), number)])
+
+
+def count_shadow(conn: Connection, shadow: str, mine: bool | None, theirs: bool | None) -> None:
+    """Count an image that a shadow looked at: its answer, and the model's; None: no answer.
+
+    `shadow`: as `instances.model` names a package.
+    """
+    digest = shadow.rpartition(" ")[2]
+    answered = "agreed" if mine == theirs else "disagreed"
+    outcome = "failed" if mine is None else answered
+    add(conn, [Step(Counter.SHADOW_IMAGES, (bounded(digest), outcome))])
 
 
 def _timed(stage: Stage, destination: str, seconds: float) -> list[Step]:

@@ -206,6 +206,13 @@ class _Figures(Collector):
             models.add_metric([], dict(zip(labels, values, strict=True)))
         yield models
 
+        words = (
+            "Images that a shadow model looked at, by its digest: agreed and disagreed were "
+            "compared with the model's answer, failed got none."
+        )
+        labels = ("digest", "outcome")
+        yield self._counter("pleura_shadow_images", words, Counter.SHADOW_IMAGES, labels)
+
         used, total = "Memory of the GPU in use.", "Memory of the GPU."
         yield self._facts("pleura_gpu_memory_used_bytes", used, "gpu_used_bytes")
         yield self._facts("pleura_gpu_memory_total_bytes", total, "gpu_total_bytes")

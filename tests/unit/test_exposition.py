@@ -18,7 +18,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from daemon.config import Config
-from daemon.ledger import Alarm, Arrival, Completion, Ledger, StoredResult, senders, tallies
+from daemon.ledger import (
+    Alarm,
+    Arrival,
+    Completion,
+    Ledger,
+    ShadowJob,
+    StoredResult,
+    senders,
+    tallies,
+)
 from daemon.metrics.exposition import exposition
 from daemon.metrics.health import health, ready
 from daemon.metrics.host import valid_until
@@ -211,10 +220,18 @@ def test_promtool_accepts_the_exposition(
     shown = settings(tmp_path).model_dump(mode="json") | {"tls": {**pair, "client": "none"}}
     facts = {"gpu_used_bytes": 1, "gpu_total_bytes": 2, "memory_bytes": 3}
     lived.beat("analyse", "me:1", facts)
+    shadowed = ShadowJob(1, "f1", "m 1 d")
+    lived.shadow.begin(shadowed, "candidate 2 e")
+    lived.shadow.answer(shadowed, "candidate 2 e", 0.9, True, "")
     lived.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], [], "here", 60)
 
     text = exposition(Config.model_validate(shown), lived.inspect)
-    for name in ("certificate_left_seconds", "gpu_memory_used_bytes", "trouble"):
+    for name in (
+        "certificate_left_seconds",
+        "gpu_memory_used_bytes",
+        "trouble",
+        "shadow_images_total",
+    ):
         assert f"\npleura_{name}{{".encode() in text
     command = [peer("promtool"), "check", "metrics"]
     checked = subprocess.run(command, input=text, capture_output=True)

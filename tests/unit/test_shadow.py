@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from daemon.config import Config, Shadow
 from daemon.drift import comparison
 from daemon.exits import CannotStartError
 from daemon.ledger import Arrival, Completion, Ledger
+from daemon.metrics.exposition import exposition
 from daemon.spool import Spool
 from inference import package
 from inference.admission import Rules
@@ -131,6 +133,12 @@ def test_answers_are_compared_with_the_models_and_with_reports(bench: Bench) -> 
     assert model.reports == shadow.reports == 3
     assert (model.sensitivity[0], shadow.sensitivity[0]) == (0.5, 1.0)
     assert (model.auc, shadow.auc) == (0.5, 1.0)
+
+    told = exposition(
+        Config.model_validate({"spool": str(bench.spool.folder)}), bench.ledger.inspect
+    )
+    counted = re.findall(rb'pleura_shadow_images_total{digest="bbbb",outcome="(.*)"} (.*)', told)
+    assert dict(counted) == {b"agreed": b"2.0", b"disagreed": b"2.0", b"failed": b"2.0"}
 
     lines = "\n".join(command.lines(command.look(bench.ledger.inspect, 8)))
     assert "shadow candidate 2.0.0 (bbbb) beside serving 1.0.0 (aaaa)" in lines
