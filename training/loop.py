@@ -91,7 +91,8 @@ def train(
         cases = sources[recipe.layout]
         parts = split.split(cases, recipe.split)
         reports = [
-            checks.check(images, parts if images is cases else None) for images in sources.values()
+            checks.check(images, parts) if images is cases else checks.check(images, beside=parts)
+            for images in sources.values()
         ]
         for report in reports:
             report.raise_errors()
@@ -363,7 +364,6 @@ class _Training:
         watched: Sequence[Case],
     ) -> CrossFitted:
         """The decoders of all folds, trained at once on one encoder."""
-        network = self._earlier(name, stage, network, train, watched)
         shared = CrossFitted(network, stage, 1 + max(self.parts.folds.values()))
 
         some = _glance(watched)
@@ -426,10 +426,7 @@ class _Training:
             train, watched = self.parts.train, self.parts.validate
         else:
             cases = self.sources[layout]
-            order = np.random.default_rng(self.recipe.seed).permutation(len(cases))
-            watched, train = (
-                [cases[i] for i in part] for part in np.split(order, [stage.held_out])
-            )
+            train, watched = split.held_out(cases, stage.held_out, self.recipe.seed)
 
         if stage.images == "positives":
             train = [case for case in train if case.positive]

@@ -301,8 +301,12 @@ class Stage(_Part):
 
     @property
     def shares_encoder(self) -> bool:
-        """Whether the networks of cross-fitting share one encoder: it rests in every epoch."""
-        return self.freeze is not None and (self.freeze.epochs, self.freeze.share) == (0, 1.0)
+        """Whether the networks of cross-fitting share one encoder: it rests in every epoch.
+
+        Not where a phase comes before: its decoder learns from every fold.
+        """
+        rests = self.freeze is not None and (self.freeze.epochs, self.freeze.share) == (0, 1.0)
+        return rests and not self.first
 
     def positive_share_of(self, epoch: int) -> float | None:
         """The share of positive images in an epoch, from 0 on; None: as they come."""
@@ -438,14 +442,19 @@ class Recipe(_Part):
         Where a fold reports, the next fold does.
 
         Raises:
-            RecipeError: no such fold, or folds that the data bring along, of which the number is
-                not known here.
+            RecipeError: no such fold, folds that the data bring along, of which the number is not
+                known here, or a split that names the folds that train.
         """
         count = self.split.folds
         if count == "published":
             raise RecipeError("split.folds: published found; a number wanted for --fold")
         if not 0 <= fold < count:
             raise RecipeError(f"fold {fold} found; 0 to {count - 1} wanted")
+        if self.split.train is not None:
+            raise RecipeError(
+                f"split.train: {self.split.train} found beside --fold {fold}, which validates on "
+                "one fold and trains on the others; leave split.train out"
+            )
 
         report = [(fold + 1) % count] if self.split.report else []
         return self.model_copy(
@@ -473,6 +482,11 @@ class Recipe(_Part):
             ):
                 raise ValueError(
                     "start: classifier is for a segmenter that comes after a classifier"
+                )
+            if stage.cross_fit and self.layout_of(stage) != self.layout:
+                raise ValueError(
+                    f"cross_fit: true found in a network of layout {stage.layout}; the recipe's "
+                    f"own, {self.layout}, wanted: only its images have folds to leave out"
                 )
 
         return self

@@ -98,6 +98,12 @@ def test_weights_are_not_chosen_by_the_images_that_measure_them() -> None:
         Stage.model_validate(stage().model_dump() | {"best_by": "dice"})
 
 
+def test_a_phase_before_the_shared_encoder_would_teach_its_decoder_every_fold() -> None:
+    before = {"side": SIDE, "epochs": 1, "batch": 4, "learning_rate": 1}
+    assert stage().shares_encoder
+    assert not Stage.model_validate(stage().model_dump() | {"first": [before]}).shares_encoder
+
+
 def test_where_the_encoder_learns_each_fold_has_a_network_that_never_saw_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

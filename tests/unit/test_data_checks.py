@@ -127,3 +127,27 @@ def test_errors_stop_a_run_and_warnings_do_not() -> None:
     with pytest.raises(ValueError, match=r"^error: repeated id: i1 2 times$"):
         twice.raise_errors()
     assert "errors 1, warnings 0" in str(twice)
+
+
+def test_images_of_another_layout_that_measure_the_model_are_an_error(tmp_path: Path) -> None:
+    own, same_image, same_patient, other = tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path
+    for folder, name, patient in (
+        (own, "one.png", "MRS DOE"),
+        (same_image, "in/one.png", ""),
+        (same_patient, "two.png", "MRS DOE"),
+        (other, "three.png", "MR ROE"),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(SOME).save(folder / name)
+        (folder / "labels.csv").write_text(f"image,label,patient\n{name},1,{patient}\n")
+
+    (case,) = labelled.read("table", own)
+    for side in ("report", "validate"):
+        parts = split.Parts(
+            **{"train": [], "validate": [], "report": [], "folds": {}, side: [case]}
+        )
+        what = f"images or patients that {side} in the recipe's own layout"
+        for folder, found in ((same_image, [what]), (same_patient, [what]), (other, [])):
+            report = checks.check(labelled.read("table", folder), beside=parts)
+            assert [finding.what for finding in report.errors] == found
+    assert "DOE" not in repr(case)

@@ -140,3 +140,19 @@ def test_the_file_brings_the_parts_back(tmp_path: Path, keys: dict[str, Any]) ->
             tmp_path / "split.csv",
             [one for one in cases if one.image_id != parts.train[1].image_id],
         )
+
+
+def test_images_without_folds_are_held_out_by_patient() -> None:
+    cases = [case(number, number // 5, number % 2) for number in range(60)]
+    train, watched = split.held_out(cases, 12, 1)
+    assert (len(train), len(watched)) == (45, 15)
+    assert not {one.patient for one in train} & {one.patient for one in watched}
+
+
+def test_images_that_name_no_patients_are_held_out_one_by_one() -> None:
+    """As the shipped model's 240 silver images were: its recipe gives its weights again."""
+    cases = [case(number, number, number % 2) for number in range(60)]
+    order = np.random.default_rng(7).permutation(60)
+    train, watched = split.held_out(cases, 12, 7)
+    assert watched == [cases[number] for number in order[:12]]
+    assert train == [cases[number] for number in order[12:]]

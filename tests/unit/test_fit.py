@@ -499,3 +499,17 @@ def test_two_processes_train_one_network(tmp_path: Path, free_port: Callable[[],
         if name == "plain":
             alone = fitted(tmp_path / "alone", network=network, **changes).state_dict()
             assert all(torch.allclose(tensor, alone[key], atol=1e-5) for key, tensor in one.items())
+
+
+def test_the_mean_of_the_last_epochs_is_judged_where_its_statistics_stay(tmp_path: Path) -> None:
+    figures = iter([0.5, 0.9, 0.6, 0.7, 0.95])
+    seen: list[Tensor] = []
+
+    def watch(network: nn.Module) -> dict[str, float]:
+        seen.append(network.get_parameter("head.weight").detach().clone())
+        return {"dice": next(figures)}
+
+    average = {"swa_last_epochs": 2, "redo": False}
+    network = fitted(tmp_path, watch=watch, epochs=4, average=average, best_by="dice")
+    mean = (seen[2] + seen[3]) / 2
+    assert torch.allclose(network.get_parameter("head.weight"), mean, atol=1e-6)

@@ -212,6 +212,16 @@ def test_the_shipped_recipe_is_the_shipped_model() -> None:
         ({"version": "'1'"}, "version: .* pattern"),
         ({"rule": "{bottom: 0.5, top: 0.2}"}, "bottom 0.5 is above top 0.2"),
         ({"networks.0.loss.balance": "true"}, "loss.balance"),
+        (
+            {
+                "networks.0.layout": "table",
+                "networks.0.cross_fit": "true",
+                "networks.0.best_by": "null",
+                "networks.0.early_stop": "0",
+                "networks.0.schedule": "{name: constant}",
+            },
+            "layout table; the recipe's own, siim, wanted",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_said(change: dict[str, str], said: str) -> None:
@@ -353,3 +363,10 @@ def test_a_fold_validates_and_the_next_reports() -> None:
     assert (wanted.with_fold(9).split.validate_, wanted.with_fold(9).split.report) == ([9], [0])
     with pytest.raises(recipe.RecipeError, match="0 to 9"):
         wanted.with_fold(10)
+
+
+def test_a_fold_of_a_split_that_names_what_trains_is_refused() -> None:
+    split = "{folds: 5, train: [1, 2, 3, 4], validate: [0]}"
+    wanted = recipe.load(recipes.FOLDER / "t5-plain-unet.yaml", {"split": split})
+    with pytest.raises(recipe.RecipeError, match=r"split\.train: \[1, 2, 3, 4\] found beside"):
+        wanted.with_fold(1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Digests of patients mean nothing to another process.
+_KEY = secrets.token_bytes(16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +25,9 @@ class Case(ABC):
     image_id: str
     # Images of one patient stay together in every split
     patient: str
+    # The same for one patient in every layout that a process reads (`person_of`); empty where the
+    # data name none
+    person: str = field(default="", repr=False)
     # 1 something to find, 0 nothing; in between: a soft target
     label: float
     # As published with the data
@@ -66,3 +74,10 @@ def numbered(patients: Iterable[str]) -> dict[str, str]:
     return {
         patient: f"patient-{number:04}" for number, patient in enumerate(dict.fromkeys(patients), 1)
     }
+
+
+def person_of(patient: str) -> str:
+    """A digest of what the data call a patient, empty for none: layouts number patients apart."""
+    if not patient:
+        return ""
+    return hashlib.blake2b(patient.encode(), key=_KEY, digest_size=16).hexdigest()

@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,14 +80,21 @@ class Report:
 
 
 def check(
-    cases: Sequence[Case], parts: Parts | None = None, seen: Sequence[Seen] | None = None
+    cases: Sequence[Case],
+    parts: Parts | None = None,
+    seen: Sequence[Seen] | None = None,
+    beside: Parts | None = None,
 ) -> Report:
     """Check the labels of `cases`, their split and, with `seen` (of `examine`), every image and
     mask.
+
+    `beside`: the split of another layout, whose run these images train in too.
     """
     found = [*(cases.findings if isinstance(cases, Cases) else ()), *_of_labels(cases)]
     if parts is not None:
         found += _of_parts(parts)
+    if beside is not None:
+        found += _across(cases, beside)
     if seen is not None:
         found += _of_pixels(cases, seen)
     return Report(
@@ -202,6 +210,22 @@ def _of_parts(parts: Parts) -> Iterable[Finding]:
     ):
         torn = set(some.values()) & set(others.values())
         yield Finding("error", f"patient in {name}", tuple(sorted(torn)))
+
+
+def _across(cases: Sequence[Case], parts: Parts) -> Iterable[Finding]:
+    """Images and patients of another layout that measure or choose in the recipe's own."""
+    for name, side in (("report", parts.report), ("validate", parts.validate)):
+        images = {_name(case) for case in side}
+        persons = {case.person for case in side} - {""}
+        torn = [case.image_id for case in cases if _name(case) in images or case.person in persons]
+        yield Finding(
+            "error", f"images or patients that {name} in the recipe's own layout", tuple(torn)
+        )
+
+
+def _name(case: Case) -> str:
+    """The image's name in every layout: some name it with its folder."""
+    return PurePosixPath(case.image_id).name
 
 
 def _without(some: dict[str, str], others: dict[str, str]) -> dict[str, str]:

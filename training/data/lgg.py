@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from inference import plain_pictures
 from training.data import pictures
-from training.data.cases import Case
+from training.data.cases import Case, person_of
 from training.data.findings import Cases, Finding
 
 _MASK = "_mask"
@@ -85,6 +85,7 @@ def read(folder: Path) -> Cases:
             LggCase(
                 image_id=path.stem,
                 patient=_DATE.sub("", path.parent.name),
+                person=person_of(_DATE.sub("", path.parent.name)),
                 label=float(pictures.plain(_mask_of(path)).max() > 127),
                 path=path,
             )

@@ -22,7 +22,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from inference.silence import silenced_warnings
 from training.data import pictures, rle
-from training.data.cases import Case, numbered
+from training.data.cases import Case, numbered, person_of
 from training.data.findings import Cases, Finding
 
 # The table of masks and the folder of images, by the names of either stage of the competition
@@ -169,18 +169,20 @@ def _cases(
     tables: _Tables, paths: Mapping[str, Path], headers: Mapping[str, _Header]
 ) -> list[SiimCase]:
     """The images that have a row and a file, in the order of folds.csv if there is one."""
-    named = dict.fromkeys([*tables.folds, *tables.rows])
-    wanted = [image_id for image_id in named if image_id in tables.rows and image_id in paths]
+    listed = dict.fromkeys([*tables.folds, *tables.rows])
+    wanted = [image_id for image_id in listed if image_id in tables.rows and image_id in paths]
 
     patients = tables.patients or {image_id: headers[image_id].patient for image_id in wanted}
     keys = numbered(patients[image_id] for image_id in wanted if patients.get(image_id))
 
     cases = []
     for image_id in wanted:
-        patient = keys.get(patients.get(image_id, ""), image_id)
+        named = patients.get(image_id, "")
+        patient = keys.get(named, image_id)
         fold = tables.folds.get(image_id, {})
         runs = tables.rows[image_id]
-        cases.append(_case(fold, patient, paths[image_id], headers[image_id], runs))
+        case = _case(fold, patient, paths[image_id], headers[image_id], runs)
+        cases.append(replace(case, person=person_of(named)))
     return cases
 
 

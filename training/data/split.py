@@ -117,6 +117,25 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
     return [fold_of[case.patient] for case in cases]
 
 
+def held_out(cases: Sequence[Case], count: int, seed: int) -> tuple[list[Case], list[Case]]:
+    """(images that train, images that are watched) of a layout without folds.
+
+    Patients come in random order; the first of them are watched, whole, until there are `count`
+    images.
+    """
+    of_patient: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        of_patient[case.patient].append(case)
+
+    patients = list(of_patient.values())
+    train: list[Case] = []
+    watched: list[Case] = []
+    for number in np.random.default_rng(seed).permutation(len(patients)):
+        (watched if len(watched) < count else train).extend(patients[number])
+
+    return train, watched
+
+
 def write(parts: Parts, path: Path) -> None:
     """One row per image: image_id, patient, fold, part, label.
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data import pictures
-from training.data.cases import Case, numbered
+from training.data.cases import Case, numbered, person_of
 from training.data.findings import Cases, Finding
 
 TABLE = "labels.csv"
@@ -113,6 +113,7 @@ def _case(folder: Path, row: Mapping[str, str]) -> TableCase:
     return TableCase(
         image_id=image_id,
         patient=row.get("patient", ""),
+        person=person_of(row.get("patient", "")),
         label=_number(row, "label"),
         fold=int(row["fold"]) if row.get("fold") else None,
         view=_one_of(row, "view", ("PA", "AP")),

@@ -112,6 +112,9 @@ class _Fit:
                 kept = None
             if kept is not None and stage.average.redo:
                 self._redo_statistics(kept)
+            elif kept is not None and stage.average.swa_last_epochs:
+                # Each epoch's network was judged, and the mean of the last ones never.
+                self._judge(kept, {"epoch": len(curve.rows) + 1}, {})
 
         self._network.load_state_dict(self._best or (kept or self._network).state_dict())
         if stage.freeze:
