@@ -210,8 +210,8 @@ class _Figures(Collector):
             "Images that a shadow model looked at, by its digest: agreed and disagreed were "
             "compared with the model's answer, failed got none."
         )
-        labels = ("digest", "outcome")
-        yield self._counter("pleura_shadow_images", words, Counter.SHADOW_IMAGES, labels)
+        of_shadow = Counter.SHADOW_IMAGES
+        yield self._counter("pleura_shadow_images", words, of_shadow, ("digest", "outcome"))
 
         used, total = "Memory of the GPU in use.", "Memory of the GPU."
         yield self._facts("pleura_gpu_memory_used_bytes", used, "gpu_used_bytes")
