@@ -15,6 +15,7 @@ from starlette.responses import RedirectResponse, Response
 
 from daemon.web.guard import client_address
 from daemon.web.sessions import ACCESS
+from daemon.web.turn import BusyError
 from daemon.web.visit import Visit
 
 log = logging.getLogger("pleura.web")
@@ -23,6 +24,8 @@ _MOST_NAME = 64
 # Signs the token of the login form, for this process.
 _SECRET = secrets.token_bytes(32)
 _LOGIN_COOKIE = "pleura_login"
+# When to try again where too many passwords wait to be verified.
+_BUSY_S = 2
 
 
 def cookie_name(request: Request) -> str:
@@ -78,11 +81,16 @@ def log_in(visit: Visit) -> Response:
     address = client_address(visit.request.scope)
     node = visit.node
 
-    if wait_s := node.throttle.wait_s(address, name):
+    if wait_s := node.throttle.begin(address, name):
         return told_to_wait(visit, wait_s, to)
 
-    if not node.passwords.is_right(name, _field(visit.form, "password")):
-        node.throttle.failed(address, name)
+    try:
+        is_right = node.passwords.is_right(name, _field(visit.form, "password"))
+    except BusyError:
+        node.throttle.withdraw(address, name)
+        return told_to_wait(visit, _BUSY_S, to)
+
+    if not is_right:
         log.warning("a login from %s failed", address)
         node.ledger.record_audit("login_failed", {"by": name, "address": address})
         return page(visit, to, 401, "login_failed")
@@ -95,7 +103,7 @@ def log_in(visit: Visit) -> Response:
 
 
 def told_to_wait(visit: Visit, wait_s: int, to: str = "/") -> Response:
-    """The answer to a login that comes too soon after others that failed."""
+    """The answer to a login that comes too soon after others that failed, or beside too many."""
     response = page(visit, to, 429, "login_wait", seconds=wait_s)
     response.headers["retry-after"] = str(wait_s)
     return response

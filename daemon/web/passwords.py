@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from daemon.web.turn import Turn
+
 # RFC 9106, section 4: the second recommended option, for less memory. 64 MiB for each try.
 _hasher = PasswordHasher(time_cost=3, memory_cost=65536, parallelism=4)
 # No browser sends more; argon2 would hash megabytes.
 MOST_CHARACTERS = 256
+# Verifications that wait for the one at work.
+_MOST_WAITING = 2
 # Failures that cost nothing, from one address and for one name. A stranger who fails on purpose for
 # a name must not lock its owner out soon.
 _FREE_OF_ADDRESS = 5
@@ -33,22 +37,26 @@ def hashed(password: str) -> str:
 class Passwords:
     """The users' hashes. One verification at a time: each takes 64 MiB and a tenth of a second."""
 
-    def __init__(self, hashes: Mapping[str, str]) -> None:
+    def __init__(
+        self, hashes: Mapping[str, str], verify: Callable[[str, str], bool] = _hasher.verify
+    ) -> None:
+        """`verify` compares a hash with a password. Raises VerificationError: they differ."""
         self._hashes = dict(hashes)
+        self._verify = verify
         # A name that nobody has takes as long as a wrong password, so that names stay unknown: it
         # is compared with another user's hash.
         self._nobody = next(iter(hashes.values()), "")
-        self._turn = threading.Lock()
+        self._turn = Turn(_MOST_WAITING)
 
     def is_right(self, name: str, password: str) -> bool:
-        """Whether this is the user's password."""
+        """Whether this is the user's password. Raises BusyError: too many wait to be verified."""
         if len(password) > MOST_CHARACTERS:
             return False
 
         known = self._hashes.get(name)
         with self._turn:
             try:
-                is_match = _hasher.verify(known or self._nobody, password)
+                is_match = self._verify(known or self._nobody, password)
             except (VerificationError, InvalidHashError):
                 return False
         return is_match and known is not None
@@ -68,30 +76,41 @@ class Throttle:
         self._lock = threading.Lock()
         self._failures: dict[tuple[str, str], _Failures] = {}
 
-    def wait_s(self, address: str, name: str) -> int:
-        """Whole seconds until this address may try this name; 0: now."""
+    def begin(self, address: str, name: str) -> int:
+        """Begin a try, or tell the whole seconds until this address may try this name.
+
+        A try (0) counts as a failure from here on, until succeeded() or withdraw(): tries at the
+        same time are as few as tries one after another.
+        """
         now = self._clock()
         with self._lock:
             left = [self._left_s(key, free, now) for key, free in _keys(address, name)]
-        return math.ceil(max(0.0, *left))
+            wait_s = math.ceil(max(0.0, *left))
+            if not wait_s:
+                for key, _ in _keys(address, name):
+                    self._count(key, now)
+        return wait_s
 
-    def failed(self, address: str, name: str) -> None:
-        """Count a failure."""
-        now = self._clock()
+    def withdraw(self, address: str, name: str) -> None:
+        """The try never came to its password: it counts no more."""
         with self._lock:
             for key, _ in _keys(address, name):
-                if key not in self._failures and len(self._failures) >= _MOST_REMEMBERED:
-                    oldest = min(self._failures, key=lambda each: self._failures[each].last_at)
-                    del self._failures[oldest]
-                found = self._failures.setdefault(key, _Failures())
-                found.number += 1
-                found.last_at = now
+                if found := self._failures.get(key):
+                    found.number = max(0, found.number - 1)
 
     def succeeded(self, address: str, name: str) -> None:
         """Forget the failures."""
         with self._lock:
             for key, _ in _keys(address, name):
                 self._failures.pop(key, None)
+
+    def _count(self, key: tuple[str, str], now: float) -> None:
+        if key not in self._failures and len(self._failures) >= _MOST_REMEMBERED:
+            oldest = min(self._failures, key=lambda each: self._failures[each].last_at)
+            del self._failures[oldest]
+        found = self._failures.setdefault(key, _Failures())
+        found.number += 1
+        found.last_at = now
 
     def _left_s(self, key: tuple[str, str], free: int, now: float) -> float:
         found = self._failures.get(key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -19,6 +20,7 @@ from starlette.responses import Response
 
 from daemon.spool import Spool, SpoolError
 from daemon.web.bounded import Bounds, StrangerError, run
+from daemon.web.turn import BusyError, Turn
 from daemon.web.visit import Visit
 
 # The longer side of the radiograph's picture.
@@ -27,7 +29,11 @@ _BOUNDS = Bounds(memory_bytes=4 * 1024**3, cpu_s=60, wall_s=60.0)
 # Pictures that are kept in memory, and their bytes together.
 _MOST_KEPT = 200
 _MOST_KEPT_BYTES = 64 * 1024 * 1024
+# Pictures that wait for the decoder: those of a few pages.
+_MOST_WAITING = 8
 _JPEG = "image/jpeg"
+
+log = logging.getLogger("pleura.web")
 
 
 class Pictures:
@@ -37,7 +43,7 @@ class Pictures:
         self._spool = spool
         self._lock = threading.Lock()
         # One decoder at a time: two cores belong to the analysis.
-        self._turn = threading.Lock()
+        self._turn = Turn(_MOST_WAITING)
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
     def overlay(self, visit: Visit) -> Response:
@@ -97,13 +103,20 @@ class Pictures:
             raise HTTPException(503) from None
 
     def _drawn(self, name: str) -> bytes:
-        """The radiograph as JPEG; b"" where it cannot be decoded."""
+        """The radiograph as JPEG; b"" where it cannot be decoded.
+
+        A decoder that broke or was too slow says nothing about the file: nothing is kept then, and
+        the next visit tries again.
+        """
         data = self._read(name)
-        with self._turn:
-            try:
+        try:
+            with self._turn:
                 return run("inference.preview", ["picture", _SIDE_PX], data, _BOUNDS)
-            except StrangerError:
-                return b""
+        except StrangerError as error:
+            log.warning("the picture of spool file %s: its decoder %s", name, error)
+            raise HTTPException(503) from error
+        except BusyError as error:
+            raise HTTPException(503) from error
 
     def _kept_or(self, name: str, make: Any) -> bytes:
         with self._lock:

@@ -46,6 +46,8 @@ _STATUS = {
     Refusal.TOKEN: 403,
     Refusal.ROLE: 403,
 }
+# That the provider is away is nobody's try to get in.
+_NO_TRY = (Refusal.PROVIDER, Refusal.BUSY)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ class SingleSignOn:
         """Back from the provider: a session, or the reason why there is none."""
         provider = self._provider()
         address = client_address(visit.request.scope)
-        if wait_s := visit.node.throttle.wait_s(address, address):
+        throttle = visit.node.throttle
+        if wait_s := throttle.begin(address, address):
             return login.told_to_wait(visit, wait_s)
 
         try:
@@ -146,8 +149,11 @@ class SingleSignOn:
             )
             person = provider.person(_parameters(visit), found.begun)
         except RefusedError as refused:
+            if refused.refusal in _NO_TRY:
+                throttle.withdraw(address, address)
             return self._refused(visit, refused)
 
+        throttle.withdraw(address, address)
         token = login.begin_session(visit, person.name, person.role)
         response = visit.page("returned.html", title=visit.texts.say("log_in"), to=found.to)
         login.set_session(visit, response, token)
@@ -164,9 +170,7 @@ class SingleSignOn:
         node = visit.node
         address = client_address(visit.request.scope)
         log.warning("a login by OIDC from %s is refused: %s", address, refused)
-        # That the provider is away is nobody's try to get in.
-        if refused.refusal not in (Refusal.PROVIDER, Refusal.BUSY):
-            node.throttle.failed(address, address)
+        if refused.refusal not in _NO_TRY:
             by = refused.name or _NOBODY
             node.ledger.record_audit("login_failed", {"by": by, "address": address})
 

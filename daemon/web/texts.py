@@ -72,8 +72,8 @@ TABLE: dict[str, tuple[str, str]] = {
     # Logging in.
     "login_failed": ("Name or password is wrong.", "Name oder Passwort ist falsch."),
     "login_wait": (
-        "Too many failed logins. Try again in {seconds} s.",
-        "Zu viele Fehlversuche. Bitte in {seconds} s erneut versuchen.",
+        "Too many logins. Try again in {seconds} s.",
+        "Zu viele Anmeldungen. Bitte in {seconds} s erneut versuchen.",
     ),
     "log_in_by_oidc": ("Log in with the hospital's account", "Anmelden mit dem Konto des Hauses"),
     "logged_in": ("Logged in", "Angemeldet"),

@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from daemon.web.bounded import Bounds, StrangerError, run
 from daemon.web.guard import UPLOAD_BYTES
 from daemon.web.model import card_of
 from daemon.web.pictures import jpeg_of
+from daemon.web.turn import BusyError, Turn
 from daemon.web.visit import Visit
 
 log = logging.getLogger("pleura.web")
@@ -49,7 +49,7 @@ class Trials:
     """One trial at a time: it takes the cores that the analysis needs."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._turn = Turn(most_waiting=0)
 
     def form(self, visit: Visit) -> Response:
         """The page on which a file is dropped."""
@@ -61,15 +61,14 @@ class Trials:
         if not isinstance(file, UploadFile) or not file.size:
             return _page(visit, 400, trouble="try_no_file")
 
-        if not self._turn.acquire(blocking=False):
+        try:
+            with self._turn:
+                visit.audit("command", "a file is tried on the page")
+                return self._tried(visit, file)
+        except BusyError:
             response = _page(visit, 503, trouble="try_busy")
             response.headers["retry-after"] = "30"
             return response
-        try:
-            visit.audit("command", "a file is tried on the page")
-            return self._tried(visit, file)
-        finally:
-            self._turn.release()
 
     def _tried(self, visit: Visit, file: UploadFile) -> Response:
         # The name is a stranger's: only a known ending of it is used.

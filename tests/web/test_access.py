@@ -5,6 +5,8 @@ the person did not mean.
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from daemon.web.app import doors
+from daemon.web.passwords import Passwords
 from daemon.web.sessions import Access
 from daemon.web.single_sign_on import SingleSignOn
+from daemon.web.turn import BusyError
 from tests.web.site import ORIGIN, Site, Visitor, users
 
 HOSTILE = "<b onload=x>'\"&"
@@ -180,6 +184,63 @@ def test_failed_logins_are_slowed_down_and_a_right_one_is_too(site: Site) -> Non
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
     assert Visitor(site, "10.9.9.8").log_in("actor").status_code == 303
+
+
+def test_tries_at_the_same_time_are_as_few_as_one_after_another(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[int] = []
+    statuses: list[int] = []
+
+    def log_in() -> int:
+        return Visitor(site, "10.9.9.7").log_in("actor", "wrong").status_code
+
+    def verify(*_: object) -> bool:
+        # The next try comes while this one is being verified.
+        verified.append(1)
+        if len(verified) < 8:
+            statuses.append(log_in())
+        return False
+
+    monkeypatch.setattr(site.node.passwords, "is_right", verify)
+    assert log_in() == 401
+    assert len(verified) == 5
+    assert sorted(statuses) == [401] * 4 + [429]
+
+
+def test_where_too_many_passwords_wait_a_login_comes_later_and_costs_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    passwords = Passwords({"ada": "hash"}, lambda *_: release.wait(60.0))
+    answers: list[bool] = []
+    turned_away: list[bool] = []
+
+    def verify() -> None:
+        try:
+            answers.append(passwords.is_right("ada", "x"))
+        except BusyError:
+            turned_away.append(True)
+
+    threads = [threading.Thread(target=verify) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30.0
+    while len(turned_away) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    monkeypatch.setattr(site.node, "passwords", passwords)
+    assert len(turned_away) == 7
+    visitor = Visitor(site, "10.9.9.6")
+    for _ in range(6):
+        response = visitor.log_in("actor")
+        assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert answers == [True] * 3
+    monkeypatch.undo()
+    assert visitor.log_in("actor").status_code == 303
 
 
 def test_logins_acts_and_looks_are_audited(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -41,3 +43,64 @@ def test_a_body_beyond_its_bound_is_refused(tmp_path: Path) -> None:
 def test_what_runs_on_a_file_ends_at_its_bounds(bounds: Bounds) -> None:
     with pytest.raises(StrangerError):
         run("inference.preview", ["patient"], b"x", bounds)
+
+
+def test_a_decoder_that_was_too_slow_is_asked_again_and_an_undecodable_file_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path, users=users())
+    for uid in ("1.2.1", "1.2.2"):
+        site.receive(uid)
+        site.end("analysed")
+    looker = Visitor(site)
+    looker.log_in("looker")
+    runs: list[bytes | Exception] = [StrangerError("took too long"), b"picture", b""]
+    monkeypatch.setattr("daemon.web.pictures.run", lambda *_: _next(runs))
+
+    asked = ["/images/1/picture"] * 3 + ["/images/2/picture"] * 2
+    assert [looker.get(path).status_code for path in asked] == [503, 200, 200, 404, 404]
+    assert not runs
+    site.close()
+
+
+def _next(runs: list[bytes | Exception]) -> bytes:
+    answer = runs.pop(0)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def test_pictures_wait_for_the_decoder_in_a_bounded_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path, users=users())
+    site.receive("1.2.1")
+    site.end("analysed")
+    looker = Visitor(site)
+    looker.log_in("looker")
+    release = threading.Event()
+
+    def slow(*_: object) -> bytes:
+        release.wait(60.0)
+        return b"picture"
+
+    monkeypatch.setattr("daemon.web.pictures.run", slow)
+    statuses: list[int] = []
+
+    def look() -> None:
+        statuses.append(looker.get("/images/1/picture").status_code)
+
+    threads = [threading.Thread(target=look) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30.0
+    while len(statuses) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    turned_away = list(statuses)
+    release.set()
+    for thread in threads:
+        thread.join()
+
+    assert turned_away == [503] * 3
+    assert sorted(statuses) == [200] * 9 + [503] * 3
+    site.close()
