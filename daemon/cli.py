@@ -153,9 +153,15 @@ def _retry(options: argparse.Namespace) -> int:
             f"--to: found {options.to!r}; allowed: "
             f"{', '.join(configured) or 'no destination is named'}"
         )
+    if options.to and options.state == "failed":
+        raise CannotStartError("--to: a failed image has no destination yet; leave out one of both")
+    if options.old and (options.old in configured or not options.to):
+        raise CannotStartError(
+            f"--from: found {options.old!r}; allowed: a name that has left the settings, with --to"
+        )
 
     states = [options.state] if options.state else ["failed", "refused"]
-    wanted = retry.Wanted(states, options.uid, options.to, options.now, user())
+    wanted = retry.Wanted(states, options.uid, options.to, options.now, user(), options.old)
     told = retry.retry(opening.ledger(options), wanted, configured)
     print(told)
     return EXIT_DONE if told.count or not options.uid else EXIT_FAILED

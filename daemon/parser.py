@@ -137,8 +137,14 @@ def _add_repairs(commands: _Commands) -> None:
     retry.add_argument(
         "--to",
         metavar="NAME",
-        help="only deliveries to this destination; it also gets what is addressed to names that "
-        "have left the settings, as after its renaming",
+        help="only deliveries to this destination",
+    )
+    retry.add_argument(
+        "--from",
+        dest="old",
+        metavar="OLD",
+        help="with --to, after a renaming: send there what is addressed to OLD, a name that has "
+        "left the settings",
     )
 
     resend = _add_with_config(

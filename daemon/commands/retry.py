@@ -13,7 +13,7 @@ from daemon.ledger import DeliveryState, Ledger
 @dataclass(frozen=True)
 class Wanted:
     """The call: `states` among failed and refused; `to` names one destination; `now` hastens what
-    is owed.
+    is owed. `old`: only what is addressed to this name, which has left the settings, goes to `to`.
     """
 
     states: Sequence[str]
@@ -22,6 +22,7 @@ class Wanted:
     now: bool = False
     # Who asks, for the audit trail.
     by: str = ""
+    old: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,23 @@ class Retried:
             parts.append(f"{self.hastened} due now")
         if self.unknown:
             names = ", ".join(self.unknown)
-            parts.append(f"deliveries to {names} stay: not in the settings; --to NAME re-addresses")
+            parts.append(f"deliveries to {names} stay: not in the settings; see --from")
         return "; ".join(parts)
 
 
 def retry(ledger: Ledger, wanted: Wanted, configured: Collection[str]) -> Retried:
     """Do what is wanted. `configured`: the names of the destinations in the settings."""
-    readdressed = ledger.readdress(wanted.to, configured, wanted.by) if wanted.to else 0
+    if wanted.old is not None and wanted.to is not None:
+        moved = ledger.readdress(wanted.old, wanted.to, wanted.uids, wanted.by)
+        return Retried(0, moved, unknown=_unknown(ledger, configured))
 
     # A failed image has no destination yet.
     states = [DeliveryState.REFUSED.value] if wanted.to else wanted.states
     names = [wanted.to] if wanted.to else list(configured)
     rearmed = ledger.rearm(states, wanted.uids, names, wanted.by)
     hastened = ledger.hasten(names, wanted.uids, wanted.by) if wanted.now else 0
+    return Retried(rearmed, hastened=hastened, unknown=_unknown(ledger, configured))
 
-    refused = ledger.inspect.refused_destinations()
-    unknown = sorted(refused - set(configured))
-    return Retried(rearmed, readdressed, hastened, unknown)
+
+def _unknown(ledger: Ledger, configured: Collection[str]) -> list[str]:
+    return sorted(ledger.inspect.refused_destinations() - set(configured))

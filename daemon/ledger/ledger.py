@@ -982,35 +982,38 @@ class Ledger:
             self._database.ring(conn)
             return count
 
-    def readdress(self, to: str, configured: Collection[str], by: str = "") -> int:
-        """Address deliveries to `to` whose destination has left the settings. Returns how many.
+    def readdress(self, old: str, to: str, uids: Sequence[str] = (), by: str = "") -> int:
+        """Owe to `to`, and now, what is owed to `old` or was refused under that name.
 
-        For a destination that was renamed. A result that is addressed to `to` already stays.
+        For a destination that was renamed: `old` has left the settings. `uids` are SOP Instance
+        UIDs of results; none means all. A result that is addressed to `to` already stays, and so
+        does a refused one whose bytes retention gave up. Returns how many were.
         """
-        unfinished = (DeliveryState.OWED.value, DeliveryState.REFUSED.value)
         other = deliveries.alias()
         has_one = sa.exists().where(
             other.c.result_id == deliveries.c.result_id, other.c.destination == to
         )
+        owed = deliveries.update().where(state_is(deliveries, "owed"), _is_of_results(uids))
 
         with self._database.transaction() as (conn, now):
-            old_names = sa.select(deliveries.c.destination).where(
-                deliveries.c.state.in_(unfinished),
-                deliveries.c.destination.not_in(list(configured)),
+            # Bytes that retention is giving up cannot be owed again.
+            self._database.lock_until_commit(conn, _RETENTION)
+            fresh = {"destination": to, "why": None, "failures": 0}
+            moves = (
+                (owed, {"due_at": now}),
+                (_refused_deliveries(uids), _owed_again(now, DeliveryEvent.REARM)),
             )
 
             count = 0
-            # Name by name: the same result may have been addressed to several of them.
-            for name in conn.execute(old_names.distinct()).scalars().all():
-                moved = deliveries.update().where(
-                    deliveries.c.destination == name,
-                    deliveries.c.state.in_(unfinished),
-                    deliveries.c.owner.is_(None),
-                    ~has_one,
+            for chosen, again in moves:
+                mine = chosen.where(
+                    deliveries.c.destination == old, deliveries.c.owner.is_(None), ~has_one
                 )
-                count += conn.execute(moved.values(destination=to)).rowcount
+                count += conn.execute(mine.values(**fresh, **again)).rowcount
             if count:
-                self._audit_command(conn, now, by, f"retry: {count} re-addressed to {to}")
+                what = f"retry: {count} for {old} are sent to {to}"
+                self._audit_command(conn, now, by, what)
+            self._database.ring(conn)
             return count
 
     def hasten(
@@ -1025,9 +1028,7 @@ class Ledger:
             owed = deliveries.update().where(
                 state_is(deliveries, "owed"), deliveries.c.destination.in_(names)
             )
-            if uids:
-                named = sa.select(results.c.id).where(results.c.sop_instance_uid.in_(uids))
-                owed = owed.where(deliveries.c.result_id.in_(named))
+            owed = owed.where(_is_of_results(uids))
             count = conn.execute(owed.values(due_at=now)).rowcount
 
             paused = destinations.update().where(destinations.c.name.in_(names))
@@ -1265,6 +1266,14 @@ def _failed_images(uids: Sequence[str]) -> sa.Update:
         instances.c.removed_at.is_(None),
     )
     return failed.where(instances.c.sop_instance_uid.in_(uids)) if uids else failed
+
+
+def _is_of_results(uids: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Deliveries of these results; of all, where none is named."""
+    if not uids:
+        return sa.true()
+    named = sa.select(results.c.id).where(results.c.sop_instance_uid.in_(uids))
+    return deliveries.c.result_id.in_(named)
 
 
 def _refused_deliveries(uids: Sequence[str]) -> sa.Update:

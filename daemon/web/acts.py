@@ -45,7 +45,7 @@ def _retry_refused(visit: Visit, form: dict[str, str]) -> Told:
     name = _destination(visit, form)
     wanted = Wanted([DeliveryState.REFUSED.value], to=name, now=True, by=visit.user)
     told = retry(visit.node.ledger, wanted, visit.node.destinations)
-    return "told_owed_again", {"number": told.rearmed + told.readdressed, "name": name}
+    return "told_owed_again", {"number": told.rearmed, "name": name}
 
 
 def _try_now(visit: Visit, form: dict[str, str]) -> Told:
@@ -66,11 +66,14 @@ def _send_again(visit: Visit, form: dict[str, str]) -> Told:
 
 
 def _readdress(visit: Visit, form: dict[str, str]) -> Told:
-    """Send objects for destinations that have left the settings to another destination."""
+    """Send what is addressed to one name that has left the settings to another destination."""
     name = _destination(visit, form)
-    wanted = Wanted([DeliveryState.REFUSED.value], to=name, now=True, by=visit.user)
+    old = form.get("from", "")
+    if not old or old in visit.node.destinations:
+        raise WrongFormError
+    wanted = Wanted((), to=name, by=visit.user, old=old)
     told = retry(visit.node.ledger, wanted, visit.node.destinations)
-    return "told_readdressed", {"number": told.readdressed + told.rearmed, "name": name}
+    return "told_readdressed", {"number": told.readdressed, "name": name, "old": old}
 
 
 _ACTS: dict[str, Callable[[Visit, dict[str, str]], Told]] = {

@@ -262,7 +262,7 @@ def _needs_of_destinations(
     for each in destinations:
         if not each.is_configured and each.owed.number:
             values = {"name": each.name, "count": each.owed}
-            yield Need("need_unknown", values, act="readdress", choices=configured)
+            yield _readdressing("need_unknown", values, configured)
         elif each.down_since is not None:
             values = {
                 "name": each.name, "since": each.down_since, "answer": each.last_answer,
@@ -291,7 +291,12 @@ def _needs_of_failures(
                 fields={"destination": each.destination},
             )
         else:
-            yield Need("need_refused_unknown", values, act="readdress", choices=configured)
+            yield _readdressing("need_refused_unknown", values, configured)
+
+
+def _readdressing(key: str, values: Mapping[str, Any], configured: Sequence[str]) -> Need:
+    """What is addressed to a name that left the settings: a person may choose another."""
+    return Need(key, values, act="readdress", fields={"from": values["name"]}, choices=configured)
 
 
 def _needs_of_certificates(certificates: Sequence[Certificate]) -> Iterator[Need]:

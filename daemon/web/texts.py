@@ -336,8 +336,8 @@ TABLE: dict[str, tuple[str, str]] = {
         "{number} Objekte gehen erneut an {name}; {gone} nicht mehr, ihre Dateien sind gelöscht.",
     ),
     "told_readdressed": (
-        "{number} deliveries go to {name} now.",
-        "{number} Lieferungen gehen nun an {name}.",
+        "{number} deliveries for {old} go to {name} now.",
+        "{number} Lieferungen für {old} gehen nun an {name}.",
     ),
     # Images.
     "accession": ("Accession number", "Auftragsnummer"),

@@ -283,12 +283,14 @@ def test_every_retry_is_told_with_its_user(bench: Bench) -> None:
     bench.ledger.drop_audit("test", 1)
     (job,) = bench.ledger.claim_deliveries("out", "test", 1)
     bench.ledger.retry_later(job, "away", 600.0)
+    readdress = Wanted((), to="new", by="alice", old="out")
+    retry(bench.ledger, readdress, ["new"])
+    retry(bench.ledger, readdress, ["new"])  # there is nothing to do
     retry(bench.ledger, Wanted((), to="new", now=True, by="alice"), ["new"])
-    retry(bench.ledger, Wanted((), to="new", by="alice"), ["new"])  # there is nothing to do
 
     told = [(each.event, each.facts["by"], each.facts["what"]) for each in bench.rows()]
     assert told == [
-        ("command", "alice", "retry: 1 re-addressed to new"),
+        ("command", "alice", "retry: 1 for out are sent to new"),
         ("command", "alice", "retry: 1 due now to new"),
     ]
 

@@ -162,11 +162,29 @@ def test_retry_after_a_destinations_rename_addresses_the_new_name(bench: Bench) 
     assert plain.rearmed == 0
     assert "old stay: not in the settings" in str(plain)
 
-    told = retry(bench.ledger, Wanted(BOTH, to="new"), ["new"])
-    assert (told.readdressed, told.rearmed) == (3, 1)
+    told = retry(bench.ledger, Wanted((), to="new", old="old"), ["new"])
+    assert (told.readdressed, told.rearmed) == (3, 0)
     assert bench.claim("new") == [refused, owed, twice, both]
+    assert bench.claim("older") == [twice, both]
     assert bench.ledger.inspect.contradictions() == []
-    assert retry(bench.ledger, Wanted(BOTH, to="new"), ["new"]).count == 0
+    assert retry(bench.ledger, Wanted((), to="new", old="old"), ["new"]).count == 0
+
+
+def test_nothing_goes_to_another_destination_unless_its_name_is_given(bench: Bench) -> None:
+    uid = bench.owe("pacs")
+    exported = [bench.owe("research"), bench.owe("research")]
+    for name in ("pacs", "research"):
+        bench.refuse(name)
+
+    told = retry(bench.ledger, Wanted(BOTH, to="pacs", now=True), ["pacs"])
+    assert (told.rearmed, told.hastened, told.readdressed) == (1, 1, 0)
+    assert bench.claim("pacs") == [uid]
+    assert retry(bench.ledger, Wanted(BOTH, exported[:1], "pacs"), ["pacs"]).count == 0
+
+    wanted = Wanted((), exported[1:], "pacs", old="research")
+    assert str(retry(bench.ledger, wanted, ["pacs"])).startswith("0 re-armed; 1 re-addressed; ")
+    assert bench.claim("pacs") == exported[1:]
+    assert bench.ledger.inspect.refused_destinations() == {"research"}
 
 
 def test_retry_to_one_destination_leaves_the_others(bench: Bench) -> None:
@@ -374,8 +392,9 @@ def test_the_commands(bench: Bench, tmp_path: Path) -> None:
         return answer.returncode, answer.stdout + answer.stderr
 
     assert pleura("retry", "--now", "--to", "nobody")[0] == 2
-    code, said = pleura("retry", "--now", "--to", "new")
-    assert (code, said) == (0, "0 re-armed; 1 re-addressed; 1 due now\n")
+    assert pleura("retry", "--from", "new", "--to", "new")[0] == 2
+    code, said = pleura("retry", "--from", "old", "--to", "new")
+    assert (code, said) == (0, "0 re-armed; 1 re-addressed\n")
     assert json.loads(pleura("status", "--json")[1])["destinations"]["new"]["owed"] == 1
     bench.now = time.time()
     assert bench.claim("new") == [uid]

@@ -72,8 +72,10 @@ class Site:
         )  # fmt: skip
         self.ledger.receive([arrival])
 
-    def end(self, state: str, results: dict[str, bytes] | None = None, **more: Any) -> None:
-        """End the image that is next in line."""
+    def end(
+        self, state: str, results: dict[str, bytes] | None = None, owed: str = "pacs", **more: Any
+    ) -> None:
+        """End the image that is next in line; its results are owed to this destination."""
         (job,) = self.ledger.claim_images("worker:1", 1)
         made = tuple(
             StoredResult(
@@ -83,7 +85,7 @@ class Site:
             for index, (kind, data) in enumerate((results or {}).items())
         )  # fmt: skip
         completion = Completion(state, f"digest {job.id}", results=made, **more)
-        self.ledger.complete(job, completion, {"pacs": ("SC", "SEG")})
+        self.ledger.complete(job, completion, {owed: ("SC", "SEG")})
 
     def audited(self) -> list[tuple[str, dict[str, str]]]:
         """The events that the audit trail owes."""

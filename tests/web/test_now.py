@@ -10,7 +10,7 @@ import pytest
 from daemon.alerts.kinds import KINDS
 from daemon.ledger import Alarm
 from daemon.web.runbook import entries
-from tests.web.site import Site, Visitor
+from tests.web.site import Site, Visitor, users
 
 
 @pytest.fixture
@@ -47,3 +47,30 @@ def test_an_alarm_leads_to_its_entry_in_the_runbook(site: Site) -> None:
 def test_the_runbook_has_an_entry_for_each_kind_of_alarm() -> None:
     assert entries().keys() == KINDS.keys() - {"test"}
     assert all("<li>" in entry for entry in entries().values())
+
+
+def test_a_button_moves_no_delivery_of_another_name_than_its_own(tmp_path: Path) -> None:
+    site = Site(tmp_path, users=users())
+    for number, name in enumerate(("pacs", "research", "research", "export")):
+        site.receive(f"1.2.{number}")
+        site.end("analysed", {"SC": b"result"}, owed=name)
+        for job in site.ledger.claim_deliveries(name, "courier:1", 9):
+            site.ledger.mark_refused(job, "answered 0xA900", 0xA900)
+
+    actor = Visitor(site)
+    actor.log_in("actor")
+    token = actor.token("/")
+    assert 'name="from" value="research"' in actor.get("/").text
+
+    def refused() -> dict[str, int]:
+        return dict(site.ledger.inspect.figures().refused)
+
+    actor.post("/acts", {"token": token, "act": "retry-refused", "destination": "pacs"})
+    assert refused() == {"research": 2, "export": 1}
+    form = {"token": token, "act": "readdress", "destination": "pacs"}
+    for name in ("", "pacs"):
+        assert actor.post("/acts", form | {"from": name}).status_code == 400
+    actor.post("/acts", form | {"from": "research"})
+    assert refused() == {"export": 1}
+    assert site.ledger.inspect.figures().owed["pacs"].results == 3
+    site.close()
