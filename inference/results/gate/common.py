@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
 
-from inference.as_sent import bytes_of, even, sent_bytes
+from inference.as_sent import bytes_of, even, sent_bytes, tag_of
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import codes
 from inference.results.gate import words
@@ -17,6 +20,7 @@ from inference.results.gate.header import (
     FORMAL_VRS,
     IDENTIFYING_KEYWORDS,
     element_of,
+    every_element,
     has_usable,
     is_allowed,
     values_of,
@@ -24,6 +28,9 @@ from inference.results.gate.header import (
 from inference.results.gate.words import same
 from inference.results.uids import derived_uid, series_uid
 from inference.results.wording import DISCLAIMER, MANUFACTURER
+
+COPIED_TAGS = frozenset(tag_of(keyword) for keyword in COPIED_KEYWORDS)
+_PATIENT_GROUP = 0x0010
 
 
 def _uids(dataset: Dataset, expected: Expected) -> Iterator[str]:
@@ -50,10 +57,11 @@ def _patient_and_study(dataset: Dataset, expected: Expected) -> Iterator[str]:
         elif has_usable(header, keyword):
             yield f"{keyword} was not carried on from the source"
 
-    for element in dataset.iterall():
-        if element.tag.group == 0x0010 and element.keyword not in COPIED_KEYWORDS:
+    for element in every_element(dataset):
+        if element.tag >> 16 == _PATIENT_GROUP and element.tag not in COPIED_TAGS:
+            keyword = keyword_for_tag(element.tag)
             yield (
-                f"{element.tag} {element.keyword} tells of a patient and is not one of the copied "
+                f"{element.tag} {keyword} tells of a patient and is not one of the copied "
                 "attributes"
             )
 
@@ -61,18 +69,20 @@ def _patient_and_study(dataset: Dataset, expected: Expected) -> Iterator[str]:
 def _values_allowed(dataset: Dataset, expected: Expected) -> Iterator[str]:
     """Each value is allowed by its VR (PS3.5 6.2); the source's own text is its own business."""
     header = expected.case.header
-    for element in dataset.iterall():
-        allowed_vrs = (*dictionary_VR(element.tag).split(" or "), "OB")
-        if element.tag.is_private or element.VR not in allowed_vrs:
+    for element in every_element(dataset):
+        if element.VR not in _allowed_vrs(int(element.tag)):
             yield f"{element.tag} is private or has VR {element.VR}"
             continue
-        if element.VR == "SQ" or element.is_empty or same(element, header):
+        # No value of so many bits is forbidden, and reading them was the check.
+        if element.VR == "SQ" or element.VR in BINARY_VRS:
+            continue
+        if isinstance(element, RawDataElement):
+            yield f"{element.tag} has VR {element.VR} and was not decoded"
+            continue
+        if element.is_empty or same(element, header):
             continue
         # Compared as bytes.
         if sent_bytes(element) is not None:
-            continue
-        # No value of so many bits is forbidden, and reading them was the check.
-        if element.VR in BINARY_VRS:
             continue
         # Equipment that breaks PS3.5 9.1 (leading zeros) still has patients.
         if element.VR == "UI" and element.value in expected.source:
@@ -85,6 +95,14 @@ def _values_allowed(dataset: Dataset, expected: Expected) -> Iterator[str]:
                     f"{element.tag} {element.keyword} has a value that VR {element.VR} does not "
                     "allow"
                 )
+
+
+@lru_cache(1024)
+def _allowed_vrs(tag: int) -> tuple[str, ...]:
+    """The VRs that an element may have in an explicit transfer syntax; none for a private one."""
+    if BaseTag(tag).is_private:
+        return ()
+    return (*dictionary_VR(tag).split(" or "), "OB")
 
 
 def _equipment(dataset: Dataset, expected: Expected) -> Iterator[str]:

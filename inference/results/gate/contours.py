@@ -19,23 +19,23 @@ ROUNDING_PX = 0.002
 WHOLE_VERTICES = MAX_VERTICES // 2
 
 
-def outer_contour(values: Sequence[float], region: Region) -> Iterator[str]:
+def outer_contour(values: NDArray[np.float32], region: Region) -> Iterator[str]:
     """Complaints about the outer contour of a region, as column\\row pairs of GraphicData."""
     yield from _complaints([values], region, region.outer)
 
 
-def all_contours(graphics: Sequence[Sequence[float]], region: Region) -> Iterator[str]:
+def all_contours(graphics: Sequence[NDArray[np.float32]], region: Region) -> Iterator[str]:
     """Complaints about the contours of a region, around it and around its holes."""
     yield from _complaints(graphics, region, region.mask)
 
 
 def _complaints(
-    graphics: Sequence[Sequence[float]], region: Region, enclosed: NDArray[np.bool_]
+    graphics: Sequence[NDArray[np.float32]], region: Region, enclosed: NDArray[np.bool_]
 ) -> Iterator[str]:
     """`enclosed` is (rows, columns), at the region's corner: the pixels inside the lines."""
     # PS3.3 C.10.5, C.18.6.1.1: a pixel's centre lies at a half; here at whole numbers, from the
     # region's corner on.
-    pairs = [np.reshape(values, (-1, 2)).astype(np.float64) for values in graphics]
+    pairs = [values.reshape(-1, 2).astype(np.float64) for values in graphics]
     lines = [each[:, ::-1] - 0.5 - np.array(region.corner) for each in pairs]
     if not lines or any(len(line) < 4 or not np.array_equal(line[0], line[-1]) for line in lines):
         yield f"a contour of lesion {region.number} is not closed"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 
-from pydicom import Dataset, FileDataset, dcmread, dcmwrite
+from pydicom import FileDataset, dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 
 from inference.as_sent import keep_bytes, tag_of
 from inference.finding import Result
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results.gate.errors import GateError
+from inference.results.gate.header import has_value
+from inference.results.gate.rewriting import written_again
 from inference.results.kinds import KINDS, Kind
 
 # Type 2 in Patient and General Study (PS3.3 C.7.1.1, C.7.2.1).
@@ -73,18 +77,10 @@ def _written_again(dataset: FileDataset) -> bytes:
 
     Every value is decoded first: pydicom would write what it has not decoded as it is.
     """
-    copied = {tag_of(keyword) for keyword in COPIED_KEYWORDS}
-    again = Dataset({element.tag: element for element in dataset if element.tag not in copied})
-    for _ in again.iterall():
-        pass
-
-    again.file_meta = dataset.file_meta
-    again.preamble = dataset.preamble
-    # Not the character set, which is a copied attribute: our own text is ASCII.
-    implicit, little_endian = dataset.original_encoding
-    again.set_original_encoding(implicit, little_endian, "iso8859")
-    file = io.BytesIO()
-    dcmwrite(file, again, enforce_file_format=True)
+    file = DicomBytesIO()
+    file.write((dataset.preamble or b"") + b"DICM")
+    write_file_meta_info(file, dataset.file_meta)
+    file.write(written_again(dataset, without={tag_of(keyword) for keyword in COPIED_KEYWORDS}))
     return file.getvalue()
 
 
@@ -105,9 +101,7 @@ def _check_identity(dataset: FileDataset, result: Result, kind: Kind) -> None:
 
 
 def _check_completeness(dataset: FileDataset, kind: Kind) -> None:
-    missing = [
-        keyword for keyword in kind.required if keyword not in dataset or dataset[keyword].is_empty
-    ]
+    missing = [keyword for keyword in kind.required if not has_value(dataset, keyword)]
     may_be_empty = (*REQUIRED_OR_EMPTY, *kind.required_or_empty)
     missing += [keyword for keyword in may_be_empty if keyword not in dataset]
     if missing:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom import DataElement, Dataset, config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.valuerep import validate_value
 
 # VRs whose allowed values can be checked without knowing the value's language (PS3.5 6.2).
@@ -37,6 +42,41 @@ def element_of(dataset: Dataset, keyword: str) -> DataElement | None:
     return dataset[keyword] if keyword in dataset else None  # noqa: SIM401 - get() gives the value
 
 
+def every_element(dataset: Dataset) -> Iterator[DataElement | RawDataElement]:
+    """The elements of a data set and of its items, at any depth; what is not decoded stays so."""
+    for tag in dataset.keys():  # noqa: SIM118 - iterating over a data set decodes it
+        element = dataset.get_item(tag)
+        yield element
+        if element.VR == "SQ" and not isinstance(element, RawDataElement):
+            for item in element.value:
+                yield from every_element(item)
+
+
+def singles(dataset: Dataset, keyword: str) -> NDArray[np.float32]:
+    """The values of an element of VR FL, (n,); none where it is absent."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    if tag not in dataset:
+        return np.empty(0, dtype=np.float32)
+
+    element = dataset.get_item(tag)
+    # A contour has thousands of values, which pydicom decodes one by one.
+    if isinstance(element, RawDataElement) and element.is_little_endian and element.VR == "FL":
+        return np.frombuffer(element.value or b"", dtype="<f4")
+    return np.asarray(values_of(dataset[tag]), dtype=np.float32)
+
+
+def has_value(dataset: Dataset, keyword: str) -> bool:
+    """True if the element is there and not empty."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    if tag not in dataset:
+        return False
+
+    element = dataset.get_item(tag)
+    return bool(element.value) if isinstance(element, RawDataElement) else not element.is_empty
+
+
 def has_usable(header: Dataset, keyword: str) -> bool:
     """True if the source has a value there that its VR allows, so that a result must carry it."""
     tag = tag_for_keyword(keyword)
@@ -63,6 +103,16 @@ def has_usable(header: Dataset, keyword: str) -> bool:
 
 def is_allowed(vr: str, value: object) -> bool:
     """True if the VR allows the value."""
+    return _is_allowed_text(vr, value) if isinstance(value, str) else _is_valid(vr, value)
+
+
+# The same texts stand in every object.
+@lru_cache(4096)
+def _is_allowed_text(vr: str, text: str) -> bool:
+    return _is_valid(vr, text)
+
+
+def _is_valid(vr: str, value: object) -> bool:
     try:
         validate_value(vr, value, config.RAISE)
     except ValueError:

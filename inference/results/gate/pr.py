@@ -14,7 +14,7 @@ from inference.results.case import Case
 from inference.results.gate import common, grey
 from inference.results.gate.contours import all_contours
 from inference.results.gate.expected import Expected, Rule
-from inference.results.gate.header import element_of, has_usable, values_of
+from inference.results.gate.header import element_of, has_usable, singles, values_of
 from inference.results.gate.words import graphic_text
 from inference.results.limits import DISPLAY_COLOUR_CIELAB, GRAPHIC_LAYER, RESCALE_TYPES, SHUTTERS
 from inference.results.wording import LAYER_DESCRIPTION
@@ -91,7 +91,7 @@ def _contours(graphics: list[Dataset], expected: Expected) -> Iterator[str]:
             item.GraphicType,
             item.get("GraphicFilled"),
         )
-        counted = item.NumberOfGraphicPoints * 2 == len(item.GraphicData)
+        counted = item.NumberOfGraphicPoints * 2 == len(singles(item, "GraphicData"))
         if described != ("PIXEL", 2, "POLYLINE", "N") or not counted:
             yield (
                 "a contour is not an open area's POLYLINE in PIXEL units with as many points as "
@@ -109,7 +109,7 @@ def _contours(graphics: list[Dataset], expected: Expected) -> Iterator[str]:
         return
 
     for (_, items), region in zip(groups, expected.regions, strict=True):
-        yield from all_contours([item.GraphicData for item in items], region)
+        yield from all_contours([singles(item, "GraphicData") for item in items], region)
 
 
 def _displayed_area(dataset: Dataset, expected: Expected) -> Iterator[str]:

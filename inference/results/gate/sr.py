@@ -11,7 +11,7 @@ from inference.results.case import Case
 from inference.results.gate import common
 from inference.results.gate.contours import outer_contour
 from inference.results.gate.expected import Expected, Rule
-from inference.results.gate.header import directions_of
+from inference.results.gate.header import directions_of, has_value, singles
 from inference.results.gate.regions import Region
 from inference.results.gate.words import percent, sentences
 
@@ -57,7 +57,7 @@ def _tree(dataset: Dataset, _: Expected) -> Iterator[str]:
         if value_type not in RELATIONS.get((parent.ValueType, str(relation)), ()):
             yield f"a {value_type} below a {parent.ValueType} as {relation}"
             continue
-        if VALUES[value_type] not in item or item[VALUES[value_type]].is_empty:
+        if not has_value(item, VALUES[value_type]):
             yield f"a {value_type} without {VALUES[value_type]}"
         if "ConceptNameCodeSequence" not in item and _name(parent) != codes.LIBRARY_GROUP[:2]:
             yield f"a {value_type} without a concept name"
@@ -167,7 +167,7 @@ def _measured(items: Items, region: Region, case: Case) -> Iterator[str]:
         return
 
     (contour,) = contours
-    yield from outer_contour(contour.GraphicData, region)
+    yield from outer_contour(singles(contour, "GraphicData"), region)
     selected = contour.get("ContentSequence") or []
     drawn_on = [item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in selected]
     if drawn_on != [case.header.SOPInstanceUID]:

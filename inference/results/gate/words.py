@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pydicom import DataElement, Dataset
+from pydicom.dataelem import RawDataElement
 
 from inference.as_sent import sent_bytes
 from inference.finding import State
@@ -16,7 +17,7 @@ from inference.radiograph import COPIED_KEYWORDS
 from inference.results import codes, wording
 from inference.results.case import Case
 from inference.results.gate.expected import Expected, Rule
-from inference.results.gate.header import directions_of, values_of
+from inference.results.gate.header import directions_of, every_element, values_of
 from inference.results.gate.regions import Measured
 from inference.results.kinds import KINDS
 from inference.results.limits import RESCALE_TYPES
@@ -148,8 +149,8 @@ def _derivations(case: Case) -> set[str]:
 def _words(dataset: Dataset, expected: Expected) -> Iterator[str]:
     """Text is one of our own phrases where it stands, and every code is one of ours."""
     allowed = _Vocabulary.of(expected).allowed
-    for element in dataset.iterall():
-        if element.VR not in TEXT_VRS or element.is_empty:
+    for element in every_element(dataset):
+        if element.VR not in TEXT_VRS or isinstance(element, RawDataElement) or element.is_empty:
             continue
         # The source's own bytes (common.py).
         if sent_bytes(element) is not None:

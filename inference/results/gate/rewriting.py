@@ -1,0 +1,92 @@
+"""Every element of an object is decoded, and written again from its value.
+
+An object holds the same codes, names and constants as the one before it. What an element decodes to
+and is written as follows from its tag, VR and bytes alone, so that it is worked out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import lru_cache
+
+from pydicom import DataElement, Dataset
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
+from pydicom.tag import BaseTag
+
+# Our own text is ASCII, so that every character set writes it alike.
+_CHARACTER_SET = "iso8859"
+# Longer values are pixels and contours: they do not come again.
+_KEPT_BYTES = 128
+_KEPT_ELEMENTS = 4096
+# The numbers of these VRs are the same bytes whether they were decoded or not.
+NUMBER_BYTES = {"FD": 8, "FL": 4, "SL": 4, "SS": 2, "UL": 4, "US": 2}
+# (FFFE,E000)
+_ITEM_TAG = b"\xfe\xff\x00\xe0"
+
+
+def written_again(dataset: Dataset, without: Collection[BaseTag] = ()) -> bytes:
+    """What pydicom writes, in Explicit VR Little Endian, from the values of the data set, which has
+    just been read; sequences and items with a defined length.
+
+    Decodes the data set in place, but for long lists of binary numbers. The decoded elements are
+    shared with other data sets and must not be changed.
+
+    Args:
+        without: tags of the data set's own elements that are left out.
+
+    Raises:
+        Exception: whatever pydicom raises for a value that it cannot decode or write.
+    """
+    return b"".join(
+        _element(dataset, tag) for tag in sorted(dataset.keys()) if tag not in without
+    )
+
+
+def _element(dataset: Dataset, tag: BaseTag) -> bytes:
+    raw = dataset.get_item(tag)
+    if isinstance(raw, RawDataElement) and _is_kept(raw):
+        element, written = _known(int(tag), str(raw.VR), raw.value or b"")
+        dataset[tag] = element
+        return written
+    if isinstance(raw, RawDataElement) and _is_many_numbers(raw):
+        return _encoded(raw)
+
+    element = dataset[tag]
+    if element.VR != "SQ":
+        return _encoded(element)
+    items = [written_again(item) for item in element.value]
+    content = b"".join(_ITEM_TAG + len(item).to_bytes(4, "little") + item for item in items)
+    return _encoded(RawDataElement(tag, "SQ", len(content), content, 0, False, True))
+
+
+def _is_kept(raw: RawDataElement) -> bool:
+    """True if the element's bytes tell all: short, of a stated VR, without another character set's
+    letters or escapes.
+    """
+    value = raw.value or b""
+    plain = value.isascii() and b"\x1b" not in value
+    is_explicit = raw.VR not in (None, "SQ", "UN") and not raw.is_implicit_VR
+    return is_explicit and raw.is_little_endian and plain and len(value) <= _KEPT_BYTES
+
+
+def _is_many_numbers(raw: RawDataElement) -> bool:
+    size = NUMBER_BYTES.get(str(raw.VR))
+    return size is not None and raw.is_little_endian and len(raw.value or b"") % size == 0
+
+
+@lru_cache(_KEPT_ELEMENTS)
+def _known(tag: int, vr: str, value: bytes) -> tuple[DataElement, bytes]:
+    """The element of these bytes, decoded, and as it is written from its value."""
+    raw = RawDataElement(BaseTag(tag), vr, len(value), value, 0, False, True)
+    element = convert_raw_data_element(raw, encoding=[_CHARACTER_SET])
+    return element, _encoded(element)
+
+
+def _encoded(element: DataElement | RawDataElement) -> bytes:
+    buffer = DicomBytesIO()
+    buffer.is_little_endian = True
+    buffer.is_implicit_VR = False
+    write_data_element(buffer, element, [_CHARACTER_SET])
+    return buffer.getvalue()
