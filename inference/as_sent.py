@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from pydicom import DataElement, Dataset, FileDataset
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
@@ -132,12 +132,17 @@ def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
     buffer.is_implicit_VR = False
 
     for tag in sorted(dataset.keys()):
+        element = dataset.get_item(tag)
+        if isinstance(element, RawDataElement) and _is_explicit_little_endian(element):
+            write_data_element(buffer, element)
+            continue
+
         element = dataset[tag]
         # pydicom's own writer looks through a whole sequence for ambiguous VRs at each of its
         # levels, which takes as long as all the rest.
         value = sent_bytes(element)
         if element.VR == VR.SQ:
-            value = b"".join(_item(_encoded(item, character_set)) for item in element.value)
+            value = b"".join(as_item(_encoded(item, character_set)) for item in element.value)
         elif value is not None:
             value = even(value)
 
@@ -150,7 +155,26 @@ def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
     return buffer.getvalue()
 
 
-def _item(content: bytes) -> bytes:
+def _is_explicit_little_endian(raw: RawDataElement) -> bool:
+    """True if an element that has not been decoded can be written as it is."""
+    has_length = raw.VR != VR.SQ or raw.length == len(raw.value or b"")
+    return bool(raw.VR and has_length and raw.is_little_endian and not raw.is_implicit_VR)
+
+
+def as_bytes(keyword: str, value: bytes) -> RawDataElement:
+    """An element, in Explicit VR Little Endian, of a value that is encoded already.
+
+    pydicom decodes it when it is read. It cannot be changed, so that several data sets may hold it.
+
+    Args:
+        keyword: of the standard's dictionary.
+        value: of even length (PS3.5 7.1.1).
+    """
+    tag = tag_of(keyword)
+    return RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
+
+
+def as_item(content: bytes) -> bytes:
     """An item of a sequence (PS3.5 7.5)."""
     return _ITEM_TAG + len(content).to_bytes(4, "little") + content
 

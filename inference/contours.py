@@ -31,18 +31,30 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     True and False pixels share, or that True pixels share with the border of the matrix), nor any
     point of the edge from a contour. The pixel centres inside (even-odd) are the mask, exactly.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
+    box = bounding_box(mask)
+    if box is None:
         return []
 
-    top, left = int(rows[0]), int(columns[0])
+    rows, columns = box
+    top, left = rows.start, columns.start
     width = min(max(1.5, max(mask.shape) / 1000), 4.0)
 
     found = []
-    for loop in _loops(np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)):
+    for loop in _loops(np.pad(mask[box], 1)):
         vertices = _thinned(_smoothed(loop, width))
         found.append(np.concatenate([vertices, vertices[:1]]) + np.array([top - 1.0, left - 1.0]))
     return found
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:
+    """The (rows, columns) that hold all that is True; None where nothing is."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None
+
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    return slice(top, bottom), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def is_hole(contour: NDArray[np.float64]) -> bool:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from inference.as_sent import as_bytes
 from inference.results.codes import Code
-from inference.results.identity import code
+from inference.results.identity import add_code
 
 # Relationships (PS3.3 C.17.3.2.4)
 CONTAINS, CONTEXT, MODIFIER = "CONTAINS", "HAS OBS CONTEXT", "HAS CONCEPT MOD"
@@ -38,7 +39,7 @@ def text(relation: str, name: Code, value: str) -> Dataset:
 
 def coded(relation: str, name: Code, value: Code, items: Items = ()) -> Dataset:
     item = _item(relation, "CODE", name, items)
-    item.ConceptCodeSequence = [code(*value)]
+    add_code(item, "ConceptCodeSequence", value)
     return item
 
 
@@ -46,7 +47,7 @@ def number(relation: str, name: Code, value: str, unit: Code, items: Items = ())
     """`value` is a decimal string of at most 16 characters."""
     item = _item(relation, "NUM", name, items)
     measured = Dataset()
-    measured.MeasurementUnitsCodeSequence = [code(*unit)]
+    add_code(measured, "MeasurementUnitsCodeSequence", unit)
     measured.NumericValue = value
     item.MeasuredValueSequence = [measured]
     return item
@@ -69,20 +70,20 @@ def polyline(relation: str, name: Code, line: NDArray[np.float64], items: Items)
     """A closed line, (n, 2) of (row, column) with pixel centres at whole numbers."""
     item = _item(relation, "SCOORD", name, items)
     item.GraphicType = "POLYLINE"
-    item.GraphicData = graphic_data(line)
+    add_graphic_data(item, line)
     return item
 
 
-def graphic_data(line: NDArray[np.float64]) -> list[float]:
-    """Column and row of each vertex, as SR and presentation state count them.
+def add_graphic_data(item: Dataset, line: NDArray[np.float64]) -> None:
+    """Add column and row of each vertex, as SR and presentation state count them.
 
     The upper left corner of the upper left pixel is 0\\0 and its lower right corner 1\\1, so a
     pixel's centre lies at a half: PS3.3 C.18.6.1.1 for an SR, C.10.5 (annotation units PIXEL) for a
     presentation state.
     """
     # FL is single precision.
-    values: list[float] = (line[:, ::-1] + 0.5).astype(np.float32).ravel().tolist()
-    return values
+    element = as_bytes("GraphicData", (line[:, ::-1] + 0.5).astype("<f4").tobytes())
+    item[element.tag] = element
 
 
 def _item(relation: str, value_type: str, name: Code | None, items: Items = ()) -> Dataset:
@@ -92,7 +93,7 @@ def _item(relation: str, value_type: str, name: Code | None, items: Items = ()) 
         item.RelationshipType = relation
     item.ValueType = value_type
     if name is not None:
-        item.ConceptNameCodeSequence = [code(*name)]
+        add_code(item, "ConceptNameCodeSequence", name)
 
     children = list(items)
     if children:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from pydicom import Dataset
+from functools import cache
 
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+
+from inference.as_sent import as_bytes, as_item, encoded
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import codes
 from inference.results.case import Case
+from inference.results.codes import Code
 from inference.results.kinds import KINDS
 from inference.results.source import copied, utc_offset
 from inference.results.uids import PLEURA_VERSION, derived_uid, series_uid
@@ -80,6 +85,19 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
     return item
 
 
+def add_code(dataset: Dataset, keyword: str, name: Code) -> None:
+    """Add a sequence of one code, which cannot be changed."""
+    element = _coded(keyword, name)
+    dataset[element.tag] = element
+
+
+# Each report says the same codes many times.
+@cache
+def _coded(keyword: str, name: Code) -> RawDataElement:
+    """A sequence of one code of codes.py, encoded."""
+    return as_bytes(keyword, as_item(encoded(code(*name))))
+
+
 def reference(case: Case) -> Dataset:
     """The source as an item that refers to it."""
     item = Dataset()
@@ -113,7 +131,7 @@ def _equipment(case: Case) -> Dataset:
     IHE AIR vol. 3, 6.5.3.1 wants the DeviceUID; the node recognises its own results by it.
     """
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [code(*codes.PROCESSING_EQUIPMENT)]
+    add_code(item, "PurposeOfReferenceCodeSequence", codes.PROCESSING_EQUIPMENT)
     item.Manufacturer = MANUFACTURER
     item.ManufacturerModelName = case.model.id
     item.SoftwareVersions = [f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.contours import contours, is_hole
+from inference.contours import bounding_box, contours, is_hole
 from inference.finding import Laterality
 from inference.measure import laterality
 from inference.postprocess import label_regions
@@ -66,12 +66,12 @@ def find(
         directions: the source's PatientOrientation.
         uid_of: gives the tracking UID of the lesion with a number.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if rows.size == 0:
+    box = bounding_box(mask)
+    if box is None:
         return ()
 
-    top, left = int(rows[0]), int(columns[0])
-    part = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    top, left = box[0].start, box[1].start
+    part = mask[box]
     regions, count = label_regions(part)
     areas_px = np.bincount(regions.ravel(), minlength=count + 1)[1:]
 

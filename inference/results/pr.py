@@ -11,12 +11,13 @@ would show another grey.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import DataElement, Dataset
 
 from inference import display
 from inference.header_numbers import first_number
 from inference.results.case import Case
-from inference.results.content import graphic_data
+from inference.results.content import add_graphic_data
 from inference.results.identity import add_body_part, identify, reference
 from inference.results.lesions import Lesion, lesions_of
 from inference.results.limits import DISPLAY_COLOUR_CIELAB, GRAPHIC_LAYER, RESCALE_TYPES, SHUTTERS
@@ -76,19 +77,17 @@ def _annotation(case: Case) -> Dataset:
     item.TextObjectSequence = [words]
 
     item.GraphicObjectSequence = [
-        _graphic(lesion, graphic_data(line))
-        for lesion in lesions_of(case)
-        for line in lesion.outlines
+        _graphic(lesion, line) for lesion in lesions_of(case) for line in lesion.outlines
     ]
     return item
 
 
-def _graphic(lesion: Lesion, data: list[float]) -> Dataset:
+def _graphic(lesion: Lesion, line: NDArray[np.float64]) -> Dataset:
     item = Dataset()
     item.GraphicAnnotationUnits = "PIXEL"
     item.GraphicDimensions = 2
-    item.NumberOfGraphicPoints = len(data) // 2
-    item.GraphicData = data
+    item.NumberOfGraphicPoints = len(line)
+    add_graphic_data(item, line)
     item.GraphicType = "POLYLINE"
     item.GraphicFilled = "N"
     item.TrackingID = lesion.tracking_id

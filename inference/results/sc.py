@@ -11,6 +11,7 @@ from inference.results import codes, overlay
 from inference.results.case import Case
 from inference.results.identity import (
     add_body_part,
+    add_code,
     code,
     identify,
     record_lossy,
@@ -97,7 +98,7 @@ def _derive(dataset: Dataset, case: Case) -> None:
     dataset.DerivationCodeSequence = [code(*step) for step in steps]
 
     source = reference(case)
-    source.PurposeOfReferenceCodeSequence = [code(*codes.SOURCE_IMAGE)]
+    add_code(source, "PurposeOfReferenceCodeSequence", codes.SOURCE_IMAGE)
     # The banner adds rows.
     source.SpatialLocationsPreserved = "NO"
     dataset.SourceImageSequence = [source]

@@ -16,6 +16,7 @@ from pydicom.valuerep import format_number_as_ds
 from inference.results import codes
 from inference.results.case import Case
 from inference.results.identity import (
+    add_code,
     code,
     identify,
     record_lossy,
@@ -90,8 +91,8 @@ def _segment(case: Case, lesion: Lesion) -> Dataset:
     item.SegmentLabel = lesion.tracking_id
     item.TrackingID = lesion.tracking_id
     item.TrackingUID = lesion.tracking_uid
-    item.SegmentedPropertyCategoryCodeSequence = [code(*codes.MORPHOLOGICALLY_ABNORMAL)]
-    item.SegmentedPropertyTypeCodeSequence = [code(*codes.PNEUMOTHORAX)]
+    add_code(item, "SegmentedPropertyCategoryCodeSequence", codes.MORPHOLOGICALLY_ABNORMAL)
+    add_code(item, "SegmentedPropertyTypeCodeSequence", codes.PNEUMOTHORAX)
     item.RecommendedDisplayCIELabValue = list(DISPLAY_COLOUR_CIELAB)
 
     # PS3.3 10.5: the side modifies the region.
@@ -103,7 +104,7 @@ def _segment(case: Case, lesion: Lesion) -> Dataset:
     item.SegmentAlgorithmType = "AUTOMATIC"
     item.SegmentAlgorithmName = case.model.id
     algorithm = Dataset()
-    algorithm.AlgorithmFamilyCodeSequence = [code(*codes.ARTIFICIAL_INTELLIGENCE)]
+    add_code(algorithm, "AlgorithmFamilyCodeSequence", codes.ARTIFICIAL_INTELLIGENCE)
     algorithm.AlgorithmName = case.model.id
     algorithm.AlgorithmVersion = case.model.version
     item.SegmentationAlgorithmIdentificationSequence = [algorithm]
@@ -149,10 +150,10 @@ def _frame(case: Case, lesion: Lesion) -> Dataset:
     """From which image the frame is derived, its indices, and its position."""
     source = reference(case)
     source.SpatialLocationsPreserved = "YES"
-    source.PurposeOfReferenceCodeSequence = [code(*codes.SOURCE_IMAGE)]
+    add_code(source, "PurposeOfReferenceCodeSequence", codes.SOURCE_IMAGE)
     derivation = Dataset()
     derivation.SourceImageSequence = [source]
-    derivation.DerivationCodeSequence = [code(*codes.SEGMENTATION)]
+    add_code(derivation, "DerivationCodeSequence", codes.SEGMENTATION)
 
     content = Dataset()
     content.DimensionIndexValues = [lesion.number, 1]

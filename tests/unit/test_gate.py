@@ -259,6 +259,24 @@ def test_bytes_that_are_no_whole_file_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["SEG", "SC"])
+@pytest.mark.parametrize(
+    ("ours", "other"),
+    [
+        pytest.param(b"DCM ", b"DCM\0", id="padding in a code"),
+        pytest.param(b"Pleura", b"Pleur\0", id="padding in a name"),
+    ],
+)
+def test_bytes_that_a_second_writing_does_not_give_are_refused(
+    kind: str, ours: bytes, other: bytes
+) -> None:
+    gate.check(GOOD[kind], CASE)  # whose elements the gate knows from then on
+    data = GOOD[kind].data
+    assert ours in data
+    with pytest.raises(GateError, match="other bytes"):
+        gate.check(replace(GOOD[kind], data=data.replace(ours, other)), CASE)
+
+
+@pytest.mark.parametrize("kind", ["SEG", "SC"])
 def test_what_the_result_says_of_itself_must_be_in_the_bytes(kind: str) -> None:
     for wrong in (
         {"sop_instance_uid": "2.25.1"},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.contours import LARGEST_DISTANCE_PX
 from inference.results import layout
+from inference.results.case import Case, once_per_case
 from inference.results.gate.panel import BLOCK, FINE, Panel
+from inference.results.gate.regions import bounds_of
 
 # Pixels of the contour's colour, summed up, in the neighbourhood of any piece of the mask's edge.
 CONTOUR_PX = 3.0
@@ -56,17 +60,46 @@ def has_contour(edge: NDArray[np.float64], coloured: NDArray[np.float32], panel:
     return float(around[row[inside], column[inside]].min(initial=1)) >= wanted
 
 
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """The sides between a mask and other pixels, of neighbours along one axis.
+
+    Attributes:
+        middles: (n, 2) of (row, column) in the source's matrix.
+        faces_on: for each whether the mask ends there: its pixel is the first of the two.
+    """
+
+    middles: NDArray[np.float64]
+    faces_on: NDArray[np.bool_]
+
+
+@once_per_case
+def sides_of(case: Case) -> tuple[Sides, Sides]:
+    """The sides of what is segmented, of neighbours in a column and of neighbours in a row."""
+    assert case.segmented is not None
+    rows, columns = bounds_of(case)
+    part = np.pad(case.segmented[rows, columns], 1)
+    corner = np.array([rows.start - 1.0, columns.start - 1.0])
+    return _sides(part, corner, 0), _sides(part, corner, 1)
+
+
 def displacement_px(
-    mask: NDArray[np.bool_], colour: NDArray[np.float32], panel: Panel
+    sides: tuple[Sides, Sides],
+    colour: NDArray[np.float32],
+    corner: tuple[int, int],
+    panel: Panel,
 ) -> tuple[float, float]:
     """How far the drawn contour as a whole lies off the mask's edge: source pixels down, right.
 
-    `colour` is the panel at half its size, (rows, columns), 1 where all is contour. Across each
-    side of the edge lies a stroke, whose middle is found to a fraction of a pixel. Smoothing moves
-    a line towards the inside of its bends; the sides of the edge that face one way and those that
-    face the other way take that out of each other. An axis with too few clear strokes counts as 0.
+    `colour` is the panel at half its size from its pixel `corner` (row, column) on, (rows,
+    columns), 1 where all is contour. Across each side of the edge lies a stroke, whose middle is
+    found to a fraction of a pixel. Smoothing moves a line towards the inside of its bends; the
+    sides of the edge that face one way and those that face the other way take that out of each
+    other. An axis with too few clear strokes counts as 0.
     """
-    down, right = (_along_axis(axis, mask, colour, panel) for axis in (0, 1))
+    down, right = (
+        _along_axis(axis, each, colour, corner, panel) for axis, each in enumerate(sides)
+    )
     return down, right
 
 
@@ -80,31 +113,55 @@ def tolerated_px(panel: Panel) -> tuple[float, float]:
     return down, right
 
 
+def fine_box(case: Case, panel: Panel) -> tuple[slice, slice]:
+    """The (rows, columns) of the panel at half its size that hold every stroke of the contour."""
+    rows, columns = (
+        slice(
+            max(0, int(bounds.start * scale / FINE) - _stroke_reach(axis, panel) - 1),
+            int(bounds.stop * scale / FINE) + _stroke_reach(axis, panel) + 2,
+        )
+        for axis, (bounds, scale) in enumerate(zip(bounds_of(case), panel.scales, strict=True))
+    )
+    return rows, columns
+
+
+def _stroke_reach(axis: int, panel: Panel) -> int:
+    """How far to look across a side, in pixels of the panel at half its size."""
+    line_px = panel.line_px / FINE
+    return int(line_px / 2 + (LARGEST_DISTANCE_PX + 1) * panel.scales[axis] / FINE) + 2
+
+
 def _along_axis(
-    axis: int, mask: NDArray[np.bool_], colour: NDArray[np.float32], panel: Panel
+    axis: int, sides: Sides, colour: NDArray[np.float32], corner: tuple[int, int], panel: Panel
 ) -> float:
     scales = np.array(panel.scales) / FINE
     line_px = panel.line_px / FINE
-    reach = int(line_px / 2 + (LARGEST_DISTANCE_PX + 1) * scales[axis]) + 2
+    reach = _stroke_reach(axis, panel)
     steps = np.arange(-reach, reach + 1)
 
-    middles, faces_on = _sides(mask, axis)
-    every = -(-len(middles) // MOST_STROKES)
-    faces_on = faces_on[::every]
-    places = (middles[::every] + 0.5) * scales
-    index = np.floor(places).astype(int)[:, :, None].repeat(steps.size, axis=2)
-    index[:, axis] += steps
+    # (n, 2) of the sides' middles, and (n,) of the pixels in which they lie
+    every = -(-len(sides.middles) // MOST_STROKES)
+    faces_on = sides.faces_on[::every]
+    places = (sides.middles[::every] + 0.5) * scales - np.array(corner)
+    pixels = np.floor(places).astype(np.intp)
+    across, along = pixels[:, axis], pixels[:, 1 - axis]
 
-    limits = np.array(colour.shape)[:, None]
-    whole = ((index >= 0) & (index < limits)).all(axis=(1, 2))
-    row, column = np.clip(index, 0, limits - 1).transpose(1, 0, 2)
-    strokes = np.clip(colour[row, column], 0, 1)
+    # The picture's pixels across each side, (n, steps), without those that reach beyond it.
+    inside = (across >= reach) & (across < colour.shape[axis] - reach)
+    inside &= (along >= 0) & (along < colour.shape[1 - axis])
+    across, along, places, faces_on = (
+        each[inside] for each in (across, along, places[:, axis], faces_on)
+    )
+    strides = (colour.shape[1], 1)
+    first = across * strides[axis] + along * strides[1 - axis]
+    strokes = np.clip(colour.ravel()[first[:, None] + steps * strides[axis]], 0, 1)
 
     # One clear stroke: a line that runs along here, or another nearby, shows more colour.
     amounts = strokes.sum(axis=1)
-    clear = whole & (amounts > LEAST_STROKE * line_px) & (amounts < MOST_STROKE * line_px)
-    distances = index[:, axis] + 0.5 - places[:, axis, None]
-    offsets = (distances * strokes).sum(axis=1) / np.maximum(amounts, 1e-6) / scales[axis]
+    clear = (amounts > LEAST_STROKE * line_px) & (amounts < MOST_STROKE * line_px)
+    # The mean distance of a stroke's colour from the side's middle.
+    moments = strokes @ steps.astype(np.float32) + amounts * (across + 0.5 - places)
+    offsets = moments / np.maximum(amounts, 1e-6) / scales[axis]
 
     ways = [offsets[clear & (faces_on == way)] for way in (True, False)]
     if min(way.size for way in ways) < LEAST_STROKES:
@@ -112,22 +169,15 @@ def _along_axis(
     return float(sum(np.median(way) for way in ways)) / 2
 
 
-def edge_of(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def edge_of(case: Case) -> NDArray[np.float64]:
     """(n, 2) of (row, column): the middles of the sides between the mask and other pixels."""
-    return np.concatenate([_sides(mask, axis)[0] for axis in (0, 1)])
+    return np.concatenate([sides.middles for sides in sides_of(case)])
 
 
-def _sides(mask: NDArray[np.bool_], axis: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The middles of the sides between neighbours along an axis, (n, 2) of (row, column).
-
-    And for each whether the mask ends there: its pixel is the first of the two.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    corner = np.array([rows[0] - 1, columns[0] - 1])
-    part = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
-
+def _sides(part: NDArray[np.bool_], corner: NDArray[np.float64], axis: int) -> Sides:
+    """The sides within a part of the mask that begins at `corner` (row, column)."""
     first, second = (part[:-1], part[1:]) if axis == 0 else (part[:, :-1], part[:, 1:])
     row, column = np.divmod(np.flatnonzero(first != second), first.shape[1])
-    middles = np.stack([row, column], axis=1) + corner.astype(float)
+    middles = np.stack([row, column], axis=1) + corner
     middles[:, axis] += 0.5
-    return middles, first[row, column]
+    return Sides(middles, first[row, column])

@@ -86,10 +86,23 @@ class _Connected:
         found = []
         for label, (rows, columns) in enumerate(self.boxes, start=1):
             own = self.numbered[rows, columns] == label
-            row, _ = _mean_and_deviation(own.sum(axis=1), self.corner[0] + rows.start)
-            column, _ = _mean_and_deviation(own.sum(axis=0), self.corner[1] + columns.start)
+            row, _ = _mean_and_deviation(np.count_nonzero(own, axis=1), self.corner[0] + rows.start)
+            column, _ = _mean_and_deviation(
+                np.count_nonzero(own, axis=0), self.corner[1] + columns.start
+            )
             found.append((row, column))
         return found
+
+
+@once_per_case
+def bounds_of(case: Case) -> tuple[slice, slice]:
+    """The (rows, columns) that hold the mask of a case that has something segmented."""
+    mask = case.segmented
+    assert mask is not None
+    rows = np.flatnonzero(mask.any(axis=1))
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    return slice(top, bottom), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 @once_per_case
@@ -97,13 +110,13 @@ def _connected(case: Case) -> _Connected:
     """The regions of a case that has something segmented."""
     mask = case.segmented
     assert mask is not None
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, left = int(rows[0]), int(columns[0])
+    rows, columns = bounds_of(case)
 
     # Labelling costs time for each pixel, and a pneumothorax covers a small part of the picture.
-    numbered, count = ndimage.label(mask[top : rows[-1] + 1, left : columns[-1] + 1], CONNECTED)
+    numbered, count = ndimage.label(mask[rows, columns], CONNECTED)
     areas_px = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
-    return _Connected((top, left), numbered, ndimage.find_objects(numbered), areas_px)
+    corner = (rows.start, columns.start)
+    return _Connected(corner, numbered, ndimage.find_objects(numbered), areas_px)
 
 
 @once_per_case

@@ -18,8 +18,8 @@ from pydicom.tag import BaseTag
 # Our own text is ASCII, so that every character set writes it alike.
 _CHARACTER_SET = "iso8859"
 # Longer values are pixels and contours: they do not come again.
-_KEPT_BYTES = 128
-_KEPT_ELEMENTS = 4096
+_KEPT_BYTES = 192
+_KEPT_ELEMENTS = 2048
 # The numbers of these VRs are the same bytes whether they were decoded or not.
 NUMBER_BYTES = {"FD": 8, "FL": 4, "SL": 4, "SS": 2, "UL": 4, "US": 2}
 # (FFFE,E000)
@@ -39,9 +39,7 @@ def written_again(dataset: Dataset, without: Collection[BaseTag] = ()) -> bytes:
     Raises:
         Exception: whatever pydicom raises for a value that it cannot decode or write.
     """
-    return b"".join(
-        _element(dataset, tag) for tag in sorted(dataset.keys()) if tag not in without
-    )
+    return b"".join(_element(dataset, tag) for tag in sorted(dataset.keys()) if tag not in without)
 
 
 def _element(dataset: Dataset, tag: BaseTag) -> bytes:
@@ -53,22 +51,30 @@ def _element(dataset: Dataset, tag: BaseTag) -> bytes:
     if isinstance(raw, RawDataElement) and _is_many_numbers(raw):
         return _encoded(raw)
 
-    element = dataset[tag]
+    return _decoded(dataset[tag])
+
+
+def _decoded(element: DataElement) -> bytes:
+    """The element as it is written, item by item where it is a sequence."""
     if element.VR != "SQ":
         return _encoded(element)
     items = [written_again(item) for item in element.value]
     content = b"".join(_ITEM_TAG + len(item).to_bytes(4, "little") + item for item in items)
-    return _encoded(RawDataElement(tag, "SQ", len(content), content, 0, False, True))
+    return _encoded(RawDataElement(element.tag, "SQ", len(content), content, 0, False, True))
 
 
 def _is_kept(raw: RawDataElement) -> bool:
     """True if the element's bytes tell all: short, of a stated VR, without another character set's
-    letters or escapes.
+    letters or escapes. A sequence is kept whole.
     """
     value = raw.value or b""
-    plain = value.isascii() and b"\x1b" not in value
-    is_explicit = raw.VR not in (None, "SQ", "UN") and not raw.is_implicit_VR
-    return is_explicit and raw.is_little_endian and plain and len(value) <= _KEPT_BYTES
+    if len(value) > _KEPT_BYTES or raw.VR in (None, "UN"):
+        return False
+    if raw.is_implicit_VR or not raw.is_little_endian:
+        return False
+
+    letters = value.replace(_ITEM_TAG, b"") if raw.VR == "SQ" else value
+    return letters.isascii() and b"\x1b" not in letters
 
 
 def _is_many_numbers(raw: RawDataElement) -> bool:
@@ -81,7 +87,7 @@ def _known(tag: int, vr: str, value: bytes) -> tuple[DataElement, bytes]:
     """The element of these bytes, decoded, and as it is written from its value."""
     raw = RawDataElement(BaseTag(tag), vr, len(value), value, 0, False, True)
     element = convert_raw_data_element(raw, encoding=[_CHARACTER_SET])
-    return element, _encoded(element)
+    return element, _decoded(element)
 
 
 def _encoded(element: DataElement | RawDataElement) -> bytes:

@@ -20,7 +20,9 @@ from inference.results.gate.expected import Expected, Rule
 from inference.results.gate.outline import (
     displacement_px,
     edge_of,
+    fine_box,
     has_contour,
+    sides_of,
     tolerated_px,
     touched_blocks,
 )
@@ -82,7 +84,6 @@ def _picture(dataset: Dataset, expected: Expected) -> Iterator[str]:
         if picture.width != -(-size[0] // FINE):
             yield "the JPEG does not decode at half its size"
             return
-        fine = _unit(picture)
         blocks = _unit(picture.reduce(BLOCK // FINE))
         banner = picture.crop((0, panel.banner_top // FINE, picture.width, picture.height))
         written = _unit(banner.convert("L"))
@@ -91,8 +92,7 @@ def _picture(dataset: Dataset, expected: Expected) -> Iterator[str]:
     if float(np.abs(written - wanted).max()) > WORDS_TOLERANCE:
         yield "the banner does not say this answer"
 
-    first, rows, columns = (part // FINE for part in (panel.left, panel.height, panel.width))
-    yield from _contour(fine[:rows, first : first + columns], panel, expected.case)
+    yield from _contour(picture, panel, expected.case)
 
     # A block at the right or lower rim that is not all radiograph is not looked at.
     first = panel.left // BLOCK
@@ -100,14 +100,22 @@ def _picture(dataset: Dataset, expected: Expected) -> Iterator[str]:
     yield from _radiograph(blocks[:rows, first : first + columns], panel, expected.case)
 
 
-def _contour(fine: NDArray[np.float32], panel: Panel, case: Case) -> Iterator[str]:
-    """The contour runs along the mask's edge, not beside it; (rows, columns, RGB) at half size."""
-    if case.segmented is None or fine.size == 0:
+def _contour(fine: Image.Image, panel: Panel, case: Case) -> Iterator[str]:
+    """The contour runs along the mask's edge, not beside it; `fine` is the picture at half size."""
+    if case.segmented is None:
         return
 
-    colour = fine[..., 0] - fine[..., 2]
-    colour *= np.float32(255 / (layout.ORANGE[0] - layout.ORANGE[2]))
-    off = displacement_px(case.segmented, colour, panel)
+    # What no stroke reaches is not looked at.
+    rows, columns = fine_box(case, panel)
+    left, width, height = (part // FINE for part in (panel.left, panel.width, panel.height))
+    right, bottom = min(columns.stop, width), min(rows.stop, height)
+    if right <= columns.start or bottom <= rows.start:
+        return
+    part = fine.crop((left + columns.start, rows.start, left + right, bottom))
+
+    red, _, blue = (np.asarray(band, dtype=np.float32) for band in part.split())
+    colour = (red - blue) / np.float32(layout.ORANGE[0] - layout.ORANGE[2])
+    off = displacement_px(sides_of(case), colour, (rows.start, columns.start), panel)
     if any(abs(px) > most for px, most in zip(off, tolerated_px(panel), strict=True)):
         yield "the contour lies {:.1f} pixels below and {:.1f} right of the mask's edge".format(
             *off
@@ -123,7 +131,7 @@ def _radiograph(shown: NDArray[np.float32], panel: Panel, case: Case) -> Iterato
     coloured = shown[..., 0] - shown[..., 2]
     if case.segmented is not None:
         # (n, 2) of (row, column) on the panel
-        edge = (edge_of(case.segmented) + 0.5) * panel.scales
+        edge = (edge_of(case) + 0.5) * panel.scales
         touched = touched_blocks(edge, shown.shape[:2], panel)
         if not has_contour(edge, coloured, panel):
             yield "no contour along a part of the mask's edge"
@@ -163,12 +171,13 @@ def _means(
         share[-1] -= last - bottom
         strips[number] = share @ pixels[first:last] / share.sum()
 
-    sums = np.zeros((shape[0], pixels.shape[1] + 2))
-    np.cumsum(strips, axis=1, out=sums[:, 1:-1])
-    sums[:, -1] = sums[:, -2]
-    whole = bounds[1].astype(int)
-    up_to = sums[:, whole] + (sums[:, whole + 1] - sums[:, whole]) * (bounds[1] - whole)
-    return np.asarray(np.diff(up_to, axis=1) / np.diff(bounds[1]))
+    # The sums of whole columns, without the part of the first that lies before each bound.
+    whole = np.minimum(bounds[1].astype(int), pixels.shape[1] - 1)
+    sums = np.add.reduceat(strips, whole, axis=1)[:, :-1]
+    # Of two bounds within one column, reduceat gives that column.
+    sums[:, np.diff(whole) == 0] = 0
+    before = strips[:, whole] * (bounds[1] - whole).astype(np.float32)
+    return np.asarray((sums + np.diff(before, axis=1)) / np.diff(bounds[1]))
 
 
 def _unit(image: Image.Image) -> NDArray[np.float32]:

@@ -48,8 +48,14 @@ def _pixels(dataset: Dataset, expected: Expected) -> Iterator[str]:
     frames = _frames(dataset, count)
     if frames is None:
         yield f"{len(dataset.PixelData)} bytes of Pixel Data, wanted {size_bytes} with zero padding"
-    elif not np.array_equal(frames.sum(axis=0, dtype=np.uint8), mask):
+    elif not np.array_equal(_together(frames), mask):
         yield "the mask is not the one that was segmented"
+
+
+def _together(frames: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """How many of the (frames, rows, columns) hold each pixel."""
+    counts = frames.view(np.uint8)
+    return counts[0] if len(frames) == 1 else np.asarray(counts.sum(axis=0, dtype=np.uint8))
 
 
 def _frames(dataset: Dataset, count: int) -> NDArray[np.bool_] | None:
