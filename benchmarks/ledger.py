@@ -29,7 +29,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from daemon.ledger import Arrival, Completion, Ledger, StoredResult, database
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult, bells
 from daemon.receive.intake import Intake
 from daemon.spool import Spool
 from tools.peers.ports import unused_port
@@ -220,7 +220,7 @@ def wakes(ledger: Ledger, count: int) -> dict[str, list[float]]:
     """
     asleep, woken = threading.Event(), threading.Event()
     woken_at = 0.0
-    at_work_s = database._AT_WORK_S
+    at_work_s = bells._AT_WORK_S
 
     def sleep() -> None:
         nonlocal woken_at
@@ -240,7 +240,7 @@ def wakes(ledger: Ledger, count: int) -> dict[str, list[float]]:
         asleep.clear()
         kind = ("at work", "always quiet")[number % 2]
         # Heard with the commit before: the wait under way goes by it.
-        database._AT_WORK_S = (0.0, at_work_s)[number % 2]
+        bells._AT_WORK_S = (0.0, at_work_s)[number % 2]
         time.sleep(0.05 + 0.01 * number / count)  # at any point between two looks
         if woken.is_set():  # by housekeeping of the database: allowed, and no measurement
             woken.clear()
@@ -251,7 +251,7 @@ def wakes(ledger: Ledger, count: int) -> dict[str, list[float]]:
         woken.clear()
         seconds[kind].append(woken_at - started)
     thread.join()
-    database._AT_WORK_S = at_work_s
+    bells._AT_WORK_S = at_work_s
     return seconds
 
 

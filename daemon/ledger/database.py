@@ -6,7 +6,6 @@ same.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 import threading
@@ -14,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
+from daemon.ledger.bells import CHANNEL, Bell, ClosedError, FileBell, PollingBell, ServerBell
 from daemon.ledger.schema import SCHEMA_VERSION, STEPS, create_tables, schema_version
 
 # Errors of SQLite that another start does not heal.
@@ -27,16 +27,6 @@ _HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM
 _BEGIN_WRITING = "BEGIN IMMEDIATE"
 # PostgreSQL: the advisory lock of the process that creates or changes the tables.
 _CREATING = 0x706C6575
-# PostgreSQL: the channel of LISTEN and NOTIFY.
-_CHANNEL = "pleura"
-# SQLite: how often a sleeper reads PRAGMA data_version, which costs 2 microseconds.
-_DOORBELL_S = 0.01
-# And how often within a second of a commit: an image that was received is soon claimed, then
-# answered, then owed, and each of these steps wakes the next.
-_DOORBELL_AT_WORK_S = 0.002
-_AT_WORK_S = 1.0
-# PostgreSQL: how often a listener looks whether the database is being closed.
-_LOOK_UP_S = 0.5
 # How long to wait for the writers of a table. Their transactions take milliseconds.
 _WRITERS_S = 2
 # The pause of a sleeper whose server is away.
@@ -67,8 +57,6 @@ SELECT extract(epoch FROM clock_timestamp()),
        set_config('tcp_user_timeout', '25000', true)
 """
 _BEGAN_AT = "began at"
-# Behind a connection pooler nothing rings: waiting threads look as often as this.
-_POLL_S = 0.5
 
 
 class LedgerError(Exception):
@@ -80,18 +68,6 @@ class UndecidedError(Exception):
 
     PostgreSQL lets a commit that waits for a standby go on when its client is gone.
     """
-
-
-class _ClosedError(Exception):
-    """Wakes waiting threads: the database is being closed."""
-
-
-class _Bell(Protocol):
-    """One thread's alarm clock."""
-
-    def wait(self, timeout_s: float) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Database:
@@ -125,7 +101,7 @@ class Database:
         self._appender: sa.PoolProxiedConnection | None = None
 
         self._bell = threading.local()
-        self._bells: set[_Bell] = set()
+        self._bells: set[Bell] = set()
         self._closed = False
 
         # PostgreSQL: a connection pooler lies between, so LISTEN does not reach us.
@@ -229,21 +205,21 @@ class Database:
         """Wake all sleepers once this transaction is committed."""
         # On SQLite the commit itself is the bell.
         if not self.is_sqlite:
-            conn.exec_driver_sql(f"NOTIFY {_CHANNEL}")
+            conn.exec_driver_sql(f"NOTIFY {CHANNEL}")
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until another transaction may have been committed, at most `timeout_s`.
 
         Each waiting thread has its own bell: a commit since it last woke wakes it at once.
         """
-        bell: _Bell | None = getattr(self._bell, "bell", None)
+        bell: Bell | None = getattr(self._bell, "bell", None)
         try:
             if bell is None:
                 bell = self._new_bell()
                 self._bell.bell = bell
                 self._bells.add(bell)
             if self._closed:
-                raise _ClosedError
+                raise ClosedError
             bell.wait(timeout_s)
 
         except Exception:
@@ -265,17 +241,17 @@ class Database:
                 self._appender = None
         self.engine.dispose()
 
-    def _new_bell(self) -> _Bell:
+    def _new_bell(self) -> Bell:
         if self.is_sqlite:
-            return _FileBell(str(self.engine.url.database))
+            return FileBell(str(self.engine.url.database))
         if self._is_pooled:
-            return _PollingBell()
+            return PollingBell()
 
-        bell = _ServerBell(self.engine.url)
+        bell = ServerBell(self.engine.url, _LIBPQ)
         if bell.is_pooled:
             bell.close()
             self._is_pooled = True
-            return _PollingBell()
+            return PollingBell()
         return bell
 
     def _require_file(self) -> None:
@@ -330,91 +306,6 @@ class Database:
             f"{SCHEMA_VERSION} wanted; run the Pleura version that wrote it, or put the backup of "
             "before the upgrade in its place (docs/backup.md)"
         )
-
-
-class _FileBell:
-    """SQLite: a counter that changes when another connection has committed."""
-
-    def __init__(self, path: str) -> None:
-        # Another thread may close the database, but never while this thread uses the connection:
-        # that crashes the process.
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._in_use = threading.Lock()
-        self._heard: int | None = None
-        self._at_work_until = 0.0
-
-    def wait(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            with self._in_use:
-                version = self._connection.execute("PRAGMA data_version").fetchone()[0]
-
-            now = time.monotonic()
-            if version != self._heard:
-                self._heard = version
-                self._at_work_until = now + _AT_WORK_S
-                return
-            if now >= deadline:
-                return
-
-            pause_s = _DOORBELL_AT_WORK_S if now < self._at_work_until else _DOORBELL_S
-            time.sleep(min(pause_s, deadline - now))
-
-    def close(self) -> None:
-        with self._in_use:
-            self._connection.close()
-
-
-class _ServerBell:
-    """PostgreSQL: a connection that listens. It keeps notifications until they are read."""
-
-    def __init__(self, url: sa.URL) -> None:
-        import psycopg
-
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        self._connection = psycopg.connect(plain, autocommit=True, **_LIBPQ)
-        self._connection.execute(f"LISTEN {_CHANNEL}")
-        self._in_use = threading.Lock()
-        self._closing = False
-        # Commits before LISTEN were not heard: the first wait returns at once.
-        self._new = True
-
-    @property
-    def is_pooled(self) -> bool:
-        """Whether a pooler lends us the session: it tells another process ID than the server."""
-        row = self._connection.execute("SELECT pg_backend_pid()").fetchone()
-        return row is None or row[0] != self._connection.info.backend_pid
-
-    def wait(self, timeout_s: float) -> None:
-        if self._new:
-            self._new = False
-            return
-
-        deadline = time.monotonic() + timeout_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            with self._in_use:
-                if self._closing:
-                    raise _ClosedError
-                if list(self._connection.notifies(timeout=min(left_s, _LOOK_UP_S), stop_after=1)):
-                    return
-
-    def close(self) -> None:
-        self._closing = True
-        with self._in_use, contextlib.suppress(Exception):
-            self._connection.close()
-
-
-class _PollingBell:
-    """PostgreSQL behind a connection pooler: look again soon."""
-
-    def __init__(self) -> None:
-        self._closing = threading.Event()
-
-    def wait(self, timeout_s: float) -> None:
-        self._closing.wait(min(timeout_s, _POLL_S))
-
-    def close(self) -> None:
-        self._closing.set()
 
 
 def _file_at(url: sa.URL) -> tuple[int, int] | None:
