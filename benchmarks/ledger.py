@@ -9,7 +9,8 @@ waking a sleeper.
   the cost grows with the years. Wanted: at most 1.2.
 - receive: rows per second that 1, 4 and 8 writers get committed through the receive role's group
   commit.
-- wake: from the call that commits work to the return of an idle waiter's wait().
+- wake: from the call that commits work to the return of an idle waiter's wait(); on SQLite also of
+  a waiter that looks at the ledger every 10 ms, in turn, and the CPU time that waiting takes.
 
 Both engines with full durability; PostgreSQL is a separate server on loopback with its default
 settings. Absolute figures are of this machine, its disk and its noise.
@@ -23,8 +24,9 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -38,6 +40,10 @@ from tools.peers.postgres import Postgres, binaries
 BATCH = 8
 OWED = {"pacs": ["SC"]}
 WRITING_S = 3.0
+ASLEEP_S = 3.0
+
+# Of a ledger, or of one bell: at most so many seconds.
+Wait = Callable[[float], None]
 
 _NUMBERS = (
     "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
@@ -121,6 +127,9 @@ def measure(
             waits = sorted(taken)
             median, late = statistics.median(waits), waits[int(len(waits) * 0.99)]
             print(f"  wake, {kind}: median {median * 1e3:.1f} ms, p99 {late * 1e3:.1f} ms")
+        if engine == "SQLite":
+            for words, cost in asleep_costs(few, ASLEEP_S):
+                print(f"  asleep, {words}: {cost:.2f} ms of CPU time a second")
 
 
 @contextmanager
@@ -216,43 +225,66 @@ def received_per_s(ledger: Ledger, folder: Path, writers: int) -> float:
 def wakes(ledger: Ledger, count: int) -> dict[str, list[float]]:
     """Seconds from the start of a commit to a sleeper's waking, on separate connections.
 
-    In turn: a sleeper that looks often within a second of a commit, and one that never does.
+    On SQLite in turn: a sleeper that is rung for, and a sleeper that looks every 10 ms.
     """
-    asleep, woken = threading.Event(), threading.Event()
-    woken_at = 0.0
-    at_work_s = bells._AT_WORK_S
+    with ExitStack() as opened_here:
+        sleeper = opened_here.enter_context(opened(ledger.url))
+        waits: dict[str, Wait] = {"rung": sleeper.wait}
+        if ledger.url.startswith("sqlite"):
+            waits["looked every 10 ms"] = opened_here.enter_context(_looking(ledger)).wait
+        return _wakes(ledger, waits, count)
 
-    def sleep() -> None:
-        nonlocal woken_at
-        with opened(ledger.url) as sleeper:
-            sleeper.wait(0)
-            for _ in range(2 * count):
-                asleep.set()
-                sleeper.wait(60)
-                woken_at = time.perf_counter()
-                woken.set()
 
-    thread = threading.Thread(target=sleep, daemon=True)
-    thread.start()
-    seconds: dict[str, list[float]] = {"at work": [], "always quiet": []}
-    for number in range(2 * count):
-        asleep.wait()
-        asleep.clear()
-        kind = ("at work", "always quiet")[number % 2]
-        # Heard with the commit before: the wait under way goes by it.
-        bells._AT_WORK_S = (0.0, at_work_s)[number % 2]
-        time.sleep(0.05 + 0.01 * number / count)  # at any point between two looks
-        if woken.is_set():  # by housekeeping of the database: allowed, and no measurement
-            woken.clear()
-            continue
-        started = time.perf_counter()
-        ledger.receive([arrival(f"wake-{number}", "1.2.3")])
-        woken.wait()
-        woken.clear()
-        seconds[kind].append(woken_at - started)
-    thread.join()
-    bells._AT_WORK_S = at_work_s
+def _wakes(ledger: Ledger, waits: Mapping[str, Wait], count: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in waits}
+    asleep = threading.Event()
+
+    def sleep(wait: Wait) -> float:
+        wait(0)
+        asleep.set()
+        wait(60)
+        return time.perf_counter()
+
+    # A thread each: every thread has a bell of its own.
+    with ExitStack() as threads:
+        pools = {name: threads.enter_context(ThreadPoolExecutor(1)) for name in waits}
+        for number in range(count):
+            for name, wait in waits.items():
+                woken = pools[name].submit(sleep, wait)
+                asleep.wait()
+                asleep.clear()
+                # At any point between two looks.
+                time.sleep(0.05 + 0.01 * number / count)
+                # By housekeeping of the database: allowed, and no measurement.
+                if woken.done():
+                    continue
+                started = time.perf_counter()
+                ledger.receive([arrival(f"wake-{name}-{number}", "1.2.3")])
+                seconds[name].append(woken.result() - started)
     return seconds
+
+
+@contextmanager
+def _looking(ledger: Ledger) -> Iterator[bells.FileBell]:
+    """A bell of a ledger under another name, at which nobody rings."""
+    file = Path(str(sa.make_url(ledger.url).database))
+    other = file.with_name(f"{file.name}-by-another-name")
+    other.symlink_to(file)
+    bell = bells.FileBell(str(other), look_s=0.01)
+    yield bell
+    bell.close()
+
+
+def asleep_costs(ledger: Ledger, seconds: float) -> Iterator[tuple[str, float]]:
+    """How a sleeper sleeps, and the CPU time that it costs: milliseconds a second."""
+    file = str(sa.make_url(ledger.url).database)
+    for words, look_s in (("rung", None), ("looks every 10 ms", 0.01), ("every 2 ms", 0.002)):
+        bell = bells.FileBell(file) if look_s is None else bells.FileBell(file, look_s)
+        bell.wait(0)
+        began = time.process_time()
+        bell.wait(seconds)
+        yield words, (time.process_time() - began) / seconds * 1e3
+        bell.close()
 
 
 if __name__ == "__main__":

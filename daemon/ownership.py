@@ -16,7 +16,7 @@ from pathlib import Path
 from daemon.config import Config, sqlite_file
 
 # Beside SQLite's file.
-_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal", "-bell")
 
 
 def trouble(config: Config) -> str:

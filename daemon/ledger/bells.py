@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import logging
+import math
+import os
+import select
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -11,14 +18,18 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
+log = logging.getLogger("pleura.ledger")
+
 # PostgreSQL: the channel of LISTEN and NOTIFY.
 CHANNEL = "pleura"
-# SQLite: how often a sleeper reads PRAGMA data_version, which costs 2 microseconds.
-_DOORBELL_S = 0.01
-# And how often within a second of a commit: an image that was received is soon claimed, then
-# answered, then owed, and each of these steps wakes the next.
-_DOORBELL_AT_WORK_S = 0.002
-_AT_WORK_S = 1.0
+# SQLite: how often a sleeper reads PRAGMA data_version where a ring may be lost: by a process that
+# died between its commit and the ring, or by a program that does not ring.
+_LOOK_S = 0.1
+# And where this system cannot ring.
+_LOOK_UNRUNG_S = 0.01
+# inotify(7)
+_IN_MODIFY = 0x2
+_EVENTS_BYTES = 4096
 # PostgreSQL: how often a listener looks whether the database is being closed.
 _LOOK_UP_S = 0.5
 # Behind a connection pooler nothing rings: waiting threads look as often as this.
@@ -38,36 +49,114 @@ class Bell(Protocol):
 
 
 class FileBell:
-    """SQLite: a counter that changes when another connection has committed."""
+    """SQLite: a file beside the database, which each commit that makes work writes to.
 
-    def __init__(self, path: str) -> None:
+    A counter of the database, which changes when another connection has committed, tells of commits
+    that did not ring.
+    """
+
+    def __init__(self, database: str, look_s: float = _LOOK_S) -> None:
+        """`look_s`: how often the counter is looked at while nothing rings."""
         # Another thread may close the database, but never while this thread uses the connection:
         # that crashes the process.
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
         self._in_use = threading.Lock()
+        self._closing = False
+        self._look_s = look_s
+
+        self._rings: _Rings | None = None
+        try:
+            self._rings = _Rings(bell_file(database))
+        except OSError as error:
+            self._look_s = min(look_s, _LOOK_UNRUNG_S)
+            log.info("the ledger cannot ring (%s): it is looked at instead", error.strerror)
+        # Commits before were not heard: the first wait returns at once.
         self._heard: int | None = None
-        self._at_work_until = 0.0
 
     def wait(self, timeout_s: float) -> None:
+        if self._heard is None:
+            timeout_s = 0.0
+
         deadline = time.monotonic() + timeout_s
         while True:
+            left_s = max(0.0, deadline - time.monotonic())
             with self._in_use:
+                if self._closing:
+                    raise ClosedError
+                is_rung = self._pause(min(left_s, self._look_s))
                 version = self._connection.execute("PRAGMA data_version").fetchone()[0]
 
-            now = time.monotonic()
-            if version != self._heard:
+            if is_rung or version != self._heard or time.monotonic() >= deadline:
                 self._heard = version
-                self._at_work_until = now + _AT_WORK_S
-                return
-            if now >= deadline:
                 return
 
-            pause_s = _DOORBELL_AT_WORK_S if now < self._at_work_until else _DOORBELL_S
-            time.sleep(min(pause_s, deadline - now))
+    def _pause(self, seconds: float) -> bool:
+        """Sleep until it rings, at most so long. Returns whether it rang."""
+        if self._rings is not None:
+            return self._rings.within(seconds)
+        time.sleep(seconds)
+        return False
 
     def close(self) -> None:
+        self._closing = True
         with self._in_use:
             self._connection.close()
+            if self._rings is not None:
+                self._rings.close()
+
+
+class _Rings:
+    """Writes to one file, as the kernel tells of them. They are kept until they are read."""
+
+    def __init__(self, path: str) -> None:
+        """Make the file where it is absent. Raises OSError where the system cannot tell."""
+        if sys.platform != "linux":
+            raise OSError(errno.ENOSYS, "no inotify on this system")
+
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        libc = ctypes.CDLL(None, use_errno=True)
+        descriptor = _checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._events = os.fdopen(descriptor, "rb", buffering=0)
+        try:
+            _checked(libc.inotify_add_watch(descriptor, os.fsencode(path), _IN_MODIFY))
+        except OSError:
+            self._events.close()
+            raise
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def within(self, seconds: float) -> bool:
+        """Whether there is a write that was not told yet, or comes within so many seconds."""
+        if not self._poll.poll(math.ceil(seconds * 1e3)):
+            return False
+        self._events.read(_EVENTS_BYTES)
+        return True
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def _checked(result: int) -> int:
+    """The result of a C function that tells of an error by -1. Raises OSError."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def bell_file(database: str) -> str:
+    return f"{database}-bell"
+
+
+def ring(database: str) -> None:
+    """Wake all sleepers on this database, in every process of this machine."""
+    # Without the file nobody sleeps. A ring that fails otherwise is a look that comes later.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(bell_file(database), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(descriptor, b"!", 0)
+        finally:
+            os.close(descriptor)
 
 
 class ServerBell:

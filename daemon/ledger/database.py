@@ -18,6 +18,7 @@ from typing import Any, cast
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
+from daemon.ledger import bells
 from daemon.ledger.bells import CHANNEL, Bell, ClosedError, FileBell, PollingBell, ServerBell
 from daemon.ledger.schema import SCHEMA_VERSION, STEPS, create_tables, schema_version
 
@@ -57,6 +58,7 @@ SELECT extract(epoch FROM clock_timestamp()),
        set_config('tcp_user_timeout', '25000', true)
 """
 _BEGAN_AT = "began at"
+_RINGS = "rings"
 
 
 class LedgerError(Exception):
@@ -124,7 +126,11 @@ class Database:
         """A writing transaction and its time; committed durably when the block ends."""
         with self.engine.begin() as conn:
             # The server has told its clock when the transaction began.
+            conn.info[_RINGS] = False
             yield conn, self._clock() if self._clock else conn.info[_BEGAN_AT]
+            is_to_ring = conn.info[_RINGS]
+        if is_to_ring:
+            bells.ring(str(self.engine.url.database))
 
     def now(self) -> float:
         """The clock, outside a transaction."""
@@ -176,6 +182,7 @@ class Database:
                 self._appender.invalidate()
                 self._appender = None
                 raise
+        bells.ring(str(self.engine.url.database))
 
     def wait_for_writers(self, table: sa.Table) -> None:
         """Return when each transaction that writes to `table` now has ended, and can be seen.
@@ -203,8 +210,10 @@ class Database:
 
     def ring(self, conn: Connection) -> None:
         """Wake all sleepers once this transaction is committed."""
-        # On SQLite the commit itself is the bell.
-        if not self.is_sqlite:
+        if self.is_sqlite:
+            # After the commit: a sleeper that wakes earlier would find nothing.
+            conn.info[_RINGS] = True
+        else:
             conn.exec_driver_sql(f"NOTIFY {CHANNEL}")
 
     def wait(self, timeout_s: float) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import shutil
 import sqlite3
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from daemon.ledger import (
     LedgerError,
     StoredResult,
 )
+from daemon.ledger.bells import FileBell
 from tests.unit.clock import START, Clock
 
 OWED = {"pacs": ("SEG", "SC"), "outbox": ("SC",)}
@@ -250,6 +253,60 @@ def test_what_was_committed_before_a_thread_slept_wakes_it(ledger: Ledger) -> No
     thread.start()
     assert started.wait(60)  # a thread that has not slept yet looks first
     thread.join()
+
+
+def asleep(wait: Callable[[float], None]) -> threading.Event:
+    """A thread that waits for up to five minutes; set once it has woken."""
+    woken = threading.Event()
+
+    def sleep() -> None:
+        wait(300)
+        woken.set()
+
+    threading.Thread(target=sleep, daemon=True).start()
+    return woken
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify")
+def test_a_commit_that_makes_work_rings_for_a_sleeper_that_never_looks(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    ledger = Ledger(f"sqlite:///{file}")
+    bell = FileBell(str(file), look_s=3600)
+    bell.wait(0)
+    woken = asleep(bell.wait)
+    # It makes no work.
+    ledger.note_destination("pacs", None)
+    assert not woken.wait(0.3)
+
+    ledger.receive([arrival()])
+    assert woken.wait(60)
+
+    (job,) = ledger.claim_images("worker", 1)
+    ledger.complete(job, completion("9.1"), OWED)
+    # It was rung before the sleeper slept.
+    assert asleep(bell.wait).wait(60)
+    bell.close()
+    ledger.close()
+
+
+@pytest.mark.parametrize("can_ring", [True, False])
+def test_a_commit_that_does_not_ring_wakes_a_sleeper_too(tmp_path: Path, can_ring: bool) -> None:
+    file = tmp_path / "ledger.db"
+    if not can_ring:
+        (tmp_path / "ledger.db-bell").mkdir()
+    ledger = Ledger(f"sqlite:///{file}")
+    bell = FileBell(str(file))
+    bell.wait(0)
+    woken = asleep(bell.wait)
+    assert not woken.wait(0.3)
+
+    # As another program does, and a process that is killed between its commit and the ring.
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("CREATE TABLE anything (number INTEGER)")
+        other.commit()
+    assert woken.wait(60)
+    bell.close()
+    ledger.close()
 
 
 def test_a_sleeper_whose_ledger_is_closed_wakes_without_an_error(ledger_url: str) -> None:
