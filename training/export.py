@@ -83,10 +83,12 @@ class Export:
             segmenter, rule = _default_segmenter()
 
         if classifier is None:
-            self._put(_largest(segmenter, rule), segmenter, rule, rule["top"], "to be searched")
+            alone = _largest(segmenter, _sure_pixels(segmenter, rule))
+            self._put(alone, segmenter, rule, rule["top"], "to be searched")
             rule = self._searched(rule, thresholds.TRIPLET, _maps(self._engine(), validate))
             words = "so many pixels of the map reach the rule's top (SIIM-ACR winner's rule)"
-            self._put(_largest(segmenter, rule), segmenter, rule, rule["top"], words)
+            alone = _largest(segmenter, _sure_pixels(segmenter, rule))
+            self._put(alone, segmenter, rule, rule["top"], words)
             return self.folder
 
         assert self.recipe.operating_point is not None
@@ -104,33 +106,30 @@ class Export:
 
     def _combined(self, role: Role, trained: Sequence[Trained]) -> _Network | None:
         """The network of one role: its member, or an ensemble of several."""
-        members = [member for member in trained if member.stage.role == role]
+        members = [_network(one) for one in trained if one.stage.role == role]
         if not members:
             return None
-        stages = [member.stage for member in members]
+        if role == "classifier" and self.recipe.map_vote is not None:
+            segmenters = [_network(one) for one in trained if one.stage.role == "segmenter"]
+            share = self.recipe.map_vote
+            members += [_largest(one, round(share * one.side**2)) for one in segmenters]
         if len(members) == 1 and role not in self.recipe.flip:
-            (stage,) = stages
-            return _Network(
-                stage.architecture,
-                stage.arguments,
-                stage.side,
-                stage.normalisation,
-                members[0].network,
-            )
+            return members[0]
 
         arguments = {
             "members": [
-                stage.model_dump(include={"architecture", "arguments", "side"}) for stage in stages
+                {"architecture": one.architecture, "arguments": one.arguments, "side": one.side}
+                for one in members
             ],
             "flip": role in self.recipe.flip,
         }
         ensemble = build("ensemble", **arguments)
         parts = ensemble.get_submodule("members").children()
         for part, member in zip(parts, members, strict=True):
-            part.load_state_dict(member.network.state_dict())
+            part.load_state_dict(member.module.state_dict())
 
-        side = max(stage.side for stage in stages)
-        return _Network("ensemble", arguments, side, stages[0].normalisation, ensemble)
+        side = max(member.side for member in members)
+        return _Network("ensemble", arguments, side, members[0].normalisation, ensemble)
 
     def _stated_rule(self, train: Sequence[Case]) -> dict[str, float]:
         stated = self.recipe.rule
@@ -237,11 +236,22 @@ def _parts(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
         yield cases[start : start + _BATCH]
 
 
-def _largest(segmenter: _Network, rule: dict[str, float]) -> _Network:
-    area = segmenter.side**2
-    pixels = max(1, round(rule["min_sure_area_at_1024_px"] * area / REFERENCE_MATRIX_PX))
+def _network(trained: Trained) -> _Network:
+    stage = trained.stage
+    return _Network(
+        stage.architecture, stage.arguments, stage.side, stage.normalisation, trained.network
+    )
+
+
+def _sure_pixels(segmenter: _Network, rule: dict[str, float]) -> int:
+    """The rule's sure area in pixels of the network."""
+    return round(rule["min_sure_area_at_1024_px"] * segmenter.side**2 / REFERENCE_MATRIX_PX)
+
+
+def _largest(segmenter: _Network, pixels: int) -> _Network:
+    """A classifier that reaches a threshold where so many pixels of the map do, at least one."""
     of = {"architecture": segmenter.architecture, "arguments": segmenter.arguments}
-    arguments = {"of": of, "pixels": pixels}
+    arguments = {"of": of, "pixels": max(1, pixels)}
     module = build("largest-of-map", **arguments)
     module.get_submodule("segmenter").load_state_dict(segmenter.module.state_dict())
     return _Network("largest-of-map", arguments, segmenter.side, segmenter.normalisation, module)

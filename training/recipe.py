@@ -420,6 +420,17 @@ class Recipe(_Part):
     rule: Rule = Rule()
     # Of the classifier; a segmenter alone answers by `rule`
     operating_point: OperatingPoint | None = None
+    # Share of the picture. The highest probability that so much of a segmenter's map reaches counts
+    # as one more classifier's. None: the classifiers answer alone
+    map_vote: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _has_votes(self) -> Recipe:
+        if self.map_vote is not None and len({stage.role for stage in self.networks}) < len(ROLES):
+            raise ValueError(
+                f"map_vote: {self.map_vote} found; a classifier and a segmenter wanted"
+            )
+        return self
 
     def of(self, role: Role) -> list[Stage]:
         """The members of one role, in their order."""

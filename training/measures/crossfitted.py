@@ -2,16 +2,17 @@
 training.measures.crossfitted`.
 
 The segmenter of such a package has learned from every image with a mask. Its figures are therefore
-those of the decoders beside it, each asked about the fold that it was trained without
-(training/fitting/crossfit.py). The classifier has learned from none of these images, so its scores
-are used as they are. Three things are fitted on the labels: calibration, threshold, and the
-probability from which the mask is drawn. Each is measured on each fold as fitted on the others, and
-shipped as fitted on all.
+those of the networks beside it, each asked about the fold that it was trained without
+(training/fitting/crossfit.py); so are the scores, where the segmenter's map votes in them. The
+classifiers proper have learned from none of these images. Three things are fitted on the labels:
+calibration, threshold, and the probability from which the mask is drawn. Each is measured on each
+fold as fitted on the others, and shipped as fitted on all.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import math
@@ -24,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
 
 from inference import package, postprocess
 from inference.engine import Engine, choose_device
 from inference.manifest import Segmenter
-from inference.networks import build
+from inference.networks.encoder_decoder import EncoderDecoder
 from training import data as labelled
 from training.data.cases import Case
 from training.measures import metrics
@@ -196,10 +198,8 @@ def answered(run: Path, cases: Sequence[Case]) -> dict[float, list[Answer]]:
 
     answers: dict[float, list[Answer]] = {bottom: [] for bottom in BOTTOMS}
     for fold in sorted({case.fold for case in cases if case.fold is not None}):
-        segmenter = _without(loaded, run, fold)
-        engine = Engine(
-            replace(loaded, manifest=manifest, segmenter=segmenter), choose_device("auto")
-        )
+        of_others = without(replace(loaded, manifest=manifest), run, fold)
+        engine = Engine(of_others, choose_device("auto"))
 
         some = [case for case in cases if case.fold == fold]
         for start in range(0, len(some), _BATCH):
@@ -209,15 +209,29 @@ def answered(run: Path, cases: Sequence[Case]) -> dict[float, list[Answer]]:
     return answers
 
 
-def _without(loaded: package.Package, run: Path, fold: int) -> Any:
-    """The package's segmenter with the decoder that was trained without a fold."""
+def without(loaded: package.Package, run: Path, fold: int) -> package.Package:
+    """The package as it would be without a fold.
+
+    Its segmenter, and the segmenter whose map votes in its classifier, are the network that was
+    trained without that fold.
+    """
     (path,) = sorted((run / "weights").glob(f"*-without-{fold}.safetensors"))
-    stated = loaded.manifest.segmenter
-    network = build(stated.architecture, **stated.arguments)
-    members = getattr(network, "members", None)
-    member = network if members is None else members[0]
-    member.load_state_dict(load_file(path))
-    return network.eval()
+    weights = load_file(path)
+
+    return replace(
+        loaded,
+        classifier=_with_segmenter(loaded.classifier, weights),
+        segmenter=_with_segmenter(loaded.segmenter, weights),
+    )
+
+
+def _with_segmenter(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy in which each segmenter has other weights."""
+    other = copy.deepcopy(network)
+    for part in other.modules():
+        if isinstance(part, EncoderDecoder):
+            part.load_state_dict(weights)
+    return other
 
 
 def _asked(engine: Engine, cases: Sequence[Case]) -> Iterator[tuple[float, Answer]]:
@@ -365,7 +379,8 @@ def ship(run: Path, found: Mapping[str, Any], scale: float, offset: float, image
         "scale": round(scale, 6),
         "offset": round(offset, 6),
         "prevalence": PREVALENCE,
-        "method": f"Platt scaling on the labels of {images} images that trained no classifier",
+        "method": f"Platt scaling on the labels of {images} images, each scored by networks that "
+        "had not learned from it",
     }
 
     metrics_of = {"cross_fitted": dict(found)}

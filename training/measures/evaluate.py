@@ -31,7 +31,8 @@ __all__ = ["Answer", "Evaluation", "Look", "read_answers", "run", "table"]
 _BATCH = 8
 _SEEN = (
     "the segmenter has learned from every image with a mask that its recipe names: figures of "
-    "masks on those are too kind. Under cross_fitted are those of decoders that had not seen them"
+    "masks on those, and of scores in which its map has a vote, are too kind. Under cross_fitted "
+    "are those of networks that had not seen them"
 )
 _BORROWED = "the segmenter is the default model's, which has learned from siim: no figures of masks"
 

@@ -1,0 +1,119 @@
+"""A segmenter's map that votes beside the classifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import nn
+
+from inference import package
+from inference.engine import Engine, choose_device
+from inference.networks import build
+from tests import recipes
+from training import data
+from training.data.cases import Case
+from training.export import Export, Trained
+from training.measures import crossfitted
+from training.recipe import Loss, OperatingPoint, Optimiser, Recipe, Split, Stage
+
+SIDE = 64
+SHARE = 0.01
+FOLDS = 2
+UNET = {"encoder": "efficientnet-lite0", "stem": "imagenet", "up_widths": [8, 8, 8]}
+SPLIT = Split.model_validate({"folds": FOLDS, "train": [0, 1], "validate": [0, 1]})
+
+
+def stage(role: str, architecture: str, **arguments: object) -> Stage:
+    return Stage.model_validate(
+        {
+            "role": role,
+            "architecture": architecture,
+            "arguments": arguments,
+            "side": SIDE,
+            "loss": Loss(cross_entropy=1),
+            "epochs": 1,
+            "batch": 1,
+            "optimiser": Optimiser(learning_rate=1),
+        }
+    )
+
+
+STAGES = [stage("classifier", "plain-classifier"), stage("segmenter", "unet", **UNET)]
+
+
+def recipe(**changes: object) -> Recipe:
+    stated = {
+        "id": "x",
+        "version": "1.0.0",
+        "about": "x",
+        "split": SPLIT,
+        "networks": STAGES,
+        "operating_point": OperatingPoint(sensitivity=0.9),
+        "map_vote": SHARE,
+    }
+    return Recipe.model_validate(stated | changes)
+
+
+def network(of: Stage, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build(of.architecture, **of.arguments).eval()
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[Case]:
+    return list(data.read("siim", recipes.made(tmp_path / "made", images=4)))
+
+
+@pytest.fixture
+def run(tmp_path: Path, cases: list[Case]) -> Path:
+    """The folder of a run whose package has a voting map."""
+    trained = [Trained(one, network(one, seed)) for seed, one in enumerate(STAGES)]
+    Export(
+        recipe(),
+        tmp_path / "run" / "package",
+        {"data": ["x"], "date": "2026-01-01", "command": "x"},
+    ).write(trained, cases, cases)
+    return tmp_path / "run"
+
+
+def scores(loaded: package.Package, cases: list[Case]) -> list[float]:
+    return list(Engine(loaded, choose_device("cpu")).classify([case.pixels() for case in cases]))
+
+
+def test_the_score_is_the_mean_of_the_classifier_and_of_what_the_map_reaches(run: Path) -> None:
+    loaded = package.load(run / "package")
+    alone, voting = loaded.classifier.get_submodule("members").children()
+    shown = torch.from_numpy(loaded.golden["classifier.input"].numpy())
+    with torch.inference_mode():
+        (answer,) = torch.sigmoid(alone(shown)).flatten()
+        (vote,) = torch.sigmoid(voting(shown)).flatten()
+        both = torch.sigmoid(loaded.classifier(shown)).item()
+        drawn = torch.sigmoid(loaded.segmenter(shown)).numpy()
+    assert both == pytest.approx((answer.item() + vote.item()) / 2, abs=1e-5)
+    assert np.mean(drawn >= vote.item() - 1e-6) == pytest.approx(SHARE, abs=0.001)
+
+
+def test_a_fold_is_scored_by_a_map_that_never_saw_it(run: Path, cases: list[Case]) -> None:
+    loaded = package.load(run / "package")
+    (run / "weights").mkdir()
+    path = run / "weights" / "1-segmenter-unet-without-0.safetensors"
+
+    save_file(dict(loaded.segmenter.state_dict()), path)
+    as_shipped = scores(crossfitted.without(loaded, run, 0), cases)
+    assert as_shipped == pytest.approx(scores(loaded, cases), abs=1e-6)
+
+    save_file(dict(network(STAGES[1], 7).state_dict()), path)
+    without = crossfitted.without(loaded, run, 0)
+    assert scores(without, cases) != pytest.approx(as_shipped, abs=1e-6)
+    # The package itself stays as it is.
+    assert scores(loaded, cases) == pytest.approx(as_shipped, abs=1e-6)
+
+
+def test_a_vote_wants_a_map_and_a_classifier_to_vote_with() -> None:
+    with pytest.raises(ValidationError, match="a classifier and a segmenter wanted"):
+        recipe(networks=STAGES[:1])
