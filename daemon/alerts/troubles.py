@@ -17,7 +17,6 @@ _DAY_S = 86400.0
 _MB = 1024 * 1024
 # So many images must be missing before learned silence is a trouble.
 _MISSING_IMAGES = 5.0
-_MOST_UIDS = 5
 _MOST_CHARACTERS = 500
 
 
@@ -86,18 +85,14 @@ def _backlog(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
 
 def _unresolved(sight: Sight) -> Iterator[Alarm]:
     """Failures of each day: those of a new day are a new trouble, beside older ones."""
-    by_day: dict[tuple[str, str, str], list[str]] = {}
-    for each in sight.unresolved:
-        day = _day(each.ended_at)
-        by_day.setdefault((each.kind, each.subject, day), []).append(each.sop_instance_uid)
-
-    for (kind, subject, day), uids in sorted(by_day.items()):
-        what = "failed images" if kind == "failed" else "refused results"
-        named = ", ".join(shown(uid, 64) for uid in uids[:_MOST_UIDS])
-        words = f"{what} of {day} (UTC): {len(uids)}: {named}"
-        if len(uids) > _MOST_UIDS:
-            words += f" and {len(uids) - _MOST_UIDS} more"
-        yield Alarm(f"{kind}:{subject}:{day}", kind, subject, words)
+    for each in sorted(sight.unresolved, key=lambda each: (each.kind, each.subject, each.day)):
+        day = _day(each.day * _DAY_S)
+        what = "failed images" if each.kind == "failed" else "refused results"
+        named = ", ".join(shown(uid, 64) for uid in each.sop_instance_uids)
+        words = f"{what} of {day} (UTC): {each.number}: {named}"
+        if each.number > len(each.sop_instance_uids):
+            words += f" and {each.number - len(each.sop_instance_uids)} more"
+        yield Alarm(f"{each.kind}:{each.subject}:{day}", each.kind, each.subject, words)
 
 
 def _silence(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:

@@ -422,3 +422,10 @@ def _switch_to_wal(connection: Any) -> None:
         except sqlite3.OperationalError:
             # Another role is doing the same.
             time.sleep(0.05)
+
+
+def whole(conn: Connection, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    """The value without its fraction: SQLite cuts it off in a cast, PostgreSQL would round."""
+    if conn.dialect.name == "sqlite":
+        return sa.cast(value, sa.Integer)
+    return sa.cast(sa.func.floor(value), sa.Integer)

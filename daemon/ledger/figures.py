@@ -4,15 +4,16 @@ not grow with the images that the ledger holds.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from daemon.ledger.database import Database
+from daemon.ledger.database import Database, whole
 from daemon.ledger.schema import (
     alarms,
     audit,
@@ -32,6 +33,8 @@ from daemon.ledger.states import DeliveryState, ImageState
 PRIORITIES = (0, 1, 2)
 # More troubles at a time tell nobody more.
 _MOST_TROUBLES = 200
+_MOST_NAMED = 5
+_DAY_S = 86400
 
 
 @dataclass(frozen=True)
@@ -111,51 +114,70 @@ def snapshot(database: Database) -> Snapshot:
 
 @dataclass(frozen=True)
 class Unresolved:
-    """A failed image or a refused result that waits for a person."""
+    """The failed images or refused results of one day that wait for a person."""
 
     # failed, refused
     kind: str
-    # The reason of a failed image, or the destination that refused.
+    # The reason of the failed images, or the destination that refused.
     subject: str
-    sop_instance_uid: str
-    ended_at: float
+    # Days since 1970, UTC: when the images ended.
+    day: int
+    number: int
+    # The newest SOP Instance UIDs, at most _MOST_NAMED.
+    sop_instance_uids: tuple[str, ...]
 
 
-def unresolved(database: Database, most: int = 1000) -> list[Unresolved]:
-    """The newest failed images and refused results that `pleura retry` can try again."""
+def unresolved(database: Database) -> list[Unresolved]:
+    """Every failed image and refused result that `pleura retry` can try again, by day.
+
+    The ledger counts them: a day of many failures hides none of another day.
+    """
     is_kept = instances.c.removed_at.is_(None)
-    failed = (
-        sa.select(
-            sa.literal("failed").label("kind"),
+    with database.reading() as conn:
+        day = whole(conn, instances.c.completed_at / _DAY_S).label("day")
+        failed = sa.select(
             instances.c.reason.label("subject"),
-            instances.c.sop_instance_uid,
-            instances.c.completed_at,
+            day,
+            instances.c.sop_instance_uid.label("uid"),
+            instances.c.id.label("id"),
+        ).where(*_ended(instances, ImageState.FAILED.value), is_kept)
+        refused = (
+            sa.select(
+                deliveries.c.destination.label("subject"),
+                day,
+                results.c.sop_instance_uid.label("uid"),
+                deliveries.c.id.label("id"),
+            )
+            .select_from(deliveries)
+            .join(results, results.c.id == deliveries.c.result_id)
+            .join(instances, instances.c.id == results.c.instance_id)
+            .where(*_ended(deliveries, DeliveryState.REFUSED.value), is_kept)
         )
-        .where(*_ended(instances, ImageState.FAILED.value), is_kept)
-        .order_by(instances.c.id.desc())
-        .limit(most)
-    )
-    refused = (
-        sa.select(
-            sa.literal("refused").label("kind"),
-            deliveries.c.destination.label("subject"),
-            results.c.sop_instance_uid,
-            instances.c.completed_at,
-        )
-        .select_from(deliveries)
-        .join(results, results.c.id == deliveries.c.result_id)
-        .join(instances, instances.c.id == results.c.instance_id)
-        .where(*_ended(deliveries, DeliveryState.REFUSED.value), is_kept)
-        .order_by(deliveries.c.id.desc())
-        .limit(most)
+        return [*_by_day(conn, "failed", failed), *_by_day(conn, "refused", refused)]
+
+
+def _by_day(conn: Connection, kind: str, ended: sa.Select[Any]) -> Iterator[Unresolved]:
+    """Count rows of (subject, day, uid, id) by subject and day, with the newest UIDs of each."""
+    row = ended.subquery().c
+    of_day: dict[str, Any] = {"partition_by": (row.subject, row.day)}
+    ranked = sa.select(
+        row.subject,
+        row.day,
+        row.uid,
+        sa.func.count().over(**of_day).label("number"),
+        sa.func.row_number().over(**of_day, order_by=row.id.desc()).label("rank"),
+    ).subquery()
+    newest = (
+        sa.select(ranked)
+        .where(ranked.c.rank <= _MOST_NAMED)
+        .order_by(ranked.c.subject, ranked.c.day, ranked.c.rank)
     )
 
-    with database.reading() as conn:
-        rows = [*conn.execute(failed), *conn.execute(refused)]
-    return [
-        Unresolved(row.kind, row.subject or "", row.sop_instance_uid, row.completed_at or 0.0)
-        for row in rows
-    ]
+    found = conn.execute(newest).all()
+    for (subject, day), rows in itertools.groupby(found, lambda row: (row.subject, row.day)):
+        same = list(rows)
+        uids = tuple(row.uid for row in same)
+        yield Unresolved(kind, subject or "", day or 0, same[0].number, uids)
 
 
 def sending_hours(database: Database) -> dict[str, dict[int, int]]:
@@ -248,7 +270,13 @@ def _circuits(conn: Connection) -> dict[str, Circuit]:
 
 
 def _troubles(conn: Connection) -> tuple[tuple[str, str], ...]:
-    named = sa.select(alarms.c.kind, alarms.c.subject).distinct().limit(_MOST_TROUBLES)
+    # The oldest stay in: one that drops out behind new ones would read as over.
+    named = (
+        sa.select(alarms.c.kind, alarms.c.subject)
+        .group_by(alarms.c.kind, alarms.c.subject)
+        .order_by(sa.func.min(alarms.c.since), alarms.c.kind, alarms.c.subject)
+        .limit(_MOST_TROUBLES)
+    )
     return tuple((row.kind, row.subject) for row in conn.execute(named))
 
 

@@ -183,7 +183,7 @@ class Inspection:
         return snapshot(self._database)
 
     def unresolved(self) -> list[Unresolved]:
-        """The newest failed images and refused results: each waits for a person."""
+        """The failed images and refused results of each day that wait for a person."""
         return unresolved(self._database)
 
     def sending_hours(self) -> dict[str, dict[int, int]]:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.alarms import LastingAlarm, lasting
+from daemon.ledger.database import whole
 from daemon.ledger.figures import PRIORITIES, owed_since, waiting_since
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.schema import (
@@ -152,7 +153,7 @@ class View(Inspection):
                 sa.select(image.received_at).where(image.id >= first).order_by(image.id).limit(1)
             ).scalar()
 
-            hour = _whole(conn, (image.received_at - start) / _HOUR_S).label("hour")
+            hour = whole(conn, (image.received_at - start) / _HOUR_S).label("hour")
             grouped = (
                 sa.select(hour, image.state, image.reason, image.positive, sa.func.count())
                 .where(image.id >= first)
@@ -355,13 +356,6 @@ def _first_id_since(conn: Connection, at: float) -> int:
     the step of a clock that was set. An index of times would be written for each image received.
     """
     return int(conn.execute(_HALVING, {"at": at}).scalar() or 0)
-
-
-def _whole(conn: Connection, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """The value without its fraction: SQLite cuts it off in a cast, PostgreSQL would round."""
-    if conn.dialect.name == "sqlite":
-        return sa.cast(value, sa.Integer)
-    return sa.cast(sa.func.floor(value), sa.Integer)
 
 
 def _activity(rows: Sequence[tuple[Any, ...]], hours: int, from_at: float) -> Activity:

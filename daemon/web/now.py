@@ -294,7 +294,7 @@ def _needs_of_failures(
             yield _readdressing("need_refused_unknown", values, configured)
 
 
-def _readdressing(key: str, values: Mapping[str, Any], configured: Sequence[str]) -> Need:
+def _readdressing(key: str, values: dict[str, Any], configured: Sequence[str]) -> Need:
     """What is addressed to a name that left the settings: a person may choose another."""
     return Need(key, values, act="readdress", fields={"from": values["name"]}, choices=configured)
 

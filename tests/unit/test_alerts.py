@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from daemon.alerts import AlertSender, RouteError, Watch, routes_of
 from daemon.alerts.kinds import KINDS
@@ -21,6 +22,7 @@ from daemon.backoff import Backoff
 from daemon.cli import main
 from daemon.config import Config
 from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger, StoredResult
+from daemon.ledger.schema import instances
 from tests.unit.clock import START, Clock
 from tools.peers.certificates import Authority
 from tools.peers.mail import MailServer, WebService
@@ -189,6 +191,32 @@ def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
     titles = " ".join(received.mail["Subject"] for received in mail_server.received)
     for kind in wanted:
         assert KINDS[kind].title in titles
+
+
+def test_many_failures_of_one_day_hide_none_of_another(
+    ledger: Ledger, ledger_url: str, clock: Clock
+) -> None:
+    clock.now = 20_000.5 * 24 * _HOUR_S
+    ledger.receive([Arrival("f", "1.2", "1.2.0", "1.2.1", "X", "dimse", 1, 9)])
+    (job,) = ledger.claim_images("me", 1)
+    ledger.complete(job, Completion("failed", "d", reason="not_dicom"), {})
+
+    # Copies of that row: six more of that day, and 1005 of the next.
+    engine = sa.create_engine(ledger_url)
+    with engine.begin() as conn:
+        row = dict(conn.execute(sa.select(instances)).mappings().one())
+        for number, day in ((6, 0), (1005, 1)):
+            row["completed_at"] = clock.now + day * 24 * _HOUR_S
+            copies = [
+                row | {"id": day * 10 + each, "sop_instance_uid": f"1.2.{each}"}
+                for each in range(2, 2 + number)
+            ]
+            conn.execute(instances.insert(), copies)
+    engine.dispose()
+
+    first, second = ledger.inspect.unresolved()
+    assert (first.day, first.number, second.day, second.number) == (20_000, 7, 20_001, 1005)
+    assert first.sop_instance_uids == tuple(f"1.2.{each}" for each in (7, 6, 5, 4, 3))
 
 
 def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(
