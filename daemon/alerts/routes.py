@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import smtplib
 import socket
@@ -53,17 +54,20 @@ class MailRoute:
 
     def send(self, message: AlarmMessage) -> None:
         """Hand over one message. Raises RouteError."""
-        mail = as_mail(message, self._node, self._mail.sender, self._mail.recipients)
         try:
-            with self._connected() as server:
+            mail = as_mail(message, self._node, self._mail.sender, self._mail.recipients)
+            with contextlib.closing(self._connected()) as server:
                 refused = server.send_message(mail)
+                # The server has the mail: a bad farewell must not send it again.
+                with contextlib.suppress(smtplib.SMTPException, OSError):
+                    server.quit()
         except smtplib.SMTPRecipientsRefused as error:
             raise RouteError(f"it refuses every recipient {_answers(error.recipients)}") from error
         except smtplib.SMTPResponseException as error:
             text = error.smtp_error
             words = text.decode("ascii", "replace") if isinstance(text, bytes) else str(text)
             raise RouteError(f"it answers {error.smtp_code} {shown(words, 200)}") from error
-        except (smtplib.SMTPException, OSError) as error:
+        except (smtplib.SMTPException, OSError, ValueError) as error:
             raise RouteError(_in_words(error)) from error
 
         if refused:
@@ -156,8 +160,11 @@ def wrong_files(config: Config) -> Iterator[str]:
         if path is not None:
             try:
                 require_secret(key, path)
+                _secret(path)
             except TlsError as error:
                 yield str(error)
+            except (OSError, ValueError) as error:
+                yield f"{key}: found {path}, which cannot be used ({_in_words(error)})"
 
     authorities = {
         "alerts.mail.ca": mail.ca if mail else None,
@@ -178,8 +185,11 @@ def _context(ca: Path | None) -> ssl.SSLContext:
 
 def _secret(path: Path) -> str:
     """A password or token. Raises OSError, ValueError."""
-    with path.open(encoding="utf-8") as file:
-        return file.read(_MOST_OF_SECRET).strip()
+    secret = path.read_bytes()[:_MOST_OF_SECRET].strip()
+    if not secret.isascii():
+        # In words of our own: those of a codec quote a part of the secret.
+        raise ValueError("a character that is not ASCII; smtplib and HTTP send ASCII alone")
+    return secret.decode("ascii")
 
 
 def _answers(refused: dict[str, tuple[int, bytes]]) -> str:
@@ -194,3 +204,13 @@ def _in_words(error: Exception) -> str:
     words = getattr(error, "strerror", None) or str(error)
     first = words.splitlines()[0] if words else ""
     return f"{type(error).__name__}: {shown(first, 200)}"
+
+
+def hand_over(route: Route, message: AlarmMessage) -> None:
+    """Hand over one message; whatever breaks is this route's trouble alone. Raises RouteError."""
+    try:
+        route.send(message)
+    except RouteError:
+        raise
+    except Exception as error:
+        raise RouteError(_in_words(error)) from error

@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 
-from daemon.alerts.routes import Route, RouteError
+from daemon.alerts.routes import Route, RouteError, hand_over
 from daemon.backoff import Backoff
 from daemon.ledger import AlarmMessage, Ledger, Outage, owner_name
 
@@ -63,7 +63,7 @@ class AlertSender:
 
             route = self._routes[message.route]
             try:
-                route.send(message)
+                hand_over(route, message)
             except RouteError as error:
                 delay_s = self._backoff.pause_s(message.failures + 1)
                 self._ledger.alarms.retry_later(message, delay_s)
@@ -101,7 +101,7 @@ def send_trial(routes: Mapping[str, Route], now: float) -> dict[str, str]:
         }
 
         try:
-            route.send(AlarmMessage(uuid.uuid4().hex, name, facts, now, 0))
+            hand_over(route, AlarmMessage(uuid.uuid4().hex, name, facts, now, 0))
         except RouteError as error:
             said[str(route)] = str(error)
         else:

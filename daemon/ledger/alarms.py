@@ -21,6 +21,9 @@ from daemon.ledger.schema import alarm_messages, alarms
 _LOCK = "alarms"
 # No message waits and no lease lasts for longer.
 _LONGEST_S = 900.0
+# A sender hands all that it claims to slow routes within its lease.
+_MOST_CLAIMED = 10
+_ABANDONED_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -121,30 +124,36 @@ class Alarms:
             return [dict(row) for row in conn.execute(ordered).mappings()]
 
     def claim(self, owner: str, routes: Collection[str], lease_s: float) -> list[AlarmMessage]:
-        """Lease the messages that are due, oldest first, and drop those of other routes.
+        """Lease the messages that are due, oldest first, at most `_MOST_CLAIMED`.
 
-        A route that left the settings gets nothing more.
+        A message waits while its route has not taken an earlier one of the same trouble, so that
+        nobody reads of an end before the beginning. A route that left the settings gets nothing
+        more; its messages are dropped after a day, since another machine may have that route.
         """
         with self._database.reading() as conn:
             if conn.execute(sa.select(alarm_messages.c.id).limit(1)).first() is None:
                 return []
 
         with self._database.transaction() as (conn, now):
+            self._database.lock_until_commit(conn, _LOCK)
             message = alarm_messages.c
-            conn.execute(alarm_messages.delete().where(message.route.not_in(list(routes))))
-            due = (
-                sa.select(alarm_messages)
-                .where(_is_past(message.due_at, now), _is_past(message.lease_until, now))
-                .order_by(message.made_at)
-                .with_for_update(skip_locked=True)
+            is_mine = message.route.in_(list(routes))
+            abandoned = alarm_messages.delete().where(
+                sa.not_(is_mine), message.made_at < now - _ABANDONED_S
             )
-            rows = conn.execute(due).all()
+            conn.execute(abandoned)
+
+            is_due = sa.and_(_is_past(message.due_at, now), _is_past(message.lease_until, now))
+            owed = sa.select(alarm_messages, is_due.label("is_due")).where(is_mine)
+            rows = _first_of_each_trouble(conn.execute(owed.order_by(message.made_at)).all())
+            due = [row for row in rows if row.is_due][:_MOST_CLAIMED]
+
             lease = {"owner": owner, "lease_until": now + lease_s}
-            ids = [row.id for row in rows]
+            ids = [row.id for row in due]
             conn.execute(alarm_messages.update().where(message.id.in_(ids)).values(**lease))
             return [
                 AlarmMessage(row.id, row.route, json.loads(row.facts), row.made_at, row.failures)
-                for row in rows
+                for row in due
             ]
 
     def mark_sent(self, message: AlarmMessage) -> None:
@@ -175,6 +184,20 @@ def lasting(conn: Connection, most: int) -> list[LastingAlarm]:
     """The troubles that last, oldest first, at most so many."""
     rows = conn.execute(_lasting().limit(most)).mappings()
     return [LastingAlarm(**_row_told(row)) for row in rows]
+
+
+def _first_of_each_trouble(rows: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:
+    """The earliest message of each route and trouble, in the order of `rows`."""
+    first: dict[tuple[str, str, str], tuple[float, bool]] = {}
+    placed = []
+    for row in rows:
+        facts = json.loads(row.facts)
+        trouble = (row.route, facts["kind"], facts["subject"])
+        # By the trouble's own times: a clock that was set back does not change their order.
+        order = (float(facts["since"]), facts["event"] == "over")
+        first[trouble] = min(order, first.get(trouble, order))
+        placed.append((row, trouble, order))
+    return [row for row, trouble, order in placed if first[trouble] == order]
 
 
 def _is_past(time: sa.Column[float], now: float) -> sa.ColumnElement[bool]:

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 
 from daemon.alerts import AlertSender, RouteError, Watch, routes_of
 from daemon.alerts.kinds import KINDS
+from daemon.alerts.routes import wrong_files
 from daemon.alerts.silence import missing_images
 from daemon.alerts.troubles import Sight, troubles
 from daemon.backoff import Backoff
@@ -305,6 +307,82 @@ def test_a_refused_message_waits_and_one_in_flight_survives_its_sender(
     clock.now += 300
     assert sender.turn(_STOP) == 1
     assert web_service.received[0][0]["id"] == lost.id
+    assert small.alarms.owed() == 0
+
+
+def test_a_password_that_smtp_cannot_carry_is_told_and_stops_no_other_route(
+    small: Ledger, config: Config, tmp_path: Path, web_service: WebService
+) -> None:
+    (tmp_path / "secret").write_text("Pr\u00fcfung")
+    assert config.alerts is not None
+    assert config.alerts.webhook is not None
+    webhook = config.alerts.webhook.model_copy(update={"token_file": None})
+    alerts = config.alerts.model_copy(update={"webhook": webhook})
+    routes = routes_of(config.model_copy(update={"alerts": alerts}))
+    small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], routes.keys(), "a", 60)
+
+    assert AlertSender(routes, small).turn(_STOP) == 1
+    assert [body["kind"] for body, _ in web_service.received] == ["outage"]
+    with pytest.raises(RouteError, match="not ASCII") as caught:
+        routes["mail"].send(message())
+    assert "\u00fc" not in str(caught.value)
+    assert [line.partition(":")[0] for line in wrong_files(config)] == [
+        "alerts.mail.password_file",
+        "alerts.webhook.token_file",
+    ]
+
+
+def test_a_route_that_breaks_stops_no_other(
+    small: Ledger, config: Config, web_service: WebService
+) -> None:
+    class Broken:
+        name = "mail"
+
+        def send(self, message: AlarmMessage) -> None:
+            raise LookupError
+
+    routes = {"mail": Broken(), "webhook": routes_of(config)["webhook"]}
+    small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], routes.keys(), "a", 60)
+    assert AlertSender(routes, small).turn(_STOP) == 1
+    assert len(web_service.received) == 1
+
+
+def test_a_mail_that_was_taken_is_sent_once_whatever_follows(
+    config: Config, mail_server: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mail_server, "farewell", "421 too busy")
+    routes_of(config)["mail"].send(message())
+    assert len(mail_server.received) == 1
+
+
+def test_the_end_of_a_trouble_waits_for_its_beginning(ledger: Ledger, clock: Clock) -> None:
+    away, full = Alarm("outage:pacs", "outage", "pacs", "x"), Alarm("disk:a", "disk", "a", "x")
+    ledger.alarms.note([away], ["mail"], "a", 0)
+    (began,) = ledger.alarms.claim("me", ["mail"], 300)
+    ledger.alarms.retry_later(began, 600)
+    # The clock is set back, and the trouble ends.
+    clock.now -= 30
+    ledger.alarms.note([full], ["mail"], "a", 0)
+
+    (other,) = ledger.alarms.claim("me", ["mail"], 300)
+    assert other.facts["kind"] == "disk"
+    ledger.alarms.mark_sent(other)
+    clock.now += 700
+    assert ledger.alarms.claim("me", ["mail"], 300) == [replace(began, failures=1)]
+    assert ledger.alarms.claim("me", ["mail"], 300) == []
+    ledger.alarms.mark_sent(began)
+    (over,) = ledger.alarms.claim("me", ["mail"], 300)
+    assert (over.facts["kind"], over.facts["event"]) == ("outage", "over")
+
+
+def test_messages_of_another_machines_route_are_left_to_it_for_a_day(
+    small: Ledger, clock: Clock
+) -> None:
+    small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
+    assert small.alarms.claim("me", ["mail"], 300) == []
+    assert small.alarms.owed() == 1
+    clock.now += 86401
+    assert small.alarms.claim("me", ["mail"], 300) == []
     assert small.alarms.owed() == 0
 
 

@@ -47,6 +47,8 @@ class MailServer:
     received: list[Received] = field(default_factory=list)
     # The answer to DATA; 250 takes the mail.
     answer: str = "250 taken"
+    # The answer to QUIT.
+    farewell: str = "221 bye"
 
     def __enter__(self) -> MailServer:
         keep = self
@@ -91,7 +93,7 @@ class _Session:
             while line := self._file.readline():
                 verb = line.split()[0].upper().decode() if line.split() else ""
                 if verb == "QUIT":
-                    self._say("221 bye")
+                    self._say(self._server.farewell)
                     break
                 self._do(verb, line.decode().strip())
         except (OSError, ssl.SSLError):
