@@ -132,10 +132,13 @@ class Pipeline:
         notes = (*judged, *parse_notes, *image.notes)
         return Reading(image.content_digest, image.header, image, notes=notes)
 
-    def answer(self, readings: Sequence[Reading]) -> list[Answer | None]:
+    def answer(
+        self, readings: Sequence[Reading], note: results.Note = results.unnoted
+    ) -> list[Answer | None]:
         """Run the networks over the admitted images, on the thread that owns the device.
 
-        One Answer per reading, in order; None for an excluded image.
+        One Answer per reading, in order; None for an excluded image. `note` is told of "gated" and
+        "classified"; the segmenter is the rest.
 
         Raises:
             As Engine.classify; ArithmeticError: a network answered something outside 0 to 1.
@@ -144,24 +147,26 @@ class Pipeline:
         pictures = [_pixels(readings[index]) for index in asked]
 
         answers: list[Answer | None] = [None] * len(readings)
-        for index, answer in zip(asked, self._ask(pictures), strict=True):
+        for index, answer in zip(asked, self._ask(pictures, note), strict=True):
             answers[index] = answer
 
         return answers
 
-    def _ask(self, images: Sequence[NDArray[np.float32]]) -> list[Answer]:
+    def _ask(self, images: Sequence[NDArray[np.float32]], note: results.Note) -> list[Answer]:
         if not images:
             return []
 
         manifest = self.engine.manifest
         answers = self._plausibilities(images)
         shown = [answer.pose.righted(image) for answer, image in zip(answers, images, strict=True)]
+        note("gated")
 
         chests = [index for index, answer in enumerate(answers) if answer.plausible]
         if chests:
             probabilities = self.engine.classify([shown[index] for index in chests])
             for index, probability in zip(chests, probabilities, strict=True):
                 answers[index] = replace(answers[index], probability=_in_range(probability))
+        note("classified")
 
         threshold = manifest.classifier.threshold
         positives = [index for index in chests if answers[index].probability >= threshold]
@@ -214,8 +219,17 @@ class Pipeline:
         measurement = measure(mask, image.spacing, orientation if sided else None)
         return Finding(probability, threshold, True, mask, measurement, sided, calibrated)
 
-    def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
-        """Make and check the objects of one image that was read and, where admitted, answered."""
+    def conclude(
+        self,
+        reading: Reading,
+        answer: Answer | None,
+        result_time: datetime,
+        note: results.Note = results.unnoted,
+    ) -> Outcome:
+        """Make and check the objects of one image that was read and, where admitted, answered.
+
+        `note` is told of "measured", and as results.build_what_passes tells.
+        """
         exclusion = reading.exclusion
         finding = None
 
@@ -226,6 +240,7 @@ class Pipeline:
             if answer.plausible:
                 assert reading.radiograph is not None
                 finding = self._finding(reading.radiograph, answer)
+                note("measured")
             else:
                 detail = f"plausibility {answer.plausibility:.3f}"
                 exclusion = Exclusion("not_a_frontal_chest", detail)
@@ -245,11 +260,14 @@ class Pipeline:
         is_told = reason is None or REASONS[reason].sent
         if not is_told or reading.header is None or not _can_be_named(reading.header):
             return outcome
-        return self._with_results(outcome, reading, result_time)
+        return self._with_results(outcome, reading, result_time, note)
 
-    def _with_results(self, outcome: Outcome, reading: Reading, result_time: datetime) -> Outcome:
+    def _with_results(
+        self, outcome: Outcome, reading: Reading, result_time: datetime, note: results.Note
+    ) -> Outcome:
         """The outcome with its objects; FAILED where none of them passed its check."""
-        built = self._results(reading, outcome.finding, outcome.reason, result_time)
+        case = self._case(reading, outcome.finding, outcome.reason, result_time)
+        built = results.build_what_passes(case, self._kinds, note)
 
         # An object that fails its check is never sent, is visible, and holds up no other.
         for problem in built.problems:
@@ -290,12 +308,6 @@ class Pipeline:
     def _kinds(self) -> list[str]:
         """The kinds of result that some destination takes."""
         return sorted(self._settings.kinds)
-
-    def _results(
-        self, reading: Reading, finding: Finding | None, reason: str | None, result_time: datetime
-    ) -> results.Built:
-        case = self._case(reading, finding, reason, result_time)
-        return results.build_what_passes(case, self._kinds)
 
     def _case(
         self, reading: Reading, finding: Finding | None, reason: str | None, result_time: datetime
@@ -344,8 +356,8 @@ class Pipeline:
         mask = pixels > 0.5
         finding = Finding(1.0, 0.5, positive=True, mask=mask, measurement=measure(mask, None, None))
         reading = Reading("", header, Radiograph(header, pixels, None, ""))
-        built = self._results(reading, finding, None, datetime(2000, 1, 1))
-        for problem in built.problems:
+        case = self._case(reading, finding, None, datetime(2000, 1, 1))
+        for problem in results.build_what_passes(case, self._kinds).problems:
             raise problem
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy.exc import DataError, SQLAlchemyError
@@ -385,15 +386,15 @@ class Worker:
     def _answer(self, images: Sequence[_Image]) -> Sequence[_Image]:
         """Answer a batch, model by model. Returns the images that were answered."""
         done: list[_Image] = []
-        for image in images:
-            image.watch.note("batched")
+        _note(images, "batched")
 
         for pipeline in {id(image.pipeline): image.pipeline for image in images}.values():
             batch = [image for image in images if image.pipeline is pipeline]
             try:
                 with self._device:
                     answers = pipeline.answer(
-                        [image.reading for image in batch if image.reading is not None]
+                        [image.reading for image in batch if image.reading is not None],
+                        partial(_note, batch),
                     )
             except EngineBrokenError:
                 # One of these images may break the engine each time. The process ends, and is
@@ -408,7 +409,7 @@ class Worker:
 
             for image, answer in zip(batch, answers, strict=True):
                 image.answer = answer
-                image.watch.note("answered")
+            _note(batch, "answered")
             done += batch
         return done
 
@@ -417,7 +418,7 @@ class Worker:
         image.watch.note("resumed")
         try:
             outcome = image.pipeline.conclude(
-                image.reading, image.answer, _local(image.job.result_time)
+                image.reading, image.answer, _local(image.job.result_time), image.watch.note
             )
         except Exception:
             self._broken([image])
@@ -605,6 +606,12 @@ class Worker:
             )
             for name, result in zip(names, results, strict=True)
         )
+
+
+def _note(images: Sequence[_Image], step: str) -> None:
+    """A step of a batch is a step of each of its images."""
+    for image in images:
+        image.watch.note(step)
 
 
 def _completion(

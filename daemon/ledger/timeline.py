@@ -77,7 +77,8 @@ def _steps(
 ) -> Iterator[Event]:
     """The steps that one piece of work recorded, as seconds from its claim to the end of each.
 
-    The last one ends as the ledger's clock says when the work ended.
+    A step that is about one kind of result has it behind its name: "encoded SEG". The last one ends
+    as the ledger's clock says when the work ended.
     """
     if recorded is None or ended_at is None:
         return
@@ -85,8 +86,10 @@ def _steps(
     offsets: dict[str, float] = json.loads(recorded)
     claimed_at = ended_at - max(offsets.values(), default=0.0)
     yield Event(claimed_at, f"{work}_claimed", values)
-    for name, offset in offsets.items():
-        yield Event(claimed_at + offset, f"{work}_{name}", values)
+    for step, offset in offsets.items():
+        name, _, kind = step.partition(" ")
+        about = {"kind": kind} if kind else {}
+        yield Event(claimed_at + offset, f"{work}_{name}", values | about)
 
 
 def _in_order(found: list[Event]) -> list[Event]:

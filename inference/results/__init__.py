@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -28,8 +28,8 @@ from inference.results.kinds import KINDS, Kind
 from inference.results.uids import PLEURA_VERSION, derived_uid
 
 __all__ = [
-    "KINDS", "Built", "Case", "GateError", "Kind", "NoFinding", "RenderSettings", "build",
-    "build_what_passes", "derived_uid", "last_resort", "write",
+    "KINDS", "Built", "Case", "GateError", "Kind", "NoFinding", "Note", "RenderSettings", "build",
+    "build_what_passes", "derived_uid", "last_resort", "unnoted", "write",
 ]  # fmt: skip
 
 # PS3.7 D.3.3.2. The same as in daemon/dicom/tables.py, which may not import this package: a test
@@ -40,6 +40,14 @@ IMPLEMENTATION_VERSION_NAME = f"PLEURA_{PLEURA_VERSION}"[:16]
 # pydicom also logs its warnings. Switched off for good: threads that switch a logger on and off
 # disturb each other.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+
+
+# Told of each step that has ended, such as "encoded SEG".
+Note = Callable[[str], None]
+
+
+def unnoted(_: str) -> None:
+    """A Note for callers that time nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,10 @@ def build(case: Case, kinds: Iterable[str]) -> tuple[Result, ...]:
     return built.results
 
 
-def build_what_passes(case: Case, kinds: Iterable[str]) -> Built:
+def build_what_passes(case: Case, kinds: Iterable[str], note: Note = unnoted) -> Built:
     """As `build`, but an object that cannot be made or does not pass holds up no other.
+
+    `note` is told of "encoded KIND" and "checked KIND".
 
     Raises:
         ValueError: a kind that is not in KINDS.
@@ -88,7 +98,7 @@ def build_what_passes(case: Case, kinds: Iterable[str]) -> Built:
         if kind.name not in wanted:
             continue
         try:
-            result = _build_one(case, kind)
+            result = _build_one(case, kind, note)
         except GateError as error:
             problems.append(error)
             if kind.name == "SEG":
@@ -165,7 +175,7 @@ def _without_segmentation(case: Case) -> Case:
     return replace(case, appearance=replace(case.appearance, refer_to_segmentation=False))
 
 
-def _build_one(case: Case, kind: Kind) -> Result | None:
+def _build_one(case: Case, kind: Kind, note: Note = unnoted) -> Result | None:
     with _silent_libraries():
         try:
             dataset = kind.encode(case)
@@ -178,7 +188,10 @@ def _build_one(case: Case, kind: Kind) -> Result | None:
             # Libraries meet any value that a header can hold, and raise any exception.
             raise GateError(kind.name, f"it cannot be made ({type(error).__name__})") from error
 
+        note(f"encoded {kind.name}")
+
         gate.check(result, case)
+        note(f"checked {kind.name}")
     return result
 
 

@@ -89,6 +89,19 @@ def test_what_is_no_frontal_chest_is_asked_nothing_more_and_told_nobody(
     assert gated.asked == ["plausible", "plausible", "classify", "segment"]
 
 
+def test_each_step_of_an_image_is_noted_as_it_ends(engine: Scripted, tmp_path: Path) -> None:
+    pipeline = Pipeline(engine, AnalysisSettings())  # type: ignore[arg-type]
+    file = phantom.write(phantom.draw(1, False, 64), tmp_path / "one.dcm")
+    noted: list[str] = []
+
+    reading = pipeline.read(file.read_bytes())
+    (answer,) = pipeline.answer([reading], noted.append)
+    assert noted == ["gated", "classified"]
+
+    pipeline.conclude(reading, answer, AT, noted.append)
+    assert noted[2:] == ["measured", "encoded SEG", "checked SEG", "encoded SC", "checked SC"]
+
+
 def test_where_nothing_is_plausible_nothing_is_classified(gated: Scripted, tmp_path: Path) -> None:
     assert analysed(gated, tmp_path)[0].reason == "not_a_frontal_chest"
     assert gated.asked == ["plausible", "plausible"]

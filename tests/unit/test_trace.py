@@ -15,7 +15,15 @@ from daemon.ledger.view import View
 
 ARRIVAL = Arrival("ab" * 16, "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)
 SEG = StoredResult("SEG", "cd" * 16, "1.2.4", "2.25.7", "1.2.1", 9)
-STEPS = {"begun": 0.001, "read": 0.003, "decoded": 0.02, "answered": 0.1, "written": 0.15}
+STEPS = {
+    "begun": 0.001,
+    "read": 0.003,
+    "decoded": 0.02,
+    "gated": 0.05,
+    "answered": 0.1,
+    "encoded SEG": 0.13,
+    "written": 0.15,
+}
 
 
 class Node:
@@ -70,7 +78,9 @@ def test_each_step_stands_at_its_time_since_the_receipt(node: Node) -> None:
         ("analysis_begun", 51.0),
         ("analysis_read", 53.0),
         ("analysis_decoded", 70.0),
+        ("analysis_gated", 100.0),
         ("analysis_answered", 150.0),
+        ("analysis_encoded", 180.0),
         ("analysis_written", 200.0),
         ("analysed", 200.0),
         ("delivery_claimed", 210.0),
@@ -88,7 +98,8 @@ def test_it_is_told_in_words_with_the_time_since_the_line_before(node: Node) -> 
     said = list(trace.lines(trace.found(node.view, ["1.2.3"])))
 
     assert said[0].startswith("image 1 1.2.3: analysed, received 1970-01-01")
-    assert f"{150.0:11.1f} ms {80.0:+8.1f}  gate, classifier and segmenter answered" in said
+    assert f"{100.0:11.1f} ms {30.0:+8.1f}  the plausibility gate answered" in said
+    assert f"{180.0:11.1f} ms {30.0:+8.1f}  SEG encoded" in said
     assert f"{250.0:11.1f} ms {29.0:+8.1f}  SEG: pacs answered" in said
 
 

@@ -26,7 +26,7 @@ from daemon.config import Config, FolderDestination
 from daemon.ledger import Arrival, Completion, ImageJob, Ledger, accession_digest
 from daemon.log import OneLineFormatter
 from daemon.spool import Spool
-from inference import package
+from inference import package, results
 from inference.engine import Engine
 from inference.finding import Outcome
 from inference.pipeline import AnalysisSettings, Answer, Pipeline, Reading
@@ -52,15 +52,23 @@ class BreakablePipeline(Pipeline):
             self._step("read", _patient(reading))
         return reading
 
-    def answer(self, readings: Sequence[Reading]) -> list[Answer | None]:
+    def answer(
+        self, readings: Sequence[Reading], note: results.Note = results.unnoted
+    ) -> list[Answer | None]:
         for reading in readings:
             self._step("answer", _patient(reading))
-        return super().answer(readings)
+        return super().answer(readings, note)
 
-    def conclude(self, reading: Reading, answer: Answer | None, result_time: datetime) -> Outcome:
+    def conclude(
+        self,
+        reading: Reading,
+        answer: Answer | None,
+        result_time: datetime,
+        note: results.Note = results.unnoted,
+    ) -> Outcome:
         if answer is not None:  # else it is given up on
             self._step("conclude", _patient(reading))
-        return super().conclude(reading, answer, result_time)
+        return super().conclude(reading, answer, result_time, note)
 
     def _step(self, step: str, patient: str) -> None:
         self.events.append((step, patient))
