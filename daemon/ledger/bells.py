@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -115,25 +116,23 @@ class _Rings:
 
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         libc = ctypes.CDLL(None, use_errno=True)
-        descriptor = _checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._events = os.fdopen(descriptor, "rb", buffering=0)
+        self._events = _checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        # Closes once, and also where the thread that slept is long gone.
+        self.close = weakref.finalize(self, os.close, self._events)
         try:
-            _checked(libc.inotify_add_watch(descriptor, os.fsencode(path), _IN_MODIFY))
+            _checked(libc.inotify_add_watch(self._events, os.fsencode(path), _IN_MODIFY))
         except OSError:
-            self._events.close()
+            self.close()
             raise
         self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN)
+        self._poll.register(self._events, select.POLLIN)
 
     def within(self, seconds: float) -> bool:
         """Whether there is a write that was not told yet, or comes within so many seconds."""
         if not self._poll.poll(math.ceil(seconds * 1e3)):
             return False
-        self._events.read(_EVENTS_BYTES)
+        os.read(self._events, _EVENTS_BYTES)
         return True
-
-    def close(self) -> None:
-        self._events.close()
 
 
 def _checked(result: int) -> int:
