@@ -246,14 +246,14 @@ def test_what_arrives_while_the_networks_run_is_read_meanwhile(
     one_more = threading.Event()
 
     def waits_for_another(
-        self: BreakablePipeline, readings: Sequence[Reading]
+        self: BreakablePipeline, readings: Sequence[Reading], note: results.Note
     ) -> list[Answer | None]:
         if not one_more.is_set():
             one_more.set()
             bench.receive(2)
             while ("read", "PHANTOM-2") not in self.events:
                 time.sleep(0.01)
-        return answer(self, readings)
+        return answer(self, readings, note)
 
     monkeypatch.setattr(BreakablePipeline, "answer", waits_for_another)
     bench.receive(1)
@@ -609,7 +609,7 @@ def test_a_queue_that_is_stuck_behind_an_image_is_silent_for_the_watchdog(
     """Its main loop still turns: what counts is that images get on."""
     hanging, release = threading.Event(), threading.Event()
 
-    def hang(_: Sequence[Reading]) -> list[Answer | None]:
+    def hang(*_: object) -> list[Answer | None]:
         hanging.set()
         release.wait()
         return [None]
