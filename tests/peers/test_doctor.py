@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,17 +15,14 @@ from pynetdicom.sop_class import SecondaryCaptureImageStorage, Verification
 
 from daemon.commands.doctor import examine
 from daemon.config import Config, DicomDestination
+from tests.commands import pleura
 from tools.peers.archive import serving
 from tools.peers.harness import Node, Orthanc
 
 
 def doctor(node: Node) -> tuple[int, dict[str, str]]:
     """Exit status, and what was said of each thing."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "daemon.cli", "doctor", "-c", str(node.path)],
-        capture_output=True,
-        text=True,
-    )
+    answer = pleura("doctor", "-c", node.path)
     said = {}
     for line in answer.stdout.splitlines():
         verdict, _, rest = line.partition(" ")

@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from inference import importing, package
 from inference.importing import Choices, import_chexnet
 from inference.networks import build
 from inference.package import PackageError
+from tests.commands import pleura
 
 CHOICES = Choices(threshold=0.3, operating_point="chosen on nothing, for a test", side=64)
 
@@ -222,25 +221,10 @@ def test_nothing_is_overwritten_and_nothing_half_made_is_left(
         import_chexnet(checkpoint, tmp_path / "none", tmp_path / "out", CHOICES)
 
 
-# All in one process: what takes long is to import torch.
-_CALLS = """
-import contextlib, io, json, sys
-from daemon.cli import main
-answers = []
-for call in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(["model", *call])
-    answers.append([status, out.getvalue(), err.getvalue()])
-print(json.dumps(answers))
-"""
-
-
 def pleura_model(*calls: list[str]) -> list[tuple[int, str, str]]:
     """(exit status, stdout, stderr) of each `pleura model ...`."""
-    command = [sys.executable, "-c", _CALLS, json.dumps(calls)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    return [tuple(one) for one in json.loads(answer.stdout)]
+    answers = [pleura("model", *call) for call in calls]
+    return [(answer.returncode, answer.stdout, answer.stderr) for answer in answers]
 
 
 def test_the_commands(checkpoint: Path, tiny_package: Path, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ night; and what status tells.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from daemon.heartbeat import SignsOfLife
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.digests import accession_digest
 from daemon.spool import Spool
+from tests import commands
 from tools.peers.waiting import wait_until
 
 HOUR_S = 3600.0
@@ -387,8 +386,7 @@ def test_the_commands(bench: Bench, tmp_path: Path) -> None:
     )
 
     def pleura(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "daemon.cli", *arguments, "-c", str(settings)]
-        answer = subprocess.run(command, capture_output=True, text=True)
+        answer = commands.pleura(*arguments, "-c", settings)
         return answer.returncode, answer.stdout + answer.stderr
 
     assert pleura("retry", "--now", "--to", "nobody")[0] == 2

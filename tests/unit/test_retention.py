@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from daemon.config import Config
 from daemon.deliver.retention import Retention
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.spool import Spool, SpoolError
+from tests.commands import pleura
 
 DAY_S = 86400.0
 PACS = {"name": "pacs", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": 1, "results": ["SC"]}
@@ -209,7 +208,6 @@ def test_verify_tells_what_is_missing_and_what_is_damaged(
     settings.write_text(
         yaml.safe_dump({"spool": str(node.spool.folder), "ledger": node.config.ledger})
     )
-    command = [sys.executable, "-m", "daemon.cli", "verify", "-c", str(settings)]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    answer = pleura("verify", "-c", settings)
     assert answer.returncode == 1
     assert "2 faults" in answer.stdout
