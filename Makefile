@@ -18,19 +18,27 @@ OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 # Where it is set, each process compiles torch and all other libraries anew: 10 s of processor time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check docs wheel-demo ohif benchmarks train clean chaos soak recipes
+.PHONY: demo test tests check lint types docs wheel-demo ohif benchmarks train clean chaos soak recipes
 .PHONY: deb image requirements sbom audit licences
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
 
-test: check
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup
+# mypy keeps a single core busy for a minute: it runs beside the tests.
+test: lint
+	$(MAKE) --no-print-directory -j2 types tests
 
-check: $(TESTED)
+check: lint types
+
+lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(TESTED)
 	$(BIN)/mypy
+
+tests: $(TESTED)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 # The pages of docs/ as a site in site/. The build is strict: a dead link fails it.
 docs: $(INSTALLED)

@@ -33,7 +33,9 @@ _SLICES = 3
 _LIGHTER = {
     "efficientnet-b3": "efficientnet-lite0",
     "efficientnet-b4": "efficientnet-lite0",
+    "densenet121": "efficientnet-lite0",
     "inception-resnet-v2": "efficientnet-lite0",
+    "resnet34": "efficientnet-lite0",
     "resnet50": "efficientnet-lite0",
     "vgg16": "alexnet",
     "senet154": "efficientnet-lite0",

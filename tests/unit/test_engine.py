@@ -18,6 +18,7 @@ from inference.engine import Engine, EngineBrokenError, choose_device
 from inference.engines import Plan, native, trial
 from inference.manifest import Comparison, Precision
 from inference.package import Package
+from tests import models
 
 CPU = torch.device("cpu")
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # of a batch's logits
@@ -50,12 +51,19 @@ class Failing(nn.Module):
         return torch.as_tensor(self.network(x))
 
 
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The tiny package on another engine. To convert it takes a second or two: once is enough."""
+    folder = models.write(tmp_path_factory.mktemp("other") / "tiny", models.tiny_networks())
+    engine = Engine(package.load(folder), CPU, request.param)
+    engine.tune()
+    assert set(engine.running.values()) == {request.param}
+    return engine
+
+
 @pytest.mark.parametrize("number", [1, 3, 8, 11])
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_other_engines_answer_as_torch_does(tiny: Package, name: str, number: int) -> None:
-    plain, other = Engine(tiny, CPU, "torch"), Engine(tiny, CPU, name)
-    other.tune()
-    assert set(other.running.values()) == {name}
+def test_other_engines_answer_as_torch_does(tiny: Package, other: Engine, number: int) -> None:
+    plain = Engine(tiny, CPU, "torch")
     images = pictures(number)
     assert other.classify(images) == pytest.approx(plain.classify(images), abs=1e-4)
     for one, wanted in zip(other.segment(images), plain.segment(images), strict=True):

@@ -257,7 +257,7 @@ def test_published_weights_that_are_not_there_end_a_run_before_it_begins(
     with pytest.raises(ValueError, match=r"install 'pleura\[train\]', or .*--start 0=random"):
         loop.train(recipes.short("default", side=64), tmp_path, tmp_path / "run", ["pleura"])
     with pytest.raises(ValueError, match=r"such weights for resnet34 .*--start 0=FILE, or say "):
-        loop.train(recipes.short("m1-unet-resnet34", 64), tmp_path, tmp_path / "run", ["pleura"])
+        loop.train(recipes.short("m1-unet-resnet34"), tmp_path, tmp_path / "run", ["pleura"])
     with pytest.raises(ValueError, match="--start 9=random: networks 0 to 0 wanted"):
         loop.train(recipes.short("t5-plain-unet", 64), tmp_path, tmp_path / "run", [], {9: None})
     assert not (tmp_path / "run").exists()

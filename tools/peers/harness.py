@@ -120,15 +120,21 @@ class Node:
             inspection.close()
 
     def wait_done(self, images: int) -> dict[str, dict[str, int]]:
-        """Until `images` have ended and nothing is owed. Returns what `pleura status` says then."""
+        """Until `images` have ended and nothing is owed. Returns the counts then."""
 
-        def done() -> bool:
-            counts = self.counts()
+        def done() -> dict[str, dict[str, int]] | None:
+            counts = inspection.counts()
             ended = sum(counts["instances"].values()) - counts["instances"]["received"]
-            return ended >= images and not counts["deliveries"]["owed"]
+            return counts if ended >= images and not counts["deliveries"]["owed"] else None
 
-        wait_until(f"{images} images done; log: {self.log}", done)
-        return self.status()
+        inspection = Inspection.open(self.settings["ledger"])
+        try:
+            counts: dict[str, dict[str, int]] = wait_until(
+                f"{images} images done; log: {self.log}", done
+            )
+        finally:
+            inspection.close()
+        return counts
 
     def __enter__(self) -> Node:
         return self.start()
