@@ -18,6 +18,10 @@ from tools.peers.postgres import Postgres, binaries
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Tests side by side are handed out one by one, so that each process makes a fixture of a module
+# anew, and imports what one of its tests needs. A file in which that costs seconds says
+# `pytestmark = pytest.mark.xdist_group(...)`: its tests run in one process.
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Where tests run side by side, a second thread of torch waits for a core and burns the first.
     # Before torch is imported, and for every process that a test starts.

@@ -43,6 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         return archive.namelist()
 
 
+@pytest.mark.xdist_group("wheel")
 def test_the_wheel_holds_exactly_the_three_packages(wheel: list[str]) -> None:
     tops = {name.split("/")[0] for name in wheel}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
@@ -52,6 +53,7 @@ def test_the_wheel_holds_exactly_the_three_packages(wheel: list[str]) -> None:
     }
 
 
+@pytest.mark.xdist_group("wheel")
 def test_the_wheel_holds_settings_runbook_recipe_and_model(wheel: list[str]) -> None:
     wanted = {"daemon/pleura.yaml", "daemon/faults.md", "training/recipes/default.yaml"}
     wanted |= {

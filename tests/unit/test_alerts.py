@@ -29,6 +29,8 @@ from tests.unit.clock import START, Clock
 from tools.peers.certificates import Authority
 from tools.peers.mail import MailServer, WebService
 
+pytestmark = pytest.mark.xdist_group("alerts")
+
 _HOUR_S = 3600
 _WEEK_H = 168
 _HOSTILE = "X\r\nBcc: thief@example.org\r\n\r\nEvil\x1b"

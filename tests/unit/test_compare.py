@@ -17,6 +17,8 @@ from training import ensemble, recipe
 from training.measures import compare, metrics
 from training.measures.answers import Answer, write_rows
 
+pytestmark = pytest.mark.xdist_group("compare")
+
 IMAGES = 60
 Make = Callable[[str, float], Path]
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from inference.networks.densenet import DenseNet121
 from inference.networks.encoders import ENCODERS, Encoder, build
 
+pytestmark = pytest.mark.xdist_group("encoders")
+
 INFERENCE = Path(__file__).resolve().parents[2] / "inference"
 CLASSES = 1000
 

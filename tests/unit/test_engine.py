@@ -61,6 +61,7 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return engine
 
 
+@pytest.mark.xdist_group("engines")
 @pytest.mark.parametrize("number", [1, 3, 8, 11])
 def test_other_engines_answer_as_torch_does(tiny: Package, other: Engine, number: int) -> None:
     plain = Engine(tiny, CPU, "torch")
@@ -71,6 +72,7 @@ def test_other_engines_answer_as_torch_does(tiny: Package, other: Engine, number
         assert np.abs(one - wanted).max() < 1e-4
 
 
+@pytest.mark.xdist_group("engines")
 def test_an_engine_starts_on_torch_and_changes_over_one_step_at_a_time(tiny: Package) -> None:
     engine = Engine(tiny, CPU, "openvino")
     images, running = pictures(2), [engine.running]

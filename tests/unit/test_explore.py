@@ -14,6 +14,8 @@ from pydicom import dcmread
 from training import phantom
 from training.data.explore import explore
 
+pytestmark = pytest.mark.xdist_group("explore")
+
 HOSTILE = "x<script>alert(1)</script>"
 SIDE = 64
 

@@ -33,6 +33,8 @@ from inference.networks.onnx_graph import OnnxError, checked
 from tests import models
 from training import phantom
 
+pytestmark = pytest.mark.xdist_group("foreign networks")
+
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 CHOSEN = ["--threshold", "0.4", "--operating-point", "chosen on nothing, for a test"]
 

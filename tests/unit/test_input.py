@@ -33,6 +33,8 @@ from tests.unit.variants import (
     written,
 )
 
+pytestmark = pytest.mark.xdist_group("input")
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "input.md"
 EXACT, CANNOT_BE_MADE = "exact", ""
 

@@ -21,6 +21,8 @@ from inference.networks import build
 from inference.package import PackageError
 from tests.commands import pleura
 
+pytestmark = pytest.mark.xdist_group("chexnet")
+
 CHOICES = Choices(threshold=0.3, operating_point="chosen on nothing, for a test", side=64)
 
 

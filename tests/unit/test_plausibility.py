@@ -30,6 +30,8 @@ from training.plausibility import non_chests
 from training.plausibility.chests import TURNED_OR_INVERTED
 from training.plausibility.train import scores, train
 
+pytestmark = pytest.mark.xdist_group("plausibility")
+
 UPSIDE_DOWN = Pose(2)
 # Of node/: what shows no frontal chest. The header of each tells; here it is taken away.
 OTHERS_OF_NODE = (

@@ -22,6 +22,8 @@ from training.fitting.weights import WeightsError
 from training.measures import outcome
 from training.measures.evaluate import read_answers
 
+pytestmark = pytest.mark.xdist_group("recipes")
+
 ROWS = {
     "S1",
     "T1",

@@ -15,6 +15,8 @@ from training.measures import figures, report
 from training.measures.answers import Answer, write_rows
 from training.measures.evaluate import Evaluation, Look
 
+pytestmark = pytest.mark.xdist_group("report")
+
 HOSTILE = "<script>alert($1$)</script>"
 REPOSITORY = Path(__file__).resolve().parents[2]
 

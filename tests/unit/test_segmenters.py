@@ -232,6 +232,7 @@ def test_the_largest_of_a_map_reaches_a_threshold_where_enough_pixels_do() -> No
     assert build("largest-of-map", of={"architecture": "unet"}, pixels=1).encoder is not None
 
 
+@pytest.mark.xdist_group("engines")
 @pytest.mark.parametrize(
     ("other", "name", "arguments"),
     [

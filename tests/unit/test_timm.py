@@ -24,6 +24,8 @@ from tests import models
 from training.fitting.weights import WeightsError, load_start
 from training.recipe import Stage
 
+pytestmark = pytest.mark.xdist_group("timm")
+
 
 class MadeNetwork(nn.Module):
     """What of timm's networks is used: maps, what it says of them, and a head."""

@@ -32,6 +32,8 @@ from daemon.tls import (
 )
 from tools.peers.certificates import Authority, Pair
 
+pytestmark = pytest.mark.xdist_group("certificates")
+
 
 @pytest.fixture(scope="module")
 def ca(tmp_path_factory: pytest.TempPathFactory) -> Authority:
