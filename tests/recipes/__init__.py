@@ -35,9 +35,11 @@ _LIGHTER = {
     "efficientnet-b4": "efficientnet-lite0",
     "densenet121": "efficientnet-lite0",
     "inception-resnet-v2": "efficientnet-lite0",
+    "inception-v3": "efficientnet-lite0",
     "resnet34": "efficientnet-lite0",
     "resnet50": "efficientnet-lite0",
     "vgg16": "alexnet",
+    "vgg19": "efficientnet-lite0",
     "senet154": "efficientnet-lite0",
     "se-resnext101": "efficientnet-lite0",
     "se-resnext50": "efficientnet-lite0",
@@ -118,9 +120,6 @@ def _lighter(encoder: str, stage: dict[str, Any]) -> str:
 
 def _encoders(document: dict[str, Any], place: str) -> Iterator[tuple[str, str]]:
     """(dotted key, name) of every encoder of a network, also of those inside it."""
-    if "kernels" in document:
-        # The decoder has a kernel for each of this encoder's steps.
-        return
     for key, value in document.items():
         if key == "encoder":
             yield f"{place}.encoder", value
