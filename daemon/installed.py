@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import re
+from functools import cache
 from pathlib import Path
 
 _PACKAGES = ("daemon", "inference", "training")
 
 
+@cache
 def version() -> str:
     """Pleura's version, for people."""
     try:

@@ -136,7 +136,9 @@ _partial_index(
     where=instances.c.reason.is_not(None),
 )
 # As text: SQLAlchemy spells it differently for each database, and the index wants its own words.
-is_positive: sa.ColumnElement[bool] = sa.literal_column("positive IS TRUE", sa.Boolean)
+# Without a type: of a Boolean, SQLAlchemy would write "positive IS TRUE = 1" for SQLite, which the
+# index does not answer.
+is_positive: sa.ColumnElement[bool] = sa.literal_column("positive IS TRUE")
 _partial_index("positives", instances.c.id, where=is_positive)
 # Without waiting rows, as above.
 _partial_index(

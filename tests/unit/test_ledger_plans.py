@@ -14,6 +14,14 @@ import sqlalchemy as sa
 
 from benchmarks.ledger import fill
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.ledger.view import Search, View
+
+
+def _searched(ledger: Ledger, **search: Any) -> None:
+    view = View.open(ledger.url)
+    view.images(Search(**search))
+    view.close()
+
 
 _ASKS: dict[str, tuple[str, Callable[[Ledger], object]]] = {
     "waiting": ("FROM instances", lambda ledger: ledger.claim_images("me", 8)),
@@ -21,6 +29,12 @@ _ASKS: dict[str, tuple[str, Callable[[Ledger], object]]] = {
     "uncommitted": ("FROM deliveries", lambda ledger: ledger.ask_commitment("pacs", 8, 60.0)),
     "kept_bytes": ("FROM instances", lambda ledger: ledger.give_up_bytes(0.0, 0.0, ["pacs"], 8)),
     "instances_by_state": ("FROM instances", lambda ledger: ledger.inspect.troubles()),
+    "positives": ("FROM instances", lambda ledger: _searched(ledger, is_positive=True)),
+    "instances_by_reason": ("FROM instances", lambda ledger: _searched(ledger, reason="view")),
+    "instances_by_sender": (
+        "LIMIT",
+        lambda ledger: _searched(ledger, sender="XRAY9", state="analysed"),
+    ),
     "troubled": ("FROM deliveries", lambda ledger: ledger.inspect.troubles()),
     "same_image": (
         "content_digest = ",

@@ -102,6 +102,21 @@ def test_each_condition_of_a_search_finds_its_images(view: View, clock: Clock) -
     assert view.reasons_seen() == ["undecodable", "view"]
 
 
+def test_a_search_that_looked_at_its_bound_goes_on_from_there(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.ledger.view.MOST_SCANNED", 1)
+    search = Search(sender="XRAY1", state="analysed")
+    listing = view.images(search)
+    second = view.images(Search(uid="1.2.2")).rows[0]
+    assert (listing.rows, listing.older) == ([], second["id"])
+    assert listing.searched_back_to == second["received_at"]
+
+    listing = view.images(search, listing.older)
+    assert [row["sop_instance_uid"] for row in listing.rows] == ["1.2.1"]
+    assert listing.older is None
+
+
 def test_one_image_has_its_results_and_their_deliveries(view: View) -> None:
     number = view.images(Search(uid="1.2.1")).rows[0]["id"]
     image = view.image(number)
