@@ -179,12 +179,13 @@ def _add_drift(commands: _Commands) -> None:
     baseline = _add(actions, "baseline", "Take the weeks of these days for the baseline.")
     baseline.add_argument("--from", dest="first", type=_day, required=True, metavar="DATE")
     baseline.add_argument("--to", dest="last", type=_day, required=True, metavar="DATE")
-    reports = _add(actions, "reports", "Take radiologists' reports from a CSV.")
+    reports = _add(actions, "reports", "Take radiologists' reports, from a CSV or HL7 messages.")
     reports.add_argument(
         "file",
         type=Path,
-        metavar="FILE.csv",
-        help="two columns: SOP Instance UID or Accession Number; yes or no",
+        metavar="FILE.csv|FOLDER",
+        help="two columns: SOP Instance UID or Accession Number; yes or no. Of a folder, each "
+        "*.hl7 is one ORU^R01",
     )
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from daemon import opening
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
+
+# Lines about files of one folder that cannot be used.
+_MOST_LINES = 20
 
 
 def drift(options: argparse.Namespace) -> int:
@@ -45,16 +49,20 @@ def _set_baseline(options: argparse.Namespace) -> int:
 
 
 def _take_reports(options: argparse.Namespace) -> int:
-    from daemon.drift import ReportsError, agreement, read_reports
+    from daemon.drift import MessageError, ReportsError, agreement, read_messages, read_reports
     from daemon.invoker import user
 
     ledger = opening.ledger(options)
+    identity = ledger.inspect.spool_identity() or ""
+    wrong: list[str] = []
     try:
-        text = options.file.read_text(encoding="utf-8-sig")
-        findings = read_reports(text, ledger.inspect.spool_identity() or "")
+        if options.file.is_dir():
+            findings, wrong = read_messages(options.file, identity)
+        else:
+            findings = read_reports(options.file.read_text(encoding="utf-8-sig"), identity)
     except (OSError, UnicodeDecodeError) as error:
         raise CannotStartError(f"{options.file}: cannot be read ({error})") from error
-    except ReportsError as error:
+    except (ReportsError, MessageError) as error:
         raise CannotStartError(f"{options.file}: {error}") from error
 
     ledger.drift.tell_reports(findings)
@@ -62,7 +70,9 @@ def _take_reports(options: argparse.Namespace) -> int:
     agreed = agreement(ledger.inspect)
     with_images = agreed.reports if agreed else 0
     print(f"{len(findings)} reports taken; {with_images} reports in all have an analysed image")
-    return EXIT_DONE
+    for line in wrong[:_MOST_LINES]:
+        print(f"{options.file}: {line}", file=sys.stderr)
+    return EXIT_FAILED if wrong else EXIT_DONE
 
 
 def report(options: argparse.Namespace) -> int:

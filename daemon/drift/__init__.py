@@ -8,6 +8,7 @@ from daemon.drift.agreement import (
     auc,
     read_reports,
 )
+from daemon.drift.oru import MessageError, read_messages
 from daemon.drift.shadow import Comparison, comparison
 from daemon.drift.statistics import difference, psi, psi_limit, wilson
 from daemon.drift.weeks import (
@@ -28,6 +29,7 @@ __all__ = [
     "Alarm",
     "Comparison",
     "Drift",
+    "MessageError",
     "ReportsError",
     "Week",
     "agreed",
@@ -40,6 +42,7 @@ __all__ = [
     "monday_of",
     "psi",
     "psi_limit",
+    "read_messages",
     "read_reports",
     "summed",
     "weeks_between",

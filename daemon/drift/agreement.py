@@ -1,8 +1,8 @@
 """The node's answers beside radiologists' reports: sensitivity and positive predictive value.
 
-A site feeds reports as a CSV with two columns: a SOP Instance UID or an Accession Number, and
-whether the report tells of a pneumothorax. A report is positive for the node where any of its
-images is.
+A site feeds reports as HL7 messages (oru.py), or as a CSV with two columns: a SOP Instance UID or
+an Accession Number, and whether the report tells of a pneumothorax. A report is positive for the
+node where any of its images is.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def read_reports(text: str, spool_identity: str) -> dict[str, bool]:
         name = line[0].strip()
 
         if name and word in _YES | _NO:
-            found[_key(name, spool_identity)] = word in _YES
+            found[key_of(name, spool_identity)] = word in _YES
         elif number > 1:
             wrong.append(number)
 
@@ -123,7 +123,8 @@ def read_reports(text: str, spool_identity: str) -> dict[str, bool]:
     return found
 
 
-def _key(name: str, spool_identity: str) -> str:
+def key_of(name: str, spool_identity: str) -> str:
+    """A UID as it is, an Accession Number as its digest: what the ledger keeps of a report."""
     # A UID has dots; an Accession Number of sixteen characters at most has no need of them.
     is_uid = "." in name and not name.strip("0123456789.")
     return name if is_uid else accession_digest(name, spool_identity)

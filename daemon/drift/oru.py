@@ -1,0 +1,159 @@
+"""Findings from radiologists' reports as HL7 v2 messages (ORU^R01): an order's number, yes or no.
+
+Nothing else of a message is read, kept or quoted: PID is never looked at. HL7 v2.5.1, chapter 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.drift.agreement import key_of
+
+# Of one message; a report with an embedded PDF is larger, and no finding stands in it.
+MOST_BYTES = 1_000_000
+MOST_MESSAGES = 10_000
+_MOST_SEGMENTS = 5_000
+_MOST_IDENTIFIER = 64
+
+# OBX-3, the question: the code of pneumothorax in SNOMED CT and in RadLex, each with the names that
+# systems give the vocabulary (HL7 table 0396).
+_QUESTIONS = {
+    "36118008": {"SCT", "SNM3", "SNOMED-CT"},
+    "RID5352": {"RADLEX", "RADELEMENT", "RID"},
+}
+# OBX-5, the answer: HL7 table 0136, and SNOMED CT's present and absent.
+_ANSWERS = {"Y": True, "52101004": True, "N": False, "2667000": False}
+# OBX-11, the states of a result that may be counted: final, corrected.
+_FINAL = {"F", "C"}
+
+
+class MessageError(ValueError):
+    """A message cannot be used. The words quote no value of it."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The delimiters of one message (MSH-1, MSH-2)."""
+
+    field: str
+    component: str
+    repetition: str
+
+
+def findings(message: bytes) -> dict[str, bool]:
+    """Order number (accession number, or a UID) -> whether its report tells of a pneumothorax.
+
+    Empty where the message holds no coded, final answer to that question.
+
+    Raises:
+        MessageError: no ORU^R01, too large, or an order with an answer and no number.
+    """
+    if len(message) > MOST_BYTES:
+        raise MessageError(f"more than {MOST_BYTES} bytes")
+
+    # Each byte is a character: the delimiters and codes are ASCII in every character set of HL7's.
+    text = message.decode("latin-1").strip("\x0b\x1c\r\n ")
+    segments = text.replace("\r\n", "\r").replace("\n", "\r").split("\r")
+    if len(segments) > _MOST_SEGMENTS:
+        raise MessageError(f"more than {_MOST_SEGMENTS} segments")
+    marks = _marks(segments[0])
+
+    found: dict[str, bool] = {}
+    for number, answer in _answers(segments[1:], marks):
+        if not number:
+            raise MessageError("an order with an answer has no number in OBR-18 or OBR-3")
+        # One positive answer makes the report positive, as one positive image does.
+        found[number] = found.get(number, False) or answer
+    return found
+
+
+def read_messages(folder: Path, spool_identity: str) -> tuple[dict[str, bool], list[str]]:
+    """The findings of every `*.hl7` in a folder as the ledger keeps them, and what cannot be used.
+
+    Files are taken by name: of two reports of one order the later name counts. A line about a file
+    gives its place in that order, since a name may be a patient's.
+
+    Raises:
+        MessageError: more than MOST_MESSAGES files.
+        OSError: the folder cannot be read.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".hl7")
+    if len(paths) > MOST_MESSAGES:
+        raise MessageError(f"more than {MOST_MESSAGES} files; move those that were taken")
+
+    found: dict[str, bool] = {}
+    wrong: list[str] = []
+    for place, path in enumerate(paths, 1):
+        try:
+            told = findings(_content(path))
+        except (MessageError, OSError) as error:
+            wrong.append(f"file {place} by name: {getattr(error, 'strerror', None) or error}")
+        else:
+            found |= {key_of(name, spool_identity): yes for name, yes in told.items()}
+    return found, wrong
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes, and one more than may be. Raises MessageError for a link or a pipe."""
+    if path.is_symlink() or not path.is_file():
+        raise MessageError("no plain file")
+    with path.open("rb") as file:
+        return file.read(MOST_BYTES + 1)
+
+
+def _marks(header: str) -> Marks:
+    """The delimiters of a message that is an ORU^R01. Raises MessageError."""
+    if not header.startswith("MSH") or len(header) < 8 or header[3].isalnum():
+        raise MessageError("no MSH segment at its beginning; wanted one HL7 v2 message")
+    marks = Marks(header[3], header[4], header[5])
+    if len({marks.field, marks.component, marks.repetition}) < 3:
+        raise MessageError("MSH-1 and MSH-2 name one delimiter twice")
+
+    # MSH-1 is the delimiter itself, so that MSH-9 is the ninth part.
+    fields = header.split(marks.field)
+    kind = fields[8].split(marks.component) if len(fields) > 8 else []
+    if kind[:2] != ["ORU", "R01"]:
+        raise MessageError("MSH-9 is not ORU^R01; wanted results of radiology")
+    return marks
+
+
+def _answers(segments: list[str], marks: Marks) -> Iterator[tuple[str, bool]]:
+    """The order and the answer of each OBX that answers the question."""
+    number = ""
+    for segment in segments:
+        fields = segment.split(marks.field)
+        if fields[0] == "OBR":
+            number = _order(fields, marks)
+        elif fields[0] == "OBX":
+            answer = _answer(fields, marks)
+            if answer is not None:
+                yield number, answer
+
+
+def _order(fields: list[str], marks: Marks) -> str:
+    """The accession number: OBR-18 as IHE Radiology has it, else the filler's number (OBR-3)."""
+    for place in (18, 3):
+        number = _part(fields, place, 0, marks)
+        if number:
+            return number if len(number) <= _MOST_IDENTIFIER and number.isprintable() else ""
+    return ""
+
+
+def _answer(fields: list[str], marks: Marks) -> bool | None:
+    """Whether an OBX says that there is a pneumothorax; None: it says neither."""
+    question, vocabulary = (_part(fields, 3, place, marks) for place in (0, 2))
+    if vocabulary.upper() not in _QUESTIONS.get(question, ()):
+        return None
+    if _part(fields, 11, 0, marks) not in _FINAL:
+        return None
+    return _ANSWERS.get(_part(fields, 5, 0, marks))
+
+
+def _part(fields: list[str], place: int, component: int, marks: Marks) -> str:
+    """A component of the first repetition of a field; "" where there is none."""
+    if place >= len(fields):
+        return ""
+    parts = fields[place].split(marks.repetition)[0].split(marks.component)
+    return parts[component].strip() if component < len(parts) else ""

@@ -1,0 +1,124 @@
+"""Findings from HL7 messages: an order and a coded answer, never a patient."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.cli import main
+from daemon.drift import MessageError, read_messages
+from daemon.drift.oru import MOST_BYTES, findings
+from daemon.ledger import Arrival, Completion, Ledger, accession_digest
+
+HEAD = "MSH|^~\\&|RIS|HOUSE|PLEURA|HOUSE|20261129||ORU^R01^ORU_R01|1|P|2.5.1"
+PATIENT = "PID|1||4711^^^HOUSE||DOE^JANE||19500101|F"
+ASKED = "36118008^Pneumothorax^SCT"
+
+
+def order(number: str, filler: str = "F1") -> str:
+    return f"OBR|1|P1|{filler}|36643-5^Chest^LN||||||||||||||{number}"
+
+
+def answer(value: str, question: str = ASKED, state: str = "F") -> str:
+    return f"OBX|1|CWE|{question}||{value}||||||{state}"
+
+
+def message(*segments: str, end: str = "\r") -> bytes:
+    return end.join((HEAD, PATIENT, *segments)).encode()
+
+
+@pytest.mark.parametrize(
+    ("segments", "wanted"),
+    [
+        ([order("A1"), answer("Y^Yes^HL70136")], {"A1": True}),
+        ([order("A1"), answer("N")], {"A1": False}),
+        ([order("A1"), answer("52101004^Present^SCT")], {"A1": True}),
+        ([order("A1"), answer("2667000^Absent^SCT", "RID5352^pneumothorax^RadLex")], {"A1": False}),
+        ([order("", "A2"), answer("Y", state="C")], {"A2": True}),
+        # One of its images, or one of its lungs.
+        ([order("A1"), answer("N"), answer("Y")], {"A1": True}),
+        ([order("A1"), answer("Y"), order("A2"), answer("N")], {"A1": True, "A2": False}),
+        # Preliminary, another question, another vocabulary, prose.
+        ([order("A1"), answer("Y", state="P")], {}),
+        ([order("A1"), answer("Y", "60046008^Effusion^SCT")], {}),
+        ([order("A1"), answer("Y", "36118008^Local^99HOUSE")], {}),
+        ([order("A1"), "OBX|1|TX|36118008^Pneumothorax^SCT||no pneumothorax||||||F"], {}),
+        ([], {}),
+    ],
+)  # fmt: skip
+def test_a_coded_final_answer_is_taken(segments: list[str], wanted: dict[str, bool]) -> None:
+    for end in ("\r", "\n", "\r\n"):
+        assert findings(message(*segments, end=end)) == wanted
+    framed = b"\x0b" + message(*segments) + b"\x1c\r"
+    assert findings(framed) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no MSH"),
+        (b"\x00" * 500, "no MSH"),
+        (b"MSH|||&|", "one delimiter twice"),
+        (HEAD.replace("ORU^R01", "ADT^A01").encode(), "not ORU"),
+        (message(order("", ""), answer("Y")), "no number"),
+        (message(order("A" * 65), answer("Y")), "no number"),
+        (message(order("A\x07"), answer("Y")), "no number"),
+        (message("NTE|1" + "\r" * 5_000 + "NTE|2"), "segments"),
+        (HEAD.encode() + b"x" * MOST_BYTES, "bytes"),
+    ],
+)
+def test_what_is_no_such_message_is_refused_without_a_value(content: bytes, words: str) -> None:
+    with pytest.raises(MessageError, match=words) as caught:
+        findings(content)
+    assert "DOE" not in str(caught.value)
+
+
+@given(st.binary(max_size=300))
+def test_hostile_bytes_are_refused_or_hold_nothing(tail: bytes) -> None:
+    for content in (tail, message(order("A1")) + b"\rOBX|" + tail, HEAD.encode()[:5] + tail):
+        try:
+            found = findings(content)
+        except MessageError:
+            continue
+        assert all(len(name) <= 64 and name.isprintable() for name in found)
+
+
+def test_a_folder_gives_its_findings_and_tells_of_files_by_their_place(tmp_path: Path) -> None:
+    (tmp_path / "1.hl7").write_bytes(message(order("A1"), answer("N")))
+    (tmp_path / "2.HL7").write_bytes(message(order("A1"), answer("Y")))
+    (tmp_path / "3 DOE JANE.hl7").write_bytes(b"nothing")
+    (tmp_path / "4.hl7").symlink_to("/etc/hostname")
+    os.mkfifo(tmp_path / "5.hl7")
+    (tmp_path / "6.hl7").write_bytes(message(order("1.2.3"), answer("N")))
+    (tmp_path / "7.tmp").write_bytes(message(order("A9"), answer("N")))
+
+    found, wrong = read_messages(tmp_path, "")
+    assert found == {accession_digest("A1", ""): True, "1.2.3": False}
+    assert [line.partition(":")[0] for line in wrong] == [f"file {n} by name" for n in (3, 4, 5)]
+    assert "DOE" not in str(wrong)
+
+
+def test_the_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    ledger = Ledger(url)
+    ledger.receive([Arrival("f1", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
+    (job,) = ledger.claim_images("me", 1)
+    ledger.complete(job, Completion("analysed", "d", probability=0.9, positive=True), {})
+    ledger.close()
+    settings = tmp_path / "pleura.yaml"
+    settings.write_text(f"spool: {tmp_path}/spool\nledger: {url}\n")
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    (folder / "1.hl7").write_bytes(message(order("1.2.3"), answer("Y")))
+
+    command = ["drift", "-c", str(settings), "reports", str(folder)]
+    assert main(command) == 0
+    assert "1 reports taken; 1 reports in all" in capsys.readouterr().out
+    (folder / "2.hl7").write_bytes(b"x")
+    assert main(command) == 1
+    assert "file 2 by name: no MSH" in capsys.readouterr().err
+    assert b"DOE" not in (tmp_path / "ledger.db").read_bytes()
