@@ -14,8 +14,9 @@ them:
 
     python -m benchmarks.send [--rounds N] [--data DIR]
 
-Prints medians in milliseconds and the ratio of medians (storescu / ours: above 1, ours is quicker).
-Absolute times are of this machine and its noise.
+Prints medians in milliseconds and the ratio of medians (storescu / ours: above 1, ours is quicker),
+of elapsed time and of the sender's own processor time. The second leaves out the receiver and other
+work on the machine. Absolute times are of this machine and its noise.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import resource
 import shutil
 import socket
 import statistics
@@ -46,6 +48,8 @@ from tools.peers.ports import unused_port
 REPOSITORY = Path(__file__).resolve().parent.parent
 AE_TITLE = "ARCHIVE"
 PDU_BYTES = 131072  # the most that DCMTK sends and takes
+# Elapsed and processor time, in seconds.
+Times = tuple[float, float]
 RELEASE_RP = bytes.fromhex("06 00 00000004 00000000")
 
 
@@ -66,7 +70,8 @@ def main() -> None:
         key=lambda path: abs(path.stat().st_size - 130_000),
     )
     print(
-        f"{os.cpu_count()} cores, {options.rounds} rounds; ms per object, storescu / ours = ratio of medians"
+        f"{os.cpu_count()} cores, {options.rounds} rounds; ms per object, storescu / ours = ratio of "
+        "medians: elapsed, then the sender's processor time"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -83,24 +88,39 @@ def main() -> None:
                     ours = per_object(partial(pleura, port), files)
                     next(theirs), next(ours)  # warm up
                     pairs = [(next(theirs), next(ours)) for _ in range(options.rounds)]
-                    dcmtk_ms, pleura_ms = (
-                        statistics.median(column) * 1e3 for column in zip(*pairs, strict=True)
-                    )
-                    ratio = f"{dcmtk_ms:7.2f} / {pleura_ms:6.2f} = {dcmtk_ms / pleura_ms:.2f}"
-                    print(f"{receiver:9} {kind:19} {len(files):4} objects  {ratio}", flush=True)
+                    ratios = "   ".join(ratio(pairs, clock) for clock in (0, 1))
+                    print(f"{receiver:9} {kind:19} {len(files):4} objects  {ratios}", flush=True)
+
+
+def ratio(pairs: Sequence[tuple[Times, Times]], clock: int) -> str:
+    """Medians of storescu and ours, in milliseconds, and their ratio."""
+    dcmtk_ms, pleura_ms = (
+        statistics.median(times[clock] for times in column) * 1e3
+        for column in zip(*pairs, strict=True)
+    )
+    return f"{dcmtk_ms:7.2f} / {pleura_ms:6.2f} = {dcmtk_ms / pleura_ms:.2f}"
 
 
 def per_object(
     send_some: Callable[[Sequence[Path]], None], files: Sequence[Path]
-) -> Iterator[float]:
-    """Seconds for one more object, one measurement at each step."""
+) -> Iterator[Times]:
+    """Seconds for one more object, elapsed and of the processor, one measurement at each step."""
     while True:
         times = []
         for some in (files[:1], files):
-            started = time.perf_counter()
+            started, processor = time.perf_counter(), processor_s()
             send_some(some)
-            times.append(time.perf_counter() - started)
-        yield (times[1] - times[0]) / (len(files) - 1)
+            times.append((time.perf_counter() - started, processor_s() - processor))
+        elapsed_s, processor_time_s = (
+            (many - one) / (len(files) - 1) for one, many in zip(*times, strict=True)
+        )
+        yield elapsed_s, processor_time_s
+
+
+def processor_s() -> float:
+    """The processor time of this process and of the programs that it has waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def storescu(port: int, syntax: str, files: Sequence[Path]) -> None:

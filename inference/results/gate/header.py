@@ -98,7 +98,7 @@ def has_usable(header: Dataset, keyword: str) -> bool:
         return False
     if keyword == "PatientSex" and values not in (["M"], ["F"], ["O"]):
         return False
-    return all(is_allowed(vr, str(value)) for value in values)
+    return all(_is_valid(vr, str(value)) for value in values)
 
 
 def is_allowed(vr: str, value: object) -> bool:
@@ -106,7 +106,7 @@ def is_allowed(vr: str, value: object) -> bool:
     return _is_allowed_text(vr, value) if isinstance(value, str) else _is_valid(vr, value)
 
 
-# The same texts stand in every object.
+# Our own texts are the same in every object; a patient's are not kept here.
 @lru_cache(4096)
 def _is_allowed_text(vr: str, text: str) -> bool:
     return _is_valid(vr, text)
