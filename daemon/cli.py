@@ -288,7 +288,8 @@ def _config(options: argparse.Namespace) -> int:
     from daemon.alerts.routes import wrong_files
 
     # Only here and where a role starts: other commands need not be able to read a key.
-    if troubles := [*tls.troubles(settings), *wrong_files(settings)]:
+    faults = [words for _, words in tls.faults(settings)]
+    if troubles := [*faults, *wrong_files(settings)]:
         raise CannotStartError("\n".join(f"{options.config}: {each}" for each in troubles))
     print(f"{options.config}: ok")
     return EXIT_DONE

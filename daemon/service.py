@@ -387,12 +387,8 @@ def _deliver(
     config: Config, ledger: Ledger, spool: Spool, stop: threading.Event, live: LiveSettings
 ) -> None:
     from daemon.deliver.deliverer import Deliverer
-    from daemon.tls import TlsError
 
-    try:
-        deliverer = Deliverer(config, ledger, spool)
-    except TlsError as error:
-        raise CannotStartError(str(error)) from error
+    deliverer = Deliverer(config, ledger, spool)
     deliverer.start()
     live.serve(deliverer.check)
     what = f"{len(config.destinations)} destination(s)"
@@ -429,7 +425,7 @@ def _web(
     _say_ready("web", f"{scheme} on {address}")
 
     while not stop.wait(_NOTICE_S) and server.is_alive():
-        server.take_renewed_certificate()
+        pass
     server.stop()
     if not stop.is_set():
         raise RuntimeError("the page's server has ended")

@@ -48,8 +48,8 @@ KINDS: dict[str, Kind] = {
         "Alarm: disk",
     ),
     "certificate": Kind(
-        "a certificate ends soon",
-        "Put the renewed file in its place; no restart is needed.",
+        "a certificate ends soon, or its files cannot be used",
+        "Put a file that is right in its place; no restart is needed.",
         "Alarm: certificate",
     ),
     "role": Kind(

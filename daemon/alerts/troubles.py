@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon.alerts.silence import missing_images
 from daemon.config import Alerts, Config
@@ -33,6 +33,8 @@ class Sight:
     machine: str
     # When this process began to look: a role that never gave a sign is silent since then.
     began_at: float
+    # By the key of the settings, what is wrong with a file of TLS, in words.
+    file_faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def troubles(config: Config, alerts: Alerts, sight: Sight) -> list[Alarm]:
@@ -123,7 +125,13 @@ def _disk(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
 
 
 def _certificates(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    for key, words in sight.file_faults.items():
+        name = f"certificate:{sight.machine}:{key}"
+        yield Alarm(name, "certificate", key, shown(words), sight.machine)
+
     for key, ends_at in certificates(config):
+        if key in sight.file_faults:
+            continue
         days = (ends_at - sight.figures.now) / _DAY_S
         if days < alerts.certificate_days:
             verb = "ends" if days >= 0 else "ended"

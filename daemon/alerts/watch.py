@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 
+from daemon import tls
 from daemon.alerts.routes import routes_of
 from daemon.alerts.troubles import Sight, troubles
 from daemon.config import Alerts, Config
@@ -22,6 +23,8 @@ _EVERY_S = 10.0
 _SETTLE_S = 60.0
 # The figures of drift are those of weeks.
 _DRIFT_EVERY_S = 600.0
+# A look at the files of TLS opens keys, and does a handshake with each.
+_FILES_EVERY_S = 60.0
 # Without `alerts` troubles are told to the log, the metrics and the page alone.
 _DEFAULTS = Alerts.model_construct()
 
@@ -39,11 +42,14 @@ class Watch:
         self._began_at: float | None = None
         self._drift: dict[str, str] = {}
         self._drift_due_at = 0.0
+        self._file_faults: dict[str, str] = {}
+        self._files_due_at = 0.0
         self._outage = Outage(log, "the node cannot be looked at: the ledger")
 
     def take(self, config: Config) -> None:
         """Look with new settings from now on."""
         self._config = config
+        self._files_due_at = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Look until `stop` is set."""
@@ -67,6 +73,7 @@ class Watch:
         if self._began_at is None:
             self._began_at = figures.now
         self._compare(figures.now)
+        self._look_at_files(figures.now)
 
         machine = socket.gethostname()
         sight = Sight(
@@ -76,6 +83,7 @@ class Watch:
             drift=self._drift,
             machine=machine,
             began_at=self._began_at,
+            file_faults=self._file_faults,
         )
 
         found = troubles(config, config.alerts or _DEFAULTS, sight)
@@ -85,6 +93,13 @@ class Watch:
             log.warning("trouble: %s: %s: %s", alarm.kind, alarm.subject, alarm.words)
         for key in over:
             log.info("trouble over: %s", key)
+
+    def _look_at_files(self, now: float) -> None:
+        """Look at the files of TLS, now and then: each role uses them as this look finds them."""
+        if self._files_due_at - _FILES_EVERY_S <= now < self._files_due_at:
+            return
+        self._files_due_at = now + _FILES_EVERY_S
+        self._file_faults = dict(tls.faults(self._config))
 
     def _compare(self, now: float) -> None:
         """Compare the newest weeks with their baseline, now and then."""

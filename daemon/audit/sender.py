@@ -35,7 +35,6 @@ class AuditSender:
     """Sends what the ledger has recorded, until it is stopped."""
 
     def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
-        """Raises TlsError where a certificate or key of `audit` cannot be used."""
         assert config.audit is not None
         self._audit: Audit = config.audit
         self._ledger = ledger

@@ -102,6 +102,8 @@ def examine(
         examinations.append((f"TLS port {config.tls.port}", partial(_tls_listener, config)))
     for own in tls.credentials(config):
         examinations.append((f"certificate {own.certificate}", partial(_certificate, own)))
+    for key, path in tls.trusted(config):
+        examinations.append((f"{key} {path}", partial(_trusted, key, path)))
     if doubtful_body_parts(config.admission.body_parts):
         examinations.append(("admission", partial(_admission, config)))
     if config.inbox is not None:
@@ -230,6 +232,12 @@ def _certificate(own: tls.Credentials) -> str:
             "restart is needed"
         )
     return f"{own.own()}, valid until {until} ({left_days:.0f} days)"
+
+
+def _trusted(key: str, path: Path) -> str:
+    """Whether a file of trusted certificates holds some, and no broken one."""
+    tls.require_trusted(key, path)
+    return "every certificate in it can be used"
 
 
 def _tls_listener(config: Config) -> str:

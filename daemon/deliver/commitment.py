@@ -50,7 +50,6 @@ class Asker:
         ledger: Ledger,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
-        """Raises TlsError where a certificate or key of the destination cannot be used."""
         self._destination = destination
         self._remote = remote_of(config, destination)
         self._calling_ae_title = config.ae_title

@@ -70,7 +70,6 @@ class Courier:
         spool: Spool,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
-        """Raises TlsError where a certificate or key of the destination cannot be used."""
         self._destination = destination
         self._remote: Remote | None = None
         if isinstance(destination, DicomDestination):

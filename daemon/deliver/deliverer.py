@@ -15,7 +15,7 @@ from daemon.deliver.retention import Retention
 from daemon.ledger import Ledger
 from daemon.live import RefusedError, Take
 from daemon.spool import Spool
-from daemon.tls import TlsError
+from daemon.tls import faults_of
 
 _PATIENCE_S = 5.0
 
@@ -59,8 +59,8 @@ class Deliverer:
         spool: Spool,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
-        """Raises TlsError where a certificate or key of a destination, or of the audit trail,
-        cannot be used.
+        """A certificate or key that cannot be used is the trouble of its destination, or of the
+        audit trail: a reboot must not stop the deliveries that went on before it.
         """
         self._ledger = ledger
         self._spool = spool
@@ -118,10 +118,11 @@ class Deliverer:
         """
         kept = [desk for desk in self._desks if desk.destination in config.destinations]
         known = [desk.destination for desk in kept]
-        try:
-            new = [self._desk(each, config) for each in config.destinations if each not in known]
-        except TlsError as error:
-            raise RefusedError(str(error)) from error
+        others = [each for each in config.destinations if each not in known]
+        for each in others:
+            if isinstance(each, DicomDestination) and (found := faults_of(config, each)):
+                raise RefusedError("; ".join(words for _, words in found))
+        new = [self._desk(each, config) for each in others]
 
         def take() -> None:
             for desk in self._desks:

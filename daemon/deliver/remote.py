@@ -8,10 +8,6 @@ from daemon.tls import destination_client
 
 
 def remote_of(config: Config, destination: DicomDestination) -> Remote:
-    """The archive's AE title, host and port, and TLS toward it where the settings have that.
-
-    Raises:
-        TlsError: a certificate or key of its TLS cannot be used.
-    """
+    """The archive's AE title, host and port, and TLS toward it where the settings have that."""
     security = destination_client(config, destination)
     return Remote(destination.ae_title, destination.host, destination.port, security)

@@ -8,7 +8,8 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from daemon.config import Config, DicomDestination
+from daemon import tls
+from daemon.config import Config
 
 # ASN.1 tags (X.690): SEQUENCE, the version's explicit [0], UTCTime. The other time is
 # GeneralizedTime.
@@ -30,9 +31,9 @@ def free_bytes(folder: Path) -> int | None:
 def certificates(config: Config) -> Iterator[tuple[str, float]]:
     """Each certificate that the settings name: its key, and when it ends (seconds since 1970).
 
-    A file that cannot be read, or holds no certificate, is left out: `pleura doctor` tells why.
+    A file that cannot be read, or holds no certificate, is left out: tls.faults() tells why.
     """
-    for key, path in _named(config).items():
+    for key, path in tls.certificates(config).items():
         ends_at = valid_until(path)
         if ends_at is not None:
             yield key, ends_at
@@ -47,23 +48,6 @@ def valid_until(path: Path) -> float | None:
         return _not_after(ssl.PEM_cert_to_DER_cert(pem))
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _named(config: Config) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    if config.tls is not None:
-        found["tls.certificate"] = config.tls.certificate
-    if config.audit is not None and config.audit.certificate is not None:
-        found["audit.certificate"] = config.audit.certificate
-
-    for destination in config.destinations:
-        if isinstance(destination, DicomDestination) and destination.tls is not None:
-            key = f"destinations.{destination.name}.tls"
-            if destination.tls.certificate is not None:
-                found[f"{key}.certificate"] = destination.tls.certificate
-            if destination.tls.pinned_certificate is not None:
-                found[f"{key}.pinned_certificate"] = destination.tls.pinned_certificate
-    return found
 
 
 def _not_after(der: bytes) -> float:

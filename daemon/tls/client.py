@@ -7,7 +7,7 @@ import ssl
 from pathlib import Path
 
 from daemon.config import Audit, Config, DicomDestination, Oidc
-from daemon.tls.contexts import Credentials, client_context, require_secret
+from daemon.tls.contexts import Credentials, TlsError, client_context
 from daemon.tls.renewal import Renewed
 from daemon.tls.words import in_words
 
@@ -27,11 +27,14 @@ class TlsClient:
         The peer's time to answer is the time-out of `connection`. SNI carries the name.
 
         Raises:
-            OSError: the handshake failed; in_words() tells why.
+            OSError: the handshake failed, or a file of ours cannot be used; in_words() tells why.
         """
         try:
             context = self._context.current()
             return context.wrap_socket(connection, server_hostname=self._name or host)
+        except TlsError as error:
+            connection.close()
+            raise OSError(str(error)) from error
         except BaseException:
             connection.close()
             raise
@@ -47,16 +50,14 @@ def destination_client(config: Config, destination: DicomDestination) -> TlsClie
     """TLS toward an archive; None where its settings have none.
 
     What the destination does not name is the node's own: certificate, key and `ca` of `tls`.
-    Without any `ca`, the certificates that the system trusts.
-
-    Raises:
-        TlsError: a file cannot be used.
+    Without any `ca`, the certificates that the system trusts. A file that cannot be used is a
+    trouble of each connection, not of the role.
     """
     theirs = destination.tls
     if theirs is None:
         return None
 
-    where = _where(config, destination)
+    where = f"destinations[{destination.name}].tls"
     credentials = destination_credentials(config, destination)
     is_pinned = theirs.pinned_certificate is not None
     trusted = theirs.pinned_certificate or theirs.ca
@@ -68,11 +69,7 @@ def destination_client(config: Config, destination: DicomDestination) -> TlsClie
 
 
 def repository_client(audit: Audit) -> TlsClient | None:
-    """TLS toward the audit repository; None where it is reached without.
-
-    Raises:
-        TlsError: a file cannot be used.
-    """
+    """TLS toward the audit repository; None where it is reached without."""
     if audit.repository is None or not audit.repository.startswith("tls://"):
         return None
 
@@ -82,13 +79,7 @@ def repository_client(audit: Audit) -> TlsClient | None:
 
 
 def provider_context(oidc: Oidc) -> Renewed:
-    """The context of connections to the OpenID Connect provider.
-
-    Raises:
-        TlsError: `ca` cannot be used, or the client's secret can be read by others.
-    """
-    if oidc.client_secret_file is not None:
-        require_secret("web.oidc.client_secret_file", oidc.client_secret_file)
+    """The context of connections to the OpenID Connect provider."""
     return _renewed("web.oidc", None, oidc.ca, False, ("non-downgrading", "1.2"))
 
 
@@ -106,16 +97,12 @@ def destination_credentials(config: Config, destination: DicomDestination) -> Cr
         return None
     if theirs.certificate is not None and theirs.key is not None:
         passphrase = theirs.key_passphrase_file
-        where = _where(config, destination)
+        where = f"destinations[{destination.name}].tls"
         return Credentials(where, theirs.certificate, theirs.key, passphrase)
     if config.tls is not None:
         ours = config.tls
         return Credentials("tls", ours.certificate, ours.key, ours.key_passphrase_file)
     return None
-
-
-def _where(config: Config, destination: DicomDestination) -> str:
-    return f"destinations[{config.destinations.index(destination)}].tls"
 
 
 def _renewed(
@@ -133,4 +120,5 @@ def _renewed(
         where,
         lambda: client_context(where, credentials, trusted, is_pinned, *versions),
         files,
+        credentials,
     )

@@ -7,9 +7,11 @@ TLS 1.3 are all authenticated encryption with forward secrecy.
 
 from __future__ import annotations
 
+import re
 import ssl
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,10 @@ _CLIENT = {
 # X509_V_FLAG_NO_CHECK_TIME of OpenSSL: an expired certificate still tells its dates.
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 _EVERYONE = stat.S_IRWXO
-_DAY_S = 86400.0
+
+# A certificate in a PEM file: where it begins, and the whole of it.
+_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
+_WHOLE = re.compile(r"-----BEGIN ([A-Z0-9 ]*CERTIFICATE)-----[^-]*-----END \1-----")
 
 
 class TlsError(Exception):
@@ -70,6 +75,9 @@ class Credentials:
             context.load_cert_chain(self.certificate, self.key, password=passphrase)
         except ssl.SSLError as error:
             raise TlsError(self._in_words(error, passphrase)) from error
+        except ValueError as error:
+            # A passphrase that is longer than OpenSSL takes.
+            raise TlsError(f"{self.where}.key_passphrase_file: {error}") from error
 
     def own(self) -> PeerCertificate:
         """The certificate's contents, and proof that the pair works: a handshake with ourselves.
@@ -78,13 +86,18 @@ class Credentials:
             TlsError: as load_into(), or the certificate has expired or is not valid yet.
         """
         found = self.told()
-        if found.valid_until < time.time():
-            days = (time.time() - found.valid_until) / _DAY_S
-            raise TlsError(
-                f"{self.where}.certificate: found {self.certificate}, which expired {days:.1f} "
-                "days ago; allowed: a valid certificate; renew it and put it in its place"
-            )
-        return found
+        now = time.time()
+        if found.valid_until < now:
+            trouble = f"which expired on {_day(found.valid_until)}"
+        elif found.valid_from > now:
+            trouble = f"which is not valid before {_day(found.valid_from)}"
+        else:
+            return found
+
+        raise TlsError(
+            f"{self.where}.certificate: found {self.certificate}, {trouble}; allowed: a valid "
+            "certificate; renew it and put it in its place"
+        )
 
     def told(self) -> PeerCertificate:
         """The certificate's contents, valid or not. Raises TlsError as load_into()."""
@@ -139,10 +152,12 @@ def server_context(
 ) -> ssl.SSLContext:
     """The context of connections that are accepted.
 
+    An expired certificate is presented: the peers decide.
+
     Raises:
         TlsError: a file cannot be used.
     """
-    credentials.own()
+    credentials.told()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _apply(context, profile, minimum)
     credentials.load_into(context)
@@ -168,7 +183,8 @@ def client_context(
     """The context of connections that this node opens.
 
     `trusted`: a file of certificates, or None for the system's. `is_pinned`: it holds the peer's
-    own certificate, so the name in it is not compared.
+    own certificate, so the name in it is not compared. An expired certificate of ours is presented:
+    the peer decides.
 
     Raises:
         TlsError: a file cannot be used.
@@ -176,7 +192,7 @@ def client_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _apply(context, profile, minimum)
     if credentials is not None:
-        credentials.own()
+        credentials.told()
         credentials.load_into(context)
 
     context.check_hostname = not is_pinned
@@ -219,15 +235,49 @@ def _apply(context: ssl.SSLContext, profile: str, minimum: str) -> None:
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
 
-def _trust(context: ssl.SSLContext, where: str, path: Path) -> None:
-    require_file(where, path)
-    try:
-        context.load_verify_locations(path)
-    except ssl.SSLError as error:
+def require_trusted(where: str, path: Path) -> None:
+    """Raises TlsError where a file of trusted certificates is not one from beginning to end."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unusable = _trust(context, where, path)
+
+    if not context.cert_store_stats()["x509"]:
         raise TlsError(
-            f"{where}: found {path}, which holds no certificate in PEM; allowed: one or more "
-            "certificates, one after another"
-        ) from error
+            f"{where}: found {path}, which holds no certificate in PEM, so every peer is refused; "
+            "allowed: one or more certificates, one after another"
+        )
+    if unusable:
+        raise TlsError(
+            f"{where}: found {path}, in which {unusable} certificate(s) are broken; the others are "
+            "trusted, and no other peer is; allowed: whole certificates in PEM, one after another"
+        )
+
+
+def _trust(context: ssl.SSLContext, where: str, path: Path) -> int:
+    """Trust each whole certificate of a file. Returns how many others it holds.
+
+    A file without a certificate trusts nobody: the list of yesterday must not let a peer in that
+    was taken off it.
+
+    Raises:
+        TlsError: the file cannot be read.
+    """
+    require_file(where, path)
+    with suppress(ssl.SSLError):
+        context.load_verify_locations(path)
+        return 0
+
+    # OpenSSL takes none of a file in which one is broken.
+    text = path.read_text(encoding="ascii", errors="replace")
+    taken = 0
+    for whole in _WHOLE.finditer(text):
+        with suppress(ssl.SSLError):
+            context.load_verify_locations(cadata=whole[0])
+            taken += 1
+    return len(_BEGIN.findall(text)) - taken
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> PeerCertificate:

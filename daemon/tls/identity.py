@@ -36,6 +36,7 @@ class PeerCertificate:
     fingerprint: str = ""
     # Seconds since 1970; 0: unknown.
     valid_until: float = 0.0
+    valid_from: float = 0.0
 
     @classmethod
     def of(cls, connection: ssl.SSLObject | ssl.SSLSocket) -> PeerCertificate | None:
@@ -52,8 +53,9 @@ class PeerCertificate:
         ]
         names = [str(value) for _, value in _pairs(told.get("subjectAltName"))]
         until = ssl.cert_time_to_seconds(str(told["notAfter"]))
+        since = ssl.cert_time_to_seconds(str(told["notBefore"]))
         digest = hashlib.sha256(encoded).hexdigest()
-        return cls(tuple(subject), tuple(names), digest, until)
+        return cls(tuple(subject), tuple(names), digest, until, since)
 
     def __str__(self) -> str:
         """Its subject as a log line shows it: printable ASCII, bounded."""

@@ -9,12 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from daemon.tls.contexts import TlsError
+from daemon.tls.contexts import Credentials, TlsError
 
 log = logging.getLogger("pleura.tls")
 
-# Of one file: device, inode, modification time in nanoseconds, size. None: it is absent.
-_Mark = tuple[int, int, int, int] | None
+# While renewed files cannot be used they are tried again so often: what is wrong with them need not
+# show in their marks (a folder that may not be entered, a certificate that is valid from tomorrow).
+_RETRY_S = 5.0
+
+# Of one file: device, inode, times of modification and of change in nanoseconds, size. chmod and
+# chown move the time of change alone. None: it is absent.
+_Mark = tuple[int, int, int, int, int] | None
 
 
 class Renewed:
@@ -24,49 +29,90 @@ class Renewed:
     """
 
     def __init__(
-        self, where: str, build: Callable[[], ssl.SSLContext], files: Sequence[Path]
+        self,
+        where: str,
+        build: Callable[[], ssl.SSLContext],
+        files: Sequence[Path],
+        credentials: Credentials | None = None,
+        retry_s: float = _RETRY_S,
     ) -> None:
-        """`where`: the key of the settings that names the files.
-
-        Raises:
-            TlsError: the files cannot be used.
-        """
+        """`where`: the key of the settings that names the files. `credentials`: ours among them."""
         self._where = where
         self._build = build
         self._files = tuple(files)
+        self._credentials = credentials
+        self._retry_s = retry_s
         self._lock = threading.Lock()
 
-        # Read before the files: what changes in between is found changed the next time.
-        self._marks = self._look()
-        self._context = build()
+        self._context: ssl.SSLContext | None = None
+        self._marks: list[_Mark] = []
+        # When to try again, and the fault that was logged; None: the files are in use.
+        self._retry_at: float | None = None
+        self._fault: str | None = None
 
     def current(self) -> ssl.SSLContext:
         """The context of the files as they are now; of the last good files if they are broken.
 
         A new context also ends resumption: no ticket outlives the certificates that were trusted
         when it was issued.
+
+        Raises:
+            TlsError: the files cannot be used, and there is no context from before.
         """
         with self._lock:
+            # Read before the files: what changes in between is found changed the next time.
             marks = self._look()
-            if marks != self._marks:
-                self._marks = marks
-                self._renew()
+            if self._context is None:
+                self._context = self._first()
+            elif marks != self._marks or self._is_due():
+                self._context = self._renewed(self._context)
+            self._marks = marks
             return self._context
 
-    def _renew(self) -> None:
-        began = time.monotonic()
+    def _first(self) -> ssl.SSLContext:
         try:
-            self._context = self._build()
-        except TlsError as error:
-            log.error(
-                "%s: the files have changed and cannot be used: %s; the certificate before stays "
-                "in use",
-                self._where,
-                error,
-            )
-        else:
-            took_ms = (time.monotonic() - began) * 1e3
-            log.info("%s: renewed files taken for new connections (%.0f ms)", self._where, took_ms)
+            context = self._build()
+        except OSError as error:
+            raise TlsError(f"{self._where}: {error}") from error
+
+        try:
+            self._require_dates()
+        except (TlsError, OSError) as error:
+            # A restart must not be worse than going on, which an expired certificate does.
+            log.error("%s; there is no other, so it is presented, and peers may refuse it", error)
+        return context
+
+    def _renewed(self, before: ssl.SSLContext) -> ssl.SSLContext:
+        began = time.monotonic()
+        # Before the try, so that no way out of it forgets the fault.
+        self._retry_at = began + self._retry_s
+        try:
+            self._require_dates()
+            context = self._build()
+        except (TlsError, OSError) as error:
+            # OSError: a file that goes away between two looks at it.
+            if str(error) != self._fault:
+                log.error(
+                    "%s: the files have changed and cannot be used: %s; the certificate before "
+                    "stays in use",
+                    self._where,
+                    error,
+                )
+            self._fault = str(error)
+            return before
+
+        self._retry_at = self._fault = None
+        took_ms = (time.monotonic() - began) * 1e3
+        log.info("%s: renewed files taken for new connections (%.0f ms)", self._where, took_ms)
+        return context
+
+    def _is_due(self) -> bool:
+        return self._retry_at is not None and time.monotonic() >= self._retry_at
+
+    def _require_dates(self) -> None:
+        """Raises TlsError where our certificate is not valid today."""
+        if self._credentials is not None:
+            self._credentials.own()
 
     def _look(self) -> list[_Mark]:
         return [_mark(path) for path in self._files]
@@ -77,4 +123,5 @@ def _mark(path: Path) -> _Mark:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return status.st_dev, status.st_ino, *times, status.st_size

@@ -1,25 +1,23 @@
-"""The node's own end of TLS, from the settings; and everything wrong with the settings' files."""
+"""The node's own ends of TLS, from the settings: the DICOM port and the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import ssl
 
-from daemon.config import Config, DicomDestination, ServerTls
-from daemon.tls.client import (
-    destination_client,
-    destination_credentials,
-    provider_context,
-    repository_client,
-    repository_credentials,
-)
-from daemon.tls.contexts import Credentials, TlsError, require_secret, server_context
+from daemon.config import ServerTls
+from daemon.config.web import WebTls
+from daemon.tls.contexts import Credentials, server_context
 from daemon.tls.renewal import Renewed
 
 
 def own_credentials(tls: ServerTls) -> Credentials:
     """The node's certificate and key."""
     return Credentials("tls", tls.certificate, tls.key, tls.key_passphrase_file)
+
+
+def page_credentials(tls: WebTls) -> Credentials:
+    """The page's certificate and key."""
+    return Credentials("web.tls", tls.certificate, tls.key, tls.key_passphrase_file)
 
 
 def node_context(tls: ServerTls) -> Renewed:
@@ -31,55 +29,37 @@ def node_context(tls: ServerTls) -> Renewed:
     own = own_credentials(tls)
     trusted = tls.ca if tls.client != "none" else None
     files = own.files + ([trusted] if trusted else [])
-    return Renewed(
+
+    renewed = Renewed(
         "tls",
         lambda: server_context(own, trusted, tls.client, tls.profile, tls.minimum_version),
         files,
+        own,
     )
+    renewed.current()
+    return renewed
 
 
-def credentials(config: Config) -> Iterator[Credentials]:
-    """Every certificate of ours that the settings name."""
-    if config.tls is not None:
-        yield own_credentials(config.tls)
-    for destination in config.destinations:
-        if isinstance(destination, DicomDestination):
-            theirs = destination_credentials(config, destination)
-            if theirs is not None and theirs.where != "tls":
-                yield theirs
-    if config.web is not None and config.web.tls is not None:
-        page = config.web.tls
-        yield Credentials("web.tls", page.certificate, page.key, page.key_passphrase_file)
+def page_context(tls: WebTls) -> ssl.SSLContext:
+    """The context of the page: TLS 1.2 with forward secrecy and authenticated encryption, or 1.3.
 
-    own = repository_credentials(config.audit) if config.audit is not None else None
-    if own is not None:
-        yield own
+    Its server keeps one context for its whole life, so each handshake asks for the newest.
 
+    Raises:
+        TlsError: a file cannot be used.
+    """
+    own = page_credentials(tls)
+    renewed = Renewed(
+        "web.tls",
+        lambda: server_context(own, None, "none", "non-downgrading", "1.2"),
+        own.files,
+        own,
+    )
+    context = renewed.current()
 
-def troubles(config: Config) -> Iterator[str]:
-    """Each certificate, key or token of the settings that cannot be used, in words."""
-    builds: list[Callable[[], object]] = []
-    tls = config.tls
-    if tls is not None:
-        builds.append(partial(node_context, tls))
-    for destination in config.destinations:
-        if isinstance(destination, DicomDestination) and destination.tls is not None:
-            builds.append(partial(destination_client, config, destination))
+    # OpenSSL calls it for every client, also for one that sends no name.
+    def take_newest(connection: ssl.SSLSocket | ssl.SSLObject, *_: object) -> None:
+        connection.context = renewed.current()
 
-    if config.web is not None and config.web.tls is not None:
-        page = config.web.tls
-        own = Credentials("web.tls", page.certificate, page.key, page.key_passphrase_file)
-        builds.append(own.own)
-    if config.web is not None and config.web.metrics_token_file is not None:
-        token = config.web.metrics_token_file
-        builds.append(partial(require_secret, "web.metrics_token_file", token))
-    if config.web is not None and config.web.oidc is not None:
-        builds.append(partial(provider_context, config.web.oidc))
-    if config.audit is not None:
-        builds.append(partial(repository_client, config.audit))
-
-    for build in builds:
-        try:
-            build()
-        except TlsError as error:
-            yield str(error)
+    context.sni_callback = take_newest
+    return context

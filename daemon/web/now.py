@@ -17,9 +17,9 @@ from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import SameReason
 from daemon.ledger.alarms import LastingAlarm
 from daemon.ledger.view import Activity, Count, Queue, Refused
+from daemon.metrics import host
 from daemon.metrics.health import ROLES as NEEDED_ROLES
 from daemon.spool import Spool
-from daemon.tls import TlsError
 from daemon.web.model import Card, card_of
 from daemon.web.visit import Node, Visit
 
@@ -215,16 +215,14 @@ def _quarantined(spool: Spool) -> int:
 
 
 def _certificates(settings: Config) -> list[Certificate]:
-    """Every certificate of ours, with its days."""
-    found = []
-    for credentials in tls.credentials(settings):
-        try:
-            days = (credentials.told().valid_until - time.time()) / _DAY_S
-        except (TlsError, OSError) as error:
-            found.append(Certificate(credentials.where, 0.0, str(error)))
-        else:
-            found.append(Certificate(credentials.where, days))
-    return found
+    """Every certificate of the settings with its days, and every file of TLS that has a fault."""
+    now = time.time()
+    faults = dict(tls.faults(settings))
+    ends = {key: ends_at for key, ends_at in host.certificates(settings) if key not in faults}
+    return [
+        *(Certificate(key, 0.0, words) for key, words in faults.items()),
+        *(Certificate(key, (ends_at - now) / _DAY_S) for key, ends_at in ends.items()),
+    ]
 
 
 # -- what needs a person ---------------------------------------------------------------------------

@@ -97,11 +97,13 @@ class Provider:
     """The provider of the settings. Thread-safe."""
 
     def __init__(self, oidc: Oidc) -> None:
-        """Raises TlsError: a file cannot be used, or the library is not installed."""
+        """Raises TlsError: the library is not installed, or others may read the secret."""
         if importlib.util.find_spec("jwt") is None:
             raise tls.TlsError(
                 "web.oidc: needs pyjwt, which is not installed; pip install 'pleura[oidc]'"
             )
+        if oidc.client_secret_file is not None:
+            tls.require_secret("web.oidc.client_secret_file", oidc.client_secret_file)
         self._oidc = oidc
         self._context = tls.provider_context(oidc)
         self._turns = threading.BoundedSemaphore(_MOST_AT_ONCE)
@@ -346,7 +348,7 @@ class Provider:
                         raise _unusable(url, f"more than {_MOST_BYTES} bytes")
                     if time.monotonic() > deadline:
                         raise _unusable(url, f"not whole within {_PATIENCE_S:.0f} s")
-        except (httpx.HTTPError, OSError) as error:
+        except (httpx.HTTPError, OSError, tls.TlsError) as error:
             raise _unusable(url, _network_words(error)) from error
 
         try:
@@ -406,6 +408,8 @@ def _unusable(url: str, words: str) -> RefusedError:
 
 def _network_words(error: Exception) -> str:
     """Why the provider was not reached. A refused certificate stands behind httpx's own error."""
+    if isinstance(error, tls.TlsError):
+        return str(error)
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLError):

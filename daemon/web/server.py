@@ -8,7 +8,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -42,9 +41,7 @@ class PageServer:
         self._web = web
         self._view = View.open(settings.ledger)
         self._node = Node.of(settings, web, ledger, self._view)
-        self._credentials = _credentials(web)
-        self._context = _context(self._credentials)
-        self._loaded_at = time.time()
+        self._context = tls.page_context(web.tls) if web.tls is not None else None
         self._server = _server(build(self._node, spool), web, self._context)
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -75,23 +72,6 @@ class PageServer:
         """Whether the server still serves."""
         return self._thread is not None and self._thread.is_alive()
 
-    def take_renewed_certificate(self) -> None:
-        """New connections see a certificate whose files have changed since."""
-        if self._context is None or self._credentials is None:
-            return
-        changed_at = max(path.stat().st_mtime for path in self._credentials.files)
-        if changed_at <= self._loaded_at:
-            return
-
-        self._loaded_at = time.time()
-        try:
-            self._credentials.own()
-            self._credentials.load_into(self._context)
-        except (tls.TlsError, OSError) as error:
-            log.error("%s; the page goes on with the certificate that it has", error)
-        else:
-            log.info("web.tls: the renewed certificate is taken")
-
     def stop(self) -> None:
         """Finish the pages in hand, then close."""
         self._server.should_exit = True
@@ -100,21 +80,6 @@ class PageServer:
         if self._socket is not None:
             self._socket.close()
         self._view.close()
-
-
-def _credentials(web: Web) -> tls.Credentials | None:
-    if web.tls is None:
-        return None
-    return tls.Credentials(
-        "web.tls", Path(web.tls.certificate), Path(web.tls.key), web.tls.key_passphrase_file
-    )
-
-
-def _context(credentials: tls.Credentials | None) -> ssl.SSLContext | None:
-    """TLS 1.2 with forward secrecy and authenticated encryption, or 1.3, as on the DICOM port."""
-    if credentials is None:
-        return None
-    return tls.server_context(credentials, None, "none", "non-downgrading", "1.2")
 
 
 def _server(app: ASGIApp, web: Web, context: ssl.SSLContext | None) -> uvicorn.Server:

@@ -228,7 +228,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "alarm_refused": ("Results were refused", "Ergebnisse wurden abgewiesen"),
     "alarm_silence": ("A sender is silent", "Ein Sender ist verstummt"),
     "alarm_disk": ("The disk is almost full", "Die Platte ist fast voll"),
-    "alarm_certificate": ("A certificate ends soon", "Ein Zertifikat läuft bald ab"),
+    "alarm_certificate": (
+        "A certificate ends soon, or a file of TLS cannot be used",
+        "Ein Zertifikat läuft bald ab, oder eine TLS-Datei ist unbrauchbar",
+    ),
     "alarm_role": ("A role is silent", "Eine Rolle ist verstummt"),
     "alarm_drift": (
         "The answers differ from their baseline",
@@ -304,13 +307,13 @@ TABLE: dict[str, tuple[str, str]] = {
         "{number} abgewiesene Lieferungen an {name}, das die Einstellungen nicht kennen.",
     ),
     "need_certificate": (
-        "The certificate of {where} cannot be used.",
-        "Das Zertifikat von {where} ist unbrauchbar.",
+        "The file of {where} cannot be used.",
+        "Die Datei von {where} ist unbrauchbar.",
     ),
     "need_certificate_more": ("{trouble}", "{trouble}"),
     "need_certificate_days": (
-        "The certificate of {where} ends in {days} days.",
-        "Das Zertifikat von {where} endet in {days} Tagen.",
+        "The certificate {where} ends in {days} days.",
+        "Das Zertifikat {where} endet in {days} Tagen.",
     ),
     # Acts, and what they did.
     "act_retry-images": ("Retry all", "Alle wiederholen"),

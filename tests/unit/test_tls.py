@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from daemon.alerts import Watch
 from daemon.config import (
     CertificateIdentity,
     Config,
@@ -20,15 +23,21 @@ from daemon.config import (
     ServerTls,
     load,
 )
+from daemon.deliver.deliverer import Deliverer
+from daemon.ledger import Ledger
+from daemon.live import RefusedError
+from daemon.spool import Spool
 from daemon.tls import (
     Credentials,
     PeerCertificate,
+    Renewed,
     TlsError,
     client_context,
+    destination_client,
+    faults,
     in_words,
     is_wanted,
     node_context,
-    troubles,
 )
 from tools.peers.certificates import Authority, Pair
 
@@ -78,6 +87,12 @@ def handshake(
         except ssl.SSLWantReadError:
             continue
     return here, there
+
+
+def only_fault(config: Config) -> str:
+    """The words of the one file of the settings that cannot be used."""
+    ((_, words),) = faults(config)
+    return words
 
 
 def test_both_ends_verify_each_other_in_tls_1_2_and_1_3(
@@ -207,6 +222,180 @@ def test_a_renewed_certificate_serves_the_next_connection_and_a_broken_one_does_
     assert "renewed files taken" in caplog.text
 
 
+def put(pair: Pair, place: Pair, key_mode: int = 0o600) -> None:
+    """Install a pair as an administrator does: beside, then renamed into its place."""
+    for source, target, mode in (
+        (pair.certificate, place.certificate, 0o644),
+        (pair.key, place.key, key_mode),
+    ):
+        part = target.with_suffix(".part")
+        part.write_bytes(source.read_bytes())
+        part.chmod(mode)
+        part.rename(target)
+
+
+def test_a_renewed_key_is_taken_once_its_mode_is_mended_as_the_log_advises(
+    ca: Authority, node: Pair, xray: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
+    put(node, mine)
+    tls = ServerTls.model_validate({**mine.settings(), "ca": str(ca.certificate)})
+    renewed = node_context(tls)
+
+    put(xray, mine, key_mode=0o644)
+    before = renewed.current()
+    assert f"chmod 0640 {mine.key}" in caplog.text
+    mine.key.chmod(0o640)
+    assert renewed.current() is not before
+    here, _ = handshake(renewed.current(), client(ca, xray))
+    assert str(PeerCertificate.of(here)).startswith("CN=XRAY1")
+
+
+def test_files_that_cannot_be_used_are_tried_again_whatever_their_marks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a folder that may not be entered, or a file that goes away between two looks."""
+    file = tmp_path / "file"
+    file.write_text("1")
+    faults: list[Exception] = []
+
+    def build() -> ssl.SSLContext:
+        if faults:
+            raise faults[0]
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    renewed = Renewed("x", build, [file], retry_s=0.0)
+    first = renewed.current()
+    for fault in (TlsError("broken"), FileNotFoundError("gone")):
+        faults[:] = [fault]
+        file.write_text(file.read_text() + "1")
+        assert [renewed.current() for _ in range(3)] == [first] * 3
+        assert caplog.text.count(f"cannot be used: {fault}") == 1
+        faults.clear()
+        second = renewed.current()
+        assert second is not first
+        assert renewed.current() is second
+        first = second
+
+
+def test_a_restart_presents_an_expired_certificate_as_going_on_does(
+    ca: Authority, xray: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
+    put(ca.issue_expired("late"), mine)
+    tls = ServerTls.model_validate({**mine.settings(), "ca": str(ca.certificate)})
+    renewed = node_context(tls)
+    assert "which expired on" in caplog.text
+    with pytest.raises(ssl.SSLError) as refused:
+        handshake(renewed.current(), client(ca, xray))
+    assert "its certificate has expired" in in_words(refused.value, "x", "x.ca")
+
+    put(ca.issue("fresh"), mine)
+    handshake(renewed.current(), client(ca, xray))
+
+
+def test_an_empty_list_trusts_nobody(ca: Authority, node: Pair, xray: Pair, tmp_path: Path) -> None:
+    listed = tmp_path / "peers.pem"
+    listed.write_bytes(xray.certificate.read_bytes())
+    tls = ServerTls.model_validate({**node.settings(), "ca": str(listed)})
+    renewed = node_context(tls)
+    handshake(renewed.current(), client(ca, xray))
+
+    listed.write_text("# nobody\n")
+    # At the next start, too.
+    for context in (renewed.current(), node_context(tls).current()):
+        with pytest.raises(ssl.SSLError) as refused:
+            handshake(context, client(ca, xray))
+        assert "its certificate is not trusted" in in_words(refused.value, "tls", "tls.ca")
+    fault = only_fault(Config.model_validate({"tls": tls.model_dump(mode="json")}))
+    assert fault.startswith(f"tls.ca: found {listed}, which holds no certificate in PEM")
+
+
+@pytest.mark.parametrize("broken", ["cut off", "not base64", "no certificate"])
+def test_a_broken_entry_of_the_list_keeps_no_removed_peer_and_shuts_no_listed_peer_out(
+    ca: Authority, node: Pair, xray: Pair, stranger: Pair, tmp_path: Path, broken: str
+) -> None:
+    whole = node.certificate.read_text()
+    entry = {
+        "cut off": whole[:200] + "\n",
+        "not base64": whole.replace("MII", "!!!"),
+        "no certificate": whole[:28] + "AAAA\n" + whole[whole.index("-----END") :],
+    }[broken]
+    listed = tmp_path / "peers.pem"
+    listed.write_bytes(stranger.certificate.read_bytes() + xray.certificate.read_bytes())
+    tls = ServerTls.model_validate({**node.settings(), "ca": str(listed)})
+    renewed = node_context(tls)
+    handshake(renewed.current(), client(ca, stranger))
+
+    listed.write_text(entry + xray.certificate.read_text())
+    handshake(renewed.current(), client(ca, xray))
+    with pytest.raises(ssl.SSLError):
+        handshake(renewed.current(), client(ca, stranger))
+    fault = only_fault(Config.model_validate({"tls": tls.model_dump(mode="json")}))
+    assert "in which 1 certificate(s) are broken; the others are trusted" in fault
+
+
+@pytest.mark.parametrize("fault", ["absent", "expired", "no list"])
+def test_a_fault_of_one_destinations_files_is_that_destinations_trouble(
+    ca: Authority, xray: Pair, tmp_path: Path, fault: str
+) -> None:
+    """A reboot must not end the role, and with it `pleura serve`, for one archive's certificate."""
+    mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
+    trusted = tmp_path / "ca.pem"
+    trusted.write_bytes(b"" if fault == "no list" else ca.certificate.read_bytes())
+    if fault != "absent":
+        put(ca.issue_expired("late") if fault == "expired" else xray, mine)
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}
+    audit = {"repository": "tls://127.0.0.1:6514", "ca": str(trusted), **mine.settings()}
+    config = Config.model_validate(
+        {
+            "destinations": [pacs | {"tls": {**mine.settings(), "ca": str(trusted)}}],
+            "audit": audit,
+            "spool": str(tmp_path / "spool"),
+        }
+    )
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    deliverer = Deliverer(config, ledger, Spool(config.spool))
+
+    # The watch tells of each; a reload of such a destination is refused.
+    Watch(config, ledger).look()
+    key = "ca" if fault == "no list" else "certificate"
+    assert {f"destinations[pacs].tls.{key}", f"audit.{key}"} <= {
+        row["subject"] for row in ledger.alarms.lasting()
+    }
+    renamed = config.model_dump(mode="json")
+    renamed["destinations"][0]["name"] = "other"
+    with pytest.raises(RefusedError, match=r"destinations\[other\].tls"):
+        deliverer.check(Config.model_validate(renamed))
+    ledger.close()
+
+
+def test_a_destination_is_reached_once_its_files_are_there(
+    ca: Authority, node: Pair, xray: Pair, tmp_path: Path
+) -> None:
+    mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
+    theirs = {**mine.settings(), "ca": str(ca.certificate)}
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104, "tls": theirs}
+    config = Config.model_validate({"destinations": [pacs]})
+    (there,) = config.destinations
+    assert isinstance(there, DicomDestination)
+    secure = destination_client(config, there)
+    assert secure is not None
+
+    near, far = socket.socketpair()
+    with far, pytest.raises(OSError, match=r"destinations\[pacs\]\.tls\.certificate: found"):
+        secure.wrap(near, "127.0.0.1")
+
+    put(xray, mine)
+    near, far = socket.socketpair()
+    archive = server(ca, node)
+    thread = threading.Thread(target=lambda: archive.wrap_socket(far, server_side=True).close())
+    thread.start()
+    with secure.wrap(near, "127.0.0.1") as secured:
+        assert secured.version() == "TLSv1.3"
+    thread.join()
+
+
 def test_a_peer_is_tied_to_what_its_certificate_says(ca: Authority, node: Pair, xray: Pair) -> None:
     _, there = handshake(server(ca, node), client(ca, xray))
     found = PeerCertificate.of(there)
@@ -292,7 +481,7 @@ def test_a_file_that_cannot_be_used_is_told_with_what_to_do(
     spoil(pair, xray.key)
 
     config = Config.model_validate({"tls": {**pair.settings(), "ca": str(ca.certificate)}})
-    (trouble,) = troubles(config)
+    trouble = only_fault(config)
     assert words in trouble
     assert trouble.startswith("tls")
     assert str(tmp_path) in trouble
@@ -301,8 +490,8 @@ def test_a_file_that_cannot_be_used_is_told_with_what_to_do(
 def test_an_expired_certificate_is_told(ca: Authority) -> None:
     pair = ca.issue_expired("old")
     config = Config.model_validate({"tls": {**pair.settings(), "client": "none"}})
-    (trouble,) = troubles(config)
-    assert "expired 1.0 days ago" in trouble
+    trouble = only_fault(config)
+    assert "which expired on " in trouble
     told = Credentials("tls", pair.certificate, pair.key).told()
     assert told.subject == (("CN", "old"),)
 
@@ -316,14 +505,14 @@ def test_a_passphrase_comes_from_a_file(ca: Authority, node: Pair, tmp_path: Pat
     secret.write_text("secret\n")
     secret.chmod(0o600)
     tls = {**pair.settings(), "client": "none", "key_passphrase_file": str(secret)}
-    assert not list(troubles(Config.model_validate({"tls": tls})))
+    assert not list(faults(Config.model_validate({"tls": tls})))
 
     secret.write_text("wrong")
-    (trouble,) = troubles(Config.model_validate({"tls": tls}))
+    trouble = only_fault(Config.model_validate({"tls": tls}))
     assert "which the passphrase does not open" in trouble
     assert "wrong" not in trouble
     secret.chmod(0o604)
-    (trouble,) = troubles(Config.model_validate({"tls": tls}))
+    trouble = only_fault(Config.model_validate({"tls": tls}))
     assert "key_passphrase_file" in trouble
 
 
@@ -336,12 +525,12 @@ def test_what_a_destination_does_not_name_is_the_node_s(
     (there,) = config.destinations
     assert isinstance(there, DicomDestination)
     assert there.tls is not None
-    assert not list(troubles(config))
+    assert not list(faults(config))
 
     theirs = {"certificate": str(xray.certificate), "key": str(tmp_path / "absent.key")}
     config = Config.model_validate({"destinations": [pacs | {"tls": theirs}]})
-    (trouble,) = troubles(config)
-    assert trouble.startswith("destinations[0].tls.key")
+    trouble = only_fault(config)
+    assert trouble.startswith("destinations[pacs].tls.key")
     off = Config.model_validate({"destinations": [pacs | {"tls": False}]})
     assert off.destinations[0] == Config.model_validate({"destinations": [pacs]}).destinations[0]
 
@@ -398,8 +587,3 @@ def test_nobody_but_a_role_and_the_check_reads_a_key(
     path.write_text("tls: {certificate: /absent/a.pem, key: /absent/a.key, client: none}\n")
     monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("a file was opened"))
     assert load(path).tls is not None
-
-
-def test_faults_of_files_are_tls_errors(ca: Authority, node: Pair) -> None:
-    with pytest.raises(TlsError, match="holds no certificate in PEM"):
-        server(ca, node, ca=str(node.key))
