@@ -68,7 +68,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     if not found:
         raise PackageError(
             f"{path}: no weights of keras.applications.DenseNet121 found; other networks of Keras "
-            "are imported as ONNX (tf2onnx)"
+            "are imported as ONNX (tf2onnx with --inputs-as-nchw and --outputs-as-nchw)"
         )
     return found
 

@@ -54,7 +54,8 @@ class OnnxGraph(nn.Module):
 
     The graph gets `low` + x * (`high` - `low`), repeated to its channels and standardised with
     `mean` and `deviation`. Of its first output, (n, k) or (n, k, height, width), class `index` is
-    taken. `size` is the graph's number of bytes.
+    taken. A map is of the whole picture: of the input's side, or of one part of both its sides.
+    `size` is the graph's number of bytes.
     """
 
     graph: Tensor
@@ -96,6 +97,7 @@ class OnnxGraph(nn.Module):
         standardised = (shown - self._mean) / self._deviation
         answer = self._session.run(np.asarray(standardised, dtype=np.float32))
 
+        _require_whole_map(answer.shape, x.shape[-1])
         logits = self._logits(torch.from_numpy(answer).float())
         if logits.dim() == 4 and logits.shape[-2:] != x.shape[-2:]:
             logits = functional.interpolate(logits, size=x.shape[-2:], mode="bilinear")
@@ -119,6 +121,29 @@ class OnnxGraph(nn.Module):
             raise OnnxError("onnx: softmax of one class; two classes or more, or logits, wanted")
         others = torch.cat([answer[:, : self.index], answer[:, self.index + 1 :]], 1)
         return chosen - others.logsumexp(1, keepdim=True)
+
+
+def _require_whole_map(shape: tuple[int, ...], side: int) -> None:
+    """Raise where (n, k, height, width) is no map of the square picture, whole and in order.
+
+    A map with its channels last would pass for many classes of a strip, the first of them a row.
+    """
+    if len(shape) != 4:
+        return
+
+    _, first, height, width = shape
+    if first == height != width:
+        raise OnnxError(
+            f"onnx: the first output is {shape}, channels last; (n, k, height, width) wanted: "
+            "transpose it, or export with tf2onnx and --outputs-as-nchw OUTPUT"
+        )
+
+    step = max(1, round(side / height))
+    if height != width or height not in (side // step, -(-side // step)):
+        raise OnnxError(
+            f"onnx: the first output is {shape}, a map of {height} x {width} of {side} x {side}; "
+            "the whole picture wanted, both sides reduced to the same part"
+        )
 
 
 class _Session:

@@ -26,12 +26,14 @@ from torch import Tensor
 from daemon import cli
 from inference import keras_weights, package
 from inference.container import PackageError
-from inference.importing import state_dict
+from inference.foreign import from_onnx, write
+from inference.importing import Choices, state_dict
 from inference.monai_bundle import Head, from_bundle
 from inference.networks import build
 from inference.networks.onnx_graph import OnnxError, checked
 from tests import models
-from training import phantom
+from training import phantom, timm_checkpoint
+from training.fitting.weights import WeightsError
 
 pytestmark = pytest.mark.xdist_group("foreign networks")
 
@@ -216,6 +218,75 @@ def test_a_classifier_of_timm_keeps_its_head(tiny_package: Path, tmp_path: Path)
         classes = features @ state["_fc.weight"].T + state["_fc.bias"]
         found = torch.sigmoid(loaded.classifier(image))
         assert torch.allclose(found, classes.softmax(1)[:, 1:], atol=1e-5)
+
+
+def drawn_from(steps: list[tuple[str, dict[str, Any]]]) -> bytes:
+    """A graph of these operators, one after the other, on a grey image of 32 px."""
+    names = ["x", *map(str, range(len(steps)))]
+    nodes = [
+        helper.make_node(kind, [before], [after], **how)
+        for (kind, how), before, after in zip(steps, names, names[1:], strict=False)
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 32, 32])
+    y = helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, None)
+    model = helper.make_model(helper.make_graph(nodes, "net", [x], [y]))
+    model.opset_import[0].version, model.ir_version = 17, 8
+    return bytes(model.SerializeToString())
+
+
+CHANNELS_LAST = ("Transpose", {"perm": [0, 2, 3, 1]})
+HALVED = ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2]})
+CROPPED = ("MaxPool", {"kernel_shape": [5, 5]})
+FLATTENED_A_LITTLE = ("MaxPool", {"kernel_shape": [1, 2], "strides": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ([CHANNELS_LAST], r"channels last.*--outputs-as-nchw"),
+        ([HALVED, CHANNELS_LAST], r"channels last.*--outputs-as-nchw"),
+        ([CROPPED], r"28 x 28 of 32 x 32.*the same part"),
+        ([FLATTENED_A_LITTLE], r"32 x 16 of 32 x 32.*the same part"),
+    ],
+)
+def test_a_map_that_is_not_the_whole_picture_is_refused_at_the_import(
+    steps: list[tuple[str, dict[str, Any]]], said: str, tiny_package: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "net.onnx").write_bytes(drawn_from(steps))
+    foreign = from_onnx(tmp_path / "net.onnx", "segmenter", 32)
+    choices = Choices(0.5, "chosen on nothing", side=32, id="net")
+    with pytest.raises(PackageError, match=said):
+        write(foreign, tiny_package, tmp_path / "out", choices)
+
+
+def test_a_map_of_half_the_side_is_brought_up(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").write_bytes(drawn_from([HALVED]))
+    module = from_onnx(tmp_path / "net.onnx", "segmenter", 32).module
+    image = torch.zeros(1, 1, 32, 32)
+    image[:, :, 20:28, 4:12] = 1
+    found = module(image)
+    assert found.shape == image.shape
+    assert found[0, 0, 23:25, 7:9].min() == 1
+    assert found[0, 0, :16].max() == 0
+
+
+def test_a_classifier_with_layers_that_a_package_lacks_is_refused(tmp_path: Path) -> None:
+    network = build("classifier", encoder="efficientnet-lite0", stem="imagenet")
+    state = dict(network.get_submodule("encoder").state_dict())
+    state |= network.get_submodule("top").state_dict()
+    state |= {"_fc.weight": torch.zeros(2, 1280), "_fc.bias": torch.zeros(2)}
+    save_file(state | {"pre_logits.weight": torch.ones(1280)}, tmp_path / "net.safetensors")
+    with pytest.raises(WeightsError, match=r"pre_logits\.weight: layers that .* does not have"):
+        timm_checkpoint.classifier(
+            tmp_path / "net.safetensors", "efficientnet-lite0", 64, timm_checkpoint.Head()
+        )
+
+
+def test_an_encoder_that_is_not_as_published_imports_no_classifier(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"xception: computes something else .*densenet121"):
+        timm_checkpoint.classifier(
+            tmp_path / "net.safetensors", "xception", 64, timm_checkpoint.Head()
+        )
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from inference.networks.encoders import from_timm
 from tests import models
 from training.fitting.weights import WeightsError, load_start
 from training.recipe import Stage
+from training.timm_checkpoint import Head, classifier
 
 pytestmark = pytest.mark.xdist_group("timm")
 
@@ -83,8 +84,27 @@ class PartlyIdle(MadeNetwork):
         return maps
 
 
+class WithHead(MadeNetwork):
+    """Whole, as timm's classifiers are: its answer too, after the mean of the last map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (last,) = self.forward_intermediates(x, [len(self.stages) - 1], intermediates_only=True)
+        return torch.as_tensor(self.head(self.between(last.mean((2, 3)))))
+
+    def between(self, features: Tensor) -> Tensor:
+        return features
+
+
+class WithNorm(WithHead):
+    def between(self, features: Tensor) -> Tensor:
+        return nn.functional.layer_norm(features, features.shape[1:])
+
+
 MADE = {
     "halves": MadeNetwork,
+    "tf_halves": MadeNetwork,
+    "whole": WithHead,
+    "normed": WithNorm,
     "quarters": lambda channels: MadeNetwork(channels, first=4),
     "no_maps": lambda _: NoMaps(),
     "like_vit": SixteenthsOnly,
@@ -99,8 +119,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library of that name, with small networks."""
 
     def create_model(name: str, pretrained: bool, num_classes: int, in_chans: int) -> nn.Module:
-        assert (pretrained, num_classes) == (False, 0)
-        return MADE[name.partition(".")[0]](in_chans)
+        assert not pretrained
+        network = MADE[name.partition(".")[0]](in_chans)
+        if num_classes:
+            network.head = nn.Linear(8, num_classes)
+        return network
 
     def is_model(name: str) -> bool:
         return name.partition(".")[0] in MADE
@@ -332,3 +355,32 @@ def test_a_package_of_a_real_one_is_written_checked_and_replayed(timm: Any, tmp_
 def test_real_networks_that_make_no_encoder_are_refused(timm: Any, name: str, said: str) -> None:
     with pytest.raises(ValueError, match=rf"timm-{name}: .*{said}"):
         shapes("unet", encoder=f"timm-{name}")
+
+
+@pytest.mark.usefixtures("made")
+def test_an_import_answers_as_the_whole_network_of_timm_or_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    head = Head(1, "softmax-logits")
+    for name in ("whole", "normed"):
+        whole = MADE[name](3)
+        whole.head = nn.Linear(8, 2)
+        save_file(whole.state_dict(), tmp_path / f"{name}.safetensors")
+
+    found = classifier(tmp_path / "whole.safetensors", "timm-whole", 64, head)
+    assert found.module(torch.zeros(1, 1, 64, 64)).shape == (1, 1)
+    with pytest.raises(WeightsError, match=r"answers .* where timm's own network answers"):
+        classifier(tmp_path / "normed.safetensors", "timm-normed", 64, head)
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize(
+    ("model", "file"), [("halves", "tf_halves.pth"), ("tf_halves", "halves.pth")]
+)
+def test_weights_of_the_twin_that_pads_otherwise_are_refused(
+    model: str, file: str, tmp_path: Path
+) -> None:
+    encoder = f"timm-{model}"
+    network = build("unet", encoder=encoder)
+    torch.save(MadeNetwork(1).state_dict(), tmp_path / file)
+    with pytest.raises(WeightsError, match=rf"timm has {model} and .*, whose weights fit"):
+        load_start(network, stage(encoder), tmp_path / file)

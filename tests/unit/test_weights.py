@@ -250,7 +250,9 @@ def test_squeeze_and_excitation_as_cadene_and_timm_name_it(tmp_path: Path) -> No
     assert_filled(encoder, values)
 
 
-def test_squeeze_and_excitation_as_timm_names_it_today(tmp_path: Path) -> None:
+def test_squeeze_and_excitation_of_timm_today_pads_otherwise_and_is_refused(
+    tmp_path: Path,
+) -> None:
     encoder = ENCODERS["se-resnext50"](3)
     values = others_like(encoder)
     state = {}
@@ -262,8 +264,10 @@ def test_squeeze_and_excitation_as_timm_names_it_today(tmp_path: Path) -> None:
         state[theirs] = value
     assert {"conv1.weight", "bn1.bias", "layer3.5.se.fc1.weight"} <= state.keys()
     torch.save(state | {"fc.weight": torch.ones(2)}, tmp_path / "seresnext50_32x4d.pth")
-    load_start(Network(encoder), stage(encoder="se-resnext50"), tmp_path / "seresnext50_32x4d.pth")
-    assert_filled(encoder, values)
+    with pytest.raises(WeightsError, match=r"pads otherwise.*legacy_.*encoder: timm-"):
+        load_start(
+            Network(encoder), stage(encoder="se-resnext50"), tmp_path / "seresnext50_32x4d.pth"
+        )
 
 
 def test_the_backbone_of_a_larger_network(tmp_path: Path) -> None:

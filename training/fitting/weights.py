@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from inference import importing, package
 from inference.container import PackageError
+from inference.networks.encoders import from_timm
 from training.recipe import Stage
 
 # Tensors that an error names
@@ -91,6 +92,8 @@ _FORMS = (_AS_HERE, _SQUEEZE, _SQUEEZE_TIMM, _LUKEMELAS, _MONAI, _TIMM, _TORCHVI
 # Parts of a larger network that hold its encoder
 _ENCODER_PREFIXES = ("encoder.", "backbone.")
 
+# timm's names of networks that pad as TensorFlow does begin so.
+_TF = "tf_"
 # Encoders that pad as TensorFlow does
 _AS_TENSORFLOW = ("efficientnet-b3", "efficientnet-b4")
 
@@ -109,8 +112,10 @@ class WeightsError(Exception):
     """The weights cannot be read, or do not fit the network; the message says what to give."""
 
 
-def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
+def load_start(network: nn.Module, stage: Stage, path: Path) -> frozenset[str]:
     """Fill the encoder of `network`, built for `stage`, from a checkpoint; the rest stays.
+
+    Returns the names of the tensors that it left out, such as those of the classes.
 
     Taken are state dicts (.pt, .pth, .tar or .safetensors) as torchvision, timm, Cadene's
     pretrained-models, lukemelas' EfficientNet-PyTorch, MONAI, torchxrayvision and CheXNet's
@@ -122,7 +127,8 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
 
     Raises:
         WeightsError: a file that cannot be read or is more than tensors; tensors that are missing,
-            unknown, of another shape or not finite; a network without an encoder.
+            unknown, of another shape or not finite; weights that would compute something else here;
+            a network without an encoder.
     """
     named = " ".join(
         str(one) for one in (stage.architecture, stage.arguments.get("encoder")) if one
@@ -175,6 +181,7 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> None:
         )
 
     _fill(wanted, found)
+    return frozenset(given.keys() - {names[name] for name in found})
 
 
 def take_encoder(network: nn.Module, classifier: nn.Module) -> None:
@@ -321,17 +328,27 @@ def _require_scale(given: Mapping[str, Tensor], stage: Stage, path: Path) -> Non
 
 
 def _require_same_arithmetic(stage: Stage, form: _Form, path: Path) -> None:
-    """Refuse EfficientNet weights that were trained with other padding than TensorFlow's.
+    """Refuse weights whose tensors fit, and which were trained with other padding.
 
     torchvision's and timm's EfficientNets pad both sides alike, and their batch norms add 1e-5. Our
     encoder, lukemelas' and timm's `tf_` networks pad as TensorFlow does and add 1e-3. The tensors
-    of both kinds of timm have the same names, so the file's name has to tell.
+    of both kinds of timm have the same names, so the file's name has to tell. timm's networks with
+    squeeze and excitation pad where Cadene's, and ours, pool the last row and column in part.
     """
-    encoder = stage.arguments.get("encoder")
+    encoder = str(stage.arguments.get("encoder", ""))
+    named_tf = re.search(r"(^|[^a-z])tf_", path.name) is not None
+    if encoder.startswith(from_timm.PREFIX):
+        _require_twin(encoder.removeprefix(from_timm.PREFIX), named_tf, path)
+
+    if form is _SQUEEZE_TIMM:
+        raise WeightsError(
+            f"{path}: weights of timm's own network, which pads otherwise and would compute "
+            f"something else in {encoder}; give Cadene's, which timm has as legacy_, or set "
+            f"arguments.encoder: {from_timm.PREFIX}<name of timm>"
+        )
+
     if encoder not in _AS_TENSORFLOW:
         return
-
-    named_tf = re.search(r"(^|[^a-z])tf_", path.name) is not None
     if form is _TORCHVISION or (form is _TIMM and not named_tf):
         theirs = encoder.replace("-", "_")
         raise WeightsError(
@@ -339,6 +356,24 @@ def _require_same_arithmetic(stage: Stage, form: _Form, path: Path) -> None:
             f"compute something else in {encoder}; give weights of lukemelas or of timm's "
             f"tf_{theirs} (with tf_ in the file's name), or set arguments.encoder: timm-{theirs}"
         )
+
+
+def _require_twin(model: str, named_tf: bool, path: Path) -> None:
+    """Refuse the weights of timm's twin of a network: with `tf_` before its name or without.
+
+    The twins' tensors have the same names and shapes, and one of them pads as TensorFlow does.
+    """
+    is_tf = model.startswith(_TF)
+    twin = model.removeprefix(_TF) if is_tf else _TF + model
+    if is_tf == named_tf or not from_timm.has(twin):
+        return
+
+    wanted = f"with {_TF} in" if is_tf else f"without {_TF} in"
+    raise WeightsError(
+        f"{path}: timm has {model} and {twin}, whose weights fit each other's networks and compute "
+        f"something else there; wanted for {from_timm.PREFIX}{model}: a file {wanted} its name, or "
+        f"set arguments.encoder: {from_timm.PREFIX}{twin}"
+    )
 
 
 def _fitted(given: Tensor, wanted: Tensor) -> Tensor:

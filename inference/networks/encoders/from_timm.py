@@ -101,6 +101,27 @@ def build(name: str, channels: int) -> TimmEncoder:
     return encoder
 
 
+def has(model: str) -> bool:
+    """Whether timm, which must be here, has a network of this name, with a tag or without."""
+    import timm
+
+    return bool(timm.is_model(model))
+
+
+def original(name: str, classes: int) -> nn.Module:
+    """timm's whole classifier of this name (with its prefix) as timm computes it, in eval mode.
+
+    (n, 3, side, side), standardised -> (n, classes).
+    """
+    import timm
+
+    model = timm.create_model(
+        name.removeprefix(PREFIX), pretrained=False, num_classes=classes, in_chans=3
+    )
+    assert isinstance(model, nn.Module)
+    return model.eval()
+
+
 def _library(name: str) -> Any:
     try:
         # The caller may be on "meta", where an import would leave its constants empty.
