@@ -182,6 +182,8 @@ class Training(_Part):
     data: list[Text]
     date: Text
     command: Text
+    # sha256 of the split.csv of the run, or of each run whose networks answer together
+    splits: list[Text] = []
 
 
 class Manifest(_Part):

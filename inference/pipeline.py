@@ -18,7 +18,7 @@ from inference.engine import Engine
 from inference.finding import Finding, Outcome, Result, State
 from inference.measure import measure
 from inference.plausibility import UPRIGHT, Pose
-from inference.preprocess import as_stored, upright, with_square_pixels, with_stored_pixels
+from inference.preprocess import as_seen, in_source
 from inference.radiograph import Radiograph, Unsuitable
 from inference.results.case import Case, NoFinding, RenderSettings
 
@@ -207,11 +207,9 @@ class Pipeline:
         # There is no SEG then, for an empty one would read like a negative.
         rule = self.engine.manifest.segmenter.rule
         orientation = image.header.get("PatientOrientation") or None
-        probability_map = with_stored_pixels(
-            as_stored(answer.probability_map, orientation), image.pixels.shape
+        probability_map = in_source(
+            answer.probability_map, image.pixels.shape, orientation, image.opening
         )
-        if image.opening is not None:
-            probability_map = np.where(image.opening, probability_map, np.float32(0))
         mask = postprocess.segment(probability_map, *rule)
 
         # A picture that had to be turned contradicts its header, so its sides are unknown.
@@ -389,8 +387,7 @@ def _pixels(reading: Reading) -> NDArray[np.float32]:
     """The networks' view: the image standing up in true proportions, however it is stored."""
     assert reading.radiograph is not None
     image = reading.radiograph
-    proportioned = with_square_pixels(image.pixels, image.aspect)
-    return upright(proportioned, image.header.get("PatientOrientation"))
+    return as_seen(image.pixels, image.aspect, image.header.get("PatientOrientation"))
 
 
 def _can_be_named(header: Dataset) -> bool:

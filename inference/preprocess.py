@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inference.orientation import directions
-from inference.spacing import SQUARE_WITHIN
+from inference.spacing import is_square
 
 SCHEMES = ("image-standard", "unit")
 
@@ -39,6 +39,30 @@ def as_stored(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixe
     return turned.T if transposed else turned  # type: ignore[no-any-return]
 
 
+def as_seen(
+    pixels: NDArray[np.float32], aspect: float, patient_orientation: Sequence[str] | None
+) -> NDArray[np.float32]:
+    """The networks' view of a stored (rows, columns) image: in true proportions, standing up.
+
+    `aspect` is a pixel's height divided by its width.
+    """
+    return upright(with_square_pixels(pixels, aspect), patient_orientation)
+
+
+def in_source(
+    seen: NDArray[np.float32],
+    shape: tuple[int, ...],
+    patient_orientation: Sequence[str] | None,
+    opening: NDArray[np.bool_] | None,
+) -> NDArray[np.float32]:
+    """The inverse of `as_seen`: a map of the networks' view in the source's matrix of `shape`.
+
+    It is 0 outside of the display shutter's `opening`.
+    """
+    stored = with_stored_pixels(as_stored(seen, patient_orientation), shape)
+    return stored if opening is None else np.where(opening, stored, np.float32(0))
+
+
 def with_square_pixels(pixels: NDArray[np.float32], aspect: float) -> NDArray[np.float32]:
     """A (rows, columns) float32 image in true proportions, its shorter pixel side kept.
 
@@ -46,7 +70,7 @@ def with_square_pixels(pixels: NDArray[np.float32], aspect: float) -> NDArray[np
         pixels: as stored; returned as it is where its pixels are square within 1 %.
         aspect: a pixel's height divided by its width.
     """
-    if abs(aspect - 1) <= SQUARE_WITHIN:
+    if is_square(aspect):
         return pixels
     rows, columns = pixels.shape
     wanted = (max(rows, round(rows * aspect)), max(columns, round(columns / aspect)))

@@ -114,6 +114,11 @@ def pixel_aspect(header: Dataset) -> float:
     return aspect_ratio(header) or 1.0
 
 
+def is_square(aspect: float) -> bool:
+    """Whether pixels of this height divided by their width are square, but for few digits."""
+    return abs(aspect - 1) <= SQUARE_WITHIN
+
+
 def aspect_ratio(header: Dataset) -> float | None:
     """PixelAspectRatio as height divided by width; None where it is absent or not usable."""
     return _ratio(header.get("PixelAspectRatio"))

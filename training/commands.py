@@ -14,6 +14,7 @@ from inference.extras import needs_training_libraries
 from training import card, ensemble, loop, progress, recipe
 from training import data as labelled
 from training.data import explore
+from training.data import split as splits
 from training.fitting.fit import TrainingError
 from training.fitting.run import RunError
 from training.fitting.weights import WeightsError
@@ -199,6 +200,8 @@ def measure(
     Writes a page too if `report_to` is given.
     """
     labelled.look(layout, data)
+    if split is not None:
+        _require_own_split(model, split)
     known, knobs = _recipe_of(model, split, recipes)
     with progress.bar("measuring the package") as done:
         evaluation = evaluate.run(model, data, layout, known, split, done)
@@ -217,6 +220,26 @@ def measure_unlabelled(model: Path, data: Path) -> tuple[dict[str, Any], str]:
     with progress.bar("asking the package") as done:
         found = unlabelled.run(model, data, done)
     return found, unlabelled.table(found)
+
+
+def _require_own_split(model: Path, path: Path) -> None:
+    """Raise unless this split.csv is of the one run that trained the package.
+
+    Else images that trained it would be called images that trained nothing.
+    """
+    own = package.read_manifest(model).training.splits
+    if own == [splits.digest(path)]:
+        return
+
+    found = {
+        0: "the package does not say which split trained it",
+        1: "the package was trained by another split; the split.csv of its own run wanted",
+    }
+    several = f"the networks of the package were trained by {len(own)} splits"
+    raise ValueError(
+        f"{path}: {found.get(len(own), several)}: measure it without --split, on images of which "
+        "you know that they did not train it"
+    )
 
 
 def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe | None, str]:

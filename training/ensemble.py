@@ -7,6 +7,7 @@ answers that each fold gave for its own validation images, which its network was
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -184,15 +185,27 @@ def _threshold(members: Sequence[_Member]) -> tuple[float, str]:
     Such an answer is that of one member, and the ensemble's are a little closer to each other.
     """
     point = members[0].recipe.operating_point
-    validated = [answer for member in members for answer in member.answers if answer.of("validate")]
+    validated = [answer for member in members for answer in _held_out(member)]
     labels = np.array([answer.positive for answer in validated])
     if point is None or not len(labels) or labels.all() or not labels.any():
         mean = fmean(member.loaded.manifest.classifier.threshold for member in members)
-        return round(mean, 3), f"mean of {len(members)} runs' thresholds"
+        mean = float(thresholds.rounded_down(np.array([mean]))[0])
+        return mean, f"mean of {len(members)} runs' thresholds"
 
     scores = np.array([answer.probability for answer in validated])
     threshold, words = thresholds.operating_point(scores, labels, point)
     return threshold, f"{words}, each answered by the run that validated on it"
+
+
+def _held_out(member: _Member) -> list[Answer]:
+    """The answers for validation images that did not train the run's classifier."""
+    recipe = member.recipe
+    taught = any(recipe.layout_of(one) == recipe.layout for one in recipe.of("classifier"))
+    return [
+        answer
+        for answer in member.answers
+        if answer.of("validate") and not (taught and answer.of("train"))
+    ]
 
 
 def _write(
@@ -212,6 +225,7 @@ def _write(
         "data": [f"ensemble of {len(members)} runs: {ids}"[:1000], *first.training.data],
         "date": datetime.now(UTC).date().isoformat(),
         "command": "pleura ensemble",
+        "splits": _splits(members),
     }
     manifest = {
         "id": f"{first.id[:22]}-ensemble",
@@ -230,6 +244,12 @@ def _write(
     golden = {"classifier": classifier.golden, "segmenter": segmenter.golden}
     exact = not all(_is_half(module) for module in modules.values())
     return package.write(out, manifest, modules, golden, exact)
+
+
+def _splits(members: Sequence[_Member]) -> list[str]:
+    """Every split that trained a member; none where a member does not say its own."""
+    each = [member.loaded.manifest.training.splits for member in members]
+    return list(dict.fromkeys(itertools.chain(*each))) if all(each) else []
 
 
 def _is_half(module: nn.Module) -> bool:

@@ -213,18 +213,20 @@ def _scores(engine: Engine, cases: Sequence[Case]) -> NDArray[np.float64]:
 def _maps(
     engine: Engine, cases: Sequence[Case], called: NDArray[np.bool_] | None = None
 ) -> Iterator[thresholds.Map]:
-    """Probabilities and true mask of each image whose mask is known.
+    """Probabilities and true mask of each image whose mask is known, in the matrix of its file.
 
     Probabilities are zero where the image is not `called` positive.
     """
     for number, case in enumerate(cases):
-        true = case.mask()
+        true = case.stored_mask()
         # Only its label is known.
         if true is None:
             continue
 
         if called is None or called[number]:
-            (found,) = engine.segment([case.pixels()])
+            picture = case.picture()
+            (drawn,) = engine.segment([picture.pixels])
+            found = picture.in_file(drawn)
         else:
             found = np.zeros(true.shape, dtype=np.float32)
 
@@ -301,7 +303,7 @@ def _golden(network: _Network) -> Tensor:
 
 def _smallest_area(cases: Sequence[Case], quantile: float) -> float:
     """The quantile of the annotated areas; a smaller region counts as noise."""
-    masks = (case.mask() for case in cases if case.positive)
+    masks = (case.stored_mask() for case in cases if case.positive)
     areas = [
         mask.sum() * REFERENCE_MATRIX_PX / mask.size
         for mask in masks

@@ -124,6 +124,7 @@ def train(
             "data": training.described(),
             "date": datetime.now(UTC).date().isoformat(),
             "command": run.command[:_COMMAND_SHOWN],
+            "splits": [split.digest(out / "split.csv")],
         }
         export = Export(recipe, out / "package", provenance)
         shipped = [one for one in trained if one.stage.ships]

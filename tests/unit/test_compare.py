@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -137,3 +138,25 @@ def test_an_ensemble_answers_with_the_mean_and_a_threshold_of_the_validation_ans
     assert manifest.id == "tiny-ensemble"
     assert f"{IMAGES} validation images" in manifest.classifier.operating_point
     assert manifest.training.data[0].startswith("ensemble of 2 runs: tiny ")
+
+
+def with_answers(run: Path, out: Path, part: str, split: str) -> Path:
+    """A copy of a run whose package says its split, with other parts of its answers."""
+    shutil.copytree(run, out)
+    training = package.read_manifest(out / "package").training.model_dump() | {"splits": [split]}
+    package.amend(out / "package", {"training": training})
+    answers = compare.read_answers(out / "answers.csv")
+    write_rows(out / "answers.csv", [asdict(each) | {"part": part} for each in answers])
+    return out
+
+
+def test_an_ensemble_chooses_nothing_by_images_that_trained_and_names_every_split(
+    make: Make, tmp_path: Path
+) -> None:
+    folders = [
+        with_answers(make("sharp", 0.1), tmp_path / name, "train+validate", name * 64)
+        for name in "ab"
+    ]
+    manifest = ensemble.join(folders, tmp_path / "both")
+    assert manifest.classifier.operating_point == "mean of 2 runs' thresholds"
+    assert manifest.training.splits == ["a" * 64, "b" * 64]

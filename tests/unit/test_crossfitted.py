@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from training import recipe
+from training.data import PhantomCase, split
 from training.measures import crossfitted
 from training.measures.answers import Answer
+from training.recipe import Split
 
 GENERATOR = np.random.default_rng(3)
 LABELS = np.arange(400) % 4 == 0
@@ -112,3 +116,28 @@ def test_a_fold_is_drawn_from_the_bottom_that_the_others_choose() -> None:
     answers, bottoms = crossfitted.by_other_folds(at_bottoms((2, 5, 5), (9, 3, 3)))
     assert bottoms == {0: 0.1, 1: 0.2, 2: 0.2}
     assert [one.common for one in answers] == [2, 3, 3]
+
+
+def test_each_image_is_asked_of_the_decoder_that_left_its_own_fold_out(tmp_path: Path) -> None:
+    """Folds of the run's split, which may be others than those published with the data."""
+    cases = [
+        PhantomCase(
+            image_id=f"i{number}", patient=f"p{number}", label=number % 2, fold=number % 4,
+            seed=number, size=8,
+        )
+        for number in range(24)
+    ]  # fmt: skip
+    wanted = Split.model_validate({"folds": 3, "train": [0, 1, 2], "validate": [0, 1, 2]})
+    parts = split.split(cases, wanted)
+    split.write(parts, tmp_path / "split.csv")
+    found = crossfitted.in_folds(tmp_path, cases)
+    assert {case.image_id: case.fold for case in found} == dict(parts.folds)
+    assert any(case.fold != one.fold for case, one in zip(cases, found, strict=True))
+
+
+def test_a_classifier_that_has_seen_the_images_calibrates_nothing(tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parents[2] / "config" / "recipes"
+    crossfitted.require_untaught(recipe.load(folder / "default.yaml"), tmp_path)
+    taught = recipe.load(folder / "default.yaml", {"networks.2.layout": "siim"})
+    with pytest.raises(ValueError, match=r"recipe\.json: 1 classifiers train on siim"):
+        crossfitted.require_untaught(taught, tmp_path)

@@ -280,6 +280,30 @@ def test_image_and_mask_are_turned_alike(tmp_path: Path) -> None:
     assert np.array_equal(case.mask(), mask[::-1, ::-1])
 
 
+def test_pixels_that_are_not_square_are_seen_in_true_proportions(tmp_path: Path) -> None:
+    table_folder(tmp_path, "image,label,mask\nd.dcm,1,d-mask.png\n")
+    drawn = phantom.draw(1, True, SIDE)
+    Image.fromarray(drawn.mask.astype(np.uint8)).save(tmp_path / "d-mask.png")
+    (square,) = labelled.read("table", tmp_path)
+    pixels, identity = square.pixels(), square.identity()
+
+    dataset = dcmread(tmp_path / "d.dcm")
+    dataset.PixelSpacing = [0.2, 0.2]
+    dataset.save_as(tmp_path / "d.dcm")
+    (square,) = labelled.read("table", tmp_path)
+    assert np.array_equal(square.pixels(), pixels)
+    assert "aspect" not in identity + square.identity()
+
+    dataset.PixelSpacing = [0.4, 0.2]
+    dataset.save_as(tmp_path / "d.dcm")
+    (tall,) = labelled.read("table", tmp_path)
+    assert tall.pixels().shape == tall.mask().shape == (2 * SIDE, SIDE)
+    assert tall.mask()[::2].sum() == pytest.approx(drawn.mask.sum(), rel=0.1)
+    assert np.array_equal(tall.stored_mask(), drawn.mask)
+    # A cache of the picture as it was shown before is not taken
+    assert "aspect 2" in tall.identity()
+
+
 def test_a_wrong_table_is_said_with_its_lines(tmp_path: Path) -> None:
     table_folder(
         tmp_path,

@@ -9,6 +9,7 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,13 +18,16 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom import dcmread
 from sklearn.metrics import average_precision_score, f1_score, fbeta_score, roc_auc_score
 
 from daemon import cli
 from inference import package
-from training import commands, recipe
+from inference.engine import Engine, choose_device
+from inference.pipeline import AnalysisSettings, Pipeline
+from training import commands, phantom, recipe
 from training import data as labelled
-from training.data import rle
+from training.data import rle, split
 from training.data.cases import Case
 from training.measures import evaluate, figures, metrics, report
 from training.measures.answers import Answer
@@ -324,7 +328,7 @@ def test_the_recipe_says_which_images_report_and_which_masks_count(
     monkeypatch.setattr(labelled, "look", lambda layout, folder: folder)
     monkeypatch.setattr(labelled, "read", lambda layout, folder: cases)
 
-    trained_by = {"recipe": "c1-xception"}
+    trained_by: dict[str, Any] = {"recipe": "c1-xception"}
 
     def manifest(folder: Path) -> package.Manifest:
         return shipped.model_copy(
@@ -375,6 +379,17 @@ def test_the_recipe_says_which_images_report_and_which_masks_count(
         tmp_path / "b.html",
         RECIPES,
     )
+    with pytest.raises(ValueError, match="does not say which split trained it"):
+        commands.measure(*with_split)
+    trained_by["splits"] = ["0" * 64]
+    with pytest.raises(ValueError, match=r"trained by another split; the split\.csv of its own"):
+        commands.measure(*with_split)
+    # An ensemble of folds
+    trained_by["splits"] = [split.digest(tmp_path / "split.csv"), "0" * 64]
+    with pytest.raises(ValueError, match="trained by 2 splits: measure it without --split"):
+        commands.measure(*with_split)
+
+    trained_by["splits"] = [split.digest(tmp_path / "split.csv")]
     assert commands.measure(*with_split)[1] == {"dice": 0.5}
 
     page = (tmp_path / "b.html").read_text()
@@ -422,3 +437,52 @@ def test_images_without_labels_are_counted(
     assert 0 < found["probability"]["50 %"] < 1
     assert "broken.png: cannot be read" in found["unreadable"][0]
     assert cli.main([*arguments, "--data", str(tmp_path / "none")]) == 1
+
+
+def node(folder: Path) -> Pipeline:
+    return Pipeline(Engine(package.load(folder), choose_device("cpu")), AnalysisSettings())
+
+
+def test_an_image_is_measured_as_a_node_answers_it(tiny_package: Path, tmp_path: Path) -> None:
+    """Pixels twice as high as wide, stored upside down and mirrored, and a shutter."""
+    path = phantom.write(phantom.draw(3, True, 64), tmp_path / "a.dcm")
+    dataset = dcmread(path)
+    dataset.PixelSpacing, dataset.PatientOrientation = [0.4, 0.2], ["R", "H"]
+    dataset.ShutterShape, dataset.ShutterLeftVerticalEdge = "RECTANGULAR", 1
+    dataset.ShutterRightVerticalEdge, dataset.ShutterUpperHorizontalEdge = 40, 1
+    dataset.ShutterLowerHorizontalEdge = 50
+    dataset.save_as(path)
+    (tmp_path / "labels.csv").write_text("image,label\na.dcm,0\n")
+
+    # A mask of half of what the untrained map holds
+    manifest = package.read_manifest(tiny_package).model_dump(mode="json")
+    classifier = manifest["classifier"] | {"threshold": 0.001}
+    package.amend(tiny_package, {"classifier": classifier})
+    asked = node(tiny_package)
+    (answer,) = asked.answer([asked.read(path.read_bytes())])
+    assert answer is not None
+    assert answer.probability_map is not None
+    half = float(np.median(answer.probability_map[answer.probability_map > 0]))
+    rule = {"bottom": half, "top": half, "min_area_at_1024_px": 0}
+    package.amend(tiny_package, {"segmenter": manifest["segmenter"] | rule})
+
+    outcome = node(tiny_package).analyse([path.read_bytes()], datetime(2026, 1, 1))[0]
+    finding = outcome.finding
+    assert finding is not None
+    assert finding.mask is not None
+    assert 0 < finding.mask.mean() < 1
+
+    measured = run(tiny_package, tmp_path, "table")
+    assert measured.answers[0].probability == pytest.approx(finding.probability)
+    look = measured.look(measured.answers[0])
+    assert np.array_equal(look.found, finding.mask)
+    assert look.true is not None
+    assert look.pixels.shape == look.true.shape == (64, 64)
+    # As the labels of the stored picture are read
+    assert measured.runs == [rle.encode(finding.mask)]
+
+
+def test_the_note_says_how_many_of_the_images_also_trained() -> None:
+    answers = [replace(one, part="train+validate") for one in drawn(8)[0]]
+    note = figures.figures_of(answers, THRESHOLD, from_run=True)["report"]["note"]
+    assert note.endswith("so their figures are too good; 8 of these 8 images also trained")

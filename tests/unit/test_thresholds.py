@@ -110,7 +110,7 @@ def test_an_operating_point_keeps_its_sensitivity_and_is_the_highest_that_does(
     assert (scores[labels] >= threshold).mean() >= wanted
     assert (scores[labels] >= threshold + 0.001).mean() < wanted or threshold == 0.999
     assert f"{wanted:.2f} or more" in words
-    assert threshold == round(threshold, 3)
+    assert threshold == round(threshold, 3) or threshold < 0.001
 
 
 @pytest.mark.parametrize("best", ["mcc", "f1", "accuracy"])
@@ -133,3 +133,23 @@ def test_an_operating_point_wants_the_classes_it_is_between() -> None:
         thresholds.operating_point(np.ones(3), np.zeros(3, bool), OperatingPoint(sensitivity=0.9))
     with pytest.raises(ValueError, match="3 of the 3"):
         thresholds.operating_point(np.ones(3), np.ones(3, bool), OperatingPoint(best="mcc"))
+
+
+def test_an_operating_point_below_a_thousandth_finds_what_it_says() -> None:
+    found, missed = np.linspace(0.3, 0.99, 90), np.full(10, 1.2345e-4)
+    scores = np.concatenate([found, missed, np.linspace(1e-5, 9e-4, 100)])
+    labels = np.arange(200) < 100
+    threshold, words = thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=0.95))
+    assert threshold == pytest.approx(1.234e-4)
+    assert (scores[labels] >= threshold).mean() == 1
+    assert "(1.000)" in words
+    # Of scores that nothing is to be told by, none is above a thousandth by being rounded
+    threshold, words = thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=0.9))
+    assert (threshold, "(0.900)" in words) == (0.3, True)
+
+
+def test_positives_that_score_0_are_found_by_no_threshold() -> None:
+    scores, labels = np.array([0.0, 0.0, 0.8, 0.1]), np.array([True, False, True, False])
+    with pytest.raises(ValueError, match="1 of 2 positive validation images score 0"):
+        thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=0.9))
+    assert thresholds.operating_point(scores, labels, OperatingPoint(best="f1"))[0] == 0.8

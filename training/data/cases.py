@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.pictures import Picture
+
 # Digests of patients mean nothing to another process.
 _KEY = secrets.token_bytes(16)
 
@@ -52,15 +54,28 @@ class Case(ABC):
 
     @abstractmethod
     def pixels(self) -> NDArray[np.float32]:
-        """(rows, columns), 0 black to 1 white, in display polarity, upright.
+        """(rows, columns), 0 black to 1 white, in display polarity, upright, square pixels.
 
         Raises:
             ValueError: the file cannot be read; with its path.
         """
 
+    def picture(self) -> Picture:
+        """The image with the way back to the matrix of its file.
+
+        Raises:
+            ValueError: the file cannot be read; with its path.
+        """
+        pixels = self.pixels()
+        return Picture(pixels, pixels.shape)
+
     @abstractmethod
     def mask(self) -> NDArray[np.bool_] | None:
-        """(rows, columns) of the image; None where only the label is known."""
+        """(rows, columns) of `pixels`; None where only the label is known."""
+
+    def stored_mask(self) -> NDArray[np.bool_] | None:
+        """The mask in the matrix of the image's file, where a node draws; None as `mask`."""
+        return self.mask()
 
     @abstractmethod
     def identity(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,29 +15,66 @@ from PIL import Image
 from pydicom import dcmread
 
 from inference import plain_pictures, radiograph
-from inference.preprocess import upright
+from inference.preprocess import as_seen, in_source, upright
 from inference.silence import silenced_warnings
+from inference.spacing import is_square, pixel_aspect
 
 PLAIN_SUFFIXES = plain_pictures.SUFFIXES
 _EQUAL_QUALITY = 85
+_HALF = 0.5
+_GEOMETRY = [
+    "PatientOrientation", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing",
+    "PixelAspectRatio",
+]  # fmt: skip
 # Bytes read from each end of a file: all of most JPEGs, and fast for thousands of files.
 _SAMPLED = 64 * 1024
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image as a node's networks see it, and the way back to the matrix of its file."""
+
+    # (rows, columns), 0 black to 1 white, square pixels, upright
+    pixels: NDArray[np.float32]
+    # (rows, columns) of the file
+    shape: tuple[int, ...]
+    # PatientOrientation (0020,0020)
+    orientation: Sequence[str] | None = None
+    # (rows, columns) of the file, True inside the display shutter
+    opening: NDArray[np.bool_] | None = None
+
+    def in_file(self, seen: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A map of `pixels` in the matrix of the file, as a node brings it there."""
+        return in_source(seen, self.shape, self.orientation, self.opening)
+
+
 def grey(path: Path) -> NDArray[np.float32]:
-    """(rows, columns) of a file: DICOM through its own display attributes, others stretched to
-    0..1.
+    """The pixels of `read`.
+
+    Raises:
+        ValueError: the file cannot be read; with its path.
+    """
+    return read(path).pixels
+
+
+def read(path: Path) -> Picture:
+    """The picture of a file: DICOM through its own display attributes, others stretched to 0..1.
 
     Raises:
         ValueError: the file cannot be read; with its path.
     """
     if path.suffix.lower() in PLAIN_SUFFIXES:
-        return radiograph.stretch(plain(path))
+        pixels = radiograph.stretch(plain(path))
+        return Picture(pixels, pixels.shape)
+
     try:
         shown = radiograph.decode(radiograph.parse(path.read_bytes())[0])
     except (OSError, radiograph.Unsuitable) as error:
         raise ValueError(f"{path}: cannot be read as DICOM ({_said(error)})") from error
-    return upright(shown.pixels, shown.header.get("PatientOrientation"))
+
+    orientation = shown.header.get("PatientOrientation")
+    seen = as_seen(shown.pixels, shown.aspect, orientation)
+    return Picture(seen, shown.pixels.shape, orientation, shown.opening)
 
 
 def plain(path: Path) -> NDArray[np.float32]:
@@ -51,15 +90,26 @@ def plain(path: Path) -> NDArray[np.float32]:
 
 
 def as_shown(mask: NDArray[np.bool_], path: Path) -> NDArray[np.bool_]:
-    """A mask of the stored matrix of the image at `path`, turned as `grey` turns the image."""
+    """A mask of the stored matrix of the image at `path`, as `read` shows the image.
+
+    Raises:
+        ValueError: the file cannot be read; with its path.
+    """
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return mask
+
+    aspect, orientation = _geometry(path)
+    if is_square(aspect):
+        return upright(mask, orientation)
+    return as_seen(mask.astype(np.float32), aspect, orientation) >= _HALF
+
+
+def _geometry(path: Path) -> tuple[float, Sequence[str] | None]:
+    """(a pixel's height divided by its width, PatientOrientation) of a DICOM file."""
     try:
         with silenced_warnings():
-            header = dcmread(
-                path, stop_before_pixels=True, specific_tags=["PatientOrientation"], force=True
-            )
-            return upright(mask, header.get("PatientOrientation"))
+            header = dcmread(path, stop_before_pixels=True, specific_tags=_GEOMETRY, force=True)
+            return pixel_aspect(header), header.get("PatientOrientation")
     except Exception as error:
         # The parser meets arbitrary bytes and may raise anything.
         raise ValueError(f"{path}: cannot be read as DICOM ({error})") from error
@@ -80,7 +130,8 @@ def stamp(*paths: Path | None) -> str:
     """A stamp that changes when one of the files is exchanged, not when they are copied. A missing
     one has a stamp too.
 
-    Of a file its name, its length and its first and last 64 KiB count.
+    Of a file its name, its length and its first and last 64 KiB count; of DICOM also what its
+    pixels are stretched by, where they are not square.
     """
     said = []
     for path in paths:
@@ -103,7 +154,19 @@ def _sample(path: Path, size: int, _changed: int) -> str:
         ends = hashlib.blake2b(file.read(_SAMPLED), digest_size=16)
         file.seek(max(_SAMPLED, size - _SAMPLED))
         ends.update(file.read())
-    return f"{size} {ends.hexdigest()}"
+    return f"{size} {ends.hexdigest()}{_stretched(path)}"
+
+
+def _stretched(path: Path) -> str:
+    """How a picture is stretched to true proportions; empty where its pixels are square."""
+    if path.suffix.lower() in PLAIN_SUFFIXES:
+        return ""
+    try:
+        aspect, _ = _geometry(path)
+    except ValueError:
+        # That shows when the pixels are read.
+        return ""
+    return "" if is_square(aspect) else f" aspect {aspect:.6g}"
 
 
 def equalised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -68,10 +68,16 @@ class SiimCase(Case):
     runs: tuple[str, ...]
 
     def pixels(self) -> NDArray[np.float32]:
-        return pictures.grey(self.path)
+        return self.picture().pixels
+
+    def picture(self) -> pictures.Picture:
+        return pictures.read(self.path)
 
     def mask(self) -> NDArray[np.bool_]:
-        return pictures.as_shown(rle.union(self.runs, *self.size), self.path)
+        return pictures.as_shown(self.stored_mask(), self.path)
+
+    def stored_mask(self) -> NDArray[np.bool_]:
+        return rle.union(self.runs, *self.size)
 
     def identity(self) -> str:
         return f"{self.image_id} {self.label} {pictures.stamp(self.path)} {' '.join(self.runs)}"

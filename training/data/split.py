@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,6 +162,11 @@ def write(parts: Parts, path: Path) -> None:
                     case.label,
                 ]
             )
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a split.csv, by which a package knows the split that trained it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read(path: Path, cases: Sequence[Case]) -> Parts:

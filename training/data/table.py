@@ -35,16 +35,23 @@ class TableCase(Case):
     mask_path: Path | None
 
     def pixels(self) -> NDArray[np.float32]:
-        return pictures.grey(self.path)
+        return self.picture().pixels
+
+    def picture(self) -> pictures.Picture:
+        return pictures.read(self.path)
 
     @property
     def mask_known(self) -> bool:
         return self.mask_path is not None or self.label == 0
 
     def mask(self) -> NDArray[np.bool_] | None:
+        stored = self.stored_mask()
+        return None if stored is None else pictures.as_shown(stored, self.path)
+
+    def stored_mask(self) -> NDArray[np.bool_] | None:
         if self.mask_path is not None:
-            return pictures.as_shown(pictures.plain(self.mask_path) > 0, self.path)
-        return np.zeros(self.pixels().shape, dtype=bool) if self.label == 0 else None
+            return pictures.plain(self.mask_path) > 0
+        return np.zeros(self.picture().shape, dtype=bool) if self.label == 0 else None
 
     def identity(self) -> str:
         return f"{self.image_id} {self.label} {pictures.stamp(self.path, self.mask_path)}"

@@ -3,10 +3,11 @@ training.measures.crossfitted`.
 
 The segmenter of such a package has learned from every image with a mask. Its figures are therefore
 those of the networks beside it, each asked about the fold that it was trained without
-(training/fitting/crossfit.py); so are the scores, where the segmenter's map votes in them. The
-classifiers proper have learned from none of these images. Three things are fitted on the labels:
-calibration, threshold, and the probability from which the mask is drawn. Each is measured on each
-fold as fitted on the others, and shipped as fitted on all.
+(training/fitting/crossfit.py), as the run's split.csv says; so are the scores, where the
+segmenter's map votes in them. The classifiers proper have learned from none of these images, or the
+run is refused. Three things are fitted on the labels: calibration, threshold, and the probability
+from which the mask is drawn. Each is measured on each fold as fitted on the others, and shipped as
+fitted on all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +33,15 @@ from inference.engine import Engine, choose_device
 from inference.manifest import Segmenter
 from inference.networks.encoder_decoder import EncoderDecoder
 from training import data as labelled
+from training.data import split as splits
 from training.data.cases import Case
-from training.measures import metrics
+from training.measures import metrics, thresholds
 from training.measures.answers import Answer, write_rows
 from training.measures.figures import measured
 from training.plausibility import export as plausibility
+from training.recipe import Recipe
 
+SomeCase = TypeVar("SomeCase", bound=Case)
 Values = NDArray[np.float64]
 
 # The share of positives in SIIM-ACR's training set, which a probability is stated for.
@@ -187,10 +191,34 @@ def by_other_folds(
     return answers, bottoms
 
 
+def require_untaught(recipe: Recipe, run: Path) -> None:
+    """Raise where a classifier of the run has learned from the images that are to measure it.
+
+    Raises:
+        ValueError: such a classifier.
+    """
+    taught = [one for one in recipe.of("classifier") if recipe.layout_of(one) == recipe.layout]
+    if taught:
+        raise ValueError(
+            f"{run / 'recipe.json'}: {len(taught)} classifiers train on {recipe.layout}, whose "
+            "images would measure and calibrate them; classifiers of another layout wanted"
+        )
+
+
+def in_folds(run: Path, cases: Sequence[SomeCase]) -> list[SomeCase]:
+    """The images of the run's split.csv, with the folds that its decoders left out.
+
+    Raises:
+        ValueError: a split.csv that is not of these images.
+    """
+    folds = splits.read(run / "split.csv", cases).folds
+    return [replace(case, fold=folds[case.image_id]) for case in cases if case.image_id in folds]
+
+
 def answered(run: Path, cases: Sequence[Case]) -> dict[float, list[Answer]]:
     """Bottom -> each image's score, uncalibrated, and what the decoder without its fold finds.
 
-    The images are in the same order for every bottom.
+    The images, of `in_folds`, are in the same order for every bottom.
     """
     loaded = package.load(run / "package")
     stated = loaded.manifest.classifier.model_copy(update={"calibration": None})
@@ -201,7 +229,7 @@ def answered(run: Path, cases: Sequence[Case]) -> dict[float, list[Answer]]:
         of_others = without(replace(loaded, manifest=manifest), run, fold)
         engine = Engine(of_others, choose_device("auto"))
 
-        some = [case for case in cases if case.fold == fold]
+        some = [case for case in cases if case.fold == fold and case.mask_known]
         for start in range(0, len(some), _BATCH):
             for bottom, found in _asked(engine, some[start : start + _BATCH]):
                 answers[bottom].append(found)
@@ -236,14 +264,19 @@ def _with_segmenter(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Mod
 
 def _asked(engine: Engine, cases: Sequence[Case]) -> Iterator[tuple[float, Answer]]:
     """(bottom, answer) of each image and each bottom."""
-    pictures = [case.pixels() for case in cases]
-    scores, maps = engine.classify(pictures), engine.segment(pictures)
+    pictures = [case.picture() for case in cases]
+    seen = [picture.pixels for picture in pictures]
+    scores = engine.classify(seen)
+    maps = [
+        picture.in_file(drawn)
+        for picture, drawn in zip(pictures, engine.segment(seen), strict=True)
+    ]
     stated = engine.manifest.segmenter
 
     for (case, score, drawn), bottom in itertools.product(
         zip(cases, scores, maps, strict=True), BOTTOMS
     ):
-        true = case.mask()
+        true = case.stored_mask()
         assert true is not None
 
         rule = stated.model_copy(update=drawn_from(stated, bottom)).rule
@@ -282,7 +315,8 @@ def figures(answers: Sequence[Answer]) -> tuple[dict[str, Any], list[Answer], tu
 
     scale, offset = fitted(scores, labels, PREVALENCE)
     probabilities = sigmoid(scale * scores + offset)
-    threshold = _rounded_down(threshold_of(probabilities, labels, SENSITIVITY))
+    chosen = threshold_of(probabilities, labels, SENSITIVITY)
+    threshold = float(thresholds.rounded_down(np.array([chosen]))[0])
     calibrated = [
         replace(one, probability=float(probability))
         for one, probability in zip(answers, probabilities, strict=True)
@@ -310,12 +344,6 @@ def figures(answers: Sequence[Answer]) -> tuple[dict[str, Any], list[Answer], tu
     decided = found["threshold_from_other_folds"]
     found["alarms_per_100"] = alarms(decided["sensitivity"], decided["specificity"])
     return found, calibrated, (scale, offset)
-
-
-def _rounded_down(threshold: float) -> float:
-    """To four digits, never above: an image that sits on the threshold stays positive."""
-    digits = 4 - math.ceil(math.log10(threshold))
-    return float(math.floor(threshold * 10**digits) / 10**digits)
 
 
 def _decisions(calls: NDArray[np.bool_], labels: NDArray[np.bool_]) -> dict[str, Any]:
@@ -419,7 +447,10 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG of the reliability to be written")
     given = parser.parse_args()
 
-    by_bottom = answered(given.run, labelled.read("siim", given.data))
+    recipe = Recipe.model_validate_json((given.run / "recipe.json").read_bytes())
+    require_untaught(recipe, given.run)
+    cases = in_folds(given.run, labelled.read(recipe.layout, given.data))
+    by_bottom = answered(given.run, cases)
     answers, bottoms = by_other_folds(by_bottom)
     found, calibrated, (scale, offset) = figures(answers)
     found["bottom"] = bottom_of(by_bottom)

@@ -20,6 +20,7 @@ from training import data as labelled
 from training.data import rle
 from training.data import split as splits
 from training.data.cases import Case
+from training.data.pictures import Picture
 from training.measures import features
 from training.measures.answers import Answer, write_rows
 from training.measures.answers import read as read_answers
@@ -47,7 +48,7 @@ WARNINGS: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """One image to be looked at: all (rows, columns); `pixels` 0 black to 1 white."""
+    """One image to be looked at: all (rows, columns) of its file; `pixels` 0 black to 1 white."""
 
     pixels: NDArray[np.float32]
     true: NDArray[np.bool_] | None
@@ -150,7 +151,7 @@ def run(
 
     def look(answer: Answer) -> Look:
         case = by_id[answer.image_id]
-        return next(_looks(engine, [case], [case.pixels()]))
+        return next(_looks(engine, [case], [case.picture()]))
 
     return Evaluation(figures, answers, look, found, runs)
 
@@ -160,8 +161,8 @@ def _answered(
 ) -> Iterator[tuple[Answer, Look]]:
     for start in range(0, len(cases), _BATCH):
         chosen = cases[start : start + _BATCH]
-        pictures = [case.pixels() for case in chosen]
-        probabilities = engine.classify(pictures)
+        pictures = [case.picture() for case in chosen]
+        probabilities = engine.classify([picture.pixels for picture in pictures])
         looks = _looks(engine, chosen, pictures)
 
         for case, probability, look in zip(chosen, probabilities, looks, strict=True):
@@ -187,13 +188,11 @@ def _answered(
             )
 
 
-def _looks(
-    engine: Engine, cases: Sequence[Case], pictures: Sequence[NDArray[np.float32]]
-) -> Iterator[Look]:
-    for case, picture, drawn in zip(cases, pictures, engine.segment(pictures), strict=True):
-        yield Look(
-            picture, case.mask(), postprocess.segment(drawn, *engine.manifest.segmenter.rule)
-        )
+def _looks(engine: Engine, cases: Sequence[Case], pictures: Sequence[Picture]) -> Iterator[Look]:
+    maps = engine.segment([picture.pixels for picture in pictures])
+    for case, picture, drawn in zip(cases, pictures, maps, strict=True):
+        found = postprocess.segment(picture.in_file(drawn), *engine.manifest.segmenter.rule)
+        yield Look(picture.in_file(picture.pixels), case.stored_mask(), found)
 
 
 def _parts(

@@ -76,7 +76,7 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
             "key": key,
             "part": part,
             "folds": folds,
-            "note": _note(part if key else "", from_run),
+            "note": _note(part if key else "", from_run) + _trained_too(reported, from_run),
         },
         "notes": [_OWN_PATIENTS]
         if len({answer.patient for answer in answers}) == len(answers)
@@ -298,6 +298,14 @@ _NOTES_WITHOUT_SPLIT = {
         "published figures stand beside; give the run's split.csv with --split"
     ),
 }
+
+
+def _trained_too(reported: Sequence[Answer], from_run: bool) -> str:
+    """The end of the note where images that are reported trained as well."""
+    trained = sum(answer.of("train") for answer in reported)
+    if not trained or not from_run:
+        return ""
+    return f"; {trained} of these {len(reported)} images also trained"
 
 
 def _note(part: str, from_run: bool) -> str:

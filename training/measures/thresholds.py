@@ -12,6 +12,8 @@ from inference.postprocess import REFERENCE_MATRIX_PX, label_regions
 from training.measures import metrics
 from training.recipe import OperatingPoint
 
+_DIGITS = 4
+
 # Probability and true mask, both (rows, columns)
 Map = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
@@ -22,12 +24,14 @@ def operating_point(
     """The threshold at or above which a score (0..1) is positive, and in words how it was chosen;
     both (images,).
 
-    It has three decimals, rounded down, so that the image it was chosen at stays on its side in
-    other arithmetic. Of thresholds equally good the lowest is taken: a missed collapse costs more
-    than a false alarm.
+    It has three decimals, below 0.001 four digits, rounded down, so that the image it was chosen at
+    stays on its side in other arithmetic. Of thresholds equally good the lowest is taken: a missed
+    collapse costs more than a false alarm. The words count as a node does: every score that is not
+    below the threshold.
 
     Raises:
-        ValueError: the labels lack a class that the choice needs.
+        ValueError: the labels lack a class that the choice needs, or so many positives score 0 that
+            only a threshold of 0 would find enough.
     """
     count, positive = len(labels), int(labels.sum())
     if not positive or (point.best and positive == count):
@@ -36,12 +40,20 @@ def operating_point(
             "some, and some that are not: change split"
         )
 
-    thresholds, counts = metrics.at_every_threshold(
-        np.floor(scores.astype(np.float64) * 1000).clip(1, 999) / 1000, labels
-    )
+    # Each score as the highest candidate that it reaches, a score of 0 as none
+    candidates = np.unique(np.append(_candidates(scores), 0.0))
+    place = np.searchsorted(candidates, scores, side="right") - 1
+    thresholds, counts = metrics.at_every_threshold(candidates[place], labels)
+    possible = thresholds > 0
 
     # The first threshold finds nothing.
-    figure = getattr(counts, point.best or "sensitivity")[1:]
+    figure = getattr(counts, point.best or "sensitivity")[possible][1:]
+    if not len(figure) or (point.sensitivity and figure[-1] < point.sensitivity):
+        raise ValueError(
+            f"operating point: {int((labels & (scores <= 0)).sum())} of {positive} positive "
+            "validation images score 0, which no threshold finds; a network that tells them "
+            "apart wanted: look at its curve, or lower operating_point.sensitivity"
+        )
     if point.best:
         index = int(np.flatnonzero(figure == figure.max())[-1])
         words = f"highest {point.best} ({figure[index]:.3f})"
@@ -53,6 +65,19 @@ def operating_point(
     return float(
         thresholds[1:][index]
     ), f"{words} on {count} validation images, {positive} of them positive"
+
+
+def _candidates(scores: metrics.Scores) -> metrics.Scores:
+    """The thresholds that these scores reach."""
+    coarse = np.floor(scores.astype(np.float64) * 1000).clip(max=999) / 1000
+    return np.where(coarse > 0, coarse, rounded_down(scores))
+
+
+def rounded_down(values: metrics.Scores) -> metrics.Scores:
+    """Each to four digits, never above: an image that sits on a threshold stays positive."""
+    some = np.where(values > 0, values, 1.0).astype(np.float64)
+    scale = 10.0 ** (_DIGITS - np.ceil(np.log10(some)))
+    return np.where(values > 0, np.floor(some * scale) / scale, 0.0)
 
 
 @dataclass(frozen=True)

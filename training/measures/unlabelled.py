@@ -43,16 +43,16 @@ def run(
     unreadable: list[str] = []
     for number, path in enumerate(paths, 1):
         try:
-            picture = pictures.grey(path)
+            picture = pictures.read(path)
         except ValueError as error:
             unreadable.append(str(error))
             continue
 
-        (probability,) = engine.classify([picture])
+        (probability,) = engine.classify([picture.pixels])
         probabilities.append(probability)
         if probability >= threshold:
-            (drawn,) = engine.segment([picture])
-            mask = postprocess.segment(drawn, *engine.manifest.segmenter.rule)
+            (drawn,) = engine.segment([picture.pixels])
+            mask = postprocess.segment(picture.in_file(drawn), *engine.manifest.segmenter.rule)
             shares.append(float(mask.mean()))
         if done is not None:
             done(number, len(paths))
