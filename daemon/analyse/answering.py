@@ -101,9 +101,10 @@ def name_of(pipeline: Pipeline) -> str:
 
 
 def serve(pipeline: Pipeline, paths: Iterable[str], out: TextIO) -> None:
-    """Answer each line, a path as JSON, until there is none."""
+    """Answer each line, a path as JSON, until there is none. The path is said again with it."""
     for line in paths:
-        _say(out, asdict(answer(pipeline, Path(json.loads(line)))))
+        path = json.loads(line)
+        _say(out, {"path": path, **asdict(answer(pipeline, Path(path)))})
 
 
 def answer(pipeline: Pipeline, path: Path) -> Answer:

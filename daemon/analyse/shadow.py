@@ -112,7 +112,11 @@ class Process:
             self._to.flush()
         except OSError as error:
             raise self._ended() from error
-        return Answer(**self._line(self._limits.image_s))
+        said = self._line(self._limits.image_s)
+        if said.pop("path", None) != str(path):
+            # The late answer on an image before this one.
+            raise EndedError("its answer is on another image")
+        return Answer(**said)
 
     def end(self) -> None:
         """Kill it."""
@@ -245,7 +249,11 @@ class ShadowWorker:
         try:
             said = networks.ask(self._spool.path(job.spool_name))
         except EndedError as error:
-            self._note(job, name, Answer(None, None, str(error)))
+            try:
+                self._note(job, name, Answer(None, None, str(error)))
+            except Exception as not_noted:
+                # The row has no answer, which is what it says. The networks end all the same.
+                raise error from not_noted
             raise
         if said.why:
             log.info("shadow: image %d has no answer: %s", job.instance_id, said.why)

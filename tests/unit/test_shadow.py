@@ -200,6 +200,42 @@ def test_a_shadow_that_hangs_or_is_killed_costs_one_comparison(
     assert small.unanswered() == 1
 
 
+def test_a_late_answer_is_never_taken_for_the_next_images(small: Bench) -> None:
+    script = """
+def answer(path, probability):
+    said = {'path': path, 'probability': probability, 'positive': True, 'why': ''}
+    print(json.dumps(said), flush=True)
+first = json.loads(sys.stdin.readline())
+second = json.loads(sys.stdin.readline())
+answer(first, 0.9)
+answer(second, 0.8)
+"""
+    networks = _process(script, replace(LIMITS, image_s=0.2))()
+    networks.start()
+    first, second = Path("first"), Path("second")
+    with pytest.raises(EndedError, match="no answer"):
+        networks.ask(first)
+    with pytest.raises(EndedError, match="another image"):
+        networks.ask(second)
+    networks.close()
+
+
+def test_networks_that_hang_are_ended_also_while_the_ledger_is_away(
+    small: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(path: Path) -> Answer:
+        raise EndedError("no answer in 300 s")
+
+    def away(*_: object) -> None:
+        raise OSError("the ledger is away")
+
+    small.end_image("1.2.1", b"0.9", 0.9)
+    monkeypatch.setattr(small, "ask", hang)
+    monkeypatch.setattr(small.ledger.shadow, "answer", away)
+    with pytest.raises(EndedError, match="no answer in 300 s"):
+        small.look()
+
+
 def test_the_role_starts_its_networks_again_and_ends_while_they_hang(small: Bench) -> None:
     for number in range(3):
         small.end_image(f"1.2.{number}", b"0.9", 0.9)
