@@ -17,6 +17,7 @@ from daemon.ledger import Inspection, ReportedImage, accession_digest
 _YES = {"1", "yes", "y", "true", "positive", "ja", "j"}
 _NO = {"0", "no", "n", "false", "negative", "nein"}
 _MOST_ERRORS = 20
+_MOST_OF_ACCESSION_NUMBER = 16
 
 
 class ReportsError(ValueError):
@@ -96,38 +97,66 @@ def read_reports(text: str, spool_identity: str) -> dict[str, bool]:
     """A CSV of reports, as the ledger keeps them (DriftBook.tell_reports).
 
     The first column is a SOP Instance UID or an Accession Number, the second yes or no. A first
-    line of column names is left out. An Accession Number is kept as a digest alone.
+    line of column names, which have no digit, is left out. An Accession Number is kept as a digest
+    alone.
 
     Raises:
-        ReportsError: a line has other columns, or another word.
+        ReportsError: a line has other columns, or another word, or contradicts an earlier line.
     """
     found: dict[str, bool] = {}
     wrong: list[int] = []
-    for number, line in enumerate(csv.reader(text.splitlines()), 1):
-        if not any(cell.strip() for cell in line):
-            continue
-        word = line[1].strip().lower() if len(line) > 1 else ""
-        name = line[0].strip()
+    contradicting: list[int] = []
+    lines = [
+        line for line in enumerate(csv.reader(text.splitlines()), 1) if any(map(str.strip, line[1]))
+    ]
+    if lines and _is_header(lines[0][1]):
+        del lines[0]
 
-        if name and word in _YES | _NO:
-            found[key_of(name, spool_identity)] = word in _YES
-        elif number > 1:
+    for number, line in lines:
+        name, word = line[0].strip(), _word(line)
+        if not name or word not in _YES | _NO:
             wrong.append(number)
+            continue
+        key, finding = key_of(name, spool_identity), word in _YES
+        if found.setdefault(key, finding) is not finding:
+            contradicting.append(number)
 
     if wrong:
-        shown = ", ".join(map(str, wrong[:_MOST_ERRORS]))
         raise ReportsError(
-            f"line {shown}: wanted an identifier and a finding in two columns; allowed as finding: "
-            "yes, no, 1, 0, true, false; nothing was taken"
+            f"line {_numbers(wrong)}: wanted an identifier and a finding in two columns; allowed "
+            "as finding: yes, no, 1, 0, true, false; nothing was taken"
+        )
+    if contradicting:
+        raise ReportsError(
+            f"line {_numbers(contradicting)}: an earlier line has the other finding for the same "
+            "identifier; allowed: one finding for each; nothing was taken"
         )
     return found
 
 
+def _word(line: Sequence[str]) -> str:
+    return line[1].strip().lower() if len(line) > 1 else ""
+
+
+def _is_header(line: Sequence[str]) -> bool:
+    """Names of columns: an identifier has digits, and would be a report that is dropped."""
+    return _word(line) not in _YES | _NO and not any(map(str.isdigit, line[0]))
+
+
+def _numbers(lines: Sequence[int]) -> str:
+    return ", ".join(map(str, lines[:_MOST_ERRORS]))
+
+
 def key_of(name: str, spool_identity: str) -> str:
-    """A UID as it is, an Accession Number as its digest: what the ledger keeps of a report."""
-    # A UID has dots; an Accession Number of sixteen characters at most has no need of them.
+    """How the ledger names a report's image.
+
+    An Accession Number may look like a UID (2024.00123), and is never kept in plain: its sixteen
+    characters at most (PS3.5 6.2, SH) tell it apart. No equipment makes so short a UID.
+    """
     is_uid = "." in name and not name.strip("0123456789.")
-    return name if is_uid else accession_digest(name, spool_identity)
+    if is_uid and len(name) > _MOST_OF_ACCESSION_NUMBER:
+        return name
+    return accession_digest(name, spool_identity)
 
 
 def _share(hits: int, number: int) -> tuple[float | None, Interval]:

@@ -43,7 +43,7 @@ class House:
     def end(self, probability: float | None, reason: str | None = None, accession: str = "") -> str:
         """One image ends. Returns its UID."""
         self._images += 1
-        uid = f"1.2.{self._images}"
+        uid = f"1.2.840.10008.4711.{self._images}"
         self.ledger.receive([Arrival(uid, "1.2", uid, "1.2", "XRAY1", "dimse", 1, 1)])
         (job,) = self.ledger.claim_images("me", 1)
         done = Completion(
@@ -159,6 +159,26 @@ def test_a_wrong_line_of_reports_is_named_and_nothing_is_taken() -> None:
     with pytest.raises(ReportsError, match="line 3, 4: ") as caught:
         read_reports("image,finding\n1.2.3,yes\nDOE^JANE,maybe\nalone\n", "")
     assert "DOE" not in str(caught.value)
+
+
+def test_an_accession_number_that_looks_like_a_uid_is_kept_as_a_digest_alone() -> None:
+    uid = "1.2.840.113619.2.5.1762583153"
+    assert len(uid) > 16
+    findings = read_reports(f"2024.00123,yes\n{uid},no\n{uid},no\n", "spool")
+    assert findings == {accession_digest("2024.00123", "spool"): True, uid: False}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1.2.3,unclear\n", "line 1: wanted"),
+        ("\nA4711,unclear\nA4712,no\n", "line 2: wanted"),
+        ("image,finding\nA4711,yes\nA4711 ,no\n", "line 3: an earlier line has the other"),
+    ],
+)
+def test_no_report_is_dropped_in_silence(text: str, words: str) -> None:
+    with pytest.raises(ReportsError, match=words):
+        read_reports(text, "")
 
 
 def test_weeks_begin_on_mondays() -> None:
