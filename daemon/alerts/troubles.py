@@ -100,9 +100,16 @@ def _unresolved(sight: Sight) -> Iterator[Alarm]:
 def _silence(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
     limits = {each.ae_title: each.minutes for each in alerts.silence.limits}
     now = sight.figures.now
-    for title, sender in sorted(sight.figures.senders.items()):
-        silent_s = now - sender.last_at
-        words = f"no image since {_time(sender.last_at)}"
+    senders = sight.figures.senders
+    for title in sorted(senders.keys() | limits.keys()):
+        if title in senders:
+            last_at = senders[title].last_at
+            words = f"no image since {_time(last_at)}"
+        else:
+            last_at = sight.began_at
+            words = f"no image ever; this process has looked since {_time(last_at)}"
+        silent_s = now - last_at
+
         if title in limits:
             if silent_s >= limits[title] * _MINUTE_S:
                 words += f"; allowed: {limits[title]:g} minutes"
@@ -111,7 +118,7 @@ def _silence(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
 
         hours = sight.sending_hours.get(title, {})
         if alerts.silence.learn:
-            missing = missing_images(hours, sender.last_at, now)
+            missing = missing_images(hours, last_at, now)
             if missing >= _MISSING_IMAGES:
                 words += f"; by its last weeks about {missing:.0f} images are missing"
                 yield Alarm(f"silence:{title}", "silence", title, words)
@@ -119,8 +126,11 @@ def _silence(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
 
 def _disk(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
     free = free_bytes(config.spool)
-    if free is not None and free < alerts.disk_free_mb * _MB:
+    # The deliver role reads the spool: what it cannot see is away, and no disk with room.
+    words = "the spool cannot be seen; is its disk mounted?"
+    if free is not None:
         words = f"{free // _MB} MB free beside the spool; wanted: {alerts.disk_free_mb} MB"
+    if free is None or free < alerts.disk_free_mb * _MB:
         yield Alarm(f"disk:{sight.machine}", "disk", sight.machine, words, sight.machine)
 
 

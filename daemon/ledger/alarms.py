@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database
-from daemon.ledger.schema import alarm_messages, alarms
+from daemon.ledger.schema import alarm_messages, alarms, roles
 
 _LOCK = "alarms"
 # No message waits and no lease lasts for longer.
@@ -75,7 +75,8 @@ class Alarms:
         """Compare the troubles found now with those that last, and owe each route a message.
 
         A trouble is over once it was absent for `settle_s`. A trouble of another machine is left
-        to that machine. Returns the troubles that began, and the keys of those that are over.
+        to that machine, as long as a role gives signs of life there. Returns the
+        troubles that began, and the keys of those that are over.
         """
         # Most looks find a node that is well, and take no lock.
         if not found and not self.lasting():
@@ -96,7 +97,8 @@ class Alarms:
                 if any(known[key][name] != value for name, value in still.items()):
                     _change(conn, key, still)
 
-            mine = [row for row in known.values() if row["machine"] in ("", machine)]
+            others = _living_machines(conn, now) - {machine}
+            mine = [row for row in known.values() if row["machine"] not in others]
             absent = [row for row in mine if row["key"] not in present]
             over = [row for row in absent if self._is_over(conn, row, now, settle_s)]
             for row in over:
@@ -184,6 +186,13 @@ def lasting(conn: Connection, most: int) -> list[LastingAlarm]:
     """The troubles that last, oldest first, at most so many."""
     rows = conn.execute(_lasting().limit(most)).mappings()
     return [LastingAlarm(**_row_told(row)) for row in rows]
+
+
+def _living_machines(conn: Connection, now: float) -> set[str]:
+    """The host names of roles that gave a sign of life today: this_machine() begins with them."""
+    recent = sa.select(roles.c.owner).where(roles.c.beat_at >= now - _ABANDONED_S)
+    owners = conn.execute(recent).scalars()
+    return {owner.partition("/")[0] for owner in owners}
 
 
 def _first_of_each_trouble(rows: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:

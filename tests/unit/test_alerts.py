@@ -197,6 +197,20 @@ def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
         assert KINDS[kind].title in titles
 
 
+def test_a_sender_that_never_sent_and_a_spool_that_is_away_are_troubles(
+    small: Ledger, clock: Clock, config: Config, tmp_path: Path
+) -> None:
+    away = config.model_copy(update={"spool": tmp_path / "not-mounted"})
+    watch = Watch(away, small)
+    watch.look()
+    clock.now += 31 * 60
+    watch.look()
+    words = {row["kind"]: row["words"] for row in small.alarms.lasting()}
+    assert words["silence"].startswith("no image ever; this process has looked since ")
+    assert words["silence"].endswith("; allowed: 30 minutes")
+    assert words["disk"] == "the spool cannot be seen; is its disk mounted?"
+
+
 def test_many_failures_of_one_day_hide_none_of_another(
     ledger: Ledger, ledger_url: str, clock: Clock
 ) -> None:
@@ -226,6 +240,7 @@ def test_many_failures_of_one_day_hide_none_of_another(
 def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(
     small: Ledger, clock: Clock
 ) -> None:
+    small.beat("deliver", "b/boot/1:2")
     here, there = Alarm("disk:a", "disk", "a", "x", "a"), Alarm("disk:b", "disk", "b", "x", "b")
     small.alarms.note([here, there], ["mail"], "a", 60)
     for found in ([], [here], []):
@@ -235,6 +250,11 @@ def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(
     clock.now += 60
     assert small.alarms.note([], ["mail"], "a", 60)[1] == ["disk:a"]
     assert [row["key"] for row in small.alarms.lasting()] == ["disk:b"]
+
+    # That host is no more, or has another name now.
+    clock.now += 86401
+    small.alarms.note([], ["mail"], "a", 0)
+    assert small.alarms.lasting() == []
 
 
 # -- the way to people -----------------------------------------------------------------------------
