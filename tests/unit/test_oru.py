@@ -17,6 +17,8 @@ from daemon.ledger import Arrival, Completion, Ledger, accession_digest
 HEAD = "MSH|^~\\&|RIS|HOUSE|PLEURA|HOUSE|20261129||ORU^R01^ORU_R01|1|P|2.5.1"
 PATIENT = "PID|1||4711^^^HOUSE||DOE^JANE||19500101|F"
 ASKED = "36118008^Pneumothorax^SCT"
+# Longer than any Accession Number.
+UID = "1.2.840.10008.4711.3"
 
 
 def order(number: str, filler: str = "F1") -> str:
@@ -93,11 +95,11 @@ def test_a_folder_gives_its_findings_and_tells_of_files_by_their_place(tmp_path:
     (tmp_path / "3 DOE JANE.hl7").write_bytes(b"nothing")
     (tmp_path / "4.hl7").symlink_to("/etc/hostname")
     os.mkfifo(tmp_path / "5.hl7")
-    (tmp_path / "6.hl7").write_bytes(message(order("1.2.3"), answer("N")))
+    (tmp_path / "6.hl7").write_bytes(message(order(UID), answer("N")))
     (tmp_path / "7.tmp").write_bytes(message(order("A9"), answer("N")))
 
     found, wrong = read_messages(tmp_path, "")
-    assert found == {accession_digest("A1", ""): True, "1.2.3": False}
+    assert found == {accession_digest("A1", ""): True, UID: False}
     assert [line.partition(":")[0] for line in wrong] == [f"file {n} by name" for n in (3, 4, 5)]
     assert "DOE" not in str(wrong)
 
@@ -105,7 +107,7 @@ def test_a_folder_gives_its_findings_and_tells_of_files_by_their_place(tmp_path:
 def test_the_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     ledger = Ledger(url)
-    ledger.receive([Arrival("f1", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
+    ledger.receive([Arrival("f1", "1.2", UID, "1.2.1", "XRAY1", "dimse", 1, 9)])
     (job,) = ledger.claim_images("me", 1)
     ledger.complete(job, Completion("analysed", "d", probability=0.9, positive=True), {})
     ledger.close()
@@ -113,7 +115,7 @@ def test_the_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     settings.write_text(f"spool: {tmp_path}/spool\nledger: {url}\n")
     folder = tmp_path / "drop"
     folder.mkdir()
-    (folder / "1.hl7").write_bytes(message(order("1.2.3"), answer("Y")))
+    (folder / "1.hl7").write_bytes(message(order(UID), answer("Y")))
 
     command = ["drift", "-c", str(settings), "reports", str(folder)]
     assert main(command) == 0
