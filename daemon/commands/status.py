@@ -143,7 +143,8 @@ def _destination_lines(
         if name not in configured:
             if owed:
                 yield (
-                    f"destination {name}: NOT IN THE SETTINGS, {owed} owed; pleura retry --to NAME"
+                    f"destination {name}: NOT IN THE SETTINGS, {owed} owed; "
+                    f"pleura retry --from {name} --to NAME"
                 )
             continue
 

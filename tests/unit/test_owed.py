@@ -280,7 +280,7 @@ def test_status_tells_how_each_destination_is(bench: Bench) -> None:
     assert "destination pacs: DOWN since 2023-11-1" in text
     assert "(11 min); last answer" in text
     assert "next try in 200 s; 1 owed since" in text
-    assert "destination left: NOT IN THE SETTINGS, 1 owed" in text
+    assert "destination left: NOT IN THE SETTINGS, 1 owed; pleura retry --from left --to" in text
     assert "destination quiet: 0 owed" in text
 
     bench.ledger.note_destination("pacs", None)
