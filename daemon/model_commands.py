@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from daemon import installed
+from daemon import installed, torch_process
 from daemon.exits import EXIT_FAILED, CannotStartError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def model(options: argparse.Namespace) -> int:
     """Check, show, import or promote a model package."""
-    from inference import package
+    from inference.container import PackageError
 
     actions = {
         "check": _model_check,
@@ -35,12 +35,13 @@ def model(options: argparse.Namespace) -> int:
     }
     try:
         actions[options.action](options)
-    except package.PackageError as error:
+    except PackageError as error:
         raise CannotStartError(str(error)) from error
     return 0
 
 
 def _model_check(options: argparse.Namespace) -> None:
+    torch_process.prepare()
     from inference import package
 
     folder = package.folder_of(options.model)
@@ -49,9 +50,10 @@ def _model_check(options: argparse.Namespace) -> None:
 
 
 def _model_show(options: argparse.Namespace) -> None:
-    from inference import package
+    from inference.manifest import as_json
+    from inference.package_files import folder_of, read_manifest
 
-    print(package.as_json(package.read_manifest(package.folder_of(options.model))))
+    print(as_json(read_manifest(folder_of(options.model))))
 
 
 def _model_promote(options: argparse.Namespace) -> None:
@@ -83,6 +85,8 @@ def _audience(ledger: Ledger) -> Audience:
     """What a promotion asks: of packages, and of the audit trail."""
     from daemon.commands.promote import Audience
     from daemon.invoker import user
+
+    torch_process.prepare()
     from inference import package
 
     def check(path: Path) -> str:

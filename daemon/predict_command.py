@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from daemon import torch_process
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def predict(options: argparse.Namespace) -> int:
     if options.submission:
         _require_apart([image.name.stem for image in images], "--submission")
 
+    torch_process.prepare()
     pipeline = _pipeline(options)
     for folder in (options.out, options.masks):
         if folder is not None:

@@ -10,8 +10,6 @@ is made (docs/models.md has the list).
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inference import manifest as manifests
-from inference.container import MAX_FILE_BYTES, PackageError, opened
+from inference.container import PackageError
 from inference.finding import ModelIdentity
 from inference.manifest import Manifest, ManifestError, Network, Role, as_json
 from inference.networks import build, shapes
+from inference.package_files import (
+    GOLDEN,
+    MANIFEST,
+    WEIGHTS,
+    default_folder,
+    digest_of,
+    folder_of,
+    read,
+    read_manifest,
+    sha256,
+)
 
 __all__ = [
     "Manifest", "Network", "Package", "PackageError",
-    "amend", "as_json", "default_folder", "folder_of", "load", "read_manifest", "write",
+    "amend", "as_json", "default_folder", "digest_of", "folder_of", "load", "read_manifest",
+    "write",
 ]  # fmt: skip
 
 SERVED_TASK = "pneumothorax"
@@ -40,10 +50,7 @@ GOLDEN_TOLERANCE = 1e-3
 _MAX_GOLDEN_IMAGES = 16
 # Fixed for ever: DeviceUIDs are derived in it.
 _DEVICE_NAMESPACE = UUID("6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11")
-_MANIFEST = "model.yaml"
-_WEIGHTS = "weights.safetensors"
-_GOLDEN = "golden.safetensors"
-_LISTED = (_WEIGHTS, _GOLDEN, "README.md", "LICENSE")
+_LISTED = (WEIGHTS, GOLDEN, "README.md", "LICENSE")
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32}
 
 
@@ -84,46 +91,6 @@ class Package:
         return manifests.describe(self.manifest, weights, self.replay_error)
 
 
-@dataclass(frozen=True, eq=False)
-class _Files:
-    """A package's files after every checksum was right; later steps read these very bytes."""
-
-    path: Path
-    manifest: Manifest
-    # The sha256 of model.yaml, which lists the sha256 of every other file.
-    digest: str
-    kept: dict[str, bytes]
-
-
-def default_folder() -> Path:
-    """The folder of the model that ships with Pleura."""
-    return Path(str(importlib.resources.files("inference"))) / "models" / "default"
-
-
-def folder_of(model: str) -> Path:
-    """The folder or zip that a setting or an option names: "default", or a path."""
-    return default_folder() if model == "default" else Path(model)
-
-
-def read_manifest(path: Path) -> Manifest:
-    """model.yaml of a folder or zip, every checksum checked, without loading a weight.
-
-    Raises:
-        PackageError: absent, not plain YAML, a wrong or unknown key, a file that is not listed, or
-            one whose sha256 differs.
-    """
-    return _read(path).manifest
-
-
-def digest_of(path: Path) -> str:
-    """The sha256 of model.yaml, which names the package; every checksum is checked.
-
-    Raises:
-        PackageError: see `read_manifest`.
-    """
-    return _read(path).digest
-
-
 def load(path: Path, any_task: bool = False) -> Package:
     """Check, build, fill and replay a package (folder or zip) on the CPU in fp32.
 
@@ -132,22 +99,22 @@ def load(path: Path, any_task: bool = False) -> Package:
             `any_task`), an architecture out of bounds, weights that do not fit or are not finite,
             or a golden replay that is off by more than 1e-3.
     """
-    files = _read(path)
+    files = read(path)
     if files.manifest.task != SERVED_TASK and not any_task:
         raise PackageError(
-            f"{path}/{_MANIFEST}: task: {files.manifest.task} found, {SERVED_TASK} wanted; a "
+            f"{path}/{MANIFEST}: task: {files.manifest.task} found, {SERVED_TASK} wanted; a "
             "node analyses chest "
             "X-rays, other models can be trained and evaluated only"
         )
 
     weights, golden = (
-        _tensors(f"{path}/{name}", files.kept.pop(name)) for name in (_WEIGHTS, _GOLDEN)
+        _tensors(f"{path}/{name}", files.kept.pop(name)) for name in (WEIGHTS, GOLDEN)
     )
     roles = files.manifest.networks
     strangers = sorted(name for name in weights if name.partition(".")[0] not in roles)
     if strangers:
         raise PackageError(
-            f"{path}/{_WEIGHTS}: {strangers[0][:200]} belongs to no network of {_MANIFEST}"
+            f"{path}/{WEIGHTS}: {strangers[0][:200]} belongs to no network of {MANIFEST}"
         )
 
     one_map = files.manifest.one_map and not any(name.startswith("classifier.") for name in weights)
@@ -215,7 +182,7 @@ def write(
     for role, network in networks.items():
         stored = {name: _stored(value, exact) for name, value in network.state_dict().items()}
         for name, value in stored.items():
-            _refuse_not_finite(f"{folder}/{_WEIGHTS}", f"{role}.{name}", value)
+            _refuse_not_finite(f"{folder}/{WEIGHTS}", f"{role}.{name}", value)
 
         weights |= {f"{role}.{name}": value for name, value in stored.items()}
         network.load_state_dict(_widened(stored))
@@ -230,8 +197,8 @@ def write(
             name: value for name, value in weights.items() if not name.startswith("classifier.")
         }
 
-    save_file(weights, folder / _WEIGHTS)
-    save_file(golden, folder / _GOLDEN)
+    save_file(weights, folder / WEIGHTS)
+    save_file(golden, folder / GOLDEN)
 
     return _write_manifest(folder, manifest)
 
@@ -256,9 +223,9 @@ def amend(folder: Path, changes: dict[str, Any]) -> Manifest:
         PackageError: model.yaml is broken, or would be with these changes.
     """
     try:
-        manifest = manifests.parse((folder / _MANIFEST).read_bytes())
+        manifest = manifests.parse((folder / MANIFEST).read_bytes())
     except (OSError, ManifestError) as error:
-        raise PackageError(f"{folder}/{_MANIFEST}: {error}") from error
+        raise PackageError(f"{folder}/{MANIFEST}: {error}") from error
     return _write_manifest(folder, manifest.model_dump(mode="json") | changes)
 
 
@@ -266,7 +233,7 @@ def _checked(folder: Path, document: dict[str, Any], *by_role: dict[str, Any]) -
     try:
         manifest = manifests.validate(document)
     except ManifestError as error:
-        raise PackageError(f"{folder}/{_MANIFEST}: {error}") from error
+        raise PackageError(f"{folder}/{MANIFEST}: {error}") from error
     for given in by_role:
         if set(given) != set(manifest.networks):
             raise PackageError(
@@ -277,51 +244,11 @@ def _checked(folder: Path, document: dict[str, Any], *by_role: dict[str, Any]) -
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> Manifest:
     listed = {
-        name: _sha256((folder / name).read_bytes()) for name in _LISTED if (folder / name).is_file()
+        name: sha256((folder / name).read_bytes()) for name in _LISTED if (folder / name).is_file()
     }
     checked = _checked(folder, manifest | {"sha256": listed})
-    (folder / _MANIFEST).write_text(manifests.dump(checked), encoding="utf-8")
+    (folder / MANIFEST).write_text(manifests.dump(checked), encoding="utf-8")
     return checked
-
-
-def _read(path: Path) -> _Files:
-    with opened(path) as files:
-        names = files.names()
-        text = files.read(_MANIFEST, manifests.MAX_BYTES)
-
-        try:
-            manifest = manifests.parse(text)
-        except ManifestError as error:
-            raise PackageError(f"{files.where(_MANIFEST)}: {error}") from error
-
-        for name in (_WEIGHTS, _GOLDEN):
-            if name not in manifest.sha256:
-                raise PackageError(
-                    f"{files.where(_MANIFEST)}: sha256: {name} is not listed; every file must be"
-                )
-
-        strangers = sorted(set(names) - set(manifest.sha256) - {_MANIFEST})
-        if strangers:
-            raise PackageError(
-                f"{files.where(strangers[0])}: not listed under sha256 of {_MANIFEST}; a package "
-                "holds nothing else, "
-                "remove the file or list it"
-            )
-
-        kept = {}
-
-        for name, wanted in manifest.sha256.items():
-            data = files.read(name, MAX_FILE_BYTES)
-            if (found := _sha256(data)) != wanted:
-                raise PackageError(
-                    f"{files.where(name)}: sha256 {found} found, {wanted} wanted; the file is "
-                    "not the one packed"
-                )
-
-            if name in (_WEIGHTS, _GOLDEN):
-                kept[name] = data
-
-    return _Files(path, manifest, _sha256(text), kept)
 
 
 def _widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -341,7 +268,7 @@ def _filled(path: Path, role: Role, network: Network, weights: dict[str, Tensor]
     try:
         wanted = shapes(network.architecture, **network.arguments)
     except ValueError as error:
-        raise PackageError(f"{path}/{_MANIFEST}: {role}: {error}") from error
+        raise PackageError(f"{path}/{MANIFEST}: {role}: {error}") from error
 
     faults = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
     faults += [f"{name} is of no use" for name in weights.keys() - wanted.keys()]
@@ -358,11 +285,11 @@ def _filled(path: Path, role: Role, network: Network, weights: dict[str, Tensor]
             f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         )
         raise PackageError(
-            f"{path}/{_WEIGHTS}: {role} does not fit {network.architecture}: {shown[:1000]}"
+            f"{path}/{WEIGHTS}: {role} does not fit {network.architecture}: {shown[:1000]}"
         )
 
     for name, value in weights.items():
-        _refuse_not_finite(f"{path}/{_WEIGHTS}", f"{role}.{name}", value)
+        _refuse_not_finite(f"{path}/{WEIGHTS}", f"{role}.{name}", value)
 
     module = build(network.architecture, **network.arguments)
     module.load_state_dict(_widened(weights))
@@ -377,7 +304,7 @@ def _output(role: Role, network: Network) -> tuple[int, ...]:
 def _replayed(
     path: Path, role: Role, network: Network, module: nn.Module, golden: dict[str, Tensor]
 ) -> float:
-    where = f"{path}/{_GOLDEN}"
+    where = f"{path}/{GOLDEN}"
 
     given, wanted = golden.get(f"{role}.input"), golden.get(f"{role}.output")
     if given is None or wanted is None:
@@ -412,7 +339,7 @@ def _replayed(
 
     if found.shape != wanted.shape:
         raise PackageError(
-            f"{path}/{_MANIFEST}: {network.architecture} gives {tuple(found.shape)}; a {role} "
+            f"{path}/{MANIFEST}: {network.architecture} gives {tuple(found.shape)}; a {role} "
             "must give "
             f"{tuple(wanted.shape)}"
         )
@@ -440,7 +367,3 @@ def _tensors(where: str, data: bytes) -> dict[str, Tensor]:
     # Beside its own error, safetensors raises these for unknown types and empty tensors.
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise PackageError(f"{where}: not a safetensors file ({str(error)[:300]})") from error
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
