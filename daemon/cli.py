@@ -13,7 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from daemon import installed, model_commands, opening, predict_command, review_commands
+from daemon import (
+    installed,
+    model_commands,
+    opening,
+    predict_command,
+    review_commands,
+    torch_process,
+)
 from daemon.exits import (
     EXIT_CANNOT_START,
     EXIT_DONE,
@@ -114,13 +121,13 @@ def _status(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import status
 
-    inspect = opening.inspection(options)
     if options.uid:
-        histories = status.histories(inspect, options.uid)
+        histories = status.histories(opening.inspection(options), options.uid)
         print(json.dumps(histories, indent=None if options.json else 2))
         return EXIT_DONE if all(histories.values()) else EXIT_FAILED
 
     settings = config.load(options.config)
+    inspect = opening.overview(options)
     configured = [each.name for each in settings.destinations]
     if options.json:
         print(json.dumps(status.summary(inspect, configured, settings.spool)))
@@ -228,7 +235,8 @@ def _backup(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import doctor
-    from inference import package
+    from inference.container import PackageError
+    from inference.package_files import folder_of, read
     from inference.results.kinds import KINDS
 
     settings = config.load(options.config)
@@ -238,12 +246,19 @@ def _doctor(options: argparse.Namespace) -> int:
     }
 
     def model() -> str:
-        from inference.engine import choose_device
-
         try:
-            identity = package.load(package.folder_of(settings.model)).identity
-            return f"{identity.id} {identity.version} on {choose_device(settings.device)}"
-        except (package.PackageError, ValueError) as error:
+            found = read(folder_of(settings.model))
+            name = f"{found.manifest.id} {found.manifest.version}"
+            if device := doctor.analysing_device(settings, found.digest):
+                return f"{name} on {device}, as the analyse role that runs here has loaded it"
+
+            torch_process.prepare()
+            from inference import package
+            from inference.engine import choose_device
+
+            package.load(found.path)
+            return f"{name} on {choose_device(settings.device)}"
+        except (PackageError, ValueError) as error:
             raise doctor.Trouble(str(error)) from error
 
     status = EXIT_DONE
@@ -285,7 +300,7 @@ def _config(options: argparse.Namespace) -> int:
         return EXIT_DONE
 
     from daemon import tls
-    from daemon.alerts.routes import wrong_files
+    from daemon.alerts.files import wrong_files
 
     # Only here and where a role starts: other commands need not be able to read a key.
     faults = [words for _, words in tls.faults(settings)]
@@ -333,7 +348,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _alerts(options: argparse.Namespace) -> int:
     from daemon import config
-    from daemon.alerts import routes_of
+    from daemon.alerts.routes import routes_of
     from daemon.alerts.sender import send_trial
 
     settings = config.load(options.config)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.ledger import DeliveryJob, ImageJob, Ledger, Outage, describe, owner_name
+from daemon.ledger.processes import SIGN_EVERY_S
 
 log = logging.getLogger("pleura.service")
 
@@ -20,9 +21,6 @@ Jobs = Sequence[ImageJob] | Sequence[DeliveryJob]
 
 # A lease outlives three beats that fail.
 _BEATS_PER_LEASE = 4
-# A role's sign of life, and the age from which a role counts as silent.
-SIGN_EVERY_S = 15.0
-SILENT_AFTER_S = 60.0
 _PATIENCE_S = 5.0
 
 

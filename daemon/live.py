@@ -9,7 +9,6 @@ ledger/generations.py holds the transitions.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from daemon.ledger import (
     owner_name,
     this_machine,
 )
+from daemon.ledger.processes import is_alive
 
 log = logging.getLogger("pleura.service")
 
@@ -61,25 +61,6 @@ class _Checked:
 def found(config: Config) -> Found:
     """The part of the settings that the ledger keeps: digests, and the values without secrets."""
     return Found(settings.digest(config), settings.digests(config), settings.public(config))
-
-
-def is_alive(owner: str) -> bool:
-    """Whether an owner of this machine (ledger.owner_name) still runs.
-
-    Asked by a signal, not by /proc: there the processes of the other units are hidden
-    (ProtectProc=invisible).
-    """
-    machine, _, pid = owner.rpartition(":")
-    if machine != this_machine():
-        return False
-
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def propose(ledger: Ledger, config: Config, asked_by: str) -> int:

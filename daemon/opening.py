@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from daemon.exits import CannotStartError
@@ -11,6 +12,7 @@ from daemon.exits import CannotStartError
 if TYPE_CHECKING:
     # Imported where it is used: a command without a ledger starts without SQLAlchemy.
     from daemon.ledger import Inspection, Ledger
+    from daemon.ledger.overview import Overview
     from daemon.ledger.view import View
 
 _Opened = TypeVar("_Opened")
@@ -43,6 +45,21 @@ def inspection(options: argparse.Namespace) -> Inspection:
     from daemon.ledger import Inspection
 
     return _opened(Inspection.open, options)
+
+
+def overview(options: argparse.Namespace) -> Overview:
+    """The same ledger for `pleura status`, which loads no SQLAlchemy for SQLite's file.
+
+    Raises:
+        CannotStartError: it is not there.
+    """
+    from daemon import config
+    from daemon.ledger.overview import FileOverview
+
+    file = config.sqlite_file(config.load(options.config).ledger)
+    if file is None:
+        return inspection(options)
+    return _opened(lambda _: FileOverview.open(Path(file)), options)
 
 
 def view(options: argparse.Namespace) -> View:

@@ -6,13 +6,11 @@ supervisor.py runs them all.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import gc
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,12 +21,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import config as settings
 from daemon import log as lines
-from daemon import output, ownership, watchdog
+from daemon import output, ownership, torch_process, watchdog
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
 from daemon.ledger import Ledger, LedgerError, Outage, describe, this_machine
-from daemon.live import LiveSettings, Take, is_alive
+from daemon.ledger.processes import is_alive
+from daemon.live import LiveSettings, Take
 from daemon.parent import end_with_parent
 from daemon.readiness import PARENT, READY, notify
 from daemon.spool import Spool, SpoolError
@@ -69,8 +68,6 @@ _LASTING = {
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EINVAL,
 }  # fmt: skip
-
-_M_ARENA_MAX = -8  # mallopt(3)
 
 
 def run_role(role: str, file: Path, device: str | None = None) -> int:
@@ -339,7 +336,7 @@ def _started_inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None
 def _analyse(
     config: Config, ledger: Ledger, spool: Spool, stop: threading.Event, live: LiveSettings
 ) -> None:
-    _prepare_for_torch()
+    torch_process.prepare()
 
     began = time.monotonic()
     from daemon.analyse.worker import Worker, build_pipeline
@@ -370,17 +367,6 @@ def _analyse(
     # Only the worker holds the pipeline from here on, so that it can free it for a successor.
     del pipeline
     worker.run(stop)
-
-
-def _prepare_for_torch() -> None:
-    """Settings of the process that torch and glibc read once."""
-    # OpenMP's threads would spin while they wait for one another. Beside threads that decode and
-    # encode, each forward pass then takes seven times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-    # glibc keeps free memory apart for each thread: here, the size of several pictures.
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 2)
 
 
 def _deliver(

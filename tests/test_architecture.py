@@ -30,6 +30,7 @@ ROOMS = {
     "report": {"drift", "ledger"},
     "spool": set(),
     "tls": {"config"},
+    "torch_process": set(),
     "watchdog": set(),
     "adoption": {"dicom", "ledger", "spool"},
 }
@@ -43,6 +44,21 @@ _LOADED = {
     "daemon.commands.status": f"{_HEAVY} sqlalchemy.dialects.postgresql",
     "daemon.service daemon.receive.scp daemon.receive.inbox": f"{_HEAVY} smtplib",
     "daemon.deliver.deliverer": f"{_HEAVY} prometheus_client httpx",
+}
+# Commands of a node whose ledger is a file, and what they must not load; rows as above.
+_COMMANDS = {
+    "--version": f"{_HEAVY} sqlalchemy pydantic yaml ssl asyncio",
+    "config check": f"{_HEAVY} sqlalchemy asyncio smtplib httpx",
+    "config show": f"{_HEAVY} sqlalchemy asyncio smtplib httpx",
+    "status": f"{_HEAVY} sqlalchemy asyncio smtplib httpx",
+    "status --json": f"{_HEAVY} sqlalchemy asyncio smtplib httpx",
+    "trace 1.2.3": f"{_HEAVY} sqlalchemy.dialects.postgresql smtplib httpx prometheus_client",
+    "retry": f"{_HEAVY} smtplib httpx prometheus_client",
+    "verify": f"{_HEAVY} smtplib httpx prometheus_client",
+    "drift": f"{_HEAVY} smtplib httpx prometheus_client",
+    "alerts list": f"{_HEAVY} httpx prometheus_client",
+    "metrics": f"{_HEAVY} httpx",
+    "model show": "torch highdicom scipy training",
 }
 
 
@@ -118,15 +134,42 @@ def _is_there(module: str) -> bool:
 
 
 def test_a_process_loads_what_it_needs_alone() -> None:
-    """Memory of roles that run for months, and the time of commands that people wait for."""
+    """Memory of roles that run for months."""
+    load = "for name in names.split(): importlib.import_module(name)"
+    assert _loaded_by(load, _LOADED) == [f"{names} []" for names in _LOADED]
+
+
+def test_a_command_loads_what_it_needs_alone(tmp_path: Path) -> None:
+    """The time of commands that people wait for."""
+    settings = tmp_path / "pleura.yaml"
+    ledger = tmp_path / "ledger.db"
+    settings.write_text(f"spool: {tmp_path / 'spool'}\nledger: sqlite:///{ledger}\n")
+    make = "from daemon.ledger import Ledger; import sys; Ledger(sys.argv[1]).close()"
+    subprocess.run([sys.executable, "-P", "-c", make, f"sqlite:///{ledger}"], check=True)
+
+    run = "\n    ".join(
+        (
+            "from daemon import cli",
+            f"words = [] if names[0] == '-' or 'model' in names else ['-c', {str(settings)!r}]",
+            "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):",
+            "    cli.main([*names.split(), *words])",
+        )
+    )
+    assert _loaded_by(run, _COMMANDS) == [f"{words} []" for words in _COMMANDS]
+
+
+def _loaded_by(step: str, rows: dict[str, str]) -> list[str]:
+    """For each row a line: its words, and those of the unwanted modules that are loaded after it.
+
+    In one process, the least first: each step sees what the steps before it loaded.
+    """
     program = "\n".join(
         (
-            "import importlib, sys",
+            "import contextlib, importlib, io, sys",
             "def loaded(names, unwanted):",
-            "    for name in names.split(): importlib.import_module(name)",
+            f"    {step}",
             "    print(names, sorted(set(unwanted.split()) & set(sys.modules)))",
-            # In one process, the least first: each step sees what the steps before it loaded.
-            *(f"loaded({names!r}, {unwanted!r})" for names, unwanted in _LOADED.items()),
+            *(f"loaded({names!r}, {unwanted!r})" for names, unwanted in rows.items()),
         )
     )
     found = subprocess.run(
@@ -136,8 +179,16 @@ def test_a_process_loads_what_it_needs_alone() -> None:
         check=True,
         cwd=REPOSITORY,
         env={"PYTHONPATH": str(REPOSITORY)},
-    ).stdout
-    assert found.splitlines() == [f"{names} []" for names in _LOADED]
+    )
+    return found.stdout.splitlines()
+
+
+def test_the_ledger_gives_each_of_its_names() -> None:
+    """daemon.ledger loads a name's module when it is first asked for it."""
+    from daemon import ledger
+
+    for name in ledger.__all__:
+        assert getattr(ledger, name).__name__ == name
 
 
 def test_every_dependency_is_known_to_the_constraints() -> None:

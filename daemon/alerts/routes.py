@@ -6,21 +6,17 @@ import contextlib
 import logging
 import smtplib
 import socket
-import ssl
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
+from daemon.alerts.files import read_secret, tls_context
 from daemon.alerts.message import as_json, as_mail
 from daemon.alerts.troubles import shown
 from daemon.config import Config, Mail, Webhook
 from daemon.ledger import AlarmMessage
-from daemon.tls.contexts import TlsError, require_secret
 
 log = logging.getLogger("pleura.alerts")
 
 _PATIENCE_S = 20.0
-_MOST_OF_SECRET = 8192
 
 
 class RouteError(Exception):
@@ -75,7 +71,7 @@ class MailRoute:
 
     def _connected(self) -> smtplib.SMTP:
         mail = self._mail
-        context = None if mail.security == "none" else _context(mail.ca)
+        context = None if mail.security == "none" else tls_context(mail.ca)
         if mail.security == "tls":
             assert context is not None
             server: smtplib.SMTP = smtplib.SMTP_SSL(
@@ -89,7 +85,7 @@ class MailRoute:
                 # Raises where the server does not offer it: nothing goes on in plain text.
                 server.starttls(context=context)
             if mail.user is not None and mail.password_file is not None:
-                server.login(mail.user, _secret(mail.password_file))
+                server.login(mail.user, read_secret(mail.password_file))
         except BaseException:
             server.close()
             raise
@@ -116,8 +112,8 @@ class WebhookRoute:
         headers = {"Idempotency-Key": message.id}
         try:
             if self._webhook.token_file is not None:
-                headers["Authorization"] = f"Bearer {_secret(self._webhook.token_file)}"
-            context = _context(self._webhook.ca)
+                headers["Authorization"] = f"Bearer {read_secret(self._webhook.token_file)}"
+            context = tls_context(self._webhook.ca)
             body = as_json(message, self._node)
             with (
                 httpx.Client(verify=context, timeout=_PATIENCE_S) as client,
@@ -143,53 +139,6 @@ def routes_of(config: Config) -> dict[str, Route]:
     if alerts.webhook is not None:
         routes.append(WebhookRoute(alerts.webhook, node))
     return {route.name: route for route in routes}
-
-
-def wrong_files(config: Config) -> Iterator[str]:
-    """A line for each file of `alerts` that cannot be used, for `pleura config check`."""
-    alerts = config.alerts
-    if alerts is None:
-        return
-    mail, webhook = alerts.mail, alerts.webhook
-
-    secrets = {
-        "alerts.mail.password_file": mail.password_file if mail else None,
-        "alerts.webhook.token_file": webhook.token_file if webhook else None,
-    }
-    for key, path in secrets.items():
-        if path is not None:
-            try:
-                require_secret(key, path)
-                _secret(path)
-            except TlsError as error:
-                yield str(error)
-            except (OSError, ValueError) as error:
-                yield f"{key}: found {path}, which cannot be used ({_in_words(error)})"
-
-    authorities = {
-        "alerts.mail.ca": mail.ca if mail else None,
-        "alerts.webhook.ca": webhook.ca if webhook else None,
-    }
-    for key, path in authorities.items():
-        try:
-            _context(path)
-        except (OSError, ssl.SSLError) as error:
-            yield f"{key}: found {path}, which cannot be used ({_in_words(error)}); allowed: PEM"
-
-
-def _context(ca: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
-def _secret(path: Path) -> str:
-    """A password or token. Raises OSError, ValueError."""
-    secret = path.read_bytes()[:_MOST_OF_SECRET].strip()
-    if not secret.isascii():
-        # In words of our own: those of a codec quote a part of the secret.
-        raise ValueError("a character that is not ASCII; smtplib and HTTP send ASCII alone")
-    return secret.decode("ascii")
 
 
 def _answers(refused: dict[str, tuple[int, bytes]]) -> str:

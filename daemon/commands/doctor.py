@@ -4,12 +4,15 @@ It changes nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -39,8 +42,8 @@ from daemon.dicom.tables import (
     UNCOMPRESSED,
     VERIFICATION,
 )
-from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import Inspection, Ledger, LedgerError, describe
+from daemon.ledger.processes import SILENT_AFTER_S, is_alive
 from daemon.spool import identity
 
 # A certificate that expires so soon is trouble: its renewal should have come.
@@ -90,39 +93,78 @@ def examine(
     if trouble := ownership.trouble(config):
         yield Finding("owner of the files", trouble=trouble)
 
-    examinations: list[tuple[str, Callable[[], str]]] = [
+    # Each in a thread of its own: an archive that is away must not keep the others waiting.
+    waiting = [(subject, _begun(asked)) for subject, asked in _elsewhere(config, kinds)]
+
+    own: list[tuple[str, Callable[[], str]]] = [
         ("ledger", partial(_ledger, config)),
         ("roles", partial(_roles, config)),
         (f"spool {config.spool}", partial(_spool, config)),
         ("model", model),
     ]
-    if config.port is not None:
-        examinations.append((f"port {config.port}", partial(_listener, config, config.port)))
-    if config.tls is not None:
-        examinations.append((f"TLS port {config.tls.port}", partial(_tls_listener, config)))
-    for own in tls.credentials(config):
-        examinations.append((f"certificate {own.certificate}", partial(_certificate, own)))
-    for key, path in tls.trusted(config):
-        examinations.append((f"{key} {path}", partial(_trusted, key, path)))
-    if doubtful_body_parts(config.admission.body_parts):
-        examinations.append(("admission", partial(_admission, config)))
-    if config.inbox is not None:
-        examinations.append((f"inbox {config.inbox}", partial(_folder, config.inbox)))
-    for destination in config.destinations:
-        subject = f"destination {destination.name}"
-        if isinstance(destination, DicomDestination):
-            examinations.append((subject, partial(_archive, config, destination, kinds)))
-        else:
-            examinations.append((subject, partial(_outbox, config, destination.folder)))
-
-    for subject, examination in examinations:
+    for subject, examination in own:
         yield _finding(subject, examination)
+    for subject, answer in waiting:
+        yield _finding(subject, answer.result)
     if warning := _same_reason(config):
         yield Finding("answers", warning=warning)
     if not config.destinations:
         yield Finding(
             "destinations", trouble="none is named: results would be made and sent nowhere"
         )
+
+
+def _elsewhere(
+    config: Config, kinds: Mapping[str, Syntaxes]
+) -> Iterator[tuple[str, Callable[[], str]]]:
+    """What may wait for another process, another host, or a share that is away."""
+    if config.port is not None:
+        yield f"port {config.port}", partial(_listener, config, config.port)
+    if config.tls is not None:
+        yield f"TLS port {config.tls.port}", partial(_tls_listener, config)
+    for own in tls.credentials(config):
+        yield f"certificate {own.certificate}", partial(_certificate, own)
+    for key, path in tls.trusted(config):
+        yield f"{key} {path}", partial(_trusted, key, path)
+    if doubtful_body_parts(config.admission.body_parts):
+        yield "admission", partial(_admission, config)
+    if config.inbox is not None:
+        yield f"inbox {config.inbox}", partial(_folder, config.inbox)
+    for destination in config.destinations:
+        subject = f"destination {destination.name}"
+        if isinstance(destination, DicomDestination):
+            yield subject, partial(_archive, config, destination, kinds)
+        else:
+            yield subject, partial(_outbox, config, destination.folder)
+
+
+def _begun(examination: Callable[[], str]) -> Future[str]:
+    """The answer to come. Ctrl-C does not wait for the thread that asks."""
+    answer: Future[str] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(examination())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answer
+
+
+def analysing_device(config: Config, digest: str) -> str:
+    """The device of an analyse role on this machine that has loaded this very package and replayed
+    its golden inputs; "" where none runs, or the settings name another device.
+    """
+    with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
+        oldest = inspect.now() - SILENT_AFTER_S
+        for row in inspect.roles():
+            facts = json.loads(row["facts"] or "{}")
+            is_running = row["beat_at"] > oldest and is_alive(row["owner"])
+            if row["role"] == "analyse" and is_running and facts.get("digest") == digest:
+                device = str(facts.get("device"))
+                return device if config.device in ("auto", device) else ""
+    return ""
 
 
 def _finding(subject: str, examination: Callable[[], str]) -> Finding:

@@ -19,6 +19,7 @@ from daemon.ledger import (
     Taker,
     this_machine,
 )
+from daemon.ledger.processes import is_alive
 
 _LOOK_S = 0.05
 # Beyond the time that the roles have to answer: to take what they accepted.
@@ -52,7 +53,7 @@ def reload(ledger: Ledger, config: Config, asked_by: str) -> Told:
         return Told(False, f"reload: {error}")
 
     while time.monotonic() < deadline:
-        decided = ledger.generations.decide(number, live.is_alive)
+        decided = ledger.generations.decide(number, is_alive)
         if decided.state == GenerationState.REFUSED.value:
             return Told(False, f"reload: refused, nothing has changed.\n{decided.why}")
 
@@ -71,7 +72,7 @@ def _success(taken: Generation) -> str:
 
 
 def _running(inspect: Inspection) -> list[Taker]:
-    return [each for each in inspect.settings.takers() if live.is_alive(each.owner)]
+    return [each for each in inspect.settings.takers() if is_alive(each.owner)]
 
 
 def running_settings(inspect: Inspection) -> Mapping[str, Any]:
@@ -87,40 +88,3 @@ def running_settings(inspect: Inspection) -> Mapping[str, Any]:
             "compare them"
         )
     return current.shown
-
-
-def summary(inspect: Inspection) -> list[dict[str, Any]]:
-    """Each process of a role with the generation of its settings, for `pleura status --json`."""
-    told = []
-    for taker in inspect.settings.takers():
-        generation = inspect.settings.generation(taker.generation)
-        told.append(
-            {
-                "role": taker.role,
-                "owner": taker.owner,
-                "generation": taker.generation,
-                "digest": generation.digest if generation else None,
-            }
-        )
-    return told
-
-
-def lines(inspect: Inspection) -> list[str]:
-    """The same for people: one line where all agree, else a line for each process."""
-    here = this_machine()
-    processes = [
-        each
-        for each in summary(inspect)
-        if not each["owner"].startswith(f"{here}:") or live.is_alive(each["owner"])
-    ]
-    if not processes:
-        return []
-
-    if len({each["digest"] for each in processes}) == 1:
-        newest = max(each["generation"] for each in processes)
-        return [f"settings: generation {newest}, {processes[0]['digest'][:12]}, in every role"]
-    return ["settings: THE ROLES DIFFER; make their files the same, then pleura reload"] + [
-        f"  {each['role']} ({each['owner']}): generation {each['generation']}, "
-        f"{(each['digest'] or 'unknown')[:12]}"
-        for each in processes
-    ]

@@ -7,13 +7,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from daemon.commands import reload
-from daemon.heartbeat import SILENT_AFTER_S
-from daemon.ledger import Inspection
 from daemon.ledger.digests import accession_digest
+from daemon.ledger.overview import Overview
+from daemon.ledger.processes import SILENT_AFTER_S, is_alive, this_machine
 from daemon.spool import Spool, SpoolError
+
+if TYPE_CHECKING:
+    # For histories() alone: it loads SQLAlchemy.
+    from daemon.ledger import Inspection
 
 ROLES = ("receive", "analyse", "deliver")
 _SHOWN = 20  # failed images, and refused deliveries
@@ -23,7 +26,7 @@ ALL = 1_000_000
 _TIMES = ("received_at", "completed_at")
 
 
-def summary(inspect: Inspection, configured: Collection[str], spool_folder: Path) -> dict[str, Any]:
+def summary(inspect: Overview, configured: Collection[str], spool_folder: Path) -> dict[str, Any]:
     """All that `pleura status --json` prints. `configured`: the names of the destinations."""
     known = inspect.destinations()
     same = inspect.same_reason()
@@ -41,7 +44,7 @@ def summary(inspect: Inspection, configured: Collection[str], spool_folder: Path
             {"role": row["role"], "owner": row["owner"], "last_sign": _date(row["beat_at"])}
             for row in inspect.roles()
         ],
-        "settings": reload.summary(inspect),
+        "settings": inspect.settings_of_roles(),
         "destinations": {
             name: _destination(known.get(name, {}), name in configured)
             for name in sorted({*known, *configured})
@@ -63,7 +66,7 @@ def _destination(row: Mapping[str, Any], is_configured: bool) -> dict[str, Any]:
     }
 
 
-def _quarantined(inspect: Inspection, spool_folder: Path) -> tuple[list[str], str]:
+def _quarantined(inspect: Overview, spool_folder: Path) -> tuple[list[str], str]:
     """The files that a person must look at, and why the spool does not tell."""
     try:
         return Spool.existing(spool_folder, inspect.spool_identity()).quarantined(), ""
@@ -71,7 +74,7 @@ def _quarantined(inspect: Inspection, spool_folder: Path) -> tuple[list[str], st
         return [], str(error)
 
 
-def lines(inspect: Inspection, configured: Collection[str], spool_folder: Path) -> Iterator[str]:
+def lines(inspect: Overview, configured: Collection[str], spool_folder: Path) -> Iterator[str]:
     """The same as text, with the newest failures."""
     now = inspect.now()
     counts = inspect.counts()
@@ -92,12 +95,12 @@ def lines(inspect: Inspection, configured: Collection[str], spool_folder: Path) 
         yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
     yield from _audit_lines(inspect)
     yield from _role_lines(inspect.roles(), now)
-    yield from reload.lines(inspect)
+    yield from settings_lines(inspect)
     yield from _destination_lines(inspect.destinations(), configured, now)
     yield from failure_lines(inspect, _SHOWN)
 
 
-def _spool_lines(inspect: Inspection, spool_folder: Path) -> Iterator[str]:
+def _spool_lines(inspect: Overview, spool_folder: Path) -> Iterator[str]:
     """Files that the ledger did not know, as after a restore of an older ledger."""
     adopted = inspect.adopted()
     if adopted:
@@ -113,7 +116,7 @@ def _spool_lines(inspect: Inspection, spool_folder: Path) -> Iterator[str]:
         )
 
 
-def _audit_lines(inspect: Inspection) -> Iterator[str]:
+def _audit_lines(inspect: Overview) -> Iterator[str]:
     """The messages that the audit trail still owes, and those that it lost."""
     waiting, lost = inspect.audit_waiting(), inspect.audit_lost()
     if waiting:
@@ -132,6 +135,31 @@ def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str
             yield f"role {role}: SILENT since {_date(max(signs))} ({_age(now - max(signs))})"
         else:
             yield f"role {role}: NOT RUNNING"
+
+
+def settings_lines(inspect: Overview) -> list[str]:
+    """One line where every process works under the same settings, else a line for each."""
+    here = this_machine()
+    processes = [
+        each
+        for each in inspect.settings_of_roles()
+        if not each["owner"].startswith(f"{here}:") or is_alive(each["owner"])
+    ]
+    if not processes:
+        return []
+
+    if len({each["digest"] for each in processes}) == 1:
+        newest = max(each["generation"] for each in processes)
+        return [f"settings: generation {newest}, {_short(processes[0])}, in every role"]
+    return ["settings: THE ROLES DIFFER; make their files the same, then pleura reload"] + [
+        f"  {each['role']} ({each['owner']}): generation {each['generation']}, {_short(each)}"
+        for each in processes
+    ]
+
+
+def _short(process: Mapping[str, Any]) -> str:
+    # Without a digest: the ledger keeps generations for a year.
+    return (process["digest"] or "unknown")[:12]
 
 
 def _destination_lines(
@@ -163,7 +191,7 @@ def _destination_lines(
         yield f"destination {name}: " + "; ".join(parts)
 
 
-def failure_lines(inspect: Inspection, limit: int = ALL) -> Iterator[str]:
+def failure_lines(inspect: Overview, limit: int = ALL) -> Iterator[str]:
     """Failed images and refused deliveries, the newest first."""
     failed = inspect.failed(limit)
     for row in failed["instances"]:

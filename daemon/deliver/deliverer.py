@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from daemon.alerts import AlertSender, Watch, routes_of
+from daemon.alerts.routes import routes_of
+from daemon.alerts.sender import AlertSender
+from daemon.alerts.watch import Watch
 from daemon.audit import AuditSender
 from daemon.config import Config, DicomDestination, FolderDestination
 from daemon.deliver.commitment import Asker

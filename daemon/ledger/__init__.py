@@ -1,30 +1,58 @@
 """The ledger, in which the roles meet: images received, their states, results owed to archives."""
 
-from daemon.ledger.alarms import Alarm, AlarmMessage
-from daemon.ledger.database import LedgerError, UndecidedError
-from daemon.ledger.digests import accession_digest
-from daemon.ledger.figures import Circuit, Owed, RoleProcess, Snapshot, Tally, Unresolved
-from daemon.ledger.generations import BusyError, Found, Generation, Taker
-from daemon.ledger.inspect import Inspection
-from daemon.ledger.ledger import Ledger, owner_name, this_machine
-from daemon.ledger.outage import Outage, describe
-from daemon.ledger.records import (
-    Arrival,
-    AuditRow,
-    CommitmentRequest,
-    Completion,
-    DeliveryJob,
-    ImageJob,
-    KeptFile,
-    LedgerLimits,
-    Recipient,
-    SameReason,
-    StoredResult,
-)
-from daemon.ledger.senders import Sender
-from daemon.ledger.shadow import Pairs, ShadowJob
-from daemon.ledger.states import DeliveryState, GenerationState, ImageState
-from daemon.ledger.weekly import BaselineWeeks, DriftBook, DriftView, ReportedImage, WeeklyCount
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# A name loads its module when it is first asked for: most need SQLAlchemy, which is more than half
+# of the time of a short command, and others (an error, a record, a process's name) do not.
+if TYPE_CHECKING:
+    from daemon.ledger.alarms import Alarm, AlarmMessage
+    from daemon.ledger.digests import accession_digest
+    from daemon.ledger.errors import LedgerError, UndecidedError
+    from daemon.ledger.figures import Circuit, Owed, RoleProcess, Snapshot, Tally, Unresolved
+    from daemon.ledger.generations import BusyError, Found, Generation, Taker
+    from daemon.ledger.inspect import Inspection
+    from daemon.ledger.ledger import Ledger
+    from daemon.ledger.outage import Outage, describe
+    from daemon.ledger.processes import owner_name, this_machine
+    from daemon.ledger.records import (
+        Arrival,
+        AuditRow,
+        CommitmentRequest,
+        Completion,
+        DeliveryJob,
+        ImageJob,
+        KeptFile,
+        LedgerLimits,
+        Recipient,
+        SameReason,
+        StoredResult,
+    )
+    from daemon.ledger.senders import Sender
+    from daemon.ledger.shadow import Pairs, ShadowJob
+    from daemon.ledger.states import DeliveryState, GenerationState, ImageState
+    from daemon.ledger.weekly import BaselineWeeks, DriftBook, DriftView, ReportedImage, WeeklyCount
+
+_NAMES = {
+    "alarms": "Alarm AlarmMessage",
+    "digests": "accession_digest",
+    "errors": "LedgerError UndecidedError",
+    "figures": "Circuit Owed RoleProcess Snapshot Tally Unresolved",
+    "generations": "BusyError Found Generation Taker",
+    "inspect": "Inspection",
+    "ledger": "Ledger",
+    "outage": "Outage describe",
+    "processes": "owner_name this_machine",
+    "records": "Arrival AuditRow CommitmentRequest Completion DeliveryJob ImageJob KeptFile "
+    "LedgerLimits Recipient SameReason StoredResult",
+    "senders": "Sender",
+    "shadow": "Pairs ShadowJob",
+    "states": "DeliveryState GenerationState ImageState",
+    "weekly": "BaselineWeeks DriftBook DriftView ReportedImage WeeklyCount",
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "Alarm",
@@ -71,3 +99,12 @@ __all__ = [
     "owner_name",
     "this_machine",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found

@@ -20,10 +20,10 @@ from sqlalchemy.engine import Connection, Engine, make_url
 
 from daemon.ledger import bells
 from daemon.ledger.bells import CHANNEL, Bell, ClosedError, FileBell, PollingBell, ServerBell
-from daemon.ledger.schema import SCHEMA_VERSION, STEPS, create_tables, schema_version
+from daemon.ledger.errors import LedgerError, UndecidedError, is_hopeless, no_file, not_opened
+from daemon.ledger.schema import STEPS, create_tables, schema_version
+from daemon.ledger.version import SCHEMA_VERSION, require_not_too_new, require_version
 
-# Errors of SQLite that another start does not heal.
-_HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")
 # A writer takes the lock at once: a read that turns into a write cannot wait for it (SQLITE_BUSY).
 _BEGIN_WRITING = "BEGIN IMMEDIATE"
 # PostgreSQL: the advisory lock of the process that creates or changes the tables.
@@ -59,17 +59,6 @@ SELECT extract(epoch FROM clock_timestamp()),
 """
 _BEGAN_AT = "began at"
 _RINGS = "rings"
-
-
-class LedgerError(Exception):
-    """The ledger cannot be used as it is: the message says where and what to do."""
-
-
-class UndecidedError(Exception):
-    """The connection was lost before the answer to a commit, which may or may not take place.
-
-    PostgreSQL lets a commit that waits for a standby go on when its client is gone.
-    """
 
 
 class Database:
@@ -116,8 +105,8 @@ class Database:
         except Exception as error:
             self.engine.dispose()
             cause = getattr(error, "orig", None)
-            if getattr(cause, "sqlite_errorname", "").startswith(_HOPELESS):
-                raise LedgerError(f"ledger {url}: cannot be opened or created ({cause})") from error
+            if is_hopeless(cause):
+                raise not_opened(url, cause) from error
             raise
         self._file = _file_at(self.engine.url) if self.is_sqlite else None
 
@@ -274,19 +263,10 @@ class Database:
     def _require_version(self) -> None:
         """Raises LedgerError where the tables are not of this version."""
         with self.reading() as conn:
-            if not sa.inspect(conn).has_table(schema_version.name):
-                raise LedgerError(
-                    "the database holds no ledger yet; the node has not run with these settings"
-                )
-            version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
-
-        if version < SCHEMA_VERSION:
-            raise LedgerError(
-                f"schema version {version} found, {SCHEMA_VERSION} wanted; an earlier version is "
-                "brought forward when the node is started"
-            )
-        if version > SCHEMA_VERSION:
-            raise self._too_new(version)
+            found: int | None = None
+            if sa.inspect(conn).has_table(schema_version.name):
+                found = conn.execute(sa.select(schema_version.c.version)).scalar_one()
+        require_version(found, self.engine.url.render_as_string())
 
     def _create_or_migrate(self) -> None:
         """Make tables of this version. Of several roles that start at once, one does so."""
@@ -299,22 +279,12 @@ class Database:
                 return
 
             version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
-            if version > SCHEMA_VERSION:
-                raise self._too_new(version)
-
+            require_not_too_new(version, self.engine.url.render_as_string())
             for step in range(version, SCHEMA_VERSION):
                 for statement in STEPS.get(step, ()):
                     conn.exec_driver_sql(statement)
             if version < SCHEMA_VERSION:
                 conn.execute(schema_version.update().values(version=SCHEMA_VERSION))
-
-    def _too_new(self, version: int) -> LedgerError:
-        """The error after a rollback."""
-        return LedgerError(
-            f"ledger {self.engine.url.render_as_string()}: schema version {version} found, at most "
-            f"{SCHEMA_VERSION} wanted; run the Pleura version that wrote it, or put the backup of "
-            "before the upgrade in its place (docs/backup.md)"
-        )
 
 
 def _file_at(url: sa.URL) -> tuple[int, int] | None:
@@ -331,9 +301,7 @@ def require_file(url: str) -> None:
     """Raises LedgerError where SQLite's file is absent: a mistyped path must not make a ledger."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
-        raise LedgerError(
-            f"ledger {url}: there is no such file; the node has not run with these settings yet"
-        )
+        raise no_file(url)
 
 
 def _engine(url: str, read_only: bool) -> Engine:

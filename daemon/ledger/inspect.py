@@ -5,7 +5,9 @@ Nothing here writes, changes the schema or takes SQLite's write lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import sqlalchemy as sa
@@ -14,18 +16,16 @@ from sqlalchemy.engine import Connection
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.figures import Snapshot, Unresolved, sending_hours, snapshot, unresolved
 from daemon.ledger.generations import SettingsView
+from daemon.ledger.overview import Ask, Overview
 from daemon.ledger.period import PeriodView
-from daemon.ledger.records import KeptFile, SameReason
+from daemon.ledger.records import KeptFile
 from daemon.ledger.schema import (
-    audit,
     audit_state,
     deliveries,
     destinations,
     folders,
     instances,
     results,
-    roles,
-    spools,
     state_is,
     state_is_not,
 )
@@ -43,18 +43,9 @@ _DELIVERIES_OF_IMAGES = deliveries.join(results, results.c.id == deliveries.c.re
 )
 _KEPT = instances.c.removed_at.is_(None)
 
-# The states that enter a count: a duplicate makes no work, and enters no count.
-_COUNTED: dict[str, tuple[sa.Table, tuple[str, ...]]] = {
-    "instances": (
-        instances,
-        tuple(state.value for state in ImageState if state is not ImageState.DUPLICATE),
-    ),
-    "deliveries": (deliveries, tuple(state.value for state in DeliveryState)),
-}
 
-
-class Inspection:
-    """Questions to one ledger."""
+class Inspection(Overview):
+    """Questions to one ledger: those of the overview, and more."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -78,6 +69,15 @@ class Inspection:
     def close(self) -> None:
         """Only for an Inspection that open() gave: a ledger closes its own."""
         self._database.close()
+
+    def now(self) -> float:
+        """The ledger's clock: seconds since 1970."""
+        return self._database.now()
+
+    @contextmanager
+    def _asking(self) -> Iterator[Ask]:
+        with self._database.reading() as conn:
+            yield partial(_ask, conn)
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -134,12 +134,6 @@ class Inspection:
                     whose = f"{row.kind} {row.sop_instance_uid}"
                     yield KeptFile(row.spool_name, row.size_bytes, whose)
 
-    def spool_identity(self) -> str | None:
-        """The spool that this ledger's files lie in; None for a ledger that never had a spool."""
-        with self._database.reading() as conn:
-            identity: str | None = conn.execute(sa.select(spools.c.identity)).scalar()
-        return identity
-
     def knows_folder(self, path: str) -> bool:
         """Whether results ever went to this folder."""
         with self._database.reading() as conn:
@@ -166,16 +160,6 @@ class Inspection:
             owners.update(conn.execute(sends_audit).scalars())
         return owners
 
-    def audit_waiting(self) -> int:
-        """How many events the audit trail still owes."""
-        with self._database.reading() as conn:
-            return int(conn.execute(sa.select(sa.func.count()).select_from(audit)).scalar_one())
-
-    def audit_lost(self) -> int:
-        """How many events were not recorded, ever, because too many waited."""
-        with self._database.reading() as conn:
-            return int(conn.execute(sa.select(audit_state.c.lost)).scalar() or 0)
-
     # -- health ---------------------------------------------------------------------------------
 
     def figures(self) -> Snapshot:
@@ -190,34 +174,6 @@ class Inspection:
         """By AE title, the images of each hour (hours since 1970) that had any, for some weeks."""
         return sending_hours(self._database)
 
-    def same_reason(self, images: int = 20) -> SameReason | None:
-        """The reason for which the newest `images` ended images were all excluded, if there is one.
-
-        A typo in `admission` (a body part that no modality sends) silences the node like this.
-        """
-        image = instances.c
-        newest = (
-            sa.select(image.state, image.reason)
-            .where(image.completed_at.is_not(None), image.removed_at.is_(None))
-            .where(image.state != ImageState.DUPLICATE.value)
-            .order_by(image.completed_at.desc())
-            .limit(images)
-        )
-        with self._database.reading() as conn:
-            rows = conn.execute(newest).all()
-
-        endings = {(row.state, row.reason) for row in rows}
-        if len(rows) < images or len(endings) != 1:
-            return None
-        ((state, reason),) = endings
-        return SameReason(reason, images) if state == ImageState.NOT_ANALYSED else None
-
-    def adopted(self) -> int:
-        """How many images were adopted from the spool because the ledger did not know them."""
-        number = sa.select(sa.func.count()).where(instances.c.origin == "adopted")
-        with self._database.reading() as conn:
-            return int(conn.execute(number).scalar_one())
-
     # -- people ---------------------------------------------------------------------------------
 
     def images_with_accession(self, digest: str) -> list[str]:
@@ -229,14 +185,6 @@ class Inspection:
         ordered = query.group_by(image.sop_instance_uid).order_by(sa.func.min(image.id))
         with self._database.reading() as conn:
             return [row.sop_instance_uid for row in conn.execute(ordered)]
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Each accepted instance and each delivery in exactly one count."""
-        with self._database.reading() as conn:
-            return {
-                subject: _count_states(conn, table, states)
-                for subject, (table, states) in _COUNTED.items()
-            }
 
     def troubles(self, limit: int = 20) -> dict[str, list[dict[str, Any]]]:
         """The newest images without an answer, and deliveries with a reason."""
@@ -305,121 +253,12 @@ class Inspection:
             row["results"] = [result for result in of_results if result["instance_id"] == row["id"]]
         return images
 
-    def now(self) -> float:
-        """The ledger's clock: seconds since 1970."""
-        return self._database.now()
-
-    def roles(self) -> list[dict[str, Any]]:
-        """The processes of each role that gave a sign of life: role, owner, beat_at."""
-        with self._database.reading() as conn:
-            return _as_dicts(conn, sa.select(roles).order_by(roles.c.role, roles.c.owner))
-
-    def destinations(self) -> dict[str, dict[str, Any]]:
-        """By name: the last answer in words, down since, next try, and how much is owed since when.
-
-        A destination that was never in trouble has only what is owed to it.
-        """
-        image, delivery = instances.c, deliveries.c
-        owed = (
-            sa.select(
-                delivery.destination.label("name"),
-                sa.func.count().label("owed"),
-                sa.func.min(image.completed_at).label("owed_since"),
-            )
-            .select_from(_DELIVERIES_OF_IMAGES)
-            .where(state_is(deliveries, "owed"))
-            .group_by(delivery.destination)
-        )
-        # Asked for again, because no report came.
-        unreported = (
-            sa.select(
-                delivery.destination.label("name"),
-                sa.func.count().label("unreported"),
-                sa.func.min(delivery.stored_at).label("unreported_since"),
-            )
-            .where(
-                state_is(deliveries, "stored"),
-                delivery.commit_due_at.is_not(None),
-                delivery.commit_asks > 1,
-            )
-            .group_by(delivery.destination)
-        )
-
-        found: dict[str, dict[str, Any]] = {}
-        with self._database.reading() as conn:
-            for query in (sa.select(destinations), owed, unreported):
-                for row in _as_dicts(conn, query):
-                    found.setdefault(row.pop("name"), {}).update(row)
-        return found
-
     def next_try_is_due(self, destination: str) -> bool:
         """Whether the pause of this destination's courier is over on the ledger's clock."""
         row = sa.select(destinations.c.next_try_at).where(destinations.c.name == destination)
         with self._database.reading() as conn:
             due_at = conn.execute(row).scalar()
         return due_at is not None and due_at <= self.now()
-
-    def waiting_since(self) -> float | None:
-        """When the oldest image that still waits, or is in work, was received."""
-        with self._database.reading() as conn:
-            oldest: float | None = conn.execute(
-                sa.select(sa.func.min(instances.c.received_at)).where(
-                    state_is(instances, "received")
-                )
-            ).scalar()
-        return oldest
-
-    def reasons(self) -> list[dict[str, Any]]:
-        """How many images ended not analysed, by reason: reason, number, last (a time)."""
-        image = instances.c
-        counted = (
-            sa.select(
-                image.reason,
-                sa.func.count().label("number"),
-                sa.func.max(image.completed_at).label("last"),
-            )
-            .where(
-                image.state == ImageState.NOT_ANALYSED.value, state_is_not(instances, "received")
-            )
-            .group_by(image.reason)
-            .order_by(sa.func.count().desc())
-        )
-
-        with self._database.reading() as conn:
-            return _as_dicts(conn, counted)
-
-    def failed(self, limit: int) -> dict[str, list[dict[str, Any]]]:
-        """The newest failed images and refused deliveries, with reason and time."""
-        image, delivery = instances.c, deliveries.c
-        images = (
-            sa.select(
-                image.sop_instance_uid,
-                image.study_instance_uid,
-                image.reason,
-                image.detail,
-                image.completed_at,
-            )
-            .where(image.state == ImageState.FAILED.value, state_is_not(instances, "received"))
-            .order_by(image.id.desc())
-            .limit(limit)
-        )
-
-        refused = (
-            sa.select(
-                results.c.sop_instance_uid,
-                results.c.kind,
-                delivery.destination,
-                delivery.why,
-                image.completed_at,
-            )
-            .select_from(_DELIVERIES_OF_IMAGES)
-            .where(delivery.state == DeliveryState.REFUSED.value, state_is_not(deliveries, "owed"))
-            .order_by(delivery.id.desc())
-            .limit(limit)
-        )
-
-        with self._database.reading() as conn:
-            return {"instances": _as_dicts(conn, images), "deliveries": _as_dicts(conn, refused)}
 
     def refused_destinations(self) -> set[str]:
         """The names that refused deliveries are addressed to."""
@@ -466,23 +305,16 @@ def in_parts(values: Iterable[str]) -> Iterator[list[str]]:
         yield every[start : start + _NAMES_AT_ONCE]
 
 
+def _ask(conn: Connection, statement: str, **values: int) -> list[dict[str, Any]]:
+    return [dict(row) for row in conn.execute(sa.text(statement), values).mappings()]
+
+
 def _exists(conn: Connection, query: sa.Select[Any]) -> bool:
     return conn.execute(query.limit(1)).first() is not None
 
 
 def _as_dicts(conn: Connection, query: sa.Select[Any]) -> list[dict[str, Any]]:
     return [dict(row) for row in conn.execute(query).mappings()]
-
-
-def _count_states(conn: Connection, table: sa.Table, states: Sequence[str]) -> dict[str, int]:
-    # The open state and the ended states have an index each.
-    of_each = sa.select(table.c.state, sa.func.count()).group_by(table.c.state)
-    both = sa.union_all(
-        of_each.where(state_is(table, states[0])),
-        of_each.where(state_is_not(table, states[0])),
-    )
-    counted = {state: int(number) for state, number in conn.execute(both)}
-    return {state: counted.get(state, 0) for state in states}
 
 
 def _contradictions() -> dict[str, sa.Select[Any]]:

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -92,20 +89,6 @@ _ORIGINALS = {
     ImageState.NOT_ANALYSED.value: (ImageState.ANALYSED.value, ImageState.NOT_ANALYSED.value),
     ImageState.FAILED.value: (ImageState.ANALYSED.value, ImageState.NOT_ANALYSED.value),
 }
-
-
-def owner_name() -> str:
-    """The name that this process holds leases under: its machine and its process ID."""
-    return f"{this_machine()}:{os.getpid()}"
-
-
-def this_machine() -> str:
-    """The space in which process IDs are unique: host, boot and (containers) namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-        return f"{socket.gethostname()}/{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return f"{socket.gethostname()}/{uuid.getnode():x}"
 
 
 class Ledger:

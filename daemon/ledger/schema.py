@@ -9,8 +9,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 7
-
 metadata = sa.MetaData()
 
 schema_version = sa.Table(

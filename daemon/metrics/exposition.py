@@ -19,9 +19,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from daemon.config import Config
-from daemon.heartbeat import SILENT_AFTER_S
 from daemon.installed import version
 from daemon.ledger import Inspection, RoleProcess, Snapshot, Tally
+from daemon.ledger.processes import SILENT_AFTER_S
 from daemon.ledger.tallies import BOUNDS_S, Counter, Stage, bounded
 from daemon.metrics.health import ROLES, age_of_sign
 from daemon.metrics.host import certificates, free_bytes

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.config import Config
-from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import Inspection, LedgerError, Snapshot, describe
+from daemon.ledger.processes import SILENT_AFTER_S
 from daemon.metrics.host import free_bytes
 
 # The roles that a node needs to do its job.

@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from daemon import tls
 from daemon.config import Config
-from daemon.heartbeat import SILENT_AFTER_S
 from daemon.ledger import SameReason
 from daemon.ledger.alarms import LastingAlarm
+from daemon.ledger.processes import SILENT_AFTER_S
 from daemon.ledger.view import Activity, Count, Queue, Refused
 from daemon.metrics import host
 from daemon.metrics.health import ROLES as NEEDED_ROLES

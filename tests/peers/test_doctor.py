@@ -13,8 +13,9 @@ import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import SecondaryCaptureImageStorage, Verification
 
-from daemon.commands.doctor import examine
+from daemon.commands.doctor import analysing_device, examine
 from daemon.config import Config, DicomDestination
+from daemon.ledger import Ledger, owner_name, this_machine
 from tests.commands import pleura
 from tools.peers.archive import serving
 from tools.peers.harness import Node, Orthanc
@@ -80,6 +81,56 @@ def test_each_trouble_is_named_and_nothing_is_made(
 
 
 # -- in this process, without a model --------------------------------------------------------
+
+
+def test_archives_are_asked_at_the_same_time(tmp_path: Path) -> None:
+    """An archive that is away must not keep doctor from asking the next."""
+    # Each answers once both have been asked.
+    asked = threading.Barrier(2)
+    with answering_at(asked) as one, answering_at(asked) as other:
+        archives = [
+            DicomDestination(name=f"pacs{port}", ae_title="PACS", host="127.0.0.1", port=port)
+            for port in (one, other)
+        ]
+        said_of(f"destination pacs{one}", tmp_path, 1, destinations=archives)
+    assert not asked.broken
+
+
+@contextmanager
+def answering_at(barrier: threading.Barrier) -> Iterator[int]:
+    """A port that closes its first connection once the barrier is full, or after a while."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(threading.BrokenBarrierError):
+            barrier.wait(5.0)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        thread.join()
+        listener.close()
+
+
+def test_an_analyse_role_that_runs_here_answers_for_its_model(tmp_path: Path) -> None:
+    config = Config(spool=tmp_path / "spool", ledger=f"sqlite:///{tmp_path}/ledger.db")
+    assert analysing_device(config, "d") == ""
+
+    ledger = Ledger(config.ledger)
+    facts = {"digest": "d", "device": "cpu"}
+    ledger.beat("analyse", f"{this_machine()}:{2**22 + 1}", facts)
+    ledger.beat("analyse", "elsewhere/0/0:1", facts)
+    assert analysing_device(config, "d") == "", "dead, and of another machine"
+
+    ledger.beat("analyse", owner_name(), facts)
+    ledger.close()
+    assert analysing_device(config, "d") == "cpu"
+    assert analysing_device(config, "another package") == ""
+    assert analysing_device(config.model_copy(update={"device": "cuda:0"}), "d") == ""
+
 
 SC = "1.2.840.10008.5.1.4.1.1.7"
 KINDS = {"SC": (SC, "1.2.840.10008.1.2.4.50")}

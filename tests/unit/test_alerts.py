@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from daemon.alerts import AlertSender, RouteError, Watch, routes_of
+from daemon.alerts.files import wrong_files
 from daemon.alerts.kinds import KINDS
-from daemon.alerts.routes import wrong_files
+from daemon.alerts.routes import RouteError, routes_of
+from daemon.alerts.sender import AlertSender
 from daemon.alerts.silence import missing_images
 from daemon.alerts.troubles import Sight, troubles
+from daemon.alerts.watch import Watch
 from daemon.backoff import Backoff
 from daemon.cli import main
 from daemon.config import Config

@@ -13,6 +13,7 @@ import yaml
 from daemon import config as settings
 from daemon.cli import main
 from daemon.commands import reload as command
+from daemon.commands import status
 from daemon.config import Config
 from daemon.ledger import Ledger, owner_name, this_machine
 from daemon.live import LiveSettings, RefusedError, Take, found
@@ -70,7 +71,7 @@ def test_every_role_takes_new_settings_and_the_audit_trail_tells_of_them(house: 
     assert told.words == ("generation 2 is in force\nadmission.minimum_age_years: 18 -> 16")
     for role in house.roles:
         assert [each.admission.minimum_age_years for each in role.taken] == [16]
-    (line,) = command.lines(house.ledger.inspect)
+    (line,) = status.settings_lines(house.ledger.inspect)
     assert line.startswith("settings: generation 2, ")
 
     (row,) = house.ledger.claim_audit("me", 9)[0]
@@ -138,7 +139,7 @@ def test_a_process_that_died_takes_no_part_and_a_new_one_joins(house: House) -> 
     assert generations.begin("analyse", dead, same, lambda _: True) == 1
     assert house.reload(report_absent=True).is_taken
     assert generations.begin("web", owner_name(), found(house.write()), lambda _: True) == 3
-    assert "THE ROLES DIFFER" in command.lines(house.ledger.inspect)[0]
+    assert "THE ROLES DIFFER" in status.settings_lines(house.ledger.inspect)[0]
     generations.end("web", owner_name())
     generations.end("analyse", dead)
 

@@ -13,7 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.ledger.schema import SCHEMA_VERSION, deliveries, instances, results
+from daemon.ledger.schema import deliveries, instances, results
+from daemon.ledger.version import SCHEMA_VERSION
 
 # As version 1 created them; frozen. {id} is the databases' only difference.
 VERSION_1 = """

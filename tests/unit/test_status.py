@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.commands import doctor, status
 from daemon.config import Config, load
-from daemon.ledger import Arrival, Completion, Inspection, Ledger
+from daemon.ledger import (
+    Arrival,
+    Completion,
+    Inspection,
+    Ledger,
+    LedgerError,
+    StoredResult,
+    describe,
+)
+from daemon.ledger.overview import FileOverview
 from daemon.spool import Spool
 
 STRAY = "ab" + "0" * 30
@@ -46,6 +57,63 @@ def exclude(ledger: Ledger, images: int, reason: str) -> None:
         ledger.receive([arrival(number)])
         (job,) = ledger.claim_images("me", 1)
         ledger.complete(job, Completion("not_analysed", str(number), reason=reason), {})
+
+
+def test_the_file_alone_tells_the_same(ledger: Ledger, inspect: Inspection, config: Config) -> None:
+    """`pleura status` asks SQLite's file without SQLAlchemy."""
+    exclude(ledger, 21, "body_part")
+    ledger.receive([arrival(90, "adopted"), arrival(91)])
+    job, _ = ledger.claim_images("me", 2)
+    made = StoredResult("SC", "made", "1.2", "9.1", "1.2.1", 9)
+    ledger.complete(job, Completion("analysed", "d", results=(made,)), {"pacs": ["SC"]})
+    (parcel,) = ledger.claim_deliveries("pacs", "me", 1)
+    ledger.mark_refused(parcel, "no", 0xA900)
+    ledger.beat("receive", "here:1")
+
+    alone = FileOverview.open(Path(config.ledger.removeprefix("sqlite:///")))
+    assert alone.counts()["deliveries"]["refused"] == 1
+    told, wanted = (status.summary(each, ["pacs"], config.spool) for each in (alone, inspect))
+    assert told == wanted
+    told, wanted = (
+        [line.partition(" (")[0] for line in status.lines(each, ["pacs"], config.spool)]
+        for each in (alone, inspect)
+    )
+    assert told == wanted
+
+
+@pytest.mark.parametrize("damage", ["absent", "text", "no tables", "earlier", "later"])
+def test_the_file_alone_is_refused_in_the_same_words(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "ledger.db"
+    if damage == "text":
+        path.write_text("no database, but long enough to be taken for the header of one " * 9)
+    elif damage == "no tables":
+        sqlite3.connect(path).close()
+        path.touch()
+    elif damage != "absent":
+        Ledger(f"sqlite:///{path}").close()
+        with sqlite3.connect(path) as connection:
+            step = -1 if damage == "earlier" else 1
+            connection.execute("UPDATE schema_version SET version = version + ?", (step,))
+        connection.close()
+
+    with pytest.raises(LedgerError) as alone:
+        FileOverview.open(path)
+    with pytest.raises(LedgerError) as wanted:
+        Inspection.open(f"sqlite:///{path}")
+    assert str(alone.value) == str(wanted.value)
+
+
+def test_trouble_with_the_file_is_trouble_with_a_ledger(ledger: Ledger, config: Config) -> None:
+    """Its users know one type of error."""
+    path = Path(config.ledger.removeprefix("sqlite:///"))
+    alone = FileOverview.open(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE roles RENAME TO lost")
+    connection.close()
+
+    with pytest.raises(SQLAlchemyError) as told:
+        alone.roles()
+    assert describe(told.value) == "SQLITE_ERROR OperationalError: no such table: roles"
 
 
 def test_a_quiet_node_has_nothing_to_say_of_strays(inspect: Inspection, config: Config) -> None:

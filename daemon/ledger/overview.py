@@ -1,0 +1,265 @@
+"""The questions of `pleura status`, as SQL that both databases read.
+
+The command loads no SQLAlchemy where the ledger is SQLite's file: FileOverview asks by the driver
+that Python has. Every other reader has the same questions of an Inspection, which asks the same SQL
+over SQLAlchemy's connections. schema.py alone makes the tables and says what they hold.
+
+A state is written into the SQL, never passed as a value: a partial index is used only where its
+condition can be read.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from daemon.ledger.errors import LedgerError, is_hopeless, no_file, not_opened
+from daemon.ledger.records import SameReason
+from daemon.ledger.states import DeliveryState, ImageState
+from daemon.ledger.version import require_version
+
+Row = Mapping[str, Any]
+
+# The states that enter a count: a duplicate makes no work, and enters no count.
+_COUNTED: Mapping[str, tuple[ImageState | DeliveryState, ...]] = {
+    "instances": tuple(state for state in ImageState if state is not ImageState.DUPLICATE),
+    "deliveries": tuple(DeliveryState),
+}
+# The open state and the ended states have an index each.
+_COUNTS = """
+SELECT 'instances' AS subject, state, count(*) AS number FROM instances
+WHERE state = 'received' GROUP BY state
+UNION ALL
+SELECT 'instances', state, count(*) FROM instances WHERE state != 'received' GROUP BY state
+UNION ALL
+SELECT 'deliveries', state, count(*) FROM deliveries WHERE state = 'owed' GROUP BY state
+UNION ALL
+SELECT 'deliveries', state, count(*) FROM deliveries WHERE state != 'owed' GROUP BY state
+"""
+_WAITING_SINCE = "SELECT min(received_at) AS since FROM instances WHERE state = 'received'"
+_REASONS = """
+SELECT reason, count(*) AS number, max(completed_at) AS last FROM instances
+WHERE state = 'not_analysed' AND state != 'received'
+GROUP BY reason ORDER BY count(*) DESC
+"""
+_NEWEST_ENDINGS = """
+SELECT state, reason FROM instances
+WHERE completed_at IS NOT NULL AND removed_at IS NULL AND state != 'duplicate'
+ORDER BY completed_at DESC LIMIT :most
+"""
+_FAILED_IMAGES = """
+SELECT sop_instance_uid, study_instance_uid, reason, detail, completed_at FROM instances
+WHERE state = 'failed' AND state != 'received'
+ORDER BY id DESC LIMIT :most
+"""
+_REFUSED_DELIVERIES = """
+SELECT results.sop_instance_uid, results.kind, deliveries.destination, deliveries.why,
+       instances.completed_at
+FROM deliveries
+JOIN results ON results.id = deliveries.result_id
+JOIN instances ON instances.id = results.instance_id
+WHERE deliveries.state = 'refused' AND deliveries.state != 'owed'
+ORDER BY deliveries.id DESC LIMIT :most
+"""
+_DESTINATIONS = "SELECT name, down_since, last_answer, answered_at, next_try_at FROM destinations"
+_OWED = """
+SELECT deliveries.destination AS name, count(*) AS owed, min(instances.completed_at) AS owed_since
+FROM deliveries
+JOIN results ON results.id = deliveries.result_id
+JOIN instances ON instances.id = results.instance_id
+WHERE deliveries.state = 'owed'
+GROUP BY deliveries.destination
+"""
+# Asked for again, because no report came.
+_UNREPORTED = """
+SELECT destination AS name, count(*) AS unreported, min(stored_at) AS unreported_since
+FROM deliveries
+WHERE state = 'stored' AND commit_due_at IS NOT NULL AND commit_asks > 1
+GROUP BY destination
+"""
+_ROLES = "SELECT role, owner, beat_at, facts FROM roles ORDER BY role, owner"
+_SETTINGS_OF_ROLES = """
+SELECT takers.role, takers.owner, takers.generation, generations.digest
+FROM takers LEFT JOIN generations ON generations.number = takers.generation
+ORDER BY takers.role, takers.owner
+"""
+
+
+class Ask(Protocol):
+    """Answers one question: the rows, by column. `values` fill the `:names` of the statement."""
+
+    def __call__(self, statement: str, **values: int) -> list[dict[str, Any]]: ...
+
+
+class Overview(ABC):
+    """What a person wants to know of a node at a glance."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """The ledger's clock: seconds since 1970."""
+
+    @abstractmethod
+    def _asking(self) -> AbstractContextManager[Ask]:
+        """Ask several questions about one state of the ledger."""
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Each accepted instance and each delivery in exactly one count."""
+        with self._asking() as ask:
+            found = {(row["subject"], row["state"]): row["number"] for row in ask(_COUNTS)}
+        return {
+            subject: {state.value: found.get((subject, state.value), 0) for state in states}
+            for subject, states in _COUNTED.items()
+        }
+
+    def waiting_since(self) -> float | None:
+        """When the oldest image that still waits, or is in work, was received."""
+        since: float | None = self._one(_WAITING_SINCE, "since")
+        return since
+
+    def reasons(self) -> list[dict[str, Any]]:
+        """How many images ended not analysed, by reason: reason, number, last (a time)."""
+        with self._asking() as ask:
+            return ask(_REASONS)
+
+    def same_reason(self, images: int = 20) -> SameReason | None:
+        """The reason for which the newest `images` ended images were all excluded, if there is one.
+
+        A typo in `admission` (a body part that no modality sends) silences the node like this.
+        """
+        with self._asking() as ask:
+            rows = ask(_NEWEST_ENDINGS, most=images)
+
+        endings = {(row["state"], row["reason"]) for row in rows}
+        if len(rows) < images or len(endings) != 1:
+            return None
+        ((state, reason),) = endings
+        return SameReason(reason, images) if state == ImageState.NOT_ANALYSED else None
+
+    def failed(self, limit: int) -> dict[str, list[dict[str, Any]]]:
+        """The newest failed images and refused deliveries, with reason and time."""
+        with self._asking() as ask:
+            return {
+                "instances": ask(_FAILED_IMAGES, most=limit),
+                "deliveries": ask(_REFUSED_DELIVERIES, most=limit),
+            }
+
+    def destinations(self) -> dict[str, dict[str, Any]]:
+        """By name: the last answer in words, down since, next try, and how much is owed since when.
+
+        A destination that was never in trouble has only what is owed to it.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        with self._asking() as ask:
+            for statement in (_DESTINATIONS, _OWED, _UNREPORTED):
+                for row in ask(statement):
+                    found.setdefault(row.pop("name"), {}).update(row)
+        return found
+
+    def roles(self) -> list[dict[str, Any]]:
+        """The processes of each role that gave a sign of life: role, owner, beat_at, facts."""
+        with self._asking() as ask:
+            return ask(_ROLES)
+
+    def settings_of_roles(self) -> list[dict[str, Any]]:
+        """The settings that each process works under: role, owner, generation, digest."""
+        with self._asking() as ask:
+            return ask(_SETTINGS_OF_ROLES)
+
+    def adopted(self) -> int:
+        """How many images were adopted from the spool because the ledger did not know them."""
+        statement = "SELECT count(*) AS number FROM instances WHERE origin = 'adopted'"
+        return int(self._one(statement, "number"))
+
+    def audit_waiting(self) -> int:
+        """How many events the audit trail still owes."""
+        return int(self._one("SELECT count(*) AS number FROM audit", "number"))
+
+    def audit_lost(self) -> int:
+        """How many events were not recorded, ever, because too many waited."""
+        return int(self._one("SELECT lost FROM audit_state", "lost") or 0)
+
+    def spool_identity(self) -> str | None:
+        """The spool that this ledger's files lie in; None for a ledger that never had a spool."""
+        identity: str | None = self._one("SELECT identity FROM spools", "identity")
+        return identity
+
+    def _one(self, statement: str, column: str) -> Any:
+        """The first row's value; None where there is no row."""
+        with self._asking() as ask:
+            rows = ask(statement)
+        return rows[0][column] if rows else None
+
+
+class FileOverview(Overview):
+    """The questions to SQLite's file, over a connection that can only read."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The ledger of a node that has run. It never creates, migrates or locks anything.
+
+        Raises:
+            LedgerError: there is no ledger of this version.
+        """
+        url = f"sqlite:///{path}"
+        if not path.is_file():
+            raise no_file(url)
+
+        connection: sqlite3.Connection | None = None
+        try:
+            at = f"{path.resolve().as_uri()}?mode=ro"
+            connection = sqlite3.connect(at, uri=True, timeout=30, isolation_level=None)
+            connection.row_factory = sqlite3.Row
+            require_version(_version_of(connection), url)
+        except (sqlite3.Error, LedgerError) as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise _trouble(url, error) from error
+            raise
+        return cls(connection)
+
+    def now(self) -> float:
+        """This machine's clock."""
+        return time.time()
+
+    @contextmanager
+    def _asking(self) -> Iterator[Ask]:
+        def ask(statement: str, **values: int) -> list[dict[str, Any]]:
+            return [dict(row) for row in self._connection.execute(statement, values)]
+
+        try:
+            self._connection.execute("BEGIN")
+            try:
+                yield ask
+            finally:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise _in_sqlalchemys_words(error) from error
+
+
+def _version_of(connection: sqlite3.Connection) -> int | None:
+    """None where there are no tables."""
+    tables = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
+    if connection.execute(tables).fetchone() is None:
+        return None
+    (version,) = connection.execute("SELECT version FROM schema_version").fetchone()
+    return int(version)
+
+
+def _trouble(url: str, error: sqlite3.Error) -> Exception:
+    return not_opened(url, error) if is_hopeless(error) else _in_sqlalchemys_words(error)
+
+
+def _in_sqlalchemys_words(error: sqlite3.Error) -> Exception:
+    """The type of error that every user of a ledger knows; here alone it is worth its import."""
+    from sqlalchemy.exc import OperationalError
+
+    return OperationalError(None, None, error)
