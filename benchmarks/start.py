@@ -1,11 +1,12 @@
-"""What the small processes cost: memory of receive, deliver and the supervisor, time of commands.
+"""What a start costs: memory of receive, deliver and the supervisor, time of roles and commands.
 
-    python -m benchmarks.start [--beside CHECKOUT] [--rounds N]
+    python -m benchmarks.start [--beside CHECKOUT] [--rounds N] [--only TEXT]
 
 `--beside`: another checkout of Pleura, measured in turn with this one, by the same Python. Memory is
 the resident set of a role that has said READY, and of `serve` once it has started its roles, in MB.
-Time is CPU time of the process, the median in milliseconds: on a quiet machine a command takes
-little more.
+Time is CPU time of the process, the median in milliseconds, of a role until it said READY: on a
+quiet machine a command takes little more. `doctor` asks a node of which only analyse runs.
+`--only`: those lines whose text has this in it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from tools.peers.ports import unused_port
 from tools.peers.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_COMMANDS = (("status",), ("config", "check"))
+_COMMANDS = (("config", "check"), ("status",), ("trace", "1.2.3"), ("verify",))
+_MEASURES = ("receive", "deliver", "supervisor", "analyse", *map(" ".join, _COMMANDS), "doctor")
 
 
 class Checkout:
@@ -40,27 +43,48 @@ class Checkout:
         self._environment = os.environ | {"PYTHONPATH": str(code)}
         self.figures: dict[str, list[float]] = {}
 
-    def measure(self) -> None:
-        """One round."""
-        for role in ("receive", "deliver"):
-            process = self._start(role)
-            assert process.stdout is not None
-            assert process.stdout.readline() == "READY\n"
-            self._note(f"{role}, MB", _resident_mb(process.pid))
+    def measure(self, wanted: Collection[str]) -> None:
+        """One round of these _MEASURES."""
+        for role in ("receive", "deliver", "analyse"):
+            if role in wanted:
+                process = self._ready(role)
+                self._note(f"{role}, MB", _resident_mb(process.pid))
+                _end(process)
+        if "supervisor" in wanted:
+            self._measure_supervisor()
+
+        for words in _COMMANDS:
+            if " ".join(words) in wanted:
+                self._measure_command(*words)
+        if "doctor" in wanted:
+            process = self._ready("analyse")
+            # Its first sign of life, which doctor looks for.
+            time.sleep(1.0)
+            self._measure_command("doctor")
             _end(process)
 
+    def _ready(self, role: str) -> subprocess.Popen[str]:
+        """A role that has said READY."""
+        process = self._start(role)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "READY\n"
+        self._note(f"{role} until READY, ms", _cpu_ms(process.pid))
+        return process
+
+    def _measure_supervisor(self) -> None:
         process = self._start("serve")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_until("serve has started its roles", lambda: len(children.read_text().split()) == 3)
+        # At the first of them each of its modules is loaded; a slow machine may start them slowly.
+        wait_until("serve has started a role", lambda: children.read_text().split())
         self._note("supervisor, MB", _resident_mb(process.pid))
         _end(process)
 
-        for words in _COMMANDS:
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(self._command(*words), env=self._environment, stdout=subprocess.DEVNULL)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            self._note(f"pleura {' '.join(words)}, ms", spent * 1e3)
+    def _measure_command(self, *words: str) -> None:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(self._command(*words), env=self._environment, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        self._note(f"pleura {' '.join(words)}, ms", spent * 1e3)
 
     def _command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "daemon.cli", *words, "-c", str(self._settings)]
@@ -82,7 +106,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--beside", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", metavar="TEXT")
     options = parser.parse_args()
+    wanted = [each for each in _MEASURES if options.only in each]
 
     with tempfile.TemporaryDirectory() as folder:
         ours = Checkout(REPOSITORY, Path(folder) / "ours")
@@ -91,8 +117,8 @@ def main() -> None:
         os.chdir(folder)
         for _ in range(options.rounds):
             if other is not None:
-                other.measure()
-            ours.measure()
+                other.measure(wanted)
+            ours.measure(wanted)
 
         for what, values in ours.figures.items():
             line = f"{what:28} {statistics.median(values):7.1f}"
@@ -100,6 +126,12 @@ def main() -> None:
                 before = statistics.median(other.figures[what])
                 line += f"  beside {before:7.1f}, ratio {before / statistics.median(values):.2f}"
             print(line)
+
+
+def _cpu_ms(pid: int) -> float:
+    """CPU time of a process so far: user and system, in clock ticks (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
 
 
 def _resident_mb(pid: int) -> float:
