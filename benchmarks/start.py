@@ -43,6 +43,13 @@ class Checkout:
         self._environment = os.environ | {"PYTHONPATH": str(code)}
         self.figures: dict[str, list[float]] = {}
 
+    def prepare(self) -> None:
+        """Make its ledger and spool."""
+        process = self._start("receive")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "READY\n"
+        _end(process)
+
     def measure(self, wanted: Collection[str]) -> None:
         """One round of these _MEASURES."""
         for role in ("receive", "deliver", "analyse"):
@@ -115,6 +122,8 @@ def main() -> None:
         other = Checkout(options.beside, Path(folder) / "other") if options.beside else None
         # Not in the checkout: `python -m` would import from there.
         os.chdir(folder)
+        for checkout in filter(None, (ours, other)):
+            checkout.prepare()
         for _ in range(options.rounds):
             if other is not None:
                 other.measure(wanted)

@@ -89,7 +89,9 @@ def test_archives_are_asked_at_the_same_time(tmp_path: Path) -> None:
     asked = threading.Barrier(2)
     with answering_at(asked) as one, answering_at(asked) as other:
         archives = [
-            DicomDestination(name=f"pacs{port}", ae_title="PACS", host="127.0.0.1", port=port)
+            DicomDestination(
+                name=f"pacs{port}", ae_title="PACS", host="127.0.0.1", port=port, results=("SC",)
+            )
             for port in (one, other)
         ]
         said_of(f"destination pacs{one}", tmp_path, 1, destinations=archives)
@@ -100,11 +102,13 @@ def test_archives_are_asked_at_the_same_time(tmp_path: Path) -> None:
 def answering_at(barrier: threading.Barrier) -> Iterator[int]:
     """A port that closes its first connection once the barrier is full, or after a while."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(30.0)
 
     def serve() -> None:
-        connection, _ = listener.accept()
-        with connection, suppress(threading.BrokenBarrierError):
-            barrier.wait(5.0)
+        with suppress(TimeoutError, threading.BrokenBarrierError):
+            connection, _ = listener.accept()
+            with connection:
+                barrier.wait(20.0)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
