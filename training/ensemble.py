@@ -198,9 +198,11 @@ def _threshold(members: Sequence[_Member]) -> tuple[float, str]:
 
 
 def _held_out(member: _Member) -> list[Answer]:
-    """The answers for validation images that did not train the run's classifier."""
+    """The answers for validation images that trained nothing that scores them."""
     recipe = member.recipe
-    taught = any(recipe.layout_of(one) == recipe.layout for one in recipe.of("classifier"))
+    # A map that votes is the segmenter's, and that learns from the recipe's own layout.
+    scoring = recipe.networks if recipe.map_vote is not None else recipe.of("classifier")
+    taught = any(recipe.layout_of(one) == recipe.layout for one in scoring)
     return [
         answer
         for answer in member.answers
