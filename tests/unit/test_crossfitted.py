@@ -85,10 +85,20 @@ def test_alarms_of_a_hundred_images() -> None:
 
 def test_the_shipped_threshold_finds_what_it_says_in_the_calibrated_answers() -> None:
     found, calibrated, (scale, offset) = crossfitted.figures(ANSWERS)
-    assert found["all"]["sensitivity"]["value"] >= crossfitted.SENSITIVITY
+    assert found["jpeg_baseline"]["sensitivity"]["value"] >= crossfitted.SENSITIVITY
     assert found["all"]["dice_positives_segmenter_alone"]["value"] == pytest.approx(0.5)
     first = crossfitted.sigmoid(scale * SCORES[:1] + offset)[0]
     assert calibrated[0].probability == pytest.approx(first)
+
+
+def test_copies_of_which_the_codec_tells_the_label_move_neither_threshold_nor_calibration() -> None:
+    found, _, shipped = crossfitted.figures(ANSWERS)
+    published = [one for one in ANSWERS if one.as_published]
+    found_alone, _, shipped_alone = crossfitted.figures(published)
+    assert (found["threshold"], shipped) == (found_alone["threshold"], shipped_alone)
+
+    copies = [replace(one, as_published=False) for one in ANSWERS]
+    assert crossfitted.figures(copies)[2] != shipped
 
 
 def at_bottoms(*common: tuple[int, int, int]) -> dict[float, list[Answer]]:

@@ -169,19 +169,31 @@ def test_every_row_of_the_case_studies_has_a_recipe() -> None:
         assert document["about"]
 
 
+def voting(segmenter: recipe.Stage, share: float | None) -> dict[str, Any]:
+    """The member of the classifier by which a segmenter's map votes."""
+    assert share is not None
+    of = segmenter.model_dump(include={"architecture", "arguments"})
+    pixels = round(share * segmenter.side**2)
+    return {
+        "architecture": "largest-of-map",
+        "arguments": {"of": of, "pixels": pixels},
+        "side": segmenter.side,
+    }
+
+
 def test_the_shipped_recipe_is_the_shipped_model() -> None:
     shipped = recipe.load(recipes.FOLDER / "default.yaml")
     manifest = package.read_manifest(package.default_folder())
     for role in {stage.role for stage in shipped.networks}:
         stages = [stage for stage in shipped.networks if stage.role == role]
         network = manifest.networks[role]
+        members = [
+            stage.model_dump(include={"architecture", "arguments", "side"}) for stage in stages
+        ]
+        if role == "classifier":
+            members += [voting(stage, shipped.map_vote) for stage in shipped.of("segmenter")]
         assert network.architecture == "ensemble"
-        assert network.arguments == {
-            "members": [
-                stage.model_dump(include={"architecture", "arguments", "side"}) for stage in stages
-            ],
-            "flip": role in shipped.flip,
-        }
+        assert network.arguments == {"members": members, "flip": role in shipped.flip}
         assert network.side == max(stage.side for stage in stages)
         assert {network.normalisation} == {stage.normalisation for stage in stages}
     assert (manifest.id, manifest.version) == (shipped.id, shipped.version)

@@ -308,35 +308,44 @@ def drawn_from(stated: Segmenter, bottom: float) -> dict[str, float]:
 
 
 def figures(answers: Sequence[Answer]) -> tuple[dict[str, Any], list[Answer], tuple[float, float]]:
-    """(figures, the answers with calibrated probabilities, scale and offset to ship)."""
+    """(figures, the answers with calibrated probabilities, scale and offset to ship).
+
+    Calibration and threshold are fitted, and measured by folds, on the images as published; on all
+    images where none is.
+    """
     scores = logits([one.probability for one in answers])
     labels = np.array([one.positive for one in answers])
     folds = np.array([-1 if one.fold is None else one.fold for one in answers])
 
-    scale, offset = fitted(scores, labels, PREVALENCE)
+    # Copies are nearly all positive, and easy to find: a threshold that counts them finds fewer of
+    # the images that a modality sends.
+    counts = np.array([one.as_published for one in answers])
+    counts |= not counts.any()
+
+    scale, offset = fitted(scores[counts], labels[counts], PREVALENCE)
     probabilities = sigmoid(scale * scores + offset)
-    chosen = threshold_of(probabilities, labels, SENSITIVITY)
+    chosen = threshold_of(probabilities[counts], labels[counts], SENSITIVITY)
     threshold = float(thresholds.rounded_down(np.array([chosen]))[0])
     calibrated = [
         replace(one, probability=float(probability))
         for one, probability in zip(answers, probabilities, strict=True)
     ]
 
-    held_out, calls = crossed(scores, labels, folds)
-    bins = reliability(held_out, labels)
+    held_out, calls = crossed(scores[counts], labels[counts], folds[counts])
+    bins = reliability(held_out, labels[counts])
     published = [one for one in calibrated if one.as_published]
     found: dict[str, Any] = {
         "threshold": threshold,
         "all": _shown(calibrated, threshold, _SHOWN),
-        "jpeg_baseline": _shown(published, threshold, _SHOWN),
+        "jpeg_baseline": _shown(published, threshold, _SHOWN) if published else {},
         "by_fold": {
             str(fold): _shown([one for one in calibrated if one.fold == fold], threshold, _FEW)
             for fold in sorted(set(folds.tolist()))
         },
-        "threshold_from_other_folds": _decisions(calls, labels),
+        "threshold_from_other_folds": _decisions(calls, labels[counts]),
         "expected_calibration_error": expected_error(bins),
         "expected_calibration_error_uncalibrated": expected_error(
-            reliability(sigmoid(scores), labels)
+            reliability(sigmoid(scores[counts]), labels[counts])
         ),
         "reliability": bins,
         "subgroups": _subgroups(calibrated, threshold),
@@ -392,7 +401,10 @@ def _shown(answers: Sequence[Answer], threshold: float, names: Sequence[str]) ->
 
 
 def ship(run: Path, found: Mapping[str, Any], scale: float, offset: float, images: int) -> None:
-    """Write calibration, threshold, bottom and figures into the package of the run."""
+    """Write calibration, threshold, bottom and figures into the package of the run.
+
+    `images` is how many calibration and threshold were fitted on.
+    """
     folder = run / "package"
     manifest = package.read_manifest(folder)
     stated = manifest.classifier.model_dump(mode="json")
@@ -458,7 +470,8 @@ def main() -> None:
     write_rows(given.run / "cross-fitted.csv", [vars(one) for one in calibrated])
     text = json.dumps(found, indent=2)
     (given.run / "cross-fitted.json").write_text(text, encoding="utf-8")
-    ship(given.run, found, scale, offset, len(answers))
+    images = found["jpeg_baseline"].get("auc", found["all"]["auc"])["images"]
+    ship(given.run, found, scale, offset, images)
     plausibility.carry(given.run / "package")
     if given.plot is not None:
         plot(found["reliability"], given.plot)
