@@ -17,8 +17,9 @@ from pydicom import dcmread
 
 from daemon import config as settings
 from daemon.analyse.worker import Worker, build_pipeline
-from daemon.commands.reload import Told, lines, reload
+from daemon.commands.reload import Told, reload
 from daemon.commands.send import send
+from daemon.commands.status import settings_lines
 from daemon.config import ConfigError
 from daemon.deliver.deliverer import Deliverer
 from daemon.dicom.link import Link, Remote, proposal
@@ -210,7 +211,7 @@ def test_settings_change_under_load_and_nothing_is_lost(
         counts = house.ledger.inspect.counts()
         assert sum(counts["instances"].values()) == len(modality.sent) == len(set(modality.sent))
         assert counts["instances"]["failed"] == 0
-        (line,) = lines(house.ledger.inspect)
+        (line,) = settings_lines(house.ledger.inspect)
         assert line.endswith("in every role")
 
         files = house.folder / "outbox"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference import container, package
+from inference import container, package, package_files
 from inference.package import PackageError
 
 
@@ -125,7 +125,7 @@ def test_a_bomb_that_hides_its_size_is_not_unpacked(tiny_package: Path, tmp_path
 def test_a_file_of_more_than_its_limit_is_refused(
     zipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(package_files, "MAX_FILE_BYTES", 1000)
     with pytest.raises(PackageError, match="bytes found, at most 1000 allowed"):
         package.load(zipped)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from daemon.alerts import Watch
+from daemon.alerts.watch import Watch
 from daemon.config import (
     CertificateIdentity,
     Config,
