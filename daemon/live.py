@@ -204,11 +204,25 @@ class LiveSettings:
                 "its settings file holds other settings than those proposed; was it edited again, "
                 "or does this process have another file? `pleura reload` with its -c FILE"
             )
-        if keys := settings.restart_keys(self._config, config):
+        changed = settings.restart_keys(self._config, config)
+        if keys := [key for key in changed if not self._is_left_to_another(key, config)]:
             raise RefusedError(
                 f"{', '.join(keys)}: changed, and only a restart takes it; restart the node, or "
                 "change it back and reload the rest"
             )
+
+    def _is_left_to_another(self, key: str, config: Config) -> bool:
+        """Whether a key that only a restart takes concerns another role alone.
+
+        That role runs, so that it answers for itself, or the new settings have no such role. Where
+        it does not run yet, taking the key would look as if it did.
+        """
+        role = settings.ROLE_OF.get(key, self._role)
+        if role == self._role:
+            return False
+        takers = self._ledger.inspect.settings.takers()
+        runs = any(each.role == role and is_alive(each.owner) for each in takers)
+        return runs or getattr(config, key) is None
 
     def _conclude(self, checked: _Checked) -> None:
         """Take what was accepted, or drop what was refused."""

@@ -97,7 +97,7 @@ def _replaceable(model: str, shadow: str) -> tuple[Path, Path]:
     if model == "default":
         raise CannotStartError(
             "model: found default, which ships with Pleura and is not replaced; write in the "
-            f"settings `model: {shadow}` and `shadow: null`, then: pleura reload"
+            f"settings `model: {shadow}` and `shadow: null`, then restart the node"
         )
     place, source = _place(model), Path(shadow)
     if place.is_dir() != source.is_dir():

@@ -2,7 +2,7 @@
 
 from daemon.config.alerts import Alerts, Mail, Webhook
 from daemon.config.audit import Audit
-from daemon.config.changes import LIVE, difference, digest, digests, restart_keys
+from daemon.config.changes import LIVE, ROLE_OF, difference, digest, digests, restart_keys
 from daemon.config.editors import json_schema
 from daemon.config.oidc import Oidc
 from daemon.config.public import public
@@ -26,6 +26,7 @@ from daemon.config.web import Web, WebUser
 __all__ = [
     "LIVE",
     "PROFILES",
+    "ROLE_OF",
     "Admission",
     "Alerts",
     "Audit",

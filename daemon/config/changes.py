@@ -26,6 +26,9 @@ LIVE = frozenset(
     }
 )
 
+# Keys that hold what one role alone opens or builds, and that role. The others only read the key.
+ROLE_OF = {"shadow": "shadow", "web": "web"}
+
 # Where the ledger is comes from the environment of some processes and from the file in others.
 _NOT_SHARED = {"ledger", "ledger_file"}
 

@@ -106,6 +106,26 @@ def test_one_refusal_refuses_all(house: House, changed: dict[str, Any], words: s
     assert f"{next(iter(changed))}: " in row.facts["changes"]
 
 
+def test_a_key_of_one_role_needs_a_restart_of_that_role_alone(house: House) -> None:
+    shadow = {"model": "default"}
+    told = house.reload(shadow=shadow)
+    assert not told.is_taken
+    assert "receive: shadow: changed, and only a restart takes it" in told.words
+
+    with Role("shadow", house.file, house.ledger).live:
+        assert "THE ROLES DIFFER" in status.settings_lines(house.ledger.inspect)[0]
+        assert house.reload(shadow=shadow).is_taken
+        assert "in every role" in status.settings_lines(house.ledger.inspect)[0]
+
+        told = house.reload(shadow=shadow | {"device": "cuda"})
+        assert not told.is_taken
+        assert told.words.splitlines()[1:] == [
+            "shadow: shadow: changed, and only a restart takes it; restart the node, or change it "
+            "back and reload the rest"
+        ]
+    assert house.reload().is_taken
+
+
 def test_a_signal_to_one_role_is_a_reload_of_all_and_a_wrong_file_changes_nothing(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
