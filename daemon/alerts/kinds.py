@@ -49,7 +49,7 @@ KINDS: dict[str, Kind] = {
     ),
     "certificate": Kind(
         "a certificate ends soon, or its files cannot be used",
-        "Put a file that is right in its place; no restart is needed.",
+        "Replace it with a valid file; no restart is needed.",
         "Alarm: certificate",
     ),
     "role": Kind(

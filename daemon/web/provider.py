@@ -41,6 +41,9 @@ _MOST_NAME = 64
 _PATIENCE_S = 10.0
 # How long the discovery document holds.
 _KEPT_S = 300.0
+# RFC 6749 5.2: how a provider refuses a code that was stolen, used or invented. The client's own
+# faults (invalid_client and others) are the provider's trouble, and nobody's try to get in.
+_WRONG_CODE = ("invalid_grant", "invalid_request")
 # Requests to the provider at a time. More would take the threads that answer other pages.
 _MOST_AT_ONCE = 4
 
@@ -52,13 +55,15 @@ class Refusal(StrEnum):
     PROVIDER = "provider"
     # Too many logins at this moment.
     BUSY = "busy"
+    # This browser has no login under way: it shows no cookie of one. Another site may have sent it.
+    BROWSER = "browser"
     # The answer belongs to no login that this browser has begun and not ended.
     STATE = "state"
     # The answer, or the provider's document, is another issuer's.
     ISSUER = "issuer"
     # The provider did not let the person in.
     DENIED = "denied"
-    # The ID token is not one for this login.
+    # The code, or the ID token, is not one for this login.
     TOKEN = "token"  # noqa: S105 - a name, not a secret
     # The person has no role here.
     ROLE = "role"
@@ -358,7 +363,9 @@ class Provider:
         if answer.status_code != 200:
             told = found.get("error") if isinstance(found, dict) else None
             said = f", {_quoted(told)}" if told is not None else ""
-            raise _unusable(url, f"HTTP {answer.status_code}{said}")
+            is_wrong_code = method == "POST" and told in _WRONG_CODE
+            refusal = Refusal.TOKEN if is_wrong_code else Refusal.PROVIDER
+            raise _unusable(url, f"HTTP {answer.status_code}{said}", refusal)
         if not isinstance(found, dict):
             raise _unusable(url, "not a JSON object")
         return found
@@ -402,8 +409,8 @@ def _is_https(url: Any) -> bool:
         return False
 
 
-def _unusable(url: str, words: str) -> RefusedError:
-    return RefusedError(Refusal.PROVIDER, f"{shown(url, 200)}: {words}")
+def _unusable(url: str, words: str, refusal: Refusal = Refusal.PROVIDER) -> RefusedError:
+    return RefusedError(refusal, f"{shown(url, 200)}: {words}")
 
 
 def _network_words(error: Exception) -> str:

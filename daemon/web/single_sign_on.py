@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from base64 import urlsafe_b64encode
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ BEGIN_PATH = "/login/oidc"
 _COOKIE = "pleura_oidc"
 # From the login page to the answer: a person types a password and a second factor meanwhile.
 _LONGEST_S = 600
-# Logins under way. A new one ends the oldest.
+# Logins under way. A new one ends the oldest of the address with the most of them.
 _MOST = 500
 _MOST_PARAMETER = 4096
 # By name, where no person is known.
@@ -40,14 +41,15 @@ _NOBODY = "oidc"
 _STATUS = {
     Refusal.PROVIDER: 502,
     Refusal.BUSY: 503,
+    Refusal.BROWSER: 400,
     Refusal.STATE: 400,
     Refusal.ISSUER: 400,
     Refusal.DENIED: 403,
     Refusal.TOKEN: 403,
     Refusal.ROLE: 403,
 }
-# That the provider is away is nobody's try to get in.
-_NO_TRY = (Refusal.PROVIDER, Refusal.BUSY)
+# Nobody's try to get in: the provider is away, or a link of another site sent a visitor here.
+_NOT_COUNTED = (Refusal.PROVIDER, Refusal.BUSY, Refusal.BROWSER)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class _Waiting:
     """A login under way."""
 
     begun: Begun
-    # The digest of the cookie of the browser that began it.
+    # The digest of the cookie of the browser that began it, and the address it came from.
     browser: bytes
+    address: str
     # Where the person wanted to go.
     to: str
     begun_at: float
@@ -70,8 +73,11 @@ class Waiting:
         self._lock = threading.Lock()
         self._logins: dict[bytes, _Waiting] = {}
 
-    def begin(self, browser: str, to: str) -> tuple[str, Begun]:
-        """A new login: its state, and what else the provider is told."""
+    def begin(self, browser: str, to: str, address: str) -> tuple[str, Begun]:
+        """A new login: its state, and what else the provider is told.
+
+        Anybody may begin one, so a crowd of them ends logins of its own address first.
+        """
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
         challenge = urlsafe_b64encode(_digest(verifier)).rstrip(b"=").decode()
         begun = Begun(secrets.token_urlsafe(32), verifier, challenge)
@@ -82,8 +88,8 @@ class Waiting:
             for key in ended:
                 del self._logins[key]
             if len(self._logins) >= _MOST:
-                del self._logins[next(iter(self._logins))]
-            self._logins[_digest(state)] = _Waiting(begun, _digest(browser), to, now)
+                del self._logins[self._oldest_of_busiest()]
+            self._logins[_digest(state)] = _Waiting(begun, _digest(browser), address, to, now)
         return state, begun
 
     def take(self, state: str, browser: str) -> _Waiting:
@@ -101,6 +107,12 @@ class Waiting:
             raise RefusedError(Refusal.STATE, "another browser began this login")
         return found
 
+    def _oldest_of_busiest(self) -> bytes:
+        """The oldest login of the address with the most of them; of several, the oldest's."""
+        per_address = Counter(each.address for each in self._logins.values())
+        ((busiest, _),) = per_address.most_common(1)
+        return next(key for key, each in self._logins.items() if each.address == busiest)
+
     def _has_ended(self, found: _Waiting, now: float) -> bool:
         return now - found.begun_at > _LONGEST_S
 
@@ -117,7 +129,8 @@ class SingleSignOn:
         provider = self._provider()
         browser = secrets.token_urlsafe(32)
         to = login.local(visit.request.query_params.get("next", "/"))
-        state, begun = self._waiting.begin(browser, to)
+        address = client_address(visit.request.scope)
+        state, begun = self._waiting.begin(browser, to, address)
         try:
             url = provider.login_url(state, begun)
         except RefusedError as refused:
@@ -138,18 +151,22 @@ class SingleSignOn:
     def end(self, visit: Visit) -> Response:
         """Back from the provider: a session, or the reason why there is none."""
         provider = self._provider()
+        browser = visit.request.cookies.get(_COOKIE)
+        if not browser:
+            words = "the browser shows no cookie of a login: it began none, or over 10 min ago"
+            return self._refused(visit, RefusedError(Refusal.BROWSER, words))
+
         address = client_address(visit.request.scope)
         throttle = visit.node.throttle
         if wait_s := throttle.begin(address, address):
             return login.told_to_wait(visit, wait_s)
 
         try:
-            found = self._waiting.take(
-                _parameters(visit).get("state", ""), visit.request.cookies.get(_COOKIE, "")
-            )
-            person = provider.person(_parameters(visit), found.begun)
+            answer = _parameters(visit)
+            found = self._waiting.take(answer.get("state", ""), browser)
+            person = provider.person(answer, found.begun)
         except RefusedError as refused:
-            if refused.refusal in _NO_TRY:
+            if refused.refusal in _NOT_COUNTED:
                 throttle.withdraw(address, address)
             return self._refused(visit, refused)
 
@@ -170,7 +187,7 @@ class SingleSignOn:
         node = visit.node
         address = client_address(visit.request.scope)
         log.warning("a login by OIDC from %s is refused: %s", address, refused)
-        if refused.refusal not in _NO_TRY:
+        if refused.refusal not in _NOT_COUNTED:
             by = refused.name or _NOBODY
             node.ledger.record_audit("login_failed", {"by": by, "address": address})
 

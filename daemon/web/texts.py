@@ -87,6 +87,11 @@ TABLE: dict[str, tuple[str, str]] = {
         "Too many logins at this moment. Try again.",
         "Gerade zu viele Anmeldungen. Bitte erneut versuchen.",
     ),
+    "oidc_browser": (
+        "This browser has begun no login, or too long ago. Log in again; the page needs cookies.",
+        "Dieser Browser hat keine Anmeldung begonnen, oder vor zu langer Zeit. Bitte neu anmelden; "
+        "die Seite braucht Cookies.",
+    ),
     "oidc_state": (
         "This login took too long, was used already, or was begun in another browser. Log in "
         "again.",

@@ -259,7 +259,7 @@ def test_files_that_cannot_be_used_are_tried_again_whatever_their_marks(
     file.write_text("1")
     faults: list[Exception] = []
 
-    def build() -> ssl.SSLContext:
+    def build(_: Credentials | None) -> ssl.SSLContext:
         if faults:
             raise faults[0]
         return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -292,6 +292,42 @@ def test_a_restart_presents_an_expired_certificate_as_going_on_does(
 
     put(ca.issue("fresh"), mine)
     handshake(renewed.current(), client(ca, xray))
+
+
+@pytest.mark.parametrize("fault", ["expired", "another key", "mode", "an expired pair"])
+def test_a_peer_taken_off_the_list_is_refused_while_our_own_pair_cannot_be_used(
+    ca: Authority, node: Pair, xray: Pair, stranger: Pair, tmp_path: Path, fault: str
+) -> None:
+    mine, listed = Pair(tmp_path / "mine.pem", tmp_path / "mine.key"), tmp_path / "peers.pem"
+    put(ca.issue_expired("late") if fault == "expired" else node, mine)
+    listed.write_bytes(xray.certificate.read_bytes() + stranger.certificate.read_bytes())
+    renewed = node_context(ServerTls.model_validate({**mine.settings(), "ca": str(listed)}))
+    before = renewed.current()
+
+    if fault == "another key":
+        mine.key.write_bytes(xray.key.read_bytes())
+    elif fault == "mode":
+        mine.key.chmod(0o644)
+    elif fault == "an expired pair":
+        put(ca.issue_expired("late"), mine)
+    listed.write_bytes(xray.certificate.read_bytes())
+
+    after = renewed.current()
+    assert before.cert_store_stats()["x509"] == 2
+    assert after.cert_store_stats()["x509"] == 1
+    # What is presented stays.
+    (here, _), (there, _) = (handshake(context, client_of(xray)) for context in (before, after))
+    assert here.getpeercert(binary_form=True) == there.getpeercert(binary_form=True)
+    with pytest.raises(ssl.SSLError):
+        handshake(after, client_of(stranger))
+
+
+def client_of(pair: Pair) -> ssl.SSLContext:
+    """A client that takes any server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(pair.certificate, pair.key)
+    return context
 
 
 def test_an_empty_list_trusts_nobody(ca: Authority, node: Pair, xray: Pair, tmp_path: Path) -> None:
