@@ -118,7 +118,7 @@ def _renewed(
 
     return Renewed(
         where,
-        lambda: client_context(where, credentials, trusted, is_pinned, *versions),
+        lambda pair: client_context(where, pair, trusted, is_pinned, *versions),
         files,
         credentials,
     )

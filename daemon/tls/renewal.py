@@ -7,9 +7,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from daemon.tls.contexts import Credentials, TlsError
+from daemon.tls.memory import PairInMemory
 
 log = logging.getLogger("pleura.tls")
 
@@ -31,12 +33,16 @@ class Renewed:
     def __init__(
         self,
         where: str,
-        build: Callable[[], ssl.SSLContext],
+        build: Callable[[Credentials | None], ssl.SSLContext],
         files: Sequence[Path],
         credentials: Credentials | None = None,
         retry_s: float = _RETRY_S,
     ) -> None:
-        """`where`: the key of the settings that names the files. `credentials`: ours among them."""
+        """`where`: the key of the settings that names the files.
+
+        `build`: makes a context that presents the pair it is given. `credentials`: our pair among
+        the files; None: nothing is presented.
+        """
         self._where = where
         self._build = build
         self._files = tuple(files)
@@ -45,13 +51,18 @@ class Renewed:
         self._lock = threading.Lock()
 
         self._context: ssl.SSLContext | None = None
+        # The pair that the context presents.
+        self._pair: PairInMemory | None = None
         self._marks: list[_Mark] = []
         # When to try again, and the fault that was logged; None: the files are in use.
         self._retry_at: float | None = None
         self._fault: str | None = None
 
     def current(self) -> ssl.SSLContext:
-        """The context of the files as they are now; of the last good files if they are broken.
+        """The context of the files as they are now.
+
+        While our pair cannot be used the last good one is presented, to the peers that the files
+        list now: who was taken off the list is refused.
 
         A new context also ends resumption: no ticket outlives the certificates that were trusted
         when it was issued.
@@ -71,14 +82,14 @@ class Renewed:
 
     def _first(self) -> ssl.SSLContext:
         try:
-            context = self._build()
+            context = self._of_files()
         except OSError as error:
             raise TlsError(f"{self._where}: {error}") from error
 
         try:
             self._require_dates()
         except (TlsError, OSError) as error:
-            # A restart must not be worse than going on, which an expired certificate does.
+            # Going on presents an expired certificate too: a restart must not make it worse.
             log.error("%s; there is no other, so it is presented, and peers may refuse it", error)
         return context
 
@@ -88,7 +99,7 @@ class Renewed:
         self._retry_at = began + self._retry_s
         try:
             self._require_dates()
-            context = self._build()
+            context = self._of_files()
         except (TlsError, OSError) as error:
             # OSError: a file that goes away between two looks at it.
             if str(error) != self._fault:
@@ -99,12 +110,26 @@ class Renewed:
                     error,
                 )
             self._fault = str(error)
-            return before
+            return self._of_last_pair() or before
 
         self._retry_at = self._fault = None
         took_ms = (time.monotonic() - began) * 1e3
         log.info("%s: renewed files taken for new connections (%.0f ms)", self._where, took_ms)
         return context
+
+    def _of_files(self) -> ssl.SSLContext:
+        context = self._build(self._credentials)
+        if self._credentials is not None:
+            self._pair = PairInMemory.read(self._credentials)
+        return context
+
+    def _of_last_pair(self) -> ssl.SSLContext | None:
+        """The pair in use with the list of trusted peers as it is now; None: that is unreadable."""
+        if self._pair is None:
+            return None
+        with suppress(TlsError, OSError), self._pair.as_files() as pair:
+            return self._build(pair)
+        return None
 
     def _is_due(self) -> bool:
         return self._retry_at is not None and time.monotonic() >= self._retry_at

@@ -32,7 +32,9 @@ def node_context(tls: ServerTls) -> Renewed:
 
     renewed = Renewed(
         "tls",
-        lambda: server_context(own, trusted, tls.client, tls.profile, tls.minimum_version),
+        lambda pair: server_context(
+            pair or own, trusted, tls.client, tls.profile, tls.minimum_version
+        ),
         files,
         own,
     )
@@ -51,7 +53,7 @@ def page_context(tls: WebTls) -> ssl.SSLContext:
     own = page_credentials(tls)
     renewed = Renewed(
         "web.tls",
-        lambda: server_context(own, None, "none", "non-downgrading", "1.2"),
+        lambda pair: server_context(pair or own, None, "none", "non-downgrading", "1.2"),
         own.files,
         own,
     )

@@ -144,7 +144,7 @@ FAULTS = {
     "odd role": ({"claims": {"roles": {"a": 1}}}, 403, "assign the role", "oidc:ada"),
     "denied": ({"answer": {"code": "", "error": "access_denied"}}, 403, "'access_denied'", "oidc"),
     "hostile": ({"answer": {"code": "", "error": "<i>\n\x1b"}}, 403, "\\\\x0a\\\\x1b", "oidc"),
-    "stolen code": ({"answer": {"code": "stolen"}}, 502, "HTTP 400, 'invalid_grant'", None),
+    "stolen code": ({"answer": {"code": "stolen"}}, 403, "HTTP 400, 'invalid_grant'", "oidc"),
     "broken": ({"token_status": 500}, 502, "HTTP 500, 'server_error'", None),
 }  # fmt: skip
 
@@ -200,6 +200,8 @@ def test_a_state_is_for_one_answer_in_one_browser(
     answer = answered(provider, visitor)
     assert came_back(visitor, answer).status_code == 200
     assert came_back(Visitor(site), answer).status_code == 400
+    assert "the browser shows no cookie" in caplog.text
+    visitor.get("/login/oidc")
     assert came_back(visitor, {**answer, "state": "invented"}).status_code == 400
     assert "it was used, or never begun" in caplog.text
 
@@ -207,8 +209,8 @@ def test_a_state_is_for_one_answer_in_one_browser(
 def test_a_login_that_takes_too_long_has_ended() -> None:
     now = [0.0]
     waiting = Waiting(lambda: now[0])
-    state, _ = waiting.begin("browser", "/")
-    late, _ = waiting.begin("browser", "/")
+    state, _ = waiting.begin("browser", "/", "10.0.0.1")
+    late, _ = waiting.begin("browser", "/", "10.0.0.1")
     now[0] = 599.0
     assert waiting.take(state, "browser").to == "/"
     now[0] = 601.0
@@ -216,17 +218,39 @@ def test_a_login_that_takes_too_long_has_ended() -> None:
         waiting.take(late, "browser")
 
 
-def test_the_logins_under_way_are_bounded() -> None:
+def test_a_crowd_of_logins_ends_none_of_another_address() -> None:
     waiting = Waiting()
-    first, _ = waiting.begin("browser", "/")
-    states = [waiting.begin("browser", "/")[0] for _ in range(500)]
-    with pytest.raises(RefusedError, match="never begun"):
-        waiting.take(first, "browser")
-    assert waiting.take(states[0], "browser")
+    one, _ = waiting.begin("browser", "/", "10.0.0.1")
+    crowd = [waiting.begin("browser", "/", "10.0.0.2")[0] for _ in range(501)]
+    for state in crowd[:2]:
+        with pytest.raises(RefusedError, match="never begun"):
+            waiting.take(state, "browser")
+    assert waiting.take(one, "browser")
+    assert waiting.take(crowd[2], "browser")
+
+
+def test_codes_that_are_tried_are_slowed_down(site: Site, provider: Running) -> None:
+    visitor = Visitor(site, "10.9.9.8")
+    for _ in range(5):
+        begun = visitor.get("/login/oidc")
+        asked = dict(parse_qsl(urlsplit(begun.headers["location"]).query))
+        answer = {"state": asked["state"], "code": "tried", "iss": provider.issuer}
+        assert came_back(visitor, answer).status_code == 403
+    assert came_back(visitor, answer).status_code == 429
+    assert told(site) == [("login_failed", "oidc")] * 5
+
+
+def test_an_answer_that_another_site_links_to_costs_a_visitor_nothing(site: Site) -> None:
+    visitor = Visitor(site, "10.9.9.7")
+    for _ in range(6):
+        assert came_back(visitor, {"state": "x", "code": "y"}).status_code == 400
+    assert told(site) == []
+    assert visitor.log_in("actor").status_code == 303
 
 
 def test_failed_answers_are_slowed_down(site: Site) -> None:
     visitor = Visitor(site, "10.9.9.9")
+    visitor.get("/login/oidc")
     for _ in range(5):
         assert came_back(visitor, {"state": "x", "code": "y"}).status_code == 400
     response = came_back(visitor, {"state": "x", "code": "y"})
@@ -260,7 +284,7 @@ def test_logins_that_wait_for_a_provider_leave_threads_to_others(
     provider: Running, tmp_path: Path
 ) -> None:
     asked = Provider(Oidc.model_validate(settings(provider, tmp_path)))
-    _, begun = Waiting().begin("browser", "/")
+    _, begun = Waiting().begin("browser", "/", "10.0.0.1")
     with asked._turn(), asked._turn(), asked._turn(), asked._turn():  # noqa: SIM117
         with pytest.raises(RefusedError, match="4 other logins wait"):
             asked.login_url("state", begun)
