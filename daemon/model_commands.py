@@ -18,7 +18,7 @@ from daemon import installed, torch_process
 from daemon.exits import EXIT_FAILED, CannotStartError
 
 if TYPE_CHECKING:
-    from daemon.commands.promote import Audience
+    from daemon.commands.promote import PromotionHooks
     from daemon.ledger import Ledger
     from inference.foreign import Foreign
 
@@ -63,17 +63,17 @@ def _model_promote(options: argparse.Namespace) -> None:
     settings = config.load(options.config)
     # First, so that nothing is done that could not be told to the audit trail.
     ledger = opening.ledger(options)
-    audience = _audience(ledger)
+    hooks = _hooks(ledger)
 
     try:
         if options.back:
-            done = put_back(settings.model, audience)
+            done = put_back(settings.model, hooks)
         elif settings.shadow is None:
             raise CannotStartError(
                 "shadow: found null; allowed: a shadow, whose package is promoted"
             )
         else:
-            done = promote(settings.model, settings.shadow.model, audience)
+            done = promote(settings.model, settings.shadow.model, hooks)
     finally:
         ledger.close()
 
@@ -81,9 +81,9 @@ def _model_promote(options: argparse.Namespace) -> None:
     print(f"It answers after: pleura reload -c {options.config}")
 
 
-def _audience(ledger: Ledger) -> Audience:
+def _hooks(ledger: Ledger) -> PromotionHooks:
     """What a promotion asks: of packages, and of the audit trail."""
-    from daemon.commands.promote import Audience
+    from daemon.commands.promote import PromotionHooks
     from daemon.invoker import user
 
     torch_process.prepare()
@@ -103,7 +103,7 @@ def _audience(ledger: Ledger) -> Audience:
     def record(what: str) -> None:
         ledger.record_audit("command", {"by": user(), "what": what})
 
-    return Audience(check, name, record)
+    return PromotionHooks(check, name, record)
 
 
 def _model_import(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from daemon.exits import CannotStartError
 
-# renameat2(2): both names change places in one step.
+# renameat2(2) swaps two names atomically.
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -32,7 +32,7 @@ class Promotion:
 
 
 @dataclass(frozen=True)
-class Audience:
+class PromotionHooks:
     """What a promotion asks of its caller."""
 
     # Loads a package, replays it, and gives its name; raises what the caller understands.
@@ -43,12 +43,12 @@ class Audience:
     record: Callable[[str], None]
 
 
-def promote(model: str, shadow: str, audience: Audience) -> Promotion:
+def promote(model: str, shadow: str, hooks: PromotionHooks) -> Promotion:
     """Put a copy of the package `shadow` where `model` is; the old one stays beside it.
 
-    The copy lies beside the model as NAME.before when both change places, in one step. So a
-    process that is killed at any point leaves a whole package in the model's place, and has
-    deleted no package that served after the promotion before it.
+    The copy, NAME.new, is swapped with the model atomically, and what was the model is called
+    NAME.before then. So NAME.before has been the model. A promotion that is killed leaves a whole
+    package in the model's place; made again, it keeps the one that served.
 
     Raises:
         CannotStartError: `model` cannot be replaced, or a file cannot be written.
@@ -56,26 +56,21 @@ def promote(model: str, shadow: str, audience: Audience) -> Promotion:
     place, source = _replaceable(model, shadow)
     before = _before(place)
     copy = _copy_of(place)
+
     with _in_words(place), _alone(place):
-        try:
-            _remove(copy)
-            _copy(source, copy, place)
-            new = audience.check(copy)
-            old = audience.name(place)
-            if new == old:
-                raise CannotStartError(f"model promote: {place} is {new} already; nothing is done")
-
+        if _is_swapped(source, copy, place, hooks):
+            old = hooks.check(copy)
+            what = f"model promote: {place} is {hooks.name(place)} already, and was {old}"
             _remove(before)
-            copy.rename(before)
-        finally:
-            _remove(copy)
+        else:
+            what = _swap_in(source, copy, place, hooks)
 
-        what = f"model promote: {place} is now {new}, and was {old}"
-        _exchange(before, place, what, audience.record)
+        copy.rename(before)
+        _sync(place.parent)
     return Promotion(what, before)
 
 
-def put_back(model: str, audience: Audience) -> Promotion:
+def put_back(model: str, hooks: PromotionHooks) -> Promotion:
     """Put the package back that the last promotion replaced; the promoted one takes its place.
 
     Raises:
@@ -83,13 +78,52 @@ def put_back(model: str, audience: Audience) -> Promotion:
     """
     place = _place(model)
     before = _before(place)
-    if not before.exists():
-        raise CannotStartError(f"model promote --back: {before} is not there; nothing was promoted")
+    copy = _copy_of(place)
+
     with _in_words(place), _alone(place):
-        old = audience.check(before)
-        what = f"model promote --back: {place} is {old} again, and was {audience.name(place)}"
-        _exchange(before, place, what, audience.record)
+        if copy.exists():
+            raise CannotStartError(
+                f"model promote --back: found {copy}: a promotion was killed, and {copy} may be "
+                "what served before; finish it first: pleura model promote"
+            )
+        if not before.exists():
+            raise CannotStartError(
+                f"model promote --back: {before} is not there; nothing was promoted"
+            )
+
+        old = hooks.check(before)
+        what = f"model promote --back: {place} is {old} again, and was {hooks.name(place)}"
+        with _recorded(what, place, hooks):
+            _exchange(before, place)
+        _sync(place.parent)
     return Promotion(what, before)
+
+
+def _is_swapped(source: Path, copy: Path, place: Path, hooks: PromotionHooks) -> bool:
+    """Whether a promotion of this shadow was killed after the swap: then `copy` has served."""
+    return copy.exists() and hooks.name(source) == hooks.name(place) != hooks.name(copy)
+
+
+def _swap_in(source: Path, copy: Path, place: Path, hooks: PromotionHooks) -> str:
+    """Swap a checked copy of `source` with the model, which is then `copy`. Returns it in words."""
+    try:
+        _remove(copy)
+        _copy(source, copy, place)
+        new = hooks.check(copy)
+        old = hooks.name(place)
+        if new == old:
+            raise CannotStartError(f"model promote: {place} is {new} already; nothing is done")
+
+        what = f"model promote: {place} is now {new}, and was {old}"
+        with _recorded(what, place, hooks):
+            # Last, for after the swap no step may fail.
+            _remove(_before(place))
+            _exchange(copy, place)
+    except Exception:
+        # Not where a signal ends the command: the swap may be done, and `copy` what served.
+        _remove(copy)
+        raise
+    return what
 
 
 def _replaceable(model: str, shadow: str) -> tuple[Path, Path]:
@@ -189,29 +223,37 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _exchange(before: Path, place: Path, what: str, record: Callable[[str], None]) -> None:
-    """Let both paths change places in one step, which the audit trail tells first.
+@contextlib.contextmanager
+def _recorded(what: str, place: Path, hooks: PromotionHooks) -> Iterator[None]:
+    """Tell the audit trail what is done next, and that it was not done where it fails."""
+    hooks.record(what)
+    try:
+        yield
+    except Exception:
+        hooks.record(f"model promote: did not happen; {place} stays as it was")
+        raise
+
+
+def _exchange(other: Path, place: Path) -> None:
+    """Swap both paths atomically.
 
     Raises:
-        CannotStartError: the file system has no such step. OSError: it failed.
+        CannotStartError: the file system cannot swap. OSError: it failed.
     """
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         raise CannotStartError(_no_exchange(place))
 
-    record(what)
-    paths = (os.fsencode(before), os.fsencode(place))
+    paths = (os.fsencode(other), os.fsencode(place))
     if renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
-        record(f"model promote: did not happen; {place} stays as it was")
         if number in (errno.EINVAL, errno.ENOSYS):
             raise CannotStartError(_no_exchange(place))
         raise OSError(number, os.strerror(number), str(place))
-    _sync(place.parent)
 
 
 def _no_exchange(place: Path) -> str:
     return (
-        f"model promote: the file system of {place} cannot let two names change places; write the "
-        "path of the shadow's package as `model` in the settings, then: pleura reload"
+        f"model promote: the file system of {place} cannot swap two names; write the path "
+        "of the shadow's package as `model` in the settings, then: pleura reload"
     )

@@ -26,7 +26,7 @@ from daemon.analyse.shadow import EndedError, Process, ShadowLimits, ShadowWorke
 from daemon.analyse.shadow import command as shadow_command
 from daemon.cli import main
 from daemon.commands import drift as command
-from daemon.commands.promote import Audience, promote, put_back
+from daemon.commands.promote import PromotionHooks, promote, put_back
 from daemon.config import Config, Shadow
 from daemon.drift import comparison
 from daemon.exits import CannotStartError
@@ -386,11 +386,12 @@ def test_a_promotion_that_cannot_be_changes_nothing(
 
 
 # A second promotion ("three" in the place of "two"), killed at each of its system calls in turn and
-# then made again. It prints what the places hold at the end, of each turn.
+# then made again or put back. It prints what the places hold at the end, of each turn.
 _KILLED = """
 import contextlib, json, os, sys, tempfile
 from pathlib import Path
-from daemon.commands.promote import Audience, promote
+from daemon.commands.promote import PromotionHooks, promote, put_back
+from daemon.exits import CannotStartError
 
 # A kill loses nothing that was written.
 os.fsync = lambda _: None
@@ -400,24 +401,30 @@ def text(path):
 
 def turn(folder, calls):
     model, shadow, told = folder / "model", folder / "shadow", folder / "told"
-    audience = Audience(text, text, lambda what: told.open("a").write(what))
+    hooks = PromotionHooks(text, text, lambda what: told.open("a").write(what))
     for path, name in ((model, "one"), (shadow, "two")):
         path.mkdir()
         (path / "model.yaml").write_text(name)
-    promote(str(model), str(shadow), audience)
+    promote(str(model), str(shadow), hooks)
     (shadow / "model.yaml").write_text("three")
 
     child = os.fork()
     if not child:
         left = iter(range(calls))
         sys.addaudithook(lambda *_: next(left, None) is None and os._exit(9))
-        promote(str(model), str(shadow), audience)
+        promote(str(model), str(shadow), hooks)
         os._exit(0)
     _, status = os.waitpid(child, 0)
 
     held = text(model)
+    if sys.argv[2] == "back":
+        with contextlib.suppress(CannotStartError):
+            put_back(str(model), hooks)
+        print(json.dumps([held, text(model)]))
+        return status == 0
+
     with contextlib.suppress(Exception):
-        promote(str(model), str(shadow), audience)
+        promote(str(model), str(shadow), hooks)
     found = [held in ("two", "three"), text(model), text(folder / "model.before")]
     print(json.dumps(found + ["now three" in told.read_text()]))
     return status == 0
@@ -428,15 +435,30 @@ while not turn(Path(tempfile.mkdtemp(dir=sys.argv[1])), calls):
 """
 
 
+def turns_of_killed_promotions(folder: Path, then: str) -> list[str]:
+    command = [sys.executable, "-c", _KILLED, str(folder), then]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
 def test_a_promotion_killed_at_any_call_and_made_again_loses_no_package(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _KILLED, str(tmp_path)]
-    turns = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    turns = turns_of_killed_promotions(tmp_path, "again")
     assert len(turns) > 20
     assert set(turns) == {'[true, "three", "two", true]'}
 
 
+def test_the_way_back_from_a_killed_promotion_never_leads_to_a_package_that_has_not_served(
+    tmp_path: Path,
+) -> None:
+    turns = turns_of_killed_promotions(tmp_path, "back")
+    assert len(turns) > 20
+    # Before the promotion; refused; refused where the new package serves already; after it.
+    possible = ("two", "one"), ("two", "two"), ("three", "three"), ("three", "two")
+    assert set(turns) <= {json.dumps(each) for each in possible}
+    assert json.dumps(("three", "two")) in turns
+
+
 @pytest.fixture
-def plain(tmp_path: Path) -> Audience:
+def plain(tmp_path: Path) -> PromotionHooks:
     """Packages `serving` and `candidate` of one line, their name; told.txt is the audit trail."""
     for name in ("serving", "candidate"):
         (tmp_path / name).mkdir()
@@ -449,11 +471,11 @@ def plain(tmp_path: Path) -> Audience:
         with (tmp_path / "told.txt").open("a") as file:
             file.write(f"{what}\n")
 
-    return Audience(text, text, record)
+    return PromotionHooks(text, text, record)
 
 
 def test_a_promotion_that_fails_half_way_keeps_the_model(
-    plain: Audience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: PromotionHooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving, candidate = str(tmp_path / "serving"), str(tmp_path / "candidate")
     promote(serving, candidate, plain)
@@ -466,11 +488,26 @@ def test_a_promotion_that_fails_half_way_keeps_the_model(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("shutil.rmtree", no_permission)
-    told = (tmp_path / "told.txt").read_text()
     with pytest.raises(CannotStartError, match="must be able to write"):
         promote(serving, candidate, plain)
     assert plain.name(tmp_path / "serving") == "serving"
-    assert (tmp_path / "told.txt").read_text() == told
+    assert (tmp_path / "told.txt").read_text().endswith("serving stays as it was\n")
+
+
+def test_a_promotion_that_cannot_be_recorded_keeps_the_way_back(
+    plain: PromotionHooks, tmp_path: Path
+) -> None:
+    def no_ledger(_: str) -> None:
+        raise ConnectionError("the ledger is away")
+
+    serving, candidate = tmp_path / "serving", tmp_path / "candidate"
+    promote(str(serving), str(candidate), plain)
+    (candidate / "model.yaml").write_text("unreviewed")
+
+    with pytest.raises(CannotStartError, match="the ledger is away"):
+        promote(str(serving), str(candidate), replace(plain, record=no_ledger))
+    put_back(str(serving), plain)
+    assert plain.name(serving) == "serving"
 
 
 @pytest.mark.parametrize(
@@ -478,7 +515,7 @@ def test_a_promotion_that_fails_half_way_keeps_the_model(
     [("current", "candidate", "ln -sfn"), ("serving", "serving.new", "a promotion uses itself")],
 )
 def test_names_that_a_promotion_would_destroy_are_refused(
-    plain: Audience, tmp_path: Path, model: str, shadow: str, words: str
+    plain: PromotionHooks, tmp_path: Path, model: str, shadow: str, words: str
 ) -> None:
     (tmp_path / "current").symlink_to("serving")
     (tmp_path / "candidate").replace(tmp_path / shadow)
