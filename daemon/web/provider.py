@@ -7,6 +7,7 @@ followed to another address than its discovery document names.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib.util
 import json
@@ -37,7 +38,7 @@ _LEEWAY_S = 60
 _MOST_BYTES = 262_144
 _MOST_OF_SECRET = 8192
 _MOST_NAME = 64
-# Of one request to the provider, from the first byte to the last.
+# Of one request to the provider, from its connection to the last byte.
 _PATIENCE_S = 10.0
 # How long the discovery document holds.
 _KEPT_S = 300.0
@@ -337,38 +338,51 @@ class Provider:
         # Only a page with a provider loads it.
         import httpx
 
-        deadline = time.monotonic() + _PATIENCE_S
-        body = bytearray()
         asks = {"accept": "application/json", **(headers or {})}
         try:
-            with (
-                httpx.Client(
-                    verify=self._context.current(), timeout=_PATIENCE_S, trust_env=False
-                ) as client,
-                client.stream(method, url, data=form, headers=asks) as answer,
-            ):
-                for part in answer.iter_bytes():
-                    body += part
-                    if len(body) > _MOST_BYTES:
-                        raise _unusable(url, f"more than {_MOST_BYTES} bytes")
-                    if time.monotonic() > deadline:
-                        raise _unusable(url, f"not whole within {_PATIENCE_S:.0f} s")
+            status, body = asyncio.run(self._exchange(method, url, form, asks))
+        except TimeoutError as error:
+            raise _unusable(url, f"not whole within {_PATIENCE_S:g} s") from error
         except (httpx.HTTPError, OSError, tls.TlsError) as error:
             raise _unusable(url, _network_words(error)) from error
 
         try:
-            found = json.loads(bytes(body))
+            found = json.loads(body)
         except (ValueError, RecursionError):
             found = None
-        if answer.status_code != 200:
+        if status != 200:
             told = found.get("error") if isinstance(found, dict) else None
             said = f", {_quoted(told)}" if told is not None else ""
             is_wrong_code = method == "POST" and told in _WRONG_CODE
             refusal = Refusal.TOKEN if is_wrong_code else Refusal.PROVIDER
-            raise _unusable(url, f"HTTP {answer.status_code}{said}", refusal)
+            raise _unusable(url, f"HTTP {status}{said}", refusal)
         if not isinstance(found, dict):
             raise _unusable(url, "not a JSON object")
         return found
+
+    async def _exchange(
+        self, method: str, url: str, form: Mapping[str, str] | None, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
+        """The status and the body of one request. Raises TimeoutError.
+
+        A coroutine, since only that can be ended at any point: a socket's own time-out begins anew
+        with each byte, and a peer that sends a header's bytes one by one would hold a turn for
+        hours.
+        """
+        import httpx
+
+        body = bytearray()
+        context = self._context.current()
+        async with (
+            asyncio.timeout(_PATIENCE_S),
+            httpx.AsyncClient(verify=context, timeout=None, trust_env=False) as client,  # noqa: S113
+            client.stream(method, url, data=form, headers=headers) as answer,
+        ):
+            async for part in answer.aiter_bytes():
+                body += part
+                if len(body) > _MOST_BYTES:
+                    raise _unusable(url, f"more than {_MOST_BYTES} bytes")
+        return answer.status_code, bytes(body)
 
 
 def _code(answer: Mapping[str, str]) -> str:

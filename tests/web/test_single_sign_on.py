@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +17,7 @@ import pytest
 
 from daemon.config import Config, Oidc
 from daemon.tls import TlsError
-from daemon.web.provider import Provider, RefusedError
+from daemon.web.provider import Begun, Provider, RefusedError
 from daemon.web.single_sign_on import Waiting
 from tests.web.site import ORIGIN, Site, Visitor, users
 from tools.peers.certificates import Authority
@@ -289,6 +293,37 @@ def test_logins_that_wait_for_a_provider_leave_threads_to_others(
         with pytest.raises(RefusedError, match="4 other logins wait"):
             asked.login_url("state", begun)
     assert asked.login_url("state", begun).startswith(f"{provider.origin}/authorize?")
+
+
+def test_a_provider_whose_headers_drip_holds_no_turn_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.web.provider._PATIENCE_S", 0.5)
+    authority = Authority(tmp_path / "authority")
+    pair = authority.issue("localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.certificate, pair.key)
+
+    def drip(listening: socket.socket) -> None:
+        plain, _ = listening.accept()
+        with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as peer:
+            for byte in b"HTTP/1.1 200 OK\r\nx-slow: " + b"x" * 40:
+                peer.sendall(bytes([byte]))
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        dripping = threading.Thread(target=drip, args=(listening,))
+        dripping.start()
+        oidc = {
+            "issuer": f"https://localhost:{listening.getsockname()[1]}",
+            "client_id": "pleura",
+            "page_url": ORIGIN,
+            "ca": str(authority.certificate),
+        }
+        begun = Begun("nonce", "verifier", "challenge")
+        with pytest.raises(RefusedError, match=r"not whole within 0\.5 s"):
+            Provider(Oidc.model_validate(oidc)).login_url("state", begun)
+        dripping.join()
 
 
 def test_without_a_provider_in_the_settings_there_is_no_such_login(tmp_path: Path) -> None:
