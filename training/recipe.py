@@ -430,6 +430,15 @@ class Recipe(_Part):
             raise ValueError(
                 f"map_vote: {self.map_vote} found; a classifier and a segmenter wanted"
             )
+
+        # The classifiers and the map look at the same pixels, normalised once.
+        normalisations = {stage.normalisation: stage.role for stage in self.networks}
+        if self.map_vote is not None and len(normalisations) > 1:
+            found = ", ".join(f"{name} ({role})" for name, role in normalisations.items())
+            raise ValueError(
+                f"map_vote: {self.map_vote} found beside the normalisations {found}; one for "
+                "classifiers and segmenters wanted"
+            )
         return self
 
     def of(self, role: Role) -> list[Stage]:

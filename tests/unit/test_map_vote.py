@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from inference import package
 from inference.engine import Engine, choose_device
+from inference.finding import ModelIdentity
 from inference.networks import build
 from tests import recipes
 from training import data
@@ -112,6 +114,42 @@ def test_a_fold_is_scored_by_a_map_that_never_saw_it(run: Path, cases: list[Case
     assert scores(without, cases) != pytest.approx(as_shipped, abs=1e-6)
     # The package itself stays as it is.
     assert scores(loaded, cases) == pytest.approx(as_shipped, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [("unet", UNET), ("plain-unet", {"widths": [8, 8], "up_widths": [8]})],
+)
+def test_a_fold_is_left_out_of_a_segmenter_of_any_architecture(
+    architecture: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    of = stage("segmenter", architecture, **arguments)
+    voting = build(
+        "largest-of-map", of={"architecture": architecture, "arguments": arguments}, pixels=1
+    )
+    manifest = package.read_manifest(package.default_folder())
+    identity = ModelIdentity("x", "1.0.0", "digest", "2.25.1")
+    shipped = package.Package(manifest, identity, voting, network(of, 1))
+
+    other = network(of, 2).state_dict()
+    (tmp_path / "weights").mkdir()
+    path = tmp_path / "weights" / "1-segmenter-without-0.safetensors"
+    save_file(dict(other), path)
+    without = crossfitted.without(shipped, tmp_path, 0)
+    in_classifier = without.classifier.get_submodule("segmenter")
+    for part in (without.segmenter, in_classifier):
+        assert all(torch.equal(value, other[name]) for name, value in part.state_dict().items())
+
+    save_file(dict(network(STAGES[0], 3).state_dict()), path)
+    with pytest.raises(ValueError, match="of no part of the package's segmenter"):
+        crossfitted.without(shipped, tmp_path, 0)
+
+
+def test_a_vote_wants_one_normalisation_of_all() -> None:
+    other = STAGES[1].model_copy(update={"normalisation": "imagenet"})
+    with pytest.raises(ValidationError, match=r"unit \(classifier\), imagenet \(segmenter\)"):
+        recipe(networks=[STAGES[0], other])
+    assert recipe(networks=[STAGES[0], other], map_vote=None)
 
 
 def test_a_vote_wants_a_map_and_a_classifier_to_vote_with() -> None:

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from inference import package, postprocess
 from inference.engine import Engine, choose_device
 from inference.manifest import Segmenter
-from inference.networks.encoder_decoder import EncoderDecoder
 from training import data as labelled
 from training.data import split as splits
 from training.data.cases import Case
@@ -242,9 +241,18 @@ def without(loaded: package.Package, run: Path, fold: int) -> package.Package:
 
     Its segmenter, and the segmenter whose map votes in its classifier, are the network that was
     trained without that fold.
+
+    Raises:
+        ValueError: the weights are of no part of the segmenter, which saw the images of this fold.
     """
     (path,) = sorted((run / "weights").glob(f"*-without-{fold}.safetensors"))
     weights = load_file(path)
+    if not _parts_with(loaded.segmenter, weights):
+        raise ValueError(
+            f"{path}: its weights are of no part of the package's segmenter, "
+            f"{loaded.manifest.segmenter.architecture}; weights of the run that made the package "
+            "wanted"
+        )
 
     return replace(
         loaded,
@@ -254,12 +262,15 @@ def without(loaded: package.Package, run: Path, fold: int) -> package.Package:
 
 
 def _with_segmenter(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy in which each segmenter has other weights."""
+    """A copy in which each part that has weights of these names has these."""
     other = copy.deepcopy(network)
-    for part in other.modules():
-        if isinstance(part, EncoderDecoder):
-            part.load_state_dict(weights)
+    for part in _parts_with(other, weights):
+        part.load_state_dict(weights)
     return other
+
+
+def _parts_with(network: nn.Module, weights: Mapping[str, Tensor]) -> list[nn.Module]:
+    return [part for part in network.modules() if part.state_dict().keys() == weights.keys()]
 
 
 def _asked(engine: Engine, cases: Sequence[Case]) -> Iterator[tuple[float, Answer]]:
