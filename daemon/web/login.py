@@ -8,7 +8,6 @@ import logging
 import secrets
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -150,6 +149,6 @@ def _field(form: Mapping[str, Any], name: str) -> str:
 
 def local(path: str) -> str:
     """A path on this page; another site's address becomes the first page."""
-    parts = urlsplit(path)
-    is_local = path.startswith("/") and not path.startswith(("//", "/\\")) and not parts.netloc
-    return path if is_local and path.isprintable() else "/"
+    # Browsers drop line feeds and tabs before they look for the second slash.
+    is_local = path.isprintable() and path.startswith("/") and not path.startswith(("//", "/\\"))
+    return path if is_local else "/"
