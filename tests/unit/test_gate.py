@@ -162,6 +162,12 @@ BOTH: dict[str, Callable[[Any], object]] = {
     "a name as the study, deep down": within(
         "ContributingEquipmentSequence", put(StudyDescription="DOE JOHN")
     ),
+    "an element of file meta information, deep down": within(
+        "ContributingEquipmentSequence", put(TransferSyntaxUID="1.2.840.10008.1.2.1")
+    ),
+    "a command's element, deep down": within(
+        "ContributingEquipmentSequence", lambda d: d.add_new(0x00000900, "US", 0)
+    ),
     "a lost lossy history": drop("LossyImageCompressionRatio"),
     "lossless, it says": put(LossyImageCompression="00"),
 }
@@ -274,6 +280,23 @@ def test_bytes_that_a_second_writing_does_not_give_are_refused(
     assert ours in data
     with pytest.raises(GateError, match="other bytes"):
         gate.check(replace(GOOD[kind], data=data.replace(ours, other)), CASE)
+
+
+@pytest.mark.parametrize("kind", ["SEG", "SC"])
+@pytest.mark.parametrize(
+    "element",
+    [
+        pytest.param(b"\x00\x00\x00\x09US\x02\x00\x00\x00", id="a command's status"),
+        pytest.param(b"\x04\x00\x30\x11CS\x02\x00A ", id="a directory's file-set"),
+        pytest.param(b"\x08\x00\x00\x00UL\x04\x00\x01\x00\x00\x00", id="a group's length"),
+    ],
+)
+def test_an_element_that_belongs_to_no_data_set_is_refused(kind: str, element: bytes) -> None:
+    data = GOOD[kind].data
+    # The group of the file meta information states its length (PS3.10 7.1).
+    begin = 144 + int.from_bytes(data[140:144], "little")
+    with pytest.raises(GateError):
+        gate.check(replace(GOOD[kind], data=data[:begin] + element + data[begin:]), CASE)
 
 
 @pytest.mark.parametrize("kind", ["SEG", "SC"])

@@ -31,6 +31,8 @@ from inference.results.wording import DISCLAIMER, MANUFACTURER
 
 COPIED_TAGS = frozenset(tag_of(keyword) for keyword in COPIED_KEYWORDS)
 _PATIENT_GROUP = 0x0010
+# Groups below are those of commands (PS3.7), file meta information and directories (PS3.10).
+_FIRST_GROUP = 0x0008
 
 
 def _uids(dataset: Dataset, expected: Expected) -> Iterator[str]:
@@ -71,7 +73,7 @@ def _values_allowed(dataset: Dataset, expected: Expected) -> Iterator[str]:
     header = expected.case.header
     for element in every_element(dataset):
         if element.VR not in _allowed_vrs(int(element.tag)):
-            yield f"{element.tag} is private or has VR {element.VR}"
+            yield f"{element.tag} is private, or no element of a data set, or has VR {element.VR}"
             continue
         # No value of so many bits is forbidden, and reading them was the check.
         if element.VR == "SQ" or element.VR in BINARY_VRS:
@@ -99,8 +101,10 @@ def _values_allowed(dataset: Dataset, expected: Expected) -> Iterator[str]:
 
 @lru_cache(1024)
 def _allowed_vrs(tag: int) -> tuple[str, ...]:
-    """The VRs that an element may have in an explicit transfer syntax; none for a private one."""
-    if BaseTag(tag).is_private:
+    """The VRs that an element may have in an explicit transfer syntax; none for a private one
+    and for one of another place than a data set.
+    """
+    if BaseTag(tag).is_private or tag >> 16 < _FIRST_GROUP:
         return ()
     return (*dictionary_VR(tag).split(" or "), "OB")
 
