@@ -187,6 +187,12 @@ def _add_drift(commands: _Commands) -> None:
         help="two columns: SOP Instance UID or Accession Number; yes or no. Of a folder, each "
         "*.hl7 is one ORU^R01",
     )
+    reports.add_argument(
+        "--move-to",
+        type=Path,
+        metavar="FOLDER",
+        help="move the files that were taken into this folder, the others into `unusable` there",
+    )
 
 
 def _add_report(commands: _Commands) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from daemon import opening
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
+
+if TYPE_CHECKING:
+    from daemon.drift import Reports
 
 # Lines about files of one folder that cannot be used.
 _MOST_LINES = 20
@@ -49,30 +54,58 @@ def _set_baseline(options: argparse.Namespace) -> int:
 
 
 def _take_reports(options: argparse.Namespace) -> int:
-    from daemon.drift import MessageError, ReportsError, agreement, read_messages, read_reports
+    from daemon.drift import agreement, move_away
     from daemon.invoker import user
 
-    ledger = opening.ledger(options)
-    identity = ledger.inspect.spool_identity() or ""
-    wrong: list[str] = []
-    try:
-        if options.file.is_dir():
-            findings, wrong = read_messages(options.file, identity)
-        else:
-            findings = read_reports(options.file.read_text(encoding="utf-8-sig"), identity)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CannotStartError(f"{options.file}: cannot be read ({error})") from error
-    except (ReportsError, MessageError) as error:
-        raise CannotStartError(f"{options.file}: {error}") from error
+    if options.move_to is not None:
+        _require_other_folder(options.file, options.move_to)
 
-    ledger.drift.tell_reports(findings)
-    ledger.record_audit("command", {"by": user(), "what": f"took {len(findings)} reports"})
+    ledger = opening.ledger(options)
+    found = _reports(options.file, ledger.inspect.spool_identity() or "")
+    number = len(found.findings)
+    ledger.drift.tell_reports(found.findings)
+    ledger.record_audit("command", {"by": user(), "what": f"took {number} reports"})
     agreed = agreement(ledger.inspect)
     with_images = agreed.reports if agreed else 0
-    print(f"{len(findings)} reports taken; {with_images} reports in all have an analysed image")
-    for line in wrong[:_MOST_LINES]:
+    print(f"{number} reports taken; {with_images} reports in all have an analysed image")
+
+    wrong = list(found.unusable.values())[:_MOST_LINES]
+    if found.left:
+        wrong.append(f"{found.left} more files are left; --move-to FOLDER lets the next call come")
+    if options.move_to is not None:
+        wrong += move_away(found, options.move_to)
+    for line in wrong:
         print(f"{options.file}: {line}", file=sys.stderr)
     return EXIT_FAILED if wrong else EXIT_DONE
+
+
+def _reports(path: Path, identity: str) -> Reports:
+    from daemon.drift import Reports, ReportsError, read_messages, read_reports
+
+    try:
+        if path.is_dir():
+            return read_messages(path, identity)
+        return Reports(read_reports(path.read_text(encoding="utf-8-sig"), identity))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotStartError(f"{path}: cannot be read ({error})") from error
+    except ReportsError as error:
+        raise CannotStartError(f"{path}: {error}") from error
+
+
+def _require_other_folder(folder: Path, move_to: Path) -> None:
+    """Raise before anything is taken where its messages cannot be moved there."""
+    from daemon.drift import UNUSABLE
+
+    if not folder.is_dir():
+        raise CannotStartError(f"--move-to: found beside {folder}; a folder of *.hl7 wanted")
+    try:
+        if move_to.samefile(folder):
+            raise CannotStartError(f"--move-to: {move_to} found; another folder wanted")
+        (move_to / UNUSABLE).mkdir(0o700, exist_ok=True)
+    except OSError as error:
+        raise CannotStartError(
+            f"--move-to: {move_to}: {error.strerror}; a folder that can be written wanted"
+        ) from error
 
 
 def report(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from daemon.drift.agreement import (
     auc,
     read_reports,
 )
-from daemon.drift.oru import MessageError, read_messages
+from daemon.drift.oru import UNUSABLE, MessageError, Reports, move_away, read_messages
 from daemon.drift.shadow import Comparison, comparison
 from daemon.drift.statistics import difference, psi, psi_limit, wilson
 from daemon.drift.weeks import (
@@ -25,11 +25,13 @@ from daemon.drift.weeks import (
 
 __all__ = [
     "EVERY_AE",
+    "UNUSABLE",
     "Agreement",
     "Alarm",
     "Comparison",
     "Drift",
     "MessageError",
+    "Reports",
     "ReportsError",
     "Week",
     "agreed",
@@ -40,6 +42,7 @@ __all__ = [
     "difference",
     "drift",
     "monday_of",
+    "move_away",
     "psi",
     "psi_limit",
     "read_messages",

@@ -5,8 +5,10 @@ Nothing else of a message is read, kept or quoted: PID is never looked at. HL7 v
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon.drift.agreement import key_of
@@ -14,6 +16,8 @@ from daemon.drift.agreement import key_of
 # Of one message; a report with an embedded PDF is larger, and no finding stands in it.
 MOST_BYTES = 1_000_000
 MOST_MESSAGES = 10_000
+# Where move_away() puts files that cannot be used.
+UNUSABLE = "unusable"
 _MOST_SEGMENTS = 5_000
 _MOST_IDENTIFIER = 64
 
@@ -31,6 +35,19 @@ _FINAL = {"F", "C"}
 
 class MessageError(ValueError):
     """A message cannot be used. The words quote no value of it."""
+
+
+@dataclass(frozen=True)
+class Reports:
+    """The findings of reports, and the files that they came from."""
+
+    # Whether a report tells of a pneumothorax, by the order as the ledger keeps it.
+    findings: dict[str, bool] = field(default_factory=dict)
+    taken: list[Path] = field(default_factory=list)
+    # A line that says why, by file.
+    unusable: dict[Path, str] = field(default_factory=dict)
+    # Files that were not looked at.
+    left: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,30 +86,44 @@ def findings(message: bytes) -> dict[str, bool]:
     return found
 
 
-def read_messages(folder: Path, spool_identity: str) -> tuple[dict[str, bool], list[str]]:
-    """The findings of every `*.hl7` in a folder as the ledger keeps them, and what cannot be used.
+def read_messages(folder: Path, spool_identity: str) -> Reports:
+    """The messages in a folder: the first MOST_MESSAGES of its `*.hl7`, by name.
 
-    Files are taken by name: of two reports of one order the later name counts. A line about a file
-    gives its place in that order, since a name may be a patient's.
+    Of two reports of one order the later name counts. A line about a file gives its place in that
+    order, since a name may be a patient's.
 
     Raises:
-        MessageError: more than MOST_MESSAGES files.
         OSError: the folder cannot be read.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".hl7")
-    if len(paths) > MOST_MESSAGES:
-        raise MessageError(f"more than {MOST_MESSAGES} files; move those that were taken")
-
-    found: dict[str, bool] = {}
-    wrong: list[str] = []
-    for place, path in enumerate(paths, 1):
+    found = Reports(left=max(0, len(paths) - MOST_MESSAGES))
+    for place, path in enumerate(paths[:MOST_MESSAGES], 1):
         try:
             told = findings(_content(path))
         except (MessageError, OSError) as error:
-            wrong.append(f"file {place} by name: {getattr(error, 'strerror', None) or error}")
+            why = getattr(error, "strerror", None) or error
+            found.unusable[path] = f"file {place} by name: {why}"
         else:
-            found |= {key_of(name, spool_identity): yes for name, yes in told.items()}
-    return found, wrong
+            found.taken.append(path)
+            found.findings.update((key_of(name, spool_identity), yes) for name, yes in told.items())
+    return found
+
+
+def move_away(found: Reports, folder: Path) -> list[str]:
+    """Move files that were taken into a folder, and the others into `unusable` there.
+
+    A file of the same name there is replaced. Returns a line for each reason why files stay.
+    """
+    targets = [(path, folder) for path in found.taken]
+    targets += [(path, folder / UNUSABLE) for path in found.unusable]
+
+    stay: Counter[str] = Counter()
+    for path, target in targets:
+        try:
+            shutil.move(path, target / path.name)
+        except OSError as error:
+            stay[error.strerror or type(error).__name__] += 1
+    return [f"{number} files stay, not moved to {folder}: {why}" for why, number in stay.items()]
 
 
 def _content(path: Path) -> bytes:

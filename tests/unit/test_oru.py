@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -98,13 +99,16 @@ def test_a_folder_gives_its_findings_and_tells_of_files_by_their_place(tmp_path:
     (tmp_path / "6.hl7").write_bytes(message(order(UID), answer("N")))
     (tmp_path / "7.tmp").write_bytes(message(order("A9"), answer("N")))
 
-    found, wrong = read_messages(tmp_path, "")
-    assert found == {accession_digest("A1", ""): True, UID: False}
-    assert [line.partition(":")[0] for line in wrong] == [f"file {n} by name" for n in (3, 4, 5)]
-    assert "DOE" not in str(wrong)
+    read = read_messages(tmp_path, "")
+    assert read.findings == {accession_digest("A1", ""): True, UID: False}
+    lines = list(read.unusable.values())
+    assert [line.partition(":")[0] for line in lines] == [f"file {n} by name" for n in (3, 4, 5)]
+    assert "DOE" not in str(lines)
 
 
-def test_the_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    """`pleura drift reports` of a node with one positive image."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     ledger = Ledger(url)
     ledger.receive([Arrival("f1", "1.2", UID, "1.2.1", "XRAY1", "dimse", 1, 9)])
@@ -113,14 +117,68 @@ def test_the_command_takes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     ledger.close()
     settings = tmp_path / "pleura.yaml"
     settings.write_text(f"spool: {tmp_path}/spool\nledger: {url}\n")
+    return ["drift", "-c", str(settings), "reports"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one message."""
     folder = tmp_path / "drop"
     folder.mkdir()
     (folder / "1.hl7").write_bytes(message(order(UID), answer("Y")))
+    return folder
 
-    command = ["drift", "-c", str(settings), "reports", str(folder)]
+
+def test_the_command_takes_a_folder(
+    command: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.append(str(folder))
     assert main(command) == 0
     assert "1 reports taken; 1 reports in all" in capsys.readouterr().out
     (folder / "2.hl7").write_bytes(b"x")
     assert main(command) == 1
     assert "file 2 by name: no MSH" in capsys.readouterr().err
     assert b"DOE" not in (tmp_path / "ledger.db").read_bytes()
+
+
+def test_a_message_that_cannot_be_used_holds_up_no_later_one(
+    command: list[str],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = tmp_path / "taken"
+    away.mkdir()
+    command += [str(folder), "--move-to", str(away)]
+    (folder / "0.hl7").write_bytes(HEAD.replace("ORU^R01", "ADT^A01").encode())
+    (folder / "2.hl7").write_bytes(message(order("A2"), answer("N")))
+    monkeypatch.setattr("daemon.drift.oru.MOST_MESSAGES", 2)
+
+    assert main(command) == 1
+    told = capsys.readouterr()
+    assert "1 reports taken; 1 reports in all" in told.out
+    assert "file 1 by name: MSH-9 is not ORU^R01" in told.err
+    assert "1 more files are left" in told.err
+    assert main(command) == 0
+    assert not list(folder.iterdir())
+    assert sorted(path.name for path in away.iterdir()) == ["1.hl7", "2.hl7", "unusable"]
+    assert [path.name for path in (away / "unusable").iterdir()] == ["0.hl7"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("drop", "missing", "No such file or directory; a folder that can be written wanted"),
+        ("drop", "drop", "another folder wanted"),
+        ("drop/1.hl7", "drop", r"a folder of \*\.hl7 wanted"),
+    ],
+)
+def test_a_folder_that_takes_no_message_is_refused_before_any_is_taken(
+    source: str, target: str, words: str, command: list[str], folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    command += [str(tmp_path / source), "--move-to", str(tmp_path / target)]
+    assert main(command) != 0
+    assert re.search(words, capsys.readouterr().err)
+    assert (folder / "1.hl7").exists()
