@@ -10,6 +10,7 @@ import math
 import os
 import select
 import sqlite3
+import struct
 import sys
 import threading
 import time
@@ -28,9 +29,12 @@ CHANNEL = "pleura"
 _LOOK_S = 0.1
 # And where this system cannot ring.
 _LOOK_UNRUNG_S = 0.01
-# inotify(7)
+# inotify(7). Events of one file carry no name: descriptor, mask, cookie, length of the name.
 _IN_MODIFY = 0x2
-_EVENTS_BYTES = 4096
+_IN_MOVE_SELF = 0x800
+_IN_IGNORED = 0x8000
+_EVENT = struct.Struct("iIII")
+_EVENTS_BYTES = 256 * _EVENT.size
 # PostgreSQL: how often a listener looks whether the database is being closed.
 _LOOK_UP_S = 0.5
 # Behind a connection pooler nothing rings: waiting threads look as often as this.
@@ -42,7 +46,7 @@ class ClosedError(Exception):
 
 
 class Bell(Protocol):
-    """One thread's alarm clock."""
+    """One thread's alarm clock. What it raises: it wakes nobody any more, and is to be closed."""
 
     def wait(self, timeout_s: float) -> None: ...
 
@@ -70,7 +74,7 @@ class FileBell:
             self._rings = _Rings(bell_file(database))
         except OSError as error:
             self._look_s = min(look_s, _LOOK_UNRUNG_S)
-            log.info("the ledger cannot ring (%s): it is looked at instead", error.strerror)
+            log.info("no inotify (%s): polling the ledger", error.strerror)
         # Commits before were not heard: the first wait returns at once.
         self._heard: int | None = None
 
@@ -120,7 +124,9 @@ class _Rings:
         # Closes once, and also where the thread that slept is long gone.
         self.close = weakref.finalize(self, os.close, self._events)
         try:
-            _checked(libc.inotify_add_watch(self._events, os.fsencode(path), _IN_MODIFY))
+            _checked(
+                libc.inotify_add_watch(self._events, os.fsencode(path), _IN_MODIFY | _IN_MOVE_SELF)
+            )
         except OSError:
             self.close()
             raise
@@ -128,10 +134,17 @@ class _Rings:
         self._poll.register(self._events, select.POLLIN)
 
     def within(self, seconds: float) -> bool:
-        """Whether there is a write that was not told yet, or comes within so many seconds."""
+        """Whether there is a write that is not yet reported, or comes within so many seconds.
+
+        Raises OSError where the file is no longer in its place.
+        """
         if not self._poll.poll(math.ceil(seconds * 1e3)):
             return False
-        os.read(self._events, _EVENTS_BYTES)
+        events = os.read(self._events, _EVENTS_BYTES)
+        if any(
+            mask & (_IN_MOVE_SELF | _IN_IGNORED) for _, mask, _, _ in _EVENT.iter_unpack(events)
+        ):
+            raise OSError(errno.ESTALE, "the file that rings was removed or renamed")
         return True
 
 

@@ -91,8 +91,7 @@ class Database:
         # The connection that append() alone uses.
         self._appender: sa.PoolProxiedConnection | None = None
 
-        self._bell = threading.local()
-        self._bells: set[Bell] = set()
+        self._bells: dict[threading.Thread, Bell] = {}
         self._closed = False
 
         # PostgreSQL: a connection pooler lies between, so LISTEN does not reach us.
@@ -210,34 +209,40 @@ class Database:
 
         Each waiting thread has its own bell: a commit since it last woke wakes it at once.
         """
-        bell: Bell | None = getattr(self._bell, "bell", None)
+        thread = threading.current_thread()
+        bell = self._bells.get(thread)
         try:
             if bell is None:
-                bell = self._new_bell()
-                self._bell.bell = bell
-                self._bells.add(bell)
+                self._close_idle_bells()
+                bell = self._bells[thread] = self._new_bell()
             if self._closed:
                 raise ClosedError
             bell.wait(timeout_s)
 
         except Exception:
-            # The server is away, or the database is closed: the caller finds out by looking.
+            # The server is away, the file beside the database is, or the database is closed: the
+            # caller finds out by looking.
             if bell is not None:
-                self._bells.discard(bell)
+                del self._bells[thread]
                 bell.close()
-            self._bell.bell = None
             time.sleep(min(timeout_s, _WITHOUT_BELL_S))
 
     def close(self) -> None:
         """Close all connections, and wake waiting threads."""
         self._closed = True
-        for bell in list(self._bells):
+        for bell in list(self._bells.values()):
             bell.close()
         with self._appending:
             if self._appender is not None:
                 self._appender.close()
                 self._appender = None
         self.engine.dispose()
+
+    def _close_idle_bells(self) -> None:
+        """Close those of threads that have ended."""
+        for thread in list(self._bells):
+            if not thread.is_alive() and (bell := self._bells.pop(thread, None)):
+                bell.close()
 
     def _new_bell(self) -> Bell:
         if self.is_sqlite:

@@ -289,6 +289,54 @@ def test_a_commit_that_makes_work_rings_for_a_sleeper_that_never_looks(tmp_path:
     ledger.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify")
+def test_a_thread_that_has_ended_leaves_no_bell(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    ledger.wait(0)
+    before = inotify_instances()
+    for _ in range(4):
+        thread = threading.Thread(target=ledger.wait, args=(0,))
+        thread.start()
+        thread.join()
+    assert inotify_instances() <= before + 1
+    ledger.close()
+
+
+def inotify_instances() -> int:
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        # The folder's own descriptor is closed by now.
+        with contextlib.suppress(FileNotFoundError):
+            links.append(descriptor.readlink())
+    return sum("inotify" in link.name for link in links)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify")
+@pytest.mark.parametrize("move", ["remove", "rename", "replace"])
+def test_a_file_that_rings_and_is_taken_away_is_made_anew(tmp_path: Path, move: str) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    file = tmp_path / "ledger.db-bell"
+    bell = FileBell(f"{tmp_path}/ledger.db", look_s=3600)
+    bell.wait(0)
+    ledger.wait(0)
+    if move == "remove":
+        file.unlink()
+    elif move == "rename":
+        file.rename(tmp_path / "elsewhere")
+    else:
+        (tmp_path / "another").touch()
+        (tmp_path / "another").rename(file)
+
+    with pytest.raises(OSError, match="removed or renamed"):
+        bell.wait(3)
+    bell.close()
+    # The sleep ends, and the next one hears of commits again.
+    ledger.wait(3)
+    ledger.wait(0)
+    assert file.is_file()
+    ledger.close()
+
+
 @pytest.mark.parametrize("can_ring", [True, False])
 def test_a_commit_that_does_not_ring_wakes_a_sleeper_too(tmp_path: Path, can_ring: bool) -> None:
     file = tmp_path / "ledger.db"
