@@ -154,7 +154,7 @@ def _retry(options: argparse.Namespace) -> int:
     from daemon.commands import retry
 
     settings = config.load(options.config)
-    configured = [destination.name for destination in settings.destinations]
+    configured = settings.owed()
     if options.to and options.to not in configured:
         raise CannotStartError(
             f"--to: found {options.to!r}; allowed: "

@@ -4,7 +4,7 @@ owed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from daemon.ledger import DeliveryState, Ledger
@@ -12,17 +12,18 @@ from daemon.ledger import DeliveryState, Ledger
 
 @dataclass(frozen=True)
 class Wanted:
-    """The call: `states` among failed and refused; `to` names one destination; `now` hastens what
-    is owed. `old`: only what is addressed to this name, which has left the settings, goes to `to`.
+    """The call: `states` among failed and refused; `to_destination` names one; `now` hastens what
+    is owed. `from_destination`: only what is addressed to this name, which has left the settings,
+    goes to `to_destination`.
     """
 
     states: Sequence[str]
     uids: Sequence[str] = ()
-    to: str | None = None
+    to_destination: str | None = None
     now: bool = False
     # Who asks, for the audit trail.
     by: str = ""
-    old: str | None = None
+    from_destination: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Retried:
     rearmed: int
     readdressed: int = 0
     hastened: int = 0
+    # Deliveries that were not re-addressed, since the destination does not take their kind.
+    not_taken: int = 0
     # Destinations of refused deliveries that are not in the settings.
     unknown: Sequence[str] = ()
 
@@ -44,6 +47,8 @@ class Retried:
         parts = [f"{self.rearmed} re-armed"]
         if self.readdressed:
             parts.append(f"{self.readdressed} re-addressed")
+        if self.not_taken:
+            parts.append(f"{self.not_taken} stay: their kind is not in the destination's `results`")
         if self.hastened:
             parts.append(f"{self.hastened} due now")
         if self.unknown:
@@ -52,15 +57,18 @@ class Retried:
         return "; ".join(parts)
 
 
-def retry(ledger: Ledger, wanted: Wanted, configured: Collection[str]) -> Retried:
-    """Do what is wanted. `configured`: the names of the destinations in the settings."""
-    if wanted.old is not None and wanted.to is not None:
-        moved = ledger.readdress(wanted.old, wanted.to, wanted.uids, wanted.by)
-        return Retried(0, moved, unknown=_unknown(ledger, configured))
+def retry(ledger: Ledger, wanted: Wanted, configured: Mapping[str, Collection[str]]) -> Retried:
+    """Do what is wanted. `configured`: the kinds of results by destination of the settings."""
+    to = wanted.to_destination
+    if wanted.from_destination is not None and to is not None:
+        moved, not_taken = ledger.readdress(
+            wanted.from_destination, to, configured[to], wanted.uids, wanted.by
+        )
+        return Retried(0, moved, not_taken=not_taken, unknown=_unknown(ledger, configured))
 
     # A failed image has no destination yet.
-    states = [DeliveryState.REFUSED.value] if wanted.to else wanted.states
-    names = [wanted.to] if wanted.to else list(configured)
+    states = [DeliveryState.REFUSED.value] if to else wanted.states
+    names = [to] if to else list(configured)
     rearmed = ledger.rearm(states, wanted.uids, names, wanted.by)
     hastened = ledger.hasten(names, wanted.uids, wanted.by) if wanted.now else 0
     return Retried(rearmed, hastened=hastened, unknown=_unknown(ledger, configured))

@@ -70,6 +70,9 @@ _FOLDERS = "folders"
 _ADOPTION = "adoption"
 _AUDIT = "audit"
 
+# Of a delivery that is owed anew, to this destination or another.
+_AS_NEVER_SENT = {"failures": 0, "commit_due_at": None, "commit_asks": 0, "committed_at": None}
+
 log = logging.getLogger("pleura.audit")
 
 _RECEIVED = {
@@ -965,23 +968,35 @@ class Ledger:
             self._database.ring(conn)
             return count
 
-    def readdress(self, old: str, to: str, uids: Sequence[str] = (), by: str = "") -> int:
+    def readdress(
+        self, old: str, to: str, kinds: Collection[str], uids: Sequence[str] = (), by: str = ""
+    ) -> tuple[int, int]:
         """Owe to `to`, and now, what is owed to `old` or was refused under that name.
 
-        For a destination that was renamed: `old` has left the settings. `uids` are SOP Instance
-        UIDs of results; none means all. A result that is addressed to `to` already stays, and so
-        does a refused one whose bytes retention gave up. Returns how many were.
+        For a destination that was renamed: `old` has left the settings. `kinds`: of the results
+        that `to` takes. `uids` are SOP Instance UIDs of results; none means all. A result that is
+        addressed to `to` already stays, and so does a refused one whose bytes retention gave up.
+        Returns how many go to `to`, and how many stay since `to` does not take their kind.
         """
         other = deliveries.alias()
         has_one = sa.exists().where(
             other.c.result_id == deliveries.c.result_id, other.c.destination == to
         )
         owed = deliveries.update().where(state_is(deliveries, "owed"), _is_of_results(uids))
+        are_taken = deliveries.c.result_id.in_(
+            sa.select(results.c.id).where(results.c.kind.in_(list(kinds)))
+        )
+        stay = sa.select(sa.func.count(deliveries.c.id)).where(
+            deliveries.c.destination == old,
+            sa.or_(state_is(deliveries, "owed"), state_is(deliveries, "refused")),
+            _is_of_results(uids),
+            ~are_taken,
+        )
 
         with self._database.transaction() as (conn, now):
             # Bytes that retention is giving up cannot be owed again.
             self._database.lock_until_commit(conn, _RETENTION)
-            fresh = {"destination": to, "why": None, "failures": 0}
+            fresh = {"destination": to, "why": None, **_AS_NEVER_SENT}
             moves = (
                 (owed, {"due_at": now}),
                 (_refused_deliveries(uids), _owed_again(now, DeliveryEvent.REARM)),
@@ -990,14 +1005,17 @@ class Ledger:
             count = 0
             for chosen, again in moves:
                 mine = chosen.where(
-                    deliveries.c.destination == old, deliveries.c.owner.is_(None), ~has_one
+                    deliveries.c.destination == old,
+                    deliveries.c.owner.is_(None),
+                    are_taken,
+                    ~has_one,
                 )
                 count += conn.execute(mine.values(**fresh, **again)).rowcount
             if count:
                 what = f"retry: {count} for {old} are sent to {to}"
                 self._audit_command(conn, now, by, what)
             self._database.ring(conn)
-            return count
+            return count, int(conn.execute(stay).scalar() or 0)
 
     def hasten(
         self, destinations_now: Collection[str], uids: Sequence[str] = (), by: str = ""
@@ -1063,9 +1081,8 @@ class Ledger:
 
             kept = named.where(instances.c.removed_at.is_(None))
             again = deliveries.update().where(*chosen, deliveries.c.result_id.in_(kept))
-            fresh = {"failures": 0, "commit_due_at": None, "commit_asks": 0, "committed_at": None}
             owed = _owed_again(now, DeliveryEvent.RESEND)
-            count = conn.execute(again.values(**fresh, **owed)).rowcount
+            count = conn.execute(again.values(**_AS_NEVER_SENT, **owed)).rowcount
             if count:
                 what = f"resend: {count} objects are sent again to {destination}"
                 self._audit_command(conn, now, by, what)

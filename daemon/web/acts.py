@@ -36,15 +36,15 @@ def act(visit: Visit) -> Response:
 def _retry_images(visit: Visit, form: dict[str, str]) -> Told:
     """Failed images wait again: one, or all."""
     wanted = Wanted([ImageState.FAILED.value], _uids(form), by=visit.user)
-    told = retry(visit.node.ledger, wanted, visit.node.destinations)
+    told = retry(visit.node.ledger, wanted, visit.node.settings.owed())
     return "told_images_again", {"number": told.rearmed}
 
 
 def _retry_refused(visit: Visit, form: dict[str, str]) -> Told:
     """Owe again, and now, the objects that a destination refused."""
     name = _destination(visit, form)
-    wanted = Wanted([DeliveryState.REFUSED.value], to=name, now=True, by=visit.user)
-    told = retry(visit.node.ledger, wanted, visit.node.destinations)
+    wanted = Wanted([DeliveryState.REFUSED.value], to_destination=name, now=True, by=visit.user)
+    told = retry(visit.node.ledger, wanted, visit.node.settings.owed())
     return "told_owed_again", {"number": told.rearmed, "name": name}
 
 
@@ -71,9 +71,10 @@ def _readdress(visit: Visit, form: dict[str, str]) -> Told:
     old = form.get("from", "")
     if not old or old in visit.node.destinations:
         raise WrongFormError
-    wanted = Wanted((), to=name, by=visit.user, old=old)
-    told = retry(visit.node.ledger, wanted, visit.node.destinations)
-    return "told_readdressed", {"number": told.readdressed, "name": name, "old": old}
+    wanted = Wanted((), to_destination=name, by=visit.user, from_destination=old)
+    told = retry(visit.node.ledger, wanted, visit.node.settings.owed())
+    values = {"number": told.readdressed, "left": told.not_taken, "name": name, "old": old}
+    return "told_readdressed", values
 
 
 _ACTS: dict[str, Callable[[Visit, dict[str, str]], Told]] = {

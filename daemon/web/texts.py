@@ -344,8 +344,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "{number} Objekte gehen erneut an {name}; {gone} nicht mehr, ihre Dateien sind gelöscht.",
     ),
     "told_readdressed": (
-        "{number} deliveries for {old} go to {name} now.",
-        "{number} Lieferungen für {old} gehen nun an {name}.",
+        "{number} deliveries for {old} go to {name} now; {left} stay, {name} does not take their "
+        "kind.",
+        "{number} Lieferungen für {old} gehen nun an {name}; {left} bleiben, {name} nimmt ihre Art "
+        "nicht an.",
     ),
     # Images.
     "accession": ("Accession number", "Auftragsnummer"),

@@ -283,10 +283,11 @@ def test_every_retry_is_told_with_its_user(bench: Bench) -> None:
     bench.ledger.drop_audit("test", 1)
     (job,) = bench.ledger.claim_deliveries("out", "test", 1)
     bench.ledger.retry_later(job, "away", 600.0)
-    readdress = Wanted((), to="new", by="alice", old="out")
-    retry(bench.ledger, readdress, ["new"])
-    retry(bench.ledger, readdress, ["new"])  # there is nothing to do
-    retry(bench.ledger, Wanted((), to="new", now=True, by="alice"), ["new"])
+    takes = {"new": ("SC",)}
+    readdress = Wanted((), to_destination="new", by="alice", from_destination="out")
+    retry(bench.ledger, readdress, takes)
+    retry(bench.ledger, readdress, takes)  # there is nothing to do
+    retry(bench.ledger, Wanted((), to_destination="new", now=True, by="alice"), takes)
 
     told = [(each.event, each.facts["by"], each.facts["what"]) for each in bench.rows()]
     assert told == [

@@ -31,6 +31,11 @@ HOUR_S = 3600.0
 BOTH = ("failed", "refused")
 
 
+def taking(*names: str) -> dict[str, tuple[str, ...]]:
+    """These destinations, each of which takes what a Bench makes."""
+    return dict.fromkeys(names, ("SC",))
+
+
 class Bench:
     """A ledger whose clock is set by hand, and images that have ended."""
 
@@ -142,11 +147,13 @@ def test_retry_now_makes_what_is_owed_due(bench: Bench) -> None:
             bench.ledger.retry_later(job, "answered 0xA700", 500.0)
     assert bench.claim("pacs") == bench.claim("other") == []
 
-    told = retry(bench.ledger, Wanted(BOTH, now=True, to="pacs"), ["pacs", "other"])
+    told = retry(
+        bench.ledger, Wanted(BOTH, now=True, to_destination="pacs"), taking("pacs", "other")
+    )
     assert told.hastened == 2
     assert bench.claim("pacs") == uids
     assert bench.claim("other") == []
-    assert retry(bench.ledger, Wanted(BOTH, now=True), ["pacs", "other"]).hastened == 3
+    assert retry(bench.ledger, Wanted(BOTH, now=True), taking("pacs", "other")).hastened == 3
     assert bench.claim("other") == uids[1:]
 
 
@@ -157,16 +164,49 @@ def test_retry_after_a_destinations_rename_addresses_the_new_name(bench: Bench) 
     twice = bench.owe("old", "older", "new")
     both = bench.owe("old", "older")
 
-    plain = retry(bench.ledger, Wanted(BOTH), ["new"])
+    plain = retry(bench.ledger, Wanted(BOTH), taking("new"))
     assert plain.rearmed == 0
     assert "old stay: not in the settings" in str(plain)
 
-    told = retry(bench.ledger, Wanted((), to="new", old="old"), ["new"])
+    told = retry(
+        bench.ledger, Wanted((), to_destination="new", from_destination="old"), taking("new")
+    )
     assert (told.readdressed, told.rearmed) == (3, 0)
     assert bench.claim("new") == [refused, owed, twice, both]
     assert bench.claim("older") == [twice, both]
     assert bench.ledger.inspect.contradictions() == []
-    assert retry(bench.ledger, Wanted((), to="new", old="old"), ["new"]).count == 0
+    assert (
+        retry(
+            bench.ledger, Wanted((), to_destination="new", from_destination="old"), taking("new")
+        ).count
+        == 0
+    )
+
+
+def test_a_new_name_gets_what_it_takes_and_nothing_is_remembered_of_the_old(bench: Bench) -> None:
+    uid = bench.owe("old")
+    for asks in (1, 2):
+        (job,) = bench.ledger.claim_deliveries("old", "test", 9)
+        bench.ledger.mark_stored(job, 0, commitment=True)
+        request = bench.ledger.ask_commitment("old", 9, 60.0)
+        assert request is not None
+        lost = {uid: "not committed to"}
+        bench.ledger.record_commitment_report("old", request.transaction_uid, [], lost, {})
+        bench.now += HOUR_S
+        assert bench.deliveries() == {"owed": 1}, asks
+
+    wanted = Wanted((), to_destination="new", from_destination="old")
+    told = retry(bench.ledger, wanted, {"new": ("SEG", "SR")})
+    assert (told.readdressed, told.not_taken) == (0, 1)
+    assert "1 stay: their kind is not in the destination's `results`" in str(told)
+    told = retry(bench.ledger, wanted, taking("new"))
+    assert (told.readdressed, told.not_taken) == (1, 0)
+
+    (job,) = bench.ledger.claim_deliveries("new", "test", 9)
+    bench.ledger.mark_stored(job, 0, commitment=True)
+    request = bench.ledger.ask_commitment("new", 9, 60.0)
+    assert request is not None
+    assert request.asked_before == 0
 
 
 def test_nothing_goes_to_another_destination_unless_its_name_is_given(bench: Bench) -> None:
@@ -175,13 +215,15 @@ def test_nothing_goes_to_another_destination_unless_its_name_is_given(bench: Ben
     for name in ("pacs", "research"):
         bench.refuse(name)
 
-    told = retry(bench.ledger, Wanted(BOTH, to="pacs", now=True), ["pacs"])
+    told = retry(bench.ledger, Wanted(BOTH, to_destination="pacs", now=True), taking("pacs"))
     assert (told.rearmed, told.hastened, told.readdressed) == (1, 1, 0)
     assert bench.claim("pacs") == [uid]
-    assert retry(bench.ledger, Wanted(BOTH, exported[:1], "pacs"), ["pacs"]).count == 0
+    assert retry(bench.ledger, Wanted(BOTH, exported[:1], "pacs"), taking("pacs")).count == 0
 
-    wanted = Wanted((), exported[1:], "pacs", old="research")
-    assert str(retry(bench.ledger, wanted, ["pacs"])).startswith("0 re-armed; 1 re-addressed; ")
+    wanted = Wanted((), exported[1:], "pacs", from_destination="research")
+    assert str(retry(bench.ledger, wanted, taking("pacs"))).startswith(
+        "0 re-armed; 1 re-addressed; "
+    )
     assert bench.claim("pacs") == exported[1:]
     assert bench.ledger.inspect.refused_destinations() == {"research"}
 
@@ -190,7 +232,10 @@ def test_retry_to_one_destination_leaves_the_others(bench: Bench) -> None:
     bench.owe("pacs", "other")
     bench.refuse("pacs")
     bench.refuse("other")
-    assert retry(bench.ledger, Wanted(BOTH, to="pacs"), ["pacs", "other"]).rearmed == 1
+    assert (
+        retry(bench.ledger, Wanted(BOTH, to_destination="pacs"), taking("pacs", "other")).rearmed
+        == 1
+    )
     assert bench.deliveries() == {"owed": 1, "refused": 1}
 
 
@@ -247,7 +292,7 @@ def test_retry_now_ends_a_couriers_pause(tmp_path: Path) -> None:
             "it is down", lambda: ledger.inspect.destinations().get("outbox", {}).get("down_since")
         )
         outbox.folder.parent.unlink()
-        retry(ledger, Wanted(BOTH, now=True), ["outbox"])
+        retry(ledger, Wanted(BOTH, now=True), taking("outbox"))
         wait_until("it is stored", lambda: ledger.inspect.counts()["deliveries"]["stored"] == 1)
         wait_until(
             "it is up", lambda: ledger.inspect.destinations()["outbox"]["down_since"] is None
