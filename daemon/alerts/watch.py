@@ -14,7 +14,7 @@ from daemon.alerts.routes import routes_of
 from daemon.alerts.troubles import Sight, troubles
 from daemon.config import Alerts, Config
 from daemon.drift import drift
-from daemon.ledger import Ledger, Outage
+from daemon.ledger import Ledger, Outage, Unresolved
 
 log = logging.getLogger("pleura.alerts")
 
@@ -25,6 +25,8 @@ _SETTLE_S = 60.0
 _DRIFT_EVERY_S = 600.0
 # A look at the files of TLS opens keys, and does a handshake with each.
 _FILES_EVERY_S = 60.0
+# The ledger sorts every failure that waits for a person.
+_FAILURES_EVERY_S = 60.0
 # Without `alerts` troubles are told to the log, the metrics and the page alone.
 _DEFAULTS = Alerts.model_construct()
 
@@ -44,6 +46,8 @@ class Watch:
         self._drift_due_at = 0.0
         self._file_faults: dict[str, str] = {}
         self._files_due_at = 0.0
+        self._unresolved: list[Unresolved] = []
+        self._failures_due_at = 0.0
         self._outage = Outage(log, "the node cannot be looked at: the ledger")
 
     def take(self, config: Config) -> None:
@@ -74,11 +78,12 @@ class Watch:
             self._began_at = figures.now
         self._compare(figures.now)
         self._look_at_files(figures.now)
+        self._look_at_failures(figures.now)
 
         machine = socket.gethostname()
         sight = Sight(
             figures=figures,
-            unresolved=self._ledger.inspect.unresolved(),
+            unresolved=self._unresolved,
             sending_hours=self._ledger.inspect.sending_hours(),
             drift=self._drift,
             machine=machine,
@@ -100,6 +105,14 @@ class Watch:
             return
         self._files_due_at = now + _FILES_EVERY_S
         self._file_faults = dict(tls.faults(self._config))
+
+    def _look_at_failures(self, now: float) -> None:
+        """Look at what failed and needs a person, now and then."""
+        if self._failures_due_at - _FAILURES_EVERY_S <= now < self._failures_due_at:
+            return
+        # Due until it has succeeded: what is not known is not over.
+        self._unresolved = self._ledger.inspect.unresolved()
+        self._failures_due_at = now + _FAILURES_EVERY_S
 
     def _compare(self, now: float) -> None:
         """Compare the newest weeks with their baseline, now and then."""

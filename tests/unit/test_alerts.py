@@ -25,7 +25,7 @@ from daemon.alerts.watch import Watch
 from daemon.backoff import Backoff
 from daemon.cli import main
 from daemon.config import Config
-from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger, StoredResult
+from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger, StoredResult, Unresolved
 from daemon.ledger.schema import instances
 from tests.unit.clock import START, Clock
 from tools.peers.certificates import Authority
@@ -211,6 +211,28 @@ def test_a_sender_that_never_sent_and_a_spool_that_is_away_are_troubles(
     assert words["silence"].startswith("no image ever; this process has looked since ")
     assert words["silence"].endswith("; allowed: 30 minutes")
     assert words["disk"] == "the spool cannot be seen; is its disk mounted?"
+
+
+def test_what_failed_is_asked_for_once_a_minute(
+    small: Ledger, clock: Clock, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unresolved, asked = small.inspect.unresolved, []
+
+    def counted() -> list[Unresolved]:
+        asked.append(clock.now)
+        if len(asked) == 1:
+            raise ConnectionError("the ledger is away")
+        return unresolved()
+
+    monkeypatch.setattr(small.inspect, "unresolved", counted)
+    watch = Watch(config, small)
+    # What could not be asked is asked again at the next look.
+    with pytest.raises(ConnectionError):
+        watch.look()
+    for _ in range(8):
+        watch.look()
+        clock.now += 10
+    assert asked == [START, START, START + 60]
 
 
 def test_many_failures_of_one_day_hide_none_of_another(
