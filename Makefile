@@ -91,8 +91,8 @@ recipes: $(TESTED)
 chaos: $(TESTED)
 	$(BIN)/python -m tests.chaos --kills 1000 $(CHAOS)
 
-# Train the default model again: about two hours on two cores. docs/training.md describes how DATA
-# is laid out.
+# Train the default model again: about five core hours on the machine of 2026-11-28 (docs/model.md).
+# docs/training.md describes how DATA is laid out.
 train: $(TESTED)
 	$(BIN)/pleura train --recipe default --data $(DATA) --out runs/default
 

@@ -328,7 +328,8 @@ class Config(Settings):
     shadow: Shadow | None = Field(
         default=None,
         description="A second model that answers the same images in a process of its own, while "
-        "no image waits. null: there is none. A change needs a restart of that role.",
+        "no image waits. null: there is none. A change needs a restart of that role, "
+        "and then a reload.",
     )
     max_batch: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
         default=8, description="The most images that are analysed together."

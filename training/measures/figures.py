@@ -332,7 +332,7 @@ def table(figures: Mapping[str, Any], published: Mapping[str, float] | None = No
     if figures["trained_on"]:
         lines.append(
             f"{figures['trained_on']} of the {figures['images']} images trained this model: "
-            "`all` is too good"
+            "the figures under `all` count them"
         )
 
     key = figures["report"]["key"]
