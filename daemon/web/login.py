@@ -81,13 +81,13 @@ def log_in(visit: Visit) -> Response:
     node = visit.node
 
     if wait_s := node.throttle.begin(address, name):
-        return told_to_wait(visit, wait_s, to)
+        return too_many_requests(visit, wait_s, to)
 
     try:
         is_right = node.passwords.is_right(name, _field(visit.form, "password"))
     except BusyError:
         node.throttle.withdraw(address, name)
-        return told_to_wait(visit, _BUSY_S, to)
+        return too_many_requests(visit, _BUSY_S, to)
 
     if not is_right:
         log.warning("a login from %s failed", address)
@@ -101,7 +101,7 @@ def log_in(visit: Visit) -> Response:
     return response
 
 
-def told_to_wait(visit: Visit, wait_s: int, to: str = "/") -> Response:
+def too_many_requests(visit: Visit, wait_s: int, to: str = "/") -> Response:
     """The answer to a login that comes too soon after others that failed, or beside too many."""
     response = page(visit, to, 429, "login_wait", seconds=wait_s)
     response.headers["retry-after"] = str(wait_s)

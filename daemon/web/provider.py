@@ -81,7 +81,7 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Begun:
+class LoginRequest:
     """What a login was begun with: only its own answer ends it."""
 
     nonce: str
@@ -114,13 +114,13 @@ class Provider:
         self._context = tls.provider_context(oidc)
         self._turns = threading.BoundedSemaphore(_MOST_AT_ONCE)
         self._lock = threading.Lock()
-        self._said: dict[str, Any] = {}
-        self._said_at = -_KEPT_S
+        self._metadata: dict[str, Any] = {}
+        self._metadata_at = -_KEPT_S
 
-    def login_url(self, state: str, begun: Begun) -> str:
+    def login_url(self, state: str, request: LoginRequest) -> str:
         """The provider's address to which a browser goes to log in. Raises RefusedError."""
         with self._turn():
-            said = self._discovered()
+            metadata = self._provider_metadata()
 
         asked = {
             "response_type": "code",
@@ -128,11 +128,11 @@ class Provider:
             "redirect_uri": self.redirect_uri,
             "scope": " ".join(self._oidc.scopes),
             "state": state,
-            "nonce": begun.nonce,
-            "code_challenge": begun.challenge,
+            "nonce": request.nonce,
+            "code_challenge": request.challenge,
             "code_challenge_method": "S256",
         }
-        endpoint = str(said["authorization_endpoint"])
+        endpoint = str(metadata["authorization_endpoint"])
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}"
 
     @property
@@ -140,17 +140,17 @@ class Provider:
         """The address that the provider sends browsers back to."""
         return self._oidc.page_url + ANSWER_PATH
 
-    def person(self, answer: Mapping[str, str], begun: Begun) -> Person:
+    def person(self, answer: Mapping[str, str], request: LoginRequest) -> Person:
         """The person for whom the provider gave the answer's code. Raises RefusedError."""
         with self._turn():
-            said = self._discovered()
-            self._check_issuer(answer, said)
+            metadata = self._provider_metadata()
+            self._check_issuer(answer, metadata)
             code = _code(answer)
-            token = self._token(code, begun, said)
-            claims = self._claims(token, said)
+            token = self._token(code, request, metadata)
+            claims = self._claims(token, metadata)
 
         name = self._name(claims)
-        if claims.get("nonce") != begun.nonce:
+        if claims.get("nonce") != request.nonce:
             raise RefusedError(
                 Refusal.TOKEN,
                 "the ID token's nonce is not that of this login; somebody may have put in an "
@@ -172,39 +172,41 @@ class Provider:
         finally:
             self._turns.release()
 
-    def _discovered(self) -> dict[str, Any]:
+    def _provider_metadata(self) -> dict[str, Any]:
         """The provider's discovery document (OpenID Connect Discovery 1.0, section 4)."""
         with self._lock:
-            if time.monotonic() - self._said_at < _KEPT_S:
-                return self._said
+            if time.monotonic() - self._metadata_at < _KEPT_S:
+                return self._metadata
 
         wanted = self._oidc.issuer
         url = wanted.rstrip("/") + "/.well-known/openid-configuration"
-        said = self._asked("GET", url)
-        if said.get("issuer") != wanted:
+        metadata = self._request_json("GET", url)
+        if metadata.get("issuer") != wanted:
             raise RefusedError(
                 Refusal.ISSUER,
-                f"{url}: found the issuer {_quoted(said.get('issuer'))}, wanted {wanted!r}; "
+                f"{url}: found the issuer {_quoted(metadata.get('issuer'))}, wanted {wanted!r}; "
                 "web.oidc.issuer must be spelled as there",
             )
 
         for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
-            if not _is_https(said.get(name)):
-                raise _unusable(url, f"{name} is {_quoted(said.get(name))}, wanted an https URL")
-        challenges = said.get("code_challenge_methods_supported", ["S256"])
+            if not _is_https(metadata.get(name)):
+                raise _unusable(
+                    url, f"{name} is {_quoted(metadata.get(name))}, wanted an https URL"
+                )
+        challenges = metadata.get("code_challenge_methods_supported", ["S256"])
         if not isinstance(challenges, list) or "S256" not in challenges:
             raise _unusable(
                 url, "code_challenge_methods_supported lacks S256; switch PKCE on there"
             )
 
         with self._lock:
-            self._said, self._said_at = said, time.monotonic()
-        return said
+            self._metadata, self._metadata_at = metadata, time.monotonic()
+        return metadata
 
-    def _check_issuer(self, answer: Mapping[str, str], said: Mapping[str, Any]) -> None:
+    def _check_issuer(self, answer: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
         """RFC 9207: the answer of another provider is no answer (mix-up attack)."""
         found = answer.get("iss")
-        is_promised = said.get("authorization_response_iss_parameter_supported") is True
+        is_promised = metadata.get("authorization_response_iss_parameter_supported") is True
         if found is None and not is_promised:
             return
         if found != self._oidc.issuer:
@@ -213,22 +215,22 @@ class Provider:
                 f"the answer's issuer (iss) is {_quoted(found)}, wanted {self._oidc.issuer!r}",
             )
 
-    def _token(self, code: str, begun: Begun, said: Mapping[str, Any]) -> str:
+    def _token(self, code: str, request: LoginRequest, metadata: Mapping[str, Any]) -> str:
         """The ID token for a code (OpenID Connect Core 1.0, 3.1.3)."""
         form = {
             "grant_type": "authorization_code",
             "code": code,
             "redirect_uri": self.redirect_uri,
-            "code_verifier": begun.verifier,
+            "code_verifier": request.verifier,
         }
-        url = str(said["token_endpoint"])
-        headers = self._proof(form, said)
-        found = self._asked("POST", url, form, headers).get("id_token")
+        url = str(metadata["token_endpoint"])
+        headers = self._proof(form, metadata)
+        found = self._request_json("POST", url, form, headers).get("id_token")
         if not isinstance(found, str):
             raise _unusable(url, "the answer has no id_token; is `openid` in web.oidc.scopes?")
         return found
 
-    def _proof(self, form: dict[str, str], said: Mapping[str, Any]) -> dict[str, str]:
+    def _proof(self, form: dict[str, str], metadata: Mapping[str, Any]) -> dict[str, str]:
         """How the client proves itself: headers, or fields that are put into `form`."""
         client, path = self._oidc.client_id, self._oidc.client_secret_file
         if path is None:
@@ -236,7 +238,7 @@ class Provider:
             return {}
 
         secret = _secret(path)
-        ways = said.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        ways = metadata.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
         if isinstance(ways, list) and "client_secret_basic" in ways:
             # RFC 6749 2.3.1: both are form-encoded first.
             pair = f"{quote(client, safe='')}:{quote(secret, safe='')}"
@@ -245,17 +247,17 @@ class Provider:
             form |= {"client_id": client, "client_secret": secret}
             return {}
         raise _unusable(
-            str(said["token_endpoint"]),
+            str(metadata["token_endpoint"]),
             f"token_endpoint_auth_methods_supported is {_quoted(ways)}, wanted client_secret_basic "
             "or client_secret_post",
         )
 
-    def _claims(self, token: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    def _claims(self, token: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """The claims of an ID token whose signature, issuer, audience and dates are right."""
         import jwt
 
         try:
-            key = self._key(token, self._asked("GET", str(said["jwks_uri"])))
+            key = self._key(token, self._request_json("GET", str(metadata["jwks_uri"])))
             claims: dict[str, Any] = jwt.decode(
                 token,
                 key,
@@ -327,7 +329,7 @@ class Provider:
 
     # -- the wire ----------------------------------------------------------------------------------
 
-    def _asked(
+    def _request_json(
         self,
         method: str,
         url: str,
@@ -352,10 +354,10 @@ class Provider:
             found = None
         if status != 200:
             told = found.get("error") if isinstance(found, dict) else None
-            said = f", {_quoted(told)}" if told is not None else ""
+            words = f", {_quoted(told)}" if told is not None else ""
             is_wrong_code = method == "POST" and told in _WRONG_CODE
             refusal = Refusal.TOKEN if is_wrong_code else Refusal.PROVIDER
-            raise _unusable(url, f"HTTP {status}{said}", refusal)
+            raise _unusable(url, f"HTTP {status}{words}", refusal)
         if not isinstance(found, dict):
             raise _unusable(url, "not a JSON object")
         return found

@@ -23,7 +23,7 @@ from starlette.responses import RedirectResponse, Response
 
 from daemon.web import login
 from daemon.web.guard import client_address
-from daemon.web.provider import Begun, Provider, Refusal, RefusedError
+from daemon.web.provider import LoginRequest, Provider, Refusal, RefusedError
 from daemon.web.visit import Visit
 
 log = logging.getLogger("pleura.web")
@@ -53,10 +53,10 @@ _NOT_COUNTED = (Refusal.PROVIDER, Refusal.BUSY, Refusal.BROWSER)
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """A login under way."""
+class PendingLogin:
+    """A login that was begun and has not ended."""
 
-    begun: Begun
+    request: LoginRequest
     # The digest of the cookie of the browser that began it, and the address it came from.
     browser: bytes
     address: str
@@ -65,22 +65,22 @@ class _Waiting:
     begun_at: float
 
 
-class Waiting:
+class PendingLogins:
     """The logins under way, by state. Each can be taken once."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._logins: dict[bytes, _Waiting] = {}
+        self._logins: dict[bytes, PendingLogin] = {}
 
-    def begin(self, browser: str, to: str, address: str) -> tuple[str, Begun]:
+    def begin(self, browser: str, to: str, address: str) -> tuple[str, LoginRequest]:
         """A new login: its state, and what else the provider is told.
 
         Anybody may begin one, so a crowd of them ends logins of its own address first.
         """
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
         challenge = urlsafe_b64encode(_digest(verifier)).rstrip(b"=").decode()
-        begun = Begun(secrets.token_urlsafe(32), verifier, challenge)
+        request = LoginRequest(secrets.token_urlsafe(32), verifier, challenge)
 
         now = self._clock()
         with self._lock:
@@ -89,18 +89,16 @@ class Waiting:
                 del self._logins[key]
             if len(self._logins) >= _MOST:
                 del self._logins[self._oldest_of_busiest()]
-            self._logins[_digest(state)] = _Waiting(begun, _digest(browser), address, to, now)
-        return state, begun
+            self._logins[_digest(state)] = PendingLogin(request, _digest(browser), address, to, now)
+        return state, request
 
-    def take(self, state: str, browser: str) -> _Waiting:
+    def take(self, state: str, browser: str) -> PendingLogin:
         """The login that this browser began with this state, which ends. Raises RefusedError."""
         with self._lock:
             found = self._logins.pop(_digest(state), None)
 
         if found is None:
-            raise RefusedError(
-                Refusal.STATE, "no login is under way with its state: it was used, or never begun"
-            )
+            raise RefusedError(Refusal.STATE, "its state is already used or unknown")
         if self._has_ended(found, self._clock()):
             raise RefusedError(Refusal.STATE, f"it took longer than {_LONGEST_S} s")
         if not hmac.compare_digest(found.browser, _digest(browser)):
@@ -113,7 +111,7 @@ class Waiting:
         ((busiest, _),) = per_address.most_common(1)
         return next(key for key, each in self._logins.items() if each.address == busiest)
 
-    def _has_ended(self, found: _Waiting, now: float) -> bool:
+    def _has_ended(self, found: PendingLogin, now: float) -> bool:
         return now - found.begun_at > _LONGEST_S
 
 
@@ -122,7 +120,7 @@ class SingleSignOn:
 
     def __init__(self, provider: Provider | None) -> None:
         self._known = provider
-        self._waiting = Waiting()
+        self._pending = PendingLogins()
 
     def begin(self, visit: Visit) -> Response:
         """To the provider's own login page."""
@@ -130,9 +128,9 @@ class SingleSignOn:
         browser = secrets.token_urlsafe(32)
         to = login.local(visit.request.query_params.get("next", "/"))
         address = client_address(visit.request.scope)
-        state, begun = self._waiting.begin(browser, to, address)
+        state, request = self._pending.begin(browser, to, address)
         try:
-            url = provider.login_url(state, begun)
+            url = provider.login_url(state, request)
         except RefusedError as refused:
             return self._refused(visit, refused)
 
@@ -159,12 +157,12 @@ class SingleSignOn:
         address = client_address(visit.request.scope)
         throttle = visit.node.throttle
         if wait_s := throttle.begin(address, address):
-            return login.told_to_wait(visit, wait_s)
+            return login.too_many_requests(visit, wait_s)
 
         try:
             answer = _parameters(visit)
-            found = self._waiting.take(answer.get("state", ""), browser)
-            person = provider.person(answer, found.begun)
+            found = self._pending.take(answer.get("state", ""), browser)
+            person = provider.person(answer, found.request)
         except RefusedError as refused:
             if refused.refusal in _NOT_COUNTED:
                 throttle.withdraw(address, address)

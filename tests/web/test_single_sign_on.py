@@ -17,8 +17,8 @@ import pytest
 
 from daemon.config import Config, Oidc
 from daemon.tls import TlsError
-from daemon.web.provider import Begun, Provider, RefusedError
-from daemon.web.single_sign_on import Waiting
+from daemon.web.provider import LoginRequest, Provider, RefusedError
+from daemon.web.single_sign_on import PendingLogins
 from tests.web.site import ORIGIN, Site, Visitor, users
 from tools.peers.certificates import Authority
 from tools.peers.identity_provider import SECRET, Running
@@ -207,30 +207,30 @@ def test_a_state_is_for_one_answer_in_one_browser(
     assert "the browser shows no cookie" in caplog.text
     visitor.get("/login/oidc")
     assert came_back(visitor, {**answer, "state": "invented"}).status_code == 400
-    assert "it was used, or never begun" in caplog.text
+    assert "already used or unknown" in caplog.text
 
 
 def test_a_login_that_takes_too_long_has_ended() -> None:
     now = [0.0]
-    waiting = Waiting(lambda: now[0])
-    state, _ = waiting.begin("browser", "/", "10.0.0.1")
-    late, _ = waiting.begin("browser", "/", "10.0.0.1")
+    pending = PendingLogins(lambda: now[0])
+    state, _ = pending.begin("browser", "/", "10.0.0.1")
+    late, _ = pending.begin("browser", "/", "10.0.0.1")
     now[0] = 599.0
-    assert waiting.take(state, "browser").to == "/"
+    assert pending.take(state, "browser").to == "/"
     now[0] = 601.0
     with pytest.raises(RefusedError, match="longer than 600 s"):
-        waiting.take(late, "browser")
+        pending.take(late, "browser")
 
 
 def test_a_crowd_of_logins_ends_none_of_another_address() -> None:
-    waiting = Waiting()
-    one, _ = waiting.begin("browser", "/", "10.0.0.1")
-    crowd = [waiting.begin("browser", "/", "10.0.0.2")[0] for _ in range(501)]
+    pending = PendingLogins()
+    one, _ = pending.begin("browser", "/", "10.0.0.1")
+    crowd = [pending.begin("browser", "/", "10.0.0.2")[0] for _ in range(501)]
     for state in crowd[:2]:
-        with pytest.raises(RefusedError, match="never begun"):
-            waiting.take(state, "browser")
-    assert waiting.take(one, "browser")
-    assert waiting.take(crowd[2], "browser")
+        with pytest.raises(RefusedError, match="already used or unknown"):
+            pending.take(state, "browser")
+    assert pending.take(one, "browser")
+    assert pending.take(crowd[2], "browser")
 
 
 def test_codes_that_are_tried_are_slowed_down(site: Site, provider: Running) -> None:
@@ -288,11 +288,11 @@ def test_logins_that_wait_for_a_provider_leave_threads_to_others(
     provider: Running, tmp_path: Path
 ) -> None:
     asked = Provider(Oidc.model_validate(settings(provider, tmp_path)))
-    _, begun = Waiting().begin("browser", "/", "10.0.0.1")
+    _, request = PendingLogins().begin("browser", "/", "10.0.0.1")
     with asked._turn(), asked._turn(), asked._turn(), asked._turn():  # noqa: SIM117
         with pytest.raises(RefusedError, match="4 other logins wait"):
-            asked.login_url("state", begun)
-    assert asked.login_url("state", begun).startswith(f"{provider.origin}/authorize?")
+            asked.login_url("state", request)
+    assert asked.login_url("state", request).startswith(f"{provider.origin}/authorize?")
 
 
 def test_a_provider_whose_headers_drip_holds_no_turn_longer(
@@ -320,9 +320,9 @@ def test_a_provider_whose_headers_drip_holds_no_turn_longer(
             "page_url": ORIGIN,
             "ca": str(authority.certificate),
         }
-        begun = Begun("nonce", "verifier", "challenge")
+        request = LoginRequest("nonce", "verifier", "challenge")
         with pytest.raises(RefusedError, match=r"not whole within 0\.5 s"):
-            Provider(Oidc.model_validate(oidc)).login_url("state", begun)
+            Provider(Oidc.model_validate(oidc)).login_url("state", request)
         dripping.join()
 
 
