@@ -7,7 +7,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from daemon.tls.contexts import Credentials, TlsError
@@ -102,15 +101,16 @@ class Renewed:
             context = self._of_files()
         except (TlsError, OSError) as error:
             # OSError: a file that goes away between two looks at it.
-            if str(error) != self._fault:
+            context, fault = self._of_last_pair(before, str(error))
+            if fault != self._fault:
                 log.error(
                     "%s: the files have changed and cannot be used: %s; the certificate before "
                     "stays in use",
                     self._where,
-                    error,
+                    fault,
                 )
-            self._fault = str(error)
-            return self._of_last_pair() or before
+            self._fault = fault
+            return context
 
         self._retry_at = self._fault = None
         took_ms = (time.monotonic() - began) * 1e3
@@ -123,13 +123,19 @@ class Renewed:
             self._pair = PairInMemory.read(self._credentials)
         return context
 
-    def _of_last_pair(self) -> ssl.SSLContext | None:
-        """The pair in use with the list of trusted peers as it is now; None: that is unreadable."""
+    def _of_last_pair(self, before: ssl.SSLContext, fault: str) -> tuple[ssl.SSLContext, str]:
+        """The pair in use with the list of trusted peers as it is now, and the fault in words.
+
+        Where that list cannot be used, it is the context from before.
+        """
         if self._pair is None:
-            return None
-        with suppress(TlsError, OSError), self._pair.as_files() as pair:
-            return self._build(pair)
-        return None
+            return before, fault
+        try:
+            with self._pair.as_files() as pair:
+                return self._build(pair), fault
+        except (TlsError, OSError) as error:
+            told = fault if str(error) == fault else f"{fault}; {error}"
+            return before, f"{told}; peers are trusted as before"
 
     def _is_due(self) -> bool:
         return self._retry_at is not None and time.monotonic() >= self._retry_at

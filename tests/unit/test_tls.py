@@ -322,6 +322,22 @@ def test_a_peer_taken_off_the_list_is_refused_while_our_own_pair_cannot_be_used(
         handshake(after, client_of(stranger))
 
 
+def test_a_list_that_cannot_be_followed_either_is_told(
+    ca: Authority, node: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, listed = Pair(tmp_path / "mine.pem", tmp_path / "mine.key"), tmp_path / "peers.pem"
+    put(node, mine)
+    listed.write_bytes(ca.certificate.read_bytes())
+    renewed = node_context(ServerTls.model_validate({**mine.settings(), "ca": str(listed)}))
+    before = renewed.current()
+
+    mine.key.chmod(0o644)
+    listed.unlink()
+    assert renewed.current() is before
+    for told in (f"chmod 0640 {mine.key}; tls.ca: found {listed}", "peers are trusted as before"):
+        assert told in caplog.text
+
+
 def client_of(pair: Pair) -> ssl.SSLContext:
     """A client that takes any server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
