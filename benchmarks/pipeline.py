@@ -31,6 +31,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
 
@@ -53,16 +54,17 @@ _AT_REST = 0.05  # of a core: a process that uses less has nothing to do
 class Role:
     """`pleura analyse` over its own spool and ledger."""
 
-    def __init__(self, folder: Path, model: str, device: str) -> None:
-        self._folder, self._path = folder, folder / "pleura.yaml"
+    def __init__(self, folder: Path, model: str, device: str, **more: Any) -> None:
+        """`more`: further settings."""
+        self._folder, self.path = folder, folder / "pleura.yaml"
         settings = {
             "spool": str(folder / "spool"),
             "ledger": f"sqlite:///{folder / 'ledger.db'}",
             "model": model,
             "device": device,
             "destinations": [{"name": "outbox", "folder": str(folder / "outbox")}],
-        }
-        self._path.write_text(yaml.safe_dump(settings))
+        } | more
+        self.path.write_text(yaml.safe_dump(settings))
         self.config = Config.model_validate(settings)
         self.ledger, self.spool = Ledger(self.config.ledger), Spool(self.config.spool)
         self.spool.claim(self.ledger.spool_identity)
@@ -71,7 +73,7 @@ class Role:
     def running(self) -> Iterator[None]:
         with (self._folder / "log.txt").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "daemon.cli", "analyse", "-c", str(self._path)],
+                [sys.executable, "-m", "daemon.cli", "analyse", "-c", str(self.path)],
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
@@ -114,13 +116,13 @@ class Role:
     def _rest(pid: int) -> None:
         """Until the process has nothing more to do: its engine is chosen."""
         while True:
-            before = _cpu_s(pid)
+            before = cpu_s(pid)
             time.sleep(2.0)
-            if _cpu_s(pid) - before < 2.0 * _AT_REST:
+            if cpu_s(pid) - before < 2.0 * _AT_REST:
                 return
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
