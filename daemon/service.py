@@ -200,7 +200,7 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
         raise CannotStartError(str(error)) from error
     except ModuleNotFoundError as error:
         raise CannotStartError(
-            f"ledger: {error}; for PostgreSQL: pip install 'pleura[postgresql]'"
+            f"ledger: {error}; for PostgreSQL: install Pleura's extra postgresql (docs/install.md)"
         ) from error
     except OSError as error:
         if time_may_cure(error):

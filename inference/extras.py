@@ -31,5 +31,6 @@ def needs_training_libraries(what: str) -> Iterator[None]:
             raise
 
         raise MissingExtraError(
-            f"{what}: needs {absent}, which is not installed; pip install 'pleura[train]'"
+            f"{what}: needs {absent}, which is not installed; "
+            "install Pleura's extra train (docs/install.md)"
         ) from error

@@ -53,7 +53,8 @@ def tensors(path: Path) -> dict[str, Tensor]:
     """
     if importlib.util.find_spec("h5py") is None:
         raise PackageError(
-            f"{path}: needs h5py, which is not installed; pip install 'pleura[keras]'"
+            f"{path}: needs h5py, which is not installed; "
+            "install Pleura's extra keras (docs/install.md)"
         )
     import h5py
 

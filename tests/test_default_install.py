@@ -77,7 +77,7 @@ def test_a_training_command_names_the_extra_that_it_lacks(
     assert cli.main(arguments) == EXIT_CANNOT_START
     assert capsys.readouterr().err == (
         f"pleura {arguments[0]}: needs matplotlib, which is not installed; "
-        "pip install 'pleura[train]'\n"
+        "install Pleura's extra train (docs/install.md)\n"
     )
 
 
@@ -96,5 +96,5 @@ def test_a_package_whose_network_is_monais_names_the_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "monai", None)
 
-    with pytest.raises(ValueError, match=f"{what}: needs monai.*pip install 'pleura\\[train\\]'"):
+    with pytest.raises(ValueError, match=f"{what}: needs monai.*Pleura's extra train"):
         build(architecture, **arguments)

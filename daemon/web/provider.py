@@ -106,7 +106,8 @@ class Provider:
         """Raises TlsError: the library is not installed, or others may read the secret."""
         if importlib.util.find_spec("jwt") is None:
             raise tls.TlsError(
-                "web.oidc: needs pyjwt, which is not installed; pip install 'pleura[oidc]'"
+                "web.oidc: needs pyjwt, which is not installed; "
+                "install Pleura's extra oidc (docs/install.md)"
             )
         if oidc.client_secret_file is not None:
             tls.require_secret("web.oidc.client_secret_file", oidc.client_secret_file)

@@ -36,7 +36,7 @@ class Session:
 
         if not is_installed():
             raise UnavailableError(
-                "onnxruntime is not installed: pip install 'pleura[onnxruntime]'"
+                "onnxruntime is not installed: install Pleura's extra onnxruntime (docs/install.md)"
             )
 
         if any(isinstance(part, OnnxGraph) for part in module.modules()):

@@ -27,7 +27,9 @@ class Compiled:
         if plan.device.type != "cpu":
             raise UnavailableError(f"openvino runs on the CPU, and the device is {plan.device}")
         if not is_installed():
-            raise UnavailableError("openvino is not installed: pip install 'pleura[openvino]'")
+            raise UnavailableError(
+                "openvino is not installed: install Pleura's extra openvino (docs/install.md)"
+            )
 
         import openvino
 

@@ -308,7 +308,9 @@ def _onnx(
     gives: Gives = "logits",
 ) -> nn.Module:
     if not is_installed():
-        raise ValueError("onnx: the extra is not installed; pip install 'pleura[onnxruntime]'")
+        raise ValueError(
+            "onnx: the extra is not installed; install Pleura's extra onnxruntime (docs/install.md)"
+        )
     return OnnxGraph(size, low, high, mean, deviation, index, gives)
 
 

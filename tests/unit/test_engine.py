@@ -222,8 +222,8 @@ def test_an_engine_that_is_not_there_is_said_and_torch_goes_on(
         monkeypatch.setattr(f"inference.engines.{name}.is_installed", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
     for wanted, told in (
-        ("openvino", "pip install"),
-        ("onnxruntime", "pip install"),
+        ("openvino", "install Pleura's extra"),
+        ("onnxruntime", "install Pleura's extra"),
         ("compile", "C++ compiler"),
     ):
         engine = Engine(tiny, CPU, wanted)

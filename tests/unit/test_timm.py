@@ -221,7 +221,7 @@ def test_without_timm_it_is_said_what_to_install(
     (folder / "model.yaml").write_text(yaml.safe_dump(document))
     # As if it were not installed
     monkeypatch.setitem(sys.modules, "timm", None)
-    said = r"timm-resnet34: timm cannot be imported \(.*pip install 'pleura\[timm\]', which needs the torchvision that"
+    said = r"timm-resnet34: timm cannot be imported \(.*Pleura's extra timm \(docs/install.md\), which needs the torchvision that"
     with pytest.raises(
         PackageError, match=rf"model\.yaml: segmenter: arguments of unet: encoder: {said}"
     ):

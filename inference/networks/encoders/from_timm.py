@@ -132,8 +132,8 @@ def _library(name: str) -> Any:
         # A torchvision for another torch raises more than ImportError.
     ) as error:
         raise ValueError(
-            f"encoder: {name}: timm cannot be imported ({_first_line(error)}); pip install "
-            "'pleura[timm]', which needs "
+            f"encoder: {name}: timm cannot be imported ({_first_line(error)}); "
+            "install Pleura's extra timm (docs/install.md), which needs "
             f"the torchvision that was built for this torch ({torch.__version__})"
         ) from error
 
