@@ -375,7 +375,9 @@ def test_a_promotion_that_cannot_be_changes_nothing(
     promotion: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert promotion(model="default") == 2
-    assert f"model: {tmp_path}/candidate" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"model: {tmp_path}/candidate" in told
+    assert "then restart the node" in told
     assert promotion(shadow=None) == 2
     assert promotion("--back") == 2
 
