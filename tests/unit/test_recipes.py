@@ -269,7 +269,7 @@ def test_published_weights_that_are_not_there_end_a_run_before_it_begins(
 ) -> None:
     """Said as a mere line, the warning once cost hours of training from random weights."""
     monkeypatch.setattr(installed.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"install 'pleura\[train\]', or .*--start 0=random"):
+    with pytest.raises(ValueError, match=r"extra train .*--start 0=random"):
         loop.train(recipes.short("default", side=64), tmp_path, tmp_path / "run", ["pleura"])
     with pytest.raises(ValueError, match=r"such weights for resnet34 .*--start 0=FILE, or say "):
         loop.train(recipes.short("m1-unet-resnet34"), tmp_path, tmp_path / "run", ["pleura"])
