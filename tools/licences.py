@@ -21,9 +21,9 @@ _HEAD = """# Licences
 <!-- Written by `python -m tools.licences` from the installed distributions: do not edit. -->
 
 Pleura is under the Apache License 2.0. What an install brings beside it, by the distributions' own
-statements. Nothing in the default install is under GPL or AGPL. The wheels of numpy, scipy and torch
-bundle GCC's run-time libraries (GPL with the GCC Runtime Library Exception, which frees programs
-that use them), and psycopg-binary bundles libpq and OpenSSL.
+statements. Nothing in the default install is under GPL or AGPL. The wheels of numpy, scipy and
+torch bundle GCC's run-time libraries (GPL with the GCC Runtime Library Exception, which frees
+programs that use them), and psycopg-binary bundles libpq and OpenSSL.
 
 """
 # Where a distribution states none: what its source says.
