@@ -267,11 +267,8 @@ class _Training:
             return network
 
         last = stage.finishing(stage.finish)
-        watch = _Watch(last, self._prepared(last, watched), self.device)
         batches = self._batches(last, train, last.phantoms)
-        after = fit(copy.deepcopy(network), batches, watch, self.run, f"{name}-finish")
-
-        return average.between(network, after, stage.finish.share)
+        return self._going_on(f"{name}-finish", stage.finish.share, network, batches, watched)
 
     def _self_taught(
         self,
@@ -287,15 +284,22 @@ class _Training:
             return network
 
         last = stage.finishing(wanted)
-        samples = self._shown(last, train)
-        samples.append(self._outlined(name, last, wanted, network))
-        samples.append(self._samples(last, data.phantoms(last.phantoms, _PHANTOM_SEED, last.side)))
+        outlined = self._outlined(name, last, wanted, network)
+        batches = self._batches(last, train, last.phantoms, [outlined])
+        return self._going_on(f"{name}-pseudo-masks", wanted.share, network, batches, watched)
 
-        batches = Batches(samples, last, self.recipe.seed, self.device)
-        watch = _Watch(last, self._prepared(last, watched), self.device)
-        after = fit(copy.deepcopy(network), batches, watch, self.run, f"{name}-pseudo-masks")
-
-        return average.between(network, after, wanted.share)
+    def _going_on(
+        self,
+        name: str,
+        share: float,
+        network: nn.Module,
+        batches: Batches,
+        watched: Sequence[Case],
+    ) -> nn.Module:
+        """The network a share of the way to what these further epochs make of it."""
+        watch = _Watch(batches.stage, self._prepared(batches.stage, watched), self.device)
+        after = fit(copy.deepcopy(network), batches, watch, self.run, name)
+        return average.between(network, after, share)
 
     def _outlined(
         self, name: str, stage: Stage, wanted: PseudoMasks, network: nn.Module
@@ -459,8 +463,10 @@ class _Training:
                 f"meant to start from {stage.start} weights"
             )
 
-    def _batches(self, stage: Stage, cases: Sequence[Case], phantoms: int) -> Batches:
-        samples = self._shown(stage, cases)
+    def _batches(
+        self, stage: Stage, cases: Sequence[Case], phantoms: int, others: Sequence[Samples] = ()
+    ) -> Batches:
+        samples = [*self._shown(stage, cases), *others]
         if phantoms:
             drawn = data.phantoms(phantoms, _PHANTOM_SEED, stage.side)
             samples.append(self._samples(stage, drawn))

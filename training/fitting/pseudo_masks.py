@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from inference.networks.ensemble import Ensemble
 from training.fitting.batches import inputs
 
 # Images in one forward pass
@@ -28,17 +29,13 @@ def drawn(
     """
     device = next(network.parameters()).device
     masks = np.zeros_like(images)
-    network.eval()
+    both = Ensemble([network], [None], flip=True)
 
     with torch.inference_mode():
         for start in range(0, len(images), _BATCH):
             some = slice(start, start + _BATCH)
             shown = inputs(images[some], scheme, inside[some]).to(device)
-
-            answers = torch.sigmoid(network(shown).float())
-            mirrored = torch.sigmoid(network(shown.flip(3)).float()).flip(3)
-            mean = (answers + mirrored)[:, 0] / 2
-
+            mean = torch.sigmoid(both(shown))[:, 0]
             masks[some] = (mean >= bottom).to(torch.uint8).cpu().numpy() * np.uint8(255)
 
     return masks
