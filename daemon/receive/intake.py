@@ -37,8 +37,8 @@ class Intake:
 
     `file = intake.begin(); file.write(...); file.keep(Arrival(file.name, ...))`.
 
-    Group commit: the first waiter to get the lock commits every queued row, in one transaction.
-
+    Group commit: one thread leads and commits every queued row in one transaction. It then wakes
+    their threads, and hands the lead to the first row that came meanwhile.
     """
 
     def __init__(self, ledger: Ledger, spool: Spool, reserve_bytes: int = 0) -> None:
@@ -51,8 +51,10 @@ class Intake:
         self._room_bytes = 0
         self._looked = 0.0
 
+        # Rows whose threads wait for the one that leads.
         self._waiting: SimpleQueue[_Row] = SimpleQueue()
-        self._committing = threading.Lock()
+        self._lead = threading.Condition()
+        self._is_led = False
         # Files that will ask for their row in a moment.
         self._finishing: set[IncomingFile] = set()
 
@@ -102,10 +104,10 @@ class Intake:
         Raises NoRoomError; then the bytes are gone as well.
         """
         row = _Row(arrival)
-        self._waiting.put(row)
-        with self._committing:
-            if not row.is_done:
-                self._commit(self._group())
+        if self._is_led_by_another(row):
+            row.turn.acquire()
+        if not row.is_done:
+            self._commit(self._group(row))
         if row.error is None:
             return
 
@@ -115,9 +117,29 @@ class Intake:
             raise NoRoomError("the ledger cannot be written") from row.error
 
     def stop(self) -> None:
-        """Returns when the running commit is over."""
-        with self._committing:
-            pass
+        """Returns when the running commits are over."""
+        with self._lead:
+            self._lead.wait_for(lambda: not self._is_led)
+
+    def _is_led_by_another(self, row: _Row) -> bool:
+        """Queue the row for the thread that leads. Where no thread does, this one leads."""
+        with self._lead:
+            if self._is_led:
+                self._waiting.put(row)
+                return True
+            self._is_led = True
+        return False
+
+    def _hand_on(self) -> None:
+        """The thread of the first queued row leads now, if there is one."""
+        with self._lead:
+            try:
+                heir = self._waiting.get_nowait()
+            except Empty:
+                self._is_led = False
+                self._lead.notify_all()
+                return
+        heir.turn.release()
 
     def _was_committed(self, name: str, is_undecided: bool) -> bool:
         """Whether the row stands although the commit's answer was lost.
@@ -150,15 +172,17 @@ class Intake:
         except Exception as failure:  # every waiter of the group gets it as its answer
             error = failure
 
+        self._hand_on()
         for row in group:
             row.error = error
             row.is_done = True
+            row.turn.release()
 
-    def _group(self) -> list[_Row]:
-        """Every queued row, and those about to be queued: a commit costs the same for one row and
-        for many.
+    def _group(self, first: _Row) -> list[_Row]:
+        """`first`, every queued row, and those about to be queued: a commit costs the same for one
+        row and for many.
         """
-        group = []
+        group = [first]
         deadline = time.monotonic() + _SIBLINGS_S
         with contextlib.suppress(Empty):
             while self._finishing or not self._waiting.empty():
@@ -167,11 +191,19 @@ class Intake:
         return group
 
 
+def _taken_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(eq=False)
 class _Row:
     """A row that waits for its commit."""
 
     arrival: Arrival
+    # Its thread waits here until the row is committed, or leads the next commit.
+    turn: threading.Lock = field(default_factory=_taken_lock)
     is_done: bool = False
     error: Exception | None = field(
         default_factory=lambda: RuntimeError("the group commit left it out")
