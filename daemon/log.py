@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import queue
+import select
 import sys
 import threading
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
@@ -24,6 +26,9 @@ LogFormat = Literal["console", "json"]
 
 # Lines that wait for the reader of stderr: some megabytes, and minutes of a busy node.
 MOST_LINES = 10_000
+# How long the writer lets further lines gather. To wake it for each line would take the interpreter
+# from a busy association each time.
+_GATHER_S = 0.005
 # How long the end of a process waits for a reader that stalls.
 _PATIENCE_S = 2.0
 
@@ -105,7 +110,8 @@ class QueuedHandler(logging.Handler):
         super().__init__()
         self._stream = stream
         # An Event is a place in the queue: it is set once all lines before it are written.
-        self._lines: queue.Queue[str | threading.Event | None] = queue.Queue(most_lines)
+        self._lines: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
+        self._most_lines = most_lines
         self._dropped = 0
         self._counting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -114,46 +120,75 @@ class QueuedHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line, or count it as dropped."""
         try:
-            self._lines.put_nowait(self.format(record))
-        except queue.Full:
-            with self._counting:
-                self._dropped += 1
+            line = self.format(record)
         except Exception:
             self.handleError(record)
+            return
+
+        if self._lines.qsize() < self._most_lines:
+            self._lines.put(line)
+            return
+        with self._counting:
+            self._dropped += 1
 
     def flush(self) -> None:
         """Wait until everything is written, for no longer than a reader may stall at the end."""
         written = threading.Event()
-        try:
-            self._lines.put(written, timeout=_PATIENCE_S)
-        except queue.Full:
-            return
+        self._lines.put(written)
         written.wait(_PATIENCE_S)
 
     def close(self) -> None:
         """End the thread, once everything is written."""
         self.flush()
-        with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(None)
+        self._lines.put(None)
         super().close()
 
     def _run(self) -> None:
-        while (line := self._lines.get()) is not None:
-            if isinstance(line, threading.Event):
-                line.set()
-                continue
-            self._write(line)
-            with self._counting:
-                dropped = self._dropped
-                self._dropped = 0
-            if dropped:
-                self._write(self.format(_lost(dropped)))
+        is_open = True
+        while is_open:
+            is_open = self._write_gathered(self._lines.get())
 
-    def _write(self, line: str) -> None:
+    def _write_gathered(self, first: str | threading.Event | None) -> bool:
+        """Write `first` and what follows it within a moment. Whether more may come."""
+        if isinstance(first, str):
+            time.sleep(_GATHER_S)
+        gathered = [first]
+        with contextlib.suppress(queue.Empty):
+            while True:
+                gathered.append(self._lines.get_nowait())
+
+        self._write([each for each in gathered if isinstance(each, str)])
+        with self._counting:
+            dropped = self._dropped
+            self._dropped = 0
+        if dropped:
+            self._write([self.format(_lost(dropped))])
+
+        for each in gathered:
+            if isinstance(each, threading.Event):
+                each.set()
+        return None not in gathered
+
+    def _write(self, lines: list[str]) -> None:
         # A full disk, or a stream that was closed, ends no role.
         with contextlib.suppress(OSError, ValueError):
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
+            for piece in _pieces(lines):
+                self._stream.write(piece)
+                self._stream.flush()
+
+
+def _pieces(lines: list[str]) -> Iterator[str]:
+    """Whole lines, as many as a pipe takes at once: those of several roles do not mix (pipe(7))."""
+    piece, size_bytes = "", 0
+    for line in lines:
+        more_bytes = len(line.encode()) + 1
+        if piece and size_bytes + more_bytes > select.PIPE_BUF:
+            yield piece
+            piece, size_bytes = "", 0
+        piece += f"{line}\n"
+        size_bytes += more_bytes
+    if piece:
+        yield piece
 
 
 def _lost(lines: int) -> logging.LogRecord:

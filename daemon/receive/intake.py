@@ -104,10 +104,10 @@ class Intake:
         Raises NoRoomError; then the bytes are gone as well.
         """
         row = _Row(arrival)
-        if self._is_led_by_another(row):
+        if not self._take_lead(row):
             row.turn.acquire()
         if not row.is_done:
-            self._commit(self._group(row))
+            self._commit_group(row)
         if row.error is None:
             return
 
@@ -121,14 +121,14 @@ class Intake:
         with self._lead:
             self._lead.wait_for(lambda: not self._is_led)
 
-    def _is_led_by_another(self, row: _Row) -> bool:
-        """Queue the row for the thread that leads. Where no thread does, this one leads."""
+    def _take_lead(self, row: _Row) -> bool:
+        """Whether the row's thread leads now. Where another does, queue the row for it."""
         with self._lead:
             if self._is_led:
                 self._waiting.put(row)
-                return True
+                return False
             self._is_led = True
-        return False
+        return True
 
     def _hand_on(self) -> None:
         """The thread of the first queued row leads now, if there is one."""
@@ -161,34 +161,39 @@ class Intake:
 
         return False
 
-    def _commit(self, group: list[_Row]) -> None:
-        arrivals = [row.arrival for row in group]
-        error = None
-        try:
-            self._spool.sync(arrival.spool_name for arrival in arrivals)
-            # An unmounted spool leaves a folder behind that takes files, and hides them later.
-            self._spool.require_whole({row.spool_name: row.size_bytes for row in arrivals})
-            self._ledger.receive(arrivals)
-        except Exception as failure:  # every waiter of the group gets it as its answer
-            error = failure
-
-        self._hand_on()
-        for row in group:
-            row.error = error
-            row.is_done = True
-            row.turn.release()
-
-    def _group(self, first: _Row) -> list[_Row]:
-        """`first`, every queued row, and those about to be queued: a commit costs the same for one
-        row and for many.
-        """
+    def _commit_group(self, first: _Row) -> None:
         group = [first]
+        try:
+            self._gather(group)
+            error = self._commit([row.arrival for row in group])
+            for row in group:
+                row.error = error
+        finally:
+            self._hand_on()
+            for row in group:
+                row.is_done = True
+                row.turn.release()
+
+    def _gather(self, group: list[_Row]) -> None:
+        """Add every queued row, and those about to be queued: a commit costs the same for one row
+        and for many.
+        """
         deadline = time.monotonic() + _SIBLINGS_S
         with contextlib.suppress(Empty):
             while self._finishing or not self._waiting.empty():
                 left_s = max(0.0, deadline - time.monotonic())
                 group.append(self._waiting.get(timeout=left_s))
-        return group
+
+    def _commit(self, arrivals: list[Arrival]) -> Exception | None:
+        """Make names and rows durable. Returns what prevented it: each waiter's answer."""
+        try:
+            self._spool.sync(arrival.spool_name for arrival in arrivals)
+            # An unmounted spool leaves a folder behind that takes files, and hides them later.
+            self._spool.require_whole({row.spool_name: row.size_bytes for row in arrivals})
+            self._ledger.receive(arrivals)
+        except Exception as failure:
+            return failure
+        return None
 
 
 def _taken_lock() -> threading.Lock:
