@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from inference.networks import build
@@ -38,7 +37,7 @@ from training.fitting import (
 from training.fitting.batches import Batches, Samples, inputs, with_folds
 from training.fitting.crossfit import NO_FOLD, CrossFitted
 from training.fitting.fit import fit
-from training.fitting.run import Run, RunError, digest, write
+from training.fitting.run import Run, RunError, digest
 from training.measures import metrics
 from training.recipe import Layout, PseudoMasks, Recipe, Stage
 
@@ -354,9 +353,7 @@ class _Training:
             found = self._self_taught(own, alone, found, some, glance)
 
             if fold is not None and self.run.first:
-                tensors = to_safetensors(dict(found.state_dict()))
-                path = self.run.weights(f"{name}-without-{fold}")
-                write(path, lambda file, tensors=tensors: file.write(tensors))  # type: ignore[misc]
+                self.run.keep(f"{name}-without-{fold}", found)
 
         return found
 

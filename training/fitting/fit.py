@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -121,10 +120,7 @@ class _Fit:
             self._network.requires_grad_(True)
 
         if self._run.first:
-            tensors = {
-                key: tensor.contiguous() for key, tensor in self._network.state_dict().items()
-            }
-            write(self._run.weights(self._name), lambda file: file.write(to_safetensors(tensors)))
+            self._run.keep(self._name, self._network)
             self._run.checkpoint(self._name).unlink(missing_ok=True)
 
     def _epoch(self, number: int) -> None:

@@ -29,6 +29,8 @@ from typing import Any, BinaryIO
 import torch
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
+from safetensors.torch import save as to_safetensors
+from torch import nn
 
 from training.data.cases import Case
 from training.fitting import ranks
@@ -83,6 +85,11 @@ class Run:
     def weights(self, name: str) -> Path:
         """Where the network of that name is kept when finished."""
         return self.folder / "weights" / f"{name}.safetensors"
+
+    def keep(self, name: str, network: nn.Module) -> None:
+        """Write the weights of that name. The file format knows no memory layout but the plain."""
+        state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+        write(self.weights(name), lambda file: file.write(to_safetensors(state)))
 
     def curve(self, name: str) -> Path:
         """Its CSV."""
