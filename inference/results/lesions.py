@@ -54,15 +54,26 @@ def lesions_of(case: Case) -> tuple[Lesion, ...]:
         return ()
 
     directions = orientation(case.header) if case.finding.sided else None
-    return find(case.segmented, directions, lambda number: tracking_uid(case, number))
+    lines = outlines_of(case)
+    return find(case.segmented, lines, directions, lambda number: tracking_uid(case, number))
+
+
+@once_per_case
+def outlines_of(case: Case) -> tuple[NDArray[np.float64], ...]:
+    """The closed lines around what is segmented (inference.contours); none where nothing is."""
+    return () if case.segmented is None else tuple(contours(case.segmented))
 
 
 def find(
-    mask: NDArray[np.bool_], directions: Sequence[str] | None, uid_of: Callable[[int], str]
+    mask: NDArray[np.bool_],
+    lines: Sequence[NDArray[np.float64]],
+    directions: Sequence[str] | None,
+    uid_of: Callable[[int], str],
 ) -> tuple[Lesion, ...]:
     """The lesions of a (rows, columns) mask, the largest first, then from the top down.
 
     Args:
+        lines: the mask's contours.
         directions: the source's PatientOrientation.
         uid_of: gives the tracking UID of the lesion with a number.
     """
@@ -72,11 +83,11 @@ def find(
 
     top, left = box[0].start, box[1].start
     part = mask[box]
-    regions, count = label_regions(part)
-    areas_px = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+    regions, areas_px = _regions(part, lines)
+    count = len(areas_px)
 
     outlines: list[list[NDArray[np.float64]]] = [[] for _ in range(count + 1)]
-    for line in contours(mask):
+    for line in lines:
         outlines[_region_at(regions, line[0] - (top, left))].append(_limited(line))
 
     groups = _grouped(areas_px)
@@ -104,6 +115,21 @@ def find(
     return tuple(found)
 
 
+def _regions(
+    part: NDArray[np.bool_], lines: Sequence[NDArray[np.float64]]
+) -> tuple[NDArray[np.int32] | NDArray[np.bool_], NDArray[np.int64]]:
+    """The number of the region of each pixel of a mask with these contours, 0 outside, and the
+    area of each region.
+    """
+    # There is a contour around each region: one region needs no labels, which cost as much as all
+    # its contours.
+    if sum(not is_hole(line) for line in lines) == 1:
+        return part, np.array([np.count_nonzero(part)])
+
+    regions, count = label_regions(part)
+    return regions, np.bincount(regions.ravel(), minlength=count + 1)[1:]
+
+
 def _grouped(areas_px: NDArray[np.int64]) -> list[list[int]]:
     """The numbers of the regions, a list for each lesion, the largest first."""
     order = [int(index) + 1 for index in np.argsort(-areas_px, kind="stable")]
@@ -112,7 +138,7 @@ def _grouped(areas_px: NDArray[np.int64]) -> list[list[int]]:
     return groups
 
 
-def _region_at(regions: NDArray[np.int32], vertex: NDArray[np.float64]) -> int:
+def _region_at(regions: NDArray[np.int32] | NDArray[np.bool_], vertex: NDArray[np.float64]) -> int:
     """The region of a line's vertex: among the four pixels around it are those of one region."""
     row, column = np.floor(vertex).astype(int)
     return int(regions[max(0, row) : row + 2, max(0, column) : column + 2].max())

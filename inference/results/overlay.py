@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydicom import Dataset
 
-from inference.contours import contours
 from inference.results import banner, layout
 from inference.results.case import Case
+from inference.results.lesions import outlines_of
 from inference.results.typesetting import typeface, typeset
 
 # Distance between samples of a line, from which the distances to it are taken: off by at most
@@ -88,7 +88,7 @@ def draw(case: Case) -> Image.Image:
     picture = Image.merge("RGB", (canvas, canvas, canvas))
     if case.segmented is not None:
         # Pixel centres at whole numbers, in the source as in the picture.
-        lines = [(line + 0.5) * panel.scales - 0.5 for line in contours(case.segmented)]
+        lines = [(line + 0.5) * panel.scales - 0.5 for line in outlines_of(case)]
         _stroke(picture, lines, panel)
     picture.paste(words, (0, panel.banner_top))
     return picture

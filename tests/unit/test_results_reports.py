@@ -17,6 +17,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import SecondaryCaptureImageStorage
 
+from inference.contours import contours
 from inference.finding import Result, State
 from inference.results import (
     Case,
@@ -331,7 +332,7 @@ def test_what_fails_does_not_block_the_rest_and_the_report_then_refers_to_no_seg
 @settings(deadline=None, max_examples=60)
 @given(arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)))
 def test_lesions_are_the_mask_without_overlap(mask: np.ndarray) -> None:  # type: ignore[type-arg]
-    found = lesions.find(mask, None, str)
+    found = lesions.find(mask, contours(mask), None, str)
     together = np.zeros(mask.shape, dtype=int)
     for lesion in found:
         top, left = lesion.corner
