@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from inference.contours import SMOOTHED_PX
 from inference.results.gate.regions import Region
+from inference.results.gate.runs import turns_of
 from inference.results.limits import MAX_VERTICES
 
 Line = NDArray[np.float64]
@@ -47,7 +48,7 @@ def _complaints(
 
     if max(len(line) for line in lines) > WHOLE_VERTICES:
         return
-    if not np.array_equal(_enclosed(lines, enclosed.shape), enclosed):
+    if not _enclose(lines, enclosed):
         yield f"the contours of lesion {region.number} do not enclose its mask"
 
 
@@ -81,10 +82,16 @@ def _runs_along_the_edge(line: Line, mask: NDArray[np.bool_]) -> bool:
     return bool(near.all())
 
 
-def _enclosed(lines: Sequence[Line], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The (rows, columns) pixel centres inside the closed lines, by the even-odd rule."""
-    crossings = np.zeros((shape[0], shape[1] + 1), dtype=np.int64)
+def _enclose(lines: Sequence[Line], mask: NDArray[np.bool_]) -> bool:
+    """True if the pixel centres inside the closed lines, by the even-odd rule, are the mask's.
 
+    Both turn from outside to inside and back at the same places: the mask itself need not be
+    painted.
+    """
+    padded = np.pad(mask, ((0, 0), (1, 1)))
+    rows, width = padded.shape
+
+    places = []
     for line in lines:
         start, end = line[:-1], line[1:]
         first = np.ceil(np.minimum(start[:, 0], end[:, 0])).astype(int)
@@ -98,8 +105,9 @@ def _enclosed(lines: Sequence[Line], shape: tuple[int, ...]) -> NDArray[np.bool_
         rise = end[piece, 0] - start[piece, 0]
         part = (row - start[piece, 0]) / np.where(rise == 0, 1, rise)
         column = start[piece, 1] + part * (end[piece, 1] - start[piece, 1])
-        right_of = np.clip(np.ceil(column).astype(int), 0, shape[1])
-        kept = (row >= 0) & (row < shape[0])
-        np.add.at(crossings, (row[kept], right_of[kept]), 1)
+        right_of = np.clip(np.ceil(column).astype(int), 0, mask.shape[1])
+        kept = (row >= 0) & (row < rows)
+        places.append(row[kept] * width + right_of[kept])
 
-    return np.asarray(np.cumsum(crossings, axis=1)[:, :-1] % 2 == 1)
+    crossed, times = np.unique(np.concatenate(places), return_counts=True)
+    return np.array_equal(crossed[times % 2 == 1], turns_of(padded))

@@ -7,17 +7,15 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from inference.finding import Laterality
 from inference.results.case import Case, once_per_case
 from inference.results.gate.header import directions_of
+from inference.results.gate.runs import Runs
 from inference.results.limits import MAX_LESIONS
 from inference.results.uids import tracking_uid
 from inference.results.wording import NUMBERED_LESION, ONE_LESION
 
-# Pixels that touch by a corner are one region.
-CONNECTED = np.ones((3, 3), dtype=bool)
 # A centroid nearer to the middle than this part of the image's width tells no side.
 MIDDLE = 0.05
 
@@ -62,36 +60,58 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class _Connected:
-    """The connected regions of a mask, within its bounding box.
+    """The connected regions of a mask.
 
     Attributes:
-        corner: (row, column) of `numbered` in the source's matrix.
-        numbered: (rows, columns), 0 outside the mask, else the number of the region, from 1.
-        boxes: of each region, in `numbered`.
-        areas_px: of each region.
+        runs: of the mask within its bounds, from their corner on.
+        numbers: of each run: that of its region, from 0 from the top down.
+        count: of the regions.
+        bounds: (rows, columns) of the mask in the source's matrix.
     """
 
-    corner: tuple[int, int]
-    numbered: NDArray[np.int32]
-    boxes: list[tuple[slice, slice]]
-    areas_px: NDArray[np.int64]
+    runs: Runs
+    numbers: NDArray[np.intp]
+    count: int
+    bounds: tuple[slice, slice]
 
     @property
-    def count(self) -> int:
-        return len(self.boxes)
+    def corner(self) -> tuple[int, int]:
+        return self.bounds[0].start, self.bounds[1].start
+
+    def runs_of(self, regions: list[int]) -> Runs:
+        """The runs of the regions with these numbers."""
+        if len(regions) == self.count:
+            return self.runs
+        return self.runs.some(np.isin(self.numbers, regions))
+
+    @cached_property
+    def areas_px(self) -> NDArray[np.int64]:
+        return np.bincount(self.numbers, self.runs.lengths, self.count).astype(np.int64)
 
     @cached_property
     def centroids(self) -> list[tuple[float, float]]:
         """(row, column) of each region in the source's matrix."""
-        found = []
-        for label, (rows, columns) in enumerate(self.boxes, start=1):
-            own = self.numbered[rows, columns] == label
-            row, _ = _mean_and_deviation(np.count_nonzero(own, axis=1), self.corner[0] + rows.start)
-            column, _ = _mean_and_deviation(
-                np.count_nonzero(own, axis=0), self.corner[1] + columns.start
-            )
-            found.append((row, column))
-        return found
+        # Whole numbers, which a double holds exactly.
+        sums = [
+            np.bincount(self.numbers, self.runs.lengths * middles, self.count)
+            for middles in (self.runs.rows, (self.runs.starts + self.runs.stops - 1) / 2)
+        ]
+        rows, columns = (
+            sum_ / self.areas_px + first for sum_, first in zip(sums, self.corner, strict=True)
+        )
+        return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+    @cached_property
+    def row_counts(self) -> NDArray[np.int64]:
+        """The pixels of the mask in each row of its bounds."""
+        return np.bincount(self.runs.rows, self.runs.lengths).astype(np.int64)
+
+    @cached_property
+    def column_counts(self) -> NDArray[np.int64]:
+        """The pixels of the mask in each column of its bounds."""
+        turns = np.bincount(self.runs.starts, minlength=self.runs.stops.max() + 1)
+        turns -= np.bincount(self.runs.stops)
+        return np.asarray(np.cumsum(turns)[:-1])
 
 
 @once_per_case
@@ -112,11 +132,9 @@ def _connected(case: Case) -> _Connected:
     assert mask is not None
     rows, columns = bounds_of(case)
 
-    # Labelling costs time for each pixel, and a pneumothorax covers a small part of the picture.
-    numbered, count = ndimage.label(mask[rows, columns], CONNECTED)
-    areas_px = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
-    corner = (rows.start, columns.start)
-    return _Connected(corner, numbered, ndimage.find_objects(numbered), areas_px)
+    runs = Runs.of(mask[rows, columns])
+    numbers, count = runs.together(over_corners=True)
+    return _Connected(runs, numbers, count, (rows, columns))
 
 
 @once_per_case
@@ -126,29 +144,25 @@ def regions_of(case: Case) -> tuple[Region, ...]:
         return ()
 
     found_in = _connected(case)
-    numbered, boxes, areas_px = found_in.numbered, found_in.boxes, found_in.areas_px
-    order = sorted(range(1, found_in.count + 1), key=lambda label: (-areas_px[label - 1], label))
-    groups = [[label] for label in order[:MAX_LESIONS]]
+    areas_px = found_in.areas_px
+    order = sorted(range(found_in.count), key=lambda number: (-areas_px[number], number))
+    groups = [[number] for number in order[:MAX_LESIONS]]
     groups[-1] += order[MAX_LESIONS:]
 
     found = []
-    for number, labels in enumerate(groups, start=1):
-        rows = [boxes[label - 1][0] for label in labels]
-        columns = [boxes[label - 1][1] for label in labels]
-        top, left = min(box.start for box in rows), min(box.start for box in columns)
-        bottom, right = max(box.stop for box in rows), max(box.stop for box in columns)
-
-        part = numbered[top:bottom, left:right]
-        mask = np.isin(part, labels)
-        side = _side_of_one(found_in.centroids[labels[0] - 1], case) if len(labels) == 1 else None
+    for number, group in enumerate(groups, start=1):
+        runs = found_in.runs_of(group)
+        box = runs.box
+        mask = runs.painted(box)
+        largest = mask if len(group) == 1 else found_in.runs_of(group[:1]).painted(box)
         region = Region(
             number=number,
             tracking_id=ONE_LESION if len(groups) == 1 else NUMBERED_LESION.format(number=number),
             tracking_uid=tracking_uid(case, number),
-            corner=(top + found_in.corner[0], left + found_in.corner[1]),
+            corner=(box[0].start + found_in.corner[0], box[1].start + found_in.corner[1]),
             mask=mask,
-            outer=_filled(part == labels[0]),
-            side=side,
+            outer=_filled(largest),
+            side=_side_of_one(found_in.centroids[group[0]], case) if len(group) == 1 else None,
         )
         found.append(region)
 
@@ -157,8 +171,15 @@ def regions_of(case: Case) -> tuple[Region, ...]:
 
 def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask with its holes: all but the background that reaches its border over sides."""
-    background, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
-    return np.asarray(background != background[0, 0])[1:-1, 1:-1]
+    padded = np.pad(~mask, 1, constant_values=True)
+    background = Runs.of(padded)
+    numbers, count = background.together(over_corners=False)
+    # The border is read first.
+    if count == 1:
+        return mask
+
+    rows, columns = mask.shape
+    return mask | background.some(numbers > 0).painted((slice(1, rows + 1), slice(1, columns + 1)))
 
 
 def _side_of_one(centroid: tuple[float, float], case: Case) -> Laterality | None:
@@ -201,8 +222,7 @@ def measured_of(case: Case) -> Measured | None:
 
     regions = _connected(case)
     top, left = regions.corner
-    row_counts = np.count_nonzero(regions.numbered, axis=1)
-    column_counts = np.count_nonzero(regions.numbered, axis=0)
+    row_counts, column_counts = regions.row_counts, regions.column_counts
     row, row_spread = _mean_and_deviation(row_counts, top)
     column, column_spread = _mean_and_deviation(column_counts, left)
     area_px = int(row_counts.sum())
