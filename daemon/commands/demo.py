@@ -119,7 +119,9 @@ def _report(
         for row in rows(files, answers, ledger):
             table.add_row(*row)
     console.print(table)
-    console.print(json.dumps(counts), soft_wrap=True)
+    for subject in ("instances", "deliveries"):
+        told = ", ".join(f"{number} {state}" for state, number in counts[subject].items())
+        console.print(f"{subject}: {told}", soft_wrap=True)
 
     folder = node_folder.parent / "results"
     objects = [dcmread(path) for path in sorted(folder.glob("*.dcm"))]

@@ -33,7 +33,10 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                    None,
+                    None,
+                    f"the key {key!r} is given twice; keep one of them",
+                    key_node.start_mark,
                 )
             seen.add(key)
 

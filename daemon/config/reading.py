@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = document.parse(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+        raise ConfigError(f"{path}: not YAML: {_in_words(error)}") from error
 
     if found is None:
         return {}
@@ -145,6 +145,15 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: found {type(found).__name__} at the top, wanted keys and values"
         )
     return found
+
+
+def _in_words(error: yaml.YAMLError) -> str:
+    """The place in the file and the problem; PyYAML itself calls the file "<unicode string>"."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None)
+    if mark is None or not problem:
+        return str(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def _explain(found: Any, error: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from daemon.config.base import Settings
 from daemon.config.oidc import Oidc
 from daemon.config.values import File, Host, Name, Port, RemoteHost, Text
 
-_HASH = "a hash that `pleura web hash` prints: $argon2id$..."
+_HASH = "a hash that `pleura web hash` prints, in quotes: $argon2id$..."
+_CUT_HASH = "the hash is cut at its first comma: put the whole hash in quotes"
 _VIEWER = (
     "https://viewer.hospital.example/viewer?StudyInstanceUIDs={study_instance_uid}; it may name "
     "{study_instance_uid} and {sop_instance_uid}"
@@ -23,7 +24,8 @@ _VIEWER_FIELDS = {"study_instance_uid", "sop_instance_uid"}
 
 def _password_hash(value: str) -> str:
     if not re.fullmatch(r"\$argon2id\$v=19\$m=\d{1,7},t=\d{1,2},p=\d{1,2}\$\S{8,}\$\S{16,}", value):
-        raise ValueError(_HASH)
+        is_cut = re.fullmatch(r"\$argon2id\$v=19\$m=\d{1,7}", value)
+        raise ValueError(_CUT_HASH if is_cut else _HASH)
     return value
 
 

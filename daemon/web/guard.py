@@ -32,7 +32,9 @@ _HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    # Never the path, in which a search for an accession number stands. Not no-referrer: with that a
+    # browser posts a form as from the origin "null" (Fetch, 3.2), and every form is refused.
+    "referrer-policy": "strict-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",

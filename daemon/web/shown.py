@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,6 +115,10 @@ class Shown:
         """An event of an image, in a sentence."""
         return self.texts.say(event.key, **self._words(event.values, 0.0)).strip()
 
+    def model(self, described: str) -> str:
+        """A model's id and version, and as much of its digest as tells it from others."""
+        return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", described)
+
     def _words(self, values: dict[str, Any], at: float) -> dict[str, str]:
         """The values of a sentence as text, each by its name."""
         words: dict[str, str] = {}
@@ -128,6 +133,8 @@ class Shown:
                 words[name] = self.size(value)
             elif isinstance(value, Count):
                 words[name] = self.count(value)
+            elif name == "model":
+                words[name] = self.model(value)
             else:
                 words[name] = "" if value is None else str(value)
 

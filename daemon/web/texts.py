@@ -127,8 +127,11 @@ TABLE: dict[str, tuple[str, str]] = {
         "Diese Anmeldung darf nur ansehen. Ein Benutzer mit `role: act` darf das.",
     ),
     "message_forbidden_origin": (
-        "The request came from another site.",
-        "Die Anfrage kam von einer anderen Website.",
+        "The browser says that this form came from another site. Open the page by its own address "
+        "and repeat it. Behind a proxy: it must pass on Host (docs/page.md).",
+        "Der Browser sagt, dieses Formular kam von einer anderen Website. Die Seite unter ihrer "
+        "eigenen Adresse öffnen und wiederholen. Hinter einem Proxy: er muss Host weitergeben "
+        "(docs/page.md).",
     ),
     "message_forbidden_token": (
         "The form is too old, or not from this page. Open the page again and repeat it.",
@@ -383,9 +386,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "Retention has removed the files of this image; the record stays.",
         "Die Dateien dieses Bildes sind nach der Aufbewahrungsfrist entfernt; der Eintrag bleibt.",
     ),
-    "log_in_for_pictures": (
-        "Pictures and objects need a login.",
-        "Bilder und Objekte brauchen eine Anmeldung.",
+    "no_users_for_pictures": (
+        "The settings name no user. Pictures and objects need one: web.users (docs/page.md).",
+        "Die Einstellungen nennen keinen Benutzer. Bilder und Objekte brauchen einen: web.users "
+        "(docs/page.md).",
     ),
     "threshold_at": ("threshold {threshold}", "Schwelle {threshold}"),
     "score_alt": (

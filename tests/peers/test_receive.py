@@ -169,6 +169,18 @@ def test_with_no_peers_named_only_this_machine_may_associate() -> None:
     assert rejected(named, "A", "127.0.0.1") == Rejected(1, 1, 1)
 
 
+def test_doctor_verifies_the_node_without_an_entry_and_stores_nothing() -> None:
+    """It calls by the node's own AE title; its check alarmed the log and the audit trail."""
+    named = AccessList("PLEURA", (Peer(ae_title="A", host="192.0.2.7"),))
+    own = named.admit("PLEURA", "PLEURA", "127.0.0.1")
+    assert isinstance(own, Caller)
+    assert not own.stores
+    assert isinstance(named.admit("PLEURA", "PLEURA", "192.0.2.9"), Rejection)
+
+    tied = AccessList("PLEURA", (Peer(ae_title="PLEURA", host="192.0.2.7"),))
+    assert isinstance(tied.admit("PLEURA", "PLEURA", "127.0.0.1"), Rejection)
+
+
 def test_urgency_is_the_message_s_then_the_peer_s(start: Callable[..., Node]) -> None:
     node = start(
         peers=(Peer(ae_title="TESTER", priority="routine"), Peer(ae_title="ER", priority="stat"))

@@ -246,3 +246,16 @@ def test_a_sites_own_words_for_the_chest_are_admitted(tmp_path: Path) -> None:
     terms = load(tmp_path, text).admission.body_parts
     assert terms == ("CHEST", "LUNG", "TORAX", "BRUSTKORB", "HAND")
     assert doubtful_body_parts(terms) == ["BRUSTKORB", "HAND"]
+
+
+def test_a_password_hash_without_quotes_is_cut_at_its_comma(tmp_path: Path) -> None:
+    whole = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$aGFzaGhhc2hoYXNoaGFzaA"
+    said = refusal(tmp_path, f"web: {{users: [{{name: ada, password_hash: {whole}}}]}}")
+    assert "put the whole hash in quotes" in said
+    load(tmp_path, f'web: {{users: [{{name: ada, password_hash: "{whole}"}}]}}')
+
+
+def test_what_is_not_yaml_is_told_by_its_line(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "port: 104\nae_title: A\nport: 105")
+    assert "line 3, column 1: the key 'port' is given twice; keep one of them" in said
+    assert "line 3, column 1: expected" in refusal(tmp_path, "peers:\n  - {ae_title: A\n")

@@ -165,7 +165,7 @@ def test_every_answer_forbids_what_a_page_does_not_need(site: Site) -> None:
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
         assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["referrer-policy"] == "strict-origin"
 
 
 def test_no_page_has_inline_script_or_style(site: Site) -> None:
