@@ -3,6 +3,9 @@
 A connection here first waits until a whole association request has come (waiting.py). Neither the
 probe of a load balancer, nor a peer that sends one byte, nor half a TLS handshake takes the place
 of a sender. Every port shares one limit of such connections.
+
+Handshakes are computed by other threads (handshakes.py); all else about a connection that waits is
+decided in the listener's one thread.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from daemon import watchdog
 from daemon.dicom.acceptor import Limits
 from daemon.receive.connections import PlainConnection, Served
+from daemon.receive.handshakes import Handshakes
 from daemon.receive.waiting import (
     HandshakeError,
     NoRequestError,
@@ -73,7 +78,11 @@ class Listener:
 
         self._listening: dict[socket.socket, Port] = {}
         self._waiting: dict[socket.socket, Waiting] = {}  # oldest first
+        self._handshakes = Handshakes(self._wake)
+        # Not with the selector: a step of their handshake is due or in hand.
+        self._computing: set[socket.socket] = set()
         self._said: dict[tuple[str, str], float] = {}  # (address, trouble) -> when it was logged
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
 
     def start(self) -> None:
@@ -93,9 +102,13 @@ class Listener:
             raise
 
         self._selector = selectors.DefaultSelector()
-        self._stop_receiver, self._stop_sender = socket.socketpair()
-        for each in (*self._listening, self._stop_receiver):
+        self._woken, self._waker = socket.socketpair()
+        for each in (self._woken, self._waker):
+            each.setblocking(False)
+        for each in (*self._listening, self._woken):
             self._selector.register(each, selectors.EVENT_READ)
+        if self._tls_port is not None:
+            self._handshakes.start()
         self._thread.start()
 
     def take(self, limits: Limits) -> None:
@@ -104,13 +117,23 @@ class Listener:
 
     def stop(self) -> None:
         """Take no new connection; associations go on."""
-        self._stop_sender.send(b"\0")
+        self._is_stopping = True
+        self._wake()
         self._thread.join()
-        for connection in [*self._waiting]:
-            self._drop(connection)
+        self._handshakes.stop()
+
         self._selector.close()
-        for each in (self._stop_receiver, self._stop_sender, *self._listening):
+        for each in {*self._waiting, *self._computing}:
             each.close()
+        self._waiting.clear()
+        for each in (self._woken, self._waker, *self._listening):
+            each.close()
+
+    def _wake(self) -> None:
+        """Let the listener look at what other threads have done."""
+        # Full: it is awake.
+        with contextlib.suppress(BlockingIOError):
+            self._waker.send(b"\0")
 
     def is_alive(self) -> bool:
         """Whether connections are still taken."""
@@ -126,11 +149,9 @@ class Listener:
             self._listen()
 
     def _listen(self) -> None:
-        while True:
+        while not self._is_stopping:
             watchdog.beat()
             for key, _ in self._selector.select(timeout=1.0):
-                if key.fileobj is self._stop_receiver:
-                    return
                 with _contained():
                     self._look(key.fileobj)
             with _contained():
@@ -139,7 +160,10 @@ class Listener:
     def _look(self, ready: object) -> None:
         if not isinstance(ready, socket.socket):
             return
-        if ready in self._listening:
+        if ready is self._woken:
+            self._woken.recv(4096)
+            self._take_steps()
+        elif ready in self._listening:
             for _ in range(_ACCEPTED_AT_ONCE):
                 if not self._accept(ready):
                     break
@@ -207,8 +231,30 @@ class Listener:
 
     def _hear(self, waiting: Waiting) -> None:
         """The connection has bytes, or has ended."""
+        if waiting.computes:
+            self._selector.unregister(waiting.socket)
+            self._computing.add(waiting.socket)
+            self._handshakes.begin(waiting, self._limits.request_bytes)
+            return
+        self._conclude(waiting, partial(waiting.served, self._limits.request_bytes))
+
+    def _take_steps(self) -> None:
+        """Go on with the connections whose step of a handshake has been computed."""
+        for waiting, step in self._handshakes.finished():
+            self._computing.discard(waiting.socket)
+            if waiting.socket not in self._waiting:
+                # It was dropped meanwhile.
+                waiting.socket.close()
+                continue
+
+            self._selector.register(waiting.socket, selectors.EVENT_READ)
+            with _contained():
+                self._conclude(waiting, step.result)
+
+    def _conclude(self, waiting: Waiting, served: Callable[[], Served | None]) -> None:
+        """Serve the connection, let it wait on, or end it, as `served` says or raises."""
         try:
-            connection = waiting.served(self._limits.request_bytes)
+            connection = served()
         except NoRequestError as error:
             self._say(waiting.address, error.what, str(error))
             waiting.say_abort(self._limits.request_bytes)
@@ -245,8 +291,14 @@ class Listener:
         log.warning("connection from %s ended: %s", address, words or trouble)
 
     def _drop(self, connection: socket.socket) -> None:
-        self._selector.unregister(connection)
         del self._waiting[connection]
+        if connection not in self._computing:
+            self._selector.unregister(connection)
+        elif self._handshakes.withdraw(connection):
+            self._computing.discard(connection)
+        else:
+            # A thread is at work on it: it is closed afterwards.
+            return
         connection.close()
 
 

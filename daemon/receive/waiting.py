@@ -3,7 +3,7 @@
 A plain connection waits for nothing but its file descriptor, until a whole association request
 lies in the kernel's buffer; nothing is read before that. A TLS connection does its handshake step
 by step, whenever bytes have come, and then waits for its request in our memory. Neither has a
-thread: a peer that stops half-way costs a file descriptor until its deadline.
+thread of its own: a peer that stops half-way costs a file descriptor until its deadline.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Waiting(Protocol):
     socket: socket.socket
     address: str
     since: float
+    # Whether served() computes for a millisecond or two.
+    computes: bool
 
     def served(self, limit_bytes: int) -> Served | None:
         """The connection, once a whole association request has come; call it when select(2) has
@@ -70,6 +72,8 @@ class Waiting(Protocol):
 
 class PlainWaiting:
     """A connection to the plain port."""
+
+    computes = False
 
     def __init__(self, connection: socket.socket, address: str, tls_port: int | None) -> None:
         """`tls_port`: where a peer that speaks TLS should have called, if anywhere."""
@@ -118,6 +122,8 @@ class PlainWaiting:
 
 class TlsWaiting:
     """A connection to the TLS port: first its handshake, then its request."""
+
+    computes = True
 
     def __init__(self, connection: socket.socket, address: str, context: ssl.SSLContext) -> None:
         self.socket = connection

@@ -18,15 +18,18 @@ import pytest
 from pydicom import dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian
 
-from daemon.config import Config, DicomDestination
+from daemon.config import Config, DicomDestination, ServerTls
 from daemon.deliver.deliverer import Deliverer
 from daemon.deliver.remote import remote_of
 from daemon.dicom.acceptor import Limits
 from daemon.dicom.link import Link, LinkDownError, proposal
 from daemon.dicom.outgoing import describe
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.receive.connections import Served
+from daemon.receive.listener import Listener, Port
 from daemon.receive.scp import Receiver
 from daemon.spool import Spool
+from daemon.tls import node_context
 from tests.peers.receiving import SC, Program, associate_rq, image
 from tools.peers.certificates import Authority, Pair
 from tools.peers.harness import Orthanc
@@ -315,6 +318,94 @@ def test_a_half_handshake_and_a_silent_peer_after_it_end_at_the_deadline(
                 pass
             assert silent.recv(1) == b""
     wait_until("nobody waits", lambda: not node.receiver.waiting_connections)
+
+
+@pytest.fixture
+def slow(node_pair: Pair) -> Iterator[SlowHandshakes]:
+    """A plain port and a TLS port whose handshakes are computed for as long as the test wants."""
+    listener = SlowHandshakes(node_pair)
+    yield listener
+    listener.go_on.set()
+    if listener.is_alive():
+        listener.stop()
+
+
+class SlowHandshakes(Listener):
+    """Keeps what it would serve."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.begun, self.go_on = threading.Semaphore(0), threading.Event()
+        self.served: list[Served] = []
+        context = node_context(
+            ServerTls.model_validate({**pair.settings(), "client": "none", "port": 1})
+        )
+
+        def compute_long(*_: object) -> None:
+            self.begun.release()
+            self.go_on.wait()
+
+        # OpenSSL calls it inside each handshake, after the client's hello.
+        context.current().sni_callback = compute_long
+        self.plain_port, self.tls_port = unused_port(), unused_port()
+        super().__init__(
+            [Port("127.0.0.1", self.plain_port), Port("127.0.0.1", self.tls_port, context)],
+            Limits(request_s=0.2, connections=64),
+            lambda connection, _: self.served.append(connection),
+        )
+
+    def say_hello(self, crowd: contextlib.ExitStack) -> socket.socket:
+        """A peer's first flight."""
+        peer = crowd.enter_context(node_connection(self.tls_port))
+        peer.sendall(client_hello())
+        return peer
+
+
+def test_a_handshake_that_is_computed_holds_up_no_other_connection(slow: SlowHandshakes) -> None:
+    slow.start()
+    with contextlib.ExitStack() as crowd:
+        slow.say_hello(crowd)
+        assert slow.begun.acquire(timeout=DEADLINE_S)
+
+        plain = crowd.enter_context(node_connection(slow.plain_port))
+        plain.sendall(associate_rq(b"XRAY1", SC))
+        wait_until("the plain peer is served", lambda: len(slow.served) == 1)
+        slow.served[0].close()
+
+
+def test_a_connection_whose_handshake_is_computed_or_due_ends_at_its_deadline(
+    slow: SlowHandshakes,
+) -> None:
+    slow.start()
+    with contextlib.ExitStack() as crowd:
+        peers = [slow.say_hello(crowd) for _ in range(20)]
+        assert slow.begun.acquire(timeout=DEADLINE_S)
+        wait_until("nobody waits", lambda: not slow.waiting)
+
+        slow.go_on.set()
+        for peer in peers:
+            with contextlib.suppress(ConnectionResetError):
+                while peer.recv(4096):
+                    pass
+    assert not slow.served
+
+
+def test_a_stop_ends_connections_whose_handshake_is_computed_or_due(slow: SlowHandshakes) -> None:
+    slow.start()
+    with contextlib.ExitStack() as crowd:
+        peers = [slow.say_hello(crowd) for _ in range(20)]
+        assert slow.begun.acquire(timeout=DEADLINE_S)
+
+        stopping = threading.Thread(target=slow.stop)
+        stopping.start()
+        wait_until("no connection is taken", lambda: not slow.is_alive())
+        slow.go_on.set()
+        stopping.join(DEADLINE_S)
+        assert not stopping.is_alive()
+        for peer in peers:
+            with contextlib.suppress(ConnectionResetError):
+                while peer.recv(4096):
+                    pass
+        assert not slow.waiting
 
 
 def test_a_request_behind_the_handshake_may_come_in_pieces(
