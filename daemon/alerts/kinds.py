@@ -16,10 +16,15 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "outage": Kind(
-        "a destination is away",
+        "a destination is away or stores nothing",
         "Results wait and nothing is lost. Look at the archive and the network; "
         "`pleura doctor` asks it.",
         "Alarm: outage",
+    ),
+    "owed": Kind(
+        "a result does not reach its destination",
+        "`pleura status` says what the destination answered; look into its own log.",
+        "Alarm: owed",
     ),
     "backlog": Kind(
         "images wait for their analysis",

@@ -41,6 +41,7 @@ def troubles(config: Config, alerts: Alerts, sight: Sight) -> list[Alarm]:
     """Every trouble at this time, each with a key that stays as long as the trouble lasts."""
     return [
         *_outages(config, alerts, sight),
+        *_owed(config, alerts, sight),
         *_backlog(alerts, sight),
         *_unresolved(sight),
         *_silence(alerts, sight),
@@ -66,10 +67,25 @@ def _outages(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
         if now - circuit.down_since >= alerts.outage_minutes * _MINUTE_S:
             owed = sight.figures.owed.get(destination.name)
             words = (
-                f"away since {_time(circuit.down_since)}; its last answer: "
+                f"it stores nothing since {_time(circuit.down_since)}; its last answer: "
                 f"{shown(circuit.last_answer, 200)}; results owed: {owed.results if owed else 0}"
             )
             yield Alarm(f"outage:{destination.name}", "outage", destination.name, words)
+
+
+def _owed(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    """Results that do not arrive, whatever the cause: a destination may take all others."""
+    for destination in config.destinations:
+        owed = sight.figures.owed.get(destination.name)
+        if owed is None:
+            continue
+        if sight.figures.now - owed.since >= alerts.owed_minutes * _MINUTE_S:
+            words = (
+                f"results owed: {owed.results}, the oldest since {_time(owed.since)}; "
+                f"allowed: {alerts.owed_minutes:g} minutes; "
+                f"its last try: {shown(owed.why, 200) or 'none yet'}"
+            )
+            yield Alarm(f"owed:{destination.name}", "owed", destination.name, words)
 
 
 def _backlog(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:

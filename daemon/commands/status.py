@@ -61,6 +61,7 @@ def _destination(row: Mapping[str, Any], is_configured: bool) -> dict[str, Any]:
         "next_try": _date(row.get("next_try_at")),
         "owed": row.get("owed", 0),
         "owed_since": _date(row.get("owed_since")),
+        "owed_why": row.get("owed_why"),
         "commitment_unreported": row.get("unreported", 0),
         "commitment_unreported_since": _date(row.get("unreported_since")),
     }
@@ -182,13 +183,22 @@ def _destination_lines(
             parts.append(f"last answer {_date(row['answered_at'])}: {row['last_answer']}")
             if row.get("next_try_at") is not None:
                 parts.append(f"next try in {max(0.0, row['next_try_at'] - now):.0f} s")
-        parts.append(f"{owed} owed" + (f" since {_date(row['owed_since'])}" if owed else ""))
+        parts.append(f"{owed} owed" + _oldest_owed(row, now))
         if row.get("unreported"):
             parts.append(
                 f"{row['unreported']} asked for commitment without a report, "
                 f"stored since {_date(row['unreported_since'])}"
             )
         yield f"destination {name}: " + "; ".join(parts)
+
+
+def _oldest_owed(row: Mapping[str, Any], now: float) -> str:
+    """Since when the oldest result is owed, and what came of its last try."""
+    since = row.get("owed_since")
+    if since is None:
+        return ""
+    why = f", the oldest: {row['owed_why']}" if row.get("owed_why") else ""
+    return f" since {_date(since)} ({_age(now - since)}){why}"
 
 
 def failure_lines(inspect: Overview, limit: int = ALL) -> Iterator[str]:

@@ -122,7 +122,13 @@ class Alerts(Settings):
         default=None, description="Messages to a web service. null: to none."
     )
     outage_minutes: _Minutes = Field(
-        default=10, description="Minutes that a destination is away before it is a trouble."
+        default=10,
+        description="Minutes that a destination is away or stores nothing before it is a trouble.",
+    )
+    owed_minutes: _Minutes = Field(
+        default=60,
+        description="Minutes that a result is owed to a destination before it is a trouble, "
+        "whatever the destination answers.",
     )
     backlog_minutes: _Minutes = Field(
         default=15, description="Minutes that the oldest image waits before it is a trouble."

@@ -45,21 +45,37 @@ class Store(Protocol):
         """Store one object. Raises NotAcceptedError, UnsendableError, LinkDownError."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Turn:
-    """One association: the number of objects stored, and the destination's trouble, if any."""
+    """One association, and what came of it so far."""
 
-    stored: int
-    trouble: str | None
+    stored: int = 0
+    # The last object that was refused for good: why.
+    refused: str | None = None
+    # The last object that was answered and is still owed: its delivery ID, and the answer.
+    unstored: tuple[int, str] | None = None
+    # The destination's, in words: nothing more is sent.
+    trouble: str | None = None
+
+
+@dataclass
+class _Troubled:
+    """An object that was in the way: how often, and how many objects had been stored when the
+    destination first answered it and did not store it.
+    """
+
+    tries: int = 0
+    stored_before: int | None = None
 
 
 class Courier:
     """One destination's thread, with a circuit breaker.
 
-    The circuit is closed while objects get through. Trouble opens it: then one object at a time is
-    tried, the most urgent, with a back-off that grows to one try in five minutes and has no end.
-    The object itself is the probe: an archive need not take Verification, and may reject an
-    association that proposes nothing else.
+    The circuit is closed while objects get through. Trouble opens it, and so does an association
+    that stored nothing, whatever the answers: then one object at a time is tried, the most urgent,
+    with a back-off that grows to one try in five minutes and has no end. The object itself is the
+    probe: an archive need not take Verification, and may reject an association that proposes
+    nothing else.
     """
 
     def __init__(
@@ -86,8 +102,12 @@ class Courier:
         self._limits = limits
         self._outage = Outage(log, f"{destination.name}: the ledger")
 
-        # Delivery ID -> how often the object was in the way. A restart may forget it.
-        self._tries: dict[int, int] = {}
+        # By delivery ID. A restart may forget it.
+        self._troubled: dict[int, _Troubled] = {}
+        # How many objects this courier has stored.
+        self._stored = 0
+        # Delivery IDs of the objects that were answered, and not stored, since the last that was.
+        self._unstored: set[int] = set()
         # Whether the ledger is known to say that the destination is up.
         self._is_up = False
 
@@ -117,15 +137,31 @@ class Courier:
             self._outage.over()
             if turn is None:
                 continue
-            if turn.trouble is None:
+            if turn.stored:
                 failures = 0
+                self._unstored.clear()
+
+            if turn.trouble is not None:
+                failures += 1
+                self._open_circuit(turn.trouble, failures, stop)
+            elif turn.stored:
                 self._note(None)
-                continue
-            failures = 1 if turn.stored else failures + 1
-            pause_s = self._limits.backoff.pause_s(failures)
-            log.warning("%s: %s; again in %.1f s", self._destination.name, turn.trouble, pause_s)
-            self._note(turn.trouble, pause_s)
-            self.pause(stop, pause_s)
+            elif turn.unstored is not None:
+                # Each object counts once: one that is itself the trouble delays no other long.
+                number, answer = turn.unstored
+                self._unstored.add(number)
+                failures = max(1, len(self._unstored))
+                self._open_circuit(answer, failures, stop)
+            elif turn.refused is not None:
+                # It is there, and judges objects: the refusal is told by itself.
+                failures = 0
+                self._note(None, answer=turn.refused)
+
+    def _open_circuit(self, trouble: str, failures: int, stop: threading.Event) -> None:
+        pause_s = self._limits.backoff.pause_s(failures)
+        log.warning("%s: %s; again in %.1f s", self._destination.name, trouble, pause_s)
+        self._note(trouble, pause_s)
+        self.pause(stop, pause_s)
 
     def pause(self, stop: threading.Event, seconds: float) -> None:
         """Wait, but not longer than until `stop` or `pleura retry --now`. A simulation of days
@@ -150,12 +186,12 @@ class Courier:
         contexts = proposal([outgoing.syntaxes for outgoing in objects])
         return Link.open(self._calling_ae_title, self._remote, contexts, self._limits.association)
 
-    def _note(self, trouble: str | None, pause_s: float = 0.0) -> None:
+    def _note(self, trouble: str | None, pause_s: float = 0.0, answer: str = "it stores") -> None:
         """Tell `pleura status` how the destination is; success only where that is news."""
         if trouble is None and self._is_up:
             return
         try:
-            self._ledger.note_destination(self._destination.name, trouble, pause_s)
+            self._ledger.note_destination(self._destination.name, trouble, pause_s, answer)
         except Exception:
             # Deliveries go on: the next turn says whether the ledger is away.
             log.exception("%s: its state could not be recorded", self._destination.name)
@@ -176,8 +212,7 @@ class Courier:
         """Send what can be sent."""
         deadline = time.monotonic() + self._limits.turn_s
         waiting = deque(job for job in jobs if self._is_whole(job))
-        stored = 0
-        trouble: str | None = None
+        turn = _Turn()
         watch = Stopwatch()
         if not waiting:
             return None
@@ -185,49 +220,42 @@ class Courier:
         try:
             with self.open([self._outgoing(job) for job in waiting]) as store:
                 watch.note("associated")
-                while waiting and trouble is None:
+                while waiting and turn.trouble is None:
                     watchdog.beat()
                     if stop.is_set() or time.monotonic() >= deadline:
                         break
-                    result, trouble = self._send(store, waiting.popleft(), watch)
-                    stored += result is Verdict.STORED
+                    self._send(store, waiting.popleft(), watch, turn)
         except LinkDownError as error:
-            trouble = str(error)
+            turn.trouble = str(error)
         finally:
             # Also where something unforeseen breaks: no neighbour stays leased.
             for job in waiting:
-                self._ledger.give_back_delivery(job, trouble)
-        return _Turn(stored, trouble)
+                self._ledger.give_back_delivery(job, turn.trouble)
+        return turn
 
-    def _send(
-        self, store: Store, job: DeliveryJob, watch: Stopwatch
-    ) -> tuple[Verdict | None, str | None]:
-        """Send one object. Returns the verdict on it, if it was answered, and the destination's
-        trouble, if any.
-        """
+    def _send(self, store: Store, job: DeliveryJob, watch: Stopwatch, turn: _Turn) -> None:
+        """Send one object, and note in `turn` what came of it."""
         watch.note("begun")
         try:
             # The file, or the spool, may have gone while the others were sent.
             if not self._is_whole(job):
-                return None, None
+                return
             answer = store.store(self._outgoing(job))
             watch.note("answered")
         except FileGoneError as error:
             # The spool may be away: the next try finds out, and has the object made again.
             self._later(job, str(error))
-            return None, None
         except (NotAcceptedError, UnsendableError) as error:
             self._refuse(job, str(error))
-            return Verdict.REFUSED, None
+            turn.refused = str(error)
         except LinkDownError as error:
             self._later(job, str(error))
-            return None, str(error)
+            turn.trouble = str(error)
         except Exception as error:
             self._later(job, f"{type(error).__name__} while it was sent")
             raise
-
-        judged = self._judge(job, answer, watch.steps)
-        return judged, str(answer) if judged is Verdict.BUSY else None
+        else:
+            self._judge(job, answer, watch.steps, turn)
 
     def _is_whole(self, job: DeliveryJob) -> bool:
         """Whether the result's file is what was written. If not, the result is made again, or
@@ -256,29 +284,47 @@ class Courier:
             path, result.sop_class_uid, result.sop_instance_uid, result.transfer_syntax_uid
         )
 
-    def _judge(self, job: DeliveryJob, answer: Answer, steps: Mapping[str, float]) -> Verdict:
+    def _judge(
+        self, job: DeliveryJob, answer: Answer, steps: Mapping[str, float], turn: _Turn
+    ) -> None:
         judged = verdict(answer.status, job.failures)
         if judged is Verdict.STORED:
             self._ledger.mark_stored(job, answer.status, self._commitment, self._recipient, steps)
-            self._tries.pop(job.id, None)
+            turn.stored += 1
+            self._stored += 1
+            self._troubled.pop(job.id, None)
             result = (job.result.kind, job.result.sop_instance_uid)
             log.info("%s stored %s %s (%s)", job.destination, *result, answer)
         elif judged is Verdict.REFUSED:
             self._refuse(job, str(answer), answer.status)
+            turn.refused = str(answer)
         else:
             # Only an answer about the object counts towards refusing it.
             about_it = answer.status in CANNOT_UNDERSTAND
             self._later(job, str(answer), answer.status if about_it else None)
-        return judged
+            if judged is Verdict.BUSY:
+                turn.trouble = str(answer)
+            elif not self._is_at_fault(job):
+                turn.unstored = (job.id, str(answer))
+
+    def _is_at_fault(self, job: DeliveryJob) -> bool:
+        """Whether an object that was not stored is itself the trouble: the destination has stored
+        others since it was first answered.
+        """
+        past = self._troubled[job.id]
+        if past.stored_before is None:
+            past.stored_before = self._stored
+        return self._stored > past.stored_before
 
     def _refuse(self, job: DeliveryJob, why: str, status: int | None = None) -> None:
         self._ledger.mark_refused(job, why, status)
-        self._tries.pop(job.id, None)
+        self._troubled.pop(job.id, None)
         result = (job.result.kind, job.result.sop_instance_uid)
         log.error("%s refused %s %s: %s%s", job.destination, *result, why, cure(status))
 
     def _later(self, job: DeliveryJob, why: str, status: int | None = None) -> None:
         """Let the object wait longer than the others, more each time, so that they get through."""
-        self._tries[job.id] = self._tries.get(job.id, 0) + 1
-        pause_s = 2 * self._limits.backoff.pause_s(self._tries[job.id])
+        past = self._troubled.setdefault(job.id, _Troubled())
+        past.tries += 1
+        pause_s = 2 * self._limits.backoff.pause_s(past.tries)
         self._ledger.retry_later(job, why, pause_s, status)

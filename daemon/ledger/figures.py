@@ -48,10 +48,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class Owed:
-    """Results owed to one destination, and since when the oldest is owed (seconds since 1970)."""
+    """Results owed to one destination: since when the oldest is owed (seconds since 1970), and what
+    came of its last try, if it was tried.
+    """
 
     results: int
     since: float
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -225,32 +228,31 @@ def _owed(conn: Connection) -> dict[str, Owed]:
         .group_by(deliveries.c.destination)
     )
     counted = conn.execute(number).all()
-    return {
-        row.destination: Owed(row.number, owed_since(conn, row.destination) or 0.0)
-        for row in counted
-    }
+    owed: dict[str, Owed] = {}
+    for row in counted:
+        oldest = conn.execute(_oldest_owed(row.destination)).first()
+        if oldest is not None:
+            owed[row.destination] = Owed(row.number, oldest.owed_at, oldest.why or "")
+    return owed
 
 
 def owed_since(conn: Connection, destination: str) -> float | None:
-    """When the image ended whose delivery waits longest, of each priority's first."""
-    ended: list[float] = []
-    for priority in PRIORITIES:
-        first = (
-            sa.select(instances.c.completed_at)
-            .select_from(deliveries)
-            .join(results, results.c.id == deliveries.c.result_id)
-            .join(instances, instances.c.id == results.c.instance_id)
-            .where(
-                state_is(deliveries, "owed"),
-                deliveries.c.destination == destination,
-                deliveries.c.priority == priority,
-            )
-            .order_by(deliveries.c.id)
-            .limit(1)
-        )
-        ended += [at for at in conn.execute(first).scalars() if at is not None]
+    """Since when the oldest result is owed to this destination; None: nothing is."""
+    since: float | None = conn.execute(_oldest_owed(destination)).scalar()
+    return since
 
-    return min(ended, default=None)
+
+def _oldest_owed(destination: str) -> sa.Select[Any]:
+    return (
+        sa.select(deliveries.c.owed_at, deliveries.c.why)
+        .where(
+            state_is(deliveries, "owed"),
+            deliveries.c.destination == destination,
+            deliveries.c.owed_at.is_not(None),
+        )
+        .order_by(deliveries.c.owed_at)
+        .limit(1)
+    )
 
 
 def _refused(conn: Connection) -> dict[str, int]:

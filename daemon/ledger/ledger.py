@@ -1113,10 +1113,16 @@ class Ledger:
         with self._database.transaction() as (conn, _):
             conn.execute(roles.delete().where(roles.c.owner == owner, roles.c.role == role))
 
-    def note_destination(self, name: str, trouble: str | None, pause_s: float = 0.0) -> None:
+    def note_destination(
+        self,
+        name: str,
+        trouble: str | None,
+        pause_s: float = 0.0,
+        answer: str = "it stores",
+    ) -> None:
         """Record a destination's last answer in words, and when it is tried again.
 
-        `trouble` None: it is up again.
+        `trouble` None: it is up again, and `answer` says what it did.
         """
         with self._database.transaction() as (conn, now):
             mine = destinations.c.name == name
@@ -1124,7 +1130,7 @@ class Ledger:
             down_since = before.down_since if before is not None else None
             row: dict[str, Any] = {
                 "down_since": None if trouble is None else down_since or now,
-                "last_answer": trouble or "it stores",
+                "last_answer": trouble or answer,
                 "answered_at": now,
                 "next_try_at": None if trouble is None else now + pause_s,
             }
@@ -1218,6 +1224,7 @@ def _new_delivery(
         "destination": destination,
         "priority": image["priority"],
         "state": DeliveryState.OWED.value,
+        "owed_at": now,
         "due_at": now,
         "lease_until": 0.0,
         "attempt": 0,
@@ -1240,6 +1247,7 @@ def _owed_again(now: float, event: DeliveryEvent) -> dict[str, Any]:
     """A delivery that had ended is owed once more; no earlier attempt is valid."""
     return {
         "state": delivery_after(event),
+        "owed_at": now,
         "due_at": now,
         "lease_until": now,
         "attempt": deliveries.c.attempt + 1,

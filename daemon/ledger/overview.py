@@ -68,12 +68,18 @@ ORDER BY deliveries.id DESC LIMIT :most
 """
 _DESTINATIONS = "SELECT name, down_since, last_answer, answered_at, next_try_at FROM destinations"
 _OWED = """
-SELECT deliveries.destination AS name, count(*) AS owed, min(instances.completed_at) AS owed_since
-FROM deliveries
-JOIN results ON results.id = deliveries.result_id
-JOIN instances ON instances.id = results.instance_id
-WHERE deliveries.state = 'owed'
-GROUP BY deliveries.destination
+SELECT destination AS name, count(*) AS owed, min(owed_at) AS owed_since FROM deliveries
+WHERE state = 'owed'
+GROUP BY destination
+"""
+# Why the oldest of them was not taken at its last try.
+_OWED_WHY = """
+SELECT name, owed_why FROM (
+    SELECT destination AS name, why AS owed_why,
+           row_number() OVER (PARTITION BY destination ORDER BY owed_at, id) AS place
+    FROM deliveries WHERE state = 'owed'
+) AS oldest
+WHERE place = 1
 """
 # Asked for again, because no report came.
 _UNREPORTED = """
@@ -149,13 +155,14 @@ class Overview(ABC):
             }
 
     def destinations(self) -> dict[str, dict[str, Any]]:
-        """By name: the last answer in words, down since, next try, and how much is owed since when.
+        """By name: the last answer in words, down since, next try, how much is owed since when, and
+        why the oldest of that is still owed.
 
         A destination that was never in trouble has only what is owed to it.
         """
         found: dict[str, dict[str, Any]] = {}
         with self._asking() as ask:
-            for statement in (_DESTINATIONS, _OWED, _UNREPORTED):
+            for statement in (_DESTINATIONS, _OWED, _OWED_WHY, _UNREPORTED):
                 for row in ask(statement):
                     found.setdefault(row.pop("name"), {}).update(row)
         return found

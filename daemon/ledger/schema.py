@@ -172,12 +172,16 @@ deliveries = sa.Table(
     # The last DIMSE status.
     sa.Column("status", sa.Integer),
     sa.Column("why", sa.Text),
+    # Since when it is owed, or owed again. Null: it ended before version 8.
+    sa.Column("owed_at", sa.Float),
     sa.Column("due_at", sa.Float, nullable=False),
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     # Answers with a failure status. Outages do not count.
     sa.Column("failures", sa.Integer, nullable=False),
+    # When the first of them came.
+    sa.Column("failing_since", sa.Float),
     sa.Column("stored_at", sa.Float),
     # When to ask for storage commitment (again). Null: the destination is not asked.
     sa.Column("commit_due_at", sa.Float),
@@ -194,9 +198,21 @@ _partial_index(
     where=state_is(deliveries, "owed"),
 )
 _partial_index(
+    "owed_by_age",
+    deliveries.c.destination,
+    deliveries.c.owed_at,
+    where=state_is(deliveries, "owed"),
+)
+_partial_index(
     "uncommitted",
     deliveries.c.destination,
     deliveries.c.commit_due_at,
+    where=state_is(deliveries, "stored") & deliveries.c.commit_due_at.is_not(None),
+)
+_partial_index(
+    "uncommitted_by_age",
+    deliveries.c.destination,
+    deliveries.c.stored_at,
     where=state_is(deliveries, "stored") & deliveries.c.commit_due_at.is_not(None),
 )
 _partial_index(
@@ -238,6 +254,15 @@ destinations = sa.Table(
     sa.Column("last_answer", sa.Text, nullable=False),
     sa.Column("answered_at", sa.Float, nullable=False),
     sa.Column("next_try_at", sa.Float),
+)
+
+# One row for each name that results are owed to and the settings do not have.
+unknown_destinations = sa.Table(
+    "unknown_destinations",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # When that was first seen.
+    sa.Column("since", sa.Float, nullable=False),
 )
 
 # One row for each process of a role: its last sign of life.
@@ -533,5 +558,17 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE IF NOT EXISTS shadow_answers (model TEXT NOT NULL,"
         " instance_id INTEGER NOT NULL, begun_at FLOAT NOT NULL, probability FLOAT,"
         " positive BOOLEAN, why TEXT, PRIMARY KEY (model, instance_id))",
+    ),
+    7: (
+        "ALTER TABLE deliveries ADD COLUMN owed_at FLOAT",
+        "ALTER TABLE deliveries ADD COLUMN failing_since FLOAT",
+        # What is owed then is owed since its image ended.
+        "UPDATE deliveries SET owed_at = (SELECT instances.completed_at FROM results"
+        " JOIN instances ON instances.id = results.instance_id"
+        " WHERE results.id = deliveries.result_id) WHERE state = 'owed'",
+        "CREATE INDEX owed_by_age ON deliveries (destination, owed_at) WHERE state = 'owed'",
+        "CREATE INDEX uncommitted_by_age ON deliveries (destination, stored_at)"
+        " WHERE state = 'stored' AND commit_due_at IS NOT NULL",
+        "CREATE TABLE unknown_destinations (name TEXT NOT NULL PRIMARY KEY, since FLOAT NOT NULL)",
     ),
 }

@@ -230,7 +230,14 @@ TABLE: dict[str, tuple[str, str]] = {
         "The entries are in English.",
         "Die Anleitungen liegen nur auf Englisch vor.",
     ),
-    "alarm_outage": ("A destination is away", "Ein Ziel ist nicht erreichbar"),
+    "alarm_outage": (
+        "A destination is away or stores nothing",
+        "Ein Ziel ist nicht erreichbar oder speichert nichts",
+    ),
+    "alarm_owed": (
+        "A result does not reach its destination",
+        "Ein Ergebnis erreicht sein Ziel nicht",
+    ),
     "alarm_backlog": ("Images wait too long", "Bilder warten zu lange"),
     "alarm_failed": ("Images failed", "Bilder sind fehlgeschlagen"),
     "alarm_refused": ("Results were refused", "Ergebnisse wurden abgewiesen"),
@@ -299,8 +306,8 @@ TABLE: dict[str, tuple[str, str]] = {
         "{count} Lieferungen stehen für {name} aus; die Einstellungen kennen dieses Ziel nicht.",
     ),
     "need_down": (
-        "{name} has been down for {age}; {count} deliveries wait.",
-        "{name} ist seit {age} nicht erreichbar; {count} Lieferungen warten.",
+        "{name} has stored nothing for {age}; {count} deliveries wait.",
+        "{name} speichert seit {age} nichts; {count} Lieferungen warten.",
     ),
     "need_down_more": ("{answer}", "{answer}"),
     "need_failed": ("Images failed: {count}.", "Fehlgeschlagene Bilder: {count}."),

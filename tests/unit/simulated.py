@@ -1,0 +1,129 @@
+"""A courier on simulated time: images that arrive by a clock, and an archive that answers as told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from daemon.config import Config, DicomDestination
+from daemon.deliver.courier import Courier, Store
+from daemon.dicom.outgoing import Outgoing
+from daemon.dicom.requestor import Answer
+from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.spool import Spool
+from tests.unit.clock import Clock
+
+MINUTE_S = 60.0
+HOUR_S = 3600.0
+PACS = DicomDestination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port=1, results=("SC",))
+
+# (UID of a result, seconds since the start) -> the status of the answer. May raise what a Store
+# raises.
+Answers = Callable[[str, float], int]
+
+
+class World:
+    """One destination, to which a result is owed every `every_s`, from the start on."""
+
+    def __init__(self, folder: Path, url: str, answers: Answers, every_s: float) -> None:
+        self.clock = Clock()
+        self.start = self.clock.now
+        self.config = Config(spool=folder / "spool", destinations=(PACS,))
+        self.ledger = _Ledger(url, self)
+        self.spool = Spool(folder / "spool")
+        self.answers = answers
+
+        # UID of a result -> seconds from the start.
+        self.made: dict[str, float] = {}
+        self.stored: dict[str, float] = {}
+        # (seconds from the start, UID) of each try.
+        self.tries: list[tuple[float, str]] = []
+
+        self._every_s = every_s
+        self._next_image_s = 0.0
+        self._end_s = 0.0
+        self._stop = threading.Event()
+        self._courier = _Courier(self)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return self.clock.now - self.start
+
+    def run(self, until_s: float) -> None:
+        """Let the courier work until so many seconds after the start."""
+        self._end_s = until_s
+        self._stop.clear()
+        self._courier.run(self._stop)
+
+    def restart(self) -> None:
+        """Another process delivers from now on."""
+        self._courier = _Courier(self)
+
+    def counts(self) -> dict[str, int]:
+        counts = self.ledger.inspect.counts()["deliveries"]
+        return {state: number for state, number in counts.items() if number}
+
+    def destination(self) -> dict[str, object]:
+        return self.ledger.inspect.destinations().get("pacs", {})
+
+    def idle_s(self) -> float:
+        """How long an idle courier sleeps: until the next image rings, but ten seconds at most."""
+        return min(10.0, max(0.1, self._next_image_s - self.seconds))
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.clock.now + seconds
+        while self.start + self._next_image_s <= min(until, self.start + self._end_s):
+            self.clock.now = max(self.clock.now, self.start + self._next_image_s)
+            self._image()
+            self._next_image_s += self._every_s
+
+        self.clock.now = max(self.clock.now, until)
+        if self.seconds >= self._end_s:
+            self._stop.set()
+
+    def _image(self) -> None:
+        uid = f"2.25.{len(self.made) + 1}"
+        self.made[uid] = self.seconds
+        name = self.spool.write(uid.encode())
+        self.ledger.receive([Arrival(name, "1.2", f"1.{uid}", "", "", "dimse", 1, len(uid))])
+        (job,) = self.ledger.claim_images("test", 1)
+        result = StoredResult("SC", name, "1.2", uid, "1.2.840.10008.1.2.1", len(uid))
+        self.ledger.complete(job, Completion("analysed", uid, results=(result,)), {"pacs": ("SC",)})
+
+
+class _Ledger(Ledger):
+    def __init__(self, url: str, world: World) -> None:
+        super().__init__(url, clock=world.clock)
+        self._world = world
+
+    def wait(self, timeout_s: float) -> None:
+        self._world.pass_time(self._world.idle_s())
+
+
+class _Courier(Courier):
+    def __init__(self, world: World) -> None:
+        super().__init__(PACS, world.config, world.ledger, world.spool)
+        self._world = world
+
+    def pause(self, stop: threading.Event, seconds: float) -> None:
+        self._world.pass_time(seconds)
+
+    def open(self, objects: Sequence[Outgoing]) -> AbstractContextManager[Store]:
+        return nullcontext(_Archive(self._world))
+
+
+class _Archive:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def store(self, outgoing: Outgoing) -> Answer:
+        world, uid = self._world, outgoing.sop_instance_uid
+        world.pass_time(0.1)
+        world.tries.append((world.seconds, uid))
+        status = world.answers(uid, world.seconds)
+        if status == 0:
+            world.stored[uid] = world.seconds
+        return Answer(status)

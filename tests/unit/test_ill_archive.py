@@ -1,0 +1,97 @@
+"""An archive that is there and does not store: what is refused, what waits, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.alerts.watch import Watch
+from daemon.commands import status
+from tests.unit.simulated import HOUR_S, MINUTE_S, Answers, World
+
+# What archives answer for troubles of their own: processing failure, an unassigned status.
+_PASSING = (0x0110, 0xFFFF)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(answers: Answers, every_s: float = MINUTE_S) -> World:
+        worlds.append(World(tmp_path, f"sqlite:///{tmp_path}/ledger.db", answers, every_s))
+        return worlds[-1]
+
+    yield make
+    for each in worlds:
+        each.ledger.close()
+
+
+def alarms(world: World) -> dict[str, str]:
+    """Kind of each trouble of the destination that lasts -> its words."""
+    Watch(world.config, world.ledger).look()
+    lasting: list[Any] = world.ledger.alarms.lasting()
+    return {row["kind"]: row["words"] for row in lasting if row["subject"] == "pacs"}
+
+
+@pytest.mark.parametrize("answer", _PASSING)
+def test_an_archive_that_stores_nothing_is_down_and_told(
+    world: Callable[..., World], answer: int
+) -> None:
+    ill = world(lambda _, seconds: answer if seconds < 25 * MINUTE_S else 0)
+    ill.run(24 * MINUTE_S)
+    assert ill.counts().keys() == {"owed"}
+    assert ill.destination()["down_since"] == pytest.approx(ill.start, abs=2)
+    assert f"0x{answer:04X}" in str(ill.destination()["last_answer"])
+    assert f"0x{answer:04X}" in alarms(ill)["outage"]
+    # It is asked with one object at a time, and more and more seldom.
+    assert len(ill.tries) < 5 * len(ill.made)
+
+    ill.run(40.5 * MINUTE_S)
+    assert ill.counts() == {"stored": len(ill.made)}
+    assert ill.destination()["down_since"] is None
+
+
+def test_one_object_that_is_never_stored_is_told_and_holds_no_other_up(
+    world: Callable[..., World],
+) -> None:
+    """The archive stores all others, so that it is not the trouble."""
+    one = world(lambda uid, _: 0x0110 if uid == "2.25.3" else 0, every_s=7 * MINUTE_S)
+    one.run(59 * MINUTE_S)
+    assert "owed" not in alarms(one)
+
+    one.run(80 * MINUTE_S)
+    assert one.counts() == {"owed": 1, "stored": len(one.made) - 1}
+    assert one.destination().get("down_since") is None
+    found = alarms(one)
+    assert found.keys() == {"owed"}
+    assert "results owed: 1" in found["owed"]
+    assert "0x0110" in found["owed"]
+    assert max(at - one.made[uid] for uid, at in one.stored.items()) < 5
+
+    lines = "\n".join(status.lines(one.ledger.inspect, ["pacs"], one.spool.folder))
+    assert "destination pacs: 1 owed since" in lines
+    assert ", the oldest: " in lines
+    assert "0x0110" in lines
+
+
+def test_an_archive_that_judges_objects_is_not_down(world: Callable[..., World]) -> None:
+    """Each refusal is told by itself."""
+    strict = world(lambda *_: 0xA900)
+    strict.run(20.5 * MINUTE_S)
+    assert strict.counts() == {"refused": len(strict.made)}
+    assert strict.destination().get("down_since") is None
+    assert strict.destination().get("last_answer") != "it stores"
+    assert alarms(strict).keys() == {"refused"}
+
+
+def test_what_is_sent_again_is_owed_since_then(world: Callable[..., World]) -> None:
+    forgetful = world(lambda *_: 0)
+    forgetful.run(10.5 * MINUTE_S)
+    forgetful.clock.now += 30 * 24 * HOUR_S
+    assert forgetful.ledger.resend("pacs", since=0.0)[0] == len(forgetful.made)
+    assert alarms(forgetful) == {}
+    forgetful.clock.now += 2 * HOUR_S
+    assert alarms(forgetful).keys() == {"owed"}
