@@ -28,6 +28,9 @@ from inference.results.wording import DISCLAIMER
 from tests.gallery import KINDS, picture
 from tools.cases import blob, header, negative, positive, refused
 
+# They share the phantoms that tests/gallery.py draws once in a process.
+pytestmark = pytest.mark.xdist_group("overlays")
+
 
 def shown(case: Case) -> np.ndarray:
     """The decoded radiograph of the built object: (rows, columns, RGB), without margins and banner."""

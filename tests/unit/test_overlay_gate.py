@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from inference.finding import Finding, Result
 from inference.results import Case, GateError, RenderSettings, build, gate, overlay
 from tests.gallery import KINDS
 from tools.cases import header, negative, positive, refused
+
+# They share the phantoms that tests/gallery.py draws once in a process.
+pytestmark = pytest.mark.xdist_group("overlays")
 
 
 def smooth(rng: np.random.Generator, rows: int, columns: int, grain: float) -> np.ndarray:
@@ -61,13 +65,27 @@ def test_a_small_source_passes_at_every_setting(side: int, quality: int) -> None
         )
 
 
-CASE = KINDS["positive"]()
-GOOD = build(CASE, ["SC"])[0]
-PANEL = overlay.place(CASE)
+# Drawn by the first test that wants it: a chest takes seconds to draw.
+@cache
+def chest() -> Case:
+    return KINDS["positive"]()
 
 
-def repainted(change: Callable[[Image.Image], Image.Image | None], good: Result = GOOD) -> Result:
+@cache
+def good_object() -> Result:
+    return build(chest(), ["SC"])[0]
+
+
+@cache
+def panel() -> overlay.Panel:
+    return overlay.place(chest())
+
+
+def repainted(
+    change: Callable[[Image.Image], Image.Image | None], good: Result | None = None
+) -> Result:
     """The good object with another picture in it, of the same size where the change gives one."""
+    good = good or good_object()
     dataset = dcmread(io.BytesIO(good.data))
     image = Image.open(io.BytesIO(next(generate_frames(dataset.PixelData, number_of_frames=1))))
     image.load()
@@ -80,28 +98,33 @@ def repainted(change: Callable[[Image.Image], Image.Image | None], good: Result 
     return replace(good, data=file.getvalue())
 
 
-def drawn(case: Case) -> Callable[[Image.Image], Image.Image]:
-    return lambda image: overlay.draw(case)
+def drawn(make: Callable[[], Case]) -> Callable[[Image.Image], Image.Image]:
+    return lambda image: overlay.draw(make())
 
 
-def moved(pixels: int) -> Case:
-    assert CASE.finding is not None
-    assert CASE.finding.mask is not None
-    mask = np.roll(CASE.finding.mask, pixels, axis=1)
-    return replace(CASE, finding=replace(CASE.finding, mask=mask))
+def with_mask(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Image], Image.Image]:
+    def changed() -> Case:
+        finding = chest().finding
+        assert finding is not None
+        assert finding.mask is not None
+        return replace(chest(), finding=replace(finding, mask=change(finding.mask)))
+
+    return drawn(changed)
 
 
-def with_pixels(change: Callable[[np.ndarray], np.ndarray]) -> Case:
-    assert CASE.pixels is not None
-    return replace(CASE, pixels=np.ascontiguousarray(change(CASE.pixels), dtype=np.float32))
+def with_pixels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Image.Image], Image.Image]:
+    def changed() -> Case:
+        pixels = chest().pixels
+        assert pixels is not None
+        return replace(chest(), pixels=np.ascontiguousarray(change(pixels), dtype=np.float32))
+
+    return drawn(changed)
 
 
-def half_the_contour() -> Case:
-    assert CASE.finding is not None
-    assert CASE.finding.mask is not None
-    mask = CASE.finding.mask.copy()
-    mask[mask.shape[0] // 3 :] = False
-    return replace(CASE, finding=replace(CASE.finding, mask=mask))
+def upper_third(mask: np.ndarray) -> np.ndarray:
+    upper = mask.copy()
+    upper[mask.shape[0] // 3 :] = False
+    return upper
 
 
 def text_on_the_anatomy(image: Image.Image) -> None:
@@ -114,15 +137,15 @@ def tinted(image: Image.Image) -> Image.Image:
 
 
 def without_contour(image: Image.Image) -> None:
-    bare = overlay.draw(replace(CASE, finding=Finding(0.87, 0.42, False)))
-    image.paste(bare.crop((0, 0, image.width, PANEL.height)), (0, 0))
+    bare = overlay.draw(replace(chest(), finding=Finding(0.87, 0.42, False)))
+    image.paste(bare.crop((0, 0, image.width, panel().height)), (0, 0))
 
 
 def over_the_banner(box: tuple[float, float, float, float]) -> Callable[[Image.Image], None]:
     """Paint over a part of the banner, in parts of its width and height."""
 
     def change(image: Image.Image) -> None:
-        top, height = PANEL.banner_top, image.height - PANEL.banner_top
+        top, height = panel().banner_top, image.height - panel().banner_top
         left, upper, right, lower = box
         corners = (
             left * image.width,
@@ -136,52 +159,54 @@ def over_the_banner(box: tuple[float, float, float, float]) -> Callable[[Image.I
 
 
 BROKEN: dict[str, Callable[[Image.Image], Image.Image | None]] = {
-    "another chest": drawn(with_pixels(lambda pixels: KINDS["not-detected"]().pixels)),  # type: ignore[arg-type,return-value]
-    "mirrored": drawn(with_pixels(np.fliplr)),
-    "upside down": drawn(with_pixels(np.flipud)),
-    "the other polarity": drawn(with_pixels(lambda pixels: 1 - pixels)),
-    "another window": drawn(with_pixels(lambda pixels: pixels**1.2)),
-    "shifted by ten pixels": drawn(with_pixels(lambda pixels: np.roll(pixels, 10, axis=1))),
+    "another chest": with_pixels(lambda pixels: KINDS["not-detected"]().pixels),  # type: ignore[arg-type,return-value]
+    "mirrored": with_pixels(np.fliplr),
+    "upside down": with_pixels(np.flipud),
+    "the other polarity": with_pixels(lambda pixels: 1 - pixels),
+    "another window": with_pixels(lambda pixels: pixels**1.2),
+    "shifted by ten pixels": with_pixels(lambda pixels: np.roll(pixels, 10, axis=1)),
     "text on the anatomy": text_on_the_anatomy,
     "a coloured spot on the anatomy": lambda image: image.paste((230, 159, 0), (60, 800, 72, 812)),
     "a tinted radiograph": tinted,
     "no contour": without_contour,
-    "half the contour": drawn(half_the_contour()),
-    "a contour twenty pixels off": drawn(moved(-20)),
+    "half the contour": with_mask(upper_third),
+    "a contour twenty pixels off": with_mask(lambda mask: np.roll(mask, -20, axis=1)),
     "a grey contour": lambda image: image.paste(
-        image.crop((0, 0, image.width, PANEL.height)).convert("L").convert("RGB"), (0, 0)
+        image.crop((0, 0, image.width, panel().height)).convert("L").convert("RGB"), (0, 0)
     ),
     "no disclaimer": over_the_banner((0, 0.85, 1, 1)),
     "no headline": over_the_banner((0, 0, 1, 0.3)),
     "no score": over_the_banner((0.1, 0.4, 0.5, 0.6)),
     "no banner at all": over_the_banner((0, 0, 1, 1)),
     "the banner of a negative": lambda image: image.paste(
-        overlay.draw(replace(CASE, finding=Finding(0.1, 0.42, False))).crop(
-            (0, PANEL.banner_top, image.width, image.height)
+        overlay.draw(replace(chest(), finding=Finding(0.1, 0.42, False))).crop(
+            (0, panel().banner_top, image.width, image.height)
         ),
-        (0, PANEL.banner_top),
+        (0, panel().banner_top),
     ),
     "cropped": lambda image: image.crop((0, 0, image.width, image.height - 8)),
 }  # fmt: skip
 
 
 def test_the_same_picture_encoded_again_passes() -> None:
-    gate.check(repainted(lambda image: None), CASE)
+    gate.check(repainted(lambda image: None), chest())
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_picture_is_refused(name: str) -> None:
     with pytest.raises(GateError) as refusal:
-        gate.check(repainted(BROKEN[name]), CASE)
+        gate.check(repainted(BROKEN[name]), chest())
     assert refusal.value.kind == "SC"
 
 
 def test_a_contour_on_a_negative_is_refused() -> None:
-    case = replace(CASE, finding=Finding(0.1, 0.42, False))
+    case = replace(chest(), finding=Finding(0.1, 0.42, False))
     good = build(case, ["SC"])[0]
 
     def with_contour(image: Image.Image) -> None:
-        image.paste(overlay.draw(CASE).crop((0, 0, PANEL.width, PANEL.height)), (PANEL.left, 0))
+        image.paste(
+            overlay.draw(chest()).crop((0, 0, panel().width, panel().height)), (panel().left, 0)
+        )
 
     gate.check(good, case)
     with pytest.raises(GateError, match="coloured"):
@@ -191,7 +216,7 @@ def test_a_contour_on_a_negative_is_refused() -> None:
 def test_a_picture_where_there_is_no_image_is_refused() -> None:
     case = refused(header(Rows=1024, Columns=1024), pixels=None)
     good = build(case, ["SC"])[0]
-    assert CASE.pixels is not None
-    grey = Image.fromarray((CASE.pixels * 255).astype(np.uint8)).convert("RGB")
+    assert chest().pixels is not None
+    grey = Image.fromarray((chest().pixels * 255).astype(np.uint8)).convert("RGB")
     with pytest.raises(GateError, match="no image"):
         gate.check(repainted(lambda image: image.paste(grey, (0, 0)), good), case)
