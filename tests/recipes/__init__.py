@@ -6,7 +6,7 @@ As a program: each recipe at its real size. `make recipes`.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image
 
 from inference import package
 from inference.engine import Engine, choose_device
+from inference.networks.plain_unet import PLAIN_UNET_UP_WIDTHS, PLAIN_UNET_WIDTHS
 from inference.pipeline import AnalysisSettings, Pipeline
 from training import phantom, recipe
 from training.data import rle
@@ -47,8 +48,13 @@ _LIGHTER = {
 }
 # These dilate the last stages of a ResNet.
 _DILATING = {"deeplab-v3", "encnet"}
-# So are the widths of networks without an encoder: a quarter, so a sixteenth of the weights.
+# So are the widths of networks without an encoder: an eighth, so a 64th of the weights.
+_LEAST_WIDTH = 8
 _WIDTHS = {"widths", "up_widths", "features"}
+# The widths of those that a recipe names without any.
+_OWN_WIDTHS = {
+    "plain-unet": {"widths": PLAIN_UNET_WIDTHS, "up_widths": PLAIN_UNET_UP_WIDTHS},
+}
 # Nor has a decoder there the 4,096 maps of fully connected layers.
 _MOST_HIDDEN = 512
 
@@ -105,12 +111,20 @@ def changes(name: str, side: int | None = None) -> dict[str, str]:
             changed[f"networks.{number}.side"] = str(side)
             for place, encoder in _encoders(stage, f"networks.{number}"):
                 changed |= {place: _lighter(encoder, stage)} if encoder in _LIGHTER else {}
+            own = _OWN_WIDTHS.get(stage["architecture"], {})
+            if own and "arguments" not in stage:
+                narrow = {key: _narrowed(widths) for key, widths in own.items()}
+                changed[f"networks.{number}.arguments"] = str(narrow)
             for place, widths in _widths(stage, f"networks.{number}"):
-                changed[place] = str([width // 4 for width in widths])
+                changed[place] = str(_narrowed(widths))
             if stage.get("arguments", {}).get("hidden", 0) > _MOST_HIDDEN:
                 changed[f"networks.{number}.arguments.hidden"] = str(_MOST_HIDDEN)
 
     return changed
+
+
+def _narrowed(widths: Sequence[int]) -> list[int]:
+    return [max(_LEAST_WIDTH, width // 8) for width in widths]
 
 
 def _lighter(encoder: str, stage: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from daemon.spool import Spool
 
 HOUR_S = 3600.0
 OUTAGE_S = 72 * HOUR_S
-EVERY_S = 600.0  # an image each ten minutes
+EVERY_S = 1800.0  # an image each half hour
 LONGEST_PAUSE_S = 300.0
 PACS = DicomDestination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port=1, results=("SC",))
 

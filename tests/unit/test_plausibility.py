@@ -93,12 +93,11 @@ def test_a_chest_that_lies_upside_down_in_the_data_is_found_to(data: Path) -> No
     assert verdict.pose == UPSIDE_DOWN
 
 
-@pytest.mark.parametrize("size", [256, 1024])
-def test_phantoms_are_chests(size: int) -> None:
-    drawn = [
-        phantom.draw(seed, pneumothorax=seed % 2 == 0, size=size).pixels for seed in (7, 19, 31, 44)
-    ]
-    assert [verdict.pose for verdict in judge(drawn)] == [UPRIGHT] * 4
+# 1024 px take seconds each to draw.
+@pytest.mark.parametrize(("size", "seeds"), [(256, (7, 19, 31, 44)), (1024, (19, 44))])
+def test_phantoms_are_chests(size: int, seeds: Sequence[int]) -> None:
+    drawn = [phantom.draw(seed, pneumothorax=seed % 2 == 0, size=size).pixels for seed in seeds]
+    assert [verdict.pose for verdict in judge(drawn)] == [UPRIGHT] * len(seeds)
 
 
 @pytest.mark.parametrize("name", OTHERS_OF_NODE)

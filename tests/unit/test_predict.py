@@ -131,7 +131,8 @@ def test_the_demo_phantoms_are_told_apart(
 def test_the_phantoms_outline_is_the_pneumothorax(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn = phantom.draw(7, pneumothorax=True)
+    # 1024 px would take seconds to draw.
+    drawn = phantom.draw(7, pneumothorax=True, size=512)
     predict(capsys, phantom.write(drawn, tmp_path / "one.dcm"), "--out", tmp_path / "out")
     (segmentation,) = (d for d in map(dcmread, (tmp_path / "out").iterdir()) if d.Modality == "SEG")
     found = segmentation.pixel_array.astype(bool)
