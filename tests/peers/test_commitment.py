@@ -42,6 +42,7 @@ FreePort = Callable[[], int]
 def test_orthanc_commits_and_gets_again_what_it_has_lost(
     peer: Callable[[str], str],
     xrays: list[Path],
+    quick: str,
     tmp_path: Path,
     free_port: FreePort,
 ) -> None:
@@ -53,6 +54,7 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
         node = Node(
             tmp_path / "node",
             port,
+            model=quick,
             peers=[{"ae_title": "XRAY1", "host": "127.0.0.1"}],
             destinations=[archive.destination(commitment=True, results=["SC"])],
         )

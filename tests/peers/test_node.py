@@ -197,9 +197,9 @@ def test_an_archive_that_is_down_gets_everything_when_it_is_back(
 
 @pytest.mark.parametrize("role", ["receive", "analyse", "deliver"])
 def test_sigterm_ends_a_role_alone_cleanly(
-    role: str, tmp_path: Path, free_port: Callable[[], int]
+    role: str, quick: str, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    node = Node(tmp_path / "node", free_port())
+    node = Node(tmp_path / "node", free_port(), model=quick)
     node.write_settings()
     process = subprocess.Popen(
         [sys.executable, "-m", "daemon.cli", role, "-c", str(node.path)],
@@ -218,7 +218,11 @@ HOSTILE = "ZZTOPSECRET^JOHN\nForged log line"
 
 
 def test_no_patients_string_reaches_a_log(
-    peer: Callable[[str], str], xrays: list[Path], tmp_path: Path, free_port: Callable[[], int]
+    peer: Callable[[str], str],
+    xrays: list[Path],
+    quick: str,
+    tmp_path: Path,
+    free_port: Callable[[], int],
 ) -> None:
     """A good image, one with a broken header, a truncated one, and bytes that are no DICOM: each
     text is a secret.
@@ -251,13 +255,14 @@ def test_no_patients_string_reaches_a_log(
         if cut:
             path.write_bytes(path.read_bytes()[:cut])
         files.append(path)
+    inbox = tmp_path / "inbox"
     with Node(
-        tmp_path / "node", free_port(), inbox=str(tmp_path / "inbox"), destinations=[]
+        tmp_path / "node", free_port(), model=quick, inbox=str(inbox), destinations=[]
     ) as node:
         sent_over_network = storescu(peer("storescu"), node, files[:2], "-xy")
         assert sent_over_network.returncode == 0, sent_over_network.stderr
-        (tmp_path / "inbox" / "truncated.dcm").write_bytes(files[2].read_bytes())
-        (tmp_path / "inbox" / f"{HOSTILE[:12]}.dcm").write_bytes(HOSTILE.encode() * 100)
+        (inbox / "truncated.dcm").write_bytes(files[2].read_bytes())
+        (inbox / f"{HOSTILE[:12]}.dcm").write_bytes(HOSTILE.encode() * 100)
         counts = node.wait_done(4)
         assert node.stop() == 0
     assert counts["instances"]["failed"] == 1  # what is no DICOM

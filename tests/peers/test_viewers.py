@@ -106,11 +106,13 @@ def store(archive: Archive, name: str, source: bytes, case: Case) -> Study:
     return Study(name, case, objects, {kind: archive.store(data) for kind, data in objects.items()})
 
 
-@pytest.fixture(params=["phantom", "real"])
-def study(request: pytest.FixtureRequest, archive: Archive, tmp_path: Path) -> Study:
+@pytest.fixture(scope="module", params=["phantom", "real"])
+def study(
+    request: pytest.FixtureRequest, archive: Archive, tmp_path_factory: pytest.TempPathFactory
+) -> Study:
     """A positive: a phantom, and a real JPEG Baseline chest with a region that nobody saw there."""
     if request.param == "phantom":
-        source, mask = synthetic(tmp_path)
+        source, mask = synthetic(tmp_path_factory.mktemp("phantom"))
     else:
         source, mask = request.getfixturevalue("xrays")[0].read_bytes(), None
     image = decode(parse(source)[0])
