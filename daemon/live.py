@@ -43,7 +43,8 @@ class RefusedError(Exception):
     """A process cannot take new settings. The message is for the operator."""
 
 
-# Puts checked settings in force. It must not fail.
+# Puts checked settings in force. Where it raises, as when no thread can be started, it is called
+# again until it succeeds: what it has done already must bear that.
 Take = Callable[[], None]
 # Checks new settings. Raises RefusedError.
 Check = Callable[[Config], Take]
@@ -234,9 +235,9 @@ class LiveSettings:
             log.warning("settings: generation %d is refused: %s", decided.number, decided.why)
             return
 
+        checked.take()
         # Once, although the ledger may be away in the next line, and this turn be tried again.
         self._checked = replace(checked, take=_nothing)
-        checked.take()
         self._config = checked.config
         self._taken(checked.config)
 

@@ -108,8 +108,6 @@ class Courier:
         self._stored = 0
         # Delivery IDs of the objects that were answered, and not stored, since the last that was.
         self._unstored: set[int] = set()
-        # Whether the ledger is known to say that the destination is up.
-        self._is_up = False
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop` is set; the object in flight then is finished first."""
@@ -158,6 +156,10 @@ class Courier:
                 self._note(None, answer=turn.refused)
 
     def _open_circuit(self, trouble: str, failures: int, stop: threading.Event) -> None:
+        if stop.is_set():
+            # Its settings have gone, or the role ends. Its successor finds out for itself.
+            log.info("%s: %s, when deliveries to it ended", self._destination.name, trouble)
+            return
         pause_s = self._limits.backoff.pause_s(failures)
         log.warning("%s: %s; again in %.1f s", self._destination.name, trouble, pause_s)
         self._note(trouble, pause_s)
@@ -187,16 +189,12 @@ class Courier:
         return Link.open(self._calling_ae_title, self._remote, contexts, self._limits.association)
 
     def _note(self, trouble: str | None, pause_s: float = 0.0, answer: str = "it stores") -> None:
-        """Tell `pleura status` how the destination is; success only where that is news."""
-        if trouble is None and self._is_up:
-            return
+        """Tell `pleura status` how the destination is."""
         try:
             self._ledger.note_destination(self._destination.name, trouble, pause_s, answer)
         except Exception:
             # Deliveries go on: the next turn says whether the ledger is away.
             log.exception("%s: its state could not be recorded", self._destination.name)
-        else:
-            self._is_up = trouble is None
 
     def _turn(self, failures: int, stop: threading.Event) -> _Turn | None:
         """Claim and send what is due; None where there was nothing to send."""

@@ -35,8 +35,10 @@ class _Desk:
         self._threads = [_thread(name, run, self._stop) for name, run in runs.items()]
 
     def start(self) -> None:
+        """Start each thread that does not run yet."""
         for thread in self._threads:
-            thread.start()
+            if thread.ident is None:
+                thread.start()
 
     def stop(self) -> None:
         """Begin nothing more; returns at once."""
@@ -48,7 +50,8 @@ class _Desk:
 
     def join(self) -> None:
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
 
 class Deliverer:
@@ -128,7 +131,7 @@ class Deliverer:
 
         def take() -> None:
             for desk in self._desks:
-                if desk not in kept:
+                if desk not in kept and desk not in new:
                     desk.stop()
                     self._closed.append(desk)
             self._closed = [desk for desk in self._closed if not desk.is_over()]

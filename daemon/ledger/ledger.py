@@ -1124,21 +1124,41 @@ class Ledger:
 
         `trouble` None: it is up again, and `answer` says what it did.
         """
+        mine = destinations.c.name == name
+        if trouble is None:
+            self._note_up(mine & destinations.c.down_since.is_not(None), answer)
+            return
+
         with self._database.transaction() as (conn, now):
-            mine = destinations.c.name == name
             before = conn.execute(sa.select(destinations).where(mine)).first()
             down_since = before.down_since if before is not None else None
             row: dict[str, Any] = {
-                "down_since": None if trouble is None else down_since or now,
-                "last_answer": trouble or answer,
+                "down_since": down_since or now,
+                "last_answer": trouble,
                 "answered_at": now,
-                "next_try_at": None if trouble is None else now + pause_s,
+                "next_try_at": now + pause_s,
             }
 
             if before is None:
                 conn.execute(destinations.insert().values(name=name, **row))
             else:
                 conn.execute(destinations.update().where(mine).values(**row))
+
+    def _note_up(self, is_down: sa.ColumnElement[bool], answer: str) -> None:
+        # The row decides, not what a courier remembers of it: another courier, of another host or
+        # of settings before a reload, may have written since. Most often there is nothing to say,
+        # and a look takes no lock.
+        with self._database.reading() as conn:
+            if conn.execute(sa.select(destinations.c.name).where(is_down)).first() is None:
+                return
+        with self._database.transaction() as (conn, now):
+            row = {
+                "down_since": None,
+                "last_answer": answer,
+                "answered_at": now,
+                "next_try_at": None,
+            }
+            conn.execute(destinations.update().where(is_down).values(**row))
 
     # -- times ----------------------------------------------------------------------------------
 

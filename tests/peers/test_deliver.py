@@ -632,6 +632,29 @@ def test_an_archive_that_stops_reading_does_not_hold_the_role(node: Node, archiv
     wait_until("it is stored", lambda: node.counts() == {"stored": 1})
 
 
+def test_a_corrected_destination_is_up_whatever_the_old_settings_still_wait_for(
+    node: Node, archive: Any
+) -> None:
+    archive_scp, destination = archive(lambda _: 0)
+    node.owe(segmentation("2.25.1"))
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(DEADLINE_S)
+        node.start(pacs(mute.getsockname()[1]))
+        connection, _ = mute.accept()
+
+        assert node.deliverer is not None
+        node.deliverer.check(Config(destinations=(destination,), ledger=node.url))()
+        node.owe(segmentation("2.25.2"))
+        wait_until("the corrected one stores", lambda: node.counts() == {"owed": 1, "stored": 1})
+        # The association of the old settings fails only now.
+        connection.close()
+
+    wait_until("what it had in hand is stored", lambda: node.counts() == {"stored": 2})
+    assert sorted(archive_scp.stored) == ["2.25.1", "2.25.2"]
+    node.deliverer.stop()
+    assert node.ledger.inspect.destinations().get("pacs", {}).get("down_since") is None
+
+
 def test_a_folder_gets_whole_files_and_is_waited_for(
     node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -87,6 +87,19 @@ def test_an_archive_that_judges_objects_is_not_down(world: Callable[..., World])
     assert alarms(strict).keys() == {"refused"}
 
 
+def test_what_another_courier_noted_is_over_once_an_object_is_stored(
+    world: Callable[..., World],
+) -> None:
+    """Two hosts deliver to one destination, and one of them cannot reach it."""
+    one = world(lambda *_: 0)
+    one.run(2.5 * MINUTE_S)
+    one.ledger.note_destination("pacs", "the other host: cannot connect", 5.0)
+    assert one.destination()["down_since"] is not None
+    one.run(4.5 * MINUTE_S)
+    assert one.destination()["down_since"] is None
+    assert one.destination()["last_answer"] == "it stores"
+
+
 def test_what_is_sent_again_is_owed_since_then(world: Callable[..., World]) -> None:
     forgetful = world(lambda *_: 0)
     forgetful.run(10.5 * MINUTE_S)

@@ -25,6 +25,8 @@ class Role:
 
     def __init__(self, name: str, file: Path, ledger: Ledger) -> None:
         self.refusal = ""
+        # How often taking fails before it succeeds.
+        self.failures = 0
         self.taken: list[Config] = []
         started = settings.load(file)
         self.live = LiveSettings(name, started, lambda: settings.load(file), ledger, every_s=0.02)
@@ -33,7 +35,14 @@ class Role:
     def _check(self, config: Config) -> Take:
         if self.refusal:
             raise RefusedError(self.refusal)
-        return lambda: self.taken.append(config)
+
+        def take() -> None:
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("can't start new thread")
+            self.taken.append(config)
+
+        return take
 
 
 class House:
@@ -104,6 +113,21 @@ def test_one_refusal_refuses_all(house: House, changed: dict[str, Any], words: s
     assert row.facts["by"] == "alice"
     assert words in row.facts["why"]
     assert f"{next(iter(changed))}: " in row.facts["changes"]
+
+
+def test_settings_that_could_not_be_put_in_force_are_not_recorded_as_taken(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.live._TROUBLE_S", 0.02)
+    house.roles[1].failures = 3
+    assert house.reload(admission={"minimum_age_years": 16}).is_taken
+    wait_until("it is in force", lambda: house.roles[1].taken)
+    assert [each.admission.minimum_age_years for each in house.roles[1].taken] == [16]
+    assert house.roles[1].failures == 0
+    wait_until(
+        "every role works under it",
+        lambda: {each.generation for each in house.ledger.inspect.settings.takers()} == {2},
+    )
 
 
 def test_a_key_of_one_role_needs_a_restart_of_that_role_alone(house: House) -> None:
