@@ -21,7 +21,8 @@ log = logging.getLogger("pleura.retention")
 
 _EVERY_S = 60.0
 _SWEEP_EVERY_S = 3600.0
-_UNKNOWN_FOR_S = 600.0  # another host may have newer settings, and this one not yet
+# Another host may have newer settings, and this one not yet; or a reload had a slip.
+_UNKNOWN_FOR_S = 600.0
 _BATCH = 100  # images per transaction
 _DAY_S = 86400.0
 

@@ -47,6 +47,7 @@ from daemon.ledger.schema import (
     spools,
     state_is,
     state_is_not,
+    unknown_destinations,
 )
 from daemon.ledger.senders import count_arrivals
 from daemon.ledger.shadow import ShadowBook
@@ -67,6 +68,7 @@ from daemon.ledger.weekly import DriftBook
 _RETENTION = "retention"
 _SPOOL = "spool"
 _FOLDERS = "folders"
+_DESTINATIONS = "destinations"
 _ADOPTION = "adoption"
 _AUDIT = "audit"
 
@@ -545,22 +547,48 @@ class Ledger:
         return bool(conn.execute(waiting).rowcount)
 
     def refuse_unknown_destinations(self, known: Iterable[str], owed_for_s: float = 0.0) -> int:
-        """Refuse deliveries that were owed for so long to a name outside the settings.
+        """Refuse what is owed to names that have been outside the settings for so long.
 
-        Returns how many.
+        A name counts as known while any process knows it: hosts take new settings one after
+        another. What is being sent is let end. Returns how many were refused.
         """
         with self._database.transaction() as (conn, now):
-            unknown = deliveries.update().where(
-                state_is(deliveries, "owed"),
-                deliveries.c.destination.not_in(list(known)),
-                deliveries.c.due_at <= now - owed_for_s,
-            )
+            refused = delivery_after(DeliveryEvent.FORGET_DESTINATION)
+            row = {"state": refused, "why": "destination is no longer configured", "owner": None}
 
-            refused = {
-                "state": delivery_after(DeliveryEvent.FORGET_DESTINATION),
-                "why": "destination is no longer configured",
-            }
-            return conn.execute(unknown.values(owner=None, **refused)).rowcount
+            total = 0
+            for name in self._unknown_destinations(conn, now, list(known), owed_for_s):
+                gone = deliveries.update().where(
+                    state_is(deliveries, "owed"),
+                    deliveries.c.destination == name,
+                    self._is_lease_over(deliveries.c.lease_until, now),
+                )
+                number = conn.execute(gone.values(**row)).rowcount
+                tallies.count_deliveries(conn, name, refused, number)
+                total += number
+            return total
+
+    def _unknown_destinations(
+        self, conn: Connection, now: float, known: list[str], for_s: float
+    ) -> list[str]:
+        """The names outside the settings that something is owed to, for so long already.
+
+        `unknown_destinations` keeps since when: the age of a delivery says nothing of it, as that
+        of a backlog whose archive was away.
+        """
+        self._database.lock_until_commit(conn, _DESTINATIONS)
+        is_owed = sa.select(deliveries.c.destination).where(state_is(deliveries, "owed")).distinct()
+        owed = set(conn.execute(is_owed.where(deliveries.c.destination.not_in(known))).scalars())
+        seen = {row.name: row.since for row in conn.execute(sa.select(unknown_destinations))}
+
+        # A time that is to come is from a clock that was set back since.
+        over = [name for name, since in seen.items() if name not in owed or since > now]
+        conn.execute(unknown_destinations.delete().where(unknown_destinations.c.name.in_(over)))
+        since = {name: at for name, at in seen.items() if name not in over}
+        new = [{"name": name, "since": now} for name in sorted(owed - since.keys())]
+        if new:
+            conn.execute(unknown_destinations.insert(), new)
+        return sorted(name for name in owed if since.get(name, now) <= now - for_s)
 
     def remember_folder(self, path: str) -> None:
         """Results go to this folder from now on."""

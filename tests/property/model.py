@@ -68,6 +68,8 @@ class Model:
     results: dict[str, Result] = field(default_factory=dict)
     deliveries: dict[int, Delivery] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)  # transaction UID -> destination
+    # Name outside the settings that something is owed to -> when that was first seen.
+    unknown_since: dict[str, float] = field(default_factory=dict)
 
     def states(self) -> set[str]:
         """All states that some image or delivery is in."""
@@ -258,12 +260,21 @@ class Model:
                 row.owner, row.lease_until = None, self.now
 
     def refuse_unknown_destinations(self, known: Sequence[str], owed_for_s: float) -> int:
+        owed = [one for one in self.deliveries.values() if one.state == "owed"]
+        unknown = {one.destination for one in owed} - set(known)
+        self.unknown_since = {
+            name: at
+            for name in unknown
+            if (at := self.unknown_since.get(name, self.now)) <= self.now
+        }
+        for name in unknown:
+            self.unknown_since.setdefault(name, self.now)
         gone = [
             one
-            for one in self.deliveries.values()
-            if one.state == "owed"
-            and one.destination not in known
-            and one.due_at <= self.now - owed_for_s
+            for one in owed
+            if one.destination in unknown
+            and self.unknown_since[one.destination] <= self.now - owed_for_s
+            and self.is_lease_over(one)
         ]
         for one in gone:
             one.state, one.owner = "refused", None

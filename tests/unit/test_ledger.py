@@ -184,6 +184,41 @@ def test_a_destination_that_left_the_settings_is_visible(ledger: Ledger) -> None
     assert deliveries(ledger) == {"owed": 2, "stored": 0, "committed": 0, "refused": 1}
 
 
+def test_a_name_that_leaves_the_settings_has_ten_minutes_whatever_waits(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """As after a slip in a reload, while its archive is away."""
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9"), {"pacs": ("SEG", "SC")})
+    clock.now += 1800
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
+    clock.now += 599
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
+    assert ledger.refuse_unknown_destinations(["pacs"], 600.0) == 0
+
+    # Its time begins anew.
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
+    clock.now += 599
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
+    # What is being sent is let end.
+    (job, *_) = ledger.claim_deliveries("pacs", "me", 1)
+    clock.now += 2
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 1
+    ledger.mark_stored(job, 0)
+    assert deliveries(ledger) == {"owed": 0, "stored": 1, "committed": 0, "refused": 1}
+    tallies = {tally.labels: tally.value for tally in ledger.inspect.figures().tallies}
+    assert tallies["pacs", "refused"] == 1
+
+
+def test_a_name_that_one_host_still_knows_is_refused_by_none(ledger: Ledger, clock: Clock) -> None:
+    ledger.receive([arrival()])
+    ledger.complete(claim_one(ledger), completion("9"), {"pacs": ("SEG", "SC")})
+    for _ in range(30):
+        clock.now += 60
+        assert ledger.refuse_unknown_destinations(["archive"], 600.0) == 0
+        assert ledger.refuse_unknown_destinations(["pacs"], 600.0) == 0
+
+
 def test_our_own_results_are_known(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9"), OWED)

@@ -240,7 +240,10 @@ _DELIVERY_EVENTS: dict[DeliveryEvent, Callable[[Node], object]] = {
     DeliveryEvent.REMAKE: lambda node: node.ledger.remake(node.parcel, "the file is gone"),
     DeliveryEvent.STORE: lambda node: node.ledger.mark_stored(node.parcel, 0),
     DeliveryEvent.REFUSE: lambda node: node.ledger.mark_refused(node.parcel, "0x0122"),
-    DeliveryEvent.FORGET_DESTINATION: lambda node: node.ledger.refuse_unknown_destinations([]),
+    DeliveryEvent.FORGET_DESTINATION: lambda node: (
+        node.ledger.release_leases("courier"),
+        node.ledger.refuse_unknown_destinations([]),
+    ),
     DeliveryEvent.ASK: lambda node: node.ask(),
     DeliveryEvent.POSTPONE: lambda node: node.ledger.postpone_commitment(
         "pacs", node.request, "rejected", 9.0
