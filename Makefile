@@ -117,9 +117,10 @@ deb: $(TESTED)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	PIP=$(BIN)/pip TORCH="$(TORCH)" deploy/deb/build dist/pleura-*.whl dist
 
-# An OCI image, by Podman or Buildah. It needs a registry for its base (docs/packages.md).
+# A container image, by Podman or Buildah. It needs a registry for its base (docs/packages.md). An
+# image in OCI's own format cannot hold a health check.
 image:
-	podman build -f deploy/oci/Containerfile -t pleura:cpu .
+	podman build --format docker -f deploy/oci/Containerfile -t pleura:cpu .
 
 # What pip would install for the node here; requirements and sbom are made of it.
 REPORT := dist/pip-report.json

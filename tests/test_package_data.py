@@ -164,3 +164,14 @@ def test_the_images_health_check_is_admitted_by_its_settings(
         receiver.stop()
         ledger.close()
     assert cli.main(command[1:]) != 0
+
+
+def test_each_way_to_build_the_image_keeps_its_health_check() -> None:
+    """Podman's default, the OCI format, drops it."""
+    assert "podman build --format docker" in (REPOSITORY / "Makefile").read_text()
+
+    # podman-compose builds in that format.
+    compose = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
+    text = (REPOSITORY / "deploy/oci/Containerfile").read_text()
+    (check,) = re.findall(r"HEALTHCHECK.*\\\n +CMD (\[.*\])", text)
+    assert compose["services"]["pleura"]["healthcheck"]["test"] == ["CMD", *json.loads(check)]
