@@ -26,6 +26,12 @@ KINDS: dict[str, Kind] = {
         "`pleura status` says what the destination answered; look into its own log.",
         "Alarm: owed",
     ),
+    "commitment": Kind(
+        "a destination does not commit to what it stored",
+        "Its results keep their place on the disk. Have it take this node's storage commitment "
+        "requests, or set `commitment: false`.",
+        "Alarm: commitment",
+    ),
     "backlog": Kind(
         "images wait for their analysis",
         "`pleura status` says whether analyse runs; `pleura doctor` asks the device and the model.",

@@ -13,6 +13,7 @@ from daemon.metrics.health import ROLES, age_of_sign
 from daemon.metrics.host import certificates, free_bytes
 
 _MINUTE_S = 60.0
+_HOUR_S = 3600.0
 _DAY_S = 86400.0
 _MB = 1024 * 1024
 # So many images must be missing before learned silence is a trouble.
@@ -42,6 +43,7 @@ def troubles(config: Config, alerts: Alerts, sight: Sight) -> list[Alarm]:
     return [
         *_outages(config, alerts, sight),
         *_owed(config, alerts, sight),
+        *_commitment(config, alerts, sight),
         *_backlog(alerts, sight),
         *_unresolved(sight),
         *_silence(alerts, sight),
@@ -86,6 +88,21 @@ def _owed(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
                 f"its last try: {shown(owed.why, 200) or 'none yet'}"
             )
             yield Alarm(f"owed:{destination.name}", "owed", destination.name, words)
+
+
+def _commitment(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    """Results that a destination stored and does not commit to: their bytes stay until it does."""
+    for destination in config.committing():
+        oldest = sight.figures.uncommitted.get(destination.name)
+        if oldest is None:
+            continue
+        if sight.figures.now - oldest.since >= alerts.commitment_hours * _HOUR_S:
+            words = (
+                f"the oldest result without its commitment was stored at {_time(oldest.since)}; "
+                f"allowed: {alerts.commitment_hours:g} hours; the last request: "
+                f"{shown(oldest.why, 200) or 'taken, and no report came'}"
+            )
+            yield Alarm(f"commitment:{destination.name}", "commitment", destination.name, words)
 
 
 def _backlog(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:

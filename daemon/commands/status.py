@@ -64,6 +64,7 @@ def _destination(row: Mapping[str, Any], is_configured: bool) -> dict[str, Any]:
         "owed_why": row.get("owed_why"),
         "commitment_unreported": row.get("unreported", 0),
         "commitment_unreported_since": _date(row.get("unreported_since")),
+        "commitment_why": row.get("unreported_why"),
     }
 
 
@@ -185,9 +186,10 @@ def _destination_lines(
                 parts.append(f"next try in {max(0.0, row['next_try_at'] - now):.0f} s")
         parts.append(f"{owed} owed" + _oldest_owed(row, now))
         if row.get("unreported"):
+            why = f": {row['unreported_why']}" if row.get("unreported_why") else ""
             parts.append(
                 f"{row['unreported']} asked for commitment without a report, "
-                f"stored since {_date(row['unreported_since'])}"
+                f"stored since {_date(row['unreported_since'])}{why}"
             )
         yield f"destination {name}: " + "; ".join(parts)
 

@@ -130,6 +130,11 @@ class Alerts(Settings):
         description="Minutes that a result is owed to a destination before it is a trouble, "
         "whatever the destination answers.",
     )
+    commitment_hours: Annotated[float, Field(ge=0.001, le=8760)] = Field(
+        default=24,
+        description="Hours that a destination with `commitment` has not committed to a result that "
+        "it stored before it is a trouble.",
+    )
     backlog_minutes: _Minutes = Field(
         default=15, description="Minutes that the oldest image waits before it is a trouble."
     )

@@ -58,6 +58,16 @@ class Owed:
 
 
 @dataclass(frozen=True)
+class Uncommitted:
+    """The oldest result that one destination stored and has not committed to: when it was stored,
+    and why the last request was not taken, if it was not.
+    """
+
+    since: float
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class RoleProcess:
     """One process of a role: its last sign of life, and what it told of itself."""
 
@@ -87,6 +97,7 @@ class Snapshot:
     waiting_since: float | None
     failed: int
     owed: Mapping[str, Owed]
+    uncommitted: Mapping[str, Uncommitted]
     refused: Mapping[str, int]
     circuits: Mapping[str, Circuit]
     roles: tuple[RoleProcess, ...]
@@ -107,6 +118,7 @@ def snapshot(database: Database) -> Snapshot:
             waiting_since=waiting_since(conn),
             failed=_count(conn, instances, *_ended(instances, ImageState.FAILED.value)),
             owed=_owed(conn),
+            uncommitted=_uncommitted(conn),
             refused=_refused(conn),
             circuits=_circuits(conn),
             roles=_roles(conn),
@@ -253,6 +265,35 @@ def _oldest_owed(destination: str) -> sa.Select[Any]:
         .order_by(deliveries.c.owed_at)
         .limit(1)
     )
+
+
+def _uncommitted(conn: Connection) -> dict[str, Uncommitted]:
+    """By skipping from name to name: an archive that never commits leaves any number of rows."""
+    is_uncommitted = sa.and_(
+        state_is(deliveries, "stored"), deliveries.c.commit_due_at.is_not(None)
+    )
+    found: dict[str, Uncommitted] = {}
+    name = ""
+    while True:
+        after = sa.select(sa.func.min(deliveries.c.destination)).where(
+            is_uncommitted, deliveries.c.destination > name
+        )
+        name = conn.execute(after).scalar() or ""
+        if not name:
+            return found
+        oldest = (
+            sa.select(deliveries.c.stored_at, deliveries.c.why)
+            .where(
+                is_uncommitted,
+                deliveries.c.destination == name,
+                deliveries.c.stored_at.is_not(None),
+            )
+            .order_by(deliveries.c.stored_at)
+            .limit(1)
+        )
+        row = conn.execute(oldest).first()
+        if row is not None:
+            found[name] = Uncommitted(row.stored_at, row.why or "")
 
 
 def _refused(conn: Connection) -> dict[str, int]:

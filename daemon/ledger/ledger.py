@@ -816,6 +816,8 @@ class Ledger:
                 again = {
                     "commit_due_at": now + self._doubling(first_wait_s, row.commit_asks),
                     "commit_asks": row.commit_asks + 1,
+                    # What became of the last request; this one has yet to be taken.
+                    "why": None,
                 }
                 conn.execute(deliveries.update().where(deliveries.c.id == row.id).values(**again))
 

@@ -81,11 +81,12 @@ SELECT name, owed_why FROM (
 ) AS oldest
 WHERE place = 1
 """
-# Asked for again, because no report came.
+# Asked for again, because no report came; or the request was not taken.
 _UNREPORTED = """
-SELECT destination AS name, count(*) AS unreported, min(stored_at) AS unreported_since
+SELECT destination AS name, count(*) AS unreported, min(stored_at) AS unreported_since,
+       max(why) AS unreported_why
 FROM deliveries
-WHERE state = 'stored' AND commit_due_at IS NOT NULL AND commit_asks > 1
+WHERE state = 'stored' AND commit_due_at IS NOT NULL AND (commit_asks > 1 OR why IS NOT NULL)
 GROUP BY destination
 """
 _ROLES = "SELECT role, owner, beat_at, facts FROM roles ORDER BY role, owner"

@@ -153,6 +153,18 @@ class _Figures(Collector):
         yield oldest
         yield refused
 
+        uncommitted = GaugeMetricFamily(
+            "pleura_commitment_oldest_seconds",
+            "Age of the oldest result that a destination with `commitment` stored and has not "
+            "committed to; 0 without one.",
+            labels=["destination"],
+        )
+        for destination in self._config.committing():
+            first = found.uncommitted.get(destination.name)
+            age_s = _age(found.now, first.since if first else None)
+            uncommitted.add_metric([destination.name], age_s)
+        yield uncommitted
+
     def _destinations(self) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "pleura_destination_up",

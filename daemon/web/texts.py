@@ -238,6 +238,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "A result does not reach its destination",
         "Ein Ergebnis erreicht sein Ziel nicht",
     ),
+    "alarm_commitment": (
+        "A destination does not commit to what it stored",
+        "Ein Ziel bestätigt nicht, was es gespeichert hat",
+    ),
     "alarm_backlog": ("Images wait too long", "Bilder warten zu lange"),
     "alarm_failed": ("Images failed", "Bilder sind fehlgeschlagen"),
     "alarm_refused": ("Results were refused", "Ergebnisse wurden abgewiesen"),
