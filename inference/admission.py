@@ -23,6 +23,7 @@ from pydicom.uid import (
 
 from inference.age import age_years, has_unreadable_age
 from inference.finding import State
+from inference.luts import has_grey_palette
 from inference.orientation import directions
 from inference.terms import (
     ANIMALS,
@@ -235,6 +236,8 @@ def _colour(image: _Candidate) -> Exclusion | None:
     # A radiograph is grey; a colour picture is a rendering of it (docs/rules.md).
     photometric = text_of(image.header, "PhotometricInterpretation")
     is_grey = photometric in ("MONOCHROME1", "MONOCHROME2", "")
+    # The decoder reads no palette, so that the archive is told.
+    is_grey |= photometric == "PALETTE COLOR" and has_grey_palette(image.header)
     if is_grey and image.header.get("SamplesPerPixel") in (1, None):
         return None
     detail = f"colour: PhotometricInterpretation (0028,0004) {loggable(photometric)}"

@@ -36,7 +36,7 @@ class Measurement:
 
     area_px: int
     area_mm2: float | None  # None where no spacing is known
-    # True where only the detector's ImagerPixelSpacing is known (magnified, PS3.3 10.7.1.3).
+    # True where no spacing is known to be calibrated to the patient (PS3.3 10.7.1.1).
     area_estimated: bool
     # (column, row) of all regions together, pixel centres at whole numbers.
     centroid_px: tuple[float, float]
@@ -99,6 +99,7 @@ class Outcome:
         """
         finding = self.finding
         measurement = finding.measurement if finding else None
+        has_mm2 = measurement is not None and measurement.area_mm2 is not None
 
         return {
             "sop_instance_uid": self.sop_instance_uid,
@@ -109,6 +110,7 @@ class Outcome:
             "positive": finding.positive if finding else None,
             "area_px": measurement.area_px if measurement else None,
             "area_mm2": measurement.area_mm2 if measurement else None,
+            "area_estimated": measurement.area_estimated if measurement and has_mm2 else None,
             "centroid_px": measurement.centroid_px if measurement else None,
             "laterality": measurement.laterality if measurement else None,
             "notes": list(self.notes),

@@ -16,7 +16,14 @@ from pydicom import Dataset
 Array = NDArray[np.float64]
 
 _WORDS = 1 << 16
+_PALETTES = tuple(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))
 _LARGEST_SIGNED = (1 << 15) - 1
+
+
+def has_grey_palette(header: Dataset) -> bool:
+    """Whether PALETTE COLOR shows greys alone: its three tables hold the same (PS3.3 C.7.6.3.1)."""
+    red, green, blue = (header.get(keyword) for keyword in _PALETTES)
+    return bool(red) and red == green == blue
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ def measure(
     """Measure a (rows, columns) bool mask; None when nothing is segmented.
 
     `patient_orientation` is the source's PatientOrientation (0020,0020). Millimetres come from
-    `spacing` alone, and are marked as estimated where that is the detector's (PS3.3 10.7.1.3).
+    `spacing` alone, and are marked as estimated where that is the detector's (PS3.3 10.7.1.1).
     """
     regions, count = label_regions(mask)
     if count == 0:

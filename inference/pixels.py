@@ -40,6 +40,7 @@ from pydicom.uid import (
 )
 
 from inference import streams
+from inference.luts import has_grey_palette
 from inference.silence import silenced_warnings
 
 for _decoder in (JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder):
@@ -131,6 +132,9 @@ class Layout:
 
         if not photometric:
             detail = "PhotometricInterpretation (0028,0004) is empty: white may be black"
+            raise Unsuitable("undecodable", detail)
+        if samples == 1 and photometric == "PALETTE COLOR" and has_grey_palette(dataset):
+            detail = "PALETTE COLOR with a grey palette; MONOCHROME1 or MONOCHROME2 wanted"
             raise Unsuitable("undecodable", detail)
         if samples != 1 or photometric not in _GREY:
             detail = "colour, not MONOCHROME1 or MONOCHROME2 with one sample per pixel"

@@ -28,6 +28,7 @@ from inference.pixels import Unsuitable as Unsuitable
 from inference.repair import repaired
 from inference.silence import silenced_warnings
 from inference.spacing import Spacing as Spacing
+from inference.spacing import spacing_and_notes
 from inference.spacing import spacing_of as spacing_of
 
 # Patient and study attributes that results copy from their source, byte for byte; part of the
@@ -227,12 +228,13 @@ def decode(dataset: FileDataset) -> Radiograph:
         # The pixels were decoded: a blank image has one digest in every transfer syntax.
         raise Unsuitable(unsuitable.reason, unsuitable.detail, digest) from unsuitable
 
+    spacing, spacing_notes = spacing_and_notes(header)
     return Radiograph(
         shown.header,
         shown.pixels,
-        spacing_of(header),
+        spacing,
         digest,
-        (*stored.notes, *shown.notes),
+        (*stored.notes, *shown.notes, *spacing_notes),
         shown.aspect,
         shown.opening,
     )

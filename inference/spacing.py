@@ -23,15 +23,27 @@ _WRAPPED = (
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
-# 0.139 beside 0.1388889 is one spacing, rounded.
+# The longer side of a chest's picture, a newborn's included. A 1024 x 1024 picture is longer with
+# the placeholder 1\1, and shorter with centimetres, or with a detector's spacing from before it was
+# made 512 x 512.
+_SHORTEST_MM = 100.0
+_LONGEST_MM = 1000.0
+# What writers write who do not know the spacing; no detector has such pixels.
+_PLACEHOLDER = (1.0, 1.0)
+
+# 0.139 beside 0.1388889 is one spacing, rounded, and so is 0.143 beside 0.14. Upwards nothing else
+# can be meant by so small a step: a patient is smaller than the shadow.
 _ROUNDING = 0.01
-# Whole legs and spines on one film; a placeholder such as 1\1 makes a chest of 2.5 m.
-_LONGEST_MM = 1500.0
+_ROUNDED_UP = 0.03
+# Of a patient between source and detector: the shadow's size, in patients.
+_LARGEST_MAGNIFICATION = 2.0
 
 # Spacings written with few digits differ by less.
 SQUARE_WITHIN = 0.01
 # No detector has pixels longer than this times their width.
 _LARGEST_ASPECT = 8.0
+
+_Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -48,34 +60,81 @@ class Spacing:
 
 
 def spacing_of(header: Dataset) -> Spacing | None:
-    """The patient's size where PixelSpacing is calibrated, else an estimate, else None.
+    """The patient's size where PixelSpacing is calibrated, else an estimate, else None."""
+    return spacing_and_notes(header)[0]
 
-    PixelSpacing is calibrated where PixelSpacingCalibrationType says so, or where it differs from
-    the spacing of the detector or the scanned film by more than rounding; where neither of those is
-    there it cannot be determined (PS3.3 10.7.1.1). A Secondary Capture's PixelSpacing and
-    ImagerPixelSpacing are none: what wrapped the picture may have resized it, as in the SIIM set.
+
+def spacing_and_notes(header: Dataset) -> tuple[Spacing | None, tuple[str, ...]]:
+    """As `spacing_of`, and a note for each spacing that is stated and not believed.
+
+    PixelSpacing is calibrated where it is smaller than the spacing of the detector or the scanned
+    film by a magnification, the same along rows and columns, or where PixelSpacingCalibrationType
+    says so and the two do not contradict each other. Any other difference is that of a picture
+    resized since, or of a placeholder: which of the two holds cannot be told, so neither does.
+    Where PixelSpacing is alone, it cannot be determined whether it is calibrated (PS3.3 10.7.1.1).
+
+    A Secondary Capture's PixelSpacing and ImagerPixelSpacing are none: what wrapped the picture may
+    have resized it, as in the SIIM set.
     """
-    shown, wrapped = _pair_mm(header, "PixelSpacing"), header.get("SOPClassUID") in _WRAPPED
-    detector = None if wrapped else _pair_mm(header, "ImagerPixelSpacing")
-    plane = detector or _pair_mm(header, "NominalScannedPixelSpacing")
-    calibrated = str(header.get("PixelSpacingCalibrationType") or "").strip() in _CALIBRATED
-    if shown is not None and (calibrated or (plane is not None and _differ(shown, plane))):
-        return Spacing(*shown, detector=False)
+    wrapped = header.get("SOPClassUID") in _WRAPPED
+    shown, notes = _believed(header, "PixelSpacing")
+    plane, plane_keyword, plane_notes = _plane(header, wrapped)
+    notes += plane_notes
+    claimed = str(header.get("PixelSpacingCalibrationType") or "").strip() in _CALIBRATED
 
-    if plane is not None:
-        magnification = _magnification(header)
-        return Spacing(plane[0] / magnification, plane[1] / magnification, detector=True)
+    if shown is None:
+        return (_estimated(header, plane) if plane is not None else None), tuple(notes)
 
-    if shown is not None and not wrapped:
-        return Spacing(*shown, detector=True)
+    if plane is None:
+        is_usable = claimed or not wrapped
+        return (Spacing(*shown, detector=not claimed) if is_usable else None), tuple(notes)
 
-    return None
+    ratios = [one / other for one, other in zip(shown, plane, strict=True)]
+    if not _is_magnification(ratios):
+        notes.append(f"PixelSpacing and {plane_keyword} contradict each other and are ignored")
+        return None, tuple(notes)
+
+    is_smaller = min(ratios) < 1 - _ROUNDING
+    calibrated = Spacing(*shown, detector=False) if claimed or is_smaller else None
+    return calibrated or _estimated(header, plane), tuple(notes)
 
 
-def _differ(shown: tuple[float, float], plane: tuple[float, float]) -> bool:
-    return any(
-        abs(one - other) > _ROUNDING * other for one, other in zip(shown, plane, strict=True)
-    )
+def detector_spacing(header: Dataset) -> tuple[float, float] | None:
+    """(row, column) ImagerPixelSpacing in mm; None where it is absent or not believed."""
+    if header.get("SOPClassUID") in _WRAPPED:
+        return None
+    return _believed(header, "ImagerPixelSpacing")[0]
+
+
+def _plane(header: Dataset, wrapped: bool) -> tuple[_Pair | None, str, list[str]]:
+    """The spacing of the detector, else of the scanned film, its keyword, and notes."""
+    keywords = ["NominalScannedPixelSpacing"]
+    if not wrapped:
+        keywords.insert(0, "ImagerPixelSpacing")
+
+    notes = []
+    for keyword in keywords:
+        pair, note = _believed(header, keyword)
+        notes += note
+        if pair is not None:
+            return pair, keyword, notes
+    return None, "", notes
+
+
+def _is_magnification(ratios: list[float]) -> bool:
+    """Whether PixelSpacing may be that of the patient before a detector: equal, or smaller.
+
+    `ratios` are those of PixelSpacing to the detector's spacing, of rows and of columns.
+    """
+    smallest, largest = min(ratios), max(ratios)
+    if largest > smallest * (1 + 2 * _ROUNDING):
+        return False
+    return smallest >= (1 - _ROUNDING) / _LARGEST_MAGNIFICATION and largest <= 1 + _ROUNDED_UP
+
+
+def _estimated(header: Dataset, plane: _Pair) -> Spacing:
+    magnification = _magnification(header)
+    return Spacing(plane[0] / magnification, plane[1] / magnification, detector=True)
 
 
 def _magnification(header: Dataset) -> float:
@@ -87,18 +146,24 @@ def _magnification(header: Dataset) -> float:
         factor = float(header.get("EstimatedRadiographicMagnificationFactor"))
     except (TypeError, ValueError):
         return 1.0
-    return factor if 1 <= factor <= 2 else 1.0
+    return factor if 1 <= factor <= _LARGEST_MAGNIFICATION else 1.0
 
 
-def _pair_mm(header: Dataset, keyword: str) -> tuple[float, float] | None:
+def _believed(header: Dataset, keyword: str) -> tuple[_Pair | None, list[str]]:
+    """(row, column) in mm where it can be a chest's, else None; with a note where it cannot."""
     try:
         row_mm, column_mm = (float(value) for value in header.get(keyword))
         rows, columns = int(header.get("Rows") or 1), int(header.get("Columns") or 1)
     except (TypeError, ValueError, OverflowError):
-        return None
+        return None, []
     if not (math.isfinite(row_mm) and math.isfinite(column_mm) and row_mm > 0 and column_mm > 0):
-        return None
-    return (row_mm, column_mm) if max(rows * row_mm, columns * column_mm) <= _LONGEST_MM else None
+        return None, []
+
+    pair = (row_mm, column_mm)
+    longer_mm = max(rows * row_mm, columns * column_mm)
+    if pair == _PLACEHOLDER or not _SHORTEST_MM <= longer_mm <= _LONGEST_MM:
+        return None, [f"{keyword} is not that of a chest and is ignored"]
+    return pair, []
 
 
 def pixel_aspect(header: Dataset) -> float:

@@ -13,7 +13,7 @@ from pydicom.uid import ComputedRadiographyImageStorage
 
 from inference.finding import Finding, ModelIdentity, State
 from inference.measure import measure
-from inference.radiograph import decode, parse, spacing_of
+from inference.radiograph import Spacing, decode, parse, spacing_of
 from inference.results import Case, NoFinding
 
 MODEL = ModelIdentity(
@@ -71,10 +71,19 @@ def positive(
 ) -> Case:
     source = source or header()
     mask = blob(source) if mask is None else mask
-    spacing = spacing_of(source)
+    spacing = _spacing(source)
     measurement = measure(mask, spacing, source.get("PatientOrientation"))
     finding = Finding(0.87, 0.42, True, mask, measurement, calibrated=True)
     return _case(source, finding=finding, spacing=spacing, **changes)
+
+
+def _spacing(source: Dataset) -> Spacing | None:
+    """As of a whole radiograph, which the small picture stands for."""
+    whole = Dataset({**source})
+    for keyword in ("Rows", "Columns"):
+        # New elements: all others are shared with the source.
+        whole.add_new(keyword, "US", max(1024, source.Rows, source.Columns))
+    return spacing_of(whole)
 
 
 def negative(source: Dataset | None = None, **changes: Any) -> Case:

@@ -26,6 +26,8 @@ Array = NDArray[np.float64]
 LABEL = "SYNTHETIC"
 _NOT_A_PATIENT = "SYNTHETIC PHANTOM - not a patient"
 _IMPLEMENTATION = "2.25.127838263402316406951206402110346212361"
+# The side of the film; a pixel of the whole size, 1024, is 0.4 mm.
+_SIDE_MM = 409.6
 
 # 5 x 7 dots a letter, a row a number of five bits.
 _LETTERS = {
@@ -287,7 +289,7 @@ def write(
         "InstanceNumber": 1,
         "PatientOrientation": ["L", "F"], "ImageComments": _NOT_A_PATIENT, "SamplesPerPixel": 1,
         "PhotometricInterpretation": photometric, "Rows": rows, "Columns": columns,
-        "ImagerPixelSpacing": [0.4, 0.4],
+        "ImagerPixelSpacing": [round(_SIDE_MM / side, 4) for side in (rows, columns)],
         "BitsAllocated": 16 if bits > 8 else 8, "BitsStored": bits, "HighBit": bits - 1,
         "PixelRepresentation": 0,
         "BurnedInAnnotation": "YES",

@@ -546,6 +546,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "try_no_picture": ("No overlay was made.", "Kein Overlay erzeugt."),
     "answer": ("Answer", "Antwort"),
     "area": ("Area", "Fläche"),
+    "area_estimated": (
+        "estimated at the detector's plane",
+        "geschätzt in der Ebene des Detektors",
+    ),
     "side": ("Side", "Seite"),
     "side_R": ("right", "rechts"),
     "side_L": ("left", "links"),

@@ -22,6 +22,7 @@ from inference.results.identity import identify, reference
 from inference.results.lesions import Lesion, lesions_of
 from inference.results.source import copied, orientation
 from inference.results.uids import derived_uid, series_uid
+from inference.spacing import detector_spacing
 
 KIND = "SR"
 SEGMENTATION = "SEG"
@@ -141,7 +142,7 @@ def _library(case: Case) -> Iterator[Dataset]:
     modality = codes.MODALITIES.get(str(case.header.get("Modality")))
     if directions is None or modality is None or case.spacing is None:
         return
-    if spacing is None or spacing.VM != 2:
+    if spacing is None or detector_spacing(case.header) is None:
         return
 
     described = [
@@ -209,7 +210,7 @@ def _measures(case: Case, finding: Finding, lesion: Lesion) -> Iterator[Dataset]
     area = _area_mm2(case, lesion)
     if area is not None and case.spacing is not None:
         derived = [_site(lesion)]
-        # At the detector's front plane everything is magnified (PS3.3 10.7.1.3).
+        # At the detector's front plane everything is magnified (PS3.3 10.7.1.1).
         if case.spacing.detector:
             derived.append(content.coded(MODIFIER, codes.DERIVATION, codes.ESTIMATED))
         yield content.number(CONTAINS, codes.AREA, area, codes.MM2, derived)

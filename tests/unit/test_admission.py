@@ -63,6 +63,14 @@ SCANNER = item(
     DeviceUID="1.2",
 )
 
+GREYS = b"\0\1" * 8
+PALETTE = {
+    "PhotometricInterpretation": "PALETTE COLOR",
+    "RedPaletteColorLookupTableData": GREYS,
+    "GreenPaletteColorLookupTableData": GREYS,
+    "BluePaletteColorLookupTableData": GREYS,
+}
+
 LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-anterior")
 
 
@@ -127,6 +135,9 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
             None,
         ),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "foreign_result"),
+        (PALETTE | {"BluePaletteColorLookupTableData": bytes(16)}, "foreign_result"),
+        (PALETTE | {"SamplesPerPixel": 3}, "foreign_result"),
+        (PALETTE, None),  # a grey one: a radiograph that the decoder cannot read
         ({"ViewPosition": "AP ERECT"}, None),
         ({"ViewPosition": "PORTABLE AP"}, None),
         ({"ViewPosition": "AP LATERAL"}, "view"),

@@ -272,6 +272,16 @@ REFUSED: dict[str, tuple[Callable[[], FileDataset], str]] = {
     "two frames": (of(TWELVE, NumberOfFrames=2), "multi_frame"),
     "RGB": (of(TWELVE, SamplesPerPixel=3, PhotometricInterpretation="RGB"), "foreign_result"),
     "PALETTE COLOR": (of(TWELVE, PhotometricInterpretation="PALETTE COLOR"), "foreign_result"),
+    "PALETTE COLOR whose tables are grey": (
+        of(
+            TWELVE,
+            PhotometricInterpretation="PALETTE COLOR",
+            RedPaletteColorLookupTableData=b"\0\1" * 8,
+            GreenPaletteColorLookupTableData=b"\0\1" * 8,
+            BluePaletteColorLookupTableData=b"\0\1" * 8,
+        ),
+        "undecodable",
+    ),
     "one value everywhere": (lambda: image(np.full_like(VALUES, 77), 12), "blank"),
     "only padding": (lambda: image(np.full_like(VALUES, 77), 12, PixelPaddingValue=77), "blank"),
     "one value beside padding": (

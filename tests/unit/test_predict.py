@@ -118,6 +118,10 @@ def test_the_demo_phantoms_are_told_apart(
     assert with_one["laterality"] in ("L", "R")
     assert without["positive"] is False
     assert without["area_px"] is None
+    # Only the detector's spacing is known.
+    assert with_one["area_mm2"]
+    assert with_one["area_estimated"] is True
+    assert without["area_estimated"] is None
     assert sorted(dcmread(path).Modality for path in (tmp_path / "out").iterdir()) == [
         "OT",
         "OT",

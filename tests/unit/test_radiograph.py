@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import (
+    ComputedRadiographyImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -28,6 +29,7 @@ from inference.pipeline import AnalysisSettings, Pipeline
 from inference.radiograph import Radiograph, Unsuitable
 from inference.results.source import lossy_history
 from inference.results.uids import taken_digest
+from inference.spacing import spacing_and_notes
 from tools.cases import refused
 from training import phantom
 
@@ -221,26 +223,40 @@ NO_DETECTOR: dict[str, Any] = {"ImagerPixelSpacing": None}
 SCANNED: dict[str, Any] = NO_DETECTOR | {"SOPClassUID": SecondaryCaptureImageStorage}
 WRAPPED_BYTES = NO_DETECTOR | {"SOPClassUID": MultiFrameGrayscaleByteSecondaryCaptureImageStorage}
 WRAPPED_WORDS = NO_DETECTOR | {"SOPClassUID": MultiFrameGrayscaleWordSecondaryCaptureImageStorage}
+FIDUCIAL = {"PixelSpacingCalibrationType": "FIDUCIAL"}
+GEOMETRY = {"PixelSpacingCalibrationType": "GEOMETRY"}
+
+
+def whole(**changes: Any) -> Dataset:
+    """The header of a whole radiograph; None takes an attribute away."""
+    header = Dataset()
+    values: dict[str, Any] = {
+        "SOPClassUID": ComputedRadiographyImageStorage, "Rows": 1024, "Columns": 1024,
+        "ImagerPixelSpacing": [0.4, 0.4],
+    }  # fmt: skip
+    for keyword, value in (values | changes).items():
+        if value is not None:
+            setattr(header, keyword, value)
+    return header
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        (
-            {"PixelSpacing": [0.2, 0.3]},
-            (0.2, 0.3, False),
-        ),  # another than the detector's: calibrated
-        ({}, (0.4, 0.4, True)),  # the phantom's ImagerPixelSpacing
+        ({}, (0.4, 0.4, True)),
         ({"PixelSpacing": [0.4, 0.4]}, (0.4, 0.4, True)),  # equal to the detector's: not calibrated
+        ({"PixelSpacing": [0.402, 0.398]}, (0.4, 0.4, True)),  # rounded, not calibrated
+        ({"PixelSpacing": [0.41, 0.41]}, (0.4, 0.4, True)),  # written with fewer digits
+        ({"PixelSpacing": [0.36, 0.36]}, (0.36, 0.36, False)),  # magnified by 1.11
+        ({"PixelSpacing": [0.2, 0.2]}, (0.2, 0.2, False)),  # the largest magnification
         (
-            {"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "FIDUCIAL"},
-            (0.4, 0.4, False),
+            {"ImagerPixelSpacing": [0.4, 0.3], "PixelSpacing": [0.36, 0.27]},
+            (0.36, 0.27, False),
         ),
-        (
-            {"PixelSpacing": [0.4, 0.4], "PixelSpacingCalibrationType": "GEOMETRY"},
-            (0.4, 0.4, False),
-        ),
+        ({"PixelSpacing": [0.4, 0.4]} | FIDUCIAL, (0.4, 0.4, False)),
+        ({"PixelSpacing": [0.4, 0.4]} | GEOMETRY, (0.4, 0.4, False)),
         ({"PixelSpacing": [0, 0]}, (0.4, 0.4, True)),
+        ({"PixelSpacing": [0.3]}, (0.4, 0.4, True)),
         ({"EstimatedRadiographicMagnificationFactor": 1.25}, (0.32, 0.32, True)),
         ({"EstimatedRadiographicMagnificationFactor": 0}, (0.4, 0.4, True)),
         (
@@ -248,41 +264,95 @@ WRAPPED_WORDS = NO_DETECTOR | {"SOPClassUID": MultiFrameGrayscaleWordSecondaryCa
             (0.3, 0.3, False),
         ),
         ({"ImagerPixelSpacing": [-1, 1]}, None),
-        ({"ImagerPixelSpacing": [20, 20]}, None),  # 128 pixels of 2.5 m
         ({"ImagerPixelSpacing": [0.4]}, None),
         (NO_DETECTOR, None),
         (NO_DETECTOR | {"PixelSpacing": [0, 0]}, None),
-        (
-            NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]},
-            (0.2, 0.2, True),
-        ),  # it cannot be determined: an estimate
-        (
-            NO_DETECTOR | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"},
-            (0.2, 0.2, False),
-        ),
+        # It cannot be determined: an estimate.
+        (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]}, (0.2, 0.2, True)),
+        (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]} | FIDUCIAL, (0.2, 0.2, False)),
         (SCANNED | {"PixelSpacing": [0.2, 0.2]}, None),  # perhaps resized since: the SIIM set
-        (
-            SCANNED | {"PixelSpacing": [0.2, 0.2], "PixelSpacingCalibrationType": "FIDUCIAL"},
-            (0.2, 0.2, False),
-        ),
+        (SCANNED | {"PixelSpacing": [0.2, 0.2]} | FIDUCIAL, (0.2, 0.2, False)),
         (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2]}, None),
         (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.1, 0.1]}, None),
         (WRAPPED_BYTES | {"PixelSpacing": [0.2, 0.2]}, None),
         (WRAPPED_WORDS | {"PixelSpacing": [0.2, 0.2]}, None),
-        ({"PixelSpacing": [0.402, 0.398]}, (0.4, 0.4, True)),  # rounded, not calibrated
-        ({"PixelSpacing": [0.4, 0.39]}, (0.4, 0.39, False)),
-        (SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1]}, (0.1, 0.1, True)),
+        (SCANNED | {"NominalScannedPixelSpacing": [0.2, 0.2]}, (0.2, 0.2, True)),
         (
-            SCANNED | {"NominalScannedPixelSpacing": [0.1, 0.1], "PixelSpacing": [0.1, 0.1]},
-            (0.1, 0.1, True),
+            SCANNED | {"NominalScannedPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.2, 0.2]},
+            (0.2, 0.2, True),
+        ),
+        (
+            SCANNED | {"NominalScannedPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.18, 0.18]},
+            (0.18, 0.18, False),
         ),
     ],
 )
-def test_never_a_millimetre_that_is_not_known(
-    sample: bytes, changes: dict[str, Any], wanted: Any
-) -> None:
-    spacing = decoded(changed(sample, **changes)).spacing
+def test_never_a_millimetre_that_is_not_known(changes: dict[str, Any], wanted: Any) -> None:
+    spacing, notes = spacing_and_notes(whole(**changes))
     assert (spacing and (spacing.row_mm, spacing.column_mm, spacing.detector)) == wanted
+    assert notes == ()
+
+
+NOT_A_CHEST = "{} is not that of a chest and is ignored"
+CONTRADICT = "PixelSpacing and {} contradict each other and are ignored"
+PIXEL, IMAGER, FILM = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "note"),
+    [
+        # The placeholder that writers use who know no spacing.
+        ({PIXEL: [1, 1]}, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
+        ({PIXEL: [1, 1], "Rows": 512, "Columns": 512}, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
+        ({PIXEL: [1, 1]} | FIDUCIAL, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
+        (NO_DETECTOR | {PIXEL: [1, 1], "Rows": 400}, None, NOT_A_CHEST.format(PIXEL)),
+        ({IMAGER: [1, 1], PIXEL: [0.3, 0.3]}, (0.3, 0.3, True), NOT_A_CHEST.format(IMAGER)),
+        # Metres, centimetres, inches, 2.5 m, and a placeholder.
+        ({PIXEL: [0.0004, 0.0004]}, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
+        ({PIXEL: [0.04, 0.04]} | GEOMETRY, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
+        ({PIXEL: [0.01, 0.01]}, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
+        (NO_DETECTOR | {PIXEL: [0.0143, 0.0143]}, None, NOT_A_CHEST.format(PIXEL)),
+        (NO_DETECTOR | {PIXEL: [0.01, 0.01]} | FIDUCIAL, None, NOT_A_CHEST.format(PIXEL)),
+        ({IMAGER: [2.5, 2.5]}, None, NOT_A_CHEST.format(IMAGER)),
+        # Made 512 x 512 of 3072 x 3072 since: one of the two was kept up to date, or none.
+        (
+            {IMAGER: [0.14, 0.14], PIXEL: [0.84, 0.84], "Rows": 512, "Columns": 512},
+            (0.84, 0.84, True),
+            NOT_A_CHEST.format(IMAGER),
+        ),
+        (
+            NO_DETECTOR | {PIXEL: [0.14, 0.14], "Rows": 512, "Columns": 512},
+            None,
+            NOT_A_CHEST.format(PIXEL),
+        ),
+        # Halved since, or not: which of the two holds cannot be told.
+        ({PIXEL: [0.8, 0.8]}, None, CONTRADICT.format(IMAGER)),
+        ({PIXEL: [0.8, 0.8]} | FIDUCIAL, None, CONTRADICT.format(IMAGER)),
+        ({PIXEL: [0.42, 0.42]}, None, CONTRADICT.format(IMAGER)),
+        # Smaller than any patient before a detector.
+        ({PIXEL: [0.15, 0.15]}, None, CONTRADICT.format(IMAGER)),
+        ({PIXEL: [0.15, 0.15]} | GEOMETRY, None, CONTRADICT.format(IMAGER)),
+        # A magnification is the same along both sides.
+        ({PIXEL: [0.3, 0.2]}, None, CONTRADICT.format(IMAGER)),
+        ({PIXEL: [0.4, 0.36]}, None, CONTRADICT.format(IMAGER)),
+        ({IMAGER: [0.28, 0.14], PIXEL: [0.2, 0.2]}, None, CONTRADICT.format(IMAGER)),
+        (SCANNED | {FILM: [0.2, 0.2], PIXEL: [0.5, 0.5]}, None, CONTRADICT.format(FILM)),
+        (NO_DETECTOR | {FILM: [0.2, 0.2], PIXEL: [0.5, 0.5]}, None, CONTRADICT.format(FILM)),
+        ({IMAGER: [1, 1], FILM: [0.2, 0.2]}, (0.2, 0.2, True), NOT_A_CHEST.format(IMAGER)),
+    ],
+)
+def test_a_spacing_that_no_chest_has_is_never_measured_with(
+    changes: dict[str, Any], wanted: Any, note: str
+) -> None:
+    spacing, notes = spacing_and_notes(whole(**changes))
+    assert (spacing and (spacing.row_mm, spacing.column_mm, spacing.detector)) == wanted
+    assert notes == (note,)
+
+
+def test_a_spacing_that_is_not_believed_is_noted_with_the_picture(sample: bytes) -> None:
+    image = decoded(changed(sample, PixelSpacing=[1, 1], ImagerPixelSpacing=[3.2, 3.2]))
+    assert image.spacing == radiograph.Spacing(3.2, 3.2, detector=True)
+    assert NOT_A_CHEST.format(PIXEL) in image.notes
 
 
 def test_the_real_secondary_captures_have_no_millimetres(data: Path) -> None:

@@ -204,12 +204,17 @@ def test_millimetres_are_said_only_where_they_are_known_and_estimates_are_marked
 
 
 def test_the_image_library_is_there_when_the_source_says_what_it_needs() -> None:
-    full = report(positive(header(ImagerPixelSpacing=[0.1, 0.2])))
+    both = {"Rows": 1024, "Columns": 1024, "PixelSpacing": [0.1, 0.2]}
+    both |= {"ImagerPixelSpacing": [0.1, 0.2]}
+    full = report(positive(header(**both)))
     by_name = {item.ConceptNameCodeSequence[0].CodeMeaning: item for item in content(full)}
     assert by_name["Horizontal Pixel Spacing"].MeasuredValueSequence[0].NumericValue == 0.2
     assert by_name["Patient Orientation Column"].TextValue == "F"
     for lack in (
         {"ImagerPixelSpacing": None},
+        # A placeholder, which is not measured with.
+        {"ImagerPixelSpacing": [1, 1]},
+        {"ImagerPixelSpacing": [1, 1], "PixelSpacingCalibrationType": None},
         {"PatientOrientation": None},
         {"PatientOrientation": ["DOE JANE", "F"]},
         {"Modality": "OT"},
@@ -218,9 +223,7 @@ def test_the_image_library_is_there_when_the_source_says_what_it_needs() -> None
             "PixelSpacingCalibrationType": None,
         },  # perhaps resized since
     ):
-        assert "Image Library" not in meanings(
-            report(positive(header(**({"ImagerPixelSpacing": [0.1, 0.2]} | lack))))
-        )
+        assert "Image Library" not in meanings(report(positive(header(**(both | lack)))))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +300,9 @@ def test_the_presentation_state_shows_the_image_as_it_is() -> None:
 def test_an_orientation_is_carried_on_only_if_it_is_one(
     given: Any, wanted: list[str] | None
 ) -> None:
-    source = header(PatientOrientation=given, ImagerPixelSpacing=[0.1, 0.1])
+    source = header(
+        Rows=1024, Columns=1024, PatientOrientation=given, ImagerPixelSpacing=[0.2, 0.2]
+    )
     seg, sc, sr = build(positive(source), ["SEG", "SC", "SR"])
     for result in (seg, sc):
         assert (read(result).PatientOrientation or None) == wanted

@@ -47,6 +47,8 @@ def test_a_running_page_tries_a_file_and_keeps_nothing(
     assert "data:image/jpeg;base64," in answer
     assert "data:application/dicom;base64," in answer
     assert "Nur für Forschung" in answer
+    # Where there is an area in mm², it is that of the phantom's detector.
+    assert ("mm²" in answer) == ("geschätzt in der Ebene des Detektors" in answer)
     assert list(temporary.iterdir()) == []
 
 

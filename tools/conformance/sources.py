@@ -24,7 +24,7 @@ from tools import cases
 # known by its value.
 _RICH: dict[str, Any] = {
     "IssuerOfPatientID": "ISSUER-1", "StudyDescription": "Thorax PA", "TimezoneOffsetFromUTC": "+0100",
-    "Rows": 600, "Columns": 780, "FrameOfReferenceUID": "2.25.14", "ImagerPixelSpacing": [0.21, 0.22],
+    "Rows": 600, "Columns": 780, "FrameOfReferenceUID": "2.25.14", "ImagerPixelSpacing": [0.22, 0.209],
     "PixelSpacing": [0.2, 0.19],
     "BurnedInAnnotation": "NO", "LossyImageCompression": "01", "LossyImageCompressionRatio": [7.5],
     "LossyImageCompressionMethod": ["ISO_15444_1"], "AcquisitionDate": "20260302", "AcquisitionTime": "090807",
@@ -42,7 +42,7 @@ _OTHER: dict[str, Any] = _RICH | {
     "PatientAge": "055Y", "StudyDate": "20260203", "StudyTime": "111213", "StudyID": "S2", "AccessionNumber": "A2",
     "ReferringPhysicianName": "Øre^Ann", "BodyPartExamined": "THORAX", "PatientOrientation": ["R", "H"], "Rows": 500,
     "Columns": 820, "IssuerOfPatientID": "ISSUER-2", "StudyDescription": "Thorax AP", "TimezoneOffsetFromUTC": "-0500",
-    "FrameOfReferenceUID": "2.25.24", "ImagerPixelSpacing": [0.31, 0.32], "PixelSpacing": [0.3, 0.29],
+    "FrameOfReferenceUID": "2.25.24", "ImagerPixelSpacing": [0.33, 0.319], "PixelSpacing": [0.3, 0.29],
     "BurnedInAnnotation": "YES", "LossyImageCompressionRatio": [3.5, 8.5],
     "LossyImageCompressionMethod": ["ISO_15444_1", "ISO_10918_1"], "PhotometricInterpretation": "MONOCHROME1",
     "RescaleSlope": 4,
