@@ -13,6 +13,7 @@ from daemon.drift.shadow import Comparison, comparison
 from daemon.drift.statistics import difference, psi, psi_limit, wilson
 from daemon.drift.weeks import (
     EVERY_AE,
+    INBOX,
     Alarm,
     Drift,
     Week,
@@ -25,6 +26,7 @@ from daemon.drift.weeks import (
 
 __all__ = [
     "EVERY_AE",
+    "INBOX",
     "UNUSABLE",
     "Agreement",
     "Alarm",

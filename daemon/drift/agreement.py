@@ -50,9 +50,20 @@ class Agreement:
         return _share(self.true_positive, self.true_positive + self.false_positive)
 
 
-def agreement(inspect: Inspection, first_week: int = 0) -> Agreement | None:
-    """Of all reports whose images ended from that week on; None where no report has an image."""
-    return agreed([row for row in inspect.drift.reported() if row.week >= first_week])
+def agreement(
+    inspect: Inspection, first_week: int = 0, last_week: int | None = None
+) -> Agreement | None:
+    """Of all reports whose images ended in these weeks; None where no report has such an image.
+
+    `last_week`: default the newest.
+    """
+    return agreed(
+        [
+            row
+            for row in inspect.drift.reported()
+            if row.week >= first_week and (last_week is None or row.week <= last_week)
+        ]
+    )
 
 
 def agreed(rows: Sequence[ReportedImage]) -> Agreement | None:

@@ -27,6 +27,8 @@ from daemon.ledger.weekly import (
 
 # The name of all modalities together.
 EVERY_AE = ""
+# The name of the inbox folder, whose files no AE sent; the ledger has "" for them.
+INBOX = "(inbox)"
 
 # With fewer images in a week, chance says more than the figures do.
 FEWEST_IMAGES = 50
@@ -97,8 +99,10 @@ class Drift:
         return tuple(week for week in self.weeks if week.ae_title == ae_title)
 
 
-def drift(inspect: Inspection, weeks: int = 8, last_week: int | None = None) -> Drift:
-    """The figures of so many weeks. Alarms tell of the last two of them.
+def drift(
+    inspect: Inspection, weeks: int = 8, last_week: int | None = None, alarming: int = 2
+) -> Drift:
+    """The figures of so many weeks. Alarms tell of the last `alarming` of them.
 
     `last_week`: the number of the last; default this week's.
     """
@@ -117,7 +121,7 @@ def drift(inspect: Inspection, weeks: int = 8, last_week: int | None = None) -> 
     alarms = [
         alarm
         for week in shown
-        if week.number >= this_week - 1 and week.ae_title in of_baseline
+        if week.number > this_week - alarming and week.ae_title in of_baseline
         for alarm in compare(week, of_baseline[week.ae_title])
     ]
     return Drift(shown, baseline, of_baseline, tuple(alarms))
@@ -127,7 +131,7 @@ def summed(counts: Iterable[WeeklyCount]) -> tuple[Week, ...]:
     """The weeks of each AE title, and of all together (EVERY_AE), by week and AE title."""
     rows: dict[tuple[int, str], list[WeeklyCount]] = {}
     for count in counts:
-        for ae_title in (EVERY_AE, count.ae_title):
+        for ae_title in (EVERY_AE, count.ae_title or INBOX):
             rows.setdefault((count.week, ae_title), []).append(count)
     return tuple(
         _week(number, ae_title, rows[number, ae_title]) for number, ae_title in sorted(rows)

@@ -20,6 +20,7 @@ def read(inspect: Inspection, ae_title: str, first: date, last: date) -> Report:
     deliveries = inspect.period.deliveries(since, until)
     now = inspect.now()
     first_week, last_week = weeks_between(first, last)
+    weeks = last_week - first_week + 1
 
     return Report(
         ae_title,
@@ -32,8 +33,8 @@ def read(inspect: Inspection, ae_title: str, first: date, last: date) -> Report:
         figures.reasons(images),
         figures.refused(deliveries),
         figures.outages(images, deliveries, now),
-        drift(inspect, last_week - first_week + 1, last_week),
-        agreement(inspect, first_week),
+        drift(inspect, weeks, last_week, alarming=weeks),
+        agreement(inspect, first_week, last_week),
         comparison(inspect),
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from daemon.drift.statistics import Interval, wilson
+from daemon.drift.weeks import INBOX
 from daemon.ledger import DeliveryState, ImageState
 from daemon.ledger.period import DeliveryTimes, ImageTimes
 
@@ -122,7 +123,7 @@ def by_source(images: Iterable[ImageTimes]) -> list[Source]:
     """The images of each AE title, the largest first."""
     grouped: dict[str, list[ImageTimes]] = defaultdict(list)
     for image in images:
-        grouped[image.ae_title].append(image)
+        grouped[image.ae_title or INBOX].append(image)
 
     sources = [
         Source(

@@ -12,6 +12,7 @@ import pytest
 from daemon.commands import drift as command
 from daemon.drift import (
     EVERY_AE,
+    INBOX,
     ReportsError,
     agreement,
     auc,
@@ -40,11 +41,17 @@ class House:
         self.ledger = Ledger(f"sqlite:///{folder}/ledger.db", clock=self.clock)
         self._images = 0
 
-    def end(self, probability: float | None, reason: str | None = None, accession: str = "") -> str:
+    def end(
+        self,
+        probability: float | None,
+        reason: str | None = None,
+        accession: str = "",
+        ae_title: str = "XRAY1",
+    ) -> str:
         """One image ends. Returns its UID."""
         self._images += 1
         uid = f"1.2.840.10008.4711.{self._images}"
-        self.ledger.receive([Arrival(uid, "1.2", uid, "1.2", "XRAY1", "dimse", 1, 1)])
+        self.ledger.receive([Arrival(uid, "1.2", uid, "1.2", ae_title, "dimse", 1, 1)])
         (job,) = self.ledger.claim_images("me", 1)
         done = Completion(
             "analysed" if reason is None else "not_analysed",
@@ -91,6 +98,13 @@ def test_a_week_is_counted_as_its_images_end(house: House) -> None:
     assert any(
         "1 of 3 positive" in line for line in command.lines(command.look(house.ledger.inspect, 2))
     )
+
+
+def test_an_image_of_the_inbox_counts_once(house: House) -> None:
+    house.end(0.9, ae_title="")
+    house.end(0.004)
+    weeks = drift(house.ledger.inspect, weeks=1).weeks
+    assert {week.ae_title: week.images for week in weeks} == {EVERY_AE: 2, INBOX: 1, "XRAY1": 1}
 
 
 def test_a_week_unlike_the_baseline_alarms(house: House) -> None:
@@ -186,3 +200,24 @@ def test_weeks_begin_on_mondays() -> None:
     first, last = weeks_between(date(2026, 11, 1), date(2026, 11, 2))
     assert last == first + 1
     assert monday_of(last) == date(2026, 11, 2)
+
+
+def test_weeks_that_are_asked_for_alarm_and_their_reports_alone_count(house: House) -> None:
+    for number in range(60):
+        house.end(0.9 if number % 10 == 0 else 0.004)
+    monday = date(2023, 11, 13)
+    first, _ = weeks_between(monday, monday)
+    house.ledger.drift.set_baseline(first, first, "alice")
+    house.clock.now += WEEK_S
+    uids = [house.end(0.9 if number % 2 == 0 else 0.2) for number in range(60)]
+    house.clock.now += 4 * WEEK_S
+    later = house.end(0.9)
+    house.ledger.drift.tell_reports({uids[0]: True, later: False})
+
+    # Of a month, not only of its last two weeks, and without what came after it.
+    found = drift(house.ledger.inspect, 4, first + 4, alarming=4)
+    assert {alarm.week for alarm in found.alarms} == {first + 1}
+    assert not drift(house.ledger.inspect, 4, first + 4).alarms
+    of_month = agreement(house.ledger.inspect, first + 1, first + 4)
+    assert of_month is not None
+    assert (of_month.true_positive, of_month.false_positive) == (1, 0)

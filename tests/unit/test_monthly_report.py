@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from daemon.cli import main
+from daemon.drift import weeks_between
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.period import DeliveryTimes, ImageTimes
+from daemon.ledger.weekly import WEEK_S
 from daemon.report import page, read
 from daemon.report.figures import OutageTime, outages, quantile
 from tests.unit.clock import Clock
@@ -90,3 +92,38 @@ def test_waits_that_overlap_are_one_outage() -> None:
 def test_a_quantile_is_a_value_that_was_there() -> None:
     assert quantile([5.0, 1.0, 3.0], 0.5) == 3.0
     assert quantile([*map(float, range(1, 101))], 0.95) == 95.0
+
+
+def test_the_page_has_the_alarms_of_each_of_its_weeks_and_the_reports_of_no_later_one(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    clock.now = NOON
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db", clock=clock)
+    this_week, _ = weeks_between(date(2026, 11, 2), date(2026, 11, 2))
+    ledger.drift.set_baseline(this_week - 1, this_week - 1, "alice")
+    numbers = iter(range(1000))
+
+    def end(probability: float) -> str:
+        uid = f"1.2.{next(numbers)}"
+        ledger.receive([Arrival(uid, "1.2", uid, "1.2", "XRAY1", "dimse", 1, 1)])
+        (job,) = ledger.claim_images("me", 1)
+        done = Completion("analysed", uid, probability=probability, positive=probability > 0.5)
+        assert ledger.complete(job, done, {}) == "analysed"
+        return uid
+
+    clock.now = NOON - WEEK_S
+    for number in range(60):
+        end(0.9 if number % 10 == 0 else 0.004)
+    clock.now = NOON
+    reported = end(0.9)
+    for _ in range(59):
+        end(0.9)
+    clock.now = NOON + 6 * WEEK_S
+    ledger.drift.tell_reports({reported: True, end(0.9): False})
+
+    html = page(read(ledger.inspect, "PLEURA", date(2026, 11, 1), date(2026, 11, 30)))
+    ledger.close()
+    assert "Week of 2026-11-02, XRAY1: positives" in html
+    assert "No figure differs" not in html
+    assert '<td>reports with an analysed image</td><td class="number">1</td>' in html
