@@ -36,6 +36,8 @@ NEGATIVE = negative()
 GOOD = {result.kind: result for result in build(CASE, ["SEG", "SR", "PR"])}
 PLAIN = positive(header(), TWO)  # no window and no LUT
 (GOOD_PLAIN,) = build(PLAIN, ["PR"])
+WHOLE = positive(header(Rows=1024, Columns=512, PixelSpacing=None, ImagerPixelSpacing=[0.2, 0.2]))
+(GOOD_WHOLE,) = build(WHOLE, ["SR"])
 (GOOD_NEGATIVE,) = build(NEGATIVE, ["SR"])
 STRANGER = Dataset()
 STRANGER.ReferencedSOPClassUID, STRANGER.ReferencedSOPInstanceUID = (
@@ -174,10 +176,13 @@ SR: dict[str, Change] = {
     "a sentence more": add_to_evaluations(said("Patient Gruen^Ada")),
     "another observer": item("Device Observer UID", put(UID="2.25.3")),
     "a person observing": item("Device Observer Name", put(TextValue="Gruen^Ada")),
-    "another orientation in the library": item("Patient Orientation Row", put(TextValue="R")),
     "a relation of its own": item("Finding", put(RelationshipType="INFERRED FROM")),
     "an item without a name": item("Finding", drop("ConceptNameCodeSequence")),
     "no heading": cut("Qualitative Evaluations"),
+}
+# The library names a spacing, so it is there only where that is a chest's.
+OF_A_WHOLE_IMAGE: dict[str, Change] = {
+    "another orientation in the library": item("Patient Orientation Row", put(TextValue="R")),
 }
 GRAPHICS, GRAPHIC = "GraphicAnnotationSequence", "GraphicAnnotationSequence.GraphicObjectSequence"
 PR: dict[str, Change] = {
@@ -279,6 +284,7 @@ OF_A_NEGATIVE: dict[str, Change] = {
 MUTATIONS = [
     *((GOOD[kind], CASE, name, change) for kind in ("SR", "PR") for name, change in COMMON.items()),
     *((GOOD["SR"], CASE, name, change) for name, change in SR.items()),
+    *((GOOD_WHOLE, WHOLE, name, change) for name, change in OF_A_WHOLE_IMAGE.items()),
     *((GOOD["PR"], CASE, name, change) for name, change in PR.items()),
     *((GOOD_PLAIN, PLAIN, name, change) for name, change in PR_OF_A_PLAIN_IMAGE.items()),
     *(
