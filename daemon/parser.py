@@ -521,12 +521,21 @@ def _add_demo(commands: _Commands) -> None:
 
 
 def _day(text: str) -> date:
-    return date.fromisoformat(text)
+    day = date.fromisoformat(text)
+    _require_year(day.year)
+    return day
 
 
 def _time(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
+    _require_year(moment.year)
     return moment if moment.tzinfo else moment.astimezone()
+
+
+def _require_year(year: int) -> None:
+    """Raise outside the years that every time zone's clock can show."""
+    if not 1970 <= year <= 9000:
+        raise argparse.ArgumentTypeError(f"year {year} found, 1970 to 9000 wanted")
 
 
 def _host_port(text: str) -> tuple[str, int]:

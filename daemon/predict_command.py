@@ -37,9 +37,9 @@ def predict(options: argparse.Namespace) -> int:
     """Analyse files; one JSON line each, and files of results where the options name them."""
     images = list(_images(options.file))
     if options.masks:
-        _require_apart([str(image.name.with_suffix("")) for image in images], "--masks")
+        _require_apart([str(_bare(image.name)) for image in images], "--masks")
     if options.submission:
-        _require_apart([image.name.stem for image in images], "--submission")
+        _require_apart([_bare(image.name).name for image in images], "--submission")
 
     torch_process.prepare()
     pipeline = _pipeline(options)
@@ -87,6 +87,11 @@ def _is_image(path: Path) -> bool:
 
     suffix = path.suffix.lower()
     return suffix in (*_DICOM_SUFFIXES, *SUFFIXES) or suffix[1:].isdigit()
+
+
+def _bare(name: Path) -> Path:
+    """The name without its ending; the last number of a UID is none."""
+    return name if name.suffix[1:].isdigit() else name.with_suffix("")
 
 
 def _require_apart(names: Sequence[str], option: str) -> None:
@@ -181,18 +186,20 @@ class _Run:
         if mask is not None and self.options.masks is not None:
             from PIL import Image
 
-            path = (self.options.masks / image.name).with_suffix(".png")
+            bare = self.options.masks / _bare(image.name)
+            path = bare.with_name(f"{bare.name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).convert("L").save(path)
 
         self.unanswered += mask is None
         text = run_lengths.encode(mask) if mask is not None else run_lengths.NONE
-        self.rows.append((image.name.stem, text))
+        self.rows.append((_bare(image.name).name, text))
 
     def write_submission(self, path: Path) -> None:
         """Write a row for each file; one that got no answer counts as empty, which is said."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        # A file's name may be bytes that are no UTF-8.
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("ImageId", "EncodedPixels"))
             writer.writerows(self.rows)
@@ -208,4 +215,12 @@ class _Run:
 def _default_time() -> datetime:
     """Now, or SOURCE_DATE_EPOCH (reproducible-builds.org) for results that repeat byte by byte."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    return datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now().astimezone()
+    if not epoch:
+        return datetime.now().astimezone()
+
+    try:
+        return datetime.fromtimestamp(int(epoch), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise CannotStartError(
+            f"SOURCE_DATE_EPOCH: found {epoch!r}; seconds since 1970 wanted"
+        ) from error

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, UnidentifiedImageError
 
 from inference.pixels import MAX_PIXELS
 
@@ -18,8 +18,11 @@ from inference.pixels import MAX_PIXELS
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
-# Pillow's modes that hold colours; all others hold grey values.
-_COLOUR_MODES = ("1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
+# Pillow's modes that hold grey values of more than one bit.
+_GREY_MODES = ("L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+# TIFF 6.0, section 8: white is zero; a page that is a smaller copy of another.
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_SUBFILE_TYPE, _REDUCED = 254, 1
 
 
 class PictureError(ValueError):
@@ -41,8 +44,17 @@ def grey(data: bytes) -> NDArray[np.float32]:
         PictureError: no such picture, broken, or more pixels than an X-ray has.
     """
     image = _decoded(data)
-    stored = image.convert("L") if image.mode in _COLOUR_MODES else image
-    return np.asarray(stored, dtype=np.float32)
+    if image.mode not in _GREY_MODES:
+        try:
+            image = image.convert("L")
+        except ValueError as error:
+            raise PictureError(f"colours found that are not read ({error})") from error
+
+    values = np.asarray(image, dtype=np.float32)
+    # Pillow turns round values of 8 bits alone.
+    if image.mode != "L" and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = values.max() + values.min() - values
+    return values
 
 
 def flair(data: bytes) -> NDArray[np.float32]:
@@ -68,10 +80,34 @@ def _decoded(data: bytes) -> Image.Image:
             raise PictureError(
                 f"{image.height} x {image.width} pixels found, at most {MAX_PIXELS} wanted"
             )
+        _refuse_pages(image)
         image.load()
         return image
     except PictureError:
         raise
+    except UnidentifiedImageError as error:
+        raise PictureError("no PNG, JPEG or TIFF that can be read") from error
     except Exception as error:
         # The decoder meets arbitrary bytes and may raise anything.
         raise PictureError(f"{type(error).__name__}: {error}") from error
+
+
+def _refuse_pages(image: Image.Image) -> None:
+    """Raise where a second page or frame holds another picture, which nobody would look at."""
+    if image.format not in ("PNG", "TIFF"):
+        # A telephone's JPEG has a preview behind it.
+        return
+
+    try:
+        image.seek(1)
+    except EOFError:
+        return
+    if not int(_tag(image, _SUBFILE_TYPE) or 0) & _REDUCED:
+        raise PictureError("more than one page or frame found, one wanted")
+    image.seek(0)
+
+
+def _tag(image: Image.Image, number: int) -> object:
+    """A TIFF's tag; None where it is absent, or the picture is no TIFF."""
+    tags = getattr(image, "tag_v2", None)
+    return None if tags is None else tags.get(number)

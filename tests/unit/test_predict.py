@@ -228,6 +228,28 @@ def test_pictures_and_folders_are_answered_like_dicom(
     assert any(answer["area_px"] for answer in by_name.values())
 
 
+def test_the_last_number_of_a_uid_is_no_ending_and_a_name_may_be_any_bytes(
+    eager_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture = Image.fromarray((phantom.draw(7, True, size=64).pixels * 255).astype(np.uint8))
+    names = [b"1.2.840.1", b"1.2.840.2", b"1.2.840.3.dcm", b"two\nlines.png", b"caf\xe9.png"]
+    for name in names:
+        picture.save(folder / os.fsdecode(name), "PNG")
+
+    masks, submission = tmp_path / "masks", tmp_path / "submission.csv"
+    wanted = ("--model", eager_package, "--masks", masks, "--submission", submission)
+    answers = predict(capsys, folder, *wanted)
+    assert len(answers) == len(names)
+    assert {os.fsencode(path.name) for path in masks.iterdir()} == {
+        b"1.2.840.1.png", b"1.2.840.2.png", b"1.2.840.3.png", b"two\nlines.png", b"caf\xe9.png"
+    }  # fmt: skip
+    rows = submission.read_bytes()
+    for name in (b"1.2.840.1,", b"1.2.840.2,", b"1.2.840.3,", b'"two\nlines",', b"caf\xe9,"):
+        assert b"\n" + name in rows
+
+
 def test_images_without_a_study_are_answered_where_it_is_wanted(
     eager_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
