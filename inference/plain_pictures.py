@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +108,7 @@ def _refuse_pages(image: Image.Image) -> None:
     image.seek(0)
 
 
-def _tag(image: Image.Image, number: int) -> object:
+def _tag(image: Image.Image, number: int) -> Any:
     """A TIFF's tag; None where it is absent, or the picture is no TIFF."""
     tags = getattr(image, "tag_v2", None)
     return None if tags is None else tags.get(number)
