@@ -24,7 +24,7 @@ ROOMS = {
     "ledger": {"backoff"},
     "live": {"config", "ledger"},
     "log": set(),
-    "metrics": {"config", "heartbeat", "installed", "ledger", "tls"},
+    "metrics": {"config", "heartbeat", "installed", "ledger", "spool", "tls"},
     "output": set(),
     "ownership": {"config"},
     "report": {"drift", "ledger"},

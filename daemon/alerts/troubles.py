@@ -10,7 +10,7 @@ from daemon.alerts.silence import missing_images
 from daemon.config import Alerts, Config
 from daemon.ledger import Alarm, Snapshot, Unresolved
 from daemon.metrics.health import ROLES, age_of_sign
-from daemon.metrics.host import certificates, free_bytes
+from daemon.metrics.host import UNSEEN_SPOOL, certificates, free_bytes
 
 _MINUTE_S = 60.0
 _HOUR_S = 3600.0
@@ -158,9 +158,9 @@ def _silence(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
 
 
 def _disk(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
-    free = free_bytes(config.spool)
+    free = free_bytes(config.spool, sight.figures.spool)
     # The deliver role reads the spool: what it cannot see is away, and no disk with room.
-    words = "the spool cannot be seen; is its disk mounted?"
+    words = UNSEEN_SPOOL
     if free is not None:
         words = f"{free // _MB} MB free beside the spool; wanted: {alerts.disk_free_mb} MB"
     if free is None or free < alerts.disk_free_mb * _MB:

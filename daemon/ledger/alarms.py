@@ -74,6 +74,9 @@ class Alarms:
     ) -> tuple[list[Alarm], list[str]]:
         """Compare the troubles found now with those that last, and owe each route a message.
 
+        A route that comes later is told of each trouble that lasts, as soon as it is seen again.
+        The end is told to the routes that were told the beginning, also those of another machine.
+
         A trouble is over once it was absent for `settle_s`. A trouble of another machine is left
         to that machine, as long as a role gives signs of life there. Returns the
         troubles that began, and the keys of those that are over.
@@ -89,11 +92,22 @@ class Alarms:
 
             began = [alarm for key, alarm in present.items() if key not in known]
             for alarm in began:
-                conn.execute(alarms.insert().values(since=now, **vars(alarm)))
-                _owe(conn, now, routes, {"event": "began", "since": now, **_told(alarm)})
+                named = json.dumps(sorted(routes))
+                conn.execute(alarms.insert().values(since=now, told=named, **vars(alarm)))
+                _owe(conn, now, routes, {"event": "began", "since": now, **_facts(alarm)})
 
+            late = False
             for key in present.keys() & known.keys():
-                still = {"words": present[key].words, "absent_since": None}
+                told = _told(known[key]) or set()
+                if new := set(routes) - told:
+                    since = known[key]["since"]
+                    _owe(conn, now, new, {"event": "began", "since": since, **_facts(present[key])})
+                    late = True
+                still = {
+                    "words": present[key].words,
+                    "absent_since": None,
+                    "told": json.dumps(sorted(told | new)),
+                }
                 if any(known[key][name] != value for name, value in still.items()):
                     _change(conn, key, still)
 
@@ -102,9 +116,11 @@ class Alarms:
             absent = [row for row in mine if row["key"] not in present]
             over = [row for row in absent if self._is_over(conn, row, now, settle_s)]
             for row in over:
-                _owe(conn, now, routes, {"event": "over", "over": now, **_row_told(row)})
+                heard = _told(row)
+                heard = set(routes) if heard is None else heard
+                _owe(conn, now, heard, {"event": "over", "over": now, **_row_facts(row)})
 
-            if began or over:
+            if began or late or over:
                 self._database.ring(conn)
             return began, [row["key"] for row in over]
 
@@ -185,7 +201,7 @@ def _lasting() -> sa.Select[Any]:
 def lasting(conn: Connection, most: int) -> list[LastingAlarm]:
     """The troubles that last, oldest first, at most so many."""
     rows = conn.execute(_lasting().limit(most)).mappings()
-    return [LastingAlarm(**_row_told(row)) for row in rows]
+    return [LastingAlarm(**_row_facts(row)) for row in rows]
 
 
 def _living_machines(conn: Connection, now: float) -> set[str]:
@@ -214,11 +230,16 @@ def _is_past(time: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
     return sa.or_(time <= now, time > now + _LONGEST_S)
 
 
-def _told(alarm: Alarm) -> dict[str, Any]:
+def _told(row: sa.RowMapping) -> set[str] | None:
+    """The routes that were told of the beginning; None: an earlier version did not note them."""
+    return None if row["told"] is None else set(json.loads(row["told"]))
+
+
+def _facts(alarm: Alarm) -> dict[str, Any]:
     return {"kind": alarm.kind, "subject": alarm.subject, "words": alarm.words}
 
 
-def _row_told(row: sa.RowMapping) -> dict[str, Any]:
+def _row_facts(row: sa.RowMapping) -> dict[str, Any]:
     return {name: row[name] for name in ("kind", "subject", "words", "since")}
 
 

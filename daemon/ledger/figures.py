@@ -22,6 +22,7 @@ from daemon.ledger.schema import (
     instances,
     results,
     roles,
+    spools,
     state_is,
     state_is_not,
     tallies,
@@ -104,6 +105,8 @@ class Snapshot:
     audit_waiting: int
     # The kind and subject of each trouble that lasts.
     troubles: tuple[tuple[str, str], ...]
+    # The identity of the spool that this ledger's files lie in; None: it never had one.
+    spool: str | None
 
 
 def snapshot(database: Database) -> Snapshot:
@@ -124,6 +127,7 @@ def snapshot(database: Database) -> Snapshot:
             roles=_roles(conn),
             audit_waiting=_count(conn, audit),
             troubles=_troubles(conn),
+            spool=conn.execute(sa.select(spools.c.identity)).scalar(),
         )
 
 

@@ -363,6 +363,8 @@ alarms = sa.Table(
     sa.Column("since", sa.Float, nullable=False),
     # When it was first not seen any more. Null: it was there at the last look.
     sa.Column("absent_since", sa.Float),
+    # JSON: the names of the routes that are or were owed its beginning. Null: before version 9.
+    sa.Column("told", sa.Text),
 )
 
 # One row for each message that is still owed to a mail server or a webhook.
@@ -571,4 +573,5 @@ STEPS: dict[int, tuple[str, ...]] = {
         " WHERE state = 'stored' AND commit_due_at IS NOT NULL",
         "CREATE TABLE unknown_destinations (name TEXT NOT NULL PRIMARY KEY, since FLOAT NOT NULL)",
     ),
+    8: ("ALTER TABLE alarms ADD COLUMN told TEXT",),
 }

@@ -236,7 +236,7 @@ class _Figures(Collector):
         free = GaugeMetricFamily(
             "pleura_spool_free_bytes", "Room on the spool's disk; absent: it cannot be seen."
         )
-        room = free_bytes(self._config.spool)
+        room = free_bytes(self._config.spool, self._found.spool)
         if room is not None:
             free.add_metric([], room)
         yield free

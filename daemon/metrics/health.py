@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from daemon.config import Config
 from daemon.ledger import Inspection, LedgerError, Snapshot, describe
 from daemon.ledger.processes import SILENT_AFTER_S
-from daemon.metrics.host import free_bytes
+from daemon.metrics.host import UNSEEN_SPOOL, free_bytes
 
 # The roles that a node needs to do its job.
 ROLES = ("receive", "analyse", "deliver")
@@ -48,7 +48,7 @@ def ready(config: Config, inspect: Inspection) -> Health:
 
     found = inspect.figures()
     checks = {role: _of_role(found, role) for role in ROLES[:2]}
-    checks["disk"] = _of_disk(config)
+    checks["disk"] = _of_disk(config, found)
     is_well = all(words == "ok" for words in checks.values())
     return Health(is_well, {**alive.checks, **checks})
 
@@ -66,10 +66,10 @@ def _of_role(found: Snapshot, role: str) -> str:
     return "ok" if age_s <= SILENT_AFTER_S else f"no sign of life for {age_s:.0f} s"
 
 
-def _of_disk(config: Config) -> str:
-    free = free_bytes(config.spool)
+def _of_disk(config: Config, found: Snapshot) -> str:
+    free = free_bytes(config.spool, found.spool)
     if free is None:
-        return "ok"
+        return UNSEEN_SPOOL
     reserve = config.spool_reserve_mb * _MB
     if free < reserve:
         return f"{free // _MB} MB free beside the spool, {config.spool_reserve_mb} MB wanted"

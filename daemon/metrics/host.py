@@ -10,6 +10,9 @@ from pathlib import Path
 
 from daemon import tls
 from daemon.config import Config
+from daemon.spool import identity
+
+UNSEEN_SPOOL = "the spool cannot be seen; is its disk mounted, and may this user read it?"
 
 # ASN.1 tags (X.690): SEQUENCE, the version's explicit [0], UTCTime. The other time is
 # GeneralizedTime.
@@ -20,9 +23,14 @@ _BEGIN = "-----BEGIN CERTIFICATE-----"
 _END = "-----END CERTIFICATE-----"
 
 
-def free_bytes(folder: Path) -> int | None:
-    """The room beside a folder; None where this process may not look, or the folder is away."""
+def free_bytes(folder: Path, known: str | None) -> int | None:
+    """The room beside the spool; None where this process cannot see the spool.
+
+    `known`: its identity in the ledger. An empty mount point has another, and another disk's room.
+    """
     try:
+        if known is not None and identity(folder) != known:
+            return None
         return shutil.disk_usage(folder).free
     except OSError:
         return None

@@ -19,7 +19,7 @@ from daemon.ledger.processes import SILENT_AFTER_S
 from daemon.ledger.view import Activity, Count, Queue, Refused
 from daemon.metrics import host
 from daemon.metrics.health import ROLES as NEEDED_ROLES
-from daemon.spool import Spool
+from daemon.spool import Spool, SpoolError
 from daemon.web.model import Card, card_of
 from daemon.web.visit import Node, Visit
 
@@ -202,8 +202,9 @@ def _destinations(node: Node) -> list[Destination]:
 
 def _free_bytes(spool: Spool) -> int | None:
     try:
+        spool.require()
         return spool.free_bytes()
-    except OSError:
+    except (SpoolError, OSError):
         return None
 
 

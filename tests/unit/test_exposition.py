@@ -32,6 +32,7 @@ from daemon.metrics.exposition import exposition
 from daemon.metrics.health import health, ready
 from daemon.metrics.host import valid_until
 from daemon.metrics.probes import Probes
+from daemon.spool import Spool
 from tests.unit.clock import Clock
 from tools.peers.certificates import Authority
 
@@ -191,6 +192,30 @@ def test_healthz_sees_the_ledger_and_readyz_the_roles(lived: Ledger, tmp_path: P
     lived.beat("receive", "me:1")
     lived.beat("analyse", "me:2")
     assert ready(config, lived.inspect).is_well
+
+
+@pytest.mark.parametrize("folder", ["absent", "empty mount point", "another ledger's"])
+def test_a_spool_that_cannot_be_seen_is_not_ready_and_has_no_room(
+    lived: Ledger, tmp_path: Path, folder: str
+) -> None:
+    lived.beat("receive", "me:1")
+    lived.beat("analyse", "me:2")
+    place = tmp_path / "spool"
+    Spool(place).claim(lived.spool_identity)
+    config = settings(tmp_path).model_copy(update={"spool": place})
+    assert ready(config, lived.inspect).checks["disk"] == "ok"
+    assert ("pleura_spool_free_bytes", ()) in samples(exposition(config, lived.inspect))
+
+    place.rename(tmp_path / "unmounted")
+    if folder == "empty mount point":
+        place.mkdir()
+    elif folder == "another ledger's":
+        Spool(place).claim(lambda here: here)
+
+    found = ready(config, lived.inspect)
+    assert not found.is_well
+    assert "cannot be seen" in found.checks["disk"]
+    assert ("pleura_spool_free_bytes", ()) not in samples(exposition(config, lived.inspect))
 
 
 def test_readyz_says_when_the_disk_is_full(lived: Ledger, tmp_path: Path) -> None:
