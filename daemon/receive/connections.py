@@ -57,6 +57,13 @@ class PlainConnection:
         """
         return self._receive(buffer, 0)
 
+    def acknowledge(self) -> None:
+        """Tell the peer now what has come, where the kernel would wait 40 ms for more to tell.
+
+        A sender with Nagle's algorithm holds back the end of an object until then.
+        """
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
     def _receive(self, buffer: memoryview, flags: int) -> int:
         try:
             return self._socket.recv_into(buffer, 0, flags)
@@ -138,6 +145,7 @@ class TlsConnection:
         # An answer to a key update may be due.
         self._flush()
 
+        self._plain.acknowledge()
         try:
             count = self._plain.recv_some(self._encrypted)
         except TimeoutError:

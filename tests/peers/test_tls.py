@@ -25,7 +25,7 @@ from daemon.dicom.acceptor import Limits
 from daemon.dicom.link import Link, LinkDownError, proposal
 from daemon.dicom.outgoing import describe
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.receive.connections import Served
+from daemon.receive.connections import PlainConnection, Served, TlsConnection
 from daemon.receive.listener import Listener, Port
 from daemon.receive.scp import Receiver
 from daemon.spool import Spool
@@ -488,6 +488,47 @@ def test_objects_larger_than_any_buffer_arrive_byte_for_byte(
     assert send(archive(node.tls_port, client_settings(ca, xray)), path) == [0x0000]
     (kept,) = [each for each in node.spool.folder.glob("??/*") if each.is_file()]
     assert kept.read_bytes()[-5_000_002:] == path.read_bytes()[-5_000_002:]
+
+
+class InPieces(PlainConnection):
+    """Bytes that come in these pieces; `calls` tells what was done about them."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+        self.calls: list[str] = []
+
+    def acknowledge(self) -> None:
+        self.calls.append("acknowledge")
+
+    def recv_some(self, buffer: memoryview, /) -> int:
+        self.calls.append("wait")
+        piece = self.pieces.pop(0)
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def test_what_came_is_acknowledged_before_more_is_awaited(ca: Authority, node_pair: Pair) -> None:
+    """A sender with Nagle's algorithm holds back the end of an object until then."""
+    tls = ServerTls.model_validate({**node_pair.settings(), "client": "none", "port": 1})
+    client = ssl.create_default_context(cafile=ca.certificate)
+    upwards, downwards = ssl.MemoryBIO(), ssl.MemoryBIO()
+    node = node_context(tls).current().wrap_bio(upwards, downwards, server_side=True)
+    peer = client.wrap_bio(downwards, upwards, server_hostname="localhost")
+    for end in (peer, node, peer, node):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    downwards.read()
+
+    pieces = []
+    for part in (b"command", b"object"):
+        peer.write(part)
+        pieces.append(upwards.read())
+    plain = InPieces(pieces)
+    received = bytearray(len(b"command" + b"object"))
+    connection = TlsConnection(plain, node, (upwards, downwards), b"")
+    assert connection.recv_into(memoryview(received)) == len(received)
+    assert received == b"commandobject"
+    assert plain.calls == ["acknowledge", "wait"] * 2
 
 
 # -- deliver
