@@ -141,8 +141,37 @@ def test_a_fold_is_left_out_of_a_segmenter_of_any_architecture(
         assert all(torch.equal(value, other[name]) for name, value in part.state_dict().items())
 
     save_file(dict(network(STAGES[0], 3).state_dict()), path)
-    with pytest.raises(ValueError, match="of no part of the package's segmenter"):
+    with pytest.raises(ValueError, match=r"1-segmenter-without-0.* and no other wanted"):
         crossfitted.without(shipped, tmp_path, 0)
+
+
+def test_of_several_segmenters_each_is_replaced_by_its_own_without_the_fold(
+    tmp_path: Path, cases: list[Case]
+) -> None:
+    # In the recipe's order: as text, 10 comes before 2.
+    places = (2, 10)
+    stages = [STAGES[0], STAGES[1], STAGES[1]]
+    trained = [Trained(one, network(one, seed)) for seed, one in enumerate(stages)]
+    said = {"data": ["x"], "date": "2026-01-01", "command": "x"}
+    Export(recipe(networks=stages), tmp_path / "package", said).write(trained, cases, cases)
+    loaded = package.load(tmp_path / "package")
+
+    (tmp_path / "weights").mkdir()
+    others = [network(STAGES[1], seed).state_dict() for seed in (7, 8)]
+    for place, other in zip(places, others, strict=True):
+        save_file(dict(other), tmp_path / "weights" / f"{place}-segmenter-unet-without-0.safetensors")
+    without = crossfitted.without(loaded, tmp_path, 0)
+
+    drawn = list(without.segmenter.get_submodule("members").children())
+    votes = list(without.classifier.get_submodule("members").children())[1:]
+    for number, other in enumerate(others):
+        for part in (drawn[number], votes[number].get_submodule("segmenter")):
+            assert all(torch.equal(value, other[name]) for name, value in part.state_dict().items())
+
+    # One of both alone would leave the other, which has seen the fold, as it is.
+    (tmp_path / "weights" / "2-segmenter-unet-without-0.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"without fold 0: 10-segmenter-unet-without-0"):
+        crossfitted.without(loaded, tmp_path, 0)
 
 
 def test_a_vote_wants_one_normalisation_of_all() -> None:

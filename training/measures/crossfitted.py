@@ -239,33 +239,53 @@ def answered(run: Path, cases: Sequence[Case]) -> dict[float, list[Answer]]:
 def without(loaded: package.Package, run: Path, fold: int) -> package.Package:
     """The package as it would be without a fold.
 
-    Its segmenter, and the segmenter whose map votes in its classifier, are the network that was
-    trained without that fold.
+    Its segmenters, and those whose maps vote in its classifier, are the networks that were trained
+    without that fold.
 
     Raises:
-        ValueError: the weights are of no part of the segmenter, which saw the images of this fold.
+        ValueError: the weights are not those of the package's segmenters, which saw the images of
+            this fold.
     """
-    (path,) = sorted((run / "weights").glob(f"*-without-{fold}.safetensors"))
-    weights = load_file(path)
-    if not _parts_with(loaded.segmenter, weights):
+    paths = sorted((run / "weights").glob(f"*-without-{fold}.safetensors"), key=_place)
+    weights = [load_file(path) for path in paths]
+    votes = any(_parts_with(loaded.classifier, one) for one in weights)
+    asked = [loaded.segmenter, *([loaded.classifier] if votes else [])]
+    if not weights or not all(_fit(network, weights) for network in asked):
         raise ValueError(
-            f"{path}: its weights are of no part of the package's segmenter, "
-            f"{loaded.manifest.segmenter.architecture}; weights of the run that made the package "
-            "wanted"
+            f"{run / 'weights'}: without fold {fold}: "
+            f"{', '.join(path.name for path in paths) or 'no weights'} found; those of each "
+            f"segmenter of the package, {loaded.manifest.segmenter.architecture}, and no other "
+            "wanted: weights of the run that made the package"
         )
 
     return replace(
         loaded,
-        classifier=_with_segmenter(loaded.classifier, weights),
-        segmenter=_with_segmenter(loaded.segmenter, weights),
+        classifier=_with_segmenters(loaded.classifier, weights) if votes else loaded.classifier,
+        segmenter=_with_segmenters(loaded.segmenter, weights),
     )
 
 
-def _with_segmenter(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy in which each part that has weights of these names has these."""
+def _place(path: Path) -> tuple[int, str]:
+    """The network's place in the recipe, with which its file's name begins."""
+    number = path.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0, path.name
+
+
+def _fit(network: nn.Module, several: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether each part has its weights: as many parts of these names as there are weights."""
+    return all(
+        len(_parts_with(network, weights))
+        == sum(other.keys() == weights.keys() for other in several)
+        for weights in several
+    )
+
+
+def _with_segmenters(network: nn.Module, several: Sequence[Mapping[str, Tensor]]) -> nn.Module:
+    """A copy in which the parts that have weights of these names have these, in their order."""
     other = copy.deepcopy(network)
-    for part in _parts_with(other, weights):
-        part.load_state_dict(weights)
+    for number, weights in enumerate(several):
+        earlier = sum(before.keys() == weights.keys() for before in several[:number])
+        _parts_with(other, weights)[earlier].load_state_dict(weights)
     return other
 
 
