@@ -159,7 +159,9 @@ def test_of_several_segmenters_each_is_replaced_by_its_own_without_the_fold(
     (tmp_path / "weights").mkdir()
     others = [network(STAGES[1], seed).state_dict() for seed in (7, 8)]
     for place, other in zip(places, others, strict=True):
-        save_file(dict(other), tmp_path / "weights" / f"{place}-segmenter-unet-without-0.safetensors")
+        save_file(
+            dict(other), tmp_path / "weights" / f"{place}-segmenter-unet-without-0.safetensors"
+        )
     without = crossfitted.without(loaded, tmp_path, 0)
 
     drawn = list(without.segmenter.get_submodule("members").children())
