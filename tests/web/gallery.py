@@ -96,7 +96,7 @@ class Chest:
     results: dict[str, bytes]
     probability: float
     positive: bool
-    # Its id and version
+    # Its id, version and digest
     model: str
 
 
@@ -110,7 +110,7 @@ def _chest(folder: Path) -> Chest:
     finding = outcome.finding
     assert finding is not None
     results = {one.kind: one.data for one in outcome.results}
-    model = f"{shipped.manifest.id} {shipped.manifest.version}"
+    model = f"{shipped.manifest.id} {shipped.manifest.version} {shipped.identity.digest}"
     return Chest(source, results, finding.probability, finding.positive, model)
 
 
