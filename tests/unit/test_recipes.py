@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from daemon import cli
 from inference import package
-from inference.networks import build
+from inference.networks import build, encoders
 from tests import recipes
 from training import commands, loop, preflight, recipe
 from training.data import rle
@@ -52,6 +52,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipes.made(tmp_path_factory.mktemp("made"), images=8)
 
 
+@pytest.fixture
+def small_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """resnet34 is a network of seconds."""
+    monkeypatch.setitem(encoders.ENCODERS, "resnet34", recipes.small_resnet)
+
+
+@pytest.mark.usefixtures("small_resnet")
 @pytest.mark.parametrize("name", [name for name in recipes.NAMES if name != "k1-winner"])
 def test_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
     wanted = recipes.short(name, side=64)
@@ -77,6 +84,7 @@ def test_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
     assert recipes.answers(folder, manifest.task) == 1
 
 
+@pytest.mark.usefixtures("small_resnet")
 def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_report(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +313,7 @@ def test_a_folder_without_the_layout_is_said_before_anything_else(
             commands.train_package(wanted, folder, tmp_path / "out", [], {})
 
 
+@pytest.mark.usefixtures("small_resnet")
 def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(
     made: Path, tmp_path: Path
 ) -> None:
@@ -317,6 +326,7 @@ def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("small_resnet")
 def test_a_pipeline_uses_the_networks_of_packages_as_they_are(made: Path, tmp_path: Path) -> None:
     trained = {}
     for number, name in enumerate(("t1-densenet121", "t3-double-unet")):
@@ -345,6 +355,7 @@ def test_a_pipeline_uses_the_networks_of_packages_as_they_are(made: Path, tmp_pa
         loop.train(pipeline, made, tmp_path / "no", ["pleura", "train"], {0: trained[1]})
 
 
+@pytest.mark.usefixtures("small_resnet")
 def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
