@@ -109,6 +109,8 @@ $(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(TESTED): $(INSTALLED)
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[test]'
+# Compiles what the tests import: each of their processes would do it for itself.
+	-$(BIN)/pytest --collect-only > /dev/null
 	touch $@
 
 # A Debian package with an environment of its own under /opt/pleura, for this machine's Debian.
