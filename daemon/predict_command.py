@@ -17,6 +17,9 @@ from daemon import torch_process
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from inference.pipeline import Pipeline
     from inference.prediction import Prediction
 
@@ -35,23 +38,24 @@ class _Image:
 
 def predict(options: argparse.Namespace) -> int:
     """Analyse files; one JSON line each, and files of results where the options name them."""
+    from inference.plain_pictures import without_ending
+
     images = list(_images(options.file))
     if options.masks:
-        _require_apart([str(_bare(image.name)) for image in images], "--masks")
+        _require_apart([str(without_ending(image.name)) for image in images], "--masks")
     if options.submission:
-        _require_apart([_bare(image.name).name for image in images], "--submission")
+        _require_apart([without_ending(image.name).name for image in images], "--submission")
+
+    _require_places(options)
 
     torch_process.prepare()
     pipeline = _pipeline(options)
-    for folder in (options.out, options.masks):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
     run = _Run(pipeline, options, options.at or _default_time())
     for image in images:
         run.answer(image)
     if options.submission:
         run.write_submission(options.submission)
+
     return EXIT_DONE if run.is_sound else EXIT_FAILED
 
 
@@ -89,11 +93,6 @@ def _is_image(path: Path) -> bool:
     return suffix in (*_DICOM_SUFFIXES, *SUFFIXES) or suffix[1:].isdigit()
 
 
-def _bare(name: Path) -> Path:
-    """The name without its ending; the last number of a UID is none."""
-    return name if name.suffix[1:].isdigit() else name.with_suffix("")
-
-
 def _require_apart(names: Sequence[str], option: str) -> None:
     """Raise where two images would be written under one name."""
     seen: set[str] = set()
@@ -104,6 +103,30 @@ def _require_apart(names: Sequence[str], option: str) -> None:
                 "after the other"
             )
         seen.add(name)
+
+
+def _require_places(options: argparse.Namespace) -> None:
+    """Raise before any work where its outcome could not be written."""
+    for option, folder in (("--out", options.out), ("--masks", options.masks)):
+        if folder is None:
+            continue
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotStartError(
+                f"{option}: {folder}: {error.strerror}; a folder that can be written wanted"
+            ) from error
+
+    path = options.submission
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise CannotStartError(
+            f"--submission: {path}: {error.strerror}; a file that can be written wanted"
+        ) from error
 
 
 def _pipeline(options: argparse.Namespace) -> Pipeline:
@@ -141,7 +164,7 @@ class _Run:
     pipeline: Pipeline
     options: argparse.Namespace
     result_time: datetime
-    # False after a file that cannot be read, or whose analysis broke
+    # False after a file that cannot be read or written, or whose analysis broke
     is_sound: bool = True
     # (ImageId, run lengths) of each file
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -154,13 +177,22 @@ class _Run:
         except OSError as error:
             self.is_sound = False
             print(f"{image.path}: cannot be read ({error.strerror})", file=sys.stderr)
+            self._add_row(image, None)
             return
 
         prediction = self._prediction(image.path, data)
         line = {"file": str(image.path)} | prediction.summary()
         line["model"] = self.pipeline.engine.identity.id
         print(json.dumps(line), flush=True)
-        self._write(image, prediction)
+        self._add_row(image, prediction.mask)
+        try:
+            self._write(image, prediction)
+        except OSError as error:
+            self._tell_unwritten(error)
+
+    def _tell_unwritten(self, error: OSError) -> None:
+        self.is_sound = False
+        print(f"{error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
 
     def _prediction(self, path: Path, data: bytes) -> Prediction:
         from inference import prediction
@@ -175,7 +207,7 @@ class _Run:
             return prediction.given_up(self.pipeline, data, self.result_time)
 
     def _write(self, image: _Image, prediction: Prediction) -> None:
-        from inference import run_lengths
+        from inference.plain_pictures import without_ending
 
         if self.options.out is not None:
             for result in prediction.outcome.results:
@@ -186,23 +218,30 @@ class _Run:
         if mask is not None and self.options.masks is not None:
             from PIL import Image
 
-            bare = self.options.masks / _bare(image.name)
-            path = bare.with_name(f"{bare.name}.png")
+            bare = without_ending(image.name)
+            path = self.options.masks / bare.with_name(f"{bare.name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).convert("L").save(path)
 
+    def _add_row(self, image: _Image, mask: NDArray[np.bool_] | None) -> None:
+        from inference import run_lengths
+        from inference.plain_pictures import without_ending
+
         self.unanswered += mask is None
         text = run_lengths.encode(mask) if mask is not None else run_lengths.NONE
-        self.rows.append((_bare(image.name).name, text))
+        self.rows.append((without_ending(image.name).name, text))
 
     def write_submission(self, path: Path) -> None:
         """Write a row for each file; one that got no answer counts as empty, which is said."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name may be bytes that are no UTF-8.
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("ImageId", "EncodedPixels"))
-            writer.writerows(self.rows)
+        try:
+            # A file's name may be bytes that are no UTF-8.
+            with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(("ImageId", "EncodedPixels"))
+                writer.writerows(self.rows)
+        except OSError as error:
+            self._tell_unwritten(error)
+            return
 
         if self.unanswered:
             print(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _SUBFILE_TYPE, _REDUCED = 254, 1
 
 
+def without_ending(path: Path) -> Path:
+    """An image's path without its file's ending; the last number of a UID is none."""
+    return path if path.suffix[1:].isdigit() else path.with_suffix("")
+
+
 class PictureError(ValueError):
     """The bytes are no picture that can be read; the message says why."""
 
@@ -42,7 +48,8 @@ def grey(data: bytes) -> NDArray[np.float32]:
     """(rows, columns) float32 grey values as they are stored, in the file's own range.
 
     Raises:
-        PictureError: no such picture, broken, or more pixels than an X-ray has.
+        PictureError: no such picture, broken, of several pages, with values that are no numbers, or
+            more pixels than an X-ray has.
     """
     image = _decoded(data)
     if image.mode not in _GREY_MODES:
@@ -52,6 +59,8 @@ def grey(data: bytes) -> NDArray[np.float32]:
             raise PictureError(f"colours found that are not read ({error})") from error
 
     values = np.asarray(image, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise PictureError("values found that are no numbers")
     # Pillow turns round values of 8 bits alone.
     if image.mode != "L" and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = values.max() + values.min() - values

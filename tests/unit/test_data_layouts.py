@@ -318,6 +318,38 @@ def test_a_wrong_table_is_said_with_its_lines(tmp_path: Path) -> None:
     assert (finding.level, finding.where) == ("error", ("nowhere.png",))
 
 
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("image,label,patient\nb.jpg,1,Müller\n".encode("latin-1"), "byte 29 is no UTF-8"),
+        ("image,label\nb.jpg,1\n".encode("utf-16"), "byte 0 is no UTF-8"),
+        (b'image,label\n"' + b"x" * 200_000 + b'",1\n', "no CSV"),
+    ],
+)
+def test_a_file_that_is_no_table_is_said_with_its_path(
+    tmp_path: Path, table: bytes, words: str
+) -> None:
+    table_folder(tmp_path, "").joinpath("labels.csv").write_bytes(table)
+    with pytest.raises(ValueError, match=f"labels.csv: .*{words}"):
+        labelled.read("table", tmp_path)
+
+
+def test_the_last_number_of_a_uid_is_no_ending(tmp_path: Path) -> None:
+    rows = "image,label\n1.2.840.1,1\n1.2.840.2,0\n1.2.840.3.dcm,0\n"
+    cases = labelled.read("table", table_folder(tmp_path, rows))
+    assert [case.image_id for case in cases] == ["1.2.840.1", "1.2.840.2", "1.2.840.3"]
+
+
+def test_values_that_are_no_numbers_are_no_picture(tmp_path: Path) -> None:
+    table_folder(tmp_path, "image,label\nc.tif,1\n")
+    values = np.linspace(0, 1, 48 * 32, dtype=np.float32).reshape(48, 32)
+    values[3, 3] = np.nan
+    Image.fromarray(values).save(tmp_path / "c.tif")
+    (case,) = labelled.read("table", tmp_path)
+    with pytest.raises(ValueError, match=r"c.tif: .*values found that are no numbers"):
+        case.pixels()
+
+
 def test_phantoms() -> None:
     cases = labelled.phantoms(3, first_seed=5, size=SIDE)
     assert [case.label for case in cases] == [1, 0, 1]

@@ -166,6 +166,39 @@ def test_a_file_that_cannot_be_read_is_said_and_the_others_go_on(
     assert json.loads(output.out)["reason"] == "not_dicom"
 
 
+@pytest.mark.parametrize("option", ["--out", "--masks", "--submission"])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"")
+    (tmp_path / "file").touch()
+    assert main(["predict", str(tmp_path / "a.dcm"), option, str(tmp_path / "file" / "x")]) == 2
+    told = capsys.readouterr()
+    assert f"{option}: {tmp_path}/file/x: " in told.err
+    assert not told.out
+
+
+def test_a_result_that_cannot_be_written_is_told_and_the_others_go_on(
+    eager_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = Image.fromarray((phantom.draw(7, True, size=64).pixels * 255).astype(np.uint8))
+    for name in ("a", "b"):
+        picture.save(tmp_path / f"{name}.png")
+    masks = tmp_path / "masks"
+    (masks / "a.png").mkdir(parents=True)
+    submission = tmp_path / "submission.csv"
+    files = [str(tmp_path / f"{name}.png") for name in ("a", "b", "absent")]
+    call = ["predict", "--model", str(eager_package), *files, "--masks", str(masks)]
+    assert main([*call, "--submission", str(submission)]) == 1
+    told = capsys.readouterr()
+    assert [line.split(",")[0] for line in submission.read_text().splitlines()] == [
+        "ImageId", "a", "b", "absent"
+    ]  # fmt: skip
+    assert "a.png: cannot be written (Is a directory)" in told.err
+    assert len(told.out.splitlines()) == 2
+    assert (masks / "b.png").is_file()
+
+
 @pytest.mark.parametrize("arguments", [["--model", "/nowhere"], ["--device", "tpu"]])
 def test_a_model_or_device_that_is_not_there_is_said(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

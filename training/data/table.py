@@ -11,14 +11,16 @@ years, `fold` a whole number from 0. Further columns are not read.
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.plain_pictures import without_ending
 from training.data import pictures
 from training.data.cases import Case, numbered, person_of
 from training.data.findings import Cases, Finding
@@ -81,22 +83,11 @@ def read(folder: Path) -> Cases:
     path = look(folder)
     cases: list[TableCase] = []
     faults = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"image", "label"} <= set(reader.fieldnames or ()):
-            raise ValueError(
-                f"{path}: line 1: header {reader.fieldnames} found, at least image,label wanted"
-            )
-
-        for row in reader:
-            try:
-                cases.append(
-                    _case(
-                        folder, {name: (text or "").strip() for name, text in row.items() if name}
-                    )
-                )
-            except ValueError as error:
-                faults.append(f"{path}: line {reader.line_num}: {error}")
+    for number, row in _rows(path):
+        try:
+            cases.append(_case(folder, row))
+        except ValueError as error:
+            faults.append(f"{path}: line {number}: {error}")
 
     if faults or not cases:
         raise ValueError("\n".join(faults[:_FAULTS_SAID]) or f"{path}: no row found")
@@ -110,9 +101,35 @@ def read(folder: Path) -> Cases:
     )
 
 
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(number of its line, texts by column) of each row.
+
+    Raises:
+        ValueError: no UTF-8, no CSV, or another header; with the path.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is no UTF-8; CSV in UTF-8 wanted") from error
+
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        if not {"image", "label"} <= set(reader.fieldnames or ()):
+            raise ValueError(
+                f"{path}: line 1: header {reader.fieldnames} found, at least image,label wanted"
+            )
+        for row in reader:
+            yield (
+                reader.line_num,
+                {name: (text or "").strip() for name, text in row.items() if name},
+            )
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: no CSV ({error})") from error
+
+
 def _case(folder: Path, row: Mapping[str, str]) -> TableCase:
     image = row["image"]
-    image_id = Path(image).with_suffix("").as_posix()
+    image_id = without_ending(Path(image)).as_posix()
     age = _number(row, "age") if row.get("age") else None
     if row.get("fold") and not row["fold"].isdigit():
         raise ValueError(f"fold {row['fold']!r} found, a whole number wanted")
