@@ -61,11 +61,12 @@ class _Turn:
 @dataclass
 class _Troubled:
     """An object that was in the way: how often, and how many objects had been stored when the
-    destination first answered it and did not store it.
+    destination first, and when it last, answered it and did not store it.
     """
 
     tries: int = 0
     stored_before: int | None = None
+    stored_at_last: int | None = None
 
 
 class Courier:
@@ -243,7 +244,9 @@ class Courier:
         except FileGoneError as error:
             # The spool may be away: the next try finds out, and has the object made again.
             self._later(job, str(error))
-        except (NotAcceptedError, UnsendableError) as error:
+        except NotAcceptedError as error:
+            self._decline(job, error, turn)
+        except UnsendableError as error:
             self._refuse(job, str(error))
             turn.refused = str(error)
         except LinkDownError as error:
@@ -285,7 +288,9 @@ class Courier:
     def _judge(
         self, job: DeliveryJob, answer: Answer, steps: Mapping[str, float], turn: _Turn
     ) -> None:
-        judged = verdict(answer.status, job.failures)
+        last = self._troubled.setdefault(job.id, _Troubled()).stored_at_last
+        stores_others = last is not None and self._stored > last
+        judged = verdict(answer.status, job.failures, job.failing_s, stores_others)
         if judged is Verdict.STORED:
             self._ledger.mark_stored(job, answer.status, self._commitment, self._recipient, steps)
             turn.stored += 1
@@ -297,6 +302,7 @@ class Courier:
             self._refuse(job, str(answer), answer.status)
             turn.refused = str(answer)
         else:
+            self._troubled[job.id].stored_at_last = self._stored
             # Only an answer about the object counts towards refusing it.
             about_it = answer.status in CANNOT_UNDERSTAND
             self._later(job, str(answer), answer.status if about_it else None)
@@ -305,11 +311,27 @@ class Courier:
             elif not self._is_at_fault(job):
                 turn.unstored = (job.id, str(answer))
 
+    def _decline(self, job: DeliveryJob, error: NotAcceptedError, turn: _Turn) -> None:
+        """No context for this object is accepted: refused only where the destination is well and
+        names the syntaxes. Any other reason passes, as of an archive that starts or is read-only.
+        """
+        is_well = error.accepts_others or self._is_at_fault(job)
+        if error.is_lasting and is_well:
+            self._refuse(job, str(error))
+            turn.refused = str(error)
+            return
+
+        self._later(job, str(error))
+        if not error.accepts_others:
+            turn.trouble = str(error)
+        elif not self._is_at_fault(job):
+            turn.unstored = (job.id, str(error))
+
     def _is_at_fault(self, job: DeliveryJob) -> bool:
         """Whether an object that was not stored is itself the trouble: the destination has stored
         others since it was first answered.
         """
-        past = self._troubled[job.id]
+        past = self._troubled.setdefault(job.id, _Troubled())
         if past.stored_before is None:
             past.stored_before = self._stored
         return self._stored > past.stored_before

@@ -7,7 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-MAXIMUM_FAILURES = 8  # answers 0xCxxx to one object, then it is refused
+# So many answers 0xCxxx to one object, then it is refused...
+MAXIMUM_FAILURES = 8
+# ...if the destination stores others meanwhile, or after so long. Archives answer so for troubles
+# of their own too: the restart of a database must cost no result.
+FAILING_HOURS = 6
 CANNOT_UNDERSTAND = range(0xC000, 0xD000)
 
 
@@ -21,7 +25,7 @@ class Verdict(Enum):
     RETRY = "retry"
     # Not sent again until a person asks for it.
     REFUSED = "refused"
-    # RETRY at first, REFUSED after MAXIMUM_FAILURES such answers.
+    # RETRY at first, REFUSED once it is clear that the object is at fault.
     REFUSED_IN_THE_END = "refused in the end"
 
 
@@ -71,8 +75,14 @@ def cure(status: int | None) -> str:
     return ""
 
 
-def verdict(status: int, failures: int) -> Verdict:
-    """The verdict on an object that was answered 0xCxxx `failures` times before this `status`."""
+def verdict(
+    status: int, failures: int, failing_s: float = 0.0, stores_others: bool = False
+) -> Verdict:
+    """The verdict on an object by the `status` that answers it.
+
+    It was answered 0xCxxx `failures` times before, the first time `failing_s` ago. `stores_others`:
+    the destination has stored another object since the last of these answers.
+    """
     for meaning in MEANINGS:
         if status in meaning.statuses:
             break
@@ -81,4 +91,6 @@ def verdict(status: int, failures: int) -> Verdict:
 
     if meaning.verdict is not Verdict.REFUSED_IN_THE_END:
         return meaning.verdict
-    return Verdict.REFUSED if failures + 1 >= MAXIMUM_FAILURES else Verdict.RETRY
+    is_at_fault = stores_others or failing_s >= FAILING_HOURS * 3600.0
+    is_final = is_at_fault and failures + 1 >= MAXIMUM_FAILURES
+    return Verdict.REFUSED if is_final else Verdict.RETRY

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
-from daemon.dicom.negotiation import Proposal, Rejected
+from daemon.dicom.negotiation import ContextResult, Proposal, Rejected
 from daemon.dicom.outgoing import FileGoneError, Outgoing, UnsendableError, as_is, uncompressed
 from daemon.dicom.pdu import Command, Element
 from daemon.dicom.requestor import (
@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
+# PS3.8 Table 9-18: the results that speak of the syntaxes, and not of the peer's own trouble.
+_LASTING = {
+    ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED,
+    ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED,
+}
+
+
 class LinkDownError(Exception):
     """No association, or it was lost. No object is to blame, and trying again may help. The message
     says why.
@@ -52,7 +59,16 @@ class NotAdmittedError(LinkDownError):
 
 
 class NotAcceptedError(Exception):
-    """The peer accepts no presentation context that this request could use."""
+    """The peer accepts no presentation context that this request could use.
+
+    `is_lasting`: it named the syntaxes as the reason. `accepts_others`: it accepted another context
+    of the same association.
+    """
+
+    def __init__(self, message: str, is_lasting: bool = True, accepts_others: bool = True) -> None:
+        super().__init__(message)
+        self.is_lasting = is_lasting
+        self.accepts_others = accepts_others
 
 
 class Security(Protocol):
@@ -235,9 +251,16 @@ class Link:
         for syntax in possible:
             if (outgoing.sop_class_uid, syntax) in self._requestor.accepted:
                 return syntax
+
+        declined = self._requestor.declined
+        pairs = [(outgoing.sop_class_uid, syntax) for syntax in possible]
+        results = {declined.get(pair, ContextResult.NO_REASON) for pair in pairs}
+        numbers = ", ".join(str(int(result)) for result in sorted(results))
         raise NotAcceptedError(
             f"no presentation context for SOP class {outgoing.sop_class_uid} in {own} "
-            "or uncompressed is accepted; let the peer accept one of them"
+            f"or uncompressed is accepted (result {numbers}); let the peer accept one of them",
+            is_lasting=results <= _LASTING,
+            accepts_others=bool(self._requestor.accepted),
         )
 
     def _context_of(self, sop_class_uid: str, name: str) -> tuple[int, str]:

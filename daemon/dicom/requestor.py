@@ -193,6 +193,9 @@ class Requestor:
         self.implementation_class_uid = ""
         # (abstract syntax, transfer syntax) -> context ID
         self.accepted: dict[tuple[str, str], int] = {}
+        # The same pairs, of the contexts that it declined -> negotiation.ContextResult, or any
+        # other number that it sent.
+        self.declined: dict[tuple[str, str], int] = {}
 
     @classmethod
     def open(
@@ -353,6 +356,10 @@ class Requestor:
         for context in proposed:
             if syntax := answer.contexts.get(context.context_id):
                 self.accepted.setdefault((context.abstract_syntax, syntax), context.context_id)
+                continue
+            result = answer.results.get(context.context_id, negotiation.ContextResult.NO_REASON)
+            for syntax in context.transfer_syntaxes:
+                self.declined[context.abstract_syntax, syntax] = result
         self._note_maximum(answer.user.maximum_pdu_bytes or MAXIMUM_PDU_BYTES)
         self.implementation_class_uid = answer.user.implementation_class_uid
         self._idle = True

@@ -73,7 +73,8 @@ _ADOPTION = "adoption"
 _AUDIT = "audit"
 
 # Of a delivery that is owed anew, to this destination or another.
-_AS_NEVER_SENT = {"failures": 0, "commit_due_at": None, "commit_asks": 0, "committed_at": None}
+_UNTRIED = {"failures": 0, "failing_since": None}
+_AS_NEVER_SENT = {**_UNTRIED, "commit_due_at": None, "commit_asks": 0, "committed_at": None}
 
 log = logging.getLogger("pleura.audit")
 
@@ -416,7 +417,12 @@ class Ledger:
                 )
 
                 result = StoredResult(**{name: row[name] for name in _RESULT_FIELDS})
-                jobs.append(DeliveryJob(row["id"], attempt, destination, row["failures"], result))
+                since = row["failing_since"]
+                failing_s = 0.0 if since is None else max(0.0, now - since)
+                job = DeliveryJob(
+                    row["id"], attempt, destination, row["failures"], result, failing_s
+                )
+                jobs.append(job)
             return jobs
 
     def _due(self, destination: str, now: float, limit: int) -> sa.Select[Any]:
@@ -425,6 +431,7 @@ class Ledger:
                 deliveries.c.id,
                 deliveries.c.attempt,
                 deliveries.c.failures,
+                deliveries.c.failing_since,
                 *(results.c[name] for name in _RESULT_FIELDS),
             )
             .join(results, results.c.id == deliveries.c.result_id)
@@ -459,6 +466,7 @@ class Ledger:
                     why=None,
                     owner=None,
                     stored_at=now,
+                    failing_since=None,
                     steps=json.dumps(steps) if steps else None,
                     commit_due_at=now if commitment else None,
                 )
@@ -486,8 +494,12 @@ class Ledger:
         is_failure = status is not None
 
         with self._database.transaction() as (conn, now):
+            # A time that is to come is from a clock that was set back.
+            first = deliveries.c.failing_since
+            since = sa.case((first <= now, first), else_=now) if is_failure else first
             conn.execute(
                 _held(job).values(
+                    failing_since=since,
                     why=why,
                     status=status,
                     owner=None,
@@ -991,7 +1003,7 @@ class Ledger:
                 refused = _refused_deliveries(uids)
                 if to is not None:
                     refused = refused.where(deliveries.c.destination.in_(list(to)))
-                count += conn.execute(refused.values(why=None, failures=0, **owed)).rowcount
+                count += conn.execute(refused.values(why=None, **_UNTRIED, **owed)).rowcount
 
             if count:
                 self._audit_command(conn, now, by, f"retry: {count} tried again")

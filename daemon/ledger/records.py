@@ -131,6 +131,8 @@ class DeliveryJob:
     # How often the destination has answered this object with a failure status.
     failures: int
     result: StoredResult
+    # How long ago it answered so first; 0: it never did.
+    failing_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,13 @@ from daemon.deliver.deliverer import Deliverer
 from daemon.deliver.folder import Folder
 from daemon.deliver.limits import DeliverLimits
 from daemon.dicom.link import LinkDownError
+from daemon.dicom.negotiation import (
+    ContextResult,
+    Decision,
+    UserInformation,
+    read_request,
+    write_accept,
+)
 from daemon.dicom.outgoing import Outgoing, uncompressed
 from daemon.dicom.requestor import DEFAULT_LIMITS, Answer, Limits
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
@@ -512,21 +519,27 @@ def test_each_answer_has_its_consequence(node: Node, archive: Any) -> None:
         "2.25.1": [0xB000],
         "2.25.2": [0xA900],
         "2.25.3": [0xA700, 0xA700, 0],
-        "2.25.4": [0xC000] * 9,
+        "2.25.4": [0xC000] * 99,
+        "2.25.5": [0],
     }
     archive_scp, destination = archive(lambda uid: answers[uid].pop(0))
-    node.owe(*(segmentation(uid) for uid in answers))
+    node.owe(*(segmentation(f"2.25.{number}") for number in range(1, 5)))
     node.start(destination)
-    wait_until("each has its consequence", lambda: node.counts() == {"stored": 2, "refused": 2})
+    wait_until("eight answers and more", lambda: node.rows()["2.25.4"]["failures"] > 8)
+    assert node.counts() == {"stored": 2, "refused": 1, "owed": 1}
+
+    # That the archive stores others shows that the object is at fault.
+    node.owe(segmentation("2.25.5"))
+    wait_until("each has its consequence", lambda: node.counts() == {"stored": 3, "refused": 2})
     rows = node.rows()
     assert {uid: rows[uid]["status"] for uid in answers} == {
         "2.25.1": 0xB000,
         "2.25.2": 0xA900,
         "2.25.3": 0x0000,
         "2.25.4": 0xC000,
+        "2.25.5": 0x0000,
     }
-    assert answers["2.25.4"] == [0xC000]  # eight answers, then it was refused
-    assert archive_scp.stored == ["2.25.3"]
+    assert archive_scp.stored == ["2.25.3", "2.25.5"]
 
 
 def test_what_makes_the_archive_abort_holds_no_other_up(node: Node, archive: Any) -> None:
@@ -579,27 +592,63 @@ def n_is_dicom(node: Node, name: str) -> bool:
 def test_a_class_the_archive_does_not_take_is_refused_and_says_so(
     node: Node, free_port: FreePort
 ) -> None:
-    for supported, stored in (((SC,), 1), (("1.2.840.10008.1.1",), 0)):
-        port, before = free_port(), len(node.rows())
-        entity = AE("ARCHIVE")
-        for sop_class in supported:
-            entity.add_supported_context(sop_class, [JPEGBaseline8Bit])
-        with serving(entity, port, [(evt.EVT_C_STORE, lambda _: 0)]):
-            node.owe(segmentation(f"2.25.{port}1"), overlay(f"2.25.{port}2"))
-            node.start(pacs(port))
-            wait_until(
-                "both are answered",
-                lambda before=before: (
-                    sum(node.counts().get(state, 0) for state in ("stored", "refused"))
-                    == before + 2
-                ),
-            )
-            assert node.deliverer is not None
-            node.deliverer.stop()
-        rows = node.rows()
-        assert rows[f"2.25.{port}1"]["state"] == "refused"
-        assert "no presentation context" in rows[f"2.25.{port}1"]["why"]
-        assert rows[f"2.25.{port}2"]["state"] == ("stored" if stored else "refused")
+    port = free_port()
+    entity = AE("ARCHIVE")
+    entity.add_supported_context(SC, [JPEGBaseline8Bit])
+    with serving(entity, port, [(evt.EVT_C_STORE, lambda _: 0)]):
+        node.owe(segmentation("2.25.1"), overlay("2.25.2"))
+        node.start(pacs(port))
+        wait_until("both are answered", lambda: node.counts() == {"stored": 1, "refused": 1})
+    rows = node.rows()
+    assert rows["2.25.1"]["state"] == "refused"
+    assert "no presentation context" in rows["2.25.1"]["why"]
+    assert rows["2.25.2"]["state"] == "stored"
+
+
+@contextlib.contextmanager
+def declining(result: ContextResult) -> Iterator[int]:
+    """The port of a peer that accepts associations, and declines each context so."""
+
+    def serve(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    header = connection.recv(6, socket.MSG_WAITALL)
+                    length = int.from_bytes(header[2:])
+                    request = read_request(connection.recv(length, socket.MSG_WAITALL))
+                    syntax = str(ImplicitVRLittleEndian)
+                    decisions = [Decision(each, result, syntax) for each in request.contexts]
+                    user = UserInformation(16384, "1.2.3", "DECLINING")
+                    connection.sendall(write_accept(request, decisions, {}, user))
+                    # Until it is released.
+                    connection.recv(10)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(DEADLINE_S)
+
+
+@pytest.mark.parametrize("result", [each for each in ContextResult if each])
+def test_an_archive_that_accepts_no_context_at_all_refuses_no_object(
+    node: Node, archive: Any, caplog: pytest.LogCaptureFixture, result: ContextResult
+) -> None:
+    """As while it starts, or is read-only: whatever reason it gives."""
+    node.owe(*(segmentation(f"2.25.{number}") for number in range(1, 4)))
+    with declining(result) as port:
+        node.start(pacs(port))
+        wait_until("it was tried three times", lambda: len(troubles(caplog)) >= 3)
+    assert node.counts() == {"owed": 3}
+    assert f"(result {int(result)})" in troubles(caplog)[0]
+    assert node.ledger.inspect.destinations()["pacs"]["down_since"] is not None
+
+    _, destination = archive(lambda _: 0)
+    assert node.deliverer is not None
+    node.deliverer.check(Config(destinations=(destination,), ledger=node.url))()
+    wait_until("all are stored", lambda: node.counts() == {"stored": 3})
 
 
 def test_an_archive_that_never_answers_is_given_up_and_tried_again(

@@ -6,12 +6,16 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
 
 from daemon.config import Config, DicomDestination
 from daemon.deliver.courier import Courier, Store
 from daemon.dicom.outgoing import Outgoing
 from daemon.dicom.requestor import Answer
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.ledger.schema import deliveries
 from daemon.spool import Spool
 from tests.unit.clock import Clock
 
@@ -65,6 +69,14 @@ class World:
     def counts(self) -> dict[str, int]:
         counts = self.ledger.inspect.counts()["deliveries"]
         return {state: number for state, number in counts.items() if number}
+
+    def deliveries(self) -> list[dict[str, Any]]:
+        """Every row."""
+        engine = sa.create_engine(self.ledger.url)
+        with engine.connect() as conn:
+            rows = [dict(row) for row in conn.execute(sa.select(deliveries)).mappings()]
+        engine.dispose()
+        return rows
 
     def destination(self) -> dict[str, object]:
         return self.ledger.inspect.destinations().get("pacs", {})

@@ -10,6 +10,7 @@ import pytest
 
 from daemon.alerts.watch import Watch
 from daemon.commands import status
+from daemon.dicom.link import NotAcceptedError
 from tests.unit.simulated import HOUR_S, MINUTE_S, Answers, World
 
 # What archives answer for troubles of their own: processing failure, an unassigned status.
@@ -85,6 +86,76 @@ def test_an_archive_that_judges_objects_is_not_down(world: Callable[..., World])
     assert strict.destination().get("down_since") is None
     assert strict.destination().get("last_answer") != "it stores"
     assert alarms(strict).keys() == {"refused"}
+
+
+def test_two_hours_of_cannot_understand_refuse_nothing(world: Callable[..., World]) -> None:
+    """Archives answer so while their database restarts."""
+    ill = world(lambda _, seconds: 0xC000 if seconds < 2 * HOUR_S else 0, every_s=20 * MINUTE_S)
+    ill.run(1.9 * HOUR_S)
+    assert ill.counts() == {"owed": len(ill.made)}
+    assert max(row["failures"] for row in ill.deliveries()) > 8
+    assert ill.destination()["down_since"] is not None
+    assert alarms(ill).keys() == {"outage", "owed"}
+    # What this courier remembers is not needed.
+    ill.restart()
+    ill.run(2.5 * HOUR_S)
+    assert ill.counts() == {"stored": len(ill.made)}
+
+
+def test_an_object_that_is_not_understood_while_others_are_stored_is_refused(
+    world: Callable[..., World],
+) -> None:
+    one = world(lambda uid, _: 0xC000 if uid == "2.25.3" else 0)
+    one.run(15.5 * MINUTE_S)
+    assert one.counts() == {"refused": 1, "stored": len(one.made) - 1}
+    assert len([uid for _, uid in one.tries if uid == "2.25.3"]) >= 8
+
+
+def test_an_object_that_is_never_understood_is_refused_in_the_end(
+    world: Callable[..., World],
+) -> None:
+    """Where no other object is there to compare it with, also over a restart."""
+    alone = world(lambda *_: 0xC000, every_s=1000 * HOUR_S)
+    alone.run(3 * HOUR_S)
+    alone.restart()
+    alone.run(5.9 * HOUR_S)
+    assert alone.counts() == {"owed": 1}
+    alone.run(6.5 * HOUR_S)
+    assert alone.counts() == {"refused": 1}
+
+
+@pytest.mark.parametrize("is_lasting", [False, True])
+def test_a_context_that_is_declined_for_no_lasting_reason_refuses_nothing(
+    world: Callable[..., World], is_lasting: bool
+) -> None:
+    """The other contexts of its associations are accepted."""
+
+    def answers(uid: str, seconds: float) -> int:
+        if uid == "2.25.3" and seconds < 30 * MINUTE_S:
+            raise NotAcceptedError("no presentation context", is_lasting, accepts_others=True)
+        return 0
+
+    picky = world(answers, every_s=5 * MINUTE_S)
+    picky.run(28 * MINUTE_S)
+    assert picky.counts().keys() == {"stored", "refused" if is_lasting else "owed"}
+    assert picky.destination().get("down_since") is None
+    picky.run(44 * MINUTE_S)
+    assert picky.counts().get("refused", 0) == is_lasting
+    assert "owed" not in picky.counts()
+
+
+def test_a_class_that_is_declined_alone_is_refused_once_others_are_stored(
+    world: Callable[..., World],
+) -> None:
+    def answers(uid: str, _: float) -> int:
+        if uid == "2.25.3":
+            raise NotAcceptedError("no presentation context", accepts_others=False)
+        return 0
+
+    picky = world(answers)
+    picky.run(8.5 * MINUTE_S)
+    assert picky.counts() == {"stored": len(picky.made) - 1, "refused": 1}
+    assert picky.destination()["down_since"] is None
 
 
 def test_what_another_courier_noted_is_over_once_an_object_is_stored(

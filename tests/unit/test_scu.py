@@ -20,29 +20,33 @@ from daemon.spool import Spool
 
 
 @pytest.mark.parametrize(
-    ("status", "failures", "meaning"),
+    ("status", "failures", "failing_h", "stores_others", "meaning"),
     [
-        (0x0000, 0, Verdict.STORED),
-        (0xB000, 0, Verdict.STORED),
-        (0xB006, 0, Verdict.STORED),
-        (0xB007, 99, Verdict.STORED),
-        (0x0111, 0, Verdict.STORED),
-        (0xA700, 99, Verdict.BUSY),
-        (0xA7FF, 0, Verdict.BUSY),
-        (0xA900, 0, Verdict.REFUSED),
-        (0xA9FF, 0, Verdict.REFUSED),
-        (0x0122, 0, Verdict.REFUSED),
-        (0xC000, 0, Verdict.RETRY),
-        (0xCFFF, 6, Verdict.RETRY),
-        (0xC211, 7, Verdict.REFUSED),
-        (0x0110, 99, Verdict.RETRY),
-        (0x0124, 0, Verdict.RETRY),
-        (0xA800, 0, Verdict.RETRY),
-        (0xFFFF, 0, Verdict.RETRY),
+        (0x0000, 0, 99, True, Verdict.STORED),
+        (0xB000, 0, 99, True, Verdict.STORED),
+        (0xB006, 0, 99, True, Verdict.STORED),
+        (0xB007, 99, 99, True, Verdict.STORED),
+        (0x0111, 0, 99, True, Verdict.STORED),
+        (0xA700, 99, 99, True, Verdict.BUSY),
+        (0xA7FF, 0, 99, True, Verdict.BUSY),
+        (0xA900, 0, 99, True, Verdict.REFUSED),
+        (0xA9FF, 0, 99, True, Verdict.REFUSED),
+        (0x0122, 0, 99, True, Verdict.REFUSED),
+        (0xC000, 0, 99, True, Verdict.RETRY),
+        (0xCFFF, 6, 99, True, Verdict.RETRY),
+        (0xC211, 7, 0, True, Verdict.REFUSED),
+        (0xC211, 7, 6, False, Verdict.REFUSED),
+        (0xC211, 99, 5.9, False, Verdict.RETRY),
+        (0x0110, 99, 99, True, Verdict.RETRY),
+        (0x0124, 0, 99, True, Verdict.RETRY),
+        (0xA800, 0, 99, True, Verdict.RETRY),
+        (0xFFFF, 0, 99, True, Verdict.RETRY),
     ],
 )
-def test_what_an_answer_means(status: int, failures: int, meaning: Verdict) -> None:
-    assert verdict(status, failures) is meaning
+def test_what_an_answer_means(
+    status: int, failures: int, failing_h: float, stores_others: bool, meaning: Verdict
+) -> None:
+    assert verdict(status, failures, failing_h * 3600.0, stores_others) is meaning
 
 
 def test_pauses_grow_to_five_minutes_and_no_further_without_an_end() -> None:

@@ -209,10 +209,13 @@ def verdicts() -> list[str]:
     rows = []
     for meaning in verdict.MEANINGS:
         first = meaning.statuses[0]
-        now, in_the_end = verdict.verdict(first, 0), verdict.verdict(first, 1 << 20)
+        now, in_the_end = verdict.verdict(first, 0), verdict.verdict(first, 1 << 20, 1e9)
         behaviour = _BEHAVIOUR[now]
         if now is not in_the_end:
-            behaviour += f"; after {verdict.MAXIMUM_FAILURES} such answers refused"
+            behaviour += (
+                f"; after {verdict.MAXIMUM_FAILURES} such answers refused, where others are stored "
+                f"meanwhile or {verdict.FAILING_HOURS} hours have passed"
+            )
         rows.append((_range(meaning.statuses), meaning.words, behaviour))
     rows.append(("any other", "", _BEHAVIOUR[Verdict.RETRY]))
     return table(("status", "meaning", "the object is"), rows)
