@@ -24,6 +24,13 @@ from pydicom.valuerep import VR
 _DEFAULT_CHARACTER_SET = "ISO_IR 6"
 # Tag and length of an element in Implicit VR (PS3.5 7.1.3).
 _IMPLICIT_HEADER_BYTES = 8
+# VRs with a length of four bytes, and the longest value of both sorts (PS3.5 7.1.2).
+_LONG_VRS = frozenset((
+    "OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV",
+))  # fmt: skip
+_LONGEST = (0xFFFE, 0xFFFFFFFE)
+# What fills a text up to an even length (PS3.5 6.2).
+_PADDING = dict.fromkeys(("CS", "DA", "LO", "LT", "SH", "ST", "TM", "UT"), b" ") | {"UI": b"\0"}
 # (FFFE,E000)
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
 
@@ -133,26 +140,47 @@ def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
 
     for tag in sorted(dataset.keys()):
         element = dataset.get_item(tag)
-        if isinstance(element, RawDataElement) and _is_explicit_little_endian(element):
-            write_data_element(buffer, element)
-            continue
+        if not isinstance(element, RawDataElement) or not _is_explicit_little_endian(element):
+            element = dataset[tag]
 
-        element = dataset[tag]
-        # pydicom's own writer looks through a whole sequence for ambiguous VRs at each of its
-        # levels, which takes as long as all the rest.
-        value = sent_bytes(element)
-        if element.VR == VR.SQ:
-            value = b"".join(as_item(_encoded(item, character_set)) for item in element.value)
-        elif value is not None:
-            value = even(value)
-
-        if value is None:
-            write_data_element(buffer, element, character_set)
+        value = _value(element, character_set)
+        if value is not None and len(value) <= _LONGEST[element.VR in _LONG_VRS]:
+            buffer.write(_header(tag, element.VR, len(value)))
+            buffer.write(value)
         else:
-            raw = RawDataElement(element.tag, element.VR, len(value), value, 0, False, True)
-            write_data_element(buffer, raw, character_set)
+            write_data_element(buffer, element, character_set)
 
     return buffer.getvalue()
+
+
+def _value(element: DataElement | RawDataElement, character_set: str | list[str]) -> bytes | None:
+    """The value as it is written, where that takes no codec of pydicom's; None where it does."""
+    if len(element.VR or "") != 2:
+        return None
+    if isinstance(element, RawDataElement):
+        value = element.value or b""
+        return value if element.length == len(value) else None
+
+    sent = sent_bytes(element)
+    if sent is not None:
+        return even(sent)
+    # pydicom's own writer looks through a whole sequence for ambiguous VRs at each of its levels,
+    # which takes as long as all the rest.
+    if element.VR == VR.SQ:
+        return b"".join(as_item(_encoded(item, character_set)) for item in element.value)
+    # Our own texts, of which each object has hundreds, are ASCII in any character set.
+    text = element.value
+    if isinstance(text, str) and element.VR in _PADDING and text.isascii() and "\x1b" not in text:
+        return text.encode() + _PADDING[element.VR] * (len(text) % 2)
+    return None
+
+
+def _header(tag: BaseTag, vr: str, length: int) -> bytes:
+    """Tag, VR and length of an element (PS3.5 7.1.2)."""
+    start = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little") + vr.encode()
+    if vr in _LONG_VRS:
+        return start + b"\0\0" + length.to_bytes(4, "little")
+    return start + length.to_bytes(2, "little")
 
 
 def _is_explicit_little_endian(raw: RawDataElement) -> bool:
