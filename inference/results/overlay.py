@@ -89,7 +89,8 @@ def draw(case: Case) -> Image.Image:
     if case.segmented is not None:
         # Pixel centres at whole numbers, in the source as in the picture.
         lines = [(line + 0.5) * panel.scales - 0.5 for line in outlines_of(case)]
-        _stroke(picture, lines, panel)
+        stroked, at = _stroked(canvas, lines, panel)
+        picture.paste(stroked, at)
     picture.paste(words, (0, panel.banner_top))
     return picture
 
@@ -129,9 +130,11 @@ def _grey(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     return shown
 
 
-def _stroke(picture: Image.Image, lines: list[NDArray[np.float64]], panel: Panel) -> None:
-    """Draw closed lines, (row, column) on the panel, onto the picture: a fine colour over a dark
-    halo, anti-aliased.
+def _stroked(
+    canvas: Image.Image, lines: list[NDArray[np.float64]], panel: Panel
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The part of a grey canvas that closed lines, (row, column) on the panel, reach, with these
+    lines: a fine colour over a dark halo, anti-aliased. Also its upper left corner (x, y).
 
     A pixel's share of colour and halo follows from its distance to the nearest line, so that no
     halo covers another line and nothing further away than the halo is touched.
@@ -146,18 +149,23 @@ def _stroke(picture: Image.Image, lines: list[NDArray[np.float64]], panel: Panel
     last = np.minimum(end, [panel.height, panel.width])
     top, left = first - corner
     bottom, right = last - corner
-    squared = squared[top:bottom, left:right]
+    squared = squared[top:bottom, left:right].ravel()
     box = (int(first[1]) + panel.left, int(first[0]), int(last[1]) + panel.left, int(last[0]))
 
-    part = np.array(picture.crop(box))
-    near = squared < reach**2
+    near = np.flatnonzero(squared < reach**2)
     distance = np.sqrt(squared[near])
     halo = HALO_OPACITY * np.clip((reach - distance) / panel.halo_px, 0, 1)
     line = np.clip(half + 0.5 - distance, 0, 1)
 
-    dimmed = part[near] * ((1 - halo) * (1 - line))[:, None]
-    part[near] = dimmed + line[:, None] * np.array(layout.ORANGE) + 0.5
-    picture.paste(Image.fromarray(part), box)
+    part = canvas.crop(box)
+    grey = np.asarray(part)
+    dimmed = grey.ravel()[near] * ((1 - halo) * (1 - line))
+    bands = []
+    for colour in layout.ORANGE:
+        band = grey.copy()
+        band.reshape(-1)[near] = dimmed + line.astype(np.float64) * colour + 0.5
+        bands.append(Image.fromarray(band))
+    return Image.merge("RGB", bands), box[:2]
 
 
 def _squared_distances(
