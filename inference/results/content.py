@@ -10,7 +10,7 @@ from pydicom import Dataset
 
 from inference.as_sent import as_bytes
 from inference.results.codes import Code
-from inference.results.identity import add_code
+from inference.results.identity import add_code, add_term
 
 # Relationships (PS3.3 C.17.3.2.4)
 CONTAINS, CONTEXT, MODIFIER = "CONTAINS", "HAS OBS CONTEXT", "HAS CONCEPT MOD"
@@ -22,7 +22,7 @@ Items = Iterable[Dataset]
 def container(relation: str, name: Code, items: Items, template: str = "") -> Dataset:
     """A heading over `items`; `template` is the TID of which it is the root, if any."""
     item = _item(relation, "CONTAINER", name, items)
-    item.ContinuityOfContent = "SEPARATE"
+    add_term(item, "ContinuityOfContent", "SEPARATE")
     if template:
         identification = Dataset()
         identification.MappingResource = "DCMR"
@@ -90,8 +90,8 @@ def _item(relation: str, value_type: str, name: Code | None, items: Items = ()) 
     item = Dataset()
     # The root has no relationship.
     if relation:
-        item.RelationshipType = relation
-    item.ValueType = value_type
+        add_term(item, "RelationshipType", relation)
+    add_term(item, "ValueType", value_type)
     if name is not None:
         add_code(item, "ConceptNameCodeSequence", name)
 

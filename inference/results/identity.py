@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 
-from inference.as_sent import as_bytes, as_item, encoded
+from inference.as_sent import as_bytes, as_item, encoded, even, tag_of
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import codes
-from inference.results.case import Case
+from inference.results.case import Case, once_per_case
 from inference.results.codes import Code
 from inference.results.kinds import KINDS
 from inference.results.source import copied, utc_offset
@@ -33,14 +35,8 @@ def identify(case: Case, kind: str) -> Dataset:
     record = KINDS[kind]
     dataset = Dataset()
 
-    for keyword in (*COPIED_KEYWORDS, "TimezoneOffsetFromUTC"):
-        element = copied(case.header, keyword)
-        if element is not None:
-            dataset.add(element)
-        elif keyword in TYPE_2_KEYWORDS:
-            setattr(dataset, keyword, None)
-    if utc_offset(case.header) is None and "TimezoneOffsetFromUTC" in dataset:
-        del dataset.TimezoneOffsetFromUTC
+    for element in _patient_and_study(case):
+        dataset.add(copy.copy(element))
 
     dataset.SeriesInstanceUID = series_uid(case, kind)
     dataset.SOPClassUID = record.sop_class_uid
@@ -62,6 +58,23 @@ def identify(case: Case, kind: str) -> Dataset:
     dataset.SoftwareVersions = [f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"]
     dataset.ContributingEquipmentSequence = [_equipment(case)]
     return dataset
+
+
+@once_per_case
+def _patient_and_study(case: Case) -> tuple[DataElement, ...]:
+    """The source's own elements, type 2 where it has none, and its offset from UTC where usable."""
+    elements = []
+    for keyword in COPIED_KEYWORDS:
+        element = copied(case.header, keyword)
+        if element is None and keyword in TYPE_2_KEYWORDS:
+            element = DataElement(tag_of(keyword), dictionary_VR(tag_of(keyword)), None)
+        if element is not None:
+            elements.append(element)
+
+    offset = copied(case.header, "TimezoneOffsetFromUTC")
+    if offset is not None and utc_offset(case.header) is not None:
+        elements.append(offset)
+    return tuple(elements)
 
 
 def record_lossy(dataset: Dataset, steps: list[tuple[str, str]]) -> None:
@@ -91,7 +104,18 @@ def add_code(dataset: Dataset, keyword: str, name: Code) -> None:
     dataset[element.tag] = element
 
 
-# Each report says the same codes many times.
+def add_term(dataset: Dataset, keyword: str, term: str) -> None:
+    """Add a defined term, of VR CS, which cannot be changed."""
+    element = _term(keyword, term)
+    dataset[element.tag] = element
+
+
+# Each report says the same terms and codes many times.
+@cache
+def _term(keyword: str, term: str) -> RawDataElement:
+    return as_bytes(keyword, even(term.encode("ascii")))
+
+
 @cache
 def _coded(keyword: str, name: Code) -> RawDataElement:
     """A sequence of one code of codes.py, encoded."""
