@@ -13,6 +13,7 @@ from inference.results.case import Case
 from inference.results.gate.errors import GateError
 from inference.results.gate.expected import Expected
 from inference.results.gate.file import read
+from inference.results.gate.header import everything
 from inference.results.kinds import KINDS
 
 __all__ = ["GateError", "check"]
@@ -28,9 +29,9 @@ def check(result: Result, case: Case) -> None:
     if kind is None:
         raise GateError(result.kind, f"no such kind; wanted one of {', '.join(KINDS)}")
 
-    expected = Expected(case, kind)
     try:
         dataset = read(result)
+        expected = Expected(case, kind, *everything(dataset))
         for rule in kind.gate_rules:
             for complaint in rule(dataset, expected):
                 raise GateError(result.kind, complaint)

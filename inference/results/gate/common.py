@@ -20,7 +20,6 @@ from inference.results.gate.header import (
     FORMAL_VRS,
     IDENTIFYING_KEYWORDS,
     element_of,
-    every_element,
     has_usable,
     is_allowed,
     values_of,
@@ -59,7 +58,7 @@ def _patient_and_study(dataset: Dataset, expected: Expected) -> Iterator[str]:
         elif has_usable(header, keyword):
             yield f"{keyword} was not carried on from the source"
 
-    for element in every_element(dataset):
+    for element in expected.elements:
         if element.tag >> 16 == _PATIENT_GROUP and element.tag not in COPIED_TAGS:
             keyword = keyword_for_tag(element.tag)
             yield (
@@ -68,10 +67,10 @@ def _patient_and_study(dataset: Dataset, expected: Expected) -> Iterator[str]:
             )
 
 
-def _values_allowed(dataset: Dataset, expected: Expected) -> Iterator[str]:
+def _values_allowed(_: Dataset, expected: Expected) -> Iterator[str]:
     """Each value is allowed by its VR (PS3.5 6.2); the source's own text is its own business."""
     header = expected.case.header
-    for element in every_element(dataset):
+    for element in expected.elements:
         if element.VR not in _allowed_vrs(int(element.tag)):
             yield f"{element.tag} is private, or no element of a data set, or has VR {element.VR}"
             continue

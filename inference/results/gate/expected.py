@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.dataelem import RawDataElement
 
 from inference.results.case import Case
 from inference.results.gate.regions import Measured, Region, measured_of, regions_of
@@ -18,10 +19,17 @@ Rule = Callable[[Dataset, "Expected"], Iterator[str]]
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """The case that an object of this kind has to tell of."""
+    """The case that an object of this kind has to tell of.
+
+    Attributes:
+        elements: of the object that was read back, and of its items at any depth.
+        items: the object itself and its items at any depth.
+    """
 
     case: Case
     kind: Kind
+    elements: tuple[DataElement | RawDataElement, ...]
+    items: tuple[Dataset, ...]
 
     @property
     def regions(self) -> tuple[Region, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -42,14 +41,23 @@ def element_of(dataset: Dataset, keyword: str) -> DataElement | None:
     return dataset[keyword] if keyword in dataset else None  # noqa: SIM401 - get() gives the value
 
 
-def every_element(dataset: Dataset) -> Iterator[DataElement | RawDataElement]:
-    """The elements of a data set and of its items, at any depth; what is not decoded stays so."""
-    for tag in dataset.keys():  # noqa: SIM118 - iterating over a data set decodes it
-        element = dataset.get_item(tag)
-        yield element
-        if element.VR == "SQ" and not isinstance(element, RawDataElement):
-            for item in element.value:
-                yield from every_element(item)
+def everything(
+    dataset: Dataset,
+) -> tuple[tuple[DataElement | RawDataElement, ...], tuple[Dataset, ...]]:
+    """The elements of a data set and of its items, at any depth, and the data set with its items.
+
+    What is not decoded stays so.
+    """
+    elements = []
+    items = [dataset]
+    # Grows as items are found.
+    for item in items:
+        for tag in item.keys():  # noqa: SIM118 - iterating over a data set decodes it
+            element = item.get_item(tag)
+            elements.append(element)
+            if element.VR == "SQ" and not isinstance(element, RawDataElement):
+                items.extend(element.value)
+    return tuple(elements), tuple(items)
 
 
 def singles(dataset: Dataset, keyword: str) -> NDArray[np.float32]:

@@ -9,14 +9,13 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from inference.results.gate.expected import Expected, Rule
 from inference.results.gate.header import directions_of, element_of, lossy_steps, values_of
-from inference.results.gate.words import items
 
 
 def _references(dataset: Dataset, expected: Expected) -> Iterator[str]:
     """The object refers to its source and to nothing else, by instance, class and series."""
     sop_class_uid, sop_instance_uid = expected.source
     count = 0
-    for item in items(dataset):
+    for item in expected.items[1:]:
         if "ReferencedSOPInstanceUID" not in item and "ReferencedSOPClassUID" not in item:
             continue
         count += 1

@@ -22,6 +22,8 @@ _KEPT_BYTES = 192
 _KEPT_ELEMENTS = 2048
 # The numbers of these VRs are the same bytes whether they were decoded or not.
 NUMBER_BYTES = {"FD": 8, "FL": 4, "SL": 4, "SS": 2, "UL": 4, "US": 2}
+# VR and two reserved bytes (PS3.5 7.1.2).
+_SEQUENCE = b"SQ\0\0"
 # (FFFE,E000)
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
 
@@ -60,7 +62,9 @@ def _decoded(element: DataElement) -> bytes:
         return _encoded(element)
     items = [written_again(item) for item in element.value]
     content = b"".join(_ITEM_TAG + len(item).to_bytes(4, "little") + item for item in items)
-    return _encoded(RawDataElement(element.tag, "SQ", len(content), content, 0, False, True))
+    tag = element.tag
+    words = (tag.group.to_bytes(2, "little"), tag.element.to_bytes(2, "little"), _SEQUENCE)
+    return b"".join((*words, len(content).to_bytes(4, "little"), content))
 
 
 def _is_kept(raw: RawDataElement) -> bool:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pydicom import DataElement, Dataset
 from pydicom.dataelem import RawDataElement
 
-from inference.as_sent import sent_bytes
+from inference.as_sent import sent_bytes, tag_of
 from inference.finding import State
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import codes, wording
 from inference.results.case import Case
 from inference.results.gate.expected import Expected, Rule
-from inference.results.gate.header import directions_of, every_element, values_of
+from inference.results.gate.header import directions_of, values_of
 from inference.results.gate.regions import Measured
 from inference.results.kinds import KINDS
 from inference.results.limits import RESCALE_TYPES
@@ -26,6 +26,7 @@ from inference.results.wording import DISCLAIMER, MANUFACTURER
 
 TEXT_VRS = ("LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT")
 CODE_KEYWORDS = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+CODE_TAGS = frozenset(tag_of(keyword) for keyword in CODE_KEYWORDS)
 CODES = codes.every()
 
 
@@ -146,10 +147,10 @@ def _derivations(case: Case) -> set[str]:
     }
 
 
-def _words(dataset: Dataset, expected: Expected) -> Iterator[str]:
+def _words(_: Dataset, expected: Expected) -> Iterator[str]:
     """Text is one of our own phrases where it stands, and every code is one of ours."""
     allowed = _Vocabulary.of(expected).allowed
-    for element in every_element(dataset):
+    for element in expected.elements:
         if element.VR not in TEXT_VRS or isinstance(element, RawDataElement) or element.is_empty:
             continue
         # The source's own bytes (common.py).
@@ -168,19 +169,13 @@ def _words(dataset: Dataset, expected: Expected) -> Iterator[str]:
         elif not all(str(value).isascii() for value in values_of(element)):
             yield f"{element.keyword} does not fit every character set; ASCII does"
 
-    for item in (dataset, *items(dataset)):
+    for item in expected.items:
+        # Most items have no code: asking for each keyword costs more than all the rest.
+        if CODE_TAGS.isdisjoint(item.keys()):
+            continue
         code = tuple(item.get(keyword) for keyword in CODE_KEYWORDS)
         if any(code) and code not in CODES:
             yield "a code that is not ours, or means something else"
-
-
-def items(dataset: Dataset) -> Iterator[Dataset]:
-    """Every item of every sequence, at any depth."""
-    for element in dataset:
-        if element.VR == "SQ":
-            for item in element.value:
-                yield item
-                yield from items(item)
 
 
 def same(element: DataElement, header: Dataset) -> bool:
