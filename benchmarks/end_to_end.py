@@ -16,6 +16,9 @@ time goes, step by step, as `pleura trace` tells it. Absolute times are of this 
 noise.
 """
 
+# What torch reads once is set before it is imported.
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import argparse
@@ -29,8 +32,10 @@ from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-# As the analyse role does: OpenMP's threads would spin beside the other side's.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from daemon import torch_process
+
+# As the analyse role does, before torch is loaded: both sides wait and keep memory alike.
+torch_process.prepare()
 
 import torch
 from pydicom import dcmread

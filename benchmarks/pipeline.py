@@ -8,13 +8,16 @@ Alternating in one run, on two sets of images (real X-rays of 1024 x 1024, phant
   lie in the spool and are owed by the ledger; many at once (images per second), and one at a time
   (latency).
 
-Both with OMP_WAIT_POLICY=PASSIVE, as the role sets it; the engine is chosen (tuned) before anything
-is timed.
+Both with the settings of daemon/torch_process.py, as the role makes them; the engine is chosen
+(tuned) before anything is timed.
 
     python -m benchmarks.pipeline [--images N] [--rounds N] [--data DIR] [--model FOLDER] [--device D]
 
 Prints medians and ratios of medians. Absolute times are of this machine and its noise.
 """
+
+# What torch reads once is set before it is imported.
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
+from daemon import torch_process
+
+torch_process.prepare()  # before torch is loaded
 
 import numpy as np
 import torch
