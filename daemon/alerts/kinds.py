@@ -53,9 +53,9 @@ KINDS: dict[str, Kind] = {
         "Alarm: silence",
     ),
     "disk": Kind(
-        "the spool's disk is almost full",
-        "Make room beside the spool, or shorten `retention`. Below `spool_reserve_mb` images are "
-        "refused.",
+        "the spool's disk is almost full, or the spool is away",
+        "Mount a spool that is away. Make room beside the spool, or shorten `retention`. Below "
+        "`spool_reserve_mb` images are refused.",
         "Alarm: disk",
     ),
     "certificate": Kind(

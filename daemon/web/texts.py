@@ -246,7 +246,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "alarm_failed": ("Images failed", "Bilder sind fehlgeschlagen"),
     "alarm_refused": ("Results were refused", "Ergebnisse wurden abgewiesen"),
     "alarm_silence": ("A sender is silent", "Ein Sender ist verstummt"),
-    "alarm_disk": ("The disk is almost full", "Die Platte ist fast voll"),
+    "alarm_disk": (
+        "The disk is almost full, or the spool is away",
+        "Die Platte ist fast voll, oder der Spool ist fort",
+    ),
     "alarm_certificate": (
         "A certificate ends soon, or a file of TLS cannot be used",
         "Ein Zertifikat läuft bald ab, oder eine TLS-Datei ist unbrauchbar",
@@ -286,8 +289,9 @@ TABLE: dict[str, tuple[str, str]] = {
         "Stimmt `admission` in den Einstellungen?",
     ),
     "need_spool": (
-        "The spool's disk does not answer.",
-        "Die Platte des Spools antwortet nicht.",
+        "The spool cannot be seen. Is its disk mounted, and may this user read it?",
+        "Der Spool ist nicht zu sehen. Ist seine Platte eingehängt, und darf dieser Benutzer ihn "
+        "lesen?",
     ),
     "need_no_room": (
         "The spool's disk is full: {size} free. C-STORE is refused.",

@@ -44,6 +44,15 @@ def test_an_alarm_leads_to_its_entry_in_the_runbook(site: Site) -> None:
     assert "<li>Is the modality on, in service, or on holiday?</li>" in runbook
 
 
+def test_an_empty_mount_point_is_no_spool_with_room(site: Site) -> None:
+    folder = site.spool.folder
+    folder.rename(folder.with_name("unmounted"))
+    folder.mkdir()
+    page = Visitor(site).get("/").text
+    assert "Needs a person: 1" in page
+    assert "The spool cannot be seen. Is its disk mounted" in page
+
+
 def test_the_runbook_has_an_entry_for_each_kind_of_alarm() -> None:
     assert entries().keys() == KINDS.keys() - {"test"}
     assert all("<li>" in entry for entry in entries().values())
