@@ -49,7 +49,7 @@ DX_16 = {
     "PresentationIntentType": "FOR PRESENTATION",
     "ViewPosition": "PA", "PhotometricInterpretation": "MONOCHROME2", "PresentationLUTShape": "IDENTITY",
     "RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "US", "WindowCenter": 30000, "WindowWidth": 60000,
-    "PixelSpacing": None, "ImagerPixelSpacing": [0.14, 0.14], "ImageLaterality": "U", "BurnedInAnnotation": "NO",
+    "PixelSpacing": None, "ImagerPixelSpacing": [0.8, 0.8], "ImageLaterality": "U", "BurnedInAnnotation": "NO",
     "ShutterShape": "RECTANGULAR", "ShutterLeftVerticalEdge": 20, "ShutterRightVerticalEdge": 360,
     "ShutterUpperHorizontalEdge": 20, "ShutterLowerHorizontalEdge": 400, "LossyImageCompression": "00",
 }  # fmt: skip
@@ -58,7 +58,7 @@ MADE: dict[str, dict[str, Any]] = {
     "DX 16-bit MONOCHROME1": DX_16
     | {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE", "FrameOfReferenceUID": "1.2.3.4"},
     "CR MONOCHROME1": {"PhotometricInterpretation": "MONOCHROME1"},
-    "turned": {"PatientOrientation": ["F", "L"], "PixelSpacing": [0.2, 0.1]},
+    "turned": {"PatientOrientation": ["F", "L"], "PixelSpacing": [0.8, 0.4]},
     "thorax, no spacing": {"PixelSpacing": [0.0, 0.0], "BodyPartExamined": "THORAX", "PatientOrientation": None},
     "Japanese": {
         "SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
@@ -124,6 +124,8 @@ def made(changes: dict[str, Any]) -> bytes:
     source = header(
         **(
             {
+                # A chest of 0.33 m, in few pixels.
+                "PixelSpacing": [0.8, 0.8],
                 "Rows": 410,
                 "Columns": 370,
                 "BitsAllocated": 16,
