@@ -55,13 +55,14 @@ def _case(
     make: Callable[..., Case], rows: int, columns: int, *, ill: bool = True, **changes: Any
 ) -> Case:
     """A case of a phantom, cut from its middle or laid on black to (rows, columns)."""
-    drawn = _phantom(max(rows, columns), ill)
     source = header(
         Rows=rows, Columns=columns, **{k: v for k, v in changes.items() if k[0].isupper()}
     )
-    given: dict[str, Any] = {"pixels": _cut(drawn.pixels, rows, columns)}
-    if make is positive:
-        given["mask"] = _cut(drawn.mask, rows, columns)
+    given: dict[str, Any] = {}
+    if "pixels" not in changes:
+        given["pixels"] = _cut(_phantom(max(rows, columns), ill).pixels, rows, columns)
+    if make is positive and "mask" not in changes:
+        given["mask"] = _cut(_phantom(max(rows, columns), ill).mask, rows, columns)
     return make(source, **(given | {k: v for k, v in changes.items() if k[0].islower()}))
 
 
