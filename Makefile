@@ -103,6 +103,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "torch and the other libraries: some minutes, without a line"
 	$(BIN)/$(PIP_INSTALL) $(TORCH)
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e .
 	touch $@
