@@ -70,7 +70,7 @@ def ranking(groups: Mapping[str, tuple[Scores, Labels]], threshold: float) -> st
     )
 
     for axes in (left, right):
-        axes.legend(loc="lower right" if axes is left else "upper right")
+        axes.legend(loc="lower right" if axes is left else "lower left")
     return _png(figure)
 
 
