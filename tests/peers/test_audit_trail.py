@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -114,8 +115,13 @@ class Role:
 
     def __init__(self, settings_file: Path, log: Path) -> None:
         command = [sys.executable, "-P", "-m", "daemon.cli", "deliver", "-c", str(settings_file)]
+        # It waits for the disk, as in service: without (eatmydata) a kill hardly ever falls between
+        # a message's arrival and its removal.
+        environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
         with log.open("a") as stderr:
-            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
+            )
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
