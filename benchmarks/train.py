@@ -40,6 +40,8 @@ RECIPE = Path(__file__).resolve().parent.parent / "config" / "recipes" / "t6-une
 FIXED = {
     "epochs": 1,
     "average": {},
+    # No epoch is judged
+    "best_by": None,
 }
 
 
