@@ -11,9 +11,6 @@ INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
 # Tests of peers wait more than they compute: three processes keep two cores busy.
 TEST_PROCESSES ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
-# Where it is installed (apt-get install eatmydata), no test waits for the disk: the tests kill
-# processes, and never cut the power. Thousands of commits are fsynced otherwise.
-EATMYDATA := $(shell command -v eatmydata)
 OHIF := $(or $(PLEURA_OHIF),.cache/ohif)
 OHIF_VERSION := 3.13.2
 OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
@@ -41,7 +38,7 @@ types: $(TESTED)
 	$(BIN)/mypy
 
 tests: $(TESTED)
-	$(EATMYDATA) $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup
 
 # The pages of docs/ as a site in site/. The build is strict: a dead link fails it.
 docs: $(INSTALLED)
