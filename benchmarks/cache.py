@@ -1,0 +1,89 @@
+"""Decoding what trains: images a second into the cache, beside what the cores can.
+
+    python -m benchmarks.cache [--rounds N] [--side PX] [--data DIR]
+
+Ours is `training.data.cache.prepare` of all 3,205 stage-2 pictures (JPEG, 512 px) into a new
+folder: decoded, letterboxed, brought into order, written and fsynced. Bare is a process a core,
+each of which decodes and letterboxes its share of the same pictures in the same way and drops them:
+no order, no other process to tell, no file. They take alternate turns, ours first. Prints images a
+second, medians, and ours by bare: of the medians, and the median of each turn's ratio. Wanted: at
+least 0.9.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from inference.preprocess import fit
+from training import data
+from training.data import cache, pictures
+from training.data.cases import Case
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", type=int, default=320)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
+    )
+
+    options = parser.parse_args()
+    cases = data.read("silver", options.data)
+    turns: dict[str, Callable[[], None]] = {
+        "ours": partial(_ours, cases, options.side),
+        "bare": partial(_bare, cases, options.side),
+    }
+
+    speeds: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in range(options.rounds + 1):
+        for name, work in turns.items():
+            started = time.perf_counter()
+            work()
+            # The first turn reads the files into memory.
+            if turn:
+                speeds[name].append(len(cases) / (time.perf_counter() - started))
+
+    ours, bare = (statistics.median(values) for values in speeds.values())
+    by_turns = statistics.median(one / other for one, other in zip(*speeds.values(), strict=True))
+    print(
+        f"{len(cases)} pictures to {options.side} px, {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f}"
+    )
+    print(
+        f"ours {ours:.0f}, bare {bare:.0f} images/s; ours / bare {ours / bare:.2f}, by turns "
+        f"{by_turns:.2f}"
+    )
+
+
+def _ours(cases: Sequence[Case], side: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cache.prepare(cases, side, Path(folder))
+
+
+def _bare(cases: Sequence[Case], side: int) -> None:
+    processes = os.cpu_count() or 1
+    shares = [cases[first::processes] for first in range(processes)]
+    with ProcessPoolExecutor(processes) as pool:
+        list(pool.map(partial(_shrink_all, side), shares))
+
+
+def _shrink_all(side: int, cases: Sequence[Case]) -> None:
+    for case in cases:
+        pictures.as_bytes(fit(case.pixels(), side).pixels)
+
+
+if __name__ == "__main__":
+    main()
