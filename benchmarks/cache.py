@@ -13,6 +13,7 @@ least 0.9.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -75,7 +76,8 @@ def _ours(cases: Sequence[Case], side: int) -> None:
 
 def _bare(cases: Sequence[Case], side: int) -> None:
     processes = os.cpu_count() or 1
-    shares = [cases[first::processes] for first in range(processes)]
+    size = math.ceil(len(cases) / processes)
+    shares = [cases[first : first + size] for first in range(0, len(cases), size)]
     with ProcessPoolExecutor(processes) as pool:
         list(pool.map(partial(_shrink_all, side), shares))
 
