@@ -81,6 +81,7 @@ benchmarks: $(TESTED)
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.cache
 
 # Every recipe at its real size, with a few images each.
 recipes: $(TESTED)
