@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database, whole
+from daemon.ledger.distinct import distinct
 from daemon.ledger.schema import (
     alarms,
     audit,
@@ -272,19 +273,12 @@ def _oldest_owed(destination: str) -> sa.Select[Any]:
 
 
 def _uncommitted(conn: Connection) -> dict[str, Uncommitted]:
-    """By skipping from name to name: an archive that never commits leaves any number of rows."""
+    """Of each destination the oldest: an archive that never commits leaves any number of rows."""
     is_uncommitted = sa.and_(
         state_is(deliveries, "stored"), deliveries.c.commit_due_at.is_not(None)
     )
     found: dict[str, Uncommitted] = {}
-    name = ""
-    while True:
-        after = sa.select(sa.func.min(deliveries.c.destination)).where(
-            is_uncommitted, deliveries.c.destination > name
-        )
-        name = conn.execute(after).scalar() or ""
-        if not name:
-            return found
+    for name in distinct(conn, deliveries.c.destination, is_uncommitted):
         oldest = (
             sa.select(deliveries.c.stored_at, deliveries.c.why)
             .where(
@@ -298,6 +292,7 @@ def _uncommitted(conn: Connection) -> dict[str, Uncommitted]:
         row = conn.execute(oldest).first()
         if row is not None:
             found[name] = Uncommitted(row.stored_at, row.why or "")
+    return found
 
 
 def _refused(conn: Connection) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from daemon.ledger.database import Database
+from daemon.ledger.distinct import distinct
 from daemon.ledger.schema import instances, reported, shadow_answers, state_is, state_is_not
 from daemon.ledger.states import ImageState
 from daemon.ledger.tallies import count_shadow
@@ -88,9 +89,8 @@ class ShadowView:
         answer = shadow_answers.c
         newest: dict[str, float] = {}
         with self._database.reading() as conn:
-            # From model to model in the key, and of each the last row alone.
-            model = conn.execute(sa.select(sa.func.min(answer.model))).scalar()
-            while model is not None:
+            # Of each model the last row alone.
+            for model in distinct(conn, answer.model):
                 last = (
                     sa.select(answer.begun_at)
                     .where(answer.model == model)
@@ -98,8 +98,6 @@ class ShadowView:
                     .limit(1)
                 )
                 newest[model] = conn.execute(last).scalar_one()
-                after = sa.select(sa.func.min(answer.model)).where(answer.model > model)
-                model = conn.execute(after).scalar()
         return max(newest, key=lambda model: newest[model], default=None)
 
     def pairs(self, shadow: str) -> Pairs | None:

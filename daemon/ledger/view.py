@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from daemon.ledger.alarms import LastingAlarm, lasting
 from daemon.ledger.database import whole
+from daemon.ledger.distinct import distinct
 from daemon.ledger.figures import PRIORITIES, owed_since, waiting_since
 from daemon.ledger.inspect import Inspection
 from daemon.ledger.schema import (
@@ -314,33 +316,15 @@ class View(Inspection):
 
     def senders(self, limit: int = 50) -> list[str]:
         """AE titles that ended images came from, by skipping from title to title in their index."""
-        names: list[str] = []
-        title = instances.c.calling_ae_title
+        ended = state_is_not(instances, "received")
         with self._database.reading() as conn:
-            while len(names) < limit:
-                after = sa.select(sa.func.min(title)).where(state_is_not(instances, "received"))
-                if names:
-                    after = after.where(title > names[-1])
-                name = conn.execute(after).scalar()
-                if name is None:
-                    break
-                names.append(name)
-        return names
+            return list(islice(distinct(conn, instances.c.calling_ae_title, ended), limit))
 
     def reasons_seen(self, limit: int = 50) -> list[str]:
         """Every reason that an image ended for, by skipping from reason to reason."""
-        names: list[str] = []
         reason = instances.c.reason
         with self._database.reading() as conn:
-            while len(names) < limit:
-                after = sa.select(sa.func.min(reason)).where(reason.is_not(None))
-                if names:
-                    after = after.where(reason > names[-1])
-                name = conn.execute(after).scalar()
-                if name is None:
-                    break
-                names.append(name)
-        return names
+            return list(islice(distinct(conn, reason, reason.is_not(None)), limit))
 
 
 # -- queries in pieces -----------------------------------------------------------------------------
