@@ -14,6 +14,7 @@ from daemon.ledger import ImageState, accession_digest, timeline
 from daemon.ledger.view import Search
 from daemon.web.model import card_of
 from daemon.web.pictures import Pictures
+from daemon.web.shown import Shown
 from daemon.web.visit import Visit
 
 _UID = re.compile(r"[0-9.]{1,64}")
@@ -36,6 +37,7 @@ def listing(visit: Visit) -> Response:
     values: dict[str, Any] = {
         "asked": asked,
         "found": found,
+        "rows": Shown(visit.texts).rows(found.rows),
         "older": older,
         "is_first": not query.get("before"),
         "senders": visit.node.once_every(30.0, "senders", view.senders),

@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
 from markupsafe import Markup
 
+from daemon.ledger import ImageState
 from daemon.ledger.timeline import Event
 from daemon.ledger.view import Activity, Count
 from daemon.web import drawn
@@ -27,6 +28,22 @@ _UID_ENDS = (14, 10)
 _AGES_END_S = 1e9
 
 
+class Row(NamedTuple):
+    """One image as a row of a table. `exact`: `received` as a machine reads it."""
+
+    number: int
+    exact: str
+    received: str
+    sender: str
+    state: str
+    is_positive: bool
+    # "" where there is none.
+    score: str
+    reason: str
+    uid: str
+    short: str
+
+
 @dataclass(frozen=True)
 class Shown:
     """Writes values in one language, in the node's time zone."""
@@ -37,10 +54,7 @@ class Shown:
         """A time of day; with its date where that is not today."""
         if seconds is None:
             return "–"
-        moment = datetime.fromtimestamp(seconds)
-        is_today = moment.date() == datetime.fromtimestamp(time.time()).date()
-        # isoformat() takes a fifth of strftime()'s time, and a listing has fifty times.
-        return moment.time().isoformat("seconds") if is_today else moment.isoformat(" ", "seconds")
+        return _without_today(self.date_time(seconds), _today())
 
     def date_time(self, seconds: float | None) -> str:
         """Date, time and zone, as a machine reads them."""
@@ -99,6 +113,28 @@ class Shown:
         """The address of a search."""
         given = {name: value for name, value in asked.items() if value}
         return f"/images?{urlencode(given)}" if given else "/images"
+
+    # -- rows of a table ------------------------------------------------------------------------
+
+    def rows(self, images: Sequence[dict[str, Any]]) -> list[Row]:
+        """Images as a table shows them."""
+        today = _today()
+        return [self._row(image, today) for image in images]
+
+    def _row(self, image: dict[str, Any], today: str) -> Row:
+        received, score = self.date_time(image["received_at"]), image["probability"]
+        return Row(
+            number=image["id"],
+            exact=received,
+            received=_without_today(received, today),
+            sender=image["calling_ae_title"],
+            state=image["state"],
+            is_positive=image["state"] == ImageState.ANALYSED and bool(image["positive"]),
+            score="" if score is None else self.number(score, 3),
+            reason=self.reason(image["reason"]),
+            uid=image["sop_instance_uid"],
+            short=self.short(image["sop_instance_uid"]),
+        )
 
     # -- sentences ------------------------------------------------------------------------------
 
@@ -169,3 +205,13 @@ class Shown:
         """The calibration of a model."""
         say = self.texts.say
         return drawn.reliability(bins, say("said"), say("was"), say("reliability_alt"))
+
+
+def _today() -> str:
+    return datetime.fromtimestamp(time.time()).date().isoformat()
+
+
+def _without_today(date_time: str, today: str) -> str:
+    """`2026-11-29T09:30:00+01:00` -> the time of day, behind its date where that is not today."""
+    day, clock = date_time[:10], date_time[11:19]
+    return clock if day == today else f"{day} {clock}"
