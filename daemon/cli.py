@@ -304,7 +304,7 @@ def _config(options: argparse.Namespace) -> int:
 
     # Only here and where a role starts: other commands need not be able to read a key.
     faults = [words for _, words in tls.faults(settings)]
-    if troubles := [*faults, *wrong_files(settings)]:
+    if troubles := [*config.missing_extras(settings), *faults, *wrong_files(settings)]:
         raise CannotStartError("\n".join(f"{options.config}: {each}" for each in troubles))
     print(f"{options.config}: ok")
     return EXIT_DONE

@@ -1,14 +1,20 @@
-"""The installation: our version, the files shipped with it, conflicting distributions."""
+"""The installation: our version, its files, its extras, conflicting distributions."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.resources
+import importlib.util
 import re
 from functools import cache
 from pathlib import Path
 
 _PACKAGES = ("daemon", "inference", "training")
+# Extra -> the modules that it brings, and the distribution of each.
+_EXTRAS = {
+    "oidc": {"jwt": "pyjwt", "cryptography": "cryptography"},
+    "postgresql": {"psycopg": "psycopg"},
+}
 
 
 @cache
@@ -29,6 +35,17 @@ def shipped_file(package: str, name: str) -> Path:
     checkout = Path(__file__).resolve().parent.parent
     in_docs = checkout / "docs" / name
     return in_docs if in_docs.exists() else checkout / "config" / name
+
+
+def lacking(extra: str) -> str:
+    """What of an extra is not installed, and what to do; "" where it is whole."""
+    for module, distribution in _EXTRAS[extra].items():
+        if importlib.util.find_spec(module) is None:
+            return (
+                f"needs {distribution}, which is not installed; "
+                f"install Pleura's extra {extra} (docs/install.md)"
+            )
+    return ""
 
 
 def conflicting_distribution() -> str:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
 from daemon import cli
-from daemon.exits import EXIT_CANNOT_START
+from daemon.exits import EXIT_CANNOT_START, EXIT_DONE
 from inference.extras import TRAINING_LIBRARIES
 from inference.networks import build
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+_OIDC = {
+    "issuer": "https://login.example/realms/staff",
+    "client_id": "pleura",
+    "page_url": "https://pleura.example",
+    "act": ["pleura-act"],
+}
 # A module whose entry in sys.modules is None cannot be imported (Python's import system, 5.3.1).
 _WITHOUT_TRAINING = f"""
 import importlib, pkgutil, sys
@@ -79,6 +88,39 @@ def test_a_training_command_names_the_extra_that_it_lacks(
         f"pleura {arguments[0]}: needs matplotlib, which is not installed; "
         "install Pleura's extra train (docs/install.md)\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "words"),
+    [
+        ("jwt", {"web": {"oidc": _OIDC}}, "web.oidc: needs pyjwt, {}extra oidc"),
+        (
+            "psycopg",
+            {"ledger": "postgresql://db/pleura"},
+            "ledger: needs psycopg, {}extra postgresql",
+        ),
+    ],
+)
+def test_config_check_names_the_extra_that_the_settings_lack(
+    module: str,
+    settings: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "pleura.yaml"
+    file.write_text(json.dumps({"spool": str(tmp_path), **settings}))
+    assert cli.main(["config", "check", "-c", str(file)]) == EXIT_DONE
+    capsys.readouterr()
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == module else found(name)
+    )
+    assert cli.main(["config", "check", "-c", str(file)]) == EXIT_CANNOT_START
+    missing = words.format("which is not installed; install Pleura's ")
+    assert capsys.readouterr().err == f"{file}: {missing} (docs/install.md)\n"
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,16 @@ class AlertSender:
     def __init__(
         self, routes: Mapping[str, Route], ledger: Ledger, backoff: Backoff | None = None
     ) -> None:
-        self._routes = routes
+        self._routes = dict(routes)
         self._ledger = ledger
         self._backoff = backoff or Backoff(first_s=2.0)
         self._outage = Outage(log, "alerts: the ledger")
         # Routes that are in trouble, so that each outage is one line.
         self._troubled: set[str] = set()
+
+    def take(self, routes: Mapping[str, Route]) -> None:
+        """Send by these routes from the next turn on."""
+        self._routes = dict(routes)
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop` is set."""
@@ -51,7 +55,12 @@ class AlertSender:
 
     def turn(self, stop: threading.Event) -> int:
         """Send what is due. Returns how many messages were sent."""
-        messages = self._ledger.alarms.claim(owner_name(), self._routes.keys(), _LEASE_S)
+        routes = self._routes
+        if not routes:
+            # A claim would drop what another machine owes to a route of its own.
+            return 0
+
+        messages = self._ledger.alarms.claim(owner_name(), routes.keys(), _LEASE_S)
         failed: dict[str, float] = {}
         sent = 0
         for message in messages:
@@ -61,7 +70,7 @@ class AlertSender:
                 self._ledger.alarms.retry_later(message, delay_s, is_failure=False)
                 continue
 
-            route = self._routes[message.route]
+            route = routes[message.route]
             try:
                 hand_over(route, message)
             except RouteError as error:

@@ -43,7 +43,8 @@ def reload(ledger: Ledger, config: Config, asked_by: str) -> Told:
     if not _running(ledger.inspect):
         raise CannotStartError(
             "reload: no role of this machine runs on this ledger; a node that starts reads its "
-            "settings anyway. In a container, reload inside it"
+            "settings anyway. In a container, reload inside it; under systemd, `systemctl reload` "
+            "of a role's unit does the same"
         )
 
     deadline = time.monotonic() + _LONGEST_S

@@ -4,6 +4,7 @@ from daemon.config.alerts import Alerts, Mail, Webhook
 from daemon.config.audit import Audit
 from daemon.config.changes import LIVE, ROLE_OF, difference, digest, digests, restart_keys
 from daemon.config.editors import json_schema
+from daemon.config.extras import missing_extras
 from daemon.config.oidc import Oidc
 from daemon.config.public import public
 from daemon.config.reading import ConfigError, begin, commented_file, load, show, with_device
@@ -54,6 +55,7 @@ __all__ = [
     "digests",
     "json_schema",
     "load",
+    "missing_extras",
     "public",
     "restart_keys",
     "show",

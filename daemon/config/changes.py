@@ -14,6 +14,7 @@ from daemon.config.schema import Config
 LIVE = frozenset(
     {
         "admission",
+        "alerts",
         "destinations",
         "limits",
         "log_level",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from daemon.alerts.files import wrong_files
 from daemon.alerts.routes import routes_of
 from daemon.alerts.sender import AlertSender
 from daemon.alerts.watch import Watch
@@ -85,17 +86,14 @@ class Deliverer:
             sender = AuditSender(config, ledger, spool)
             self._threads.append(_thread("audit", sender.run, self._stop))
 
-        self._alerts: threading.Thread | None = None
-        if config.alerts is not None:
-            alerts = AlertSender(routes_of(config), ledger)
-            self._alerts = _thread("alerts", alerts.run, self._stop)
+        self._alerts = config.alerts
+        self._alert_sender = AlertSender(routes_of(config), ledger)
+        self._alert_thread = _thread("alerts", self._alert_sender.run, self._stop)
 
     def start(self) -> None:
         """Start every thread."""
-        for thread in self._threads:
+        for thread in [*self._threads, self._alert_thread]:
             thread.start()
-        if self._alerts is not None:
-            self._alerts.start()
         for desk in self._desks:
             desk.start()
 
@@ -109,9 +107,8 @@ class Deliverer:
             desk.join()
         for thread in self._threads:
             thread.join()
-        if self._alerts is not None:
-            # A mail server that hangs holds up no end: its message waits in the ledger.
-            self._alerts.join(_PATIENCE_S)
+        # A mail server that hangs holds up no end: its message waits in the ledger.
+        self._alert_thread.join(_PATIENCE_S)
 
     def check(self, config: Config) -> Take:
         """Check new settings: a desk opens or closes for each destination that changes.
@@ -119,8 +116,11 @@ class Deliverer:
         Other destinations do not notice. An object in flight is finished by the desk that began it.
 
         Raises:
-            RefusedError: a certificate or key of a destination cannot be used.
+            RefusedError: a file that a destination or `alerts` names cannot be used.
         """
+        if config.alerts != self._alerts and (wrong := list(wrong_files(config))):
+            raise RefusedError("; ".join(wrong))
+
         kept = [desk for desk in self._desks if desk.destination in config.destinations]
         known = [desk.destination for desk in kept]
         others = [each for each in config.destinations if each not in known]
@@ -141,6 +141,8 @@ class Deliverer:
                 desk.start()
             self._retention.take(config)
             self._watch.take(config)
+            self._alerts = config.alerts
+            self._alert_sender.take(routes_of(config))
 
         return take
 

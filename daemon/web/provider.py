@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib.util
 import json
 import ssl
 import threading
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from daemon import tls
+from daemon import installed, tls
 from daemon.alerts.troubles import shown
 from daemon.config import Oidc
 
@@ -104,11 +103,8 @@ class Provider:
 
     def __init__(self, oidc: Oidc) -> None:
         """Raises TlsError: the library is not installed, or others may read the secret."""
-        if importlib.util.find_spec("jwt") is None:
-            raise tls.TlsError(
-                "web.oidc: needs pyjwt, which is not installed; "
-                "install Pleura's extra oidc (docs/install.md)"
-            )
+        if missing := installed.lacking("oidc"):
+            raise tls.TlsError(f"web.oidc: {missing}")
         if oidc.client_secret_file is not None:
             tls.require_secret("web.oidc.client_secret_file", oidc.client_secret_file)
         self._oidc = oidc

@@ -25,11 +25,15 @@ from daemon.alerts.watch import Watch
 from daemon.backoff import Backoff
 from daemon.cli import main
 from daemon.config import Config
+from daemon.deliver.deliverer import Deliverer
 from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger, StoredResult, Unresolved
 from daemon.ledger.schema import alarms, instances
+from daemon.live import RefusedError
+from daemon.spool import Spool
 from tests.unit.clock import START, Clock
 from tools.peers.certificates import Authority
 from tools.peers.mail import MailServer, WebService
+from tools.peers.waiting import wait_until
 
 pytestmark = pytest.mark.xdist_group("alerts")
 
@@ -483,6 +487,28 @@ def test_messages_of_another_machines_route_are_left_to_it_for_a_day(
     clock.now += 86401
     assert small.alarms.claim("me", ["mail"], 300) == []
     assert small.alarms.owed() == 0
+
+
+def test_a_reload_changes_who_is_told(
+    small: Ledger, config: Config, tmp_path: Path, web_service: WebService
+) -> None:
+    small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
+    spool = Spool(tmp_path / "spool")
+    spool.claim(small.spool_identity)
+    deliverer = Deliverer(config.model_copy(update={"alerts": None}), small, spool)
+    deliverer.start()
+
+    (tmp_path / "secret").chmod(0o644)
+    with pytest.raises(RefusedError, match=r"alerts\.webhook\.token_file.*chmod 0640"):
+        deliverer.check(config)
+    (tmp_path / "secret").chmod(0o600)
+    deliverer.check(config)()
+    wait_until("the webhook has the message", lambda: web_service.received)
+
+    # What does not change is not looked at again: a lost file must not stop another change.
+    (tmp_path / "secret").unlink()
+    deliverer.check(config.model_copy(update={"report_absent": True}))()
+    deliverer.stop()
 
 
 def test_the_command_sends_a_trial_message(
