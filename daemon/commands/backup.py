@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from pathlib import Path
 from sqlalchemy.engine import make_url
 
 from daemon.ledger import Inspection
-from daemon.spool import Spool, sync_folder, write_durably
+from daemon.ledger.copies import copy_ledger
+from daemon.spool import Spool, write_durably
 
 LEDGER = "ledger.db"
 SPOOL = "spool"
@@ -65,25 +65,9 @@ def back_up(ledger_url: str, spool_folder: Path, out: Path) -> Backup:
 
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     backup = Backup(out / LEDGER)
-    _copy_ledger(Path(str(url.database)), backup.ledger)
+    copy_ledger(Path(str(url.database)), backup.ledger)
     _copy_spool(backup, spool, out / SPOOL)
     return backup
-
-
-def _copy_ledger(source: Path, target: Path) -> None:
-    part = target.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    read_only = f"{source.resolve().as_uri()}?mode=ro"
-    with (
-        closing(sqlite3.connect(read_only, uri=True, timeout=30)) as running,
-        closing(sqlite3.connect(part)) as copy,
-    ):
-        running.backup(copy)
-        # One file: a copy has no -wal beside it that could be forgotten.
-        copy.execute("PRAGMA journal_mode=DELETE")
-    _sync(part)
-    part.rename(target)
-    sync_folder(target.parent)
 
 
 def _copy_spool(backup: Backup, spool: Spool, out: Path) -> None:

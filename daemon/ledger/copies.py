@@ -1,0 +1,37 @@
+"""A copy of SQLite's file: one moment of a running database, in one file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+
+def copy_ledger(source: Path, target: Path) -> None:
+    """Copy with SQLite's online backup, durably; a `target` that is there is replaced.
+
+    Raises:
+        OSError, sqlite3.Error: the disk.
+    """
+    part = target.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    read_only = f"{source.resolve().as_uri()}?mode=ro"
+    with (
+        closing(sqlite3.connect(read_only, uri=True, timeout=30)) as running,
+        closing(sqlite3.connect(part)) as copy,
+    ):
+        running.backup(copy)
+        # One file: a copy has no -wal beside it that could be forgotten.
+        copy.execute("PRAGMA journal_mode=DELETE")
+    _sync(part)
+    part.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
