@@ -6,6 +6,7 @@ same.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -20,9 +21,12 @@ from sqlalchemy.engine import Connection, Engine, make_url
 
 from daemon.ledger import bells
 from daemon.ledger.bells import CHANNEL, Bell, ClosedError, FileBell, PollingBell, ServerBell
+from daemon.ledger.copies import copy_ledger
 from daemon.ledger.errors import LedgerError, UndecidedError, is_hopeless, no_file, not_opened
 from daemon.ledger.schema import STEPS, create_tables, schema_version
 from daemon.ledger.version import SCHEMA_VERSION, require_not_too_new, require_version
+
+log = logging.getLogger("pleura.ledger")
 
 # A writer takes the lock at once: a read that turns into a write cannot wait for it (SQLITE_BUSY).
 _BEGIN_WRITING = "BEGIN IMMEDIATE"
@@ -285,11 +289,29 @@ class Database:
 
             version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
             require_not_too_new(version, self.engine.url.render_as_string())
+            if version < SCHEMA_VERSION and self.is_sqlite:
+                self._keep_copy(version)
             for step in range(version, SCHEMA_VERSION):
                 for statement in STEPS.get(step, ()):
                     conn.exec_driver_sql(statement)
             if version < SCHEMA_VERSION:
                 conn.execute(schema_version.update().values(version=SCHEMA_VERSION))
+
+    def _keep_copy(self, version: int) -> None:
+        """Keep the ledger as an earlier version left it, for a rollback to that version."""
+        ledger = Path(str(self.engine.url.database))
+        copy = ledger.with_name(f"{ledger.name}.version-{version}")
+        try:
+            copy_ledger(ledger, copy)
+        except sqlite3.Error as error:
+            # As of any other statement: a full disk is waited for.
+            raise sa.exc.OperationalError(f"copy to {copy}", None, error) from error
+        log.info(
+            "ledger: brought forward from schema version %d to %d; as it was: %s",
+            version,
+            SCHEMA_VERSION,
+            copy,
+        )
 
 
 def _file_at(url: sa.URL) -> tuple[int, int] | None:

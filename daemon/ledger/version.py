@@ -35,6 +35,6 @@ def require_not_too_new(found: int, url: str) -> None:
     if found > SCHEMA_VERSION:
         raise LedgerError(
             f"ledger {url}: schema version {found} found, at most {SCHEMA_VERSION} wanted; run the "
-            "Pleura version that wrote it, or put the backup of before the upgrade in its place "
-            "(docs/backup.md)"
+            "Pleura version that wrote it, or put the ledger of before the upgrade in its place: "
+            "the file .version-N beside it, or a backup (docs/packages.md)"
         )

@@ -157,6 +157,34 @@ def test_every_row_is_still_there(old_url: str) -> None:
     assert {len(found) for found in before.values()} == {6, 3, 4}
 
 
+def test_a_file_is_kept_as_the_version_before_left_it(tmp_path: Path) -> None:
+    url, kept = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "ledger.db.version-1"
+    write_version_1(url)
+    before = rows(url)
+    Ledger(url).close()
+    assert rows(f"sqlite:///{kept}") == before
+    assert [file.name for file in tmp_path.glob("*.part")] == []
+
+    # Rolled back, and upgraded again.
+    kept.replace(tmp_path / "ledger.db")
+    Ledger(url).close()
+    assert rows(f"sqlite:///{kept}") == before
+    kept.unlink()
+    Ledger(url).close()
+    assert not kept.exists()
+
+
+def test_a_ledger_that_cannot_be_kept_is_not_brought_forward(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    write_version_1(url)
+    before = shape(url)
+    # In the place of the copy's file.
+    (tmp_path / "ledger.db.part" / "x").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"ledger\.db\.part"):
+        Ledger(url)
+    assert shape(url) == before
+
+
 def test_the_tables_are_as_if_made_anew(
     old_url: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
