@@ -26,9 +26,9 @@ LogFormat = Literal["console", "json"]
 
 # Lines that wait for the reader of stderr: some megabytes, and minutes of a busy node.
 MOST_LINES = 10_000
-# How long the writer lets further lines gather. To wake it for each line would take the interpreter
-# from a busy association each time.
-_GATHER_S = 0.005
+# How long the writer lets further lines gather. Each time it wakes it takes the interpreter from a
+# busy association, so that it wakes once for some forty objects.
+_GATHER_S = 0.05
 # How long the end of a process waits for a reader that stalls.
 _PATIENCE_S = 2.0
 
@@ -112,6 +112,8 @@ class QueuedHandler(logging.Handler):
         # An Event is a place in the queue: it is set once all lines before it are written.
         self._lines: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
         self._most_lines = most_lines
+        # Set by a flush: the writer gathers no longer.
+        self._hurry = threading.Event()
         self._dropped = 0
         self._counting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -135,6 +137,7 @@ class QueuedHandler(logging.Handler):
         """Wait until everything is written, for no longer than a reader may stall at the end."""
         written = threading.Event()
         self._lines.put(written)
+        self._hurry.set()
         written.wait(_PATIENCE_S)
 
     def close(self) -> None:
@@ -151,7 +154,8 @@ class QueuedHandler(logging.Handler):
     def _write_gathered(self, first: str | threading.Event | None) -> bool:
         """Write `first` and what follows it within a moment. Whether more may come."""
         if isinstance(first, str):
-            time.sleep(_GATHER_S)
+            self._hurry.wait(_GATHER_S)
+        self._hurry.clear()
         gathered = [first]
         with contextlib.suppress(queue.Empty):
             while True:

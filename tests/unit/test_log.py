@@ -121,6 +121,16 @@ def test_lines_that_gathered_are_written_whole_by_as_much_as_a_pipe_takes_at_onc
     assert [line.partition("pleura.test ")[2] for line in written] == said
 
 
+def test_a_flush_does_not_wait_until_lines_have_gathered(
+    logger: logging.Logger, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.log._GATHER_S", 30.0)
+    stream.goes_on.set()
+    logger.info("written")
+    logger.handlers[0].flush()
+    assert "written" in stream.getvalue()
+
+
 def test_a_full_disk_ends_nothing_and_later_lines_are_written(
     logger: logging.Logger, stream: Stream
 ) -> None:
