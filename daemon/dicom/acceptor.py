@@ -152,6 +152,9 @@ class Session(Protocol):
     def event_report(self, command: CommandSet, data_set: bytes, context: Context) -> int:
         """An N-EVENT-REPORT. Returns the status to answer with."""
 
+    def answered(self) -> None:
+        """The answer was sent, or could not be: do what the peer need not wait for."""
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -343,7 +346,11 @@ class Association:
         is_report = field == Command.N_EVENT_REPORT_RQ
         event_type = command.number(Element.EVENT_TYPE_ID) if is_report else None
         response = response_to(command, status, event_type=event_type)
-        self._connection.sendall(command_pdus(context_id, response, self._peer_takes_bytes))
+        assert self.session is not None
+        try:
+            self._connection.sendall(command_pdus(context_id, response, self._peer_takes_bytes))
+        finally:
+            self.session.answered()
 
     def _handle(self, field: int, command: CommandSet, context_id: int, context: Context) -> int:
         """The status that answers a request, whose data set is read meanwhile."""

@@ -80,6 +80,7 @@ class Session:
     productive_at: float = field(
         default_factory=time.monotonic
     )  # its last whole object, or its begin
+    unlogged: StoredObject | None = None  # stored, and its answer is on the way
 
     @property
     def holder(self) -> tuple[str, str]:
@@ -128,6 +129,12 @@ class Session:
         self.counts.reports += status == Status.SUCCESS
         return status
 
+    def answered(self) -> None:
+        """The sender waits for no line of the log."""
+        if self.unlogged is not None:
+            self.unlogged.log_stored()
+            self.unlogged = None
+
 
 class StoredObject:
     """One C-STORE on its way in (daemon.dicom.acceptor.Incoming).
@@ -170,9 +177,13 @@ class StoredObject:
             counts.refused += 1
             return self._status
         counts.stored += 1
+        self._session.unlogged = self
+        return self._status
+
+    def log_stored(self) -> None:
+        """One line for an object that was stored."""
         uid = self._request.sop_instance_uid
         log.info("stored %s from %s, %d bytes", uid, self._calling, self._size_bytes)
-        return self._status
 
     def drop(self) -> None:
         """Its association has ended before it."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any
 
@@ -630,6 +631,29 @@ def test_the_answer_comes_after_bytes_name_and_row(
         sender.send(*HALF, p_data((DATA | LAST, BODY)))
         assert sender.status() == 0x0000
         assert disk_steps == ["named", "bytes synced", "folder synced", "committed"]
+
+
+def test_the_answer_does_not_wait_for_its_line_of_the_log(start: Callable[..., Node]) -> None:
+    answered, came_first = threading.Event(), SimpleQueue[bool]()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("stored "):
+                came_first.put(answered.wait(3))
+
+    logger = logging.getLogger("pleura.receive")
+    slow, level = Slow(), logger.level
+    logger.addHandler(slow)
+    logger.setLevel(logging.INFO)
+    try:
+        with RawSender(start()) as sender:
+            sender.send(*HALF, p_data((DATA | LAST, BODY)))
+            assert sender.status() == 0x0000
+            answered.set()
+            assert came_first.get(timeout=10)
+    finally:
+        logger.removeHandler(slow)
+        logger.setLevel(level)
 
 
 def test_no_room_in_the_middle_of_a_message_gives_back_what_it_took(
