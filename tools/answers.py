@@ -23,7 +23,7 @@ from inference.engine import Engine
 from inference.pipeline import AnalysisSettings, Pipeline
 from training import phantom
 
-_LONGEST_SIDE = 640
+_LONGEST_SIDE_PX = 640
 _COLOURS = 256
 _WHEN = datetime(2026, 11, 28, 12)
 # Rows and columns of the word SYNTHETIC.
@@ -34,7 +34,9 @@ def both_sides() -> phantom.Phantom:
     """A phantom whose collapsed lung is mirrored to the other side."""
     drawn = phantom.draw(7, pneumothorax=True)
     middle = drawn.pixels.shape[1] // 2
-    pixels, mask = drawn.pixels.copy(), drawn.mask.copy()
+    pixels = drawn.pixels.copy()
+    mask = drawn.mask.copy()
+
     for plane in (pixels, mask):
         plane[:, :middle] = plane[:, ::-1][:, :middle]
     pixels[_WORD] = drawn.pixels[_WORD]
@@ -57,15 +59,20 @@ def main() -> None:
     shipped = package.load(package.default_folder())
     pipeline = Pipeline(Engine(shipped, torch.device("cpu")), AnalysisSettings())
     for name, draw in PICTURES.items():
-        with tempfile.TemporaryDirectory() as scratch:
-            data = phantom.write(draw(), Path(scratch) / "phantom.dcm").read_bytes()
-        (outcome,) = pipeline.analyse([data], _WHEN)
-        (overlay,) = (result.data for result in outcome.results if result.kind == "SC")
-
-        frames = generate_frames(dcmread(io.BytesIO(overlay)).PixelData, number_of_frames=1)
-        picture = Image.open(io.BytesIO(next(frames)))
-        picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+        picture = _overlay(pipeline, draw())
+        picture.thumbnail((_LONGEST_SIDE_PX, _LONGEST_SIDE_PX))
         picture.quantize(_COLOURS).save(folder / name, optimize=True)
+
+
+def _overlay(pipeline: Pipeline, drawn: phantom.Phantom) -> Image.Image:
+    """The picture that the pipeline makes of a phantom."""
+    with tempfile.TemporaryDirectory() as scratch:
+        data = phantom.write(drawn, Path(scratch) / "phantom.dcm").read_bytes()
+    (outcome,) = pipeline.analyse([data], _WHEN)
+    (overlay,) = (result.data for result in outcome.results if result.kind == "SC")
+
+    frames = generate_frames(dcmread(io.BytesIO(overlay)).PixelData, number_of_frames=1)
+    return Image.open(io.BytesIO(next(frames)))
 
 
 if __name__ == "__main__":

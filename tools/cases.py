@@ -19,7 +19,8 @@ from inference.results import Case, NoFinding
 MODEL = ModelIdentity(
     id="pleura-default", version="1.2.3", digest="ab" * 32, device_uid="2.25.20260304"
 )
-AT = datetime(2026, 3, 4, 5, 6, 7, 890123)  # naive is allowed: the site's local time
+# Naive is allowed: the site's local time.
+AT = datetime(2026, 3, 4, 5, 6, 7, 890123)
 NOT_ANALYSED = NoFinding(
     State.NOT_ANALYSED, "under_age", "the patient is younger than the minimum age"
 )
@@ -33,12 +34,12 @@ def header(**changes: Any) -> Dataset:
     values: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 100", "SOPClassUID": ComputedRadiographyImageStorage,
         "SOPInstanceUID": "2.25.11", "StudyInstanceUID": "2.25.12", "SeriesInstanceUID": "2.25.13",
-        "PatientName": "Grün^Ada", "PatientID": "P-1", "PatientBirthDate": "19700101", "PatientSex": "F",
-        "PatientAge": "056Y", "StudyDate": "20260303", "StudyTime": "101112", "StudyID": "S1",
-        "AccessionNumber": "A1", "ReferringPhysicianName": "Weiß^Otto", "Modality": "CR", "Manufacturer": "Scanner",
-        "BodyPartExamined": "CHEST", "PatientOrientation": ["L", "F"], "PixelSpacing": [0.2, 0.2],
-        "PixelSpacingCalibrationType": "FIDUCIAL",
-        "Rows": 41, "Columns": 37,
+        "PatientName": "Grün^Ada", "PatientID": "P-1", "PatientBirthDate": "19700101",
+        "PatientSex": "F", "PatientAge": "056Y", "StudyDate": "20260303", "StudyTime": "101112",
+        "StudyID": "S1", "AccessionNumber": "A1", "ReferringPhysicianName": "Weiß^Otto",
+        "Modality": "CR", "Manufacturer": "Scanner", "BodyPartExamined": "CHEST",
+        "PatientOrientation": ["L", "F"], "PixelSpacing": [0.2, 0.2],
+        "PixelSpacingCalibrationType": "FIDUCIAL", "Rows": 41, "Columns": 37,
     }  # fmt: skip
 
     with config.disable_value_validation():
@@ -69,8 +70,10 @@ def blob(source: Dataset) -> NDArray[np.bool_]:
 def positive(
     source: Dataset | None = None, mask: NDArray[np.bool_] | None = None, **changes: Any
 ) -> Case:
+    """A case with a calibrated finding; `changes` to the case, not to its source."""
     source = source or header()
     mask = blob(source) if mask is None else mask
+
     spacing = _spacing(source)
     measurement = measure(mask, spacing, source.get("PatientOrientation"))
     finding = Finding(0.87, 0.42, True, mask, measurement, calibrated=True)
@@ -87,10 +90,12 @@ def _spacing(source: Dataset) -> Spacing | None:
 
 
 def negative(source: Dataset | None = None, **changes: Any) -> Case:
+    """A case whose finding is below the threshold."""
     return _case(source or header(), finding=Finding(0.12, 0.42, False), **changes)
 
 
 def refused(source: Dataset | None = None, **changes: Any) -> Case:
+    """A case that admission did not let through."""
     return _case(source or header(), **({"no_finding": NOT_ANALYSED} | changes))
 
 
@@ -99,6 +104,7 @@ def real(file: Path, **changes: Any) -> Case:
     dataset, _ = parse(file.read_bytes())
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)
+
     image = decode(dataset)
     return positive(image.header, pixels=image.pixels, content_digest=image.content_digest)
 

@@ -19,16 +19,20 @@ def header(**changes: Any) -> FileDataset:
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     meta.ImplementationClassUID = uid.UID("2.25.3")
     dataset = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))  # type: ignore[arg-type]
+
     values: dict[str, Any] = {
-        "SOPClassUID": uid.ComputedRadiographyImageStorage, "SOPInstanceUID": "2.25.31", "StudyInstanceUID": "2.25.32",
-        "SeriesInstanceUID": "2.25.33", "Modality": "CR", "BodyPartExamined": "CHEST", "ViewPosition": "PA",
-        "PatientName": "Made^Up", "PatientID": "M-1", "PatientAge": "050Y", "PatientOrientation": ["L", "F"],
+        "SOPClassUID": uid.ComputedRadiographyImageStorage, "SOPInstanceUID": "2.25.31",
+        "StudyInstanceUID": "2.25.32", "SeriesInstanceUID": "2.25.33", "Modality": "CR",
+        "BodyPartExamined": "CHEST", "ViewPosition": "PA", "PatientName": "Made^Up",
+        "PatientID": "M-1", "PatientAge": "050Y", "PatientOrientation": ["L", "F"],
         "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
     }  # fmt: skip
+
     with config.disable_value_validation():
         for keyword, value in (values | changes).items():
             if value is not None:
                 setattr(dataset, keyword, value)
+
     return dataset
 
 
@@ -42,8 +46,9 @@ def image(
     stored = bits_stored or allocated
 
     described: dict[str, Any] = {
-        "Rows": values.shape[0], "Columns": values.shape[1], "BitsAllocated": allocated, "BitsStored": stored,
-        "HighBit": stored - 1, "PixelRepresentation": int(values.dtype.kind == "i"),
+        "Rows": values.shape[0], "Columns": values.shape[1], "BitsAllocated": allocated,
+        "BitsStored": stored, "HighBit": stored - 1,
+        "PixelRepresentation": int(values.dtype.kind == "i"),
     }  # fmt: skip
     dataset = header(**(described | changes))
 

@@ -38,33 +38,36 @@ _MOST_CHARACTERS = 70
 def requirements(extra: str = "") -> list[str]:
     """The requirements of pyproject.toml, by default or with one extra."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    found: list[str] = project["optional-dependencies"][extra] if extra else project["dependencies"]
-    return found
+    if extra:
+        return list(project["optional-dependencies"][extra])
+    return list(project["dependencies"])
 
 
 def closure(wanted: Iterable[str]) -> dict[str, str]:
     """Every distribution that the requirements bring: its name and its licence.
 
-    One that is not installed here has the licence "?".
+    The licence is "?" where the distribution is not installed here.
     """
     waiting = [Requirement(text) for text in wanted]
-    found: dict[str, str] = {}
+    licences: dict[str, str] = {}
 
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if name in found:
+        if name in licences:
             continue
 
         try:
             needs = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            found[name] = _BY_SOURCE.get(name, "?")
+            licences[name] = _BY_SOURCE.get(name, "?")
             continue
 
-        found[name] = licence(name)
-        waiting += [one for one in map(Requirement, needs) if _applies(one, requirement.extras)]
-    return dict(sorted(found.items()))
+        licences[name] = licence(name)
+        needed = [Requirement(text) for text in needs]
+        waiting += [need for need in needed if _applies(need, requirement.extras)]
+
+    return dict(sorted(licences.items()))
 
 
 def _applies(needed: Requirement, extras: Iterable[str]) -> bool:
@@ -80,12 +83,12 @@ def licence(name: str) -> str:
         return str(about["License-Expression"])
 
     classifiers = [
-        one.rpartition(" :: ")[2]
-        for one in about.get_all("Classifier", [])
-        if one.startswith("License :: ")
+        classifier.rpartition(" :: ")[2]
+        for classifier in about.get_all("Classifier", [])
+        if classifier.startswith("License :: ")
     ]
     # "OSI Approved" alone names no licence.
-    named = [one for one in classifiers if one != "OSI Approved"]
+    named = [name for name in classifiers if name != "OSI Approved"]
     words = (about.get("License") or "").strip().split("\n")[0][:_MOST_CHARACTERS]
     return ", ".join(named) or words or _BY_SOURCE.get(name, "?")
 
@@ -94,13 +97,12 @@ def page() -> str:
     """The whole page."""
     default = closure(requirements())
     parts = [_HEAD, _table(f"The default install: {len(default)} distributions", default)]
+
     for extra in ("oidc", "postgresql", "onnxruntime", "openvino", "train"):
-        more = {
-            name: words
-            for name, words in closure(requirements(extra)).items()
-            if name not in default
-        }
+        brought = closure(requirements(extra))
+        more = {name: words for name, words in brought.items() if name not in default}
         parts.append(_table(f"With `pleura[{extra}]`: {len(more)} more", more))
+
     return "\n".join(parts)
 
 

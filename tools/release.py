@@ -66,7 +66,7 @@ def sbom(report: Report, now: datetime) -> dict[str, Any]:
         },
         "components": components,
         "dependencies": [
-            {"ref": root["bom-ref"], "dependsOn": [each["bom-ref"] for each in components]}
+            {"ref": root["bom-ref"], "dependsOn": [item["bom-ref"] for item in components]}
         ],
     }
 
@@ -76,7 +76,7 @@ def _name(item: Mapping[str, Any]) -> str:
 
 
 def _others(report: Report) -> list[Mapping[str, Any]]:
-    return sorted((one for one in report["install"] if _name(one) != _OURS), key=_name)
+    return sorted((item for item in report["install"] if _name(item) != _OURS), key=_name)
 
 
 def _sha256(item: Mapping[str, Any]) -> str:
@@ -110,7 +110,8 @@ def _component(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _licence_words(about: Mapping[str, Any]) -> str:
     prefix = "License :: OSI Approved :: "
-    named = [one.removeprefix(prefix) for one in about.get("classifier", []) if prefix in one]
+    classifiers = [text for text in about.get("classifier", []) if prefix in text]
+    named = [text.removeprefix(prefix) for text in classifiers]
     return ", ".join(named) or str(about.get("license") or "").split("\n")[0][:100]
 
 
@@ -123,14 +124,15 @@ def _installed_licence(name: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print one of the two."""
-    what, path = arguments
+    """Print the requirements or the bill of materials."""
+    document, path = arguments
     report = json.loads(Path(path).read_text(encoding="utf-8"))
-    made = {
+
+    documents = {
         "requirements": lambda: requirements(report),
         "sbom": lambda: json.dumps(sbom(report, datetime.now(UTC)), indent=2) + "\n",
     }
-    sys.stdout.write(made[what]())
+    sys.stdout.write(documents[document]())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-Table = Callable[[], Iterable[str]]  # its lines
+# Gives its lines.
+Table = Callable[[], Iterable[str]]
 
 _BLOCK = re.compile(r"(<!-- (?!end -->)([a-z][a-z ]*) -->\n)(.*?)(<!-- end -->\n)", re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""The table of docs/air.md: which primitive of IHE AI Results stands where in which of our objects."""
+"""The table of docs/air.md: the places of IHE AI Results' primitives in our objects."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ _GROUP = ("Imaging Measurements", "Measurement Group")
 # made.
 PRIMITIVES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "qualitative finding": {
-        "SR": ((*_GROUP, "Finding"), (*_GROUP, "Pneumothorax"), ("Qualitative Evaluations", "Pneumothorax")),
+        "SR": (
+            (*_GROUP, "Finding"),
+            (*_GROUP, "Pneumothorax"),
+            ("Qualitative Evaluations", "Pneumothorax"),
+        ),
     },
-    "measurement": {"SR": ((*_GROUP, "Area of defined region"), (*_GROUP, "Certainty of Finding"))},
+    "measurement": {
+        "SR": ((*_GROUP, "Area of defined region"), (*_GROUP, "Certainty of Finding")),
+    },
     "location (a point)": {},
     "region": {
         "SR": ((*_GROUP, "Image Region"), (*_GROUP, "Referenced Segmentation Frame")),
@@ -37,10 +43,18 @@ PRIMITIVES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     },
     "key images (a Key Object Selection)": {},
     "which algorithm (6.5.3.1)": {
-        kind: (("ContributingEquipmentSequence", "DeviceUID"),) for kind in KINDS if kind != "SR"
-    }
-    | {"SR": (("Device Observer UID",), (*_GROUP, "Algorithm Name"), (*_GROUP, "Algorithm Version"))},
-}  # fmt: skip
+        **{
+            kind: (("ContributingEquipmentSequence", "DeviceUID"),)
+            for kind in KINDS
+            if kind != "SR"
+        },
+        "SR": (
+            ("Device Observer UID",),
+            (*_GROUP, "Algorithm Name"),
+            (*_GROUP, "Algorithm Version"),
+        ),
+    },
+}
 
 
 def primitives() -> list[str]:
@@ -52,29 +66,30 @@ def primitives() -> list[str]:
     rows = []
 
     for primitive, objects in PRIMITIVES.items():
-        for kind, paths in objects.items() or ((None, ()),):
-            rows.append(
-                (
-                    primitive,
-                    kind or "not made",
-                    "; ".join(_place(kind, path) for path in paths if kind),
-                )
-            )
+        if not objects:
+            rows.append((primitive, "not made", ""))
+        for kind, paths in objects.items():
+            rows.append((primitive, kind, "; ".join(_place(kind, path) for path in paths)))
 
     return table(("primitive", "object", "where"), rows)
 
 
-def _place(kind: str | None, path: tuple[str, ...]) -> str:
-    dataset = built("base")[kind or ""]
+def _place(kind: str, path: tuple[str, ...]) -> str:
+    """A path in words. Raises LookupError where the object of this kind has no such path."""
+    dataset = built("base")[kind]
+
     if kind == "SR":
-        there = {
-            tuple(concept.strip("()").split(", ", 2)[-1] for concept in each)
-            for each, _, _ in tree(dataset)
-        }
         words = path
+        present = {tuple(map(_meaning, concepts)) for concepts, _, _ in tree(dataset)}
     else:
-        there = {each for each, _, _ in flat(dataset)}
         words = tuple(map(dictionary_description, path))
-    if path not in there:
+        present = {keywords for keywords, _, _ in flat(dataset)}
+
+    if path not in present:
         raise LookupError(f"{kind} has no {' > '.join(path)}")
     return " > ".join(words)
+
+
+def _meaning(code: str) -> str:
+    """The meaning in a code that `code_text` wrote."""
+    return code.strip("()").split(", ", 2)[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -53,38 +54,43 @@ def _value(item: Dataset) -> str:
 
 
 def content_tree() -> list[str]:
-    by_source = {name: gathered(tree(dataset)) for name, dataset in objects("SR").items()}
-    kinds = {
-        path: kind for name in ("base", *by_source) for path, kind, _ in tree(objects("SR")[name])
-    }
+    """Each content item of the reports, with its presence and what its value follows."""
+    reports = objects("SR")
+    by_source = {name: gathered(tree(dataset)) for name, dataset in reports.items()}
+    kinds = {path: kind for name in ("base", *by_source) for path, kind, _ in tree(reports[name])}
     rows = []
 
     for path in _in_order(by_source):
-        values = {name: each[path] for name, each in by_source.items() if path in each}
-        around = [name for name, each in by_source.items() if len(path) == 1 or path[:-1] in each]
-
+        values = {name: items[path] for name, items in by_source.items() if path in items}
         relation, value_type = kinds[path].split("|")
-        said = follows(values, lambda source, value: copy_of(source, value, ""))
-        if value_type == "NUM" and said.startswith("AUTO"):
-            units = {one[one.index("(") :] for each in values.values() for one in each}
-            said += f", in {', '.join(sorted(units))}"
+        origin = follows(values, lambda source, value: copy_of(source, value, ""))
+        if value_type == "NUM" and origin.startswith("AUTO"):
+            origin += f", in {', '.join(_units(values))}"
 
-        here = presence(
-            {name: tuple("there" for _ in each) for name, each in values.items()}, around
-        )
+        # Of the reports that have the item around it.
+        around = [name for name, items in by_source.items() if not path[:-1] or path[:-1] in items]
+        items_there = {name: tuple("there" for _ in items) for name, items in values.items()}
+        here = presence(items_there, around)
 
-        rows.append((f"{'>' * (len(path) - 1)}{path[-1]}", relation, value_type, here, said))
+        rows.append((f"{'>' * (len(path) - 1)}{path[-1]}", relation, value_type, here, origin))
+
     return table(("concept", "relationship", "type", "presence", "value"), rows)
 
 
-def _in_order(by_source: Mapping[str, Values]) -> list[Path]:
-    """Every path, each below the one around it, as the fullest report has them."""
-    paths: dict[Path, None] = {}
-    for each in by_source.values():
-        paths |= dict.fromkeys(each)
+def _units(values: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The codes of units in numeric values, each of which stands behind its number."""
+    texts = itertools.chain.from_iterable(values.values())
+    return sorted({text[text.index("(") :] for text in texts})
 
-    def below(at: Path) -> Iterator[Path]:
-        for path in [one for one in paths if one[:-1] == at]:
+
+def _in_order(by_source: Mapping[str, Values]) -> list[Path]:
+    """Every path, each below the path around it, as the fullest report has them."""
+    paths: dict[Path, None] = {}
+    for items in by_source.values():
+        paths |= dict.fromkeys(items)
+
+    def below(around: Path) -> Iterator[Path]:
+        for path in [path for path in paths if path[:-1] == around]:
             yield path
             yield from below(path)
 
@@ -119,21 +125,24 @@ def coded() -> dict[str, dict[str, set[str]]]:
     """Code -> place where it stands -> kinds, over all objects. Names of SR content items are not
     among them.
     """
-    found: dict[str, dict[str, set[str]]] = {}
+    places: dict[str, dict[str, set[str]]] = {}
     for kind in KINDS:
         for dataset in objects(kind).values():
             for place, code in _codes(dataset):
-                found.setdefault(code, {}).setdefault(place, set()).add(kind)
-    return found
+                places.setdefault(code, {}).setdefault(place, set()).add(kind)
+    return places
 
 
 def _codes(dataset: Dataset, in_content: bool = False) -> Iterator[tuple[str, str]]:
+    """(place, code) of each code at any depth."""
     for element in dataset:
         if element.VR != "SQ" or (in_content and element.keyword == "ConceptNameCodeSequence"):
             continue
+
         place = element.keyword
         if place == "ConceptCodeSequence":
             place = str(dataset.ConceptNameCodeSequence[0].CodeMeaning)
+
         for item in element.value:
             if "CodeValue" in item:
                 yield place, code_text(item)
@@ -141,11 +150,15 @@ def _codes(dataset: Dataset, in_content: bool = False) -> Iterator[tuple[str, st
 
 
 def code_table() -> list[str]:
+    """Each code by its scheme: the kinds of object, the places and the context groups."""
     rows = []
-    for code, places in sorted(coded().items(), key=lambda each: (each[0].split(", ")[1], each[0])):
-        kinds = ", ".join(kind for kind in KINDS if any(kind in each for each in places.values()))
+    for code in sorted(coded(), key=lambda code: (code.split(", ")[1], code)):
+        places = coded()[code]
+        used = set().union(*places.values())
+        kinds = ", ".join(kind for kind in KINDS if kind in used)
         where = sorted({_words(place) for place in places})
         rows.append((code, kinds, "; ".join(where), _group(code, places)))
+
     return table(("code", "in", "as", "context group"), rows)
 
 
@@ -159,6 +172,7 @@ def _group(code: str, places: Iterable[str]) -> str:
     asked = sorted({group for place in places for group in _GROUPS.get(place, ())})
     value, scheme, _ = code.strip("()").split(", ", 2)
     holding = [group for group in asked if (value, scheme) in _members(group)]
+
     if holding:
         return ", ".join(f"CID {group}" for group in holding)
     return f"not in CID {', '.join(map(str, asked))}" if asked else ""
@@ -167,4 +181,5 @@ def _group(code: str, places: Iterable[str]) -> str:
 @cache
 def _members(group: int) -> frozenset[tuple[str, str]]:
     collection = getattr(codes, f"cid{group}")
-    return frozenset((one.value, one.scheme_designator) for one in collection.concepts.values())
+    concepts = collection.concepts.values()
+    return frozenset((concept.value, concept.scheme_designator) for concept in concepts)

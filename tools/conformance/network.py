@@ -1,8 +1,8 @@
-"""The tables of what happens on the wire: contexts, roles, statuses, rejections, times, settings."""
+"""The tables of the wire: contexts, roles, statuses, rejections, times, settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -26,7 +26,6 @@ _ARCHIVE = DicomDestination(
     name="pacs", ae_title="PACS", host="192.0.2.2", port=104, commitment=True
 )
 
-
 # What the node takes with default settings.
 RECEIVE_LIMITS = limits_of(Config())
 
@@ -39,9 +38,12 @@ def services() -> list[str]:
         ("Verification", VERIFICATION, "yes", "yes"),
         ("Storage Commitment Push Model", STORAGE_COMMITMENT, "yes", "no"),
     ]
-    for sop_class in sorted(stored | sent, key=lambda each: (each not in sent, each)):
-        roles = ["yes" if sop_class in one else "no" for one in (sent, stored)]
-        rows.append((UID(sop_class).name, sop_class, roles[0], roles[1]))
+
+    for sop_class in sorted(stored | sent, key=lambda uid: (uid not in sent, uid)):
+        as_scu = "yes" if sop_class in sent else "no"
+        as_scp = "yes" if sop_class in stored else "no"
+        rows.append((UID(sop_class).name, sop_class, as_scu, as_scp))
+
     return table(("SOP class", "UID", "SCU", "SCP"), rows)
 
 
@@ -51,8 +53,9 @@ def accepted() -> list[str]:
     for sop_class, taken in tables.stored_classes().items():
         name = _name(sop_class, taken.takes_scp)
         together.setdefault(taken.transfer_syntaxes, []).append(name)
+
     rows = (
-        ("; ".join(names), "; ".join(UID(one).name for one in syntaxes))
+        ("; ".join(names), "; ".join(UID(syntax).name for syntax in syntaxes))
         for syntaxes, names in together.items()
     )
     return table(("SOP classes", "transfer syntaxes, in our order of preference"), rows)
@@ -69,16 +72,20 @@ def proposed() -> list[str]:
     for kind, result in zip(KINDS, _RESULTS, strict=True):
         offered = [UID(context.transfer_syntaxes[0]).name for context in link.proposal([result])]
         rows.append((f"{kind}: {UID(result[0]).name}", "one for each of: " + "; ".join(offered)))
+
     offered = [UID(context.transfer_syntaxes[0]).name for context in link.proposal([])]
     rows.append(("Verification", "one for each of: " + "; ".join(offered)))
+
     (context,) = link.commitment_proposal()
     name = UID(context.abstract_syntax).name.removesuffix(" SOP Class")
     offered = [UID(syntax).name for syntax in context.transfer_syntaxes]
     rows.append((name, "one, for: " + "; ".join(offered)))
+
     return table(("SOP class", "contexts"), rows)
 
 
 def implementation() -> list[str]:
+    """Names, and the most that the node takes and sends."""
     return table(
         ("", "value"),
         [
@@ -149,7 +156,10 @@ _ANSWERS = {
 
 def answers() -> list[str]:
     """Statuses that the node answers with."""
-    rows = [(f"0x{one:04X}", one.name.lower().replace("_", " "), *_ANSWERS[one]) for one in Status]
+    rows = [
+        (f"0x{status:04X}", status.name.lower().replace("_", " "), *_ANSWERS[status])
+        for status in Status
+    ]
     return table(("status", "meaning", "of", "when"), rows)
 
 
@@ -171,29 +181,23 @@ def rejections() -> list[str]:
         ("any, and it calls another AE title", named, ("OTHER", "XRAY1", "192.0.2.1")),
     ]
 
-    rows: list[Sequence[object]] = [
-        (who, _verdict(where.admit(*caller))) for who, where, caller in callers
-    ]
-
-    rows.append(
-        (
-            f"one more than {RECEIVE_LIMITS.associations} associations, unless one AE holds more than half of them and "
-            f"one of these has brought no object for {RECEIVE_LIMITS.unproductive_s:g} s: that one is ended",
-            f"A-ASSOCIATE-RJ {negotiation.LOCAL_LIMIT_EXCEEDED}",
-        )
+    rows = [(who, _admitted(access.admit(*caller))) for who, access, caller in callers]
+    too_many = (
+        f"one more than {RECEIVE_LIMITS.associations} associations, unless one AE holds more than "
+        "half of them and one of these has brought no object for "
+        f"{RECEIVE_LIMITS.unproductive_s:g} s: that one is ended"
     )
-
+    rows.append((too_many, f"A-ASSOCIATE-RJ {negotiation.LOCAL_LIMIT_EXCEEDED}"))
     return table(("caller", "answer"), rows)
 
 
-def _verdict(found: Caller | Rejection) -> str:
-    if isinstance(found, Caller):
-        return (
-            "accepted"
-            if found.stores
-            else "accepted for Verification and storage commitment reports only"
-        )
-    return f"A-ASSOCIATE-RJ {found.answer}"
+def _admitted(answer: Caller | Rejection) -> str:
+    """The access list's answer in words."""
+    if isinstance(answer, Rejection):
+        return f"A-ASSOCIATE-RJ {answer.answer}"
+    if answer.stores:
+        return "accepted"
+    return "accepted for Verification and storage commitment reports only"
 
 
 _BEHAVIOUR = {
@@ -209,27 +213,35 @@ def verdicts() -> list[str]:
     rows = []
     for meaning in verdict.MEANINGS:
         first = meaning.statuses[0]
-        now, in_the_end = verdict.verdict(first, 0), verdict.verdict(first, 1 << 20, 1e9)
-        behaviour = _BEHAVIOUR[now]
-        if now is not in_the_end:
+        at_once = verdict.verdict(first, 0)
+        in_the_end = verdict.verdict(first, 1 << 20, 1e9)
+
+        behaviour = _BEHAVIOUR[at_once]
+        if at_once is not in_the_end:
             behaviour += (
                 f"; after {verdict.MAXIMUM_FAILURES} such answers refused, where others are stored "
                 f"meanwhile or {verdict.FAILING_HOURS} hours have passed"
             )
         rows.append((_range(meaning.statuses), meaning.words, behaviour))
+
     rows.append(("any other", "", _BEHAVIOUR[Verdict.RETRY]))
     return table(("status", "meaning", "the object is"), rows)
 
 
 def _range(statuses: range) -> str:
-    first, last = f"0x{statuses[0]:04X}", f"0x{statuses[-1]:04X}"
+    first = f"0x{statuses[0]:04X}"
+    last = f"0x{statuses[-1]:04X}"
     return first if first == last else f"{first} to {last}"
 
 
 _FAILURES = {
-    0x0110: "processing failure", 0x0112: "no such object instance", 0x0119: "class-instance conflict",
-    0x0122: "referenced SOP class not supported", 0x0131: "duplicate transaction UID", 0x0213: "resource limitation",
-}  # fmt: skip
+    0x0110: "processing failure",
+    0x0112: "no such object instance",
+    0x0119: "class-instance conflict",
+    0x0122: "referenced SOP class not supported",
+    0x0131: "duplicate transaction UID",
+    0x0213: "resource limitation",
+}
 _FATES = {
     commitment.Fate.LOST: "sent again, then asked for again",
     commitment.Fate.LATER: "asked for again",
@@ -250,6 +262,7 @@ def failures() -> list[str]:
 
 
 def times() -> list[str]:
+    """How long the node waits, and how much goes into one exchange."""
     association = LIMITS.association
     first_s = LIMITS.backoff.first_s
     longest_s = LIMITS.backoff.longest_s
@@ -289,7 +302,8 @@ def times() -> list[str]:
             ("objects in one N-ACTION", LIMITS.references_per_request),
             (
                 "trying again",
-                f"after {first_s:g} s, twice as long each time, at most {longest_s:g} s apart, without end",
+                f"after {first_s:g} s, twice as long each time, at most {longest_s:g} s apart, "
+                "without end",
             ),
         ],
     )
@@ -315,19 +329,21 @@ def settings() -> list[str]:
 
 
 def _defaults(model: BaseModel, prefix: str) -> Iterator[tuple[str, str]]:
+    """(key, default) of every key, also inside sections and items of lists."""
     for name in type(model).model_fields:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from _defaults(value, f"{prefix}{name}.")
             continue
+
         yield f"`{prefix}{name}`", _as_yaml(value)
         items: dict[str, Iterable[type[BaseModel]]] = {
             "peers": (Peer,),
             "destinations": (DicomDestination, FolderDestination),
         }
         for kind in items.get(name, ()):
-            said = (f"{key}: {_default(field)}" for key, field in kind.model_fields.items())
-            yield f"`{prefix}{name}[]`", "; ".join(said)
+            keys = (f"{key}: {_default(field)}" for key, field in kind.model_fields.items())
+            yield f"`{prefix}{name}[]`", "; ".join(keys)
 
 
 def _default(field: FieldInfo) -> str:
@@ -337,6 +353,6 @@ def _default(field: FieldInfo) -> str:
 def _as_yaml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

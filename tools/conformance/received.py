@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset, FileDataset
 from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
@@ -78,11 +79,13 @@ class _Noted(FileDataset):
 
 
 def _asked_by(read: Callable[[_Noted], object], header: Dataset) -> set[str]:
+    """The keywords that `read` asks a data set with these attributes for."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     noted = _Noted(io.BytesIO(), header, file_meta=meta)
     noted.set_original_encoding(False, True, header.get("SpecificCharacterSet"))
     noted.__dict__["asked"] = set()
+
     read(noted)
     return set(noted.__dict__["asked"])
 
@@ -90,76 +93,83 @@ def _asked_by(read: Callable[[_Noted], object], header: Dataset) -> set[str]:
 def used() -> list[str]:
     """Attributes read from a received image, by what they are read for."""
     full = Dataset({**sources()["base"].header})
-    (
-        full.SamplesPerPixel,
-        full.BitsAllocated,
-        full.BitsStored,
-        full.HighBit,
-        full.PixelRepresentation,
-    ) = 1, 16, 16, 15, 0
-    values = (
-        (np.arange(full.Rows * full.Columns) % 4096).astype("<u2").reshape(full.Rows, full.Columns)
-    )
-    full.add_new(0x7FE00010, "OW", values.tobytes())
-    full.add_new(0x00280120, "US", 4095)  # Pixel Padding Value
-    estimated = Dataset({**full})
-    del estimated.PixelSpacing
+    values = _give_pixels(full)
+    without_spacing = Dataset({**full})
+    del without_spacing.PixelSpacing
     bare = Dataset({**sources()["bare"].header})
     bare.Modality = "CR"
-    headers = (full, estimated, bare)
+
     steps: dict[str, Callable[[_Noted], object]] = {
         "whether it is analysed": lambda header: judge(header, Rules(), lambda _: False),
         "its pixels": lambda header: stored_values(header) if "PixelData" in header else None,
         "how they are shown": lambda header: displayed(header, values),
         "millimetres": spacing_of,
     }
+    headers = (full, without_spacing, bare)
     uses = {
-        what: {keyword for header in headers for keyword in _asked_by(step, header)}
-        for what, step in steps.items()
+        purpose: set().union(*(_asked_by(step, header) for header in headers))
+        for purpose, step in steps.items()
     }
     uses |= {"copied into every result": {*COPIED_KEYWORDS}, "carried into some": {*TAKEN_KEYWORDS}}
+
     rows = (
-        (what, ", ".join(sorted(map(dictionary_description, keywords))))
-        for what, keywords in uses.items()
+        (purpose, ", ".join(sorted(map(dictionary_description, keywords))))
+        for purpose, keywords in uses.items()
     )
     return table(("for", "attributes"), rows)
+
+
+def _give_pixels(header: Dataset) -> NDArray[np.uint16]:
+    """Add pixels of 16 bits to a header; returns their (rows, columns) stored values."""
+    header.SamplesPerPixel = 1
+    header.BitsAllocated = 16
+    header.BitsStored = 16
+    header.HighBit = 15
+    header.PixelRepresentation = 0
+
+    counted = np.arange(header.Rows * header.Columns) % 4096
+    values = counted.astype("<u2").reshape(header.Rows, header.Columns)
+    header.add_new(0x7FE00010, "OW", values.tobytes())
+    # Pixel Padding Value.
+    header.add_new(0x00280120, "US", 4095)
+    return values
 
 
 def reasons() -> list[str]:
     """Why an image has no finding, and whether a result tells of it."""
     alike: dict[tuple[str, str], list[str]] = {}
-    for name, one in REASONS.items():
-        alike.setdefault((one.state.value, "yes" if one.sent else "no"), []).append(
-            f"`{name}`: {one.text}"
-        )
-    return table(
-        ("state", "a result says so", "reasons"),
-        ((*key, "; ".join(each)) for key, each in alike.items()),
-    )
+    for name, reason in REASONS.items():
+        key = (reason.state.value, "yes" if reason.sent else "no")
+        alike.setdefault(key, []).append(f"`{name}`: {reason.text}")
+
+    rows = ((*key, "; ".join(texts)) for key, texts in alike.items())
+    return table(("state", "a result says so", "reasons"), rows)
 
 
 def character_sets() -> list[str]:
     """Each character set, by whether a name in it comes out of every kind of object as the very
     bytes it came in.
     """
-    found: dict[str, list[str]] = {}
+    fates: dict[str, list[str]] = {}
     for terms, name in _NAMES.items():
         header, _ = parse(_written(terms, name))
         results = build(cases.positive(header), KINDS)
-        same = all(_element(0x0010, "PN", name) in result.data for result in results)
-        found.setdefault("the same bytes" if same else "other bytes", []).append(f"`{terms}`")
-    return table(
-        ("a name comes out as", "for"), ((how, ", ".join(each)) for how, each in found.items())
-    )
+        is_same = all(_element(0x0010, "PN", name) in result.data for result in results)
+        fates.setdefault("the same bytes" if is_same else "other bytes", []).append(f"`{terms}`")
+
+    rows = ((fate, ", ".join(sets)) for fate, sets in fates.items())
+    return table(("a name comes out as", "for"), rows)
 
 
 def _written(terms: str, name: bytes) -> bytes:
-    """A file with this Specific Character Set and Patient's Name, which no library has looked at."""
-    plain = io.BytesIO()
+    """A file with this Specific Character Set and Patient's Name, which no library has read."""
     stand_in = b"X" * (len(name) + len(name) % 2)
     header = cases.header(SpecificCharacterSet=terms.split("\\"), PatientName=stand_in.decode())
     header.ReferringPhysicianName = ""
-    with silenced_warnings():  # pydicom does not know them all
+
+    plain = io.BytesIO()
+    # pydicom does not know all character sets.
+    with silenced_warnings():
         header.save_as(plain, implicit_vr=False, little_endian=True)
     return plain.getvalue().replace(_element(0x0010, "PN", stand_in), _element(0x0010, "PN", name))
 

@@ -1,5 +1,5 @@
-"""One finding, and the same with one thing changed: what an attribute follows shows in what changes
-with it.
+"""A finding, and the same with a single thing changed: what an attribute follows shows in what
+changes with it.
 """
 
 from __future__ import annotations
@@ -23,33 +23,39 @@ from tools import cases
 # Beyond the minimum, whatever results take from a source. No value occurs twice, so that a copy is
 # known by its value.
 _RICH: dict[str, Any] = {
-    "IssuerOfPatientID": "ISSUER-1", "StudyDescription": "Thorax PA", "TimezoneOffsetFromUTC": "+0100",
-    "Rows": 600, "Columns": 780, "FrameOfReferenceUID": "2.25.14", "ImagerPixelSpacing": [0.22, 0.209],
-    "PixelSpacing": [0.2, 0.19],
-    "BurnedInAnnotation": "NO", "LossyImageCompression": "01", "LossyImageCompressionRatio": [7.5],
-    "LossyImageCompressionMethod": ["ISO_15444_1"], "AcquisitionDate": "20260302", "AcquisitionTime": "090807",
-    "PhotometricInterpretation": "MONOCHROME2", "RescaleSlope": 2, "RescaleIntercept": -3, "RescaleType": "OD",
-    "WindowCenter": 401, "WindowWidth": 801, "VOILUTFunction": "LINEAR",
-    "ShutterShape": ["RECTANGULAR", "CIRCULAR", "POLYGONAL"], "ShutterLeftVerticalEdge": 2,
-    "ShutterRightVerticalEdge": 36, "ShutterUpperHorizontalEdge": 4, "ShutterLowerHorizontalEdge": 38,
+    "IssuerOfPatientID": "ISSUER-1", "StudyDescription": "Thorax PA",
+    "TimezoneOffsetFromUTC": "+0100", "AcquisitionDate": "20260302", "AcquisitionTime": "090807",
+    "Rows": 600, "Columns": 780, "FrameOfReferenceUID": "2.25.14",
+    "ImagerPixelSpacing": [0.22, 0.209], "PixelSpacing": [0.2, 0.19], "BurnedInAnnotation": "NO",
+    "LossyImageCompression": "01", "LossyImageCompressionRatio": [7.5],
+    "LossyImageCompressionMethod": ["ISO_15444_1"],
+    "PhotometricInterpretation": "MONOCHROME2", "RescaleSlope": 2, "RescaleIntercept": -3,
+    "RescaleType": "OD", "WindowCenter": 401, "WindowWidth": 801, "VOILUTFunction": "LINEAR",
+    "ShutterShape": ["RECTANGULAR", "CIRCULAR", "POLYGONAL"],
+    "ShutterLeftVerticalEdge": 2, "ShutterRightVerticalEdge": 36,
+    "ShutterUpperHorizontalEdge": 4, "ShutterLowerHorizontalEdge": 38,
     "CenterOfCircularShutter": [19, 18], "RadiusOfCircularShutter": 17,
     "VerticesOfThePolygonalShutter": [3, 5, 3, 33, 35, 34],
 }  # fmt: skip
 _OTHER: dict[str, Any] = _RICH | {
-    "SpecificCharacterSet": "ISO_IR 192", "SOPClassUID": DigitalXRayImageStorageForPresentation, "Modality": "DX",
-    "SOPInstanceUID": "2.25.21", "StudyInstanceUID": "2.25.22", "SeriesInstanceUID": "2.25.23",
-    "PatientName": "Núñez^Eva", "PatientID": "P-2", "PatientBirthDate": "19710202", "PatientSex": "O",
-    "PatientAge": "055Y", "StudyDate": "20260203", "StudyTime": "111213", "StudyID": "S2", "AccessionNumber": "A2",
-    "ReferringPhysicianName": "Øre^Ann", "BodyPartExamined": "THORAX", "PatientOrientation": ["R", "H"], "Rows": 500,
-    "Columns": 820, "IssuerOfPatientID": "ISSUER-2", "StudyDescription": "Thorax AP", "TimezoneOffsetFromUTC": "-0500",
-    "FrameOfReferenceUID": "2.25.24", "ImagerPixelSpacing": [0.33, 0.319], "PixelSpacing": [0.3, 0.29],
+    "SpecificCharacterSet": "ISO_IR 192", "SOPClassUID": DigitalXRayImageStorageForPresentation,
+    "Modality": "DX", "SOPInstanceUID": "2.25.21", "StudyInstanceUID": "2.25.22",
+    "SeriesInstanceUID": "2.25.23", "PatientName": "Núñez^Eva", "PatientID": "P-2",
+    "PatientBirthDate": "19710202", "PatientSex": "O", "PatientAge": "055Y",
+    "StudyDate": "20260203", "StudyTime": "111213", "StudyID": "S2", "AccessionNumber": "A2",
+    "ReferringPhysicianName": "Øre^Ann", "BodyPartExamined": "THORAX",
+    "PatientOrientation": ["R", "H"], "Rows": 500, "Columns": 820,
+    "IssuerOfPatientID": "ISSUER-2", "StudyDescription": "Thorax AP",
+    "TimezoneOffsetFromUTC": "-0500", "FrameOfReferenceUID": "2.25.24",
+    "ImagerPixelSpacing": [0.33, 0.319], "PixelSpacing": [0.3, 0.29],
     "BurnedInAnnotation": "YES", "LossyImageCompressionRatio": [3.5, 8.5],
-    "LossyImageCompressionMethod": ["ISO_15444_1", "ISO_10918_1"], "PhotometricInterpretation": "MONOCHROME1",
-    "RescaleSlope": 4,
-    "RescaleIntercept": -5, "RescaleType": "HU", "WindowCenter": 403, "WindowWidth": 803,
-    "VOILUTFunction": "SIGMOID", "ShutterShape": ["POLYGONAL", "CIRCULAR", "RECTANGULAR"],
-    "ShutterLeftVerticalEdge": 6, "ShutterRightVerticalEdge": 796, "ShutterUpperHorizontalEdge": 8,
-    "ShutterLowerHorizontalEdge": 798, "CenterOfCircularShutter": [402, 404], "RadiusOfCircularShutter": 333,
+    "LossyImageCompressionMethod": ["ISO_15444_1", "ISO_10918_1"],
+    "PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": 4, "RescaleIntercept": -5,
+    "RescaleType": "HU", "WindowCenter": 403, "WindowWidth": 803, "VOILUTFunction": "SIGMOID",
+    "ShutterShape": ["POLYGONAL", "CIRCULAR", "RECTANGULAR"],
+    "ShutterLeftVerticalEdge": 6, "ShutterRightVerticalEdge": 796,
+    "ShutterUpperHorizontalEdge": 8, "ShutterLowerHorizontalEdge": 798,
+    "CenterOfCircularShutter": [402, 404], "RadiusOfCircularShutter": 333,
     "VerticesOfThePolygonalShutter": [5, 7, 9, 777, 779, 781],
 }  # fmt: skip
 _KEPT = (
@@ -60,8 +66,8 @@ _KEPT = (
     "Rows",
     "Columns",
 )
-# Source -> which other it is to be held against, and the one thing that is another one. In the
-# order of their naming.
+# Source -> the source that it is held against, and the single thing that differs. In the order in
+# which a table names these things.
 CHANGES = {
     "source": ("base", "source"),
     "bare": ("base", "source"),
@@ -88,21 +94,27 @@ def _bare() -> Dataset:
 
 def _with_luts(first: int) -> Dataset:
     """A source with LUTs in place of slope and window, and nothing known of its pixels but that
-    they are no squares.
+    they are no squares. `first`: the lowest stored value and the lowest output.
     """
     lut = Dataset()
+    # LUT Descriptor and LUT Data.
     lut.add_new(0x00283002, "US", [4, first, 8])
     lut.add_new(0x00283006, "OW", (np.arange(4, dtype="<u2") + first).tobytes())
+
     header = cases.header(
         **_RICH | {"PixelSpacing": None, "ImagerPixelSpacing": None, "PixelAspectRatio": [first, 9]}
     )
-    header.ModalityLUTSequence, header.VOILUTSequence = [lut], [lut]
+    header.ModalityLUTSequence = [lut]
+    header.VOILUTSequence = [lut]
     return header
 
 
 def _lesions(header: Dataset) -> Finding:
+    """A finding of two regions."""
     mask = np.zeros((header.Rows, header.Columns), dtype=bool)
-    mask[30:120, 40:100] = mask[200:330, 220:300] = True
+    mask[30:120, 40:100] = True
+    mask[200:330, 220:300] = True
+
     measured = measure(mask, spacing_of(header), header.get("PatientOrientation"))
     return Finding(0.61, 0.55, True, mask, measured, calibrated=True)
 
@@ -111,26 +123,24 @@ def _lesions(header: Dataset) -> Finding:
 def sources() -> dict[str, Case]:
     """By name. CHANGES says how they differ."""
     base = cases.positive(cases.header(**_RICH))
-    other = cases.positive(cases.header(**_OTHER), content_digest="d1" * 32)
-    two = cases.header(**_RICH)
     negative = cases.negative(cases.header(**_RICH))
+
+    other_model = ModelIdentity("another", "9.8.7", "cd" * 32, "2.25.99")
+    other_settings = RenderSettings(512, 70, report_absent=True, refer_to_segmentation=False)
+    no_region = Finding(0.9, 0.42, True, np.zeros_like(cases.blob(base.header)))
+
     return {
         "base": base,
-        "source": other,
-        "finding": replace(base, finding=_lesions(two)),
-        "model": replace(base, model=ModelIdentity("another", "9.8.7", "cd" * 32, "2.25.99")),
+        "source": cases.positive(cases.header(**_OTHER), content_digest="d1" * 32),
+        "finding": replace(base, finding=_lesions(cases.header(**_RICH))),
+        "model": replace(base, model=other_model),
         "time": replace(base, result_time=datetime(2027, 12, 11, 10, 9, 8, 7)),
-        "settings": replace(
-            base,
-            appearance=RenderSettings(512, 70, report_absent=True, refer_to_segmentation=False),
-        ),
+        "settings": replace(base, appearance=other_settings),
         "bare": cases.positive(_bare()),
         "luts": cases.positive(_with_luts(1)),
         "other luts": cases.positive(_with_luts(2)),
         "noted": replace(base, notes=("PatientAge absent or implausible",)),
-        "no region": replace(
-            base, finding=Finding(0.9, 0.42, True, np.zeros_like(cases.blob(base.header)))
-        ),
+        "no region": replace(base, finding=no_region),
         "negative": negative,
         "negative, coded": replace(negative, appearance=RenderSettings(report_absent=True)),
         "refused": cases.refused(_bare()),
@@ -140,7 +150,8 @@ def sources() -> dict[str, Case]:
 @cache
 def built(name: str) -> dict[str, Dataset]:
     """Every kind of object that the source of this name has, as read back from its bytes."""
-    return {one.kind: dcmread(io.BytesIO(one.data)) for one in build(sources()[name], KINDS)}
+    results = build(sources()[name], KINDS)
+    return {result.kind: dcmread(io.BytesIO(result.data)) for result in results}
 
 
 def objects(kind: str) -> dict[str, Dataset]:

@@ -27,9 +27,11 @@ def serving(
     server = entity.start_server(
         ("127.0.0.1", port), block=False, evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, note)]
     )
+    assert server is not None
+
     try:
         yield server
     finally:
         server.shutdown()
-        for each in sockets:
-            each.close()
+        for connection in sockets:
+            connection.close()

@@ -20,11 +20,13 @@ class Repository:
         self._context.load_cert_chain(pair.certificate, pair.key)
         self._context.load_verify_locations(ca.certificate)
         self._context.verify_mode = ssl.CERT_REQUIRED
+
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
+        self._open: list[ssl.SSLSocket] = []
+
         self.is_away = False
         self.messages: list[bytes] = []
-        self._open: list[ssl.SSLSocket] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -47,6 +49,7 @@ class Repository:
                 plain.close()
 
     def _read(self, connection: ssl.SSLSocket) -> None:
+        """Take message after message: its size in digits, a space, its bytes (RFC 5425 4.3)."""
         data = b""
         while part := connection.recv(65536):
             data += part
@@ -60,11 +63,12 @@ class Repository:
     def break_off(self) -> None:
         """Every connection ends, and new ones do too."""
         self.is_away = True
-        for each in self._open:
+        for connection in self._open:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(each, socket.SHUT_RDWR)
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """End every connection, and stop listening."""
         self.break_off()
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -73,4 +77,4 @@ class Repository:
 
 def numbers(messages: list[bytes]) -> list[int]:
     """The sequenceId of each message (RFC 5424 7.3.1)."""
-    return [int(re.findall(rb'sequenceId="(\d+)"', each)[0]) for each in messages]
+    return [int(re.findall(rb'sequenceId="(\d+)"', message)[0]) for message in messages]

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+_NEW_KEYS = {
+    "ec": ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
+    "rsa": ["-newkey", "rsa:2048"],
+}
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,10 @@ class Authority:
         """`key`: `ec` (P-256), or `rsa` (2048 bits)."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._kind = (
-            ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-            if key == "ec"
-            else ["-newkey", "rsa:2048"]
-        )
-        self.certificate, self._key = folder / "ca.pem", folder / "ca.key"
+        self._new_key = _NEW_KEYS[key]
+
+        self.certificate = folder / "ca.pem"
+        self._key = folder / "ca.key"
         self._made(["req", "-x509", "-days", "3"], self._key, self.certificate, f"/CN={name}")
 
     def issue(self, name: str, subject: str = "", names: str = _NAMES) -> Pair:
@@ -55,7 +57,7 @@ class Authority:
 
     def _made(self, command: list[object], key: Path, out: Path, subject: str) -> None:
         files = ["-nodes", "-keyout", key, "-out", out, "-subj", subject]
-        _openssl(*command, *self._kind, *files)
+        _openssl(*command, *self._new_key, *files)
         key.chmod(0o600)
 
 

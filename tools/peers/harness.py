@@ -29,10 +29,12 @@ class Node:
         self, folder: Path, port: int, prefix: Sequence[str] = (), **settings: Any
     ) -> None:
         """`prefix`: what starts the command on another host."""
-        self.folder, self.port, self._prefix = folder, port, prefix
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.port = port
         self.path = folder / "pleura.yaml"
         self.log = folder / "log.txt"
+        self._prefix = prefix
 
         self.settings: dict[str, Any] = {
             "ae_title": "PLEURA",
@@ -41,14 +43,17 @@ class Node:
             "spool": str(folder / "spool"),
             "ledger": f"sqlite:///{folder / 'ledger.db'}",
             "spool_reserve_mb": 1,
-            "engine": "torch",  # a node of seconds would spend them on choosing another
+            # A node of seconds would spend them on choosing another.
+            "engine": "torch",
         } | settings
         self.process: subprocess.Popen[str] | None = None
 
     def write_settings(self) -> None:
+        """Write `settings` as they are now to `path`."""
         self.path.write_text(yaml.safe_dump(self.settings))
 
     def start(self) -> Node:
+        """Start the node; returns when it is READY."""
         self.write_settings()
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -57,17 +62,9 @@ class Node:
                 stderr=log,
                 text=True,
             )
-        ready = threading.Event()
-        assert self.process.stdout is not None
-        stdout = self.process.stdout
 
-        def listen() -> None:
-            for line in stdout:
-                if line.strip() == "READY":
-                    ready.set()
-
-        threading.Thread(target=listen, daemon=True).start()
         process = self.process
+        ready = _said_ready(process)
         try:
             wait_until(
                 f"READY; log: {self.log}", lambda: ready.is_set() or process.poll() is not None
@@ -75,13 +72,16 @@ class Node:
         except AssertionError:
             self.stop(signal.SIGKILL)
             raise
+
         assert process.poll() is None, self.log.read_text()
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit status."""
         assert self.process is not None
         self.process.send_signal(number)
         status = self.process.wait(DEADLINE_S)
+
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.process = None
@@ -90,9 +90,9 @@ class Node:
     def role_pid(self, role: str) -> int | None:
         """The process of one role, a child of serve."""
         assert self.process is not None
-        children = (
-            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        )
+        serve = self.process.pid
+        children = Path(f"/proc/{serve}/task/{serve}/children").read_text().split()
+
         for pid in children:
             try:
                 if role in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
@@ -102,6 +102,7 @@ class Node:
         return None
 
     def status(self) -> dict[str, dict[str, int]]:
+        """The counts that `pleura status` prints."""
         answer = subprocess.run(
             [sys.executable, "-m", "daemon.cli", "status", "--json", "-c", str(self.path)],
             capture_output=True,
@@ -144,6 +145,21 @@ class Node:
             self.stop()
 
 
+def _said_ready(process: subprocess.Popen[str]) -> threading.Event:
+    """An event that is set once the process has said READY; what it prints is read on."""
+    ready = threading.Event()
+    assert process.stdout is not None
+    stdout = process.stdout
+
+    def listen() -> None:
+        for line in stdout:
+            if line.strip() == "READY":
+                ready.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    return ready
+
+
 class Orthanc:
     """A real Orthanc as archive, with its REST API for looking inside."""
 
@@ -176,9 +192,10 @@ class Orthanc:
             "DicomModalities": {"pleura": ["PLEURA", "127.0.0.1", node_port]} if node_port else {},
         } | more
 
-        path = folder / "orthanc.json"
-        path.write_text(json.dumps(configuration))
-        self._program, self._path, self._log = program, path, folder / "orthanc.log"
+        self._path = folder / "orthanc.json"
+        self._path.write_text(json.dumps(configuration))
+        self._program = program
+        self._log = folder / "orthanc.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Orthanc:
@@ -197,9 +214,8 @@ class Orthanc:
             self._process.wait(DEADLINE_S)
 
         if self._ended():
-            raise AssertionError(
-                f"Orthanc did not start; its log:\n{self._log.read_text(errors='replace')[-4000:]}"
-            )
+            log = self._log.read_text(errors="replace")
+            raise AssertionError(f"Orthanc did not start; its log:\n{log[-4000:]}")
 
         return self
 
@@ -218,6 +234,7 @@ class Orthanc:
         } | more
 
     def get(self, path: str) -> Any:
+        """The answer of the REST API for a path, parsed."""
         return json.loads(self._read(path))
 
     def instances(self) -> dict[str, dict[str, Any]]:
@@ -229,6 +246,7 @@ class Orthanc:
         return held
 
     def file(self, orthanc_name: str) -> bytes:
+        """The bytes of an object as a file."""
         return self._read(f"/instances/{orthanc_name}/file")
 
     def send(self, orthanc_name: str, modality: str = "pleura") -> dict[str, Any]:
@@ -242,6 +260,7 @@ class Orthanc:
         return told
 
     def delete(self, orthanc_name: str) -> None:
+        """Remove an object from the archive."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.http_port}/instances/{orthanc_name}", method="DELETE"
         )
@@ -273,18 +292,10 @@ def storescu(
 
     `-xs`, `-xy`, ... propose one compressed transfer syntax beside the uncompressed.
     """
+    titles = ("-aec", "PLEURA", "-aet", "XRAY1")
+    address = ("127.0.0.1", str(node.port))
     return subprocess.run(
-        [
-            program,
-            *options,
-            "-aec",
-            "PLEURA",
-            "-aet",
-            "XRAY1",
-            "127.0.0.1",
-            str(node.port),
-            *map(str, files),
-        ],
+        [program, *options, *titles, *address, *map(str, files)],
         capture_output=True,
         text=True,
         env=os.environ | {"TCP_NODELAY": "1"},
@@ -293,9 +304,9 @@ def storescu(
 
 def dicom_errors(program: str, files: Sequence[Path]) -> list[str]:
     """dciodvfy's error lines over files, each with its file."""
-    found = []
+    errors = []
     for path in files:
         answer = subprocess.run([program, str(path)], capture_output=True, text=True)
         lines = (answer.stdout + answer.stderr).splitlines()
-        found += [f"{path.name}: {line}" for line in lines if line.startswith("Error")]
-    return found
+        errors += [f"{path.name}: {line}" for line in lines if line.startswith("Error")]
+    return errors

@@ -116,12 +116,12 @@ class IdentityProvider:
         if self._faults.token_status != 200:
             return JSONResponse({"error": "server_error"}, self._faults.token_status)
 
-        form = await request.form()
-        given = request.headers.get("authorization", "").removeprefix("Basic ")
-        pair = base64.b64decode(given).decode().split(":")
-        if [unquote(each) for each in pair] != [CLIENT, SECRET]:
+        basic = request.headers.get("authorization", "").removeprefix("Basic ")
+        credentials = base64.b64decode(basic).decode().split(":")
+        if [unquote(part) for part in credentials] != [CLIENT, SECRET]:
             return JSONResponse({"error": "invalid_client"}, 401)
 
+        form = await request.form()
         asked = self._codes.pop(str(form.get("code")), None)
         digest = hashlib.sha256(str(form.get("code_verifier")).encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
@@ -159,6 +159,7 @@ class IdentityProvider:
             return jwt.encode(header, claims, OctKey.import_key(SECRET), algorithms=["HS256"])
         if self._faults.signature == "none":
             return jwt.encode({"alg": "none"}, claims, OctKey.import_key("x"), algorithms=["none"])
+
         key = self._stranger if self._faults.signature == "stranger" else self._own
         return jwt.encode({"alg": "ES256", "kid": "one"}, claims, key)
 
@@ -174,6 +175,7 @@ class Running:
         files = [str(self._pair.certificate), str(self._pair.key)]
         command = [sys.executable, "-P", "-m", "tools.peers.identity_provider", *files]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
         assert self._process.stdout is not None
         self.origin = f"https://localhost:{int(self._process.stdout.readline())}"
         self.issuer = f"{self.origin}/staff"
@@ -207,6 +209,7 @@ def main() -> None:
             ssl_certfile=certificate,
             ssl_keyfile=key,
         )
+
         # The kernel queues connections from here on.
         sys.stdout.write(f"{port}\n")
         sys.stdout.flush()

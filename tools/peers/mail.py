@@ -51,11 +51,11 @@ class MailServer:
     farewell: str = "221 bye"
 
     def __enter__(self) -> MailServer:
-        keep = self
+        mail_server = self
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                _Session(keep, self).run()
+                _Session(mail_server, self).run()
 
         self._server = _Threaded(("127.0.0.1", 0), Handler)
         self.port = int(self._server.server_address[1])
@@ -87,11 +87,13 @@ class _Session:
         self._recipients: list[str] = []
 
     def run(self) -> None:
+        """Answer until the client quits or goes."""
         self._say("220 ready")
 
         try:
             while line := self._file.readline():
-                verb = line.split()[0].upper().decode() if line.split() else ""
+                words = line.split()
+                verb = words[0].upper().decode() if words else ""
                 if verb == "QUIT":
                     self._say(self._server.farewell)
                     break
@@ -108,7 +110,7 @@ class _Session:
         if verb == "EHLO":
             offers = ["STARTTLS"] if self._server.pair and not self._is_encrypted else []
             offers += ["AUTH PLAIN"]
-            self._say(*[f"250-{each}" for each in ["localhost", *offers]], "250 8BITMIME")
+            self._say(*[f"250-{offer}" for offer in ["localhost", *offers]], "250 8BITMIME")
         elif verb == "STARTTLS" and self._server.pair:
             self._say("220 go on")
             self._encrypt(self._server.pair)
@@ -133,11 +135,13 @@ class _Session:
         lines = []
         while (line := self._file.readline()) != b".\r\n":
             lines.append(line)
+
         if self._server.answer.startswith("250"):
             mail = message_from_bytes(b"".join(lines), policy=policy.default)
             assert isinstance(mail, EmailMessage)
-            kept = Received(mail, self._recipients, self._is_encrypted, self._user)
-            self._server.received.append(kept)
+            received = Received(mail, self._recipients, self._is_encrypted, self._user)
+            self._server.received.append(received)
+
         self._say(self._server.answer)
 
     def _say(self, *lines: str) -> None:
@@ -153,14 +157,14 @@ class WebService:
     status: int = 204
 
     def __enter__(self) -> WebService:
-        keep = self
+        service = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                if keep.status < 300:
-                    keep.received.append((json.loads(body), dict(self.headers)))
-                self.send_response(keep.status)
+                if service.status < 300:
+                    service.received.append((json.loads(body), dict(self.headers)))
+                self.send_response(service.status)
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
@@ -171,6 +175,7 @@ class WebService:
         if self.pair is not None:
             context = server_context(self.pair)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()

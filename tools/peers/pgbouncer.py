@@ -24,12 +24,13 @@ def program() -> str | None:
 
 
 class PgBouncer:
-    """One pooler, as a context manager. `url` is what `ledger:` takes."""
+    """A pooler, as a context manager. `url` is what `ledger:` takes."""
 
     def __init__(self, server_url: str) -> None:
-        found = program()
-        assert found is not None, "pgbouncer is not installed"
-        self._program = found
+        path = program()
+        assert path is not None, "pgbouncer is not installed"
+        self._program = path
+
         self._server = make_url(server_url)
         self._home = Path(tempfile.mkdtemp(prefix="pleura-pgbouncer-"))
         self._port = unused_port()

@@ -18,22 +18,25 @@ from types import TracebackType
 from typing import Any
 
 _DEADLINE_S = 60.0
-_USER = "pleura"  # the cluster's superuser; trusted, on loopback
-_STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}  # postgres(1)
+# The cluster's superuser; trusted, on loopback.
+_USER = "pleura"
+# postgres(1).
+_STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 def binaries() -> Path | None:
     """The folder of `initdb` and `postgres`, newest version first; None where there is none."""
+    # Debian keeps the server's programs off the PATH.
     debian = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -float(path.parent.name)
     )
-    elsewhere = shutil.which("initdb")  # Debian keeps the server's programs off the PATH
+    elsewhere = shutil.which("initdb")
     folders = [*debian, *([Path(elsewhere).resolve().parent] if elsewhere else [])]
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
 
 class Postgres:
-    """One cluster: a context manager starts and removes it. Its log is `folder`/postgres.log.
+    """A cluster: a context manager starts and removes it. Its log is `folder`/postgres.log.
 
     `durable=False` leaves fsync out, which only a power loss can tell from the real thing.
     """
@@ -41,36 +44,32 @@ class Postgres:
     def __init__(
         self, folder: Path, port: int, durable: bool = True, address: str = "127.0.0.1"
     ) -> None:
-        found = binaries()
-        assert found is not None, "PostgreSQL's server is not installed"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.address, self.port, self.log = address, port, folder / "postgres.log"
+        programs = binaries()
+        assert programs is not None, "PostgreSQL's server is not installed"
+        self._programs = programs
 
-        self._bin = found
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "postgres.log"
+        self.address = address
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
         self._home = Path(tempfile.mkdtemp(prefix="pleura-postgres-"))
         self._data = self._home / "data"
-
         self._as: dict[str, Any] = {}
         if os.geteuid() == 0:
             shutil.chown(self._home, "postgres", "postgres")
             self._as = {"user": "postgres", "group": "postgres", "extra_groups": []}
-        self._run(
-            "initdb",
-            "-D",
-            str(self._data),
-            "-U",
-            _USER,
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-locale",
-            "--no-sync",
-        )
 
+        trusting = ("-U", _USER, "-A", "trust")
+        plain = ("-E", "UTF8", "--no-locale", "--no-sync")
+        self._run("initdb", "-D", str(self._data), *trusting, *plain)
+        self._configure(durable)
+
+    def _configure(self, durable: bool) -> None:
         settings = {
-            "port": str(port),
-            "listen_addresses": f"'{address}'",
+            "port": str(self.port),
+            "listen_addresses": f"'{self.address}'",
             "unix_socket_directories": "''",
             "shared_buffers": "32MB",
             "max_connections": "100",
@@ -81,7 +80,6 @@ class Postgres:
             file.writelines(f"{key} = {value}\n" for key, value in settings.items())
         with (self._data / "pg_hba.conf").open("a") as file:
             file.write("host all all samenet trust\n")
-        self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres") -> str:
         """The URL for `ledger:`."""
@@ -100,7 +98,7 @@ class Postgres:
         """Returns when it takes connections."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._bin / "postgres"), "-D", str(self._data)],
+                [str(self._programs / "postgres"), "-D", str(self._data)],
                 stdout=log,
                 stderr=log,
                 cwd=self._home,
@@ -160,7 +158,7 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str) -> None:
         answer = subprocess.run(
-            [str(self._bin / program), *arguments],
+            [str(self._programs / program), *arguments],
             capture_output=True,
             text=True,
             cwd=self._home,
