@@ -2,33 +2,83 @@
 
     python -m benchmarks.browsers [--browsers N] [--images N] [--rounds N] [--data DIR]
 
-`pleura analyse` and `pleura web` work on one ledger. By turns the same real X-rays are analysed with
-no page open, and with the page Now open in so many browsers: each asks for /live every five seconds,
+`pleura analyse` and `pleura web` work on one ledger. By turns the same real X-rays are analysed
+with no page open, and with the page Now open in N browsers: each asks for /live every five seconds,
 as the page itself does. Prints images per second, the ratio of medians, and the processor time of
 the web role. Absolute figures are of this machine and its noise.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-from benchmarks.pipeline import REPOSITORY, Role, cpu_s, renamed, xrays
+from benchmarks.measurement import add_data_option, by_turns, command_line, machine, processor_s
+from benchmarks.pipeline import Role, renamed, xrays
 from tools.peers.ports import unused_port
 from tools.peers.waiting import wait_until
 
 # As the template of the page Now says.
 _EVERY_S = 5.0
+
+
+def main() -> None:
+    """Print the rates without and with open pages, and what the pages took themselves."""
+    parser = command_line(__doc__)
+    parser.add_argument("--browsers", type=int, default=10)
+    parser.add_argument("--images", type=int, default=40, help="analysed in each turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    add_data_option(parser)
+    options = parser.parse_args()
+
+    port = unused_port()
+    originals = xrays(options.data, options.images)
+
+    with tempfile.TemporaryDirectory() as folder:
+        role = Role(Path(folder), "default", "auto", web={"port": port})
+        with role.running(), page(role, port) as web:
+            before_s = processor_s(web)
+            rates = _rates(role, originals, port, options.browsers, options.rounds)
+            used_s = processor_s(web) - before_s
+        role.check()
+
+    print(machine(f"{options.rounds} rounds of {len(originals)} images"))
+    _print(rates, options.browsers)
+    print(f"processor time of the web role in all: {used_s:.1f} s")
+
+
+def _rates(
+    role: Role, originals: Sequence[bytes], port: int, count: int, rounds: int
+) -> Mapping[str, Sequence[float]]:
+    """Images per second in each round, `alone` and `beside` so many browsers."""
+    serials = itertools.count(1)
+
+    def rate(open_pages: int) -> float:
+        files = [renamed(original, next(serials)) for original in originals]
+        with browsers(open_pages, port):
+            return len(files) / role.seconds(files)
+
+    return by_turns({"alone": lambda: rate(0), "beside": lambda: rate(count)}, rounds)
+
+
+def _print(rates: Mapping[str, Sequence[float]], count: int) -> None:
+    alone = statistics.median(rates["alone"])
+    beside = statistics.median(rates["beside"])
+    pairs = zip(rates["alone"], rates["beside"], strict=True)
+
+    print(
+        f"images/s  no page {alone:.2f}  {count} pages {beside:.2f}  ratio {beside / alone:.2f}\n"
+        f"by round: {' '.join(f'{with_pages / without:.2f}' for without, with_pages in pairs)}"
+    )
 
 
 @contextmanager
@@ -39,6 +89,7 @@ def page(role: Role, port: int) -> Iterator[int]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
     try:
         wait_until("the page answers", lambda: _answers(port))
         yield process.pid
@@ -56,7 +107,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def browsers(count: int, port: int) -> Iterator[None]:
-    """So many pages that are open, and renew themselves evenly spread over their interval."""
+    """`count` open pages, which renew themselves evenly spread over their interval."""
     closed = threading.Event()
 
     def look(first_s: float) -> None:
@@ -71,60 +122,13 @@ def browsers(count: int, port: int) -> Iterator[None]:
     ]
     for thread in threads:
         thread.start()
+
     try:
         yield
     finally:
         closed.set()
         for thread in threads:
             thread.join()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--browsers", type=int, default=10)
-    parser.add_argument("--images", type=int, default=40, help="analysed in each turn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
-    )
-    options = parser.parse_args()
-
-    port = unused_port()
-    originals = xrays(options.data, options.images)
-    rates: dict[int, list[float]] = {0: [], options.browsers: []}
-    serial = 0
-
-    with tempfile.TemporaryDirectory() as folder:
-        role = Role(Path(folder), "default", "auto", web={"port": port})
-        with role.running(), page(role, port) as web:
-            before_s = cpu_s(web)
-
-            # The first turn warms up.
-            for turn in range(options.rounds + 1):
-                for count, found in rates.items():
-                    files = []
-                    for original in originals:
-                        serial += 1
-                        files.append(renamed(original, serial))
-
-                    with browsers(count, port):
-                        took_s = role.seconds(files)
-                    if turn:
-                        found.append(len(files) / took_s)
-
-            used_s = cpu_s(web) - before_s
-        role.check()
-
-    alone, beside = (statistics.median(found) for found in rates.values())
-    print(
-        f"{os.cpu_count()} cores, {options.rounds} rounds of {len(originals)} images\n"
-        f"images/s  no page {alone:.2f}  {options.browsers} pages {beside:.2f}  "
-        f"ratio {beside / alone:.2f}\n"
-        f"by round: {' '.join(f'{b / a:.2f}' for a, b in zip(*rates.values(), strict=True))}\n"
-        f"processor time of the web role in all: {used_s:.1f} s"
-    )
 
 
 if __name__ == "__main__":

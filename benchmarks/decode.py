@@ -18,13 +18,12 @@ quicker. DCMTK has no decoder for either.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import io
 import os
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,115 +32,140 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless
 
+from benchmarks.measurement import by_turns, command_line, machine, median_ms, seconds_of
 from inference import display, pixels, radiograph
-from tools.images import image
+from tools.images import image, written
 
 ROWS, COLUMNS = 2500, 2048
 CODEC_SHAPES = ((2500, 2048), (4300, 3500))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the cost of each step, or with `--codecs` the comparison of decoders."""
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--codecs", action="store_true", help="JPEG 2000 and HTJ2K alone")
     options = parser.parse_args()
+
     if options.codecs:
         compare_codecs(options.rounds)
-        return
+    else:
+        time_steps(options.rounds)
 
-    # A ramp with grain, in the span of a detector's values.
+
+# ---- the steps from a file to a picture
+
+
+def time_steps(rounds: int) -> None:
+    """Print the least milliseconds of processor time of each step."""
+    steps = _steps(_uncompressed())
+    measures = {name: partial(seconds_of, step, time.process_time) for name, step in steps.items()}
+
+    seconds = by_turns(measures, rounds + 1, warm_ups=0)
+    for name, figures in seconds.items():
+        print(f"{name:34}{1000 * min(figures):7.1f} ms")
+
+
+def _uncompressed() -> bytes:
+    """A ramp with grain, in the span of a detector's values, as a file."""
     row, column = np.mgrid[0:ROWS, 0:COLUMNS]
     grain = np.random.default_rng(0).normal(0, 600, (ROWS, COLUMNS))
     values = (30000 + 12 * (row - 1250) + 4 * (column - 1024) + grain).clip(0, 65535).astype("<u2")
+    window = {"WindowCenter": 30000, "WindowWidth": 30000}
+    return written(image(values, **window, RescaleSlope=1, RescaleIntercept=0))
 
-    buffer = io.BytesIO()
-    image(
-        values, WindowCenter=30000, WindowWidth=30000, RescaleSlope=1, RescaleIntercept=0
-    ).save_as(buffer)
-    dataset, _ = radiograph.parse(buffer.getvalue())
+
+def _steps(data: bytes) -> dict[str, Callable[[], object]]:
+    dataset, _ = radiograph.parse(data)
     stored = pixels.stored_values(dataset)
 
-    def pydicoms() -> None:
-        shown = np.asarray(
-            apply_voi_lut(apply_modality_lut(stored, dataset), dataset, index=0), dtype=np.float32
-        )
+    def show_by_pydicom() -> None:
+        rescaled = apply_modality_lut(stored, dataset)
+        shown = np.asarray(apply_voi_lut(rescaled, dataset, index=0), dtype=np.float32)
         low, high = float(shown.min()), float(shown.max())
         np.clip((shown - low) / (high - low), 0.0, 1.0)
 
-    steps: dict[str, Callable[[], object]] = {
-        "parse": lambda: radiograph.parse(buffer.getvalue()),
+    return {
+        "parse": lambda: radiograph.parse(data),
         "stored values": lambda: pixels.stored_values(dataset),
         "sha256 of them": lambda: hashlib.sha256(stored.data).digest(),
         "stored values -> picture": lambda: display.displayed(dataset, stored),
-        "the same by pydicom's functions": pydicoms,
+        "the same by pydicom's functions": show_by_pydicom,
         "decode, all of it": lambda: radiograph.decode(dataset),
     }
 
-    least = dict.fromkeys(steps, float("inf"))
-    for _ in range(options.rounds + 1):
-        for name, step in steps.items():
-            began = time.process_time()
-            step()
-            least[name] = min(least[name], time.process_time() - began)
 
-    for name, seconds in least.items():
-        print(f"{name:34}{1000 * seconds:7.1f} ms")
+# ---- decoders of JPEG 2000 and HTJ2K
 
 
 def compare_codecs(rounds: int) -> None:
+    """Print the times of imagecodecs and of the node, and their ratios, for each size."""
     import imagecodecs
 
-    cores = os.cpu_count() or 1
+    libraries = f"{imagecodecs.jpeg2k_version()}, {imagecodecs.htj2k_version()}"
     print(
-        f"{cores} cores, {rounds} rounds, {imagecodecs.jpeg2k_version()}, "
-        f"{imagecodecs.htj2k_version()}; ms elapsed (processor), theirs / node = ratio of medians"
+        f"{machine(f'{rounds} rounds', libraries)}; ms elapsed (processor), theirs / node = ratio "
+        "of medians"
     )
+
     for shape in CODEC_SHAPES:
         values = radiograph_of_12_bits(shape)
-        jpeg_2000 = imagecodecs.jpeg2k_encode(
-            values, level=0, codecformat="j2k", bitspersample=12, reversible=True, mct=False
-        )
-        ht = imagecodecs.htj2k_encode(values, reversible=True)
-        rivals = {
-            "JPEG 2000, OpenJPEG, 1 thread": (JPEG2000Lossless, jpeg_2000, 1),
-            f"JPEG 2000, OpenJPEG, {cores} threads": (JPEG2000Lossless, jpeg_2000, cores),
-            "HTJ2K, OpenJPEG, 1 thread": (HTJ2KLossless, ht, 1),
-            "HTJ2K, OpenJPH": (HTJ2KLossless, ht, None),
-        }
-        for name, (syntax, stream, threads) in rivals.items():
+        for name, (syntax, stream, decode) in _rivals(values).items():
             dataset = encapsulated(values, stream, syntax)
-
-            def theirs(stream: bytes = stream, threads: int | None = threads) -> object:
-                if threads is None:
-                    return imagecodecs.htj2k_decode(stream)
-                return imagecodecs.jpeg2k_decode(stream, numthreads=threads)
-
-            def node(dataset: FileDataset = dataset) -> object:
-                return pixels.stored_values(dataset)
+            theirs = partial(decode, stream)
+            node = partial(pixels.stored_values, dataset)
 
             assert np.array_equal(theirs(), values), name
             assert np.array_equal(node(), values), name
             print(f"{shape[0]} x {shape[1]} {name:31}{row(theirs, node, rounds)}", flush=True)
 
 
-def row(theirs: Callable[[], object], node: Callable[[], object], rounds: int) -> str:
-    """Medians of both by alternate turns, and their ratios."""
-    times: dict[Callable[[], object], list[tuple[float, float]]] = {theirs: [], node: []}
-    for _ in range(rounds):
-        for step, taken in times.items():
-            elapsed, processor = time.perf_counter(), time.process_time()
-            step()
-            taken.append((time.perf_counter() - elapsed, time.process_time() - processor))
+def _rivals(values: NDArray[np.uint16]) -> dict[str, tuple[UID, bytes, Callable[[bytes], Any]]]:
+    """Name -> transfer syntax, the values as its stream, and a decoder of imagecodecs."""
+    import imagecodecs
 
-    (a, a_cpu), (b, b_cpu) = (
-        [1e3 * statistics.median(column) for column in zip(*taken, strict=True)]
-        for taken in times.values()
+    cores = os.cpu_count() or 1
+    jpeg_2000 = imagecodecs.jpeg2k_encode(
+        values, level=0, codecformat="j2k", bitspersample=12, reversible=True, mct=False
     )
-    return f"{a:7.1f} ({a_cpu:7.1f}) / {b:7.1f} ({b_cpu:7.1f}) = {a / b:.2f} ({a_cpu / b_cpu:.2f})"
+    htj2k = imagecodecs.htj2k_encode(values, reversible=True)
+    openjpeg = partial(imagecodecs.jpeg2k_decode, numthreads=1)
+    openjpeg_on_all_cores = partial(imagecodecs.jpeg2k_decode, numthreads=cores)
+
+    return {
+        "JPEG 2000, OpenJPEG, 1 thread": (JPEG2000Lossless, jpeg_2000, openjpeg),
+        f"JPEG 2000, OpenJPEG, {cores} threads": (
+            JPEG2000Lossless,
+            jpeg_2000,
+            openjpeg_on_all_cores,
+        ),
+        "HTJ2K, OpenJPEG, 1 thread": (HTJ2KLossless, htj2k, openjpeg),
+        "HTJ2K, OpenJPH": (HTJ2KLossless, htj2k, imagecodecs.htj2k_decode),
+    }
+
+
+def row(theirs: Callable[[], object], node: Callable[[], object], rounds: int) -> str:
+    """Medians of both by alternate turns, in milliseconds, and their ratios."""
+    elapsed: dict[str, list[float]] = {"theirs": [], "node": []}
+    processor: dict[str, list[float]] = {"theirs": [], "node": []}
+
+    for _ in range(rounds):
+        for name, decode in (("theirs", theirs), ("node", node)):
+            began, processor_began = time.perf_counter(), time.process_time()
+            decode()
+            elapsed[name].append(time.perf_counter() - began)
+            processor[name].append(time.process_time() - processor_began)
+
+    theirs_ms, node_ms = (median_ms(seconds) for seconds in elapsed.values())
+    theirs_cpu_ms, node_cpu_ms = (median_ms(seconds) for seconds in processor.values())
+    return (
+        f"{theirs_ms:7.1f} ({theirs_cpu_ms:7.1f}) / {node_ms:7.1f} ({node_cpu_ms:7.1f}) = "
+        f"{theirs_ms / node_ms:.2f} ({theirs_cpu_ms / node_cpu_ms:.2f})"
+    )
 
 
 def radiograph_of_12_bits(shape: tuple[int, int]) -> NDArray[np.uint16]:
-    """Smooth, with a detector's grain."""
+    """Stored values of (rows, columns): smooth, with a detector's grain."""
     down, across = np.mgrid[0 : shape[0], 0 : shape[1]]
     smooth = 2000 + 900 * np.sin(down / 700) * np.cos(across / 500)
     grain = np.random.default_rng(0).normal(0, 12, shape)
@@ -154,9 +178,8 @@ def encapsulated(values: NDArray[np.uint16], stream: bytes, syntax: UID) -> File
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.PixelData = encapsulate([stream])
     dataset["PixelData"].is_undefined_length = True
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    parsed, _ = radiograph.parse(buffer.getvalue())
+
+    parsed, _ = radiograph.parse(written(dataset, enforce_file_format=True))
     return parsed
 
 

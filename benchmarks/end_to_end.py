@@ -22,12 +22,11 @@ noise.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -41,6 +40,16 @@ import torch
 from pydicom import dcmread
 from pydicom.uid import JPEGBaseline8Bit
 
+from benchmarks.measurement import (
+    add_data_option,
+    command_line,
+    machine,
+    median_ms,
+    median_ratio,
+    program,
+    rotated,
+    xray_files,
+)
 from daemon.commands import trace
 from daemon.dicom.link import Link, Remote, proposal
 from daemon.dicom.outgoing import Outgoing
@@ -53,9 +62,75 @@ from inference.results.kinds import KINDS
 from tools.peers.harness import Node, Orthanc, storescu
 from tools.peers.ports import unused_port
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 _KINDS = ("SEG", "SC")
 _LONGEST_S = 240.0
+
+
+def main() -> None:
+    """Print the times of both sides, their ratio, and the steps of the node."""
+    options = _options()
+    # The first opens what stays open, and is not counted.
+    first, *files = _spread(xray_files(options.data), options.images)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        arrivals = Arrivals(folder)
+        archive = _archive(folder / "orthanc", arrivals)
+        node = Node(folder / "node", unused_port(), destinations=[archive.destination()])
+
+        with archive, node:
+            bare = Bare(archive, folder / "bare")
+            sides = Sides(archive, arrivals, node, bare)
+            sides.warm_up(first, files)
+
+            for number, path in enumerate(files):
+                # Each side goes first as often as the other.
+                for run in rotated([sides.run_bare, sides.run_node], number):
+                    run(path)
+
+            bare.close()
+            steps = _steps(node, files)
+
+    results = sum(sides.objects[path] for path in files)
+    print(f"{len(files)} images, {results} result objects, {machine()}")
+    _print(sides)
+    _print_steps(steps)
+
+
+def _options() -> argparse.Namespace:
+    parser = command_line(__doc__)
+    parser.add_argument("--images", type=int, default=20)
+    add_data_option(parser)
+    return parser.parse_args()
+
+
+def _spread(paths: Sequence[Path], count: int) -> Sequence[Path]:
+    """`count` of the paths and one more, evenly spread."""
+    return paths[:: max(1, len(paths) // (count + 1))][: count + 1]
+
+
+def _archive(folder: Path, arrivals: Arrivals) -> Orthanc:
+    ports = (unused_port(), unused_port())
+    return Orthanc(program("Orthanc"), folder, ports, LuaScripts=[str(arrivals.script)])
+
+
+def _print(sides: Sides) -> None:
+    bare_ms, node_ms = median_ms(sides.bare_s), median_ms(sides.node_s)
+    pairs = median_ratio(sides.node_s, sides.bare_s)
+
+    print(
+        f"bare work {median_ms(sides.bare.work_s):.1f} ms, its objects over an open association "
+        f"{median_ms(sides.bare.sending_s):.1f} ms"
+    )
+    print(f"bare work and sending              median {bare_ms:7.1f} ms")
+    print(f"C-STORE success -> in the archive  median {node_ms:7.1f} ms")
+    print(f"ratio of medians {node_ms / bare_ms:.2f} (median of the pairs {pairs:.2f})")
+
+
+def _print_steps(steps: Sequence[tuple[str, float]]) -> None:
+    print("\nstep of the node, median milliseconds since the step before:")
+    for words, milliseconds in steps:
+        print(f"{milliseconds:7.1f}  {words}")
 
 
 class Arrivals:
@@ -66,11 +141,15 @@ class Arrivals:
         self._count = 0
         self._last = 0.0
 
-        def note() -> None:
-            with self._changed:
-                self._count += 1
-                self._last = time.perf_counter()
-                self._changed.notify_all()
+        server = HTTPServer(("127.0.0.1", 0), self._handler())
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+
+        self.script = folder / "stored.lua"
+        self.script.write_text(f'function OnStoredInstance(id) HttpPost("{url}", id) end\n')
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        note = self._note
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -80,13 +159,15 @@ class Arrivals:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                pass
+                """Nothing is printed."""
 
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/"
-        self.script = folder / "stored.lua"
-        self.script.write_text(f'function OnStoredInstance(id) HttpPost("{url}", id) end\n')
+        return Handler
+
+    def _note(self) -> None:
+        with self._changed:
+            self._count += 1
+            self._last = time.perf_counter()
+            self._changed.notify_all()
 
     def settled(self, count: int) -> None:
         """Return once `count` objects have come since the last call, and forget them."""
@@ -109,37 +190,44 @@ class Bare:
         engine = Engine(package.load(package.default_folder()), torch.device("cpu"))
         self._pipeline = Pipeline(engine, AnalysisSettings())
         self._pipeline.warm_up()
+
         self._folder = folder
         folder.mkdir()
-        objects = [
-            (str(KINDS[name].sop_class_uid), str(KINDS[name].transfer_syntax_uid))
-            for name in _KINDS
-        ]
+
+        kinds = [KINDS[name] for name in _KINDS]
+        contexts = [(str(kind.sop_class_uid), str(kind.transfer_syntax_uid)) for kind in kinds]
         remote = Remote(archive.ae_title, "127.0.0.1", archive.dicom_port)
-        self._link = Link.open("BENCHMARK", remote, proposal(objects))
-        self.works: list[float] = []
-        self.sends: list[float] = []
+        self._link = Link.open("BENCHMARK", remote, proposal(contexts))
+
+        self.work_s: list[float] = []
+        self.sending_s: list[float] = []
 
     def run(self, path: Path) -> tuple[float, int]:
-        """One image; returns its seconds, and how many objects it has."""
+        """Analyse and send one image; returns its seconds, and how many objects it has."""
         data = path.read_bytes()
         began = time.perf_counter()
         (outcome,) = self._pipeline.analyse([data], datetime.now().astimezone())
-        worked = time.perf_counter()
+        work_s = time.perf_counter() - began
 
         # A file is this sender's input: writing it is no part of the least that it could take.
         outgoing = [self._written(result) for result in outcome.results]
-        sending = time.perf_counter()
-        for each in outgoing:
-            answer = self._link.store(each)
+        began = time.perf_counter()
+        for result in outgoing:
+            answer = self._link.store(result)
             assert answer.status == 0, answer
-        sent = time.perf_counter()
+        sending_s = time.perf_counter() - began
 
-        self.works.append(worked - began)
-        self.sends.append(sent - sending)
-        return worked - began + sent - sending, len(outgoing)
+        self.work_s.append(work_s)
+        self.sending_s.append(sending_s)
+        return work_s + sending_s, len(outgoing)
+
+    def forget(self) -> None:
+        """Leave out what has been measured so far."""
+        self.work_s.clear()
+        self.sending_s.clear()
 
     def close(self) -> None:
+        """Release the association."""
         self._link.__exit__(None, None, None)
 
     def _written(self, result: Result) -> Outgoing:
@@ -149,95 +237,62 @@ class Bare:
         return Outgoing(path, *uids)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=20)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
-    )
-    options = parser.parse_args()
-    # The first opens what stays open, and is not counted.
-    every = sorted((options.data / "siim" / "dicom").glob("*.dcm"))
-    first, *files = every[:: max(1, len(every) // (options.images + 1))][: options.images + 1]
-    programs = {name: _program(name) for name in ("Orthanc", "storescu")}
+class Sides:
+    """The node and the bare work; for each image both begin with an empty archive."""
 
-    through: list[float] = []
-    bare: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        ports = (unused_port(), unused_port())
-        arrivals = Arrivals(Path(folder))
-        scripts = [str(arrivals.script)]
-        archive = Orthanc(programs["Orthanc"], Path(folder) / "orthanc", ports, LuaScripts=scripts)
-        node = Node(Path(folder) / "node", unused_port(), destinations=[archive.destination()])
-        with archive, node:
-            alone = Bare(archive, Path(folder) / "bare")
-            objects = {path: alone.run(path)[1] for path in (first, *files)}
-            arrivals.settled(sum(objects.values()))
+    def __init__(self, archive: Orthanc, arrivals: Arrivals, node: Node, bare: Bare) -> None:
+        self._archive = archive
+        self._arrivals = arrivals
+        self._node = node
+        self._storescu = program("storescu")
+        self.bare = bare
 
-            def ours(path: Path) -> None:
-                _empty(archive)
-                through.append(_node(node, arrivals, programs["storescu"], path, objects[path]))
-                arrivals.settled(objects[path])
+        # Image -> how many result objects it has.
+        self.objects: dict[Path, int] = {}
+        # Seconds of each image.
+        self.node_s: list[float] = []
+        self.bare_s: list[float] = []
 
-            def theirs(path: Path) -> None:
-                _empty(archive)
-                bare.append(alone.run(path)[0])
-                arrivals.settled(objects[path])
+    def warm_up(self, first: Path, files: Sequence[Path]) -> None:
+        """Count every image's objects, and take `first` through the node; none is counted."""
+        self.objects = {path: self.bare.run(path)[1] for path in (first, *files)}
+        self._arrivals.settled(sum(self.objects.values()))
+        self.run_node(first)
 
-            ours(first)
-            through.clear()
-            alone.works.clear()
-            alone.sends.clear()
-            for number, path in enumerate(files):
-                # Each side goes first as often as the other.
-                for turn in (ours, theirs) if number % 2 else (theirs, ours):
-                    turn(path)
-            alone.close()
-            steps = _steps(node, files)
+        self.node_s.clear()
+        self.bare.forget()
 
-    results = sum(objects[path] for path in files)
-    print(f"{len(files)} images, {results} result objects, {os.cpu_count()} cores")
-    works, sends = statistics.median(alone.works) * 1e3, statistics.median(alone.sends) * 1e3
-    bare_ms, through_ms = statistics.median(bare) * 1e3, statistics.median(through) * 1e3
-    pairs = statistics.median(ours / theirs for ours, theirs in zip(through, bare, strict=True))
-    print(f"bare work {works:.1f} ms, its objects over an open association {sends:.1f} ms")
-    print(f"bare work and sending              median {bare_ms:7.1f} ms")
-    print(f"C-STORE success -> in the archive  median {through_ms:7.1f} ms")
-    print(f"ratio of medians {through_ms / bare_ms:.2f} (median of the pairs {pairs:.2f})")
-    print("\nstep of the node, median milliseconds since the step before:")
-    for words, milliseconds in steps:
-        print(f"{milliseconds:7.1f}  {words}")
+    def run_node(self, path: Path) -> None:
+        """Note the seconds from storescu's exit until the archive holds the image's objects."""
+        self._empty()
+        syntax = dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID
+        proposed = "-xy" if syntax == JPEGBaseline8Bit else "-xt"
+
+        sent = storescu(self._storescu, self._node, [path], proposed)
+        began = time.perf_counter()
+        assert sent.returncode == 0, sent.stderr
+
+        self.node_s.append(self._arrivals.last_of(self.objects[path]) - began)
+        self._arrivals.settled(self.objects[path])
+
+    def run_bare(self, path: Path) -> None:
+        """Note the seconds of work and sending alone."""
+        self._empty()
+        self.bare_s.append(self.bare.run(path)[0])
+        self._arrivals.settled(self.objects[path])
+
+    def _empty(self) -> None:
+        for name in self._archive.get("/instances"):
+            self._archive.delete(name)
 
 
-def _program(name: str) -> str:
-    path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
-    if path is None:
-        raise SystemExit(f"{name} is not installed (apt-get install dcmtk orthanc)")
-    return path
-
-
-def _empty(archive: Orthanc) -> None:
-    for name in archive.get("/instances"):
-        archive.delete(name)
-
-
-def _node(node: Node, arrivals: Arrivals, program: str, path: Path, objects: int) -> float:
-    """Seconds from storescu's exit until the archive holds the objects of one image."""
-    syntax = dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID
-    sent = storescu(program, node, [path], "-xy" if syntax == JPEGBaseline8Bit else "-xt")
-    began = time.perf_counter()
-    assert sent.returncode == 0, sent.stderr
-    return arrivals.last_of(objects) - began
-
-
-def _steps(node: Node, files: list[Path]) -> list[tuple[str, float]]:
+def _steps(node: Node, files: Sequence[Path]) -> list[tuple[str, float]]:
     """Each step of the node in words, in order, and its median milliseconds over all images."""
     took: dict[str, list[float]] = {}
     places: dict[str, list[int]] = {}
     view = View.open(node.settings["ledger"])
     uids = [str(dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in files]
+
     for (image,) in trace.found(view, uids).values():
         before = 0.0
         for place, event in enumerate(image["events"]):

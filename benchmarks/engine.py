@@ -13,13 +13,10 @@ Wanted: at least 0.95.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.measurement import (
+    command_line,
+    load,
+    machine,
+    median_ms,
+    median_ratio,
+    rotated,
+)
 from inference import package
 from inference.engine import Engine
 from inference.networks import build
@@ -40,76 +45,90 @@ Call = Callable[[NDArray[np.float32]], Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Compare on every network of both packages."""
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", help="networks whose name holds this")
     options = parser.parse_args()
+
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pleura").setLevel(logging.INFO)
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
+    print(machine(f"torch {torch.__version__}", load()))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for label, source in (("default", package.default_folder()), ("512 px", folder / "large")):
-            if source == folder / "large":
-                _write_large(source)
+        _compare_package("default", package.default_folder(), folder, options.only, options.rounds)
 
-            loaded, twin = package.load(source), package.load(source)
-            engine = Engine(loaded, torch.device("cpu"), "auto", max_batch=max(BATCHES))
-
-            for role in ("classifier", "segmenter"):
-                network = loaded.manifest.networks[role]
-                title = f"{network.architecture} {network.side} px ({label})"
-                if options.only in title:
-                    while engine.running[role] == "torch" and engine.tune_step():
-                        pass
-
-                    path = folder / "network.onnx"
-                    _export(twin.networks[role], network.side, path)
-
-                    for batch in BATCHES:
-                        ours = (partial(engine.logits, role), f"ours, on {engine.running[role]}")
-                        _compare(title, path, ours, (batch, network.side), options.rounds)
+        large = folder / "large"
+        _write_large(large)
+        _compare_package("512 px", large, folder, options.only, options.rounds)
 
 
-def _compare(
-    title: str, path: Path, ours: tuple[Call, str], shape: tuple[int, int], rounds: int
-) -> None:
-    batch, side = shape
-    given = np.random.default_rng(0).standard_normal((batch, 1, side, side), dtype=np.float32)
-    parties = {
-        ours[1]: ours[0],
-        "ONNX Runtime": _onnxruntime(path),
-        "OpenVINO": _openvino(path, given.shape),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in parties}
-    answers = {}
+def _compare_package(label: str, source: Path, folder: Path, only: str, rounds: int) -> None:
+    """Compare on those networks of a package whose title holds `only`."""
+    loaded = package.load(source)
+    # The engine may change the networks that it is given: these are exported.
+    plain = package.load(source)
+    engine = Engine(loaded, torch.device("cpu"), "auto", max_batch=max(BATCHES))
+
+    for role in ("classifier", "segmenter"):
+        network = loaded.manifest.networks[role]
+        title = f"{network.architecture} {network.side} px ({label})"
+        if only not in title:
+            continue
+
+        while engine.running[role] == "torch" and engine.tune_step():
+            pass
+
+        path = folder / "network.onnx"
+        _export(plain.networks[role], network.side, path)
+        ours = f"ours, on {engine.running[role]}"
+
+        for batch in BATCHES:
+            shape = (batch, 1, network.side, network.side)
+            calls: dict[str, Call] = {
+                ours: partial(engine.logits, role),
+                "ONNX Runtime": _onnxruntime(path),
+                "OpenVINO": _openvino(path, shape),
+            }
+            images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+            _print(f"{title}, batch {batch}", _measured(calls, images, rounds))
+
+
+def _measured(
+    calls: Mapping[str, Call], images: NDArray[np.float32], rounds: int
+) -> Mapping[str, Sequence[float]]:
+    """Seconds of each call by turns, ours first; their answers must agree."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    answers: dict[str, Any] = {}
 
     for turn in range(rounds + 1):
-        # Rotate, so that no engine always follows the same other.
-        first = turn % len(parties)
-        for name, call in [*parties.items()][first:] + [*parties.items()][:first]:
+        for name in rotated([*calls], turn):
             # The untimed call outlasts the previous engine's threads, which spin for a while.
-            call(given)
+            calls[name](images)
             started = time.perf_counter()
-            answers[name] = call(given)
+            answers[name] = calls[name](images)
 
             # The first turn warms up.
             if turn:
                 seconds[name].append(time.perf_counter() - started)
 
-    mine, *rivals = parties
+    ours, *rivals = calls
     for name in rivals:
-        assert np.abs(answers[name] - answers[mine]).max() < 1e-2, f"{name} answers otherwise"
+        assert np.abs(answers[name] - answers[ours]).max() < 1e-2, f"{name} answers otherwise"
+    return seconds
 
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    best = min(rivals, key=medians.__getitem__)
-    turns = statistics.median(
-        one / own for one, own in zip(seconds[best], seconds[mine], strict=True)
-    )
-    told = ", ".join(f"{name} {median * 1e3:.1f}" for name, median in medians.items())
+
+def _print(title: str, seconds: Mapping[str, Sequence[float]]) -> None:
+    """One line: medians, and the ratios of the quickest rival to ours."""
+    medians = {name: median_ms(times) for name, times in seconds.items()}
+    ours, *rivals = seconds
+    quickest = min(rivals, key=medians.__getitem__)
+    turns = median_ratio(seconds[quickest], seconds[ours])
+
+    told = ", ".join(f"{name} {median:.1f}" for name, median in medians.items())
     print(
-        f"{title}, batch {batch}: {told} ms; {best} / ours {medians[best] / medians[mine]:.2f}, "
+        f"{title}: {told} ms; {quickest} / ours {medians[quickest] / medians[ours]:.2f}, "
         f"by turns {turns:.2f}",
         flush=True,
     )
@@ -121,7 +140,7 @@ def _onnxruntime(path: Path) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(None, {"x": x})[0]
+    return lambda images: session.run(None, {"images": images})[0]
 
 
 def _openvino(path: Path, shape: tuple[int, ...]) -> Call:
@@ -133,22 +152,26 @@ def _openvino(path: Path, shape: tuple[int, ...]) -> Call:
     # Without the hint it takes bf16 where the CPU has it, another arithmetic than ours.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", settings)
-    return lambda x: compiled(x)[0]
+    return lambda images: compiled(images)[0]
 
 
 def _export(network: nn.Module, side: int, path: Path) -> None:
+    batches = {"images": {0: "batch"}, "logits": {0: "batch"}}
+
     # The exporter's remarks say less than the comparison of the answers.
     with silenced_warnings():
         torch.onnx.export(
             network, (torch.zeros(2, 1, side, side),), path, dynamo=False, opset_version=17,
-            input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+            input_names=["images"], output_names=["logits"], dynamic_axes=batches,
         )  # fmt: skip
 
 
 def _write_large(folder: Path) -> None:
+    """A package of the usual networks at 512 px, with random weights."""
     torch.manual_seed(0)
-    common = {"side": SIDE, "normalisation": "image-standard"}
     networks = {"classifier": build("densenet-121"), "segmenter": build("unet-resnet34")}
+
+    common = {"side": SIDE, "normalisation": "image-standard"}
     manifest = {
         "id": "large", "version": "1.0.0", "task": "pneumothorax",
         "classifier": common
@@ -159,9 +182,9 @@ def _write_large(folder: Path) -> None:
         "training": {"recipe": "none", "data": ["none"], "date": "2026-01-01", "command": "none"},
         "metrics": {}, "licence": "none", "intended_use": "benchmarks",
     }  # fmt: skip
-    package.write(
-        folder, manifest, networks, dict.fromkeys(networks, torch.randn(1, 1, SIDE, SIDE))
-    )
+
+    inputs = dict.fromkeys(networks, torch.randn(1, 1, SIDE, SIDE))
+    package.write(folder, manifest, networks, inputs)
 
 
 if __name__ == "__main__":

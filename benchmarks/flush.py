@@ -8,13 +8,18 @@ default where temporary files go.
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.measurement import (
+    add_folder_option,
+    by_turns,
+    command_line,
+    median_ms,
+    seconds_of,
+)
 from daemon.spool import Spool
 
 # SEG, SC, SR and PR of an image of 2500 x 2048 (docs/benchmarks.md, "Encoding").
@@ -22,31 +27,39 @@ _SIZES = (640_000, 840_000, 30_000, 20_000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Compare for two result objects, and for four."""
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--folder", type=Path)
+    add_folder_option(parser)
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         spool = Spool(Path(folder))
         for objects in (2, 4):
             files = [os.urandom(size) for size in _SIZES[:objects]]
-            apart, together = [], []
-            for _ in range(options.rounds):
-                began = time.perf_counter()
-                for data in files:
-                    spool.write(data)
-                apart.append(time.perf_counter() - began)
+            _compare(spool, files, options.rounds)
 
-                began = time.perf_counter()
-                spool.write_all([data] for data in files)
-                together.append(time.perf_counter() - began)
 
-            one, all_ = statistics.median(apart) * 1e3, statistics.median(together) * 1e3
-            print(
-                f"{objects} objects: one by one {one:.2f} ms, together {all_:.2f} ms, "
-                f"one by one / together {one / all_:.2f}"
-            )
+def _compare(spool: Spool, files: Sequence[bytes], rounds: int) -> None:
+    def write_apart() -> None:
+        for data in files:
+            spool.write(data)
+
+    def write_together() -> None:
+        spool.write_all([data] for data in files)
+
+    measures = {
+        "apart": lambda: seconds_of(write_apart),
+        "together": lambda: seconds_of(write_together),
+    }
+    seconds = by_turns(measures, rounds, warm_ups=0)
+    apart_ms = median_ms(seconds["apart"])
+    together_ms = median_ms(seconds["together"])
+
+    print(
+        f"{len(files)} objects: one by one {apart_ms:.2f} ms, together {together_ms:.2f} ms, "
+        f"one by one / together {apart_ms / together_ms:.2f}"
+    )
 
 
 if __name__ == "__main__":

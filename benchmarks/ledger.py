@@ -19,7 +19,6 @@ settings. Absolute figures are of this machine, its disk and its noise.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import threading
@@ -31,6 +30,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from benchmarks.measurement import add_folder_option, command_line, machine, median_ms
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult, bells
 from daemon.receive.intake import Intake
 from daemon.spool import Spool
@@ -41,6 +41,7 @@ BATCH = 8
 OWED = {"pacs": ["SC"]}
 WRITING_S = 3.0
 ASLEEP_S = 3.0
+_WARM_UPS = 10
 
 # Of a ledger, or of one bell: at most so many seconds.
 Wait = Callable[[float], None]
@@ -49,40 +50,42 @@ _NUMBERS = (
     "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows})"
 )
 _FILL = (
-    "INSERT INTO instances (spool_name, sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae_title, origin,"
-    " priority, size_bytes, received_at, state, lease_until, attempt, unfinished, unfinished_alone)"
-    f" {_NUMBERS} SELECT 'old-image-' || n, '1.2.840.10008.5.1.4.1.1.1.1', '1.2.826.0.1.1000000.' || n,"
-    " '1.2.840.10008.1.2.1', 'XRAY1', 'dimse', 1, 15000000, n, 'received', 0, 0, 0, 0 FROM numbers",
-    "INSERT INTO results (instance_id, kind, spool_name, sop_class_uid, sop_instance_uid, transfer_syntax_uid,"
-    " size_bytes) SELECT id, 'SC', 'old-result-' || id, '1.2.840.10008.5.1.4.1.1.7', '2.25.1000000' || id,"
-    " '1.2.840.10008.1.2.4.50', 200000 FROM instances",
-    "INSERT INTO deliveries (result_id, destination, priority, state, due_at, lease_until, attempt, failures)"
-    " SELECT id, 'pacs', 1, 'owed', 0, 0, 0, 0 FROM results",
+    "INSERT INTO instances (spool_name, sop_class_uid, sop_instance_uid, transfer_syntax_uid,"
+    " calling_ae_title, origin, priority, size_bytes, received_at, state, lease_until, attempt,"
+    " unfinished, unfinished_alone)"
+    f" {_NUMBERS} SELECT 'old-image-' || n, '1.2.840.10008.5.1.4.1.1.1.1',"
+    " '1.2.826.0.1.1000000.' || n, '1.2.840.10008.1.2.1', 'XRAY1', 'dimse', 1, 15000000, n,"
+    " 'received', 0, 0, 0, 0 FROM numbers",
+    "INSERT INTO results (instance_id, kind, spool_name, sop_class_uid, sop_instance_uid,"
+    " transfer_syntax_uid, size_bytes) SELECT id, 'SC', 'old-result-' || id,"
+    " '1.2.840.10008.5.1.4.1.1.7', '2.25.1000000' || id, '1.2.840.10008.1.2.4.50', 200000"
+    " FROM instances",
+    "INSERT INTO deliveries (result_id, destination, priority, state, due_at, lease_until, attempt,"
+    " failures) SELECT id, 'pacs', 1, 'owed', 0, 0, 0, 0 FROM results",
 )
 # Through "received" and "owed", as rows come, so that the indexes of what waits have seen them all.
 _FINISH = (
-    "UPDATE instances SET state = 'analysed', content_digest = spool_name, completed_at = received_at, attempt = 1,"
-    " unfinished = 1, result_time = received_at",
+    "UPDATE instances SET state = 'analysed', content_digest = spool_name,"
+    " completed_at = received_at, attempt = 1, unfinished = 1, result_time = received_at",
     "UPDATE deliveries SET state = 'stored', status = 0, stored_at = 1, attempt = 1",
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the figures of SQLite, then of PostgreSQL."""
+    parser = command_line(__doc__)
     parser.add_argument(
         "--rows", type=int, default=1_000_000, help="finished images in the full ledger"
     )
     parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        help="where the databases lie while it runs (default: the temporary one)",
-    )
+    add_folder_option(parser)
     options = parser.parse_args()
+
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        print(f"{os.cpu_count()} cores, SQLAlchemy {sa.__version__}")
+        print(machine(f"SQLAlchemy {sa.__version__}"))
         measure("SQLite", lambda name: f"sqlite:///{folder}/{name}.db", folder, options)
+
         if binaries() is None:
             raise SystemExit("PostgreSQL's server is not installed (apt-get install postgresql)")
         with Postgres(folder / "postgres", unused_port()) as server:
@@ -92,7 +95,7 @@ def main() -> None:
 def measure(
     engine: str, database: Callable[[str], str], folder: Path, options: argparse.Namespace
 ) -> None:
-    """Print one engine's figures."""
+    """Print the figures of one engine; `database`: name -> the URL of an empty ledger."""
     with (
         opened(database("few")) as few,
         opened(database("many")) as many,
@@ -101,47 +104,60 @@ def measure(
         started = time.perf_counter()
         fill(many.url, options.rows)
         fill(queue.url, options.rows, finished=False)
-        print(
-            f"\n{engine}: two ledgers of {options.rows} images filled in {time.perf_counter() - started:.0f} s"
-        )
-        ledgers = {"few": Rounds(few), "finished": Rounds(many), "waiting": Rounds(queue)}
-        for turn in range(options.rounds + 10):
-            for rounds in ledgers.values():
-                rounds.once(keep=turn >= 10)  # the first turns warm up
-        for what in ("claim and complete", "claim and store"):
-            medians = {
-                name: statistics.median(rounds.seconds[what]) * 1e3
-                for name, rounds in ledgers.items()
-            }
-            print(
-                f"  {what} {BATCH}: median {medians['few']:.2f} ms in a ledger of a few hundred rows"
-            )
-            for name in ("finished", "waiting"):
-                ratio = medians[name] / medians["few"]
-                print(f"    with {options.rows} {name}: {medians[name]:.2f} ms, ratio {ratio:.2f}")
-        for writers in (1, 4, 8):
-            print(
-                f"  receive: {writers} writers {received_per_s(few, folder, writers):8.0f} rows/s committed"
-            )
-        for kind, taken in wakes(few, options.rounds).items():
-            waits = sorted(taken)
-            median, late = statistics.median(waits), waits[int(len(waits) * 0.99)]
-            print(f"  wake, {kind}: median {median * 1e3:.1f} ms, p99 {late * 1e3:.1f} ms")
+        took_s = time.perf_counter() - started
+        print(f"\n{engine}: two ledgers of {options.rows} images filled in {took_s:.0f} s")
+
+        ledgers = {"few": Batches(few), "finished": Batches(many), "waiting": Batches(queue)}
+        _measure_claims(ledgers, options.rows, options.rounds)
+        _measure_receiving(few, folder)
+        _measure_waking(few, options.rounds)
         if engine == "SQLite":
-            for words, cost in asleep_costs(few, ASLEEP_S):
-                print(f"  asleep, {words}: {cost:.2f} ms of CPU time a second")
+            _measure_sleep(few)
+
+
+def _measure_claims(ledgers: Mapping[str, Batches], rows: int, rounds: int) -> None:
+    for turn in range(rounds + _WARM_UPS):
+        for batches in ledgers.values():
+            batches.run(is_counted=turn >= _WARM_UPS)
+
+    for step in ("claim and complete", "claim and store"):
+        medians = {name: median_ms(batches.seconds[step]) for name, batches in ledgers.items()}
+        few_ms = medians.pop("few")
+        print(f"  {step} {BATCH}: median {few_ms:.2f} ms in a ledger of a few hundred rows")
+        for name, full_ms in medians.items():
+            print(f"    with {rows} {name}: {full_ms:.2f} ms, ratio {full_ms / few_ms:.2f}")
+
+
+def _measure_receiving(ledger: Ledger, folder: Path) -> None:
+    for writers in (1, 4, 8):
+        rate = received_per_s(ledger, folder, writers)
+        print(f"  receive: {writers} writers {rate:8.0f} rows/s committed")
+
+
+def _measure_waking(ledger: Ledger, rounds: int) -> None:
+    for kind, seconds in wakes(ledger, rounds).items():
+        median_s = statistics.median(seconds)
+        late_s = sorted(seconds)[int(len(seconds) * 0.99)]
+        print(f"  wake, {kind}: median {median_s * 1e3:.1f} ms, p99 {late_s * 1e3:.1f} ms")
+
+
+def _measure_sleep(ledger: Ledger) -> None:
+    for words, cost in asleep_costs(ledger, ASLEEP_S):
+        print(f"  asleep, {words}: {cost:.2f} ms of CPU time a second")
 
 
 @contextmanager
 def opened(url: str) -> Iterator[Ledger]:
+    """The ledger of a URL, until the block ends."""
     ledger = Ledger(url)
     yield ledger
     ledger.close()
 
 
 def fill(url: str, rows: int, finished: bool = True) -> None:
-    """Images by SQL, a result and a delivery each; statistics as the databases keep them by
-    themselves.
+    """Put images into a ledger by SQL, a result and a delivery each.
+
+    Statistics are left as the databases keep them by themselves.
     """
     engine = sa.create_engine(url)
     with engine.begin() as conn:
@@ -150,40 +166,55 @@ def fill(url: str, rows: int, finished: bool = True) -> None:
     engine.dispose()
 
 
-class Rounds:
-    """One ledger's batches, timed."""
+# ---- claims
+
+
+class Batches:
+    """Batches of one ledger, and the seconds of each step."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
         self.seconds: dict[str, list[float]] = {"claim and complete": [], "claim and store": []}
+        self._ledger = ledger
         self._number = 0
 
-    def once(self, keep: bool) -> None:
-        self.ledger.receive([self._arrival() for _ in range(BATCH)])
-        started = time.perf_counter()
-        jobs = self.ledger.claim_images("benchmark", BATCH)
-        assert len(jobs) == BATCH
-        for job in jobs:
-            uid = f"{job.sop_instance_uid}.1"
-            made = StoredResult(
-                "SC", f"result-{uid}", "1.2.840.10008.5.1.4.1.1.7", uid, "1.2.840.10008.1.2.1", 9
-            )
-            self.ledger.complete(job, Completion("analysed", "digest", results=(made,)), OWED)
-        analysed = time.perf_counter()
-        parcels = self.ledger.claim_deliveries("pacs", "benchmark", BATCH)
-        assert len(parcels) == BATCH
-        for parcel in parcels:
-            self.ledger.mark_stored(parcel, 0)
-        if keep:
-            self.seconds["claim and complete"].append(analysed - started)
-            self.seconds["claim and store"].append(time.perf_counter() - analysed)
+    def run(self, is_counted: bool) -> None:
+        """Take one batch from its arrival to its last delivery."""
+        self._ledger.receive([self._arrival() for _ in range(BATCH)])
+
+        began = time.perf_counter()
+        self._complete_images()
+        completed = time.perf_counter()
+        self._store_deliveries()
+        stored = time.perf_counter()
+
+        if is_counted:
+            self.seconds["claim and complete"].append(completed - began)
+            self.seconds["claim and store"].append(stored - completed)
 
     def _arrival(self) -> Arrival:
         self._number += 1
         return arrival(f"new-{self._number}", f"1.2.3.{self._number}")
 
+    def _complete_images(self) -> None:
+        jobs = self._ledger.claim_images("benchmark", BATCH)
+        assert len(jobs) == BATCH
+
+        for job in jobs:
+            uid = f"{job.sop_instance_uid}.1"
+            made = StoredResult(
+                "SC", f"result-{uid}", "1.2.840.10008.5.1.4.1.1.7", uid, "1.2.840.10008.1.2.1", 9
+            )
+            self._ledger.complete(job, Completion("analysed", "digest", results=(made,)), OWED)
+
+    def _store_deliveries(self) -> None:
+        parcels = self._ledger.claim_deliveries("pacs", "benchmark", BATCH)
+        assert len(parcels) == BATCH
+        for parcel in parcels:
+            self._ledger.mark_stored(parcel, 0)
+
 
 def arrival(spool_name: str, uid: str) -> Arrival:
+    """A digital X-ray of 15 MB, as the receive role tells the ledger of it."""
     return Arrival(
         spool_name,
         "1.2.840.10008.5.1.4.1.1.1.1",
@@ -196,15 +227,21 @@ def arrival(spool_name: str, uid: str) -> Arrival:
     )
 
 
+# ---- receiving
+
+
 class _NoFiles(Spool):
     """Rows alone are measured here; benchmarks.receive measures what modalities see."""
 
     def sync(self, names: Iterable[str]) -> None:
-        pass
+        """Nothing was written."""
 
 
 def received_per_s(ledger: Ledger, folder: Path, writers: int) -> float:
-    """Each writer waits for its row's commit before it hands over the next, as an association does."""
+    """Rows per second that get committed.
+
+    Each writer waits for its row's commit before it hands over the next, as an association does.
+    """
     intake = Intake(ledger, _NoFiles(folder / "spool"))
     counts = [0] * writers
     until = time.perf_counter() + WRITING_S
@@ -220,6 +257,9 @@ def received_per_s(ledger: Ledger, folder: Path, writers: int) -> float:
     for thread in threads:
         thread.join()
     return sum(counts) / WRITING_S
+
+
+# ---- waking and sleeping
 
 
 def wakes(ledger: Ledger, count: int) -> dict[str, list[float]]:
@@ -258,9 +298,11 @@ def _wakes(ledger: Ledger, waits: Mapping[str, Wait], count: int) -> dict[str, l
                 # By housekeeping of the database: allowed, and no measurement.
                 if woken.done():
                     continue
+
                 started = time.perf_counter()
                 ledger.receive([arrival(f"wake-{name}-{number}", "1.2.3")])
                 seconds[name].append(woken.result() - started)
+
     return seconds
 
 
@@ -268,9 +310,10 @@ def _wakes(ledger: Ledger, waits: Mapping[str, Wait], count: int) -> dict[str, l
 def _looking(ledger: Ledger) -> Iterator[bells.FileBell]:
     """A bell of a ledger under another name, at which nobody rings."""
     file = Path(str(sa.make_url(ledger.url).database))
-    other = file.with_name(f"{file.name}-by-another-name")
-    other.symlink_to(file)
-    bell = bells.FileBell(str(other), look_s=0.01)
+    alias = file.with_name(f"{file.name}-by-another-name")
+    alias.symlink_to(file)
+
+    bell = bells.FileBell(str(alias), look_s=0.01)
     yield bell
     bell.close()
 
@@ -278,6 +321,7 @@ def _looking(ledger: Ledger) -> Iterator[bells.FileBell]:
 def asleep_costs(ledger: Ledger, seconds: float) -> Iterator[tuple[str, float]]:
     """How a sleeper sleeps, and the CPU time that it costs: milliseconds a second."""
     file = str(sa.make_url(ledger.url).database)
+
     for words, look_s in (("rung", None), ("looks every 10 ms", 0.01), ("every 2 ms", 0.002)):
         bell = bells.FileBell(file) if look_s is None else bells.FileBell(file, look_s)
         bell.wait(0)

@@ -11,7 +11,8 @@ Alternating in one run, on two sets of images (real X-rays of 1024 x 1024, phant
 Both with the settings of daemon/torch_process.py, as the role makes them; the engine is chosen
 (tuned) before anything is timed.
 
-    python -m benchmarks.pipeline [--images N] [--rounds N] [--data DIR] [--model FOLDER] [--device D]
+    python -m benchmarks.pipeline [--images N] [--rounds N] [--data DIR] [--model FOLDER]
+        [--device D]
 
 Prints medians and ratios of medians. Absolute times are of this machine and its noise.
 """
@@ -22,15 +23,15 @@ Prints medians and ratios of medians. Absolute times are of this machine and its
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -38,13 +39,25 @@ from typing import Any
 
 from daemon import torch_process
 
-torch_process.prepare()  # before torch is loaded
+# Before torch is loaded.
+torch_process.prepare()
 
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.uid import UID
 
+from benchmarks.measurement import (
+    add_data_option,
+    command_line,
+    machine,
+    median_ms,
+    processor_s,
+    seconds_of,
+    xray_files,
+)
 from daemon.analyse.worker import build_pipeline
 from daemon.config import Config
 from daemon.ledger import Arrival, Ledger
@@ -52,8 +65,42 @@ from daemon.spool import Spool
 from inference.pipeline import Pipeline
 from training import phantom
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-_AT_REST = 0.05  # of a core: a process that uses less has nothing to do
+# Of a core: a process that uses less has nothing to do.
+_AT_REST = 0.05
+_LOOK_S = 2.0
+
+
+def main() -> None:
+    """Compare on both sets of images."""
+    options = _options()
+    facts = (f"torch {torch.__version__}", f"{options.rounds} rounds of {options.images} images")
+    print(machine(*facts))
+
+    sets = {"real X-rays": lambda: xrays(options.data, options.images), "2500 x 2048": large}
+    for name, originals in sets.items():
+        with tempfile.TemporaryDirectory() as folder:
+            role = Role(Path(folder), options.model, options.device)
+            pipeline = build_pipeline(role.config, role.ledger)
+            pipeline.warm_up()
+            pipeline.engine.tune()
+
+            with role.running():
+                compare(name, role, pipeline, originals(), options)
+            role.check()
+            print(f"    engines: {pipeline.engine.running}", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = command_line(__doc__)
+    parser.add_argument("--images", type=int, default=40, help="that wait at once")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--device", default="auto")
+    add_data_option(parser)
+    return parser.parse_args()
+
+
+# ---- the role
 
 
 class Role:
@@ -61,7 +108,9 @@ class Role:
 
     def __init__(self, folder: Path, model: str, device: str, **more: Any) -> None:
         """`more`: further settings."""
-        self._folder, self.path = folder, folder / "pleura.yaml"
+        self._folder = folder
+        self.path = folder / "pleura.yaml"
+
         settings = {
             "spool": str(folder / "spool"),
             "ledger": f"sqlite:///{folder / 'ledger.db'}",
@@ -70,12 +119,15 @@ class Role:
             "destinations": [{"name": "outbox", "folder": str(folder / "outbox")}],
         } | more
         self.path.write_text(yaml.safe_dump(settings))
+
         self.config = Config.model_validate(settings)
-        self.ledger, self.spool = Ledger(self.config.ledger), Spool(self.config.spool)
+        self.ledger = Ledger(self.config.ledger)
+        self.spool = Spool(self.config.spool)
         self.spool.claim(self.ledger.spool_identity)
 
     @contextmanager
     def running(self) -> Iterator[None]:
+        """The role's process, from READY and at rest until the block ends."""
         with (self._folder / "log.txt").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "daemon.cli", "analyse", "-c", str(self.path)],
@@ -85,32 +137,29 @@ class Role:
             assert process.stdout is not None
             if process.stdout.readline() != b"READY\n":
                 raise SystemExit((self._folder / "log.txt").read_text())
+
             self._rest(process.pid)
             yield
             process.terminate()
             process.wait()
 
     def seconds(self, files: Iterable[bytes]) -> float:
-        """From the moment when all of them wait to the moment when none does."""
-        arrivals = []
-        for data in files:
-            uid = str(dcmread(BytesIO(data), stop_before_pixels=True).SOPInstanceUID)
-            name = self.spool.write(data)
-            arrivals.append(
-                Arrival(
-                    name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "BENCH", "dimse", 1, len(data)
-                )
-            )
-        connection = sqlite3.connect(self._folder / "ledger.db")
-        self.ledger.receive(arrivals)
-        started = time.perf_counter()
-        while connection.execute(
-            "SELECT count(*) FROM instances WHERE state = 'received'"
-        ).fetchone()[0]:
-            time.sleep(0.001)
-        took = time.perf_counter() - started
-        connection.close()
-        return took
+        """The seconds from the moment when all files wait to the moment when none does."""
+        arrivals = [self._arrival(data) for data in files]
+
+        with closing(sqlite3.connect(self._folder / "ledger.db")) as connection:
+            self.ledger.receive(arrivals)
+            started = time.perf_counter()
+            while _waiting(connection):
+                time.sleep(0.001)
+            return time.perf_counter() - started
+
+    def _arrival(self, data: bytes) -> Arrival:
+        """Put a file into the spool, for the ledger to be told."""
+        uid = str(dcmread(BytesIO(data), stop_before_pixels=True).SOPInstanceUID)
+        name = self.spool.write(data)
+        sop_class_uid = "1.2.840.10008.5.1.4.1.1.1"
+        return Arrival(name, sop_class_uid, uid, "1.2.1", "BENCH", "dimse", 1, len(data))
 
     def check(self) -> None:
         """All were analysed, or what was timed is something else."""
@@ -121,101 +170,95 @@ class Role:
     def _rest(pid: int) -> None:
         """Until the process has nothing more to do: its engine is chosen."""
         while True:
-            before = cpu_s(pid)
-            time.sleep(2.0)
-            if cpu_s(pid) - before < 2.0 * _AT_REST:
+            before_s = processor_s(pid)
+            time.sleep(_LOOK_S)
+            if processor_s(pid) - before_s < _LOOK_S * _AT_REST:
                 return
 
 
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _waiting(connection: sqlite3.Connection) -> int:
+    rows = connection.execute("SELECT count(*) FROM instances WHERE state = 'received'")
+    (count,) = rows.fetchone()
+    return int(count)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=40, help="that wait at once")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
-    )
-    options = parser.parse_args()
-    print(
-        f"{os.cpu_count()} cores, torch {torch.__version__}, {options.rounds} rounds of {options.images} images"
-    )
-    sets = {"real X-rays": lambda: xrays(options.data, options.images), "2500 x 2048": large}
-    for name, originals in sets.items():
-        with tempfile.TemporaryDirectory() as folder:
-            role = Role(Path(folder), options.model, options.device)
-            pipeline = build_pipeline(role.config, role.ledger)
-            pipeline.warm_up()
-            pipeline.engine.tune()
-            with role.running():
-                compare(name, role, pipeline, originals(), options)
-            role.check()
-            print(f"    engines: {pipeline.engine.running}", flush=True)
+# ---- the comparison
 
 
 def compare(
-    name: str, role: Role, pipeline: Pipeline, originals: list[bytes], options: argparse.Namespace
+    name: str,
+    role: Role,
+    pipeline: Pipeline,
+    originals: Sequence[bytes],
+    options: argparse.Namespace,
 ) -> None:
-    alone: dict[str, list[float]] = {"bare": [], "role": []}
-    many: dict[str, list[float]] = {"bare": [], "role": []}
-    serial = 0
+    """Print rates of many images, and times of single images, of the role beside the bare work."""
+    # Images per second of many; seconds of single images.
+    rates: dict[str, list[float]] = {"bare": [], "role": []}
+    times: dict[str, list[float]] = {"bare": [], "role": []}
+    serials = itertools.count(1)
+
     for turn in range(options.rounds + 1):
-        files = []
-        for number in range(options.images):
-            serial += 1
-            files.append(renamed(originals[number % len(originals)], serial))
-        singles = files[: max(4, options.images // 4)]
+        chosen = itertools.islice(itertools.cycle(originals), options.images)
+        files = [renamed(original, next(serials)) for original in chosen]
         took = {"bare": bare(pipeline, files), "role": role.seconds(files)}
-        for file in singles:
-            serial += 1
-            one = renamed(file, serial)
-            first, second = bare(pipeline, [one]), role.seconds([one])
-            if turn:
-                alone["bare"].append(first)
-                alone["role"].append(second)
-        for who in many if turn else ():  # the first turn warms up
-            many[who].append(len(files) / took[who])
-    rates = {who: statistics.median(found) for who, found in many.items()}
-    times = {who: statistics.median(found) * 1e3 for who, found in alone.items()}
+
+        singles = files[: max(4, options.images // 4)]
+        copies = [renamed(file, next(serials)) for file in singles]
+        pairs = [(bare(pipeline, [copy]), role.seconds([copy])) for copy in copies]
+
+        # The first turn warms up.
+        if turn:
+            for side in rates:
+                rates[side].append(len(files) / took[side])
+            times["bare"] += [bare_s for bare_s, _ in pairs]
+            times["role"] += [role_s for _, role_s in pairs]
+
+    _print(name, rates, times)
+
+
+def _print(
+    name: str, rates: Mapping[str, Sequence[float]], times: Mapping[str, Sequence[float]]
+) -> None:
+    bare_rate, role_rate = (statistics.median(rates[side]) for side in ("bare", "role"))
+    bare_ms, role_ms = (median_ms(times[side]) for side in ("bare", "role"))
+    rounds = zip(rates["role"], rates["bare"], strict=True)
+
     print(
-        f"{name}: images/s  bare {rates['bare']:.2f}  role {rates['role']:.2f}  ratio {ratio(rates):.2f}"
+        f"{name}: images/s  bare {bare_rate:.2f}  role {role_rate:.2f}  "
+        f"ratio {role_rate / bare_rate:.2f}"
     )
     print(
-        f"{name}: one image, ms  bare {times['bare']:.1f}  role {times['role']:.1f}  ratio {ratio(times):.2f}"
+        f"{name}: one image, ms  bare {bare_ms:.1f}  role {role_ms:.1f}  "
+        f"ratio {role_ms / bare_ms:.2f}"
     )
-    print(
-        f"{'':4}by round, role / bare: {' '.join(f'{b / a:.2f}' for a, b in zip(*many.values(), strict=True))}",
-        flush=True,
-    )
+    by_round = " ".join(f"{of_role / of_bare:.2f}" for of_role, of_bare in rounds)
+    print(f"{'':4}by round, role / bare: {by_round}", flush=True)
 
 
-def ratio(figures: dict[str, float]) -> float:
-    return figures["role"] / figures["bare"]
+def bare(pipeline: Pipeline, files: Sequence[bytes]) -> float:
+    """The seconds of the bare work, one image after another."""
+
+    def analyse() -> None:
+        for data in files:
+            (outcome,) = pipeline.analyse([data], datetime.now().astimezone())
+            assert outcome.results, outcome.detail
+
+    return seconds_of(analyse)
 
 
-def bare(pipeline: Pipeline, files: list[bytes]) -> float:
-    started = time.perf_counter()
-    for data in files:
-        (outcome,) = pipeline.analyse([data], datetime.now().astimezone())
-        assert outcome.results, outcome.detail
-    return time.perf_counter() - started
+# ---- the images
 
 
 def xrays(data: Path, images: int) -> list[bytes]:
     """Real X-rays, JPEG Baseline and JPEG-LS, with and without a pneumothorax; adults."""
-    found = []
-    for path in sorted((data / "siim" / "dicom").glob("*.dcm")):
+    adults = []
+    for path in xray_files(data):
         age = str(dcmread(path, stop_before_pixels=True).get("PatientAge") or "040Y")
         if int("".join(filter(str.isdigit, age))) >= 18:
-            found.append(path)
-    return [path.read_bytes() for path in found[:: max(1, len(found) // images)][:images]]
+            adults.append(path)
+
+    return [path.read_bytes() for path in adults[:: max(1, len(adults) // images)][:images]]
 
 
 def large() -> list[bytes]:
@@ -226,19 +269,23 @@ def large() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(4):
             drawn = phantom.draw(seed, bool(seed % 2), 1250)
-            twice = [
-                np.repeat(np.repeat(one[:, 113:1137], 2, axis=0), 2, axis=1)
-                for one in (drawn.pixels, drawn.mask)
-            ]
-            part = phantom.Phantom(twice[0], twice[1], seed)
-            files.append(phantom.write(part, Path(folder) / "large.dcm").read_bytes())
+            chest = phantom.Phantom(_twice(drawn.pixels), _twice(drawn.mask), seed)
+            files.append(phantom.write(chest, Path(folder) / "large.dcm").read_bytes())
     return files
+
+
+def _twice(plane: NDArray[Any]) -> NDArray[Any]:
+    """The middle of a plane, each pixel as four."""
+    return np.repeat(np.repeat(plane[:, 113:1137], 2, axis=0), 2, axis=1)
 
 
 def renamed(data: bytes, serial: int) -> bytes:
     """The same picture as another instance: a duplicate would be no new work."""
     dataset = dcmread(BytesIO(data))
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"2.25.{serial}"
+    uid = UID(f"2.25.{serial}")
+    dataset.SOPInstanceUID = uid
+    dataset.file_meta.MediaStorageSOPInstanceUID = uid
+
     buffer = BytesIO()
     dataset.save_as(buffer)
     return buffer.getvalue()

@@ -2,16 +2,15 @@
 
     python -m benchmarks.start [--beside CHECKOUT] [--rounds N] [--only TEXT]
 
-`--beside`: another checkout of Pleura, measured in turn with this one, by the same Python. Memory is
-the resident set of a role that has said READY, and of `serve` once it has started its roles, in MB.
-Time is CPU time of the process, the median in milliseconds, of a role until it said READY: on a
+`--beside`: another checkout of Pleura, measured in turn with this one, by the same Python. Memory
+is the resident set of a role that has said READY, and of `serve` once it has started its roles, in
+MB. Time is CPU time of the process, the median in milliseconds, of a role until it said READY: on a
 quiet machine a command takes little more. `doctor` asks a node of which only analyse runs.
 `--only`: those lines whose text has this in it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import statistics
@@ -22,10 +21,10 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from benchmarks.measurement import REPOSITORY, command_line, processor_s
 from tools.peers.ports import unused_port
 from tools.peers.waiting import wait_until
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 _COMMANDS = (("config", "check"), ("status",), ("trace", "1.2.3"), ("verify",))
 _MEASURES = ("receive", "deliver", "supervisor", "analyse", *map(" ".join, _COMMANDS), "doctor")
 
@@ -57,25 +56,21 @@ class Checkout:
                 process = self._ready(role)
                 self._note(f"{role}, MB", _resident_mb(process.pid))
                 _end(process)
+
         if "supervisor" in wanted:
             self._measure_supervisor()
-
         for words in _COMMANDS:
             if " ".join(words) in wanted:
                 self._measure_command(*words)
         if "doctor" in wanted:
-            process = self._ready("analyse")
-            # Its first sign of life, which doctor looks for.
-            time.sleep(1.0)
-            self._measure_command("doctor")
-            _end(process)
+            self._measure_doctor()
 
     def _ready(self, role: str) -> subprocess.Popen[str]:
         """A role that has said READY."""
         process = self._start(role)
         assert process.stdout is not None
         assert process.stdout.readline() == "READY\n"
-        self._note(f"{role} until READY, ms", _cpu_ms(process.pid))
+        self._note(f"{role} until READY, ms", processor_s(process.pid) * 1e3)
         return process
 
     def _measure_supervisor(self) -> None:
@@ -86,12 +81,21 @@ class Checkout:
         self._note("supervisor, MB", _resident_mb(process.pid))
         _end(process)
 
+    def _measure_doctor(self) -> None:
+        process = self._ready("analyse")
+        # Its first sign of life, which doctor looks for.
+        time.sleep(1.0)
+        self._measure_command("doctor")
+        _end(process)
+
     def _measure_command(self, *words: str) -> None:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(self._command(*words), env=self._environment, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        self._note(f"pleura {' '.join(words)}, ms", spent * 1e3)
+
+        user_s = after.ru_utime - before.ru_utime
+        system_s = after.ru_stime - before.ru_stime
+        self._note(f"pleura {' '.join(words)}, ms", (user_s + system_s) * 1e3)
 
     def _command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "daemon.cli", *words, "-c", str(self._settings)]
@@ -105,42 +109,45 @@ class Checkout:
             text=True,
         )
 
-    def _note(self, what: str, value: float) -> None:
-        self.figures.setdefault(what, []).append(value)
+    def _note(self, name: str, value: float) -> None:
+        self.figures.setdefault(name, []).append(value)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print what starts cost, beside another checkout where asked."""
+    parser = command_line(__doc__)
     parser.add_argument("--beside", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", metavar="TEXT")
     options = parser.parse_args()
-    wanted = [each for each in _MEASURES if options.only in each]
+    wanted = [measure for measure in _MEASURES if options.only in measure]
 
     with tempfile.TemporaryDirectory() as folder:
         ours = Checkout(REPOSITORY, Path(folder) / "ours")
         other = Checkout(options.beside, Path(folder) / "other") if options.beside else None
+        checkouts = [ours] if other is None else [other, ours]
+
         # Not in the checkout: `python -m` would import from there.
         os.chdir(folder)
-        for checkout in filter(None, (ours, other)):
+        for checkout in checkouts:
             checkout.prepare()
         for _ in range(options.rounds):
-            if other is not None:
-                other.measure(wanted)
-            ours.measure(wanted)
+            for checkout in checkouts:
+                checkout.measure(wanted)
 
-        for what, values in ours.figures.items():
-            line = f"{what:28} {statistics.median(values):7.1f}"
-            if other is not None:
-                before = statistics.median(other.figures[what])
-                line += f"  beside {before:7.1f}, ratio {before / statistics.median(values):.2f}"
-            print(line)
+    _print(ours, other)
 
 
-def _cpu_ms(pid: int) -> float:
-    """CPU time of a process so far: user and system, in clock ticks (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
+def _print(ours: Checkout, other: Checkout | None) -> None:
+    """Medians of each figure, and the ratio of the other checkout's to ours."""
+    for name, values in ours.figures.items():
+        median = statistics.median(values)
+        line = f"{name:28} {median:7.1f}"
+
+        if other is not None:
+            beside = statistics.median(other.figures[name])
+            line += f"  beside {beside:7.1f}, ratio {beside / median:.2f}"
+        print(line)
 
 
 def _resident_mb(pid: int) -> float:

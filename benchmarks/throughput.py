@@ -11,15 +11,16 @@ a dedicated host does better.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from benchmarks.measurement import add_data_option, command_line, machine, xray_files
 from daemon.commands.send import send
 from daemon.ledger import Ledger
 from tools.peers.harness import Node
@@ -27,69 +28,87 @@ from tools.peers.ports import unused_port
 from tools.peers.postgres import Postgres
 from tools.peers.waiting import wait_until
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ASSOCIATIONS = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the images per second with each database."""
+    parser = command_line(__doc__)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
-    )
+    add_data_option(parser)
     options = parser.parse_args()
-    files = sorted((options.data / "siim" / "dicom").glob("*.dcm"))[: options.images]
-    rates: dict[str, list[float]] = {"sqlite": [], "postgresql": []}
+    files = xray_files(options.data)[: options.images]
+
     with (
-        tempfile.TemporaryDirectory() as folder,
-        Postgres(Path(folder) / "postgres", unused_port()) as postgres,
+        tempfile.TemporaryDirectory() as name,
+        Postgres(Path(name) / "postgres", unused_port()) as postgres,
     ):
-        for number, engine in itertools.product(range(options.rounds), rates):
-            ledger = postgres.create_database(f"round_{number}") if engine == "postgresql" else None
-            rates[engine].append(
-                len(files) / seconds(files, Path(folder) / f"{engine}-{number}", ledger)
-            )
-    print(f"{len(files)} images, {os.cpu_count()} cores, {options.rounds} rounds")
-    for engine, found in rates.items():
-        print(
-            f"{engine:10}  median {statistics.median(found):5.2f} images/s  ({min(found):.2f} to {max(found):.2f})"
-        )
+        rates = _rates(files, Path(name), postgres, options.rounds)
+
+    print(f"{len(files)} images, {machine()}, {options.rounds} rounds")
+    for engine, figures in rates.items():
+        median = statistics.median(figures)
+        span = f"({min(figures):.2f} to {max(figures):.2f})"
+        print(f"{engine:10}  median {median:5.2f} images/s  {span}")
+
+
+def _rates(
+    files: list[Path], folder: Path, postgres: Postgres, rounds: int
+) -> Mapping[str, Sequence[float]]:
+    """Images per second of each round, by the ledger's engine."""
+    rates: dict[str, list[float]] = {"sqlite": [], "postgresql": []}
+
+    for number, engine in itertools.product(range(rounds), rates):
+        ledger = postgres.create_database(f"round_{number}") if engine == "postgresql" else None
+        took_s = seconds(files, folder / f"{engine}-{number}", ledger)
+        rates[engine].append(len(files) / took_s)
+
+    return rates
 
 
 def seconds(files: list[Path], folder: Path, ledger: str | None) -> float:
-    """From the first C-STORE to the last result."""
-    settings = {
-        "destinations": [
-            {"name": "outbox", "folder": str(folder / "outbox"), "results": ["SEG", "SC"]}
-        ]
-    }
-    with Node(folder, unused_port(), **settings | ({"ledger": ledger} if ledger else {})) as node:
+    """The seconds from the first C-STORE to the last result.
+
+    `ledger`: its URL; None: the node's own SQLite.
+    """
+    outbox = {"name": "outbox", "folder": str(folder / "outbox"), "results": ["SEG", "SC"]}
+    settings: dict[str, Any] = {"destinations": [outbox]}
+    if ledger is not None:
+        settings["ledger"] = ledger
+
+    with Node(folder, unused_port(), **settings) as node:
         started = time.perf_counter()
-        senders = [
-            threading.Thread(target=feed, args=(files[n::ASSOCIATIONS], node.port))
-            for n in range(ASSOCIATIONS)
-        ]
-        for sender in senders:
-            sender.start()
-        for sender in senders:
-            sender.join()
+        _send_all(files, node.port)
+
         watched = Ledger(str(node.settings["ledger"]))
         wait_until("all is done", lambda: done(watched.inspect.counts(), len(files)), 0.2)
-        took = time.perf_counter() - started
+        took_s = time.perf_counter() - started
+
         watched.close()
-        return took
+        return took_s
+
+
+def _send_all(files: list[Path], port: int) -> None:
+    """Send the files over all associations at a time."""
+    senders = [
+        threading.Thread(target=feed, args=(files[number::ASSOCIATIONS], port))
+        for number in range(ASSOCIATIONS)
+    ]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
 
 
 def done(counts: dict[str, dict[str, int]], images: int) -> bool:
-    """All have ended, and nothing is owed."""
+    """Whether all images have ended, and nothing is owed."""
     ended = sum(counts["instances"].values()) - counts["instances"]["received"]
     return ended == images and not counts["deliveries"]["owed"]
 
 
 def feed(files: list[Path], port: int) -> None:
+    """Send the files over one association."""
     for answer in send(files, ("127.0.0.1", port), "PLEURA", "BENCHMARK"):
         assert answer.ok, answer
 

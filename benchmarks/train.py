@@ -15,9 +15,7 @@ train`.
 
 from __future__ import annotations
 
-import argparse
 import csv
-import os
 import statistics
 import tempfile
 import time
@@ -27,6 +25,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.measurement import (
+    REPOSITORY,
+    by_turns,
+    command_line,
+    load,
+    machine,
+    median_ratio,
+)
 from inference.engine import choose_device
 from inference.networks import build
 from training import phantom, recipe
@@ -35,7 +41,7 @@ from training.fitting.batches import Batches, Samples
 from training.fitting.run import Run
 from training.recipe import Stage
 
-RECIPE = Path(__file__).resolve().parent.parent / "config" / "recipes" / "t6-unet-plus-plus-b4.yaml"
+RECIPE = REPOSITORY / "config" / "recipes" / "t6-unet-plus-plus-b4.yaml"
 # One epoch a turn; the mean of the last epochs is made after the loop
 FIXED = {
     "epochs": 1,
@@ -46,34 +52,26 @@ FIXED = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the images per second of both loops, and their ratios."""
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=8, help="of each turn")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="as networks.0.side=128"
     )
-
     options = parser.parse_args()
+
     asked = recipe.load(RECIPE, dict(change.split("=", 1) for change in options.set))
     stage = Stage.model_validate(asked.networks[0].model_dump() | FIXED)
     device = choose_device("auto")
     batches = Batches([_phantoms(stage, options.batches)], stage, asked.seed, device)
     print(f"{stage.architecture}, {stage.side} px, batch {stage.batch}, {stage.precision}")
+    print(f"{device}, {machine(f'torch {torch.__version__}', load())}")
 
-    print(
-        f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, load "
-        f"{os.getloadavg()[0]:.1f}"
-    )
-    speeds: dict[str, list[float]] = {"ours": [], "bare": []}
-    for turn in range(options.rounds + 1):
-        for name, measure in (("ours", _ours), ("bare", _bare)):
-            speed = measure(stage, batches)
-            # The first one warms up
-            if turn:
-                speeds[name].append(speed)
-
-    ours, bare = (statistics.median(values) for values in speeds.values())
-    turns = statistics.median(one / other for one, other in zip(*speeds.values(), strict=True))
+    measures = {"ours": lambda: _ours(stage, batches), "bare": lambda: _bare(stage, batches)}
+    speeds = by_turns(measures, options.rounds)
+    ours, bare = (statistics.median(speeds[name]) for name in ("ours", "bare"))
+    turns = median_ratio(speeds["ours"], speeds["bare"])
     print(
         f"ours {ours:.2f}, bare {bare:.2f} images/s; ours / bare {ours / bare:.2f}, by turns "
         f"{turns:.2f}"
@@ -82,9 +80,9 @@ def main() -> None:
 
 def _phantoms(stage: Stage, batches: int) -> Samples:
     drawn = [phantom.draw(seed, pneumothorax=True, size=stage.side) for seed in range(stage.batch)]
-    pixels = [(one.pixels / one.pixels.max() * 255).astype(np.uint8) for one in drawn]
-    masks = [one.mask.astype(np.uint8) * 255 for one in drawn]
-    return Samples(images=np.stack(pixels), targets=np.stack(masks), times=batches)
+    images = [(chest.pixels / chest.pixels.max() * 255).astype(np.uint8) for chest in drawn]
+    masks = [chest.mask.astype(np.uint8) * 255 for chest in drawn]
+    return Samples(images=np.stack(images), targets=np.stack(masks), times=batches)
 
 
 def _network(stage: Stage) -> nn.Module:
@@ -93,6 +91,7 @@ def _network(stage: Stage) -> nn.Module:
 
 
 def _ours(stage: Stage, batches: Batches) -> float:
+    """Images per second of one epoch, as the run's own curve states them."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), stage, "phantoms", ["benchmark"])
         run.console.quiet = True
@@ -102,6 +101,7 @@ def _ours(stage: Stage, batches: Batches) -> float:
 
 
 def _bare(stage: Stage, batches: Batches) -> float:
+    """Images per second of as many steps on one batch."""
     device = batches.device
     network = _network(stage).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
