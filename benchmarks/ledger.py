@@ -236,6 +236,9 @@ class _NoFiles(Spool):
     def sync(self, names: Iterable[str]) -> None:
         """Nothing was written."""
 
+    def require_whole(self, sizes: Mapping[str, int]) -> None:
+        """Nothing was written."""
+
 
 def received_per_s(ledger: Ledger, folder: Path, writers: int) -> float:
     """Rows per second that get committed.
