@@ -41,6 +41,7 @@ class Watch:
         self._ledger = ledger
         self._every_s = every_s
         self._settle_s = settle_s
+
         self._began_at: float | None = None
         self._drift: dict[str, str] = {}
         self._drift_due_at = 0.0

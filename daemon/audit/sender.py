@@ -156,10 +156,12 @@ def append(path: Path, messages: Sequence[bytes]) -> None:
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
     try:
         size_bytes = os.fstat(descriptor).st_size
         is_cut_off = size_bytes > 0 and os.pread(descriptor, 1, size_bytes - 1) != b"\n"
         lines = b"".join(message + b"\n" for message in messages)
+
         try:
             _write_all(descriptor, b"\n" + lines if is_cut_off else lines)
             os.fsync(descriptor)

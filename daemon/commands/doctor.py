@@ -122,14 +122,17 @@ def _elsewhere(
         yield f"port {config.port}", partial(_listener, config, config.port)
     if config.tls is not None:
         yield f"TLS port {config.tls.port}", partial(_tls_listener, config)
+
     for own in tls.credentials(config):
         yield f"certificate {own.certificate}", partial(_certificate, own)
     for key, path in tls.trusted(config):
         yield f"{key} {path}", partial(_trusted, key, path)
+
     if doubtful_body_parts(config.admission.body_parts):
         yield "admission", partial(_admission, config)
     if config.inbox is not None:
         yield f"inbox {config.inbox}", partial(_folder, config.inbox)
+
     for destination in config.destinations:
         subject = f"destination {destination.name}"
         if isinstance(destination, DicomDestination):

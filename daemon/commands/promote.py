@@ -133,17 +133,21 @@ def _replaceable(model: str, shadow: str) -> tuple[Path, Path]:
             "model: found default, which ships with Pleura and is not replaced; write in the "
             f"settings `model: {shadow}` and `shadow: null`, then restart the node"
         )
-    place, source = _place(model), Path(shadow)
+
+    place = _place(model)
+    source = Path(shadow)
     if place.is_dir() != source.is_dir():
         raise CannotStartError(
             f"shadow.model: found {source}; allowed: a folder where `model` is a folder, and a "
             f"zip where it is a zip ({place})"
         )
+
     if source.resolve() in (_before(place).resolve(), _copy_of(place).resolve()):
         raise CannotStartError(
             f"shadow.model: found {source}, a name that a promotion uses itself; allowed: another "
             "name, after: mv"
         )
+
     return place, source
 
 

@@ -235,6 +235,7 @@ class Courier:
     def _send(self, store: Store, job: DeliveryJob, watch: Stopwatch, turn: _Turn) -> None:
         """Send one object, and note in `turn` what came of it."""
         watch.note("begun")
+
         try:
             # The file, or the spool, may have gone while the others were sent.
             if not self._is_whole(job):
@@ -291,6 +292,7 @@ class Courier:
         last = self._troubled.setdefault(job.id, _Troubled()).stored_at_last
         stores_others = last is not None and self._stored > last
         judged = verdict(answer.status, job.failures, job.failing_s, stores_others)
+
         if judged is Verdict.STORED:
             self._ledger.mark_stored(job, answer.status, self._commitment, self._recipient, steps)
             turn.stored += 1

@@ -97,6 +97,7 @@ def read_messages(folder: Path, spool_identity: str) -> Reports:
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".hl7")
     found = Reports(left=max(0, len(paths) - MOST_MESSAGES))
+
     for place, path in enumerate(paths[:MOST_MESSAGES], 1):
         try:
             told = findings(_content(path))
@@ -106,6 +107,7 @@ def read_messages(folder: Path, spool_identity: str) -> Reports:
         else:
             found.taken.append(path)
             found.findings.update((key_of(name, spool_identity), yes) for name, yes in told.items())
+
     return found
 
 

@@ -155,12 +155,14 @@ def unresolved(database: Database) -> list[Unresolved]:
     is_kept = instances.c.removed_at.is_(None)
     with database.reading() as conn:
         day = whole(conn, instances.c.completed_at / _DAY_S).label("day")
+
         failed = sa.select(
             instances.c.reason.label("subject"),
             day,
             instances.c.sop_instance_uid.label("uid"),
             instances.c.id.label("id"),
         ).where(*_ended(instances, ImageState.FAILED.value), is_kept)
+
         refused = (
             sa.select(
                 deliveries.c.destination.label("subject"),
@@ -173,6 +175,7 @@ def unresolved(database: Database) -> list[Unresolved]:
             .join(instances, instances.c.id == results.c.instance_id)
             .where(*_ended(deliveries, DeliveryState.REFUSED.value), is_kept)
         )
+
         return [*_by_day(conn, "failed", failed), *_by_day(conn, "refused", refused)]
 
 
@@ -278,6 +281,7 @@ def _uncommitted(conn: Connection) -> dict[str, Uncommitted]:
         state_is(deliveries, "stored"), deliveries.c.commit_due_at.is_not(None)
     )
     found: dict[str, Uncommitted] = {}
+
     for name in distinct(conn, deliveries.c.destination, is_uncommitted):
         oldest = (
             sa.select(deliveries.c.stored_at, deliveries.c.why)
@@ -292,6 +296,7 @@ def _uncommitted(conn: Connection) -> dict[str, Uncommitted]:
         row = conn.execute(oldest).first()
         if row is not None:
             found[name] = Uncommitted(row.stored_at, row.why or "")
+
     return found
 
 

@@ -1193,6 +1193,7 @@ class Ledger:
         with self._database.reading() as conn:
             if conn.execute(sa.select(destinations.c.name).where(is_down)).first() is None:
                 return
+
         with self._database.transaction() as (conn, now):
             row = {
                 "down_since": None,

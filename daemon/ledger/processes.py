@@ -35,6 +35,7 @@ def is_alive(owner: str) -> bool:
     machine, _, pid = owner.rpartition(":")
     if machine != this_machine():
         return False
+
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

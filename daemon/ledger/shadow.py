@@ -74,6 +74,7 @@ class ShadowView:
             .order_by(image.id)
             .limit(1)
         )
+
         with self._database.reading() as conn:
             row = conn.execute(query).first()
         return None if row is None else ShadowJob(row.id, row.spool_name, row.model or "")
@@ -88,6 +89,7 @@ class ShadowView:
         """The shadow that looked at an image last; None: there was no shadow yet."""
         answer = shadow_answers.c
         newest: dict[str, float] = {}
+
         with self._database.reading() as conn:
             # Of each model the last row alone.
             for model in distinct(conn, answer.model):
@@ -98,6 +100,7 @@ class ShadowView:
                     .limit(1)
                 )
                 newest[model] = conn.execute(last).scalar_one()
+
         return max(newest, key=lambda model: newest[model], default=None)
 
     def pairs(self, shadow: str) -> Pairs | None:

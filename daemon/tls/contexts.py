@@ -70,6 +70,7 @@ class Credentials:
         require_file(f"{self.where}.certificate", self.certificate)
         require_secret(f"{self.where}.key", self.key)
         passphrase = self._passphrase()
+
         try:
             # Without a password OpenSSL would ask the terminal for one.
             context.load_cert_chain(self.certificate, self.key, password=passphrase)

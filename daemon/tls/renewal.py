@@ -72,10 +72,12 @@ class Renewed:
         with self._lock:
             # Read before the files: what changes in between is found changed the next time.
             marks = self._look()
+
             if self._context is None:
                 self._context = self._first()
             elif marks != self._marks or self._is_due():
                 self._context = self._renewed(self._context)
+
             self._marks = marks
             return self._context
 

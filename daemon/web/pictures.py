@@ -109,6 +109,7 @@ class Pictures:
         the next visit tries again.
         """
         data = self._read(name)
+
         try:
             with self._turn:
                 return run("inference.preview", ["picture", _SIDE_PX], data, _BOUNDS)

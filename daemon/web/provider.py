@@ -107,6 +107,7 @@ class Provider:
             raise tls.TlsError(f"web.oidc: {missing}")
         if oidc.client_secret_file is not None:
             tls.require_secret("web.oidc.client_secret_file", oidc.client_secret_file)
+
         self._oidc = oidc
         self._context = tls.provider_context(oidc)
         self._turns = threading.BoundedSemaphore(_MOST_AT_ONCE)
