@@ -82,15 +82,18 @@ def draw(case: Case) -> Image.Image:
     """The whole picture, RGB: the radiograph on top, the banner below."""
     panel = place(case)
     words = typeset(banner.message(case), panel.canvas_width, panel.height)
+
     canvas = Image.new("L", (panel.canvas_width, panel.banner_top + words.height), 0)
     canvas.paste(_radiograph(case, panel), (panel.left, 0))
     # Merging takes a third of converting's time.
     picture = Image.merge("RGB", (canvas, canvas, canvas))
+
     if case.segmented is not None:
         # Pixel centres at whole numbers, in the source as in the picture.
         lines = [(line + 0.5) * panel.scales - 0.5 for line in outlines_of(case)]
         stroked, at = _stroked(canvas, lines, panel)
         picture.paste(stroked, at)
+
     picture.paste(words, (0, panel.banner_top))
     return picture
 

@@ -91,12 +91,14 @@ def check(
     `beside`: the split of another layout, whose run these images train in too.
     """
     found = [*(cases.findings if isinstance(cases, Cases) else ()), *_of_labels(cases)]
+
     if parts is not None:
         found += _of_parts(parts)
     if beside is not None:
         found += _across(cases, beside)
     if seen is not None:
         found += _of_pixels(cases, seen)
+
     return Report(
         tuple(finding for finding in found if finding.where), len(cases), seen is not None
     )

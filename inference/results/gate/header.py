@@ -50,6 +50,7 @@ def everything(
     """
     elements = []
     items = [dataset]
+
     # Grows as items are found.
     for item in items:
         for tag in item.keys():  # noqa: SIM118 - iterating over a data set decodes it
@@ -57,6 +58,7 @@ def everything(
             elements.append(element)
             if element.VR == "SQ" and not isinstance(element, RawDataElement):
                 items.extend(element.value)
+
     return tuple(elements), tuple(items)
 
 
