@@ -225,6 +225,8 @@ def _backup(options: argparse.Namespace) -> int:
         print(f"{options.out}: {error}", file=sys.stderr)
         return EXIT_FAILED
 
+    for fault in backup.faults:
+        print(fault)
     print(
         f"{backup.ledger}: {backup.files} spool files counted on, {backup.copied} copied, "
         f"{backup.missing} missing, {backup.removed} removed from the backup"

@@ -393,7 +393,8 @@ class Unfinished:
 def identity(folder: Path) -> str | None:
     """The identity of a spool; None where no node has run with this folder."""
     marker = folder / _MARKER
-    return marker.read_text() if marker.exists() else None
+    # A person may have put it back by hand, with a line feed at its end.
+    return marker.read_text().strip() if marker.exists() else None
 
 
 def _another(folder: Path) -> str:

@@ -5,25 +5,29 @@ database. The files of that moment follow. In this order a file may have been re
 meanwhile, which is counted; a row never lacks a file that is still needed.
 
 The same folder may be used again: files that are there already are not copied again, and files that
-the new copy of the ledger does not count on are removed.
+the new copy of the ledger does not count on are removed. So a ledger that does not go on from the
+copy in the folder is refused: a node that began anew after a lost disk would replace the only copy
+of what it lost.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from daemon.ledger import Inspection
+from daemon.ledger import Inspection, KeptFile
 from daemon.ledger.copies import copy_ledger
 from daemon.spool import Spool, write_durably
 
 LEDGER = "ledger.db"
 SPOOL = "spool"
+
+_NEWEST = "SELECT id, spool_name FROM instances ORDER BY id DESC LIMIT 1"
+_SAME = "SELECT 1 FROM instances WHERE id = ? AND spool_name = ?"
 
 
 class BackupError(Exception):
@@ -37,18 +41,21 @@ class Backup:
     ledger: Path
     files: int = 0
     copied: int = 0
-    # Counted on by the ledger, and absent or damaged in the spool.
+    # Counted on by the ledger, and absent, damaged or unreadable in the spool.
     missing: int = 0
     removed: int = 0
+    # One line for each missing file.
+    faults: list[str] = field(default_factory=list)
 
 
 def back_up(ledger_url: str, spool_folder: Path, out: Path) -> Backup:
     """Write `out`/ledger.db and `out`/spool.
 
     Raises:
-        BackupError: the ledger is not SQLite, or `out` lies inside the spool.
+        BackupError: the ledger is not SQLite, or cannot be copied; `out` lies inside the spool, or
+            holds the copy of a ledger that this one does not go on from.
         LedgerError, SpoolError: the node has not run with these settings.
-        OSError, sqlite3.Error: the disk.
+        OSError: the disk.
     """
     url = make_url(ledger_url)
     if url.get_backend_name() != "sqlite":
@@ -65,28 +72,59 @@ def back_up(ledger_url: str, spool_folder: Path, out: Path) -> Backup:
 
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     backup = Backup(out / LEDGER)
-    copy_ledger(Path(str(url.database)), backup.ledger)
+    ledger = Path(str(url.database))
+    try:
+        _require_successor(ledger, backup.ledger)
+        copy_ledger(ledger, backup.ledger)
+    except sqlite3.Error as error:
+        raise BackupError(
+            f"{backup.ledger}: the ledger cannot be copied there ({error})"
+        ) from error
     _copy_spool(backup, spool, out / SPOOL)
     return backup
+
+
+def _require_successor(ledger: Path, earlier: Path) -> None:
+    """Raises BackupError unless the ledger knows what the earlier copy knows.
+
+    The newest image tells: a ledger that goes on keeps each row, and its number.
+    """
+    if not earlier.exists():
+        return
+
+    with closing(sqlite3.connect(f"{earlier.resolve().as_uri()}?mode=ro", uri=True)) as before:
+        identity = before.execute("SELECT identity FROM spools").fetchone()
+        newest = before.execute(_NEWEST).fetchone()
+    with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True)) as now:
+        is_same_spool = now.execute("SELECT identity FROM spools").fetchone() == identity
+        is_known = newest is None or now.execute(_SAME, newest).fetchone() is not None
+    if is_same_spool and is_known:
+        return
+
+    raise BackupError(
+        f"{earlier}: the copy of another ledger, or of a later state of this ledger: it knows "
+        "images that this ledger does not know. Nothing was changed. Is the right ledger in place "
+        f"(docs/backup.md)? If it is, keep {earlier.parent} and name a new folder"
+    )
 
 
 def _copy_spool(backup: Backup, spool: Spool, out: Path) -> None:
     out.mkdir(mode=0o700, exist_ok=True)
     with closing(Inspection.open(f"sqlite:///{backup.ledger}")) as inspect:
         identity = inspect.spool_identity()
-        kept = {file.spool_name: file.size_bytes for file in inspect.kept_files()}
+        kept = {file.spool_name: file for file in inspect.kept_files()}
     if identity is not None:
         write_durably(out / "spool.id", identity.encode())
 
-    for name, size_bytes in kept.items():
+    for name, file in kept.items():
         backup.files += 1
         target = out / name[:2] / name
-        if target.is_file() and size_bytes in (None, target.stat().st_size):
+        if target.is_file() and file.size_bytes in (None, target.stat().st_size):
             continue
-        if spool.damage(name, size_bytes):
+        if fault := _fault(spool, file, target):
             backup.missing += 1
+            backup.faults.append(f"{file.what}: {spool.path(name)} {fault}")
             continue
-        _copy(spool.path(name), target)
         backup.copied += 1
 
     for path in out.glob("[0-9a-f][0-9a-f]/*"):
@@ -95,17 +133,21 @@ def _copy_spool(backup: Backup, spool: Spool, out: Path) -> None:
             backup.removed += 1
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(mode=0o700, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, part)
-    _sync(part)
-    part.rename(target)
+def _fault(spool: Spool, file: KeptFile, target: Path) -> str:
+    """Copy one file. Returns why that cannot be, as its damage; "" where it is copied.
 
+    One bad sector must not keep the files after it out of every backup.
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    Raises:
+        SpoolError: the whole spool is gone. OSError: the backup cannot be written.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if damage := spool.damage(file.spool_name, file.size_bytes):
+            return damage
+        data = spool.read(file.spool_name)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    write_durably(target, data)
+    return ""
