@@ -46,10 +46,10 @@ def trouble(config: Config) -> str:
 def absent(config: Config) -> list[str]:
     """The parts of spool and ledger that are not there yet, in words."""
     found = []
-    if not config.spool.exists():
+    if not _is_there(config.spool):
         found.append(f"spool {config.spool}")
     ledger = ledger_file(config)
-    if ledger is not None and not ledger.exists():
+    if ledger is not None and not _is_there(ledger):
         found.append(f"ledger {ledger}")
     return found
 
@@ -61,7 +61,7 @@ def root_warning(config: Config) -> str:
 
     owners = set()
     for path in _roots(config):
-        if path.exists():
+        if _is_there(path):
             owners.add(path.stat().st_uid)
     users = sorted(_user(owner) for owner in owners - {0})
     if users:
@@ -96,7 +96,7 @@ def owner_of(path: Path) -> str:
 def _roots(config: Config) -> list[Path]:
     ledger = ledger_file(config)
     files = [Path(f"{ledger}{suffix}") for suffix in _SQLITE_SUFFIXES] if ledger else []
-    return [config.spool, *(path for path in files if path.exists())]
+    return [config.spool, *(path for path in files if _is_there(path))]
 
 
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
@@ -105,7 +105,7 @@ def _files(config: Config) -> Iterator[tuple[str, Path]]:
     for path in ledger:
         yield "ledger", path
 
-    if not spool.exists():
+    if not _is_there(spool):
         return
     yield "spool", spool
     if not _usable(spool):
@@ -114,6 +114,14 @@ def _files(config: Config) -> Iterator[tuple[str, Path]]:
         yield "spool", path
         if path.is_dir() and _usable(path):
             yield from (("spool", file) for file in path.iterdir())
+
+
+def _is_there(path: Path) -> bool:
+    """False, too, where a folder on the way is closed to this user."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
 
 
 def _usable(path: Path) -> bool:

@@ -22,7 +22,13 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from daemon.ledger import bells
 from daemon.ledger.bells import CHANNEL, Bell, ClosedError, FileBell, PollingBell, ServerBell
 from daemon.ledger.copies import copy_ledger
-from daemon.ledger.errors import LedgerError, UndecidedError, is_hopeless, no_file, not_opened
+from daemon.ledger.errors import (
+    LedgerError,
+    UndecidedError,
+    is_hopeless,
+    not_opened,
+    require_sqlite_file,
+)
 from daemon.ledger.schema import STEPS, create_tables, schema_version
 from daemon.ledger.version import SCHEMA_VERSION, require_not_too_new, require_version
 
@@ -109,7 +115,7 @@ class Database:
             self.engine.dispose()
             cause = getattr(error, "orig", None)
             if is_hopeless(cause):
-                raise not_opened(url, cause) from error
+                raise not_opened(url, Path(str(self.engine.url.database)), cause) from error
             raise
         self._file = _file_at(self.engine.url) if self.is_sqlite else None
 
@@ -327,8 +333,8 @@ def _file_at(url: sa.URL) -> tuple[int, int] | None:
 def require_file(url: str) -> None:
     """Raises LedgerError where SQLite's file is absent: a mistyped path must not make a ledger."""
     parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
-        raise no_file(url)
+    if parsed.get_backend_name() == "sqlite":
+        require_sqlite_file(url, Path(str(parsed.database)))
 
 
 def _engine(url: str, read_only: bool) -> Engine:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+from pathlib import Path
+
 # Errors of SQLite that another start does not heal.
 _HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")
 
@@ -22,13 +26,45 @@ def is_hopeless(cause: BaseException | None) -> bool:
     return getattr(cause, "sqlite_errorname", "").startswith(_HOPELESS)
 
 
-def no_file(url: str) -> LedgerError:
-    """SQLite's file is absent: a mistyped path must not make a ledger."""
-    return LedgerError(
-        f"ledger {url}: there is no such file; the node has not run with these settings yet"
-    )
+def require_sqlite_file(url: str, path: Path) -> None:
+    """Raises LedgerError where SQLite's file is absent: a mistyped path must not make a ledger."""
+    try:
+        is_there = path.is_file()
+    except PermissionError as error:
+        raise LedgerError(
+            f"ledger {url}: this user may not look there{_owner_advice(path)}"
+        ) from error
+    if not is_there:
+        raise LedgerError(
+            f"ledger {url}: there is no such file; the node has not run with these settings yet"
+        )
 
 
-def not_opened(url: str, cause: BaseException | None) -> LedgerError:
-    """A hopeless error, in words."""
-    return LedgerError(f"ledger {url}: cannot be opened or created ({cause})")
+def not_opened(url: str, path: Path, cause: BaseException | None) -> LedgerError:
+    """A hopeless error of SQLite's file, in words."""
+    advice = _owner_advice(path)
+    return LedgerError(f"ledger {url}: cannot be opened or created ({cause}){advice}")
+
+
+def _owner_advice(path: Path) -> str:
+    """The owner of the file, or of the folder that hides it, and the command that runs as that
+    user; "" where this user may read and write there.
+    """
+    for place in (path, *path.parents):
+        try:
+            owner = place.lstat().st_uid
+        except OSError:
+            continue
+        if os.access(place, os.R_OK | os.W_OK, effective_ids=True):
+            return ""
+        name = _user(owner)
+        # Nobody runs a node as root.
+        return f"; {place} belongs to {name}" + (f": sudo -u {name} pleura ..." if owner else "")
+    return ""
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"'#{number}'"

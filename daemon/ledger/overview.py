@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from daemon.ledger.errors import LedgerError, is_hopeless, no_file, not_opened
+from daemon.ledger.errors import LedgerError, is_hopeless, not_opened, require_sqlite_file
 from daemon.ledger.records import SameReason
 from daemon.ledger.states import DeliveryState, ImageState
 from daemon.ledger.version import require_version
@@ -217,8 +217,7 @@ class FileOverview(Overview):
             LedgerError: there is no ledger of this version.
         """
         url = f"sqlite:///{path}"
-        if not path.is_file():
-            raise no_file(url)
+        require_sqlite_file(url, path)
 
         connection: sqlite3.Connection | None = None
         try:
@@ -230,7 +229,7 @@ class FileOverview(Overview):
             if connection is not None:
                 connection.close()
             if isinstance(error, sqlite3.Error):
-                raise _trouble(url, error) from error
+                raise _trouble(url, path, error) from error
             raise
         return cls(connection)
 
@@ -262,8 +261,8 @@ def _version_of(connection: sqlite3.Connection) -> int | None:
     return int(version)
 
 
-def _trouble(url: str, error: sqlite3.Error) -> Exception:
-    return not_opened(url, error) if is_hopeless(error) else _in_sqlalchemys_words(error)
+def _trouble(url: str, path: Path, error: sqlite3.Error) -> Exception:
+    return not_opened(url, path, error) if is_hopeless(error) else _in_sqlalchemys_words(error)
 
 
 def _in_sqlalchemys_words(error: sqlite3.Error) -> Exception:

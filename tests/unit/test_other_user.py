@@ -1,0 +1,80 @@
+"""A command that another user runs than the node's: it says which user to be, not where Python was.
+
+The node's folder is closed to others (0700), so this is what a person meets who forgets `sudo -u`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon import ownership
+from daemon.config import Config
+from daemon.ledger import Inspection, Ledger, LedgerError
+from daemon.ledger.overview import FileOverview
+from daemon.spool import Spool
+
+_NODE, _OTHER = 65533, 65532
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A node's folder, while the test is another user than its owner."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be several users")
+    folder = tmp_path / "node"
+    folder.mkdir(mode=0o700)
+    Ledger(f"sqlite:///{folder}/ledger.db").close()
+    Spool(folder / "spool")
+    os.chown(folder, _NODE, _NODE)
+    os.chown(folder / "ledger.db", _NODE, _NODE)
+
+    # Others may come as far as the folder.
+    for place in (tmp_path, *tmp_path.parents):
+        if place == Path(tempfile.gettempdir()):
+            break
+        place.chmod(place.stat().st_mode | 0o001)
+    os.seteuid(_OTHER)
+    yield folder
+    os.seteuid(0)
+
+
+_OPENERS: list[Callable[[Path], object]] = [
+    lambda path: FileOverview.open(path),
+    lambda path: Inspection.open(f"sqlite:///{path}"),
+    lambda path: Ledger.existing(f"sqlite:///{path}"),
+]
+
+
+@pytest.mark.parametrize("opens", _OPENERS, ids=["status", "verify", "retry"])
+def test_a_closed_folder_is_told_with_its_owner(
+    folder: Path, opens: Callable[[Path], object]
+) -> None:
+    wanted = f"{folder} belongs to '#{_NODE}': sudo -u '#{_NODE}' pleura"
+    with pytest.raises(LedgerError, match=re.escape(wanted)):
+        opens(folder / "ledger.db")
+
+
+@pytest.mark.parametrize("opens", _OPENERS, ids=["status", "verify", "retry"])
+def test_a_closed_file_is_told_with_its_owner(
+    folder: Path, opens: Callable[[Path], object]
+) -> None:
+    os.seteuid(0)
+    folder.chmod(0o755)
+    (folder / "ledger.db").chmod(0o600)
+    os.seteuid(_OTHER)
+    wanted = f"{folder}/ledger.db belongs to '#{_NODE}': sudo -u '#{_NODE}' pleura"
+    with pytest.raises(LedgerError, match=re.escape(wanted)):
+        opens(folder / "ledger.db")
+
+
+def test_doctor_looks_for_owners_in_a_closed_folder_without_breaking(folder: Path) -> None:
+    url = f"sqlite:///{folder}/ledger.db"
+    settings = Config.model_validate({"spool": folder / "spool", "ledger": url})
+    assert ownership.trouble(settings) == ""
+    assert len(ownership.absent(settings)) == 2
