@@ -44,7 +44,7 @@ def summary(inspect: Overview, configured: Collection[str], spool_folder: Path) 
             {"role": row["role"], "owner": row["owner"], "last_sign": _date(row["beat_at"])}
             for row in inspect.roles()
         ],
-        "settings": inspect.settings_of_roles(),
+        "settings": _settings_of_living(inspect),
         "destinations": {
             name: _destination(known.get(name, {}), name in configured)
             for name in sorted({*known, *configured})
@@ -141,12 +141,7 @@ def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str
 
 def settings_lines(inspect: Overview) -> list[str]:
     """One line where every process works under the same settings, else a line for each."""
-    here = this_machine()
-    processes = [
-        each
-        for each in inspect.settings_of_roles()
-        if not each["owner"].startswith(f"{here}:") or is_alive(each["owner"])
-    ]
+    processes = _settings_of_living(inspect)
     if not processes:
         return []
 
@@ -156,6 +151,29 @@ def settings_lines(inspect: Overview) -> list[str]:
     return ["settings: THE ROLES DIFFER; make their files the same, then pleura reload"] + [
         f"  {each['role']} ({each['owner']}): generation {each['generation']}, {_short(each)}"
         for each in processes
+    ]
+
+
+def _settings_of_living(inspect: Overview) -> list[dict[str, Any]]:
+    """settings_of_roles(), without processes that are dead.
+
+    A machine that lost its power, or was removed for good, leaves rows that nobody removes: only
+    its own processes could. A machine has another name after each boot.
+    """
+    now, here = inspect.now(), this_machine()
+    give_signs = {
+        (row["role"], row["owner"])
+        for row in inspect.roles()
+        if now - row["beat_at"] < SILENT_AFTER_S
+    }
+    return [
+        each
+        for each in inspect.settings_of_roles()
+        if (
+            is_alive(each["owner"])
+            if each["owner"].startswith(f"{here}:")
+            else (each["role"], each["owner"]) in give_signs
+        )
     ]
 
 

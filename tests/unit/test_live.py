@@ -219,3 +219,20 @@ def test_the_schema_for_editors_knows_every_key() -> None:
     assert set(schema["properties"]) == set(Config.model_fields)
     assert schema["additionalProperties"] is False
     assert "Allowed: " in schema["properties"]["ae_title"]["description"]
+
+
+def test_a_machine_that_is_gone_for_good_does_not_differ_for_ever(house: House) -> None:
+    """Its processes ended without a word: a power failure, or a host that was removed."""
+    gone = "oldhost/12345678/4026531836:77"
+    earlier = found(house.write(report_absent=True))
+    house.write()
+    house.ledger.generations.begin("analyse", gone, earlier, lambda _: True)
+    house.ledger.beat("analyse", gone)
+    assert "THE ROLES DIFFER" in status.settings_lines(house.ledger.inspect)[0]
+
+    house.ledger.end_beat("analyse", gone)
+    (line,) = status.settings_lines(house.ledger.inspect)
+    assert "in every role" in line
+    told = status.summary(house.ledger.inspect, [], house.file.parent)["settings"]
+    assert gone not in {each["owner"] for each in told}
+    house.ledger.generations.end("analyse", gone)

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     for place in (tmp_path, *tmp_path.parents):
         if place == Path(tempfile.gettempdir()):
             break
-        place.chmod(place.stat().st_mode | 0o001)
+        place.chmod(place.stat().st_mode | 0o011)
     os.seteuid(_OTHER)
     yield folder
     os.seteuid(0)
