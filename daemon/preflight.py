@@ -6,17 +6,17 @@ A process of its own, so that the supervisor holds neither the settings' nor the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from daemon import config as settings
 from daemon import log, service
 from daemon.config import Config
 from daemon.exits import EXIT_CANNOT_START, EXIT_DONE, CannotStartError
+from daemon.ledger import describe
 
 
 def main(file: Path) -> int:
@@ -29,7 +29,7 @@ def main(file: Path) -> int:
     try:
         config = settings.load(file)
         log.use(config.log_format)
-        _check_stores(config)
+        check_stores(config)
     except CannotStartError as error:
         # Its log lines come first.
         log.flush()
@@ -43,11 +43,17 @@ def main(file: Path) -> int:
     return EXIT_DONE
 
 
-def _check_stores(config: Config) -> None:
-    # The roles themselves wait for a database server or a disk that is away.
-    with contextlib.suppress(OperationalError, OSError):
+def check_stores(config: Config) -> None:
+    """Open the ledger and the spool once. Raises CannotStartError where only a person can help."""
+    try:
         ledger, _ = service.open_stores(config)
-        ledger.close()
+    except (OperationalError, OSError):
+        # The roles themselves wait for a database server or a disk that is away.
+        return
+    except DatabaseError as error:
+        # The database answers: rights that are missing, or a damaged file.
+        raise CannotStartError(f"ledger: {describe(error)}") from error
+    ledger.close()
 
 
 if __name__ == "__main__":

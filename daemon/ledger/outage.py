@@ -27,6 +27,12 @@ _REFUSALS = (
         None,
         "a file of the ledger belongs to another user? ask `pleura doctor` as the service's user",
     ),
+    (
+        "permission denied for|must be owner of",
+        None,
+        "make the user of `ledger` the owner of the database and of its tables (docs/machines.md)",
+    ),
+    ("is malformed", None, "the file is damaged: restore it from a backup (docs/backup.md)"),
     ("closed the connection|connection is lost|closed unexpectedly", "08006", "the server went"),
 )
 _MOST_CHARACTERS = 200

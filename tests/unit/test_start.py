@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml
 
-from daemon import ownership, service
+from daemon import ownership, preflight, service
 from daemon.commands import doctor
 from daemon.config import Config, load
 from daemon.exits import CannotStartError
+from daemon.ledger import Ledger
 
 ADDRESS = "10.0.4.2:104"
 
@@ -91,6 +94,32 @@ def test_a_disk_that_may_come_back_is_no_reason_to_stay_away(
     monkeypatch.setattr(service, "Spool", full)
     with pytest.raises(OSError, match=os.strerror(number)):
         service.open_stores(config)
+
+
+def test_serve_tells_of_a_damaged_ledger_in_a_line(config: Config, tmp_path: Path) -> None:
+    Ledger(config.ledger).close()
+    os.truncate(tmp_path / "ledger.db", 20_000)
+    with pytest.raises(CannotStartError, match=r"restore it from a backup \(docs/backup.md\)"):
+        preflight.check_stores(config)
+
+
+def test_serve_tells_of_a_database_user_without_rights(config: Config, postgres_url: str) -> None:
+    weak = f"weak_{secrets.token_hex(4)}"
+    owner = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with owner.connect() as conn:
+        conn.exec_driver_sql(f"CREATE ROLE {weak} LOGIN")
+    url = sa.make_url(postgres_url).set(username=weak).render_as_string()
+    theirs = config.model_copy(update={"ledger": url})
+    with pytest.raises(CannotStartError, match="denied for schema public; make the user"):
+        preflight.check_stores(theirs)
+
+    # A dump that somebody else restored.
+    Ledger(postgres_url).close()
+    with pytest.raises(CannotStartError, match="denied for table schema_version; make the user"):
+        preflight.check_stores(theirs)
+    with owner.connect() as conn:
+        conn.exec_driver_sql(f"DROP ROLE {weak}")
+    owner.dispose()
 
 
 def test_a_role_starts_once_its_port_is_free_and_outlives_a_full_standard_output(
