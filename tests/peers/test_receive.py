@@ -856,6 +856,9 @@ class Echoed:
     def echo(self, context: Any) -> int:
         return 0x0000
 
+    def answered(self) -> None:
+        pass
+
 
 def test_requests_that_nobody_waits_for_lie_with_their_sender() -> None:
     """Read before they can be served, they would lie in our memory, any number of them."""
