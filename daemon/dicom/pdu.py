@@ -6,9 +6,10 @@ PDUs, their PDVs and command sets, for both ends of an association. Pure functio
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class PduType(IntEnum):
@@ -119,8 +120,7 @@ def abort_in_words(body: bytes) -> str:
     return f"by its protocol layer: {words}"
 
 
-@dataclass(frozen=True, slots=True)
-class Fragment:
+class Fragment(NamedTuple):
     """One PDV (PS3.8 9.3.5.1): a part of a message's command set or data set."""
 
     context_id: int
@@ -218,19 +218,19 @@ def read_command_set(encoded: bytes | bytearray | memoryview) -> CommandSet:
 
     What goes beyond its end is absent; other groups are ignored.
     """
-    return CommandSet(dict(_elements(encoded)))
-
-
-def _elements(encoded: bytes | bytearray | memoryview) -> Iterator[tuple[int, bytes]]:
+    encoded = bytes(encoded)
+    values: dict[int, bytes] = {}
     at = 0
+
     while len(encoded) - at >= ELEMENT.size:
         group, number, length = ELEMENT.unpack_from(encoded, at)
         at += ELEMENT.size
         if length > len(encoded) - at:
-            return
+            break
         if group == 0:
-            yield number, bytes(encoded[at : at + length])
+            values[number] = encoded[at : at + length]
         at += length
+    return CommandSet(values)
 
 
 def response_to(
