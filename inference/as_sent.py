@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from typing import Any, Literal
 
 from pydicom import DataElement, Dataset, FileDataset
@@ -138,7 +139,8 @@ def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
     buffer.is_little_endian = True
     buffer.is_implicit_VR = False
 
-    for tag in sorted(dataset.keys()):
+    # As plain numbers: pydicom compares tags in Python.
+    for tag in sorted(dataset.keys(), key=int):
         element = dataset.get_item(tag)
         if not isinstance(element, RawDataElement) or not _is_explicit_little_endian(element):
             element = dataset[tag]
@@ -207,6 +209,7 @@ def as_item(content: bytes) -> bytes:
     return _ITEM_TAG + len(content).to_bytes(4, "little") + content
 
 
+@cache
 def tag_of(keyword: str) -> BaseTag:
     """The tag of a keyword of the standard's dictionary."""
     tag = tag_for_keyword(keyword)

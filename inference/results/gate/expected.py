@@ -22,7 +22,8 @@ class Expected:
     """The case that an object of this kind has to tell of.
 
     Attributes:
-        elements: of the object that was read back, and of its items at any depth.
+        elements: of the object that was read back, and of its items at any depth; each once,
+            however many items share it.
         items: the object itself and its items at any depth.
     """
 

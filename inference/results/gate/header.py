@@ -46,20 +46,20 @@ def everything(
 ) -> tuple[tuple[DataElement | RawDataElement, ...], tuple[Dataset, ...]]:
     """The elements of a data set and of its items, at any depth, and the data set with its items.
 
-    What is not decoded stays so.
+    What is not decoded stays so. An element that many items share (rewriting.py) comes once.
     """
-    elements = []
+    elements: dict[int, DataElement | RawDataElement] = {}
     items = [dataset]
 
     # Grows as items are found.
     for item in items:
-        for tag in item.keys():  # noqa: SIM118 - iterating over a data set decodes it
-            element = item.get_item(tag)
-            elements.append(element)
+        # Iterating over a data set itself decodes it.
+        for element in item.values():
+            elements[id(element)] = element
             if element.VR == "SQ" and not isinstance(element, RawDataElement):
                 items.extend(element.value)
 
-    return tuple(elements), tuple(items)
+    return tuple(elements.values()), tuple(items)
 
 
 def singles(dataset: Dataset, keyword: str) -> NDArray[np.float32]:

@@ -41,7 +41,9 @@ def written_again(dataset: Dataset, without: Collection[BaseTag] = ()) -> bytes:
     Raises:
         Exception: whatever pydicom raises for a value that it cannot decode or write.
     """
-    return b"".join(_element(dataset, tag) for tag in sorted(dataset.keys()) if tag not in without)
+    # As plain numbers: pydicom compares tags in Python.
+    tags = sorted(dataset.keys(), key=int)
+    return b"".join(_element(dataset, tag) for tag in tags if tag not in without)
 
 
 def _element(dataset: Dataset, tag: BaseTag) -> bytes:

@@ -169,7 +169,7 @@ def _means(
         share = np.ones(last - first, dtype=np.float32)
         share[0] -= top - first
         share[-1] -= last - bottom
-        strips[number] = share @ pixels[first:last] / share.sum()
+        np.matmul(share / share.sum(), pixels[first:last], out=strips[number])
 
     # The sums of whole columns, without the part of the first that lies before each bound.
     whole = np.minimum(bounds[1].astype(int), pixels.shape[1] - 1)

@@ -151,26 +151,29 @@ def _words(_: Dataset, expected: Expected) -> Iterator[str]:
     """Text is one of our own phrases where it stands, and every code is one of ours."""
     allowed = _Vocabulary.of(expected).allowed
     for element in expected.elements:
-        if element.VR not in TEXT_VRS or isinstance(element, RawDataElement) or element.is_empty:
+        if element.VR not in TEXT_VRS or isinstance(element, RawDataElement):
             continue
-        # The source's own bytes (common.py).
-        if sent_bytes(element) is not None:
+        # Codes are checked as a whole, below; the source's own bytes in common.py.
+        if element.tag in CODE_TAGS or sent_bytes(element) is not None:
+            continue
+        values = values_of(element)
+        if not values:
             continue
 
-        if element.keyword in COPIED_KEYWORDS:
+        keyword = element.keyword
+        if keyword in COPIED_KEYWORDS:
             if not same(element, expected.case.header):
-                yield f"{element.keyword} is not the source's"
-        elif element.keyword in CODE_KEYWORDS:
-            continue  # checked as a whole, below
-        elif element.keyword not in allowed:
-            yield f"{element.tag} {element.keyword} holds text where none belongs"
-        elif not {*values_of(element)} <= allowed[element.keyword]:
-            yield f"{element.keyword} does not hold our words"
-        elif not all(str(value).isascii() for value in values_of(element)):
-            yield f"{element.keyword} does not fit every character set; ASCII does"
+                yield f"{keyword} is not the source's"
+        elif keyword not in allowed:
+            yield f"{element.tag} {keyword} holds text where none belongs"
+        elif not {*values} <= allowed[keyword]:
+            yield f"{keyword} does not hold our words"
+        elif not all(str(value).isascii() for value in values):
+            yield f"{keyword} does not fit every character set; ASCII does"
 
-    for item in expected.items:
-        # Most items have no code: asking for each keyword costs more than all the rest.
+    # Many items are one and the same (rewriting.py), and most have no code: asking for each keyword
+    # costs more than all the rest.
+    for item in {id(item): item for item in expected.items}.values():
         if CODE_TAGS.isdisjoint(item.keys()):
             continue
         code = tuple(item.get(keyword) for keyword in CODE_KEYWORDS)
