@@ -17,9 +17,13 @@ def parse(text: str) -> Any:
     """The document of one YAML text.
 
     Raises:
-        yaml.YAMLError: not YAML, or a key that is given twice.
+        yaml.YAMLError: not YAML, a key that is no text or is given twice, or a value that its tag
+            does not allow.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,21 +31,33 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here the keys are still those of the text: later `<<` becomes the keys that it stands for.
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"the key {key!r} is given twice; keep one of them",
-                    key_node.start_mark,
-                )
-            seen.add(key)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _error(key, "found a list or {...} in place of a key; a template not filled?")
+            if key.tag not in (_TEXT, _MERGE):
+                raise _error(key, f"the key {key.value!r} is no text; put it in quotes")
+            if key.value in seen:
+                raise _error(key, f"the key {key.value!r} is given twice; keep one of them")
+            seen.add(key.value)
+        return node
 
-        return super().construct_mapping(node, deep)
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            # `!!int abc`, or a number of thousands of digits.
+            raise _error(node, f"the value cannot be read ({error})") from error
 
+
+def _error(node: yaml.Node, words: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, words, node.start_mark)
+
+
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?\Z")
@@ -54,4 +70,4 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<\Z"), ["<"])
+_Loader.add_implicit_resolver(_MERGE, re.compile(r"<<\Z"), ["<"])

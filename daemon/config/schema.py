@@ -119,7 +119,7 @@ class DestinationSettings(Settings):
     @classmethod
     def _profile_stands_for_results(cls, value: Any) -> Any:
         # An absent, null or unknown profile is left to the field's own check.
-        if not isinstance(value, dict) or value.get("profile") not in PROFILES:
+        if not isinstance(value, dict) or value.get("profile") not in [*PROFILES]:
             return value
 
         if "results" in value:

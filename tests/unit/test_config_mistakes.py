@@ -259,3 +259,33 @@ def test_what_is_not_yaml_is_told_by_its_line(tmp_path: Path) -> None:
     said = refusal(tmp_path, "port: 104\nae_title: A\nport: 105")
     assert "line 3, column 1: the key 'port' is given twice; keep one of them" in said
     assert "line 3, column 1: expected" in refusal(tmp_path, "peers:\n  - {ae_title: A\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ae_title: A\nport: {{ port }}", "line 2, column 8: found a list or {...} in place of a"),
+        ("? [a]\n: 1", "line 1, column 3: found a list or {...} in place of a key"),
+        ("104: port", "line 1, column 1: the key '104' is no text; put it in quotes"),
+        ("port: !!int abc", "line 1, column 7: the value cannot be read"),
+        ("port: " + "1" * 5000, "line 1, column 7: the value cannot be read"),
+        ("peers: " + "[" * 2000, "nested too deeply"),
+        ("destinations: [{name: a, folder: /x, profile: [ohif]}]", "profile: found ['ohif']"),
+    ],
+)
+def test_no_mistake_ends_with_pythons_report(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refusal(tmp_path, text)
+
+
+def test_an_entry_may_begin_as_another_does(tmp_path: Path) -> None:
+    """YAML's merge key, for peers that have most in common."""
+    peers = load(
+        tmp_path,
+        "peers:\n  - &room {ae_title: XRAY1, host: 10.0.0.1, priority: stat}\n"
+        "  - {<<: *room, host: 10.0.0.2}\n",
+    ).peers
+    assert [(peer.ae_title, peer.host, peer.priority) for peer in peers] == [
+        ("XRAY1", "10.0.0.1", "stat"),
+        ("XRAY1", "10.0.0.2", "stat"),
+    ]
+    assert "given twice" in refusal(tmp_path, "peers:\n  - {<<: {ae_title: A, ae_title: B}}\n")
