@@ -17,16 +17,17 @@ _SECRET_KEY = re.compile(r"(?i)(^|_)(password|password_hash|passphrase|secret|to
 
 def public(config: Config) -> dict[str, Any]:
     """Every key of the settings with its effective value, secrets hidden; fit for JSON and YAML."""
-    shown: dict[str, Any] = _hide(config.model_dump(mode="json"))
+    shown: dict[str, Any] = hidden(config.model_dump(mode="json"))
     shown["ledger"] = without_password(config.ledger)
     return shown
 
 
-def _hide(value: Any, key: str = "") -> Any:
+def hidden(value: Any, key: str = "") -> Any:
+    """The value of a key without the secrets that stand in it, or below it."""
     if isinstance(value, dict):
-        return {name: _hide(item, name) for name, item in value.items()}
+        return {name: hidden(item, str(name)) for name, item in value.items()}
     if isinstance(value, list):
-        return [_hide(item, key) for item in value]
+        return [hidden(item, key) for item in value]
     if value is not None and _SECRET_KEY.search(key):
         return HIDDEN
     return _without_credentials(value) if isinstance(value, str) else value
@@ -41,9 +42,10 @@ def _without_credentials(text: str) -> str:
     except ValueError:
         return HIDDEN
 
-    host = parts.netloc.rpartition("@")[2]
-    hidden = f"?{HIDDEN}" if parts.query or parts.fragment else ""
-    return f"{parts.scheme}://{host}{parts.path}{hidden}"
+    _, at, host = parts.netloc.rpartition("@")
+    user = f"{HIDDEN}@" if at else ""
+    rest = f"?{HIDDEN}" if parts.query or parts.fragment else ""
+    return f"{parts.scheme}://{user}{host}{parts.path}{rest}"
 
 
 def without_password(url: str) -> str:

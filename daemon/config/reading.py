@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from daemon import installed
 from daemon.config import conflicts, document, secrets
-from daemon.config.public import public, without_password
+from daemon.config.public import hidden, public, without_password
 from daemon.config.schema import Config
 from daemon.config.terms import closest
 from daemon.exits import CannotStartError
@@ -178,7 +178,10 @@ def _explain(found: Any, error: dict[str, Any]) -> str:
     if keys[-1] == "password_hash" or (keys[0] == "web" and isinstance(value, dict | list)):
         # A password may stand there in place of its hash.
         return f"{where}: allowed: {message}"
-    return f"{where}: found {value!r}; allowed: {message}"
+    if str(keys[-1]).endswith("_file") and isinstance(value, str):
+        # The secret itself may stand there in place of the file that holds it.
+        return f"{where}: found another text; allowed: {message}"
+    return f"{where}: found {hidden(value, str(keys[-1]))!r}; allowed: {message}"
 
 
 def _suggestion(keys: list[Any]) -> str:

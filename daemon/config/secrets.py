@@ -51,6 +51,9 @@ def ledger_url(found: Mapping[str, Any], environment: Mapping[str, str]) -> Secr
 
 
 def _read(path: Path, place: str) -> Secret:
+    if not path.is_absolute():
+        # The secret itself may stand there in place of the file that holds it.
+        raise SecretError(f"{place}: found another text; allowed: the absolute path of a file")
     try:
         with path.open(encoding="utf-8") as file:
             value = file.read(_MOST_BYTES).strip()

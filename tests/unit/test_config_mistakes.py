@@ -289,3 +289,26 @@ def test_an_entry_may_begin_as_another_does(tmp_path: Path) -> None:
         ("XRAY1", "10.0.0.2", "stat"),
     ]
     assert "given twice" in refusal(tmp_path, "peers:\n  - {<<: {ae_title: A, ae_title: B}}\n")
+
+
+_MAIL = "host: h, user: u, sender: a@b.example, recipients: [a@b.example]"
+_OIDC = "issuer: 'https://x', client_id: a, page_url: 'https://p'"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"alerts: {{mail: {{{_MAIL}, password_file: hunter2}}}}",
+        "alerts: {webhook: {url: 'https://h/x', token_file: hunter2}}",
+        "alerts: {webhook: {url: 'https://u:hunter2@h/x'}}",
+        "alerts: {webhook: {url: 'https://h/x?token=hunter2 '}}",
+        "alerts: [{webhook: {url: 'https://h/x?token=hunter2'}}]",
+        "alerts: {mail: [password: hunter2]}",
+        f"web: {{oidc: {{{_OIDC}, client_secret_file: hunter2}}}}",
+        "web: {oidc: {issuer: 'https://u:hunter2@x', client_id: a, page_url: 'https://p'}}",
+        "tls: {certificate: /c, key: /k, client: none, key_passphrase_file: hunter2}",
+        "ledger_file: postgresql://pleura:hunter2@db/pleura",
+    ],
+)
+def test_no_error_quotes_a_secret_that_stands_in_the_wrong_place(tmp_path: Path, text: str) -> None:
+    assert "hunter2" not in refusal(tmp_path, text)
