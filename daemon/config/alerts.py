@@ -34,7 +34,7 @@ def _url(value: str) -> str:
 
 
 _Address = Annotated[Text, AfterValidator(_address)]
-_Minutes = Annotated[float, Field(ge=0.05, le=525600)]
+_Minutes = Annotated[float, Field(ge=0.05, le=525600, strict=True)]
 
 
 class Mail(Settings):
@@ -130,7 +130,7 @@ class Alerts(Settings):
         description="Minutes that a result is owed to a destination before it is a trouble, "
         "whatever the destination answers.",
     )
-    commitment_hours: Annotated[float, Field(ge=0.001, le=8760)] = Field(
+    commitment_hours: Annotated[float, Field(ge=0.001, le=8760, strict=True)] = Field(
         default=24,
         description="Hours that a destination with `commitment` has not committed to a result that "
         "it stored before it is a trouble.",
@@ -141,7 +141,7 @@ class Alerts(Settings):
     role_minutes: _Minutes = Field(
         default=3, description="Minutes without a sign of life of a role."
     )
-    certificate_days: Annotated[float, Field(ge=0)] = Field(
+    certificate_days: Annotated[float, Field(ge=0, strict=True)] = Field(
         default=14, description="Days before the end of a certificate."
     )
     disk_free_mb: Annotated[int, Field(ge=0, strict=True)] = Field(

@@ -14,7 +14,26 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def find(config: Config) -> list[str]:
     """One line for each conflict: the keys, what is wrong, what to do."""
-    return [*_own_address(config), *_same_archive(config), *_same_folder(config)]
+    return [
+        *_own_address(config),
+        *_same_peer(config),
+        *_same_archive(config),
+        *_same_folder(config),
+    ]
+
+
+def _same_peer(config: Config) -> Iterator[str]:
+    """Two entries for one peer: the second would be ignored, with its priority or certificate."""
+    for (first, one), (second, other) in combinations(enumerate(config.peers), 2):
+        if (one.ae_title, one.host, one.certificate) == (
+            other.ae_title,
+            other.host,
+            other.certificate,
+        ):
+            yield (
+                f"peers[{second}]: found the same peer as peers[{first}] ({one.ae_title}); "
+                "keep one of them"
+            )
 
 
 def _own_address(config: Config) -> Iterator[str]:

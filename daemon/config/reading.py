@@ -16,6 +16,15 @@ from daemon.config.schema import Config
 from daemon.config.terms import closest
 from daemon.exits import CannotStartError
 
+# Types of YAML in place of pydantic's words, by the type of its error.
+_WANTED = {
+    "model_type": "keys and values below it",
+    "model_attributes_type": "keys and values below it",
+    "tuple_type": "a list, such as [A, B]",
+    "string_type": "text",
+    "bool_type": "true or false",
+}
+
 # A key that is this alike to a known one is a typo of it.
 _KEY_LIKENESS = 0.6
 
@@ -74,7 +83,16 @@ def load(path: Path) -> Config:
     try:
         config = Config.model_validate(found)
     except ValidationError as error:
-        lines = [_explain(found, dict(detail)) for detail in error.errors()]
+        details = error.errors()
+        wrong = {detail["loc"] for detail in details if detail["type"] != "too_short"}
+        lines = [
+            _explain(found, dict(detail))
+            for detail in details
+            # Of a list whose entries are wrong, not that it lacks right ones.
+            if not any(
+                loc[: len(detail["loc"])] == detail["loc"] for loc in wrong - {detail["loc"]}
+            )
+        ]
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
 
     if lines := conflicts.find(config):
@@ -169,10 +187,13 @@ def _explain(found: Any, error: dict[str, Any]) -> str:
         return f"{where}: absent, and it has no default"
 
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    message = _WANTED.get(error["type"], message)
     if not where:
         return message
 
     value = _value_at(found, keys)
+    if value is None:
+        return f"{where}: found nothing (null); allowed: {message}; or leave the key out"
     if keys[0] == "ledger" and isinstance(value, str):
         value = without_password(value)
     if keys[-1] == "password_hash" or (keys[0] == "web" and isinstance(value, dict | list)):
@@ -190,28 +211,36 @@ def _suggestion(keys: list[Any]) -> str:
     parent = ".".join(str(key) for key in keys[:-1] if isinstance(key, str))
     places = _known_keys()
 
+    if unknown in places.get(parent, ()):
+        # The one list whose entries are of two kinds.
+        return "a destination is either an archive or a `folder`. "
     meant = closest(unknown, places.get(parent, ()), _KEY_LIKENESS)
     if meant:
         return f"did you mean {meant!r}? "
 
-    homes = [place for place, names in places.items() if unknown in names and place != parent]
+    homes = [place for place, names in places.items() if unknown in names]
     if homes:
         return f"it belongs {'under ' + homes[0] if homes[0] else 'at the top'}. "
     return ""
 
 
 def _known_keys() -> dict[str, set[str]]:
-    """The keys that are known in each place: "" is the top, "retention" what lies in it."""
+    """The keys that are known in each place: "" is the top, "retention" what lies in it, and
+    "alerts.mail" what lies in a part of a part. Lists have no place of their own.
+    """
     schema = Config.model_json_schema()
-    known = {"": set(schema["properties"])}
-    for key, value in schema["properties"].items():
-        item = value.get("items", value)
-        variants = item.get("oneOf") or item.get("anyOf") or [item]
-
-        references = [variant["$ref"] for variant in variants if "$ref" in variant]
-        models = [schema["$defs"][reference.rpartition("/")[2]] for reference in references]
-        if models:
-            known[key] = {name for model in models for name in model["properties"]}
+    known: dict[str, set[str]] = {}
+    waiting = [("", schema)]
+    while waiting:
+        place, model = waiting.pop(0)
+        known.setdefault(place, set()).update(model["properties"])
+        for key, value in model["properties"].items():
+            item = value.get("items", value)
+            variants = item.get("oneOf") or item.get("anyOf") or [item]
+            for variant in (each.get("items", each) for each in variants):
+                if "$ref" in variant:
+                    part = schema["$defs"][variant["$ref"].rpartition("/")[2]]
+                    waiting.append((f"{place}.{key}".lstrip("."), part))
     return known
 
 

@@ -62,7 +62,7 @@ class Peer(Settings):
         description="Ties the peer to its certificate: it is admitted only over TLS, with a "
         "certificate that says this. null: AE title and address decide alone.",
     )
-    associations: Annotated[int, Field(ge=1, le=400)] | None = Field(
+    associations: Annotated[int, Field(ge=1, le=400, strict=True)] | None = Field(
         default=None,
         description="How many associations the peer may have open at a time. null: half of "
         "`limits.associations` where several systems may associate, else all of them.",
@@ -72,21 +72,21 @@ class Peer(Settings):
 class AssociationLimits(Settings):
     """How long a peer may keep the node waiting, and how many associations there may be."""
 
-    idle_s: Annotated[float, Field(ge=1, le=86400)] = Field(
+    idle_s: Annotated[float, Field(ge=1, le=86400, strict=True)] = Field(
         default=60,
         description="Seconds without a PDU after which the node aborts an association. Raise it "
         "for a modality that keeps its association open between exposures.",
     )
-    request_s: Annotated[float, Field(ge=1, le=86400)] = Field(
+    request_s: Annotated[float, Field(ge=1, le=86400, strict=True)] = Field(
         default=30,
         description="Seconds that a connection may take to ask for an association.",
     )
-    pdu_s: Annotated[float, Field(ge=1, le=86400)] = Field(
+    pdu_s: Annotated[float, Field(ge=1, le=86400, strict=True)] = Field(
         default=30,
         description="Seconds that one PDU may take from its first byte to its last; also the "
         "seconds that a peer may leave an answer unread.",
     )
-    associations: Annotated[int, Field(ge=1, le=400)] = Field(
+    associations: Annotated[int, Field(ge=1, le=400, strict=True)] = Field(
         default=64,
         description="Associations open at a time. One more is rejected with 2/3/2 (local limit "
         "exceeded). A peer that holds none is still let in: the peer that holds most then loses "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from daemon.config.base import Settings
 from daemon.config.values import File, Port, RemoteHost, Text
@@ -42,7 +42,9 @@ def _switched_on(value: Any) -> Any:
     """`tls: true` is TLS with every default, `tls: false` is no TLS."""
     if value is True:
         return {}
-    return None if value is False else value
+    if value is False or value is None or isinstance(value, dict | BaseModel):
+        return None if value is False else value
+    raise ValueError("true, false, or keys and values below it")
 
 
 _Version = Annotated[Literal["1.2", "1.3"], BeforeValidator(_version)]

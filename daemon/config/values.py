@@ -41,7 +41,10 @@ def _single_title(value: str) -> str:
 
 def _quoted(value: Any) -> Any:
     """YAML reads 123 or 1e5 as a number, true as a boolean: names that look so need quotes."""
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | float):
+        # Its spelling is lost: 1.10 has become 1.1, and 1e5 100000.0.
+        raise ValueError("text; put what stands there in quotes")
+    if isinstance(value, int):
         raise ValueError(f"text; write it in quotes: '{value}'")
     return value
 

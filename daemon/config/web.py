@@ -7,7 +7,7 @@ import re
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from daemon.config.base import Settings
 from daemon.config.oidc import Oidc
@@ -44,7 +44,9 @@ def _switched_on(value: Any) -> Any:
     """`web: true` is the page with every default, `web: false` is no page."""
     if value is True:
         return {}
-    return None if value is False else value
+    if value is False or value is None or isinstance(value, dict | BaseModel):
+        return None if value is False else value
+    raise ValueError("true, false, or keys and values below it")
 
 
 def is_loopback(host: str) -> bool:

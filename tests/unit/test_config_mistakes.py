@@ -210,6 +210,11 @@ def test_folders_do_not_overlap(tmp_path: Path, text: str) -> None:
         ("destinations: [{name: a, folder: /x, reslts: [SC]}]", "did you mean 'results'?"),
         ("keep_days: 3", "it belongs under retention"),
         ("retention: {spool_reserve_mb: 3}", "it belongs at the top"),
+        ("web: {oidc: {isuer: 'https://x'}}", "web.oidc.isuer: unknown key; did you mean 'issuer'"),
+        ("alerts: {mail: {recipient: [a]}}", "did you mean 'recipients'?"),
+        ("web: {users: [{name: a, rol: act}]}", "did you mean 'role'?"),
+        ("recipients: [a]", "it belongs under alerts.mail"),
+        ("destinations: [{name: a, folder: /x, host: h}]", "either an archive or a `folder`"),
     ],
 )
 def test_an_unknown_key_gets_a_suggestion(tmp_path: Path, text: str, words: str) -> None:
@@ -312,3 +317,32 @@ _OIDC = "issuer: 'https://x', client_id: a, page_url: 'https://p'"
 )
 def test_no_error_quotes_a_secret_that_stands_in_the_wrong_place(tmp_path: Path, text: str) -> None:
     assert "hunter2" not in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("admission:", "admission: found nothing (null); allowed: keys and values below it; or"),
+        ("peers:", "peers: found nothing (null); allowed: a list, such as [A, B]; or leave"),
+        ("ae_title: NULL", "ae_title: found nothing (null); allowed: text"),
+        ("peers: [XRAY1]", "peers[0]: found 'XRAY1'; allowed: keys and values below it"),
+        ("destinations: {name: a}", "allowed: a list, such as [A, B]"),
+        ("web: on", "web: found 'on'; allowed: true, false, or keys and values below it"),
+        ("destinations: [{name: a, ae_title: B, host: h, port: 104, tls: yes}]", "allowed: true"),
+        ("limits: {associations: true}", "limits.associations: found True"),
+        ("limits: {idle_s: 60s}", "limits.idle_s: found '60s'; allowed: a valid number"),
+        ("peers: [{ae_title: A, associations: true}]", "peers[0].associations: found True"),
+        ("ae_title: 1.10", "put what stands there in quotes"),
+        ("peers: [{ae_title: A}, {ae_title: A, priority: stat}]", "peers[1]: found the same peer"),
+    ],
+)
+def test_what_was_found_and_what_is_allowed_are_said_in_yamls_words(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    assert words in refusal(tmp_path, text)
+
+
+def test_a_wrong_entry_of_a_list_is_one_error(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "destinations: [{name: a, folder: /x, results: [seg]}]")
+    assert len(said.splitlines()) == 1
+    assert "destinations[0].results[0]: found 'seg'; allowed: 'SEG'" in said
