@@ -103,10 +103,12 @@ def _arrival(spool: Spool, name: str) -> Arrival | str:
 
     return Arrival(
         spool_name=name,
-        sop_class_uid=meta.sop_class_uid,
+        # As the inbox takes them, from which a file comes as it was written: PostgreSQL would
+        # refuse a NUL byte, and with it every other stray.
+        sop_class_uid=meta.sop_class_uid if is_uid(meta.sop_class_uid) else "",
         sop_instance_uid=meta.sop_instance_uid,
-        transfer_syntax_uid=meta.transfer_syntax_uid,
-        calling_ae_title=meta.source_ae_title,
+        transfer_syntax_uid=meta.transfer_syntax_uid if is_uid(meta.transfer_syntax_uid) else "",
+        calling_ae_title=meta.source_ae_title if meta.source_ae_title.isprintable() else "",
         origin="adopted",
         priority=_PRIORITY,
         size_bytes=size_bytes,

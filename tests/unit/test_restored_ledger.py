@@ -192,6 +192,23 @@ def test_an_image_whose_row_comes_during_the_sweep_stays(
     assert node.spool.read(name) == data
 
 
+def test_a_stray_with_damaged_meta_information_keeps_no_other_from_adoption(
+    tmp_path: Path, ledger_url: str
+) -> None:
+    """PostgreSQL holds no NUL byte, and one refused row would end the whole sweep."""
+    ledger, spool = Ledger(ledger_url), Spool(tmp_path / "spool")
+    implementation, data = ("1.2.3", "TEST"), part10("1.2.1")[-8:]
+    spool.write(part10("1.2.1", "XR\0Y"))
+    spool.write(write_file_meta((f"{CR}\0x", "1.2.2", SYNTAX), implementation, "XRAY1") + data)
+    spool.write(write_file_meta((CR, "1.2.3", "1.2\0.1"), implementation, "XRAY1") + data)
+    spool.write(part10("1.2.4"))
+    strays = take_in_strays(ledger, spool, -10.0)
+    assert (strays.adopted, strays.quarantined) == (4, 0)
+    (row,) = ledger.inspect.history("1.2.4")
+    assert row["calling_ae_title"] == "XRAY1"
+    ledger.close()
+
+
 def test_two_processes_adopt_a_file_once(node: Node) -> None:
     name = node.spool.write(part10("1.2.1"))
     arrival = Arrival(name, CR, "1.2.1", SYNTAX, "XRAY1", "adopted", 1, 9)
