@@ -34,11 +34,15 @@ def ledger_url(found: Mapping[str, Any], environment: Mapping[str, str]) -> Secr
     """The ledger's URL from outside the settings; None where they hold it, or the default holds.
 
     Raises:
-        SecretError: its file cannot be read or is empty, or both keys are given.
+        SecretError: its file cannot be read or is empty, a variable is, or both keys are given.
     """
-    if environment.get(VARIABLE):
+    for name in (VARIABLE, FILE_VARIABLE):
+        # As of a compose file whose own variable is not set: the default would be a new ledger.
+        if name in environment and not environment[name].strip():
+            raise SecretError(f"{name}: found nothing; give it a value, or do not set it")
+    if VARIABLE in environment:
         return Secret(environment[VARIABLE], VARIABLE)
-    if environment.get(FILE_VARIABLE):
+    if FILE_VARIABLE in environment:
         return _read(Path(environment[FILE_VARIABLE]), FILE_VARIABLE)
 
     path = found.get("ledger_file")

@@ -16,13 +16,14 @@ def require_version(found: int | None, url: str) -> None:
     """
     if found is None:
         raise LedgerError(
-            "the database holds no ledger yet; the node has not run with these settings"
+            f"ledger {url}: the database holds no ledger yet; the node has not run with these "
+            "settings"
         )
 
     if found < SCHEMA_VERSION:
         raise LedgerError(
-            f"schema version {found} found, {SCHEMA_VERSION} wanted; an earlier version is "
-            "brought forward when the node is started"
+            f"ledger {url}: schema version {found} found, {SCHEMA_VERSION} wanted; an earlier "
+            "version is brought forward when the node is started"
         )
 
     require_not_too_new(found, url)

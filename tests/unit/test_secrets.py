@@ -112,3 +112,15 @@ def test_no_command_and_no_traceback_shows_the_password(
 
     everything = shown.out + shown.err + told.out + told.err + str(ledger) + repr(loaded)
     assert PASSWORD not in everything
+
+
+@pytest.mark.parametrize("name", ["PLEURA_LEDGER", "PLEURA_LEDGER_FILE"])
+def test_a_variable_that_is_set_to_nothing_is_no_default_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """`PLEURA_LEDGER: ${DATABASE}` in a compose file, and DATABASE is not set."""
+    path = tmp_path / "pleura.yaml"
+    path.write_text("ledger: postgresql://pleura@db/pleura\n")
+    monkeypatch.setenv(name, "")
+    with pytest.raises(config.ConfigError, match=f"{name}: found nothing; give it a value"):
+        config.load(path)
