@@ -54,6 +54,8 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
 def read_secret(path: Path) -> str:
     """A password or token. Raises OSError, ValueError."""
     secret = path.read_bytes()[:_MOST_OF_SECRET].strip()
+    if not secret:
+        raise ValueError("it is empty; it holds the password or the token")
     if not secret.isascii():
         # In words of our own: those of a codec quote a part of the secret.
         raise ValueError("a character that is not ASCII; smtplib and HTTP send ASCII alone")

@@ -12,6 +12,7 @@ from daemon.alerts.files import read_secret, tls_context
 from daemon.alerts.message import as_json, as_mail
 from daemon.alerts.troubles import shown
 from daemon.config import Config, Mail, Webhook
+from daemon.config.public import hidden
 from daemon.ledger import AlarmMessage
 
 log = logging.getLogger("pleura.alerts")
@@ -102,7 +103,8 @@ class WebhookRoute:
         self._node = node
 
     def __str__(self) -> str:
-        return f"webhook {self._webhook.url}"
+        # A service may have its token in the URL's query.
+        return f"webhook {hidden(self._webhook.url)}"
 
     def send(self, message: AlarmMessage) -> None:
         """Hand over one message. Raises RouteError."""

@@ -13,17 +13,19 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from daemon import installed, tls
 from daemon.alerts.troubles import shown
 from daemon.config import Oidc
+
+_Answer = TypeVar("_Answer")
 
 ANSWER_PATH = "/login/oidc/answer"
 
@@ -340,7 +342,7 @@ class Provider:
 
         asks = {"accept": "application/json", **(headers or {})}
         try:
-            status, body = asyncio.run(self._exchange(method, url, form, asks))
+            status, body = _run(self._exchange(method, url, form, asks))
         except TimeoutError as error:
             raise _unusable(url, f"not whole within {_PATIENCE_S:g} s") from error
         except (httpx.HTTPError, OSError, tls.TlsError) as error:
@@ -385,6 +387,17 @@ class Provider:
         return answer.status_code, bytes(body)
 
 
+def _run(exchange: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """As asyncio.run(), which at its end would wait for a name server that does not answer."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(exchange)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        # A thread that still asks for an address goes on by itself.
+        loop.close()
+
+
 def _code(answer: Mapping[str, str]) -> str:
     if "error" in answer:
         raise RefusedError(
@@ -408,12 +421,18 @@ def _inner(claims: Mapping[str, Any], path: str) -> Any:
 def _secret(path: Path) -> str:
     try:
         with path.open(encoding="utf-8") as file:
-            return file.read(_MOST_OF_SECRET).strip()
+            secret = file.read(_MOST_OF_SECRET).strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         raise RefusedError(
             Refusal.PROVIDER, f"web.oidc.client_secret_file: {path} cannot be read ({why})"
         ) from error
+    if not secret:
+        raise RefusedError(
+            Refusal.PROVIDER,
+            f"web.oidc.client_secret_file: {path} is empty; it holds the client's secret",
+        )
+    return secret
 
 
 def _is_https(url: Any) -> bool:

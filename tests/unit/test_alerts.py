@@ -17,14 +17,14 @@ import sqlalchemy as sa
 
 from daemon.alerts.files import wrong_files
 from daemon.alerts.kinds import KINDS
-from daemon.alerts.routes import RouteError, routes_of
+from daemon.alerts.routes import RouteError, WebhookRoute, routes_of
 from daemon.alerts.sender import AlertSender
 from daemon.alerts.silence import missing_images
 from daemon.alerts.troubles import Sight, troubles
 from daemon.alerts.watch import Watch
 from daemon.backoff import Backoff
 from daemon.cli import main
-from daemon.config import Config
+from daemon.config import Config, Webhook
 from daemon.deliver.deliverer import Deliverer
 from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger, StoredResult, Unresolved
 from daemon.ledger.schema import alarms, instances
@@ -433,6 +433,14 @@ def test_a_password_that_smtp_cannot_carry_is_told_and_stops_no_other_route(
         "alerts.mail.password_file",
         "alerts.webhook.token_file",
     ]
+
+
+def test_an_empty_secret_is_told_and_the_log_shows_no_token(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("\n")
+    (tmp_path / "secret").chmod(0o600)
+    assert ["it is empty" in line for line in wrong_files(config)] == [True, True]
+    webhook = Webhook.model_validate({"url": "https://chat.example/hook?token=hunter2"})
+    assert str(WebhookRoute(webhook, "node")) == "webhook https://chat.example/hook?***"
 
 
 def test_a_route_that_breaks_stops_no_other(

@@ -326,6 +326,33 @@ def test_a_provider_whose_headers_drip_holds_no_turn_longer(
         dripping.join()
 
 
+def test_a_name_server_that_is_away_holds_no_turn_longer(
+    provider: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Provider(Oidc.model_validate(settings(provider, tmp_path)))
+    monkeypatch.setattr("daemon.web.provider._PATIENCE_S", 0.2)
+    answered = threading.Event()
+
+    def away(*_: Any, **__: Any) -> list[Any]:
+        answered.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    began = time.monotonic()
+    with pytest.raises(RefusedError, match=r"not whole within 0\.2 s"):
+        asked.login_url("state", LoginRequest("nonce", "verifier", "challenge"))
+    answered.set()
+    assert time.monotonic() - began < 15
+
+
+def test_an_empty_secret_is_told(provider: Running, tmp_path: Path) -> None:
+    more = settings(provider, tmp_path)
+    Path(more["client_secret_file"]).write_text("\n")
+    asked = Provider(Oidc.model_validate(more))
+    with pytest.raises(RefusedError, match=r"client_secret_file: .* is empty"):
+        asked.person({"code": "x", "iss": provider.issuer}, LoginRequest("n", "v", "c"))
+
+
 def test_without_a_provider_in_the_settings_there_is_no_such_login(tmp_path: Path) -> None:
     site = Site(tmp_path, users=users())
     visitor = Visitor(site)
