@@ -42,7 +42,7 @@ from daemon.dicom.tables import (
     UNCOMPRESSED,
     VERIFICATION,
 )
-from daemon.ledger import Inspection, Ledger, LedgerError, describe
+from daemon.ledger import Inspection, LedgerError, describe
 from daemon.ledger.processes import SILENT_AFTER_S, is_alive
 from daemon.spool import identity
 
@@ -261,8 +261,8 @@ def _folder(folder: Path) -> str:
 
 
 def _outbox(config: Config, folder: Path) -> str:
-    with suppress(LedgerError), closing(Ledger.existing(config.ledger, migrate=False)) as ledger:
-        if why := lost(folder, ledger):
+    with suppress(LedgerError), closing(Inspection.open(config.ledger)) as inspect:
+        if why := lost(folder, inspect):
             raise Trouble(f"{why} Where this is to be a new one: mkdir -p {folder / MARK}")
     return _folder(folder)
 

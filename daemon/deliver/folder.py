@@ -17,7 +17,7 @@ from daemon.dicom.outgoing import FileGoneError, Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
 from daemon.dicom.tables import Status
 from daemon.dicom.uids import can_name_a_file
-from daemon.ledger import Ledger
+from daemon.ledger import Inspection, Ledger
 from daemon.spool import sweep_unfinished, sync_folder, write_durably
 
 MARK = ".pleura"
@@ -37,7 +37,7 @@ class Folder:
             LinkDownError: it is not there, or cannot be written.
         """
         try:
-            if why := lost(folder, ledger):
+            if why := lost(folder, ledger.inspect):
                 raise LinkDownError(why)
             if not ledger.inspect.knows_folder(str(folder)):
                 _mark(folder)
@@ -83,9 +83,9 @@ def _mark(folder: Path) -> None:
         sync_folder(made)
 
 
-def lost(folder: Path, ledger: Ledger) -> str | None:
+def lost(folder: Path, inspect: Inspection) -> str | None:
     """Why this is not the folder that results went to before, if they did. Raises OSError."""
-    if (folder / MARK).is_dir() or not ledger.inspect.knows_folder(str(folder)):
+    if (folder / MARK).is_dir() or not inspect.knows_folder(str(folder)):
         return None
     return _not_there(folder)
 

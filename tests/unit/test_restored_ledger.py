@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from daemon.adoption import take_in_strays
+from daemon.commands.doctor import examine
 from daemon.commands.verify import verify
 from daemon.config import Config
 from daemon.deliver.retention import Retention
 from daemon.dicom.part10 import write_file_meta
 from daemon.dicom.tables import IMPLEMENTATION_CLASS_UID
 from daemon.ledger import Arrival, Completion, Inspection, Ledger, LedgerError
+from daemon.ledger.copies import copy_ledger
 from daemon.spool import Spool, SpoolError
+from tools.peers.ports import unused_port
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 SYNTAX = "1.2.840.10008.1.2.1"
@@ -259,6 +262,21 @@ def test_looking_never_makes_or_migrates_a_ledger(node: Node, tmp_path: Path) ->
         Inspection.open(node.url)
     assert connection.execute("SELECT version FROM schema_version").fetchone() == (3,)
     connection.close()
+
+
+def test_doctor_changes_no_byte_of_a_restored_ledger(node: Node, tmp_path: Path) -> None:
+    """A backup's copy has no write-ahead log; a connection that may write would give it one."""
+    copy_ledger(node.folder / "ledger.db", tmp_path / "restored.db")
+    before = (tmp_path / "restored.db").read_bytes()
+    settings = node.config.model_dump() | {
+        "ledger": f"sqlite:///{tmp_path}/restored.db",
+        "port": unused_port(),
+        "destinations": [{"name": "outbox", "folder": tmp_path / "outbox"}],
+    }
+    found = [str(each) for each in examine(Config.model_validate(settings), lambda: "", {})]
+    assert any("destination outbox" in line for line in found)
+    assert (tmp_path / "restored.db").read_bytes() == before
+    assert list(tmp_path.glob("restored.db-*")) == []
 
 
 def test_looking_makes_no_spool(node: Node, tmp_path: Path) -> None:
