@@ -260,7 +260,7 @@ def own(kind: str) -> Callable[[], list[str]]:
     """The table of what an object of this kind has beside what all have."""
 
     def rows() -> list[str]:
-        of_this_kind = [each for each in attributes(kind) if each not in _common()]
+        of_this_kind = [attribute for attribute in attributes(kind) if attribute not in _common()]
         return _attribute_table(_brief_references(of_this_kind))
 
     return rows
@@ -303,12 +303,12 @@ def modules() -> list[str]:
 def _is_present(kind: str, module: str, usage: str) -> bool:
     """Whether an object of this kind has the attributes by which a module is known."""
     top = _top_keywords(kind)
-    listed = [each for each in get_module_attribute_map()[module] if not each["path"]]
-    required = {each["keyword"] for each in listed if each["type"] in ("1", "2")}
+    listed = [entry for entry in get_module_attribute_map()[module] if not entry["path"]]
+    required = {entry["keyword"] for entry in listed if entry["type"] in ("1", "2")}
 
     if required and usage != "M":
         return required <= top
-    return any(each["keyword"] in top for each in listed)
+    return any(entry["keyword"] in top for entry in listed)
 
 
 def _top_keywords(kind: str) -> set[str]:
@@ -323,10 +323,10 @@ def extensions(kind: str) -> list[str]:
     """
     iod = get_sop_class_iod_map()[str(KINDS[kind].sop_class_uid)]
     known = {
-        each["keyword"]
+        entry["keyword"]
         for module in get_iod_module_map()[iod]
-        for each in get_module_attribute_map()[module["key"]]
-        if not each["path"]
+        for entry in get_module_attribute_map()[module["key"]]
+        if not entry["path"]
     }
     return sorted(_top_keywords(kind) - known, key=lambda keyword: tag_for_keyword(keyword) or 0)
 

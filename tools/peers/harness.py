@@ -214,8 +214,8 @@ class Orthanc:
             self._process.wait(DEADLINE_S)
 
         if self._ended():
-            log = self._log.read_text(errors="replace")
-            raise AssertionError(f"Orthanc did not start; its log:\n{log[-4000:]}")
+            words = self._log.read_text(errors="replace")
+            raise AssertionError(f"Orthanc did not start; its log:\n{words[-4000:]}")
 
         return self
 
