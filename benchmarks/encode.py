@@ -14,75 +14,107 @@ are of this machine and its noise.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import io
-import os
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 import highdicom as hd
 import numpy as np
 from pydicom import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 
-from inference.finding import Finding, ModelIdentity
+from benchmarks.measurement import by_turns, command_line, machine, median_ms, seconds_of
+from inference.finding import Finding, ModelIdentity, Result
 from inference.measure import measure
 from inference.results import KINDS, Case, build, gate, write
 from inference.spacing import Spacing
 
 ROWS, COLUMNS = 2500, 2048
+_HIGHDICOM = "highdicom SEG"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the median time of each step, its ratio to highdicom's, and the objects' sizes."""
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
         "--cpu", action="store_true", help="processor time, where others use the machine too"
     )
     options = parser.parse_args()
+
     clock = time.process_time if options.cpu else time.perf_counter
     case = made_up()
-    source = full_header(case)
-    steps: dict[str, Callable[[], object]] = {"highdicom SEG": lambda: baseline(case, source)}
     results = {result.kind: result for result in build(case, KINDS)}
-    for kind in KINDS:
-        steps[f"{kind} made"] = lambda kind=kind: made(replace(case), kind)
-        steps[f"{kind} checked"] = lambda kind=kind: gate.check(results[kind], case)
-    steps["all four, made and checked"] = lambda: build(replace(case), KINDS)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(options.rounds + 2):
-        for name, step in steps.items():
-            gc.collect()
-            started = clock()
-            step()
-            if round_number >= 2:  # the first rounds pay for imports and allocations
-                times[name].append(clock() - started)
-    base = statistics.median(times["highdicom SEG"])
-    print(
-        f"{ROWS} x {COLUMNS}, {options.rounds} rounds, {os.cpu_count()} cores, highdicom {hd.__version__}"
-    )
+    steps = _steps(case, results)
+    measures = {name: partial(_seconds, step, clock) for name, step in steps.items()}
+    # The first rounds pay for imports and allocations.
+    times = by_turns(measures, options.rounds, warm_ups=2)
+
+    shape = f"{ROWS} x {COLUMNS}"
+    print(f"{shape}, {options.rounds} rounds, {machine(f'highdicom {hd.__version__}')}")
+    highdicom_ms = median_ms(times[_HIGHDICOM])
     for name, seconds in times.items():
-        median = statistics.median(seconds)
-        size = (
-            f"{len(results[name.split()[0]].data) / 1e6:7.2f} MB" if name.endswith(" made") else ""
-        )
-        print(f"{name:28} {median * 1e3:8.1f} ms   {median / base:5.2f} x {size}")
+        kind = name.removesuffix(" made")
+        size = f"{len(results[kind].data) / 1e6:7.2f} MB" if kind in results else ""
+        ms = median_ms(seconds)
+        print(f"{name:28} {ms:8.1f} ms   {ms / highdicom_ms:5.2f} x {size}")
+
+
+def _steps(case: Case, results: Mapping[str, Result]) -> dict[str, Callable[[], object]]:
+    """highdicom's object, then of each kind the making and the check, then all together."""
+    source = full_header(case)
+    steps: dict[str, Callable[[], object]] = {_HIGHDICOM: partial(baseline, case, source)}
+
+    for kind in KINDS:
+        steps[f"{kind} made"] = partial(made, case, kind)
+        steps[f"{kind} checked"] = partial(gate.check, results[kind], case)
+
+    steps["all four, made and checked"] = lambda: build(replace(case), KINDS)
+    return steps
+
+
+def _seconds(step: Callable[[], object], clock: Callable[[], float]) -> float:
+    gc.collect()
+    return seconds_of(step, clock)
 
 
 def made(case: Case, kind: str) -> bytes:
-    dataset = KINDS[kind].encode(case)
+    """An object of this kind as a file, from a case that nothing has been worked out for."""
+    dataset = KINDS[kind].encode(replace(case))
     assert dataset is not None
     return write(dataset, KINDS[kind]).data
 
 
 def baseline(case: Case, source: Dataset) -> bytes:
-    """The same mask as highdicom writes it by itself."""
+    """The same mask as highdicom writes it by itself, as a file."""
     assert case.segmented is not None
-    segment = hd.seg.SegmentDescription(
+    segmentation = hd.seg.Segmentation(
+        source_images=[source],
+        pixel_array=case.segmented[None].astype(np.uint8),
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_segment()],
+        series_instance_uid=generate_uid(),
+        series_number=1,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="x",
+        manufacturer_model_name="x",
+        software_versions="1",
+        device_serial_number="1",
+    )
+
+    file = io.BytesIO()
+    segmentation.save_as(file)
+    return file.getvalue()
+
+
+def _segment() -> hd.seg.SegmentDescription:
+    """What highdicom asks to be told of the segment."""
+    return hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="Pneumothorax",
         segmented_property_category=hd.sr.CodedConcept(
@@ -96,35 +128,19 @@ def baseline(case: Case, source: Dataset) -> bytes:
             version="1",
         ),
     )
-    segmentation = hd.seg.Segmentation(
-        source_images=[source],
-        pixel_array=case.segmented[None].astype(np.uint8),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[segment],
-        series_instance_uid=generate_uid(),
-        series_number=1,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="x",
-        manufacturer_model_name="x",
-        software_versions="1",
-        device_serial_number="1",
-    )
-    file = io.BytesIO()
-    segmentation.save_as(file)
-    return file.getvalue()
 
 
 def made_up() -> Case:
+    """A radiograph with a crescent along the chest wall, wavy as a network's are: 4 % of it."""
     row, column = np.mgrid[0:ROWS, 0:COLUMNS]
     pixels = 0.2 + 0.3 * np.abs(np.sin(column / 330)) + 0.2 * row / ROWS
-    pixels += np.random.default_rng(1).normal(
-        0, 0.02, pixels.shape
-    )  # a detector's noise: what JPEG works on
-    # A crescent along the chest wall, wavy as a network's are: 4 % of the picture.
+    # A detector's noise: what JPEG works on.
+    pixels += np.random.default_rng(1).normal(0, 0.02, pixels.shape)
+
     angle = np.arctan2(row - 900, column - 560)
     radius = np.hypot((row - 900) / 620, (column - 560) / 420) + 0.015 * np.sin(23 * angle)
     mask = (radius < 1) & (radius > 0.72) & (column < 560)
+
     spacing = Spacing(0.14, 0.14, True)
     return Case(
         header=full_header(None),
@@ -138,20 +154,26 @@ def made_up() -> Case:
 
 
 def full_header(case: Case | None) -> Dataset:
-    """A source; for highdicom, with what it asks of one."""
+    """A source; with a case, also what highdicom asks of a source."""
     source = Dataset()
-    for keyword, value in {
+    values = {
         "SpecificCharacterSet": "ISO_IR 100", "SOPClassUID": ComputedRadiographyImageStorage,
-        "SOPInstanceUID": "2.25.11", "StudyInstanceUID": "2.25.12", "SeriesInstanceUID": "2.25.13",
-        "FrameOfReferenceUID": "2.25.14", "PatientName": "Doe^Jane", "PatientID": "P-1", "PatientBirthDate": "19700101",
-        "PatientSex": "F", "StudyDate": "20260303", "StudyTime": "101112", "StudyID": "S1", "AccessionNumber": "A1",
-        "Modality": "CR", "BodyPartExamined": "CHEST", "PatientOrientation": ["L", "F"],
-        "ImagerPixelSpacing": [0.14, 0.14], "WindowCenter": 2048, "WindowWidth": 4096, "Rows": ROWS, "Columns": COLUMNS,
-    }.items():  # fmt: skip
+        "SOPInstanceUID": "2.25.11", "StudyInstanceUID": "2.25.12",
+        "SeriesInstanceUID": "2.25.13", "FrameOfReferenceUID": "2.25.14",
+        "PatientName": "Doe^Jane", "PatientID": "P-1", "PatientBirthDate": "19700101",
+        "PatientSex": "F", "StudyDate": "20260303", "StudyTime": "101112", "StudyID": "S1",
+        "AccessionNumber": "A1", "Modality": "CR", "BodyPartExamined": "CHEST",
+        "PatientOrientation": ["L", "F"], "ImagerPixelSpacing": [0.14, 0.14],
+        "WindowCenter": 2048, "WindowWidth": 4096, "Rows": ROWS, "Columns": COLUMNS,
+    }  # fmt: skip
+    for keyword, value in values.items():
         setattr(source, keyword, value)
+
     if case is not None:
-        source.PixelSpacing, source.ImagePositionPatient = [0.14, 0.14], [0, 0, 0]
-        source.ImageOrientationPatient, source.SliceThickness = [1, 0, 0, 0, 1, 0], 1
+        source.PixelSpacing = [0.14, 0.14]
+        source.ImagePositionPatient = [0, 0, 0]
+        source.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        source.SliceThickness = 1
     source.set_original_encoding(False, True, "ISO_IR 100")
     return source
 

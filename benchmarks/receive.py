@@ -25,11 +25,11 @@ ratios of medians. What was written is removed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import socket
 import ssl
-import statistics
 import struct
 import subprocess
 import sys
@@ -37,7 +37,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -55,16 +55,29 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
 )
 
+from benchmarks.measurement import (
+    REPOSITORY,
+    add_data_option,
+    add_folder_option,
+    command_line,
+    machine,
+    median_ms,
+    program,
+    require_real_disk,
+    rotated,
+    xray_files,
+)
 from tools.peers.certificates import Authority
 from tools.peers.harness import Orthanc
 from tools.peers.ports import unused_port
 from tools.peers.waiting import wait_until
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ASSOCIATIONS = (1, 4, 8)
+_WRITE = "write+fsync"
 TIMEOUT_S = 60.0
 PDU_LIMIT_BYTES = 128 * 1024
-PLACEHOLDER = "2.25.1" + "0" * 18  # a SOP Instance UID; each object gets its own digits there
+# A SOP Instance UID; each object gets its own digits there.
+PLACEHOLDER = "2.25.1" + "0" * 18
 CONTEXT_ID = 1
 C_STORE_RQ = 0x0001
 # For so long ext4 looks for inodes beside those that were just freed, which slows all parties.
@@ -73,128 +86,141 @@ RECENT_S = 6.0
 
 @dataclass(frozen=True)
 class Sample:
-    """One object to send, again and again under new SOP Instance UIDs."""
+    """An object to send, again and again under new SOP Instance UIDs."""
 
     name: str
     sop_class_uid: str
     transfer_syntax_uid: str
     data_set: bytes
-    per_association: dict[int, int]  # associations at a time -> objects on each
-    wanted: dict[str, dict[int, float]]  # rival -> associations -> its time by ours, at least
+    # Associations at a time -> objects on each.
+    per_association: dict[int, int]
+    # Rival -> associations at a time -> its time by ours, at least.
+    wanted: dict[str, dict[int, float]]
 
 
 @dataclass
 class Party:
-    """One receiver. `kept` counts the objects it has; `forget` removes them."""
+    """A receiver. `kept` counts the objects it has; `forget` removes them."""
 
     name: str
     called: str
-    port: Callable[[int], int]  # by the number of associations
+    # By the number of associations.
+    port: Callable[[int], int]
     kept: Callable[[], int]
     forget: Callable[[], None]
     # How the sender reaches it; None: without TLS.
     security: ssl.SSLContext | None = None
 
 
+# Kind of object, associations at a time, party: what a figure is of.
+Key = tuple[str, int, str]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a real disk"
-    )
-    parser.add_argument("--tls", action="store_true", help="TLS beside plain, and storescp's TLS")
-    options = parser.parse_args()
-    if _file_system(options.folder) in ("tmpfs", "ramfs", "overlay"):
-        raise SystemExit(
-            f"{options.folder}: {_file_system(options.folder)} found, a real disk wanted; give --folder"
-        )
-    samples = [_uncompressed(), _xray(options.data / "siim" / "dicom")]
-    times: dict[tuple[str, int, str], list[float]] = {}
+    """Print each party's time per object, and the ratios of the rivals' to ours."""
+    options = _options()
+    require_real_disk(options.folder)
+    samples = [_uncompressed(), _xray(options.data)]
+
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
         parties = _secured(running, folder) if options.tls else _plain(running, folder)
-        plain = folder / "plain"
-        for number in range(options.rounds + 1):
-            for sample in samples:
-                for associations in ASSOCIATIONS:
-                    senders: dict[str, Callable[[], float]] = {
-                        party.name: partial(_send, party, sample, associations) for party in parties
-                    }
-                    where = plain / f"{sample.name}, {associations}"
-                    senders["write+fsync"] = partial(_write, where, sample, associations)
-                    turns = list(senders)
-                    first = number % len(turns)
-                    took = {}
-                    for name in turns[first:] + turns[:first]:
-                        # What a party left to be written later is not written in the next one's
-                        # time.
-                        os.sync()
-                        took[name] = senders[name]()
-                    for name, seconds in took.items() if number else ():  # the first round warms up
-                        times.setdefault((sample.name, associations, name), []).append(seconds)
-            for party in parties:
-                party.forget()
-            shutil.rmtree(plain)
-            os.sync()
-            time.sleep(RECENT_S)
-    print(
-        f"{options.rounds} rounds, {os.cpu_count()} cores, {_file_system(options.folder)}; milliseconds per object"
-    )
-    names = [*(party.name for party in parties), "write+fsync"]
-    _print(samples, names, {key: statistics.median(values) * 1e3 for key, values in times.items()})
+        times = _measured(samples, parties, folder / "plain", options.rounds)
+
+    ground = machine(folder=options.folder)
+    print(f"{options.rounds} rounds, {ground}; milliseconds per object")
+    names = [*(party.name for party in parties), _WRITE]
+    _print(samples, names, {key: median_ms(seconds) for key, seconds in times.items()})
 
 
-def _print(
-    samples: Iterable[Sample], names: list[str], medians: dict[tuple[str, int, str], float]
-) -> None:
+def _options() -> argparse.Namespace:
+    parser = command_line(__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    add_data_option(parser)
+    add_folder_option(parser)
+    parser.add_argument("--tls", action="store_true", help="TLS beside plain, and storescp's TLS")
+    return parser.parse_args()
+
+
+def _measured(
+    samples: Sequence[Sample], parties: Sequence[Party], plain: Path, rounds: int
+) -> Mapping[Key, Sequence[float]]:
+    """Seconds per object of every round but the first, which warms up."""
+    times: dict[Key, list[float]] = {}
+
+    for number in range(rounds + 1):
+        for sample, associations in itertools.product(samples, ASSOCIATIONS):
+            senders: dict[str, Callable[[], float]] = {
+                party.name: partial(_send, party, sample, associations) for party in parties
+            }
+            folder = plain / f"{sample.name}, {associations}"
+            senders[_WRITE] = partial(_write, folder, sample, associations)
+
+            for name in rotated([*senders], number):
+                # What a party left to be written later is not written in the next one's time.
+                os.sync()
+                seconds = senders[name]()
+                if number:
+                    times.setdefault((sample.name, associations, name), []).append(seconds)
+
+        _forget(parties, plain)
+    return times
+
+
+def _forget(parties: Iterable[Party], plain: Path) -> None:
+    """Remove what a round has written, and wait until the file system has forgotten it."""
+    for party in parties:
+        party.forget()
+    shutil.rmtree(plain)
+    os.sync()
+    time.sleep(RECENT_S)
+
+
+def _print(samples: Iterable[Sample], names: Sequence[str], medians: Mapping[Key, float]) -> None:
     print(f"{'object':18} {'assoc.':>6} " + " ".join(f"{name:>11}" for name in names))
-    for sample in samples:
-        for associations in ASSOCIATIONS:
-            took = {name: medians[sample.name, associations, name] for name in names}
-            ours = took["pleura"]
-            line = f"{sample.name:18} {associations:6} " + " ".join(
-                f"{took[name]:11.2f}" for name in names
-            )
-            if "pleura tls" in took:
-                secured = took["pleura tls"]
-                line += (
-                    f" | tls / plain {secured / ours:.2f}"
-                    f" | storescp tls / pleura tls {took['storescp tls'] / secured:.2f}"
-                )
-                print(line)
-                continue
-            for rival, wanted in sample.wanted.items():
-                ratio = sum(took[part] for part in rival.split(" + ")) / ours
-                verdict = "ok" if ratio >= wanted[associations] else "SHORT"
-                line += (
-                    f" | {rival} / pleura {ratio:.2f}, wanted {wanted[associations]:.1f}: {verdict}"
-                )
-            print(line)
+
+    for sample, associations in itertools.product(samples, ASSOCIATIONS):
+        took = {name: medians[sample.name, associations, name] for name in names}
+        figures = " ".join(f"{took[name]:11.2f}" for name in names)
+        if "pleura tls" in took:
+            verdicts = _against_tls(took)
+        else:
+            verdicts = _against_rivals(sample, associations, took)
+        print(f"{sample.name:18} {associations:6} {figures}" + "".join(verdicts))
 
 
-# -- what is sent
-# ---------------------------------------------------------------------------------------------------
+def _against_tls(took: Mapping[str, float]) -> Iterator[str]:
+    """What TLS costs us, and storescp's time over TLS by ours."""
+    yield f" | tls / plain {took['pleura tls'] / took['pleura']:.2f}"
+    yield f" | storescp tls / pleura tls {took['storescp tls'] / took['pleura tls']:.2f}"
+
+
+def _against_rivals(sample: Sample, associations: int, took: Mapping[str, float]) -> Iterator[str]:
+    """Each rival's time by ours, and whether it is what is wanted."""
+    for rival, ratios in sample.wanted.items():
+        wanted = ratios[associations]
+        ratio = sum(took[part] for part in rival.split(" + ")) / took["pleura"]
+        verdict = "ok" if ratio >= wanted else "SHORT"
+        yield f" | {rival} / pleura {ratio:.2f}, wanted {wanted:.1f}: {verdict}"
+
+
+# ---- what is sent
 
 
 def _uncompressed() -> Sample:
+    """Noise, of the matrix of a flat detector."""
+    rows, columns = 3072, 2560
+    values = {
+        "SOPClassUID": ComputedRadiographyImageStorage, "Modality": "CR", "Rows": rows,
+        "Columns": columns, "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16, "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0,
+    }  # fmt: skip
     dataset = Dataset()
-    dataset.SOPClassUID = ComputedRadiographyImageStorage
-    dataset.Modality = "CR"
-    dataset.Rows, dataset.Columns = 3072, 2560
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
-        16,
-        12,
-        11,
-        0,
-    )
-    dataset.PixelData = os.urandom(3072 * 2560 * 2)
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    dataset.PixelData = os.urandom(rows * columns * 2)
     dataset["PixelData"].VR = "OW"
+
     return Sample(
         "15 MB uncompressed",
         ComputedRadiographyImageStorage,
@@ -208,38 +234,42 @@ def _uncompressed() -> Sample:
     )
 
 
-def _xray(folder: Path) -> Sample:
+def _xray(data: Path) -> Sample:
     """The JPEG X-ray whose size is nearest to 0.13 MB."""
-    for path in sorted(folder.glob("*.dcm"), key=lambda path: abs(path.stat().st_size - 130_000)):
+    for path in sorted(xray_files(data), key=lambda path: abs(path.stat().st_size - 130_000)):
         dataset = dcmread(path)
         if dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
             data_set = _encoded(dataset)
-            name, counts = (
-                f"{len(data_set) / 1e6:.2f} MB JPEG X-ray",
-                dict.fromkeys(ASSOCIATIONS, 40),
-            )
-            wanted = {"orthanc": {1: 1.0, 4: 1.5, 8: 1.5}}
             return Sample(
-                name, str(dataset.SOPClassUID), JPEGBaseline8Bit, data_set, counts, wanted
+                f"{len(data_set) / 1e6:.2f} MB JPEG X-ray",
+                str(dataset.SOPClassUID),
+                JPEGBaseline8Bit,
+                data_set,
+                dict.fromkeys(ASSOCIATIONS, 40),
+                {"orthanc": {1: 1.0, 4: 1.5, 8: 1.5}},
             )
-    raise SystemExit(f"{folder}: no JPEG X-ray found; give --data")
+
+    raise SystemExit(f"{data}: no JPEG X-ray found; give --data")
 
 
 def _encoded(dataset: Dataset) -> bytes:
+    """The data set of a made-up patient, in Explicit VR Little Endian."""
     dataset.SOPInstanceUID = UID(PLACEHOLDER)
-    dataset.PatientID, dataset.PatientName = "BENCHMARK", "Benchmark"
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = UID("2.25.20"), UID("2.25.21")
+    dataset.PatientID = "BENCHMARK"
+    dataset.PatientName = "Benchmark"
+    dataset.StudyInstanceUID = UID("2.25.20")
+    dataset.SeriesInstanceUID = UID("2.25.21")
+
     buffer = BytesIO()
     dcmwrite(buffer, dataset, implicit_vr=False, little_endian=True)
     return buffer.getvalue()
 
 
-# -- the sender
-# -----------------------------------------------------------------------------------------------------
+# ---- the sender
 
 
 class Sender:
-    """One association that does nothing but send one sample and wait for each answer."""
+    """An association that does nothing but send one sample and wait for each answer."""
 
     lock = threading.Lock()
     number = 0
@@ -251,26 +281,33 @@ class Sender:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if security is not None:
             self._socket = security.wrap_socket(self._socket, server_hostname="localhost")
+
         self._socket.sendall(_associate_rq(called, sample))
         kind, body = self._pdu()
         assert kind == 0x02, f"{called}: the association is not accepted (PDU type {kind})"
+
         self._message = _messages(sample, _maximum_length(body))
         self._places = _all_places(self._message, PLACEHOLDER.encode())
-        assert len(self._places) == 2  # in the command and in the data set
+        # In the command and in the data set.
+        assert len(self._places) == 2
 
     def store(self) -> None:
+        """Send the sample under a new SOP Instance UID, and wait for success."""
         with Sender.lock:
             Sender.number += 1
             digits = f"{Sender.number:018d}".encode()
         for place in self._places:
             self._message[place + 6 : place + 24] = digits
+
         self._socket.sendall(self._message)
         kind, body = self._pdu()
-        status = body.partition(b"\0\0\0\x09\x02\0\0\0")[2][:2]  # (0000,0900)
+        # Status (0000,0900).
+        status = body.partition(b"\0\0\0\x09\x02\0\0\0")[2][:2]
         assert kind == 0x04, f"PDU type {kind} for an answer"
         assert status == b"\0\0", f"status {status.hex()}"
 
     def release(self) -> None:
+        """Release the association and close the connection."""
         self._socket.sendall(b"\x05\0\0\0\0\x04\0\0\0\0")
         kind, _ = self._pdu()
         assert kind == 0x06, f"PDU type {kind} for a release"
@@ -280,13 +317,13 @@ class Sender:
         header = self._exactly(6)
         return header[0], self._exactly(int.from_bytes(header[2:], "big"))
 
-    def _exactly(self, size: int) -> bytes:
-        got = b""
-        while len(got) < size:
-            more = self._socket.recv(size - len(got))
-            assert more, "the connection was closed"
-            got += more
-        return got
+    def _exactly(self, size_bytes: int) -> bytes:
+        received = b""
+        while len(received) < size_bytes:
+            part = self._socket.recv(size_bytes - len(received))
+            assert part, "the connection was closed"
+            received += part
+        return received
 
 
 def _associate_rq(called: str, sample: Sample) -> bytes:
@@ -294,24 +331,21 @@ def _associate_rq(called: str, sample: Sample) -> bytes:
         return struct.pack(">BBH", kind, 0, len(body)) + body
 
     context = bytes([CONTEXT_ID, 0, 0, 0])
-    context += item(0x30, sample.sop_class_uid.encode()) + item(
-        0x40, sample.transfer_syntax_uid.encode()
-    )
+    context += item(0x30, sample.sop_class_uid.encode())
+    context += item(0x40, sample.transfer_syntax_uid.encode())
     user = item(0x51, struct.pack(">L", 16384)) + item(0x52, b"2.25.22")
-    items = item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
-    body = (
-        struct.pack(">HH16s16s32s", 1, 0, called.encode().ljust(16), b"BENCHMARK".ljust(16), b"")
-        + items
-    )
+
+    titles = (called.encode().ljust(16), b"BENCHMARK".ljust(16))
+    body = struct.pack(">HH16s16s32s", 1, 0, *titles, b"")
+    body += item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
     return struct.pack(">BBL", 1, 0, len(body)) + body
 
 
 def _maximum_length(associate_ac: bytes) -> int:
     """The maximum PDU length that the party takes (PS3.8 D.1); 0: no limit."""
     place = associate_ac.rindex(b"\x51\0\0\x04") + 4
-    return min(
-        int.from_bytes(associate_ac[place : place + 4], "big") or PDU_LIMIT_BYTES, PDU_LIMIT_BYTES
-    )
+    length = int.from_bytes(associate_ac[place : place + 4], "big")
+    return min(length or PDU_LIMIT_BYTES, PDU_LIMIT_BYTES)
 
 
 def _messages(sample: Sample, pdu_bytes: int) -> bytearray:
@@ -325,26 +359,26 @@ def _messages(sample: Sample, pdu_bytes: int) -> bytearray:
     command += element(0x0110, b"\1\0") + element(0x0700, b"\0\0") + element(0x0800, b"\0\0")
     command += element(0x1000, PLACEHOLDER.encode())
     command = element(0x0000, struct.pack("<L", len(command))) + command
-    message = bytearray()
 
-    def pdu(flags: int, fragment: bytes) -> None:
-        message.extend(
-            struct.pack(">BBLLBB", 4, 0, len(fragment) + 6, len(fragment) + 2, CONTEXT_ID, flags)
-        )
-        message.extend(fragment)
-
-    pdu(0x03, command)
+    message = bytearray(_p_data(0x03, command))
     step = pdu_bytes - 6
     for begin in range(0, len(sample.data_set), step):
-        pdu(
-            0x02 if begin + step >= len(sample.data_set) else 0x00,
-            sample.data_set[begin : begin + step],
-        )
+        is_last = begin + step >= len(sample.data_set)
+        fragment = sample.data_set[begin : begin + step]
+        message += _p_data(0x02 if is_last else 0x00, fragment)
     return message
 
 
+def _p_data(flags: int, fragment: bytes) -> bytes:
+    """A P-DATA-TF PDU of one PDV (PS3.8 9.3.5); `flags`: its message control header."""
+    lengths = (len(fragment) + 6, len(fragment) + 2)
+    return struct.pack(">BBLLBB", 4, 0, *lengths, CONTEXT_ID, flags) + fragment
+
+
 def _all_places(text: bytearray, part: bytes) -> list[int]:
-    places, begin = [], text.find(part)
+    """Where `part` begins, each time that it occurs."""
+    places = []
+    begin = text.find(part)
     while begin >= 0:
         places.append(begin)
         begin = text.find(part, begin + 1)
@@ -353,53 +387,52 @@ def _all_places(text: bytearray, part: bytes) -> list[int]:
 
 def _send(party: Party, sample: Sample, associations: int) -> float:
     """Seconds per object."""
-    each, port, before = (
-        sample.per_association[associations],
-        party.port(associations),
-        party.kept(),
-    )
+    per_association = sample.per_association[associations]
+    objects = per_association * associations
+    port = party.port(associations)
+    before = party.kept()
 
-    def one(_: int) -> None:
+    def send(_: int) -> None:
         sender = Sender(port, party.called, sample, party.security)
-        for _ in range(each):
+        for _ in range(per_association):
             sender.store()
         sender.release()
 
-    took = _timed(one, associations) / (each * associations)
+    took_s = _timed(send, associations) / objects
+
     # A party that does not fsync may still be closing files; an object that is not there was not
     # stored.
-    wait_until(
-        f"{party.name} has all objects", lambda: party.kept() >= before + each * associations
-    )
-    os.sync()  # what it leaves to be written later is not to slow down the next one
-    return took
+    wait_until(f"{party.name} has all objects", lambda: party.kept() >= before + objects)
+    # What it leaves to be written later is not to slow down the next party.
+    os.sync()
+    return took_s
 
 
 def _write(folder: Path, sample: Sample, associations: int) -> float:
     """Seconds per object for its bytes alone."""
     folder.mkdir(parents=True)
-    each = sample.per_association[associations]
+    per_association = sample.per_association[associations]
 
-    def one(number: int) -> None:
-        for object_number in range(each):
+    def write(number: int) -> None:
+        for object_number in range(per_association):
             with (folder / f"{number}-{object_number}").open("xb", buffering=0) as file:
                 file.write(sample.data_set)
                 os.fsync(file.fileno())
 
-    took = _timed(one, associations) / (each * associations)
+    took_s = _timed(write, associations) / (per_association * associations)
     os.sync()
-    return took
+    return took_s
 
 
-def _timed(one: Callable[[int], None], at_a_time: int) -> float:
+def _timed(work: Callable[[int], None], at_a_time: int) -> float:
+    """Seconds of as many calls of `work` at a time."""
     with ThreadPoolExecutor(at_a_time) as threads:
         started = time.perf_counter()
-        list(threads.map(one, range(at_a_time)))
+        list(threads.map(work, range(at_a_time)))
         return time.perf_counter() - started
 
 
-# -- the parties
-# ----------------------------------------------------------------------------------------------------
+# ---- the parties
 
 
 def _plain(running: ExitStack, folder: Path) -> list[Party]:
@@ -408,14 +441,17 @@ def _plain(running: ExitStack, folder: Path) -> list[Party]:
 
 def _secured(running: ExitStack, folder: Path) -> list[Party]:
     authority = Authority(folder / "ca", key="rsa")
-    ours, theirs = authority.issue("receiver"), authority.issue("sender")
+    receiver = authority.issue("receiver")
+    sender = authority.issue("sender")
     security = ssl.create_default_context(cafile=authority.certificate)
-    security.load_cert_chain(theirs.certificate, theirs.key)
+    security.load_cert_chain(sender.certificate, sender.key)
 
     port = unused_port()
-    tls = {**ours.settings(), "ca": str(authority.certificate), "port": port}
+    tls = {**receiver.settings(), "ca": str(authority.certificate), "port": port}
     secured = _pleura(running, folder / "pleura-tls", {"port": None, "tls": tls})
-    options = ["+tls", str(ours.key), str(ours.certificate), "+cf", str(authority.certificate)]
+
+    pair = [str(receiver.key), str(receiver.certificate)]
+    options = ["+tls", *pair, "+cf", str(authority.certificate)]
     rival = _storescp(running, folder / "storescp-tls", options)
     return [
         _pleura(running, folder / "pleura"),
@@ -428,16 +464,19 @@ def _pleura(
     running: ExitStack, folder: Path, more: Mapping[str, object] = MappingProxyType({})
 ) -> Party:
     folder.mkdir()
-    port, spool = unused_port(), folder / "spool"
+    port = unused_port()
+    spool = folder / "spool"
     settings = {
         "host": "127.0.0.1",
         "port": port,
         "spool": str(spool),
         "ledger": f"sqlite:///{folder / 'ledger.db'}",
     } | dict(more)
-    (folder / "pleura.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "daemon.cli", "receive", "-c", str(folder / "pleura.yaml")]
-    process = _spawn(running, command, folder, stdout=subprocess.PIPE)
+    path = folder / "pleura.yaml"
+    path.write_text(yaml.safe_dump(settings))
+
+    command = [sys.executable, "-m", "daemon.cli", "receive", "-c", str(path)]
+    process = _spawn(running, command, folder, is_heard=True)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == b"READY", (folder / "log.txt").read_text()
 
@@ -448,9 +487,11 @@ def _pleura(
 
 
 def _orthanc(running: ExitStack, folder: Path) -> Party:
-    server = running.enter_context(
-        Orthanc(_program("Orthanc"), folder, (unused_port(), unused_port()))
-    )
+    orthanc = Orthanc(program("Orthanc"), folder, (unused_port(), unused_port()))
+    server = running.enter_context(orthanc)
+
+    def kept() -> int:
+        return int(server.get("/statistics")["CountInstances"])
 
     def forget() -> None:
         for patient in server.get("/patients"):
@@ -459,27 +500,19 @@ def _orthanc(running: ExitStack, folder: Path) -> Party:
             )
             urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
 
-    kept = lambda: int(server.get("/statistics")["CountInstances"])  # noqa: E731
     return Party("orthanc", server.ae_title, lambda _: server.dicom_port, kept, forget)
 
 
 def _storescp(running: ExitStack, folder: Path, options: Sequence[str] = ()) -> Party:
     kept = folder / "kept"
     kept.mkdir(parents=True)
-    quickest = [
-        "--bit-preserving",
-        "--max-pdu",
-        "131072",
-        "--disable-host-lookup",
-        "+xa",
-        "-od",
-        str(kept),
-        *options,
-    ]
+    quickest = ["--bit-preserving", "--max-pdu", "131072", "--disable-host-lookup", "+xa"]
+    command = [program("storescp"), *quickest, "-od", str(kept), *options]
+
     alone, forking = unused_port(), unused_port()
-    for port, more in ((alone, ["--single-process"]), (forking, ["--fork"])):
-        _spawn(running, [_program("storescp"), *quickest, *more, str(port)], folder)
-        wait_until("storescp listens", lambda port=port: _listens(port))
+    for port, process in ((alone, "--single-process"), (forking, "--fork")):
+        _spawn(running, [*command, process, str(port)], folder)
+        wait_until("storescp listens", partial(_listens, port))
 
     def files() -> list[Path]:
         return list(kept.iterdir())
@@ -494,15 +527,16 @@ def _storescp(running: ExitStack, folder: Path, options: Sequence[str] = ()) -> 
 
 
 def _spawn(
-    running: ExitStack, command: list[str], folder: Path, **how: int
+    running: ExitStack, command: list[str], folder: Path, is_heard: bool = False
 ) -> subprocess.Popen[bytes]:
+    """Start a program, which ends with `running`; its output is read here if `is_heard`."""
     log = running.enter_context((folder / "log.txt").open("ab"))
     process = subprocess.Popen(
         command,
+        stdout=subprocess.PIPE if is_heard else log,
         stderr=log,
         env=os.environ | {"TCP_NODELAY": "1"},
         cwd=REPOSITORY,
-        **({"stdout": log} | how),
     )
 
     def stop() -> None:
@@ -526,23 +560,6 @@ def _listens(port: int) -> bool:
 def _remove(files: Iterable[Path]) -> None:
     for path in files:
         path.unlink()
-
-
-def _program(name: str) -> str:
-    path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
-    if path is None:
-        raise SystemExit(f"{name} is not installed (apt-get install dcmtk orthanc)")
-    return path
-
-
-def _file_system(folder: Path) -> str:
-    """The type of file system that `folder` lies on."""
-    best, kind = "", ""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, mounted, found, *_ = line.split()
-        if folder.resolve().is_relative_to(mounted) and len(mounted) >= len(best):
-            best, kind = mounted, found
-    return kind
 
 
 if __name__ == "__main__":
