@@ -44,6 +44,8 @@ _LOADED = {
     "daemon.commands.status": f"{_HEAVY} sqlalchemy.dialects.postgresql",
     "daemon.service daemon.receive.scp daemon.receive.inbox": f"{_HEAVY} smtplib",
     "daemon.deliver.deliverer": f"{_HEAVY} prometheus_client httpx",
+    # In each process that decodes images for a training
+    "training.data.cache": "torch scipy matplotlib highdicom",
 }
 # Commands of a node whose ledger is a file, and what they must not load; rows as above.
 _COMMANDS = {

@@ -10,7 +10,9 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -185,11 +187,59 @@ def test_killed_in_the_middle_and_two_at_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_many_images_are_shared_among_processes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_items_are_shared_among_processes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    cases = phantoms(pool.WORTH_PROCESSES)
-    results = pool.each(PhantomCase.identity, cases)
-    first = next(results)
-    assert len(multiprocessing.active_children()) in (1, 2)
-    assert [first, *results] == [case.identity() for case in cases]
+    told: list[tuple[int, int]] = []
+    others: list[int] = []
+
+    def done(so_far: int, count: int) -> None:
+        told.append((so_far, count))
+        others.append(len(multiprocessing.active_children()))
+
+    assert pool.each(str, range(1003), done) == [str(number) for number in range(1003)]
+    assert told == sorted(told)
+    assert told[-1] == (1003, 1003)
+    # This process is the second.
+    assert max(others) == 1
     assert not multiprocessing.active_children()
+
+
+def test_an_error_in_another_process_stops_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    told: list[int] = []
+    # The other process meets the first item, while this one works from the last on.
+    with pytest.raises(ValueError, match="sleep length"):
+        pool.each(time.sleep, [-1, *[0.02] * 9_999], lambda so_far, _: told.append(so_far))
+    assert 0 < told[-1] < 9_000
+    assert not multiprocessing.active_children()
+
+
+def test_processes_write_the_same_files_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = phantoms(pool.WORTH_PROCESSES)
+    made = []
+    for cores in ({0}, {0, 1}):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
+        folder = tmp_path / str(len(cores))
+        cache.prepare(cases, 32, folder)
+        made.append({path.name: path.read_bytes() for path in folder.glob("*.np[yz]")})
+    assert len(made[0]) == 3
+    assert made[0] == made[1]
+
+
+def test_a_disk_that_runs_full_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Masks take no space until they are written.
+    monkeypatch.setattr(cache, "_write", partial(_write_to_full, cache._write))
+    with pytest.raises(OSError, match=r"No space left on device.*-masks\.part"):
+        cache.prepare(phantoms(2), 32, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def _write_to_full(write: Callable[..., None], path: Path, at: int, pixels: np.ndarray) -> None:
+    if "masks" in path.name:
+        path.unlink()
+        path.symlink_to("/dev/full")
+    write(path, at, pixels)

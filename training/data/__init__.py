@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference import radiograph
-from training import phantom
 from training.data import lgg, siim, silver, table
 from training.data.cases import Case
 from training.data.findings import Cases
 
 # The recipe imports torch, which the processes that decode images do not need.
 if TYPE_CHECKING:
+    from training import phantom
     from training.recipe import Layout
 
 _PHANTOMS = 200
@@ -54,6 +54,9 @@ class PhantomCase(Case):
 # Pixels and mask are asked for in turn.
 @lru_cache(maxsize=1)
 def _drawn(seed: int, pneumothorax: bool, size: int) -> phantom.Phantom:
+    # Imports scipy, which the processes that decode images do not need.
+    from training import phantom
+
     return phantom.draw(seed, pneumothorax, size)
 
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +27,7 @@ from training.data.cases import Case
 
 # Version of the files' content; another number decodes everything anew.
 _VERSION = 2
+_SYNC_S = 0.5
 Pictures = NDArray[np.uint8]
 
 
@@ -77,7 +82,7 @@ def prepare(
         # The system releases the lock if this process is killed.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not files.facts.exists():
-            _decode(cases, _Shrink(side, equalise), files, done)
+            _decode(cases, side, equalise, files, done)
 
     with np.load(files.facts) as facts:
         inside = facts["inside"]
@@ -106,10 +111,30 @@ def _digest(cases: Sequence[Case], side: int, equalise: bool) -> str:
 
 @dataclass(frozen=True)
 class _Shrink:
+    """Decodes one image and writes it and its mask to their places; gives its Geometry.
+
+    With file writes: through a map, a full disk kills the process. A process whose parent was
+    killed may write while the next run does: the same bytes to the same places.
+    """
+
     side: int
     equalise: bool
+    images: Path
+    masks: Path
+    # Bytes of each file before its first image
+    start: int
 
-    def __call__(self, case: Case) -> tuple[Pictures, Pictures | None, Geometry]:
+    def __call__(self, numbered: tuple[int, Case]) -> Geometry:
+        number, case = numbered
+        image, mask, geometry = self._small(case)
+        at = self.start + number * self.side * self.side
+
+        _write(self.images, at, image)
+        if mask is not None and mask.any():
+            _write(self.masks, at, mask)
+        return geometry
+
+    def _small(self, case: Case) -> tuple[Pictures, Pictures | None, Geometry]:
         pixels, mask = case.pixels(), case.mask()
         if mask is not None and mask.shape != pixels.shape:
             raise ValueError(
@@ -132,8 +157,21 @@ class _Shrink:
         return pictures.as_bytes(fitted.pixels), small, fitted.geometry
 
 
+def _write(path: Path, at: int, pixels: Pictures) -> None:
+    try:
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(pixels.data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _decode(
-    cases: Sequence[Case], shrink: _Shrink, files: _Files, done: Callable[[int, int], None] | None
+    cases: Sequence[Case],
+    side: int,
+    equalise: bool,
+    files: _Files,
+    done: Callable[[int, int], None] | None,
 ) -> None:
     parts = {path: path.with_suffix(".part") for path in (files.images, files.masks, files.facts)}
     try:
@@ -142,7 +180,14 @@ def _decode(
             parts[files.masks].open("wb") as masks,
             parts[files.facts].open("wb") as facts,
         ):
-            inside = _fill(cases, shrink, images, masks, done)
+            start = _make_room(images, masks, (len(cases), side, side))
+            shrink = _Shrink(side, equalise, parts[files.images], parts[files.masks], start)
+            with _synced_meanwhile(images):
+                places = pool.each(shrink, list(enumerate(cases)), done)
+
+            inside = np.array(
+                [(at.top, at.left, at.height, at.width) for at in places], dtype=np.int32
+            )
             np.savez(facts, inside=inside)
             for file in (images, masks, facts):
                 file.flush()
@@ -157,45 +202,42 @@ def _decode(
         part.rename(path)
 
 
-def _fill(
-    cases: Sequence[Case],
-    shrink: _Shrink,
-    images: BinaryIO,
-    masks: BinaryIO,
-    done: Callable[[int, int], None] | None,
-) -> NDArray[np.int32]:
-    """Write both arrays with file writes: through a map, a full disk kills the process.
-
-    Returns `Prepared.inside`.
-    """
-    area = shrink.side * shrink.side
-    header = {
-        "descr": "|u1",
-        "fortran_order": False,
-        "shape": (len(cases), shrink.side, shrink.side),
-    }
-
+def _make_room(images: BinaryIO, masks: BinaryIO, shape: tuple[int, int, int]) -> int:
+    """Write both headers, take the space for all images, and return where the first begins."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     for file in (images, masks):
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
 
     start = images.tell()
+    size = math.prod(shape)
     try:
         # Fails now, not in an hour, if the disk is full.
-        os.posix_fallocate(images.fileno(), 0, start + len(cases) * area)
+        os.posix_fallocate(images.fileno(), 0, start + size)
     except OSError as error:
         raise OSError(
-            error.errno, f"{error.strerror}, {len(cases) * area >> 20} MiB wanted", images.name
+            error.errno, f"{error.strerror}, {size >> 20} MiB wanted", images.name
         ) from error
 
     # Sparse until a mask is written
-    masks.truncate(start + len(cases) * area)
-    inside = np.zeros((len(cases), 4), dtype=np.int32)
-    for number, (image, mask, at) in enumerate(pool.each(shrink, cases, done)):
-        images.write(image.tobytes())
-        inside[number] = at.top, at.left, at.height, at.width
-        if mask is not None and mask.any():
-            masks.seek(start + number * area)
-            masks.write(mask.tobytes())
+    masks.truncate(start + size)
+    return start
 
-    return inside
+
+@contextmanager
+def _synced_meanwhile(file: BinaryIO) -> Iterator[None]:
+    """Bring what was written to the disk each half second, so that little is left to do at last."""
+    stop = threading.Event()
+
+    def sync() -> None:
+        while not stop.wait(_SYNC_S):
+            os.fdatasync(file.fileno())
+
+    with ThreadPoolExecutor(1) as thread:
+        synced = thread.submit(sync)
+        try:
+            yield
+        finally:
+            stop.set()
+    # An error of the disk is told once: not at the last fsync.
+    synced.result()

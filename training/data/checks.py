@@ -109,7 +109,7 @@ def examine(cases: Sequence[Case], done: Callable[[int, int], None] | None = Non
 
     `done` is called with (images so far, images in all).
     """
-    return list(pool.each(_seen, cases, done))
+    return pool.each(_seen, cases, done)
 
 
 def _seen(case: Case) -> Seen:

@@ -1,54 +1,92 @@
-"""One function over many images, in as many processes as there are cores."""
+"""One function over many items, in as many processes as there are cores."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
-from training.data.cases import Case
-
+Item = TypeVar("Item")
 Result = TypeVar("Result")
-# images: starting a process costs as much as reading some dozens
+# items: starting a process costs as much as reading some dozens of images
 WORTH_PROCESSES = 200
-# of one task: smaller ones wake this process so often that two cores lose a third of their time
-_AT_ONCE = 32
+# items of one task
+_AT_ONCE = 8
 
 
 def each(
-    function: Callable[[Case], Result],
-    cases: Sequence[Case],
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
     done: Callable[[int, int], None] | None = None,
-) -> Iterator[Result]:
-    """`function` of each case, in order; it and the cases must pickle.
+) -> list[Result]:
+    """`function` of each item, in order; it, items and results must pickle.
 
-    `done(so far, in all)` is called after each.
+    This process works too: it has loaded everything, while a new one has yet to start.
+
+    Args:
+        done: called with (items so far, items in all).
     """
-    cores = len(os.sched_getaffinity(0))
-    if len(cases) < WORTH_PROCESSES or cores == 1:
-        yield from _told(map(function, cases), len(cases), done)
-        return
+    workers = len(os.sched_getaffinity(0)) - 1
+    if len(items) < WORTH_PROCESSES or not workers:
+        return _here(function, items, done)
 
     # Not forked: torch's threads and their locks would not survive that.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(cores, len(cases) // _AT_ONCE), context, _die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
         try:
-            yield from _told(pool.map(function, cases, chunksize=_AT_ONCE), len(cases), done)
+            return _shared(pool, function, items, done)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Waits, or a pool that is collected first would do all tasks to the end.
+            pool.shutdown(cancel_futures=True)
             raise
 
 
-def _told(
-    results: Iterator[Result], count: int, done: Callable[[int, int], None] | None
-) -> Iterator[Result]:
-    for number, result in enumerate(results, 1):
-        yield result
+def _here(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    done: Callable[[int, int], None] | None,
+) -> list[Result]:
+    results = []
+    for item in items:
+        results.append(function(item))
         if done is not None:
-            done(number, count)
+            done(len(results), len(items))
+    return results
+
+
+def _shared(
+    pool: ProcessPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    done: Callable[[int, int], None] | None,
+) -> list[Result]:
+    """The pool takes tasks from the first on, this process from the last on, until they meet."""
+    tasks = [items[first : first + _AT_ONCE] for first in range(0, len(items), _AT_ONCE)]
+    futures = [pool.submit(_here, function, task, None) for task in tasks]
+    ours: list[list[Result]] = []
+
+    def tell() -> None:
+        theirs = [future for future in futures if future.done() and not future.cancelled()]
+        # Raises what a process of the pool raised.
+        so_far = sum(len(part) for part in (*(future.result() for future in theirs), *ours))
+        if done is not None:
+            done(so_far, len(items))
+
+    for task, future in zip(reversed(tasks), reversed(futures), strict=True):
+        # Fails once the pool has taken the task.
+        if not future.cancel():
+            break
+        ours.append(_here(function, task, None))
+        tell()
+
+    theirs = futures[: len(tasks) - len(ours)]
+    for _ in as_completed(theirs):
+        tell()
+    parts = (*(future.result() for future in theirs), *reversed(ours))
+    return [result for part in parts for result in part]
 
 
 def _die_with_parent() -> None:
