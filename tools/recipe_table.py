@@ -1,11 +1,13 @@
 """The recipes' networks: parameters, arithmetic and, where asked, time of one forward pass.
 
-    python -m tools.recipe_table [--time] [--turns N] [NAME...]      # a Markdown table
+    # A Markdown table
+    python -m tools.recipe_table [--time | --processor-time] [--turns N] [NAME...]
 
 Parameters and multiplications are counted on torch's meta device, without memory or computing.
 Times are of one image in float32 on this machine's CPU. Each network takes alternate turns with the
 first of the table, so a machine that slows down meanwhile slows both; printed are the medians and
-how many times the first's it is.
+how many times the first's it is. `--processor-time` leaves out the waiting for other work on a busy
+machine; it wants one thread (OMP_NUM_THREADS=1), for it counts those of all threads.
 """
 
 # ruff: noqa: T201 - a program
@@ -38,7 +40,11 @@ def main() -> None:
     """Print the table."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("name", nargs="*")
-    options.add_argument("--time", action="store_true")
+    times = options.add_mutually_exclusive_group()
+    times.add_argument("--time", dest="clock", action="store_const", const=time.perf_counter)
+    times.add_argument(
+        "--processor-time", dest="clock", action="store_const", const=time.process_time
+    )
     options.add_argument("--turns", type=int, default=_TURNS)
     given = options.parse_args()
 
@@ -49,7 +55,7 @@ def main() -> None:
         if name != _OUTCOME
         for stage in recipe.load(RECIPES / f"{name}.yaml").networks
     ]
-    first = _forward(stages[0][1]) if given.time else None
+    first = _forward(stages[0][1]) if given.clock else None
     columns = [
         "recipe",
         "network",
@@ -64,7 +70,7 @@ def main() -> None:
     for name, stage in stages:
         row = _counts(name, stage)
         if first is not None:
-            milliseconds, times_first = by_turns(first, _forward(stage), given.turns)
+            milliseconds, times_first = by_turns(first, _forward(stage), given.turns, given.clock)
             row += [f"{milliseconds:.0f}", f"{times_first:.2f}"]
         print("| " + " | ".join(row) + " |", flush=True)
 
