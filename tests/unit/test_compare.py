@@ -100,6 +100,18 @@ def test_the_same_answers_differ_by_nothing_in_every_resample(make: Make) -> Non
     assert {(row["value"], *row["interval_95"]) for row in rows} == {(0.0, 0.0, 0.0)}
 
 
+def test_patients_that_a_run_numbers_otherwise_stay_paired(make: Make) -> None:
+    """Such as of a table whose rows were sorted anew."""
+    sharp = compare.read(make("sharp", 0.1))
+    answers = [
+        replace(answer, patient=f"p{99 - int(answer.patient[1:])}") for answer in sharp.answers
+    ]
+    again = replace(sharp, name="again", answers=answers)
+    rows = compare._differences([sharp, again], compare._common([sharp, again]))
+    assert rows
+    assert {(row["value"], *row["interval_95"]) for row in rows} == {(0.0, 0.0, 0.0)}
+
+
 def test_compare_and_ensemble_are_commands(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

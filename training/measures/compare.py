@@ -10,7 +10,7 @@ import csv
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,18 @@ def _described(run: Compared, common: Sequence[str]) -> dict[str, Any]:
 
 def _differences(runs: Sequence[Compared], common: Sequence[str]) -> list[dict[str, Any]]:
     """Each run less the first, of the same resamples of the same patients."""
-    drawn = [figures.resampled(_shown(run, common), run.threshold) for run in runs]
+    # A run numbers patients by its own order of the images: the first run's numbers hold for all.
+    patients = [answer.patient for answer in _shown(runs[0], common)]
+    drawn = [
+        figures.resampled(
+            [
+                replace(answer, patient=patient)
+                for answer, patient in zip(_shown(run, common), patients, strict=True)
+            ],
+            run.threshold,
+        )
+        for run in runs
+    ]
     first, *others = drawn
     rows = []
 
