@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from training import recipe
-from training.measures import figures, report
+from training.measures import figures, report, thresholds
 from training.measures.answers import Answer, write_rows
 from training.measures.evaluate import Evaluation, Look
 
@@ -136,3 +136,13 @@ def test_silver_labels_without_masks_are_named(tmp_path: Path) -> None:
     assert "SILVER labels, not a reading" in page
     assert "dice positives" not in page.split("<h2>Breakdown")[0]
     assert "the data name no patients" not in page
+
+
+def test_the_rule_that_is_told_is_the_one_that_was_taken(tmp_path: Path) -> None:
+    """Many rules reach the same score: of them the middle one is taken."""
+    lesion = np.zeros((64, 64), dtype=np.float32)
+    lesion[10:30, 10:30] = 0.9
+    search = thresholds.search([(lesion, lesion > 0)], thresholds.TWO_STAGE)
+    write_rows(tmp_path / "search.csv", list(search.rows()))
+    told = " ".join(report._search(tmp_path))
+    assert ", ".join(f"{name} {value:g}" for name, value in search.best.items()) in told

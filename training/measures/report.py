@@ -16,12 +16,12 @@ from training.measures import report_plots as plots
 from training.measures.answers import Answer
 from training.measures.evaluate import Evaluation
 from training.measures.figures import ALONE, CAVEAT, beside, measured
+from training.measures.thresholds import SCORE, best_of
 from training.recipe import Recipe
 
 # Pictures of each kind
 _SHOWN = 4
 _BREAKDOWN_DRAWS = 500
-_SEARCHED = "competition_score"
 
 # The group that an answer belongs to; None: to none
 Group = Callable[[Answer], str | None]
@@ -216,16 +216,16 @@ def _search(run_folder: Path | None) -> Iterator[str]:
     path = run_folder / "search.csv" if run_folder else None
     if path is None or not path.is_file():
         return
-    rows = [row for row in _numbers(path) if _SEARCHED in row]
-    best = max(rows, key=lambda row: row[_SEARCHED])
+    rows = [row for row in _numbers(path) if SCORE in row]
+    best = best_of(rows)
     yield "<h2>Search of the rule that makes a mask of a map</h2>"
-    words = ", ".join(f"{name} {value:g}" for name, value in best.items() if name != _SEARCHED)
+    words = ", ".join(f"{name} {value:g}" for name, value in best.items() if name != SCORE)
     yield (
         f"<p>{len(rows)} rules were tried on the validation images; the best reached "
-        f"{best[_SEARCHED]:.3f} there ({escape(words)}). A colour is the best rule with these two "
-        "values; the diamond is the best of all.</p>"
+        f"{best[SCORE]:.3f} there ({escape(words)}). A colour is the best rule with these two "
+        "values; the diamond is the one that was taken.</p>"
     )
-    yield _picture(plots.searched(rows, _SEARCHED), "Rules tried")
+    yield _picture(plots.searched(rows, best, SCORE), "Rules tried")
 
 
 def _age(answer: Answer) -> str:

@@ -145,9 +145,9 @@ def thresholds(curves: Mapping[str, tuple[Scores, Scores]], threshold: float, ti
     return _png(figure)
 
 
-def searched(rows: Sequence[Mapping[str, float]], name: str) -> str:
+def searched(rows: Sequence[Mapping[str, float]], best: Mapping[str, float], name: str) -> str:
     """The figure that each pair of values of two knobs of the rule reached, at best over the other
-    knobs; the best is marked.
+    knobs; `best`, one of the rows, is marked.
     """
     knobs = [knob for knob in rows[0] if knob != name and len({row[knob] for row in rows}) > 1]
     knobs = [
@@ -156,7 +156,6 @@ def searched(rows: Sequence[Mapping[str, float]], name: str) -> str:
     pairs = list(pairwise(knobs)) or [(knob, knob) for knob in knobs]
     figure, axes_of = _figure(max(1, len(pairs)))
 
-    best = max(rows, key=lambda row: row[name])
     for axes, (across, up) in zip(axes_of, pairs, strict=False):
         x, y = (sorted({row[knob] for row in rows}) for knob in (across, up))
         reached = np.full((len(y), len(x)), np.nan)

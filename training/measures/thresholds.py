@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from inference.postprocess import REFERENCE_MATRIX_PX, label_regions
 from training.measures import metrics
 from training.recipe import OperatingPoint
 
+# Of a rule that was tried
+SCORE = "competition_score"
 _DIGITS = 4
 
 # Probability and true mask, both (rows, columns)
@@ -123,8 +125,8 @@ class Search:
 
         Keys as in a package's manifest.
         """
-        equal = np.argwhere(self.scores >= np.nanmax(self.scores) - 1e-9)
-        return self._rule(tuple(equal[len(equal) // 2]))
+        best = best_of(list(self.rows()))
+        return {name: value for name, value in best.items() if name != SCORE}
 
     @property
     def score(self) -> float:
@@ -132,9 +134,9 @@ class Search:
         return float(np.nanmax(self.scores))
 
     def rows(self) -> Iterator[dict[str, float]]:
-        """Every rule with its `competition_score`."""
+        """Every rule with its SCORE."""
         for place in zip(*np.nonzero(~np.isnan(self.scores)), strict=True):
-            yield self._rule(place) | {"competition_score": float(self.scores[place])}
+            yield self._rule(place) | {SCORE: float(self.scores[place])}
 
     def _rule(self, place: tuple[int, ...]) -> dict[str, float]:
         bottom, top, area, sure_area = place
@@ -144,6 +146,13 @@ class Search:
             "min_area_at_1024_px": self.grid.min_area_at_1024_px[area],
             "min_sure_area_at_1024_px": self.grid.min_sure_area_at_1024_px[sure_area],
         }
+
+
+def best_of(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """Of the rules of `Search.rows`, that of the highest score; of several, the middle one."""
+    highest = max(row[SCORE] for row in rows)
+    equal = [row for row in rows if row[SCORE] >= highest - 1e-9]
+    return equal[len(equal) // 2]
 
 
 def search(maps: Iterable[Map], grid: Grid) -> Search:
