@@ -222,9 +222,11 @@ def _write(
     ids = ", ".join(
         f"{each.loaded.manifest.id} {each.loaded.identity.digest[:12]}" for each in members
     )
+    # Runs of several recipes may have learned from several data sets.
+    data = itertools.chain(*(member.loaded.manifest.training.data for member in members))
     training = {
         "recipe": members[0].recipe.id,
-        "data": [f"ensemble of {len(members)} runs: {ids}"[:1000], *first.training.data],
+        "data": [f"ensemble of {len(members)} runs: {ids}"[:1000], *dict.fromkeys(data)],
         "date": datetime.now(UTC).date().isoformat(),
         "command": "pleura ensemble",
         "splits": _splits(members),

@@ -172,3 +172,15 @@ def test_an_ensemble_chooses_nothing_by_images_that_trained_and_names_every_spli
     manifest = ensemble.join(folders, tmp_path / "both")
     assert manifest.classifier.operating_point == "mean of 2 runs' thresholds"
     assert manifest.training.splits == ["a" * 64, "b" * 64]
+
+
+def test_an_ensemble_names_the_data_of_every_run(make: Make, tmp_path: Path) -> None:
+    folders = []
+    for name, data in (("a", ["silver"]), ("b", ["silver", "siim"])):
+        folder = with_answers(make("sharp", 0.1), tmp_path / name, "validate", name * 64)
+        training = package.read_manifest(folder / "package").training.model_dump()
+        package.amend(folder / "package", {"training": training | {"data": data}})
+        folders.append(folder)
+
+    manifest = ensemble.join(folders, tmp_path / "both")
+    assert manifest.training.data[1:] == ["silver", "siim"]
