@@ -13,65 +13,76 @@ changes, but which does not see waiting. Wanted: at least 0.9.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from benchmarks.measurement import add_data_option, command_line, load, machine, median_ratio
 from inference.preprocess import fit
 from training import data
 from training.data import cache, pictures
 from training.data.cases import Case
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+# By party: a figure of each round.
+Figures = Mapping[str, Sequence[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the speeds and the CPU times of both, and their ratios."""
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", type=int, default=320)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("PLEURA_DATA", REPOSITORY.parent / "shared/data")),
-    )
-
+    add_data_option(parser)
     options = parser.parse_args()
+
     cases = data.read("silver", options.data)
     turns: dict[str, Callable[[], None]] = {
         "ours": partial(_ours, cases, options.side),
         "bare": partial(_bare, cases, options.side),
     }
+    seconds, costs = _measured(turns, options.rounds)
 
-    speeds: dict[str, list[float]] = {name: [] for name in turns}
+    print(f"{len(cases)} pictures to {options.side} px, {machine(load())}")
+    speeds = {name: [len(cases) / each for each in taken] for name, taken in seconds.items()}
+    _print_speeds(speeds)
+    _print_costs(costs)
+
+
+def _measured(turns: Mapping[str, Callable[[], None]], rounds: int) -> tuple[Figures, Figures]:
+    """Seconds of the clock and of CPU time of every round but the first, which reads the files
+    into memory.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
     costs: dict[str, list[float]] = {name: [] for name in turns}
-    for turn in range(options.rounds + 1):
-        for name, work in turns.items():
-            started = time.perf_counter()
-            cpu_s = _cpu_s()
-            work()
-            # The first turn reads the files into memory.
-            if turn:
-                speeds[name].append(len(cases) / (time.perf_counter() - started))
-                costs[name].append(_cpu_s() - cpu_s)
 
-    ours, bare = (statistics.median(values) for values in speeds.values())
-    by_turns = statistics.median(one / other for one, other in zip(*speeds.values(), strict=True))
-    print(
-        f"{len(cases)} pictures to {options.side} px, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}"
-    )
+    for number in range(rounds + 1):
+        for name, work in turns.items():
+            began, cpu_began_s = time.perf_counter(), _cpu_s()
+            work()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+                costs[name].append(_cpu_s() - cpu_began_s)
+
+    return seconds, costs
+
+
+def _print_speeds(speeds: Figures) -> None:
+    ours, bare = (statistics.median(speeds[name]) for name in ("ours", "bare"))
+    by_turns = median_ratio(speeds["ours"], speeds["bare"])
     print(
         f"ours {ours:.0f}, bare {bare:.0f} images/s; ours / bare {ours / bare:.2f}, by turns "
         f"{by_turns:.2f}"
     )
-    ours_s, bare_s = (statistics.median(values) for values in costs.values())
+
+
+def _print_costs(costs: Figures) -> None:
+    ours_s, bare_s = (statistics.median(costs[name]) for name in ("ours", "bare"))
     print(
         f"ours {ours_s:.1f}, bare {bare_s:.1f} s of CPU time; ratio of CPU time "
         f"{bare_s / ours_s:.2f}"
@@ -79,19 +90,22 @@ def main() -> None:
 
 
 def _cpu_s() -> float:
-    """User and system time of this process and of those that ended."""
+    """User and system time of this process and of those that ended, in seconds."""
     return sum(os.times()[:4])
 
 
 def _ours(cases: Sequence[Case], side: int) -> None:
+    """Into a new cache, which is dropped."""
     with tempfile.TemporaryDirectory() as folder:
         cache.prepare(cases, side, Path(folder))
 
 
 def _bare(cases: Sequence[Case], side: int) -> None:
+    """Decoded and letterboxed by a process a core."""
     processes = os.cpu_count() or 1
     size = math.ceil(len(cases) / processes)
     shares = [cases[first : first + size] for first in range(0, len(cases), size)]
+
     with ProcessPoolExecutor(processes) as pool:
         list(pool.map(partial(_shrink_all, side), shares))
 

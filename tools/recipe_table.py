@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -32,57 +32,61 @@ RECIPES = Path(__file__).resolve().parent.parent / "config" / "recipes"
 _OUTCOME = "lgg-outcome"
 _TURNS = 7
 
-
 Forward = Callable[[], object]
 
 
 def main() -> None:
     """Print the table."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("name", nargs="*")
-    times = options.add_mutually_exclusive_group()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="*")
+    times = parser.add_mutually_exclusive_group()
     times.add_argument("--time", dest="clock", action="store_const", const=time.perf_counter)
     times.add_argument(
         "--processor-time", dest="clock", action="store_const", const=time.process_time
     )
-    options.add_argument("--turns", type=int, default=_TURNS)
-    given = options.parse_args()
+    parser.add_argument("--turns", type=int, default=_TURNS)
+    options = parser.parse_args()
 
-    names = given.name or sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    stages = [
-        (name, stage)
-        for name in names
-        if name != _OUTCOME
-        for stage in recipe.load(RECIPES / f"{name}.yaml").networks
-    ]
-    first = _forward(stages[0][1]) if given.clock else None
-    columns = [
-        "recipe",
-        "network",
-        "px",
-        "parameters",
-        "GMAC",
-        *(["ms", "x first"] if first else []),
-    ]
-    print("| " + " | ".join(columns) + " |")
+    stages = _stages(options.name or sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    first = _forward(stages[0][1]) if options.clock else None
+    columns = ["recipe", "network", "px", "parameters", "GMAC"]
+    if first is not None:
+        columns += ["ms", "x first"]
+    _print_row(columns)
     print("|" + "---|" * len(columns))
 
     for name, stage in stages:
         row = _counts(name, stage)
         if first is not None:
-            milliseconds, times_first = by_turns(first, _forward(stage), given.turns, given.clock)
+            other = _forward(stage)
+            milliseconds, times_first = by_turns(first, other, options.turns, options.clock)
             row += [f"{milliseconds:.0f}", f"{times_first:.2f}"]
-        print("| " + " | ".join(row) + " |", flush=True)
+        _print_row(row)
+
+
+def _stages(names: Iterable[str]) -> list[tuple[str, Stage]]:
+    """(recipe, network) of every recipe that trains a network, in order."""
+    return [
+        (name, stage)
+        for name in names
+        if name != _OUTCOME
+        for stage in recipe.load(RECIPES / f"{name}.yaml").networks
+    ]
+
+
+def _print_row(cells: Iterable[str]) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def _counts(name: str, stage: Stage) -> list[str]:
-    parameters, macs = counted(stage)
     # A classifier of a segmenter's map has the network inside it.
-    of = stage.arguments.get("of", stage.model_dump())
-    encoder = of["arguments"].get("encoder")
-    network = f"{of['architecture']}{f' on {encoder}' if encoder else ''}"
-    counted_macs = "not counted" if macs is None else f"{macs / 1e9:.1f}"
-    return [f"`{name}`", network, str(stage.side), f"{parameters:,}", counted_macs]
+    inner = stage.arguments.get("of", stage.model_dump())
+    encoder = inner["arguments"].get("encoder")
+    network = f"{inner['architecture']} on {encoder}" if encoder else str(inner["architecture"])
+
+    parameters, macs = counted(stage)
+    gmacs = "not counted" if macs is None else f"{macs / 1e9:.1f}"
+    return [f"`{name}`", network, str(stage.side), f"{parameters:,}", gmacs]
 
 
 def counted(stage: Stage) -> tuple[int, int | None]:
@@ -111,10 +115,10 @@ def by_turns(
 
     One turn of each is not counted.
     """
-    first()
-    other()
     milliseconds = []
     ratios = []
+    first()
+    other()
 
     for _ in range(turns):
         started = clock()
