@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.config import Config
+from daemon.config.alerts import web_address
 from daemon.tls.contexts import TlsError, require_secret
 
 _MOST_OF_SECRET = 8192
@@ -21,13 +22,15 @@ def wrong_files(config: Config) -> Iterator[str]:
 
     secrets = {
         "alerts.mail.password_file": mail.password_file if mail else None,
+        "alerts.webhook.url_file": webhook.url_file if webhook else None,
         "alerts.webhook.token_file": webhook.token_file if webhook else None,
     }
     for key, path in secrets.items():
         if path is not None:
             try:
                 require_secret(key, path)
-                read_secret(path)
+                read = read_address if key == "alerts.webhook.url_file" else read_secret
+                read(path)
             except TlsError as error:
                 yield str(error)
             except (OSError, ValueError) as error:
@@ -52,7 +55,7 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def read_secret(path: Path) -> str:
-    """A password or token. Raises OSError, ValueError."""
+    """A password, a token, or an address that is one. Raises OSError, ValueError."""
     secret = path.read_bytes()[:_MOST_OF_SECRET].strip()
     if not secret:
         raise ValueError("it is empty; it holds the password or the token")
@@ -60,6 +63,15 @@ def read_secret(path: Path) -> str:
         # In words of our own: those of a codec quote a part of the secret.
         raise ValueError("a character that is not ASCII; smtplib and HTTP send ASCII alone")
     return secret.decode("ascii")
+
+
+def read_address(path: Path) -> str:
+    """The address of a webhook. Raises OSError, ValueError, whose words quote nothing of it."""
+    secret = read_secret(path)
+    try:
+        return web_address(secret)
+    except ValueError as error:
+        raise ValueError(f"it holds no web address; allowed: {error}") from error
 
 
 def _in_words(error: Exception) -> str:

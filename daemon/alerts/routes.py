@@ -8,7 +8,7 @@ import smtplib
 import socket
 from typing import Protocol
 
-from daemon.alerts.files import read_secret, tls_context
+from daemon.alerts.files import read_address, read_secret, tls_context
 from daemon.alerts.message import as_json, as_mail
 from daemon.alerts.troubles import shown
 from daemon.config import Config, Mail, Webhook
@@ -103,6 +103,8 @@ class WebhookRoute:
         self._node = node
 
     def __str__(self) -> str:
+        if self._webhook.url_file is not None:
+            return f"webhook of {self._webhook.url_file}"
         # A service may have its token in the URL's query.
         return f"webhook {hidden(self._webhook.url)}"
 
@@ -116,17 +118,25 @@ class WebhookRoute:
             if self._webhook.token_file is not None:
                 headers["Authorization"] = f"Bearer {read_secret(self._webhook.token_file)}"
             context = tls_context(self._webhook.ca)
+            url = self._address()
             body = as_json(message, self._node)
             with (
                 httpx.Client(verify=context, timeout=_PATIENCE_S) as client,
                 # The answer's body is not read: it may be of any size.
-                client.stream("POST", self._webhook.url, json=body, headers=headers) as answer,
+                client.stream("POST", url, json=body, headers=headers) as answer,
             ):
                 status = answer.status_code
         except (httpx.HTTPError, OSError, ValueError) as error:
             raise RouteError(_in_words(error)) from error
         if not 200 <= status < 300:
             raise RouteError(f"it answers HTTP {status}")
+
+    def _address(self) -> str:
+        """Where to post. Raises OSError, ValueError."""
+        if self._webhook.url_file is not None:
+            return read_address(self._webhook.url_file)
+        assert self._webhook.url is not None
+        return self._webhook.url
 
 
 def routes_of(config: Config) -> dict[str, Route]:

@@ -21,7 +21,8 @@ def _address(value: str) -> str:
     return value
 
 
-def _url(value: str) -> str:
+def web_address(value: str) -> str:
+    """The address, where messages can be posted to it. Raises ValueError."""
     if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s]*)?", value):
         raise ValueError(_URL)
     try:
@@ -80,8 +81,15 @@ class Mail(Settings):
 class Webhook(Settings):
     """A web service that takes the messages as JSON, by POST."""
 
-    url: Annotated[Text, AfterValidator(_url)] = Field(
-        description="Where the messages are posted.", json_schema_extra={"allowed": _URL}
+    url: Annotated[Text, AfterValidator(web_address)] | None = Field(
+        default=None,
+        description="Where the messages are posted.",
+        json_schema_extra={"allowed": _URL},
+    )
+    url_file: File | None = Field(
+        default=None,
+        description="Instead of `url`: the file that holds the address. For services whose address "
+        "is itself the secret, such as the incoming webhooks of chats.",
     )
     ca: File | None = Field(
         default=None,
@@ -92,6 +100,12 @@ class Webhook(Settings):
         default=None,
         description="The file that holds a token, sent as `Authorization: Bearer TOKEN`.",
     )
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Webhook:
+        if (self.url is None) == (self.url_file is None):
+            raise ValueError("`url` or `url_file`, one of them")
+        return self
 
 
 class SilenceLimit(Settings):

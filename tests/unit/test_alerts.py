@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from daemon.alerts.files import wrong_files
 from daemon.alerts.kinds import KINDS
@@ -25,6 +26,7 @@ from daemon.alerts.watch import Watch
 from daemon.backoff import Backoff
 from daemon.cli import main
 from daemon.config import Config, Webhook
+from daemon.config.public import public
 from daemon.deliver.deliverer import Deliverer
 from daemon.ledger import Alarm, AlarmMessage, Arrival, Completion, Ledger, StoredResult, Unresolved
 from daemon.ledger.schema import alarms, instances
@@ -441,6 +443,42 @@ def test_an_empty_secret_is_told_and_the_log_shows_no_token(config: Config, tmp_
     assert ["it is empty" in line for line in wrong_files(config)] == [True, True]
     webhook = Webhook.model_validate({"url": "https://chat.example/hook?token=hunter2"})
     assert str(WebhookRoute(webhook, "node")) == "webhook https://chat.example/hook?***"
+
+
+def test_a_webhook_whose_address_is_the_secret_is_read_from_a_file_and_never_shown(
+    config: Config, tmp_path: Path, web_service: WebService, authority: Authority
+) -> None:
+    address = tmp_path / "address"
+    address.write_text(f"https://localhost:{web_service.port}/services/hunter2\n")
+    address.chmod(0o600)
+    values = {"url_file": str(address), "ca": str(authority.certificate)}
+    webhook = Webhook.model_validate(values)
+    route = WebhookRoute(webhook, "node")
+
+    route.send(message())
+    assert len(web_service.received) == 1
+    assert str(route) == f"webhook of {address}"
+
+    assert config.alerts is not None
+    alerts = config.alerts.model_copy(update={"mail": None, "webhook": webhook})
+    other = config.model_copy(update={"alerts": alerts})
+    assert "hunter2" not in str(public(other))
+    assert list(wrong_files(other)) == []
+
+    address.write_text("hooks.chat.example/services/hunter2")
+    (line,) = wrong_files(other)
+    assert line.startswith(f"alerts.webhook.url_file: found {address}")
+    assert "it holds no web address; allowed: https://host/path" in line
+    assert "hunter2" not in line
+    with pytest.raises(RouteError, match="no web address") as caught:
+        route.send(message())
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{}, {"url": "https://h/x", "url_file": "/etc/pleura/address"}])
+def test_a_webhook_has_one_address(values: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="`url` or `url_file`, one of them"):
+        Webhook.model_validate(values)
 
 
 def test_a_route_that_breaks_stops_no_other(
