@@ -12,21 +12,31 @@ def copy_ledger(source: Path, target: Path) -> None:
     """Copy with SQLite's online backup, durably; a `target` that is there is replaced.
 
     Raises:
-        OSError, sqlite3.Error: the disk.
+        OSError, sqlite3.Error: the disk; the unfinished copy is removed.
     """
     part = target.with_suffix(".part")
+    # A process that was killed leaves one.
     part.unlink(missing_ok=True)
+
+    try:
+        _copy(source, part)
+        _sync(part)
+        part.rename(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync(target.parent)
+
+
+def _copy(source: Path, target: Path) -> None:
     read_only = f"{source.resolve().as_uri()}?mode=ro"
     with (
         closing(sqlite3.connect(read_only, uri=True, timeout=30)) as running,
-        closing(sqlite3.connect(part)) as copy,
+        closing(sqlite3.connect(target)) as copy,
     ):
         running.backup(copy)
         # One file: a copy has no -wal beside it that could be forgotten.
         copy.execute("PRAGMA journal_mode=DELETE")
-    _sync(part)
-    part.rename(target)
-    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

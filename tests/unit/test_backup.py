@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from daemon.commands.backup import BackupError, back_up
 from daemon.commands.verify import verify
 from daemon.ledger import Inspection, Ledger, LedgerError
+from daemon.ledger.copies import copy_ledger
 from daemon.spool import Spool, SpoolError
 from tests.unit.test_restored_ledger import Node
 
@@ -170,6 +174,22 @@ def test_what_cannot_be_backed_up_is_refused_with_advice(node: Node, tmp_path: P
         back_up(f"sqlite:///{tmp_path}/none.db", node.spool.folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     node.ledger.close()
+
+
+def test_a_full_disk_gets_the_unfinished_copy_back(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger, ledger:
+        ledger.execute("CREATE TABLE large AS SELECT zeroblob(1000000)")
+    (tmp_path / "copy.db").write_bytes(b"of before")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(sqlite3.OperationalError):
+            copy_ledger(tmp_path / "ledger.db", tmp_path / "copy.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["copy.db", "ledger.db"]
+    assert (tmp_path / "copy.db").read_bytes() == b"of before"
 
 
 def test_the_copy_is_one_file_that_opens_read_only(node: Node, tmp_path: Path) -> None:
