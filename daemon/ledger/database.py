@@ -295,15 +295,20 @@ class Database:
 
             version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
             require_not_too_new(version, self.engine.url.render_as_string())
-            if version < SCHEMA_VERSION and self.is_sqlite:
-                self._keep_copy(version)
+            if version == SCHEMA_VERSION:
+                return
+
+            kept = f"; as it was: {self._keep_copy(version)}" if self.is_sqlite else ""
             for step in range(version, SCHEMA_VERSION):
                 for statement in STEPS.get(step, ()):
                     conn.exec_driver_sql(statement)
-            if version < SCHEMA_VERSION:
-                conn.execute(schema_version.update().values(version=SCHEMA_VERSION))
+            conn.execute(schema_version.update().values(version=SCHEMA_VERSION))
 
-    def _keep_copy(self, version: int) -> None:
+        log.info(
+            "ledger: brought forward from schema version %d to %d%s", version, SCHEMA_VERSION, kept
+        )
+
+    def _keep_copy(self, version: int) -> Path:
         """Keep the ledger as an earlier version left it, for a rollback to that version."""
         ledger = Path(str(self.engine.url.database))
         copy = ledger.with_name(f"{ledger.name}.version-{version}")
@@ -312,12 +317,7 @@ class Database:
         except sqlite3.Error as error:
             # As of any other statement: a full disk is waited for.
             raise sa.exc.OperationalError(f"copy to {copy}", None, error) from error
-        log.info(
-            "ledger: brought forward from schema version %d to %d; as it was: %s",
-            version,
-            SCHEMA_VERSION,
-            copy,
-        )
+        return copy
 
 
 def _file_at(url: sa.URL) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ if made anew.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
-from daemon.ledger.schema import deliveries, instances, results
+from daemon.ledger.schema import STEPS, deliveries, instances, results
 from daemon.ledger.version import SCHEMA_VERSION
 
 # As version 1 created them; frozen. {id} is the databases' only difference.
@@ -172,6 +173,20 @@ def test_a_file_is_kept_as_the_version_before_left_it(tmp_path: Path) -> None:
     kept.unlink()
     Ledger(url).close()
     assert not kept.exists()
+
+
+def test_a_ledger_is_told_to_be_brought_forward_once_it_is(
+    old_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patched:
+        patched.setitem(STEPS, SCHEMA_VERSION - 1, ("no SQL",))
+        with pytest.raises(sa.exc.DBAPIError):
+            Ledger(old_url)
+    assert "brought forward" not in caplog.text
+
+    Ledger(old_url).close()
+    assert f"brought forward from schema version 1 to {SCHEMA_VERSION}" in caplog.text
 
 
 def test_a_ledger_that_cannot_be_kept_is_not_brought_forward(tmp_path: Path) -> None:
