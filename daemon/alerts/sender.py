@@ -37,7 +37,8 @@ class AlertSender:
         self._troubled: set[str] = set()
 
     def take(self, routes: Mapping[str, Route]) -> None:
-        """Send by these routes from the next turn on."""
+        """Send by these routes from the next turn on. The trouble of each is told anew."""
+        self._troubled = set()
         self._routes = dict(routes)
 
     def run(self, stop: threading.Event) -> None:

@@ -141,8 +141,9 @@ class Deliverer:
                 desk.start()
             self._retention.take(config)
             self._watch.take(config)
-            self._alerts = config.alerts
-            self._alert_sender.take(routes_of(config))
+            if config.alerts != self._alerts:
+                self._alerts = config.alerts
+                self._alert_sender.take(routes_of(config))
 
         return take
 

@@ -557,6 +557,25 @@ def test_a_reload_changes_who_is_told(
     deliverer.stop()
 
 
+def test_new_routes_tell_their_own_trouble(
+    small: Ledger,
+    config: Config,
+    web_service: WebService,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A cure that does not work must be seen, though the route was in trouble before it."""
+    small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
+    sender = AlertSender(routes_of(config), small, Backoff(first_s=0, longest_s=0))
+    monkeypatch.setattr(web_service, "status", 500)
+    for _ in range(2):
+        sender.turn(threading.Event())
+    assert caplog.text.count("messages wait and tries go on") == 1
+    sender.take(routes_of(config))
+    sender.turn(threading.Event())
+    assert caplog.text.count("messages wait and tries go on") == 2
+
+
 def test_the_command_sends_a_trial_message(
     config: Config, tmp_path: Path, mail_server: MailServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
