@@ -45,12 +45,14 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return node
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ARG002
         try:
-            return super().construct_object(node, deep)
-        except ValueError as error:
-            # `!!int abc`, or a number of thousands of digits.
-            raise _error(node, f"the value cannot be read ({error})") from error
+            # Deep: an alias inside its own anchor is an error then, and no value without end.
+            return super().construct_object(node, deep=True)
+        except (ValueError, LookupError, AttributeError) as error:
+            # `!!int abc`, `!!bool maybe`, `!!timestamp now`, or a number of thousands of digits.
+            kind = node.tag.rpartition(":")[2]
+            raise _error(node, f"the value cannot be read as {kind}") from error
 
 
 def _error(node: yaml.Node, words: str) -> yaml.MarkedYAMLError:

@@ -193,7 +193,9 @@ def _explain(found: Any, error: dict[str, Any]) -> str:
 
     value = _value_at(found, keys)
     if value is None:
-        return f"{where}: found nothing (null); allowed: {message}; or leave the key out"
+        is_entry = isinstance(keys[-1], int)
+        rest = "" if is_entry else "; or leave the key out"
+        return f"{where}: found nothing (null); allowed: {message}{rest}"
     if keys[0] == "ledger" and isinstance(value, str):
         value = without_password(value)
     if keys[-1] == "password_hash" or (keys[0] == "web" and isinstance(value, dict | list)):

@@ -273,6 +273,10 @@ def test_what_is_not_yaml_is_told_by_its_line(tmp_path: Path) -> None:
         ("? [a]\n: 1", "line 1, column 3: found a list or {...} in place of a key"),
         ("104: port", "line 1, column 1: the key '104' is no text; put it in quotes"),
         ("port: !!int abc", "line 1, column 7: the value cannot be read"),
+        ("web: !!bool maybe", "line 1, column 6: the value cannot be read as bool"),
+        ("port: !!timestamp now", "line 1, column 7: the value cannot be read as timestamp"),
+        ("ae_title: &a {b: *a}", "line 1, column 11: found unconstructable recursive node"),
+        ("peers: &a [*a]", "line 1, column 8: found unconstructable recursive node"),
         ("port: " + "1" * 5000, "line 1, column 7: the value cannot be read"),
         ("peers: " + "[" * 2000, "nested too deeply"),
         ("destinations: [{name: a, folder: /x, profile: [ohif]}]", "profile: found ['ohif']"),
@@ -280,6 +284,11 @@ def test_what_is_not_yaml_is_told_by_its_line(tmp_path: Path) -> None:
 )
 def test_no_mistake_ends_with_pythons_report(tmp_path: Path, text: str, words: str) -> None:
     assert words in refusal(tmp_path, text)
+
+
+def test_only_a_key_can_be_left_out(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "host: null").endswith("or leave the key out")
+    assert refusal(tmp_path, "peers: [null]").endswith("keys and values below it")
 
 
 def test_an_entry_may_begin_as_another_does(tmp_path: Path) -> None:
