@@ -92,9 +92,16 @@ def _require_successor(ledger: Path, earlier: Path) -> None:
     if not earlier.exists():
         return
 
-    with closing(sqlite3.connect(f"{earlier.resolve().as_uri()}?mode=ro", uri=True)) as before:
-        identity = before.execute("SELECT identity FROM spools").fetchone()
-        newest = before.execute(_NEWEST).fetchone()
+    try:
+        with closing(sqlite3.connect(f"{earlier.resolve().as_uri()}?mode=ro", uri=True)) as before:
+            identity = before.execute("SELECT identity FROM spools").fetchone()
+            newest = before.execute(_NEWEST).fetchone()
+    except sqlite3.Error as error:
+        raise BackupError(
+            f"{earlier}: the copy that is there cannot be read ({error}). Nothing was changed. Keep "
+            f"{earlier.parent} and name a new folder"
+        ) from error
+
     with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True)) as now:
         is_same_spool = now.execute("SELECT identity FROM spools").fetchone() == identity
         is_known = newest is None or now.execute(_SAME, newest).fetchone() is not None
