@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import config as settings
 from daemon import log as lines
-from daemon import output, ownership, torch_process, watchdog
+from daemon import installed, output, ownership, torch_process, watchdog
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
@@ -199,9 +199,7 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
     except LedgerError as error:
         raise CannotStartError(str(error)) from error
     except ModuleNotFoundError as error:
-        raise CannotStartError(
-            f"ledger: {error}; for PostgreSQL: install Pleura's extra postgresql (docs/install.md)"
-        ) from error
+        raise CannotStartError(f"ledger: {installed.lacking('postgresql') or error}") from error
     except OSError as error:
         if time_may_cure(error):
             raise

@@ -157,7 +157,9 @@ def test_the_backup_goes_on_after_its_own_restore(node: Node, tmp_path: Path) ->
     node.ledger.close()
 
 
-def test_a_copy_that_is_damaged_is_not_replaced_and_is_told_what_to_do(node: Node, tmp_path: Path) -> None:
+def test_a_copy_that_is_damaged_is_not_replaced_and_is_told_what_to_do(
+    node: Node, tmp_path: Path
+) -> None:
     (tmp_path / "backup").mkdir()
     (tmp_path / "backup" / "ledger.db").write_bytes(b"no database" * 100)
     with pytest.raises(BackupError, match=r"file is not a database.*name a new folder"):

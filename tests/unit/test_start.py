@@ -21,7 +21,7 @@ import yaml
 
 from daemon import ownership, preflight, service
 from daemon.commands import doctor
-from daemon.config import Config, load
+from daemon.config import Config, load, missing_extras
 from daemon.exits import CannotStartError
 from daemon.ledger import Ledger
 
@@ -82,6 +82,17 @@ def test_a_stop_ends_the_wait_for_a_port() -> None:
     stop.set()
     receiver: Any = Refused(errno.EADDRINUSE)
     assert not service.listen(receiver, ADDRESS, stop)
+
+
+def test_a_start_names_the_extra_that_it_lacks_as_config_check_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    config = load(settings(tmp_path, ledger="postgresql+psycopg://db/pleura"))
+    (words,) = missing_extras(config)
+    with pytest.raises(CannotStartError) as told:
+        service.open_stores(config)
+    assert str(told.value) == words
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.ESTALE])
