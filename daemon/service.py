@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import config as settings
-from daemon import log as lines
 from daemon import installed, output, ownership, torch_process, watchdog
+from daemon import log as lines
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife

@@ -98,8 +98,8 @@ def _require_successor(ledger: Path, earlier: Path) -> None:
             newest = before.execute(_NEWEST).fetchone()
     except sqlite3.Error as error:
         raise BackupError(
-            f"{earlier}: the copy that is there cannot be read ({error}). Nothing was changed. Keep "
-            f"{earlier.parent} and name a new folder"
+            f"{earlier}: the copy that is there cannot be read ({error}). Nothing was changed. "
+            f"Keep {earlier.parent} and name a new folder"
         ) from error
 
     with closing(sqlite3.connect(f"{ledger.resolve().as_uri()}?mode=ro", uri=True)) as now:
