@@ -169,7 +169,8 @@ def radiograph_of_12_bits(shape: tuple[int, int]) -> NDArray[np.uint16]:
     down, across = np.mgrid[0 : shape[0], 0 : shape[1]]
     smooth = 2000 + 900 * np.sin(down / 700) * np.cos(across / 500)
     grain = np.random.default_rng(0).normal(0, 12, shape)
-    return (smooth + grain).clip(0, 4095).astype(np.uint16)
+    values: NDArray[np.uint16] = (smooth + grain).clip(0, 4095).astype(np.uint16)
+    return values
 
 
 def encapsulated(values: NDArray[np.uint16], stream: bytes, syntax: UID) -> FileDataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +44,7 @@ def both_sides() -> phantom.Phantom:
     return replace(drawn, pixels=pixels, mask=mask)
 
 
-PICTURES = {
+PICTURES: dict[str, Callable[[], phantom.Phantom]] = {
     "overlay.png": lambda: phantom.draw(7, pneumothorax=True),
     "overlay-both-sides.png": both_sides,
     "overlay-not-detected.png": lambda: phantom.draw(19, pneumothorax=False),

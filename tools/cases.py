@@ -110,7 +110,7 @@ def real(file: Path, **changes: Any) -> Case:
 
 
 def _case(source: Dataset, **values: Any) -> Case:
-    given = {
+    given: dict[str, Any] = {
         "content_digest": "c0" * 32,
         "model": MODEL,
         "result_time": AT,

@@ -79,8 +79,9 @@ def _applies(needed: Requirement, extras: Iterable[str]) -> bool:
 def licence(name: str) -> str:
     """The licence that a distribution states: its expression, its classifiers, or its words."""
     about = metadata.metadata(name)
-    if about.get("License-Expression"):
-        return str(about["License-Expression"])
+    expression = _first(about, "License-Expression")
+    if expression:
+        return expression
 
     classifiers = [
         classifier.rpartition(" :: ")[2]
@@ -89,8 +90,14 @@ def licence(name: str) -> str:
     ]
     # "OSI Approved" alone names no licence.
     named = [name for name in classifiers if name != "OSI Approved"]
-    words = (about.get("License") or "").strip().split("\n")[0][:_MOST_CHARACTERS]
+    words = _first(about, "License").strip().split("\n")[0][:_MOST_CHARACTERS]
     return ", ".join(named) or words or _BY_SOURCE.get(name, "?")
+
+
+def _first(about: metadata.PackageMetadata, field: str) -> str:
+    """The field's first value, or nothing."""
+    values: list[str] = about.get_all(field, [])
+    return values[0] if values else ""
 
 
 def page() -> str:
