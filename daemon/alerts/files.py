@@ -20,16 +20,15 @@ def wrong_files(config: Config) -> Iterator[str]:
         return
     mail, webhook = alerts.mail, alerts.webhook
 
-    secrets = {
-        "alerts.mail.password_file": mail.password_file if mail else None,
-        "alerts.webhook.url_file": webhook.url_file if webhook else None,
-        "alerts.webhook.token_file": webhook.token_file if webhook else None,
-    }
-    for key, path in secrets.items():
+    secrets = (
+        ("alerts.mail.password_file", mail.password_file if mail else None, read_secret),
+        ("alerts.webhook.url_file", webhook.url_file if webhook else None, read_address),
+        ("alerts.webhook.token_file", webhook.token_file if webhook else None, read_secret),
+    )
+    for key, path, read in secrets:
         if path is not None:
             try:
                 require_secret(key, path)
-                read = read_address if key == "alerts.webhook.url_file" else read_secret
                 read(path)
             except TlsError as error:
                 yield str(error)
