@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from daemon.config.base import Settings
-from daemon.config.values import File, Port, RemoteHost, Text
+from daemon.config.values import File, Port, RemoteHost, Text, switched_on
 
 _PROFILE = (
     "The cipher suites of TLS 1.2. `non-downgrading` (PS3.15 B.10): authenticated encryption with "
@@ -36,15 +36,6 @@ def _subject(value: str) -> str:
     if not all(re.fullmatch(r"\s*[A-Za-z][A-Za-z0-9.]*\s*=.*\S\s*", part) for part in parts):
         raise ValueError(f"{_SUBJECT}; a comma inside a value is written \\,")
     return value
-
-
-def _switched_on(value: Any) -> Any:
-    """`tls: true` is TLS with every default, `tls: false` is no TLS."""
-    if value is True:
-        return {}
-    if value is False or value is None or isinstance(value, dict | BaseModel):
-        return None if value is False else value
-    raise ValueError("true, false, or keys and values below it")
 
 
 _Version = Annotated[Literal["1.2", "1.3"], BeforeValidator(_version)]
@@ -128,7 +119,7 @@ class DestinationTls(Settings):
         return self
 
 
-MaybeTls = Annotated[DestinationTls | None, BeforeValidator(_switched_on)]
+MaybeTls = Annotated[DestinationTls | None, BeforeValidator(switched_on)]
 
 
 class CertificateIdentity(Settings):

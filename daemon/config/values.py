@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from daemon.config.terms import check_body_part, check_modality, check_view
 
@@ -37,6 +37,19 @@ def _single_title(value: str) -> str:
     if "*" in value:
         raise ValueError("one AE title for each peer, no wildcard; list every system that may send")
     return value
+
+
+def switched_on(value: Any) -> Any:
+    """Of a part of the settings, `true` is the part with every default, `false` is no part.
+
+    Raises:
+        ValueError: anything else but the part itself, or null.
+    """
+    if isinstance(value, bool):
+        return {} if value else None
+    if value is None or isinstance(value, dict | BaseModel):
+        return value
+    raise ValueError("true, false, or keys and values below it")
 
 
 def _quoted(value: Any) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from daemon.config.base import Settings
 from daemon.config.oidc import Oidc
-from daemon.config.values import File, Host, Name, Port, RemoteHost, Text
+from daemon.config.values import File, Host, Name, Port, RemoteHost, Text, switched_on
 
 _HASH = "a hash that `pleura web hash` prints, in quotes: $argon2id$..."
 _CUT_HASH = "the hash is cut at its first comma: put the whole hash in quotes"
@@ -38,15 +38,6 @@ def _viewer_url(value: str) -> str:
     if not re.match(r"https?://[^/{}\s]+/", value) or not fields <= _VIEWER_FIELDS:
         raise ValueError(_VIEWER)
     return value
-
-
-def _switched_on(value: Any) -> Any:
-    """`web: true` is the page with every default, `web: false` is no page."""
-    if value is True:
-        return {}
-    if value is False or value is None or isinstance(value, dict | BaseModel):
-        return None if value is False else value
-    raise ValueError("true, false, or keys and values below it")
 
 
 def is_loopback(host: str) -> bool:
@@ -173,4 +164,4 @@ class Web(Settings):
         return self
 
 
-MaybeWeb = Annotated[Web | None, BeforeValidator(_switched_on)]
+MaybeWeb = Annotated[Web | None, BeforeValidator(switched_on)]
