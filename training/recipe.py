@@ -350,6 +350,13 @@ class Stage(_Part):
                 "pseudo_masks: found for a network that learns labels; a network that learns masks "
                 "wanted"
             )
+        by_fold = self.cross_fit and self.shares_encoder
+        if self.augmentation.halves and (by_fold or not self.on_masks):
+            raise ValueError(
+                f"augmentation.halves: {self.augmentation.halves} found; a network that learns "
+                "masks, and whose folds do not share one encoder, wanted: a picture of two halves "
+                "has neither one label nor one fold"
+            )
         if self.cross_fit and (not self.on_masks or self.best_by):
             raise ValueError(
                 "cross_fit: true found; a network that learns masks and no best_by wanted: "

@@ -122,6 +122,25 @@ def test_flipping_is_left_for_right(chests: tuple[torch.Tensor, torch.Tensor]) -
     assert torch.allclose(changed(chests[0], flip=1)[0], chests[0].flip(3), atol=1e-5)
 
 
+def test_halves_of_two_images_meet_near_the_middle_with_their_masks() -> None:
+    # Each image is its own grey, and its mask that grey too.
+    greys = torch.arange(1, 9).view(8, 1, 1, 1).expand(8, 1, 50, 50) / 10
+    images, masks = changed(greys, greys.clone(), halves=1)
+    assert torch.equal(images, masks)
+
+    for number in range(8):
+        line = images[number, 0, 0]
+        lefts = int((line == line[0]).sum())
+        assert 0.43 * 50 <= lefts <= 0.57 * 50
+        assert torch.equal(line[lefts:], line[-1].expand(50 - lefts))
+        assert line[0] == greys[number, 0, 0, 0]
+        assert line[-1] == greys[number - 1, 0, 0, 0]
+
+    kept = changed(greys, halves=0.5)[0]
+    whole = [bool((kept[number] == greys[number]).all()) for number in range(8)]
+    assert 0 < sum(whole) < 8
+
+
 def ramps(n: int, side: int) -> torch.Tensor:
     """Two images in one, x or y as grey: shows where a pixel came from."""
     line = (torch.arange(side) + 0.5) / side

@@ -236,6 +236,10 @@ def test_the_shipped_recipe_is_the_shipped_model() -> None:
         ({"rule": "{bottom: 0.5, top: 0.2}"}, "bottom 0.5 is above top 0.2"),
         ({"networks.0.loss.balance": "true"}, "loss.balance"),
         (
+            {"networks.0.augmentation": "{halves: 0.5}", "networks.0.learns": "labels"},
+            "halves: 0.5 found; a network that learns masks",
+        ),
+        (
             {
                 "networks.0.layout": "table",
                 "networks.0.cross_fit": "true",

@@ -1,4 +1,4 @@
-"""Random changes of a batch of images and their masks; no two images are mixed.
+"""Random changes of a batch of images and their masks.
 
 Every movement is composed into one grid of source positions, and image and mask are sampled once,
 together.
@@ -22,6 +22,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 # 2003)
 _ELASTIC_WIDTH = 0.024
 _GRID_CELLS = 5
+# How far the line between two halves lies from the middle, at most, as a share of the side
+_HALVES_OFF_MIDDLE = 0.06
 # Tiles of CLAHE along each axis
 _TILES = 8
 _GREYS = 256
@@ -39,6 +41,9 @@ class Augmentation(BaseModel):
 
     # Chance of each change for which the recipe states no chance, drawn apart for each image
     chance: Chance = 1.0
+    # Chance that what lies right of a line near the middle comes from another image of the batch,
+    # with its mask (CutMix: Yun et al., ICCV 2019). Two chests become a third: one lung of each.
+    halves: Chance = 0.0
     # Chance of left for right
     flip: Chance = 0.0
     rotate_degrees: Extent = 0.0
@@ -115,12 +120,27 @@ def augment(
     """
     draws = _Draws(images, how.chance, generator)
     moved = images if masks is None else torch.cat([images, masks], dim=1)
+    if how.halves:
+        moved = _halves(moved, how.halves, draws)
+
     grid = _grid(images.shape[-1], how, draws)
     if grid is not None:
         moved = functional.grid_sample(moved, grid, align_corners=False)
 
     images, masks = moved[:, :1], None if masks is None else moved[:, 1:].contiguous()
     return _grey(images, how, draws), masks
+
+
+def _halves(planes: Tensor, chance: float, draws: _Draws) -> Tensor:
+    """(n, planes, side, side), the right half of some images from the next image of the batch."""
+    side = planes.shape[-1]
+    some = draws.chosen(chance)
+    line = side * (0.5 + _HALVES_OFF_MIDDLE * draws.place(1, 1, 1))
+
+    # (n, 1, 1, side)
+    right = torch.arange(side, device=planes.device) >= line
+    mixed = torch.where(right, planes.roll(1, 0), planes)
+    return planes.index_copy(0, some, mixed[some])
 
 
 def _grid(side: int, how: Augmentation, draws: _Draws) -> Tensor | None:
