@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon.commands.debts import debts
-from daemon.config import Config, FolderDestination
+from daemon.config import Config, DicomDestination
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.spool import Spool
 
@@ -80,12 +80,49 @@ def test_a_ledger_that_cannot_be_read_is_a_debt(node: Node) -> None:
     assert debts(node.config, node.folder)[0].startswith("ledger: ")
 
 
-def test_results_in_a_folder_destination_are_not_the_nodes_to_remove(node: Node) -> None:
-    outbox = node.folder / "outbox"
-    outbox.mkdir()
-    destination = FolderDestination(name="share", folder=outbox)
-    config = node.config.model_copy(update={"destinations": (destination,)})
-    assert debts(config, node.folder) == []
+@pytest.mark.parametrize("name", ["outbox", "model", "ledger.db.keep", "copies/of/yesterday"])
+def test_what_a_person_put_beside_the_spool_is_not_the_nodes_to_remove(
+    node: Node, name: str
+) -> None:
+    folder = node.folder / name
+    folder.mkdir(parents=True)
+    (folder / ".pleura").mkdir()
+    assert debts(node.config, node.folder) == []
 
-    (outbox / "result.dcm").write_bytes(b"result")
-    assert debts(config, node.folder) == [f"destination share: {outbox} holds files"]
+    (folder / "result.dcm").write_bytes(b"result")
+    kept = [f"{node.folder / name.partition('/')[0]} is not the node's to remove"]
+    assert debts(node.config, node.folder) == kept
+
+    for path in node.folder.glob("ledger.db*"):
+        if path.is_file():
+            path.unlink()
+    assert debts(node.config, node.folder)[1:] == kept
+
+
+def test_what_an_upgrade_keeps_and_libraries_cache_is_the_nodes(node: Node) -> None:
+    (node.folder / "ledger.db.version-7").write_bytes(b"as it was")
+    (node.folder / ".nv").mkdir()
+    (node.folder / ".nv" / "index").write_bytes(b"kernels")
+    assert debts(node.config, node.folder) == []
+
+
+def test_files_beside_a_spool_in_a_folder_of_its_own_are_found(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    node = Node(tmp_path / "deep")
+    node.ledger.close()
+    (node.folder / "notes.txt").write_text("whom to call")
+    assert debts(node.config, tmp_path) == [f"{node.folder}/notes.txt is not the node's to remove"]
+
+
+def test_what_an_archive_stored_and_has_not_committed_to_is_a_debt(node: Node) -> None:
+    pacs = DicomDestination(
+        name="pacs", ae_title="PACS", host="127.0.0.1", port=104, commitment=True
+    )
+    config = node.config.model_copy(update={"destinations": (pacs,)})
+    node.receive("1.2.1")
+    node.analyse()
+    (job,) = node.ledger.claim_deliveries("pacs", "me", 1)
+    node.ledger.mark_stored(job, 0, True)
+
+    found = debts(config, node.folder)
+    assert found == ["destination pacs has not committed to all that it stored"]
