@@ -1,0 +1,207 @@
+"""The Debian package's scripts in the orders in which dpkg calls them (deb-policy, chapter 6), with
+folders and commands of the test's own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "deploy" / "deb"
+ROLES = ["pleura-analyse@cuda:0.service", "pleura-receive.service", "pleura.target"]
+
+# The scripts' folders, which lie below the test's own folder instead.
+_FOLDERS = (
+    "/etc/pleura",
+    "/etc/systemd",
+    "/opt/pleura",
+    "/run/",
+    "/usr/share/pleura",
+    "/var/cache/pleura",
+    "/var/lib/pleura",
+)
+_COMMANDS = {
+    # The units that run are the lines of a file.
+    "systemctl": """
+        case "$1" in
+        list-units) sed 's/$/ loaded active running a role/' "$TEST/running" ;;
+        start | stop)
+            act=$1
+            shift
+            for unit; do
+                case "$unit" in --*) continue ;; esac
+                grep -vxF "$unit" "$TEST/running" > "$TEST/others" || true
+                mv "$TEST/others" "$TEST/running"
+                if [ "$unit" = "$(cat "$TEST/unknown")" ]; then exit 5; fi
+                if [ "$act" = start ]; then echo "$unit" >> "$TEST/running"; fi
+            done ;;
+        esac""",
+    # Only root may give files away.
+    "chown": '[ -e "$2" ]',
+    "install": 'mkdir -p -m 700 "${8}"',
+    "setpriv": 'shift 3; exec "$@"',
+}
+
+
+class Host:
+    """A machine with the package, and systemd that runs the roles."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / "var/lib/pleura"
+        self.settings = folder / "etc/pleura/pleura.yaml"
+        self._running = folder / "running"
+        for name in ("bin", "opt/pleura/bin", "run/systemd/system", "usr/share/pleura"):
+            (folder / name).mkdir(parents=True)
+
+        for name, text in _COMMANDS.items():
+            self.command(folder / "bin" / name, text)
+        self.owes("")
+        self.unknown("")
+        (folder / "usr/share/pleura/pleura.yaml").write_text("# settings to begin with")
+        self._running.write_text("".join(f"{unit}\n" for unit in ROLES))
+
+    def command(self, path: Path, text: str) -> None:
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def owes(self, words: str) -> None:
+        """The answer of daemon.commands.debts."""
+        said = f"echo {words}; exit 1" if words else "exit 0"
+        self.command(self.folder / "opt/pleura/bin/python", said)
+
+    def unknown(self, unit: str) -> None:
+        """A unit that systemd cannot start or stop."""
+        (self.folder / "unknown").write_text(unit)
+
+    def call(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        text = (SCRIPTS / script).read_text()
+        for path in _FOLDERS:
+            text = text.replace(path, f"{self.folder}{path}")
+        environment = {
+            "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
+            "TEST": str(self.folder),
+        }
+        return subprocess.run(
+            ["/bin/sh", "-c", text, script, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def did(self, script: str, *arguments: str) -> str:
+        """What it said; it must succeed."""
+        done = self.call(script, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def running(self) -> list[str]:
+        return sorted(self._running.read_text().splitlines())
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    made = Host(tmp_path)
+    made.did("postinst", "configure", "")
+    return made
+
+
+def test_an_upgrade_starts_again_what_it_stopped(host: Host) -> None:
+    host.did("prerm", "upgrade", "2")
+    assert host.running() == []
+    host.did("postinst", "configure", "1")
+    assert host.running() == ROLES
+
+
+def test_an_upgrade_that_fails_starts_again_what_it_stopped(host: Host) -> None:
+    # As on a full disk, in which dpkg calls the old version's postinst.
+    host.did("prerm", "upgrade", "2")
+    host.did("postinst", "abort-upgrade", "2")
+    assert host.running() == ROLES
+
+
+def test_what_the_first_of_two_tries_stopped_is_started_after_the_second(host: Host) -> None:
+    host.unknown("pleura-receive.service")
+    assert host.call("prerm", "upgrade", "2").returncode != 0
+    host.unknown("")
+    host.did("prerm", "failed-upgrade", "1")
+    host.did("postinst", "configure", "1")
+    assert host.running() == ROLES
+
+
+def test_a_unit_that_does_not_start_is_told_and_holds_up_no_upgrade(host: Host) -> None:
+    host.did("prerm", "upgrade", "2")
+    host.unknown("pleura.target")
+    assert "not every unit" in host.did("postinst", "configure", "1")
+    assert host.running() == ROLES[:2]
+
+
+def test_settings_are_given_once_and_belong_to_the_site_from_then_on(host: Host) -> None:
+    assert host.settings.stat().st_mode & 0o777 == 0o640
+    host.settings.write_text("ae_title: SITE")
+    host.did("prerm", "upgrade", "2")
+    host.did("postinst", "configure", "1")
+    assert host.settings.read_text() == "ae_title: SITE"
+
+    # A site may have them elsewhere.
+    host.settings.unlink()
+    host.did("prerm", "upgrade", "3")
+    host.did("postinst", "configure", "2")
+    assert not host.settings.exists()
+    assert host.running() == ROLES
+
+
+def test_no_file_of_the_site_is_a_conffile() -> None:
+    # dpkg would ask about it in each upgrade, while the roles are stopped.
+    assert "conffiles" not in (SCRIPTS / "build").read_text()
+
+
+def test_an_installation_after_a_removal_tells_how_to_start(host: Host) -> None:
+    enabled = host.folder / "etc/systemd/system/multi-user.target.wants"
+    enabled.mkdir(parents=True)
+    (enabled / "pleura.target").symlink_to("/lib/systemd/system/pleura.target")
+    assert "enable --now" not in host.did("postinst", "configure", "1")
+
+    (enabled / "pleura.target").unlink()
+    host.did("prerm", "remove")
+    host.did("postrm", "remove")
+    assert "enable --now" in host.did("postinst", "configure", "1")
+    assert host.running() == []
+
+
+def test_a_purge_obeys_the_debts(host: Host) -> None:
+    host.owes("1 images wait to be analysed")
+    assert "1 images wait" in host.did("prerm", "remove")
+    host.did("postrm", "remove")
+    assert "stays" in host.did("postrm", "purge")
+    assert host.state.exists()
+
+    host.did("postinst", "configure", "")
+    host.owes("")
+    host.did("prerm", "remove")
+    host.did("postrm", "remove")
+    assert "stays" not in host.did("postrm", "purge")
+    assert not host.state.exists()
+
+
+def test_a_purge_leaves_a_folder_that_was_used_after_the_removal(host: Host) -> None:
+    (host.state / "ledger.db").write_text("old")
+    host.did("prerm", "remove")
+    host.did("postrm", "remove")
+
+    # A node from the wheel, or a backup that keeps the times of its files.
+    image = host.state / "image"
+    image.write_text("an image")
+    os.utime(image, (0, 0))
+    assert "stays" in host.did("postrm", "purge")
+    assert image.exists()
+
+
+def test_the_package_can_be_removed_where_its_folder_has_gone(host: Host) -> None:
+    host.state.rmdir()
+    host.did("prerm", "remove")
+    host.did("postrm", "remove")
+    host.did("postrm", "purge")
