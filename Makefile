@@ -58,6 +58,7 @@ $(OHIF)/package/dist/index.html:
 
 # Install the wheel in a clean environment outside the checkout and run the demo from there.
 wheel-demo: $(TESTED)
+	rm -f dist/pleura-*.whl
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	set -e; folder=$$(mktemp -d); trap 'rm -rf $$folder' EXIT; \
 	$(PYTHON) -m venv $$folder/venv; \
@@ -115,6 +116,7 @@ $(TESTED): $(INSTALLED)
 # A Debian package with an environment of its own under /opt/pleura, for this machine's Debian.
 # Another torch: make deb TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 deb: $(TESTED)
+	rm -f dist/pleura-*.whl
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	PIP=$(BIN)/pip TORCH="$(TORCH)" deploy/deb/build dist/pleura-*.whl dist
 
