@@ -4,14 +4,19 @@ durable elsewhere.
 What counts as a file to take: a regular file in the folder or below it, whose name and sub-folders'
 names do not begin with a dot and whose name does not end in .part, .tmp, .partial, .filepart or ~
 (copy programs rename when they are done). Symbolic links are never followed: a link could make the
-node read what its writer may not. A file is taken when its writer has closed it or moved it in, or,
-where no event says so (found at start, network mounts, empty files), when its size and time have
-stayed the same for a moment. Events only make it quick: a walk every two seconds finds everything,
-and is all there is on network mounts, where the kernel does not tell what other hosts do. Whatever
-a file holds is accepted; what is no DICOM ends `failed`, visibly. One that cannot be read, taken or
-removed stays and is tried again ever more rarely; it is never taken twice by one process. A crash
-between taking and removing takes it a second time at the next start, which is recorded as a
-duplicate.
+node read what its writer may not.
+
+A file is taken, and goes, when its writer has closed it or moved it in. Where no event says so
+(found at start, network mounts), it is taken when its size and time have stayed the same for a
+moment, and goes a minute later: a writer that merely stalled makes it another file meanwhile, which
+is taken too. A file that is empty, or that events say is being written, gets longer: an upload over
+a bad line stalls. Events are a help, not a need: a walk every two seconds finds everything, and is
+all there is on network mounts, where the kernel does not tell what other hosts do.
+
+Whatever a file holds is accepted; what is no DICOM ends `failed`, visibly. One that cannot be read,
+taken or removed stays and is tried again ever more rarely; it is never taken twice by one process.
+A process that ends between taking and removing leaves it to the next, which takes it a second time;
+that is recorded as a duplicate.
 """
 
 from __future__ import annotations
@@ -27,7 +32,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from watchdog.events import FileClosedEvent, FileMovedEvent, FileSystemEvent, FileSystemEventHandler
+from watchdog.events import (
+    FileClosedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
 from watchdog.observers.inotify import InotifyObserver
 
 from daemon.backoff import doubled_s
@@ -61,8 +72,12 @@ class Pace:
 
     # Events can be lost (queue overflow) and never come from other hosts; a walk costs little.
     rescan_s: float = 2.0
-    # A file that is unchanged for so long is whole, where no event says so.
+    # A file that is unchanged for so long is whole, where no event says anything of it.
     settled_s: float = 2.0
+    # The same for an empty file, or one that was written to and not closed.
+    stalled_s: float = 120.0
+    # How long a file stays after it was taken, where no event said that it was whole.
+    kept_s: float = 60.0
     # Before a file that could not be taken is tried again; twice as long each time.
     first_pause_s: float = 5.0
     longest_pause_s: float = 300.0
@@ -70,13 +85,17 @@ class Pace:
 
 @dataclass
 class _Seen:
-    """A file that has not been taken yet."""
+    """A file that is still in the folder. Times are those of time.monotonic()."""
 
-    signature: tuple[int, int, int]  # size in bytes, modification time in ns, inode
+    # Size in bytes, modification time in ns, inode.
+    signature: tuple[int, int, int]
     since: float
+    # An event says that its writer is done.
+    is_closed: bool = False
     failures: int = 0
     not_before: float = 0.0
-    taken: bool = False  # durable and committed, but not yet removed
+    # Since when it is durable and committed.
+    taken_at: float | None = None
 
 
 class Inbox:
@@ -87,7 +106,10 @@ class Inbox:
         self._intake = intake
         self._pace = pace or Pace()
 
-        self._closed: set[Path] = set()  # files that an event says are whole
+        # What events say: files that their writers have closed or moved in, and files that were
+        # written to since.
+        self._closed: set[Path] = set()
+        self._written: set[Path] = set()
         self._seen: dict[Path, _Seen] = {}
         self._wake = threading.Event()
         self._stopping = False
@@ -114,8 +136,11 @@ class Inbox:
     def _watch(self) -> None:
         # Full events: a file that is moved in from outside has an event, too.
         observer = InotifyObserver(generate_full_events=True)
-        events: list[type[FileSystemEvent]] = [FileClosedEvent, FileMovedEvent]
-        observer.schedule(_Whole(self), str(self._folder), recursive=True, event_filter=events)
+        events: list[type[FileSystemEvent]] = [FileClosedEvent, FileModifiedEvent, FileMovedEvent]
+        # The kernel watches no folder through a link.
+        watched = self._folder.resolve()
+        handler = _Events(self, watched)
+        observer.schedule(handler, str(watched), recursive=True, event_filter=events)
         try:
             observer.start()
             self._observer = observer
@@ -136,10 +161,20 @@ class Inbox:
         self._thread.join()
         self._intake.stop()
 
-    def whole(self, path: Path) -> None:
-        """An event: this file's writer has closed it or moved it in."""
-        self._closed.add(path)
+    def whole(self, name: Path) -> None:
+        """An event: the writer of this file below the folder has closed it or moved it in."""
+        self._written.discard(self._folder / name)
+        self._closed.add(self._folder / name)
         self._wake.set()
+
+    def written(self, name: Path) -> None:
+        """An event: this file was written to."""
+        self._closed.discard(self._folder / name)
+        self._written.add(self._folder / name)
+
+    def left(self, name: Path) -> None:
+        """An event: this file was moved away."""
+        self._written.discard(self._folder / name)
 
     def _run(self) -> None:
         outage = Outage(log, "inbox: the folder")
@@ -165,45 +200,35 @@ class Inbox:
                 path = Path(folder, name)
                 if self._stopping:
                     return
-                if (
-                    not name.startswith(".")
-                    and not name.endswith(_UNFINISHED)
-                    and self._look(path, path in closed)
-                ):
+                if _may_be_taken(name) and self._look(path, path in closed):
                     found.add(path)
 
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
+        self._written -= {path for path in tuple(self._written) if not path.exists()}
         # A subfolder may have gone since its name was read; the inbox itself may not.
         for error in unread:
             if not isinstance(error, FileNotFoundError) or error.filename == str(self._folder):
                 raise error
 
-    def _look(self, path: Path, closed: bool) -> bool:
-        """Take the file if it is whole and due. Returns whether it is still to be looked at."""
-        now = time.monotonic()
+    def _look(self, path: Path, is_closed: bool) -> bool:
+        """Take the file if it is whole and due, and remove it. Returns whether it still stays."""
         try:
             status = path.lstat()
         except FileNotFoundError:
             return False
-
         if not stat.S_ISREG(status.st_mode):
             return False
 
-        signature = _signature(status)
-        seen = self._seen.get(path)
-        if seen is None or seen.signature != signature:
-            seen = self._seen[path] = _Seen(signature, now)
-        whole = (closed and status.st_size > 0) or now - seen.since >= self._pace.settled_s
-        if not whole or now < seen.not_before:
+        seen = self._seen_as(path, _signature(status))
+        seen.is_closed = (seen.is_closed or is_closed) and path not in self._written
+        now = time.monotonic()
+        if not self._is_whole(path, seen, now) or now < seen.not_before:
             return True
 
         try:
-            seen.taken = seen.taken or self._take(path, signature)
-            if seen.taken:
-                # Otherwise another file has come under the same name, to be taken next.
-                if _signature(path.lstat()) == signature:
-                    path.unlink(missing_ok=True)
-                return False
+            if seen.taken_at is None and self._take(path, seen.signature):
+                seen.taken_at = time.monotonic()
+            return not self._remove(path, seen)
         except (OSError, NoRoomError) as error:
             pace = self._pace
             pause_s = doubled_s(pace.first_pause_s, pace.longest_pause_s, seen.failures)
@@ -214,16 +239,57 @@ class Inbox:
             log.warning("inbox: a file stays (%s); trying again in %g s", why, pause_s)
         return True
 
+    def _seen_as(self, path: Path, signature: tuple[int, int, int]) -> _Seen:
+        """What is known of this file, which has this signature now."""
+        seen = self._seen.get(path)
+        if seen is not None and seen.signature == signature:
+            return seen
+
+        if seen is not None and seen.taken_at is not None:
+            log.warning("inbox: a file changed after it was taken; it is taken again")
+        seen = self._seen[path] = _Seen(signature, time.monotonic())
+        return seen
+
+    def _is_whole(self, path: Path, seen: _Seen, now: float) -> bool:
+        size_bytes, _, _ = seen.signature
+        if seen.is_closed and size_bytes:
+            return True
+        # A program may make a file, and fill it later.
+        is_unfinished = path in self._written or not size_bytes
+        quiet_s = self._pace.stalled_s if is_unfinished else self._pace.settled_s
+        return now - seen.since >= quiet_s
+
     def _take(self, path: Path, signature: tuple[int, int, int]) -> bool:
-        """Durable in the spool and committed. False when it has changed meanwhile."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        """Durable in the spool and committed. False when it has changed or gone meanwhile."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+
         with open(descriptor, "rb") as file:  # noqa: PTH123 - no link may be followed
-            data = file.read(_LIMIT_BYTES + 1)
+            if os.fstat(descriptor).st_size > _LIMIT_BYTES:
+                raise OSError(errno.EFBIG, f"longer than {_LIMIT_BYTES} bytes")
+            data = file.read(_LIMIT_BYTES)
             if _signature(os.fstat(descriptor)) != signature:
                 return False
-        if len(data) > _LIMIT_BYTES:
-            raise OSError(errno.EFBIG, f"longer than {_LIMIT_BYTES} bytes")
         self._keep(data)
+        return True
+
+    def _remove(self, path: Path, seen: _Seen) -> bool:
+        """Remove a file that was taken, where its time has come. Returns whether it is gone."""
+        if seen.taken_at is None:
+            return False
+        if not seen.is_closed and time.monotonic() < seen.taken_at + self._pace.kept_s:
+            return False
+
+        try:
+            # Otherwise another file has come under the same name, to be taken next.
+            if _signature(path.lstat()) != seen.signature:
+                return False
+            path.unlink()
+        except FileNotFoundError:
+            # Another host took it too.
+            return True
         return True
 
     def _keep(self, data: bytes) -> None:
@@ -248,16 +314,31 @@ class Inbox:
         log.info("stored %s from the inbox, %d bytes", named, len(data))
 
 
-class _Whole(FileSystemEventHandler):
-    def __init__(self, inbox: Inbox) -> None:
+class _Events(FileSystemEventHandler):
+    """Tells an inbox of events in `watched`, the folder that its path leads to."""
+
+    def __init__(self, inbox: Inbox, watched: Path) -> None:
         self._inbox = inbox
+        self._watched = watched
+
+    def on_modified(self, event: FileSystemEvent) -> None:
+        self._inbox.written(self._below(event.src_path))
 
     def on_closed(self, event: FileSystemEvent) -> None:
-        self._inbox.whole(Path(os.fsdecode(event.src_path)))
+        self._inbox.whole(self._below(event.src_path))
 
     def on_moved(self, event: FileSystemEvent) -> None:
+        if event.src_path:
+            self._inbox.left(self._below(event.src_path))
         if event.dest_path:
-            self._inbox.whole(Path(os.fsdecode(event.dest_path)))
+            self._inbox.whole(self._below(event.dest_path))
+
+    def _below(self, path: str | bytes) -> Path:
+        return Path(os.fsdecode(path)).relative_to(self._watched)
+
+
+def _may_be_taken(name: str) -> bool:
+    return not name.startswith(".") and not name.lower().endswith(_UNFINISHED)
 
 
 def _signature(status: os.stat_result) -> tuple[int, int, int]:

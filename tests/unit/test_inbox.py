@@ -34,7 +34,7 @@ class Node:
         self.folder.mkdir()
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
         self.spool = Spool(folder / "spool")
-        self.pace = Pace(rescan_s=0.1, settled_s=0.3)
+        self.pace = Pace(rescan_s=0.1, settled_s=0.3, stalled_s=30.0, kept_s=0.3)
         self.inbox: Inbox | None = None
 
     def start(self) -> None:
@@ -110,6 +110,78 @@ def test_a_file_is_not_taken_before_its_writer_is_done(node: Node, tmp_path: Pat
     assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"0123456789"]
 
 
+def test_a_writer_that_stalls_is_waited_for(node: Node) -> None:
+    node.start()
+    half, empty = node.folder / "half.dcm", node.folder / "empty.dcm"
+    with half.open("wb") as upload, empty.open("wb") as other:
+        upload.write(b"the first half, ")
+        upload.flush()
+        time.sleep(1.0)
+        assert node.rows() == []
+        upload.write(b"the second half")
+        other.write(b"all of it")
+
+    wait_until("both are taken", lambda: node.left() == [])
+    found = {node.spool.read(row["spool_name"]) for row in node.rows()}
+    assert found == {b"the first half, the second half", b"all of it"}
+
+
+def test_one_that_never_goes_on_is_waited_for_so_long(node: Node) -> None:
+    node.pace = replace(node.pace, stalled_s=0.6)
+    (node.folder / "empty.dcm").touch()
+    node.start()
+    with (node.folder / "half.dcm").open("wb") as upload:
+        upload.write(b"the first half")
+        upload.flush()
+        wait_until("both are taken", lambda: node.left() == [])
+    found = {node.spool.read(row["spool_name"]) for row in node.rows()}
+    assert found == {b"the first half", b""}
+
+
+def test_what_no_event_calls_whole_stays_a_while_and_is_taken_again_if_it_changes(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As another host writes to a share, and stalls.
+    monkeypatch.setattr(inbox, "_on_network", lambda _: True)
+    node.pace = replace(node.pace, kept_s=1.0)
+    node.start()
+    path = node.folder / "image.dcm"
+    with path.open("wb") as upload:
+        upload.write(b"the first half, ")
+        upload.flush()
+        wait_until("the half is taken", lambda: len(node.rows()) == 1)
+        assert path.exists()
+        upload.write(b"the second half")
+
+    wait_until("it goes", lambda: node.left() == [])
+    found = [node.spool.read(row["spool_name"]) for row in node.rows()]
+    assert found == [b"the first half, ", b"the first half, the second half"]
+
+
+def test_a_closed_file_goes_at_once(node: Node, tmp_path: Path) -> None:
+    # By events alone; also where the settings name a link to the folder.
+    node.pace = Pace(rescan_s=600.0, settled_s=600.0, stalled_s=600.0, kept_s=600.0)
+    (tmp_path / "link").symlink_to(node.folder)
+    node.folder = tmp_path / "link"
+    node.start()
+    path = node.folder / "image.dcm"
+    path.write_bytes(b"whole")
+    path.chmod(0o644)
+    wait_until("it goes", lambda: node.left() == [])
+
+
+def test_a_file_that_is_too_long_is_not_read(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(inbox, "_LIMIT_BYTES", 10)
+    (node.folder / "long.dcm").write_bytes(b"eleven byte")
+    (node.folder / "short.dcm").write_bytes(b"ten bytes.")
+    node.start()
+    wait_until("the other goes", lambda: node.left() == ["long.dcm"])
+    wait_until("it is told", lambda: "longer than 10 bytes" in caplog.text)
+    assert len(node.rows()) == 1
+
+
 def test_unfinished_hidden_and_linked_files_stay(node: Node, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"not for the node")
@@ -118,13 +190,13 @@ def test_unfinished_hidden_and_linked_files_stay(node: Node, tmp_path: Path) -> 
     (tmp_path / "folder" / "inside.dcm").write_bytes(b"neither")
     (node.folder / "linked-folder").symlink_to(tmp_path / "folder")
     os.mkfifo(node.folder / "pipe")
-    for name in (".hidden.dcm", "a.part", "b.tmp", "c~"):
+    for name in (".hidden.dcm", "a.part", "b.TMP", "c~"):
         (node.folder / name).write_bytes(b"unfinished")
     node.start()
     (node.folder / "a.part").rename(node.folder / "a.dcm")
     wait_until("a.dcm is taken", lambda: "a.dcm" not in node.left())
     time.sleep(0.6)  # whatever were to be taken wrongly has settled by now
-    assert node.left() == [".hidden.dcm", "b.tmp", "c~", "link.dcm", "linked-folder", "pipe"]
+    assert node.left() == [".hidden.dcm", "b.TMP", "c~", "link.dcm", "linked-folder", "pipe"]
     assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"unfinished"]
     assert secret.exists()
 
