@@ -1,4 +1,4 @@
-"""A patient's age in years, from what consoles write where DICOM has nnnD, nnnW, nnnM or nnnY."""
+"""A patient's age in years, also from spellings of PatientAge that DICOM does not allow."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _AGE = re.compile(
 
 
 def age_years(header: Dataset) -> float | None:
-    """The patient's age in years, or None where the header does not tell.
+    """The patient's age in years, or None if the header does not tell it.
 
-    From PatientAge (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; digits alone are taken as years, and
-    English units are read too). Where that is absent or implausible (over 130), from the birth
-    date to the study's or the image's. None where PatientAge is a number of unknown units: "007J"
-    is seven years in German and seven days in French.
+    PatientAge comes first (AS, PS3.5 6.2: nnnD, nnnW, nnnM, nnnY; also digits alone, as years, and
+    English units). If it is absent or implausible (over 130), the age is the time from the birth
+    date to the study's or the image's date. A number with an unknown unit gives None: "007J" is
+    seven years in German and seven days in French.
     """
     if has_unreadable_age(header):
         return None
 
     stated = _stated_age(header)
     match = _AGE.fullmatch(stated)
-    # A console that was told nothing writes 000Y.
+    # Consoles write 000Y when no age was entered.
     if match and stated != "000Y":
         number = float(match[1].replace(",", "."))
         years = number / _UNITS_A_YEAR[match[2][:1]]
@@ -45,20 +45,21 @@ def age_years(header: Dataset) -> float | None:
 
 
 def _stated_age(header: Dataset) -> str:
-    """PatientAge in capitals, with plain digits and letters in place of full-width ones."""
+    """PatientAge in capitals, with full-width digits and letters as ASCII."""
     return unicodedata.normalize("NFKC", str(header.get("PatientAge") or "")).strip().upper()
 
 
 def has_unreadable_age(header: Dataset) -> bool:
-    """Whether PatientAge begins with a number, perhaps a child's, and its unit is unknown."""
+    """Whether PatientAge is a number with an unknown unit: the patient may be a child."""
     stated = _stated_age(header)
     begins_with_number = re.match(r"[^A-Z]*\d", stated) is not None
     return begins_with_number and _AGE.fullmatch(stated) is None
 
 
 def _year(header: Dataset, keyword: str) -> float | None:
-    """A date as a year with its fraction; PS3.5 6.2 has yyyy.mm.dd of old files too."""
+    """A date as a fractional year; also in the yyyy.mm.dd form of old files (PS3.5 6.2)."""
     match = re.fullmatch(r"(\d{4})(\.?)(\d\d)\2(\d\d)", str(header.get(keyword) or "").strip())
     if match is None:
         return None
+
     return int(match[1]) + (int(match[3]) - 1) / 12 + (int(match[4]) - 1) / 365

@@ -39,21 +39,21 @@ COPIED_KEYWORDS = (
     "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
 )  # fmt: skip
 
-# Attributes that change the picture or its measurements: another value is another content.
+# Attributes that change the picture or its measurements, and so the content digest.
 _SHOWN_KEYWORDS = (
     "PatientOrientation", "PixelSpacing", "ImagerPixelSpacing", "PhotometricInterpretation",
     "PresentationLUTShape", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth",
     "VOILUTFunction", "PixelPaddingValue",
 )  # fmt: skip
-# Rare attributes count only where they are present, so that the digests of all other images stayed
-# the same when they were added.
+# Rare attributes enter the digest only where they are present. So the digests of all other images
+# did not change when this list was added.
 _RARELY_SHOWN_KEYWORDS = (
     "PixelPaddingRangeLimit", "PixelSpacingCalibrationType", "NominalScannedPixelSpacing",
     "EstimatedRadiographicMagnificationFactor", "PixelAspectRatio", *shutter.KEYWORDS,
 )  # fmt: skip
 _ALWAYS_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _LUT_KEYWORDS = ("ModalityLUTSequence", "VOILUTSequence")
-# Deflate can unpack to a thousand times its size.
+# A deflated stream can inflate to a thousand times its size.
 _INFLATED_LIMIT_BYTES = 2 * MAX_PIXELS + (16 << 20)
 _PIXEL_DATA = 0x7FE00010
 # Stands in decoded text for bytes that do not fit the character set.
@@ -66,7 +66,7 @@ class Radiograph:
 
     `pixels` is (rows, columns), float32, 0 black to 1 white, in display polarity: MONOCHROME1 is
     already inverted, so air is dark in every Radiograph. `header` is the source without its Pixel
-    Data, its display attributes as they were applied. `aspect` is a pixel's height divided by its
+    Data, with the display attributes that were applied. `aspect` is a pixel's height divided by its
     width. `opening` is (rows, columns), True inside the display shutter; None without a shutter.
     """
 
@@ -74,7 +74,7 @@ class Radiograph:
     pixels: NDArray[np.float32]
     spacing: Spacing | None
     content_digest: str
-    # Display attributes that were not usable; no patient value.
+    # Display attributes that could not be used, without patients' values.
     notes: tuple[str, ...] = ()
     aspect: float = 1.0
     opening: NDArray[np.bool_] | None = None
@@ -83,12 +83,12 @@ class Radiograph:
 def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
     """A DICOM file's data set, pixels still encoded, and notes on its unreadable elements.
 
-    A file without preamble or file meta is accepted. An element that cannot be read is left out
-    and noted by its tag: one broken attribute must not cost an image. A file cut off in its pixels
-    keeps its header.
+    A file without preamble or file meta is accepted. An unreadable element is left out and noted by
+    its tag, so that one broken attribute does not cost the image. A file that is cut off in its
+    pixels keeps its header.
 
     Raises:
-        Unsuitable: "not_dicom" where no data set with a SOP Class and SOP Instance UID can be read.
+        Unsuitable: "not_dicom", no data set with a SOP Class and SOP Instance UID can be read.
     """
     deflated = _is_deflated(data)
     if deflated:
@@ -102,17 +102,18 @@ def parse(data: bytes) -> tuple[FileDataset, tuple[str, ...]]:
         notes += _drop_unreadable(dataset)
 
     if not getattr(dataset.file_meta, "TransferSyntaxUID", None):
-        # PS3.10 7.1 wants file meta information; without it pydicom has guessed the encoding.
+        # PS3.10 7.1 requires file meta information; without it pydicom has guessed the encoding.
         implicit, _ = dataset.original_encoding
         guessed = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = guessed
     if deflated:
         dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
     return dataset, tuple(notes)
 
 
 def _read_leniently(data: bytes) -> tuple[FileDataset | None, list[str]]:
-    """The data set as it is, else repaired, else up to its pixels."""
+    """The data set as it is; if that fails, repaired; if that fails, up to its pixels."""
     dataset = _read(data, stop_before_pixels=False)
     if dataset is not None and _PIXEL_DATA in dataset:
         return dataset, []
@@ -122,13 +123,14 @@ def _read_leniently(data: bytes) -> tuple[FileDataset | None, list[str]]:
         from_mended = _read(mended, stop_before_pixels=False)
         if from_mended is not None:
             return from_mended, list(notes)
+
     if dataset is not None:
         return dataset, []
     return _read(data, stop_before_pixels=True), ["file cut off"]
 
 
 def _drop_unreadable(dataset: FileDataset) -> list[str]:
-    """Convert every element now, and drop broken ones before another reader meets them."""
+    """Convert every element now, and remove those that cannot be converted."""
     notes = []
     for tag in list(dataset.keys()):
         try:
@@ -148,13 +150,13 @@ def _read(data: bytes, stop_before_pixels: bool) -> FileDataset | None:
         keep_bytes(dataset, COPIED_KEYWORDS, data)
         identified = bool(dataset.get("SOPClassUID")) and "SOPInstanceUID" in dataset
     except Exception:
-        # The parser meets arbitrary bytes and raises anything.
+        # On arbitrary bytes the parser may raise any exception.
         return None
     return dataset if identified else None
 
 
 def _is_deflated(data: bytes) -> bool:
-    # (0002,0010) is the transfer syntax; with its VR, as PS3.10 7.1 wants it, or without.
+    # (0002,0010) Transfer Syntax UID, in explicit VR as PS3.10 7.1 requires, or in implicit VR.
     element = rb"\x02\x00\x10\x00(UI\x16\x00|\x16\x00\x00\x00)" + re.escape(
         DeflatedExplicitVRLittleEndian.encode()
     )
@@ -162,10 +164,10 @@ def _is_deflated(data: bytes) -> bool:
 
 
 def _inflated(data: bytes) -> bytes:
-    """The file with its data set inflated (PS3.5 A.5), as far as it is there.
+    """The file with its data set inflated (PS3.5 A.5); a cut-off stream as far as it goes.
 
     Raises:
-        Unsuitable: "not_dicom" where it is no deflated stream, or a stream that never ends.
+        Unsuitable: "not_dicom", the stream is not deflated or inflates beyond the limit.
     """
     start = _meta_end(data)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -185,9 +187,9 @@ def _inflated(data: bytes) -> bytes:
 
 
 def _meta_end(data: bytes) -> int:
-    """The position of the data set; 0 where there is no file meta information.
+    """The position where the data set begins; 0 if there is no file meta information.
 
-    It follows the last element of group 2, whose group length may be absent or wrong.
+    Found by walking the elements of group 2, because the group length may be absent or wrong.
     """
     position = 132 if data[128:132] == b"DICM" else 0
     while data[position : position + 2] == b"\x02\x00" and position + 8 <= len(data):
@@ -197,7 +199,7 @@ def _meta_end(data: bytes) -> int:
         elif vr.isalpha():
             position += 8 + int.from_bytes(data[position + 6 : position + 8], "little")
         else:
-            # Without a VR: implicit.
+            # Implicit VR.
             position += 8 + int.from_bytes(data[position + 4 : position + 8], "little")
 
     return min(position, len(data))
@@ -218,7 +220,8 @@ def decode(dataset: FileDataset) -> Radiograph:
     header = without_pixels(dataset)
     stored = read_pixels(dataset)
     digest = _content_digest(dataset, stored.values)
-    # The stream may be lossy where its transfer syntax is not.
+
+    # The pixel stream may be lossy although the transfer syntax that it came with is not.
     if stored.syntax in _ALWAYS_LOSSY:
         header.add_new("LossyImageCompression", "CS", "01")
 
@@ -241,7 +244,7 @@ def decode(dataset: FileDataset) -> Radiograph:
 
 
 def _content_digest(dataset: FileDataset, values: NDArray[np.integer]) -> str:
-    """The sha256 of stored values and of the attributes that count (docs/rules.md, "Identity")."""
+    """SHA-256 of the stored values and of the digested attributes (docs/rules.md, "Identity")."""
     digest = hashlib.sha256(values.data)
     digest.update(repr((values.shape, str(values.dtype))).encode())
 
@@ -250,7 +253,7 @@ def _content_digest(dataset: FileDataset, values: NDArray[np.integer]) -> str:
         value = f"{dataset.get(keyword, '')}"
         digest.update(f"\0{keyword}={value}".encode("utf-8", "surrogateescape"))
         if _REPLACEMENT_CHARACTER in value:
-            # Decoding has lost what tells two such values apart.
+            # Two different values may decode to this text: their bytes tell them apart.
             digest.update(sent_bytes(dataset[keyword]) or b"")
 
     for keyword in _LUT_KEYWORDS:
@@ -265,14 +268,14 @@ def _content_digest(dataset: FileDataset, values: NDArray[np.integer]) -> str:
 def without_pixels(dataset: Dataset) -> Dataset:
     """The header: a copy that shares every element but Pixel Data.
 
-    A process that is always lossy made lossy pixels, whether or not the sender says so: results
-    carry that on (PS3.3 C.7.6.1.1.5).
+    JPEG Baseline and Extended are always lossy, so the header says it even if the sender did not,
+    and results copy it (PS3.3 C.7.6.1.1.5).
     """
     header = Dataset({tag: element for tag, element in dataset.items() if tag != _PIXEL_DATA})
     implicit, little_endian = dataset.original_encoding
     header.set_original_encoding(implicit, little_endian, dataset.original_character_set)
 
-    # A new element: all others are shared with the data set.
+    # Add a new element: the existing ones are shared with the data set.
     if getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None) in _ALWAYS_LOSSY:
         header.add_new("LossyImageCompression", "CS", "01")
     return header

@@ -1,6 +1,6 @@
-"""Convolutions at the full side, one after the other: the simplest network that draws.
+"""A stack of convolutions at full resolution: the simplest segmentation network.
 
-It sees as far as its kernels reach, 2 x len(widths) + 1 pixels, so textures and edges, no organ.
+Its receptive field is 2 x len(widths) + 1 pixels: it sees textures and edges, but no organs.
 """
 
 from __future__ import annotations

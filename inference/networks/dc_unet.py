@@ -2,7 +2,7 @@
 
 Lou et al., "DC-UNet: Rethinking the U-Net Architecture with Dual Channel Efficient CNN for Medical
 Images Segmentation", SPIE Medical Imaging 2021. 10,046,782 parameters; the published 10,069,640
-count running statistics too, and no scale in the batch normalisation of convolutions.
+also count running statistics, and its convolutions' batch normalisation has no scale.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch.nn import functional
 from inference.networks.convolution import convolve
 
 _WIDTHS = (32, 64, 128, 256, 512)
-# Times the width: a block's three convolutions share it.
+# A block has about 1.67 times its width in channels, divided among its three convolutions.
 _ALPHA = 1.67
 _SHARES = (0.167, 0.333, 0.5)
 
 
 class DualChannelBlock(nn.Module):
-    """Two rows of three 3 x 3 convolutions, which together see 3, 5 and 7 pixels; their sum.
+    """The sum of two rows of three 3 x 3 convolutions, whose receptive fields are 3, 5 and 7.
 
-    (n, in, h, w) -> (n, out, h, w); out is a few less than `width` times 1.67.
+    (n, in, h, w) -> (n, out, h, w); out is a little less than 1.67 times `width`.
     """
 
     def __init__(self, channels_in: int, width: int) -> None:
@@ -34,12 +34,12 @@ class DualChannelBlock(nn.Module):
         self.normalise = nn.BatchNorm2d(sum(_widths(width)))
 
     def forward(self, x: Tensor) -> Tensor:
-        one, other = self.rows
-        return torch.as_tensor(self.normalise(functional.relu(one(x) + other(x))))
+        first, second = self.rows
+        return torch.as_tensor(self.normalise(functional.relu(first(x) + second(x))))
 
 
 class _Row(nn.Module):
-    """Convolutions in a row; the maps of each of them, joined."""
+    """Convolutions one after the other; the feature maps of all of them, concatenated."""
 
     def __init__(self, channels_in: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ResidualPath(nn.Module):
         super().__init__()
         ins = (channels_in, *(channels_out,) * (length - 1))
         self.convolutions = nn.ModuleList(convolve(i, channels_out) for i in ins)
-        # Without ReLU.
+        # Convolution and normalisation alone, without the ReLU.
         self.shortcuts = nn.ModuleList(convolve(i, channels_out, 1)[:2] for i in ins)
         self.normalise = nn.ModuleList(nn.BatchNorm2d(channels_out) for _ in ins)
 
@@ -91,7 +91,7 @@ class DCUNet(nn.Module):
         self.enlarge = nn.ModuleList()
         self.up = nn.ModuleList()
 
-        # The largest maps take the longest path.
+        # The larger the maps, the longer their residual path.
         for length, level in enumerate(reversed(range(len(_WIDTHS) - 1)), 1):
             width = _WIDTHS[level]
             self.paths.append(ResidualPath(sum(_widths(width)), width, length))
@@ -105,6 +105,7 @@ class DCUNet(nn.Module):
         maps = [self.down[0](x)]
         for stage in self.down[1:]:
             maps.append(stage(functional.max_pool2d(maps[-1], 2)))
+
         *skips, x = maps
         for path, enlarge, stage in zip(self.paths, self.enlarge, self.up, strict=True):
             x = stage(torch.cat([enlarge(x), path(skips.pop())], dim=1))
@@ -112,5 +113,5 @@ class DCUNet(nn.Module):
 
 
 def _widths(width: int) -> list[int]:
-    """Of the three convolutions in a block."""
+    """The channels of a block's three convolutions."""
     return [int(_ALPHA * width * share) for share in _SHARES]

@@ -1,8 +1,8 @@
 """A small residual network for grey images, with squeeze-and-excitation.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; Hu et al.,
-"Squeeze-and-Excitation Networks", CVPR 2018. The strided shortcut pools before its 1 x 1
-convolution, so that no pixel is skipped (He et al., "Bag of Tricks", CVPR 2019). With the default
+"Squeeze-and-Excitation Networks", CVPR 2018. A strided shortcut pools before its 1 x 1
+convolution, so that it skips no pixel (He et al., "Bag of Tricks", CVPR 2019). With the default
 widths the classifier has 3.5 million parameters.
 """
 
@@ -19,7 +19,7 @@ BLOCKS = 2
 
 
 class SqueezeExcite(nn.Module):
-    """Weigh each channel by its mean over the whole image."""
+    """Scale each channel by a gate (0 to 1) that is computed from the means of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut.
+    """Two 3 x 3 convolutions with squeeze-and-excitation, and a shortcut.
 
     (n, in, h, w) -> (n, out, h / stride, w / stride).
     """
@@ -86,7 +86,7 @@ class ResidualEncoder(nn.Module):
 class ResidualClassifier(nn.Module):
     """(n, 1, side, side) float32 -> (n, 1) logits.
 
-    Mean and maximum are both pooled: a thin line is a maximum.
+    It pools both mean and maximum: a thin line shows only in the maximum.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Cross-fitting of a segmenter: a decoder for each fold left out, and one of all images.
+"""Cross-fitting of a segmenter: one decoder for each held-out fold, and one for all images.
 
-The encoder is frozen and has seen no mask, so the decoder that a fold's images are measured with
-has learned nothing from them, as in k trainings apart; yet the encoder runs once for all of them.
+The encoder is frozen and has seen no mask. A fold's images are measured with the decoder that never
+saw them, as in k separate trainings; but the frozen encoder runs only once for all decoders.
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ NO_FOLD = -1.0
 
 
 class CrossFitted(nn.Module):
-    """(n, 2, side, side) -> (n, 1, side, side) logits; while training a list, of each decoder.
+    """(n, 2, side, side) -> (n, 1, side, side) logits; in training mode, a list by decoder.
 
-    The first plane is the image, the second is everywhere the number of its fold, `NO_FOLD` where
-    it trains all decoders. While training, decoder k gives 0 for the images of fold k, without a
-    gradient. Else each image is answered by the decoder that left its fold out, an image without a
-    fold by the decoder of all images.
+    The first plane is the image. The second plane repeats the number of the image's fold, or
+    `NO_FOLD` for an image that trains every decoder.
+
+    In training mode, decoder k gives 0 for the images of fold k, without a gradient. In eval mode,
+    each image goes to the decoder that held its fold out, or, without a fold, to the decoder of all
+    images.
     """
 
     def __init__(self, network: nn.Module, stage: Stage, folds: int) -> None:
-        """`network` is built for `stage`; its encoder is shared, its decoder that of all images."""
+        """`network` is built for `stage`. Its encoder is shared; its decoder serves all images.
+
+        Raises:
+            ValueError: the architecture is no encoder and decoder.
+        """
         super().__init__()
         if not isinstance(network, EncoderDecoder):
-            raise ValueError(f"cross_fit: {stage.architecture} has no encoder and decoder to part")
+            raise ValueError(f"cross_fit: {stage.architecture} has no separate encoder and decoder")
 
         self._folds = folds
         self.input, self.encoder = network.input, network.encoder
@@ -40,34 +46,37 @@ class CrossFitted(nn.Module):
         self.decoders = nn.ModuleList()
         self.heads = nn.ModuleList()
         for _ in range(folds):
-            other = build(stage.architecture, **stage.arguments)
-            self.decoders.append(other.get_submodule("decoder"))
-            self.heads.append(other.get_submodule("segmentation_head"))
+            fresh = build(stage.architecture, **stage.arguments)
+            self.decoders.append(fresh.get_submodule("decoder"))
+            self.heads.append(fresh.get_submodule("segmentation_head"))
+
         self.decoders.append(network.decoder)
         self.heads.append(network.segmentation_head)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         image, fold = x[:, :1], x[:, 1, 0, 0]
-        shown = self.input(image).contiguous(memory_format=torch.channels_last)
-        maps = self.encoder(shown)
-        numbers = range(len(self.decoders))
-        if self.training:
-            return [self._answered(k, maps, fold != k, image) for k in numbers]
+        features = self.encoder(self.input(image).contiguous(memory_format=torch.channels_last))
 
-        of_all = self._folds
-        known = (fold >= 0) & (fold < of_all)
-        chosen = [known & (fold == k) if k < of_all else ~known for k in numbers]
-        answers = [self._answered(k, maps, some, image) for k, some in enumerate(chosen)]
-        return torch.stack(answers).sum(0)
+        if self.training:
+            return [
+                self._logits(number, features, fold != number, image)
+                for number in range(len(self.decoders))
+            ]
+
+        has_fold = (fold >= 0) & (fold < self._folds)
+        chosen = [fold == number for number in range(self._folds)] + [~has_fold]
+        logits = [self._logits(number, features, rows, image) for number, rows in enumerate(chosen)]
+        return torch.stack(logits).sum(0)
 
     def weights_of(self, fold: int | None) -> Mapping[str, Tensor]:
-        """State of the network whose decoder left this fold out; None: that left out none."""
+        """State of the network whose decoder held this fold out; None: of all images."""
         number = self._folds if fold is None else fold
         parts = {
             "encoder": self.encoder,
             "decoder": self.decoders[number],
             "segmentation_head": self.heads[number],
         }
+
         return {
             f"{part}.{name}": tensor
             for part, module in parts.items()
@@ -75,16 +84,17 @@ class CrossFitted(nn.Module):
         }
 
     def network_of(self, stage: Stage, fold: int | None) -> nn.Module:
-        """That network, built anew and in eval mode."""
+        """The network that `weights_of` describes, newly built and in eval mode."""
         network = build(stage.architecture, **stage.arguments)
         network.load_state_dict(copy.deepcopy(dict(self.weights_of(fold))))
         return network.eval()
 
-    def _answered(self, number: int, maps: list[Tensor], some: Tensor, image: Tensor) -> Tensor:
-        """Logits of one decoder for `some` of the images, 0 for the others."""
+    def _logits(self, number: int, features: list[Tensor], chosen: Tensor, image: Tensor) -> Tensor:
+        """Logits of one decoder for the `chosen` images (n, bool), 0 for all others."""
         logits = torch.zeros_like(image)
-        rows = torch.nonzero(some)[:, 0]
+        rows = torch.nonzero(chosen)[:, 0]
         if not len(rows):
             return logits
-        features, *_ = self.decoders[number]([one[rows] for one in maps])
-        return logits.index_copy(0, rows, self.heads[number](features).to(logits.dtype))
+
+        decoded, *_ = self.decoders[number]([level[rows] for level in features])
+        return logits.index_copy(0, rows, self.heads[number](decoded).to(logits.dtype))

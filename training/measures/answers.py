@@ -1,6 +1,6 @@
 """A package's answer for each labelled image: one row of answers.csv.
 
-Every figure can be computed again from these rows.
+Every published figure can be recomputed from these rows.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A package's answer for one image, beside what is known of it.
+    """A package's answer for one image, beside the ground truth.
 
-    `true`, `found`, `common` count its pixels.
+    `true`, `found` and `common` are numbers of pixels.
     """
 
     image_id: str
     patient: str
-    # 1 something to find, 0 nothing; in between: a soft target
+    # 1 positive, 0 negative; between them: a soft label
     label: float
-    # Part of the run's split: train, validate, train+validate, report; "" without a split
+    # Part of the run's split: train, validate, train+validate or report; "" without a split
     part: str = ""
     fold: int | None = None
     as_published: bool = True
@@ -34,34 +34,36 @@ class Answer:
     probability: float
     # Pixels of the whole image
     pixels: int
-    # Pixels of the true mask; None where no mask is known
+    # Pixels of the true mask; None if the image has no annotated mask
     true: int | None = None
-    # Pixels of the segmenter's mask, whatever the classifier says
+    # Pixels of the segmenter's mask, even if the classifier calls the image negative
     found: int = 0
-    # Pixels that both masks share
+    # Pixels in both masks
     common: int = 0
 
     @property
     def positive(self) -> bool:
-        """Whether there is something to find."""
+        """Whether the label is positive."""
         return self.label > 0.5
 
     def of(self, part: str) -> bool:
-        """Whether the image is of this part of the split."""
+        """Whether the image belongs to this part of the split."""
         return part in self.part.split("+")
 
     def dice(self, found: bool = True) -> float | None:
-        """Dice of the segmenter's mask (of an empty one: not `found`); 1 where both are empty, None
-        if no true mask.
+        """Dice coefficient of the segmenter's mask, or, unless `found`, of an empty mask.
+
+        1 if both masks are empty; None without a true mask.
         """
         if self.true is None:
             return None
+
         total = self.true + self.found * found
         return 2 * self.common * found / total if total else 1.0
 
     @property
     def true_share(self) -> float | None:
-        """How much of the image the true mask covers."""
+        """The share of the image that the true mask covers."""
         return None if self.true is None else self.true / self.pixels
 
 
@@ -69,7 +71,7 @@ def read(path: Path) -> list[Answer]:
     """The rows of an answers.csv.
 
     Raises:
-        ValueError: another file, with its line.
+        ValueError: the file is not an answers.csv; the message names the line.
     """
     answers = []
     with path.open(newline="", encoding="utf-8") as file:
@@ -86,7 +88,7 @@ def read(path: Path) -> list[Answer]:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV with a header; every row has the columns of the first."""
+    """Write a CSV file with a header. Every row has the columns of the first row."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -1,6 +1,6 @@
-"""A package's answers for images without labels: how many it calls positive, how sure it is.
+"""A package's answers for images without labels: how many are positive, and the probabilities.
 
-No figure of right and wrong: there is nothing to hold an answer against.
+There are no labels to compare with, so nothing here says how often an answer is right.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inference import package, postprocess
 from inference.engine import Engine, choose_device
 from training.data import pictures
 
-# The name of this way to measure, beside the layouts of labelled images
+# Stands in for the name of a layout of labelled images
 LAYOUT = "images"
 _SUFFIXES = (".dcm", *pictures.PLAIN_SUFFIXES)
 _QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -26,11 +26,12 @@ def run(
 ) -> dict[str, Any]:
     """Counts and quantiles of the answers for every image below `folder`, as plain values.
 
-    Admission is ignored, as by every measurement. An image that cannot be read is named.
+    `done` is told how many images are finished, and of how many. Admission is ignored, as in every
+    measurement. Images that cannot be read are listed.
 
     Raises:
-        ValueError: no image.
-        PackageError: a package that does not load.
+        ValueError: there is no image.
+        PackageError: the package does not load.
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
     if not paths:
@@ -41,6 +42,7 @@ def run(
     probabilities: list[float] = []
     shares: list[float] = []
     unreadable: list[str] = []
+
     for number, path in enumerate(paths, 1):
         try:
             picture = pictures.read(path)
@@ -71,7 +73,7 @@ def run(
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:
-    """Per cent -> value; empty where there are no values."""
+    """Per cent -> quantile; empty if there are no values."""
     if not values:
         return {}
     found = np.percentile(values, _QUANTILES)
@@ -79,16 +81,18 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The answers as text."""
+    """What `run` found, as text."""
     count, positive = found["images"], found["positive"]
     lines = [
         f"model {found['model']} {found['version']}, threshold {found['threshold']}",
-        "no labels: counts of answers, and nothing about right and wrong",
+        "no labels: counts of answers only, not whether they are right",
         f"{count} images, {positive} positive ({positive / max(1, count):.1%}), "
         f"{found['positive_with_empty_mask']} of these with an empty mask",
     ]
+
     for name in ("probability", "mask_share_of_image"):
         quantiles = "  ".join(f"{place} {value:.3f}" for place, value in found[name].items())
         lines.append(f"{name:20} {quantiles or 'none'}")
-    lines += [f"unreadable: {said}" for said in found["unreadable"]]
+
+    lines += [f"unreadable: {reason}" for reason in found["unreadable"]]
     return "\n".join(lines)
