@@ -1,4 +1,4 @@
-"""A changed model is made ready beside the serving model, which goes on until then."""
+"""Replace the serving model without a restart: load its successor in the background."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Model = TypeVar("_Model")
 
 
 class Succession(Generic[_Model]):
-    """A model's successor: asked for by a signal, made in a thread, taken between two claims."""
+    """A model's successor: a reload asks for it, a thread loads it, the worker takes it."""
 
     def __init__(
         self,
@@ -22,9 +22,9 @@ class Succession(Generic[_Model]):
         name: Callable[[_Model], str],
         refusals: tuple[type[Exception], ...],
     ) -> None:
-        """`make` gives a model that is ready to serve, or raises one of `refusals`.
+        """`make` returns a model that is ready to serve, or raises one of `refusals`.
 
-        The text of a refusal is for the operator. `name` tells models apart.
+        A refusal's message is logged for the operator. `name` identifies a model.
         """
         self._make = make
         self._name = name
@@ -35,49 +35,55 @@ class Succession(Generic[_Model]):
         self._thread: threading.Thread | None = None
 
     def ask(self) -> None:
-        """Look at the package again. May be called by a signal handler."""
+        """Load the package again at the next `take`. Safe in a signal handler."""
         self._asked = True
 
     @property
     def pending(self) -> bool:
-        """Whether a successor was asked for and is not ready yet."""
+        """Whether a successor was asked for and has not been taken yet."""
         return self._asked or self._thread is not None
 
     def take(self, serving: _Model) -> _Model | None:
-        """The successor of `serving`, once it is ready; None otherwise."""
-        if self._thread is not None:
-            if self._thread.is_alive():
-                return None
-            made = self._made
-            self._made = None
-            self._thread = None
-            # Frees the weights of a model that is not taken.
-            gc.collect()
-            if made is not None:
-                log.info(
-                    "the model in service is now %s, no longer %s",
-                    self._name(made),
-                    self._name(serving),
-                )
-            return made
+        """The successor of `serving` once it is loaded, otherwise None. Call it between claims."""
+        if self._thread is None:
+            if self._asked:
+                self._asked = False
+                self._thread = self._begin(serving)
+            return None
+        if self._thread.is_alive():
+            return None
 
-        if self._asked:
-            self._asked = False
+        made = self._made
+        self._made = None
+        self._thread = None
+        # Frees the weights of a model that was refused.
+        gc.collect()
+
+        if made is not None:
             log.info(
-                "the model package is read again; %s goes on serving meanwhile", self._name(serving)
+                "the model in service is now %s, no longer %s",
+                self._name(made),
+                self._name(serving),
             )
-            self._thread = threading.Thread(
-                target=self._load, args=(serving,), name="succession", daemon=True
-            )
-            self._thread.start()
-        return None
+        return made
 
     def close(self) -> None:
-        """Return when no model is being made any more."""
+        """Wait until no model is being loaded."""
         if self._thread is not None:
             self._thread.join()
 
+    def _begin(self, serving: _Model) -> threading.Thread:
+        log.info(
+            "the model package is read again; %s goes on serving meanwhile", self._name(serving)
+        )
+        thread = threading.Thread(
+            target=self._load, args=(serving,), name="succession", daemon=True
+        )
+        thread.start()
+        return thread
+
     def _load(self, serving: _Model) -> None:
+        """Load the successor. `take` hands it over when this thread has ended."""
         try:
             made = self._make()
         except self._refusals as error:

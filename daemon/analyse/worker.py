@@ -59,33 +59,33 @@ from inference.results.case import RenderSettings
 
 log = logging.getLogger("pleura.analyse")
 
-# "Longest side" of an overlay that is as large as its source: larger than any detector.
+# The longest side of an overlay with the size of its source: more than any detector has.
 _WHOLE_PX = 16384
-# The attributes that name an X-ray system, and how much of them is kept.
-_SYSTEM = ("Manufacturer", "ManufacturerModelName")
-_MOST_OF_SYSTEM = 128
-# Errors of a single file: the folder answers, this file does not.
-_OF_ONE_FILE = {errno.ENOENT, errno.EIO, errno.EACCES, errno.EISDIR}
+# The attributes that name an X-ray system, and how many characters of their text are kept.
+_SYSTEM_KEYWORDS = ("Manufacturer", "ManufacturerModelName")
+_SYSTEM_CHARACTERS = 128
+# Errors that concern one file: the folder can be read, this file cannot.
+_SINGLE_FILE_ERRORS = {errno.ENOENT, errno.EIO, errno.EACCES, errno.EISDIR}
 
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """How long the worker waits, and how often it tries."""
+    """How long the worker waits, how often it tries, and when it warns."""
 
-    # Solitary attempts that never ended. After these the image is to blame, not its neighbours or
-    # the machine.
+    # Attempts made alone that never ended. After this many, the image is to blame, not its
+    # neighbours or the machine.
     solitary_attempts: int = 3
-    # The longest wait for the doorbell. Then leases that have run out are looked for.
+    # The longest wait for the doorbell. Then the worker looks for leases that have run out.
     idle_s: float = 1.0
-    # The pause after trouble that no image is to blame for: a full disk, a ledger that is away.
+    # The pause after a fault that no image caused: a full disk, an unreachable ledger.
     pause_s: float = 5.0
-    # The longest time of one image. Beyond it a decoder loops or the device hangs.
+    # The longest time that one image may take. Beyond it, a decoder loops or the device hangs.
     image_s: float = 600.0
-    # Threads that read and conclude. Python runs no more side by side.
+    # Threads that read and conclude. More would only wait for each other's GIL.
     helpers: int = 8
-    # So many ended images in a row, all excluded for one reason, are worth a warning.
+    # Warn when this many images in a row were excluded from analysis for the same reason.
     same_reason_images: int = 20
-    # How often that is looked at.
+    # How often the worker checks that.
     same_reason_every_s: float = 600.0
 
 
@@ -123,19 +123,23 @@ def analysis_settings(config: Config, ledger: Ledger) -> AnalysisSettings:
 
 
 def ready_pipeline(config: Config, ledger: Ledger) -> Pipeline:
-    """As `build_pipeline`, and warm: no image waits for first imports, lookups and allocations."""
+    """`build_pipeline`, warmed up: no image pays for the first imports, lookups and allocations.
+
+    Raises:
+        PackageError, ValueError: the model or the device cannot serve.
+    """
     pipeline = build_pipeline(config, ledger)
     pipeline.warm_up()
     return pipeline
 
 
 class _BytesMissingError(Exception):
-    """The accepted bytes cannot be read back; the message says what is left."""
+    """The accepted bytes cannot be read back. The message says what the spool still holds."""
 
 
 @dataclass(eq=False)
 class _Image:
-    """One claimed image on its way. The claim fixes its model, its settings, and what is owed."""
+    """One claimed image in work. The claim fixes its model, its settings and what is owed."""
 
     job: ImageJob
     pipeline: Pipeline
@@ -147,7 +151,7 @@ class _Image:
 
 
 class Worker:
-    """One owner of one device."""
+    """Claims images for one device, and takes each of them to its end in the ledger."""
 
     def __init__(
         self,
@@ -163,14 +167,14 @@ class Worker:
         self.config = config
         self.limits = limits or WorkerLimits()
         self.succession = Succession(
-            lambda: ready_pipeline(self.config, ledger), _name, (PackageError, ValueError)
+            lambda: ready_pipeline(self.config, ledger), _model_name, (PackageError, ValueError)
         )
         # Pipeline and settings change together.
         self._changing = threading.Lock()
 
-        # The thread that holds it may run the networks.
+        # Held by the thread that runs the networks.
         self._device = threading.RLock()
-        # Trouble of the disk or the ledger, seen by a helper thread.
+        # Set when the disk or the ledger failed, perhaps on a helper thread.
         self._trouble = threading.Event()
         self._outage = Outage(log, "the ledger or the spool")
         self._spool_identity: str | None = None
@@ -178,10 +182,10 @@ class Worker:
         self._same_reason_due = 0.0
 
     def facts(self) -> dict[str, Any]:
-        """The model and the device, for the metrics; with CUDA, its memory in bytes."""
+        """The model and the device, for the metrics; on CUDA also the device memory in bytes."""
         engine = self.pipeline.engine
         identity = engine.identity
-        told: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "model": identity.id,
             "version": identity.version,
             "digest": identity.digest,
@@ -191,11 +195,11 @@ class Worker:
         memory = device_memory(engine.device)
         if memory is not None:
             free, total = memory
-            told |= {"gpu_used_bytes": total - free, "gpu_total_bytes": total}
-        return told
+            facts |= {"gpu_used_bytes": total - free, "gpu_total_bytes": total}
+        return facts
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; the images in hand then are finished first."""
+        """Work until `stop` is set, and then finish the images in hand."""
         owner = owner_name()
         steps = Steps(self._begin, self._answer, self._end, self._idle)
         helpers = max(2, min(self.limits.helpers, os.cpu_count() or 1))
@@ -208,19 +212,19 @@ class Worker:
                 flow,
             ):
                 while not stop.is_set():
-                    if self._is_flowing(flow.in_hand):
+                    if self._is_in_time(flow.in_hand):
                         watchdog.beat()
                     self._turn(flow, owner, stop)
                 flow.drain()
         finally:
             faulthandler.cancel_dump_traceback_later()
-            # Images are left in hand only where the flow broke.
+            # Images are still in hand only if the flow broke.
             for image in flow.in_hand:
                 self._give_back(image.job)
             self.succession.close()
 
     def _turn(self, flow: Flow[_Image], owner: str, stop: threading.Event) -> None:
-        """Claim once, and pause where there was nothing to claim."""
+        """Claim once. Pause if nothing waits, and longer if the disk or the ledger fails."""
         self._take_successor(flow)
         try:
             self._warn_of_same_reason()
@@ -228,10 +232,10 @@ class Worker:
                 self._outage.over()
                 return
         except Exception as error:
-            # The loop's one catch-all: a ledger or disk that is away comes back.
+            # The loop's only catch-all: an unreachable ledger or disk comes back.
             if flow.broken:
                 raise
-            self._say_trouble(error)
+            self._log_trouble(error)
             self._trouble.set()
 
         if self._trouble.is_set():
@@ -247,22 +251,22 @@ class Worker:
         self._rearm_watchdog(held)
         return [image.job for image in held]
 
-    def _is_flowing(self, held: Sequence[_Image]) -> bool:
-        """Whether no image takes too long."""
+    def _is_in_time(self, held: Sequence[_Image]) -> bool:
+        """Whether no image has taken longer than `image_s`."""
         now = time.monotonic()
         return all(now - image.watch.since < self.limits.image_s for image in held)
 
     def _rearm_watchdog(self, held: Sequence[_Image]) -> None:
-        """Put off the end of the process, unless an image takes too long.
+        """Postpone the end of the process, unless an image takes too long.
 
-        faulthandler's timer is a C thread: it fires even if a decoder hangs holding the GIL. The
-        attempt counts, and the supervisor starts the process again.
+        faulthandler's timer is a C thread, so it fires even if a decoder hangs holding the GIL. The
+        attempt counts, and the supervisor restarts the process.
         """
-        if self._is_flowing(held):
+        if self._is_in_time(held):
             faulthandler.dump_traceback_later(self.limits.image_s, exit=True)
 
     def _warn_of_same_reason(self) -> None:
-        """Warn where every recent image was excluded for one reason: a typo in `admission`?"""
+        """Warn if all recent images were excluded for one reason: perhaps a typo in `admission`."""
         if time.monotonic() < self._same_reason_due:
             return
         self._same_reason_due = time.monotonic() + self.limits.same_reason_every_s
@@ -270,7 +274,7 @@ class Worker:
         same = self.ledger.inspect.same_reason(self.limits.same_reason_images)
         if same is not None and same != self._same_reason:
             log.warning(
-                "the newest %d images were all not analysed for one reason: %s; check `admission`",
+                "the newest %d images were all excluded for the same reason: %s; check `admission`",
                 same.images,
                 same.reason,
             )
@@ -279,7 +283,7 @@ class Worker:
     def _work(self, flow: Flow[_Image], owner: str) -> bool:
         """Claim images and put them into the flow.
 
-        Returns False where nothing waits, or the disk or the ledger is in trouble.
+        Returns False if nothing waits, or if the disk or the ledger fails.
         """
         room = flow.wait_for_room(self.limits.idle_s)
         if self._trouble.is_set():
@@ -291,10 +295,10 @@ class Worker:
         if not jobs:
             return False
 
-        # The ledger claims an image with an unfinished attempt by itself; this is a later attempt.
+        # The ledger hands out an image with an unfinished attempt as a claim of one.
         alone = len(jobs) == 1 and jobs[0].attempt > 1
         if alone and flow.in_hand:
-            # Beside neighbours that might die with it, it is not alone: claim it again after them.
+            # It might take its neighbours down with it: claim it again when they have ended.
             self.ledger.give_back(jobs[0])
             flow.drain()
             return True
@@ -307,24 +311,25 @@ class Worker:
         return True
 
     def _take_successor(self, flow: Flow[_Image]) -> None:
-        """Let a new model answer later claims. Images in hand keep the model of their claim."""
+        """Use a new model for later claims. Images in hand keep the model of their claim."""
         new = self.succession.take(self.pipeline)
         if new is None:
             return
 
         with self._changing:
-            # The settings may have changed while its engine was made.
-            self.pipeline = self._under(new.engine, self.config)
-        # Its engine may have to be tuned.
+            # The settings may have changed while the engine was built.
+            self.pipeline = self._pipeline_of(new.engine, self.config)
+
+        # The engine may still have to be tuned.
         flow.wake()
 
     # -- live settings --------------------------------------------------------------------------
 
     def check(self, config: Config) -> Take:
-        """Check new settings, on any thread. Images in hand end under those of their claim.
+        """Check new settings, on any thread. Images in hand keep the settings of their claim.
 
         Raises:
-            RefusedError: they name another model, and no package is there.
+            RefusedError: the settings name another model, and there is no such package.
         """
         path = package.folder_of(config.model)
         try:
@@ -332,55 +337,67 @@ class Worker:
         except PackageError as error:
             if config.model != self.config.model:
                 raise RefusedError(f"model: {error}") from error
-            # The succession says what is wrong with it; the model in service goes on.
+            # The model goes on serving. Its succession logs what is wrong with the package.
             is_other_model = True
 
         def take() -> None:
             with self._changing:
                 self.config = config
-                self.pipeline = self._under(self.pipeline.engine, config)
+                self.pipeline = self._pipeline_of(self.pipeline.engine, config)
             if is_other_model:
                 self.succession.ask()
 
         return take
 
-    def _under(self, engine: Engine, config: Config) -> Pipeline:
+    def _pipeline_of(self, engine: Engine, config: Config) -> Pipeline:
         return Pipeline(engine, analysis_settings(config, self.ledger))
 
     # -- the steps of one image -----------------------------------------------------------------
 
     def _begin(self, image: _Image) -> bool:
-        job = image.job
+        """Read and decode an image. Returns whether it goes on to the networks."""
         image.watch.note("begun")
+
+        data = self._bytes_of(image)
+        return data is not None and self._decode(image, data)
+
+    def _bytes_of(self, image: _Image) -> bytes | None:
+        """The image's bytes; None if it has ended, or waits again."""
+        job = image.job
         try:
             if job.unfinished_alone >= self.limits.solitary_attempts:
                 self._give_up(image)
-                return False
+                return None
             data = self._read(job)
-            image.watch.note("read")
         except _BytesMissingError as error:
             log.error("image %d: %s", job.id, error)
             missing = Completion("failed", "", reason="bytes_missing", detail=str(error))
             self._or_give_back(job, lambda: self._end_without_result(image, missing))
-            return False
+            return None
         except Exception as error:
             self._in_trouble(job, error)
-            return False
+            return None
 
+        image.watch.note("read")
+        return data
+
+    def _decode(self, image: _Image, data: bytes) -> bool:
+        """Decode the image. False if it waits again."""
         try:
             image.reading = image.pipeline.read(data)
-            image.watch.note("decoded")
         except DataError:
-            # The pipeline asks the ledger about a UID that the database cannot hold.
-            self._broken([image])
+            # The pipeline asked the ledger about a UID that the database cannot hold.
+            self._retry_alone([image])
             return False
         except SQLAlchemyError as error:
-            # The pipeline asks the ledger whether the image is a result of ours.
-            self._in_trouble(job, error)
+            # The pipeline asked the ledger whether the image is a result of ours.
+            self._in_trouble(image.job, error)
             return False
         except Exception:
-            self._broken([image])
+            self._retry_alone([image])
             return False
+
+        image.watch.note("decoded")
         return True
 
     def _answer(self, images: Sequence[_Image]) -> Sequence[_Image]:
@@ -397,14 +414,13 @@ class Worker:
                         partial(_note, batch),
                     )
             except EngineBrokenError:
-                # One of these images may break the engine each time. The process ends, and is
-                # started again.
+                # One of these images may break every engine. The supervisor restarts the process.
                 self._abandon(batch)
                 raise
             except Exception:
-                # The culprit is unknown: each image comes back alone, and only a solitary failure
+                # The culprit is unknown: each image comes back alone, and only a failure alone
                 # counts.
-                self._broken(batch)
+                self._retry_alone(batch)
                 continue
 
             for image, answer in zip(batch, answers, strict=True):
@@ -414,6 +430,7 @@ class Worker:
         return done
 
     def _end(self, image: _Image) -> None:
+        """Make the image's results and complete it in the ledger."""
         assert image.reading is not None
         image.watch.note("resumed")
         try:
@@ -421,36 +438,38 @@ class Worker:
                 image.reading, image.answer, _local(image.job.result_time), image.watch.note
             )
         except Exception:
-            self._broken([image])
+            self._retry_alone([image])
             return
+
         image.watch.note("made")
         self._or_give_back(image.job, lambda: self._finish(image, outcome))
 
     def _idle(self) -> bool:
-        """Take one step of tuning the engine. Returns whether there are more."""
+        """Take one step of tuning the engine. Returns whether more steps remain."""
         with self._device:
             return self.pipeline.engine.tune_step()
 
     # -- faults ---------------------------------------------------------------------------------
 
-    def _or_give_back(self, job: ImageJob, act: Callable[[], object]) -> None:
+    def _or_give_back(self, job: ImageJob, complete: Callable[[], object]) -> None:
+        """Complete the image, or give it back if the disk or the ledger fails."""
         try:
-            act()
+            complete()
         except DataError:
-            # The ledger is well: it cannot hold a value of this image.
+            # The ledger works, but it cannot hold a value of this image.
             log.exception("image %d: its answer cannot be recorded", job.id)
             self.ledger.abandon(job)
         except Exception as error:
             self._in_trouble(job, error)
 
     def _in_trouble(self, job: ImageJob, error: Exception) -> None:
-        """The disk or the ledger is at fault, not the image: it waits again, uncounted."""
-        self._say_trouble(error)
+        """The disk or the ledger failed, not the image: it waits again and the attempt is free."""
+        self._log_trouble(error)
         self._trouble.set()
         self._give_back(job)
 
-    def _say_trouble(self, error: Exception) -> None:
-        """One line for each outage. An error of neither the ledger nor the disk is a bug."""
+    def _log_trouble(self, error: Exception) -> None:
+        """One line for each outage. Any error but the ledger's and the disk's is a bug."""
         if isinstance(error, (SQLAlchemyError, LedgerError, SpoolError, OSError)):
             self._outage.failed(error)
         else:
@@ -460,10 +479,11 @@ class Worker:
         try:
             self.ledger.give_back(job)
         except Exception as error:
-            # Its lease runs out, and it is claimed again.
+            # When its lease runs out, it is claimed again.
             log.warning("image %d could not be given back (%s)", job.id, describe(error))
 
-    def _broken(self, images: Sequence[_Image]) -> None:
+    def _retry_alone(self, images: Sequence[_Image]) -> None:
+        """After an error in the analysis: check the engine, then let each image come back alone."""
         log.exception("analysis of %d image(s) broke; each is tried alone", len(images))
         try:
             self._check_engine(images[0].pipeline)
@@ -484,18 +504,22 @@ class Worker:
                 pipeline.warm_up()
         except Exception as error:
             if is_out_of_memory(error):
-                # The images in hand fill the memory: they come again one by one.
+                # The images in hand fill the memory. They come back one by one.
                 return
             raise EngineBrokenError(
                 "the analysis breaks on its own sample too: the device or the model"
             ) from error
 
     def _read(self, job: ImageJob) -> bytes:
-        """All accepted bytes. A disk that lied about its fsync may have lost some of them."""
+        """The accepted bytes.
+
+        Raises:
+            _BytesMissingError: not all are there, as after a disk that ignored an fsync.
+        """
         try:
             data = self.spool.read(job.spool_name)
         except OSError as error:
-            if error.errno not in _OF_ONE_FILE:
+            if error.errno not in _SINGLE_FILE_ERRORS:
                 raise
             why = error.strerror
             if error.errno == errno.EACCES:
@@ -508,12 +532,13 @@ class Worker:
         return data
 
     def _give_up(self, image: _Image) -> None:
-        """End an image visibly that broke the analysis each time it was alone."""
+        """End an image that broke the analysis each time it was alone. The end is visible."""
         job = image.job
         reason = "analysis_error"
         outcome = None
 
-        # After one attempt more, even telling the failure has killed: only the ledger tells it.
+        # One attempt later, making the failure report has killed the process too: then only the
+        # ledger shows the failure.
         if job.unfinished_alone == self.limits.solitary_attempts:
             try:
                 outcome = image.pipeline.fail(self._read(job), reason, _local(job.result_time))
@@ -523,15 +548,17 @@ class Worker:
         if outcome is not None:
             self._finish(image, outcome)
             return
+
         failed = Completion("failed", "", reason=reason, detail="no result could be made")
         self._end_without_result(image, failed)
 
     # -- the end of one image -------------------------------------------------------------------
 
     def _finish(self, image: _Image, outcome: Outcome) -> None:
+        """Store the results, complete the image, and log its end."""
         job = image.job
         if outcome.sop_instance_uid and job.sop_instance_uid not in ("", outcome.sop_instance_uid):
-            # The message and the data set name two images (docs/rules.md, "Refusal").
+            # C-STORE and data set name different images (docs/rules.md, "Refusal").
             outcome = Outcome(
                 State.FAILED,
                 outcome.content_digest,
@@ -543,20 +570,22 @@ class Worker:
 
         stored = self._write(outcome.results)
         image.watch.note("written")
+
         completion = _completion(outcome, image, stored, self._accession_digest(image))
-        # A commit that raises may have taken place: the files stay. Strays are found later.
+        # If this raises, the commit may still have happened. So the files stay; the sweep of strays
+        # finds those without a row.
         state = self.ledger.complete(job, completion, image.owed)
         if state in (None, ImageState.DUPLICATE):
             for result in stored:
                 self.spool.remove(result.spool_name)
 
-        self._say_end(image, outcome.sop_instance_uid, state, completion)
+        self._log_end(image, outcome.sop_instance_uid, state, completion)
 
     def _end_without_result(self, image: _Image, completion: Completion) -> None:
         state = self.ledger.complete(image.job, completion, {})
-        self._say_end(image, image.job.sop_instance_uid, state, completion)
+        self._log_end(image, image.job.sop_instance_uid, state, completion)
 
-    def _say_end(
+    def _log_end(
         self, image: _Image, uid: str | None, state: str | None, completion: Completion
     ) -> None:
         """One line for the end of each image, for people and for machines."""
@@ -579,21 +608,23 @@ class Worker:
         log.info("image %d %s: %s", image.job.id, shown, words, extra={"facts": facts})
 
     def _accession_digest(self, image: _Image) -> str | None:
-        """To find the image by its Accession Number, which no row and no log line holds."""
+        """Finds the image by its Accession Number, which itself is in no row and no log line."""
         header = image.reading.header if image.reading is not None else None
         if header is None:
             return None
+
         if self._spool_identity is None:
             self._spool_identity = self.ledger.inspect.spool_identity()
+
         try:
             number = str(header.get("AccessionNumber", "") or "")
         except Exception:
-            # Arbitrary bytes: the image is found by its UIDs alone.
+            # Arbitrary bytes: only its UIDs find the image.
             return None
         return accession_digest(number, self._spool_identity or "") or None
 
     def _write(self, results: Sequence[Result]) -> tuple[StoredResult, ...]:
-        """Make the results durable together."""
+        """Make the results durable, all at once."""
         names = self.spool.write_all([result.data] for result in results)
         return tuple(
             StoredResult(
@@ -609,7 +640,7 @@ class Worker:
 
 
 def _note(images: Sequence[_Image], step: str) -> None:
-    """A step of a batch is a step of each of its images."""
+    """Note the step for every image of a batch."""
     for image in images:
         image.watch.note(step)
 
@@ -630,7 +661,7 @@ def _completion(
         detail="; ".join(part for part in (outcome.detail, *outcome.notes) if part),
         probability=finding.probability if finding else None,
         positive=finding.positive if finding else None,
-        model=_name(image.pipeline),
+        model=_model_name(image.pipeline),
         device=str(image.pipeline.engine.device),
         device_model=_device_model(image),
         accession_digest=accession,
@@ -640,7 +671,7 @@ def _completion(
 
 
 def _end_in_words(facts: Mapping[str, Any], detail: str) -> str:
-    """Such as "analysed, positive, score 0.973, 412 ms, to pacs"."""
+    """A text such as "analysed, positive, score 0.973, 412 ms, to pacs"."""
     words = [str(facts["state"] or "left to a later owner")]
     if facts["reason"]:
         words[0] += f" ({facts['reason']}: {detail})"
@@ -654,26 +685,27 @@ def _end_in_words(facts: Mapping[str, Any], detail: str) -> str:
 
 
 def _device_model(image: _Image) -> str | None:
-    """Manufacturer and model name of the X-ray system, as the header says."""
+    """Manufacturer and model name of the X-ray system, from the header."""
     header = image.reading.header if image.reading is not None else None
     if header is None:
         return None
     try:
-        words = [str(header.get(name, "") or "") for name in _SYSTEM]
+        words = [str(header.get(name, "") or "") for name in _SYSTEM_KEYWORDS]
     except Exception:
         # Arbitrary bytes: the system is unknown.
         return None
+
     name = " ".join(word.strip() for word in words if word.strip())
-    # A database cannot hold every character that arbitrary bytes decode to.
+    # A database does not take every character that arbitrary bytes decode to.
     shown = "".join(character if character.isprintable() else "?" for character in name)
-    return shown[:_MOST_OF_SYSTEM] or None
+    return shown[:_SYSTEM_CHARACTERS] or None
 
 
-def _name(pipeline: Pipeline) -> str:
+def _model_name(pipeline: Pipeline) -> str:
     identity = pipeline.engine.identity
     return f"{identity.id} {identity.version} {identity.digest}"
 
 
 def _local(seconds: float) -> datetime:
-    """The ledger's clock as local time, in which DICOM tells dates (PS3.3 C.12.1.1.8)."""
+    """The ledger's clock as local time, which DICOM dates are in (PS3.3 C.12.1.1.8)."""
     return datetime.fromtimestamp(seconds).astimezone()

@@ -1,4 +1,5 @@
-"""`pleura doctor`: is everything that the settings name there, and does it do what the node needs?
+"""`pleura doctor`: check that everything the settings name is there and does what the node needs.
+
 It changes nothing.
 """
 
@@ -46,13 +47,14 @@ from daemon.ledger import Inspection, LedgerError, describe
 from daemon.ledger.processes import SILENT_AFTER_S, is_alive
 from daemon.spool import identity
 
-# A certificate that expires so soon is trouble: its renewal should have come.
+# A certificate that expires sooner is trouble: it should have been renewed by now.
 _RENEWAL_DAYS = 14
 _DAY_S = 86400.0
 
 _LIMITS = Limits(connect_s=10.0, acse_s=10.0, answer_s=10.0)
 
-Syntaxes = tuple[str, str]  # SOP class UID, transfer syntax UID
+# SOP class UID, transfer syntax UID.
+Syntaxes = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Finding:
     """One thing that was examined."""
 
     subject: str
-    # With the thing to do about it; empty where all is well.
+    # What is wrong and what to do about it; empty if all is well.
     trouble: str = ""
-    # The node works; a person should know all the same.
+    # The node works, but a person should know.
     warning: str = ""
     note: str = ""
 
@@ -75,56 +77,55 @@ class Finding:
 
 
 class Trouble(Exception):  # noqa: N818 - an examination finds it
-    """The fault of one thing that was examined, and the thing to do about it."""
+    """What is wrong with one thing that was examined, and what to do about it."""
 
 
 def examine(
     config: Config, model: Callable[[], str], kinds: Mapping[str, Syntaxes]
 ) -> Iterator[Finding]:
-    """Examine everything that the settings name, one finding each.
+    """Examine everything that the settings name; one finding for each thing.
 
     `model` loads the model package and describes it, or raises Trouble. `kinds` gives each kind of
-    result its SOP class and transfer syntax.
-
-    It makes neither a spool nor a ledger where there is none yet.
+    result its SOP class and transfer syntax. An absent spool or ledger is not created.
     """
     if warning := ownership.root_warning(config):
         yield Finding("user", warning=warning)
     if trouble := ownership.trouble(config):
         yield Finding("owner of the files", trouble=trouble)
 
-    # Each in a thread of its own: an archive that is away must not keep the others waiting.
-    waiting = [(subject, _begun(asked)) for subject, asked in _elsewhere(config, kinds)]
+    # Each in its own thread: an archive that does not answer must not delay the others.
+    remote = [(subject, _in_thread(examination)) for subject, examination in _remote(config, kinds)]
 
-    own: list[tuple[str, Callable[[], str]]] = [
+    local: list[tuple[str, Callable[[], str]]] = [
         ("ledger", partial(_ledger, config)),
         ("roles", partial(_roles, config)),
         (f"spool {config.spool}", partial(_spool, config)),
         ("model", model),
     ]
-    for subject, examination in own:
+    for subject, examination in local:
         yield _finding(subject, examination)
-    for subject, answer in waiting:
+    for subject, answer in remote:
         yield _finding(subject, answer.result)
+
     if warning := _same_reason(config):
         yield Finding("answers", warning=warning)
     if not config.destinations:
         yield Finding(
-            "destinations", trouble="none is named: results would be made and sent nowhere"
+            "destinations", trouble="none is configured: results would be made, but never sent"
         )
 
 
-def _elsewhere(
+def _remote(
     config: Config, kinds: Mapping[str, Syntaxes]
 ) -> Iterator[tuple[str, Callable[[], str]]]:
-    """What may wait for another process, another host, or a share that is away."""
+    """Examinations that may have to wait for another process, another host or a network share."""
     if config.port is not None:
         yield f"port {config.port}", partial(_listener, config, config.port)
     if config.tls is not None:
         yield f"TLS port {config.tls.port}", partial(_tls_listener, config)
 
-    for own in tls.credentials(config):
-        yield f"certificate {own.certificate}", partial(_certificate, own)
+    for credentials in tls.credentials(config):
+        yield f"certificate {credentials.certificate}", partial(_certificate, credentials)
     for key, path in tls.trusted(config):
         yield f"{key} {path}", partial(_trusted, key, path)
 
@@ -141,23 +142,25 @@ def _elsewhere(
             yield subject, partial(_outbox, config, destination.folder)
 
 
-def _begun(examination: Callable[[], str]) -> Future[str]:
-    """The answer to come. Ctrl-C does not wait for the thread that asks."""
+def _in_thread(examination: Callable[[], str]) -> Future[str]:
+    """Examine in a daemon thread, so that Ctrl-C need not wait for it."""
     answer: Future[str] = Future()
 
-    def ask() -> None:
+    def examine() -> None:
         try:
             answer.set_result(examination())
         except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=examine, daemon=True).start()
     return answer
 
 
 def analysing_device(config: Config, digest: str) -> str:
-    """The device of an analyse role on this machine that has loaded this very package and replayed
-    its golden inputs; "" where none runs, or the settings name another device.
+    """The device on which an analyse role of this machine serves the package with this digest.
+
+    That role has replayed the package's golden inputs. "" if no such role runs, or if the settings
+    name another device.
     """
     with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
         oldest = inspect.now() - SILENT_AFTER_S
@@ -176,25 +179,23 @@ def _finding(subject: str, examination: Callable[[], str]) -> Finding:
     except (Trouble, tls.TlsError, LedgerError, OSError, ModuleNotFoundError) as error:
         return Finding(subject, trouble=str(error))
     except SQLAlchemyError as error:
-        # Its text may hold the password.
-        why = f"the ledger's database: {describe(error)}"
-        return Finding(subject, trouble=why)
+        # The error's own text may hold the password.
+        return Finding(subject, trouble=f"the ledger's database: {describe(error)}")
 
 
 def _ledger(config: Config) -> str:
     with closing(Inspection.open(config.ledger)) as inspect:
         counts = inspect.counts()
-        troubles = inspect.troubles()
+        has_troubles = any(inspect.troubles().values())
+
     waiting = counts["instances"]["received"]
     owed = counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
-    return note + ("; `pleura status` tells of trouble with some" if any(troubles.values()) else "")
+    return f"{note}; `pleura status` lists those in trouble" if has_troubles else note
 
 
 def _roles(config: Config) -> str:
-    """Each role must have given a sign of life: a node without analyse receives, and nobody
-    answers.
-    """
+    """Every role must be alive: a node without analyse receives images and never answers."""
     with closing(Inspection.open(config.ledger)) as inspect:
         now = inspect.now()
         alive = {row["role"] for row in inspect.roles() if now - row["beat_at"] < SILENT_AFTER_S}
@@ -213,19 +214,19 @@ def _roles(config: Config) -> str:
 def _admission(config: Config) -> str:
     doubtful = ", ".join(doubtful_body_parts(config.admission.body_parts))
     raise Trouble(
-        f"body_parts: {doubtful} found; no chest X-ray is expected under that term, and an image "
-        "under a misspelt term is never analysed: correct or remove it"
+        f"body_parts: {doubtful} found; no chest X-ray is expected under that term, and a misspelt "
+        "term admits no image: correct or remove it"
     )
 
 
 def _same_reason(config: Config) -> str:
-    """A word on a node that answers nobody; "" where it does, or where there is no ledger."""
+    """A warning if every recent image was excluded for one reason; "" without a ledger."""
     with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
         same = inspect.same_reason()
         if same is not None:
             return (
-                f"the newest {same.images} images were all not analysed for one reason, "
-                f"{same.reason}: is `admission` right?"
+                f"the newest {same.images} images were all excluded for the same reason, "
+                f"{same.reason}: check `admission`"
             )
     return ""
 
@@ -235,6 +236,7 @@ def _spool(config: Config) -> str:
     found = identity(config.spool)
     with closing(Inspection.open(config.ledger)) as inspect:
         known = inspect.spool_identity()
+
     if found != known:
         raise Trouble("not the folder whose files this ledger knows; is it mounted here?")
 
@@ -250,12 +252,13 @@ def _spool(config: Config) -> str:
 def _folder(folder: Path) -> str:
     if not folder.is_dir():
         raise Trouble(
-            "there is no such folder; the node makes it when it first needs it, or it is not "
-            "mounted"
+            "there is no such folder; it is not mounted, or the node has not needed it yet and "
+            "will create it"
         )
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise Trouble(
-            "not writable by this user; give it to the user that runs Pleura, and ask as that user"
+            "not writable by this user; make the user that runs Pleura its owner, and run doctor "
+            "as that user"
         )
     return f"writable, {shutil.disk_usage(folder).free // 1_000_000} MB free"
 
@@ -263,34 +266,36 @@ def _folder(folder: Path) -> str:
 def _outbox(config: Config, folder: Path) -> str:
     with suppress(LedgerError), closing(Inspection.open(config.ledger)) as inspect:
         if why := lost(folder, inspect):
-            raise Trouble(f"{why} Where this is to be a new one: mkdir -p {folder / MARK}")
+            raise Trouble(f"{why} If it is meant to be a new folder: mkdir -p {folder / MARK}")
     return _folder(folder)
 
 
-def _certificate(own: tls.Credentials) -> str:
+def _certificate(credentials: tls.Credentials) -> str:
     """Whether the node's certificate is valid, and for how long."""
-    left_days = (own.own().valid_until - time.time()) / _DAY_S
-    until = time.strftime("%Y-%m-%d", time.gmtime(own.own().valid_until))
+    certificate = credentials.own()
+    left_days = (certificate.valid_until - time.time()) / _DAY_S
+    until = time.strftime("%Y-%m-%d", time.gmtime(certificate.valid_until))
+
     if left_days < _RENEWAL_DAYS:
         raise Trouble(
-            f"expires in {left_days:.1f} days, on {until}; renew it and put it in its place, no "
+            f"expires in {left_days:.1f} days, on {until}; renew it and replace the file, no "
             "restart is needed"
         )
-    return f"{own.own()}, valid until {until} ({left_days:.0f} days)"
+    return f"{certificate}, valid until {until} ({left_days:.0f} days)"
 
 
 def _trusted(key: str, path: Path) -> str:
-    """Whether a file of trusted certificates holds some, and no broken one."""
+    """Whether a file of trusted certificates holds some, and none is broken."""
     tls.require_trusted(key, path)
     return "every certificate in it can be used"
 
 
 def _tls_listener(config: Config) -> str:
-    """A handshake as a peer would do it. The node must present the certificate of the settings."""
+    """A handshake as a peer does it. The node must present the certificate of the settings."""
     assert config.tls is not None
-    own = next(tls.credentials(config))
+    credentials = next(tls.credentials(config))
     versions = (config.tls.profile, config.tls.minimum_version)
-    context = tls.client_context("tls", own, own.certificate, True, *versions)
+    context = tls.client_context("tls", credentials, credentials.certificate, True, *versions)
 
     try:
         with (
@@ -303,7 +308,7 @@ def _tls_listener(config: Config) -> str:
         why = tls.in_words(error, "tls", "tls.certificate")
         raise Trouble(
             f"another certificate or program answers there: {why}; if the files were just "
-            "renewed, the node's log says why they are not taken"
+            "renewed, the node's log says why it does not use them"
         ) from error
 
     return f"the node answers in {version} as {found}; {_peers(config)}"
@@ -312,7 +317,7 @@ def _tls_listener(config: Config) -> str:
 def _peers(config: Config) -> str:
     if config.peers:
         return f"{len(config.peers)} peers may associate"
-    return "peers names none: only loopback may associate"
+    return "no peers are configured: only loopback may associate"
 
 
 def _own_host(config: Config) -> str:
@@ -320,41 +325,40 @@ def _own_host(config: Config) -> str:
 
 
 def _connected(config: Config, port: int) -> socket.socket:
-    """A connection to a port of the node. Raises Trouble."""
+    """Connect to a port of the node. Raises Trouble."""
     try:
         return socket.create_connection((_own_host(config), port), _LIMITS.connect_s)
     except OSError as error:
         raise Trouble(
-            f"nobody listens there ({error.strerror or error}); is the node running? "
+            f"nothing listens there ({error.strerror or error}); is the node running? "
             f"{_peers(config)}"
         ) from error
 
 
 def _listener(config: Config, port: int) -> str:
-    peers = _peers(config)
+    """Associate with the port. The node must answer, not another program."""
     _connected(config, port).close()
 
     remote = Remote(config.ae_title, _own_host(config), port)
-    stranger = "another program holds the port: end it, or give the node another port"
+    other_program = "another program holds the port: end it, or give the node another port"
     try:
         with Link.open(config.ae_title, remote, proposal([]), _LIMITS) as link:
             if link.implementation_class_uid != IMPLEMENTATION_CLASS_UID:
-                raise Trouble(f"a DICOM node that is not Pleura answers; {stranger}")
+                raise Trouble(f"a DICOM node that is not Pleura answers; {other_program}")
     except NotAdmittedError as error:
         if error.rejected == CALLED_AE_TITLE_NOT_RECOGNIZED:
             raise Trouble(
-                f"a DICOM node answers whose AE title is not {config.ae_title}; {stranger}"
+                f"a DICOM node answers whose AE title is not {config.ae_title}; {other_program}"
             ) from error
-        # This check need not be a peer: the node that rejects it knows its own AE title.
+        # Any other rejection comes from our node: doctor need not be one of its peers.
     except LinkDownError as error:
-        raise Trouble(f"{error}; {stranger}") from error
-    return f"the node answers; {peers}"
+        raise Trouble(f"{error}; {other_program}") from error
+
+    return f"the node answers; {_peers(config)}"
 
 
 def _archive(config: Config, destination: DicomDestination, kinds: Mapping[str, Syntaxes]) -> str:
-    """Associate as a delivery does, proposing what is to be sent. The answer says what the archive
-    takes.
-    """
+    """Associate as a delivery does. The archive must accept all that is to be sent to it."""
     wanted = {kind: kinds[kind] for kind in destination.results}
     contexts = [*proposal([]), *proposal(list(wanted.values()))]
     if destination.commitment:
@@ -370,20 +374,21 @@ def _archive(config: Config, destination: DicomDestination, kinds: Mapping[str, 
         raise Trouble(str(error)) from error
 
     declined = [str(kind) for kind, syntaxes in wanted.items() if not _takes(accepted, *syntaxes)]
-    services = [*map(str, wanted)]
+    services = [str(kind) for kind in wanted]
     if destination.commitment:
         services.append("storage commitment")
         if STORAGE_COMMITMENT not in {sop_class for sop_class, _ in accepted}:
             declined.append("storage commitment")
+
     if declined:
         raise Trouble(
             f"{remote}: does not accept {', '.join(declined)}; "
-            "take it out of the settings, or enable it there"
+            "enable it there, or remove it from the settings"
         )
     return f"{remote} answers and accepts {', '.join(services)}"
 
 
 def _takes(accepted: set[Syntaxes], sop_class_uid: str, transfer_syntax_uid: str) -> bool:
-    """Whether an object could be sent as it is, or uncompressed."""
+    """Whether an object can be sent, either as it is or uncompressed."""
     possible = (transfer_syntax_uid, *UNCOMPRESSED)
     return any((sop_class_uid, syntax) in accepted for syntax in possible)

@@ -1,6 +1,4 @@
-"""`pleura status`: the ledger for people. Counts, what waits and since when, each destination,
-roles, failures.
-"""
+"""`pleura status`: counts, waiting images, roles, destinations and failures, from the ledger."""
 
 from __future__ import annotations
 
@@ -19,8 +17,9 @@ if TYPE_CHECKING:
     from daemon.ledger import Inspection
 
 ROLES = ("receive", "analyse", "deliver")
-_SHOWN = 20  # failed images, and refused deliveries
-ALL = 1_000_000
+# Failed images, and refused deliveries, that `pleura status` lists.
+_LISTED_FAILURES = 20
+_ALL_FAILURES = 1_000_000
 
 # Columns that hold a time.
 _TIMES = ("received_at", "completed_at")
@@ -69,7 +68,7 @@ def _destination(row: Mapping[str, Any], is_configured: bool) -> dict[str, Any]:
 
 
 def _quarantined(inspect: Overview, spool_folder: Path) -> tuple[list[str], str]:
-    """The files that a person must look at, and why the spool does not tell."""
+    """The files that a person must look at; or none, and why the spool cannot be read."""
     try:
         return Spool.existing(spool_folder, inspect.spool_identity()).quarantined(), ""
     except (SpoolError, OSError) as error:
@@ -77,10 +76,9 @@ def _quarantined(inspect: Overview, spool_folder: Path) -> tuple[list[str], str]
 
 
 def lines(inspect: Overview, configured: Collection[str], spool_folder: Path) -> Iterator[str]:
-    """The same as text, with the newest failures."""
+    """What `pleura status` prints: the summary as text, and the newest failures."""
     now = inspect.now()
-    counts = inspect.counts()
-    for subject, states in counts.items():
+    for subject, states in inspect.counts().items():
         yield f"{subject}: " + ", ".join(f"{number} {state}" for state, number in states.items())
 
     since = inspect.waiting_since()
@@ -89,9 +87,10 @@ def lines(inspect: Overview, configured: Collection[str], spool_folder: Path) ->
     same = inspect.same_reason()
     if same is not None:
         yield (
-            f"NOBODY IS ANSWERED: the newest {same.images} images were all not analysed for one "
-            f"reason, {same.reason}; is `admission` right?"
+            f"NO IMAGE IS ANALYSED: the newest {same.images} were all excluded for the same "
+            f"reason, {same.reason}; check `admission`"
         )
+
     yield from _spool_lines(inspect, spool_folder)
     for row in inspect.reasons():
         yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
@@ -99,14 +98,14 @@ def lines(inspect: Overview, configured: Collection[str], spool_folder: Path) ->
     yield from _role_lines(inspect.roles(), now)
     yield from settings_lines(inspect)
     yield from _destination_lines(inspect.destinations(), configured, now)
-    yield from failure_lines(inspect, _SHOWN)
+    yield from failure_lines(inspect, _LISTED_FAILURES)
 
 
 def _spool_lines(inspect: Overview, spool_folder: Path) -> Iterator[str]:
-    """Files that the ledger did not know, as after a restore of an older ledger."""
+    """Files that the ledger did not know, as after the restore of an older ledger."""
     adopted = inspect.adopted()
     if adopted:
-        yield f"adopted: {adopted} images that lay in the spool and that the ledger did not know"
+        yield f"adopted: {adopted} images from the spool that the ledger did not know"
 
     quarantined, trouble = _quarantined(inspect, spool_folder)
     if trouble:
@@ -119,7 +118,7 @@ def _spool_lines(inspect: Overview, spool_folder: Path) -> Iterator[str]:
 
 
 def _audit_lines(inspect: Overview) -> Iterator[str]:
-    """The messages that the audit trail still owes, and those that it lost."""
+    """The audit messages that still wait, and those that were lost."""
     waiting, lost = inspect.audit_waiting(), inspect.audit_lost()
     if waiting:
         yield f"audit: {waiting} messages wait for the repository or the file"
@@ -129,18 +128,19 @@ def _audit_lines(inspect: Overview) -> Iterator[str]:
 
 def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str]:
     for role in ROLES:
-        signs = [row["beat_at"] for row in rows if row["role"] == role]
-        alive = sum(now - sign < SILENT_AFTER_S for sign in signs)
+        heartbeats = [row["beat_at"] for row in rows if row["role"] == role]
+        alive = sum(now - beat_at < SILENT_AFTER_S for beat_at in heartbeats)
         if alive:
             yield f"role {role}: {alive} running"
-        elif signs:
-            yield f"role {role}: SILENT since {_date(max(signs))} ({_age(now - max(signs))})"
+        elif heartbeats:
+            newest = max(heartbeats)
+            yield f"role {role}: SILENT since {_date(newest)} ({_age(now - newest)})"
         else:
             yield f"role {role}: NOT RUNNING"
 
 
 def settings_lines(inspect: Overview) -> list[str]:
-    """One line where every process works under the same settings, else a line for each."""
+    """One line if every process uses the same settings; otherwise one line for each process."""
     processes = _settings_of_living(inspect)
     if not processes:
         return []
@@ -148,6 +148,7 @@ def settings_lines(inspect: Overview) -> list[str]:
     if len({each["digest"] for each in processes}) == 1:
         newest = max(each["generation"] for each in processes)
         return [f"settings: generation {newest}, {_short(processes[0])}, in every role"]
+
     return ["settings: THE ROLES DIFFER; make their files the same, then pleura reload"] + [
         f"  {each['role']} ({each['owner']}): generation {each['generation']}, {_short(each)}"
         for each in processes
@@ -155,30 +156,29 @@ def settings_lines(inspect: Overview) -> list[str]:
 
 
 def _settings_of_living(inspect: Overview) -> list[dict[str, Any]]:
-    """settings_of_roles(), without processes that are dead.
+    """settings_of_roles() of the processes that are alive.
 
-    A machine that lost its power, or was removed for good, leaves rows that nobody removes: only
-    its own processes could. A machine has another name after each boot.
+    A machine that lost its power, or was removed for good, leaves rows behind: only its own
+    processes would remove them. A machine has another name after each boot.
     """
-    now, here = inspect.now(), this_machine()
-    give_signs = {
+    now = inspect.now()
+    with_heartbeat = {
         (row["role"], row["owner"])
         for row in inspect.roles()
         if now - row["beat_at"] < SILENT_AFTER_S
     }
-    return [
-        each
-        for each in inspect.settings_of_roles()
-        if (
-            is_alive(each["owner"])
-            if each["owner"].startswith(f"{here}:")
-            else (each["role"], each["owner"]) in give_signs
-        )
-    ]
+    here = f"{this_machine()}:"
+
+    def is_living(process: Mapping[str, Any]) -> bool:
+        if process["owner"].startswith(here):
+            return is_alive(process["owner"])
+        return (process["role"], process["owner"]) in with_heartbeat
+
+    return [process for process in inspect.settings_of_roles() if is_living(process)]
 
 
 def _short(process: Mapping[str, Any]) -> str:
-    # Without a digest: the ledger keeps generations for a year.
+    # The digest is absent once the ledger has dropped the generation, after a year.
     return (process["digest"] or "unknown")[:12]
 
 
@@ -188,72 +188,75 @@ def _destination_lines(
     for name in sorted({*known, *configured}):
         row = known.get(name, {})
         owed = row.get("owed", 0)
-        if name not in configured:
-            if owed:
-                yield (
-                    f"destination {name}: NOT IN THE SETTINGS, {owed} owed; "
-                    f"pleura retry --from {name} --to NAME"
-                )
-            continue
-
-        parts = []
-        if row.get("down_since") is not None:
-            parts.append(f"DOWN since {_date(row['down_since'])} ({_age(now - row['down_since'])})")
-            parts.append(f"last answer {_date(row['answered_at'])}: {row['last_answer']}")
-            if row.get("next_try_at") is not None:
-                parts.append(f"next try in {max(0.0, row['next_try_at'] - now):.0f} s")
-        parts.append(f"{owed} owed" + _oldest_owed(row, now))
-        if row.get("unreported"):
-            why = f": {row['unreported_why']}" if row.get("unreported_why") else ""
-            parts.append(
-                f"{row['unreported']} asked for commitment without a report, "
-                f"stored since {_date(row['unreported_since'])}{why}"
+        if name in configured:
+            parts = [*_outage(row, now), f"{owed} owed{_oldest_owed(row, now)}", *_unreported(row)]
+            yield f"destination {name}: " + "; ".join(parts)
+        elif owed:
+            yield (
+                f"destination {name}: NOT IN THE SETTINGS, {owed} owed; "
+                f"pleura retry --from {name} --to NAME"
             )
-        yield f"destination {name}: " + "; ".join(parts)
+
+
+def _outage(row: Mapping[str, Any], now: float) -> Iterator[str]:
+    """Since when a destination is down, and when it is tried again."""
+    if row.get("down_since") is None:
+        return
+
+    yield f"DOWN since {_date(row['down_since'])} ({_age(now - row['down_since'])})"
+    yield f"last answer {_date(row['answered_at'])}: {row['last_answer']}"
+    if row.get("next_try_at") is not None:
+        yield f"next try in {max(0.0, row['next_try_at'] - now):.0f} s"
+
+
+def _unreported(row: Mapping[str, Any]) -> Iterator[str]:
+    """Stored results whose commitment was requested and has not been reported."""
+    if row.get("unreported"):
+        why = f": {row['unreported_why']}" if row.get("unreported_why") else ""
+        yield (
+            f"{row['unreported']} asked for commitment without a report, "
+            f"stored since {_date(row['unreported_since'])}{why}"
+        )
 
 
 def _oldest_owed(row: Mapping[str, Any], now: float) -> str:
-    """Since when the oldest result is owed, and what came of its last try."""
+    """Since when the oldest result is owed, and how its last try ended."""
     since = row.get("owed_since")
     if since is None:
         return ""
+
     why = f", the oldest: {row['owed_why']}" if row.get("owed_why") else ""
     return f" since {_date(since)} ({_age(now - since)}){why}"
 
 
-def failure_lines(inspect: Overview, limit: int = ALL) -> Iterator[str]:
-    """Failed images and refused deliveries, the newest first."""
+def failure_lines(inspect: Overview, limit: int = _ALL_FAILURES) -> Iterator[str]:
+    """Failed images and refused deliveries, newest first."""
     failed = inspect.failed(limit)
     for row in failed["instances"]:
-        told = [row["reason"], row["detail"], _date(row["completed_at"])]
-        yield f"  image {row['sop_instance_uid']} failed " + " ".join(filter(None, told))
+        details = [row["reason"], row["detail"], _date(row["completed_at"])]
+        yield f"  image {row['sop_instance_uid']} failed " + " ".join(filter(None, details))
     for row in failed["deliveries"]:
         result = f"{row['kind']} {row['sop_instance_uid']}"
         yield f"  delivery of {result} refused by {row['destination']}: {row['why']}"
 
 
 def histories(inspect: Inspection, uids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """UID or accession number as asked -> the images that it names, with their results; times as
-    dates.
-    """
-    told: dict[str, list[dict[str, Any]]] = {}
+    """UID or accession number -> history of each image that it names; times are dates."""
+    return {uid: list(_history(inspect, uid)) for uid in uids}
 
-    for uid in uids:
-        rows: list[dict[str, Any]] = []
-        digest = accession_digest(uid, inspect.spool_identity() or "")
-        images = inspect.images_of(uid) or inspect.images_of_accession(digest)
 
-        for image in images:
-            for row in inspect.history(image):
-                dates = {name: _date(row[name]) for name in _TIMES}
-                rows.append({"sop_instance_uid": image} | row | dates)
+def _history(inspect: Inspection, uid: str) -> Iterator[dict[str, Any]]:
+    digest = accession_digest(uid, inspect.spool_identity() or "")
+    images = inspect.images_of(uid) or inspect.images_of_accession(digest)
 
-        told[uid] = rows
-    return told
+    for image in images:
+        for row in inspect.history(image):
+            dates = {name: _date(row[name]) for name in _TIMES}
+            yield {"sop_instance_uid": image} | row | dates
 
 
 def _date(seconds: float | None) -> str | None:
-    """The ledger's seconds as a local time."""
+    """The ledger's seconds as local time."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")

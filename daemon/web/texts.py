@@ -281,7 +281,7 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "need_role_shadow_more": ("Last sign: {age}.", "Letztes Lebenszeichen: {age}."),
     "need_same_reason": (
-        "The newest {number} images were all not analysed for one reason: {reason}.",
+        "The newest {number} images were all excluded for the same reason: {reason}.",
         "Die neuesten {number} Bilder wurden alle aus demselben Grund nicht analysiert: {reason}.",
     ),
     "need_same_reason_more": (

@@ -416,7 +416,7 @@ def test_a_sleeper_whose_ledger_is_closed_wakes_without_an_error(ledger_url: str
 
 
 def test_a_copy_is_analysed_once_its_image_was_excluded_by_mistake(ledger: Ledger) -> None:
-    """docs/faults.md, NOBODY IS ANSWERED: the settings are corrected, the images sent again."""
+    """docs/faults.md, NO IMAGE IS ANALYSED: the settings are corrected, the images sent again."""
     ledger.receive([arrival(), arrival(), arrival(), arrival()])
     excluded = Completion("not_analysed", "d", "1.2", reason="age_unknown")
     states = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.adoption import take_in_strays
+from daemon.adoption import adopt_strays
 from daemon.commands.doctor import examine
 from daemon.commands.verify import verify
 from daemon.config import Config
@@ -161,7 +161,7 @@ def test_an_uncommitted_result_is_kept_apart_without_an_error(
 ) -> None:
     node.spool.write(part10("2.25.1", source="", made_by=IMPLEMENTATION_CLASS_UID))
     node.grow_old()
-    strays = take_in_strays(node.ledger, node.spool)
+    strays = adopt_strays(node.ledger, node.spool)
     assert (strays.adopted, strays.results, strays.quarantined) == (0, 1, 0)
     assert len(list(node.spool.quarantine_folder.iterdir())) == 1
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -171,7 +171,7 @@ def test_an_uncommitted_result_is_kept_apart_without_an_error(
 def test_an_image_of_the_inbox_is_no_result_for_its_uid(node: Node) -> None:
     node.spool.write(part10("2.25.1", source=""))
     node.grow_old()
-    strays = take_in_strays(node.ledger, node.spool)
+    strays = adopt_strays(node.ledger, node.spool)
     assert (strays.adopted, strays.results, strays.quarantined) == (1, 0, 0)
 
 
@@ -182,7 +182,7 @@ def test_an_image_whose_row_comes_during_the_sweep_stays(
     data = part10("1.2.1")
     name = node.spool.write(data)
     node.grow_old()
-    monkeypatch.setattr("daemon.deliver.retention.take_in_strays", lambda *_: None)
+    monkeypatch.setattr("daemon.deliver.retention.adopt_strays", lambda *_: None)
 
     def known(names: Iterable[str]) -> set[str]:
         found = known_before(names)
@@ -205,7 +205,7 @@ def test_a_stray_with_damaged_meta_information_keeps_no_other_from_adoption(
     spool.write(write_file_meta((f"{CR}\0x", "1.2.2", SYNTAX), implementation, "XRAY1") + data)
     spool.write(write_file_meta((CR, "1.2.3", "1.2\0.1"), implementation, "XRAY1") + data)
     spool.write(part10("1.2.4"))
-    strays = take_in_strays(ledger, spool, -10.0)
+    strays = adopt_strays(ledger, spool, -10.0)
     assert (strays.adopted, strays.quarantined) == (4, 0)
     (row,) = ledger.inspect.history("1.2.4")
     assert row["calling_ae_title"] == "XRAY1"

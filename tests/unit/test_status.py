@@ -162,11 +162,11 @@ def test_a_node_that_answers_nobody_says_so_in_status_and_doctor(
 ) -> None:
     exclude(ledger, images, "body_part")
     said = "\n".join(status.lines(inspect, [], config.spool))
-    assert ("one reason, body_part; is `admission` right?" in said) is is_told
+    assert ("same reason, body_part; check `admission`" in said) is is_told
     told = status.summary(inspect, [], config.spool)["all_excluded_for"]
     assert told == ("body_part" if is_told else None)
 
     findings = {finding.subject: finding for finding in doctor.examine(config, str, {})}
     assert ("answers" in findings) is is_told
     if is_told:
-        assert "body_part: is `admission` right?" in findings["answers"].warning
+        assert "body_part: check `admission`" in findings["answers"].warning

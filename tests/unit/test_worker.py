@@ -189,7 +189,7 @@ def test_a_node_that_excludes_every_image_for_one_reason_says_so_once(
         bench.worker._warn_of_same_reason()
     warnings = [record.getMessage() for record in caplog.records]
     assert warnings == [
-        "the newest 3 images were all not analysed for one reason: body_part; check `admission`"
+        "the newest 3 images were all excluded for the same reason: body_part; check `admission`"
     ]
 
 
