@@ -1,10 +1,10 @@
-"""Strays: whole files in the spool that the ledger has never known.
+"""Adopt strays: complete files in the spool that the ledger has never known.
 
-A crash between a file and its row leaves one; a ledger that was restored from an older backup may
-leave thousands, among them images that were acknowledged. So a stray is never deleted. A received
-image is adopted: its file meta information tells what it is, and it waits for the analyse role like
-any other image. An image whose sender has repeated it meanwhile ends as a duplicate
-(docs/rules.md, "Duplicates"). Every other stray goes to the quarantine folder of the spool.
+A crash between a file and its row leaves one stray. A ledger restored from an older backup may
+leave thousands, including acknowledged images, so a stray is never deleted. A received image is
+adopted: its file meta information identifies it, and it waits for the analyse role like any other
+image. If its sender has sent it again meanwhile, it ends as a duplicate (docs/rules.md,
+"Duplicates"). Every other stray goes to the spool's quarantine folder.
 """
 
 from __future__ import annotations
@@ -22,60 +22,76 @@ from daemon.spool import ORPHAN_AGE_S, Spool
 
 log = logging.getLogger("pleura.spool")
 
-# An adopted image is neither urgent nor unimportant: its DIMSE priority is lost.
+# Routine: the DIMSE priority of an adopted image is lost.
 _PRIORITY = 1
-# The root of the UIDs that results get (docs/rules.md, "Identity").
+# The root of our results' UIDs (docs/rules.md, "Identity").
 _RESULT_ROOT = "2.25."
 
 
 @dataclass
 class Strays:
-    """How many strays there were, by what became of them."""
+    """Counts of strays, by what was done with them."""
 
     adopted: int = 0
-    # Results that no transaction owes: they are made again from their image.
+    # Results that no transaction refers to: the analyse role makes them again from their image.
     results: int = 0
-    # Files that cannot be told: a person must look.
+    # Files that could not be identified: a person must look at them.
     quarantined: int = 0
 
 
-def take_in_strays(ledger: Ledger, spool: Spool, age_s: float = ORPHAN_AGE_S) -> Strays:
-    """Adopt or quarantine strays that are older than `age_s` seconds.
+def adopt_strays(ledger: Ledger, spool: Spool, age_s: float = ORPHAN_AGE_S) -> Strays:
+    """Adopt or quarantine the strays that are older than `age_s` seconds.
 
-    A young file may be between its write and its commit, here or on another host.
+    A younger file may be between its write and its commit, on this host or another one.
 
     Raises:
-        OSError, SpoolError: the spool. SQLAlchemyError: the ledger.
+        OSError, SpoolError: the spool cannot be read or changed.
+        SQLAlchemyError: the ledger cannot be read or written.
     """
     strays = Strays()
     for names in spool.old_names(age_s):
         unknown = ledger.inspect.unknown_spool_names(names)
-        arrivals = []
-        for name in sorted(unknown):
-            arrival = _arrival(spool, name)
-            if isinstance(arrival, Arrival):
-                arrivals.append(arrival)
-            elif arrival:
-                spool.quarantine(name)
-                strays.quarantined += 1
-                log.error("spool file %s: %s; it is in %s", name, arrival, spool.quarantine_folder)
-            else:
-                spool.quarantine(name, ".result")
-                strays.results += 1
-        _adopt(ledger, arrivals, strays)
+        arrivals = [_arrival_or_quarantined(spool, name, strays) for name in sorted(unknown)]
+        _adopt(ledger, [arrival for arrival in arrivals if arrival is not None], strays)
 
     if strays.results:
         log.warning(
-            "%d result files that no delivery needs went to %s; they can be removed",
+            "%d result files that no delivery needs were moved to %s; they can be removed",
             strays.results,
             spool.quarantine_folder,
         )
     return strays
 
 
+class _UnidentifiedError(Exception):
+    """A stray is neither a received image nor a result. The message says why."""
+
+
+def _arrival_or_quarantined(spool: Spool, name: str, strays: Strays) -> Arrival | None:
+    """A stray as an image to adopt; None if it was quarantined."""
+    try:
+        arrival = _arrival(spool, name)
+    except _UnidentifiedError as error:
+        spool.quarantine(name)
+        strays.quarantined += 1
+        log.error(
+            "spool file %s: the ledger does not know it, and %s; it was moved to %s",
+            name,
+            error,
+            spool.quarantine_folder,
+        )
+        return None
+
+    if arrival is None:
+        spool.quarantine(name, ".result")
+        strays.results += 1
+    return arrival
+
+
 def _adopt(ledger: Ledger, arrivals: Sequence[Arrival], strays: Strays) -> None:
     if not arrivals:
         return
+
     adopted = ledger.adopt(arrivals)
     strays.adopted += len(adopted)
     for arrival in adopted:
@@ -86,25 +102,30 @@ def _adopt(ledger: Ledger, arrivals: Sequence[Arrival], strays: Strays) -> None:
         )
 
 
-def _arrival(spool: Spool, name: str) -> Arrival | str:
-    """A stray as an arrival; or why it cannot be taken; or "" for one of our results."""
+def _arrival(spool: Spool, name: str) -> Arrival | None:
+    """A stray as an image to adopt; None if it is one of our results.
+
+    Raises:
+        _UnidentifiedError: it is neither.
+    """
     path = spool.path(name)
     try:
         meta = _file_meta(path)
         size_bytes = path.stat().st_size
     except OSError as error:
-        return f"the ledger does not know it, and it cannot be read ({error.strerror})"
+        raise _UnidentifiedError(f"it cannot be read ({error.strerror})") from error
+
     if meta is None or not is_uid(meta.sop_instance_uid):
-        return "the ledger does not know it, and its file meta information does not tell what it is"
+        raise _UnidentifiedError("its file meta information does not identify it")
     if _is_result(meta):
-        return ""
+        return None
     if size_bytes <= meta.data_set_at:
-        return "the ledger does not know it, and it holds no data set"
+        raise _UnidentifiedError("it holds no data set")
 
     return Arrival(
         spool_name=name,
-        # As the inbox takes them, from which a file comes as it was written: PostgreSQL would
-        # refuse a NUL byte, and with it every other stray.
+        # Checked as the inbox checks them: a file holds any bytes, and PostgreSQL would refuse the
+        # whole batch for a NUL byte.
         sop_class_uid=meta.sop_class_uid if is_uid(meta.sop_class_uid) else "",
         sop_instance_uid=meta.sop_instance_uid,
         transfer_syntax_uid=meta.transfer_syntax_uid if is_uid(meta.transfer_syntax_uid) else "",
@@ -116,7 +137,10 @@ def _arrival(spool: Spool, name: str) -> Arrival | str:
 
 
 def _is_result(meta: FileMeta) -> bool:
-    """Whether we made this object. An image of the inbox has no source AE title either."""
+    """Whether this node made the object.
+
+    An image from the inbox has no source AE title either, so that alone does not tell.
+    """
     return (
         meta.sop_instance_uid.startswith(_RESULT_ROOT)
         and meta.implementation_class_uid == IMPLEMENTATION_CLASS_UID

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from daemon.adoption import take_in_strays
+from daemon.adoption import adopt_strays
 from daemon.config import Config
 from daemon.ledger import Ledger, Outage
 from daemon.spool import Spool
@@ -99,7 +99,7 @@ class Retention:
         """
         # The row of an old file may still wait for a standby, its receiver long gone.
         self._ledger.wait_for_commits()
-        take_in_strays(self._ledger, self._spool)
+        adopt_strays(self._ledger, self._spool)
         count = self._spool.sweep(self._spared)
         if count:
             log.info("swept %d spool files that nothing is owed on", count)

@@ -1,4 +1,4 @@
-"""pydicom without warnings about values that break their VR's rules: its warnings quote them."""
+"""Keep pydicom from validating values against their VR: its warnings quote patients' values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydicom import config
 
 @contextmanager
 def lenient_headers() -> Iterator[None]:
-    """While it lasts, pydicom does not warn."""
+    """Within this context pydicom neither checks values nor warns about them."""
     _Leniency.enter()
     try:
         yield
@@ -20,28 +20,30 @@ def lenient_headers() -> Iterator[None]:
 
 
 class _Leniency:
-    """pydicom's setting is one for the process; the first thread to need it changes it, the last
-    restores it.
+    """Counts the threads inside the context, because pydicom's setting holds for the whole process.
+
+    The first thread in changes the setting; the last one out restores it.
     """
 
     lock = threading.Lock()
-    users = 0
-    before = (0, 0)
+    threads = 0
+    # Validation modes for reading and writing, as they were before.
+    saved = (0, 0)
 
     @classmethod
     def enter(cls) -> None:
         settings = config.settings
         with cls.lock:
-            if cls.users == 0:
-                cls.before = settings.reading_validation_mode, settings.writing_validation_mode
-                settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
-            cls.users += 1
+            if cls.threads == 0:
+                cls.saved = settings.reading_validation_mode, settings.writing_validation_mode
+                settings.reading_validation_mode = config.IGNORE
+                settings.writing_validation_mode = config.IGNORE
+            cls.threads += 1
 
     @classmethod
     def leave(cls) -> None:
+        settings = config.settings
         with cls.lock:
-            cls.users -= 1
-            if cls.users == 0:
-                config.settings.reading_validation_mode, config.settings.writing_validation_mode = (
-                    cls.before
-                )
+            cls.threads -= 1
+            if cls.threads == 0:
+                settings.reading_validation_mode, settings.writing_validation_mode = cls.saved

@@ -1,7 +1,4 @@
-"""DIMSE as bytes:
-
-PDUs, their PDVs and command sets, for both ends of an association. Pure functions.
-"""
+"""PDUs, PDVs and DIMSE command sets as bytes, for both ends of an association. Pure functions."""
 
 from __future__ import annotations
 
@@ -65,8 +62,10 @@ class Element(IntEnum):
     ACTION_TYPE_ID = 0x1008
 
 
-RESPONSE = 0x8000  # this bit of a Command Field says that the message answers another
-DATA_SET, NO_DATA_SET = 0x0001, 0x0101  # Command Data Set Type (0000,0800)
+# The bit of a Command Field that marks a response.
+RESPONSE = 0x8000
+# Command Data Set Type (0000,0800).
+DATA_SET, NO_DATA_SET = 0x0001, 0x0101
 
 # PS3.8 9.3.1: type, a reserved byte, the length of the rest.
 PDU_HEADER = struct.Struct(">BxL")
@@ -88,7 +87,7 @@ _UID_BYTES = 64
 
 
 class MalformedError(Exception):
-    """These bytes are not what the standard has there. The message says what was found."""
+    """The bytes violate the standard. The message says what was found."""
 
 
 def pdu(pdu_type: PduType, body: bytes) -> bytes:
@@ -97,7 +96,7 @@ def pdu(pdu_type: PduType, body: bytes) -> bytes:
 
 
 def abort(reason: AbortReason | None = None) -> bytes:
-    """An A-ABORT PDU (PS3.8 9.3.8): of the provider for a reason, else of the service user."""
+    """An A-ABORT PDU (PS3.8 9.3.8): with a reason from the provider, else from the service user."""
     if reason is None:
         return pdu(PduType.ABORT, bytes((0, 0, 0, 0)))
     return pdu(PduType.ABORT, bytes((0, 0, 2, reason)))
@@ -150,12 +149,10 @@ def fragments(body: memoryview) -> list[Fragment]:
 
 
 def command_pdus(context_id: int, command: bytes, longest: int) -> bytes:
-    """The PDUs that carry a command set to a peer that takes at most `longest` bytes (0: any
-    number).
+    """The PDUs that carry a command set to a peer whose maximum PDU length is `longest`.
 
-    `longest` is what may follow a PDU's header (PS3.8 D.1). A peer whose limit lets no fragment
-    through gets fragments of two bytes.
-
+    `longest` counts the bytes after a PDU's header; 0 means no limit (PS3.8 D.1). A peer whose
+    limit leaves no room for a fragment gets fragments of two bytes.
     """
     step = max(2, longest - PDV_HEADER_BYTES) if longest else len(command)
     pdus = bytearray()
@@ -184,24 +181,24 @@ def command_set(elements: Mapping[int, int | str | bytes]) -> bytes:
 
 
 class CommandSet:
-    """A command set as a peer has sent it: any element may be absent, any value of any length."""
+    """A peer's command set: any element may be absent, and any value may have any length."""
 
     def __init__(self, values: Mapping[int, bytes]) -> None:
         self._values = values
 
     def number(self, element: Element) -> int | None:
-        """A US value (two bytes, little endian); None where it is absent or of another length."""
+        """A US value (two bytes, little endian); None if it is absent or has another length."""
         value = self._values.get(element)
         if value is None or len(value) != 2:
             return None
         return int.from_bytes(value, "little")
 
     def text(self, element: Element) -> str:
-        """A text without its padding, "" where it is absent. Bytes beyond ASCII become U+FFFD."""
+        """A text without its padding, "" if it is absent. Bytes beyond ASCII become U+FFFD."""
         return self.raw(element).rstrip(b"\0 ").decode("ascii", "replace")
 
     def raw(self, element: Element) -> bytes:
-        """The bytes of a value, b"" where it is absent."""
+        """The bytes of a value, b"" if it is absent."""
         return self._values.get(element, b"")
 
     def __contains__(self, element: Element) -> bool:
@@ -216,7 +213,7 @@ class CommandSet:
 def read_command_set(encoded: bytes | bytearray | memoryview) -> CommandSet:
     """The elements of an encoded command set.
 
-    What goes beyond its end is absent; other groups are ignored.
+    An element whose value runs past the end is absent; elements of other groups are ignored.
     """
     encoded = bytes(encoded)
     values: dict[int, bytes] = {}
@@ -238,7 +235,7 @@ def response_to(
 ) -> bytes:
     """The command set that answers a request with a status (PS3.7 9.3, 10.3).
 
-    UIDs go back as they came, in the bytes of the peer, cut to a UID's length.
+    UIDs are returned as the peer's own bytes, cut to the length of a UID.
     """
     elements: dict[int, int | str | bytes] = {
         Element.COMMAND_FIELD: (request.number(Element.COMMAND_FIELD) or 0) | RESPONSE,
@@ -268,7 +265,7 @@ def response_to(
 class StoreRequest:
     """The object of a C-STORE-RQ as its command set describes it (PS3.7 9.3.1.1).
 
-    UIDs as the peer has put them: unchecked.
+    The UIDs are the peer's and unchecked.
     """
 
     sop_class_uid: str
@@ -286,6 +283,6 @@ def store_request(command: CommandSet) -> StoreRequest:
 
 
 def even(text: str | bytes, filler: bytes) -> bytes:
-    """A value of even length (PS3.5 6.2). Raises ValueError for a text that is not ASCII."""
+    """A value padded to even length (PS3.5 6.2). Raises ValueError for text beyond ASCII."""
     encoded = text.encode("ascii") if isinstance(text, str) else text
     return encoded + filler * (len(encoded) % 2)

@@ -1,5 +1,6 @@
-"""Tables that acceptor and requestor share: statuses, the SOP classes and transfer syntaxes that we
-take, our own name.
+"""The standard's tables that acceptor and requestor share.
+
+Statuses, the SOP classes and transfer syntaxes that the node accepts, its implementation UID.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from importlib.metadata import version
 
 from daemon.dicom.negotiation import Supported
 
-# PS3.7 D.3.3.2: names the implementation, in associations and in the file meta information of what
-# we receive.
+# PS3.7 D.3.3.2: identifies this implementation in associations, and in the file meta information of
+# received objects.
 IMPLEMENTATION_CLASS_UID = "2.25.185662961511293906917213657468255293311"
 IMPLEMENTATION_VERSION_NAME = f"PLEURA_{version('pleura')}"[:16]
 
-MAXIMUM_PDU_BYTES = (
-    256 * 1024
-)  # fewer, larger PDUs than the usual 16 KiB; a peer may still send smaller ones
+# Fewer and larger PDUs than the usual 16 KiB. A peer may still send smaller ones.
+MAXIMUM_PDU_BYTES = 256 * 1024
 
 
 class Status(IntEnum):
@@ -47,9 +47,9 @@ IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 
-# An acceptor picks the first of its own list that the peer proposes, so what loses nothing comes
-# first: a sender that offers both in one context must not be made to compress. Written out, because
-# pydicom (and numpy with it) is 40 MB that the receive role need not hold.
+# The acceptor picks the first syntax in this list that the peer proposes. Uncompressed and lossless
+# syntaxes come first, so that no sender has to compress with loss. The UIDs are written out,
+# because importing pydicom (and numpy) would cost the receive role 40 MB.
 _IMAGE_SYNTAXES = (
     *UNCOMPRESSED,
     "1.2.840.10008.1.2.1.99",  # Deflated Explicit VR Little Endian
@@ -69,8 +69,8 @@ _IMAGE_SYNTAXES = (
 )
 _OTHER_SYNTAXES = _IMAGE_SYNTAXES[:4]
 
-# The images we are for, and what a router may well push along with them, our own results first:
-# taken and recorded, never analysed.
+# The images that the node analyses, and other objects that a router may send along with them, among
+# them our own results. Those are accepted and recorded, but never analysed.
 _IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography Image Storage
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray Image Storage - For Presentation
@@ -96,10 +96,10 @@ STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # well-known, PS3.4 J.3.
 
 
 def reported_classes() -> dict[str, Supported]:
-    """The services of this node for an archive that is asked for storage commitment: Verification,
-    and reports (PS3.4 J.3.3).
+    """What an archive that we ask for storage commitment may propose, by abstract syntax.
 
-    It may propose the SCP role for them; many archives report without role selection.
+    Verification, and commitment reports (PS3.4 J.3.3). For reports it may propose the SCP role;
+    many archives report without role selection.
     """
     return {
         VERIFICATION: Supported(UNCOMPRESSED),
@@ -108,7 +108,7 @@ def reported_classes() -> dict[str, Supported]:
 
 
 def stored_classes() -> dict[str, Supported]:
-    """The services for a peer that stores: those, and Storage. By abstract syntax."""
+    """What a peer that stores may propose: `reported_classes` and Storage, by abstract syntax."""
     images = Supported(_IMAGE_SYNTAXES)
     others = Supported(_OTHER_SYNTAXES)
     return (
@@ -119,12 +119,13 @@ def stored_classes() -> dict[str, Supported]:
 
 
 def no_delay(connection: socket.socket) -> None:
-    """Send small messages at once: with Nagle's algorithm each DIMSE message can wait 40 ms for an
-    acknowledgement.
+    """Send small messages at once (TCP_NODELAY).
+
+    With Nagle's algorithm, each DIMSE message can wait 40 ms for an acknowledgement.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def printable(text: object, limit: int = 64) -> str:
-    """A peer's string as a log may show it: one line of ASCII, at most `limit` characters."""
+    """A peer's string, safe to log: one line of ASCII, at most `limit` characters."""
     return "".join(c if " " <= c <= "~" else "?" for c in str(text)[:limit])

@@ -1,4 +1,4 @@
-"""The connections of daemon.dicom.acceptor: plain, and TLS over the same kind of socket."""
+"""The byte streams that daemon.dicom.acceptor reads: plain TCP, and TLS over TCP."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from daemon.tls import PeerCertificate
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_NOTICE_S = 0.1  # after so long without a byte, a read lets its caller look at its deadlines
-# One read of encrypted bytes: eight records of TLS.
+# A read without a byte raises TimeoutError after this time, so that its caller sees its deadlines.
+_READ_S = 0.1
+# One read of encrypted bytes: eight TLS records.
 _ENCRYPTED_BYTES = 128 * 1024
 
 
 class PlainConnection:
-    """A TCP connection whose waits the kernel bounds: a read takes one system call, where Python's
-    time-outs take two.
+    """A TCP connection with time-outs in the kernel.
+
+    A read then takes one system call; with Python's time-outs it takes two.
     """
 
     # A peer without TLS has no certificate.
@@ -32,33 +34,38 @@ class PlainConnection:
         self._socket = connection
 
     def bound_waits(self, send_s: float) -> None:
-        """From now on a read waits a moment, and a write at most `send_s` for a peer that does not
-        read.
-        """
+        """From now on, a read waits at most `_READ_S`, and a write at most `send_s`."""
         self._socket.settimeout(None)
-        # Every byte counts again, after the wait for a whole request.
+
+        # A read returns at the first byte again: `waiting` had waited for a whole request.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        for option, seconds in ((socket.SO_RCVTIMEO, _NOTICE_S), (socket.SO_SNDTIMEO, send_s)):
+
+        for option, seconds in ((socket.SO_RCVTIMEO, _READ_S), (socket.SO_SNDTIMEO, send_s)):
             timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
             self._socket.setsockopt(socket.SOL_SOCKET, option, timeval)
+
         no_delay(self._socket)
 
     def recv_into(self, buffer: memoryview, /) -> int:
-        """Fill `buffer`, or what of it comes in a moment.
+        """Read until `buffer` is full or `_READ_S` is over; 0 at the end of the stream.
 
-        Raises TimeoutError where nothing comes, OSError.
+        Raises:
+            TimeoutError: no byte came.
+            OSError: the connection is broken.
         """
         return self._receive(buffer, socket.MSG_WAITALL)
 
     def recv_some(self, buffer: memoryview, /) -> int:
-        """The bytes that have come, at least one, after a moment at most; 0 at the end.
+        """Read what has come, at least one byte; 0 at the end of the stream.
 
-        Raises TimeoutError where nothing comes, OSError.
+        Raises:
+            TimeoutError: no byte came in `_READ_S`.
+            OSError: the connection is broken.
         """
         return self._receive(buffer, 0)
 
     def acknowledge(self) -> None:
-        """Tell the peer now what has come, where the kernel would wait 40 ms for more to tell.
+        """Send the TCP acknowledgement now, where the kernel would delay it by 40 ms.
 
         A sender with Nagle's algorithm holds back the end of an object until then.
         """
@@ -87,8 +94,8 @@ class PlainConnection:
 class TlsConnection:
     """TLS over a plain connection, after its handshake.
 
-    The encrypted bytes pass through two buffers in memory: the waits stay the plain connection's,
-    one read takes many records, and a large object is decrypted right into the caller's buffer.
+    The encrypted bytes pass through two memory buffers. So the plain connection's time-outs hold,
+    one read takes many records, and a large object is decrypted straight into the caller's buffer.
     """
 
     def __init__(
@@ -98,9 +105,7 @@ class TlsConnection:
         buffers: tuple[ssl.MemoryBIO, ssl.MemoryBIO],
         ahead: bytes,
     ) -> None:
-        """`buffers`: the encrypted bytes that came in, and those to go out. `ahead`: what was
-        decrypted already.
-        """
+        """`buffers`: encrypted bytes, incoming and outgoing. `ahead`: bytes decrypted already."""
         self.certificate = PeerCertificate.of(tls)
 
         self._plain = plain
@@ -111,9 +116,11 @@ class TlsConnection:
         self._encrypted = memoryview(bytearray(_ENCRYPTED_BYTES))
 
     def recv_into(self, buffer: memoryview, /) -> int:
-        """Fill `buffer`, or what of it comes in a moment; 0 at the end.
+        """Read until `buffer` is full or no byte comes for `_READ_S`; 0 at the end of the stream.
 
-        Raises TimeoutError where nothing comes, OSError.
+        Raises:
+            TimeoutError: no byte came.
+            OSError: the connection is broken.
         """
         if self._ahead:
             count = min(len(buffer), len(self._ahead))
@@ -124,7 +131,7 @@ class TlsConnection:
         filled = 0
         while filled < len(buffer):
             try:
-                # With a buffer it returns the number of bytes.
+                # read() returns the number of bytes when it is given a buffer.
                 count = cast(int, self._tls.read(len(buffer) - filled, buffer[filled:]))
             except ssl.SSLWantReadError:
                 if self._read_encrypted(may_wait=not filled):
@@ -138,11 +145,13 @@ class TlsConnection:
         return filled
 
     def _read_encrypted(self, may_wait: bool) -> bool:
-        """Take encrypted bytes from the wire. False at the end, or where none come in a moment.
+        """Take encrypted bytes from the wire. False at the end of the stream, or if none came.
 
-        Raises TimeoutError in place of the latter where `may_wait`, OSError.
+        Raises:
+            TimeoutError: none came, and `may_wait`.
+            OSError: the connection is broken.
         """
-        # An answer to a key update may be due.
+        # A key update of the peer may have to be answered.
         self._flush()
 
         self._plain.acknowledge()
@@ -168,7 +177,7 @@ class TlsConnection:
             self._plain.sendall(self._outgoing.read())
 
     def shutdown(self, how: int, /) -> None:
-        """SHUT_WR says close_notify first. SHUT_RDWR, which another thread may call, cuts."""
+        """SHUT_WR sends close_notify first. SHUT_RDWR cuts at once; any thread may call it."""
         if how == socket.SHUT_WR:
             with contextlib.suppress(OSError):
                 with contextlib.suppress(ssl.SSLWantReadError):

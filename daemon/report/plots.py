@@ -6,14 +6,14 @@ Colours are classes of the page's own style sheet, so that they follow light and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 760, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 26
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-# Labels below the plot, at most.
+# The most labels on the horizontal axis.
 _MOST_LABELS = 10
 
 
@@ -27,7 +27,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Point:
-    """One value with its interval; None where there is none."""
+    """A value with its interval; None: no value, and nothing is drawn."""
 
     label: str
     value: float | None
@@ -36,28 +36,34 @@ class Point:
 
 
 def bars(title: str, items: Sequence[Bar]) -> str:
-    """Stacked bars, from 0."""
-    highest = max([sum(value for _, value in item.parts) for item in items] or [0.0])
-    top = _round_up(highest)
-    step = _PLOT_WIDTH / max(1, len(items))
-    drawn = [_grid(top, f"{{:{'.0f' if top >= 4 else 'g'}}}"), _labels([i.label for i in items])]
+    """Stacked bars on a vertical axis from 0."""
+    totals = [sum(value for _, value in item.parts) for item in items]
+    top = _round_up(max(totals, default=0.0))
+    number_format = "{:.0f}" if top >= 4 else "{:g}"
+    drawn = [_grid(top, number_format), _labels([item.label for item in items])]
 
+    step = _PLOT_WIDTH / max(1, len(items))
     for number, item in enumerate(items):
-        base = 0.0
-        for name, value in item.parts:
-            if value:
-                x, y = _LEFT + number * step, _y(base + value, top)
-                height = _y(base, top) - y
-                drawn.append(
-                    f'<rect class="{name}" x="{x + step * 0.1:.1f}" y="{y:.1f}" '
-                    f'width="{step * 0.8:.1f}" height="{height:.1f}"/>'
-                )
-            base += value
+        drawn += _stack(item, _LEFT + number * step, step, top)
     return _svg(title, drawn)
 
 
+def _stack(item: Bar, left: float, step: float, top: float) -> Iterator[str]:
+    """The parts of one bar, upon each other; `step` is the bar's width with its margins."""
+    base = 0.0
+    for name, value in item.parts:
+        if value:
+            y = _y(base + value, top)
+            height = _y(base, top) - y
+            yield (
+                f'<rect class="{name}" x="{left + step * 0.1:.1f}" y="{y:.1f}" '
+                f'width="{step * 0.8:.1f}" height="{height:.1f}"/>'
+            )
+        base += value
+
+
 def rates(title: str, items: Sequence[Point], baseline: float | None = None) -> str:
-    """Shares with their intervals, and the baseline's share as a dashed line."""
+    """Rates (0 to 1) with their intervals, and the baseline's rate as a dashed line."""
     highs = [item.high for item in items if item.value is not None]
     top = min(1.0, _round_up(max([*highs, baseline or 0.0, 0.01])))
     step = _PLOT_WIDTH / max(1, len(items))
@@ -69,9 +75,11 @@ def rates(title: str, items: Sequence[Point], baseline: float | None = None) -> 
             f'<line class="baseline" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" '
             f'y2="{y:.1f}"/>'
         )
+
     for number, item in enumerate(items):
         if item.value is None:
             continue
+
         x = _LEFT + (number + 0.5) * step
         drawn.append(
             f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{_y(item.low, top):.1f}" '
@@ -92,7 +100,8 @@ def _y(value: float, top: float) -> float:
     return _TOP + _PLOT_HEIGHT * (1 - min(value, top) / top)
 
 
-def _grid(top: float, form: str) -> str:
+def _grid(top: float, number_format: str) -> str:
+    """Horizontal lines at five values from 0 to `top`, with their numbers."""
     lines = []
     for number in range(5):
         value = top * number / 4
@@ -100,12 +109,13 @@ def _grid(top: float, form: str) -> str:
         lines.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="axis" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{form.format(value)}</text>"
+            f"{number_format.format(value)}</text>"
         )
     return "".join(lines)
 
 
 def _labels(labels: Sequence[str]) -> str:
+    """Every label, or every n-th where there are many."""
     step = _PLOT_WIDTH / max(1, len(labels))
     every = math.ceil(len(labels) / _MOST_LABELS) or 1
     return "".join(
@@ -117,7 +127,7 @@ def _labels(labels: Sequence[str]) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 4, 8 times a power of ten, so that four steps have short labels."""
+    """Round up to 1, 2, 4 or 8 times a power of ten, so that a quarter of it has few digits."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

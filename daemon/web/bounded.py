@@ -1,9 +1,9 @@
-"""A program run on a stranger's file: with bounds on its time, memory and files, and alone.
+"""Run one of our modules on an untrusted file, in a process with resource limits.
 
-    python -P -m daemon.web.bounded MEMORY_BYTES CPU_S PROGRAM ARGUMENT...
+    python -P -m daemon.web.bounded MEMORY_BYTES CPU_S MODULE ARGUMENT...
 
-The bounds are set in the new process before the program takes its place, because a fork of a
-process with threads may run no Python of its own (preexec_fn).
+The new process limits itself and then executes the module. subprocess's preexec_fn could set the
+limits too, but it is not safe in a process that has threads.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from dataclasses import dataclass
 
 from daemon.parent import end_with_parent
 
-# The largest file that the program may write: an overlay or a segmentation.
+# The largest file that the module may write: an overlay or a segmentation.
 _FILE_BYTES = 256 * 1024 * 1024
-# Images of the hospital go first.
+# Below the analyse role: the images that the node receives go first.
 _NICENESS = 10
 
 
-class StrangerError(Exception):
-    """The program failed, or went beyond its bounds."""
+class BoundedRunError(Exception):
+    """The module failed, or exceeded a limit."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of one run."""
+    """The limits of one run."""
 
     memory_bytes: int
     cpu_s: int
@@ -39,16 +39,16 @@ class Bounds:
 
 
 def run(module: str, arguments: Sequence[str], data: bytes, bounds: Bounds) -> bytes:
-    """Run a module of ours in its own process. Returns what it writes to stdout.
+    """Run a module with `data` as its standard input. Returns its standard output.
 
     Raises:
-        StrangerError: it took too long, or ended with another status than 0 or 1.
+        BoundedRunError: it took too long, or its exit status is neither 0 nor 1.
     """
     command = [
         sys.executable, "-P", "-m", "daemon.web.bounded",
         str(bounds.memory_bytes), str(bounds.cpu_s), module, *arguments,
     ]  # fmt: skip
-    # Its own session, so that whatever it starts ends with it.
+    # A session of its own, so that killpg also ends its children.
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -60,44 +60,47 @@ def run(module: str, arguments: Sequence[str], data: bytes, bounds: Bounds) -> b
         try:
             written, _ = process.communicate(data, bounds.wall_s)
         except subprocess.TimeoutExpired as error:
-            raise StrangerError("took too long") from error
+            raise BoundedRunError("took too long") from error
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
     if process.returncode not in (0, 1):
-        raise StrangerError(f"ended with status {process.returncode}")
+        raise BoundedRunError(f"ended with status {process.returncode}")
     return written
 
 
 def _environment() -> dict[str, str]:
-    """Without what only this role needs: its watchdog, its parent, the ledger's password."""
+    """Our environment without systemd's sockets and without PLEURA_*, which may hold passwords."""
     private = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "PLEURA_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(private)}
-    # A pool of threads for each core would take the address space of hundreds.
+    # With a thread and a malloc arena for each core, a large host would exceed the memory limit.
     return kept | {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "2"}
 
 
 def main() -> None:
-    """Bound this process, then become the module."""
+    """Limit this process, then replace it with the module."""
     memory_bytes, cpu_s, module, *arguments = sys.argv[1:]
 
     end_with_parent()
-    # The unit's sandbox refuses it; there the unit's own weight holds.
+    # The sandbox of the systemd unit forbids nice(2); there the unit's CPUWeight does the same.
     with contextlib.suppress(PermissionError):
         os.nice(_NICENESS)
+
     _limit(resource.RLIMIT_AS, int(memory_bytes))
     _limit(resource.RLIMIT_CPU, int(cpu_s))
     _limit(resource.RLIMIT_FSIZE, _FILE_BYTES)
     # A core dump would hold pixels of a patient.
     _limit(resource.RLIMIT_CORE, 0)
+
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])  # noqa: S606
 
 
-def _limit(kind: int, most: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(kind, (bound, bound))
+def _limit(resource_kind: int, wanted: int) -> None:
+    """Set soft and hard limit, never above the hard limit that the process already has."""
+    _, hard = resource.getrlimit(resource_kind)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource_kind, (limit, limit))
 
 
 if __name__ == "__main__":

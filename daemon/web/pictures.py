@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from daemon.spool import Spool, SpoolError
-from daemon.web.bounded import Bounds, StrangerError, run
+from daemon.web.bounded import BoundedRunError, Bounds, run
 from daemon.web.turn import BusyError, Turn
 from daemon.web.visit import Visit
 
@@ -84,7 +84,7 @@ class Pictures:
         try:
             told = run("inference.preview", ["patient"], self._read(image["spool_name"]), _BOUNDS)
             found: dict[str, str] = json.loads(told or b"{}")
-        except (StrangerError, HTTPException, ValueError):
+        except (BoundedRunError, HTTPException, ValueError):
             return {}
         return found
 
@@ -113,7 +113,7 @@ class Pictures:
         try:
             with self._turn:
                 return run("inference.preview", ["picture", _SIDE_PX], data, _BOUNDS)
-        except StrangerError as error:
+        except BoundedRunError as error:
             log.warning("the picture of spool file %s: its decoder %s", name, error)
             raise HTTPException(503) from error
         except BusyError as error:

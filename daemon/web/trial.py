@@ -18,7 +18,7 @@ from pydicom import dcmread
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
-from daemon.web.bounded import Bounds, StrangerError, run
+from daemon.web.bounded import BoundedRunError, Bounds, run
 from daemon.web.guard import UPLOAD_BYTES
 from daemon.web.model import card_of
 from daemon.web.pictures import jpeg_of
@@ -84,7 +84,7 @@ class Trials:
             try:
                 told = run("daemon.cli", arguments, b"", _BOUNDS)
                 answer = json.loads(told.splitlines()[0])
-            except (StrangerError, IndexError, ValueError) as error:
+            except (BoundedRunError, IndexError, ValueError) as error:
                 log.warning("a tried file got no answer (%s)", type(error).__name__)
                 return _page(visit, 422, trouble="try_broken")
 
