@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.web.bounded import Bounds, StrangerError, run
+from daemon.web.bounded import BoundedRunError, Bounds, run
 from daemon.web.guard import UPLOAD_BYTES
 from tests.web.site import Site, Visitor, users
 
@@ -41,7 +41,7 @@ def test_a_body_beyond_its_bound_is_refused(tmp_path: Path) -> None:
     [Bounds(4 * 1024**3, 60, wall_s=0.05), Bounds(memory_bytes=1024**2, cpu_s=60, wall_s=60.0)],
 )
 def test_what_runs_on_a_file_ends_at_its_bounds(bounds: Bounds) -> None:
-    with pytest.raises(StrangerError):
+    with pytest.raises(BoundedRunError):
         run("inference.preview", ["patient"], b"x", bounds)
 
 
@@ -54,7 +54,7 @@ def test_a_decoder_that_was_too_slow_is_asked_again_and_an_undecodable_file_is_n
         site.end("analysed")
     looker = Visitor(site)
     looker.log_in("looker")
-    runs: list[bytes | Exception] = [StrangerError("took too long"), b"picture", b""]
+    runs: list[bytes | Exception] = [BoundedRunError("took too long"), b"picture", b""]
     monkeypatch.setattr("daemon.web.pictures.run", lambda *_: _next(runs))
 
     asked = ["/images/1/picture"] * 3 + ["/images/2/picture"] * 2
