@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 def doubled_s(first_s: float, longest_s: float, times: int) -> float:
-    """`first_s`, doubled so many times, at most `longest_s`."""
+    """`first_s`, doubled this many times, at most `longest_s`."""
     return min(longest_s, first_s * 2.0 ** min(times, 30))
 
 

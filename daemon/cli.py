@@ -105,7 +105,7 @@ def _web(options: argparse.Namespace) -> int:
 
     from daemon.web import passwords
 
-    # From a pipe without a question, so that a script can make one.
+    # From a pipe it is read without a prompt, so that a script can make a hash.
     is_asked = sys.stdin.isatty()
     password = getpass.getpass() if is_asked else sys.stdin.readline().rstrip("\n")
     if not 8 <= len(password) <= passwords.MOST_CHARACTERS:

@@ -1,10 +1,10 @@
-"""How a command ends: its exit statuses, and the error that no restart can cure."""
+"""How a command ends: its exit statuses, and the error that a restart cannot cure."""
 
 from __future__ import annotations
 
 EXIT_DONE = 0
 
-# The work failed. A supervisor starts a role again: time may heal it.
+# The work failed. A supervisor restarts the role: the fault may pass.
 EXIT_FAILED = 1
 
 # The call, the settings or the installation are wrong: starting again changes nothing.

@@ -1,4 +1,4 @@
-"""Signs of life in the ledger: leases kept while their owner is at work, and roles that run."""
+"""Heartbeats in the ledger: they renew the leases of work in hand, and show which roles run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from daemon.ledger.processes import SIGN_EVERY_S
 
 log = logging.getLogger("pleura.service")
 
-# What a process tells of itself beside its memory: numbers and short texts by name.
+# What a process reports of itself besides its memory: numbers and short texts by name.
 Facts = Callable[[], Mapping[str, Any]]
 
 Jobs = Sequence[ImageJob] | Sequence[DeliveryJob]
 
-# A lease outlives three beats that fail.
+# A lease survives three failed heartbeats.
 _BEATS_PER_LEASE = 4
 _PATIENCE_S = 5.0
 
@@ -56,17 +56,16 @@ class Heartbeat:
         try:
             self._ledger.renew(jobs)
         except Exception as error:
-            # The lease may run out. Then a later owner wins, and nothing is lost.
+            # The lease may expire. Then a later owner takes over, and nothing is lost.
             self._outage.failed(error)
         else:
             self._outage.over()
 
 
 class SignsOfLife:
-    """Tells the ledger that this process of a role is alive, from READY until the block ends.
-
-    `pleura status` and `doctor` show it: without a process of the analyse role, nobody analyses.
-    Each sign carries the process's memory and its facts, for the metrics.
+    """Records in the ledger that this process of a role is alive, from READY until the block ends.
+    `pleura status` and `doctor` show it. Each heartbeat carries the process's memory and its facts,
+    for the metrics.
     """
 
     def __init__(
@@ -93,12 +92,12 @@ class SignsOfLife:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        # A database that hangs must not hold up the end of the role.
+        # A database that hangs must not delay the end of the role.
         self._thread.join(_PATIENCE_S)
         try:
             self._ledger.end_beat(self._role, owner_name())
         except Exception as error:
-            # The row grows old, which says the same a little later.
+            # The row grows old, which soon says the same.
             log.warning("the end of the %s role is not recorded (%s)", self._role, describe(error))
 
     def _run(self) -> None:
@@ -108,7 +107,7 @@ class SignsOfLife:
             try:
                 self._ledger.beat(self._role, owner_name(), self._told())
             except Exception as error:
-                # The next sign says that the role is alive.
+                # The next heartbeat will record it.
                 self._outage.failed(error)
             else:
                 self._outage.over()
@@ -119,7 +118,7 @@ class SignsOfLife:
 
 
 def memory_bytes() -> int:
-    """The resident memory of this process; 0 where the system does not tell."""
+    """The resident memory of this process; 0 if the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

@@ -38,7 +38,7 @@ def shipped_file(package: str, name: str) -> Path:
 
 
 def lacking(extra: str) -> str:
-    """What of an extra is not installed, and what to do; "" where it is whole."""
+    """Which parts of an extra are missing, and what to do; "" if it is complete."""
     for module, distribution in _EXTRAS[extra].items():
         if importlib.util.find_spec(module) is None:
             return (

@@ -1,8 +1,8 @@
-"""New settings for a process that runs, taken by every process of the machine or by none.
+"""New settings for running processes: every process of the machine takes them, or none does.
 
 SIGHUP, or `pleura reload` in another process, makes a proposal in the ledger. Each role's process
-reads its file, checks what it alone can check (a certificate, a model package), and answers. Once
-all have said yes, each takes the settings; what is in hand ends under the settings it began with.
+reads its file, checks what only it can check (a certificate, a model package), and answers. Once
+all have agreed, each takes the settings. Work in hand keeps the settings that it began with.
 ledger/generations.py holds the transitions.
 """
 
@@ -35,7 +35,7 @@ _QUIET_S = 0.5
 _BUSY_S = 0.05
 _TROUBLE_S = 5.0
 _PATIENCE_S = 5.0
-# An audit event is a datagram in some sites.
+# Some sites send audit events as datagrams, which limits their size.
 _MOST_OF_REASON = 1000
 
 
@@ -43,8 +43,8 @@ class RefusedError(Exception):
     """A process cannot take new settings. The message is for the operator."""
 
 
-# Puts checked settings in force. Where it raises, as when no thread can be started, it is called
-# again until it succeeds: what it has done already must bear that.
+# Applies checked settings. If it raises, as when no thread can be started, it is called again until
+# it succeeds, so it must be idempotent.
 Take = Callable[[], None]
 # Checks new settings. Raises RefusedError.
 Check = Callable[[Config], Take]
@@ -124,11 +124,11 @@ class LiveSettings:
         try:
             self._ledger.generations.end(self._role, owner_name())
         except Exception as error:
-            # A dead process takes no part in a decision.
+            # Dead processes do not take part in decisions.
             log.warning("the end of the %s role is not recorded (%s)", self._role, describe(error))
 
     def serve(self, check: Check) -> None:
-        """The role is ready: from now on it answers, by `check`."""
+        """The role is ready: from now on it answers proposals, by `check`."""
         self._check = check
 
     def ask(self) -> None:
@@ -144,14 +144,14 @@ class LiveSettings:
             try:
                 pause_s = self._turn()
             except Exception as error:
-                # The loop's one catch-all: a ledger that is away comes back.
+                # The loop's only catch-all: an unreachable ledger comes back.
                 self._outage.failed(error)
                 pause_s = _TROUBLE_S
             else:
                 self._outage.over()
 
     def _turn(self) -> float:
-        """Go on with what is asked. Returns the pause before the next turn, in seconds."""
+        """Continue with the pending proposal. Returns the pause before the next turn (seconds)."""
         if self._check is None:
             return self._every_s
         if self._is_asked:
@@ -180,7 +180,7 @@ class LiveSettings:
             facts = {"changes": "", "by": asked_by, "why": str(error)[:_MOST_OF_REASON]}
             self._ledger.record_audit("settings_refused", facts)
         except BusyError:
-            # Once those are decided.
+            # Try again once those are decided.
             return
         self._is_asked = False
 
@@ -215,8 +215,8 @@ class LiveSettings:
     def _is_left_to_another(self, key: str, config: Config) -> bool:
         """Whether a key that only a restart takes concerns another role alone.
 
-        That role runs, so that it answers for itself, or the new settings have no such role. Where
-        it does not run yet, taking the key would look as if it did.
+        That role must run, so that it answers for itself, or be absent from the new settings. If it
+        does not run yet, accepting the key would pretend that it had been taken.
         """
         role = settings.ROLE_OF.get(key, self._role)
         if role == self._role:
@@ -236,7 +236,8 @@ class LiveSettings:
             return
 
         checked.take()
-        # Once, although the ledger may be away in the next line, and this turn be tried again.
+        # Set here, so that it happens once: if the ledger fails in the next line, this turn is
+        # repeated.
         self._checked = replace(checked, take=_nothing)
         self._config = checked.config
         self._taken(checked.config)

@@ -26,10 +26,10 @@ LogFormat = Literal["console", "json"]
 
 # Lines that wait for the reader of stderr: some megabytes, and minutes of a busy node.
 MOST_LINES = 10_000
-# How long the writer lets further lines gather. Each time it wakes it takes the interpreter from a
-# busy association, so that it wakes once for some forty objects.
+# How long the writer lets further lines gather. Each wake-up takes the GIL from a busy association,
+# so it wakes once for some forty objects.
 _GATHER_S = 0.05
-# How long the end of a process waits for a reader that stalls.
+# How long an ending process waits for a stalled reader.
 _PATIENCE_S = 2.0
 
 
@@ -82,7 +82,7 @@ class OneLineFormatter(logging.Formatter):
 class JsonFormatter(OneLineFormatter):
     """One JSON object a line, for machines: time (UTC), level, logger, message, traceback.
 
-    What a caller passes as `extra={"facts": {...}}` stands beside them: names and UIDs.
+    A caller's `extra={"facts": {...}}` (names and UIDs) is added to them.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -100,19 +100,18 @@ class JsonFormatter(OneLineFormatter):
 
 
 class QueuedHandler(logging.Handler):
-    """Writes lines on a thread of its own.
-
-    Where the reader of the stream stalls, or its disk is full, lines wait, and are dropped once too
-    many do. No association, image or delivery waits for a log line.
+    """Writes lines on its own thread, so that no association, image or delivery waits for a log
+    line. If the reader of the stream stalls or its disk is full, lines are queued, and dropped once
+    the queue is full.
     """
 
     def __init__(self, stream: TextIO, most_lines: int = MOST_LINES) -> None:
         super().__init__()
         self._stream = stream
-        # An Event is a place in the queue: it is set once all lines before it are written.
+        # An Event in the queue is set once all lines before it are written.
         self._lines: queue.SimpleQueue[str | threading.Event | None] = queue.SimpleQueue()
         self._most_lines = most_lines
-        # Set by a flush: the writer gathers no longer.
+        # Set by a flush: the writer stops gathering and writes.
         self._hurry = threading.Event()
         self._dropped = 0
         self._counting = threading.Lock()
@@ -152,7 +151,7 @@ class QueuedHandler(logging.Handler):
             is_open = self._write_gathered(self._lines.get())
 
     def _write_gathered(self, first: str | threading.Event | None) -> bool:
-        """Write `first` and what follows it within a moment. Whether more may come."""
+        """Write `first` and what follows it within a moment. Returns whether more may come."""
         if isinstance(first, str):
             self._hurry.wait(_GATHER_S)
         self._hurry.clear()
@@ -174,7 +173,7 @@ class QueuedHandler(logging.Handler):
         return None not in gathered
 
     def _write(self, lines: list[str]) -> None:
-        # A full disk, or a stream that was closed, ends no role.
+        # A full disk or a closed stream must not end the role.
         with contextlib.suppress(OSError, ValueError):
             for piece in _pieces(lines):
                 self._stream.write(piece)
@@ -182,7 +181,9 @@ class QueuedHandler(logging.Handler):
 
 
 def _pieces(lines: list[str]) -> Iterator[str]:
-    """Whole lines, as many as a pipe takes at once: those of several roles do not mix (pipe(7))."""
+    """Whole lines, as many as a pipe takes atomically, so that the roles' lines do not mix
+    (pipe(7)).
+    """
     piece, size_bytes = "", 0
     for line in lines:
         more_bytes = len(line.encode()) + 1
@@ -234,11 +235,11 @@ def start() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
-    # Facts that no line of ours shows are not gathered (Python's logging HOWTO, "Optimization").
+    # Do not collect what our lines never show (Python's logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
 
-    # Without a handler at the root, Python prints warnings by itself.
+    # Without a handler at the root, Python itself prints warnings.
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]
 

@@ -7,7 +7,7 @@ import sys
 
 
 def say(line: str) -> None:
-    """Print a line at once. A role goes on where nobody can read it."""
+    """Print a line at once. If nobody can read it, the role goes on."""
     try:
         print(line, flush=True)  # noqa: T201 - the contract: READY on stdout
     except OSError:
@@ -15,9 +15,8 @@ def say(line: str) -> None:
 
 
 def discard() -> None:
-    """Send what is printed, and what waits in the buffer, to nowhere.
-
-    Else Python tries to write it once more at its end, and ends with status 120.
+    """Discard further output, and what is buffered. Otherwise Python tries to write it again when
+    it ends, and exits with status 120.
     """
     if sys.stdout is None:
         return

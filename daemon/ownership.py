@@ -1,7 +1,5 @@
-"""Files of the node that belong to somebody else, as after a command that root has run.
-
-The service then cannot read or write them, and stops later, far from the cause. It looks before it
-starts.
+"""Files of the node that belong to another user, as after a command run by root. The service could
+not read or write them and would stop later, far from the cause, so it checks before it starts.
 """
 
 from __future__ import annotations
@@ -20,7 +18,8 @@ _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal", "-bell")
 
 
 def trouble(config: Config) -> str:
-    """One line about a file of spool or ledger that this user cannot use; "" where there is none.
+    """One line about a file of spool or ledger that this user cannot use; "" if every file can be
+    used.
 
     It names the file, its owner, this user, and the command that gives everything back.
     """
@@ -117,7 +116,7 @@ def _files(config: Config) -> Iterator[tuple[str, Path]]:
 
 
 def _is_there(path: Path) -> bool:
-    """False, too, where a folder on the way is closed to this user."""
+    """Also False if this user may not enter a folder on the way."""
     try:
         return path.exists()
     except PermissionError:

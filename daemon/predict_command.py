@@ -81,7 +81,7 @@ def _images(given: Sequence[Path]) -> Iterator[_Image]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether a folder's file is an image by its name; the mask beside an image is none."""
+    """Whether a file of a folder is an image, by its name; a mask beside an image is not."""
     from inference.plain_pictures import SUFFIXES
 
     if path.name.startswith(".") or not path.is_file():
@@ -146,7 +146,7 @@ def _kinds(text: str) -> frozenset[str]:
     """The kinds of result that `--results` names, such as "SEG,SC".
 
     Raises:
-        CannotStartError: a name that is no kind.
+        CannotStartError: a name that is not a kind.
     """
     from inference.results.kinds import KINDS
 
@@ -164,7 +164,7 @@ class _Run:
     pipeline: Pipeline
     options: argparse.Namespace
     result_time: datetime
-    # False after a file that cannot be read or written, or whose analysis broke
+    # False once a file could not be read or written, or its analysis broke
     is_sound: bool = True
     # (ImageId, run lengths) of each file
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -201,7 +201,7 @@ class _Run:
         try:
             return prediction.predict(self.pipeline, data, self.result_time, admission)
         except Exception as error:
-            # The loop's one catch-all: the other files still get their answers.
+            # The loop's only catch-all: the other files still get their answers.
             self.is_sound = False
             print(f"{path}: the analysis broke ({type(error).__name__})", file=sys.stderr)
             return prediction.given_up(self.pipeline, data, self.result_time)
@@ -232,9 +232,11 @@ class _Run:
         self.rows.append((without_ending(image.name).name, text))
 
     def write_submission(self, path: Path) -> None:
-        """Write a row for each file; one that got no answer counts as empty, which is said."""
+        """Write a row for each file. A file without an answer counts as an empty mask, which is
+        logged.
+        """
         try:
-            # A file's name may be bytes that are no UTF-8.
+            # A file's name may be bytes that are not UTF-8.
             with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(("ImageId", "EncodedPixels"))

@@ -1,6 +1,6 @@
 """`python -m daemon.preflight FILE`: what `serve` must know of the settings before it starts roles.
 
-A process of its own, so that the supervisor holds neither the settings' nor the ledger's libraries
+A separate process, so that the supervisor does not keep the settings' and the ledger's libraries
 (30 MB) for the months that it runs.
 """
 
@@ -22,8 +22,8 @@ from daemon.ledger import describe
 def main(file: Path) -> int:
     """Print as JSON the format of the log, and the roles to run: name -> whether the node needs it.
 
-    Returns 2 where the settings, the ledger or the spool are wrong: one clear error, not one of
-    each role.
+    Returns 2 if the settings, the ledger or the spool are wrong: one clear error instead of one
+    from each role.
     """
     log.start()
     try:
@@ -44,14 +44,14 @@ def main(file: Path) -> int:
 
 
 def check_stores(config: Config) -> None:
-    """Open the ledger and the spool once. Raises CannotStartError where only a person can help."""
+    """Open the ledger and the spool once. Raises CannotStartError if only a person can help."""
     try:
         ledger, _ = service.open_stores(config)
     except (OperationalError, OSError):
-        # The roles themselves wait for a database server or a disk that is away.
+        # The roles themselves wait for an unreachable database server or disk.
         return
     except DatabaseError as error:
-        # The database answers: rights that are missing, or a damaged file.
+        # The database answered: rights are missing, or the file is damaged.
         raise CannotStartError(f"ledger: {describe(error)}") from error
     ledger.close()
 

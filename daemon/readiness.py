@@ -1,4 +1,4 @@
-"""Readiness, as a process tells it to systemd and to `pleura serve`."""
+"""Readiness, as a process reports it to systemd and to `pleura serve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that look back at a node's work: drift, and the monthly report."""
+"""The commands that review a node's work: drift, and the monthly report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 if TYPE_CHECKING:
     from daemon.drift import Reports
 
-# Lines about files of one folder that cannot be used.
+# The most lines about unusable files of one folder.
 _MOST_LINES = 20
 
 
@@ -93,7 +93,7 @@ def _reports(path: Path, identity: str) -> Reports:
 
 
 def _require_other_folder(folder: Path, move_to: Path) -> None:
-    """Raise before anything is taken where its messages cannot be moved there."""
+    """Raise before reading if the messages could not be moved there."""
     from daemon.drift import UNUSABLE
 
     if not folder.is_dir():

@@ -39,21 +39,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pleura.service")
 
-# How late a SIGTERM may be noticed.
+# How long a SIGTERM may go unnoticed.
 _NOTICE_S = 0.5
 
 # Set when this process has said READY.
 _ready = threading.Event()
 
-# What this process tells of itself with each sign of life: a role that has something sets it.
+# What this process reports with each heartbeat; a role that has facts sets it.
 _tells: list[Callable[[], Mapping[str, Any]]] = []
 
-# The longest step of a thread that is not stuck: an image in its decoder (WorkerLimits.image_s), a
-# connection that takes no byte (requestor.Limits.stalled_s). A ledger may take the grace on top.
+# The longest step of a thread that is not stuck: decoding an image (WorkerLimits.image_s), or a
+# connection that accepts no byte (requestor.Limits.stalled_s). The grace covers the ledger's waits
+# on top.
 _LONGEST_STEP_S = {"analyse": 600.0, "deliver": 60.0, "web": 60.0, "shadow": 60.0}
 _GRACE_S = 180.0
 
-# The pause before the next try to open a ledger whose server is away.
+# The pause before the next try to open a ledger whose server is unreachable.
 _LEDGER_PAUSE_S = 2.0
 
 # The pause before the next try to listen.
@@ -74,7 +75,7 @@ def run_role(role: str, file: Path, device: str | None = None) -> int:
     """Run one role until SIGTERM or SIGINT, then finish the work in hand.
 
     Says READY when the role can do its job. `file`: the settings, which SIGHUP reads again.
-    `device`: in place of the settings' own. Returns 0, or 1 where another start may succeed.
+    `device` overrides the settings'. Returns 0, or 1 if another start may succeed.
 
     Raises:
         ConfigError: wrong settings.
@@ -123,7 +124,7 @@ def run_role(role: str, file: Path, device: str | None = None) -> int:
     try:
         ledger.record_audit("stop", activity)
     except SQLAlchemyError as error:
-        # The work is done; a ledger that is away must not make the end a failure.
+        # The work is done. An unreachable ledger must not turn the end into a failure.
         log.warning("the end of the %s role is not in the audit trail: %s", role, describe(error))
     ledger.close()
     return EXIT_DONE
@@ -140,7 +141,7 @@ def _set_log_level(config: Config) -> None:
 
 def _longest_silence_s(role: str, config: Config) -> float:
     """How long a thread of the role may be silent before the watchdog takes it for stuck."""
-    # The longest wait in which a thread cannot beat: for a peer that does not read an answer.
+    # The longest wait in which a thread cannot beat: a peer does not read an answer.
     wait_s = config.limits.pdu_s if role == "receive" else _LONGEST_STEP_S[role]
     return wait_s + _GRACE_S
 
@@ -160,10 +161,11 @@ def _stop_on_signals() -> threading.Event:
 def _wait_for_stores(config: Config, stop: threading.Event) -> tuple[Ledger, Spool] | None:
     """The ledger and the spool, once the database server answers; None when `stop` came first.
 
-    An outage is one line in the log, not one for each try.
+    An outage is logged once, not at each try.
 
     Raises:
-        CannotStartError: no retry opens one of them. SpoolError: the spool is another folder.
+        CannotStartError: one of them cannot be opened, and a retry would not help. SpoolError: the
+            spool is another folder.
     """
     outage = Outage(log, "the ledger or the spool")
 
@@ -187,8 +189,8 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
 
     Raises:
         CannotStartError: one of them cannot be opened.
-        OperationalError: the database server is away.
-        OSError: a disk is full or away.
+        OperationalError: the database server is unreachable.
+        OSError: a disk is full or unreachable.
     """
     if trouble := ownership.trouble(config):
         raise CannotStartError(trouble)
@@ -207,7 +209,7 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
             f"spool or ledger: {error}; this user must be able to write there"
         ) from error
 
-    # Only root can make a mistyped path anywhere.
+    # Only root could create a mistyped path anywhere.
     level = logging.WARNING if os.geteuid() == 0 else logging.INFO
     for what in made:
         log.log(level, "%s was not there and is new; is its path right?", what)
@@ -222,7 +224,7 @@ def time_may_cure(error: OSError) -> bool:
 def release_dead_leases(ledger: Ledger) -> None:
     """End the leases of this machine's dead processes.
 
-    A lease of another machine, or of a live process, runs out on the ledger's clock.
+    Leases of another machine, or of a live process, expire on the ledger's clock.
     """
     for owner in ledger.inspect.lease_owners():
         machine = owner.rpartition(":")[0]
@@ -251,7 +253,8 @@ def _receive(
 
     live.serve(check)
 
-    # Loaded modules stay: the garbage collector need not look at them every few dozen associations.
+    # Loaded modules stay for good, so the garbage collector need not scan them every few dozen
+    # associations.
     gc.freeze()
     what = f"listening on {config.host}, {_ports(config)}, as {config.ae_title}"
     _say_ready("receive", what)
@@ -274,13 +277,11 @@ def _take(config: Config, receiver: Receiver, inbox: Inbox | None) -> None:
 def listen(
     server: Receiver | PageServer, address: str, stop: threading.Event, keys: str = "host, port"
 ) -> bool:
-    """Listen, once the address is there and no other program holds the port.
-
-    `keys`: those of the settings that name the address. One line in the log tells of the wait.
-    Returns False when `stop` came first.
+    """Listen, once the address exists and no other program holds the port. `keys`: the settings'
+    keys for the address. The wait is logged once. Returns False when `stop` came first.
 
     Raises:
-        CannotStartError: this user or this machine may never listen there.
+        CannotStartError: this user or this machine can never listen there.
     """
     said = ""
     while not stop.is_set():
@@ -362,7 +363,7 @@ def _analyse(
     what = f"model {pipeline.engine.identity.id} on {pipeline.engine.device}"
     _say_ready("analyse", what)
 
-    # Only the worker holds the pipeline from here on, so that it can free it for a successor.
+    # From here on only the worker holds the pipeline, so that it can free it for a successor.
     del pipeline
     worker.run(stop)
 
@@ -424,7 +425,8 @@ def _shadow(
 
     from daemon.analyse.shadow import Process, ShadowLimits, ShadowWorker, command
 
-    # No reload waits for the shadow, not even while it loads: it takes every change by ignoring it.
+    # No reload waits for the shadow, not even while it loads: it accepts every change and ignores
+    # it.
     live.serve(lambda _: lambda: None)
 
     limits = ShadowLimits()
@@ -432,7 +434,8 @@ def _shadow(
     worker.run(stop, lambda name: _say_ready("shadow", f"model {name} on {shadow.device}"))
 
 
-# What runs a role: its settings, ledger and spool, what ends it, and what gives it new settings.
+# The function of a role takes its settings, ledger and spool, the event that stops it, and what
+# gives it new settings.
 Role = Callable[[Config, Ledger, Spool, threading.Event, LiveSettings], None]
 
 ROLES: dict[str, Role] = {
@@ -442,7 +445,7 @@ ROLES: dict[str, Role] = {
     "web": _web,
     "shadow": _shadow,
 }
-# The roles that the node does its job without.
+# Roles that the node can do without.
 _OPTIONAL = ("web", "shadow")
 
 
@@ -452,7 +455,7 @@ def roles_of(config: Config) -> list[str]:
 
 
 def is_needed(role: str) -> bool:
-    """Whether the node needs this role to do its job."""
+    """Whether the node cannot do its job without this role."""
     return role not in _OPTIONAL
 
 
@@ -464,13 +467,13 @@ def _say_ready(role: str, what: str) -> None:
 
 
 def _die_with_parent() -> None:
-    """Under `serve`, end with it: an orphan would hold the port and the leases."""
+    """Under `serve`, end with it: an orphan would keep the port and the leases."""
     parent = os.environ.pop(PARENT, None)
     if parent is None:
         return
 
     end_with_parent()
 
-    # The parent died before the line above.
+    # The parent had died before the call above.
     if os.getppid() != int(parent):
         os._exit(1)

@@ -1,14 +1,12 @@
-"""Bytes on disk: durable before anyone is told of them, under names of our own, never half there.
+"""Files on disk: durable before anyone learns of them, under our own names, and never incomplete.
 
-A file is written as a hidden `.part`, renamed, fsynced, and its folder fsynced. Only then is its
-name told to the ledger, and only names that the ledger knows count. The rename comes before the
-fsync so that one commit of the file system's journal serves both (docs/rules.md, "Durability").
+A file is written as a hidden `.part`, renamed, fsynced, and its folder fsynced. Only then does the
+ledger learn its name, and only names in the ledger count. The rename comes before the fsync so that
+one commit of the file system's journal serves both (docs/rules.md, "Durability").
 
-Names are random. So no peer's string ever becomes a path, and any number of processes and hosts
-write to one spool without asking each other.
-
-A crash may leave a `.part`, which is swept once it is old, or a whole file without a row, which
-adoption.py takes in.
+Names are random. So no peer's string ever becomes a path, and any number of processes and hosts can
+write to one spool without coordination. A crash may leave a `.part`, which is swept once it is old,
+or a complete file without a row, which adoption.py adopts.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from typing import BinaryIO, TypeVar
 
 BytesLike = bytes | bytearray | memoryview
 
-# The folder's two digits, 64 random bits, 14 digits that count.
+# Two digits that name the folder, 64 random bits, and a counter of 14 digits.
 _NAME = re.compile(r"[0-9a-f]{32}")
 # An unfinished file; hidden from programs that watch a folder.
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
@@ -42,14 +40,14 @@ _Found = TypeVar("_Found")
 
 
 class SpoolError(Exception):
-    """The folder is not the one it should be. Time may heal that: it is mounted late, or again."""
+    """The folder is not the expected one. That may pass: the spool may be mounted later."""
 
 
 class Spool:
     """One folder of received images and results, which all roles and hosts of a node share."""
 
     def __init__(self, folder: Path) -> None:
-        """Create what is missing of the folder.
+        """Create the parts of the folder that are missing.
 
         Raises:
             OSError: it cannot be created or written.
@@ -67,28 +65,26 @@ class Spool:
 
     def _begin_names(self, folder: Path) -> None:
         self.folder = folder
-        # A string: making a Path costs more than some of the system calls that it is for.
+        # A string, because making a Path costs more than some of the system calls.
         self._at = str(folder)
         self._identity: str | None = None
         # Device and inode of the marker that was read last
         self._marker_place = (0, 0)
-        # The names of one process begin alike, and are counted from a random number.
+        # A process's names share a random prefix and count up from a random number.
         self._names = secrets.token_hex(8)
         self._numbers = itertools.count(secrets.randbits(54))
 
     def claim(self, agree: Callable[[str | None], str | None]) -> None:
         """Make sure that this is the folder whose files the ledger knows, and not an empty mount
-        point.
-
-        `agree` takes this folder's identity, or None to only ask, and returns the identity that the
-        ledger knows.
+        point. `agree` takes this folder's identity, or None to only query, and returns the identity
+        that the ledger knows.
 
         Raises:
             SpoolError: it is another folder.
         """
         marker = self.folder / _MARKER
         if agree(None) is None:
-            # A new ledger: of several hosts that start at once, one makes the marker.
+            # A new ledger. If several hosts start at once, one of them creates the marker.
             part = self.folder / f".{secrets.token_hex(8)}.part"
             write_durably(part, secrets.token_hex(16).encode())
             with contextlib.suppress(FileExistsError):
@@ -102,7 +98,9 @@ class Spool:
         self._identity = here
 
     def require(self) -> None:
-        """Raises SpoolError when the folder is gone or replaced: then no single file is lost."""
+        """Raises SpoolError if the whole folder is gone or replaced, so that its files do not count
+        as lost.
+        """
         if self._identity is None:
             return
         try:
@@ -121,7 +119,7 @@ class Spool:
     def require_whole(self, sizes: Mapping[str, int]) -> None:
         """Raises SpoolError unless this spool holds each file (name -> bytes) in full.
 
-        Another folder may have lain here while a file was written: it took the file, and hides it
+        Another folder may have been mounted here while a file was written, and may hide that file
         now.
         """
         self.require()
@@ -163,12 +161,12 @@ class Spool:
 
     def begin(self) -> Unfinished:
         """A new file, to be written piece by piece. Raises OSError."""
-        # Files of one second lie in one folder: one sync() serves them all.
+        # Files of one second share a folder, so one sync() serves them all.
         shard = _SHARDS[int(time.time()) % len(_SHARDS)]
         return Unfinished(f"{self._at}/{shard}", f"{shard}{self._names}{next(self._numbers):014x}")
 
     def sync(self, names: Iterable[str]) -> None:
-        """Make the names of files durable whose bytes are durable. Raises OSError."""
+        """Make the names of files durable; their bytes already are. Raises OSError."""
         for shard in {name[:2] for name in names}:
             sync_folder(f"{self._at}/{shard}")
 
@@ -176,21 +174,21 @@ class Spool:
         """All bytes of one file.
 
         Raises:
-            ValueError: not a name of ours. SpoolError: the whole spool is gone. OSError: the spool
-                is there, and this file cannot be read.
+            ValueError: not one of our names. SpoolError: the whole spool is gone. OSError: the
+                spool is there, but this file cannot be read.
         """
         return self._certain(self.path(name).read_bytes)
 
     def open(self, name: str) -> BinaryIO:
-        """One file for reading. Raises FileNotFoundError, ValueError (not a name of ours)."""
+        """One file for reading. Raises FileNotFoundError, ValueError (not one of our names)."""
         return self.path(name).open("rb")
 
     def path(self, name: str) -> Path:
-        """The path of a file. Raises ValueError for a name that is not of our own form."""
+        """The path of a file. Raises ValueError for a name that is not one of ours."""
         return Path(self._place(name))
 
     def _place(self, name: str) -> str:
-        """path() as a string, for what runs in each commit."""
+        """path() as a string, for code that runs in each commit."""
         if not _NAME.fullmatch(name):
             raise ValueError(
                 f"spool: {name!r} found, 32 hexadecimal digits wanted: only our own names are paths"
@@ -198,12 +196,11 @@ class Spool:
         return f"{self._at}/{name[:2]}/{name}"
 
     def damage(self, name: str, size_bytes: int | None) -> str | None:
-        """The damage of a file that was written with this size; None where it is whole.
-
+        """What is wrong with a file that was written with this size; None if it is complete.
         `size_bytes` None: the size is not known.
 
         Raises:
-            SpoolError: the whole spool is gone. OSError: the disk does not tell.
+            SpoolError: the whole spool is gone. OSError: the disk cannot be read.
         """
         place = self._place(name)
         try:
@@ -216,10 +213,8 @@ class Spool:
         return f"has {found_bytes} of {size_bytes} bytes"
 
     def _certain(self, look: Callable[[], _Found]) -> _Found:
-        """The answer of `look`, which asks about one file.
-
-        Raises OSError only where the spool is there before and after a look that failed: it may be
-        mounted again between a failed look and require().
+        """Run `look`, which examines one file. Raises OSError only if the spool was there before
+        and after a failed look: it may be mounted again between the failed look and require().
         """
         with contextlib.suppress(OSError):
             return look()
@@ -232,16 +227,16 @@ class Spool:
             raise
 
     def remove(self, name: str) -> None:
-        """Remove one file; it may be gone already."""
+        """Remove one file, if it still exists."""
         self.path(name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
-        """The room that an ordinary user has left on the spool's file system."""
+        """The free space for ordinary users on the spool's file system."""
         room = os.statvfs(self._at)
         return room.f_bavail * room.f_frsize
 
     def names(self) -> Iterator[str]:
-        """The names of all whole files, in no order."""
+        """The names of all complete files, in no particular order."""
         for shard in _SHARDS:
             with os.scandir(self.folder / shard) as entries:
                 yield from (entry.name for entry in entries if _NAME.fullmatch(entry.name))
@@ -255,11 +250,11 @@ class Spool:
 
     @property
     def quarantine_folder(self) -> Path:
-        """Whole files that nobody may delete but a person; it may be absent."""
+        """Complete files that only a person may delete. The folder may be absent."""
         return self.folder / _QUARANTINE
 
     def quarantine(self, name: str, suffix: str = "") -> None:
-        """Move a whole file out of the way of every sweep. Raises OSError."""
+        """Move a complete file where no sweep removes it. Raises OSError."""
         self.quarantine_folder.mkdir(mode=0o700, exist_ok=True)
         self.path(name).rename(self.quarantine_folder / f"{name}{suffix}")
         sync_folder(self.quarantine_folder)
@@ -274,10 +269,10 @@ class Spool:
 
     @classmethod
     def existing(cls, folder: Path, identity_in_ledger: str | None) -> Spool:
-        """The spool of a node that has run, for commands that only look. It changes nothing.
+        """The spool of a node that has run, for commands that only read. It changes nothing.
 
         Raises:
-            SpoolError: there is no such folder, or it is not the folder that the ledger knows.
+            SpoolError: there is no such folder, or the ledger knows another one.
         """
         if not folder.is_dir():
             raise SpoolError(
@@ -312,13 +307,13 @@ class Spool:
 
 
 class Unfinished:
-    """A file that is being written. It has no name before it is whole; a failure leaves nothing."""
+    """A file being written. It gets its name once it is complete; a failure leaves nothing."""
 
     def __init__(self, folder: str | Path, name: str) -> None:
         """Raises OSError."""
         self.name = name
         self._path = f"{folder}/{name}"
-        # Where it lies now.
+        # Its current path.
         self._at = f"{folder}/.{secrets.token_hex(8)}.part"
         self._descriptor = os.open(
             self._at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
@@ -345,8 +340,7 @@ class Unfinished:
 
     def finish(self) -> None:
         """Give the file its name, which the ledger does not know yet, and make its bytes durable.
-
-        The name lasts once the folder is synced as well.
+        The name is durable once the folder is synced as well.
 
         Raises:
             OSError: no room, or the disk failed; the file is dropped.
@@ -391,9 +385,9 @@ class Unfinished:
 
 
 def identity(folder: Path) -> str | None:
-    """The identity of a spool; None where no node has run with this folder."""
+    """The identity of a spool; None if no node has run with this folder."""
     marker = folder / _MARKER
-    # A person may have put it back by hand, with a line feed at its end.
+    # A person may have restored it by hand, with a line feed at its end.
     return marker.read_text().strip() if marker.exists() else None
 
 
@@ -402,7 +396,7 @@ def _another(folder: Path) -> str:
 
 
 def write_durably(path: Path, *chunks: BytesLike) -> None:
-    """Put the bytes of `chunks` at `path`, whole and durable, or leave `path` as it was.
+    """Put the bytes of `chunks` at `path`, complete and durable, or leave `path` as it was.
 
     Raises:
         OSError: no room, or the disk failed; the unfinished file is removed.
@@ -426,7 +420,7 @@ def _older(folder: Path, age_s: float) -> list[str]:
     names = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            # Its owner may be quicker.
+            # Its owner may have removed it first.
             with contextlib.suppress(FileNotFoundError):
                 if entry.stat(follow_symlinks=False).st_mtime < newest:
                     names.append(entry.name)
@@ -434,7 +428,7 @@ def _older(folder: Path, age_s: float) -> list[str]:
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock that stamps the folder's files: on a share, the server's clock."""
+    """The time on the clock that stamps the folder's files: on a network share, the server's."""
     try:
         os.utime(folder)
     except PermissionError:

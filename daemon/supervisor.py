@@ -1,7 +1,7 @@
-"""`pleura serve`: the roles as processes that are kept running, and that end with it.
+"""`pleura serve`: starts the roles as processes, restarts them, and ends them with itself.
 
-service.py is one role. This process holds the standard library alone: it may run for months beside
-what it supervises.
+service.py is one role. This process imports only the standard library, because it runs for months
+beside the roles.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("pleura.service")
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 
-# A role that ran this long starts from the first pause again.
+# After a role has run this long, its back-off starts again from the first pause.
 _SETTLED_S = 60.0
 
 # How long a role may finish its work after SIGTERM.
@@ -41,7 +41,7 @@ _DRAIN_S = 60.0
 
 _PYTHON = (sys.executable, "-P", "-m")
 
-# How often the children are looked at while no signal and no READY arrives.
+# How often to look at the children while no signal and no READY arrives.
 _LOOK_S = 0.2
 
 
@@ -50,11 +50,11 @@ class _Child:
     """One role's process under supervision."""
 
     role: str
-    # False: the node does its job without it.
+    # False: the node can do without it.
     is_needed: bool = True
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
-    # Deaths in a row, each soon after a start.
+    # Consecutive deaths, each soon after a start.
     deaths: int = 0
     start_again_at: float = 0.0
     ready: bool = False
@@ -62,11 +62,9 @@ class _Child:
 
 
 def serve(path: Path) -> int:
-    """Run the roles as processes; a dead role is restarted with back-off.
-
-    Says READY once receive, analyse and deliver are. Returns 0 after SIGTERM or SIGINT, 2 where one
-    of them cannot start. The web and the shadow role are started again for ever: no image depends
-    on them.
+    """Run the roles as processes; a dead role is restarted with back-off. Says READY once receive,
+    analyse and deliver are ready. Returns 0 after SIGTERM or SIGINT, 2 if one of these cannot
+    start. The web and shadow roles are restarted for ever: no image depends on them.
     """
     found = subprocess.run(
         [*_PYTHON, "daemon.preflight", str(path)], stdout=subprocess.PIPE, text=True, check=False
@@ -118,7 +116,7 @@ class _Supervisor:
         self._reloading = True
 
     def _pass_on_reload(self) -> None:
-        """Pass SIGHUP (new settings) on to a role that is ready: it asks the others."""
+        """Pass SIGHUP (new settings) on to one ready role, which asks the others."""
         if not self._reloading:
             return
 
@@ -140,7 +138,7 @@ class _Supervisor:
             return
         self._forget(child)
 
-        # After READY, half-edited settings must not end the roles that still run.
+        # After READY, half-edited settings must not stop the running roles.
         is_fatal = child.is_needed and not self._said_ready
         if status == EXIT_CANNOT_START and is_fatal:
             log.error("%s cannot start; its message above says why", child.role)
@@ -164,7 +162,7 @@ class _Supervisor:
                 text=True,
             )
         except OSError as error:
-            # No memory for another process, say: the roles that run must not end by it.
+            # For example, no memory for another process: the running roles must go on.
             _schedule_restart(child, f"cannot be started ({error.strerror})")
             return
 

@@ -1,8 +1,8 @@
-"""systemd's watchdog, fed while every watched thread gets on (sd_watchdog_enabled(3)).
+"""systemd's watchdog, fed while every watched thread makes progress (sd_watchdog_enabled(3)).
 
 A thread is watched inside `watched(name)`, and calls `beat()` at each step, also while it waits. A
-thread that hangs in a decoder, a lock or a system call stays silent. Then nothing is fed any more,
-and systemd ends and restarts the process: what it held is claimed again.
+thread that hangs in a decoder, a lock or a system call stays silent. Then the watchdog is no longer
+fed, and systemd restarts the process. Its work is claimed again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Thread:
     beat_at: float
 
 
-# Thread identifier -> its last beat. Each thread writes its own entry alone.
+# Thread identifier -> its last beat. Each thread writes only its own entry.
 _threads: dict[int, _Thread] = {}
 
 
@@ -45,7 +45,7 @@ def watched(name: str) -> Iterator[None]:
 
 
 def beat() -> None:
-    """The calling thread gets on. Does nothing where the thread is not watched."""
+    """The calling thread makes progress. Does nothing if the thread is not watched."""
     thread = _threads.get(threading.get_ident())
     if thread is not None:
         thread.beat_at = time.monotonic()
@@ -71,10 +71,10 @@ def period_s() -> float | None:
 
 
 class Feeder:
-    """Feeds the watchdog for as long as the block runs and no watched thread is stuck."""
+    """Feeds the watchdog while the block runs and no watched thread is stuck."""
 
     def __init__(self, feed: Callable[[], None], every_s: float, limit_s: float) -> None:
-        """`limit_s`: a thread without a beat for so long is stuck."""
+        """`limit_s`: a thread without a beat for this long is stuck."""
         self._feed = feed
         self._every_s = every_s
         self.limit_s = limit_s
@@ -106,11 +106,11 @@ class Feeder:
             ", ".join(stuck),
             self.limit_s,
         )
-        # Names of files and functions alone: no value of a patient's.
+        # Names of files and functions only, so no patient's values.
         faulthandler.dump_traceback(sys.stderr)
 
 
 def feeder(feed: Callable[[], None], limit_s: float) -> Feeder | None:
-    """The thread that feeds systemd's watchdog; None where this process has no watchdog."""
+    """The thread that feeds systemd's watchdog; None if this process has no watchdog."""
     wanted_s = period_s()
     return None if wanted_s is None else Feeder(feed, wanted_s / _FEEDINGS_PER_PERIOD, limit_s)

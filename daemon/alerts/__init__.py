@@ -1,1 +1,1 @@
-"""Alerts without Prometheus: which troubles there are, and the way of a message to people."""
+"""Alerts without Prometheus: which troubles there are, and how a message reaches people."""

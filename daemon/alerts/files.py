@@ -47,7 +47,9 @@ def wrong_files(config: Config) -> Iterator[str]:
 
 
 def tls_context(ca: Path | None) -> ssl.SSLContext:
-    """Verifies a server against `ca`, or what the system trusts. Raises OSError, ssl.SSLError."""
+    """A context that verifies a server against `ca`, or against what the system trusts. Raises
+    OSError, ssl.SSLError.
+    """
     context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
@@ -59,13 +61,13 @@ def read_secret(path: Path) -> str:
     if not secret:
         raise ValueError("it is empty; it holds the password or the token")
     if not secret.isascii():
-        # In words of our own: those of a codec quote a part of the secret.
+        # Our own message: a codec's message quotes a part of the secret.
         raise ValueError("a character that is not ASCII; smtplib and HTTP send ASCII alone")
     return secret.decode("ascii")
 
 
 def read_address(path: Path) -> str:
-    """The address of a webhook. Raises OSError, ValueError, whose words quote nothing of it."""
+    """The address of a webhook. Raises OSError, ValueError, whose messages do not quote it."""
     secret = read_secret(path)
     try:
         return web_address(secret)

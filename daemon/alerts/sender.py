@@ -1,7 +1,7 @@
-"""Messages from the ledger to their routes, tried again without end with back-off.
+"""Messages from the ledger to their routes, retried for ever with back-off.
 
-One thread of the deliver role. A message goes from the ledger once its route has taken it. A crash
-in between sends it again with the same ID.
+One thread of the deliver role. The ledger drops a message once its route has taken it. After a
+crash in between, the message is sent again with the same ID.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class AlertSender:
         self._ledger = ledger
         self._backoff = backoff or Backoff(first_s=2.0)
         self._outage = Outage(log, "alerts: the ledger")
-        # Routes that are in trouble, so that each outage is one line.
+        # Routes in trouble, so that each outage is logged once.
         self._troubled: set[str] = set()
 
     def take(self, routes: Mapping[str, Route]) -> None:
-        """Send by these routes from the next turn on. The trouble of each is told anew."""
+        """Use these routes from the next turn on. Each one logs its trouble again."""
         self._troubled = set()
         self._routes = dict(routes)
 
@@ -47,7 +47,7 @@ class AlertSender:
             try:
                 self.turn(stop)
             except Exception as error:
-                # The loop's one catch-all: a ledger that is away comes back.
+                # The loop's only catch-all: an unreachable ledger comes back.
                 self._outage.failed(error)
                 stop.wait(_LEDGER_PAUSE_S)
             else:
@@ -58,7 +58,7 @@ class AlertSender:
         """Send what is due. Returns how many messages were sent."""
         routes = self._routes
         if not routes:
-            # A claim would drop what another machine owes to a route of its own.
+            # A claim would drop what another machine owes to its own route.
             return 0
 
         messages = self._ledger.alarms.claim(owner_name(), routes.keys(), _LEASE_S)
@@ -66,7 +66,7 @@ class AlertSender:
         sent = 0
         for message in messages:
             if stop.is_set() or message.route in failed:
-                # After the one that failed, so that messages keep their order.
+                # Later messages wait behind the failed one, so that messages keep their order.
                 delay_s = failed.get(message.route, 0.0)
                 self._ledger.alarms.retry_later(message, delay_s, is_failure=False)
                 continue

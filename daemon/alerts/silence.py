@@ -1,4 +1,4 @@
-"""How many images of a sender are missing, by its own last weeks."""
+"""How many images of a sender are missing, compared with its own recent weeks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 HOUR_S = 3600
 _WEEK_H = 7 * 24
 _WEEKS = 8
-# Fewer weeks tell nothing of an hour of the week.
+# Fewer weeks say nothing about an hour of the week.
 _FEWEST_WEEKS = 3
 
 

@@ -16,7 +16,7 @@ _MINUTE_S = 60.0
 _HOUR_S = 3600.0
 _DAY_S = 86400.0
 _MB = 1024 * 1024
-# So many images must be missing before learned silence is a trouble.
+# How many images must be missing before learned silence counts as a trouble.
 _MISSING_IMAGES = 5.0
 _MOST_CHARACTERS = 500
 
@@ -32,14 +32,15 @@ class Sight:
     drift: Mapping[str, str]
     # This host: its troubles can only be seen from here.
     machine: str
-    # When this process began to look: a role that never gave a sign is silent since then.
+    # When this process began to look: a role that has never sent a heartbeat counts as silent since
+    # then.
     began_at: float
     # By the key of the settings, what is wrong with a file of TLS, in words.
     file_faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def troubles(config: Config, alerts: Alerts, sight: Sight) -> list[Alarm]:
-    """Every trouble at this time, each with a key that stays as long as the trouble lasts."""
+    """Every current trouble, each with a key that stays the same as long as the trouble lasts."""
     return [
         *_outages(config, alerts, sight),
         *_owed(config, alerts, sight),
@@ -119,7 +120,7 @@ def _backlog(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
 
 
 def _unresolved(sight: Sight) -> Iterator[Alarm]:
-    """Failures of each day: those of a new day are a new trouble, beside older ones."""
+    """Failures by day: each day with failures is a trouble of its own."""
     for each in sorted(sight.unresolved, key=lambda each: (each.kind, each.subject, each.day)):
         day = _day(each.day * _DAY_S)
         what = "failed images" if each.kind == "failed" else "refused results"
@@ -159,7 +160,8 @@ def _silence(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
 
 def _disk(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
     free = free_bytes(config.spool, sight.figures.spool)
-    # The deliver role reads the spool: what it cannot see is away, and no disk with room.
+    # The deliver role reads the spool. If it cannot see it, the spool is unreachable, not a disk
+    # with room.
     words = UNSEEN_SPOOL
     if free is not None:
         words = f"{free // _MB} MB free beside the spool; wanted: {alerts.disk_free_mb} MB"

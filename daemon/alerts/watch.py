@@ -1,4 +1,4 @@
-"""Looks at the node every few seconds: counts what arrived, and notes which troubles there are.
+"""Looks at the node every few seconds: counts arrivals and records troubles.
 
 One thread of the deliver role. Several processes may look: the ledger keeps each trouble once.
 """
@@ -19,15 +19,16 @@ from daemon.ledger import Ledger, Outage, Unresolved
 log = logging.getLogger("pleura.alerts")
 
 _EVERY_S = 10.0
-# A trouble is over once it was absent for so long: a destination that flaps is one trouble.
+# A trouble is over once it has been absent for this long, so that a flapping destination is one
+# trouble.
 _SETTLE_S = 60.0
-# The figures of drift are those of weeks.
+# Drift compares weeks, so it changes slowly.
 _DRIFT_EVERY_S = 600.0
 # A look at the files of TLS opens keys, and does a handshake with each.
 _FILES_EVERY_S = 60.0
 # The ledger sorts every failure that waits for a person.
 _FAILURES_EVERY_S = 60.0
-# Without `alerts` troubles are told to the log, the metrics and the page alone.
+# Without `alerts`, troubles appear only in the log, the metrics and the page.
 _DEFAULTS = Alerts.model_construct()
 
 
@@ -62,7 +63,7 @@ class Watch:
             try:
                 self.look()
             except Exception as error:
-                # The loop's one catch-all: a ledger that is away comes back.
+                # The loop's only catch-all: an unreachable ledger comes back.
                 self._outage.failed(error)
             else:
                 self._outage.over()
@@ -111,7 +112,7 @@ class Watch:
         """Look at what failed and needs a person, now and then."""
         if self._failures_due_at - _FAILURES_EVERY_S <= now < self._failures_due_at:
             return
-        # Due until it has succeeded: what is not known is not over.
+        # It stays due until it succeeds: a trouble that could not be checked is not over.
         self._unresolved = self._ledger.inspect.unresolved()
         self._failures_due_at = now + _FAILURES_EVERY_S
 

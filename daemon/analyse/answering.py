@@ -1,8 +1,8 @@
 """The shadow's networks as a process: a line with a file's path in, a line with the answer out.
 
-The shadow role starts it (shadow.py). It runs on idle cores, which nothing that holds a lock of the
-ledger may do, so it has no ledger: it reads one file at a time and answers. It makes no result
-objects.
+The shadow role starts it (shadow.py). It runs at idle priority. A process at idle priority must not
+hold a lock of the ledger, so this one has no ledger: it reads one file at a time and answers. It
+makes no result objects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # nice(2)
 _LEAST_URGENT = 19
-# In which no result is dated: none is made.
+# Unused, because no result is made.
 _NO_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -86,11 +86,11 @@ def load(model: str, device: str, rules: dict[str, Any]) -> Pipeline:
 
     # The other cores are for the images that wait.
     torch.set_num_threads(1)
-    # JSON has lists for tuples.
+    # JSON turns tuples into lists.
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in rules.items()
     }
-    # No kind of result: nothing is encoded.
+    # No kinds of result: nothing is encoded.
     return Pipeline(engine, AnalysisSettings(rules=Rules(**given), kinds=frozenset()))
 
 
@@ -101,14 +101,14 @@ def name_of(pipeline: Pipeline) -> str:
 
 
 def serve(pipeline: Pipeline, paths: Iterable[str], out: TextIO) -> None:
-    """Answer each line, a path as JSON, until there is none. The path is said again with it."""
+    """Answer each line, a path as JSON, until standard input ends. The answer repeats the path."""
     for line in paths:
         path = json.loads(line)
         _say(out, {"path": path, **asdict(answer(pipeline, Path(path)))})
 
 
 def answer(pipeline: Pipeline, path: Path) -> Answer:
-    """The answer on one file. An error is told by its type: its text may quote a header."""
+    """The answer on one file. An error is reported by its type: its text may quote a header."""
     try:
         (outcome,) = pipeline.analyse([path.read_bytes()], _NO_TIME)
     except Exception as error:

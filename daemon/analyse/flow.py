@@ -1,7 +1,7 @@
 """Work in three overlapping steps: helper threads begin and end each item, one thread answers.
 
-The device thread answers. It takes the items that are begun by then as its next batch: nothing ever
-waits for a batch to fill. worker.py supplies the steps.
+The device thread answers. Its next batch is whatever items are ready: nothing ever waits for a
+batch to fill. worker.py supplies the steps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Steps(Generic[_Item]):
 
 
 class Flow(Generic[_Item]):
-    """Items on their way. Ending an item goes before beginning one, so that none pile up."""
+    """The items in work. Helpers end an item before they begin another, so that none pile up."""
 
     def __init__(self, steps: Steps[_Item], batch: int, helpers: int) -> None:
         """`batch`: the most items that are answered at once. `helpers`: how many helper threads."""
@@ -59,8 +59,8 @@ class Flow(Generic[_Item]):
         return threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
 
     def __enter__(self) -> Flow[_Item]:
-        # Here and not in each thread, since catch_warnings() of several threads undo one another.
-        # pydicom's warnings quote header values.
+        # Here and not in each thread: catch_warnings() is process-wide, and threads would undo each
+        # other's. pydicom's warnings quote header values.
         self._silence = warnings.catch_warnings()
         self._silence.__enter__()
         warnings.simplefilter("ignore")
@@ -151,7 +151,7 @@ class Flow(Generic[_Item]):
                     self._leave([item for item in batch if item not in going_on])
                 del going_on
 
-            # Pictures must not be kept until the next batch comes.
+            # Free the pictures now, not when the next batch comes.
             del batch
             if self._steps.idle():
                 self.wake()
@@ -169,7 +169,7 @@ class Flow(Generic[_Item]):
                 self._end(item)
             else:
                 self._begin(item)
-            # Its picture must not be kept until the next item comes.
+            # Free its picture now, not when the next item comes.
             del item
 
     def _begin(self, item: _Item) -> None:

@@ -1,4 +1,4 @@
-"""The shadow role: a second model answers the same images, for comparison alone (docs/shadow.md).
+"""The shadow role: a second model answers the same images, for comparison only (docs/shadow.md).
 
 This process asks the ledger and writes rows of its own (ledger/shadow.py). The networks run in a
 process below it (answering.py), which may raise, hang, leak or be killed: that ends one comparison.
@@ -31,7 +31,7 @@ log = logging.getLogger("pleura.shadow")
 
 _MOST_OF_REASON = 200
 _CHUNK = 65536
-# How late the end of the role may be noticed.
+# How long the role may take to notice that it must end.
 _NOTICE_S = 0.5
 
 
@@ -82,7 +82,7 @@ class Process:
     def __init__(self, command: Sequence[str], limits: ShadowLimits) -> None:
         self._limits = limits
         self._read = b""
-        # Its standard error would quote headers: errors come as answers.
+        # Its standard error is discarded, because it may quote headers: errors come as answers.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -114,7 +114,7 @@ class Process:
             raise self._ended() from error
         said = self._line(self._limits.image_s)
         if said.pop("path", None) != str(path):
-            # The late answer on an image before this one.
+            # A late answer about an earlier image.
             raise EndedError("its answer is on another image")
         return Answer(**said)
 
@@ -129,11 +129,11 @@ class Process:
         self._selector.close()
         self._from.close()
         with contextlib.suppress(OSError):
-            # What it did not read any more is lost with it.
+            # Input that it has not read is lost with it.
             self._to.close()
 
     def _line(self, within_s: float) -> dict[str, Any]:
-        """The next line that it says."""
+        """The next line that it prints."""
         deadline = time.monotonic() + within_s
         while b"\n" not in self._read:
             if not self._selector.select(max(0.0, deadline - time.monotonic())):
@@ -207,7 +207,7 @@ class ShadowWorker:
             ends += 1
 
     def _say(self, words: str, stop: threading.Event) -> None:
-        """Once for each trouble, and not for the end that the role itself brought."""
+        """Log each trouble once, but not an end that the role itself caused."""
         if words != self._said and not stop.is_set():
             log.error("%s", words)
             self._said = words
@@ -219,7 +219,7 @@ class ShadowWorker:
             except EndedError:
                 raise
             except Exception as error:
-                # The loop's one catch-all: a ledger or disk that is away comes back.
+                # The loop's only catch-all: an unreachable ledger or disk comes back.
                 self._outage.failed(error)
                 has_looked = False
             else:
@@ -252,7 +252,8 @@ class ShadowWorker:
             try:
                 self._note(job, name, Answer(None, None, str(error)))
             except Exception as not_noted:
-                # The row has no answer, which is what it says. The networks end all the same.
+                # The row stays without an answer, as it should. The networks have ended in any
+                # case.
                 raise error from not_noted
             raise
         if said.why:

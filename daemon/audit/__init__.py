@@ -1,4 +1,4 @@
-"""The audit trail (IHE ATNA; PS3.15 A.5): what is told, its XML, and the way to the repository."""
+"""The audit trail (IHE ATNA; PS3.15 A.5): the events, their XML, and the way to the repository."""
 
 from daemon.audit.alerts import Alerts
 from daemon.audit.message import Source, document

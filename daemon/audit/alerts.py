@@ -1,6 +1,6 @@
 """Security alerts of the receive role: refused connections and associations.
 
-A refusal is no transition of the ledger. A separate thread writes them all, so that neither the
+A refusal is not a transition of the ledger. One thread writes all refusals, so that neither the
 listener nor a thread that still has to answer waits for a commit.
 """
 
@@ -15,7 +15,7 @@ from daemon.ledger import Ledger
 
 log = logging.getLogger("pleura.audit")
 
-# The same refusal of the same address is told at most so often.
+# The shortest time between two records of the same refusal of the same address.
 _QUIET_S = 60.0
 _REMEMBERED = 1000
 _WAITING = 1000
@@ -33,12 +33,12 @@ class Alerts:
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
     def start(self) -> None:
-        """Begin to write, where there is an audit trail."""
+        """Start the thread if there is an audit trail."""
         if self._ledger.is_audited:
             self._thread.start()
 
     def stop(self) -> None:
-        """Returns when what waits is written, or cannot be."""
+        """Returns when every waiting refusal is written, or cannot be written."""
         if not self._thread.is_alive():
             return
         self._stopping.set()
@@ -70,7 +70,7 @@ class Alerts:
         try:
             self._ledger.record_audit("refused", facts)
         except Exception:
-            # The loop's one catch-all: a ledger that is away comes back.
+            # The loop's only catch-all: an unreachable ledger comes back.
             log.exception("audit: a refusal cannot be recorded; trying again")
             return False
         return True

@@ -57,7 +57,7 @@ _SECURITY_SETTINGS = {"ae_title", "audit", "destinations", "host", "peers", "por
 
 @dataclass(frozen=True)
 class Source:
-    """The system that tells: its AE title and host, and the site's name for itself."""
+    """The reporting system: its AE title and host, and the site's name for itself."""
 
     ae_title: str
     host: str
@@ -92,7 +92,7 @@ def _application(root: ElementTree.Element, row: AuditRow, source: Source) -> No
 
 
 def _received(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
-    """PS3.15 A.5.3.7, told by the receiver."""
+    """PS3.15 A.5.3.7, recorded by the receiver."""
     facts = row.facts
     _event(root, row, _TRANSFERRED, "C")
     _peer(root, facts["ae_title"], facts.get("address", ""), _SOURCE, is_requestor=True)
@@ -101,7 +101,7 @@ def _received(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
 
 
 def _sent(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
-    """PS3.15 A.5.3.7, told by the sender."""
+    """PS3.15 A.5.3.7, recorded by the sender."""
     facts = row.facts
     _event(root, row, _TRANSFERRED, "C")
     _participant(root, source.ae_title, source, _SOURCE, is_requestor=True)
@@ -163,7 +163,7 @@ def _command(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
 
 
 def _recording(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
-    """PS3.15 A.5.3.11: too many events waited, so later events are lost; or that is over."""
+    """PS3.15 A.5.3.11: too many events waited, so recording stops; or it resumes."""
     if row.event == "recording_stopped":
         kind, outcome = _RECORDING_STOPPED, _SERIOUS_FAILURE
         words = f"{row.facts['waiting']} events wait; later events are not recorded"
@@ -188,7 +188,9 @@ def _authentication(root: ElementTree.Element, row: AuditRow, source: Source) ->
 
 
 def _query(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
-    """PS3.15 A.5.3.10: a person looked for images. The words name what was asked by."""
+    """PS3.15 A.5.3.10: a person looked for images. The text says what was searched by, without the
+    terms.
+    """
     _event(root, row, _QUERY, "E")
     _person(root, row.facts["by"], "", _SOURCE)
     _participant(root, source.ae_title, source, _DESTINATION, is_requestor=False)
@@ -372,5 +374,5 @@ def _code(
 
 
 def _clean(text: str) -> str:
-    """A value as XML 1.0 can hold it, with the blanks of a token."""
+    """A value that XML 1.0 can hold, with its white space collapsed."""
     return " ".join(_NOT_XML.sub("?", text).split())

@@ -1,8 +1,8 @@
-"""The audit trail's way out: from the ledger to the repository and to a file, in order.
+"""Sends the audit trail from the ledger to the repository and to a file, in order.
 
-One thread of the deliver role. Of several processes one sends at a time, by lease. A row goes when
-the repository has its message, and the file, where they are set. A crash in between repeats the
-message with the same sequenceId.
+One thread of the deliver role. A lease lets only one process send at a time. The ledger drops a row
+once the repository and the file have its message, as far as they are configured. After a crash in
+between, the message is repeated with the same sequenceId.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class AuditSender:
             try:
                 sent = self._turn()
             except Exception:
-                # The loop's one catch-all: a ledger that is away comes back.
+                # The loop's only catch-all: an unreachable ledger comes back.
                 log.exception("audit: the ledger is in trouble; trying again")
                 stop.wait(_LEDGER_PAUSE_S)
                 continue
@@ -66,7 +66,7 @@ class AuditSender:
             self._channel.close()
 
     def _turn(self) -> int:
-        """Send the oldest rows. Returns how many; 0 where there is nothing, or trouble."""
+        """Send the oldest rows. Returns how many; 0 if there are none, or after an error."""
         rows, filed = self._ledger.claim_audit(owner_name(), _AT_ONCE)
         if not rows:
             return 0
@@ -89,8 +89,8 @@ class AuditSender:
     def _with_patient(self, row: AuditRow) -> AuditRow:
         """The event with the Patient ID, where the settings ask for it.
 
-        It is read from the object itself, so that the ledger never holds it. Where retention has
-        given the bytes up, the message goes without.
+        It is read from the object itself, so that the ledger never holds it. If retention has
+        removed the bytes, the message goes without it.
         """
         name = row.facts.get("spool_name")
         if self._audit.patients == "none" or not name:
@@ -145,7 +145,7 @@ def patient_id(path: Path) -> str:
             header = dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
             return str(header.get("PatientID") or "")
     except Exception:
-        # pydicom raises whatever a broken file makes it raise; its text may quote a header.
+        # On a broken file pydicom may raise anything, and its text may quote a header.
         return ""
 
 
@@ -166,7 +166,7 @@ def append(path: Path, messages: Sequence[bytes]) -> None:
             _write_all(descriptor, b"\n" + lines if is_cut_off else lines)
             os.fsync(descriptor)
         except OSError:
-            # A file that can only grow keeps the part; the next try ends its line.
+            # An append-only file keeps the partial line; the next try ends it.
             with suppress(OSError):
                 os.ftruncate(descriptor, size_bytes)
             raise

@@ -22,22 +22,22 @@ _BOM = "\ufeff"
 # RFC 5424 7.3.1: sequenceId begins again at 1 after this.
 _LAST_SEQUENCE_ID = 2147483647
 _TIMEOUT_S = 10.0
-# TLS has no answer of the receiver: a connection that is still open so long after the last byte
-# counts as one that took it. What was sent over a connection that breaks earlier is sent again.
+# Syslog over TLS has no acknowledgement. A message counts as taken if the connection is still open
+# this long after its last byte; otherwise it is sent again.
 _SETTLED_S = 0.3
 
 
 class Channel(Protocol):
-    """A way to the repository. Every method raises OSError where it is away."""
+    """A way to the repository. Every method raises OSError if it cannot be reached."""
 
     def send(self, messages: Sequence[bytes]) -> None:
-        """Returns when the messages have gone, as far as the transport tells."""
+        """Returns when the messages have been sent, as far as the transport can tell."""
 
     def close(self) -> None: ...
 
 
 def formatted(row: AuditRow, source: Source) -> bytes:
-    """One event as RFC 5424 has it. A repetition is the same, with the same sequenceId."""
+    """One event in the format of RFC 5424. A repetition is the same, with the same sequenceId."""
     when = datetime.datetime.fromtimestamp(row.made_at, datetime.UTC)
     stamp = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     priority = _WARNING if row.event in _WARNED else _NOTICE
@@ -60,7 +60,7 @@ def open_channel(repository: str, security: TlsClient | None) -> Channel:
 
 
 class _Datagrams:
-    """RFC 5426: a message a datagram, and nobody tells whether it arrives."""
+    """RFC 5426: one datagram for each message, without an acknowledgement."""
 
     def __init__(self, host: str, port: int) -> None:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[

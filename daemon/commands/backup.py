@@ -1,13 +1,13 @@
-"""`pleura backup`: a copy of a running node's SQLite ledger, and the spool files that it counts on.
+"""`pleura backup`: copy a running node's SQLite ledger, and the spool files that it refers to.
 
-The ledger is copied first, with SQLite's online backup, which gives one moment of a running
-database. The files of that moment follow. In this order a file may have been removed by retention
-meanwhile, which is counted; a row never lacks a file that is still needed.
+The ledger is copied first, with SQLite's online backup, which takes a consistent snapshot of a
+running database. The files of that snapshot follow. Retention may remove a file in between, which
+is counted; but no row lacks a file that is still needed.
 
-The same folder may be used again: files that are there already are not copied again, and files that
-the new copy of the ledger does not count on are removed. So a ledger that does not go on from the
-copy in the folder is refused: a node that began anew after a lost disk would replace the only copy
-of what it lost.
+The same folder may be used again: files that are there are not copied again, and files that the new
+copy of the ledger does not refer to are removed. So a ledger that does not continue the copy in the
+folder is refused: otherwise a node that started afresh after a lost disk would replace the only
+copy of what it lost.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Backup:
     ledger: Path
     files: int = 0
     copied: int = 0
-    # Counted on by the ledger, and absent, damaged or unreadable in the spool.
+    # Referred to by the ledger, but absent, damaged or unreadable in the spool.
     missing: int = 0
     removed: int = 0
     # One line for each missing file.
@@ -53,7 +53,7 @@ def back_up(ledger_url: str, spool_folder: Path, out: Path) -> Backup:
 
     Raises:
         BackupError: the ledger is not SQLite, or cannot be copied; `out` lies inside the spool, or
-            holds the copy of a ledger that this one does not go on from.
+            holds the copy of a ledger that this one does not continue.
         LedgerError, SpoolError: the node has not run with these settings.
         OSError: the disk.
     """
@@ -66,7 +66,7 @@ def back_up(ledger_url: str, spool_folder: Path, out: Path) -> Backup:
     if out.resolve().is_relative_to(spool_folder.resolve()):
         raise BackupError(f"{out}: lies inside the spool; name a folder on another disk")
 
-    # Raises where the settings name no ledger: nothing is made then.
+    # Raises if the settings name no ledger; then nothing is created.
     with closing(Inspection.open(ledger_url)) as inspect:
         spool = Spool.existing(spool_folder, inspect.spool_identity())
 
@@ -87,7 +87,7 @@ def back_up(ledger_url: str, spool_folder: Path, out: Path) -> Backup:
 def _require_successor(ledger: Path, earlier: Path) -> None:
     """Raises BackupError unless the ledger knows what the earlier copy knows.
 
-    The newest image tells: a ledger that goes on keeps each row, and its number.
+    It compares the newest image: a ledger that continues keeps each row and its number.
     """
     if not earlier.exists():
         return
@@ -141,9 +141,9 @@ def _copy_spool(backup: Backup, spool: Spool, out: Path) -> None:
 
 
 def _fault(spool: Spool, file: KeptFile, target: Path) -> str:
-    """Copy one file. Returns why that cannot be, as its damage; "" where it is copied.
+    """Copy one file. Returns what is wrong with it; "" if it was copied.
 
-    One bad sector must not keep the files after it out of every backup.
+    One bad sector must not keep all later files out of every backup.
 
     Raises:
         SpoolError: the whole spool is gone. OSError: the backup cannot be written.

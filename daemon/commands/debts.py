@@ -34,7 +34,7 @@ _CACHES = {".cache", ".nv", ".triton"}
 def debts(config: Config, state: Path) -> list[str]:
     """Why the folder `state` must stay, a line each; empty where nothing in it is needed.
 
-    What cannot be asked counts as a debt: an unreadable ledger, or another node's database.
+    A ledger that cannot be read, or another node's database, counts as a debt.
     """
     ledger = ledger_file(config)
     if ledger is None:

@@ -1,7 +1,7 @@
-"""`pleura demo`: the main job on an embedded default, for a first look.
+"""`pleura demo`: a first look at the node's main job, with default settings.
 
-It runs a node on loopback with a folder as its archive; the files go in over C-STORE as from a
-modality.
+It runs a node on loopback with a folder as its archive, and sends the files by C-STORE as a
+modality would.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _AE_TITLE = "PLEURA"
 
 def run(files: Sequence[Path], out: Path) -> int:
     """Run the demo over `files`; everything it makes is under `out`. Returns the exit status."""
-    # rich tells a terminal from a pipe: a spinner there, plain lines here.
+    # rich shows a spinner on a terminal, and plain lines in a pipe.
     console = Console()
     node_folder = out / "node"
     results = out / "results"

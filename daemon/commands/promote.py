@@ -1,4 +1,4 @@
-"""`pleura model promote`: the shadow's package takes the place of the model's, and the way back.
+"""`pleura model promote`: put the shadow's package in the place of the model's, or take that back.
 
 The settings stay as they are: `model` names a place, and the package in that place is replaced, as
 a person would do by hand (docs/install.md, "Change the model").
@@ -35,9 +35,9 @@ class Promotion:
 class PromotionHooks:
     """What a promotion asks of its caller."""
 
-    # Loads a package, replays it, and gives its name; raises what the caller understands.
+    # Loads a package, replays it, and gives its name. Raises errors that the caller handles.
     check: Callable[[Path], str]
-    # The name of a package that may be damaged.
+    # Gives the name of a package that may be damaged.
     name: Callable[[Path], str]
     # Writes one line of the audit trail.
     record: Callable[[str], None]
@@ -46,9 +46,9 @@ class PromotionHooks:
 def promote(model: str, shadow: str, hooks: PromotionHooks) -> Promotion:
     """Put a copy of the package `shadow` where `model` is; the old one stays beside it.
 
-    The copy, NAME.new, is swapped with the model atomically, and what was the model is called
-    NAME.before then. So NAME.before has been the model. A promotion that is killed leaves a whole
-    package in the model's place; made again, it keeps the one that served.
+    The copy, NAME.new, is swapped with the model atomically. The former model is then renamed
+    NAME.before. A promotion that is killed leaves a complete package in the model's place;
+    repeating it keeps the package that served as NAME.before.
 
     Raises:
         CannotStartError: `model` cannot be replaced, or a file cannot be written.
@@ -74,7 +74,7 @@ def put_back(model: str, hooks: PromotionHooks) -> Promotion:
     """Put the package back that the last promotion replaced; the promoted one takes its place.
 
     Raises:
-        CannotStartError: there is none, or it cannot be moved.
+        CannotStartError: there is no such package, or it cannot be moved.
     """
     place = _place(model)
     before = _before(place)
@@ -116,11 +116,11 @@ def _swap_in(source: Path, copy: Path, place: Path, hooks: PromotionHooks) -> st
 
         what = f"model promote: {place} is now {new}, and was {old}"
         with _recorded(what, place, hooks):
-            # Last, for after the swap no step may fail.
+            # Last, because no step after the swap may fail.
             _remove(_before(place))
             _exchange(copy, place)
     except Exception:
-        # Not where a signal ends the command: the swap may be done, and `copy` what served.
+        # Not if a signal ends the command: the swap may have happened, and `copy` be what served.
         _remove(copy)
         raise
     return what
@@ -163,7 +163,7 @@ def _place(model: str) -> Path:
 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """No other promotion beside this one: both would use the same names."""
+    """Only one promotion at a time: two would use the same names."""
     folder = os.open(place.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
@@ -192,7 +192,7 @@ def _before(place: Path) -> Path:
 
 
 def _copy_of(place: Path) -> Path:
-    """A copy in the making: never a package that serves or served."""
+    """The path of an unfinished copy: never a package that serves or served."""
     return place.with_name(f"{place.name}.new")
 
 
@@ -229,7 +229,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _recorded(what: str, place: Path, hooks: PromotionHooks) -> Iterator[None]:
-    """Tell the audit trail what is done next, and that it was not done where it fails."""
+    """Record in the audit trail what is done next, and, if it fails, that it was not done."""
     hooks.record(what)
     try:
         yield

@@ -22,7 +22,7 @@ from daemon.ledger import (
 from daemon.ledger.processes import is_alive
 
 _LOOK_S = 0.05
-# Beyond the time that the roles have to answer: to take what they accepted.
+# Beyond the time in which roles must answer: they also have to apply the settings.
 _LONGEST_S = 90.0
 
 

@@ -1,6 +1,4 @@
-"""`pleura retry`: another try for failed images, for refused deliveries, and at once for what is
-owed.
-"""
+"""`pleura retry`: retry failed images and refused deliveries, or send what is owed at once."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ from daemon.ledger import DeliveryState, Ledger
 
 @dataclass(frozen=True)
 class Wanted:
-    """The call: `states` among failed and refused; `to_destination` names one; `now` hastens what
-    is owed. `from_destination`: only what is addressed to this name, which has left the settings,
-    goes to `to_destination`.
+    """The request: `states` among failed and refused; `to_destination` names one; `now` makes owed
+    deliveries due at once. `from_destination`: only what is addressed to this name, which has left
+    the settings, goes to `to_destination`.
     """
 
     states: Sequence[str]
@@ -58,7 +56,7 @@ class Retried:
 
 
 def retry(ledger: Ledger, wanted: Wanted, configured: Mapping[str, Collection[str]]) -> Retried:
-    """Do what is wanted. `configured`: the kinds of results by destination of the settings."""
+    """Carry out the request. `configured`: the kinds of results by destination of the settings."""
     to = wanted.to_destination
     if wanted.from_destination is not None and to is not None:
         moved, not_taken = ledger.readdress(

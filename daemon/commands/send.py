@@ -1,4 +1,4 @@
-"""`pleura send`: C-STORE files to an AE, or C-ECHO it, and say what it answered."""
+"""`pleura send`: send files to an AE by C-STORE, or send it a C-ECHO, and print its answers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Sent:
     # None: no answer.
     status: int | None
     why: str = ""
-    # As the file has it; empty where it holds no object.
+    # From the file; empty if it holds no object.
     sop_instance_uid: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether the peer has it."""
+        """Whether the peer has the object."""
         return self.status is not None and verdict(self.status, 0) is Verdict.STORED
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""`pleura trace`: where the time of one image went, from its receipt to each archive's answer."""
+"""`pleura trace`: where an image's time was spent, from its receipt to each archive's answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from daemon.ledger.timeline import Event, trace
 from daemon.ledger.view import View
 from daemon.web.texts import Texts
 
-# The steps between the events that the page tells too. Each says what ended then.
+# Steps between the events that the page also shows. Each name says what ended then.
 _STEPS = {
     "analysis_claimed": "claimed by analyse",
     "analysis_begun": "a thread was free",
@@ -68,7 +68,7 @@ def _told(image: dict[str, Any]) -> dict[str, Any]:
 
 
 def lines(told: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """The same for people: milliseconds since the receipt, and since the line before."""
+    """The same as text: milliseconds since the receipt, and since the previous line."""
     for uid, images in told.items():
         if not images:
             yield f"{uid}: not in the ledger"

@@ -1,8 +1,8 @@
-"""`pleura verify`: compare the spool with the ledger. Is every file there, and whole? Does the
-ledger know each?
+"""`pleura verify`: compare the spool with the ledger. Is every file there and complete? Is every
+file known?
 
-It only reads, and may run beside the roles. It asks the ledger a second time before it calls a
-difference a fault: a role may be in the middle of its work.
+It only reads, and may run beside the roles. Before it reports a difference it asks the ledger
+again, because a role may be in the middle of its work.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _BATCH = 1000
 
 @dataclass
 class Report:
-    """The differences. A fault needs a person; the node tends to the other files itself."""
+    """The differences. A fault needs a person; the node handles the other differences itself."""
 
     files: int = 0
     faults: list[str] = field(default_factory=list)
     # Given up by retention, and not removed yet.
     unowned: int = 0
-    # Never known to the ledger: adopted once they are old.
+    # Never known to the ledger; they are adopted once they are old enough.
     unknown: int = 0
 
     @property
@@ -44,7 +44,8 @@ def verify(inspect: Inspection, spool: Spool) -> Report:
     for kept in inspect.kept_files():
         report.files += 1
         damage = spool.damage(kept.spool_name, kept.size_bytes)
-        # Meanwhile its bytes may have been given up, or made again under another name.
+        # Meanwhile retention may have given its bytes up, or they were made again under another
+        # name.
         if damage and inspect.known_spool_names([kept.spool_name]):
             report.faults.append(f"{kept.what}: {spool.path(kept.spool_name)} {damage}")
 

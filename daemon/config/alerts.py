@@ -1,4 +1,4 @@
-"""Settings of the alerts: which troubles are told, and to whom."""
+"""Settings of the alerts: which troubles are reported, and to whom."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _address(value: str) -> str:
 
 
 def web_address(value: str) -> str:
-    """The address, where messages can be posted to it. Raises ValueError."""
+    """The address, if messages can be posted to it. Raises ValueError otherwise."""
     if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s]*)?", value):
         raise ValueError(_URL)
     try:
@@ -129,7 +129,7 @@ class Silence(Settings):
 
 
 class Alerts(Settings):
-    """The recipients of alerts, and the limits from which a trouble is told."""
+    """The recipients of alerts, and the limits beyond which a trouble is reported."""
 
     mail: Mail | None = Field(default=None, description="Messages by mail. null: no mail.")
     webhook: Webhook | None = Field(

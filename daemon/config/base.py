@@ -12,6 +12,6 @@ class Settings(BaseModel):
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
-        # Each group is built once, with the whole, and not a second time on its own.
+        # Each group is validated once, as a part of the whole.
         defer_build=True,
     )

@@ -1,4 +1,4 @@
-"""How two settings differ, and which differences a node takes while it runs."""
+"""How two settings differ, and which differences a running node takes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ LIVE = frozenset(
     }
 )
 
-# Keys that hold what one role alone opens or builds, and that role. The others only read the key.
+# Keys that only one role opens or builds something from, and that role. The other roles only read
+# them.
 ROLE_OF = {"shadow": "shadow", "web": "web"}
 
-# Where the ledger is comes from the environment of some processes and from the file in others.
+# Some processes get the ledger's URL from the environment, others from the file.
 _NOT_SHARED = {"ledger", "ledger_file"}
 
 _ABSENT = "(absent)"
@@ -52,7 +53,7 @@ def digest(config: Config) -> str:
 
 
 def restart_keys(before: Config, after: Config) -> list[str]:
-    """The keys that differ and that only a restart takes."""
+    """The keys that differ and need a restart."""
     old, new = digests(before), digests(after)
     return sorted(key for key in new if old.get(key) != new[key] and key not in LIVE)
 
@@ -64,7 +65,7 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
     return [
         f"{name}: {_said(old, name)} -> {_said(new, name)}"
         for name in names
-        # An empty list that gets entries is told by its entries.
+        # A list that was empty is described by its new entries.
         if len({_said(old, name), _said(new, name)} - {_ABSENT, "[]"}) > 0
         and _said(old, name) != _said(new, name)
     ]
@@ -75,7 +76,9 @@ def _said(values: Mapping[str, Any], name: str) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Dotted name -> value. Peers and destinations are told apart by their names, not places."""
+    """Dotted name -> value. Peers and destinations are identified by their names, not their
+    positions.
+    """
     if isinstance(value, Mapping) and value:
         return {
             dotted: item

@@ -1,4 +1,4 @@
-"""Settings that are each right and together wrong: each would lose, repeat or loop results."""
+"""Settings that are valid alone and wrong together: results would be lost, repeated or looped."""
 
 from __future__ import annotations
 

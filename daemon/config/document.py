@@ -17,7 +17,7 @@ def parse(text: str) -> Any:
     """The document of one YAML text.
 
     Raises:
-        yaml.YAMLError: not YAML, a key that is no text or is given twice, or a value that its tag
+        yaml.YAMLError: not YAML, a key that is not text or is given twice, or a value that its tag
             does not allow.
     """
     try:
@@ -32,7 +32,8 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here the keys are still those of the text: later `<<` becomes the keys that it stands for.
+        # Here the keys are still as written: later, `<<` is replaced by the keys that it stands
+        # for.
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -47,7 +48,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ARG002
         try:
-            # Deep: an alias inside its own anchor is an error then, and no value without end.
+            # Deep: so an alias inside its own anchor is an error, not an endless value.
             return super().construct_object(node, deep=True)
         except (ValueError, LookupError, AttributeError) as error:
             # `!!int abc`, `!!bool maybe`, `!!timestamp now`, or a number of thousands of digits.

@@ -17,8 +17,8 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def json_schema() -> str:
     """The schema as JSON text: every key with its type, its default and its meaning.
 
-    It allows what the types allow. What only our own check knows, such as whether a folder is
-    absolute, `pleura config check` says.
+    It allows what the types allow. `pleura config check` also checks the rest, such as whether a
+    path is absolute.
     """
     schema = Config.model_json_schema()
     schema["$schema"] = _DIALECT
@@ -30,7 +30,7 @@ def json_schema() -> str:
 
 
 def _in_words(model: dict[str, Any]) -> None:
-    """Say in a key's description what its check allows: editors show no other of our keys."""
+    """Add what a check allows to the key's description: editors show no other text of ours."""
     for value in model.get("properties", {}).values():
         if allowed := value.pop("allowed", None):
             value["description"] = f"{value['description']} Allowed: {allowed}."

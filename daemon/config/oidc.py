@@ -1,4 +1,4 @@
-"""Settings of a login by OpenID Connect: the provider, and whose claim lets whom in."""
+"""Settings of a login by OpenID Connect: the provider, and which claim gives which role."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _page_url(value: str) -> str:
 
 
 def _has_port(url: str) -> bool:
-    """Whether the URL has a host, and no port that cannot be."""
+    """Whether the URL has a host and, if any, a possible port."""
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0

@@ -23,7 +23,7 @@ def public(config: Config) -> dict[str, Any]:
 
 
 def hidden(value: Any, key: str = "") -> Any:
-    """The value of a key without the secrets that stand in it, or below it."""
+    """The value of a key, without the secrets in it or below it."""
     if isinstance(value, dict):
         return {name: hidden(item, str(name)) for name, item in value.items()}
     if isinstance(value, list):
@@ -49,7 +49,7 @@ def _without_credentials(text: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """A database URL for people's eyes, *** in place of its password."""
+    """A database URL that may be shown, *** in place of its password."""
     if sqlite_file(url) is not None:
         return url
 
@@ -59,7 +59,7 @@ def without_password(url: str) -> str:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        # Not readable as a URL: whatever stands before an @ may be a password.
+        # Not a valid URL: anything before an @ may be a password.
         before, at, after = url.rpartition("@")
         return f"{HIDDEN}@{after}" if at else before or after
 

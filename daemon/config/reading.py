@@ -16,7 +16,7 @@ from daemon.config.schema import Config
 from daemon.config.terms import closest
 from daemon.exits import CannotStartError
 
-# Types of YAML in place of pydantic's words, by the type of its error.
+# YAML's names of types in place of pydantic's, by the type of the error.
 _WANTED = {
     "model_type": "keys and values below it",
     "model_attributes_type": "keys and values below it",
@@ -25,7 +25,7 @@ _WANTED = {
     "bool_type": "true or false",
 }
 
-# A key that is this alike to a known one is a typo of it.
+# A key at least this similar (difflib) to a known key is taken for a typo of it.
 _KEY_LIKENESS = 0.6
 
 
@@ -42,7 +42,7 @@ def begin(path: Path) -> str:
     """Write the commented settings to a new file. Returns what was done, and what comes next.
 
     Raises:
-        ConfigError: the file is there already, or cannot be written.
+        ConfigError: the file exists, or cannot be written.
     """
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -88,7 +88,7 @@ def load(path: Path) -> Config:
         lines = [
             _explain(found, dict(detail))
             for detail in details
-            # Of a list whose entries are wrong, not that it lacks right ones.
+            # A list with wrong entries is not also reported as too short.
             if not any(
                 loc[: len(detail["loc"])] == detail["loc"] for loc in wrong - {detail["loc"]}
             )
@@ -101,10 +101,10 @@ def load(path: Path) -> Config:
 
 
 def _check_secret(secret: secrets.Secret) -> None:
-    """Refuse a wrong URL by its place: what stands there may be a bare password.
+    """Refuse a wrong URL by naming its place only: the value may be a bare password.
 
     Raises:
-        ConfigError: it is no URL of a ledger.
+        ConfigError: it is not the URL of a ledger.
     """
     try:
         Config.model_validate({"ledger": secret.value})
@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The file's keys and values, unchecked; an empty file has none.
 
     Raises:
-        ConfigError: the file is unreadable, not YAML, or holds something else than keys.
+        ConfigError: the file is unreadable, not YAML, or not a mapping of keys.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -199,16 +199,16 @@ def _explain(found: Any, error: dict[str, Any]) -> str:
     if keys[0] == "ledger" and isinstance(value, str):
         value = without_password(value)
     if keys[-1] == "password_hash" or (keys[0] == "web" and isinstance(value, dict | list)):
-        # A password may stand there in place of its hash.
+        # Somebody may have written the password in place of its hash.
         return f"{where}: allowed: {message}"
     if str(keys[-1]).endswith("_file") and isinstance(value, str):
-        # The secret itself may stand there in place of the file that holds it.
+        # Somebody may have written the secret itself in place of its file.
         return f"{where}: found another text; allowed: {message}"
     return f"{where}: found {hidden(value, str(keys[-1]))!r}; allowed: {message}"
 
 
 def _suggestion(keys: list[Any]) -> str:
-    """The known key that an unknown one was probably meant to be, at its place or elsewhere."""
+    """The known key that was probably meant, at the same place or elsewhere."""
     unknown = str(keys[-1])
     parent = ".".join(str(key) for key in keys[:-1] if isinstance(key, str))
     places = _known_keys()
@@ -227,8 +227,8 @@ def _suggestion(keys: list[Any]) -> str:
 
 
 def _known_keys() -> dict[str, set[str]]:
-    """The keys that are known in each place: "" is the top, "retention" what lies in it, and
-    "alerts.mail" what lies in a part of a part. Lists have no place of their own.
+    """The known keys by place: "" is the top level, "retention" and "alerts.mail" are groups.
+    Entries of a list belong to the place of the list.
     """
     schema = Config.model_json_schema()
     known: dict[str, set[str]] = {}

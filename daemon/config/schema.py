@@ -118,7 +118,7 @@ class DestinationSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _profile_stands_for_results(cls, value: Any) -> Any:
-        # An absent, null or unknown profile is left to the field's own check.
+        # The field's own check reports an absent, null or unknown profile.
         if not isinstance(value, dict) or value.get("profile") not in [*PROFILES]:
             return value
 
@@ -214,7 +214,7 @@ class Admission(Settings):
 
 
 class Retention(Settings):
-    """How long bytes stay in the spool once nothing is owed on them.
+    """How long bytes stay in the spool after their last delivery.
 
     Nothing is removed before every destination with `commitment` has committed. The ledger's rows
     stay, so that an image that arrives again is still known.
@@ -249,7 +249,7 @@ class Overlay(Settings):
 
 
 class Shadow(Settings):
-    """A second model that answers the same images, for comparison alone (docs/shadow.md)."""
+    """A second model that answers the same images, for comparison only (docs/shadow.md)."""
 
     model: Model = Field(
         description="The folder or zip of the shadow's model package. Its answers are compared "
@@ -265,7 +265,7 @@ class Shadow(Settings):
 class Config(Settings):
     """Everything a role needs to know, valid once constructed.
 
-    The defaults are those of config/pleura.yaml.
+    config/pleura.yaml lists the same defaults.
     """
 
     ae_title: AETitle = Field(default="PLEURA", description="The node's AE title.")

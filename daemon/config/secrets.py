@@ -1,7 +1,8 @@
 """The ledger's URL from outside the settings file: it may hold the database's password.
 
-The order is that of systemd's and containers' habits: the environment, a file that the environment
-names (LoadCredential=, a mounted secret), a file that the settings name, the settings themselves.
+It is looked for in the order that systemd and containers use: the environment, a file that the
+environment names (LoadCredential=, a mounted secret), a file that the settings name, the settings
+themselves.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def ledger_url(found: Mapping[str, Any], environment: Mapping[str, str]) -> Secr
         SecretError: its file cannot be read or is empty, a variable is, or both keys are given.
     """
     for name in (VARIABLE, FILE_VARIABLE):
-        # As of a compose file whose own variable is not set: the default would be a new ledger.
+        # This happens with a compose file whose own variable is not set. The default would be a new
+        # ledger.
         if name in environment and not environment[name].strip():
             raise SecretError(f"{name}: found nothing; give it a value, or do not set it")
     if VARIABLE in environment:
@@ -50,13 +52,13 @@ def ledger_url(found: Mapping[str, Any], environment: Mapping[str, str]) -> Secr
         return None
     if found.get("ledger") is not None:
         raise SecretError("ledger, ledger_file: one of them, not both")
-    # Another type is left to the key's own check.
+    # The key's own check reports any other type.
     return _read(Path(path), "ledger_file") if isinstance(path, str) else None
 
 
 def _read(path: Path, place: str) -> Secret:
     if not path.is_absolute():
-        # The secret itself may stand there in place of the file that holds it.
+        # Somebody may have written the secret itself in place of its file.
         raise SecretError(f"{place}: found another text; allowed: the absolute path of a file")
     try:
         with path.open(encoding="utf-8") as file:

@@ -40,10 +40,10 @@ def _single_title(value: str) -> str:
 
 
 def switched_on(value: Any) -> Any:
-    """Of a part of the settings, `true` is the part with every default, `false` is no part.
+    """`true` stands for a group with every default, `false` for its absence.
 
     Raises:
-        ValueError: anything else but the part itself, or null.
+        ValueError: anything but true, false, null or the group itself.
     """
     if isinstance(value, bool):
         return {} if value else None
@@ -55,7 +55,7 @@ def switched_on(value: Any) -> Any:
 def _quoted(value: Any) -> Any:
     """YAML reads 123 or 1e5 as a number, true as a boolean: names that look so need quotes."""
     if isinstance(value, bool | float):
-        # Its spelling is lost: 1.10 has become 1.1, and 1e5 100000.0.
+        # Its spelling is lost: YAML has turned 1.10 into 1.1, and 1e5 into 100000.0.
         raise ValueError("text; put what stands there in quotes")
     if isinstance(value, int):
         raise ValueError(f"text; write it in quotes: '{value}'")
@@ -76,9 +76,8 @@ def _host(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    """An IP address in its one plain form.
-
-    Programs disagree about the others: 010.0.4.11 is 8.0.4.11 to those that read octal.
+    """An IP address in its plain form. Programs disagree about others: those that read octal take
+    010.0.4.11 for 8.0.4.11.
     """
     try:
         ipaddress.ip_address(value)
@@ -145,7 +144,7 @@ def _model(value: str) -> str:
 def sqlite_file(url: str) -> str | None:
     """The file that an SQLite URL without options names; None for every other URL.
 
-    SQLAlchemy reads the others: it is half of a short command's time.
+    Other URLs need SQLAlchemy, whose import takes half of a short command's time.
     """
     plain = re.fullmatch(r"sqlite(?:\+pysqlite)?:///([^?]*)", url)
     return plain[1] if plain else None

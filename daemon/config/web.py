@@ -41,7 +41,7 @@ def _viewer_url(value: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach the address."""
+    """Whether only programs on this machine can reach the address."""
     if host.lower() == "localhost":
         return True
     try:
@@ -133,7 +133,7 @@ class Web(Settings):
 
     @property
     def asks_for_login(self) -> bool:
-        """Whether nothing is shown before a login."""
+        """Whether the page shows nothing before a login."""
         return bool(self.users) or self.oidc is not None
 
     @model_validator(mode="after")

@@ -1,11 +1,11 @@
 """Storage commitment, as SCU of the Push Model (PS3.4 Annex J): ask an archive whether it keeps
 what it stored.
 
-Deliver asks with an N-ACTION. The report (N-EVENT-REPORT) comes when the archive likes: on the same
-association, or on an association that it opens to the listening role, where it may even overtake
-the answer to the N-ACTION. Either way it is one transition of the ledger, and only then answered
-with success. An object that the archive has lost is sent again; an object that it does not report
-is asked for again.
+Deliver asks with an N-ACTION. The archive sends its report (N-EVENT-REPORT) at any time: on the
+same association, or on one that it opens to the receive role, where the report may even overtake
+the answer to the N-ACTION. Either way the report is recorded in one transition of the ledger before
+it is answered with success. An object that the archive has lost is sent again; an object that it
+does not report is asked for again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger("pleura.commitment")
 
 
 class _NotAskedError(Exception):
-    """The archive did not take the request; the message says why."""
+    """The archive did not accept the request; the message says why."""
 
 
 class _RequestFailedError(_NotAskedError):
@@ -66,7 +66,7 @@ class Asker:
             try:
                 self._turn(stop)
             except Exception as error:
-                # The loop's one catch-all: a ledger that is away comes back.
+                # The loop's only catch-all: an unreachable ledger comes back.
                 outage.failed(error)
                 stop.wait(self._limits.ledger_pause_s)
             else:
@@ -107,7 +107,7 @@ class Asker:
             self._references = min(limits.references_per_request, self._references + 1)
 
     def _ask(self, request: CommitmentRequest, stop: threading.Event) -> None:
-        """Put one request. Raises _NotAskedError."""
+        """Send one request. Raises _NotAskedError."""
         reported = threading.Event()
 
         def on_report(report: EventReport) -> int:
@@ -134,7 +134,7 @@ class Asker:
         try:
             link.await_event_report(self._limits.same_association_s)
         except LinkDownError as error:
-            # The request was taken. The report may come on another association.
+            # The request was accepted. The report may come on another association.
             log.info("%s: %s, after the request was taken", self._destination.name, error)
 
     def _take_report(self, event: EventReport) -> Status:
@@ -156,7 +156,7 @@ class Asker:
             log.warning("%s: a storage commitment report is not taken: %s", name, error)
             return error.status
         except Exception:
-            # The handler's one catch-all. The archive may report again, and is asked again.
+            # The handler's only catch-all. The archive may report again, and is asked again.
             log.exception("%s: a storage commitment report could not be taken", name)
             return Status.PROCESSING_FAILURE
 

@@ -1,13 +1,12 @@
-"""Results to one destination on a clock that no other shares, retried without end until they are
-there.
+"""Sends results to one destination, on its own schedule, and retries until they are stored.
 
-One thread per destination, so that a slow or dead one delays no other. A table says what an answer
-means (verdict.py). Trouble that only an administrator can heal (a rejected association, a dead
-host) refuses no object: the thread comes back later. An object that is itself the trouble steps
-behind the others.
+Each destination has its own thread, so that a slow or dead destination delays no other. A table
+says what an answer means (verdict.py). An outage that only an administrator can end (a rejected
+association, a dead host) refuses no object: the thread tries again later. An object that is itself
+the cause is moved behind the others.
 
 An object may be sent twice after a crash between the archive's answer and our commit: PS3.4 B.2.3
-has no transaction. The UID is the same then, and so are the bytes.
+has no transactions. It then has the same UID and the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ log = logging.getLogger("pleura.deliver")
 
 
 class Store(Protocol):
-    """A place that objects go to: an association, or a folder behind the same seam."""
+    """A place that stores objects: an association, or a folder behind the same interface."""
 
     def store(self, outgoing: Outgoing) -> Answer:
         """Store one object. Raises NotAcceptedError, UnsendableError, LinkDownError."""
@@ -47,21 +46,21 @@ class Store(Protocol):
 
 @dataclass
 class _Turn:
-    """One association, and what came of it so far."""
+    """One association, and its outcome so far."""
 
     stored: int = 0
-    # The last object that was refused for good: why.
+    # Why the last refused object was refused.
     refused: str | None = None
     # The last object that was answered and is still owed: its delivery ID, and the answer.
     unstored: tuple[int, str] | None = None
-    # The destination's, in words: nothing more is sent.
+    # The destination's fault in words; then nothing more is sent.
     trouble: str | None = None
 
 
 @dataclass
 class _Troubled:
-    """An object that was in the way: how often, and how many objects had been stored when the
-    destination first, and when it last, answered it and did not store it.
+    """An object that a destination answered but did not store: how often, and how many objects it
+    had stored by the first and by the last of these answers.
     """
 
     tries: int = 0
@@ -70,13 +69,11 @@ class _Troubled:
 
 
 class Courier:
-    """One destination's thread, with a circuit breaker.
-
-    The circuit is closed while objects get through. Trouble opens it, and so does an association
-    that stored nothing, whatever the answers: then one object at a time is tried, the most urgent,
-    with a back-off that grows to one try in five minutes and has no end. The object itself is the
-    probe: an archive need not take Verification, and may reject an association that proposes
-    nothing else.
+    """One destination's thread, with a circuit breaker. The circuit is closed while objects are
+    stored. An outage opens it, and so does an association that stored nothing, whatever the
+    answers. Then the most urgent object alone is tried, with a back-off that grows to one try in
+    five minutes and never gives up. The object itself is the probe: an archive need not take
+    Verification, and may reject an association that proposes nothing else.
     """
 
     def __init__(
@@ -107,12 +104,13 @@ class Courier:
         self._troubled: dict[int, _Troubled] = {}
         # How many objects this courier has stored.
         self._stored = 0
-        # Delivery IDs of the objects that were answered, and not stored, since the last that was.
+        # Delivery IDs of the objects that were answered, but not stored, since the last stored
+        # object.
         self._unstored: set[int] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until `stop` is set; the object in flight then is finished first."""
-        # A share that hangs cannot be helped by a restart, which would hold up the other
+        # A restart would not help a network share that hangs, and would delay the other
         # destinations.
         if isinstance(self._destination, FolderDestination):
             self._run(stop)
@@ -128,7 +126,7 @@ class Courier:
             try:
                 turn = self._turn(failures, stop)
             except Exception as error:
-                # The loop's one catch-all: a ledger that is away comes back.
+                # The loop's only catch-all: an unreachable ledger comes back.
                 self._outage.failed(error)
                 self.pause(stop, self._limits.ledger_pause_s)
                 continue
@@ -146,19 +144,20 @@ class Courier:
             elif turn.stored:
                 self._note(None)
             elif turn.unstored is not None:
-                # Each object counts once: one that is itself the trouble delays no other long.
+                # Each object counts once, so that one bad object does not delay the others for
+                # long.
                 number, answer = turn.unstored
                 self._unstored.add(number)
                 failures = max(1, len(self._unstored))
                 self._open_circuit(answer, failures, stop)
             elif turn.refused is not None:
-                # It is there, and judges objects: the refusal is told by itself.
+                # The destination works and judges objects: the refusal itself is logged.
                 failures = 0
                 self._note(None, answer=turn.refused)
 
     def _open_circuit(self, trouble: str, failures: int, stop: threading.Event) -> None:
         if stop.is_set():
-            # Its settings have gone, or the role ends. Its successor finds out for itself.
+            # Its settings have gone, or the role ends. Its successor tries for itself.
             log.info("%s: %s, when deliveries to it ended", self._destination.name, trouble)
             return
         pause_s = self._limits.backoff.pause_s(failures)
@@ -176,7 +175,7 @@ class Courier:
             if stop.wait(min(left_s, self._limits.idle_s)):
                 return
             with suppress(Exception):
-                # A ledger that is away hastens nobody.
+                # While the ledger is unreachable, the pause takes its full time.
                 if self._ledger.inspect.next_try_is_due(self._destination.name):
                     return
 
@@ -194,11 +193,11 @@ class Courier:
         try:
             self._ledger.note_destination(self._destination.name, trouble, pause_s, answer)
         except Exception:
-            # Deliveries go on: the next turn says whether the ledger is away.
+            # Deliveries go on. If the ledger is unreachable, the next turn logs it.
             log.exception("%s: its state could not be recorded", self._destination.name)
 
     def _turn(self, failures: int, stop: threading.Event) -> _Turn | None:
-        """Claim and send what is due; None where there was nothing to send."""
+        """Claim and send what is due; None if nothing was due."""
         limit = 1 if failures else self._limits.objects_per_association
         jobs = self._ledger.claim_deliveries(self._destination.name, owner_name(), limit)
         if not jobs:
@@ -227,13 +226,13 @@ class Courier:
         except LinkDownError as error:
             turn.trouble = str(error)
         finally:
-            # Also where something unforeseen breaks: no neighbour stays leased.
+            # Even after an unexpected error: no other object stays leased.
             for job in waiting:
                 self._ledger.give_back_delivery(job, turn.trouble)
         return turn
 
     def _send(self, store: Store, job: DeliveryJob, watch: Stopwatch, turn: _Turn) -> None:
-        """Send one object, and note in `turn` what came of it."""
+        """Send one object, and note the outcome in `turn`."""
         watch.note("begun")
 
         try:
@@ -243,7 +242,7 @@ class Courier:
             answer = store.store(self._outgoing(job))
             watch.note("answered")
         except FileGoneError as error:
-            # The spool may be away: the next try finds out, and has the object made again.
+            # The spool may be unreachable. Otherwise the next try has the object made again.
             self._later(job, str(error))
         except NotAcceptedError as error:
             self._decline(job, error, turn)
@@ -267,7 +266,7 @@ class Courier:
         try:
             damage = self._spool.damage(result.spool_name, result.size_bytes)
         except OSError:
-            # The disk's trouble; sending it will say so.
+            # A fault of the disk: sending the object will report it.
             return True
         if damage is None:
             return True
@@ -314,8 +313,9 @@ class Courier:
                 turn.unstored = (job.id, str(answer))
 
     def _decline(self, job: DeliveryJob, error: NotAcceptedError, turn: _Turn) -> None:
-        """No context for this object is accepted: refused only where the destination is well and
-        names the syntaxes. Any other reason passes, as of an archive that starts or is read-only.
+        """No context for this object was accepted. It is refused only if the destination works and
+        gives the syntaxes as the reason. Any other reason may pass, such as an archive that is
+        starting or read-only.
         """
         is_well = error.accepts_others or self._is_at_fault(job)
         if error.is_lasting and is_well:
@@ -330,8 +330,8 @@ class Courier:
             turn.unstored = (job.id, str(error))
 
     def _is_at_fault(self, job: DeliveryJob) -> bool:
-        """Whether an object that was not stored is itself the trouble: the destination has stored
-        others since it was first answered.
+        """Whether an object that was not stored is itself at fault: the destination has stored
+        others since it first answered this one.
         """
         past = self._troubled.setdefault(job.id, _Troubled())
         if past.stored_before is None:

@@ -1,4 +1,4 @@
-"""The deliver role: a thread for each destination, one for each that commits, one to tidy up."""
+"""The deliver role: a thread for each destination, one for each that commits, one for retention."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Desk:
         self._stop.set()
 
     def is_over(self) -> bool:
-        """Whether the object in flight is finished too."""
+        """Whether its threads have ended."""
         return not any(thread.is_alive() for thread in self._threads)
 
     def join(self) -> None:
@@ -65,8 +65,8 @@ class Deliverer:
         spool: Spool,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
-        """A certificate or key that cannot be used is the trouble of its destination, or of the
-        audit trail: a reboot must not stop the deliveries that went on before it.
+        """A certificate or key that cannot be used is a trouble of its destination or of the audit
+        trail only: a reboot must not stop deliveries that worked before it.
         """
         self._ledger = ledger
         self._spool = spool
@@ -98,7 +98,7 @@ class Deliverer:
             desk.start()
 
     def stop(self) -> None:
-        """Begin nothing more, and wait for the objects in flight."""
+        """Start nothing more, and wait for the objects in flight."""
         self._stop.set()
         for desk in self._desks:
             desk.stop()
@@ -107,7 +107,7 @@ class Deliverer:
             desk.join()
         for thread in self._threads:
             thread.join()
-        # A mail server that hangs holds up no end: its message waits in the ledger.
+        # Do not wait for a mail server that hangs: its message stays in the ledger.
         self._alert_thread.join(_PATIENCE_S)
 
     def check(self, config: Config) -> Take:

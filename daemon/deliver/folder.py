@@ -1,10 +1,10 @@
-"""A folder as a destination: complete files under their UID, or no file; and the mark that
-identifies the folder.
+"""A folder as a destination: complete files named by their UID, and the mark that identifies the
+folder.
 
-The mark is an empty hidden folder in it: a program that picks the files up leaves it alone, whether
-with `mv`, `rm *` or rsync's --remove-source-files. The ledger remembers where a mark was made.
-Without it, a share that is not mounted would be made anew on the local disk, or its empty mount
-point taken for it, and files that nobody sees there would count as stored.
+The mark is an empty hidden folder inside it. A program that picks the files up leaves it there,
+whether it uses `mv`, `rm *` or rsync's --remove-source-files. The ledger remembers which folders
+were marked. Without a mark, a share that is not mounted would be created on the local disk, or its
+empty mount point mistaken for it, and files that nobody sees there would count as stored.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ MARK = ".pleura"
 
 
 class Folder:
-    """A folder destination behind the same seam as an association."""
+    """A folder destination behind the same interface as an association."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @classmethod
     def open(cls, folder: Path, ledger: Ledger) -> Folder:
-        """The folder that results went to before; it is made where results never went to it.
+        """Open the folder that results went to before. It is created if none ever did.
 
         Raises:
-            LinkDownError: it is not there, or cannot be written.
+            LinkDownError: the folder is absent, or cannot be written.
         """
         try:
             if why := lost(folder, ledger.inspect):
@@ -74,7 +74,7 @@ class Folder:
 
 
 def _mark(folder: Path) -> None:
-    """Make the folder and its mark, durable: the ledger's knowledge of them must not outlive them.
+    """Make the folder and its mark durably: they must last as long as the ledger's record of them.
     Raises OSError.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ class DeliverLimits:
     ledger_pause_s: float = 5.0
 
     objects_per_association: int = 16
-    # An object not begun by then is given back: a more urgent one may have come.
+    # An object that has not been started by then is given back: a more urgent one may have come.
     turn_s: float = 30.0
 
     references_per_request: int = 200

@@ -1,4 +1,4 @@
-"""An archive of the settings as the network finds it."""
+"""How the network reaches an archive of the settings."""
 
 from __future__ import annotations
 

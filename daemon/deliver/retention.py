@@ -1,8 +1,8 @@
-"""Tidying up, in the deliver role: bytes that nothing is owed on go when they are old or room is
+"""Retention, in the deliver role: removes bytes with nothing owed when they are old or room is
 short.
 
 Two steps, so that a crash between them loses nothing: the ledger gives the bytes up, then the files
-go. Files without an owner in the ledger, those of such a crash too, are swept once they are old.
+go. Files without a row in the ledger, including those of such a crash, are swept once they are old.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ log = logging.getLogger("pleura.retention")
 
 _EVERY_S = 60.0
 _SWEEP_EVERY_S = 3600.0
-# Another host may have newer settings, and this one not yet; or a reload had a slip.
+# Another host may have newer settings than this one, or a reload had a mistake in it.
 _UNKNOWN_FOR_S = 600.0
 _BATCH = 100  # images per transaction
 _DAY_S = 86400.0
 
 
 class Retention:
-    """One process's turn at tidying up; any number of them may be at it."""
+    """One process's retention. Any number of processes may run it."""
 
     def __init__(self, config: Config, ledger: Ledger, spool: Spool) -> None:
         self._config = config
@@ -52,7 +52,7 @@ class Retention:
                     self.sweep()
                     swept = time.monotonic()
             except Exception as error:
-                # The loop's one catch-all: a ledger or disk that is away comes back.
+                # The loop's only catch-all: an unreachable ledger or disk comes back.
                 outage.failed(error)
             else:
                 outage.over()
@@ -70,8 +70,8 @@ class Retention:
             )
 
     def remove_what_is_done(self, stop: threading.Event) -> int:
-        """By age; and, oldest first, whatever is done while room is short. Returns how many files
-        went.
+        """Remove by age; and while room is short, the oldest first. Returns how many files were
+        removed.
         """
         keep = self._config.retention
         by_age = self._remove(keep.keep_days * _DAY_S, keep.keep_failed_days * _DAY_S, stop)
@@ -97,7 +97,8 @@ class Retention:
 
         Files that the ledger never knew are adopted or quarantined, never removed (adoption.py).
         """
-        # The row of an old file may still wait for a standby, its receiver long gone.
+        # The row of an old file may still wait for a standby server although its receiver has
+        # ended.
         self._ledger.wait_for_commits()
         adopt_strays(self._ledger, self._spool)
         count = self._spool.sweep(self._spared)
@@ -106,7 +107,7 @@ class Retention:
         return count
 
     def _spared(self, names: Iterable[str]) -> set[str]:
-        """The files that must stay: counted on by the ledger, or never known to it."""
+        """The files that must stay: the ledger refers to them, or has never known them."""
         every = list(names)
         inspect = self._ledger.inspect
         # In this order: a row that is committed between the two questions is known to the second.
@@ -121,7 +122,7 @@ class Retention:
 
     def _remove_some(self, kept_s: float, kept_failed_s: float) -> int:
         committing = [one.name for one in self._config.committing()]
-        # Where the spool is not mounted, its folder has the room of another disk.
+        # If the spool is not mounted, the free room of its folder is another disk's.
         self._spool.require()
         names = self._ledger.give_up_bytes(kept_s, kept_failed_s, committing, _BATCH)
         for name in names:

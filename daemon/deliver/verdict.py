@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-# So many answers 0xCxxx to one object, then it is refused...
+# After this many answers 0xCxxx an object is refused...
 MAXIMUM_FAILURES = 8
-# ...if the destination stores others meanwhile, or after so long. Archives answer so for troubles
-# of their own too: the restart of a database must cost no result.
+# ...if the destination has stored others meanwhile, or after this time. Archives also give these
+# answers for faults of their own: the restart of a database must not cost a result.
 FAILING_HOURS = 6
 CANNOT_UNDERSTAND = range(0xC000, 0xD000)
 
@@ -19,13 +19,13 @@ class Verdict(Enum):
     """The consequence of an answer."""
 
     STORED = "stored"
-    # The destination's trouble, not the object's: the destination is let alone for a while.
+    # The destination's fault, not the object's: pause, then probe it with one object.
     BUSY = "busy"
     # Owed, and tried again, later each time.
     RETRY = "retry"
     # Not sent again until a person asks for it.
     REFUSED = "refused"
-    # RETRY at first, REFUSED once it is clear that the object is at fault.
+    # RETRY at first, then REFUSED once the object is clearly at fault.
     REFUSED_IN_THE_END = "refused in the end"
 
 
@@ -48,7 +48,7 @@ MEANINGS = (
     # PS3.7 C.4.2: the operation was performed.
     _one(0x0001, "warning", Verdict.STORED),
     _one(0x0107, "attribute list error, a warning", Verdict.STORED),
-    # The object is there already, and its UID says what it holds.
+    # The archive already has the object, and the UID guarantees its content.
     _one(0x0111, "duplicate SOP instance", Verdict.STORED),
     _one(0x0116, "attribute value out of range, a warning", Verdict.STORED),
     _one(0x0122, "SOP class not supported", Verdict.REFUSED),

@@ -1,13 +1,12 @@
 """One association, at its acceptor's end: PS3.8 over one connection, in one blocking thread.
 
 The counterpart of requestor.py. The bytes of a C-STORE go from the connection into one buffer and
-from there to the handler, a megabyte at a time: nothing is collected or copied on the way.
+from there to the handler, a megabyte at a time: nothing is buffered or copied in between.
 Back-pressure: the next request of a pipelining peer stays unread until the last is answered, so
 that it waits with its sender and not in our memory.
 
-What each message means is the business of the injected Session. The acceptor owns the protocol:
-which PDU is allowed when, how long and how large everything may be, and the words for how an
-association ended.
+The injected Session decides what each message means. The acceptor owns the protocol: which PDU is
+allowed when, the limits on time and size, and the words for how an association ended.
 """
 
 from __future__ import annotations
@@ -59,11 +58,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pleura.receive")
 
-# A data set is handed over in such portions.
+# The size of the pieces in which a data set is handed over.
 _WRITTEN_AT_ONCE_BYTES = 1 << 20
 _WRITTEN_AT_ONCE_PARTS = 1000  # IOV_MAX is 1024
 
-# Each fragment counts with its headers, so that empty fragments come to an end as well.
+# Each fragment counts with its headers, so that even empty fragments reach the limit.
 _OVERHEAD_BYTES = PDU_HEADER_BYTES + PDV_HEADER_BYTES
 
 _FAREWELL_S = 1.0  # for the peer to read our last PDU, once we have closed our side
@@ -173,7 +172,7 @@ Admit = Callable[[Request, str], Session | Rejection]  # request, the peer's add
 class End:
     """How an association, or the attempt at one, ended.
 
-    `is_orderly`: as the standard has it, or by our own will.
+    `is_orderly`: as the standard prescribes, or by our own decision.
     """
 
     why: str
@@ -210,7 +209,8 @@ class Association:
         self._pdu_deadline = 0.0
 
         self._header = memoryview(bytearray(PDU_HEADER_BYTES))
-        # Pages of its own: only what is used is taken, and the kernel gets it back at the end.
+        # An anonymous mapping: only used pages take memory, and the kernel gets them back at the
+        # end.
         self._buffer: memoryview | None = None
         self._filled = 0
         self._pending: deque[Fragment] = deque()
@@ -229,7 +229,7 @@ class Association:
         except OSError as error:
             end, last_pdu = End(f"the connection failed ({error.strerror or error})"), b""
         except Exception:
-            # The thread's one catch-all: this association ends, the others go on.
+            # The thread's only catch-all: this association ends, the others go on.
             log.exception("an association ended: its message could not be served")
             end, last_pdu = End("of a failure of this node"), abort()
 
@@ -242,7 +242,7 @@ class Association:
         return end
 
     def stop(self) -> None:
-        """End after the message in hand, or at once where there is none.
+        """End after the message in hand, or at once if there is none.
 
         Called by another thread.
         """
@@ -395,7 +395,7 @@ class Association:
             fragment = self._next_fragment()
 
     def _collect(self, context_id: int) -> bytes:
-        """The data set of a message that is no C-STORE: small, or the association ends."""
+        """The data set of any message but C-STORE. A large one ends the association."""
         data_set = bytearray()
         read_bytes = 0
 
@@ -479,7 +479,7 @@ class Association:
         self._pending.extend(fragments(body))
 
     def _ended_by_pdu(self, pdu_type: int, size: int) -> _EndedError:
-        """The end that any PDU but P-DATA-TF brings (PS3.8 Table 9-10, Sta6)."""
+        """How any PDU but P-DATA-TF ends the association (PS3.8 Table 9-10, Sta6)."""
         where = " in the middle of a message" if self._is_in_message else ""
         if pdu_type == PduType.RELEASE_RQ:
             return _EndedError(f"the peer released it{where}", RELEASE_RP, not where)

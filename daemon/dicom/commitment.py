@@ -1,5 +1,5 @@
-"""Storage commitment as data (PS3.4 Annex J): a request, a report read from its bytes, each failure
-reason's consequence.
+"""Storage commitment as data (PS3.4 Annex J): a request, a report, and the consequence of each
+failure reason.
 
 Both roles that may take a report share this module: deliver on the association that asked, receive
 on an association that the archive opens. Pure functions: no network, no ledger. pydicom is imported

@@ -1,6 +1,7 @@
 """A way to one peer: the contexts to propose, one association, and the services asked over it.
 
-pydicom is imported where a data set must be understood: bytes that go out as they are need none.
+pydicom is imported only where a data set must be decoded: bytes that are sent unchanged do not need
+it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 
-# PS3.8 Table 9-18: the results that speak of the syntaxes, and not of the peer's own trouble.
+# PS3.8 Table 9-18: the results that blame the syntaxes, not a fault of the peer.
 _LASTING = {
     ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED,
     ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED,
@@ -159,7 +160,7 @@ class Link:
         except RejectedError as error:
             raise NotAdmittedError(f"{remote}: {error}", error.rejected) from error
         except OSError as error:
-            # In TLS 1.3 a peer says only now that it refuses our certificate.
+            # In TLS 1.3, a peer that refuses our certificate says so only now.
             raise LinkDownError(f"{remote}: {remote.in_words(error)}") from error
 
     @property
@@ -173,7 +174,7 @@ class Link:
         return self._requestor.accepted.keys()
 
     def store(self, outgoing: Outgoing) -> Answer:
-        """C-STORE one object. The association stays, whatever is wrong with the object.
+        """C-STORE one object. A fault of the object does not end the association.
 
         Raises:
             NotAcceptedError, UnsendableError: nothing was sent.
@@ -245,7 +246,7 @@ class Link:
         self._requestor.release()
 
     def _syntax_for(self, outgoing: Outgoing) -> str:
-        """The transfer syntax to send it in: its own, else an uncompressed one."""
+        """The transfer syntax to send the object in: its own, otherwise an uncompressed one."""
         own = outgoing.transfer_syntax_uid
         possible = [own, *UNCOMPRESSED] if outgoing.part10 or own in UNCOMPRESSED else UNCOMPRESSED
         for syntax in possible:
@@ -296,5 +297,5 @@ def _data_set(outgoing: Outgoing, syntax: str) -> Source:
     except OSError as error:
         raise LinkDownError(f"its file cannot be read: {error.strerror}") from error
     except Exception as error:
-        # A decoder or parser met bytes that it cannot take.
+        # A decoder or parser may raise anything on arbitrary bytes.
         raise UnsendableError(f"it cannot be read or decoded ({type(error).__name__})") from error

@@ -1,8 +1,8 @@
 """Association negotiation (PS3.8 9.3.2 to 9.3.4, PS3.7 Annex D): bytes in, values out. No I/O.
 
 Reading is lenient where the standard says so. Unknown items and sub-items are ignored (PS3.8
-9.3.1), of the protocol version bit 0 alone is tested (9.3.2), texts of any length and any bytes are
-read. A length that leaves its item is malformed: nobody can say where the next item begins.
+9.3.1), only bit 0 of the protocol version is tested (9.3.2), and texts may have any length and any
+bytes. A length that exceeds its item is malformed, because the next item cannot be found.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ LOCAL_LIMIT_EXCEEDED = Rejected(2, 3, 2)
 
 @dataclass(frozen=True)
 class UserInformation:
-    """User information of either end (PS3.7 D.3.3). A maximum length of 0 is no limit."""
+    """User information of either end (PS3.7 D.3.3). A maximum length of 0 means no limit."""
 
     maximum_pdu_bytes: int = 0
     implementation_class_uid: str = ""
@@ -147,7 +147,7 @@ class Supported:
 
 @dataclass(frozen=True)
 class Decision:
-    """The answer to one proposal. `transfer_syntax` counts where the context is accepted."""
+    """The answer to one proposal. `transfer_syntax` matters only if the context is accepted."""
 
     proposal: Proposal
     result: ContextResult
@@ -167,7 +167,7 @@ def ae_title(raw: bytes) -> str | None:
 
 
 def escaped(raw: bytes) -> str:
-    """Any bytes as one line of ASCII, as a log may show them: b"M\\xfcller" -> M\\xfcller."""
+    """Any bytes as one line of ASCII that is safe to log: b"M\\xfcller" -> M\\xfcller."""
     return repr(bytes(raw))[2:-1]
 
 
@@ -208,7 +208,7 @@ def _require_context_ids(numbers: Sequence[int]) -> None:
 
 
 def protocol_rejection(request: Request) -> Rejected | None:
-    """Why a request is rejected whichever peer sends it, or None."""
+    """Why a request is rejected from any peer; None if it is not."""
     # Only bit 0 is tested: a later version sets further bits (PS3.8 9.3.2).
     if not request.protocol_version & _PROTOCOL_VERSION:
         return PROTOCOL_VERSION_NOT_SUPPORTED
@@ -238,10 +238,10 @@ def _decide(proposal: Proposal, supported: Mapping[str, Supported]) -> Decision:
 
 
 def answered_roles(request: Request, supported: Mapping[str, Supported]) -> dict[str, Roles]:
-    """The answers to role selection, for classes that know another role than the usual.
+    """The answers to role selection, for classes that allow other roles than the default.
 
-    A class without an answer keeps the usual roles: the requestor is SCU (PS3.7 D.3.3.4). Where the
-    requestor may be SCP, it is SCP if it asks for that, and SCU if it asks for nothing else.
+    A class without an answer keeps the default roles: the requestor is SCU (PS3.7 D.3.3.4). Where
+    the requestor may be SCP, it is SCP if it asks for that, and SCU if it asks for nothing else.
     """
     answers = {}
     for sop_class, asked in request.user.roles.items():
@@ -271,7 +271,7 @@ def write_accept(
         contexts += _item(Item.ANSWERED_CONTEXT, head + syntax)
 
     window = (1, 1) if request.user.window is not None else None
-    # PS3.8 Table 9-17: the titles go back as they came.
+    # PS3.8 Table 9-17: the AE titles are returned unchanged.
     fixed = _FIXED.pack(_PROTOCOL_VERSION, request.called_ae_title, request.calling_ae_title)
     body = fixed + _item(Item.APPLICATION_CONTEXT, APPLICATION_CONTEXT.encode()) + contexts
     return pdu(PduType.ASSOCIATE_AC, body + _user_information(user, roles, window))
@@ -341,7 +341,7 @@ def read_answer(pdu_type: int, body: bytes) -> Accepted | Rejected:
 
 
 def _items(encoded: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, value) of each item. Raises MalformedError where one leaves its surroundings."""
+    """(type, value) of each item. Raises MalformedError if an item exceeds what contains it."""
     at = 0
     while at < len(encoded):
         if len(encoded) - at < _ITEM.size:
@@ -421,6 +421,6 @@ def _item(kind: Item, value: bytes) -> bytes:
 def _uid(raw: bytes) -> str:
     """A UID without padding.
 
-    Bytes that no UID has are escaped: such a UID is simply an unknown UID.
+    Bytes that a UID cannot have are escaped, which makes it an unknown UID.
     """
     return escaped(raw.strip(b"\0 "))

@@ -1,8 +1,8 @@
-"""Objects to send: what a file holds, and its data set as bytes to put on the wire.
+"""Objects to send: read from a file, and encoded as a data set for the wire.
 
-The bytes go out as they are where the peer takes their transfer syntax. Otherwise the pixels are
-decoded: the same object under the same UID, its lossy history kept (PS3.3 C.7.6.1.1.5). Only that
-needs pydicom, which is imported there.
+The bytes are sent unchanged if the peer accepts their transfer syntax. Otherwise the pixels are
+decoded: the object keeps its UID and its lossy history (PS3.3 C.7.6.1.1.5). Only that needs
+pydicom, which is imported there.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class UnsendableError(Exception):
-    """The file holds no object that could be sent."""
+    """The file holds no object that can be sent."""
 
 
 class FileGoneError(UnsendableError):
-    """Its file is not there: it is gone, or its folder is not mounted at the moment."""
+    """The file is absent: it was removed, or its folder is not mounted."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def uncompressed(outgoing: Outgoing, syntax: str) -> io.FileIO | io.BytesIO:
         dataset.decompress(generate_instance_uid=False)
 
     if dataset.original_encoding[1] is False:
-        # Nothing here would swap the bytes of its pixels.
+        # Nothing here swaps the bytes of its pixels.
         raise UnsendableError("it is big endian, which the peer does not take")
     is_implicit = syntax == IMPLICIT_VR_LITTLE_ENDIAN
     if is_implicit:
@@ -159,7 +159,7 @@ def _read(path: Path, header_only: bool = False) -> Dataset:
 
 
 def _syntax(header: Dataset) -> str:
-    """The transfer syntax, told or seen: a data set without file meta information is not
+    """The transfer syntax, stated or recognised: a data set without file meta information is not
     compressed.
     """
     told = header.file_meta.get("TransferSyntaxUID")

@@ -1,9 +1,8 @@
-"""One association, at the end that requests it: PS3.8 over one connection, in the caller's own
-thread.
+"""The requestor's end of one association: PS3.8 over one connection, in the caller's thread.
 
-A fragment is read from the file into its place behind a PDU header that is there already, and up to
-a megabyte of such PDUs goes out at once: an association of pynetdicom costs two to five times as
-much (benchmarks/send.py).
+A fragment is read from the file straight behind its prepared PDU header, and up to a megabyte of
+PDUs is sent in one call. An association of pynetdicom costs two to five times as much
+(benchmarks/send.py).
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _USER = UserInformation(MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTAT
 # How often a thread that waits for an answer shows that it is not stuck (daemon/watchdog.py).
 _BEAT_S = 10.0
 
-# The thing to do about an A-ASSOCIATE-RJ, by source and reason (PS3.8 Table 9-21).
+# What to do about an A-ASSOCIATE-RJ, by source and reason (PS3.8 Table 9-21).
 _ADVICE = {
     (1, 1): "see whether this node's AE title {calling} and its address are configured there",
     (1, 2): "is this the port of a DICOM node?",
@@ -70,7 +69,7 @@ _ADVICE = {
     (3, 2): "it is busy; let it take more associations at a time",
 }
 
-# First bytes of services that are no DICOM node.
+# The first bytes of services other than DICOM.
 _STRANGERS = {
     b"HTTP": "an HTTP server",
     b"<!DO": "an HTTP server",
@@ -89,12 +88,12 @@ class Limits:
     connect_s: float = 10.0
     # For the answer to an association or release request.
     acse_s: float = 30.0
-    # A peer that takes no byte for so long is gone.
+    # A peer that accepts no byte for this long is gone.
     stalled_s: float = 60.0
     # For the answer to a message, on top of the time that its bytes need at the slowest rate.
     answer_s: float = 60.0
     slowest_bytes_per_s: float = 50_000.0
-    # Of a message that the peer sends: a commitment report on 200 objects has 30 KB.
+    # The largest message from the peer: a commitment report on 200 objects has 30 KB.
     message_bytes: int = 4 << 20
 
 
@@ -163,7 +162,7 @@ class _Message:
 
 
 class Requestor:
-    """An association. Any OSError of a method ends it: only abort() is left then."""
+    """An association. After an OSError from any method, only abort() may be called."""
 
     def __init__(
         self,
@@ -184,7 +183,7 @@ class Requestor:
         # Of a PDU after its header, and of the fragment in it.
         self._longest = 0
         self._fragment_bytes = 0
-        # Read from the connection, and not yet understood.
+        # Bytes read from the connection, not yet parsed.
         self._ahead = b""
         # Established, and no message is under way.
         self._idle = False
@@ -234,8 +233,8 @@ class Requestor:
         if not self._idle:
             raise ConnectionError("there is no association any more")
 
-        # A new ID each time, so that a second answer to this request is not taken for the next
-        # one's.
+        # A new ID each time, so that a second answer to this request is not mistaken for an answer
+        # to the next.
         self._message_id = self._message_id % 0xFFFF + 1
         known: dict[int, int] = {
             Element.COMMAND_FIELD: request.command_field,
@@ -290,7 +289,7 @@ class Requestor:
         return True
 
     def release(self) -> None:
-        """End the association as PS3.8 7.2 has it, or abort it where that is not possible."""
+        """Release the association (PS3.8 7.2), or abort it if that is not possible."""
         within_s = self._limits.acse_s
         deadline = time.monotonic() + within_s
         with contextlib.suppress(OSError):
@@ -395,7 +394,7 @@ class Requestor:
         self._send_command(message.context_id, response, deadline)
 
     def _take_event_report(self, message: _Message) -> int:
-        """Hand the report to the handler. Returns the status to answer. Raises ProtocolError."""
+        """Pass the report to the handler. Returns the status to answer. Raises ProtocolError."""
         assert self._on_event_report is not None
         syntaxes = {number: syntax for (_, syntax), number in self.accepted.items()}
         if message.context_id not in syntaxes:
@@ -541,7 +540,7 @@ def _pdvs(body: bytes) -> list[Fragment]:
 
 
 def _say_close_notify(connection: socket.socket) -> None:
-    """Over TLS, tell the peer that the end is no cut. Its own close_notify is not awaited."""
+    """Over TLS, tell the peer that the stream was not cut off. Its close_notify is not awaited."""
     if isinstance(connection, ssl.SSLSocket):
         with contextlib.suppress(OSError, ValueError):
             connection.settimeout(0)
@@ -549,14 +548,14 @@ def _say_close_notify(connection: socket.socket) -> None:
 
 
 def _advice(rejected: Rejected, ae_titles: tuple[str, str]) -> str:
-    """The thing to do about a rejection."""
+    """What to do about a rejection."""
     calling, called = ae_titles
     advice = _ADVICE.get((rejected.source, rejected.reason), "its log may tell")
     return advice.format(calling=calling, called=called)
 
 
 def _stranger(header: bytes) -> str:
-    """A hint, where these first bytes of an answer are known to come from another service."""
+    """A hint, if these first bytes of an answer are known to come from another service."""
     for beginning, service in _STRANGERS.items():
         if header.startswith(beginning):
             return f"; {service} answers so: give the port of the DICOM service"

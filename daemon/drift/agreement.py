@@ -53,7 +53,7 @@ class Agreement:
 def agreement(
     inspect: Inspection, first_week: int = 0, last_week: int | None = None
 ) -> Agreement | None:
-    """Of all reports whose images ended in these weeks; None where no report has such an image.
+    """The agreement of all reports whose images ended in these weeks; None if there is none.
 
     `last_week`: default the newest.
     """
@@ -67,7 +67,7 @@ def agreement(
 
 
 def agreed(rows: Sequence[ReportedImage]) -> Agreement | None:
-    """The agreement of these reports; None of nothing."""
+    """The agreement of these reports; None without reports."""
     if not rows:
         return None
 
@@ -150,7 +150,7 @@ def _word(line: Sequence[str]) -> str:
 
 
 def _is_header(line: Sequence[str]) -> bool:
-    """Names of columns: an identifier has digits, and would be a report that is dropped."""
+    """Whether the line holds column names: identifiers have digits, so no report is dropped."""
     return _word(line) not in _YES | _NO and not any(map(str.isdigit, line[0]))
 
 
@@ -161,8 +161,8 @@ def _numbers(lines: Sequence[int]) -> str:
 def key_of(name: str, spool_identity: str) -> str:
     """How the ledger names a report's image.
 
-    An Accession Number may look like a UID (2024.00123), and is never kept in plain: its sixteen
-    characters at most (PS3.5 6.2, SH) tell it apart. No equipment makes so short a UID.
+    An Accession Number may look like a UID (2024.00123) and must never be kept in plain text. It
+    has at most 16 characters (PS3.5 6.2, SH), and no equipment makes UIDs that short.
     """
     is_uid = "." in name and not name.strip("0123456789.")
     if is_uid and len(name) > _MOST_OF_ACCESSION_NUMBER:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from daemon.drift.agreement import key_of
 
-# Of one message; a report with an embedded PDF is larger, and no finding stands in it.
+# The largest message; a report with an embedded PDF is larger, and holds no coded finding.
 MOST_BYTES = 1_000_000
 MOST_MESSAGES = 10_000
-# Where move_away() puts files that cannot be used.
+# The folder for files that cannot be used.
 UNUSABLE = "unusable"
 _MOST_SEGMENTS = 5_000
 _MOST_IDENTIFIER = 64
@@ -34,7 +34,7 @@ _FINAL = {"F", "C"}
 
 
 class MessageError(ValueError):
-    """A message cannot be used. The words quote no value of it."""
+    """A message cannot be used. The error quotes no value of it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Reports:
     # Whether a report tells of a pneumothorax, by the order as the ledger keeps it.
     findings: dict[str, bool] = field(default_factory=dict)
     taken: list[Path] = field(default_factory=list)
-    # A line that says why, by file.
+    # The reason why, by file.
     unusable: dict[Path, str] = field(default_factory=dict)
     # Files that were not looked at.
     left: int = 0
@@ -65,7 +65,7 @@ def findings(message: bytes) -> dict[str, bool]:
     Empty where the message holds no coded, final answer to that question.
 
     Raises:
-        MessageError: no ORU^R01, too large, or an order with an answer and no number.
+        MessageError: not an ORU^R01, too large, or an order with an answer but no number.
     """
     if len(message) > MOST_BYTES:
         raise MessageError(f"more than {MOST_BYTES} bytes")
@@ -129,7 +129,7 @@ def move_away(found: Reports, folder: Path) -> list[str]:
 
 
 def _content(path: Path) -> bytes:
-    """A file's bytes, and one more than may be. Raises MessageError for a link or a pipe."""
+    """A file's bytes, at most one more than allowed. Raises MessageError for a link or a pipe."""
     if path.is_symlink() or not path.is_file():
         raise MessageError("no plain file")
     with path.open("rb") as file:
@@ -166,7 +166,7 @@ def _answers(segments: list[str], marks: Marks) -> Iterator[tuple[str, bool]]:
 
 
 def _order(fields: list[str], marks: Marks) -> str:
-    """The accession number: OBR-18 as IHE Radiology has it, else the filler's number (OBR-3)."""
+    """The accession number: OBR-18 (IHE Radiology), otherwise the filler's number (OBR-3)."""
     for place in (18, 3):
         number = _part(fields, place, 0, marks)
         if number:
@@ -175,7 +175,7 @@ def _order(fields: list[str], marks: Marks) -> str:
 
 
 def _answer(fields: list[str], marks: Marks) -> bool | None:
-    """Whether an OBX says that there is a pneumothorax; None: it says neither."""
+    """Whether an OBX reports a pneumothorax; None: it says neither yes nor no."""
     question, vocabulary = (_part(fields, 3, place, marks) for place in (0, 2))
     if vocabulary.upper() not in _QUESTIONS.get(question, ()):
         return None
@@ -185,7 +185,7 @@ def _answer(fields: list[str], marks: Marks) -> bool | None:
 
 
 def _part(fields: list[str], place: int, component: int, marks: Marks) -> str:
-    """A component of the first repetition of a field; "" where there is none."""
+    """A component of the first repetition of a field; "" if it is absent."""
     if place >= len(fields):
         return ""
     parts = fields[place].split(marks.repetition)[0].split(marks.component)

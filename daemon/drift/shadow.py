@@ -14,7 +14,7 @@ class Comparison:
     """The newest images that both models answered."""
 
     pairs: Pairs
-    # Of the same reports; None: the site feeds none on these images.
+    # Agreement with the same reports; None: the site supplies no reports on these images.
     model_with_reports: Agreement | None = None
     shadow_with_reports: Agreement | None = None
 

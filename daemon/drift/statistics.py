@@ -1,8 +1,8 @@
 """Two statistics: an interval for rates, and an index for the shape of scores.
 
-Rates are compared by Newcombe's interval of a difference, which is made of two Wilson intervals
-(R. G. Newcombe, Statistics in Medicine 17, 1998, 873-890, method 10). It holds for the small counts
-of one modality's week, where the usual interval of a proportion does not.
+Rates are compared by Newcombe's interval of a difference, which is made of two Wilson intervals (R.
+G. Newcombe, Statistics in Medicine 17, 1998, 873-890, method 10). It is valid for the small counts
+of one modality's week, where the usual (Wald) interval is not.
 
 Histograms are compared by the population stability index, as credit scoring does. Without drift,
 the index of two samples of n and N images in B bins is about (1/n + 1/N) times a chi-squared
@@ -21,14 +21,14 @@ Z_95 = 1.959964
 Z_999 = 3.290527
 
 _CUSTOMARY_PSI = 0.25
-# Put into each bin, so that an empty one gives no infinity.
+# Added to each bin, so that an empty bin does not give infinity.
 _HALF = 0.5
 
 Interval = tuple[float, float]
 
 
 def wilson(hits: int, number: int, z: float = Z_95) -> Interval:
-    """Wilson's interval of a proportion; (0, 1) of nothing."""
+    """Wilson's interval of a proportion; (0, 1) without observations."""
     if number == 0:
         return 0.0, 1.0
     share = hits / number
@@ -39,7 +39,7 @@ def wilson(hits: int, number: int, z: float = Z_95) -> Interval:
 
 
 def difference(hits: int, number: int, base_hits: int, base: int, z: float = Z_999) -> Interval:
-    """Newcombe's interval of `hits / number - base_hits / base`; (-1, 1) where either is empty."""
+    """Newcombe's interval of `hits / number - base_hits / base`; (-1, 1) if either is empty."""
     if number == 0 or base == 0:
         return -1.0, 1.0
     share, base_share = hits / number, base_hits / base
@@ -54,7 +54,7 @@ def difference(hits: int, number: int, base_hits: int, base: int, z: float = Z_9
 
 
 def psi(counts: Sequence[int], base: Sequence[int]) -> float:
-    """The population stability index of two histograms with the same bins; 0 of nothing."""
+    """The population stability index of two histograms with the same bins; 0 if either is empty."""
     if not sum(counts) or not sum(base):
         return 0.0
     shares, base_shares = _shares(counts), _shares(base)

@@ -25,14 +25,14 @@ from daemon.ledger.weekly import (
     week_of,
 )
 
-# The name of all modalities together.
+# Stands for all modalities together.
 EVERY_AE = ""
 # The name of the inbox folder, whose files no AE sent; the ledger has "" for them.
 INBOX = "(inbox)"
 
-# With fewer images in a week, chance says more than the figures do.
+# A week with fewer images is mostly chance.
 FEWEST_IMAGES = 50
-# A rate that differs by less alarms nobody, however certain the difference.
+# A rate that differs by less raises no alarm, however significant the difference.
 _LEAST_DIFFERENCE = 0.05
 _LEAST_DIFFERENCE_OF_POSITIVES = 0.03
 
@@ -62,7 +62,7 @@ class Week:
 
     @property
     def positive_rate(self) -> float | None:
-        """The share of positives among the analysed; None of nothing."""
+        """The share of positives among the analysed; None without images."""
         return self.positive / self.analysed if self.analysed else None
 
     @property
@@ -88,7 +88,7 @@ class Drift:
     """The newest weeks of each AE title and of all together, and what differs."""
 
     weeks: tuple[Week, ...]
-    # None: nobody has set one, and nothing alarms.
+    # None: no baseline was set, so nothing raises an alarm.
     baseline: BaselineWeeks | None
     # By AE title; the number of its week is that of the first.
     baseline_of: dict[str, Week]
@@ -102,7 +102,7 @@ class Drift:
 def drift(
     inspect: Inspection, weeks: int = 8, last_week: int | None = None, alarming: int = 2
 ) -> Drift:
-    """The figures of so many weeks. Alarms tell of the last `alarming` of them.
+    """The figures of this many weeks. Alarms are about the last `alarming` of them.
 
     `last_week`: the number of the last; default this week's.
     """

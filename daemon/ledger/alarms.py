@@ -1,7 +1,7 @@
 """Troubles that last, and the messages about them that are still owed.
 
-A trouble and its message are one transaction, so a crash loses neither. A message goes once its
-route has taken it: a crash in between sends it again, under the same ID.
+A trouble and its message are one transaction, so a crash loses neither. A message is deleted once
+its route has taken it. After a crash in between, it is sent again under the same ID.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from daemon.ledger.database import Database
 from daemon.ledger.schema import alarm_messages, alarms, roles
 
 _LOCK = "alarms"
-# No message waits and no lease lasts for longer.
+# No wait of a message and no lease lasts longer.
 _LONGEST_S = 900.0
-# A sender hands all that it claims to slow routes within its lease.
+# So few that a sender can deliver them over slow routes within its lease.
 _MOST_CLAIMED = 10
 _ABANDONED_S = 86400.0
 
@@ -30,7 +30,7 @@ _ABANDONED_S = 86400.0
 class Alarm:
     """One trouble as it is seen now."""
 
-    # It names the trouble as long as it lasts.
+    # Identifies the trouble as long as it lasts.
     key: str
     # outage, backlog, failed, refused, silence, disk, certificate, role, drift
     kind: str
@@ -38,7 +38,7 @@ class Alarm:
     subject: str
     # What was found and what is allowed, for people.
     words: str
-    # The machine that alone can tell whether it is over; empty: every machine can.
+    # The only machine that can tell whether it is over; empty: any machine can.
     machine: str = ""
 
 
@@ -74,14 +74,13 @@ class Alarms:
     ) -> tuple[list[Alarm], list[str]]:
         """Compare the troubles found now with those that last, and owe each route a message.
 
-        A route that comes later is told of each trouble that lasts, as soon as it is seen again.
-        The end is told to the routes that were told the beginning, also those of another machine.
-
-        A trouble is over once it was absent for `settle_s`. A trouble of another machine is left
-        to that machine, as long as a role gives signs of life there. Returns the
-        troubles that began, and the keys of those that are over.
+        A new route is sent every lasting trouble as soon as it is seen again. The end is sent to
+        the routes that were sent the beginning, also those of another machine. A trouble is over
+        once it has been absent for `settle_s`. A trouble of another machine is left to that
+        machine, as long as a role sends heartbeats there. Returns the troubles that began, and the
+        keys of those that are over.
         """
-        # Most looks find a node that is well, and take no lock.
+        # Most looks find no trouble, and take no lock.
         if not found and not self.lasting():
             return [], []
 
@@ -125,7 +124,7 @@ class Alarms:
             return began, [row["key"] for row in over]
 
     def _is_over(self, conn: Connection, row: sa.RowMapping, now: float, settle_s: float) -> bool:
-        """Whether an absent trouble is over; its row goes then."""
+        """Whether an absent trouble is over; its row is then deleted."""
         absent_since = row["absent_since"]
         if absent_since is None:
             _change(conn, row["key"], {"absent_since": now})
@@ -144,9 +143,9 @@ class Alarms:
     def claim(self, owner: str, routes: Collection[str], lease_s: float) -> list[AlarmMessage]:
         """Lease the messages that are due, oldest first, at most `_MOST_CLAIMED`.
 
-        A message waits while its route has not taken an earlier one of the same trouble, so that
-        nobody reads of an end before the beginning. A route that left the settings gets nothing
-        more; its messages are dropped after a day, since another machine may have that route.
+        A message waits until its route has taken the earlier messages of the same trouble, so that
+        no end arrives before its beginning. A route that left the settings gets no messages; they
+        are dropped after a day, because another machine may have that route.
         """
         with self._database.reading() as conn:
             if conn.execute(sa.select(alarm_messages.c.id).limit(1)).first() is None:
@@ -199,13 +198,13 @@ def _lasting() -> sa.Select[Any]:
 
 
 def lasting(conn: Connection, most: int) -> list[LastingAlarm]:
-    """The troubles that last, oldest first, at most so many."""
+    """The troubles that last, oldest first, at most `most` of them."""
     rows = conn.execute(_lasting().limit(most)).mappings()
     return [LastingAlarm(**_row_facts(row)) for row in rows]
 
 
 def _living_machines(conn: Connection, now: float) -> set[str]:
-    """The host names of roles that gave a sign of life today: this_machine() begins with them."""
+    """The host names of roles that sent a heartbeat today: this_machine() begins with them."""
     recent = sa.select(roles.c.owner).where(roles.c.beat_at >= now - _ABANDONED_S)
     owners = conn.execute(recent).scalars()
     return {owner.partition("/")[0] for owner in owners}
@@ -218,7 +217,7 @@ def _first_of_each_trouble(rows: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:
     for row in rows:
         facts = json.loads(row.facts)
         trouble = (row.route, facts["kind"], facts["subject"])
-        # By the trouble's own times: a clock that was set back does not change their order.
+        # Ordered by the trouble's own times, which a clock that was set back does not change.
         order = (float(facts["since"]), facts["event"] == "over")
         first[trouble] = min(order, first.get(trouble, order))
         placed.append((row, trouble, order))
@@ -226,7 +225,7 @@ def _first_of_each_trouble(rows: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:
 
 
 def _is_past(time: sa.Column[float], now: float) -> sa.ColumnElement[bool]:
-    """Whether a time is over. A time far ahead comes from a clock that was set back."""
+    """Whether a time is past. A time far in the future comes from a clock that was set back."""
     return sa.or_(time <= now, time > now + _LONGEST_S)
 
 

@@ -1,4 +1,4 @@
-"""What wakes a thread that sleeps on the ledger: one bell for each such thread (Database.wait)."""
+"""Doorbells, which wake threads that wait for the ledger: one for each thread (Database.wait)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger("pleura.ledger")
 
 # PostgreSQL: the channel of LISTEN and NOTIFY.
 CHANNEL = "pleura"
-# SQLite: how often a sleeper reads PRAGMA data_version where a ring may be lost: by a process that
-# died between its commit and the ring, or by a program that does not ring.
+# SQLite: how often a waiting thread reads PRAGMA data_version, because a ring may be missing: a
+# process died between its commit and the ring, or another program made the commit.
 _LOOK_S = 0.1
-# And where this system cannot ring.
+# The same on a system without inotify.
 _LOOK_UNRUNG_S = 0.01
 # inotify(7). Events of one file carry no name: descriptor, mask, cookie, length of the name.
 _IN_MODIFY = 0x2
@@ -35,9 +35,9 @@ _IN_MOVE_SELF = 0x800
 _IN_IGNORED = 0x8000
 _EVENT = struct.Struct("iIII")
 _EVENTS_BYTES = 256 * _EVENT.size
-# PostgreSQL: how often a listener looks whether the database is being closed.
+# PostgreSQL: how often a listener checks whether the database is being closed.
 _LOOK_UP_S = 0.5
-# Behind a connection pooler nothing rings: waiting threads look as often as this.
+# Behind a connection pooler nothing rings: waiting threads look this often.
 _POLL_S = 0.5
 
 
@@ -46,7 +46,9 @@ class ClosedError(Exception):
 
 
 class Bell(Protocol):
-    """One thread's alarm clock. What it raises: it wakes nobody any more, and is to be closed."""
+    """What one waiting thread sleeps on. A bell that raises must be closed: it wakes nobody any
+    more.
+    """
 
     def wait(self, timeout_s: float) -> None: ...
 
@@ -54,14 +56,13 @@ class Bell(Protocol):
 
 
 class FileBell:
-    """SQLite: a file beside the database, which each commit that makes work writes to.
-
-    A counter of the database, which changes when another connection has committed, tells of commits
-    that did not ring.
+    """SQLite: a file beside the database, which every commit that makes work writes to. Commits
+    that did not ring are found by PRAGMA data_version, which changes when another connection
+    commits.
     """
 
     def __init__(self, database: str, look_s: float = _LOOK_S) -> None:
-        """`look_s`: how often the counter is looked at while nothing rings."""
+        """`look_s`: how often to read the counter while nothing rings."""
         # Another thread may close the database, but never while this thread uses the connection:
         # that crashes the process.
         self._connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
@@ -75,7 +76,7 @@ class FileBell:
         except OSError as error:
             self._look_s = min(look_s, _LOOK_UNRUNG_S)
             log.info("no inotify (%s): polling the ledger", error.strerror)
-        # Commits before were not heard: the first wait returns at once.
+        # Earlier commits were not heard, so the first wait returns at once.
         self._heard: int | None = None
 
     def wait(self, timeout_s: float) -> None:
@@ -96,7 +97,7 @@ class FileBell:
                 return
 
     def _pause(self, seconds: float) -> bool:
-        """Sleep until it rings, at most so long. Returns whether it rang."""
+        """Sleep until it rings, at most this long. Returns whether it rang."""
         if self._rings is not None:
             return self._rings.within(seconds)
         time.sleep(seconds)
@@ -111,17 +112,17 @@ class FileBell:
 
 
 class _Rings:
-    """Writes to one file, as the kernel tells of them. They are kept until they are read."""
+    """Writes to one file, as inotify reports them. Events are kept until they are read."""
 
     def __init__(self, path: str) -> None:
-        """Make the file where it is absent. Raises OSError where the system cannot tell."""
+        """Create the file if it is absent. Raises OSError on a system without inotify."""
         if sys.platform != "linux":
             raise OSError(errno.ENOSYS, "no inotify on this system")
 
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         libc = ctypes.CDLL(None, use_errno=True)
         self._events = _checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        # Closes once, and also where the thread that slept is long gone.
+        # Closes once, even if the waiting thread ended long ago.
         self.close = weakref.finalize(self, os.close, self._events)
         try:
             _checked(
@@ -134,9 +135,8 @@ class _Rings:
         self._poll.register(self._events, select.POLLIN)
 
     def within(self, seconds: float) -> bool:
-        """Whether there is a write that is not yet reported, or comes within so many seconds.
-
-        Raises OSError where the file is no longer in its place.
+        """Whether an unreported write is there, or comes within this many seconds. Raises OSError
+        if the file is no longer in its place.
         """
         if not self._poll.poll(math.ceil(seconds * 1e3)):
             return False
@@ -149,7 +149,7 @@ class _Rings:
 
 
 def _checked(result: int) -> int:
-    """The result of a C function that tells of an error by -1. Raises OSError."""
+    """The result of a C function that returns -1 on error. Raises OSError."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -162,7 +162,7 @@ def bell_file(database: str) -> str:
 
 def ring(database: str) -> None:
     """Wake all sleepers on this database, in every process of this machine."""
-    # Without the file nobody sleeps. A ring that fails otherwise is a look that comes later.
+    # Without the file no thread waits. If the ring fails otherwise, waiting threads look later.
     with contextlib.suppress(OSError):
         descriptor = os.open(bell_file(database), os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -183,12 +183,12 @@ class ServerBell:
         self._connection.execute(f"LISTEN {CHANNEL}")
         self._in_use = threading.Lock()
         self._closing = False
-        # Commits before LISTEN were not heard: the first wait returns at once.
+        # Commits before LISTEN were not heard, so the first wait returns at once.
         self._new = True
 
     @property
     def is_pooled(self) -> bool:
-        """Whether a pooler lends us the session: it tells another process ID than the server."""
+        """Whether a pooler lends us the session: it reports another process ID than the server."""
         row = self._connection.execute("SELECT pg_backend_pid()").fetchone()
         return row is None or row[0] != self._connection.info.backend_pid
 

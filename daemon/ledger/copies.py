@@ -1,4 +1,4 @@
-"""A copy of SQLite's file: one moment of a running database, in one file."""
+"""A copy of SQLite's file: a consistent snapshot of a running database, in one file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def copy_ledger(source: Path, target: Path) -> None:
-    """Copy with SQLite's online backup, durably; a `target` that is there is replaced.
+    """Copy with SQLite's online backup, durably; an existing `target` is replaced.
 
     Raises:
         OSError, sqlite3.Error: the disk; the unfinished copy is removed.
     """
     part = target.with_suffix(".part")
-    # A process that was killed leaves one.
+    # A killed process may have left one.
     part.unlink(missing_ok=True)
 
     try:
@@ -35,7 +35,7 @@ def _copy(source: Path, target: Path) -> None:
         closing(sqlite3.connect(target)) as copy,
     ):
         running.backup(copy)
-        # One file: a copy has no -wal beside it that could be forgotten.
+        # In one file: no -wal beside the copy that could be forgotten.
         copy.execute("PRAGMA journal_mode=DELETE")
 
 

@@ -36,13 +36,13 @@ log = logging.getLogger("pleura.ledger")
 
 # A writer takes the lock at once: a read that turns into a write cannot wait for it (SQLITE_BUSY).
 _BEGIN_WRITING = "BEGIN IMMEDIATE"
-# PostgreSQL: the advisory lock of the process that creates or changes the tables.
+# PostgreSQL: the advisory lock that a process holds while it creates or changes the tables.
 _CREATING = 0x706C6575
 # How long to wait for the writers of a table. Their transactions take milliseconds.
 _WRITERS_S = 2
-# The pause of a sleeper whose server is away.
+# The pause of a waiting thread while the server is unreachable.
 _WITHOUT_BELL_S = 0.2
-# libpq gives up a server that vanished silently after half a minute. A later try finds its
+# libpq gives up on a server that vanished silently after half a minute. A later try finds its
 # successor.
 _LIBPQ: dict[str, Any] = {
     "connect_timeout": 5,
@@ -54,8 +54,8 @@ _LIBPQ: dict[str, Any] = {
 # PostgreSQL: the first statement of each writing transaction. Its settings end with the
 # transaction, because PgBouncer in transaction mode lends a connection for no longer, and refuses
 # settings at its start. An answered commit survives power loss, whatever the server's default; a
-# stronger setting stays. A host of ours that vanishes is given up by the server after half a
-# minute, so that no row stays locked.
+# stronger setting stays. The server gives up on a vanished host of ours after half a minute, so
+# that no row stays locked.
 _BEGIN_ON_SERVER = """
 SELECT extract(epoch FROM clock_timestamp()),
        set_config('synchronous_commit',
@@ -85,20 +85,20 @@ class Database:
         migrate: bool = True,
         read_only: bool = False,
     ) -> None:
-        """Open it. `migrate` creates the tables, or brings those of an earlier version forward.
+        """Open it. `migrate` creates the tables, or migrates those of an earlier version.
 
         `read_only`: the database itself refuses every change, and nothing is migrated.
 
         Raises:
-            LedgerError: it cannot be used. Faults that time may heal (a full disk, a server that
-                is away) raise the driver's error.
+            LedgerError: it cannot be used. Faults that may pass (a full disk, an unreachable
+                server) raise the driver's error.
         """
         self.engine = _engine(url, read_only)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         self._clock = clock or (time.time if self.is_sqlite else None)
         self._reader = self.engine.execution_options(write=False)
         self._appending = threading.Lock()
-        # The connection that append() alone uses.
+        # The connection that only append() uses.
         self._appender: sa.PoolProxiedConnection | None = None
 
         self._bells: dict[threading.Thread, Bell] = {}
@@ -123,7 +123,7 @@ class Database:
     def transaction(self) -> Iterator[tuple[Connection, float]]:
         """A writing transaction and its time; committed durably when the block ends."""
         with self.engine.begin() as conn:
-            # The server has told its clock when the transaction began.
+            # The server reported its clock when the transaction began.
             conn.info[_RINGS] = False
             yield conn, self._clock() if self._clock else conn.info[_BEGAN_AT]
             is_to_ring = conn.info[_RINGS]
@@ -139,10 +139,10 @@ class Database:
             return float(conn.execute(epoch).scalar_one())
 
     def append(self, statement: str, rows: Callable[[float], list[dict[str, Any]]]) -> None:
-        """Insert the rows that `rows` makes of the transaction's time, commit, and ring.
+        """Insert the rows that `rows` builds from the transaction's time, commit, and ring.
 
         Raises:
-            UndecidedError: a later query may find the rows, or not.
+            UndecidedError: a later query may find the rows or not.
         """
         if self.is_sqlite:
             self._append_to_file(statement, rows)
@@ -162,8 +162,8 @@ class Database:
     ) -> None:
         """SQLite: append() past SQLAlchemy.
 
-        Every sender waits for this commit, and SQLAlchemy takes as long to hand out a connection
-        and take it back as the database takes to write.
+        Every sender waits for this commit, and SQLAlchemy's handling of the connection takes as
+        long as the write itself.
         """
         with self._appending:
             self._require_file()
@@ -183,9 +183,10 @@ class Database:
         bells.ring(str(self.engine.url.database))
 
     def wait_for_writers(self, table: sa.Table) -> None:
-        """Return when each transaction that writes to `table` now has ended, and can be seen.
+        """Return when every transaction that now writes to `table` has ended, and is visible.
 
-        Other writers wait meanwhile. So the wait is short: then the lock's error is raised.
+        Other writers wait meanwhile, so the wait has a short limit; after that, the lock's error is
+        raised.
         """
         # SQLite has one writer at a time: this transaction.
         with self.transaction() as (conn, _):
@@ -209,7 +210,7 @@ class Database:
     def ring(self, conn: Connection) -> None:
         """Wake all sleepers once this transaction is committed."""
         if self.is_sqlite:
-            # After the commit: a sleeper that wakes earlier would find nothing.
+            # After the commit: a thread that wakes earlier would find nothing.
             conn.info[_RINGS] = True
         else:
             conn.exec_driver_sql(f"NOTIFY {CHANNEL}")
@@ -230,8 +231,8 @@ class Database:
             bell.wait(timeout_s)
 
         except Exception:
-            # The server is away, the file beside the database is, or the database is closed: the
-            # caller finds out by looking.
+            # The server is unreachable, the file beside the database is gone, or the database is
+            # closed: the caller finds out by looking.
             if bell is not None:
                 del self._bells[thread]
                 bell.close()
@@ -249,7 +250,7 @@ class Database:
         self.engine.dispose()
 
     def _close_idle_bells(self) -> None:
-        """Close those of threads that have ended."""
+        """Close the bells of threads that have ended."""
         for thread in list(self._bells):
             if not thread.is_alive() and (bell := self._bells.pop(thread, None)):
                 bell.close()
@@ -276,7 +277,7 @@ class Database:
             )
 
     def _require_version(self) -> None:
-        """Raises LedgerError where the tables are not of this version."""
+        """Raises LedgerError if the tables are not of this version."""
         with self.reading() as conn:
             found: int | None = None
             if sa.inspect(conn).has_table(schema_version.name):
@@ -284,7 +285,7 @@ class Database:
         require_version(found, self.engine.url.render_as_string())
 
     def _create_or_migrate(self) -> None:
-        """Make tables of this version. Of several roles that start at once, one does so."""
+        """Make tables of this version. If several roles start at once, one of them does it."""
         with self.engine.begin() as conn:
             if not self.is_sqlite:
                 conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
@@ -315,7 +316,7 @@ class Database:
         try:
             copy_ledger(ledger, copy)
         except sqlite3.Error as error:
-            # As of any other statement: a full disk is waited for.
+            # Treated like any other statement: the node waits until the disk has room.
             raise sa.exc.OperationalError(f"copy to {copy}", None, error) from error
         return copy
 
@@ -323,7 +324,7 @@ class Database:
 def _file_at(url: sa.URL) -> tuple[int, int] | None:
     """Device and inode of the file at this URL: they tell it from any other file."""
     try:
-        # Not by way of a Path: this runs in each commit.
+        # Without a Path: this runs in each commit.
         status = os.stat(str(url.database))  # noqa: PTH116
     except FileNotFoundError:
         return None
@@ -357,7 +358,7 @@ def _postgresql(url: sa.URL, read_only: bool) -> Engine:
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         if read_only:
-            # Past SQLAlchemy, which would declare a cursor for it where rows are streamed.
+            # Bypasses SQLAlchemy, which would declare a cursor for it when rows are streamed.
             with cast(Any, connection.connection.driver_connection).cursor() as cursor:
                 cursor.execute("SET TRANSACTION READ ONLY")
         elif connection.get_execution_options().get("write", True):
@@ -404,7 +405,7 @@ def _sqlite(url: sa.URL) -> Engine:
     def _begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("write", True)
         statement = _BEGIN_WRITING if writes else "BEGIN"
-        # Past SQLAlchemy: its execution of a statement takes longer than the rest of a small
+        # Bypasses SQLAlchemy, whose execution of a statement takes longer than the rest of a small
         # transaction.
         try:
             cast(sqlite3.Connection, connection.connection.driver_connection).execute(statement)
@@ -426,7 +427,7 @@ def _switch_to_wal(connection: Any) -> None:
 
 
 def whole(conn: Connection, value: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    """The value without its fraction: SQLite cuts it off in a cast, PostgreSQL would round."""
+    """The value without its fraction. In a cast, SQLite truncates and PostgreSQL rounds."""
     if conn.dialect.name == "sqlite":
         return sa.cast(value, sa.Integer)
     return sa.cast(sa.func.floor(value), sa.Integer)

@@ -1,4 +1,4 @@
-"""The different values of an indexed column, without reading the rows that repeat them."""
+"""The distinct values of an indexed column, found without reading the rows that repeat them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def distinct(
     conn: Connection, column: sa.Column[Any], where: sa.ColumnElement[bool] | None = None
 ) -> Iterator[Any]:
     """The values of the rows that `where` holds for, ascending, by skipping in the column's index
-    from each to the next. NULL is no value.
+    from each to the next. NULL is left out.
     """
     smallest = sa.select(sa.func.min(column))
     if where is not None:

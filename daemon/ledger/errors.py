@@ -6,23 +6,22 @@ import os
 import pwd
 from pathlib import Path
 
-# Errors of SQLite that another start does not heal.
+# Errors of SQLite that a restart does not cure.
 _HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")
 
 
 class LedgerError(Exception):
-    """The ledger cannot be used as it is: the message says where and what to do."""
+    """The ledger cannot be used as it is. The message says where and what to do."""
 
 
 class UndecidedError(Exception):
-    """The connection was lost before the answer to a commit, which may or may not take place.
-
-    PostgreSQL lets a commit that waits for a standby go on when its client is gone.
+    """The connection was lost before the answer to a commit, which may or may not happen.
+    PostgreSQL completes a commit that waits for a standby even if its client is gone.
     """
 
 
 def is_hopeless(cause: BaseException | None) -> bool:
-    """Whether this error of the driver comes again at each start."""
+    """Whether this error of the driver would come again at each start."""
     return getattr(cause, "sqlite_errorname", "").startswith(_HOPELESS)
 
 

@@ -1,5 +1,5 @@
-"""The figures of a running node, from counters and partial indexes: the cost of a snapshot does
-not grow with the images that the ledger holds.
+"""The figures of a running node, from counters and partial indexes: the cost of a snapshot does not
+grow with the number of images in the ledger.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from daemon.ledger.states import DeliveryState, ImageState
 
 # DIMSE priorities: stat, routine, low.
 PRIORITIES = (0, 1, 2)
-# More troubles at a time tell nobody more.
+# More troubles at a time would help nobody.
 _MOST_TROUBLES = 200
 _MOST_NAMED = 5
 _DAY_S = 86400
@@ -50,8 +50,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class Owed:
-    """Results owed to one destination: since when the oldest is owed (seconds since 1970), and what
-    came of its last try, if it was tried.
+    """Results owed to one destination: since when the oldest is owed (seconds since 1970), and how
+    its last try ended, if it was tried.
     """
 
     results: int
@@ -62,7 +62,7 @@ class Owed:
 @dataclass(frozen=True)
 class Uncommitted:
     """The oldest result that one destination stored and has not committed to: when it was stored,
-    and why the last request was not taken, if it was not.
+    and why the last request was not accepted, if it was not.
     """
 
     since: float
@@ -71,7 +71,7 @@ class Uncommitted:
 
 @dataclass(frozen=True)
 class RoleProcess:
-    """One process of a role: its last sign of life, and what it told of itself."""
+    """One process of a role: its last heartbeat, and what it reported of itself."""
 
     role: str
     owner: str
@@ -81,7 +81,7 @@ class RoleProcess:
 
 @dataclass(frozen=True)
 class Circuit:
-    """A destination that was in trouble at least once. `down_since` None: it takes objects."""
+    """A destination that was in trouble at least once. `down_since` None: it works."""
 
     down_since: float | None
     last_answer: str
@@ -106,7 +106,7 @@ class Snapshot:
     audit_waiting: int
     # The kind and subject of each trouble that lasts.
     troubles: tuple[tuple[str, str], ...]
-    # The identity of the spool that this ledger's files lie in; None: it never had one.
+    # The identity of the spool that this ledger's files lie in; None: it never had a spool.
     spool: str | None
 
 
@@ -317,7 +317,7 @@ def _circuits(conn: Connection) -> dict[str, Circuit]:
 
 
 def _troubles(conn: Connection) -> tuple[tuple[str, str], ...]:
-    # The oldest stay in: one that drops out behind new ones would read as over.
+    # The oldest are kept: if new troubles displaced them, they would seem to be over.
     named = (
         sa.select(alarms.c.kind, alarms.c.subject)
         .group_by(alarms.c.kind, alarms.c.subject)

@@ -1,9 +1,8 @@
-"""Settings that all processes of one machine take together, or none of them.
+"""Settings that either all processes of one machine take, or none.
 
-A proposal gets a number, the generation. Each process of a role checks the settings for itself and
-answers. One refusal refuses the proposal for all; once every process has said that it can take the
-settings, the proposal is accepted, and each process takes them. A decision and its audit event are
-one transaction.
+A proposal gets a number, the generation. Each process of a role checks the settings and answers.
+One refusal refuses the proposal for all. Once every process has agreed, the proposal is accepted,
+and each process takes the settings. A decision and its audit event are one transaction.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ _LOCK = "generations"
 # How long a process may take to check a proposal. The analyse role reads a model package.
 ANSWER_S = 60.0
 _KEPT_S = 400 * 86400.0
-# An audit event is a datagram in some sites: longer texts are cut.
+# Some sites send audit events as datagrams: longer texts are cut.
 _MOST_CHARACTERS = 1000
 
-# Records changed keys, and tells the audit trail of them, in a transaction that is under way.
+# Records changed keys, and their audit event, within a running transaction.
 Note = Callable[[Connection, float, Mapping[str, str], Mapping[str, str]], list[str]]
-# Tells the audit trail of refused settings, in a transaction that is under way.
+# Records the audit event of refused settings within a running transaction.
 NoteRefusal = Callable[[Connection, float, Mapping[str, str]], None]
 
 
 class BusyError(Exception):
-    """Other settings are being checked at this moment."""
+    """Other settings are being checked right now."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class SettingsView:
         return self._first(_of(machine, GenerationState.ACCEPTED))
 
     def last(self, machine: str) -> Generation | None:
-        """The newest proposal of this machine, whatever became of it."""
+        """The newest proposal of this machine, in any state."""
         return self._first(_of(machine))
 
     def takers(self) -> list[Taker]:
@@ -121,10 +120,11 @@ class Generations:
         self._note_refusal = note_refusal
 
     def begin(self, role: str, owner: str, found: Found, is_alive: Callable[[str], bool]) -> int:
-        """A process starts under these settings. Returns its generation; dead processes go.
+        """A process starts with these settings. Returns its generation; rows of dead processes are
+        deleted.
 
-        It joins the generation in force where that has the same settings, else it makes another:
-        a process that starts has no earlier settings to keep.
+        It joins the generation in force if that has the same settings. Otherwise it makes another:
+        a starting process has no earlier settings to keep.
         """
         machine = owner.rpartition(":")[0]
         with self._database.transaction() as (conn, now):
@@ -168,7 +168,7 @@ class Generations:
             return pending.number
 
     def answer(self, role: str, owner: str, number: int, why: str = "") -> None:
-        """A process can take a proposal, or says why it cannot."""
+        """Record that a process can take a proposal, or why it cannot."""
         with self._database.transaction() as (conn, _):
             conn.execute(takers.update().where(_is(role, owner)).values(answered=number, why=why))
 
@@ -203,12 +203,12 @@ class Generations:
             return _generation(conn.execute(query).mappings().one())
 
     def take(self, role: str, owner: str, number: int) -> None:
-        """A process works under this generation from now on."""
+        """A process uses this generation from now on."""
         with self._database.transaction() as (conn, _):
             conn.execute(takers.update().where(_is(role, owner)).values(generation=number))
 
     def end(self, role: str, owner: str) -> None:
-        """A process ends in order."""
+        """A process ends normally."""
         with self._database.transaction() as (conn, _):
             conn.execute(takers.delete().where(_is(role, owner)))
 
@@ -270,7 +270,7 @@ def _insert(
     changes: Collection[str],
     asked_by: str,
 ) -> int:
-    """A proposal under the next number. Old rows go."""
+    """Insert a proposal under the next number, and delete old rows."""
     last = conn.execute(sa.select(sa.func.max(generations.c.number))).scalar()
     number = (last or 0) + 1
 

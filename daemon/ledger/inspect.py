@@ -45,7 +45,7 @@ _KEPT = instances.c.removed_at.is_(None)
 
 
 class Inspection(Overview):
-    """Questions to one ledger: those of the overview, and more."""
+    """Queries of one ledger: the overview's, and more."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -67,7 +67,7 @@ class Inspection(Overview):
         return cls(Database(url, read_only=True))
 
     def close(self) -> None:
-        """Only for an Inspection that open() gave: a ledger closes its own."""
+        """Only for an Inspection from open(): a ledger closes its own."""
         self._database.close()
 
     def now(self) -> float:
@@ -82,7 +82,7 @@ class Inspection(Overview):
     # -- files ----------------------------------------------------------------------------------
 
     def known_spool_names(self, names: Iterable[str]) -> set[str]:
-        """The files of `names` that are counted on. The others are orphans, or were given up."""
+        """Those of `names` that the ledger refers to. The others are orphans, or were given up."""
         known: set[str] = set()
         with self._database.reading() as conn:
             for part in in_parts(names):
@@ -110,9 +110,8 @@ class Inspection(Overview):
         return unknown
 
     def kept_files(self) -> Iterator[KeptFile]:
-        """Every spool file that is counted on: the images' bytes and their results'.
-
-        An image that ended `bytes_missing` is left out: its state tells of the loss.
+        """Every spool file that the ledger refers to: the bytes of images and of results. An image
+        that ended `bytes_missing` is left out: its state shows the loss.
         """
         images = sa.select(
             instances.c.spool_name,
@@ -142,7 +141,7 @@ class Inspection(Overview):
     # -- images and leases ----------------------------------------------------------------------
 
     def is_own_result(self, sop_instance_uid: str) -> bool:
-        """Whether this UID is one of our results: such an object is never analysed."""
+        """Whether this UID is one of our results, which are never analysed."""
         named = sa.select(results.c.id).where(results.c.sop_instance_uid == sop_instance_uid)
         with self._database.reading() as conn:
             return _exists(conn, named)
@@ -289,7 +288,7 @@ class Inspection(Overview):
             return list(conn.execute(named.distinct()).scalars())
 
     def contradictions(self) -> list[str]:
-        """Rows that deny each other, a line each."""
+        """Rows that contradict each other, a line each."""
         with self._database.reading() as conn:
             return [
                 f"{uid} {contradiction}"

@@ -64,7 +64,8 @@ from daemon.ledger.states import (
 )
 from daemon.ledger.weekly import DriftBook
 
-# Names of advisory locks: transitions that give up bytes, or owe them again, take turns.
+# Names of advisory locks: transitions that give up bytes and transitions that owe them again
+# exclude each other.
 _RETENTION = "retention"
 _SPOOL = "spool"
 _FOLDERS = "folders"
@@ -72,7 +73,7 @@ _DESTINATIONS = "destinations"
 _ADOPTION = "adoption"
 _AUDIT = "audit"
 
-# Of a delivery that is owed anew, to this destination or another.
+# The columns of a delivery that is owed again, to this destination or another.
 _UNTRIED = {"failures": 0, "failing_since": None}
 _AS_NEVER_SENT = {**_UNTRIED, "commit_due_at": None, "commit_asks": 0, "committed_at": None}
 
@@ -88,8 +89,8 @@ _RECEIVED = {
 _RESULT_FIELDS = tuple(StoredResult.__dataclass_fields__)
 # The tables that are worked on by lease, each with the state in which a lease can be held.
 _LEASED = ((instances, ImageState.RECEIVED.value), (deliveries, DeliveryState.OWED.value))
-# By the state of a copy: the states of an image that is its original. A failed image is of none:
-# a sender that repeats it asks for a new try (docs/rules.md, "Duplicates").
+# State of a copy -> states in which an image counts as its original. A failed image never does: a
+# sender that repeats it asks for a new try (docs/rules.md, "Duplicates").
 _ORIGINALS = {
     ImageState.ANALYSED.value: (ImageState.ANALYSED.value,),
     ImageState.NOT_ANALYSED.value: (ImageState.ANALYSED.value, ImageState.NOT_ANALYSED.value),
@@ -107,7 +108,7 @@ class Ledger:
         limits: LedgerLimits | None = None,
         migrate: bool = True,
     ) -> None:
-        """Open the ledger at `url`. `migrate` creates it, or brings an earlier version forward.
+        """Open the ledger at `url`. `migrate` creates it, or migrates an earlier version.
 
         Raises:
             LedgerError: it cannot be used.
@@ -122,10 +123,10 @@ class Ledger:
         self.generations = Generations(
             self._database, self._note_settings, self._note_refused_settings
         )
-        # Whether transitions record what the audit trail tells of them, in the same transaction.
+        # Whether transitions record their audit events, in the same transaction.
         self.is_audited = False
 
-        # Compiled here and not in each commit, whose Python the associations wait for.
+        # Compiled once, not in each commit, for whose Python code the associations wait.
         columns = [*Arrival._fields, *_RECEIVED, "received_at"]
         insert = sa.insert(instances).compile(self._database.engine, column_keys=columns)
         self._insert_arrival = str(insert)
@@ -153,7 +154,7 @@ class Ledger:
         """Record received objects, all of them in one commit.
 
         Raises:
-            UndecidedError: the answer was lost on the way; it may still be committed at any time.
+            UndecidedError: the answer to the commit was lost; it may still happen at any time.
         """
         self._database.append(
             self._insert_arrival,
@@ -163,16 +164,15 @@ class Ledger:
         )
 
     def wait_for_commits(self) -> None:
-        """Return when every arrival that is being committed anywhere can be seen, or never will be.
-
-        Raises where that takes long.
+        """Return when every arrival now being committed, on any host, has become visible or failed.
+        Raises if that takes long.
         """
         self._database.wait_for_writers(instances)
 
     def adopt(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
         """Record spool files that no row names (adoption.py). Returns the arrivals that were new.
 
-        Of several processes that adopt one file at the same time, one does.
+        If several processes adopt one file at the same time, one of them succeeds.
         """
         with self._database.transaction() as (conn, now):
             self._database.lock_until_commit(conn, _ADOPTION)
@@ -195,9 +195,9 @@ class Ledger:
     def claim_images(self, owner: str, limit: int) -> list[ImageJob]:
         """Lease waiting images: stat first, then oldest, at most `limit`.
 
-        An image with an unfinished earlier attempt comes alone, so that the image that kills a
-        worker is known. An image whose results are made again comes alone too, because its
-        results say their first time.
+        An image with an unfinished earlier attempt comes alone, so that an image that kills workers
+        is identified. An image whose results are made again also comes alone, because its results
+        carry their first time.
         """
         with self._database.transaction() as (conn, now):
             rows = conn.execute(self._waiting(now, limit)).mappings().all()
@@ -248,10 +248,10 @@ class Ledger:
         )
 
     def renew(self, jobs: Sequence[ImageJob] | Sequence[DeliveryJob]) -> None:
-        """Extend the leases of an owner at work."""
+        """Extend the leases of a working owner."""
         with self._database.transaction() as (conn, now):
             for job in jobs:
-                # Work that was given back meanwhile must not wait for a lease that nobody holds.
+                # Work that was given back meanwhile must not wait for a lease without an owner.
                 is_leased = _table_of(job).c.owner.is_not(None)
                 lease = {"lease_until": now + self.limits.lease_s}
                 conn.execute(_held(job).where(is_leased).values(**lease))
@@ -266,7 +266,7 @@ class Ledger:
                 _held(job).values(
                     owner=None,
                     lease_until=now,
-                    # This attempt is over: giving back twice changes nothing.
+                    # The attempt is over, so giving back twice changes nothing.
                     attempt=job.attempt + 1,
                     unfinished=instances.c.unfinished - 1,
                     unfinished_alone=job.unfinished_alone,
@@ -292,10 +292,11 @@ class Ledger:
         """End an image and owe its results. `owed`: a destination's name -> the kinds it takes.
 
         Returns the state written: "duplicate" when the same content ended before; None when the
-        attempt is stale. In both cases the caller's result files belong to nobody.
+        attempt is stale. In both cases the caller must remove its result files.
         """
         with self._database.transaction() as (conn, now):
-            # Two copies of one image may end at the same time on two hosts: one is the duplicate.
+            # Two copies of one image may end at the same time on two hosts: one becomes the
+            # duplicate.
             self._database.lock_until_commit(conn, job.sop_instance_uid)
             image = self._held_image(conn, job)
             if image is None:
@@ -336,10 +337,10 @@ class Ledger:
     ) -> int | None:
         """The first ended image with the same UID and content, if there is one.
 
-        An image that was not analysed is none of a copy that is: meanwhile the settings or the
-        model that excluded it were mended.
+        An image that was not analysed is not the original of a copy that was: the settings or the
+        model that excluded it were corrected meanwhile.
         """
-        # An image whose lost results are made again keeps them, whatever was sent meanwhile.
+        # An image whose lost results are made again keeps them, whatever copies arrived meanwhile.
         if image["remakes"]:
             return None
 
@@ -370,13 +371,13 @@ class Ledger:
         )
         same = conn.execute(named).first()
         if same is not None:
-            # Derived UIDs make an identical result identical: it is owed already. A second image
-            # that failed alike leaves the first image's file in place.
+            # A derived UID identifies the content: this result is owed already. A second image that
+            # failed in the same way leaves the first image's file in place.
             if same.instance_id == image["id"]:
                 self._owe_new_file(conn, now, same.id, result)
             return
 
-        # Made again by another version or with other settings: that is not the lost result.
+        # Made by another version or with other settings: not the lost result.
         if image["remakes"]:
             return
 
@@ -456,7 +457,7 @@ class Ledger:
     ) -> None:
         """The destination has the object. `commitment`: ask later whether it keeps the object.
 
-        `recipient`: the destination as the audit trail names it. `steps`: as of a Completion.
+        `recipient`: the destination as the audit trail names it. `steps`: as in a Completion.
         """
         with self._database.transaction() as (conn, now):
             stored = conn.execute(
@@ -480,7 +481,9 @@ class Ledger:
                 self._database.ring(conn)
 
     def mark_refused(self, job: DeliveryJob, why: str, status: int | None = None) -> None:
-        """The destination will not take this object; visible until `pleura retry` re-arms it."""
+        """The destination does not take this object. It stays visible until `pleura retry` re-arms
+        it.
+        """
         with self._database.transaction() as (conn, _):
             refused = delivery_after(DeliveryEvent.REFUSE)
             row = {"state": refused, "why": why, "status": status, "owner": None}
@@ -490,11 +493,11 @@ class Ledger:
     def retry_later(
         self, job: DeliveryJob, why: str, delay_s: float, status: int | None = None
     ) -> None:
-        """Still owed, due after `delay_s`. `status`: only where the destination answered one."""
+        """Still owed, due after `delay_s`. `status`: only if the destination answered with one."""
         is_failure = status is not None
 
         with self._database.transaction() as (conn, now):
-            # A time that is to come is from a clock that was set back.
+            # A time in the future is from a clock that was set back.
             first = deliveries.c.failing_since
             since = sa.case((first <= now, first), else_=now) if is_failure else first
             conn.execute(
@@ -510,7 +513,7 @@ class Ledger:
             )
 
     def give_back_delivery(self, job: DeliveryJob, why: str | None = None) -> None:
-        """Return a delivery whose turn did not come. `why`: the destination's trouble, if any."""
+        """Return a delivery whose turn did not come. `why`: the destination's fault, if any."""
         with self._database.transaction() as (conn, now):
             reason = {"why": why} if why else {}
             conn.execute(_held(job).values(owner=None, lease_until=now, **reason))
@@ -519,7 +522,7 @@ class Ledger:
     def remake(self, job: DeliveryJob, why: str) -> bool:
         """Analyse an image again whose result file is lost: the result is owed from a new file.
 
-        Returns False where that cannot be: the image's bytes are gone, or it was tried too often.
+        Returns False if that is impossible: the image's bytes are gone, or it was tried too often.
         """
         with self._database.transaction() as (conn, now):
             image = (
@@ -553,16 +556,15 @@ class Ledger:
         if conn.execute(kept.where(*may_be_remade).values(**waits)).rowcount:
             return True
 
-        # Another of its results may have been found lost at the same time: then it waits already.
+        # Another of its results may have been found lost at the same time; then it already waits.
         unchanged = {"remakes": instances.c.remakes}
         waiting = kept.where(state_is(instances, "received")).values(**unchanged)
         return bool(conn.execute(waiting).rowcount)
 
     def refuse_unknown_destinations(self, known: Iterable[str], owed_for_s: float = 0.0) -> int:
-        """Refuse what is owed to names that have been outside the settings for so long.
-
-        A name counts as known while any process knows it: hosts take new settings one after
-        another. What is being sent is let end. Returns how many were refused.
+        """Refuse what is owed to names that have been outside the settings for this long. A name
+        counts as known while any process knows it, because hosts take new settings one after
+        another. A delivery in flight may finish. Returns how many were refused.
         """
         with self._database.transaction() as (conn, now):
             refused = delivery_after(DeliveryEvent.FORGET_DESTINATION)
@@ -583,17 +585,16 @@ class Ledger:
     def _unknown_destinations(
         self, conn: Connection, now: float, known: list[str], for_s: float
     ) -> list[str]:
-        """The names outside the settings that something is owed to, for so long already.
-
-        `unknown_destinations` keeps since when: the age of a delivery says nothing of it, as that
-        of a backlog whose archive was away.
+        """Names outside the settings, for this long already, with results owed to them.
+        `unknown_destinations` records since when. The age of a delivery does not show it: a backlog
+        may be old because its archive was down.
         """
         self._database.lock_until_commit(conn, _DESTINATIONS)
         is_owed = sa.select(deliveries.c.destination).where(state_is(deliveries, "owed")).distinct()
         owed = set(conn.execute(is_owed.where(deliveries.c.destination.not_in(known))).scalars())
         seen = {row.name: row.since for row in conn.execute(sa.select(unknown_destinations))}
 
-        # A time that is to come is from a clock that was set back since.
+        # A time in the future is from a clock that has been set back since.
         over = [name for name, since in seen.items() if name not in owed or since > now]
         conn.execute(unknown_destinations.delete().where(unknown_destinations.c.name.in_(over)))
         since = {name: at for name, at in seen.items() if name not in over}
@@ -613,7 +614,7 @@ class Ledger:
     # -- leases ---------------------------------------------------------------------------------
 
     def release_leases(self, owner: str) -> None:
-        """End the leases of an owner that is dead: its work need not wait for them to run out."""
+        """End the leases of a dead owner, so that its work need not wait for them to expire."""
         with self._database.transaction() as (conn, now):
             for table, state in _LEASED:
                 held = table.update().where(state_is(table, state), table.c.owner == owner)
@@ -625,7 +626,7 @@ class Ledger:
     # -- the audit trail ------------------------------------------------------------------------
 
     def record_audit(self, event: str, facts: Mapping[str, str]) -> None:
-        """Record an event that no transition makes. Nothing happens without an audit trail."""
+        """Record an event that belongs to no transition. Does nothing without an audit trail."""
         if not self.is_audited:
             return
         with self._database.transaction() as (conn, now):
@@ -647,7 +648,7 @@ class Ledger:
         digests: Mapping[str, str],
         facts: Mapping[str, str],
     ) -> list[str]:
-        """As record_settings(), in the transaction of what changes them. `facts`: more to tell."""
+        """record_settings() in the transaction that changes them. `facts`: added to the event."""
         self._database.lock_until_commit(conn, _AUDIT)
         known = {row.key: row.digest for row in conn.execute(sa.select(settings))}
         changed = sorted(key for key, digest in digests.items() if known.get(key) != digest)
@@ -672,8 +673,8 @@ class Ledger:
     def claim_audit(self, owner: str, limit: int) -> tuple[list[AuditRow], int]:
         """The oldest events, and the last number that the file has.
 
-        No events where another owner's lease lasts: one process sends at a time, so that the
-        order holds.
+        No events while another owner holds the lease: one process sends at a time, which keeps the
+        order.
         """
         with self._database.reading() as conn:
             if conn.execute(sa.select(audit.c.number).limit(1)).first() is None:
@@ -701,7 +702,7 @@ class Ledger:
             conn.execute(audit_state.update().values(filed=number))
 
     def drop_audit(self, owner: str, number: int) -> None:
-        """Events up to this number have gone out. Only for the owner of the lease."""
+        """Events up to this number have been sent. Only for the owner of the lease."""
         with self._database.transaction() as (conn, _):
             if conn.execute(sa.select(audit_state.c.owner)).scalar() == owner:
                 conn.execute(audit.delete().where(audit.c.number <= number))
@@ -709,10 +710,10 @@ class Ledger:
     def _audit(
         self, conn: Connection, made_at: float, event: str, facts: Mapping[str, str]
     ) -> None:
-        """Record an event in the transaction of what it tells of.
+        """Record an event in the transaction that it describes.
 
-        When `limits.audit_rows` events wait, recording stops until they have gone out. An event
-        tells of the stop, another of the restart. Lost events take numbers too, so that a receiver
+        When `limits.audit_rows` events wait, recording stops until they have gone out. One event
+        records the stop, another the restart. Lost events use up numbers too, so that a receiver
         sees the gap.
         """
         self._database.lock_until_commit(conn, _AUDIT)
@@ -765,8 +766,8 @@ class Ledger:
     def _audit_received(
         self, conn: Connection, image: sa.RowMapping, completion: Completion
     ) -> None:
-        """Told when the image ends: only then its study is known. An image ends again where its
-        results are made again, or a person asks for another try.
+        """Recorded when the image ends, because only then its study is known. An image ends again
+        if its results are made again, or if a person retries it.
         """
         if not self.is_audited or image["result_time"] is not None:
             return
@@ -817,7 +818,8 @@ class Ledger:
     ) -> CommitmentRequest | None:
         """The next commitment request to one destination, recorded before it is sent; or None.
 
-        Without a report it comes up again after `first_wait_s`, then after twice as long each time.
+        Without a report it is due again after `first_wait_s`, and then after twice as long each
+        time.
         """
         with self._database.transaction() as (conn, now):
             rows = conn.execute(self._uncommitted(destination, now, limit)).all()
@@ -828,7 +830,7 @@ class Ledger:
                 again = {
                     "commit_due_at": now + self._doubling(first_wait_s, row.commit_asks),
                     "commit_asks": row.commit_asks + 1,
-                    # What became of the last request; this one has yet to be taken.
+                    # The outcome of the last request; this one is not accepted yet.
                     "why": None,
                 }
                 conn.execute(deliveries.update().where(deliveries.c.id == row.id).values(**again))
@@ -867,7 +869,7 @@ class Ledger:
     def postpone_commitment(
         self, destination: str, request: CommitmentRequest, why: str, delay_s: float
     ) -> None:
-        """The request did not get through: it comes up again after `delay_s`."""
+        """The request was not accepted: it is due again after `delay_s`."""
         with self._database.transaction() as (conn, now):
             again = {
                 "commit_due_at": now + delay_s,
@@ -917,14 +919,14 @@ class Ledger:
             return True
 
     def _owe_lost(self, conn: Connection, now: float, destination: str, uid: str, why: str) -> None:
-        """Owe an object again that the archive has lost."""
+        """Owe an object again because the archive has lost it."""
         asks = sa.select(deliveries.c.id, deliveries.c.commit_asks).where(
             _is_stored_at(destination, [uid])
         )
 
         for row in conn.execute(asks).all():
-            # At once the first time, then later: an archive that forgets everything must not be
-            # sent to in a circle.
+            # At once the first time, then later: do not send in an endless loop to an archive that
+            # loses everything.
             wait_s = 0.0
             if row.commit_asks > 1:
                 longest_s = self.limits.longest_delivery_wait_s
@@ -966,7 +968,7 @@ class Ledger:
             return files
 
     def spool_identity(self, proposed: str | None) -> str | None:
-        """The spool of this ledger's files: the first that was proposed. None: no spool."""
+        """The spool of this ledger's files: the first one proposed. None: no spool."""
         with self._database.transaction() as (conn, _):
             self._database.lock_until_commit(conn, _SPOOL)
             known: str | None = conn.execute(sa.select(spools.c.identity)).scalar()
@@ -985,8 +987,8 @@ class Ledger:
     ) -> int:
         """`pleura retry`: failed images wait again, refused deliveries are owed again.
 
-        `uids` are SOP Instance UIDs of images or results; none means all in these states. `to`:
-        deliveries to these destinations only. Work whose bytes retention gave up cannot be
+        `uids` are SOP Instance UIDs of images or results; an empty list means all in these states.
+        `to`: deliveries to these destinations only. Work whose bytes retention gave up cannot be
         re-armed. Returns how many were.
         """
         with self._database.transaction() as (conn, now):
@@ -1016,9 +1018,9 @@ class Ledger:
         """Owe to `to`, and now, what is owed to `old` or was refused under that name.
 
         For a destination that was renamed: `old` has left the settings. `kinds`: of the results
-        that `to` takes. `uids` are SOP Instance UIDs of results; none means all. A result that is
-        addressed to `to` already stays, and so does a refused one whose bytes retention gave up.
-        Returns how many go to `to`, and how many stay since `to` does not take their kind.
+        that `to` takes. `uids` are SOP Instance UIDs of results; an empty list means all. A result
+        that is addressed to `to` already stays, and so does a refused one whose bytes retention
+        gave up. Returns how many go to `to`, and how many stay since `to` does not take their kind.
         """
         other = deliveries.alias()
         has_one = sa.exists().where(
@@ -1064,7 +1066,8 @@ class Ledger:
     ) -> int:
         """`pleura retry --now`: deliveries to these destinations are due now. Returns how many.
 
-        Their couriers end their pause. `uids` are SOP Instance UIDs of results; none means all.
+        Their couriers end their pause. `uids` are SOP Instance UIDs of results; an empty list means
+        all.
         """
         names = list(destinations_now)
         with self._database.transaction() as (conn, now):
@@ -1091,9 +1094,9 @@ class Ledger:
     ) -> tuple[int, int]:
         """`pleura resend`: owe stored objects again, to an archive that lost them.
 
-        `since`: stored from then on, by the ledger's clock. `uids`: Study Instance UIDs, SOP
-        Instance UIDs of images or of results. Returns how many are owed again, and how many cannot
-        be, because their bytes were given up.
+        `since`: only objects stored from then on, by the ledger's clock. `uids`: Study Instance
+        UIDs, SOP Instance UIDs of images or of results. Returns how many are owed again, and how
+        many cannot be, because their bytes were given up.
         """
         of_images = results.join(instances, instances.c.id == results.c.instance_id)
         named = sa.select(results.c.id).select_from(of_images)
@@ -1138,9 +1141,8 @@ class Ledger:
         return count_arrivals(self._database)
 
     def beat(self, role: str, owner: str, facts: Mapping[str, Any] | None = None) -> None:
-        """This process of a role is alive. Rows of processes long dead go.
-
-        `facts`: what it tells of itself (heartbeat.py).
+        """Record that this process of a role is alive, and delete rows of processes long dead.
+        `facts`: what it reports of itself (heartbeat.py).
         """
         with self._database.transaction() as (conn, now):
             mine = sa.and_(roles.c.owner == owner, roles.c.role == role)
@@ -1151,7 +1153,7 @@ class Ledger:
             conn.execute(roles.delete().where(long_dead))
 
     def end_beat(self, role: str, owner: str) -> None:
-        """This process of a role ends in order."""
+        """This process of a role ends normally."""
         with self._database.transaction() as (conn, _):
             conn.execute(roles.delete().where(roles.c.owner == owner, roles.c.role == role))
 
@@ -1164,7 +1166,7 @@ class Ledger:
     ) -> None:
         """Record a destination's last answer in words, and when it is tried again.
 
-        `trouble` None: it is up again, and `answer` says what it did.
+        `trouble` None: it works again, and `answer` says what it did.
         """
         mine = destinations.c.name == name
         if trouble is None:
@@ -1187,9 +1189,9 @@ class Ledger:
                 conn.execute(destinations.update().where(mine).values(**row))
 
     def _note_up(self, is_down: sa.ColumnElement[bool], answer: str) -> None:
-        # The row decides, not what a courier remembers of it: another courier, of another host or
-        # of settings before a reload, may have written since. Most often there is nothing to say,
-        # and a look takes no lock.
+        # The row decides, not a courier's memory of it: another courier, on another host or from
+        # before a reload, may have written since. Usually nothing has changed, and reading takes no
+        # lock.
         with self._database.reading() as conn:
             if conn.execute(sa.select(destinations.c.name).where(is_down)).first() is None:
                 return
@@ -1296,7 +1298,7 @@ def _new_delivery(
 
 
 def _waits_again(now: float, event: ImageEvent) -> dict[str, Any]:
-    """An ended image waits again, with no attempt held against it and no earlier attempt valid."""
+    """An ended image waits again: its attempts are forgotten, and no earlier attempt is valid."""
     return {
         "state": image_after(event),
         "lease_until": now,
@@ -1307,7 +1309,7 @@ def _waits_again(now: float, event: ImageEvent) -> dict[str, Any]:
 
 
 def _owed_again(now: float, event: DeliveryEvent) -> dict[str, Any]:
-    """A delivery that had ended is owed once more; no earlier attempt is valid."""
+    """An ended delivery is owed again; no earlier attempt is valid."""
     return {
         "state": delivery_after(event),
         "owed_at": now,
@@ -1340,7 +1342,7 @@ def _failed_images(uids: Sequence[str]) -> sa.Update:
 
 
 def _is_of_results(uids: Sequence[str]) -> sa.ColumnElement[bool]:
-    """Deliveries of these results; of all, where none is named."""
+    """Deliveries of these results; of all results if the list is empty."""
     if not uids:
         return sa.true()
     named = sa.select(results.c.id).where(results.c.sop_instance_uid.in_(uids))
@@ -1387,7 +1389,7 @@ def _done_since(
         .where(
             instances.c.removed_at.is_(None),
             instances.c.state.in_(images_before(ImageEvent.GIVE_UP_BYTES)),
-            # The first comparison is the one that the index can use.
+            # The index can use only the first comparison.
             instances.c.completed_at <= max(kept_since, kept_failed_since),
             instances.c.completed_at <= sa.case((is_troubled, kept_failed_since), else_=kept_since),
             sa.not_(mine.where(is_owed).exists()),

@@ -8,8 +8,8 @@ import time
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-# A server that refuses a connection gives no SQLSTATE to libpq's caller: its words tell the class.
-# PostgreSQL, Appendix A: error codes. Advice for the operator in the third column.
+# libpq does not pass on the SQLSTATE of a refused connection, so the message's words identify the
+# class. PostgreSQL, Appendix A: error codes. Advice for the operator in the third column.
 _REFUSALS = (
     ("password authentication failed", "28P01", "wrong password or user in `ledger`"),
     ("no password supplied", "28P01", "`ledger` has no password"),
@@ -40,7 +40,7 @@ _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+@|(password=)\S+")
 
 
 def describe(error: BaseException) -> str:
-    """One line: SQLSTATE or SQLite's code, class, words and advice. Never a password or a value."""
+    """One line: SQLSTATE or SQLite's code, class, text and advice. Never a password or a value."""
     if not isinstance(error, DBAPIError) or error.orig is None:
         is_ours = isinstance(error, SQLAlchemyError)
         return type(error).__name__ if is_ours else f"{type(error).__name__}: {_words(error)}"
@@ -58,9 +58,9 @@ def describe(error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """The first line that says something, bounded, without a password."""
+    """The first non-empty line, bounded, without a password."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # psycopg lists each address that it tried. The server's own words follow "FATAL:".
+    # psycopg lists each address that it tried. The server's own message follows "FATAL:".
     fatal = [line.partition("FATAL:")[2].strip() for line in lines if "FATAL:" in line]
     chosen = (fatal or lines or [""])[0]
     return _PASSWORD.sub(r"\1\2***", chosen)[:_MOST_CHARACTERS]
@@ -69,8 +69,8 @@ def _words(error: BaseException) -> str:
 class Outage:
     """Logs one line when trouble begins or changes, and one when it is over.
 
-    An error that is neither the database's nor the operating system's may be a fault of ours: its
-    first line has the traceback.
+    An error that is neither the database's nor the operating system's may be a bug of ours: it is
+    logged with its traceback.
     """
 
     def __init__(self, log: logging.Logger, what: str) -> None:

@@ -1,11 +1,9 @@
-"""The questions of `pleura status`, as SQL that both databases read.
+"""The queries of `pleura status`, in SQL that both databases understand.
 
-The command loads no SQLAlchemy where the ledger is SQLite's file: FileOverview asks by the driver
-that Python has. Every other reader has the same questions of an Inspection, which asks the same SQL
-over SQLAlchemy's connections. schema.py alone makes the tables and says what they hold.
-
-A state is written into the SQL, never passed as a value: a partial index is used only where its
-condition can be read.
+With an SQLite ledger the command does not load SQLAlchemy: FileOverview uses Python's own driver.
+Every other reader uses an Inspection, which runs the same SQL over SQLAlchemy's connections. Only
+schema.py creates the tables and documents them. A state is written into the SQL, never passed as a
+value: a planner uses a partial index only if it can read the condition.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from daemon.ledger.version import require_version
 
 Row = Mapping[str, Any]
 
-# The states that enter a count: a duplicate makes no work, and enters no count.
+# The states that are counted: a duplicate makes no work, and is not counted.
 _COUNTED: Mapping[str, tuple[ImageState | DeliveryState, ...]] = {
     "instances": tuple(state for state in ImageState if state is not ImageState.DUPLICATE),
     "deliveries": tuple(DeliveryState),
@@ -72,7 +70,7 @@ SELECT destination AS name, count(*) AS owed, min(owed_at) AS owed_since FROM de
 WHERE state = 'owed'
 GROUP BY destination
 """
-# Why the oldest of them was not taken at its last try.
+# Why the last try of the oldest of them failed.
 _OWED_WHY = """
 SELECT name, owed_why FROM (
     SELECT destination AS name, why AS owed_why,
@@ -81,7 +79,7 @@ SELECT name, owed_why FROM (
 ) AS oldest
 WHERE place = 1
 """
-# Asked for again, because no report came; or the request was not taken.
+# Asked for again because no report came, or because the request was not accepted.
 _UNREPORTED = """
 SELECT destination AS name, count(*) AS unreported, min(stored_at) AS unreported_since,
        max(why) AS unreported_why
@@ -104,7 +102,7 @@ class Ask(Protocol):
 
 
 class Overview(ABC):
-    """What a person wants to know of a node at a glance."""
+    """What a person wants to know about a node at a glance."""
 
     @abstractmethod
     def now(self) -> float:
@@ -112,7 +110,7 @@ class Overview(ABC):
 
     @abstractmethod
     def _asking(self) -> AbstractContextManager[Ask]:
-        """Ask several questions about one state of the ledger."""
+        """Run several queries on one consistent state of the ledger."""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Each accepted instance and each delivery in exactly one count."""
@@ -135,8 +133,7 @@ class Overview(ABC):
 
     def same_reason(self, images: int = 20) -> SameReason | None:
         """The reason for which the newest `images` ended images were all excluded, if there is one.
-
-        A typo in `admission` (a body part that no modality sends) silences the node like this.
+        A typo in `admission` (such as a body part that no modality sends) has this effect.
         """
         with self._asking() as ask:
             rows = ask(_NEWEST_ENDINGS, most=images)
@@ -159,7 +156,7 @@ class Overview(ABC):
         """By name: the last answer in words, down since, next try, how much is owed since when, and
         why the oldest of that is still owed.
 
-        A destination that was never in trouble has only what is owed to it.
+        A destination that never failed has only what is owed to it.
         """
         found: dict[str, dict[str, Any]] = {}
         with self._asking() as ask:
@@ -169,7 +166,7 @@ class Overview(ABC):
         return found
 
     def roles(self) -> list[dict[str, Any]]:
-        """The processes of each role that gave a sign of life: role, owner, beat_at, facts."""
+        """The processes of each role that sent a heartbeat: role, owner, beat_at, facts."""
         with self._asking() as ask:
             return ask(_ROLES)
 
@@ -184,7 +181,7 @@ class Overview(ABC):
         return int(self._one(statement, "number"))
 
     def audit_waiting(self) -> int:
-        """How many events the audit trail still owes."""
+        """How many audit events still wait."""
         return int(self._one("SELECT count(*) AS number FROM audit", "number"))
 
     def audit_lost(self) -> int:
@@ -204,7 +201,7 @@ class Overview(ABC):
 
 
 class FileOverview(Overview):
-    """The questions to SQLite's file, over a connection that can only read."""
+    """The queries of SQLite's file, over a read-only connection."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -253,7 +250,7 @@ class FileOverview(Overview):
 
 
 def _version_of(connection: sqlite3.Connection) -> int | None:
-    """None where there are no tables."""
+    """None if there are no tables."""
     tables = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
     if connection.execute(tables).fetchone() is None:
         return None
@@ -266,7 +263,9 @@ def _trouble(url: str, path: Path, error: sqlite3.Error) -> Exception:
 
 
 def _in_sqlalchemys_words(error: sqlite3.Error) -> Exception:
-    """The type of error that every user of a ledger knows; here alone it is worth its import."""
+    """The error type that every user of a ledger handles. Only an error is worth importing
+    SQLAlchemy.
+    """
     from sqlalchemy.exc import OperationalError
 
     return OperationalError(None, None, error)

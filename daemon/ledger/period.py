@@ -1,4 +1,4 @@
-"""Images and deliveries of a stretch of time, one by one, for the monthly report.
+"""The images and deliveries of a period, one by one, for the monthly report.
 
 Rows hold times and states; no row names an image or a patient.
 """
@@ -40,13 +40,13 @@ class DeliveryTimes(NamedTuple):
 
 
 class PeriodView:
-    """Questions about the images that were received in a stretch of time."""
+    """Queries about the images that were received in a period."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def images(self, since: float, until: float) -> list[ImageTimes]:
-        """The images that were received then; duplicates are none of them."""
+        """The images that were received in the period, without duplicates."""
         image = instances.c
         query = sa.select(
             image.calling_ae_title,
@@ -65,7 +65,7 @@ class PeriodView:
             return [ImageTimes(*row) for row in conn.execute(query)]
 
     def deliveries(self, since: float, until: float) -> list[DeliveryTimes]:
-        """The deliveries of images that were received then."""
+        """The deliveries of images that were received in the period."""
         image, delivery = instances.c, deliveries.c
         joined = deliveries.join(results, results.c.id == delivery.result_id).join(
             instances, image.id == results.c.instance_id

@@ -1,4 +1,4 @@
-"""The processes that work on a ledger: their names, and whether they live."""
+"""The processes that work on a ledger: their names, and whether they are alive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import uuid
 from pathlib import Path
 
-# A role's sign of life, and the age from which a role counts as silent.
+# The interval of heartbeats, and the age of the last one from which a role counts as silent.
 SIGN_EVERY_S = 15.0
 SILENT_AFTER_S = 60.0
 
@@ -29,7 +29,7 @@ def this_machine() -> str:
 def is_alive(owner: str) -> bool:
     """Whether an owner of this machine (owner_name) still runs.
 
-    Asked by a signal, not by /proc: there the processes of the other units are hidden
+    Tested with a signal, not in /proc, which hides the processes of the other units
     (ProtectProc=invisible).
     """
     machine, _, pid = owner.rpartition(":")

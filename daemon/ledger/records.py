@@ -1,4 +1,4 @@
-"""The values that cross the ledger's seam, in and out."""
+"""The values that the ledger takes and returns."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import NamedTuple
 class LedgerLimits:
     """How long the ledger waits, and how often it tries again."""
 
-    # A dead owner's work can be claimed after this. An owner at work renews its leases
+    # A dead owner's work can be claimed after this. A working owner renews its leases
     # (heartbeat.py).
     lease_s: float = 60.0
-    # The longest wait of each kind. A later date comes from a clock that was set back, and is due.
-    # A lease: five times its length, since a live owner renews it, and a small step of the clock
-    # must not take work from it.
+    # The longest wait of each kind. A later time comes from a clock that was set back, and counts
+    # as due. A lease: five times its length, because a live owner renews it and must not lose it to
+    # a small step of the clock.
     leases_outlived: int = 5
     # A delivery's next try: twice the longest back-off of a courier.
     longest_delivery_wait_s: float = 600.0
@@ -24,22 +24,23 @@ class LedgerLimits:
     longest_wait_s: float = 3600.0
     # How often the lost result files of one image are made again.
     maximum_remakes: int = 3
-    # When the delivery of a result that is being made again comes up again.
+    # When the delivery of a result that is being made again is due again.
     remake_s: float = 30.0
     # The first wait of an object that an archive has lost twice; doubled each time.
     forgetful_s: float = 60.0
-    # How long a process that gave no sign of life is remembered.
+    # How long a process without a heartbeat is remembered.
     roles_kept_s: float = 7 * 86400.0
     # Events of the audit trail that may wait for the repository: about half a gigabyte.
     audit_rows: int = 1_000_000
-    # After this a commitment report finds no request any more, and the archive is asked again.
+    # After this a request is forgotten: its report is no longer recognised, and the archive is
+    # asked again.
     commitments_kept_s: float = 90 * 86400.0
 
 
 class Arrival(NamedTuple):
     """One object whose bytes are durable in the spool.
 
-    UIDs are the command set's, and never name a file.
+    The UIDs are from the command set, and never name a file.
     """
 
     spool_name: str
@@ -63,7 +64,7 @@ class Recipient(NamedTuple):
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One event that the audit trail still owes. `facts` are named in daemon/audit/message.py."""
+    """One audit event that still waits. `facts` are named in daemon/audit/message.py."""
 
     number: int
     made_at: float
@@ -79,11 +80,11 @@ class ImageJob:
     attempt: int
     spool_name: str
     sop_instance_uid: str
-    # Solitary attempts that began before this one and never ended.
+    # Attempts made alone that began before this one and never ended.
     unfinished_alone: int
-    # The size that was accepted; a file of another size was damaged since.
+    # The size that was accepted; a file of another size has been damaged since.
     size_bytes: int
-    # The time that its results say: the ledger's clock at the first completion, or now.
+    # The time in its results: the ledger's clock at the first completion, or now.
     result_time: float
 
 
@@ -96,13 +97,13 @@ class StoredResult:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-    # None: written by a version that did not count.
+    # None: written by a version that did not record it.
     size_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The end of one image, as the ledger keeps it. `state` is an ImageState."""
+    """The end of one image, as the ledger records it. `state` is an ImageState."""
 
     state: str
     content_digest: str
@@ -131,7 +132,7 @@ class DeliveryJob:
     # How often the destination has answered this object with a failure status.
     failures: int
     result: StoredResult
-    # How long ago it answered so first; 0: it never did.
+    # How long ago the first of these answers was; 0: there was none.
     failing_s: float = 0.0
 
 
@@ -144,17 +145,17 @@ class CommitmentRequest:
 
     transaction_uid: str
     references: tuple[tuple[str, str], ...]  # SOP class UID, SOP Instance UID
-    # Objects that an earlier request named, and no report.
+    # Objects that an earlier request named, but no report.
     asked_before: int = 0
 
 
 @dataclass(frozen=True)
 class KeptFile:
-    """A spool file that the ledger counts on."""
+    """A spool file that the ledger refers to."""
 
     spool_name: str
     size_bytes: int | None
-    what: str  # for people: whose file it is
+    what: str  # whose file it is, in words
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ schema_version = sa.Table(
 
 
 def state_is(table: sa.Table, state: str) -> sa.ColumnElement[bool]:
-    """`state = '...'` as a literal: a partial index is used only where its value can be read."""
+    """`state = '...'` as a literal: a partial index is used only if the planner sees it."""
     return table.c.state == sa.literal_column(f"'{state}'")
 
 
@@ -39,7 +39,7 @@ def _partial_index(name: str, *columns: sa.Column[Any], where: sa.ColumnElement[
 
 def create_tables(conn: sa.Connection) -> None:
     """Create every table and index."""
-    # Only here, and for one dialect: naming a dialect loads it, which costs each process 90 ms.
+    # Only here, and for one dialect: naming a dialect imports it, which costs each process 90 ms.
     for index, where in _partial.items():
         index.dialect_options[conn.dialect.name]["where"] = where
     metadata.create_all(conn)
@@ -56,7 +56,7 @@ instances = sa.Table(
     sa.Column("transfer_syntax_uid", sa.Text, nullable=False),
     sa.Column("study_instance_uid", sa.Text),
     sa.Column("calling_ae_title", sa.Text, nullable=False),
-    # Where its sender called from. Null: the inbox, or received before version 5.
+    # The sender's address. Null: the inbox, or received before version 5.
     sa.Column("calling_address", sa.Text),
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
@@ -74,22 +74,22 @@ instances = sa.Table(
     sa.Column("completed_at", sa.Float),
     # The device that the networks ran on.
     sa.Column("device", sa.Text),
-    # Manufacturer and model name of the X-ray system, as the header says. Null: before version 6.
+    # Manufacturer and model name of the X-ray system, from the header. Null: before version 6.
     sa.Column("device_model", sa.Text),
     # A keyed digest of the Accession Number, to look it up; never the number (digests.py).
     sa.Column("accession_digest", sa.Text),
     # The lease. `unfinished` counts attempts that began and did not end; `unfinished_alone` counts
-    # those of them that had no neighbour to blame.
+    # those of them that ran alone.
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("unfinished", sa.Integer, nullable=False),
     sa.Column("unfinished_alone", sa.Integer, nullable=False),
-    # The time that the first results say. Objects that are made again say the same time.
+    # The time in the first results. Results that are made again carry the same time.
     sa.Column("result_time", sa.Float),
     # How often lost result files were made again.
     sa.Column("remakes", sa.Integer, nullable=False, server_default="0"),
-    # Retention removed its bytes and those of its results.
+    # When retention removed the bytes of the image and of its results.
     sa.Column("removed_at", sa.Float),
     # JSON: the steps of the analysis -> seconds from the claim to the end of each (timeline.py).
     # Null: before version 7.
@@ -133,9 +133,9 @@ _partial_index(
     instances.c.id,
     where=instances.c.reason.is_not(None),
 )
-# As text: SQLAlchemy spells it differently for each database, and the index wants its own words.
-# Without a type: of a Boolean, SQLAlchemy would write "positive IS TRUE = 1" for SQLite, which the
-# index does not answer.
+# As text: SQLAlchemy spells it differently for each database, and the index needs this spelling.
+# Without a type: for a Boolean, SQLAlchemy would write "positive IS TRUE = 1" on SQLite, which does
+# not use the index.
 is_positive: sa.ColumnElement[bool] = sa.literal_column("positive IS TRUE")
 _partial_index("positives", instances.c.id, where=is_positive)
 # Without waiting rows, as above.
@@ -178,7 +178,7 @@ deliveries = sa.Table(
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
-    # Answers with a failure status. Outages do not count.
+    # How many answers had a failure status. Outages do not count.
     sa.Column("failures", sa.Integer, nullable=False),
     # When the first of them came.
     sa.Column("failing_since", sa.Float),
@@ -187,7 +187,7 @@ deliveries = sa.Table(
     sa.Column("commit_due_at", sa.Float),
     sa.Column("commit_asks", sa.Integer, nullable=False, server_default="0"),
     sa.Column("committed_at", sa.Float),
-    # As of an image: the steps of the delivery that stored it.
+    # As for an image: the steps of the delivery that stored it.
     sa.Column("steps", sa.Text),
 )
 _partial_index(
@@ -265,18 +265,18 @@ unknown_destinations = sa.Table(
     sa.Column("since", sa.Float, nullable=False),
 )
 
-# One row for each process of a role: its last sign of life.
+# One row for each process of a role: its last heartbeat.
 roles = sa.Table(
     "roles",
     metadata,
     sa.Column("owner", sa.Text, primary_key=True),
     sa.Column("role", sa.Text, primary_key=True),
     sa.Column("beat_at", sa.Float, nullable=False),
-    # JSON: what the process tells of itself (heartbeat.py). Null: before version 6.
+    # JSON: what the process reports of itself (heartbeat.py). Null: before version 6.
     sa.Column("facts", sa.Text),
 )
 
-# One row for each event that the audit trail still owes to the repository and the file.
+# One row for each audit event that still waits for the repository or the file.
 audit = sa.Table(
     "audit",
     metadata,
@@ -299,7 +299,7 @@ audit_state = sa.Table(
     sa.Column("filed", sa.Integer, nullable=False),
     sa.Column("owner", sa.Text),
     sa.Column("lease_until", sa.Float, nullable=False),
-    # The number of the event that tells that recording stopped. Null: events are recorded.
+    # The number of the event that records the stop of recording. Null: events are recorded.
     sa.Column("stopped_at", sa.Integer),
     # How many events were not recorded, ever.
     sa.Column("lost", sa.Integer, nullable=False, server_default="0"),
@@ -354,14 +354,14 @@ alarms = sa.Table(
     "alarms",
     metadata,
     sa.Column("key", sa.Text, primary_key=True),
-    # The machine that alone can tell whether it is over; empty: every machine can.
+    # The only machine that can tell whether it is over; empty: any machine can.
     sa.Column("machine", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("subject", sa.Text, nullable=False),
     # In words.
     sa.Column("words", sa.Text, nullable=False),
     sa.Column("since", sa.Float, nullable=False),
-    # When it was first not seen any more. Null: it was there at the last look.
+    # When it was first absent. Null: it was there at the last look.
     sa.Column("absent_since", sa.Float),
     # JSON: the names of the routes that are or were owed its beginning. Null: before version 9.
     sa.Column("told", sa.Text),
@@ -382,7 +382,7 @@ alarm_messages = sa.Table(
     sa.Column("lease_until", sa.Float, nullable=False),
 )
 
-# One row for each time that a node was to take settings: what was asked, and what became of it.
+# One row for each proposal of settings: its content and its outcome.
 generations = sa.Table(
     "generations",
     metadata,
@@ -411,7 +411,7 @@ takers = sa.Table(
     sa.Column("owner", sa.Text, primary_key=True),
     sa.Column("role", sa.Text, primary_key=True),
     sa.Column("generation", sa.Integer, nullable=False),
-    # The proposal that it answered last. `why` is empty where it can take it.
+    # The proposal that it answered last. `why` is empty if it can take it.
     sa.Column("answered", sa.Integer, nullable=False),
     sa.Column("why", sa.Text, nullable=False),
 )
@@ -441,7 +441,7 @@ baselines = sa.Table(
     sa.Column("set_at", sa.Float, nullable=False),
 )
 
-# One row for each radiologist's report that a site fed: does it tell of a pneumothorax?
+# One row for each radiologist's report that the site supplied: does it report a pneumothorax?
 reported = sa.Table(
     "reported",
     metadata,
@@ -465,7 +465,7 @@ shadow_answers = sa.Table(
     sa.Column("why", sa.Text),
 )
 
-# The statements that turn the tables of one version into those of the next, on both databases.
+# The statements that migrate the tables from one version to the next, on both databases.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
         "ALTER TABLE instances ADD COLUMN result_time FLOAT",
@@ -564,7 +564,7 @@ STEPS: dict[int, tuple[str, ...]] = {
     7: (
         "ALTER TABLE deliveries ADD COLUMN owed_at FLOAT",
         "ALTER TABLE deliveries ADD COLUMN failing_since FLOAT",
-        # What is owed then is owed since its image ended.
+        # What is owed at the migration counts as owed since its image ended.
         "UPDATE deliveries SET owed_at = (SELECT instances.completed_at FROM results"
         " JOIN instances ON instances.id = results.instance_id"
         " WHERE results.id = deliveries.result_id) WHERE state = 'owed'",

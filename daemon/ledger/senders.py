@@ -1,4 +1,5 @@
-"""How many images each AE title sends, and when: counted behind receive, never in its way.
+"""How many images each AE title sends, and when: counted in the background, never by receive
+itself.
 
 Receiving writes to as few pages as possible, so a C-STORE touches no counter. The deliver role
 counts the new rows every few seconds, and a reader adds the few that have come since.
@@ -17,7 +18,7 @@ from daemon.ledger.schema import arrival_cursor, arrivals, instances, senders
 from daemon.ledger.tallies import OTHER, bounded
 
 HOUR_S = 3600
-# For so long the hours of each sender are kept.
+# How long each sender's hourly counts are kept.
 WEEKS_KEPT = 9
 # AE titles that are counted by name.
 MOST_SENDERS = 200
@@ -39,7 +40,7 @@ class Sender:
 
 def count_arrivals(database: Database) -> int:
     """Count the images that were received since the last call. Returns how many."""
-    # Most calls find nothing, and take no lock.
+    # Most calls find nothing to count, and take no lock.
     with database.reading() as conn:
         newer = sa.select(instances.c.id).where(instances.c.id > _position(conn)).limit(1)
         if conn.execute(newer).first() is None:

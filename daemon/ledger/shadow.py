@@ -18,7 +18,8 @@ from daemon.ledger.states import ImageState
 from daemon.ledger.tallies import count_shadow
 from daemon.ledger.weekly import ReportedImage, week_of
 
-# The newest images that a comparison is made of: the cost of a page does not grow with the ledger.
+# A comparison looks at this many of the newest images, so that its cost does not grow with the
+# ledger.
 MOST_COMPARED = 2_000
 
 _BEGIN = sa.text(
@@ -39,7 +40,7 @@ class ShadowJob(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """How often the model and its shadow said what of the same images, newest first."""
+    """How the model and its shadow answered the same images, counted, newest first."""
 
     # As `instances.model` names packages: id, version, digest.
     model: str
@@ -48,12 +49,12 @@ class Pairs:
     only_model: int = 0
     only_shadow: int = 0
     both_negative: int = 0
-    # The shadow gave no answer: it broke, or took the image for no frontal chest.
+    # The shadow gave no answer: it failed, or did not take the image for a frontal chest.
     unanswered: int = 0
 
 
 class ShadowView:
-    """Questions about shadow models; nothing here writes."""
+    """Queries about shadow models; nothing here writes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -91,7 +92,7 @@ class ShadowView:
         newest: dict[str, float] = {}
 
         with self._database.reading() as conn:
-            # Of each model the last row alone.
+            # Only the last row of each model.
             for model in distinct(conn, answer.model):
                 last = (
                     sa.select(answer.begun_at)
@@ -186,7 +187,7 @@ class ShadowView:
 
 
 class ShadowBook:
-    """What the shadow role writes: its own rows alone."""
+    """What the shadow role writes: only its own rows."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

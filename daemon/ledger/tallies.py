@@ -33,7 +33,7 @@ _ADD = sa.text(
 class Counter(StrEnum):
     """The names of the counters, with their labels."""
 
-    # AE title, model of the X-ray system. It bounds their number.
+    # AE title, model of the X-ray system. It bounds the number of such pairs.
     SOURCES = "sources"
     # AE title, model of the X-ray system, state.
     IMAGES = "images"
@@ -79,7 +79,9 @@ def bounded(text: str) -> str:
 
 
 def add(conn: Connection, steps: Iterable[Step]) -> None:
-    """Add to the counters. The last statement of a transaction, in one order: no deadlocks."""
+    """Add to the counters. It is a transaction's last statement and always uses the same order, so
+    that there are no deadlocks.
+    """
     rows = [
         {"name": step.name.value, "labels": json.dumps(step.labels), "value": step.value}
         for step in sorted(steps)
@@ -100,7 +102,7 @@ def count_image(
     if ended.get("reason"):
         steps.append(Step(Counter.REASONS, (state, str(ended["reason"]))))
 
-    # An image whose results are made again has been timed before.
+    # An image whose results are made again was timed the first time.
     if image["result_time"] is None:
         steps += _timed(Stage.WAITING, "", claimed_at - image["received_at"])
         steps += _timed(Stage.ANALYSIS, "", ended["completed_at"] - claimed_at)
@@ -141,7 +143,7 @@ def count_shadow(conn: Connection, shadow: str, mine: bool | None, theirs: bool 
 
 
 def _timed(stage: Stage, destination: str, seconds: float) -> list[Step]:
-    # A clock that was set back between two roles' transactions.
+    # The clock was set back between two roles' transactions.
     seconds = max(0.0, seconds)
     bound = next((f"{bound}" for bound in BOUNDS_S if seconds <= bound), "+Inf")
     return [

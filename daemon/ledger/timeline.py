@@ -1,4 +1,4 @@
-"""Everything that befell one image, in the order of time: for the operator's page and for `pleura
+"""Everything that happened to one image, in order of time, for the operator's page and `pleura
 trace`. Pure: it reads what View.image() gives.
 """
 
@@ -15,13 +15,13 @@ from daemon.ledger.states import DeliveryState, ImageState
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that befell an image. `key` names a text."""
+    """One thing that happened to an image. `key` names a text."""
 
     # Seconds since 1970; None: still to come.
     at: float | None
     key: str
     values: dict[str, Any] = field(default_factory=dict)
-    # How it is marked: ok, bad, wait, plain.
+    # How the page marks it: ok, bad, wait, plain.
     tone: str = "plain"
 
 
@@ -93,7 +93,7 @@ def _steps(
 
 
 def _in_order(found: list[Event]) -> list[Event]:
-    # What is still to come has no time, and stands last.
+    # Future events have no time, and come last.
     return sorted(found, key=lambda event: (event.at is None, event.at or 0.0))
 
 

@@ -9,7 +9,7 @@ SCHEMA_VERSION = 9
 
 
 def require_version(found: int | None, url: str) -> None:
-    """`found`: what the ledger at `url` says; None where it has no tables.
+    """`found`: the version of the ledger at `url`; None if it has no tables.
 
     Raises:
         LedgerError: the tables are not of this version.
@@ -30,7 +30,7 @@ def require_version(found: int | None, url: str) -> None:
 
 
 def require_not_too_new(found: int, url: str) -> None:
-    """An earlier version may pass.
+    """An earlier version is accepted.
 
     Raises:
         LedgerError: a later version of Pleura has written it, as before a rollback.

@@ -36,7 +36,7 @@ MOST_SCANNED = 1000
 MOST_COUNTED = 10_000
 # The most alarms that are shown; a node in more trouble than this is described by the oldest.
 MOST_ALARMS = 50
-# The newest images that the figures of the last day are made of, and the newest deliveries.
+# The figures of the last day use at most this many of the newest images and deliveries.
 MOST_RECENT = 2000
 _MOST_TIMES = 200
 _HOUR_S = 3600.0
@@ -53,12 +53,13 @@ _COLUMNS = (
     instances.c.state, instances.c.reason, instances.c.probability, instances.c.positive,
 )  # fmt: skip
 
-# In one statement: the bounds close on the row until they meet. SQLite takes the recursive name
-# once, and not inside a subquery, so that the row in the middle is asked for twice.
+# A binary search in one statement. SQLite allows the recursive name once, and not inside a
+# subquery, so the row in the middle is queried twice.
 _MIDDLE = "(SELECT received_at FROM instances WHERE id >= (low + high) / 2 ORDER BY id LIMIT 1)"
 _HALVING = sa.text(
     "WITH RECURSIVE bounds(low, high) AS ("  # noqa: S608 - our own text alone
-    # Each in its own query: SQLite answers one of them from the key, and both by reading all rows.
+    # Each in its own query: SQLite answers each alone from an index, but both together by reading
+    # all rows.
     " SELECT (SELECT min(id) FROM instances), (SELECT max(id) + 1 FROM instances)"
     " UNION ALL SELECT"
     f" CASE WHEN {_MIDDLE} < :at THEN (low + high) / 2 + 1 ELSE low END,"
@@ -92,7 +93,7 @@ class Listing:
 
     rows: list[dict[str, Any]]
     older: int | None = None
-    # The scan reached its bound before the page was full: when the last row that it saw came.
+    # The scan reached its bound before the page was full: when the last scanned row was received.
     searched_back_to: float | None = None
 
 
@@ -136,12 +137,12 @@ class Refused:
 
 
 class View(Inspection):
-    """Questions of the operator's page to one ledger."""
+    """The operator's page's queries of one ledger."""
 
     # -- the last day ---------------------------------------------------------------------------
 
     def queue(self) -> Queue:
-        """The images that wait or are in work, and since when the oldest does."""
+        """The images that wait or are in work, and since when the oldest waits."""
         waiting = sa.select(instances.c.id).where(state_is(instances, "received"))
         with self._database.reading() as conn:
             return Queue(_bounded_count(conn, waiting), waiting_since(conn))
@@ -211,7 +212,7 @@ class View(Inspection):
     # -- what needs a person --------------------------------------------------------------------
 
     def alarms(self) -> list[LastingAlarm]:
-        """The troubles that mail, webhook and Prometheus tell of, oldest first."""
+        """The troubles that mail, webhook and Prometheus report, oldest first."""
         with self._database.reading() as conn:
             return lasting(conn, MOST_ALARMS)
 
@@ -259,7 +260,7 @@ class View(Inspection):
         with self._database.reading() as conn:
             bounds = _id_bounds(conn, search, before)
             parts, rest = _indexed(search, bounds)
-            # The rows are looked at one by one, so that a full page ends the work early.
+            # The rows are read one by one, so that a full page ends the work early.
             last = _last_scanned(parts)
             wanted = (
                 [part.where(instances.c.id >= last, *rest) for part in parts] if rest else parts
@@ -280,7 +281,7 @@ class View(Inspection):
             return _with_bound(conn, rows, last)
 
     def image(self, number: int) -> dict[str, Any] | None:
-        """One row of instances, with its results and their deliveries; None: no such row.
+        """One row of instances, with its results and their deliveries; None: there is no such row.
 
         `others`: up to 20 other rows with the same SOP Instance UID, newest first.
         """
@@ -315,13 +316,13 @@ class View(Inspection):
         return None if found is None else dict(found)
 
     def senders(self, limit: int = 50) -> list[str]:
-        """AE titles that ended images came from, by skipping from title to title in their index."""
+        """AE titles that sent images which have ended, found by skipping through their index."""
         ended = state_is_not(instances, "received")
         with self._database.reading() as conn:
             return list(islice(distinct(conn, instances.c.calling_ae_title, ended), limit))
 
     def reasons_seen(self, limit: int = 50) -> list[str]:
-        """Every reason that an image ended for, by skipping from reason to reason."""
+        """Every reason for which an image ended, found by skipping through the index."""
         reason = instances.c.reason
         with self._database.reading() as conn:
             return list(islice(distinct(conn, reason, reason.is_not(None)), limit))
@@ -338,10 +339,10 @@ def _bounded_count(conn: Connection, query: sa.Select[Any]) -> Count:
 
 
 def _first_id_since(conn: Connection, at: float) -> int:
-    """The first row that was received at `at` or later, found by halving.
+    """The first row that was received at `at` or later, found by binary search.
 
-    Rows are numbered in the order of their commits, so their times rise with their numbers but for
-    the step of a clock that was set. An index of times would be written for each image received.
+    Rows are numbered in the order of their commits, so their times rise with their numbers, unless
+    the clock was set back. An index of times would be written for each image received.
     """
     return int(conn.execute(_HALVING, {"at": at}).scalar() or 0)
 
@@ -352,7 +353,7 @@ def _activity(rows: Sequence[tuple[Any, ...]], hours: int, from_at: float) -> Ac
     reasons: dict[str, int] = {}
 
     for hour, state, reason, found, number in rows:
-        # A clock that was set may have put a row before or after the day.
+        # If the clock was set, a row may lie just before or after the day.
         at = min(max(int(hour), 0), hours - 1)
         received[at] += number
         if found:
@@ -365,7 +366,7 @@ def _activity(rows: Sequence[tuple[Any, ...]], hours: int, from_at: float) -> Ac
 
 
 def _owed_names(conn: Connection) -> list[str]:
-    """The destinations that something is owed to, by skipping from name to name in their index."""
+    """The destinations that something is owed to, found by skipping through their index."""
     names: list[str] = []
     while True:
         after = sa.select(sa.func.min(deliveries.c.destination)).where(state_is(deliveries, "owed"))
@@ -417,7 +418,7 @@ def _indexed(
 def _unindexed(search: Search) -> dict[str, sa.ColumnElement[bool]]:
     """The conditions in a form that no index answers.
 
-    A planner that took the index of such a condition would look at more rows than _last_scanned()
+    A planner that used an index for such a condition would read more rows than _last_scanned()
     counted.
     """
     image = instances.c
@@ -436,7 +437,7 @@ def _by_best_index(
 ) -> tuple[list[sa.Select[Any]], set[str]]:
     """The queries of the most selective index, and the names of the conditions that they answer.
 
-    Fewer rows have a reason or a rare end than one sender; a common end more.
+    A reason or a rare end selects fewer rows than a sender does; a common end selects more.
     """
     image = instances.c
     base = sa.select(image.id).where(*bounds)
@@ -486,7 +487,7 @@ def _newest(parts: Sequence[sa.Select[Any]], limit: int) -> sa.Subquery:
 def _last_scanned(parts: Sequence[sa.Select[Any]]) -> sa.ColumnElement[int]:
     """The number of the last row that a page of these queries looks at; 0: it looks at all.
 
-    It is counted in the index, which costs a tenth of looking at the rows.
+    It is counted in the index, at a tenth of the cost of reading the rows.
     """
     scanned = _newest(parts, MOST_SCANNED + 1)
     number = sa.select(scanned.c.id).order_by(scanned.c.id.desc()).limit(1).offset(MOST_SCANNED)
@@ -496,7 +497,7 @@ def _last_scanned(parts: Sequence[sa.Select[Any]]) -> sa.ColumnElement[int]:
 def _with_bound(
     conn: Connection, rows: list[dict[str, Any]], last: sa.ColumnElement[int]
 ) -> Listing:
-    """The page of a search that looked at rows one by one: did it look at all of them?"""
+    """Complete the page of a search that read rows one by one: did it read all of them?"""
     seen = sa.select(instances.c.id, instances.c.received_at).where(instances.c.id == last)
     found = conn.execute(seen).first()
     if found is None:

@@ -22,8 +22,8 @@ WEEK_S = 7 * 86400.0
 # 1970-01-05, a Monday, 0 h UTC.
 FIRST_MONDAY_S = 4 * 86400.0
 
-# The lower edges of the bins of a probability. Calibrated probabilities crowd near 0 and near 1, so
-# the bins are about as wide as each other in log-odds.
+# The lower edges of the bins of a probability. Calibrated probabilities cluster near 0 and near 1,
+# so the bins have about equal widths in log-odds.
 EDGES = (
     0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3,
     0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999,
@@ -42,7 +42,7 @@ _ADD = sa.text(
 
 
 class WeeklyCount(NamedTuple):
-    """So many images of an AE title ended so in a week."""
+    """How many images of an AE title ended in this way in one week."""
 
     week: int
     ae_title: str
@@ -80,7 +80,7 @@ def week_of(seconds: float) -> int:
 
 
 def count_image(conn: Connection, image: sa.RowMapping, ended: Mapping[str, Any]) -> None:
-    """Count the end of an image. Its results may be made again: only the first end counts."""
+    """Count the end of an image. Only the first end counts: its results may be made again."""
     if image["result_time"] is not None:
         return
 
@@ -101,7 +101,7 @@ def count_image(conn: Connection, image: sa.RowMapping, ended: Mapping[str, Any]
 
 
 class DriftView:
-    """Questions about drift; nothing here writes."""
+    """Queries about drift; nothing here writes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -125,7 +125,7 @@ class DriftView:
         return None if found is None else BaselineWeeks(*found)
 
     def reported(self) -> list[ReportedImage]:
-        """The reports of which an image was analysed, each with the node's answer."""
+        """The reports with an analysed image, each with the node's answer."""
         image = instances.c
         answers = (
             sa.select(
@@ -158,7 +158,7 @@ class DriftBook:
         self._database = database
 
     def set_baseline(self, first_week: int, last_week: int, set_by: str) -> None:
-        """Take these weeks for the baseline, in place of an earlier one."""
+        """Make these weeks the baseline, in place of an earlier one."""
         with self._database.transaction() as (conn, now):
             conn.execute(baselines.delete())
             conn.execute(
@@ -173,7 +173,7 @@ class DriftBook:
             self._database.ring(conn)
 
     def tell_reports(self, findings: Mapping[str, bool]) -> None:
-        """Take reports: SOP Instance UID or accession_digest() -> pneumothorax or not.
+        """Record reports: SOP Instance UID or accession_digest() -> pneumothorax or not.
 
         A later report on the same image replaces an earlier one.
         """

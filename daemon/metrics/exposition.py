@@ -33,7 +33,7 @@ _SOURCE = ("ae_title", "device_model")
 
 
 def exposition(config: Config, inspect: Inspection) -> bytes:
-    """The text of /metrics. Raises the ledger's errors where it is away."""
+    """The text of /metrics. Raises the ledger's errors if it is unreachable."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(config, inspect.figures()))
     return generate_latest(registry)
@@ -276,7 +276,7 @@ class _Figures(Collector):
         return (process for process in self._found.roles if process.beat_at >= oldest)
 
     def _facts(self, name: str, words: str, fact: str) -> GaugeMetricFamily:
-        """A number that each process tells of itself with its sign of life."""
+        """A number that each process reports with its heartbeat."""
         family = GaugeMetricFamily(name, words, labels=["role", "process"])
         for process in self._alive():
             value = process.facts.get(fact)
@@ -285,7 +285,7 @@ class _Figures(Collector):
         return family
 
 
-# The stages that every image has, also before the first.
+# The stages of every image are there even before the first image.
 _INNER_STAGES = (Stage.WAITING, Stage.ANALYSIS)
 
 

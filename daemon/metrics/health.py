@@ -39,7 +39,7 @@ def health(inspect: Inspection) -> Health:
 def ready(config: Config, inspect: Inspection) -> Health:
     """Whether the node can do its job: it receives, analyses and has room on its disk.
 
-    A role gives signs of life only once it is ready: receive listens, and analyse has replayed the
+    A role sends heartbeats only once it is ready: receive listens, and analyse has replayed the
     model's golden inputs.
     """
     alive = health(inspect)
@@ -54,7 +54,7 @@ def ready(config: Config, inspect: Inspection) -> Health:
 
 
 def age_of_sign(found: Snapshot, role: str) -> float | None:
-    """Seconds since the last sign of life of any process of a role; None: there was no sign."""
+    """Seconds since the last heartbeat of any process of a role; None: there was none."""
     signs = [found.now - process.beat_at for process in found.roles if process.role == role]
     return max(0.0, min(signs)) if signs else None
 

@@ -1,4 +1,4 @@
-"""Facts from files and the operating system: room on the disk, and how long certificates last."""
+"""Facts from files and the operating system: free disk space, and certificates' expiry."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _END = "-----END CERTIFICATE-----"
 def free_bytes(folder: Path, known: str | None) -> int | None:
     """The room beside the spool; None where this process cannot see the spool.
 
-    `known`: its identity in the ledger. An empty mount point has another, and another disk's room.
+    `known`: its identity in the ledger. An empty mount point has no identity, and shows another
+    disk's room.
     """
     try:
         if known is not None and identity(folder) != known:
@@ -48,7 +49,7 @@ def certificates(config: Config) -> Iterator[tuple[str, float]]:
 
 
 def valid_until(path: Path) -> float | None:
-    """When the first certificate of a PEM file ends; None where there is none."""
+    """When the first certificate of a PEM file expires; None if the file has no certificate."""
     try:
         text = path.read_text(encoding="ascii", errors="replace")
         start = text.index(_BEGIN)

@@ -1,4 +1,4 @@
-"""The three addresses that machines ask, as routes of the operator's page: /healthz, /readyz and
+"""The three endpoints for machines, as routes of the operator's page: /healthz, /readyz and
 /metrics.
 
 /healthz and /readyz are open: they name roles and the disk, never a peer. /metrics names senders
@@ -24,7 +24,7 @@ from daemon.ledger import Inspection, LedgerError, describe
 from daemon.metrics.exposition import CONTENT_TYPE, exposition
 from daemon.metrics.health import Health, health, ready
 
-# However many ask, the ledger is asked once in so long.
+# The shortest time between two queries of the ledger, however many clients ask.
 _KEPT_S = 1.0
 _MOST_OF_TOKEN = 8192
 

@@ -24,7 +24,7 @@ _ADDRESSES_S = 60.0  # how long a peer's host name stays resolved
 class Caller:
     """An application entity that is admitted.
 
-    An archive that is merely a destination does not store: it verifies, and reports storage
+    An archive that is only a destination may not store: it may verify, and report storage
     commitment. `destinations`: the names of the destinations with `commitment` that this AE is.
     """
 
@@ -32,9 +32,10 @@ class Caller:
     stores: bool = True
     priority: Literal["stat", "routine"] = "routine"
     destinations: tuple[str, ...] = ()
-    # The entry of `peers` that admits it, which its quota belongs to; empty: admitted without.
+    # The entry of `peers` that admits it, and whose quota it uses; empty: admitted without an
+    # entry.
     entry: str = ""
-    # How many associations it may have open. None: as many as there are.
+    # How many associations it may have open. None: as many as there are slots.
     quota: int | None = None
 
 
@@ -55,7 +56,7 @@ class AccessList:
         self._peers = peers
         self._committing = committing
 
-        # With a second system, no system may take more than half of the places by default.
+        # With more than one system, none may take more than half of the slots by default.
         is_shared = len(peers) + len(committing) > 1
         self._fair_quota = max(1, places // 2) if is_shared else places
         self._resolved: dict[str, tuple[float, frozenset[str]]] = {}
@@ -123,7 +124,7 @@ class AccessList:
                 quota=self._fair_quota,
             )
         if calling == self._ae_title and not named and ipaddress.ip_address(address).is_loopback:
-            # `pleura doctor` asks so. It only verifies, and needs no entry.
+            # `pleura doctor` calls like this. It only verifies, and needs no entry.
             return Caller(calling, stores=False, entry="this node", quota=self._fair_quota)
         return self._rejection(calling, address, [peer.host for peer in named])
 
@@ -155,14 +156,14 @@ class AccessList:
         try:
             known = frozenset(_normal(str(info[4][0])) for info in socket.getaddrinfo(host, None))
         except OSError:
-            # The name service is away: its last answer still holds.
+            # The name service does not answer: its last answer still holds.
             log.warning("host %s of the settings cannot be resolved", host)
         self._resolved[host] = (time.monotonic() + _ADDRESSES_S, known)
         return known
 
 
 def _not_its_certificate(placed: Sequence[Peer], found: PeerCertificate | None) -> Rejection:
-    """AE title and address are a peer's, and its certificate is not."""
+    """AE title and address match a peer, but the certificate does not."""
     wanted = " or ".join(
         describe_wanted(peer.certificate) for peer in placed if peer.certificate is not None
     )
@@ -176,9 +177,7 @@ def _not_its_certificate(placed: Sequence[Peer], found: PeerCertificate | None) 
 
 
 def _normal(address: str) -> str:
-    """One spelling for each address: an IPv4 peer on a dual-stack socket looks like
-    ::ffff:10.0.4.11.
-    """
+    """A canonical spelling: on a dual-stack socket an IPv4 peer looks like ::ffff:10.0.4.11."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return str(mapped or parsed)

@@ -28,7 +28,7 @@ def take_report(
     try:
         return _take_report(command, information, context, destinations, ledger)
     except Exception:
-        # The handler's one catch-all. The archive may report again, and is asked again.
+        # The handler's only catch-all. The archive may report again, and is asked again.
         log.exception("a storage commitment report could not be taken")
         return Status.PROCESSING_FAILURE
 

@@ -1,8 +1,8 @@
 """The threads that compute the handshakes of the listener's TLS connections.
 
 A step of a handshake takes a millisecond or two of computing and never waits for its peer. In the
-listener's thread it would hold up every other connection. The threads are few and there from the
-start: a peer that stops half-way costs a file descriptor, and no thread.
+listener's thread it would delay every other connection. A few threads run from the start, so a peer
+that stops half-way costs a file descriptor, but no thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from daemon import watchdog
 from daemon.receive.connections import Served
 from daemon.receive.waiting import Waiting
 
-# More handshakes at a time than this would take the processor from associations.
+# More handshakes at a time would take CPU time from associations.
 _MOST_THREADS = 4
 
 # The outcome of `Waiting.served()`: its value, or what it raised.
@@ -26,9 +26,8 @@ Step = Future[Served | None]
 
 
 class Handshakes:
-    """Calls `served()` of waiting connections, oldest call first. Its methods are the listener's.
-
-    Between begin() and finished() a connection is the computing thread's alone.
+    """Calls `served()` of waiting connections, oldest call first. Only the listener calls its
+    methods. Between begin() and finished() only the computing thread uses the connection.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -50,7 +49,7 @@ class Handshakes:
             thread.start()
 
     def stop(self) -> None:
-        """Begin no further step. Returns when those in hand have finished."""
+        """Start no further step. Returns when the running steps have finished."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
@@ -64,7 +63,7 @@ class Handshakes:
             self._changed.notify()
 
     def withdraw(self, connection: socket) -> bool:
-        """Compute no step of `connection`. False where one has begun already."""
+        """Cancel the step of `connection`. False if it has already started."""
         with self._changed:
             return self._due.pop(connection, None) is not None
 
@@ -93,6 +92,6 @@ def _computed(waiting: Waiting, limit_bytes: int) -> Step:
         with watchdog.watched(f"handshake with {waiting.address}"):
             step.set_result(waiting.served(limit_bytes))
     except Exception as error:
-        # The listener raises it in its own thread.
+        # The listener re-raises it in its own thread.
         step.set_exception(error)
     return step

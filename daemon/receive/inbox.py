@@ -1,22 +1,22 @@
-"""The watch folder: files put there are taken in as if they had been sent, and go once they are
-durable elsewhere.
+"""The watch folder: files put there are accepted as if they had been sent, and removed once they
+are durable.
 
 What counts as a file to take: a regular file in the folder or below it, whose name and sub-folders'
 names do not begin with a dot and whose name does not end in .part, .tmp, .partial, .filepart or ~
 (copy programs rename when they are done). Symbolic links are never followed: a link could make the
 node read what its writer may not.
 
-A file is taken, and goes, when its writer has closed it or moved it in. Where no event says so
+A file is taken and removed when its writer has closed it or moved it in. Without such an event
 (found at start, network mounts), it is taken when its size and time have stayed the same for a
-moment, and goes a minute later: a writer that merely stalled makes it another file meanwhile, which
-is taken too. A file that is empty, or that events say is being written, gets longer: an upload over
-a bad line stalls. Events are a help, not a need: a walk every two seconds finds everything, and is
-all there is on network mounts, where the kernel does not tell what other hosts do.
+short time, and removed a minute later: if its writer had only stalled, it has become another file
+by then, which is taken too. An empty file, or one that events show is being written, gets more
+time, because an upload over a bad line stalls. Events only make it faster: a scan every two seconds
+finds everything, and is the only way on network mounts, where the kernel does not report what other
+hosts do.
 
-Whatever a file holds is accepted; what is no DICOM ends `failed`, visibly. One that cannot be read,
-taken or removed stays and is tried again ever more rarely; it is never taken twice by one process.
-A process that ends between taking and removing leaves it to the next, which takes it a second time;
-that is recorded as a duplicate.
+Any content is accepted; a file that is not DICOM ends `failed`, visibly. A file that cannot be
+read, taken or removed stays, and is retried with back-off; one process never takes it twice. If a
+process ends between taking and removing, the next one takes the file again and records a duplicate.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ _NETWORK_FILE_SYSTEMS = (
 class Pace:
     """How often the folder is looked at, and how long a file is left alone. Seconds."""
 
-    # Events can be lost (queue overflow) and never come from other hosts; a walk costs little.
+    # Events can be lost (queue overflow) and never come from other hosts; a scan costs little.
     rescan_s: float = 2.0
-    # A file that is unchanged for so long is whole, where no event says anything of it.
+    # Without any event, a file that has been unchanged for this long is complete.
     settled_s: float = 2.0
     # The same for an empty file, or one that was written to and not closed.
     stalled_s: float = 120.0
-    # How long a file stays after it was taken, where no event said that it was whole.
+    # How long a file stays after it was taken, if no event said that it was complete.
     kept_s: float = 60.0
-    # Before a file that could not be taken is tried again; twice as long each time.
+    # The pause before a file that could not be taken is tried again; doubled each time.
     first_pause_s: float = 5.0
     longest_pause_s: float = 300.0
 
@@ -117,7 +117,7 @@ class Inbox:
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
 
     def reserve(self, megabytes: int) -> None:
-        """Another reserve of room on the spool's disk."""
+        """Change the reserve of room on the spool's disk."""
         self._intake.reserve(megabytes)
 
     def start(self) -> None:
@@ -134,7 +134,7 @@ class Inbox:
         self._thread.start()
 
     def _watch(self) -> None:
-        # Full events: a file that is moved in from outside has an event, too.
+        # With full events, a file that is moved in from outside has an event too.
         observer = InotifyObserver(generate_full_events=True)
         events: list[type[FileSystemEvent]] = [FileClosedEvent, FileModifiedEvent, FileMovedEvent]
         # The kernel watches no folder through a link.
@@ -182,7 +182,7 @@ class Inbox:
             try:
                 self._walk()
             except Exception as error:
-                # The loop's one catch-all: a folder that is away comes back.
+                # The loop's only catch-all: an unreachable folder comes back.
                 outage.failed(error)
             else:
                 outage.over()
@@ -205,7 +205,7 @@ class Inbox:
 
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
         self._written -= {path for path in tuple(self._written) if not path.exists()}
-        # A subfolder may have gone since its name was read; the inbox itself may not.
+        # A subfolder may have vanished since it was listed; the inbox itself may not.
         for error in unread:
             if not isinstance(error, FileNotFoundError) or error.filename == str(self._folder):
                 raise error
@@ -349,7 +349,8 @@ def _identity(data: bytes) -> tuple[str, str, str]:
     """SOP class, SOP instance and transfer syntax UID of the file meta information; empty where
     the file has none.
 
-    Only that group is read: the data set is for the analyse role, which may die of it.
+    Only that group is read: decoding the data set is left to the analyse role, which may crash on
+    it.
     """
     # Only an inbox needs pydicom, which is 40 MB.
     from pydicom.filereader import read_dataset, read_preamble
@@ -371,7 +372,7 @@ def _identity(data: bytes) -> tuple[str, str, str]:
                     "TransferSyntaxUID",
                 )
             ]
-    except Exception:  # arbitrary bytes: it is taken all the same
+    except Exception:  # arbitrary bytes: the file is taken all the same
         return "", "", ""
 
     sop_class, sop_instance, syntax = (uid if is_uid(uid) else "" for uid in found)
@@ -383,7 +384,7 @@ def _on_network(folder: Path) -> bool:
     try:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return True  # walking works anywhere
+        return True  # scanning works anywhere
     here, best, kind = str(folder.resolve()), "", ""
     for line in mounts:
         _, point, file_system, *_ = line.split(" ")

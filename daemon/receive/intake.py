@@ -16,7 +16,8 @@ from daemon.spool import BytesLike, Spool, Unfinished
 
 log = logging.getLogger("pleura.receive")
 
-# How long a measured free room counts, less the bytes taken since: statvfs for each piece costs.
+# How long a measured free room is used, less the bytes written since: statvfs for each piece is
+# slow.
 _LOOK_S = 0.1
 
 # How long a group commit waits for files that are about to ask for their row.
@@ -26,9 +27,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class NoRoomError(Exception):
-    """The instance cannot be taken now: no room in the spool or in the ledger.
-
-    The sender has to keep it.
+    """The instance cannot be accepted now: no room in the spool or in the ledger. The sender must
+    keep it.
     """
 
 
@@ -38,11 +38,11 @@ class Intake:
     `file = intake.begin(); file.write(...); file.keep(Arrival(file.name, ...))`.
 
     Group commit: one thread leads and commits every queued row in one transaction. It then wakes
-    their threads, and hands the lead to the first row that came meanwhile.
+    their threads, and passes the lead to the first row that was queued meanwhile.
     """
 
     def __init__(self, ledger: Ledger, spool: Spool, reserve_bytes: int = 0) -> None:
-        """Nothing is taken if less than `reserve_bytes` would stay free: results need room."""
+        """Accepts nothing if less than `reserve_bytes` would stay free: results need room."""
         self._ledger = ledger
         self._spool = spool
         self._reserve_bytes = reserve_bytes
@@ -51,20 +51,20 @@ class Intake:
         self._room_bytes = 0
         self._looked = 0.0
 
-        # Rows whose threads wait for the one that leads.
+        # Rows whose threads wait for the leader.
         self._waiting: SimpleQueue[_Row] = SimpleQueue()
         self._lead = threading.Condition()
         self._is_led = False
-        # Files that will ask for their row in a moment.
+        # Files that are about to ask for their row.
         self._finishing: set[IncomingFile] = set()
 
     def reserve(self, megabytes: int) -> None:
-        """Another reserve, from the next look at the disk on."""
+        """Change the reserve, from the next look at the disk on."""
         self._reserve_bytes = megabytes * 1024 * 1024
         self._looked = 0.0
 
     def begin(self) -> IncomingFile:
-        """A new file in the spool, whose bytes come piece by piece.
+        """Begin a file in the spool, whose bytes come piece by piece.
 
         Raises:
             NoRoomError: the message says why.
@@ -76,7 +76,7 @@ class Intake:
             raise no_room_or(error) from error
 
     def require_room(self, size: int) -> None:
-        """Raises NoRoomError when `size` bytes more would be too many."""
+        """Raises NoRoomError if there is no room for `size` more bytes."""
         now = time.monotonic()
         if size > self._room_bytes or now > self._looked + _LOOK_S:
             self._room_bytes = self._spool.free_bytes() - self._reserve_bytes
@@ -91,7 +91,7 @@ class Intake:
 
     @contextlib.contextmanager
     def finishing(self, file: IncomingFile) -> Iterator[None]:
-        """While it lasts, a group commit waits a moment for the row of `file`."""
+        """Within this context, a group commit waits briefly for the row of `file`."""
         self._finishing.add(file)
         try:
             yield
@@ -101,7 +101,7 @@ class Intake:
     def commit(self, arrival: Arrival) -> None:
         """Returns when file name and row are durable.
 
-        Raises NoRoomError; then the bytes are gone as well.
+        Raises NoRoomError; then the bytes are removed too.
         """
         row = _Row(arrival)
         if not self._take_lead(row):
@@ -122,7 +122,7 @@ class Intake:
             self._lead.wait_for(lambda: not self._is_led)
 
     def _take_lead(self, row: _Row) -> bool:
-        """Whether the row's thread leads now. Where another does, queue the row for it."""
+        """Whether the row's thread leads now. If another thread leads, queue the row for it."""
         with self._lead:
             if self._is_led:
                 self._waiting.put(row)
@@ -131,7 +131,7 @@ class Intake:
         return True
 
     def _hand_on(self) -> None:
-        """The thread of the first queued row leads now, if there is one."""
+        """Let the thread of the first queued row lead, if there is one."""
         with self._lead:
             try:
                 heir = self._waiting.get_nowait()
@@ -144,8 +144,8 @@ class Intake:
     def _was_committed(self, name: str, is_undecided: bool) -> bool:
         """Whether the row stands although the commit's answer was lost.
 
-        Without a row the bytes are removed. Where the database has not decided yet, or cannot be
-        asked, they stay until the row is there or the sweep finds them.
+        Without a row the bytes are removed. While the database has not decided, or cannot be asked,
+        they stay until the row appears or the sweep finds them.
         """
         try:
             if self._ledger.inspect.known_spool_names([name]):
@@ -188,7 +188,8 @@ class Intake:
         """Make names and rows durable. Returns what prevented it: each waiter's answer."""
         try:
             self._spool.sync(arrival.spool_name for arrival in arrivals)
-            # An unmounted spool leaves a folder behind that takes files, and hides them later.
+            # An unmounted spool leaves an empty folder that accepts files, and hides them once it
+            # is mounted again.
             self._spool.require_whole({row.spool_name: row.size_bytes for row in arrivals})
             self._ledger.receive(arrivals)
         except Exception as failure:
@@ -204,10 +205,10 @@ def _taken_lock() -> threading.Lock:
 
 @dataclass(eq=False)
 class _Row:
-    """A row that waits for its commit."""
+    """A row waiting for its commit."""
 
     arrival: Arrival
-    # Its thread waits here until the row is committed, or leads the next commit.
+    # Set when the row is committed, or when its thread shall lead the next commit.
     turn: threading.Lock = field(default_factory=_taken_lock)
     is_done: bool = False
     error: Exception | None = field(
@@ -216,7 +217,7 @@ class _Row:
 
 
 class IncomingFile:
-    """One instance on its way in. When a method raises, nothing of it is left."""
+    """One instance being received. If a method raises, nothing of it is left."""
 
     def __init__(self, intake: Intake, file: Unfinished) -> None:
         self._intake = intake
@@ -240,11 +241,11 @@ class IncomingFile:
             raise no_room_or(error) from error
 
     def keep(self, arrival: Arrival) -> None:
-        """Make the bytes durable, then commit the row `arrival`. Returns when both last.
+        """Make the bytes durable, then commit the row `arrival`. Returns when both are durable.
 
         Raises:
-            NoRoomError: nothing was taken; the message says why.
-            OSError: the disk failed; nothing was taken.
+            NoRoomError: nothing was accepted; the message says why.
+            OSError: the disk failed; nothing was accepted.
         """
         with self._intake.finishing(self):
             try:
@@ -264,5 +265,5 @@ def no_room_or(error: OSError) -> Exception:
 
 
 def _kind(error: Exception) -> str:
-    """An error without its text, which may hold values of a row."""
+    """The type of an error, without its text, which may hold values of a row."""
     return str(error) if isinstance(error, LedgerError) else type(error).__name__

@@ -1,11 +1,11 @@
-"""The TCP edge before the acceptor: which connections are worth a thread.
+"""The TCP listener before the acceptor: decides which connections get a thread.
 
-A connection here first waits until a whole association request has come (waiting.py). Neither the
-probe of a load balancer, nor a peer that sends one byte, nor half a TLS handshake takes the place
-of a sender. Every port shares one limit of such connections.
+A connection here first waits until a whole association request has come (waiting.py). So neither a
+load balancer's probe, nor a peer that sends one byte, nor half a TLS handshake takes a sender's
+slot. Every port shares one limit of such connections.
 
-Handshakes are computed by other threads (handshakes.py); all else about a connection that waits is
-decided in the listener's one thread.
+Other threads compute handshakes (handshakes.py); everything else about a waiting connection happens
+in the listener's single thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger("pleura.receive")
 _BACKLOG = 512
 _ACCEPTED_AT_ONCE = 64  # then connections that speak are heard, also in a flood
 
-# A line of the log for the same trouble of the same address comes at most so often.
+# The shortest time between two log lines about the same trouble of the same address.
 _QUIET_S = 60.0
 _REMEMBERED_TROUBLES = 1000
 
@@ -67,7 +67,9 @@ class Listener:
         serve: Serve,
         refused: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
-        """`refused` is called for each connection that comes to nothing: address, and why."""
+        """`refused` is called for each connection that gets no association, with address and
+        reason.
+        """
         self._serve = serve
         self._refused = refused
         self._limits = limits
@@ -79,7 +81,7 @@ class Listener:
         self._listening: dict[socket.socket, Port] = {}
         self._waiting: dict[socket.socket, Waiting] = {}  # oldest first
         self._handshakes = Handshakes(self._wake)
-        # Not with the selector: a step of their handshake is due or in hand.
+        # Not registered with the selector: a step of their handshake is due or running.
         self._computing: set[socket.socket] = set()
         self._said: dict[tuple[str, str], float] = {}  # (address, trouble) -> when it was logged
         self._is_stopping = False
@@ -97,7 +99,7 @@ class Listener:
         except OSError:
             for each in self._listening:
                 each.close()
-            # The next try begins from the first port.
+            # The next try starts again with the first port.
             self._listening.clear()
             raise
 
@@ -130,13 +132,13 @@ class Listener:
             each.close()
 
     def _wake(self) -> None:
-        """Let the listener look at what other threads have done."""
-        # Full: it is awake.
+        """Wake the listener, to look at what other threads have done."""
+        # Full: the listener is awake.
         with contextlib.suppress(BlockingIOError):
             self._waker.send(b"\0")
 
     def is_alive(self) -> bool:
-        """Whether connections are still taken."""
+        """Whether connections are still accepted."""
         return self._thread.is_alive()
 
     @property
@@ -189,7 +191,7 @@ class Listener:
         except BlockingIOError:
             return False
         except OSError as error:
-            # Too many open files, say: a silent connection has to go.
+            # For example, too many open files: a silent connection is evicted.
             log.warning("no connection can be accepted (%s)", error.strerror)
             if self._waiting:
                 self._drop(self._most_dispensable())
@@ -219,11 +221,9 @@ class Listener:
             raise
 
     def _most_dispensable(self) -> socket.socket:
-        """The oldest connection of the address with the most waiting connections: a crowd competes
-        with itself.
-        """
+        """The connection to evict: the oldest of the address with the most waiting connections."""
         crowds = Counter(waiting.address for waiting in self._waiting.values())
-        # Of equals the first, which has the oldest connection.
+        # Among equals the first, which has the oldest connection.
         ((largest, _),) = crowds.most_common(1)
         return next(
             waiting.socket for waiting in self._waiting.values() if waiting.address == largest
@@ -239,11 +239,11 @@ class Listener:
         self._conclude(waiting, partial(waiting.served, self._limits.request_bytes))
 
     def _take_steps(self) -> None:
-        """Go on with the connections whose step of a handshake has been computed."""
+        """Continue connections whose handshake step has been computed."""
         for waiting, step in self._handshakes.finished():
             self._computing.discard(waiting.socket)
             if waiting.socket not in self._waiting:
-                # It was dropped meanwhile.
+                # The connection was dropped meanwhile.
                 waiting.socket.close()
                 continue
 
@@ -252,7 +252,7 @@ class Listener:
                 self._conclude(waiting, step.result)
 
     def _conclude(self, waiting: Waiting, served: Callable[[], Served | None]) -> None:
-        """Serve the connection, let it wait on, or end it, as `served` says or raises."""
+        """Serve the connection, let it wait on, or end it, depending on `served`."""
         try:
             connection = served()
         except NoRequestError as error:
@@ -280,7 +280,7 @@ class Listener:
             raise
 
     def _say(self, address: str, trouble: str, words: str = "") -> None:
-        """Log a connection that comes to nothing: the same trouble of an address once a minute."""
+        """Log a connection without an association: the same trouble of an address once a minute."""
         self._refused(address, words or trouble)
         now = time.monotonic()
         if now < self._said.get((address, trouble), 0.0) + _QUIET_S:
@@ -297,14 +297,14 @@ class Listener:
         elif self._handshakes.withdraw(connection):
             self._computing.discard(connection)
         else:
-            # A thread is at work on it: it is closed afterwards.
+            # A thread is working on it: it is closed afterwards.
             return
         connection.close()
 
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """The loop's one catch-all: the trouble of one connection must not end the listening."""
+    """The loop's only catch-all: a fault of one connection must not stop the listener."""
     try:
         yield
     except Exception:

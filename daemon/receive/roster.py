@@ -1,4 +1,4 @@
-"""The open associations, each with its thread, and the rule for when every place is taken."""
+"""The open associations, each with its thread, and the rule for when every slot is taken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daemon.receive.session import Session
 log = logging.getLogger("pleura.receive")
 
 _GIVE_UP_S = 5.0  # after the time to drain, for threads to end
-_GIVING_WAY_S = 2.0  # for an association that gives way to be gone
+_GIVING_WAY_S = 2.0  # for an evicted association to end
 
 
 class Roster:
@@ -24,7 +24,7 @@ class Roster:
         self._limits = limits
         self._lock = threading.Lock()
         self._running: set[Association] = set()
-        # The admitted peers, each with its place.
+        # The admitted peers, each with its slot.
         self._places: set[Session] = set()
         self._threads: set[threading.Thread] = set()
 
@@ -38,10 +38,8 @@ class Roster:
     def enter(self, association: Association, run: Callable[[Association], None]) -> bool:
         """Start the association's thread.
 
-        False where there are far too many, those that are ending included.
-
-        As many again as may be open are let in, to be told so by a rejection.
-
+        False if there are far too many, including those that are ending. Up to twice as many as may
+        be open are let in, so that the rest get a rejection.
         """
 
         def run_and_forget() -> None:
@@ -61,7 +59,7 @@ class Roster:
         try:
             thread.start()
         except RuntimeError as error:
-            # The system gives no more threads now; it may later.
+            # The system cannot start another thread now; it may later.
             log.error("no thread for the association from %s (%s)", association.address, error)
             with self._lock:
                 self._running.discard(association)
@@ -77,9 +75,8 @@ class Roster:
                 self._places.discard(association.session)
 
     def take_place(self, newcomer: Session) -> str:
-        """Give a place to an association that has entered; an open association may have to end.
-
-        Returns "", or why there is no place.
+        """Give a slot to an association that has entered; another association may have to end.
+        Returns "", or why there is no slot.
         """
         caller = newcomer.caller
         with self._lock:
@@ -98,13 +95,13 @@ class Roster:
         return f"{self._limits.associations} associations are open (limits.associations)"
 
     def _make_room(self, newcomer: Session, held: int) -> bool:
-        """End an open association where every place is taken, if the newcomer deserves its place.
+        """If every slot is taken, end an open association in favour of the newcomer.
 
-        One holder has more than half: end its least productive association, once that has brought
+        If one holder has more than half: end its least productive association, once that has stored
         nothing for a while. Otherwise a slow-drip peer could lock every other sender out.
 
-        The newcomer is a named peer that holds no place: end the least productive association of
-        the holder with the most. Otherwise several peers together could shut it out.
+        If the newcomer is a configured peer without a slot: end the least productive association of
+        the holder with the most. Otherwise several peers together could lock it out.
 
         An honest sender re-sends one object.
         """
@@ -129,9 +126,8 @@ class Roster:
         return True
 
     def _largest_crowd(self, newcomer: Session) -> list[tuple[Association, Session]]:
-        """The open associations of the holder with the most; none where that is the newcomer's.
-
-        Of equals, the holder of the least productive association.
+        """The open associations of the holder with the most; none if that is the newcomer. Among
+        equals, the holder of the least productive association.
         """
         with self._lock:
             running = [*self._running]

@@ -1,6 +1,6 @@
 """The receive role's network side:
 
-Verification and Storage SCP. What it answers with 0x0000 is durable.
+Verification and Storage SCP. An object answered with 0x0000 is durable.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Receiver:
     def __init__(
         self, config: Config, ledger: Ledger, spool: Spool, limits: Limits | None = None
     ) -> None:
-        """`limits`: default those of the settings.
+        """`limits`: by default from the settings.
 
         Raises:
             TlsError: the node's certificate, its key or the trusted certificates cannot be used.
@@ -60,9 +60,8 @@ class Receiver:
         self._alerts.start()
 
     def take(self, config: Config) -> None:
-        """New settings, for new associations. An open association keeps its caller and its limits.
-
-        The reserve of room counts at once: it protects the disk.
+        """Use new settings for new associations. An open association keeps its caller and its
+        limits. The reserve of room changes at once, because it protects the disk.
         """
         self.limits = limits_of(config)
         self._access = _access_list(config, self.limits)
@@ -71,9 +70,8 @@ class Receiver:
         self._listener.take(self.limits)
 
     def stop(self) -> None:
-        """Take no new association.
-
-        Messages in hand are finished and answered, then the associations end.
+        """Accept no new association. Messages in hand are finished and answered, then their
+        associations end.
         """
         self._listener.stop()
         self._roster.stop()
@@ -91,11 +89,11 @@ class Receiver:
         return self._listener.waiting
 
     def is_alive(self) -> bool:
-        """Whether connections are still taken."""
+        """Whether connections are still accepted."""
         return self._listener.is_alive()
 
     def _serve(self, connection: Served, address: str) -> None:
-        """Give a connection that asks for an association its thread."""
+        """Give a connection with an association request its thread."""
 
         def admit(request: Request, address: str) -> Session | Rejection:
             return self._admit(request, address, connection.certificate)
@@ -137,7 +135,7 @@ class Receiver:
 
 
 def _ports(config: Config) -> list[Port]:
-    """The plain port and the TLS port, as far as the settings have them. Raises TlsError."""
+    """The plain port and the TLS port, if the settings have them. Raises TlsError."""
     ports = []
     if config.port is not None:
         ports.append(Port(config.host, config.port))
@@ -163,7 +161,7 @@ def limits_of(config: Config) -> Limits:
 
 
 def _log_end(association: Association, end: End, took_s: float) -> None:
-    """One line for each association that ends, and for each that does not come about."""
+    """One line for each association that ends, and for each that is rejected."""
     session = association.session
     if isinstance(session, Session):
         counts = str(session.counts)
@@ -195,7 +193,7 @@ def _log_end(association: Association, end: End, took_s: float) -> None:
 
 
 def _shown(ae_title: bytes) -> str:
-    """16 bytes as the log shows them: padding of blanks cut, every other odd byte escaped."""
+    """16 bytes for the log: without padding blanks, other unprintable bytes escaped."""
     return escaped(ae_title.rstrip(b" "))
 
 

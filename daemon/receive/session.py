@@ -1,7 +1,7 @@
 """One admitted peer: the handlers of its C-ECHO, C-STORE and N-EVENT-REPORT messages.
 
-Of a C-STORE the command set is looked at; the data set is never decoded here, only written behind a
-file meta information of our own, piece by piece as it arrives.
+A C-STORE's command set is read. Its data set is never decoded here, only written behind our own
+file meta information, piece by piece as it arrives.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DECLINED_SHOWN = 8  # declined contexts in one line of the log
 _IMPLEMENTATION = (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
 _URGENCY = {"stat": 0, "routine": 1}  # peers[].priority -> Arrival.priority
 _LOW = 2
-# What a person does about a refused object.
+# What a person should do about a refused object.
 _CURES = {
     Status.OUT_OF_RESOURCES: "make room in the spool, ask `pleura doctor`; the sender keeps it",
     Status.SOP_CLASS_NOT_SUPPORTED: "the sender mixes two SOP classes up: report it to its maker",
@@ -55,7 +55,7 @@ class Counts:
     reports: int = 0
 
     def __str__(self) -> str:
-        """In words; only what there was."""
+        """In words, without zero counts."""
         parts = []
         if self.stored or self.refused:
             parts.append(f"{self.stored} stored, {self.refused} refused")
@@ -84,7 +84,7 @@ class Session:
 
     @property
     def holder(self) -> tuple[str, str]:
-        """The holder of its place: its peer, or without an entry in `peers` its address."""
+        """The holder of its slot: its peer, or, without an entry in `peers`, its address."""
         return self.caller.ae_title, self.caller.entry or self.address
 
     @property
@@ -92,7 +92,7 @@ class Session:
         return stored_classes() if self.caller.stores else reported_classes()
 
     def negotiated(self, decisions: Iterable[Decision]) -> None:
-        """Every declined context matters where nothing else is left."""
+        """If nothing was accepted, every declined context matters."""
         answered = [*decisions]
         self.proposed = len(answered)
         self.declined = [each for each in answered if each.result != ContextResult.ACCEPTED]
@@ -105,8 +105,7 @@ class Session:
         """Which contexts were declined, and why."""
         if not self.proposed:
             return "it proposed no presentation context, so it can send nothing"
-        # A transfer syntax that is not taken is the likelier surprise: many senders propose every
-        # SOP class.
+        # A declined transfer syntax is more of a surprise: many senders propose every SOP class.
         by_surprise = sorted(self.declined, key=lambda each: -each.result)
         words = list(dict.fromkeys(_in_words(each) for each in by_surprise))
         shown = "; ".join(words[:_DECLINED_SHOWN])
@@ -130,16 +129,15 @@ class Session:
         return status
 
     def answered(self) -> None:
-        """The sender waits for no line of the log."""
+        """After the answer, so that the sender does not wait for the log line."""
         if self.unlogged is not None:
             self.unlogged.log_stored()
             self.unlogged = None
 
 
 class StoredObject:
-    """One C-STORE on its way in (daemon.dicom.acceptor.Incoming).
-
-    A refused one takes its bytes and keeps none.
+    """One C-STORE being received (daemon.dicom.acceptor.Incoming). A refused object's bytes are
+    read and discarded.
     """
 
     def __init__(self, session: Session, request: StoreRequest, context: Context) -> None:
@@ -167,7 +165,7 @@ class StoredObject:
             self._carefully(lambda: self._write(chunks))
 
     def end(self) -> int:
-        """Keep it, if nothing was wrong. Returns the status to answer with."""
+        """Keep the object, if nothing was wrong. Returns the status to answer with."""
         if self._status == Status.SUCCESS:
             self._carefully(self._keep)
         counts = self._session.counts
@@ -186,7 +184,7 @@ class StoredObject:
         log.info("stored %s from %s, %d bytes", uid, self._calling, self._size_bytes)
 
     def drop(self) -> None:
-        """Its association has ended before it."""
+        """The association ended before the object was complete."""
         if self._file is not None:
             self._carefully(self._file.drop)
 
@@ -229,7 +227,7 @@ class StoredObject:
         except NoRoomError as error:
             self._refuse(Status.OUT_OF_RESOURCES, str(error))
         except Exception:
-            # The handler's one catch-all.
+            # The handler's only catch-all.
             log.exception("a C-STORE could not be processed")
             self._status = Status.PROCESSING_FAILURE
 
@@ -249,7 +247,7 @@ def _urgency(priority: int, caller: Caller) -> int:
 
 
 def _in_words(declined: Decision) -> str:
-    """A declined context: its SOP class, and its transfer syntaxes where they are the reason."""
+    """A declined context: its SOP class, and its transfer syntaxes if they are the reason."""
     proposal = declined.proposal
     abstract = proposal.abstract_syntax[:64] or "no SOP class"
     if declined.result == ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED:

@@ -1,9 +1,9 @@
 """Connections that have not asked for an association yet: plain, and TLS.
 
-A plain connection waits for nothing but its file descriptor, until a whole association request
-lies in the kernel's buffer; nothing is read before that. A TLS connection does its handshake step
-by step, whenever bytes have come, and then waits for its request in our memory. Neither has a
-thread of its own: a peer that stops half-way costs a file descriptor until its deadline.
+A plain connection costs only a file descriptor until a whole association request is in the kernel's
+buffer; nothing is read before that. A TLS connection does its handshake step by step as bytes
+arrive, and then collects its request in our memory. Neither has a thread of its own: a peer that
+stops half-way costs a file descriptor until its deadline.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from daemon.dicom.pdu import PDU_HEADER, PDU_HEADER_BYTES, PduType, abort
 from daemon.receive.connections import PlainConnection, Served, TlsConnection
 from daemon.tls import in_words
 
-# One read of a handshake: more than any message of it but a long chain of certificates.
+# One read during a handshake: more than any message but a long chain of certificates.
 _HANDSHAKE_BYTES = 16 * 1024
 _TLS_HANDSHAKE = b"\x16\x03"
 
-# How other protocols begin, what they are, and what to do about it.
+# How other protocols begin, their names, and what to do about them.
 _HTTP = (b"GET ", b"POST", b"PUT ", b"HEAD", b"OPTI", b"CONN", b"DELE", b"PRI ")
 _OTHER_PROTOCOLS = (
     (_HTTP, "an HTTP request", "this is a DICOM port: give the sender a web server's port"),
@@ -34,7 +34,7 @@ _PDU_NAMES = {each.value: f"a PDU {each.name}" for each in PduType}
 
 
 class NoRequestError(Exception):
-    """Something else came instead of an association request: what, and what to do."""
+    """Something else came instead of an association request: says what, and what to do."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(f"{what} came instead of an association request; {remedy}")
@@ -42,7 +42,7 @@ class NoRequestError(Exception):
 
 
 class HandshakeError(Exception):
-    """The TLS handshake failed: why, and what to do."""
+    """The TLS handshake failed: says why, and what to do."""
 
 
 class Waiting(Protocol):
@@ -51,7 +51,7 @@ class Waiting(Protocol):
     socket: socket.socket
     address: str
     since: float
-    # Whether served() computes for a millisecond or two.
+    # Whether served() needs a millisecond or two of CPU time.
     computes: bool
 
     def served(self, limit_bytes: int) -> Served | None:
@@ -59,7 +59,7 @@ class Waiting(Protocol):
         reported the connection.
 
         Raises:
-            ConnectionError: it is closed, or the request does not become whole.
+            ConnectionError: it is closed, or the request cannot become complete.
             NoRequestError, HandshakeError: something else came.
         """
 
@@ -76,7 +76,7 @@ class PlainWaiting:
     computes = False
 
     def __init__(self, connection: socket.socket, address: str, tls_port: int | None) -> None:
-        """`tls_port`: where a peer that speaks TLS should have called, if anywhere."""
+        """`tls_port`: the port for peers that speak TLS, if any."""
         self.socket = connection
         self.address = address
         self.since = time.monotonic()
@@ -85,18 +85,16 @@ class PlainWaiting:
         self._await_bytes(PDU_HEADER_BYTES)
 
     def _await_bytes(self, size: int) -> None:
-        """select(2) reports the connection only when so much has come, or when it is closed.
-
-        A peer that sends one byte at a time thus wakes nobody. The kernel makes its buffer as large
-        as SO_RCVLOWAT asks for: it is told twice as much first, for what small segments cost on top
-        of their bytes.
+        """Let select(2) report the connection only when this much has come, or when it is closed.
+        So a peer that sends one byte at a time does not wake the listener. The kernel sizes its
+        buffer by SO_RCVLOWAT; twice as much is set first, to cover the overhead of small segments.
         """
         self._awaited_bytes = size
         for wanted in (2 * size, size):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
 
     def served(self, limit_bytes: int) -> Served | None:
-        """If the request is not yet whole, all of it is awaited from now on."""
+        """If the request is not yet complete, wait for all of it from now on."""
         header = _peek(self.socket, PDU_HEADER_BYTES)
         if len(header) < PDU_HEADER_BYTES:
             raise ConnectionResetError("closed before an association request")
@@ -106,7 +104,7 @@ class PlainWaiting:
         if len(_peek(self.socket, whole)) == whole:
             return PlainConnection(self.socket)
         if self._awaited_bytes == whole:
-            # Closed half-way, or cut up so finely that the kernel holds no more of it.
+            # Closed half-way, or sent in such small segments that the kernel's buffer is full.
             raise ConnectionResetError("the association request does not become whole")
         self._await_bytes(whole)
         return None
@@ -138,7 +136,7 @@ class TlsWaiting:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, PDU_HEADER_BYTES)
 
     def served(self, limit_bytes: int) -> Served | None:
-        """Go on with the handshake, then with the request, as far as the bytes reach."""
+        """Continue the handshake, then the request, as far as the bytes allow."""
         if not self._heard:
             self._require_tls()
         self._take_bytes()
@@ -151,7 +149,7 @@ class TlsWaiting:
         return TlsConnection(PlainConnection(self.socket), self._tls, buffers, bytes(self._request))
 
     def _require_tls(self) -> None:
-        """Raises NoRequestError for a peer that speaks something else. Nothing is read for that."""
+        """Raises NoRequestError for a peer that speaks another protocol. It only peeks."""
         header = _peek(self.socket, PDU_HEADER_BYTES)
         if len(header) < PDU_HEADER_BYTES:
             raise ConnectionResetError("closed before a TLS handshake")
@@ -176,14 +174,14 @@ class TlsWaiting:
         self._incoming.write(data)
 
     def _shake_hands(self) -> bool:
-        """Go on with the handshake. Returns whether it is done."""
+        """Continue the handshake. Returns whether it is done."""
         try:
             self._tls.do_handshake()
             self._is_established = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            # The alert tells the peer why.
+            # The TLS alert tells the peer why.
             with contextlib.suppress(OSError):
                 self._flush()
             raise HandshakeError(in_words(error, "tls", "tls.ca")) from error
@@ -191,7 +189,7 @@ class TlsWaiting:
         return self._is_established
 
     def _read_request(self, limit_bytes: int) -> bool:
-        """Read no byte behind the request. Returns whether it is whole."""
+        """Read no byte beyond the request. Returns whether it is complete."""
         if not self._read_up_to(PDU_HEADER_BYTES):
             return False
         header = bytes(self._request[:PDU_HEADER_BYTES])
@@ -208,7 +206,7 @@ class TlsWaiting:
             except ssl.SSLZeroReturnError:
                 data = b""
             except ssl.SSLError as error:
-                # In TLS 1.3 a client says only now that it refuses our certificate.
+                # In TLS 1.3, a client that refuses our certificate says so only now.
                 raise HandshakeError(in_words(error, "tls", "tls.ca")) from error
 
             if not data:
@@ -217,21 +215,23 @@ class TlsWaiting:
         return True
 
     def _flush(self) -> None:
-        """A whole flight fits into the kernel's empty buffer; else the peer reads nothing."""
+        """A whole flight fits into the kernel's empty buffer. If it does not, the peer is not
+        reading.
+        """
         data = self._outgoing.read()
         if not data:
-            # What came has no answer: acknowledge it now. The request of a sender with Nagle's
-            # algorithm waits for that, 40 ms after a resumed handshake of TLS 1.2.
+            # These bytes get no answer, so acknowledge them now. After a resumed TLS 1.2 handshake,
+            # a sender with Nagle's algorithm would hold back its request for 40 ms.
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         elif self.socket.send(data, socket.MSG_DONTWAIT) < len(data):
             raise ConnectionResetError("the peer does not read the handshake")
 
     def has_spoken(self) -> bool:
-        """The bytes that came were read."""
+        """Any bytes have already been read."""
         return self._heard > 0 or bool(_peek(self.socket, 1))
 
     def say_abort(self, unread_bytes: int) -> None:
-        """In plain bytes where no handshake has begun: such a peer reads no others."""
+        """In plain bytes if no handshake has begun: such a peer does not speak TLS."""
         if not self._heard:
             _say_plain_abort(self.socket, unread_bytes)
         elif self._is_established:
@@ -241,7 +241,7 @@ class TlsWaiting:
 
 
 def _peek(connection: socket.socket, size: int) -> bytes:
-    """The first `size` bytes, as far as they have come. They stay unread. Raises OSError."""
+    """The first `size` bytes, as far as they have come, left unread. Raises OSError."""
     return connection.recv(size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 

@@ -1,4 +1,4 @@
-"""`pleura report`: a stretch of the node's past on one HTML page, for a department's meeting."""
+"""`pleura report`: the node's work over a period, on one HTML page, for a department's meeting."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from daemon.drift.weeks import INBOX
 from daemon.ledger import DeliveryState, ImageState
 from daemon.ledger.period import DeliveryTimes, ImageTimes
 
-# Work that waited longer tells of an outage.
+# Work that waited longer indicates an outage.
 _OUTAGE_S = 600.0
 
 
@@ -35,7 +35,7 @@ class Day:
 
 @dataclass(frozen=True)
 class Times:
-    """How long something took, in seconds: so often, the median, and 95 % of the times."""
+    """How long something took, in seconds: how often, the median, and the 95 % quantile."""
 
     name: str
     number: int
@@ -65,12 +65,12 @@ class Source:
 
 @dataclass(frozen=True)
 class OutageTime:
-    """A stretch in which work waited: of the analysis, or of a destination."""
+    """A period in which work waited for the analysis or for a destination."""
 
     what: str
     began_at: float
     ended_at: float
-    # How much waited meanwhile; some of it may wait still.
+    # How much waited meanwhile; some of it may still wait.
     number: int
     is_over: bool
 
@@ -114,7 +114,7 @@ def _times(name: str, seconds: Sequence[float]) -> Times:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The least value that is not exceeded by this share of them; `values` not empty."""
+    """The smallest value that this share of `values` does not exceed; `values` is not empty."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
@@ -159,9 +159,8 @@ def refused(deliveries: Iterable[DeliveryTimes]) -> list[tuple[str, int]]:
 def outages(
     images: Iterable[ImageTimes], deliveries: Iterable[DeliveryTimes], now: float
 ) -> list[OutageTime]:
-    """Stretches in which work waited for more than ten minutes, the oldest first.
-
-    The ledger keeps no history of outages. Long waits that overlap are one outage.
+    """Periods in which work waited for more than ten minutes, oldest first. The ledger keeps no
+    history of outages: overlapping long waits count as one outage.
     """
     waits: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
     for image in images:

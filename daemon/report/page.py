@@ -1,4 +1,4 @@
-"""The monthly report as one HTML page that needs nothing else, and names no patient."""
+"""The monthly report as one self-contained HTML page that names no patient."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ svg .failed { fill: var(--failed); } svg .waiting { fill: var(--waiting); }
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page says."""
+    """The content of the page."""
 
     ae_title: str
     first: date
@@ -57,7 +57,7 @@ class Report:
     outages: Sequence[OutageTime]
     drift: Drift
     agreement: Agreement | None
-    # Of the newest images, whenever they came.
+    # From the newest images, whenever they were received.
     comparison: Comparison | None = None
 
 

@@ -16,18 +16,19 @@ class TlsClient:
     """Wraps connections to one peer."""
 
     def __init__(self, where: str, context: Renewed, name: str | None) -> None:
-        """`name`: the name that the peer's certificate must have; None: the host that is called."""
+        """`name`: the name that the peer's certificate must have; None: the host that is connected
+        to.
+        """
         self._where = where
         self._context = context
         self._name = name
 
     def wrap(self, connection: socket.socket, host: str) -> ssl.SSLSocket:
-        """Do the handshake over a TCP connection, which is closed if that fails.
-
-        The peer's time to answer is the time-out of `connection`. SNI carries the name.
+        """Do the handshake over a TCP connection, which is closed if that fails. The time-out of
+        `connection` bounds the peer's time to answer. SNI carries the name.
 
         Raises:
-            OSError: the handshake failed, or a file of ours cannot be used; in_words() tells why.
+            OSError: the handshake failed, or one of our files cannot be used; in_words() says why.
         """
         try:
             context = self._context.current()
@@ -47,11 +48,9 @@ class TlsClient:
 
 
 def destination_client(config: Config, destination: DicomDestination) -> TlsClient | None:
-    """TLS toward an archive; None where its settings have none.
-
-    What the destination does not name is the node's own: certificate, key and `ca` of `tls`.
-    Without any `ca`, the certificates that the system trusts. A file that cannot be used is a
-    trouble of each connection, not of the role.
+    """TLS toward an archive; None if its settings have no TLS. What the destination does not set
+    comes from `tls`: certificate, key and `ca`. Without any `ca`, the system's trusted certificates
+    are used. A file that cannot be used fails each connection, not the role.
     """
     theirs = destination.tls
     if theirs is None:
@@ -69,7 +68,7 @@ def destination_client(config: Config, destination: DicomDestination) -> TlsClie
 
 
 def repository_client(audit: Audit) -> TlsClient | None:
-    """TLS toward the audit repository; None where it is reached without."""
+    """TLS toward the audit repository; None if it is reached without TLS."""
     if audit.repository is None or not audit.repository.startswith("tls://"):
         return None
 
@@ -84,14 +83,14 @@ def provider_context(oidc: Oidc) -> Renewed:
 
 
 def repository_credentials(audit: Audit) -> Credentials | None:
-    """The certificate that the audit repository sees, if there is one."""
+    """The certificate that the node presents to the audit repository, if any."""
     if audit.certificate is None or audit.key is None:
         return None
     return Credentials("audit", audit.certificate, audit.key, audit.key_passphrase_file)
 
 
 def destination_credentials(config: Config, destination: DicomDestination) -> Credentials | None:
-    """The certificate that an archive sees: its destination's own, else the node's."""
+    """The certificate that an archive is shown: the destination's own, else the node's."""
     theirs = destination.tls
     if theirs is None:
         return None

@@ -21,7 +21,7 @@ from daemon.tls.identity import PeerCertificate
 _AUTHENTICATED = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20"
 _CIPHERS = {
     "non-downgrading": f"{_AUTHENTICATED}:!aNULL:!PSK",
-    # B.9: for peers without authenticated encryption also CBC with SHA-2, never without forward
+    # B.9: for peers without authenticated encryption also CBC with SHA-2, but always with forward
     # secrecy (RFC 9325 4.1).
     "bcp195": f"{_AUTHENTICATED}:ECDHE+AES+SHA256:ECDHE+AES+SHA384:DHE+AES+SHA256:!aNULL:!PSK",
 }
@@ -32,17 +32,17 @@ _CLIENT = {
     "none": ssl.CERT_NONE,
 }
 
-# X509_V_FLAG_NO_CHECK_TIME of OpenSSL: an expired certificate still tells its dates.
+# X509_V_FLAG_NO_CHECK_TIME of OpenSSL: the dates of an expired certificate can still be read.
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 _EVERYONE = stat.S_IRWXO
 
-# A certificate in a PEM file: where it begins, and the whole of it.
+# A certificate in a PEM file: its first line, and the whole.
 _BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----")
 _WHOLE = re.compile(r"-----BEGIN ([A-Z0-9 ]*CERTIFICATE)-----[^-]*-----END \1-----")
 
 
 class TlsError(Exception):
-    """A certificate or key that cannot be used: the key of the settings, found, allowed, advice."""
+    """A certificate or key cannot be used. The message: settings' key, found, allowed, advice."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Credentials:
         return [each for each in (self.certificate, self.key, self.passphrase_file) if each]
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Check the files, and let `context` present the certificate.
+        """Check the files, and make `context` present the certificate.
 
         Raises:
-            TlsError: absent, unreadable, open to every user, not PEM, or not one pair.
+            TlsError: absent, unreadable, readable by every user, not PEM, or not a pair.
         """
         require_file(f"{self.where}.certificate", self.certificate)
         require_secret(f"{self.where}.key", self.key)
@@ -77,7 +77,7 @@ class Credentials:
         except ssl.SSLError as error:
             raise TlsError(self._in_words(error, passphrase)) from error
         except ValueError as error:
-            # A passphrase that is longer than OpenSSL takes.
+            # The passphrase is longer than OpenSSL allows.
             raise TlsError(f"{self.where}.key_passphrase_file: {error}") from error
 
     def own(self) -> PeerCertificate:
@@ -151,7 +151,7 @@ class Credentials:
 def server_context(
     credentials: Credentials, ca: Path | None, client: str, profile: str, minimum: str
 ) -> ssl.SSLContext:
-    """The context of connections that are accepted.
+    """The context for accepted connections.
 
     An expired certificate is presented: the peers decide.
 
@@ -163,8 +163,8 @@ def server_context(
     _apply(context, profile, minimum)
     credentials.load_into(context)
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
-    # A sender resumes with its newest ticket. OpenSSL's second ticket, made with the sender's whole
-    # certificate in it, costs a fifth of the CPU time of an association.
+    # A sender resumes with its newest ticket, so one is enough. OpenSSL's second ticket, which
+    # contains the sender's whole certificate, costs a fifth of an association's CPU time.
     context.num_tickets = 1
 
     context.verify_mode = _CLIENT[client]
@@ -181,7 +181,7 @@ def client_context(
     profile: str,
     minimum: str,
 ) -> ssl.SSLContext:
-    """The context of connections that this node opens.
+    """The context for connections that this node opens.
 
     `trusted`: a file of certificates, or None for the system's. `is_pinned`: it holds the peer's
     own certificate, so the name in it is not compared. An expired certificate of ours is presented:
@@ -205,7 +205,7 @@ def client_context(
 
 
 def require_file(where: str, path: Path) -> None:
-    """Raises TlsError where `path` is no file that this user may read."""
+    """Raises TlsError if `path` is not a file that this user may read."""
     try:
         with path.open("rb") as file:
             file.read(1)
@@ -217,7 +217,7 @@ def require_file(where: str, path: Path) -> None:
 
 
 def require_secret(where: str, path: Path) -> None:
-    """Raises TlsError where `path` cannot be read, or can be read by every user."""
+    """Raises TlsError if `path` cannot be read, or can be read by every user."""
     require_file(where, path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & _EVERYONE:
@@ -231,13 +231,13 @@ def _apply(context: ssl.SSLContext, profile: str, minimum: str) -> None:
     context.minimum_version = _VERSIONS[minimum]
     context.set_ciphers(_CIPHERS[profile])
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    # A listed certificate is trusted itself, whoever issued it: a site can list each peer, and
-    # shut a peer out by taking its certificate off the list.
+    # A listed certificate is trusted by itself, without its issuer. So a site can list each peer,
+    # and exclude a peer by removing its certificate from the list.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
 
 def require_trusted(where: str, path: Path) -> None:
-    """Raises TlsError where a file of trusted certificates is not one from beginning to end."""
+    """Raises TlsError unless every certificate in a file of trusted certificates can be read."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unusable = _trust(context, where, path)
 
@@ -254,10 +254,9 @@ def require_trusted(where: str, path: Path) -> None:
 
 
 def _trust(context: ssl.SSLContext, where: str, path: Path) -> int:
-    """Trust each whole certificate of a file. Returns how many others it holds.
-
-    A file without a certificate trusts nobody: the list of yesterday must not let a peer in that
-    was taken off it.
+    """Trust each readable certificate of a file. Returns how many unreadable ones it holds. A file
+    without a certificate trusts no peer: yesterday's list must not admit a peer that was removed
+    from it.
 
     Raises:
         TlsError: the file cannot be read.
@@ -267,7 +266,7 @@ def _trust(context: ssl.SSLContext, where: str, path: Path) -> int:
         context.load_verify_locations(path)
         return 0
 
-    # OpenSSL takes none of a file in which one is broken.
+    # OpenSSL loads no certificate of a file in which one is broken.
     text = path.read_text(encoding="ascii", errors="replace")
     taken = 0
     for whole in _WHOLE.finditer(text):

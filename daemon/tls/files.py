@@ -13,7 +13,7 @@ from daemon.tls.server import own_credentials, page_credentials
 
 
 def credentials(config: Config) -> Iterator[Credentials]:
-    """Every certificate of ours that the settings name."""
+    """Every certificate of our own that the settings name."""
     if config.tls is not None:
         yield own_credentials(config.tls)
     for destination in config.destinations:
@@ -61,7 +61,7 @@ def faults(config: Config) -> list[tuple[str, str]]:
 
 
 def faults_of(config: Config, destination: DicomDestination) -> list[tuple[str, str]]:
-    """The same of one destination, whose certificate may be the node's own."""
+    """The same for one destination, which may use the node's own certificate."""
     own = destination_credentials(config, destination)
     return _faults([own] if own else [], list(_theirs(destination)))
 
@@ -100,6 +100,6 @@ def _found(checks: Sequence[tuple[str, Callable[[], object]]]) -> list[tuple[str
         except TlsError as error:
             found.append((key, str(error)))
         except OSError as error:
-            # A file that goes away between two looks at it.
+            # A file that vanishes between two looks at it.
             found.append((key, f"{key}: {error}"))
     return found

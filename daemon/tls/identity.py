@@ -26,7 +26,7 @@ _SHOWN_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class PeerCertificate:
-    """A certificate that was verified in a handshake. Its strings are the peer's: unescaped."""
+    """A certificate that was verified in a handshake. Its strings come from the peer, unescaped."""
 
     # Pairs of short attribute name and value, in the certificate's order.
     subject: tuple[tuple[str, str], ...] = ()
@@ -40,7 +40,7 @@ class PeerCertificate:
 
     @classmethod
     def of(cls, connection: ssl.SSLObject | ssl.SSLSocket) -> PeerCertificate | None:
-        """The peer's certificate once the handshake is done; None: it gave none."""
+        """The peer's certificate once the handshake is done; None: the peer presented none."""
         encoded = connection.getpeercert(binary_form=True)
         told = connection.getpeercert()
         if not encoded or not told:
@@ -101,7 +101,7 @@ def plain_fingerprint(text: str) -> str:
 
 
 def _pairs(value: object) -> tuple[Any, ...]:
-    """Part of what getpeercert() tells: tuples in tuples, or nothing."""
+    """A part of getpeercert()'s result: nested tuples, or nothing."""
     return value if isinstance(value, tuple) else ()
 
 

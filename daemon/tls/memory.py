@@ -1,4 +1,4 @@
-"""A pair of certificate and key as it was before its files changed."""
+"""A certificate and its key, kept in memory after their files changed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from daemon.tls.contexts import Credentials
 
 @dataclass(frozen=True)
 class PairInMemory:
-    """The contents of the files of Credentials, in their order. `where`: theirs."""
+    """The contents of the files of Credentials, in their order, with the same `where`."""
 
     where: str
     contents: tuple[bytes, ...]
 
     @classmethod
     def read(cls, credentials: Credentials) -> PairInMemory:
-        """Raises OSError where a file cannot be read."""
+        """Raises OSError if a file cannot be read."""
         return cls(credentials.where, tuple(path.read_bytes() for path in credentials.files))
 
     @contextmanager
     def as_files(self) -> Iterator[Credentials]:
-        """The pair as files, for `ssl` loads a key from a file alone. They never reach a disk."""
+        """The pair as files, because `ssl` loads keys only from files. They never reach a disk."""
         with ExitStack() as stack:
             paths = [stack.enter_context(_file_of(content)) for content in self.contents]
             yield Credentials(self.where, *paths)

@@ -14,17 +14,17 @@ from daemon.tls.memory import PairInMemory
 
 log = logging.getLogger("pleura.tls")
 
-# While renewed files cannot be used they are tried again so often: what is wrong with them need not
-# show in their marks (a folder that may not be entered, a certificate that is valid from tomorrow).
+# How often to try again while renewed files cannot be used. The cause may pass without a change of
+# the files: a folder that may not be entered, a certificate that is valid from tomorrow.
 _RETRY_S = 5.0
 
 # Of one file: device, inode, times of modification and of change in nanoseconds, size. chmod and
-# chown move the time of change alone. None: it is absent.
+# chown move only the time of change. None: the file is absent.
 _Mark = tuple[int, int, int, int, int] | None
 
 
 class Renewed:
-    """An SSLContext for new connections. Connections that are open keep the context they have.
+    """An SSLContext for new connections. Open connections keep their context.
 
     Thread-safe. A few stat(2) for each connection cost less than a hundredth of its handshake.
     """
@@ -39,8 +39,8 @@ class Renewed:
     ) -> None:
         """`where`: the key of the settings that names the files.
 
-        `build`: makes a context that presents the pair it is given. `credentials`: our pair among
-        the files; None: nothing is presented.
+        `build`: makes a context that presents the given pair. `credentials`: our pair among the
+        files; None: no certificate is presented.
         """
         self._where = where
         self._build = build
@@ -58,19 +58,16 @@ class Renewed:
         self._fault: str | None = None
 
     def current(self) -> ssl.SSLContext:
-        """The context of the files as they are now.
-
-        While our pair cannot be used the last good one is presented, to the peers that the files
-        list now: who was taken off the list is refused.
-
-        A new context also ends resumption: no ticket outlives the certificates that were trusted
-        when it was issued.
+        """The context of the current files. While our pair cannot be used, the last good pair is
+        presented, but to the peers that the files list now: a peer that was removed from the list
+        is refused. A new context also ends resumption: no ticket outlives the certificates that
+        were trusted when it was issued.
 
         Raises:
-            TlsError: the files cannot be used, and there is no context from before.
+            TlsError: the files cannot be used, and there is no earlier context.
         """
         with self._lock:
-            # Read before the files: what changes in between is found changed the next time.
+            # Read before the files, so that a change in between is noticed the next time.
             marks = self._look()
 
             if self._context is None:
@@ -90,19 +87,19 @@ class Renewed:
         try:
             self._require_dates()
         except (TlsError, OSError) as error:
-            # Going on presents an expired certificate too: a restart must not make it worse.
+            # A running node goes on to present an expired certificate, so a restart does the same.
             log.error("%s; there is no other, so it is presented, and peers may refuse it", error)
         return context
 
     def _renewed(self, before: ssl.SSLContext) -> ssl.SSLContext:
         began = time.monotonic()
-        # Before the try, so that no way out of it forgets the fault.
+        # Set before the try, so that every exit from it keeps the fault.
         self._retry_at = began + self._retry_s
         try:
             self._require_dates()
             context = self._of_files()
         except (TlsError, OSError) as error:
-            # OSError: a file that goes away between two looks at it.
+            # OSError: a file vanished between two looks at it.
             context, fault = self._of_last_pair(before, str(error))
             if fault != self._fault:
                 log.error(
@@ -128,7 +125,7 @@ class Renewed:
     def _of_last_pair(self, before: ssl.SSLContext, fault: str) -> tuple[ssl.SSLContext, str]:
         """The pair in use with the list of trusted peers as it is now, and the fault in words.
 
-        Where that list cannot be used, it is the context from before.
+        If that list cannot be used, the earlier context stays.
         """
         if self._pair is None:
             return before, fault
@@ -143,7 +140,7 @@ class Renewed:
         return self._retry_at is not None and time.monotonic() >= self._retry_at
 
     def _require_dates(self) -> None:
-        """Raises TlsError where our certificate is not valid today."""
+        """Raises TlsError if our certificate is not valid today."""
         if self._credentials is not None:
             self._credentials.own()
 

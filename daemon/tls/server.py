@@ -1,4 +1,4 @@
-"""The node's own ends of TLS, from the settings: the DICOM port and the page."""
+"""The node's TLS servers, from the settings: the DICOM port and the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenSSL's errors as an operator can use them: what happened, and what to do."""
+"""OpenSSL's errors in an operator's words: what happened, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's page: what the node does, what it found, and what needs a person (docs/page.md).
+"""The operator's page: the node's state, its findings, and what needs a person (docs/page.md).
 
 It reads the ledger through daemon/ledger/view.py and acts through the ledger's own transitions.
 """

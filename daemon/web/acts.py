@@ -1,5 +1,5 @@
-"""Acts of a person: the ledger's own transitions, as `pleura retry` and `resend` make them, each
-audited by the transition itself.
+"""A person's actions: the ledger's own transitions, as in `pleura retry` and `resend`, which also
+record the audit event.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from daemon.commands.retry import Wanted, retry
 from daemon.ledger import DeliveryState, ImageState
 from daemon.web.visit import Visit, log
 
-# What an act says of itself: the key of a text, and a number for it.
+# The outcome of an action: the key of a text, and a number for it.
 Told = tuple[str, dict[str, object]]
 
 
 class WrongFormError(Exception):
-    """A form that no page of ours makes."""
+    """The form is not one of our pages'."""
 
 
 def act(visit: Visit) -> Response:
-    """Do what the form asks for, and go back to the page that it was on."""
+    """Do what the form asks for, and return to its page."""
     form = {key: value for key, value in visit.form.items() if isinstance(value, str)}
     try:
         key, values = _ACTS[form.get("act", "")](visit, form)
@@ -34,7 +34,7 @@ def act(visit: Visit) -> Response:
 
 
 def _retry_images(visit: Visit, form: dict[str, str]) -> Told:
-    """Failed images wait again: one, or all."""
+    """Let failed images wait again: one, or all."""
     wanted = Wanted([ImageState.FAILED.value], _uids(form), by=visit.user)
     told = retry(visit.node.ledger, wanted, visit.node.settings.owed())
     return "told_images_again", {"number": told.rearmed}
@@ -49,7 +49,7 @@ def _retry_refused(visit: Visit, form: dict[str, str]) -> Told:
 
 
 def _try_now(visit: Visit, form: dict[str, str]) -> Told:
-    """A destination's courier ends its pause."""
+    """End the pause of a destination's courier."""
     name = _destination(visit, form)
     number = visit.node.ledger.hasten([name], _uids(form), visit.user)
     return "told_due_now", {"number": number, "name": name}
@@ -99,6 +99,6 @@ def _uids(form: dict[str, str]) -> list[str]:
 
 
 def _back_to(form: dict[str, str]) -> str:
-    """The page of an image, or the first page."""
+    """The page to return to: of an image, or the first page."""
     number = form.get("image", "")
     return f"/images/{number}" if number.isdecimal() and len(number) < 20 else "/"

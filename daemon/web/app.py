@@ -1,4 +1,4 @@
-"""The page's routes, and the one door that every request goes through: session, access, token.
+"""The page's routes, and the checks that every request passes: session, access, token.
 
 A page is a function from a Visit to a response. It runs in a thread, because it asks the ledger.
 """
@@ -40,20 +40,20 @@ log = logging.getLogger("pleura.web")
 Handler = Callable[[Visit], Response]
 
 _STATIC = Path(__file__).parent / "static"
-# Fields of a form, and bytes of one that is no file.
+# The most fields of a form, and the most bytes of a field that is not a file.
 _MOST_FIELDS = 20
 _MOST_FIELD_BYTES = 8192
 
 
 @dataclass(frozen=True)
 class Door:
-    """One route: who may go through it, and what lies behind."""
+    """One route: who may use it, and its page."""
 
     path: str
     access: Access
     handler: Handler
     method: str = "GET"
-    # A page that a browser fetches by itself keeps no session alive.
+    # A page that the browser fetches by itself does not keep a session alive.
     is_click: bool = True
 
 
@@ -103,7 +103,7 @@ def build(node: Node, spool: Spool) -> ASGIApp:
 
 
 def _probes(node: Node) -> Probes:
-    """Answers to machines, without login: daemon/metrics decides which callers get one."""
+    """Endpoints for machines, without login: daemon/metrics decides who gets an answer."""
     web = node.web
     # Without a login the page itself shows this much to every program on this machine.
     is_open = not web.asks_for_login
@@ -111,7 +111,7 @@ def _probes(node: Node) -> Probes:
 
 
 def _endpoint(node: Node, door: Door) -> Callable[[Request], Any]:
-    """The door as Starlette calls it."""
+    """The endpoint that Starlette calls."""
 
     async def enter(request: Request) -> Response:
         session = _session(node, request, door.is_click)
@@ -128,7 +128,7 @@ def _endpoint(node: Node, door: Door) -> Callable[[Request], Any]:
 
 
 async def _posted(door: Door, visit: Visit) -> Response:
-    """A form: of this page, in bounds, with the session's token."""
+    """The posted form, checked: from this page, within limits, with the session's token."""
     request = visit.request
     if not _is_from_here(request):
         return _plain_page(visit, 403, "forbidden_origin")
@@ -154,7 +154,7 @@ async def _posted(door: Door, visit: Visit) -> Response:
 
 
 async def _answered(door: Door, visit: Visit) -> Response:
-    """The page's answer, or the page of the fault that prevented it."""
+    """The page's response, or an error page."""
     try:
         return await run_in_threadpool(door.handler, visit)
     except (SQLAlchemyError, LedgerError) as error:
@@ -164,7 +164,7 @@ async def _answered(door: Door, visit: Visit) -> Response:
     except HTTPException as error:
         return _plain_page(visit, error.status_code, "not_found")
     except Exception:
-        # The loop's one catch-all: a page that breaks must not show a traceback to its reader.
+        # The loop's only catch-all: a page that breaks must not show a traceback to its reader.
         log.exception("%s: the page broke", door.path)
         return _plain_page(visit, 500, "broken")
 
@@ -193,7 +193,7 @@ def _access(node: Node, session: Session | None) -> Access:
 
 
 def _turned_away(visit: Visit, door: Door) -> Response:
-    """To the login form; without a user in the settings, nobody can log in."""
+    """Redirect to the login form; without users in the settings, an error page."""
     if visit.session is not None:
         return _plain_page(visit, 403, "forbidden")
     if door.method == "POST":

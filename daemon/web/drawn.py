@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-# The hours' bars, in the drawing's own units.
+# The hours' bars, in the drawing's units.
 _BAR, _GAP, _HIGH = 22, 8, 96
-# Room for an hour in the letters of a telephone (style.css), which are larger in these units.
+# Room for an hour's label on a telephone, whose letters are larger in these units (style.css).
 _FOOT = 26
 # The meter and the reliability diagram.
 _METER_WIDE, _METER_HIGH = 300, 44
@@ -26,7 +26,7 @@ _line = Markup('<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"></l
 def hours(
     received: Sequence[int], found: Sequence[int], names: Sequence[str], label: str
 ) -> Markup:
-    """A bar for each hour, oldest first; the part at its foot are the suspected."""
+    """A bar for each hour, oldest first; its lower part counts the suspected."""
     most = max(1, *received)
     body = Markup("")
 

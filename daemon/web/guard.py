@@ -14,16 +14,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from daemon.config import Web
 from daemon.config.web import is_loopback
 
-# A form. Uploads have their own limit.
+# The most bytes of a form. Uploads have their own limit.
 _FORM_BYTES = 64 * 1024
 UPLOAD_PATH = "/try"
-# In millions, as the page writes sizes.
+# In millions, because the page writes sizes like that.
 UPLOAD_BYTES = 64_000_000
-# A body that trickles in.
+# The longest time for a body to arrive.
 _BODY_S = 60.0
 
-# CSP Level 3. Scripts and styles come from our own files alone; pictures also from the page itself,
-# for those of a tried file, which lie nowhere.
+# CSP Level 3. Scripts and styles come only from our files; pictures also from the page itself (data
+# URIs), because those of a tried file are not stored.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -32,14 +32,15 @@ _HEADERS = {
     "content-security-policy": _POLICY,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    # Never the path, in which a search for an accession number stands. Not no-referrer: with that a
-    # browser posts a form as from the origin "null" (Fetch, 3.2), and every form is refused.
+    # Never send the path, which may contain an accession number that was searched for. Not
+    # no-referrer either: with that, a browser posts forms with the origin "null" (Fetch, 3.2), and
+    # every form would be refused.
     "referrer-policy": "strict-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
-# RFC 6797: a year. Only over TLS.
+# RFC 6797: one year. Only over TLS.
 _STRICT_TRANSPORT = "max-age=31536000"
 
 
@@ -55,7 +56,7 @@ class Guard:
         # Without a login, another site's name that resolves to this machine (DNS rebinding) would
         # read the page through a browser on it.
         self._only_local_names = not web.asks_for_login
-        # Passwords never travel in the clear: neither past the proxy, nor from it.
+        # Passwords never travel in clear text: neither past the proxy, nor from it.
         self._only_tls = web.proxy is not None or not is_loopback(web.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,7 +89,7 @@ def _limit_bytes(scope: Scope) -> int:
 
 
 def client_address(scope: Scope) -> str:
-    """The address that a login is throttled by: IPv4, or the network of 64 bits of IPv6."""
+    """The address by which logins are throttled: IPv4, or the /64 network of IPv6."""
     host = str((scope.get("client") or ("", 0))[0])
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -107,12 +108,12 @@ def _host_name(header: str) -> str:
 
 
 def _plain(status: int, words: str) -> PlainTextResponse:
-    # The body may not have been read: the connection cannot serve another request.
+    # The body may not have been read, so the connection cannot serve another request.
     return PlainTextResponse(words + "\n", status, headers={"connection": "close"})
 
 
 def _bounded(receive: Receive, limit_bytes: int) -> Receive:
-    """`receive`, which raises TooLargeError or TimeoutError where a body is too large or slow."""
+    """Wrap `receive`: it raises TooLargeError or TimeoutError if a body is too large or slow."""
     seen = 0
     deadline: float | None = None
 
@@ -121,7 +122,7 @@ def _bounded(receive: Receive, limit_bytes: int) -> Receive:
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + _BODY_S
         if seen < 0:
-            # The whole body is here: what comes now is the end of the connection.
+            # The whole body has arrived: what follows is the end of the connection.
             return await receive()
 
         async with asyncio.timeout_at(deadline):
@@ -138,7 +139,7 @@ def _bounded(receive: Receive, limit_bytes: int) -> Receive:
 
 
 def _with_headers(send: Send, is_tls: bool, path: str) -> Send:
-    """`send`, which adds the headers that every answer has."""
+    """Wrap `send`: it adds the headers of every answer."""
 
     async def sends(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -147,7 +148,7 @@ def _with_headers(send: Send, is_tls: bool, path: str) -> Send:
                 headers[name] = value
             if is_tls:
                 headers["strict-transport-security"] = _STRICT_TRANSPORT
-            # A page of one user is kept by no browser and no proxy.
+            # No browser and no proxy may store a user's page.
             if not path.startswith("/static/"):
                 headers["cache-control"] = "no-store"
         await send(message)

@@ -1,4 +1,6 @@
-"""The pages *Images* (search) and one image: what came, what became of it, and where it went."""
+"""The pages *Images* (search) and one image: what arrived, how it ended, and where the results
+went.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from daemon.web.visit import Visit
 
 _UID = re.compile(r"[0-9.]{1,64}")
 _FIELDS = ("uid", "accession", "sender", "state", "reason", "since", "until")
-# The state that is asked for with this word is no state of the ledger's.
+# This value of the search field is not a state of the ledger.
 _POSITIVE = "positive"
 _MOST_CHARACTERS = 64
 
@@ -51,7 +53,7 @@ def _search(visit: Visit, asked: dict[str, str]) -> Search:
     state = asked["state"]
     identity = visit.node.view.spool_identity() or ""
     return Search(
-        # What is no UID names nothing: it is asked for all the same, and finds nothing.
+        # A text that is not a UID is searched for all the same, and finds nothing.
         uid=asked["uid"],
         accession_digest=accession_digest(asked["accession"], identity),
         sender=asked["sender"],
@@ -64,7 +66,7 @@ def _search(visit: Visit, asked: dict[str, str]) -> Search:
 
 
 def _seconds(text: str) -> float | None:
-    """A browser's date and time, in the node's time zone; None where it is none."""
+    """A browser's date and time, in the node's time zone; None if it is invalid."""
     try:
         return datetime.fromisoformat(text).astimezone().timestamp()
     except (ValueError, OverflowError, OSError):
@@ -72,7 +74,7 @@ def _seconds(text: str) -> float | None:
 
 
 def _number(text: str) -> int | None:
-    """A row's number; None where the text is none."""
+    """A row's number; None if the text is not a number."""
     return int(text) if text.isdecimal() and len(text) < 16 else None
 
 

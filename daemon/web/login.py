@@ -23,12 +23,12 @@ _MOST_NAME = 64
 # Signs the token of the login form, for this process.
 _SECRET = secrets.token_bytes(32)
 _LOGIN_COOKIE = "pleura_login"
-# When to try again where too many passwords wait to be verified.
+# When to try again if too many passwords wait to be verified.
 _BUSY_S = 2
 
 
 def cookie_name(request: Request) -> str:
-    """With TLS the name itself forbids that a sub-domain, or plain HTTP, sets the cookie."""
+    """With TLS, the name's prefix keeps sub-domains and plain HTTP from setting the cookie."""
     return "__Host-pleura" if request.url.scheme == "https" else "pleura"
 
 
@@ -50,7 +50,7 @@ def form(visit: Visit) -> Response:
 
 
 def page(visit: Visit, to: str, status: int = 200, told: str = "", **more: Any) -> Response:
-    """The login page, which leads to `to` afterwards. `told`: a text that says what went wrong."""
+    """The login page, which then redirects to `to`. `told`: a text that says what went wrong."""
     nonce = secrets.token_urlsafe(24)
     response = visit.page(
         "login.html",
@@ -102,14 +102,14 @@ def log_in(visit: Visit) -> Response:
 
 
 def too_many_requests(visit: Visit, wait_s: int, to: str = "/") -> Response:
-    """The answer to a login that comes too soon after others that failed, or beside too many."""
+    """The answer to a login too soon after failed logins, or beside too many other logins."""
     response = page(visit, to, 429, "login_wait", seconds=wait_s)
     response.headers["retry-after"] = str(wait_s)
     return response
 
 
 def begin_session(visit: Visit, name: str, role: str) -> str:
-    """A new session, told to the log and the audit trail. Returns the token for its cookie."""
+    """Begin a session, and record it in the log and the audit trail. Returns its cookie's token."""
     address = client_address(visit.request.scope)
     token = visit.node.sessions.begin(name, ACCESS[role])
     log.info("%s: logged in from %s", name, address)
@@ -149,6 +149,6 @@ def _field(form: Mapping[str, Any], name: str) -> str:
 
 def local(path: str) -> str:
     """A path on this page; another site's address becomes the first page."""
-    # Browsers drop line feeds and tabs before they look for the second slash.
+    # Browsers remove line feeds and tabs before they look for the second slash.
     is_local = path.isprintable() and path.startswith("/") and not path.startswith(("//", "/\\"))
     return path if is_local else "/"

@@ -1,8 +1,8 @@
 """The page *Model*: the card, figures and calibration of the package that the settings name, and
-what its answers come to at this site.
+statistics of its answers at this site.
 
-It reads model.yaml and README.md as text. Whether the package is sound is for the role that loads
-it (inference/package.py), which this process cannot import: it would load torch.
+It reads model.yaml and README.md as text. It does not validate the package. The role that loads it
+does (inference/package.py), which this process cannot import because it loads torch.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from daemon.web.visit import Visit
 
 # How old the figures of this site may be.
 _SELDOM_S = 30.0
-# No model.yaml is longer, and no card.
+# The longest model.yaml or card that is read.
 _MOST_BYTES = 4 * 1024 * 1024
-# The figures that are shown, in this order, where the manifest has them.
+# The figures to show, in this order, if the manifest has them.
 _FIGURES = (
     "auc",
     "sensitivity",
@@ -51,7 +51,7 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the manifest, 0 to 1, with its 95 % interval where there is one."""
+    """One figure of the manifest, 0 to 1, with its 95 % interval if it has one."""
 
     name: str
     value: float
@@ -85,12 +85,12 @@ class AtSite:
     """The model's answers at this site, week by week, all senders together; the newest first."""
 
     weeks: tuple[Week, ...]
-    # The weeks that they are compared with; None: nobody has set any.
+    # The baseline weeks; None: none were set.
     baseline: Week | None
     alarms: tuple[Alarm, ...]
-    # With radiologists' reports; None: the site feeds none.
+    # Agreement with radiologists' reports; None: the site supplies none.
     agreement: Agreement | None
-    # With a shadow model; None: none has looked at an image.
+    # Comparison with a shadow model; None: none has looked at an image.
     comparison: Comparison | None
 
     @classmethod
@@ -112,7 +112,7 @@ def page(visit: Visit) -> Response:
 
 
 def card_of(model: str) -> Card | None:
-    """The card of `default`, a folder or a zip; None where it cannot be read."""
+    """The card of `default`, a folder or a zip; None if it cannot be read."""
     folder = _default_folder() if model == "default" else Path(model)
     manifest = folder if folder.is_file() else folder / "model.yaml"
     try:
@@ -140,7 +140,7 @@ def _default_folder() -> Path:
 
 
 def _read(folder: Path, name: str) -> bytes:
-    """A file of the package; b"" where it has none."""
+    """A file of the package; b"" if it is absent."""
     if folder.is_file():
         with zipfile.ZipFile(folder) as package:
             if name not in package.namelist():
@@ -192,7 +192,7 @@ def _networks(found: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[Figure]:
-    """The figures of all images: of a cross-fitted package, or at the top."""
+    """The figures of all images: in a cross-fitted package's own group, or at the top level."""
     fitted = metrics.get("cross_fitted")
     whole = fitted.get("all") if isinstance(fitted, dict) else metrics
     if not isinstance(whole, dict):

@@ -25,21 +25,21 @@ from daemon.web.visit import Node, Visit
 
 log = logging.getLogger("pleura.web")
 
-# How long all browsers see the same figures.
+# How long all browsers are shown the same figures.
 _FRESH_S = 2.0
 # Certificates and the spool's quarantine change seldom.
 _SELDOM_S = 60.0
 _CERTIFICATE_DAYS = 30
 _DAY_S = 86400.0
-# How much room beside the spool counts as little: twice what the node reserves.
+# Free space counts as low below this multiple of what the node reserves.
 _LITTLE_ROOM = 2
-# The alarms that another line of the list tells of already, with its button.
+# Alarms that another line of the list already reports, with its button.
 _TOLD_ELSEWHERE = {"outage", "failed", "refused", "disk", "certificate", "role"}
 
 
 @dataclass(frozen=True)
 class Role:
-    """A role: how many processes give signs of life, and the last sign (None: never)."""
+    """A role: how many processes are alive, and the last heartbeat (None: never)."""
 
     name: str
     alive: int
@@ -71,12 +71,12 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Need:
-    """Something that needs a person: the key of a text with its values, and the act that helps."""
+    """Something that needs a person: a text's key with its values, and the action that helps."""
 
     key: str
     values: dict[str, Any] = field(default_factory=dict)
     is_grave: bool = True
-    # The act's name and its fields; "" where no button helps.
+    # The action's name and its fields; "" if no button helps.
     act: str = ""
     fields: dict[str, str] = field(default_factory=dict)
     # Names to choose from, for the field "destination".
@@ -86,7 +86,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Picture:
-    """All that the page shows, at one moment. Times are seconds since 1970."""
+    """Everything that the page shows, at one time. Times are seconds since 1970."""
 
     at: float
     roles: list[Role]
@@ -100,7 +100,7 @@ class Picture:
     card: Card | None
     failed: Count
     needs: list[Need]
-    # What mail, webhook and Prometheus tell of, oldest first.
+    # The troubles that mail, webhook and Prometheus report, oldest first.
     alarms: list[LastingAlarm]
 
     @property
@@ -126,7 +126,7 @@ def live(visit: Visit, spool: Spool) -> Response:
 
 
 def _latest(node: Node, spool: Spool) -> Picture:
-    # Made under the node's lock: the seldom parts come first, because that lock is not re-entrant.
+    # Made under the node's lock, which is not re-entrant: so the rarely changing parts come first.
     certificates = node.once_every(_SELDOM_S, "certificates", lambda: _certificates(node.settings))
     quarantined = node.once_every(_SELDOM_S, "quarantine", lambda: _quarantined(spool))
     picture: Picture = node.once_every(
@@ -231,7 +231,7 @@ def _certificates(settings: Config) -> list[Certificate]:
 
 def _needs_of_roles(roles: Sequence[Role]) -> Iterator[Need]:
     for role in roles:
-        # The page itself: who reads this sees it run.
+        # Not the web role: a reader of the page sees that it runs.
         if not role.alive and role.name != "web":
             is_grave = role.name in NEEDED_ROLES
             yield Need(f"need_role_{role.name}", {"since": role.last_sign_s}, is_grave=is_grave)
@@ -294,7 +294,7 @@ def _needs_of_failures(
 
 
 def _readdressing(key: str, values: dict[str, Any], configured: Sequence[str]) -> Need:
-    """What is addressed to a name that left the settings: a person may choose another."""
+    """Results for a name that left the settings: a person may choose another destination."""
     return Need(key, values, act="readdress", fields={"from": values["name"]}, choices=configured)
 
 

@@ -1,4 +1,4 @@
-"""Passwords: their hashes, and how often an address or a name may be tried."""
+"""Passwords: their hashes, and how often an address may try, or a name be tried."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from daemon.web.turn import Turn
 
 # RFC 9106, section 4: the second recommended option, for less memory. 64 MiB for each try.
 _hasher = PasswordHasher(time_cost=3, memory_cost=65536, parallelism=4)
-# No browser sends more; argon2 would hash megabytes.
+# The longest password: without a limit, argon2 would hash megabytes.
 MOST_CHARACTERS = 256
-# Verifications that wait for the one at work.
+# How many verifications may wait for the running one.
 _MOST_WAITING = 2
-# Failures that cost nothing, from one address and for one name. A stranger who fails on purpose for
-# a name must not lock its owner out soon.
+# Free failures, per address and per name. An attacker who fails on purpose for a name must not soon
+# lock out its owner.
 _FREE_OF_ADDRESS = 5
 _FREE_OF_NAME = 25
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 900.0
-# Addresses and names that are remembered.
+# How many addresses and names are remembered.
 _MOST_REMEMBERED = 2000
 
 
@@ -43,8 +43,8 @@ class Passwords:
         """`verify` compares a hash with a password. Raises VerificationError: they differ."""
         self._hashes = dict(hashes)
         self._verify = verify
-        # A name that nobody has takes as long as a wrong password, so that names stay unknown: it
-        # is compared with another user's hash.
+        # An unknown name is compared with another user's hash. So it takes as long as a wrong
+        # password, and an attacker cannot find out which names exist.
         self._nobody = next(iter(hashes.values()), "")
         self._turn = Turn(_MOST_WAITING)
 
@@ -77,10 +77,10 @@ class Throttle:
         self._failures: dict[tuple[str, str], _Failures] = {}
 
     def begin(self, address: str, name: str) -> int:
-        """Begin a try, or tell the whole seconds until this address may try this name.
+        """Begin a try. Returns 0, or the whole seconds until this address may try this name.
 
-        A try (0) counts as a failure from here on, until succeeded() or withdraw(): tries at the
-        same time are as few as tries one after another.
+        A try that begins counts as a failure until succeeded() or withdraw(), so that parallel
+        tries are limited like consecutive ones.
         """
         now = self._clock()
         with self._lock:
@@ -92,7 +92,7 @@ class Throttle:
         return wait_s
 
     def withdraw(self, address: str, name: str) -> None:
-        """The try never came to its password: it counts no more."""
+        """The password was never checked: the try no longer counts."""
         with self._lock:
             for key, _ in _keys(address, name):
                 if found := self._failures.get(key):

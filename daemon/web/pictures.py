@@ -1,7 +1,7 @@
 """Pictures and objects of one image: the overlay, the radiograph, files to download.
 
 This process decodes no pixels. The overlay is the JPEG stream inside our own Secondary Capture,
-passed on as it is; the radiograph, a stranger's file, is decoded by a process with bounds.
+passed on unchanged. The radiograph is an untrusted file: a process with resource limits decodes it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from daemon.web.visit import Visit
 # The longer side of the radiograph's picture.
 _SIDE_PX = "1280"
 _BOUNDS = Bounds(memory_bytes=4 * 1024**3, cpu_s=60, wall_s=60.0)
-# Pictures that are kept in memory, and their bytes together.
+# How many pictures are cached, and their total size.
 _MOST_KEPT = 200
 _MOST_KEPT_BYTES = 64 * 1024 * 1024
-# Pictures that wait for the decoder: those of a few pages.
+# How many pictures may wait for the decoder: those of a few pages.
 _MOST_WAITING = 8
 _JPEG = "image/jpeg"
 
@@ -42,7 +42,7 @@ class Pictures:
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._lock = threading.Lock()
-        # One decoder at a time: two cores belong to the analysis.
+        # One decoder at a time, because the analysis needs the cores.
         self._turn = Turn(_MOST_WAITING)
         self._kept: OrderedDict[str, bytes] = OrderedDict()
 
@@ -78,7 +78,7 @@ class Pictures:
         )
 
     def patient(self, image: dict[str, Any]) -> dict[str, str]:
-        """Name and ID from the image's file; empty where it is gone or cannot be read."""
+        """Name and ID from the image's file; empty if it is gone or cannot be read."""
         if image["removed_at"] is not None:
             return {}
         try:
@@ -105,8 +105,8 @@ class Pictures:
     def _drawn(self, name: str) -> bytes:
         """The radiograph as JPEG; b"" where it cannot be decoded.
 
-        A decoder that broke or was too slow says nothing about the file: nothing is kept then, and
-        the next visit tries again.
+        A decoder that failed or was too slow says nothing about the file. Then nothing is cached,
+        and the next visit tries again.
         """
         data = self._read(name)
 
@@ -145,7 +145,7 @@ def jpeg_of(data: bytes) -> bytes:
 
 
 def _tell(visit: Visit, row: dict[str, Any], sop_class_uid: str) -> None:
-    """The audit trail: who saw which instance (PS3.15 A.5.3.6)."""
+    """Record in the audit trail who saw which instance (PS3.15 A.5.3.6)."""
     facts = {
         "by": visit.user,
         "study_instance_uid": row["study_instance_uid"] or "",

@@ -1,8 +1,8 @@
-"""The OpenID Connect provider: what it says of itself, and the person that a code stands for.
+"""The OpenID Connect provider: its metadata, and the person that a code stands for.
 
 OpenID Connect Core 1.0, section 3.1 (authorization code flow), with PKCE (RFC 7636) and the issuer
-in the answer (RFC 9207). PyJWT checks the ID token. What a provider writes is bounded, and never
-followed to another address than its discovery document names.
+in the answer (RFC 9207). PyJWT checks the ID token. A provider's answers are bounded in size, and
+requests go only to addresses in its discovery document.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Answer = TypeVar("_Answer")
 
 ANSWER_PATH = "/login/oidc/answer"
 
-# Signatures with a public key alone: with `none` or HMAC anybody, or every client, could sign.
+# Only signatures with a public key: with `none` anybody could sign, with HMAC every client.
 _ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
 )  # fmt: skip
@@ -43,29 +43,31 @@ _MOST_NAME = 64
 _PATIENCE_S = 10.0
 # How long the discovery document holds.
 _KEPT_S = 300.0
-# RFC 6749 5.2: how a provider refuses a code that was stolen, used or invented. The client's own
-# faults (invalid_client and others) are the provider's trouble, and nobody's try to get in.
+# RFC 6749 5.2: how a provider refuses a code that was stolen, used or invented. Errors such as
+# invalid_client are faults of the configuration, not attempts to get in.
 _WRONG_CODE = ("invalid_grant", "invalid_request")
-# Requests to the provider at a time. More would take the threads that answer other pages.
+# How many requests to the provider may run at a time. More would use up the threads that answer
+# other pages.
 _MOST_AT_ONCE = 4
 
 
 class Refusal(StrEnum):
     """Why a login by the provider ends without a session. Each has a text `oidc_...`."""
 
-    # The provider cannot be reached, or what it says cannot be used.
+    # The provider cannot be reached, or its answer cannot be used.
     PROVIDER = "provider"
-    # Too many logins at this moment.
+    # Too many logins right now.
     BUSY = "busy"
-    # This browser has no login under way: it shows no cookie of one. Another site may have sent it.
+    # This browser has no pending login, because it sent no cookie of one. Another site may have
+    # sent it here.
     BROWSER = "browser"
-    # The answer belongs to no login that this browser has begun and not ended.
+    # The answer does not belong to a pending login of this browser.
     STATE = "state"
     # The answer, or the provider's document, is another issuer's.
     ISSUER = "issuer"
-    # The provider did not let the person in.
+    # The provider refused the person.
     DENIED = "denied"
-    # The code, or the ID token, is not one for this login.
+    # The code or the ID token does not belong to this login.
     TOKEN = "token"  # noqa: S105 - a name, not a secret
     # The person has no role here.
     ROLE = "role"
@@ -75,7 +77,7 @@ class RefusedError(Exception):
     """A login that ends without a session. The message is for the log: found, wanted, advice."""
 
     def __init__(self, refusal: Refusal, words: str, name: str = "") -> None:
-        """`name`: the person's, where it is known."""
+        """`name`: the person's, if known."""
         super().__init__(words)
         self.refusal = refusal
         self.name = name
@@ -83,10 +85,10 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class LoginRequest:
-    """What a login was begun with: only its own answer ends it."""
+    """The parameters of one login: only the answer to this login completes it."""
 
     nonce: str
-    # RFC 7636: the secret behind the challenge that the provider was given.
+    # RFC 7636: the secret whose challenge the provider was given.
     verifier: str
     challenge: str
 
@@ -104,7 +106,7 @@ class Provider:
     """The provider of the settings. Thread-safe."""
 
     def __init__(self, oidc: Oidc) -> None:
-        """Raises TlsError: the library is not installed, or others may read the secret."""
+        """Raises TlsError: the library is not installed, or other users may read the secret."""
         if missing := installed.lacking("oidc"):
             raise tls.TlsError(f"web.oidc: {missing}")
         if oidc.client_secret_file is not None:
@@ -204,7 +206,7 @@ class Provider:
         return metadata
 
     def _check_issuer(self, answer: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
-        """RFC 9207: the answer of another provider is no answer (mix-up attack)."""
+        """RFC 9207: refuse the answer of another provider (mix-up attack)."""
         found = answer.get("iss")
         is_promised = metadata.get("authorization_response_iss_parameter_supported") is True
         if found is None and not is_promised:
@@ -231,7 +233,7 @@ class Provider:
         return found
 
     def _proof(self, form: dict[str, str], metadata: Mapping[str, Any]) -> dict[str, str]:
-        """How the client proves itself: headers, or fields that are put into `form`."""
+        """The client's authentication: headers, or fields that are added to `form`."""
         client, path = self._oidc.client_id, self._oidc.client_secret_file
         if path is None:
             form["client_id"] = client
@@ -270,11 +272,12 @@ class Provider:
         except jwt.InvalidIssuerError as error:
             raise RefusedError(Refusal.ISSUER, f"the ID token: {_first_line(error)}") from error
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
-            # PyJWT's words name the claim and what is wrong with it.
+            # PyJWT's message names the claim and what is wrong with it.
             words = f"the ID token: {type(error).__name__}: {_first_line(error)}{_advice(error)}"
             raise RefusedError(Refusal.TOKEN, words) from error
 
-        # OpenID Connect Core 1.0, 3.1.3.7, 4 and 5: a token for several is for the one it names.
+        # OpenID Connect Core 1.0, 3.1.3.7, 4 and 5: a token for several audiences belongs to the
+        # party that it names.
         party = claims.get("azp")
         is_for_several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
         if (party is not None or is_for_several) and party != self._oidc.client_id:
@@ -304,7 +307,7 @@ class Provider:
         return keys[0].key
 
     def _name(self, claims: Mapping[str, Any]) -> str:
-        """The person's name, marked so that no local user has it too."""
+        """The person's name, marked so that it differs from every local user's."""
         found = claims.get(self._oidc.name_claim)
         name = found if isinstance(found, str) and found.strip() else str(claims["sub"])
         return "oidc:" + shown(name.strip(), _MOST_NAME)
@@ -367,9 +370,8 @@ class Provider:
     ) -> tuple[int, bytes]:
         """The status and the body of one request. Raises TimeoutError.
 
-        A coroutine, since only that can be ended at any point: a socket's own time-out begins anew
-        with each byte, and a peer that sends a header's bytes one by one would hold a turn for
-        hours.
+        A coroutine, because it can be cancelled at any point. A socket's time-out starts again with
+        each byte, so a peer that sends a header byte by byte would block a turn for hours.
         """
         import httpx
 
@@ -388,13 +390,13 @@ class Provider:
 
 
 def _run(exchange: Coroutine[Any, Any, _Answer]) -> _Answer:
-    """As asyncio.run(), which at its end would wait for a name server that does not answer."""
+    """asyncio.run(), but without its final wait for a name server that does not answer."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(exchange)
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
-        # A thread that still asks for an address goes on by itself.
+        # A thread that still resolves a name is left running.
         loop.close()
 
 
@@ -409,7 +411,7 @@ def _code(answer: Mapping[str, str]) -> str:
 
 
 def _inner(claims: Mapping[str, Any], path: str) -> Any:
-    """A claim by its name, or by the names on the way to it."""
+    """A claim by its name, or by the path of names that leads to it."""
     if path in claims:
         return claims[path]
     found: Any = claims
@@ -447,7 +449,7 @@ def _unusable(url: str, words: str, refusal: Refusal = Refusal.PROVIDER) -> Refu
 
 
 def _network_words(error: Exception) -> str:
-    """Why the provider was not reached. A refused certificate stands behind httpx's own error."""
+    """Why the provider was not reached. httpx's error hides a refused certificate in its cause."""
     if isinstance(error, tls.TlsError):
         return str(error)
     cause: BaseException | None = error
@@ -468,5 +470,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _quoted(found: Any) -> str:
-    """A value that the provider wrote, for the log."""
+    """A value from the provider, safe to log."""
     return repr(shown(found, 100)) if isinstance(found, str) else shown(repr(found), 100)

@@ -40,7 +40,7 @@ def entries() -> dict[str, Markup]:
 
 
 def _blocks(body: str) -> Iterator[Markup]:
-    """Paragraphs and numbered steps: all that an entry is made of."""
+    """Paragraphs and numbered steps, which are all that an entry consists of."""
     for block in re.split(r"\n\s*\n", body.strip()):
         if _STEP.match(block):
             steps = [step for step in _STEP.split(block) if step]
@@ -51,6 +51,6 @@ def _blocks(body: str) -> Iterator[Markup]:
 
 
 def _line(text: str) -> Markup:
-    """One paragraph's text. The page of a link is not here: its words remain."""
+    """One paragraph's text. Linked pages are not here, so only a link's text remains."""
     plain = _LINK.sub(r"\1", " ".join(text.split()))
     return Markup(_CODE.sub(r"<code>\1</code>", str(escape(plain))))  # noqa: S704 - escaped before

@@ -29,7 +29,7 @@ _BACKLOG = 64
 # How long a page may finish after SIGTERM.
 _PATIENCE_S = 5.0
 _START_S = 30.0
-# A browser's header is not longer.
+# Longer than any browser's header.
 _MOST_HEADER_BYTES = 32 * 1024
 
 
@@ -37,7 +37,7 @@ class PageServer:
     """Serves the page from start() to stop()."""
 
     def __init__(self, settings: Config, web: Web, ledger: Ledger, spool: Spool) -> None:
-        """Raises TlsError where the page's certificate or key cannot be used."""
+        """Raises TlsError if the page's certificate or key cannot be used."""
         self._web = web
         self._view = View.open(settings.ledger)
         self._node = Node.of(settings, web, ledger, self._view)
@@ -47,7 +47,7 @@ class PageServer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Listen. Raises OSError: the address or the port cannot be had."""
+        """Listen. Raises OSError: the address or the port cannot be used."""
         family = socket.AF_INET6 if ":" in self._web.host else socket.AF_INET
         self._socket = socket.create_server(
             (self._web.host, self._web.port), family=family, backlog=_BACKLOG
@@ -61,7 +61,7 @@ class PageServer:
             time.sleep(0.02)
 
     def check(self, config: Config) -> Callable[[], None]:
-        """New settings can always be taken: `web` itself is among those that need a restart."""
+        """New settings are always accepted: a change of `web` itself needs a restart anyway."""
 
         def take() -> None:
             self._node.settings = config

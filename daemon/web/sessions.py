@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-# Sessions at a time, of everybody and of one user. A new one ends the one that rested longest.
+# The most sessions at a time, in all and of one user. A new session ends the one that was idle
+# longest.
 _MOST = 500
 _MOST_OF_ONE_USER = 20
 _TOKEN_BYTES = 32
@@ -41,31 +42,33 @@ class Session:
     access: Access
     begun_at: float
     seen_at: float
-    # In every form that changes something.
+    # The CSRF token of every form that changes something.
     csrf: str = field(default_factory=lambda: secrets.token_urlsafe(_TOKEN_BYTES))
-    # What the last act did, shown once.
+    # The outcome of the last action, shown once.
     told: str = ""
 
 
 class Sessions:
-    """The sessions of this process. They end with it."""
+    """This process's sessions. They end with it."""
 
     def __init__(
         self, idle_s: float, longest_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`idle_s`: without a click. `longest_s`: from the login, whatever happens."""
+        """`idle_s`: the longest time without a click. `longest_s`: the longest time since the
+        login.
+        """
         self._idle_s = idle_s
         self._longest_s = longest_s
         self._clock = clock
         self._lock = threading.Lock()
-        # By the digest of the token: memory that leaks gives nobody a login.
+        # By the digest of the token, so that leaked memory gives nobody a session.
         self._sessions: dict[bytes, Session] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     def begin(self, user: str, access: Access) -> str:
-        """A new session. Returns the token for the browser's cookie."""
+        """Begin a session. Returns the token for the browser's cookie."""
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         now = self._clock()
         with self._lock:
@@ -79,9 +82,8 @@ class Sessions:
         return token
 
     def find(self, token: str, is_click: bool = True) -> Session | None:
-        """The session of a token; None: there is none, or it has ended.
-
-        `is_click` False: a page that renews itself does not keep a session alive.
+        """The session of a token; None: there is no such session, or it has ended. `is_click`
+        False: a page that refreshes itself does not keep a session alive.
         """
         now = self._clock()
         with self._lock:

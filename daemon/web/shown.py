@@ -63,7 +63,7 @@ class Shown:
         return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
     def age(self, seconds: float | None) -> str:
-        """A span of time in its one fitting unit."""
+        """A duration in one fitting unit."""
         if seconds is None:
             return "–"
         span = max(0.0, seconds)
@@ -83,7 +83,7 @@ class Shown:
         return text.replace(".", ",") if self.texts.language == "de" else text
 
     def count(self, count: Count) -> str:
-        """How many, with "+" where there may be more."""
+        """How many, with "+" if there may be more."""
         return self.number(count.number) + ("+" if count.is_more else "")
 
     def percent(self, value: float | None, digits: int = 1) -> str:
@@ -106,7 +106,7 @@ class Shown:
         return uid if len(uid) <= first + last + 1 else f"{uid[:first]}…{uid[-last:]}"
 
     def reason(self, reason: str | None) -> str:
-        """A reason's code in words; the code itself where the table has no words for it."""
+        """A reason's code in words; the code itself if the table lacks it."""
         return self.texts.say_or(f"reason_{reason}", reason or "")
 
     def search(self, **asked: str) -> str:
@@ -143,7 +143,7 @@ class Shown:
         return self.texts.say(need.key, **self._words(need.values, at))
 
     def need_more(self, need: Need, at: float) -> str:
-        """The sentence's second line; "" where there is none."""
+        """The sentence's second line; "" if it has none."""
         values = self._words(need.values, at)
         return self.texts.say_or(f"{need.key}_more", "", **values)
 
@@ -152,7 +152,7 @@ class Shown:
         return self.texts.say(event.key, **self._words(event.values, 0.0)).strip()
 
     def model(self, described: str) -> str:
-        """A model's id and version, and as much of its digest as tells it from others."""
+        """A model's id and version, and the beginning of its digest."""
         return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", described)
 
     def _words(self, values: dict[str, Any], at: float) -> dict[str, str]:
@@ -177,7 +177,7 @@ class Shown:
         return words
 
     def _ago(self, value: float, at: float) -> str:
-        # A role's last sign is an age already, a destination's fall is a time.
+        # A role's last heartbeat is already an age; a destination's outage is a time.
         return self.age(value if value < _AGES_END_S else at - value)
 
     # -- drawings -------------------------------------------------------------------------------
@@ -212,6 +212,6 @@ def _today() -> str:
 
 
 def _without_today(date_time: str, today: str) -> str:
-    """`2026-11-29T09:30:00+01:00` -> the time of day, behind its date where that is not today."""
+    """`2026-11-29T09:30:00+01:00` -> the time of day, after the date unless that is today."""
     day, clock = date_time[:10], date_time[11:19]
     return clock if day == today else f"{day} {clock}"

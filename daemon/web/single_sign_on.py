@@ -1,8 +1,8 @@
-"""Logging in by an OpenID Connect provider: the way there, and the way back.
+"""Login by an OpenID Connect provider: the redirect there, and the redirect back.
 
-The way back comes from another site, so a browser sends no SameSite=Strict cookie with it. A cookie
-of its own (Lax) ties the answer to the browser that began; and what the answer shows is a page that
-leads on by itself, because a redirect would still count as the other site's.
+The redirect back comes from another site, so the browser sends no SameSite=Strict cookie with it. A
+separate Lax cookie ties the answer to the browser that began the login. The answer is a page that
+navigates on by itself, because a redirect would still count as the other site's.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ BEGIN_PATH = "/login/oidc"
 _COOKIE = "pleura_oidc"
 # From the login page to the answer: a person types a password and a second factor meanwhile.
 _LONGEST_S = 600
-# Logins under way. A new one ends the oldest of the address with the most of them.
+# The most pending logins. A new one ends the oldest of the address with the most pending logins.
 _MOST = 500
 _MOST_PARAMETER = 4096
-# By name, where no person is known.
+# Stands for the name if no person is known.
 _NOBODY = "oidc"
 
 _STATUS = {
@@ -48,7 +48,8 @@ _STATUS = {
     Refusal.TOKEN: 403,
     Refusal.ROLE: 403,
 }
-# Nobody's try to get in: the provider is away, or a link of another site sent a visitor here.
+# Not attempts to get in: the provider does not answer, or a link on another site sent a visitor
+# here.
 _NOT_COUNTED = (Refusal.PROVIDER, Refusal.BUSY, Refusal.BROWSER)
 
 
@@ -57,7 +58,7 @@ class PendingLogin:
     """A login that was begun and has not ended."""
 
     request: LoginRequest
-    # The digest of the cookie of the browser that began it, and the address it came from.
+    # The digest of the cookie of the browser that began it, and the browser's address.
     browser: bytes
     address: str
     # Where the person wanted to go.
@@ -66,7 +67,7 @@ class PendingLogin:
 
 
 class PendingLogins:
-    """The logins under way, by state. Each can be taken once."""
+    """The pending logins, by state. Each can be completed once."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -74,9 +75,8 @@ class PendingLogins:
         self._logins: dict[bytes, PendingLogin] = {}
 
     def begin(self, browser: str, to: str, address: str) -> tuple[str, LoginRequest]:
-        """A new login: its state, and what else the provider is told.
-
-        Anybody may begin one, so a crowd of them ends logins of its own address first.
+        """Begin a login. Returns its state, and its other parameters for the provider. Anybody may
+        begin logins, so a flood evicts logins of its own address first.
         """
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
         challenge = urlsafe_b64encode(_digest(verifier)).rstrip(b"=").decode()
@@ -93,7 +93,7 @@ class PendingLogins:
         return state, request
 
     def take(self, state: str, browser: str) -> PendingLogin:
-        """The login that this browser began with this state, which ends. Raises RefusedError."""
+        """End and return the login that this browser began with this state. Raises RefusedError."""
         with self._lock:
             found = self._logins.pop(_digest(state), None)
 
@@ -106,7 +106,9 @@ class PendingLogins:
         return found
 
     def _oldest_of_busiest(self) -> bytes:
-        """The oldest login of the address with the most of them; of several, the oldest's."""
+        """The oldest login of the address with the most of them; among several addresses, the
+        oldest login.
+        """
         per_address = Counter(each.address for each in self._logins.values())
         ((busiest, _),) = per_address.most_common(1)
         return next(key for key, each in self._logins.items() if each.address == busiest)
@@ -116,14 +118,14 @@ class PendingLogins:
 
 
 class SingleSignOn:
-    """The two routes of a login by the provider; 404 where the settings name none."""
+    """The two routes of a login by the provider; 404 if the settings name none."""
 
     def __init__(self, provider: Provider | None) -> None:
         self._known = provider
         self._pending = PendingLogins()
 
     def begin(self, visit: Visit) -> Response:
-        """To the provider's own login page."""
+        """Redirect to the provider's login page."""
         provider = self._provider()
         browser = secrets.token_urlsafe(32)
         to = login.local(visit.request.query_params.get("next", "/"))
@@ -147,7 +149,7 @@ class SingleSignOn:
         return response
 
     def end(self, visit: Visit) -> Response:
-        """Back from the provider: a session, or the reason why there is none."""
+        """The answer from the provider: a session, or the reason for the refusal."""
         provider = self._provider()
         browser = visit.request.cookies.get(_COOKIE)
         if not browser:
@@ -181,7 +183,7 @@ class SingleSignOn:
         return self._known
 
     def _refused(self, visit: Visit, refused: RefusedError) -> Response:
-        """Told to the person in a sentence, to the log with what to do, and to the audit trail."""
+        """Tell the person in a sentence, the log with advice, and the audit trail."""
         node = visit.node
         address = client_address(visit.request.scope)
         log.warning("a login by OIDC from %s is refused: %s", address, refused)
@@ -194,7 +196,7 @@ class SingleSignOn:
 
 
 def _parameters(visit: Visit) -> dict[str, str]:
-    """The query of the answer. Longer values than a provider sends are left out."""
+    """The query of the answer. Values longer than any provider sends are left out."""
     query = visit.request.query_params
     return {name: value for name, value in query.items() if len(value) <= _MOST_PARAMETER}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LANGUAGES = ("en", "de")
-# What no browser exceeds.
+# Longer than any browser's header.
 _MOST_HEADER = 200
 
 
@@ -35,13 +35,13 @@ class Texts:
         """One text.
 
         Raises:
-            KeyError: no such text, or a value is missing.
+            KeyError: there is no such text, or a value is missing.
         """
         text = TABLE[key][_LANGUAGES.index(self.language)]
         return text.format(**values) if values else text
 
     def say_or(self, key: str, otherwise: str, **values: Any) -> str:
-        """One text, or `otherwise` where the table has none."""
+        """One text, or `otherwise` if the table lacks it."""
         return self.say(key, **values) if key in TABLE else otherwise
 
 

@@ -1,6 +1,6 @@
-"""The page *Try it*: one file in, its answer out, and nothing kept.
+"""The page *Try it*: analyse one file, show its answer, and keep nothing.
 
-The file is analysed as by `pleura predict`, in a process with bounds and on the CPU.
+The file is analysed by `pleura predict`, in a process with resource limits and on the CPU.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from daemon.web.visit import Visit
 
 log = logging.getLogger("pleura.web")
 
-# torch's libraries alone map several GiB.
+# torch's libraries alone map several GiB of address space.
 _BOUNDS = Bounds(memory_bytes=16 * 1024**3, cpu_s=300, wall_s=180.0)
-# Larger objects are named, and not put into the page.
+# Larger objects are listed, but not embedded in the page.
 _MOST_OBJECT_BYTES = 8 * 1024 * 1024
-# A file's ending says how to read a picture that is no DICOM.
+# The file's ending says how to read a picture that is not DICOM.
 _ENDINGS = {".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class Made:
-    """One object that the answer came with, as a link that holds it; "": it is too large."""
+    """One result object, as a data URI; "": it is too large."""
 
     kind: str
     name: str
@@ -46,13 +46,13 @@ class Made:
 
 
 class Trials:
-    """One trial at a time: it takes the cores that the analysis needs."""
+    """One trial at a time, because the analysis needs the cores."""
 
     def __init__(self) -> None:
         self._turn = Turn(most_waiting=0)
 
     def form(self, visit: Visit) -> Response:
-        """The page on which a file is dropped."""
+        """The page with the upload form."""
         return _page(visit)
 
     def answer(self, visit: Visit) -> Response:
@@ -71,7 +71,7 @@ class Trials:
             return response
 
     def _tried(self, visit: Visit, file: UploadFile) -> Response:
-        # The name is a stranger's: only a known ending of it is used.
+        # The file name is untrusted: only a known ending of it is used.
         ending = Path(file.filename or "").suffix.lower()
         with tempfile.TemporaryDirectory(prefix="pleura-try-") as name:
             folder = Path(name)
@@ -116,7 +116,7 @@ def _objects(folder: Path) -> list[Made]:
 
 
 def _picture(folder: Path) -> str:
-    """The overlay, as a link that holds it; "" without one."""
+    """The overlay as a data URI; "" without one."""
     for path in sorted(folder.glob("*.dcm")):
         data = path.read_bytes()
         if _kind_of(data) == "SC":

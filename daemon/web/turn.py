@@ -1,4 +1,4 @@
-"""One at a time, while few wait: each that waits holds a thread of the pool that answers probes."""
+"""A lock with a bounded queue: each waiting thread is missing in the pool that answers probes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from types import TracebackType
 
 
 class BusyError(Exception):
-    """One is at work, and as many wait as may."""
+    """The lock is taken, and its queue is full."""
 
 
 class Turn:
-    """A lock that turns away, instead of a queue without end. For `with`."""
+    """A lock that raises BusyError when its queue is full, for `with`."""
 
     def __init__(self, most_waiting: int) -> None:
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + most_waiting)
 
     def __enter__(self) -> None:
-        """Wait for the turn. Raises BusyError at once where too many wait."""
+        """Wait for the lock. Raises BusyError at once if too many wait."""
         if not self._places.acquire(blocking=False):
             raise BusyError
         self._lock.acquire()

@@ -1,4 +1,4 @@
-"""One request as a page sees it: the node, the visitor, the language, the form."""
+"""One request for a page: the node, the visitor, the language, the form."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(eq=False)
 class Node:
-    """The means of every page. `ledger` is for acts alone; pages read `view`.
+    """What every page uses. `ledger` is only for actions; pages read `view`.
 
     `settings` may be replaced while pages are served (daemon/live.py).
     """
@@ -44,13 +44,13 @@ class Node:
     passwords: Passwords
     throttle: Throttle
     templates: jinja2.Environment
-    # Name -> (how long it stays, when it was made, what it is): shared by all browsers.
+    # Name -> (lifetime, time of making, value), shared by all browsers.
     _kept: dict[str, tuple[float, Any]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, settings: Config, web: Web, ledger: Ledger, view: View) -> Node:
-        """The node that these settings describe."""
+        """The node of these settings."""
         hashes = {user.name: user.password_hash for user in web.users}
         return cls(
             settings=settings,
@@ -73,7 +73,8 @@ class Node:
         return {user.name: user.role for user in self.web.users}[name]
 
     def once_every(self, seconds: float, name: str, make: Callable[[], Any]) -> Any:
-        """The answer of `make`, at most `seconds` old: ten open pages ask no more than one does.
+        """The result of `make`, at most `seconds` old, so that ten open pages query no more than
+        one.
 
         Others wait while one of them makes it.
         """
@@ -85,14 +86,14 @@ class Node:
             return value
 
     def forget(self, name: str) -> None:
-        """Make it anew for the next that asks: an act has changed it."""
+        """Make it again for the next request, because an action has changed it."""
         with self._lock:
             self._kept.pop(name, None)
 
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """One request that was let in."""
+    """One admitted request."""
 
     node: Node
     request: Request
@@ -135,7 +136,7 @@ class Visit:
         return HTMLResponse(text, status)
 
     def back(self, to: str, told: str) -> Response:
-        """After an act: to a page that shows once what was done."""
+        """After an action: redirect to a page that shows its outcome once."""
         if self.session is not None:
             self.session.told = told
         return RedirectResponse(to, 303)
