@@ -58,6 +58,7 @@ def promote(model: str, shadow: str, hooks: PromotionHooks) -> Promotion:
     copy = _copy_of(place)
 
     with _in_words(place), _alone(place):
+        _restore(before, _older(place))
         if _is_swapped(source, copy, place, hooks):
             old = hooks.check(copy)
             what = f"model promote: {place} is {hooks.name(place)} already, and was {old}"
@@ -67,6 +68,9 @@ def promote(model: str, shadow: str, hooks: PromotionHooks) -> Promotion:
 
         copy.rename(before)
         _sync(place.parent)
+        # The promotion is done. The next one tells where this cannot be removed.
+        with contextlib.suppress(OSError):
+            _remove(_older(place))
     return Promotion(what, before)
 
 
@@ -81,6 +85,7 @@ def put_back(model: str, hooks: PromotionHooks) -> Promotion:
     copy = _copy_of(place)
 
     with _in_words(place), _alone(place):
+        _restore(before, _older(place))
         if copy.exists():
             raise CannotStartError(
                 f"model promote --back: found {copy}: a promotion was killed, and {copy} may be "
@@ -115,9 +120,8 @@ def _swap_in(source: Path, copy: Path, place: Path, hooks: PromotionHooks) -> st
             raise CannotStartError(f"model promote: {place} is {new} already; nothing is done")
 
         what = f"model promote: {place} is now {new}, and was {old}"
-        with _recorded(what, place, hooks):
+        with _recorded(what, place, hooks), _set_aside(_before(place), _older(place)):
             # Last, because no step after the swap may fail.
-            _remove(_before(place))
             _exchange(copy, place)
     except Exception:
         # Not if a signal ends the command: the swap may have happened, and `copy` be what served.
@@ -142,7 +146,8 @@ def _replaceable(model: str, shadow: str) -> tuple[Path, Path]:
             f"zip where it is a zip ({place})"
         )
 
-    if source.resolve() in (_before(place).resolve(), _copy_of(place).resolve()):
+    own = (_before(place), _copy_of(place), _older(place))
+    if source.resolve() in [path.resolve() for path in own]:
         raise CannotStartError(
             f"shadow.model: found {source}, a name that a promotion uses itself; allowed: another "
             "name, after: mv"
@@ -194,6 +199,30 @@ def _before(place: Path) -> Path:
 def _copy_of(place: Path) -> Path:
     """The path of an unfinished copy: never a package that serves or served."""
     return place.with_name(f"{place.name}.new")
+
+
+def _older(place: Path) -> Path:
+    """Where the package of NAME.before waits until the model has taken its name."""
+    return place.with_name(f"{place.name}.older")
+
+
+@contextlib.contextmanager
+def _set_aside(before: Path, older: Path) -> Iterator[None]:
+    """Free the name `before`. It is put back where what is done next fails."""
+    _remove(older)
+    if before.exists():
+        before.rename(older)
+    try:
+        yield
+    except Exception:
+        _restore(before, older)
+        raise
+
+
+def _restore(before: Path, older: Path) -> None:
+    """Undo _set_aside(), also for a promotion that was killed."""
+    if older.exists() and not before.exists():
+        older.rename(before)
 
 
 def _copy(source: Path, copy: Path, like: Path) -> None:

@@ -490,9 +490,12 @@ def test_a_promotion_that_fails_half_way_keeps_the_model(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("shutil.rmtree", no_permission)
+    promote(serving, candidate, plain)
+    (tmp_path / "candidate" / "model.yaml").write_text("third")
     with pytest.raises(CannotStartError, match="must be able to write"):
         promote(serving, candidate, plain)
-    assert plain.name(tmp_path / "serving") == "serving"
+    assert plain.name(tmp_path / "serving") == "candidate"
+    assert plain.name(tmp_path / "serving.before") == "serving"
     assert (tmp_path / "told.txt").read_text().endswith("serving stays as it was\n")
 
 
@@ -510,6 +513,26 @@ def test_a_promotion_that_cannot_be_recorded_keeps_the_way_back(
         promote(str(serving), str(candidate), replace(plain, record=no_ledger))
     put_back(str(serving), plain)
     assert plain.name(serving) == "serving"
+
+
+def test_a_promotion_where_names_cannot_be_swapped_keeps_the_way_back(
+    plain: PromotionHooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on NFS. The way back may be one that a person made by hand.
+    serving, candidate, before = (
+        tmp_path / name for name in ("serving", "candidate", "serving.before")
+    )
+    candidate.rename(before)
+    candidate.mkdir()
+    (candidate / "model.yaml").write_text("third")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+
+    for _ in range(2):
+        with pytest.raises(CannotStartError, match="cannot swap two names"):
+            promote(str(serving), str(candidate), plain)
+        assert (plain.name(serving), plain.name(before)) == ("serving", "candidate")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "told.txt"])
 
 
 @pytest.mark.parametrize(
