@@ -244,7 +244,7 @@ class Spool:
     def old_names(self, age_s: float) -> Iterator[list[str]]:
         """The names of whole files older than `age_s` seconds, folder by folder."""
         for shard in _SHARDS:
-            old = [name for name in _older(self.folder / shard, age_s) if _NAME.fullmatch(name)]
+            old = _older(self.folder / shard, age_s, _NAME)
             if old:
                 yield old
 
@@ -299,7 +299,7 @@ class Spool:
             folder = self.folder / shard
             count += sweep_unfinished(folder, age_s)
 
-            old = [name for name in _older(folder, age_s) if _NAME.fullmatch(name)]
+            old = _older(folder, age_s, _NAME)
             for name in set(old) - (known(old) if old else set()):
                 self.remove(name)
                 count += 1
@@ -409,21 +409,27 @@ def write_durably(path: Path, *chunks: BytesLike) -> None:
 
 def sweep_unfinished(folder: Path, age_s: float = ORPHAN_AGE_S) -> int:
     """Remove the unfinished files of dead writers in one folder. Returns how many."""
-    left = [name for name in _older(folder, age_s) if _PART.fullmatch(name)]
+    left = _older(folder, age_s, _PART)
     for name in left:
         (folder / name).unlink(missing_ok=True)
     return len(left)
 
 
-def _older(folder: Path, age_s: float) -> list[str]:
+def _older(folder: Path, age_s: float, form: re.Pattern[str]) -> list[str]:
+    """The names of this form whose files are older than `age_s` seconds."""
+    with os.scandir(folder) as entries:
+        # A destination may hold any number of files: its server is not asked about each.
+        found = [entry for entry in entries if form.fullmatch(entry.name)]
+    if not found:
+        return []
+
     newest = _now(folder) - age_s
     names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            # Its owner may have removed it first.
-            with contextlib.suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mtime < newest:
-                    names.append(entry.name)
+    for entry in found:
+        # Its owner may have removed it first.
+        with contextlib.suppress(FileNotFoundError):
+            if entry.stat(follow_symlinks=False).st_mtime < newest:
+                names.append(entry.name)
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +83,18 @@ def test_what_is_written_while_it_goes_away_is_not_stored(tmp_path: Path, ledger
     outbox.mkdir()
     with pytest.raises(LinkDownError, match="is it mounted"):
         folder.store(outgoing(tmp_path))
+
+
+def test_opening_one_asks_about_no_file_of_others(tmp_path: Path, ledger: Ledger) -> None:
+    # Each image opens it, and results that nobody fetches gather there.
+    outbox = tmp_path / "outbox"
+    Folder.open(outbox, ledger).store(outgoing(tmp_path))
+    part = outbox / f".{'0' * 16}.part"
+    part.touch()
+    os.utime(part, (0, 0))
+    Folder.open(outbox, ledger)
+    assert not part.exists()
+
+    os.utime(outbox, (0, 0))
+    Folder.open(outbox, ledger)
+    assert outbox.stat().st_mtime == 0
