@@ -1,4 +1,4 @@
-"""Is this image to be analysed, and if not, why: rules over the header, and the table of reasons.
+"""Whether an image is analysed, and if not, why: rules over the header, and the table of reasons.
 
 A new rule is a function that returns an Exclusion or None, a line in `_RULES` at its place in the
 order, and, where no reason fits, a row of `REASONS`.
@@ -49,14 +49,14 @@ _SOP_CLASSES = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     SecondaryCaptureImageStorage,
-    # Of one frame: some gateways wrap X-rays in these.
+    # With one frame: some gateways wrap X-rays in these classes.
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
 
-# Free text decides only where the coded attribute is absent, and a chest word outweighs every
-# other. A study holds several images, so its description counts for one of them only where the
-# image's and the series' attributes say nothing.
+# Free text decides only if the coded attribute is absent, and a chest word outweighs every other
+# word. A study holds several images, so its description is used only if the attributes of the image
+# and the series say nothing.
 _SERIES_DESCRIPTIONS = (
     "SeriesDescription",
     "ProtocolName",
@@ -75,7 +75,7 @@ class Reason:
     state: State
     # True where a Secondary Capture tells the archive.
     sent: bool
-    # For the banner and the log; holds no patient value.
+    # For the banner and the log; never contains a patient's value.
     text: str
 
 
@@ -120,7 +120,7 @@ class Rules:
     views: tuple[str, ...] = ("AP", "PA")
     minimum_age_years: int = 18
     when_absent: Literal["admit", "refuse"] = "admit"
-    # Raw detector data, which its sender also sends as a picture (PS3.3 A.26).
+    # Raw detector data; the sender also sends the image for presentation (PS3.3 A.26).
     for_processing: bool = False
 
 
@@ -134,7 +134,7 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """The header under judgement, and the notes on what was absent and admitted all the same."""
+    """The header to judge, and notes on what was absent but admitted."""
 
     header: Dataset
     rules: Rules
@@ -145,14 +145,13 @@ class _Candidate:
 def judge(
     header: Dataset, rules: Rules, is_ours: Callable[[str], bool]
 ) -> Exclusion | tuple[str, ...]:
-    """An Exclusion, or the notes on what was absent or implausible and admitted all the same.
-
-    The rules that exclude without telling the archive come first: a child's hip is a hip.
+    """An Exclusion, or notes on what was absent or implausible but admitted. Rules that exclude
+    without telling the archive come first: a child's hip is excluded as a hip, not as a child's.
 
     Args:
-        header: the image's data set; its pixels are not looked at.
+        header: the image's data set; its pixels are not read.
         rules: what the site admits.
-        is_ours: whether a SOP Instance UID is that of one of our own results.
+        is_ours: whether a SOP Instance UID belongs to one of our own results.
     """
     candidate = _Candidate(header, rules, is_ours)
 
@@ -168,7 +167,8 @@ def judge(
 
 
 def _own_output(image: _Candidate) -> Exclusion | None:
-    # Our own UIDs are always usable; a peer's strings need no look-up in the database.
+    # Our own UIDs are always usable, so unusable strings of a peer are not looked up in the
+    # database.
     uid = str(image.header.get("SOPInstanceUID", ""))
     if usable_uid(uid) and image.is_ours(uid):
         return Exclusion("own_output", "the SOP Instance UID is in the ledger's results")
@@ -233,10 +233,10 @@ def _sop_class(image: _Candidate) -> Exclusion | None:
 
 
 def _colour(image: _Candidate) -> Exclusion | None:
-    # A radiograph is grey; a colour picture is a rendering of it (docs/rules.md).
+    # A radiograph is greyscale; a colour image is a rendering of it (docs/rules.md).
     photometric = text_of(image.header, "PhotometricInterpretation")
     is_grey = photometric in ("MONOCHROME1", "MONOCHROME2", "")
-    # The decoder reads no palette, so that the archive is told.
+    # The decoder does not support palettes, so the archive is told.
     is_grey |= photometric == "PALETTE COLOR" and has_grey_palette(image.header)
     if is_grey and image.header.get("SamplesPerPixel") in (1, None):
         return None
@@ -263,7 +263,7 @@ def _species(image: _Candidate) -> Exclusion | None:
 
 
 def _described_body_part(image: _Candidate) -> Exclusion | None:
-    """Another body part by description, where BodyPartExamined says nothing."""
+    """Another body part in a description, if BodyPartExamined says nothing."""
     header = image.header
     if _stated_body_part(image):
         return None
@@ -332,7 +332,7 @@ def _view(image: _Candidate) -> Exclusion | None:
 
 
 def _absent(image: _Candidate, keyword: str, reason: str) -> Exclusion | None:
-    """Admit or exclude an image of which the attribute says nothing that is understood."""
+    """Admit or exclude an image whose attribute is absent or not understood."""
     is_unknown = bool(stated_value(image.header, keyword))
     what = "is no known term" if is_unknown else "is absent"
     if image.rules.when_absent == "refuse":
@@ -342,10 +342,9 @@ def _absent(image: _Candidate, keyword: str, reason: str) -> Exclusion | None:
 
 
 def _stated_body_part(image: _Candidate) -> str:
-    """BodyPartExamined; "" where it is absent, a placeholder, or no word is known.
-
-    An unknown word must not exclude in silence: it may be the chest in another language. The
-    plausibility network looks at the picture all the same.
+    """BodyPartExamined; "" if it is absent, a placeholder, or has no known word. An unknown word
+    must not silently exclude an image: it may mean the chest in another language. The plausibility
+    network examines the picture in any case.
     """
     found = stated_value(image.header, "BodyPartExamined")
     admitted = image.rules.body_parts
@@ -355,9 +354,8 @@ def _stated_body_part(image: _Candidate) -> str:
 
 
 def _stated_view(image: _Candidate) -> str:
-    """ViewPosition; "" where it is absent, a placeholder, or no word of it tells of a view.
-
-    "PORTABLE", "SUPINE" and "ERECT" tell how the patient was placed, not the projection.
+    """ViewPosition; "" if it is absent, a placeholder, or names no view. "PORTABLE", "SUPINE" and
+    "ERECT" describe the patient's position, not the projection.
     """
     found = stated_value(image.header, "ViewPosition")
     admitted = image.rules.views
@@ -380,7 +378,7 @@ def _species_is_animal(header: Dataset) -> bool:
     code = _code(header, "PatientSpeciesCodeSequence")
     if species in ("HOMO SAPIENS", "HUMAN") or code in _HUMAN_CODES:
         return False
-    # A breed alone is an empty field that somebody filled in ("N/A").
+    # A breed without a species is a placeholder that somebody typed ("N/A").
     return bool(code) or species not in ("", *PLACEHOLDERS)
 
 
@@ -423,8 +421,8 @@ _RULES: tuple[Callable[[_Candidate], Exclusion | None], ...] = (
 def usable_uid(value: str) -> bool:
     """Whether a result can name its image by this UID: 1 to 64 digits and dots.
 
-    PS3.5 9.1 also forbids leading zeros in a component; equipment that breaks that rule still has
-    patients.
+    PS3.5 9.1 also forbids leading zeros in a component; but some equipment breaks that rule, and
+    its patients count too.
     """
     return re.fullmatch(r"[0-9][0-9.]{0,63}", value) is not None
 

@@ -1,9 +1,9 @@
-"""Attributes that are passed on as the bytes in which they came.
+"""Attributes that are copied as the bytes in which they arrived.
 
-Consoles write names in character sets that their header does not state, or that do not exist. Text
-that was decoded and encoded again is then another text, or none. Patient and study in a result are
-the source's own bytes instead, with its SpecificCharacterSet as it came, so that an archive reads
-in the result what it reads in the source.
+Consoles write names in character sets that their header does not state, or that do not exist.
+Decoding and re-encoding would change or lose such text. So a result carries the source's own bytes
+for patient and study, with the source's SpecificCharacterSet, and an archive reads the same in
+both.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pydicom.valuerep import VR
 _DEFAULT_CHARACTER_SET = "ISO_IR 6"
 # Tag and length of an element in Implicit VR (PS3.5 7.1.3).
 _IMPLICIT_HEADER_BYTES = 8
-# VRs with a length of four bytes, and the longest value of both sorts (PS3.5 7.1.2).
+# VRs with a length field of four bytes, and the longest values of both kinds (PS3.5 7.1.2).
 _LONG_VRS = frozenset((
     "OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV",
 ))  # fmt: skip
 _LONGEST = (0xFFFE, 0xFFFFFFFE)
-# What fills a text up to an even length (PS3.5 6.2).
+# Padding of a text to even length (PS3.5 6.2).
 _PADDING = dict.fromkeys(("CS", "DA", "LO", "LT", "SH", "ST", "TM", "UT"), b" ") | {"UI": b"\0"}
 # (FFFE,E000)
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
@@ -39,7 +39,7 @@ _ITEM_TAG = b"\xfe\xff\x00\xe0"
 class AsSent(DataElement):
     """An element that also holds the bytes of its value.
 
-    `sent` is None once the value was changed: then the bytes are no longer its own.
+    `sent` is None once the value has been changed.
     """
 
     def __init__(self, element: DataElement, sent: bytes | None) -> None:
@@ -76,9 +76,9 @@ def keep_bytes(dataset: FileDataset, keywords: Iterable[str], data: bytes) -> No
         if isinstance(element, RawDataElement):
             sent = element.value
         else:
-            # Decoded while the file was read: the character set is.
+            # The character set, for example, is decoded while the file is read.
             sent = _value_at(data, element.file_tell, *dataset.original_encoding)
-        # The parser meets arbitrary bytes and raises anything.
+        # On arbitrary bytes the parser may raise anything.
         with suppress(Exception):
             dataset[tag] = AsSent(dataset[tag], sent)
 
@@ -86,7 +86,7 @@ def keep_bytes(dataset: FileDataset, keywords: Iterable[str], data: bytes) -> No
 def _value_at(
     data: bytes, start: int | None, implicit: bool | None, little_endian: bool | None
 ) -> bytes | None:
-    """The value that starts there; its length stands before it (PS3.5 7.1.2, 7.1.3)."""
+    """The value that starts there, if its length precedes it (PS3.5 7.1.2, 7.1.3)."""
     if not start:
         return None
     length_bytes = 4 if implicit else 2
@@ -96,7 +96,7 @@ def _value_at(
 
 
 def bytes_of(dataset: Dataset, keyword: str) -> bytes:
-    """The value of a top-level element: as it came, else encoded; b"" where it is absent."""
+    """The value of a top-level element: the bytes received, else re-encoded; b"" if absent."""
     tag = tag_of(keyword)
     if tag not in dataset:
         return b""
@@ -114,17 +114,17 @@ def bytes_of(dataset: Dataset, keyword: str) -> bytes:
 
 
 def sent_bytes(element: DataElement) -> bytes | None:
-    """The bytes in which an element's value came; None where they are not known."""
+    """The bytes in which an element's value arrived; None if they are not known."""
     return element.sent if isinstance(element, AsSent) else None
 
 
 def even(value: bytes) -> bytes:
-    """The value of a text element in an even number of bytes (PS3.5 6.2)."""
+    """The value of a text element, padded to an even length (PS3.5 6.2)."""
     return value + b" " * (len(value) % 2)
 
 
 def encoded(dataset: Dataset) -> bytes:
-    """The data set in Explicit VR Little Endian, elements that keep their bytes in those.
+    """The data set in Explicit VR Little Endian; elements that kept their bytes are copied.
 
     Every sequence and item has a defined length.
 
@@ -139,7 +139,7 @@ def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
     buffer.is_little_endian = True
     buffer.is_implicit_VR = False
 
-    # As plain numbers: pydicom compares tags in Python.
+    # As plain numbers, because pydicom compares tags in Python code.
     for tag in sorted(dataset.keys(), key=int):
         element = dataset.get_item(tag)
         if not isinstance(element, RawDataElement) or not _is_explicit_little_endian(element):
@@ -156,7 +156,7 @@ def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
 
 
 def _value(element: DataElement | RawDataElement, character_set: str | list[str]) -> bytes | None:
-    """The value as it is written, where that takes no codec of pydicom's; None where it does."""
+    """The encoded value, if pydicom is not needed to encode it; None otherwise."""
     if len(element.VR or "") != 2:
         return None
     if isinstance(element, RawDataElement):
@@ -166,11 +166,11 @@ def _value(element: DataElement | RawDataElement, character_set: str | list[str]
     sent = sent_bytes(element)
     if sent is not None:
         return even(sent)
-    # pydicom's own writer looks through a whole sequence for ambiguous VRs at each of its levels,
-    # which takes as long as all the rest.
+    # pydicom's own writer searches a whole sequence for ambiguous VRs at each of its levels, which
+    # takes as long as everything else.
     if element.VR == VR.SQ:
         return b"".join(as_item(_encoded(item, character_set)) for item in element.value)
-    # Our own texts, of which each object has hundreds, are ASCII in any character set.
+    # Our own texts, hundreds in each object, are ASCII in any character set.
     text = element.value
     if isinstance(text, str) and element.VR in _PADDING and text.isascii() and "\x1b" not in text:
         return text.encode() + _PADDING[element.VR] * (len(text) % 2)
@@ -192,9 +192,9 @@ def _is_explicit_little_endian(raw: RawDataElement) -> bool:
 
 
 def as_bytes(keyword: str, value: bytes) -> RawDataElement:
-    """An element, in Explicit VR Little Endian, of a value that is encoded already.
+    """An element in Explicit VR Little Endian, from an encoded value.
 
-    pydicom decodes it when it is read. It cannot be changed, so that several data sets may hold it.
+    pydicom decodes it when it is read. It cannot be changed, so several data sets may share it.
 
     Args:
         keyword: of the standard's dictionary.
@@ -218,6 +218,6 @@ def tag_of(keyword: str) -> BaseTag:
 
 
 def _character_set(dataset: Dataset) -> str | list[str]:
-    """The character set of the texts that do not keep their bytes."""
+    """The character set of texts that did not keep their bytes."""
     stated: str | list[str] = dataset.get("SpecificCharacterSet") or _DEFAULT_CHARACTER_SET
     return stated

@@ -1,8 +1,8 @@
-"""The files of a model package, in a folder or in a zip: named, bounded, and never written
-anywhere.
+"""The files of a model package, in a folder or a zip: names and sizes are checked, nothing is
+extracted.
 
-A package comes from somewhere else. Nothing of a zip is extracted to disk, no name in it is ever
-used as a path, and what a file says of its own size is a bound, not a promise.
+A package is untrusted. Nothing of a zip is extracted to disk, no name in it is used as a path, and
+a member's stated size is a limit, not a promise.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Protocol
 MAX_FILES = 32
 # Two networks of SENet-154's size in float32 are 0.9 GB.
 MAX_FILE_BYTES = 2 << 30
-# Unpacked to packed bytes of a zip member: weights shrink by a tenth, YAML by a factor of ten.
+# The highest ratio of unpacked to packed bytes: weights shrink by a tenth, YAML by a factor of ten.
 _MAX_RATIO = 200
-# The ratio of a small file is not checked.
+# The ratio of a smaller file is not checked.
 _RATIO_FREE_BYTES = 1 << 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
@@ -65,7 +65,7 @@ def opened(path: Path) -> Iterator[Container]:
     """The files of the package at `path`: a folder, or a zip.
 
     Raises:
-        PackageError: neither, not readable, or with other things in it than plain files.
+        PackageError: neither, not readable, or with anything in it but plain files.
     """
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
@@ -100,7 +100,7 @@ def _cause(error: Exception) -> str:
 
 
 def checked_name(name: str) -> str:
-    """The name, checked to be that of a file inside the package.
+    """The name, if it can name a file inside the package.
 
     Raises:
         ValueError: anything with a slash, a drive, a leading dot, a control character.
@@ -146,7 +146,7 @@ class _Folder:
 
     def read(self, name: str, limit: int) -> bytes:
         try:
-            # Since names() the file may have become a link, or a pipe that never ends.
+            # Since names() ran, the file may have become a link, or a pipe that never ends.
             descriptor = os.open(
                 self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             )

@@ -1,5 +1,5 @@
-"""Mask -> closed contours: smooth to look at, and so near the mask's edge that filling them gives
-the mask back.
+"""Mask -> closed contours: smooth, and so close to the mask's edge that filling them gives the mask
+back.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 # Half-way between pixel centres inside and outside, a line cuts each corner of the mask's edge by
-# sqrt(1/8) px and passes pixel centres at that same distance. Smoothing and thinning stay so far
-# below it that no contour reaches a pixel centre (SMOOTHED_PX + 2 THINNED_PX < sqrt(1/8)), and none
-# meets another.
+# sqrt(1/8) px and passes pixel centres at that same distance. Smoothing and thinning together move
+# it by less than that, so that no contour reaches a pixel centre (SMOOTHED_PX + 2 THINNED_PX <
+# sqrt(1/8)), and none meets another.
 CORNER_PX = 0.125**0.5
 SMOOTHED_PX = 0.25  # the furthest that smoothing moves any point
 THINNED_PX = 0.05  # the furthest that leaving vertices out moves any point
 # 0.654, between any point of contour or edge and the other.
 LARGEST_DISTANCE_PX = CORNER_PX + SMOOTHED_PX + THINNED_PX
-LONGEST_PIECE = 64  # sides of pixels that one straight piece may stand for
+LONGEST_PIECE = 64  # the most sides of pixels that one straight piece may replace
 
 
 def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Closed lines of (row, column) vertices around what is True in a (rows, columns) mask; none
-    for an empty one.
+    """Closed lines of (row, column) vertices around the True parts of a (rows, columns) mask; none
+    for an empty mask.
 
     Each is (n, 2), n at least 4, pixel centres at whole numbers, its first vertex repeated at its
-    end. There is one around each region (what hangs together over corners too) and one around each
-    hole (what hangs together over sides); `is_hole` tells them apart by their sense of rotation. No
-    point of a contour lies further than LARGEST_DISTANCE_PX from the mask's edge (the sides that
-    True and False pixels share, or that True pixels share with the border of the matrix), nor any
-    point of the edge from a contour. The pixel centres inside (even-odd) are the mask, exactly.
+    end. There is one around each region (8-connected) and one around each hole (4-connected);
+    `is_hole` tells them apart by their sense of rotation. No point of a contour lies further than
+    LARGEST_DISTANCE_PX from the mask's edge (the sides that True and False pixels share, or that
+    True pixels share with the border of the matrix), nor any point of the edge from a contour. The
+    pixel centres inside (even-odd) are the mask, exactly.
     """
     box = bounding_box(mask)
     if box is None:
@@ -47,7 +47,7 @@ def contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:
-    """The (rows, columns) that hold all that is True; None where nothing is."""
+    """The (rows, columns) slices that hold every True pixel; None if there is none."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
@@ -58,7 +58,7 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice] | None:
 
 
 def is_hole(contour: NDArray[np.float64]) -> bool:
-    """Does this one of `contours` run around a hole? They run counter-clockwise as seen, regions'
+    """Whether a line of `contours` runs around a hole: holes run counter-clockwise as seen, regions
     clockwise.
     """
     row, column = (contour - contour[0]).T
@@ -72,7 +72,7 @@ def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     No True pixel lies on the border. Each side is walked with the True pixel at the right hand,
     from one corner of pixels to the next.
     """
-    # Of corners: corner (row, column) is the upper left corner of the pixel.
+    # Indexed by corner: corner (row, column) is the upper left corner of the pixel.
     columns = mask.shape[1] + 1
     starts, ways = [], []
     for way, (inside, outside, to_row, to_column) in enumerate(
@@ -92,7 +92,7 @@ def _loops(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     start, way = np.divmod(key, 4)
     end = start + step[way]
     following = np.searchsorted(key, end * 4)
-    # Two sides begin where pixels touch by a corner only: turning left lets them hang together.
+    # Where pixels touch only by a corner, two sides begin: turning left connects the pixels.
     other = np.minimum(following + 1, key.size - 1)
     following = np.where(
         (start[other] == end) & (way[following] != (way + 3) % 4), other, following
@@ -133,7 +133,7 @@ def _thinned(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
     """Leave out vertices of a closed line that lie within THINNED_PX of the piece which replaces
     them.
 
-    Runs of 2, 4, 8... vertices are tried all at once: Douglas and Peucker's recursion takes 20
+    Runs of 2, 4, 8... vertices are tried in parallel: the recursion of Douglas and Peucker takes 20
     times as long here.
     """
     count = len(vertices)

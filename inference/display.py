@@ -1,10 +1,9 @@
 """Stored values -> the picture that a viewer shows (PS3.3 C.11), in one place.
 
-Networks, overlay and presentation state must show one picture. So `show` gives the picture and,
-with it, the header whose display attributes are exactly those that were applied: unusable values
-are gone, and a missing window is written out. Results copy from that header.
-
-All of it is computed once for each possible stored value, as one table of at most 65,536 entries.
+Networks, overlay and presentation state must show the same picture. So `show` returns the picture
+together with a header whose display attributes are exactly those that were applied: unusable values
+are removed, and a missing window is written out. Results copy from that header. The picture is a
+look-up in one table of at most 65,536 entries, one for each possible stored value.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from inference.spacing import SQUARE_WITHIN, aspect_ratio, pixel_aspect
 
 Array = NDArray[np.float64]
 
-# An image whose central 99 % of pixels span fewer stored grey levels shows nothing.
+# An image whose central 99 % of pixels span fewer grey levels than this is blank.
 _BLANK_LEVELS = 8
-# A window hides the picture if it leaves the central 99 % fewer of the display's greys than this,
-# or if it makes all but this part of the pixels plain black or white.
+# A window hides the picture if the central 99 % of the pixels span fewer display greys than this,
+# or if all but this part of the pixels become plain black or white.
 _SEEN_SPAN = 1 / 16
 _SEEN_PART = 0.1
 # The values of PresentationLUTShape.
@@ -40,7 +39,7 @@ _SHAPES = ("IDENTITY", "INVERSE")
 # Without a window, the outermost 0.5 % is collimator, marker or burnt-out air.
 _OUTER = 0.005
 _SAMPLED_PIXELS = 300_000
-# numpy turns indices into 8 bytes each: this many stay in the processor's cache.
+# numpy converts indices to 8 bytes each: this many stay in the processor's cache.
 _BLOCK_PIXELS = 16_384
 _ONE_GREY = 1 / 256
 
@@ -58,7 +57,7 @@ class Shown:
     header: Dataset
     aspect: float
     opening: NDArray[np.bool_] | None
-    # Display attributes that were not usable; no patient value.
+    # Display attributes that could not be used, without patients' values.
     notes: tuple[str, ...]
 
 
@@ -74,13 +73,13 @@ def show(header: Dataset, stored: NDArray[np.integer], bits: int | None = None) 
     """The picture that a viewer shows.
 
     Modality LUT, then VOI LUT or window, then polarity; pixel padding is black, and so is
-    everything outside the display shutter. A window that hides the picture gives way to the data's
-    central range: a collapsed lung must not be black because a console wrote nonsense.
+    everything outside the display shutter. A window that hides the picture is replaced by the
+    data's central range: a collapsed lung must not be black because a console wrote nonsense.
 
     Args:
         header: the source's data set.
         stored: (rows, columns), 8- or 16-bit integers.
-        bits: the bits that the pixels use, where those are more than Bits Stored.
+        bits: the bits that the pixels use, if more than Bits Stored.
 
     Raises:
         Unsuitable: "blank", or "undecodable" where the modality LUT cannot be applied.
@@ -109,7 +108,7 @@ def show(header: Dataset, stored: NDArray[np.integer], bits: int | None = None) 
         grey = 1.0 - grey
     if inverse(header) != _dark_is_high(header):
         notes.append("PresentationLUTShape contradicts PhotometricInterpretation")
-    # PS3.3 C.7.5.1.1.2: padding is no part of the image.
+    # PS3.3 C.7.5.1.1.2: padding does not belong to the image.
     grey[padding] = 0.0
 
     pixels = _looked_up(grey.astype(np.float32), stored)
@@ -194,7 +193,7 @@ def _central_range(settled: Dataset, values: Array, counts: NDArray[np.int64]) -
 
 
 def _is_for_fewer_bits(header: Dataset, grey: Array, levels: Array, bits: int | None) -> bool:
-    """Whether the window or VOI LUT ends where Bits Stored ends, while the pixels use more bits."""
+    """Whether the window or VOI LUT is made for Bits Stored although the pixels use more bits."""
     try:
         stated = int(header.get("BitsStored") or 16)
     except (TypeError, ValueError, OverflowError):
@@ -206,7 +205,7 @@ def _is_for_fewer_bits(header: Dataset, grey: Array, levels: Array, bits: int | 
 
 
 def stretch(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale a picture that is no DICOM file to 0..1, as an X-ray without a window.
+    """Scale a picture that is not DICOM to 0..1, like an X-ray without a window.
 
     `values` is (rows, columns) float32 in any range.
     """
@@ -237,7 +236,7 @@ def _histogram(stored: NDArray[np.integer], opening: NDArray[np.bool_] | None) -
 def _central(values: Array, counts: NDArray[np.int64]) -> tuple[float, float]:
     """The least and the largest value of the central 99 % of the pixels.
 
-    Of all pixels, where the central ones share one value.
+    If the central pixels all have one value: the range of all pixels.
     """
     seen = np.flatnonzero(counts)
     order = seen[np.argsort(values[seen], kind="stable")]
@@ -289,7 +288,7 @@ def _modality(settled: Dataset, header: Dataset, levels: Array, notes: list[str]
     if not slope and header.get("RescaleSlope") not in (None, ""):
         notes.append("RescaleSlope is no usable number")
 
-    # Each alone is against the standard (both are type 1C together), and its meaning is plain.
+    # Either alone violates the standard (both are type 1C together), but its meaning is clear.
     slope = slope or 1.0
     intercept = intercept or 0.0
     if "RescaleSlope" in header or "RescaleIntercept" in header:
@@ -316,7 +315,7 @@ def _voi(
 ) -> Array | None:
     """Grey 0..1 by the first VOI LUT, else the first usable window, else None.
 
-    Several are alternatives (PS3.3 C.11.2.1). One that hides the picture is not taken.
+    Several are alternatives (PS3.3 C.11.2.1). A window that hides the picture is skipped.
     """
     hides = "the {} hides the picture, so the central range of its values is shown"
     if header.get("VOILUTSequence"):
@@ -422,7 +421,7 @@ def _usable_padding(
     kind: np.iinfo[Any],
     notes: list[str],
 ) -> NDArray[np.bool_]:
-    """The levels that are padding; none where the range would black out the anatomy."""
+    """The levels that are padding; none if the range would black out the anatomy."""
     padding = _padding(header, levels, kind)
 
     if np.count_nonzero(counts[padding]) > np.count_nonzero(counts) / 2:
@@ -446,7 +445,7 @@ def _padding(header: Dataset, levels: Array, kind: np.iinfo[Any]) -> NDArray[np.
 
 
 def _wrapped(value: float, kind: np.iinfo[Any]) -> float:
-    """US written for SS, or the other way round: the pixel's own type says which number is meant.
+    """The number with the pixel's signedness: US may have been written for SS, or SS for US.
 
     A limit beyond the image's own highest value is still itself: a detector's 4095 where 3990 was
     reached.

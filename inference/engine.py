@@ -34,16 +34,16 @@ MAX_BATCH = 8
 _NO_MORE = object()
 # A probability map at the network's side, and where the image lies in it.
 _Fitted = tuple[NDArray[np.float32], Geometry]
-# By size of batch: 1, and the largest, which serves every other size.
+# By batch size: 1, and the largest, which serves every other size.
 _Choice = dict[int, tuple[Candidate, Runner]]
 
 
 class EngineBrokenError(Exception):
-    """The device is lost to this process (a poisoned CUDA context); only a new one can use it."""
+    """This process has lost the device (a poisoned CUDA context); only a new process can use it."""
 
 
 def device_memory(device: torch.device) -> tuple[int, int] | None:
-    """Free and total memory of a CUDA device in bytes; None for another, or where it is lost."""
+    """Free and total memory of a CUDA device in bytes; None without CUDA, or if it is lost."""
     if device.type != "cuda":
         return None
     try:
@@ -56,11 +56,11 @@ def device_memory(device: torch.device) -> tuple[int, int] | None:
 def choose_device(wanted: str) -> torch.device:
     """The device for "auto" (the first CUDA device, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    "auto" without a GPU is the CPU, with a warning where this torch was built for GPUs.
+    "auto" without a GPU is the CPU, with a warning if this torch was built for GPUs.
 
     Raises:
-        ValueError: no device's name, or a CUDA device that is named and absent: a node that was to
-            serve on a GPU must not serve, far too slowly, on the CPU.
+        ValueError: not the name of a device, or a CUDA device that is absent: a node configured for
+            a GPU must not serve, far too slowly, on the CPU.
     """
     if wanted == "cpu":
         return torch.device("cpu")
@@ -100,10 +100,10 @@ def choose_device(wanted: str) -> torch.device:
 class Engine:
     """One package on one device. Not thread-safe: one owner per device (design, section 1).
 
-    It starts on plain torch, which has been replayed already. `tune_step` then tries what `wanted`
-    ("auto", or a name of engines.ENGINES) allows, and changes over, one network at a time, to what
-    is faster and agrees. `cache` is a folder in which choices are kept (`cache_folder`); None keeps
-    none.
+    It starts on plain torch, on which the golden inputs have been replayed. `tune_step` then tries
+    the engines that `wanted` ("auto", or a name of engines.ENGINES) allows, and switches, one
+    network at a time, to a faster engine that agrees. `cache` is the folder for remembered choices
+    (`cache_folder`); None: they are not remembered.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Engine:
         self._one_map = package.one_map
         self._maps = _Maps()
 
-        # Of a one-map package the segmenter alone runs, and once for each image.
+        # In a one-map package only the segmenter runs, once for each image.
         networks = {
             role: network
             for role, network in package.networks.items()
@@ -152,14 +152,14 @@ class Engine:
     def plausible(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
         """Probability of being a frontal chest X-ray, for each image as in `classify`.
 
-        1 for every image where the package has no plausibility network.
+        1 for every image if the package has no plausibility network.
         """
         if self.manifest.plausibility is None:
             return [1.0] * len(images)
         return self._probabilities("plausibility", images)
 
     def classify(self, images: Sequence[NDArray[np.float32]]) -> list[float]:
-        """Probability of pneumothorax, 0 to 1, for each image; a score where none is calibrated.
+        """Probability of pneumothorax, 0 to 1, for each image; a score if it is not calibrated.
 
         Images are (rows, columns) float32 in display polarity.
 
@@ -180,7 +180,9 @@ class Engine:
         return list(self._drawn(images))
 
     def _drawn(self, images: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-        """The map of each image; of a one-map package kept until `classify` meets other images."""
+        """The map of each image; a one-map package's maps are kept until `classify` gets other
+        images.
+        """
         kept = [self._maps.of(image) for image in images] if self._one_map else []
         fitted = [answer for answer in kept if answer is not None]
 
@@ -231,22 +233,23 @@ class Engine:
             else:
                 raise
 
-        # Outside the handler, whose error kept the frames and tensors of the failed attempt alive.
+        # Outside the handler: its error would keep the frames and tensors of the failed attempt
+        # alive.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
         return self.logits(role, batch)
 
     def tune(self) -> None:
-        """Choose and change over now: all of `tune_step`'s steps."""
+        """Run all of `tune_step`'s steps now."""
         while self.tune_step():
             pass
 
     def tune_step(self) -> bool:
         """Take one step of choosing engines; returns whether there is more to do.
 
-        A step builds, checks or times one engine, and the last one changes over. It takes as long
-        as a batch or two, or as converting one network. The device's owner calls it between
+        A step builds, checks or times one engine; the last step switches to the best. It takes as
+        long as a batch or two, or as converting one network. The device's owner calls it between
         batches.
 
         Raises:
@@ -281,10 +284,9 @@ class Engine:
     def _try(
         self, role: Role, trial: Trial, known: list[str]
     ) -> Generator[None, None, Mapping[int, Candidate] | None]:
-        """Change over to the best engine that was tried, and return the choice by batch size.
-
-        None where no other engine runs now; the next start tries again. `known` are the names of
-        the engines that were the quickest at an earlier start, one for each size.
+        """Switch to the best engine that was tried, and return the choice by batch size. None if no
+        other engine runs now; the next start tries again. `known` are the names of the engines that
+        were the quickest at an earlier start, one for each size.
         """
         names = {str(one): one for one in (PLAIN, *trial.candidates)}
         remembered: dict[int, Candidate] = {}
@@ -312,7 +314,7 @@ class Engine:
             else:
                 chosen = dict.fromkeys(trial.sizes, next(iter(runners)))
         except Exception as error:
-            # Plain torch goes on, whatever breaks here.
+            # Whatever breaks here, plain torch goes on.
             if is_fatal(error):
                 raise EngineBrokenError(f"{role}: {error}") from error
 
@@ -358,7 +360,7 @@ class Engine:
 class _Maps:
     """The maps of the images seen last, at the network's size.
 
-    It holds no image: one that is no longer in use is forgotten.
+    It does not keep images alive: the map of an image that is no longer in use is dropped.
     """
 
     def __init__(
@@ -369,7 +371,7 @@ class _Maps:
         ]
 
     def of(self, image: NDArray[np.float32]) -> _Fitted | None:
-        """The map of this very array, if it is among them."""
+        """The map of this array (by identity), if it is there."""
         return next((fitted for known, fitted in self._maps if known() is image), None)
 
 

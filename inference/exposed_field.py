@@ -1,8 +1,6 @@
-"""The exposed field of a radiograph, which shows the body: without the black margin of the film,
-the collimator and the air beside.
-
-All of these are black and reach the edge of the picture. A lung is dark too, but the chest wall
-lies between it and the edge.
+"""The exposed field of a radiograph: the part that shows the body, without the black film margin,
+the collimator and the surrounding air. All of these are black and reach the edge of the picture. A
+lung is dark too, but the chest wall separates it from the edge.
 """
 
 from __future__ import annotations
@@ -12,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-# A margin is black but for the noise of its compression. At this limit, and at 0.1 too, no pixel of
-# the 102 annotated masks at hand is lost.
+# A margin is black, except for compression noise. At this limit, and at 0.1 too, no pixel of the
+# 102 annotated masks at hand is lost.
 _BLACK = 0.06
-# Pixels a side on which the margin is looked for.
+# The side in pixels at which the margin is looked for.
 _SMALL = 256
-# A margin is wide: what a lung and the edge have between them may be a few black pixels.
+# A margin is wide; only a few black pixels may connect a lung with the edge.
 _NECK = 3
 
 
@@ -32,8 +30,8 @@ def exposed(pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
     picture = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32))
     small = np.asarray(picture.resize(size, Image.Resampling.BOX))
 
-    # Opened, so that no neck of black pixels joins a lung to the margin. The edge is padded: a
-    # margin goes on beyond the picture.
+    # A morphological opening, so that no neck of black pixels joins a lung to the margin. The edge
+    # is padded, because a margin continues beyond the picture.
     black = np.pad(small <= _BLACK, _NECK, mode="edge")
     opened = ndimage.binary_opening(black, np.ones((_NECK, _NECK), dtype=bool))
     opened = opened[_NECK:-_NECK, _NECK:-_NECK]

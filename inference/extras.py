@@ -1,4 +1,4 @@
-"""Libraries that only an extra brings: where one is absent, the error says which extra to install.
+"""Libraries that only an extra installs: if one is absent, the error says which extra to install.
 
 A node needs none of them (docs/decisions.md, "A node installs what a node needs").
 """
@@ -21,7 +21,8 @@ def needs_training_libraries(what: str) -> Iterator[None]:
     """Run imports of `what`, which may need a library of the `train` extra.
 
     Raises:
-        MissingExtraError: such a library is absent. The absence of another module stays as it is.
+        MissingExtraError: such a library is absent. The absence of any other module raises as
+            usual.
     """
     try:
         yield

@@ -13,7 +13,7 @@ Laterality = Literal["R", "L", "B"]  # the patient's right, left, both
 
 
 class State(StrEnum):
-    """The final state of an image that was looked at; silence never means negative."""
+    """The final state of an image; silence never means negative."""
 
     ANALYSED = "analysed"
     NOT_ANALYSED = "not_analysed"
@@ -22,7 +22,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model package spoke: what goes into every result and into the derived UIDs."""
+    """The model package that answered. It enters every result and the derived UIDs."""
 
     id: str  # the package's own name, for example "pleura-default"
     version: str
@@ -35,12 +35,12 @@ class Measurement:
     """Figures of a mask in the source's own pixel matrix."""
 
     area_px: int
-    area_mm2: float | None  # None where no spacing is known
-    # True where no spacing is known to be calibrated to the patient (PS3.3 10.7.1.1).
+    area_mm2: float | None  # None if no spacing is known
+    # True if the spacing is not known to be calibrated to the patient (PS3.3 10.7.1.1).
     area_estimated: bool
     # (column, row) of all regions together, pixel centres at whole numbers.
     centroid_px: tuple[float, float]
-    laterality: Laterality | None  # None where PatientOrientation does not tell
+    laterality: Laterality | None  # None if PatientOrientation does not tell
     regions: int
     # (first row, first column, last row, last column) of them all.
     extent_px: tuple[int, int, int, int] | None = None
@@ -55,16 +55,16 @@ class Finding:
     `mask` is (rows, columns), bool, in the source's pixel matrix. It is None where the classifier
     said "not detected" (the segmenter never ran). A positive whose segmenter found no region has a
     mask without a true pixel and no measurement: a visible result, never turned into a negative.
-    `sided` is False where the picture contradicts what its header says of the patient's sides.
+    `sided` is False if the picture contradicts what its header says about the patient's sides.
     """
 
     probability: float  # the classifier's, 0 to 1
-    threshold: float  # the operating point it was held against
+    threshold: float  # the operating point that it was compared with
     positive: bool
     mask: NDArray[np.bool_] | None = None
     measurement: Measurement | None = None
     sided: bool = True
-    # Whether `probability` is one, and not a mere score: the package says so.
+    # Whether `probability` is a calibrated probability, not just a score; the package says so.
     calibrated: bool = False
 
 
@@ -81,7 +81,7 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The one visible state of one image, and the objects that tell of it (perhaps none)."""
+    """The visible end state of one image, and the objects that report it (perhaps none)."""
 
     state: State
     content_digest: str
@@ -91,12 +91,10 @@ class Outcome:
     detail: str = ""  # for the log and the ledger: tags and UIDs, never a patient's value
     finding: Finding | None = None
     results: tuple[Result, ...] = ()
-    notes: tuple[str, ...] = ()  # what was absent or implausible and admitted all the same
+    notes: tuple[str, ...] = ()  # what was absent or implausible but admitted
 
     def summary(self) -> dict[str, Any]:
-        """The answer as `pleura predict` prints it: plain values, None where there is nothing to
-        say.
-        """
+        """The answer as `pleura predict` prints it: plain values, None if there is none."""
         finding = self.finding
         measurement = finding.measurement if finding else None
         has_mm2 = measurement is not None and measurement.area_mm2 is not None

@@ -24,12 +24,12 @@ from inference.networks import build, shapes
 from inference.networks.onnx_graph import OnnxError, checked
 
 Stage = Literal["classifier", "segmenter"]
-# Arguments of the architecture `onnx`: what networks from ImageNet were given
+# Arguments of the architecture `onnx` for the usual input of networks trained on ImageNet
 IMAGENET: dict[str, list[float]] = {
     "mean": [0.485, 0.456, 0.406],
     "deviation": [0.229, 0.224, 0.225],
 }
-# Of torchxrayvision's 18 findings in their order (xrv.datasets.default_pathologies)
+# The place among torchxrayvision's 18 findings (xrv.datasets.default_pathologies)
 _XRAYVISION_PNEUMOTHORAX = 3
 _XRAYVISION_CLASSES = 18
 # Training's and thresholds' bookkeeping beside the weights
@@ -39,7 +39,7 @@ _FAULTS_SAID = 5
 
 @dataclass(frozen=True, eq=False)
 class Foreign:
-    """A network as a package has it: its entry of the manifest, and its module in eval mode."""
+    """A network as a package holds it: its manifest entry, and its module in eval mode."""
 
     # The network and where it comes from, in words
     about: str
@@ -74,7 +74,7 @@ def from_onnx(path: Path, role: Stage, side: int, **arguments: Any) -> Foreign:
 
     arguments = {"size": len(data)} | arguments
     module = _built("onnx", arguments)
-    # A copy: torch warns of memory that it may not write.
+    # A copy, because torch warns about read-only memory.
     module.load_state_dict({"graph": torch.frombuffer(bytearray(data), dtype=torch.uint8)})
     return Foreign(f"ONNX, {path.name}", role, "onnx", arguments, side, module.eval())
 
@@ -118,7 +118,7 @@ def from_tensors(
 
 
 def from_xrayvision(path: Path, side: int) -> Foreign:
-    """A DenseNet-121 of torchxrayvision with its 18 findings; pneumothorax alone is kept.
+    """A DenseNet-121 of torchxrayvision with its 18 findings; only pneumothorax is kept.
 
     Raises:
         PackageError: another network.
@@ -142,7 +142,7 @@ def write(foreign: Foreign, other: Path, folder: Path, choices: Choices) -> Mani
     """Write the package of a foreign network, its weights as they are.
 
     A classifier gets the segmenter (and plausibility gate) of the package `other`. A segmenter
-    decides by its own map: an image is positive where a pixel of it reaches the threshold.
+    decides by its own map: an image is positive if a pixel of the map reaches the threshold.
 
     Raises:
         PackageError: a folder that holds something, a package `other` that does not load, or a
@@ -170,7 +170,7 @@ def write(foreign: Foreign, other: Path, folder: Path, choices: Choices) -> Mani
 
     (folder / "README.md").write_text(_card(foreign, choices), encoding="utf-8")
     written = package.amend(folder, {})
-    # With every check that a node makes: the golden inputs are replayed.
+    # Load it with every check that a node makes, including the golden replay.
     package.load(folder)
     return written
 
@@ -255,7 +255,7 @@ def _built(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
 def _fitting(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """Exactly the tensors that are wanted, or what is wrong with those that are there."""
+    """Exactly the expected tensors; raises with what is wrong with those that are there."""
     found = {name: value for name, value in state.items() if not name.endswith(_BOOKKEEPING)}
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):

@@ -1,10 +1,10 @@
 """JPEG Lossless, and JPEG Extended of 8 and 12 bits: a pydicom decoder plugin over GDCM.
 
-pydicom's own GDCM plugin refuses 12 bits, which GDCM decodes once it is told the precision (pixel
-for pixel as DCMTK and libjpeg-turbo do), and hands it streams as they come: a warning while GDCM
-reads a header, such as of an odd JFIF version, is a C++ exception that nothing catches and that
-ends the process. Here a stream is taken apart first, and only what the standard wants in it is
-handed on. No other decoder whose licence allows shipping knows these processes.
+pydicom's own GDCM plugin refuses 12 bits, although GDCM decodes them once it is told the precision
+(pixel for pixel like DCMTK and libjpeg-turbo). It also passes streams to GDCM unchecked: a warning
+while GDCM reads a header, for example about an odd JFIF version, is a C++ exception that nothing
+catches and that ends the process. Here a stream is parsed first, and only what the standard
+requires is passed on. No other decoder with a suitable licence supports these processes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
     """One grey frame's stored values, little endian, 8 or 16 bits each.
 
     Raises:
-        ValueError: it is no whole stream of the process that the transfer syntax names, or GDCM
-            cannot decode it.
+        ValueError: it is not a complete stream of the transfer syntax's process, or GDCM cannot
+            decode it.
     """
     precision, clean = _taken_apart(stream, runner.transfer_syntax)
     # GDCM has a codec for each of these three.
@@ -60,7 +60,7 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
         gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(runner.transfer_syntax)))
     )
     image.SetPixelFormat(gdcm.PixelFormat(1, bits, bits, bits - 1, 0))
-    # SWIG gives bytes as text with surrogates, or None.
+    # SWIG returns bytes as text with surrogates, or None.
     decoded: Any = image.GetBuffer()
     values = b"" if decoded is None else bytes(decoded.encode("utf-8", "surrogateescape"))
     sample_bytes = 1 if bits == 8 else 2
@@ -73,7 +73,7 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
 
 
 def _taken_apart(stream: bytes, syntax: UID) -> tuple[int, bytes]:
-    """(bits per sample, the stream with nothing in its header but tables, frame and scan)."""
+    """(bits per sample, the stream with only tables, frame and scan in its header)."""
     end = stream.rfind(b"\xff\xd9")
     if stream[:2] != b"\xff\xd8" or end < len(stream) - 16:
         raise ValueError("no JPEG stream from its start to its end")

@@ -1,4 +1,4 @@
-"""Numbers of a header, read leniently and written as DS (PS3.5 6.2)."""
+"""A header's numbers, read leniently and written as DS (PS3.5 6.2)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _DS_CHARACTERS = 16
 
 
 def first_number(header: Dataset, keyword: str) -> float | None:
-    """The first value of a numeric attribute; None where it is absent or no usable number."""
+    """The first value of a numeric attribute; None if it is absent or not a usable number."""
     numbers = numbers_of(header, keyword)
     return numbers[0] if numbers else None
 
 
 def numbers_of(header: Dataset, keyword: str) -> list[float | None]:
-    """The values of a numeric attribute, None for each that is no usable number."""
+    """The values of a numeric attribute, None for each that is not a usable number."""
     value: Any = header.get(keyword)
     if value is None:
         return []
@@ -28,7 +28,7 @@ def numbers_of(header: Dataset, keyword: str) -> list[float | None]:
 
 
 def usable_number(value: Any) -> float | None:
-    """A value as a number; None where it is none, is not finite or is absurdly large."""
+    """A value as a number; None if it is not a number, not finite or absurdly large."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -37,7 +37,7 @@ def usable_number(value: Any) -> float | None:
 
 
 def set_number(settled: Dataset, keyword: str, *numbers: float) -> None:
-    """Write numbers as DS, unless the attribute holds exactly them already.
+    """Write numbers as DS, unless the attribute already holds exactly these.
 
     A DS has at most 16 characters (PS3.5 6.2); results leave longer ones out.
     """

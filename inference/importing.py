@@ -1,6 +1,5 @@
-"""`pleura model import`: from another project's checkpoint to a model package.
-
-Only here is a pickle read, and only its tensors are taken. package.py writes the package.
+"""`pleura model import`: turn another project's checkpoint into a model package. Only here is a
+pickle read, and only its tensors are used. package.py writes the package.
 
 CheXNet: Rajpurkar et al., "CheXNet: Radiologist-Level Pneumonia Detection on Chest X-Rays with Deep
 Learning", arXiv 1711.05225; a DenseNet-121 with 14 outputs, as its public reimplementations save
@@ -33,10 +32,9 @@ CHEXNET_LABELS = (
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 _PNEUMOTHORAX = CHEXNET_LABELS.index("Pneumothorax")
-# DataParallel's and a trainer's own attribute, whichever of both is inside the other; then a
-# wrapper's.
+# The prefixes of DataParallel and of a trainer's attribute, in either order; then a wrapper's.
 _PREFIXES = ("module.", "model.", "module.", "densenet121.")
-# Checkpoints from before torch 0.4 say "norm.1" where a module's name may hold no dot any more.
+# Checkpoints from before torch 0.4 say "norm.1"; module names may not contain a dot any more.
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 # The names of a head of Linear and Sigmoid.
 _HEADS = {
@@ -48,7 +46,7 @@ _NO_LICENCE = "not stated with the checkpoint: ask its author before use"
 
 @dataclass(frozen=True)
 class Choices:
-    """The facts that a checkpoint does not hold, and a person must answer for."""
+    """Facts that a checkpoint does not hold, and that a person must supply."""
 
     threshold: float
     # How the threshold was chosen, in words.
@@ -66,7 +64,8 @@ def import_chexnet(checkpoint: Path, segmenter: Path, folder: Path, choices: Cho
     """Write the package of a CheXNet checkpoint; its segmenter (and plausibility gate) is that of
     another package.
 
-    The weights are kept as they are, in float32. Of the 14 outputs only that for pneumothorax is.
+    The weights are kept as they are, in float32. Only the output for pneumothorax, one of 14, is
+    kept.
 
     Raises:
         PackageError: a checkpoint that is not one of a CheXNet DenseNet-121, a segmenter that does
@@ -85,7 +84,7 @@ def import_chexnet(checkpoint: Path, segmenter: Path, folder: Path, choices: Cho
     package.write(folder, manifest, networks, inputs, exact=True)
     (folder / "README.md").write_text(_card(checkpoint, other.manifest, choices), encoding="utf-8")
 
-    # So that model.yaml lists the card too.
+    # Written first, so that model.yaml lists the card too.
     return package.amend(folder, {})
 
 
@@ -144,7 +143,7 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def state_dict(checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, read as data: of a pickle torch takes nothing else.
+    """The tensors of a checkpoint, read as data: torch loads nothing else from a pickle.
 
     Raises:
         PackageError: too large, unreadable, or more than tensors.
@@ -176,7 +175,8 @@ def state_dict(checkpoint: Path) -> dict[str, Tensor]:
         ) from error
     except (
         Exception
-        # The unpickler meets arbitrary bytes, and a checkpoint is all or nothing.
+        # On arbitrary bytes the unpickler may raise anything; a checkpoint is read completely or
+        # not at all.
     ) as error:
         raise PackageError(
             f"{checkpoint}: not a torch checkpoint ({type(error).__name__})"

@@ -1,7 +1,7 @@
 """Weights that Keras saved as HDF5: a DenseNet-121, such as CheXNet's Keras reimplementation.
 
-Needs h5py (`pip install 'pleura[keras]'`). Of the file only numbers are read: links to other files,
-and data sets that lie in other files, are not followed.
+Needs h5py (`pip install 'pleura[keras]'`). Only numbers are read from the file: links to other
+files, and data sets in other files, are not followed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     """The weights of a DenseNet-121 under torchvision's names.
 
     Raises:
-        PackageError: h5py is absent, or no HDF5 file of such a network.
+        PackageError: h5py is absent, or the file is not an HDF5 file of such a network.
     """
     if importlib.util.find_spec("h5py") is None:
         raise PackageError(
@@ -100,7 +100,7 @@ def _name(place: str) -> str | None:
         if match := re.search(rf"(?:^|/)(?:{pattern})$", layer):
             numbers = list(match.groups())
             if numbers:
-                # Keras numbers the stages from the stem on: the first block is in stage 2.
+                # Keras counts the stem as a stage: the first block is in stage 2.
                 numbers[0] = str(int(numbers[0]) - 1)
             return f"{theirs.format(*numbers)}.{_WEIGHTS[weight]}"
     return None

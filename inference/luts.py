@@ -1,7 +1,8 @@
-"""Look-up tables of a header: Modality LUT (PS3.3 C.11.1) and VOI LUT (C.11.2), as they are found.
+"""Look-up tables of a header: Modality LUT (PS3.3 C.11.1) and VOI LUT (C.11.2), as they occur in
+practice.
 
-Real tables contradict their descriptors: fewer bits than said, a signed first value over unsigned
-pixels, data written as signed numbers. The table itself decides then.
+Real tables contradict their descriptors: fewer bits than stated, a signed first value for unsigned
+pixels, data written as signed numbers. Then the table itself decides.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ _LARGEST_SIGNED = (1 << 15) - 1
 
 
 def has_grey_palette(header: Dataset) -> bool:
-    """Whether PALETTE COLOR shows greys alone: its three tables hold the same (PS3.3 C.7.6.3.1)."""
+    """Whether a PALETTE COLOR image is grey: its three tables are equal (PS3.3 C.7.6.3.1)."""
     red, green, blue = (header.get(keyword) for keyword in _PALETTES)
     return bool(red) and red == green == blue
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One table. `outputs` are its entries; input `first` and everything below give the first."""
+    """One table. `outputs` are its entries; inputs up to `first` give the first entry."""
 
     outputs: Array
     first: int
-    # The largest output that the bits which the entries use can hold.
+    # The largest output that fits the bits that the entries use.
     largest: float
 
     def __call__(self, values: Array) -> tuple[Array, float]:
@@ -41,7 +42,7 @@ class Table:
         return self.outputs[index.astype(np.intp)], self.largest
 
     def item(self, order: str) -> Dataset | None:
-        """The table as a sequence item that keeps the standard; None where no item can hold it.
+        """The table as a valid sequence item; None if no item can hold it.
 
         `order` is the byte order of the file that the item stands in for, "<" or ">".
         """
@@ -61,7 +62,7 @@ class Table:
 
 
 def lut_of(header: Dataset, keyword: str, signed: bool) -> Table | None:
-    """The table of a sequence's first item; None where there is none, or it cannot be applied.
+    """The table of a sequence's first item; None if it is absent or cannot be applied.
 
     Args:
         header: the source's data set.
@@ -81,15 +82,15 @@ def lut_of(header: Dataset, keyword: str, signed: bool) -> Table | None:
     if len(outputs) != entries or not 1 <= bits <= 16 or largest < 1:
         return None
 
-    # The descriptor's VR does not always follow the input values. A table may begin below 0 over
-    # unsigned values, but not end there.
+    # The descriptor's VR does not always follow the input values. A table for unsigned values may
+    # begin below 0, but not end there.
     if signed and first > _LARGEST_SIGNED:
         first -= _WORDS
     elif not signed and first + entries <= 0:
         first += _WORDS
 
-    # Descriptors say 8 or 10 bits of tables of 12, and 16 of tables of 14: the picture would be
-    # white, or a quarter as bright. The entries tell how many bits they use.
+    # Descriptors state 8 or 10 bits for 12-bit tables, and 16 for 14-bit tables: the picture would
+    # be white, or a quarter as bright. The entries show how many bits they use.
     return Table(outputs, first, float(2 ** largest.bit_length() - 1))
 
 
@@ -112,15 +113,15 @@ def _outputs(data: Any, header: Dataset, entries: int) -> Array:
 def lut_words(data: object, header: Dataset) -> bytes | None:
     """LUTData as 16-bit little endian words, the same from every transfer syntax.
 
-    It is US or OW (PS3.3 C.11.1): numbers where the VR is written, and bytes in the file's own
-    order elsewhere. Numbers written as SS are the same words.
+    It is US or OW (PS3.3 C.11.1): numbers in explicit VR, and otherwise bytes in the file's own
+    order. Numbers written as SS are the same words.
 
     Args:
         data: the value as it was read.
         header: of the file that it was read from, for its byte order.
 
     Returns:
-        None where the data are no such words.
+        None if the data are not such words.
     """
     if isinstance(data, bytes):
         if len(data) % 2:
@@ -133,5 +134,5 @@ def lut_words(data: object, header: Dataset) -> bytes | None:
     except (TypeError, ValueError, OverflowError):
         return None
 
-    # A number outside would be another one, and the picture another picture.
+    # A number outside the range would wrap around, and change the picture.
     return (words & (_WORDS - 1)).astype("<u2").tobytes() if fits else None

@@ -1,6 +1,6 @@
 """model.yaml.
 
-What a model package says of itself, and how it is read without believing it (docs/models.md).
+What a model package states about itself, and how that is read without trusting it (docs/models.md).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def _known(name: str) -> str:
 # A normalisation scheme of preprocess.py.
 Scheme = Annotated[str, AfterValidator(_known)]
 
-# Of model.yaml; the largest honest files hold a few kilobytes of metrics.
+# The largest model.yaml; real files hold a few kilobytes of metrics.
 MAX_BYTES = 256 * 1024
 _MAX_DEPTH = 32
-# A validation that lost more than this does not allow bf16.
+# A validation with a larger loss than this does not allow bf16.
 _BF16_LOSS = 0.01
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -81,34 +81,35 @@ class Network(_Part):
 
 
 class Calibration(_Part):
-    """The line that makes a classifier's score a probability: logit -> `scale` x logit + `offset`.
+    """The line that turns a classifier's score into a probability: logit -> `scale` x logit +
+    `offset`.
 
-    Platt, "Probabilistic outputs for support vector machines", 1999. Such a probability holds where
-    so many images are positive as `prevalence` says.
+    Platt, "Probabilistic outputs for support vector machines", 1999. Such a probability is valid
+    where the share of positive images is `prevalence`.
     """
 
     scale: Annotated[FiniteFloat, Field(gt=0.0, le=100.0)]
     offset: Annotated[FiniteFloat, Field(ge=-100.0, le=100.0)]
     prevalence: Probability
-    # How it was fitted, and on which images, in words.
+    # In words: how it was fitted, and on which images.
     method: Text
 
 
 class Classifier(Network):
-    """Image -> one logit of pneumothorax, held against `threshold` after the sigmoid."""
+    """Image -> one logit of pneumothorax; after the sigmoid it is compared with `threshold`."""
 
     threshold: Probability
     # How the threshold was chosen, in words.
     operating_point: Text
-    # Absent: the sigmoid is a score, and no probability of anything. The threshold is of what comes
-    # after it.
+    # Absent: the sigmoid is a score, not a probability. The threshold applies after the
+    # calibration.
     calibration: Calibration | None = None
 
 
 class Segmenter(Network):
     """Image -> (side, side) logits of pneumothorax.
 
-    Postprocess.segment says what its four figures mean.
+    postprocess.segment explains its four figures.
     """
 
     bottom: Probability
@@ -131,8 +132,7 @@ class Segmenter(Network):
 class Plausibility(Network):
     """Image -> one logit of "this is a frontal chest X-ray".
 
-    Below `threshold` after the sigmoid the image is not analysed, with reason
-    `not_a_frontal_chest`.
+    If it is below `threshold` after the sigmoid, the image is not analysed (`not_a_frontal_chest`).
     """
 
     threshold: Probability
@@ -162,7 +162,7 @@ class Comparison(_Part):
 
 
 class Precision(_Part):
-    """Which networks may run in less than float32, each by the validation that allows it."""
+    """Which networks may run in less than float32, each with the validation that allows it."""
 
     bf16: dict[Role, Comparison] = {}
 
@@ -204,7 +204,7 @@ class Manifest(_Part):
     metrics: dict[str, JsonValue]
     licence: Text
     intended_use: Text
-    # Of every other file of the package.
+    # SHA-256 of every other file of the package.
     sha256: Annotated[dict[FileName, Sha256], Field(max_length=30)]
 
     @property
@@ -215,7 +215,7 @@ class Manifest(_Part):
 
     @property
     def one_map(self) -> bool:
-        """Whether the classifier says how much of the segmenter's own map reaches a threshold."""
+        """Whether the classifier is the segmenter's map: how much of it reaches a threshold."""
         classifier, segmenter = self.classifier, self.segmenter
         of = {"architecture": segmenter.architecture, "arguments": segmenter.arguments}
         return (
@@ -237,8 +237,8 @@ def parse(data: bytes) -> Manifest:
     """The manifest that the bytes of a model.yaml hold.
 
     Raises:
-        ManifestError: not plain YAML (tags, aliases and repeated keys are refused too), or a wrong
-            key: all at once.
+        ManifestError: not plain YAML (tags, aliases and repeated keys are refused too), or wrong
+            keys, all listed.
     """
     if len(data) > MAX_BYTES:
         raise ManifestError(
@@ -246,7 +246,7 @@ def parse(data: bytes) -> Manifest:
         )
 
     try:
-        # _PlainLoader is a SafeLoader, and stricter.
+        # _PlainLoader is a stricter SafeLoader.
         document = yaml.load(data.decode("utf-8"), _PlainLoader)  # noqa: S506
     except (
         yaml.YAMLError,
@@ -278,7 +278,7 @@ def validate(document: Any) -> Manifest:
 
 def dump(manifest: Manifest) -> str:
     """The text of a model.yaml."""
-    # Absent parts are left out: a package without a third network does not mention one.
+    # Absent parts are left out: a package without a plausibility network does not mention one.
     document = {
         key: value for key, value in manifest.model_dump(mode="json").items() if value is not None
     }
@@ -336,9 +336,8 @@ def _fault(kind: str, place: tuple[int | str, ...], found: Any, message: str) ->
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader without what a manifest never needs and an attacker does.
-
-    Aliases, depth, a key said twice.
+    """A SafeLoader without what only an attacker needs. It refuses aliases, deep nesting and
+    repeated keys.
     """
 
     depth = 0
@@ -365,10 +364,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """SafeDumper that writes a value out each time it is meant.
-
-    What is written here must be readable here.
-    """
+    """A SafeDumper without aliases, because _PlainLoader refuses them."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

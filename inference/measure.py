@@ -15,8 +15,8 @@ from inference.orientation import directions
 from inference.postprocess import label_regions
 from inference.radiograph import Spacing
 
-# How near the image's middle, as a part of its width, a region's centroid may lie before its side
-# is left unsaid.
+# If a region's centroid is nearer to the image's middle than this part of the width, its side is
+# not stated.
 MIDDLE = 0.05
 
 
@@ -25,8 +25,8 @@ def measure(
 ) -> Measurement | None:
     """Measure a (rows, columns) bool mask; None when nothing is segmented.
 
-    `patient_orientation` is the source's PatientOrientation (0020,0020). Millimetres come from
-    `spacing` alone, and are marked as estimated where that is the detector's (PS3.3 10.7.1.1).
+    `patient_orientation` is the source's PatientOrientation (0020,0020). Millimetres come only from
+    `spacing`, and are marked as estimated if that is the detector's (PS3.3 10.7.1.1).
     """
     regions, count = label_regions(mask)
     if count == 0:
@@ -67,14 +67,14 @@ def laterality(
     shape: tuple[int, int],
     patient_orientation: Sequence[str] | None,
 ) -> Laterality | None:
-    """The patient's side(s) on which the regions' (row, column) centroids lie; None where the
-    header does not tell.
+    """The patient's side(s) on which the regions' (row, column) centroids lie; None if the header
+    does not tell.
 
     PatientOrientation names where the rows run to (left to right on the image) and where the
     columns run to (top to bottom), each by its main direction first: PS3.3 C.7.6.1.1.1. L\\F is the
     usual chest: image right is the patient's left. The middle of the image stands in for the
-    patient's midline, which is its limit: an off-centre or turned patient shifts it, so a centroid
-    near the middle leaves the side unsaid rather than guessed.
+    patient's midline, which is its limit: an off-centre or rotated patient shifts it, so no side is
+    stated for a centroid near the middle.
     """
     stated = directions(patient_orientation)
     if stated is None:

@@ -1,10 +1,10 @@
-"""A MONAI bundle's network -> a network of a package, where we can build that network ourselves.
+"""A MONAI bundle's network -> a network of a package, if we can build that network ourselves.
 
-Of a bundle's folder two files are read, as data: its configuration, JSON or YAML, of which plain
-values alone are taken, and its state dict. Nothing that they name is imported or run.
+Only two files of a bundle are read, as data: its configuration (JSON or YAML), of which only plain
+values are used, and its state dict. Nothing that they name is imported or run.
 
-MONAI's LoadImage has the image's columns as its first axis, so a network that was trained behind it
-knows images with rows and columns exchanged. Its kernels are turned here instead of each image: the
+MONAI's LoadImage has the image's columns as its first axis, so a network trained with it expects
+images with rows and columns exchanged. Its kernels are transposed here, instead of each image: the
 answers are the same, in our order.
 """
 
@@ -33,8 +33,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 @dataclass(frozen=True)
 class Head:
     """The class that is kept, the form of the outputs, and the first axis of the training images.
-
-    `axes`: "xy" as LoadImage has it, columns first; "yx" where rows were first.
+    `axes`: "xy", columns first, as in LoadImage; "yx", rows first.
     """
 
     index: int = 0
@@ -44,7 +43,7 @@ class Head:
 
 @dataclass(frozen=True)
 class _Known:
-    """A network of MONAI that we have: how its arguments and weights are called here."""
+    """A network of MONAI that we can build: the names of its arguments and weights here."""
 
     role: Stage
     architecture: str
@@ -86,7 +85,7 @@ _KNOWN = {
         unused=tuple(f"network.final_conv_0_{step}." for step in (1, 2, 3)),
     ),
 }  # fmt: skip
-# Change nothing in a network that answers
+# Arguments that do not matter after training
 _IDLE = ("_target_", "out_channels", "dropout_prob", "dropout", "pretrained", "progress")
 
 

@@ -1,11 +1,11 @@
-"""PatientOrientation (0020,0020), read in one place: picture, side and admission agree on it."""
+"""PatientOrientation (0020,0020), read in one place, so that picture, side and admission agree."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-# PS3.3 C.7.6.1.1.1, of a human; any other text may mean anything (PORTRAIT, RIGHT, ERECT).
+# PS3.3 C.7.6.1.1.1, for humans; other texts (PORTRAIT, RIGHT, ERECT) are not orientations.
 _DIRECTION = re.compile(r"[AFHLPR]{1,3}")
 # The two directions of each of the patient's axes.
 _AXES = ("AP", "FH", "LR")
@@ -20,14 +20,14 @@ def directions(patient_orientation: object) -> tuple[str, str] | None:
         patient_orientation: the attribute's value as pydicom gives it, of any type.
 
     Returns:
-        None where the value does not state two perpendicular directions: nothing of it counts.
+        None unless the value states two perpendicular directions; then all of it is ignored.
     """
     if isinstance(patient_orientation, str) or not isinstance(patient_orientation, Sequence):
         return None
     if len(patient_orientation) != 2:
         return None
 
-    # Spaces around a value of VR CS mean nothing (PS3.5 6.2).
+    # Spaces around a value of VR CS are not significant (PS3.5 6.2).
     values = [str(value).strip(" ") for value in patient_orientation]
     if not all(_is_direction(value) for value in values):
         return None

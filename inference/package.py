@@ -3,9 +3,9 @@
 Loading runs no code from it.
 
 The networks are built by allow-listed names (inference/networks), their weights are plain tensors,
-every file is held against its sha256, and the golden inputs are replayed before the package may
-serve. The order of the checks matters: what a package says is bounded before anything of that size
-is made (docs/models.md has the list).
+every file is checked against its sha256, and the golden inputs are replayed before the package may
+serve. The order of the checks matters: every stated size is bounded before anything of that size is
+allocated (docs/models.md has the list).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SERVED_TASK = "pneumothorax"
 # docs/rules.md, "Model package": a larger difference in plain torch fp32 refuses the package.
 GOLDEN_TOLERANCE = 1e-3
 _MAX_GOLDEN_IMAGES = 16
-# Fixed for ever: DeviceUIDs are derived in it.
+# The UUID namespace of DeviceUIDs. It must never change.
 _DEVICE_NAMESPACE = UUID("6f0f5c52-0d0c-5f60-9f0e-2f6a3b1f0a11")
 _LISTED = (WEIGHTS, GOLDEN, "README.md", "LICENSE")
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32}
@@ -56,17 +56,20 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32}
 
 @dataclass(frozen=True, eq=False)
 class Package:
-    """A package that was checked, replayed and is ready to serve on the CPU; engine.py moves it."""
+    """A package that was checked and replayed, ready to serve on the CPU; engine.py moves it to a
+    device.
+    """
 
     manifest: Manifest
     identity: ModelIdentity
     classifier: nn.Module
     segmenter: nn.Module
-    # None where the manifest names no such network.
+    # None if the manifest has no such network.
     plausibility: nn.Module | None = None
-    # The classifier is the segmenter's map: it has no weights, and one map decides and is drawn.
+    # The classifier is the segmenter's map: it has no weights, and one map is both the decision and
+    # the drawing.
     one_map: bool = False
-    # By "<role>.input" and "<role>.output"; other engines are held against them.
+    # By "<role>.input" and "<role>.output"; other engines are compared with them.
     golden: dict[str, Tensor] = field(default_factory=dict)
     # The largest difference of the golden replay on this machine, at most 1e-3.
     replay_error: dict[Role, float] = field(default_factory=dict)
@@ -95,9 +98,9 @@ def load(path: Path, any_task: bool = False) -> Package:
     """Check, build, fill and replay a package (folder or zip) on the CPU in fp32.
 
     Raises:
-        PackageError: see `read_manifest`; also a model for something else than chest X-rays (unless
-            `any_task`), an architecture out of bounds, weights that do not fit or are not finite,
-            or a golden replay that is off by more than 1e-3.
+        PackageError: see `read_manifest`; also a model not for chest X-rays (unless `any_task`), an
+            architecture beyond the limits, weights that do not fit or are not finite, or a golden
+            replay that differs by more than 1e-3.
     """
     files = read(path)
     if files.manifest.task != SERVED_TASK and not any_task:
@@ -134,7 +137,7 @@ def load(path: Path, any_task: bool = False) -> Package:
         errors[role] = _replayed(path, role, network, networks[role], golden)
 
     if one_map:
-        # The same weights in memory once.
+        # Share the weights, so that they are in memory only once.
         networks["segmenter"] = networks["classifier"].get_submodule("segmenter")
 
     device_uid = f"2.25.{uuid5(_DEVICE_NAMESPACE, files.digest).int}"
@@ -165,7 +168,7 @@ def write(
 
     `manifest` is a Manifest's fields without `sha256`; `networks` and `golden_inputs` have
     "classifier", "segmenter" and, where the manifest has one, "plausibility"; a golden input is (n,
-    1, side, side) float32 as preprocess makes it, n at most 16. The networks are left holding the
+    1, side, side) float32 as preprocess makes it, n at most 16. Afterwards the networks hold the
     rounded weights. A classifier that is the segmenter's map (`Manifest.one_map`) with the
     segmenter's weights is stored without weights: they are those of the segmenter. A README.md (the
     model card) and a LICENSE already in the folder are listed too.
@@ -204,7 +207,7 @@ def write(
 
 
 def _is_repeated(weights: dict[str, Tensor]) -> bool:
-    """Whether the classifier has exactly the weights of the segmenter inside it."""
+    """Whether the segmenter inside the classifier has exactly the weights of the segmenter."""
     classifier = {
         name.removeprefix("classifier."): value
         for name, value in weights.items()
@@ -217,7 +220,7 @@ def _is_repeated(weights: dict[str, Tensor]) -> bool:
 
 
 def amend(folder: Path, changes: dict[str, Any]) -> Manifest:
-    """Change keys of model.yaml and list every file anew, such as a model card; weights stay.
+    """Change keys of model.yaml, and list every file again, such as a new model card. Weights stay.
 
     Raises:
         PackageError: model.yaml is broken, or would be with these changes.
@@ -329,10 +332,10 @@ def _replayed(
 
     try:
         with torch.inference_mode():
-            # One by one: sixteen large images take gigabytes.
+            # One by one, because sixteen large images take gigabytes.
             found = torch.cat([module(one) for one in torch.split(given, 1)])
     except RuntimeError as error:
-        # Such as a side that does not halve often enough.
+        # For example, a side that cannot be halved often enough.
         raise PackageError(
             f"{where}: {role}.input does not run through {network.architecture}: {error}"
         ) from error
@@ -345,7 +348,7 @@ def _replayed(
         )
 
     off = float((found - wanted).abs().max())
-    # Written so that NaN is refused too.
+    # Written so that NaN fails too.
     if not off <= GOLDEN_TOLERANCE:
         raise PackageError(
             f"{path}: golden replay of the {role} is {off:.2e} off, at most "
@@ -364,6 +367,6 @@ def _refuse_not_finite(where: str, name: str, value: Tensor) -> None:
 def _tensors(where: str, data: bytes) -> dict[str, Tensor]:
     try:
         return load_safetensors(data)
-    # Beside its own error, safetensors raises these for unknown types and empty tensors.
+    # Besides its own error, safetensors raises these for unknown types and empty tensors.
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise PackageError(f"{where}: not a safetensors file ({str(error)[:300]})") from error

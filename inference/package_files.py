@@ -1,4 +1,4 @@
-"""The files of a model package, read and held against their checksums, without torch."""
+"""The files of a model package, read and checked against their checksums, without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GOLDEN = "golden.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class PackageFiles:
-    """A package's files after every checksum was right; later steps read these very bytes."""
+    """A package's files whose checksums are all right. Later steps read these same bytes."""
 
     path: Path
     manifest: Manifest
@@ -28,7 +28,7 @@ class PackageFiles:
 
 
 def default_folder() -> Path:
-    """The folder of the model that ships with Pleura."""
+    """The folder of the model that is shipped with Pleura."""
     return Path(str(importlib.resources.files("inference"))) / "models" / "default"
 
 

@@ -1,4 +1,4 @@
-"""From bytes to a Finding to checked objects: the worker and `pleura predict` share this path."""
+"""From a file's bytes to checked result objects: the worker and `pleura predict` share this."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AnalysisSettings:
     appearance: RenderSettings = field(default_factory=RenderSettings)
     # The union of the kinds of result that the destinations take.
     kinds: frozenset[str] = frozenset({"SEG", "SC"})
-    # Whether a SOP Instance UID is that of one of our results.
+    # Whether a SOP Instance UID belongs to one of our results.
     is_ours: Callable[[str], bool] = field(default=lambda _: False)
 
 
@@ -52,25 +52,24 @@ class Reading:
 class Answer:
     """The networks' answer for one radiograph.
 
-    Where the plausibility gate finds no frontal chest, no other network was asked.
+    If the plausibility gate finds no frontal chest, the other networks are not run.
     """
 
-    # 0 to 1; 1 where the package has no plausibility network.
+    # 0 to 1; 1 if the package has no plausibility network.
     plausibility: float = 1.0
     plausible: bool = True
     # The pose in which the networks saw the picture.
     pose: Pose = UPRIGHT
     # The classifier's, 0 to 1.
     probability: float = 0.0
-    # (rows, columns) of the picture that the networks saw; of positives alone.
+    # (rows, columns) of the picture that the networks saw; only for positives.
     probability_map: NDArray[np.float32] | None = None
 
 
 class Pipeline:
-    """Turns each file's bytes into one Outcome. The content of the bytes never raises.
-
-    Three steps, so that a worker can overlap them. Any number of threads may call `read` and
-    `conclude` at a time; only the thread that owns the device calls `answer`.
+    """Turns each file's bytes into one Outcome. Bad content never raises. There are three steps, so
+    that a worker can overlap them. Any number of threads may call `read` and `conclude` at a time;
+    only the thread that owns the device calls `answer`.
     """
 
     def __init__(self, engine: Engine, settings: AnalysisSettings) -> None:
@@ -90,9 +89,8 @@ class Pipeline:
         ]
 
     def fail(self, data: bytes, reason: str, result_time: datetime) -> Outcome:
-        """The Outcome of an image that was given up on.
-
-        Its pixels stay undecoded: decoding may be what ended the earlier attempts.
+        """The Outcome of an image that was given up. Its pixels are not decoded, because decoding
+        may have ended the earlier attempts.
         """
         digest = radiograph.undecoded_digest(data)
 
@@ -125,7 +123,7 @@ class Pipeline:
             return Reading(digest, header, exclusion=_exclusion(unsuitable), notes=parse_notes)
 
         if isinstance(judged, Exclusion):
-            # The archive is told, in an overlay on the very picture.
+            # The archive is told, by an overlay of this picture.
             return Reading(image.content_digest, image.header, image, judged)
 
         # The radiograph's header holds the display attributes that made its picture.
@@ -137,11 +135,11 @@ class Pipeline:
     ) -> list[Answer | None]:
         """Run the networks over the admitted images, on the thread that owns the device.
 
-        One Answer per reading, in order; None for an excluded image. `note` is told of "gated" and
-        "classified"; the segmenter is the rest.
+        One Answer per reading, in order; None for an excluded image. `note` is called with "gated"
+        and "classified"; the segmenter takes the remaining time.
 
         Raises:
-            As Engine.classify; ArithmeticError: a network answered something outside 0 to 1.
+            As Engine.classify; ArithmeticError: a network's answer is not between 0 and 1.
         """
         asked = [index for index, reading in enumerate(readings) if reading.exclusion is None]
         pictures = [_pixels(readings[index]) for index in asked]
@@ -179,7 +177,7 @@ class Pipeline:
         return answers
 
     def _plausibilities(self, images: Sequence[NDArray[np.float32]]) -> list[Answer]:
-        """The plausibility gate's answers; all plausible where the package has no such network."""
+        """The plausibility gate's answers; all plausible if the package has no such network."""
         gate = self.engine.manifest.plausibility
         if gate is None:
             return [Answer()] * len(images)
@@ -203,8 +201,8 @@ class Pipeline:
         if answer.probability_map is None:
             return Finding(probability, threshold, positive=False, calibrated=calibrated)
 
-        # An empty mask takes no positive back: the overlay says positive and outlines nothing.
-        # There is no SEG then, for an empty one would read like a negative.
+        # An empty mask does not revoke a positive: the overlay says positive and outlines nothing.
+        # Then there is no SEG, because an empty one would look like a negative.
         rule = self.engine.manifest.segmenter.rule
         orientation = image.header.get("PatientOrientation") or None
         probability_map = in_source(
@@ -212,7 +210,8 @@ class Pipeline:
         )
         mask = postprocess.segment(probability_map, *rule)
 
-        # A picture that had to be turned contradicts its header, so its sides are unknown.
+        # A picture that had to be rotated contradicts its header, so the patient's sides are
+        # unknown.
         sided = not answer.pose.quarter_turns
         measurement = measure(mask, image.spacing, orientation if sided else None)
         return Finding(probability, threshold, True, mask, measurement, sided, calibrated)
@@ -224,9 +223,8 @@ class Pipeline:
         result_time: datetime,
         note: results.Note = results.unnoted,
     ) -> Outcome:
-        """Make and check the objects of one image that was read and, where admitted, answered.
-
-        `note` is told of "measured", and as results.build_what_passes tells.
+        """Make and check the objects of one image that was read and, if admitted, answered. `note`
+        is called with "measured", and by results.build_what_passes.
         """
         exclusion = reading.exclusion
         finding = None
@@ -263,11 +261,12 @@ class Pipeline:
     def _with_results(
         self, outcome: Outcome, reading: Reading, result_time: datetime, note: results.Note
     ) -> Outcome:
-        """The outcome with its objects; FAILED where none of them passed its check."""
+        """The outcome with its objects; FAILED if none of them passed its check."""
         case = self._case(reading, outcome.finding, outcome.reason, result_time)
         built = results.build_what_passes(case, self._kinds, note)
 
-        # An object that fails its check is never sent, is visible, and holds up no other.
+        # An object that fails its check is never sent. The failure is visible, and does not affect
+        # other objects.
         for problem in built.problems:
             log.error("no %s for %s: %s", problem.kind, outcome.sop_instance_uid, problem.what)
 
@@ -276,7 +275,7 @@ class Pipeline:
         if built.results or not built.problems:
             return replace(outcome, results=built.results, detail=detail)
 
-        # No object is left to tell the archive the answer, so it is told that no result follows.
+        # No object is left to report the answer, so the archive is told that no result follows.
         reason = outcome.reason if outcome.state is State.FAILED else "result_invalid"
         case = self._case(reading, None, "result_invalid", result_time)
         told = results.build_what_passes(case, self._kinds).results
@@ -290,7 +289,7 @@ class Pipeline:
         )
 
     def _last_resort(self, case: Case) -> tuple[Result, ...]:
-        """The overlay that leaves out what keeps every other object from passing its check."""
+        """An overlay without the attributes that made every other object fail its check."""
         made = results.last_resort(case) if "SC" in self._kinds else None
         uid = case.header.SOPInstanceUID
         if made is None:
@@ -304,7 +303,7 @@ class Pipeline:
 
     @property
     def _kinds(self) -> list[str]:
-        """The kinds of result that some destination takes."""
+        """The kinds of result that at least one destination takes."""
         return sorted(self._settings.kinds)
 
     def _case(
@@ -331,7 +330,8 @@ class Pipeline:
         )
 
     def warm_up(self) -> None:
-        """Run networks and encoders once: no patient waits for first imports and allocations.
+        """Run networks and encoders once, so that no patient waits for first imports and
+        allocations.
 
         Raises:
             results.GateError: an encoder's object fails its check on this installation.
@@ -364,9 +364,8 @@ def _exclusion(unsuitable: Unsuitable) -> Exclusion:
 
 
 def _in_percents(probability: float, threshold: float) -> float:
-    """A calibrated probability in whole percents, 1 to 99: more digits say what nobody knows.
-
-    It gets more digits where it takes them to stay on its side of the threshold.
+    """A calibrated probability in whole per cent, 1 to 99: more digits would pretend a precision.
+    It gets more digits only if rounding would move it across the threshold.
     """
     for digits in (2, 3, 4):
         rounded = min(max(round(probability, digits), 0.01), 0.99)
@@ -377,21 +376,23 @@ def _in_percents(probability: float, threshold: float) -> float:
 
 
 def _in_range(probability: float) -> float:
-    """The probability, 0 to 1. NaN is below every threshold: it would be a silent negative."""
+    """The probability, checked to be 0 to 1. NaN, below every threshold, would be a silent
+    negative.
+    """
     if not 0.0 <= probability <= 1.0:
         raise ArithmeticError(f"a network answered {probability}, wanted 0 to 1")
     return probability
 
 
 def _pixels(reading: Reading) -> NDArray[np.float32]:
-    """The networks' view: the image standing up in true proportions, however it is stored."""
+    """The networks' view: the image upright and in true proportions, however it is stored."""
     assert reading.radiograph is not None
     image = reading.radiograph
     return as_seen(image.pixels, image.aspect, image.header.get("PatientOrientation"))
 
 
 def _can_be_named(header: Dataset) -> bool:
-    """Whether a result can refer to this image: one that failed early was never judged."""
+    """Whether a result can refer to this image: one that failed early has not been judged."""
     keywords = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
     return all(_uid(header, keyword) for keyword in keywords)
 

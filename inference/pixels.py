@@ -1,6 +1,6 @@
 """Pixel Data -> stored values, the same whatever the transfer syntax.
 
-What hostile bytes may cost is bounded before a decoder sees them.
+The cost of hostile bytes is bounded before a decoder sees them.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from inference.silence import silenced_warnings
 for _decoder in (JPEGExtended12BitDecoder, JPEGLosslessDecoder, JPEGLosslessSV1Decoder):
     _decoder.add_plugin("pleura", ("inference.gdcm_jpeg", "decode_frame"))
 
-# One decoder for each syntax: an image is the same wherever it is decoded, and broken streams meet
-# those that survive them. GDCM as pydicom calls it ends the process on some (JPEG Lossless,
-# JPEG-LS); Pillow refuses truncated ones.
+# One decoder for each syntax, so that an image is the same wherever it is decoded, and each decoder
+# survives broken streams. GDCM as pydicom calls it crashes the process on some (JPEG Lossless,
+# JPEG-LS); Pillow refuses truncated streams.
 DECODERS = {
     JPEGBaseline8Bit: "pillow",
     JPEGExtended12Bit: "pleura",
@@ -67,14 +67,14 @@ NATIVE_SYNTAXES = (
     ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
 )  # fmt: skip
-# A header may ask for 65535 x 65535; the largest detectors have some 20 million.
+# A header may state 65535 x 65535; the largest detectors have some 20 million pixels.
 MAX_PIXELS = 100_000_000
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 # The group of the attributes that describe pixels.
 _DESCRIPTION_GROUP = 0x0028
 _PIXEL_DATA = 0x7FE00010
-# A lossy codec overshoots sharp edges by less, and at fewer pixels.
+# A lossy codec overshoots sharp edges by less than this, and at fewer pixels.
 _OVERSHOOT = 1 / 8
 _OVERSHOT_PART = 0.001
 
@@ -83,7 +83,7 @@ class Unsuitable(Exception):  # noqa: N818 - an outcome, not an error
     """No Radiograph can be made of the file.
 
     `reason` is a code of admission.REASONS; `detail` holds no patient value. `content_digest` is
-    that of the pixels where they were decoded, else None.
+    set if the pixels were decoded.
     """
 
     def __init__(self, reason: str, detail: str, content_digest: str | None = None) -> None:
@@ -103,7 +103,7 @@ class Layout:
     bits_stored: int
     high_bit: int
     signed: bool
-    # What of the description was absent or impossible, where only one meaning is left.
+    # What was absent or impossible in the description, but had only one possible meaning.
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -149,7 +149,7 @@ class Layout:
             notes.append("PixelRepresentation absent, unsigned taken")
             representation = 0
         if 0 < stored <= allocated and not stored <= high + 1 <= allocated:
-            # Bits cannot lie there; PS3.5 8.1.1 leaves BitsStored - 1.
+            # An impossible High Bit; PS3.5 8.1.1 leaves only BitsStored - 1.
             notes.append("HighBit is impossible, BitsStored - 1 taken")
             high = stored - 1
 
@@ -174,10 +174,10 @@ class Stored:
 
     values: NDArray[np.integer]
     layout: Layout
-    # The stream's bits where the pixels use more of them than Bits Stored, else Bits Stored.
+    # The stream's bits if the pixels use more than Bits Stored, else Bits Stored.
     bits: int
     notes: tuple[str, ...]
-    # Of the stream itself, where that contradicts the header.
+    # The stream's own, if it contradicts the header.
     syntax: UID
 
 
@@ -193,8 +193,8 @@ def stored_values(dataset: FileDataset) -> NDArray[np.integer]:
 def read_pixels(dataset: FileDataset) -> Stored:
     """Decode the one frame of an image.
 
-    Bits above Bits Stored hold no pixel (PS3.5 8.1.1; overlays in old files): they are removed.
-    Where a stream announces more bits than Bits Stored, and its pixels use them, they are kept.
+    Bits above Bits Stored hold no pixel (PS3.5 8.1.1; overlays in old files): they are removed. If
+    a stream announces more bits than Bits Stored, and its pixels use them, they are kept.
 
     Raises:
         Unsuitable: see Layout.of, and "undecodable": no decoder, truncated, or the stream holds
@@ -204,7 +204,7 @@ def read_pixels(dataset: FileDataset) -> Stored:
         raise Unsuitable("undecodable", "no Pixel Data (7FE0,0010)")
     layout = Layout.of(dataset)
 
-    # A peer's string is not logged.
+    # Do not log a peer's string.
     syntax = dataset.file_meta.TransferSyntaxUID
     named = str(syntax) if syntax in AllTransferSyntaxes else "unknown"
     if syntax not in DECODERS and syntax not in NATIVE_SYNTAXES:
@@ -218,7 +218,7 @@ def read_pixels(dataset: FileDataset) -> Stored:
         except Unsuitable:
             raise
         except Exception as error:
-            # Codecs meet arbitrary bytes and raise anything.
+            # On arbitrary bytes a codec may raise anything.
             detail = f"transfer syntax {named}: {type(error).__name__} in the decoder"
             raise Unsuitable("undecodable", detail) from error
 
@@ -241,15 +241,17 @@ def read_pixels(dataset: FileDataset) -> Stored:
 
 
 def _native(dataset: FileDataset, layout: Layout, syntax: UID) -> Stored:
-    """Uncompressed Pixel Data as they are."""
+    """The values of uncompressed Pixel Data."""
     _check_length(dataset, layout)
     values = _decode(_described(dataset, layout), "")
     return Stored(values, layout, layout.bits_stored, (), syntax)
 
 
 def _decoded_stream(dataset: FileDataset, layout: Layout, syntax: UID) -> Stored:
-    """Encapsulated Pixel Data as its codec gives them, with the bits that the stream announces."""
-    # No codec makes an image much larger than it was.
+    """The values of encapsulated Pixel Data from its codec, with the bits that the stream
+    announces.
+    """
+    # No codec inflates an image much.
     expected = layout.rows * layout.columns * layout.bits_allocated // 8
     found = len(dataset.PixelData)
     if found > 2 * expected + 1_000_000:
@@ -289,7 +291,7 @@ def _decoded_stream(dataset: FileDataset, layout: Layout, syntax: UID) -> Stored
 
 
 def _right_aligned(layout: Layout, announced: streams.Announced) -> Layout:
-    """The layout of samples that a codec gives: High Bit is of native cells (PS3.5 8.1.1).
+    """The layout of a codec's samples: High Bit describes only native cells (PS3.5 8.1.1).
 
     A stream that announces more bits than Bits Stored may hold the cells with all their bits.
     """
@@ -312,9 +314,8 @@ def _decode(described: FileDataset, plugin: str) -> NDArray[np.integer]:
 
 
 def _described(dataset: FileDataset, layout: Layout) -> FileDataset:
-    """The description that was checked, with the Pixel Data.
-
-    Not their Extended Offset Table (7FE0,0001): a frame that is wrapped anew lies elsewhere.
+    """The checked description, with the Pixel Data. Without the Extended Offset Table (7FE0,0001),
+    because a rewrapped frame lies elsewhere.
     """
     elements = {
         tag: element
@@ -334,7 +335,7 @@ def _described(dataset: FileDataset, layout: Layout) -> FileDataset:
 def _within_bits_stored(
     values: NDArray[np.integer], layout: Layout, stream_bits: int, lossy: bool
 ) -> tuple[NDArray[np.integer], int]:
-    """(the values, the bits that they use): what lies above Bits Stored is judged and removed."""
+    """(values, bits that they use): bits above Bits Stored are examined and removed."""
     above = layout.bits_allocated - 1 - layout.high_bit
     unused = layout.bits_allocated - layout.bits_stored
     low, high = layout.span
@@ -346,7 +347,7 @@ def _within_bits_stored(
     if lossy and not layout.signed:
         if has_more_bits and _exceeds(values, high):
             return values, stream_bits
-        # A codec's overshoot: white must not come round to black.
+        # A codec's overshoot: white must not wrap around to black.
         return np.asarray(np.clip(values, low, high)), layout.bits_stored
 
     if is_low and _torn(values, layout.bits_stored):
@@ -355,12 +356,12 @@ def _within_bits_stored(
         detail = f"the pixels use more than the {layout.bits_stored} bits of Bits Stored"
         raise Unsuitable("undecodable", detail)
 
-    # The right shift carries the sign, where the values are signed.
+    # The right shift extends the sign of signed values.
     return np.asarray((values << above) >> unused), layout.bits_stored
 
 
 def _exceeds(values: NDArray[np.integer], high: int) -> bool:
-    """Whether pixels lie further above the largest value than a codec's overshoot."""
+    """Whether pixels exceed the largest value by more than a codec's overshoot."""
     beyond = np.count_nonzero(values > high + high * _OVERSHOOT)
     return bool(beyond > _OVERSHOT_PART * values.size)
 
@@ -368,8 +369,8 @@ def _exceeds(values: NDArray[np.integer], high: int) -> bool:
 def _torn(values: NDArray[np.integer], bits_stored: int) -> bool:
     """Whether the bits above Bits Stored belong to the pixels.
 
-    Without them a smooth place would jump from white to black. Other content there, an overlay,
-    jumps itself, and the pixels below do not.
+    Without them a smooth area would jump from white to black. Other content there, such as an
+    overlay, jumps itself, and the pixels under it do not.
     """
     span = 1 << bits_stored
     whole = values[:: max(1, values.shape[0] // 512)].astype(np.int32)
@@ -387,7 +388,7 @@ def _check_length(dataset: FileDataset, layout: Layout) -> None:
         detail = "compressed Pixel Data (PS3.5 A.4) in an uncompressed transfer syntax"
         raise Unsuitable("undecodable", detail)
 
-    # A smaller surplus may be padding.
+    # A smaller excess may be padding.
     expected = layout.rows * layout.columns * layout.bits_allocated // 8
     found = len(dataset.PixelData)
     if 2 * found > 3 * expected + 2:
@@ -399,7 +400,8 @@ def _checked_stream(stream: bytes, layout: Layout) -> streams.Announced:
     """The image that the stream announces.
 
     Raises:
-        Unsuitable: its size is not the header's; a decoder would allocate what the stream asks for.
+        Unsuitable: its size is not the header's. A decoder would allocate the size that the stream
+            states.
     """
     found = streams.announced(stream)
     wanted = (layout.rows, layout.columns, 1)

@@ -1,6 +1,5 @@
-"""A picture that is no DICOM file: PNG, JPEG or TIFF, as bytes, to grey values.
-
-Such a picture has no header: nothing says whose it is, how it is turned, or how large a pixel is.
+"""Pictures that are not DICOM: the grey values of a PNG, JPEG or TIFF. Such a picture has no
+header: nothing says whose it is, how it is oriented, or how large a pixel is.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from PIL import Image, ImageFilter, UnidentifiedImageError
 
 from inference.pixels import MAX_PIXELS
 
-# The file names' endings, for whoever looks for such pictures in a folder.
+# The file name suffixes by which such pictures are found in a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "TIFF")
 _FIRST_BYTES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
@@ -28,12 +27,12 @@ _SUBFILE_TYPE, _REDUCED = 254, 1
 
 
 def without_ending(path: Path) -> Path:
-    """An image's path without its file's ending; the last number of a UID is none."""
+    """An image's path without its suffix; the last number of a UID is not a suffix."""
     return path if path.suffix[1:].isdigit() else path.with_suffix("")
 
 
 class PictureError(ValueError):
-    """The bytes are no picture that can be read; the message says why."""
+    """The bytes are not a readable picture; the message says why."""
 
 
 def is_picture(data: bytes) -> bool:
@@ -48,8 +47,8 @@ def grey(data: bytes) -> NDArray[np.float32]:
     """(rows, columns) float32 grey values as they are stored, in the file's own range.
 
     Raises:
-        PictureError: no such picture, broken, of several pages, with values that are no numbers, or
-            more pixels than an X-ray has.
+        PictureError: not such a picture, broken, with several pages, with values that are not
+            numbers, or with more pixels than an X-ray has.
     """
     image = _decoded(data)
     if image.mode not in _GREY_MODES:
@@ -61,7 +60,7 @@ def grey(data: bytes) -> NDArray[np.float32]:
     values = np.asarray(image, dtype=np.float32)
     if not np.isfinite(values).all():
         raise PictureError("values found that are no numbers")
-    # Pillow turns round values of 8 bits alone.
+    # Pillow inverts only 8-bit values.
     if image.mode != "L" and _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = values.max() + values.min() - values
     return values
@@ -98,14 +97,14 @@ def _decoded(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise PictureError("no PNG, JPEG or TIFF that can be read") from error
     except Exception as error:
-        # The decoder meets arbitrary bytes and may raise anything.
+        # On arbitrary bytes the decoder may raise anything.
         raise PictureError(f"{type(error).__name__}: {error}") from error
 
 
 def _refuse_pages(image: Image.Image) -> None:
-    """Raise where a second page or frame holds another picture, which nobody would look at."""
+    """Raise if a second page or frame holds another picture, which would be ignored."""
     if image.format not in ("PNG", "TIFF"):
-        # A telephone's JPEG has a preview behind it.
+        # A telephone's JPEG may contain a preview as a second frame.
         return
 
     try:
@@ -118,6 +117,6 @@ def _refuse_pages(image: Image.Image) -> None:
 
 
 def _tag(image: Image.Image, number: int) -> Any:
-    """A TIFF's tag; None where it is absent, or the picture is no TIFF."""
+    """A TIFF's tag; None if it is absent, or the picture is not a TIFF."""
     tags = getattr(image, "tag_v2", None)
     return None if tags is None else tags.get(number)

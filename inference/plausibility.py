@@ -1,9 +1,9 @@
 """Is a picture a frontal chest, and if so, which way up and in which polarity?
 
-A package's plausibility network knows chests upright and in display polarity. Real X-rays come
-upside down or inverted with a header that says nothing of it (five of the 3,453 in the data), and
-the classifier is weak on them: so a picture refused as it is shown is asked about in the seven
-other poses too, and analysed in the one that is plausible.
+A package's plausibility network knows only upright chests in display polarity. Some real X-rays are
+upside down or inverted although their header does not say so (five of the 3,453 in the data), and
+the classifier is weak on them. So if a picture is refused as shown, the network is also asked about
+the seven other poses, and the plausible pose is analysed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 # (rows, columns), 0 black to 1 white
 Pixels = NDArray[np.float32]
-# Seven more questions are seven more chances to take something else for a chest.
+# A higher threshold, because seven more questions are seven more chances of a false chest.
 _SURE = 0.9
 # Pixels a side, several times the input of such a network.
 _SMALL = 256
@@ -32,7 +32,7 @@ class Pose:
     inverted: bool = False
 
     def righted(self, pixels: Pixels) -> Pixels:
-        """The picture as the networks know it."""
+        """The picture as the networks expect it."""
         turned = np.rot90(pixels, self.quarter_turns)
         return np.ascontiguousarray(1 - turned if self.inverted else turned, dtype=np.float32)
 
@@ -58,9 +58,9 @@ OTHERS = tuple(
 
 @dataclass(frozen=True)
 class Judgement:
-    """The gate's answer: `pose` is None where the picture is a frontal chest in no pose."""
+    """The gate's answer: `pose` is None if the picture is not a frontal chest in any pose."""
 
-    # 0 to 1, of the picture in `pose`, or as shown where no pose is.
+    # 0 to 1, of the picture in `pose`; without a pose, as shown.
     plausibility: float
     pose: Pose | None
 

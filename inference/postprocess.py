@@ -1,4 +1,4 @@
-"""Probability map -> mask: two thresholds and two areas, nothing cleverer."""
+"""Probability map -> mask, by two thresholds and two areas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-# The matrix that areas are stated for, which is that of the training masks.
+# The matrix to which stated areas refer: the training masks'.
 REFERENCE_MATRIX_PX = 1024 * 1024
 
 
@@ -16,8 +16,7 @@ def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
     """Number the regions of a (rows, columns) mask: the (rows, columns) array of numbers, 0
     outside, and the last one.
 
-    A region hangs together over corners too: a thin apical crescent is often one pixel wide and
-    runs diagonally.
+    Regions are 8-connected, because a thin apical crescent is often one pixel wide and diagonal.
     """
     regions, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=bool))
     return np.asarray(regions, dtype=np.int32), int(count)
@@ -30,7 +29,7 @@ def segment(
     min_area_at_1024_px: float,
     min_sure_area_at_1024_px: float = 0.0,
 ) -> NDArray[np.bool_]:
-    """Give the (rows, columns) bool mask of a (rows, columns) float32 probability map.
+    """The (rows, columns) bool mask of a (rows, columns) float32 probability map.
 
     1. The mask is what reaches `bottom`.
     2. Its regions of less than `min_area_at_1024_px` are dropped.
@@ -38,14 +37,14 @@ def segment(
       the least, that
        reaches `top`; else the mask is empty.
 
-    The rule of the SIIM-ACR 2019 winner is steps 1 and 3 (`min_area_at_1024_px` 0): more than so
-    many sure pixels in the whole image decide that there is something, and the lower threshold
-    draws it. The usual rule, threshold and drop what is small, is steps 1 and 2 (`bottom` = `top`).
-    With both, a speck that was dropped speaks for nothing.
+    The rule of the SIIM-ACR 2019 winner is steps 1 and 3 (`min_area_at_1024_px` 0): the number of
+    sure pixels in the whole image decides whether there is a lesion, and the lower threshold draws
+    it. The usual rule, to threshold and drop small regions, is steps 1 and 2 (`bottom` = `top`).
+    With all steps, dropped specks do not count as sure pixels.
 
     Areas are stated for a 1024 x 1024 matrix and scaled to this one, so that a package's figure
-    means the same part of a chest in every matrix. What is no number reaches no threshold: it is
-    not a finding.
+    means the same part of a chest in every matrix. NaN reaches no threshold, so it is never a
+    finding.
 
     Raises:
         ValueError: not two axes, or thresholds other than 0 < bottom <= top <= 1.
@@ -60,7 +59,7 @@ def segment(
     scale = probability.size / REFERENCE_MATRIX_PX
     mask = np.asarray(probability >= bottom)
 
-    if min_area_at_1024_px * scale > 1:  # else no region is too small
+    if min_area_at_1024_px * scale > 1:  # otherwise no region is too small
         regions, count = label_regions(mask)
         keep = np.bincount(regions.ravel(), minlength=count + 1) >= min_area_at_1024_px * scale
         keep[0] = False

@@ -1,7 +1,5 @@
-"""One file's bytes -> the answer of a model, without a node: DICOM, PNG, JPEG or TIFF.
-
-`pleura predict` and the page's "Try it" call `predict`. The node's own way from bytes to an answer,
-inference/pipeline.py, is what it uses.
+"""One file's bytes -> a model's answer, without a node: DICOM, PNG, JPEG or TIFF. `pleura predict`
+and the page's "Try it" call `predict`, which uses the node's own inference/pipeline.py.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ class Prediction:
     """The answer for one file.
 
     `pixels` is the picture as a viewer shows it, (rows, columns) float32, 0 black to 1 white; None
-    where it could not be read.
+    if it could not be read.
     """
 
     outcome: Outcome
@@ -36,9 +34,8 @@ class Prediction:
 
     @property
     def mask(self) -> NDArray[np.bool_] | None:
-        """(rows, columns) bool in the file's own matrix, empty where nothing was found.
-
-        None where the image was not analysed.
+        """(rows, columns) bool in the file's own matrix, empty if nothing was found; None if the
+        image was not analysed.
         """
         finding = self.outcome.finding
         if finding is None or self.pixels is None:
@@ -46,7 +43,7 @@ class Prediction:
         return finding.mask if finding.mask is not None else np.zeros(self.pixels.shape, dtype=bool)
 
     def summary(self) -> dict[str, Any]:
-        """The fields of a line of `pleura predict`: plain values, None where there are none.
+        """The fields of a line of `pleura predict`, as plain values; None if unknown.
 
         `centroid_px` and `spread_px` are (column, row); the spread is the standard deviation of the
         mask's pixels.
@@ -64,14 +61,14 @@ class Prediction:
 def predict(
     pipeline: Pipeline, data: bytes, result_time: datetime, admission: bool = True
 ) -> Prediction:
-    """The answer of `pipeline`'s package for one file; the content of the bytes never raises.
+    """The answer of `pipeline`'s package for one file. Bad content never raises.
 
-    A picture without a header gets no result objects: no study is named to file them in. A package
-    that no node serves (brain MRI) reads pictures alone.
+    A picture without a header gets no result objects, because no study is known. A package that no
+    node serves (brain MRI) reads only pictures.
 
     Args:
         result_time: written into result objects; no clock is asked.
-        admission: False answers also for images that a node would refuse by their header, such as
+        admission: False: also answer images that a node would exclude by their header, such as
             children's, laterals, and images without a study.
 
     Raises:
@@ -105,7 +102,7 @@ def _read(pipeline: Pipeline, data: bytes, admission: bool) -> Reading:
 
 
 def _read_picture(data: bytes, task: str) -> Reading:
-    """A picture without a header; a chest is stretched as one is that has no window."""
+    """A picture without a header; a chest's greys are stretched as without a window."""
     digest = hashlib.sha256(data).hexdigest()
     try:
         values = plain_pictures.grey(data) if task == SERVED_TASK else plain_pictures.flair(data)
@@ -120,7 +117,7 @@ def _read_picture(data: bytes, task: str) -> Reading:
 
 
 def _read_any(data: bytes) -> Reading:
-    """A DICOM image, whatever its header says of patient, view and study."""
+    """A DICOM image, whatever its header says about patient, view and study."""
     header = None
     try:
         dataset, notes = radiograph.parse(data)

@@ -20,7 +20,7 @@ Pixels = TypeVar("Pixels", bound=NDArray[Any])
 
 
 def upright(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixels:
-    """A (rows, columns) image as networks know it: the patient's left at the right, feet below.
+    """A (rows, columns) image as networks expect it: the patient's left on the right, feet down.
 
     The result is a view. `patient_orientation` is PatientOrientation (0020,0020), the directions
     of rows and columns (PS3.3 C.7.6.1.1.1). Unless it states both, the image stays as stored.
@@ -42,7 +42,7 @@ def as_stored(pixels: Pixels, patient_orientation: Sequence[str] | None) -> Pixe
 def as_seen(
     pixels: NDArray[np.float32], aspect: float, patient_orientation: Sequence[str] | None
 ) -> NDArray[np.float32]:
-    """The networks' view of a stored (rows, columns) image: in true proportions, standing up.
+    """The networks' view of a stored (rows, columns) image: in true proportions, upright.
 
     `aspect` is a pixel's height divided by its width.
     """
@@ -57,7 +57,7 @@ def in_source(
 ) -> NDArray[np.float32]:
     """The inverse of `as_seen`: a map of the networks' view in the source's matrix of `shape`.
 
-    It is 0 outside of the display shutter's `opening`.
+    It is 0 outside the display shutter's `opening`.
     """
     stored = with_stored_pixels(as_stored(seen, patient_orientation), shape)
     return stored if opening is None else np.where(opening, stored, np.float32(0))
@@ -67,7 +67,7 @@ def with_square_pixels(pixels: NDArray[np.float32], aspect: float) -> NDArray[np
     """A (rows, columns) float32 image in true proportions, its shorter pixel side kept.
 
     Args:
-        pixels: as stored; returned as it is where its pixels are square within 1 %.
+        pixels: as stored; returned unchanged if its pixels are square within 1 %.
         aspect: a pixel's height divided by its width.
     """
     if is_square(aspect):
@@ -160,9 +160,9 @@ def normalise(pixels: NDArray[np.float32], geometry: Geometry, scheme: str) -> N
     """Network input from a fitted image, (side, side) float32, by a model package's scheme.
 
     "image-standard": zero mean and unit deviation of the image's own pixels, so that one picture
-    shown through two windows is nearly one input; the letterbox is 0.
-    "unit": unchanged, 0 black to 1 white, the letterbox black; a network that needs another range
-    converts it in its first step.
+    shown through two windows gives nearly the same input; the letterbox is 0. "unit": unchanged, 0
+    black to 1 white, the letterbox black; a network that needs another range converts it in its
+    first step.
 
     Raises:
         ValueError: another scheme.

@@ -1,9 +1,9 @@
-"""One stored radiograph for a person's eyes: its picture as JPEG, or what it says of the patient.
+"""Preview of one stored radiograph: its picture as JPEG, or its patient's name and ID.
 
     python -P -m inference.preview picture SIDE_PX < FILE > PICTURE.jpg
     python -P -m inference.preview patient < FILE > PATIENT.json
 
-The operator's page runs it as a process of its own, since the file is a stranger's.
+The operator's page runs it as a separate process, because the file is untrusted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def picture(data: bytes, side_px: int) -> bytes:
 
 
 def patient(data: bytes) -> dict[str, str]:
-    """The patient's name and ID, bounded; "" where the file does not say.
+    """The patient's name and ID, bounded; "" if the file does not say.
 
     Raises:
         Unsuitable: the bytes are not a DICOM object.
@@ -59,7 +59,7 @@ def patient(data: bytes) -> dict[str, str]:
 
 
 def main() -> int:
-    """Returns 0, or 1 where there is nothing to show."""
+    """Returns 0, or 1 if there is nothing to show."""
     what, *rest = sys.argv[1:]
     data = sys.stdin.buffer.read()
 

@@ -1,4 +1,4 @@
-"""Files that hold a program beside their weights: recognised by their names inside, never run."""
+"""Weight files that also contain a program: recognised by the names inside them, never run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BUNDLE = (
 
 
 def program_in(path: Path) -> str | None:
-    """The kind of a file that holds a program beside its weights, and the way out, or None."""
+    """The kind of a file that contains a program, and what to do instead; None for other files."""
     if path.is_dir():
         return _BUNDLE if (path / "configs").is_dir() else None
     if not zipfile.is_zipfile(path):

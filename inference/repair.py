@@ -1,7 +1,7 @@
-"""Repairs a file that the parser gives up on: one malformed element must not cost the image.
+"""Repair files that the parser rejects: one malformed element must not cost the image.
 
 The parser stops at a sequence whose delimiters do not match, at an element whose length is wrong,
-and at Pixel Data without a sequence delimiter. The picture is intact in each of these files.
+and at Pixel Data without a sequence delimiter. In each of these cases the picture is intact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VRS = {vr.value.encode() for vr in VR if len(vr.value) == 2}
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT",
              b"UV"}  # fmt: skip
 _MAX_DEPTH = 16
-# A header of a radiograph is a few kilobytes; the search for the next element ends here.
+# The search for the next element ends here; a radiograph's header is a few kilobytes.
 _SEARCHED_BYTES = 1 << 20
 _MAX_READS = 400_000
 
@@ -47,8 +47,8 @@ class _Element:
 def repaired(data: bytes, start: int) -> tuple[bytes, tuple[str, ...]]:
     """The file without its malformed elements, and with its Pixel Data closed; notes by tag.
 
-    Little endian files only; others, and files without a fault that is known here, come back
-    unchanged and without notes.
+    Little endian files only; others, and files without a known fault, are returned unchanged and
+    without notes.
 
     Args:
         data: the file.
@@ -73,7 +73,7 @@ def repaired(data: bytes, start: int) -> tuple[bytes, tuple[str, ...]]:
             if resumed is None:
                 break
 
-            # The element here is at fault, or the length of the element before it.
+            # Either this element is at fault, or the length of the previous one.
             if before is not None and (resumed <= position or not named):
                 kept.pop()
                 notes.append(f"{_shown(before.tag)} malformed, left out")
@@ -105,12 +105,13 @@ def _shown(tag: int) -> str:
 
 
 class _Reader:
-    """Reads where elements begin and end; looks at no value."""
+    """Finds where elements begin and end; reads no values."""
 
     def __init__(self, data: bytes, explicit: bool) -> None:
         self._data = data
         self._explicit = explicit
-        # Elements that may still be read: a hostile file must not keep the search busy for ever.
+        # How many elements may still be read, so that a hostile file cannot make the search
+        # endless.
         self._budget = _MAX_READS
 
     def tag(self, position: int) -> int | None:
@@ -128,7 +129,7 @@ class _Reader:
         """The element at this position, whose tag must follow `after`.
 
         Raises:
-            _MalformedError: no such element, or its end cannot be told.
+            _MalformedError: there is no such element, or its end cannot be found.
         """
         self._budget -= 1
         tag = self.tag(position)
@@ -207,7 +208,7 @@ class _Reader:
 
     def resume(self, position: int, after: int) -> int | None:
         """The first position from which well-formed elements lead to Pixel Data."""
-        # Without pixels ahead there is nothing to lead to, and the search would be in vain.
+        # Without Pixel Data ahead the search cannot succeed.
         last = self._data.rfind(_PIXEL_DATA_TAG, position, position + _SEARCHED_BYTES)
         for candidate in range(position, last + 1, 2):
             if self._budget < 0:

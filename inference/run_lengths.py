@@ -1,4 +1,4 @@
-"""A mask as SIIM-ACR 2019 writes it: run lengths, column by column."""
+"""Masks in the format of SIIM-ACR 2019: run lengths, column by column."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 KEYWORDS = ("ShutterShape", *(keyword for keywords in SHAPES.values() for keyword in keywords))
 
-# A shutter that leaves less than this part of the image hides the picture, and is not believed.
+# A shutter that leaves less than this part of the image is ignored.
 _LEAST_OPENING = 0.1
 
 Opening = NDArray[np.bool_]  # (rows, columns), True where the image is shown
@@ -42,7 +42,7 @@ def opening_of(
         aspect: height of a pixel divided by its width; a circle is round on the screen.
 
     Returns:
-        The opening is None where there is no usable shutter.
+        The opening is None without a usable shutter.
     """
     names = [name.strip().upper() for name in _texts(header.get("ShutterShape"))]
     if not any(names):
@@ -63,7 +63,7 @@ def opening_of(
 
 
 def _inside(header: Dataset, name: str, shape: tuple[int, int], aspect: float) -> Opening | None:
-    """The pixels inside one shape; None where it is unknown, incomplete or empty."""
+    """The pixels inside one shape; None if it is unknown, incomplete or empty."""
     draw = _DRAWN.get(name)
     if draw is None:
         return None
@@ -130,7 +130,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _numbers(value: object) -> list[float] | None:
-    """The numbers of an attribute; None where it is absent, or one of them is no number."""
+    """The numbers of an attribute; None if it is absent, or one of them is not a number."""
     try:
         numbers = [float(text) for text in _texts(value)]
     except ValueError:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 def silenced_warnings() -> Iterator[None]:
     """Silence every warning within the block.
 
-    pydicom's warnings quote header values, which may be a patient's, and must never reach a log.
-    An exporter's remarks on a graph say less than the golden replay, which compares the outputs.
-    The filter belongs to the whole process (see `warnings.catch_warnings`): a program with several
-    threads silences warnings once at its start, as the analyse role does.
+    pydicom's warnings quote header values, which may be a patient's, and must never reach a log. An
+    exporter's warnings about a graph are less useful than the golden replay, which compares the
+    outputs. The filter belongs to the whole process (see `warnings.catch_warnings`): a program with
+    several threads silences warnings once at its start, as the analyse role does.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

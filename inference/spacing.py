@@ -1,6 +1,5 @@
-"""Millimetres per pixel.
-
-What a projection's header says of them, and never one that is not known (PS3.3 10.7.1).
+"""Millimetres per pixel. As a projection's header states them; an unknown spacing is never guessed
+(PS3.3 10.7.1).
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ _WRAPPED = (
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
 )
-# The longer side of a chest's picture, a newborn's included. A 1024 x 1024 picture is longer with
-# the placeholder 1\1, and shorter with centimetres, or with a detector's spacing from before it was
-# made 512 x 512.
+# The longer side of a chest's picture, a newborn's included. With the placeholder 1\1, a 1024 x
+# 1024 picture would be longer; with centimetres, or with the spacing from before a reduction to 512
+# x 512, it would be shorter.
 _SHORTEST_MM = 100.0
 _LONGEST_MM = 1000.0
-# What writers write who do not know the spacing; no detector has such pixels.
+# Placeholders of writers that do not know the spacing; no detector has such pixels.
 _PLACEHOLDER = (1.0, 1.0)
 
-# 0.139 beside 0.1388889 is one spacing, rounded, and so is 0.143 beside 0.14. Upwards nothing else
-# can be meant by so small a step: a patient is smaller than the shadow.
+# 0.139 beside 0.1388889 is one spacing, rounded, and so is 0.143 beside 0.14. A small step upwards
+# can only be rounding: a patient is smaller than the shadow.
 _ROUNDING = 0.01
 _ROUNDED_UP = 0.03
-# Of a patient between source and detector: the shadow's size, in patients.
+# The magnification of a patient between source and detector: size of the shadow / of the patient.
 _LARGEST_MAGNIFICATION = 2.0
 
 # Spacings written with few digits differ by less.
@@ -50,8 +49,8 @@ _Pair = tuple[float, float]
 class Spacing:
     """Millimetres per pixel, and whether they are an estimate.
 
-    `detector` is True where nothing says that the size is calibrated to the patient: it is, or may
-    be, that at the detector's front plane, magnified against the patient (PS3.3 10.7.1.1).
+    `detector` is True if the spacing is not known to be calibrated to the patient: it may be the
+    spacing at the detector's front plane, where the patient is magnified (PS3.3 10.7.1.1).
     """
 
     row_mm: float
@@ -65,16 +64,16 @@ def spacing_of(header: Dataset) -> Spacing | None:
 
 
 def spacing_and_notes(header: Dataset) -> tuple[Spacing | None, tuple[str, ...]]:
-    """As `spacing_of`, and a note for each spacing that is stated and not believed.
+    """`spacing_of`, and a note for each stated spacing that is implausible.
 
     PixelSpacing is calibrated where it is smaller than the spacing of the detector or the scanned
     film by a magnification, the same along rows and columns, or where PixelSpacingCalibrationType
-    says so and the two do not contradict each other. Any other difference is that of a picture
-    resized since, or of a placeholder: which of the two holds cannot be told, so neither does.
-    Where PixelSpacing is alone, it cannot be determined whether it is calibrated (PS3.3 10.7.1.1).
+    says so and the two do not contradict each other. Any other difference comes from a later resize
+    or a placeholder; as one cannot tell which value is right, neither is used. Where PixelSpacing
+    is alone, it cannot be determined whether it is calibrated (PS3.3 10.7.1.1).
 
-    A Secondary Capture's PixelSpacing and ImagerPixelSpacing are none: what wrapped the picture may
-    have resized it, as in the SIIM set.
+    A Secondary Capture's PixelSpacing and ImagerPixelSpacing are ignored: the program that wrapped
+    the picture may have resized it, as in the SIIM set.
     """
     wrapped = header.get("SOPClassUID") in _WRAPPED
     shown, notes = _believed(header, "PixelSpacing")
@@ -100,7 +99,7 @@ def spacing_and_notes(header: Dataset) -> tuple[Spacing | None, tuple[str, ...]]
 
 
 def detector_spacing(header: Dataset) -> tuple[float, float] | None:
-    """(row, column) ImagerPixelSpacing in mm; None where it is absent or not believed."""
+    """(row, column) ImagerPixelSpacing in mm; None if it is absent or implausible."""
     if header.get("SOPClassUID") in _WRAPPED:
         return None
     return _believed(header, "ImagerPixelSpacing")[0]
@@ -122,7 +121,7 @@ def _plane(header: Dataset, wrapped: bool) -> tuple[_Pair | None, str, list[str]
 
 
 def _is_magnification(ratios: list[float]) -> bool:
-    """Whether PixelSpacing may be that of the patient before a detector: equal, or smaller.
+    """Whether PixelSpacing may be the patient's, given the detector's: equal or smaller.
 
     `ratios` are those of PixelSpacing to the detector's spacing, of rows and of columns.
     """
@@ -150,7 +149,7 @@ def _magnification(header: Dataset) -> float:
 
 
 def _believed(header: Dataset, keyword: str) -> tuple[_Pair | None, list[str]]:
-    """(row, column) in mm where it can be a chest's, else None; with a note where it cannot."""
+    """(row, column) in mm if it can be a chest's; otherwise None and a note."""
     try:
         row_mm, column_mm = (float(value) for value in header.get(keyword))
         rows, columns = int(header.get("Rows") or 1), int(header.get("Columns") or 1)
@@ -180,17 +179,17 @@ def pixel_aspect(header: Dataset) -> float:
 
 
 def is_square(aspect: float) -> bool:
-    """Whether pixels of this height divided by their width are square, but for few digits."""
+    """Whether pixels with this height divided by width are square, within rounding."""
     return abs(aspect - 1) <= SQUARE_WITHIN
 
 
 def aspect_ratio(header: Dataset) -> float | None:
-    """PixelAspectRatio as height divided by width; None where it is absent or not usable."""
+    """PixelAspectRatio as height divided by width; None if it is absent or not usable."""
     return _ratio(header.get("PixelAspectRatio"))
 
 
 def _ratio(value: Any) -> float | None:
-    """The first of two numbers divided by the second; None where that is no pixel's aspect."""
+    """The first of two numbers divided by the second; None if it cannot be a pixel's aspect."""
     try:
         height, width = (float(side) for side in value)
         ratio = height / width

@@ -1,4 +1,6 @@
-"""Encapsulated Pixel Data (PS3.5 A.4): one frame's stream, and what the stream says of itself."""
+"""Encapsulated Pixel Data (PS3.5 A.4): one frame's stream, and what the stream states about its
+image.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ _PROCESSES_OF_SYNTAX: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Frame:
-    """The stream of an image's one frame, and notes on the odd way in which it was wrapped."""
+    """The stream of an image's single frame, and notes on how it was wrapped unusually."""
 
     stream: bytes
     notes: tuple[str, ...]
@@ -100,7 +102,7 @@ def frame_of(pixel_data: bytes, syntax: UID) -> Frame:
 
 
 def _items(pixel_data: bytes) -> list[bytes]:
-    """The values of the items, the Basic Offset Table first, up to anything that is no item."""
+    """The values of the items, the Basic Offset Table first, until something is not an item."""
     items = []
     position = 0
     while pixel_data[position : position + 4] == _ITEM:
@@ -122,7 +124,7 @@ def _without_padding(stream: bytes, notes: list[str]) -> bytes:
 
 
 def _with_end_of_codestream(stream: bytes, notes: list[str]) -> bytes:
-    """A JPEG 2000 stream with its end marker, where only that is missing.
+    """A JPEG 2000 stream, completed if only its end marker is missing.
 
     The last tile-part must end where the stream ends (Psot, ISO 15444-1 A.4.2): a stream that was
     cut off stays as it is.
@@ -161,8 +163,8 @@ def _first_tile_part(stream: bytes) -> int | None:
 
 
 def announced(stream: bytes) -> Announced | None:
-    """The size that a JPEG, JPEG-LS or JPEG 2000 stream announces; None where it cannot be told."""
-    # The codestream may lie within a JP2's boxes.
+    """The size that a JPEG, JPEG-LS or JPEG 2000 stream announces; None if it cannot be found."""
+    # The codestream may be inside JP2 boxes.
     size = stream.find(_SIZ, 0, _SIZ_WITHIN_BYTES)
     if size >= 0 and len(stream) >= size + 43:
         columns, rows, left, top = struct.unpack_from(">4L", stream, size + 8)
@@ -185,7 +187,7 @@ def announced(stream: bytes) -> Announced | None:
 
 
 def syntax_of(found: Announced, stated: UID) -> UID:
-    """The transfer syntax of a stream: as stated, or by its own process where that is another."""
+    """The transfer syntax of a stream: as stated, or by its own process if that differs."""
     if found.process in _PROCESSES_OF_SYNTAX.get(stated, (found.process,)):
         return stated
     return _SYNTAX_OF_PROCESS.get(found.process, stated)
@@ -197,7 +199,7 @@ def _is_frame_header(marker: int) -> bool:
 
 
 def without_zero_before_end(stream: bytes) -> bytes | None:
-    """A JPEG-LS stream without a zero byte before its end marker; None where the marker is absent.
+    """A JPEG-LS stream without a zero byte before its end marker; None if the marker is absent.
 
     Some encoders pad the coded data to an even length there, which CharLS refuses.
     """

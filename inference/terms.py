@@ -1,4 +1,4 @@
-"""The words of a header: chest, other regions, views, in the languages of consoles.
+"""Words in headers for chest, other regions and views, in the languages of consoles.
 
 Free text and coded values are compared in capitals and without accents.
 """
@@ -20,11 +20,12 @@ _CHEST_WORDS = {
     "POLMONE", "POLMONI", "PETTO", "BORST", "BORSTKAS", "LONGEN", "LUNGOR", "LUNGER",
     "KEUHKOT", "HRUDNIK", "PLICE", "MELLKAS", "TUDO", "AKCIGER", "GOGUS", "PLUCA",
 }  # fmt: skip
-# These name the chest even beside a spine: "THORACIC SPINE" is no chest.
+# These name the chest even beside a spine; "THORACIC SPINE" does not.
 _CHEST_ITSELF = _CHEST_WORDS - {"THORACIC", "THORACIQUE", "TORACICA", "TORACICO", "RIBS"}
-# A word that begins so names the chest: "CHESTPA", "THORAX2".
+# A word that begins like this names the chest: "CHESTPA", "THORAX2".
 _CHEST_BEGINNINGS = ("CHEST", "THORAX", "TORAX", "TORACE")
-# Languages without spaces, or that inflect: a word that holds one of these names the chest.
+# For languages without spaces or with inflection: a word that contains one of these names the
+# chest.
 _CHEST_PARTS = (
     "\u80f8",  # chest: Chinese, Japanese
     "\u80ba",  # lung: Chinese, Japanese
@@ -72,7 +73,7 @@ OTHER_VIEWS = {
     "MLO", "ML", "LM", "AXIAL", "TANGENTIAL",
 }  # fmt: skip
 
-# Consoles write these where nobody told them a value.
+# Consoles write these if no value was entered.
 PLACEHOLDERS = ("UNKNOWN", "UNSPECIFIED", "UNDEFINED", "OTHER", "NONE", "N/A", "NA")
 # Terms that a log may quote: any other value may be a patient's name in the wrong attribute.
 _KNOWN_TERMS = {
@@ -87,7 +88,7 @@ _KNOWN_TERMS = {
 
 
 def is_chest(words: set[str]) -> bool:
-    """Whether one of these words names the chest and none of them a spine instead."""
+    """Whether one of these words names the chest, and none names a spine instead."""
     if any(part in word for word in words for part in _CHEST_PARTS):
         return True
     if any(word.startswith(_CHEST_BEGINNINGS) for word in words - OTHER_BODY_PARTS):
@@ -123,14 +124,14 @@ def words_of(text: str) -> set[str]:
 
 
 def text_of(header: Dataset, keyword: str) -> str:
-    """An attribute's text in capitals, also where a backslash split it: "CHEST\\LAT"."""
+    """An attribute's text in capitals, rejoined if a backslash split it: "CHEST\\LAT"."""
     value = header.get(keyword)
     values = value if isinstance(value, MultiValue) else [value]
     return " ".join(part.strip() for part in values if isinstance(part, str)).upper()
 
 
 def stated_value(header: Dataset, keyword: str) -> str:
-    """A coded value; "" where it is absent or a placeholder."""
+    """A coded value; "" if it is absent or a placeholder."""
     value = text_of(header, keyword)
     return "" if value in PLACEHOLDERS else value
 

@@ -24,14 +24,14 @@ from training.recipe import Layout, Recipe, RecipeError
 if TYPE_CHECKING:
     from training.measures import outcome
 
-# The faults of data, weights, a run folder or the training itself; each message says where and
-# what to do.
+# Errors in data, weights, a run folder or the training itself; each message says where and what to
+# do.
 FAILURES = (OSError, ValueError, RunError, TrainingError, WeightsError)
 
 # Beside the layouts of labelled images
 UNLABELLED = unlabelled.LAYOUT
 
-# The one recipe that trains no network
+# The only recipe that trains no network
 _OUTCOME = "lgg-outcome"
 # The form of --start; FILE may be a package's folder
 _START = "N=FILE, N a network's number,"
@@ -49,7 +49,7 @@ def find_recipe(given: str, shipped: Path) -> Path:
     """The file that --recipe names: a path, or the name of a recipe that ships with Pleura.
 
     Raises:
-        RecipeError: none of that name.
+        RecipeError: there is no recipe of that name.
     """
     path = Path(given)
     if path.suffix in (".yaml", ".yml"):
@@ -74,7 +74,7 @@ def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | 
 
     Raises:
         RecipeError: a recipe that cannot be used, or an unknown fold.
-        ValueError: a knob that is no pair.
+        ValueError: a knob is not KEY=VALUE.
     """
     changes = dict(_pairs("--set", knobs, "KEY=VALUE"))
     if recipe.read(path).get("id") == _OUTCOME:
@@ -92,10 +92,10 @@ def read_recipe(path: Path, knobs: Sequence[str], fold: int | None) -> Recipe | 
 def read_starts(given: Sequence[str]) -> dict[int, Path | None]:
     """Which network of a recipe starts from which file of weights: N=FILE.
 
-    None for N=random: random weights, although the recipe names published weights.
+    None for N=random: random weights, even if the recipe names published weights.
 
     Raises:
-        ValueError: one that is no such pair.
+        ValueError: an argument is not N=FILE.
     """
     starts: dict[int, Path | None] = {}
     for number, file in _pairs("--start", given, _START):
@@ -132,7 +132,7 @@ def train_package(
     try:
         folder = loop.train(wanted, data, out, command, starts, decoded, instead)
     except PackageError as error:
-        # Not the caller's package, but the package that was to be written
+        # The package that was to be written, not one from the caller
         raise TrainingError(str(error)) from error
 
     # Another process of torchrun writes the package, or nothing was to be trained.
@@ -171,13 +171,14 @@ def closing_lines(wanted: Recipe, figures: Mapping[str, Any], out: Path) -> str:
 
 
 def train_outcome(settings: outcome.Settings, data: Path, out: Path) -> dict[str, Any]:
-    """The outcome model of a case study: figures only, for it reads no image."""
+    """The outcome model of a case study: figures only, because it reads no image."""
     figures: dict[str, Any] = _outcome().train(settings, data, out)
     return figures
 
 
 def _outcome() -> ModuleType:
-    """The outcome model's module: its library loads as long as everything else here together.
+    """The outcome model's module, imported here because its library takes as long to load as all
+    others together.
 
     Raises:
         MissingExtraError: scikit-learn is absent.
@@ -225,7 +226,7 @@ def measure_unlabelled(model: Path, data: Path) -> tuple[dict[str, Any], str]:
 def _require_own_split(model: Path, path: Path) -> None:
     """Raise unless this split.csv is of the one run that trained the package.
 
-    Else images that trained it would be called images that trained nothing.
+    Otherwise images that trained it would count as unseen.
     """
     own = package.read_manifest(model).training.splits
     if own == [splits.digest(path)]:
@@ -278,7 +279,7 @@ def _recipe_of(model: Path, split: Path | None, recipes: Path) -> tuple[Recipe |
 def compare_runs(folders: Sequence[Path], plot_to: Path | None) -> dict[str, Any]:
     """Finished runs beside each other (training/measures/compare.py); a plot too if one is wanted.
 
-    The text is that of `comparison_table`.
+    The text comes from `comparison_table`.
     """
     with progress.spinner("loading and timing the packages"):
         compared = compare.compare(folders)
@@ -293,7 +294,7 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
 
 
 def join_runs(folders: Sequence[Path], out: Path) -> None:
-    """One package of several runs' networks (training/ensemble.py)."""
+    """Join several runs' networks into one package (training/ensemble.py)."""
     ensemble.join(folders, out)
 
 

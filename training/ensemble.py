@@ -1,8 +1,8 @@
-"""Finished runs -> one package: each role's networks answer together, by the mean of their
+"""Finished runs -> one package, in which each role's networks answer by the mean of their
 probabilities.
 
-Made for the folds of one recipe (`pleura train --fold K`). The threshold is chosen again on the
-answers that each fold gave for its own validation images, which its network was not trained on.
+Made for the folds of one recipe (`pleura train --fold K`). The threshold is chosen again, on each
+network's answers for its own validation images, on which it was not trained.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.measures.answers import read as read_answers
 from training.measures.compare import require_finished
 from training.recipe import Recipe
 
-# Of a network's entry: all but the thresholds
+# A network's manifest entry without its thresholds
 _DESCRIBED = {"architecture", "arguments", "side", "normalisation"}
 _RULE = ("bottom", "top", "min_area_at_1024_px", "min_sure_area_at_1024_px")
 
@@ -97,7 +97,7 @@ def _read(folder: Path) -> _Member:
 
 
 def _require_alike(members: Sequence[_Member]) -> None:
-    """Raise where the members' answers have no common meaning."""
+    """Raise if the members' answers do not mean the same."""
     first = members[0].loaded.manifest
 
     for member in members[1:]:
@@ -121,7 +121,7 @@ def _require_alike(members: Sequence[_Member]) -> None:
 def _joined(role: Role, members: Sequence[_Member]) -> _Joined:
     """An ensemble of one role's networks; the largest side is that of the ensemble's input.
 
-    One network that all of them have, such as the default segmenter, stays alone.
+    A network that all runs share, such as the default segmenter, is kept as it is.
     """
     if _is_shared(role, members):
         first = members[0].loaded
@@ -151,7 +151,7 @@ def _joined(role: Role, members: Sequence[_Member]) -> _Joined:
 
 
 def _is_shared(role: Role, members: Sequence[_Member]) -> bool:
-    """Whether every run has the very same network in this role."""
+    """Whether every run has the same network in this role."""
     first = members[0].loaded
     entry = first.manifest.networks[role].model_dump(include=_DESCRIBED)
     weights = first.networks[role].state_dict()
@@ -165,7 +165,9 @@ def _is_shared(role: Role, members: Sequence[_Member]) -> bool:
 
 
 def _largest_of(segmenter: _Joined, rule: dict[str, float]) -> _Joined:
-    """The classifier of a package of one map: so many pixels of the ensemble's map."""
+    """The classifier of a one-map package: whether enough pixels of the ensemble's map reach the
+    threshold.
+    """
     area = segmenter.described["side"] ** 2
     pixels = max(1, round(rule["min_sure_area_at_1024_px"] * area / REFERENCE_MATRIX_PX))
     of = {name: segmenter.described[name] for name in ("architecture", "arguments")}
@@ -182,7 +184,7 @@ def _largest_of(segmenter: _Joined, rule: dict[str, float]) -> _Joined:
 def _threshold(members: Sequence[_Member]) -> tuple[float, str]:
     """The score from which an image is positive, chosen on each run's own validation images.
 
-    Such an answer is that of one member, and the ensemble's are a little closer to each other.
+    These are answers of single members; the ensemble's answers are spread a little less.
     """
     point = members[0].recipe.operating_point
     validated = [answer for member in members for answer in _held_out(member)]
@@ -198,9 +200,9 @@ def _threshold(members: Sequence[_Member]) -> tuple[float, str]:
 
 
 def _held_out(member: _Member) -> list[Answer]:
-    """The answers for validation images that trained nothing that scores them."""
+    """The answers for validation images by networks that were not trained on them."""
     recipe = member.recipe
-    # A map that votes is the segmenter's, and that learns from the recipe's own layout.
+    # A voting map comes from the segmenter, which learns from the recipe's own layout.
     scoring = recipe.networks if recipe.map_vote is not None else recipe.of("classifier")
     taught = any(recipe.layout_of(one) == recipe.layout for one in scoring)
     return [
@@ -251,7 +253,7 @@ def _write(
 
 
 def _splits(members: Sequence[_Member]) -> list[str]:
-    """Every split that trained a member; none where a member does not say its own."""
+    """Every split that trained a member; none if a member does not state its own."""
     each = [member.loaded.manifest.training.splits for member in members]
     return list(dict.fromkeys(itertools.chain(*each))) if all(each) else []
 

@@ -1,5 +1,5 @@
-"""Trained networks -> model package: thresholds chosen on the validation images through the very
-code that serves.
+"""Trained networks -> model package: thresholds are chosen on the validation images, with the code
+that serves.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Export:
         """Choose the operating point and the rule on `validate`, and write the package.
 
         A recipe without a classifier gets one made of its segmenter: an image is positive where
-        enough pixels of its map reach `top` (the SIIM-ACR winner's rule). One without a segmenter
-        gets that of the default package.
+        enough pixels of its map reach `top` (the SIIM-ACR winner's rule). A recipe without a
+        segmenter gets the default package's.
         """
         rule: dict[str, float] = self._stated_rule(train)
         segmenter = self._combined("segmenter", trained)
@@ -105,7 +105,7 @@ class Export:
         return self.folder
 
     def _combined(self, role: Role, trained: Sequence[Trained]) -> _Network | None:
-        """The network of one role: its member, or an ensemble of several."""
+        """The network of one role: its only member, or an ensemble."""
         members = [_network(one) for one in trained if one.stage.role == role]
         if not members:
             return None
@@ -215,7 +215,7 @@ def _maps(
 ) -> Iterator[thresholds.Map]:
     """Probabilities and true mask of each image whose mask is known, in the matrix of its file.
 
-    Probabilities are zero where the image is not `called` positive.
+    Probabilities are zero if the image is not `called` positive.
     """
     for number, case in enumerate(cases):
         true = case.stored_mask()
@@ -251,7 +251,7 @@ def _sure_pixels(segmenter: _Network, rule: dict[str, float]) -> int:
 
 
 def _largest(segmenter: _Network, pixels: int) -> _Network:
-    """A classifier that reaches a threshold where so many pixels of the map do, at least one."""
+    """A classifier that reaches a threshold if this many pixels of the map do (at least one)."""
     of = {"architecture": segmenter.architecture, "arguments": segmenter.arguments}
     arguments = {"of": of, "pixels": max(1, pixels)}
     module = build("largest-of-map", **arguments)
@@ -288,7 +288,7 @@ def _fits_half(module: nn.Module) -> bool:
 
 
 def _laid_out(module: nn.Module) -> nn.Module:
-    """The module as the golden replay has it, off the device: equal to the last bit."""
+    """The module as in the golden replay, on the CPU: equal to the last bit."""
     module = module.cpu()
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return module

@@ -307,7 +307,7 @@ def write(
 
 def demo_samples(folder: Path) -> list[Path]:
     """The two files of `pleura demo`: with a pneumothorax and without. Their seeds are in no
-    training set; other phantoms are, so that a right answer proves plumbing alone.
+    training set, but other phantoms are: a right answer proves only that everything is connected.
     """
     return [
         write(draw(7, pneumothorax=True), folder / "phantom-with-pneumothorax.dcm"),

@@ -19,7 +19,7 @@ _NO_AUTOCAST = "unsupported scalarType"
 
 
 def check(recipe: Recipe, starts: Mapping[int, Path | None]) -> None:
-    """Raise what would stop a later network, before the first network trains.
+    """Raise now any fault that would stop a later network.
 
     Raises:
         ValueError, WeightsError: which network, what was found, and what to do.
@@ -54,10 +54,10 @@ def check(recipe: Recipe, starts: Mapping[int, Path | None]) -> None:
 
 
 def require_starts(recipe: Recipe, starts: Mapping[int, Path | None]) -> None:
-    """Raise where published weights are wanted and none are there: hours would be lost on chance.
+    """Raise if published weights are wanted but absent: random weights would waste hours.
 
     Raises:
-        ValueError: with the ways out.
+        ValueError: with what to do.
     """
     for number, stage in enumerate(recipe.networks):
         if stage.start not in PUBLISHED or number in starts:
@@ -77,7 +77,7 @@ def require_starts(recipe: Recipe, starts: Mapping[int, Path | None]) -> None:
 
 
 def check_side(number: int, stage: Stage) -> None:
-    """Raise ValueError where the network cannot take its side."""
+    """Raise ValueError if the network cannot take its side."""
     side = stage.side
     network = _without_data(stage)
 

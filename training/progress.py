@@ -1,4 +1,4 @@
-"""Bars and spinners for whoever waits at a terminal; nothing where the output is no terminal."""
+"""Progress bars and spinners on a terminal; nothing if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Done = Callable[[int, int], None]
 
 @contextmanager
 def bar(text: str, console: Console | None = None) -> Iterator[Done]:
-    """A bar that moves with each call of what it gives, and vanishes at the end."""
+    """A bar that advances with each call of the yielded function, and vanishes at the end."""
     console = console or Console()
     columns = (
         TextColumn("{task.description}"),

@@ -95,7 +95,7 @@ class Average(_Part):
 
     A running mean of the steps' weights (ema), or the mean of the last epochs' (swa).
 
-    After the last epoch their batch-norm statistics are computed anew, if `redo`.
+    After the last epoch their batch-norm statistics are recomputed, if `redo`.
     """
 
     # Decay; 0: no running mean
@@ -104,7 +104,8 @@ class Average(_Part):
     swa_last_epochs: Whole = 0
     # Of these, every epoch or only the last epoch of each cycle of a cyclic schedule
     swa_each: Literal["epoch", "cycle"] = "epoch"
-    # False: those of ema are a running mean like its weights, and cost no pass over the images
+    # False: ema keeps a running mean of them, as of its weights, which needs no pass over the
+    # images
     redo: bool = True
 
 
@@ -134,9 +135,10 @@ class Loss(_Part):
     tversky: Annotated[float, Field(ge=0)] = 0.0
     focal_tversky: Annotated[float, Field(ge=0)] = 0.0
     lovasz: Annotated[float, Field(ge=0)] = 0.0
-    # Tversky: weight of a missed pixel; that of a false pixel is what is left to 1
+    # Tversky: weight of a missed pixel; a false pixel has the rest to 1
     misses: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    # Hard-negative mining: of a batch's negatives, the share with the highest losses counts
+    # Hard-negative mining: the share of a batch's negatives, those with the highest losses, that
+    # counts
     hard_negatives: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Weight of the auxiliary outputs beside the answer; None: the mean of all outputs
     auxiliary: Annotated[float, Field(ge=0)] | None = None
@@ -181,16 +183,16 @@ class PseudoMasks(Finish):
 
     # Where the images are that have only labels
     layout: Layout = "silver"
-    # Images with at least this label are outlined; those left empty are left out.
+    # Images with at least this label are outlined; images without an outline are left out.
     label: Annotated[float, Field(gt=0, le=1)] = 0.5
     # The probability from which the pseudo mask is drawn
     bottom: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    # Share of the outlined images that an epoch shows, drawn anew for each epoch
+    # Share of the outlined images that an epoch shows, drawn again for each epoch
     shown: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class Phase(_Part):
-    """Epochs at another side before those of the stage itself, which begin from their weights."""
+    """Epochs at another side before the stage's own epochs, which continue from their weights."""
 
     side: Side
     epochs: Count
@@ -228,7 +230,7 @@ class Stage(_Part):
     learns: Literal["labels", "masks"] | None = None
     # "positives": only images with something to find
     images: Literal["all", "positives"] = "all"
-    # Share of the negatives that an epoch shows, drawn anew for each epoch
+    # Share of the negatives that an epoch shows, drawn again for each epoch
     negatives: Annotated[float, Field(gt=0, le=1)] = 1.0
     # Share of positive images in an epoch of as many images as there are: one share for every
     # epoch, or [first, last], which slides from one to the other as SIIM-ACR's winner let it.
@@ -427,8 +429,8 @@ class Recipe(_Part):
     rule: Rule = Rule()
     # Of the classifier; a segmenter alone answers by `rule`
     operating_point: OperatingPoint | None = None
-    # Share of the picture. The highest probability that so much of a segmenter's map reaches counts
-    # as one more classifier's. None: the classifiers answer alone
+    # Share of the picture. The highest probability that this share of a segmenter's map reaches
+    # counts as one more classifier's. None: the classifiers answer alone
     map_vote: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
@@ -466,11 +468,11 @@ class Recipe(_Part):
     def with_fold(self, fold: int) -> Recipe:
         """The recipe that validates on this fold (k-fold).
 
-        Where a fold reports, the next fold does.
+        If the recipe reports on a fold, the next fold reports.
 
         Raises:
-            RecipeError: no such fold, folds that the data bring along, of which the number is not
-                known here, or a split that names the folds that train.
+            RecipeError: no such fold, the data have their own folds, whose number is not known
+                here, or the split names the training folds.
         """
         count = self.split.folds
         if count == "published":
@@ -525,8 +527,8 @@ def load(path: Path, changes: Mapping[str, str] | None = None) -> Recipe:
     `changes` maps dotted keys to YAML values: {"networks.0.side": "128"}.
 
     Raises:
-        RecipeError: unreadable, not YAML, a change of a key that is not there to hold one, or wrong
-            keys; all of them.
+        RecipeError: unreadable, not YAML, a change of a key that does not exist, or wrong keys; all
+            are listed.
     """
     document = read(path)
     for key, text in (changes or {}).items():

@@ -40,7 +40,7 @@ _HEADS = ("fc", "classifier", "head.fc", "head", "last_linear", "classif", "_fc"
 
 @dataclass(frozen=True)
 class Head:
-    """Which class is kept, and what the outputs are: logits of sigmoids, or of one softmax."""
+    """Which class is kept, and whether the outputs are logits of sigmoids or of one softmax."""
 
     index: int = 0
     gives: Gives = "logits"
@@ -50,7 +50,7 @@ def classifier(path: Path, encoder: str, side: int, head: Head) -> Foreign:
     """The classifier on `encoder` (inference/networks/encoders, or timm-<name>) of a state dict.
 
     Of two classes under a softmax, the logit is the difference to the other class. An encoder of
-    timm is asked beside timm's whole network, and must give its answer.
+    timm is compared with timm's whole network, and must give the same answer.
 
     Raises:
         WeightsError: weights of another encoder, no head, an output that it does not have, layers
@@ -161,7 +161,7 @@ def _kept(weight: Tensor, bias: Tensor, head: Head, path: Path) -> tuple[Tensor,
 
 
 def _stage(arguments: dict[str, Any], side: int) -> Stage:
-    """A stage on this encoder, for what reads starting weights."""
+    """A stage with this encoder, for the functions that read starting weights."""
     return Stage.model_validate(
         {
             "role": "classifier",

@@ -1,6 +1,6 @@
-"""The engines that can run a network: plain adapters over one shape of call, as a table.
+"""The engines that can run a network: adapters with one common interface, in a table.
 
-An engine is built here, from the weights that were checked and replayed: nothing compiled comes
+An engine is built here, from weights that were checked and replayed: compiled code is never loaded
 from outside.
 """
 
@@ -60,7 +60,7 @@ PLAIN = Candidate("torch")
 
 
 def build(candidate: Candidate, module: nn.Module, plan: Plan) -> Runner:
-    """An engine over a module that is on its device already.
+    """Build an engine from a module that is on its device.
 
     Raises:
         UnavailableError: this machine lacks what it needs. Other exceptions: it broke on this
@@ -73,8 +73,7 @@ def candidates(wanted: str, device: torch.device, allows_bf16: bool) -> tuple[Ca
     """The engines to try beside plain torch for a setting: "auto", or an engine's name (then in
     float32 alone).
 
-    "auto" leaves torch.compile out: it compiles for a minute or more per network, and the device is
-    held meanwhile.
+    "auto" leaves torch.compile out, because it holds the device for a minute or more per network.
     """
     if wanted != "auto":
         return (Candidate(wanted),) if wanted != PLAIN.engine else ()

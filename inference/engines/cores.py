@@ -31,7 +31,7 @@ def available(system: Path = _SYSTEM, groups: Path = Path("/proc/self/cgroup")) 
 def use(device: torch.device) -> int:
     """Set and give the number of threads torch computes with.
 
-    OMP_NUM_THREADS, where somebody has set it, stands.
+    OMP_NUM_THREADS takes precedence if it is set.
     """
     if "OMP_NUM_THREADS" not in os.environ and device.type == "cpu":
         wanted = available()

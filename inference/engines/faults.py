@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-# The words of torch, OpenVINO and the C++ library when memory is short; torch.OutOfMemoryError is
-# for accelerators alone.
+# The messages of torch, OpenVINO and the C++ library when memory is short; torch.OutOfMemoryError
+# is only for accelerators.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -22,9 +22,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_fatal(error: Exception) -> bool:
-    """A CUDA error other than want of memory.
-
-    The context is poisoned, every later call fails alike.
+    """Whether it is a CUDA error other than out-of-memory. Then the context is poisoned, and every
+    later call fails too.
     """
     return not is_out_of_memory(error) and (
         isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

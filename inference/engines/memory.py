@@ -1,6 +1,5 @@
-"""Which engine was the fastest here, kept from one start to the next.
-
-Names only: nothing that could be run.
+"""Remembers from one start to the next which engine was fastest here. It stores names only, no
+code.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ import torch
 log = logging.getLogger("pleura.engine")
 
 _FILE = "engines.json"
-# Choices: each new model, version or machine adds one, and the oldest goes.
+# The most choices: each new model, version or machine adds one, and the oldest is dropped.
 _KEPT = 64
 
 
 def folder() -> Path | None:
-    """Where choices are kept.
-
-    Systemd's CacheDirectory, else the user's cache; None where there is no home.
+    """The folder for choices. systemd's CacheDirectory, else the user's cache; None without a home
+    directory.
     """
     if given := os.environ.get("CACHE_DIRECTORY"):
         return Path(given.split(":")[0])
@@ -62,7 +60,7 @@ def machine(device: torch.device) -> dict[str, object]:
 class Memory:
     """The choices for one model on one machine at one largest batch.
 
-    A file that cannot be read is an empty one.
+    A file that cannot be read counts as empty.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class Memory:
         self._key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def recall(self) -> dict[str, list[str]]:
-        """Role -> the engines' names, one for each size of batch; empty where nothing is known."""
+        """Role -> the engines' names, one for each size of batch; empty if nothing is known."""
         found = self._read().get(self._key)
         if not isinstance(found, dict):
             return {}
@@ -84,7 +82,7 @@ class Memory:
         }
 
     def keep(self, choices: dict[str, list[str]]) -> None:
-        """Write the choices. Where that fails, the next start measures again."""
+        """Write the choices. If that fails, the next start measures again."""
         if self._path is None:
             return
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from inference.engines.plan import Plan, UnavailableError
 
-# Strict float32: TensorFloat-32, which cuDNN takes by default, keeps 10 bits of 23 and is off by
+# Strict float32: TensorFloat-32, cuDNN's default, keeps 10 of 23 bits, which changes results by
 # about 1e-3.
 torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 torch.backends.cuda.matmul.fp32_precision = "ieee"
@@ -35,7 +35,7 @@ class Eager:
         given = torch.from_numpy(batch)
 
         if device.type == "cuda":
-            # From page-locked memory the copy runs beside the host; torch keeps the pages.
+            # From page-locked memory the copy is asynchronous; torch keeps the pages.
             given = given.pin_memory()
 
         with (
@@ -55,7 +55,7 @@ class Eager:
 class Compiled(Eager):
     """torch.compile.
 
-    A batch of one and a batch of any other size are compiled apart, each when it first comes.
+    A batch of one and batches of other sizes are compiled separately, each on first use.
     """
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
@@ -66,14 +66,14 @@ class Compiled(Eager):
             )
 
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            # torch's default is a predictable name under /tmp, which any user may have taken.
+            # torch's default is a predictable name under /tmp, which another user may have created.
             folder = tempfile.mkdtemp(prefix="pleura-compiled-")
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
         from torch._inductor import config
 
-        # More would leave a pool of processes behind.
+        # With more, torch would leave a pool of processes behind.
         config.compile_threads = 1
         super().__init__(torch.compile(module), plan)  # type: ignore[arg-type]
 

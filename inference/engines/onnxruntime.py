@@ -16,12 +16,12 @@ from inference.engines.plan import Plan, UnavailableError
 from inference.networks.onnx_graph import OnnxGraph
 from inference.silence import silenced_warnings
 
-# The newest that this exporter writes in full.
+# The newest opset that this exporter fully supports.
 _OPSET = 17
 
 
 def is_installed() -> bool:
-    """Whether the extra is there, without loading it."""
+    """Whether the extra is installed, without loading it."""
     return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 
@@ -48,7 +48,7 @@ class Session:
         options.intra_op_num_threads = torch.get_num_threads()
         # Errors alone: its warnings are remarks on graphs.
         options.log_severity_level = 3
-        # Its threads would spin for milliseconds after an answer, on cores that others need.
+        # Otherwise its threads spin for milliseconds after an answer, on cores that others need.
         options.add_session_config_entry("session.force_spinning_stop", "1")
 
         with tempfile.TemporaryDirectory() as folder:
@@ -65,9 +65,9 @@ def _export(module: nn.Module, plan: Plan, path: Path) -> None:
     plain = copy.deepcopy(module)
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    # The exporter's remarks say less than the golden replay, which compares the outputs.
+    # The golden replay, which compares the outputs, says more than the exporter's warnings.
     with silenced_warnings(), torch.no_grad():
-        # The exporter by dynamo needs one more package, and minutes instead of seconds.
+        # The dynamo exporter needs another package, and minutes instead of seconds.
         torch.onnx.export(
             plain,
             (torch.zeros(2, 1, plan.side, plan.side),),

@@ -16,7 +16,7 @@ from inference.silence import silenced_warnings
 
 
 def is_installed() -> bool:
-    """Whether the extra is there, without loading it."""
+    """Whether the extra is installed, without loading it."""
     return importlib.util.find_spec("openvino") is not None
 
 
@@ -39,7 +39,7 @@ class Compiled:
             # 3e-2.
             "INFERENCE_PRECISION_HINT": "bf16" if plan.bf16 else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            # Other roles and other programs run on these cores.
+            # Do not pin threads: other roles and programs use these cores.
             "ENABLE_CPU_PINNING": False,
         }
         compiled = openvino.Core().compile_model(_converted(module, plan), "CPU", options)
@@ -58,11 +58,11 @@ def _converted(module: nn.Module, plan: Plan) -> Any:
     plain = copy.deepcopy(module)
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    # The tracer remarks on size arithmetic; the golden replay compares the outputs.
+    # The tracer warns about size arithmetic; the golden replay compares the outputs.
     with silenced_warnings(), torch.no_grad():
         example = torch.zeros(1, 1, plan.side, plan.side)
         traced = torch.jit.trace(plain, (example,), check_trace=False)  # type: ignore[no-untyped-call]
-        # The decoder has to outlive the conversion.
+        # The decoder must outlive the conversion.
         decoder = TorchScriptPythonDecoder(traced)
         frontend = FrontEndManager().load_by_framework("pytorch")
         loaded = frontend.load(decoder)

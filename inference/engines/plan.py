@@ -1,4 +1,4 @@
-"""The task that an engine is given."""
+"""What an engine is asked to run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Plan:
-    """How one network is to be run. Input is (n, 1, side, side), n any number."""
+    """How one network is to be run. Its input is (n, 1, side, side) with any n."""
 
     device: torch.device
     side: int

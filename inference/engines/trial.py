@@ -1,5 +1,5 @@
-"""Trying engines on one network, in steps of one build or one batch each, so that images can go
-between them.
+"""Tries engines on one network, in steps of one build or one batch each, so that images can be
+answered between steps.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from inference.engines.faults import is_fatal
 
 log = logging.getLogger("pleura.engine")
 
-# Of logits against torch in float32, as in a package's golden replay.
+# The largest difference of logits from torch in float32, as in a package's golden replay.
 TOLERANCE = 1e-3
-# Of probabilities. The package validates bf16 on images; this only catches nonsense.
+# The largest difference of probabilities. The package validates bf16 on images; this only catches
+# nonsense.
 BF16_TOLERANCE = 0.05
 _ROUNDS = 5
-# Of the quickest engine's time: a slower engine is not timed again.
+# As a multiple of the fastest engine's time: a slower engine is not timed again.
 _HOPELESS = 1.25
-# Of another engine's time: a smaller gain is no reason to change.
+# As a share of the other engine's time: a smaller gain is no reason to switch.
 _WORTH = 0.97
 
 # (n, 1, side, side)
@@ -35,7 +36,7 @@ Batch = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One network and what it is tried on."""
+    """One network, and the inputs that engines are tried on."""
 
     role: str
     # torch in float32, the reference.
@@ -43,7 +44,7 @@ class Trial:
     candidates: tuple[Candidate, ...]
     # The package's golden inputs.
     golden: Batch
-    # The sizes of the batches that it will have to run.
+    # The batch sizes that it will have to run.
     sizes: tuple[int, ...]
     build: Callable[[Candidate], Runner]
 
@@ -75,7 +76,7 @@ class Trial:
             except UnavailableError as error:
                 log.warning("%s: %s is left out: %s", self.role, candidate, error)
             except Exception as error:
-                # torch goes on, whatever breaks in an optional engine.
+                # Whatever breaks in an optional engine, torch goes on.
                 if is_fatal(error):
                     raise
 
@@ -94,10 +95,10 @@ class Trial:
     def fastest(
         self, runners: dict[Candidate, Runner]
     ) -> Generator[None, None, dict[int, Candidate]]:
-        """For each size the one with the least time, of runners that hold plain torch too.
-
-        What is quickest for one image need not be for eight. One that is as good as the quickest at
-        each size is taken for all: another one's weights lie in memory again.
+        """The fastest of the runners for each batch size; plain torch is among them. The fastest
+        for one image need not be the fastest for eight. A runner that is about as good as the
+        fastest at every size is used for all sizes, because each further engine keeps a copy of the
+        weights in memory.
         """
         took = {}
 
@@ -113,7 +114,7 @@ class Trial:
             for some in took.values()
         ]
 
-        # Prefer plain torch: it is known to run.
+        # On a tie prefer plain torch, which is known to run.
         for name in (PLAIN, *runners):
             if all(name in some for some in as_good):
                 return dict.fromkeys(took, name)
@@ -126,10 +127,9 @@ class Trial:
     def _timed(
         self, size: int, runners: dict[Candidate, Runner]
     ) -> Generator[None, None, dict[Candidate, float]]:
-        """Seconds of each for a batch of this size.
-
-        Rounds take all in turn, two calls each. The second call is timed: the previous engine's
-        threads still spin during the first. The median round counts, since other programs add time.
+        """Seconds of each runner for a batch of this size. In each round every runner is called
+        twice. The second call is timed, because the previous engine's threads still spin during the
+        first. The median round counts, because other programs add time.
         """
         batch = self._batch(size)
         rounds: dict[Candidate, list[float]] = {name: [] for name in runners}

@@ -49,17 +49,16 @@ from inference.networks.plain_unet import PLAIN_UNET_UP_WIDTHS, PLAIN_UNET_WIDTH
 from inference.networks.residual import BLOCKS, WIDTHS, ResidualClassifier
 from inference.networks.unet import UP_WIDTHS, ResidualUNet
 
-# Of one network; the largest of the usual encoders has 1.2e8.
+# The most parameters of one network; the largest of the usual encoders has 1.2e8.
 MAX_WEIGHTS = 1 << 29
-# Of networks inside networks: an ensemble of largest-of-map, or the reverse.
+# How deeply networks may be nested: an ensemble of largest-of-map, or the reverse.
 _MAX_DEPTH = 2
 _MAX_MEMBERS = 8
 
 
 def _pyramid(first: int) -> Callable[[Sequence[int]], Sequence[int]]:
-    """At most `first` maps of the largest size.
-
-    Each further stage, of a quarter of the pixels, may double it.
+    """The widths allowed: at most `first` maps of the largest size; each further stage, with a
+    quarter of the pixels, may double that.
     """
 
     # `shapes` bounds the weights before they are made; this bounds the maps of one image.
@@ -82,7 +81,7 @@ def _upwards(
 
 
 def _features(widths: Sequence[int]) -> Sequence[int]:
-    # The last is of the full side again.
+    # The last one is at full resolution again.
     return [*_FULL(widths[:-1]), *_FULL(widths[-1:])]
 
 
@@ -119,7 +118,7 @@ _EncoderStem = Literal["grey", "imagenet", "torchxrayvision"]
 _Stride = Literal[8, 16, 32]
 _Kernels = Annotated[Sequence[Literal[4, 8, 16, 32, 64]], Field(min_length=1, max_length=5)]
 _Strides = Annotated[Sequence[Literal[2, 4, 8, 16, 32]], Field(min_length=1, max_length=5)]
-# Bytes of a graph with its weights
+# The most bytes of a graph with its weights
 _Bytes = Annotated[int, Field(ge=1, le=MAX_WEIGHTS)]
 # Of one grey map, or of red, green and blue
 _Colours = Annotated[Sequence[FiniteFloat], Field(min_length=1, max_length=3)]
@@ -344,7 +343,7 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
     """A network with random weights.
 
     Raises:
-        ValueError: a name that is not on the list, or arguments its builder does not take.
+        ValueError: a name that is not on the list, or arguments that its builder does not accept.
     """
     if architecture not in BUILDERS:
         raise ValueError(
@@ -370,12 +369,11 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
 
 
 def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
-    """The tensors that a network's weights must be, by name.
-
-    They have shapes and types but no memory (torch's "meta" device).
+    """The tensors that a network needs, by name, with shapes and types but without memory (torch's
+    "meta" device).
 
     Raises:
-        ValueError: as `build`; also more weights than any network here has a use for.
+        ValueError: as `build`; also more weights than the limit.
     """
     with torch.device("meta"):
         tensors: dict[str, Tensor] = build(architecture, **arguments).state_dict()
@@ -390,7 +388,7 @@ def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
 
 
 def _depth(arguments: Any) -> int:
-    """The depth of networks inside one another in arguments."""
+    """How deeply networks are nested in arguments."""
     if isinstance(arguments, dict):
         return ("architecture" in arguments) + max(map(_depth, arguments.values()), default=0)
     return max(map(_depth, arguments), default=0) if isinstance(arguments, list) else 0

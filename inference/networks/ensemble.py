@@ -1,4 +1,6 @@
-"""Several networks with one answer, each at its own side, optionally with the mirrored image."""
+"""Several networks whose answers are averaged, each at its own side, optionally also on the
+mirrored image.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ class Ensemble(nn.Module):
 
     It is (n, 1), or (n, 1, side, side).
 
-    `sides` are the members' own, None for that of the input. With `flip` each member also sees the
-    image mirrored, left to right. Members are trained one by one: this is always in eval mode.
+    `sides` are the members' sides, None for the side of the input. With `flip` each member also
+    sees the image mirrored, left to right. Members are trained one by one: this is always in eval
+    mode.
     """
 
     def __init__(
@@ -39,8 +42,8 @@ class Ensemble(nn.Module):
             if self.flip:
                 answers.append(_resize(_mirror(member(_mirror(image))), x.shape[-1]))
 
-        # The logit of the mean of sigmoids, all in logarithms: exact where probabilities round to
-        # 0 or 1.
+        # The logit of the mean of sigmoids, computed in logarithms: exact even where probabilities
+        # round to 0 or 1.
         logits = torch.stack(answers).float()
 
         return functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(
@@ -53,7 +56,7 @@ def _mirror(x: Tensor) -> Tensor:
 
 
 def _resize(x: Tensor, side: int) -> Tensor:
-    """Images and maps to (side, side), as preprocess.fit does it; (n, 1) as it is."""
+    """Resize images and maps to (side, side) as preprocess.fit does; (n, 1) is unchanged."""
     if x.dim() == 2 or x.shape[-1] == side:
         return x
     return functional.interpolate(x.float(), size=(side, side), mode="bilinear", antialias=True)

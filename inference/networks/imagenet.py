@@ -1,4 +1,4 @@
-"""The inputs of networks that were trained elsewhere first.
+"""Input conversions for pretrained networks.
 
 On photographs (Deng et al., "ImageNet", CVPR 2009), or by torchxrayvision on X-rays.
 """
@@ -29,9 +29,9 @@ class XRayVisionInput(nn.Module):
 class ImageNetInput(nn.Module):
     """(n, 1, h, w), 0 black to 1 white -> (n, 3, h, w), standardised.
 
-    It holds nothing that is trained or stored.
+    It has no trained or stored tensors.
 
-    `mean` and `deviation` of red, green and blue: some checkpoints were given others.
+    `mean` and `deviation` of red, green and blue: some checkpoints use other values.
     """
 
     mean: Tensor

@@ -1,8 +1,9 @@
-"""A network that came as ONNX: its graph is one tensor of bytes, run by ONNX Runtime on the CPU.
+"""A network imported as ONNX: its graph is stored as one tensor of bytes and run by ONNX Runtime on
+the CPU.
 
 The graph is read as data and checked before it runs: standard operators of the list below, no
-control flow, no functions, no files beside it. So an architecture that is not on the list of
-inference/networks can be brought without touching our code (docs/models.md, "From ONNX").
+control flow, no functions, no files beside it. So a site can use an architecture that is not on the
+list of inference/networks without changing our code (docs/models.md, "From ONNX").
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-# What the graph's output holds for each class or pixel
+# The kinds of output of a graph, for each class or pixel
 Gives = Literal["logits", "probabilities", "softmax-logits"]
 
 # Operators of the standard's own domain that compute, and do nothing else
@@ -41,11 +42,11 @@ _LEAST = 1e-6
 
 
 class OnnxError(RuntimeError):
-    """The graph is not one that may run, or does not give what a package needs."""
+    """The graph may not run, or does not give what a package needs."""
 
 
 def is_installed() -> bool:
-    """Whether the extra `onnxruntime` is there, without loading it."""
+    """Whether the extra `onnxruntime` is installed, without loading it."""
     return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 
@@ -54,8 +55,8 @@ class OnnxGraph(nn.Module):
 
     The graph gets `low` + x * (`high` - `low`), repeated to its channels and standardised with
     `mean` and `deviation`. Of its first output, (n, k) or (n, k, height, width), class `index` is
-    taken. A map is of the whole picture: of the input's side, or of one part of both its sides.
-    `size` is the graph's number of bytes.
+    taken. A map covers the whole picture, at the input's side or a fixed fraction of it. `size` is
+    the graph's number of bytes.
     """
 
     graph: Tensor
@@ -104,7 +105,7 @@ class OnnxGraph(nn.Module):
         return logits.to(x.device)
 
     def _logits(self, answer: Tensor) -> Tensor:
-        """(n, k, ...) as the graph gives it -> (n, 1, ...) logits of the class."""
+        """(n, k, ...), the graph's output -> (n, 1, ...) logits of the class."""
         if answer.dim() not in (2, 4) or answer.shape[1] <= self.index:
             raise OnnxError(
                 f"onnx: the first output is {tuple(answer.shape)}; wanted (n, k) or (n, k, height, "
@@ -124,9 +125,8 @@ class OnnxGraph(nn.Module):
 
 
 def _require_whole_map(shape: tuple[int, ...], side: int) -> None:
-    """Raise where (n, k, height, width) is no map of the square picture, whole and in order.
-
-    A map with its channels last would pass for many classes of a strip, the first of them a row.
+    """Raise unless (n, k, height, width) is a map of the whole square picture. A map with channels
+    last would look like many classes of a strip.
     """
     if len(shape) != 4:
         return
@@ -160,7 +160,7 @@ class _Session:
         try:
             self._session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
         except Exception as error:
-            # The runtime raises errors of many kinds of its own.
+            # The runtime raises many error types of its own.
             raise OnnxError(f"onnx: ONNX Runtime refuses the graph: {_line(error)}") from error
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
@@ -186,7 +186,8 @@ def checked(data: bytes) -> tuple[int, int | None]:
     """(channels of the graph's input, its batch; None where that is free) of a graph that may run.
 
     Raises:
-        OnnxError: bytes that are no ONNX model, and all that a package's graph may not have.
+        OnnxError: the bytes are not an ONNX model, or the graph has something that a package may
+            not have.
     """
     import onnx
 
@@ -214,7 +215,7 @@ def checked(data: bytes) -> tuple[int, int | None]:
 
 
 def _require_plain(model: Any) -> None:
-    """Raise where a graph is more than arithmetic on its own tensors."""
+    """Raise if a graph is more than arithmetic on its own tensors."""
     import onnx
 
     if len(model.functions):

@@ -1,4 +1,4 @@
-"""A case becomes checked DICOM objects.
+"""Turns a case into checked DICOM objects.
 
 kinds.py holds one record for each kind, an IOD module encodes it, and the gate checks every object
 before it may leave.
@@ -42,7 +42,7 @@ IMPLEMENTATION_VERSION_NAME = f"PLEURA_{PLEURA_VERSION}"[:16]
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 
-# Told of each step that has ended, such as "encoded SEG".
+# Called with the name of each finished step, such as "encoded SEG".
 Note = Callable[[str], None]
 
 
@@ -52,7 +52,9 @@ def unnoted(_: str) -> None:
 
 @dataclass(frozen=True)
 class Built:
-    """The objects of a case that passed, in the order asked for, and an error for each other."""
+    """The objects of a case that passed, in the requested order, and an error for each of the
+    others.
+    """
 
     results: tuple[Result, ...]
     problems: tuple[GateError, ...]
@@ -78,9 +80,8 @@ def build(case: Case, kinds: Iterable[str]) -> tuple[Result, ...]:
 
 
 def build_what_passes(case: Case, kinds: Iterable[str], note: Note = unnoted) -> Built:
-    """As `build`, but an object that cannot be made or does not pass holds up no other.
-
-    `note` is told of "encoded KIND" and "checked KIND".
+    """`build`, but an object that cannot be made or does not pass does not affect the others.
+    `note` is called with "encoded KIND" and "checked KIND".
 
     Raises:
         ValueError: a kind that is not in KINDS.
@@ -112,13 +113,12 @@ def build_what_passes(case: Case, kinds: Iterable[str], note: Note = unnoted) ->
 
 
 def last_resort(case: Case) -> tuple[Result, tuple[str, ...]] | None:
-    """A Secondary Capture that says that there is no result, where every other object failed.
+    """A Secondary Capture that says that there is no result, after every other object failed. It
+    holds no picture and no notes, and only those attributes of the source that pass the gate: one
+    bad attribute must not keep the archive from being told.
 
-    It holds no picture and no notes, and of the source only what passes the gate: a single
-    attribute that cannot be carried on must not keep the archive from being told.
-
-    Returns the object and the keywords of the patient and study attributes that it lacks; None
-    where not even this object passes.
+    Returns the object and the keywords of the patient and study attributes that it lacks; None if
+    not even this object passes.
 
     Raises:
         ValueError: the case has a finding.
@@ -150,7 +150,7 @@ def last_resort(case: Case) -> tuple[Result, tuple[str, ...]] | None:
 
 
 def _header_of(case: Case, keywords: Iterable[str]) -> Dataset:
-    """The source's header with these attributes alone."""
+    """The source's header with only these attributes."""
     header = Dataset()
     for keyword in keywords:
         header.add(case.header[keyword])
@@ -197,7 +197,9 @@ def _build_one(case: Case, kind: Kind, note: Note = unnoted) -> Result | None:
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
-    """pydicom warns of header values, which may be a patient's. The gate judges, and names tags."""
+    """pydicom's warnings quote header values, which may be a patient's. The gate judges, and names
+    only tags.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

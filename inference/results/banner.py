@@ -1,4 +1,4 @@
-"""The banner below the radiograph: its words. No patient's identity is drawn."""
+"""The words of the banner below the radiograph. No patient's identity is drawn."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _side(measured: Measurement, mask: NDArray[np.bool_]) -> str:
 
 
 def _score(finding: Finding) -> str:
-    """Score and operating point, with as many digits as it takes to tell them apart."""
+    """Score and operating point, with enough digits to tell them apart."""
     digits = 2 if finding.probability == finding.threshold else 6
     for fewer in (2, 3, 4):
         if round(finding.probability, fewer) != round(finding.threshold, fewer):

@@ -1,4 +1,4 @@
-"""One image's answer with everything that a result needs: what encoders and gate are given."""
+"""One image's answer, with everything that encoders and gate need."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Case:
         result_time: when the answer was reached; no encoder asks a clock. A naive time is the
             site's local time. An aware time is written in its own offset, or in the source's
             offset where the source states one.
-        notes: short plain phrases on what was absent or implausible and admitted all the same,
-            never a patient's value.
+        notes: short plain phrases on what was absent or implausible but admitted, never a patient's
+            value.
 
     Raises:
         ValueError: the source has no usable Study, Series or SOP Instance UID, or shapes disagree.
@@ -141,7 +141,8 @@ class Case:
 
     @property
     def aspect(self) -> float:
-        """A pixel's height divided by its width; 1 where that is so within the rounding of headers.
+        """A pixel's height divided by its width; exactly 1 if it is 1 within the rounding of
+        headers.
 
         Pictures for people have square pixels: viewers show a Secondary Capture as it is stored.
         """
@@ -150,12 +151,12 @@ class Case:
 
     @property
     def refers_to_segmentation(self) -> bool:
-        """True if there is a SEG of this case where its SR goes."""
+        """True if every destination of this case's SR also gets its SEG."""
         return self.appearance.refer_to_segmentation and self.segmented is not None
 
     @property
     def effective_settings(self) -> RenderSettings:
-        """The settings as far as they can show in this case: without a SEG none is referred to."""
+        """The settings that can have an effect in this case: without a SEG, no SR refers to one."""
         return replace(self.appearance, refer_to_segmentation=self.refers_to_segmentation)
 
     @property
@@ -168,7 +169,7 @@ class Case:
 
 
 def once_per_case(function: Callable[[Case], T]) -> Callable[[Case], T]:
-    """Keep the function's answer for as long as its case lives: several objects ask for it."""
+    """Cache the function's result for the lifetime of its case: several objects use it."""
     answers: WeakKeyDictionary[Case, T] = WeakKeyDictionary()
 
     @wraps(function)

@@ -1,4 +1,4 @@
-"""The codes that our objects speak in (PS3.16): a table, which encoders and gate share."""
+"""The codes in our objects (PS3.16): a table that encoders and gate share."""
 
 from __future__ import annotations
 

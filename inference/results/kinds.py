@@ -1,4 +1,4 @@
-"""The kinds of result: one record each, from which every other table in the house derives.
+"""The kinds of result: one record each, from which every other table of kinds derives.
 
 To add a kind: write its encoder (`inference/results/<name>.py`) and its gate module
 (`inference/results/gate/<name>.py`), and add one record to KINDS. Encoding, gate, identity, service

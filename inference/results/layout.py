@@ -19,7 +19,8 @@ LINE_PX = (2.2, 3.8)
 # A dark halo goes beyond the line on either side by this part of its width, and fades there.
 HALO_PART = 0.7
 
-# Okabe and Ito's orange and sky blue differ for any colour vision; words and a shape differ too.
+# Okabe and Ito's orange and sky blue are distinct for any colour vision; words and shape differ
+# too.
 ORANGE: Colour = (230, 159, 0)
 SKY_BLUE: Colour = (86, 180, 233)
 PALE: Colour = (205, 208, 212)

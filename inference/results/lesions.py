@@ -1,4 +1,4 @@
-"""Lesions: what SEG, SR and presentation state speak of, each with one tracking UID in all of them.
+"""Lesions: what SEG, SR and presentation state describe, each with one tracking UID in all of them.
 
 A lesion is a region, connected over sides or corners: a viewer draws one contour for a tracking UID
 and drops any other (docs/decisions.md). Whether two regions are one pneumothorax is for a reader to

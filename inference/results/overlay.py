@@ -136,8 +136,9 @@ def _grey(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _stroked(
     canvas: Image.Image, lines: list[NDArray[np.float64]], panel: Panel
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The part of a grey canvas that closed lines, (row, column) on the panel, reach, with these
-    lines: a fine colour over a dark halo, anti-aliased. Also its upper left corner (x, y).
+    """The part of a grey canvas that closed lines touch, with these lines drawn: a fine colour over
+    a dark halo, anti-aliased. Also its upper left corner (x, y). Lines are (row, column) on the
+    panel.
 
     A pixel's share of colour and halo follows from its distance to the nearest line, so that no
     halo covers another line and nothing further away than the halo is touched.

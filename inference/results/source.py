@@ -30,7 +30,7 @@ LATEST_OFFSET_MIN = 14 * 60
 
 
 def copied(header: Dataset, keyword: str) -> DataElement | None:
-    """The source's element, or None where there is none or its VR does not allow the value; never
+    """The source's element, or None if it is absent or its VR does not allow the value; it is never
     repaired. An element that keeps its bytes (as_sent.py) keeps them in the copy.
     """
     tag = tag_for_keyword(keyword)

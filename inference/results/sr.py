@@ -108,7 +108,7 @@ def _measured(measured: Measurement) -> str:
 
 
 def percent(part: float) -> str:
-    """A part of 1 in per cent, with as many of four decimals as it has."""
+    """A fraction as per cent, with at most four decimals."""
     return f"{part * 100:.4f}".rstrip("0").rstrip(".")
 
 
@@ -199,7 +199,7 @@ def _algorithm(case: Case, finding: Finding) -> Iterator[Dataset]:
 def _measures(case: Case, finding: Finding, lesion: Lesion) -> Iterator[Dataset]:
     """The image's probability, where the model is calibrated, and the lesion's area.
 
-    A mere score is no certainty: it is in the sentences alone.
+    An uncalibrated score is not a probability: it appears only in the sentences.
     """
     if finding.calibrated:
         certainty = percent(finding.probability)

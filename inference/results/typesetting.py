@@ -1,4 +1,4 @@
-"""The banner's typesetting: a message becomes a picture; nothing here knows of a case.
+"""Typesetting of the banner: turns a message into a picture, and knows nothing of cases.
 
 Sizes follow the picture's longer side, so that the answer is legible when the picture is shown as a
 thumbnail. Pillow's built-in font knows ASCII only.
@@ -34,7 +34,7 @@ SHAPES: dict[str, tuple[tuple[tuple[float, float], ...], ...]] = {
     "bar": (((-0.85, 0), (0.85, 0)),),
     "cross": (((-0.7, -0.7), (0.7, 0.7)), ((-0.7, 0.7), (0.7, -0.7))),
 }
-# A longer text is cut, with dots to say so: a long name must not push other words out.
+# A longer text is cut off with dots, so that a long name does not push other words out.
 MOST_VALUE_LINES = 2
 MOST_NOTE_LINES = 4
 
@@ -142,7 +142,7 @@ def typeset(message: Message, width: int, radiograph_height: int) -> Image.Image
     if message.note:
         y = place_facts([("Note", message.note)], left, y, right, MOST_NOTE_LINES)
 
-    # Everything has its place: draw.
+    # The layout is known: draw.
     strip_top = round(y + 0.9 * sizes.unit)
     height = round(strip_top + 1.8 * lead.size)
     banner = Image.new("RGB", (width, height), BACKGROUND)
@@ -235,7 +235,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int = 99)
 
 
 def _letters_that_fit(word: str, font: ImageFont.FreeTypeFont, width: float) -> int:
-    """How many letters of the word stand within the width, one at the least."""
+    """How many letters of the word fit the width, at least one."""
     longer = bisect_right(range(len(word)), width, key=lambda n: font.getlength(word[:n]))
     return max(1, longer - 1)
 

@@ -26,7 +26,7 @@ try:
 except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
     PLEURA_VERSION = "0+unknown"
 
-# Raised when an encoder writes something else for the same case, so that no UID changes meaning.
+# Increased when an encoder writes something else for the same case, so that no UID changes meaning.
 SCHEMA_VERSION = 6
 NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
 

@@ -1,4 +1,4 @@
-"""Labelled images from a folder of any layout, or drawn."""
+"""Labelled images, read from a folder of any layout or drawn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Source:
 
     about: str
     read: Callable[[Path], Cases]
-    # Raises ValueError where the folder does not have the layout's files; at once, unlike `read`
+    # Raises ValueError if the folder lacks the layout's files; fast, unlike `read`
     look: Callable[[Path], object]
 
 
@@ -51,7 +51,7 @@ class PhantomCase(Case):
         return f"phantom {self.seed} {self.positive} {self.size}"
 
 
-# Pixels and mask are asked for in turn.
+# Pixels and mask are read one after the other.
 @lru_cache(maxsize=1)
 def _drawn(seed: int, pneumothorax: bool, size: int) -> phantom.Phantom:
     # Imports scipy, which the processes that decode images do not need.
@@ -63,7 +63,7 @@ def _drawn(seed: int, pneumothorax: bool, size: int) -> phantom.Phantom:
 def phantoms(count: int, first_seed: int = 0, size: int = 256) -> Cases:
     """Synthetic radiographs of (size, size) with exact masks.
 
-    Every second, from the first, has a pneumothorax.
+    Every second one, starting with the first, has a pneumothorax.
     """
     return Cases(
         PhantomCase(
@@ -97,7 +97,7 @@ LAYOUTS: dict[Layout, Source] = {
 
 
 def look(layout: Layout, folder: Path) -> None:
-    """Return at once where the folder looks like the layout: its tables and images are there.
+    """Check quickly that the folder has the layout's tables and images.
 
     Raises:
         ValueError: no such layout or folder, or one without the layout's files.

@@ -1,6 +1,6 @@
 """Images decoded once: letterboxed to the size of a network, in memory-mapped files.
 
-They take n x side x side bytes, and masks that hold anything as much again.
+They take n x side x side bytes, and non-empty masks as much again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from inference.preprocess import Geometry, fit
 from training.data import pictures, pool
 from training.data.cases import Case
 
-# Version of the files' content; another number decodes everything anew.
+# Version of the files' content; another number decodes everything again.
 _VERSION = 2
 _SYNC_S = 0.5
 Pictures = NDArray[np.uint8]
@@ -35,7 +35,7 @@ Pictures = NDArray[np.uint8]
 class Prepared:
     """Arrays in the order of the cases.
 
-    They are mapped from files: what is written to them stays in this process.
+    They are mapped from files, copy on write: changes stay in this process.
     """
 
     # (n, side, side), letterboxed, 0 black to 255 white
@@ -58,8 +58,8 @@ def prepare(
     """The images and masks of `cases`, from the files in `folder` if they are there, else decoded
     into them.
 
-    A kill leaves nothing that would be taken for a finished cache; of two processes one decodes and
-    the other waits.
+    A killed process leaves nothing that looks like a finished cache. If two processes run, one
+    decodes and the other waits.
 
     Args:
         equalise: compress each image once as JPEG. None: where some are as published and some are
@@ -113,8 +113,9 @@ def _digest(cases: Sequence[Case], side: int, equalise: bool) -> str:
 class _Shrink:
     """Decodes one image and writes it and its mask to their places; gives its Geometry.
 
-    With file writes: through a map, a full disk kills the process. A process whose parent was
-    killed may write while the next run does: the same bytes to the same places.
+    It writes to files, because writing through a map kills the process when the disk is full. A
+    process whose parent was killed may write at the same time as the next run: the same bytes to
+    the same places.
     """
 
     side: int
@@ -193,7 +194,7 @@ def _decode(
                 file.flush()
                 os.fsync(file.fileno())
     except BaseException:
-        # A disk that ran full is cleaned up.
+        # Remove the files if the disk ran full.
         for part in parts.values():
             part.unlink(missing_ok=True)
         raise
@@ -226,7 +227,7 @@ def _make_room(images: BinaryIO, masks: BinaryIO, shape: tuple[int, int, int]) -
 
 @contextmanager
 def _synced_meanwhile(file: BinaryIO) -> Iterator[None]:
-    """Bring what was written to the disk each half second, so that little is left to do at last."""
+    """Sync written data to the disk every half second, so that little is left at the end."""
     stop = threading.Event()
 
     def sync() -> None:
@@ -239,5 +240,5 @@ def _synced_meanwhile(file: BinaryIO) -> Iterator[None]:
             yield
         finally:
             stop.set()
-    # An error of the disk is told once: not at the last fsync.
+    # A disk error is reported only once, so the last fsync would miss it.
     synced.result()

@@ -1,4 +1,4 @@
-"""A labelled image, whatever folder it comes from."""
+"""A labelled image, from any layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from training.data.pictures import Picture
 
-# Digests of patients mean nothing to another process.
+# The key of patients' digests: they mean nothing outside this process.
 _KEY = secrets.token_bytes(16)
 
 
@@ -27,10 +27,10 @@ class Case(ABC):
     image_id: str
     # Images of one patient stay together in every split
     patient: str
-    # The same for one patient in every layout that a process reads (`person_of`); empty where the
-    # data name none
+    # The same for one patient in every layout that a process reads (`person_of`); empty if the data
+    # name no patient
     person: str = field(default="", repr=False)
-    # 1 something to find, 0 nothing; in between: a soft target
+    # 1 positive, 0 negative; between them: a soft label
     label: float
     # As published with the data
     fold: int | None = None
@@ -44,12 +44,12 @@ class Case(ABC):
 
     @property
     def positive(self) -> bool:
-        """Whether there is something to find."""
+        """Whether the label is positive."""
         return self.label > 0.5
 
     @property
     def mask_known(self) -> bool:
-        """Whether `mask` is one, told without reading it."""
+        """Whether there is an annotated mask, without reading it."""
         return True
 
     @abstractmethod
@@ -71,10 +71,10 @@ class Case(ABC):
 
     @abstractmethod
     def mask(self) -> NDArray[np.bool_] | None:
-        """(rows, columns) of `pixels`; None where only the label is known."""
+        """(rows, columns) of `pixels`; None if only the label is known."""
 
     def stored_mask(self) -> NDArray[np.bool_] | None:
-        """The mask in the matrix of the image's file, where a node draws; None as `mask`."""
+        """The mask in the matrix of the image's file, in which a node draws; None as in `mask`."""
         return self.mask()
 
     @abstractmethod
@@ -83,8 +83,8 @@ class Case(ABC):
 
 
 def numbered(patients: Iterable[str]) -> dict[str, str]:
-    """A stand-in for each patient, in order of first appearance: their names and numbers go into
-    no file of a run.
+    """A number for each patient, in order of first appearance, so that patients' names enter no
+    file of a run.
     """
     return {
         patient: f"patient-{number:04}" for number, patient in enumerate(dict.fromkeys(patients), 1)
@@ -92,7 +92,9 @@ def numbered(patients: Iterable[str]) -> dict[str, str]:
 
 
 def person_of(patient: str) -> str:
-    """A digest of what the data call a patient, empty for none: layouts number patients apart."""
+    """A digest of the data's patient identifier, empty for none, because layouts number patients
+    differently.
+    """
     if not patient:
         return ""
     return hashlib.blake2b(patient.encode(), key=_KEY, digest_size=16).hexdigest()

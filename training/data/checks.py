@@ -1,4 +1,4 @@
-"""The faults of labelled images, looked for before they train anything."""
+"""Checks of labelled images for faults, before they train anything."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ OLDEST_YEARS = 120
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The traits of one image's pixels and mask, without keeping them."""
+    """What the checks need of one image's pixels and mask."""
 
-    # Why the image cannot be used; the other fields are then empty
+    # Why the image cannot be used; then the other fields are empty
     fault: str = ""
     # Digest of the pixels: equal for identical images
     digest: str = ""
@@ -88,7 +88,7 @@ def check(
     """Check the labels of `cases`, their split and, with `seen` (of `examine`), every image and
     mask.
 
-    `beside`: the split of another layout, whose run these images train in too.
+    `beside`: the split of another layout, in whose run these images train too.
     """
     found = [*(cases.findings if isinstance(cases, Cases) else ()), *_of_labels(cases)]
 
@@ -181,12 +181,12 @@ def _of_labels(cases: Sequence[Case]) -> Iterable[Finding]:
 
 
 def plausible(age_years: float | None) -> bool:
-    """Whether an age can be a person's; one that is not known can."""
+    """Whether an age is plausible or unknown."""
     return age_years is None or (math.isfinite(age_years) and 0 <= age_years <= OLDEST_YEARS)
 
 
 def _provenance(cases: Sequence[Case]) -> Finding:
-    """A network that recognises copies by their codec would know much of the label."""
+    """If copies have mostly one label, a network can learn their codec instead of the finding."""
     shares = {}
     for published in (True, False):
         some = [case.positive for case in cases if case.as_published is published]
@@ -204,8 +204,7 @@ def _of_parts(parts: Parts) -> Iterable[Finding]:
         {case.image_id: case.patient for case in side}
         for side in (parts.train, parts.validate, parts.report)
     )
-    # Training and validation may share images where a recipe says so; patients beyond those they
-    # may not share.
+    # Training and validation may share images if a recipe says so, but not further patients.
     for name, some, others in (
         ("report and in training or validation", report, train | validate),
         ("training and in validation", _without(train, validate), _without(validate, train)),

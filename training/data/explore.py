@@ -120,7 +120,9 @@ def _counts(looks: Sequence[_Look]) -> str:
 
 
 def _groups(looks: Sequence[_Look]) -> str:
-    """Positives in each group: where they differ, a network can learn the group for the label."""
+    """Positives by group: where the shares differ, a network can learn the group instead of the
+    label.
+    """
     kinds: list[tuple[str, Callable[[Case], str]]] = [
         ("sex", lambda case: case.sex or "not given"),
         ("view", lambda case: case.view or "not given"),

@@ -53,10 +53,10 @@ class LggCase(Case):
 
 
 def look(folder: Path) -> None:
-    """Return where there is a slice.
+    """Check that there is a slice.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no slice.
     """
     found = _home(folder).glob("*/*.tif")
     if not any(path for path in found if not path.stem.endswith(_MASK)):
@@ -99,10 +99,10 @@ def read(folder: Path) -> Cases:
 
 
 def read_clinical(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Patient (as `Case.patient`) -> column of data.csv -> number, None where it is missing.
+    """Patient (as `Case.patient`) -> column of data.csv -> number, None if it is missing.
 
     Raises:
-        ValueError: no data.csv, no column Patient, or a value that is no number, with its line.
+        ValueError: no data.csv, no column Patient, or a value that is not a number, with its line.
     """
     path = _home(folder) / "data.csv"
     if not path.is_file():

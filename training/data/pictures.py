@@ -111,12 +111,12 @@ def _geometry(path: Path) -> tuple[float, Sequence[str] | None]:
             header = dcmread(path, stop_before_pixels=True, specific_tags=_GEOMETRY, force=True)
             return pixel_aspect(header), header.get("PatientOrientation")
     except Exception as error:
-        # The parser meets arbitrary bytes and may raise anything.
+        # On arbitrary bytes the parser may raise anything.
         raise ValueError(f"{path}: cannot be read as DICOM ({error})") from error
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file of that name, taken from a table, in `folder` or below.
+    """The path that a table names, inside `folder`.
 
     Raises:
         ValueError: it lies elsewhere.
@@ -127,11 +127,9 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def stamp(*paths: Path | None) -> str:
-    """A stamp that changes when one of the files is exchanged, not when they are copied. A missing
-    one has a stamp too.
-
-    Of a file its name, its length and its first and last 64 KiB count; of DICOM also what its
-    pixels are stretched by, where they are not square.
+    """A stamp that changes when one of the files is replaced, but not when they are copied. A
+    missing file has a stamp too. It covers a file's name, its length and its first and last 64 KiB;
+    for DICOM with pixels that are not square also their aspect.
     """
     said = []
     for path in paths:
@@ -158,13 +156,13 @@ def _sample(path: Path, size: int, _changed: int) -> str:
 
 
 def _stretched(path: Path) -> str:
-    """How a picture is stretched to true proportions; empty where its pixels are square."""
+    """How a picture is resized to true proportions; empty if its pixels are square."""
     if path.suffix.lower() in PLAIN_SUFFIXES:
         return ""
     try:
         aspect, _ = _geometry(path)
     except ValueError:
-        # That shows when the pixels are read.
+        # Reading the pixels will report the fault.
         return ""
     return "" if is_square(aspect) else f" aspect {aspect:.6g}"
 
@@ -172,7 +170,7 @@ def _stretched(path: Path) -> str:
 def equalised(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """(rows, columns) 0..1 after one JPEG compression.
 
-    A network must not learn a copy's codec for the label.
+    Otherwise a network could learn a copy's codec instead of the label.
     """
     buffer = io.BytesIO()
     Image.fromarray(as_bytes(pixels)).save(buffer, "JPEG", quality=_EQUAL_QUALITY)

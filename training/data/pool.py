@@ -24,7 +24,7 @@ def each(
 ) -> list[Result]:
     """`function` of each item, in order; it, items and results must pickle.
 
-    This process works too: it has loaded everything, while a new one has yet to start.
+    This process works too, because it has loaded everything, while a new process has yet to start.
 
     Args:
         done: called with (items so far, items in all).
@@ -39,7 +39,7 @@ def each(
         try:
             return _shared(pool, function, items, done)
         except BaseException:
-            # Waits, or a pool that is collected first would do all tasks to the end.
+            # Wait here: otherwise a pool that is garbage collected first would finish all tasks.
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -70,13 +70,13 @@ def _shared(
 
     def tell() -> None:
         theirs = [future for future in futures if future.done() and not future.cancelled()]
-        # Raises what a process of the pool raised.
+        # Re-raises an error of a pool process.
         so_far = sum(len(part) for part in (*(future.result() for future in theirs), *ours))
         if done is not None:
             done(so_far, len(items))
 
     for task, future in zip(reversed(tasks), reversed(futures), strict=True):
-        # Fails once the pool has taken the task.
+        # Fails if the pool has already taken the task.
         if not future.cancel():
             break
         ours.append(_here(function, task, None))
@@ -90,7 +90,7 @@ def _shared(
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+    """Otherwise a worker whose parent was killed would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -10,11 +10,10 @@ their ImageId:
 
 The second stage's names are taken too: `stage_2_train.csv` and `stage_2_images`. Without a folder
 of images of these names, images are looked for under `dicom`, and without that under FOLDER itself.
-An optional `folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and keys of
-patients along, an optional `patients.csv` (ImageId, patient) patients alone. Without them the
-patient is that of the header, where the published files have another one for every image. What
-patients.csv or a header calls a patient goes into no file of a run. All of this may lie in a
-subfolder `siim`.
+An optional `folds.csv` (ImageId, fold, patient, pneumothorax) brings folds and patient keys, an
+optional `patients.csv` (ImageId, patient) only patients. Without them the patient comes from the
+header, where the published files have a different one for every image. What patients.csv or a
+header calls a patient goes into no file of a run. All of this may lie in a subfolder `siim`.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ class _Tables:
 
 
 def look(folder: Path) -> Path:
-    """The table of masks, where there are images too.
+    """The table of masks, if there are images too.
 
     Raises:
         ValueError: no such table, or no *.dcm.
@@ -264,16 +263,15 @@ def _case(
 
 
 def years(age: str) -> float | None:
-    """PatientAge in years, with its unit or without; None where it says none.
-
-    Nothing is too old: checks say so.
+    """PatientAge in years, with or without its unit; None if it is unreadable. Implausible ages are
+    left to the checks.
     """
     found = _AGE.fullmatch(age.strip().upper())
     return int(found[1]) / _PER_YEAR[found[2]] if found else None
 
 
 def _header(path: Path) -> _Header:
-    """The header of a file, empty where it cannot be read: that shows when its pixels are read."""
+    """The header of a file, empty if unreadable. Reading the pixels will report the fault."""
     try:
         dataset = dcmread(path, stop_before_pixels=True, specific_tags=_KEYWORDS, force=True)
         number, view, sex, age = (
@@ -289,7 +287,7 @@ def _header(path: Path) -> _Header:
             jpeg_baseline=getattr(dataset.file_meta, "TransferSyntaxUID", None) == JPEGBaseline8Bit,
         )
     except Exception:
-        # The parser meets arbitrary bytes and may raise anything.
+        # On arbitrary bytes the parser may raise anything.
         return _Header()
 
 

@@ -3,7 +3,7 @@
     FOLDER/jpeg512/<ImageId>.jpg
     FOLDER/silver-labels.csv          ImageId,probability
 
-Both may lie in a subfolder `stage2`. Patients are unknown: each image counts as one's.
+Both may lie in a subfolder `stage2`. Patients are unknown: each image counts as its own patient.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def home(folder: Path) -> Path:
     """The folder that holds silver-labels.csv.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such folder.
     """
     for found in (folder, folder / "stage2"):
         if (found / _TABLE).is_file():

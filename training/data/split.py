@@ -34,7 +34,7 @@ class Parts:
 
 
 def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
-    """Part the images by fold as the recipe says; equal cases and seed give equal parts.
+    """Divide the images by fold as the recipe says; the same cases and seed give the same parts.
 
     An explicit `wanted.train` trains exactly its folds, which may be those that validate too.
 
@@ -82,8 +82,8 @@ def split(cases: Sequence[Case], wanted: recipe.Split) -> Parts:
 
 
 def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
-    """A fold, 0 to count - 1, for each image: a patient's are one's, and each class is shared out
-    evenly.
+    """A fold, 0 to count - 1, for each image: a patient's images share a fold, and each class is
+    spread evenly.
 
     The patients with most images come first, equals in random order; each goes where its classes
     are rarest. Where each patient has one image, the folds differ by at most one image of each
@@ -119,10 +119,8 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
 
 
 def held_out(cases: Sequence[Case], count: int, seed: int) -> tuple[list[Case], list[Case]]:
-    """(images that train, images that are watched) of a layout without folds.
-
-    Patients come in random order; the first of them are watched, whole, until there are `count`
-    images.
+    """(training images, validation images) of a layout without folds. In random order, whole
+    patients are taken for validation until there are `count` images.
     """
     of_patient: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
@@ -173,7 +171,7 @@ def read(path: Path, cases: Sequence[Case]) -> Parts:
     """The parts that `write` wrote, of these cases.
 
     Raises:
-        ValueError: not such a table, or an image of it that is not among `cases`.
+        ValueError: not such a table, or one of its images is not among `cases`.
     """
     by_id = {case.image_id: case for case in cases}
     sides: dict[str, list[Case]] = {name: [] for name in _PARTS}

@@ -63,7 +63,7 @@ def look(folder: Path) -> Path:
     """The table.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no table.
     """
     path = folder / TABLE
     if not path.is_file():
@@ -105,7 +105,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(number of its line, texts by column) of each row.
 
     Raises:
-        ValueError: no UTF-8, no CSV, or another header; with the path.
+        ValueError: not UTF-8, not CSV, or another header; with the path.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -44,10 +44,10 @@ def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
 
 @torch.no_grad()
 def redo_statistics(network: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Compute the batch-norm statistics of averaged weights anew.
+    """Recompute the batch-norm statistics of averaged weights.
 
-    Izmailov et al., "Averaging weights leads to wider optima", UAI 2018, section 3.2. A layer that
-    is at rest (eval mode: a frozen encoder) keeps its own.
+    Izmailov et al., "Averaging weights leads to wider optima", UAI 2018, section 3.2. A frozen
+    layer (in eval mode) keeps its own.
     """
     layers = [
         layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training

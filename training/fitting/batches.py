@@ -28,7 +28,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Samples:
-    """Images and what they teach, in arrays or memory maps, which stay where they are."""
+    """Images and their targets, in arrays or memory maps, which are not copied."""
 
     # (n, side, side), 0 black to 255 white, letterboxed
     images: NDArray[np.uint8]
@@ -36,9 +36,9 @@ class Samples:
     targets: NDArray[Any]
     # How often an epoch shows each image
     times: int = 1
-    # Share of the images that an epoch shows, drawn anew for each epoch
+    # Share of the images that an epoch shows, drawn again for each epoch
     share: float = 1.0
-    # (n,) whether there is something to find; None: told by labels, and not told by masks
+    # (n,) whether the image is positive; None: follows from labels, unknown for masks
     positive: NDArray[np.bool_] | None = None
     # Names of the images for messages
     ids: Sequence[str] = ()
@@ -151,7 +151,7 @@ class Batches:
         ]
 
     def _order(self, number: int) -> NDArray[np.int64]:
-        """The places of the images that an epoch shows, shuffled."""
+        """The indices of the images that an epoch shows, shuffled."""
         share = self.stage.positive_share_of(number)
         if self._positive is not None and share is not None:
             return self._order_with(share, number)
@@ -166,9 +166,8 @@ class Batches:
         return order
 
     def _order_with(self, share: float, number: int) -> NDArray[np.int64]:
-        """As many places as there are, a `share` of them positive.
-
-        No image is shown twice while another of its class waits.
+        """As many indices as there are images, a `share` of them positive. No image is shown twice
+        before every other of its class was shown.
         """
         assert self._positive is not None
         rng = np.random.default_rng((self.seed, number))
@@ -182,10 +181,10 @@ class Batches:
         return rng.permutation(np.concatenate(chosen))
 
     def _found_positive(self) -> NDArray[np.bool_]:
-        """(places,) whether each image has something to find.
+        """(indices,) whether each image is positive.
 
         Raises:
-            ValueError: one class is missing, of which an epoch is to have a share.
+            ValueError: one class is missing, although an epoch must have a share of it.
         """
         found = []
         for part in self._parts:
@@ -255,7 +254,7 @@ class Batches:
 
 
 def _drawn(rng: np.random.Generator, places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """`count` of the places: all of them as often as it takes, the last time some of them."""
+    """`count` of the indices: all of them as often as possible, then a random part."""
     rounds = [rng.permutation(places) for _ in range(-(-count // len(places)))]
     return np.concatenate([*rounds, places[:0]])[:count]
 

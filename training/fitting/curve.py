@@ -12,15 +12,15 @@ from tensorboardX import SummaryWriter
 from training.fitting.run import Run, write
 
 Row = dict[str, float]
-# Columns of a row that are no figures
+# Columns of a row that are not figures
 _OF_THE_LOOP = ("epoch", "loss", "learning_rate", "images_per_s")
 
 
 class Curve:
-    """A row for each epoch; a last row without a loss is that of averaged weights."""
+    """A row for each epoch; a last row without a loss is for averaged weights."""
 
     def __init__(self, run: Run, name: str, rows: list[Row], images: int) -> None:
-        """`rows` are those of a resumed run, `images` those of all its epochs."""
+        """`rows`: from a resumed run. `images`: the number of images in all epochs."""
         self.rows = rows
         self._run = run
         self._name = name
@@ -80,7 +80,7 @@ class Curve:
         self.save()
 
     def save(self) -> None:
-        """Write the CSV anew."""
+        """Rewrite the CSV."""
         if not self._run.first:
             return
         text = io.StringIO(newline="")

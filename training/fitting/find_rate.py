@@ -22,9 +22,9 @@ from training.fitting.batches import Batches
 from training.fitting.fit import optimiser_of
 
 _LOWEST, _HIGHEST, _STEPS = 1e-7, 1.0, 100
-# Of the running mean of the losses
+# Decay of the running mean of the losses
 _SMOOTHING = 0.9
-# The range ends where the smoothed loss is so many times the lowest.
+# The range ends where the smoothed loss is this many times the lowest.
 _EXPLODED = 4.0
 # The first steps' losses are still those of single batches.
 _SKIPPED = 5
@@ -43,7 +43,7 @@ def find(network: nn.Module, batches: Batches, steps: int = _STEPS) -> Range:
     """The range of rates for a copy of `network`, which itself stays as it is.
 
     Raises:
-        ValueError: the first losses are no numbers.
+        ValueError: the first losses are not numbers.
     """
     network = copy.deepcopy(network).to(batches.device)
     schedule.train(network, batches.stage.freeze, 0)

@@ -41,11 +41,11 @@ def fit(network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str)
 
     Returns it in eval mode, with the weights to keep. After each epoch `watch` gives figures of the
     validation images, higher is better; it gets the network (or its running average) in eval mode
-    on the device. A network that `run` holds finished is not trained again. torch's random state
+    on the device. A network that is finished in `run` is not trained again. torch's random state
     stays as it was, so that later networks do not depend on whether this one was trained or loaded.
 
     Raises:
-        TrainingError: a loss that is no number, out of memory, or `best_by` is not among the
+        TrainingError: a loss that is not a number, out of memory, or `best_by` is not among the
             figures.
         ValueError: the recipe asks for what the network or the data cannot give.
     """
@@ -62,7 +62,7 @@ def fit(network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str)
 
 
 class _Fit:
-    """A network in training, with everything that its next step depends on."""
+    """A network in training, with everything that its next step needs."""
 
     def __init__(
         self, network: nn.Module, batches: Batches, watch: Watch, run: Run, name: str
@@ -107,12 +107,12 @@ class _Fit:
                 self._save()
             kept = self._average
             if stage.average.swa_last_epochs and len(curve.rows) < stage.epochs:
-                # Stopped early: the last epochs, of which the mean was wanted, were not trained.
+                # Stopped early: the last epochs, which were to be averaged, were not trained.
                 kept = None
             if kept is not None and stage.average.redo:
                 self._redo_statistics(kept)
             elif kept is not None and stage.average.swa_last_epochs:
-                # Each epoch's network was judged, and the mean of the last ones never.
+                # Each epoch's network was measured, but the mean of the last epochs never was.
                 self._judge(kept, {"epoch": len(curve.rows) + 1}, {})
 
         self._network.load_state_dict(self._best or (kept or self._network).state_dict())
@@ -220,7 +220,7 @@ class _Fit:
             )
 
     def _redo_statistics(self, mean: nn.Module) -> None:
-        """Compute the mean's batch-norm statistics anew, and judge it like one more epoch."""
+        """Recompute the mean's batch-norm statistics, and measure it like one more epoch."""
         stage, number = self._stage, len(self._curve.rows)
         torch.manual_seed(mixed(self._batches.seed, number, ranks.rank()))
         schedule.train(mean, stage.freeze, number)

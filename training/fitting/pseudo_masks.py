@@ -1,4 +1,4 @@
-"""A network's own outlines of images, for it to learn from beside the masks of readers."""
+"""Masks that a network draws itself, to learn from besides the readers' masks."""
 
 from __future__ import annotations
 

@@ -39,10 +39,10 @@ _RECIPE, _ENVIRONMENT = "recipe.json", "environment.json"
 _PACKAGES = ("pleura", "torch", "numpy", "monai", "scikit-learn", "pydicom", "pillow")
 # Files that a run writes first, finished or not
 _OURS = ("recipe", "environment")
-# The last digits of a sum depend on these.
+# The last digits of sums depend on these.
 _NUMBERS = ("packages", "commit", "machine", "cpu", "device", "threads", "processes")
 _FOLDERS = {r"--d\w*": "DATA", r"--o\w*": "OUT"}
-# Differences in a message
+# The most differences that a message names
 _SHOWN = 5
 
 
@@ -79,15 +79,15 @@ class Run:
             raise RunError(fault)
 
     def checkpoint(self, name: str) -> Path:
-        """Where the network of that name is kept between epochs."""
+        """The file of the network of that name between epochs."""
         return self.folder / "checkpoints" / f"{name}.pt"
 
     def weights(self, name: str) -> Path:
-        """Where the network of that name is kept when finished."""
+        """The file of the finished network of that name."""
         return self.folder / "weights" / f"{name}.safetensors"
 
     def keep(self, name: str, network: nn.Module) -> None:
-        """Write the weights of that name. The file format knows no memory layout but the plain."""
+        """Write the weights of that name. The file format supports only the contiguous layout."""
         state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
         write(self.weights(name), lambda file: file.write(to_safetensors(state)))
 
@@ -171,7 +171,7 @@ def environment() -> dict[str, Any]:
 def write(path: Path, save: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically: `save` fills it, and it gets its name when it is on the disk.
 
-    That holds after a kill and after a power loss.
+    This is safe against a kill and a power loss.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -228,7 +228,7 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[str]:
 
 
 def _without_folders(command: Sequence[str]) -> str:
-    """The words as a shell takes them, without the folders of --data, --out and other paths.
+    """The command as a shell takes it, without the folders of --data, --out and other paths.
 
     Folders may name people. argparse takes abbreviated options, too.
     """
@@ -248,7 +248,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that holds this file, if any; "-dirty" where files differ."""
+    """The commit of the checkout that holds this file, if any; "-dirty" if files differ."""
     checkout = Path(__file__).resolve().parents[2]
     git = shutil.which("git")
     if git is None or not (checkout / ".git").exists():

@@ -1,7 +1,7 @@
 """The learning rate of each step, and which modules are frozen.
 
-All of it follows from the recipe, the step and the figures so far: there is nothing to keep for a
-resumed run.
+All of it follows from the recipe, the step and the figures so far: a resumed run needs no saved
+state.
 """
 
 from __future__ import annotations
@@ -88,16 +88,12 @@ def stale(figures: Sequence[float]) -> int:
 
 
 def train(network: nn.Module, freeze: Freeze | None, epoch: int) -> None:
-    """Put the network into train mode, and what `freeze` holds in this epoch (from 0) to rest.
-
-    A resting module has no gradient and is in eval mode.
-
-    Eval mode, because batch-norm statistics that move under fixed weights would train them after
-    all.
+    """Put the network into train mode, and freeze what `freeze` names in this epoch (from 0). A
+    frozen module has no gradient and is in eval mode, because changing batch-norm statistics would
+    train it after all.
 
     Raises:
-        ValueError: something is to be frozen, and the network has no part named encoder that holds
-            weights.
+        ValueError: something is to be frozen, but the network has no encoder with weights.
     """
     network.train()
     if freeze is None:
@@ -121,7 +117,7 @@ def train(network: nn.Module, freeze: Freeze | None, epoch: int) -> None:
 
 
 def _falls(schedule: Schedule, figures: Sequence[float]) -> int:
-    """How often the rate has fallen: each time the figures stood still for `patience` epochs."""
+    """How often the rate has fallen: each time after `patience` epochs without improvement."""
     falls, best, waited, cooling = 0, -math.inf, 0, 0
     for figure in figures:
         if figure > best:

@@ -1,8 +1,6 @@
-"""The weights an encoder starts from: somebody's published weights, or those of the classifier that
-was trained before it.
-
-A file is read as data, never as a program: safetensors, or a pickle of which torch takes the
-tensors alone. Nothing is downloaded.
+"""An encoder's starting weights: published weights, or those of the classifier trained before it. A
+file is read as data, never as a program: safetensors, or a pickle from which torch loads only
+tensors. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,9 +22,8 @@ from training.recipe import Stage
 # Tensors that an error names
 _MOST = 5
 
-# How a published checkpoint calls what we call otherwise: substitutions in our name, one after the
-# other. Those of EfficientNet's blocks begin with `features._blocks.<stage>.<block of the
-# stage>.<block of all>.`
+# A published checkpoint's names for ours: substitutions in our name, applied in order. Those of
+# EfficientNet's blocks begin with `features._blocks.<stage>.<block of the stage>.<block of all>.`
 _Form = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 _SQUEEZE: _Form = (
     (r"\.(conv\d)\.conv\.", r".\1."),
@@ -92,7 +89,7 @@ _FORMS = (_AS_HERE, _SQUEEZE, _SQUEEZE_TIMM, _LUKEMELAS, _MONAI, _TIMM, _TORCHVI
 # Parts of a larger network that hold its encoder
 _ENCODER_PREFIXES = ("encoder.", "backbone.")
 
-# timm's names of networks that pad as TensorFlow does begin so.
+# The prefix of timm's names of networks that pad like TensorFlow.
 _TF = "tf_"
 # Encoders that pad as TensorFlow does
 _AS_TENSORFLOW = ("efficientnet-b3", "efficientnet-b4")
@@ -123,7 +120,7 @@ def load_start(network: nn.Module, stage: Stage, path: Path) -> frozenset[str]:
     "module." or "model." before each name, and as the "encoder." or "backbone." of a larger
     network. The classes are left out, and so are layers of the encoder that the network does not
     use. Where the encoder reads one grey map and the checkpoint three colours, the kernels are
-    summed: the same as giving it the map three times.
+    summed, which is the same as repeating the map three times.
 
     Raises:
         WeightsError: a file that cannot be read or is more than tensors; tensors that are missing,
@@ -228,7 +225,7 @@ def require_package_of(path: Path, stage: Stage) -> None:
 
 
 def network_of_package(path: Path, stage: Stage) -> nn.Module:
-    """The trained network of a package, whole: for a recipe that uses it and trains it no more.
+    """The complete trained network of a package, for a recipe that uses it without training it.
 
     Raises:
         WeightsError: as `require_package_of`.
@@ -308,7 +305,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _require_scale(given: Mapping[str, Tensor], stage: Stage, path: Path) -> None:
-    """Refuse torchxrayvision's weights where the images have another scale than theirs."""
+    """Refuse torchxrayvision's weights if the images have another scale."""
     first = next((tensor for tensor in given.values() if tensor.dim() == 4), None)
     if first is None or first.shape[1] != 1:
         return
@@ -328,7 +325,7 @@ def _require_scale(given: Mapping[str, Tensor], stage: Stage, path: Path) -> Non
 
 
 def _require_same_arithmetic(stage: Stage, form: _Form, path: Path) -> None:
-    """Refuse weights whose tensors fit, and which were trained with other padding.
+    """Refuse weights that fit, but were trained with another padding.
 
     torchvision's and timm's EfficientNets pad both sides alike, and their batch norms add 1e-5. Our
     encoder, lukemelas' and timm's `tf_` networks pad as TensorFlow does and add 1e-3. The tensors

@@ -24,7 +24,7 @@ from training.measures.answers import Answer
 from training.measures.answers import read as read_answers
 from training.recipe import Recipe
 
-# What is compared, in this order, where the answers allow it
+# What is compared, in this order, as far as the answers allow
 COMPARED = (
     "auc", "average_precision", "sensitivity", "specificity", "f1", "mcc", "accuracy",
     "dice", "dice_positives", "iou", "competition_score",
@@ -36,7 +36,7 @@ _POINT, _PUBLISHED = "#0072B2", "#D55E00"
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """A finished run: what it answered, and what its package costs."""
+    """A finished run: its answers, and the cost of its package."""
 
     name: str
     recipe: Recipe
@@ -92,7 +92,7 @@ def read(folder: Path) -> Compared:
 
 
 def require_finished(folder: Path) -> None:
-    """Raise ValueError where `folder` holds no run that `pleura train` has finished."""
+    """Raise ValueError unless `folder` holds a run that `pleura train` has finished."""
     for name in ("recipe.json", "answers.csv", "package"):
         if not (folder / name).exists():
             raise ValueError(
@@ -134,7 +134,7 @@ def _trained_images_per_s(folder: Path) -> float | None:
 
 
 def _reported(run: Compared) -> dict[str, Answer]:
-    """The images that report; those that chose, where none reports."""
+    """The reported images; the validation images, if none is reported."""
     for part in ("report", "validate"):
         if found := {each.image_id: each for each in run.answers if each.of(part)}:
             return found
@@ -142,7 +142,7 @@ def _reported(run: Compared) -> dict[str, Answer]:
 
 
 def _common(runs: Sequence[Compared]) -> list[str]:
-    """The images that every run reports."""
+    """The images that all runs report."""
     shared = set.intersection(*(set(_reported(run)) for run in runs))
     return sorted(shared)
 
@@ -182,7 +182,7 @@ def _described(run: Compared, common: Sequence[str]) -> dict[str, Any]:
 
 
 def _differences(runs: Sequence[Compared], common: Sequence[str]) -> list[dict[str, Any]]:
-    """Each run less the first, of the same resamples of the same patients."""
+    """The difference of each run from the first, on the same resamples of the same patients."""
     # A run numbers patients by its own order of the images: the first run's numbers hold for all.
     patients = [answer.patient for answer in _shown(runs[0], common)]
     drawn = [

@@ -2,7 +2,7 @@
 patients.
 
 Nearly every figure is a ratio of sums over images. So a resample of the patients is a row of
-weights, all resamples are one matrix product, and 2,000 of them cost little even of 12,000 images.
+weights, all resamples are one matrix product, and 2,000 of them are cheap even for 12,000 images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Values = NDArray[np.float64]
 Sums = Mapping[str, Values]
 
 DRAWS = 2000
-# A figure of the segmenter whatever the classifier says; else of both stages
+# Suffix of a figure of the segmenter alone; without it, a figure of both stages
 ALONE = "_segmenter_alone"
 # The score of an empty mask for every image
 NOTHING = "_finding_nothing"

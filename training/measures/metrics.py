@@ -1,4 +1,4 @@
-"""The figures we publish. What is undefined is NaN; where a convention fills it, that is said.
+"""The figures we publish. What is undefined is NaN, unless the docstring states a convention.
 
 `label_figures` and `mask_figures` give them under the names that recipes use (`best_by`,
 `published`).
@@ -22,7 +22,7 @@ _Z95 = 1.959964
 class Confusion:
     """Counts of agreement: 0-d arrays of one comparison, or 1-d arrays of several.
 
-    The figures are of the same shape; a share of nothing is NaN.
+    The figures are of the same shape; a share of an empty set is NaN.
     """
 
     true_positive: Scores

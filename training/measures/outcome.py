@@ -1,10 +1,10 @@
 """Does the shape of a tumour tell who dies? Mask features and clinical table, joined per patient,
 cross-validated.
 
-The case study claims 100 %, on the data the model was trained on. That is no result: a forest of
-full-grown trees says every training label back, even one drawn by lot. So each figure here stands
+The case study claims 100 %, on the data the model was trained on. That proves nothing: a forest of
+fully grown trees reproduces every training label, even random ones. So each figure here stands
 beside three others: the same model on its own training data, the same model trained on shuffled
-labels, and always naming the commoner outcome.
+labels, and always predicting the commoner outcome.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Settings(BaseModel):
     about: str = ""
     published: dict[str, float] = {}
     folds: Annotated[int, Field(ge=2)] = 5
-    # The folds are drawn anew in each repeat; a patient's answers are averaged.
+    # The folds are drawn again in each repeat; a patient's answers are averaged.
     repeats: Annotated[int, Field(ge=1)] = 10
     # A missing value is the mean of the most similar patients'
     neighbours: Annotated[int, Field(ge=1)] = 4
@@ -240,7 +240,7 @@ def _fitted(
 def _held_out(
     model: Pipeline, values: NDArray[np.float64], died: NDArray[np.bool_], settings: Settings
 ) -> NDArray[np.float64]:
-    """Probability of each patient, the mean of `repeats` models that had not seen him."""
+    """Probability of each patient, the mean of `repeats` models that had not seen the patient."""
     folds = min(settings.folds, int(died.sum()), int((~died).sum()))
     answers = [
         cross_val_predict(

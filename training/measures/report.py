@@ -1,4 +1,4 @@
-"""One HTML file that tells what a model package does on labelled images: figures, curves,
+"""One HTML file that reports a model package's results on labelled images: figures, curves,
 breakdown, cases.
 """
 
@@ -23,7 +23,7 @@ from training.recipe import Recipe
 _SHOWN = 4
 _BREAKDOWN_DRAWS = 500
 
-# The group that an answer belongs to; None: to none
+# The group that an answer belongs to; None: no group
 Group = Callable[[Answer], str | None]
 
 
@@ -383,7 +383,7 @@ def _recipe(recipe: Recipe | None, knobs: str) -> Iterator[str]:
 def _shown(evaluation: Evaluation) -> tuple[list[Answer], str]:
     """The answers that curves and cases are drawn from, and their name.
 
-    They are the reported part, where the split has such a part.
+    They are the reported part, if the split has one.
     """
     report = evaluation.figures["report"]
     reported = [answer for answer in evaluation.answers if answer.of(report["part"])]

@@ -1,4 +1,6 @@
-"""Thresholds chosen on validation images: where "positive" begins, and how a map becomes a mask."""
+"""Thresholds chosen on validation images: from which score on an image is positive, and how a map
+becomes a mask.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,14 @@ def operating_point(
     """The threshold at or above which a score (0..1) is positive, and in words how it was chosen;
     both (images,).
 
-    It has three decimals, below 0.001 four digits, rounded down, so that the image it was chosen at
-    stays on its side in other arithmetic. Of thresholds equally good the lowest is taken: a missed
-    collapse costs more than a false alarm. The words count as a node does: every score that is not
-    below the threshold.
+    It has three decimals, below 0.001 four digits, rounded down, so that the image that determined
+    it stays positive in other arithmetic. Among equally good thresholds the lowest is taken,
+    because a missed pneumothorax costs more than a false alarm. The words count as a node does:
+    every score that is not below the threshold is positive.
 
     Raises:
-        ValueError: the labels lack a class that the choice needs, or so many positives score 0 that
-            only a threshold of 0 would find enough.
+        ValueError: the labels lack a class that the choice needs, or too many positives score 0, so
+            that only a threshold of 0 would find enough.
     """
     count, positive = len(labels), int(labels.sum())
     if not positive or (point.best and positive == count):
@@ -76,7 +78,7 @@ def _candidates(scores: metrics.Scores) -> metrics.Scores:
 
 
 def rounded_down(values: metrics.Scores) -> metrics.Scores:
-    """Each to four digits, never above: an image that sits on a threshold stays positive."""
+    """Round each down to four digits: an image exactly at a threshold stays positive."""
     some = np.where(values > 0, values, 1.0).astype(np.float64)
     scale = 10.0 ** (_DIGITS - np.ceil(np.log10(some)))
     return np.where(values > 0, np.floor(some * scale) / scale, 0.0)
@@ -121,7 +123,7 @@ class Search:
 
     @property
     def best(self) -> dict[str, float]:
-        """The rule of the highest score; of several, the middle one.
+        """The rule with the highest score; the middle one of several.
 
         Keys as in a package's manifest.
         """
@@ -149,7 +151,7 @@ class Search:
 
 
 def best_of(rows: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """Of the rules of `Search.rows`, that of the highest score; of several, the middle one."""
+    """The rule in `Search.rows` with the highest score; the middle one of several."""
     highest = max(row[SCORE] for row in rows)
     equal = [row for row in rows if row[SCORE] >= highest - 1e-9]
     return equal[len(equal) // 2]

@@ -1,7 +1,8 @@
 """The network that tells a frontal chest from anything else: training, and the threshold.
 
-Real chests are plentiful, other X-rays are not: what the network has to refuse is drawn or made out
-of chests (non_chests.py). The few real pictures of something else train nothing and choose nothing.
+Real chests are plentiful, other X-rays are not: what the network must refuse is drawn or made from
+chests (non_chests.py). The few real pictures of something else are neither trained on nor used to
+choose.
 """
 
 from __future__ import annotations

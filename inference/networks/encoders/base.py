@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class Encoder(nn.Module):
     """(n, channels, side, side) -> five maps, `widths` channels each; the side is a multiple of 32.
 
-    Its modules are registered in the order in which an image meets them, and all of them are used.
+    Its modules are registered in the order of the forward pass, and all of them are used.
     """
 
     widths: Sequence[int]

@@ -1,4 +1,4 @@
-"""Any encoder of timm that halves five times, such as `timm-resnet34`, where timm is installed.
+"""Any timm encoder that halves the side five times, such as `timm-resnet34`, if timm is installed.
 
 Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models. An optional
 extra: a package without such an encoder never imports it. The weights have the names of timm's
@@ -18,18 +18,18 @@ from torch.nn import functional
 from inference.networks.encoders.base import Encoder
 
 PREFIX = "timm-"
-# Neither a colon nor a slash: timm would take a hub or a folder behind one. The tag only says for
-# which of timm's checkpoints the input is standardised; nothing is downloaded.
+# Neither a colon nor a slash, which in timm introduce a hub or a folder. The tag only selects the
+# checkpoint for which the input is standardised; nothing is downloaded.
 _NAME = re.compile(r"[A-Za-z0-9_]{1,80}(\.[A-Za-z0-9_]{1,80})?")
 _STRIDES = (2, 4, 8, 16, 32)
-# An odd multiple of 32 is the hardest to divide: a network that takes it takes the others.
+# An odd multiple of 32 is the hardest to divide: a network that accepts it accepts the others.
 _SIDE = 96
 
 
 class TimmEncoder(Encoder):
     """The last map of each size.
 
-    Where the network begins by quartering the side, the first map is the image itself.
+    If the network begins by quartering the side, the first map is the image itself.
 
     `mean` and `deviation` are what the image is standardised with for its checkpoint.
     """
@@ -51,14 +51,14 @@ class TimmEncoder(Encoder):
         self.quarters = 2 not in places
         self.widths = [4 * channels, *widths] if self.quarters else widths
         self.mean, self.deviation = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        # Names of a checkpoint's tensors on which no map depends.
+        # Names of checkpoint tensors that no map depends on.
         self.unused: frozenset[str] = frozenset()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.model.forward_intermediates(
             x, indices=self.places, intermediates_only=True
         )
-        # The image at half the side without loss: four of its pixels are four channels.
+        # The image at half the side without loss: each block of four pixels becomes four channels.
         return [functional.pixel_unshuffle(x, 2), *maps] if self.quarters else maps
 
     def drop(self, names: tuple[str, ...]) -> None:
@@ -74,7 +74,7 @@ def build(name: str, channels: int) -> TimmEncoder:
 
     Raises:
         ValueError: a name of another form, one that timm does not have, a network without the maps
-            that decoders want, or no timm here.
+            that decoders need, or timm is not installed.
     """
     model = name.removeprefix(PREFIX)
     if not _NAME.fullmatch(model):
@@ -93,7 +93,7 @@ def build(name: str, channels: int) -> TimmEncoder:
         encoder = _made(model, channels)
         encoder.drop(idle)
     except Exception as error:
-        # timm's thousand networks fail in as many ways, and a package may name any of them.
+        # timm's thousand networks fail in many ways, and a package may name any of them.
         raise ValueError(
             f"encoder: {name}: no encoder can be made of it here: {_first_line(error)}"
         ) from error
@@ -102,7 +102,7 @@ def build(name: str, channels: int) -> TimmEncoder:
 
 
 def has(model: str) -> bool:
-    """Whether timm, which must be here, has a network of this name, with a tag or without."""
+    """Whether timm (which must be installed) has a network of this name, with or without a tag."""
     import timm
 
     return bool(timm.is_model(model))
@@ -129,7 +129,7 @@ def _library(name: str) -> Any:
             import timm
     except (
         Exception
-        # A torchvision for another torch raises more than ImportError.
+        # A torchvision built for another torch may raise other errors than ImportError.
     ) as error:
         raise ValueError(
             f"encoder: {name}: timm cannot be imported ({_first_line(error)}); "
@@ -156,7 +156,7 @@ def _made(model: str, channels: int) -> TimmEncoder:
 def _idle(model: str, channels: int) -> tuple[str, ...]:
     """The parts on which no map depends, such as a head; also checks the maps that timm states.
 
-    On a model without memory, for a network that a package names is not bounded yet.
+    It uses a model without memory, because the size of a named network is not yet bounded.
     """
     with torch.device("meta"), torch.enable_grad():
         sketch = _made(model, channels).eval()

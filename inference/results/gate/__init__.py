@@ -1,9 +1,9 @@
 """The gate: an object is read back from its bytes and checked before it may leave.
 
-A validator's clean run is not enough (it passed a SEG that crashed a viewer), and archives take
-nearly anything. The gate works out for itself, from finding and header, what the object has to say:
-it imports no encoder and nothing that an encoder computes with, only tables and the derived UIDs (a
-test holds that). A complaint names tags and UIDs, never a patient's value.
+A validator's clean run is not enough (it passed a SEG that crashed a viewer), and archives accept
+nearly anything. The gate derives from finding and header what the object must say. It imports no
+encoder and nothing that an encoder computes with, only tables and the derived UIDs (a test enforces
+that). A complaint names tags and UIDs, never a patient's value.
 """
 
 from __future__ import annotations

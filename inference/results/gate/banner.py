@@ -1,4 +1,4 @@
-"""The words that an overlay's banner has to say, worked out by the gate."""
+"""The words that an overlay's banner must have, derived by the gate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILED = (layout.PALE, "cross", wording.FAILED)
 
 
 def expected_message(expected: Expected) -> Message:
-    """The message that a reader has to find below the radiograph."""
+    """The message that must stand below the radiograph."""
     case = expected.case
     colour, shape, headline = _look(expected)
     facts = [_date(case.header)]
@@ -86,7 +86,7 @@ def _side(expected: Expected, measured: Measured) -> str:
 
 
 def _score(finding: Finding) -> str:
-    """Both numbers with as many digits as it takes to tell them apart, two at the least."""
+    """Both numbers with enough digits to tell them apart, at least two."""
     score, threshold = finding.probability, finding.threshold
     differing = [digits for digits in (2, 3, 4) if round(score, digits) != round(threshold, digits)]
     digits = differing[0] if differing else 6

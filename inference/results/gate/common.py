@@ -68,13 +68,13 @@ def _patient_and_study(dataset: Dataset, expected: Expected) -> Iterator[str]:
 
 
 def _values_allowed(_: Dataset, expected: Expected) -> Iterator[str]:
-    """Each value is allowed by its VR (PS3.5 6.2); the source's own text is its own business."""
+    """Each value is allowed by its VR (PS3.5 6.2); the source's own text is not checked."""
     header = expected.case.header
     for element in expected.elements:
         if element.VR not in _allowed_vrs(int(element.tag)):
             yield f"{element.tag} is private, or no element of a data set, or has VR {element.VR}"
             continue
-        # No value of so many bits is forbidden, and reading them was the check.
+        # Any bit pattern of these VRs is allowed, so reading them was the check.
         if element.VR == "SQ" or element.VR in BINARY_VRS:
             continue
         if isinstance(element, RawDataElement):
@@ -135,7 +135,7 @@ def _description(dataset: Dataset, expected: Expected) -> Iterator[str]:
 
 
 def _measurement(_: Dataset, expected: Expected) -> Iterator[str]:
-    """The figures that the finding states are those of its mask."""
+    """The finding's figures must match its mask."""
     finding, measured = expected.case.finding, expected.measured
     if finding is None or measured is None:
         return

@@ -1,4 +1,4 @@
-"""The gate's rules for contours: closed lines against the mask that they have to enclose."""
+"""The gate's rules for contours: closed lines, compared with the mask that they must enclose."""
 
 from __future__ import annotations
 

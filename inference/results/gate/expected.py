@@ -1,4 +1,4 @@
-"""The gate's expectations of an object, worked out from finding and header by its own code."""
+"""What the gate expects of an object, derived from finding and header by its own code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rule = Callable[[Dataset, "Expected"], Iterator[str]]
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """The case that an object of this kind has to tell of.
+    """The case that an object of this kind must report.
 
     Attributes:
         elements: of the object that was read back, and of its items at any depth; each once,

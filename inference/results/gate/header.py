@@ -1,4 +1,4 @@
-"""The source's header as the gate reads it, apart from the encoders' reading of it."""
+"""The source's header as the gate reads it, independently of the encoders."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def has_usable(header: Dataset, keyword: str) -> bool:
     vr = dictionary_VR(tag)
     if not values:
         return False
-    # It says how the names beside it are read, so that no term is too wrong to be carried on.
+    # It says how to read the names beside it, so even an invalid term is copied.
     if keyword == "SpecificCharacterSet":
         return all(isinstance(value, str) for value in values)
     if vr != header[tag].VR and not all(isinstance(value, str) for value in values):

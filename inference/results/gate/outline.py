@@ -13,12 +13,12 @@ from inference.results.case import Case, once_per_case
 from inference.results.gate.panel import BLOCK, FINE, Panel
 from inference.results.gate.regions import bounds_of
 
-# Pixels of the contour's colour, summed up, in the neighbourhood of any piece of the mask's edge.
+# The least sum of the contour's colour, in pixels, near any piece of the mask's edge.
 CONTOUR_PX = 3.0
 # The colour across a side of the edge, in widths of the line, that is one clear stroke.
 LEAST_STROKE = 0.6
 MOST_STROKE = 1.6
-# Fewer of them than this tell nothing; more than so many tell nothing more.
+# The fewest sides that say anything, and the most that are worth looking at.
 LEAST_STROKES = 8
 MOST_STROKES = 20_000
 

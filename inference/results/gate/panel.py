@@ -9,10 +9,10 @@ import numpy as np
 from inference.results import layout
 from inference.results.case import Case
 
-# The grey of the radiograph is compared in the means of blocks of so many pixels ...
+# The side of the blocks in whose means the radiograph's grey is compared ...
 BLOCK = layout.JPEG_BLOCK_PX
-# ... and fine strokes, contour and letters, at half the picture's size: the decoder gives it at
-# once, in two thirds of the time of the whole.
+# ... fine strokes, contour and letters, are compared at half the picture's size, which the decoder
+# gives directly, in two thirds of the time of the full size.
 FINE = 2
 
 

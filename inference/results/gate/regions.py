@@ -16,7 +16,7 @@ from inference.results.limits import MAX_LESIONS
 from inference.results.uids import tracking_uid
 from inference.results.wording import NUMBERED_LESION, ONE_LESION
 
-# A centroid nearer to the middle than this part of the image's width tells no side.
+# A centroid nearer to the middle than this part of the image's width has no side.
 MIDDLE = 0.05
 
 
@@ -241,7 +241,7 @@ def measured_of(case: Case) -> Measured | None:
 
 
 def _mean_and_deviation(counts: NDArray[np.int64], first: int) -> tuple[float, float]:
-    """Of the positions from the first one on, which occur so often."""
+    """Mean and deviation of consecutive positions, each with its number of occurrences."""
     positions = np.arange(first, first + counts.size)
     mean = float(np.average(positions, weights=counts))
     return mean, float(np.sqrt(np.average((positions - mean) ** 2, weights=counts)))

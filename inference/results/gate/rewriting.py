@@ -1,7 +1,7 @@
 """Every element of an object is decoded, and written again from its value.
 
-An object holds the same codes, names and constants as the one before it. What an element decodes to
-and is written as follows from its tag, VR and bytes alone, so that it is worked out once.
+Consecutive objects hold the same codes, names and constants. What an element decodes to, and is
+written as, depends only on its tag, VR and bytes, so it is computed once and cached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydicom.tag import BaseTag
 
 # Our own text is ASCII, so that every character set writes it alike.
 _CHARACTER_SET = "iso8859"
-# Longer values are pixels and contours: they do not come again.
+# Longer values are pixels and contours, which do not recur.
 _KEPT_BYTES = 192
 _KEPT_ELEMENTS = 2048
 # The numbers of these VRs are the same bytes whether they were decoded or not.

@@ -1,7 +1,6 @@
-"""Runs: a mask as the pieces of its rows that are True, and which of them hang together.
-
-A pneumothorax has a few runs a row, where its box has hundreds of pixels: what is worked out from
-runs takes a fraction of the time of what visits each pixel.
+"""Runs: a mask as the True pieces of its rows, and which of them are connected. A pneumothorax has
+a few runs in a row, while its box has hundreds of pixels, so computing with runs takes a fraction
+of the time.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Runs:
         """The number of each run's region, from 0 in the order of their first pixels, and how many
         regions there are.
 
-        A region hangs together over sides, and over corners where `over_corners`.
+        Regions are 4-connected, or 8-connected with `over_corners`.
         """
         upper, lower = self._neighbours(1 if over_corners else 0)
         # Each run points to one of its region that is read no later than it.

@@ -1,4 +1,4 @@
-"""The gate's rules for an SR: each item is where it belongs and says what the finding says."""
+"""The gate's rules for an SR: each item is in its place and says what the finding says."""
 
 from __future__ import annotations
 

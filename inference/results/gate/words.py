@@ -1,6 +1,6 @@
 """The gate's rules for text and codes: no patient's value hides in either.
 
-Also the sentences that a case's objects have to say, with figures that the gate works out itself.
+Also the sentences that a case's objects must contain, with figures that the gate computes itself.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _figures(measured: Measured) -> str:
 
 
 def percent(part: float) -> str:
-    """A part of 1 in per cent: at most four decimals, without zeros at their end."""
+    """A fraction as per cent, with at most four decimals and no trailing zeros."""
     return f"{round(part * 100, 4):.4f}".rstrip("0").rstrip(".")
 
 
