@@ -6,9 +6,13 @@ import socket
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from daemon.config.schema import Config, DicomDestination, FolderDestination
+from daemon.config.values import sqlite_file
 
+# What _same_folder() compares.
+_FOLDERS: dict[str, Any] = {"spool": True, "inbox": True, "destinations": {"__all__": {"folder"}}}
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -19,6 +23,7 @@ def find(config: Config) -> list[str]:
         *_same_peer(config),
         *_same_archive(config),
         *_same_folder(config),
+        *_in_the_inbox(config),
     ]
 
 
@@ -108,3 +113,40 @@ def _same_folder(config: Config) -> Iterator[str]:
         overlap = inner.is_relative_to(outer) or outer.is_relative_to(inner)
         if overlap and not is_destination:
             yield f"{second}: found {other}, which overlaps {first} ({one}); give separate folders"
+
+
+def _in_the_inbox(config: Config) -> Iterator[str]:
+    """Files of the node in the inbox, which takes and removes every file: the ledger, a key."""
+    if config.inbox is None:
+        return
+
+    inbox = config.inbox.resolve()
+    for key, path in _files(config):
+        if path.resolve().is_relative_to(inbox):
+            yield (
+                f"inbox: found {config.inbox}, where {key} lies ({path}); the inbox takes and "
+                "removes every file in it, so give it a folder of its own"
+            )
+
+
+def _files(config: Config) -> Iterator[tuple[str, Path]]:
+    """(key, path) of every file or model package that the settings name."""
+    if file := sqlite_file(config.ledger):
+        yield "ledger", Path(file)
+    packages = {"model": config.model, "shadow.model": config.shadow and config.shadow.model}
+    for key, package in packages.items():
+        if package and package != "default":
+            yield key, Path(package)
+
+    yield from _paths(config.model_dump(exclude=_FOLDERS))
+
+
+def _paths(value: Any, key: str = "") -> Iterator[tuple[str, Path]]:
+    if isinstance(value, Path):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _paths(each, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, tuple):
+        for index, each in enumerate(value):
+            yield from _paths(each, f"{key}[{index}]")

@@ -202,6 +202,25 @@ def test_folders_do_not_overlap(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("ledger", "ledger: sqlite:////box/ledger.db"),
+        ("model", "model: /box/model"),
+        ("shadow.model", "shadow: {model: /box/candidate}"),
+        ("audit.file", "audit: {file: /box/below/audit.log}"),
+        ("tls.key", "tls: {client: none, certificate: /etc/node.pem, key: /box/node.key}"),
+        (
+            "destinations[0].tls.ca",
+            "destinations: [{name: a, ae_title: A, host: pacs, port: 104, tls: {ca: /box/ca.pem}}]",
+        ),
+    ],
+)
+def test_the_inbox_holds_no_file_of_the_node(tmp_path: Path, key: str, text: str) -> None:
+    # It would take the file for an image, and remove it.
+    assert f"inbox: found /box, where {key} lies" in refusal(tmp_path, f"inbox: /box\n{text}")
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("prot: 104", "did you mean 'port'?"),
