@@ -168,6 +168,9 @@ class ShadowWorker:
         self._limits = limits or ShadowLimits()
 
         self._networks: Networks | None = None
+        # How often in a row the networks ended before they could answer.
+        self._ends = 0
+        # The last image that was looked at; 0: the ledger knows.
         self._after = 0
         self._said = ""
         self._outage = Outage(log, "shadow: the ledger or the spool")
@@ -190,21 +193,37 @@ class ShadowWorker:
     def _work(self, stop: threading.Event, ready: Callable[[str], None]) -> None:
         """Start the networks, and start them again with back-off where they end."""
         limits = self._limits
-        ends = 0
         while not stop.is_set():
-            networks = self._networks = self._make()
             try:
-                name = networks.start()
-                ready(name)
-                ends = 0
-                self._compare(networks, name, stop)
+                self._serve(stop, ready)
             except (UnusableModelError, EndedError) as error:
                 self._say(f"shadow.model: {error}; no image depends on it", stop)
-            finally:
-                networks.close()
 
-            stop.wait(doubled_s(limits.first_pause_s, limits.longest_pause_s, ends))
-            ends += 1
+            stop.wait(doubled_s(limits.first_pause_s, limits.longest_pause_s, self._ends))
+            self._ends += 1
+
+    def _serve(self, stop: threading.Event, ready: Callable[[str], None]) -> None:
+        """Start the networks and compare until `stop` is set.
+
+        Raises:
+            UnusableModelError: the package cannot be used. EndedError: the networks did not start,
+                or ended.
+        """
+        try:
+            networks = self._networks = self._make()
+        except OSError as error:
+            # Where memory or processes are short.
+            raise EndedError(f"the networks' process does not start: {error.strerror}") from error
+
+        try:
+            name = networks.start()
+            ready(name)
+            self._ends = 0
+            # The package may be another one than before.
+            self._after = 0
+            self._compare(networks, name, stop)
+        finally:
+            networks.close()
 
     def _say(self, words: str, stop: threading.Event) -> None:
         """Log each trouble once, but not an end that the role itself caused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -283,6 +284,43 @@ def test_a_package_that_cannot_be_used_is_waited_for_with_one_line(
     stop.set()
     role.join(60)
     assert caplog.text.count("no package") == 1
+
+
+def test_networks_that_do_not_start_are_tried_again_and_another_package_begins_anew(
+    small: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    small.end_image("1.2.1", b"0.9", 0.9)
+    names = iter([SHADOW, "another 1.0.0 cccc"])
+    makes: list[int] = []
+
+    class Mortal(Bench):
+        def start(self) -> str:
+            return next(names)
+
+        def ask(self, path: Path) -> Answer:
+            answer = super().ask(path)
+            if len(self.asked) == 2:
+                raise EndedError("killed")
+            return answer
+
+    networks = Mortal(small.ledger, small.spool.folder.parent)
+
+    def make() -> Mortal:
+        makes.append(1)
+        if len(makes) == 1:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return networks
+
+    worker = ShadowWorker(make, small.ledger, small.spool, LIMITS)
+    stop = threading.Event()
+    role = threading.Thread(target=worker.run, args=(stop, lambda _: None))
+    role.start()
+    wait_until("the first is asked", lambda: len(networks.asked) == 1)
+    small.end_image("1.2.2", b"0.9", 0.9)
+    wait_until("both are asked again", lambda: len(networks.asked) == 4)
+    stop.set()
+    role.join(60)
+    assert caplog.text.count("does not start: Resource temporarily unavailable") == 1
 
 
 def test_a_real_package_answers_line_by_line_and_makes_no_object(tmp_path: Path) -> None:
