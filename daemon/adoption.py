@@ -18,7 +18,7 @@ from daemon.dicom.part10 import HEAD_BYTES, FileMeta, read_file_meta
 from daemon.dicom.tables import IMPLEMENTATION_CLASS_UID
 from daemon.dicom.uids import is_uid
 from daemon.ledger import Arrival, Ledger
-from daemon.spool import ORPHAN_AGE_S, Spool
+from daemon.spool import ORPHAN_AGE_S, Faults, Spool
 
 log = logging.getLogger("pleura.spool")
 
@@ -45,14 +45,19 @@ def adopt_strays(ledger: Ledger, spool: Spool, age_s: float = ORPHAN_AGE_S) -> S
     A younger file may be between its write and its commit, on this host or another one.
 
     Raises:
-        OSError, SpoolError: the spool cannot be read or changed.
+        OSError, SpoolError: the spool cannot be read or changed; the other strays were adopted.
         SQLAlchemyError: the ledger cannot be read or written.
     """
     strays = Strays()
-    for names in spool.old_names(age_s):
-        unknown = ledger.inspect.unknown_spool_names(names)
-        arrivals = [_arrival_or_quarantined(spool, name, strays) for name in sorted(unknown)]
-        _adopt(ledger, [arrival for arrival in arrivals if arrival is not None], strays)
+    faults = Faults()
+    with faults.noted():
+        for names in spool.old_names(age_s):
+            arrivals = []
+            for name in sorted(ledger.inspect.unknown_spool_names(names)):
+                with faults.noted():
+                    if arrival := _arrival_or_quarantined(spool, name, strays):
+                        arrivals.append(arrival)
+            _adopt(ledger, arrivals, strays)
 
     if strays.results:
         log.warning(
@@ -60,6 +65,7 @@ def adopt_strays(ledger: Ledger, spool: Spool, age_s: float = ORPHAN_AGE_S) -> S
             strays.results,
             spool.quarantine_folder,
         )
+    faults.raise_first()
     return strays
 
 

@@ -242,11 +242,19 @@ class Spool:
                 yield from (entry.name for entry in entries if _NAME.fullmatch(entry.name))
 
     def old_names(self, age_s: float) -> Iterator[list[str]]:
-        """The names of whole files older than `age_s` seconds, folder by folder."""
+        """The names of complete files older than `age_s` seconds, folder by folder.
+
+        Raises:
+            OSError: at its end, if one of the folders cannot be read.
+        """
+        faults = Faults()
         for shard in _SHARDS:
-            old = _older(self.folder / shard, age_s, _NAME)
+            old: list[str] = []
+            with faults.noted():
+                old = _older(self.folder / shard, age_s, _NAME)
             if old:
                 yield old
+        faults.raise_first()
 
     @property
     def quarantine_folder(self) -> Path:
@@ -293,17 +301,47 @@ class Spool:
 
         `known` returns the names, of those given, that must stay. A young file may be between its
         write and its commit, here or on another host.
-        """
-        count = sweep_unfinished(self.folder, age_s)
-        for shard in _SHARDS:
-            folder = self.folder / shard
-            count += sweep_unfinished(folder, age_s)
 
-            old = _older(folder, age_s, _NAME)
-            for name in set(old) - (known(old) if old else set()):
-                self.remove(name)
-                count += 1
+        Raises:
+            OSError: at its end, if a folder cannot be read or a file cannot be removed.
+        """
+        faults = Faults()
+        count = 0
+        for folder in [self.folder, *(self.folder / shard for shard in _SHARDS)]:
+            with faults.noted():
+                count += sweep_unfinished(folder, age_s)
+
+        with faults.noted():
+            for old in self.old_names(age_s):
+                for name in set(old) - known(old):
+                    with faults.noted():
+                        self.remove(name)
+                        count += 1
+        faults.raise_first()
         return count
+
+
+class Faults:
+    """The errors of a disk, in work on many files: one bad sector keeps no other file from it.
+
+    `with faults.noted():` around each step, and `faults.raise_first()` after the last.
+    """
+
+    def __init__(self) -> None:
+        self._first: OSError | None = None
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note an OSError, and go on behind the block."""
+        try:
+            yield
+        except OSError as error:
+            self._first = self._first or error
+
+    def raise_first(self) -> None:
+        """Raise the first OSError that was noted, if there was one."""
+        if self._first is not None:
+            raise self._first
 
 
 class Unfinished:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from daemon.adoption import adopt_strays
 from daemon.config import Config
 from daemon.ledger import Ledger, Outage
-from daemon.spool import Spool
+from daemon.spool import Faults, Spool
 
 log = logging.getLogger("pleura.retention")
 
@@ -100,8 +100,13 @@ class Retention:
         # The row of an old file may still wait for a standby server although its receiver has
         # ended.
         self._ledger.wait_for_commits()
-        adopt_strays(self._ledger, self._spool)
+
+        faults = Faults()
+        with faults.noted():
+            adopt_strays(self._ledger, self._spool)
         count = self._spool.sweep(self._spared)
+        faults.raise_first()
+
         if count:
             log.info("swept %d spool files that nothing is owed on", count)
         return count
@@ -125,6 +130,10 @@ class Retention:
         # If the spool is not mounted, the free room of its folder is another disk's.
         self._spool.require()
         names = self._ledger.give_up_bytes(kept_s, kept_failed_s, committing, _BATCH)
+
+        faults = Faults()
         for name in names:
-            self._spool.remove(name)
+            with faults.noted():
+                self._spool.remove(name)
+        faults.raise_first()
         return len(names)

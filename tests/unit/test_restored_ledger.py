@@ -286,3 +286,22 @@ def test_looking_makes_no_spool(node: Node, tmp_path: Path) -> None:
     with pytest.raises(SpoolError, match="not the folder"):
         Spool.existing(tmp_path / "empty", node.ledger.inspect.spool_identity())
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_read_keeps_no_other_file_from_its_sweep(node: Node) -> None:
+    backup = node.back_up()
+    stray = node.receive("1.2.2")
+    node.restore(backup)
+    node.grow_old()
+    part = node.spool.folder / "ff" / f".{'0' * 16}.part"
+    part.touch()
+    os.utime(part, (0, 0))
+
+    # The folders are read in turn; the first is broken, as by a bad sector.
+    node.spool.path(stray).rename(node.spool.path(f"ff{stray[2:]}"))
+    (node.spool.folder / "00").rmdir()
+    (node.spool.folder / "00").touch()
+    with pytest.raises(NotADirectoryError):
+        node.sweep()
+    assert node.states()["received"] == 1
+    assert not part.exists()

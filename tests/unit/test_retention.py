@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,27 @@ def test_what_is_done_goes_when_it_is_old_and_its_rows_stay(bench: Callable[...,
         node.ledger.complete(job, Completion("analysed", "1.2.1"), node.config.owed())
         == "duplicate"
     )
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other(bench: Callable[..., Bench]) -> None:
+    node = bench()
+    shards = node.config.spool
+    # Files of this second lie in another folder.
+    broken = f"{(int(time.time()) + 128) % 256:02x}"
+    node.ledger.receive([Arrival(broken * 16, "1.2", "1.2.0", "", "", "dimse", 1, 10)])
+    (job,) = node.ledger.claim_images("test", 1)
+    node.ledger.complete(job, Completion("not_analysed", "1.2.0"), {})
+    node.image()
+    node.deliver()
+    left = [path for path in shards.glob("*/*") if path.is_file()]
+    assert len(left) == 2
+
+    (shards / broken).rmdir()
+    (shards / broken).touch()
+    node.now += 15 * DAY_S
+    with pytest.raises(NotADirectoryError):
+        node.turn()
+    assert not any(path.exists() for path in left)
 
 
 def test_what_is_waiting_or_owed_is_kept_however_old(bench: Callable[..., Bench]) -> None:
