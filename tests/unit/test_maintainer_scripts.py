@@ -5,7 +5,9 @@ folders and commands of the test's own.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,11 +156,6 @@ def test_settings_are_given_once_and_belong_to_the_site_from_then_on(host: Host)
     assert host.running() == ROLES
 
 
-def test_no_file_of_the_site_is_a_conffile() -> None:
-    # dpkg would ask about it in each upgrade, while the roles are stopped.
-    assert "conffiles" not in (SCRIPTS / "build").read_text()
-
-
 def test_an_installation_after_a_removal_tells_how_to_start(host: Host) -> None:
     enabled = host.folder / "etc/systemd/system/multi-user.target.wants"
     enabled.mkdir(parents=True)
@@ -205,3 +202,27 @@ def test_the_package_can_be_removed_where_its_folder_has_gone(host: Host) -> Non
     host.did("prerm", "remove")
     host.did("postrm", "remove")
     host.did("postrm", "purge")
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="builds a Debian package")
+def test_whoever_builds_the_package_the_service_can_read_it(tmp_path: Path) -> None:
+    wheel = tmp_path / "pleura-9.9.9-py3-none-any.whl"
+    wheel.touch()
+    # pip installs nothing, and a hardened machine lets nobody else read what is written.
+    environment = os.environ | {"PIP": "true", "PYTHON": sys.executable}
+    build = [str(SCRIPTS / "build"), str(wheel), str(tmp_path / "out")]
+    subprocess.run(build, env=environment, umask=0o077, check=True, capture_output=True)
+    (package,) = (tmp_path / "out").glob("pleura_9.9.9-1_*.deb")
+
+    listed = subprocess.run(
+        ["dpkg-deb", "--contents", package], check=True, capture_output=True, text=True
+    )
+    closed = [
+        line
+        for line in listed.stdout.splitlines()
+        if line[7] != "r" and not line.endswith(" ./etc/pleura/")
+    ]
+    assert closed == []
+    # No file of the site: dpkg would ask about it in each upgrade, while the roles are stopped.
+    control = ["dpkg-deb", "--info", package, "conffiles"]
+    assert subprocess.run(control, capture_output=True).returncode != 0
