@@ -83,7 +83,7 @@ class Checkout:
 
     def _measure_doctor(self) -> None:
         process = self._ready("analyse")
-        # Its first sign of life, which doctor looks for.
+        # Its first heartbeat, which doctor looks for.
         time.sleep(1.0)
         self._measure_command("doctor")
         _end(process)

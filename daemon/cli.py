@@ -203,7 +203,7 @@ def _verify(options: argparse.Namespace) -> int:
     for fault in report.faults:
         print(fault)
     print(
-        f"{report.files} files counted on, {len(report.faults)} faults; "
+        f"{report.files} files known, {len(report.faults)} faults; "
         f"{report.unowned} files are given up (they are removed when they are an hour old), "
         f"{report.unknown} files are not in the ledger (they are adopted when they are an hour old)"
     )
@@ -228,7 +228,7 @@ def _backup(options: argparse.Namespace) -> int:
     for fault in backup.faults:
         print(fault)
     print(
-        f"{backup.ledger}: {backup.files} spool files counted on, {backup.copied} copied, "
+        f"{backup.ledger}: {backup.files} spool files known, {backup.copied} copied, "
         f"{backup.missing} missing, {backup.removed} removed from the backup"
     )
     return EXIT_FAILED if backup.missing else EXIT_DONE

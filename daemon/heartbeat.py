@@ -82,7 +82,7 @@ class SignsOfLife:
         self._role = role
         self._ready = ready
         self._every_s = every_s
-        self._outage = Outage(log, f"{role}: no sign of life: the ledger")
+        self._outage = Outage(log, f"{role}: no heartbeat: the ledger")
 
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="signs-of-life", daemon=True)

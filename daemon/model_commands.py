@@ -243,7 +243,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Set finished training runs beside each other; prints a table, or JSON."""
+    """Compare finished training runs; prints a table, or JSON."""
     commands = _training_commands("compare")
 
     def compared() -> str:

@@ -84,7 +84,7 @@ def _add_roles(commands: _Commands) -> None:
     _add_with_config(
         commands,
         "reload",
-        "Have every running role of this machine take the settings, all of them or none.",
+        "Make every running role of this machine take the settings: all of them, or none.",
     )
 
     web = _add_with_config(commands, "web", "Run the operator's page alone.")
@@ -115,7 +115,7 @@ def _add_status(commands: _Commands) -> None:
     )
 
     trace = _add_with_config(
-        commands, "trace", "Tell where the time of an image went, from its receipt to each archive."
+        commands, "trace", "Show where an image's time was spent, from its receipt to each archive."
     )
     trace.add_argument("--json", action="store_true", help="print JSON")
     trace.add_argument(
@@ -127,13 +127,13 @@ def _add_status(commands: _Commands) -> None:
 
 
 def _add_repairs(commands: _Commands) -> None:
-    retry = _add_with_config(commands, "retry", "Try failed images and refused deliveries again.")
+    retry = _add_with_config(commands, "retry", "Retry failed images and refused deliveries.")
     retry.add_argument("--state", choices=("failed", "refused"), help="default: both")
     retry.add_argument(
         "uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all"
     )
 
-    retry.add_argument("--now", action="store_true", help="also try at once what is owed")
+    retry.add_argument("--now", action="store_true", help="also retry owed deliveries at once")
     retry.add_argument(
         "--to",
         metavar="NAME",
@@ -151,16 +151,21 @@ def _add_repairs(commands: _Commands) -> None:
         commands, "resend", "Send again what a destination stored, after it lost objects."
     )
     resend.add_argument("--to", required=True, metavar="NAME", help="the destination")
-    resend.add_argument("--since", type=_time, metavar="TIME", help="stored from then on, ISO 8601")
+    resend.add_argument(
+        "--since",
+        type=_time,
+        metavar="TIME",
+        help="only objects stored from this time on, ISO 8601",
+    )
     resend.add_argument(
         "uid", nargs="*", metavar="UID", help="only these: of studies, images or results"
     )
 
     _add_with_config(
-        commands, "verify", "Compare the spool with the ledger: is every file there, and whole?"
+        commands, "verify", "Compare the spool with the ledger: is every file there, and complete?"
     )
     backup = _add_with_config(
-        commands, "backup", "Copy a running node's SQLite ledger, and the spool files it counts on."
+        commands, "backup", "Copy a running node's SQLite ledger, and the spool files it refers to."
     )
     backup.add_argument("--out", required=True, type=Path, metavar="DIR", help="may be used again")
     _add_with_config(
@@ -303,7 +308,7 @@ def _add_model(commands: _Commands) -> None:
         actions, "promote", "Put the shadow's package in the place of the model's."
     )
     promote.add_argument(
-        "--back", action="store_true", help="put the package back that was there before"
+        "--back", action="store_true", help="put back the package that was there before"
     )
 
     _add_import(_add(actions, "import", "Make a package from a foreign checkpoint."))
@@ -427,7 +432,7 @@ def _add_train(commands: _Commands) -> None:
         default=[],
         metavar="N=FILE",
         help="the weights that network N starts from; N=random where the recipe names published "
-        "weights and none are to be had",
+        "weights that are not available",
     )
 
     train.add_argument(
@@ -482,7 +487,7 @@ def _add_comparisons(commands: _Commands) -> None:
     compare = _add(
         commands,
         "compare",
-        "Set finished training runs beside each other: figures, differences, speed, size.",
+        "Compare finished training runs: figures, differences, speed, size.",
     )
     compare.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folders of --out")
     compare.add_argument(

@@ -131,7 +131,7 @@ def run_role(role: str, file: Path, device: str | None = None) -> int:
 
 
 def _facts() -> dict[str, Any]:
-    """The signs of life of this process."""
+    """The heartbeats of this process."""
     return {name: fact for tell in _tells for name, fact in tell().items()}
 
 
@@ -294,13 +294,13 @@ def listen(
             if not time_may_cure(error):
                 raise CannotStartError(f"{keys}: {address} {what}") from error
             if what != said:
-                log.error("%s: %s %s; tries go on", keys, address, what)
+                log.error("%s: %s %s; retrying", keys, address, what)
             said = what
             stop.wait(_PORT_PAUSE_S)
             continue
 
         if said:
-            log.info("%s: %s is ours now", keys, address)
+            log.info("%s: %s is available now", keys, address)
         return True
     return False
 

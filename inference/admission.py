@@ -334,7 +334,7 @@ def _view(image: _Candidate) -> Exclusion | None:
 def _absent(image: _Candidate, keyword: str, reason: str) -> Exclusion | None:
     """Admit or exclude an image whose attribute is absent or not understood."""
     is_unknown = bool(stated_value(image.header, keyword))
-    what = "is no known term" if is_unknown else "is absent"
+    what = "is not a known term" if is_unknown else "is absent"
     if image.rules.when_absent == "refuse":
         return Exclusion(reason, f"{keyword} {what} and when_absent is refuse")
     image.notes.append(f"{keyword} {what}" if is_unknown else f"{keyword} absent")

@@ -123,7 +123,7 @@ def _checked(where: str, names: list[str]) -> list[str]:
         except ValueError as error:
             raise PackageError(f"{where}: {error}") from error
     if len({name.casefold() for name in names}) < len(names):
-        raise PackageError(f"{where}: two files share a name; nobody could say which is meant")
+        raise PackageError(f"{where}: two files share a name; it is unclear which is meant")
     return names
 
 
@@ -187,7 +187,7 @@ class _Zip:
         # APPNOTE 4.4.15: on Unix the upper half holds the mode.
         if kind not in (0, stat.S_IFREG):
             raise PackageError(
-                f"{where}: a folder, a link or a device; only files belong into a package"
+                f"{where}: a folder, a link or a device; only files belong in a package"
             )
 
         # APPNOTE 4.4.4, bit 0.

@@ -133,7 +133,7 @@ def _settle_aspect(settled: Dataset, header: Dataset, notes: list[str]) -> float
     aspect = pixel_aspect(header)
     stated = aspect_ratio(header)
     if stated is None and header.get("PixelAspectRatio") not in (None, ""):
-        notes.append("PixelAspectRatio is no usable ratio and is ignored")
+        notes.append("PixelAspectRatio is not a usable ratio and is ignored")
     elif stated is not None and abs(stated / aspect - 1) > SQUARE_WITHIN:
         notes.append("PixelAspectRatio contradicts the spacing and is ignored")
 
@@ -286,7 +286,7 @@ def _modality(settled: Dataset, header: Dataset, levels: Array, notes: list[str]
     slope = first_number(header, "RescaleSlope")
     intercept = first_number(header, "RescaleIntercept")
     if not slope and header.get("RescaleSlope") not in (None, ""):
-        notes.append("RescaleSlope is no usable number")
+        notes.append("RescaleSlope is not a usable number")
 
     # Either alone violates the standard (both are type 1C together), but its meaning is clear.
     slope = slope or 1.0

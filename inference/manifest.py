@@ -241,9 +241,7 @@ def parse(data: bytes) -> Manifest:
             keys, all listed.
     """
     if len(data) > MAX_BYTES:
-        raise ManifestError(
-            f"more than {MAX_BYTES} bytes found; what is long belongs into README.md"
-        )
+        raise ManifestError(f"more than {MAX_BYTES} bytes found; long texts belong in README.md")
 
     try:
         # _PlainLoader is a stricter SafeLoader.
@@ -357,7 +355,7 @@ class _PlainLoader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.value in seen if isinstance(key, yaml.ScalarNode) else True:
                 raise yaml.YAMLError(
-                    f"{str(key.value)[:60]!r} is said twice in one mapping, or is no plain key"
+                    f"{str(key.value)[:60]!r} is given twice in one mapping, or is not a plain key"
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -77,7 +77,7 @@ def join(folders: Sequence[Path], out: Path) -> Manifest:
     if one_map:
         classifier = _largest_of(segmenter, rule)
         threshold = rule["top"]
-        words = f"so many pixels of the map reach the mean of {len(members)} runs' tops"
+        words = f"enough pixels of the map reach the mean of {len(members)} runs' tops"
     else:
         classifier = _joined("classifier", members)
         threshold, words = _threshold(members)

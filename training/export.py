@@ -86,7 +86,7 @@ class Export:
             alone = _largest(segmenter, _sure_pixels(segmenter, rule))
             self._put(alone, segmenter, rule, rule["top"], "to be searched")
             rule = self._searched(rule, thresholds.TRIPLET, _maps(self._engine(), validate))
-            words = "so many pixels of the map reach the rule's top (SIIM-ACR winner's rule)"
+            words = "enough pixels of the map reach the rule's top (SIIM-ACR winner's rule)"
             alone = _largest(segmenter, _sure_pixels(segmenter, rule))
             self._put(alone, segmenter, rule, rule["top"], words)
             return self.folder

@@ -495,7 +495,7 @@ class Recipe(_Part):
         unknown = [name for name in self.published if name not in FIGURES]
         if unknown:
             raise ValueError(
-                f"published: {', '.join(unknown)} found; these are no figures, allowed: "
+                f"published: {', '.join(unknown)} found; these are not figures, allowed: "
                 f"{', '.join(FIGURES)}"
             )
 
@@ -616,5 +616,5 @@ def _change(document: Any, key: str, text: str) -> None:
         document[int(last) if isinstance(document, list) else last] = value
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise RecipeError(
-            f"--set {key}={text}: no such place in the recipe, or no YAML value"
+            f"--set {key}={text}: no such place in the recipe, or not a YAML value"
         ) from error

@@ -16,7 +16,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "outage": Kind(
-        "a destination is away or stores nothing",
+        "a destination is down or stores nothing",
         "Results wait and nothing is lost. Look at the archive and the network; "
         "`pleura doctor` asks it.",
         "Alarm: outage",
@@ -53,8 +53,8 @@ KINDS: dict[str, Kind] = {
         "Alarm: silence",
     ),
     "disk": Kind(
-        "the spool's disk is almost full, or the spool is away",
-        "Mount a spool that is away. Make room beside the spool, or shorten `retention`. Below "
+        "the spool's disk is almost full, or the spool is missing",
+        "Mount a missing spool. Make room beside the spool, or shorten `retention`. Below "
         "`spool_reserve_mb` images are refused.",
         "Alarm: disk",
     ),
@@ -64,7 +64,7 @@ KINDS: dict[str, Kind] = {
         "Alarm: certificate",
     ),
     "role": Kind(
-        "a role gives no sign of life",
+        "a role sends no heartbeat",
         "Look at its log and start it: `systemctl status 'pleura-*'`.",
         "Alarm: role",
     ),

@@ -87,7 +87,7 @@ class AlertSender:
 
     def _note_trouble(self, route: Route, error: RouteError) -> None:
         if route.name not in self._troubled:
-            log.error("alerts: %s: %s; messages wait and tries go on", route, error)
+            log.error("alerts: %s: %s; messages wait; retrying", route, error)
         self._troubled.add(route.name)
 
     def _note_success(self, route: Route, message: AlarmMessage) -> None:

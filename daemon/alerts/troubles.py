@@ -192,7 +192,7 @@ def _roles(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
         age_s = age_of_sign(sight.figures, role)
         silent_s = sight.figures.now - sight.began_at if age_s is None else age_s
         if silent_s >= alerts.role_minutes * _MINUTE_S:
-            words = f"no process of it has given a sign of life for {silent_s:.0f} s"
+            words = f"no process of it has sent a heartbeat for {silent_s:.0f} s"
             yield Alarm(f"role:{role}", "role", role, words)
 
 

@@ -543,7 +543,9 @@ class Worker:
             try:
                 outcome = image.pipeline.fail(self._read(job), reason, _local(job.result_time))
             except Exception:
-                log.exception("image %d: not even its failure can be told to the archive", job.id)
+                log.exception(
+                    "image %d: even its failure cannot be reported to the archive", job.id
+                )
 
         if outcome is not None:
             self._finish(image, outcome)

@@ -121,7 +121,7 @@ class AuditSender:
         if not self._failures:
             words = self._security.in_words(error) if self._security else error.strerror or error
             log.error(
-                "audit: %s cannot be reached (%s); messages wait in the ledger and tries go on",
+                "audit: %s cannot be reached (%s); messages wait in the ledger; retrying",
                 way,
                 words,
             )

@@ -38,7 +38,7 @@ def debts(config: Config, state: Path) -> list[str]:
     """
     ledger = ledger_file(config)
     if ledger is None:
-        return ["ledger: a database that other machines may use counts on this spool"]
+        return ["ledger: a database that other machines may use refers to this spool"]
 
     if ledger.exists():
         lines = _owed(config)

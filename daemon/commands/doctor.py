@@ -204,7 +204,7 @@ def _roles(config: Config) -> str:
     silent = [role for role in ROLES if role not in alive]
     if silent:
         raise Trouble(
-            f"no process of {', '.join(silent)} gave a sign of life in the last minute, "
+            f"no process of {', '.join(silent)} sent a heartbeat in the last minute, "
             f"and {waiting} images wait: start it (pleura serve, or pleura {silent[0]})"
         )
 

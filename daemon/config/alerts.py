@@ -121,7 +121,7 @@ class Silence(Settings):
     learn: bool = Field(
         default=True,
         description="Learn from each sender's last weeks how much it sends at which hour of the "
-        "week. Its silence is told once five images are missing (docs/monitor.md).",
+        "week. Its silence is reported once five images are missing (docs/monitor.md).",
     )
     limits: tuple[SilenceLimit, ...] = Field(
         default=(), description="Senders with a fixed limit, which comes before what was learned."
@@ -137,7 +137,7 @@ class Alerts(Settings):
     )
     outage_minutes: _Minutes = Field(
         default=10,
-        description="Minutes that a destination is away or stores nothing before it is a trouble.",
+        description="Minutes that a destination is down or stores nothing before it is a trouble.",
     )
     owed_minutes: _Minutes = Field(
         default=60,
@@ -152,9 +152,7 @@ class Alerts(Settings):
     backlog_minutes: _Minutes = Field(
         default=15, description="Minutes that the oldest image waits before it is a trouble."
     )
-    role_minutes: _Minutes = Field(
-        default=3, description="Minutes without a sign of life of a role."
-    )
+    role_minutes: _Minutes = Field(default=3, description="Minutes without a heartbeat of a role.")
     certificate_days: Annotated[float, Field(ge=0, strict=True)] = Field(
         default=14, description="Days before the end of a certificate."
     )

@@ -51,7 +51,7 @@ class Audit(Settings):
     key: File | None = Field(default=None, description="The key of `certificate`.")
     key_passphrase_file: File | None = Field(
         default=None,
-        description="The file that holds the passphrase of an encrypted `key`; null: it has none.",
+        description="The file that holds the passphrase of an encrypted `key`; null: none.",
     )
     enterprise_site_id: Text | None = Field(
         default=None, description="The site's name for itself (AuditEnterpriseSiteID)."
@@ -59,7 +59,7 @@ class Audit(Settings):
     patients: Literal["none", "id"] = Field(
         default="none",
         description="`id`: the Patient ID where PS3.15 A.5 asks for the patient (transfers and "
-        "exports). `none`: no patient; the study's UID leads to them. A name is never told.",
+        "exports). `none`: no patient; the study's UID leads to them. A name is never sent.",
     )
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise _error(key, "found a list or {...} in place of a key; a template not filled?")
             if key.tag not in (_TEXT, _MERGE):
-                raise _error(key, f"the key {key.value!r} is no text; put it in quotes")
+                raise _error(key, f"the key {key.value!r} is not text; put it in quotes")
             if key.value in seen:
                 raise _error(key, f"the key {key.value!r} is given twice; keep one of them")
             seen.add(key.value)

@@ -117,5 +117,5 @@ class Oidc(Settings):
         if "openid" not in self.scopes or any(" " in scope for scope in self.scopes):
             raise ValueError("`scopes` that hold `openid`, each without a blank")
         if not self.look and not self.act:
-            raise ValueError("a value in `look` or `act`: else nobody gets in")
+            raise ValueError("a value in `look` or `act`: otherwise nobody can log in")
         return self

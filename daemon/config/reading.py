@@ -48,7 +48,7 @@ def begin(path: Path) -> str:
         with path.open("x", encoding="utf-8") as file:
             file.write(commented_file().read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise ConfigError(f"{path}: is there already; nothing was written") from error
+        raise ConfigError(f"{path}: already exists; nothing was written") from error
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: its folder is not there; make it: mkdir -p {path.absolute().parent}"

@@ -328,7 +328,7 @@ class Config(Settings):
     shadow: Shadow | None = Field(
         default=None,
         description="A second model that answers the same images in a process of its own, while "
-        "no image waits. null: there is none. A change needs a restart of that role, "
+        "no image waits. null: no shadow. A change needs a restart of that role, "
         "and then a reload.",
     )
     max_batch: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
@@ -367,7 +367,7 @@ class Config(Settings):
     )
     audit: Audit | None = Field(
         default=None,
-        description="The audit trail (IHE ATNA, PS3.15 A.5). null: there is none.",
+        description="The audit trail (IHE ATNA, PS3.15 A.5). null: no audit trail.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least urgent lines that the log gets."
@@ -385,7 +385,7 @@ class Config(Settings):
     web: MaybeWeb = Field(
         default=None,
         description="The operator's page. `true`: on 127.0.0.1 with every default below. null or "
-        "`false`: there is none.",
+        "`false`: no page.",
     )
 
     @model_validator(mode="after")

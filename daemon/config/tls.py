@@ -15,7 +15,7 @@ _PROFILE = (
     "forward secrecy. `bcp195` (PS3.15 B.9): for older peers also CBC with SHA-2. Neither "
     "accepts TLS 1.0 or 1.1, which RFC 8996 retired."
 )
-_OPENS_KEY = "The file that holds the passphrase of an encrypted `key`; null: it has none."
+_OPENS_KEY = "The file that holds the passphrase of an encrypted `key`; null: none."
 _FINGERPRINT = "64 hexadecimal digits, with or without colons"
 _SUBJECT = "attributes such as CN=XRAY1, O=Hospital"
 

@@ -108,7 +108,7 @@ def _remote_host(value: str) -> str:
         return value
 
     if address.is_unspecified or address.is_multicast:
-        raise ValueError(f"the address of one system; {value} is the address of none")
+        raise ValueError(f"the address of one system; {value} is not the address of a system")
     return value
 
 

@@ -53,7 +53,7 @@ def is_loopback(host: str) -> bool:
 class WebUser(Settings):
     """A person who may use the page."""
 
-    name: Name = Field(description="The name to log in with; the audit trail tells it.")
+    name: Name = Field(description="The name to log in with; it appears in the audit trail.")
     password_hash: Annotated[Text, AfterValidator(_password_hash)] = Field(
         repr=False,
         description="The argon2 hash of the password, as `pleura web hash` prints it.",
@@ -73,7 +73,7 @@ class WebTls(Settings):
     key: File = Field(description="The key of the certificate, in PEM, with mode 0640 or stricter.")
     key_passphrase_file: File | None = Field(
         default=None,
-        description="The file that holds the passphrase of an encrypted `key`; null: it has none.",
+        description="The file that holds the passphrase of an encrypted `key`; null: none.",
     )
 
 

@@ -153,11 +153,11 @@ class Asker:
                     Status.INVALID_ARGUMENT_VALUE, "this node did not ask under its transaction UID"
                 )
         except ReportError as error:
-            log.warning("%s: a storage commitment report is not taken: %s", name, error)
+            log.warning("%s: a storage commitment report is not accepted: %s", name, error)
             return error.status
         except Exception:
             # The handler's only catch-all. The archive may report again, and is asked again.
-            log.exception("%s: a storage commitment report could not be taken", name)
+            log.exception("%s: a storage commitment report could not be processed", name)
             return Status.PROCESSING_FAILURE
 
         log.info("%s %s", name, report)

@@ -51,7 +51,7 @@ class Folder:
     def store(self, outgoing: Outgoing) -> Answer:
         """Write one object."""
         if not can_name_a_file(outgoing.sop_instance_uid):
-            raise UnsendableError("its SOP Instance UID is no UID and cannot name a file")
+            raise UnsendableError("its SOP Instance UID is not a UID and cannot name a file")
 
         try:
             data = outgoing.path.read_bytes()

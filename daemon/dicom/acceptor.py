@@ -406,7 +406,7 @@ class Association:
             read_bytes += len(fragment.value) + _OVERHEAD_BYTES
             if read_bytes > self._limits.message_bytes:
                 raise MalformedError(
-                    f"a message of more than {self._limits.message_bytes} bytes that is no C-STORE"
+                    f"a message of more than {self._limits.message_bytes} bytes, not a C-STORE"
                 )
             if fragment.last:
                 return bytes(data_set)
@@ -491,7 +491,7 @@ class Association:
         try:
             name = PduType(pdu_type).name
         except ValueError:
-            why = f"the peer sent {pdu_type:#04x} where a PDU begins, which is no PDU type"
+            why = f"the peer sent {pdu_type:#04x} where a PDU begins, which is not a PDU type"
             return _EndedError(why, abort(AbortReason.UNRECOGNIZED_PDU))
         why = f"the peer sent {name}, a PDU that is not allowed in this state"
         return _EndedError(why, abort(AbortReason.UNEXPECTED_PDU))

@@ -283,7 +283,7 @@ class Requestor:
         deadline = time.monotonic() + self._limits.answer_s
         message = self._message(deadline)
         if not self._is_event_report(message):
-            raise ProtocolError("a message that is no event report came unasked")
+            raise ProtocolError("a message other than an event report came unasked")
         self._answer_event_report(message, deadline)
         self._idle = True
         return True
@@ -491,7 +491,7 @@ class Requestor:
             try:
                 pdus = pdus[self._socket.send(pdus) :]
             except TimeoutError as error:
-                raise TimeoutError("the peer reads no more") from error
+                raise TimeoutError("the peer has stopped reading") from error
 
     def _receive(self, deadline: float) -> tuple[int, bytes]:
         """The type and the rest of the next PDU."""

@@ -305,9 +305,7 @@ class Database:
                     conn.exec_driver_sql(statement)
             conn.execute(schema_version.update().values(version=SCHEMA_VERSION))
 
-        log.info(
-            "ledger: brought forward from schema version %d to %d%s", version, SCHEMA_VERSION, kept
-        )
+        log.info("ledger: migrated from schema version %d to %d%s", version, SCHEMA_VERSION, kept)
 
     def _keep_copy(self, version: int) -> Path:
         """Keep the ledger as an earlier version left it, for a rollback to that version."""

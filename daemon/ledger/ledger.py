@@ -1134,7 +1134,7 @@ class Ledger:
             self._database.ring(conn)
             return count, without_bytes
 
-    # -- signs of life --------------------------------------------------------------------------
+    # -- heartbeats -----------------------------------------------------------------------------
 
     def count_arrivals(self) -> int:
         """Add new images to the counters of their senders (senders.py). Returns how many."""

@@ -88,7 +88,7 @@ class Outage:
         if said != self._said:
             is_expected = isinstance(error, (SQLAlchemyError, OSError))
             traceback = None if is_expected else error
-            self._log.error("%s: %s; tries go on", self._what, said, exc_info=traceback)
+            self._log.error("%s: %s; retrying", self._what, said, exc_info=traceback)
         self._said = said
 
     def over(self) -> None:

@@ -36,7 +36,7 @@ class ImageState(_Told):
 class DeliveryState(_Told):
     """The state of one result object for one destination."""
 
-    OWED = "owed", "The destination must get the object; tries go on without end."
+    OWED = "owed", "The destination must get the object; it is retried for ever."
     STORED = "stored", "The destination answered that it has the object."
     COMMITTED = "committed", "The destination took responsibility (PS3.4 Annex J)."
     REFUSED = "refused", "The destination will not take the object; a person must look."

@@ -23,7 +23,7 @@ def require_version(found: int | None, url: str) -> None:
     if found < SCHEMA_VERSION:
         raise LedgerError(
             f"ledger {url}: schema version {found} found, {SCHEMA_VERSION} wanted; an earlier "
-            "version is brought forward when the node is started"
+            "version is migrated when the node is started"
         )
 
     require_not_too_new(found, url)

@@ -188,12 +188,12 @@ class _Figures(Collector):
     def _roles(self) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "pleura_role_up",
-            "1: a process of the role is ready and gave a sign of life in the last minute.",
+            "1: a process of the role is ready and sent a heartbeat in the last minute.",
             labels=["role"],
         )
         age = GaugeMetricFamily(
             "pleura_role_heartbeat_seconds",
-            "Seconds since the newest sign of life of the role; absent: there was none.",
+            "Seconds since the newest heartbeat of the role; absent: there was none.",
             labels=["role"],
         )
 

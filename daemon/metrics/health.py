@@ -63,7 +63,7 @@ def _of_role(found: Snapshot, role: str) -> str:
     age_s = age_of_sign(found, role)
     if age_s is None:
         return "no process is ready"
-    return "ok" if age_s <= SILENT_AFTER_S else f"no sign of life for {age_s:.0f} s"
+    return "ok" if age_s <= SILENT_AFTER_S else f"no heartbeat for {age_s:.0f} s"
 
 
 def _of_disk(config: Config, found: Snapshot) -> str:

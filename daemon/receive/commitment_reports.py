@@ -29,7 +29,7 @@ def take_report(
         return _take_report(command, information, context, destinations, ledger)
     except Exception:
         # The handler's only catch-all. The archive may report again, and is asked again.
-        log.exception("a storage commitment report could not be taken")
+        log.exception("a storage commitment report could not be processed")
         return Status.PROCESSING_FAILURE
 
 
@@ -45,7 +45,7 @@ def _take_report(
     try:
         report = read_report(sop_class_uid, event_type, information, context.transfer_syntax)
     except ReportError as error:
-        log.warning("a storage commitment report is not taken: %s", error)
+        log.warning("a storage commitment report is not accepted: %s", error)
         return error.status
 
     lost, refused = report.failed(Fate.LOST), report.failed(Fate.REFUSED)
@@ -57,6 +57,7 @@ def _take_report(
             return Status.SUCCESS
 
     log.warning(
-        "a storage commitment report is not taken: this node did not ask under its transaction UID"
+        "a storage commitment report is not accepted: this node did not ask under its "
+        "transaction UID"
     )
     return Status.INVALID_ARGUMENT_VALUE

@@ -112,9 +112,9 @@ class Roster:
         association, session = min(crowd, key=lambda pair: pair[1].productive_at)
         is_idle = time.monotonic() >= session.productive_at + self._limits.unproductive_s
         if len(crowd) > self._limits.associations // 2 and is_idle:
-            association.cut("every place is taken, and this AE holds most of them")
+            association.cut("every slot is taken, and this AE holds most of them")
         elif newcomer.caller.entry and not held and len(crowd) > 1:
-            association.cut("every place is taken, and a peer without an association asks for one")
+            association.cut("every slot is taken, and a peer without an association asks for one")
         else:
             return False
 

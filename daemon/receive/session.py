@@ -41,7 +41,7 @@ _LOW = 2
 _CURES = {
     Status.OUT_OF_RESOURCES: "make room in the spool, ask `pleura doctor`; the sender keeps it",
     Status.SOP_CLASS_NOT_SUPPORTED: "the sender mixes two SOP classes up: report it to its maker",
-    Status.INVALID_OBJECT_INSTANCE: "the sender makes UIDs that are none: report it to its maker",
+    Status.INVALID_OBJECT_INSTANCE: "the sender makes invalid UIDs: report it to its maker",
 }
 
 

@@ -113,7 +113,7 @@ class Renewed:
 
         self._retry_at = self._fault = None
         took_ms = (time.monotonic() - began) * 1e3
-        log.info("%s: renewed files taken for new connections (%.0f ms)", self._where, took_ms)
+        log.info("%s: renewed files in use for new connections (%.0f ms)", self._where, took_ms)
         return context
 
     def _of_files(self) -> ssl.SSLContext:

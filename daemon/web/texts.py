@@ -231,7 +231,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "Die Anleitungen liegen nur auf Englisch vor.",
     ),
     "alarm_outage": (
-        "A destination is away or stores nothing",
+        "A destination is down or stores nothing",
         "Ein Ziel ist nicht erreichbar oder speichert nichts",
     ),
     "alarm_owed": (
@@ -247,7 +247,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "alarm_refused": ("Results were refused", "Ergebnisse wurden abgewiesen"),
     "alarm_silence": ("A sender is silent", "Ein Sender ist verstummt"),
     "alarm_disk": (
-        "The disk is almost full, or the spool is away",
+        "The disk is almost full, or the spool is missing",
         "Die Platte ist fast voll, oder der Spool ist fort",
     ),
     "alarm_certificate": (

@@ -88,7 +88,7 @@ class OnnxGraph(nn.Module):
         is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         if is_traced or torch.compiler.is_compiling():
             raise OnnxError(
-                "onnx: this graph runs in ONNX Runtime, and is traced by no other engine"
+                "onnx: this graph runs only in ONNX Runtime; other engines cannot trace it"
             )
         if self._session is None:
             self._session = _Session(self.graph.cpu().numpy().tobytes())

@@ -301,7 +301,7 @@ def read_nothing(archive: Scripted) -> None:
         (answer_endlessly, "4294967295 bytes"),
         (answer_an_empty_pdv, "a PDV header that is cut off"),
         (answer_nothing, "no answer came in time"),
-        (read_nothing, "reads no more"),
+        (read_nothing, "stopped reading"),
     ],
 )
 def test_a_peer_that_gives_up_ends_the_link(

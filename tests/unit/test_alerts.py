@@ -570,10 +570,10 @@ def test_new_routes_tell_their_own_trouble(
     monkeypatch.setattr(web_service, "status", 500)
     for _ in range(2):
         sender.turn(threading.Event())
-    assert caplog.text.count("messages wait and tries go on") == 1
+    assert caplog.text.count("messages wait; retrying") == 1
     sender.take(routes_of(config))
     sender.turn(threading.Event())
-    assert caplog.text.count("messages wait and tries go on") == 2
+    assert caplog.text.count("messages wait; retrying") == 2
 
 
 def test_the_command_sends_a_trial_message(

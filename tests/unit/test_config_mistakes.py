@@ -290,7 +290,7 @@ def test_what_is_not_yaml_is_told_by_its_line(tmp_path: Path) -> None:
     [
         ("ae_title: A\nport: {{ port }}", "line 2, column 8: found a list or {...} in place of a"),
         ("? [a]\n: 1", "line 1, column 3: found a list or {...} in place of a key"),
-        ("104: port", "line 1, column 1: the key '104' is no text; put it in quotes"),
+        ("104: port", "line 1, column 1: the key '104' is not text; put it in quotes"),
         ("port: !!int abc", "line 1, column 7: the value cannot be read"),
         ("web: !!bool maybe", "line 1, column 6: the value cannot be read as bool"),
         ("port: !!timestamp now", "line 1, column 7: the value cannot be read as timestamp"),

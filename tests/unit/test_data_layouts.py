@@ -321,9 +321,9 @@ def test_a_wrong_table_is_said_with_its_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("image,label,patient\nb.jpg,1,Müller\n".encode("latin-1"), "byte 29 is no UTF-8"),
-        ("image,label\nb.jpg,1\n".encode("utf-16"), "byte 0 is no UTF-8"),
-        (b'image,label\n"' + b"x" * 200_000 + b'",1\n', "no CSV"),
+        ("image,label,patient\nb.jpg,1,Müller\n".encode("latin-1"), "byte 29 is not UTF-8"),
+        ("image,label\nb.jpg,1\n".encode("utf-16"), "byte 0 is not UTF-8"),
+        (b'image,label\n"' + b"x" * 200_000 + b'",1\n', "not CSV"),
     ],
 )
 def test_a_file_that_is_no_table_is_said_with_its_path(

@@ -108,8 +108,8 @@ def test_a_window_that_would_hide_the_lung_gives_way(window: tuple[int, int]) ->
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
-        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "RescaleSlope is no usable number"),
-        ({"RescaleSlope": "1e308", "RescaleIntercept": "1e308"}, "RescaleSlope is no usable number"),
+        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "RescaleSlope is not a usable number"),
+        ({"RescaleSlope": "1e308", "RescaleIntercept": "1e308"}, "RescaleSlope is not a usable number"),
         ({"PresentationLUTShape": "INVERSE"}, "PresentationLUTShape contradicts PhotometricInterpretation"),
         (
             {"WindowCenter": 2048, "WindowWidth": 4096, "VOILUTFunction": "CUBIC"},

@@ -394,7 +394,7 @@ def test_a_role_that_does_not_run_is_told(bench: Bench, tmp_path: Path) -> None:
     now = Ledger(bench.url)
     for role in ("receive", "deliver"):
         now.beat(role, f"host:{role}")
-    assert "no process of analyse gave a sign of life" in said()
+    assert "no process of analyse sent a heartbeat" in said()
     now.beat("analyse", "host:analyse")
     assert said() == "ok       roles: receive, analyse, deliver run"
     now.end_beat("analyse", "host:analyse")

@@ -97,7 +97,7 @@ def test_only_plain_files_may_lie_in_the_folder(
         ("extra: !!python/name:os.system", "python/name"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "alias"),
         ("a: &a {b: 1}\nc: {<<: *a}", "alias"),
-        ("licence: free", "'licence' is said twice"),
+        ("licence: free", "'licence' is given twice"),
         ("? [a]\n: b", "plain key"),
         ("metrics2: " + "[" * 5000, "nested deeper"),
         ("extra: 1" + "0" * 5000, "plain YAML"),

@@ -1,4 +1,4 @@
-"""Who gets a place among the associations: quotas, and what gives way when every place is taken."""
+"""Who gets a place among the associations: quotas, and what gives way when every slot is taken."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_several_peers_together_do_not_shut_out_another(
     held[1].session.productive_at -= 10.0  # type: ignore[union-attr]
     assert not ask("XRAY3")[1]
     assert [each.cut_why for each in held if each.cut_why] == [
-        "every place is taken, and a peer without an association asks for one"
+        "every slot is taken, and a peer without an association asks for one"
     ]
     assert held[1].cut_why
     # It holds one now: a second is not made room for.

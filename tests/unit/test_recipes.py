@@ -353,7 +353,7 @@ def test_a_pipeline_uses_the_networks_of_packages_as_they_are(made: Path, tmp_pa
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
     said = package.read_manifest(folder).training.data
-    assert "network 1 is that of package t3-double-unet 1.0.0, trained no more" in said
+    assert "network 1 is from package t3-double-unet 1.0.0, not trained further" in said
 
     with pytest.raises(WeightsError, match=r"classifier\.architecture: largest-of-map found, "):
         loop.train(pipeline, made, tmp_path / "no", ["pleura", "train"], {0: trained[1]})

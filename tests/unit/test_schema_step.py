@@ -183,10 +183,10 @@ def test_a_ledger_is_told_to_be_brought_forward_once_it_is(
         patched.setitem(STEPS, SCHEMA_VERSION - 1, ("no SQL",))
         with pytest.raises(sa.exc.DBAPIError):
             Ledger(old_url)
-    assert "brought forward" not in caplog.text
+    assert "migrated" not in caplog.text
 
     Ledger(old_url).close()
-    assert f"brought forward from schema version 1 to {SCHEMA_VERSION}" in caplog.text
+    assert f"migrated from schema version 1 to {SCHEMA_VERSION}" in caplog.text
 
 
 def test_a_ledger_that_cannot_be_kept_is_not_brought_forward(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_init_writes_the_commented_file_once(
 
     path.write_text("port: 104\n")
     assert main(["config", "init", "-c", str(path)]) == 2
-    assert "is there already; nothing was written" in capsys.readouterr().err
+    assert "already exists; nothing was written" in capsys.readouterr().err
     assert path.read_text() == "port: 104\n"
 
 

@@ -68,7 +68,7 @@ def test_a_held_port_and_an_absent_address_are_waited_for_in_one_line_each(
     assert len(said) == 3
     assert "no address of this machine yet" in said[0]
     assert "held by another program" in said[1]
-    assert said[2].endswith("is ours now")
+    assert said[2].endswith("is available now")
 
 
 def test_a_port_that_this_user_may_never_open_ends_with_what_to_do() -> None:

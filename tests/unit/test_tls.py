@@ -211,7 +211,7 @@ def test_a_renewed_certificate_serves_the_next_connection_and_a_broken_one_does_
     put(node, broken=True)
     with caplog.at_level(logging.INFO, "pleura.tls"):
         assert [presented() for _ in range(3)] == ["CN=second"] * 3
-        assert caplog.text.count("the certificate before stays in use") == 1
+        assert caplog.text.count("the previous certificate stays in use") == 1
         put(ca.issue_expired("late"))
         assert presented() == "CN=second"
         assert "expired" in caplog.text

@@ -381,7 +381,7 @@ def test_a_page_with_a_provider_alone_shows_nothing_before_a_login(
         ({"page_url": "http://pleura.example"}, "https://host or"),
         ({"page_url": "https://pleura.example/page"}, "https://host or"),
         ({"scopes": ["profile"]}, "hold `openid`"),
-        ({"look": [], "act": []}, "else nobody gets in"),
+        ({"look": [], "act": []}, "otherwise nobody can log in"),
         ({"client_secret": "x"}, "Extra inputs"),
     ],
 )

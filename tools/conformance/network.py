@@ -202,7 +202,7 @@ def _admitted(answer: Caller | Rejection) -> str:
 
 _BEHAVIOUR = {
     Verdict.STORED: "stored",
-    Verdict.BUSY: "owed: the destination is let alone for a while, then tried with one object",
+    Verdict.BUSY: "owed: the destination gets a pause, then is tried with one object",
     Verdict.RETRY: "owed: sent again, later each time",
     Verdict.REFUSED: "refused: shown by `pleura status` until a person acts",
 }

@@ -110,7 +110,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is no UTF-8; CSV in UTF-8 wanted") from error
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; CSV in UTF-8 wanted") from error
 
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
@@ -124,7 +124,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 {name: (text or "").strip() for name, text in row.items() if name},
             )
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: no CSV ({error})") from error
+        raise ValueError(f"{path}: line {reader.line_num}: not CSV ({error})") from error
 
 
 def _case(folder: Path, row: Mapping[str, str]) -> TableCase:

@@ -78,8 +78,8 @@ def _steepest(rates: Sequence[float], smoothed: Sequence[float]) -> float:
     """The rate at which the loss falls fastest, of those before its lowest point."""
     if len(rates) <= _SKIPPED + 1:
         raise ValueError(
-            f"learning rate: the loss is no number, or explodes, within {len(rates)} steps; look "
-            "at the images with --show-batches"
+            f"learning rate: the loss is not a number, or explodes, within {len(rates)} steps; "
+            "look at the images with --show-batches"
         )
 
     lowest = _SKIPPED + int(np.argmin(smoothed[_SKIPPED:]))

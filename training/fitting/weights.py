@@ -240,7 +240,7 @@ def network_of_package(path: Path, stage: Stage) -> nn.Module:
 def package_in_words(number: int, path: Path) -> str:
     """A line for the provenance of what uses `network_of_package`."""
     manifest = package.read_manifest(path)
-    return f"network {number} is that of package {manifest.id} {manifest.version}, trained no more"
+    return f"network {number} is from package {manifest.id} {manifest.version}, not trained further"
 
 
 def _encoder(network: nn.Module, named: str) -> dict[str, Tensor]:
