@@ -165,11 +165,15 @@ def analysing_device(config: Config, digest: str) -> str:
     with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
         oldest = inspect.now() - SILENT_AFTER_S
         for row in inspect.roles():
-            facts = json.loads(row["facts"] or "{}")
             is_running = row["beat_at"] > oldest and is_alive(row["owner"])
-            if row["role"] == "analyse" and is_running and facts.get("digest") == digest:
+            if row["role"] != "analyse" or not is_running:
+                continue
+
+            facts = json.loads(row["facts"] or "{}")
+            if facts.get("digest") == digest:
                 device = str(facts.get("device"))
                 return device if config.device in ("auto", device) else ""
+
     return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from daemon.drift import (
     EVERY_AE,
     Agreement,
+    Alarm,
     Comparison,
     Drift,
     Week,
@@ -105,29 +106,31 @@ def _comparison_lines(found: Comparison | None) -> Iterator[str]:
 def summary(found: Look) -> dict[str, Any]:
     """The figures as JSON."""
     return {
-        "weeks": [
-            {
-                "week": str(week.monday),
-                "ae_title": week.ae_title or None,
-                "images": week.images,
-                "analysed": week.analysed,
-                "positive": week.positive,
-                "unanswered": week.unanswered,
-                "scores": week.histogram,
-            }
-            for week in found.drift.weeks
-        ],
-        "alarms": [
-            {
-                "week": str(monday_of(alarm.week)),
-                "ae_title": alarm.ae_title or None,
-                "what": alarm.what,
-                "words": alarm.words,
-            }
-            for alarm in found.drift.alarms
-        ],
+        "weeks": [_week_summary(week) for week in found.drift.weeks],
+        "alarms": [_alarm_summary(alarm) for alarm in found.drift.alarms],
         "agreement": _agreement_summary(found.agreement),
         "shadow": _comparison_summary(found.comparison),
+    }
+
+
+def _week_summary(week: Week) -> dict[str, Any]:
+    return {
+        "week": str(week.monday),
+        "ae_title": week.ae_title or None,
+        "images": week.images,
+        "analysed": week.analysed,
+        "positive": week.positive,
+        "unanswered": week.unanswered,
+        "scores": week.histogram,
+    }
+
+
+def _alarm_summary(alarm: Alarm) -> dict[str, Any]:
+    return {
+        "week": str(monday_of(alarm.week)),
+        "ae_title": alarm.ae_title or None,
+        "what": alarm.what,
+        "words": alarm.words,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,22 +229,30 @@ def _suggestion(keys: list[Any]) -> str:
 
 def _known_keys() -> dict[str, set[str]]:
     """The known keys by place: "" is the top level, "retention" and "alerts.mail" are groups.
+
     Entries of a list belong to the place of the list.
     """
     schema = Config.model_json_schema()
     known: dict[str, set[str]] = {}
     waiting = [("", schema)]
+
     while waiting:
-        place, model = waiting.pop(0)
-        known.setdefault(place, set()).update(model["properties"])
-        for key, value in model["properties"].items():
-            item = value.get("items", value)
-            variants = item.get("oneOf") or item.get("anyOf") or [item]
-            for variant in (each.get("items", each) for each in variants):
-                if "$ref" in variant:
-                    part = schema["$defs"][variant["$ref"].rpartition("/")[2]]
-                    waiting.append((f"{place}.{key}".lstrip("."), part))
+        place, group = waiting.pop(0)
+        known.setdefault(place, set()).update(group["properties"])
+
+        for key, value in group["properties"].items():
+            inner_place = f"{place}.{key}".lstrip(".")
+            waiting += [(inner_place, schema["$defs"][name]) for name in _groups_of(value)]
     return known
+
+
+def _groups_of(value: Mapping[str, Any]) -> Iterator[str]:
+    """The names of the groups that a key may hold, as its value or in a list."""
+    item = value.get("items", value)
+    for variant in item.get("oneOf") or item.get("anyOf") or [item]:
+        reference = variant.get("items", variant).get("$ref")
+        if reference:
+            yield reference.rpartition("/")[2]
 
 
 def _value_at(found: Any, keys: list[Any]) -> Any:

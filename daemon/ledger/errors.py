@@ -46,19 +46,23 @@ def not_opened(url: str, path: Path, cause: BaseException | None) -> LedgerError
 
 
 def _owner_advice(path: Path) -> str:
-    """The owner of the file, or of the folder that hides it, and the command that runs as that
-    user; "" where this user may read and write there.
+    """Who owns the file, or the folder that hides it, and how to run a command as that user.
+
+    "" if this user may read and write there.
     """
     for place in (path, *path.parents):
         try:
             owner = place.lstat().st_uid
         except OSError:
             continue
+
         if os.access(place, os.R_OK | os.W_OK, effective_ids=True):
             return ""
         name = _user(owner)
-        # Nobody runs a node as root.
-        return f"; {place} belongs to {name}" + (f": sudo -u {name} pleura ..." if owner else "")
+        # No node should run as root, so there is no command for that.
+        command = f": sudo -u {name} pleura ..." if owner else ""
+        return f"; {place} belongs to {name}{command}"
+
     return ""
 
 

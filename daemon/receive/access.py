@@ -49,16 +49,16 @@ class AccessList:
         ae_title: str,
         peers: Sequence[Peer],
         committing: Sequence[DicomDestination] = (),
-        places: int = 64,
+        slots: int = 64,
     ) -> None:
-        """`places`: how many associations there may be in all."""
+        """`slots`: how many associations there may be in all."""
         self._ae_title = ae_title
         self._peers = peers
         self._committing = committing
 
         # With more than one system, none may take more than half of the slots by default.
         is_shared = len(peers) + len(committing) > 1
-        self._fair_quota = max(1, places // 2) if is_shared else places
+        self._fair_quota = max(1, slots // 2) if is_shared else slots
         self._resolved: dict[str, tuple[float, frozenset[str]]] = {}
 
     def admit(

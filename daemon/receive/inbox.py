@@ -137,10 +137,11 @@ class Inbox:
         # With full events, a file that is moved in from outside has an event too.
         observer = InotifyObserver(generate_full_events=True)
         events: list[type[FileSystemEvent]] = [FileClosedEvent, FileModifiedEvent, FileMovedEvent]
-        # The kernel watches no folder through a link.
+        # The kernel does not watch a folder through a symbolic link.
         watched = self._folder.resolve()
         handler = _Events(self, watched)
         observer.schedule(handler, str(watched), recursive=True, event_filter=events)
+
         try:
             observer.start()
             self._observer = observer

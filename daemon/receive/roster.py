@@ -25,7 +25,7 @@ class Roster:
         self._lock = threading.Lock()
         self._running: set[Association] = set()
         # The admitted peers, each with its slot.
-        self._places: set[Session] = set()
+        self._slots: set[Session] = set()
         self._threads: set[threading.Thread] = set()
 
     def take(self, limits: Limits) -> None:
@@ -72,26 +72,26 @@ class Roster:
         with self._lock:
             self._running.discard(association)
             if isinstance(association.session, Session):
-                self._places.discard(association.session)
+                self._slots.discard(association.session)
 
-    def take_place(self, newcomer: Session) -> str:
+    def take_slot(self, newcomer: Session) -> str:
         """Give a slot to an association that has entered; another association may have to end.
         Returns "", or why there is no slot.
         """
         caller = newcomer.caller
         with self._lock:
-            held = sum(session.holder == newcomer.holder for session in self._places)
+            held = sum(session.holder == newcomer.holder for session in self._slots)
             if caller.quota is not None and held >= caller.quota:
                 return (
                     f"{caller.ae_title} has {held} associations open, its quota "
                     "(peers[].associations)"
                 )
-            self._places.add(newcomer)
+            self._slots.add(newcomer)
 
         if len(self._running) <= self._limits.associations or self._make_room(newcomer, held):
             return ""
         with self._lock:
-            self._places.discard(newcomer)
+            self._slots.discard(newcomer)
         return f"{self._limits.associations} associations are open (limits.associations)"
 
     def _make_room(self, newcomer: Session, held: int) -> bool:
@@ -131,21 +131,21 @@ class Roster:
         """
         with self._lock:
             running = [*self._running]
-        places = [
+        slots = [
             (association, association.session)
             for association in running
             if isinstance(association.session, Session)
         ]
-        sizes = Counter(session.holder for _, session in places)
+        sizes = Counter(session.holder for _, session in slots)
         if not sizes:
             return []
 
         most = max(sizes.values())
-        largest = [session for _, session in places if sizes[session.holder] == most]
+        largest = [session for _, session in slots if sizes[session.holder] == most]
         holder = min(largest, key=lambda session: session.productive_at).holder
         if holder == newcomer.holder:
             return []
-        return [pair for pair in places if pair[1].holder == holder]
+        return [pair for pair in slots if pair[1].holder == holder]
 
     def stop(self) -> None:
         """End every association after its message in hand; those that take too long at once."""

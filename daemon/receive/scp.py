@@ -129,7 +129,7 @@ class Receiver:
             return caller
 
         session = Session(caller, address, self._intake, self._ledger)
-        if full := self._roster.take_place(session):
+        if full := self._roster.take_slot(session):
             return Rejection(negotiation.LOCAL_LIMIT_EXCEEDED, full)
         return session
 

@@ -429,6 +429,7 @@ def _secret(path: Path) -> str:
         raise RefusedError(
             Refusal.PROVIDER, f"web.oidc.client_secret_file: {path} cannot be read ({why})"
         ) from error
+
     if not secret:
         raise RefusedError(
             Refusal.PROVIDER,

@@ -15,11 +15,11 @@ class Turn:
 
     def __init__(self, most_waiting: int) -> None:
         self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(1 + most_waiting)
+        self._queue = threading.BoundedSemaphore(1 + most_waiting)
 
     def __enter__(self) -> None:
         """Wait for the lock. Raises BusyError at once if too many wait."""
-        if not self._places.acquire(blocking=False):
+        if not self._queue.acquire(blocking=False):
             raise BusyError
         self._lock.acquire()
 
@@ -27,4 +27,4 @@ class Turn:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         self._lock.release()
-        self._places.release()
+        self._queue.release()

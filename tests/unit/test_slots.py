@@ -1,4 +1,4 @@
-"""Who gets a place among the associations: quotas, and what gives way when every slot is taken."""
+"""Who gets a slot for an association: quotas, and what is evicted when every slot is taken."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Running:
         self._wanted = session
 
     def ask(self) -> str:
-        """Enter and ask for a place, as the acceptor does. Returns why there is none."""
+        """Enter and ask for a slot, as the acceptor does. Returns why there is none free."""
         assert self._roster.enter(cast(Association, self), self._run)
-        full = self._roster.take_place(self._wanted)
+        full = self._roster.take_slot(self._wanted)
         if full:
             self.over.set()
         else:
@@ -49,7 +49,7 @@ class Running:
 
 @pytest.fixture
 def ask() -> Iterator[Callable[..., tuple[Running, str]]]:
-    """ask("XRAY1", quota=...) -> an association that asks, and why it gets no place."""
+    """ask("XRAY1", quota=...) -> an association that asks, and why it gets no slot."""
     roster = Roster(Limits(associations=PLACES))
     asked: list[Running] = []
 
@@ -125,12 +125,12 @@ def test_peers_with_one_association_each_keep_it(ask: Callable[..., tuple[Runnin
     assert not [each.cut_why for each in held if each.cut_why]
 
 
-def test_a_quota_is_the_settings_or_half_of_the_places() -> None:
+def test_a_quota_is_the_settings_or_half_of_the_slots() -> None:
     xray1 = Peer(ae_title="XRAY1", host="127.0.0.1", associations=50)
     xray2 = Peer(ae_title="XRAY2", host="127.0.0.1")
 
     def quota(calling: str, *peers: Peer, **more: Any) -> int | None:
-        caller = AccessList("PLEURA", peers, places=64, **more).admit(
+        caller = AccessList("PLEURA", peers, slots=64, **more).admit(
             "PLEURA", calling, "127.0.0.1"
         )
         assert isinstance(caller, Caller)
