@@ -175,16 +175,6 @@ class Inspection(Overview):
 
     # -- people ---------------------------------------------------------------------------------
 
-    def images_with_accession(self, digest: str) -> list[str]:
-        """SOP Instance UIDs of the images with this digest of an Accession Number (digests.py)."""
-        image = instances.c
-        query = sa.select(image.sop_instance_uid, sa.func.min(image.id)).where(
-            image.accession_digest == digest
-        )
-        ordered = query.group_by(image.sop_instance_uid).order_by(sa.func.min(image.id))
-        with self._database.reading() as conn:
-            return [row.sop_instance_uid for row in conn.execute(ordered)]
-
     def troubles(self, limit: int = 20) -> dict[str, list[dict[str, Any]]]:
         """The newest images without an answer, and deliveries with a reason."""
         image, delivery = instances.c, deliveries.c
@@ -268,24 +258,29 @@ class Inspection(Overview):
             return set(conn.execute(refused.distinct()).scalars())
 
     def images_of(self, uid: str) -> list[str]:
-        """SOP Instance UIDs of the images that a UID names: of an image, a study or a result."""
+        """SOP Instance UIDs of the images that a UID names, oldest first.
+
+        The UID is of an image, a study or a result.
+        """
         image = instances.c
         named = sa.or_(image.sop_instance_uid == uid, image.study_instance_uid == uid)
-        mine = sa.select(results.c.instance_id).where(results.c.sop_instance_uid == uid)
-        query = sa.select(image.sop_instance_uid, sa.func.min(image.id)).where(
-            sa.or_(named, image.id.in_(mine))
-        )
-        ordered = query.group_by(image.sop_instance_uid).order_by(sa.func.min(image.id))
-        with self._database.reading() as conn:
-            return [row.sop_instance_uid for row in conn.execute(ordered)]
+        of_result = sa.select(results.c.instance_id).where(results.c.sop_instance_uid == uid)
+        return self._uids_oldest_first(sa.or_(named, image.id.in_(of_result)))
 
     def images_of_accession(self, digest: str) -> list[str]:
-        """SOP Instance UIDs of the images with this accession_digest()."""
-        named = sa.select(instances.c.sop_instance_uid).where(
-            instances.c.accession_digest == digest
+        """SOP Instance UIDs of the images with this accession_digest(), oldest first."""
+        return self._uids_oldest_first(instances.c.accession_digest == digest)
+
+    def _uids_oldest_first(self, condition: sa.ColumnElement[bool]) -> list[str]:
+        image = instances.c
+        query = (
+            sa.select(image.sop_instance_uid)
+            .where(condition)
+            .group_by(image.sop_instance_uid)
+            .order_by(sa.func.min(image.id))
         )
         with self._database.reading() as conn:
-            return list(conn.execute(named.distinct()).scalars())
+            return list(conn.execute(query).scalars())
 
     def contradictions(self) -> list[str]:
         """Rows that contradict each other, a line each."""

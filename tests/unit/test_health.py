@@ -117,9 +117,9 @@ def test_an_image_is_found_by_every_name_that_people_have(ledger: Ledger) -> Non
     assert ledger.inspect.images_of("1.3") == ["1.2.0", "1.2.1"]
     assert ledger.inspect.images_of("9.1") == ["1.2.1"]
     assert ledger.inspect.images_of("7.7") == []
-    with_accession = ledger.inspect.images_with_accession
-    assert with_accession(accession_digest(" A1 ", "spool")) == ["1.2.1"]
-    assert with_accession(accession_digest("A1", "another")) == []
+    of_accession = ledger.inspect.images_of_accession
+    assert of_accession(accession_digest(" A1 ", "spool")) == ["1.2.1"]
+    assert of_accession(accession_digest("A1", "another")) == []
 
 
 def test_no_table_holds_an_accession_number(ledger: Ledger) -> None:

@@ -130,9 +130,7 @@ def test_a_quota_is_the_settings_or_half_of_the_slots() -> None:
     xray2 = Peer(ae_title="XRAY2", host="127.0.0.1")
 
     def quota(calling: str, *peers: Peer, **more: Any) -> int | None:
-        caller = AccessList("PLEURA", peers, slots=64, **more).admit(
-            "PLEURA", calling, "127.0.0.1"
-        )
+        caller = AccessList("PLEURA", peers, slots=64, **more).admit("PLEURA", calling, "127.0.0.1")
         assert isinstance(caller, Caller)
         return caller.quota
 

@@ -168,7 +168,7 @@ def test_an_image_is_found_by_its_accession_number_which_no_row_holds(bench: Ben
     bench.receive(1, accession="ACC-4711")
     bench.receive(2)
     bench.run()
-    assert bench.ledger.inspect.images_with_accession(accession_digest("ACC-4711", "")) == ["1.2.1"]
+    assert bench.ledger.inspect.images_of_accession(accession_digest("ACC-4711", "")) == ["1.2.1"]
     (ending,) = bench.ledger.inspect.history("1.2.1")
     assert ending["device"] == "cpu"
     bench.ledger.close()
