@@ -42,7 +42,7 @@ def decode_frame(stream: bytes, runner: DecodeRunner) -> bytes:
     """
     precision, clean = _taken_apart(stream, runner.transfer_syntax)
     # GDCM has a codec for each of these three.
-    bits = 8 if precision <= 8 else 12 if precision <= 12 else 16
+    bits = next((bits for bits in (8, 12) if precision <= bits), 16)
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(clean)
     fragments = gdcm.SequenceOfFragments.New()

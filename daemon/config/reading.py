@@ -90,15 +90,18 @@ def load(path: Path) -> Config:
             _explain(found, dict(detail))
             for detail in details
             # A list with wrong entries is not also reported as too short.
-            if not any(
-                loc[: len(detail["loc"])] == detail["loc"] for loc in wrong - {detail["loc"]}
-            )
+            if not _holds_another(detail["loc"], wrong)
         ]
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
 
     if lines := conflicts.find(config):
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines))
     return config
+
+
+def _holds_another(place: tuple[int | str, ...], places: set[tuple[int | str, ...]]) -> bool:
+    """Whether one of `places` lies inside `place`."""
+    return any(other[: len(place)] == place for other in places - {place})
 
 
 def _check_secret(secret: secrets.Secret) -> None:

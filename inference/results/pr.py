@@ -221,10 +221,11 @@ def _lut(header: Dataset, keyword: str) -> Dataset | None:
     """
     is_voi = keyword == "VOILUTSequence"
     after_lut = is_voi and bool(header.get("ModalityLUTSequence"))
-    # No output of a modality LUT is negative.
     levels = _levels(header)
-    lowest = 0.0 if after_lut else min(_rescaled(header, levels) if is_voi else levels)
-    signed = lowest < 0
+    inputs = _rescaled(header, levels) if is_voi else levels
+    # No output of a modality LUT is negative.
+    signed = not after_lut and min(inputs) < 0
+
     look_up = display.lut_of(header, keyword, signed)
     if look_up is None:
         return None

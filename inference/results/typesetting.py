@@ -243,7 +243,13 @@ def _letters_that_fit(word: str, font: ImageFont.FreeTypeFont, width: float) -> 
 def _ascii(text: str) -> str:
     """The text in printable ASCII: letters without their accents, "?" for what has none."""
     plain = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return "".join(c if " " <= c <= "~" else " " if c.isspace() else "?" for c in plain)
+    return "".join(map(_ascii_character, plain))
+
+
+def _ascii_character(character: str) -> str:
+    if " " <= character <= "~":
+        return character
+    return " " if character.isspace() else "?"
 
 
 def typeface(size_px: float) -> ImageFont.FreeTypeFont:

@@ -99,16 +99,13 @@ def _of_the_hardest(loss: Loss, positive_share: float) -> Callable[[Outputs, Ten
     """
     of_batch = compose(loss.model_copy(update={"hard_negatives": 1.0}), positive_share)
 
+    def of_image(outputs: list[Tensor], targets: Tensor, number: int) -> Tensor:
+        one = slice(number, number + 1)
+        return of_batch([output[one] for output in outputs], targets[one])
+
     def of_all(outputs: Outputs, targets: Tensor) -> Tensor:
         several = outputs if isinstance(outputs, list) else [outputs]
-        each = torch.stack(
-            [
-                of_batch(
-                    [one[number : number + 1] for one in several], targets[number : number + 1]
-                )
-                for number in range(len(targets))
-            ]
-        )
+        each = torch.stack([of_image(several, targets, number) for number in range(len(targets))])
 
         is_negative = ~(targets.flatten(1) > 0.5).any(1)
         negatives = each[is_negative]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,28 +196,30 @@ def _differences(runs: Sequence[Compared], common: Sequence[str]) -> list[dict[s
         for run in runs
     ]
     first, *others = drawn
-    rows = []
+    return [
+        {"run": run.name, "less": runs[0].name} | row
+        for run, own in zip(runs[1:], others, strict=True)
+        for row in _differences_from(first, own)
+    ]
 
-    for run, figures_of_run in zip(runs[1:], others, strict=True):
-        for name in COMPARED:
-            if name not in first or name not in figures_of_run:
-                continue
-            difference = figures_of_run[name] - first[name]
-            if np.isnan(difference[0]):
-                continue
 
-            low, high = np.nanpercentile(difference[1:], (2.5, 97.5))
-            rows.append(
-                {
-                    "run": run.name,
-                    "less": runs[0].name,
-                    "figure": name,
-                    "value": float(difference[0]),
-                    "interval_95": [float(low), float(high)],
-                }
-            )
+def _differences_from(
+    first: Mapping[str, figures.Values], own: Mapping[str, figures.Values]
+) -> Iterator[dict[str, Any]]:
+    """The difference of each figure that both runs have: its value, then its resamples."""
+    for name in COMPARED:
+        if name not in first or name not in own:
+            continue
+        difference = own[name] - first[name]
+        if np.isnan(difference[0]):
+            continue
 
-    return rows
+        low, high = np.nanpercentile(difference[1:], (2.5, 97.5))
+        yield {
+            "figure": name,
+            "value": float(difference[0]),
+            "interval_95": [float(low), float(high)],
+        }
 
 
 def table(compared: Mapping[str, Any]) -> str:

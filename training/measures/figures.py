@@ -68,7 +68,8 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
     part = "report" if any(answer.of("report") for answer in answers) else "validate"
     reported = [answer for answer in answers if answer.of(part)]
     folds = sorted({answer.fold for answer in reported if answer.fold is not None})
-    key = ("_".join(["fold", *map(str, folds)]) if folds else part) if reported else None
+    key = _report_key(part, folds) if reported else None
+
     figures: dict[str, Any] = {
         "images": len(answers),
         "trained_on": sum(answer.of("train") for answer in answers) if from_run else None,
@@ -96,6 +97,11 @@ def figures_of(answers: Sequence[Answer], threshold: float, from_run: bool) -> d
             figures[name][key] = own | ({"dice_all_images": own["dice"]} if "dice" in own else {})
 
     return figures
+
+
+def _report_key(part: str, folds: Sequence[int]) -> str:
+    """The name of the reported part: "fold_3", or the part itself without published folds."""
+    return "_".join(["fold", *map(str, folds)]) if folds else part
 
 
 def measured(
@@ -369,18 +375,26 @@ def beside(
     Beside a figure of masks stands what finding nothing scores on the same images.
     """
     key = figures["report"]["key"]
-    rows = []
-    for name, value in published.items() if key else ():
-        ours = {}
-        for group in ("all", "jpeg_baseline"):
-            own = figures.get(group, {}).get(key, {})
-            for suffix in ("", NOTHING):
-                if node := own.get(name + suffix):
-                    ours[f"{group} {key}{suffix.replace('_', ' ')}"] = node
-        theirs = name in metrics.MASK_FIGURES and name != _DEFINED
-        rows.append((name, f"{value:.3f}" + ", by their definition" * theirs, ours))
+    if not key:
+        return []
 
+    rows = []
+    for name, value in published.items():
+        is_theirs = name in metrics.MASK_FIGURES and name != _DEFINED
+        words = f"{value:.3f}" + (", by their definition" if is_theirs else "")
+        rows.append((name, words, _ours(figures, key, name)))
     return rows
+
+
+def _ours(figures: Mapping[str, Any], key: str, name: str) -> dict[str, Mapping[str, Any]]:
+    """Our own values of one figure, by group; of masks also what finding nothing scores."""
+    ours = {}
+    for group in ("all", "jpeg_baseline"):
+        own = figures.get(group, {}).get(key, {})
+        for suffix in ("", NOTHING):
+            if node := own.get(name + suffix):
+                ours[f"{group} {key}{suffix.replace('_', ' ')}"] = node
+    return ours
 
 
 def text(figure: Mapping[str, Any]) -> str:

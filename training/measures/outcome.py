@@ -187,13 +187,8 @@ def compare(table: Table, settings: Settings) -> dict[str, Any]:
     shuffled = np.random.default_rng(settings.seed).permutation(table.died)
     models = {
         name: {
-            labels: {
-                "training": _figures(table, died, _fitted(model, table.values, died)),
-                "cross_validated": _figures(
-                    table, died, _held_out(model, table.values, died, settings)
-                ),
-            }
-            for labels, died in (("true_labels", table.died), ("shuffled_labels", shuffled))
+            "true_labels": _figures_with(model, table, table.died, settings),
+            "shuffled_labels": _figures_with(model, table, shuffled, settings),
         }
         for name, model in _models(settings).items()
     }
@@ -213,6 +208,16 @@ def compare(table: Table, settings: Settings) -> dict[str, Any]:
         },
         "published": settings.published,
         "note": NOTE,
+    }
+
+
+def _figures_with(
+    model: Pipeline, table: Table, died: NDArray[np.bool_], settings: Settings
+) -> dict[str, Any]:
+    """Figures of a model trained on these labels: on its training data, and cross-validated."""
+    return {
+        "training": _figures(table, died, _fitted(model, table.values, died)),
+        "cross_validated": _figures(table, died, _held_out(model, table.values, died, settings)),
     }
 
 

@@ -261,17 +261,7 @@ _BREAKDOWN = ("sensitivity", "specificity", "auc", "dice_positives")
 
 def _breakdown(evaluation: Evaluation) -> Iterator[str]:
     shown, name = _shown(evaluation)
-    groups = [("together", shown)]
-    for group_of, order in _GROUPS:
-        members: dict[str, list[Answer]] = {}
-        for answer in shown:
-            if group := group_of(answer):
-                members.setdefault(group, []).append(answer)
-        ordered = sorted(
-            members, key=lambda group: (order.index(group) if group in order else len(order), group)
-        )
-        if len(members) > 1:
-            groups += [(group, members[group]) for group in ordered]
+    groups = [("together", shown), *_grouped(shown)]
 
     threshold = evaluation.figures["threshold"]
     found = [
@@ -302,6 +292,21 @@ def _breakdown(evaluation: Evaluation) -> Iterator[str]:
         plots.breakdown(lines, [figure for figure in _BREAKDOWN if figure in found[0][2]]),
         "Breakdown",
     )
+
+
+def _grouped(answers: Sequence[Answer]) -> Iterator[tuple[str, list[Answer]]]:
+    """The answers of each group, for every way to group them that gives more than one."""
+    for group_of, order in _GROUPS:
+        members: dict[str, list[Answer]] = {}
+        for answer in answers:
+            if group := group_of(answer):
+                members.setdefault(group, []).append(answer)
+        if len(members) < 2:
+            continue
+
+        known = [group for group in order if group in members]
+        for group in [*known, *sorted(members.keys() - set(known))]:
+            yield group, members[group]
 
 
 def _learning(run_folder: Path | None) -> Iterator[str]:

@@ -211,7 +211,10 @@ def _plain(item: Dataset) -> dict[str, object]:
     plain: dict[str, object] = {}
     for element in item:
         values = [_plain_value(value) for value in values_of(element)]
-        plain[element.keyword] = values if element.VM > 1 else values[0] if values else None
+        if element.VM > 1:
+            plain[element.keyword] = values
+        else:
+            plain[element.keyword] = values[0] if values else None
     return plain
 
 
