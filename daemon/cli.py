@@ -141,12 +141,12 @@ def _status(options: argparse.Namespace) -> int:
 def _trace(options: argparse.Namespace) -> int:
     from daemon.commands import trace
 
-    told = trace.found(opening.view(options), options.uid)
+    traces = trace.found(opening.view(options), options.uid)
     if options.json:
-        print(json.dumps(told))
+        print(json.dumps(traces))
     else:
-        print(*trace.lines(told), sep="\n")
-    return EXIT_DONE if all(told.values()) else EXIT_FAILED
+        print(*trace.lines(traces), sep="\n")
+    return EXIT_DONE if all(traces.values()) else EXIT_FAILED
 
 
 def _retry(options: argparse.Namespace) -> int:
@@ -169,9 +169,9 @@ def _retry(options: argparse.Namespace) -> int:
 
     states = [options.state] if options.state else ["failed", "refused"]
     wanted = retry.Wanted(states, options.uid, options.to, options.now, user(), options.old)
-    told = retry.retry(opening.ledger(options), wanted, configured)
-    print(told)
-    return EXIT_DONE if told.count or not options.uid else EXIT_FAILED
+    retried = retry.retry(opening.ledger(options), wanted, configured)
+    print(retried)
+    return EXIT_DONE if retried.count or not options.uid else EXIT_FAILED
 
 
 def _resend(options: argparse.Namespace) -> int:
@@ -335,9 +335,9 @@ def _reload(options: argparse.Namespace) -> int:
     from daemon.commands.reload import reload
 
     settings = config.load(options.config)
-    told = reload(opening.ledger(options), settings, f"{user()}: pleura reload")
-    print(told.words, file=sys.stdout if told.is_taken else sys.stderr)
-    return EXIT_DONE if told.is_taken else EXIT_FAILED
+    outcome = reload(opening.ledger(options), settings, f"{user()}: pleura reload")
+    print(outcome.words, file=sys.stdout if outcome.is_taken else sys.stderr)
+    return EXIT_DONE if outcome.is_taken else EXIT_FAILED
 
 
 def _demo(options: argparse.Namespace) -> int:

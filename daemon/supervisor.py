@@ -72,9 +72,9 @@ def serve(path: Path) -> int:
     if found.returncode != EXIT_DONE:
         return found.returncode
 
-    told = json.loads(found.stdout)
-    lines.use(told["log_format"])
-    return _Supervisor(path, told["roles"]).run()
+    plan = json.loads(found.stdout)
+    lines.use(plan["log_format"])
+    return _Supervisor(path, plan["roles"]).run()
 
 
 class _Supervisor:

@@ -278,14 +278,14 @@ class Pipeline:
         # No object is left to report the answer, so the archive is told that no result follows.
         reason = outcome.reason if outcome.state is State.FAILED else "result_invalid"
         case = self._case(reading, None, "result_invalid", result_time)
-        told = results.build_what_passes(case, self._kinds).results
+        objects = results.build_what_passes(case, self._kinds).results
         return replace(
             outcome,
             state=State.FAILED,
             reason=reason,
             detail=detail,
             finding=None,
-            results=told or self._last_resort(case),
+            results=objects or self._last_resort(case),
         )
 
     def _last_resort(self, case: Case) -> tuple[Result, ...]:

@@ -100,10 +100,10 @@ class Process:
 
     def start(self) -> str:
         """Wait until it has loaded its package, and give the package's name."""
-        told = self._line(self._limits.load_s)
-        if "unusable" in told:
-            raise UnusableModelError(told["unusable"])
-        return str(told["name"])
+        reply = self._line(self._limits.load_s)
+        if "unusable" in reply:
+            raise UnusableModelError(reply["unusable"])
+        return str(reply["name"])
 
     def ask(self, path: Path) -> Answer:
         """The answer on one file. Raises EndedError."""

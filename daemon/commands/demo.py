@@ -120,8 +120,8 @@ def _report(
             table.add_row(*row)
     console.print(table)
     for subject in ("instances", "deliveries"):
-        told = ", ".join(f"{number} {state}" for state, number in counts[subject].items())
-        console.print(f"{subject}: {told}", soft_wrap=True)
+        words = ", ".join(f"{number} {state}" for state, number in counts[subject].items())
+        console.print(f"{subject}: {words}", soft_wrap=True)
 
     folder = node_folder.parent / "results"
     objects = [dcmread(path) for path in sorted(folder.glob("*.dcm"))]

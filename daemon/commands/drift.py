@@ -77,8 +77,8 @@ def _agreement_lines(agreed: Agreement | None) -> Iterator[str]:
         ("sensitivity", agreed.sensitivity),
         ("positive predictive value", agreed.predictive_value),
     ):
-        told = "-" if share is None else f"{share:.1%} (95 %: {low:.1%} to {high:.1%})"
-        yield f"{name} against {agreed.reports} reports: {told}"
+        words = "-" if share is None else f"{share:.1%} (95 %: {low:.1%} to {high:.1%})"
+        yield f"{name} against {agreed.reports} reports: {words}"
 
 
 def _comparison_lines(found: Comparison | None) -> Iterator[str]:
@@ -86,10 +86,10 @@ def _comparison_lines(found: Comparison | None) -> Iterator[str]:
         return
     pairs = found.pairs
     share, (low, high) = found.agreement
-    told = "-" if share is None else f"{share:.1%} (95 %: {low:.1%} to {high:.1%})"
+    words = "-" if share is None else f"{share:.1%} (95 %: {low:.1%} to {high:.1%})"
     yield (
         f"shadow {found.shadow} beside {found.model}: the same answer on {found.agreed} of "
-        f"{found.images} images, {told}; positive for the model alone {pairs.only_model}, for the "
+        f"{found.images} images, {words}; positive for the model alone {pairs.only_model}, for the "
         f"shadow alone {pairs.only_shadow}; without the shadow's answer {pairs.unanswered}"
     )
 

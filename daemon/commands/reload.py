@@ -27,14 +27,14 @@ _LONGEST_S = 90.0
 
 
 @dataclass(frozen=True)
-class Told:
+class Outcome:
     """The outcome of a reload, in words."""
 
     is_taken: bool
     words: str
 
 
-def reload(ledger: Ledger, config: Config, asked_by: str) -> Told:
+def reload(ledger: Ledger, config: Config, asked_by: str) -> Outcome:
     """Propose the settings, and wait until every role has taken them, or one has refused.
 
     Raises:
@@ -51,18 +51,18 @@ def reload(ledger: Ledger, config: Config, asked_by: str) -> Told:
     try:
         number = live.propose(ledger, config, asked_by)
     except BusyError as error:
-        return Told(False, f"reload: {error}")
+        return Outcome(False, f"reload: {error}")
 
     while time.monotonic() < deadline:
         decided = ledger.generations.decide(number, is_alive)
         if decided.state == GenerationState.REFUSED.value:
-            return Told(False, f"reload: refused, nothing has changed.\n{decided.why}")
+            return Outcome(False, f"reload: refused, nothing has changed.\n{decided.why}")
 
         late = [each for each in _running(ledger.inspect) if each.generation < number]
         if decided.state == GenerationState.ACCEPTED.value and not late:
-            return Told(True, _success(decided))
+            return Outcome(True, _success(decided))
         time.sleep(_LOOK_S)
-    return Told(
+    return Outcome(
         False, f"reload: generation {number} is not taken after {_LONGEST_S:g} s; see the log"
     )
 

@@ -39,15 +39,15 @@ def found(view: View, uids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
 
     `at` is local time; `milliseconds` count from the receipt.
     """
-    told: dict[str, list[dict[str, Any]]] = {}
+    traces: dict[str, list[dict[str, Any]]] = {}
     for uid in uids:
         rows = [row for image in view.images_of(uid) for row in view.history(image)]
         images = [view.image(row["id"]) for row in rows]
-        told[uid] = [_told(image) for image in images if image is not None]
-    return told
+        traces[uid] = [_as_json(image) for image in images if image is not None]
+    return traces
 
 
-def _told(image: dict[str, Any]) -> dict[str, Any]:
+def _as_json(image: dict[str, Any]) -> dict[str, Any]:
     began = image["received_at"]
 
     return {
@@ -67,9 +67,9 @@ def _told(image: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def lines(told: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+def lines(traces: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """The same as text: milliseconds since the receipt, and since the previous line."""
-    for uid, images in told.items():
+    for uid, images in traces.items():
         if not images:
             yield f"{uid}: not in the ledger"
 

@@ -162,6 +162,6 @@ def _syntax(header: Dataset) -> str:
     """The transfer syntax, stated or recognised: a data set without file meta information is not
     compressed.
     """
-    told = header.file_meta.get("TransferSyntaxUID")
+    stated = header.file_meta.get("TransferSyntaxUID")
     implicit, _ = header.original_encoding
-    return str(told or (IMPLICIT_VR_LITTLE_ENDIAN if implicit else EXPLICIT_VR_LITTLE_ENDIAN))
+    return str(stated or (IMPLICIT_VR_LITTLE_ENDIAN if implicit else EXPLICIT_VR_LITTLE_ENDIAN))

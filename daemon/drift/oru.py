@@ -100,13 +100,15 @@ def read_messages(folder: Path, spool_identity: str) -> Reports:
 
     for place, path in enumerate(paths[:MOST_MESSAGES], 1):
         try:
-            told = findings(_content(path))
+            in_file = findings(_content(path))
         except (MessageError, OSError) as error:
             why = getattr(error, "strerror", None) or error
             found.unusable[path] = f"file {place} by name: {why}"
         else:
             found.taken.append(path)
-            found.findings.update((key_of(name, spool_identity), yes) for name, yes in told.items())
+            found.findings.update(
+                (key_of(name, spool_identity), yes) for name, yes in in_file.items()
+            )
 
     return found
 

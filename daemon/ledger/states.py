@@ -11,19 +11,19 @@ from enum import StrEnum
 from typing import TypeVar
 
 
-class _Told(StrEnum):
+class _Described(StrEnum):
     """A value with a sentence."""
 
     sentence: str
 
-    def __new__(cls, value: str, sentence: str = "") -> _Told:
+    def __new__(cls, value: str, sentence: str = "") -> _Described:
         member = str.__new__(cls, value)
         member._value_ = value
         member.sentence = sentence
         return member
 
 
-class ImageState(_Told):
+class ImageState(_Described):
     """The state of one accepted instance."""
 
     RECEIVED = "received", "The bytes are durable; the image waits for a worker, or is in work."
@@ -33,7 +33,7 @@ class ImageState(_Told):
     DUPLICATE = "duplicate", "The same content ended before; this copy makes no work."
 
 
-class DeliveryState(_Told):
+class DeliveryState(_Described):
     """The state of one result object for one destination."""
 
     OWED = "owed", "The destination must get the object; it is retried for ever."
@@ -42,7 +42,7 @@ class DeliveryState(_Told):
     REFUSED = "refused", "The destination will not take the object; a person must look."
 
 
-class GenerationState(_Told):
+class GenerationState(_Described):
     """The state of settings that the processes of a machine were asked to take."""
 
     PROPOSED = "proposed", "Each process checks them; nothing has changed yet."
@@ -50,7 +50,7 @@ class GenerationState(_Told):
     REFUSED = "refused", "A process cannot take them; every process keeps its settings."
 
 
-class ImageEvent(_Told):
+class ImageEvent(_Described):
     """The events in the life of an image."""
 
     CLAIM = "claim", "A worker leases the image."
@@ -67,7 +67,7 @@ class ImageEvent(_Told):
     GIVE_UP_BYTES = "give up bytes", "Retention removes the files; the row stays."
 
 
-class DeliveryEvent(_Told):
+class DeliveryEvent(_Described):
     """The events in the life of a delivery."""
 
     CLAIM = "claim", "A courier leases the delivery."
@@ -177,7 +177,9 @@ def drawing() -> str:
     return "\n".join(parts)
 
 
-def _drawn(title: str, states: type[_Told], table: Mapping[tuple[_State, _Event], _State]) -> str:
+def _drawn(
+    title: str, states: type[_Described], table: Mapping[tuple[_State, _Event], _State]
+) -> str:
     lines = [f"## {title}", "", "| state | meaning |", "|---|---|"]
     lines += [f"| `{state}` | {state.sentence} |" for state in states]
 

@@ -209,12 +209,12 @@ class _Figures(Collector):
     def _models(self) -> Iterator[Metric]:
         models = InfoMetricFamily("pleura_model", "The model package that answers.")
         labels = ("model", "version", "digest", "device")
-        told = {
+        label_values = {
             tuple(bounded(str(process.facts[label])) for label in labels)
             for process in self._alive()
             if all(label in process.facts for label in labels)
         }
-        for values in sorted(told):
+        for values in sorted(label_values):
             models.add_metric([], dict(zip(labels, values, strict=True)))
         yield models
 

@@ -167,12 +167,12 @@ def _drift(found: Drift) -> str:
         Point(f"{week.monday:%d %b}", week.positive_rate, *week.positive_interval) for week in weeks
     ]
     plot = rates("Share of positives by week", points, base.positive_rate if base else None)
-    told = "share of positives by week, with 95 % intervals"
+    caption = "share of positives by week, with 95 % intervals"
     if found.baseline is None:
-        told += "; no baseline is set (pleura drift baseline)"
+        caption += "; no baseline is set (pleura drift baseline)"
     else:
         first, last = monday_of(found.baseline.first_week), monday_of(found.baseline.last_week)
-        told += f"; dashed: the baseline, the weeks of {first} to {last}"
+        caption += f"; dashed: the baseline, the weeks of {first} to {last}"
 
     alarms = "".join(
         f'<p class="alarm">Week of {monday_of(alarm.week)}, '
@@ -180,7 +180,9 @@ def _drift(found: Drift) -> str:
         for alarm in found.alarms
     )
     quiet = "" if found.baseline is None else "<p>No figure differs from the baseline.</p>"
-    return f"<h2>Drift</h2><figure>{plot}<figcaption>{told}</figcaption></figure>{alarms or quiet}"
+    return (
+        f"<h2>Drift</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>{alarms or quiet}"
+    )
 
 
 def _agreement(found: Agreement | None) -> str:

@@ -42,18 +42,18 @@ class PeerCertificate:
     def of(cls, connection: ssl.SSLObject | ssl.SSLSocket) -> PeerCertificate | None:
         """The peer's certificate once the handshake is done; None: the peer presented none."""
         encoded = connection.getpeercert(binary_form=True)
-        told = connection.getpeercert()
-        if not encoded or not told:
+        decoded = connection.getpeercert()
+        if not encoded or not decoded:
             return None
 
         subject = [
             (_SHORT_NAMES.get(str(key), str(key)), str(value))
-            for relative_name in _pairs(told.get("subject"))
+            for relative_name in _pairs(decoded.get("subject"))
             for key, value in _pairs(relative_name)
         ]
-        names = [str(value) for _, value in _pairs(told.get("subjectAltName"))]
-        until = ssl.cert_time_to_seconds(str(told["notAfter"]))
-        since = ssl.cert_time_to_seconds(str(told["notBefore"]))
+        names = [str(value) for _, value in _pairs(decoded.get("subjectAltName"))]
+        until = ssl.cert_time_to_seconds(str(decoded["notAfter"]))
+        since = ssl.cert_time_to_seconds(str(decoded["notBefore"]))
         digest = hashlib.sha256(encoded).hexdigest()
         return cls(tuple(subject), tuple(names), digest, until, since)
 

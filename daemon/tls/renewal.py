@@ -133,8 +133,8 @@ class Renewed:
             with self._pair.as_files() as pair:
                 return self._build(pair), fault
         except (TlsError, OSError) as error:
-            told = fault if str(error) == fault else f"{fault}; {error}"
-            return before, f"{told}; peers are trusted as before"
+            words = fault if str(error) == fault else f"{fault}; {error}"
+            return before, f"{words}; peers are trusted as before"
 
     def _is_due(self) -> bool:
         return self._retry_at is not None and time.monotonic() >= self._retry_at

@@ -13,7 +13,7 @@ from daemon.ledger import DeliveryState, ImageState
 from daemon.web.visit import Visit, log
 
 # The outcome of an action: the key of a text, and a number for it.
-Told = tuple[str, dict[str, object]]
+_Outcome = tuple[str, dict[str, object]]
 
 
 class WrongFormError(Exception):
@@ -33,29 +33,29 @@ def act(visit: Visit) -> Response:
     return visit.back(_back_to(form), visit.texts.say(key, **values))
 
 
-def _retry_images(visit: Visit, form: dict[str, str]) -> Told:
+def _retry_images(visit: Visit, form: dict[str, str]) -> _Outcome:
     """Let failed images wait again: one, or all."""
     wanted = Wanted([ImageState.FAILED.value], _uids(form), by=visit.user)
-    told = retry(visit.node.ledger, wanted, visit.node.settings.owed())
-    return "told_images_again", {"number": told.rearmed}
+    retried = retry(visit.node.ledger, wanted, visit.node.settings.owed())
+    return "told_images_again", {"number": retried.rearmed}
 
 
-def _retry_refused(visit: Visit, form: dict[str, str]) -> Told:
+def _retry_refused(visit: Visit, form: dict[str, str]) -> _Outcome:
     """Owe again, and now, the objects that a destination refused."""
     name = _destination(visit, form)
     wanted = Wanted([DeliveryState.REFUSED.value], to_destination=name, now=True, by=visit.user)
-    told = retry(visit.node.ledger, wanted, visit.node.settings.owed())
-    return "told_owed_again", {"number": told.rearmed, "name": name}
+    retried = retry(visit.node.ledger, wanted, visit.node.settings.owed())
+    return "told_owed_again", {"number": retried.rearmed, "name": name}
 
 
-def _try_now(visit: Visit, form: dict[str, str]) -> Told:
+def _try_now(visit: Visit, form: dict[str, str]) -> _Outcome:
     """End the pause of a destination's courier."""
     name = _destination(visit, form)
     number = visit.node.ledger.hasten([name], _uids(form), visit.user)
     return "told_due_now", {"number": number, "name": name}
 
 
-def _send_again(visit: Visit, form: dict[str, str]) -> Told:
+def _send_again(visit: Visit, form: dict[str, str]) -> _Outcome:
     """Owe again, for one image or object, what a destination has stored."""
     name = _destination(visit, form)
     uids = _uids(form)
@@ -65,19 +65,19 @@ def _send_again(visit: Visit, form: dict[str, str]) -> Told:
     return "told_sent_again", {"number": number, "gone": gone, "name": name}
 
 
-def _readdress(visit: Visit, form: dict[str, str]) -> Told:
+def _readdress(visit: Visit, form: dict[str, str]) -> _Outcome:
     """Send what is addressed to one name that has left the settings to another destination."""
     name = _destination(visit, form)
     old = form.get("from", "")
     if not old or old in visit.node.destinations:
         raise WrongFormError
     wanted = Wanted((), to_destination=name, by=visit.user, from_destination=old)
-    told = retry(visit.node.ledger, wanted, visit.node.settings.owed())
-    values = {"number": told.readdressed, "left": told.not_taken, "name": name, "old": old}
+    retried = retry(visit.node.ledger, wanted, visit.node.settings.owed())
+    values = {"number": retried.readdressed, "left": retried.not_taken, "name": name, "old": old}
     return "told_readdressed", values
 
 
-_ACTS: dict[str, Callable[[Visit, dict[str, str]], Told]] = {
+_ACTS: dict[str, Callable[[Visit, dict[str, str]], _Outcome]] = {
     "retry-images": _retry_images,
     "retry-refused": _retry_refused,
     "try-now": _try_now,

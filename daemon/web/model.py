@@ -179,7 +179,7 @@ def _from_manifest(found: dict[str, Any], manifest: bytes, text: bytes) -> Card:
 
 def _networks(found: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     """Role, encoder or architecture, side in pixels."""
-    told = []
+    networks = []
     for role in ("plausibility", "classifier", "segmenter"):
         network = found.get(role)
         if isinstance(network, dict):
@@ -187,8 +187,8 @@ def _networks(found: Mapping[str, Any]) -> list[tuple[str, str, int]]:
             members = arguments.get("members") or [network]
             inner = members[0].get("arguments") or {}
             name = str(inner.get("encoder") or network.get("architecture", ""))
-            told.append((role, name, int(network.get("side", 0))))
-    return told
+            networks.append((role, name, int(network.get("side", 0))))
+    return networks
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[Figure]:
@@ -198,20 +198,20 @@ def _figures(metrics: Mapping[str, Any]) -> list[Figure]:
     if not isinstance(whole, dict):
         return []
 
-    told = []
+    figures = []
     for name in _FIGURES:
         figure = whole.get(name)
         if isinstance(figure, int | float):
-            told.append(Figure(name, float(figure)))
+            figures.append(Figure(name, float(figure)))
         elif isinstance(figure, dict) and _as_float(figure.get("value")) is not None:
             low, high = figure.get("interval_95") or (None, None)
-            told.append(
+            figures.append(
                 Figure(
                     name, float(figure["value"]), _as_float(low), _as_float(high),
                     figure.get("images"),
                 )
             )  # fmt: skip
-    return told
+    return figures
 
 
 def _reliability(metrics: Mapping[str, Any]) -> list[tuple[float, float, int]]:

@@ -82,8 +82,8 @@ class Pictures:
         if image["removed_at"] is not None:
             return {}
         try:
-            told = run("inference.preview", ["patient"], self._read(image["spool_name"]), _BOUNDS)
-            found: dict[str, str] = json.loads(told or b"{}")
+            output = run("inference.preview", ["patient"], self._read(image["spool_name"]), _BOUNDS)
+            found: dict[str, str] = json.loads(output or b"{}")
         except (BoundedRunError, HTTPException, ValueError):
             return {}
         return found

@@ -356,9 +356,9 @@ class Provider:
         except (ValueError, RecursionError):
             found = None
         if status != 200:
-            told = found.get("error") if isinstance(found, dict) else None
-            words = f", {_quoted(told)}" if told is not None else ""
-            is_wrong_code = method == "POST" and told in _WRONG_CODE
+            reason = found.get("error") if isinstance(found, dict) else None
+            words = f", {_quoted(reason)}" if reason is not None else ""
+            is_wrong_code = method == "POST" and reason in _WRONG_CODE
             refusal = Refusal.TOKEN if is_wrong_code else Refusal.PROVIDER
             raise _unusable(url, f"HTTP {status}{words}", refusal)
         if not isinstance(found, dict):

@@ -82,8 +82,8 @@ class Trials:
                 "--model", visit.node.settings.model,
             ]  # fmt: skip
             try:
-                told = run("daemon.cli", arguments, b"", _BOUNDS)
-                answer = json.loads(told.splitlines()[0])
+                output = run("daemon.cli", arguments, b"", _BOUNDS)
+                answer = json.loads(output.splitlines()[0])
             except (BoundedRunError, IndexError, ValueError) as error:
                 log.warning("a tried file got no answer (%s)", type(error).__name__)
                 return _page(visit, 422, trouble="try_broken")

@@ -104,10 +104,10 @@ class Trial:
 
         for size in self.sizes:
             took[size] = yield from self._timed(size, runners)
-            told = ", ".join(
+            times = ", ".join(
                 f"{name} {seconds / size * 1e3:.1f}" for name, seconds in took[size].items()
             )
-            log.info("%s: ms per image at a batch of %d: %s", self.role, size, told)
+            log.info("%s: ms per image at a batch of %d: %s", self.role, size, times)
 
         as_good = [
             {name for name, seconds in some.items() if seconds * _WORTH <= min(some.values())}

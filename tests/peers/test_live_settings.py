@@ -17,7 +17,7 @@ from pydicom import dcmread
 
 from daemon import config as settings
 from daemon.analyse.worker import Worker, build_pipeline
-from daemon.commands.reload import Told, reload
+from daemon.commands.reload import Outcome, reload
 from daemon.commands.send import send
 from daemon.commands.status import settings_lines
 from daemon.config import ConfigError
@@ -94,7 +94,7 @@ class House:
         stack.enter_context(live)
         live.serve(check)
 
-    def change(self, number: int) -> Told | ConfigError:
+    def change(self, number: int) -> Outcome | ConfigError:
         """Peers and limits change each time, destinations each second; each fourth is wrong."""
         changed: dict[str, Any] = {
             "peers": [
@@ -197,10 +197,10 @@ def test_settings_change_under_load_and_nothing_is_lost(
                     assert isinstance(told, ConfigError)
                     assert "limits.associations: found 'many'" in str(told)
                 elif number % 8 == 7:
-                    assert isinstance(told, Told)
+                    assert isinstance(told, Outcome)
                     assert "port: changed, and only a restart takes it" in told.words
                 else:
-                    assert isinstance(told, Told)
+                    assert isinstance(told, Outcome)
                     assert told.is_taken, told.words
                     assert house.receiver.limits.associations == 20 + number % 7
                     continue

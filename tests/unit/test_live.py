@@ -61,7 +61,7 @@ class House:
         self.file.write_text(yaml.safe_dump(self._fixed | changed))
         return settings.load(self.file)
 
-    def reload(self, **changed: Any) -> command.Told:
+    def reload(self, **changed: Any) -> command.Outcome:
         return command.reload(self.ledger, self.write(**changed), "alice")
 
 

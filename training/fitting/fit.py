@@ -339,8 +339,8 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         message = str(error) or type(error).__name__
-        told = any(words in message.lower() for words in _OUT_OF_MEMORY)
-        if not told and not isinstance(error, MemoryError):
+        is_out_of_memory = any(words in message.lower() for words in _OUT_OF_MEMORY)
+        if not is_out_of_memory and not isinstance(error, MemoryError):
             raise
 
         raise TrainingError(
