@@ -68,7 +68,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "span_min": ("{number} min", "{number} min"),
     "span_h": ("{number} h", "{number} h"),
     "span_days": ("{number} days", "{number} d"),
-    "never": ("no sign yet", "noch kein Lebenszeichen"),
+    "never": ("no heartbeat yet", "noch kein Lebenszeichen"),
     # Logging in.
     "login_failed": ("Name or password is wrong.", "Name oder Passwort ist falsch."),
     "login_wait": (
@@ -84,11 +84,12 @@ TABLE: dict[str, tuple[str, str]] = {
         "Grund.",
     ),
     "oidc_busy": (
-        "Too many logins at this moment. Try again.",
+        "Too many logins right now. Try again.",
         "Gerade zu viele Anmeldungen. Bitte erneut versuchen.",
     ),
     "oidc_browser": (
-        "This browser has begun no login, or too long ago. Log in again; the page needs cookies.",
+        "This browser has no pending login, or it took too long. Log in again; the page needs "
+        "cookies.",
         "Dieser Browser hat keine Anmeldung begonnen, oder vor zu langer Zeit. Bitte neu anmelden; "
         "die Seite braucht Cookies.",
     ),
@@ -139,7 +140,7 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "message_too_large": ("The file is too large.", "Die Datei ist zu groß."),
     "message_too_slow": (
-        "The file did not come whole in time.",
+        "The file did not arrive completely in time.",
         "Die Datei kam nicht rechtzeitig vollständig an.",
     ),
     "message_ledger_away": (
@@ -207,7 +208,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "runs": ("Runs", "Läuft"),
     "silent": ("Silent", "Ohne Lebenszeichen"),
     "not_running": ("Not running", "Läuft nicht"),
-    "sign_ago": ("sign {age} ago", "Lebenszeichen vor {age}"),
+    "sign_ago": ("heartbeat {age} ago", "Lebenszeichen vor {age}"),
     "for_time": ("for {age}", "seit {age}"),
     "this_node": ("This node", "Dieser Knoten"),
     "disk": ("Spool's disk", "Platte des Spools"),
@@ -251,7 +252,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "Die Platte ist fast voll, oder der Spool ist fort",
     ),
     "alarm_certificate": (
-        "A certificate ends soon, or a file of TLS cannot be used",
+        "A certificate ends soon, or a TLS file cannot be used",
         "Ein Zertifikat läuft bald ab, oder eine TLS-Datei ist unbrauchbar",
     ),
     "alarm_role": ("A role is silent", "Eine Rolle ist verstummt"),
@@ -264,28 +265,28 @@ TABLE: dict[str, tuple[str, str]] = {
         "The receive role does not run: modalities cannot send.",
         "Die Rolle receive läuft nicht: Modalitäten können nicht senden.",
     ),
-    "need_role_receive_more": ("Last sign: {age}.", "Letztes Lebenszeichen: {age}."),
+    "need_role_receive_more": ("Last heartbeat: {age}.", "Letztes Lebenszeichen: {age}."),
     "need_role_analyse": (
         "The analyse role does not run: images wait without an answer.",
         "Die Rolle analyse läuft nicht: Bilder warten ohne Antwort.",
     ),
-    "need_role_analyse_more": ("Last sign: {age}.", "Letztes Lebenszeichen: {age}."),
+    "need_role_analyse_more": ("Last heartbeat: {age}.", "Letztes Lebenszeichen: {age}."),
     "need_role_deliver": (
         "The deliver role does not run: results reach no archive.",
         "Die Rolle deliver läuft nicht: Ergebnisse erreichen kein Archiv.",
     ),
-    "need_role_deliver_more": ("Last sign: {age}.", "Letztes Lebenszeichen: {age}."),
+    "need_role_deliver_more": ("Last heartbeat: {age}.", "Letztes Lebenszeichen: {age}."),
     "need_role_shadow": (
         "The shadow model does not run: nothing is compared. No image depends on it.",
         "Das Schattenmodell läuft nicht: Nichts wird verglichen. Kein Bild hängt davon ab.",
     ),
-    "need_role_shadow_more": ("Last sign: {age}.", "Letztes Lebenszeichen: {age}."),
+    "need_role_shadow_more": ("Last heartbeat: {age}.", "Letztes Lebenszeichen: {age}."),
     "need_same_reason": (
         "The newest {number} images were all excluded for the same reason: {reason}.",
         "Die neuesten {number} Bilder wurden alle aus demselben Grund nicht analysiert: {reason}.",
     ),
     "need_same_reason_more": (
-        "Is `admission` in the settings right?",
+        "Check `admission` in the settings.",
         "Stimmt `admission` in den Einstellungen?",
     ),
     "need_spool": (
@@ -358,7 +359,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "{number} Lieferungen an {name} sind jetzt fällig.",
     ),
     "told_sent_again": (
-        "{number} objects are sent to {name} again; {gone} cannot be, their files are gone.",
+        "{number} objects are sent to {name} again; {gone} cannot be: their files are gone.",
         "{number} Objekte gehen erneut an {name}; {gone} nicht mehr, ihre Dateien sind gelöscht.",
     ),
     "told_readdressed": (
@@ -485,20 +486,20 @@ TABLE: dict[str, tuple[str, str]] = {
     "baseline": ("Baseline", "Vergleichszeitraum"),
     "no_weeks": ("No image has ended in these weeks.", "In diesen Wochen endete kein Bild."),
     "no_baseline": (
-        "No baseline is set (pleura drift baseline): nothing alarms.",
+        "No baseline is set (pleura drift baseline): there are no alarms.",
         "Kein Vergleichszeitraum ist gesetzt (pleura drift baseline): Es gibt keinen Alarm.",
     ),
     "against_reports": ("Against {number} reports", "Gegen {number} Befunde"),
     "shadow": ("The shadow model", "Das Schattenmodell"),
     "shadow_hint": (
-        "It answers the same images for comparison alone; nothing of it is sent. These are the "
+        "It answers the same images for comparison only; its answers are not sent. These are the "
         "newest images.",
         "Es beantwortet dieselben Bilder nur zum Vergleich; nichts davon wird gesendet. Gezeigt "
         "sind die neuesten Bilder.",
     ),
     "both_answered": ("Images that both answered", "Von beiden beantwortete Bilder"),
     "same_answer": ("The same answer", "Gleiche Antwort"),
-    "positive_alone": ("Suspected by one alone", "Verdacht nur bei einem"),
+    "positive_alone": ("Suspected by only one", "Verdacht nur bei einem"),
     "reports_on_these": ("Reports on these images", "Befunde zu diesen Bildern"),
     "figure": ("Figure", "Kennzahl"),
     "value": ("Value", "Wert"),
@@ -507,7 +508,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "On the images that the card names, not on this site's.",
         "An den Bildern, die die Modellkarte nennt, nicht an denen dieses Hauses.",
     ),
-    "no_figures": ("The package tells no figure.", "Das Paket nennt keine Kennzahlen."),
+    "no_figures": ("The package states no figures.", "Das Paket nennt keine Kennzahlen."),
     "figure_auc": ("AUC", "AUC"),
     "figure_sensitivity": ("Sensitivity", "Sensitivität"),
     "figure_specificity": ("Specificity", "Spezifität"),
@@ -515,14 +516,14 @@ TABLE: dict[str, tuple[str, str]] = {
     "figure_npv": ("Negative predictive value", "Negativer Vorhersagewert"),
     "figure_average_precision": ("Average precision", "Average Precision"),
     "figure_dice_positives": ("Dice of positives", "Dice der Positiven"),
-    "said": ("probability said", "genannte Wahrscheinlichkeit"),
+    "said": ("stated probability", "genannte Wahrscheinlichkeit"),
     "was": ("share of positives", "Anteil der Positiven"),
     "reliability_alt": (
-        "Reliability diagram: the share of positives for each probability that was said",
+        "Reliability diagram: the share of positives for each stated probability",
         "Zuverlässigkeitsdiagramm: Anteil der Positiven je genannter Wahrscheinlichkeit",
     ),
     "reliability_hint": (
-        "Each dot is a group of images. On the diagonal, the probability says what is so.",
+        "Each dot is a group of images. On the diagonal, the stated probability is right.",
         "Jeder Punkt ist eine Gruppe von Bildern. Auf der Diagonale stimmt die Wahrscheinlichkeit.",
     ),
     "whole_card": ("The whole card", "Die ganze Modellkarte"),
@@ -536,8 +537,8 @@ TABLE: dict[str, tuple[str, str]] = {
         "At most {size}. Nothing is kept: neither the file nor the answer, and nothing is sent.",
         "Höchstens {size}. Weder Datei noch Antwort werden aufbewahrt, und nichts wird gesendet.",
     ),
-    "try_runs": ("In work; this takes some seconds …", "In Arbeit; das dauert einige Sekunden …"),
-    "try_no_file": ("No file came.", "Es kam keine Datei."),
+    "try_runs": ("Working; this takes some seconds …", "In Arbeit; das dauert einige Sekunden …"),
+    "try_no_file": ("No file was sent.", "Es kam keine Datei."),
     "try_busy": (
         "Another file is being tried. Try again in half a minute.",
         "Gerade wird eine andere Datei analysiert. Bitte in einer halben Minute erneut versuchen.",
