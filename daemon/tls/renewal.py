@@ -103,8 +103,8 @@ class Renewed:
             context, fault = self._of_last_pair(before, str(error))
             if fault != self._fault:
                 log.error(
-                    "%s: the files have changed and cannot be used: %s; the certificate before "
-                    "stays in use",
+                    "%s: the files have changed and cannot be used: %s; the previous "
+                    "certificate stays in use",
                     self._where,
                     fault,
                 )

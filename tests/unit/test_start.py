@@ -66,7 +66,7 @@ def test_a_held_port_and_an_absent_address_are_waited_for_in_one_line_each(
 
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3
-    assert "no address of this machine yet" in said[0]
+    assert "is not yet an address of this machine" in said[0]
     assert "held by another program" in said[1]
     assert said[2].endswith("is available now")
 

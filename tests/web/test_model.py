@@ -49,7 +49,7 @@ def test_a_shadow_model_stands_beside_the_model_and_its_role_in_the_list(tmp_pat
     page = Visitor(site).get("/model").text
     assert "candidate 2.0.0 (bbbb)" in page
     assert "50.0\u202f%" in page
-    assert "nothing of it is sent" in page
+    assert "its answers are not sent" in page
     now = Visitor(site).get("/").text
     assert "<dt>Shadow model</dt>" in now
     assert "nothing is compared" in now

@@ -173,7 +173,7 @@ def _shown(dataset: Dataset, expected: Expected) -> Iterator[str]:
     if "RescaleSlope" in dataset and not rescaled:
         yield "a rescale, and the source has none"
     if dataset.get("RescaleType", "US") not in RESCALE_TYPES:
-        yield "RescaleType is no defined term"
+        yield "RescaleType is not a defined term"
     if ("RescaleSlope" in dataset) != ("RescaleType" in dataset):
         yield "RescaleType without a rescale, or the reverse"
 
