@@ -61,7 +61,7 @@ _LEDGER_PAUSE_S = 2.0
 _PORT_PAUSE_S = 1.0
 _PORT_TROUBLES = {
     errno.EADDRINUSE: "is held by another program: end it, or give the node another port",
-    errno.EADDRNOTAVAIL: "is not yet an address of this machine: is the network up, is `host` right?",
+    errno.EADDRNOTAVAIL: "is not yet an address of this machine: is the network up, `host` right?",
     errno.EACCES: "may not be opened by this user: ports below 1024 need CAP_NET_BIND_SERVICE",
 }
 # Errors that last until a person changes the settings or the permissions.
