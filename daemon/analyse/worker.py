@@ -12,8 +12,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from daemon import watchdog
+from daemon.analyse.claimed import ClaimedImage, completion_of, end_in_words, model_name
 from daemon.analyse.flow import Flow, Steps
 from daemon.analyse.succession import Succession
 from daemon.config import Config
@@ -38,7 +39,6 @@ from daemon.ledger import (
     describe,
     owner_name,
 )
-from daemon.ledger.timeline import Stopwatch
 from daemon.live import RefusedError, Take
 from daemon.ownership import owner_of
 from daemon.spool import Spool, SpoolError
@@ -54,16 +54,13 @@ from inference.engine import (
 from inference.engines.faults import is_out_of_memory
 from inference.finding import Outcome, Result, State
 from inference.package import PackageError
-from inference.pipeline import AnalysisSettings, Answer, Pipeline, Reading
+from inference.pipeline import AnalysisSettings, Pipeline
 from inference.results.case import RenderSettings
 
 log = logging.getLogger("pleura.analyse")
 
 # The longest side of an overlay with the size of its source: more than any detector has.
 _WHOLE_PX = 16384
-# The attributes that name an X-ray system, and how many characters of their text are kept.
-_SYSTEM_KEYWORDS = ("Manufacturer", "ManufacturerModelName")
-_SYSTEM_CHARACTERS = 128
 # Errors that concern one file: the folder can be read, this file cannot.
 _SINGLE_FILE_ERRORS = {errno.ENOENT, errno.EIO, errno.EACCES, errno.EISDIR}
 
@@ -137,19 +134,6 @@ class _BytesMissingError(Exception):
     """The accepted bytes cannot be read back. The message says what the spool still holds."""
 
 
-@dataclass(eq=False)
-class _Image:
-    """One claimed image in work. The claim fixes its model, its settings and what is owed."""
-
-    job: ImageJob
-    pipeline: Pipeline
-    # The kinds of result that each destination is owed.
-    owed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    reading: Reading | None = None
-    answer: Answer | None = None
-    watch: Stopwatch = field(default_factory=Stopwatch)
-
-
 class Worker:
     """Claims images for one device, and takes each of them to its end in the ledger."""
 
@@ -167,7 +151,7 @@ class Worker:
         self.config = config
         self.limits = limits or WorkerLimits()
         self.succession = Succession(
-            lambda: ready_pipeline(self.config, ledger), _model_name, (PackageError, ValueError)
+            lambda: ready_pipeline(self.config, ledger), model_name, (PackageError, ValueError)
         )
         # Pipeline and settings change together.
         self._changing = threading.Lock()
@@ -223,7 +207,7 @@ class Worker:
                 self._give_back(image.job)
             self.succession.close()
 
-    def _turn(self, flow: Flow[_Image], owner: str, stop: threading.Event) -> None:
+    def _turn(self, flow: Flow[ClaimedImage], owner: str, stop: threading.Event) -> None:
         """Claim once. Pause if nothing waits, and longer if the disk or the ledger fails."""
         self._take_successor(flow)
         try:
@@ -245,18 +229,18 @@ class Worker:
             self._outage.over()
             self.ledger.wait(self.limits.idle_s)
 
-    def _beat(self, flow: Flow[_Image]) -> list[ImageJob]:
+    def _beat(self, flow: Flow[ClaimedImage]) -> list[ImageJob]:
         """At each heartbeat: re-arm the watchdog, and name the leases to renew."""
         held = flow.in_hand
         self._rearm_watchdog(held)
         return [image.job for image in held]
 
-    def _is_in_time(self, held: Sequence[_Image]) -> bool:
+    def _is_in_time(self, held: Sequence[ClaimedImage]) -> bool:
         """Whether no image has taken longer than `image_s`."""
         now = time.monotonic()
         return all(now - image.watch.since < self.limits.image_s for image in held)
 
-    def _rearm_watchdog(self, held: Sequence[_Image]) -> None:
+    def _rearm_watchdog(self, held: Sequence[ClaimedImage]) -> None:
         """Postpone the end of the process, unless an image takes too long.
 
         faulthandler's timer is a C thread, so it fires even if a decoder hangs holding the GIL. The
@@ -280,7 +264,7 @@ class Worker:
             )
         self._same_reason = same
 
-    def _work(self, flow: Flow[_Image], owner: str) -> bool:
+    def _work(self, flow: Flow[ClaimedImage], owner: str) -> bool:
         """Claim images and put them into the flow.
 
         Returns False if nothing waits, or if the disk or the ledger fails.
@@ -305,12 +289,12 @@ class Worker:
 
         with self._changing:
             pipeline, owed = self.pipeline, self.config.owed()
-        flow.put([_Image(job, pipeline, owed) for job in jobs])
+        flow.put([ClaimedImage(job, pipeline, owed) for job in jobs])
         if alone:
             flow.drain()
         return True
 
-    def _take_successor(self, flow: Flow[_Image]) -> None:
+    def _take_successor(self, flow: Flow[ClaimedImage]) -> None:
         """Use a new model for later claims. Images in hand keep the model of their claim."""
         new = self.succession.take(self.pipeline)
         if new is None:
@@ -354,14 +338,14 @@ class Worker:
 
     # -- the steps of one image -----------------------------------------------------------------
 
-    def _begin(self, image: _Image) -> bool:
+    def _begin(self, image: ClaimedImage) -> bool:
         """Read and decode an image. Returns whether it goes on to the networks."""
         image.watch.note("begun")
 
         data = self._bytes_of(image)
         return data is not None and self._decode(image, data)
 
-    def _bytes_of(self, image: _Image) -> bytes | None:
+    def _bytes_of(self, image: ClaimedImage) -> bytes | None:
         """The image's bytes; None if it has ended, or waits again."""
         job = image.job
         try:
@@ -381,7 +365,7 @@ class Worker:
         image.watch.note("read")
         return data
 
-    def _decode(self, image: _Image, data: bytes) -> bool:
+    def _decode(self, image: ClaimedImage, data: bytes) -> bool:
         """Decode the image. False if it waits again."""
         try:
             image.reading = image.pipeline.read(data)
@@ -400,9 +384,9 @@ class Worker:
         image.watch.note("decoded")
         return True
 
-    def _answer(self, images: Sequence[_Image]) -> Sequence[_Image]:
+    def _answer(self, images: Sequence[ClaimedImage]) -> Sequence[ClaimedImage]:
         """Answer a batch, model by model. Returns the images that were answered."""
-        done: list[_Image] = []
+        done: list[ClaimedImage] = []
         _note(images, "batched")
 
         for pipeline in {id(image.pipeline): image.pipeline for image in images}.values():
@@ -429,7 +413,7 @@ class Worker:
             done += batch
         return done
 
-    def _end(self, image: _Image) -> None:
+    def _end(self, image: ClaimedImage) -> None:
         """Make the image's results and complete it in the ledger."""
         assert image.reading is not None
         image.watch.note("resumed")
@@ -482,7 +466,7 @@ class Worker:
             # When its lease runs out, it is claimed again.
             log.warning("image %d could not be given back (%s)", job.id, describe(error))
 
-    def _retry_alone(self, images: Sequence[_Image]) -> None:
+    def _retry_alone(self, images: Sequence[ClaimedImage]) -> None:
         """After an error in the analysis: check the engine, then let each image come back alone."""
         log.exception("analysis of %d image(s) broke; each is tried alone", len(images))
         try:
@@ -490,7 +474,7 @@ class Worker:
         finally:
             self._abandon(images)
 
-    def _abandon(self, images: Sequence[_Image]) -> None:
+    def _abandon(self, images: Sequence[ClaimedImage]) -> None:
         for image in images:
             try:
                 self.ledger.abandon(image.job)
@@ -531,7 +515,7 @@ class Worker:
 
         return data
 
-    def _give_up(self, image: _Image) -> None:
+    def _give_up(self, image: ClaimedImage) -> None:
         """End an image that broke the analysis each time it was alone. The end is visible."""
         job = image.job
         reason = "analysis_error"
@@ -556,7 +540,7 @@ class Worker:
 
     # -- the end of one image -------------------------------------------------------------------
 
-    def _finish(self, image: _Image, outcome: Outcome) -> None:
+    def _finish(self, image: ClaimedImage, outcome: Outcome) -> None:
         """Store the results, complete the image, and log its end."""
         job = image.job
         if outcome.sop_instance_uid and job.sop_instance_uid not in ("", outcome.sop_instance_uid):
@@ -573,7 +557,7 @@ class Worker:
         stored = self._write(outcome.results)
         image.watch.note("written")
 
-        completion = _completion(outcome, image, stored, self._accession_digest(image))
+        completion = completion_of(image, outcome, stored, self._accession_digest(image))
         # If this raises, the commit may still have happened. So the files stay; the sweep of strays
         # finds those without a row.
         state = self.ledger.complete(job, completion, image.owed)
@@ -583,12 +567,12 @@ class Worker:
 
         self._log_end(image, outcome.sop_instance_uid, state, completion)
 
-    def _end_without_result(self, image: _Image, completion: Completion) -> None:
+    def _end_without_result(self, image: ClaimedImage, completion: Completion) -> None:
         state = self.ledger.complete(image.job, completion, {})
         self._log_end(image, image.job.sop_instance_uid, state, completion)
 
     def _log_end(
-        self, image: _Image, uid: str | None, state: str | None, completion: Completion
+        self, image: ClaimedImage, uid: str | None, state: str | None, completion: Completion
     ) -> None:
         """One line for the end of each image, for people and for machines."""
         kinds = {result.kind for result in completion.results}
@@ -606,23 +590,17 @@ class Worker:
         }
 
         shown = uid or "without a usable UID"
-        words = _end_in_words(facts, completion.detail)
+        words = end_in_words(facts, completion.detail)
         log.info("image %d %s: %s", image.job.id, shown, words, extra={"facts": facts})
 
-    def _accession_digest(self, image: _Image) -> str | None:
+    def _accession_digest(self, image: ClaimedImage) -> str | None:
         """Finds the image by its Accession Number, which itself is in no row and no log line."""
-        header = image.reading.header if image.reading is not None else None
-        if header is None:
+        number = image.accession_number()
+        if not number:
             return None
 
         if self._spool_identity is None:
             self._spool_identity = self.ledger.inspect.spool_identity()
-
-        try:
-            number = str(header.get("AccessionNumber", "") or "")
-        except Exception:
-            # Arbitrary bytes: only its UIDs find the image.
-            return None
         return accession_digest(number, self._spool_identity or "") or None
 
     def _write(self, results: Sequence[Result]) -> tuple[StoredResult, ...]:
@@ -641,71 +619,10 @@ class Worker:
         )
 
 
-def _note(images: Sequence[_Image], step: str) -> None:
+def _note(images: Sequence[ClaimedImage], step: str) -> None:
     """Note the step for every image of a batch."""
     for image in images:
         image.watch.note(step)
-
-
-def _completion(
-    outcome: Outcome,
-    image: _Image,
-    written: tuple[StoredResult, ...],
-    accession: str | None,
-) -> Completion:
-    finding = outcome.finding
-
-    return Completion(
-        state=outcome.state.value,
-        content_digest=outcome.content_digest,
-        study_instance_uid=outcome.study_instance_uid,
-        reason=outcome.reason,
-        detail="; ".join(part for part in (outcome.detail, *outcome.notes) if part),
-        probability=finding.probability if finding else None,
-        positive=finding.positive if finding else None,
-        model=_model_name(image.pipeline),
-        device=str(image.pipeline.engine.device),
-        device_model=_device_model(image),
-        accession_digest=accession,
-        results=written,
-        steps=image.watch.steps,
-    )
-
-
-def _end_in_words(facts: Mapping[str, Any], detail: str) -> str:
-    """A text such as "analysed, positive, score 0.973, 412 ms, to pacs"."""
-    words = [str(facts["state"] or "left to a later owner")]
-    if facts["reason"]:
-        words[0] += f" ({facts['reason']}: {detail})"
-    if facts["positive"] is not None:
-        words.append("positive" if facts["positive"] else "not detected")
-    if facts["score"] is not None:
-        words.append(f"score {facts['score']:.3f}")
-    words.append(f"{facts['milliseconds']} ms")
-    words.append(f"to {', '.join(facts['destinations'])}" if facts["destinations"] else "not sent")
-    return ", ".join(words)
-
-
-def _device_model(image: _Image) -> str | None:
-    """Manufacturer and model name of the X-ray system, from the header."""
-    header = image.reading.header if image.reading is not None else None
-    if header is None:
-        return None
-    try:
-        words = [str(header.get(name, "") or "") for name in _SYSTEM_KEYWORDS]
-    except Exception:
-        # Arbitrary bytes: the system is unknown.
-        return None
-
-    name = " ".join(word.strip() for word in words if word.strip())
-    # A database does not take every character that arbitrary bytes decode to.
-    shown = "".join(character if character.isprintable() else "?" for character in name)
-    return shown[:_SYSTEM_CHARACTERS] or None
-
-
-def _model_name(pipeline: Pipeline) -> str:
-    identity = pipeline.engine.identity
-    return f"{identity.id} {identity.version} {identity.digest}"
 
 
 def _local(seconds: float) -> datetime:

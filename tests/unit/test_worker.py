@@ -21,7 +21,8 @@ from pydicom import dcmread
 from sqlalchemy.exc import DataError
 
 from daemon import watchdog
-from daemon.analyse.worker import EngineBrokenError, Worker, WorkerLimits, _Image
+from daemon.analyse.claimed import ClaimedImage
+from daemon.analyse.worker import EngineBrokenError, Worker, WorkerLimits
 from daemon.config import Config, FolderDestination
 from daemon.ledger import Arrival, Completion, ImageJob, Ledger, accession_digest
 from daemon.log import OneLineFormatter
@@ -443,7 +444,7 @@ def test_a_process_whose_image_never_comes_back_is_wound_up_to_end(
     worker = bench.worker
     bench.receive(1)
     (job,) = bench.ledger.claim_images("test", 1)
-    image = _Image(job, bench.pipeline)
+    image = ClaimedImage(job, bench.pipeline)
     flow = SimpleNamespace(in_hand=[image])
     assert worker._beat(flow) == [job]  # type: ignore[arg-type]
     assert len(wound) == 1
