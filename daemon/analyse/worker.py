@@ -577,7 +577,7 @@ class Worker:
         """One line for the end of each image, for people and for machines."""
         kinds = {result.kind for result in completion.results}
         is_answer = state not in (None, ImageState.DUPLICATE)
-        owed = self.config.owed() if is_answer else {}
+        owed = image.owed if is_answer else {}
         facts = {
             "image": image.job.id,
             "sop_instance_uid": uid,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import logging
 import re
 import threading
 import time
@@ -355,6 +356,30 @@ def test_what_is_in_hand_stays_with_the_model_it_was_claimed_for(
     monkeypatch.setattr(BreakablePipeline, "conclude", after_the_change)
     assert changed.model_of(1) == "1.0.0"
     assert changed.model_of(2) == "1.0.1"
+
+
+def test_the_line_of_an_image_names_the_destinations_of_its_claim(
+    bench: Bench,
+    tiny_package: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Changed(bench, tiny_package)
+    conclude = BreakablePipeline.conclude
+
+    def after_a_reload(self: BreakablePipeline, *arguments: Any) -> Outcome:
+        config = bench.worker.config
+        renamed = tuple(each.model_copy(update={"name": "new"}) for each in config.destinations)
+        bench.worker.check(config.model_copy(update={"destinations": renamed}))()
+        return conclude(self, *arguments)
+
+    monkeypatch.setattr(BreakablePipeline, "conclude", after_a_reload)
+    bench.receive(1)
+    with caplog.at_level(logging.INFO, "pleura.analyse"):
+        assert bench.run()["analysed"] == 1
+    assert bench.ledger.claim_deliveries("outbox", "me", 99)
+    (line,) = [text for text in caplog.messages if text.startswith("image 1 ")]
+    assert line.endswith("to outbox")
 
 
 def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
