@@ -32,9 +32,13 @@ from daemon.dicom.requestor import Answer
 from daemon.heartbeat import Heartbeat
 from daemon.ledger import DeliveryJob, Ledger, Outage, Recipient, owner_name
 from daemon.ledger.timeline import Stopwatch
-from daemon.spool import Spool
+from daemon.spool import Spool, SpoolError
 
 log = logging.getLogger("pleura.deliver")
+
+# Tries of a result whose file cannot be read, before it is made again.
+_READS = 3
+_PIECE_BYTES = 1 << 20
 
 
 class Store(Protocol):
@@ -55,6 +59,8 @@ class _Turn:
     unstored: tuple[int, str] | None = None
     # The destination's fault in words; then nothing more is sent.
     trouble: str | None = None
+    # The association is lost, by a fault of the node's own disk.
+    is_over: bool = False
 
 
 @dataclass
@@ -218,7 +224,7 @@ class Courier:
         try:
             with self.open([self._outgoing(job) for job in waiting]) as store:
                 watch.note("associated")
-                while waiting and turn.trouble is None:
+                while waiting and turn.trouble is None and not turn.is_over:
                     watchdog.beat()
                     if stop.is_set() or time.monotonic() >= deadline:
                         break
@@ -250,8 +256,12 @@ class Courier:
             self._refuse(job, str(error))
             turn.refused = str(error)
         except LinkDownError as error:
-            self._later(job, str(error))
-            turn.trouble = str(error)
+            if why := self._unreadable(job):
+                self._make_again(job, why)
+                turn.is_over = True
+            else:
+                self._later(job, str(error))
+                turn.trouble = str(error)
         except Exception as error:
             self._later(job, f"{type(error).__name__} while it was sent")
             raise
@@ -277,6 +287,32 @@ class Courier:
         else:
             self._refuse(job, why)
         return False
+
+    def _unreadable(self, job: DeliveryJob) -> str | None:
+        """Why the result's file cannot be read, as on a bad sector.
+
+        None if it can, and while the whole spool is unreachable.
+        """
+        try:
+            with self._spool.open(job.result.spool_name) as file:
+                while file.read(_PIECE_BYTES):
+                    watchdog.beat()
+        except OSError as error:
+            with suppress(SpoolError):
+                self._spool.require()
+                return f"its file cannot be read ({error.strerror})"
+        return None
+
+    def _make_again(self, job: DeliveryJob, why: str) -> None:
+        """Let the result be made again, once a few reads have shown that the fault lasts."""
+        past = self._troubled.setdefault(job.id, _Troubled())
+        if past.tries < _READS or not self._ledger.remake(job, why):
+            self._later(job, why)
+            return
+
+        self._troubled.pop(job.id)
+        result = (job.result.kind, job.result.sop_instance_uid)
+        log.error("%s %s: %s; it is made again", *result, why)
 
     def _outgoing(self, job: DeliveryJob) -> Outgoing:
         result = job.result

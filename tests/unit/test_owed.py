@@ -303,6 +303,45 @@ def test_retry_now_ends_a_couriers_pause(tmp_path: Path) -> None:
         ledger.close()
 
 
+def test_a_result_on_a_bad_sector_is_made_again_and_is_not_the_destinations_fault(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    spool = Spool(tmp_path / "spool")
+    names = [spool.write(b""), spool.write(b"")]
+    for number, name in enumerate(names):
+        ledger.receive([Arrival(name, "1.2", f"1.2.{number}", "", "", "dimse", 1, 0)])
+        (job,) = ledger.claim_images("test", 1)
+        made = StoredResult("SC", name, "1.2", f"9.{number}", "1.2.840.10008.1.2.1", 0)
+        done = Completion("analysed", f"{number}", results=(made,))
+        ledger.complete(job, done, {"outbox": ("SC",)})
+    # A read of it at 0 is answered with EIO.
+    spool.path(names[0]).unlink()
+    spool.path(names[0]).symlink_to("/proc/self/mem")
+
+    outbox = FolderDestination(name="outbox", folder=tmp_path / "outbox")
+    limits = DeliverLimits(backoff=Backoff(0.02, 0.02), idle_s=0.02)
+    courier = Courier(outbox, Config(destinations=(outbox,)), ledger, spool, limits)
+    stop = threading.Event()
+    thread = threading.Thread(target=courier.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until("it is made again", lambda: ledger.inspect.counts()["instances"]["received"])
+    finally:
+        stop.set()
+        thread.join()
+
+    assert ledger.inspect.counts()["deliveries"] == {
+        "owed": 1,
+        "stored": 1,
+        "committed": 0,
+        "refused": 0,
+    }
+    state = ledger.inspect.destinations().get("outbox", {})
+    assert state.get("down_since") is None
+    ledger.close()
+
+
 # -- status ----------------------------------------------------------------------------------
 
 
