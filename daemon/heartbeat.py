@@ -64,6 +64,7 @@ class Heartbeat:
 
 class SignsOfLife:
     """Records in the ledger that this process of a role is alive, from READY until the block ends.
+
     `pleura status` and `doctor` show it. Each heartbeat carries the process's memory and its facts,
     for the metrics.
     """

@@ -89,9 +89,10 @@ class LiveSettings:
         taken: Callable[[Config], None] = lambda _: None,
         every_s: float = _QUIET_S,
     ) -> None:
-        """`config`: the settings of the file that the process started with. `read`: reads them
-        again, or raises ConfigError. `taken`: is told of settings that the role has taken.
-        `every_s`: how often it looks for a proposal.
+        """`config`: the settings of the file that the process started with.
+
+        `read`: reads them again, or raises ConfigError. `taken`: is told of settings that the role
+        has taken. `every_s`: how often it looks for a proposal.
         """
         self._taken = taken
         self._every_s = every_s

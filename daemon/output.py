@@ -15,8 +15,9 @@ def say(line: str) -> None:
 
 
 def discard() -> None:
-    """Discard further output, and what is buffered. Otherwise Python tries to write it again when
-    it ends, and exits with status 120.
+    """Discard further output, and what is buffered.
+
+    Otherwise Python tries to write it again when it ends, and exits with status 120.
     """
     if sys.stdout is None:
         return

@@ -1,5 +1,7 @@
-"""Files of the node that belong to another user, as after a command run by root. The service could
-not read or write them and would stop later, far from the cause, so it checks before it starts.
+"""Files of the node that belong to another user, as after a command run by root.
+
+The service could not read or write them and would stop later, far from the cause, so it checks
+before it starts.
 """
 
 from __future__ import annotations

@@ -232,8 +232,9 @@ class _Run:
         self.rows.append((without_ending(image.name).name, text))
 
     def write_submission(self, path: Path) -> None:
-        """Write a row for each file. A file without an answer counts as an empty mask, which is
-        logged.
+        """Write a row for each file.
+
+        A file without an answer counts as an empty mask, which is logged.
         """
         try:
             # A file's name may be bytes that are not UTF-8.

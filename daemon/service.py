@@ -277,8 +277,10 @@ def _take(config: Config, receiver: Receiver, inbox: Inbox | None) -> None:
 def listen(
     server: Receiver | PageServer, address: str, stop: threading.Event, keys: str = "host, port"
 ) -> bool:
-    """Listen, once the address exists and no other program holds the port. `keys`: the settings'
-    keys for the address. The wait is logged once. Returns False when `stop` came first.
+    """Listen, once the address exists and no other program holds the port.
+
+    `keys`: the settings' keys for the address. The wait is logged once. Returns False when `stop`
+    came first.
 
     Raises:
         CannotStartError: this user or this machine can never listen there.

@@ -197,6 +197,7 @@ class Spool:
 
     def damage(self, name: str, size_bytes: int | None) -> str | None:
         """What is wrong with a file that was written with this size; None if it is complete.
+
         `size_bytes` None: the size is not known.
 
         Raises:
@@ -213,8 +214,10 @@ class Spool:
         return f"has {found_bytes} of {size_bytes} bytes"
 
     def _certain(self, look: Callable[[], _Found]) -> _Found:
-        """Run `look`, which examines one file. Raises OSError only if the spool was there before
-        and after a failed look: it may be mounted again between the failed look and require().
+        """Run `look`, which examines one file.
+
+        Raises OSError only if the spool was there before and after a failed look: it may be mounted
+        again between the failed look and require().
         """
         with contextlib.suppress(OSError):
             return look()
@@ -378,6 +381,7 @@ class Unfinished:
 
     def finish(self) -> None:
         """Give the file its name, which the ledger does not know yet, and make its bytes durable.
+
         The name is durable once the folder is synced as well.
 
         Raises:

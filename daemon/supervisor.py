@@ -62,9 +62,11 @@ class _Child:
 
 
 def serve(path: Path) -> int:
-    """Run the roles as processes; a dead role is restarted with back-off. Says READY once receive,
-    analyse and deliver are ready. Returns 0 after SIGTERM or SIGINT, 2 if one of these cannot
-    start. The web and shadow roles are restarted for ever: no image depends on them.
+    """Run the roles as processes; a dead role is restarted with back-off.
+
+    Says READY once receive, analyse and deliver are ready. Returns 0 after SIGTERM or SIGINT, 2 if
+    one of these cannot start. The web and shadow roles are restarted for ever: no image depends on
+    them.
     """
     found = subprocess.run(
         [*_PYTHON, "daemon.preflight", str(path)], stdout=subprocess.PIPE, text=True, check=False

@@ -145,8 +145,10 @@ class _Candidate:
 def judge(
     header: Dataset, rules: Rules, is_ours: Callable[[str], bool]
 ) -> Exclusion | tuple[str, ...]:
-    """An Exclusion, or notes on what was absent or implausible but admitted. Rules that exclude
-    without telling the archive come first: a child's hip is excluded as a hip, not as a child's.
+    """An Exclusion, or notes on what was absent or implausible but admitted.
+
+    Rules that exclude without telling the archive come first: a child's hip is excluded as a hip,
+    not as a child's.
 
     Args:
         header: the image's data set; its pixels are not read.
@@ -342,9 +344,10 @@ def _absent(image: _Candidate, keyword: str, reason: str) -> Exclusion | None:
 
 
 def _stated_body_part(image: _Candidate) -> str:
-    """BodyPartExamined; "" if it is absent, a placeholder, or has no known word. An unknown word
-    must not silently exclude an image: it may mean the chest in another language. The plausibility
-    network examines the picture in any case.
+    """BodyPartExamined; "" if it is absent, a placeholder, or has no known word.
+
+    An unknown word must not silently exclude an image: it may mean the chest in another language.
+    The plausibility network examines the picture in any case.
     """
     found = stated_value(image.header, "BodyPartExamined")
     admitted = image.rules.body_parts
@@ -354,8 +357,9 @@ def _stated_body_part(image: _Candidate) -> str:
 
 
 def _stated_view(image: _Candidate) -> str:
-    """ViewPosition; "" if it is absent, a placeholder, or names no view. "PORTABLE", "SUPINE" and
-    "ERECT" describe the patient's position, not the projection.
+    """ViewPosition; "" if it is absent, a placeholder, or names no view.
+
+    "PORTABLE", "SUPINE" and "ERECT" describe the patient's position, not the projection.
     """
     found = stated_value(image.header, "ViewPosition")
     admitted = image.rules.views

@@ -284,9 +284,10 @@ class Engine:
     def _try(
         self, role: Role, trial: Trial, known: list[str]
     ) -> Generator[None, None, Mapping[int, Candidate] | None]:
-        """Switch to the best engine that was tried, and return the choice by batch size. None if no
-        other engine runs now; the next start tries again. `known` are the names of the engines that
-        were the quickest at an earlier start, one for each size.
+        """Switch to the best engine that was tried, and return the choice by batch size.
+
+        None if no other engine runs now; the next start tries again. `known` are the names of the
+        engines that were the quickest at an earlier start, one for each size.
         """
         names = {str(one): one for one in (PLAIN, *trial.candidates)}
         remembered: dict[int, Candidate] = {}

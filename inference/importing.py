@@ -1,5 +1,6 @@
-"""`pleura model import`: turn another project's checkpoint into a model package. Only here is a
-pickle read, and only its tensors are used. package.py writes the package.
+"""`pleura model import`: turn another project's checkpoint into a model package.
+
+Only here is a pickle read, and only its tensors are used. package.py writes the package.
 
 CheXNet: Rajpurkar et al., "CheXNet: Radiologist-Level Pneumonia Detection on Chest X-Rays with Deep
 Learning", arXiv 1711.05225; a DenseNet-121 with 14 outputs, as its public reimplementations save

@@ -334,8 +334,9 @@ def _fault(kind: str, place: tuple[int | str, ...], found: Any, message: str) ->
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A SafeLoader without what only an attacker needs. It refuses aliases, deep nesting and
-    repeated keys.
+    """A SafeLoader without what only an attacker needs.
+
+    It refuses aliases, deep nesting and repeated keys.
     """
 
     depth = 0

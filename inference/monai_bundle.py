@@ -33,6 +33,7 @@ _MAX_CONFIG_BYTES = 1 << 20
 @dataclass(frozen=True)
 class Head:
     """The class that is kept, the form of the outputs, and the first axis of the training images.
+
     `axes`: "xy", columns first, as in LoadImage; "yx", rows first.
     """
 

@@ -67,9 +67,11 @@ class Answer:
 
 
 class Pipeline:
-    """Turns each file's bytes into one Outcome. Bad content never raises. There are three steps, so
-    that a worker can overlap them. Any number of threads may call `read` and `conclude` at a time;
-    only the thread that owns the device calls `answer`.
+    """Turns each file's bytes into one Outcome.
+
+    Bad content never raises. There are three steps, so that a worker can overlap them. Any number
+    of threads may call `read` and `conclude` at a time; only the thread that owns the device calls
+    `answer`.
     """
 
     def __init__(self, engine: Engine, settings: AnalysisSettings) -> None:
@@ -89,8 +91,9 @@ class Pipeline:
         ]
 
     def fail(self, data: bytes, reason: str, result_time: datetime) -> Outcome:
-        """The Outcome of an image that was given up. Its pixels are not decoded, because decoding
-        may have ended the earlier attempts.
+        """The Outcome of an image that was given up.
+
+        Its pixels are not decoded, because decoding may have ended the earlier attempts.
         """
         digest = radiograph.undecoded_digest(data)
 
@@ -223,8 +226,9 @@ class Pipeline:
         result_time: datetime,
         note: results.Note = results.unnoted,
     ) -> Outcome:
-        """Make and check the objects of one image that was read and, if admitted, answered. `note`
-        is called with "measured", and by results.build_what_passes.
+        """Make and check the objects of one image that was read and, if admitted, answered.
+
+        `note` is called with "measured", and by results.build_what_passes.
         """
         exclusion = reading.exclusion
         finding = None
@@ -365,6 +369,7 @@ def _exclusion(unsuitable: Unsuitable) -> Exclusion:
 
 def _in_percents(probability: float, threshold: float) -> float:
     """A calibrated probability in whole per cent, 1 to 99: more digits would pretend a precision.
+
     It gets more digits only if rounding would move it across the threshold.
     """
     for digits in (2, 3, 4):
@@ -376,8 +381,9 @@ def _in_percents(probability: float, threshold: float) -> float:
 
 
 def _in_range(probability: float) -> float:
-    """The probability, checked to be 0 to 1. NaN, below every threshold, would be a silent
-    negative.
+    """The probability, checked to be 0 to 1.
+
+    NaN, below every threshold, would be a silent negative.
     """
     if not 0.0 <= probability <= 1.0:
         raise ArithmeticError(f"a network answered {probability}, wanted 0 to 1")

@@ -314,8 +314,9 @@ def _decode(described: FileDataset, plugin: str) -> NDArray[np.integer]:
 
 
 def _described(dataset: FileDataset, layout: Layout) -> FileDataset:
-    """The checked description, with the Pixel Data. Without the Extended Offset Table (7FE0,0001),
-    because a rewrapped frame lies elsewhere.
+    """The checked description, with the Pixel Data.
+
+    Without the Extended Offset Table (7FE0,0001), because a rewrapped frame lies elsewhere.
     """
     elements = {
         tag: element

@@ -1,5 +1,6 @@
-"""Pictures that are not DICOM: the grey values of a PNG, JPEG or TIFF. Such a picture has no
-header: nothing says whose it is, how it is oriented, or how large a pixel is.
+"""Pictures that are not DICOM: the grey values of a PNG, JPEG or TIFF.
+
+Such a picture has no header: nothing says whose it is, how it is oriented, or how large a pixel is.
 """
 
 from __future__ import annotations

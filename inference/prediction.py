@@ -1,5 +1,7 @@
-"""One file's bytes -> a model's answer, without a node: DICOM, PNG, JPEG or TIFF. `pleura predict`
-and the page's "Try it" call `predict`, which uses the node's own inference/pipeline.py.
+"""One file's bytes -> a model's answer, without a node: DICOM, PNG, JPEG or TIFF.
+
+`pleura predict` and the page's "Try it" call `predict`, which uses the node's own
+inference/pipeline.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Millimetres per pixel. As a projection's header states them; an unknown spacing is never guessed
-(PS3.3 10.7.1).
+"""Millimetres per pixel.
+
+As a projection's header states them; an unknown spacing is never guessed (PS3.3 10.7.1).
 """
 
 from __future__ import annotations

@@ -256,6 +256,7 @@ def write(
     bits: int = 12,
 ) -> Path:
     """Write a CR object (PS3.3 A.2) that says in the header and in the pixels that it is synthetic.
+
     Returns `path`.
     """
     digest = hashlib.sha256(phantom.pixels.tobytes() + f"{photometric}{bits}".encode()).hexdigest()
@@ -306,8 +307,10 @@ def write(
 
 
 def demo_samples(folder: Path) -> list[Path]:
-    """The two files of `pleura demo`: with a pneumothorax and without. Their seeds are in no
-    training set, but other phantoms are: a right answer proves only that everything is connected.
+    """The two files of `pleura demo`: with a pneumothorax and without.
+
+    Their seeds are in no training set, but other phantoms are: a right answer proves only that
+    everything is connected.
     """
     return [
         write(draw(7, pneumothorax=True), folder / "phantom-with-pneumothorax.dcm"),

@@ -47,8 +47,9 @@ def wrong_files(config: Config) -> Iterator[str]:
 
 
 def tls_context(ca: Path | None) -> ssl.SSLContext:
-    """A context that verifies a server against `ca`, or against what the system trusts. Raises
-    OSError, ssl.SSLError.
+    """A context that verifies a server against `ca`, or against what the system trusts.
+
+    Raises OSError, ssl.SSLError.
     """
     context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -188,8 +188,9 @@ def _authentication(root: ElementTree.Element, row: AuditRow, source: Source) ->
 
 
 def _query(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
-    """PS3.15 A.5.3.10: a person looked for images. The text says what was searched by, without the
-    terms.
+    """PS3.15 A.5.3.10: a person looked for images.
+
+    The text says what was searched by, without the terms.
     """
     _event(root, row, _QUERY, "E")
     _person(root, row.facts["by"], "", _SOURCE)

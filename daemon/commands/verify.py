@@ -1,5 +1,6 @@
-"""`pleura verify`: compare the spool with the ledger. Is every file there and complete? Is every
-file known?
+"""`pleura verify`: compare the spool with the ledger.
+
+Is every file there and complete? Is every file known?
 
 It only reads, and may run beside the roles. Before it reports a difference it asks the ledger
 again, because a role may be in the middle of its work.
@@ -35,8 +36,9 @@ class Report:
 
 
 def verify(inspect: Inspection, spool: Spool) -> Report:
-    """Compare the whole spool with the whole ledger, and the ledger with itself. Raises SpoolError,
-    OSError.
+    """Compare the whole spool with the whole ledger, and the ledger with itself.
+
+    Raises SpoolError, OSError.
     """
     report = Report()
     report.faults += inspect.contradictions()

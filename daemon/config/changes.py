@@ -76,8 +76,9 @@ def _said(values: Mapping[str, Any], name: str) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Dotted name -> value. Peers and destinations are identified by their names, not their
-    positions.
+    """Dotted name -> value.
+
+    Peers and destinations are identified by their names, not their positions.
     """
     if isinstance(value, Mapping) and value:
         return {

@@ -76,8 +76,9 @@ def _host(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    """An IP address in its plain form. Programs disagree about others: those that read octal take
-    010.0.4.11 for 8.0.4.11.
+    """An IP address in its plain form.
+
+    Programs disagree about others: those that read octal take 010.0.4.11 for 8.0.4.11.
     """
     try:
         ipaddress.ip_address(value)

@@ -75,11 +75,13 @@ class _Troubled:
 
 
 class Courier:
-    """One destination's thread, with a circuit breaker. The circuit is closed while objects are
-    stored. An outage opens it, and so does an association that stored nothing, whatever the
-    answers. Then the most urgent object alone is tried, with a back-off that grows to one try in
-    five minutes and never gives up. The object itself is the probe: an archive need not take
-    Verification, and may reject an association that proposes nothing else.
+    """One destination's thread, with a circuit breaker.
+
+    The circuit is closed while objects are stored. An outage opens it, and so does an association
+    that stored nothing, whatever the answers. Then the most urgent object alone is tried, with a
+    back-off that grows to one try in five minutes and never gives up. The object itself is the
+    probe: an archive need not take Verification, and may reject an association that proposes
+    nothing else.
     """
 
     def __init__(
@@ -172,8 +174,9 @@ class Courier:
         self.pause(stop, pause_s)
 
     def pause(self, stop: threading.Event, seconds: float) -> None:
-        """Wait, but not longer than until `stop` or `pleura retry --now`. A simulation of days
-        overrides this.
+        """Wait, but not longer than until `stop` or `pleura retry --now`.
+
+        A simulation of days overrides this.
         """
         deadline = time.monotonic() + seconds
         while (left_s := deadline - time.monotonic()) > 0:
@@ -269,8 +272,9 @@ class Courier:
             self._judge(job, answer, watch.steps, turn)
 
     def _is_whole(self, job: DeliveryJob) -> bool:
-        """Whether the result's file is what was written. If not, the result is made again, or
-        refused in the end.
+        """Whether the result's file is what was written.
+
+        If not, the result is made again, or refused in the end.
         """
         result = job.result
         try:
@@ -349,9 +353,10 @@ class Courier:
                 turn.unstored = (job.id, str(answer))
 
     def _decline(self, job: DeliveryJob, error: NotAcceptedError, turn: _Turn) -> None:
-        """No context for this object was accepted. It is refused only if the destination works and
-        gives the syntaxes as the reason. Any other reason may pass, such as an archive that is
-        starting or read-only.
+        """No context for this object was accepted.
+
+        It is refused only if the destination works and gives the syntaxes as the reason. Any other
+        reason may pass, such as an archive that is starting or read-only.
         """
         is_well = error.accepts_others or self._is_at_fault(job)
         if error.is_lasting and is_well:

@@ -75,6 +75,7 @@ class Folder:
 
 def _mark(folder: Path) -> None:
     """Make the folder and its mark durably: they must last as long as the ledger's record of them.
+
     Raises OSError.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

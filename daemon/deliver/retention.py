@@ -70,8 +70,9 @@ class Retention:
             )
 
     def remove_what_is_done(self, stop: threading.Event) -> int:
-        """Remove by age; and while room is short, the oldest first. Returns how many files were
-        removed.
+        """Remove by age; and while room is short, the oldest first.
+
+        Returns how many files were removed.
         """
         keep = self._config.retention
         by_age = self._remove(keep.keep_days * _DAY_S, keep.keep_failed_days * _DAY_S, stop)

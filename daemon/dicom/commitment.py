@@ -108,8 +108,9 @@ def read_report(
 
 
 def report_of(information: Dataset) -> Report:
-    """The report in its decoded Event Information (PS3.4 Table J.3-2). Raises whatever pydicom
-    raises.
+    """The report in its decoded Event Information (PS3.4 Table J.3-2).
+
+    Raises whatever pydicom raises.
     """
     reasons = {
         str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", NO_SUCH_OBJECT_INSTANCE))
@@ -128,8 +129,9 @@ def report_of(information: Dataset) -> Report:
 
 
 def action_information(transaction_uid: str, references: Sequence[tuple[str, str]]) -> Dataset:
-    """The Action Information of a request (PS3.4 Table J.3-1). `references`: SOP class, SOP
-    instance UID.
+    """The Action Information of a request (PS3.4 Table J.3-1).
+
+    `references`: SOP class, SOP instance UID.
     """
     from pydicom import Dataset
     from pydicom.uid import UID

@@ -46,8 +46,9 @@ _LASTING = {
 
 
 class LinkDownError(Exception):
-    """No association, or it was lost. No object is to blame, and trying again may help. The message
-    says why.
+    """No association, or it was lost.
+
+    No object is to blame, and trying again may help. The message says why.
     """
 
 
@@ -226,8 +227,9 @@ class Link:
         return self._ask(Request(context_id, Command.N_ACTION_RQ, command, data, len(encoded)))
 
     def await_event_report(self, within_s: float) -> bool:
-        """Whether the peer sent an event report in time; it has gone to the handler. Raises
-        LinkDownError.
+        """Whether the peer sent an event report in time; it has gone to the handler.
+
+        Raises LinkDownError.
         """
         try:
             return self._requestor.await_event_report(within_s)

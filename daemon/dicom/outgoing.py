@@ -30,8 +30,9 @@ class FileGoneError(UnsendableError):
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One object to send. `part10`: the file has a file meta information, so its bytes can go out
-    as they are.
+    """One object to send.
+
+    `part10`: the file has a file meta information, so its bytes can go out as they are.
     """
 
     path: Path

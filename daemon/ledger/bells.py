@@ -46,8 +46,9 @@ class ClosedError(Exception):
 
 
 class Bell(Protocol):
-    """What one waiting thread sleeps on. A bell that raises must be closed: it wakes nobody any
-    more.
+    """What one waiting thread sleeps on.
+
+    A bell that raises must be closed: it wakes nobody any more.
     """
 
     def wait(self, timeout_s: float) -> None: ...
@@ -56,9 +57,10 @@ class Bell(Protocol):
 
 
 class FileBell:
-    """SQLite: a file beside the database, which every commit that makes work writes to. Commits
-    that did not ring are found by PRAGMA data_version, which changes when another connection
-    commits.
+    """SQLite: a file beside the database, which every commit that makes work writes to.
+
+    Commits that did not ring are found by PRAGMA data_version, which changes when another
+    connection commits.
     """
 
     def __init__(self, database: str, look_s: float = _LOOK_S) -> None:
@@ -135,8 +137,9 @@ class _Rings:
         self._poll.register(self._events, select.POLLIN)
 
     def within(self, seconds: float) -> bool:
-        """Whether an unreported write is there, or comes within this many seconds. Raises OSError
-        if the file is no longer in its place.
+        """Whether an unreported write is there, or comes within this many seconds.
+
+        Raises OSError if the file is no longer in its place.
         """
         if not self._poll.poll(math.ceil(seconds * 1e3)):
             return False

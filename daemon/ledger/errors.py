@@ -16,6 +16,7 @@ class LedgerError(Exception):
 
 class UndecidedError(Exception):
     """The connection was lost before the answer to a commit, which may or may not happen.
+
     PostgreSQL completes a commit that waits for a standby even if its client is gone.
     """
 

@@ -120,8 +120,9 @@ class Generations:
         self._note_refusal = note_refusal
 
     def begin(self, role: str, owner: str, found: Found, is_alive: Callable[[str], bool]) -> int:
-        """A process starts with these settings. Returns its generation; rows of dead processes are
-        deleted.
+        """A process starts with these settings.
+
+        Returns its generation; rows of dead processes are deleted.
 
         It joins the generation in force if that has the same settings. Otherwise it makes another:
         a starting process has no earlier settings to keep.

@@ -110,8 +110,9 @@ class Inspection(Overview):
         return unknown
 
     def kept_files(self) -> Iterator[KeptFile]:
-        """Every spool file that the ledger refers to: the bytes of images and of results. An image
-        that ended `bytes_missing` is left out: its state shows the loss.
+        """Every spool file that the ledger refers to: the bytes of images and of results.
+
+        An image that ended `bytes_missing` is left out: its state shows the loss.
         """
         images = sa.select(
             instances.c.spool_name,

@@ -165,6 +165,7 @@ class Ledger:
 
     def wait_for_commits(self) -> None:
         """Return when every arrival now being committed, on any host, has become visible or failed.
+
         Raises if that takes long.
         """
         self._database.wait_for_writers(instances)
@@ -481,8 +482,9 @@ class Ledger:
                 self._database.ring(conn)
 
     def mark_refused(self, job: DeliveryJob, why: str, status: int | None = None) -> None:
-        """The destination does not take this object. It stays visible until `pleura retry` re-arms
-        it.
+        """The destination does not take this object.
+
+        It stays visible until `pleura retry` re-arms it.
         """
         with self._database.transaction() as (conn, _):
             refused = delivery_after(DeliveryEvent.REFUSE)
@@ -562,8 +564,9 @@ class Ledger:
         return bool(conn.execute(waiting).rowcount)
 
     def refuse_unknown_destinations(self, known: Iterable[str], owed_for_s: float = 0.0) -> int:
-        """Refuse what is owed to names that have been outside the settings for this long. A name
-        counts as known while any process knows it, because hosts take new settings one after
+        """Refuse what is owed to names that have been outside the settings for this long.
+
+        A name counts as known while any process knows it, because hosts take new settings one after
         another. A delivery in flight may finish. Returns how many were refused.
         """
         with self._database.transaction() as (conn, now):
@@ -586,6 +589,7 @@ class Ledger:
         self, conn: Connection, now: float, known: list[str], for_s: float
     ) -> list[str]:
         """Names outside the settings, for this long already, with results owed to them.
+
         `unknown_destinations` records since when. The age of a delivery does not show it: a backlog
         may be old because its archive was down.
         """
@@ -766,8 +770,9 @@ class Ledger:
     def _audit_received(
         self, conn: Connection, image: sa.RowMapping, completion: Completion
     ) -> None:
-        """Recorded when the image ends, because only then its study is known. An image ends again
-        if its results are made again, or if a person retries it.
+        """Recorded when the image ends, because only then its study is known.
+
+        An image ends again if its results are made again, or if a person retries it.
         """
         if not self.is_audited or image["result_time"] is not None:
             return
@@ -1142,6 +1147,7 @@ class Ledger:
 
     def beat(self, role: str, owner: str, facts: Mapping[str, Any] | None = None) -> None:
         """Record that this process of a role is alive, and delete rows of processes long dead.
+
         `facts`: what it reports of itself (heartbeat.py).
         """
         with self._database.transaction() as (conn, now):

@@ -133,6 +133,7 @@ class Overview(ABC):
 
     def same_reason(self, images: int = 20) -> SameReason | None:
         """The reason for which the newest `images` ended images were all excluded, if there is one.
+
         A typo in `admission` (such as a body part that no modality sends) has this effect.
         """
         with self._asking() as ask:
@@ -263,8 +264,9 @@ def _trouble(url: str, path: Path, error: sqlite3.Error) -> Exception:
 
 
 def _in_sqlalchemys_words(error: sqlite3.Error) -> Exception:
-    """The error type that every user of a ledger handles. Only an error is worth importing
-    SQLAlchemy.
+    """The error type that every user of a ledger handles.
+
+    Only an error is worth importing SQLAlchemy.
     """
     from sqlalchemy.exc import OperationalError
 

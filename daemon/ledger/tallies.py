@@ -79,8 +79,10 @@ def bounded(text: str) -> str:
 
 
 def add(conn: Connection, steps: Iterable[Step]) -> None:
-    """Add to the counters. It is a transaction's last statement and always uses the same order, so
-    that there are no deadlocks.
+    """Add to the counters.
+
+    It is a transaction's last statement and always uses the same order, so that there are no
+    deadlocks.
     """
     rows = [
         {"name": step.name.value, "labels": json.dumps(step.labels), "value": step.value}

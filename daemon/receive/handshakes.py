@@ -26,8 +26,10 @@ Step = Future[Served | None]
 
 
 class Handshakes:
-    """Calls `served()` of waiting connections, oldest call first. Only the listener calls its
-    methods. Between begin() and finished() only the computing thread uses the connection.
+    """Calls `served()` of waiting connections, oldest call first.
+
+    Only the listener calls its methods. Between begin() and finished() only the computing thread
+    uses the connection.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:

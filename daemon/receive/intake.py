@@ -27,8 +27,9 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class NoRoomError(Exception):
-    """The instance cannot be accepted now: no room in the spool or in the ledger. The sender must
-    keep it.
+    """The instance cannot be accepted now: no room in the spool or in the ledger.
+
+    The sender must keep it.
     """
 
 

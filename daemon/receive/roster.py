@@ -76,6 +76,7 @@ class Roster:
 
     def take_slot(self, newcomer: Session) -> str:
         """Give a slot to an association that has entered; another association may have to end.
+
         Returns "", or why there is no slot.
         """
         caller = newcomer.caller
@@ -126,8 +127,9 @@ class Roster:
         return True
 
     def _largest_crowd(self, newcomer: Session) -> list[tuple[Association, Session]]:
-        """The open associations of the holder with the most; none if that is the newcomer. Among
-        equals, the holder of the least productive association.
+        """The open associations of the holder with the most; none if that is the newcomer.
+
+        Among equals, the holder of the least productive association.
         """
         with self._lock:
             running = [*self._running]

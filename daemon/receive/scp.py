@@ -60,8 +60,10 @@ class Receiver:
         self._alerts.start()
 
     def take(self, config: Config) -> None:
-        """Use new settings for new associations. An open association keeps its caller and its
-        limits. The reserve of room changes at once, because it protects the disk.
+        """Use new settings for new associations.
+
+        An open association keeps its caller and its limits. The reserve of room changes at once,
+        because it protects the disk.
         """
         self.limits = limits_of(config)
         self._access = _access_list(config, self.limits)
@@ -70,8 +72,9 @@ class Receiver:
         self._listener.take(self.limits)
 
     def stop(self) -> None:
-        """Accept no new association. Messages in hand are finished and answered, then their
-        associations end.
+        """Accept no new association.
+
+        Messages in hand are finished and answered, then their associations end.
         """
         self._listener.stop()
         self._roster.stop()

@@ -136,8 +136,9 @@ class Session:
 
 
 class StoredObject:
-    """One C-STORE being received (daemon.dicom.acceptor.Incoming). A refused object's bytes are
-    read and discarded.
+    """One C-STORE being received (daemon.dicom.acceptor.Incoming).
+
+    A refused object's bytes are read and discarded.
     """
 
     def __init__(self, session: Session, request: StoreRequest, context: Context) -> None:

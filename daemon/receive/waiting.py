@@ -86,6 +86,7 @@ class PlainWaiting:
 
     def _await_bytes(self, size: int) -> None:
         """Let select(2) report the connection only when this much has come, or when it is closed.
+
         So a peer that sends one byte at a time does not wake the listener. The kernel sizes its
         buffer by SO_RCVLOWAT; twice as much is set first, to cover the overhead of small segments.
         """
@@ -215,8 +216,9 @@ class TlsWaiting:
         return True
 
     def _flush(self) -> None:
-        """A whole flight fits into the kernel's empty buffer. If it does not, the peer is not
-        reading.
+        """A whole flight fits into the kernel's empty buffer.
+
+        If it does not, the peer is not reading.
         """
         data = self._outgoing.read()
         if not data:

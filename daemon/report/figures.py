@@ -159,8 +159,9 @@ def refused(deliveries: Iterable[DeliveryTimes]) -> list[tuple[str, int]]:
 def outages(
     images: Iterable[ImageTimes], deliveries: Iterable[DeliveryTimes], now: float
 ) -> list[OutageTime]:
-    """Periods in which work waited for more than ten minutes, oldest first. The ledger keeps no
-    history of outages: overlapping long waits count as one outage.
+    """Periods in which work waited for more than ten minutes, oldest first.
+
+    The ledger keeps no history of outages: overlapping long waits count as one outage.
     """
     waits: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
     for image in images:

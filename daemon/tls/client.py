@@ -24,8 +24,9 @@ class TlsClient:
         self._name = name
 
     def wrap(self, connection: socket.socket, host: str) -> ssl.SSLSocket:
-        """Do the handshake over a TCP connection, which is closed if that fails. The time-out of
-        `connection` bounds the peer's time to answer. SNI carries the name.
+        """Do the handshake over a TCP connection, which is closed if that fails.
+
+        The time-out of `connection` bounds the peer's time to answer. SNI carries the name.
 
         Raises:
             OSError: the handshake failed, or one of our files cannot be used; in_words() says why.
@@ -48,9 +49,11 @@ class TlsClient:
 
 
 def destination_client(config: Config, destination: DicomDestination) -> TlsClient | None:
-    """TLS toward an archive; None if its settings have no TLS. What the destination does not set
-    comes from `tls`: certificate, key and `ca`. Without any `ca`, the system's trusted certificates
-    are used. A file that cannot be used fails each connection, not the role.
+    """TLS toward an archive; None if its settings have no TLS.
+
+    What the destination does not set comes from `tls`: certificate, key and `ca`. Without any `ca`,
+    the system's trusted certificates are used. A file that cannot be used fails each connection,
+    not the role.
     """
     theirs = destination.tls
     if theirs is None:

@@ -254,9 +254,10 @@ def require_trusted(where: str, path: Path) -> None:
 
 
 def _trust(context: ssl.SSLContext, where: str, path: Path) -> int:
-    """Trust each readable certificate of a file. Returns how many unreadable ones it holds. A file
-    without a certificate trusts no peer: yesterday's list must not admit a peer that was removed
-    from it.
+    """Trust each readable certificate of a file.
+
+    Returns how many unreadable ones it holds. A file without a certificate trusts no peer:
+    yesterday's list must not admit a peer that was removed from it.
 
     Raises:
         TlsError: the file cannot be read.

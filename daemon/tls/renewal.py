@@ -58,10 +58,11 @@ class Renewed:
         self._fault: str | None = None
 
     def current(self) -> ssl.SSLContext:
-        """The context of the current files. While our pair cannot be used, the last good pair is
-        presented, but to the peers that the files list now: a peer that was removed from the list
-        is refused. A new context also ends resumption: no ticket outlives the certificates that
-        were trusted when it was issued.
+        """The context of the current files.
+
+        While our pair cannot be used, the last good pair is presented, but to the peers that the
+        files list now: a peer that was removed from the list is refused. A new context also ends
+        resumption: no ticket outlives the certificates that were trusted when it was issued.
 
         Raises:
             TlsError: the files cannot be used, and there is no earlier context.

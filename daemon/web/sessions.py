@@ -54,8 +54,9 @@ class Sessions:
     def __init__(
         self, idle_s: float, longest_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`idle_s`: the longest time without a click. `longest_s`: the longest time since the
-        login.
+        """`idle_s`: the longest time without a click.
+
+        `longest_s`: the longest time since the login.
         """
         self._idle_s = idle_s
         self._longest_s = longest_s
@@ -82,8 +83,9 @@ class Sessions:
         return token
 
     def find(self, token: str, is_click: bool = True) -> Session | None:
-        """The session of a token; None: there is no such session, or it has ended. `is_click`
-        False: a page that refreshes itself does not keep a session alive.
+        """The session of a token; None: there is no such session, or it has ended.
+
+        `is_click` False: a page that refreshes itself does not keep a session alive.
         """
         now = self._clock()
         with self._lock:

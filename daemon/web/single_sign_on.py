@@ -75,8 +75,10 @@ class PendingLogins:
         self._logins: dict[bytes, PendingLogin] = {}
 
     def begin(self, browser: str, to: str, address: str) -> tuple[str, LoginRequest]:
-        """Begin a login. Returns its state, and its other parameters for the provider. Anybody may
-        begin logins, so a flood evicts logins of its own address first.
+        """Begin a login.
+
+        Returns its state, and its other parameters for the provider. Anybody may begin logins, so a
+        flood evicts logins of its own address first.
         """
         state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(48)
         challenge = urlsafe_b64encode(_digest(verifier)).rstrip(b"=").decode()

@@ -22,8 +22,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether it is a CUDA error other than out-of-memory. Then the context is poisoned, and every
-    later call fails too.
+    """Whether it is a CUDA error other than out-of-memory.
+
+    Then the context is poisoned, and every later call fails too.
     """
     return not is_out_of_memory(error) and (
         isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

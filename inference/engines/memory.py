@@ -1,5 +1,6 @@
-"""Remembers from one start to the next which engine was fastest here. It stores names only, no
-code.
+"""Remembers from one start to the next which engine was fastest here.
+
+It stores names only, no code.
 """
 
 from __future__ import annotations

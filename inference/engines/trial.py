@@ -95,10 +95,11 @@ class Trial:
     def fastest(
         self, runners: dict[Candidate, Runner]
     ) -> Generator[None, None, dict[int, Candidate]]:
-        """The fastest of the runners for each batch size; plain torch is among them. The fastest
-        for one image need not be the fastest for eight. A runner that is about as good as the
-        fastest at every size is used for all sizes, because each further engine keeps a copy of the
-        weights in memory.
+        """The fastest of the runners for each batch size; plain torch is among them.
+
+        The fastest for one image need not be the fastest for eight. A runner that is about as good
+        as the fastest at every size is used for all sizes, because each further engine keeps a copy
+        of the weights in memory.
         """
         took = {}
 
@@ -127,9 +128,11 @@ class Trial:
     def _timed(
         self, size: int, runners: dict[Candidate, Runner]
     ) -> Generator[None, None, dict[Candidate, float]]:
-        """Seconds of each runner for a batch of this size. In each round every runner is called
-        twice. The second call is timed, because the previous engine's threads still spin during the
-        first. The median round counts, because other programs add time.
+        """Seconds of each runner for a batch of this size.
+
+        In each round every runner is called twice. The second call is timed, because the previous
+        engine's threads still spin during the first. The median round counts, because other
+        programs add time.
         """
         batch = self._batch(size)
         rounds: dict[Candidate, list[float]] = {name: [] for name in runners}

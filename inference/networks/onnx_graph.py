@@ -125,8 +125,9 @@ class OnnxGraph(nn.Module):
 
 
 def _require_whole_map(shape: tuple[int, ...], side: int) -> None:
-    """Raise unless (n, k, height, width) is a map of the whole square picture. A map with channels
-    last would look like many classes of a strip.
+    """Raise unless (n, k, height, width) is a map of the whole square picture.
+
+    A map with channels last would look like many classes of a strip.
     """
     if len(shape) != 4:
         return

@@ -81,6 +81,7 @@ def build(case: Case, kinds: Iterable[str]) -> tuple[Result, ...]:
 
 def build_what_passes(case: Case, kinds: Iterable[str], note: Note = unnoted) -> Built:
     """`build`, but an object that cannot be made or does not pass does not affect the others.
+
     `note` is called with "encoded KIND" and "checked KIND".
 
     Raises:
@@ -113,9 +114,10 @@ def build_what_passes(case: Case, kinds: Iterable[str], note: Note = unnoted) ->
 
 
 def last_resort(case: Case) -> tuple[Result, tuple[str, ...]] | None:
-    """A Secondary Capture that says that there is no result, after every other object failed. It
-    holds no picture and no notes, and only those attributes of the source that pass the gate: one
-    bad attribute must not keep the archive from being told.
+    """A Secondary Capture that says that there is no result, after every other object failed.
+
+    It holds no picture and no notes, and only those attributes of the source that pass the gate:
+    one bad attribute must not keep the archive from being told.
 
     Returns the object and the keywords of the patient and study attributes that it lacks; None if
     not even this object passes.
@@ -197,8 +199,9 @@ def _build_one(case: Case, kind: Kind, note: Note = unnoted) -> Result | None:
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
-    """pydicom's warnings quote header values, which may be a patient's. The gate judges, and names
-    only tags.
+    """pydicom's warnings quote header values, which may be a patient's.
+
+    The gate judges, and names only tags.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

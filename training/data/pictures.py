@@ -127,9 +127,10 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def stamp(*paths: Path | None) -> str:
-    """A stamp that changes when one of the files is replaced, but not when they are copied. A
-    missing file has a stamp too. It covers a file's name, its length and its first and last 64 KiB;
-    for DICOM with pixels that are not square also their aspect.
+    """A stamp that changes when one of the files is replaced, but not when they are copied.
+
+    A missing file has a stamp too. It covers a file's name, its length and its first and last 64
+    KiB; for DICOM with pixels that are not square also their aspect.
     """
     said = []
     for path in paths:

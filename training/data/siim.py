@@ -263,8 +263,9 @@ def _case(
 
 
 def years(age: str) -> float | None:
-    """PatientAge in years, with or without its unit; None if it is unreadable. Implausible ages are
-    left to the checks.
+    """PatientAge in years, with or without its unit; None if it is unreadable.
+
+    Implausible ages are left to the checks.
     """
     found = _AGE.fullmatch(age.strip().upper())
     return int(found[1]) / _PER_YEAR[found[2]] if found else None

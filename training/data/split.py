@@ -119,8 +119,9 @@ def grouped(cases: Sequence[Case], count: int, seed: int) -> list[int]:
 
 
 def held_out(cases: Sequence[Case], count: int, seed: int) -> tuple[list[Case], list[Case]]:
-    """(training images, validation images) of a layout without folds. In random order, whole
-    patients are taken for validation until there are `count` images.
+    """(training images, validation images) of a layout without folds.
+
+    In random order, whole patients are taken for validation until there are `count` images.
     """
     of_patient: dict[str, list[Case]] = defaultdict(list)
     for case in cases:

@@ -166,8 +166,9 @@ class Batches:
         return order
 
     def _order_with(self, share: float, number: int) -> NDArray[np.int64]:
-        """As many indices as there are images, a `share` of them positive. No image is shown twice
-        before every other of its class was shown.
+        """As many indices as there are images, a `share` of them positive.
+
+        No image is shown twice before every other of its class was shown.
         """
         assert self._positive is not None
         rng = np.random.default_rng((self.seed, number))

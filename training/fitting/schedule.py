@@ -88,9 +88,10 @@ def stale(figures: Sequence[float]) -> int:
 
 
 def train(network: nn.Module, freeze: Freeze | None, epoch: int) -> None:
-    """Put the network into train mode, and freeze what `freeze` names in this epoch (from 0). A
-    frozen module has no gradient and is in eval mode, because changing batch-norm statistics would
-    train it after all.
+    """Put the network into train mode, and freeze what `freeze` names in this epoch (from 0).
+
+    A frozen module has no gradient and is in eval mode, because changing batch-norm statistics
+    would train it after all.
 
     Raises:
         ValueError: something is to be frozen, but the network has no encoder with weights.

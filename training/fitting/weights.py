@@ -1,5 +1,6 @@
-"""An encoder's starting weights: published weights, or those of the classifier trained before it. A
-file is read as data, never as a program: safetensors, or a pickle from which torch loads only
+"""An encoder's starting weights: published weights, or those of the classifier trained before it.
+
+A file is read as data, never as a program: safetensors, or a pickle from which torch loads only
 tensors. Nothing is downloaded.
 """
 

@@ -1,5 +1,6 @@
-"""Does the shape of a tumour tell who dies? Mask features and clinical table, joined per patient,
-cross-validated.
+"""Does the shape of a tumour tell who dies?
+
+Mask features and clinical table, joined per patient, cross-validated.
 
 The case study claims 100 %, on the data the model was trained on. That proves nothing: a forest of
 fully grown trees reproduces every training label, even random ones. So each figure here stands

@@ -1,6 +1,7 @@
-"""Runs: a mask as the True pieces of its rows, and which of them are connected. A pneumothorax has
-a few runs in a row, while its box has hundreds of pixels, so computing with runs takes a fraction
-of the time.
+"""Runs: a mask as the True pieces of its rows, and which of them are connected.
+
+A pneumothorax has a few runs in a row, while its box has hundreds of pixels, so computing with runs
+takes a fraction of the time.
 """
 
 from __future__ import annotations
