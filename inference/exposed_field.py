@@ -1,6 +1,8 @@
-"""The exposed field of a radiograph: the part that shows the body, without the black film margin,
-the collimator and the surrounding air. All of these are black and reach the edge of the picture. A
-lung is dark too, but the chest wall separates it from the edge.
+"""The exposed field of a radiograph, which shows the body.
+
+Outside are the black film margin, the collimator and the surrounding air. All of these are black
+and reach the edge of the picture. A lung is dark too, but the chest wall separates it from the
+edge.
 """
 
 from __future__ import annotations

@@ -62,8 +62,9 @@ CHOICES = frozenset(one.name for one in fields(Choices))
 
 
 def import_chexnet(checkpoint: Path, segmenter: Path, folder: Path, choices: Choices) -> Manifest:
-    """Write the package of a CheXNet checkpoint; its segmenter (and plausibility gate) is that of
-    another package.
+    """Write the package of a CheXNet checkpoint.
+
+    Segmenter and plausibility gate come from another package.
 
     The weights are kept as they are, in float32. Only the output for pneumothorax, one of 14, is
     kept.

@@ -136,9 +136,7 @@ def _within(lung: _Lung, x: Array, y: Array, wall: Array | float, apex: float) -
 
 
 def _collapsed(rng: np.random.Generator, lung: _Lung, x: Array, y: Array) -> NDArray[np.bool_]:
-    """The rest of the lung: drawn off the wall most at the apex and side, less towards the
-    base.
-    """
+    """The collapsed lung: withdrawn from the wall most at apex and side, less towards the base."""
     depth, reach = rng.uniform(0.035, 0.12), rng.uniform(0.45, 1.0)
     t = (y - lung.apex_y) / (lung.base_y - lung.apex_y)
     wall = (

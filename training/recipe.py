@@ -172,8 +172,10 @@ class Finish(_Part):
 
 
 class PseudoMasks(Finish):
-    """Epochs after those: the network outlines images that have a label and no mask, and learns
-    from these pseudo masks beside the masks of readers.
+    """Epochs after those, with pseudo masks.
+
+    The network outlines images that have a label but no mask, and learns from these outlines
+    besides the readers' masks.
 
     Each network of cross-fitting outlines them for itself, so that the network without a fold
     learns nothing of that fold, not even by way of another network's pseudo masks. Lee,

@@ -10,9 +10,11 @@ from daemon.ledger import DeliveryState, Ledger
 
 @dataclass(frozen=True)
 class Wanted:
-    """The request: `states` among failed and refused; `to_destination` names one; `now` makes owed
-    deliveries due at once. `from_destination`: only what is addressed to this name, which has left
-    the settings, goes to `to_destination`.
+    """What to retry.
+
+    `states` are among failed and refused; `to_destination` names one; `now` makes owed deliveries
+    due at once. `from_destination`: only what is addressed to this name, which has left the
+    settings, goes to `to_destination`.
     """
 
     states: Sequence[str]

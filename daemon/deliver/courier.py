@@ -65,8 +65,10 @@ class _Turn:
 
 @dataclass
 class _Troubled:
-    """An object that a destination answered but did not store: how often, and how many objects it
-    had stored by the first and by the last of these answers.
+    """An object that a destination answered but did not store.
+
+    It counts these answers, and how many objects the destination had stored by the first and by the
+    last of them.
     """
 
     tries: int = 0
@@ -371,8 +373,9 @@ class Courier:
             turn.unstored = (job.id, str(error))
 
     def _is_at_fault(self, job: DeliveryJob) -> bool:
-        """Whether an object that was not stored is itself at fault: the destination has stored
-        others since it first answered this one.
+        """Whether an object that was not stored is itself at fault.
+
+        Then the destination has stored others since it first answered this one.
         """
         past = self._troubled.setdefault(job.id, _Troubled())
         if past.stored_before is None:

@@ -65,8 +65,10 @@ class Deliverer:
         spool: Spool,
         limits: DeliverLimits = DEFAULT_LIMITS,
     ) -> None:
-        """A certificate or key that cannot be used is a trouble of its destination or of the audit
-        trail only: a reboot must not stop deliveries that worked before it.
+        """A certificate or key that cannot be used does not raise.
+
+        It is a trouble of its destination or of the audit trail only, because a reboot must not
+        stop deliveries that worked before it.
         """
         self._ledger = ledger
         self._spool = spool

@@ -1,5 +1,6 @@
-"""The figures of a running node, from counters and partial indexes: the cost of a snapshot does not
-grow with the number of images in the ledger.
+"""The figures of a running node, from counters and partial indexes.
+
+The cost of a snapshot does not grow with the number of images in the ledger.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class Tally:
 
 @dataclass(frozen=True)
 class Owed:
-    """Results owed to one destination: since when the oldest is owed (seconds since 1970), and how
-    its last try ended, if it was tried.
+    """Results owed to one destination.
+
+    Since when the oldest is owed (seconds since 1970), and how its last try ended, if it was tried.
     """
 
     results: int
@@ -61,8 +63,9 @@ class Owed:
 
 @dataclass(frozen=True)
 class Uncommitted:
-    """The oldest result that one destination stored and has not committed to: when it was stored,
-    and why the last request was not accepted, if it was not.
+    """The oldest result that one destination stored and has not committed to.
+
+    When it was stored, and why the last request was not accepted, if it was not.
     """
 
     since: float

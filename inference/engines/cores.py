@@ -15,9 +15,10 @@ _SYSTEM = Path("/sys")
 
 
 def available(system: Path = _SYSTEM, groups: Path = Path("/proc/self/cgroup")) -> int:
-    """The cores this process may use, at least 1: those of its affinity mask (systemd's
-    CPUAffinity, a container's cpuset), two hardware threads of one core counted once, and no more
-    than its CPU quota (systemd's CPUQuota).
+    """The number of cores that this process may use, at least 1.
+
+    It counts the affinity mask (systemd's CPUAffinity, a container's cpuset), two hardware threads
+    of one core once, and is at most the CPU quota (systemd's CPUQuota).
     """
     allowed = os.sched_getaffinity(0)
     siblings = (

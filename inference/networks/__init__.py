@@ -57,8 +57,10 @@ _MAX_MEMBERS = 8
 
 
 def _pyramid(first: int) -> Callable[[Sequence[int]], Sequence[int]]:
-    """The widths allowed: at most `first` maps of the largest size; each further stage, with a
-    quarter of the pixels, may double that.
+    """Limits of a network's widths.
+
+    At most `first` maps of the largest size; each further stage, with a quarter of the pixels, may
+    double that.
     """
 
     # `shapes` bounds the weights before they are made; this bounds the maps of one image.

@@ -121,8 +121,9 @@ def _radiograph(case: Case, panel: Panel) -> Image.Image:
 
 
 def _grey(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """0..1 as (rows, columns) of 0..255, a few rows at a time: what stays in the cache takes a
-    quarter of the time.
+    """Convert (rows, columns) of 0..1 to 0..255, a few rows at a time.
+
+    Data that stay in the cache take a quarter of the time.
     """
     shown = np.empty(pixels.shape, dtype=np.uint8)
     for top in range(0, len(pixels), 32):
@@ -215,9 +216,7 @@ def _samples(lines: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _no_image_shape(header: Dataset) -> tuple[int, int]:
-    """(rows, columns) of the panel that stands for a radiograph which cannot be shown: its shape if
-    plausible.
-    """
+    """(rows, columns) of the panel in place of a radiograph that cannot be shown."""
     rows, columns = header.get("Rows"), header.get("Columns")
     if (
         not isinstance(rows, int)

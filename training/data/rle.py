@@ -51,8 +51,9 @@ def union(texts: Iterable[str], rows: int = SIDE, columns: int = SIDE) -> NDArra
 def read(
     path: Path, sizes: Mapping[str, tuple[int, int]] | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """ImageId -> the run lengths of each of its rows, checked and still as text: a data set's masks
-    fill no memory.
+    """ImageId -> the run lengths of each of its rows.
+
+    They are checked and kept as text, so that a data set's masks need little memory.
 
     The published header has a blank: "ImageId, EncodedPixels". A name that ends in .gz is
     decompressed. `sizes` has the (rows, columns) of images that may not be 1024 by 1024.

@@ -77,8 +77,8 @@ class Batches:
     def __init__(
         self, parts: Sequence[Samples], stage: Stage, seed: int, device: torch.device
     ) -> None:
-        """Raises ValueError: less than one batch, parts that do not fit together, or a batch that
-        cannot be shared.
+        """Raises ValueError: less than one batch, parts that do not fit, or a batch that cannot be
+        shared.
         """
         if len({(part.images.shape[1], part.targets.ndim) for part in parts}) != 1:
             raise ValueError("parts: one side, and labels everywhere or masks everywhere, wanted")

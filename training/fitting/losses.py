@@ -124,8 +124,8 @@ def cross_entropy(
 
 
 def focal(logits: Tensor, targets: Tensor, negative: float = 1.0, positive: float = 1.0) -> Tensor:
-    """Cross entropy, what is right already weighing less: (1 - p)^2 (Lin et al., ICCV 2017); mean
-    over everything.
+    """Focal loss: cross entropy weighted by (1 - p)^2 (Lin et al., ICCV 2017); mean over
+    everything.
 
     For a soft target its minimum is not at the target but nearer to one half; the paper has only
     hard targets.

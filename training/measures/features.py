@@ -1,5 +1,6 @@
-"""The features that a physician reads off a mask: how large, where, how spread, what shape; per
-image and per patient.
+"""The features that a physician sees in a mask: size, place, spread and shape.
+
+Per image and per patient.
 """
 
 from __future__ import annotations

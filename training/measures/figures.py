@@ -165,9 +165,7 @@ def _resampled(
 
 
 def _masks(sums: Sums) -> dict[str, Values]:
-    """The figures of masks: of both stages, of the segmenter alone, and beside them those of
-    finding nothing.
-    """
+    """The figures of masks: of both stages, of the segmenter alone, and of finding nothing."""
     pooled = {suffix: _confusion(sums, f"pixels{suffix} ") for suffix in _OF_MASKS}
     figures: dict[str, Values] = {}
     for name, figure in _POOLED.items():

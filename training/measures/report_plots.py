@@ -146,8 +146,9 @@ def thresholds(curves: Mapping[str, tuple[Scores, Scores]], threshold: float, ti
 
 
 def searched(rows: Sequence[Mapping[str, float]], best: Mapping[str, float], name: str) -> str:
-    """The figure that each pair of values of two knobs of the rule reached, at best over the other
-    knobs; `best`, one of the rows, is marked.
+    """The best figure for each pair of values of two knobs of the rule.
+
+    It is the best over all other knobs; `best`, one of the rows, is marked.
     """
     knobs = [knob for knob in rows[0] if knob != name and len({row[knob] for row in rows}) > 1]
     knobs = [

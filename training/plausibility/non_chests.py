@@ -1,7 +1,8 @@
-"""Synthetic pictures that are no frontal chest, for the plausibility network: drawn, or made out of
-real chests.
+"""Synthetic pictures of anything but a frontal chest, drawn or made from real chests.
 
-None is a real X-ray of another body part; what a network says about them is a figure on drawings. A
+The plausibility network trains on them.
+
+None is a real X-ray of another body part, so a figure about them is a figure about drawings. A
 picture is (SIDE, SIDE) float64, 0 black to 1 white. Drawings add up densities like
 training/phantom.py, coordinates x and y from -1 to 1. train.py learns from them, and
 inference/plausibility.py asks the trained network.

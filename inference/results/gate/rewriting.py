@@ -70,8 +70,10 @@ def _decoded(element: DataElement) -> bytes:
 
 
 def _is_kept(raw: RawDataElement) -> bool:
-    """True if the element's bytes tell all: short, of a stated VR, without another character set's
-    letters or escapes. A sequence is kept whole.
+    """True if the element depends only on its bytes.
+
+    It is short, has a stated VR, and no letters or escapes of another character set. A sequence is
+    kept whole.
     """
     value = raw.value or b""
     if len(value) > _KEPT_BYTES or raw.VR in (None, "UN"):

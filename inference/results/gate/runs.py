@@ -86,8 +86,8 @@ class Runs:
         return numbers, firsts.size
 
     def _neighbours(self, reach: int) -> tuple[Whole, Whole]:
-        """The pairs of runs, in one row and the next, that overlap once one is widened by `reach`
-        at both ends.
+        """The pairs of runs in consecutive rows that overlap once one is widened by `reach` at both
+        ends.
         """
         # No widened run reaches the next row's columns.
         width = int(self.stops.max(initial=0)) + 2
