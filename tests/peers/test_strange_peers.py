@@ -295,7 +295,7 @@ ENDS = {
     "an abort by its user": (b"\x07\0\0\0\0\x04\0\0\0\0", 0x00, "by its application"),
     "a second request": (request(), 0x07, "ASSOCIATE_RQ, a PDU that is not allowed in this state"),
     "a release response": (b"\x06\0\0\0\0\x04\0\0\0\0", 0x07, "RELEASE_RP, a PDU that is not"),
-    "an unknown PDU": (b"\x4d\0\0\0\0\x04\0\0\0\0", 0x07, "no PDU type"),
+    "an unknown PDU": (b"\x4d\0\0\0\0\x04\0\0\0\0", 0x07, "not a PDU type"),
     "an unaccepted context": (
         p_data((COMMAND | LAST, c_store()), context_id=9),
         0x07,

@@ -219,7 +219,7 @@ def test_a_renewed_certificate_serves_the_next_connection_and_a_broken_one_does_
         assert presented() == "CN=third"
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 2
-    assert "renewed files taken" in caplog.text
+    assert "renewed files in use" in caplog.text
 
 
 def put(pair: Pair, place: Pair, key_mode: int = 0o600) -> None:
