@@ -230,14 +230,14 @@ class Inbox:
             if seen.taken_at is None and self._take(path, seen.signature):
                 seen.taken_at = time.monotonic()
             return not self._remove(path, seen)
-        except (OSError, NoRoomError) as error:
+        except Exception as error:
+            # Whatever a file does, as when it is too large for the memory, it keeps no other.
             pace = self._pace
             pause_s = doubled_s(pace.first_pause_s, pace.longest_pause_s, seen.failures)
             seen.failures += 1
             # From the end of the attempt, which may have taken long.
             seen.not_before = time.monotonic() + pause_s
-            why = error.strerror if isinstance(error, OSError) else error
-            log.warning("inbox: a file stays (%s); trying again in %g s", why, pause_s)
+            log.warning("inbox: a file stays (%s); trying again in %g s", _why(error), pause_s)
         return True
 
     def _seen_as(self, path: Path, signature: tuple[int, int, int]) -> _Seen:
@@ -336,6 +336,13 @@ class _Events(FileSystemEventHandler):
 
     def _below(self, path: str | bytes) -> Path:
         return Path(os.fsdecode(path)).relative_to(self._watched)
+
+
+def _why(error: Exception) -> str:
+    """Any other error by its type: its text may quote the file."""
+    if isinstance(error, NoRoomError):
+        return str(error)
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 def _may_be_taken(name: str) -> bool:

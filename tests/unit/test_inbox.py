@@ -170,6 +170,23 @@ def test_a_closed_file_goes_at_once(node: Node, tmp_path: Path) -> None:
     wait_until("it goes", lambda: node.left() == [])
 
 
+def test_a_file_that_breaks_the_node_keeps_no_other_from_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def identity(data: bytes) -> tuple[str, str, str]:
+        if data == b"huge":
+            raise MemoryError
+        return "", "", ""
+
+    monkeypatch.setattr(inbox, "_identity", identity)
+    for number in range(9):
+        (node.folder / f"{number}.dcm").write_bytes(b"huge" if number % 2 else b"small")
+    node.start()
+    wait_until("the others go", lambda: len(node.left()) == 4)
+    assert "inbox: a file stays (MemoryError)" in caplog.text
+    assert len(node.rows()) == 5
+
+
 def test_a_file_that_is_too_long_is_not_read(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
