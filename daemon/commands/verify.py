@@ -58,8 +58,8 @@ def verify(inspect: Inspection, spool: Spool) -> Report:
 
     for name in spool.quarantined():
         report.faults.append(
-            f"{spool.quarantine_folder / name}: the ledger does not know it, and it cannot be "
-            "told; put it into the inbox if it is an image, or remove it"
+            f"{spool.quarantine_folder / name}: the ledger does not know it, and it could not be "
+            "identified; put it into the inbox if it is an image, or remove it"
         )
     return report
 
