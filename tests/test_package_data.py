@@ -84,6 +84,14 @@ def test_systemd_accepts_the_units(unit: str, tmp_path: Path, peer: Callable[[st
     assert str(tmp_path) not in answer.stderr, answer.stderr
 
 
+def test_a_boot_starts_no_role_that_is_disabled() -> None:
+    # As on a machine that only analyses, or while no result may go out.
+    target = (REPOSITORY / "systemd" / "pleura.target").read_text()
+    assert not re.findall(r"(?m)^(?:Wants|Requires|Upholds|BindsTo)=.*pleura-", target)
+    for unit in (REPOSITORY / "systemd").glob("*.service"):
+        assert "\nWantedBy=pleura.target\n" in unit.read_text()
+
+
 def test_the_readmes_settings_are_settings(tmp_path: Path) -> None:
     text = (REPOSITORY / "README.md").read_text()
     match = re.search(r"\n((?:    .*\n)*    ae_title:.*\n(?:    .*\n)*)", text)
