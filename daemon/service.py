@@ -323,14 +323,7 @@ def _started_inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None
 
     intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
     inbox = Inbox(config.inbox, intake)
-    try:
-        inbox.start()
-    except OSError as error:
-        if time_may_cure(error):
-            raise
-        raise CannotStartError(
-            f"inbox: {error}; this user must be able to read and write there"
-        ) from error
+    inbox.start()
     return inbox
 
 

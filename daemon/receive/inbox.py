@@ -51,6 +51,8 @@ log = logging.getLogger("pleura.receive")
 _UNFINISHED = (".part", ".tmp", ".partial", ".filepart", "~")
 _LIMIT_BYTES = 1 << 30  # as for one C-STORE
 _ROUTINE = 1
+# How long a start waits for the folder, in seconds.
+_PATIENCE_S = 5.0
 _NETWORK_FILE_SYSTEMS = (
     "nfs",
     "cifs",
@@ -112,6 +114,7 @@ class Inbox:
         self._written: set[Path] = set()
         self._seen: dict[Path, _Seen] = {}
         self._wake = threading.Event()
+        self._first_try = threading.Event()
         self._stopping = False
         self._observer: InotifyObserver | None = None
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
@@ -123,15 +126,20 @@ class Inbox:
     def start(self) -> None:
         """Take the files that lie there, and watch for more.
 
-        Raises:
-            OSError: the folder cannot be made or read.
+        While the folder cannot be made or read, the log says so, and tries go on: a share that is
+        not mounted must not keep the role from receiving over the network. Returns after the first
+        try, or after a few seconds if a share hangs.
         """
+        self._thread.start()
+        self._first_try.wait(_PATIENCE_S)
+
+    def _open(self) -> None:
+        """Make the folder, and watch it. Raises OSError."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.scandir(self._folder).close()
 
         if not _on_network(self._folder):
             self._watch()
-        self._thread.start()
 
     def _watch(self) -> None:
         # With full events, a file that is moved in from outside has an event too.
@@ -156,10 +164,10 @@ class Inbox:
         """Take nothing more."""
         self._stopping = True
         self._wake.set()
+        self._thread.join()
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()
-        self._thread.join()
         self._intake.stop()
 
     def whole(self, name: Path) -> None:
@@ -179,12 +187,18 @@ class Inbox:
 
     def _run(self) -> None:
         outage = Outage(log, "inbox: the folder")
+        is_open = False
         while not self._stopping:
             try:
+                if not is_open:
+                    self._open()
+                    is_open = True
+                    self._first_try.set()
                 self._walk()
             except Exception as error:
                 # The loop's only catch-all: an unreachable folder comes back.
                 outage.failed(error)
+                self._first_try.set()
             else:
                 outage.over()
             self._wake.wait(self._pace.rescan_s)

@@ -276,6 +276,21 @@ def test_an_inbox_that_has_gone_is_told(node: Node, caplog: pytest.LogCaptureFix
     wait_until("its file is taken", lambda: node.left() == [])
 
 
+def test_one_that_cannot_be_made_is_told_and_waited_for(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As on a share that is not mounted yet, at a start of the role.
+    node.folder.rmdir()
+    node.folder.write_bytes(b"no folder")
+    node.folder = node.folder / "inbox"
+    node.start()
+    wait_until("it is told", lambda: "inbox: the folder: NotADirectoryError" in caplog.text)
+    node.folder.parent.unlink()
+    wait_until("it is made", node.folder.is_dir)
+    (node.folder / "goes.dcm").write_bytes(b"x")
+    wait_until("its file is taken", lambda: node.left() == [])
+
+
 def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.pace = replace(node.pace, first_pause_s=0.1)
     unlink, tries = Path.unlink, []
