@@ -75,19 +75,21 @@ def _add_with_config(commands: _Commands, name: str, text: str) -> argparse.Argu
 
 def _add_roles(commands: _Commands) -> None:
     _add_with_config(commands, "serve", "Run the node: every role, supervised.")
-    _add_with_config(commands, "receive", "Run the receive role alone.")
+    _add_with_config(commands, "receive", "Run only the receive role.")
 
-    analyse = _add_with_config(commands, "analyse", "Run the analyse role alone.")
+    analyse = _add_with_config(commands, "analyse", "Run only the analyse role.")
     analyse.add_argument("--device", help="cpu, cuda:0, ...; default: the settings' device")
-    _add_with_config(commands, "deliver", "Run the deliver role alone.")
-    _add_with_config(commands, "shadow", "Run the shadow role alone: it answers for comparison.")
+    _add_with_config(commands, "deliver", "Run only the deliver role.")
+    _add_with_config(
+        commands, "shadow", "Run only the shadow role: a second model, compared with the first."
+    )
     _add_with_config(
         commands,
         "reload",
-        "Make every running role of this machine take the settings: all of them, or none.",
+        "Apply the settings to every running role on this machine, or to none of them.",
     )
 
-    web = _add_with_config(commands, "web", "Run the operator's page alone.")
+    web = _add_with_config(commands, "web", "Run only the operator's page.")
     web.add_argument(
         "action",
         nargs="?",
@@ -110,19 +112,21 @@ def _add_status(commands: _Commands) -> None:
         "uid",
         nargs="*",
         metavar="UID",
-        help="the history of images, by SOP Instance UID of an image or a result, Study Instance "
-        "UID or accession number",
+        help="show the history of these images: SOP Instance UID of an image or a result, Study "
+        "Instance UID, or accession number",
     )
 
     trace = _add_with_config(
-        commands, "trace", "Show where an image's time was spent, from its receipt to each archive."
+        commands,
+        "trace",
+        "Show how long each step of an image took, from its receipt to each archive.",
     )
     trace.add_argument("--json", action="store_true", help="print JSON")
     trace.add_argument(
         "uid",
         nargs="+",
         metavar="UID",
-        help="SOP Instance UID of an image or a result, or Study Instance UID",
+        help="SOP Instance UID of an image or a result, or a Study Instance UID",
     )
 
 
@@ -143,12 +147,12 @@ def _add_repairs(commands: _Commands) -> None:
         "--from",
         dest="old",
         metavar="OLD",
-        help="with --to, after a renaming: send there what is addressed to OLD, a name that has "
-        "left the settings",
+        help="with --to, after a destination was renamed: send there what is addressed to OLD, a "
+        "name that is no longer in the settings",
     )
 
     resend = _add_with_config(
-        commands, "resend", "Send again what a destination stored, after it lost objects."
+        commands, "resend", "Send again the objects that a destination stored and then lost."
     )
     resend.add_argument("--to", required=True, metavar="NAME", help="the destination")
     resend.add_argument(
@@ -158,51 +162,68 @@ def _add_repairs(commands: _Commands) -> None:
         help="only objects stored from this time on, ISO 8601",
     )
     resend.add_argument(
-        "uid", nargs="*", metavar="UID", help="only these: of studies, images or results"
+        "uid", nargs="*", metavar="UID", help="only these studies, images or results"
     )
 
     _add_with_config(
-        commands, "verify", "Compare the spool with the ledger: is every file there, and complete?"
+        commands, "verify", "Check that every file the ledger refers to is in the spool, complete."
     )
     backup = _add_with_config(
-        commands, "backup", "Copy a running node's SQLite ledger, and the spool files it refers to."
+        commands, "backup", "Copy a node's SQLite ledger and spool files; the node may be running."
     )
-    backup.add_argument("--out", required=True, type=Path, metavar="DIR", help="may be used again")
+    backup.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the backup folder; a backup that is there is updated",
+    )
     _add_with_config(
-        commands, "doctor", "Check that everything the settings name is there and answers."
+        commands, "doctor", "Check that everything the settings name exists and answers."
     )
 
 
 def _add_drift(commands: _Commands) -> None:
     drift = _add_with_config(
-        commands, "drift", "Compare the newest weeks with a baseline, and answers with reports."
+        commands,
+        "drift",
+        "Compare recent weeks with a baseline, and answers with radiologists' reports.",
     )
     drift.add_argument("--json", action="store_true", help="print JSON")
-    drift.add_argument("--weeks", type=int, default=8, metavar="N", help="default: 8")
+    drift.add_argument(
+        "--weeks", type=int, default=8, metavar="N", help="how many weeks; default: 8"
+    )
     actions = drift.add_subparsers(dest="action", metavar="ACTION")
 
-    baseline = _add(actions, "baseline", "Take the weeks of these days for the baseline.")
-    baseline.add_argument("--from", dest="first", type=_day, required=True, metavar="DATE")
-    baseline.add_argument("--to", dest="last", type=_day, required=True, metavar="DATE")
-    reports = _add(actions, "reports", "Take radiologists' reports, from a CSV or HL7 messages.")
+    baseline = _add(actions, "baseline", "Set the baseline to the weeks of these days.")
+    baseline.add_argument(
+        "--from", dest="first", type=_day, required=True, metavar="DATE", help="the first day"
+    )
+    baseline.add_argument(
+        "--to", dest="last", type=_day, required=True, metavar="DATE", help="the last day"
+    )
+    reports = _add(
+        actions, "reports", "Import radiologists' reports from a CSV file or HL7 messages."
+    )
     reports.add_argument(
         "file",
         type=Path,
         metavar="FILE.csv|FOLDER",
-        help="two columns: SOP Instance UID or Accession Number; yes or no. Of a folder, each "
-        "*.hl7 is one ORU^R01",
+        help="a CSV file of two columns (SOP Instance UID or Accession Number; yes or no), or a "
+        "folder of *.hl7 files, one ORU^R01 in each",
     )
     reports.add_argument(
         "--move-to",
         type=Path,
         metavar="FOLDER",
-        help="move the files that were taken into this folder, the others into `unusable` there",
+        help="move imported files into this folder, and files that cannot be used into its "
+        "subfolder `unusable`",
     )
 
 
 def _add_report(commands: _Commands) -> None:
     report = _add_with_config(
-        commands, "report", "Write volumes, times, positives, drift and outages on one HTML page."
+        commands, "report", "Write an HTML report: volumes, times, positives, drift and outages."
     )
     report.add_argument("--since", type=_day, required=True, metavar="DATE", help="the first day")
     report.add_argument("--until", type=_day, metavar="DATE", help="the last day; default: today")
@@ -222,9 +243,13 @@ def _add_predict(commands: _Commands) -> None:
         "Analyse DICOM, PNG, JPEG and TIFF files without a node: one JSON line each.",
     )
     predict.add_argument(
-        "file", nargs="+", type=Path, metavar="FILE|DIR", help="of a folder every image below it"
+        "file",
+        nargs="+",
+        type=Path,
+        metavar="FILE|DIR",
+        help="images, or folders with images at any depth",
     )
-    predict.add_argument("--model", default="default", help="a model package: its folder or zip")
+    predict.add_argument("--model", default="default", help="a model package, as folder or zip")
     predict.add_argument("--device", default="auto", help="cpu, cuda:0, ...; default: auto")
 
     predict.add_argument("--out", type=Path, metavar="DIR", help="write the result objects here")
@@ -243,58 +268,66 @@ def _add_predict(commands: _Commands) -> None:
         "--submission",
         type=Path,
         metavar="FILE.csv",
-        help="write every mask as SIIM-ACR's run lengths: ImageId,EncodedPixels",
+        help="write every mask as run lengths in SIIM-ACR's format: ImageId,EncodedPixels",
     )
     predict.add_argument(
         "--any-image",
         action="store_true",
-        help="also answer for images that a node refuses by their header: children, laterals, no "
-        "study",
+        help="also analyse images that a node excludes by their header, such as children, lateral "
+        "views, or no study",
     )
 
 
 def _add_send(commands: _Commands) -> None:
     send = _add(commands, "send", "Send files to a node by C-STORE; without files, C-ECHO.")
     send.add_argument("file", nargs="*", type=Path, metavar="FILE")
-    send.add_argument("--to", required=True, type=_host_port, metavar="HOST:PORT")
-    send.add_argument("--called", required=True, metavar="AET")
-    send.add_argument("--calling", default="PLEURA", metavar="AET", help="default: PLEURA")
+    send.add_argument(
+        "--to", required=True, type=_host_port, metavar="HOST:PORT", help="the node's address"
+    )
+    send.add_argument("--called", required=True, metavar="AET", help="the node's AE title")
+    send.add_argument(
+        "--calling", default="PLEURA", metavar="AET", help="your AE title; default: PLEURA"
+    )
 
 
 def _add_monitoring(commands: _Commands) -> None:
-    alerts = _add_with_config(commands, "alerts", "Troubles that last, and messages about them.")
+    alerts = _add_with_config(commands, "alerts", "List current troubles, or send a trial message.")
     alerts.add_argument(
         "action",
         choices=("list", "test"),
-        help="list: the troubles now; test: send a trial message over each route",
+        help="list: show current troubles; test: send a trial message over each route",
     )
-    _add_with_config(commands, "metrics", "Print the metrics as Prometheus reads them.")
+    _add_with_config(commands, "metrics", "Print the metrics in Prometheus's text format.")
 
 
 def _add_config(commands: _Commands) -> None:
-    config = _add_with_config(commands, "config", "Check, show, compare or begin the settings.")
+    config = _add_with_config(
+        commands, "config", "Check, show, compare or create the settings file."
+    )
 
     config.add_argument(
         "action",
         choices=("check", "show", "init", "schema", "diff"),
-        help="init writes a commented file with every key at its default; schema prints the JSON "
-        "Schema that editors check a file with; diff compares",
+        help="check: report every error; show: print the effective settings; init: write a "
+        "commented file with every key at its default; schema: print the JSON Schema for editors; "
+        "diff: show what differs",
     )
     config.add_argument(
         "file",
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="diff: two files, or one file with the running settings; default: that of -c",
+        help="diff: two files, or one file to compare with the running settings; default: the file "
+        "of -c",
     )
 
 
 def _add_model(commands: _Commands) -> None:
-    model = _add(commands, "model", "Check, show or import a model package.")
+    model = _add(commands, "model", "Check, show, promote or import a model package.")
     actions = model.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    check = _add(actions, "check", "Load the package with every check and describe it.")
-    show = _add(actions, "show", "Print the package's manifest as JSON.")
+    check = _add(actions, "check", "Load a package, run every check, and describe it.")
+    show = _add(actions, "show", "Print a package's manifest as JSON.")
     for action in (check, show):
         action.add_argument(
             "model",
@@ -304,14 +337,12 @@ def _add_model(commands: _Commands) -> None:
             help="folder, zip, or 'default'",
         )
 
-    promote = _add_with_config(
-        actions, "promote", "Put the shadow's package in the place of the model's."
-    )
+    promote = _add_with_config(actions, "promote", "Replace the model's package with the shadow's.")
     promote.add_argument(
         "--back", action="store_true", help="put back the package that was there before"
     )
 
-    _add_import(_add(actions, "import", "Make a package from a foreign checkpoint."))
+    _add_import(_add(actions, "import", "Make a package from another project's checkpoint."))
 
 
 def _add_import(action: argparse.ArgumentParser) -> None:
@@ -319,13 +350,13 @@ def _add_import(action: argparse.ArgumentParser) -> None:
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="its tensors are read, and no code in it is run",
+        help="the checkpoint file: its tensors are read, and no code in it is run",
     )
     action.add_argument(
         "--kind",
         choices=("chexnet", "monai", "onnx", "state-dict", "timm", "torchxrayvision"),
         required=True,
-        help="what it is (docs/models.md)",
+        help="the kind of checkpoint (docs/models.md)",
     )
     action.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the package's folder, empty or new"
@@ -343,15 +374,20 @@ def _add_import(action: argparse.ArgumentParser) -> None:
         "--segmenter",
         default="default",
         metavar="PACKAGE",
-        help="the package that the segmenter is taken from; default: the default model",
+        help="take the segmenter from this package; default: the default model",
     )
 
     _add_network(action)
 
     # Suppressed defaults: only the given options override the importer's own choices.
-    action.add_argument("--side", type=int, default=argparse.SUPPRESS)
+    action.add_argument(
+        "--side",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="the side of the square input, in pixels",
+    )
     for name in ("id", "version", "licence"):
-        action.add_argument(f"--{name}", default=argparse.SUPPRESS)
+        action.add_argument(f"--{name}", default=argparse.SUPPRESS, help=f"the package's {name}")
 
 
 def _add_network(action: argparse.ArgumentParser) -> None:
@@ -360,12 +396,12 @@ def _add_network(action: argparse.ArgumentParser) -> None:
         "--role",
         choices=("classifier", "segmenter"),
         default="classifier",
-        help="of onnx, state-dict",
+        help="onnx, state-dict: what the network does; default: classifier",
     )
     action.add_argument(
         "--architecture",
         metavar="NAME",
-        help="state-dict: one of docs/models.md; timm: the encoder, such as resnet34",
+        help="state-dict: a name in docs/models.md; timm: the encoder, such as resnet34",
     )
     action.add_argument(
         "--arguments", default="{}", metavar="YAML", help="state-dict: the architecture's arguments"
@@ -374,14 +410,14 @@ def _add_network(action: argparse.ArgumentParser) -> None:
         "--normalisation",
         choices=("unit", "image-standard"),
         default="unit",
-        help="state-dict, monai: of the image; default: unit",
+        help="state-dict, monai: how the image is normalised; default: unit",
     )
     action.add_argument(
         "--axes",
         choices=("xy", "yx"),
         default="xy",
-        help="monai: the training images' first axis was columns, as LoadImage has it, or rows; "
-        "default: xy",
+        help="monai: the first axis of the training images; xy: columns, as LoadImage gives; yx: "
+        "rows; default: xy",
     )
 
     action.add_argument(
@@ -390,33 +426,41 @@ def _add_network(action: argparse.ArgumentParser) -> None:
         type=float,
         default=(0.0, 1.0),
         metavar=("BLACK", "WHITE"),
-        help="onnx: the values it expects for black and white; default: 0 1",
+        help="onnx: the input values for black and white; default: 0 1",
     )
     action.add_argument(
-        "--imagenet", action="store_true", help="onnx: standardise with ImageNet's mean, deviation"
+        "--imagenet", action="store_true", help="onnx: standardise by ImageNet's mean and deviation"
     )
     action.add_argument(
         "--output",
         type=int,
         default=0,
         metavar="INDEX",
-        help="onnx, timm, monai: the class, from 0",
+        help="onnx, timm, monai: the index of the output's class, from 0; default: 0",
     )
     action.add_argument(
         "--gives",
         choices=("logits", "probabilities", "softmax-logits"),
         default="logits",
-        help="onnx, timm, monai: what the output holds; default: logits",
+        help="onnx, timm, monai: what the output values are; default: logits",
     )
 
 
 def _add_train(commands: _Commands) -> None:
-    train = _add(commands, "train", "Train a recipe on data laid out as in docs/training.md.")
+    train = _add(
+        commands, "train", "Train a recipe; docs/training.md says how the data is laid out."
+    )
 
-    train.add_argument("--recipe", required=True, metavar="NAME|FILE")
-    train.add_argument("--data", type=Path, required=True, metavar="DIR")
     train.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="an earlier run's folder resumes it"
+        "--recipe", required=True, metavar="NAME|FILE", help="a shipped recipe, or a YAML file"
+    )
+    train.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled images")
+    train.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the run's folder; a run that is there is resumed",
     )
 
     train.add_argument(
@@ -431,15 +475,15 @@ def _add_train(commands: _Commands) -> None:
         action="append",
         default=[],
         metavar="N=FILE",
-        help="the weights that network N starts from; N=random where the recipe names published "
-        "weights that are not available",
+        help="start network N from these weights; N=random if the recipe names published weights "
+        "that are not available",
     )
 
     train.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="decoded images, shared by several runs; default: inside OUT",
+        help="a folder for decoded images, which runs may share; default: inside OUT",
     )
     trials = train.add_mutually_exclusive_group()
     trials.add_argument(
@@ -454,7 +498,7 @@ def _add_train(commands: _Commands) -> None:
         dest="instead",
         action="store_const",
         const="find-learning-rate",
-        help="train nothing; raise the rate until the loss explodes, and suggest one",
+        help="train nothing; raise the learning rate until the loss explodes, and suggest a rate",
     )
     train.add_argument(
         "--fold",
@@ -468,17 +512,22 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate = _add(
         commands, "evaluate", "Measure a model package on labelled images; ignores admission."
     )
-    evaluate.add_argument("--model", default="default", metavar="PACKAGE")
-    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR")
+    evaluate.add_argument(
+        "--model", default="default", metavar="PACKAGE", help="default: the default model"
+    )
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled images")
 
     evaluate.add_argument(
         "--layout", default="siim", help=f"{_LAYOUTS}; images: a folder without labels"
     )
     evaluate.add_argument(
-        "--split", type=Path, metavar="FILE", help="split.csv of a run: figures of its parts"
+        "--split", type=Path, metavar="FILE", help="a run's split.csv: print figures for each part"
     )
     evaluate.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="curves, tables and cases on one page"
+        "--report",
+        type=Path,
+        metavar="FILE.html",
+        help="write curves, tables and cases on one page",
     )
     evaluate.add_argument("--json", action="store_true", help="print the figures as JSON")
 
@@ -489,7 +538,7 @@ def _add_comparisons(commands: _Commands) -> None:
         "compare",
         "Compare finished training runs: figures, differences, speed, size.",
     )
-    compare.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folders of --out")
+    compare.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     compare.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="draw the figures (also .svg and .pdf)"
     )
@@ -498,9 +547,9 @@ def _add_comparisons(commands: _Commands) -> None:
     ensemble = _add(
         commands,
         "ensemble",
-        "Join finished training runs, such as the folds of a recipe, to one package.",
+        "Join finished training runs, such as a recipe's folds, into one package.",
     )
-    ensemble.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folders of --out")
+    ensemble.add_argument("run", nargs="+", type=Path, metavar="RUN", help="folders of runs")
     ensemble.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the package's folder, empty or new"
     )
@@ -508,20 +557,24 @@ def _add_comparisons(commands: _Commands) -> None:
 
 def _add_explore(commands: _Commands) -> None:
     explore = _add(commands, "explore", "Describe a data set on one HTML page.")
-    explore.add_argument("--data", type=Path, required=True, metavar="DIR")
+    explore.add_argument("--data", type=Path, required=True, metavar="DIR", help="the images")
     explore.add_argument("--layout", default="siim", help=_LAYOUTS)
-    explore.add_argument("--out", type=Path, required=True, metavar="FILE.html")
+    explore.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the page")
 
 
 def _add_demo(commands: _Commands) -> None:
     demo = _add(
-        commands, "demo", "See it work: a node on loopback, samples in over C-STORE, results out."
+        commands, "demo", "Try it: run a node on loopback, send it samples, and show the results."
     )
     demo.add_argument(
         "file", nargs="*", type=Path, metavar="FILE", help="X-rays; default: two synthetic ones"
     )
     demo.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="default: ./demo"
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="DIR",
+        help="the folder for results; default: ./demo",
     )
 
 
