@@ -42,11 +42,11 @@ class Mail(Settings):
     """A mail server that takes the messages."""
 
     host: RemoteHost = Field(description="The mail server (SMTP).")
-    port: Port = Field(default=587, description="Its port: 587 for STARTTLS, 465 for TLS.")
+    port: Port = Field(default=587, description="The server's port: 587 for STARTTLS, 465 for TLS.")
     security: Literal["starttls", "tls", "none"] = Field(
         default="starttls",
         description="How the connection is secured. `starttls` and `tls` verify the server's "
-        "certificate, and never go on in plain text.",
+        "certificate, and never fall back to plain text.",
     )
     ca: File | None = Field(
         default=None,
@@ -54,7 +54,7 @@ class Mail(Settings):
         "that the system trusts.",
     )
     user: Text | None = Field(
-        default=None, description="The user name, where the server asks for one."
+        default=None, description="The user name, if the server asks for a login."
     )
     password_file: File | None = Field(
         default=None, description="The file that holds the password of `user`."
@@ -120,11 +120,11 @@ class Silence(Settings):
 
     learn: bool = Field(
         default=True,
-        description="Learn from each sender's last weeks how much it sends at which hour of the "
-        "week. Its silence is reported once five images are missing (docs/monitor.md).",
+        description="Learn from each sender's last weeks how many images it sends in each hour of "
+        "the week. Its silence is reported once five images are missing (docs/monitor.md).",
     )
     limits: tuple[SilenceLimit, ...] = Field(
-        default=(), description="Senders with a fixed limit, which comes before what was learned."
+        default=(), description="Senders with a fixed limit, which overrides the learned limit."
     )
 
 
@@ -133,34 +133,42 @@ class Alerts(Settings):
 
     mail: Mail | None = Field(default=None, description="Messages by mail. null: no mail.")
     webhook: Webhook | None = Field(
-        default=None, description="Messages to a web service. null: to none."
+        default=None, description="Messages to a web service. null: no webhook."
     )
     outage_minutes: _Minutes = Field(
         default=10,
-        description="Minutes that a destination is down or stores nothing before it is a trouble.",
+        description="A trouble begins when a destination is down, or stores nothing, for this many "
+        "minutes.",
     )
     owed_minutes: _Minutes = Field(
         default=60,
-        description="Minutes that a result is owed to a destination before it is a trouble, "
-        "whatever the destination answers.",
+        description="A trouble begins when a result is owed to a destination for this many "
+        "minutes, whatever the destination answers.",
     )
     commitment_hours: Annotated[float, Field(ge=0.001, le=8760, strict=True)] = Field(
         default=24,
-        description="Hours that a destination with `commitment` has not committed to a result that "
-        "it stored before it is a trouble.",
+        description="A trouble begins when a destination with `commitment` has not committed to a "
+        "stored result for this many hours.",
     )
     backlog_minutes: _Minutes = Field(
-        default=15, description="Minutes that the oldest image waits before it is a trouble."
+        default=15,
+        description="A trouble begins when the oldest image waits for this many minutes.",
     )
-    role_minutes: _Minutes = Field(default=3, description="Minutes without a heartbeat of a role.")
+    role_minutes: _Minutes = Field(
+        default=3,
+        description="A trouble begins when a role sends no heartbeat for this many minutes.",
+    )
     certificate_days: Annotated[float, Field(ge=0, strict=True)] = Field(
-        default=14, description="Days before the end of a certificate."
+        default=14,
+        description="A trouble begins when a certificate expires within this many days.",
     )
     disk_free_mb: Annotated[int, Field(ge=0, strict=True)] = Field(
-        default=1024, description="Megabytes. Less room beside the spool is a trouble."
+        default=1024,
+        description="A trouble begins when less than this many megabytes are free beside the "
+        "spool.",
     )
     silence: Silence = Field(
-        default=Silence(), description="From when on a sender that sends nothing is a trouble."
+        default=Silence(), description="When a sender that sends nothing is a trouble."
     )
 
     @model_validator(mode="after")

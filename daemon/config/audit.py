@@ -37,8 +37,8 @@ class Audit(Settings):
     )
     file: File | None = Field(
         default=None,
-        description="A file that gets every message too, one a line. It is only appended to; "
-        "the deliver role's user must be able to write it.",
+        description="A file that also gets every message, one on each line. The node only appends "
+        "to it; the deliver role's user must be able to write it.",
     )
     ca: File | None = Field(
         default=None,
@@ -59,7 +59,7 @@ class Audit(Settings):
     patients: Literal["none", "id"] = Field(
         default="none",
         description="`id`: the Patient ID where PS3.15 A.5 asks for the patient (transfers and "
-        "exports). `none`: no patient; the study's UID leads to them. A name is never sent.",
+        "exports). `none`: no patient; the study's UID identifies the study. A name is never sent.",
     )
 
     @model_validator(mode="after")

@@ -72,7 +72,7 @@ class Oidc(Settings):
     client_secret_file: File | None = Field(
         default=None,
         description="The file that holds the client's secret, with mode 0640 or stricter; null: a "
-        "public client, which PKCE alone protects.",
+        "public client, protected only by PKCE.",
     )
     page_url: Annotated[Text, AfterValidator(_page_url)] = Field(
         description="The page's address as browsers call it. Register PAGE_URL/login/oidc/answer "
@@ -92,13 +92,13 @@ class Oidc(Settings):
     name_claim: _Claim = Field(
         default="preferred_username",
         description="The claim of the ID token that holds the person's name for the audit trail. "
-        "Where it is absent, `sub` is taken.",
+        "If it is absent, `sub` is used.",
         json_schema_extra={"allowed": _CLAIM},
     )
     role_claim: _Claim = Field(
         default="roles",
         description="The claim of the ID token that holds the person's roles: a text or a list of "
-        "texts. Dots lead into a claim: `realm_access.roles`.",
+        "texts. Dots name a nested claim: `realm_access.roles`.",
         json_schema_extra={"allowed": _CLAIM},
     )
     look: tuple[_Claim, ...] = Field(

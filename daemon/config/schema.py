@@ -59,13 +59,13 @@ class Peer(Settings):
     )
     certificate: CertificateIdentity | None = Field(
         default=None,
-        description="Ties the peer to its certificate: it is admitted only over TLS, with a "
-        "certificate that says this. null: AE title and address decide alone.",
+        description="Ties the peer to its certificate: the peer is admitted only over TLS, with a "
+        "certificate that matches. null: only AE title and address are checked.",
     )
     associations: Annotated[int, Field(ge=1, le=400, strict=True)] | None = Field(
         default=None,
         description="How many associations the peer may have open at a time. null: half of "
-        "`limits.associations` where several systems may associate, else all of them.",
+        "`limits.associations` if several systems may associate, else all of them.",
     )
 
 
@@ -88,9 +88,9 @@ class AssociationLimits(Settings):
     )
     associations: Annotated[int, Field(ge=1, le=400, strict=True)] = Field(
         default=64,
-        description="Associations open at a time. One more is rejected with 2/3/2 (local limit "
-        "exceeded). A peer that holds none is still let in: the peer that holds most then loses "
-        "its least productive.",
+        description="How many associations may be open at a time. Further requests are rejected "
+        "with 2/3/2 (local limit exceeded). A peer that holds no association is still admitted if "
+        "another peer holds more than half: that peer then loses its least productive association.",
     )
 
 
@@ -98,16 +98,16 @@ class DestinationSettings(Settings):
     """The keys of every destination: a name, and the kinds of result that it is owed."""
 
     name: Name = Field(
-        description="The name by which the ledger owes deliveries. A renamed destination is a "
-        "new destination."
+        description="The destination's name in the ledger. A renamed destination counts as a new "
+        "destination."
     )
     results: tuple[ResultKind, ...] = Field(
         default=("SEG", "SC"),
         min_length=1,
-        description="The kinds of result that it gets. SEG: the segmentation of a positive. "
-        "SC: the overlay, for every image that is reported. SR: the structured report, for every "
-        "image that is reported. PR: a presentation state with the contours of a positive. "
-        "An SR refers to its SEG if every destination that takes SR takes SEG too.",
+        description="The kinds of result that the destination gets. SEG: the segmentation of a "
+        "positive. SC: the overlay, for every image that is reported. SR: the structured report, "
+        "for every image that is reported. PR: a presentation state with the contours of a "
+        "positive. An SR refers to its SEG if every destination that takes SR takes SEG too.",
     )
     profile: ProfileName | None = Field(
         default=None,
@@ -257,7 +257,7 @@ class Shadow(Settings):
     )
     device: Device = Field(
         default="cpu",
-        description="The device that it runs on. The default leaves the memory of a GPU to "
+        description="The device that runs the shadow. The default leaves a GPU's memory to "
         "`model`.",
     )
 
@@ -271,13 +271,13 @@ class Config(Settings):
     ae_title: AETitle = Field(default="PLEURA", description="The node's AE title.")
     host: Host = Field(
         default="0.0.0.0",  # noqa: S104 - a node on a network; `peers` says who may talk to it
-        description="The address that the node listens on; the default listens on every one.",
+        description="The address that the node listens on; the default listens on every address.",
     )
     port: Port | None = Field(
         default=11112,
         description="The TCP port that the node listens on. 104 is DICOM's registered port, but "
         "ports below 1024 need privileges, so the default is 11112, registered for DICOM too. "
-        "null: only the TLS port.",
+        "null: no plain port, only the TLS port.",
     )
     tls: ServerTls | None = Field(
         default=None,
@@ -285,16 +285,16 @@ class Config(Settings):
     )
     peers: tuple[Peer, ...] = Field(
         default=(),
-        description="The systems that may associate with the node. With no peer named, every "
-        "system on this machine (loopback) may, and no other.",
+        description="The systems that may associate with the node. While the list is empty, only "
+        "systems on this machine (loopback) may.",
     )
     limits: AssociationLimits = Field(
         default=AssociationLimits(), description="How long a peer may keep the node waiting."
     )
     destinations: tuple[Destination, ...] = Field(
         default=(),
-        description="Where results go. With no destination named, images are analysed and "
-        "nothing is sent.",
+        description="Where results go. While the list is empty, images are analysed and nothing is "
+        "sent.",
     )
     admission: Admission = Field(default=Admission(), description="Which images are analysed.")
     overlay: Overlay = Field(
@@ -308,11 +308,12 @@ class Config(Settings):
     )
     model: Model = Field(
         default="default",
-        description="`default` is the model that ships with Pleura; else the folder or zip of a "
-        "model package (docs/models.md). After a change of the package: `pleura reload`.",
+        description="`default`, the model that ships with Pleura, or the folder or zip of a model "
+        "package (docs/models.md). After a change of the package, run `pleura reload`.",
     )
     device: Device = Field(
-        default="auto", description="The device. `auto`: the first CUDA device, else the CPU."
+        default="auto",
+        description="The device that runs the model. `auto`: the first CUDA device, else the CPU.",
     )
     engine: Literal["auto", "torch", "compile", "openvino", "onnxruntime"] = Field(
         default="auto",
@@ -322,14 +323,14 @@ class Config(Settings):
         "at run time and a minute or more at each start. `auto`: torch at first, then the "
         "fastest of torch and the installed engines, without torch.compile. An engine that "
         "disagrees with torch by more than 0.001 is dropped with a warning, and torch goes on. "
-        "`auto` also takes 16-bit floats (bf16) where the model package carries the validation "
-        "that allows it.",
+        "`auto` also uses 16-bit floats (bf16) if the model package carries the validation that "
+        "allows it.",
     )
     shadow: Shadow | None = Field(
         default=None,
-        description="A second model that answers the same images in a process of its own, while "
-        "no image waits. null: no shadow. A change needs a restart of that role, "
-        "and then a reload.",
+        description="A second model that answers the same images in a separate process while no "
+        "image waits (docs/shadow.md). null: no shadow. A change needs a restart of the shadow "
+        "role, and then a reload.",
     )
     max_batch: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
         default=8, description="The most images that are analysed together."
@@ -357,25 +358,25 @@ class Config(Settings):
     )
     ledger_file: Folder | None = Field(
         default=None,
-        description="A file that holds the value of `ledger`, where that has a password: only "
-        "this file need be kept from others. The environment's PLEURA_LEDGER (the value) or "
-        "PLEURA_LEDGER_FILE (a file, such as a credential of systemd) comes before both keys.",
+        description="A file that holds the value of `ledger`, for a URL with a password: then only "
+        "this file must be kept secret. The environment variables PLEURA_LEDGER (the value) and "
+        "PLEURA_LEDGER_FILE (a file, such as a systemd credential) override both keys.",
     )
     inbox: Folder | None = Field(
         default=None,
-        description="A folder whose files are taken in as if they had been sent; null: no inbox.",
+        description="A folder whose files are received as if they had been sent; null: no inbox.",
     )
     audit: Audit | None = Field(
         default=None,
         description="The audit trail (IHE ATNA, PS3.15 A.5). null: no audit trail.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least urgent lines that the log gets."
+        default="info", description="The lowest severity that is logged."
     )
     alerts: Alerts | None = Field(
         default=None,
-        description="Messages about troubles, by mail and to a webhook, sent by the deliver role. "
-        "null: none are sent.",
+        description="Alerts by mail and to a webhook, sent by the deliver role (docs/monitor.md). "
+        "null: no alerts.",
     )
     log_format: Literal["console", "json"] = Field(
         default="console",

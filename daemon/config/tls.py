@@ -46,15 +46,15 @@ class ServerTls(Settings):
     """DICOM TLS on a port of its own, beside the plain port or in its place."""
 
     certificate: File = Field(
-        description="The node's certificate and its chain, in PEM. A renewed file is taken for "
-        "new associations, without a restart."
+        description="The node's certificate and its chain, in PEM. New associations use a renewed "
+        "file without a restart."
     )
     key: File = Field(description="The key of the certificate, in PEM, with mode 0640 or stricter.")
     key_passphrase_file: File | None = Field(default=None, description=_OPENS_KEY)
     ca: File | None = Field(
         default=None,
         description="The certificates that peers are verified against, in PEM: issuers, or the "
-        "peers' own. Without an entry here a peer is refused; to revoke a certificate, remove it.",
+        "peers' own. A peer without an entry here is refused; to revoke a certificate, remove it.",
     )
     client: Literal["required", "optional", "none"] = Field(
         default="required",

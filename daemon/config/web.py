@@ -82,8 +82,8 @@ class Web(Settings):
 
     host: Host = Field(
         default="127.0.0.1",
-        description="The address that the page listens on. Any other than this machine's own "
-        "(loopback) needs `users` or `oidc`, and `tls` or `proxy`.",
+        description="The address that the page listens on. An address other than loopback needs "
+        "`users` or `oidc`, and `tls` or `proxy`.",
     )
     port: Port = Field(default=8112, description="The TCP port of the page.")
     tls: WebTls | None = Field(
@@ -91,15 +91,15 @@ class Web(Settings):
     )
     proxy: RemoteHost | None = Field(
         default=None,
-        description="The address of the proxy that speaks TLS before the page. It must set "
-        "X-Forwarded-For and X-Forwarded-Proto. Requests that did not come to it over HTTPS are "
+        description="The address of the proxy that terminates TLS for the page. The proxy must set "
+        "X-Forwarded-For and X-Forwarded-Proto. Requests that reached it without HTTPS are "
         "refused.",
     )
     users: tuple[WebUser, ...] = Field(
         default=(),
-        description="Who may log in with a password. Without a user and without `oidc`, every "
-        "program on this machine sees counts, states and UIDs; pictures, objects and buttons need "
-        "a login.",
+        description="The people who may log in with a password. Without a user and without `oidc`, "
+        "every program on this machine sees counts, states and UIDs; pictures, objects and buttons "
+        "need a login.",
     )
     oidc: Oidc | None = Field(
         default=None,
@@ -108,8 +108,8 @@ class Web(Settings):
     )
     metrics_token_file: File | None = Field(
         default=None,
-        description="The file that holds the token which Prometheus sends for /metrics "
-        "(`Authorization: Bearer`). null: /metrics answers only where the page asks for no login.",
+        description="The file that holds the token that Prometheus sends for /metrics "
+        "(`Authorization: Bearer`). null: /metrics answers only if the page asks for no login.",
     )
     language: Literal["auto", "en", "de"] = Field(
         default="auto", description="The page's language. `auto`: what the browser asks for."
@@ -122,13 +122,13 @@ class Web(Settings):
     show_patients: bool = Field(
         default=False,
         description="Show the patient's name and ID on the page of an image, read from its file "
-        "while retention keeps that. They are not stored, and cannot be searched for.",
+        "while retention keeps the file. They are not stored, and cannot be searched for.",
     )
     idle_minutes: Annotated[int, Field(ge=1, le=1440, strict=True)] = Field(
-        default=30, description="Minutes without a click after which a login ends."
+        default=30, description="A login ends after this many minutes without a click."
     )
     session_hours: Annotated[int, Field(ge=1, le=168, strict=True)] = Field(
-        default=12, description="Hours after which a login ends in any case."
+        default=12, description="A login ends after this many hours in any case."
     )
 
     @property
