@@ -479,19 +479,23 @@ def sweep_unfinished(folder: Path, age_s: float = ORPHAN_AGE_S) -> int:
 
 
 def _older(folder: Path, age_s: float, form: re.Pattern[str]) -> list[str]:
-    """The names of this form whose files are older than `age_s` seconds."""
+    """The names of this form whose files are older than `age_s` seconds.
+
+    A file from an hour ahead counts as old: the clock was set back since.
+    """
     with os.scandir(folder) as entries:
         # A destination may hold any number of files: its server is not asked about each.
         found = [entry for entry in entries if form.fullmatch(entry.name)]
     if not found:
         return []
 
-    newest = _now(folder) - age_s
+    now = _now(folder)
     names = []
     for entry in found:
         # Its owner may have removed it first.
         with contextlib.suppress(FileNotFoundError):
-            if entry.stat(follow_symlinks=False).st_mtime < newest:
+            age = now - entry.stat(follow_symlinks=False).st_mtime
+            if age > age_s or age < -ORPHAN_AGE_S:
                 names.append(entry.name)
     return names
 

@@ -58,6 +58,12 @@ KINDS: dict[str, Kind] = {
         "`spool_reserve_mb` images are refused.",
         "Alarm: disk",
     ),
+    "clock": Kind(
+        "the clock was set by more than a day, or the node was off",
+        "Is its date right now? If not, correct it within three days: after that, bytes are "
+        "removed by their age on this clock.",
+        "Alarm: clock",
+    ),
     "certificate": Kind(
         "a certificate ends soon, or its files cannot be used",
         "Replace it with a valid file; no restart is needed.",

@@ -49,6 +49,7 @@ def troubles(config: Config, alerts: Alerts, sight: Sight) -> list[Alarm]:
         *_unresolved(sight),
         *_silence(alerts, sight),
         *_disk(config, alerts, sight),
+        *_clock(sight),
         *_certificates(config, alerts, sight),
         *_roles(alerts, sight),
         *_drift(sight),
@@ -167,6 +168,17 @@ def _disk(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
         words = f"{free // _MB} MB free beside the spool; wanted: {alerts.disk_free_mb} MB"
     if free is None or free < alerts.disk_free_mb * _MB:
         yield Alarm(f"disk:{sight.machine}", "disk", sight.machine, words, sight.machine)
+
+
+def _clock(sight: Sight) -> Iterator[Alarm]:
+    leap = sight.figures.leap
+    if leap is None:
+        return
+    words = (
+        f"it moved by {leap.by_s / _DAY_S:+.1f} days, and says {_time(sight.figures.now)}; "
+        f"no bytes are removed by age before {_time(leap.ages_count_at)}"
+    )
+    yield Alarm("clock", "clock", "ledger", words)
 
 
 def _certificates(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:

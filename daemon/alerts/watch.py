@@ -76,7 +76,8 @@ class Watch:
 
         config = self._config
         figures = self._ledger.inspect.figures()
-        if self._began_at is None:
+        # A time in the future is from a clock that was set back.
+        if self._began_at is None or self._began_at > figures.now:
             self._began_at = figures.now
         self._compare(figures.now)
         self._look_at_files(figures.now)

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database
+from daemon.ledger.leaps import do_ages_count
 from daemon.ledger.schema import alarm_messages, alarms, roles
 
 _LOCK = "alarms"
@@ -32,7 +33,7 @@ class Alarm:
 
     # Identifies the trouble as long as it lasts.
     key: str
-    # outage, backlog, failed, refused, silence, disk, certificate, role, drift
+    # One of daemon/alerts/kinds.py.
     kind: str
     # A destination, an AE title, a role, a file.
     subject: str
@@ -126,7 +127,8 @@ class Alarms:
     def _is_over(self, conn: Connection, row: sa.RowMapping, now: float, settle_s: float) -> bool:
         """Whether an absent trouble is over; its row is then deleted."""
         absent_since = row["absent_since"]
-        if absent_since is None:
+        # A time in the future is from a clock that was set back.
+        if absent_since is None or absent_since > now:
             _change(conn, row["key"], {"absent_since": now})
             absent_since = now
         if now - absent_since < settle_s:
@@ -155,10 +157,11 @@ class Alarms:
             self._database.lock_until_commit(conn, _LOCK)
             message = alarm_messages.c
             is_mine = message.route.in_(list(routes))
-            abandoned = alarm_messages.delete().where(
-                sa.not_(is_mine), message.made_at < now - _ABANDONED_S
-            )
-            conn.execute(abandoned)
+            if do_ages_count(conn, now):
+                abandoned = alarm_messages.delete().where(
+                    sa.not_(is_mine), message.made_at < now - _ABANDONED_S
+                )
+                conn.execute(abandoned)
 
             is_due = sa.and_(_is_past(message.due_at, now), _is_past(message.lease_until, now))
             owed = sa.select(alarm_messages, is_due.label("is_due")).where(is_mine)

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database, whole
 from daemon.ledger.distinct import distinct
+from daemon.ledger.leaps import Leap, last_leap
 from daemon.ledger.schema import (
     alarms,
     audit,
@@ -111,6 +112,8 @@ class Snapshot:
     troubles: tuple[tuple[str, str], ...]
     # The identity of the spool that this ledger's files lie in; None: it never had a spool.
     spool: str | None
+    # The last leap of the ledger's clock, until ages count again.
+    leap: Leap | None = None
 
 
 def snapshot(database: Database) -> Snapshot:
@@ -132,6 +135,7 @@ def snapshot(database: Database) -> Snapshot:
             audit_waiting=_count(conn, audit),
             troubles=_troubles(conn),
             spool=conn.execute(sa.select(spools.c.identity)).scalar(),
+            leap=last_leap(conn, now),
         )
 
 

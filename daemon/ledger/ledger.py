@@ -22,6 +22,7 @@ from daemon.ledger.alarms import Alarms
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.generations import Generations
 from daemon.ledger.inspect import Inspection, in_parts
+from daemon.ledger.leaps import look_at_clock
 from daemon.ledger.records import (
     Arrival,
     AuditRow,
@@ -76,6 +77,9 @@ _AUDIT = "audit"
 # The columns of a delivery that is owed again, to this destination or another.
 _UNTRIED = {"failures": 0, "failing_since": None}
 _AS_NEVER_SENT = {**_UNTRIED, "commit_due_at": None, "commit_asks": 0, "committed_at": None}
+
+# Seconds since 1970 that no clock shows.
+_END_OF_TIME = 1e18
 
 log = logging.getLogger("pleura.audit")
 
@@ -953,13 +957,18 @@ class Ledger:
 
         They are kept for `kept_s` seconds; for `kept_failed_s` where the image failed or a result
         was refused, since a person may want that tried again; and always while a destination of
-        `committing` has not committed to a result that it stored.
+        `committing` has not committed to a result that it stored. After a leap of the clock an age
+        proves nothing for some days (leaps.py): only bytes that are kept for 0 seconds go.
 
         Returns the files to remove. After a crash they are orphans, and are swept.
         """
         with self._database.transaction() as (conn, now):
             self._database.lock_until_commit(conn, _RETENTION)
-            done = _done_since(now - kept_s, now - kept_failed_s, committing).limit(limit)
+            do_ages_count = look_at_clock(conn, now)
+            kept_since = _ended_before(now, kept_s, do_ages_count)
+            kept_failed_since = _ended_before(now, kept_failed_s, do_ages_count)
+
+            done = _done_since(kept_since, kept_failed_since, committing).limit(limit)
             rows = conn.execute(done.with_for_update(skip_locked=True)).all()
             ids = [row.id for row in rows]
             conn.execute(instances.update().where(instances.c.id.in_(ids)).values(removed_at=now))
@@ -968,7 +977,7 @@ class Ledger:
             files = [row.spool_name for row in rows]
             files += conn.execute(made).scalars()
 
-            unanswered_since = now - self.limits.commitments_kept_s
+            unanswered_since = _ended_before(now, self.limits.commitments_kept_s, do_ages_count)
             conn.execute(commitments.delete().where(commitments.c.asked_at < unanswered_since))
             return files
 
@@ -1158,6 +1167,9 @@ class Ledger:
             long_dead = roles.c.beat_at < now - self.limits.roles_kept_s
             conn.execute(roles.delete().where(long_dead))
 
+            # After a clock was set back, a process that is dead would seem alive until then.
+            conn.execute(roles.update().where(roles.c.beat_at > now).values(beat_at=now))
+
     def end_beat(self, role: str, owner: str) -> None:
         """This process of a role ends normally."""
         with self._database.transaction() as (conn, _):
@@ -1183,7 +1195,8 @@ class Ledger:
             before = conn.execute(sa.select(destinations).where(mine)).first()
             down_since = before.down_since if before is not None else None
             row: dict[str, Any] = {
-                "down_since": down_since or now,
+                # A time in the future is from a clock that was set back.
+                "down_since": now if down_since is None else min(down_since, now),
                 "last_answer": trouble,
                 "answered_at": now,
                 "next_try_at": now + pause_s,
@@ -1368,6 +1381,17 @@ def _refused_deliveries(uids: Sequence[str]) -> sa.Update:
         state_is_not(deliveries, "owed"),
         deliveries.c.result_id.in_(sendable),
     )
+
+
+def _ended_before(now: float, kept_s: float, do_ages_count: bool) -> float:
+    """When an image must have ended for its bytes to go: seconds since 1970.
+
+    Bytes that need not be kept go even where the image ended in the future, by a clock that was set
+    back. Otherwise they would fill the disk.
+    """
+    if kept_s <= 0:
+        return _END_OF_TIME
+    return now - kept_s if do_ages_count else -_END_OF_TIME
 
 
 def _done_since(

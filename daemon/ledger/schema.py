@@ -265,6 +265,18 @@ unknown_destinations = sa.Table(
     sa.Column("since", sa.Float, nullable=False),
 )
 
+# One row: the last look at the ledger's clock (leaps.py).
+clock = sa.Table(
+    "clock",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("seen_at", sa.Float, nullable=False),
+    # When it leapt last, on the clock as it was after that.
+    sa.Column("steady_since", sa.Float, nullable=False),
+    # By how many seconds. 0: it never did.
+    sa.Column("leapt_s", sa.Float, nullable=False),
+)
+
 # One row for each process of a role: its last heartbeat.
 roles = sa.Table(
     "roles",
@@ -574,4 +586,8 @@ STEPS: dict[int, tuple[str, ...]] = {
         "CREATE TABLE unknown_destinations (name TEXT NOT NULL PRIMARY KEY, since FLOAT NOT NULL)",
     ),
     8: ("ALTER TABLE alarms ADD COLUMN told TEXT",),
+    9: (
+        "CREATE TABLE clock (name TEXT NOT NULL PRIMARY KEY, seen_at FLOAT NOT NULL,"
+        " steady_since FLOAT NOT NULL, leapt_s FLOAT NOT NULL)",
+    ),
 }

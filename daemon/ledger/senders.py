@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database
+from daemon.ledger.leaps import do_ages_count
 from daemon.ledger.schema import arrival_cursor, arrivals, instances, senders
 from daemon.ledger.tallies import OTHER, bounded
 
@@ -64,11 +65,13 @@ def count_arrivals(database: Database) -> int:
         named = [(_named(row.calling_ae_title, known), row.received_at) for row in rows]
         for title in sorted({title for title, _ in named}):
             times = [received_at for each, received_at in named if each == title]
-            _add_sender(conn, title, times)
+            # A time in the future is from a clock that was set back.
+            _add_sender(conn, title, len(times), min(max(times), now))
             _add_hours(conn, title, [time for time in times if time // HOUR_S >= oldest])
 
         _move(conn, rows[-1].id)
-        conn.execute(arrivals.delete().where(arrivals.c.hour < oldest))
+        if do_ages_count(conn, now):
+            conn.execute(arrivals.delete().where(arrivals.c.hour < oldest))
         return len(rows)
 
 
@@ -118,14 +121,14 @@ def _named(ae_title: str, known: set[str] | dict[str, Sender]) -> str:
     return title
 
 
-def _add_sender(conn: Connection, title: str, times: list[float]) -> None:
+def _add_sender(conn: Connection, title: str, images: int, last_at: float) -> None:
     mine = senders.c.ae_title == title
     before = conn.execute(sa.select(senders).where(mine)).first()
     if before is None:
-        row = {"ae_title": title, "images": len(times), "last_at": max(times)}
+        row = {"ae_title": title, "images": images, "last_at": last_at}
         conn.execute(senders.insert().values(**row))
     else:
-        newer = {"images": before.images + len(times), "last_at": max(before.last_at, *times)}
+        newer = {"images": before.images + images, "last_at": max(before.last_at, last_at)}
         conn.execute(senders.update().where(mine).values(**newer))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from daemon.ledger.errors import LedgerError
 
 # schema.py holds the tables, and the steps from each earlier version.
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 
 def require_version(found: int | None, url: str) -> None:

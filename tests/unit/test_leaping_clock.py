@@ -1,0 +1,245 @@
+"""A clock that leaps loses nothing, and once it is right again nothing waits for long."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.alerts.silence import missing_images
+from daemon.alerts.watch import Watch
+from daemon.config import Config
+from daemon.deliver.retention import Retention
+from daemon.ledger import Alarm, Arrival, Completion, Ledger, StoredResult
+from daemon.metrics.health import age_of_sign
+from daemon.spool import ORPHAN_AGE_S, Spool
+from tests.unit.clock import Clock
+
+DAY_S = 86400.0
+YEAR_S = 365 * DAY_S
+# Today, far from 1970.
+TODAY = 1.8e9
+LEAPS = {"ahead": 10 * YEAR_S, "1970": -TODAY + 60.0}
+
+
+class Node:
+    """A ledger and a spool whose minutes are passed by hand."""
+
+    def __init__(self, folder: Path, url: str, clock: Clock) -> None:
+        self.clock = clock
+        self.clock.now = TODAY
+        self.config = Config.model_validate(
+            {
+                "spool": folder / "spool",
+                "ledger": url,
+                "spool_reserve_mb": 0,
+                "destinations": [
+                    {"name": "pacs", "ae_title": "A", "host": "h", "port": 1, "results": ["SC"]}
+                ],
+                "retention": {"keep_days": 14, "keep_failed_days": 60, "free_mb": 0},
+                "alerts": {
+                    "webhook": {"url": "https://h/"},
+                    "silence": {"limits": [{"ae_title": "XRAY", "minutes": 60}]},
+                },
+            }
+        )
+        self.ledger = Ledger(url, clock=clock)
+        self.spool = Spool(self.config.spool)
+        self._retention = Retention(self.config, self.ledger, self.spool)
+        self._watch = Watch(self.config, self.ledger, settle_s=0.0)
+        self.look()
+
+    def look(self) -> None:
+        """What the deliver role does each minute."""
+        self._watch.look()
+        self._retention.remove_what_is_done(threading.Event())
+
+    def pass_days(self, days: float) -> None:
+        """Look at least once a day."""
+        until = self.clock.now + days * DAY_S
+        while self.clock.now < until:
+            self.clock.now = min(until, self.clock.now + DAY_S)
+            self._retention.remove_what_is_done(threading.Event())
+        self._watch.look()
+
+    def leap(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.look()
+
+    def image(self, uid: str, state: str = "failed") -> None:
+        """Receive and finish an image of two bytes."""
+        name = self.spool.write(b"12")
+        self.ledger.receive([Arrival(name, "1.2", uid, "", "XRAY", "dimse", 1, 2)])
+        (job,) = self.ledger.claim_images("me", 1)
+        made = StoredResult("SC", self.spool.write(b"34"), "1.2", f"9.{uid}", "1.2", 2)
+        results = (made,) if state == "analysed" else ()
+        self.ledger.complete(job, Completion(state, uid, results=results), self.config.owed())
+
+    def kept(self) -> set[str]:
+        """The UIDs of the images whose bytes are there."""
+        return {
+            file.what.split()[1]
+            for file in self.ledger.inspect.kept_files()
+            if file.what.startswith("image") and self.spool.path(file.spool_name).exists()
+        }
+
+    def troubles(self) -> set[str]:
+        return {row["key"].partition(":")[0] for row in self.ledger.alarms.lasting()}
+
+
+@pytest.fixture
+def node(tmp_path: Path, ledger_url: str, clock: Clock) -> Iterator[Node]:
+    node = Node(tmp_path, ledger_url, clock)
+    yield node
+    node.ledger.close()
+
+
+@pytest.mark.parametrize("leap", LEAPS)
+def test_a_clock_that_leaps_and_returns_removes_nothing(
+    node: Node, leap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.image("1.1")
+    node.pass_days(1)
+    node.leap(LEAPS[leap])
+    node.image("1.2")
+    node.pass_days(1)
+    assert "the ledger's clock moved by" in caplog.text
+
+    node.leap(-LEAPS[leap])
+    node.image("1.3")
+    node.pass_days(50)
+    assert node.kept() == {"1.1", "1.2", "1.3"}
+
+    node.pass_days(15)
+    assert node.kept() == set()
+
+
+def test_a_node_that_was_off_for_weeks_removes_after_three_days(node: Node) -> None:
+    node.image("1.1")
+    node.pass_days(10)
+    node.leap(90 * DAY_S)
+    node.pass_days(2.5)
+    assert node.kept() == {"1.1"}
+
+    node.pass_days(0.5)
+    assert node.kept() == set()
+
+
+def test_short_room_needs_no_age(node: Node, tmp_path: Path) -> None:
+    """Bytes that need not be kept go under any clock, also those from the future."""
+    node.leap(10 * YEAR_S)
+    node.image("1.1", "not_analysed")
+    node.pass_days(4)
+    node.leap(-10 * YEAR_S)
+    assert len(node.ledger.give_up_bytes(0.0, 60 * DAY_S, [], 9)) == 1
+
+
+def test_a_leap_is_a_trouble_until_ages_count_again(node: Node) -> None:
+    node.pass_days(4)
+    node.leap(10 * YEAR_S)
+    node.look()
+    assert "clock" in node.troubles()
+    node.pass_days(4)
+    assert "clock" not in node.troubles()
+
+
+def test_a_sender_that_sent_under_a_wrong_clock_is_found_silent(node: Node) -> None:
+    node.leap(10 * YEAR_S)
+    node.image("1.1", "not_analysed")
+    node.look()
+    node.leap(-10 * YEAR_S)
+    node.clock.now += 2 * 3600.0
+    node.look()
+    assert "silence" in node.troubles()
+
+
+def test_what_is_owed_from_the_future_is_found_late(node: Node) -> None:
+    node.leap(10 * YEAR_S)
+    node.image("1.1", "analysed")
+    node.leap(-10 * YEAR_S)
+    node.clock.now += 0.9 * DAY_S
+    node.look()
+    assert "owed" in node.troubles()
+
+
+def test_a_destination_that_fell_under_a_wrong_clock_is_found_down(node: Node) -> None:
+    node.leap(3600.0)
+    node.ledger.note_destination("pacs", "no listener", 1.0)
+    node.clock.now -= 3600.0
+    node.ledger.note_destination("pacs", "no listener", 1.0)
+    node.clock.now += 1800.0
+    node.look()
+    assert "outage" in node.troubles()
+
+
+def test_a_role_that_died_under_a_wrong_clock_is_found_dead(node: Node) -> None:
+    node.leap(YEAR_S)
+    node.ledger.beat("analyse", "gone:1")
+    node.leap(-YEAR_S)
+    node.ledger.beat("receive", "alive:2")
+    node.clock.now += 600.0
+    assert age_of_sign(node.ledger.inspect.figures(), "analyse") == 600.0
+
+
+def test_a_trouble_that_ended_under_a_wrong_clock_is_over(ledger: Ledger, clock: Clock) -> None:
+    trouble = Alarm("disk:a", "disk", "a", "little room")
+    ledger.alarms.note([trouble], [], "a", 60.0)
+    clock.now += YEAR_S
+    ledger.alarms.note([], [], "a", 60.0)
+    clock.now -= YEAR_S
+    ledger.alarms.note([], [], "a", 60.0)
+    clock.now += 61.0
+    assert ledger.alarms.note([], [], "a", 60.0) == ([], ["disk:a"])
+
+
+def test_another_machines_message_is_not_dropped_by_a_leap(node: Node) -> None:
+    trouble = Alarm("disk:a", "disk", "a", "little room")
+    node.ledger.alarms.note([trouble], ["mail of a"], "a", 60.0)
+    owed = node.ledger.alarms.owed()
+    node.clock.now += 10 * YEAR_S
+    node.ledger.alarms.claim("b", ["mail of b"], 60.0)
+    assert node.ledger.alarms.owed() == owed
+
+
+def test_the_hours_that_senders_usually_send_in_survive_a_leap(node: Node) -> None:
+    node.image("1.1", "not_analysed")
+    node.clock.now += 600.0
+    node.look()
+    hours = node.ledger.inspect.sending_hours()["XRAY"]
+    node.clock.now += 10 * YEAR_S
+    node.image("1.2", "not_analysed")
+    node.clock.now += 600.0
+    node.look()
+    assert hours.items() <= node.ledger.inspect.sending_hours()["XRAY"].items()
+
+
+def test_silence_of_decades_is_reckoned_at_once() -> None:
+    """The watch looks at each sender every ten seconds."""
+    hours = dict.fromkeys(range(9 * 168), 10)
+    began = time.process_time()
+    assert missing_images(hours, 8 * 168 * 3600.0, 60 * YEAR_S) > 1000
+    assert time.process_time() - began < 0.2
+
+
+@pytest.mark.parametrize("name", [".0123456789abcdef.part", "ab" * 16])
+def test_files_from_the_future_are_swept_like_old_files(tmp_path: Path, name: str) -> None:
+    spool = Spool(tmp_path)
+    file = tmp_path / "ab" / name
+    file.write_bytes(b"left by a crash")
+    ahead = time.time() + YEAR_S
+    os.utime(file, (ahead, ahead))
+    assert spool.sweep(lambda _: set(), ORPHAN_AGE_S) == 1
+
+
+def test_the_log_names_a_leap_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pleura.ledger"):
+        node.leap(10 * YEAR_S)
+        node.pass_days(4)
+    moved = "the ledger's clock moved by +3650.0 days between two looks"
+    assert caplog.text.count(moved) == 1
+    assert caplog.text.count("the ledger's clock is steady") == 1
