@@ -324,6 +324,7 @@ def _started_inbox(config: Config, ledger: Ledger, spool: Spool) -> Inbox | None
     intake = Intake(ledger, spool, config.spool_reserve_mb * 1024 * 1024)
     inbox = Inbox(config.inbox, intake)
     inbox.start()
+    _tells.append(inbox.facts)
     return inbox
 
 

@@ -58,6 +58,11 @@ KINDS: dict[str, Kind] = {
         "`spool_reserve_mb` images are refused.",
         "Alarm: disk",
     ),
+    "inbox": Kind(
+        "files in the inbox are not taken",
+        "Mount its share, or give the service's user the right to read and remove its files.",
+        "Alarm: inbox",
+    ),
     "clock": Kind(
         "the clock was set by more than a day, or the node was off",
         "Is its date right now? If not, correct it within three days: after that, bytes are "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from daemon.alerts.silence import missing_images
 from daemon.config import Alerts, Config
 from daemon.ledger import Alarm, Snapshot, Unresolved
+from daemon.ledger.processes import SILENT_AFTER_S
 from daemon.metrics.health import ROLES, age_of_sign
 from daemon.metrics.host import UNSEEN_SPOOL, certificates, free_bytes
 
@@ -49,6 +50,7 @@ def troubles(config: Config, alerts: Alerts, sight: Sight) -> list[Alarm]:
         *_unresolved(sight),
         *_silence(alerts, sight),
         *_disk(config, alerts, sight),
+        *_inbox(sight),
         *_clock(sight),
         *_certificates(config, alerts, sight),
         *_roles(alerts, sight),
@@ -168,6 +170,16 @@ def _disk(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
         words = f"{free // _MB} MB free beside the spool; wanted: {alerts.disk_free_mb} MB"
     if free is None or free < alerts.disk_free_mb * _MB:
         yield Alarm(f"disk:{sight.machine}", "disk", sight.machine, words, sight.machine)
+
+
+def _inbox(sight: Sight) -> Iterator[Alarm]:
+    """What the receive role of each host reports of its inbox."""
+    oldest = sight.figures.now - SILENT_AFTER_S
+    for process in sight.figures.roles:
+        trouble = process.facts.get("inbox_trouble")
+        if trouble and process.beat_at >= oldest:
+            host = process.owner.partition("/")[0]
+            yield Alarm(f"inbox:{host}", "inbox", host, shown(str(trouble)))
 
 
 def _clock(sight: Sight) -> Iterator[Alarm]:

@@ -22,6 +22,8 @@ _LISTED_FAILURES = 20
 _ALL_FAILURES = 1_000_000
 
 # Columns that hold a time.
+# Kinds of daemon/alerts/kinds.py.
+_TOLD_AS_TROUBLES = ("clock", "inbox")
 _TIMES = ("received_at", "completed_at")
 
 
@@ -43,6 +45,7 @@ def summary(inspect: Overview, configured: Collection[str], spool_folder: Path) 
             {"role": row["role"], "owner": row["owner"], "last_sign": _date(row["beat_at"])}
             for row in inspect.roles()
         ],
+        "troubles": [{**row, "since": _date(row["since"])} for row in inspect.lasting_troubles()],
         "settings": _settings_of_living(inspect),
         "destinations": {
             name: _destination(known.get(name, {}), name in configured)
@@ -96,6 +99,7 @@ def lines(inspect: Overview, configured: Collection[str], spool_folder: Path) ->
         yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
     yield from _audit_lines(inspect)
     yield from _role_lines(inspect.roles(), now)
+    yield from _trouble_lines(inspect)
     yield from settings_lines(inspect)
     yield from _destination_lines(inspect.destinations(), configured, now)
     yield from failure_lines(inspect, _LISTED_FAILURES)
@@ -137,6 +141,13 @@ def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str
             yield f"role {role}: SILENT since {_date(newest)} ({_age(now - newest)})"
         else:
             yield f"role {role}: NOT RUNNING"
+
+
+def _trouble_lines(inspect: Overview) -> Iterator[str]:
+    """The troubles that no other line tells of."""
+    for row in inspect.lasting_troubles():
+        if row["kind"] in _TOLD_AS_TROUBLES:
+            yield f"{row['kind'].upper()} of {row['subject']}: {row['words']}"
 
 
 def settings_lines(inspect: Overview) -> list[str]:

@@ -88,6 +88,7 @@ WHERE state = 'stored' AND commit_due_at IS NOT NULL AND (commit_asks > 1 OR why
 GROUP BY destination
 """
 _ROLES = "SELECT role, owner, beat_at, facts FROM roles ORDER BY role, owner"
+_TROUBLES = "SELECT kind, subject, words, since FROM alarms ORDER BY since, kind, subject"
 _SETTINGS_OF_ROLES = """
 SELECT takers.role, takers.owner, takers.generation, generations.digest
 FROM takers LEFT JOIN generations ON generations.number = takers.generation
@@ -170,6 +171,11 @@ class Overview(ABC):
         """The processes of each role that sent a heartbeat: role, owner, beat_at, facts."""
         with self._asking() as ask:
             return ask(_ROLES)
+
+    def lasting_troubles(self) -> list[dict[str, Any]]:
+        """The troubles that the deliver role has noted: kind, subject, words, since."""
+        with self._asking() as ask:
+            return ask(_TROUBLES)
 
     def settings_of_roles(self) -> list[dict[str, Any]]:
         """The settings that each process works under: role, owner, generation, digest."""

@@ -240,6 +240,8 @@ class _Figures(Collector):
         if room is not None:
             free.add_metric([], room)
         yield free
+        stuck = "Files in the inbox that cannot be taken or removed, after several tries."
+        yield self._facts("pleura_inbox_stuck_files", stuck, "inbox_stuck_files")
         yield GaugeMetricFamily(
             "pleura_spool_reserve_bytes",
             "With less room than this, images are refused with 0xA700.",

@@ -31,6 +31,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from watchdog.events import (
     FileClosedEvent,
@@ -53,6 +54,8 @@ _LIMIT_BYTES = 1 << 30  # as for one C-STORE
 _ROUTINE = 1
 # How long a start waits for the folder, in seconds.
 _PATIENCE_S = 5.0
+# A file that failed this often needs a person.
+_STUCK_AFTER = 3
 _NETWORK_FILE_SYSTEMS = (
     "nfs",
     "cifs",
@@ -83,6 +86,8 @@ class Pace:
     # The pause before a file that could not be taken is tried again; doubled each time.
     first_pause_s: float = 5.0
     longest_pause_s: float = 300.0
+    # A look at one file or folder that takes longer is a trouble: the share hangs.
+    hanging_s: float = 300.0
 
 
 @dataclass
@@ -95,6 +100,8 @@ class _Seen:
     # An event says that its writer is done.
     is_closed: bool = False
     failures: int = 0
+    # Why the last try failed.
+    why: str = ""
     not_before: float = 0.0
     # Since when it is durable and committed.
     taken_at: float | None = None
@@ -116,12 +123,30 @@ class Inbox:
         self._wake = threading.Event()
         self._first_try = threading.Event()
         self._stopping = False
+        # What facts() reports: why the folder cannot be used, how many files are stuck and why, and
+        # when the thread last did a step (time.monotonic()).
+        self._folder_trouble = ""
+        self._stuck: tuple[int, str] = (0, "")
+        self._stepped_at = time.monotonic()
         self._observer: InotifyObserver | None = None
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
 
     def reserve(self, megabytes: int) -> None:
         """Change the reserve of room on the spool's disk."""
         self._intake.reserve(megabytes)
+
+    def facts(self) -> dict[str, Any]:
+        """What keeps files from being taken, for heartbeats: in words, and how many are stuck.
+
+        File names are left out: they often hold a patient's name.
+        """
+        number, why = self._stuck
+        trouble = self._folder_trouble
+        if time.monotonic() - self._stepped_at > self._pace.hanging_s:
+            trouble = trouble or "the folder does not answer; does its share hang?"
+        if number and not trouble:
+            trouble = f"files that cannot be taken and removed: {number}; the last try: {why}"
+        return {"inbox_trouble": trouble, "inbox_stuck_files": number}
 
     def start(self) -> None:
         """Take the files that lie there, and watch for more.
@@ -189,6 +214,7 @@ class Inbox:
         outage = Outage(log, "inbox: the folder")
         is_open = False
         while not self._stopping:
+            self._stepped_at = time.monotonic()
             try:
                 if not is_open:
                     self._open()
@@ -198,9 +224,11 @@ class Inbox:
             except Exception as error:
                 # The loop's only catch-all: an unreachable folder comes back.
                 outage.failed(error)
+                self._folder_trouble = f"the folder, or one below it, cannot be used: {_why(error)}"
                 self._first_try.set()
             else:
                 outage.over()
+                self._folder_trouble = ""
             self._wake.wait(self._pace.rescan_s)
             self._wake.clear()
 
@@ -219,6 +247,8 @@ class Inbox:
                     found.add(path)
 
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
+        stuck = [seen.why for seen in self._seen.values() if seen.failures >= _STUCK_AFTER]
+        self._stuck = (len(stuck), stuck[-1] if stuck else "")
         self._written -= {path for path in tuple(self._written) if not path.exists()}
         # A subfolder may have vanished since it was listed; the inbox itself may not.
         for error in unread:
@@ -227,6 +257,7 @@ class Inbox:
 
     def _look(self, path: Path, is_closed: bool) -> bool:
         """Take the file if it is whole and due, and remove it. Returns whether it still stays."""
+        self._stepped_at = time.monotonic()
         try:
             status = path.lstat()
         except FileNotFoundError:
@@ -249,6 +280,7 @@ class Inbox:
             pace = self._pace
             pause_s = doubled_s(pace.first_pause_s, pace.longest_pause_s, seen.failures)
             seen.failures += 1
+            seen.why = _why(error)
             # From the end of the attempt, which may have taken long.
             seen.not_before = time.monotonic() + pause_s
             log.warning("inbox: a file stays (%s); trying again in %g s", _why(error), pause_s)

@@ -251,6 +251,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "The disk is almost full, or the spool is missing",
         "Die Platte ist fast voll, oder der Spool ist fort",
     ),
+    "alarm_inbox": (
+        "Files in the inbox are not taken",
+        "Dateien im Eingangsordner werden nicht angenommen",
+    ),
     "alarm_clock": (
         "The clock was set by more than a day, or the node was off",
         "Die Uhr wurde um mehr als einen Tag verstellt, oder der Knoten war aus",

@@ -25,6 +25,7 @@ from daemon.alerts.troubles import Sight, troubles
 from daemon.alerts.watch import Watch
 from daemon.backoff import Backoff
 from daemon.cli import main
+from daemon.commands import status
 from daemon.config import Config, Webhook
 from daemon.config.public import public
 from daemon.deliver.deliverer import Deliverer
@@ -217,6 +218,25 @@ def test_a_sender_that_never_sent_and_a_spool_that_is_away_are_troubles(
     assert words["silence"].startswith("no image ever; this process has looked since ")
     assert words["silence"].endswith("; allowed: 30 minutes")
     assert words["disk"].startswith("the spool cannot be seen")
+
+
+def test_an_inbox_in_trouble_is_told_as_long_as_its_process_lives(
+    small: Ledger, clock: Clock, config: Config
+) -> None:
+    facts = {"inbox_trouble": "the folder cannot be used: Permission denied"}
+    small.beat("receive", "node1/boot:7", facts)
+    watch = Watch(config, small, settle_s=0.0)
+    watch.look()
+    (told,) = (row for row in small.alarms.lasting() if row["kind"] == "inbox")
+    assert (told["subject"], told["words"]) == ("node1", facts["inbox_trouble"])
+    lines = list(status.lines(small.inspect, ["pacs"], config.spool))
+    assert "INBOX of node1: the folder cannot be used: Permission denied" in lines
+    shown = status.summary(small.inspect, ["pacs"], config.spool)["troubles"]
+    assert [each["words"] for each in shown if each["kind"] == "inbox"] == [told["words"]]
+
+    small.beat("receive", "node1/boot:7", {"inbox_trouble": ""})
+    watch.look()
+    assert "inbox" not in {row["kind"] for row in small.alarms.lasting()}
 
 
 def test_a_route_that_comes_later_is_told_of_what_lasts_and_of_that_end_alone(

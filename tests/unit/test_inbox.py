@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -289,6 +290,53 @@ def test_one_that_cannot_be_made_is_told_and_waited_for(
     wait_until("it is made", node.folder.is_dir)
     (node.folder / "goes.dcm").write_bytes(b"x")
     wait_until("its file is taken", lambda: node.left() == [])
+
+
+def test_a_trouble_that_lasts_is_in_the_facts_without_the_name_of_a_file(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.pace = replace(node.pace, first_pause_s=0.05)
+
+    def refused(self: Inbox, data: bytes) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "DOE^JANE.dcm")
+
+    keep = Inbox._keep
+    monkeypatch.setattr(Inbox, "_keep", refused)
+    (node.folder / "DOE^JANE.dcm").write_bytes(b"x")
+    node.start()
+    running = node.inbox
+    assert running is not None
+    wait_until("it is told", lambda: running.facts()["inbox_stuck_files"] == 1)
+    stuck = "files that cannot be taken and removed: 1; the last try: Permission denied"
+    assert running.facts()["inbox_trouble"] == stuck
+
+    monkeypatch.setattr(Inbox, "_keep", keep)
+    wait_until("all is well", lambda: running.facts()["inbox_trouble"] == "")
+    node.folder.rename(node.folder.with_name("away"))
+    wait_until("it is told", lambda: running.facts()["inbox_trouble"] != "")
+    gone = "the folder, or one below it, cannot be used: No such file or directory"
+    assert running.facts() == {"inbox_trouble": gone, "inbox_stuck_files": 0}
+    node.folder.with_name("away").rename(node.folder)
+    wait_until("all is well", lambda: running.facts()["inbox_trouble"] == "")
+
+
+def test_a_share_that_hangs_is_in_the_facts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.pace = replace(node.pace, hanging_s=0.3)
+    may_answer = threading.Event()
+    scandir = os.scandir
+
+    def hanging(folder: Any) -> Any:
+        if Path(folder) == node.folder:
+            may_answer.wait(20)
+        return scandir(folder)
+
+    node.start()
+    running = node.inbox
+    assert running is not None
+    monkeypatch.setattr(os, "scandir", hanging)
+    wait_until("it is told", lambda: "does not answer" in running.facts()["inbox_trouble"])
+    may_answer.set()
+    wait_until("it answers", lambda: running.facts()["inbox_trouble"] == "")
 
 
 def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
