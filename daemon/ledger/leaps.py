@@ -15,7 +15,15 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from daemon.ledger.schema import clock, deliveries, destinations, instances, senders, state_is
+from daemon.ledger.schema import (
+    clock,
+    deliveries,
+    destinations,
+    instances,
+    senders,
+    state_is,
+    unknown_destinations,
+)
 
 log = logging.getLogger("pleura.ledger")
 
@@ -61,6 +69,12 @@ def look_at_clock(conn: Connection, now: float) -> bool:
     return _is_steady(now, before.steady_since)
 
 
+def has_just_leapt(conn: Connection, now: float) -> bool:
+    """Whether the clock has leapt since the last look; changes nothing."""
+    found = conn.execute(sa.select(clock.c.seen_at)).first()
+    return found is not None and abs(now - found.seen_at) > LEAP_S
+
+
 def do_ages_count(conn: Connection, now: float) -> bool:
     """Whether ages of days count; changes nothing."""
     found = conn.execute(sa.select(clock)).first()
@@ -90,6 +104,11 @@ def _note_leap(conn: Connection, before: sa.Row[tuple[float, ...]], now: float) 
         STEADY_AFTER_S / 86400,
     )
     conn.execute(clock.update().values(seen_at=now, steady_since=now, leapt_s=step_s))
+
+    # What refuses a delivery after some minutes or hours begins anew.
+    conn.execute(unknown_destinations.delete())
+    is_failing = sa.and_(state_is(deliveries, "owed"), deliveries.c.failing_since.is_not(None))
+    conn.execute(deliveries.update().where(is_failing).values(failing_since=now))
 
     # A short time between two opposite leaps: the clock was wrong, and is right again.
     is_back = before.leapt_s * step_s < 0

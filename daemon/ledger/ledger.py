@@ -22,7 +22,7 @@ from daemon.ledger.alarms import Alarms
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.generations import Generations
 from daemon.ledger.inspect import Inspection, in_parts
-from daemon.ledger.leaps import look_at_clock
+from daemon.ledger.leaps import has_just_leapt, look_at_clock
 from daemon.ledger.records import (
     Arrival,
     AuditRow,
@@ -411,7 +411,10 @@ class Ledger:
         """Lease deliveries that are due to one destination: stat first, then oldest."""
         with self._database.transaction() as (conn, now):
             jobs = []
-            for row in conn.execute(self._due(destination, now, limit)).mappings().all():
+            rows = conn.execute(self._due(destination, now, limit)).mappings().all()
+            is_any_failing = any(row["failing_since"] is not None for row in rows)
+            do_hours_count = is_any_failing and not has_just_leapt(conn, now)
+            for row in rows:
                 attempt = row["attempt"] + 1
                 lease = {
                     "owner": owner,
@@ -424,7 +427,7 @@ class Ledger:
 
                 result = StoredResult(**{name: row[name] for name in _RESULT_FIELDS})
                 since = row["failing_since"]
-                failing_s = 0.0 if since is None else max(0.0, now - since)
+                failing_s = max(0.0, now - since) if do_hours_count and since is not None else 0.0
                 job = DeliveryJob(
                     row["id"], attempt, destination, row["failures"], result, failing_s
                 )
@@ -574,6 +577,10 @@ class Ledger:
         another. A delivery in flight may finish. Returns how many were refused.
         """
         with self._database.transaction() as (conn, now):
+            # The minutes that have passed are not known until retention has looked at the clock.
+            if has_just_leapt(conn, now):
+                return 0
+
             refused = delivery_after(DeliveryEvent.FORGET_DESTINATION)
             row = {"state": refused, "why": "destination is no longer configured", "owner": None}
 

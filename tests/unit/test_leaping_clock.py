@@ -158,6 +158,26 @@ def test_a_sender_that_sent_under_a_wrong_clock_is_found_silent(node: Node) -> N
     assert "silence" in node.troubles()
 
 
+def test_a_leap_refuses_nothing(node: Node) -> None:
+    """Neither an object that fails for hours, nor what is owed to a name that left the settings."""
+    node.image("1.1", "analysed")
+    (job,) = node.ledger.claim_deliveries("pacs", "me", 9)
+    node.ledger.retry_later(job, "0xC000", 1.0, 0xC000)
+    assert node.ledger.refuse_unknown_destinations([], 600.0) == 0
+
+    node.clock.now += YEAR_S
+    assert node.ledger.refuse_unknown_destinations([], 600.0) == 0
+    for _ in range(2):
+        (job,) = node.ledger.claim_deliveries("pacs", "me", 9)
+        assert job.failing_s == 0.0
+        node.ledger.give_back_delivery(job)
+        node.look()
+        assert node.ledger.refuse_unknown_destinations([], 600.0) == 0
+
+    node.clock.now += 601.0
+    assert node.ledger.refuse_unknown_destinations([], 600.0) == 1
+
+
 def test_what_is_owed_from_the_future_is_found_late(node: Node) -> None:
     node.leap(10 * YEAR_S)
     node.image("1.1", "analysed")
