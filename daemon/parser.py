@@ -132,7 +132,9 @@ def _add_status(commands: _Commands) -> None:
 
 def _add_repairs(commands: _Commands) -> None:
     retry = _add_with_config(commands, "retry", "Retry failed images and refused deliveries.")
-    retry.add_argument("--state", choices=("failed", "refused"), help="default: both")
+    retry.add_argument(
+        "--state", choices=("failed", "refused"), help="retry only these; default: both"
+    )
     retry.add_argument(
         "uid", nargs="*", metavar="UID", help="SOP Instance UIDs of images or results; default: all"
     )
@@ -280,7 +282,7 @@ def _add_predict(commands: _Commands) -> None:
 
 def _add_send(commands: _Commands) -> None:
     send = _add(commands, "send", "Send files to a node by C-STORE; without files, C-ECHO.")
-    send.add_argument("file", nargs="*", type=Path, metavar="FILE")
+    send.add_argument("file", nargs="*", type=Path, metavar="FILE", help="DICOM files to send")
     send.add_argument(
         "--to", required=True, type=_host_port, metavar="HOST:PORT", help="the node's address"
     )

@@ -14,8 +14,8 @@ from daemon.config.values import File, Text
 
 _ISSUER = "https://host/path, exactly as the provider's discovery document spells it"
 _PAGE_URL = (
-    "https://host or https://host:port, without a path (http:// for 127.0.0.1, ::1 and localhost "
-    "alone)"
+    "https://host or https://host:port, without a path (http:// only for 127.0.0.1, "
+    "::1 and localhost)"
 )
 _CLAIM = "1 to 200 printable characters"
 # The hosts that a browser trusts without TLS.
