@@ -36,7 +36,7 @@ class ImageState(_Described):
 class DeliveryState(_Described):
     """The state of one result object for one destination."""
 
-    OWED = "owed", "The destination must get the object; it is retried for ever."
+    OWED = "owed", "The destination must get the object; it is retried without end."
     STORED = "stored", "The destination answered that it has the object."
     COMMITTED = "committed", "The destination took responsibility (PS3.4 Annex J)."
     REFUSED = "refused", "The destination will not take the object; a person must look."
@@ -73,7 +73,7 @@ class DeliveryEvent(_Described):
     CLAIM = "claim", "A courier leases the delivery."
     RENEW = "renew", "The courier is alive and keeps its lease."
     GIVE_BACK = "give back", "The delivery's turn did not come."
-    RETRY_LATER = "retry later", "The try failed in a way that time may heal."
+    RETRY_LATER = "retry later", "The attempt failed, but may succeed later."
     RELEASE_LEASE = "release lease", "The process that held the lease is dead."
     REMAKE = "remake", "The result file is lost, and is made again."
     STORE = "store", "The destination answered the C-STORE with success or a warning."
