@@ -1238,9 +1238,13 @@ class Ledger:
         return sa.or_(until <= now, until > now + longest_s)
 
     def _is_delivery_due(self, now: float) -> sa.ColumnElement[bool]:
+        """Whether a delivery is due. A delivery that was never put off always is: if its time is
+        in the future, the clock was set back.
+        """
         due_at = deliveries.c.due_at
+        was_put_off = due_at != deliveries.c.owed_at
         longest_s = self.limits.longest_delivery_wait_s
-        return sa.or_(due_at <= now, due_at > now + longest_s)
+        return sa.or_(due_at <= now, sa.not_(was_put_off), due_at > now + longest_s)
 
     def _is_request_due(self, now: float) -> sa.ColumnElement[bool]:
         """Whether a commitment request is due. The first waits are short, later waits grow."""

@@ -44,6 +44,7 @@ class Delivery:
     destination: str
     priority: int
     due_at: float
+    owed_at: float
     state: str = "owed"
     owner: str | None = None
     lease_until: float = 0.0
@@ -83,7 +84,9 @@ class Model:
         return self.is_past(row.lease_until, LONGEST_LEASE_S)
 
     def is_delivery_due(self, delivery: Delivery) -> bool:
-        return self.is_past(delivery.due_at, LONGEST_DELIVERY_WAIT_S)
+        """A delivery that was never put off is due, also after the clock was set back."""
+        was_put_off = delivery.due_at != delivery.owed_at
+        return not was_put_off or self.is_past(delivery.due_at, LONGEST_DELIVERY_WAIT_S)
 
     def is_request_due(self, delivery: Delivery) -> bool:
         if delivery.commit_due_at is None:
@@ -190,7 +193,11 @@ class Model:
             for destination, kinds in owed.items():
                 if result.kind in kinds:
                     self.deliveries[len(self.deliveries) + 1] = Delivery(
-                        result.sop_instance_uid, destination, image.arrival.priority, self.now
+                        result.sop_instance_uid,
+                        destination,
+                        image.arrival.priority,
+                        due_at=self.now,
+                        owed_at=self.now,
                     )
         return completion.state
 
@@ -323,6 +330,7 @@ class Model:
                 if one.commit_asks < 2
                 else min(LONGEST_DELIVERY_WAIT_S, 60.0 * 2 ** (one.commit_asks - 2))
             )
+            one.owed_at = self.now
             one.state, one.due_at, one.lease_until, one.commit_due_at = (
                 "owed",
                 self.now + later,
@@ -408,6 +416,7 @@ class Model:
                 and (not uids or one.result_uid in uids)
             ):
                 one.state, one.due_at, one.lease_until, one.failures = "owed", self.now, self.now, 0
+                one.owed_at = self.now
                 one.attempt += 1
                 count += 1
         return count

@@ -187,6 +187,18 @@ def test_what_is_owed_from_the_future_is_found_late(node: Node) -> None:
     assert "owed" in node.troubles()
 
 
+def test_a_new_result_does_not_wait_for_a_clock_that_was_set_back(node: Node) -> None:
+    node.image("1.1", "analysed")
+    node.clock.now -= 300.0
+    (job,) = node.ledger.claim_deliveries("pacs", "me", 10)
+
+    # What was put off waits.
+    node.ledger.retry_later(job, "busy", 100.0)
+    assert not node.ledger.claim_deliveries("pacs", "me", 10)
+    node.clock.now += 100.0
+    assert node.ledger.claim_deliveries("pacs", "me", 10)
+
+
 def test_a_destination_that_fell_under_a_wrong_clock_is_found_down(node: Node) -> None:
     node.leap(3600.0)
     node.ledger.note_destination("pacs", "no listener", 1.0)
