@@ -1171,11 +1171,13 @@ class Ledger:
             row = {"beat_at": now, "facts": json.dumps(facts or {})}
             if not conn.execute(roles.update().where(mine).values(**row)).rowcount:
                 conn.execute(roles.insert().values(owner=owner, role=role, **row))
+
             long_dead = roles.c.beat_at < now - self.limits.roles_kept_s
-            conn.execute(roles.delete().where(long_dead))
+            conn.execute(roles.delete().where(_of_idle_processes(long_dead)))
 
             # After a clock was set back, a process that is dead would seem alive until then.
-            conn.execute(roles.update().where(roles.c.beat_at > now).values(beat_at=now))
+            ahead = _of_idle_processes(roles.c.beat_at > now)
+            conn.execute(roles.update().where(ahead).values(beat_at=now))
 
     def end_beat(self, role: str, owner: str) -> None:
         """This process of a role ends normally."""
@@ -1392,6 +1394,17 @@ def _refused_deliveries(uids: Sequence[str]) -> sa.Update:
         state_is_not(deliveries, "owed"),
         deliveries.c.result_id.in_(sendable),
     )
+
+
+def _of_idle_processes(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """The rows of `roles` that `condition` selects, without those that are locked.
+
+    Their processes send a heartbeat at this moment. Two heartbeats that wait for each other's rows
+    would be a deadlock.
+    """
+    key = (roles.c.owner, roles.c.role)
+    idle = sa.select(*key).where(condition).with_for_update(skip_locked=True)
+    return sa.tuple_(*key).in_(idle.correlate(None))
 
 
 def _ended_before(now: float, kept_s: float, do_ages_count: bool) -> float:

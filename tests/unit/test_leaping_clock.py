@@ -7,6 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,20 @@ def test_a_role_that_died_under_a_wrong_clock_is_found_dead(node: Node) -> None:
     node.ledger.beat("receive", "alive:2")
     node.clock.now += 600.0
     assert age_of_sign(node.ledger.inspect.figures(), "analyse") == 600.0
+
+
+@pytest.mark.parametrize("leap_s", [-YEAR_S, YEAR_S])
+def test_heartbeats_after_a_leap_do_not_wait_for_each_other(node: Node, leap_s: float) -> None:
+    """Each finds the rows of all others to be wrong, and its own row is locked meanwhile."""
+    owners = [f"machine:{number}" for number in range(8)]
+    for owner in owners:
+        node.ledger.beat("analyse", owner)
+
+    with ThreadPoolExecutor(len(owners)) as pool:
+        for _ in range(4):
+            node.clock.now += leap_s
+            list(pool.map(partial(node.ledger.beat, "analyse"), owners))
+    assert {row["owner"] for row in node.ledger.inspect.roles()} <= set(owners)
 
 
 def test_a_trouble_that_ended_under_a_wrong_clock_is_over(ledger: Ledger, clock: Clock) -> None:
