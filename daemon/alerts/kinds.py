@@ -64,7 +64,7 @@ KINDS: dict[str, Kind] = {
         "Alarm: inbox",
     ),
     "clock": Kind(
-        "the clock was set by more than a day, or the node was off",
+        "the clock was set by days, or the node was off for more than a week",
         "Is its date right now? If not, correct it within three days: after that, bytes are "
         "removed by their age on this clock.",
         "Alarm: clock",

@@ -21,9 +21,9 @@ ROLES = ("receive", "analyse", "deliver")
 _LISTED_FAILURES = 20
 _ALL_FAILURES = 1_000_000
 
-# Columns that hold a time.
 # Kinds of daemon/alerts/kinds.py.
 _TOLD_AS_TROUBLES = ("clock", "inbox")
+# Columns that hold a time.
 _TIMES = ("received_at", "completed_at")
 
 

@@ -1,10 +1,13 @@
 """Leaps of the ledger's clock: a machine without a battery starts in 1970, and a wrong time server
 moves the clock by years.
 
-The clock is looked at each minute. A step of more than a day between two looks is a leap, or nobody
-looked meanwhile. The ledger cannot tell which, and cannot know which of the two times is right. So
-after each leap, what depends on an age of days waits until the clock has been steady for some days:
-a person can correct the clock before anything is removed.
+The clock is looked at each minute. A large step between two looks is a leap, or nobody looked
+meanwhile. The ledger cannot tell which, and cannot know which of the two times is right. So after
+each leap, what depends on an age of days waits until the clock has been steady for some days: a
+person can correct the clock before anything is removed.
+
+A node that is off each weekend makes a step ahead each week. If each were a leap, it would alert
+each week, and one that is never on for long would never remove bytes by age.
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ from daemon.ledger.schema import (
 log = logging.getLogger("pleura.ledger")
 
 # A smaller step of the clock changes little where ages are days.
-LEAP_S = 86400.0
+_LEAP_BACK_S = 86400.0
+# A node that is off for a weekend, or for the public holidays beside it, was off for less.
+_LEAP_AHEAD_S = 7 * 86400.0
+# After this time without a look, it is not known how long a delivery has failed.
+_UNSEEN_S = 86400.0
 # A weekend: somebody has seen the alert by then.
 STEADY_AFTER_S = 3 * 86400.0
 # Times may have been noted between a leap and the next look.
@@ -59,7 +66,9 @@ def look_at_clock(conn: Connection, now: float) -> bool:
         return True
 
     step_s = now - before.seen_at
-    if abs(step_s) > LEAP_S:
+    if abs(step_s) > _UNSEEN_S:
+        _begin_waits_anew(conn, now)
+    if _is_leap(step_s):
         _note_leap(conn, before, now)
         return False
 
@@ -69,10 +78,10 @@ def look_at_clock(conn: Connection, now: float) -> bool:
     return _is_steady(now, before.steady_since)
 
 
-def has_just_leapt(conn: Connection, now: float) -> bool:
-    """Whether the clock has leapt since the last look; changes nothing."""
+def is_long_unseen(conn: Connection, now: float) -> bool:
+    """Whether the last look at the clock was more than a day ago, or ahead; changes nothing."""
     found = conn.execute(sa.select(clock.c.seen_at)).first()
-    return found is not None and abs(now - found.seen_at) > LEAP_S
+    return found is not None and abs(now - found.seen_at) > _UNSEEN_S
 
 
 def do_ages_count(conn: Connection, now: float) -> bool:
@@ -80,7 +89,7 @@ def do_ages_count(conn: Connection, now: float) -> bool:
     found = conn.execute(sa.select(clock)).first()
     if found is None:
         return True
-    return abs(now - found.seen_at) <= LEAP_S and _is_steady(now, found.steady_since)
+    return not _is_leap(now - found.seen_at) and _is_steady(now, found.steady_since)
 
 
 def last_leap(conn: Connection, now: float) -> Leap | None:
@@ -89,6 +98,10 @@ def last_leap(conn: Connection, now: float) -> Leap | None:
     if found is None or not found.leapt_s or _is_steady(now, found.steady_since):
         return None
     return Leap(found.leapt_s, found.steady_since + STEADY_AFTER_S)
+
+
+def _is_leap(step_s: float) -> bool:
+    return step_s < -_LEAP_BACK_S or step_s > _LEAP_AHEAD_S
 
 
 def _is_steady(now: float, since: float) -> bool:
@@ -105,16 +118,18 @@ def _note_leap(conn: Connection, before: sa.Row[tuple[float, ...]], now: float) 
     )
     conn.execute(clock.update().values(seen_at=now, steady_since=now, leapt_s=step_s))
 
-    # What refuses a delivery after some minutes or hours begins anew.
-    conn.execute(unknown_destinations.delete())
-    is_failing = sa.and_(state_is(deliveries, "owed"), deliveries.c.failing_since.is_not(None))
-    conn.execute(deliveries.update().where(is_failing).values(failing_since=now))
-
     # A short time between two opposite leaps: the clock was wrong, and is right again.
     is_back = before.leapt_s * step_s < 0
     if is_back and not _is_steady(before.seen_at, before.steady_since):
         corrected = _set_to_now(conn, now, before.steady_since, before.seen_at)
         log.warning("%d times that were noted under the wrong clock count as now", corrected)
+
+
+def _begin_waits_anew(conn: Connection, now: float) -> None:
+    """What refuses a delivery after some minutes or hours counts from now on."""
+    conn.execute(unknown_destinations.delete())
+    is_failing = sa.and_(state_is(deliveries, "owed"), deliveries.c.failing_since.is_not(None))
+    conn.execute(deliveries.update().where(is_failing).values(failing_since=now))
 
 
 def _set_to_now(conn: Connection, now: float, first: float, last: float) -> int:

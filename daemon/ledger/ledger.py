@@ -22,7 +22,7 @@ from daemon.ledger.alarms import Alarms
 from daemon.ledger.database import Database, require_file
 from daemon.ledger.generations import Generations
 from daemon.ledger.inspect import Inspection, in_parts
-from daemon.ledger.leaps import has_just_leapt, look_at_clock
+from daemon.ledger.leaps import is_long_unseen, look_at_clock
 from daemon.ledger.records import (
     Arrival,
     AuditRow,
@@ -413,7 +413,7 @@ class Ledger:
             jobs = []
             rows = conn.execute(self._due(destination, now, limit)).mappings().all()
             is_any_failing = any(row["failing_since"] is not None for row in rows)
-            do_hours_count = is_any_failing and not has_just_leapt(conn, now)
+            do_hours_count = is_any_failing and not is_long_unseen(conn, now)
             for row in rows:
                 attempt = row["attempt"] + 1
                 lease = {
@@ -578,7 +578,7 @@ class Ledger:
         """
         with self._database.transaction() as (conn, now):
             # The minutes that have passed are not known until retention has looked at the clock.
-            if has_just_leapt(conn, now):
+            if is_long_unseen(conn, now):
                 return 0
 
             refused = delivery_after(DeliveryEvent.FORGET_DESTINATION)

@@ -256,8 +256,8 @@ TABLE: dict[str, tuple[str, str]] = {
         "Dateien im Eingangsordner werden nicht angenommen",
     ),
     "alarm_clock": (
-        "The clock was set by more than a day, or the node was off",
-        "Die Uhr wurde um mehr als einen Tag verstellt, oder der Knoten war aus",
+        "The clock was set by days, or the node was off for more than a week",
+        "Die Uhr wurde um Tage verstellt, oder der Knoten war mehr als eine Woche aus",
     ),
     "alarm_certificate": (
         "A certificate ends soon, or a TLS file cannot be used",

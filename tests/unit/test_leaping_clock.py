@@ -132,6 +132,29 @@ def test_a_node_that_was_off_for_weeks_removes_after_three_days(node: Node) -> N
     assert node.kept() == set()
 
 
+@pytest.mark.parametrize("off_days", [1.5, 4.6])
+def test_a_node_that_is_often_off_removes_by_age_and_raises_no_alarm(
+    node: Node, off_days: float
+) -> None:
+    """As in a practice that is open for some days of a week only."""
+    node.image("1.1")
+    for _ in range(45):
+        node.pass_days(0.5)
+        node.leap(off_days * DAY_S)
+        assert "clock" not in node.troubles()
+    assert node.kept() == set()
+
+
+def test_a_day_without_a_look_begins_the_hours_of_a_failing_delivery_anew(node: Node) -> None:
+    node.image("1.1", "analysed")
+    (job,) = node.ledger.claim_deliveries("pacs", "me", 9)
+    node.ledger.retry_later(job, "0xC000", 1.0, 0xC000)
+
+    node.leap(2.6 * DAY_S)
+    (job,) = node.ledger.claim_deliveries("pacs", "me", 9)
+    assert job.failing_s == 0.0
+
+
 def test_short_room_needs_no_age(node: Node, tmp_path: Path) -> None:
     """Bytes that need not be kept go under any clock, also those from the future."""
     node.leap(10 * YEAR_S)
