@@ -187,7 +187,7 @@ def _clock(sight: Sight) -> Iterator[Alarm]:
     if leap is None:
         return
     words = (
-        f"it moved by {leap.by_s / _DAY_S:+.1f} days, and says {_time(sight.figures.now)}; "
+        f"it moved by {leap.by_s / _DAY_S:+.1f} days, to {_time(leap.to)}; "
         f"no bytes are removed by age before {_time(leap.ages_count_at)}"
     )
     yield Alarm("clock", "clock", "ledger", words)

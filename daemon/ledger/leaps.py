@@ -49,6 +49,8 @@ class Leap:
 
     # Seconds; negative: backwards.
     by_s: float
+    # The time that the clock leapt to. Seconds since 1970.
+    to: float
     # When ages count again, if the clock does not leap until then. Seconds since 1970.
     ages_count_at: float
 
@@ -97,7 +99,8 @@ def last_leap(conn: Connection, now: float) -> Leap | None:
     found = conn.execute(sa.select(clock)).first()
     if found is None or not found.leapt_s or _is_steady(now, found.steady_since):
         return None
-    return Leap(found.leapt_s, found.steady_since + STEADY_AFTER_S)
+    since = found.steady_since
+    return Leap(found.leapt_s, since, since + STEADY_AFTER_S)
 
 
 def _is_leap(step_s: float) -> bool:

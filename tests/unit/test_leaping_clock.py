@@ -173,6 +173,16 @@ def test_a_leap_is_a_trouble_until_ages_count_again(node: Node) -> None:
     assert "clock" not in node.troubles()
 
 
+def test_the_trouble_of_a_leap_is_written_once(node: Node) -> None:
+    """It lasts for days, and the watch looks every ten seconds."""
+    node.leap(10 * YEAR_S)
+    node.look()
+    (first,) = [row["words"] for row in node.ledger.alarms.lasting() if row["kind"] == "clock"]
+    node.clock.now += 10.0
+    node.look()
+    assert first in [row["words"] for row in node.ledger.alarms.lasting()]
+
+
 def test_a_sender_that_sent_under_a_wrong_clock_is_found_silent(node: Node) -> None:
     node.leap(10 * YEAR_S)
     node.image("1.1", "not_analysed")
