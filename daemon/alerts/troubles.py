@@ -33,8 +33,8 @@ class Sight:
     drift: Mapping[str, str]
     # This host: its troubles can only be seen from here.
     machine: str
-    # When this process began to look: a role that has never sent a heartbeat counts as silent since
-    # then.
+    # When this process began to look: no role is found to be silent earlier than some minutes after
+    # that.
     began_at: float
     # By the key of the settings, what is wrong with a file of TLS, in words.
     file_faults: Mapping[str, str] = field(default_factory=dict)
@@ -212,10 +212,14 @@ def _certificates(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alar
 
 
 def _roles(alerts: Alerts, sight: Sight) -> Iterator[Alarm]:
+    watched_s = sight.figures.now - sight.began_at
     for role in ROLES:
         age_s = age_of_sign(sight.figures, role)
-        silent_s = sight.figures.now - sight.began_at if age_s is None else age_s
-        if silent_s >= alerts.role_minutes * _MINUTE_S:
+        silent_s = watched_s if age_s is None else age_s
+        # After a power cut, the roles start one after another: this process may be the first.
+        is_known = ("role", role) in sight.figures.troubles
+        noticed_s = silent_s if is_known else min(silent_s, watched_s)
+        if noticed_s >= alerts.role_minutes * _MINUTE_S:
             words = f"no process of it has sent a heartbeat for {silent_s:.0f} s"
             yield Alarm(f"role:{role}", "role", role, words)
 

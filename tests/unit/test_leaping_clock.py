@@ -244,6 +244,27 @@ def test_a_destination_that_fell_under_a_wrong_clock_is_found_down(node: Node) -
     assert "outage" in node.troubles()
 
 
+def test_after_a_power_cut_the_roles_have_time_to_start(node: Node) -> None:
+    """The deliver role may be the first. A role that stays silent is a trouble all the same."""
+    for role in ("receive", "analyse", "deliver"):
+        node.ledger.beat(role, f"{role}:1")
+    node.clock.now += 13 * 3600.0
+    node.ledger.beat("deliver", "deliver:2")
+    watch = Watch(node.config, node.ledger, settle_s=0.0)
+    watch.look()
+    assert node.troubles() == set()
+
+    node.clock.now += 181.0
+    for role in ("receive", "deliver"):
+        node.ledger.beat(role, f"{role}:2")
+    watch.look()
+    assert [row["key"] for row in node.ledger.alarms.lasting()] == ["role:analyse"]
+
+    # The next deliver process begins no new count.
+    Watch(node.config, node.ledger, settle_s=0.0).look()
+    assert [row["key"] for row in node.ledger.alarms.lasting()] == ["role:analyse"]
+
+
 def test_a_role_that_died_under_a_wrong_clock_is_found_dead(node: Node) -> None:
     node.leap(YEAR_S)
     node.ledger.beat("analyse", "gone:1")
