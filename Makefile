@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 PIP_INSTALL := pip install --disable-pip-version-check --quiet --no-compile
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
-# Tests of peers wait more than they compute: three processes keep two cores busy.
-TEST_PROCESSES ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+# Tests of peers wait more than they compute: four processes keep two cores busy.
+TEST_PROCESSES ?= $(shell echo $$(( $$(nproc) + 2 )))
 OHIF := $(or $(PLEURA_OHIF),.cache/ohif)
 OHIF_VERSION := 3.13.2
 OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
