@@ -288,9 +288,7 @@ class Courier:
             return True
 
         why = f"its file {damage}"
-        if self._ledger.remake(job, why):
-            log.error("%s %s: %s; it is made again", result.kind, result.sop_instance_uid, why)
-        else:
+        if not self._is_remade(job, why):
             self._refuse(job, why)
         return False
 
@@ -312,13 +310,19 @@ class Courier:
     def _make_again(self, job: DeliveryJob, why: str) -> None:
         """Let the result be made again, once a few reads have shown that the fault lasts."""
         past = self._troubled.setdefault(job.id, _Troubled())
-        if past.tries < _READS or not self._ledger.remake(job, why):
+        if past.tries >= _READS and self._is_remade(job, why):
+            self._troubled.pop(job.id)
+        else:
             self._later(job, why)
-            return
 
-        self._troubled.pop(job.id)
-        result = (job.result.kind, job.result.sop_instance_uid)
-        log.error("%s %s: %s; it is made again", *result, why)
+    def _is_remade(self, job: DeliveryJob, why: str) -> bool:
+        """Let the result be made again. Returns whether that is possible."""
+        if not self._ledger.remake(job, why):
+            return False
+
+        result = job.result
+        log.error("%s %s: %s; it is made again", result.kind, result.sop_instance_uid, why)
+        return True
 
     def _outgoing(self, job: DeliveryJob) -> Outgoing:
         result = job.result
