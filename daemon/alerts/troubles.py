@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from daemon.alerts.silence import missing_images
 from daemon.config import Alerts, Config
 from daemon.ledger import Alarm, Snapshot, Unresolved
-from daemon.ledger.processes import SILENT_AFTER_S
+from daemon.ledger.processes import SILENT_AFTER_S, host_of
 from daemon.metrics.health import ROLES, age_of_sign
 from daemon.metrics.host import UNSEEN_SPOOL, certificates, free_bytes
 
@@ -178,7 +178,7 @@ def _inbox(sight: Sight) -> Iterator[Alarm]:
     for process in sight.figures.roles:
         trouble = process.facts.get("inbox_trouble")
         if trouble and process.beat_at >= oldest:
-            host = process.owner.partition("/")[0]
+            host = host_of(process.owner)
             yield Alarm(f"inbox:{host}", "inbox", host, shown(str(trouble)))
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 
 from daemon.ledger.database import Database
 from daemon.ledger.leaps import do_ages_count
+from daemon.ledger.processes import host_of
 from daemon.ledger.schema import alarm_messages, alarms, roles
 
 _LOCK = "alarms"
@@ -207,10 +208,10 @@ def lasting(conn: Connection, most: int) -> list[LastingAlarm]:
 
 
 def _living_machines(conn: Connection, now: float) -> set[str]:
-    """The host names of roles that sent a heartbeat today: this_machine() begins with them."""
+    """The host names of roles that sent a heartbeat today."""
     recent = sa.select(roles.c.owner).where(roles.c.beat_at >= now - _ABANDONED_S)
     owners = conn.execute(recent).scalars()
-    return {owner.partition("/")[0] for owner in owners}
+    return {host_of(owner) for owner in owners}
 
 
 def _first_of_each_trouble(rows: Sequence[sa.Row[Any]]) -> list[sa.Row[Any]]:

@@ -26,6 +26,11 @@ def this_machine() -> str:
         return f"{socket.gethostname()}/{uuid.getnode():x}"
 
 
+def host_of(owner: str) -> str:
+    """The host name in an owner's name (owner_name)."""
+    return owner.partition("/")[0]
+
+
 def is_alive(owner: str) -> bool:
     """Whether an owner of this machine (owner_name) still runs.
 
