@@ -30,14 +30,15 @@ from daemon.ledger.schema import (
 
 log = logging.getLogger("pleura.ledger")
 
+_DAY_S = 86400.0
 # A smaller step of the clock changes little where ages are days.
-_LEAP_BACK_S = 86400.0
+_LEAP_BACK_S = _DAY_S
 # A node that is off for a weekend, or for the public holidays beside it, was off for less.
-_LEAP_AHEAD_S = 7 * 86400.0
+_LEAP_AHEAD_S = 7 * _DAY_S
 # After this time without a look, it is not known how long a delivery has failed.
-_UNSEEN_S = 86400.0
+_UNSEEN_S = _DAY_S
 # A weekend: somebody has seen the alert by then.
-STEADY_AFTER_S = 3 * 86400.0
+STEADY_AFTER_S = 3 * _DAY_S
 # Times may have been noted between a leap and the next look.
 _MARGIN_S = 3600.0
 _CLOCK = "ledger"
@@ -116,8 +117,8 @@ def _note_leap(conn: Connection, before: sa.Row[tuple[float, ...]], now: float) 
     log.error(
         "the ledger's clock moved by %+.1f days between two looks: it was set, or the deliver role "
         "did not run; is it right now? No bytes are removed by age for %g days",
-        step_s / 86400,
-        STEADY_AFTER_S / 86400,
+        step_s / _DAY_S,
+        STEADY_AFTER_S / _DAY_S,
     )
     conn.execute(clock.update().values(seen_at=now, steady_since=now, leapt_s=step_s))
 

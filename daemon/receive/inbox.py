@@ -21,6 +21,7 @@ process ends between taking and removing, the next one takes the file again and 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -329,14 +330,12 @@ class Inbox:
         if not seen.is_closed and time.monotonic() < seen.taken_at + self._pace.kept_s:
             return False
 
-        try:
+        # Another host may have taken and removed it too.
+        with contextlib.suppress(FileNotFoundError):
             # Otherwise another file has come under the same name, to be taken next.
             if _signature(path.lstat()) != seen.signature:
                 return False
             path.unlink()
-        except FileNotFoundError:
-            # Another host took it too.
-            return True
         return True
 
     def _keep(self, data: bytes) -> None:
