@@ -333,7 +333,9 @@ class Config(Settings):
         "role, and then a reload.",
     )
     max_batch: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
-        default=8, description="The most images that are analysed together."
+        default=4,
+        description="The most images that are analysed together. On a CPU, larger batches are no "
+        "faster and take more memory (docs/benchmarks.md). A GPU may gain from them.",
     )
     spool: LastingFolder = Field(
         default="/var/lib/pleura/spool",

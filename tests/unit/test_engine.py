@@ -105,7 +105,7 @@ def test_out_of_memory_halves_the_batch_and_stays_at_what_fits(
     images = pictures(8)
     wanted = Engine(tiny, CPU).classify(images)
     module = Failing(tiny.classifier, lambda size: error if size > 2 else None)
-    engine = Engine(replace(tiny, classifier=module), CPU)
+    engine = Engine(replace(tiny, classifier=module), CPU, max_batch=8)
     assert engine.classify(images) == pytest.approx(wanted, abs=1e-5)
     assert module.sizes == [8, 4, 2, 2, 2, 2]
     module.sizes.clear()
