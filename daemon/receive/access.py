@@ -17,7 +17,10 @@ from daemon.tls import PeerCertificate, describe_wanted, is_wanted
 
 log = logging.getLogger("pleura.receive")
 
-_ADDRESSES_S = 60.0  # how long a peer's host name stays resolved
+# How long the addresses of a host name are used before it is resolved again.
+_ADDRESSES_S = 60.0
+# The same for a name that has never been resolved, such as at a start before the name service's.
+_UNRESOLVED_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,14 @@ class AccessList:
 
     def _rejection(self, calling: str, address: str, hosts: list[str | None]) -> Rejection:
         entry = f"add to peers: {{ae_title: {calling}, host: {address}}}"
+        unresolved = [host for host in hosts if host is not None and not self._addresses(host)]
+
+        if unresolved:
+            return Rejection(
+                negotiation.NO_REASON_GIVEN_FOR_NOW,
+                f"the peers have this AE title at {', '.join(unresolved)}, which the name service "
+                "does not resolve now; mend the name service, or name the address in peers[].host",
+            )
 
         if hosts:
             allowed = ", ".join(str(host) for host in hosts)
@@ -158,7 +169,8 @@ class AccessList:
         except OSError:
             # The name service does not answer: its last answer still holds.
             log.warning("host %s of the settings cannot be resolved", host)
-        self._resolved[host] = (time.monotonic() + _ADDRESSES_S, known)
+        lasts_s = _ADDRESSES_S if known else _UNRESOLVED_S
+        self._resolved[host] = (time.monotonic() + lasts_s, known)
         return known
 
 

@@ -132,10 +132,13 @@ def storescu(
 
 
 def associate_rq(
-    calling: bytes, sop_class_uid: str = "1.2.840.10008.1.1", maximum_pdu_bytes: int = 16384
+    calling: bytes,
+    sop_class_uid: str = "1.2.840.10008.1.1",
+    maximum_pdu_bytes: int = 16384,
+    called: bytes = b"PLEURA",
 ) -> bytes:
-    """An A-ASSOCIATE-RQ (PS3.8 9.3.2) for one class in Implicit VR Little Endian, its calling AE
-    title as given.
+    """An A-ASSOCIATE-RQ (PS3.8 9.3.2) for one class in Implicit VR Little Endian, its AE titles as
+    given.
     """
 
     def item(kind: int, body: bytes) -> bytes:
@@ -144,7 +147,7 @@ def associate_rq(
     context = b"\x01\0\0\0" + item(0x30, sop_class_uid.encode()) + item(0x40, b"1.2.840.10008.1.2")
     user = item(0x51, struct.pack(">L", maximum_pdu_bytes)) + item(0x52, b"1.2.3")
     items = item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
-    body = struct.pack(">HH16s16s32s", 1, 0, b"PLEURA".ljust(16), calling.ljust(16), b"") + items
+    body = struct.pack(">HH16s16s32s", 1, 0, called.ljust(16), calling.ljust(16), b"") + items
     return struct.pack(">BBL", 1, 0, len(body)) + body
 
 
