@@ -1,7 +1,8 @@
-"""The schema of PS3.15 A.5.1.1 (RELAX NG compact there), transcribed as tables, and its check.
+"""The PS3.15 A.5.1.1 schema for audit messages, transcribed from RELAX NG compact syntax into
+tables, and a validator for it.
 
-No RELAX NG processor is among the test's dependencies. Each element has its attributes (a check,
-and whether it is required) and its children in order (how often each may come).
+The tests install no RELAX NG processor. The tables give each element its attributes (a check, and
+whether the attribute is required) and its children in order (how often each may occur).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def numbers(last: int) -> Check:
 
 
 def token(value: str) -> bool:
-    """xsd:token: no tab or line break, no blank at an end, no two blanks in a row."""
+    """xsd:token: no tab or line break, no space at either end, no two spaces in a row."""
     return value == " ".join(value.split())
 
 
@@ -52,9 +53,9 @@ def binary(value: str) -> bool:
 
 @dataclass(frozen=True)
 class Element:
-    """`attributes`: name -> (check, required). `children`: in order (names, at least, at most).
+    """`attributes`: name -> (check, required). `children`: in order, (names, minimum, maximum).
 
-    `coded`: optional attributes of a code, which come together.
+    `coded`: optional attributes of a code, which must be present together or absent together.
     """
 
     attributes: dict[str, tuple[Check, bool]] = field(default_factory=dict)

@@ -1,4 +1,6 @@
-"""Fixtures of the unit tests: one thread each, and a ledger under a clock that a test sets."""
+"""Fixtures for the unit tests: one compute thread per test process, and a ledger whose clock the
+test sets.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ledger(ledger_url: str, clock: Clock) -> Iterator[Ledger]:
-    """On each engine. A test module with another kind of ledger has its own fixture."""
+    """A ledger on each database engine. A module that needs another kind of ledger overrides this."""
     ledger = Ledger(ledger_url, clock=clock, limits=LedgerLimits(lease_s=60.0))
     yield ledger
     ledger.close()
@@ -26,11 +28,11 @@ def ledger(ledger_url: str, clock: Clock) -> Iterator[Ledger]:
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where tests run side by side, more threads would wait for each other."""
+    """Use one thread per test process: parallel tests with more would compete for the cores."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # Imported only here: the daemon's own tests need no torch.
+        # Import here, because the daemon's own tests run without torch.
         import torch
 
-        # inference/engines/cores.py leaves a given number as it is.
+        # inference/engines/cores.py keeps a number that is already set.
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)

@@ -1,4 +1,6 @@
-"""Ways to break an object: each changes one thing in a data set that was read from good bytes."""
+"""Ways to corrupt a result object: each changes one thing in a data set that was read from valid
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,7 @@ Change = Callable[[Any], object]
 
 
 def broken(good: Result, change: Change) -> Result:
-    """The good object, read, changed and written again, with everything that can be consistent kept
-    so.
-    """
+    """The valid object after one change, rewritten so that everything else stays consistent."""
     dataset = dcmread(io.BytesIO(good.data))
     change(dataset)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -69,7 +69,7 @@ def content(dataset: Any) -> list[Dataset]:
 
 
 def cut(meaning: str) -> Change:
-    """Take out every SR content item of that meaning."""
+    """Remove every SR content item whose concept name has this meaning."""
 
     def apply(dataset: Any) -> None:
         if "ContentSequence" not in dataset:

@@ -1,4 +1,4 @@
-"""A courier on simulated time: images that arrive by a clock, and an archive that answers as told."""
+"""A courier in simulated time: images arrive on a schedule, and the archive gives scripted answers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MINUTE_S = 60.0
 HOUR_S = 3600.0
 PACS = DicomDestination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port=1, results=("SC",))
 
-# (UID of a result, seconds since the start) -> the status of the answer. May raise what a Store
-# raises.
+# (UID of a result, seconds since the start) -> the status to answer. May raise what a Store may
+# raise.
 Answers = Callable[[str, float], int]
 
 
 class World:
-    """One destination, to which a result is owed every `every_s`, from the start on."""
+    """One destination, for which a new result is queued every `every_s` seconds from the start on."""
 
     def __init__(self, folder: Path, url: str, answers: Answers, every_s: float) -> None:
         self.clock = Clock()
@@ -53,17 +53,17 @@ class World:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return self.clock.now - self.start
 
     def run(self, until_s: float) -> None:
-        """Let the courier work until so many seconds after the start."""
+        """Run the courier until `until_s` seconds after the start."""
         self._end_s = until_s
         self._stop.clear()
         self._courier.run(self._stop)
 
     def restart(self) -> None:
-        """Another process delivers from now on."""
+        """Continue with a new courier, as another process would."""
         self._courier = _Courier(self)
 
     def counts(self) -> dict[str, int]:
@@ -71,7 +71,7 @@ class World:
         return {state: number for state, number in counts.items() if number}
 
     def deliveries(self) -> list[dict[str, Any]]:
-        """Every row."""
+        """Every row of the deliveries table."""
         engine = sa.create_engine(self.ledger.url)
         with engine.connect() as conn:
             rows = [dict(row) for row in conn.execute(sa.select(deliveries)).mappings()]
@@ -82,7 +82,7 @@ class World:
         return self.ledger.inspect.destinations().get("pacs", {})
 
     def idle_s(self) -> float:
-        """How long an idle courier sleeps: until the next image rings, but ten seconds at most."""
+        """Seconds an idle courier sleeps: until the next image arrives, but at most ten."""
         return min(10.0, max(0.1, self._next_image_s - self.seconds))
 
     def pass_time(self, seconds: float) -> None:
@@ -132,7 +132,8 @@ class _Archive:
         self._world = world
 
     def store(self, outgoing: Outgoing) -> Answer:
-        world, uid = self._world, outgoing.sop_instance_uid
+        world = self._world
+        uid = outgoing.sop_instance_uid
         world.pass_time(0.1)
         world.tries.append((world.seconds, uid))
         status = world.answers(uid, world.seconds)

@@ -1,4 +1,4 @@
-"""Who is analysed, and who is not for which reason."""
+"""Admission: which images are analysed, and the reason given for each image that is not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydicom.uid import (
 from inference.admission import REASONS, Exclusion, Rules, judge
 from inference.age import age_years
 
-# Values outside their VR are what these rules have to live with.
+# The rules must accept values that violate their VR, about which pydicom warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*nvalid value for VR:UserWarning")
 
 
@@ -78,10 +78,8 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
     ("changes", "wanted"),
     [
         ({}, None),
-        (
-            {"ImageType": ["DERIVED", "PRIMARY"]},
-            None,
-        ),  # a lossy copy of a real X-ray shall say DERIVED
+        # The standard requires DERIVED of a lossy copy of a real radiograph.
+        ({"ImageType": ["DERIVED", "PRIMARY"]}, None),
         ({"ContributingEquipmentSequence": [SCANNER]}, None),
         ({"BodyPartExamined": None, "ViewPosition": None, "PatientAge": None}, None),
         ({"BodyPartExamined": " chest "}, None),
@@ -137,7 +135,8 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "foreign_result"),
         (PALETTE | {"BluePaletteColorLookupTableData": bytes(16)}, "foreign_result"),
         (PALETTE | {"SamplesPerPixel": 3}, "foreign_result"),
-        (PALETTE, None),  # a grey one: a radiograph that the decoder cannot read
+        # A grey palette: a radiograph that the decoder cannot read.
+        (PALETTE, None),
         ({"ViewPosition": "AP ERECT"}, None),
         ({"ViewPosition": "PORTABLE AP"}, None),
         ({"ViewPosition": "AP LATERAL"}, "view"),
@@ -145,7 +144,8 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"ViewPosition": "POSTERO-ANTERIOR"}, None),
         ({"ViewPosition": "ANTEROPOSTERIOR"}, None),
         ({"ViewPosition": "P.A."}, None),
-        ({"ViewPosition": ["PA", "LAT"]}, "view"),  # a backslash makes several values of one
+        # A backslash splits the value into several values.
+        ({"ViewPosition": ["PA", "LAT"]}, "view"),
         ({"ViewPosition": "UNKNOWN"}, None),
         ({"ViewPosition": "UNKNOWN", "SeriesDescription": "CHEST LAT"}, "view"),
         ({"ViewPosition": None, "SeriesDescription": ["CHEST", "LAT"]}, "view"),
@@ -160,21 +160,20 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"ViewPosition": None, "PatientOrientation": ["A", "F"]}, "view"),
         ({"ViewPosition": None, "PatientOrientation": ["PL", "F"]}, "view"),
         ({"ViewPosition": None, "PatientOrientation": ["L", "F"]}, None),
-        # Words of how the patient stands are no directions: a frontal chest must not disappear.
+        # Words for the patient's position are not directions. They must not exclude a frontal
+        # chest.
         ({"ViewPosition": None, "PatientOrientation": ["AP", "ERECT"]}, None),
         ({"ViewPosition": None, "PatientOrientation": ["PORTRAIT", "F"]}, None),
         ({"ViewPosition": None, "PatientOrientation": ["PA", "F"]}, None),
-        (
-            {"ViewPosition": "PA", "PatientOrientation": ["A", "F"]},
-            None,
-        ),  # what is coded outweighs it
+        # The coded view position outweighs the patient orientation.
+        ({"ViewPosition": "PA", "PatientOrientation": ["A", "F"]}, None),
         ({"BodyPartExamined": "HIP"}, "body_part"),
         (
             {"BodyPartExamined": None, "ViewPosition": None, "StudyDescription": "LEFT KNEE"},
             "body_part",
         ),
-        # A study holds several images: nearer descriptions and a view outweigh what is said of all
-        # of it.
+        # A study holds several images, so the image's own view and descriptions outweigh the study
+        # description.
         ({"BodyPartExamined": None, "StudyDescription": "HIP FRACTURE PREOP"}, None),
         (
             {"BodyPartExamined": None, "PerformedProcedureStepDescription": "HIP FRACTURE PREOP"},
@@ -229,20 +228,23 @@ LATERAL, FRONTAL = item(CodeMeaning="left lateral"), item(CodeMeaning="postero-a
         ({"PatientAge": "017Y", "BodyPartExamined": "HIP"}, "body_part"),
     ],
 )
-def test_which_image_is_analysed(changes: dict[str, Any], wanted: str | None) -> None:
+def test_admission_decides_which_image_is_analysed(
+    changes: dict[str, Any], wanted: str | None
+) -> None:
     assert reason(chest(**changes)) == wanted
     assert wanted is None or wanted in REASONS
 
 
-def test_the_ledger_is_not_asked_about_what_no_result_of_ours_is_called() -> None:
+def test_the_ledger_is_not_asked_about_a_uid_that_no_result_can_have() -> None:
     def ask(uid: str) -> bool:
-        raise AssertionError(f"asked about {uid!r}")  # PostgreSQL's text holds no NUL
+        # PostgreSQL's text type cannot hold NUL.
+        raise AssertionError(f"asked about {uid!r}")
 
     for uid in ("1.2.3\x004.5", "1.2\\1.3", "", "x" * 99):
         judge(chest(SOPInstanceUID=uid), Rules(), ask)
 
 
-def test_a_strict_site_refuses_what_is_absent() -> None:
+def test_a_strict_site_refuses_images_with_absent_attributes() -> None:
     strict = Rules(when_absent="refuse")
     assert reason(chest(), strict) is None
     assert reason(chest(BodyPartExamined=None), strict) == "body_part"
@@ -250,7 +252,7 @@ def test_a_strict_site_refuses_what_is_absent() -> None:
     assert reason(chest(PatientAge=None), strict) == "age_unknown"
 
 
-def test_raw_images_are_analysed_where_a_site_wants_it() -> None:
+def test_raw_images_are_analysed_when_the_settings_allow_it() -> None:
     wanting = Rules(for_processing=True)
     assert (
         reason(chest(SOPClassUID=DigitalXRayImageStorageForProcessing, Modality="DX"), wanting)
@@ -260,7 +262,7 @@ def test_raw_images_are_analysed_where_a_site_wants_it() -> None:
     assert reason(chest(SOPClassUID=CTImageStorage), wanting) == "sop_class"
 
 
-def test_what_was_absent_is_noted() -> None:
+def test_absent_attributes_are_noted() -> None:
     verdict = judge(chest(ViewPosition=None, PatientAge="999Y"), Rules(), lambda _: False)
     assert verdict == ("ViewPosition absent", "PatientAge absent or implausible")
 
@@ -279,7 +281,7 @@ def test_what_was_absent_is_noted() -> None:
         ({"PatientAge": None, "PatientBirthDate": "2015.01.01", "StudyDate": "20200101"}, 5),
     ],
 )
-def test_age(changes: dict[str, Any], years: float | None) -> None:
+def test_age_comes_from_the_age_or_the_dates(changes: dict[str, Any], years: float | None) -> None:
     assert age_years(chest(**changes)) == years
 
 
@@ -293,7 +295,7 @@ def test_age(changes: dict[str, Any], years: float | None) -> None:
         "PatientSpeciesDescription",
     ],
 )
-def test_a_refusal_quotes_no_free_text(keyword: str) -> None:
+def test_a_refusal_never_quotes_free_text(keyword: str) -> None:
     changes = {"BodyPartExamined": None, "ViewPosition": None, keyword: "Jane Doe KNEE"}
     verdict = judge(chest(**changes), Rules(), lambda _: False)
     assert isinstance(verdict, Exclusion)

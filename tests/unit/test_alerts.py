@@ -1,4 +1,4 @@
-"""Alerts: which troubles there are, once when each begins and once when it is over, by a real mail
+"""Alerts: each trouble is reported once when it begins and once when it ends, through a real mail
 server and a real web service.
 """
 
@@ -65,7 +65,7 @@ def web_service(authority: Authority) -> Iterator[WebService]:
 
 @pytest.fixture
 def small(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    """On SQLite alone: one test shows both engines."""
+    """A ledger on SQLite alone; one test of this module covers both engines."""
     ledger = Ledger(f"sqlite:///{tmp_path}/small.db", clock=clock)
     yield ledger
     ledger.close()
@@ -75,7 +75,7 @@ def small(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
 def config(
     tmp_path: Path, authority: Authority, mail_server: MailServer, web_service: WebService
 ) -> Config:
-    """Alerts by both routes, which have had nothing yet."""
+    """Settings with both alert routes, whose servers have received nothing yet."""
     mail_server.received.clear()
     web_service.received.clear()
     secret = tmp_path / "secret"
@@ -105,7 +105,7 @@ def message(subject: str = "pacs", event: str = "began") -> AlarmMessage:
     return AlarmMessage("0123abcd", "mail", facts, START, 0)
 
 
-# -- which troubles there are ----------------------------------------------------------------------
+# -- detecting troubles ----------------------------------------------------------------------------
 
 
 def test_silence_is_judged_by_the_same_hour_of_earlier_weeks() -> None:
@@ -114,7 +114,7 @@ def test_silence_is_judged_by_the_same_hour_of_earlier_weeks() -> None:
     last_at = float(monday * _HOUR_S)
     assert missing_images(every_week, last_at, last_at + 1800) == pytest.approx(3)
     assert missing_images(every_week, last_at, last_at + 8 * _HOUR_S) == pytest.approx(48)
-    # At night nothing more is missing.
+    # No further images are expected at night.
     assert missing_images(every_week, last_at, last_at + 20 * _HOUR_S) == pytest.approx(48)
 
     two_weeks = {hour: number for hour, number in every_week.items() if hour > monday - 400}
@@ -122,14 +122,15 @@ def test_silence_is_judged_by_the_same_hour_of_earlier_weeks() -> None:
     assert missing_images({}, last_at, last_at + 8 * _HOUR_S) == 0
 
 
-def test_each_trouble_is_told_once_and_once_when_it_is_over(
+def test_each_trouble_is_reported_once_at_its_start_and_once_at_its_end(
     ledger: Ledger, clock: Clock, config: Config, mail_server: MailServer, web_service: WebService
 ) -> None:
     ledger.receive([Arrival("f", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
     for role in ("receive", "analyse", "deliver"):
         ledger.beat(role, "me")
     ledger.note_destination("pacs", "it is away", 5.0)
-    watch, sender = Watch(config, ledger), AlertSender(routes_of(config), ledger)
+    watch = Watch(config, ledger)
+    sender = AlertSender(routes_of(config), ledger)
     watch.look()
     assert ledger.alarms.lasting() == []
 
@@ -163,7 +164,7 @@ def test_each_trouble_is_told_once_and_once_when_it_is_over(
     assert len(mail_server.received) == len(events)
 
 
-def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
+def test_disk_certificate_refusal_and_drift_are_reported_with_details(
     small: Ledger,
     clock: Clock,
     config: Config,
@@ -206,7 +207,7 @@ def test_disk_certificate_refusal_and_drift_are_told_with_what_was_found(
         assert KINDS[kind].title in titles
 
 
-def test_a_sender_that_never_sent_and_a_spool_that_is_away_are_troubles(
+def test_a_silent_sender_and_an_unreachable_spool_are_troubles(
     small: Ledger, clock: Clock, config: Config, tmp_path: Path
 ) -> None:
     away = config.model_copy(update={"spool": tmp_path / "not-mounted"})
@@ -220,7 +221,7 @@ def test_a_sender_that_never_sent_and_a_spool_that_is_away_are_troubles(
     assert words["disk"].startswith("the spool cannot be seen")
 
 
-def test_an_inbox_in_trouble_is_told_as_long_as_its_process_lives(
+def test_an_inbox_trouble_is_reported_while_its_process_lives(
     small: Ledger, clock: Clock, config: Config
 ) -> None:
     facts = {"inbox_trouble": "the folder cannot be used: Permission denied"}
@@ -239,7 +240,7 @@ def test_an_inbox_in_trouble_is_told_as_long_as_its_process_lives(
     assert "inbox" not in {row["kind"] for row in small.alarms.lasting()}
 
 
-def test_a_route_that_comes_later_is_told_of_what_lasts_and_of_that_end_alone(
+def test_a_new_route_is_sent_only_the_open_troubles_and_their_ends(
     ledger: Ledger, clock: Clock
 ) -> None:
     away = Alarm("outage:pacs", "outage", "pacs", "x")
@@ -248,7 +249,7 @@ def test_a_route_that_comes_later_is_told_of_what_lasts_and_of_that_end_alone(
     ledger.alarms.note([away, gone], [], "a", 0)
     assert ledger.alarms.owed() == 0
 
-    # One lasts when the route comes, the other is over.
+    # When the route is added, one trouble is still open and the other has ended.
     clock.now += 100
     ledger.alarms.note([away], ["mail"], "a", 0)
     (told,) = ledger.alarms.claim("me", ["mail"], 60)
@@ -262,7 +263,7 @@ def test_a_route_that_comes_later_is_told_of_what_lasts_and_of_that_end_alone(
     assert (second.route, second.facts["event"]) == ("webhook", "began")
     ledger.alarms.mark_sent(second)
 
-    # Another machine, without routes of its own, sees the end.
+    # Another host, which has no routes, detects the end.
     clock.now += 100
     ledger.alarms.note([], [], "b", 0)
     ends = ledger.alarms.claim("me", ["mail", "webhook"], 60)
@@ -272,7 +273,7 @@ def test_a_route_that_comes_later_is_told_of_what_lasts_and_of_that_end_alone(
     ]
 
 
-def test_a_trouble_of_an_earlier_version_is_told_again_and_its_end_to_all(
+def test_a_trouble_from_an_earlier_version_is_sent_again_and_its_end_to_every_route(
     ledger: Ledger, ledger_url: str
 ) -> None:
     away = Alarm("outage:pacs", "outage", "pacs", "x")
@@ -292,10 +293,11 @@ def _claimed(ledger: Ledger) -> list[AlarmMessage]:
     return ledger.alarms.claim("me", ["mail"], 60)
 
 
-def test_what_failed_is_asked_for_once_a_minute(
+def test_failures_are_queried_once_a_minute(
     small: Ledger, clock: Clock, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unresolved, asked = small.inspect.unresolved, []
+    unresolved = small.inspect.unresolved
+    asked = []
 
     def counted() -> list[Unresolved]:
         asked.append(clock.now)
@@ -305,7 +307,7 @@ def test_what_failed_is_asked_for_once_a_minute(
 
     monkeypatch.setattr(small.inspect, "unresolved", counted)
     watch = Watch(config, small)
-    # What could not be asked is asked again at the next look.
+    # A query that failed is repeated at the next look.
     with pytest.raises(ConnectionError):
         watch.look()
     for _ in range(8):
@@ -314,7 +316,7 @@ def test_what_failed_is_asked_for_once_a_minute(
     assert asked == [START, START, START + 60]
 
 
-def test_many_failures_of_one_day_hide_none_of_another(
+def test_many_failures_of_one_day_hide_no_failure_of_another_day(
     ledger: Ledger, ledger_url: str, clock: Clock
 ) -> None:
     clock.now = 20_000.5 * 24 * _HOUR_S
@@ -322,7 +324,7 @@ def test_many_failures_of_one_day_hide_none_of_another(
     (job,) = ledger.claim_images("me", 1)
     ledger.complete(job, Completion("failed", "d", reason="not_dicom"), {})
 
-    # Copies of that row: six more of that day, and 1005 of the next.
+    # Add copies of that row: six on the same day and 1005 on the next.
     engine = sa.create_engine(ledger_url)
     with engine.begin() as conn:
         row = dict(conn.execute(sa.select(instances)).mappings().one())
@@ -340,7 +342,7 @@ def test_many_failures_of_one_day_hide_none_of_another(
     assert first.sop_instance_uids == tuple(f"1.2.{each}" for each in (7, 6, 5, 4, 3))
 
 
-def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(
+def test_a_flapping_trouble_counts_once_and_another_hosts_disk_stays_open(
     small: Ledger, clock: Clock
 ) -> None:
     small.beat("deliver", "b/boot/1:2")
@@ -354,16 +356,16 @@ def test_a_trouble_that_flaps_is_one_and_another_hosts_disk_is_left_to_it(
     assert small.alarms.note([], ["mail"], "a", 60)[1] == ["disk:a"]
     assert [row["key"] for row in small.alarms.lasting()] == ["disk:b"]
 
-    # That host is no more, or has another name now.
+    # By now that host was removed or renamed.
     clock.now += 86401
     small.alarms.note([], ["mail"], "a", 0)
     assert small.alarms.lasting() == []
 
 
-# -- the way to people -----------------------------------------------------------------------------
+# -- sending messages ------------------------------------------------------------------------------
 
 
-def test_a_mail_goes_over_starttls_and_no_name_injects_a_header(
+def test_a_mail_uses_starttls_and_no_name_injects_a_header(
     config: Config, mail_server: MailServer
 ) -> None:
     routes_of(config)["mail"].send(message(_HOSTILE))
@@ -377,7 +379,9 @@ def test_a_mail_goes_over_starttls_and_no_name_injects_a_header(
     assert 'Runbook: docs/faults.md, "Alarm: outage".' in received.mail.get_content()
 
 
-def test_no_password_and_no_mail_goes_in_plain_text(config: Config, authority: Authority) -> None:
+def test_no_password_and_no_mail_is_sent_in_plain_text(
+    config: Config, authority: Authority
+) -> None:
     with MailServer() as plain:
         assert config.alerts is not None
         assert config.alerts.mail is not None
@@ -388,7 +392,7 @@ def test_no_password_and_no_mail_goes_in_plain_text(config: Config, authority: A
         assert plain.received == []
 
 
-def test_a_server_that_another_authority_vouches_for_is_refused(
+def test_a_server_with_a_certificate_from_another_authority_is_refused(
     config: Config, tmp_path: Path, mail_server: MailServer, web_service: WebService
 ) -> None:
     other = Authority(tmp_path / "other").certificate
@@ -415,7 +419,7 @@ def test_a_webhook_gets_json_with_its_token(config: Config, web_service: WebServ
     assert all(str(value).isprintable() for value in body.values())
 
 
-def test_a_refused_message_waits_and_one_in_flight_survives_its_sender(
+def test_a_refused_message_waits_and_a_message_in_flight_survives_its_sender(
     small: Ledger, clock: Clock, config: Config, web_service: WebService
 ) -> None:
     small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
@@ -426,7 +430,7 @@ def test_a_refused_message_waits_and_one_in_flight_survives_its_sender(
     assert sender.turn(_STOP) == 0
     clock.now += 10
 
-    # This process dies between the claim and the answer.
+    # Simulate a process that dies between the claim and the answer.
     (lost,) = small.alarms.claim("dead", ["webhook"], 300.0)
     assert sender.turn(_STOP) == 0
     clock.now += 300
@@ -435,7 +439,7 @@ def test_a_refused_message_waits_and_one_in_flight_survives_its_sender(
     assert small.alarms.owed() == 0
 
 
-def test_a_password_that_smtp_cannot_carry_is_told_and_stops_no_other_route(
+def test_a_password_that_smtp_cannot_carry_is_reported_and_stops_no_other_route(
     small: Ledger, config: Config, tmp_path: Path, web_service: WebService
 ) -> None:
     (tmp_path / "secret").write_text("Pr\u00fcfung")
@@ -457,7 +461,9 @@ def test_a_password_that_smtp_cannot_carry_is_told_and_stops_no_other_route(
     ]
 
 
-def test_an_empty_secret_is_told_and_the_log_shows_no_token(config: Config, tmp_path: Path) -> None:
+def test_an_empty_secret_is_reported_and_the_log_shows_no_token(
+    config: Config, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_text("\n")
     (tmp_path / "secret").chmod(0o600)
     assert ["it is empty" in line for line in wrong_files(config)] == [True, True]
@@ -465,7 +471,7 @@ def test_an_empty_secret_is_told_and_the_log_shows_no_token(config: Config, tmp_
     assert str(WebhookRoute(webhook, "node")) == "webhook https://chat.example/hook?***"
 
 
-def test_a_webhook_whose_address_is_the_secret_is_read_from_a_file_and_never_shown(
+def test_a_secret_webhook_address_is_read_from_a_file_and_never_shown(
     config: Config, tmp_path: Path, web_service: WebService, authority: Authority
 ) -> None:
     address = tmp_path / "address"
@@ -496,7 +502,7 @@ def test_a_webhook_whose_address_is_the_secret_is_read_from_a_file_and_never_sho
 
 
 @pytest.mark.parametrize("values", [{}, {"url": "https://h/x", "url_file": "/etc/pleura/address"}])
-def test_a_webhook_has_one_address(values: dict[str, str]) -> None:
+def test_a_webhook_needs_exactly_one_address(values: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="`url` or `url_file`, one of them"):
         Webhook.model_validate(values)
 
@@ -516,7 +522,7 @@ def test_a_route_that_breaks_stops_no_other(
     assert len(web_service.received) == 1
 
 
-def test_a_mail_that_was_taken_is_sent_once_whatever_follows(
+def test_an_accepted_mail_is_sent_once_despite_a_later_error(
     config: Config, mail_server: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mail_server, "farewell", "421 too busy")
@@ -529,7 +535,7 @@ def test_the_end_of_a_trouble_waits_for_its_beginning(ledger: Ledger, clock: Clo
     ledger.alarms.note([away], ["mail"], "a", 0)
     (began,) = ledger.alarms.claim("me", ["mail"], 300)
     ledger.alarms.retry_later(began, 600)
-    # The clock is set back, and the trouble ends.
+    # Set the clock back and end the trouble.
     clock.now -= 30
     ledger.alarms.note([full], ["mail"], "a", 0)
 
@@ -544,9 +550,7 @@ def test_the_end_of_a_trouble_waits_for_its_beginning(ledger: Ledger, clock: Clo
     assert (over.facts["kind"], over.facts["event"]) == ("outage", "over")
 
 
-def test_messages_of_another_machines_route_are_left_to_it_for_a_day(
-    small: Ledger, clock: Clock
-) -> None:
+def test_messages_for_another_hosts_route_are_kept_for_a_day(small: Ledger, clock: Clock) -> None:
     small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
     assert small.alarms.claim("me", ["mail"], 300) == []
     assert small.alarms.owed() == 1
@@ -555,7 +559,7 @@ def test_messages_of_another_machines_route_are_left_to_it_for_a_day(
     assert small.alarms.owed() == 0
 
 
-def test_a_reload_changes_who_is_told(
+def test_a_reload_changes_the_routes(
     small: Ledger, config: Config, tmp_path: Path, web_service: WebService
 ) -> None:
     small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
@@ -571,20 +575,20 @@ def test_a_reload_changes_who_is_told(
     deliverer.check(config)()
     wait_until("the webhook has the message", lambda: web_service.received)
 
-    # What does not change is not looked at again: a lost file must not stop another change.
+    # Unchanged settings are not checked again: a lost file must not block another change.
     (tmp_path / "secret").unlink()
     deliverer.check(config.model_copy(update={"report_absent": True}))()
     deliverer.stop()
 
 
-def test_new_routes_tell_their_own_trouble(
+def test_new_routes_log_their_own_failure(
     small: Ledger,
     config: Config,
     web_service: WebService,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A cure that does not work must be seen, though the route was in trouble before it."""
+    """A correction that does not work must be visible, although the route already failed before."""
     small.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], ["webhook"], "a", 60)
     sender = AlertSender(routes_of(config), small, Backoff(first_s=0, longest_s=0))
     monkeypatch.setattr(web_service, "status", 500)

@@ -1,4 +1,4 @@
-"""The audit trail: what is recorded with which transition, its XML, and the way to a repository."""
+"""The audit trail: which events each transition records, their XML, and their way to a repository."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_every_message_is_valid_by_the_schema_of_the_standard(event: str) -> Non
     assert faults(document(row(event), Source("PLEURA", "node"))) == []
 
 
-def test_the_schema_refuses_what_it_should() -> None:
+def test_the_schema_rejects_invalid_messages() -> None:
     whole = document(row("received"), SOURCE)
     for part in ("UserIsRequestor", "EventOutcomeIndicator", "originalText", "AuditSourceID"):
         assert faults(whole.replace(part, "Other")), part
-    # Of a source's type, the attributes of a code come together or not at all.
+    # The code attributes of an audit source type must be all present or all absent.
     assert faults(whole.replace('csd-code="4"', 'csd-code="4" displayName="Server"'))
     for kind in ("AuditSourceIdentification", "ParticipantObjectIDTypeCode"):
         root = ElementTree.fromstring(whole)
@@ -92,7 +92,7 @@ def test_the_schema_refuses_what_it_should() -> None:
         assert faults(ElementTree.tostring(root, encoding="unicode")), kind
 
 
-def test_a_hostile_value_stays_a_value() -> None:
+def test_a_hostile_value_cannot_break_the_xml() -> None:
     evil = 'X"/><AuditMessage>\x00\x1b\n \ud800& \uffff'
     for event in ("received", "refused", "command"):
         facts = dict.fromkeys(EVENTS[event], evil)
@@ -103,7 +103,7 @@ def test_a_hostile_value_stays_a_value() -> None:
 
 
 def test_the_codes_are_those_of_the_standard() -> None:
-    """PS3.16 CID 400 to 404, by hand."""
+    """PS3.16 CID 400 to 404, transcribed by hand."""
     wanted = {
         "start": ("110100", "110120"),
         "stop": ("110100", "110121"),
@@ -123,7 +123,7 @@ def test_the_codes_are_those_of_the_standard() -> None:
     assert quiet[1].attrib["csd-code"] == "110131"
 
 
-def test_a_patient_is_told_only_where_there_is_one() -> None:
+def test_a_message_names_a_patient_only_if_the_event_has_one() -> None:
     with_id = ElementTree.fromstring(document(row("received"), SOURCE))
     patients = with_id.findall("ParticipantObjectIdentification[@ParticipantObjectTypeCode='1']")
     assert [each.attrib["ParticipantObjectID"] for each in patients] == ["4711"]
@@ -132,7 +132,7 @@ def test_a_patient_is_told_only_where_there_is_one() -> None:
     )
 
 
-def test_a_message_is_framed_as_rfc_5424_has_it() -> None:
+def test_a_message_is_framed_as_rfc_5424_requires() -> None:
     message = formatted(row("start", 7), SOURCE).decode()
     head = (
         r"<85>1 2027-01-15T08:00:00\.250Z node\.example Pleura - DICOM\+RFC3881 "
@@ -157,7 +157,7 @@ def test_a_message_is_framed_as_rfc_5424_has_it() -> None:
         {"file": "/a", "patients": "name"},
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(keys: dict[str, str]) -> None:
+def test_invalid_audit_settings_are_refused(keys: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         Audit.model_validate(keys)
 
@@ -166,7 +166,7 @@ def test_settings_that_cannot_be_meant_are_refused(keys: dict[str, str]) -> None
 
 
 class Bench:
-    """A ledger that is audited, with its spool."""
+    """A ledger with its audit trail on, and its spool."""
 
     def __init__(self, folder: Path, url: str, **audit: Any) -> None:
         folder_destination = {"name": "out", "folder": str(folder / "out"), "results": ["SC"]}
@@ -196,7 +196,7 @@ class Bench:
         return self.ledger.claim_audit("test", 100)[0]
 
     def rows_left(self) -> int:
-        """How many events have not gone out."""
+        """The number of events that have not been sent yet."""
         return self.ledger.inspect.audit_waiting()
 
 
@@ -204,8 +204,10 @@ def _picture(uid: str) -> bytes:
     import io
 
     dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = UID(SC), UID(uid)
-    dataset.PatientID, dataset.PatientName = "4711", "Geheim"
+    dataset.SOPClassUID = UID(SC)
+    dataset.SOPInstanceUID = UID(uid)
+    dataset.PatientID = "4711"
+    dataset.PatientName = "Geheim"
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = io.BytesIO()
@@ -220,16 +222,18 @@ def bench(tmp_path: Path, ledger_url: str) -> Iterator[Bench]:
     bench.ledger.close()
 
 
-def test_each_transition_records_what_the_audit_trail_tells_of_it(bench: Bench) -> None:
+def test_each_transition_records_its_audit_event(bench: Bench) -> None:
     bench.receive()
-    assert bench.rows() == []  # its study is not known yet
+    # The study is not known before the analysis.
+    assert bench.rows() == []
     bench.analyse()
     (job,) = bench.ledger.claim_deliveries("out", "test", 1)
     bench.ledger.mark_stored(job, 0, recipient=Recipient("PACS", "10.0.4.2"))
     assert bench.ledger.resend("out", uids=["1.2.3"], by="alice") == (1, 0)
     (job,) = bench.ledger.claim_deliveries("out", "test", 1)
     bench.ledger.mark_stored(job, 0, recipient=Recipient("/out"))
-    bench.ledger.mark_stored(job, 0, recipient=Recipient("/out"))  # stale: nothing changes
+    # The lease is stale, so nothing changes.
+    bench.ledger.mark_stored(job, 0, recipient=Recipient("/out"))
     bench.ledger.record_audit("start", {"role": "deliver", "pid": "1"})
 
     rows = bench.rows()
@@ -244,7 +248,7 @@ def test_each_transition_records_what_the_audit_trail_tells_of_it(bench: Bench) 
     assert all(faults(document(each, SOURCE)) == [] for each in rows)
 
 
-def test_a_duplicate_is_received_too_and_a_remade_image_is_not(bench: Bench) -> None:
+def test_a_duplicate_is_recorded_as_received_and_a_remade_image_is_not(bench: Bench) -> None:
     for _ in range(2):
         bench.receive()
         bench.analyse()
@@ -266,7 +270,7 @@ def test_without_an_audit_trail_nothing_is_recorded(bench: Bench) -> None:
     assert bench.rows() == []
 
 
-def test_changed_settings_are_told_with_their_keys_and_never_their_values(bench: Bench) -> None:
+def test_changed_settings_are_recorded_by_key_and_never_by_value(bench: Bench) -> None:
     before = digests(bench.config)
     assert bench.ledger.record_settings(before) == []
     assert bench.ledger.record_settings(before) == []
@@ -276,7 +280,7 @@ def test_changed_settings_are_told_with_their_keys_and_never_their_values(bench:
     assert (told.event, told.facts) == ("settings", {"keys": "ae_title, max_batch"})
 
 
-def test_every_retry_is_told_with_its_user(bench: Bench) -> None:
+def test_every_retry_is_recorded_with_its_user(bench: Bench) -> None:
     bench.receive()
     bench.analyse()
     bench.rows()
@@ -286,7 +290,8 @@ def test_every_retry_is_told_with_its_user(bench: Bench) -> None:
     takes = {"new": ("SC",)}
     readdress = Wanted((), to_destination="new", by="alice", from_destination="out")
     retry(bench.ledger, readdress, takes)
-    retry(bench.ledger, readdress, takes)  # there is nothing to do
+    # A second call has nothing to do and records nothing.
+    retry(bench.ledger, readdress, takes)
     retry(bench.ledger, Wanted((), to_destination="new", now=True, by="alice"), takes)
 
     told = [(each.event, each.facts["by"], each.facts["what"]) for each in bench.rows()]
@@ -296,7 +301,7 @@ def test_every_retry_is_told_with_its_user(bench: Bench) -> None:
     ]
 
 
-def test_where_too_many_events_wait_recording_stops_and_says_so(
+def test_recording_stops_with_an_event_when_too_many_events_wait(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.ledger.limits = LedgerLimits(audit_rows=3)
@@ -308,7 +313,8 @@ def test_where_too_many_events_wait_recording_stops_and_says_so(
     assert bench.ledger.inspect.audit_lost() == 4
     assert caplog.text.count("recording stops") == 1
 
-    # Some room is not enough: a stop would follow each start.
+    # Recording does not resume with a little room, or it would stop and start again with each
+    # event.
     bench.ledger.drop_audit("test", 2)
     bench.ledger.record_audit("start", EVENTS["start"])
     bench.ledger.drop_audit("test", 4)
@@ -324,7 +330,7 @@ def test_where_too_many_events_wait_recording_stops_and_says_so(
     assert all(faults(document(each, SOURCE)) == [] for each in [*first, *rows])
 
 
-def test_one_process_sends_at_a_time_and_a_dead_one_is_succeeded(bench: Bench) -> None:
+def test_one_process_sends_at_a_time_and_a_successor_replaces_a_dead_process(bench: Bench) -> None:
     bench.ledger.record_audit("start", EVENTS["start"])
     assert bench.ledger.claim_audit("first", 10)[0]
     assert bench.ledger.claim_audit("second", 10)[0] == []
@@ -381,7 +387,7 @@ def test_a_repository_gets_everything_in_order_across_an_outage(
         assert list(dict.fromkeys(got)) == [1, 2, 3, 4, 5, 6]
         assert caplog.text.count("cannot be reached") == 1
         assert caplog.text.count("go out again") == 1
-        # The file had each once, outage or not.
+        # The file received each event once, despite the outage.
         lines = (tmp_path / "audit.log").read_bytes().splitlines()
         assert numbers(lines) == [1, 2, 3, 4, 5, 6]
         assert (tmp_path / "audit.log").stat().st_mode & 0o777 == 0o600
@@ -406,7 +412,7 @@ def test_datagrams_carry_one_message_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patients", ["none", "id"])
-def test_the_patient_id_is_told_only_where_the_settings_ask_for_it(
+def test_the_patient_id_is_written_only_if_the_settings_ask_for_it(
     tmp_path: Path, patients: str
 ) -> None:
     bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db", patients=patients)
@@ -420,7 +426,7 @@ def test_the_patient_id_is_told_only_where_the_settings_ask_for_it(
     assert "Geheim" not in text
 
 
-def test_what_a_dead_sender_had_filed_is_not_filed_again(tmp_path: Path) -> None:
+def test_an_event_that_a_dead_sender_filed_is_not_filed_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db")
     for _ in range(3):
         bench.ledger.record_audit("start", EVENTS["start"])
@@ -433,7 +439,7 @@ def test_what_a_dead_sender_had_filed_is_not_filed_again(tmp_path: Path) -> None
     assert numbers((tmp_path / "audit.log").read_bytes().splitlines()) == [3]
 
 
-def test_a_disk_that_fills_up_leaves_no_part_of_a_message_in_the_file(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_message_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
     append(file, [b"first"])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -450,7 +456,7 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_message_in_the_file(tmp_path: 
     assert file.read_bytes() == b"first\nsecond\nthird\n"
 
 
-def test_a_line_that_a_crash_cut_off_swallows_no_message(tmp_path: Path) -> None:
+def test_a_line_cut_off_by_a_crash_loses_no_later_message(tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
     file.write_bytes(b"first\nsec")
     append(file, [b"second"])

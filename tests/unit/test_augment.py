@@ -1,5 +1,6 @@
-"""Augmentation: image and mask stay together, nothing happens where nothing is asked for, and each
-change is what its name says."""
+"""Augmentation: image and mask move together, unset options change nothing, and each option changes
+what its name says.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def chests() -> tuple[torch.Tensor, torch.Tensor]:
     return (images - images.min()) / (images.max() - images.min()), masks
 
 
-def test_nothing_asked_nothing_changed(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_no_options_change_nothing(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
     images, masks = changed(*chests)
     assert torch.equal(images, chests[0])
     assert torch.equal(masks, chests[1])
@@ -73,7 +74,7 @@ def test_image_and_mask_move_alike(chests: tuple[torch.Tensor, torch.Tensor], ki
     alone = changed(chests[0], **how)[0]
     images, masks = changed(chests[0], chests[0].clone(), **how)
     assert torch.equal(images, masks)
-    # What happens to an image does not hang on whether it has a mask
+    # The change to an image does not depend on whether it has a mask.
     assert torch.equal(images, alone)
     assert all((images[i] - chests[0][i]).abs().mean() > 1e-3 for i in range(6))
 
@@ -81,7 +82,7 @@ def test_image_and_mask_move_alike(chests: tuple[torch.Tensor, torch.Tensor], ki
 def test_a_phantoms_mask_stays_on_its_pneumothorax(
     chests: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
-    """Where the mask says, the marked image is white: after every movement together."""
+    """The pixels under the mask stay white after all movements combined."""
     marked = torch.where(chests[1] > 0, 1.0, chests[0] * 0.5)
     images, masks = changed(marked, chests[1], **MOVES)
     inside = masks > 0.99
@@ -91,7 +92,7 @@ def test_a_phantoms_mask_stays_on_its_pneumothorax(
 
 
 @pytest.mark.parametrize("kind", GREYS)
-def test_grey_changes_leave_the_mask_and_the_range(
+def test_grey_changes_leave_the_mask_and_stay_in_range(
     chests: tuple[torch.Tensor, torch.Tensor], kind: str
 ) -> None:
     images, masks = changed(*chests, **{kind: GREYS[kind]})
@@ -100,7 +101,7 @@ def test_grey_changes_leave_the_mask_and_the_range(
     assert 0 <= images.min() <= images.max() <= 1
 
 
-def test_the_generator_decides_everything(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_seed_alone_determines_the_result(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
     before = chests[0].clone()
     first, again, other = (changed(*chests, seed=seed, **MOVES, **GREYS)[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -111,19 +112,19 @@ def test_the_generator_decides_everything(chests: tuple[torch.Tensor, torch.Tens
 @pytest.mark.parametrize(
     "kind", [kind for kind in MOVES | GREYS if kind not in ("flip", "blur", "clahe")]
 )
-def test_the_chance_is_that_of_being_changed_at_all(kind: str) -> None:
+def test_the_chance_is_the_probability_that_an_image_changes(kind: str) -> None:
     images = torch.rand(400, 1, 32, 32, generator=torch.Generator().manual_seed(3)).clamp(0.1, 0.9)
     moved = changed(images, chance=0.3, **{kind: (MOVES | GREYS)[kind]})[0]
     share = ((moved - images).abs().amax((1, 2, 3)) > 1e-3).float().mean()
     assert float(share) == pytest.approx(0.1 if kind == "noise" else 0.3, abs=0.08)
 
 
-def test_flipping_is_left_for_right(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_flip_swaps_left_and_right(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
     assert torch.allclose(changed(chests[0], flip=1)[0], chests[0].flip(3), atol=1e-5)
 
 
-def test_halves_of_two_images_meet_near_the_middle_with_their_masks() -> None:
-    # Each image is its own grey, and its mask that grey too.
+def test_halves_of_two_images_join_near_the_middle_with_their_masks() -> None:
+    # Each image has a grey of its own, and its mask has the same grey.
     greys = torch.arange(1, 9).view(8, 1, 1, 1).expand(8, 1, 50, 50) / 10
     images, masks = changed(greys, greys.clone(), halves=1)
     assert torch.equal(images, masks)
@@ -142,26 +143,26 @@ def test_halves_of_two_images_meet_near_the_middle_with_their_masks() -> None:
 
 
 def ramps(n: int, side: int) -> torch.Tensor:
-    """Two images in one, x or y as grey: shows where a pixel came from."""
+    """Two images whose grey is x and y, so that each pixel tells where it came from."""
     line = (torch.arange(side) + 0.5) / side
     return torch.stack([line.expand(side, side), line[:, None].expand(side, side)])[:, None].repeat(
         n, 1, 1, 1
     )
 
 
-def test_a_crop_shows_a_part_of_the_picture_at_full_size() -> None:
+def test_a_crop_shows_part_of_the_image_at_full_size() -> None:
     for seed in range(20):
         shown = changed(ramps(1, 64)[:1], seed=seed, crop=0.5)[0][0, 0]
         step = (shown[:, 1:] - shown[:, :-1])[:, 2:-2]
-        # Nothing is reduced, nothing beyond the edge comes into sight
+        # The crop is never reduced, and nothing beyond the edge becomes visible.
         assert step.min() > 0.5 / 64 * 0.95
         assert step.max() < 1.05 / 64
 
 
 def test_a_grid_bends_lines_only_at_its_cells_and_keeps_the_ends() -> None:
-    # The outermost mix with the black beyond
+    # The outermost pixels mix with the black beyond the edge.
     shown = changed(ramps(1, 100)[:1], grid=0.5)[0][0, 0, 1:-1]
-    # Columns stay columns
+    # The grid bends each column as a whole, so columns stay columns.
     assert torch.allclose(shown, shown[:1].expand_as(shown), atol=1e-5)
     bends = (shown[0, 2:] - 2 * shown[0, 1:-1] + shown[0, :-2]).abs() > 1e-4
     assert {round(int(at + 1) / 20) * 20 for at in torch.nonzero(bends)} <= {0, 20, 40, 60, 80, 100}
@@ -170,14 +171,14 @@ def test_a_grid_bends_lines_only_at_its_cells_and_keeps_the_ends() -> None:
 
 
 def test_a_lens_moves_along_the_radius_by_r_cubed() -> None:
-    # Has a middle pixel
+    # An odd side, so that there is a middle pixel.
     side = 101
     shown = changed(ramps(2, side), optical=0.3)[0] * 2 - 1
     x = ramps(1, side)[0, 0, 50] * 2 - 1
     near = slice(20, 81)
     for image in (shown[0, 0], shown[1, 0].T, shown[2, 0], shown[3, 0].T):
         k = float((image[50, 80] / x[80] - 1) / x[80] ** 2)
-        # 0.3 in the corner, at r^2 = 2
+        # The displacement is 0.3 in the corner, where r^2 = 2.
         assert abs(k) <= 0.151
         assert torch.allclose(image[50, near], x[near] * (1 + k * x[near] ** 2), atol=2e-3)
         assert torch.allclose(
@@ -185,12 +186,13 @@ def test_a_lens_moves_along_the_radius_by_r_cubed() -> None:
         )
 
 
-def test_elastic_displacements_have_the_deviation_asked_for() -> None:
-    side, asked = 128, 0.01
+def test_elastic_displacements_have_the_requested_deviation() -> None:
+    side = 128
+    asked = 0.01
     images = ramps(1, side)[:1].repeat(60, 1, 1, 1)
     moved = (changed(images, elastic=asked)[0] - images)[:, 0, 16:-16, 16:-16]
     assert float(moved.std()) == pytest.approx(asked, rel=0.1)
-    # smooth: neighbours go together
+    # The field is smooth: neighbouring pixels move alike.
     assert float((moved[:, :, 1:] - moved[:, :, :-1]).std()) < 0.4 * asked
 
 
@@ -205,14 +207,14 @@ def test_a_gaussian_blur_spreads_a_point_and_keeps_its_sum() -> None:
     assert deviations.max() > 2 * deviations.min()
 
 
-def test_a_wrong_extent_is_said() -> None:
+def test_an_invalid_extent_is_refused() -> None:
     for wrong in ({"optical": 0.4}, {"flip": 1.5}, {"noise": -1}, {"elastik": 1}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             Augmentation(**wrong)  # type: ignore[arg-type]
 
 
-def clahe_by_the_book(image: NDArray[np.float64], clip: float) -> NDArray[np.float64]:
-    """Zuiderveld 1994, pixel by pixel and tile by tile."""
+def clahe_by_the_paper(image: NDArray[np.float64], clip: float) -> NDArray[np.float64]:
+    """CLAHE after Zuiderveld 1994, pixel by pixel and tile by tile."""
     side = len(image)
     grey = np.rint(image * 255).astype(int)
     tile = [i * 8 // side for i in range(side)]
@@ -237,20 +239,20 @@ def clahe_by_the_book(image: NDArray[np.float64], clip: float) -> NDArray[np.flo
     return result
 
 
-def test_clahe_is_that_of_the_book(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
-    # The tiles are of unequal size
+def test_clahe_equals_the_published_algorithm(chests: tuple[torch.Tensor, torch.Tensor]) -> None:
+    # The tiles have unequal sizes.
     images = chests[0][:2, :, :44, :44]
     clip = torch.tensor([2.0, 30.0])
     found = equalise(images, clip)
     for i in range(2):
-        wanted = clahe_by_the_book(images[i, 0].double().numpy(), float(clip[i]))
+        wanted = clahe_by_the_paper(images[i, 0].double().numpy(), float(clip[i]))
         assert np.abs(found[i, 0].numpy() - wanted).max() < 1e-4
 
 
-def test_clahe_with_all_cut_off_changes_nothing_and_with_nothing_cut_off_equalises() -> None:
+def test_clahe_changes_nothing_when_all_is_clipped_and_equalises_when_nothing_is() -> None:
     images = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
     assert float((equalise(images, torch.full((1,), 1e-6)) - images).abs().max()) < 1.5 / 255
     flat = equalise(images, torch.full((1,), 1e6))
     assert float(images.std()) < 0.06
-    # Of a uniform distribution
+    # The standard deviation of a uniform distribution.
     assert float(flat.std()) == pytest.approx(1 / math.sqrt(12), abs=0.03)

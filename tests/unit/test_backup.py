@@ -1,4 +1,4 @@
-"""`pleura backup`, and the restore that docs/backup.md describes."""
+"""`pleura backup`, and the restore procedure of docs/backup.md."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def node(tmp_path: Path) -> Node:
     return Node(folder)
 
 
-def fails_to_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """From now on the disk answers each read of this spool file with an error."""
+def make_unreadable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make every later read of this spool file fail, as on a bad sector."""
     read_bytes = Path.read_bytes
 
     def read(path: Path) -> bytes:
@@ -43,9 +43,7 @@ def fails_to_read(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(shutil, "copyfile", copy)
 
 
-def test_a_backup_of_a_running_node_is_whole_and_can_be_restored(
-    node: Node, tmp_path: Path
-) -> None:
+def test_a_backup_of_a_running_node_is_complete_and_restorable(node: Node, tmp_path: Path) -> None:
     for number in range(5):
         node.receive(f"1.2.{number}")
     out = tmp_path / "backup"
@@ -53,7 +51,7 @@ def test_a_backup_of_a_running_node_is_whole_and_can_be_restored(
     assert (backup.files, backup.copied, backup.missing) == (5, 5, 0)
     node.ledger.close()
 
-    # The disk is lost; the procedure of docs/backup.md.
+    # Lose the disk, then follow the procedure of docs/backup.md.
     shutil.rmtree(node.folder)
     shutil.copytree(out, node.folder)
     node.ledger = Ledger(node.url)
@@ -79,7 +77,7 @@ def test_a_second_backup_copies_only_new_files_and_drops_old_files(
     node.ledger.close()
 
 
-def test_a_file_that_is_gone_is_counted(node: Node, tmp_path: Path) -> None:
+def test_a_missing_file_is_counted(node: Node, tmp_path: Path) -> None:
     node.spool.remove(node.receive("1.2.1"))
     backup = back_up(node.url, node.spool.folder, tmp_path / "backup")
     assert (backup.files, backup.copied, backup.missing) == (1, 0, 1)
@@ -87,11 +85,11 @@ def test_a_file_that_is_gone_is_counted(node: Node, tmp_path: Path) -> None:
     node.ledger.close()
 
 
-def test_one_bad_sector_keeps_no_other_file_out_of_the_backup(
+def test_one_bad_sector_does_not_keep_other_files_out_of_the_backup(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = node.receive("1.2.1"), node.receive("1.2.2")
-    fails_to_read(monkeypatch, bad)
+    make_unreadable(monkeypatch, bad)
     backup = back_up(node.url, node.spool.folder, tmp_path / "backup")
     assert (backup.files, backup.copied, backup.missing) == (2, 1, 1)
     assert ["Input/output error" in fault for fault in backup.faults] == [True]
@@ -99,7 +97,7 @@ def test_one_bad_sector_keeps_no_other_file_out_of_the_backup(
     node.ledger.close()
 
 
-def test_a_good_copy_outlives_the_loss_of_its_file(node: Node, tmp_path: Path) -> None:
+def test_the_copy_in_the_backup_survives_the_loss_of_its_file(node: Node, tmp_path: Path) -> None:
     name = node.receive("1.2.1")
     back_up(node.url, node.spool.folder, tmp_path / "backup")
     node.spool.remove(name)
@@ -109,7 +107,7 @@ def test_a_good_copy_outlives_the_loss_of_its_file(node: Node, tmp_path: Path) -
     node.ledger.close()
 
 
-def test_a_node_that_began_anew_does_not_replace_the_backup_of_what_it_lost(
+def test_a_reinitialised_node_does_not_replace_its_earlier_backup(
     node: Node, tmp_path: Path
 ) -> None:
     name = node.receive("1.2.1")
@@ -117,7 +115,7 @@ def test_a_node_that_began_anew_does_not_replace_the_backup_of_what_it_lost(
     back_up(node.url, node.spool.folder, out)
     before = (out / "ledger.db").read_bytes()
 
-    # The ledger is lost. The node starts all the same, over the spool that is left.
+    # Lose the ledger. The node still starts, with the remaining spool.
     node.ledger.close()
     for file in node.folder.glob("ledger.db*"):
         file.unlink()
@@ -145,7 +143,7 @@ def test_the_backup_of_another_node_is_not_replaced(node: Node, tmp_path: Path) 
     node.ledger.close()
 
 
-def test_the_backup_goes_on_after_its_own_restore(node: Node, tmp_path: Path) -> None:
+def test_a_backup_continues_after_its_own_restore(node: Node, tmp_path: Path) -> None:
     node.receive("1.2.1")
     out = tmp_path / "backup"
     back_up(node.url, node.spool.folder, out)
@@ -157,7 +155,7 @@ def test_the_backup_goes_on_after_its_own_restore(node: Node, tmp_path: Path) ->
     node.ledger.close()
 
 
-def test_a_copy_that_is_damaged_is_not_replaced_and_is_told_what_to_do(
+def test_a_damaged_copy_is_not_replaced_and_the_error_says_what_to_do(
     node: Node, tmp_path: Path
 ) -> None:
     (tmp_path / "backup").mkdir()
@@ -167,7 +165,7 @@ def test_a_copy_that_is_damaged_is_not_replaced_and_is_told_what_to_do(
     node.ledger.close()
 
 
-def test_what_cannot_be_backed_up_is_refused_with_advice(node: Node, tmp_path: Path) -> None:
+def test_a_backup_that_is_not_possible_is_refused_with_advice(node: Node, tmp_path: Path) -> None:
     with pytest.raises(BackupError, match="point-in-time"):
         back_up("postgresql+psycopg://db/pleura", node.spool.folder, tmp_path / "out")
     with pytest.raises(BackupError, match="inside the spool"):
@@ -178,7 +176,7 @@ def test_what_cannot_be_backed_up_is_refused_with_advice(node: Node, tmp_path: P
     node.ledger.close()
 
 
-def test_a_full_disk_gets_the_unfinished_copy_back(tmp_path: Path) -> None:
+def test_a_full_disk_removes_the_unfinished_copy(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "ledger.db")) as ledger, ledger:
         ledger.execute("CREATE TABLE large AS SELECT zeroblob(1000000)")
     (tmp_path / "copy.db").write_bytes(b"of before")
@@ -204,8 +202,8 @@ def test_the_copy_is_one_file_that_opens_read_only(node: Node, tmp_path: Path) -
     node.ledger.close()
 
 
-def test_a_ledger_whose_spool_is_lost_takes_a_new_folder_by_its_identity(node: Node) -> None:
-    """The procedure of docs/backup.md where no copy of spool.id is left."""
+def test_a_ledger_whose_spool_is_lost_accepts_a_new_folder_with_its_identity(node: Node) -> None:
+    """The procedure of docs/backup.md for a node without any copy of spool.id."""
     node.receive("1.2.1")
     shutil.rmtree(node.spool.folder)
     spool = Spool(node.spool.folder)

@@ -1,4 +1,6 @@
-"""Batches: every image once, the same again from the same seed, normalised as the node does it."""
+"""Batches: each image is shown once per epoch, reproducible from the seed, and normalised as the
+node does.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ def stage(**changes: Any) -> Stage:
 
 
 def numbered(count: int, first: int = 0) -> NDArray[np.uint8]:
-    """Images of one grey each: their number."""
+    """Images filled with one grey value each: the image's number."""
     return np.full((count, 32, 32), np.arange(first, first + count)[:, None, None], np.uint8)
 
 
@@ -38,7 +40,7 @@ def greys(batches: Batches, epoch: int) -> list[list[int]]:
     return [(images[:, 0, 0, 0] * 255).round().int().tolist() for images, _ in batches.epoch(epoch)]
 
 
-def test_each_image_is_seen_once_and_repeats_so_often() -> None:
+def test_each_image_is_seen_once_per_repeat() -> None:
     parts = [
         Samples(images=numbered(6), targets=np.zeros(6, np.float32), times=3),
         Samples(images=numbered(6, first=100), targets=np.ones(6, np.float32)),
@@ -53,7 +55,7 @@ def test_each_image_is_seen_once_and_repeats_so_often() -> None:
     assert batches.positive_share == 0.25
 
 
-def test_an_epoch_shows_a_share_of_the_images_and_another_epoch_others() -> None:
+def test_epochs_show_different_shares_of_the_images() -> None:
     parts = [
         Samples(images=numbered(6), targets=np.ones(6, np.float32)),
         Samples(images=numbered(20, first=100), targets=np.zeros(20, np.float32), share=0.3),
@@ -66,7 +68,7 @@ def test_an_epoch_shows_a_share_of_the_images_and_another_epoch_others() -> None
     assert first != second
 
 
-def test_the_same_seed_gives_the_same_again_and_another_does_not() -> None:
+def test_batches_are_reproducible_from_their_seed() -> None:
     rng = np.random.default_rng(0)
     images, masks = (rng.integers(0, 256, (13, 32, 32), dtype=np.uint8) for _ in "im")
     samples = Samples(images=images, targets=masks)
@@ -78,8 +80,11 @@ def test_the_same_seed_gives_the_same_again_and_another_does_not() -> None:
             for one in batch
         ]
 
-    first, again, other = all_of(5, 3), all_of(5, 3), all_of(6, 3)
-    # The thirteenth image fills no batch
+    first = all_of(5, 3)
+    again = all_of(5, 3)
+    other = all_of(6, 3)
+
+    # The thirteenth image does not fill a batch and is dropped.
     assert len(first) == 6
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
@@ -98,7 +103,7 @@ def test_memory_maps_stay_on_the_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", preprocess.SCHEMES)
 @pytest.mark.parametrize("shape", [(40, 40), (30, 50), (64, 11)])
-def test_normalised_as_the_node_does_it(scheme: str, shape: tuple[int, int]) -> None:
+def test_images_are_normalised_as_the_node_does(scheme: str, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     fitted = preprocess.fit(rng.random(shape, dtype=np.float32), 32)
     image = (fitted.pixels * 255).round().astype(np.uint8)
@@ -131,19 +136,23 @@ def test_a_letterbox_moves_with_its_image() -> None:
         (np.zeros((2, 32, 32), np.uint8), np.zeros(3), "targets"),
     ],
 )
-def test_samples_that_do_not_fit_are_refused(images: Any, targets: Any, message: str) -> None:
+def test_samples_of_a_wrong_type_or_shape_are_refused(
+    images: Any, targets: Any, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Samples(images=images, targets=targets)
 
 
-def test_less_than_a_batch_is_refused() -> None:
+def test_fewer_images_than_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="3 images found, a batch of 4 wanted"):
         Batches([Samples(images=numbered(3), targets=np.zeros(3))], stage(), 1, CPU)
 
 
-def test_an_image_that_cannot_be_read_is_an_error_of_the_loop() -> None:
+def test_an_unreadable_image_raises_in_the_training_loop() -> None:
     class Torn:
-        shape, dtype, ndim = (4, 32, 32), np.dtype(np.uint8), 3
+        shape = (4, 32, 32)
+        dtype = np.dtype(np.uint8)
+        ndim = 3
 
         def __len__(self) -> int:
             return 4
@@ -157,13 +166,13 @@ def test_an_image_that_cannot_be_read_is_an_error_of_the_loop() -> None:
 
 
 def shares(batches: Batches, epochs: int) -> list[float]:
-    """Of each epoch, the share of images numbered 100 and more."""
+    """For each epoch, the share of images numbered 100 or more."""
     seen = [list(itertools.chain(*greys(batches, epoch))) for epoch in range(epochs)]
     assert {len(epoch) for epoch in seen} == {40}
     return [sum(grey >= 100 for grey in epoch) / len(epoch) for epoch in seen]
 
 
-def test_an_epoch_has_the_share_of_positives_that_is_wanted_fixed_or_sliding() -> None:
+def test_an_epoch_has_the_requested_share_of_positives_fixed_or_sliding() -> None:
     images = np.concatenate([numbered(30), numbered(10, first=100)])
     labels = np.repeat(np.array([0, 1], np.float32), [30, 10])
     part = Samples(images=images, targets=labels)
@@ -174,12 +183,12 @@ def test_an_epoch_has_the_share_of_positives_that_is_wanted_fixed_or_sliding() -
     assert shares(sliding, 4) == [0.8, 0.6, 0.4, 0.4]
     assert greys(sliding, 1) == greys(Batches([part], sliding.stage, 1, CPU), 1)
 
-    # Every positive is shown twice before one is shown a third time.
+    # Every positive is shown twice before any is shown a third time.
     counts = np.bincount(list(itertools.chain(*greys(fixed, 0))), minlength=110)[100:]
     assert set(counts) == {2}
 
 
-def test_masks_tell_the_positives_too_and_one_class_alone_has_no_share() -> None:
+def test_masks_also_identify_positives_and_a_single_class_has_no_share() -> None:
     masks = np.zeros((8, 32, 32), np.uint8)
     masks[6:, 3, 3] = 255
     part = Samples(images=numbered(8), targets=masks)

@@ -1,4 +1,6 @@
-"""A package that is calibrated answers with probabilities, and every finding says whether it is."""
+"""A calibrated package answers with probabilities, and every finding states whether it is
+calibrated.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,7 @@ def test_the_score_becomes_the_probability_that_the_package_states(tmp_path: Pat
     "changes",
     [{"scale": 0.0}, {"scale": -1.0}, {"offset": math.nan}, {"prevalence": 1.0}, {"code": "x"}],
 )
-def test_a_calibration_that_turns_the_order_round_is_refused(
-    tmp_path: Path, changes: dict[str, object]
-) -> None:
+def test_an_invalid_calibration_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     with pytest.raises(PackageError, match="calibration"):
         calibrated(tmp_path, **changes)
 

@@ -18,7 +18,7 @@ from tests.commands import pleura
 
 
 def process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The same as a process, where that is the subject."""
+    """Run `pleura` in a process of its own, for tests of process behaviour."""
     command = [sys.executable, "-m", "daemon.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -34,7 +34,7 @@ def settings(tmp_path: Path) -> Path:
     return path
 
 
-def test_config_check_and_show(settings: Path, tmp_path: Path) -> None:
+def test_config_check_and_show_work(settings: Path, tmp_path: Path) -> None:
     assert process("config", "check", "-c", settings).stdout == f"{settings}: ok\n"
     shown = pleura("config", "show", "-c", settings)
     assert yaml.safe_load(shown.stdout)["port"] == 11112
@@ -47,9 +47,11 @@ def test_config_check_and_show(settings: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", [["serve"], ["receive"], ["analyse"], ["deliver"], ["status"], ["retry"]]
 )
-def test_wrong_settings_stop_every_command_with_2(command: list[str], tmp_path: Path) -> None:
+def test_wrong_settings_stop_every_command_with_exit_status_2(
+    command: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "wrong.yaml").write_text("prot: 1\n")
-    # `serve` lets a process of its own read the settings, which writes past this one's stderr.
+    # `serve` reads the settings in a child process, whose stderr only a real process captures.
     call = process if command == ["serve"] else pleura
     answer = call(*command, "-c", tmp_path / "wrong.yaml")
     assert answer.returncode == 2
@@ -63,11 +65,11 @@ def test_wrong_settings_stop_every_command_with_2(command: list[str], tmp_path: 
         ({"model": "/nowhere"}, "model"),
         ({"ledger": "sqlite:////proc/none/ledger.db"}, "ledger"),
         ({"spool": "/proc/none"}, "spool"),
-        # Never the CPU instead, in silence.
+        # A missing GPU must never fall back to the CPU silently.
         ({"device": "cuda:99"}, "device: cuda:99 found"),
     ],
 )
-def test_serve_that_cannot_start_says_why_and_ends(
+def test_serve_that_cannot_start_ends_with_the_reason(
     settings: Path, change: dict[str, str], word: str, free_port: Callable[[], int]
 ) -> None:
     settings.write_text(
@@ -80,7 +82,7 @@ def test_serve_that_cannot_start_says_why_and_ends(
     assert "Traceback" not in answer.stderr
 
 
-def test_status_and_retry(settings: Path, tmp_path: Path) -> None:
+def test_status_and_retry_work(settings: Path, tmp_path: Path) -> None:
     before = pleura("status", "-c", settings)
     assert before.returncode == 2
     assert "has not run" in before.stderr
@@ -104,14 +106,14 @@ def test_status_and_retry(settings: Path, tmp_path: Path) -> None:
     assert pleura("retry", "-c", settings, "1.2.3").stdout == "1 re-armed\n"
 
 
-def test_send_says_that_nobody_listens(free_port: Callable[[], int]) -> None:
+def test_send_reports_that_nobody_listens(free_port: Callable[[], int]) -> None:
     answer = pleura("send", "--to", f"127.0.0.1:{free_port()}", "--called", "PLEURA")
     assert answer.returncode == 1
     assert "C-ECHO" in answer.stdout
     assert pleura("send", "--to", "nonsense", "--called", "PLEURA").returncode == 2
 
 
-def test_what_the_node_writes_is_nobody_elses(settings: Path) -> None:
+def test_files_that_the_node_writes_are_private(settings: Path) -> None:
     program = (
         "import os, sys; from daemon import cli; cli.main(sys.argv[1:]); print(oct(os.umask(0)))"
     )
@@ -125,7 +127,7 @@ def test_shipped_files_are_found_in_the_checkout() -> None:
     assert shipped_file("training", "recipes/default.yaml").is_file()
 
 
-def test_model_check_and_show() -> None:
+def test_model_check_and_show_work() -> None:
     assert ": ok, " in pleura("model", "check").stdout
     assert json.loads(pleura("model", "show").stdout)["task"] == "pneumothorax"
     wrong = pleura("model", "check", "/nowhere")

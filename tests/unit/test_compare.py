@@ -1,4 +1,4 @@
-"""Finished runs beside each other, and joined to one package."""
+"""Comparison of finished runs, and joining them into one package as an ensemble."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Make = Callable[[str, float], Path]
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """make(name, noise) -> the folder of a finished run; more noise, worse answers."""
+    """make(name, noise) -> the folder of a finished run; more noise gives worse answers."""
     home = tmp_path_factory.mktemp("runs")
     trained = recipe.load(recipes.FOLDER / "t1-densenet121.yaml")
 
@@ -64,7 +64,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return made
 
 
-def test_runs_are_compared_on_the_images_that_all_report(make: Make) -> None:
+def test_runs_are_compared_on_the_images_that_all_of_them_report(make: Make) -> None:
     sharp, blunt = make("sharp", 0.1), make("blunt", 0.6)
     found = compare.compare([sharp, blunt])
 
@@ -93,15 +93,15 @@ def test_runs_are_compared_on_the_images_that_all_report(make: Make) -> None:
     assert "blunt less sharp" in text
 
 
-def test_the_same_answers_differ_by_nothing_in_every_resample(make: Make) -> None:
+def test_identical_answers_have_no_difference_in_any_resample(make: Make) -> None:
     sharp = compare.read(make("sharp", 0.1))
     rows = compare._differences([sharp, replace(sharp, name="again")], compare._common([sharp]))
     assert rows
     assert {(row["value"], *row["interval_95"]) for row in rows} == {(0.0, 0.0, 0.0)}
 
 
-def test_patients_that_a_run_numbers_otherwise_stay_paired(make: Make) -> None:
-    """Such as of a table whose rows were sorted anew."""
+def test_patients_stay_paired_when_a_run_numbers_them_differently(make: Make) -> None:
+    """As when the rows of the table were sorted again between the runs."""
     sharp = compare.read(make("sharp", 0.1))
     answers = [
         replace(answer, patient=f"p{99 - int(answer.patient[1:])}") for answer in sharp.answers
@@ -128,7 +128,7 @@ def test_compare_and_ensemble_are_commands(
     assert "overwrites nothing" in capsys.readouterr().err
 
 
-def test_an_ensemble_answers_with_the_mean_and_a_threshold_of_the_validation_answers(
+def test_an_ensemble_answers_with_the_mean_and_a_threshold_from_the_validation_answers(
     make: Make, tmp_path: Path
 ) -> None:
     folders = [make("sharp", 0.1), make("blunt", 0.6)]
@@ -153,7 +153,7 @@ def test_an_ensemble_answers_with_the_mean_and_a_threshold_of_the_validation_ans
 
 
 def with_answers(run: Path, out: Path, part: str, split: str) -> Path:
-    """A copy of a run whose package says its split, with other parts of its answers."""
+    """A copy of a run whose package states its split, with its answers assigned to other parts."""
     shutil.copytree(run, out)
     training = package.read_manifest(out / "package").training.model_dump() | {"splits": [split]}
     package.amend(out / "package", {"training": training})
@@ -162,7 +162,7 @@ def with_answers(run: Path, out: Path, part: str, split: str) -> Path:
     return out
 
 
-def test_an_ensemble_chooses_nothing_by_images_that_trained_and_names_every_split(
+def test_an_ensemble_takes_no_threshold_from_training_images_and_names_every_split(
     make: Make, tmp_path: Path
 ) -> None:
     folders = [

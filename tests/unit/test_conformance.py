@@ -64,7 +64,8 @@ def test_another_table_in_the_code_is_another_table_in_the_page(
 def test_another_attribute_in_an_object_is_another_row(monkeypatch: pytest.MonkeyPatch) -> None:
     before = objects.own("SC")()
     changed = Dataset({**built("base")["SC"]})
-    changed.LossyImageCompression, changed.ImageComments = "00", "new"
+    changed.LossyImageCompression = "00"
+    changed.ImageComments = "new"
     monkeypatch.setitem(built("base"), "SC", changed)
     objects.attributes.cache_clear()
     try:

@@ -12,7 +12,8 @@ def test_a_disc_has_one_round_contour() -> None:
     radius = np.hypot(line[:, 0] - 200, line[:, 1] - 190)
     assert np.abs(radius - 119.75).max() < LARGEST_DISTANCE_PX
     assert np.array_equal(line[0], line[-1])
-    assert len(line) < 2 * np.pi * 120  # fewer vertices than sides of pixels
+    # Fewer vertices than sides of pixels.
+    assert len(line) < 2 * np.pi * 120
     assert not is_hole(line)
 
 
@@ -36,7 +37,8 @@ def test_a_ring_has_a_contour_within_a_contour_that_runs_the_other_way() -> None
 def test_no_region_is_lost_however_thin_or_near_the_border() -> None:
     dots = np.zeros((50, 50), dtype=bool)
     dots[0, 0] = dots[49, 49] = dots[20, 10:40] = True
-    dots[np.arange(30, 40), np.arange(5, 15)] = True  # hangs together over corners
+    # Hangs together over corners.
+    dots[np.arange(30, 40), np.arange(5, 15)] = True
     assert len(contours(dots)) == 4
     assert not any(is_hole(line) for line in contours(dots))
     assert len(contours(np.ones((3, 4), dtype=bool))) == 1

@@ -34,7 +34,8 @@ UNIT = "system.slice/pleura-analyse@cpu.service"
     ("siblings", "limits", "allowed", "wanted"),
     [
         (["0", "1", "2", "3"], {}, {0, 1, 2, 3}, 4),
-        (["0-1", "0-1", "2-3", "2-3"], {}, {0, 1, 2, 3}, 2),  # two threads of one core
+        # Two threads of one core.
+        (["0-1", "0-1", "2-3", "2-3"], {}, {0, 1, 2, 3}, 2),
         (["0", "1", "2", "3"], {}, {2, 3}, 2),
         (["0", "1", "2", "3"], {UNIT: "150000 100000"}, {0, 1, 2, 3}, 2),
         (
@@ -45,7 +46,8 @@ UNIT = "system.slice/pleura-analyse@cpu.service"
         ),
         (["0", "1", "2", "3"], {UNIT: "10000 100000"}, {0, 1, 2, 3}, 1),
         (["0", "1", "2", "3"], {UNIT: "nonsense"}, {0, 1, 2, 3}, 4),
-        ([], {}, {0, 1, 2}, 3),  # no topology to be read
+        # No topology to be read.
+        ([], {}, {0, 1, 2}, 3),
     ],
 )
 def test_threads_are_the_cores_one_may_use(

@@ -30,10 +30,8 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (24, 16), np.uint8)
 
 
-SOME, NONE = (
-    np.full((24, 16), 255, np.uint8) * (np.arange(16) < 4).astype(np.uint8),
-    np.zeros((24, 16), np.uint8),
-)
+SOME = np.full((24, 16), 255, np.uint8) * (np.arange(16) < 4).astype(np.uint8)
+NONE = np.zeros((24, 16), np.uint8)
 
 
 def test_sound_images_have_no_findings(tmp_path: Path) -> None:
@@ -130,7 +128,10 @@ def test_errors_stop_a_run_and_warnings_do_not() -> None:
 
 
 def test_images_of_another_layout_that_measure_the_model_are_an_error(tmp_path: Path) -> None:
-    own, same_image, same_patient, other = tmp_path / "a", tmp_path / "b", tmp_path / "c", tmp_path
+    own = tmp_path / "a"
+    same_image = tmp_path / "b"
+    same_patient = tmp_path / "c"
+    other = tmp_path
     for folder, name, patient in (
         (own, "one.png", "MRS DOE"),
         (same_image, "in/one.png", ""),

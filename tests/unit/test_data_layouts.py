@@ -33,11 +33,9 @@ def siim_as_published(folder: Path, count: int = 4) -> Path:
         # Ages have no unit in the published files
         with silenced_warnings():
             dataset = dcmread(path)
-            dataset.PatientAge, dataset.PatientSex, dataset.PatientID = (
-                "413" if number == 1 else "58",
-                "F",
-                f"N-{number // 2}",
-            )
+            dataset.PatientAge = "413" if number == 1 else "58"
+            dataset.PatientSex = "F"
+            dataset.PatientID = f"N-{number // 2}"
             dataset.save_as(path)
 
         upper = drawn.mask & (np.arange(SIDE)[:, None] < SIDE // 2)
@@ -271,7 +269,8 @@ def test_image_and_mask_are_turned_alike(tmp_path: Path) -> None:
     drawn = phantom.draw(1, True, SIDE)
     Image.fromarray(drawn.mask.astype(np.uint8)).save(tmp_path / "d-mask.png")
     (case,) = labelled.read("table", tmp_path)
-    upright, mask = case.pixels(), case.mask()
+    upright = case.pixels()
+    mask = case.mask()
     dataset = dcmread(tmp_path / "d.dcm")
     # Mirrored and upside down
     dataset.PatientOrientation = ["R", "H"]
@@ -285,7 +284,8 @@ def test_pixels_that_are_not_square_are_seen_in_true_proportions(tmp_path: Path)
     drawn = phantom.draw(1, True, SIDE)
     Image.fromarray(drawn.mask.astype(np.uint8)).save(tmp_path / "d-mask.png")
     (square,) = labelled.read("table", tmp_path)
-    pixels, identity = square.pixels(), square.identity()
+    pixels = square.pixels()
+    identity = square.identity()
 
     dataset = dcmread(tmp_path / "d.dcm")
     dataset.PixelSpacing = [0.2, 0.2]

@@ -151,7 +151,8 @@ def test_signed_padding_that_was_written_unsigned_is_padding() -> None:
 def test_a_table_of_many_entries_may_be_described_as_signed() -> None:
     stored = (RAMP.astype(int) * 14 - 30000).astype(np.int16)
     item = Dataset()
-    with config.disable_value_validation():  # pydicom takes the first value for US whatever the VR
+    # Pydicom takes the first value for US whatever the VR.
+    with config.disable_value_validation():
         item.add_new("LUTDescriptor", "SS", [60000 - 65536, -30000, 16])
     item.add_new("LUTData", "OW", np.arange(60000).astype("<u2").tobytes())
     shown, notes = displayed(header(VOILUTSequence=[item]), stored)
@@ -171,7 +172,8 @@ def test_the_note_names_what_was_there(what: str) -> None:
     stored = np.linspace(0, 16383, 64 * 64).astype(np.uint16).reshape(64, 64)
     source = header(BitsStored=12, PixelRepresentation=0)
     if what == "window":
-        source.WindowCenter, source.WindowWidth = 2048, 4096
+        source.WindowCenter = 2048
+        source.WindowWidth = 4096
     else:
         item = Dataset()
         item.add_new("LUTDescriptor", "US", [4096, 0, 16])

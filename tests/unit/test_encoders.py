@@ -120,9 +120,8 @@ def test_five_maps_at_exact_fractions_of_the_side_and_no_idle_weight(
 def test_the_layout_in_memory_changes_nothing(name: str) -> None:
     torch.manual_seed(1)
     encoder = ENCODERS[name](1).double()
-    for module in (
-        encoder.modules()
-    ):  # nothing random, and no figures of a fresh batch norm, which are those of no image
+    # Nothing random, and no figures of a fresh batch norm, which are those of no image.
+    for module in encoder.modules():
         module.train(isinstance(module, nn.BatchNorm2d))
     picture = torch.rand(2, 1, 64, 64, dtype=torch.float64)
     with torch.no_grad():
@@ -135,7 +134,8 @@ def test_the_layout_in_memory_changes_nothing(name: str) -> None:
 
 def test_the_densenet_encoder_is_the_classifiers() -> None:
     torch.manual_seed(1)
-    classifier, encoder = DenseNet121().eval(), ENCODERS["densenet121"](1).eval()
+    classifier = DenseNet121().eval()
+    encoder = ENCODERS["densenet121"](1).eval()
     encoder.load_state_dict(
         {k: v for k, v in classifier.state_dict().items() if k.startswith("features.")}
     )

@@ -21,7 +21,8 @@ from inference.package import Package
 from tests import models
 
 CPU = torch.device("cpu")
-Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # of a batch's logits
+# Of a batch's logits.
+Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @pytest.fixture
@@ -75,7 +76,8 @@ def test_other_engines_answer_as_torch_does(tiny: Package, other: Engine, number
 @pytest.mark.xdist_group("engines")
 def test_an_engine_starts_on_torch_and_changes_over_one_step_at_a_time(tiny: Package) -> None:
     engine = Engine(tiny, CPU, "openvino")
-    images, running = pictures(2), [engine.running]
+    images = pictures(2)
+    running = [engine.running]
     first = engine.classify(images)
     while engine.tune_step():
         assert engine.classify(images) == pytest.approx(first, abs=1e-4)
@@ -312,7 +314,8 @@ def test_the_choice_is_kept_for_this_model_on_this_machine_alone(
     assert timed == []
     start(tiny, max_batch=2)
     assert timed == ["classifier", "segmenter"]
-    package.amend(tiny_package, {"metrics": {"auc": 0.5}})  # another digest
+    # Another digest.
+    package.amend(tiny_package, {"metrics": {"auc": 0.5}})
     start(package.load(tiny_package))
     assert timed == ["classifier", "segmenter"]
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9")
@@ -333,7 +336,8 @@ def test_a_remembered_engine_is_held_against_torch_again(
         return x + np.float32(shift[0])
 
     pretend(monkeypatch, quicker)
-    for wanted in ("openvino", "openvino", "torch", "openvino"):  # what once failed is tried again
+    # What once failed is tried again.
+    for wanted in ("openvino", "openvino", "torch", "openvino"):
         shift[0] = 0.0 if wanted == "openvino" else 0.5
         engine = Engine(tiny, CPU, cache=tmp_path)
         engine.tune()

@@ -265,7 +265,8 @@ def test_a_package_is_measured_without_holding_the_images(
     tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "DRAWS", 20)
-    Watched.alive, Watched.most = [], 0
+    Watched.alive = []
+    Watched.most = 0
     cases = [
         Watched(image_id=str(n), patient=str(n // 2), label=n % 2, fold=n % 4) for n in range(40)
     ]
@@ -447,9 +448,12 @@ def test_an_image_is_measured_as_a_node_answers_it(tiny_package: Path, tmp_path:
     """Pixels twice as high as wide, stored upside down and mirrored, and a shutter."""
     path = phantom.write(phantom.draw(3, True, 64), tmp_path / "a.dcm")
     dataset = dcmread(path)
-    dataset.PixelSpacing, dataset.PatientOrientation = [0.4, 0.2], ["R", "H"]
-    dataset.ShutterShape, dataset.ShutterLeftVerticalEdge = "RECTANGULAR", 1
-    dataset.ShutterRightVerticalEdge, dataset.ShutterUpperHorizontalEdge = 40, 1
+    dataset.PixelSpacing = [0.4, 0.2]
+    dataset.PatientOrientation = ["R", "H"]
+    dataset.ShutterShape = "RECTANGULAR"
+    dataset.ShutterLeftVerticalEdge = 1
+    dataset.ShutterRightVerticalEdge = 40
+    dataset.ShutterUpperHorizontalEdge = 1
     dataset.ShutterLowerHorizontalEdge = 50
     dataset.save_as(path)
     (tmp_path / "labels.csv").write_text("image,label\na.dcm,0\n")

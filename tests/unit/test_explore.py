@@ -115,11 +115,9 @@ def test_no_header_value_gets_onto_the_page(tmp_path: Path) -> None:
             phantom.draw(number, False, SIDE), tmp_path / "dicom" / f"{number}.dcm"
         )
         dataset = dcmread(path)
-        dataset.PatientName, dataset.PatientID, dataset.StudyDescription = (
-            "Doe^Jane",
-            "MRN-1",
-            "of Jane",
-        )
+        dataset.PatientName = "Doe^Jane"
+        dataset.PatientID = "MRN-1"
+        dataset.StudyDescription = "of Jane"
         dataset.save_as(path)
         rows.append(f"{number},-1")
 

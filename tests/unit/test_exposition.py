@@ -273,7 +273,8 @@ def asked(probes: Probes, path: str, **headers: str) -> Response:
 
 
 def test_the_three_addresses_and_who_may_read_the_metrics(lived: Ledger, tmp_path: Path) -> None:
-    config, token = settings(tmp_path), tmp_path / "token"
+    config = settings(tmp_path)
+    token = tmp_path / "token"
     here = Probes(lambda: config, lived.inspect, is_local=True, token_file=None)
     assert asked(here, "/healthz").json() == {"ok": True, "ledger": "ok"}
     assert asked(here, "/readyz").status_code == 503

@@ -170,7 +170,9 @@ def train_until_killed(folder: Path, name: str, threads: int, forward: int, save
     `save`th checkpoint.
     """
     torch.set_num_threads(threads)
-    batches, saves, whole_save = itertools.count(1), itertools.count(1), torch.save
+    batches = itertools.count(1)
+    saves = itertools.count(1)
+    whole_save = torch.save
 
     def dying_save(state: Any, file: BinaryIO) -> None:
         if next(saves) == save:
@@ -394,7 +396,8 @@ class Broken(Tiny):
 
     def __init__(self, fail: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.fail, self.seen = fail, 0
+        self.fail = fail
+        self.seen = 0
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self.seen += self.training

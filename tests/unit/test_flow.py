@@ -60,10 +60,11 @@ def test_a_batch_is_what_waits_and_nothing_waits_for_a_batch() -> None:
             assert bench.begun.acquire(timeout=60)
         bench.go.set()
         flow.drain()
+    # The first alone at once; the others while it was answered.
     assert bench.batches == [
         [0],
         [1, 2, 3],
-    ]  # the first alone at once; the others while it was answered
+    ]
     assert bench.ended == [0, 1, 2, 3]
 
 

@@ -63,7 +63,8 @@ def test_one_that_was_used_is_not_made_again_but_by_a_person(
     outbox = tmp_path / "outbox"
     Folder.open(outbox, ledger)
     outbox.rename(tmp_path / "away")
-    for _ in range(2):  # gone; then an empty folder in its place
+    # Gone; then an empty folder in its place.
+    for _ in range(2):
         with pytest.raises(LinkDownError, match="is it mounted"):
             Folder.open(outbox, ledger)
         said = said_by_doctor(tmp_path, outbox)
@@ -73,7 +74,8 @@ def test_one_that_was_used_is_not_made_again_but_by_a_person(
     assert list(outbox.iterdir()) == []
     (outbox / MARK).mkdir(parents=True)
     assert Folder.open(outbox, ledger).store(outgoing(tmp_path)).status == 0
-    Folder.open(tmp_path / "other", ledger)  # other settings: another folder
+    # Other settings: another folder.
+    Folder.open(tmp_path / "other", ledger)
 
 
 def test_what_is_written_while_it_goes_away_is_not_stored(tmp_path: Path, ledger: Ledger) -> None:

@@ -50,7 +50,8 @@ def imported(arguments: list[str | Path], tiny: Path, out: Path) -> package.Pack
 def blocks(heading: str) -> list[str]:
     """The indented blocks of a section of docs/models.md."""
     section = DOCS.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    found, lines = [], list[str]()
+    found = []
+    lines = list[str]()
     for line in [*section.splitlines(), "end"]:
         if line.startswith("    ") or (lines and not line):
             lines.append(line)
@@ -230,7 +231,8 @@ def drawn_from(steps: list[tuple[str, dict[str, Any]]]) -> bytes:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 32, 32])
     y = helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, None)
     model = helper.make_model(helper.make_graph(nodes, "net", [x], [y]))
-    model.opset_import[0].version, model.ir_version = 17, 8
+    model.opset_import[0].version = 17
+    model.ir_version = 8
     return bytes(model.SerializeToString())
 
 

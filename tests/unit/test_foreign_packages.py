@@ -47,5 +47,6 @@ def test_names_that_only_begin_alike_are_no_strangers(
 ) -> None:
     install(tmp_path, HARMLESS)
     monkeypatch.syspath_prepend(tmp_path)
-    assert cli.main(["config", "check", "-c", "absent.yaml"]) == 2  # for want of the file
+    # For want of the file.
+    assert cli.main(["config", "check", "-c", "absent.yaml"]) == 2
     assert "python-daemon" not in capsys.readouterr().err

@@ -99,10 +99,8 @@ def cut_jpeg(dataset: Any) -> None:
 
 def stranger(dataset: Any) -> None:
     item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = (
-        "1.2.840.10008.5.1.4.1.1.1",
-        "2.25.666",
-    )
+    item.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    item.ReferencedSOPInstanceUID = "2.25.666"
     dataset.SourceImageSequence = [*dataset.SourceImageSequence, item]
 
 
@@ -275,7 +273,8 @@ def test_bytes_that_are_no_whole_file_are_refused(kind: str) -> None:
 def test_bytes_that_a_second_writing_does_not_give_are_refused(
     kind: str, ours: bytes, other: bytes
 ) -> None:
-    gate.check(GOOD[kind], CASE)  # whose elements the gate knows from then on
+    # Whose elements the gate knows from then on.
+    gate.check(GOOD[kind], CASE)
     data = GOOD[kind].data
     assert ours in data
     with pytest.raises(GateError, match="other bytes"):

@@ -29,7 +29,8 @@ from tests.unit.mutations import content
 from tools.cases import header, negative, positive, refused
 
 ALL = ("SEG", "SC", "SR", "PR")
-SIDE = 48  # square, so that a transposed mask keeps its shape
+# Square, so that a transposed mask keeps its shape.
+SIDE = 48
 
 
 def two_lesions() -> NDArray[np.bool_]:
@@ -184,7 +185,8 @@ def _graphics(dataset: Any) -> Iterator[Any]:
 
 def boxed(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """The box around the line instead of the line."""
-    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    (left, top) = points.min(axis=0)
+    (right, bottom) = points.max(axis=0)
     corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
     return np.array(corners)
 

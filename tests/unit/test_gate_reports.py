@@ -19,7 +19,8 @@ from tools.cases import header, negative, positive, refused
 
 TWO = np.zeros((41, 37), dtype=bool)
 TWO[3:13, 3:12] = True
-TWO[6:8, 6:8] = False  # a hole
+# A hole.
+TWO[6:8, 6:8] = False
 TWO[20:26, 28:34] = True
 RESCALE = {"RescaleSlope": 1, "RescaleIntercept": -5}
 CASE = positive(
@@ -34,16 +35,15 @@ CASE = positive(
 )
 NEGATIVE = negative()
 GOOD = {result.kind: result for result in build(CASE, ["SEG", "SR", "PR"])}
-PLAIN = positive(header(), TWO)  # no window and no LUT
+# No window and no LUT.
+PLAIN = positive(header(), TWO)
 (GOOD_PLAIN,) = build(PLAIN, ["PR"])
 WHOLE = positive(header(Rows=1024, Columns=512, PixelSpacing=None, ImagerPixelSpacing=[0.2, 0.2]))
 (GOOD_WHOLE,) = build(WHOLE, ["SR"])
 (GOOD_NEGATIVE,) = build(NEGATIVE, ["SR"])
 STRANGER = Dataset()
-STRANGER.ReferencedSOPClassUID, STRANGER.ReferencedSOPInstanceUID = (
-    "1.2.840.10008.5.1.4.1.1.1",
-    "2.25.666",
-)
+STRANGER.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+STRANGER.ReferencedSOPInstanceUID = "2.25.666"
 
 
 def shift(line: list[float], by: float) -> list[float]:
@@ -72,9 +72,13 @@ def add_to_evaluations(one: Dataset) -> Change:
 
 def said(value: str) -> Dataset:
     one = Dataset()
-    one.RelationshipType, one.ValueType, one.TextValue = "CONTAINS", "TEXT", value
+    one.RelationshipType = "CONTAINS"
+    one.ValueType = "TEXT"
+    one.TextValue = value
     name = Dataset()
-    name.CodeValue, name.CodingSchemeDesignator, name.CodeMeaning = "121106", "DCM", "Comment"
+    name.CodeValue = "121106"
+    name.CodingSchemeDesignator = "DCM"
+    name.CodeMeaning = "Comment"
     one.ConceptNameCodeSequence = [name]
     return one
 
@@ -221,7 +225,8 @@ PR: dict[str, Change] = {
     "a window that is lost": drop("SoftcopyVOILUTSequence"),
     "a rescale that is lost": drop("RescaleSlope", "RescaleIntercept", "RescaleType"),
 }
-AREA, TEXT = "DisplayedAreaSelectionSequence", f"{GRAPHICS}.TextObjectSequence"
+AREA = "DisplayedAreaSelectionSequence"
+TEXT = f"{GRAPHICS}.TextObjectSequence"
 
 
 def aspect(**values: object) -> Change:
@@ -240,7 +245,8 @@ def through(keyword: str) -> Dataset:
 
 
 WINDOW = Dataset()
-WINDOW.WindowCenter, WINDOW.WindowWidth = 10, 20
+WINDOW.WindowCenter = 10
+WINDOW.WindowWidth = 20
 PR_OF_A_PLAIN_IMAGE: dict[str, Change] = {
     "a black VOI LUT": lambda d: put(SoftcopyVOILUTSequence=[through("VOILUTSequence")])(d),
     "a black modality LUT": lambda d: d.update(through("ModalityLUTSequence")),
@@ -272,10 +278,8 @@ ABSENT.ConceptNameCodeSequence[0].CodeValue = "36118008"
 ABSENT.ConceptNameCodeSequence[0].CodingSchemeDesignator = "SCT"
 ABSENT.ConceptNameCodeSequence[0].CodeMeaning = "Pneumothorax"
 ABSENT.ConceptCodeSequence = [copy.deepcopy(ABSENT.ConceptNameCodeSequence[0])]
-ABSENT.ConceptCodeSequence[0].CodeValue, ABSENT.ConceptCodeSequence[0].CodeMeaning = (
-    "272519000",
-    "Absent",
-)
+ABSENT.ConceptCodeSequence[0].CodeValue = "272519000"
+ABSENT.ConceptCodeSequence[0].CodeMeaning = "Absent"
 OF_A_NEGATIVE: dict[str, Change] = {
     "Absent, which the site never allowed": add_to_evaluations(ABSENT),
     "it says suspected": item("Comment", put(TextValue="Pneumothorax suspected by the algorithm.")),
@@ -340,9 +344,8 @@ def test_a_seg_of_two_lesions_keeps_them_apart(change: Change) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_frames_of_lesions_of_one_area_are_not_swapped() -> None:
-    mask = np.zeros(
-        (48, 40), dtype=bool
-    )  # a whole number of bytes, so that frames are swapped by bytes
+    # A whole number of bytes, so that frames are swapped by bytes.
+    mask = np.zeros((48, 40), dtype=bool)
     mask[2:8, 2:8] = mask[30:36, 30:36] = True
     case = positive(header(Rows=48, Columns=40), mask)
     (good,) = build(case, ["SEG"])

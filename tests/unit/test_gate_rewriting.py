@@ -36,7 +36,9 @@ def made() -> Dataset:
     """Values of many kinds: texts, numbers, nothing, a code, and many numbers."""
     codes = [Dataset(), Dataset()]
     for code in codes:
-        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "DCM", "One"
+        code.CodeValue = "1"
+        code.CodingSchemeDesignator = "DCM"
+        code.CodeMeaning = "One"
     graphic = Dataset()
     graphic.GraphicData = [float(number) for number in range(200)]
     graphic.RecommendedDisplayCIELabValue = [65535, 1, 0]

@@ -92,10 +92,12 @@ def test_reasons_are_counted_and_failures_are_apart(ledger: Ledger) -> None:
     [
         ([("not_analysed", "body_part")] * 5, "body_part"),
         ([("analysed", None)] + [("not_analysed", "view")] * 5, "view"),
-        ([("not_analysed", "body_part")] * 4, None),  # too few
+        # Too few.
+        ([("not_analysed", "body_part")] * 4, None),
         ([("not_analysed", "body_part")] * 4 + [("not_analysed", "view")], None),
         ([("not_analysed", "body_part")] * 5 + [("analysed", None)], None),
-        ([("failed", "decode")] * 5, None),  # failures are told apart
+        # Failures are told apart.
+        ([("failed", "decode")] * 5, None),
     ],
 )
 def test_a_node_that_excludes_every_image_for_one_reason_is_noticed(

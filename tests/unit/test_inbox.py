@@ -100,9 +100,8 @@ def test_files_found_closed_and_moved_in_are_taken_with_their_bytes_and_go(
 def test_a_file_is_not_taken_before_its_writer_is_done(node: Node, tmp_path: Path) -> None:
     node.start()
     with (node.folder / "growing.dcm").open("wb") as file:
-        for number in range(
-            10
-        ):  # longer than it takes to count as settled, but never unchanged for so long
+        # Longer than it takes to count as settled, but never unchanged for so long.
+        for number in range(10):
             file.write(b"%d" % number)
             file.flush()
             time.sleep(0.1)
@@ -213,7 +212,8 @@ def test_unfinished_hidden_and_linked_files_stay(node: Node, tmp_path: Path) -> 
     node.start()
     (node.folder / "a.part").rename(node.folder / "a.dcm")
     wait_until("a.dcm is taken", lambda: "a.dcm" not in node.left())
-    time.sleep(0.6)  # whatever were to be taken wrongly has settled by now
+    # Whatever were to be taken wrongly has settled by now.
+    time.sleep(0.6)
     assert node.left() == [".hidden.dcm", "b.TMP", "c~", "link.dcm", "linked-folder", "pipe"]
     assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"unfinished"]
     assert secret.exists()
@@ -223,7 +223,8 @@ def test_while_the_ledger_is_away_files_stay_and_are_not_tried_at_every_look(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.pace = replace(node.pace, first_pause_s=0.4)
-    receive, tries = node.ledger.receive, []
+    receive = node.ledger.receive
+    tries = []
 
     def away(arrivals: Any) -> list[int]:
         tries.append(time.monotonic())
@@ -341,7 +342,8 @@ def test_a_share_that_hangs_is_in_the_facts(node: Node, monkeypatch: pytest.Monk
 
 def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.pace = replace(node.pace, first_pause_s=0.1)
-    unlink, tries = Path.unlink, []
+    unlink = Path.unlink
+    tries = []
 
     def refused(self: Path, missing_ok: bool = False) -> None:
         if self.parent == node.folder:

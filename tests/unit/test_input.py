@@ -130,11 +130,12 @@ def test_one_real_xray_in_several_syntaxes_is_one_image(
     shown = radiograph.decode(wanted)
     for name in others:
         dataset, _ = radiograph.parse((data / "node" / f"{name}.dcm").read_bytes())
+        # RG2_RLE was filed in another study.
         for keyword in (
             "StudyInstanceUID",
             "StudyDate",
             "StudyTime",
-        ):  # RG2_RLE was filed in another study
+        ):
             setattr(dataset, keyword, wanted[keyword].value)
         found = radiograph.decode(dataset)
         assert np.array_equal(found.pixels, shown.pixels), name
@@ -148,7 +149,8 @@ def test_the_real_jpeg_extended_of_12_bits_decodes(data: Path) -> None:
         )
         for kind in ("JPLY", "UNC")
     )
-    assert np.abs(lossy - exact).mean() < 0.005 * 1024  # 10 bits stored; compressed 36 times
+    # 10 bits stored; compressed 36 times.
+    assert np.abs(lossy - exact).mean() < 0.005 * 1024
 
 
 # ---- what the header says
@@ -172,7 +174,8 @@ def lut(
         LUTDescriptor=[(entries_said or len(table)) % 65536, first, bits],
         LUTData=table.astype("<u2").tobytes(),
     )
-    entries["LUTDescriptor"].VR, entries["LUTData"].VR = "US", "OW"
+    entries["LUTDescriptor"].VR = "US"
+    entries["LUTData"].VR = "OW"
     return [entries]
 
 
@@ -209,7 +212,8 @@ def compressed(said: uid.UID, part: float = 1) -> FileDataset:
     dataset.compress(uid.JPEG2000Lossless, generate_instance_uid=False)
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
     dataset.PixelData = encapsulate([stream[: int(len(stream) * part)]])
-    if said == uid.ExplicitVRLittleEndian:  # as long as the pixels would be
+    # As long as the pixels would be.
+    if said == uid.ExplicitVRLittleEndian:
         dataset.PixelData += bytes(VALUES.nbytes - len(dataset.PixelData))
     dataset["PixelData"].is_undefined_length = True
     dataset.file_meta.TransferSyntaxUID = said

@@ -20,7 +20,8 @@ def test_only_the_leases_of_the_dead_end(tmp_path: Path) -> None:
     ledger.receive(
         [Arrival(f"file-{n}", "1.2", f"1.2.{n}", "", "", "dimse", 1, 1) for n in range(3)]
     )
-    subprocess.run([sys.executable, "-c", CLAIM, url], check=True)  # it ends with the lease in hand
+    # It ends with the lease in hand.
+    subprocess.run([sys.executable, "-c", CLAIM, url], check=True)
     (elsewhere,) = ledger.claim_images("another-host:1", 1)
     (mine,) = ledger.claim_images(
         next(iter(ledger.inspect.lease_owners() - {"another-host:1"})).rpartition(":")[0] + ":1", 1

@@ -117,7 +117,8 @@ def test_only_solitary_attempts_count_against_an_image(ledger: Ledger) -> None:
         ledger.abandon(job)
     assert seen == [0, 1, 2]
     job = claim_one(ledger)
-    ledger.give_back(job)  # a full disk is not the image's fault
+    # A full disk is not the image's fault.
+    ledger.give_back(job)
     assert claim_one(ledger).unfinished_alone == 3
 
 
@@ -127,7 +128,8 @@ def test_giving_back_twice_is_giving_back_once(ledger: Ledger) -> None:
     ledger.give_back(job)
     ledger.give_back(job)
     ledger.receive([arrival("1.9")])
-    assert len(ledger.claim_images("me", 9)) == 2  # not a suspect: it comes with its neighbour
+    # Not a suspect: it comes with its neighbour.
+    assert len(ledger.claim_images("me", 9)) == 2
 
 
 def test_the_same_content_is_no_new_work_and_other_content_is(ledger: Ledger) -> None:
@@ -261,7 +263,8 @@ def test_the_bell_rings_for_another_process_and_not_for_nothing(
     woken = threading.Event()
 
     def sleep() -> None:
-        ledger.wait(0)  # hangs the bell of this thread
+        # Hangs the bell of this thread.
+        ledger.wait(0)
         ledger.wait(300)
         woken.set()
 
@@ -271,7 +274,8 @@ def test_the_bell_rings_for_another_process_and_not_for_nothing(
     other = Ledger(ledger_url)
     other.receive([arrival()])
     other.close()
-    assert woken.wait(60)  # long before the sleep's own end
+    # Long before the sleep's own end.
+    assert woken.wait(60)
     thread.join()
 
 
@@ -286,7 +290,8 @@ def test_what_was_committed_before_a_thread_slept_wakes_it(ledger: Ledger) -> No
 
     thread = threading.Thread(target=sleep)
     thread.start()
-    assert started.wait(60)  # a thread that has not slept yet looks first
+    # A thread that has not slept yet looks first.
+    assert started.wait(60)
     thread.join()
 
 
@@ -497,7 +502,8 @@ def test_a_small_step_of_the_clock_takes_no_work_from_a_live_owner(
 
 
 def test_a_clock_that_was_set_back_stops_nothing(ledger: Ledger, clock: Clock) -> None:
-    clock.now = 1e9  # a node that booted with its clock far ahead
+    # A node that booted with its clock far ahead.
+    clock.now = 1e9
     ledger.receive([arrival("1.1"), arrival("1.2")])
     first, _ = ledger.claim_images("me", 9)
     ledger.complete(first, completion("9"), OWED)
@@ -527,11 +533,13 @@ def test_results_made_again_count_as_no_attempt_against_their_image(
         assert ledger.remake(job, "its file is lost")
         clock.now += 31
         again = claim_one(ledger)
-        assert again.unfinished_alone == 0  # else a third loss would be taken for a poisonous image
+        # Else a third loss would be taken for a poisonous image.
+        assert again.unfinished_alone == 0
         assert again.result_time == first.result_time
         assert ledger.complete(again, completion("9", kinds=("SEG",)), OWED) == "analysed"
     (job,) = ledger.claim_deliveries("pacs", "me", 9)
-    assert not ledger.remake(job, "its file is lost")  # often enough
+    # Often enough.
+    assert not ledger.remake(job, "its file is lost")
 
 
 def test_a_late_owner_has_nothing_made_again(ledger: Ledger, clock: Clock) -> None:
@@ -566,7 +574,8 @@ def test_what_retention_gave_up_is_not_owed_again(ledger: Ledger, clock: Clock) 
     (job,) = ledger.claim_deliveries("pacs", "me", 9)
     ledger.mark_refused(job, "0x0122", 0x0122)
     clock.now += 100
-    assert ledger.give_up_bytes(10, 1000, [], 9) == []  # a person may want that tried again
+    # A person may want that tried again.
+    assert ledger.give_up_bytes(10, 1000, [], 9) == []
     assert sorted(ledger.give_up_bytes(10, 100, [], 9)) == ["file-9-SEG", "spool-1.2.3"]
     assert ledger.rearm(["refused"], []) == 0
     assert ledger.inspect.contradictions() == []
@@ -629,7 +638,8 @@ def test_what_was_received_is_not_written_where_nobody_will_find_it(tmp_path: Pa
     path.rename(away)
     with pytest.raises(LedgerError, match="put it back"):
         ledger.receive([arrival("2")])
-    shutil.copyfile(away, path)  # of a backup, say
+    # Of a backup, say.
+    shutil.copyfile(away, path)
     with pytest.raises(LedgerError, match="put it back"):
         ledger.receive([arrival("3")])
     away.replace(path)
@@ -639,7 +649,8 @@ def test_what_was_received_is_not_written_where_nobody_will_find_it(tmp_path: Pa
 
 
 def test_a_full_disk_under_the_ledger_heals(small_disk: Path) -> None:
-    ledger, filler = Ledger(f"sqlite:///{small_disk}/ledger.db"), small_disk / "filler"
+    ledger = Ledger(f"sqlite:///{small_disk}/ledger.db")
+    filler = small_disk / "filler"
     ledger.receive([arrival("1")])
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:

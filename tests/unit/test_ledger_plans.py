@@ -49,7 +49,8 @@ _ASKS: dict[str, tuple[str, Callable[[Ledger], object]]] = {
     "results_by_file": ("FROM results", lambda ledger: ledger.inspect.known_spool_names(["file"])),
 }
 
-_IN_ORDER = ("waiting", "owed")  # a long queue must not be sorted for each claim
+# A long queue must not be sorted for each claim.
+_IN_ORDER = ("waiting", "owed")
 
 
 @pytest.fixture
@@ -67,7 +68,8 @@ def url(ledger_url: str) -> str:
         ledger.mark_stored(parcel, 0, commitment=True)
     ledger.close()
     engine = sa.create_engine(ledger_url)
-    if engine.dialect.name == "postgresql":  # the server does so by itself within a minute
+    # The server does so by itself within a minute.
+    if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
             conn.exec_driver_sql("VACUUM ANALYZE")
     engine.dispose()

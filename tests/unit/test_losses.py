@@ -47,7 +47,8 @@ def test_dice_and_focal_are_monais() -> None:
 
 def test_the_default_recipes_losses_stay_what_they_were() -> None:
     logits, masks = logits_and_masks()
-    found, true = torch.sigmoid(logits[1:]).flatten(1), masks[1:].flatten(1)
+    found = torch.sigmoid(logits[1:]).flatten(1)
+    true = masks[1:].flatten(1)
     overlap = 1 - (2 * (found * true).sum(1) + 1) / (found.sum(1) + true.sum(1) + 1)
     entropy = functional.binary_cross_entropy_with_logits(logits, masks)
     assert value(Loss(cross_entropy=1, dice=1), logits, masks) == pytest.approx(

@@ -17,7 +17,8 @@ def mask_of(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100, 20
     return mask
 
 
-LEFT, RIGHT = (10, 20, 20, 40), (10, 20, 160, 170)  # as seen on the image
+# As seen on the image.
+LEFT, RIGHT = (10, 20, 20, 40), (10, 20, 160, 170)
 
 
 def test_area_centroid_and_regions() -> None:
@@ -49,26 +50,25 @@ def test_millimetres_only_where_a_spacing_is_known_and_estimated_where_it_is_the
 @pytest.mark.parametrize(
     ("orientation", "boxes", "side"),
     [
-        (["L", "F"], [LEFT], "R"),  # the usual chest: image left is the patient's right
+        # The usual chest: image left is the patient's right.
+        (["L", "F"], [LEFT], "R"),
         (["L", "F"], [RIGHT], "L"),
-        (["R", "F"], [LEFT], "L"),  # mirrored
+        # Mirrored.
+        (["R", "F"], [LEFT], "L"),
         (["L", "F"], [LEFT, RIGHT], "B"),
-        (["LF", "FR"], [LEFT], "R"),  # oblique: the main direction comes first
-        (
-            ["L", "F"],
-            [LEFT, (50, 60, 95, 105)],
-            None,
-        ),  # a region in the middle: unsaid, not guessed
+        # Oblique: the main direction comes first.
+        (["LF", "FR"], [LEFT], "R"),
+        # A region in the middle: unsaid, not guessed.
+        (["L", "F"], [LEFT, (50, 60, 95, 105)], None),
         (["L", "F"], [(50, 60, 95, 105)], None),
-        (
-            ["F", "L"],
-            [(5, 15, 95, 105)],
-            "R",
-        ),  # turned by 90 degrees: the columns run to the patient's left
+        # Turned by 90 degrees: the columns run to the patient's left.
+        (["F", "L"], [(5, 15, 95, 105)], "R"),
         (["F", "R"], [(5, 15, 95, 105)], "L"),
         (["H", "L"], [(85, 95, 95, 105)], "L"),
-        (["P", "F"], [LEFT], None),  # a lateral
-        (["L", "R"], [LEFT], None),  # nonsense
+        # A lateral.
+        (["P", "F"], [LEFT], None),
+        # Nonsense.
+        (["L", "R"], [LEFT], None),
         (["", ""], [LEFT], None),
         (["L"], [LEFT], None),
         ("LF", [LEFT], None),
@@ -89,7 +89,8 @@ def test_the_side_is_the_patients_and_comes_from_patient_orientation_alone(
 def test_extent_and_spread_are_of_all_regions_together() -> None:
     found = measure(mask_of(LEFT, RIGHT), None, None)
     assert found is not None
-    assert found.extent_px == (10, 20, 19, 169)  # first row and column, last row and column
+    # First row and column, last row and column.
+    assert found.extent_px == (10, 20, 19, 169)
     columns = np.concatenate([np.tile(np.arange(20, 40), 10), np.tile(np.arange(160, 170), 10)])
     assert found.spread_px == pytest.approx((np.arange(10, 20).std(), columns.std()))
     one = measure(mask_of((3, 4, 7, 8)), None, None)

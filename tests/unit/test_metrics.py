@@ -149,6 +149,7 @@ def test_wilsons_interval() -> None:
 
 
 def test_dice_of_nothing_and_nothing_is_one() -> None:
-    empty, full = np.zeros((4, 4), bool), np.ones((4, 4), bool)
+    empty = np.zeros((4, 4), bool)
+    full = np.ones((4, 4), bool)
     pairs = ((empty, empty), (full, empty), (full, full))
     assert [metrics.mask_figures([found], [true])["dice"] for found, true in pairs] == [1, 0, 1]

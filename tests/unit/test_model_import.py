@@ -65,7 +65,8 @@ def checkpoint(network: nn.Module, tmp_path: Path) -> Path:
         "best_loss": 0.5,
         "state_dict": as_published(network),
     }
-    torch.save(document, path, _use_new_zipfile_serialization=False)  # as torch before 1.6 wrote
+    # As torch before 1.6 wrote.
+    torch.save(document, path, _use_new_zipfile_serialization=False)
     return path
 
 
@@ -192,9 +193,8 @@ def test_a_checkpoint_that_wants_to_run_something_is_refused_and_runs_nothing(
         PackageError, match=r"nothing in it was run: it wants to call posix\.mkdir"
     ) as caught:
         importing.chexnet(tmp_path / "evil.pt")
-    assert "weights_only" not in str(
-        caught.value
-    )  # nobody is talked into switching the protection off
+    # Nobody is talked into switching the protection off.
+    assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from inference.networks import BUILDERS, build, shapes
 from inference.preprocess import fit, normalise
 
-_COMPOSED: dict[str, dict[str, Any]] = {  # of those that cannot be built without arguments
+# Of those that cannot be built without arguments.
+_COMPOSED: dict[str, dict[str, Any]] = {
     "classifier": {"encoder": "resnet34"},
     "ensemble": {"members": [{"architecture": "plain-classifier"}]},
     "largest-of-map": {"of": {"architecture": "residual-unet"}, "pixels": 3},
@@ -38,14 +39,14 @@ def test_each_gives_one_logit_or_one_map(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "count"),
     [
-        (
-            "densenet-121",
-            {"outputs": 1000, "stem": "imagenet"},
-            7_978_856,
-        ),  # torchvision's and the paper's
-        ("densenet-121", {"outputs": 14, "stem": "imagenet"}, 7_978_856 - 1025 * 986),  # CheXNet
-        ("densenet-121", {}, 7_978_856 - 1025 * 999 - 2 * 64 * 49),  # one output, one grey map in
-        ("unet-resnet34", {"stem": "imagenet"}, 24_436_369),  # segmentation_models.pytorch's
+        # Torchvision's and the paper's.
+        ("densenet-121", {"outputs": 1000, "stem": "imagenet"}, 7_978_856),
+        # CheXNet.
+        ("densenet-121", {"outputs": 14, "stem": "imagenet"}, 7_978_856 - 1025 * 986),
+        # One output, one grey map in.
+        ("densenet-121", {}, 7_978_856 - 1025 * 999 - 2 * 64 * 49),
+        # Segmentation_models.pytorch's.
+        ("unet-resnet34", {"stem": "imagenet"}, 24_436_369),
     ],
 )
 def test_they_have_the_published_number_of_parameters(
@@ -56,9 +57,8 @@ def test_they_have_the_published_number_of_parameters(
 
 def test_the_encoder_is_a_resnet34() -> None:
     encoder = build("unet-resnet34", stem="imagenet").get_submodule("encoder")
-    assert (
-        parameters(encoder) == 21_797_672 - 1000 * 513
-    )  # torchvision's, without its 1,000 classes
+    # Torchvision's, without its 1,000 classes.
+    assert parameters(encoder) == 21_797_672 - 1000 * 513
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,8 @@ def test_nothing_is_stored_but_what_is_trained() -> None:
 
 def test_the_imagenet_stem_standardises_as_published() -> None:
     stem = build("densenet-121", stem="imagenet").get_submodule("input")
-    black, white = stem(torch.zeros(1, 1, 1, 1)).flatten(), stem(torch.ones(1, 1, 1, 1)).flatten()
+    black = stem(torch.zeros(1, 1, 1, 1)).flatten()
+    white = stem(torch.ones(1, 1, 1, 1)).flatten()
     assert black.tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
     assert white.tolist() == pytest.approx([2.2489, 2.4286, 2.6400], abs=1e-4)
 

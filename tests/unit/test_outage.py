@@ -19,7 +19,8 @@ from daemon.spool import Spool
 
 HOUR_S = 3600.0
 OUTAGE_S = 72 * HOUR_S
-EVERY_S = 1800.0  # an image each half hour
+# An image each half hour.
+EVERY_S = 1800.0
 LONGEST_PAUSE_S = 300.0
 PACS = DicomDestination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port=1, results=("SC",))
 
@@ -100,7 +101,8 @@ def test_three_days_of_outage_drain_by_themselves_the_urgent_first(tmp_path: Pat
     _Courier(world).run(world.stop)
     uids = [uid for _, uid in world.stored]
     assert len(world.made) == OUTAGE_S / EVERY_S + 1
-    assert sorted(uids) == sorted(world.made)  # each, once
+    # Each, once.
+    assert sorted(uids) == sorted(world.made)
     assert world.ledger.inspect.counts()["deliveries"] == {
         "owed": 0,
         "stored": len(uids),
@@ -109,12 +111,10 @@ def test_three_days_of_outage_drain_by_themselves_the_urgent_first(tmp_path: Pat
     }
     first, last = world.stored[0][0], world.stored[-1][0]
     assert world.outage_ends <= first <= world.outage_ends + LONGEST_PAUSE_S + 1
-    assert last - first < 60 + 0.1 * len(
-        uids
-    )  # once it is back, nothing waits for a pause of its own
-    waited = [
-        uid for uid in uids[2:] if world.made[uid] < world.outage_ends - HOUR_S
-    ]  # two found out that it is back
+    # Once it is back, nothing waits for a pause of its own.
+    assert last - first < 60 + 0.1 * len(uids)
+    # Two found out that it is back.
+    waited = [uid for uid in uids[2:] if world.made[uid] < world.outage_ends - HOUR_S]
     number_urgent = sum(uid in world.urgent for uid in waited)
     assert {uid in world.urgent for uid in waited[:number_urgent]} == {True}
     assert waited[number_urgent:] == sorted(waited[number_urgent:], key=lambda uid: world.made[uid])

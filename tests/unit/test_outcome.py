@@ -98,7 +98,8 @@ def test_what_can_be_learned_is_learned() -> None:
 
 
 def test_imputation_never_sees_the_patients_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise, seen = table(), []
+    noise = table()
+    seen = []
     fit = KNNImputer.fit
 
     def noted(self: KNNImputer, values: Any, *rest: Any) -> KNNImputer:

@@ -61,7 +61,8 @@ def words(case: Case, monkeypatch: pytest.MonkeyPatch, width: int = 1024) -> str
 def test_every_kind_passes_the_gate_and_is_valid(
     kind: str, peer: Callable[[str], str], tmp_path: Path
 ) -> None:
-    result = build(KINDS[kind](), ["SC"])[0]  # the gate has seen it
+    # The gate has seen it.
+    result = build(KINDS[kind](), ["SC"])[0]
     file = tmp_path / "overlay.dcm"
     file.write_bytes(result.data)
     found = subprocess.run([peer("dciodvfy"), file], capture_output=True, text=True, check=False)
@@ -113,12 +114,10 @@ def test_the_contour_lies_on_the_masks_edge(size: tuple[int, int]) -> None:
     image = shown(case)
     coloured = np.argwhere(image[..., 0] - image[..., 2] > 110)
     edge = np.concatenate(contours(mask))
-    top, left, bottom, right = (
-        edge[:, 0].min(),
-        edge[:, 1].min(),
-        edge[:, 0].max(),
-        edge[:, 1].max(),
-    )
+    top = edge[:, 0].min()
+    left = edge[:, 1].min()
+    bottom = edge[:, 0].max()
+    right = edge[:, 1].max()
     # The mask is a box with a hole of one pixel: the coloured pixels span the box to within a
     # line's width.
     low, high = ((np.array([[top, left], [bottom, right]]) + 0.5) * scale - 0.5).tolist()
@@ -237,7 +236,8 @@ def test_the_picture_has_true_proportions_where_the_pixels_are_not_square(
 ) -> None:
     source = header(Rows=shape[0], Columns=shape[1], **changes)
     case = positive(source)
-    (result,) = build(case, ["SC"])  # the gate has seen it
+    # The gate has seen it.
+    (result,) = build(case, ["SC"])
     panel = overlay.place(case)
     aspect = 0.5 if shape == (800, 400) else 1.5 if shape == (40, 60) else 2
     assert panel.width / panel.height == pytest.approx(shape[1] / (shape[0] * aspect), rel=0.01)
@@ -275,7 +275,8 @@ def test_where_the_patients_side_is_unknown_the_banner_says_where_to_look(
     mask[10:20, columns] = True
     case = positive(header(PatientOrientation=None), mask)
     assert place in words(case, monkeypatch)
-    assert build(case, ["SC"])  # the gate expects the same words
+    # The gate expects the same words.
+    assert build(case, ["SC"])
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,8 @@ def over_the_banner(box: tuple[float, float, float, float]) -> Callable[[Image.I
     """Paint over a part of the banner, in parts of its width and height."""
 
     def change(image: Image.Image) -> None:
-        top, height = panel().banner_top, image.height - panel().banner_top
+        top = panel().banner_top
+        height = image.height - panel().banner_top
         left, upper, right, lower = box
         corners = (
             left * image.width,

@@ -281,7 +281,8 @@ def test_retry_now_ends_a_couriers_pause(tmp_path: Path) -> None:
     ledger.complete(job, Completion("analysed", "1", results=(made,)), {"outbox": ("SC",)})
 
     outbox = FolderDestination(name="outbox", folder=tmp_path / "away" / "outbox")
-    outbox.folder.parent.write_bytes(b"")  # a file where a folder should be
+    # A file where a folder should be.
+    outbox.folder.parent.write_bytes(b"")
     limits = DeliverLimits(backoff=Backoff(3000.0, 3000.0), idle_s=0.02)
     courier = Courier(outbox, Config(destinations=(outbox,)), ledger, spool, limits)
     stop = threading.Event()

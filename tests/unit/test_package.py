@@ -167,7 +167,8 @@ def test_writing_refuses_what_would_not_load(tiny_package: Path, tmp_path: Path)
         package.write(tmp_path / "b", manifest | {"classifier": {"threshold": 2}}, networks, golden)
     with torch.no_grad():
         networks["classifier"].get_parameter("head.weight").zero_()[:, :1] = (
-            7e4  # more than float16 can hold
+            # More than float16 can hold.
+            7e4
         )
     with pytest.raises(PackageError, match=r"head\.weight holds NaN or infinity"):
         package.write(tmp_path / "c", manifest, networks, golden)

@@ -82,7 +82,8 @@ def test_only_plain_files_may_lie_in_the_folder(
     elif what == "folder":
         (tiny_package / "more").mkdir()
     elif what == "pipe":
-        os.mkfifo(tiny_package / "more")  # to open it would wait for ever
+        # To open it would wait for ever.
+        os.mkfifo(tiny_package / "more")
     else:
         (tiny_package / "weights.safetensors").rename(tmp_path / "elsewhere")
         (tiny_package / "weights.safetensors").symlink_to(tmp_path / "elsewhere")
@@ -173,7 +174,8 @@ def test_weights_that_do_not_fit_are_refused(
 
 
 def test_an_architecture_larger_than_its_weights_is_never_built(tiny_package: Path) -> None:
-    widths = [128, 256, 512, 1024, 1024]  # 5e8 bytes a time, within every bound
+    # 5e8 bytes a time, within every bound.
+    widths = [128, 256, 512, 1024, 1024]
     edit(tiny_package, lambda d: d["classifier"].update(arguments={"widths": widths, "blocks": 8}))
     with pytest.raises(PackageError, match="does not fit residual-classifier"):
         package.load(tiny_package)
@@ -201,10 +203,10 @@ _FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         safetensors_bytes({"classifier.a": _FOUR | {"shape": [-1]}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"data_offsets": [0, 4000]}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"data_offsets": [4, 0]}}, b"\0" * 4),
-        safetensors_bytes(
-            {"classifier.a": _FOUR, "classifier.b": _FOUR}, b"\0" * 4
-        ),  # one's bytes are the other's
-        safetensors_bytes({"classifier.a": _FOUR}, b"\0" * 8),  # bytes of nobody
+        # One's bytes are the other's.
+        safetensors_bytes({"classifier.a": _FOUR, "classifier.b": _FOUR}, b"\0" * 4),
+        # Bytes of nobody.
+        safetensors_bytes({"classifier.a": _FOUR}, b"\0" * 8),
         safetensors_bytes({"classifier.a": _FOUR | {"dtype": "O"}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"dtype": "F4", "shape": [8]}}, b"\0" * 4),
         safetensors_bytes(b"[" * 100_000),

@@ -63,7 +63,8 @@ def test_what_others_zip_loads(tiny_package: Path, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_name_that_leaves_the_package_is_refused(zipped: Path, name: str) -> None:
-    if "\x00" in name:  # zipfile itself cuts such a name short, in writing and in reading
+    # Zipfile itself cuts such a name short, in writing and in reading.
+    if "\x00" in name:
         append(zipped, name.replace("\x00", "N"))
         patch(zipped, b"evilN", b"evil\x00", 2)
     else:
@@ -110,14 +111,14 @@ def test_a_bomb_that_says_its_size_is_refused(zipped: Path) -> None:
 
 
 def test_a_bomb_that_hides_its_size_is_not_unpacked(tiny_package: Path, tmp_path: Path) -> None:
-    bomb, size = tmp_path / "bomb.zip", 50_000_000
+    bomb = tmp_path / "bomb.zip"
+    size = 50_000_000
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.yaml", bytes(size))
         for name in ("weights.safetensors", "golden.safetensors"):
             archive.write(tiny_package / name, name)
-    patch(
-        bomb, size.to_bytes(4, "little"), (1000).to_bytes(4, "little"), 2
-    )  # local and central header
+    # Local and central header.
+    patch(bomb, size.to_bytes(4, "little"), (1000).to_bytes(4, "little"), 2)
     with pytest.raises(PackageError, match=r"model\.yaml: cannot be unpacked"):
         package.load(bomb)
 
@@ -132,10 +133,11 @@ def test_a_file_of_more_than_its_limit_is_refused(
 
 def test_an_encrypted_file_is_refused(zipped: Path) -> None:
     data = bytearray(zipped.read_bytes())
+    # APPNOTE 4.3.7 and 4.3.12: the flags.
     for signature, offset in (
         (b"PK\x03\x04", 6),
         (b"PK\x01\x02", 8),
-    ):  # APPNOTE 4.3.7 and 4.3.12: the flags
+    ):
         data[data.index(signature) + offset] |= 1
     zipped.write_bytes(data)
     with pytest.raises(PackageError, match="encrypted; pack it without a password"):

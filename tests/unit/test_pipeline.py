@@ -33,12 +33,15 @@ class Scripted:
     """An engine whose networks say what a test wants, and note what they were asked."""
 
     def __init__(self, engine: Engine, plausibility: float | None = None) -> None:
-        self.device, self.identity = engine.device, engine.identity
+        self.device = engine.device
+        self.identity = engine.identity
         stated = engine.manifest.classifier.model_dump(exclude={"calibration"})
         network = {**stated, "threshold": 0.4}
         gate = Plausibility(**network) if plausibility is not None else None
         self.manifest = engine.manifest.model_copy(update={"plausibility": gate})
-        self.plausibility, self.probability, self.inside = plausibility or 0.0, 0.9, 1.0
+        self.plausibility = plausibility or 0.0
+        self.probability = 0.9
+        self.inside = 1.0
         self.in_other_poses: list[float] = [0.0] * len(OTHERS)
         self.asked: list[str] = []
 
@@ -211,15 +214,18 @@ def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
 ) -> None:
     dataset = dcmread(phantom.write(phantom.draw(1, False, 64), tmp_path / "standing.dcm"))
     standing = dataset.pixel_array.copy()
-    standing[:8, :24] = standing.min()  # no side is like another
+    # No side is like another.
+    standing[:8, :24] = standing.min()
     stored = np.ascontiguousarray(turn(standing))
-    dataset.PixelData, dataset.PatientOrientation = stored.tobytes(), orientation
+    dataset.PixelData = stored.tobytes()
+    dataset.PatientOrientation = orientation
     seen: list[NDArray[np.float32]] = []
 
     def segment(images: Images) -> list[NDArray[np.float32]]:
         seen.extend(images)
         maps = [np.zeros(image.shape, dtype=np.float32) for image in images]
-        maps[0][4:20, 40:60] = 1.0  # above, at the patient's left
+        # Above, at the patient's left.
+        maps[0][4:20, 40:60] = 1.0
         return maps
 
     engine.segment = segment  # type: ignore[method-assign]

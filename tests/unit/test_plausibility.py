@@ -169,10 +169,8 @@ def test_only_what_is_refused_is_asked_about_again() -> None:
         asked.append(len(pictures))
         return [float(picture[0, 0]) for picture in pictures]
 
-    chest, sideways = (
-        np.eye(2, dtype=np.float32),
-        np.array([[0.2, 0.95], [0.3, 0.3]], dtype=np.float32),
-    )
+    chest = np.eye(2, dtype=np.float32)
+    sideways = np.array([[0.2, 0.95], [0.3, 0.3]], dtype=np.float32)
     none = np.full((2, 2), 0.45, dtype=np.float32)
     verdicts = plausibility.judge(ask, [chest, sideways, none], 0.5)
     assert [verdict.pose for verdict in verdicts] == [UPRIGHT, Pose(1), None]

@@ -69,7 +69,8 @@ def waiting_for_locks(engine: sa.Engine) -> int:
 def test_what_another_host_is_just_claiming_is_passed_over(
     postgres_url: str, other_host: sa.Engine
 ) -> None:
-    ledger = Ledger(f"{postgres_url}?options=-clock_timeout%3D5s")  # who does not pass over fails
+    # Who does not pass over fails.
+    ledger = Ledger(f"{postgres_url}?options=-clock_timeout%3D5s")
     ledger.receive(arrivals("1.1", "1.2", "1.3"))
     with other_host.begin() as conn:
         conn.exec_driver_sql("SELECT 1 FROM instances WHERE sop_instance_uid = '1.1' FOR UPDATE")
@@ -102,7 +103,8 @@ def test_of_two_copies_that_end_at_the_same_time_one_is_the_duplicate(
 
 
 def test_the_clock_is_the_servers(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: 0.0)  # a host that has just booted
+    # A host that has just booted.
+    monkeypatch.setattr("time.time", lambda: 0.0)
     ledger.receive(arrivals("1.1"))
     assert len(ledger.claim_images("me", 9)) == 1
     assert ledger.claim_images("other", 9) == []
@@ -128,7 +130,8 @@ def test_a_commit_is_durable_whatever_the_servers_default(
         name = conn.exec_driver_sql("SELECT current_database()").scalar_one()
         conn.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = {default}")
     database = Database(postgres_url)
-    for _ in range(2):  # a connection that comes back from the pool too
+    # A connection that comes back from the pool too.
+    for _ in range(2):
         with database.transaction() as (conn, _now):
             assert conn.exec_driver_sql("SHOW synchronous_commit").scalar_one() == ours
     database.close()
@@ -140,7 +143,8 @@ def test_a_sleeper_and_its_work_outlive_the_servers_crash(server: Postgres) -> N
     claimed: list[str] = []
     asleep, stop = threading.Event(), threading.Event()
 
-    def work() -> None:  # as the roles do
+    # As the roles do.
+    def work() -> None:
         while not stop.is_set():
             try:
                 claimed.extend(job.sop_instance_uid for job in ledger.claim_images("me", 9))
@@ -154,10 +158,12 @@ def test_a_sleeper_and_its_work_outlive_the_servers_crash(server: Postgres) -> N
     thread.start()
     assert asleep.wait(_DEADLINE_S)
     server.restart("immediate")
-    other.receive(arrivals("1.1"))  # its connection of before the crash is replaced
+    # Its connection of before the crash is replaced.
+    other.receive(arrivals("1.1"))
     wait_until("the image is claimed", lambda: claimed == ["1.1"])
     asleep.clear()
-    other.receive(arrivals("1.2"))  # the new bell rings too
+    # The new bell rings too.
+    other.receive(arrivals("1.2"))
     wait_until("the next image is claimed", lambda: claimed == ["1.1", "1.2"])
     stop.set()
     other.receive(arrivals("1.3"))
@@ -186,7 +192,8 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
                     ):
                         done.append(job.sop_instance_uid)
                 if ledger.inspect.counts()["instances"]["analysed"] == len(uids):
-                    return  # one whose answer was lost is not in `done`
+                    # One whose answer was lost is not in `done`.
+                    return
             except DBAPIError:
                 errors += 1
                 time.sleep(0.02)
@@ -218,7 +225,8 @@ class Wire:
     """
 
     def __init__(self, port: int) -> None:
-        self._port, self._ends = port, list[socket.socket]()
+        self._port = port
+        self._ends = list[socket.socket]()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -259,10 +267,8 @@ def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
     url = server.create_database("ledger")
     admin = sa.create_engine(url, isolation_level="AUTOCOMMIT").connect()
     wire = Wire(server.port)
-    ledger, spool = (
-        Ledger(url.replace(f":{server.port}/", f":{wire.port}/")),
-        Spool(tmp_path / "spool"),
-    )
+    ledger = Ledger(url.replace(f":{server.port}/", f":{wire.port}/"))
+    spool = Spool(tmp_path / "spool")
     retention = Retention(Config(spool=spool.folder, ledger=url), ledger, spool)
 
     def wait_for_standby(name: str) -> None:
@@ -290,11 +296,13 @@ def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
         answer = senders.submit(take)
         wait_until("the commit waits", waits)
         wire.cut()
-        assert isinstance(answer.exception(), NoRoomError)  # the sender keeps it
+        # The sender keeps it.
+        assert isinstance(answer.exception(), NoRoomError)
     (name,) = spool.names()
     assert ledger.inspect.known_spool_names([name]) == set()
     os.utime(spool.path(name), (0, 0))
-    with pytest.raises(OperationalError):  # not now
+    # Not now.
+    with pytest.raises(OperationalError):
         retention.sweep()
     wait_for_standby("")
     wait_until("the image waits", lambda: ledger.inspect.counts()["instances"]["received"] == 1)

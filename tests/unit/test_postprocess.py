@@ -31,9 +31,12 @@ def segment_px(
 
 def test_the_winners_rule_sure_pixels_decide_and_the_lower_threshold_draws() -> None:
     probability = np.zeros((1024, 1024), dtype=np.float32)
-    probability[100:130, 100:130] = 0.4  # 900 px, a rim ...
-    probability[110:120, 110:120] = 0.8  # ... around 100 sure ones
-    probability[300:330, 300:330] = 0.4  # less sure, elsewhere: of the mask all the same
+    # 900 px, a rim ...
+    probability[100:130, 100:130] = 0.4
+    # ... around 100 sure ones.
+    probability[110:120, 110:120] = 0.8
+    # Less sure, elsewhere: of the mask all the same.
+    probability[300:330, 300:330] = 0.4
     mask = segment(probability, 0.3, 0.7, min_area_at_1024_px=0, min_sure_area_at_1024_px=100)
     assert mask.dtype == bool
     assert mask.sum() == 1800
@@ -48,16 +51,16 @@ def test_small_regions_are_dropped_and_speak_for_nothing() -> None:
     probability[500:505, 500:505] = 0.9
     assert segment(probability, 0.5, 0.5, min_area_at_1024_px=26).sum() == 900
     assert segment(probability, 0.5, 0.5, min_area_at_1024_px=25).sum() == 925
-    assert not segment(
-        probability, 0.5, 0.85, min_area_at_1024_px=26
-    ).any()  # only the speck was sure
+    # Only the speck was sure.
+    assert not segment(probability, 0.5, 0.85, min_area_at_1024_px=26).any()
 
 
 def test_areas_mean_the_same_part_of_a_chest_in_every_matrix() -> None:
     for side in (512, 1024, 2048):
         probability = np.zeros((side, side), dtype=np.float32)
         edge = side // 32
-        probability[:edge, :edge] = 0.9  # 1024 px of a 1024 x 1024 matrix
+        # 1024 px of a 1024 x 1024 matrix.
+        probability[:edge, :edge] = 0.9
         for areas in ((1024, 0), (0, 1024)):
             assert segment(probability, 0.5, 0.5, *areas).any()
             assert not segment(
@@ -80,7 +83,8 @@ def test_what_a_mask_promises(
     assume(bottom <= top)
     mask = segment_px(probability, bottom, top, area, sure)
     assert mask.shape == probability.shape
-    assert (probability[mask] >= bottom).all()  # no pixel that is less sure, none that is no number
+    # No pixel that is less sure, none that is no number.
+    assert (probability[mask] >= bottom).all()
     regions, count = label_regions(mask)
     assert all((regions == number).sum() >= area for number in range(1, count + 1))
     if mask.any():

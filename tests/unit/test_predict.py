@@ -24,25 +24,35 @@ from training.data import rle
 # What a careful radiographer would say of each file of node/: the reason why it is not analysed, or
 # None.
 STATES: dict[str, str | None] = {
-    "CR-MONO1-10-chest.dcm": None,  # chest PA, no file meta information
-    "CR-ModalitySequenceLUT.dcm": "body_part",  # teeth, as the study's description says
-    "Issue44_Monochrome1-Jpeg.dcm": None,  # a chest that names neither body part nor view
-    "Milvue_AI_SC_RLEPlanarConfiguration.dcm": "modality",  # another vendor's result
-    **dict.fromkeys(("RG1_J2KI.dcm", "RG1_JLSN.dcm"), None),  # chest PA, twice compressed
+    # Chest PA, no file meta information.
+    "CR-MONO1-10-chest.dcm": None,
+    # Teeth, as the study's description says.
+    "CR-ModalitySequenceLUT.dcm": "body_part",
+    # A chest that names neither body part nor view.
+    "Issue44_Monochrome1-Jpeg.dcm": None,
+    # Another vendor's result.
+    "Milvue_AI_SC_RLEPlanarConfiguration.dcm": "modality",
+    # Chest PA, twice compressed.
+    **dict.fromkeys(("RG1_J2KI.dcm", "RG1_JLSN.dcm"), None),
     # A hip.
     **{f"RG2_{kind}.dcm": "body_part" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")},
-    **{f"RG3_{kind}.dcm": "body_part" for kind in ("JLSL", "JPLL")},  # a tibia
-    "nih_wrapped_DX.dcm": None,  # a chest in a Secondary Capture that says nothing of it
-    "siim_relabelled_MONOCHROME1.dcm": None,  # a chest, shown with white lungs as its header wants
+    # A tibia.
+    **{f"RG3_{kind}.dcm": "body_part" for kind in ("JLSL", "JPLL")},
+    # A chest in a Secondary Capture that says nothing of it.
+    "nih_wrapped_DX.dcm": None,
+    # A chest, shown with white lungs as its header wants.
+    "siim_relabelled_MONOCHROME1.dcm": None,
     # Real chests, but of no study: no result could be filed beside them.
     **{
         f"stage2_ID_{name}.dcm": "no_identity"
         for name in ("0bc787781", "15849f0c0", "33fdb1d7c", "346ef7da2", "44e8b2bbe", "93f22568d", "9748851ee",
                      "bacc01a5d", "ca86daf2e", "d876567ea", "dac387269")
     },
-    "veterinary_DX_211x169.dcm": "species",  # a dog
+    # A dog.
+    "veterinary_DX_211x169.dcm": "species",
 }  # fmt: skip
-ALIKE = (("RG1_J2KI.dcm", "RG1_JLSN.dcm"),)  # one picture, compressed twice
+# One picture, compressed twice.
+ALIKE = (("RG1_J2KI.dcm", "RG1_JLSN.dcm"),)
 
 
 def predict(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[dict[str, object]]:
@@ -81,7 +91,8 @@ def test_with_an_identity_the_real_chests_of_no_study_are_analysed(
 ) -> None:
     for number, path in enumerate(sorted((data / "node").glob("stage2_*.dcm"))):
         dataset, _ = radiograph.parse(path.read_bytes())
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = f"2.25.7{number}", f"2.25.8{number}"
+        dataset.StudyInstanceUID = f"2.25.7{number}"
+        dataset.SeriesInstanceUID = f"2.25.8{number}"
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"2.25.9{number}"
         dataset.save_as(tmp_path / path.name)
     answers = {

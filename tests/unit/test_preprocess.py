@@ -46,7 +46,8 @@ def test_two_windows_of_one_picture_are_nearly_one_input() -> None:
     first, second = (fit(one, 64) for one in (picture, 0.2 + 0.5 * picture))
     inputs = [normalise(one.pixels, one.geometry, "image-standard") for one in (first, second)]
     assert np.abs(inputs[0] - inputs[1]).max() < 0.05
-    assert (inputs[0][:, :10] == 0).all()  # the letterbox
+    # The letterbox.
+    assert (inputs[0][:, :10] == 0).all()
 
 
 def test_an_unknown_normalisation_is_said() -> None:
@@ -117,10 +118,10 @@ def test_the_way_there_and_back_holds_for_any_size_and_aspect(
     geometry = fitted.geometry
     assert max(geometry.height, geometry.width) == side
     scale = side / max(rows, columns)
-    assert abs(geometry.height - rows * scale) < 1  # aspect kept to a pixel, and never none at all
+    # Aspect kept to a pixel, and never none at all.
+    assert abs(geometry.height - rows * scale) < 1
     assert abs(geometry.width - columns * scale) < 1
-    assert fitted.pixels.sum() == pytest.approx(
-        geometry.height * geometry.width
-    )  # the image, and black beside it
+    # The image, and black beside it.
+    assert fitted.pixels.sum() == pytest.approx(geometry.height * geometry.width)
     assert unfit(fitted.pixels, geometry).shape == (rows, columns)
     assert unfit(fitted.pixels, geometry).min() > 0.999

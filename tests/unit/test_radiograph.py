@@ -76,7 +76,8 @@ def test_pixels_are_in_display_polarity_whatever_the_photometric_interpretation(
         assert picture.dtype == np.float32
         assert picture.min() >= 0
         assert picture.max() <= 1
-        assert picture[0, 0] < 0.2  # air beside the shoulder is dark
+        # Air beside the shoulder is dark.
+        assert picture[0, 0] < 0.2
         assert np.abs(picture - pictures[0]).max() < 0.02
 
 
@@ -127,9 +128,8 @@ def test_the_digest_names_the_picture_and_the_patient_not_the_encoding(sample: b
 def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
     sample: bytes, keyword: str, packed: bool
 ) -> None:
-    words = [
-        n * 251 % 65536 for n in range(16)
-    ]  # as 8-bit entries, packed two to a word, 32 of them
+    # As 8-bit entries, packed two to a word, 32 of them.
+    words = [n * 251 % 65536 for n in range(16)]
 
     def encoded(vr: str, implicit: bool, little_endian: bool, values: list[int]) -> bytes:
         dataset = dcmread(io.BytesIO(sample))
@@ -146,7 +146,8 @@ def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
         elif implicit:
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         buffer = io.BytesIO()
-        fresh = Dataset(dataset)  # no memory of how it was read
+        # No memory of how it was read.
+        fresh = Dataset(dataset)
         fresh.file_meta = dataset.file_meta
         fresh.save_as(
             buffer, implicit_vr=implicit, little_endian=little_endian, enforce_file_format=True
@@ -205,9 +206,8 @@ def test_a_lossy_jpeg_is_lossy_whether_or_not_it_says_so(sample: bytes, said: st
         dataset = radiograph.parse(changed(sample, LossyImageCompression=said))[0]
         dataset.file_meta.TransferSyntaxUID = syntax
         assert bool(lossy_history(radiograph.without_pixels(dataset))) is lossy
-        assert (
-            dataset.get("LossyImageCompression") == said
-        )  # what was received stays what was received
+        # What was received stays what was received.
+        assert dataset.get("LossyImageCompression") == said
 
 
 def test_the_undecoded_digest_leaves_the_file_meta_out(sample: bytes) -> None:
@@ -244,11 +244,16 @@ def whole(**changes: Any) -> Dataset:
     ("changes", "wanted"),
     [
         ({}, (0.4, 0.4, True)),
-        ({"PixelSpacing": [0.4, 0.4]}, (0.4, 0.4, True)),  # equal to the detector's: not calibrated
-        ({"PixelSpacing": [0.402, 0.398]}, (0.4, 0.4, True)),  # rounded, not calibrated
-        ({"PixelSpacing": [0.41, 0.41]}, (0.4, 0.4, True)),  # written with fewer digits
-        ({"PixelSpacing": [0.36, 0.36]}, (0.36, 0.36, False)),  # magnified by 1.11
-        ({"PixelSpacing": [0.2, 0.2]}, (0.2, 0.2, False)),  # the largest magnification
+        # Equal to the detector's: not calibrated.
+        ({"PixelSpacing": [0.4, 0.4]}, (0.4, 0.4, True)),
+        # Rounded, not calibrated.
+        ({"PixelSpacing": [0.402, 0.398]}, (0.4, 0.4, True)),
+        # Written with fewer digits.
+        ({"PixelSpacing": [0.41, 0.41]}, (0.4, 0.4, True)),
+        # Magnified by 1.11.
+        ({"PixelSpacing": [0.36, 0.36]}, (0.36, 0.36, False)),
+        # The largest magnification.
+        ({"PixelSpacing": [0.2, 0.2]}, (0.2, 0.2, False)),
         (
             {"ImagerPixelSpacing": [0.4, 0.3], "PixelSpacing": [0.36, 0.27]},
             (0.36, 0.27, False),
@@ -270,7 +275,8 @@ def whole(**changes: Any) -> Dataset:
         # It cannot be determined: an estimate.
         (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]}, (0.2, 0.2, True)),
         (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]} | FIDUCIAL, (0.2, 0.2, False)),
-        (SCANNED | {"PixelSpacing": [0.2, 0.2]}, None),  # perhaps resized since: the SIIM set
+        # Perhaps resized since: the SIIM set.
+        (SCANNED | {"PixelSpacing": [0.2, 0.2]}, None),
         (SCANNED | {"PixelSpacing": [0.2, 0.2]} | FIDUCIAL, (0.2, 0.2, False)),
         (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2]}, None),
         (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2], "PixelSpacing": [0.1, 0.1]}, None),
@@ -472,9 +478,8 @@ def test_a_file_cut_anywhere_keeps_its_header_or_is_no_dicom(data: Path) -> None
 
 
 def test_one_broken_element_costs_no_image(sample: bytes) -> None:
-    broken = sample.replace(
-        b"\x20\x00\x10\x00SH\x02\x00", b"\x20\x00\x10\x00FL\x02\x00"
-    )  # two bytes are no FL
+    # Two bytes are no FL.
+    broken = sample.replace(b"\x20\x00\x10\x00SH\x02\x00", b"\x20\x00\x10\x00FL\x02\x00")
     assert broken != sample
     dataset, notes = radiograph.parse(broken)
     assert "StudyID" not in dataset

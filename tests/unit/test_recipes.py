@@ -322,7 +322,8 @@ def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(
     made: Path, tmp_path: Path
 ) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "vgg19.safetensors")
-    wanted, starts = recipes.short("t4-pipeline", side=64), {1: tmp_path / "vgg19.safetensors"}
+    wanted = recipes.short("t4-pipeline", side=64)
+    starts = {1: tmp_path / "vgg19.safetensors"}
     with pytest.raises(
         WeightsError, match=r"vgg19\.safetensors: not weights for the encoder of double-unet"
     ):

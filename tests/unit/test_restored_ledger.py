@@ -199,8 +199,10 @@ def test_a_stray_with_damaged_meta_information_keeps_no_other_from_adoption(
     tmp_path: Path, ledger_url: str
 ) -> None:
     """PostgreSQL holds no NUL byte, and one refused row would end the whole sweep."""
-    ledger, spool = Ledger(ledger_url), Spool(tmp_path / "spool")
-    implementation, data = ("1.2.3", "TEST"), part10("1.2.1")[-8:]
+    ledger = Ledger(ledger_url)
+    spool = Spool(tmp_path / "spool")
+    implementation = ("1.2.3", "TEST")
+    data = part10("1.2.1")[-8:]
     spool.write(part10("1.2.1", "XR\0Y"))
     spool.write(write_file_meta((f"{CR}\0x", "1.2.2", SYNTAX), implementation, "XRAY1") + data)
     spool.write(write_file_meta((CR, "1.2.3", "1.2\0.1"), implementation, "XRAY1") + data)

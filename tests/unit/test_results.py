@@ -28,9 +28,11 @@ REAL = [
     "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.13666.1517875247.117800.dcm",
     # JPEG-LS, no ages, empty dates.
     "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.1000.1517875165.878027.dcm",
-    "node/RG1_J2KI.dcm",  # 15-bit MONOCHROME1, lossy with a ratio but no method, PixelSpacing 0\0
+    # 15-bit MONOCHROME1, lossy with a ratio but no method, PixelSpacing 0\0.
+    "node/RG1_J2KI.dcm",
     "node/RG1_JLSN.dcm",
-    "node/Issue44_Monochrome1-Jpeg.dcm",  # no body part, no Frame of Reference
+    # No body part, no Frame of Reference.
+    "node/Issue44_Monochrome1-Jpeg.dcm",
     # DX in an SC class, six type 2 attributes missing, age without a unit.
     "node/nih_wrapped_DX.dcm",
 ]
@@ -111,7 +113,8 @@ def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(
     )
     assert there.stdout.split() == [hashlib.sha256(result.data).hexdigest() for result in first]
     now = time.time()
-    while int(time.time()) == int(now):  # the clock has moved on
+    # The clock has moved on.
+    while int(time.time()) == int(now):
         time.sleep(0.05)
     assert [result.data for result in build(positive(), KINDS)] == [result.data for result in first]
 
@@ -176,7 +179,8 @@ def test_patient_and_study_are_copied_and_never_invented() -> None:
         assert written.SeriesDescription.endswith("Research use only - not for diagnosis")
         assert len(written.SeriesDescription) <= 64
         assert written.ContributingEquipmentSequence[0].DeviceUID == MODEL.device_uid
-    assert source.PatientAge == "81"  # the source was not touched
+    # The source was not touched.
+    assert source.PatientAge == "81"
     assert source.StudyInstanceUID == "2.25.12"
 
 
@@ -194,7 +198,8 @@ def test_hostile_headers_give_objects_and_name_no_patient_in_the_log(
     )
     case = positive(source)
     caplog.clear()
-    results = build(case, KINDS)  # pytest turns a warning into an error
+    # Pytest turns a warning into an error.
+    results = build(case, KINDS)
     assert "SECRET" not in caplog.text
     assert len(results) == 4
     with warnings.catch_warnings():
@@ -291,7 +296,8 @@ def test_the_overlay_leaves_the_radiograph_alone_and_writes_below_it(
     shown = np.asarray(
         image.crop((panel.left, 0, panel.left + panel.width, panel.height)), dtype=float
     )
-    assert np.ptp(shown, axis=2).max() <= 3  # grey stays grey
+    # Grey stays grey.
+    assert np.ptp(shown, axis=2).max() <= 3
     assert case.pixels is not None
     middle = case.pixels[shape[0] // 2, shape[1] // 2] * 255
     assert abs(shown[panel.height // 2, panel.width // 2].mean() - middle) < 6

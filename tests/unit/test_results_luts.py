@@ -28,7 +28,8 @@ def read(result: Result) -> Any:
 
 def lut(first: int, bits: int, data: bytes | list[int], entries: int) -> list[Dataset]:
     item = Dataset()
-    if first < 0:  # SS as a whole, the number of entries too
+    # SS as a whole, the number of entries too.
+    if first < 0:
         item.add_new(
             0x00283002, "SS", [entries if entries < 32768 else entries - 65536, first, bits]
         )
@@ -43,7 +44,8 @@ def shown_grey(name: str, source: Dataset, luts_of: Dataset) -> NDArray[np.float
     ramp = np.arange(8192).reshape(64, 128).astype("<u2")
     if source.get("PixelRepresentation") == 1:
         ramp = (ramp - np.uint16(4096)).view("<i2")
-    elif name == "SS as US":  # where it is just US
+    elif name == "SS as US":
+        # Where it is just US.
         ramp = ramp // 2 + np.uint16(61440)
     seen = Dataset()
     seen.PhotometricInterpretation = "MONOCHROME2"
@@ -60,7 +62,8 @@ def shown_grey(name: str, source: Dataset, luts_of: Dataset) -> NDArray[np.float
 RAMP = np.linspace(0, 4095, 4096).astype(np.uint16)
 WORDS = (RAMP.astype(np.int64) ** 2 // 4096 * 16 + 15).astype(np.uint16)
 BYTES = (RAMP // 16).astype(np.uint8)
-TABLES: dict[str, tuple[bool, list[Dataset]]] = {  # little endian?, the LUT
+# Little endian?, the LUT.
+TABLES: dict[str, tuple[bool, list[Dataset]]] = {
     "words": (True, lut(0, 16, WORDS.astype("<u2").tobytes(), 4096)),
     "numbers": (True, lut(100, 16, WORDS.tolist(), 4096)),
     "packed bytes": (True, lut(0, 8, BYTES.tobytes(), 4096)),
@@ -171,10 +174,10 @@ def test_a_legal_display_of_small_or_negative_numbers_is_carried_on(
 def test_a_lut_that_cannot_be_carried_leaves_no_presentation_state_and_a_broken_one_the_window() -> (
     None
 ):
-    wide = lut(
-        65531, 16, np.arange(40000).astype("<u2").tobytes(), 40000
-    )  # from -5 on: neither US nor SS
-    few_bits = lut(0, 4, bytes(range(16)), 16)  # what a modality LUT gives has 8 or 16
+    # From -5 on: neither US nor SS.
+    wide = lut(65531, 16, np.arange(40000).astype("<u2").tobytes(), 40000)
+    # What a modality LUT gives has 8 or 16.
+    few_bits = lut(0, 4, bytes(range(16)), 16)
     either = lut(65000, 16, RAMP.astype("<u2").tobytes(), 4096)
     for changes in (
         {"VOILUTSequence": wide, "PixelRepresentation": 1},

@@ -37,7 +37,8 @@ from tools.cases import header, negative, positive, refused
 KINDS = ("SEG", "SR", "PR")
 TWO = np.zeros((41, 37), dtype=bool)
 TWO[3:9, 3:9] = True
-TWO[5, 5] = False  # a hole
+# A hole.
+TWO[5, 5] = False
 TWO[20:32, 28:34] = True
 
 
@@ -74,7 +75,8 @@ def test_a_lesion_has_one_tracking_uid_in_seg_sr_and_presentation_state() -> Non
     ]
     assert [group.tracking_uid for group in groups(sr)] == [uids[0], uids[0], uids[1], uids[1]]
     drawn = [one.TrackingUID for one in read(pr).GraphicAnnotationSequence[0].GraphicObjectSequence]
-    assert drawn == [uids[0], uids[1], uids[1]]  # the hole is a contour of its own
+    # The hole is a contour of its own.
+    assert drawn == [uids[0], uids[1], uids[1]]
     sides = [
         segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning
         for segment in segments
@@ -100,7 +102,8 @@ def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> No
     for lesion, contour, frame in zip(lesions_of(case), found[::2], found[1::2], strict=True):
         assert contour.reference_type == codes.DCM.ImageRegion
         assert contour.roi is not None
-        line = contour.roi.value  # (n, 2) of column, row; the corner of the corner pixel is 0\0
+        # (n, 2) of column, row; the corner of the corner pixel is 0\0.
+        line = contour.roi.value
         assert np.array_equal(line[0], line[-1])
         rows, columns = np.nonzero(frames[lesion.number - 1])
         assert np.abs(line.min(axis=0) - (columns.min(), rows.min())).max() < 0.7
@@ -125,9 +128,8 @@ def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> No
         assert reference.referenced_sop_instance_uid == seg.sop_instance_uid
         (one,) = reference[0].ReferencedSOPSequence
         assert one.ReferencedFrameNumber == lesion.number
-        assert (
-            "ReferencedSegmentNumber" not in one
-        )  # with a frame number it is an error (PS3.3 C.18.4.1)
+        # With a frame number it is an error (PS3.3 C.18.4.1).
+        assert "ReferencedSegmentNumber" not in one
 
 
 @pytest.mark.parametrize("kinds", [KINDS, ("SR",)])
@@ -218,10 +220,8 @@ def test_the_image_library_is_there_when_the_source_says_what_it_needs() -> None
         {"PatientOrientation": None},
         {"PatientOrientation": ["DOE JANE", "F"]},
         {"Modality": "OT"},
-        {
-            "SOPClassUID": SecondaryCaptureImageStorage,
-            "PixelSpacingCalibrationType": None,
-        },  # perhaps resized since
+        # Perhaps resized since.
+        {"SOPClassUID": SecondaryCaptureImageStorage, "PixelSpacingCalibrationType": None},
     ):
         assert "Image Library" not in meanings(report(positive(header(**(both | lack)))))
 
@@ -261,19 +261,22 @@ def test_the_presentation_state_shows_the_image_as_it_is() -> None:
     assert plain.PresentationLUTShape == "IDENTITY"
     assert "SoftcopyVOILUTSequence" not in plain
     table = Dataset()
-    table.LUTDescriptor, table.LUTData = [256, 0, 16], list(range(0, 65536, 256))
+    table.LUTDescriptor = [256, 0, 16]
+    table.LUTData = list(range(0, 65536, 256))
     source = header(
         PhotometricInterpretation="MONOCHROME1", WindowCenter=["40", "50"], WindowWidth=["400", "350"],
         RescaleSlope=2, RescaleIntercept=-5, ShutterShape="RECTANGULAR", ShutterLeftVerticalEdge=2,
         ShutterRightVerticalEdge=30, ShutterUpperHorizontalEdge=3, ShutterLowerHorizontalEdge=39,
     )  # fmt: skip
-    source.RescaleType = "Gruen^Ada"  # what is no defined term may be anything
+    # What is no defined term may be anything.
+    source.RescaleType = "Gruen^Ada"
     (shown,) = (read(result) for result in build(positive(source), ["PR"]))
     assert shown.PresentationLUTShape == "INVERSE"
     assert list(shown.SoftcopyVOILUTSequence[0].WindowCenter) == [40, 50]
     assert (shown.RescaleSlope, shown.RescaleIntercept, shown.RescaleType) == (2, -5, "US")
     assert (shown.ShutterRightVerticalEdge, shown.ShutterPresentationValue) == (30, 0)
-    del source.ShutterRightVerticalEdge  # half a shutter is none
+    # Half a shutter is none.
+    del source.ShutterRightVerticalEdge
     source.VOILUTSequence = [table]
     (shown,) = (read(result) for result in build(positive(source), ["PR"]))
     assert "ShutterShape" not in shown

@@ -148,7 +148,8 @@ def test_what_failed_or_was_refused_waits_longer_for_a_person(bench: Callable[..
     assert (node.turn(), node.files()) == (0, 3)
     node.now += DAY_S
     assert (node.turn(), node.files()) == (3, 0)
-    assert node.ledger.rearm(["failed", "refused"], []) == 0  # nothing is left to try again
+    # Nothing is left to try again.
+    assert node.ledger.rearm(["failed", "refused"], []) == 0
 
 
 def test_nothing_goes_before_the_archive_has_committed(bench: Callable[..., Bench]) -> None:
@@ -187,9 +188,11 @@ def test_nothing_is_given_up_for_room_while_the_spool_is_not_mounted(
 def test_what_is_done_goes_early_where_room_is_short_the_oldest_first(
     bench: Callable[..., Bench], small_disk: Path
 ) -> None:
-    node = bench(folder=small_disk, free_mb=4)  # of 16 MB
+    # Of 16 MB.
+    node = bench(folder=small_disk, free_mb=4)
     done = []
-    for _ in range(12):  # and 24 files of half a megabyte
+    # And 24 files of half a megabyte.
+    for _ in range(12):
         done.append(node.image(size_bytes=500_000))
         node.deliver()
         node.now += 1

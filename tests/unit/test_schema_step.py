@@ -159,7 +159,8 @@ def test_every_row_is_still_there(old_url: str) -> None:
 
 
 def test_a_file_is_kept_as_the_version_before_left_it(tmp_path: Path) -> None:
-    url, kept = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "ledger.db.version-1"
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    kept = tmp_path / "ledger.db.version-1"
     write_version_1(url)
     before = rows(url)
     Ledger(url).close()
@@ -301,7 +302,8 @@ def test_bytes_are_given_up_and_counted_on(ledger: Ledger) -> None:
 
 def test_many_processes_open_it_at_once_and_one_brings_it_forward(old_url: str) -> None:
     context = multiprocessing.get_context("spawn")
-    start, names = context.Barrier(3), context.Queue()
+    start = context.Barrier(3)
+    names = context.Queue()
     processes = [
         context.Process(target=_open_and_claim, args=(old_url, start, names)) for _ in range(3)
     ]

@@ -62,7 +62,8 @@ def test_pauses_grow_to_five_minutes_and_no_further_without_an_end() -> None:
         pauses = [Backoff().pause_s(failures) for _ in range(200)]
         assert max(pauses) <= longest
         assert min(pauses) >= longest / 2
-        assert len(set(pauses)) > 100  # jittered
+        # Jittered.
+        assert len(set(pauses)) > 100
 
 
 class _Leaving(Courier):
@@ -70,7 +71,9 @@ class _Leaving(Courier):
 
     def __init__(self, folder: FolderDestination, ledger: Ledger, spool: Spool) -> None:
         super().__init__(folder, Config(destinations=(folder,)), ledger, spool)
-        self.spool, self.stop, self.stored = spool, threading.Event(), 0
+        self.spool = spool
+        self.stop = threading.Event()
+        self.stored = 0
 
     def open(self, objects: Sequence[Outgoing]) -> AbstractContextManager[Store]:
         return nullcontext(self)
@@ -87,7 +90,8 @@ class _Leaving(Courier):
 
 
 def test_what_a_vanished_spool_held_is_not_refused(tmp_path: Path) -> None:
-    ledger, spool = Ledger(f"sqlite:///{tmp_path}/ledger.db"), Spool(tmp_path / "spool")
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    spool = Spool(tmp_path / "spool")
     spool.claim(ledger.spool_identity)
     folder = FolderDestination(name="outbox", folder=tmp_path / "outbox")
     for number in range(4):

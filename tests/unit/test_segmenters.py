@@ -226,7 +226,8 @@ def test_the_largest_of_a_map_reaches_a_threshold_where_enough_pixels_do() -> No
     with torch.inference_mode():
         for pixels in (1, 40, 32 * 32):
             network: Any = build("largest-of-map", of=SMALL, pixels=pixels).eval()
-            found, maps = network(image), network.segmenter(image)
+            found = network(image)
+            maps = network.segmenter(image)
             for top in maps.flatten()[::97]:
                 assert torch.equal(found[:, 0] >= top, (maps >= top).flatten(1).sum(1) >= pixels)
     assert build("largest-of-map", of={"architecture": "unet"}, pixels=1).encoder is not None

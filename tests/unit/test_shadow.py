@@ -248,7 +248,8 @@ def test_the_role_starts_its_networks_again_and_ends_while_they_hang(small: Benc
         small.spool,
         patient,
     )
-    stop, names = threading.Event(), []
+    stop = threading.Event()
+    names = []
     role = threading.Thread(target=worker.run, args=(stop, names.append))
     role.start()
     wait_until("the third process is asked", lambda: len(names) == 3 and _begun(small) == 3)

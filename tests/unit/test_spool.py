@@ -56,9 +56,8 @@ def test_bytes_and_name_are_durable_before_the_return(
     spool.write(b"x")
     assert disk_steps == ["named", "bytes synced", "folder synced"]
     disk_steps.clear()
-    write_durably(
-        tmp_path / "1.2.3.dcm", b"x"
-    )  # others look for that name: it must not lack bytes for a moment
+    # Others look for that name: it must not lack bytes for a moment.
+    write_durably(tmp_path / "1.2.3.dcm", b"x")
     assert disk_steps == ["bytes synced", "named", "folder synced"]
 
 
@@ -89,8 +88,10 @@ def test_killed_anywhere_what_has_a_name_is_whole_and_is_swept(tmp_path: Path, p
     assert [len(spool.read(name)) for name in spool.names()] == (
         [200_000] if point == "before syncing" else []
     )
-    assert len(files(tmp_path)) == 1  # the kill was where it says
-    assert spool.sweep(lambda _: set(), age_s=3600) == 0  # it may be another process at work
+    # The kill was where it says.
+    assert len(files(tmp_path)) == 1
+    # It may be another process at work.
+    assert spool.sweep(lambda _: set(), age_s=3600) == 0
     assert spool.sweep(lambda _: set(), age_s=-1) == 1
     assert files(tmp_path) == []
 
@@ -102,8 +103,10 @@ def take(intake: Intake, sop_instance_uid: str) -> None:
 
 
 def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_path: Path) -> None:
-    ledger, folder = Ledger(f"sqlite:///{tmp_path}/ledger.db"), tmp_path / "spool"
-    Spool(folder)  # a start before the mount leaves its folders in the mount point
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    folder = tmp_path / "spool"
+    # A start before the mount leaves its folders in the mount point.
+    Spool(folder)
     folder.rename(tmp_path / "mount point")
     spool = Spool(folder)
     spool.claim(ledger.spool_identity)
@@ -131,7 +134,8 @@ def test_a_file_is_not_lost_when_the_spool_is_mounted_again_during_the_look(
     look: Callable[[Spool, str], object],
     found: object,
 ) -> None:
-    ledger, folder = Ledger(f"sqlite:///{tmp_path}/ledger.db"), tmp_path / "spool"
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    folder = tmp_path / "spool"
     spool = Spool(folder)
     spool.claim(ledger.spool_identity)
     name = spool.write(b"image")
@@ -149,7 +153,8 @@ def test_nothing_is_acknowledged_that_lies_under_a_mount_that_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file went to the mount point; the spool is mounted again before its row is committed."""
-    ledger, folder = Ledger(f"sqlite:///{tmp_path}/ledger.db"), tmp_path / "spool"
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    folder = tmp_path / "spool"
     Spool(folder)
     folder.rename(tmp_path / "mount point")
     spool = Spool(folder)
@@ -221,19 +226,18 @@ def test_a_file_written_piece_by_piece_is_seen_once_it_is_finished(
 ) -> None:
     spool = Spool(tmp_path)
     writev = os.writev
-    monkeypatch.setattr(
-        os, "writev", lambda descriptor, data: writev(descriptor, [data[0][:7]])
-    )  # a write may be short
-    pieces = [
-        bytes([number % 251]) * (number % 5) for number in range(2500)
-    ]  # more than one system call takes
+    # A write may be short.
+    monkeypatch.setattr(os, "writev", lambda descriptor, data: writev(descriptor, [data[0][:7]]))
+    # More than one system call takes.
+    pieces = [bytes([number % 251]) * (number % 5) for number in range(2500)]
     file = spool.begin()
     file.write(*pieces[:1200])
     file.write(*pieces[1200:])
     assert list(spool.names()) == []
     file.finish()
     spool.sync([file.name])
-    file.drop()  # too late
+    # Too late.
+    file.drop()
     assert spool.read(file.name) == b"".join(pieces)
     dropped = spool.begin()
     dropped.write(b"x")
@@ -297,7 +301,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(
 def test_a_folder_that_is_not_the_ledger_s_is_refused(tmp_path: Path) -> None:
     """As a mount point is where the share is not mounted: an empty folder that can be written to."""
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    for _ in range(2):  # new, then known
+    # New, then known.
+    for _ in range(2):
         Spool(tmp_path / "spool").claim(ledger.spool_identity)
     with pytest.raises(SpoolError, match="mounted"):
         Spool(tmp_path / "mount-point").claim(ledger.spool_identity)

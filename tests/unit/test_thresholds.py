@@ -65,7 +65,8 @@ def disc(radius: float) -> NDArray[np.float64]:
 
 
 def test_a_speck_found_in_vain_asks_for_the_smallest_area_after_a_classifier() -> None:
-    speck, lesion = disc(1.5) * 0.9, disc(9)
+    speck = disc(1.5) * 0.9
+    lesion = disc(9)
     images = [
         ((lesion * 0.9).astype(np.float32), lesion > 0),
         (speck.astype(np.float32), lesion > 2),
@@ -102,7 +103,8 @@ def test_an_operating_point_keeps_its_sensitivity_and_is_the_highest_that_does(
     seed: int, wanted: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    scores, labels = rng.random(40), rng.random(40) < 0.4
+    scores = rng.random(40)
+    labels = rng.random(40) < 0.4
     labels[0] = True
     threshold, words = thresholds.operating_point(
         scores, labels, OperatingPoint(sensitivity=wanted)
@@ -136,7 +138,8 @@ def test_an_operating_point_wants_the_classes_it_is_between() -> None:
 
 
 def test_an_operating_point_below_a_thousandth_finds_what_it_says() -> None:
-    found, missed = np.linspace(0.3, 0.99, 90), np.full(10, 1.2345e-4)
+    found = np.linspace(0.3, 0.99, 90)
+    missed = np.full(10, 1.2345e-4)
     scores = np.concatenate([found, missed, np.linspace(1e-5, 9e-4, 100)])
     labels = np.arange(200) < 100
     threshold, words = thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=0.95))

@@ -318,10 +318,8 @@ def test_real_encoders_have_maps_of_exact_size_and_no_idle_weight(timm: Any, nam
 
 def test_timms_resnet34_is_ours(timm: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    ours, theirs = (
-        build("unet", encoder="resnet34").eval(),
-        build("unet", encoder="timm-resnet34").eval(),
-    )
+    ours = build("unet", encoder="resnet34").eval()
+    theirs = build("unet", encoder="timm-resnet34").eval()
     weights = {
         name.replace("encoder.", "encoder.model."): one for name, one in ours.state_dict().items()
     }

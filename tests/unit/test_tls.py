@@ -298,7 +298,8 @@ def test_a_restart_presents_an_expired_certificate_as_going_on_does(
 def test_a_peer_taken_off_the_list_is_refused_while_our_own_pair_cannot_be_used(
     ca: Authority, node: Pair, xray: Pair, stranger: Pair, tmp_path: Path, fault: str
 ) -> None:
-    mine, listed = Pair(tmp_path / "mine.pem", tmp_path / "mine.key"), tmp_path / "peers.pem"
+    mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
+    listed = tmp_path / "peers.pem"
     put(ca.issue_expired("late") if fault == "expired" else node, mine)
     listed.write_bytes(xray.certificate.read_bytes() + stranger.certificate.read_bytes())
     renewed = node_context(ServerTls.model_validate({**mine.settings(), "ca": str(listed)}))
@@ -325,7 +326,8 @@ def test_a_peer_taken_off_the_list_is_refused_while_our_own_pair_cannot_be_used(
 def test_a_list_that_cannot_be_followed_either_is_told(
     ca: Authority, node: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mine, listed = Pair(tmp_path / "mine.pem", tmp_path / "mine.key"), tmp_path / "peers.pem"
+    mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
+    listed = tmp_path / "peers.pem"
     put(node, mine)
     listed.write_bytes(ca.certificate.read_bytes())
     renewed = node_context(ServerTls.model_validate({**mine.settings(), "ca": str(listed)}))
@@ -341,7 +343,8 @@ def test_a_list_that_cannot_be_followed_either_is_told(
 def client_of(pair: Pair) -> ssl.SSLContext:
     """A client that takes any server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     context.load_cert_chain(pair.certificate, pair.key)
     return context
 

@@ -311,7 +311,8 @@ def as_chexnet(name: str) -> str:
 def test_chexnet_starts_a_grey_densenet_and_its_encoder(
     build: Callable[[], nn.Module], tmp_path: Path
 ) -> None:
-    published, network = DenseNet121(14, "imagenet"), build()
+    published = DenseNet121(14, "imagenet")
+    network = build()
     state = {
         as_chexnet(name).replace("classifier.", "classifier.0."): one
         for name, one in published.state_dict().items()

@@ -35,7 +35,8 @@ from inference.pipeline import AnalysisSettings, Answer, Pipeline, Reading
 from training import phantom
 
 SECRET = "Doe^Jane"
-POISON = b"PHANTOM-13"  # the patient ID of the image that breaks the analysis
+# The patient ID of the image that breaks the analysis.
+POISON = b"PHANTOM-13"
 
 
 class BreakablePipeline(Pipeline):
@@ -44,7 +45,8 @@ class BreakablePipeline(Pipeline):
     """
 
     breaks_in = "answer"
-    events: list[tuple[str, str]]  # step, patient ID
+    # Step, patient ID.
+    events: list[tuple[str, str]]
 
     def read(self, data: bytes) -> Reading:
         if POISON in data:
@@ -68,7 +70,8 @@ class BreakablePipeline(Pipeline):
         result_time: datetime,
         note: results.Note = results.unnoted,
     ) -> Outcome:
-        if answer is not None:  # else it is given up on
+        # Else it is given up on.
+        if answer is not None:
             self._step("conclude", _patient(reading))
         return super().conclude(reading, answer, result_time, note)
 
@@ -85,11 +88,9 @@ def _patient(reading: Reading) -> str:
 
 class Bench:
     def __init__(self, folder: Path, model: Path) -> None:
-        self.ledger, self.spool, self.folder = (
-            Ledger(f"sqlite:///{folder}/ledger.db"),
-            Spool(folder / "spool"),
-            folder,
-        )
+        self.ledger = Ledger(f"sqlite:///{folder}/ledger.db")
+        self.spool = Spool(folder / "spool")
+        self.folder = folder
         destinations = (FolderDestination(name="outbox", folder=folder / "outbox"),)
         # Plain torch: choosing another engine costs more than all else that a test here does.
         config = Config(
@@ -106,7 +107,8 @@ class Bench:
         self, seed: int, inside: str | None = None, priority: int = 1, accession: str = ""
     ) -> None:
         path = phantom.write(phantom.draw(seed, False, 64), self.folder / "sent.dcm")
-        dataset, uid = dcmread(path), f"1.2.{seed}"
+        dataset = dcmread(path)
+        uid = f"1.2.{seed}"
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = (
             uid if inside is None else inside
         )
@@ -205,10 +207,12 @@ def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
     assert bench.run() == {"received": 0, "analysed": 3, "not_analysed": 0, "failed": 1}
     (ending,) = bench.ledger.inspect.history("1.2.13")
     assert (ending["state"], ending["reason"]) == ("failed", "analysis_error")
-    assert [result["kind"] for result in ending["results"]] == ["SC"]  # the archive is told
+    # The archive is told.
+    assert [result["kind"] for result in ending["results"]] == ["SC"]
     events = bench.pipeline.events
     tried = [number for number, event in enumerate(events) if event == ("read", POISON.decode())]
-    assert len(tried) == 4  # once beside its neighbours, then three times alone
+    # Once beside its neighbours, then three times alone.
+    assert len(tried) == 4
     steps_to_its_end = 1 + ["read", "answer", "conclude"].index(step)
     for first in tried[1:]:
         assert {patient for _, patient in events[first : first + steps_to_its_end]} == {
@@ -227,11 +231,13 @@ def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(
     bench.receive(1)
     (suspect,) = bench.ledger.claim_images("a worker that died", 1)
     bench.ledger.abandon(suspect)
-    bench.receive(2, priority=0)  # the fresh one comes first
+    # The fresh one comes first.
+    bench.receive(2, priority=0)
     conclude = BreakablePipeline.conclude
 
     def slowly(self: BreakablePipeline, *arguments: Any) -> Outcome:
-        time.sleep(0.3)  # the suspect has the time to overtake
+        # The suspect has the time to overtake.
+        time.sleep(0.3)
         return conclude(self, *arguments)
 
     monkeypatch.setattr(BreakablePipeline, "conclude", slowly)
@@ -284,7 +290,8 @@ class Changed:
     """A model setting, and what is asked for by SIGHUP."""
 
     def __init__(self, bench: Bench, folder: Path) -> None:
-        self.bench, self.folder = bench, folder
+        self.bench = bench
+        self.folder = folder
         config = bench.worker.config.model_copy(update={"model": str(folder)})
         bench.worker = Worker(bench.pipeline, bench.ledger, bench.spool, config)
 
@@ -316,12 +323,12 @@ def test_a_changed_model_takes_over_and_a_broken_one_does_not(
     changed = Changed(bench, tiny_package)
     assert changed.model_of(1) == "1.0.0"
     changed.version("1.0.1")
-    assert changed.model_of(2) == "1.0.0"  # nobody has asked
+    # Nobody has asked.
+    assert changed.model_of(2) == "1.0.0"
     changed.ask()
     assert changed.model_of(3) == "1.0.1"
-    assert (
-        bench.ledger.inspect.history("1.2.1")[0]["model"].split()[1] == "1.0.0"
-    )  # what was, stays
+    # What was, stays.
+    assert bench.ledger.inspect.history("1.2.1")[0]["model"].split()[1] == "1.0.0"
 
     (tiny_package / "weights.safetensors").write_bytes(b"half a file")
     changed.version("1.0.2")
@@ -392,9 +399,8 @@ def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
     (ending,) = bench.ledger.inspect.history("1.2.13")
     results = [result["sop_instance_uid"] for result in ending["results"] if result["kind"] == "SC"]
-    assert (
-        len(set(results)) == 2
-    )  # "failed" and the answer are two objects: an archive keeps the first of a UID
+    # "failed" and the answer are two objects: an archive keeps the first of a UID.
+    assert len(set(results)) == 2
 
 
 def test_a_full_disk_is_no_images_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +453,8 @@ def test_a_file_that_the_disk_cannot_read_ends_visibly_and_holds_up_no_other(
 ) -> None:
     for seed in range(3):
         bench.receive(seed)
-    read, bad = Spool.read, next(iter(bench.spool.names()))
+    read = Spool.read
+    bad = next(iter(bench.spool.names()))
 
     def unreadable(spool: Spool, name: str) -> bytes:
         if name == bad:
@@ -475,7 +482,8 @@ def test_a_process_whose_image_never_comes_back_is_wound_up_to_end(
     assert len(wound) == 1
     image.watch.since -= 3600
     assert worker._beat(flow) == [job]  # type: ignore[arg-type]
-    assert len(wound) == 1  # not put off any more
+    # Not put off any more.
+    assert len(wound) == 1
 
 
 def test_an_image_whose_end_a_lying_disk_has_lost_ends_visibly(bench: Bench) -> None:
@@ -579,7 +587,8 @@ def test_an_image_that_breaks_the_device_each_time_fails_and_its_neighbours_do_n
         "not_analysed": 0,
         "failed": 1,
     }
-    assert ends == 4  # once beside its neighbours, then three times alone
+    # Once beside its neighbours, then three times alone.
+    assert ends == 4
 
 
 def until_nothing_waits(ledger: Ledger, stop: threading.Event) -> None:
@@ -627,9 +636,8 @@ def test_the_same_image_again_makes_nothing(bench: Bench) -> None:
     bench.receive(1)
     assert bench.run()["analysed"] == 1
     assert len(bench.ledger.claim_deliveries("outbox", "me", 99)) == 0
-    assert (
-        len(list(bench.spool.names())) == 3 + owed
-    )  # three receptions; no result file of a duplicate stays
+    # Three receptions; no result file of a duplicate stays.
+    assert len(list(bench.spool.names())) == 3 + owed
 
 
 def test_a_queue_that_is_stuck_behind_an_image_is_silent_for_the_watchdog(

@@ -18,9 +18,8 @@ from pydicom.encaps import encapsulate
 from tools.images import image, written
 
 ROWS, COLUMNS = 48, 64
-HTJ2K_STREAMS = (
-    Path(__file__).parent / "htj2k"
-)  # made with OpenJPH 0.26 from picture(): nothing here can write them
+# Made with OpenJPH 0.26 from picture(): nothing here can write them.
+HTJ2K_STREAMS = Path(__file__).parent / "htj2k"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ class Syntax:
     lossless: bool = True
 
 
-Program = Callable[[str], str]  # the fixture `peer`: a program's path
+# The fixture `peer`: a program's path.
+Program = Callable[[str], str]
 
 
 def _dcmtk(program: str, *arguments: str) -> Callable[[Kind, Program, Path], bytes | None]:
