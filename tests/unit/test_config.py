@@ -1,4 +1,4 @@
-"""Settings: one file, every error at once, and the commented file is the defaults."""
+"""The settings file: every error is reported at once, and the commented file equals the defaults."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_key_has_a_meaning_in_the_reference() -> None:
             assert f"{key}`\n\n" in reference.page()
 
 
-def test_every_error_is_told_at_once_with_key_value_and_what_is_allowed(tmp_path: Path) -> None:
+def test_every_error_is_reported_at_once_with_key_value_and_what_is_allowed(tmp_path: Path) -> None:
     wrong = """
 ae_title: A TITLE THAT IS TOO LONG
 prot: 104
@@ -85,17 +85,17 @@ web: {port: no}
         ("ledger: 'sqlite://'", "absolute"),
     ],
 )
-def test_what_is_no_settings_file_is_said(tmp_path: Path, text: str, word: str) -> None:
+def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         load(tmp_path, text)
 
 
-def test_an_absent_file_is_said(tmp_path: Path) -> None:
+def test_an_absent_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         config.load(tmp_path / "none.yaml")
 
 
-def test_what_is_shown_loads_again(tmp_path: Path) -> None:
+def test_settings_that_config_show_prints_load_again(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
         "peers: [{ae_title: XRAY1, host: 10.0.4.11, priority: stat}]\n"
@@ -105,7 +105,7 @@ def test_what_is_shown_loads_again(tmp_path: Path) -> None:
     assert settings.owed() == {"pacs": ("SC",)}
 
 
-def test_a_profile_stands_for_the_results_of_a_common_viewer(tmp_path: Path) -> None:
+def test_a_profile_selects_the_results_for_a_common_viewer(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
         "destinations:\n"
@@ -140,7 +140,7 @@ def test_a_profile_and_results_exclude_each_other(
 @pytest.mark.parametrize(
     ("second", "refers"), [("[SEG, SR]", True), ("[SR]", False), ("[SC]", True)]
 )
-def test_an_sr_refers_to_a_seg_only_where_each_that_gets_it_gets_both(
+def test_an_sr_references_a_seg_only_if_every_destination_takes_both(
     tmp_path: Path, second: str, refers: bool
 ) -> None:
     text = (
@@ -150,7 +150,7 @@ def test_an_sr_refers_to_a_seg_only_where_each_that_gets_it_gets_both(
     assert load(tmp_path, text).refers_to_segmentation() is refers
 
 
-def test_admission_terms_are_compared_as_headers_have_them(tmp_path: Path) -> None:
+def test_admission_terms_are_normalised_like_header_values(tmp_path: Path) -> None:
     admission = load(
         tmp_path, "admission: {views: [ap, ' pa'], modalities: [dx], body_parts: [Chest]}"
     ).admission

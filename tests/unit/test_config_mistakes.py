@@ -1,6 +1,6 @@
-"""Settings that look right and are wrong: each is refused with words that lead to the right value.
+"""Plausible but wrong settings are refused with words that lead to the right value.
 
-Each case was accepted once, or was refused with words that did not help.
+Each case was once accepted, or refused with words that did not help.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def load(tmp_path: Path, text: str) -> Config:
     return config.load(path)
 
 
-def refusal(tmp_path: Path, text: str) -> str:
+def error_for(tmp_path: Path, text: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     return str(caught.value)
@@ -31,7 +31,7 @@ def refusal(tmp_path: Path, text: str) -> str:
     "port", ["0104", "yes", "1:44", "true", "0x68", "1_04", "'104'", "104.0", "1e2", "on", "~"]
 )
 def test_a_port_is_a_plain_decimal_number(tmp_path: Path, port: str) -> None:
-    assert "port: found" in refusal(tmp_path, f"port: {port}")
+    assert "port: found" in error_for(tmp_path, f"port: {port}")
 
 
 def test_numbers_keep_their_plain_forms(tmp_path: Path) -> None:
@@ -41,15 +41,17 @@ def test_numbers_keep_their_plain_forms(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("title", ["NO", "ON", "0123", "1:44", "2026-01-01", "yes"])
-def test_a_title_that_yaml_1_1_would_convert_is_text(tmp_path: Path, title: str) -> None:
+def test_a_title_that_only_yaml_1_1_would_convert_stays_text(tmp_path: Path, title: str) -> None:
     settings = load(tmp_path, f"ae_title: {title}")
     assert settings.ae_title == title
     assert load(tmp_path, config.show(settings)) == settings
 
 
 @pytest.mark.parametrize("title", ["123", "true", "1e5", "1.5"])
-def test_a_title_that_yaml_converts_asks_for_quotes(tmp_path: Path, title: str) -> None:
-    assert "quotes" in refusal(tmp_path, f"ae_title: {title}")
+def test_a_title_that_yaml_converts_is_refused_with_advice_to_quote_it(
+    tmp_path: Path, title: str
+) -> None:
+    assert "quotes" in error_for(tmp_path, f"ae_title: {title}")
     assert load(tmp_path, f"ae_title: '{title}'").ae_title == title
 
 
@@ -73,18 +75,18 @@ def test_a_title_that_yaml_converts_asks_for_quotes(tmp_path: Path, title: str) 
     ],
 )
 def test_a_peers_host_is_one_plain_address_or_name(tmp_path: Path, host: str, word: str) -> None:
-    assert word in refusal(tmp_path, f"peers: [{{ae_title: A, host: {host}}}]")
+    assert word in error_for(tmp_path, f"peers: [{{ae_title: A, host: {host}}}]")
 
 
 @pytest.mark.parametrize("host", ["10.0.4.11", "pacs.local", "pacs.local.", "::1", "fe80::1", "n1"])
-def test_plain_hosts_are_hosts(tmp_path: Path, host: str) -> None:
+def test_plain_hosts_are_accepted(tmp_path: Path, host: str) -> None:
     settings = load(tmp_path, f"peers: [{{ae_title: A, host: '{host}'}}]")
     assert settings.peers[0].host == host
 
 
 @pytest.mark.parametrize("title", ["'*'", "XRAY*"])
-def test_a_peer_is_no_wildcard(tmp_path: Path, title: str) -> None:
-    assert "wildcard" in refusal(tmp_path, f"peers: [{{ae_title: {title}}}]")
+def test_a_peer_cannot_be_a_wildcard(tmp_path: Path, title: str) -> None:
+    assert "wildcard" in error_for(tmp_path, f"peers: [{{ae_title: {title}}}]")
 
 
 @pytest.mark.parametrize(
@@ -100,14 +102,16 @@ def test_a_peer_is_no_wildcard(tmp_path: Path, title: str) -> None:
         "destinations: [{name: a, folder: outbox}]",
     ],
 )
-def test_a_path_is_absolute(tmp_path: Path, setting: str) -> None:
-    assert "absolute path" in refusal(tmp_path, setting)
+def test_a_path_must_be_absolute(tmp_path: Path, setting: str) -> None:
+    assert "absolute path" in error_for(tmp_path, setting)
 
 
 @pytest.mark.parametrize("path", ["/dev/shm/spool", "/run/pleura", "/proc/x", "/var/run/pleura"])
-def test_the_spool_and_the_ledger_outlive_a_restart(tmp_path: Path, path: str) -> None:
-    assert "restart" in refusal(tmp_path, f"spool: {path}")
-    assert "restart" in refusal(tmp_path, f"ledger: 'sqlite:///{path}/ledger.db'")
+def test_the_spool_and_the_ledger_must_not_lie_where_a_restart_removes_them(
+    tmp_path: Path, path: str
+) -> None:
+    assert "restart" in error_for(tmp_path, f"spool: {path}")
+    assert "restart" in error_for(tmp_path, f"ledger: 'sqlite:///{path}/ledger.db'")
 
 
 @pytest.mark.parametrize(
@@ -123,14 +127,14 @@ def test_the_spool_and_the_ledger_outlive_a_restart(tmp_path: Path, path: str) -
         ("postgresql+asyncpg://pleura@db/pleura", "postgresql+psycopg"),
     ],
 )
-def test_a_ledger_url_that_would_mean_something_else(tmp_path: Path, url: str, word: str) -> None:
-    assert word in refusal(tmp_path, f"ledger: '{url}'")
+def test_a_ledger_url_that_would_mean_something_else_is_refused(
+    tmp_path: Path, url: str, word: str
+) -> None:
+    assert word in error_for(tmp_path, f"ledger: '{url}'")
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
-def test_the_usual_names_of_postgresql_mean_the_installed_driver(
-    tmp_path: Path, scheme: str
-) -> None:
+def test_common_postgresql_urls_select_the_installed_driver(tmp_path: Path, scheme: str) -> None:
     settings = load(tmp_path, f"ledger: '{scheme}://pleura:s%40cret@db:5433/pleura'")
     assert settings.ledger == "postgresql+psycopg://pleura:s%40cret@db:5433/pleura"
 
@@ -156,19 +160,19 @@ def test_no_password_is_shown(tmp_path: Path, url: str) -> None:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "127.0.1.1", "'::1'", socket.gethostname()]
 )
-def test_a_destination_is_not_the_node_itself(tmp_path: Path, host: str) -> None:
+def test_a_destination_cannot_be_the_node_itself(tmp_path: Path, host: str) -> None:
     destination = f"{{name: a, ae_title: PLEURA, host: {host}, port: 11112}}"
-    assert "this node" in refusal(tmp_path, f"destinations: [{destination}]")
+    assert "this node" in error_for(tmp_path, f"destinations: [{destination}]")
 
 
-def test_another_port_of_this_machine_is_an_archive(tmp_path: Path) -> None:
+def test_another_port_of_this_host_may_be_an_archive(tmp_path: Path) -> None:
     assert load(
         tmp_path, "destinations: [{name: a, ae_title: ORTHANC, host: 127.0.0.1, port: 4242}]"
     )
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("ae_title: A, host: pacs, port: 104", "ae_title: A, host: pacs, port: 104"),
         ("ae_title: A, host: pacs, port: 104", "ae_title: A, host: PACS., port: 104"),
@@ -177,8 +181,8 @@ def test_another_port_of_this_machine_is_an_archive(tmp_path: Path) -> None:
         ("folder: /out", "folder: /a/../out"),
     ],
 )
-def test_one_archive_has_one_name(tmp_path: Path, one: str, other: str) -> None:
-    found = refusal(tmp_path, f"destinations: [{{name: a, {one}}}, {{name: b, {other}}}]")
+def test_one_archive_under_two_names_is_refused(tmp_path: Path, first: str, second: str) -> None:
+    found = error_for(tmp_path, f"destinations: [{{name: a, {first}}}, {{name: b, {second}}}]")
     assert "destinations[1]: found the same place as destinations[0]" in found
 
 
@@ -197,8 +201,8 @@ def test_two_titles_behind_one_address_are_two_archives(tmp_path: Path) -> None:
         "destinations: [{name: a, folder: /var/lib/pleura/spool/out}]",
     ],
 )
-def test_folders_do_not_overlap(tmp_path: Path, text: str) -> None:
-    assert "overlaps" in refusal(tmp_path, text)
+def test_overlapping_folders_are_refused(tmp_path: Path, text: str) -> None:
+    assert "overlaps" in error_for(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -215,9 +219,11 @@ def test_folders_do_not_overlap(tmp_path: Path, text: str) -> None:
         ),
     ],
 )
-def test_the_inbox_holds_no_file_of_the_node(tmp_path: Path, key: str, text: str) -> None:
-    # It would take the file for an image, and remove it.
-    assert f"inbox: found /box, where {key} lies" in refusal(tmp_path, f"inbox: /box\n{text}")
+def test_an_inbox_that_holds_a_file_of_the_node_is_refused(
+    tmp_path: Path, key: str, text: str
+) -> None:
+    # The inbox would take the node's own file for an image and remove it.
+    assert f"inbox: found /box, where {key} lies" in error_for(tmp_path, f"inbox: /box\n{text}")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +243,7 @@ def test_the_inbox_holds_no_file_of_the_node(tmp_path: Path, key: str, text: str
     ],
 )
 def test_an_unknown_key_gets_a_suggestion(tmp_path: Path, text: str, words: str) -> None:
-    found = refusal(tmp_path, text)
+    found = error_for(tmp_path, text)
     assert words in found
     assert str(config.commented_file()) in found
     assert config.commented_file().is_file()
@@ -259,30 +265,28 @@ def test_an_unknown_key_gets_a_suggestion(tmp_path: Path, text: str, words: str)
         ("modalities: []", "at least 1"),
     ],
 )
-def test_a_typo_in_admission_would_silence_the_node(
-    tmp_path: Path, admission: str, word: str
-) -> None:
-    assert word in refusal(tmp_path, f"admission: {{{admission}}}")
+def test_a_typo_in_admission_is_refused(tmp_path: Path, admission: str, word: str) -> None:
+    assert word in error_for(tmp_path, f"admission: {{{admission}}}")
 
 
-def test_a_sites_own_words_for_the_chest_are_admitted(tmp_path: Path) -> None:
+def test_a_sites_own_words_for_the_chest_are_accepted(tmp_path: Path) -> None:
     text = "admission: {body_parts: [CHEST, LUNG, TORAX, BRUSTKORB, HAND]}"
     terms = load(tmp_path, text).admission.body_parts
     assert terms == ("CHEST", "LUNG", "TORAX", "BRUSTKORB", "HAND")
     assert doubtful_body_parts(terms) == ["BRUSTKORB", "HAND"]
 
 
-def test_a_password_hash_without_quotes_is_cut_at_its_comma(tmp_path: Path) -> None:
+def test_a_password_hash_without_quotes_is_refused(tmp_path: Path) -> None:
     whole = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$aGFzaGhhc2hoYXNoaGFzaA"
-    said = refusal(tmp_path, f"web: {{users: [{{name: ada, password_hash: {whole}}}]}}")
+    said = error_for(tmp_path, f"web: {{users: [{{name: ada, password_hash: {whole}}}]}}")
     assert "put the whole hash in quotes" in said
     load(tmp_path, f'web: {{users: [{{name: ada, password_hash: "{whole}"}}]}}')
 
 
-def test_what_is_not_yaml_is_told_by_its_line(tmp_path: Path) -> None:
-    said = refusal(tmp_path, "port: 104\nae_title: A\nport: 105")
+def test_invalid_yaml_is_reported_with_its_line(tmp_path: Path) -> None:
+    said = error_for(tmp_path, "port: 104\nae_title: A\nport: 105")
     assert "line 3, column 1: the key 'port' is given twice; keep one of them" in said
-    assert "line 3, column 1: expected" in refusal(tmp_path, "peers:\n  - {ae_title: A\n")
+    assert "line 3, column 1: expected" in error_for(tmp_path, "peers:\n  - {ae_title: A\n")
 
 
 @pytest.mark.parametrize(
@@ -301,17 +305,17 @@ def test_what_is_not_yaml_is_told_by_its_line(tmp_path: Path) -> None:
         ("destinations: [{name: a, folder: /x, profile: [ohif]}]", "profile: found ['ohif']"),
     ],
 )
-def test_no_mistake_ends_with_pythons_report(tmp_path: Path, text: str, words: str) -> None:
-    assert words in refusal(tmp_path, text)
+def test_no_mistake_ends_in_a_traceback(tmp_path: Path, text: str, words: str) -> None:
+    assert words in error_for(tmp_path, text)
 
 
 def test_only_a_key_can_be_left_out(tmp_path: Path) -> None:
-    assert refusal(tmp_path, "host: null").endswith("or leave the key out")
-    assert refusal(tmp_path, "peers: [null]").endswith("keys and values below it")
+    assert error_for(tmp_path, "host: null").endswith("or leave the key out")
+    assert error_for(tmp_path, "peers: [null]").endswith("keys and values below it")
 
 
-def test_an_entry_may_begin_as_another_does(tmp_path: Path) -> None:
-    """YAML's merge key, for peers that have most in common."""
+def test_an_entry_may_share_keys_by_a_yaml_merge_key(tmp_path: Path) -> None:
+    """For peers that have most keys in common."""
     peers = load(
         tmp_path,
         "peers:\n  - &room {ae_title: XRAY1, host: 10.0.0.1, priority: stat}\n"
@@ -321,7 +325,7 @@ def test_an_entry_may_begin_as_another_does(tmp_path: Path) -> None:
         ("XRAY1", "10.0.0.1", "stat"),
         ("XRAY1", "10.0.0.2", "stat"),
     ]
-    assert "given twice" in refusal(tmp_path, "peers:\n  - {<<: {ae_title: A, ae_title: B}}\n")
+    assert "given twice" in error_for(tmp_path, "peers:\n  - {<<: {ae_title: A, ae_title: B}}\n")
 
 
 _MAIL = "host: h, user: u, sender: a@b.example, recipients: [a@b.example]"
@@ -343,8 +347,8 @@ _OIDC = "issuer: 'https://x', client_id: a, page_url: 'https://p'"
         "ledger_file: postgresql://pleura:hunter2@db/pleura",
     ],
 )
-def test_no_error_quotes_a_secret_that_stands_in_the_wrong_place(tmp_path: Path, text: str) -> None:
-    assert "hunter2" not in refusal(tmp_path, text)
+def test_no_error_quotes_a_misplaced_secret(tmp_path: Path, text: str) -> None:
+    assert "hunter2" not in error_for(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -364,13 +368,13 @@ def test_no_error_quotes_a_secret_that_stands_in_the_wrong_place(tmp_path: Path,
         ("peers: [{ae_title: A}, {ae_title: A, priority: stat}]", "peers[1]: found the same peer"),
     ],
 )
-def test_what_was_found_and_what_is_allowed_are_said_in_yamls_words(
+def test_errors_name_found_and_allowed_values_in_yaml_terms(
     tmp_path: Path, text: str, words: str
 ) -> None:
-    assert words in refusal(tmp_path, text)
+    assert words in error_for(tmp_path, text)
 
 
 def test_a_wrong_entry_of_a_list_is_one_error(tmp_path: Path) -> None:
-    said = refusal(tmp_path, "destinations: [{name: a, folder: /x, results: [seg]}]")
+    said = error_for(tmp_path, "destinations: [{name: a, folder: /x, results: [seg]}]")
     assert len(said.splitlines()) == 1
     assert "destinations[0].results[0]: found 'seg'; allowed: 'SEG'" in said

@@ -1,6 +1,6 @@
-"""The tables of docs/conformance.md and docs/air.md are up to date with the code.
+"""The tables of docs/conformance.md and docs/air.md match the code.
 
-After an intended change: python -m tools.conformance
+After an intended change, run: python -m tools.conformance
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tools.conformance.sources import built
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_page_says_what_the_code_does(name: str) -> None:
+def test_the_page_matches_the_code(name: str) -> None:
     page = (DOCS / name).read_text()
     assert current(name) == page, f"docs/{name} is out of date; run: python -m tools.conformance"
 
 
-def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
+def test_a_block_without_a_table_and_a_table_without_a_block_are_errors() -> None:
     page = "<!-- one -->\nold\n<!-- end -->\n"
     assert filled(page, {"one": lambda: ["new"]}) == "<!-- one -->\nnew\n<!-- end -->\n"
     with pytest.raises(KeyError):
@@ -53,7 +53,7 @@ def test_a_block_without_a_table_and_a_table_without_a_block_are_told() -> None:
         (network.times, network, "RECEIVE_LIMITS", ReceiveLimits(request_s=99.0)),
     ],
 )
-def test_another_table_in_the_code_is_another_table_in_the_page(
+def test_a_changed_table_in_the_code_changes_the_page(
     table: Table, module: ModuleType, name: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = [*table()]
@@ -61,7 +61,7 @@ def test_another_table_in_the_code_is_another_table_in_the_page(
     assert [*table()] != before
 
 
-def test_another_attribute_in_an_object_is_another_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_attribute_in_an_object_adds_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     before = objects.own("SC")()
     changed = Dataset({**built("base")["SC"]})
     changed.LossyImageCompression = "00"
@@ -77,7 +77,7 @@ def test_another_attribute_in_an_object_is_another_row(monkeypatch: pytest.Monke
     assert any("Lossy Image Compression (0028,2110)" in row for row in rows)
 
 
-def test_one_lesion_has_one_tracking_uid_in_every_object_that_speaks_of_it() -> None:
+def test_a_lesion_has_the_same_tracking_uid_in_every_object() -> None:
     base = built("base")
     (segment,) = base["SEG"].SegmentSequence
     drawn = {

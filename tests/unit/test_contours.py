@@ -1,3 +1,5 @@
+"""Contours: the outlines that a mask is drawn with."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,7 +14,7 @@ def test_a_disc_has_one_round_contour() -> None:
     radius = np.hypot(line[:, 0] - 200, line[:, 1] - 190)
     assert np.abs(radius - 119.75).max() < LARGEST_DISTANCE_PX
     assert np.array_equal(line[0], line[-1])
-    # Fewer vertices than sides of pixels.
+    # Fewer vertices than pixel edges along the circle.
     assert len(line) < 2 * np.pi * 120
     assert not is_hole(line)
 
@@ -26,7 +28,7 @@ def test_straight_edges_are_straight_and_cost_few_vertices() -> None:
     assert np.abs(line.max(axis=0) - (499.5, 599.5)).max() < 0.01
 
 
-def test_a_ring_has_a_contour_within_a_contour_that_runs_the_other_way() -> None:
+def test_a_hole_has_a_contour_in_the_opposite_direction() -> None:
     mask = np.zeros((30, 30), dtype=bool)
     mask[5:25, 5:25] = True
     mask[10:20, 10:20] = False
@@ -37,7 +39,7 @@ def test_a_ring_has_a_contour_within_a_contour_that_runs_the_other_way() -> None
 def test_no_region_is_lost_however_thin_or_near_the_border() -> None:
     dots = np.zeros((50, 50), dtype=bool)
     dots[0, 0] = dots[49, 49] = dots[20, 10:40] = True
-    # Hangs together over corners.
+    # These pixels touch only at their corners and form one region.
     dots[np.arange(30, 40), np.arange(5, 15)] = True
     assert len(contours(dots)) == 4
     assert not any(is_hole(line) for line in contours(dots))

@@ -1,5 +1,5 @@
-"""How many threads: what the machine has, what the process may use, what its control group leaves
-of it.
+"""The number of compute threads: from the machine's topology, the process's affinity and the limits
+of its control group.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from inference.engines import cores
 
 
 def machine(root: Path, siblings: list[str], limits: dict[str, str]) -> tuple[Path, Path]:
-    """A made /sys and /proc/self/cgroup: each CPU's siblings, and the cpu.max of some groups."""
+    """Write a simulated /sys and /proc/self/cgroup: each CPU's siblings, and the cpu.max of some
+    groups.
+    """
     for number, text in enumerate(siblings):
         folder = root / f"sys/devices/system/cpu/cpu{number}/topology"
         folder.mkdir(parents=True)
@@ -34,7 +36,7 @@ UNIT = "system.slice/pleura-analyse@cpu.service"
     ("siblings", "limits", "allowed", "wanted"),
     [
         (["0", "1", "2", "3"], {}, {0, 1, 2, 3}, 4),
-        # Two threads of one core.
+        # Two hardware threads share each core.
         (["0-1", "0-1", "2-3", "2-3"], {}, {0, 1, 2, 3}, 2),
         (["0", "1", "2", "3"], {}, {2, 3}, 2),
         (["0", "1", "2", "3"], {UNIT: "150000 100000"}, {0, 1, 2, 3}, 2),
@@ -46,11 +48,11 @@ UNIT = "system.slice/pleura-analyse@cpu.service"
         ),
         (["0", "1", "2", "3"], {UNIT: "10000 100000"}, {0, 1, 2, 3}, 1),
         (["0", "1", "2", "3"], {UNIT: "nonsense"}, {0, 1, 2, 3}, 4),
-        # No topology to be read.
+        # The topology cannot be read.
         ([], {}, {0, 1, 2}, 3),
     ],
 )
-def test_threads_are_the_cores_one_may_use(
+def test_threads_equal_the_cores_that_the_process_may_use(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     siblings: list[str],
@@ -63,7 +65,7 @@ def test_threads_are_the_cores_one_may_use(
     assert cores.available(*machine(tmp_path, siblings, limits)) == wanted
 
 
-def test_somebodys_own_number_of_threads_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_number_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(cores, "available", lambda: 3)

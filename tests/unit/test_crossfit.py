@@ -1,4 +1,6 @@
-"""A decoder for each fold left out: what it learns from, and whom it answers."""
+"""Cross-fitting: a decoder for each left-out fold, the images it learns from, and the images it
+answers.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def inputs(*folds: float) -> Tensor:
 
 
 def learns(network: CrossFitted, *folds: float) -> list[bool]:
-    """Of each decoder, whether anything of it gets a gradient from images of these folds."""
+    """For each decoder, whether images of these folds give any of its weights a gradient."""
     outputs = network.train()(inputs(*folds))
     torch.stack([one.square().sum() for one in outputs]).sum().backward()
     parts = zip(network.decoders, network.heads, strict=True)
@@ -77,7 +79,7 @@ def test_a_decoder_learns_nothing_from_the_fold_it_leaves_out(
     assert learns(network, *folds) == taught
 
 
-def test_statistics_of_a_decoder_do_not_see_the_fold_it_leaves_out(network: CrossFitted) -> None:
+def test_batch_statistics_of_a_decoder_exclude_the_fold_it_leaves_out(network: CrossFitted) -> None:
     before = {name: one.clone() for name, one in network.decoders[0].state_dict().items()}
     network.train()(inputs(0.0, 0.0))
     after = network.decoders[0].state_dict()
@@ -93,18 +95,18 @@ def test_each_image_is_answered_by_the_decoder_that_left_its_fold_out(network: C
             torch.testing.assert_close(found[row : row + 1], apart, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_are_not_chosen_by_the_images_that_measure_them() -> None:
+def test_choosing_weights_by_the_measured_images_is_refused() -> None:
     with pytest.raises(ValidationError, match="best_by would choose weights"):
         Stage.model_validate(stage().model_dump() | {"best_by": "dice"})
 
 
-def test_a_phase_before_the_shared_encoder_would_teach_its_decoder_every_fold() -> None:
+def test_an_encoder_is_not_shared_if_an_earlier_phase_saw_every_fold() -> None:
     before = {"side": SIDE, "epochs": 1, "batch": 4, "learning_rate": 1}
     assert stage().shares_encoder
     assert not Stage.model_validate(stage().model_dump() | {"first": [before]}).shares_encoder
 
 
-def test_where_the_encoder_learns_each_fold_has_a_network_that_never_saw_it(
+def test_a_trained_encoder_gets_one_network_per_left_out_fold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught: dict[str, set[str]] = {}
@@ -112,7 +114,7 @@ def test_where_the_encoder_learns_each_fold_has_a_network_that_never_saw_it(
     def noted(network: nn.Module, batches: Batches, watch: Any, run: Run, name: str) -> nn.Module:
         ids = (batches.ids(0, index) for index in range(len(batches)))
         taught[name] = set(itertools.chain(*ids))
-        # As fit() leaves it.
+        # fit() leaves the network in this memory format.
         return network.to(memory_format=torch.channels_last)
 
     monkeypatch.setattr(loop, "fit", noted)

@@ -1,4 +1,4 @@
-"""Calibration, threshold and figures of a package whose segmenter has seen every image."""
+"""Calibration, threshold and figures of a package whose segmenter has been trained on every image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.recipe import Split
 
 GENERATOR = np.random.default_rng(3)
 LABELS = np.arange(400) % 4 == 0
-# Scores twice as sure as they should be.
+# The scores are twice as confident as they should be.
 TRUE_LOGITS = np.where(LABELS, 1.0, -1.5) + GENERATOR.normal(0, 1.2, len(LABELS))
 SCORES = 2 * TRUE_LOGITS
 
@@ -57,13 +57,13 @@ def test_a_lower_prevalence_lowers_every_probability_and_keeps_their_order() -> 
 
 
 @pytest.mark.parametrize("wanted", [0.5, 0.9, 1.0])
-def test_the_threshold_is_the_highest_that_finds_enough(wanted: float) -> None:
+def test_the_threshold_is_the_highest_with_the_wanted_sensitivity(wanted: float) -> None:
     threshold = crossfitted.threshold_of(SCORES, LABELS, wanted)
     assert np.mean(SCORES[LABELS] >= threshold) >= wanted
     assert np.mean(SCORES[LABELS] > threshold) < wanted
 
 
-def test_what_is_fitted_on_a_fold_does_not_decide_about_it() -> None:
+def test_a_fold_is_judged_by_what_the_other_folds_fitted() -> None:
     folds = np.arange(len(LABELS)) // 100
     before, calls = crossfitted.crossed(SCORES, LABELS, folds)
 
@@ -76,14 +76,14 @@ def test_what_is_fitted_on_a_fold_does_not_decide_about_it() -> None:
     assert not np.array_equal(before[folds == 1], after[folds == 1])
 
 
-def test_alarms_of_a_hundred_images() -> None:
+def test_alarms_are_counted_per_hundred_images() -> None:
     rare, _, common = crossfitted.alarms(0.9, 0.8)
     assert rare["alarms"] == pytest.approx(0.9 + 99 * 0.2)
     assert rare["missed"] == pytest.approx(0.1)
     assert common["ppv"] == pytest.approx(22 * 0.9 / (22 * 0.9 + 78 * 0.2))
 
 
-def test_the_shipped_threshold_finds_what_it_says_in_the_calibrated_answers() -> None:
+def test_the_shipped_threshold_reaches_its_sensitivity_on_the_calibrated_answers() -> None:
     found, calibrated, (scale, offset) = crossfitted.figures(ANSWERS)
     assert found["jpeg_baseline"]["sensitivity"]["value"] >= crossfitted.SENSITIVITY
     assert found["all"]["dice_positives_segmenter_alone"]["value"] == pytest.approx(0.5)
@@ -91,7 +91,7 @@ def test_the_shipped_threshold_finds_what_it_says_in_the_calibrated_answers() ->
     assert calibrated[0].probability == pytest.approx(first)
 
 
-def test_copies_of_which_the_codec_tells_the_label_move_neither_threshold_nor_calibration() -> None:
+def test_copies_whose_codec_reveals_the_label_change_neither_threshold_nor_calibration() -> None:
     found, _, shipped = crossfitted.figures(ANSWERS)
     published = [one for one in ANSWERS if one.as_published]
     found_alone, _, shipped_alone = crossfitted.figures(published)
@@ -102,7 +102,7 @@ def test_copies_of_which_the_codec_tells_the_label_move_neither_threshold_nor_ca
 
 
 def at_bottoms(*common: tuple[int, int, int]) -> dict[float, list[Answer]]:
-    """At each bottom, answers of fold 0, 1 and 2 that share so many of 10 pixels with the mask."""
+    """For each bottom, answers of folds 0, 1 and 2 that share `common` of 10 pixels with the mask."""
     first = replace(ANSWERS[0], label=1.0, true=10, found=10)
     return {
         bottom: [replace(first, fold=fold, common=pixels) for fold, pixels in enumerate(of_folds)]
@@ -110,11 +110,11 @@ def at_bottoms(*common: tuple[int, int, int]) -> dict[float, list[Answer]]:
     }
 
 
-def test_of_bottoms_as_good_the_highest_is_taken() -> None:
+def test_the_highest_of_equally_good_bottoms_is_taken() -> None:
     assert crossfitted.bottom_of(at_bottoms((6, 6, 6), (6, 6, 6), (5, 5, 5))) == 0.2
 
 
-def test_a_negative_has_no_say_in_the_bottom() -> None:
+def test_a_negative_does_not_affect_the_bottom() -> None:
     answers = at_bottoms((6, 6, 6), (5, 5, 5))
     negative = replace(ANSWERS[1], label=0.0, true=0, common=0)
     for bottom, found in ((0.1, 10), (0.2, 0)):
@@ -122,14 +122,14 @@ def test_a_negative_has_no_say_in_the_bottom() -> None:
     assert crossfitted.bottom_of(answers) == 0.1
 
 
-def test_a_fold_is_drawn_from_the_bottom_that_the_others_choose() -> None:
+def test_a_fold_is_outlined_at_the_bottom_that_the_other_folds_choose() -> None:
     answers, bottoms = crossfitted.by_other_folds(at_bottoms((2, 5, 5), (9, 3, 3)))
     assert bottoms == {0: 0.1, 1: 0.2, 2: 0.2}
     assert [one.common for one in answers] == [2, 3, 3]
 
 
-def test_each_image_is_asked_of_the_decoder_that_left_its_own_fold_out(tmp_path: Path) -> None:
-    """Folds of the run's split, which may be others than those published with the data."""
+def test_each_image_is_answered_by_the_decoder_that_left_its_fold_out(tmp_path: Path) -> None:
+    """Folds of the run's split, which may differ from those published with the data."""
     cases = [
         PhantomCase(
             image_id=f"i{number}", patient=f"p{number}", label=number % 2, fold=number % 4,
@@ -145,7 +145,7 @@ def test_each_image_is_asked_of_the_decoder_that_left_its_own_fold_out(tmp_path:
     assert any(case.fold != one.fold for case, one in zip(cases, found, strict=True))
 
 
-def test_a_classifier_that_has_seen_the_images_calibrates_nothing(tmp_path: Path) -> None:
+def test_a_classifier_trained_on_the_images_is_not_calibrated(tmp_path: Path) -> None:
     folder = Path(__file__).resolve().parents[2] / "config" / "recipes"
     crossfitted.require_untaught(recipe.load(folder / "default.yaml"), tmp_path)
     taught = recipe.load(folder / "default.yaml", {"networks.2.layout": "siim"})

@@ -1,5 +1,5 @@
-"""Images decoded once; what a kill or another process leaves behind is never taken for a finished
-cache.
+"""The image cache: each image is decoded once, and an unfinished cache of a killed or concurrent
+process is never used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def phantoms(count: int = 4) -> list[Case]:
     return list(labelled.phantoms(count, size=64))
 
 
-def test_what_is_prepared(tmp_path: Path) -> None:
+def test_images_masks_and_labels_are_prepared(tmp_path: Path) -> None:
     cases = phantoms()
     told: list[tuple[int, int]] = []
     prepared = cache.prepare(cases, 32, tmp_path, done=lambda *so_far: told.append(so_far))
@@ -50,12 +50,14 @@ def test_what_is_prepared(tmp_path: Path) -> None:
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_a_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_preparation_decodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = cache.prepare(phantoms(), 32, tmp_path)
     monkeypatch.setattr(PhantomCase, "pixels", lambda _: pytest.fail("decoded again"))
     again = cache.prepare(phantoms(), 32, tmp_path)
     assert np.array_equal(first.images, again.images)
-    # Torch warns of arrays that cannot be written to, and that is an error here
+    # Torch warns about read-only arrays, and pytest turns the warning into an error.
     torch.from_numpy(again.images)[0] = 7
     assert not np.array_equal(cache.prepare(phantoms(), 32, tmp_path).images[0], again.images[0])
 
@@ -67,12 +69,12 @@ def test_another_image_side_or_codec_is_another_cache(tmp_path: Path) -> None:
     assert cache.prepare(cases, 16, tmp_path).images.shape == (2, 16, 16)
     equal = cache.prepare(cases, 32, tmp_path, equalise=True).images
     assert 0 < np.abs(equal.astype(int) - first).mean() < 8
-    # None: equalised where some are copies and some are not
+    # By default (None), images are equalised if only some of them are copies.
     mixed = [cases[0], replace(cases[1], as_published=False)]
     assert np.array_equal(cache.prepare(mixed, 32, tmp_path).images, equal)
 
 
-def test_a_file_that_was_exchanged_is_decoded_again(tmp_path: Path) -> None:
+def test_a_replaced_file_is_decoded_again(tmp_path: Path) -> None:
     home = tmp_path / "data"
     home.mkdir()
     (home / "labels.csv").write_text("image,label\na.png,1\n")
@@ -83,7 +85,7 @@ def test_a_file_that_was_exchanged_is_decoded_again(tmp_path: Path) -> None:
         assert np.array_equal(prepared.images[0] > 127, value > 0)
 
     assert prepared.masks is None
-    # Not with the times of the files
+    # The modification times of the files play no part.
     shutil.copytree(home, tmp_path / "copy")
     copied, there = (
         labelled.read("table", folder)[0].identity() for folder in (tmp_path / "copy", home)
@@ -91,7 +93,7 @@ def test_a_file_that_was_exchanged_is_decoded_again(tmp_path: Path) -> None:
     assert copied == there
 
 
-def test_masks_that_are_not_known(tmp_path: Path) -> None:
+def test_an_unknown_mask_is_prepared_as_empty(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("image,label,mask\na.png,1,m.png\nb.png,1,\nc.png,0,\n")
     for name in "abcm":
         Image.fromarray(np.eye(20, dtype=np.uint8) * 255).save(tmp_path / f"{name}.png")
@@ -110,22 +112,24 @@ def test_an_image_that_cannot_be_read_leaves_no_cache(tmp_path: Path) -> None:
             cache.prepare(labelled.read("table", tmp_path), 20, tmp_path / "cache")
 
 
-class Belied(PhantomCase):
-    """Healthy, it says, and has a mask."""
+class MaskDespiteLabel(PhantomCase):
+    """Its label says negative, but it has a mask."""
 
     def mask(self) -> np.ndarray:
         return np.ones((self.size, self.size), dtype=bool)
 
 
-def test_a_mask_that_belies_its_label(tmp_path: Path) -> None:
+def test_a_mask_that_contradicts_its_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="x: label 0 found, and a mask that is not empty"):
-        cache.prepare([Belied(image_id="x", patient="", label=0, seed=0, size=64)], 32, tmp_path)
+        cache.prepare(
+            [MaskDespiteLabel(image_id="x", patient="", label=0, seed=0, size=64)], 32, tmp_path
+        )
 
 
-def test_space_is_taken_for_images_at_once_and_for_empty_masks_never(
+def test_space_is_reserved_for_images_and_not_for_empty_masks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The negative ones
+    # Only the negatives.
     cache.prepare(phantoms(12)[1::2], 64, tmp_path)
     used = {path.name.split("-")[1]: path.stat().st_blocks * 512 for path in tmp_path.glob("*.npy")}
     assert used["images.npy"] >= 6 * 64 * 64
@@ -141,7 +145,7 @@ def test_space_is_taken_for_images_at_once_and_for_empty_masks_never(
 
 
 class Slow(PhantomCase):
-    """Says that it is being decoded, then takes long."""
+    """Logs that its decoding has begun, then takes long."""
 
     def pixels(self) -> np.ndarray:
         with Path(os.environ["DECODED"]).open("a") as file:
@@ -159,7 +163,7 @@ def _prepare(folder: Path, log: Path) -> None:
     cache.prepare(cases, 32, folder)
 
 
-def test_killed_in_the_middle_and_two_at_once(tmp_path: Path) -> None:
+def test_after_a_kill_one_of_two_processes_decodes_everything_again(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     log = tmp_path / "decoded"
     log.touch()
@@ -182,12 +186,12 @@ def test_killed_in_the_middle_and_two_at_once(tmp_path: Path) -> None:
         one.join()
     assert [one.exitcode for one in both] == [0, 0]
 
-    # All anew, and by one of the two
+    # One of the two processes decoded every image again.
     assert log.read_text().split() == ["0", "1", "2", "3"]
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_many_items_are_shared_among_processes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_are_shared_among_processes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     told: list[tuple[int, int]] = []
     others: list[int] = []
@@ -199,7 +203,7 @@ def test_many_items_are_shared_among_processes_in_order(monkeypatch: pytest.Monk
     assert pool.each(str, range(1003), done) == [str(number) for number in range(1003)]
     assert told == sorted(told)
     assert told[-1] == (1003, 1003)
-    # This process is the second.
+    # This process is the second worker.
     assert max(others) == 1
     assert not multiprocessing.active_children()
 
@@ -207,14 +211,14 @@ def test_many_items_are_shared_among_processes_in_order(monkeypatch: pytest.Monk
 def test_an_error_in_another_process_stops_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     told: list[int] = []
-    # The other process meets the first item, while this one works from the last on.
+    # The other process takes the first item, while this process starts at the last.
     with pytest.raises(ValueError, match="sleep length"):
         pool.each(time.sleep, [-1, *[0.02] * 9_999], lambda so_far, _: told.append(so_far))
     assert 0 < told[-1] < 9_000
     assert not multiprocessing.active_children()
 
 
-def test_processes_write_the_same_files_as_one(
+def test_several_processes_write_the_same_files_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = phantoms(pool.WORTH_PROCESSES)
@@ -228,7 +232,7 @@ def test_processes_write_the_same_files_as_one(
     assert made[0] == made[1]
 
 
-def test_a_disk_that_runs_full_is_told_with_the_file(
+def test_a_full_disk_is_reported_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Masks take no space until they are written.

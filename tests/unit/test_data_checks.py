@@ -1,4 +1,4 @@
-"""What is wrong with a data set is said before it trains."""
+"""Checks of a data set: faults are reported before training begins."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_sound_images_have_no_findings(tmp_path: Path) -> None:
     assert not found_in(folder_of(tmp_path, rows, a=noise(1), b=noise(2), some=SOME, none=NONE))
 
 
-def test_every_kind_of_fault_is_said(tmp_path: Path) -> None:
+def test_every_kind_of_fault_is_reported(tmp_path: Path) -> None:
     rows = [
         "a.png,1,some.png,A,50,0",
         "a.png,1,some.png,A,50,0",
-        # Of patient A, too, with a mask though negative
+        # Also patient A, with a mask although the label is negative.
         "b.png,0,some.png,A,413,1",
         "c.png,1,none.png,C,-3,1",
         "d.png,1,small.png,D,,1",
@@ -101,13 +101,13 @@ def test_a_patient_on_both_sides_of_a_split_is_an_error() -> None:
         return [finding.what for finding in checks.check([a, b, c, d], parts).errors]
 
     assert errors([a, d], [b], [c]) == []
-    # Whole parts may be shared, if a recipe says so
+    # A recipe may share whole parts.
     assert errors([a, b], [a, b], [c]) == []
     assert errors([a, b], [c], [d]) == ["patient in report and in training or validation"]
     assert errors([a, b], [d], [c]) == ["patient in training and in validation"]
 
 
-def test_provenance_that_tells_the_label_is_said() -> None:
+def test_provenance_that_reveals_the_label_is_reported() -> None:
     cases = [
         phantom_of(number, f"{number}", float(number < 10), number >= 8) for number in range(40)
     ]
@@ -119,7 +119,7 @@ def test_provenance_that_tells_the_label_is_said() -> None:
 
 
 def test_errors_stop_a_run_and_warnings_do_not() -> None:
-    # A warning: one label only
+    # Only a warning: all images have the same label.
     checks.check([phantom_of(1, "a"), phantom_of(2, "b")]).raise_errors()
     twice = checks.check([phantom_of(1, "a"), phantom_of(1, "a", 0)])
     with pytest.raises(ValueError, match=r"^error: repeated id: i1 2 times$"):
@@ -127,7 +127,7 @@ def test_errors_stop_a_run_and_warnings_do_not() -> None:
     assert "errors 1, warnings 0" in str(twice)
 
 
-def test_images_of_another_layout_that_measure_the_model_are_an_error(tmp_path: Path) -> None:
+def test_images_shared_with_a_measuring_part_of_another_layout_are_an_error(tmp_path: Path) -> None:
     own = tmp_path / "a"
     same_image = tmp_path / "b"
     same_patient = tmp_path / "c"

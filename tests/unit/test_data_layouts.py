@@ -1,5 +1,5 @@
-"""Each layout of labelled images, read from files made here; the real SIIM-ACR part and the silver
-labels too.
+"""Each layout of labelled images is read from files made here; SIIM-ACR and the silver labels also
+from the real data.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SIDE = 64
 
 
 def siim_as_published(folder: Path, count: int = 4) -> Path:
-    """Nested folders, an image's mask in two rows, the blank in the header; the first, third, ...
-    are positive.
+    """The published form: nested folders, an image's mask in two rows, and a header name that
+    begins with a space. The first, third, ... images are positive.
     """
     rows = []
     for number in range(count):
@@ -30,7 +30,7 @@ def siim_as_published(folder: Path, count: int = 4) -> Path:
         path = phantom.write(
             drawn, folder / "dicom-images-train" / f"1.{number}" / f"2.{number}" / f"3.{number}.dcm"
         )
-        # Ages have no unit in the published files
+        # Ages have no unit in the published files.
         with silenced_warnings():
             dataset = dcmread(path)
             dataset.PatientAge = "413" if number == 1 else "58"
@@ -47,7 +47,7 @@ def siim_as_published(folder: Path, count: int = 4) -> Path:
     return folder
 
 
-def test_siim_as_published(tmp_path: Path) -> None:
+def test_siim_is_read_as_published(tmp_path: Path) -> None:
     cases = labelled.read("siim", siim_as_published(tmp_path))
     assert [case.label for case in cases] == [1, 0, 1, 0]
     for number, case in enumerate(cases):
@@ -62,9 +62,9 @@ def test_siim_as_published(tmp_path: Path) -> None:
         None,
     )
 
-    # uncompressed: the published ones are JPEG Baseline
+    # These files are uncompressed; the published files are JPEG Baseline.
     assert not any(case.as_published for case in cases)
-    # A patient's number goes into no file of a run.
+    # No file of a run holds a patient's number.
     assert [case.patient for case in cases] == [
         "patient-0001",
         "patient-0001",
@@ -75,7 +75,7 @@ def test_siim_as_published(tmp_path: Path) -> None:
     assert not cases.findings
 
 
-def test_siim_with_a_table_of_patients(tmp_path: Path) -> None:
+def test_siim_takes_patients_from_a_table(tmp_path: Path) -> None:
     siim_as_published(tmp_path)
     (tmp_path / "patients.csv").write_text("ImageId,patient\n3.0,Ada\n3.1,Bob\n3.2,Ada\n")
     cases = labelled.read("siim", tmp_path)
@@ -96,11 +96,11 @@ def test_siim_with_a_table_of_patients(tmp_path: Path) -> None:
         labelled.read("siim", tmp_path)
 
 
-def test_siim_says_that_no_patient_is_named(tmp_path: Path) -> None:
+def test_siim_warns_when_no_patient_is_named(tmp_path: Path) -> None:
     for path in siim_as_published(tmp_path).rglob("*.dcm"):
         with silenced_warnings():
             dataset = dcmread(path)
-            # As published: one for every image
+            # As published: each image has a PatientID of its own.
             dataset.PatientID = path.stem
             dataset.save_as(path)
     (finding,) = labelled.read("siim", tmp_path).findings
@@ -110,7 +110,7 @@ def test_siim_says_that_no_patient_is_named(tmp_path: Path) -> None:
     assert str(finding).endswith("give patients.csv (ImageId,patient)")
 
 
-def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
+def test_siim_reports_the_images_it_left_out(tmp_path: Path) -> None:
     siim_as_published(tmp_path)
     nested = tmp_path / "dicom-images-train"
     phantom.write(phantom.draw(9, False, SIDE), nested / "x" / "without-a-row.dcm")
@@ -133,7 +133,7 @@ def test_siim_says_what_it_left_out(tmp_path: Path) -> None:
     assert (cases[0].image_id, cases[0].patient, cases[0].fold) == ("3.1", "P1", 0)
 
 
-def test_the_real_part_of_siim(data: Path) -> None:
+def test_the_real_siim_files_are_read(data: Path) -> None:
     cases = labelled.read("siim", data)
     assert (
         len(cases),
@@ -163,11 +163,11 @@ def test_the_real_part_of_siim(data: Path) -> None:
         ("fifty", None),
     ],
 )
-def test_ages(text: str, years: float | None) -> None:
+def test_ages_are_read_in_years(text: str, years: float | None) -> None:
     assert siim.years(text) == years
 
 
-def test_silver(data: Path) -> None:
+def test_silver_labels_are_read(data: Path) -> None:
     cases = labelled.read("silver", data)
     assert (len(cases), sum(case.positive for case in cases)) == (3205, 744)
     assert cases[0].mask() is None
@@ -175,14 +175,14 @@ def test_silver(data: Path) -> None:
     assert 0 < cases[0].label < 1
 
 
-def test_silver_reads_no_file_elsewhere(tmp_path: Path) -> None:
+def test_silver_reads_no_file_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "silver-labels.csv").write_text("ImageId,probability\na,0.5\n../../x,0.5\n")
     with pytest.raises(ValueError, match=r"line 3: .*'../../x.jpg' found, a path inside"):
         labelled.read("silver", tmp_path)
 
 
 def lgg_folder(folder: Path) -> Path:
-    """Three slices of two patients; the green channel is the one with a picture."""
+    """Three slices of two patients; only the green channel holds a picture."""
     for patient, number in (
         ("TCGA_AA_0001_19990101", 2),
         ("TCGA_AA_0001_19990101", 10),
@@ -201,7 +201,7 @@ def lgg_folder(folder: Path) -> Path:
     return folder
 
 
-def test_lgg(tmp_path: Path) -> None:
+def test_lgg_is_read(tmp_path: Path) -> None:
     cases = labelled.read("lgg", lgg_folder(tmp_path))
     assert [(case.image_id[-3:], case.patient, case.label) for case in cases] == [
         ("1_2", "TCGA_AA_0001", 1), ("_10", "TCGA_AA_0001", 1), ("1_1", "TCGA_AA_0002", 0),
@@ -209,11 +209,11 @@ def test_lgg(tmp_path: Path) -> None:
     assert [int(case.mask().sum()) for case in cases] == [4, 20, 0]
     pixels = cases[0].pixels()
 
-    # The blue channel is not seen
+    # The blue channel is ignored.
     assert (pixels.dtype, pixels[0, 0]) == (np.float32, 0)
     assert pixels[16, 16] == pytest.approx(120 / 255)
 
-    # sharpened: an edge stands out
+    # The picture is sharpened, so an edge stands out.
     assert pixels[16, 8] > pixels[16, 16]
     (tmp_path / "kaggle_3m" / "TCGA_AA_0002_20000101" / "TCGA_AA_0002_20000101_1_mask.tif").unlink()
     assert [finding.where for finding in labelled.read("lgg", tmp_path).findings] == [
@@ -221,7 +221,7 @@ def test_lgg(tmp_path: Path) -> None:
     ]
 
 
-def test_the_clinical_table(tmp_path: Path) -> None:
+def test_the_clinical_table_is_read(tmp_path: Path) -> None:
     home = lgg_folder(tmp_path) / "kaggle_3m"
     (home / "data.csv").write_text(
         "Patient,gender,age,death01\nTCGA_AA_0001,1,40.5,0\nTCGA_AA_0002,NA,,1\n"
@@ -248,7 +248,7 @@ def table_folder(folder: Path, rows: str) -> Path:
     return folder
 
 
-def test_a_table_of_images(tmp_path: Path) -> None:
+def test_a_table_of_images_is_read(tmp_path: Path) -> None:
     header = "image,label,mask,patient,view,sex,age,fold,remark\n"
     rows = "in/a.png,1,mask.png,P1,PA,F,60,0,x\nb.jpg,0.25,,P1,,,,,\nc.tif,0,,,AP,m,,,\nd.dcm,1,,,,,,,\n"
     cases = labelled.read("table", table_folder(tmp_path, header + rows))
@@ -264,7 +264,7 @@ def test_a_table_of_images(tmp_path: Path) -> None:
     assert cases[1].mask() is None
 
 
-def test_image_and_mask_are_turned_alike(tmp_path: Path) -> None:
+def test_image_and_mask_are_rotated_together(tmp_path: Path) -> None:
     table_folder(tmp_path, "image,label,mask\nd.dcm,1,d-mask.png\n")
     drawn = phantom.draw(1, True, SIDE)
     Image.fromarray(drawn.mask.astype(np.uint8)).save(tmp_path / "d-mask.png")
@@ -272,14 +272,14 @@ def test_image_and_mask_are_turned_alike(tmp_path: Path) -> None:
     upright = case.pixels()
     mask = case.mask()
     dataset = dcmread(tmp_path / "d.dcm")
-    # Mirrored and upside down
+    # Mirrored and upside down.
     dataset.PatientOrientation = ["R", "H"]
     dataset.save_as(tmp_path / "d.dcm")
     assert np.array_equal(case.pixels(), upright[::-1, ::-1])
     assert np.array_equal(case.mask(), mask[::-1, ::-1])
 
 
-def test_pixels_that_are_not_square_are_seen_in_true_proportions(tmp_path: Path) -> None:
+def test_non_square_pixels_are_shown_in_true_proportions(tmp_path: Path) -> None:
     table_folder(tmp_path, "image,label,mask\nd.dcm,1,d-mask.png\n")
     drawn = phantom.draw(1, True, SIDE)
     Image.fromarray(drawn.mask.astype(np.uint8)).save(tmp_path / "d-mask.png")
@@ -300,11 +300,11 @@ def test_pixels_that_are_not_square_are_seen_in_true_proportions(tmp_path: Path)
     assert tall.pixels().shape == tall.mask().shape == (2 * SIDE, SIDE)
     assert tall.mask()[::2].sum() == pytest.approx(drawn.mask.sum(), rel=0.1)
     assert np.array_equal(tall.stored_mask(), drawn.mask)
-    # A cache of the picture as it was shown before is not taken
+    # The identity differs, so a cache of the distorted picture is not used.
     assert "aspect 2" in tall.identity()
 
 
-def test_a_wrong_table_is_said_with_its_lines(tmp_path: Path) -> None:
+def test_a_wrong_table_is_reported_with_its_lines(tmp_path: Path) -> None:
     table_folder(
         tmp_path,
         "image,label,sex,fold\nb.jpg,1,F,0\nb.jpg,yes,,\n../b.jpg,1,,\nb.jpg,1,x,\nb.jpg,1,,-1\n",
@@ -326,7 +326,7 @@ def test_a_wrong_table_is_said_with_its_lines(tmp_path: Path) -> None:
         (b'image,label\n"' + b"x" * 200_000 + b'",1\n', "not CSV"),
     ],
 )
-def test_a_file_that_is_no_table_is_said_with_its_path(
+def test_a_file_that_is_not_a_table_is_reported_with_its_path(
     tmp_path: Path, table: bytes, words: str
 ) -> None:
     table_folder(tmp_path, "").joinpath("labels.csv").write_bytes(table)
@@ -334,13 +334,13 @@ def test_a_file_that_is_no_table_is_said_with_its_path(
         labelled.read("table", tmp_path)
 
 
-def test_the_last_number_of_a_uid_is_no_ending(tmp_path: Path) -> None:
+def test_the_last_component_of_a_uid_is_not_a_file_extension(tmp_path: Path) -> None:
     rows = "image,label\n1.2.840.1,1\n1.2.840.2,0\n1.2.840.3.dcm,0\n"
     cases = labelled.read("table", table_folder(tmp_path, rows))
     assert [case.image_id for case in cases] == ["1.2.840.1", "1.2.840.2", "1.2.840.3"]
 
 
-def test_values_that_are_no_numbers_are_no_picture(tmp_path: Path) -> None:
+def test_a_picture_with_nan_is_refused(tmp_path: Path) -> None:
     table_folder(tmp_path, "image,label\nc.tif,1\n")
     values = np.linspace(0, 1, 48 * 32, dtype=np.float32).reshape(48, 32)
     values[3, 3] = np.nan
@@ -350,7 +350,7 @@ def test_values_that_are_no_numbers_are_no_picture(tmp_path: Path) -> None:
         case.pixels()
 
 
-def test_phantoms() -> None:
+def test_phantoms_are_read() -> None:
     cases = labelled.phantoms(3, first_seed=5, size=SIDE)
     assert [case.label for case in cases] == [1, 0, 1]
     assert [bool(case.mask().any()) for case in cases] == [True, False, True]
@@ -359,14 +359,14 @@ def test_phantoms() -> None:
 
 
 @pytest.mark.parametrize("layout", ["siim", "silver", "lgg", "table"])
-def test_a_folder_without_the_layout_is_said(tmp_path: Path, layout: Layout) -> None:
+def test_a_folder_without_the_layout_is_refused(tmp_path: Path, layout: Layout) -> None:
     with pytest.raises(ValueError, match=f"{tmp_path.name}.*layout {layout}.*"):
         labelled.read(layout, tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         labelled.read(layout, tmp_path / "nowhere")
 
 
-def test_a_broken_file_is_said_with_its_path(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_with_its_path(tmp_path: Path) -> None:
     cases = labelled.read(
         "table", table_folder(tmp_path, "image,label\nb.jpg,1\nd.dcm,1\nin/a.png,1\n")
     )

@@ -1,4 +1,6 @@
-"""Patient-grouped, stratified splits: properties, and the file that says who trained."""
+"""Patient-grouped, stratified splits: their properties, and the file that records each image's
+part.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def data_sets(draw: st.DrawFn) -> list[Case]:
 
 @settings(deadline=None, max_examples=60)
 @given(data_sets(), st.integers(2, 5), st.integers(0, 9))
-def test_every_image_once_and_no_patient_on_two_sides(
+def test_each_image_has_one_fold_and_no_patient_has_two(
     cases: list[Case], count: int, seed: int
 ) -> None:
     if len({one.patient for one in cases}) < count:
@@ -55,7 +57,7 @@ def test_every_image_once_and_no_patient_on_two_sides(
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(10, 200), st.floats(0.1, 0.9), st.integers(2, 8), st.integers(0, 9))
-def test_where_each_patient_has_one_image_the_folds_are_alike(
+def test_folds_are_balanced_if_each_patient_has_one_image(
     n: int, share: float, count: int, seed: int
 ) -> None:
     cases = [case(number, number, float(number < n * share)) for number in range(n)]
@@ -74,8 +76,8 @@ def test_where_each_patient_has_one_image_the_folds_are_alike(
         )
 
 
-def test_the_real_folds_are_nearly_alike(data: Path) -> None:
-    # One patient has 13 images of the 248
+def test_the_real_folds_are_nearly_balanced(data: Path) -> None:
+    # One patient has 13 of the 248 images.
     cases = labelled.read("siim", data)
     folds = np.array(split.grouped(cases, 5, 0))
     positive = np.array([one.positive for one in cases])
@@ -88,7 +90,7 @@ def test_the_real_folds_are_nearly_alike(data: Path) -> None:
     assert [len(published.train), len(published.validate), len(published.report)] == [186, 186, 62]
 
 
-def test_another_seed_is_another_split() -> None:
+def test_another_seed_gives_another_split() -> None:
     cases = [case(number, number, float(number % 3 == 0)) for number in range(60)]
     assert split.grouped(cases, 4, 0) == split.grouped(cases, 4, 0) != split.grouped(cases, 4, 1)
 
@@ -103,7 +105,7 @@ def test_each_fold_validates_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"validate": [4]}, r"folds \[4\] named, there are 0 to 3"),
         ({"validate": [0], "report": [0]}, r"folds \[0\] report, and"),
@@ -112,12 +114,12 @@ def test_each_fold_validates_once() -> None:
         ({"validate": [0, 1, 2, 3]}, "no image for train"),
     ],
 )
-def test_what_cannot_be_split_is_said(keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_impossible_split_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         split.split([case(number, number, number % 2) for number in range(20)], wanted(**keys))
 
 
-def test_a_published_fold_may_not_tear_a_patient() -> None:
+def test_published_folds_must_not_divide_a_patient() -> None:
     cases = [case(number, number // 2, number % 2, fold=number % 3) for number in range(12)]
     with pytest.raises(ValueError, match="6 patients lie in several of the published folds"):
         split.split(cases, wanted(folds="published"))
@@ -126,7 +128,7 @@ def test_a_published_fold_may_not_tear_a_patient() -> None:
 @pytest.mark.parametrize(
     "keys", [{"report": [1]}, {"train": [0, 2], "validate": [0], "report": [3]}]
 )
-def test_the_file_brings_the_parts_back(tmp_path: Path, keys: dict[str, Any]) -> None:
+def test_the_split_file_restores_the_parts(tmp_path: Path, keys: dict[str, Any]) -> None:
     cases = [case(number, number, number % 2) for number in range(20)]
     parts = split.split(cases, wanted(**keys))
     split.write(parts, tmp_path / "split.csv")
@@ -149,8 +151,10 @@ def test_images_without_folds_are_held_out_by_patient() -> None:
     assert not {one.patient for one in train} & {one.patient for one in watched}
 
 
-def test_images_that_name_no_patients_are_held_out_one_by_one() -> None:
-    """As the shipped model's 240 silver images were: its recipe gives its weights again."""
+def test_images_without_patient_names_are_held_out_singly() -> None:
+    """The shipped model's recipe held out its 240 silver images this way, and must stay
+    reproducible.
+    """
     cases = [case(number, number, number % 2) for number in range(60)]
     order = np.random.default_rng(7).permutation(60)
     train, watched = split.held_out(cases, 12, 7)

@@ -1,4 +1,6 @@
-"""What a removal of the package must leave: asked before the spool may go."""
+"""Removal of the package: which debts (work and files that must not be lost) keep the spool from
+being removed.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def node(tmp_path: Path) -> Node:
     return made
 
 
-def test_each_debt_is_a_line_until_it_is_paid(node: Node) -> None:
+def test_each_debt_is_listed_until_it_is_settled(node: Node) -> None:
     assert debts(node.config, node.folder) == []
 
     node.receive("1.2.1")
@@ -58,19 +60,19 @@ def test_each_debt_is_a_line_until_it_is_paid(node: Node) -> None:
     node.ledger.close()
 
 
-def test_what_lies_elsewhere_is_no_business_of_a_removal(node: Node, tmp_path: Path) -> None:
+def test_a_ledger_or_spool_outside_the_folder_is_listed(node: Node, tmp_path: Path) -> None:
     assert debts(node.config, tmp_path / "another") == [
         f"ledger: {node.folder}/ledger.db lies outside {tmp_path}/another",
         f"spool: {node.folder}/spool lies outside {tmp_path}/another",
     ]
 
 
-def test_a_spool_without_its_ledger_stays(node: Node) -> None:
+def test_a_spool_without_its_ledger_is_a_debt(node: Node) -> None:
     (node.folder / "ledger.db").unlink()
     assert debts(node.config, node.folder) == [f"spool {node.folder}/spool: without its ledger"]
 
 
-def test_a_database_that_others_may_use_counts_on_the_spool(node: Node) -> None:
+def test_a_shared_database_makes_the_spool_a_debt(node: Node) -> None:
     shared = node.config.model_copy(update={"ledger": "postgresql+psycopg://db/pleura"})
     assert "other machines" in debts(shared, node.folder)[0]
 
@@ -81,9 +83,7 @@ def test_a_ledger_that_cannot_be_read_is_a_debt(node: Node) -> None:
 
 
 @pytest.mark.parametrize("name", ["outbox", "model", "ledger.db.keep", "copies/of/yesterday"])
-def test_what_a_person_put_beside_the_spool_is_not_the_nodes_to_remove(
-    node: Node, name: str
-) -> None:
+def test_a_persons_file_beside_the_spool_is_a_debt(node: Node, name: str) -> None:
     folder = node.folder / name
     folder.mkdir(parents=True)
     (folder / ".pleura").mkdir()
@@ -99,7 +99,7 @@ def test_what_a_person_put_beside_the_spool_is_not_the_nodes_to_remove(
     assert debts(node.config, node.folder)[1:] == kept
 
 
-def test_what_an_upgrade_keeps_and_libraries_cache_is_the_nodes(node: Node) -> None:
+def test_upgrade_copies_and_library_caches_are_not_debts(node: Node) -> None:
     (node.folder / "ledger.db.version-7").write_bytes(b"as it was")
     (node.folder / ".nv").mkdir()
     (node.folder / ".nv" / "index").write_bytes(b"kernels")
@@ -114,7 +114,7 @@ def test_files_beside_a_spool_in_a_folder_of_its_own_are_found(tmp_path: Path) -
     assert debts(node.config, tmp_path) == [f"{node.folder}/notes.txt is not the node's to remove"]
 
 
-def test_what_an_archive_stored_and_has_not_committed_to_is_a_debt(node: Node) -> None:
+def test_a_stored_result_without_storage_commitment_is_a_debt(node: Node) -> None:
     pacs = DicomDestination(
         name="pacs", ae_title="PACS", host="127.0.0.1", port=104, commitment=True
     )

@@ -1,4 +1,4 @@
-"""The table of `pleura demo`: a row for every file that was named."""
+"""The table of `pleura demo`: one row for each file named on the command line."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def analysed(digest: str, positive: bool, *kinds: str) -> Completion:
     )
 
 
-def test_every_file_has_its_row_in_the_order_given(ledger: Ledger, tmp_path: Path) -> None:
+def test_every_file_has_a_row_in_the_given_order(ledger: Ledger, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.dcm", "text.txt", "b.dcm", "c.dcm", "d.dcm")]
     a, text, b, c, _ = files
     positive = end(ledger, 1, analysed("1", True, "SEG", "SC"))
     excluded = end(ledger, 2, Completion("not_analysed", "2", reason="body_part"))
     failed = end(ledger, 3, Completion("failed", "3", reason="analysis_error"))
 
-    # What is no object is answered first; nothing was answered on the last.
+    # The file that is not an object is answered first; the last file got no answer.
     answers = [
         Sent(text, None, "no DICOM object"),
         Sent(a, 0x0000, sop_instance_uid=positive),
@@ -62,7 +62,7 @@ def test_every_file_has_its_row_in_the_order_given(ledger: Ledger, tmp_path: Pat
     ]
 
 
-def test_a_file_that_is_named_twice_has_two_rows(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_file_named_twice_has_two_rows(ledger: Ledger, tmp_path: Path) -> None:
     file = tmp_path / "a.dcm"
     uid = end(ledger, 1, analysed("1", False, "SC"))
     end(ledger, 1, analysed("1", False))

@@ -1,5 +1,5 @@
-"""The windows of PS3.3 C.11.2 against its text, written out a second time; tables against
-arithmetic.
+"""Display of a radiograph: windows against the formulas of PS3.3 C.11.2, written here
+independently, and lookup tables against direct computation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def by_the_standard(name: str, x: float, c: float, w: float, y_min: float, y_max
     st.integers(-2000, 2000).map(lambda n: n / 2),
     st.integers(1, 5000),
 )
-def test_a_window_is_the_standards(name: str, x: int, centre: float, width: int) -> None:
+def test_a_window_follows_the_standard(name: str, x: int, centre: float, width: int) -> None:
     wanted = by_the_standard(name, x, centre, width, 0, 255)
     found = WINDOWS[name](np.array([float(x)]), centre, width)[0] * 255
     assert found == pytest.approx(wanted, abs=1e-9)
@@ -49,7 +49,7 @@ def test_a_window_is_the_standards(name: str, x: int, centre: float, width: int)
 @pytest.mark.parametrize("edge", [-0.5, 0.0, 0.5, 1.0])
 @pytest.mark.parametrize("width", [1, 2, 100])
 @pytest.mark.parametrize("name", ["LINEAR", "LINEAR_EXACT"])
-def test_the_edges_of_a_window_are_the_standards(name: str, width: int, edge: float) -> None:
+def test_the_edges_of_a_window_follow_the_standard(name: str, width: int, edge: float) -> None:
     for x in (50 - width / 2 + edge, 50 + width / 2 + edge, 49.5, 50, 50.5):
         wanted = by_the_standard(name, x, 50, width, 0, 1)
         assert WINDOWS[name](np.array([x]), 50, width)[0] == pytest.approx(wanted, abs=1e-12)
@@ -65,7 +65,7 @@ def test_a_width_of_one_is_a_threshold() -> None:
     st.floats(-4, 4).filter(lambda slope: abs(slope) > 0.01),
     st.integers(-500, 500),
 )
-def test_the_table_gives_each_pixel_what_the_formulas_give_it(
+def test_the_lookup_table_gives_the_same_values_as_the_formulas(
     dtype: str, name: str, slope: float, intercept: int
 ) -> None:
     kind = np.iinfo(dtype)
@@ -99,7 +99,7 @@ def test_a_window_for_bone_or_lung_is_kept() -> None:
 @pytest.mark.parametrize(
     "window", [(-500, 100), (9000, 500), (2048, 2), (128, 256), (0, 10_000_000)]
 )
-def test_a_window_that_would_hide_the_lung_gives_way(window: tuple[int, int]) -> None:
+def test_a_window_that_would_hide_the_lung_is_replaced(window: tuple[int, int]) -> None:
     shown, notes = displayed(header(WindowCenter=window[0], WindowWidth=window[1]), RAMP)
     assert np.ptp(shown) == 1
     assert notes == ("the window hides the picture, so the central range of its values is shown",)
@@ -118,19 +118,19 @@ def test_a_window_that_would_hide_the_lung_gives_way(window: tuple[int, int]) ->
         ({"VOILUTSequence": [header()]}, "VOILUTSequence cannot be applied"),
     ],
 )  # fmt: skip
-def test_what_is_not_usable_is_noted(changes: dict[str, object], note: str) -> None:
+def test_an_unusable_attribute_is_noted(changes: dict[str, object], note: str) -> None:
     shown, notes = displayed(header(**changes), RAMP)
     assert notes == (note,)
     assert np.ptp(shown) == 1
 
 
-def test_a_modality_lut_that_cannot_be_applied_is_not_guessed() -> None:
+def test_a_modality_lut_that_cannot_be_applied_is_an_error() -> None:
     with pytest.raises(Unsuitable, match="undecodable"):
         displayed(header(ModalityLUTSequence=[header()]), RAMP)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])
-def test_a_padding_limit_above_the_images_own_maximum_is_not_another_number(kind: str) -> None:
+def test_a_padding_limit_above_the_images_maximum_does_not_wrap_around(kind: str) -> None:
     top = 250 if kind == "uint8" else 3990
     stored = np.linspace(0, top, 4096).astype(kind).reshape(64, 64)
     value = top - top // 20
@@ -139,7 +139,7 @@ def test_a_padding_limit_above_the_images_own_maximum_is_not_another_number(kind
     assert (shown > 0).mean() > 0.9
 
 
-def test_signed_padding_that_was_written_unsigned_is_padding() -> None:
+def test_signed_padding_written_as_unsigned_is_recognised() -> None:
     stored = RAMP.astype(np.int16) - 2000
     stored[:8] = -2001
     described = header(WindowCenter=48, WindowWidth=4096)
@@ -148,10 +148,10 @@ def test_signed_padding_that_was_written_unsigned_is_padding() -> None:
     assert (displayed(described, stored)[0][:8] == 0).all()
 
 
-def test_a_table_of_many_entries_may_be_described_as_signed() -> None:
+def test_a_table_of_many_entries_may_have_a_signed_descriptor() -> None:
     stored = (RAMP.astype(int) * 14 - 30000).astype(np.int16)
     item = Dataset()
-    # Pydicom takes the first value for US whatever the VR.
+    # pydicom validates the first value as US, whatever the VR.
     with config.disable_value_validation():
         item.add_new("LUTDescriptor", "SS", [60000 - 65536, -30000, 16])
     item.add_new("LUTData", "OW", np.arange(60000).astype("<u2").tobytes())
@@ -160,15 +160,15 @@ def test_a_table_of_many_entries_may_be_described_as_signed() -> None:
     assert np.allclose(shown, (stored + 30000.0) / 65535, atol=1e-4)
 
 
-def test_a_padding_range_over_the_picture_is_no_padding() -> None:
+def test_a_padding_range_over_the_whole_picture_is_ignored() -> None:
     shown, notes = displayed(header(PixelPaddingValue=0, PixelPaddingRangeLimit=3000), RAMP)
     assert np.array_equal(shown, displayed(header(), RAMP)[0])
     assert len(notes) == 1
 
 
 @pytest.mark.parametrize("what", ["window", "VOI LUT"])
-def test_the_note_names_what_was_there(what: str) -> None:
-    """A stream of 14 bits under a header of 12, shown through a range of 12 bits."""
+def test_the_note_names_the_window_or_lut_that_was_replaced(what: str) -> None:
+    """The stream has 14 bits, the header states 12, and the window or LUT covers 12 bits."""
     stored = np.linspace(0, 16383, 64 * 64).astype(np.uint16).reshape(64, 64)
     source = header(BitsStored=12, PixelRepresentation=0)
     if what == "window":

@@ -1,4 +1,6 @@
-"""Figures of drift: counted as images end, compared with a baseline, and with reports."""
+"""Drift figures: counted as images are completed, compared with a baseline, and with radiology
+reports.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ from daemon.ledger.weekly import NOT_DETECTED, POSITIVE, WEEK_S
 from tests.unit.clock import Clock
 
 
-class House:
-    """A ledger whose clock stands still, and images that end in it."""
+class Node:
+    """A ledger whose clock stands still, and images that are completed in it."""
 
     def __init__(self, folder: Path) -> None:
         self.clock = Clock()
@@ -48,7 +50,7 @@ class House:
         accession: str = "",
         ae_title: str = "XRAY1",
     ) -> str:
-        """One image ends. Returns its UID."""
+        """Receive and complete one image. Returns its SOP Instance UID."""
         self._images += 1
         uid = f"1.2.840.10008.4711.{self._images}"
         self.ledger.receive([Arrival(uid, "1.2", uid, "1.2", ae_title, "dimse", 1, 1)])
@@ -66,8 +68,8 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    one = House(tmp_path)
+def node(tmp_path: Path) -> Iterator[Node]:
+    one = Node(tmp_path)
     yield one
     one.ledger.close()
 
@@ -82,11 +84,11 @@ def week(
     ]
 
 
-def test_a_week_is_counted_as_its_images_end(house: House) -> None:
+def test_a_week_is_counted_as_its_images_are_completed(node: Node) -> None:
     for probability in (0.9, 0.004, 0.004):
-        house.end(probability)
-    house.end(None, "view")
-    found = drift(house.ledger.inspect, weeks=2)
+        node.end(probability)
+    node.end(None, "view")
+    found = drift(node.ledger.inspect, weeks=2)
     assert found.baseline is None
     assert not found.alarms
     (mine,) = found.of("XRAY1")
@@ -96,26 +98,26 @@ def test_a_week_is_counted_as_its_images_end(house: House) -> None:
     assert found.of(EVERY_AE)[0].images == 4
     assert str(mine.monday) == "2023-11-13"
     assert any(
-        "1 of 3 positive" in line for line in command.lines(command.look(house.ledger.inspect, 2))
+        "1 of 3 positive" in line for line in command.lines(command.look(node.ledger.inspect, 2))
     )
 
 
-def test_an_image_of_the_inbox_counts_once(house: House) -> None:
-    house.end(0.9, ae_title="")
-    house.end(0.004)
-    weeks = drift(house.ledger.inspect, weeks=1).weeks
+def test_an_image_of_the_inbox_counts_once(node: Node) -> None:
+    node.end(0.9, ae_title="")
+    node.end(0.004)
+    weeks = drift(node.ledger.inspect, weeks=1).weeks
     assert {week.ae_title: week.images for week in weeks} == {EVERY_AE: 2, INBOX: 1, "XRAY1": 1}
 
 
-def test_a_week_unlike_the_baseline_alarms(house: House) -> None:
+def test_a_week_unlike_the_baseline_raises_an_alarm(node: Node) -> None:
     for number in range(60):
-        house.end(0.9 if number % 10 == 0 else 0.004)
+        node.end(0.9 if number % 10 == 0 else 0.004)
     monday = date(2023, 11, 13)
-    house.ledger.drift.set_baseline(*weeks_between(monday, monday), "alice")
-    house.clock.now += WEEK_S
+    node.ledger.drift.set_baseline(*weeks_between(monday, monday), "alice")
+    node.clock.now += WEEK_S
     for number in range(60):
-        house.end(0.9 if number % 2 == 0 else 0.2)
-    found = drift(house.ledger.inspect)
+        node.end(0.9 if number % 2 == 0 else 0.2)
+    found = drift(node.ledger.inspect)
     assert {alarm.what for alarm in found.alarms} == {"positives", "scores"}
     assert {alarm.week for alarm in found.alarms} == {found.weeks[-1].number}
     assert "30 of 60 images (50.0%); baseline 6 of 60 (10.0%)" in found.alarms[0].words
@@ -128,7 +130,7 @@ def test_a_week_unlike_the_baseline_alarms(house: House) -> None:
         (week(1, 40, 160), {"positives", "scores"}),
         (week(1, 10, 190, bin=9), {"scores"}),
         (week(1, 10, 190, lateral=60), {"not_analysed: view"}),
-        # Too few images, and a difference that is certain and of no account.
+        # Too few images; then a significant difference that is too small to matter.
         (week(1, 20, 20), set()),
         (week(1, 1500, 22500), set()),
     ],
@@ -139,7 +141,7 @@ def test_alarms_need_images_and_a_difference(counts: list[WeeklyCount], what: se
     assert {alarm.what for alarm in compare(now, baseline)} == what
 
 
-def test_the_statistics_are_those_of_the_literature() -> None:
+def test_the_intervals_match_the_published_examples() -> None:
     # Newcombe 1998, table II, methods 3 and 10: 15 of 148; 56 of 70 minus 48 of 80.
     assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
     assert difference(56, 70, 48, 80, 1.959964) == pytest.approx((0.0524, 0.3339), abs=1e-4)
@@ -150,17 +152,17 @@ def test_the_statistics_are_those_of_the_literature() -> None:
     assert auc([(0.1, False), (0.4, True), (0.4, False), (0.9, True)]) == 0.875
 
 
-def test_answers_are_compared_with_reports_by_uid_and_by_accession_number(house: House) -> None:
-    uids = [house.end(probability) for probability in (0.9, 0.9, 0.1)]
+def test_answers_are_compared_with_reports_by_uid_and_by_accession_number(node: Node) -> None:
+    uids = [node.end(probability) for probability in (0.9, 0.9, 0.1)]
     for probability in (0.1, 0.8):
-        house.end(probability, accession="A4711")
+        node.end(probability, accession="A4711")
     text = f"image,finding\n{uids[0]},yes\n{uids[1]},NO\n{uids[2]},0\nA4711,1\n1.9.9,yes\n"
     findings = read_reports(text, "")
     assert "A4711" not in findings
-    house.ledger.drift.tell_reports(findings)
-    house.ledger.drift.tell_reports(findings)
+    node.ledger.drift.tell_reports(findings)
+    node.ledger.drift.tell_reports(findings)
 
-    found = agreement(house.ledger.inspect)
+    found = agreement(node.ledger.inspect)
     assert found is not None
     assert (found.true_positive, found.false_positive) == (2, 1)
     assert (found.false_negative, found.true_negative) == (0, 1)
@@ -169,13 +171,13 @@ def test_answers_are_compared_with_reports_by_uid_and_by_accession_number(house:
     assert interval == pytest.approx((0.342, 1.0), abs=1e-3)
 
 
-def test_a_wrong_line_of_reports_is_named_and_nothing_is_taken() -> None:
+def test_a_wrong_report_line_is_named_and_no_line_is_taken() -> None:
     with pytest.raises(ReportsError, match="line 3, 4: ") as caught:
         read_reports("image,finding\n1.2.3,yes\nDOE^JANE,maybe\nalone\n", "")
     assert "DOE" not in str(caught.value)
 
 
-def test_an_accession_number_that_looks_like_a_uid_is_kept_as_a_digest_alone() -> None:
+def test_an_accession_number_that_looks_like_a_uid_is_kept_only_as_a_digest() -> None:
     uid = "1.2.840.113619.2.5.1762583153"
     assert len(uid) > 16
     findings = read_reports(f"2024.00123,yes\n{uid},no\n{uid},no\n", "spool")
@@ -190,7 +192,7 @@ def test_an_accession_number_that_looks_like_a_uid_is_kept_as_a_digest_alone() -
         ("image,finding\nA4711,yes\nA4711 ,no\n", "line 3: an earlier line has the other"),
     ],
 )
-def test_no_report_is_dropped_in_silence(text: str, words: str) -> None:
+def test_no_report_is_dropped_silently(text: str, words: str) -> None:
     with pytest.raises(ReportsError, match=words):
         read_reports(text, "")
 
@@ -202,22 +204,22 @@ def test_weeks_begin_on_mondays() -> None:
     assert monday_of(last) == date(2026, 11, 2)
 
 
-def test_weeks_that_are_asked_for_alarm_and_their_reports_alone_count(house: House) -> None:
+def test_drift_and_agreement_cover_exactly_the_requested_weeks(node: Node) -> None:
     for number in range(60):
-        house.end(0.9 if number % 10 == 0 else 0.004)
+        node.end(0.9 if number % 10 == 0 else 0.004)
     monday = date(2023, 11, 13)
     first, _ = weeks_between(monday, monday)
-    house.ledger.drift.set_baseline(first, first, "alice")
-    house.clock.now += WEEK_S
-    uids = [house.end(0.9 if number % 2 == 0 else 0.2) for number in range(60)]
-    house.clock.now += 4 * WEEK_S
-    later = house.end(0.9)
-    house.ledger.drift.tell_reports({uids[0]: True, later: False})
+    node.ledger.drift.set_baseline(first, first, "alice")
+    node.clock.now += WEEK_S
+    uids = [node.end(0.9 if number % 2 == 0 else 0.2) for number in range(60)]
+    node.clock.now += 4 * WEEK_S
+    later = node.end(0.9)
+    node.ledger.drift.tell_reports({uids[0]: True, later: False})
 
-    # Of a month, not only of its last two weeks, and without what came after it.
-    found = drift(house.ledger.inspect, 4, first + 4, alarming=4)
+    # The whole month counts, not only its last two weeks, and nothing after it counts.
+    found = drift(node.ledger.inspect, 4, first + 4, alarming=4)
     assert {alarm.week for alarm in found.alarms} == {first + 1}
-    assert not drift(house.ledger.inspect, 4, first + 4).alarms
-    of_month = agreement(house.ledger.inspect, first + 1, first + 4)
+    assert not drift(node.ledger.inspect, 4, first + 4).alarms
+    of_month = agreement(node.ledger.inspect, first + 1, first + 4)
     assert of_month is not None
     assert (of_month.true_positive, of_month.false_positive) == (1, 0)

