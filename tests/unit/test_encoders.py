@@ -1,5 +1,5 @@
-"""The encoders: maps of exact size, the published number of parameters under the published names,
-no idle weights.
+"""The encoders: maps of exact size, the published parameter counts and weight names, and no unused
+weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INFERENCE = Path(__file__).resolve().parents[2] / "inference"
 CLASSES = 1000
 
 
-# Parameters after the encoder, and in all, as published with 1,000 classes.
+# Parameters after the encoder, and in total, as published with 1,000 classes.
 PUBLISHED = {
     "alexnet": ((256 * 36 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * CLASSES, 61_100_840),
     "densenet121": ((1024 + 1) * CLASSES, 7_978_856),
@@ -81,12 +81,12 @@ NAMES: dict[str, dict[str, tuple[int, ...]]] = {
 
 @pytest.fixture(scope="module", params=sorted(ENCODERS))
 def made(request: pytest.FixtureRequest) -> tuple[str, Encoder]:
-    """(name, encoder): shapes alone, without memory."""
+    """(name, encoder), on the meta device: shapes without memory."""
     with torch.device("meta"):
         return request.param, ENCODERS[request.param](3)
 
 
-def test_with_its_head_each_has_the_published_number_of_parameters(
+def test_each_encoder_with_its_head_has_the_published_number_of_parameters(
     made: tuple[str, Encoder],
 ) -> None:
     name, encoder = made
@@ -111,16 +111,17 @@ def test_five_maps_at_exact_fractions_of_the_side_and_no_idle_weight(
         (1, width, size, 3 * size)
         for width, size in zip(encoder.widths, (16, 8, 4, 2, 1), strict=True)
     ]
-    # Several processes train one network only if each of its weights has a gradient.
+    # Distributed training needs a gradient for every weight.
     maps[-1].sum().backward()
     assert [key for key, one in encoder.named_parameters() if one.grad is None] == []
 
 
 @pytest.mark.parametrize("name", ["efficientnet-b3", "inception-v3", "se-resnext50"])
-def test_the_layout_in_memory_changes_nothing(name: str) -> None:
+def test_the_memory_format_does_not_change_the_maps(name: str) -> None:
     torch.manual_seed(1)
     encoder = ENCODERS[name](1).double()
-    # Nothing random, and no figures of a fresh batch norm, which are those of no image.
+    # Switch off dropout, but let batch norms use the statistics of the batch: fresh running
+    # statistics describe no image.
     for module in encoder.modules():
         module.train(isinstance(module, nn.BatchNorm2d))
     picture = torch.rand(2, 1, 64, 64, dtype=torch.float64)
@@ -132,7 +133,7 @@ def test_the_layout_in_memory_changes_nothing(name: str) -> None:
         )
 
 
-def test_the_densenet_encoder_is_the_classifiers() -> None:
+def test_the_densenet_encoder_equals_the_classifiers() -> None:
     torch.manual_seed(1)
     classifier = DenseNet121().eval()
     encoder = ENCODERS["densenet121"](1).eval()
@@ -145,8 +146,9 @@ def test_the_densenet_encoder_is_the_classifiers() -> None:
         torch.testing.assert_close(classifier.classifier(pooled), classifier(picture))
 
 
-def test_a_fresh_vgg_sees_what_differs_in_its_input() -> None:
-    # Without batch normalisation, torch's own start lets it fade by six orders of magnitude.
+def test_a_fresh_vgg_keeps_the_differences_in_its_input() -> None:
+    # Without batch normalisation, torch's default initialisation shrinks the signal by six orders
+    # of magnitude.
     torch.manual_seed(1)
     with torch.no_grad():
         one, other = ENCODERS["vgg19"](3)(torch.randn(2, 3, 32, 32))[-1]
@@ -161,7 +163,7 @@ def test_a_fresh_vgg_sees_what_differs_in_its_input() -> None:
         ("xception", "imagenet", [-1, -1, -1], [1, 1, 1]),
     ],
 )
-def test_each_is_given_what_its_published_checkpoint_was(
+def test_each_encoder_standardises_its_input_as_its_checkpoint_expects(
     name: str, stem: str, black: list[float], white: list[float]
 ) -> None:
     first, encoder = build(name, stem)
@@ -170,7 +172,7 @@ def test_each_is_given_what_its_published_checkpoint_was(
     assert next(encoder.parameters()).shape[1] == len(black)
 
 
-def test_an_unknown_encoder_is_refused_with_what_there_is() -> None:
+def test_an_unknown_encoder_is_refused_with_the_known_names() -> None:
     with pytest.raises(ValueError, match=r"'os\.system' found, allowed: .*vgg19"):
         build("os.system", "grey")
 

@@ -1,4 +1,6 @@
-"""The engine gives each image its answer, whatever runs the networks and whatever breaks below it."""
+"""The inference engine answers every image, whichever library runs the networks and whatever fails
+below it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from inference.package import Package
 from tests import models
 
 CPU = torch.device("cpu")
-# Of a batch's logits.
+# Changes a batch's logits.
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -37,7 +39,7 @@ def pictures(number: int) -> list[NDArray[np.float32]]:
 
 
 class Failing(nn.Module):
-    """A network that raises what `fault` makes of a batch's size, if anything."""
+    """A network that raises the exception that `fault` returns for the batch size, if any."""
 
     def __init__(self, network: nn.Module, fault: Callable[[int], Exception | None]) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class Failing(nn.Module):
 
 @pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
 def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """The tiny package on another engine. To convert it takes a second or two: once is enough."""
+    """The tiny package on another engine, converted once because that takes a second or two."""
     folder = models.write(tmp_path_factory.mktemp("other") / "tiny", models.tiny_networks())
     engine = Engine(package.load(folder), CPU, request.param)
     engine.tune()
@@ -74,7 +76,7 @@ def test_other_engines_answer_as_torch_does(tiny: Package, other: Engine, number
 
 
 @pytest.mark.xdist_group("engines")
-def test_an_engine_starts_on_torch_and_changes_over_one_step_at_a_time(tiny: Package) -> None:
+def test_an_engine_starts_on_torch_and_switches_one_network_at_a_time(tiny: Package) -> None:
     engine = Engine(tiny, CPU, "openvino")
     images = pictures(2)
     running = [engine.running]
@@ -115,7 +117,7 @@ def test_out_of_memory_halves_the_batch_and_stays_at_what_fits(
     assert module.sizes == [2, 2, 2, 2]
 
 
-def test_an_image_that_does_not_fit_alone_raises(tiny: Package) -> None:
+def test_an_image_too_large_for_memory_raises(tiny: Package) -> None:
     module = Failing(tiny.classifier, lambda size: torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         Engine(replace(tiny, classifier=module), CPU).classify(pictures(4))
@@ -149,7 +151,7 @@ def test_nan_is_never_an_answer(tiny: Package) -> None:
 
 
 class Imitation:
-    """An engine in name: torch's answers, changed as a test wants."""
+    """A fake engine: torch's answers, changed by `change`."""
 
     made = 0
 
@@ -163,7 +165,7 @@ class Imitation:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, change: Change = lambda x: x) -> None:
-    """Put an Imitation in OpenVINO's place."""
+    """Replace OpenVINO with an Imitation."""
     monkeypatch.setattr(Imitation, "made", 0)
     monkeypatch.setitem(
         engines.ENGINES, "openvino", lambda module, plan: Imitation(module, plan, change)
@@ -176,7 +178,7 @@ def broken(_: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         (lambda x: x + 0.002, "off torch float32"),
         (lambda x: x * np.nan, "off torch float32"),
@@ -185,25 +187,25 @@ def broken(_: NDArray[np.float32]) -> NDArray[np.float32]:
     ],
 )
 @pytest.mark.parametrize("wanted", ["auto", "openvino"])
-def test_an_engine_that_answers_otherwise_is_left_out_with_a_warning(
+def test_an_engine_with_wrong_answers_is_left_out_with_a_warning(
     tiny: Package,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     wanted: str,
     change: Change,
-    told: str,
+    reason: str,
 ) -> None:
     pretend(monkeypatch, change)
     engine = Engine(tiny, CPU, wanted)
     engine.tune()
     assert set(engine.running.values()) == {"torch"}
-    assert [record.levelno for record in caplog.records if told in record.message] == [
+    assert [record.levelno for record in caplog.records if reason in record.message] == [
         logging.WARNING
     ] * 2
 
 
 @pytest.mark.parametrize("late", [broken, lambda x: x * np.nan])
-def test_an_engine_that_breaks_in_service_gives_way_to_torch(
+def test_an_engine_that_fails_in_service_is_replaced_by_torch(
     tiny: Package, monkeypatch: pytest.MonkeyPatch, late: Change
 ) -> None:
     faults: list[Change] = []
@@ -217,13 +219,13 @@ def test_an_engine_that_breaks_in_service_gives_way_to_torch(
     assert engine.running == {"classifier": "torch", "segmenter": "openvino"}
 
 
-def test_an_engine_that_is_not_there_is_said_and_torch_goes_on(
+def test_a_missing_engine_is_logged_and_torch_is_used(
     tiny: Package, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("openvino", "onnxruntime"):
         monkeypatch.setattr(f"inference.engines.{name}.is_installed", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    for wanted, told in (
+    for wanted, reason in (
         ("openvino", "install Pleura's extra"),
         ("onnxruntime", "install Pleura's extra"),
         ("compile", "C++ compiler"),
@@ -231,14 +233,16 @@ def test_an_engine_that_is_not_there_is_said_and_torch_goes_on(
         engine = Engine(tiny, CPU, wanted)
         engine.tune()
         assert set(engine.running.values()) == {"torch"}
-        assert told in caplog.text
+        assert reason in caplog.text
     caplog.clear()
     Engine(tiny, CPU, "auto").tune()
     assert "left out" not in caplog.text
 
 
 class Clock:
-    """Time that passes only when a network runs, a second for each image, or a test says so."""
+    """Time that advances only when a network runs, by a second for each image, or when a test sets
+    it.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tiny: Package) -> None:
         self.now = 0.0
@@ -255,7 +259,7 @@ class Clock:
 
 
 @pytest.mark.parametrize(("gain_s", "chosen"), [(0.5, "openvino"), (0.0, "torch"), (-1.0, "torch")])
-def test_auto_takes_what_is_faster(
+def test_auto_takes_the_faster_engine(
     tiny: Package, monkeypatch: pytest.MonkeyPatch, gain_s: float, chosen: str
 ) -> None:
     clock = Clock(monkeypatch, tiny)
@@ -270,7 +274,7 @@ def test_auto_takes_what_is_faster(
     assert set(engine.running.values()) == {chosen}
 
 
-def test_auto_takes_what_is_faster_for_one_image_and_for_many_apart(
+def test_auto_chooses_separately_for_one_image_and_for_batches(
     tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, tiny)
@@ -292,7 +296,7 @@ def test_auto_takes_what_is_faster_for_one_image_and_for_many_apart(
         assert asked == [1], start
 
 
-def test_the_choice_is_kept_for_this_model_on_this_machine_alone(
+def test_the_choice_is_cached_for_this_model_and_machine_only(
     tiny: Package, tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[str] = []
@@ -314,7 +318,7 @@ def test_the_choice_is_kept_for_this_model_on_this_machine_alone(
     assert timed == []
     start(tiny, max_batch=2)
     assert timed == ["classifier", "segmenter"]
-    # Another digest.
+    # Give the package another digest.
     package.amend(tiny_package, {"metrics": {"auc": 0.5}})
     start(package.load(tiny_package))
     assert timed == ["classifier", "segmenter"]
@@ -325,7 +329,7 @@ def test_the_choice_is_kept_for_this_model_on_this_machine_alone(
     assert timed == []
 
 
-def test_a_remembered_engine_is_held_against_torch_again(
+def test_a_cached_choice_is_compared_with_torch_again(
     tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, tiny)
@@ -336,7 +340,7 @@ def test_a_remembered_engine_is_held_against_torch_again(
         return x + np.float32(shift[0])
 
     pretend(monkeypatch, quicker)
-    # What once failed is tried again.
+    # An engine that failed once is tried again at the next start.
     for wanted in ("openvino", "openvino", "torch", "openvino"):
         shift[0] = 0.0 if wanted == "openvino" else 0.5
         engine = Engine(tiny, CPU, cache=tmp_path)
@@ -345,7 +349,7 @@ def test_a_remembered_engine_is_held_against_torch_again(
 
 
 @pytest.mark.parametrize("content", [None, "[1, 2]", "{", '{"x": 1}', "[" * 100_000])
-def test_a_cache_that_is_no_use_is_done_without(
+def test_an_unusable_cache_is_ignored(
     tiny: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
 ) -> None:
     pretend(monkeypatch)
@@ -378,7 +382,7 @@ def test_bf16_is_tried_only_where_the_package_and_the_device_allow_it(
                 assert not any(one.bf16 for one in engines.candidates(wanted, CPU, allowed))
 
 
-def test_bf16_comes_into_the_choice_for_the_network_that_was_validated_in_it(
+def test_bf16_is_timed_only_for_the_network_validated_in_it(
     tiny: Package, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(native, "computes_bf16", lambda _: True)
@@ -397,7 +401,7 @@ def test_bf16_comes_into_the_choice_for_the_network_that_was_validated_in_it(
     assert "bf16" not in timed["segmenter"]
 
 
-def test_without_a_gpu_it_is_the_cpu_with_a_warning(
+def test_without_a_gpu_the_cpu_is_used_with_a_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -412,7 +416,9 @@ def test_without_a_gpu_it_is_the_cpu_with_a_warning(
             choose_device(wanted)
 
 
-def test_a_gpu_is_taken_by_name_and_a_wrong_number_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_selected_by_name_and_a_wrong_number_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:0")

@@ -1,5 +1,5 @@
-"""Figures of a package: right, with intervals over patients, under the names that others read,
-streamed.
+"""Evaluation of a package: figures are correct, have intervals over patients, keep their published
+keys, and are computed without holding the images.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from training.measures.evaluate import read_answers, run, table
 
 THRESHOLD = 0.5
 RECIPES = Path(__file__).resolve().parents[2] / "config" / "recipes"
-# A split by the folds of the data, one of which only reports
+# A split by the published folds, of which fold 3 only reports.
 REPORTS_FOLD_3 = "{folds: published, train: [0, 1, 2], validate: [0, 1, 2], report: [3]}"
 HEAD = dict.fromkeys(("model", "version", "threshold", "labels", "warning"), "x")
 
@@ -43,7 +43,7 @@ HEAD = dict.fromkeys(("model", "version", "threshold", "labels", "warning"), "x"
 def drawn(
     count: int = 60, seed: int = 0
 ) -> tuple[list[Answer], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Answers, and the true and found masks (count, 8, 8) that they count."""
+    """Answers, and the true and found masks (count, 8, 8) whose pixels they count."""
     rng = np.random.default_rng(seed)
     positive = rng.random(count) < 0.4
     true = (rng.random((count, 8, 8)) < 0.3) & positive[:, None, None]
@@ -63,7 +63,7 @@ def drawn(
 
 
 def dice_of(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Of each image."""
+    """The Dice coefficient of each image."""
     return np.array(
         [
             metrics.mask_figures([one], [other])["dice"]
@@ -72,7 +72,7 @@ def dice_of(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> NDArray[np.flo
     )
 
 
-def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
+def test_figures_equal_those_of_scikit_learn_and_of_the_masks() -> None:
     answers, true, found = drawn()
     measured = {
         name: one["value"] for name, one in figures.measured(answers, THRESHOLD, draws=10).items()
@@ -107,7 +107,7 @@ def test_figures_are_those_of_scikit_learn_and_of_the_masks() -> None:
     )
 
 
-def test_a_figure_of_masks_is_from_the_images_whose_mask_is_known() -> None:
+def test_a_mask_figure_uses_only_images_with_a_known_mask() -> None:
     answers, _, _ = drawn()
     known = [answer if n >= 20 else replace(answer, true=None) for n, answer in enumerate(answers)]
     found = figures.measured(known, THRESHOLD, draws=5)
@@ -124,7 +124,7 @@ def test_a_figure_of_masks_is_from_the_images_whose_mask_is_known() -> None:
 def bootstrap(
     figure: Callable[[NDArray[np.intp]], float], patients: NDArray[np.str_], draws: int
 ) -> tuple[float, float]:
-    """The interval of `figure(indices)`, one resample after the other."""
+    """The bootstrap interval of `figure(indices)`, computed one resample at a time."""
     rng = np.random.default_rng(0)
     names = np.unique(patients)
     images_of = [np.flatnonzero(patients == name) for name in names]
@@ -136,7 +136,7 @@ def bootstrap(
     return float(low), float(high)
 
 
-def test_patients_are_resampled_not_images() -> None:
+def test_the_bootstrap_resamples_patients_not_images() -> None:
     answers = [
         Answer(
             image_id=str(n), patient="ab"[n // 50], label=1.0, probability=float(n // 50), pixels=64
@@ -162,7 +162,7 @@ def test_intervals_are_over_patients() -> None:
     assert low == high == pytest.approx(found["auc"]["value"])
 
 
-def test_the_keys_that_a_package_carries_are_still_there() -> None:
+def test_the_figures_have_every_key_of_the_shipped_package() -> None:
     answers, _, _ = drawn()
     found = figures.figures_of(answers, THRESHOLD, from_run=False)
     carried: Any = package.read_manifest(package.default_folder()).metrics["cross_fitted"]
@@ -180,7 +180,7 @@ def test_the_keys_that_a_package_carries_are_still_there() -> None:
     assert found["all"]["fold_3"]["auc"]["images"] == 15
 
 
-def test_what_cannot_be_measured_is_left_out() -> None:
+def test_figures_that_cannot_be_computed_are_left_out() -> None:
     answers, _, _ = drawn()
     without_masks = [replace(answer, true=None, label=0.2) for answer in answers]
     found = figures.figures_of(without_masks, THRESHOLD, from_run=False)["all"]
@@ -189,7 +189,7 @@ def test_what_cannot_be_measured_is_left_out() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_images_that_chose_or_trained_are_named() -> None:
+def test_the_note_names_images_used_to_train_or_to_choose() -> None:
     answers, _, _ = drawn()
     of_run = [
         replace(answer, part=("train", "train+validate")[answer.fold == 0]) for answer in answers
@@ -205,7 +205,7 @@ def test_images_that_chose_or_trained_are_named() -> None:
     assert "SILVER" in text
 
 
-def test_published_figures_stand_beside_ours_with_the_caveat() -> None:
+def test_published_figures_are_shown_beside_ours_with_a_caveat() -> None:
     answers, _, _ = drawn()
     found = figures.figures_of(answers, THRESHOLD, from_run=False)
     text = table(found | HEAD, {"mcc": 0.77, "dice": 0.21})
@@ -219,7 +219,7 @@ def test_published_figures_stand_beside_ours_with_the_caveat() -> None:
     assert f"all fold_3 finding nothing: {nothing:.3f}" in masks
 
 
-def test_the_table_has_the_main_figures_of_the_part_that_reports_and_no_others() -> None:
+def test_the_table_has_only_the_main_figures_of_the_reporting_part() -> None:
     found = figures.figures_of(drawn()[0], THRESHOLD, from_run=False)
     lines = [line.split("  ")[0] for line in table(found | HEAD).splitlines()]
     assert "all fold_3 auc" in lines
@@ -227,7 +227,7 @@ def test_the_table_has_the_main_figures_of_the_part_that_reports_and_no_others()
     assert not [line for line in lines if line.startswith("all auc") or "segmenter_alone" in line]
 
 
-def test_without_a_part_that_reports_nothing_published_stands_beside() -> None:
+def test_without_a_reporting_part_no_published_figure_is_shown() -> None:
     answers = [replace(answer, part="", patient=answer.image_id) for answer in drawn()[0]]
     text = table(figures.figures_of(answers, THRESHOLD, from_run=False) | HEAD, {"mcc": 0.77})
     assert "published 0.770" not in text
@@ -236,7 +236,7 @@ def test_without_a_part_that_reports_nothing_published_stands_beside() -> None:
 
 
 class Watched(Case):
-    """Counts how many of its pictures are alive."""
+    """Counts how many of its pictures are in memory."""
 
     alive: ClassVar[list[weakref.ref[NDArray[np.float32]]]] = []
     most = 0
@@ -255,7 +255,7 @@ class Watched(Case):
 
 
 class WithoutMask(Watched):
-    """A mask is known where there is nothing to find."""
+    """Only negatives have a known mask."""
 
     def mask(self) -> NDArray[np.bool_] | None:
         return None if self.positive else np.zeros((48, 40), dtype=bool)
@@ -290,7 +290,7 @@ def test_a_package_is_measured_without_holding_the_images(
     assert found.figures["notes"] == []
 
 
-def test_areas_are_those_of_the_masks_that_the_package_answers_with(
+def test_areas_are_those_of_the_masks_in_the_answers(
     tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "DRAWS", 20)
@@ -317,7 +317,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_recipe_says_which_images_report_and_which_masks_count(
+def test_the_recipe_defines_which_images_report_and_which_masks_count(
     tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "DRAWS", 5)
@@ -342,7 +342,7 @@ def test_the_recipe_says_which_images_report_and_which_masks_count(
         tiny_package, tmp_path, "siim", None, tmp_path / "a.html", RECIPES
     )
 
-    # C1 has folds of its own
+    # Recipe C1 has folds of its own.
     assert found["report"]["key"] is None
     assert not [name for name in found["all"] if "dice" in name or "pixel" in name]
     assert "auc" in found["all"]
@@ -385,7 +385,7 @@ def test_the_recipe_says_which_images_report_and_which_masks_count(
     trained_by["splits"] = ["0" * 64]
     with pytest.raises(ValueError, match=r"trained by another split; the split\.csv of its own"):
         commands.measure(*with_split)
-    # An ensemble of folds
+    # An ensemble trained on several folds.
     trained_by["splits"] = [split.digest(tmp_path / "split.csv"), "0" * 64]
     with pytest.raises(ValueError, match="trained by 2 splits: measure it without --split"):
         commands.measure(*with_split)
@@ -444,8 +444,10 @@ def node(folder: Path) -> Pipeline:
     return Pipeline(Engine(package.load(folder), choose_device("cpu")), AnalysisSettings())
 
 
-def test_an_image_is_measured_as_a_node_answers_it(tiny_package: Path, tmp_path: Path) -> None:
-    """Pixels twice as high as wide, stored upside down and mirrored, and a shutter."""
+def test_an_evaluation_gives_the_same_answer_as_a_node(tiny_package: Path, tmp_path: Path) -> None:
+    """For an image with pixels twice as high as wide, stored upside down and mirrored, with a
+    shutter.
+    """
     path = phantom.write(phantom.draw(3, True, 64), tmp_path / "a.dcm")
     dataset = dcmread(path)
     dataset.PixelSpacing = [0.4, 0.2]
@@ -458,7 +460,7 @@ def test_an_image_is_measured_as_a_node_answers_it(tiny_package: Path, tmp_path:
     dataset.save_as(path)
     (tmp_path / "labels.csv").write_text("image,label\na.dcm,0\n")
 
-    # A mask of half of what the untrained map holds
+    # Set the thresholds so that the mask holds half of the untrained map's pixels.
     manifest = package.read_manifest(tiny_package).model_dump(mode="json")
     classifier = manifest["classifier"] | {"threshold": 0.001}
     package.amend(tiny_package, {"classifier": classifier})
@@ -482,11 +484,11 @@ def test_an_image_is_measured_as_a_node_answers_it(tiny_package: Path, tmp_path:
     assert np.array_equal(look.found, finding.mask)
     assert look.true is not None
     assert look.pixels.shape == look.true.shape == (64, 64)
-    # As the labels of the stored picture are read
+    # The runs are in the orientation of the stored image, like the labels.
     assert measured.runs == [rle.encode(finding.mask)]
 
 
-def test_the_note_says_how_many_of_the_images_also_trained() -> None:
+def test_the_note_counts_the_images_that_were_also_trained_on() -> None:
     answers = [replace(one, part="train+validate") for one in drawn(8)[0]]
     note = figures.figures_of(answers, THRESHOLD, from_run=True)["report"]["note"]
     assert note.endswith("so their figures are too good; 8 of these 8 images also trained")

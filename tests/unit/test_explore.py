@@ -1,4 +1,4 @@
-"""The page about a data set: its numbers are those of the data, and it holds everything it shows."""
+"""The page about a data set: its numbers match the data, and it is self-contained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIDE = 64
 
 
 class Page(HTMLParser):
-    """Tables as rows of texts, tags that were seen, where images come from."""
+    """A parsed page: tables as rows of texts, the tags seen, and the sources of images."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_numbers_are_those_of_the_data(page: Path) -> None:
+def test_the_numbers_match_the_data(page: Path) -> None:
     rows = Page(page).rows
     for row in (
         ["images", "7", ""], ["patients", "4", ""], ["positive", "3", "42.9%"],
@@ -92,23 +92,23 @@ def test_the_numbers_are_those_of_the_data(page: Path) -> None:
     assert [float(areas[1]), float(areas[4]), float(areas[7])] == pytest.approx(shares, rel=0.01)
 
 
-def test_the_page_holds_everything_and_no_script(page: Path) -> None:
+def test_the_page_is_self_contained_and_has_no_script(page: Path) -> None:
     seen = Page(page)
     assert "script" not in seen.tags
     assert all(
         source.startswith(("data:image/svg+xml;base64,", "data:image/jpeg;base64,"))
         for source in seen.sources
     )
-    # Four plots and six samples: one file is gone
+    # Four plots and six samples: one of the seven files is missing.
     assert len(seen.sources) == 10
     text = page.read_text()
     assert HOSTILE.replace("/", "").replace("<", "&lt;").replace(">", "&gt;") in text
-    # Images are named by their id, patients not at all
+    # Images are named by their ID; patients are not named.
     assert "Doe" not in text
     assert "unusable: gone" in text
 
 
-def test_no_header_value_gets_onto_the_page(tmp_path: Path) -> None:
+def test_no_header_value_appears_on_the_page(tmp_path: Path) -> None:
     rows = ["ImageId, EncodedPixels"]
     for number in range(2):
         path = phantom.write(
@@ -126,7 +126,7 @@ def test_no_header_value_gets_onto_the_page(tmp_path: Path) -> None:
     assert not re.search("Jane|MRN", (tmp_path / "page.html").read_text())
 
 
-def test_without_masks_ages_or_hard_labels(tmp_path: Path) -> None:
+def test_the_page_works_without_masks_ages_or_hard_labels(tmp_path: Path) -> None:
     Image.fromarray(np.eye(32, dtype=np.uint8) * 255).save(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text("image,label\na.png,0.3\n")
     explore(tmp_path, "table", tmp_path / "page.html")

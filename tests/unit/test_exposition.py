@@ -1,5 +1,5 @@
-"""/metrics, /healthz and /readyz: each figure from a ledger with a known life, at a cost that does
-not grow with it.
+"""/metrics, /healthz and /readyz: correct figures from a ledger with known contents, at a cost that
+does not grow with the ledger.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def settings(tmp_path: Path) -> Config:
 
 
 def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
-    """By name and values of the labels, in the order of the labels' names."""
+    """Samples by metric name and label values, in the order of the label names."""
     return {
         (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text.decode())
@@ -68,17 +68,17 @@ def samples(text: bytes) -> dict[tuple[str, tuple[str, ...]], float]:
 
 @pytest.fixture
 def ledger_url(tmp_path: Path) -> str:
-    """SQLite alone, but for the test that names PostgreSQL."""
+    """Use SQLite only; one test requests PostgreSQL by name."""
     return f"sqlite:///{tmp_path}/ledger.db"
 
 
 @pytest.fixture
-def lived(ledger: Ledger, clock: Clock) -> Ledger:
-    return live(ledger, clock)
+def filled_ledger(ledger: Ledger, clock: Clock) -> Ledger:
+    return fill(ledger, clock)
 
 
-def live(ledger: Ledger, clock: Clock) -> Ledger:
-    """Three images: a positive that is stored, one that failed, one that waits 30 s."""
+def fill(ledger: Ledger, clock: Clock) -> Ledger:
+    """Add three images: a stored positive, a failed image, and an image that has waited for 30 s."""
     began = clock.now
     ledger.receive([arrival(1), arrival(2, _HOSTILE)])
     clock.now = began + 3
@@ -95,15 +95,17 @@ def live(ledger: Ledger, clock: Clock) -> Ledger:
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
-def test_each_figure_of_a_known_life(
+def test_each_figure_of_a_known_ledger(
     engine: str, request: pytest.FixtureRequest, clock: Clock, tmp_path: Path
 ) -> None:
     name = "ledger_url" if engine == "sqlite" else "postgres_url"
-    lived = live(Ledger(request.getfixturevalue(name), clock=clock), clock)
-    request.addfinalizer(lived.close)
-    lived.beat("analyse", "me:1", {"model": "m", "version": "1", "digest": "d", "device": "cpu"})
-    lived.note_destination("pacs", "it is away", 5.0)
-    found = samples(exposition(settings(tmp_path), lived.inspect))
+    filled_ledger = fill(Ledger(request.getfixturevalue(name), clock=clock), clock)
+    request.addfinalizer(filled_ledger.close)
+    filled_ledger.beat(
+        "analyse", "me:1", {"model": "m", "version": "1", "digest": "d", "device": "cpu"}
+    )
+    filled_ledger.note_destination("pacs", "it is away", 5.0)
+    found = samples(exposition(settings(tmp_path), filled_ledger.inspect))
 
     source = ("XRAY1", "ACME DX")
     assert found["pleura_images_received_total", ("XRAY1",)] == 2
@@ -125,13 +127,15 @@ def test_each_figure_of_a_known_life(
     assert found["pleura_stage_seconds_sum", ("pacs", "whole")] == 14
 
     clock.now += 3600
-    assert lived.count_arrivals() == 3
-    again = samples(exposition(settings(tmp_path), lived.inspect))
+    assert filled_ledger.count_arrivals() == 3
+    again = samples(exposition(settings(tmp_path), filled_ledger.inspect))
     assert again["pleura_images_received_total", ("XRAY1",)] == 2
 
 
-def test_a_hostile_ae_title_is_one_bounded_label(lived: Ledger, tmp_path: Path) -> None:
-    text = exposition(settings(tmp_path), lived.inspect)
+def test_a_hostile_ae_title_becomes_one_bounded_label(
+    filled_ledger: Ledger, tmp_path: Path
+) -> None:
+    text = exposition(settings(tmp_path), filled_ledger.inspect)
     assert b"\x01" not in text
     assert b"\x1b" not in text
     titles = {labels[0] for name, labels in samples(text) if name == "pleura_images_received_total"}
@@ -154,7 +158,7 @@ def test_labels_that_peers_choose_are_bounded_in_number(
     assert found["pleura_images_ended_total", ("other", "other", "analysed")] == 3
 
 
-def test_arrivals_are_counted_once_and_late_ones_wait(
+def test_arrivals_are_counted_once_and_the_current_hour_later(
     ledger: Ledger, clock: Clock, tmp_path: Path
 ) -> None:
     ledger.receive([arrival(1), arrival(2)])
@@ -169,13 +173,15 @@ def test_arrivals_are_counted_once_and_late_ones_wait(
     assert sum(ledger.inspect.sending_hours()["XRAY1"].values()) == 2
 
 
-def test_a_scrape_reads_no_table_whole(lived: Ledger, tmp_path: Path, clock: Clock) -> None:
+def test_a_scrape_never_scans_a_whole_table(
+    filled_ledger: Ledger, tmp_path: Path, clock: Clock
+) -> None:
     clock.now += 3600
-    lived.count_arrivals()
-    engine = lived._database.engine
+    filled_ledger.count_arrivals()
+    engine = filled_ledger._database.engine
     asked: list[tuple[str, Any]] = []
     sa.event.listen(engine, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
-    exposition(settings(tmp_path), lived.inspect)
+    exposition(settings(tmp_path), filled_ledger.inspect)
 
     with engine.connect() as conn:
         for text, values in list(asked):
@@ -185,26 +191,28 @@ def test_a_scrape_reads_no_table_whole(lived: Ledger, tmp_path: Path, clock: Clo
             assert not whole, (text, steps)
 
 
-def test_healthz_sees_the_ledger_and_readyz_the_roles(lived: Ledger, tmp_path: Path) -> None:
+def test_healthz_checks_the_ledger_and_readyz_the_roles(
+    filled_ledger: Ledger, tmp_path: Path
+) -> None:
     config = settings(tmp_path)
-    assert health(lived.inspect).is_well
-    assert ready(config, lived.inspect).checks["receive"] == "no process is ready"
-    lived.beat("receive", "me:1")
-    lived.beat("analyse", "me:2")
-    assert ready(config, lived.inspect).is_well
+    assert health(filled_ledger.inspect).is_well
+    assert ready(config, filled_ledger.inspect).checks["receive"] == "no process is ready"
+    filled_ledger.beat("receive", "me:1")
+    filled_ledger.beat("analyse", "me:2")
+    assert ready(config, filled_ledger.inspect).is_well
 
 
 @pytest.mark.parametrize("folder", ["absent", "empty mount point", "another ledger's"])
-def test_a_spool_that_cannot_be_seen_is_not_ready_and_has_no_room(
-    lived: Ledger, tmp_path: Path, folder: str
+def test_an_unreachable_spool_is_not_ready_and_reports_no_free_space(
+    filled_ledger: Ledger, tmp_path: Path, folder: str
 ) -> None:
-    lived.beat("receive", "me:1")
-    lived.beat("analyse", "me:2")
+    filled_ledger.beat("receive", "me:1")
+    filled_ledger.beat("analyse", "me:2")
     place = tmp_path / "spool"
-    Spool(place).claim(lived.spool_identity)
+    Spool(place).claim(filled_ledger.spool_identity)
     config = settings(tmp_path).model_copy(update={"spool": place})
-    assert ready(config, lived.inspect).checks["disk"] == "ok"
-    assert ("pleura_spool_free_bytes", ()) in samples(exposition(config, lived.inspect))
+    assert ready(config, filled_ledger.inspect).checks["disk"] == "ok"
+    assert ("pleura_spool_free_bytes", ()) in samples(exposition(config, filled_ledger.inspect))
 
     place.rename(tmp_path / "unmounted")
     if folder == "empty mount point":
@@ -212,22 +220,22 @@ def test_a_spool_that_cannot_be_seen_is_not_ready_and_has_no_room(
     elif folder == "another ledger's":
         Spool(place).claim(lambda here: here)
 
-    found = ready(config, lived.inspect)
+    found = ready(config, filled_ledger.inspect)
     assert not found.is_well
     assert "cannot be seen" in found.checks["disk"]
-    assert ("pleura_spool_free_bytes", ()) not in samples(exposition(config, lived.inspect))
+    assert ("pleura_spool_free_bytes", ()) not in samples(exposition(config, filled_ledger.inspect))
 
 
-def test_readyz_says_when_the_disk_is_full(lived: Ledger, tmp_path: Path) -> None:
-    lived.beat("receive", "me:1")
-    lived.beat("analyse", "me:2")
+def test_readyz_reports_a_full_disk(filled_ledger: Ledger, tmp_path: Path) -> None:
+    filled_ledger.beat("receive", "me:1")
+    filled_ledger.beat("analyse", "me:2")
     full = settings(tmp_path).model_copy(update={"spool_reserve_mb": 10**9})
-    found = ready(full, lived.inspect)
+    found = ready(full, filled_ledger.inspect)
     assert not found.is_well
     assert "MB free beside the spool" in found.checks["disk"]
 
 
-def test_the_end_of_a_certificate_as_openssl_says_it(tmp_path: Path) -> None:
+def test_a_certificates_expiry_equals_that_of_openssl(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue("node")
     said = subprocess.run(
@@ -239,18 +247,18 @@ def test_the_end_of_a_certificate_as_openssl_says_it(tmp_path: Path) -> None:
 
 
 def test_promtool_accepts_the_exposition(
-    lived: Ledger, tmp_path: Path, peer: Callable[[str], str]
+    filled_ledger: Ledger, tmp_path: Path, peer: Callable[[str], str]
 ) -> None:
     pair = Authority(tmp_path / "ca").issue("node").settings()
     shown = settings(tmp_path).model_dump(mode="json") | {"tls": {**pair, "client": "none"}}
     facts = {"gpu_used_bytes": 1, "gpu_total_bytes": 2, "memory_bytes": 3}
-    lived.beat("analyse", "me:1", facts)
+    filled_ledger.beat("analyse", "me:1", facts)
     shadowed = ShadowJob(1, "f1", "m 1 d")
-    lived.shadow.begin(shadowed, "candidate 2 e")
-    lived.shadow.answer(shadowed, "candidate 2 e", 0.9, True, "")
-    lived.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], [], "here", 60)
+    filled_ledger.shadow.begin(shadowed, "candidate 2 e")
+    filled_ledger.shadow.answer(shadowed, "candidate 2 e", 0.9, True, "")
+    filled_ledger.alarms.note([Alarm("outage:pacs", "outage", "pacs", "x")], [], "here", 60)
 
-    text = exposition(Config.model_validate(shown), lived.inspect)
+    text = exposition(Config.model_validate(shown), filled_ledger.inspect)
     for name in (
         "certificate_left_seconds",
         "gpu_memory_used_bytes",
@@ -272,33 +280,37 @@ def asked(probes: Probes, path: str, **headers: str) -> Response:
     return asyncio.run(ask())
 
 
-def test_the_three_addresses_and_who_may_read_the_metrics(lived: Ledger, tmp_path: Path) -> None:
+def test_the_three_endpoints_answer_and_metrics_need_the_token(
+    filled_ledger: Ledger, tmp_path: Path
+) -> None:
     config = settings(tmp_path)
     token = tmp_path / "token"
-    here = Probes(lambda: config, lived.inspect, is_local=True, token_file=None)
+    here = Probes(lambda: config, filled_ledger.inspect, is_local=True, token_file=None)
     assert asked(here, "/healthz").json() == {"ok": True, "ledger": "ok"}
     assert asked(here, "/readyz").status_code == 503
     assert "pleura_queue_images 1.0" in asked(here, "/metrics").text
 
-    anywhere = Probes(lambda: config, lived.inspect, is_local=False, token_file=None)
+    anywhere = Probes(lambda: config, filled_ledger.inspect, is_local=False, token_file=None)
     assert asked(anywhere, "/metrics").status_code == 401
 
     token.write_text("hush\n")
-    named = Probes(lambda: config, lived.inspect, is_local=True, token_file=token)
+    named = Probes(lambda: config, filled_ledger.inspect, is_local=True, token_file=token)
     for header in ("", "Bearer ", "Bearer hus", "Basic hush"):
         assert asked(named, "/metrics", authorization=header).status_code == 401
     assert asked(named, "/metrics", authorization="Bearer hush").status_code == 200
 
 
-def test_the_addresses_say_when_the_ledger_is_away(
-    lived: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_endpoints_report_an_unreachable_ledger(
+    filled_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(_: object) -> None:
         raise sa.exc.OperationalError("", {}, Exception("no server listens"))
 
-    monkeypatch.setattr(type(lived.inspect), "now", away)
-    monkeypatch.setattr(type(lived.inspect), "figures", away)
-    probes = Probes(lambda: settings(tmp_path), lived.inspect, is_local=True, token_file=None)
+    monkeypatch.setattr(type(filled_ledger.inspect), "now", away)
+    monkeypatch.setattr(type(filled_ledger.inspect), "figures", away)
+    probes = Probes(
+        lambda: settings(tmp_path), filled_ledger.inspect, is_local=True, token_file=None
+    )
     assert [asked(probes, path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [
         503, 503, 503,
     ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Files like those of public bug reports: each gives the picture of the unchanged file, or a
-reason.
+"""Files like those in public bug reports: each shows the same picture as the unchanged file, or has
+a reason why not.
 
-The files are in the `reports` folder of the real X-rays; its README says what is right for each.
-Their siblings are made here.
+The files are in the `reports` folder of the real X-rays; its README gives the correct outcome of
+each. Variants of them are made here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from tools.images import image
 AT = datetime(2026, 11, 28, 12)
 MODEL = ModelIdentity("m", "1.0.0", "0" * 64, "2.25.99")
 
-# File -> the largest mean difference to the unchanged file's picture, and a word of its notes.
+# File -> the largest allowed mean difference from the unchanged file's picture, and words of its
+# notes.
 SAME_PICTURE = {
     "charset-hyphen-cyrillic": (0.001, ""),
     "charset-hyphen-umlaut": (0.001, ""),
@@ -47,7 +48,7 @@ SAME_PICTURE = {
     "j2k-14-says-12": (0.001, "14 bits"),
     "no-sequence-delimiter": (0.0, "sequence delimiter"),
     "frame-header-not-in-first-fragment": (0.0, "first fragment"),
-    # A lossy JPEG.
+    # This file is a lossy JPEG.
     "icc-4k-fragments-1k": (0.01, "first fragment"),
     "jpeg-lossless-64-trailing": (0.0, "zeros follow"),
     "j2k-no-eoc": (0.0, "end marker"),
@@ -120,7 +121,9 @@ def greys(state: Dataset, stored: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("name", sorted(SAME_PICTURE))
-def test_a_file_of_a_report_gives_the_picture(reports: Path, base: Radiograph, name: str) -> None:
+def test_a_reported_file_shows_the_unchanged_picture(
+    reports: Path, base: Radiograph, name: str
+) -> None:
     decoded, notes = picture(reports / f"{name}.dcm")
     allowed, word = SAME_PICTURE[name]
     assert np.abs(decoded.pixels - base.pixels).mean() <= allowed
@@ -132,7 +135,7 @@ def test_a_file_of_a_report_gives_the_picture(reports: Path, base: Radiograph, n
 def test_every_file_of_the_folder_has_its_outcome_by_predict(
     reports: Path, tiny_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the file to the archive: its state, its note, and an overlay with its own identity."""
+    """Each file has the correct state, its note, and an overlay with the file's own identity."""
     files = sorted(reports.glob("*.dcm"))
     assert {path.stem for path in files} == {*SAME_PICTURE, *OTHERS}
     options = ["--model", str(tiny_package), "--device", "cpu", "--results", "SC"]
@@ -149,8 +152,8 @@ def test_every_file_of_the_folder_has_its_outcome_by_predict(
         assert answer["state"] == ("not_analysed" if answer["reason"] else "analysed"), name
         assert SAME_PICTURE.get(name, (0.0, ""))[1] in " ".join(answer["notes"]), name
 
-    # pydicom does not read the file with the malformed sequence. Files of one content have one
-    # overlay.
+    # pydicom cannot read the file with the malformed sequence. Files with the same content share
+    # one overlay.
     readable = [path for path in files if path.stem != "wrong-item-delimiter"]
     with silenced_warnings():
         overlays = {identity(dcmread(path)) for path in tmp_path.glob("*.dcm")}
@@ -159,11 +162,11 @@ def test_every_file_of_the_folder_has_its_outcome_by_predict(
 
 
 def identity(dataset: Dataset) -> tuple[bytes | None, ...]:
-    """The bytes that tell whose image it is, and how they are read."""
+    """The identifying values as bytes, and their character set."""
     found = []
     for keyword in ("SpecificCharacterSet", "PatientName", "PatientID", "StudyInstanceUID"):
         element: Any = dataset.get_item(keyword) if keyword in dataset else None
-        # pydicom has decoded the character set, whose values here are plain text.
+        # pydicom has already decoded the character set; its values here are plain text.
         value = None if element is None else element.value
         found.append(value if value is None or isinstance(value, bytes) else str(value).encode())
     return tuple(found)
@@ -187,7 +190,7 @@ def test_the_presentation_state_shows_the_picture_that_the_networks_see(
     assert list(area.PresentationPixelAspectRatio) == [1, 1]
 
 
-def test_a_table_narrower_than_said_is_shown_in_its_own_range(
+def test_a_lut_with_fewer_bits_than_stated_is_shown_in_its_own_range(
     reports: Path, base: Radiograph
 ) -> None:
     decoded, _ = picture(reports / "voilut-14-in-16.dcm")
@@ -198,7 +201,9 @@ def test_a_table_narrower_than_said_is_shown_in_its_own_range(
 @pytest.mark.parametrize(
     ("name", "reason"), [("age-7-YRS", "under_age"), ("age-007J", "age_unknown")]
 )
-def test_an_odd_age_of_a_child_is_never_an_adults(reports: Path, name: str, reason: str) -> None:
+def test_a_childs_malformed_age_is_never_read_as_an_adults(
+    reports: Path, name: str, reason: str
+) -> None:
     dataset, _ = radiograph.parse((reports / f"{name}.dcm").read_bytes())
     verdict = judge(dataset, Rules(), lambda _: False)
     assert isinstance(verdict, Exclusion)
@@ -219,7 +224,9 @@ def test_outside_the_shutter_is_black_and_inside_is_the_picture(
     assert np.corrcoef(decoded.pixels[inside].ravel(), base.pixels[inside].ravel())[0, 1] > 0.99
 
 
-def test_flat_pixels_are_analysed_in_true_proportions(reports: Path, base: Radiograph) -> None:
+def test_non_square_pixels_are_analysed_in_true_proportions(
+    reports: Path, base: Radiograph
+) -> None:
     decoded, _ = picture(reports / "aspect-2-1.dcm")
     assert decoded.aspect == 2
     seen = with_square_pixels(decoded.pixels, decoded.aspect)
@@ -228,7 +235,7 @@ def test_flat_pixels_are_analysed_in_true_proportions(reports: Path, base: Radio
     assert with_stored_pixels(seen, decoded.pixels.shape).shape == decoded.pixels.shape
 
 
-# ---- siblings
+# ---- variants
 
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -333,7 +340,7 @@ def test_the_first_usable_window_is_shown_and_passed_on(
         ({"RescaleSlope": "-1", "RescaleIntercept": "4095"}, (-1, 4095)),
     ],
 )
-def test_slope_and_intercept_are_passed_on_together_and_short(
+def test_slope_and_intercept_are_passed_on_together_within_16_characters(
     changes: dict[str, str], wanted: tuple[float, float]
 ) -> None:
     with config.disable_value_validation():
@@ -346,7 +353,7 @@ def test_slope_and_intercept_are_passed_on_together_and_short(
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
-def test_a_table_of_fewer_bits_than_said_is_as_bright_as_its_own(bits: int) -> None:
+def test_a_lut_with_fewer_bits_than_stated_keeps_its_brightness(bits: int) -> None:
     table = (np.arange(4096) >> 12 - bits if bits < 12 else np.arange(4096) << bits - 12).tolist()
     item = Dataset()
     item.LUTDescriptor = [4096, 0, 16]
@@ -357,7 +364,7 @@ def test_a_table_of_fewer_bits_than_said_is_as_bright_as_its_own(bits: int) -> N
     assert made.header.VOILUTSequence[0].LUTDescriptor[2] == max(8, bits)
 
 
-def test_a_table_of_data_that_were_written_signed_is_the_same_words() -> None:
+def test_lut_data_written_as_signed_give_the_same_values() -> None:
     words = np.arange(4096, dtype=np.uint16) * 16
     pictures = []
     for vr, values in (("US", words.tolist()), ("SS", words.astype(np.int16).tolist())):
@@ -370,8 +377,10 @@ def test_a_table_of_data_that_were_written_signed_is_the_same_words() -> None:
 
 
 @pytest.mark.parametrize(("first", "entries"), [(-25536, 16384), (-500, 4596), (-4096, 8192)])
-def test_a_table_begins_where_it_meets_the_values(first: int, entries: int) -> None:
-    """-25536 is 40000 written signed; -500 is a table that begins below all unsigned values."""
+def test_the_first_mapped_value_of_a_lut_is_read_to_fit_the_pixels(
+    first: int, entries: int
+) -> None:
+    """-25536 is 40000 written as signed; with -500 the table begins below all unsigned values."""
     item = Dataset()
     item.add_new("LUTDescriptor", "SS", [entries, first, 16])
     item.add_new(
@@ -407,10 +416,12 @@ def test_a_window_for_the_bits_of_the_stream_is_kept() -> None:
         ({"PixelAspectRatio": [1000, 1]}, 1),
     ],
 )
-def test_the_pixels_aspect(spacing: dict[str, Any], aspect: float) -> None:
+def test_the_pixel_aspect_comes_from_spacing_or_aspect_ratio(
+    spacing: dict[str, Any], aspect: float
+) -> None:
     made = shown(**spacing)
     assert made.aspect == pytest.approx(aspect)
-    # The presentation state copies it from there.
+    # The presentation state copies the aspect ratio from the source.
     if aspect == 1:
         assert "PixelAspectRatio" not in made.header
         assert made.notes
@@ -423,7 +434,7 @@ def test_the_pixels_aspect(spacing: dict[str, Any], aspect: float) -> None:
 
 
 def encapsulated(syntax: uid.UID, fragments: list[bytes], table: bytes = b"") -> FileDataset:
-    """A 12-bit ramp whose Pixel Data are these items."""
+    """A 12-bit ramp whose Pixel Data consists of these items."""
     dataset = image(RAMP, 12)
     dataset.file_meta.TransferSyntaxUID = syntax
     items = [table, *fragments]
@@ -471,9 +482,9 @@ def jpeg_2000() -> bytes:
 @pytest.mark.parametrize(
     ("offsets", "lengths"),
     [([5000], [900]), ([0], [0]), ([0, 508], [500, 400]), ([], [])],
-    ids=["from the file's start", "no length", "one for each fragment", "empty"],
+    ids=["from the file's start", "no length", "an entry for each fragment", "empty"],
 )
-def test_a_wrong_extended_offset_table_costs_nothing(
+def test_a_wrong_extended_offset_table_is_ignored(
     jpeg_2000: bytes, offsets: list[int], lengths: list[int]
 ) -> None:
     fragments = [jpeg_2000[:500], jpeg_2000[500:]]
@@ -484,7 +495,7 @@ def test_a_wrong_extended_offset_table_costs_nothing(
     assert (values == RAMP).all()
 
 
-def test_a_right_extended_offset_table_over_a_stream_without_its_end_marker(
+def test_a_correct_extended_offset_table_serves_a_stream_without_an_end_marker(
     jpeg_2000: bytes,
 ) -> None:
     stream = jpeg_2000[:-2]
@@ -512,26 +523,26 @@ def test_one_frame_in_many_fragments_is_one_frame(size: int) -> None:
     "stated",
     [uid.JPEG2000Lossless, uid.JPEGLosslessSV1, uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit],
 )
-def test_a_stream_of_another_process_than_stated_is_decoded_as_what_it_is(stated: uid.UID) -> None:
+def test_a_stream_in_another_syntax_than_stated_is_decoded_by_its_content(stated: uid.UID) -> None:
     values, notes = decoded_values(encapsulated(stated, [jpeg_ls()]))
     assert (values == RAMP).all()
     assert "not what the transfer syntax names" in " ".join(notes)
 
 
-def test_a_fragment_without_bytes_is_no_frame() -> None:
+def test_an_empty_fragment_is_not_a_frame() -> None:
     values, notes = decoded_values(encapsulated(uid.JPEGLSLossless, [b"", jpeg_ls(), b""]))
     assert (values == RAMP).all()
     assert "first fragment" in " ".join(notes)
 
 
 @pytest.mark.parametrize("zeros", [1, 2, 64, 4096])
-def test_zeros_after_the_end_of_the_image_are_padding(zeros: int) -> None:
+def test_zeros_after_the_end_of_the_image_are_ignored(zeros: int) -> None:
     values, _ = decoded_values(encapsulated(uid.JPEGLSLossless, [jpeg_ls() + bytes(zeros)]))
     assert (values == RAMP).all()
 
 
 @pytest.mark.parametrize("high_bit", [0, 7, 12, 15, 16, 99])
-def test_an_impossible_high_bit_has_one_meaning(high_bit: int) -> None:
+def test_an_impossible_high_bit_is_ignored_with_a_note(high_bit: int) -> None:
     dataset = image(RAMP, 16 if high_bit in (12, 15, 16) else 12, HighBit=high_bit)
     values, notes = decoded_values(dataset)
     assert (values == RAMP).all()
@@ -539,7 +550,7 @@ def test_an_impossible_high_bit_has_one_meaning(high_bit: int) -> None:
 
 
 @pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless])
-def test_high_bit_does_not_shift_what_a_codec_gives(syntax: uid.UID, jpeg_2000: bytes) -> None:
+def test_high_bit_does_not_shift_a_codecs_output(syntax: uid.UID, jpeg_2000: bytes) -> None:
     stream = jpeg_2000 if syntax == uid.JPEG2000Lossless else jpeg_ls()
     dataset = encapsulated(syntax, [stream])
     dataset.HighBit = 15
@@ -549,7 +560,7 @@ def test_high_bit_does_not_shift_what_a_codec_gives(syntax: uid.UID, jpeg_2000: 
 
 
 @pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEG2000Lossless])
-def test_high_bit_shifts_cells_of_16_bits(syntax: uid.UID) -> None:
+def test_high_bit_shifts_16_bit_cells(syntax: uid.UID) -> None:
     dataset = image(RAMP << 4, 16)
     dataset.compress(syntax, generate_instance_uid=False)
     dataset.BitsStored = 12
@@ -567,7 +578,9 @@ def written(dataset: FileDataset) -> bytes:
 
 
 def malformed(fault: str) -> bytes:
-    """A file with one harmless element that breaks the parser, or misleads it."""
+    """A file with one malformed element, unrelated to the image, that breaks or misleads the
+    parser.
+    """
     dataset = image(RAMP, 12)
     whole = written(dataset)
     at = whole.index(struct.pack("<HH", 0x0018, 0x0015))
@@ -598,14 +611,14 @@ def malformed(fault: str) -> bytes:
         "a length too short",
     ],
 )
-def test_a_malformed_element_costs_itself_and_no_other(fault: str) -> None:
+def test_a_malformed_element_loses_no_other_element(fault: str) -> None:
     dataset, notes = radiograph.parse(malformed(fault))
     assert (radiograph.read_pixels(dataset).values == RAMP).all()
     assert dataset.BodyPartExamined == "CHEST"
     assert "(0010,2202)" in " ".join(notes)
 
 
-def test_pixel_data_without_a_delimiter_are_whole_or_cut_off() -> None:
+def test_missing_pixel_data_delimiter_is_told_from_a_cut_off_file() -> None:
     dataset = image(RAMP, 12)
     dataset.file_meta.TransferSyntaxUID = uid.JPEGLSLossless
     dataset.PixelData = encapsulate([jpeg_ls()])

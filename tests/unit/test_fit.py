@@ -1,4 +1,4 @@
-"""The loop: it learns, ends the same after a kill -9, and says what went wrong."""
+"""The training loop: it learns, resumes identically after kill -9, and explains its errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIDE = 32
 
 
 class Recipe(BaseModel):
-    """Of these tests: nothing to compare."""
+    """An empty recipe: these tests compare no settings."""
 
 
 def stage(**changes: Any) -> Stage:
@@ -46,8 +46,8 @@ def stage(**changes: Any) -> Stage:
 
 
 class Tiny(nn.Module):
-    """All that a loop must know of: an encoder, batch norm, dropout, and an output of its own while
-    training.
+    """A network with every trait that the loop handles: an encoder, batch norm, dropout, and an
+    extra output in training.
     """
 
     def __init__(self) -> None:
@@ -65,10 +65,10 @@ class Tiny(nn.Module):
 
 
 def phantoms(count: int) -> Samples:
-    """The upper left quarters, where there is something to see at this size."""
+    """The upper left quarters of phantoms, which still show something at this size."""
     drawn = [phantom.draw(seed, seed % 2 == 0, 2 * SIDE) for seed in range(count)]
     images = np.stack([(one.pixels[:SIDE, :SIDE] * 255).astype(np.uint8) for one in drawn])
-    # What so small a network learns in seconds
+    # Threshold the images, so that this small network learns the task in seconds.
     bright = (images > 128).astype(np.uint8) * 255
     return Samples(images=images, targets=bright)
 
@@ -82,7 +82,7 @@ def build() -> Tiny:
 
 
 def plain() -> nn.Module:
-    """Without batch norm: what it learns of a batch does not depend on how that is cut."""
+    """A network without batch norm, whose gradient does not depend on how a batch is divided."""
     torch.manual_seed(5)
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
 
@@ -115,8 +115,8 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def blame(network: nn.Module) -> dict[str, float]:
-    """Falls while the network learns: its first epoch is the best."""
+def falling_figure(network: nn.Module) -> dict[str, float]:
+    """A figure that falls while the network learns, so that the first epoch is the best."""
     return {"dice": -dice(network)["dice"]}
 
 
@@ -133,7 +133,7 @@ STILL: dict[str, Any] = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "mean of the steps": STEADY | {"optimiser": {"name": "adamw", "learning_rate": 0.02, "clip": 1}},
-    "best at first": STEADY | {"watch": blame},
+    "best at first": STEADY | {"watch": falling_figure},
     "mean of the epochs": {
         "average": {"swa_last_epochs": 2}, "schedule": {"name": "plateau", "patience": 1},
         "best_by": "dice",
@@ -142,11 +142,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def test_it_learns_and_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_learns_and_shows_its_progress(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = fitted(tmp_path, epochs=8, precision="bf16", **STEADY)
     assert not network.training
     table = rows(tmp_path)
-    # The last: the mean, with its statistics
+    # The last row belongs to the averaged weights, with their own statistics.
     assert [int(float(row["epoch"])) for row in table] == list(range(1, 10))
     assert float(table[7]["loss"]) < 0.7 * float(table[0]["loss"])
     assert dice(network)["dice"] == max(float(row["dice"]) for row in table) > 0.8
@@ -156,7 +158,7 @@ def test_it_learns_and_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not run_in(tmp_path).checkpoint("net").exists()
 
 
-# Torch is loaded once for all of them
+# The fork server loads torch once for all processes.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__, "torch._dynamo"])
 
@@ -166,8 +168,8 @@ def die() -> None:
 
 
 def train_until_killed(folder: Path, name: str, threads: int, forward: int, save: int) -> None:
-    """A process of its own that dies in its `forward`th training batch, or half way through its
-    `save`th checkpoint.
+    """Train in a child process that dies in its `forward`th training batch, or half way through
+    writing its `save`th checkpoint.
     """
     torch.set_num_threads(threads)
     batches = itertools.count(1)
@@ -195,17 +197,17 @@ def train_until_killed(folder: Path, name: str, threads: int, forward: int, save
 @pytest.mark.parametrize(
     ("name", "forward", "save"),
     [
-        # In the second epoch
+        # In the second epoch.
         ("mean of the steps", 5, 0),
         ("mean of the steps", 0, 2),
         ("best at first", 5, 0),
-        # In the fourth epoch, between two batches of a step
+        # In the fourth epoch, between two batches of one step.
         ("mean of the epochs", 11, 0),
-        # While the statistics of the mean are computed
+        # While the statistics of the mean are computed.
         ("mean of the epochs", 14, 0),
     ],
 )
-def test_killed_and_started_again_it_ends_with_the_same_weights(
+def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, name: str, forward: int, save: int
 ) -> None:
     whole = fitted(tmp_path / "whole", epochs=4, **RECIPES[name])
@@ -227,7 +229,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(
     assert all(torch.equal(tensor, kept[key]) for key, tensor in cut.state_dict().items())
 
 
-def test_a_finished_network_is_not_trained_again_and_what_follows_does_not_notice(
+def test_a_finished_network_is_not_trained_again_and_later_networks_are_unaffected(
     tmp_path: Path,
 ) -> None:
     torch.manual_seed(3)
@@ -244,7 +246,7 @@ def test_a_finished_network_is_not_trained_again_and_what_follows_does_not_notic
     assert torch.equal(torch.rand(1), after_training)
 
 
-def test_a_phase_that_ends_before_its_schedule_is_the_beginning_of_the_whole(
+def test_a_phase_shorter_than_its_schedule_equals_the_start_of_a_whole_run(
     tmp_path: Path,
 ) -> None:
     schedule = {"name": "one-cycle"}
@@ -278,7 +280,7 @@ def scripted(figures: list[float]) -> Callable[[nn.Module], dict[str, float]]:
     return lambda _: {"dice": next(left)}
 
 
-def test_the_best_epoch_is_kept_and_the_rest_given_up(tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_and_training_stops_early(tmp_path: Path) -> None:
     seen: list[Tensor] = []
     figures = scripted([0.1, 0.5, math.nan, 0.4, 0.9])
 
@@ -302,7 +304,7 @@ def test_without_any_figure_the_last_weights_are_kept(tmp_path: Path) -> None:
     assert torch.equal(next(network.parameters()), seen[1])
 
 
-def test_the_mean_of_the_steps_gets_its_statistics_measured_anew(tmp_path: Path) -> None:
+def test_the_mean_of_the_steps_gets_new_batch_statistics(tmp_path: Path) -> None:
     seen: list[dict[str, Tensor]] = []
 
     def watch(network: nn.Module) -> dict[str, float]:
@@ -317,7 +319,7 @@ def test_the_mean_of_the_steps_gets_its_statistics_measured_anew(tmp_path: Path)
     assert all(torch.equal(one, redone[name]) for name, one in network.state_dict().items())
 
 
-def test_the_mean_of_the_last_epochs_gets_its_statistics_measured_anew(tmp_path: Path) -> None:
+def test_the_mean_of_the_last_epochs_gets_new_batch_statistics(tmp_path: Path) -> None:
     seen: list[nn.Module] = []
 
     def watch(network: nn.Module) -> dict[str, float]:
@@ -337,7 +339,7 @@ def test_the_mean_of_the_last_epochs_gets_its_statistics_measured_anew(tmp_path:
     assert [row["loss"] != "" for row in rows(tmp_path)] == [True] * 4 + [False]
 
 
-def test_statistics_are_of_the_given_batches_alone() -> None:
+def test_batch_statistics_come_only_from_the_given_batches() -> None:
     layers = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
     layers(torch.full((4, 2), 99.0))
     layers[1].eval()
@@ -349,7 +351,7 @@ def test_statistics_are_of_the_given_batches_alone() -> None:
     assert layers[0].momentum == 0.1
 
 
-def test_gathered_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_those_of_the_whole_batch(tmp_path: Path) -> None:
     for name, changes in {"whole": {"batch": 12}, "parts": {"batch": 3, "accumulate": 4}}.items():
         fitted(tmp_path / name, network=plain(), watch=lambda _: {}, **STILL, **changes)
     whole, parts = (
@@ -359,18 +361,18 @@ def test_gathered_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None
     assert not torch.allclose(plain().state_dict()["0.weight"], whole["0.weight"], atol=1e-3)
 
 
-def test_a_clipped_gradient_moves_the_weights_no_further(tmp_path: Path) -> None:
+def test_gradient_clipping_bounds_the_weight_change(tmp_path: Path) -> None:
     sgd = {"name": "sgd", "learning_rate": 1, "clip": 0.01}
     network = fitted(tmp_path, network=plain(), epochs=1, batch=12, **STILL | {"optimiser": sgd})
     pairs = zip(network.parameters(), plain().parameters(), strict=True)
     moved = [(after - before).detach() for after, before in pairs]
-    # Nesterov
+    # The optimiser uses Nesterov momentum of 0.9, so the first step is 1.9 times the gradient.
     assert float(torch.cat([one.flatten() for one in moved]).norm()) == pytest.approx(
         1.9 * 0.01, rel=0.01
     )
 
 
-def test_what_is_frozen_stays_until_its_epoch(tmp_path: Path) -> None:
+def test_frozen_weights_stay_unchanged_until_their_epoch(tmp_path: Path) -> None:
     before = build().encoder.state_dict()
     seen: list[dict[str, Tensor]] = []
 
@@ -392,7 +394,7 @@ def test_what_is_frozen_stays_until_its_epoch(tmp_path: Path) -> None:
 
 
 class Broken(Tiny):
-    """Fails in its fifth batch: the second of the second epoch."""
+    """A network that fails in its fifth batch, the second of the second epoch."""
 
     def __init__(self, fail: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -404,7 +406,7 @@ class Broken(Tiny):
         return super().forward(self.fail(x) if self.seen == 5 else x)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_which_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_nan_loss_stops_the_run_and_keeps_its_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError,
         match=r"net: epoch 2, batch 2: the loss is nan; images image \d+, .*optimiser\.clip",
@@ -426,7 +428,7 @@ def test_a_loss_that_is_no_number_stops_the_run_which_stays_as_it_was(tmp_path: 
         MemoryError(),
     ],
 )
-def test_out_of_memory_says_what_to_lower(tmp_path: Path, error: Exception) -> None:
+def test_out_of_memory_names_the_settings_to_lower(tmp_path: Path, error: Exception) -> None:
     def fail(_: Tensor) -> Tensor:
         raise error
 
@@ -434,17 +436,17 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, error: Exception) -> N
         fitted(tmp_path, network=Broken(fail))
 
 
-def test_another_error_of_the_network_stays_itself(tmp_path: Path) -> None:
+def test_another_error_of_the_network_is_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="to have 1 channels, but got 4"):
         fitted(tmp_path, network=Broken(lambda x: x[:, :, :2, 0]))
 
 
-def test_best_by_must_be_among_the_figures(tmp_path: Path) -> None:
+def test_best_by_must_name_a_figure_of_the_watch(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="best_by: iou found, one of dice wanted"):
         fitted(tmp_path, best_by="iou")
 
 
-def test_between_two_networks() -> None:
+def test_between_interpolates_two_networks() -> None:
     before, after = nn.Linear(2, 2), nn.Linear(2, 2)
     mean = average.between(before, after, 0.7)
     assert torch.allclose(mean.get_parameter("weight"), 0.3 * before.weight + 0.7 * after.weight)
@@ -456,9 +458,7 @@ def together() -> list[tuple[str, nn.Module, dict[str, Any]]]:
 
 
 def train_together(folder: Path, rank: int, port: int) -> None:
-    """One process of two, started as torchrun does; both keep what they ended with, and what they
-    said.
-    """
+    """One of two processes, started as torchrun does; each saves its final weights and its output."""
     launcher = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -498,13 +498,13 @@ def test_two_processes_train_one_network(tmp_path: Path, free_port: Callable[[],
             torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)
         )
         assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
-        # Half a batch each is what one process does with the whole
+        # Two processes with half a batch each equal one process with the whole batch.
         if name == "plain":
             alone = fitted(tmp_path / "alone", network=network, **changes).state_dict()
             assert all(torch.allclose(tensor, alone[key], atol=1e-5) for key, tensor in one.items())
 
 
-def test_the_mean_of_the_last_epochs_is_judged_where_its_statistics_stay(tmp_path: Path) -> None:
+def test_the_mean_of_the_last_epochs_is_evaluated_without_new_statistics(tmp_path: Path) -> None:
     figures = iter([0.5, 0.9, 0.6, 0.7, 0.95])
     seen: list[Tensor] = []
 

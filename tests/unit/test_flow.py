@@ -1,5 +1,5 @@
-"""Three steps that overlap: the order of things, how much is begun ahead, and what happens when a
-step breaks.
+"""The pipeline of three overlapping steps: order, how far ahead it works, and what happens when a
+step fails.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from daemon.analyse.flow import Flow, Steps
 
 
 class Number:
-    """An item."""
+    """An item of work."""
 
     def __init__(self, value: int) -> None:
         self.value = value
 
 
 class Bench:
-    """Steps that note what they did, and an owner that can be held up."""
+    """Steps that record their calls, and an answering step that a test can hold back."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -49,7 +49,7 @@ def numbers(*values: int) -> list[Number]:
     return [Number(value) for value in values]
 
 
-def test_a_batch_is_what_waits_and_nothing_waits_for_a_batch() -> None:
+def test_a_batch_takes_the_waiting_items_and_no_item_waits_for_a_full_batch() -> None:
     bench = Bench()
     with Flow(bench.steps(), 8, 1) as flow:
         flow.put(numbers(0))
@@ -60,7 +60,7 @@ def test_a_batch_is_what_waits_and_nothing_waits_for_a_batch() -> None:
             assert bench.begun.acquire(timeout=60)
         bench.go.set()
         flow.drain()
-    # The first alone at once; the others while it was answered.
+    # The first item was answered at once; the others gathered meanwhile.
     assert bench.batches == [
         [0],
         [1, 2, 3],
@@ -68,7 +68,7 @@ def test_a_batch_is_what_waits_and_nothing_waits_for_a_batch() -> None:
     assert bench.ended == [0, 1, 2, 3]
 
 
-def test_no_more_is_claimed_than_a_batch_ahead() -> None:
+def test_at_most_one_batch_is_claimed_ahead() -> None:
     bench = Bench()
     with Flow(bench.steps(), 4, 2) as flow:
         assert flow.wait_for_room(0) == 4
@@ -83,7 +83,7 @@ def test_no_more_is_claimed_than_a_batch_ahead() -> None:
     assert max(map(len, bench.batches)) <= 4
 
 
-def test_an_item_that_a_step_does_not_pass_on_has_ended() -> None:
+def test_an_item_dropped_by_a_step_is_done() -> None:
     bench = Bench()
     bench.go.set()
     with Flow(
@@ -97,7 +97,7 @@ def test_an_item_that_a_step_does_not_pass_on_has_ended() -> None:
 
 
 @pytest.mark.parametrize("step", ["begin", "answer", "end"])
-def test_a_step_that_raises_ends_it_all_and_what_is_left_is_known(step: str) -> None:
+def test_a_failing_step_ends_the_flow_and_leaves_the_items_in_hand(step: str) -> None:
     def breaks(_: object) -> bool:
         raise ArithmeticError(step)
 

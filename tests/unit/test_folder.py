@@ -1,4 +1,4 @@
-"""A folder destination is made once, and known again."""
+"""A folder destination is created once, and recognised later by its mark."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def outgoing(folder: Path) -> Outgoing:
     return Outgoing(path, "1.2", "1.2.3", "1.2.1")
 
 
-def said_by_doctor(tmp_path: Path, outbox: Path) -> str:
+def doctor_line(tmp_path: Path, outbox: Path) -> str:
     places = (FolderDestination(name="outbox", folder=outbox),)
     config = Config(
         spool=tmp_path / "spool", ledger=f"sqlite:///{tmp_path}/ledger.db", destinations=places
@@ -42,43 +42,43 @@ def said_by_doctor(tmp_path: Path, outbox: Path) -> str:
     return found
 
 
-def test_a_folder_that_was_never_used_is_made(tmp_path: Path, ledger: Ledger) -> None:
+def test_a_new_folder_is_created(tmp_path: Path, ledger: Ledger) -> None:
     outbox = tmp_path / "not" / "there" / "yet"
-    assert "no such folder" in said_by_doctor(tmp_path, outbox)
+    assert "no such folder" in doctor_line(tmp_path, outbox)
     for _ in range(2):
         Folder.open(outbox, ledger).store(outgoing(tmp_path))
     assert [path.name for path in outbox.glob("*.dcm")] == ["1.2.3.dcm"]
-    assert said_by_doctor(tmp_path, outbox).startswith("ok")
+    assert doctor_line(tmp_path, outbox).startswith("ok")
 
 
-def test_one_that_was_used_before_there_were_marks_gets_one(tmp_path: Path, ledger: Ledger) -> None:
+def test_a_folder_from_a_version_without_marks_gets_a_mark(tmp_path: Path, ledger: Ledger) -> None:
     (tmp_path / "1.dcm").touch()
     Folder.open(tmp_path, ledger)
     assert (tmp_path / MARK).is_dir()
 
 
-def test_one_that_was_used_is_not_made_again_but_by_a_person(
-    tmp_path: Path, ledger: Ledger
-) -> None:
+def test_a_lost_folder_is_recreated_only_by_a_person(tmp_path: Path, ledger: Ledger) -> None:
     outbox = tmp_path / "outbox"
     Folder.open(outbox, ledger)
     outbox.rename(tmp_path / "away")
-    # Gone; then an empty folder in its place.
+    # The folder is missing in the first round and empty in the second.
     for _ in range(2):
         with pytest.raises(LinkDownError, match="is it mounted"):
             Folder.open(outbox, ledger)
-        said = said_by_doctor(tmp_path, outbox)
+        said = doctor_line(tmp_path, outbox)
         assert said.startswith("TROUBLE")
         assert said.endswith(f"mkdir -p {outbox / MARK}")
         outbox.mkdir(exist_ok=True)
     assert list(outbox.iterdir()) == []
     (outbox / MARK).mkdir(parents=True)
     assert Folder.open(outbox, ledger).store(outgoing(tmp_path)).status == 0
-    # Other settings: another folder.
+    # A folder that the settings name for the first time is still created.
     Folder.open(tmp_path / "other", ledger)
 
 
-def test_what_is_written_while_it_goes_away_is_not_stored(tmp_path: Path, ledger: Ledger) -> None:
+def test_a_write_to_a_folder_that_was_replaced_is_not_acknowledged(
+    tmp_path: Path, ledger: Ledger
+) -> None:
     outbox = tmp_path / "outbox"
     folder = Folder.open(outbox, ledger)
     outbox.rename(tmp_path / "away")
@@ -87,8 +87,8 @@ def test_what_is_written_while_it_goes_away_is_not_stored(tmp_path: Path, ledger
         folder.store(outgoing(tmp_path))
 
 
-def test_opening_one_asks_about_no_file_of_others(tmp_path: Path, ledger: Ledger) -> None:
-    # Each image opens it, and results that nobody fetches gather there.
+def test_opening_a_folder_examines_no_results_in_it(tmp_path: Path, ledger: Ledger) -> None:
+    # Each image opens the folder, and it may hold many results that nobody fetches.
     outbox = tmp_path / "outbox"
     Folder.open(outbox, ledger).store(outgoing(tmp_path))
     part = outbox / f".{'0' * 16}.part"

@@ -1,4 +1,6 @@
-"""Networks that were trained elsewhere become packages that answer as they did; programs do not."""
+"""Networks trained elsewhere are imported as packages that give the same answers; files that
+contain programs are refused.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def blocks(heading: str) -> list[str]:
     return found
 
 
-def test_the_tutorials_network_is_imported_and_answers_as_itself(
+def test_the_tutorials_network_gives_the_same_answers_after_its_import(
     tiny_package: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -71,7 +73,7 @@ def test_the_tutorials_network_is_imported_and_answers_as_itself(
     program, commands = blocks("From ONNX")[:2]
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
-        # Of torch's exporter
+        # torch's exporter emits warnings.
         warnings.simplefilter("ignore")
         exec(program, names)
 
@@ -108,7 +110,9 @@ def graph_of(
     )
 
 
-def test_a_segmenter_decides_by_its_own_map(tiny_package: Path, tmp_path: Path) -> None:
+def test_an_imported_segmenter_classifies_by_its_own_map(
+    tiny_package: Path, tmp_path: Path
+) -> None:
     onnx.save(graph_of(helper.make_node("Neg", ["x"], ["y"])), tmp_path / "net.onnx")
     wanted = [tmp_path / "net.onnx", "--kind", "onnx", "--role", "segmenter", "--side", "32"]
     loaded = imported([*wanted, "--range", "-2", "2", *CHOSEN], tiny_package, tmp_path / "out")
@@ -150,7 +154,7 @@ def with_two_inputs() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (of_another_domain, r"operator far\.away\.Run found"),
         (with_control_flow, "operator If found"),
@@ -159,14 +163,14 @@ def with_two_inputs() -> onnx.ModelProto:
         (with_two_inputs, "2 inputs found"),
     ],
 )
-def test_a_graph_that_is_more_than_arithmetic_is_refused(
-    model: Callable[[], onnx.ModelProto], said: str
+def test_a_graph_with_more_than_arithmetic_is_refused(
+    model: Callable[[], onnx.ModelProto], message: str
 ) -> None:
-    with pytest.raises(OnnxError, match=said):
+    with pytest.raises(OnnxError, match=message):
         checked(model().SerializeToString())
 
 
-def test_what_is_no_graph_at_all_is_refused(tiny_package: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_refused(tiny_package: Path, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"\xffnothing")
     words = ["model", "import", str(tmp_path / "net.onnx"), "--kind", "onnx", *CHOSEN]
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
@@ -186,9 +190,7 @@ def test_a_state_dict_needs_its_architecture_by_name(tiny_package: Path, tmp_pat
     assert loaded.manifest.classifier.normalisation == "image-standard"
 
 
-def test_torchxrayvisions_fourth_output_is_kept_on_its_own_scale(
-    tiny_package: Path, tmp_path: Path
-) -> None:
+def test_torchxrayvisions_fourth_output_keeps_its_scale(tiny_package: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = build("densenet-121", outputs=18)
     state = theirs.state_dict() | {"op_threshs": torch.full((18,), 0.5)}
@@ -222,7 +224,7 @@ def test_a_classifier_of_timm_keeps_its_head(tiny_package: Path, tmp_path: Path)
 
 
 def drawn_from(steps: list[tuple[str, dict[str, Any]]]) -> bytes:
-    """A graph of these operators, one after the other, on a grey image of 32 px."""
+    """A graph that applies these operators in turn to a grey image of 32 px."""
     names = ["x", *map(str, range(len(steps)))]
     nodes = [
         helper.make_node(kind, [before], [after], **how)
@@ -243,7 +245,7 @@ FLATTENED_A_LITTLE = ("MaxPool", {"kernel_shape": [1, 2], "strides": [1, 2]})
 
 
 @pytest.mark.parametrize(
-    ("steps", "said"),
+    ("steps", "message"),
     [
         ([CHANNELS_LAST], r"channels last.*--outputs-as-nchw"),
         ([HALVED, CHANNELS_LAST], r"channels last.*--outputs-as-nchw"),
@@ -251,17 +253,17 @@ FLATTENED_A_LITTLE = ("MaxPool", {"kernel_shape": [1, 2], "strides": [1, 2]})
         ([FLATTENED_A_LITTLE], r"32 x 16 of 32 x 32.*the same part"),
     ],
 )
-def test_a_map_that_is_not_the_whole_picture_is_refused_at_the_import(
-    steps: list[tuple[str, dict[str, Any]]], said: str, tiny_package: Path, tmp_path: Path
+def test_a_map_of_only_part_of_the_picture_is_refused_at_import(
+    steps: list[tuple[str, dict[str, Any]]], message: str, tiny_package: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "net.onnx").write_bytes(drawn_from(steps))
     foreign = from_onnx(tmp_path / "net.onnx", "segmenter", 32)
     choices = Choices(0.5, "chosen on nothing", side=32, id="net")
-    with pytest.raises(PackageError, match=said):
+    with pytest.raises(PackageError, match=message):
         write(foreign, tiny_package, tmp_path / "out", choices)
 
 
-def test_a_map_of_half_the_side_is_brought_up(tmp_path: Path) -> None:
+def test_a_map_of_half_the_side_is_enlarged(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(drawn_from([HALVED]))
     module = from_onnx(tmp_path / "net.onnx", "segmenter", 32).module
     image = torch.zeros(1, 1, 32, 32)
@@ -284,7 +286,7 @@ def test_a_classifier_with_layers_that_a_package_lacks_is_refused(tmp_path: Path
         )
 
 
-def test_an_encoder_that_is_not_as_published_imports_no_classifier(tmp_path: Path) -> None:
+def test_a_classifier_whose_encoder_is_not_as_published_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"xception: computes something else .*densenet121"):
         timm_checkpoint.classifier(
             tmp_path / "net.safetensors", "xception", 64, timm_checkpoint.Head()
@@ -292,19 +294,17 @@ def test_an_encoder_that_is_not_as_published_imports_no_classifier(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("inside", "said"),
+    ("inside", "message"),
     [
         ("net/code/__torch__.py", "TorchScript archive.*torch.onnx.export"),
         ("net/archive_format", r"torch\.export archive.*torch\.onnx\.export"),
         ("bundle/configs/metadata.json", "MONAI bundle.*--kind monai"),
     ],
 )
-def test_a_program_is_recognised_and_the_way_out_is_said(
-    inside: str, said: str, tmp_path: Path
-) -> None:
+def test_a_program_is_refused_with_advice(inside: str, message: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
         archive.writestr(inside, "")
-    with pytest.raises(PackageError, match=said):
+    with pytest.raises(PackageError, match=message):
         state_dict(tmp_path / "net.pt")
 
 
@@ -317,7 +317,7 @@ def bundle(folder: Path, network: dict[str, object], state: dict[str, Tensor]) -
     return folder
 
 
-def test_a_monai_bundle_answers_about_an_image_as_the_network_did_about_its_transpose(
+def test_a_monai_classifier_answers_as_the_network_does_for_the_transposed_image(
     tiny_package: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -339,7 +339,7 @@ def test_a_monai_bundle_answers_about_an_image_as_the_network_did_about_its_tran
         assert torch.allclose(torch.sigmoid(loaded.classifier(image)), found, atol=1e-4)
 
 
-def test_a_monai_bundles_map_lies_as_ours(tmp_path: Path) -> None:
+def test_a_monai_segmenters_map_has_our_orientation(tmp_path: Path) -> None:
     from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 
     torch.manual_seed(0)
@@ -359,7 +359,7 @@ def test_a_monai_bundles_map_lies_as_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "message"),
     [
         ({"_target_": "os.system"}, "network os.system found; DenseNet121, BasicUNetPlusPlus"),
         ({"_target_": "mine.DenseNet121"}, "network mine.DenseNet121 found"),
@@ -371,16 +371,16 @@ def test_a_monai_bundles_map_lies_as_ours(tmp_path: Path) -> None:
         ({"target": "DenseNet121"}, "no network_def with a _target_"),
     ],
 )
-def test_a_bundle_that_cannot_be_built_here_is_said(
-    network: dict[str, object], said: str, tmp_path: Path
+def test_a_bundle_that_cannot_be_built_is_refused(
+    network: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     folder = bundle(tmp_path / "bundle", network, {"x": torch.zeros(1)})
-    with pytest.raises(PackageError, match=re.escape(said)):
+    with pytest.raises(PackageError, match=re.escape(message)):
         from_bundle(folder, 64, Head(), "unit")
 
 
 class Hdf5:
-    """What is asked of h5py, over a mapping of places to arrays."""
+    """The part of h5py's interface that the import uses, over a mapping of paths to arrays."""
 
     class Dataset:
         external = None
@@ -410,7 +410,7 @@ class Hdf5:
 
 
 def as_keras(state: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    """A DenseNet-121 under the names of keras.applications, which are written out here anew."""
+    """A DenseNet-121 under the names of keras.applications, written out here independently."""
     held = {}
     for name, value in state.items():
         layer, _, weight = name.removeprefix("features.").rpartition(".")
@@ -435,7 +435,7 @@ def as_keras(state: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     return held
 
 
-def test_the_weights_of_a_keras_densenet_are_torchs_by_another_name(
+def test_the_weights_of_a_keras_densenet_are_renamed_to_torchs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)

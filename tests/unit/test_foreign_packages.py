@@ -1,5 +1,5 @@
-"""Our packages have plain names: where another distribution has one of them, every command says so
-and ends.
+"""Our packages have common names: if another distribution installs one of them, every command
+reports it and exits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def install(folder: Path, files: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("files", [DECLARED, LISTED], ids=["declared", "listed"])
-def test_a_stranger_is_named(
+def test_a_conflicting_distribution_is_named(
     files: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -42,11 +42,11 @@ def test_a_stranger_is_named(
     assert "python-daemon" in told
 
 
-def test_names_that_only_begin_alike_are_no_strangers(
+def test_names_that_only_begin_alike_are_no_conflict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(tmp_path, HARMLESS)
     monkeypatch.syspath_prepend(tmp_path)
-    # For want of the file.
+    # The exit status comes from the absent file.
     assert cli.main(["config", "check", "-c", "absent.yaml"]) == 2
     assert "python-daemon" not in capsys.readouterr().err

@@ -1,5 +1,5 @@
-"""The gate by mutation: one thing broken at a time, each in bytes that parse, and each must be
-refused.
+"""The gate by mutation, SEG and SC: each case breaks one thing in bytes that still parse, and the
+gate must refuse each.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ GOOD = {result.kind: result for result in build(CASE, ["SEG", "SC"])}
 
 
 def broken(kind: str, change: Callable[[Any], object]) -> Result:
-    """The good object, read, changed and written again, with everything that can be consistent kept
-    so.
-    """
+    """The valid object after one change, rewritten so that everything else stays consistent."""
     dataset = dcmread(io.BytesIO(GOOD[kind].data))
     change(dataset)
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -67,7 +65,7 @@ def transpose(dataset: Any) -> None:
 
 
 def repaint(change: Callable[[Image.Image], Image.Image]) -> Callable[[Any], None]:
-    """Another picture in a JPEG of its own."""
+    """Replace the JPEG with that of a changed picture."""
 
     def apply(dataset: Any) -> None:
         jpeg = Image.open(io.BytesIO(next(generate_frames(dataset.PixelData, number_of_frames=1))))
@@ -97,7 +95,7 @@ def cut_jpeg(dataset: Any) -> None:
     dataset.PixelData = encapsulate([jpeg[: len(jpeg) // 2]])
 
 
-def stranger(dataset: Any) -> None:
+def refer_to_another_image(dataset: Any) -> None:
     item = Dataset()
     item.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
     item.ReferencedSOPInstanceUID = "2.25.666"
@@ -122,7 +120,7 @@ BOTH: dict[str, Callable[[Any], object]] = {
     "no UID": put(SOPInstanceUID="1.2.x"),
     "the source's series": put(SeriesInstanceUID="2.25.13"),
     "another modality": put(Modality="CR"),
-    "a reference to a stranger": stranger,
+    "a reference to another image": refer_to_another_image,
     "a reference to another class": within(
         "ReferencedSeriesSequence.ReferencedInstanceSequence",
         put(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.2"),
@@ -139,7 +137,7 @@ BOTH: dict[str, Callable[[Any], object]] = {
     "another time": put(ContentTime="050608.000000"),
     "the clock's creation date": put(InstanceCreationDate="20260305"),
     "no disclaimer": put(SeriesDescription="Pneumothorax"),
-    "a value its VR does not allow": put(SeriesNumber=None),
+    "a value that its VR forbids": put(SeriesNumber=None),
     "a private attribute": lambda d: d.add_new(0x00111001, "LO", "x"),
     "another orientation": put(PatientOrientation=["R", "F"]),
     "no orientation of the patient": put(PatientOrientation=None),
@@ -167,12 +165,12 @@ BOTH: dict[str, Callable[[Any], object]] = {
         "ContributingEquipmentSequence", lambda d: d.add_new(0x00000900, "US", 0)
     ),
     "a lost lossy history": drop("LossyImageCompressionRatio"),
-    "lossless, it says": put(LossyImageCompression="00"),
+    "stated as lossless": put(LossyImageCompression="00"),
 }
 SEG_ONLY: dict[str, Callable[[Any], object]] = {
     "one pixel": flip_one_pixel,
     "an empty mask": lambda d: put(PixelData=bytes(len(d.PixelData)))(d),
-    "rubbish behind the mask": lambda d: put(PixelData=d.PixelData + b"\0\0")(d),
+    "extra bytes after the mask": lambda d: put(PixelData=d.PixelData + b"\0\0")(d),
     "transposed": transpose,
     "another matrix": put(Rows=40),
     "eight bits": put(BitsAllocated=8),
@@ -185,10 +183,12 @@ SEG_ONLY: dict[str, Callable[[Any], object]] = {
     "another spacing": within(f"{SHARED}.PixelMeasuresSequence", put(PixelSpacing=[0.1, 0.1])),
     "no frame content": within(FRAME, drop("FrameContentSequence")),
     "no indices": within(f"{FRAME}.FrameContentSequence", drop("DimensionIndexValues")),
-    "an index less": within(f"{FRAME}.FrameContentSequence", put(DimensionIndexValues=[1])),
-    "an index more": within(f"{FRAME}.FrameContentSequence", put(DimensionIndexValues=[1, 1, 1])),
-    "a dimension less": lambda d: d.DimensionIndexSequence.pop(),
-    "a dimension of something else": within(
+    "a missing index": within(f"{FRAME}.FrameContentSequence", put(DimensionIndexValues=[1])),
+    "an additional index": within(
+        f"{FRAME}.FrameContentSequence", put(DimensionIndexValues=[1, 1, 1])
+    ),
+    "a missing dimension": lambda d: d.DimensionIndexSequence.pop(),
+    "a dimension of another attribute": within(
         "DimensionIndexSequence", put(DimensionIndexPointer=0x00209056)
     ),
     "a name as a dimension": within(
@@ -211,13 +211,13 @@ SEG_ONLY: dict[str, Callable[[Any], object]] = {
 }
 SC_ONLY: dict[str, Callable[[Any], object]] = {
     "another picture": repaint(turned),
-    "no words in the banner": repaint(without_words),
+    "a banner without words": repaint(without_words),
     "no banner": repaint(lambda picture: picture.crop((0, 0, picture.width, 660))),
     "another size than stated": put(Rows=900),
     "half a JPEG": cut_jpeg,
     "no JPEG": put(PixelData=encapsulate([b"nothing of the kind"])),
     "grey": repaint(lambda picture: picture.convert("L")),
-    "RGB, it says": put(PhotometricInterpretation="RGB"),
+    "stated as RGB": put(PhotometricInterpretation="RGB"),
     "a spacing": put(PixelSpacing=[0.1, 0.1]),
     "a promise of no burnt-in text": put(BurnedInAnnotation="NO"),
     "no derivation": drop("DerivationCodeSequence"),
@@ -249,13 +249,13 @@ def test_a_broken_object_is_refused(kind: str, name: str, change: Callable[[Any]
 
 
 @pytest.mark.parametrize("kind", ["SEG", "SC"])
-def test_a_good_object_passes_also_when_written_again(kind: str) -> None:
+def test_a_good_object_passes_also_when_rewritten(kind: str) -> None:
     gate.check(GOOD[kind], CASE)
     gate.check(broken(kind, lambda dataset: None), CASE)
 
 
 @pytest.mark.parametrize("kind", ["SEG", "SC"])
-def test_bytes_that_are_no_whole_file_are_refused(kind: str) -> None:
+def test_an_incomplete_file_is_refused(kind: str) -> None:
     data = GOOD[kind].data
     for wrong in (b"", data[:1000], data[:-10], data + b"\0\0", data[132:], b"\1" * len(data)):
         with pytest.raises(GateError):
@@ -270,10 +270,10 @@ def test_bytes_that_are_no_whole_file_are_refused(kind: str) -> None:
         pytest.param(b"Pleura", b"Pleur\0", id="padding in a name"),
     ],
 )
-def test_bytes_that_a_second_writing_does_not_give_are_refused(
+def test_bytes_that_rewriting_would_change_are_refused(
     kind: str, ours: bytes, other: bytes
 ) -> None:
-    # Whose elements the gate knows from then on.
+    # After this check the gate has cached the elements of this object.
     gate.check(GOOD[kind], CASE)
     data = GOOD[kind].data
     assert ours in data
@@ -290,7 +290,7 @@ def test_bytes_that_a_second_writing_does_not_give_are_refused(
         pytest.param(b"\x08\x00\x00\x00UL\x04\x00\x01\x00\x00\x00", id="a group's length"),
     ],
 )
-def test_an_element_that_belongs_to_no_data_set_is_refused(kind: str, element: bytes) -> None:
+def test_an_element_that_must_not_be_in_a_data_set_is_refused(kind: str, element: bytes) -> None:
     data = GOOD[kind].data
     # The group of the file meta information states its length (PS3.10 7.1).
     begin = 144 + int.from_bytes(data[140:144], "little")
@@ -299,7 +299,7 @@ def test_an_element_that_belongs_to_no_data_set_is_refused(kind: str, element: b
 
 
 @pytest.mark.parametrize("kind", ["SEG", "SC"])
-def test_what_the_result_says_of_itself_must_be_in_the_bytes(kind: str) -> None:
+def test_the_fields_of_a_result_must_match_its_bytes(kind: str) -> None:
     for wrong in (
         {"sop_instance_uid": "2.25.1"},
         {"sop_class_uid": "1.2.840.10008.5.1.4.1.1.2"},

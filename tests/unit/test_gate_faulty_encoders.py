@@ -1,10 +1,10 @@
 """The gate against encoders that are themselves wrong.
 
-test_gate breaks an object after it was made; here a faulty encoder makes it, whole and consistent:
-the real encoder works about another case than the one it was given (another patient, a mask off by
-one pixel), or its lines, figures and words are spoilt on their way into the object. It keeps the
-UIDs of the true case, as a faulty encoder would. The gate has to find each fault by what it works
-out itself from the true case.
+test_gate breaks an object after it was made. Here a faulty encoder makes a consistent object: the
+real encoder works on another case than the given one (another patient, a mask shifted by one
+pixel), or its lines, figures and words are corrupted on their way into the object. It keeps the
+UIDs of the true case, as a faulty encoder would. The gate must find each fault from its own
+computation on the true case.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDE = 48
 
 
 def two_lesions() -> NDArray[np.bool_]:
-    """A large lesion with a hole on the patient's right, a small one on the left."""
+    """A large lesion with a hole on the patient's right, and a small lesion on the left."""
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[5:20, 4:15] = True
     mask[9:12, 8:10] = False
@@ -99,7 +99,7 @@ def _names(case: Case) -> Iterator[str]:
 
 
 def source(**changes: object) -> Belief:
-    """An encoder that reads other values in the source's header."""
+    """An encoder that reads wrong values from the source's header."""
 
     def believe(case: Case) -> Case:
         wrong = copy.deepcopy(case.header)
@@ -111,7 +111,7 @@ def source(**changes: object) -> Belief:
 
 
 def mask(change: Callable[[NDArray[np.bool_]], NDArray[np.bool_]]) -> Belief:
-    """An encoder that spoils the mask, and measures what it has spoilt."""
+    """An encoder that changes the mask, and measures the changed mask."""
 
     def believe(case: Case) -> Case:
         assert case.finding is not None
@@ -184,7 +184,7 @@ def _graphics(dataset: Any) -> Iterator[Any]:
 
 
 def boxed(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The box around the line instead of the line."""
+    """The bounding box of the line instead of the line."""
     (left, top) = points.min(axis=0)
     (right, bottom) = points.max(axis=0)
     corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
@@ -214,7 +214,7 @@ def with_one_more_pixel(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
-    # whose image
+    # Identity of the patient.
     "another patient's name": (source(PatientName="Grün^Eva"), ALL),
     "a name that is a part of the patient's": (source(PatientName="Grün"), ("PR",)),
     "the patient's name in capitals": (source(PatientName="GRÜN^ADA"), ("SR",)),
@@ -225,11 +225,11 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "another study": (source(StudyInstanceUID="2.25.99"), ALL),
     "another accession number": (source(AccessionNumber="A2"), ("PR",)),
     "another study date": (source(StudyDate="20260302"), ("SR",)),
-    # which image
+    # Identity of the image.
     "another image of the study": (source(SOPInstanceUID="2.25.111"), ALL),
     "another series of the study": (source(SeriesInstanceUID="2.25.131"), ALL),
     "another class of image": (source(SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1"), ALL),
-    # the mask
+    # The mask.
     "the mask a row too low": (mask(lambda mask: np.roll(mask, 1, axis=0)), ALL),
     "the mask a row too high": (mask(lambda mask: np.roll(mask, -1, axis=0)), ALL),
     "the mask a column too far right": (mask(lambda mask: np.roll(mask, 1, axis=1)), ALL),
@@ -244,7 +244,7 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "the mask with its hole filled": (mask(filled), ALL),
     "a lesion left out": (mask(without_the_small_lesion), ALL),
     "a pixel more": (mask(with_one_more_pixel), ALL),
-    # figures
+    # Figures.
     "an area of one pixel more": (measurement(area_px=195), ("SC", "SR")),
     "an area ten times as large": (measurement(area_mm2=114.0), ("SC",)),
     "an area that claims to be exact": (measurement(area_estimated=False), ("SC",)),
@@ -254,17 +254,17 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "the extent a pixel too far": (measurement(extent_px=(5, 4, 37, 41)), ("SR",)),
     "the spread's row and column swapped": (measurement(spread_px=(11.4, 8.2)), ("SR",)),
     "no figures": (finding(measurement=None), ("SC", "SR")),
-    # the side
+    # The side.
     "the other side of the patient": (measurement(laterality="L"), ("SC",)),
     "a side not stated": (measurement(laterality=None), ("SC",)),
     "sides read in a mirrored image": (source(PatientOrientation=["R", "F"]), ("SEG", "SC", "SR")),
     "no side of any lesion": (finding(sided=False), ("SEG", "SR")),
-    # the spacing
+    # The spacing.
     "row and column spacing swapped": (spacing(0.3, 0.2), ("SEG", "PR")),
     "a spacing in centimetres": (spacing(0.02, 0.03), ("SEG", "SC", "SR", "PR")),
     "a spacing of square pixels": (spacing(0.2, 0.2), ALL),
     "a spacing said to be the patient's": (spacing(0.2, 0.3, detector=False), ("SC", "SR")),
-    # the score
+    # The score.
     "another score": (finding(probability=0.86), ("SC", "SR")),
     "score and threshold swapped": (finding(probability=0.42, threshold=0.87), ("SC", "SR")),
     "another threshold": (finding(threshold=0.41), ("SC", "SR")),
@@ -272,7 +272,7 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "a score as a part of 100": (finding(probability=0.0087), ("SC", "SR")),
     "not detected": (lambda _: NEGATIVE, ("SC", "SR")),
     "not analysed": (lambda _: REFUSED, ("SC", "SR")),
-    # picture and grey
+    # Picture and grey.
     "the picture mirrored": (pixels(np.fliplr), ("SC",)),
     "the picture transposed": (pixels(np.transpose), ("SC",)),
     "the picture inverted": (pixels(lambda pixels: 1 - pixels), ("SC",)),
@@ -284,7 +284,7 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "a lossless past": (source(LossyImageCompression="00"), ("SEG", "SC")),
     "another lossy past": (source(LossyImageCompressionRatio="9"), ("SEG", "SC")),
     "another date of acquisition": (source(AcquisitionDate="20260304"), ("SC",)),
-    # equipment and time
+    # Equipment and time.
     "another model": (
         lambda case: replace(case, model=replace(case.model, version="1.2.4")), ALL
     ),
@@ -329,7 +329,9 @@ LINES: dict[str, Spoil] = {
 
 
 def swap_contours(dataset: Any, _: Case) -> None:
-    """The contours of the first lesion and of the last, each under the other's tracking UID."""
+    """Swap the contours of the first and the last lesion, so that each is under the other's
+    tracking UID.
+    """
     graphics = list(_graphics(dataset))
     first, last = graphics[0], graphics[-1]
     first.GraphicData, last.GraphicData = last.GraphicData, first.GraphicData
@@ -339,13 +341,13 @@ def swap_contours(dataset: Any, _: Case) -> None:
 
 
 def turn_bits(dataset: Any, _: Case) -> None:
-    """Pixels packed from the most significant bit on."""
+    """Pack the pixels from the most significant bit instead of the least."""
     packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
     dataset.PixelData = np.packbits(np.unpackbits(packed, bitorder="little")).tobytes()
 
 
 def without_disclaimer(keyword: str) -> Spoil:
-    """Words that do not say "research use only"."""
+    """Remove the words "research use only"."""
 
     def spoil(dataset: Any, _: Case) -> None:
         said = [
@@ -389,7 +391,7 @@ FAULTS = [
     FAULTS,
     ids=[f"{kind}: {name}" for kind, name, *_ in FAULTS],
 )
-def test_what_a_faulty_encoder_makes_is_refused(
+def test_an_object_from_a_faulty_encoder_is_refused(
     kind: str, name: str, belief: Belief, spoil: Spoil | None
 ) -> None:
     result = made(CASE, kind, belief(CASE), spoil)
@@ -404,7 +406,7 @@ def test_what_a_faulty_encoder_makes_is_refused(
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("case", [CASE, NEGATIVE, REFUSED], ids=["positive", "negative", "refused"])
-def test_what_the_true_encoder_makes_passes(kind: str, case: Case) -> None:
+def test_an_object_from_the_true_encoder_passes(kind: str, case: Case) -> None:
     if KINDS[kind].encode(case) is not None:
         gate.check(made(case, kind, case), case)
 

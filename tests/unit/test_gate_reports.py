@@ -1,5 +1,5 @@
-"""The gate by mutation, SR and presentation state: one thing broken at a time, and each must be
-refused.
+"""The gate by mutation, SR and presentation state: each case breaks one thing, and the gate must
+refuse each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tools.cases import header, negative, positive, refused
 
 TWO = np.zeros((41, 37), dtype=bool)
 TWO[3:13, 3:12] = True
-# A hole.
+# The second lesion has a hole.
 TWO[6:8, 6:8] = False
 TWO[20:26, 28:34] = True
 RESCALE = {"RescaleSlope": 1, "RescaleIntercept": -5}
@@ -35,7 +35,7 @@ CASE = positive(
 )
 NEGATIVE = negative()
 GOOD = {result.kind: result for result in build(CASE, ["SEG", "SR", "PR"])}
-# No window and no LUT.
+# A source without a window and without a LUT.
 PLAIN = positive(header(), TWO)
 (GOOD_PLAIN,) = build(PLAIN, ["PR"])
 WHOLE = positive(header(Rows=1024, Columns=512, PixelSpacing=None, ImagerPixelSpacing=[0.2, 0.2]))
@@ -70,7 +70,7 @@ def add_to_evaluations(one: Dataset) -> Change:
     return item("Qualitative Evaluations", lambda found: found.ContentSequence.append(one))
 
 
-def said(value: str) -> Dataset:
+def comment_item(value: str) -> Dataset:
     one = Dataset()
     one.RelationshipType = "CONTAINS"
     one.ValueType = "TEXT"
@@ -177,14 +177,14 @@ SR: dict[str, Change] = {
     "absent and present": item("Pneumothorax", code("272519000", "Absent")),
     "no sentence": cut("Comment"),
     "another sentence": item("Comment", put(TextValue="Pneumothorax excluded.")),
-    "a sentence more": add_to_evaluations(said("Patient Gruen^Ada")),
+    "a sentence more": add_to_evaluations(comment_item("Patient Gruen^Ada")),
     "another observer": item("Device Observer UID", put(UID="2.25.3")),
     "a person observing": item("Device Observer Name", put(TextValue="Gruen^Ada")),
     "a relation of its own": item("Finding", put(RelationshipType="INFERRED FROM")),
     "an item without a name": item("Finding", drop("ConceptNameCodeSequence")),
     "no heading": cut("Qualitative Evaluations"),
 }
-# The library names a spacing, so it is there only where that is a chest's.
+# The image library states a spacing, so it exists only for a source whose spacing fits a chest.
 OF_A_WHOLE_IMAGE: dict[str, Change] = {
     "another orientation in the library": item("Patient Orientation Row", put(TextValue="R")),
 }
@@ -234,7 +234,7 @@ def aspect(**values: object) -> Change:
 
 
 def through(keyword: str) -> Dataset:
-    """A LUT that turns all black, as VOI or modality LUT."""
+    """A VOI or modality LUT that makes every pixel black."""
     table, item = Dataset(), Dataset()
     table.add_new(0x00283002, "US", [256, 0, 16])
     table.add_new(0x00283006, "OW", bytes(512))
@@ -271,7 +271,7 @@ PR_OF_A_PLAIN_IMAGE: dict[str, Change] = {
     ),
     "a name as the layer": within("GraphicLayerSequence", put(GraphicLayerDescription="DOE JOHN")),
 }
-ABSENT = said("")
+ABSENT = comment_item("")
 ABSENT.ValueType = "CODE"
 del ABSENT.TextValue
 ABSENT.ConceptNameCodeSequence[0].CodeValue = "36118008"
@@ -314,7 +314,7 @@ def test_a_broken_object_is_refused(good: Result, case: Case, name: str, change:
 
 
 @pytest.mark.parametrize("kind", ["SR", "PR", "SEG"])
-def test_a_good_object_passes_also_when_written_again(kind: str) -> None:
+def test_a_good_object_passes_also_when_rewritten(kind: str) -> None:
     gate.check(GOOD[kind], CASE)
     gate.check(broken(GOOD[kind], lambda dataset: None), CASE)
 
@@ -335,16 +335,16 @@ def second_segment(dataset: Any, **values: object) -> None:
                          put(ReferencedSegmentNumber=2))(d),
         lambda d: d.PerFrameFunctionalGroupsSequence.pop(),
     ],
-    ids=["tracking", "label", "segments swapped", "frames swapped", "frame of another segment", "a frame less"],
+    ids=["tracking", "label", "segments swapped", "frames swapped", "frame of another segment", "frame missing"],
 )  # fmt: skip
-def test_a_seg_of_two_lesions_keeps_them_apart(change: Change) -> None:
+def test_a_seg_that_mixes_up_two_lesions_is_refused(change: Change) -> None:
     with pytest.raises(GateError):
         gate.check(broken(GOOD["SEG"], change), CASE)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_frames_of_lesions_of_one_area_are_not_swapped() -> None:
-    # A whole number of bytes, so that frames are swapped by bytes.
+def test_swapped_frames_of_lesions_of_equal_area_are_refused() -> None:
+    # A frame is a whole number of bytes, so that frames can be swapped bytewise.
     mask = np.zeros((48, 40), dtype=bool)
     mask[2:8, 2:8] = mask[30:36, 30:36] = True
     case = positive(header(Rows=48, Columns=40), mask)

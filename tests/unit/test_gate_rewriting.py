@@ -1,4 +1,4 @@
-"""What the gate writes again is what pydicom writes from the values that it decoded."""
+"""The gate's rewriting of an object gives the same bytes as pydicom does from the decoded values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRAPHIC_DATA = Tag(0x0070, 0x0022)
 
 
 def read(dataset: Dataset) -> tuple[FileDataset, bytes]:
-    """The data set as it is read from a file, and its bytes there."""
+    """The data set as read from a file, and its bytes in the file."""
     dataset.SOPClassUID = SecondaryCaptureImageStorage
     dataset.SOPInstanceUID = "2.25.1"
     dataset.file_meta = FileMetaDataset()
@@ -53,14 +53,14 @@ def made() -> Dataset:
     return dataset
 
 
-# An element that is known is taken from memory.
+# On the second turn, known elements come from the cache.
 @pytest.mark.parametrize("turn", ["first", "second"])
-def test_the_bytes_are_those_of_the_file(turn: str) -> None:
+def test_rewriting_gives_the_bytes_of_the_file(turn: str) -> None:
     dataset, data = read(made())
     assert written_again(dataset) == data
 
 
-def test_what_is_known_of_one_object_does_not_hide_another_value() -> None:
+def test_the_cache_of_one_object_does_not_hide_another_value() -> None:
     dataset, _ = read(made())
     written_again(dataset)
     changed = made()
@@ -73,7 +73,7 @@ def test_what_is_known_of_one_object_does_not_hide_another_value() -> None:
     assert [item.CodeMeaning for item in dataset.DerivationCodeSequence] == ["One", "Two"]
 
 
-def test_a_contour_stays_as_it_was_read() -> None:
+def test_a_contour_keeps_its_bytes() -> None:
     dataset, _ = read(made())
     written_again(dataset)
     item = dataset.GraphicObjectSequence[0]
@@ -81,7 +81,7 @@ def test_a_contour_stays_as_it_was_read() -> None:
     assert np.array_equal(item.GraphicData, np.arange(200))
 
 
-def test_elements_are_left_out_at_the_top_alone() -> None:
+def test_elements_are_left_out_at_the_top_level_only() -> None:
     dataset, data = read(made())
     rest = written_again(dataset, without={Tag("ImageType")})
     assert len(rest) == len(data) - 8 - len(b"DERIVED\\PRIMARY ")
