@@ -1,4 +1,4 @@
-"""The gate finds regions from runs: the same as labelling every pixel finds."""
+"""The gate finds regions from runs of pixels; they equal the regions of a pixel-by-pixel labelling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CORNERS = np.ones((3, 3), dtype=bool)
 
 
 def masks() -> list[NDArray[np.bool_]]:
-    """Noise of every density, blobs of several sizes, a spiral, nothing and everything."""
+    """Noise of several densities, blobs of several sizes, a spiral, an empty mask and a full mask."""
     rng = np.random.default_rng(11)
     found = [rng.random((31, 23)) < part for part in (0.02, 0.3, 0.5, 0.6, 0.9)]
     for sigma in (1.0, 2.0, 4.0):
@@ -31,7 +31,7 @@ def masks() -> list[NDArray[np.bool_]]:
 
 @pytest.mark.parametrize("over_corners", [True, False])
 @pytest.mark.parametrize("mask", masks())
-def test_regions_are_those_of_labels(mask: NDArray[np.bool_], over_corners: bool) -> None:
+def test_regions_equal_labelled_regions(mask: NDArray[np.bool_], over_corners: bool) -> None:
     labels, wanted = ndimage.label(mask, CORNERS if over_corners else None)
     runs = Runs.of(mask)
     numbers, count = runs.together(over_corners)
@@ -40,7 +40,7 @@ def test_regions_are_those_of_labels(mask: NDArray[np.bool_], over_corners: bool
 
 
 @pytest.mark.parametrize("mask", [mask for mask in masks() if mask.any()])
-def test_a_region_is_painted_where_it_is(mask: NDArray[np.bool_]) -> None:
+def test_a_region_is_painted_at_its_place(mask: NDArray[np.bool_]) -> None:
     runs = Runs.of(mask)
     whole = np.zeros_like(mask)
     whole[runs.box] = runs.painted(runs.box)
@@ -48,7 +48,7 @@ def test_a_region_is_painted_where_it_is(mask: NDArray[np.bool_]) -> None:
 
 
 @pytest.mark.parametrize("mask", [mask for mask in masks() if mask.any()])
-def test_figures_and_lesions_are_those_of_the_pixels(mask: NDArray[np.bool_]) -> None:
+def test_figures_and_lesions_equal_those_of_the_pixels(mask: NDArray[np.bool_]) -> None:
     case = positive(header(Rows=mask.shape[0], Columns=mask.shape[1]), mask)
     labels, count = ndimage.label(mask, CORNERS)
     rows, columns = np.nonzero(mask)
@@ -75,5 +75,5 @@ def test_figures_and_lesions_are_those_of_the_pixels(mask: NDArray[np.bool_]) ->
 
 
 def _largest(labels: NDArray[np.int32], region: Region) -> int:
-    """The label of the largest part of a lesion, the first in reading order of equals."""
+    """The label of a lesion's largest part; of equal parts, the first in reading order."""
     return int(np.bincount(labels[region.mask]).argmax())

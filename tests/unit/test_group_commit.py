@@ -1,4 +1,6 @@
-"""Receivers that share a commit: each is told once its own row stands, and none twice."""
+"""Group commit: each receiver is answered once its own row is committed, and no row is committed
+twice.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ PATIENCE_S = 20.0
 
 
 class GatedLedger(Ledger):
-    """Commits when the test says so, and fails where it says so."""
+    """A ledger whose commits wait for the test and fail when the test wants it."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -68,7 +70,7 @@ def take(intake: Intake, number: int) -> None:
 def waiting(
     intake: Intake, ledger: GatedLedger, spool: Spool, threads: ThreadPoolExecutor
 ) -> list[Future[None]]:
-    """One object whose commit has begun, and six behind it."""
+    """One object whose commit has begun, and six that wait behind it."""
     objects = [threads.submit(take, intake, 0)]
     wait_until("the first commit", lambda: ledger.groups == [1])
 
@@ -81,7 +83,7 @@ def received(ledger: GatedLedger) -> int:
     return ledger.inspect.counts()["instances"].get("received", 0)
 
 
-def test_objects_that_come_during_a_commit_share_the_next_ones(
+def test_objects_that_arrive_during_a_commit_share_the_next_commit(
     waiting: list[Future[None]], ledger: GatedLedger
 ) -> None:
     assert not any(each.done() for each in waiting)
@@ -106,7 +108,7 @@ def test_a_committed_object_is_answered_while_the_next_commit_waits(
     assert received(ledger) == 7
 
 
-def test_a_failed_commit_is_the_answer_of_its_own_group_alone(
+def test_a_failed_commit_fails_only_its_own_group(
     waiting: list[Future[None]], ledger: GatedLedger, spool: Spool
 ) -> None:
     ledger.broken = {2}
@@ -118,7 +120,7 @@ def test_a_failed_commit_is_the_answer_of_its_own_group_alone(
     assert received(ledger) == 7 - len(refused) == len(list(spool.names()))
 
 
-def test_stop_returns_after_the_commits_that_run(
+def test_stop_waits_for_running_commits(
     waiting: list[Future[None]],
     intake: Intake,
     ledger: GatedLedger,

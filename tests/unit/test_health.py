@@ -1,4 +1,6 @@
-"""What the ledger tells of the node's health: living roles, destinations, reasons, silent nodes."""
+"""The node's health in the ledger: live roles, destinations, reasons for exclusion, and nodes that
+answer no image.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def end_images(ledger: Ledger, endings: list[tuple[str, str | None]]) -> None:
         ledger.complete(job, ending, {"pacs": ["SC"]} if state == "analysed" else {})
 
 
-def test_each_process_of_a_role_tells_its_last_sign_of_life(ledger: Ledger, clock: Clock) -> None:
+def test_each_process_of_a_role_records_its_last_heartbeat(ledger: Ledger, clock: Clock) -> None:
     ledger.beat("analyse", "host:1")
     ledger.beat("deliver", "host:2")
     clock.now += 50.0
@@ -35,7 +37,7 @@ def test_each_process_of_a_role_tells_its_last_sign_of_life(ledger: Ledger, cloc
     assert beats == {"analyse": ("host:1", 1_000_000.0), "deliver": ("host:2", 1_000_050.0)}
 
 
-def test_a_role_that_ends_is_forgotten_at_once_and_a_dead_one_after_days(
+def test_a_role_that_ends_is_forgotten_at_once_and_a_dead_role_after_days(
     ledger: Ledger, clock: Clock
 ) -> None:
     ledger.beat("analyse", "host:1")
@@ -47,7 +49,7 @@ def test_a_role_that_ends_is_forgotten_at_once_and_a_dead_one_after_days(
     assert [row["owner"] for row in ledger.inspect.roles()] == ["host:3"]
 
 
-def test_a_role_gives_signs_from_ready_to_its_end(ledger: Ledger) -> None:
+def test_a_role_sends_heartbeats_from_ready_until_its_end(ledger: Ledger) -> None:
     ready = threading.Event()
     with SignsOfLife(ledger, "receive", ready):
         assert ledger.inspect.roles() == []
@@ -58,7 +60,7 @@ def test_a_role_gives_signs_from_ready_to_its_end(ledger: Ledger) -> None:
     assert ledger.inspect.roles() == []
 
 
-def test_a_destination_tells_since_when_it_is_down_and_its_present_answer(
+def test_a_destination_records_the_start_of_its_outage_and_its_latest_answer(
     ledger: Ledger, clock: Clock
 ) -> None:
     end_images(ledger, [("analysed", None), ("analysed", None)])
@@ -76,7 +78,7 @@ def test_a_destination_tells_since_when_it_is_down_and_its_present_answer(
     assert (pacs["down_since"], pacs["next_try_at"]) == (None, None)
 
 
-def test_reasons_are_counted_and_failures_are_apart(ledger: Ledger) -> None:
+def test_reasons_are_counted_and_failures_separately(ledger: Ledger) -> None:
     end_images(ledger, [("not_analysed", "body_part")] * 3 + [("failed", "decode")])
     (reason,) = ledger.inspect.reasons()
     assert (reason["reason"], reason["number"]) == ("body_part", 3)
@@ -92,11 +94,11 @@ def test_reasons_are_counted_and_failures_are_apart(ledger: Ledger) -> None:
     [
         ([("not_analysed", "body_part")] * 5, "body_part"),
         ([("analysed", None)] + [("not_analysed", "view")] * 5, "view"),
-        # Too few.
+        # Too few images.
         ([("not_analysed", "body_part")] * 4, None),
         ([("not_analysed", "body_part")] * 4 + [("not_analysed", "view")], None),
         ([("not_analysed", "body_part")] * 5 + [("analysed", None)], None),
-        # Failures are told apart.
+        # Failures are reported separately.
         ([("failed", "decode")] * 5, None),
     ],
 )
@@ -113,7 +115,7 @@ def test_a_node_that_excludes_every_image_for_one_reason_is_noticed(
     assert (found.reason if found else None) == reason
 
 
-def test_an_image_is_found_by_every_name_that_people_have(ledger: Ledger) -> None:
+def test_an_image_is_found_by_each_of_its_identifiers(ledger: Ledger) -> None:
     end_images(ledger, [("analysed", None), ("not_analysed", "view")])
     assert ledger.inspect.images_of("1.2.0") == ["1.2.0"]
     assert ledger.inspect.images_of("1.3") == ["1.2.0", "1.2.1"]

@@ -1,4 +1,6 @@
-"""Patient and study leave the node as the bytes in which they came, whatever they are."""
+"""Identifying attributes of patient and study leave the node with exactly the bytes that were
+received.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ KINDS = ("SEG", "SC", "SR", "PR")
 AT = datetime(2026, 11, 28, 12)
 CYRILLIC = "Иванов^Иван"
 
-# What stands in the file: SpecificCharacterSet, PatientName, PatientID.
+# The bytes in the file: SpecificCharacterSet, PatientName, PatientID.
 SENT = {
     "a hyphen in the term": (b"ISO-IR 192", CYRILLIC.encode(), b"P-1 "),
     "the name of a codec": (b"utf-8 ", CYRILLIC.encode(), "Ж-1".encode()),
@@ -50,7 +52,9 @@ SENT = {
 
 
 def sent_file(character_set: bytes | None, name: bytes, patient_id: bytes) -> bytes:
-    """A radiograph with these bytes in its header: ASCII of the same length is replaced."""
+    """A radiograph with these bytes in its header. They replace ASCII placeholders of the same
+    length.
+    """
     stand_ins = {
         "PatientName": "N" * len(name),
         "PatientID": "I" * len(patient_id),
@@ -76,13 +80,13 @@ def case_of(data: bytes) -> Case:
 
 
 def element(tag: int, vr: bytes, value: bytes) -> bytes:
-    """In Explicit VR Little Endian, padded to an even length."""
+    """An element in Explicit VR Little Endian, padded to an even length."""
     value += b" " * (len(value) % 2)
     return struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr + struct.pack("<H", len(value)) + value
 
 
 @pytest.mark.parametrize("sent", SENT.values(), ids=SENT.keys())
-def test_identity_and_character_set_leave_as_the_bytes_that_came(
+def test_identity_and_character_set_keep_the_received_bytes(
     sent: tuple[bytes | None, bytes, bytes],
 ) -> None:
     character_set, name, patient_id = sent
@@ -98,9 +102,10 @@ def test_identity_and_character_set_leave_as_the_bytes_that_came(
             assert b"\x08\x00\x05\x00CS" not in result.data
 
 
-def test_the_gate_compares_bytes_where_the_text_is_the_same() -> None:
-    """Bytes that fit no character are one text, U+FFFD, and two patients."""
-    character_set, name = b"ISO_IR 192", b"DOE^J "
+def test_the_gate_compares_bytes_even_if_the_decoded_text_is_equal() -> None:
+    """Different undecodable bytes are the same text (U+FFFD) but different patients."""
+    character_set = b"ISO_IR 192"
+    name = b"DOE^J "
     case = case_of(sent_file(character_set, name, b"P\xff\xff1"))
     (result,) = build(case, ["SC"])
     changed = result.data.replace(b"P\xff\xff1", b"P\xfe\xff1")
@@ -112,17 +117,17 @@ def test_the_gate_compares_bytes_where_the_text_is_the_same() -> None:
         gate.check(replace(result, data=changed), case)
 
 
-def test_other_bytes_are_another_object() -> None:
+def test_other_bytes_give_another_object() -> None:
     cases = [
         case_of(sent_file(b"ISO_IR 192", b"DOE^J ", patient_id))
         for patient_id in (b"P\xff\xff1", b"P\xfe\xff1", b"P-1 ", b"P-1\0")
     ]
     assert len({derived_uid(case, "SC") for case in cases}) == 4
-    # Padding is no other content: such a file counts as the same image sent again.
+    # Padding is not content: a file that differs only in it counts as the same image sent again.
     assert len({case.content_digest for case in cases}) == 3
 
 
-def test_text_of_our_own_fits_every_character_set() -> None:
+def test_our_own_text_fits_every_character_set() -> None:
     case = case_of(sent_file(None, b"DOE^J ", b"P-1 "))
     model = replace(case.model, id="modèle")
     with pytest.raises(GateError, match="ASCII"):
@@ -148,7 +153,7 @@ def read(data: bytes) -> FileDataset:
 def test_an_attribute_that_cannot_be_carried_on_does_not_keep_the_archive_from_being_told(
     pipeline: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last resort: an overlay without that attribute, and with all that pass."""
+    """The fallback: an overlay without that attribute and with every attribute that passes."""
     data = sent_file(b"ISO-IR 192", CYRILLIC.encode(), b"77")
     as_number = data.replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00US", 1)
     outcome = analysed(pipeline, as_number)
@@ -163,8 +168,8 @@ def test_an_attribute_that_cannot_be_carried_on_does_not_keep_the_archive_from_b
     assert "overlay without PatientID" in caplog.text
 
 
-def test_a_name_longer_than_an_element_may_be_is_left_out(pipeline: Pipeline) -> None:
-    """An element of a short VR holds 65,534 bytes (PS3.5 7.1.2); Implicit VR knows no such limit."""
+def test_a_name_longer_than_an_element_can_hold_is_left_out(pipeline: Pipeline) -> None:
+    """A VR with a 16-bit length holds 65,534 bytes (PS3.5 7.1.2); Implicit VR has no such limit."""
     values = np.arange(41 * 37, dtype=np.uint16).reshape(41, 37) % 4000
     dataset = image(values, 12, PatientName="N" * 70_000)
     buffer = io.BytesIO()
@@ -182,9 +187,7 @@ def test_a_name_longer_than_an_element_may_be_is_left_out(pipeline: Pipeline) ->
 @pytest.mark.parametrize(
     "name", ["charset-hyphen-cyrillic", "charset-hyphen-umlaut", "charset-utf-8"]
 )
-def test_the_files_of_the_reports_keep_their_names(
-    pipeline: Pipeline, data: Path, name: str
-) -> None:
+def test_reported_files_keep_their_names(pipeline: Pipeline, data: Path, name: str) -> None:
     path = data / "reports" / f"{name}.dcm"
     if not path.is_file():
         missing(f"no file of bug reports: {path}")

@@ -1,4 +1,6 @@
-"""An archive that is there and does not store: what is refused, what waits, and who is told."""
+"""An archive that answers but does not store: what is refused, what is retried, and which alarms
+are raised.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from daemon.commands import status
 from daemon.dicom.link import NotAcceptedError
 from tests.unit.simulated import HOUR_S, MINUTE_S, Answers, World
 
-# What archives answer for troubles of their own: processing failure, an unassigned status.
+# Statuses for the archive's own troubles: processing failure, and an unassigned status.
 _PASSING = (0x0110, 0xFFFF)
 
 
@@ -31,14 +33,14 @@ def world(tmp_path: Path) -> Iterator[Callable[..., World]]:
 
 
 def alarms(world: World) -> dict[str, str]:
-    """Kind of each trouble of the destination that lasts -> its words."""
+    """Kind -> words of each open trouble of the destination."""
     Watch(world.config, world.ledger).look()
     lasting: list[Any] = world.ledger.alarms.lasting()
     return {row["kind"]: row["words"] for row in lasting if row["subject"] == "pacs"}
 
 
 @pytest.mark.parametrize("answer", _PASSING)
-def test_an_archive_that_stores_nothing_is_down_and_told(
+def test_an_archive_that_stores_nothing_is_down_and_raises_an_alarm(
     world: Callable[..., World], answer: int
 ) -> None:
     ill = world(lambda _, seconds: answer if seconds < 25 * MINUTE_S else 0)
@@ -47,7 +49,7 @@ def test_an_archive_that_stores_nothing_is_down_and_told(
     assert ill.destination()["down_since"] == pytest.approx(ill.start, abs=2)
     assert f"0x{answer:04X}" in str(ill.destination()["last_answer"])
     assert f"0x{answer:04X}" in alarms(ill)["outage"]
-    # It is asked with one object at a time, and more and more seldom.
+    # The courier probes it with one object at a time, with growing back-off.
     assert len(ill.tries) < 5 * len(ill.made)
 
     ill.run(40.5 * MINUTE_S)
@@ -55,10 +57,10 @@ def test_an_archive_that_stores_nothing_is_down_and_told(
     assert ill.destination()["down_since"] is None
 
 
-def test_one_object_that_is_never_stored_is_told_and_holds_no_other_up(
+def test_an_object_that_is_never_stored_raises_an_alarm_and_delays_no_other(
     world: Callable[..., World],
 ) -> None:
-    """The archive stores all others, so that it is not the trouble."""
+    """The archive stores all other objects, so the archive is not down."""
     one = world(lambda uid, _: 0x0110 if uid == "2.25.3" else 0, every_s=7 * MINUTE_S)
     one.run(59 * MINUTE_S)
     assert "owed" not in alarms(one)
@@ -78,8 +80,8 @@ def test_one_object_that_is_never_stored_is_told_and_holds_no_other_up(
     assert "0x0110" in lines
 
 
-def test_an_archive_that_judges_objects_is_not_down(world: Callable[..., World]) -> None:
-    """Each refusal is told by itself."""
+def test_an_archive_that_refuses_objects_is_not_down(world: Callable[..., World]) -> None:
+    """Each refusal is reported separately."""
     strict = world(lambda *_: 0xA900)
     strict.run(20.5 * MINUTE_S)
     assert strict.counts() == {"refused": len(strict.made)}
@@ -88,15 +90,15 @@ def test_an_archive_that_judges_objects_is_not_down(world: Callable[..., World])
     assert alarms(strict).keys() == {"refused"}
 
 
-def test_two_hours_of_cannot_understand_refuse_nothing(world: Callable[..., World]) -> None:
-    """Archives answer so while their database restarts."""
+def test_two_hours_of_cannot_understand_lead_to_no_refusal(world: Callable[..., World]) -> None:
+    """Archives give this answer while their database restarts."""
     ill = world(lambda _, seconds: 0xC000 if seconds < 2 * HOUR_S else 0, every_s=20 * MINUTE_S)
     ill.run(1.9 * HOUR_S)
     assert ill.counts() == {"owed": len(ill.made)}
     assert max(row["failures"] for row in ill.deliveries()) > 8
     assert ill.destination()["down_since"] is not None
     assert alarms(ill).keys() == {"outage", "owed"}
-    # What this courier remembers is not needed.
+    # A new courier without this one's memory decides the same.
     ill.restart()
     ill.run(2.5 * HOUR_S)
     assert ill.counts() == {"stored": len(ill.made)}
@@ -111,10 +113,10 @@ def test_an_object_that_is_not_understood_while_others_are_stored_is_refused(
     assert len([uid for _, uid in one.tries if uid == "2.25.3"]) >= 8
 
 
-def test_an_object_that_is_never_understood_is_refused_in_the_end(
+def test_a_lone_object_that_is_never_understood_is_finally_refused(
     world: Callable[..., World],
 ) -> None:
-    """Where no other object is there to compare it with, also over a restart."""
+    """Without any other object to compare it with, and despite a restart."""
     alone = world(lambda *_: 0xC000, every_s=1000 * HOUR_S)
     alone.run(3 * HOUR_S)
     alone.restart()
@@ -125,10 +127,10 @@ def test_an_object_that_is_never_understood_is_refused_in_the_end(
 
 
 @pytest.mark.parametrize("is_lasting", [False, True])
-def test_a_context_that_is_declined_for_no_lasting_reason_refuses_nothing(
+def test_a_rejected_context_leads_to_a_refusal_only_for_a_lasting_reason(
     world: Callable[..., World], is_lasting: bool
 ) -> None:
-    """The other contexts of its associations are accepted."""
+    """The other presentation contexts of its associations are accepted."""
 
     def answers(uid: str, seconds: float) -> int:
         if uid == "2.25.3" and seconds < 30 * MINUTE_S:
@@ -144,7 +146,7 @@ def test_a_context_that_is_declined_for_no_lasting_reason_refuses_nothing(
     assert "owed" not in picky.counts()
 
 
-def test_a_class_that_is_declined_alone_is_refused_once_others_are_stored(
+def test_a_sop_class_that_is_rejected_alone_is_refused_once_others_are_stored(
     world: Callable[..., World],
 ) -> None:
     def answers(uid: str, _: float) -> int:
@@ -158,10 +160,10 @@ def test_a_class_that_is_declined_alone_is_refused_once_others_are_stored(
     assert picky.destination()["down_since"] is None
 
 
-def test_what_another_courier_noted_is_over_once_an_object_is_stored(
+def test_an_outage_noted_by_another_courier_ends_once_an_object_is_stored(
     world: Callable[..., World],
 ) -> None:
-    """Two hosts deliver to one destination, and one of them cannot reach it."""
+    """Two hosts deliver to the same destination, and one of them cannot reach it."""
     one = world(lambda *_: 0)
     one.run(2.5 * MINUTE_S)
     one.ledger.note_destination("pacs", "the other host: cannot connect", 5.0)
@@ -171,7 +173,7 @@ def test_what_another_courier_noted_is_over_once_an_object_is_stored(
     assert one.destination()["last_answer"] == "it stores"
 
 
-def test_what_is_sent_again_is_owed_since_then(world: Callable[..., World]) -> None:
+def test_a_resent_object_counts_as_owed_since_its_resend(world: Callable[..., World]) -> None:
     forgetful = world(lambda *_: 0)
     forgetful.run(10.5 * MINUTE_S)
     forgetful.clock.now += 30 * 24 * HOUR_S

@@ -1,4 +1,4 @@
-"""The watch folder, against a real ledger and spool."""
+"""The inbox (watch folder), with a real ledger and spool."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from daemon.receive.intake import Intake
 from daemon.spool import Spool
 from tools.peers.waiting import wait_until
 
-# watchdog, where a folder and one below it appear at the same time; the roles show no library's
-# warnings.
+# The library watchdog warns when a folder and its subfolder appear at the same time. The roles hide
+# the warnings of libraries.
 pytestmark = pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
 
 
 class Node:
-    """An inbox with what is behind it."""
+    """An inbox with its spool, ledger and intake."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "inbox"
@@ -67,7 +67,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     one.stop()
 
 
-def test_files_found_closed_and_moved_in_are_taken_with_their_bytes_and_go(
+def test_files_found_closed_and_moved_in_are_received_whole_and_removed(
     node: Node, data: Path, tmp_path: Path
 ) -> None:
     source = (data / "node" / "RG2_UNC.dcm").read_bytes()
@@ -97,10 +97,10 @@ def test_files_found_closed_and_moved_in_are_taken_with_their_bytes_and_go(
     assert rows[1]["transfer_syntax_uid"] == "1.2.840.10008.1.2.1"
 
 
-def test_a_file_is_not_taken_before_its_writer_is_done(node: Node, tmp_path: Path) -> None:
+def test_a_file_is_not_taken_before_its_writer_has_finished(node: Node, tmp_path: Path) -> None:
     node.start()
     with (node.folder / "growing.dcm").open("wb") as file:
-        # Longer than it takes to count as settled, but never unchanged for so long.
+        # Write for longer than the settling time, but never pause for that long.
         for number in range(10):
             file.write(b"%d" % number)
             file.flush()
@@ -110,7 +110,7 @@ def test_a_file_is_not_taken_before_its_writer_is_done(node: Node, tmp_path: Pat
     assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"0123456789"]
 
 
-def test_a_writer_that_stalls_is_waited_for(node: Node) -> None:
+def test_the_inbox_waits_for_a_stalled_writer(node: Node) -> None:
     node.start()
     half, empty = node.folder / "half.dcm", node.folder / "empty.dcm"
     with half.open("wb") as upload, empty.open("wb") as other:
@@ -126,7 +126,7 @@ def test_a_writer_that_stalls_is_waited_for(node: Node) -> None:
     assert found == {b"the first half, the second half", b"all of it"}
 
 
-def test_one_that_never_goes_on_is_waited_for_so_long(node: Node) -> None:
+def test_the_inbox_stops_waiting_for_a_writer_that_never_continues(node: Node) -> None:
     node.pace = replace(node.pace, stalled_s=0.6)
     (node.folder / "empty.dcm").touch()
     node.start()
@@ -138,10 +138,10 @@ def test_one_that_never_goes_on_is_waited_for_so_long(node: Node) -> None:
     assert found == {b"the first half", b""}
 
 
-def test_what_no_event_calls_whole_stays_a_while_and_is_taken_again_if_it_changes(
+def test_a_file_without_a_close_event_is_kept_and_received_again_if_it_changes(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As another host writes to a share, and stalls.
+    # Simulate another host that writes to a share and stalls: no close event arrives.
     monkeypatch.setattr(inbox, "_on_network", lambda _: True)
     node.pace = replace(node.pace, kept_s=1.0)
     node.start()
@@ -158,8 +158,8 @@ def test_what_no_event_calls_whole_stays_a_while_and_is_taken_again_if_it_change
     assert found == [b"the first half, ", b"the first half, the second half"]
 
 
-def test_a_closed_file_goes_at_once(node: Node, tmp_path: Path) -> None:
-    # By events alone; also where the settings name a link to the folder.
+def test_a_closed_file_is_removed_at_once(node: Node, tmp_path: Path) -> None:
+    # Only events can trigger this, also if the settings name a symbolic link to the folder.
     node.pace = Pace(rescan_s=600.0, settled_s=600.0, stalled_s=600.0, kept_s=600.0)
     (tmp_path / "link").symlink_to(node.folder)
     node.folder = tmp_path / "link"
@@ -170,7 +170,7 @@ def test_a_closed_file_goes_at_once(node: Node, tmp_path: Path) -> None:
     wait_until("it goes", lambda: node.left() == [])
 
 
-def test_a_file_that_breaks_the_node_keeps_no_other_from_it(
+def test_a_file_that_cannot_be_read_into_memory_delays_no_other(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def identity(data: bytes) -> tuple[str, str, str]:
@@ -187,7 +187,7 @@ def test_a_file_that_breaks_the_node_keeps_no_other_from_it(
     assert len(node.rows()) == 5
 
 
-def test_a_file_that_is_too_long_is_not_read(
+def test_a_file_that_is_too_large_is_not_read(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(inbox, "_LIMIT_BYTES", 10)
@@ -199,7 +199,7 @@ def test_a_file_that_is_too_long_is_not_read(
     assert len(node.rows()) == 1
 
 
-def test_unfinished_hidden_and_linked_files_stay(node: Node, tmp_path: Path) -> None:
+def test_unfinished_hidden_and_linked_files_are_left_alone(node: Node, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"not for the node")
     (node.folder / "link.dcm").symlink_to(secret)
@@ -212,14 +212,14 @@ def test_unfinished_hidden_and_linked_files_stay(node: Node, tmp_path: Path) -> 
     node.start()
     (node.folder / "a.part").rename(node.folder / "a.dcm")
     wait_until("a.dcm is taken", lambda: "a.dcm" not in node.left())
-    # Whatever were to be taken wrongly has settled by now.
+    # A file that is wrongly taken would have settled by now.
     time.sleep(0.6)
     assert node.left() == [".hidden.dcm", "b.TMP", "c~", "link.dcm", "linked-folder", "pipe"]
     assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"unfinished"]
     assert secret.exists()
 
 
-def test_while_the_ledger_is_away_files_stay_and_are_not_tried_at_every_look(
+def test_files_stay_while_the_ledger_is_away_and_are_retried_with_back_off(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.pace = replace(node.pace, first_pause_s=0.4)
@@ -243,7 +243,7 @@ def test_while_the_ledger_is_away_files_stay_and_are_not_tried_at_every_look(
     assert list(node.spool.names()) == [node.rows()[0]["spool_name"]]
 
 
-def test_a_folder_that_cannot_be_read_is_told_once_and_holds_up_no_other(
+def test_an_unreadable_folder_is_logged_once_and_delays_no_other(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     locked, open_folder = node.folder / "locked", node.folder / "open"
@@ -269,7 +269,7 @@ def test_a_folder_that_cannot_be_read_is_told_once_and_holds_up_no_other(
     assert "Permission denied" in told()[0]
 
 
-def test_an_inbox_that_has_gone_is_told(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_inbox_is_logged(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.start()
     node.folder.rename(node.folder.with_name("away"))
     wait_until("it is told", lambda: "inbox: the folder" in caplog.text)
@@ -278,10 +278,10 @@ def test_an_inbox_that_has_gone_is_told(node: Node, caplog: pytest.LogCaptureFix
     wait_until("its file is taken", lambda: node.left() == [])
 
 
-def test_one_that_cannot_be_made_is_told_and_waited_for(
+def test_an_inbox_that_cannot_be_created_is_logged_and_retried(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # As on a share that is not mounted yet, at a start of the role.
+    # As when the role starts before the share is mounted.
     node.folder.rmdir()
     node.folder.write_bytes(b"no folder")
     node.folder = node.folder / "inbox"
@@ -293,7 +293,7 @@ def test_one_that_cannot_be_made_is_told_and_waited_for(
     wait_until("its file is taken", lambda: node.left() == [])
 
 
-def test_a_trouble_that_lasts_is_in_the_facts_without_the_name_of_a_file(
+def test_a_lasting_trouble_is_in_the_facts_without_a_file_name(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.pace = replace(node.pace, first_pause_s=0.05)
@@ -321,7 +321,7 @@ def test_a_trouble_that_lasts_is_in_the_facts_without_the_name_of_a_file(
     wait_until("all is well", lambda: running.facts()["inbox_trouble"] == "")
 
 
-def test_a_share_that_hangs_is_in_the_facts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_share_is_in_the_facts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.pace = replace(node.pace, hanging_s=0.3)
     may_answer = threading.Event()
     scandir = os.scandir
@@ -340,7 +340,9 @@ def test_a_share_that_hangs_is_in_the_facts(node: Node, monkeypatch: pytest.Monk
     wait_until("it answers", lambda: running.facts()["inbox_trouble"] == "")
 
 
-def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_removed_is_received_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.pace = replace(node.pace, first_pause_s=0.1)
     unlink = Path.unlink
     tries = []
@@ -363,7 +365,7 @@ def test_what_cannot_be_removed_is_taken_once(node: Node, monkeypatch: pytest.Mo
     ("kind", "network"),
     [("ext4", False), ("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ceph", True)],
 )
-def test_network_mounts_are_told_by_their_file_system(
+def test_network_mounts_are_recognised_by_their_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, network: bool
 ) -> None:
     shared = tmp_path / "with blank"

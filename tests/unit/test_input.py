@@ -1,6 +1,6 @@
-"""What comes in, and what becomes of it: the tables of docs/input.md, made here and held here.
+"""Accepted input and its outcome: the tables of docs/input.md are generated and checked here.
 
-After a change that is meant: PLEURA_WRITE_DOCS=1 pytest tests/unit/test_input.py
+After an intended change, run: PLEURA_WRITE_DOCS=1 pytest tests/unit/test_input.py
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def decoded(data: bytes) -> Radiograph:
 def files(
     peer: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, Kind], bytes | None]:
-    """The picture by (syntax's name, kind); None where no encoder at hand writes it."""
+    """The picture's bytes by (syntax name, kind); None if no available encoder writes it."""
     folder = tmp_path_factory.mktemp("variants")
     return {
         (syntax.name, kind): syntax.encode(kind, peer, folder)
@@ -69,7 +69,7 @@ def outcome(syntax: Syntax, kind: Kind, data: bytes | None) -> str:
         return unsuitable.reason
     if np.array_equal(values, picture(kind)):
         return EXACT
-    # DCMTK makes 12 bits of 10 where the process has only 8 and 12.
+    # DCMTK stores 10 bits as 12 when the JPEG process knows only 8 and 12.
     off = np.abs(values / 2.0**dataset.BitsStored - picture(kind) / 2.0**kind.stored).max()
     return "within 1 %" if off < 0.01 else "wrong"
 
@@ -84,14 +84,16 @@ def outcomes(files: dict[tuple[str, Kind], bytes | None]) -> dict[tuple[str, Kin
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
-def test_a_syntax_gives_the_picture_back(
+def test_each_syntax_decodes_to_its_picture(
     syntax: Syntax, outcomes: dict[tuple[str, Kind], str]
 ) -> None:
     found = {outcomes[syntax.name, kind] for kind in KINDS} - {CANNOT_BE_MADE}
     assert found == {EXACT} if syntax.lossless else found == {"within 1 %"}
 
 
-def test_lossless_syntaxes_are_one_image(files: dict[tuple[str, Kind], bytes | None]) -> None:
+def test_lossless_syntaxes_give_one_content_digest(
+    files: dict[tuple[str, Kind], bytes | None],
+) -> None:
     for kind in KINDS:
         made = [files[syntax.name, kind] for syntax in SYNTAXES if syntax.lossless]
         images = [decoded(data) for data in made if data is not None]
@@ -100,7 +102,7 @@ def test_lossless_syntaxes_are_one_image(files: dict[tuple[str, Kind], bytes | N
         assert all(np.array_equal(one.pixels, images[0].pixels) for one in images)
 
 
-def test_the_node_offers_what_it_can_decode_and_nothing_else() -> None:
+def test_the_node_accepts_only_syntaxes_that_it_can_decode() -> None:
     decodable = {str(syntax) for syntax in (*DECODERS, *NATIVE_SYNTAXES)}
     assert set(_IMAGE_SYNTAXES) == decodable == {str(syntax.uid) for syntax in SYNTAXES}
     for syntax, plugin in DECODERS.items():
@@ -110,7 +112,7 @@ def test_the_node_offers_what_it_can_decode_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     "syntax", [uid.UID("1.2.840.10008.1.2.4.110"), uid.MPEG2MPML, uid.UID("1.2.3")]
 )
-def test_a_syntax_without_a_decoder_says_so(syntax: uid.UID) -> None:
+def test_a_syntax_without_a_decoder_is_undecodable_with_the_reason(syntax: uid.UID) -> None:
     dataset = of_kind(KINDS[3])
     dataset.file_meta.TransferSyntaxUID = syntax
     with pytest.raises(
@@ -123,14 +125,14 @@ def test_a_syntax_without_a_decoder_says_so(syntax: uid.UID) -> None:
     ("first", "others"),
     [("RG2_UNC", ("RG2_JPLL", "RG2_JLSL", "RG2_J2KR", "RG2_RLE")), ("RG3_JPLL", ("RG3_JLSL",))],
 )
-def test_one_real_xray_in_several_syntaxes_is_one_image(
+def test_a_real_xray_in_several_syntaxes_is_one_image(
     data: Path, first: str, others: tuple[str, ...]
 ) -> None:
     wanted, _ = radiograph.parse((data / "node" / f"{first}.dcm").read_bytes())
     shown = radiograph.decode(wanted)
     for name in others:
         dataset, _ = radiograph.parse((data / "node" / f"{name}.dcm").read_bytes())
-        # RG2_RLE was filed in another study.
+        # RG2_RLE belongs to another study.
         for keyword in (
             "StudyInstanceUID",
             "StudyDate",
@@ -149,7 +151,7 @@ def test_the_real_jpeg_extended_of_12_bits_decodes(data: Path) -> None:
         )
         for kind in ("JPLY", "UNC")
     )
-    # 10 bits stored; compressed 36 times.
+    # BitsStored is 10, and the compression ratio is 36.
     assert np.abs(lossy - exact).mean() < 0.005 * 1024
 
 
@@ -207,12 +209,12 @@ def with_bytes(pixels: bytes, **changes: Any) -> FileDataset:
 
 
 def compressed(said: uid.UID, part: float = 1) -> FileDataset:
-    """JPEG 2000 Lossless, the first part of its stream, said to be in another transfer syntax."""
+    """The first `part` of a JPEG 2000 Lossless stream under another transfer syntax UID."""
     dataset = of_kind(TWELVE, **FULL)
     dataset.compress(uid.JPEG2000Lossless, generate_instance_uid=False)
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
     dataset.PixelData = encapsulate([stream[: int(len(stream) * part)]])
-    # As long as the pixels would be.
+    # Pad the stream to the length of uncompressed pixels.
     if said == uid.ExplicitVRLittleEndian:
         dataset.PixelData += bytes(VALUES.nbytes - len(dataset.PixelData))
     dataset["PixelData"].is_undefined_length = True
@@ -227,7 +229,7 @@ def of(kind: Kind, **changes: Any) -> Callable[[], FileDataset]:
 IDENTITY = np.arange(4096)
 SQUARED = np.arange(4096) ** 2 // 4095
 
-# Each of these files holds one picture, shades(); what differs is how it is stored and described.
+# Each of these files holds the same picture, shades(), stored and described differently.
 ALIKE: dict[str, Callable[[], FileDataset]] = {
     "window LINEAR over all values": of(TWELVE, **FULL),
     "window LINEAR_EXACT": of(TWELVE, **FULL, VOILUTFunction="LINEAR_EXACT"),
@@ -262,7 +264,7 @@ ALIKE: dict[str, Callable[[], FileDataset]] = {
     "HighBit above BitsStored - 1": high_aligned,
     "NumberOfFrames 1": of(TWELVE, **FULL, NumberOfFrames=1),
 }  # fmt: skip
-# These are shown by the central range of their values: 0.5 % at either end is black or white.
+# These files are shown by the central range of their values: 0.5 % at each end is black or white.
 CENTRAL: dict[str, Callable[[], FileDataset]] = {
     "no window": of(TWELVE),
     "a window that hides the picture": of(TWELVE, WindowCenter=60000, WindowWidth=100),
@@ -327,7 +329,7 @@ def _without(dataset: FileDataset, keyword: str) -> FileDataset:
 
 
 @pytest.mark.parametrize("make", ALIKE.values(), ids=ALIKE)
-def test_one_picture_is_shown_alike_however_it_is_described(
+def test_one_picture_is_shown_identically_however_it_is_described(
     make: Callable[[], FileDataset],
 ) -> None:
     shown = decoded(written(make()))
@@ -347,13 +349,15 @@ def test_without_a_usable_window_the_central_range_is_shown(
 
 
 @pytest.mark.parametrize(("make", "reason"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_radiograph_says_why(make: Callable[[], FileDataset], reason: str) -> None:
+def test_a_file_that_is_not_a_radiograph_has_its_reason(
+    make: Callable[[], FileDataset], reason: str
+) -> None:
     with pytest.raises(Unsuitable) as caught:
         radiograph.decode(make())
     assert caught.value.reason == reason
 
 
-def test_padding_is_black_and_the_rest_is_as_without_it() -> None:
+def test_padding_is_black_and_changes_nothing_else() -> None:
     shown = decoded(written(with_padding())).pixels
     assert (shown[:4] == 0).all()
     rest = shades()[4:] < 4090 / 4095

@@ -1,4 +1,4 @@
-"""A kind of result is one record: everything else in the house derives from it."""
+"""A kind of result is one record; everything else about the kind derives from it."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def imports(path: Path) -> Iterator[str]:
             yield str(node.module)
 
 
-def test_the_settings_know_the_kinds_that_there_are() -> None:
+def test_the_settings_accept_exactly_the_known_kinds() -> None:
     assert get_args(ResultKind) == tuple(KINDS)
 
 
-def test_file_meta_and_associations_name_one_implementation() -> None:
+def test_file_meta_and_associations_name_the_same_implementation() -> None:
     assert inference.results.IMPLEMENTATION_CLASS_UID == tables.IMPLEMENTATION_CLASS_UID
     assert inference.results.IMPLEMENTATION_VERSION_NAME == tables.IMPLEMENTATION_VERSION_NAME
 
@@ -50,7 +50,7 @@ def test_every_record_names_an_encoder_and_rules() -> None:
         assert kind.encode(negative()) is None or kind.name in ("SC", "SR")
 
 
-def test_series_of_kinds_are_told_apart() -> None:
+def test_each_kind_has_its_own_series() -> None:
     assert len({kind.series_number for kind in KINDS.values()}) == len(KINDS)
     assert len({kind.noun for kind in KINDS.values()}) == len(KINDS)
 
@@ -58,7 +58,7 @@ def test_series_of_kinds_are_told_apart() -> None:
 @pytest.mark.parametrize(
     "path", sorted((RESULTS / "gate").glob("*.py")), ids=lambda path: path.name
 )
-def test_the_gate_imports_no_encoder_and_nothing_that_encoders_compute_with(path: Path) -> None:
+def test_the_gate_imports_neither_encoders_nor_their_computations(path: Path) -> None:
     encoding = {f"inference.results.{name}" for name in ENCODING}
     found = {
         name
@@ -72,7 +72,7 @@ def test_the_gate_imports_no_encoder_and_nothing_that_encoders_compute_with(path
 
 
 def encode_summary(case: Case) -> Dataset:
-    """The overlay under the name of a kind that nobody has thought of."""
+    """Encode the overlay as a kind that the code does not know."""
     dataset = sc.encode(case)
     dataset.update(inference.results.identity.identify(case, "SUMMARY"))
     return dataset
@@ -86,7 +86,7 @@ def _says_summary(dataset: Dataset, _: Expected) -> Iterator[str]:
 SUMMARY_RULES: tuple[Rule, ...] = (*gate_sc.RULES, _says_summary)
 
 
-def test_a_new_kind_is_one_record_with_an_encoder_and_rules(
+def test_a_new_kind_needs_only_a_record_with_an_encoder_and_rules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     summary = replace(
@@ -109,7 +109,7 @@ def test_a_new_kind_is_one_record_with_an_encoder_and_rules(
         inference.results.gate.check(wrong, case)
 
 
-def test_a_setting_is_in_the_identity_of_the_kinds_that_it_changes_and_of_no_other() -> None:
+def test_a_setting_changes_the_uids_of_only_the_kinds_it_affects() -> None:
     case = negative()
     smaller = replace(case, appearance=replace(case.appearance, jpeg_quality=80))
     before, after = build(case, ["SC", "SR"]), build(smaller, ["SC", "SR"])

@@ -1,4 +1,4 @@
-"""A clock that leaps loses nothing, and once it is right again nothing waits for long."""
+"""A clock that jumps loses nothing, and once it is correct again nothing waits for long."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.unit.clock import Clock
 
 DAY_S = 86400.0
 YEAR_S = 365 * DAY_S
-# Today, far from 1970.
+# A time in the present, far from 1970.
 TODAY = 1.8e9
 LEAPS = {"ahead": 10 * YEAR_S, "1970": -TODAY + 60.0}
 
 
 class Node:
-    """A ledger and a spool whose minutes are passed by hand."""
+    """A ledger and a spool whose time the test advances."""
 
     def __init__(self, folder: Path, url: str, clock: Clock) -> None:
         self.clock = clock
@@ -57,12 +57,12 @@ class Node:
         self.look()
 
     def look(self) -> None:
-        """What the deliver role does each minute."""
+        """The checks that the deliver role makes each minute."""
         self._watch.look()
         self._retention.remove_what_is_done(threading.Event())
 
     def pass_days(self, days: float) -> None:
-        """Look at least once a day."""
+        """Let days pass, with at least one look a day."""
         until = self.clock.now + days * DAY_S
         while self.clock.now < until:
             self.clock.now = min(until, self.clock.now + DAY_S)
@@ -83,7 +83,7 @@ class Node:
         self.ledger.complete(job, Completion(state, uid, results=results), self.config.owed())
 
     def kept(self) -> set[str]:
-        """The UIDs of the images whose bytes are there."""
+        """The UIDs of the images whose bytes are still in the spool."""
         return {
             file.what.split()[1]
             for file in self.ledger.inspect.kept_files()
@@ -102,7 +102,7 @@ def node(tmp_path: Path, ledger_url: str, clock: Clock) -> Iterator[Node]:
 
 
 @pytest.mark.parametrize("leap", LEAPS)
-def test_a_clock_that_leaps_and_returns_removes_nothing(
+def test_a_clock_that_jumps_and_returns_removes_nothing(
     node: Node, leap: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.image("1.1")
@@ -136,7 +136,7 @@ def test_a_node_that_was_off_for_weeks_removes_after_three_days(node: Node) -> N
 def test_a_node_that_is_often_off_removes_by_age_and_raises_no_alarm(
     node: Node, off_days: float
 ) -> None:
-    """As in a practice that is open for some days of a week only."""
+    """As in a practice that opens only some days a week."""
     node.image("1.1")
     for _ in range(45):
         node.pass_days(0.5)
@@ -145,7 +145,7 @@ def test_a_node_that_is_often_off_removes_by_age_and_raises_no_alarm(
     assert node.kept() == set()
 
 
-def test_a_day_without_a_look_begins_the_hours_of_a_failing_delivery_anew(node: Node) -> None:
+def test_a_day_without_a_look_restarts_the_hours_of_a_failing_delivery(node: Node) -> None:
     node.image("1.1", "analysed")
     (job,) = node.ledger.claim_deliveries("pacs", "me", 9)
     node.ledger.retry_later(job, "0xC000", 1.0, 0xC000)
@@ -155,8 +155,8 @@ def test_a_day_without_a_look_begins_the_hours_of_a_failing_delivery_anew(node: 
     assert job.failing_s == 0.0
 
 
-def test_short_room_needs_no_age(node: Node, tmp_path: Path) -> None:
-    """Bytes that need not be kept go under any clock, also those from the future."""
+def test_bytes_are_removed_for_lack_of_room_whatever_the_clock(node: Node, tmp_path: Path) -> None:
+    """Bytes that need not be kept are removed even if they seem to come from the future."""
     node.leap(10 * YEAR_S)
     node.image("1.1", "not_analysed")
     node.pass_days(4)
@@ -164,7 +164,7 @@ def test_short_room_needs_no_age(node: Node, tmp_path: Path) -> None:
     assert len(node.ledger.give_up_bytes(0.0, 60 * DAY_S, [], 9)) == 1
 
 
-def test_a_leap_is_a_trouble_until_ages_count_again(node: Node) -> None:
+def test_a_clock_jump_is_a_trouble_until_ages_count_again(node: Node) -> None:
     node.pass_days(4)
     node.leap(10 * YEAR_S)
     node.look()
@@ -173,8 +173,8 @@ def test_a_leap_is_a_trouble_until_ages_count_again(node: Node) -> None:
     assert "clock" not in node.troubles()
 
 
-def test_the_trouble_of_a_leap_is_written_once(node: Node) -> None:
-    """It lasts for days, and the watch looks every ten seconds."""
+def test_the_trouble_of_a_clock_jump_is_written_once(node: Node) -> None:
+    """The trouble lasts for days, and the watch looks every ten seconds."""
     node.leap(10 * YEAR_S)
     node.look()
     (first,) = [row["words"] for row in node.ledger.alarms.lasting() if row["kind"] == "clock"]
@@ -183,7 +183,7 @@ def test_the_trouble_of_a_leap_is_written_once(node: Node) -> None:
     assert first in [row["words"] for row in node.ledger.alarms.lasting()]
 
 
-def test_a_sender_that_sent_under_a_wrong_clock_is_found_silent(node: Node) -> None:
+def test_a_sender_last_seen_under_a_wrong_clock_is_found_silent(node: Node) -> None:
     node.leap(10 * YEAR_S)
     node.image("1.1", "not_analysed")
     node.look()
@@ -193,8 +193,10 @@ def test_a_sender_that_sent_under_a_wrong_clock_is_found_silent(node: Node) -> N
     assert "silence" in node.troubles()
 
 
-def test_a_leap_refuses_nothing(node: Node) -> None:
-    """Neither an object that fails for hours, nor what is owed to a name that left the settings."""
+def test_a_clock_jump_causes_no_refusal(node: Node) -> None:
+    """Neither of an object that fails for hours, nor of results owed to a name that left the
+    settings.
+    """
     node.image("1.1", "analysed")
     (job,) = node.ledger.claim_deliveries("pacs", "me", 9)
     node.ledger.retry_later(job, "0xC000", 1.0, 0xC000)
@@ -213,7 +215,7 @@ def test_a_leap_refuses_nothing(node: Node) -> None:
     assert node.ledger.refuse_unknown_destinations([], 600.0) == 1
 
 
-def test_what_is_owed_from_the_future_is_found_late(node: Node) -> None:
+def test_a_result_owed_since_a_future_time_is_found_late(node: Node) -> None:
     node.leap(10 * YEAR_S)
     node.image("1.1", "analysed")
     node.leap(-10 * YEAR_S)
@@ -227,14 +229,14 @@ def test_a_new_result_does_not_wait_for_a_clock_that_was_set_back(node: Node) ->
     node.clock.now -= 300.0
     (job,) = node.ledger.claim_deliveries("pacs", "me", 10)
 
-    # What was put off waits.
+    # A postponed result waits.
     node.ledger.retry_later(job, "busy", 100.0)
     assert not node.ledger.claim_deliveries("pacs", "me", 10)
     node.clock.now += 100.0
     assert node.ledger.claim_deliveries("pacs", "me", 10)
 
 
-def test_a_destination_that_fell_under_a_wrong_clock_is_found_down(node: Node) -> None:
+def test_a_destination_that_failed_under_a_wrong_clock_is_found_down(node: Node) -> None:
     node.leap(3600.0)
     node.ledger.note_destination("pacs", "no listener", 1.0)
     node.clock.now -= 3600.0
@@ -245,7 +247,7 @@ def test_a_destination_that_fell_under_a_wrong_clock_is_found_down(node: Node) -
 
 
 def test_after_a_power_cut_the_roles_have_time_to_start(node: Node) -> None:
-    """The deliver role may be the first. A role that stays silent is a trouble all the same."""
+    """The deliver role may start first. A role that stays silent is still a trouble."""
     for role in ("receive", "analyse", "deliver"):
         node.ledger.beat(role, f"{role}:1")
     node.clock.now += 13 * 3600.0
@@ -260,7 +262,7 @@ def test_after_a_power_cut_the_roles_have_time_to_start(node: Node) -> None:
     watch.look()
     assert [row["key"] for row in node.ledger.alarms.lasting()] == ["role:analyse"]
 
-    # The next deliver process begins no new count.
+    # A new deliver process does not restart the count.
     Watch(node.config, node.ledger, settle_s=0.0).look()
     assert [row["key"] for row in node.ledger.alarms.lasting()] == ["role:analyse"]
 
@@ -275,8 +277,10 @@ def test_a_role_that_died_under_a_wrong_clock_is_found_dead(node: Node) -> None:
 
 
 @pytest.mark.parametrize("leap_s", [-YEAR_S, YEAR_S])
-def test_heartbeats_after_a_leap_do_not_wait_for_each_other(node: Node, leap_s: float) -> None:
-    """Each finds the rows of all others to be wrong, and its own row is locked meanwhile."""
+def test_heartbeats_after_a_clock_jump_do_not_wait_for_each_other(
+    node: Node, leap_s: float
+) -> None:
+    """Each process finds the rows of all others wrong while its own row is locked."""
     owners = [f"machine:{number}" for number in range(8)]
     for owner in owners:
         node.ledger.beat("analyse", owner)
@@ -299,7 +303,7 @@ def test_a_trouble_that_ended_under_a_wrong_clock_is_over(ledger: Ledger, clock:
     assert ledger.alarms.note([], [], "a", 60.0) == ([], ["disk:a"])
 
 
-def test_another_machines_message_is_not_dropped_by_a_leap(node: Node) -> None:
+def test_a_clock_jump_drops_no_message_of_another_host(node: Node) -> None:
     trouble = Alarm("disk:a", "disk", "a", "little room")
     node.ledger.alarms.note([trouble], ["mail of a"], "a", 60.0)
     owed = node.ledger.alarms.owed()
@@ -308,7 +312,7 @@ def test_another_machines_message_is_not_dropped_by_a_leap(node: Node) -> None:
     assert node.ledger.alarms.owed() == owed
 
 
-def test_the_hours_that_senders_usually_send_in_survive_a_leap(node: Node) -> None:
+def test_the_usual_sending_hours_survive_a_clock_jump(node: Node) -> None:
     node.image("1.1", "not_analysed")
     node.clock.now += 600.0
     node.look()
@@ -320,7 +324,7 @@ def test_the_hours_that_senders_usually_send_in_survive_a_leap(node: Node) -> No
     assert hours.items() <= node.ledger.inspect.sending_hours()["XRAY"].items()
 
 
-def test_silence_of_decades_is_reckoned_at_once() -> None:
+def test_a_silence_of_decades_is_computed_quickly() -> None:
     """The watch looks at each sender every ten seconds."""
     hours = dict.fromkeys(range(9 * 168), 10)
     began = time.process_time()
@@ -329,7 +333,7 @@ def test_silence_of_decades_is_reckoned_at_once() -> None:
 
 
 @pytest.mark.parametrize("name", [".0123456789abcdef.part", "ab" * 16])
-def test_files_from_the_future_are_swept_like_old_files(tmp_path: Path, name: str) -> None:
+def test_files_with_a_future_time_are_swept_like_old_files(tmp_path: Path, name: str) -> None:
     spool = Spool(tmp_path)
     file = tmp_path / "ab" / name
     file.write_bytes(b"left by a crash")
@@ -338,7 +342,7 @@ def test_files_from_the_future_are_swept_like_old_files(tmp_path: Path, name: st
     assert spool.sweep(lambda _: set(), ORPHAN_AGE_S) == 1
 
 
-def test_the_log_names_a_leap_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_reports_a_clock_jump_once(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "pleura.ledger"):
         node.leap(10 * YEAR_S)
         node.pass_days(4)

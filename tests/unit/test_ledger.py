@@ -1,4 +1,6 @@
-"""The ledger's promises, on each engine: one state each, leases that outlive nobody, nothing twice."""
+"""The ledger's guarantees on each engine: one state per row, leases that end with their owner, and
+no work done twice.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def test_stat_comes_first_then_the_oldest(ledger: Ledger) -> None:
     assert [job.sop_instance_uid for job in ledger.claim_images("me", 3)] == ["1.2", "1.1", "1.3"]
 
 
-def test_what_is_leased_is_nobody_elses_until_the_lease_ends(ledger: Ledger, clock: Clock) -> None:
+def test_a_leased_image_is_not_claimed_again_until_the_lease_expires(
+    ledger: Ledger, clock: Clock
+) -> None:
     ledger.receive([arrival()])
     job = claim_one(ledger)
     assert ledger.claim_images("other", 9) == []
@@ -82,7 +86,7 @@ def test_what_is_leased_is_nobody_elses_until_the_lease_ends(ledger: Ledger, clo
     assert [other.id for other in ledger.claim_images("other", 9)] == [job.id]
 
 
-def test_a_late_owner_changes_nothing(ledger: Ledger, clock: Clock) -> None:
+def test_an_owner_whose_lease_expired_changes_nothing(ledger: Ledger, clock: Clock) -> None:
     ledger.receive([arrival()])
     late = claim_one(ledger)
     clock.now += 61
@@ -96,11 +100,11 @@ def test_a_late_owner_changes_nothing(ledger: Ledger, clock: Clock) -> None:
     assert deliveries(ledger)["owed"] == 3
 
 
-def test_an_image_that_was_left_unfinished_comes_alone(ledger: Ledger) -> None:
+def test_an_unfinished_image_is_claimed_alone(ledger: Ledger) -> None:
     ledger.receive([arrival("1.1"), arrival("1.2"), arrival("1.3")])
     for job in ledger.claim_images("me", 2):
         ledger.abandon(job)
-    # 1.1 and 1.2 are suspects now; each is claimed without neighbours.
+    # 1.1 and 1.2 are now suspects, and each is claimed without neighbours.
     assert [job.sop_instance_uid for job in ledger.claim_images("me", 9)] == ["1.1"]
     assert [job.sop_instance_uid for job in ledger.claim_images("me", 9)] == ["1.2"]
     assert [job.sop_instance_uid for job in ledger.claim_images("me", 9)] == ["1.3"]
@@ -117,22 +121,22 @@ def test_only_solitary_attempts_count_against_an_image(ledger: Ledger) -> None:
         ledger.abandon(job)
     assert seen == [0, 1, 2]
     job = claim_one(ledger)
-    # A full disk is not the image's fault.
+    # A full disk does not count against the image.
     ledger.give_back(job)
     assert claim_one(ledger).unfinished_alone == 3
 
 
-def test_giving_back_twice_is_giving_back_once(ledger: Ledger) -> None:
+def test_giving_back_twice_is_idempotent(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     job = claim_one(ledger)
     ledger.give_back(job)
     ledger.give_back(job)
     ledger.receive([arrival("1.9")])
-    # Not a suspect: it comes with its neighbour.
+    # The image is not a suspect, so it is claimed with its neighbour.
     assert len(ledger.claim_images("me", 9)) == 2
 
 
-def test_the_same_content_is_no_new_work_and_other_content_is(ledger: Ledger) -> None:
+def test_equal_content_is_a_duplicate_and_other_content_is_new_work(ledger: Ledger) -> None:
     ledger.receive([arrival(), arrival(), arrival()])
     states = [
         ledger.complete(job, completion(f"9.{job.id}", digest), OWED)
@@ -143,7 +147,7 @@ def test_the_same_content_is_no_new_work_and_other_content_is(ledger: Ledger) ->
     assert deliveries(ledger)["owed"] == 6
 
 
-def test_what_failed_is_tried_again_when_it_is_sent_again(ledger: Ledger) -> None:
+def test_a_failed_image_is_retried_when_it_is_sent_again(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), Completion("failed", "a", reason="analysis_error"), OWED)
     ledger.receive([arrival()])
@@ -165,7 +169,7 @@ def test_every_delivery_is_in_exactly_one_count(ledger: Ledger, clock: Clock) ->
     assert deliveries(ledger) == {"owed": 2, "stored": 1, "committed": 0, "refused": 0}
 
 
-def test_only_answers_count_as_failures_of_an_object(ledger: Ledger, clock: Clock) -> None:
+def test_only_answers_count_as_failed_attempts_of_an_object(ledger: Ledger, clock: Clock) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
 
@@ -179,17 +183,17 @@ def test_only_answers_count_as_failures_of_an_object(ledger: Ledger, clock: Cloc
     assert [once(status).failures for status in (None, None, 0xC000, 0xC000)] == [0, 0, 0, 1]
 
 
-def test_a_destination_that_left_the_settings_is_visible(ledger: Ledger) -> None:
+def test_a_destination_removed_from_the_settings_stays_visible(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9"), OWED)
     assert ledger.refuse_unknown_destinations(["pacs"]) == 1
     assert deliveries(ledger) == {"owed": 2, "stored": 0, "committed": 0, "refused": 1}
 
 
-def test_a_name_that_leaves_the_settings_has_ten_minutes_whatever_waits(
+def test_results_of_a_removed_destination_are_refused_after_ten_minutes(
     ledger: Ledger, clock: Clock
 ) -> None:
-    """As after a slip in a reload, while its archive is away."""
+    """As after a typing error in a reload while the archive is away."""
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9"), {"pacs": ("SEG", "SC")})
     clock.now += 1800
@@ -198,11 +202,11 @@ def test_a_name_that_leaves_the_settings_has_ten_minutes_whatever_waits(
     assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
     assert ledger.refuse_unknown_destinations(["pacs"], 600.0) == 0
 
-    # Its time begins anew.
+    # The ten minutes start again.
     assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
     clock.now += 599
     assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
-    # What is being sent is let end.
+    # A delivery in progress is allowed to finish.
     (job, *_) = ledger.claim_deliveries("pacs", "me", 1)
     clock.now += 2
     assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 1
@@ -212,7 +216,9 @@ def test_a_name_that_leaves_the_settings_has_ten_minutes_whatever_waits(
     assert tallies["pacs", "refused"] == 1
 
 
-def test_a_name_that_one_host_still_knows_is_refused_by_none(ledger: Ledger, clock: Clock) -> None:
+def test_results_are_kept_while_any_host_knows_the_destination(
+    ledger: Ledger, clock: Clock
+) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9"), {"pacs": ("SEG", "SC")})
     for _ in range(30):
@@ -221,7 +227,7 @@ def test_a_name_that_one_host_still_knows_is_refused_by_none(ledger: Ledger, clo
         assert ledger.refuse_unknown_destinations(["pacs"], 600.0) == 0
 
 
-def test_our_own_results_are_known(ledger: Ledger) -> None:
+def test_our_own_results_are_recognised(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9"), OWED)
     assert ledger.inspect.is_own_result("9.0")
@@ -237,7 +243,7 @@ def test_a_retried_failure_waits_again(ledger: Ledger) -> None:
     assert claim_one(ledger).sop_instance_uid == "1.2"
 
 
-def test_many_owners_never_hold_the_same_image(ledger: Ledger, ledger_url: str) -> None:
+def test_two_owners_never_hold_the_same_image(ledger: Ledger, ledger_url: str) -> None:
     ledger.receive([arrival(f"1.{n}") for n in range(60)])
     taken: list[int] = []
 
@@ -257,13 +263,11 @@ def test_many_owners_never_hold_the_same_image(ledger: Ledger, ledger_url: str) 
     assert sorted(taken) == list(range(1, 61))
 
 
-def test_the_bell_rings_for_another_process_and_not_for_nothing(
-    ledger: Ledger, ledger_url: str
-) -> None:
+def test_the_bell_wakes_a_sleeper_only_for_new_work(ledger: Ledger, ledger_url: str) -> None:
     woken = threading.Event()
 
     def sleep() -> None:
-        # Hangs the bell of this thread.
+        # The first wait creates this thread's bell.
         ledger.wait(0)
         ledger.wait(300)
         woken.set()
@@ -274,12 +278,12 @@ def test_the_bell_rings_for_another_process_and_not_for_nothing(
     other = Ledger(ledger_url)
     other.receive([arrival()])
     other.close()
-    # Long before the sleep's own end.
+    # The thread wakes long before its own timeout.
     assert woken.wait(60)
     thread.join()
 
 
-def test_what_was_committed_before_a_thread_slept_wakes_it(ledger: Ledger) -> None:
+def test_a_commit_before_the_sleep_wakes_the_sleeper(ledger: Ledger) -> None:
     ledger.wait(0)
     ledger.receive([arrival()])
     started = threading.Event()
@@ -290,13 +294,13 @@ def test_what_was_committed_before_a_thread_slept_wakes_it(ledger: Ledger) -> No
 
     thread = threading.Thread(target=sleep)
     thread.start()
-    # A thread that has not slept yet looks first.
+    # A thread looks for work before its first sleep.
     assert started.wait(60)
     thread.join()
 
 
 def asleep(wait: Callable[[float], None]) -> threading.Event:
-    """A thread that waits for up to five minutes; set once it has woken."""
+    """Start a thread that waits for up to five minutes. The event is set once it has woken."""
     woken = threading.Event()
 
     def sleep() -> None:
@@ -308,13 +312,13 @@ def asleep(wait: Callable[[float], None]) -> threading.Event:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify")
-def test_a_commit_that_makes_work_rings_for_a_sleeper_that_never_looks(tmp_path: Path) -> None:
+def test_only_a_commit_that_makes_work_rings_the_bell(tmp_path: Path) -> None:
     file = tmp_path / "ledger.db"
     ledger = Ledger(f"sqlite:///{file}")
     bell = FileBell(str(file), look_s=3600)
     bell.wait(0)
     woken = asleep(bell.wait)
-    # It makes no work.
+    # This commit makes no work.
     ledger.note_destination("pacs", None)
     assert not woken.wait(0.3)
 
@@ -323,14 +327,14 @@ def test_a_commit_that_makes_work_rings_for_a_sleeper_that_never_looks(tmp_path:
 
     (job,) = ledger.claim_images("worker", 1)
     ledger.complete(job, completion("9.1"), OWED)
-    # It was rung before the sleeper slept.
+    # The bell was rung before the sleeper slept.
     assert asleep(bell.wait).wait(60)
     bell.close()
     ledger.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify")
-def test_a_thread_that_has_ended_leaves_no_bell(tmp_path: Path) -> None:
+def test_a_thread_that_ended_leaves_no_bell(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     ledger.wait(0)
     before = inotify_instances()
@@ -345,7 +349,7 @@ def test_a_thread_that_has_ended_leaves_no_bell(tmp_path: Path) -> None:
 def inotify_instances() -> int:
     links = []
     for descriptor in Path("/proc/self/fd").iterdir():
-        # The folder's own descriptor is closed by now.
+        # The descriptor of the folder listing itself is closed by now.
         with contextlib.suppress(FileNotFoundError):
             links.append(descriptor.readlink())
     return sum("inotify" in link.name for link in links)
@@ -353,7 +357,7 @@ def inotify_instances() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify")
 @pytest.mark.parametrize("move", ["remove", "rename", "replace"])
-def test_a_file_that_rings_and_is_taken_away_is_made_anew(tmp_path: Path, move: str) -> None:
+def test_a_removed_bell_file_is_created_again(tmp_path: Path, move: str) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     file = tmp_path / "ledger.db-bell"
     bell = FileBell(f"{tmp_path}/ledger.db", look_s=3600)
@@ -370,7 +374,7 @@ def test_a_file_that_rings_and_is_taken_away_is_made_anew(tmp_path: Path, move: 
     with pytest.raises(OSError, match="removed or renamed"):
         bell.wait(3)
     bell.close()
-    # The sleep ends, and the next one hears of commits again.
+    # This sleep ends early, and the next sleep hears of commits again.
     ledger.wait(3)
     ledger.wait(0)
     assert file.is_file()
@@ -378,7 +382,7 @@ def test_a_file_that_rings_and_is_taken_away_is_made_anew(tmp_path: Path, move: 
 
 
 @pytest.mark.parametrize("can_ring", [True, False])
-def test_a_commit_that_does_not_ring_wakes_a_sleeper_too(tmp_path: Path, can_ring: bool) -> None:
+def test_a_commit_without_a_ring_also_wakes_a_sleeper(tmp_path: Path, can_ring: bool) -> None:
     file = tmp_path / "ledger.db"
     if not can_ring:
         (tmp_path / "ledger.db-bell").mkdir()
@@ -388,7 +392,7 @@ def test_a_commit_that_does_not_ring_wakes_a_sleeper_too(tmp_path: Path, can_rin
     woken = asleep(bell.wait)
     assert not woken.wait(0.3)
 
-    # As another program does, and a process that is killed between its commit and the ring.
+    # Commit as another program does, or a process that is killed between commit and ring.
     with contextlib.closing(sqlite3.connect(file)) as other:
         other.execute("CREATE TABLE anything (number INTEGER)")
         other.commit()
@@ -421,7 +425,9 @@ def test_a_sleeper_whose_ledger_is_closed_wakes_without_an_error(ledger_url: str
 
 
 def test_a_copy_is_analysed_once_its_image_was_excluded_by_mistake(ledger: Ledger) -> None:
-    """docs/faults.md, NO IMAGE IS ANALYSED: the settings are corrected, the images sent again."""
+    """The cure in docs/faults.md, NO IMAGE IS ANALYSED: correct the settings and send the images
+    again.
+    """
     ledger.receive([arrival(), arrival(), arrival(), arrival()])
     excluded = Completion("not_analysed", "d", "1.2", reason="age_unknown")
     states = [
@@ -435,7 +441,7 @@ def test_a_copy_is_analysed_once_its_image_was_excluded_by_mistake(ledger: Ledge
     assert states == ["not_analysed", "duplicate", "analysed", "duplicate"]
 
 
-def test_a_history_tells_what_became_of_one_image(ledger: Ledger) -> None:
+def test_a_history_has_the_steps_of_one_image(ledger: Ledger) -> None:
     ledger.receive([arrival(), arrival()])
     first, second = ledger.claim_images("me", 9)
     ledger.complete(first, completion("9"), OWED)
@@ -452,19 +458,19 @@ def test_a_history_tells_what_became_of_one_image(ledger: Ledger) -> None:
     assert ledger.inspect.history("4.5.6") == []
 
 
-def test_a_mistyped_path_makes_no_new_ledger(tmp_path: Path) -> None:
+def test_a_mistyped_path_creates_no_new_ledger(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="no such file"):
         Ledger.existing(f"sqlite:///{tmp_path}/none.db")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_ledger_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+def test_a_ledger_that_cannot_be_opened_raises_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "folder.db").mkdir()
     with pytest.raises(LedgerError, match="cannot be opened"):
         Ledger(f"sqlite:///{tmp_path}/folder.db")
 
 
-def test_a_ledger_of_another_version_is_said(ledger_url: str) -> None:
+def test_a_ledger_of_another_version_is_refused(ledger_url: str) -> None:
     Ledger(ledger_url).close()
     engine = sa.create_engine(ledger_url)
     with engine.begin() as connection:
@@ -478,7 +484,7 @@ def test_a_ledger_of_another_version_is_said(ledger_url: str) -> None:
 def test_a_clock_set_back_delays_no_retry_beyond_the_longest_back_off(
     ledger: Ledger, clock: Clock, back_s: float
 ) -> None:
-    """Each kind of wait has its own bound: 50 minutes are no wait of a delivery or a lease."""
+    """Each kind of wait has its own bound: no delivery and no lease waits for 50 minutes."""
     ledger.receive([arrival("1.1")])
     ledger.complete(claim_one(ledger), completion("9"), OWED)
     (parcel, *others) = ledger.claim_deliveries("pacs", "me", 9)
@@ -502,7 +508,7 @@ def test_a_small_step_of_the_clock_takes_no_work_from_a_live_owner(
 
 
 def test_a_clock_that_was_set_back_stops_nothing(ledger: Ledger, clock: Clock) -> None:
-    # A node that booted with its clock far ahead.
+    # The node booted with its clock far ahead.
     clock.now = 1e9
     ledger.receive([arrival("1.1"), arrival("1.2")])
     first, _ = ledger.claim_images("me", 9)
@@ -513,7 +519,7 @@ def test_a_clock_that_was_set_back_stops_nothing(ledger: Ledger, clock: Clock) -
 
 
 def stored_at_pacs(ledger: Ledger, commitment: bool = True) -> str:
-    """The UID of a result that was analysed, sent and stored."""
+    """Analyse an image, then send and store its result. Returns the result's UID."""
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
     (job,) = ledger.claim_deliveries("pacs", "me", 9)
@@ -521,7 +527,7 @@ def stored_at_pacs(ledger: Ledger, commitment: bool = True) -> str:
     return job.result.sop_instance_uid
 
 
-def test_results_made_again_count_as_no_attempt_against_their_image(
+def test_remade_results_do_not_count_as_attempts_of_their_image(
     ledger: Ledger, clock: Clock
 ) -> None:
     ledger.receive([arrival()])
@@ -533,16 +539,16 @@ def test_results_made_again_count_as_no_attempt_against_their_image(
         assert ledger.remake(job, "its file is lost")
         clock.now += 31
         again = claim_one(ledger)
-        # Else a third loss would be taken for a poisonous image.
+        # Otherwise a third loss would mark the image as poisonous.
         assert again.unfinished_alone == 0
         assert again.result_time == first.result_time
         assert ledger.complete(again, completion("9", kinds=("SEG",)), OWED) == "analysed"
     (job,) = ledger.claim_deliveries("pacs", "me", 9)
-    # Often enough.
+    # The limit of remakes is reached.
     assert not ledger.remake(job, "its file is lost")
 
 
-def test_a_late_owner_has_nothing_made_again(ledger: Ledger, clock: Clock) -> None:
+def test_an_owner_whose_lease_expired_has_nothing_remade(ledger: Ledger, clock: Clock) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
     (late,) = ledger.claim_deliveries("pacs", "me", 9)
@@ -554,7 +560,7 @@ def test_a_late_owner_has_nothing_made_again(ledger: Ledger, clock: Clock) -> No
     assert instances(ledger)["received"] == 0
 
 
-def test_an_attempt_is_late_once_another_begins(ledger: Ledger) -> None:
+def test_an_attempt_is_stale_once_another_begins(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     ended = claim_one(ledger)
     ledger.complete(ended, Completion("failed", "a", reason="analysis_error"), OWED)
@@ -568,13 +574,13 @@ def test_an_attempt_is_late_once_another_begins(ledger: Ledger) -> None:
     assert deliveries(ledger)["owed"] == 1
 
 
-def test_what_retention_gave_up_is_not_owed_again(ledger: Ledger, clock: Clock) -> None:
+def test_results_whose_bytes_were_removed_are_not_owed_again(ledger: Ledger, clock: Clock) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9", kinds=("SEG",)), OWED)
     (job,) = ledger.claim_deliveries("pacs", "me", 9)
     ledger.mark_refused(job, "0x0122", 0x0122)
     clock.now += 100
-    # A person may want that tried again.
+    # A person may still want to retry the refused result.
     assert ledger.give_up_bytes(10, 1000, [], 9) == []
     assert sorted(ledger.give_up_bytes(10, 100, [], 9)) == ["file-9-SEG", "spool-1.2.3"]
     assert ledger.rearm(["refused"], []) == 0
@@ -592,7 +598,7 @@ def test_bytes_stay_until_the_archive_has_committed(ledger: Ledger, clock: Clock
     assert len(ledger.give_up_bytes(0, 0, ["pacs"], 9)) == 2
 
 
-def test_what_an_archive_has_lost_is_sent_again_later_each_time(
+def test_objects_that_an_archive_lost_are_resent_with_growing_back_off(
     ledger: Ledger, clock: Clock
 ) -> None:
     uid = stored_at_pacs(ledger)
@@ -618,7 +624,7 @@ def test_a_report_under_an_unknown_transaction_changes_nothing(ledger: Ledger) -
     assert deliveries(ledger)["stored"] == 1
 
 
-def test_an_unanswered_question_comes_up_again_after_twice_as_long(
+def test_an_unanswered_commitment_request_is_repeated_after_doubling_waits(
     ledger: Ledger, clock: Clock
 ) -> None:
     stored_at_pacs(ledger)
@@ -630,15 +636,15 @@ def test_an_unanswered_question_comes_up_again_after_twice_as_long(
     assert [later - earlier for earlier, later in itertools.pairwise(asked_at)] == [60, 120, 240]
 
 
-def test_what_was_received_is_not_written_where_nobody_will_find_it(tmp_path: Path) -> None:
-    """SQLite itself goes on writing to a file that was removed, and says nothing."""
+def test_an_image_is_not_written_to_a_removed_ledger_file(tmp_path: Path) -> None:
+    """SQLite itself keeps writing to a removed file without an error."""
     path, away = tmp_path / "ledger.db", tmp_path / "away.db"
     ledger = Ledger(f"sqlite:///{path}")
     ledger.receive([arrival("1")])
     path.rename(away)
     with pytest.raises(LedgerError, match="put it back"):
         ledger.receive([arrival("2")])
-    # Of a backup, say.
+    # Another file in its place, such as a copy from a backup.
     shutil.copyfile(away, path)
     with pytest.raises(LedgerError, match="put it back"):
         ledger.receive([arrival("3")])
@@ -648,7 +654,7 @@ def test_what_was_received_is_not_written_where_nobody_will_find_it(tmp_path: Pa
     ledger.close()
 
 
-def test_a_full_disk_under_the_ledger_heals(small_disk: Path) -> None:
+def test_the_ledger_recovers_from_a_full_disk(small_disk: Path) -> None:
     ledger = Ledger(f"sqlite:///{small_disk}/ledger.db")
     filler = small_disk / "filler"
     ledger.receive([arrival("1")])
@@ -663,8 +669,8 @@ def test_a_full_disk_under_the_ledger_heals(small_disk: Path) -> None:
     ledger.close()
 
 
-def test_of_a_commit_that_fails_nothing_is_left(ledger: Ledger) -> None:
-    """Neither a row nor an open transaction, which the next commit would end."""
+def test_a_failed_commit_leaves_nothing_behind(ledger: Ledger) -> None:
+    """Neither a row nor an open transaction that the next commit would complete."""
     with pytest.raises(Exception, match=r"(?i)not.null"):
         ledger.receive([arrival("1"), arrival("2")._replace(sop_class_uid=None)])  # type: ignore[arg-type]
     assert instances(ledger)["received"] == 0

@@ -1,5 +1,5 @@
-"""What the roles ask all day is answered from the partial indexes: its cost does not grow with the
-years of rows.
+"""The queries that the roles repeat all day use the partial indexes, so their cost does not grow
+with years of rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.view import Search, View
 
 
-def _searched(ledger: Ledger, **search: Any) -> None:
+def _search(ledger: Ledger, **search: Any) -> None:
     view = View.open(ledger.url)
     view.images(Search(**search))
     view.close()
@@ -29,11 +29,11 @@ _ASKS: dict[str, tuple[str, Callable[[Ledger], object]]] = {
     "uncommitted": ("FROM deliveries", lambda ledger: ledger.ask_commitment("pacs", 8, 60.0)),
     "kept_bytes": ("FROM instances", lambda ledger: ledger.give_up_bytes(0.0, 0.0, ["pacs"], 8)),
     "instances_by_state": ("FROM instances", lambda ledger: ledger.inspect.troubles()),
-    "positives": ("FROM instances", lambda ledger: _searched(ledger, is_positive=True)),
-    "instances_by_reason": ("FROM instances", lambda ledger: _searched(ledger, reason="view")),
+    "positives": ("FROM instances", lambda ledger: _search(ledger, is_positive=True)),
+    "instances_by_reason": ("FROM instances", lambda ledger: _search(ledger, reason="view")),
     "instances_by_sender": (
         "LIMIT",
-        lambda ledger: _searched(ledger, sender="XRAY9", state="analysed"),
+        lambda ledger: _search(ledger, sender="XRAY9", state="analysed"),
     ),
     "troubled": ("FROM deliveries", lambda ledger: ledger.inspect.troubles()),
     "same_image": (
@@ -49,13 +49,13 @@ _ASKS: dict[str, tuple[str, Callable[[Ledger], object]]] = {
     "results_by_file": ("FROM results", lambda ledger: ledger.inspect.known_spool_names(["file"])),
 }
 
-# A long queue must not be sorted for each claim.
+# Indexes whose order a claim relies on: it must not sort a long queue.
 _IN_ORDER = ("waiting", "owed")
 
 
 @pytest.fixture
 def url(ledger_url: str) -> str:
-    """A ledger with many finished images, and something to do everywhere."""
+    """The URL of a ledger with many finished images and work in every queue."""
     ledger = Ledger(ledger_url)
     fill(ledger_url, 3000)
     ledger.receive(
@@ -68,7 +68,7 @@ def url(ledger_url: str) -> str:
         ledger.mark_stored(parcel, 0, commitment=True)
     ledger.close()
     engine = sa.create_engine(ledger_url)
-    # The server does so by itself within a minute.
+    # The server itself does this within a minute.
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
             conn.exec_driver_sql("VACUUM ANALYZE")
@@ -78,7 +78,7 @@ def url(ledger_url: str) -> str:
 
 @contextmanager
 def statements() -> Iterator[list[tuple[str, Any]]]:
-    """All statements that any engine executes, with their parameters."""
+    """The list to which every executed SQL statement is added, with its parameters."""
     seen: list[tuple[str, Any]] = []
 
     def note(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -100,7 +100,7 @@ def test_each_index_is_used(url: str) -> None:
 
 
 def _plan(url: str, text: str, ask: Callable[[Ledger], object]) -> str:
-    """How the database answers the first query of `ask` that has `text` in it."""
+    """The query plan of the first query of `ask` that contains `text`."""
     ledger = Ledger(url)
     with statements() as seen:
         ask(ledger)

@@ -1,4 +1,4 @@
-"""New settings for roles that run: every process takes them, or none does."""
+"""A reload of the settings at run time: every role takes the new settings, or none does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tools.peers.waiting import wait_until
 
 
 class Role:
-    """A role that takes everything but what it was told to refuse."""
+    """A role that takes all settings except those it is set to refuse."""
 
     def __init__(self, name: str, file: Path, ledger: Ledger) -> None:
         self.refusal = ""
@@ -45,8 +45,8 @@ class Role:
         return take
 
 
-class House:
-    """Two roles of one node, their file and their ledger."""
+class Node:
+    """Two roles of a node, its settings file and its ledger."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "pleura.yaml"
@@ -66,24 +66,24 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    one = House(tmp_path)
+def node(tmp_path: Path) -> Iterator[Node]:
+    one = Node(tmp_path)
     with one.roles[0].live, one.roles[1].live:
         yield one
     assert one.ledger.inspect.settings.takers() == []
     one.ledger.close()
 
 
-def test_every_role_takes_new_settings_and_the_audit_trail_tells_of_them(house: House) -> None:
-    told = house.reload(admission={"minimum_age_years": 16})
+def test_every_role_takes_new_settings_and_the_audit_trail_records_them(node: Node) -> None:
+    told = node.reload(admission={"minimum_age_years": 16})
     assert told.is_taken
     assert told.words == ("generation 2 is in force\nadmission.minimum_age_years: 18 -> 16")
-    for role in house.roles:
+    for role in node.roles:
         assert [each.admission.minimum_age_years for each in role.taken] == [16]
-    (line,) = status.settings_lines(house.ledger.inspect)
+    (line,) = status.settings_lines(node.ledger.inspect)
     assert line.startswith("settings: generation 2, ")
 
-    (row,) = house.ledger.claim_audit("me", 9)[0]
+    (row,) = node.ledger.claim_audit("me", 9)[0]
     assert row.event == "settings"
     assert row.facts == {
         "keys": "admission",
@@ -100,106 +100,108 @@ def test_every_role_takes_new_settings_and_the_audit_trail_tells_of_them(house: 
         ({"report_absent": True}, "deliver: the certificate is gone"),
     ],
 )
-def test_one_refusal_refuses_all(house: House, changed: dict[str, Any], words: str) -> None:
-    house.roles[1].refusal = "the certificate is gone"
-    told = house.reload(**changed)
+def test_one_refusal_cancels_the_reload_for_all(
+    node: Node, changed: dict[str, Any], words: str
+) -> None:
+    node.roles[1].refusal = "the certificate is gone"
+    told = node.reload(**changed)
     assert not told.is_taken
     assert words in told.words
-    assert [role.taken for role in house.roles] == [[], []]
-    assert {each.generation for each in house.ledger.inspect.settings.takers()} == {1}
+    assert [role.taken for role in node.roles] == [[], []]
+    assert {each.generation for each in node.ledger.inspect.settings.takers()} == {1}
 
-    (row,) = house.ledger.claim_audit("me", 9)[0]
+    (row,) = node.ledger.claim_audit("me", 9)[0]
     assert row.event == "settings_refused"
     assert row.facts["by"] == "alice"
     assert words in row.facts["why"]
     assert f"{next(iter(changed))}: " in row.facts["changes"]
 
 
-def test_settings_that_could_not_be_put_in_force_are_not_recorded_as_taken(
-    house: House, monkeypatch: pytest.MonkeyPatch
+def test_settings_that_could_not_be_applied_are_not_recorded_as_taken(
+    node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daemon.live._TROUBLE_S", 0.02)
-    house.roles[1].failures = 3
-    assert house.reload(admission={"minimum_age_years": 16}).is_taken
-    wait_until("it is in force", lambda: house.roles[1].taken)
-    assert [each.admission.minimum_age_years for each in house.roles[1].taken] == [16]
-    assert house.roles[1].failures == 0
+    node.roles[1].failures = 3
+    assert node.reload(admission={"minimum_age_years": 16}).is_taken
+    wait_until("it is in force", lambda: node.roles[1].taken)
+    assert [each.admission.minimum_age_years for each in node.roles[1].taken] == [16]
+    assert node.roles[1].failures == 0
     wait_until(
         "every role works under it",
-        lambda: {each.generation for each in house.ledger.inspect.settings.takers()} == {2},
+        lambda: {each.generation for each in node.ledger.inspect.settings.takers()} == {2},
     )
 
 
-def test_a_key_of_one_role_needs_a_restart_of_that_role_alone(house: House) -> None:
+def test_a_key_of_one_role_needs_a_restart_of_only_that_role(node: Node) -> None:
     shadow = {"model": "default"}
-    told = house.reload(shadow=shadow)
+    told = node.reload(shadow=shadow)
     assert not told.is_taken
-    # Whichever role looked first.
+    # Either role may have looked first.
     assert ": shadow: changed, and only a restart takes it" in told.words
 
-    with Role("shadow", house.file, house.ledger).live:
-        assert "THE ROLES DIFFER" in status.settings_lines(house.ledger.inspect)[0]
-        assert house.reload(shadow=shadow).is_taken
-        assert "in every role" in status.settings_lines(house.ledger.inspect)[0]
+    with Role("shadow", node.file, node.ledger).live:
+        assert "THE ROLES DIFFER" in status.settings_lines(node.ledger.inspect)[0]
+        assert node.reload(shadow=shadow).is_taken
+        assert "in every role" in status.settings_lines(node.ledger.inspect)[0]
 
-        told = house.reload(shadow=shadow | {"device": "cuda"})
+        told = node.reload(shadow=shadow | {"device": "cuda"})
         assert not told.is_taken
         assert told.words.splitlines()[1:] == [
             "shadow: shadow: changed, and only a restart takes it; restart the node, or change it "
             "back and reload the rest"
         ]
-    assert house.reload().is_taken
+    assert node.reload().is_taken
 
 
 def test_a_signal_to_one_role_is_a_reload_of_all_and_a_wrong_file_changes_nothing(
-    house: House, caplog: pytest.LogCaptureFixture
+    node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house.file.write_text("prot: 104")
-    house.roles[0].live.ask()
+    node.file.write_text("prot: 104")
+    node.roles[0].live.ask()
     wait_until("the error is logged", lambda: "did you mean 'port'" in caplog.text)
-    wait_until("the refusal is audited", house.ledger.inspect.audit_waiting)
-    (row,) = house.ledger.claim_audit("me", 9)[0]
+    wait_until("the refusal is audited", node.ledger.inspect.audit_waiting)
+    (row,) = node.ledger.claim_audit("me", 9)[0]
     assert row.event == "settings_refused"
     assert row.facts["by"] == "SIGHUP to receive"
     assert "did you mean 'port'" in row.facts["why"]
 
-    house.write(report_absent=True)
-    house.roles[0].live.ask()
-    wait_until("the other role takes it", lambda: house.roles[1].taken)
-    (changed,) = house.roles[1].taken
+    node.write(report_absent=True)
+    node.roles[0].live.ask()
+    wait_until("the other role takes it", lambda: node.roles[1].taken)
+    (changed,) = node.roles[1].taken
     assert changed.report_absent
 
 
-def test_a_file_that_was_edited_again_is_not_what_was_proposed(house: House) -> None:
-    proposed = house.write(report_absent=True)
-    house.write()
-    told = command.reload(house.ledger, proposed, "alice")
+def test_a_file_edited_after_the_proposal_is_refused(node: Node) -> None:
+    proposed = node.write(report_absent=True)
+    node.write()
+    told = command.reload(node.ledger, proposed, "alice")
     assert "other settings than those proposed" in told.words
 
 
-def test_a_process_that_died_takes_no_part_and_a_new_one_joins(house: House) -> None:
+def test_a_dead_process_is_not_waited_for_and_a_new_process_joins(node: Node) -> None:
     dead = f"{this_machine()}:{2**22 + 1}"
-    same = found(settings.load(house.file))
-    generations = house.ledger.generations
+    same = found(settings.load(node.file))
+    generations = node.ledger.generations
     assert generations.begin("analyse", dead, same, lambda _: True) == 1
-    assert house.reload(report_absent=True).is_taken
-    assert generations.begin("web", owner_name(), found(house.write()), lambda _: True) == 3
-    assert "THE ROLES DIFFER" in status.settings_lines(house.ledger.inspect)[0]
+    assert node.reload(report_absent=True).is_taken
+    assert generations.begin("web", owner_name(), found(node.write()), lambda _: True) == 3
+    assert "THE ROLES DIFFER" in status.settings_lines(node.ledger.inspect)[0]
     generations.end("web", owner_name())
     generations.end("analyse", dead)
 
 
 def test_the_running_settings_are_compared_with_the_file(
-    house: House, capsys: pytest.CaptureFixture[str]
+    node: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["config", "diff", "-c", str(house.file)]
+    arguments = ["config", "diff", "-c", str(node.file)]
     assert main(arguments) == 0
-    house.write(destinations=[{"name": "out", "folder": "/out", "results": ["SC"]}])
+    node.write(destinations=[{"name": "out", "folder": "/out", "results": ["SC"]}])
     assert main(arguments) == 1
     assert 'destinations[out].folder: (absent) -> "/out"' in capsys.readouterr().out
 
 
-def test_a_difference_names_entries_and_shows_no_secret() -> None:
+def test_a_difference_names_keys_and_shows_no_secret() -> None:
     peers = [{"ae_title": "XRAY1", "host": "10.0.4.11"}, {"ae_title": "XRAY1", "host": "10.0.4.12"}]
     url = "postgresql+psycopg://pleura:{}@db/pleura"
     before = Config.model_validate({"peers": peers, "ledger": url.format("old-secret")})
@@ -221,18 +223,18 @@ def test_the_schema_for_editors_knows_every_key() -> None:
     assert "Allowed: " in schema["properties"]["ae_title"]["description"]
 
 
-def test_a_machine_that_is_gone_for_good_does_not_differ_for_ever(house: House) -> None:
-    """Its processes ended without a word: a power failure, or a host that was removed."""
+def test_a_removed_host_stops_counting_as_different(node: Node) -> None:
+    """Its processes ended without notice: a power failure, or a removed host."""
     gone = "oldhost/12345678/4026531836:77"
-    earlier = found(house.write(report_absent=True))
-    house.write()
-    house.ledger.generations.begin("analyse", gone, earlier, lambda _: True)
-    house.ledger.beat("analyse", gone)
-    assert "THE ROLES DIFFER" in status.settings_lines(house.ledger.inspect)[0]
+    earlier = found(node.write(report_absent=True))
+    node.write()
+    node.ledger.generations.begin("analyse", gone, earlier, lambda _: True)
+    node.ledger.beat("analyse", gone)
+    assert "THE ROLES DIFFER" in status.settings_lines(node.ledger.inspect)[0]
 
-    house.ledger.end_beat("analyse", gone)
-    (line,) = status.settings_lines(house.ledger.inspect)
+    node.ledger.end_beat("analyse", gone)
+    (line,) = status.settings_lines(node.ledger.inspect)
     assert "in every role" in line
-    told = status.summary(house.ledger.inspect, [], house.file.parent)["settings"]
+    told = status.summary(node.ledger.inspect, [], node.file.parent)["settings"]
     assert gone not in {each["owner"] for each in told}
-    house.ledger.generations.end("analyse", gone)
+    node.ledger.generations.end("analyse", gone)

@@ -1,4 +1,4 @@
-"""What a log line may hold."""
+"""The content of log lines, and how they are written."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def line(message: str, *arguments: object, error: Exception | None = None) -> st
     )
 
 
-def test_a_peers_string_cannot_forge_a_line() -> None:
+def test_a_peers_string_cannot_forge_a_log_line() -> None:
     formatted = line("from %s", "XRAY1\n2026-01-01 00:00:00 INFO pleura forged\x1b[2J")
     assert "\n" not in formatted
     assert "\x1b" not in formatted
     assert r"\x0a2026" in formatted
 
 
-def test_an_exception_tells_where_and_what_kind_but_not_what_a_library_quoted() -> None:
+def test_an_exception_is_logged_with_type_and_place_without_its_quoted_values() -> None:
     formatted = line("broke", error=ValueError("Invalid value for VR PN: 'Doe^Jane'"))
     assert "ValueError" in formatted
     assert "test_log.py" in formatted
     assert "Jane" not in formatted
 
 
-def test_the_operating_systems_words_are_kept() -> None:
+def test_messages_of_the_operating_system_are_kept() -> None:
     assert "No space left" in line("broke", error=OSError(28, "No space left on device"))
 
 
@@ -83,7 +83,7 @@ def logger(stream: Stream) -> Iterator[logging.Logger]:
     handler.close()
 
 
-def test_nobody_waits_for_a_reader_that_stalls_and_lost_lines_are_counted(
+def test_a_stalled_reader_blocks_no_caller_and_lost_lines_are_counted(
     logger: logging.Logger, stream: Stream
 ) -> None:
     for number in range(20):
@@ -93,14 +93,14 @@ def test_nobody_waits_for_a_reader_that_stalls_and_lost_lines_are_counted(
     stream.goes_on.set()
     logger.handlers[0].flush()
     said = stream.getvalue()
-    # Five wait, and as many as had gathered, five at most, may be in the writer's hands.
+    # Five lines wait in the queue, and the writer may hold up to five more.
     lost = re.search(r"ERROR pleura.log (\d+) log lines were dropped", said)
     assert lost is not None
     assert int(lost[1]) in range(10, 16)
     assert said.count(" line ") == 20 - int(lost[1])
 
 
-def test_lines_that_gathered_are_written_whole_by_as_much_as_a_pipe_takes_at_once() -> None:
+def test_queued_lines_are_written_whole_in_chunks_of_pipe_size() -> None:
     pieces: list[str] = []
 
     class Pipe(io.StringIO):
@@ -121,7 +121,7 @@ def test_lines_that_gathered_are_written_whole_by_as_much_as_a_pipe_takes_at_onc
     assert [line.partition("pleura.test ")[2] for line in written] == said
 
 
-def test_a_flush_does_not_wait_until_lines_have_gathered(
+def test_a_flush_does_not_wait_for_more_lines(
     logger: logging.Logger, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daemon.log._GATHER_S", 30.0)
@@ -131,7 +131,7 @@ def test_a_flush_does_not_wait_until_lines_have_gathered(
     assert "written" in stream.getvalue()
 
 
-def test_a_full_disk_ends_nothing_and_later_lines_are_written(
+def test_a_full_disk_stops_nothing_and_later_lines_are_written(
     logger: logging.Logger, stream: Stream
 ) -> None:
     stream.goes_on.set()
@@ -161,7 +161,7 @@ def test_the_journal_gets_a_severity_with_each_line(level: str, severity: int) -
     assert all(each.startswith(f"<{severity}>") for each in lines)
 
 
-def test_only_a_stream_that_is_the_journals_is_taken_for_it(
+def test_only_the_journals_own_stream_is_recognised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (tmp_path / "log").open("w") as stream:
@@ -169,7 +169,7 @@ def test_only_a_stream_that_is_the_journals_is_taken_for_it(
         monkeypatch.delenv("JOURNAL_STREAM", raising=False)
         assert not is_journal(stream)
 
-        # What systemd sets is inherited by a command whose stderr goes elsewhere.
+        # A command inherits this variable even if its stderr goes elsewhere.
         monkeypatch.setenv("JOURNAL_STREAM", "1:1")
         assert not is_journal(stream)
 
@@ -177,7 +177,7 @@ def test_only_a_stream_that_is_the_journals_is_taken_for_it(
         assert is_journal(stream)
 
 
-def test_json_is_one_object_a_line_with_facts_and_without_an_errors_text() -> None:
+def test_json_has_one_object_per_line_with_facts_and_without_error_text() -> None:
     quoted = "DOE^JANE"
     try:
         raise ValueError(quoted)

@@ -1,5 +1,5 @@
-"""Losses: equal to MONAI's where it has them, to the papers' formulas elsewhere; what a recipe
-composes of them.
+"""Losses: equal to MONAI's where MONAI has them, else to the papers' formulas; and how a recipe
+combines them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def value(
     return float(losses.compose(loss, positive_share)(outputs, targets))
 
 
-def test_dice_and_focal_are_monais() -> None:
+def test_dice_and_focal_equal_monais() -> None:
     from monai.losses import DiceLoss, FocalLoss
 
     logits, masks = logits_and_masks()
@@ -45,7 +45,7 @@ def test_dice_and_focal_are_monais() -> None:
     )
 
 
-def test_the_default_recipes_losses_stay_what_they_were() -> None:
+def test_the_default_recipes_losses_are_unchanged() -> None:
     logits, masks = logits_and_masks()
     found = torch.sigmoid(logits[1:]).flatten(1)
     true = masks[1:].flatten(1)
@@ -60,7 +60,7 @@ def test_the_default_recipes_losses_stay_what_they_were() -> None:
 
 
 @pytest.mark.parametrize("term", ["cross_entropy", "focal", "dice", "tanimoto"])
-def test_each_falls_where_the_answer_gets_better(term: str) -> None:
+def test_each_loss_falls_as_the_answer_improves(term: str) -> None:
     _, masks = logits_and_masks()
     found = [
         value(Loss(**{term: 1}), scale * (masks * 2 - 1), masks) for scale in (-2.0, 0.0, 2.0, 8.0)
@@ -70,17 +70,17 @@ def test_each_falls_where_the_answer_gets_better(term: str) -> None:
 
 
 @pytest.mark.parametrize("term", ["cross_entropy", "tanimoto"])
-def test_a_soft_target_is_best_met_exactly(term: str) -> None:
+def test_the_loss_of_a_soft_target_is_least_at_the_target(term: str) -> None:
     soft = torch.full((1, 1, 32, 32), 0.3)
     loss = losses.compose(Loss(**{term: 1}))
     best = torch.logit(soft)
     assert loss(best, soft) < min(loss(best - 0.1, soft), loss(best + 0.1, soft))
-    # Which is why grey is held to it, and not to Dice
+    # Tanimoto reaches 0 at a soft target, unlike Dice, so it is the loss for grey targets.
     if term == "tanimoto":
         assert float(loss(best, soft)) == pytest.approx(0, abs=1e-6)
 
 
-def test_terms_are_weighed_and_added() -> None:
+def test_terms_are_weighted_and_added() -> None:
     logits, masks = logits_and_masks()
     alone = {
         term: value(Loss(**{term: 1}), logits, masks) for term in ("cross_entropy", "focal", "dice")
@@ -97,13 +97,13 @@ def test_an_image_without_a_mask_counts_in_dice_only_if_asked() -> None:
     assert value(Loss(dice=1, empty=True), logits, masks) > 0.9
     assert value(Loss(dice=1, empty=True), logits - 50, masks) == pytest.approx(0)
     logits.requires_grad_()
-    # A batch of such images is one like any other
+    # A batch of only such images also has a gradient.
     losses.compose(Loss(dice=1))(logits, masks).backward()
     assert logits.grad is not None
     assert not logits.grad.any()
 
 
-def test_balanced_classes_weigh_alike_however_rare() -> None:
+def test_balanced_classes_have_equal_weight_however_rare() -> None:
     labels = torch.tensor([[1.0]] + [[0.0]] * 9)
     for term in ("cross_entropy", "focal"):
         logits = torch.zeros(10, 1, requires_grad=True)
@@ -116,13 +116,13 @@ def test_balanced_classes_weigh_alike_however_rare() -> None:
         value(Loss(cross_entropy=1, balance=yes), torch.zeros(10, 1), labels, 0.1) for yes in (0, 1)
     )
 
-    # And the learning rate means what it did
+    # Balancing keeps the size of the loss, so the learning rate keeps its meaning.
     assert balanced == pytest.approx(plain)
     with pytest.raises(ValueError, match="both classes"):
         losses.compose(Loss(cross_entropy=1, balance=True), 0.0)
 
 
-def test_each_of_several_outputs_is_held_against_what_it_is_of() -> None:
+def test_each_output_is_compared_with_its_own_kind_of_target() -> None:
     logits, masks = logits_and_masks()
     image_level = torch.tensor([[-2.0], [1.0], [2.0], [3.0]])
     filled = torch.tensor([[0.0], [1.0], [1.0], [1.0]])
@@ -141,7 +141,7 @@ def test_each_of_several_outputs_is_held_against_what_it_is_of() -> None:
         value(loss, logits, filled)
 
 
-def test_auxiliary_outputs_weigh_as_the_recipe_says() -> None:
+def test_auxiliary_outputs_have_the_weights_of_the_recipe() -> None:
     logits, masks = logits_and_masks()
     presence = torch.tensor([[2.0], [-1.0], [0.5], [0.0]])
     alone = value(Loss(dice=1), logits, masks)
@@ -152,7 +152,7 @@ def test_auxiliary_outputs_weigh_as_the_recipe_says() -> None:
     assert value(Loss(dice=1, auxiliary=0.2), logits, masks) == pytest.approx(alone)
 
 
-def test_the_sums_are_of_32_bits_in_mixed_precision() -> None:
+def test_sums_use_32_bits_in_mixed_precision() -> None:
     logits, masks = logits_and_masks(side=128)
     logits = logits.bfloat16()
     wanted = value(Loss(cross_entropy=1, dice=1, focal=1, tanimoto=1), logits.float(), masks)
@@ -162,7 +162,7 @@ def test_the_sums_are_of_32_bits_in_mixed_precision() -> None:
     assert float(found) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_the_overlap_losses_are_the_papers_arithmetic() -> None:
+def test_the_overlap_losses_follow_the_papers_formulas() -> None:
     """Two pixels of one image: found with 0.8 and 0.6; the first is true."""
     logits = torch.logit(torch.tensor([0.8, 0.6])).view(1, 1, 1, 2)
     masks = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
@@ -179,7 +179,7 @@ def test_the_overlap_losses_are_the_papers_arithmetic() -> None:
         assert value(Loss(focal_tversky=1, misses=misses), logits, masks) == pytest.approx(
             (1 - index) ** 0.75
         )
-    # With equal weights Tversky's is Dice's.
+    # With equal weights, the Tversky loss equals the Dice loss.
     halves = (hit + smooth) / (hit + 0.5 * false + 0.5 * missed + smooth)
     dice = (2 * hit + 2 * smooth) / (2 * hit + false + missed + 2 * smooth)
     assert halves == pytest.approx(dice)
@@ -201,7 +201,7 @@ def test_lovasz_is_the_jaccard_loss_at_its_corners_and_linear_between() -> None:
     assert value(Loss(lovasz=1), logits, masks) == pytest.approx(by_hand)
 
 
-def test_every_overlap_loss_has_a_slope_and_ignores_empty_masks() -> None:
+def test_every_overlap_loss_has_a_gradient_and_ignores_empty_masks() -> None:
     logits, masks = logits_and_masks()
     for term in ("jaccard", "tversky", "focal_tversky", "lovasz"):
         given = logits.clone().requires_grad_()
@@ -212,7 +212,7 @@ def test_every_overlap_loss_has_a_slope_and_ignores_empty_masks() -> None:
         assert given.grad[0].abs().sum() == 0 < given.grad[1].abs().sum()
 
 
-def test_of_the_negatives_only_the_hardest_count() -> None:
+def test_only_the_hardest_negatives_count() -> None:
     logits = torch.tensor([[0.0], [2.0], [1.0], [-3.0], [-1.0]])
     labels = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0]])
     each = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")[:, 0]

@@ -1,4 +1,4 @@
-"""The Debian package's scripts in the orders in which dpkg calls them (deb-policy, chapter 6), with
+"""The Debian package's maintainer scripts, called in dpkg's order (deb-policy, chapter 6), with
 folders and commands of the test's own.
 """
 
@@ -15,7 +15,7 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[2] / "deploy" / "deb"
 ROLES = ["pleura-analyse@cuda:0.service", "pleura-receive.service", "pleura.target"]
 
-# The scripts' folders, which lie below the test's own folder instead.
+# The scripts' absolute folders, which the test replaces by folders below its own.
 _FOLDERS = (
     "/etc/pleura",
     "/etc/systemd",
@@ -26,7 +26,7 @@ _FOLDERS = (
     "/var/lib/pleura",
 )
 _COMMANDS = {
-    # The units that run are the lines of a file.
+    # This fake systemctl keeps the running units as the lines of a file.
     "systemctl": """
         case "$1" in
         list-units) sed 's/$/ loaded active running a role/' "$TEST/running" ;;
@@ -41,7 +41,7 @@ _COMMANDS = {
                 if [ "$act" = start ]; then echo "$unit" >> "$TEST/running"; fi
             done ;;
         esac""",
-    # Only root may give files away.
+    # Only root may change owners, so this fake only checks that the file exists.
     "chown": '[ -e "$2" ]',
     "install": 'mkdir -p -m 700 "${8}"',
     "setpriv": 'shift 3; exec "$@"',
@@ -49,7 +49,7 @@ _COMMANDS = {
 
 
 class Host:
-    """A machine with the package, and systemd that runs the roles."""
+    """A simulated host with the package installed and the roles running under systemd."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,8 +61,8 @@ class Host:
 
         for name, text in _COMMANDS.items():
             self.command(folder / "bin" / name, text)
-        self.owes("")
-        self.unknown("")
+        self.set_debts("")
+        self.set_unknown_unit("")
         (folder / "usr/share/pleura/pleura.yaml").write_text("# settings to begin with")
         self._running.write_text("".join(f"{unit}\n" for unit in ROLES))
 
@@ -70,13 +70,13 @@ class Host:
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
 
-    def owes(self, words: str) -> None:
-        """The answer of daemon.commands.debts."""
+    def set_debts(self, words: str) -> None:
+        """Set the answer of daemon.commands.debts."""
         said = f"echo {words}; exit 1" if words else "exit 0"
         self.command(self.folder / "opt/pleura/bin/python", said)
 
-    def unknown(self, unit: str) -> None:
-        """A unit that systemd cannot start or stop."""
+    def set_unknown_unit(self, unit: str) -> None:
+        """Set the unit that systemd cannot start or stop."""
         (self.folder / "unknown").write_text(unit)
 
     def call(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -94,8 +94,8 @@ class Host:
             text=True,
         )
 
-    def did(self, script: str, *arguments: str) -> str:
-        """What it said; it must succeed."""
+    def call_and_check(self, script: str, *arguments: str) -> str:
+        """Call a script that must succeed. Returns its output."""
         done = self.call(script, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
@@ -107,108 +107,109 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     made = Host(tmp_path)
-    made.did("postinst", "configure", "")
+    made.call_and_check("postinst", "configure", "")
     return made
 
 
-def test_an_upgrade_starts_again_what_it_stopped(host: Host) -> None:
-    host.did("prerm", "upgrade", "2")
+def test_an_upgrade_restarts_the_units_it_stopped(host: Host) -> None:
+    host.call_and_check("prerm", "upgrade", "2")
     assert host.running() == []
-    host.did("postinst", "configure", "1")
+    host.call_and_check("postinst", "configure", "1")
     assert host.running() == ROLES
 
 
-def test_an_upgrade_that_fails_starts_again_what_it_stopped(host: Host) -> None:
-    # As on a full disk, in which dpkg calls the old version's postinst.
-    host.did("prerm", "upgrade", "2")
-    host.did("postinst", "abort-upgrade", "2")
+def test_a_failed_upgrade_restarts_the_units_it_stopped(host: Host) -> None:
+    # As on a full disk, when dpkg calls the old version's postinst.
+    host.call_and_check("prerm", "upgrade", "2")
+    host.call_and_check("postinst", "abort-upgrade", "2")
     assert host.running() == ROLES
 
 
-def test_what_the_first_of_two_tries_stopped_is_started_after_the_second(host: Host) -> None:
-    host.unknown("pleura-receive.service")
+def test_units_stopped_by_a_failed_attempt_are_started_after_the_second(host: Host) -> None:
+    host.set_unknown_unit("pleura-receive.service")
     assert host.call("prerm", "upgrade", "2").returncode != 0
-    host.unknown("")
-    host.did("prerm", "failed-upgrade", "1")
-    host.did("postinst", "configure", "1")
+    host.set_unknown_unit("")
+    host.call_and_check("prerm", "failed-upgrade", "1")
+    host.call_and_check("postinst", "configure", "1")
     assert host.running() == ROLES
 
 
-def test_a_unit_that_does_not_start_is_told_and_holds_up_no_upgrade(host: Host) -> None:
-    host.did("prerm", "upgrade", "2")
-    host.unknown("pleura.target")
-    assert "not every unit" in host.did("postinst", "configure", "1")
+def test_a_unit_that_does_not_start_is_reported_and_fails_no_upgrade(host: Host) -> None:
+    host.call_and_check("prerm", "upgrade", "2")
+    host.set_unknown_unit("pleura.target")
+    assert "not every unit" in host.call_and_check("postinst", "configure", "1")
     assert host.running() == ROLES[:2]
 
 
-def test_settings_are_given_once_and_belong_to_the_site_from_then_on(host: Host) -> None:
+def test_settings_are_installed_once_and_never_overwritten(host: Host) -> None:
     assert host.settings.stat().st_mode & 0o777 == 0o640
     host.settings.write_text("ae_title: SITE")
-    host.did("prerm", "upgrade", "2")
-    host.did("postinst", "configure", "1")
+    host.call_and_check("prerm", "upgrade", "2")
+    host.call_and_check("postinst", "configure", "1")
     assert host.settings.read_text() == "ae_title: SITE"
 
-    # A site may have them elsewhere.
+    # A site may keep its settings elsewhere.
     host.settings.unlink()
-    host.did("prerm", "upgrade", "3")
-    host.did("postinst", "configure", "2")
+    host.call_and_check("prerm", "upgrade", "3")
+    host.call_and_check("postinst", "configure", "2")
     assert not host.settings.exists()
     assert host.running() == ROLES
 
 
-def test_an_installation_after_a_removal_tells_how_to_start(host: Host) -> None:
+def test_an_installation_after_a_removal_says_how_to_start(host: Host) -> None:
     enabled = host.folder / "etc/systemd/system/multi-user.target.wants"
     enabled.mkdir(parents=True)
     (enabled / "pleura.target").symlink_to("/lib/systemd/system/pleura.target")
-    assert "enable --now" not in host.did("postinst", "configure", "1")
+    assert "enable --now" not in host.call_and_check("postinst", "configure", "1")
 
     (enabled / "pleura.target").unlink()
-    host.did("prerm", "remove")
-    host.did("postrm", "remove")
-    assert "enable --now" in host.did("postinst", "configure", "1")
+    host.call_and_check("prerm", "remove")
+    host.call_and_check("postrm", "remove")
+    assert "enable --now" in host.call_and_check("postinst", "configure", "1")
     assert host.running() == []
 
 
-def test_a_purge_obeys_the_debts(host: Host) -> None:
-    host.owes("1 images wait to be analysed")
-    assert "1 images wait" in host.did("prerm", "remove")
-    host.did("postrm", "remove")
-    assert "stays" in host.did("postrm", "purge")
+def test_a_purge_removes_nothing_while_there_are_debts(host: Host) -> None:
+    host.set_debts("1 images wait to be analysed")
+    assert "1 images wait" in host.call_and_check("prerm", "remove")
+    host.call_and_check("postrm", "remove")
+    assert "stays" in host.call_and_check("postrm", "purge")
     assert host.state.exists()
 
-    host.did("postinst", "configure", "")
-    host.owes("")
-    host.did("prerm", "remove")
-    host.did("postrm", "remove")
-    assert "stays" not in host.did("postrm", "purge")
+    host.call_and_check("postinst", "configure", "")
+    host.set_debts("")
+    host.call_and_check("prerm", "remove")
+    host.call_and_check("postrm", "remove")
+    assert "stays" not in host.call_and_check("postrm", "purge")
     assert not host.state.exists()
 
 
-def test_a_purge_leaves_a_folder_that_was_used_after_the_removal(host: Host) -> None:
+def test_a_purge_keeps_a_folder_used_after_the_removal(host: Host) -> None:
     (host.state / "ledger.db").write_text("old")
-    host.did("prerm", "remove")
-    host.did("postrm", "remove")
+    host.call_and_check("prerm", "remove")
+    host.call_and_check("postrm", "remove")
 
-    # A node from the wheel, or a backup that keeps the times of its files.
+    # A node installed from the wheel, or a restored backup that keeps its file times, may have used
+    # it.
     image = host.state / "image"
     image.write_text("an image")
     os.utime(image, (0, 0))
-    assert "stays" in host.did("postrm", "purge")
+    assert "stays" in host.call_and_check("postrm", "purge")
     assert image.exists()
 
 
-def test_the_package_can_be_removed_where_its_folder_has_gone(host: Host) -> None:
+def test_the_package_can_be_removed_if_its_folder_is_missing(host: Host) -> None:
     host.state.rmdir()
-    host.did("prerm", "remove")
-    host.did("postrm", "remove")
-    host.did("postrm", "purge")
+    host.call_and_check("prerm", "remove")
+    host.call_and_check("postrm", "remove")
+    host.call_and_check("postrm", "purge")
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="builds a Debian package")
-def test_whoever_builds_the_package_the_service_can_read_it(tmp_path: Path) -> None:
+def test_the_service_can_read_the_package_whatever_the_builders_umask(tmp_path: Path) -> None:
     wheel = tmp_path / "pleura-9.9.9-py3-none-any.whl"
     wheel.touch()
-    # pip installs nothing, and a hardened machine lets nobody else read what is written.
+    # The fake pip installs nothing, and the umask denies others any access, as on a hardened host.
     environment = os.environ | {"PIP": "true", "PYTHON": sys.executable}
     build = [str(SCRIPTS / "build"), str(wheel), str(tmp_path / "out")]
     subprocess.run(build, env=environment, umask=0o077, check=True, capture_output=True)
@@ -223,6 +224,7 @@ def test_whoever_builds_the_package_the_service_can_read_it(tmp_path: Path) -> N
         if line[7] != "r" and not line.endswith(" ./etc/pleura/")
     ]
     assert closed == []
-    # No file of the site: dpkg would ask about it in each upgrade, while the roles are stopped.
+    # The package has no conffiles: dpkg would ask about them in each upgrade while the roles are
+    # stopped.
     control = ["dpkg-deb", "--info", package, "conffiles"]
     assert subprocess.run(control, capture_output=True).returncode != 0
