@@ -1,4 +1,4 @@
-"""A segmenter's map that votes beside the classifiers."""
+"""Map voting: a segmenter's map contributes a score to the ensemble of classifiers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def cases(tmp_path: Path) -> list[Case]:
 
 @pytest.fixture
 def run(tmp_path: Path, cases: list[Case]) -> Path:
-    """The folder of a run whose package has a voting map."""
+    """The folder of a run whose package uses its segmenter's map as a vote."""
     trained = [Trained(one, network(one, seed)) for seed, one in enumerate(STAGES)]
     Export(
         recipe(),
@@ -87,7 +87,7 @@ def scores(loaded: package.Package, cases: list[Case]) -> list[float]:
     return list(Engine(loaded, choose_device("cpu")).classify([case.pixels() for case in cases]))
 
 
-def test_the_score_is_the_mean_of_the_classifier_and_of_what_the_map_reaches(run: Path) -> None:
+def test_the_score_is_the_mean_of_classifier_and_map_score(run: Path) -> None:
     loaded = package.load(run / "package")
     alone, voting = loaded.classifier.get_submodule("members").children()
     shown = torch.from_numpy(loaded.golden["classifier.input"].numpy())
@@ -100,7 +100,7 @@ def test_the_score_is_the_mean_of_the_classifier_and_of_what_the_map_reaches(run
     assert np.mean(drawn >= vote.item() - 1e-6) == pytest.approx(SHARE, abs=0.001)
 
 
-def test_a_fold_is_scored_by_a_map_that_never_saw_it(run: Path, cases: list[Case]) -> None:
+def test_a_fold_is_scored_by_a_map_not_trained_on_it(run: Path, cases: list[Case]) -> None:
     loaded = package.load(run / "package")
     (run / "weights").mkdir()
     path = run / "weights" / "1-segmenter-unet-without-0.safetensors"
@@ -112,7 +112,7 @@ def test_a_fold_is_scored_by_a_map_that_never_saw_it(run: Path, cases: list[Case
     save_file(dict(network(STAGES[1], 7).state_dict()), path)
     without = crossfitted.without(loaded, run, 0)
     assert scores(without, cases) != pytest.approx(as_shipped, abs=1e-6)
-    # The package itself stays as it is.
+    # The package itself is unchanged.
     assert scores(loaded, cases) == pytest.approx(as_shipped, abs=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_a_fold_is_scored_by_a_map_that_never_saw_it(run: Path, cases: list[Case
     ("architecture", "arguments"),
     [("unet", UNET), ("plain-unet", {"widths": [8, 8], "up_widths": [8]})],
 )
-def test_a_fold_is_left_out_of_a_segmenter_of_any_architecture(
+def test_a_segmenter_of_any_architecture_can_leave_a_fold_out(
     architecture: str, arguments: dict[str, Any], tmp_path: Path
 ) -> None:
     of = stage("segmenter", architecture, **arguments)
@@ -145,10 +145,10 @@ def test_a_fold_is_left_out_of_a_segmenter_of_any_architecture(
         crossfitted.without(shipped, tmp_path, 0)
 
 
-def test_of_several_segmenters_each_is_replaced_by_its_own_without_the_fold(
+def test_each_of_several_segmenters_is_replaced_by_its_own_without_the_fold(
     tmp_path: Path, cases: list[Case]
 ) -> None:
-    # In the recipe's order: as text, 10 comes before 2.
+    # The numbers follow the recipe's order: sorted as text, 10 would come before 2.
     places = (2, 10)
     stages = [STAGES[0], STAGES[1], STAGES[1]]
     trained = [Trained(one, network(one, seed)) for seed, one in enumerate(stages)]
@@ -170,19 +170,19 @@ def test_of_several_segmenters_each_is_replaced_by_its_own_without_the_fold(
         for part in (drawn[number], votes[number].get_submodule("segmenter")):
             assert all(torch.equal(value, other[name]) for name, value in part.state_dict().items())
 
-    # One of both alone would leave the other, which has seen the fold, as it is.
+    # With a file missing, a segmenter that was trained on the fold would remain.
     (tmp_path / "weights" / "2-segmenter-unet-without-0.safetensors").unlink()
     with pytest.raises(ValueError, match=r"without fold 0: 10-segmenter-unet-without-0"):
         crossfitted.without(loaded, tmp_path, 0)
 
 
-def test_a_vote_wants_one_normalisation_of_all() -> None:
+def test_a_vote_requires_the_same_normalisation_in_all_networks() -> None:
     other = STAGES[1].model_copy(update={"normalisation": "imagenet"})
     with pytest.raises(ValidationError, match=r"unit \(classifier\), imagenet \(segmenter\)"):
         recipe(networks=[STAGES[0], other])
     assert recipe(networks=[STAGES[0], other], map_vote=None)
 
 
-def test_a_vote_wants_a_map_and_a_classifier_to_vote_with() -> None:
+def test_a_vote_requires_a_segmenter_and_a_classifier() -> None:
     with pytest.raises(ValidationError, match="a classifier and a segmenter wanted"):
         recipe(networks=STAGES[:1])

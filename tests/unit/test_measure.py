@@ -1,3 +1,5 @@
+"""Measurements of a mask: area, centroid, extent, spread, side and size in millimetres."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,18 +12,19 @@ from inference.radiograph import Spacing
 
 
 def mask_of(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (100, 200)) -> np.ndarray:
-    """(top, bottom, left, right) boxes, ends outside."""
+    """A mask of boxes (top, bottom, left, right), whose ends are exclusive."""
     mask = np.zeros(shape, dtype=bool)
     for top, bottom, left, right in boxes:
         mask[top:bottom, left:right] = True
     return mask
 
 
-# As seen on the image.
-LEFT, RIGHT = (10, 20, 20, 40), (10, 20, 160, 170)
+# Left and right as seen on the image.
+LEFT = (10, 20, 20, 40)
+RIGHT = (10, 20, 160, 170)
 
 
-def test_area_centroid_and_regions() -> None:
+def test_area_centroid_and_regions_are_measured() -> None:
     found = measure(mask_of(LEFT, RIGHT), Spacing(0.5, 0.25, detector=False), None)
     assert found is not None
     assert (found.area_px, found.area_mm2, found.area_estimated, found.regions) == (
@@ -30,18 +33,16 @@ def test_area_centroid_and_regions() -> None:
         False,
         2,
     )
-    # Columns 20..39 (200 px, mean 29.5) and 160..169 (100 px, mean 164.5); pixel centres at whole
-    # numbers.
+    # Columns 20..39 (200 px, mean 29.5) and 160..169 (100 px, mean 164.5); pixel centres lie at
+    # integers.
     assert found.centroid_px == pytest.approx((74.5, 14.5))
 
 
-def test_nothing_segmented_is_no_measurement() -> None:
+def test_an_empty_mask_has_no_measurement() -> None:
     assert measure(np.zeros((4, 4), dtype=bool), None, ["L", "F"]) is None
 
 
-def test_millimetres_only_where_a_spacing_is_known_and_estimated_where_it_is_the_detectors() -> (
-    None
-):
+def test_millimetres_need_a_spacing_and_are_estimates_with_the_detectors() -> None:
     assert measure(mask_of(LEFT), None, None).area_mm2 is None  # type: ignore[union-attr]
     assert measure(mask_of(LEFT), Spacing(0.0, 0.0, False), None).area_mm2 is None  # type: ignore[union-attr]
     assert measure(mask_of(LEFT), Spacing(0.1, 0.1, True), None).area_estimated  # type: ignore[union-attr]
@@ -50,24 +51,24 @@ def test_millimetres_only_where_a_spacing_is_known_and_estimated_where_it_is_the
 @pytest.mark.parametrize(
     ("orientation", "boxes", "side"),
     [
-        # The usual chest: image left is the patient's right.
+        # The usual chest image: its left side is the patient's right.
         (["L", "F"], [LEFT], "R"),
         (["L", "F"], [RIGHT], "L"),
-        # Mirrored.
+        # A mirrored image.
         (["R", "F"], [LEFT], "L"),
         (["L", "F"], [LEFT, RIGHT], "B"),
-        # Oblique: the main direction comes first.
+        # An oblique orientation: the main direction comes first.
         (["LF", "FR"], [LEFT], "R"),
-        # A region in the middle: unsaid, not guessed.
+        # A region in the middle: the side is left open, not guessed.
         (["L", "F"], [LEFT, (50, 60, 95, 105)], None),
         (["L", "F"], [(50, 60, 95, 105)], None),
-        # Turned by 90 degrees: the columns run to the patient's left.
+        # Rotated by 90 degrees: the columns run to the patient's left.
         (["F", "L"], [(5, 15, 95, 105)], "R"),
         (["F", "R"], [(5, 15, 95, 105)], "L"),
         (["H", "L"], [(85, 95, 95, 105)], "L"),
-        # A lateral.
+        # A lateral image.
         (["P", "F"], [LEFT], None),
-        # Nonsense.
+        # A contradictory orientation.
         (["L", "R"], [LEFT], None),
         (["", ""], [LEFT], None),
         (["L"], [LEFT], None),
@@ -86,10 +87,10 @@ def test_the_side_is_the_patients_and_comes_from_patient_orientation_alone(
     assert found.laterality == side
 
 
-def test_extent_and_spread_are_of_all_regions_together() -> None:
+def test_extent_and_spread_cover_all_regions_together() -> None:
     found = measure(mask_of(LEFT, RIGHT), None, None)
     assert found is not None
-    # First row and column, last row and column.
+    # First row, first column, last row, last column.
     assert found.extent_px == (10, 20, 19, 169)
     columns = np.concatenate([np.tile(np.arange(20, 40), 10), np.tile(np.arange(160, 170), 10)])
     assert found.spread_px == pytest.approx((np.arange(10, 20).std(), columns.std()))

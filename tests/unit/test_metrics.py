@@ -1,4 +1,4 @@
-"""Figures: equal to scikit-learn's and MONAI's on random data, and defined where there is little."""
+"""Metrics: equal to scikit-learn's and MONAI's on random data, and defined for degenerate input."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Drawn = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 @st.composite
 def scores_and_labels(draw: st.DrawFn) -> Drawn:
-    """Both classes, and ties."""
-    levels, seed = draw(st.integers(2, 40)), draw(st.integers(0, 2**32 - 1))
+    """Scores and labels of both classes, with ties among the scores."""
+    levels = draw(st.integers(2, 40))
+    seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     labels = rng.random(draw(st.integers(2, 60))) < draw(st.floats(0.05, 0.95))
     labels[:2] = True, False
@@ -29,7 +30,7 @@ def scores_and_labels(draw: st.DrawFn) -> Drawn:
 
 @settings(max_examples=40, deadline=None)
 @given(scores_and_labels(), st.floats(0, 1))
-def test_figures_of_labels_are_scikit_learns(drawn: Drawn, threshold: float) -> None:
+def test_label_figures_equal_scikit_learns(drawn: Drawn, threshold: float) -> None:
     from sklearn import metrics as theirs
 
     scores, labels = drawn
@@ -37,7 +38,7 @@ def test_figures_of_labels_are_scikit_learns(drawn: Drawn, threshold: float) -> 
     found = metrics.label_figures(scores, labels, threshold)
 
     with warnings.catch_warnings():
-        # Its remarks on what is undefined
+        # scikit-learn warns about undefined figures.
         warnings.simplefilter("ignore")
         wanted = {
             "auc": theirs.roc_auc_score(labels, scores),
@@ -58,7 +59,7 @@ def test_figures_of_labels_are_scikit_learns(drawn: Drawn, threshold: float) -> 
 
 @settings(max_examples=30, deadline=None)
 @given(scores_and_labels())
-def test_curves_are_scikit_learns(drawn: Drawn) -> None:
+def test_curves_equal_scikit_learns(drawn: Drawn) -> None:
     from sklearn.calibration import calibration_curve
     from sklearn.metrics import precision_recall_curve, roc_curve
 
@@ -74,7 +75,8 @@ def test_curves_are_scikit_learns(drawn: Drawn) -> None:
     assert precision[::-1] == pytest.approx(their_precision)
     assert thresholds[:0:-1] == pytest.approx(their_thresholds)
 
-    # Theirs puts a score on the border of two bins into either, as 0.1 * n happens to be rounded.
+    # Keep scores off the bin borders: scikit-learn puts a border score into either bin, depending
+    # on how 0.1 * n is rounded.
     scores = np.clip(scores * 0.9 + 0.013, 0, 1)
     mean, share, count = metrics.calibration(scores, labels)
     their_share, their_mean = calibration_curve(labels, scores, n_bins=10)
@@ -85,7 +87,7 @@ def test_curves_are_scikit_learns(drawn: Drawn) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
-def test_figures_of_masks_are_monais(seed: int, images: int) -> None:
+def test_mask_figures_equal_monais(seed: int, images: int) -> None:
     from monai.metrics import DiceMetric, MeanIoU
 
     rng = np.random.default_rng(seed)
@@ -100,12 +102,13 @@ def test_figures_of_masks_are_monais(seed: int, images: int) -> None:
         values = metric(
             *(torch.from_numpy(one.astype(np.float32))[:, None] for one in (found, true))
         )
-        # It gives NaN for an empty mask, whatever was found.
+        # MONAI gives NaN for an empty true mask, whatever was found.
         filled = np.where(found.any((1, 2)) | true.any((1, 2)), 0.0, 1.0)
         return np.where(np.isnan(values.numpy()[:, 0]), filled, values.numpy()[:, 0])
 
     dices = theirs(DiceMetric(), found, true)
-    ious, background = theirs(MeanIoU(), found, true), theirs(MeanIoU(), ~found, ~true)
+    ious = theirs(MeanIoU(), found, true)
+    background = theirs(MeanIoU(), ~found, ~true)
     some = true.any((1, 2))
     assert figures["dice"] == figures["competition_score"] == pytest.approx(dices.mean(), abs=1e-6)
     assert figures["iou"] == pytest.approx(ious.mean(), abs=1e-6)
@@ -122,7 +125,7 @@ def test_figures_of_masks_are_monais(seed: int, images: int) -> None:
         assert figures[f"pixel_{name}"] == pytest.approx(pixels[name], nan_ok=True)
 
 
-def test_masks_may_come_one_by_one_and_of_any_size() -> None:
+def test_masks_may_be_given_one_by_one_in_any_size() -> None:
     found = [np.ones((4, 4), bool), np.zeros((8, 2), bool), np.ones((2, 2), bool)]
     true = [np.ones((4, 4), bool), np.zeros((8, 2), bool), np.zeros((2, 2), bool)]
     figures = metrics.mask_figures(iter(found), iter(true))
@@ -133,7 +136,7 @@ def test_masks_may_come_one_by_one_and_of_any_size() -> None:
         metrics.mask_figures(found, true[::-1])
 
 
-def test_what_one_class_alone_leaves_undefined_is_no_number() -> None:
+def test_figures_that_need_both_classes_are_nan_without_them() -> None:
     figures = metrics.label_figures(np.array([0.2, 0.4]), np.array([False, False]), 0.5)
     undefined = {name for name, value in figures.items() if math.isnan(value)}
     assert undefined == {"auc", "average_precision", "sensitivity", "ppv", "f1", "f2"}
@@ -141,14 +144,14 @@ def test_what_one_class_alone_leaves_undefined_is_no_number() -> None:
     assert figures["mcc"] == 0
 
 
-def test_wilsons_interval() -> None:
-    # Newcombe 1998
+def test_wilsons_interval_matches_the_published_example() -> None:
+    # Newcombe 1998.
     assert metrics.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert metrics.wilson(0, 10)[0] == 0
     assert math.isnan(metrics.wilson(0, 0)[0])
 
 
-def test_dice_of_nothing_and_nothing_is_one() -> None:
+def test_dice_of_two_empty_masks_is_one() -> None:
     empty = np.zeros((4, 4), bool)
     full = np.ones((4, 4), bool)
     pairs = ((empty, empty), (full, empty), (full, full))

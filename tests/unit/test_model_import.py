@@ -1,5 +1,5 @@
-"""A CheXNet checkpoint, made here in the form that the public ones have, becomes a package that
-says what it says.
+"""Import of a CheXNet checkpoint, generated here in the published form: the package gives the
+checkpoint's answers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHOICES = Choices(threshold=0.3, operating_point="chosen on nothing, for a test"
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    """A DenseNet-121 with 14 outputs, random but for statistics that are not those of a fresh one."""
+    """A DenseNet-121 with 14 outputs, random weights, and statistics unlike those of a new network."""
     torch.manual_seed(1)
     made = build("densenet-121", outputs=14, stem="imagenet")
     for module in made.modules():
@@ -41,8 +41,8 @@ def network() -> nn.Module:
 
 
 def as_published(network: nn.Module) -> dict[str, Tensor]:
-    """The names of the public checkpoint: DataParallel, a wrapper, dots in names, Linear in a
-    Sequential.
+    """The state under the public checkpoint's names: DataParallel, a wrapper, dots in names, and a
+    Linear inside a Sequential.
     """
     state = {}
     for name, value in network.state_dict().items():
@@ -65,7 +65,7 @@ def checkpoint(network: nn.Module, tmp_path: Path) -> Path:
         "best_loss": 0.5,
         "state_dict": as_published(network),
     }
-    # As torch before 1.6 wrote.
+    # The file format of torch before 1.6.
     torch.save(document, path, _use_new_zipfile_serialization=False)
     return path
 
@@ -91,7 +91,7 @@ def test_the_package_answers_as_the_checkpoints_eighth_output(
     loaded, tiny = package.load(tmp_path / "out"), package.load(tiny_package)
     picture = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
-        # Exactly: the weights are kept in float32.
+        # The answers are equal, because the weights stay in float32.
         assert torch.allclose(
             loaded.classifier(picture), network(picture)[:, 7:8], atol=1e-6, rtol=1e-5
         )
@@ -118,7 +118,7 @@ def test_the_package_answers_as_the_checkpoints_eighth_output(
         "model.module.densenet121.",
     ],
 )
-def test_todays_names_and_a_bare_state_dict_are_taken_too(
+def test_current_names_and_a_bare_state_dict_are_accepted(
     network: nn.Module, tmp_path: Path, prefix: str
 ) -> None:
     state = {prefix + name: value for name, value in network.state_dict().items()}
@@ -165,7 +165,7 @@ def no_tensor(state: dict[str, Any]) -> None:
         (no_tensor, "no state_dict found"),
     ],
 )
-def test_what_does_not_match_is_named(
+def test_a_mismatch_is_named(
     network: nn.Module, tmp_path: Path, change: Callable[[dict[str, Any]], None], word: str
 ) -> None:
     state = as_published(network)
@@ -184,16 +184,14 @@ class _Bomb:
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_a_checkpoint_that_wants_to_run_something_is_refused_and_runs_nothing(
-    tmp_path: Path, legacy: bool
-) -> None:
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path, legacy: bool) -> None:
     document = {"state_dict": {"a": torch.zeros(1)}, "extra": _Bomb(tmp_path / "ran")}
     torch.save(document, tmp_path / "evil.pt", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(
         PackageError, match=r"nothing in it was run: it wants to call posix\.mkdir"
     ) as caught:
         importing.chexnet(tmp_path / "evil.pt")
-    # Nobody is talked into switching the protection off.
+    # The error must not suggest that the user switch the protection off.
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
@@ -201,7 +199,7 @@ def test_a_checkpoint_that_wants_to_run_something_is_refused_and_runs_nothing(
 @pytest.mark.parametrize(
     "data", [b"", b"hello", b"PK\x03\x04" * 10, pickle.dumps([1, 2]), pickle.dumps({"a": 1})]
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "no.pt").write_bytes(data)
     with pytest.raises(PackageError, match=r"no\.pt: "):
         importing.chexnet(tmp_path / "no.pt")
@@ -209,7 +207,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, data: bytes) -> None:
         importing.chexnet(tmp_path / "none.pt")
 
 
-def test_nothing_is_overwritten_and_nothing_half_made_is_left(
+def test_an_import_overwrites_nothing_and_leaves_no_partial_package(
     checkpoint: Path, tiny_package: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(PackageError, match="overwrites nothing"):
@@ -224,12 +222,14 @@ def test_nothing_is_overwritten_and_nothing_half_made_is_left(
 
 
 def pleura_model(*calls: list[str]) -> list[tuple[int, str, str]]:
-    """(exit status, stdout, stderr) of each `pleura model ...`."""
+    """(exit status, stdout, stderr) of each call of `pleura model`."""
     answers = [pleura("model", *call) for call in calls]
     return [(answer.returncode, answer.stdout, answer.stderr) for answer in answers]
 
 
-def test_the_commands(checkpoint: Path, tiny_package: Path, tmp_path: Path) -> None:
+def test_the_model_commands_import_check_and_show(
+    checkpoint: Path, tiny_package: Path, tmp_path: Path
+) -> None:
     out, spoiled = str(tmp_path / "out"), str(tiny_package)
     (tiny_package / "extra.pkl").write_bytes(b"x")
     call = [

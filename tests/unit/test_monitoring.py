@@ -1,5 +1,5 @@
-"""The alert rules and the dashboard: promtool takes them, each metric exists, each alarm has its
-entry in the runbook.
+"""The alert rules and the dashboard: promtool accepts them, each metric exists, and each alarm has
+a runbook entry.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _MONITORING = _REPOSITORY / "config" / "monitoring"
 _RULES = yaml.safe_load((_MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
 
 
-def test_promtool_takes_the_rules_and_their_cases(peer: Callable[[str], str]) -> None:
+def test_promtool_accepts_the_rules_and_their_tests(peer: Callable[[str], str]) -> None:
     for arguments in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]):
         command = [peer("promtool"), *arguments]
         done = subprocess.run(command, cwd=_MONITORING, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_rules_and_dashboard_ask_for_metrics_that_exist(tmp_path: Path) -> None:
+def test_rules_and_dashboard_use_only_existing_metrics(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     told = exposition(Config.model_validate({"spool": str(tmp_path)}), ledger.inspect).decode()
     ledger.close()
@@ -46,7 +46,7 @@ def test_rules_and_dashboard_ask_for_metrics_that_exist(tmp_path: Path) -> None:
             assert family in families, (expression, name)
 
 
-def test_each_alarm_leads_to_an_entry_of_the_runbook() -> None:
+def test_each_alarm_has_a_runbook_entry() -> None:
     faults = (_REPOSITORY / "docs" / "faults.md").read_text()
     monitor = (_REPOSITORY / "docs" / "monitor.md").read_text()
     entries = {line.lstrip("# ") for line in (faults + monitor).splitlines() if line[:1] == "#"}
@@ -58,7 +58,7 @@ def test_each_alarm_leads_to_an_entry_of_the_runbook() -> None:
         assert f"`{kind}`" in monitor, kind
 
 
-def test_a_refusal_says_in_words_what_it_means_and_what_to_do() -> None:
+def test_a_refusal_explains_its_meaning_and_what_to_do() -> None:
     assert cure(0xA901) == (
         "; data set does not match SOP class: correct the archive's checks, or take its kind out "
         "of `results`, then `pleura retry`"

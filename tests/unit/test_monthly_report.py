@@ -1,4 +1,4 @@
-"""`pleura report`: figures of a stretch of time, on a page that needs nothing else."""
+"""`pleura report`: the figures of a period on one self-contained page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ HOSTILE = '<img src="//x">'
 
 
 def month(folder: Path) -> Ledger:
-    """Three images: one positive, delivered after an outage of an hour; one excluded; one waits."""
+    """A ledger with three images: a positive, delivered after an outage of an hour; an excluded
+    image; and an image that waits.
+    """
     clock = Clock()
     clock.now = NOON
     ledger = Ledger(f"sqlite:///{folder}/ledger.db", clock=clock)
@@ -45,7 +47,7 @@ def month(folder: Path) -> Ledger:
     return ledger
 
 
-def test_the_page_tells_of_the_month_and_needs_nothing_else(tmp_path: Path) -> None:
+def test_the_page_shows_the_month_and_is_self_contained(tmp_path: Path) -> None:
     ledger = month(tmp_path)
     report = read(ledger.inspect, "PLEURA", date(2026, 11, 1), date(2026, 11, 3))
     html = page(report)
@@ -68,7 +70,7 @@ def test_the_page_tells_of_the_month_and_needs_nothing_else(tmp_path: Path) -> N
     ], "only the hostile AE title, escaped"
 
 
-def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     month(tmp_path).close()
     settings = tmp_path / "pleura.yaml"
     settings.write_text(f"ledger: sqlite:///{tmp_path}/ledger.db\nspool: {tmp_path}/spool\n")
@@ -79,7 +81,7 @@ def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert out.read_text().startswith("<!doctype html>")
 
 
-def test_waits_that_overlap_are_one_outage() -> None:
+def test_overlapping_waits_count_as_one_outage() -> None:
     waits = [(0.0, 900.0), (800.0, 2000.0), (2100.0, 2101.0), (5000.0, 5700.0)]
     deliveries = [DeliveryTimes("pacs", began, began, ended, "stored") for began, ended in waits]
     images = [ImageTimes("X", 0.0, 5.0, "analysed", None, False)]
@@ -89,12 +91,12 @@ def test_waits_that_overlap_are_one_outage() -> None:
     ]
 
 
-def test_a_quantile_is_a_value_that_was_there() -> None:
+def test_a_quantile_is_one_of_the_values() -> None:
     assert quantile([5.0, 1.0, 3.0], 0.5) == 3.0
     assert quantile([*map(float, range(1, 101))], 0.95) == 95.0
 
 
-def test_the_page_has_the_alarms_of_each_of_its_weeks_and_the_reports_of_no_later_one(
+def test_the_page_has_the_alarms_and_reports_of_exactly_its_weeks(
     tmp_path: Path,
 ) -> None:
     clock = Clock()

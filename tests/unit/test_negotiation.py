@@ -1,5 +1,5 @@
-"""Association negotiation as bytes: lenient where the standard says ignore, exact in what is
-answered.
+"""Association negotiation on the wire: lenient where the standard says to ignore, exact in its
+answers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ IGNORED = {
     "an unknown sub-item of the user information": (context(), user(item(0x5F, b"x" * 300))),
     "a version name of 40 characters": (context(), user(item(0x55, b"V" * 40))),
     "a version name that is not ASCII": (context(), user(item(0x55, "Röntgen".encode()))),
-    "a class UID that is no UID": (context(), user(item(0x52, b"not a uid \xff"))),
+    "a class UID that is not a UID": (context(), user(item(0x52, b"not a uid \xff"))),
     "an asynchronous window that is cut off": (context(), user(item(0x53, b"\0"))),
     "a role selection longer than its sub-item": (context(), user(item(0x54, b"\0\xff1.2"))),
     "a user identity": (context(), user(item(0x58, b"\x01\x01\0\x04user\0\0"))),
@@ -70,7 +70,7 @@ IGNORED = {
         context(1, item(0x30, CR.encode() + b"\0"), item(0x40, EXPLICIT.encode() + b"\0")),
         user(),
     ),
-    "UIDs padded with a blank": (
+    "UIDs padded with a space": (
         context(1, item(0x30, CR.encode() + b" "), item(0x40, EXPLICIT.encode() + b" ")),
         user(),
     ),
@@ -79,7 +79,7 @@ IGNORED = {
 
 
 @pytest.mark.parametrize("what", IGNORED)
-def test_a_request_with_this_is_read_as_if_it_were_absent(what: str) -> None:
+def test_an_item_that_the_standard_ignores_changes_nothing(what: str) -> None:
     request = negotiation.read_request(body(*IGNORED[what]))
     assert request.contexts == (Proposal(1, CR, (EXPLICIT,)),)
     assert negotiation.protocol_rejection(request) is None
@@ -88,7 +88,7 @@ def test_a_request_with_this_is_read_as_if_it_were_absent(what: str) -> None:
 
 
 @pytest.mark.parametrize("version", [0x0001, 0x0003, 0x8001, 0xFFFF])
-def test_of_the_protocol_version_bit_0_alone_counts(version: int) -> None:
+def test_only_bit_0_of_the_protocol_version_counts(version: int) -> None:
     assert negotiation.protocol_rejection(negotiation.read_request(body(version=version))) is None
 
 
@@ -121,11 +121,11 @@ def test_another_application_context_is_rejected(name: bytes) -> None:
         (b"NEW\nLINE".ljust(16), None),
     ],
 )
-def test_ae_titles(raw: bytes, title: str | None) -> None:
+def test_ae_titles_are_trimmed_or_invalid(raw: bytes, title: str | None) -> None:
     assert negotiation.ae_title(raw) == title
 
 
-UNTAKEN = {
+REJECTED = {
     "no transfer syntax": (
         (item(0x30, CR.encode()),),
         ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED,
@@ -146,9 +146,9 @@ UNTAKEN = {
 }
 
 
-@pytest.mark.parametrize("what", UNTAKEN)
-def test_a_context_that_is_not_taken_has_its_result_and_the_others_go_on(what: str) -> None:
-    parts, result = UNTAKEN[what]
+@pytest.mark.parametrize("what", REJECTED)
+def test_a_rejected_context_has_its_result_and_the_others_are_accepted(what: str) -> None:
+    parts, result = REJECTED[what]
     request = negotiation.read_request(body(context(3, *parts), context(5), user()))
     decisions = negotiation.decide(request, TAKEN)
     assert [decision.result for decision in decisions] == [result, ContextResult.ACCEPTED]
@@ -160,7 +160,7 @@ def test_a_context_that_is_not_taken_has_its_result_and_the_others_go_on(what: s
     assert accepted.results == {3: result, 5: 0}
 
 
-def test_the_answer_is_what_another_toolkit_reads() -> None:
+def test_another_toolkit_reads_our_answer() -> None:
     roles = item(0x54, struct.pack(">H", len(COMMITMENT)) + COMMITMENT.encode() + b"\0\1")
     request = negotiation.read_request(body(context(), user(item(0x53, b"\0\7\0\3"), roles)))
     answered = negotiation.answered_roles(request, TAKEN)
@@ -185,7 +185,7 @@ def test_the_answer_is_what_another_toolkit_reads() -> None:
     assert (role.sop_class_uid, role.scu_role, role.scp_role) == (COMMITMENT, False, True)
 
 
-def test_the_request_is_what_another_toolkit_reads() -> None:
+def test_another_toolkit_reads_our_request() -> None:
     proposals = [Proposal(1, CR, (EXPLICIT, IMPLICIT)), Proposal(3, COMMITMENT, (EXPLICIT,))]
     encoded = negotiation.write_request("ARCHIVE", "PLEURA", proposals, US)
     theirs = A_ASSOCIATE_RQ()
@@ -204,7 +204,7 @@ def test_the_request_is_what_another_toolkit_reads() -> None:
     ("asked", "answered"),
     [((0, 1), (0, 1)), ((1, 1), (0, 1)), ((1, 0), (1, 0)), ((0, 0), (0, 0))],
 )
-def test_an_archive_reports_in_whatever_role_it_proposes(
+def test_an_archive_may_report_commitment_in_either_role(
     asked: tuple[int, int], answered: tuple[int, int]
 ) -> None:
     role = item(0x54, struct.pack(">H", len(COMMITMENT)) + COMMITMENT.encode() + bytes(asked))
@@ -214,7 +214,7 @@ def test_an_archive_reports_in_whatever_role_it_proposes(
     assert negotiation.decide(request, TAKEN)[0].result == ContextResult.ACCEPTED
 
 
-def test_a_storage_class_keeps_the_usual_roles() -> None:
+def test_a_storage_class_keeps_the_default_roles() -> None:
     role = item(0x54, struct.pack(">H", len(CR)) + CR.encode() + b"\1\1")
     request = negotiation.read_request(body(context(), user(role)))
     assert negotiation.answered_roles(request, TAKEN) == {}
@@ -227,7 +227,7 @@ MALFORMED = {
     "an item header that is cut off": body() + b"\x50\0",
     "an item longer than the request": body() + b"\x50\0\xff\xff",
     "a sub-item longer than its item": body(item(0x20, b"\1\0\0\0\x30\0\xff\xff1.2")),
-    "a context without a head": body(item(0x20, b"\1\0")),
+    "a context without a header": body(item(0x20, b"\1\0")),
     "context ID 2": body(context(2), user()),
     "context ID 0": body(context(0), user()),
     "context ID 254": body(context(254), user()),
@@ -236,12 +236,12 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-def test_a_malformed_request_says_what_is_wrong(what: str) -> None:
+def test_the_error_of_a_malformed_request_says_what_is_wrong(what: str) -> None:
     with pytest.raises(MalformedError, match=r"\w+ \w+"):
         negotiation.read_request(MALFORMED[what])
 
 
-def test_any_bytes_are_read_or_malformed() -> None:
+def test_any_bytes_are_a_request_or_malformed() -> None:
     rng = random.Random(20260101)
     valid = body(context(1), context(3), user(item(0x53, b"\0\1\0\1"), item(0x55, b"NAME")))
     for _ in range(3000):
@@ -272,7 +272,7 @@ def test_an_answer_is_read_as_leniently_as_a_request() -> None:
     assert answer.user.maximum_pdu_bytes == 16384
 
 
-def test_a_rejection_is_read_and_said_in_words() -> None:
+def test_a_rejection_is_read_and_described_in_words() -> None:
     answer = negotiation.read_answer(0x03, b"\0\1\1\7")
     assert answer == negotiation.CALLED_AE_TITLE_NOT_RECOGNIZED
     assert str(answer) == "1/1/7 (permanent: called AE title not recognized)"
@@ -287,6 +287,6 @@ def test_a_rejection_is_read_and_said_in_words() -> None:
 @pytest.mark.parametrize(
     ("pdu_type", "rest"), [(0x02, b"\0\1"), (0x03, b"\0"), (0x07, bytes(4)), (0x16, b"")]
 )
-def test_another_answer_is_malformed(pdu_type: int, rest: bytes) -> None:
+def test_an_unexpected_answer_is_malformed(pdu_type: int, rest: bytes) -> None:
     with pytest.raises(MalformedError):
         negotiation.read_answer(pdu_type, rest)

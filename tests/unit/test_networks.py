@@ -1,4 +1,4 @@
-"""The allow-listed networks: what they take and give, and that they are the published ones."""
+"""The allow-listed networks: their inputs and outputs, and that they equal the published networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from inference.networks import BUILDERS, build, shapes
 from inference.preprocess import fit, normalise
 
-# Of those that cannot be built without arguments.
+# Arguments of the networks that cannot be built without any.
 _COMPOSED: dict[str, dict[str, Any]] = {
     "classifier": {"encoder": "resnet34"},
     "ensemble": {"members": [{"architecture": "plain-classifier"}]},
@@ -24,9 +24,9 @@ def parameters(network: nn.Module) -> int:
     return sum(one.numel() for one in network.parameters())
 
 
-# A graph of ONNX is data, and answers as it says (test_foreign_networks.py).
+# An ONNX graph is data, whose answers depend on the graph (test_foreign_networks.py).
 @pytest.mark.parametrize("name", sorted(BUILDERS.keys() - {"onnx"}))
-def test_each_gives_one_logit_or_one_map(name: str) -> None:
+def test_each_network_gives_one_logit_or_one_map(name: str) -> None:
     network = build(name, **_COMPOSED.get(name, {})).eval()
     with torch.inference_mode():
         for number in (1, 2):
@@ -39,17 +39,17 @@ def test_each_gives_one_logit_or_one_map(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "count"),
     [
-        # Torchvision's and the paper's.
+        # The count of torchvision and of the paper.
         ("densenet-121", {"outputs": 1000, "stem": "imagenet"}, 7_978_856),
-        # CheXNet.
+        # The count of CheXNet.
         ("densenet-121", {"outputs": 14, "stem": "imagenet"}, 7_978_856 - 1025 * 986),
-        # One output, one grey map in.
+        # One output and one grey input channel.
         ("densenet-121", {}, 7_978_856 - 1025 * 999 - 2 * 64 * 49),
-        # Segmentation_models.pytorch's.
+        # The count of segmentation_models.pytorch.
         ("unet-resnet34", {"stem": "imagenet"}, 24_436_369),
     ],
 )
-def test_they_have_the_published_number_of_parameters(
+def test_each_network_has_the_published_number_of_parameters(
     name: str, arguments: dict[str, Any], count: int
 ) -> None:
     assert parameters(build(name, **arguments)) == count
@@ -57,7 +57,7 @@ def test_they_have_the_published_number_of_parameters(
 
 def test_the_encoder_is_a_resnet34() -> None:
     encoder = build("unet-resnet34", stem="imagenet").get_submodule("encoder")
-    # Torchvision's, without its 1,000 classes.
+    # torchvision's count without the layer of 1,000 classes.
     assert parameters(encoder) == 21_797_672 - 1000 * 513
 
 
@@ -85,7 +85,7 @@ def test_weights_have_the_names_that_published_checkpoints_have(
     assert tuple(shapes(name, stem="imagenet")[key].shape) == shape
 
 
-def test_nothing_is_stored_but_what_is_trained() -> None:
+def test_only_trained_weights_and_statistics_are_stored() -> None:
     assert (
         len(shapes("densenet-121", stem="imagenet")) == len(shapes("densenet-121")) == 121 * 6 + 1
     )
@@ -117,7 +117,7 @@ def test_the_imagenet_stem_standardises_as_published() -> None:
         ("unet-resnet34", {"_target_": "os.system"}, "_target_"),
     ],
 )
-def test_what_is_out_of_bounds_is_refused_before_it_is_built(
+def test_arguments_out_of_bounds_are_refused_before_building(
     name: str, arguments: dict[str, Any], word: str
 ) -> None:
     with pytest.raises(ValueError, match=word):
@@ -126,13 +126,13 @@ def test_what_is_out_of_bounds_is_refused_before_it_is_built(
         shapes(name, **arguments)
 
 
-def test_shapes_cost_no_memory_and_count_what_they_would() -> None:
+def test_shapes_use_no_memory_and_bound_the_weights() -> None:
     with pytest.raises(ValueError, match="weights, at most"):
         shapes("residual-classifier", widths=[128, 256, 512, 1024, 2048, 2048, 2048], blocks=16)
     assert all(one.device.type == "meta" for one in shapes("unet-resnet34").values())
 
 
-def test_the_scheme_for_networks_that_standardise_themselves_gives_the_picture_as_it_is() -> None:
+def test_the_unit_normalisation_gives_the_picture_unchanged() -> None:
     picture = np.linspace(0, 1, 32 * 16, dtype=np.float32).reshape(32, 16)
     fitted = fit(picture, 32)
     given = normalise(fitted.pixels, fitted.geometry, "unit")

@@ -1,4 +1,6 @@
-"""A package whose classifier is the segmenter's map: one decision, weights once, computed once."""
+"""A package whose classifier is the segmenter's map: one decision, weights stored once, map
+computed once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from tests.models import TINY
 _UNET = TINY | {"up_widths": [8, 8, 8, 8]}
 _OF = {"architecture": "residual-unet", "arguments": _UNET}
 _SIDE = 32
-# A few pixels of a map at the network's side are a fraction of a pixel, or many, of another matrix.
+# A few pixels of a map at the network's side may be a fraction of a pixel, or many, in the image's
+# matrix.
 _SURE_AREA = 3000.0
 
 
@@ -67,7 +70,7 @@ def pictures(count: int = 24) -> list[NDArray[np.float32]]:
 
 
 def test_a_positive_image_has_a_mask_and_a_negative_image_has_none(tmp_path: Path) -> None:
-    # A top in the middle of the scores, so that both decisions occur.
+    # Set the upper threshold in the middle of the scores, so that both decisions occur.
     first = Engine(package.load(written(tmp_path / "first")), torch.device("cpu"), "torch")
     images = pictures()
     top = round(float(np.median(first.classify(images))), 3)
@@ -80,7 +83,7 @@ def test_a_positive_image_has_a_mask_and_a_negative_image_has_none(tmp_path: Pat
     assert len(set(positive)) == 2
 
 
-def test_weights_are_stored_and_held_once(tmp_path: Path) -> None:
+def test_weights_are_stored_once_and_held_in_memory_once(tmp_path: Path) -> None:
     folder = written(tmp_path)
     with safe_open(folder / "weights.safetensors", "pt") as file:
         names = list(file.keys())
@@ -91,7 +94,7 @@ def test_weights_are_stored_and_held_once(tmp_path: Path) -> None:
     assert loaded.classifier.get_submodule("segmenter") is loaded.segmenter
 
 
-def test_a_classifier_of_other_weights_keeps_them(tmp_path: Path) -> None:
+def test_a_classifier_with_other_weights_keeps_them(tmp_path: Path) -> None:
     loaded = package.load(written(tmp_path, same=False))
     assert not loaded.one_map
     with safe_open(tmp_path / "weights.safetensors", "pt") as file:
@@ -114,7 +117,7 @@ def test_the_map_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     some = engine.segment(images[1:3])
     assert asked == [4]
 
-    # Other arrays are other images, however equal.
+    # Equal images in other arrays count as other images.
     again = engine.segment([image.copy() for image in images[1:3]])
     assert asked == [4, 2]
     for drawn, other in zip(some, again, strict=True):
@@ -135,7 +138,7 @@ probabilities = arrays(
     st.floats(0, 200_000),
     st.floats(0, 200_000),
 )
-def test_the_score_reaches_the_top_exactly_where_there_is_a_mask(
+def test_the_score_reaches_the_threshold_exactly_if_there_is_a_mask(
     drawn: NDArray[np.float32], top: float, share: float, smallest: float, sure: float
 ) -> None:
     rule = (max(0.001, top * share), top, smallest, sure)

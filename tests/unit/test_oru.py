@@ -1,4 +1,4 @@
-"""Findings from HL7 messages: an order and a coded answer, never a patient."""
+"""Findings from HL7 ORU messages: an order number and a coded answer, never patient data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from daemon.ledger import Arrival, Completion, Ledger, accession_digest
 HEAD = "MSH|^~\\&|RIS|HOUSE|PLEURA|HOUSE|20261129||ORU^R01^ORU_R01|1|P|2.5.1"
 PATIENT = "PID|1||4711^^^HOUSE||DOE^JANE||19500101|F"
 ASKED = "36118008^Pneumothorax^SCT"
-# Longer than any Accession Number.
+# A UID in place of an Accession Number, and longer than any of them.
 UID = "1.2.840.10008.4711.3"
 
 
@@ -42,10 +42,10 @@ def message(*segments: str, end: str = "\r") -> bytes:
         ([order("A1"), answer("52101004^Present^SCT")], {"A1": True}),
         ([order("A1"), answer("2667000^Absent^SCT", "RID5352^pneumothorax^RadLex")], {"A1": False}),
         ([order("", "A2"), answer("Y", state="C")], {"A2": True}),
-        # One of its images, or one of its lungs.
+        # One positive answer (an image or a lung of several) makes the order positive.
         ([order("A1"), answer("N"), answer("Y")], {"A1": True}),
         ([order("A1"), answer("Y"), order("A2"), answer("N")], {"A1": True, "A2": False}),
-        # Preliminary, another question, another vocabulary, prose.
+        # These answers do not count: preliminary, another question, another vocabulary, free text.
         ([order("A1"), answer("Y", state="P")], {}),
         ([order("A1"), answer("Y", "60046008^Effusion^SCT")], {}),
         ([order("A1"), answer("Y", "36118008^Local^99HOUSE")], {}),
@@ -74,14 +74,14 @@ def test_a_coded_final_answer_is_taken(segments: list[str], wanted: dict[str, bo
         (HEAD.encode() + b"x" * MOST_BYTES, "bytes"),
     ],
 )
-def test_what_is_no_such_message_is_refused_without_a_value(content: bytes, words: str) -> None:
+def test_an_invalid_message_is_refused_without_quoting_a_value(content: bytes, words: str) -> None:
     with pytest.raises(MessageError, match=words) as caught:
         findings(content)
     assert "DOE" not in str(caught.value)
 
 
 @given(st.binary(max_size=300))
-def test_hostile_bytes_are_refused_or_hold_nothing(tail: bytes) -> None:
+def test_hostile_bytes_are_refused_or_have_no_finding(tail: bytes) -> None:
     for content in (tail, message(order("A1")) + b"\rOBX|" + tail, HEAD.encode()[:5] + tail):
         try:
             found = findings(content)
@@ -90,7 +90,7 @@ def test_hostile_bytes_are_refused_or_hold_nothing(tail: bytes) -> None:
         assert all(len(name) <= 64 and name.isprintable() for name in found)
 
 
-def test_a_folder_gives_its_findings_and_tells_of_files_by_their_place(tmp_path: Path) -> None:
+def test_a_folder_gives_its_findings_and_names_files_only_by_position(tmp_path: Path) -> None:
     (tmp_path / "1.hl7").write_bytes(message(order("A1"), answer("N")))
     (tmp_path / "2.HL7").write_bytes(message(order("A1"), answer("Y")))
     (tmp_path / "3 DOE JANE.hl7").write_bytes(b"nothing")
@@ -108,7 +108,7 @@ def test_a_folder_gives_its_findings_and_tells_of_files_by_their_place(tmp_path:
 
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
-    """`pleura drift reports` of a node with one positive image."""
+    """The command `pleura drift reports` for a node with one positive image."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     ledger = Ledger(url)
     ledger.receive([Arrival("f1", "1.2", UID, "1.2.1", "XRAY1", "dimse", 1, 9)])
@@ -141,7 +141,7 @@ def test_the_command_takes_a_folder(
     assert b"DOE" not in (tmp_path / "ledger.db").read_bytes()
 
 
-def test_a_message_that_cannot_be_used_holds_up_no_later_one(
+def test_an_unusable_message_delays_no_later_message(
     command: list[str],
     folder: Path,
     tmp_path: Path,
@@ -174,7 +174,7 @@ def test_a_message_that_cannot_be_used_holds_up_no_later_one(
         ("drop/1.hl7", "drop", r"a folder of \*\.hl7 wanted"),
     ],
 )
-def test_a_folder_that_takes_no_message_is_refused_before_any_is_taken(
+def test_an_unusable_folder_is_refused_before_any_message_is_taken(
     source: str, target: str, words: str, command: list[str], folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -1,6 +1,7 @@
-"""A command that another user runs than the node's: it says which user to be, not where Python was.
+"""A command that is run by another user than the node's says which user to run it as, without a
+traceback.
 
-The node's folder is closed to others (0700), so this is what a person meets who forgets `sudo -u`.
+The node's folder is closed to others (0700), so a person who forgets `sudo -u` sees this error.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _NODE, _OTHER = 65533, 65532
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A node's folder, while the test is another user than its owner."""
+    """A node's folder, while the test runs as another user than its owner."""
     if os.geteuid() != 0:
         pytest.skip("only root can be several users")
     folder = tmp_path / "node"
@@ -34,7 +35,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     os.chown(folder, _NODE, _NODE)
     os.chown(folder / "ledger.db", _NODE, _NODE)
 
-    # Others may come as far as the folder.
+    # Let other users traverse the parent folders.
     for place in (tmp_path, *tmp_path.parents):
         if place == Path(tempfile.gettempdir()):
             break
@@ -52,7 +53,7 @@ _OPENERS: list[Callable[[Path], object]] = [
 
 
 @pytest.mark.parametrize("opens", _OPENERS, ids=["status", "verify", "retry"])
-def test_a_closed_folder_is_told_with_its_owner(
+def test_a_closed_folder_is_reported_with_its_owner(
     folder: Path, opens: Callable[[Path], object]
 ) -> None:
     wanted = f"{folder} belongs to '#{_NODE}': sudo -u '#{_NODE}' pleura"
@@ -61,7 +62,7 @@ def test_a_closed_folder_is_told_with_its_owner(
 
 
 @pytest.mark.parametrize("opens", _OPENERS, ids=["status", "verify", "retry"])
-def test_a_closed_file_is_told_with_its_owner(
+def test_a_closed_file_is_reported_with_its_owner(
     folder: Path, opens: Callable[[Path], object]
 ) -> None:
     os.seteuid(0)
@@ -73,7 +74,7 @@ def test_a_closed_file_is_told_with_its_owner(
         opens(folder / "ledger.db")
 
 
-def test_doctor_looks_for_owners_in_a_closed_folder_without_breaking(folder: Path) -> None:
+def test_doctor_checks_owners_in_a_closed_folder_without_failing(folder: Path) -> None:
     url = f"sqlite:///{folder}/ledger.db"
     settings = Config.model_validate({"spool": folder / "spool", "ledger": url})
     assert ownership.trouble(settings) == ""

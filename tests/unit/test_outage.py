@@ -1,5 +1,5 @@
-"""Three days without the archive, in simulated time: what is owed waits, and drains by itself, the
-urgent first.
+"""Three days without the archive, in simulated time: results wait, and afterwards drain without
+help, urgent results first.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from daemon.spool import Spool
 
 HOUR_S = 3600.0
 OUTAGE_S = 72 * HOUR_S
-# An image each half hour.
+# A new image arrives every half hour.
 EVERY_S = 1800.0
 LONGEST_PAUSE_S = 300.0
 PACS = DicomDestination(name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port=1, results=("SC",))
 
 
 class World:
-    """A clock, images that arrive by it, and an archive that is away until the outage ends."""
+    """A clock, images that arrive on schedule, and an archive that is unreachable until the outage
+    ends.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.now = 1_000_000.0
@@ -96,12 +98,12 @@ class _Archive:
         return Answer(0)
 
 
-def test_three_days_of_outage_drain_by_themselves_the_urgent_first(tmp_path: Path) -> None:
+def test_results_of_a_three_day_outage_drain_with_the_urgent_first(tmp_path: Path) -> None:
     world = World(tmp_path)
     _Courier(world).run(world.stop)
     uids = [uid for _, uid in world.stored]
     assert len(world.made) == OUTAGE_S / EVERY_S + 1
-    # Each, once.
+    # Each result was stored exactly once.
     assert sorted(uids) == sorted(world.made)
     assert world.ledger.inspect.counts()["deliveries"] == {
         "owed": 0,
@@ -111,13 +113,13 @@ def test_three_days_of_outage_drain_by_themselves_the_urgent_first(tmp_path: Pat
     }
     first, last = world.stored[0][0], world.stored[-1][0]
     assert world.outage_ends <= first <= world.outage_ends + LONGEST_PAUSE_S + 1
-    # Once it is back, nothing waits for a pause of its own.
+    # Once the archive is back, no result waits for a back-off of its own.
     assert last - first < 60 + 0.1 * len(uids)
-    # Two found out that it is back.
+    # Leave out the first two results, whose retries found the archive back.
     waited = [uid for uid in uids[2:] if world.made[uid] < world.outage_ends - HOUR_S]
     number_urgent = sum(uid in world.urgent for uid in waited)
     assert {uid in world.urgent for uid in waited[:number_urgent]} == {True}
     assert waited[number_urgent:] == sorted(waited[number_urgent:], key=lambda uid: world.made[uid])
-    # A dead archive is asked about once in some minutes, not hammered.
+    # A dead archive is tried once every few minutes, not hammered.
     assert OUTAGE_S / LONGEST_PAUSE_S < world.tries < 2.2 * OUTAGE_S / LONGEST_PAUSE_S
     world.ledger.close()

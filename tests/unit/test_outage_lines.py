@@ -1,4 +1,4 @@
-"""A database in trouble: one line that names the cause, and one line for each outage."""
+"""A database outage is logged with one line that names the cause, and one line at its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("test")
 
 
 class Refusal(Exception):
-    """As psycopg says it: no SQLSTATE, several lines."""
+    """An error as psycopg raises it: no SQLSTATE, several lines."""
 
     sqlstate = None
 
@@ -65,7 +65,7 @@ def test_no_password_is_shown() -> None:
     assert "secret" not in describe(refused("invalid dsn: password=secret host=db"))
 
 
-def test_an_outage_is_two_lines_however_often_it_is_tried(
+def test_an_outage_has_two_log_lines_however_many_retries(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -83,7 +83,7 @@ def test_an_outage_is_two_lines_however_often_it_is_tried(
     assert "answers again" in lines[2]
 
 
-def test_an_error_of_our_own_has_its_traceback_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_is_logged_with_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
     outage = Outage(log, "the ledger")
     for _ in range(3):
         outage.failed(KeyError("state"))
@@ -92,14 +92,14 @@ def test_an_error_of_our_own_has_its_traceback_once(caplog: pytest.LogCaptureFix
 
 
 class Impatient(threading.Event):
-    """Waits for nothing."""
+    """An event whose wait returns at once."""
 
     def wait(self, timeout: float | None = None) -> bool:
         return self.is_set()
 
 
 class Away:
-    """A ledger whose server is away; at the sixth question it sets `stop`."""
+    """A ledger whose server is unreachable; the sixth query sets `stop`."""
 
     def __init__(self, stop: threading.Event) -> None:
         self.questions = 0
@@ -116,7 +116,7 @@ class Away:
 
 
 @pytest.mark.parametrize("loop", ["courier", "asker", "retention"])
-def test_the_loops_of_deliver_say_one_line_for_an_outage(
+def test_each_loop_of_deliver_logs_one_line_for_an_outage(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, loop: str
 ) -> None:
     destination = DicomDestination(name="pacs", host="127.0.0.1", port=1, ae_title="ARCHIVE")
@@ -139,7 +139,7 @@ def test_the_loops_of_deliver_say_one_line_for_an_outage(
     assert line.exc_info is None
 
 
-def test_sqlite_tells_its_code(tmp_path: Path) -> None:
+def test_a_sqlite_error_is_described_with_its_code(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     with pytest.raises(OperationalError) as caught, ledger._database.reading() as conn:
         conn.exec_driver_sql("SELECT * FROM nowhere")
@@ -147,10 +147,12 @@ def test_sqlite_tells_its_code(tmp_path: Path) -> None:
     ledger.close()
 
 
-def test_a_role_waits_for_a_server_that_is_down_and_goes_on(
+def test_a_role_waits_for_its_database_server_and_then_starts(
     tmp_path: Path, postgres: Postgres, postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server is away at the role's start: one line, no traceback, and the role starts later."""
+    """The server is unreachable when the role starts: one log line, no traceback, and the role
+    starts later.
+    """
     caplog.set_level(logging.INFO)
     away = postgres_url.replace(f":{postgres.port}/", ":1/")
     config = Config.model_validate({"spool": tmp_path / "spool", "ledger": away})

@@ -1,4 +1,6 @@
-"""Mask features, and an outcome model that is not believed on its own training data."""
+"""Features of a mask, and an outcome model that is judged on held-out patients, not on its training
+data.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def disc(radius: float, side: int = 64, row: float = 40, column: float = 20) -> 
 
 
 def table(count: int = 100, missing: float = 0.1) -> outcome.Table:
-    """Noise features and, by lot, who died."""
+    """Random features with random deaths."""
     rng = np.random.default_rng(5)
     values = rng.normal(size=(count, 15))
     values[rng.random(values.shape) < missing] = math.nan
@@ -42,7 +44,8 @@ def table(count: int = 100, missing: float = 0.1) -> outcome.Table:
 
 
 def test_a_disc_is_round_and_a_line_is_not() -> None:
-    round_, line = features.of_mask(disc(15)), features.of_mask(np.eye(64, dtype=bool))
+    round_ = features.of_mask(disc(15))
+    line = features.of_mask(np.eye(64, dtype=bool))
     assert round_["area_px"] == pytest.approx(math.pi * 15**2, rel=0.02)
     assert round_["circularity"] == pytest.approx(1, abs=0.06)
     assert round_["perimeter_px"] == pytest.approx(2 * math.pi * 15, rel=0.05)
@@ -50,12 +53,12 @@ def test_a_disc_is_round_and_a_line_is_not() -> None:
     assert line["eccentricity"] > 0.99
     assert line["circularity"] < 0.3
     assert (round_["centroid_row"], round_["centroid_column"]) == pytest.approx((40 / 64, 20 / 64))
-    # Of a disc: half its radius
+    # The spread of a disc is half its radius.
     assert round_["spread_row"] == pytest.approx(15 / 2 / 64, rel=0.05)
     assert round_["filling"] == pytest.approx(math.pi / 4, rel=0.08)
 
 
-def test_a_patient_is_the_sum_of_his_slices() -> None:
+def test_a_patients_features_combine_all_slices() -> None:
     slices = [
         features.of_mask(mask) for mask in (disc(5), disc(10, column=40), np.zeros((64, 64), bool))
     ]
@@ -64,14 +67,14 @@ def test_a_patient_is_the_sum_of_his_slices() -> None:
     assert (patient["slices"], patient["slices_with"]) == (3, 2)
     assert patient["area_px"] == small["area_px"] + large["area_px"]
     assert patient["largest_area_px"] == large["area_px"]
-    # Nearer to the larger
+    # The centroid is nearer to the larger mask.
     assert patient["centroid_column"] > 0.5
     nothing = features.of_patient(slices[2:])
     assert nothing["area_px"] == 0
     assert math.isnan(nothing["eccentricity"])
 
 
-def test_noise_is_learned_by_heart_and_predicts_nothing() -> None:
+def test_noise_is_fitted_in_training_and_predicts_nothing() -> None:
     found = outcome.compare(table(), SETTINGS)
     forest = found["models"]["forest"]
     for labels in ("true_labels", "shuffled_labels"):
@@ -83,7 +86,7 @@ def test_noise_is_learned_by_heart_and_predicts_nothing() -> None:
     assert found["missing_share"] == pytest.approx(0.1, abs=0.02)
 
 
-def test_what_can_be_learned_is_learned() -> None:
+def test_a_real_relation_is_learned() -> None:
     noise = table()
     values = noise.values.copy()
     values[:, 3] = noise.died + np.random.default_rng(0).normal(size=len(noise.died)) / 4
@@ -97,7 +100,7 @@ def test_what_can_be_learned_is_learned() -> None:
     )
 
 
-def test_imputation_never_sees_the_patients_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imputation_never_sees_held_out_patients(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = table()
     seen = []
     fit = KNNImputer.fit
@@ -112,7 +115,7 @@ def test_imputation_never_sees_the_patients_held_out(monkeypatch: pytest.MonkeyP
     assert seen == [(75, 4)] * 4
 
 
-def test_patients_are_joined_by_name() -> None:
+def test_patients_are_joined_to_the_clinical_table_by_name() -> None:
     masks = {f"p{n}": {"area_px": float(n), "constant": 1.0} for n in range(6)}
     clinical = {
         f"p{n}": {"death01": float(n % 2), "age": 50.0 + n if n != 2 else None} for n in range(1, 8)
@@ -129,9 +132,7 @@ def test_patients_are_joined_by_name() -> None:
 
 
 @pytest.mark.parametrize("found", [False, True])
-def test_from_a_folder_of_slices_to_a_report(
-    tmp_path: Path, tiny_package: Path, found: bool
-) -> None:
+def test_a_folder_of_slices_gives_a_report(tmp_path: Path, tiny_package: Path, found: bool) -> None:
     home = tmp_path / "kaggle_3m"
     home.mkdir()
     with (home / "data.csv").open("w", newline="") as file:
@@ -162,7 +163,7 @@ def test_from_a_folder_of_slices_to_a_report(
     assert "Why 100 % on training data means nothing" in text
 
 
-def test_wrong_settings_are_said(tmp_path: Path) -> None:
+def test_wrong_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "lgg-outcome.yaml"
     path.write_text("id: lgg-outcome\nversion: 1.0.0\nneighbors: 4\n")
     with pytest.raises(RecipeError, match="neighbors"):

@@ -1,3 +1,5 @@
+"""The overlay: the radiograph with contour and banner as a Secondary Capture."""
+
 from __future__ import annotations
 
 import io
@@ -28,19 +30,21 @@ from inference.results.wording import DISCLAIMER
 from tests.gallery import KINDS, picture
 from tools.cases import blob, header, negative, positive, refused
 
-# They share the phantoms that tests/gallery.py draws once in a process.
+# These tests share the phantoms that tests/gallery.py draws once per process.
 pytestmark = pytest.mark.xdist_group("overlays")
 
 
 def shown(case: Case) -> np.ndarray:
-    """The decoded radiograph of the built object: (rows, columns, RGB), without margins and banner."""
+    """The radiograph decoded from the built object, without margins and banner: (rows, columns,
+    RGB).
+    """
     panel = overlay.place(case)
     image = np.asarray(picture(build(case, ["SC"])[0]), dtype=int)
     return image[: panel.height, panel.left : panel.left + panel.width]
 
 
 def words(case: Case, monkeypatch: pytest.MonkeyPatch, width: int = 1024) -> str:
-    """All that the banner writes, in the order in which it does."""
+    """All text of the banner, in drawing order."""
     said: list[str] = []
     draw = typesetting._text
     monkeypatch.setattr(
@@ -54,14 +58,14 @@ def words(case: Case, monkeypatch: pytest.MonkeyPatch, width: int = 1024) -> str
     return " ".join(said)
 
 
-# Large ones take seconds; the tests of single traits below have some.
+# Leave out the large kinds, which take seconds; tests below cover some of them.
 @pytest.mark.parametrize(
     "kind", [kind for kind in KINDS if not kind.endswith(("3520", "2048", "2500"))]
 )
 def test_every_kind_passes_the_gate_and_is_valid(
     kind: str, peer: Callable[[str], str], tmp_path: Path
 ) -> None:
-    # The gate has seen it.
+    # build() has passed the object through the gate.
     result = build(KINDS[kind](), ["SC"])[0]
     file = tmp_path / "overlay.dcm"
     file.write_bytes(result.data)
@@ -71,7 +75,7 @@ def test_every_kind_passes_the_gate_and_is_valid(
 
 @pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("size", [(41, 37), (700, 600), (2100, 900)])
-def test_away_from_the_contour_the_picture_is_the_sources_grey(
+def test_the_picture_keeps_the_sources_grey_away_from_the_contour(
     size: tuple[int, int], grey: float
 ) -> None:
     source = header(Rows=size[0], Columns=size[1])
@@ -87,7 +91,7 @@ def test_away_from_the_contour_the_picture_is_the_sources_grey(
             max(0, int(row) - reach) : int(row) + reach,
             max(0, int(column) - reach) : int(column) + reach,
         ] = False
-    # The stretches between two vertices, too.
+    # Exclude the line segments between vertices, too.
     top, left = (np.argwhere(blob(source)).min(axis=0) * panel.scale).astype(int) - reach
     bottom, right = ((np.argwhere(blob(source)).max(axis=0) + 1) * panel.scale).astype(int) + reach
     far[max(0, top) : bottom, max(0, left) : right] = False
@@ -106,7 +110,7 @@ def test_the_contour_stands_out_from_black_and_from_white(grey: float) -> None:
 
 
 @pytest.mark.parametrize("size", [(700, 600), (2100, 900), (64, 64)])
-def test_the_contour_lies_on_the_masks_edge(size: tuple[int, int]) -> None:
+def test_the_contour_follows_the_masks_edge(size: tuple[int, int]) -> None:
     source = header(Rows=size[0], Columns=size[1])
     mask = blob(source)
     case = positive(source, mask)
@@ -118,14 +122,13 @@ def test_the_contour_lies_on_the_masks_edge(size: tuple[int, int]) -> None:
     left = edge[:, 1].min()
     bottom = edge[:, 0].max()
     right = edge[:, 1].max()
-    # The mask is a box with a hole of one pixel: the coloured pixels span the box to within a
-    # line's width.
+    # The coloured pixels must span the mask's bounding box to within a line's width.
     low, high = ((np.array([[top, left], [bottom, right]]) + 0.5) * scale - 0.5).tolist()
     assert np.abs(coloured.min(axis=0) - low).max() <= 3 + 0.25 * scale
     assert np.abs(coloured.max(axis=0) - high).max() <= 3 + 0.25 * scale
 
 
-def test_a_region_at_the_border_has_its_line_just_within_and_none_in_the_banner() -> None:
+def test_the_line_of_a_region_at_the_border_stays_inside_the_picture() -> None:
     source = header(Rows=640, Columns=640)
     mask = np.zeros((640, 640), dtype=bool)
     mask[500:, 100:300] = True
@@ -133,7 +136,7 @@ def test_a_region_at_the_border_has_its_line_just_within_and_none_in_the_banner(
     assert (image[638:640, 150:250, 0] - image[638:640, 150:250, 2]).max(axis=0).min() > 60
 
 
-def test_the_banner_says_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_banner_states_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     text = words(positive(), monkeypatch)
     for part in (
         "Pneumothorax suspected",
@@ -175,7 +178,9 @@ def test_answers_differ_in_shape_and_word_not_only_in_colour() -> None:
 @pytest.mark.parametrize(
     "name", ["", "a" * 5000, "胸部モデル", "x\n\r\t\0\x1b[31m", "wide words " * 300, "‮abc", "^2^2"]
 )
-def test_no_name_or_note_breaks_the_banner(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_names_and_notes_do_not_break_the_banner(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = ModelIdentity(name, name, "ab" * 32, "2.25.1")
     case = positive(model=model, notes=(name,) * 3)
     text = words(case, monkeypatch)
@@ -197,7 +202,7 @@ def test_the_finding_word_is_ten_pixels_high_in_a_thumbnail(size: tuple[int, int
     assert letters * 256 / max(panel.canvas_width, height) >= 10
 
 
-def test_the_same_words_stand_in_the_same_place_above_the_same_disclaimer() -> None:
+def test_every_banner_has_the_same_disclaimer_in_the_same_place() -> None:
     size = {"Rows": 1024, "Columns": 1024}
     banners = [
         typeset(banner.message(make(header(**size))), 1024, 1024)
@@ -209,7 +214,7 @@ def test_the_same_words_stand_in_the_same_place_above_the_same_disclaimer() -> N
     assert DISCLAIMER == "Research use only - not for diagnosis"
 
 
-def test_a_setting_of_the_picture_changes_its_uid() -> None:
+def test_a_setting_that_changes_the_picture_changes_its_uid() -> None:
     results = [
         build(negative(appearance=RenderSettings(side, 90)), ["SC"])[0] for side in (512, 1024)
     ]
@@ -227,16 +232,16 @@ def test_the_picture_is_baseline_jpeg() -> None:
         ((800, 400), {"PixelSpacing": None, "PixelAspectRatio": [1, 2]}),
         ((300, 800), {"PixelSpacing": None, "ImagerPixelSpacing": [0.5, 0.25]}),
         ((1100, 2200), {"PixelSpacing": [0.4, 0.2]}),
-        # So small that it is enlarged.
+        # An image so small that it is enlarged.
         ((40, 60), {"PixelSpacing": [0.3, 0.2]}),
     ],
 )
-def test_the_picture_has_true_proportions_where_the_pixels_are_not_square(
+def test_the_picture_of_non_square_pixels_has_true_proportions(
     shape: tuple[int, int], changes: dict[str, object]
 ) -> None:
     source = header(Rows=shape[0], Columns=shape[1], **changes)
     case = positive(source)
-    # The gate has seen it.
+    # build() has passed the object through the gate.
     (result,) = build(case, ["SC"])
     panel = overlay.place(case)
     aspect = 0.5 if shape == (800, 400) else 1.5 if shape == (40, 60) else 2
@@ -268,14 +273,14 @@ def test_the_gate_refuses_a_squashed_picture(monkeypatch: pytest.MonkeyPatch) ->
         (slice(14, 24), "On both sides of the picture (patient's side not known). 1 region"),
     ],
 )
-def test_where_the_patients_side_is_unknown_the_banner_says_where_to_look(
+def test_the_banner_says_where_to_look_if_the_patients_side_is_unknown(
     columns: slice, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mask = np.zeros((41, 37), dtype=bool)
     mask[10:20, columns] = True
     case = positive(header(PatientOrientation=None), mask)
     assert place in words(case, monkeypatch)
-    # The gate expects the same words.
+    # The gate must accept these words.
     assert build(case, ["SC"])
 
 
@@ -284,7 +289,7 @@ def test_where_the_patients_side_is_unknown_the_banner_says_where_to_look(
     [["L", "F"], ["R", "F"], ["RA", " F "], ["R", "RL"], ["ROW", "HEIGHT"], ["r", "f"], ["P", "F"]],
     ids="-".join,
 )
-def test_banner_and_segmentation_name_one_side(
+def test_banner_and_segmentation_name_the_same_side(
     given: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = positive(header(PatientOrientation=given))

@@ -1,4 +1,4 @@
-"""The gate of the overlay lets pass whatever we draw, at any size and setting, and nothing else."""
+"""The overlay's gate accepts every overlay that we draw, at any size and setting, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from inference.results import Case, GateError, RenderSettings, build, gate, over
 from tests.gallery import KINDS
 from tools.cases import header, negative, positive, refused
 
-# They share the phantoms that tests/gallery.py draws once in a process.
+# These tests share the phantoms that tests/gallery.py draws once per process.
 pytestmark = pytest.mark.xdist_group("overlays")
 
 
 def smooth(rng: np.random.Generator, rows: int, columns: int, grain: float) -> np.ndarray:
-    """A grey image of any graininess, noise from pixel to pixel at its least."""
+    """A grey image of the given grain; the smallest grain is noise from pixel to pixel."""
     field = ndimage.zoom(rng.random((-(-rows // 8) + 1, -(-columns // 8) + 1)), 8, order=1)[
         :rows, :columns
     ]
@@ -35,7 +35,8 @@ def smooth(rng: np.random.Generator, rows: int, columns: int, grain: float) -> n
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    rows, columns = draw(st.integers(1, 600)), draw(st.integers(1, 600))
+    rows = draw(st.integers(1, 600))
+    columns = draw(st.integers(1, 600))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     source = header(Rows=rows, Columns=columns)
     given_values = {
@@ -51,7 +52,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(deadline=None, max_examples=20)
 @given(cases())
-def test_whatever_we_draw_passes(case: Case) -> None:
+def test_every_drawn_overlay_passes(case: Case) -> None:
     build(case, ["SC"])
 
 
@@ -65,7 +66,7 @@ def test_a_small_source_passes_at_every_setting(side: int, quality: int) -> None
         )
 
 
-# Drawn by the first test that wants it: a chest takes seconds to draw.
+# Draw this only when a test first uses it: a chest takes seconds.
 @cache
 def chest() -> Case:
     return KINDS["positive"]()
@@ -84,7 +85,7 @@ def panel() -> overlay.Panel:
 def repainted(
     change: Callable[[Image.Image], Image.Image | None], good: Result | None = None
 ) -> Result:
-    """The good object with another picture in it, of the same size where the change gives one."""
+    """The valid object with a changed picture; if `change` edits in place, the size stays."""
     good = good or good_object()
     dataset = dcmread(io.BytesIO(good.data))
     image = Image.open(io.BytesIO(next(generate_frames(dataset.PixelData, number_of_frames=1))))
@@ -142,7 +143,7 @@ def without_contour(image: Image.Image) -> None:
 
 
 def over_the_banner(box: tuple[float, float, float, float]) -> Callable[[Image.Image], None]:
-    """Paint over a part of the banner, in parts of its width and height."""
+    """Paint over a box of the banner, given in fractions of its width and height."""
 
     def change(image: Image.Image) -> None:
         top = panel().banner_top
@@ -214,7 +215,7 @@ def test_a_contour_on_a_negative_is_refused() -> None:
         gate.check(repainted(with_contour, good), case)
 
 
-def test_a_picture_where_there_is_no_image_is_refused() -> None:
+def test_a_picture_for_an_image_without_pixels_is_refused() -> None:
     case = refused(header(Rows=1024, Columns=1024), pixels=None)
     good = build(case, ["SC"])[0]
     assert chest().pixels is not None
