@@ -1,5 +1,5 @@
-"""What is owed under a clock that jumps, a destination that is renamed, an archive that lost a
-night; and what status tells.
+"""Deliveries that are owed: under a clock that jumps, after a rename of the destination, after data
+loss in the archive; and their status output.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ BOTH = ("failed", "refused")
 
 
 def taking(*names: str) -> dict[str, tuple[str, ...]]:
-    """These destinations, each of which takes what a Bench makes."""
+    """Destination name -> the kinds it takes, which include every kind that a Bench makes."""
     return dict.fromkeys(names, ("SC",))
 
 
 class Bench:
-    """A ledger whose clock is set by hand, and images that have ended."""
+    """A ledger whose clock the test sets, and completed images."""
 
     def __init__(self, folder: Path) -> None:
         self.now = 1_700_000_000.0
@@ -49,7 +49,7 @@ class Bench:
         self.number = 0
 
     def owe(self, *destinations: str, accession_number: str = "") -> str:
-        """One analysed image with one result; returns the result's UID."""
+        """Analyse an image with one result. Returns the result's UID."""
         self.number += 1
         number = self.number
         arrival = Arrival(self.spool.write(b"x"), "1.2", f"1.2.{number}", "", "", "dimse", 1, 9)
@@ -125,7 +125,7 @@ def test_a_pause_of_ten_minutes_is_kept(bench: Bench) -> None:
     assert bench.claim("pacs") == []
 
 
-def test_an_object_that_is_lost_again_and_again_waits_ten_minutes_at_most(bench: Bench) -> None:
+def test_a_repeatedly_lost_object_waits_ten_minutes_at_most(bench: Bench) -> None:
     uid = bench.owe("pacs")
     for _ in range(12):
         (job,) = bench.ledger.claim_deliveries("pacs", "test", 1)
@@ -140,7 +140,7 @@ def test_an_object_that_is_lost_again_and_again_waits_ten_minutes_at_most(bench:
 # -- retry and resend ------------------------------------------------------------------------
 
 
-def test_retry_now_makes_what_is_owed_due(bench: Bench) -> None:
+def test_retry_now_makes_owed_deliveries_due(bench: Bench) -> None:
     uids = [bench.owe("pacs"), bench.owe("pacs", "other")]
     for name in ("pacs", "other"):
         for job in bench.ledger.claim_deliveries(name, "test", 9):
@@ -183,7 +183,7 @@ def test_retry_after_a_destinations_rename_addresses_the_new_name(bench: Bench) 
     )
 
 
-def test_a_new_name_gets_what_it_takes_and_nothing_is_remembered_of_the_old(bench: Bench) -> None:
+def test_a_new_name_gets_the_kinds_it_takes_and_starts_without_history(bench: Bench) -> None:
     uid = bench.owe("old")
     for asks in (1, 2):
         (job,) = bench.ledger.claim_deliveries("old", "test", 9)
@@ -239,7 +239,7 @@ def test_retry_to_one_destination_leaves_the_others(bench: Bench) -> None:
     assert bench.deliveries() == {"owed": 1, "refused": 1}
 
 
-def test_what_was_stored_in_a_lost_night_is_sent_again(bench: Bench) -> None:
+def test_results_stored_in_a_lost_night_are_resent(bench: Bench) -> None:
     bench.owe("pacs")
     bench.store("pacs")
     bench.now += HOUR_S
@@ -256,14 +256,14 @@ def test_what_was_stored_in_a_lost_night_is_sent_again(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("named", ["1.2.2", "9.2", "5.2"])
-def test_an_image_a_study_or_a_result_is_sent_again(bench: Bench, named: str) -> None:
+def test_resend_accepts_the_uid_of_an_image_a_study_or_a_result(bench: Bench, named: str) -> None:
     uids = [bench.owe("pacs"), bench.owe("pacs")]
     bench.store("pacs")
     assert bench.ledger.resend("pacs", uids=[named]) == (1, 0)
     assert bench.claim("pacs") == uids[1:]
 
 
-def test_what_retention_removed_is_not_sent_again(bench: Bench) -> None:
+def test_results_removed_by_retention_are_not_resent(bench: Bench) -> None:
     bench.owe("pacs")
     bench.store("pacs")
     bench.now += 1.0
@@ -271,7 +271,7 @@ def test_what_retention_removed_is_not_sent_again(bench: Bench) -> None:
     assert bench.ledger.resend("pacs", since=0.0) == (0, 1)
 
 
-def test_retry_now_ends_a_couriers_pause(tmp_path: Path) -> None:
+def test_retry_now_ends_a_couriers_back_off(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     spool = Spool(tmp_path / "spool")
     name = spool.write(b"x")
@@ -281,7 +281,7 @@ def test_retry_now_ends_a_couriers_pause(tmp_path: Path) -> None:
     ledger.complete(job, Completion("analysed", "1", results=(made,)), {"outbox": ("SC",)})
 
     outbox = FolderDestination(name="outbox", folder=tmp_path / "away" / "outbox")
-    # A file where a folder should be.
+    # Put a file where the folder should be.
     outbox.folder.parent.write_bytes(b"")
     limits = DeliverLimits(backoff=Backoff(3000.0, 3000.0), idle_s=0.02)
     courier = Courier(outbox, Config(destinations=(outbox,)), ledger, spool, limits)
@@ -304,7 +304,7 @@ def test_retry_now_ends_a_couriers_pause(tmp_path: Path) -> None:
         ledger.close()
 
 
-def test_a_result_on_a_bad_sector_is_made_again_and_is_not_the_destinations_fault(
+def test_a_result_on_a_bad_sector_is_remade_without_blaming_the_destination(
     tmp_path: Path,
 ) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
@@ -316,7 +316,7 @@ def test_a_result_on_a_bad_sector_is_made_again_and_is_not_the_destinations_faul
         made = StoredResult("SC", name, "1.2", f"9.{number}", "1.2.840.10008.1.2.1", 0)
         done = Completion("analysed", f"{number}", results=(made,))
         ledger.complete(job, done, {"outbox": ("SC",)})
-    # A read of it at 0 is answered with EIO.
+    # Replace the file by one whose read at offset 0 fails with EIO.
     spool.path(names[0]).unlink()
     spool.path(names[0]).symlink_to("/proc/self/mem")
 
@@ -346,7 +346,7 @@ def test_a_result_on_a_bad_sector_is_made_again_and_is_not_the_destinations_faul
 # -- status ----------------------------------------------------------------------------------
 
 
-def test_status_tells_how_each_destination_is(bench: Bench) -> None:
+def test_status_shows_the_state_of_each_destination(bench: Bench) -> None:
     bench.owe("pacs", "left")
     bench.ledger.note_destination("pacs", "cannot connect (Connection refused)", 100.0)
     bench.now += 600.0
@@ -373,7 +373,7 @@ def test_status_tells_how_each_destination_is(bench: Bench) -> None:
     assert "destination pacs: 1 owed since" in text
 
 
-def test_status_separates_failures_from_images_that_are_not_to_be_analysed(bench: Bench) -> None:
+def test_status_separates_failures_from_excluded_images(bench: Bench) -> None:
     for number in range(30):
         bench.ledger.receive([Arrival(f"n{number}", "1.2", f"3.{number}", "", "", "dimse", 1, 1)])
         (job,) = bench.ledger.claim_images("test", 1)
@@ -422,7 +422,7 @@ def test_a_commitment_report_that_never_comes_is_shown(bench: Bench) -> None:
     assert "1 asked for commitment without a report" in text
 
 
-def test_a_role_that_does_not_run_is_told(bench: Bench, tmp_path: Path) -> None:
+def test_a_role_that_does_not_run_is_reported(bench: Bench, tmp_path: Path) -> None:
     config = Config(spool=tmp_path / "spool", ledger=bench.url)
 
     def said() -> str:
@@ -442,7 +442,7 @@ def test_a_role_that_does_not_run_is_told(bench: Bench, tmp_path: Path) -> None:
     now.close()
 
 
-def test_a_role_gives_signs_from_ready_to_its_end(bench: Bench) -> None:
+def test_a_role_sends_heartbeats_from_ready_until_its_end(bench: Bench) -> None:
     ready = threading.Event()
     with SignsOfLife(bench.ledger, "analyse", ready, every_s=0.01):
         assert bench.ledger.inspect.roles() == []
@@ -458,8 +458,8 @@ def test_a_role_gives_signs_from_ready_to_its_end(bench: Bench) -> None:
     )
 
 
-def test_the_commands(bench: Bench, tmp_path: Path) -> None:
-    """`status`, `retry` and `resend` as an operator calls them."""
+def test_status_retry_and_resend_work_as_commands(bench: Bench, tmp_path: Path) -> None:
+    """As an operator calls them."""
     bench.now = time.time()
     uid = bench.owe("old")
     settings = tmp_path / "pleura.yaml"

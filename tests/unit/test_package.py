@@ -1,4 +1,4 @@
-"""A model package loads only as it was packed, and runs nothing of its own."""
+"""A model package loads only if it is as it was packed, and runs no code of its own."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def replace_tensors(
     folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]
 ) -> None:
-    """Rewrite a tensor file, its checksum made right again: what is wrong then is only what it
-    holds.
-    """
+    """Rewrite a tensor file and correct its checksum, so that only its contents are wrong."""
     tensors = load_file(folder / name)
     change(tensors)
     save_file(tensors, folder / name)
@@ -38,7 +36,7 @@ def replace_tensors(
     edit(folder, lambda document: document["sha256"].update({name: digest}))
 
 
-def test_a_package_comes_back_as_it_was_written(tiny_package: Path) -> None:
+def test_a_written_package_loads_unchanged(tiny_package: Path) -> None:
     loaded = package.load(tiny_package)
     assert loaded.identity.id == "tiny"
     assert (
@@ -52,7 +50,7 @@ def test_a_package_comes_back_as_it_was_written(tiny_package: Path) -> None:
         )
 
 
-def test_another_package_is_another_device(tiny_package: Path) -> None:
+def test_another_package_has_another_device_uid(tiny_package: Path) -> None:
     before = package.load(tiny_package).identity
     edit(tiny_package, lambda document: document["classifier"].update(threshold=0.4))
     after = package.load(tiny_package).identity
@@ -66,7 +64,7 @@ def test_amending_the_metrics_keeps_the_weights(tiny_package: Path) -> None:
 
 
 def with_a_gate(folder: Path, gate: dict[str, Any] | None = None) -> Path:
-    """The package written again, with a plausibility network."""
+    """Rewrite the package with a plausibility network."""
     loaded = package.load(folder)
     manifest = loaded.manifest.model_dump(mode="json", exclude={"sha256"})
     manifest["plausibility"] = {
@@ -79,7 +77,7 @@ def with_a_gate(folder: Path, gate: dict[str, Any] | None = None) -> Path:
     return folder
 
 
-def test_the_model_that_ships_has_two_networks_and_is_what_it_was() -> None:
+def test_the_shipped_model_has_its_networks_and_the_digest_of_its_manifest() -> None:
     loaded = package.load(package.default_folder())
     assert (
         loaded.identity.digest
@@ -101,7 +99,7 @@ def test_a_package_may_have_a_third_network(tiny_package: Path) -> None:
     with torch.inference_mode():
         found = loaded.plausibility(loaded.golden["plausibility.input"])
     assert torch.allclose(found, loaded.golden["plausibility.output"], atol=1e-5)
-    # The other two are the very same weights as before.
+    # The other two networks keep exactly the same weights.
     after = yaml.safe_load((tiny_package / "model.yaml").read_text())
     assert {key: after[key] for key in ("classifier", "segmenter")} == {
         key: before[key] for key in ("classifier", "segmenter")
@@ -117,14 +115,14 @@ def test_a_third_network_is_checked_and_replayed_like_the_others(tiny_package: P
         package.load(tiny_package)
 
 
-def test_weights_of_a_network_that_is_not_named_are_refused(tiny_package: Path) -> None:
+def test_weights_of_an_undeclared_network_are_refused(tiny_package: Path) -> None:
     with_a_gate(tiny_package)
     edit(tiny_package, lambda document: document.pop("plausibility"))
     with pytest.raises(PackageError, match=r"plausibility.*belongs to no network"):
         package.load(tiny_package)
 
 
-def test_bf16_is_allowed_by_a_validation_and_per_network(tiny_package: Path) -> None:
+def test_bf16_needs_a_validation_for_each_network(tiny_package: Path) -> None:
     assert not package.load(tiny_package).manifest.allows_bf16("classifier")
     figure = {"metric": "AUC, made up", "fp32": 0.91, "bf16": 0.905, "images": 10}
     edit(tiny_package, lambda document: document.update(precision={"bf16": {"classifier": figure}}))
@@ -138,7 +136,7 @@ def test_bf16_is_allowed_by_a_validation_and_per_network(tiny_package: Path) -> 
         package.load(tiny_package)
 
 
-def test_every_wrong_key_is_told_at_once_with_what_was_found(tiny_package: Path) -> None:
+def test_every_wrong_key_is_reported_at_once_with_its_value(tiny_package: Path) -> None:
     def spoil(document: dict[str, Any]) -> None:
         document["classifier"].update(threshold="high", normalisation="imagenet")
         document.pop("licence")
@@ -154,7 +152,7 @@ def test_every_wrong_key_is_told_at_once_with_what_was_found(tiny_package: Path)
         assert part in str(caught.value)
 
 
-def test_writing_refuses_what_would_not_load(tiny_package: Path, tmp_path: Path) -> None:
+def test_a_package_that_would_not_load_is_not_written(tiny_package: Path, tmp_path: Path) -> None:
     loaded = package.load(tiny_package)
     manifest = loaded.manifest.model_dump(mode="json", exclude={"sha256"})
     networks = {str(role): network for role, network in loaded.networks.items()}
@@ -178,7 +176,7 @@ def test_writing_refuses_what_would_not_load(tiny_package: Path, tmp_path: Path)
     ].unique().tolist() == [0, 7e4]
 
 
-def test_a_package_says_what_it_is(tiny_package: Path) -> None:
+def test_a_package_describes_itself(tiny_package: Path) -> None:
     told = package.load(tiny_package).describe()
     for part in (
         "tiny 1.0.0",
@@ -235,7 +233,7 @@ def test_a_changed_or_missing_file_is_refused(tiny_package: Path) -> None:
         package.load(tiny_package)
 
 
-def test_weights_that_are_not_numbers_are_refused(tiny_package: Path) -> None:
+def test_weights_with_nan_or_infinity_are_refused(tiny_package: Path) -> None:
     replace_tensors(
         tiny_package,
         "weights.safetensors",

@@ -1,4 +1,6 @@
-"""A model package comes from somewhere else: what it may hold, and that nothing of it is ever run."""
+"""Hostile model packages: a package comes from elsewhere, so its contents are checked and none of
+its code is ever run.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from tests.unit.test_package import edit, replace_tensors
 
 
 def replace_bytes(folder: Path, name: str, data: bytes) -> None:
-    """Another file, its checksum right: what is wrong then is only what it holds."""
+    """Replace a file and correct its checksum, so that only its contents are wrong."""
     (folder / name).write_bytes(data)
     edit(
         folder, lambda document: document["sha256"].update({name: hashlib.sha256(data).hexdigest()})
@@ -30,7 +32,7 @@ def replace_bytes(folder: Path, name: str, data: bytes) -> None:
 
 
 class _Bomb:
-    """What unpickling this runs."""
+    """An object whose unpickling creates a folder."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -39,7 +41,7 @@ class _Bomb:
         return os.mkdir, (str(self.target),)
 
 
-def test_the_bomb_of_these_tests_goes_off_where_a_pickle_is_run(tmp_path: Path) -> None:
+def test_the_bomb_of_these_tests_runs_when_unpickled(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(_Bomb(tmp_path / "ran")))
     assert (tmp_path / "ran").is_dir()
 
@@ -82,7 +84,7 @@ def test_only_plain_files_may_lie_in_the_folder(
     elif what == "folder":
         (tiny_package / "more").mkdir()
     elif what == "pipe":
-        # To open it would wait for ever.
+        # Opening a pipe without a writer would block for ever.
         os.mkfifo(tiny_package / "more")
     else:
         (tiny_package / "weights.safetensors").rename(tmp_path / "elsewhere")
@@ -108,7 +110,7 @@ def test_only_plain_files_may_lie_in_the_folder(
         ("---\na: 1", "plain YAML"),
     ],
 )
-def test_yaml_that_is_more_than_plain_is_refused(
+def test_yaml_with_more_than_plain_values_is_refused(
     tiny_package: Path, tmp_path: Path, text: str, word: str
 ) -> None:
     path = tiny_package / "model.yaml"
@@ -119,7 +121,7 @@ def test_yaml_that_is_more_than_plain_is_refused(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "hello", "\xff\xfe"])
-def test_yaml_that_is_no_manifest_is_refused(tiny_package: Path, text: str) -> None:
+def test_yaml_that_is_not_a_manifest_is_refused(tiny_package: Path, text: str) -> None:
     (tiny_package / "model.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(PackageError, match=r"model\.yaml: "):
         package.load(tiny_package)
@@ -141,7 +143,7 @@ def retype(tensors: dict[str, torch.Tensor]) -> None:
     tensors["segmenter.head.bias"] = torch.zeros(1, dtype=torch.int8)
 
 
-def stranger(tensors: dict[str, torch.Tensor]) -> None:
+def add_unowned(tensors: dict[str, torch.Tensor]) -> None:
     tensors["optimizer.state"] = torch.zeros(2)
 
 
@@ -160,7 +162,7 @@ def not_a_number(tensors: dict[str, torch.Tensor]) -> None:
         (reshape, r"head.bias is \(2,\), wanted \(1,\)"),
         (add, "more is of no use"),
         (retype, "head.bias is torch.int8, wanted torch.float32"),
-        (stranger, "optimizer.state belongs to no network"),
+        (add_unowned, "optimizer.state belongs to no network"),
         (infinite, "segmenter.head.bias holds NaN or infinity"),
         (not_a_number, "classifier.head.weight holds NaN or infinity"),
     ],
@@ -174,7 +176,7 @@ def test_weights_that_do_not_fit_are_refused(
 
 
 def test_an_architecture_larger_than_its_weights_is_never_built(tiny_package: Path) -> None:
-    # 5e8 bytes a time, within every bound.
+    # About 5e8 bytes, within every single bound.
     widths = [128, 256, 512, 1024, 1024]
     edit(tiny_package, lambda d: d["classifier"].update(arguments={"widths": widths, "blocks": 8}))
     with pytest.raises(PackageError, match="does not fit residual-classifier"):
@@ -203,9 +205,9 @@ _FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         safetensors_bytes({"classifier.a": _FOUR | {"shape": [-1]}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"data_offsets": [0, 4000]}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"data_offsets": [4, 0]}}, b"\0" * 4),
-        # One's bytes are the other's.
+        # Two tensors share their bytes.
         safetensors_bytes({"classifier.a": _FOUR, "classifier.b": _FOUR}, b"\0" * 4),
-        # Bytes of nobody.
+        # Bytes that belong to no tensor.
         safetensors_bytes({"classifier.a": _FOUR}, b"\0" * 8),
         safetensors_bytes({"classifier.a": _FOUR | {"dtype": "O"}}, b"\0" * 4),
         safetensors_bytes({"classifier.a": _FOUR | {"dtype": "F4", "shape": [8]}}, b"\0" * 4),
@@ -216,7 +218,7 @@ _FOUR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     ],
 )
 @pytest.mark.parametrize("name", ["weights.safetensors", "golden.safetensors"])
-def test_a_safetensors_file_that_lies_of_itself_is_refused(
+def test_a_safetensors_file_with_a_false_header_is_refused(
     tiny_package: Path, name: str, data: bytes
 ) -> None:
     replace_bytes(tiny_package, name, data)
@@ -247,7 +249,7 @@ def test_a_safetensors_file_that_lies_of_itself_is_refused(
         ),
     ],
 )
-def test_golden_tensors_that_prove_nothing_are_refused(
+def test_unusable_golden_tensors_are_refused(
     tiny_package: Path, change: Callable[[dict[str, torch.Tensor]], object], word: str
 ) -> None:
     replace_tensors(tiny_package, "golden.safetensors", change)

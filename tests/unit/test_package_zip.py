@@ -1,5 +1,5 @@
-"""A package in a zip is the package in a folder, and a hostile zip is refused without a byte of it
-on disk.
+"""A zipped package equals the package in its folder, and a hostile zip is refused before any of it
+is written to disk.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def append(
 
 
 def patch(path: Path, old: bytes, new: bytes, number: int) -> None:
-    """Overwrite bytes, `number` times."""
+    """Replace `old` by `new` of equal length, at exactly `number` places."""
     data = path.read_bytes()
     assert data.count(old) == number
     path.write_bytes(data.replace(old, new))
 
 
-def test_a_zip_and_its_folder_are_one_package(
+def test_a_zip_loads_as_the_same_package_as_its_folder(
     tiny_package: Path, zipped: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -50,7 +50,7 @@ def test_a_zip_and_its_folder_are_one_package(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_others_zip_loads(tiny_package: Path, tmp_path: Path) -> None:
+def test_a_zip_made_by_another_tool_loads(tiny_package: Path, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "made"), "zip", tiny_package)
     assert package.load(tmp_path / "made.zip").identity.id == "tiny"
 
@@ -63,7 +63,7 @@ def test_what_others_zip_loads(tiny_package: Path, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_name_that_leaves_the_package_is_refused(zipped: Path, name: str) -> None:
-    # Zipfile itself cuts such a name short, in writing and in reading.
+    # zipfile itself truncates such a name, in writing and in reading.
     if "\x00" in name:
         append(zipped, name.replace("\x00", "N"))
         patch(zipped, b"evilN", b"evil\x00", 2)
@@ -84,7 +84,7 @@ def test_links_folders_and_devices_are_refused(zipped: Path, kind: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", ["model.yaml", "MODEL.yaml"])
-def test_a_name_that_is_there_twice_is_refused(zipped: Path, name: str) -> None:
+def test_a_duplicate_name_is_refused(zipped: Path, name: str) -> None:
     append(zipped, name)
     with pytest.raises(PackageError, match="two files share a name"):
         package.load(zipped)
@@ -96,7 +96,7 @@ def test_a_file_that_is_not_listed_is_refused(zipped: Path) -> None:
         package.load(zipped)
 
 
-def test_more_files_than_a_package_has_are_refused(zipped: Path) -> None:
+def test_too_many_files_are_refused(zipped: Path) -> None:
     with zipfile.ZipFile(zipped, "a") as archive:
         for number in range(container.MAX_FILES):
             archive.writestr(f"{number}.md", b"")
@@ -104,26 +104,26 @@ def test_more_files_than_a_package_has_are_refused(zipped: Path) -> None:
         package.load(zipped)
 
 
-def test_a_bomb_that_says_its_size_is_refused(zipped: Path) -> None:
+def test_a_zip_bomb_with_its_true_size_is_refused(zipped: Path) -> None:
     append(zipped, "README.md", bytes(50_000_000))
     with pytest.raises(PackageError, match="packed bytes say to be 50000000"):
         package.load(zipped)
 
 
-def test_a_bomb_that_hides_its_size_is_not_unpacked(tiny_package: Path, tmp_path: Path) -> None:
+def test_a_zip_bomb_with_a_false_size_is_not_unpacked(tiny_package: Path, tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.zip"
     size = 50_000_000
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.yaml", bytes(size))
         for name in ("weights.safetensors", "golden.safetensors"):
             archive.write(tiny_package / name, name)
-    # Local and central header.
+    # Change the local and the central header.
     patch(bomb, size.to_bytes(4, "little"), (1000).to_bytes(4, "little"), 2)
     with pytest.raises(PackageError, match=r"model\.yaml: cannot be unpacked"):
         package.load(bomb)
 
 
-def test_a_file_of_more_than_its_limit_is_refused(
+def test_a_file_above_its_size_limit_is_refused(
     zipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package_files, "MAX_FILE_BYTES", 1000)
@@ -133,7 +133,7 @@ def test_a_file_of_more_than_its_limit_is_refused(
 
 def test_an_encrypted_file_is_refused(zipped: Path) -> None:
     data = bytearray(zipped.read_bytes())
-    # APPNOTE 4.3.7 and 4.3.12: the flags.
+    # Set the encryption flag in both headers (APPNOTE 4.3.7 and 4.3.12).
     for signature, offset in (
         (b"PK\x03\x04", 6),
         (b"PK\x01\x02", 8),
@@ -144,20 +144,20 @@ def test_an_encrypted_file_is_refused(zipped: Path) -> None:
         package.load(zipped)
 
 
-def test_other_compressions_are_refused(zipped: Path) -> None:
+def test_other_compression_methods_are_refused(zipped: Path) -> None:
     append(zipped, "README.md", b"hello", zipfile.ZIP_LZMA)
     with pytest.raises(PackageError, match="compression method 14"):
         package.load(zipped)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"hello" * 100, b"PK\x05\x06" + b"\xff" * 18])
-def test_what_is_no_zip_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "no.zip").write_bytes(data)
     with pytest.raises(PackageError, match=r"no\.zip: not a zip"):
         package.load(tmp_path / "no.zip")
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_or_incomplete_package_is_reported(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="No such file or directory; give the folder or the zip"):
         package.load(tmp_path / "none")
     with pytest.raises(PackageError, match="neither a folder nor a file"):
@@ -175,7 +175,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
-def test_a_damaged_zip_is_refused_or_is_still_the_same_package(
+def test_a_damaged_zip_is_refused_or_loads_as_the_same_package(
     zipped: Path, data: st.DataObject
 ) -> None:
     whole = zipped.read_bytes()

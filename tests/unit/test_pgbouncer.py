@@ -1,4 +1,4 @@
-"""A ledger behind PgBouncer in transaction mode: starts, loses nothing, and commits durably."""
+"""A ledger behind PgBouncer in transaction mode: it starts, loses nothing, and commits durably."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from tools.peers.postgres import Postgres
 
 @pytest.fixture
 def pooled(postgres: Postgres, postgres_url: str) -> Iterator[str]:
-    """The URL of an empty database behind a pooler, whose server's default is not durable."""
+    """The URL of an empty database behind PgBouncer, whose server commits asynchronously by
+    default.
+    """
     if program() is None:
         missing("PgBouncer is not installed (apt-get install pgbouncer)")
     engine = sa.create_engine(postgres_url)
@@ -33,7 +35,7 @@ def arrival(number: int) -> Arrival:
     return Arrival(f"file-{number}", "1.2", f"1.2.{number}", "1.2.1", "XRAY1", "dimse", 1, 9)
 
 
-def test_nothing_is_lost_by_many_writers(pooled: str) -> None:
+def test_many_writers_lose_nothing(pooled: str) -> None:
     ledgers = [Ledger(pooled) for _ in range(2)]
 
     def write(worker: int) -> None:
@@ -55,11 +57,12 @@ def test_nothing_is_lost_by_many_writers(pooled: str) -> None:
         ledger.close()
 
 
-def test_every_commit_is_durable_although_the_database_says_otherwise(pooled: str) -> None:
+def test_every_commit_is_durable_despite_the_databases_default(pooled: str) -> None:
     ledger = Ledger(pooled)
     with ledger._database.transaction() as (conn, _):
         assert conn.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "on"
-    # The setting ends with the transaction: the next borrower of the session sees the default.
+    # The setting ends with the transaction, so the next client of the server session sees the
+    # default.
     with ledger._database.reading() as conn:
         assert conn.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "off"
     ledger.close()
@@ -71,7 +74,7 @@ def test_a_sleeper_finds_new_work_soon(pooled: str) -> None:
     ledger.receive([arrival(1)])
     began = time.monotonic()
     ledger.wait(60.0)
-    # Without notifications it looks again by itself, long before the time is over.
+    # Without notifications the sleeper polls, long before its timeout.
     assert time.monotonic() - began < 30.0
     ledger.close()
 

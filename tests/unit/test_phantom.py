@@ -1,4 +1,6 @@
-"""Synthetic radiographs: the mask is where the air is, and each says that it is synthetic."""
+"""Synthetic radiographs: the mask marks the pneumothorax, and each image states that it is
+synthetic.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ def test_a_phantoms_mask_is_where_its_pneumothorax_is(seed: int) -> None:
     assert not phantom.draw(seed, False, 128).mask.any()
     assert np.array_equal(with_one.pixels, phantom.draw(seed, True, 128).pixels)
     columns = np.argwhere(with_one.mask)[:, 1]
-    # One side
+    # The mask lies on one side.
     assert (columns < 64).all() or (columns >= 64).all()
 
 
-def test_a_phantom_says_that_it_is_synthetic(tmp_path: Path) -> None:
+def test_a_phantom_states_that_it_is_synthetic(tmp_path: Path) -> None:
     from pydicom import dcmread
 
     drawn = phantom.draw(1, False, 256)
@@ -31,5 +33,5 @@ def test_a_phantom_says_that_it_is_synthetic(tmp_path: Path) -> None:
     assert "SYNTHETIC" in dataset.StudyDescription
     assert "Synthetic" in str(dataset.PatientName)
     assert dataset.BurnedInAnnotation == "YES"
-    # The word's dots
+    # The pixels of the printed word.
     assert (drawn.pixels[-20:, :80] == 1).sum() > 60

@@ -1,5 +1,5 @@
-"""From readings to outcomes: the plausibility gate, positives without a region, and answers that
-are none.
+"""From readings to outcomes: the plausibility gate, positives without a region, invalid network
+answers, and orientation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Images = Sequence[NDArray[np.float32]]
 
 
 class Scripted:
-    """An engine whose networks say what a test wants, and note what they were asked."""
+    """An engine whose networks give scripted answers and record their calls."""
 
     def __init__(self, engine: Engine, plausibility: float | None = None) -> None:
         self.device = engine.device
@@ -47,7 +47,8 @@ class Scripted:
 
     def plausible(self, images: Images) -> list[float]:
         self.asked.append("plausible")
-        # The first image of a batch is the one in question; then its other poses are.
+        # Only the first image of the batch is implausible; the later calls are about its other
+        # poses.
         first = self.asked.count("plausible") == 1
         return [self.plausibility, *[1.0] * (len(images) - 1)] if first else self.in_other_poses
 
@@ -78,7 +79,7 @@ def analysed(engine: Scripted, folder: Path, images: int = 1) -> list[Outcome]:
     return Pipeline(engine, AnalysisSettings()).analyse(files, AT)  # type: ignore[arg-type]
 
 
-def test_what_is_no_frontal_chest_is_asked_nothing_more_and_told_nobody(
+def test_an_image_that_is_not_a_frontal_chest_gets_no_analysis_and_no_result(
     gated: Scripted, tmp_path: Path
 ) -> None:
     no_chest, chest = analysed(gated, tmp_path, 2)
@@ -92,7 +93,7 @@ def test_what_is_no_frontal_chest_is_asked_nothing_more_and_told_nobody(
     assert gated.asked == ["plausible", "plausible", "classify", "segment"]
 
 
-def test_each_step_of_an_image_is_noted_as_it_ends(engine: Scripted, tmp_path: Path) -> None:
+def test_each_step_of_an_image_is_noted_when_it_ends(engine: Scripted, tmp_path: Path) -> None:
     pipeline = Pipeline(engine, AnalysisSettings())  # type: ignore[arg-type]
     file = phantom.write(phantom.draw(1, False, 64), tmp_path / "one.dcm")
     noted: list[str] = []
@@ -105,16 +106,16 @@ def test_each_step_of_an_image_is_noted_as_it_ends(engine: Scripted, tmp_path: P
     assert noted[2:] == ["measured", "encoded SEG", "checked SEG", "encoded SC", "checked SC"]
 
 
-def test_where_nothing_is_plausible_nothing_is_classified(gated: Scripted, tmp_path: Path) -> None:
+def test_implausible_images_are_not_classified(gated: Scripted, tmp_path: Path) -> None:
     assert analysed(gated, tmp_path)[0].reason == "not_a_frontal_chest"
     assert gated.asked == ["plausible", "plausible"]
 
 
-def test_a_chest_shown_upside_down_is_analysed_turned_and_says_so(
+def test_an_upside_down_chest_is_analysed_upright_with_a_note(
     gated: Scripted, tmp_path: Path
 ) -> None:
-    """Its region lies where the source has it; of sides nothing is said, for the header is not to
-    be believed.
+    """The region lies in the source's pixels. No side is stated, because the header cannot be
+    trusted.
     """
     gated.in_other_poses[OTHERS.index(Pose(2))] = 0.97
 
@@ -137,12 +138,12 @@ def test_a_chest_shown_upside_down_is_analysed_turned_and_says_so(
     assert "analysed turned by 180 degrees" in "; ".join(outcome.notes)
 
 
-def test_an_image_at_the_threshold_is_a_chest(gated: Scripted, tmp_path: Path) -> None:
+def test_an_image_at_the_threshold_counts_as_a_chest(gated: Scripted, tmp_path: Path) -> None:
     gated.plausibility = 0.4
     assert analysed(gated, tmp_path)[0].state is State.ANALYSED
 
 
-def test_a_package_without_the_gate_takes_every_image_for_a_chest(
+def test_a_package_without_a_plausibility_network_accepts_every_image(
     engine: Scripted, tmp_path: Path
 ) -> None:
     assert analysed(engine, tmp_path)[0].state is State.ANALYSED
@@ -150,7 +151,7 @@ def test_a_package_without_the_gate_takes_every_image_for_a_chest(
 
 
 def test_a_positive_without_a_region_stays_positive(engine: Scripted, tmp_path: Path) -> None:
-    """The overlay says so; no SEG, for an empty one reads like a negative."""
+    """The overlay states it. There is no SEG, because an empty SEG reads like a negative."""
     engine.inside = 0.0
     (outcome,) = analysed(engine, tmp_path)
     assert outcome.finding is not None
@@ -161,23 +162,23 @@ def test_a_positive_without_a_region_stays_positive(engine: Scripted, tmp_path: 
     assert [result.kind for result in outcome.results] == ["SC"]
 
 
-def unmakeable(_: object) -> Dataset:
+def failing_encoder(_: object) -> Dataset:
     raise TypeError("a header nobody thought of")
 
 
-def make_unmakeable(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder of this kind raises."""
-    record = replace(results.KINDS[kind], encoder=f"{__name__}:unmakeable")
+def break_encoder(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the encoder of this kind raise."""
+    record = replace(results.KINDS[kind], encoder=f"{__name__}:failing_encoder")
     monkeypatch.setitem(results.KINDS, kind, record)
 
 
-def test_an_object_that_cannot_be_made_is_told_of_and_holds_up_no_other(
+def test_an_object_that_cannot_be_made_is_logged_and_blocks_no_other(
     engine: Scripted,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    make_unmakeable("SEG", monkeypatch)
+    break_encoder("SEG", monkeypatch)
     (outcome,) = analysed(engine, tmp_path)
     assert (outcome.state, outcome.reason) == (State.ANALYSED, None)
     assert [result.kind for result in outcome.results] == ["SC"]
@@ -185,11 +186,11 @@ def test_an_object_that_cannot_be_made_is_told_of_and_holds_up_no_other(
     assert "no SEG for" in caplog.text
 
 
-def test_where_no_object_can_be_made_the_image_has_failed(
+def test_an_image_fails_if_no_object_can_be_made(
     engine: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("SEG", "SC"):
-        make_unmakeable(kind, monkeypatch)
+        break_encoder(kind, monkeypatch)
     (outcome,) = analysed(engine, tmp_path)
     assert (outcome.state, outcome.reason) == (State.FAILED, "result_invalid")
     assert outcome.results == ()
@@ -206,7 +207,7 @@ def test_where_no_object_can_be_made_the_image_has_failed(
         (["H", "R"], lambda stored: stored.T[::-1, ::-1]),
     ],
 )
-def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
+def test_a_rotated_image_is_analysed_upright_and_its_region_is_in_stored_pixels(
     orientation: list[str],
     turn: Callable[[NDArray[np.integer]], NDArray[np.integer]],
     engine: Scripted,
@@ -214,7 +215,7 @@ def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
 ) -> None:
     dataset = dcmread(phantom.write(phantom.draw(1, False, 64), tmp_path / "standing.dcm"))
     standing = dataset.pixel_array.copy()
-    # No side is like another.
+    # Mark a corner, so that no two sides are alike.
     standing[:8, :24] = standing.min()
     stored = np.ascontiguousarray(turn(standing))
     dataset.PixelData = stored.tobytes()
@@ -224,7 +225,7 @@ def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
     def segment(images: Images) -> list[NDArray[np.float32]]:
         seen.extend(images)
         maps = [np.zeros(image.shape, dtype=np.float32) for image in images]
-        # Above, at the patient's left.
+        # The region is at the top, on the patient's left.
         maps[0][4:20, 40:60] = 1.0
         return maps
 
@@ -243,7 +244,7 @@ def test_a_turned_image_is_seen_standing_and_its_region_lies_where_it_is_stored(
     assert outcome.finding.measurement.laterality == "L"
 
 
-def test_outside_the_shutter_nothing_is_seen_measured_or_outlined(
+def test_nothing_outside_the_shutter_is_analysed_measured_or_outlined(
     engine: Scripted, tmp_path: Path
 ) -> None:
     dataset = dcmread(phantom.write(phantom.draw(1, False, 64), tmp_path / "open.dcm"))
@@ -271,7 +272,7 @@ def test_outside_the_shutter_nothing_is_seen_measured_or_outlined(
     assert outcome.finding.measurement.area_px == inside.sum()
 
 
-def test_networks_see_true_proportions_and_the_mask_is_the_sources(
+def test_networks_see_true_proportions_and_the_mask_is_in_source_pixels(
     engine: Scripted, tmp_path: Path
 ) -> None:
     dataset = dcmread(phantom.write(phantom.draw(1, False, 64), tmp_path / "square.dcm"))
@@ -308,7 +309,7 @@ def test_a_negative_is_not_segmented(engine: Scripted, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [math.nan, math.inf, -0.1])
-def test_an_answer_that_is_no_probability_is_never_a_negative(
+def test_an_answer_that_is_not_a_probability_is_never_a_negative(
     answer: float, engine: Scripted, tmp_path: Path
 ) -> None:
     engine.probability = answer
@@ -316,13 +317,15 @@ def test_an_answer_that_is_no_probability_is_never_a_negative(
         analysed(engine, tmp_path)
 
 
-def test_a_gate_that_answers_no_probability_refuses_nobody(gated: Scripted, tmp_path: Path) -> None:
+def test_an_invalid_plausibility_is_an_error_not_an_exclusion(
+    gated: Scripted, tmp_path: Path
+) -> None:
     gated.plausibility = math.nan
     with pytest.raises(ArithmeticError):
         analysed(gated, tmp_path)
 
 
-def test_an_image_given_up_on_that_no_result_can_name_has_none(
+def test_a_failed_image_without_study_or_series_uid_has_no_result(
     engine: Scripted, tmp_path: Path
 ) -> None:
     path = phantom.write(phantom.draw(3, True, 64), tmp_path / "one.dcm")

@@ -1,4 +1,6 @@
-"""Pictures without a header: which values are read, and what is said of the others."""
+"""Pictures without a DICOM header: which formats and value types are read, and the errors for the
+others.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from PIL import Image
 
 from inference import plain_pictures
 
-# Brighter from the first pixel to the last.
+# The grey rises from the first pixel to the last.
 RAMP = np.arange(64 * 48).reshape(64, 48)
 BYTES = Image.fromarray((RAMP / 12).astype(np.uint8))
 WORDS = Image.fromarray((RAMP * 21).astype(np.uint16))
@@ -26,7 +28,7 @@ def written(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def white_is_zero(values: NDArray[Any]) -> bytes:
-    """An uncompressed TIFF whose largest value is black."""
+    """An uncompressed TIFF in which the largest value is black."""
     form = {"u": 1, "f": 3}[values.dtype.kind]
     data = values.tobytes()
     entries = [
@@ -52,7 +54,7 @@ GREY = {
     "white is zero, 8 bits": white_is_zero((255 - RAMP / 12.1).astype(np.uint8)),
     "white is zero, 16 bits": white_is_zero((65535 - RAMP * 21).astype(np.uint16)),
     "white is zero, float": white_is_zero(-RAMP.astype(np.float32)),
-    "a smaller copy behind it": written(
+    "a smaller copy after it": written(
         BYTES, "TIFF", save_all=True, append_images=[BYTES.resize((8, 8))], tiffinfo={254: 1}
     ),
 }
@@ -69,7 +71,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", GREY)
-def test_every_kind_of_grey_gives_the_picture(name: str) -> None:
+def test_every_grey_format_gives_the_picture(name: str) -> None:
     values = plain_pictures.grey(GREY[name])
     assert values.shape == RAMP.shape
     assert values.dtype == np.float32
@@ -77,7 +79,7 @@ def test_every_kind_of_grey_gives_the_picture(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_one_grey_picture_is_said(name: str) -> None:
+def test_a_file_that_is_not_one_grey_picture_is_refused(name: str) -> None:
     data, words = REFUSED[name]
     with pytest.raises(plain_pictures.PictureError, match=words):
         plain_pictures.grey(data)

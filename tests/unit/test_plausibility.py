@@ -1,5 +1,5 @@
-"""A frontal chest or not: real chests and phantoms are, whichever way up; a hip, a tibia, teeth and
-a dog are not.
+"""The plausibility network: real chests and phantoms are frontal chests in any orientation; a hip,
+a tibia, teeth and a dog are not.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from training.plausibility.train import scores, train
 pytestmark = pytest.mark.xdist_group("plausibility")
 
 UPSIDE_DOWN = Pose(2)
-# Of node/: what shows no frontal chest. The header of each tells; here it is taken away.
+# Files of node/ that show no frontal chest. Their headers reveal it, so the test removes those
+# attributes.
 OTHERS_OF_NODE = (
     *(f"RG2_{kind}.dcm" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")),
     "RG3_JLSL.dcm", "RG3_JPLL.dcm",
     "CR-ModalitySequenceLUT.dcm", "veterinary_DX_211x169.dcm",
 )  # fmt: skip
-# Of another system, in colour: its header refuses it
+# Another system's result in colour, which admission excludes by its header.
 RESULT = "Milvue_AI_SC_RLEPlanarConfiguration.dcm"
 TELLING = (
     "BodyPartExamined", "ViewPosition", "ViewCodeSequence", "AnatomicRegionSequence",
@@ -68,7 +69,7 @@ def read(path: Path) -> Pixels:
     return radiograph.decode(radiograph.parse(path.read_bytes())[0]).pixels
 
 
-def test_every_real_chest_of_the_node_folder_is_one(data: Path) -> None:
+def test_every_real_chest_of_the_node_folder_is_recognised(data: Path) -> None:
     names = sorted(
         {path.name for path in (data / "node").glob("*.dcm")} - {*OTHERS_OF_NODE, RESULT}
     )
@@ -76,32 +77,33 @@ def test_every_real_chest_of_the_node_folder_is_one(data: Path) -> None:
     for name, verdict in zip(
         names, judge([read(data / "node" / name) for name in names]), strict=True
     ):
-        # Only its photometric tag was changed: it is shown inverted, and found to be.
+        # In this file only PhotometricInterpretation was changed, so it is shown inverted and must
+        # be recognised as such.
         wanted = Pose(inverted=True) if name == "siim_relabelled_MONOCHROME1.dcm" else UPRIGHT
         assert verdict.pose == wanted, name
 
 
-def test_real_chests_of_siim_are_chests(data: Path) -> None:
+def test_real_chests_of_siim_are_recognised(data: Path) -> None:
     paths = sorted((data / "siim" / "dicom").glob("*.dcm"))[::9]
     for path, verdict in zip(paths, judge([read(path) for path in paths]), strict=True):
         assert verdict.pose == UPRIGHT or path.stem in TURNED_OR_INVERTED, path.name
 
 
-def test_a_chest_that_lies_upside_down_in_the_data_is_found_to(data: Path) -> None:
+def test_a_real_upside_down_chest_is_recognised_as_such(data: Path) -> None:
     (name,) = (name for name in TURNED_OR_INVERTED if "." in name)
     (verdict,) = judge([read(data / "siim" / "dicom" / f"{name}.dcm")])
     assert verdict.pose == UPSIDE_DOWN
 
 
-# 1024 px take seconds each to draw.
+# Drawing a phantom of 1024 px takes seconds.
 @pytest.mark.parametrize(("size", "seeds"), [(256, (7, 19, 31, 44)), (1024, (19, 44))])
-def test_phantoms_are_chests(size: int, seeds: Sequence[int]) -> None:
+def test_phantoms_are_recognised_as_chests(size: int, seeds: Sequence[int]) -> None:
     drawn = [phantom.draw(seed, pneumothorax=seed % 2 == 0, size=size).pixels for seed in seeds]
     assert [verdict.pose for verdict in judge(drawn)] == [UPRIGHT] * len(seeds)
 
 
 @pytest.mark.parametrize("name", OTHERS_OF_NODE)
-def test_without_its_tags_another_picture_is_not_said_to_be_without_finding(
+def test_another_body_part_without_telling_attributes_is_not_analysed(
     data: Path, name: str
 ) -> None:
     dataset, _ = radiograph.parse((data / "node" / name).read_bytes())
@@ -110,7 +112,7 @@ def test_without_its_tags_another_picture_is_not_said_to_be_without_finding(
             del dataset[keyword]
 
     buffer = io.BytesIO()
-    # A Class UID that is none, of an implementation, in the teeth
+    # The file of teeth has an invalid Implementation Class UID.
     with config.disable_value_validation():
         dataset.save_as(buffer, enforce_file_format=True)
     (outcome,) = Pipeline(engine(), AnalysisSettings()).analyse(
@@ -135,7 +137,7 @@ def test_most_drawn_pictures_of_something_else_are_refused(kind: str) -> None:
 @pytest.mark.parametrize(
     "pixels", [np.zeros((40, 30)), np.ones((1, 500)), np.eye(64), np.full((9, 9), 0.3)]
 )
-def test_pictures_of_nothing_are_no_chests(pixels: Pixels) -> None:
+def test_pictures_without_content_are_not_chests(pixels: Pixels) -> None:
     assert judge([pixels.astype(np.float32)])[0].pose is None
 
 
@@ -145,14 +147,12 @@ images = arrays(
 
 
 @given(images, st.sampled_from((UPRIGHT, *OTHERS)))
-def test_a_map_of_a_righted_picture_comes_back_to_its_own_pixels(
-    pixels: Pixels, pose: Pose
-) -> None:
+def test_a_map_of_a_corrected_pose_returns_to_the_source_pixels(pixels: Pixels, pose: Pose) -> None:
     back = pose.as_given(pose.righted(pixels))
     assert np.array_equal(back, 1 - pixels if pose.inverted else pixels)
 
 
-def test_there_are_seven_other_poses_and_each_has_its_words() -> None:
+def test_each_of_the_seven_other_poses_has_its_own_words() -> None:
     assert len(set(OTHERS)) == 7
     assert UPRIGHT not in OTHERS
     assert UPRIGHT.note == ""
@@ -161,10 +161,10 @@ def test_there_are_seven_other_poses_and_each_has_its_words() -> None:
     )
 
 
-def test_only_what_is_refused_is_asked_about_again() -> None:
+def test_only_refused_images_are_judged_in_other_poses() -> None:
     asked: list[int] = []
 
-    # Likes a bright upper left corner
+    # This judge prefers a bright upper left corner.
     def ask(pictures: Sequence[Pixels]) -> list[float]:
         asked.append(len(pictures))
         return [float(picture[0, 0]) for picture in pictures]
@@ -186,7 +186,7 @@ def test_only_what_is_refused_is_asked_about_again() -> None:
 
 
 @pytest.mark.parametrize("kind", list(non_chests.KINDS))
-def test_what_is_drawn_is_the_same_each_time(kind: str) -> None:
+def test_drawn_pictures_are_reproducible(kind: str) -> None:
     chests = np.stack(
         [phantom.draw(seed, False, size=non_chests.SIDE).pixels * 255 for seed in (1, 2)]
     )

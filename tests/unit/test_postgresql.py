@@ -1,5 +1,5 @@
-"""What only PostgreSQL can show: many hosts at once, a server that dies, and one that was set up
-carelessly.
+"""PostgreSQL only: several hosts at once, a server that crashes, and a server with careless
+settings.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def ledger(postgres_url: str) -> Iterator[Ledger]:
 
 @pytest.fixture
 def other_host(postgres_url: str) -> Iterator[sa.Engine]:
-    """Somebody else at the same database."""
+    """Another host's connection to the same database."""
     engine = sa.create_engine(postgres_url)
     yield engine
     engine.dispose()
@@ -48,7 +48,9 @@ def other_host(postgres_url: str) -> Iterator[sa.Engine]:
 
 @pytest.fixture
 def server(tmp_path: Path, postgres: Postgres) -> Iterator[Postgres]:
-    """A server that may be killed. `postgres` only skips where there is none."""
+    """A server that a test may kill. `postgres` is requested only to skip when PostgreSQL is
+    absent.
+    """
     with Postgres(tmp_path / "server", unused_port()) as server:
         yield server
 
@@ -66,10 +68,10 @@ def waiting_for_locks(engine: sa.Engine) -> int:
         )
 
 
-def test_what_another_host_is_just_claiming_is_passed_over(
+def test_a_row_that_another_host_is_claiming_is_skipped(
     postgres_url: str, other_host: sa.Engine
 ) -> None:
-    # Who does not pass over fails.
+    # With this lock timeout, a query that waits for the locked row fails.
     ledger = Ledger(f"{postgres_url}?options=-clock_timeout%3D5s")
     ledger.receive(arrivals("1.1", "1.2", "1.3"))
     with other_host.begin() as conn:
@@ -78,7 +80,7 @@ def test_what_another_host_is_just_claiming_is_passed_over(
     ledger.close()
 
 
-def test_of_two_copies_that_end_at_the_same_time_one_is_the_duplicate(
+def test_one_of_two_copies_completed_at_the_same_time_is_a_duplicate(
     ledger: Ledger, other_host: sa.Engine
 ) -> None:
     ledger.receive(arrivals("1.1", "1.1"))
@@ -91,7 +93,7 @@ def test_of_two_copies_that_end_at_the_same_time_one_is_the_duplicate(
         threading.Thread(target=complete, args=(job,)) for job in ledger.claim_images("me", 2)
     ]
     with other_host.begin() as conn:
-        # The first cannot end before we let it; the second has to wait for the first.
+        # This lock holds the first copy back, and the second must wait for the first.
         conn.exec_driver_sql("SELECT 1 FROM instances WHERE id = 1 FOR UPDATE")
         for number, thread in enumerate(threads, start=1):
             thread.start()
@@ -102,8 +104,8 @@ def test_of_two_copies_that_end_at_the_same_time_one_is_the_duplicate(
     assert states == ["analysed", "duplicate"]
 
 
-def test_the_clock_is_the_servers(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A host that has just booted.
+def test_times_come_from_the_servers_clock(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a host whose clock is still wrong after booting.
     monkeypatch.setattr("time.time", lambda: 0.0)
     ledger.receive(arrivals("1.1"))
     assert len(ledger.claim_images("me", 9)) == 1
@@ -130,20 +132,20 @@ def test_a_commit_is_durable_whatever_the_servers_default(
         name = conn.exec_driver_sql("SELECT current_database()").scalar_one()
         conn.exec_driver_sql(f"ALTER DATABASE {name} SET synchronous_commit = {default}")
     database = Database(postgres_url)
-    # A connection that comes back from the pool too.
+    # Also check a connection that is reused from the pool.
     for _ in range(2):
         with database.transaction() as (conn, _now):
             assert conn.exec_driver_sql("SHOW synchronous_commit").scalar_one() == ours
     database.close()
 
 
-def test_a_sleeper_and_its_work_outlive_the_servers_crash(server: Postgres) -> None:
+def test_a_sleeper_survives_a_server_crash_and_gets_its_work(server: Postgres) -> None:
     url = server.create_database("ledger")
     ledger, other = Ledger(url), Ledger(url)
     claimed: list[str] = []
     asleep, stop = threading.Event(), threading.Event()
 
-    # As the roles do.
+    # Loop as the roles do.
     def work() -> None:
         while not stop.is_set():
             try:
@@ -158,11 +160,11 @@ def test_a_sleeper_and_its_work_outlive_the_servers_crash(server: Postgres) -> N
     thread.start()
     assert asleep.wait(_DEADLINE_S)
     server.restart("immediate")
-    # Its connection of before the crash is replaced.
+    # The connection from before the crash is replaced.
     other.receive(arrivals("1.1"))
     wait_until("the image is claimed", lambda: claimed == ["1.1"])
     asleep.clear()
-    # The new bell rings too.
+    # The new bell also rings.
     other.receive(arrivals("1.2"))
     wait_until("the next image is claimed", lambda: claimed == ["1.1", "1.2"])
     stop.set()
@@ -173,7 +175,7 @@ def test_a_sleeper_and_its_work_outlive_the_servers_crash(server: Postgres) -> N
     other.close()
 
 
-def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> None:
+def test_images_in_work_during_a_server_crash_are_completed_once(server: Postgres) -> None:
     url = server.create_database("ledger")
     ledger = Ledger(url, limits=LedgerLimits(lease_s=1.0))
     uids = [f"1.{number}" for number in range(60)]
@@ -192,7 +194,7 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
                     ):
                         done.append(job.sop_instance_uid)
                 if ledger.inspect.counts()["instances"]["analysed"] == len(uids):
-                    # One whose answer was lost is not in `done`.
+                    # An image whose answer was lost is not in `done`.
                     return
             except DBAPIError:
                 errors += 1
@@ -220,8 +222,8 @@ def test_images_in_work_while_the_server_crashes_end_once(server: Postgres) -> N
 
 
 class Wire:
-    """A way to the server that can be cut: the client learns of it, and the server has nobody to
-    answer.
+    """A proxy to the server that can be cut: the client sees the broken connection, and the server
+    cannot answer.
     """
 
     def __init__(self, port: int) -> None:
@@ -261,7 +263,7 @@ class Wire:
 def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
     server: Postgres, tmp_path: Path
 ) -> None:
-    """A commit that waits for a standby cannot be seen, and takes place when its client has long
+    """A commit that waits for a standby is invisible, and takes effect long after its client has
     gone.
     """
     url = server.create_database("ledger")
@@ -296,12 +298,12 @@ def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
         answer = senders.submit(take)
         wait_until("the commit waits", waits)
         wire.cut()
-        # The sender keeps it.
+        # The sender gets an error and keeps the image.
         assert isinstance(answer.exception(), NoRoomError)
     (name,) = spool.names()
     assert ledger.inspect.known_spool_names([name]) == set()
     os.utime(spool.path(name), (0, 0))
-    # Not now.
+    # The sweep must not decide while the commit is pending.
     with pytest.raises(OperationalError):
         retention.sweep()
     wait_for_standby("")

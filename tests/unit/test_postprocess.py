@@ -1,3 +1,5 @@
+"""From a probability map to a mask: thresholds, smallest areas and regions."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -21,21 +23,21 @@ pixels = st.integers(0, 20)
 def segment_px(
     probability: NDArray[np.float32], bottom: float, top: float, area: float, sure: float = 0.0
 ) -> NDArray[np.bool_]:
-    """segment() with areas in this map's own pixels."""
+    """segment() with areas in pixels of this map."""
     scale = REFERENCE_MATRIX_PX / probability.size
-    # A hundredth less, for what a float makes of the way there and back.
+    # Subtract a hundredth of a pixel against rounding errors of the two conversions.
     return segment(
         probability, bottom, top, max(0, area - 0.01) * scale, max(0, sure - 0.01) * scale
     )
 
 
-def test_the_winners_rule_sure_pixels_decide_and_the_lower_threshold_draws() -> None:
+def test_sure_pixels_decide_and_the_lower_threshold_draws() -> None:
     probability = np.zeros((1024, 1024), dtype=np.float32)
-    # 900 px, a rim ...
+    # A region of 900 px, with a rim of low probability ...
     probability[100:130, 100:130] = 0.4
-    # ... around 100 sure ones.
+    # ... around 100 sure pixels.
     probability[110:120, 110:120] = 0.8
-    # Less sure, elsewhere: of the mask all the same.
+    # A less sure region elsewhere also belongs to the mask.
     probability[300:330, 300:330] = 0.4
     mask = segment(probability, 0.3, 0.7, min_area_at_1024_px=0, min_sure_area_at_1024_px=100)
     assert mask.dtype == bool
@@ -45,21 +47,21 @@ def test_the_winners_rule_sure_pixels_decide_and_the_lower_threshold_draws() -> 
     ).any()
 
 
-def test_small_regions_are_dropped_and_speak_for_nothing() -> None:
+def test_small_regions_are_dropped_and_do_not_decide() -> None:
     probability = np.zeros((1024, 1024), dtype=np.float32)
     probability[100:130, 100:130] = 0.8
     probability[500:505, 500:505] = 0.9
     assert segment(probability, 0.5, 0.5, min_area_at_1024_px=26).sum() == 900
     assert segment(probability, 0.5, 0.5, min_area_at_1024_px=25).sum() == 925
-    # Only the speck was sure.
+    # Only the dropped speck was sure.
     assert not segment(probability, 0.5, 0.85, min_area_at_1024_px=26).any()
 
 
-def test_areas_mean_the_same_part_of_a_chest_in_every_matrix() -> None:
+def test_areas_scale_with_the_matrix() -> None:
     for side in (512, 1024, 2048):
         probability = np.zeros((side, side), dtype=np.float32)
         edge = side // 32
-        # 1024 px of a 1024 x 1024 matrix.
+        # A square that would be 1024 px in a 1024 x 1024 matrix.
         probability[:edge, :edge] = 0.9
         for areas in ((1024, 0), (0, 1024)):
             assert segment(probability, 0.5, 0.5, *areas).any()
@@ -77,30 +79,30 @@ def test_a_diagonal_line_is_one_region_and_nan_belongs_to_no_region() -> None:
 
 
 @given(maps, thresholds, thresholds, pixels, pixels)
-def test_what_a_mask_promises(
+def test_a_mask_has_its_guaranteed_properties(
     probability: NDArray[np.float32], bottom: float, top: float, area: int, sure: int
 ) -> None:
     assume(bottom <= top)
     mask = segment_px(probability, bottom, top, area, sure)
     assert mask.shape == probability.shape
-    # No pixel that is less sure, none that is no number.
+    # Every pixel of the mask reaches `bottom`, and none is NaN.
     assert (probability[mask] >= bottom).all()
     regions, count = label_regions(mask)
     assert all((regions == number).sum() >= area for number in range(1, count + 1))
     if mask.any():
         assert (probability[mask] >= top).sum() >= max(1, sure)
-        # Nothing that could stay was left out: the rest of what reaches `bottom` is in regions that
-        # are too small.
+        # Nothing was left out wrongly: other pixels that reach `bottom` lie in regions that are too
+        # small.
         whole, number = label_regions(probability >= bottom)
         assert all(
             (whole == i).sum() < area for i in range(1, number + 1) if not mask[whole == i].any()
         )
-        # Cut again, it is the same mask.
+        # Segmenting the mask again gives the same mask.
         assert (segment_px(mask.astype(np.float32), bottom, top, area, sure) == mask).all()
 
 
 @given(maps, thresholds, thresholds, pixels, pixels)
-def test_asking_for_more_never_draws_more(
+def test_stricter_thresholds_never_draw_more(
     probability: NDArray[np.float32], bottom: float, top: float, area: int, sure: int
 ) -> None:
     assume(bottom <= top)

@@ -1,5 +1,5 @@
-"""`pleura predict` over real files: the node's own way from bytes to an outcome, and the outcome
-each file deserves.
+"""`pleura predict` over real files: the same processing as the node's, and the correct outcome for
+each file.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ from tests import models
 from training import phantom
 from training.data import rle
 
-# What a careful radiographer would say of each file of node/: the reason why it is not analysed, or
-# None.
+# The correct outcome of each file of node/: the reason why it is not analysed, or None.
 STATES: dict[str, str | None] = {
     # Chest PA, no file meta information.
     "CR-MONO1-10-chest.dcm": None,
-    # Teeth, as the study's description says.
+    # Teeth, according to the study description.
     "CR-ModalitySequenceLUT.dcm": "body_part",
     # A chest that names neither body part nor view.
     "Issue44_Monochrome1-Jpeg.dcm": None,
     # Another vendor's result.
     "Milvue_AI_SC_RLEPlanarConfiguration.dcm": "modality",
-    # Chest PA, twice compressed.
+    # Chest PA, compressed in two ways.
     **dict.fromkeys(("RG1_J2KI.dcm", "RG1_JLSN.dcm"), None),
     # A hip.
     **{f"RG2_{kind}.dcm": "body_part" for kind in ("J2KR", "JLSL", "JPLL", "JPLY", "RLE", "UNC")},
     # A tibia.
     **{f"RG3_{kind}.dcm": "body_part" for kind in ("JLSL", "JPLL")},
-    # A chest in a Secondary Capture that says nothing of it.
+    # A chest in a Secondary Capture whose header does not say so.
     "nih_wrapped_DX.dcm": None,
-    # A chest, shown with white lungs as its header wants.
+    # A chest, shown with white lungs as its header demands.
     "siim_relabelled_MONOCHROME1.dcm": None,
-    # Real chests, but of no study: no result could be filed beside them.
+    # Real chests without a study UID, so no result could be filed with them.
     **{
         f"stage2_ID_{name}.dcm": "no_identity"
         for name in ("0bc787781", "15849f0c0", "33fdb1d7c", "346ef7da2", "44e8b2bbe", "93f22568d", "9748851ee",
@@ -51,7 +50,7 @@ STATES: dict[str, str | None] = {
     # A dog.
     "veterinary_DX_211x169.dcm": "species",
 }  # fmt: skip
-# One picture, compressed twice.
+# The same picture, compressed in two ways.
 ALIKE = (("RG1_J2KI.dcm", "RG1_JLSN.dcm"),)
 
 
@@ -66,7 +65,7 @@ def predict(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_every_file_of_the_node_folder_has_its_state(
+def test_every_file_of_the_node_folder_has_its_correct_state(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = sorted((data / "node").glob("*.dcm"))
@@ -80,13 +79,14 @@ def test_every_file_of_the_node_folder_has_its_state(
             assert 0 < float(str(answer["probability"])) < 1, name
     for first, second in ALIKE:
         assert answers[first]["positive"] == answers[second]["positive"]
-        # Stated in whole percents: a step of rounding apart, and what floats add to it
+        # Probabilities are stated in whole percents, so they may differ by one rounding step plus a
+        # float error.
         assert answers[first]["probability"] == pytest.approx(
             answers[second]["probability"], abs=0.0101
         )
 
 
-def test_with_an_identity_the_real_chests_of_no_study_are_analysed(
+def test_real_chests_without_a_study_are_analysed_once_given_an_identity(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, path in enumerate(sorted((data / "node").glob("stage2_*.dcm"))):
@@ -105,7 +105,7 @@ def test_with_an_identity_the_real_chests_of_no_study_are_analysed(
     }
 
 
-def test_twenty_real_xrays_get_an_answer_and_its_objects(
+def test_twenty_real_xrays_get_an_answer_with_objects(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = sorted((data / "siim" / "dicom").glob("*.dcm"))[::12][:20]
@@ -119,7 +119,7 @@ def test_twenty_real_xrays_get_an_answer_and_its_objects(
     assert sum(dataset.Modality == "SEG" for dataset in made) == outlined > 0
 
 
-def test_the_demo_phantoms_are_told_apart(
+def test_the_demo_phantoms_are_classified_correctly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_one, without = predict(
@@ -143,10 +143,10 @@ def test_the_demo_phantoms_are_told_apart(
     ]
 
 
-def test_the_phantoms_outline_is_the_pneumothorax(
+def test_the_outline_of_a_phantom_matches_its_pneumothorax(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # 1024 px would take seconds to draw.
+    # A phantom of 1024 px would take seconds to draw.
     drawn = phantom.draw(7, pneumothorax=True, size=512)
     predict(capsys, phantom.write(drawn, tmp_path / "one.dcm"), "--out", tmp_path / "out")
     (segmentation,) = (d for d in map(dcmread, (tmp_path / "out").iterdir()) if d.Modality == "SEG")
@@ -167,7 +167,7 @@ def test_the_same_call_gives_the_same_bytes(
     assert first == second
 
 
-def test_a_file_that_cannot_be_read_is_said_and_the_others_go_on(
+def test_an_unreadable_file_is_reported_and_the_others_are_processed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.dcm").write_text("no DICOM")
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_read_is_said_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("option", ["--out", "--masks", "--submission"])
-def test_a_place_that_cannot_be_written_is_told_before_any_work(
+def test_an_unwritable_output_is_reported_before_any_work(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.dcm").write_bytes(b"")
@@ -189,7 +189,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(
     assert not told.out
 
 
-def test_a_result_that_cannot_be_written_is_told_and_the_others_go_on(
+def test_an_unwritable_result_is_reported_and_the_others_are_written(
     eager_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = Image.fromarray((phantom.draw(7, True, size=64).pixels * 255).astype(np.uint8))
@@ -211,7 +211,7 @@ def test_a_result_that_cannot_be_written_is_told_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("arguments", [["--model", "/nowhere"], ["--device", "tpu"]])
-def test_a_model_or_device_that_is_not_there_is_said(
+def test_a_missing_model_or_device_is_reported(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.dcm").write_bytes(b"")
@@ -221,7 +221,7 @@ def test_a_model_or_device_that_is_not_there_is_said(
 
 @pytest.fixture(scope="module")
 def eager_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package of tiny networks that calls every image positive, and outlines all that it can."""
+    """A package of tiny networks that calls every image positive and outlines as much as possible."""
     folder = models.write(tmp_path_factory.mktemp("model") / "eager", models.tiny_networks())
     manifest = package.read_manifest(folder)
     low = {"bottom": 0.001, "top": 0.001, "min_area_at_1024_px": 0}
@@ -236,7 +236,7 @@ def eager_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pictures_and_folders_are_answered_like_dicom(
     eager_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One chest as DICOM, PNG, JPEG and 16-bit TIFF; masks and submission in its own matrix."""
+    """The same chest as DICOM, PNG, JPEG and 16-bit TIFF; masks and submission use its own matrix."""
     drawn = phantom.draw(7, pneumothorax=True, size=96)
     folder = tmp_path / "in"
     phantom.write(drawn, folder / "a" / "one.dcm")
@@ -272,7 +272,7 @@ def test_pictures_and_folders_are_answered_like_dicom(
     assert any(answer["area_px"] for answer in by_name.values())
 
 
-def test_the_last_number_of_a_uid_is_no_ending_and_a_name_may_be_any_bytes(
+def test_a_uid_has_no_file_extension_and_a_name_may_be_any_bytes(
     eager_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "in"
@@ -294,7 +294,7 @@ def test_the_last_number_of_a_uid_is_no_ending_and_a_name_may_be_any_bytes(
         assert b"\n" + name in rows
 
 
-def test_images_without_a_study_are_answered_where_it_is_wanted(
+def test_images_without_a_study_are_answered_with_any_image(
     eager_package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = data / "node" / "stage2_ID_0bc787781.dcm"
@@ -302,7 +302,7 @@ def test_images_without_a_study_are_answered_where_it_is_wanted(
     assert answer["state"] == "analysed"
 
 
-def test_two_images_of_one_name_are_told_before_any_work(
+def test_two_images_of_one_name_are_reported_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in ("a", "b"):
@@ -316,7 +316,7 @@ def test_two_images_of_one_name_are_told_before_any_work(
 def test_a_model_of_brain_slices_gives_mask_and_features(
     eager_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No node loads it, and DICOM is not what it reads."""
+    """No node loads such a model, and it does not read DICOM."""
     shutil.copytree(eager_package, tmp_path / "mri")
     package.amend(tmp_path / "mri", {"task": "lower-grade-glioma"})
     folder = tmp_path / "case"

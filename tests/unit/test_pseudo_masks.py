@@ -1,4 +1,4 @@
-"""Outlines that a network draws for itself to learn from."""
+"""Pseudo masks: outlines that a network draws for its own training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LABEL = 0.5
 
 
 class LeftHalf(nn.Module):
-    """Finds what is bright in the left half of the picture alone."""
+    """A network that finds bright pixels only in the left half of the picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,9 +50,9 @@ def whole(count: int) -> NDArray[np.int32]:
     return np.tile(np.array([0, 0, SIDE, SIDE], dtype=np.int32), (count, 1))
 
 
-def test_a_mask_is_what_image_and_mirror_image_find_together() -> None:
+def test_a_mask_joins_the_answers_for_image_and_mirror_image() -> None:
     shown = images(slice(0, 8), slice(SIDE - 8, SIDE), slice(0, 0))
-    # Either half is found in the image or in its mirror image: a mean of 0.5.
+    # Each half is found in the image or in its mirror image, so the mean is 0.5.
     drawn = pseudo_masks.drawn(LeftHalf(), shown, whole(3), "unit", bottom=0.4)
     assert (drawn == shown).all()
 
@@ -76,7 +76,7 @@ def stage(**changes: Any) -> Stage:
     ).model_copy(update=changes)
 
 
-def test_each_fold_has_pseudo_masks_of_a_network_that_never_saw_it(
+def test_each_fold_has_pseudo_masks_from_a_network_not_trained_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught: dict[str, set[str]] = {}
@@ -94,7 +94,7 @@ def test_each_fold_has_pseudo_masks_of_a_network_that_never_saw_it(
     ) -> NDArray[np.uint8]:
         teachers.append(last["name"])
         masks = np.zeros_like(shown)
-        # The first is left empty.
+        # Leave the first mask empty.
         masks[1:] = 255
         return masks
 
@@ -115,7 +115,7 @@ def test_each_fold_has_pseudo_masks_of_a_network_that_never_saw_it(
     outlined = {case.image_id for case in labelled[1:]}
     assert outlined
     for name in names:
-        # Phantoms have names of their own.
+        # Phantoms are recognised by their names.
         phantoms = {one for one in taught[f"{name}-pseudo-masks"] if one.startswith("phantom")}
         assert len(phantoms) == 1
         assert taught[f"{name}-pseudo-masks"] - phantoms == taught[name] | outlined

@@ -12,8 +12,8 @@ from inference.networks import build
 from tests.recipes import FOLDER
 from training import recipe
 
-# Keras counts a bias for each convolution of ResNet-50, which does nothing before a batch norm, and
-# the running means and variances of its batch norms.
+# Keras counts a bias for each convolution of ResNet-50, which has no effect before a batch norm,
+# and the running means and variances of its batch norms.
 _KERAS_RESNET50 = 26_560 + 53_120
 # Keras counts running means and variances, but its Inception-v3 has no scale in its batch norms.
 _KERAS_INCEPTION_V3 = 17_216
@@ -37,7 +37,9 @@ def count(module: nn.Module) -> int:
         ("f1-fcn-inception-v3", 22_875_944, 1_073_160, _KERAS_INCEPTION_V3),
     ],
 )
-def test_fcn_by_transfer(name: str, published: int, trainable: int, only_keras: int) -> None:
+def test_fcn_by_transfer_has_the_published_parameters(
+    name: str, published: int, trainable: int, only_keras: int
+) -> None:
     network = on_meta(name)
     assert count(network) + only_keras == published
     assert count(network) - count(network.get_submodule("encoder")) == trainable
@@ -47,13 +49,16 @@ def test_fcn_by_transfer(name: str, published: int, trainable: int, only_keras: 
 @pytest.mark.parametrize(
     ("name", "published_millions"), [("s1-fcn-alexnet", 57), ("s1-fcn-vgg16", 134)]
 )
-def test_fully_convolutional_networks_of_the_slides(name: str, published_millions: int) -> None:
+def test_fcns_of_the_slides_have_the_published_parameters(
+    name: str, published_millions: int
+) -> None:
     network = on_meta(name)
     decoder = network.get_submodule("decoder")
     one_class = decoder.get_submodule("scores.0")
     enlarging = network.get_submodule("segmentation_head")
 
-    # The published count has a score for each of PASCAL VOC's 21 classes. Enlarging is fixed there.
+    # The published count has a score for each of PASCAL VOC's 21 classes, and its enlargement has
+    # fixed weights.
     own = count(network) - count(one_class) - count(enlarging)
     assert round((own + (4096 + 1) * 21) / 1e6) == published_millions
 
@@ -72,7 +77,7 @@ def test_fcn_answers_at_full_size(skips: int, kernel: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["t2-unet-plus-plus", "b1-unet-plus-plus"])
-def test_unet_plus_plus(name: str) -> None:
+def test_unet_plus_plus_has_the_published_parameters(name: str) -> None:
     assert count(on_meta(name, deep_supervision=False)) == 9_118_657
 
 

@@ -1,4 +1,6 @@
-"""Bytes -> Radiograph: polarity, window, digest, and what is said of broken files."""
+"""From bytes to a Radiograph: polarity, window, digest, spacing, and the reasons given for broken
+files.
+"""
 
 from __future__ import annotations
 
@@ -82,12 +84,13 @@ def test_pixels_are_in_display_polarity_whatever_the_photometric_interpretation(
 
 
 def test_a_window_is_applied(sample: bytes) -> None:
-    plain, windowed = decoded(sample), decoded(changed(sample, WindowCenter=2500, WindowWidth=1000))
+    plain = decoded(sample)
+    windowed = decoded(changed(sample, WindowCenter=2500, WindowWidth=1000))
     assert (windowed.pixels == 1).mean() > (plain.pixels == 1).mean() + 0.1
     assert windowed.content_digest != plain.content_digest
 
 
-def test_presentation_lut_shape_decides_over_the_photometric_interpretation(sample: bytes) -> None:
+def test_presentation_lut_shape_overrides_the_photometric_interpretation(sample: bytes) -> None:
     inverse = decoded(changed(sample, PresentationLUTShape="INVERSE")).pixels
     assert np.allclose(inverse, 1 - decoded(sample).pixels, atol=1e-6)
 
@@ -101,7 +104,7 @@ def test_padding_is_black(sample: bytes) -> None:
     assert (decoded(written(dataset)).pixels[:10] == 0).all()
 
 
-def test_the_digest_names_the_picture_and_the_patient_not_the_encoding(sample: bytes) -> None:
+def test_the_digest_covers_picture_and_patient_not_the_encoding(sample: bytes) -> None:
     dataset = dcmread(io.BytesIO(sample))
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     other_encoding = io.BytesIO()
@@ -125,10 +128,10 @@ def test_the_digest_names_the_picture_and_the_patient_not_the_encoding(sample: b
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
-def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
+def test_a_lut_gives_the_same_digest_and_picture_in_every_encoding(
     sample: bytes, keyword: str, packed: bool
 ) -> None:
-    # As 8-bit entries, packed two to a word, 32 of them.
+    # If packed, these are 32 entries of 8 bits, two per word.
     words = [n * 251 % 65536 for n in range(16)]
 
     def encoded(vr: str, implicit: bool, little_endian: bool, values: list[int]) -> bytes:
@@ -146,7 +149,7 @@ def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
         elif implicit:
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         buffer = io.BytesIO()
-        # No memory of how it was read.
+        # A copy that does not remember how the data set was read.
         fresh = Dataset(dataset)
         fresh.file_meta = dataset.file_meta
         fresh.save_as(
@@ -169,7 +172,7 @@ def test_one_table_is_one_content_and_one_picture_whatever_its_encoding(
     assert other.content_digest != shown[0].content_digest
 
 
-def test_a_table_that_is_no_table_has_a_digest_all_the_same(sample: bytes) -> None:
+def test_a_malformed_lut_still_has_a_digest(sample: bytes) -> None:
     for vr, value in (("OB", b"\1\2\3"), ("LO", "none"), ("US", None)):
         table = Dataset()
         table.LUTDescriptor = [16, 0, 16]
@@ -179,7 +182,7 @@ def test_a_table_that_is_no_table_has_a_digest_all_the_same(sample: bytes) -> No
         assert image.notes == ("VOILUTSequence cannot be applied",)
 
 
-def test_one_blank_image_is_one_whatever_its_transfer_syntax(sample: bytes) -> None:
+def test_a_blank_image_has_one_digest_in_every_transfer_syntax(sample: bytes) -> None:
     blank = changed(sample, PixelData=b"\7\0" * 128 * 128)
     dataset = dcmread(io.BytesIO(blank))
     dataset.compress(JPEGLSLossless, generate_instance_uid=False)
@@ -197,7 +200,9 @@ def test_one_blank_image_is_one_whatever_its_transfer_syntax(sample: bytes) -> N
 
 
 @pytest.mark.parametrize("said", [None, "00", "01"])
-def test_a_lossy_jpeg_is_lossy_whether_or_not_it_says_so(sample: bytes, said: str | None) -> None:
+def test_a_lossy_jpeg_is_marked_lossy_whatever_its_header_states(
+    sample: bytes, said: str | None
+) -> None:
     for syntax, lossy in (
         (JPEGBaseline8Bit, True),
         (JPEGExtended12Bit, True),
@@ -206,11 +211,11 @@ def test_a_lossy_jpeg_is_lossy_whether_or_not_it_says_so(sample: bytes, said: st
         dataset = radiograph.parse(changed(sample, LossyImageCompression=said))[0]
         dataset.file_meta.TransferSyntaxUID = syntax
         assert bool(lossy_history(radiograph.without_pixels(dataset))) is lossy
-        # What was received stays what was received.
+        # The received data set is unchanged.
         assert dataset.get("LossyImageCompression") == said
 
 
-def test_the_undecoded_digest_leaves_the_file_meta_out(sample: bytes) -> None:
+def test_the_digest_of_an_undecodable_image_excludes_the_file_meta(sample: bytes) -> None:
     dataset = dcmread(io.BytesIO(sample))
     dataset.file_meta.SourceApplicationEntityTitle = "ANOTHER"
     assert radiograph.undecoded_digest(written(dataset)) == radiograph.undecoded_digest(sample)
@@ -228,7 +233,7 @@ GEOMETRY = {"PixelSpacingCalibrationType": "GEOMETRY"}
 
 
 def whole(**changes: Any) -> Dataset:
-    """The header of a whole radiograph; None takes an attribute away."""
+    """The header of a complete radiograph; None removes an attribute."""
     header = Dataset()
     values: dict[str, Any] = {
         "SOPClassUID": ComputedRadiographyImageStorage, "Rows": 1024, "Columns": 1024,
@@ -244,11 +249,11 @@ def whole(**changes: Any) -> Dataset:
     ("changes", "wanted"),
     [
         ({}, (0.4, 0.4, True)),
-        # Equal to the detector's: not calibrated.
+        # Equal to the detector's spacing, so not calibrated.
         ({"PixelSpacing": [0.4, 0.4]}, (0.4, 0.4, True)),
-        # Rounded, not calibrated.
+        # Equal after rounding, so not calibrated.
         ({"PixelSpacing": [0.402, 0.398]}, (0.4, 0.4, True)),
-        # Written with fewer digits.
+        # Equal, but written with fewer digits.
         ({"PixelSpacing": [0.41, 0.41]}, (0.4, 0.4, True)),
         # Magnified by 1.11.
         ({"PixelSpacing": [0.36, 0.36]}, (0.36, 0.36, False)),
@@ -272,10 +277,10 @@ def whole(**changes: Any) -> Dataset:
         ({"ImagerPixelSpacing": [0.4]}, None),
         (NO_DETECTOR, None),
         (NO_DETECTOR | {"PixelSpacing": [0, 0]}, None),
-        # It cannot be determined: an estimate.
+        # Its origin cannot be determined, so the size is an estimate.
         (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]}, (0.2, 0.2, True)),
         (NO_DETECTOR | {"PixelSpacing": [0.2, 0.2]} | FIDUCIAL, (0.2, 0.2, False)),
-        # Perhaps resized since: the SIIM set.
+        # The image may have been resized since, as in the SIIM set.
         (SCANNED | {"PixelSpacing": [0.2, 0.2]}, None),
         (SCANNED | {"PixelSpacing": [0.2, 0.2]} | FIDUCIAL, (0.2, 0.2, False)),
         (SCANNED | {"ImagerPixelSpacing": [0.2, 0.2]}, None),
@@ -293,7 +298,9 @@ def whole(**changes: Any) -> Dataset:
         ),
     ],
 )
-def test_never_a_millimetre_that_is_not_known(changes: dict[str, Any], wanted: Any) -> None:
+def test_a_spacing_is_used_only_if_it_is_known_to_hold(
+    changes: dict[str, Any], wanted: Any
+) -> None:
     spacing, notes = spacing_and_notes(whole(**changes))
     assert (spacing and (spacing.row_mm, spacing.column_mm, spacing.detector)) == wanted
     assert notes == ()
@@ -307,7 +314,7 @@ PIXEL, IMAGER, FILM = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixel
 @pytest.mark.parametrize(
     ("changes", "wanted", "note"),
     [
-        # The placeholder that writers use who know no spacing.
+        # The placeholder of writers that do not know the spacing.
         ({PIXEL: [1, 1]}, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
         ({PIXEL: [1, 1], "Rows": 512, "Columns": 512}, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
         ({PIXEL: [1, 1]} | FIDUCIAL, (0.4, 0.4, True), NOT_A_CHEST.format(PIXEL)),
@@ -320,7 +327,7 @@ PIXEL, IMAGER, FILM = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixel
         (NO_DETECTOR | {PIXEL: [0.0143, 0.0143]}, None, NOT_A_CHEST.format(PIXEL)),
         (NO_DETECTOR | {PIXEL: [0.01, 0.01]} | FIDUCIAL, None, NOT_A_CHEST.format(PIXEL)),
         ({IMAGER: [2.5, 2.5]}, None, NOT_A_CHEST.format(IMAGER)),
-        # Made 512 x 512 of 3072 x 3072 since: one of the two was kept up to date, or none.
+        # Resized from 3072 x 3072 to 512 x 512, with only one spacing updated, or none.
         (
             {IMAGER: [0.14, 0.14], PIXEL: [0.84, 0.84], "Rows": 512, "Columns": 512},
             (0.84, 0.84, True),
@@ -331,14 +338,14 @@ PIXEL, IMAGER, FILM = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixel
             None,
             NOT_A_CHEST.format(PIXEL),
         ),
-        # Halved since, or not: which of the two holds cannot be told.
+        # The image may have been halved or not, and neither spacing can be confirmed.
         ({PIXEL: [0.8, 0.8]}, None, CONTRADICT.format(IMAGER)),
         ({PIXEL: [0.8, 0.8]} | FIDUCIAL, None, CONTRADICT.format(IMAGER)),
         ({PIXEL: [0.42, 0.42]}, None, CONTRADICT.format(IMAGER)),
-        # Smaller than any patient before a detector.
+        # A spacing too small for any patient position in front of the detector.
         ({PIXEL: [0.15, 0.15]}, None, CONTRADICT.format(IMAGER)),
         ({PIXEL: [0.15, 0.15]} | GEOMETRY, None, CONTRADICT.format(IMAGER)),
-        # A magnification is the same along both sides.
+        # A magnification must be the same along rows and columns.
         ({PIXEL: [0.3, 0.2]}, None, CONTRADICT.format(IMAGER)),
         ({PIXEL: [0.4, 0.36]}, None, CONTRADICT.format(IMAGER)),
         ({IMAGER: [0.28, 0.14], PIXEL: [0.2, 0.2]}, None, CONTRADICT.format(IMAGER)),
@@ -347,7 +354,7 @@ PIXEL, IMAGER, FILM = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixel
         ({IMAGER: [1, 1], FILM: [0.2, 0.2]}, (0.2, 0.2, True), NOT_A_CHEST.format(IMAGER)),
     ],
 )
-def test_a_spacing_that_no_chest_has_is_never_measured_with(
+def test_an_implausible_spacing_is_never_used_for_measurements(
     changes: dict[str, Any], wanted: Any, note: str
 ) -> None:
     spacing, notes = spacing_and_notes(whole(**changes))
@@ -355,14 +362,14 @@ def test_a_spacing_that_no_chest_has_is_never_measured_with(
     assert notes == (note,)
 
 
-def test_a_spacing_that_is_not_believed_is_noted_with_the_picture(sample: bytes) -> None:
+def test_an_ignored_spacing_is_noted(sample: bytes) -> None:
     image = decoded(changed(sample, PixelSpacing=[1, 1], ImagerPixelSpacing=[3.2, 3.2]))
     assert image.spacing == radiograph.Spacing(3.2, 3.2, detector=True)
     assert NOT_A_CHEST.format(PIXEL) in image.notes
 
 
 def test_the_real_secondary_captures_have_no_millimetres(data: Path) -> None:
-    # Their PixelSpacing is that of the original, not of the 1024 x 1024 pixels it was resized to.
+    # Their PixelSpacing belongs to the original, not to the 1024 x 1024 pixels after resizing.
     wrapped = [
         dcmread(path, stop_before_pixels=True)
         for path in sorted((data / "siim" / "dicom").glob("*.dcm"))
@@ -394,7 +401,7 @@ def test_files_without_meta_are_read(sample: bytes) -> None:
         ({"BitsAllocated": None}, "undecodable"),
     ],
 )
-def test_what_is_no_picture_has_its_reason(
+def test_a_data_set_without_a_usable_picture_has_its_reason(
     sample: bytes, changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(Unsuitable) as caught:
@@ -405,7 +412,7 @@ def test_what_is_no_picture_has_its_reason(
 @pytest.mark.parametrize(
     "data", [b"", b"hello", bytes(132) + b"DICM", bytes(200_000), b"\xff" * 1000]
 )
-def test_what_is_no_dicom_is_said(data: bytes) -> None:
+def test_bytes_that_are_not_dicom_are_refused(data: bytes) -> None:
     with pytest.raises(Unsuitable) as caught:
         radiograph.parse(data)
     assert caught.value.reason == "not_dicom"
@@ -434,10 +441,10 @@ def test_a_deflated_file_is_bounded_and_may_be_cut_off(
 
 
 @pytest.mark.parametrize("form", ["no group length", "group length 0", "no preamble", "no VR"])
-def test_a_deflated_file_is_one_whatever_its_file_meta_looks_like(
+def test_a_deflated_file_is_recognised_whatever_its_file_meta(
     sample: bytes, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # pydicom would inflate it without a bound.
+    # pydicom would inflate the file without a size limit.
     dataset = dcmread(io.BytesIO(sample))
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     whole = written(dataset)
@@ -456,7 +463,7 @@ def test_a_deflated_file_is_one_whatever_its_file_meta_looks_like(
         radiograph.parse(data)
 
 
-def test_a_stream_that_asks_for_another_size_is_not_given_to_a_decoder(sample: bytes) -> None:
+def test_a_stream_of_another_size_is_not_decoded(sample: bytes) -> None:
     for syntax in (JPEG2000Lossless, JPEGLSLossless):
         dataset = dcmread(io.BytesIO(sample))
         dataset.compress(syntax, generate_instance_uid=False)
@@ -466,7 +473,7 @@ def test_a_stream_that_asks_for_another_size_is_not_given_to_a_decoder(sample: b
             decoded(written(dataset))
 
 
-def test_a_file_cut_anywhere_keeps_its_header_or_is_no_dicom(data: Path) -> None:
+def test_a_truncated_file_keeps_its_header_or_is_not_dicom(data: Path) -> None:
     whole = (data / "node" / "siim_relabelled_MONOCHROME1.dcm").read_bytes()
     seen = set()
     for cut in range(100, len(whole), len(whole) // 60):
@@ -477,8 +484,8 @@ def test_a_file_cut_anywhere_keeps_its_header_or_is_no_dicom(data: Path) -> None
     assert seen == {"not_dicom", "undecodable"}
 
 
-def test_one_broken_element_costs_no_image(sample: bytes) -> None:
-    # Two bytes are no FL.
+def test_one_broken_element_does_not_lose_the_image(sample: bytes) -> None:
+    # An FL of two bytes is invalid.
     broken = sample.replace(b"\x20\x00\x10\x00SH\x02\x00", b"\x20\x00\x10\x00FL\x02\x00")
     assert broken != sample
     dataset, notes = radiograph.parse(broken)
