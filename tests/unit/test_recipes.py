@@ -1,4 +1,4 @@
-"""Each recipe of the case studies runs: files in, package out, and the node's engine answers with
+"""Each recipe of the case studies runs from files to a package, and the node's engine answers with
 it.
 """
 
@@ -54,15 +54,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """resnet34 is a network of seconds."""
+    """Replace resnet34 by a small network that trains in seconds."""
     monkeypatch.setitem(encoders.ENCODERS, "resnet34", recipes.small_resnet)
 
 
 @pytest.mark.usefixtures("small_resnet")
 @pytest.mark.parametrize("name", [name for name in recipes.NAMES if name != "k1-winner"])
-def test_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
+def test_a_recipe_runs_from_files_to_answers(name: str, made: Path, tmp_path: Path) -> None:
     wanted = recipes.short(name, side=64)
-    # They share it
+    # All recipes share this cache of decoded images.
     folder = loop.train(
         wanted,
         made,
@@ -91,10 +91,10 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
     knobs = [f"--set={key}={value}" for key, value in recipes.changes("k1-winner", side=64).items()]
     where = ["--data", str(made), "--out", str(tmp_path)]
     assert cli.main(["train", "--recipe", "k1-winner", "--start=0=random", *where, *knobs]) == 0
-    said = capsys.readouterr().out
-    assert f"report:  {tmp_path / 'report.html'}" in said
-    assert f"`model: {tmp_path / 'package'}` in pleura.yaml" in said
-    assert "competition_score" in said
+    message = capsys.readouterr().out
+    assert f"report:  {tmp_path / 'report.html'}" in message
+    assert f"`model: {tmp_path / 'package'}` in pleura.yaml" in message
+    assert "competition_score" in message
     manifest = package.read_manifest(tmp_path / "package")
     assert manifest.metrics == json.loads((tmp_path / "figures.json").read_text())
     assert manifest.classifier.architecture == "largest-of-map"
@@ -114,7 +114,7 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
     assert "2 validate" in card
     assert "Research use only" in card
 
-    # The published competition score, beside ours
+    # The report shows the published competition score beside ours.
     assert "0.868" in (tmp_path / "report.html").read_text()
     capsys.readouterr()
     measured = ["evaluate", "--model", str(tmp_path / "package"), "--data", str(made)]
@@ -127,7 +127,7 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (
             ["--recipe", "nosuch"],
@@ -151,15 +151,15 @@ def test_a_run_of_a_lone_segmenter_ends_with_the_winners_rule_figures_and_a_repo
         ),
     ],
 )
-def test_a_wrong_option_is_said(
-    given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_option_is_refused(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert cli.main(["train", *given, *where]) == cli.EXIT_CANNOT_START
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_the_outcome_model(made: Path, tmp_path: Path) -> None:
+def test_the_outcome_model_is_trained(made: Path, tmp_path: Path) -> None:
     settings = outcome.load(recipes.FOLDER / f"{recipes.OUTCOME}.yaml").model_copy(
         update={"trees": 10, "repeats": 2, "folds": 2}
     )
@@ -179,7 +179,7 @@ def test_every_row_of_the_case_studies_has_a_recipe() -> None:
 
 
 def voting(segmenter: recipe.Stage, share: float | None) -> dict[str, Any]:
-    """The member of the classifier by which a segmenter's map votes."""
+    """The ensemble member through which the segmenter's map votes in the classifier."""
     assert share is not None
     of = segmenter.model_dump(include={"architecture", "arguments"})
     pixels = round(share * segmenter.side**2)
@@ -190,7 +190,7 @@ def voting(segmenter: recipe.Stage, share: float | None) -> dict[str, Any]:
     }
 
 
-def test_the_shipped_recipe_is_the_shipped_model() -> None:
+def test_the_shipped_recipe_matches_the_shipped_model() -> None:
     shipped = recipe.load(recipes.FOLDER / "default.yaml")
     manifest = package.read_manifest(package.default_folder())
     for role in {stage.role for stage in shipped.networks}:
@@ -209,12 +209,12 @@ def test_the_shipped_recipe_is_the_shipped_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"networks.0.sides": "64"}, "networks.0.sides"),
         ({"networks.9.side": "64"}, "no such place"),
         ({"networks.0.best_by": "beauty"}, "beauty"),
-        # A figure of labels
+        # A figure of labels, which a segmenter does not have.
         ({"networks.0.best_by": "mcc"}, "mcc"),
         ({"networks.0.loss": "{dice: 0}"}, "every weight is 0"),
         ({"networks.0.average": "{ema: 0.9, swa_last_epochs: 2}"}, "not both"),
@@ -251,17 +251,15 @@ def test_the_shipped_recipe_is_the_shipped_model() -> None:
         ),
     ],
 )
-def test_a_wrong_recipe_is_said(change: dict[str, str], said: str) -> None:
-    with pytest.raises(recipe.RecipeError, match=said):
+def test_a_wrong_recipe_is_refused(change: dict[str, str], message: str) -> None:
+    with pytest.raises(recipe.RecipeError, match=message):
         recipe.load(recipes.FOLDER / "t5-plain-unet.yaml", change)
 
 
 @pytest.mark.parametrize(
     "name", ["m1-unet-resnet34", "m1-linknet-resnet34", "t5-plain-unet", "c2-fpn"]
 )
-def test_a_side_that_the_network_cannot_take_is_said_before_anything_is_read(
-    name: str, tmp_path: Path
-) -> None:
+def test_an_impossible_side_is_refused_before_anything_is_read(name: str, tmp_path: Path) -> None:
     wanted = recipes.short(name, side=100)
     with pytest.raises(
         ValueError,
@@ -270,16 +268,16 @@ def test_a_side_that_the_network_cannot_take_is_said_before_anything_is_read(
         loop.train(wanted, tmp_path / "absent", tmp_path / "run", ["pleura", "train"])
 
 
-def test_the_largest_of_the_recipes_can_take_their_sides() -> None:
+def test_the_largest_recipes_have_possible_sides() -> None:
     for name in ("m4-sixth-place", "c3-two-stage"):
         for number, stage in enumerate(recipe.load(recipes.FOLDER / f"{name}.yaml").networks):
             preflight.check_side(number, stage)
 
 
-def test_published_weights_that_are_not_there_end_a_run_before_it_begins(
+def test_missing_published_weights_stop_a_run_before_it_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said as a mere line, the warning once cost hours of training from random weights."""
+    """As a mere warning, this once cost hours of training from random weights."""
     monkeypatch.setattr(installed.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"extra train .*--start 0=random"):
         loop.train(recipes.short("default", side=64), tmp_path, tmp_path / "run", ["pleura"])
@@ -291,7 +289,7 @@ def test_published_weights_that_are_not_there_end_a_run_before_it_begins(
 
 
 @pytest.mark.parametrize(
-    ("knob", "said"),
+    ("knob", "message"),
     [
         ("networks.0.sied", "networks.0.sied: unknown key; did you mean side?"),
         ("networks.0.loss.crossentropy", "did you mean cross_entropy?"),
@@ -300,25 +298,25 @@ def test_published_weights_that_are_not_there_end_a_run_before_it_begins(
         ("nonsense", "nonsense: unknown key; allowed: id, version"),
     ],
 )
-def test_an_unknown_knob_names_the_nearest(knob: str, said: str) -> None:
+def test_an_unknown_option_gets_a_suggestion(knob: str, message: str) -> None:
     with pytest.raises(recipe.RecipeError) as error:
         recipe.load(recipes.FOLDER / "t5-plain-unet.yaml", {knob: "8"})
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_folder_without_the_layout_is_said_before_anything_else(
+def test_a_folder_without_the_layout_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("it began"))
     wanted = recipe.load(recipes.FOLDER / "t5-plain-unet.yaml")
     (tmp_path / "stage_2_train.csv").write_text("ImageId,EncodedPixels\n")
-    for folder, said in ((tmp_path / "no", "no such folder"), (tmp_path, r"no \*\.dcm found")):
-        with pytest.raises(ValueError, match=said):
+    for folder, message in ((tmp_path / "no", "no such folder"), (tmp_path, r"no \*\.dcm found")):
+        with pytest.raises(ValueError, match=message):
             commands.train_package(wanted, folder, tmp_path / "out", [], {})
 
 
 @pytest.mark.usefixtures("small_resnet")
-def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(
+def test_a_wrong_start_of_a_later_network_is_refused_before_anything_is_written(
     made: Path, tmp_path: Path
 ) -> None:
     save_file({"x": torch.ones(1)}, tmp_path / "vgg19.safetensors")
@@ -332,7 +330,7 @@ def test_a_wrong_start_of_a_later_network_is_said_before_anything_is_written(
 
 
 @pytest.mark.usefixtures("small_resnet")
-def test_a_pipeline_uses_the_networks_of_packages_as_they_are(made: Path, tmp_path: Path) -> None:
+def test_a_pipeline_uses_packaged_networks_unchanged(made: Path, tmp_path: Path) -> None:
     trained = {}
     for number, name in enumerate(("t1-densenet121", "t3-double-unet")):
         wanted = recipes.short(name, side=64)
@@ -353,15 +351,15 @@ def test_a_pipeline_uses_the_networks_of_packages_as_they_are(made: Path, tmp_pa
         theirs = package.load(source).networks[role].state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
-    said = package.read_manifest(folder).training.data
-    assert "network 1 is from package t3-double-unet 1.0.0, not trained further" in said
+    message = package.read_manifest(folder).training.data
+    assert "network 1 is from package t3-double-unet 1.0.0, not trained further" in message
 
     with pytest.raises(WeightsError, match=r"classifier\.architecture: largest-of-map found, "):
         loop.train(pipeline, made, tmp_path / "no", ["pleura", "train"], {0: trained[1]})
 
 
 @pytest.mark.usefixtures("small_resnet")
-def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
+def test_an_encoder_is_frozen_if_pretrained_and_not_if_random(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = {"encoder": "resnet34", "stem": "imagenet"}
@@ -389,14 +387,14 @@ def test_an_encoder_rests_if_it_was_given_and_not_if_it_was_drawn(
         ) != rests
 
 
-def test_a_fold_validates_and_the_next_reports() -> None:
+def test_with_fold_validates_on_it_and_reports_on_the_next() -> None:
     wanted = recipe.load(recipes.FOLDER / "t5-plain-unet.yaml")
     assert (wanted.with_fold(9).split.validate_, wanted.with_fold(9).split.report) == ([9], [0])
     with pytest.raises(recipe.RecipeError, match="0 to 9"):
         wanted.with_fold(10)
 
 
-def test_a_fold_of_a_split_that_names_what_trains_is_refused() -> None:
+def test_with_fold_is_refused_if_the_split_names_its_training_folds() -> None:
     split = "{folds: 5, train: [1, 2, 3, 4], validate: [0]}"
     wanted = recipe.load(recipes.FOLDER / "t5-plain-unet.yaml", {"split": split})
     with pytest.raises(recipe.RecipeError, match=r"split\.train: \[1, 2, 3, 4\] found beside"):

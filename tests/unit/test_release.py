@@ -1,4 +1,4 @@
-"""The requirements with hashes and the SBOM, from a report of pip's."""
+"""Release files from a pip report: requirements with hashes, the SBOM, and the page of licences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REPORT: dict[str, Any] = {
 }
 
 
-def test_requirements_pin_each_file_and_leave_our_wheel_out() -> None:
+def test_requirements_pin_each_file_and_omit_our_wheel() -> None:
     lines = release.requirements(REPORT).splitlines()
     assert [line for line in lines if not line.startswith("#")] == [
         "pyyaml==6.0.3 --hash=sha256:bb",
@@ -67,7 +67,7 @@ def test_the_sbom_names_each_distribution_its_licence_and_its_file() -> None:
     assert bom["dependencies"][0]["dependsOn"] == [yaml["bom-ref"], torch["bom-ref"]]
 
 
-def test_the_page_of_licences_has_the_whole_default_install_and_nothing_under_gpl() -> None:
+def test_the_licence_page_lists_the_default_install_and_nothing_under_gpl() -> None:
     page = licences.PAGE.read_text(encoding="utf-8")
     default = page.partition("## The default install")[2].partition("## With")[0]
     for name in licences.closure(licences.requirements()):

@@ -1,4 +1,4 @@
-"""The report: one file, everything in it, nothing of it believed as markup."""
+"""The report of a run: one self-contained file, whose content is never interpreted as markup."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def look(answer: Answer) -> Look:
-    true, found = np.zeros((32, 32), bool), np.zeros((32, 32), bool)
-    true[4:12, 4:12], found[6:14, 6:14] = bool(answer.true), bool(answer.found)
+    true = np.zeros((32, 32), bool)
+    true[4:12, 4:12] = bool(answer.true)
+    found = np.zeros((32, 32), bool)
+    found[6:14, 6:14] = bool(answer.found)
     return Look(np.full((32, 32), 0.5, np.float32), None if answer.true is None else true, found)
 
 
@@ -64,7 +66,7 @@ def _quick() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def page(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The report of a run with everything in its folder."""
+    """The report of a run whose folder is complete."""
     run = tmp_path_factory.mktemp("run")
     rows = [{"epoch": n, "loss": 1 / (1 + n), "auc": 0.5 + n / 10} for n in range(1, 4)]
     (run / "curves").mkdir()
@@ -88,7 +90,7 @@ def page(_quick: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     return report.write(evaluation(), c1, run, run / "report.html").read_text()
 
 
-def test_one_file_tells_it_all(page: str) -> None:
+def test_one_file_has_the_whole_report(page: str) -> None:
     for words in (
         "Research use only", "Published for C1", "0.770", "a difference says nothing",
         "as published alone",
@@ -110,7 +112,7 @@ def test_one_file_tells_it_all(page: str) -> None:
         assert name.replace(figures.ALONE, " *").replace("_", " ") in page
 
 
-def test_each_failure_is_shown_where_it_belongs(page: str) -> None:
+def test_each_failure_is_shown_in_its_section(page: str) -> None:
     sections = dict(re.findall(r"<h3>(.*?)</h3>(.*?)(?=<h3>|<h2>|</main>)", page, re.S))
     shown = {title: re.findall(r"<br>(.*?)</figcaption>", text) for title, text in sections.items()}
     assert [" 0 px found" in one for one in shown["Failure: positive with an empty mask"]] == [True]
@@ -138,8 +140,8 @@ def test_silver_labels_without_masks_are_named(tmp_path: Path) -> None:
     assert "the data name no patients" not in page
 
 
-def test_the_rule_that_is_told_is_the_one_that_was_taken(tmp_path: Path) -> None:
-    """Many rules reach the same score: of them the middle one is taken."""
+def test_the_report_states_the_rule_that_was_chosen(tmp_path: Path) -> None:
+    """Of the many rules with the best score, the middle one is chosen."""
     lesion = np.zeros((64, 64), dtype=np.float32)
     lesion[10:30, 10:30] = 0.9
     search = thresholds.search([(lesion, lesion > 0)], thresholds.TWO_STAGE)

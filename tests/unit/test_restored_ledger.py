@@ -1,4 +1,4 @@
-"""A ledger restored from an older backup loses no image: files that it never knew are taken in."""
+"""A ledger restored from an older backup loses no image: files that it does not know are adopted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Node:
         self.config = Config.model_validate({"spool": folder / "spool", "ledger": self.url})
 
     def receive(self, uid: str, source: str = "XRAY1") -> str:
-        """As over C-STORE: the bytes, then the row."""
+        """Receive an image as over C-STORE: first the bytes, then the row."""
         data = part10(uid, source)
         name = self.spool.write(data)
         self.ledger.receive([Arrival(name, CR, uid, SYNTAX, source, "dimse", 1, len(data))])
@@ -58,7 +58,7 @@ class Node:
         copy.rename(self.folder / "ledger.db")
         self.ledger = Ledger(self.url)
 
-    def grow_old(self) -> None:
+    def make_files_old(self) -> None:
         for names in self.spool.old_names(-10.0):
             for name in names:
                 path = self.spool.path(name)
@@ -66,7 +66,7 @@ class Node:
                 os.utime(path, (at, at))
 
     def sweep(self) -> int:
-        """What the deliver role does at its start and each hour."""
+        """The sweep that the deliver role makes at its start and every hour."""
         return Retention(self.config, self.ledger, self.spool).sweep()
 
     def states(self) -> dict[str, int]:
@@ -84,14 +84,14 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node.ledger.close()
 
 
-def test_acknowledged_images_that_a_restored_ledger_does_not_know_are_analysed(
+def test_acknowledged_images_unknown_to_a_restored_ledger_are_analysed(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.receive("1.2.1")
     backup = node.back_up()
     files = {node.receive(uid): uid for uid in ("1.2.2", "1.2.3", "1.2.4")}
     node.restore(backup)
-    node.grow_old()
+    node.make_files_old()
     assert verify(node.ledger.inspect, node.spool).unknown == 3
 
     with caplog.at_level(logging.WARNING):
@@ -109,16 +109,16 @@ def test_acknowledged_images_that_a_restored_ledger_does_not_know_are_analysed(
     assert verify(node.ledger.inspect, node.spool).unknown == 0
 
 
-def test_a_young_file_may_be_between_its_write_and_its_row(node: Node) -> None:
+def test_a_young_file_without_a_row_is_left_alone(node: Node) -> None:
     node.spool.write(part10("1.2.1"))
     assert node.sweep() == 0
     assert node.states()["received"] == 0
     assert len(list(node.spool.names())) == 1
 
 
-def test_an_image_that_was_sent_again_meanwhile_ends_as_a_duplicate(node: Node) -> None:
+def test_an_adopted_image_that_was_also_resent_is_a_duplicate(node: Node) -> None:
     node.spool.write(part10("1.2.1"))
-    node.grow_old()
+    node.make_files_old()
     node.receive("1.2.1")
     node.sweep()
     for job in node.ledger.claim_images("worker", 9):
@@ -127,12 +127,12 @@ def test_an_image_that_was_sent_again_meanwhile_ends_as_a_duplicate(node: Node) 
     assert sorted(states) == ["analysed", "duplicate"]
 
 
-def test_bytes_that_retention_gave_up_are_still_removed(node: Node) -> None:
+def test_bytes_given_up_by_retention_are_still_removed(node: Node) -> None:
     node.receive("1.2.1")
     (job,) = node.ledger.claim_images("worker", 1)
     node.ledger.complete(job, Completion("analysed", "digest"), {})
     assert len(node.ledger.give_up_bytes(-1.0, -1.0, [], 9)) == 1
-    node.grow_old()
+    node.make_files_old()
     assert node.sweep() == 1
     assert list(node.spool.names()) == []
 
@@ -142,11 +142,11 @@ def test_bytes_that_retention_gave_up_are_still_removed(node: Node) -> None:
     [b"", b"torn", b"\0" * 5000, part10("../../etc/passwd"), part10("1.2.9")[:-8]],
     ids=["empty", "torn", "zeros", "no UID", "no data set"],
 )
-def test_a_file_that_cannot_be_told_is_quarantined_with_an_error(
+def test_an_unidentifiable_file_is_quarantined_with_an_error(
     node: Node, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = node.spool.write(data)
-    node.grow_old()
+    node.make_files_old()
     assert node.sweep() == 0
     assert node.states()["received"] == 0
     assert (node.spool.quarantine_folder / name).read_bytes() == data
@@ -156,11 +156,11 @@ def test_a_file_that_cannot_be_told_is_quarantined_with_an_error(
     assert [name in fault for fault in report.faults] == [True]
 
 
-def test_an_uncommitted_result_is_kept_apart_without_an_error(
+def test_an_uncommitted_result_is_quarantined_without_an_error(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.spool.write(part10("2.25.1", source="", made_by=IMPLEMENTATION_CLASS_UID))
-    node.grow_old()
+    node.make_files_old()
     strays = adopt_strays(node.ledger, node.spool)
     assert (strays.adopted, strays.results, strays.quarantined) == (0, 1, 0)
     assert len(list(node.spool.quarantine_folder.iterdir())) == 1
@@ -168,20 +168,20 @@ def test_an_uncommitted_result_is_kept_apart_without_an_error(
     assert verify(node.ledger.inspect, node.spool).clean
 
 
-def test_an_image_of_the_inbox_is_no_result_for_its_uid(node: Node) -> None:
+def test_an_inbox_image_is_not_taken_for_a_result_by_its_uid(node: Node) -> None:
     node.spool.write(part10("2.25.1", source=""))
-    node.grow_old()
+    node.make_files_old()
     strays = adopt_strays(node.ledger, node.spool)
     assert (strays.adopted, strays.results, strays.quarantined) == (1, 0, 0)
 
 
-def test_an_image_whose_row_comes_during_the_sweep_stays(
+def test_an_image_whose_row_arrives_during_the_sweep_is_kept(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file server whose clock is behind makes each new file look old."""
+    """With a file server whose clock is behind, each new file looks old."""
     data = part10("1.2.1")
     name = node.spool.write(data)
-    node.grow_old()
+    node.make_files_old()
     monkeypatch.setattr("daemon.deliver.retention.adopt_strays", lambda *_: None)
 
     def known(names: Iterable[str]) -> set[str]:
@@ -195,10 +195,10 @@ def test_an_image_whose_row_comes_during_the_sweep_stays(
     assert node.spool.read(name) == data
 
 
-def test_a_stray_with_damaged_meta_information_keeps_no_other_from_adoption(
+def test_a_stray_with_damaged_meta_information_does_not_stop_other_adoptions(
     tmp_path: Path, ledger_url: str
 ) -> None:
-    """PostgreSQL holds no NUL byte, and one refused row would end the whole sweep."""
+    """PostgreSQL cannot store NUL, and one refused row would end the whole sweep."""
     ledger = Ledger(ledger_url)
     spool = Spool(tmp_path / "spool")
     implementation = ("1.2.3", "TEST")
@@ -221,11 +221,10 @@ def test_two_processes_adopt_a_file_once(node: Node) -> None:
     assert node.ledger.adopt([arrival]) == []
 
 
-# -- commands that look never write
-# -----------------------------------------------------------------
+# -- read-only commands --------------------------------------------------------------------------
 
 
-def test_looking_takes_no_lock_and_changes_no_byte(node: Node) -> None:
+def test_read_only_commands_take_no_lock_and_change_no_byte(node: Node) -> None:
     node.receive("1.2.1")
     writer = sqlite3.connect(node.folder / "ledger.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
@@ -243,7 +242,7 @@ def test_looking_takes_no_lock_and_changes_no_byte(node: Node) -> None:
     writer.close()
 
 
-def test_the_database_itself_refuses_a_change_through_a_read_only_ledger(node: Node) -> None:
+def test_the_database_refuses_a_change_through_a_read_only_ledger(node: Node) -> None:
     inspect = Inspection.open(node.url)
     with (
         inspect._database.reading() as conn,
@@ -253,7 +252,7 @@ def test_the_database_itself_refuses_a_change_through_a_read_only_ledger(node: N
     inspect.close()
 
 
-def test_looking_never_makes_or_migrates_a_ledger(node: Node, tmp_path: Path) -> None:
+def test_read_only_commands_never_create_or_migrate_a_ledger(node: Node, tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="there is no such file"):
         Inspection.open(f"sqlite:///{tmp_path}/mistyped.db")
     assert not (tmp_path / "mistyped.db").exists()
@@ -267,7 +266,9 @@ def test_looking_never_makes_or_migrates_a_ledger(node: Node, tmp_path: Path) ->
 
 
 def test_doctor_changes_no_byte_of_a_restored_ledger(node: Node, tmp_path: Path) -> None:
-    """A backup's copy has no write-ahead log; a connection that may write would give it one."""
+    """The copy in a backup has no write-ahead log, but a connection that may write would create
+    one.
+    """
     copy_ledger(node.folder / "ledger.db", tmp_path / "restored.db")
     before = (tmp_path / "restored.db").read_bytes()
     settings = node.config.model_dump() | {
@@ -281,7 +282,7 @@ def test_doctor_changes_no_byte_of_a_restored_ledger(node: Node, tmp_path: Path)
     assert list(tmp_path.glob("restored.db-*")) == []
 
 
-def test_looking_makes_no_spool(node: Node, tmp_path: Path) -> None:
+def test_read_only_commands_create_no_spool(node: Node, tmp_path: Path) -> None:
     with pytest.raises(SpoolError, match="there is no such folder"):
         Spool.existing(tmp_path / "mistyped", None)
     (tmp_path / "empty").mkdir()
@@ -290,16 +291,16 @@ def test_looking_makes_no_spool(node: Node, tmp_path: Path) -> None:
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_read_keeps_no_other_file_from_its_sweep(node: Node) -> None:
+def test_an_unreadable_folder_does_not_stop_the_sweep_of_others(node: Node) -> None:
     backup = node.back_up()
     stray = node.receive("1.2.2")
     node.restore(backup)
-    node.grow_old()
+    node.make_files_old()
     part = node.spool.folder / "ff" / f".{'0' * 16}.part"
     part.touch()
     os.utime(part, (0, 0))
 
-    # The folders are read in turn; the first is broken, as by a bad sector.
+    # The folders are read in order, and the first is broken, as by a bad sector.
     node.spool.path(stray).rename(node.spool.path(f"ff{stray[2:]}"))
     (node.spool.folder / "00").rmdir()
     (node.spool.folder / "00").touch()

@@ -1,3 +1,7 @@
+"""Results as DICOM objects: identity, reproducible bytes, copied attributes, and the picture of the
+overlay.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -24,7 +28,7 @@ from tools.cases import AT, MODEL, blob, header, negative, positive, real, refus
 
 KINDS = ("SEG", "SC", "SR", "PR")
 REAL = [
-    # JPEG Baseline, SC class.
+    # JPEG Baseline, class SC.
     "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.13666.1517875247.117800.dcm",
     # JPEG-LS, no ages, empty dates.
     "siim/dicom/1.2.276.0.7230010.3.1.4.8323329.1000.1517875165.878027.dcm",
@@ -33,7 +37,7 @@ REAL = [
     "node/RG1_JLSN.dcm",
     # No body part, no Frame of Reference.
     "node/Issue44_Monochrome1-Jpeg.dcm",
-    # DX in an SC class, six type 2 attributes missing, age without a unit.
+    # Modality DX in an SC class, six type 2 attributes missing, age without a unit.
     "node/nih_wrapped_DX.dcm",
 ]
 
@@ -65,7 +69,7 @@ def picture(result: Result) -> Image.Image:
         "failed",
     ],
 )
-def test_every_answer_has_its_objects(case: Case, kinds: list[str]) -> None:
+def test_every_outcome_has_its_objects(case: Case, kinds: list[str]) -> None:
     results = build(case, KINDS)
     assert [result.kind for result in results] == kinds
     assert all(read(result).SOPInstanceUID == result.sop_instance_uid for result in results)
@@ -77,9 +81,7 @@ def test_an_unknown_kind_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_pydicom_and_highdicom_read_the_segmentation_back_pixel_for_pixel(
-    name: str, data: Path
-) -> None:
+def test_pydicom_and_highdicom_read_the_segmentation_pixel_for_pixel(name: str, data: Path) -> None:
     case = real(data / name)
     (seg,) = build(case, ["SEG"])
     assert case.segmented is not None
@@ -91,7 +93,7 @@ def test_pydicom_and_highdicom_read_the_segmentation_back_pixel_for_pixel(
     assert np.array_equal(frames[0, ..., 0].astype(bool), case.segmented)
 
 
-def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(
+def test_builds_are_reproducible_at_any_time_and_in_any_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = build(positive(), KINDS)
@@ -113,13 +115,13 @@ def test_two_builds_are_the_same_bytes_at_any_hour_and_in_any_process(
     )
     assert there.stdout.split() == [hashlib.sha256(result.data).hexdigest() for result in first]
     now = time.time()
-    # The clock has moved on.
+    # Wait until the clock shows another second.
     while int(time.time()) == int(now):
         time.sleep(0.05)
     assert [result.data for result in build(positive(), KINDS)] == [result.data for result in first]
 
 
-def test_the_uid_changes_with_everything_that_changes_the_content_and_with_nothing_else() -> None:
+def test_the_uid_changes_exactly_with_the_content() -> None:
     base = positive()
     assert base.finding is not None
     other_threshold = replace(base, finding=replace(base.finding, threshold=0.5))
@@ -170,7 +172,7 @@ def test_patient_and_study_are_copied_and_never_invented() -> None:
             "StudyDate",
         ):
             assert written[keyword].value == source[keyword].value
-        # What its VR does not allow is not carried on; type 2 stays, empty.
+        # A value that its VR forbids is not copied; a type 2 attribute stays, empty.
         assert "PatientAge" not in written
         for keyword in ("PatientSex", "StudyTime", "AccessionNumber", "StudyID"):
             assert written[keyword].is_empty
@@ -179,12 +181,12 @@ def test_patient_and_study_are_copied_and_never_invented() -> None:
         assert written.SeriesDescription.endswith("Research use only - not for diagnosis")
         assert len(written.SeriesDescription) <= 64
         assert written.ContributingEquipmentSequence[0].DeviceUID == MODEL.device_uid
-    # The source was not touched.
+    # The source is unchanged.
     assert source.PatientAge == "81"
     assert source.StudyInstanceUID == "2.25.12"
 
 
-def test_hostile_headers_give_objects_and_name_no_patient_in_the_log(
+def test_hostile_headers_give_objects_and_log_no_patient(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     source = header(
@@ -198,7 +200,7 @@ def test_hostile_headers_give_objects_and_name_no_patient_in_the_log(
     )
     case = positive(source)
     caplog.clear()
-    # Pytest turns a warning into an error.
+    # Any warning would fail here, because pytest turns warnings into errors.
     results = build(case, KINDS)
     assert "SECRET" not in caplog.text
     assert len(results) == 4
@@ -210,7 +212,7 @@ def test_hostile_headers_give_objects_and_name_no_patient_in_the_log(
         assert seg["PatientBirthDate"].is_empty
 
 
-def test_times_are_the_results_in_the_sources_own_offset() -> None:
+def test_times_are_the_results_in_the_sources_utc_offset() -> None:
     aware = datetime(2026, 3, 4, 23, 30, tzinfo=timezone(timedelta(hours=1)))
     plain, shifted = (
         read(
@@ -230,7 +232,7 @@ def test_times_are_the_results_in_the_sources_own_offset() -> None:
     assert "TimezoneOffsetFromUTC" not in plain
 
 
-def test_the_segmentation_carries_what_viewers_and_readers_need() -> None:
+def test_the_segmentation_has_the_attributes_that_viewers_need() -> None:
     seg = read(build(positive(header(FrameOfReferenceUID=None)), ["SEG"])[0])
     assert seg.FrameOfReferenceUID.startswith("2.25.")
     segment = seg.SegmentSequence[0]
@@ -258,7 +260,7 @@ def test_the_segmentation_carries_what_viewers_and_readers_need() -> None:
         assert groups.PixelMeasuresSequence[0].PixelSpacing == [wanted, wanted]
 
 
-def test_the_lossy_history_is_carried_on_and_the_overlay_adds_its_own_step() -> None:
+def test_the_lossy_history_is_copied_and_the_overlay_adds_its_step() -> None:
     seg, sc = (
         read(result)
         for result in build(
@@ -282,7 +284,7 @@ def test_the_lossy_history_is_carried_on_and_the_overlay_adds_its_own_step() -> 
 
 
 @pytest.mark.parametrize("shape", [(169, 211), (41, 37), (1024, 1024), (3000, 2500), (500, 1900)])
-def test_the_overlay_leaves_the_radiograph_alone_and_writes_below_it(
+def test_the_overlay_keeps_the_radiograph_and_writes_below_it(
     shape: tuple[int, int],
 ) -> None:
     source = header(Rows=shape[0], Columns=shape[1])
@@ -296,7 +298,7 @@ def test_the_overlay_leaves_the_radiograph_alone_and_writes_below_it(
     shown = np.asarray(
         image.crop((panel.left, 0, panel.left + panel.width, panel.height)), dtype=float
     )
-    # Grey stays grey.
+    # Grey pixels stay grey.
     assert np.ptp(shown, axis=2).max() <= 3
     assert case.pixels is not None
     middle = case.pixels[shape[0] // 2, shape[1] // 2] * 255
@@ -304,7 +306,7 @@ def test_the_overlay_leaves_the_radiograph_alone_and_writes_below_it(
     assert "PixelSpacing" not in read(build(case, ["SC"])[0])
 
 
-def test_the_contour_runs_along_the_edge_of_the_mask_and_nothing_else_is_coloured() -> None:
+def test_only_the_contour_along_the_masks_edge_is_coloured() -> None:
     source = header(Rows=600, Columns=700)
     mask = blob(source)
     case = positive(source, mask)
@@ -324,12 +326,12 @@ def test_the_contour_runs_along_the_edge_of_the_mask_and_nothing_else_is_coloure
 
 @pytest.mark.parametrize("wrong", ["", "not a uid", "1" * 65, None])
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
-def test_a_source_that_cannot_be_named_gives_no_case(keyword: str, wrong: str | None) -> None:
+def test_a_source_without_valid_uids_gives_no_case(keyword: str, wrong: str | None) -> None:
     with pytest.raises(ValueError, match=keyword):
         refused(header(**{keyword: wrong}))
 
 
-def test_a_case_holds_one_answer_in_one_matrix() -> None:
+def test_a_case_needs_one_answer_of_the_images_size() -> None:
     with pytest.raises(ValueError, match="either"):
         negative(no_finding=NoFinding(State.FAILED, "x", "y"))
     with pytest.raises(ValueError, match="pixels"):
@@ -338,7 +340,7 @@ def test_a_case_holds_one_answer_in_one_matrix() -> None:
         replace(positive(), finding=Finding(0.9, 0.5, True, np.zeros((3, 3), dtype=bool)))
 
 
-def test_the_source_header_is_left_as_it_was() -> None:
+def test_the_source_header_is_unchanged() -> None:
     source = header()
     before = str(source)
     build(positive(source), KINDS)

@@ -1,6 +1,4 @@
-"""The image's own LUTs in the presentation state: whoever opens it sees the grey that the model
-saw.
-"""
+"""The source's LUTs in the presentation state: every viewer shows the grey that the model saw."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ def read(result: Result) -> Any:
 
 def lut(first: int, bits: int, data: bytes | list[int], entries: int) -> list[Dataset]:
     item = Dataset()
-    # SS as a whole, the number of entries too.
+    # The whole descriptor is SS, including the number of entries.
     if first < 0:
         item.add_new(
             0x00283002, "SS", [entries if entries < 32768 else entries - 65536, first, bits]
@@ -40,12 +38,12 @@ def lut(first: int, bits: int, data: bytes | list[int], entries: int) -> list[Da
 
 
 def shown_grey(name: str, source: Dataset, luts_of: Dataset) -> NDArray[np.float32]:
-    """What a ramp over the tables' values looks like, through the LUTs and windows of a data set."""
+    """A ramp over the tables' input values, displayed through the LUTs and windows of `luts_of`."""
     ramp = np.arange(8192).reshape(64, 128).astype("<u2")
     if source.get("PixelRepresentation") == 1:
         ramp = (ramp - np.uint16(4096)).view("<i2")
     elif name == "SS as US":
-        # Where it is just US.
+        # Use only values that need US.
         ramp = ramp // 2 + np.uint16(61440)
     seen = Dataset()
     seen.PhotometricInterpretation = "MONOCHROME2"
@@ -62,7 +60,7 @@ def shown_grey(name: str, source: Dataset, luts_of: Dataset) -> NDArray[np.float
 RAMP = np.linspace(0, 4095, 4096).astype(np.uint16)
 WORDS = (RAMP.astype(np.int64) ** 2 // 4096 * 16 + 15).astype(np.uint16)
 BYTES = (RAMP // 16).astype(np.uint8)
-# Little endian?, the LUT.
+# Name -> (whether little endian, the LUT).
 TABLES: dict[str, tuple[bool, list[Dataset]]] = {
     "words": (True, lut(0, 16, WORDS.astype("<u2").tobytes(), 4096)),
     "numbers": (True, lut(100, 16, WORDS.tolist(), 4096)),
@@ -81,7 +79,7 @@ TABLES: dict[str, tuple[bool, list[Dataset]]] = {
 @pytest.mark.parametrize("keyword", ["ModalityLUTSequence", "VOILUTSequence"])
 @pytest.mark.parametrize("signed", [0, 1])
 @pytest.mark.parametrize("name", TABLES)
-def test_the_presentation_state_gives_the_grey_of_the_source_however_its_lut_is_packed(
+def test_the_presentation_state_shows_the_sources_grey_for_every_lut_encoding(
     name: str, signed: int, keyword: str
 ) -> None:
     little_endian, table = TABLES[name]
@@ -93,7 +91,7 @@ def test_the_presentation_state_gives_the_grey_of_the_source_however_its_lut_is_
     item = holder[keyword].value[0]
     entries, _, bits = item.LUTDescriptor
     assert bits in (8, 16)
-    # PS3.3 C.11.1.1.1: entries of 8 bits are packed, others are words
+    # PS3.3 C.11.1.1.1: entries of 8 bits are packed, larger entries are words.
     assert len(item.LUTData) == -(-entries // 2) * 2 if bits == 8 else 2 * (entries or 65536)
     assert np.allclose(
         shown_grey(name, source, made), shown_grey(name, source, source), rtol=0, atol=1e-5
@@ -101,7 +99,7 @@ def test_the_presentation_state_gives_the_grey_of_the_source_however_its_lut_is_
 
 
 def through_a_modality_lut(largest: int) -> Case:
-    """A case of unsigned pixels whose modality LUT has this largest output."""
+    """A case of unsigned pixels whose modality LUT has `largest` as its highest output."""
     values = np.arange(4096, dtype=np.uint16)
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [4096, 0, largest.bit_length()])
@@ -125,7 +123,7 @@ def test_a_modality_lut_of_12_bits_is_valid_in_the_presentation_state(
     file.write_bytes(result.data)
     found = subprocess.run([peer("dciodvfy"), file], capture_output=True, text=True, check=False)
     errors = [line for line in found.stderr.splitlines() if line.startswith("Error")]
-    # The validator's own guess; the standard allows no number between 8 and 16.
+    # Ignore the validator's complaint about 16 bits: the standard allows only 8 or 16.
     assert all("number of bits = 16 but maximum LUT Data value" in line for line in errors)
 
 
@@ -160,23 +158,21 @@ VOI_LUT.add_new("LUTData", "OW", np.arange(4096).astype("<u2").tobytes())
     ],
     ids=["LINEAR_EXACT", "SIGMOID", "VOI LUT"],
 )  # fmt: skip
-def test_a_legal_display_of_small_or_negative_numbers_is_carried_on(
+def test_a_legal_display_of_small_or_negative_numbers_is_copied(
     changes: dict[str, Any],
 ) -> None:
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     shown = show(header(BitsStored=12, PixelRepresentation=0, **changes), values)
     assert shown.notes == ()
-    # The gate has compared the greys.
+    # build() has passed the object through the gate, which compares the greys.
     (result,) = build(positive(shown.header), ["PR"])
     assert "SoftcopyVOILUTSequence" in read(result)
 
 
-def test_a_lut_that_cannot_be_carried_leaves_no_presentation_state_and_a_broken_one_the_window() -> (
-    None
-):
-    # From -5 on: neither US nor SS.
+def test_a_lut_that_cannot_be_copied_gives_no_state_and_a_broken_lut_the_window() -> None:
+    # Input values from -5 on fit neither US nor SS.
     wide = lut(65531, 16, np.arange(40000).astype("<u2").tobytes(), 40000)
-    # What a modality LUT gives has 8 or 16.
+    # The output of a modality LUT has 8 or 16 bits.
     few_bits = lut(0, 4, bytes(range(16)), 16)
     either = lut(65000, 16, RAMP.astype("<u2").tobytes(), 4096)
     for changes in (

@@ -1,6 +1,4 @@
-"""The SR and the presentation state, read as somebody else's software reads them; and what all
-kinds share.
-"""
+"""SR and presentation state as other software reads them, and the properties that all kinds share."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ from tools.cases import header, negative, positive, refused
 KINDS = ("SEG", "SR", "PR")
 TWO = np.zeros((41, 37), dtype=bool)
 TWO[3:9, 3:9] = True
-# A hole.
+# The second lesion has a hole.
 TWO[5, 5] = False
 TWO[20:32, 28:34] = True
 
@@ -62,7 +60,7 @@ def groups(result: Result) -> list[hd.sr.PlanarROIMeasurementsAndQualitativeEval
     return list(hd.sr.srread(io.BytesIO(result.data)).content.get_planar_roi_measurement_groups())
 
 
-def test_a_lesion_has_one_tracking_uid_in_seg_sr_and_presentation_state() -> None:
+def test_a_lesion_has_the_same_tracking_uid_in_seg_sr_and_presentation_state() -> None:
     case = positive(mask=TWO)
     seg, sr, pr = build(case, KINDS)
     uids = [lesion.tracking_uid for lesion in lesions_of(case)]
@@ -75,7 +73,7 @@ def test_a_lesion_has_one_tracking_uid_in_seg_sr_and_presentation_state() -> Non
     ]
     assert [group.tracking_uid for group in groups(sr)] == [uids[0], uids[0], uids[1], uids[1]]
     drawn = [one.TrackingUID for one in read(pr).GraphicAnnotationSequence[0].GraphicObjectSequence]
-    # The hole is a contour of its own.
+    # The hole has a contour of its own.
     assert drawn == [uids[0], uids[1], uids[1]]
     sides = [
         segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning
@@ -84,7 +82,7 @@ def test_a_lesion_has_one_tracking_uid_in_seg_sr_and_presentation_state() -> Non
     assert sides == ["Left", "Right"]
 
 
-def test_a_score_that_is_not_calibrated_is_no_certainty() -> None:
+def test_an_uncalibrated_score_is_not_stated_as_certainty() -> None:
     case = positive(mask=TWO)
     assert case.finding is not None
     _, sr, _ = build(replace(case, finding=replace(case.finding, calibrated=False)), KINDS)
@@ -94,7 +92,7 @@ def test_a_score_that_is_not_calibrated_is_no_certainty() -> None:
     assert b"not calibrated" in sr.data
 
 
-def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> None:
+def test_highdicom_reads_contour_frame_and_measurements_of_the_report() -> None:
     case = positive(mask=TWO)
     seg, sr, _ = build(case, KINDS)
     frames = read(seg).pixel_array.astype(bool)
@@ -102,7 +100,7 @@ def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> No
     for lesion, contour, frame in zip(lesions_of(case), found[::2], found[1::2], strict=True):
         assert contour.reference_type == codes.DCM.ImageRegion
         assert contour.roi is not None
-        # (n, 2) of column, row; the corner of the corner pixel is 0\0.
+        # (n, 2) columns and rows; the origin is the outer corner of the first pixel.
         line = contour.roi.value
         assert np.array_equal(line[0], line[-1])
         rows, columns = np.nonzero(frames[lesion.number - 1])
@@ -116,7 +114,7 @@ def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> No
         (certainty,) = contour.get_measurements(codes.DCM.CertaintyOfFinding)
         assert (certainty.value, certainty.unit.value) == (87, "%")
         assert contour.finding_type == hd.sr.CodedConcept("36118008", "SCT", "Pneumothorax")
-        # OHIF would show the code of the name "Finding Site" of a group.
+        # OHIF would show a group's Finding Site by the code of its concept name.
         assert not contour.finding_sites
         for area_of_lesion in contour.get_measurements(codes.SCT.AreaOfDefinedRegion):
             (site,) = area_of_lesion.finding_sites
@@ -128,12 +126,12 @@ def test_highdicom_reads_the_report_and_finds_contour_frame_and_measures() -> No
         assert reference.referenced_sop_instance_uid == seg.sop_instance_uid
         (one,) = reference[0].ReferencedSOPSequence
         assert one.ReferencedFrameNumber == lesion.number
-        # With a frame number it is an error (PS3.3 C.18.4.1).
+        # Together with a frame number, this attribute is an error (PS3.3 C.18.4.1).
         assert "ReferencedSegmentNumber" not in one
 
 
 @pytest.mark.parametrize("kinds", [KINDS, ("SR",)])
-def test_every_tracking_uid_of_a_report_owns_a_contour(kinds: tuple[str, ...]) -> None:
+def test_every_tracking_uid_of_a_report_has_a_contour(kinds: tuple[str, ...]) -> None:
     sr = next(result for result in build(positive(mask=TWO), kinds) if result.kind == "SR")
     found = groups(sr)
     assert len(found) == (4 if "SEG" in kinds else 2)
@@ -143,7 +141,7 @@ def test_every_tracking_uid_of_a_report_owns_a_contour(kinds: tuple[str, ...]) -
     assert all("ConceptNameCodeSequence" in item for item in read(sr).ContentSequence)
 
 
-def test_a_report_refers_to_no_seg_that_its_reader_does_not_get() -> None:
+def test_a_report_references_no_seg_that_is_not_built_with_it() -> None:
     case = positive()
     seg, with_seg = build(case, ["SEG", "SR"])
     (without,) = build(case, ["SR"])
@@ -156,7 +154,7 @@ def test_a_report_refers_to_no_seg_that_its_reader_does_not_get() -> None:
     assert without.sop_instance_uid != with_seg.sop_instance_uid
 
 
-def test_not_detected_is_never_absent_unless_the_site_opts_in() -> None:
+def test_not_detected_is_reported_as_absent_only_if_the_site_opts_in() -> None:
     plain = report(negative())
     assert "does not exclude pneumothorax" in words(plain)
     assert "Research use only" in words(plain)
@@ -171,7 +169,7 @@ def test_not_detected_is_never_absent_unless_the_site_opts_in() -> None:
     assert "does not exclude pneumothorax" in words(opted)
 
 
-def test_what_was_not_analysed_says_why_and_nothing_else() -> None:
+def test_a_report_of_an_unanalysed_image_has_only_the_reason() -> None:
     for case, wanted in (
         (refused(), "Not analysed: the patient is younger than the minimum age"),
         (
@@ -188,14 +186,14 @@ def test_what_was_not_analysed_says_why_and_nothing_else() -> None:
         assert not {"Finding", "Pneumothorax", "Imaging Measurements"} & set(meanings(said))
 
 
-def test_a_positive_without_a_region_is_said_and_has_no_group() -> None:
+def test_a_positive_without_a_region_is_stated_and_has_no_group() -> None:
     said = report(positive(mask=np.zeros((41, 37), dtype=bool)))
     assert "suspected" in words(said)
     assert "no region could be outlined" in words(said)
     assert "Imaging Measurements" not in meanings(said)
 
 
-def test_millimetres_are_said_only_where_they_are_known_and_estimates_are_marked() -> None:
+def test_millimetres_are_stated_only_if_known_and_estimates_are_marked() -> None:
     unknown = report(positive(header(PixelSpacing=None)))
     assert meanings(unknown).count("Area of defined region") == 1
     estimated = report(positive(header(PixelSpacing=None, ImagerPixelSpacing=[0.1, 0.1])))
@@ -205,7 +203,7 @@ def test_millimetres_are_said_only_where_they_are_known_and_estimates_are_marked
     assert "Derivation" not in meanings(calibrated)
 
 
-def test_the_image_library_is_there_when_the_source_says_what_it_needs() -> None:
+def test_the_image_library_is_present_if_the_source_has_its_attributes() -> None:
     both = {"Rows": 1024, "Columns": 1024, "PixelSpacing": [0.1, 0.2]}
     both |= {"ImagerPixelSpacing": [0.1, 0.2]}
     full = report(positive(header(**both)))
@@ -214,13 +212,13 @@ def test_the_image_library_is_there_when_the_source_says_what_it_needs() -> None
     assert by_name["Patient Orientation Column"].TextValue == "F"
     for lack in (
         {"ImagerPixelSpacing": None},
-        # A placeholder, which is not measured with.
+        # A placeholder spacing, which is not used for measurements.
         {"ImagerPixelSpacing": [1, 1]},
         {"ImagerPixelSpacing": [1, 1], "PixelSpacingCalibrationType": None},
         {"PatientOrientation": None},
         {"PatientOrientation": ["DOE JANE", "F"]},
         {"Modality": "OT"},
-        # Perhaps resized since.
+        # An image that may have been resized.
         {"SOPClassUID": SecondaryCaptureImageStorage, "PixelSpacingCalibrationType": None},
     ):
         assert "Image Library" not in meanings(report(positive(header(**(both | lack)))))
@@ -256,7 +254,7 @@ def test_names_keep_their_bytes_in_every_character_set(charset: Any, name: str) 
         assert again.get("StudyDescription") == source.get("StudyDescription")
 
 
-def test_the_presentation_state_shows_the_image_as_it_is() -> None:
+def test_the_presentation_state_keeps_the_display_of_the_image() -> None:
     (plain,) = (read(result) for result in build(positive(), ["PR"]))
     assert plain.PresentationLUTShape == "IDENTITY"
     assert "SoftcopyVOILUTSequence" not in plain
@@ -268,14 +266,14 @@ def test_the_presentation_state_shows_the_image_as_it_is() -> None:
         RescaleSlope=2, RescaleIntercept=-5, ShutterShape="RECTANGULAR", ShutterLeftVerticalEdge=2,
         ShutterRightVerticalEdge=30, ShutterUpperHorizontalEdge=3, ShutterLowerHorizontalEdge=39,
     )  # fmt: skip
-    # What is no defined term may be anything.
+    # A value that is not a defined term may contain anything, such as a name.
     source.RescaleType = "Gruen^Ada"
     (shown,) = (read(result) for result in build(positive(source), ["PR"]))
     assert shown.PresentationLUTShape == "INVERSE"
     assert list(shown.SoftcopyVOILUTSequence[0].WindowCenter) == [40, 50]
     assert (shown.RescaleSlope, shown.RescaleIntercept, shown.RescaleType) == (2, -5, "US")
     assert (shown.ShutterRightVerticalEdge, shown.ShutterPresentationValue) == (30, 0)
-    # Half a shutter is none.
+    # An incomplete shutter is not copied.
     del source.ShutterRightVerticalEdge
     source.VOILUTSequence = [table]
     (shown,) = (read(result) for result in build(positive(source), ["PR"]))
@@ -300,9 +298,7 @@ def test_the_presentation_state_shows_the_image_as_it_is() -> None:
         (["RIGHT", "FOOT"], None),
     ],
 )
-def test_an_orientation_is_carried_on_only_if_it_is_one(
-    given: Any, wanted: list[str] | None
-) -> None:
+def test_only_a_valid_orientation_is_copied(given: Any, wanted: list[str] | None) -> None:
     source = header(
         Rows=1024, Columns=1024, PatientOrientation=given, ImagerPixelSpacing=[0.2, 0.2]
     )
@@ -314,7 +310,7 @@ def test_an_orientation_is_carried_on_only_if_it_is_one(
     assert orientation(source) == wanted
 
 
-def test_what_fails_does_not_block_the_rest_and_the_report_then_refers_to_no_seg(
+def test_a_failed_seg_blocks_no_other_object_and_is_not_referenced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = build(positive(), KINDS)
@@ -339,7 +335,7 @@ def test_what_fails_does_not_block_the_rest_and_the_report_then_refers_to_no_seg
 
 @settings(deadline=None, max_examples=60)
 @given(arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24)))
-def test_lesions_are_the_mask_without_overlap(mask: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_lesions_partition_the_mask(mask: np.ndarray) -> None:  # type: ignore[type-arg]
     found = lesions.find(mask, contours(mask), None, str)
     together = np.zeros(mask.shape, dtype=int)
     for lesion in found:
@@ -355,7 +351,7 @@ def test_lesions_are_the_mask_without_overlap(mask: np.ndarray) -> None:  # type
     assert areas == sorted(areas, reverse=True)
 
 
-def test_very_many_regions_make_a_few_lesions_and_objects_that_pass() -> None:
+def test_very_many_regions_give_few_lesions_and_valid_objects() -> None:
     mask = np.zeros((41, 37), dtype=bool)
     mask[::4, ::4] = True
     seg, sr, pr = build(positive(mask=mask), KINDS)

@@ -1,4 +1,6 @@
-"""Bytes go when nothing is owed on them, and not before; `pleura verify` sees what is missing."""
+"""Retention: bytes are removed when nothing is owed on them, and not before; `pleura verify`
+reports missing bytes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ PACS = {"name": "pacs", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": 1, "
 
 
 class Bench:
-    """A ledger and a spool with images in whatever state; time passes by hand."""
+    """A ledger and a spool with images in any state, whose time the test advances."""
 
     def __init__(self, folder: Path, commitment: bool = False, **keep: Any) -> None:
         self.now = 1_000_000.0
@@ -42,7 +44,7 @@ class Bench:
         self.number = 0
 
     def image(self, state: str = "analysed", size_bytes: int = 10) -> str:
-        """Receive and finish one image; an analysed one has a result that is owed."""
+        """Receive and complete one image; an analysed image has a result that is owed."""
         self.number += 1
         uid = f"1.2.{self.number}"
         data = bytes(size_bytes)
@@ -65,7 +67,7 @@ class Bench:
             self.ledger.mark_stored(job, 0, commitment)
 
     def pass_days(self, days: int) -> None:
-        """Look at the clock each day, as a running node does each minute."""
+        """Advance the time with a look at the clock each day; a running node looks each minute."""
         for _ in range(days):
             self.turn()
             self.now += DAY_S
@@ -90,7 +92,9 @@ def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
         one.ledger.close()
 
 
-def test_what_is_done_goes_when_it_is_old_and_its_rows_stay(bench: Callable[..., Bench]) -> None:
+def test_completed_bytes_are_removed_by_age_and_their_rows_stay(
+    bench: Callable[..., Bench],
+) -> None:
     node = bench()
     node.image()
     node.deliver()
@@ -100,7 +104,7 @@ def test_what_is_done_goes_when_it_is_old_and_its_rows_stay(bench: Callable[...,
     assert (node.turn(), node.files()) == (2, 0)
     assert node.ledger.inspect.counts()["deliveries"]["stored"] == 1
     assert verify(node.ledger.inspect, node.spool).clean
-    # The same image again is still a duplicate.
+    # The same image sent again is still a duplicate.
     node.ledger.receive([Arrival(node.spool.write(b"x"), "1.2", "1.2.1", "", "", "dimse", 1, 1)])
     (job,) = node.ledger.claim_images("test", 1)
     assert (
@@ -109,10 +113,10 @@ def test_what_is_done_goes_when_it_is_old_and_its_rows_stay(bench: Callable[...,
     )
 
 
-def test_a_file_that_cannot_be_removed_keeps_no_other(bench: Callable[..., Bench]) -> None:
+def test_a_file_that_cannot_be_removed_blocks_no_other(bench: Callable[..., Bench]) -> None:
     node = bench()
     shards = node.config.spool
-    # Files of this second lie in another folder.
+    # Choose a folder that the files of this second do not use.
     broken = f"{(int(time.time()) + 128) % 256:02x}"
     node.ledger.receive([Arrival(broken * 16, "1.2", "1.2.0", "", "", "dimse", 1, 10)])
     (job,) = node.ledger.claim_images("test", 1)
@@ -130,7 +134,7 @@ def test_a_file_that_cannot_be_removed_keeps_no_other(bench: Callable[..., Bench
     assert not any(path.exists() for path in left)
 
 
-def test_what_is_waiting_or_owed_is_kept_however_old(bench: Callable[..., Bench]) -> None:
+def test_waiting_and_owed_bytes_are_kept_however_old(bench: Callable[..., Bench]) -> None:
     node = bench()
     node.image()
     node.image("received")
@@ -138,7 +142,7 @@ def test_what_is_waiting_or_owed_is_kept_however_old(bench: Callable[..., Bench]
     assert (node.turn(), node.files()) == (0, 3)
 
 
-def test_what_failed_or_was_refused_waits_longer_for_a_person(bench: Callable[..., Bench]) -> None:
+def test_failed_and_refused_bytes_are_kept_longer_for_a_person(bench: Callable[..., Bench]) -> None:
     node = bench()
     node.image("failed")
     node.image()
@@ -148,11 +152,11 @@ def test_what_failed_or_was_refused_waits_longer_for_a_person(bench: Callable[..
     assert (node.turn(), node.files()) == (0, 3)
     node.now += DAY_S
     assert (node.turn(), node.files()) == (3, 0)
-    # Nothing is left to try again.
+    # Nothing is left to retry.
     assert node.ledger.rearm(["failed", "refused"], []) == 0
 
 
-def test_nothing_goes_before_the_archive_has_committed(bench: Callable[..., Bench]) -> None:
+def test_nothing_is_removed_before_the_archive_has_committed(bench: Callable[..., Bench]) -> None:
     node = bench(commitment=True)
     node.image()
     node.deliver(commitment=True)
@@ -166,7 +170,7 @@ def test_nothing_goes_before_the_archive_has_committed(bench: Callable[..., Benc
     assert (node.turn(), node.files()) == (2, 0)
 
 
-def test_nothing_is_given_up_for_room_while_the_spool_is_not_mounted(
+def test_nothing_is_removed_for_lack_of_room_while_the_spool_is_not_mounted(
     bench: Callable[..., Bench], tmp_path: Path
 ) -> None:
     node = bench(free_mb=1_000_000_000)
@@ -174,7 +178,7 @@ def test_nothing_is_given_up_for_room_while_the_spool_is_not_mounted(
     node.image()
     node.deliver()
 
-    # The mount point that an unmounted spool leaves behind
+    # Leave an empty mount point, as an unmounted spool does.
     node.config.spool.rename(tmp_path / "away")
     node.config.spool.mkdir()
     with pytest.raises(SpoolError, match="is it mounted"):
@@ -185,13 +189,13 @@ def test_nothing_is_given_up_for_room_while_the_spool_is_not_mounted(
     assert verify(node.ledger.inspect, node.spool).files == 2
 
 
-def test_what_is_done_goes_early_where_room_is_short_the_oldest_first(
+def test_completed_bytes_are_removed_early_for_lack_of_room_oldest_first(
     bench: Callable[..., Bench], small_disk: Path
 ) -> None:
-    # Of 16 MB.
+    # The disk has 16 MB.
     node = bench(folder=small_disk, free_mb=4)
     done = []
-    # And 24 files of half a megabyte.
+    # Write 24 files of half a megabyte.
     for _ in range(12):
         done.append(node.image(size_bytes=500_000))
         node.deliver()
@@ -205,7 +209,7 @@ def test_what_is_done_goes_early_where_room_is_short_the_oldest_first(
     assert verify(node.ledger.inspect, node.spool).clean
 
 
-def test_a_crash_between_the_two_steps_leaves_files_that_are_swept(
+def test_files_left_by_a_crash_between_the_two_steps_are_swept(
     bench: Callable[..., Bench],
 ) -> None:
     node = bench()
@@ -218,7 +222,7 @@ def test_a_crash_between_the_two_steps_leaves_files_that_are_swept(
     assert node.spool.sweep(node.ledger.inspect.known_spool_names, age_s=-1) == 2
 
 
-def test_verify_tells_what_is_missing_and_what_is_damaged(
+def test_verify_reports_missing_and_damaged_bytes(
     bench: Callable[..., Bench], tmp_path: Path
 ) -> None:
     node = bench()

@@ -1,4 +1,4 @@
-"""SIIM-ACR run lengths, there and back; malformed rows are said with their lines."""
+"""SIIM-ACR run lengths are encoded and decoded; malformed rows are reported with their lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.data import rle
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12))))
-def test_there_and_back(mask: NDArray[np.bool_]) -> None:
+def test_encoding_and_decoding_give_the_same_mask(mask: NDArray[np.bool_]) -> None:
     assert np.array_equal(rle.decode(rle.encode(mask), *mask.shape), mask)
 
 
@@ -24,12 +24,12 @@ def test_runs_go_down_the_columns_and_are_relative() -> None:
     assert [tuple(map(int, place)) for place in np.argwhere(mask)] == [(1, 0), (2, 0), (2, 1)]
 
 
-def test_every_published_mask_comes_back_to_the_same_string(data: Path) -> None:
-    """All 12,879 rows of the 11,986 images: each row to its very string. Equal rows ("-1" mostly)
-    are decoded once.
+def test_every_published_mask_encodes_to_its_own_string(data: Path) -> None:
+    """All 12,879 rows of the 11,986 images: each row encodes to its own string. Equal rows (mostly
+    "-1") are decoded once.
 
-    Of the 614 images with several rows the union is one mask, whose string is no row of the file:
-    it holds every pixel of its rows and no other, and comes back to its own string.
+    The union of the rows of an image (614 images have several) is one mask, whose string is no row
+    of the file: it holds every pixel of its rows and no other, and also encodes to its own string.
     """
     published = rle.read(data / "siim" / "all-train-rle.csv.gz")
     rows = [text for texts in published.values() for text in texts]
@@ -46,7 +46,7 @@ def test_every_published_mask_comes_back_to_the_same_string(data: Path) -> None:
 
 
 def _pixels(texts: list[str] | tuple[str, ...]) -> set[tuple[int, int]]:
-    """The runs as disjoint (start, end) intervals, by another way than a mask."""
+    """The runs as disjoint (start, end) intervals, computed without a mask."""
     intervals = []
     for text in texts:
         edges = np.cumsum(np.array(text.split(), dtype=int)).tolist()
@@ -63,14 +63,14 @@ def _pixels(texts: list[str] | tuple[str, ...]) -> set[tuple[int, int]]:
 @pytest.mark.parametrize(
     "row", ["a,1", "a,1 2 3", "a,1 x", "a,-5 2", "a,99999999 1", "a", "a,1 2,3", ",1 2", "a,"]
 )
-def test_a_malformed_row_is_said_with_its_line(tmp_path: Path, row: str) -> None:
+def test_a_malformed_row_is_reported_with_its_line(tmp_path: Path, row: str) -> None:
     path = tmp_path / "train-rle.csv"
     path.write_text(f"ImageId, EncodedPixels\nb,-1\n{row}\nc,-1\nd,5\n")
     with pytest.raises(ValueError, match=r"line 3(.|\n)*line 5"):
         rle.read(path)
 
 
-def test_a_run_may_not_leave_its_image(tmp_path: Path) -> None:
+def test_a_run_beyond_its_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train-rle.csv"
     path.write_text("ImageId, EncodedPixels\na,10 6\n")
     assert rle.read(path, {"a": (4, 4)}) == {"a": ("10 6",)}

@@ -1,4 +1,6 @@
-"""The folder of a run: what it says, what it refuses, and that files are whole."""
+"""The folder of a training run: its contents, the folders it refuses, and that its files are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ COMMAND = [
 ]
 
 
-def test_a_new_folder_says_what_was_asked_where(tmp_path: Path) -> None:
+def test_a_new_folder_records_command_recipe_and_environment(tmp_path: Path) -> None:
     run = Run(tmp_path / "out", Recipe(), "abc", COMMAND)
     assert json.loads((run.folder / "recipe.json").read_text())["networks"] == [
         {"batch": 8, "epochs": 2}
@@ -48,7 +50,7 @@ def test_a_new_folder_says_what_was_asked_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "shown"),
     [
         ("--data /home/alice --out alice", "--data DATA --out OUT"),
         ("--da=/home/alice --o alice/run", "--da=DATA --o OUT"),
@@ -56,11 +58,11 @@ def test_a_new_folder_says_what_was_asked_where(tmp_path: Path) -> None:
         ("--start=1=/home/alice=b/w.pt --set split.seed=3", "--start=1=w.pt --set split.seed=3"),
     ],
 )
-def test_no_folder_is_named(tmp_path: Path, words: str, said: str) -> None:
-    assert Run(tmp_path, Recipe(), "abc", words.split()).command == said
+def test_the_recorded_command_names_no_folder(tmp_path: Path, words: str, shown: str) -> None:
+    assert Run(tmp_path, Recipe(), "abc", words.split()).command == shown
 
 
-def test_a_fault_of_the_first_process_stops_all(
+def test_an_error_of_the_first_process_stops_all_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "thesis.tex").write_text("")
@@ -78,11 +80,11 @@ def test_a_fault_of_the_first_process_stops_all(
         Run(tmp_path / "out", Recipe(), "abc", COMMAND)
 
     monkeypatch.setattr(ranks, "same", lambda _: "")
-    # Only the first one makes it
+    # Only the first process creates the folder.
     assert not Run(tmp_path / "out", Recipe(), "abc", COMMAND).folder.exists()
 
 
-def test_the_same_run_is_found_again_and_another_refused(tmp_path: Path) -> None:
+def test_the_same_run_is_resumed_and_another_is_refused(tmp_path: Path) -> None:
     Run(tmp_path, Recipe(), "abc", COMMAND)
     Run(tmp_path, Recipe(), "abc", ["pleura", "train", "again"])
     with pytest.raises(
@@ -93,21 +95,23 @@ def test_the_same_run_is_found_again_and_another_refused(tmp_path: Path) -> None
         Run(tmp_path, Recipe(), "abd", COMMAND)
 
 
-def test_another_machine_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_environment_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = Run(tmp_path, Recipe(), "abc", COMMAND).folder / "environment.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 999}))
     Run(tmp_path, Recipe(), "abc", COMMAND)
     assert "threads was 999" in capsys.readouterr().out
 
 
-def test_somebody_elses_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(RunError, match=r"thesis\.tex and no run"):
         Run(tmp_path, Recipe(), "abc", COMMAND)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_start_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
+def test_an_interrupted_start_is_repeated(tmp_path: Path) -> None:
     (tmp_path / "environment.json").write_text("{}")
     (tmp_path / ".recipe.json.part").write_text("{")
     assert (
@@ -118,7 +122,7 @@ def test_a_start_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_is_there_as_a_whole_or_as_it_was(tmp_path: Path) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     write(path, lambda file: file.write(b"before"))
 
@@ -141,7 +145,7 @@ class Known(Case):
         return "pixels and mask"
 
 
-def test_the_digest_knows_the_set_and_not_its_order() -> None:
+def test_the_digest_depends_on_the_images_and_not_on_their_order() -> None:
     cases = [Known(image_id=name, patient=name, label=1.0) for name in "abc"]
     assert digest(cases) == digest(cases[::-1])
     others = [
@@ -166,7 +170,7 @@ def test_a_run_from_a_checkout_records_its_commit() -> None:
     assert environment()["commit"] in (commit, f"{commit}-dirty")
 
 
-def test_a_knob_that_a_newer_version_added_does_not_stop_a_run(tmp_path: Path) -> None:
+def test_an_option_added_by_a_newer_version_does_not_stop_a_run(tmp_path: Path) -> None:
     class Newer(Recipe):
         added: str = "as before"
 

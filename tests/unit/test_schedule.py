@@ -1,4 +1,4 @@
-"""How the learning rate moves, when figures stand still, and what rests."""
+"""Learning-rate schedules, averaging, stale figures, and frozen layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rates(schedule: Schedule, per_epoch: int, epochs: int) -> list[float]:
     return [rate(schedule, Moment(step, per_epoch, epochs)) for step in range(per_epoch * epochs)]
 
 
-def test_one_cycle_is_torchs_in_rate_and_momentum() -> None:
+def test_one_cycle_equals_torchs_in_rate_and_momentum() -> None:
     optimiser = torch.optim.AdamW(nn.Linear(1, 1).parameters(), 0.5)
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.5, total_steps=60, pct_start=0.15)
     schedule = Schedule(name="one-cycle")
@@ -29,7 +29,7 @@ def test_one_cycle_is_torchs_in_rate_and_momentum() -> None:
         theirs.step()
 
 
-def test_cosine_is_torchs_down_to_the_floor() -> None:
+def test_cosine_equals_torchs_down_to_the_floor() -> None:
     optimiser = torch.optim.SGD(nn.Linear(1, 1).parameters(), 1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20, eta_min=0.01)
     for ours in rates(Schedule(name="cosine"), 5, 4):
@@ -54,7 +54,7 @@ def test_weights_are_averaged_at_the_end_of_each_epoch_or_of_each_cycle() -> Non
     assert averaged(swa_last_epochs=4, swa_each="cycle") == [6, 9]
 
 
-def test_a_cycle_starts_again_from_the_top() -> None:
+def test_a_cycle_restarts_at_the_highest_rate() -> None:
     found = rates(Schedule(name="cyclic", cycle=3, floor=0.1), 4, 9)
     assert [step for step, share in enumerate(found) if share == 1] == [0, 12, 24]
     assert found[:12] == sorted(found[:12], reverse=True) == found[12:24]
@@ -62,15 +62,15 @@ def test_a_cycle_starts_again_from_the_top() -> None:
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "cyclic", "one-cycle", "plateau"])
-def test_warm_up_rises_to_the_schedule_which_then_has_the_other_epochs(name: str) -> None:
+def test_warm_up_rises_and_the_schedule_takes_the_other_epochs(name: str) -> None:
     warm = rates(Schedule(name=name, warm_up=2), 10, 6)
     assert warm[0] == pytest.approx(0.01)
     assert warm[10] == pytest.approx((0.01 + 1) / 2)
     assert warm[20:] == rates(Schedule(name=name), 10, 4)
 
 
-def after(figures: list[float], **knobs: float) -> float:
-    return rate(Schedule(name="plateau", factor=0.5, **knobs), Moment(0, 1, 99, figures))
+def after(figures: list[float], **options: float) -> float:
+    return rate(Schedule(name="plateau", factor=0.5, **options), Moment(0, 1, 99, figures))
 
 
 def test_the_rate_falls_after_patience_epochs_without_a_better_figure() -> None:
@@ -83,7 +83,7 @@ def test_the_rate_falls_after_patience_epochs_without_a_better_figure() -> None:
     assert after([math.nan] * 3, patience=3) == 0.5
 
 
-def test_stale_counts_from_the_first_of_the_best() -> None:
+def test_stale_counts_from_the_first_best_epoch() -> None:
     assert [
         stale(figures) for figures in ([], [0.1], [0.1, 0.2], [0.2, 0.2, 0.1], [math.nan, 0.1])
     ] == [0, 0, 0, 2, 0]
@@ -125,7 +125,7 @@ class Network(nn.Module):
         return resting
 
 
-def test_the_first_half_of_the_encoder_rests_for_its_epochs() -> None:
+def test_the_first_half_of_the_encoder_is_frozen_for_its_epochs() -> None:
     network = Network()
     network.eval()
     train(network, Freeze(epochs=2, share=0.5), 1)
@@ -136,6 +136,6 @@ def test_the_first_half_of_the_encoder_rests_for_its_epochs() -> None:
     assert network.resting() == ["encoder.0.0", "encoder.0.1", "encoder.1", "encoder.2"]
 
 
-def test_freezing_wants_an_encoder() -> None:
+def test_freezing_requires_an_encoder() -> None:
     with pytest.raises(ValueError, match="Conv2d has no encoder"):
         train(nn.Conv2d(1, 1, 1), Freeze(epochs=1), 0)

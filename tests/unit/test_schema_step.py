@@ -1,5 +1,5 @@
-"""A ledger that version 1 wrote goes on under this one: nothing lost, everything movable, tables as
-if made anew.
+"""Migration of a version 1 ledger: nothing is lost, all work continues, and the tables equal newly
+created tables.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.schema import STEPS, deliveries, instances, results
 from daemon.ledger.version import SCHEMA_VERSION
 
-# As version 1 created them; frozen. {id} is the databases' only difference.
+# The tables as version 1 created them; never change this. The databases differ only in {id}.
 VERSION_1 = """
 CREATE TABLE schema_version (version INTEGER NOT NULL);
 INSERT INTO schema_version VALUES (1);
@@ -47,7 +47,7 @@ CREATE INDEX ix_deliveries_result_id ON deliveries (result_id);
 CREATE INDEX owed ON deliveries (destination, state, priority, id);
 """
 
-# Images that wait, were in work when the old version ended, and ended in each state.
+# Images that wait, that were in work when the old version ended, and that reached each end state.
 _IMAGE = (
     "INSERT INTO instances (spool_name, sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae_title, origin,"
     " priority, size_bytes, received_at, state, reason, content_digest, duplicate_of, completed_at, owner, lease_until,"
@@ -80,7 +80,7 @@ ROWS = (
 
 @pytest.fixture
 def old_url(ledger_url: str) -> str:
-    """A ledger as version 1 left it."""
+    """The URL of a ledger as version 1 left it."""
     write_version_1(ledger_url)
     return ledger_url
 
@@ -118,7 +118,7 @@ def rows(url: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def shape(url: str) -> dict[str, Any]:
-    """Columns, keys and indexes as the database tells them, in no order."""
+    """Columns, keys and indexes as the database reports them, in a comparable form."""
     engine = sa.create_engine(url)
     look = sa.inspect(engine)
     found: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def shape(url: str) -> dict[str, Any]:
     return found
 
 
-def test_every_row_is_still_there(old_url: str) -> None:
+def test_a_migration_keeps_every_row(old_url: str) -> None:
     before = rows(old_url)
     Ledger(old_url).close()
     after = rows(old_url)
@@ -158,7 +158,7 @@ def test_every_row_is_still_there(old_url: str) -> None:
     assert {len(found) for found in before.values()} == {6, 3, 4}
 
 
-def test_a_file_is_kept_as_the_version_before_left_it(tmp_path: Path) -> None:
+def test_the_old_ledger_file_is_kept_unchanged(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     kept = tmp_path / "ledger.db.version-1"
     write_version_1(url)
@@ -167,7 +167,7 @@ def test_a_file_is_kept_as_the_version_before_left_it(tmp_path: Path) -> None:
     assert rows(f"sqlite:///{kept}") == before
     assert [file.name for file in tmp_path.glob("*.part")] == []
 
-    # Rolled back, and upgraded again.
+    # Roll back and upgrade again.
     kept.replace(tmp_path / "ledger.db")
     Ledger(url).close()
     assert rows(f"sqlite:///{kept}") == before
@@ -176,7 +176,7 @@ def test_a_file_is_kept_as_the_version_before_left_it(tmp_path: Path) -> None:
     assert not kept.exists()
 
 
-def test_a_ledger_is_told_to_be_brought_forward_once_it_is(
+def test_a_migration_is_logged_only_after_it_succeeded(
     old_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -190,18 +190,18 @@ def test_a_ledger_is_told_to_be_brought_forward_once_it_is(
     assert f"migrated from schema version 1 to {SCHEMA_VERSION}" in caplog.text
 
 
-def test_a_ledger_that_cannot_be_kept_is_not_brought_forward(tmp_path: Path) -> None:
+def test_a_ledger_that_cannot_be_copied_is_not_migrated(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     write_version_1(url)
     before = shape(url)
-    # In the place of the copy's file.
+    # Put a folder in the place of the copy.
     (tmp_path / "ledger.db.part" / "x").mkdir(parents=True)
     with pytest.raises(OSError, match=r"ledger\.db\.part"):
         Ledger(url)
     assert shape(url) == before
 
 
-def test_the_tables_are_as_if_made_anew(
+def test_migrated_tables_equal_newly_created_tables(
     old_url: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     Ledger(old_url).close()
@@ -222,7 +222,7 @@ def test_the_tables_are_as_if_made_anew(
     assert any("WHERE" in text for _, text in upgraded["indexes"])
 
 
-def test_what_waited_is_analysed_and_what_was_in_work_comes_alone(ledger: Ledger) -> None:
+def test_waiting_images_are_analysed_and_images_in_work_are_claimed_alone(ledger: Ledger) -> None:
     (first,) = ledger.claim_images("me", 9)
     assert first.sop_instance_uid == "1.1"
     (second,) = ledger.claim_images("me", 9)
@@ -244,7 +244,7 @@ def test_what_waited_is_analysed_and_what_was_in_work_comes_alone(ledger: Ledger
     }
 
 
-def test_what_comes_again_is_a_duplicate_of_what_the_old_version_analysed(ledger: Ledger) -> None:
+def test_a_resent_image_is_a_duplicate_of_the_old_versions(ledger: Ledger) -> None:
     ledger.claim_images("me", 9)
     ledger.claim_images("me", 9)
     ledger.receive([Arrival("new", "1.2.840", "1.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
@@ -252,7 +252,7 @@ def test_what_comes_again_is_a_duplicate_of_what_the_old_version_analysed(ledger
     assert ledger.complete(job, Completion("analysed", "a"), {}) == "duplicate"
 
 
-def test_what_was_owed_is_delivered_and_committed(ledger: Ledger) -> None:
+def test_owed_results_are_delivered_and_committed(ledger: Ledger) -> None:
     first, second = ledger.claim_deliveries("pacs", "me", 9)
     assert (first.result.sop_instance_uid, first.result.size_bytes) == ("9.1", None)
     assert (second.failures, second.attempt) == (1, 3)
@@ -262,7 +262,7 @@ def test_what_was_owed_is_delivered_and_committed(ledger: Ledger) -> None:
     assert request is not None
     assert request.references == (("1.2.5", "9.1"),)
     assert ledger.record_commitment_report("pacs", request.transaction_uid, ["9.1"], {}, {})
-    # What the old version stored, nobody is asked about.
+    # No commitment is requested for results that the old version stored.
     assert ledger.ask_commitment("outbox", 9, 60.0) is None
     assert ledger.inspect.counts()["deliveries"] == {
         "owed": 1,
@@ -272,7 +272,7 @@ def test_what_was_owed_is_delivered_and_committed(ledger: Ledger) -> None:
     }
 
 
-def test_what_failed_and_was_refused_is_armed_again(ledger: Ledger) -> None:
+def test_failed_images_and_refused_results_can_be_retried(ledger: Ledger) -> None:
     assert ledger.rearm(["failed", "refused"], []) == 2
     assert (
         ledger.inspect.counts()["deliveries"]["refused"]
@@ -281,26 +281,26 @@ def test_what_failed_and_was_refused_is_armed_again(ledger: Ledger) -> None:
     )
 
 
-def test_lost_results_are_made_again(ledger: Ledger) -> None:
+def test_lost_results_are_remade(ledger: Ledger) -> None:
     first, _ = ledger.claim_deliveries("pacs", "me", 9)
     assert ledger.remake(first, "its file is lost")
     assert ledger.inspect.counts()["instances"]["received"] == 3
 
 
-def test_bytes_are_given_up_and_counted_on(ledger: Ledger) -> None:
+def test_bytes_are_given_up_and_counted(ledger: Ledger) -> None:
     images = {"image-1.1", "image-1.2", "image-1.3", "image-again", "image-1.4", "image-1.5"}
     assert {one.spool_name for one in ledger.inspect.kept_files()} == images | {
         "made-1",
         "made-2",
         "made-3",
     }
-    # The analysed image is owed; the duplicate of it and the one not analysed may go, the failed
-    # one later.
+    # The analysed image is owed; its duplicate and the image not analysed may be removed now, the
+    # failed image later.
     assert sorted(ledger.give_up_bytes(10.0, 10_000.0, ["pacs"], 9)) == ["image-1.4", "image-again"]
     assert ledger.inspect.contradictions() == []
 
 
-def test_many_processes_open_it_at_once_and_one_brings_it_forward(old_url: str) -> None:
+def test_of_many_processes_that_open_a_ledger_one_migrates_it(old_url: str) -> None:
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(3)
     names = context.Queue()

@@ -1,4 +1,4 @@
-"""What an answer means, and when the next try comes."""
+"""The meaning of C-STORE answers, and the back-off between tries."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from daemon.spool import Spool
         (0xFFFF, 0, 99, True, Verdict.RETRY),
     ],
 )
-def test_what_an_answer_means(
+def test_a_status_gives_the_right_verdict(
     status: int, failures: int, failing_h: float, stores_others: bool, meaning: Verdict
 ) -> None:
     assert verdict(status, failures, failing_h * 3600.0, stores_others) is meaning
 
 
-def test_pauses_grow_to_five_minutes_and_no_further_without_an_end() -> None:
+def test_back_off_grows_to_five_minutes_and_stays_there() -> None:
     for failures, longest in [
         (1, 0.5),
         (2, 1.0),
@@ -62,12 +62,12 @@ def test_pauses_grow_to_five_minutes_and_no_further_without_an_end() -> None:
         pauses = [Backoff().pause_s(failures) for _ in range(200)]
         assert max(pauses) <= longest
         assert min(pauses) >= longest / 2
-        # Jittered.
+        # The pauses have jitter.
         assert len(set(pauses)) > 100
 
 
 class _Leaving(Courier):
-    """The spool goes away when the first object is stored."""
+    """A courier whose spool disappears when the first object is stored."""
 
     def __init__(self, folder: FolderDestination, ledger: Ledger, spool: Spool) -> None:
         super().__init__(folder, Config(destinations=(folder,)), ledger, spool)
@@ -89,7 +89,7 @@ class _Leaving(Courier):
         stop.set()
 
 
-def test_what_a_vanished_spool_held_is_not_refused(tmp_path: Path) -> None:
+def test_results_in_a_vanished_spool_are_not_refused(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     spool = Spool(tmp_path / "spool")
     spool.claim(ledger.spool_identity)

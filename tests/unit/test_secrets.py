@@ -1,4 +1,6 @@
-"""Secrets from files or the environment: used, kept from others, and shown nowhere."""
+"""Secrets from files or the environment: they are used, protected from other users, and shown
+nowhere.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,11 @@ def settings(folder: Path, *lines: str) -> Path:
     return path
 
 
-def test_the_file_of_the_settings(tmp_path: Path, secret: Path) -> None:
+def test_a_secret_is_read_from_the_file_in_the_settings(tmp_path: Path, secret: Path) -> None:
     assert config.load(settings(tmp_path, f"ledger_file: {secret}")).ledger == URL
 
 
-def test_the_environment_comes_before_the_settings(
+def test_the_environment_overrides_the_settings(
     tmp_path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = settings(tmp_path, "ledger: sqlite:////var/lib/pleura/another.db")
@@ -49,12 +51,12 @@ def test_the_environment_comes_before_the_settings(
     assert config.load(path).ledger == f"sqlite:///{tmp_path}/mine.db"
 
 
-def test_another_device_keeps_the_secret(tmp_path: Path, secret: Path) -> None:
+def test_a_changed_device_keeps_the_secret(tmp_path: Path, secret: Path) -> None:
     loaded = config.load(settings(tmp_path, f"ledger_file: {secret}"))
     assert config.with_device(loaded, "cpu").ledger == URL
 
 
-def test_the_token_of_the_metrics_is_kept_from_others(
+def test_the_metrics_token_must_be_unreadable_for_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     token = tmp_path / "token"
@@ -67,7 +69,7 @@ def test_the_token_of_the_metrics_is_kept_from_others(
     assert cli.main(["config", "check", "-c", str(path)]) == 0
 
 
-def test_two_places_are_one_too_many(tmp_path: Path, secret: Path) -> None:
+def test_a_secret_in_two_places_is_refused(tmp_path: Path, secret: Path) -> None:
     path = settings(tmp_path, f"ledger_file: {secret}", f"ledger: {URL}")
     with pytest.raises(config.ConfigError, match="one of them, not both") as caught:
         config.load(path)
@@ -75,9 +77,7 @@ def test_two_places_are_one_too_many(tmp_path: Path, secret: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [PASSWORD, f"mysql://pleura:{PASSWORD}@db/pleura", ""])
-def test_a_wrong_secret_is_named_by_its_place_alone(
-    text: str, tmp_path: Path, secret: Path
-) -> None:
+def test_a_wrong_secret_is_named_only_by_its_place(text: str, tmp_path: Path, secret: Path) -> None:
     secret.write_text(text)
     with pytest.raises(config.ConfigError, match=r"ledger_file.*ledger\.url") as caught:
         config.load(settings(tmp_path, f"ledger_file: {secret}"))
@@ -101,7 +101,7 @@ def test_no_command_and_no_traceback_shows_the_password(
     shown = capsys.readouterr()
     assert "pleura:***@127.0.0.1" in shown.out
 
-    # The server is away: both say so.
+    # The server is unreachable, and both commands report it.
     assert cli.main(["status", "-c", str(path)]) == EXIT_FAILED
     told = capsys.readouterr()
     assert "08001" in told.err
@@ -115,10 +115,10 @@ def test_no_command_and_no_traceback_shows_the_password(
 
 
 @pytest.mark.parametrize("name", ["PLEURA_LEDGER", "PLEURA_LEDGER_FILE"])
-def test_a_variable_that_is_set_to_nothing_is_no_default_ledger(
+def test_an_empty_variable_does_not_select_the_default_ledger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """`PLEURA_LEDGER: ${DATABASE}` in a compose file, and DATABASE is not set."""
+    """As with `PLEURA_LEDGER: ${DATABASE}` in a compose file where DATABASE is not set."""
     path = tmp_path / "pleura.yaml"
     path.write_text("ledger: postgresql://pleura@db/pleura\n")
     monkeypatch.setenv(name, "")

@@ -1,5 +1,5 @@
-"""Encoders under decoders, whole nets and ensembles: shapes, published sizes, outputs while
-training, rules.
+"""Encoders with decoders, whole networks and ensembles: shapes, published sizes, training outputs,
+and bounds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def outputs(network: nn.Module, image: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("name", "arguments", "count"),
     [
-# This to deeplab-v3: segmentation_models.pytorch's, one class
+        # From here to deeplab-v3: the counts of segmentation_models.pytorch for one class.
         ("unet", COLOUR, 24_436_369),
         ("unet-plus-plus", COLOUR, 26_078_609),
         ("linknet", COLOUR, 21_771_937),
@@ -49,18 +49,18 @@ def outputs(network: nn.Module, image: Tensor) -> list[Tensor]:
          20_024_384 + 102_764_544 + 16_781_312 + 4097 + 2 * 513 + 2 * 16 + 256),
         ("plain-unet", {"widths": [32, 64, 128, 256, 512], "up_widths": [256, 128, 64, 32]}, 7_763_041 - 2 * 9 * 32),
         ("plain-unet", {"widths": [64, 128, 256, 512, 1024], "up_widths": [512, 256, 128, 64]},
-# The usual PyTorch one, of colour images
+         # The count of the common PyTorch U-Net for colour images, without two input channels.
          31_037_633 - 2 * 9 * 64),
-# published: 29.3 million
+        # Published as 29.3 million.
         ("double-unet", COLOUR, 29_288_886),
-# published, counted otherwise (see the file): 10,069,640
+        # Published as 10,069,640, counted differently (see dc_unet.py).
         ("dc-unet", {}, 10_046_782),
         ("monai-unet-plus-plus", {"deep_supervision": True}, 2_410_180),
         ("classifier", {"encoder": "resnet50", **COLOUR}, 23_508_032 + 2049),
         ("classifier", {"encoder": "resnet34", "hidden": 256, **COLOUR}, 21_284_672 + 1024 + 513 * 256 + 257),
     ],
 )  # fmt: skip
-def test_they_have_the_published_number_of_parameters(
+def test_each_network_has_the_published_number_of_parameters(
     name: str, arguments: dict[str, Any], count: int
 ) -> None:
     assert parameters(name, **arguments) == count
@@ -86,7 +86,7 @@ def test_they_have_the_published_number_of_parameters(
         ("ensemble", {"members": [SMALL, {**OTHER, "side": 32}], "flip": True}, ["map"]),
     ],
 )  # fmt: skip
-def test_each_learns_in_all_its_parameters_and_then_gives_one_answer(
+def test_each_network_trains_all_parameters_and_then_gives_one_answer(
     name: str, arguments: dict[str, Any], wanted: list[str]
 ) -> None:
     torch.manual_seed(1)
@@ -108,7 +108,7 @@ def test_each_learns_in_all_its_parameters_and_then_gives_one_answer(
     assert torch.isfinite(answer).all()
 
 
-def test_the_first_output_while_training_is_the_one_that_serves() -> None:
+def test_the_first_training_output_is_the_one_that_serves() -> None:
     torch.manual_seed(1)
     image = torch.rand(2, 1, 32, 32)
     for name, arguments in [
@@ -118,7 +118,7 @@ def test_the_first_output_while_training_is_the_one_that_serves() -> None:
         network = build(name, **arguments).eval()
         with torch.inference_mode():
             served = network(image)
-            # alone, so that layers which normalise or drop out go on as when serving
+            # Set only this flag, so that batch norms and dropout still behave as in serving.
             network.training = True
             for one in network.children():
                 one.training = True
@@ -152,7 +152,7 @@ def test_the_encoding_is_the_sum_of_softly_assigned_residuals() -> None:
     encoding: Any = build("encnet").get_submodule("decoder.encoding")
     x = torch.rand(1, 512, 2, 3)
     pixels = x[0].flatten(1).T
-    # (pixels, codewords, channels)
+    # (pixels, codewords, channels).
     residuals = pixels[:, None] - encoding.codewords
     shares = torch.softmax(-encoding.smoothing * residuals.square().sum(2), dim=1)
     wanted = (shares[:, :, None] * residuals).sum(0)
@@ -172,11 +172,11 @@ def test_the_second_unet_sees_the_image_through_the_first_mask() -> None:
         nn.init.zeros_(network.second_head.weight)
         assert [one.unique().item() for one in network.train()(image)] == [7, 0]
         assert [one.unique().item() for one in network.eval().both(image)] == [0, 7]
-    # Every pixel of the first mask is one half
+    # Every pixel of the first mask is one half.
     assert torch.allclose(seen[0], image / 2)
 
 
-def test_the_deepest_of_monais_nested_nets_serves() -> None:
+def test_the_deepest_output_of_monais_nested_unet_serves() -> None:
     network: Any = build("monai-unet-plus-plus", features=[8] * 6, deep_supervision=True)
     nn.init.zeros_(network.network.final_conv_0_4.weight)
     nn.init.constant_(network.network.final_conv_0_4.bias, 7)
@@ -192,7 +192,7 @@ def test_an_ensemble_answers_with_the_mean_probability(flip: bool, member: dict[
     members = [member, {**member, "side": 32}]
     network: Any = build("ensemble", members=members, flip=flip).train()
 
-    # Its members were trained already
+    # The members are already trained, so they stay in evaluation mode.
     assert not any(one.training for one in network.modules())
     image = torch.rand(2, 1, 64, 64)
     small = functional.interpolate(image, size=(32, 32), mode="bilinear", antialias=True)
@@ -210,7 +210,7 @@ def test_an_ensemble_answers_with_the_mean_probability(flip: bool, member: dict[
         )
 
 
-def test_an_ensemble_of_the_certain_stays_finite_and_exact() -> None:
+def test_an_ensemble_of_extreme_logits_stays_finite_and_exact() -> None:
     network: Any = build("ensemble", members=[PLAIN, PLAIN])
     for one, bias in zip(network.members, (80.0, 90.0), strict=True):
         nn.init.zeros_(one.head.weight)
@@ -220,7 +220,7 @@ def test_an_ensemble_of_the_certain_stays_finite_and_exact() -> None:
         assert network(torch.rand(1, 1, 32, 32)).item() == pytest.approx(wanted, abs=1e-4)
 
 
-def test_the_largest_of_a_map_reaches_a_threshold_where_enough_pixels_do() -> None:
+def test_largest_of_map_reaches_a_threshold_exactly_if_enough_pixels_do() -> None:
     torch.manual_seed(1)
     image = torch.rand(4, 1, 32, 32)
     with torch.inference_mode():
@@ -246,7 +246,7 @@ def test_the_largest_of_a_map_reaches_a_threshold_where_enough_pixels_do() -> No
             "onnxruntime",
             "ensemble",
             {"members": [SMALL, SMALL], "flip": True},
-            # ONNX does not resize as we do
+            # No other sides here: ONNX resizes differently from torch.
         ),
         ("openvino", "largest-of-map", {"of": SMALL, "pixels": 9}),
         ("onnxruntime", "largest-of-map", {"of": SMALL, "pixels": 9}),
@@ -285,12 +285,14 @@ def test_engines_answer_as_torch_does(other: str, name: str, arguments: dict[str
         ),
     ],
 )
-def test_what_is_out_of_bounds_is_refused(name: str, arguments: dict[str, Any], word: str) -> None:
+def test_arguments_out_of_bounds_are_refused(
+    name: str, arguments: dict[str, Any], word: str
+) -> None:
     with pytest.raises(ValueError, match=word):
         shapes(name, **arguments)
 
 
-def test_networks_are_not_nested_without_end() -> None:
+def test_nesting_of_networks_is_bounded() -> None:
     inner: dict[str, Any] = SMALL
     for _ in range(2):
         inner = {"architecture": "ensemble", "arguments": {"members": [inner]}}
@@ -299,7 +301,7 @@ def test_networks_are_not_nested_without_end() -> None:
         shapes("ensemble", members=[inner])
 
 
-def test_an_ensemble_is_weighed_as_a_whole() -> None:
+def test_the_size_limit_applies_to_a_whole_ensemble() -> None:
     large = {"architecture": "fcn", "arguments": {"encoder": "vgg19", "hidden": 4096, "kernel": 7}}
     assert shapes("ensemble", members=[large] * 3)
     with pytest.raises(ValueError, match="weights, at most"):

@@ -1,4 +1,4 @@
-"""Where the settings are, how they begin, and which results `predict` makes."""
+"""The settings file: where it is, how it is created, and which results `predict` makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daemon.parser import parse
 from training import phantom
 
 
-def test_settings_are_where_the_environment_says_else_in_etc(
+def test_settings_are_found_by_the_environment_or_in_etc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "here.yaml"
@@ -48,13 +48,13 @@ def test_init_writes_the_commented_file_once(
     assert path.read_text() == "port: 104\n"
 
 
-def test_init_does_not_make_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_does_not_create_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "init", "-c", str(tmp_path / "mistyped" / "pleura.yaml")]) == 2
     assert f"mkdir -p {tmp_path / 'mistyped'}" in capsys.readouterr().err
     assert not (tmp_path / "mistyped").exists()
 
 
-def test_an_absent_file_leads_to_the_command_that_writes_it(
+def test_the_error_for_an_absent_file_names_the_command_that_writes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "pleura.yaml"
@@ -67,7 +67,7 @@ def test_an_absent_file_leads_to_the_command_that_writes_it(
     [([], {"SEG", "OT", "SR", "PR"}), (["--results", "sc, SR"], {"OT", "SR"})],
     ids=["all", "some"],
 )
-def test_predict_makes_the_results_that_are_asked_for(
+def test_predict_makes_the_requested_results(
     tiny_package: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
