@@ -1,4 +1,4 @@
-"""The shadow model: compared, never sent, and no risk to a real image."""
+"""The shadow model: its answers are compared and never sent, and it is no risk to real images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LIMITS = ShadowLimits(idle_s=0.01, image_s=0.5, first_pause_s=0.01, longest_paus
 
 
 class Bench:
-    """A ledger and a spool with images that the model has answered, and their shadow."""
+    """A ledger and a spool with images that the model has answered, and a shadow model for them."""
 
     def __init__(self, ledger: Ledger, folder: Path) -> None:
         self.ledger = ledger
@@ -56,7 +56,7 @@ class Bench:
     def look(self) -> bool:
         return self.worker.turn(self, SHADOW)
 
-    # -- as the networks: the answer stands in the file ------------------------------------------
+    # -- the interface of a networks' process: the answer is the file's content -------------------
 
     def start(self) -> str:
         return SHADOW
@@ -69,10 +69,10 @@ class Bench:
         return Answer(float(data), float(data) >= 0.5, "")
 
     def end(self) -> None:
-        """Nothing runs."""
+        """No process runs."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No resource is held."""
 
     # -- images ----------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class Bench:
         self.ledger.receive([Arrival(name, "1.2", uid, "1.2", "XRAY1", "dimse", 1, len(data))])
 
     def end_image(self, uid: str, data: bytes, probability: float, model: str = MODEL) -> None:
-        """An image whose file says what the shadow will answer."""
+        """Receive and complete an image whose file holds the shadow's answer."""
         self.receive(uid, data)
         (job,) = self.ledger.claim_images("me", 1)
         done = Completion(
@@ -101,7 +101,7 @@ def bench(ledger: Ledger, tmp_path: Path) -> Bench:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Any:
-    """On SQLite alone."""
+    """On SQLite only."""
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     yield Bench(ledger, tmp_path)
     ledger.close()
@@ -130,7 +130,7 @@ def test_answers_are_compared_with_the_models_and_with_reports(bench: Bench) -> 
     model, shadow = found.model_with_reports, found.shadow_with_reports
     assert model is not None
     assert shadow is not None
-    # The report on the image that the shadow did not answer is in neither.
+    # Neither counts the report on the image that the shadow did not answer.
     assert model.reports == shadow.reports == 3
     assert (model.sensitivity[0], shadow.sensitivity[0]) == (0.5, 1.0)
     assert (model.auc, shadow.auc) == (0.5, 1.0)
@@ -146,7 +146,7 @@ def test_answers_are_compared_with_the_models_and_with_reports(bench: Bench) -> 
     assert "shadow: area under the ROC curve: 1.000" in lines
 
 
-def test_nothing_of_a_shadow_is_delivered_and_a_break_is_no_images_fault(bench: Bench) -> None:
+def test_a_shadows_result_is_never_delivered_and_its_failure_blames_no_image(bench: Bench) -> None:
     bench.end_image("1.2.1", b"RuntimeError", 0.9)
     bench.end_image("1.2.2", b"0.1", 0.9)
     before = bench.ledger.inspect.counts(), bench.ledger.inspect.history("1.2.1")
@@ -159,7 +159,7 @@ def test_nothing_of_a_shadow_is_delivered_and_a_break_is_no_images_fault(bench: 
     assert bench.ledger.claim_deliveries("pacs", "courier", 9) == []
 
 
-def test_it_looks_at_nothing_while_an_image_waits_or_is_in_work(bench: Bench) -> None:
+def test_the_shadow_is_idle_while_an_image_waits_or_is_in_work(bench: Bench) -> None:
     bench.end_image("1.2.1", b"0.9", 0.9)
     bench.receive("1.2.2", b"0.9")
     assert not bench.look()
@@ -171,7 +171,7 @@ def test_it_looks_at_nothing_while_an_image_waits_or_is_in_work(bench: Bench) ->
 
 
 def _process(script: str, limits: ShadowLimits = LIMITS) -> Callable[[], Process]:
-    """The networks' process, played by a script."""
+    """A networks' process simulated by a script."""
     line = (
         f"import json, os, signal, sys, time\nprint(json.dumps({{'name': {SHADOW!r}}}), flush=True)"
     )
@@ -185,7 +185,7 @@ def _process(script: str, limits: ShadowLimits = LIMITS) -> Callable[[], Process
         ("sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)", 600, "with status -9"),
     ],
 )
-def test_a_shadow_that_hangs_or_is_killed_costs_one_comparison(
+def test_a_shadow_that_hangs_or_is_killed_loses_only_one_comparison(
     small: Bench, script: str, image_s: float, why: str
 ) -> None:
     small.end_image("1.2.1", b"0.9", 0.9)
@@ -201,7 +201,7 @@ def test_a_shadow_that_hangs_or_is_killed_costs_one_comparison(
     assert small.unanswered() == 1
 
 
-def test_a_late_answer_is_never_taken_for_the_next_images(small: Bench) -> None:
+def test_a_late_answer_is_never_used_for_the_next_image(small: Bench) -> None:
     script = """
 def answer(path, probability):
     said = {'path': path, 'probability': probability, 'positive': True, 'why': ''}
@@ -221,7 +221,7 @@ answer(second, 0.8)
     networks.close()
 
 
-def test_networks_that_hang_are_ended_also_while_the_ledger_is_away(
+def test_hanging_networks_are_ended_even_while_the_ledger_is_away(
     small: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hang(path: Path) -> Answer:
@@ -237,7 +237,7 @@ def test_networks_that_hang_are_ended_also_while_the_ledger_is_away(
         small.look()
 
 
-def test_the_role_starts_its_networks_again_and_ends_while_they_hang(small: Bench) -> None:
+def test_the_role_restarts_its_networks_and_stops_while_they_hang(small: Bench) -> None:
     for number in range(3):
         small.end_image(f"1.2.{number}", b"0.9", 0.9)
     patient = replace(LIMITS, image_s=600.0)
@@ -260,11 +260,11 @@ def test_the_role_starts_its_networks_again_and_ends_while_they_hang(small: Benc
 
 
 def _begun(bench: Bench) -> int:
-    """How many images the shadow has begun."""
+    """The number of images that the shadow has begun."""
     return bench.ledger.inspect.shadow.last(SHADOW)
 
 
-def test_a_package_that_cannot_be_used_is_waited_for_with_one_line(
+def test_the_role_waits_for_a_usable_package_with_one_log_line(
     small: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     tries: list[int] = []
@@ -287,7 +287,7 @@ def test_a_package_that_cannot_be_used_is_waited_for_with_one_line(
     assert caplog.text.count("no package") == 1
 
 
-def test_networks_that_do_not_start_are_tried_again_and_another_package_begins_anew(
+def test_networks_that_fail_to_start_are_retried_and_a_new_package_resets_the_count(
     small: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     small.end_image("1.2.1", b"0.9", 0.9)
@@ -344,7 +344,7 @@ def test_a_real_package_answers_line_by_line_and_makes_no_object(tmp_path: Path)
         answering.load(absent, "cpu", {})
 
 
-def test_the_command_names_package_device_and_rules() -> None:
+def test_the_process_command_names_package_device_and_rules() -> None:
     shadowed = Config(shadow=Shadow(model="/srv/candidate"))
     assert shadowed.shadow is not None
     *_, model, device, rules = shadow_command(shadowed, shadowed.shadow)
@@ -352,7 +352,7 @@ def test_the_command_names_package_device_and_rules() -> None:
     assert Rules(**json.loads(rules)).minimum_age_years == 18
 
 
-def test_serve_runs_it_where_the_settings_name_one_and_needs_it_not() -> None:
+def test_serve_runs_a_configured_shadow_and_does_not_depend_on_it() -> None:
     assert service.roles_of(Config()) == ["receive", "analyse", "deliver"]
     shadowed = Config(shadow=Shadow(model="/srv/candidate"))
     assert service.roles_of(shadowed) == ["receive", "analyse", "deliver", "shadow"]
@@ -364,7 +364,7 @@ def test_serve_runs_it_where_the_settings_name_one_and_needs_it_not() -> None:
 
 @pytest.fixture
 def promotion(tmp_path: Path) -> Callable[..., int]:
-    """`pleura model promote` with a model `serving` and a shadow `candidate`."""
+    """Run `pleura model promote` with the model `serving` and the shadow `candidate`."""
     networks = models.tiny_networks()
     models.write(tmp_path / "serving", networks, "serving")
     models.write(tmp_path / "candidate", networks, "candidate")
@@ -386,7 +386,7 @@ def promotion(tmp_path: Path) -> Callable[..., int]:
     return run
 
 
-def test_a_promotion_replaces_the_package_and_has_a_way_back(
+def test_a_promotion_replaces_the_package_and_can_be_reverted(
     promotion: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def serving() -> str:
@@ -410,7 +410,7 @@ def test_a_promotion_replaces_the_package_and_has_a_way_back(
     assert told[1].startswith(f"model promote --back: {tmp_path}/serving is serving 1.0.0 ")
 
 
-def test_a_promotion_that_cannot_be_changes_nothing(
+def test_an_impossible_promotion_changes_nothing(
     promotion: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert promotion(model="default") == 2
@@ -426,8 +426,9 @@ def test_a_promotion_that_cannot_be_changes_nothing(
     assert [path.name for path in tmp_path.glob("serving*")] == ["serving"]
 
 
-# A second promotion ("three" in the place of "two"), killed at each of its system calls in turn and
-# then made again or put back. It prints what the places hold at the end, of each turn.
+# A script that makes a second promotion ("three" replaces "two"), kills it at each of its system
+# calls in turn, and then repeats or reverts it. After each turn it prints the packages in both
+# places.
 _KILLED = """
 import contextlib, json, os, sys, tempfile
 from pathlib import Path
@@ -481,18 +482,19 @@ def turns_of_killed_promotions(folder: Path, then: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
-def test_a_promotion_killed_at_any_call_and_made_again_loses_no_package(tmp_path: Path) -> None:
+def test_a_promotion_killed_at_any_call_and_repeated_loses_no_package(tmp_path: Path) -> None:
     turns = turns_of_killed_promotions(tmp_path, "again")
     assert len(turns) > 20
     assert set(turns) == {'[true, "three", "two", true]'}
 
 
-def test_the_way_back_from_a_killed_promotion_never_leads_to_a_package_that_has_not_served(
+def test_reverting_a_killed_promotion_never_selects_a_package_that_has_not_served(
     tmp_path: Path,
 ) -> None:
     turns = turns_of_killed_promotions(tmp_path, "back")
     assert len(turns) > 20
-    # Before the promotion; refused; refused where the new package serves already; after it.
+    # (model before, model after): killed before the swap; refused; refused although the new package
+    # already serves; killed after the swap.
     possible = ("two", "one"), ("two", "two"), ("three", "three"), ("three", "two")
     assert set(turns) <= {json.dumps(each) for each in possible}
     assert json.dumps(("three", "two")) in turns
@@ -500,7 +502,9 @@ def test_the_way_back_from_a_killed_promotion_never_leads_to_a_package_that_has_
 
 @pytest.fixture
 def plain(tmp_path: Path) -> PromotionHooks:
-    """Packages `serving` and `candidate` of one line, their name; told.txt is the audit trail."""
+    """Packages `serving` and `candidate` that consist of one line, their name; told.txt is the
+    audit trail.
+    """
     for name in ("serving", "candidate"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.yaml").write_text(name)
@@ -515,12 +519,12 @@ def plain(tmp_path: Path) -> PromotionHooks:
     return PromotionHooks(text, text, record)
 
 
-def test_a_promotion_that_fails_half_way_keeps_the_model(
+def test_a_promotion_that_fails_halfway_keeps_the_model(
     plain: PromotionHooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving, candidate = str(tmp_path / "serving"), str(tmp_path / "candidate")
     promote(serving, candidate, plain)
-    # The same shadow again would cost the way back.
+    # Promoting the same shadow again would overwrite the previous package.
     with pytest.raises(CannotStartError, match="already"):
         promote(serving, candidate, plain)
     put_back(serving, plain)
@@ -538,7 +542,7 @@ def test_a_promotion_that_fails_half_way_keeps_the_model(
     assert (tmp_path / "told.txt").read_text().endswith("serving stays as it was\n")
 
 
-def test_a_promotion_that_cannot_be_recorded_keeps_the_way_back(
+def test_a_promotion_that_cannot_be_recorded_keeps_the_previous_package(
     plain: PromotionHooks, tmp_path: Path
 ) -> None:
     def no_ledger(_: str) -> None:
@@ -554,10 +558,10 @@ def test_a_promotion_that_cannot_be_recorded_keeps_the_way_back(
     assert plain.name(serving) == "serving"
 
 
-def test_a_promotion_where_names_cannot_be_swapped_keeps_the_way_back(
+def test_a_promotion_without_atomic_swap_keeps_the_previous_package(
     plain: PromotionHooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As on NFS. The way back may be one that a person made by hand.
+    # As on NFS. A person may have put the previous package there by hand.
     serving, candidate, before = (
         tmp_path / name for name in ("serving", "candidate", "serving.before")
     )

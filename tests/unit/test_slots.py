@@ -1,4 +1,6 @@
-"""Who gets a slot for an association: quotas, and what is evicted when every slot is taken."""
+"""Association slots: who gets a slot, quotas, and which association is evicted when every slot is
+taken.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ PLACES = 8
 
 
 class Running:
-    """Stands in for an association: it runs until it is cut or released."""
+    """Stands in for an association; it runs until it is aborted or released."""
 
     def __init__(self, roster: Roster, session: Session) -> None:
         self.session: Session | None = None
@@ -29,7 +31,7 @@ class Running:
         self._wanted = session
 
     def ask(self) -> str:
-        """Enter and ask for a slot, as the acceptor does. Returns why there is none free."""
+        """Enter and ask for a slot, as the acceptor does. Returns why no slot is free, or ""."""
         assert self._roster.enter(cast(Association, self), self._run)
         full = self._roster.take_slot(self._wanted)
         if full:
@@ -49,7 +51,7 @@ class Running:
 
 @pytest.fixture
 def ask() -> Iterator[Callable[..., tuple[Running, str]]]:
-    """ask("XRAY1", quota=...) -> an association that asks, and why it gets no slot."""
+    """ask("XRAY1", quota=...) -> (an association that asks for a slot, why it gets none or "")."""
     roster = Roster(Limits(associations=PLACES))
     asked: list[Running] = []
 
@@ -66,7 +68,7 @@ def ask() -> Iterator[Callable[..., tuple[Running, str]]]:
         threading.Event().wait(0.001)
 
 
-def test_an_association_without_a_thread_takes_no_place(
+def test_an_association_without_a_thread_takes_no_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     roster = Roster(Limits(associations=PLACES))
@@ -83,18 +85,18 @@ def test_an_association_without_a_thread_takes_no_place(
     assert enter()
 
 
-def test_a_peer_has_its_quota_and_no_more(ask: Callable[..., tuple[Running, str]]) -> None:
+def test_a_peer_gets_no_more_than_its_quota(ask: Callable[..., tuple[Running, str]]) -> None:
     mine = [ask("XRAY1", quota=2) for _ in range(2)]
     assert [full for _, full in mine] == ["", ""]
     assert ask("XRAY1", quota=2)[1] == (
         "XRAY1 has 2 associations open, its quota (peers[].associations)"
     )
     assert not ask("XRAY2", quota=2)[1]
-    # The same AE title at another address is another entry.
+    # The same AE title at another address is another entry of `peers`.
     assert not ask("XRAY1", quota=2, entry="10.0.4.12")[1]
 
 
-def test_a_place_that_is_given_back_can_be_taken(ask: Callable[..., tuple[Running, str]]) -> None:
+def test_a_released_slot_can_be_taken_again(ask: Callable[..., tuple[Running, str]]) -> None:
     first, _ = ask("XRAY1", quota=1)
     assert ask("XRAY1", quota=1)[1]
     first.over.set()
@@ -103,7 +105,7 @@ def test_a_place_that_is_given_back_can_be_taken(ask: Callable[..., tuple[Runnin
         pass
 
 
-def test_several_peers_together_do_not_shut_out_another(
+def test_several_peers_together_cannot_shut_out_another(
     ask: Callable[..., tuple[Running, str]],
 ) -> None:
     held = [ask(name)[0] for name in ("XRAY1", "XRAY2") for _ in range(PLACES // 2)]
@@ -113,19 +115,21 @@ def test_several_peers_together_do_not_shut_out_another(
         "every slot is taken, and a peer without an association asks for one"
     ]
     assert held[1].cut_why
-    # It holds one now: a second is not made room for.
+    # The peer now holds a slot, so nothing is evicted for a second.
     assert "limits.associations" in ask("XRAY3")[1]
-    # A system that no entry of `peers` names is not made room for either.
+    # Nothing is evicted for a system without an entry in `peers` either.
     assert "limits.associations" in ask("LOCAL", entry="", quota=None)[1]
 
 
-def test_peers_with_one_association_each_keep_it(ask: Callable[..., tuple[Running, str]]) -> None:
+def test_peers_with_one_association_each_are_not_evicted(
+    ask: Callable[..., tuple[Running, str]],
+) -> None:
     held = [ask(f"XRAY{number}")[0] for number in range(PLACES)]
     assert "limits.associations" in ask("LATE")[1]
     assert not [each.cut_why for each in held if each.cut_why]
 
 
-def test_a_quota_is_the_settings_or_half_of_the_slots() -> None:
+def test_a_quota_comes_from_the_settings_or_is_half_of_the_slots() -> None:
     xray1 = Peer(ae_title="XRAY1", host="127.0.0.1", associations=50)
     xray2 = Peer(ae_title="XRAY2", host="127.0.0.1")
 

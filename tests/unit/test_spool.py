@@ -1,4 +1,4 @@
-"""The spool's promise: a visible name is a whole file, whatever happened."""
+"""The spool's guarantee: a visible name is always a complete file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_what_is_written_is_whole_private_and_under_our_own_name(tmp_path: Path) -> None:
+def test_a_written_file_is_complete_private_and_under_our_own_name(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     name = spool.write(b"head", memoryview(b"body"), bytearray(b"tail"))
     assert spool.read(name) == b"headbodytail"
@@ -41,7 +41,7 @@ def test_what_is_written_is_whole_private_and_under_our_own_name(tmp_path: Path)
     "name",
     ["../../etc/passwd", "", "1.2.840.10008", "A" * 32, "0" * 31, "0" * 32 + "\n", "/etc/passwd"],
 )
-def test_only_our_own_names_are_paths(tmp_path: Path, name: str) -> None:
+def test_only_our_own_names_are_accepted(tmp_path: Path, name: str) -> None:
     spool = Spool(tmp_path)
     for use in (spool.path, spool.read, spool.open, spool.remove):
         with pytest.raises(ValueError, match="only our own names"):
@@ -56,7 +56,7 @@ def test_bytes_and_name_are_durable_before_the_return(
     spool.write(b"x")
     assert disk_steps == ["named", "bytes synced", "folder synced"]
     disk_steps.clear()
-    # Others look for that name: it must not lack bytes for a moment.
+    # Other processes look for this name, so the file must be complete as soon as it is visible.
     write_durably(tmp_path / "1.2.3.dcm", b"x")
     assert disk_steps == ["bytes synced", "named", "folder synced"]
 
@@ -81,16 +81,16 @@ spool.write(b"x" * 200_000)
 
 
 @pytest.mark.parametrize("point", ["while writing", "before syncing", "before naming"])
-def test_killed_anywhere_what_has_a_name_is_whole_and_is_swept(tmp_path: Path, point: str) -> None:
+def test_after_a_kill_a_named_file_is_complete_and_can_be_swept(tmp_path: Path, point: str) -> None:
     ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), point])
     assert ended.returncode == -signal.SIGKILL
     spool = Spool(tmp_path)
     assert [len(spool.read(name)) for name in spool.names()] == (
         [200_000] if point == "before syncing" else []
     )
-    # The kill was where it says.
+    # The kill left exactly one file.
     assert len(files(tmp_path)) == 1
-    # It may be another process at work.
+    # A young file may belong to a running process, so it is not swept.
     assert spool.sweep(lambda _: set(), age_s=3600) == 0
     assert spool.sweep(lambda _: set(), age_s=-1) == 1
     assert files(tmp_path) == []
@@ -102,10 +102,10 @@ def take(intake: Intake, sop_instance_uid: str) -> None:
     file.keep(Arrival(file.name, "1.2", sop_instance_uid, "", "", "dimse", 1, 1))
 
 
-def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_path: Path) -> None:
+def test_nothing_is_acknowledged_in_an_unmounted_spool(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     folder = tmp_path / "spool"
-    # A start before the mount leaves its folders in the mount point.
+    # A start before the mount creates folders in the mount point.
     Spool(folder)
     folder.rename(tmp_path / "mount point")
     spool = Spool(folder)
@@ -128,7 +128,7 @@ def test_nothing_is_acknowledged_in_a_spool_that_is_not_mounted_any_more(tmp_pat
     ],
     ids=["read", "damage"],
 )
-def test_a_file_is_not_lost_when_the_spool_is_mounted_again_during_the_look(
+def test_a_file_is_not_lost_when_the_spool_is_remounted_during_the_look(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     look: Callable[[Spool, str], object],
@@ -140,19 +140,21 @@ def test_a_file_is_not_lost_when_the_spool_is_mounted_again_during_the_look(
     spool.claim(ledger.spool_identity)
     name = spool.write(b"image")
 
-    def mounted_again() -> None:
+    def remount() -> None:
         if not folder.exists():
             (tmp_path / "away").rename(folder)
 
     folder.rename(tmp_path / "away")
-    monkeypatch.setattr(spool, "require", mounted_again)
+    monkeypatch.setattr(spool, "require", remount)
     assert look(spool, name) == found
 
 
-def test_nothing_is_acknowledged_that_lies_under_a_mount_that_is_back(
+def test_no_file_hidden_under_the_remounted_spool_is_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file went to the mount point; the spool is mounted again before its row is committed."""
+    """The file is written to the mount point, and the spool is mounted again before the row is
+    committed.
+    """
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     folder = tmp_path / "spool"
     Spool(folder)
@@ -177,7 +179,7 @@ def test_nothing_is_acknowledged_that_lies_under_a_mount_that_is_back(
     assert ledger.inspect.counts()["instances"]["received"] == 0
 
 
-def test_another_nodes_spool_in_its_place_loses_no_file(tmp_path: Path) -> None:
+def test_another_nodes_spool_in_place_of_ours_loses_no_file(tmp_path: Path) -> None:
     spools = []
     for name in ("ours", "theirs"):
         ledger = Ledger(f"sqlite:///{tmp_path}/{name}.db")
@@ -194,7 +196,7 @@ def test_another_nodes_spool_in_its_place_loses_no_file(tmp_path: Path) -> None:
             look()
 
 
-def test_a_file_server_whose_clock_is_behind_makes_no_new_file_old(
+def test_a_new_file_is_not_old_on_a_file_server_whose_clock_is_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = Spool(tmp_path)
@@ -205,7 +207,7 @@ def test_a_file_server_whose_clock_is_behind_makes_no_new_file_old(
 
 
 @pytest.mark.parametrize("failing", ["writev", "fsync"])
-def test_no_room_leaves_nothing_behind(
+def test_a_full_disk_leaves_no_file_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     spool = Spool(tmp_path)
@@ -221,14 +223,14 @@ def test_no_room_leaves_nothing_behind(
     assert spool.read(spool.write(b"there is room again")) == b"there is room again"
 
 
-def test_a_file_written_piece_by_piece_is_seen_once_it_is_finished(
+def test_a_file_written_in_pieces_is_visible_only_once_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = Spool(tmp_path)
     writev = os.writev
-    # A write may be short.
+    # Simulate short writes.
     monkeypatch.setattr(os, "writev", lambda descriptor, data: writev(descriptor, [data[0][:7]]))
-    # More than one system call takes.
+    # More pieces than one system call accepts.
     pieces = [bytes([number % 251]) * (number % 5) for number in range(2500)]
     file = spool.begin()
     file.write(*pieces[:1200])
@@ -236,7 +238,7 @@ def test_a_file_written_piece_by_piece_is_seen_once_it_is_finished(
     assert list(spool.names()) == []
     file.finish()
     spool.sync([file.name])
-    # Too late.
+    # Dropping a finished file has no effect.
     file.drop()
     assert spool.read(file.name) == b"".join(pieces)
     dropped = spool.begin()
@@ -247,7 +249,7 @@ def test_a_file_written_piece_by_piece_is_seen_once_it_is_finished(
     assert len(files(tmp_path)) == 1
 
 
-def test_a_large_file_is_on_its_way_to_the_disk_while_it_arrives(
+def test_a_large_file_is_flushed_to_disk_while_it_arrives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     megabyte = 1 << 20
@@ -270,7 +272,7 @@ def test_a_large_file_is_on_its_way_to_the_disk_while_it_arrives(
     assert spool.read(file.name) == b"".join(pieces)
 
 
-def test_sweeping_spares_what_the_ledger_knows_and_what_is_young(tmp_path: Path) -> None:
+def test_a_sweep_spares_young_files_and_files_known_to_the_ledger(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     owned, orphan, young = spool.write(b"owned"), spool.write(b"orphan"), spool.write(b"young")
     hour_ago = time.time() - 3600
@@ -281,7 +283,7 @@ def test_sweeping_spares_what_the_ledger_knows_and_what_is_young(tmp_path: Path)
     assert not spool.path(orphan).exists()
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(
+def test_a_file_is_replaced_completely_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "1.2.3.dcm"
@@ -298,10 +300,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(
     assert files(tmp_path) == [target]
 
 
-def test_a_folder_that_is_not_the_ledger_s_is_refused(tmp_path: Path) -> None:
-    """As a mount point is where the share is not mounted: an empty folder that can be written to."""
+def test_a_folder_of_another_ledger_is_refused(tmp_path: Path) -> None:
+    """As with the mount point of an unmounted share, which is an empty, writable folder."""
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    # New, then known.
+    # The first claim marks the folder, the second recognises it.
     for _ in range(2):
         Spool(tmp_path / "spool").claim(ledger.spool_identity)
     with pytest.raises(SpoolError, match="mounted"):
@@ -314,7 +316,7 @@ def test_a_folder_that_is_not_the_ledger_s_is_refused(tmp_path: Path) -> None:
     other.close()
 
 
-def test_a_folder_that_is_unmounted_has_lost_nothing(tmp_path: Path) -> None:
+def test_an_unmounted_folder_is_an_error_and_no_loss(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     spool = Spool(tmp_path / "spool")
     spool.claim(ledger.spool_identity)

@@ -1,4 +1,4 @@
-"""What a role does where it cannot start: wait for what time may cure, and say what to do else."""
+"""A role that cannot start: it waits if the cause may pass, and otherwise says what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def config(tmp_path: Path) -> Config:
 
 
 class Refused:
-    """A receiver whose first tries to listen fail."""
+    """A receiver whose first attempts to listen fail."""
 
     def __init__(self, *errors: int) -> None:
         self.errors = [*errors]
@@ -56,7 +56,7 @@ class Refused:
             raise OSError(number, os.strerror(number))
 
 
-def test_a_held_port_and_an_absent_address_are_waited_for_in_one_line_each(
+def test_a_role_waits_for_a_port_and_an_address_with_one_log_line_each(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(service, "_PORT_PAUSE_S", 0.0)
@@ -71,20 +71,20 @@ def test_a_held_port_and_an_absent_address_are_waited_for_in_one_line_each(
     assert said[2].endswith("is available now")
 
 
-def test_a_port_that_this_user_may_never_open_ends_with_what_to_do() -> None:
+def test_a_privileged_port_ends_the_start_with_advice() -> None:
     receiver: Any = Refused(errno.EACCES)
     with pytest.raises(CannotStartError, match="CAP_NET_BIND_SERVICE"):
         service.listen(receiver, ADDRESS, threading.Event())
 
 
-def test_a_stop_ends_the_wait_for_a_port() -> None:
+def test_a_stop_signal_ends_the_wait_for_a_port() -> None:
     stop = threading.Event()
     stop.set()
     receiver: Any = Refused(errno.EADDRINUSE)
     assert not service.listen(receiver, ADDRESS, stop)
 
 
-def test_a_start_names_the_extra_that_it_lacks_as_config_check_does(
+def test_a_start_names_a_missing_extra_as_config_check_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
@@ -96,7 +96,7 @@ def test_a_start_names_the_extra_that_it_lacks_as_config_check_does(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.ESTALE])
-def test_a_disk_that_may_come_back_is_no_reason_to_stay_away(
+def test_a_disk_error_that_may_pass_is_retryable(
     config: Config, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def full(_: Path) -> None:
@@ -107,14 +107,14 @@ def test_a_disk_that_may_come_back_is_no_reason_to_stay_away(
         service.open_stores(config)
 
 
-def test_serve_tells_of_a_damaged_ledger_in_a_line(config: Config, tmp_path: Path) -> None:
+def test_serve_reports_a_damaged_ledger_in_one_line(config: Config, tmp_path: Path) -> None:
     Ledger(config.ledger).close()
     os.truncate(tmp_path / "ledger.db", 20_000)
     with pytest.raises(CannotStartError, match=r"restore it from a backup \(docs/backup.md\)"):
         preflight.check_stores(config)
 
 
-def test_serve_tells_of_a_database_user_without_rights(config: Config, postgres_url: str) -> None:
+def test_serve_reports_a_database_user_without_rights(config: Config, postgres_url: str) -> None:
     weak = f"weak_{secrets.token_hex(4)}"
     owner = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
     with owner.connect() as conn:
@@ -124,7 +124,7 @@ def test_serve_tells_of_a_database_user_without_rights(config: Config, postgres_
     with pytest.raises(CannotStartError, match="denied for schema public; make the user"):
         preflight.check_stores(theirs)
 
-    # A dump that somebody else restored.
+    # As after a dump restored by another user.
     Ledger(postgres_url).close()
     with pytest.raises(CannotStartError, match="denied for table schema_version; make the user"):
         preflight.check_stores(theirs)
@@ -133,10 +133,10 @@ def test_serve_tells_of_a_database_user_without_rights(config: Config, postgres_
     owner.dispose()
 
 
-def test_a_role_starts_once_its_port_is_free_and_outlives_a_full_standard_output(
+def test_a_role_starts_once_its_port_is_free_and_survives_a_full_standard_output(
     tmp_path: Path,
 ) -> None:
-    """`pleura receive >/dev/full`, beside a program that holds the port for a while."""
+    """`pleura receive >/dev/full` while another program holds the port for some time."""
     log = tmp_path / "log.txt"
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
@@ -161,8 +161,8 @@ def wait_for(words: str, log: Path) -> None:
         time.sleep(0.02)
 
 
-def test_a_reader_that_leaves_gets_no_traceback(tmp_path: Path) -> None:
-    """`pleura config show | head -0`."""
+def test_a_closed_pipe_causes_no_traceback(tmp_path: Path) -> None:
+    """As with `pleura config show | head -0`."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [
@@ -180,13 +180,13 @@ def test_a_reader_that_leaves_gets_no_traceback(tmp_path: Path) -> None:
 
 
 def as_user(monkeypatch: pytest.MonkeyPatch, uid: int, *unusable: Path) -> None:
-    """Be this user, who cannot use these files: as root, a test may use every file."""
+    """Pretend to be this user, without access to these files; a test as root could use every file."""
     monkeypatch.setattr(ownership.os, "geteuid", lambda: uid)
     monkeypatch.setattr(ownership.os, "access", lambda path, _: Path(path) not in unusable)
 
 
 @pytest.mark.parametrize("what", ["spool/0a", "spool/0a/" + "f" * 32, "ledger.db"])
-def test_a_file_that_another_user_made_stops_the_start_with_the_command_that_mends_it(
+def test_a_file_of_another_user_stops_the_start_with_the_command_that_corrects_it(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     ledger, _ = service.open_stores(config)
@@ -208,7 +208,7 @@ def test_a_file_that_another_user_made_stops_the_start_with_the_command_that_men
     assert told_by_doctor["owner of the files"].trouble.startswith(said[: said.index("sudo")])
 
 
-def test_files_of_another_user_that_can_be_used_are_no_trouble(
+def test_usable_files_of_another_user_are_accepted(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger, _ = service.open_stores(config)
@@ -226,7 +226,7 @@ def test_doctor_warns_root_and_nobody_else(config: Config, monkeypatch: pytest.M
     assert first.subject == "ledger"
 
 
-def test_a_new_spool_and_a_new_ledger_are_not_made_in_silence(
+def test_creating_a_spool_or_a_ledger_is_logged(
     config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(service.os, "geteuid", lambda: 0)

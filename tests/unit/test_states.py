@@ -1,4 +1,6 @@
-"""The ledger's states and transitions: the tables, the drawing in the docs, and the ledger agree."""
+"""The ledger's states and transitions: the tables, the diagram in the docs, and the ledger itself
+agree.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ RESULT_UID = "9.1"
 
 
 class Node:
-    """A ledger with one image and, once that is analysed, one result for one destination."""
+    """A ledger with one image and, once it is analysed, one result for one destination."""
 
     def __init__(self, folder: Path) -> None:
         self.now = 1_000_000.0
@@ -101,8 +103,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node.engine.dispose()
 
 
-# -- images
-# -----------------------------------------------------------------------------------------
+# -- images -------------------------------------------------------------------------------------
 
 
 def _make_duplicate(node: Node) -> None:
@@ -122,7 +123,7 @@ _IMAGE_IN: dict[ImageState, Callable[[Node], None]] = {
 
 
 def _recognise(node: Node) -> None:
-    """Let an older copy with the same content be there, then end this image."""
+    """Insert an older copy with the same content, then complete this image."""
     with node.engine.begin() as conn:
         conn.execute(
             sa.text(
@@ -138,7 +139,7 @@ def _recognise(node: Node) -> None:
 
 
 def _remake_image(node: Node) -> None:
-    """A courier finds the result's file lost. Without a result there is nothing to find."""
+    """Let a courier find that the result's file is lost. Without a result this does nothing."""
     if node.image_state() in ("analysed", "not_analysed"):
         _owe_result(node)
         node.ledger.remake(node.claim_delivery(), "the file is gone")
@@ -196,7 +197,7 @@ _IMAGE_EVENTS: dict[ImageEvent, Callable[[Node], object]] = {
 
 @pytest.mark.parametrize("event", ImageEvent)
 @pytest.mark.parametrize("state", ImageState)
-def test_each_event_leads_an_image_where_the_table_says(
+def test_each_image_event_leads_to_the_state_in_the_table(
     node: Node, state: ImageState, event: ImageEvent
 ) -> None:
     _IMAGE_IN[state](node)
@@ -207,8 +208,7 @@ def test_each_event_leads_an_image_where_the_table_says(
     assert node.image_state() == IMAGE_TRANSITIONS.get((state, event), state)
 
 
-# -- deliveries
-# -------------------------------------------------------------------------------------
+# -- deliveries ---------------------------------------------------------------------------------
 
 
 def _store(node: Node) -> None:
@@ -258,7 +258,7 @@ _DELIVERY_EVENTS: dict[DeliveryEvent, Callable[[Node], object]] = {
 
 @pytest.mark.parametrize("event", DeliveryEvent)
 @pytest.mark.parametrize("state", DeliveryState)
-def test_each_event_leads_a_delivery_where_the_table_says(
+def test_each_delivery_event_leads_to_the_state_in_the_table(
     node: Node, state: DeliveryState, event: DeliveryEvent
 ) -> None:
     node.complete("analysed")
@@ -271,20 +271,19 @@ def test_each_event_leads_a_delivery_where_the_table_says(
     assert node.delivery_state() == DELIVERY_TRANSITIONS.get((state, event), state)
 
 
-# -- words
-# ------------------------------------------------------------------------------------------
+# -- descriptions -------------------------------------------------------------------------------
 
 
-def test_the_docs_hold_the_drawing() -> None:
+def test_the_docs_have_the_current_diagram() -> None:
     assert (DOCS / "states.md").read_text() == drawing(), "python -m daemon.ledger.states"
 
 
-def test_each_state_and_each_event_is_a_sentence() -> None:
+def test_each_state_and_each_event_has_a_sentence() -> None:
     for members in (ImageState, DeliveryState, ImageEvent, DeliveryEvent):
         assert all(member.sentence.endswith(".") for member in members)
 
 
-def test_only_a_report_leads_into_committed_and_only_a_person_out_of_it() -> None:
+def test_only_a_report_leads_into_committed_and_only_a_resend_out_of_it() -> None:
     into = [key for key, after in DELIVERY_TRANSITIONS.items() if after == "committed"]
     assert into == [(DeliveryState.STORED, DeliveryEvent.COMMIT)]
     out = [event for state, event in DELIVERY_TRANSITIONS if state == DeliveryState.COMMITTED]

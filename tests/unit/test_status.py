@@ -1,4 +1,4 @@
-"""What `pleura status` says of a node for people and for scripts."""
+"""The output of `pleura status` for people and for scripts."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ def exclude(ledger: Ledger, images: int, reason: str) -> None:
         ledger.complete(job, Completion("not_analysed", str(number), reason=reason), {})
 
 
-def test_the_file_alone_tells_the_same(ledger: Ledger, inspect: Inspection, config: Config) -> None:
-    """`pleura status` asks SQLite's file without SQLAlchemy."""
+def test_the_overview_of_the_file_equals_that_of_the_ledger(
+    ledger: Ledger, inspect: Inspection, config: Config
+) -> None:
+    """`pleura status` reads SQLite's file without SQLAlchemy."""
     exclude(ledger, 21, "body_part")
     ledger.receive([arrival(90, "adopted"), arrival(91)])
     job, _ = ledger.claim_images("me", 2)
@@ -82,7 +84,7 @@ def test_the_file_alone_tells_the_same(ledger: Ledger, inspect: Inspection, conf
 
 
 @pytest.mark.parametrize("damage", ["absent", "text", "no tables", "earlier", "later"])
-def test_the_file_alone_is_refused_in_the_same_words(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_gives_the_same_error_in_both(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "ledger.db"
     if damage == "text":
         path.write_text("no database, but long enough to be taken for the header of one " * 9)
@@ -103,8 +105,8 @@ def test_the_file_alone_is_refused_in_the_same_words(tmp_path: Path, damage: str
     assert str(alone.value) == str(wanted.value)
 
 
-def test_trouble_with_the_file_is_trouble_with_a_ledger(ledger: Ledger, config: Config) -> None:
-    """Its users know one type of error."""
+def test_an_error_of_the_file_is_raised_as_a_ledger_error(ledger: Ledger, config: Config) -> None:
+    """So its callers handle one type of error."""
     path = Path(config.ledger.removeprefix("sqlite:///"))
     alone = FileOverview.open(path)
     with sqlite3.connect(path) as connection:
@@ -116,7 +118,7 @@ def test_trouble_with_the_file_is_trouble_with_a_ledger(ledger: Ledger, config: 
     assert describe(told.value) == "SQLITE_ERROR OperationalError: no such table: roles"
 
 
-def test_a_quiet_node_has_nothing_to_say_of_strays(inspect: Inspection, config: Config) -> None:
+def test_a_node_without_strays_reports_none(inspect: Inspection, config: Config) -> None:
     said = "\n".join(status.lines(inspect, [], config.spool))
     assert "adopted" not in said
     assert "QUARANTINE" not in said
@@ -127,14 +129,14 @@ def test_a_quiet_node_has_nothing_to_say_of_strays(inspect: Inspection, config: 
     assert told["spool_trouble"] is None
 
 
-def test_adopted_images_and_files_in_quarantine_are_told(
+def test_adopted_images_and_quarantined_files_are_reported(
     ledger: Ledger, inspect: Inspection, config: Config
 ) -> None:
     ledger.receive([arrival(1, origin="adopted"), arrival(2)])
     spool = Spool(config.spool)
     spool.quarantine_folder.mkdir()
     (spool.quarantine_folder / STRAY).write_bytes(b"x")
-    # A result that was made again: nobody has to look at it.
+    # A quarantined result that was remade needs no attention.
     (spool.quarantine_folder / f"{STRAY}.result").write_bytes(b"x")
 
     said = "\n".join(status.lines(inspect, [], config.spool))
@@ -146,7 +148,7 @@ def test_adopted_images_and_files_in_quarantine_are_told(
     assert told["quarantined"] == [STRAY]
 
 
-def test_a_spool_that_is_away_is_told_and_hides_nothing_else(
+def test_an_unreachable_spool_is_reported_and_hides_nothing_else(
     inspect: Inspection, config: Config, tmp_path: Path
 ) -> None:
     config.spool.rename(tmp_path / "elsewhere")
@@ -156,17 +158,17 @@ def test_a_spool_that_is_away_is_told_and_hides_nothing_else(
     assert status.summary(inspect, [], config.spool)["spool_trouble"]
 
 
-@pytest.mark.parametrize(("images", "is_told"), [(20, True), (19, False)])
-def test_a_node_that_answers_nobody_says_so_in_status_and_doctor(
-    ledger: Ledger, inspect: Inspection, config: Config, images: int, is_told: bool
+@pytest.mark.parametrize(("images", "is_reported"), [(20, True), (19, False)])
+def test_status_and_doctor_report_a_node_that_excludes_every_image(
+    ledger: Ledger, inspect: Inspection, config: Config, images: int, is_reported: bool
 ) -> None:
     exclude(ledger, images, "body_part")
     said = "\n".join(status.lines(inspect, [], config.spool))
-    assert ("same reason, body_part; check `admission`" in said) is is_told
+    assert ("same reason, body_part; check `admission`" in said) is is_reported
     told = status.summary(inspect, [], config.spool)["all_excluded_for"]
-    assert told == ("body_part" if is_told else None)
+    assert told == ("body_part" if is_reported else None)
 
     findings = {finding.subject: finding for finding in doctor.examine(config, str, {})}
-    assert ("answers" in findings) is is_told
-    if is_told:
+    assert ("answers" in findings) is is_reported
+    if is_reported:
         assert "body_part: check `admission`" in findings["answers"].warning

@@ -1,4 +1,4 @@
-"""Thresholds: what the search promises is what the serving code then does."""
+"""Threshold search: the score that it promises is what the serving code reaches."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from training.measures import metrics, thresholds
 from training.recipe import OperatingPoint
 
 GRID = thresholds.Grid(
-    # 0.7 is not the same number in 32 bits
+    # 0.7 is a different number in 32 bits.
     bottom=(0.3, 0.7),
     top=(None, 0.5, 0.7, 0.9),
-    # 1, 3 and 20 pixels of 32 x 32
+    # These are 0, 1, 3 and 20 pixels of 32 x 32.
     min_area_at_1024_px=(0, 1024, 3072, 20480),
     min_sure_area_at_1024_px=(0, 1500, 6000),
 )
 
 
 def maps(seed: int, count: int = 4) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Smooth blobs against shifted ones; some empty, some maps of zeros, some of exactly a
-    threshold.
+    """Smooth blobs with shifted masks. Some masks are empty, some maps are zero, and some values
+    equal a threshold exactly.
     """
     rng = np.random.default_rng(seed)
     made = []
@@ -46,11 +46,11 @@ def served_score(images: list[thresholds.Map], rule: dict[str, float]) -> float:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_the_score_of_every_rule_is_that_of_the_serving_code(seed: int) -> None:
+def test_the_score_of_every_rule_equals_that_of_the_serving_code(seed: int) -> None:
     images = maps(seed)
     found = thresholds.search(iter(images), GRID)
     tried = list(found.rows())
-    # A top of 0.5 is below a bottom of 0.7
+    # A top of 0.5 is not combined with a bottom of 0.7.
     assert len(tried) == (4 + 3) * 4 * 3
     for row in tried:
         score = row.pop("competition_score")
@@ -64,7 +64,7 @@ def disc(radius: float) -> NDArray[np.float64]:
     return np.asarray(x**2 + y**2 <= radius**2, float)
 
 
-def test_a_speck_found_in_vain_asks_for_the_smallest_area_after_a_classifier() -> None:
+def test_a_false_speck_leads_to_a_smallest_area_after_a_classifier() -> None:
     speck = disc(1.5) * 0.9
     lesion = disc(9)
     images = [
@@ -88,7 +88,7 @@ def test_without_a_classifier_sure_pixels_decide_and_the_lower_threshold_draws()
     assert thresholds.search(images, thresholds.TRIPLET).score == 1
 
 
-def test_nothing_to_search_on_is_said() -> None:
+def test_a_search_without_masks_is_refused() -> None:
     with pytest.raises(ValueError, match="no validation image"):
         thresholds.search([], thresholds.TWO_STAGE)
     with pytest.raises(ValueError, match="shape"):
@@ -116,7 +116,7 @@ def test_an_operating_point_keeps_its_sensitivity_and_is_the_highest_that_does(
 
 
 @pytest.mark.parametrize("best", ["mcc", "f1", "accuracy"])
-def test_an_operating_point_may_be_the_best_of_a_figure(best: str) -> None:
+def test_an_operating_point_may_maximise_a_figure(best: str) -> None:
     rng = np.random.default_rng(0)
     labels = rng.random(60) < 0.3
     scores = np.clip(labels * 0.3 + rng.random(60) * 0.6, 0, 1)
@@ -130,14 +130,14 @@ def test_an_operating_point_may_be_the_best_of_a_figure(best: str) -> None:
     assert f"highest {best} ({reached:.3f})" in words
 
 
-def test_an_operating_point_wants_the_classes_it_is_between() -> None:
+def test_an_operating_point_requires_both_classes() -> None:
     with pytest.raises(ValueError, match="0 of the 3"):
         thresholds.operating_point(np.ones(3), np.zeros(3, bool), OperatingPoint(sensitivity=0.9))
     with pytest.raises(ValueError, match="3 of the 3"):
         thresholds.operating_point(np.ones(3), np.ones(3, bool), OperatingPoint(best="mcc"))
 
 
-def test_an_operating_point_below_a_thousandth_finds_what_it_says() -> None:
+def test_an_operating_point_below_a_thousandth_has_its_stated_sensitivity() -> None:
     found = np.linspace(0.3, 0.99, 90)
     missed = np.full(10, 1.2345e-4)
     scores = np.concatenate([found, missed, np.linspace(1e-5, 9e-4, 100)])
@@ -146,13 +146,14 @@ def test_an_operating_point_below_a_thousandth_finds_what_it_says() -> None:
     assert threshold == pytest.approx(1.234e-4)
     assert (scores[labels] >= threshold).mean() == 1
     assert "(1.000)" in words
-    # Of scores that nothing is to be told by, none is above a thousandth by being rounded
+    # Rounding must not raise the threshold above a score that should reach it.
     threshold, words = thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=0.9))
     assert (threshold, "(0.900)" in words) == (0.3, True)
 
 
 def test_positives_that_score_0_are_found_by_no_threshold() -> None:
-    scores, labels = np.array([0.0, 0.0, 0.8, 0.1]), np.array([True, False, True, False])
+    scores = np.array([0.0, 0.0, 0.8, 0.1])
+    labels = np.array([True, False, True, False])
     with pytest.raises(ValueError, match="1 of 2 positive validation images score 0"):
         thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=0.9))
     assert thresholds.operating_point(scores, labels, OperatingPoint(best="f1"))[0] == 0.8

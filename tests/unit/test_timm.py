@@ -1,5 +1,5 @@
-"""Encoders of timm, which is an optional extra: our side of it against a made library, and the real
-one where it is.
+"""Encoders from timm, an optional extra: our side against a simulated library, and the real library
+if it is installed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.xdist_group("timm")
 
 
 class MadeNetwork(nn.Module):
-    """What of timm's networks is used: maps, what it says of them, and a head."""
+    """The parts of timm's networks that we use: maps, their description, and a head."""
 
     def __init__(self, channels: int, first: int = 2, claimed: int = 8, size: int = 0) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class PartlyIdle(MadeNetwork):
 
 
 class WithHead(MadeNetwork):
-    """Whole, as timm's classifiers are: its answer too, after the mean of the last map."""
+    """A whole network like timm's classifiers, with an answer after the mean of the last map."""
 
     def forward(self, x: Tensor) -> Tensor:
         (last,) = self.forward_intermediates(x, [len(self.stages) - 1], intermediates_only=True)
@@ -116,7 +116,7 @@ MADE = {
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library of that name, with small networks."""
+    """Install a simulated timm with small networks."""
 
     def create_model(name: str, pretrained: bool, num_classes: int, in_chans: int) -> nn.Module:
         assert not pretrained
@@ -135,14 +135,16 @@ def made(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The real one. Skips without it, under CI=true too: an optional extra is promised nowhere."""
+    """The real timm. Skips without it, also under CI=true, because an optional extra need not be
+    installed.
+    """
     from_timm._idle.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import timm as library
         except Exception as error:
-            # A torchvision of another torch raises RuntimeError
+            # A torchvision built for another torch raises RuntimeError.
             pytest.skip(
                 f"timm cannot be imported ({error}); an optional extra, never promised: pip "
                 "install pleura[timm]"
@@ -159,7 +161,7 @@ def stage(encoder: str) -> Stage:
 
 
 def started(encoder: str, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The weights of the grey encoder, after it was started from these."""
+    """The weights of the grey encoder after it was started from `tensors`."""
     save_file(
         {name: one.contiguous() for name, one in tensors.items()}, folder / "start.safetensors"
     )
@@ -169,7 +171,7 @@ def started(encoder: str, tensors: dict[str, Tensor], folder: Path) -> dict[str,
 
 
 def packed(folder: Path, encoder: str) -> Path:
-    """A package whose networks are a classifier and a U-Net on this encoder."""
+    """A package with a classifier and a U-Net on this encoder."""
     arguments = {"encoder": encoder, "stem": "imagenet"}
     torch.manual_seed(1)
     networks = {
@@ -212,25 +214,25 @@ def test_only_a_plain_name_reaches_timm(name: str) -> None:
         shapes("unet", encoder=name)
 
 
-def test_without_timm_it_is_said_what_to_install(
+def test_without_timm_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = models.write(tmp_path / "a", models.tiny_networks())
     document = yaml.safe_load((folder / "model.yaml").read_text())
     document["segmenter"] |= {"architecture": "unet", "arguments": {"encoder": "timm-resnet34"}}
     (folder / "model.yaml").write_text(yaml.safe_dump(document))
-    # As if it were not installed
+    # As if timm were not installed.
     monkeypatch.setitem(sys.modules, "timm", None)
-    said = r"timm-resnet34: timm cannot be imported \(.*Pleura's extra timm \(docs/install.md\), which needs the torchvision that"
+    message = r"timm-resnet34: timm cannot be imported \(.*Pleura's extra timm \(docs/install.md\), which needs the torchvision that"
     with pytest.raises(
-        PackageError, match=rf"model\.yaml: segmenter: arguments of unet: encoder: {said}"
+        PackageError, match=rf"model\.yaml: segmenter: arguments of unet: encoder: {message}"
     ):
         package.load(folder)
 
 
 @pytest.mark.usefixtures("made")
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("nosuch", "timm 0 has no such network"),
         ("no_maps", "does not give its maps"),
@@ -240,8 +242,8 @@ def test_without_timm_it_is_said_what_to_install(
         ("partly_idle", "no map depends on some weights in stages"),
     ],
 )
-def test_what_makes_no_encoder_is_said(name: str, said: str) -> None:
-    with pytest.raises(ValueError, match=rf"arguments of unet: encoder: timm-{name}: .*{said}"):
+def test_a_network_unfit_as_an_encoder_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"arguments of unet: encoder: timm-{name}: .*{message}"):
         shapes("unet", encoder=f"timm-{name}")
 
 
@@ -256,7 +258,7 @@ def test_what_makes_no_encoder_is_said(name: str, said: str) -> None:
         ("deeplab-v3", {"stride": 32}), ("encnet", {"stride": 32}),
     ],
 )  # fmt: skip
-def test_under_every_decoder(
+def test_an_encoder_works_with_every_decoder(
     decoder: str, arguments: dict[str, Any], encoder: str, stem: str
 ) -> None:
     network = build(decoder, encoder=encoder, stem=stem, **arguments).eval()
@@ -269,7 +271,7 @@ def test_under_every_decoder(
 
 
 @pytest.mark.usefixtures("made")
-def test_without_a_map_at_half_the_side_the_image_stands_in() -> None:
+def test_a_missing_map_at_half_the_side_is_replaced_by_the_image() -> None:
     image = torch.rand(1, 1, 64, 64)
     first, *rest = from_timm.build("timm-quarters", 1)(image)
     assert torch.equal(
@@ -279,19 +281,19 @@ def test_without_a_map_at_half_the_side_the_image_stands_in() -> None:
 
 
 @pytest.mark.usefixtures("made")
-def test_colours_are_standardised_as_its_checkpoints_were() -> None:
+def test_colours_are_standardised_as_for_timms_checkpoints() -> None:
     network = build("classifier", encoder="timm-halves", stem="imagenet")
     assert network.get_submodule("input")(torch.ones(1, 1, 1, 1)).flatten().tolist() == [2, 2, 2]
 
 
 @pytest.mark.usefixtures("made")
-def test_a_package_of_it_is_written_checked_and_replayed(tmp_path: Path) -> None:
+def test_a_package_with_a_timm_encoder_is_written_checked_and_replayed(tmp_path: Path) -> None:
     loaded = package.load(packed(tmp_path / "a", "timm-quarters"))
     assert max(loaded.replay_error.values()) <= package.GOLDEN_TOLERANCE
 
 
 @pytest.mark.usefixtures("made")
-def test_it_starts_from_timms_own_checkpoint(tmp_path: Path) -> None:
+def test_an_encoder_starts_from_timms_own_checkpoint(tmp_path: Path) -> None:
     published = {name: one.detach() for name, one in MadeNetwork(3).state_dict().items()}
     found = started("timm-halves", published, tmp_path)
     assert torch.equal(found["stages.4.weight"], published["stages.4.weight"])
@@ -300,12 +302,12 @@ def test_it_starts_from_timms_own_checkpoint(tmp_path: Path) -> None:
         started("timm-halves", published | {"stages.9.weight": torch.zeros(1)}, tmp_path)
 
 
-# One of each kind: plain residual, squeezed, without a map at half the side, and with windows in
-# place of kernels.
+# One encoder of each kind: plain residual, squeeze-and-excitation, without a map at half the side,
+# and a RegNet.
 @pytest.mark.parametrize(
     "name", ["resnet34", "efficientnet_b0.ra_in1k", "convnext_atto", "regnety_002"]
 )
-def test_real_encoders_have_maps_of_exact_size_and_no_idle_weight(timm: Any, name: str) -> None:
+def test_real_encoders_have_maps_of_exact_size_and_no_unused_weight(timm: Any, name: str) -> None:
     encoder = from_timm.build(f"timm-{name}", 1)
     maps = encoder(torch.rand(2, 1, 64, 96))
     assert [tuple(one.shape) for one in maps] == [
@@ -316,7 +318,7 @@ def test_real_encoders_have_maps_of_exact_size_and_no_idle_weight(timm: Any, nam
     assert [key for key, one in encoder.named_parameters() if one.grad is None] == []
 
 
-def test_timms_resnet34_is_ours(timm: Any, tmp_path: Path) -> None:
+def test_timms_resnet34_equals_ours(timm: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
     ours = build("unet", encoder="resnet34").eval()
     theirs = build("unet", encoder="timm-resnet34").eval()
@@ -337,26 +339,28 @@ def test_timms_resnet34_is_ours(timm: Any, tmp_path: Path) -> None:
     assert published.keys() - found.keys() == {"fc.weight", "fc.bias"}
 
 
-def test_a_package_of_a_real_one_is_written_checked_and_replayed(timm: Any, tmp_path: Path) -> None:
+def test_a_package_with_a_real_timm_encoder_is_written_checked_and_replayed(
+    timm: Any, tmp_path: Path
+) -> None:
     loaded = package.load(packed(tmp_path / "a", "timm-convnext_atto"))
     assert max(loaded.replay_error.values()) <= package.GOLDEN_TOLERANCE
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("vit_tiny_patch16_224", "1/16 of the side"),
         ("swin_tiny_patch4_window7_224", "224"),
         ("inception_v3", r"its maps are \[\(64, 45, 45"),
     ],
 )
-def test_real_networks_that_make_no_encoder_are_refused(timm: Any, name: str, said: str) -> None:
-    with pytest.raises(ValueError, match=rf"timm-{name}: .*{said}"):
+def test_real_networks_unfit_as_encoders_are_refused(timm: Any, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"timm-{name}: .*{message}"):
         shapes("unet", encoder=f"timm-{name}")
 
 
 @pytest.mark.usefixtures("made")
-def test_an_import_answers_as_the_whole_network_of_timm_or_is_refused(tmp_path: Path) -> None:
+def test_an_imported_classifier_answers_as_timms_network_or_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(1)
     head = Head(1, "softmax-logits")
     for name in ("whole", "normed"):
@@ -374,7 +378,7 @@ def test_an_import_answers_as_the_whole_network_of_timm_or_is_refused(tmp_path: 
 @pytest.mark.parametrize(
     ("model", "file"), [("halves", "tf_halves.pth"), ("tf_halves", "halves.pth")]
 )
-def test_weights_of_the_twin_that_pads_otherwise_are_refused(
+def test_weights_of_the_variant_with_other_padding_are_refused(
     model: str, file: str, tmp_path: Path
 ) -> None:
     encoder = f"timm-{model}"

@@ -1,4 +1,6 @@
-"""TLS in memory and over socket pairs: contexts from files, identities, renewal, words."""
+"""TLS in memory and over socket pairs: contexts from files, identities, renewal, and error
+messages.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,7 @@ def client(ca: Authority, pair: Pair | None, minimum: str = "1.2") -> ssl.SSLCon
 def handshake(
     server: ssl.SSLContext, client: ssl.SSLContext, name: str | None = None
 ) -> tuple[ssl.SSLObject, ssl.SSLObject]:
-    """Both ends after a handshake in memory. Raises the first end's SSLError."""
+    """Both ends after a handshake in memory. Raises the SSLError of the end that fails first."""
     upwards, downwards = ssl.MemoryBIO(), ssl.MemoryBIO()
     there = server.wrap_bio(upwards, downwards, server_side=True)
     here = client.wrap_bio(downwards, upwards, server_hostname=name)
@@ -90,7 +92,7 @@ def handshake(
 
 
 def only_fault(config: Config) -> str:
-    """The words of the one file of the settings that cannot be used."""
+    """The error message of the only unusable file of the settings."""
     ((_, words),) = faults(config)
     return words
 
@@ -112,7 +114,7 @@ def test_both_ends_verify_each_other_in_tls_1_2_and_1_3(
         handshake(server(ca, node, minimum_version="1.3"), old)
 
 
-def test_a_profile_says_which_suites_of_tls_1_2_are_taken(
+def test_a_profile_selects_the_cipher_suites_of_tls_1_2(
     ca: Authority, node: Pair, xray: Pair
 ) -> None:
     cbc = client(ca, xray)
@@ -140,7 +142,7 @@ def test_a_profile_says_which_suites_of_tls_1_2_are_taken(
         ("stranger", "its certificate is not trusted"),
     ],
 )
-def test_a_client_that_cannot_be_verified_is_refused_in_words(
+def test_a_client_that_cannot_be_verified_is_rejected_with_the_reason(
     ca: Authority, node: Pair, stranger: Pair, who: str, words: str
 ) -> None:
     expired = ca.issue_expired("expired") if who == "expired" else None
@@ -156,7 +158,7 @@ def test_a_client_that_cannot_be_verified_is_refused_in_words(
     assert ("tls.ca" in told) == (who == "stranger")
 
 
-def test_the_settings_say_whether_a_client_must_present_a_certificate(
+def test_the_settings_decide_whether_a_client_needs_a_certificate(
     ca: Authority, node: Pair, stranger: Pair
 ) -> None:
     for how in ("optional", "none"):
@@ -168,7 +170,7 @@ def test_the_settings_say_whether_a_client_must_present_a_certificate(
         handshake(server(ca, node, client="optional"), foreign)
 
 
-def test_a_listed_certificate_is_trusted_itself_and_no_longer_when_it_is_removed(
+def test_a_listed_certificate_is_trusted_until_it_is_removed(
     ca: Authority, node: Pair, xray: Pair, stranger: Pair, tmp_path: Path
 ) -> None:
     listed = tmp_path / "peers.pem"
@@ -184,7 +186,7 @@ def test_a_listed_certificate_is_trusted_itself_and_no_longer_when_it_is_removed
     assert "its certificate is not trusted" in in_words(refused.value, "tls", "tls.ca")
 
 
-def test_a_renewed_certificate_serves_the_next_connection_and_a_broken_one_does_not(
+def test_a_renewed_certificate_is_used_for_the_next_connection_unless_broken(
     ca: Authority, node: Pair, xray: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
@@ -223,7 +225,7 @@ def test_a_renewed_certificate_serves_the_next_connection_and_a_broken_one_does_
 
 
 def put(pair: Pair, place: Pair, key_mode: int = 0o600) -> None:
-    """Install a pair as an administrator does: beside, then renamed into its place."""
+    """Install a pair as an administrator does: write it beside, then rename it into place."""
     for source, target, mode in (
         (pair.certificate, place.certificate, 0o644),
         (pair.key, place.key, key_mode),
@@ -234,7 +236,7 @@ def put(pair: Pair, place: Pair, key_mode: int = 0o600) -> None:
         part.rename(target)
 
 
-def test_a_renewed_key_is_taken_once_its_mode_is_mended_as_the_log_advises(
+def test_a_renewed_key_is_used_once_its_mode_is_corrected_as_the_log_advises(
     ca: Authority, node: Pair, xray: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
@@ -251,10 +253,10 @@ def test_a_renewed_key_is_taken_once_its_mode_is_mended_as_the_log_advises(
     assert str(PeerCertificate.of(here)).startswith("CN=XRAY1")
 
 
-def test_files_that_cannot_be_used_are_tried_again_whatever_their_marks(
+def test_unusable_files_are_retried_even_if_they_look_unchanged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a folder that may not be entered, or a file that goes away between two looks."""
+    """As with a folder without access, or a file that disappears between two looks."""
     file = tmp_path / "file"
     file.write_text("1")
     faults: list[Exception] = []
@@ -278,7 +280,7 @@ def test_files_that_cannot_be_used_are_tried_again_whatever_their_marks(
         first = second
 
 
-def test_a_restart_presents_an_expired_certificate_as_going_on_does(
+def test_an_expired_certificate_is_presented_also_after_a_restart(
     ca: Authority, xray: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
@@ -295,7 +297,7 @@ def test_a_restart_presents_an_expired_certificate_as_going_on_does(
 
 
 @pytest.mark.parametrize("fault", ["expired", "another key", "mode", "an expired pair"])
-def test_a_peer_taken_off_the_list_is_refused_while_our_own_pair_cannot_be_used(
+def test_a_peer_removed_from_the_list_is_rejected_while_our_own_pair_is_unusable(
     ca: Authority, node: Pair, xray: Pair, stranger: Pair, tmp_path: Path, fault: str
 ) -> None:
     mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
@@ -316,14 +318,14 @@ def test_a_peer_taken_off_the_list_is_refused_while_our_own_pair_cannot_be_used(
     after = renewed.current()
     assert before.cert_store_stats()["x509"] == 2
     assert after.cert_store_stats()["x509"] == 1
-    # What is presented stays.
+    # The presented certificate stays the same.
     (here, _), (there, _) = (handshake(context, client_of(xray)) for context in (before, after))
     assert here.getpeercert(binary_form=True) == there.getpeercert(binary_form=True)
     with pytest.raises(ssl.SSLError):
         handshake(after, client_of(stranger))
 
 
-def test_a_list_that_cannot_be_followed_either_is_told(
+def test_an_unusable_list_is_reported_together_with_an_unusable_pair(
     ca: Authority, node: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
@@ -341,7 +343,7 @@ def test_a_list_that_cannot_be_followed_either_is_told(
 
 
 def client_of(pair: Pair) -> ssl.SSLContext:
-    """A client that takes any server."""
+    """A client that accepts any server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -357,7 +359,7 @@ def test_an_empty_list_trusts_nobody(ca: Authority, node: Pair, xray: Pair, tmp_
     handshake(renewed.current(), client(ca, xray))
 
     listed.write_text("# nobody\n")
-    # At the next start, too.
+    # This also holds at the next start.
     for context in (renewed.current(), node_context(tls).current()):
         with pytest.raises(ssl.SSLError) as refused:
             handshake(context, client(ca, xray))
@@ -367,7 +369,7 @@ def test_an_empty_list_trusts_nobody(ca: Authority, node: Pair, xray: Pair, tmp_
 
 
 @pytest.mark.parametrize("broken", ["cut off", "not base64", "no certificate"])
-def test_a_broken_entry_of_the_list_keeps_no_removed_peer_and_shuts_no_listed_peer_out(
+def test_a_broken_list_entry_neither_keeps_a_removed_peer_nor_rejects_a_listed_peer(
     ca: Authority, node: Pair, xray: Pair, stranger: Pair, tmp_path: Path, broken: str
 ) -> None:
     whole = node.certificate.read_text()
@@ -391,10 +393,10 @@ def test_a_broken_entry_of_the_list_keeps_no_removed_peer_and_shuts_no_listed_pe
 
 
 @pytest.mark.parametrize("fault", ["absent", "expired", "no list"])
-def test_a_fault_of_one_destinations_files_is_that_destinations_trouble(
+def test_unusable_files_of_one_destination_affect_only_that_destination(
     ca: Authority, xray: Pair, tmp_path: Path, fault: str
 ) -> None:
-    """A reboot must not end the role, and with it `pleura serve`, for one archive's certificate."""
+    """After a reboot, one archive's certificate must not stop the role and with it `pleura serve`."""
     mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
     trusted = tmp_path / "ca.pem"
     trusted.write_bytes(b"" if fault == "no list" else ca.certificate.read_bytes())
@@ -412,7 +414,7 @@ def test_a_fault_of_one_destinations_files_is_that_destinations_trouble(
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     deliverer = Deliverer(config, ledger, Spool(config.spool))
 
-    # The watch tells of each; a reload of such a destination is refused.
+    # The watch reports each fault, and a reload with such a destination is refused.
     Watch(config, ledger).look()
     key = "ca" if fault == "no list" else "certificate"
     assert {f"destinations[pacs].tls.{key}", f"audit.{key}"} <= {
@@ -425,7 +427,7 @@ def test_a_fault_of_one_destinations_files_is_that_destinations_trouble(
     ledger.close()
 
 
-def test_a_destination_is_reached_once_its_files_are_there(
+def test_a_destination_is_reachable_once_its_files_exist(
     ca: Authority, node: Pair, xray: Pair, tmp_path: Path
 ) -> None:
     mine = Pair(tmp_path / "mine.pem", tmp_path / "mine.key")
@@ -451,7 +453,9 @@ def test_a_destination_is_reached_once_its_files_are_there(
     thread.join()
 
 
-def test_a_peer_is_tied_to_what_its_certificate_says(ca: Authority, node: Pair, xray: Pair) -> None:
+def test_a_peer_is_bound_to_the_identity_in_its_certificate(
+    ca: Authority, node: Pair, xray: Pair
+) -> None:
     _, there = handshake(server(ca, node), client(ca, xray))
     found = PeerCertificate.of(there)
     assert found is not None
@@ -484,7 +488,7 @@ def test_a_peer_is_tied_to_what_its_certificate_says(ca: Authority, node: Pair, 
     "keys",
     [{}, {"subject": "XRAY1"}, {"subject": "CN=A,B"}, {"fingerprint": "abc"}, {"issuer": "CN=A"}],
 )
-def test_an_identity_that_says_nothing_is_refused(keys: dict[str, str]) -> None:
+def test_an_invalid_identity_is_refused(keys: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         CertificateIdentity.model_validate(keys)
 
@@ -525,7 +529,7 @@ _BROKEN: dict[str, tuple[Break, str]] = {
 
 
 @pytest.mark.parametrize("fault", _BROKEN)
-def test_a_file_that_cannot_be_used_is_told_with_what_to_do(
+def test_an_unusable_file_is_reported_with_advice(
     ca: Authority, node: Pair, xray: Pair, tmp_path: Path, fault: str
 ) -> None:
     pair = Pair(tmp_path / "node.pem", tmp_path / "node.key")
@@ -542,7 +546,7 @@ def test_a_file_that_cannot_be_used_is_told_with_what_to_do(
     assert str(tmp_path) in trouble
 
 
-def test_an_expired_certificate_is_told(ca: Authority) -> None:
+def test_an_expired_certificate_is_reported(ca: Authority) -> None:
     pair = ca.issue_expired("old")
     config = Config.model_validate({"tls": {**pair.settings(), "client": "none"}})
     trouble = only_fault(config)
@@ -551,7 +555,7 @@ def test_an_expired_certificate_is_told(ca: Authority) -> None:
     assert told.subject == (("CN", "old"),)
 
 
-def test_a_passphrase_comes_from_a_file(ca: Authority, node: Pair, tmp_path: Path) -> None:
+def test_a_passphrase_is_read_from_a_file(ca: Authority, node: Pair, tmp_path: Path) -> None:
     pair = Pair(node.certificate, tmp_path / "node.key")
     pair.key.write_bytes(node.key.read_bytes())
     _encrypt(pair, tmp_path)
@@ -571,7 +575,7 @@ def test_a_passphrase_comes_from_a_file(ca: Authority, node: Pair, tmp_path: Pat
     assert "key_passphrase_file" in trouble
 
 
-def test_what_a_destination_does_not_name_is_the_node_s(
+def test_a_destination_inherits_the_nodes_tls_settings(
     ca: Authority, node: Pair, xray: Pair, tmp_path: Path
 ) -> None:
     pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}
@@ -618,7 +622,7 @@ def test_what_a_destination_does_not_name_is_the_node_s(
         ),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_tls_settings_are_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "pleura.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as refused:
@@ -626,7 +630,7 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, wo
     assert words in str(refused.value)
 
 
-def test_a_version_may_be_written_as_yaml_reads_it(tmp_path: Path) -> None:
+def test_a_tls_version_may_be_written_as_a_number(tmp_path: Path) -> None:
     path = tmp_path / "pleura.yaml"
     path.write_text("tls: {certificate: /a, key: /b, client: none, minimum_version: 1.3}\n")
     tls = load(path).tls
@@ -634,10 +638,10 @@ def test_a_version_may_be_written_as_yaml_reads_it(tmp_path: Path) -> None:
     assert tls.minimum_version == "1.3"
 
 
-def test_nobody_but_a_role_and_the_check_reads_a_key(
+def test_only_the_roles_and_config_check_read_a_key(
     node: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`pleura status` must work for a user who may not read the key."""
+    """`pleura status` must work for a user without permission to read the key."""
     path = tmp_path / "pleura.yaml"
     path.write_text("tls: {certificate: /absent/a.pem, key: /absent/a.key, client: none}\n")
     monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("a file was opened"))

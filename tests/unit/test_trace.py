@@ -1,4 +1,4 @@
-"""Where the time of one image went, as `pleura trace` tells it from the ledger."""
+"""`pleura trace`: where the time of one image went, from the ledger's records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEPS = {
 
 
 class Node:
-    """A ledger whose clock a test sets, and the view that the command opens."""
+    """A ledger whose clock the test sets, and the read-only view that the command opens."""
 
     def __init__(self, folder: Path) -> None:
         self.now = 1000.0
@@ -68,7 +68,7 @@ def events(node: Node, uid: str = "1.2.3") -> list[tuple[str, float | None]]:
     return [(event["event"], event["milliseconds"]) for event in image["events"]]
 
 
-def test_each_step_stands_at_its_time_since_the_receipt(node: Node) -> None:
+def test_each_step_has_its_time_since_the_receipt(node: Node) -> None:
     node.analyse()
     node.deliver()
 
@@ -91,7 +91,7 @@ def test_each_step_stands_at_its_time_since_the_receipt(node: Node) -> None:
     ]
 
 
-def test_it_is_told_in_words_with_the_time_since_the_line_before(node: Node) -> None:
+def test_each_line_describes_a_step_with_the_time_since_the_previous_line(node: Node) -> None:
     node.analyse()
     node.deliver()
 
@@ -103,13 +103,13 @@ def test_it_is_told_in_words_with_the_time_since_the_line_before(node: Node) -> 
     assert f"{250.0:11.1f} ms {29.0:+8.1f}  SEG: pacs answered" in said
 
 
-def test_the_uid_of_a_result_names_its_image(node: Node) -> None:
+def test_the_uid_of_a_result_finds_its_image(node: Node) -> None:
     node.analyse()
     assert events(node, SEG.sop_instance_uid)[-1] == ("owed", None)
     assert any("still open" in line for line in trace.lines(trace.found(node.view, ["2.25.7"])))
 
 
-def test_an_image_that_an_earlier_version_ended_has_its_ends_alone(node: Node) -> None:
+def test_an_image_completed_by_an_earlier_version_has_only_its_end_states(node: Node) -> None:
     node.analyse()
     node.deliver()
     engine = sa.create_engine(node.url)
@@ -125,5 +125,5 @@ def test_an_image_that_an_earlier_version_ended_has_its_ends_alone(node: Node) -
     ]
 
 
-def test_an_unknown_uid_is_said_to_be_unknown(node: Node) -> None:
+def test_an_unknown_uid_is_reported(node: Node) -> None:
     assert list(trace.lines(trace.found(node.view, ["9.9"]))) == ["9.9: not in the ledger"]

@@ -1,4 +1,4 @@
-"""Before the hours: what a network would see, and a learning rate to begin with."""
+"""Before hours of training: show the images that a network would see, and suggest a learning rate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TINY = {
 }
 
 
-def test_the_rate_is_raised_on_a_copy_and_one_between_is_suggested(tmp_path: Path) -> None:
+def test_rates_are_tried_on_a_copy_and_one_is_suggested(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(16, dtype=np.float32) % 2
     images = (labels[:, None, None] * 120 + rng.integers(0, 100, (16, 32, 32))).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""An archive that stores and never commits: its results keep their bytes, and a person is told."""
+"""An archive that stores but never commits: its results keep their bytes, and an alarm is raised."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def line(ledger: Ledger, folder: Path) -> str:
 
 @pytest.fixture
 def stored(ledger: Ledger) -> Ledger:
-    """One result that is stored and awaits its commitment."""
+    """A ledger with one result that is stored and awaits its storage commitment."""
     ledger.receive([Arrival("f", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 9)])
     (job,) = ledger.claim_images("me", 1)
     made = StoredResult("SC", "made", "1.2", "9.9", "1.2.1", 9)
@@ -49,7 +49,7 @@ def stored(ledger: Ledger) -> Ledger:
 
 
 @pytest.mark.parametrize("is_taken", [False, True])
-def test_what_is_never_committed_to_is_told(
+def test_a_result_that_is_never_committed_raises_an_alarm(
     stored: Ledger, clock: Clock, tmp_path: Path, is_taken: bool
 ) -> None:
     settings = config(tmp_path)
@@ -67,7 +67,7 @@ def test_what_is_never_committed_to_is_told(
     assert ("taken, and no report came" if is_taken else "rejected") in words
     assert f"{METRIC} 86400.0" in exposition(settings, stored.inspect).decode()
 
-    # Where the archive cannot commit, the settings end it.
+    # For an archive that cannot commit, a setting ends the alarm.
     silent = config(tmp_path, commitment=False)
     assert METRIC not in exposition(silent, stored.inspect).decode()
     Watch(silent, stored).look()
@@ -75,7 +75,7 @@ def test_what_is_never_committed_to_is_told(
     assert "commitment" not in alarms(stored, silent)
 
 
-def test_what_is_committed_to_is_no_trouble(stored: Ledger, clock: Clock, tmp_path: Path) -> None:
+def test_a_committed_result_raises_no_alarm(stored: Ledger, clock: Clock, tmp_path: Path) -> None:
     request = stored.ask_commitment("pacs", 9, 60.0)
     assert request is not None
     assert stored.record_commitment_report("pacs", request.transaction_uid, ["9.9"], {}, {})

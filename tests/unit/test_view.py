@@ -1,4 +1,4 @@
-"""The queries of the operator's page, on both databases."""
+"""The queries of the operator's page, on both database engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HOUR_S = 3600.0
 
 @pytest.fixture
 def view(ledger: Ledger, clock: Clock) -> Iterator[View]:
-    """Images an hour apart: positive and sent, failed, not analysed, refused, waiting."""
+    """A view of images an hour apart: positive and sent, failed, not analysed, refused, waiting."""
     ends = (
         Completion("analysed", "d1", probability=0.9, positive=True, accession_digest="a1",
                    study_instance_uid="1.9", results=(_result("9.1"),)),
@@ -54,7 +54,7 @@ def _found(view: View, **search: object) -> list[str]:
     return [row["sop_instance_uid"].removeprefix("1.2.") for row in listing.rows]
 
 
-def test_the_page_now_counts_what_came_what_waits_and_what_needs_a_person(
+def test_the_current_page_counts_received_waiting_and_problem_images(
     ledger: Ledger, view: View, clock: Clock
 ) -> None:
     assert view.queue().waiting == Count(1)
@@ -102,7 +102,7 @@ def test_each_condition_of_a_search_finds_its_images(view: View, clock: Clock) -
     assert view.reasons_seen() == ["undecodable", "view"]
 
 
-def test_a_search_that_looked_at_its_bound_goes_on_from_there(
+def test_a_search_that_reached_its_bound_continues_from_there(
     view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daemon.ledger.view.MOST_SCANNED", 1)

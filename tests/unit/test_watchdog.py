@@ -1,4 +1,6 @@
-"""systemd's watchdog is fed while every watched thread gets on, and missed by one that is stuck."""
+"""systemd's watchdog is notified while every watched thread makes progress, and no longer once a
+thread is stuck.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def fed() -> threading.Event:
     return threading.Event()
 
 
-def test_without_a_watchdog_nothing_is_fed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_watchdog_nothing_is_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     assert watchdog.feeder(lambda: None, NEVER_S) is None
 
@@ -43,12 +45,12 @@ def test_a_watchdog_of_another_process_is_left_alone(monkeypatch: pytest.MonkeyP
     assert watchdog.period_s() == 60
 
 
-def test_it_is_fed_while_threads_get_on(fed: threading.Event) -> None:
+def test_the_watchdog_is_notified_while_threads_make_progress(fed: threading.Event) -> None:
     with watchdog.watched("at work"), watchdog.Feeder(fed.set, 0.001, NEVER_S):
         assert fed.wait(10)
 
 
-def test_a_stuck_thread_starves_it_and_is_named(
+def test_a_stuck_thread_stops_the_notifications_and_is_named(
     fed: threading.Event, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told = threading.Event()
@@ -64,11 +66,11 @@ def test_a_stuck_thread_starves_it_and_is_named(
         logging.getLogger("pleura.service").removeHandler(handler)
 
     assert "no progress: association from 10.0.4.11" in caplog.text
-    # The stacks say where each thread is.
+    # The dumped stacks show where each thread is.
     assert "test_watchdog.py" in capfd.readouterr().err
 
 
-def test_a_beat_ends_the_silence_of_its_own_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_beat_ends_only_the_silence_of_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now)
     begun, end = threading.Event(), threading.Event()
@@ -88,12 +90,12 @@ def test_a_beat_ends_the_silence_of_its_own_thread_alone(monkeypatch: pytest.Mon
     end.set()
     thread.join()
 
-    # What has ended is watched no more.
+    # A finished thread is no longer watched.
     now = 1300.0
     assert watchdog.silent(60.0) == []
 
 
-def test_a_role_feeds_systemd_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_role_notifies_systemd_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(10)
@@ -107,7 +109,7 @@ def test_a_role_feeds_systemd_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             assert systemd.recv(100) == b"WATCHDOG=1"
 
 
-def test_an_association_that_hangs_in_the_spool_is_silent(
+def test_an_association_that_hangs_in_the_spool_counts_as_silent(
     tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging, release = threading.Event(), threading.Event()

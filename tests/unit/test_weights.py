@@ -1,5 +1,5 @@
-"""Checkpoints in each form that is published, made here, fill an encoder; what does not fit is
-said, not guessed.
+"""Checkpoints in each published form, generated here, fill an encoder; weights that do not fit are
+reported, not guessed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from inference.networks.encoders import ENCODERS
 from training.fitting.weights import WeightsError, load_start, take_encoder
 from training.recipe import Stage
 
-# Of EfficientNet-B3's stages: the paper's Table 1, times 1.4
+# The blocks of each stage of EfficientNet-B3: the paper's Table 1, times 1.4.
 B3_BLOCKS = (2, 3, 3, 5, 5, 6, 2)
 SE_RESNEXT50_BLOCKS = (3, 4, 6, 3)
 
 
 class Network(nn.Module):
-    """An encoder and something after it."""
+    """An encoder followed by other layers."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -134,14 +134,14 @@ def cadene() -> Iterator[str]:
             yield from batch_norm(f"{at}bn{number}")
         yield from both(f"{at}se_module.fc1")
         yield from both(f"{at}se_module.fc2")
-        # In the order in which MONAI registers them: the shortcut last
+        # In the order in which MONAI registers them, with the shortcut last.
         if not block:
             yield f"{at}downsample.0.weight"
             yield from batch_norm(f"{at}downsample.1")
 
 
-def others_like(encoder: nn.Module) -> list[Tensor]:
-    """Each filled with a number of its own."""
+def distinct_values(encoder: nn.Module) -> list[Tensor]:
+    """Tensors like the encoder's, each filled with a number of its own."""
     return [
         torch.full_like(one, number) for number, one in enumerate(encoder.state_dict().values(), 2)
     ]
@@ -185,7 +185,7 @@ def efficientnet() -> nn.Module:
         ),
     ],
 )
-def test_efficientnet_as_each_of_its_publishers_names_it(
+def test_efficientnet_is_loaded_under_each_publishers_names(
     names: Callable[[], Iterator[str]],
     file: str,
     head: list[str],
@@ -193,7 +193,7 @@ def test_efficientnet_as_each_of_its_publishers_names_it(
     efficientnet: nn.Module,
     tmp_path: Path,
 ) -> None:
-    values = others_like(efficientnet)
+    values = distinct_values(efficientnet)
     state = dict(zip(names(), values, strict=True))
     assert {name: tuple(state[name].shape[:2]) for name in known} == known
     path = tmp_path / f"{file}.safetensors"
@@ -217,14 +217,14 @@ def test_efficientnet_as_each_of_its_publishers_names_it(
         ),
     ],
 )
-def test_efficientnet_weights_that_were_trained_with_other_padding_are_refused(
+def test_efficientnet_weights_trained_with_other_padding_are_refused(
     names: Callable[[], Iterator[str]],
     file: str,
     known: dict[str, tuple[int, int]],
     efficientnet: nn.Module,
     tmp_path: Path,
 ) -> None:
-    state = dict(zip(names(), others_like(efficientnet), strict=True))
+    state = dict(zip(names(), distinct_values(efficientnet), strict=True))
     assert {name: tuple(state[name].shape[:2]) for name in known} == known
     path = tmp_path / f"{file}.safetensors"
     save_file(state, path)
@@ -235,13 +235,15 @@ def test_efficientnet_weights_that_were_trained_with_other_padding_are_refused(
     assert_filled(efficientnet, before)
 
 
-def test_squeeze_and_excitation_as_cadene_and_timm_name_it(tmp_path: Path) -> None:
+def test_squeeze_and_excitation_is_loaded_under_the_names_of_cadene_and_timm(
+    tmp_path: Path,
+) -> None:
     encoder = ENCODERS["se-resnext50"](3)
-    values = others_like(encoder)
+    values = distinct_values(encoder)
     state = dict(zip(cadene(), values, strict=True))
     for name in state:
         if ".se_module." in name and name.endswith("weight"):
-            # there, a convolution of one pixel
+            # In that library, this layer is a convolution of one pixel.
             state[name] = state[name][:, :, None, None]
     state |= {"last_linear.weight": torch.ones(2), "last_linear.bias": torch.ones(2)}
     assert tuple(state["layer3.5.se_module.fc1.weight"].shape) == (64, 1024, 1, 1)
@@ -250,16 +252,16 @@ def test_squeeze_and_excitation_as_cadene_and_timm_name_it(tmp_path: Path) -> No
     assert_filled(encoder, values)
 
 
-def test_squeeze_and_excitation_of_timm_today_pads_otherwise_and_is_refused(
+def test_squeeze_and_excitation_of_current_timm_has_other_padding_and_is_refused(
     tmp_path: Path,
 ) -> None:
     encoder = ENCODERS["se-resnext50"](3)
-    values = others_like(encoder)
+    values = distinct_values(encoder)
     state = {}
     for name, value in zip(cadene(), values, strict=True):
         theirs = name.removeprefix("layer0.").replace(".se_module.", ".se.")
         if ".se." in theirs and theirs.endswith("weight"):
-            # there, a convolution of one pixel
+            # In that library, this layer is a convolution of one pixel.
             value = value[:, :, None, None]
         state[theirs] = value
     assert {"conv1.weight", "bn1.bias", "layer3.5.se.fc1.weight"} <= state.keys()
@@ -270,8 +272,8 @@ def test_squeeze_and_excitation_of_timm_today_pads_otherwise_and_is_refused(
         )
 
 
-def test_the_backbone_of_a_larger_network(tmp_path: Path) -> None:
-    values = others_like(small().encoder)
+def test_the_backbone_of_a_larger_network_is_loaded(tmp_path: Path) -> None:
+    values = distinct_values(small().encoder)
     names = small().encoder.state_dict()
     state = {f"backbone.{name}": value for name, value in zip(names, values, strict=True)}
     save_file(state | {"decoder.0.weight": torch.ones(1)}, tmp_path / "whole.safetensors")
@@ -281,11 +283,11 @@ def test_the_backbone_of_a_larger_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("only", ["op_threshs", "classifier.weight"])
-def test_weights_of_torchxrayvision_want_its_scale(only: str, tmp_path: Path) -> None:
+def test_weights_of_torchxrayvision_require_its_scale(only: str, tmp_path: Path) -> None:
     arguments = {"encoder": "densenet121", "stem": "torchxrayvision"}
     network = build("classifier", **arguments)
     encoder = network.get_submodule("encoder")
-    values = others_like(encoder)
+    values = distinct_values(encoder)
     state = dict(zip(encoder.state_dict(), values, strict=True)) | {only: torch.ones(18, 1024)}
     path = tmp_path / "densenet121-res224-all.safetensors"
     save_file(state, path)
@@ -308,7 +310,7 @@ def as_chexnet(name: str) -> str:
 
 
 @pytest.mark.parametrize("build", [DenseNet121, lambda: Network(ENCODERS["densenet121"](1))])
-def test_chexnet_starts_a_grey_densenet_and_its_encoder(
+def test_chexnet_initialises_a_grey_densenet_and_its_encoder(
     build: Callable[[], nn.Module], tmp_path: Path
 ) -> None:
     published = DenseNet121(14, "imagenet")
@@ -337,7 +339,7 @@ def test_chexnet_starts_a_grey_densenet_and_its_encoder(
 
 
 @pytest.mark.parametrize("blocks", [2, 3, 4])
-def test_a_whole_vgg19_starts_an_encoder_that_uses_the_first_of_its_layers(
+def test_a_whole_vgg19_initialises_an_encoder_of_its_first_layers(
     blocks: int, tmp_path: Path
 ) -> None:
     whole = ENCODERS["vgg19"](3).state_dict()
@@ -364,11 +366,11 @@ def test_a_whole_vgg19_starts_an_encoder_that_uses_the_first_of_its_layers(
 @pytest.mark.parametrize(
     "prefix", ["", "module.", "model.", "module.model.", "model.module.", "encoder."]
 )
-def test_wrappers_and_other_parts_are_left_out(
+def test_wrappers_and_other_parts_are_ignored(
     wrap: Callable[[Any], Any], prefix: str, tmp_path: Path
 ) -> None:
     network = small()
-    values = others_like(network.encoder)
+    values = distinct_values(network.encoder)
     state = {
         prefix + name: one for name, one in zip(network.encoder.state_dict(), values, strict=True)
     }
@@ -404,7 +406,7 @@ def all_others(state: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (missing, r"encoder of unet vgg19: 1\.running_var is missing; give"),
         (unknown, r"encoder of unet vgg19: 2\.weight is unknown; give"),
@@ -413,15 +415,15 @@ def all_others(state: dict[str, Tensor]) -> None:
         (all_others, r"x0 is unknown; .*x4 is unknown; and 1 more; give the state dict"),
     ],
 )
-def test_what_does_not_fit_is_named_and_nothing_is_changed(
-    spoil: Callable[[dict[str, Tensor]], None], said: str, tmp_path: Path
+def test_a_mismatch_is_named_and_nothing_is_changed(
+    spoil: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path
 ) -> None:
     network = small()
     before = [one.clone() for one in network.encoder.state_dict().values()]
-    state = dict(zip(network.encoder.state_dict(), others_like(network.encoder), strict=True))
+    state = dict(zip(network.encoder.state_dict(), distinct_values(network.encoder), strict=True))
     spoil(state)
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=rf"a\.pth: not weights for .*{said}"):
+    with pytest.raises(WeightsError, match=rf"a\.pth: not weights for .*{message}"):
         load_start(network, stage(encoder="vgg19"), tmp_path / "a.pth")
     assert_filled(network.encoder, before)
 
@@ -444,21 +446,23 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "absent.pth", "absent.safetensors"])
-def test_what_is_no_checkpoint_is_said_with_its_path(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_reported_with_its_path(
+    name: str, tmp_path: Path
+) -> None:
     if name.startswith("a."):
         (tmp_path / name).write_bytes(b"{} not weights")
     with pytest.raises(WeightsError, match=name):
         load_start(small(), stage(), tmp_path / name)
 
 
-def test_a_network_without_an_encoder_says_so(tmp_path: Path) -> None:
+def test_a_network_without_an_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="plain-classifier has no encoder"):
         load_start(nn.Linear(1, 1), stage("plain-classifier"), tmp_path / "any.pth")
 
 
 def test_a_segmenter_takes_the_encoder_of_a_classifier() -> None:
     classifier, segmenter = small(), small()
-    values = others_like(classifier.encoder)
+    values = distinct_values(classifier.encoder)
     classifier.encoder.load_state_dict(
         dict(zip(classifier.encoder.state_dict(), values, strict=True))
     )
@@ -466,6 +470,6 @@ def test_a_segmenter_takes_the_encoder_of_a_classifier() -> None:
     assert_filled(segmenter.encoder, values)
 
 
-def test_an_encoder_of_another_kind_is_not_taken() -> None:
+def test_an_encoder_of_another_kind_is_refused() -> None:
     with pytest.raises(WeightsError, match=r"the encoders differ in 1 tensors \(0\.weight\)"):
         take_encoder(small(channels=1), small())

@@ -1,5 +1,5 @@
-"""The analyse role over a real ledger, spool and pipeline (an untrained package): what it does when
-things break.
+"""The analyse role with a real ledger, spool and pipeline (an untrained package): its behaviour
+when things fail.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ POISON = b"PHANTOM-13"
 
 
 class BreakablePipeline(Pipeline):
-    """Breaks on one image in one of its steps, as a library's bug would, whatever batch the image
-    comes in.
+    """A pipeline that fails on one image in one step, as a library's bug would, in whatever batch
+    the image is.
     """
 
     breaks_in = "answer"
-    # Step, patient ID.
+    # (step, patient ID).
     events: list[tuple[str, str]]
 
     def read(self, data: bytes) -> Reading:
@@ -70,7 +70,7 @@ class BreakablePipeline(Pipeline):
         result_time: datetime,
         note: results.Note = results.unnoted,
     ) -> Outcome:
-        # Else it is given up on.
+        # Without an answer, the image is being given up.
         if answer is not None:
             self._step("conclude", _patient(reading))
         return super().conclude(reading, answer, result_time, note)
@@ -92,7 +92,7 @@ class Bench:
         self.spool = Spool(folder / "spool")
         self.folder = folder
         destinations = (FolderDestination(name="outbox", folder=folder / "outbox"),)
-        # Plain torch: choosing another engine costs more than all else that a test here does.
+        # Use plain torch: tuning an engine takes longer than everything else in a test.
         config = Config(
             destinations=destinations, spool=folder / "spool", max_batch=8, engine="torch"
         )
@@ -122,7 +122,7 @@ class Bench:
         self.ledger.receive([arrival])
 
     def run(self) -> dict[str, int]:
-        """Until nothing is received any more."""
+        """Run until no image is waiting."""
         stop = threading.Event()
         thread = threading.Thread(target=self.worker.run, args=(stop,))
         thread.start()
@@ -148,7 +148,7 @@ def test_images_end_with_results_owed(bench: Bench) -> None:
     assert all(bench.spool.read(job.result.spool_name)[128:132] == b"DICM" for job in owed)
 
 
-def test_each_image_ends_with_one_line_that_tells_all(
+def test_each_image_ends_with_one_complete_log_line(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pleura.analyse")
@@ -168,7 +168,7 @@ def test_each_image_ends_with_one_line_that_tells_all(
     assert vars(ended["9.9"])["facts"]["state"] == "failed"
 
 
-def test_an_image_is_found_by_its_accession_number_which_no_row_holds(bench: Bench) -> None:
+def test_an_image_is_found_by_an_accession_number_that_no_row_holds(bench: Bench) -> None:
     bench.receive(1, accession="ACC-4711")
     bench.receive(2)
     bench.run()
@@ -180,7 +180,7 @@ def test_an_image_is_found_by_its_accession_number_which_no_row_holds(bench: Ben
     assert b"ACC-4711" not in stored
 
 
-def test_a_node_that_excludes_every_image_for_one_reason_says_so_once(
+def test_a_node_that_excludes_every_image_for_one_reason_logs_it_once(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.worker.limits = WorkerLimits(same_reason_images=3, same_reason_every_s=0.0)
@@ -207,11 +207,11 @@ def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
     assert bench.run() == {"received": 0, "analysed": 3, "not_analysed": 0, "failed": 1}
     (ending,) = bench.ledger.inspect.history("1.2.13")
     assert (ending["state"], ending["reason"]) == ("failed", "analysis_error")
-    # The archive is told.
+    # The archive gets an overlay with the reason.
     assert [result["kind"] for result in ending["results"]] == ["SC"]
     events = bench.pipeline.events
     tried = [number for number, event in enumerate(events) if event == ("read", POISON.decode())]
-    # Once beside its neighbours, then three times alone.
+    # Once together with its neighbours, then three times alone.
     assert len(tried) == 4
     steps_to_its_end = 1 + ["read", "answer", "conclude"].index(step)
     for first in tried[1:]:
@@ -222,21 +222,21 @@ def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
     assert not any(SECRET in OneLineFormatter().format(record) for record in caplog.records)
 
 
-def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(
+def test_an_image_to_be_analysed_alone_waits_for_the_images_in_hand(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside a neighbour that dies and takes it along, the attempt would count against the wrong
-    one.
+    """If it ran beside another image that kills the process, the attempt would count against the
+    wrong image.
     """
     bench.receive(1)
     (suspect,) = bench.ledger.claim_images("a worker that died", 1)
     bench.ledger.abandon(suspect)
-    # The fresh one comes first.
+    # The new image has the higher priority.
     bench.receive(2, priority=0)
     conclude = BreakablePipeline.conclude
 
     def slowly(self: BreakablePipeline, *arguments: Any) -> Outcome:
-        # The suspect has the time to overtake.
+        # Give the suspect time to overtake.
         time.sleep(0.3)
         return conclude(self, *arguments)
 
@@ -250,7 +250,7 @@ def test_an_image_that_is_to_be_alone_waits_for_what_is_in_hand(
     assert bench.ledger.inspect.history("1.2.1")[0]["state"] == "analysed"
 
 
-def test_what_arrives_while_the_networks_run_is_read_meanwhile(
+def test_images_that_arrive_while_the_networks_run_are_read_meanwhile(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = BreakablePipeline.answer
@@ -272,7 +272,7 @@ def test_what_arrives_while_the_networks_run_is_read_meanwhile(
 
 
 def test_images_do_not_wait_until_the_engine_is_tuned(bench: Bench) -> None:
-    """Steps without end: an image is answered between two of them."""
+    """With endless tuning steps, an image is still answered between two of them."""
     steps = 0
 
     def tune_step() -> bool:
@@ -287,7 +287,7 @@ def test_images_do_not_wait_until_the_engine_is_tuned(bench: Bench) -> None:
 
 
 class Changed:
-    """A model setting, and what is asked for by SIGHUP."""
+    """A model package that changes, and the reload that SIGHUP asks for."""
 
     def __init__(self, bench: Bench, folder: Path) -> None:
         self.bench = bench
@@ -300,7 +300,7 @@ class Changed:
         path.write_text(re.sub("version: .*", f"version: {version}", path.read_text()))
 
     def ask(self) -> None:
-        """As SIGHUP, and wait for its end, with an image before and one after that."""
+        """Reload as by SIGHUP and wait for its end, with an image before it and an image after it."""
         succession = self.bench.worker.succession
         succession.ask()
         stop = threading.Event()
@@ -323,11 +323,11 @@ def test_a_changed_model_takes_over_and_a_broken_one_does_not(
     changed = Changed(bench, tiny_package)
     assert changed.model_of(1) == "1.0.0"
     changed.version("1.0.1")
-    # Nobody has asked.
+    # No reload was requested.
     assert changed.model_of(2) == "1.0.0"
     changed.ask()
     assert changed.model_of(3) == "1.0.1"
-    # What was, stays.
+    # Earlier records keep their model.
     assert bench.ledger.inspect.history("1.2.1")[0]["model"].split()[1] == "1.0.0"
 
     (tiny_package / "weights.safetensors").write_bytes(b"half a file")
@@ -347,7 +347,7 @@ def test_a_package_that_has_not_changed_changes_nothing(bench: Bench, tiny_packa
     assert bench.worker.pipeline is before
 
 
-def test_what_is_in_hand_stays_with_the_model_it_was_claimed_for(
+def test_images_in_hand_keep_the_model_of_their_claim(
     bench: Bench, tiny_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = Changed(bench, tiny_package)
@@ -389,7 +389,7 @@ def test_the_line_of_an_image_names_the_destinations_of_its_claim(
     assert line.endswith("to outbox")
 
 
-def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
+def test_a_failed_image_is_analysed_when_retried_after_a_correction(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.receive(13)
@@ -399,11 +399,11 @@ def test_a_failed_image_is_analysed_when_it_is_retried_and_mended(
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
     (ending,) = bench.ledger.inspect.history("1.2.13")
     results = [result["sop_instance_uid"] for result in ending["results"] if result["kind"] == "SC"]
-    # "failed" and the answer are two objects: an archive keeps the first of a UID.
+    # The failure and the answer need two UIDs, because an archive keeps the first object of a UID.
     assert len(set(results)) == 2
 
 
-def test_a_full_disk_is_no_images_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_counts_against_no_image(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.worker.limits = WorkerLimits(pause_s=0.01)
     full = 10
     write_all = Spool.write_all
@@ -421,7 +421,7 @@ def test_a_full_disk_is_no_images_fault(bench: Bench, monkeypatch: pytest.Monkey
     assert full <= 0
 
 
-def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
+def test_an_image_whose_bytes_are_missing_fails_visibly(bench: Bench) -> None:
     bench.receive(1)
     (name,) = bench.spool.names()
     bench.spool.remove(name)
@@ -429,7 +429,7 @@ def test_an_image_whose_bytes_are_gone_ends_visibly(bench: Bench) -> None:
     assert bench.ledger.inspect.history("1.2.1")[0]["reason"] == "bytes_missing"
 
 
-def test_images_whose_spool_is_not_mounted_wait(
+def test_images_wait_while_the_spool_is_not_mounted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.worker.limits = WorkerLimits(pause_s=0.01)
@@ -448,7 +448,7 @@ def test_images_whose_spool_is_not_mounted_wait(
     assert bench.run()["analysed"] == 1
 
 
-def test_a_file_that_the_disk_cannot_read_ends_visibly_and_holds_up_no_other(
+def test_an_unreadable_file_fails_visibly_and_delays_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in range(3):
@@ -466,12 +466,12 @@ def test_a_file_that_the_disk_cannot_read_ends_visibly_and_holds_up_no_other(
     assert (counts["failed"], counts["received"]) == (1, 0)
 
 
-def test_a_process_whose_image_never_comes_back_is_wound_up_to_end(
+def test_a_process_whose_image_hangs_is_left_to_its_watchdog(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wound: list[float] = []
+    armed: list[float] = []
     monkeypatch.setattr(
-        faulthandler, "dump_traceback_later", lambda seconds, exit: wound.append(seconds)
+        faulthandler, "dump_traceback_later", lambda seconds, exit: armed.append(seconds)
     )
     worker = bench.worker
     bench.receive(1)
@@ -479,14 +479,14 @@ def test_a_process_whose_image_never_comes_back_is_wound_up_to_end(
     image = ClaimedImage(job, bench.pipeline)
     flow = SimpleNamespace(in_hand=[image])
     assert worker._beat(flow) == [job]  # type: ignore[arg-type]
-    assert len(wound) == 1
+    assert len(armed) == 1
     image.watch.since -= 3600
     assert worker._beat(flow) == [job]  # type: ignore[arg-type]
-    # Not put off any more.
-    assert len(wound) == 1
+    # The watchdog is no longer re-armed.
+    assert len(armed) == 1
 
 
-def test_an_image_whose_end_a_lying_disk_has_lost_ends_visibly(bench: Bench) -> None:
+def test_an_image_truncated_by_the_disk_fails_visibly(bench: Bench) -> None:
     bench.receive(1)
     (name,) = bench.spool.names()
     whole = bench.spool.read(name)
@@ -497,7 +497,7 @@ def test_an_image_whose_end_a_lying_disk_has_lost_ends_visibly(bench: Bench) -> 
     assert f"{len(whole) - 100} of its {len(whole)} bytes" in ending["detail"]
 
 
-def test_a_result_whose_file_is_lost_is_made_again_to_the_byte(bench: Bench) -> None:
+def test_a_result_whose_file_is_lost_is_remade_with_identical_bytes(bench: Bench) -> None:
     bench.receive(1)
     bench.run()
     jobs = bench.ledger.claim_deliveries("outbox", "me", 99)
@@ -514,7 +514,7 @@ def test_a_result_whose_file_is_lost_is_made_again_to_the_byte(bench: Bench) -> 
     assert {job.id for job in again} == {job.id for job in jobs}
 
 
-def test_a_result_that_is_lost_again_and_again_is_refused_in_the_end(bench: Bench) -> None:
+def test_a_result_that_is_repeatedly_lost_is_finally_refused(bench: Bench) -> None:
     bench.receive(1)
     made_again = 0
     while True:
@@ -527,7 +527,7 @@ def test_a_result_that_is_lost_again_and_again_is_refused_in_the_end(bench: Benc
     assert made_again == 3
 
 
-def test_an_image_that_is_another_than_announced_is_told_of_by_nobody(bench: Bench) -> None:
+def test_an_image_with_another_uid_than_announced_gets_no_result(bench: Bench) -> None:
     bench.receive(1, inside="1.2.999")
     assert bench.run()["failed"] == 1
     (ending,) = bench.ledger.inspect.history("1.2.1")
@@ -587,7 +587,7 @@ def test_an_image_that_breaks_the_device_each_time_fails_and_its_neighbours_do_n
         "not_analysed": 0,
         "failed": 1,
     }
-    # Once beside its neighbours, then three times alone.
+    # Once together with its neighbours, then three times alone.
     assert ends == 4
 
 
@@ -597,7 +597,7 @@ def until_nothing_waits(ledger: Ledger, stop: threading.Event) -> None:
             stop.set()
 
 
-def test_what_the_ledger_cannot_hold_of_an_image_ends_that_image_alone(
+def test_an_image_that_the_ledger_cannot_store_fails_alone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     complete = bench.ledger.complete
@@ -616,7 +616,7 @@ def test_what_the_ledger_cannot_hold_of_an_image_ends_that_image_alone(
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 1}
 
 
-def test_an_image_whose_failure_cannot_be_told_blocks_nobody(
+def test_an_image_whose_failure_gives_no_object_blocks_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> Outcome:
@@ -628,7 +628,7 @@ def test_an_image_whose_failure_cannot_be_told_blocks_nobody(
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 1}
 
 
-def test_the_same_image_again_makes_nothing(bench: Bench) -> None:
+def test_the_same_image_sent_again_makes_no_result(bench: Bench) -> None:
     bench.receive(1)
     bench.receive(1)
     assert bench.run() == {"received": 0, "analysed": 1, "not_analysed": 0, "failed": 0}
@@ -636,14 +636,14 @@ def test_the_same_image_again_makes_nothing(bench: Bench) -> None:
     bench.receive(1)
     assert bench.run()["analysed"] == 1
     assert len(bench.ledger.claim_deliveries("outbox", "me", 99)) == 0
-    # Three receptions; no result file of a duplicate stays.
+    # The files of three receptions; no result file of a duplicate stays.
     assert len(list(bench.spool.names())) == 3 + owed
 
 
-def test_a_queue_that_is_stuck_behind_an_image_is_silent_for_the_watchdog(
+def test_a_queue_stuck_behind_an_image_counts_as_silent_for_the_watchdog(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its main loop still turns: what counts is that images get on."""
+    """The main loop still runs, but the watchdog depends on the progress of images."""
     hanging, release = threading.Event(), threading.Event()
 
     def hang(*_: object) -> list[Answer | None]:
@@ -651,7 +651,7 @@ def test_a_queue_that_is_stuck_behind_an_image_is_silent_for_the_watchdog(
         release.wait()
         return [None]
 
-    # Its own timer would end this process.
+    # The role's own timer would end this process.
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
     monkeypatch.setattr(bench.pipeline, "answer", hang)
     bench.worker.limits = WorkerLimits(image_s=0.05, idle_s=0.01)

@@ -1,5 +1,5 @@
-"""One made-up picture in every kind of pixel and every transfer syntax that an encoder at hand can
-write.
+"""One synthetic picture in every pixel format and every transfer syntax that an available encoder
+can write.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pydicom.encaps import encapsulate
 from tools.images import image, written
 
 ROWS, COLUMNS = 48, 64
-# Made with OpenJPH 0.26 from picture(): nothing here can write them.
+# Made with OpenJPH 0.26 from picture(), because no available encoder writes HTJ2K.
 HTJ2K_STREAMS = Path(__file__).parent / "htj2k"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a pixel is stored."""
+    """A pixel format: how a pixel is stored."""
 
     allocated: int
     stored: int
@@ -51,7 +51,7 @@ KINDS = (
 
 
 def shades() -> NDArray[np.float64]:
-    """(48, 64) from 0 to 1 with both reached: a dark and a light blob on a ramp, smooth enough for
+    """(48, 64), from exactly 0 to exactly 1: a dark and a light blob on a ramp, smooth enough for
     lossy codecs.
     """
     row, column = np.mgrid[0:ROWS, 0:COLUMNS]
@@ -62,7 +62,7 @@ def shades() -> NDArray[np.float64]:
 
 
 def picture(kind: Kind) -> NDArray[np.integer]:
-    """(48, 64) stored values over the whole span of the kind."""
+    """(48, 64), stored values over the whole range of the kind."""
     low, high = kind.span
     return np.round(low + shades() * (high - low)).astype(
         f"<{'i' if kind.signed else 'u'}{kind.allocated // 8}"
@@ -76,7 +76,7 @@ def of_kind(kind: Kind, **changes: Any) -> FileDataset:
 
 @dataclass(frozen=True)
 class Syntax:
-    """A transfer syntax as one encoder writes it: `encode` gives the file's bytes, or None where it
+    """A transfer syntax as written by one encoder: `encode` gives the file's bytes, or None if it
     cannot.
     """
 
@@ -86,7 +86,7 @@ class Syntax:
     lossless: bool = True
 
 
-# The fixture `peer`: a program's path.
+# The type of the fixture `peer`, which gives a program's path.
 Program = Callable[[str], str]
 
 
@@ -103,7 +103,8 @@ def _dcmtk(program: str, *arguments: str) -> Callable[[Kind, Program, Path], byt
 
 
 def _lossy_12(kind: Kind, peer: Program, folder: Path) -> bytes | None:
-    # JPEG Extended is for up to 12 bits; DCMTK would scale more down, and knows no signed samples.
+    # JPEG Extended holds up to 12 bits. DCMTK would scale more bits down, and does not support
+    # signed samples.
     return (
         _dcmtk("dcmcjpeg", "+ee")(kind, peer, folder)
         if kind.stored <= 12 and not kind.signed
